@@ -1,0 +1,87 @@
+"""Migrations: numbered files, each applied once, in order, in one transaction under a lock.
+
+A file whose first line is ``-- breaking`` may break code that is older; all others only add. Our own forty lines and
+not a library, because the bookkeeping must live in the schema `callboard` (it may be the user's own database), work
+through a pooler in transaction mode, and leave no lock behind when it is killed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import LiteralString, cast
+
+import psycopg
+
+from callboard.sql.pool import Conn, connect
+from callboard.sql.statements import statement
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file."""
+
+    number: int
+    name: str
+    breaking: bool
+    text: str
+
+
+class SchemaError(RuntimeError):
+    """The database's schema does not fit this code; the message says what to do."""
+
+
+def known() -> list[Migration]:
+    """The migrations this code was written for, in order."""
+    return [_read(path) for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))]
+
+
+def migrate(url: str) -> list[str]:
+    """Bring the schema up to date; returns the names applied now. Safe to run again and from two places at once."""
+    with connect(url) as conn, conn.transaction():
+        conn.execute(statement("prepare_schema"))
+        present = _applied(conn)
+        _refuse_breaking(present)
+        missing = [step for step in known() if step.number not in present]
+        for step in missing:
+            conn.execute(cast(LiteralString, step.text))
+            conn.execute(statement("note_migration"), (step.number, step.name, step.breaking))
+    return [step.name for step in missing]
+
+
+def check(conn: Conn) -> str | None:
+    """Whether this code may run on the schema it finds: None, or a warning to log.
+
+    Raises SchemaError when the schema is behind, absent, or ahead by a step that breaks older code.
+    """
+    try:
+        present = _applied(conn)
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        raise SchemaError("the database has no callboard schema yet: run `callboard migrate`") from None
+    missing = [step.name for step in known() if step.number not in present]
+    if missing:
+        raise SchemaError(f"the database's schema is behind this code by {', '.join(missing)}: run `callboard migrate`")
+    _refuse_breaking(present)
+    ahead = [name for number, (name, _) in present.items() if number > known()[-1].number]
+    if ahead:
+        return f"the database's schema is ahead of this code by {', '.join(ahead)}, which only add to it; going on"
+    return None
+
+
+def _refuse_breaking(present: dict[int, tuple[str, bool]]) -> None:
+    newest = known()[-1].number
+    breaking = [name for number, (name, breaks) in present.items() if number > newest and breaks]
+    if breaking:
+        raise SchemaError(
+            f"the database's schema is ahead of this code by {', '.join(breaking)}, which older code can't run on: "
+            "install the release of Callboard that made it, or a newer one"
+        )
+
+
+def _applied(conn: Conn) -> dict[int, tuple[str, bool]]:
+    return {number: (name, breaking) for number, name, breaking in conn.execute(statement("applied_migrations"))}
+
+
+def _read(path: Path) -> Migration:
+    text = path.read_text(encoding="utf-8")
+    return Migration(int(path.name[:4]), path.stem, text.startswith("-- breaking"), text)

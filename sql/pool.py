@@ -1,0 +1,51 @@
+"""Connections: where the database is, and pools that work behind any pooler in transaction mode."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from psycopg import AsyncConnection, Connection
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+Conn: TypeAlias = Connection[tuple[Any, ...]]
+Pool: TypeAlias = ConnectionPool[Conn]
+AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
+AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
+
+
+def connection_options(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """What every connection is opened with: autocommit, short time-outs, keepalives that notice a dead peer in ~20 s.
+
+    ``CALLBOARD_PREPARE=off`` turns prepared statements off, for poolers that lose them.
+    """
+    options: dict[str, Any] = {
+        "autocommit": True,
+        "application_name": "callboard",
+        "connect_timeout": 5,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 2,
+    }
+    if environ.get("CALLBOARD_PREPARE", "on").lower() == "off":
+        options["prepare_threshold"] = None
+    return options
+
+
+def connect(url: str) -> Conn:
+    """One connection of its own; raises psycopg.OperationalError where there is no database."""
+    return Connection.connect(url, **connection_options())
+
+
+def make_pool(url: str, *, size: int) -> Pool:
+    """A pool of at most `size` connections, opened in the background: no database yet is no error yet."""
+    return ConnectionPool(
+        url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=True, name="callboard",
+        reconnect_timeout=60, check=None,
+    )  # fmt: skip
+
+
+def make_async_pool(url: str, *, size: int) -> AsyncPool:
+    """The same for an event loop; to be opened there by ``async with``."""
+    return AsyncConnectionPool(
+        url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=False, name="callboard-web",
+    )  # fmt: skip

@@ -1,0 +1,23 @@
+-- add_items: plain sends and messages recorded on sight, numbered by the caller under their jobs' locks.
+-- Transition: none -> waiting; with an outbox row, claimed for its sender, unless its message is under way already.
+-- Rows: (job_id, item, outbox id) of what is to be published.
+WITH new AS (
+    SELECT * FROM unnest(
+        %(job)s::bigint[], %(item)s::int[], %(actor)s::text[], %(queue)s::text[], %(message_id)s::text[],
+        %(args)s::bytea[], %(options)s::bytea[], %(sent_ms)s::bigint[], %(delay)s::float8[], %(key)s::text[],
+        %(published)s::bool[]
+    ) AS n (job_id, item, actor, queue, message_id, args, options, sent_ms, delay, item_key, published)
+), stored AS (
+    INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key)
+    SELECT job_id, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), item_key FROM new
+), grown AS (
+    UPDATE callboard.jobs AS j
+    SET total = j.total + n.items, published = j.published + n.published, updated_at = now()
+    FROM (SELECT job_id, count(*) AS items, count(*) FILTER (WHERE published) AS published FROM new GROUP BY 1) AS n
+    WHERE j.id = n.job_id
+)
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first, claimed_until)
+SELECT job_id, item, 1, now() + make_interval(secs => delay), sent_ms, true,
+       CASE WHEN delay = 0 AND %(publishing)s THEN now() + make_interval(secs => %(lease)s) END
+FROM new WHERE NOT published
+RETURNING job_id, item, id

@@ -1,0 +1,137 @@
+-- record: what ended, and everything that belongs to it, in one statement and so in one transaction.
+-- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt).
+-- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).
+-- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
+-- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
+-- Lock order: items by key, then jobs by id.
+WITH event AS (
+    SELECT * FROM unnest(
+        %(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(state)s::callboard.item_state[],
+        %(elapsed)s::float8[], %(age)s::float8[], %(crashed)s::int[], %(worker)s::int[]
+    ) AS e (job_id, item, attempt, state, elapsed, age, crashed, worker)
+), moved AS (
+    UPDATE callboard.items AS i
+    SET was = i.state,
+        state = e.state,
+        attempt = i.attempt + (e.state = 'retrying')::int,
+        crashes = i.crashes + e.crashed,
+        worker = e.worker,
+        started_at = now() - make_interval(secs => e.age + e.elapsed),
+        finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END
+    FROM event AS e
+    WHERE i.job_id = e.job_id AND i.item = e.item AND i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
+    RETURNING i.job_id, i.item, i.was, i.state, e.attempt, e.crashed, e.worker, i.started_at, e.age
+), failure AS (
+    SELECT f.*, m.worker, m.started_at, m.state = 'retrying' AS retried,
+           now() - make_interval(secs => m.age) AS ended_at
+    FROM unnest(
+        %(failure_job)s::bigint[], %(failure_item)s::int[], %(kind)s::callboard.attempt_kind[],
+        %(error_type)s::text[], %(place)s::text[], %(message)s::text[], %(traceback)s::text[],
+        %(traceback_size)s::int[]
+    ) AS f (job_id, item, kind, error_type, place, message, traceback, traceback_size)
+    JOIN moved AS m USING (job_id, item)
+), born AS (
+    SELECT c.*, row_number() OVER (PARTITION BY c.job_id ORDER BY c.place) AS nth
+    FROM unnest(
+        %(child_job)s::bigint[], %(parent_job)s::bigint[], %(parent)s::int[], %(child_actor)s::text[],
+        %(child_queue)s::text[], %(child_message_id)s::text[], %(child_args)s::bytea[],
+        %(child_options)s::bytea[], %(child_sent_ms)s::bigint[], %(child_delay)s::float8[]
+    ) WITH ORDINALITY
+        AS c (job_id, parent_job, parent, actor, queue, message_id, args, options, sent_ms, delay, place)
+    JOIN moved AS m ON m.job_id = c.parent_job AND m.item = c.parent
+), delta AS (
+    SELECT job_id, sum(born) AS born, sum(retrying) AS retrying, sum(succeeded) AS succeeded, sum(failed) AS failed,
+           sum(skipped) AS skipped, sum(retries) AS retries, sum(crashes) AS crashes
+    FROM (
+        SELECT job_id, 0 AS born,
+               count(*) FILTER (WHERE state = 'retrying') - count(*) FILTER (WHERE was = 'retrying') AS retrying,
+               count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
+               count(*) FILTER (WHERE state = 'failed') AS failed,
+               count(*) FILTER (WHERE state = 'skipped') AS skipped,
+               count(*) FILTER (WHERE state = 'retrying') AS retries,
+               sum(crashed) AS crashes
+        FROM moved GROUP BY job_id
+        UNION ALL
+        SELECT job_id, count(*), 0, 0, 0, 0, 0, 0 FROM born GROUP BY job_id
+    ) AS part
+    GROUP BY job_id
+), locked AS (
+    SELECT j.id FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
+), counted AS (
+    UPDATE callboard.jobs AS j
+    SET total = j.total + d.born,
+        retrying = j.retrying + d.retrying,
+        succeeded = j.succeeded + d.succeeded,
+        failed = j.failed + d.failed,
+        skipped = j.skipped + d.skipped,
+        retries = j.retries + d.retries,
+        crashes = j.crashes + d.crashes,
+        started_at = coalesce(j.started_at, now()),
+        updated_at = now(),
+        state = CASE
+            WHEN j.finished_at IS NOT NULL THEN j.state
+            WHEN j.sealed AND j.succeeded + j.failed + j.skipped + d.succeeded + d.failed + d.skipped
+                              = j.total + d.born THEN 'completed'
+            WHEN j.state = 'pending' THEN 'running'
+            ELSE j.state END,
+        finished_at = CASE
+            WHEN j.finished_at IS NOT NULL THEN j.finished_at
+            WHEN j.sealed AND j.succeeded + j.failed + j.skipped + d.succeeded + d.failed + d.skipped
+                              = j.total + d.born THEN now() END
+    FROM delta AS d JOIN locked ON locked.id = d.job_id
+    WHERE j.id = d.job_id
+    RETURNING j.id, j.state, j.epoch, j.total - d.born AS first_born
+), kept_attempts AS (
+    INSERT INTO callboard.attempts
+        (job_id, item, attempt, kind, retried, worker, started_at, ended_at,
+         error_type, place, message, traceback, traceback_size)
+    SELECT f.job_id, f.item, m.attempt, f.kind, f.retried, f.worker, f.started_at, f.ended_at,
+           f.error_type, f.place, f.message, f.traceback, f.traceback_size
+    FROM failure AS f JOIN moved AS m USING (job_id, item)
+    ON CONFLICT DO NOTHING
+), kept_errors AS (
+    INSERT INTO callboard.errors AS e
+        (job_id, kind, error_type, place, count, failed, first_at, last_at, item, message)
+    SELECT f.job_id, f.kind, f.error_type, f.place, count(*), count(*) FILTER (WHERE NOT f.retried),
+           min(f.ended_at), max(f.ended_at), min(f.item), (array_agg(f.message ORDER BY f.item))[1]
+    FROM failure AS f JOIN counted ON counted.id = f.job_id
+    WHERE f.kind <> 'skipped'
+    GROUP BY f.job_id, f.kind, f.error_type, f.place
+    ORDER BY f.job_id, f.kind, f.error_type, f.place
+    ON CONFLICT (job_id, kind, error_type, place) DO UPDATE
+    SET count = e.count + excluded.count,
+        failed = e.failed + excluded.failed,
+        last_at = greatest(e.last_at, excluded.last_at)
+), kept_results AS (
+    INSERT INTO callboard.results (job_id, item, value)
+    SELECT r.job_id, r.item, r.value
+    FROM unnest(%(result_job)s::bigint[], %(result_item)s::int[], %(result)s::text[]) AS r (job_id, item, value)
+    JOIN moved USING (job_id, item)
+    ON CONFLICT (job_id, item) DO UPDATE SET value = excluded.value
+), retries AS (
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, options, sent_ms, first, suspect)
+    SELECT r.job_id, r.item, m.attempt + 1, now() + make_interval(secs => r.delay), r.options, r.sent_ms, false, true
+    FROM unnest(
+        %(retry_job)s::bigint[], %(retry_item)s::int[], %(retry_delay)s::float8[],
+        %(retry_options)s::bytea[], %(retry_sent_ms)s::bigint[]
+    ) AS r (job_id, item, delay, options, sent_ms)
+    JOIN moved AS m USING (job_id, item)
+    WHERE m.state = 'retrying'
+    ON CONFLICT (job_id, item) DO UPDATE
+    SET attempt = excluded.attempt, due_at = excluded.due_at, options = excluded.options,
+        sent_ms = excluded.sent_ms, suspect = true, claimed_until = NULL
+), children AS (
+    INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at)
+    SELECT b.job_id, c.first_born + b.nth - 1, b.actor, b.queue, b.message_id, b.args, b.options,
+           to_timestamp(b.sent_ms / 1000.0)
+    FROM born AS b JOIN counted AS c ON c.id = b.job_id
+), messages AS (
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first)
+    SELECT b.job_id, c.first_born + b.nth - 1, 1, now() + make_interval(secs => b.delay), b.sent_ms, true
+    FROM born AS b JOIN counted AS c ON c.id = b.job_id
+), ended AS (
+    DELETE FROM callboard.running AS r
+    USING unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)
+    WHERE r.job_id = g.job_id AND r.item = g.item AND r.worker = g.worker
+)
+SELECT id, state::text, epoch FROM counted

@@ -1,0 +1,14 @@
+-- report_running: items in hand for a while, and what they say they are doing.
+-- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is.
+-- Caller: the journal. Lock order: items by key, then their rows in `running`.
+INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at, step)
+SELECT i.job_id, i.item, e.attempt, %(worker)s, now() - make_interval(secs => e.age), e.step
+FROM (
+    SELECT * FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(age)s::float8[], %(step)s::text[])
+        AS e (job_id, item, attempt, age, step)
+) AS e
+JOIN callboard.items AS i ON i.job_id = e.job_id AND i.item = e.item
+WHERE i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
+ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+ON CONFLICT (job_id, item) DO UPDATE SET step = excluded.step, attempt = excluded.attempt
+WHERE r.worker = excluded.worker

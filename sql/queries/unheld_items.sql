@@ -1,0 +1,12 @@
+-- unheld_items: published items of a job that are open and that nobody is known to hold: not in the outbox, not in
+-- `running`, not in any live worker's hands at its last beat. Caller: the sweep. Rows: (item, attempt, queue).
+SELECT i.item, i.attempt, coalesce(i.queue, j.queue)
+FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
+WHERE i.job_id = %(job)s AND i.state = 'waiting'
+  AND (i.message_id IS NOT NULL OR i.item < j.watermark)
+  AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item)
+  AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
+  AND NOT (i.item = ANY (
+      SELECT w.holds[n + 1] FROM callboard.workers AS w, generate_series(1, cardinality(w.holds), 2) AS n
+      WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND w.holds[n] = %(job)s))
+ORDER BY i.item LIMIT %(limit)s

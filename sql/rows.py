@@ -1,0 +1,157 @@
+"""What goes into the statements and what comes out of them, as plain rows."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Settled: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
+Kind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt did not simply succeed. `place` is where it was raised; `size` the traceback's uncut length."""
+
+    kind: Kind
+    error_type: str
+    message: str
+    place: str = ""
+    traceback: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The next attempt: `delay` in seconds, the message's `options` encoded (None: the item's), its timestamp (ms)."""
+
+    delay: float
+    options: bytes | None = None
+    sent_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """An item sent the plain way: `args` and `options` as the app's encoder wrote them, `delay` in seconds.
+
+    `key` makes it the only one of its job with that item key; `published` says that its message is under way already.
+    """
+
+    job: int
+    actor: str
+    queue: str
+    message_id: str
+    args: bytes
+    options: bytes | None
+    sent_ms: int
+    delay: float = 0.0
+    key: str | None = None
+    published: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """How an attempt ended. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds."""
+
+    job: int
+    item: int
+    attempt: int
+    state: Settled
+    elapsed: float
+    ended: float
+    worker: int
+    failure: Failure | None = None
+    retry: Retry | None = None
+    result: str | None = None
+    children: tuple[NewItem, ...] = ()
+    crashed: bool = False
+    ran: bool = False  # it has a row in `running`
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What a job tells the workers that hold its items."""
+
+    job: int
+    state: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An item in hand for a while; `age` in seconds since its attempt started."""
+
+    job: int
+    item: int
+    attempt: int
+    age: float
+    step: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a claim found: the item's state and attempt (None: no such item), and who holds it now."""
+
+    state: str | None
+    attempt: int
+    crashes: int
+    holder: int | None
+    taken: bool
+    holder_alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BulkClaim:
+    """A job whose bulk items may be published by the holder of `token`."""
+
+    job: int
+    token: int
+    watermark: int
+    suspect_below: int
+    total: int
+    epoch: int
+    actor: str
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to publish. `outbox` is its outbox row's id, None for a bulk item."""
+
+    job: int
+    item: int
+    attempt: int
+    epoch: int
+    suspect: bool
+    actor: str
+    queue: str
+    message_id: str
+    args: bytes
+    options: bytes | None
+    sent_ms: int | None
+    crashes: int = 0
+    outbox: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Where a job's submission stands."""
+
+    job: int
+    created: bool
+    state: str
+    sealed: bool
+    consumed: int
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker process says of itself when it starts."""
+
+    host: str
+    pid: int
+    threads: int
+    release: str
+    actors: dict[str, str] = field(default_factory=dict)  # name -> queue
+
+
+Row: TypeAlias = dict[str, Any]

@@ -1,0 +1,368 @@
+"""One function a write statement; each takes a connection, and a transaction where several belong together."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from callboard.sql.pool import Conn
+from callboard.sql.rows import (
+    BulkClaim, Claim, Control, Event, NewItem, Outgoing, Running, Submission, WorkerInfo,
+)  # fmt: skip
+from callboard.sql.statements import statement
+
+#: Seconds without a heartbeat after which a worker is taken for dead.
+DEAD_AFTER = 10.0
+#: Seconds for which a publisher's claim holds; it is renewed with each batch.
+PUBLISH_LEASE = 15.0
+#: Items that a publisher may send beyond the committed watermark.
+WINDOW = 1000
+#: Crashes after which an item is failed.
+MAX_CRASHES = 3
+
+
+def record(conn: Conn, events: Iterable[Event], now: float) -> list[Control]:
+    """Record how attempts ended; returns the jobs touched. `now` is the monotonic time that `Event.ended` is against.
+
+    At most one event an item. An event that is stale or repeated changes nothing.
+    """
+    ordered = sorted(events, key=lambda e: (e.job, e.item))
+    rows = conn.execute(statement("record"), _record_parameters(ordered, now))
+    return [Control(*row) for row in rows]
+
+
+def _record_parameters(events: Sequence[Event], now: float) -> dict[str, Any]:
+    failures = [(e, e.failure) for e in events if e.failure]
+    retries = [(e, e.retry) for e in events if e.retry]
+    children = [(e, child) for e in events for child in e.children]
+    results = [e for e in events if e.result is not None]
+    ran = [e for e in events if e.ran]
+    return {
+        "job": [e.job for e in events],
+        "item": [e.item for e in events],
+        "attempt": [e.attempt for e in events],
+        "state": [e.state for e in events],
+        "elapsed": [e.elapsed for e in events],
+        "age": [now - e.ended for e in events],
+        "crashed": [int(e.crashed) for e in events],
+        "worker": [e.worker for e in events],
+        "failure_job": [e.job for e, _ in failures],
+        "failure_item": [e.item for e, _ in failures],
+        "kind": [f.kind for _, f in failures],
+        "error_type": [f.error_type for _, f in failures],
+        "place": [f.place for _, f in failures],
+        "message": [f.message for _, f in failures],
+        "traceback": [f.traceback for _, f in failures],
+        "traceback_size": [f.size for _, f in failures],
+        "retry_job": [e.job for e, _ in retries],
+        "retry_item": [e.item for e, _ in retries],
+        "retry_delay": [r.delay - (now - e.ended) for e, r in retries],
+        "retry_options": [r.options for _, r in retries],
+        "retry_sent_ms": [r.sent_ms for _, r in retries],
+        "child_job": [c.job for _, c in children],
+        "parent_job": [e.job for e, _ in children],
+        "parent": [e.item for e, _ in children],
+        "child_actor": [c.actor for _, c in children],
+        "child_queue": [c.queue for _, c in children],
+        "child_message_id": [c.message_id for _, c in children],
+        "child_args": [c.args for _, c in children],
+        "child_options": [c.options for _, c in children],
+        "child_sent_ms": [c.sent_ms for _, c in children],
+        "child_delay": [c.delay for _, c in children],
+        "result_job": [e.job for e in results],
+        "result_item": [e.item for e in results],
+        "result": [e.result for e in results],
+        "ran_job": [e.job for e in ran],
+        "ran_item": [e.item for e in ran],
+        "ran_worker": [e.worker for e in ran],
+    }
+
+
+def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Claim | None:
+    """Ask whether `worker` may run a suspect message's item; None when the database has no such item."""
+    row = conn.execute(
+        statement("claim_item"),
+        {"job": job, "item": item, "attempt": attempt, "worker": worker, "limit": DEAD_AFTER},
+    ).fetchone()
+    return Claim(*row) if row else None
+
+
+def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
+    """Give items that have been in hand for a while their row in `running`, or move its step."""
+    conn.execute(
+        statement("report_running"),
+        {
+            "worker": worker,
+            "job": [r.job for r in running],
+            "item": [r.item for r in running],
+            "attempt": [r.attempt for r in running],
+            "age": [r.age for r in running],
+            "step": [r.step for r in running],
+        },
+    )
+
+
+def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> None:
+    """Note that items of these jobs started, with what they last said they are doing (None: nothing)."""
+    conn.execute(statement("touch_jobs"), {"job": list(steps), "step": list(steps.values())})
+
+
+def job_controls(conn: Conn, jobs: Iterable[int]) -> list[Control]:
+    """What these jobs tell the workers that hold their items."""
+    return [Control(*row) for row in conn.execute(statement("job_controls"), (list(jobs),))]
+
+
+def register_worker(conn: Conn, info: WorkerInfo) -> int:
+    """A worker process starts; returns its id."""
+    actors = sorted(info.actors)
+    queues = [info.actors[name] for name in actors]
+    conn.execute(statement("announce_actors"), (actors, queues))
+    row = conn.execute(
+        statement("register_worker"),
+        {
+            "host": info.host, "pid": info.pid, "threads": info.threads, "release": info.release,
+            "actors": actors, "queues": sorted(set(queues)),
+        },
+    ).fetchone()  # fmt: skip
+    assert row is not None
+    return int(row[0])
+
+
+def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]]) -> None:
+    """A worker lives, and holds these (job, item)."""
+    flat = [number for pair in holds for number in pair]
+    conn.execute(statement("beat"), {"worker": worker, "held": len(holds), "holds": flat})
+
+
+def stop_worker(conn: Conn, worker: int) -> None:
+    """A worker says goodbye."""
+    conn.execute(statement("stop_worker"), (worker,))
+
+
+def dead_workers(conn: Conn) -> list[int]:
+    """Workers to bury."""
+    return [row[0] for row in conn.execute(statement("dead_workers"), {"limit": DEAD_AFTER})]
+
+
+def declare_dead(conn: Conn, worker: int) -> bool:
+    """Take a worker for dead; False when it lives. To be called in the burial's transaction."""
+    row = conn.execute(statement("declare_dead"), {"worker": worker, "limit": DEAD_AFTER}).fetchone()
+    return row is not None
+
+
+def held_by(conn: Conn, worker: int) -> list[tuple[int, int, int, int, float]]:
+    """What a dead worker held: (job, item, attempt, crashes, seconds in hand), in order of key."""
+    return list(conn.execute(statement("held_by"), (worker,)))
+
+
+def standing_job(conn: Conn, actor: str, queue: str) -> int:
+    """The job of the day of an actor's plain sends."""
+    row = conn.execute(statement("standing_job"), {"actor": actor, "queue": queue}).fetchone()
+    # Another transaction may insert it between this statement's two halves; it is there for the next look.
+    return int(row[0]) if row else standing_job(conn, actor, queue)
+
+
+def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, tuple[int, bool]]:
+    """Lock jobs that are about to get items: {job: (total, takes items)}."""
+    return {row[0]: (row[1], row[2]) for row in conn.execute(statement("lock_jobs"), (sorted(set(jobs)),))}
+
+
+def items_by_key(conn: Conn, keys: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
+    """Which of these (job, item key) exist, and their items."""
+    rows = conn.execute(statement("items_by_key"), {"job": [k[0] for k in keys], "key": [k[1] for k in keys]})
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+def add_items(conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool) -> dict[tuple[int, int], int]:
+    """Store items under the numbers given; returns the outbox ids {(job, item): id} of those to be published.
+
+    With `publishing` their sender publishes those without a delay itself, and holds their claim.
+    """
+    rows = conn.execute(
+        statement("add_items"),
+        {
+            "job": [n.job for _, n in new],
+            "item": [number for number, _ in new],
+            "actor": [n.actor for _, n in new],
+            "queue": [n.queue for _, n in new],
+            "message_id": [n.message_id for _, n in new],
+            "args": [n.args for _, n in new],
+            "options": [n.options for _, n in new],
+            "sent_ms": [n.sent_ms for _, n in new],
+            "delay": [n.delay for _, n in new],
+            "key": [n.key for _, n in new],
+            "published": [n.published for _, n in new],
+            "publishing": publishing,
+            "lease": PUBLISH_LEASE,
+        },
+    )
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+def create_job(
+    conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
+    metadata: dict[str, Any], priority: int, created_by: str | None,
+) -> Submission:  # fmt: skip
+    """A new job, or the one that has this key already."""
+    parameters = {
+        "name": name, "key": key, "tenant": tenant, "actor": actor, "queue": queue,
+        "metadata": Jsonb(metadata), "priority": priority, "created_by": created_by,
+    }  # fmt: skip
+    row = conn.execute(statement("create_job"), parameters).fetchone()
+    # As in standing_job: lost to a transaction that commits between the two halves.
+    return Submission(*row) if row else Submission(*_again(conn, parameters))
+
+
+def _again(conn: Conn, parameters: dict[str, Any]) -> tuple[Any, ...]:
+    row = conn.execute(statement("create_job"), parameters).fetchone()
+    assert row is not None
+    return row
+
+
+def store_chunk(
+    conn: Conn, job: int, start: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool
+) -> tuple[str, int]:
+    """Store inputs number `start` and on, each (args, item key), if that is where the submission stands.
+
+    Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key got ahead,
+    ("sealed", inputs consumed) or ("stopped", inputs consumed). All or nothing.
+    """
+    with conn.transaction():
+        row = conn.execute(statement("lock_submission"), (job,)).fetchone()
+        assert row is not None, f"job {job} was deleted"
+        total, consumed, sealed, stopped = row
+        if sealed or stopped or consumed != start:
+            return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
+        stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
+        conn.execute(statement("grow_job"), {"job": job, "stored": stored, "read": len(chunk)})
+        return "stored", stored
+
+
+def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
+    with conn.cursor().copy(statement("copy_items")) as copy:
+        copy.set_types(["int8", "int4", "bytea"])
+        for item, (args, _) in enumerate(chunk, total):
+            copy.write_row((job, item, args))
+    return len(chunk)
+
+
+def _copy_keyed(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
+    conn.execute(statement("stage_table"))
+    with conn.cursor().copy(statement("copy_stage")) as copy:
+        copy.set_types(["int4", "text", "bytea"])
+        for line, (args, key) in enumerate(chunk):
+            copy.write_row((line, key, args))
+    return conn.execute(statement("unstage"), {"job": job, "total": total}).rowcount
+
+
+def seal_job(conn: Conn, job: int) -> bool:
+    """No more items come from outside; False when the job was sealed or stopped before."""
+    return conn.execute(statement("seal_job"), (job,)).fetchone() is not None
+
+
+def break_job(conn: Conn, job: int, reason: str) -> None:
+    """Stop a job whose submission broke off and can't be taken up again."""
+    conn.execute(statement("break_job"), (reason, job))
+
+
+def known_actor(conn: Conn, name: str) -> str | None:
+    """The queue of an actor that some worker announced."""
+    row = conn.execute(statement("known_actor"), (name,)).fetchone()
+    return row[0] if row else None
+
+
+def claim_bulk(conn: Conn, *, full: Sequence[str] = (), job: int | None = None) -> BulkClaim | None:
+    """Claim the next job with bulk items to publish (or `job`), leaving out those of the queues that are full."""
+    row = conn.execute(
+        statement("claim_bulk"), {"full": list(full), "job": job, "lease": PUBLISH_LEASE, "window": WINDOW}
+    ).fetchone()
+    return BulkClaim(*row) if row else None
+
+
+def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgoing]:
+    """The messages of a claimed job's bulk items from `start` up to and without `end`."""
+    return [
+        Outgoing(
+            claim.job, item, attempt, claim.epoch, item < claim.suspect_below, claim.actor, claim.queue,
+            f"{claim.job}-{item}", args, options, None,
+        )
+        for item, attempt, args, options in conn.execute(statement("bulk_items"), (claim.job, start, end))
+    ]  # fmt: skip
+
+
+def publish_bulk(
+    conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool
+) -> bool:
+    """Move the watermark; False when the claim was taken over. `keep` renews the claim, else it is given back."""
+    row = conn.execute(
+        statement("publish_bulk"),
+        {
+            "job": claim.job, "token": claim.token, "watermark": watermark, "published": published,
+            "suspect_below": suspect_below, "keep": keep, "lease": PUBLISH_LEASE,
+        },
+    ).fetchone()  # fmt: skip
+    return row is not None
+
+
+def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
+    """Claim messages that are due."""
+    return [Outgoing(*row) for row in conn.execute(statement("claim_outbox"), {"limit": limit, "lease": PUBLISH_LEASE})]
+
+
+def settle_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
+    """These messages of the outbox are confirmed."""
+    conn.execute(
+        statement("settle_outbox"), {"id": [m.outbox for m in sent], "attempt": [m.attempt for m in sent]}
+    )
+
+
+def release_outbox(conn: Conn, unsent: Sequence[Outgoing]) -> None:
+    """These messages of the outbox could not be published, or nobody knows."""
+    conn.execute(statement("release_outbox"), ([m.outbox for m in unsent],))
+
+
+def take_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
+    """Be the one that does `name` for `lease` seconds, or stay it."""
+    row = conn.execute(statement("take_lease"), {"name": name, "holder": holder, "lease": lease}).fetchone()
+    return row is not None
+
+
+def drop_lease(conn: Conn, name: str, holder: str) -> None:
+    """Let somebody else do it."""
+    conn.execute(statement("drop_lease"), (name, holder))
+
+
+def sealable_jobs(conn: Conn) -> list[int]:
+    """Standing jobs whose day is over."""
+    return [row[0] for row in conn.execute(statement("sealable_jobs"))]
+
+
+def close_jobs(conn: Conn) -> list[int]:
+    """Close what is done and nobody closed; returns the jobs."""
+    return [row[0] for row in conn.execute(statement("close_jobs"))]
+
+
+def drop_messages_of_stopped_jobs(conn: Conn) -> None:
+    """What was to be published for jobs that are over never is."""
+    conn.execute(statement("drop_messages_of_stopped_jobs"))
+
+
+def sample_jobs(conn: Conn) -> None:
+    """A point for each open job that moved."""
+    conn.execute(statement("sample_jobs"))
+
+
+def quiet_jobs(conn: Conn, quiet: float) -> list[tuple[int, str | None]]:
+    """Open jobs with published items that haven't moved for `quiet` seconds: (job, queue)."""
+    return list(conn.execute(statement("quiet_jobs"), {"quiet": quiet}))
+
+
+def unheld_items(conn: Conn, job: int, limit: int) -> list[tuple[int, int, str]]:
+    """Published open items that nobody is known to hold: (item, attempt, queue)."""
+    return list(conn.execute(statement("unheld_items"), {"job": job, "limit": limit}))
+
+
+def republish(conn: Conn, job: int, items: Sequence[tuple[int, int]]) -> int:
+    """Send lost items, (item, attempt), again; returns how many still needed it."""
+    parameters = {"job": job, "item": [i[0] for i in items], "attempt": [i[1] for i in items]}
+    return conn.execute(statement("republish"), parameters).rowcount
