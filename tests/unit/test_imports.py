@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHORT = {"sql", "middleware", "web", "actors"}
-SOURCES = [path for folder in ("callboard", "tests", *SHORT) for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [
+    path for folder in ("callboard", "tests", *SHORT) for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -29,6 +31,6 @@ def test_no_module_is_imported_by_its_short_name(path: Path) -> None:
 
 
 def test_imports_keep_the_contracts() -> None:
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -1,0 +1,39 @@
+"""Where this machine keeps RabbitMQ and Erlang's port mapper, if it has them."""
+
+import os
+import shutil
+from itertools import chain
+from pathlib import Path
+
+# Where packages put RabbitMQ's own scripts. Those that Debian has in the PATH insist on the system's user.
+PLACES = (
+    "/usr/lib/rabbitmq/bin",
+    "/opt/rabbitmq/sbin",
+    "/opt/homebrew/sbin",
+    "/opt/homebrew/opt/rabbitmq/sbin",
+    "/usr/local/sbin",
+    "/usr/local/opt/rabbitmq/sbin",
+    "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin",
+)
+
+
+def scripts() -> Path | None:
+    """The folder of RabbitMQ's own scripts on this machine, or None."""
+    found = [path for place in PLACES for path in Path("/").glob(f"{place.lstrip('/')}/rabbitmq-server")]
+    if in_path := shutil.which("rabbitmq-server"):
+        found.append(Path(in_path))
+    return next((path.parent for path in found if os.access(path, os.X_OK)), None)
+
+
+def installed() -> bool:
+    """Whether there is a RabbitMQ to start a node of."""
+    return scripts() is not None and epmd() is not None
+
+
+def epmd() -> Path | None:
+    """Erlang's port mapper: in the PATH, or in Erlang's folder beside `erl`."""
+    if found := shutil.which("epmd"):
+        return Path(found)
+    erl = shutil.which("erl", path=f"{os.environ.get('PATH', os.defpath)}:/opt/homebrew/bin:/usr/local/bin")
+    home = Path(erl).resolve().parents[1] if erl else Path("/usr/lib/erlang")
+    return next(chain(home.glob("erts-*/bin/epmd"), home.glob("lib/erlang/erts-*/bin/epmd")), None)

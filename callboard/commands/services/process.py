@@ -1,0 +1,120 @@
+"""A child process that becomes ready, stops, and never outlives the one that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Self
+
+LAUNCH = Path(__file__).with_name("launch.py")
+
+
+class NotStarted(RuntimeError):
+    """A service did not become ready; the message ends with the last lines of its log."""
+
+
+class User(NamedTuple):
+    """Whom a child runs as. With `reach` it may read where only root can (see `launch`)."""
+
+    uid: int
+    gid: int
+    reach: bool = False
+
+
+def wait_until(condition: Callable[[], object], timeout: float, *, pause: float = 0.02) -> bool:
+    """Whether `condition` came true within `timeout` seconds, asked every `pause` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log, or nothing if there is none."""
+    try:
+        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
+
+
+@dataclass
+class Process:
+    """A program in a process group of its own, its output in a file.
+
+    On Linux it gets `farewell` when the *thread* that called `start` ends, however it ends: start services
+    from the main thread. Its own children are its own business until `kill`, which takes the whole group.
+    """
+
+    command: Sequence[str | Path]
+    log: Path
+    env: Mapping[str, str] | None = None
+    cwd: Path | None = None
+    user: User | None = None
+    farewell: signal.Signals = signal.SIGTERM
+    child: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def pid(self) -> int:
+        """The pid, which is its group's id too."""
+        if self.child is None:
+            raise RuntimeError(f"{self.command[0]} was not started")
+        return self.child.pid
+
+    def start(self) -> Self:
+        """Start it; its output is appended to the log."""
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(
+                [sys.executable, "-I", "-S", LAUNCH, *self._terms(), *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=None if self.env is None else dict(self.env),
+                cwd=self.cwd,
+                start_new_session=True,
+            )
+        return self
+
+    def _terms(self) -> list[str]:
+        user = self.user or User(-1, -1)
+        return [str(int(term)) for term in (os.getpid(), self.farewell, user.uid, user.gid, user.reach)]
+
+    def running(self) -> bool:
+        """Whether it runs now."""
+        return self.child is not None and self.child.poll() is None
+
+    def wait_ready(self, ready: Callable[[], object], timeout: float) -> None:
+        """Wait until `ready()` holds; `NotStarted`, and nothing left running, if it ends or time is up."""
+        wait_until(lambda: not self.running() or ready(), timeout)
+        if self.running() and ready():
+            return
+        why = "did not become ready in time" if self.running() else "ended before it was ready"
+        self.kill()
+        raise NotStarted(f"{Path(self.command[0]).name} {why}; its log {self.log} ends:\n{tail(self.log)}")
+
+    def stop(self, timeout: float = 10) -> int | None:
+        """Ask it to end with `farewell`, kill its group after `timeout` seconds; its exit code."""
+        if self.running():
+            self.send(self.farewell)
+            wait_until(lambda: not self.running(), timeout)
+        return self.kill()
+
+    def kill(self) -> int | None:
+        """SIGKILL to all of its group that still runs; its exit code."""
+        if self.child is None:
+            return None
+        self.send(signal.SIGKILL)
+        return self.child.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the program; SIGKILL goes to its whole group."""
+        try:
+            (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
+        except (ProcessLookupError, PermissionError):
+            # Nobody left; macOS says "not permitted" of a group of zombies.
+            return

@@ -1,0 +1,142 @@
+"""A private RabbitMQ node: the machine's RabbitMQ, with folder, ports, cookie and user of its own.
+
+The node listens on 127.0.0.1 only, under a password made up for it, and shares nothing with a RabbitMQ that
+the system runs: its Erlang port mapper (epmd) is its own too, so that nothing stays behind when it stops.
+"""
+
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+from callboard.commands.services.erlang import epmd, installed, scripts
+from callboard.commands.services.process import NotStarted, Process
+from callboard.commands.services.rabbitmq_home import MANAGEMENT, Home
+
+__all__ = ["Node", "installed", "rabbitmq"]
+
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 30.0
+EPMD_TIMEOUT = 10.0
+
+
+class Node:
+    """One RabbitMQ node on a folder; its messages, ports and password stay the same when it starts again."""
+
+    def __init__(self, folder: Path, *, plugins: Sequence[str] = ()) -> None:
+        self.home = Home.at(folder, plugins)
+        self.log = self.home.folder / "rabbitmq.log"
+        self._epmd: Process | None = None
+        self._server: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """The AMQP URL of the node's own virtual host `/`."""
+        return self.url_of("/")
+
+    def url_of(self, vhost: str) -> str:
+        """The AMQP URL of a virtual host."""
+        return (
+            f"amqp://callboard:{self.home.password}@127.0.0.1:{self.home.ports.amqp}/{quote(vhost, safe='')}"
+        )
+
+    @property
+    def management_url(self) -> str:
+        """The address of the management plugin's HTTP API, without user and password."""
+        return f"http://127.0.0.1:{self.home.ports.management}/api"
+
+    @property
+    def pid(self) -> int:
+        """The pid of the Erlang machine."""
+        if self._server is None:
+            raise RuntimeError("the RabbitMQ node was not started")
+        return self._server.pid
+
+    def begin(self) -> Self:
+        """Start it without waiting: booting takes seconds in which the caller may start other things."""
+        place, mapper = scripts(), epmd()
+        if place is None or mapper is None:
+            raise NotStarted(
+                "no RabbitMQ here; set AMQP_URL, or install rabbitmq-server with the system's packages"
+            )
+        self.home.configure()
+        if self._epmd is None or not self._epmd.running():
+            self._epmd = self._process([mapper, "-port", str(self.home.ports.epmd), "-address", "127.0.0.1"])
+            self._epmd.wait_ready(lambda: _listens(self.home.ports.epmd), EPMD_TIMEOUT)
+        self._server = self._process([place / "rabbitmq-server"])
+        return self
+
+    def wait(self) -> Self:
+        """Wait until it takes connections; `NotStarted` with the end of its log if it doesn't."""
+        if self._server is None:
+            raise RuntimeError("the RabbitMQ node was not started")
+        try:
+            self._server.wait_ready(self._ready, START_TIMEOUT)
+        except NotStarted:
+            self.kill()
+            raise
+        return self
+
+    def start(self) -> Self:
+        """Start it and wait until it takes connections."""
+        return self.begin().wait()
+
+    def stop(self) -> None:
+        """Stop it in order, then its port mapper."""
+        if self._server is not None:
+            self._server.stop(STOP_TIMEOUT)
+        self._stop_epmd()
+
+    def kill(self) -> None:
+        """Stop it with SIGKILL, as a power cut would, and its port mapper."""
+        if self._server is not None:
+            self._server.kill()
+        self._stop_epmd()
+
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._server is not None and self._server.running()
+
+    def ctl(self, *arguments: str, timeout: float = 60) -> str:
+        """What `rabbitmqctl` prints, about a second later; `CalledProcessError` if it fails."""
+        place = scripts() or Path()
+        done = subprocess.run(
+            [place / "rabbitmqctl", "--quiet", *arguments],
+            env=self.home.environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=True,
+        )
+        return done.stdout
+
+    def _stop_epmd(self) -> None:
+        if self._epmd is not None:
+            self._epmd.stop()
+            self._epmd = None
+
+    def _process(self, command: Sequence[str | Path]) -> Process:
+        return Process(command, log=self.log, env=self.home.environment(), cwd=self.home.folder).start()
+
+    def _ready(self) -> bool:
+        # The listener opens as the last boot step but one; plugins' listeners come after it.
+        ports = self.home.ports
+        return _listens(ports.amqp) and (MANAGEMENT not in self.home.plugins or _listens(ports.management))
+
+
+@contextmanager
+def rabbitmq(folder: Path, *, plugins: Sequence[str] = ()) -> Iterator[Node]:
+    """Run a private node on `folder`, which it makes and keeps. Raises `NotStarted`."""
+    node = Node(folder, plugins=plugins)
+    try:
+        yield node.start()
+    finally:
+        node.stop()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

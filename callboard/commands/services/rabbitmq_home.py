@@ -1,0 +1,89 @@
+"""The folder of a private RabbitMQ node: its ports, its secrets, its configuration and its environment."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from callboard.commands.services.ports import free_ports
+
+MANAGEMENT = "rabbitmq_management"
+
+
+class Ports(NamedTuple):
+    """Where a node listens, all at 127.0.0.1."""
+
+    amqp: int
+    distribution: int
+    epmd: int
+    management: int
+
+
+class Home(NamedTuple):
+    """A node's folder. Ports are new each time; cookie, password and data stay."""
+
+    folder: Path
+    plugins: Sequence[str]
+    ports: Ports
+
+    @classmethod
+    def at(cls, folder: Path, plugins: Sequence[str]) -> Self:
+        """The home in `folder`, which it makes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder.resolve(), tuple(plugins), Ports(*free_ports(4)))
+
+    @property
+    def password(self) -> str:
+        """The password of the node's one user, `callboard`."""
+        return _secret(self.folder / "password")
+
+    def configure(self) -> None:
+        """Write the node's files; the password and the cookie once, since the data was made with them."""
+        _secret(self.folder / ".erlang.cookie")
+        (self.folder / "plugins").write_text(f"[{','.join(self.plugins)}].\n", encoding="utf-8")
+        lines = [
+            f"listeners.tcp.default = 127.0.0.1:{self.ports.amqp}",
+            "default_user = callboard",
+            f"default_pass = {self.password}",
+            "default_user_tags.administrator = true",
+        ]
+        if MANAGEMENT in self.plugins:
+            lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {self.ports.management}"]
+        config = self.folder / "rabbitmq.conf"
+        config.touch(mode=0o600)
+        config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the node and its tools: nothing of the system's RabbitMQ or the user's."""
+        foreign = ("RABBITMQ_", "ERL_", "NOTIFY_SOCKET")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        folder = self.folder
+        return kept | {
+            "HOME": str(folder),  # where Erlang looks for its cookie
+            "LC_ALL": "C.UTF-8",
+            "RABBITMQ_NODENAME": "callboard@localhost",
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            "RABBITMQ_DIST_PORT": str(self.ports.distribution),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RUNNING_UNDER_SYSTEMD": "true",  # the script becomes the node instead of watching over it
+            "ERL_EPMD_PORT": str(self.ports.epmd),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP": str(folder / "erl_crash.dump"),
+        }
+
+
+def _secret(path: Path) -> str:
+    """A random word kept in a file that only its owner can read."""
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(16), encoding="ascii")
+        path.chmod(0o400)
+    return path.read_text(encoding="ascii")
