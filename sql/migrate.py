@@ -16,6 +16,9 @@ from callboard.sql.statements import statement
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
+#: What a database without the schema answers.
+ABSENT = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
+
 
 @dataclass(frozen=True, slots=True)
 class Migration:
@@ -56,8 +59,15 @@ def check(conn: Conn) -> str | None:
     """
     try:
         present = _applied(conn)
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        raise SchemaError("the database has no callboard schema yet: run `callboard migrate`") from None
+    except ABSENT:
+        present = {}
+    return judge(present)
+
+
+def judge(present: dict[int, tuple[str, bool]]) -> str | None:
+    """The same for the migrations a database has had, {number: (name, breaking)}, read by either colour."""
+    if not present:
+        raise SchemaError("the database has no callboard schema yet: run `callboard migrate`")
     missing = [step.name for step in known() if step.number not in present]
     if missing:
         raise SchemaError(f"the database's schema is behind this code by {', '.join(missing)}: run `callboard migrate`")

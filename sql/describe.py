@@ -1,0 +1,154 @@
+"""What stored rows mean: the derived counts, the rate, the estimate, the reason of a standstill. Pure."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from callboard.sql.states import JOB_FINAL
+
+#: Seconds without a change after which an open job is asked why.
+QUIET_AFTER = 10.0
+#: Seconds below which the time from the first flush to the last says nothing about a job's rate.
+SHORTEST = 0.05
+
+Stored = Mapping[str, Any]
+
+
+def job(row: Stored) -> dict[str, Any]:
+    """A row of `jobs.sql` as the API describes a job."""
+    rate = _rate(row)
+    parts = counts(row)
+    same = ("id", "name", "key", "tenant", "actor", "state", "reason", "sealed", "total")
+    return {
+        **{name: row[name] for name in same},
+        **parts,
+        "retries": row["retries"],
+        "crashes": row["crashes"],
+        "progress": progress(row),
+        "rate": rate,
+        "eta": iso(_eta(row, rate)),
+        "stalled": stalled(row, parts),
+        "step": row["step"],
+        "stages": [],
+        "limits": row["limits"],
+        "metadata": row["metadata"],
+        "created_by": row["created_by"],
+        **{name: iso(row[name]) for name in ("created_at", "started_at", "finished_at", "updated_at")},
+    }
+
+
+def counts(row: Stored) -> dict[str, int]:
+    """How many items are in each described state, in the order of an item's life; they add up to `total`.
+
+    Only the final ones and `retrying` are stored; the rest is what is left, so no reading can be off by one.
+    """
+    final = _final(row)
+    settled = {name: row[name] for name in ("succeeded", "failed", "skipped")}
+    if row["state"] in JOB_FINAL:
+        return {
+            "pending": 0,
+            "queued": 0,
+            "running": 0,
+            "retrying": 0,
+            **settled,
+            "cancelled": row["total"] - final,
+        }
+    waiting = row["total"] - final - row["retrying"]
+    pending = min(waiting, row["total"] - row["published"])
+    running = min(waiting - pending, row["in_hand"])
+    queued = waiting - pending - running
+    moving = {"pending": pending, "queued": queued, "running": running, "retrying": row["retrying"]}
+    return {**moving, **settled, "cancelled": 0}
+
+
+def progress(row: Stored) -> float:
+    """The share of the items that is final, 0 to 1; a completed job without items is done."""
+    if not row["total"]:
+        return 1.0 if row["state"] == "completed" else 0.0
+    return float(_final(row) / row["total"])
+
+
+def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
+    """Why an open job hasn't moved for a while; None when it moves, is paused, or works on something slow."""
+    if row["alive"] is None or row["tended"]:
+        return None
+    if sum(parts[name] for name in ("pending", "queued", "running", "retrying")):
+        return _nobody(row) or _later(row, parts) or _standstill(row, parts)
+    unfinished = not row["sealed"] and not row["standing"]
+    return "not sealed: its submission broke off or is still going on" if unfinished else None
+
+
+def _nobody(row: Stored) -> str | None:
+    if not row["alive"]:
+        return "no worker is alive"
+    return None if row["able"] else f"no worker that is alive has the actor {row['actor']}"
+
+
+def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
+    if row["due_at"] is None or row["due_at"] <= row["read_at"] or parts["queued"] + parts["running"]:
+        return None
+    return f"waiting for {'a retry' if parts['retrying'] else 'its time'} at {iso(row['due_at'])}"
+
+
+def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
+    if parts["running"]:
+        return f"{parts['running']} items are held by a worker that died; they will be given to another"
+    return f"nothing has moved for {(row['read_at'] - row['updated_at']).total_seconds():.0f} s"
+
+
+def iso(time: datetime | None) -> str | None:
+    """ISO 8601, UTC, to the millisecond."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if time else None
+
+
+def plain_json(text: str) -> tuple[bool, Any]:
+    """(True, the value) of strict JSON; (False, None) of anything else, as NaN or a number beyond a float."""
+    try:
+        return True, json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return False, None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(digits)
+    return value
+
+
+def _final(row: Stored) -> int:
+    return int(row["succeeded"] + row["failed"] + row["skipped"])
+
+
+def _rate(row: Stored) -> float | None:
+    """Items per second: of a job that is over, in its whole run; else since half a minute ago."""
+    if row["started_at"] is None:
+        return None
+    if row["finished_at"]:
+        # A short job may begin and end in one flush: then its creation is the better beginning.
+        spans = [
+            (row["finished_at"] - start).total_seconds() for start in (row["started_at"], row["created_at"])
+        ]
+        span = spans[0] if spans[0] >= SHORTEST else spans[1]
+        return round(_final(row) / span, 3) if span > 0 else None
+    since, before = row["sampled_at"], row["sampled_final"]
+    if since is None:
+        since, before = row["started_at"], 0
+    span = max((row["read_at"] - since).total_seconds(), 1.0)
+    return float(round(max(_final(row) - before, 0) / span, 3))
+
+
+def _eta(row: Stored, rate: float | None) -> datetime | None:
+    """When it will be done at this rate; unknown while more items may come or nothing moves."""
+    if row["state"] != "running" or not row["sealed"] or not rate:
+        return None
+    try:
+        done: datetime = row["read_at"] + timedelta(seconds=(row["total"] - _final(row)) / rate)
+    except OverflowError:
+        return None
+    return done
