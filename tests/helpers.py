@@ -1,0 +1,85 @@
+"""What tests share: waiting for a condition, and real Dramatiq workers in processes of their own."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, Self
+
+from callboard.commands.services.process import Process, wait_until
+
+__all__ = ["StartWorker", "Worker", "wait_until"]
+
+READY = "Worker process is ready for action."
+BOOT_TIMEOUT = 60.0
+STOP_TIMEOUT = 60.0
+
+
+class Worker:
+    """`dramatiq MODULE…` as a user runs it: a master and its worker processes, in a group of their own."""
+
+    def __init__(
+        self,
+        modules: Sequence[str],
+        log: Path,
+        *,
+        env: Mapping[str, str],
+        processes: int = 1,
+        threads: int = 8,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        counts = ["--processes", str(processes), "--threads", str(threads)]
+        command = [sys.executable, "-m", "dramatiq", *modules, *counts, *arguments]
+        unbuffered = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default"}
+        self.process = Process(command, log=log, env={**os.environ, **unbuffered, **env})
+        self.processes = processes
+        self.boots = 0
+
+    @property
+    def output(self) -> str:
+        """All that was logged so far, over all of its starts."""
+        log = self.process.log
+        return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """The master's pid."""
+        return self.process.pid
+
+    def start(self) -> Self:
+        """Start it (again), and wait until all of its processes take messages."""
+        self.boots = self.output.count(READY)
+        self.process.start().wait_ready(self.ready, BOOT_TIMEOUT)
+        return self
+
+    def ready(self) -> bool:
+        """Whether all processes of this start take messages."""
+        return self.output.count(READY) >= self.boots + self.processes
+
+    def children(self) -> list[int]:
+        """The pids of the master's children: worker processes and helpers of multiprocessing (Linux)."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(pid) for path in tasks for pid in path.read_text(encoding="ascii").split()]
+
+    def stop(self) -> int | None:
+        """SIGTERM, as a deploy does; its exit code."""
+        return self.process.stop(STOP_TIMEOUT)
+
+    def kill(self) -> None:
+        """SIGKILL to the master and all of its children, as a power cut would."""
+        self.process.kill()
+
+
+class StartWorker(Protocol):
+    """The fixture `worker`."""
+
+    def __call__(
+        self,
+        *modules: str,
+        env: Mapping[str, str] | None = None,
+        processes: int = 1,
+        threads: int = 8,
+        arguments: Sequence[str] = (),
+    ) -> Worker:
+        """Start `dramatiq MODULE…` and wait until it takes messages."""
+        ...
