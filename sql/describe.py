@@ -19,6 +19,7 @@ def job(row: Stored) -> dict[str, Any]:
     """A row of `jobs.sql` as the API describes a job."""
     rate = _rate(row)
     parts = counts(row)
+    standstill = stalled(row, parts)
     same = ("id", "name", "key", "tenant", "actor", "state", "reason", "sealed", "total")
     return {
         **{name: row[name] for name in same},
@@ -27,8 +28,8 @@ def job(row: Stored) -> dict[str, Any]:
         "crashes": row["crashes"],
         "progress": progress(row),
         "rate": rate,
-        "eta": iso(_eta(row, rate)),
-        "stalled": stalled(row, parts),
+        "eta": None if standstill else iso(_eta(row, rate)),
+        "stalled": standstill,
         "step": row["step"],
         "stages": [],
         "limits": row["limits"],

@@ -117,6 +117,15 @@ def verify(number: int | None = None) -> Query[dict[str, Any]]:
     return Query(statement("recount"), {"low": low, "high": high}, details.verdict)
 
 
+def migrations() -> Query[dict[int, tuple[str, bool]]]:
+    """Every migration the database has had, {number: (name, breaking)}, for `migrate.judge`."""
+    return Query(
+        statement("applied_migrations"),
+        {},
+        lambda rows: {row["number"]: (row["name"], row["breaking"]) for row in rows},
+    )
+
+
 def _job_parameters(low: int, high: int, **given: Any) -> dict[str, Any]:
     absent = dict.fromkeys(("state", "tenant", "actor", "name"))
     bounds = {"dead_after": DEAD_AFTER, "quiet_after": describe.QUIET_AFTER}

@@ -1,0 +1,94 @@
+"""The JSON API: each handler parses, reads once or twice, and answers."""
+
+from typing import Any, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from callboard.sql import reads
+from callboard.sql.reads import Query
+from callboard.sql.states import ITEM_STATES, JOB_STATES
+from callboard.web import parameters
+from callboard.web.problems import Answer
+
+T = TypeVar("T")
+
+WORKER_STATES = ("alive", "stopped", "dead")
+
+
+async def jobs(request: Request) -> Answer:
+    """GET /api/jobs: newest first; `state`, `tenant`, `actor`, `name` (a part of it), `after`, `limit`."""
+    query = reads.jobs(
+        before=parameters.cursor(request, parameters.IDS),
+        limit=parameters.limit(request),
+        state=parameters.choice(request, "state", JOB_STATES),
+        tenant=parameters.text(request, "tenant"),
+        actor=parameters.text(request, "actor"),
+        name=parameters.text(request, "name"),
+    )
+    found, following = await read(request, query)
+    return Answer({"jobs": found, "next": following})
+
+
+async def job(request: Request) -> Answer:
+    """GET /api/jobs/{job}."""
+    return Answer(await known(request, parameters.job(request)))
+
+
+async def items(request: Request) -> Answer:
+    """GET /api/jobs/{job}/items: in order; `state`, `after`, `limit`."""
+    number = parameters.job(request)
+    after = parameters.cursor(request, parameters.ITEMS)
+    query = reads.items(
+        number,
+        state=parameters.choice(request, "state", ITEM_STATES),
+        after=-1 if after is None else after,
+        limit=parameters.limit(request),
+    )
+    found, following = await read(request, query)
+    if not found:
+        await known(request, number)
+    return Answer({"items": found, "next": following})
+
+
+async def item(request: Request) -> Answer:
+    """GET /api/jobs/{job}/items/{item}: whole, with its attempts that did not simply succeed."""
+    number, position = parameters.job(request), parameters.item(request)
+    found = await read(request, reads.item(number, position))
+    if found is None:
+        raise HTTPException(404, f"there is no item {position} of job {number}")
+    return Answer({**found, "attempts": await read(request, reads.attempts(number, position))})
+
+
+async def errors(request: Request) -> Answer:
+    """GET /api/jobs/{job}/errors: one a kind, type and place, those that cost most items first."""
+    number = parameters.job(request)
+    found = await read(request, reads.errors(number))
+    if not found:
+        await known(request, number)
+    return Answer({"errors": found, "next": None})
+
+
+async def workers(request: Request) -> Answer:
+    """GET /api/workers: the latest first; `state`, `after`, `limit`."""
+    query = reads.workers(
+        before=parameters.cursor(request, parameters.ITEMS),
+        limit=parameters.limit(request),
+        state=parameters.choice(request, "state", WORKER_STATES),
+    )
+    found, following = await read(request, query)
+    return Answer({"workers": found, "next": following})
+
+
+async def known(request: Request, number: int) -> dict[str, Any]:
+    """The job, or a 404."""
+    found = await read(request, reads.job(number))
+    if found is None:
+        raise HTTPException(404, f"there is no job {number}")
+    return found
+
+
+async def read(request: Request, query: Query[T]) -> T:
+    """Ask the app's database."""
+    answer: T = await request.app.state.database.read(query)
+    return answer

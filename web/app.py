@@ -1,0 +1,49 @@
+"""The web app: its route table, and the life of its pool."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount, Route
+
+from callboard.web import api, health, pages
+from callboard.web.database import Database, UnsetError
+from callboard.web.guard import Authenticate, Guard
+from callboard.web.problems import HANDLERS
+
+ROUTES = [
+    Route("/", pages.board),
+    Route("/jobs/{job}", pages.job),
+    Mount("/static", pages.static),
+    Route("/api/jobs", api.jobs),
+    Route("/api/jobs/{job}", api.job),
+    Route("/api/jobs/{job}/items", api.items),
+    Route("/api/jobs/{job}/items/{item}", api.item),
+    Route("/api/jobs/{job}/errors", api.errors),
+    Route("/api/workers", api.workers),
+    Route("/healthz", health.healthz),
+    Route("/readyz", health.readyz),
+]
+
+
+def create_app(*, url: str | None = None, authenticate: Authenticate | None = None) -> Starlette:
+    """The app for the database at `url` (unset: DATABASE_URL, read at the first request).
+
+    `authenticate(request)`, async or not, gives who asks, or None, which is answered with 401; /healthz and
+    /readyz don't ask it. Mounted in another app, which runs no lifespan but its own, this one opens its pool at
+    the first request.
+    """
+    database = Database(url)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        with suppress(UnsetError):
+            await database.pool()
+        yield
+        await database.close()
+
+    guard = Middleware(Guard, authenticate=authenticate)
+    app = Starlette(routes=ROUTES, middleware=[guard], exception_handlers=HANDLERS, lifespan=lifespan)
+    app.state.database = database
+    return app

@@ -1,0 +1,75 @@
+"""The pool of the web app: opened at the first use, since a mounted app's lifespan is not run."""
+
+import asyncio
+import os
+from typing import TypeVar
+
+from psycopg import OperationalError
+from psycopg_pool import PoolTimeout
+
+from callboard.sql.pool import AsyncPool, make_async_pool
+from callboard.sql.reads import Query, arun
+
+T = TypeVar("T")
+
+#: Connections at most; a read holds one for a millisecond or two.
+SIZE = 4
+#: Seconds that a request waits for a connection before it is told that there is none.
+WAIT = 3.0
+
+
+class UnsetError(RuntimeError):
+    """Nobody said where the database is."""
+
+
+class Database:
+    """Answers queries. Belongs to one event loop at a time; a request of another gets a pool of its own."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self._pool: AsyncPool | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening = asyncio.Lock()
+
+    async def read(self, query: Query[T]) -> T:
+        """The answer; raises UnsetError, or psycopg's OperationalError where there is no database."""
+        pool = await self.pool()
+        try:
+            return await _ask(pool, query)
+        except PoolTimeout:
+            raise
+        except OperationalError:
+            # The server was restarted or a proxy gave up: idle connections are stale, new ones may work.
+            await pool.check()
+            return await _ask(pool, query)
+
+    async def pool(self) -> AsyncPool:
+        """The pool of the running loop, opened in the background."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._pool, self._loop, self._opening = None, loop, asyncio.Lock()
+        async with self._opening:
+            if self._pool is None:
+                pool = make_async_pool(self._address(), size=SIZE)
+                await pool.open()
+                self._pool = pool
+            return self._pool
+
+    async def close(self) -> None:
+        """Close the pool, if it was opened here; the next read opens another."""
+        pool, self._pool = self._pool, None
+        if pool is not None and self._loop is asyncio.get_running_loop():
+            await pool.close()
+
+    def _address(self) -> str:
+        url = self._url or os.environ.get("DATABASE_URL")
+        if not url:
+            raise UnsetError(
+                "DATABASE_URL is not set: set it to the PostgreSQL database that the workers use"
+            )
+        return url
+
+
+async def _ask(pool: AsyncPool, query: Query[T]) -> T:
+    async with pool.connection(timeout=WAIT) as conn:
+        return await arun(conn, query)

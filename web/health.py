@@ -1,0 +1,79 @@
+"""Whether the process lives, and whether it can do its work."""
+
+import asyncio
+import os
+import ssl
+from urllib.parse import urlsplit
+
+import psycopg
+from starlette.requests import Request
+
+from callboard.sql import reads
+from callboard.sql.migrate import ABSENT, SchemaError, judge
+from callboard.web.api import read
+from callboard.web.database import UnsetError
+from callboard.web.problems import BEHIND, UNREACHABLE, Answer, Problem
+
+#: Seconds that a broker has to answer.
+PATIENCE = 2.0
+OK = "ok"
+UNASKED = "not asked, since AMQP_URL is not set"
+FINE = (OK, UNASKED)
+GREETING = b"AMQP\x00\x00\x09\x01"
+
+
+async def healthz(_request: Request) -> Answer:
+    """GET /healthz: the process answers."""
+    return Answer({"status": "ok"})
+
+
+async def readyz(request: Request) -> Answer:
+    """GET /readyz: the database answers and fits this code, and so does the broker that AMQP_URL names."""
+    database, broker = await asyncio.gather(_database(request), _broker(os.environ.get("AMQP_URL")))
+    checks = {"database": database, "broker": broker}
+    failed = [f"{name}: {what}" for name, what in checks.items() if what not in FINE]
+    if failed:
+        return Problem(503, "; ".join(failed), checks=checks)
+    return Answer({"status": "ready", "checks": checks})
+
+
+async def _database(request: Request) -> str:
+    try:
+        judge(await read(request, reads.migrations()))
+    except ABSENT:
+        return BEHIND
+    except psycopg.OperationalError:
+        return UNREACHABLE
+    except (SchemaError, UnsetError) as error:
+        return str(error)
+    return OK
+
+
+async def _broker(urls: str | None) -> str:
+    if not urls:
+        return UNASKED
+    nodes = [url.strip() for url in urls.split(";") if url.strip()]
+    if any(await asyncio.gather(*(_answers(url) for url in nodes))):
+        return OK
+    return "no node of AMQP_URL answers: check that RabbitMQ runs and that AMQP_URL leads to it"
+
+
+async def _answers(url: str) -> bool:
+    """Whether something that speaks AMQP is there. It needs no password: the server greets first."""
+    try:
+        return await asyncio.wait_for(_greets(url), PATIENCE)
+    except (OSError, ValueError, asyncio.IncompleteReadError, TimeoutError):
+        return False
+
+
+async def _greets(url: str) -> bool:
+    parts = urlsplit(url)
+    secure = ssl.create_default_context() if parts.scheme == "amqps" else None
+    port = parts.port or (5671 if secure else 5672)
+    reader, writer = await asyncio.open_connection(parts.hostname or "localhost", port, ssl=secure)
+    try:
+        writer.write(GREETING)
+        # A method frame (1) of channel 0: Connection.Start. Anything else is another protocol or a refusal.
+        return await reader.readexactly(3) == b"\x01\x00\x00"
+    finally:
+        writer.close()

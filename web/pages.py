@@ -1,0 +1,24 @@
+"""The pages. They are files: what they show they fetch from the API, under whatever prefix that is."""
+
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from callboard.web import parameters
+
+STATIC = Path(__file__).parent / "static"
+
+static = StaticFiles(directory=STATIC)
+
+
+async def board(_request: Request) -> FileResponse:
+    """GET /: the jobs."""
+    return FileResponse(STATIC / "board.html")
+
+
+async def job(request: Request) -> FileResponse:
+    """GET /jobs/{job}: one job."""
+    parameters.job(request)
+    return FileResponse(STATIC / "job.html")
