@@ -1,9 +1,11 @@
 """The services start, stop, survive a kill, run side by side, and never outlive the one that started them."""
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from callboard.commands.services import (
     wait_until,
 )
 from callboard.commands.services.ports import free_ports
+from callboard.commands.services.process import User
 
 HOLD = """
 import signal, sys
@@ -68,6 +71,22 @@ def test_process_that_ignores_its_signal_is_killed_with_its_children(tmp_path: P
     process.wait_ready(lambda: "up" in process.log.read_text(), 10)
     assert process.stop(timeout=0.1) == -signal.SIGKILL
     assert wait_until(lambda: not running("sleep 611"), 5)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+@pytest.mark.parametrize("reach", [True, False])
+def test_process_of_another_user_reads_where_only_root_can_if_told(tmp_path: Path, reach: bool) -> None:
+    tmp_path.chmod(0o700)
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    nobody = pwd.getpwnam("nobody")
+    command = ["sh", "-c", f"test -x {program} && {program} && ! test -w {tmp_path} && test $(id -u) != 0"]
+    with tempfile.NamedTemporaryFile(dir="/tmp") as log:
+        user = User(nobody.pw_uid, nobody.pw_gid, reach)
+        process = Process(command, log=Path(log.name), user=user, cwd=Path("/")).start()
+        assert wait_until(lambda: not process.running(), 10)
+    assert (process.kill() == 0) == reach
 
 
 def test_ports_differ() -> None:

@@ -12,8 +12,9 @@ import ctypes
 import os
 import sys
 
-# From <linux/prctl.h> and <linux/capability.h>.
-SET_DEATH_SIGNAL, SET_KEEP_CAPABILITIES, AMBIENT, AMBIENT_RAISE = 1, 8, 47, 2
+# From <linux/prctl.h>, <linux/securebits.h> and <linux/capability.h>.
+SET_DEATH_SIGNAL, SET_SECURE_BITS, AMBIENT, AMBIENT_RAISE = 1, 28, 47, 2
+NO_SETUID_FIXUP, KEEP_CAPABILITIES = 1 << 2, 1 << 4
 CAPABILITY_VERSION_3 = 0x20080522
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2
 
@@ -35,7 +36,8 @@ def keep_capability(number: int) -> bool:
 def become(uid: int, gid: int, *, reach: bool) -> None:
     """Give up root for another user."""
     if reach:
-        prctl(SET_KEEP_CAPABILITIES, 1)
+        # Without the first bit access(2), which PostgreSQL asks about its programs, goes by the user alone.
+        prctl(SET_SECURE_BITS, NO_SETUID_FIXUP | KEEP_CAPABILITIES)
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
