@@ -27,3 +27,6 @@ JOB_FINAL: Final = ("completed", "failed", "cancelled")
 
 #: Why an attempt did not simply succeed.
 ATTEMPT_KINDS: Final = ("failed", "timed_out", "crashed", "skipped")
+
+#: What a worker process is, by its heartbeat.
+WORKER_STATES: Final = ("alive", "stopped", "dead")

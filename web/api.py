@@ -7,13 +7,11 @@ from starlette.requests import Request
 
 from callboard.sql import reads
 from callboard.sql.reads import Query
-from callboard.sql.states import ITEM_STATES, JOB_STATES
+from callboard.sql.states import ITEM_STATES, JOB_STATES, WORKER_STATES
 from callboard.web import parameters
 from callboard.web.problems import Answer
 
 T = TypeVar("T")
-
-WORKER_STATES = ("alive", "stopped", "dead")
 
 
 async def jobs(request: Request) -> Answer:

@@ -1,6 +1,6 @@
 """The web app: its route table, and the life of its pool."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
@@ -27,12 +27,15 @@ ROUTES = [
 ]
 
 
-def create_app(*, url: str | None = None, authenticate: Authenticate | None = None) -> Starlette:
+def create_app(
+    *, url: str | None = None, authenticate: Authenticate | None = None, hosts: Sequence[str] | None = None
+) -> Starlette:
     """The app for the database at `url` (unset: DATABASE_URL, read at the first request).
 
     `authenticate(request)`, async or not, gives who asks, or None, which is answered with 401; /healthz and
-    /readyz don't ask it. Mounted in another app, which runs no lifespan but its own, this one opens its pool at
-    the first request.
+    /readyz don't ask it. `hosts`: the names it may be asked for by (None: any); without a login this keeps pages
+    of others from reading it through a browser on its machine. Mounted in another app, which runs no lifespan but
+    its own, it opens its pool at the first request.
     """
     database = Database(url)
 
@@ -43,7 +46,7 @@ def create_app(*, url: str | None = None, authenticate: Authenticate | None = No
         yield
         await database.close()
 
-    guard = Middleware(Guard, authenticate=authenticate)
+    guard = Middleware(Guard, authenticate=authenticate, hosts=hosts)
     app = Starlette(routes=ROUTES, middleware=[guard], exception_handlers=HANDLERS, lifespan=lifespan)
     app.state.database = database
     return app

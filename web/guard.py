@@ -1,11 +1,12 @@
 """Who may look, and what a browser may do with what it gets."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,17 +31,30 @@ HEADERS = {
 class Guard:
     """Asks `authenticate` about each request, and adds the headers to each answer."""
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, authenticate: Authenticate | None = None, hosts: Sequence[str] | None = None
+    ) -> None:
         self.app = app
         self.authenticate = authenticate
+        self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = self.app if await self._admits(scope, receive) else _nobody()
+        answer: ASGIApp = self.app
+        if not self._meant(scope):
+            answer = Problem(421, "this app is not known by that name: start it with --allow-host NAME")
+        elif not await self._admits(scope, receive):
+            answer = Problem(
+                401, "this needs credentials that this app knows", {"WWW-Authenticate": "Bearer"}
+            )
         await answer(scope, receive, _adding(send))
+
+    def _meant(self, scope: Scope) -> bool:
+        name = Headers(scope=scope).get("host", "")
+        return self.hosts is None or re.sub(r":\d+$", "", name).lower() in self.hosts
 
     async def _admits(self, scope: Scope, receive: Receive) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -54,10 +68,6 @@ class Guard:
         # A callable object or a lambda may still hand back something to wait for.
         request.state.who = await who if inspect.isawaitable(who) else who
         return request.state.who is not None
-
-
-def _nobody() -> Problem:
-    return Problem(401, "this needs credentials that this app knows", {"WWW-Authenticate": "Bearer"})
 
 
 def _adding(send: Send) -> Send:

@@ -1,0 +1,61 @@
+"""A job in the terminal: a headline, a bar, its parts."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from callboard.commands.output import STYLES, plain, state
+from callboard.sql.states import ITEM_STATES
+
+Job = dict[str, Any]
+
+
+def lines(job: Job) -> RenderableType:
+    """All that `status` and `watch` show of a job."""
+    bar = ProgressBar(total=1.0, completed=job["progress"], width=60, complete_style=_style(job))
+    parts: list[RenderableType] = [headline(job), bar, counts(job), pace(job)]
+    parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in ("step", "reason") if job[name]]
+    if job["stalled"]:
+        parts.append(Text("stalled: ", style="yellow").append_text(plain(job["stalled"])))
+    return Group(*parts)
+
+
+def headline(job: Job) -> Text:
+    """`17 name running 45.0 %`."""
+    name = plain(job["name"])
+    name.stylize("bold")
+    percent = f"{percentage(job)} of {job['total']:,}"
+    return Text.assemble(f"{job['id']} ", name, " ", state(job["state"]), f" {percent}")
+
+
+def percentage(job: Job) -> str:
+    """A whole 100 % is said of nothing that isn't done."""
+    return "100 %" if job["progress"] == 1.0 else f"{min(job['progress'] * 100, 99.9):.1f} %"
+
+
+def counts(job: Job) -> Text:
+    """The states that have items, each with its number."""
+    shown = [name for name in ITEM_STATES if job[name]]
+    parts = [Text(f"{job[name]:,} {name}", style=STYLES.get(name, "")) for name in shown]
+    return Text(" · ").join(parts) if parts else Text("no items")
+
+
+def pace(job: Job) -> Text:
+    """Rate, time left, retries and crashes, as far as there are any."""
+    parts = [] if job["rate"] is None else [f"{job['rate']:,.1f} items/s"]
+    if job["eta"]:
+        parts.append(f"done in {_left(job['eta'])}")
+    parts += [f"{job[name]:,} {name}" for name in ("retries", "crashes") if job[name]]
+    return Text(" · ".join(parts), style="dim")
+
+
+def _left(eta: str) -> str:
+    left = datetime.fromisoformat(eta) - datetime.now(UTC)
+    return str(timedelta(seconds=max(round(left.total_seconds()), 0)))
+
+
+def _style(job: Job) -> str:
+    return STYLES.get(job["state"], "blue")

@@ -1,0 +1,181 @@
+"""Commands that look: `jobs status watch items errors workers verify`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from callboard.commands import job_lines, output, watching
+from callboard.commands.address import database
+from callboard.commands.faults import Fault
+from callboard.commands.output import AsJson, one_of
+from callboard.sql import reads
+from callboard.sql.pool import Conn
+from callboard.sql.states import ITEM_STATES, JOB_STATES, WORKER_STATES
+
+app = typer.Typer()
+
+JobId = Annotated[int, typer.Argument(metavar="JOB", min=0, help="The job's id.", show_default=False)]
+Limit = Annotated[int, typer.Option(min=1, max=500, help="Rows at most.")]
+After = Annotated[int | None, typer.Option(min=0, help="Where to go on: `next` of the page before.")]
+JobState = Annotated[str | None, one_of(JOB_STATES, "Only those that are")]
+ItemState = Annotated[str | None, one_of(ITEM_STATES, "Only those that are")]
+WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only those that are")]
+
+
+@app.command()
+def jobs(
+    *,
+    state: JobState = None,
+    actor: Annotated[str | None, typer.Option(help="Only those of this actor.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only those of this tenant.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only those with this in their name.")] = None,
+    after: After = None,
+    limit: Limit = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, the newest first."""
+    query = reads.jobs(before=after, limit=limit, state=state, tenant=tenant, actor=actor, name=name)
+    with database() as conn:
+        found, following = reads.run(conn, query)
+    shown = [{**job, "progress": job_lines.percentage(job)} for job in found]
+    columns = (
+        "id",
+        "name",
+        "state",
+        "progress",
+        "total",
+        "succeeded",
+        "failed",
+        "skipped",
+        "created_at",
+        "stalled",
+    )
+    _list("jobs", found, following, shown, columns, as_json=as_json)
+
+
+@app.command()
+def status(job: JobId, *, as_json: AsJson = False) -> None:
+    """Show where a job stands."""
+    with database() as conn:
+        found = known(conn, job)
+    if as_json:
+        output.document(found)
+    else:
+        output.console().print(job_lines.lines(found))
+
+
+@app.command()
+def watch(job: JobId, *, as_json: AsJson = False) -> None:
+    """Follow a job until it ends. Ctrl-C stops looking, not the job."""
+    with database() as conn:
+        known(conn, job)
+    end = watching.follow(job, quiet=as_json)
+    if as_json:
+        output.document(end)
+
+
+@app.command()
+def items(
+    job: JobId,
+    *,
+    state: ItemState = None,
+    after: After = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List a job's items."""
+    with database() as conn:
+        known(conn, job)
+        query = reads.items(job, state=state, after=-1 if after is None else after, limit=limit)
+        found, following = reads.run(conn, query)
+    shown = [{**item, "error": _error(item["error"])} for item in found]
+    columns = (
+        "item",
+        "key",
+        "actor",
+        "state",
+        "attempt",
+        "worker",
+        "step",
+        "started_at",
+        "finished_at",
+        "error",
+    )
+    _list("items", found, following, shown, columns, as_json=as_json)
+
+
+@app.command()
+def errors(job: JobId, *, as_json: AsJson = False) -> None:
+    """List a job's errors, grouped, each with an example."""
+    with database() as conn:
+        known(conn, job)
+        found = reads.run(conn, reads.errors(job))
+    columns = ("count", "failed", "kind", "type", "place", "last_at", "item", "message")
+    _list("errors", found, None, found, columns, as_json=as_json)
+
+
+@app.command()
+def workers(
+    *,
+    state: WorkerState = None,
+    after: After = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List worker processes, the latest first."""
+    with database() as conn:
+        found, following = reads.run(conn, reads.workers(before=after, limit=limit, state=state))
+    shown = [{**worker, "actors": ", ".join(worker["actors"])} for worker in found]
+    columns = ("id", "state", "host", "pid", "threads", "held", "release", "beat_at", "actors")
+    _list("workers", found, following, shown, columns, as_json=as_json)
+
+
+@app.command()
+def verify(
+    job: Annotated[int | None, typer.Argument(metavar="[JOB]", min=0, help="Only this job.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Recount from the items; exit 1 on any drift. It is exact while workers run."""
+    with database() as conn:
+        if job is not None:
+            known(conn, job)
+        verdict = reads.run(conn, reads.verify(job))
+    if as_json:
+        output.document(verdict)
+    elif verdict["drift"]:
+        output.table(verdict["drift"], ("job", "name", "check", "stored", "counted"))
+    else:
+        typer.echo(f"no drift: {verdict['jobs']} jobs, {len(verdict['checks'])} checks each")
+    raise typer.Exit(1 if verdict["drift"] else 0)
+
+
+def known(conn: Conn, job: int) -> dict[str, Any]:
+    """The job as the API describes it, or the error that there is none."""
+    found = reads.run(conn, reads.job(job))
+    if found is None:
+        raise Fault(f"there is no job {job} in this database: `callboard jobs` lists those there are")
+    return found
+
+
+def _error(error: dict[str, Any] | None) -> str:
+    return f"{error['type']}: {error['message']}" if error else ""
+
+
+def _list(
+    name: str,
+    found: list[Any],
+    following: int | None,
+    shown: list[Any],
+    columns: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        output.document({name: found, "next": following})
+    elif not shown:
+        typer.echo(f"no {name}")
+    else:
+        output.table(shown, columns)
+        if following is not None:
+            typer.echo(f"more: --after {following}")

@@ -1,0 +1,82 @@
+"""Following a job: a live bar on a terminal, a line a change elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from callboard.commands import job_lines, output
+from callboard.commands.address import database_url
+from callboard.commands.faults import Fault
+from callboard.sql import reads
+from callboard.sql.pool import Conn, connect
+from callboard.sql.states import JOB_FINAL
+
+#: Seconds between two looks.
+PAUSE = 0.5
+
+Job = dict[str, Any]
+
+
+def follow(job: int, *, quiet: bool = False) -> Job:
+    """Show a job until it ends; returns it as it ended. A lost connection is shown and made anew."""
+    with _shower(output.console(), quiet=quiet) as show:
+        for found in _looks(job):
+            show(found)
+            if found and found["state"] in JOB_FINAL:
+                return found
+    raise Fault(f"job {job} was deleted while it was watched")
+
+
+def _looks(job: int) -> Iterator[Job | None]:
+    """The job again and again; None for a look that met no database. Ends when the job is gone."""
+    conn: Conn | None = None
+    while True:
+        try:
+            conn = conn or connect(database_url())
+            found = reads.run(conn, reads.job(job))
+        except psycopg.OperationalError:
+            conn = None
+            yield None
+        else:
+            if found is None:
+                return
+            yield found
+        time.sleep(PAUSE)
+
+
+@contextmanager
+def _shower(console: Console, *, quiet: bool) -> Iterator[Callable[[Job | None], None]]:
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            yield lambda job: live.update(_lost() if job is None else job_lines.lines(job), refresh=True)
+    else:
+        yield _Lines(console).show
+
+
+def _lost() -> RenderableType:
+    return Text("connection to the database lost; trying again", style="yellow")
+
+
+class _Lines:
+    """A line whenever the state or the whole percent changed."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.last: tuple[object, ...] | None = None
+
+    def show(self, job: Job | None) -> None:
+        now = (None,) if job is None else (job["state"], int(job["progress"] * 100), job["stalled"])
+        if now == self.last:
+            return
+        self.last = now
+        ended = job is not None and job["state"] in JOB_FINAL
+        line = _lost() if job is None else job_lines.lines(job) if ended else job_lines.headline(job)
+        self.console.print(line)
