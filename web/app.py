@@ -33,9 +33,9 @@ def create_app(
     """The app for the database at `url` (unset: DATABASE_URL, read at the first request).
 
     `authenticate(request)`, async or not, gives who asks, or None, which is answered with 401; /healthz and
-    /readyz don't ask it. `hosts`: the names it may be asked for by (None: any); without a login this keeps pages
-    of others from reading it through a browser on its machine. Mounted in another app, which runs no lifespan but
-    its own, it opens its pool at the first request.
+    /readyz don't ask it. `hosts`: the names it may be asked for by (None: any); without a login this keeps
+    pages of others from reading it through a browser on its machine. Mounted in another app, which runs no
+    lifespan but its own, it opens its pool at the first request.
     """
     database = Database(url)
 

@@ -17,9 +17,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 WIDE = 200
 
 STYLES = {
-    "running": "blue", "succeeded": "green", "completed": "green", "alive": "green", "failed": "red", "dead": "red",
-    "retrying": "yellow", "paused": "yellow", "cancelled": "bright_black", "skipped": "bright_black",
-}  # fmt: skip
+    "running": "blue",
+    **dict.fromkeys(("succeeded", "completed", "alive"), "green"),
+    **dict.fromkeys(("failed", "dead"), "red"),
+    **dict.fromkeys(("retrying", "paused"), "yellow"),
+    **dict.fromkeys(("cancelled", "skipped", "stopped"), "bright_black"),
+}
 
 
 def console() -> Console:
