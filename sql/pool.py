@@ -1,16 +1,42 @@
 """Connections: where the database is, and pools that work behind any pooler in transaction mode."""
 
+import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+
 Conn: TypeAlias = Connection[tuple[Any, ...]]
 Pool: TypeAlias = ConnectionPool[Conn]
 AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
 AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
+
+
+class NotConfigured(RuntimeError):
+    """A setting is missing; the message says which and what to do."""
+
+
+def database_address(url: str | None = None) -> str:
+    """The database's URL: the one given, ``DATABASE_URL``, or that of a `callboard up` that runs in this folder.
+
+    Raises NotConfigured where there is none.
+    """
+    found = url or os.environ.get("DATABASE_URL") or _running_here().get("database_url")
+    if not found:
+        raise NotConfigured("DATABASE_URL is not set and no `callboard up` is running here: set it, or run that")
+    return found
+
+
+def _running_here() -> dict[str, str]:
+    try:
+        running: dict[str, str] = json.loads(Path(".callboard/up.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return running
 
 
 def connection_options(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""Callboard: progress that is always true for Dramatiq actors.
+
+Everything an app needs is here: `install` tracks a broker, `submit` makes a job of any number of items, and an actor
+stays a plain function that may raise `Skip`, call `step`, and look at `current`.
+"""
+
+from callboard.middleware.broker import install
+from callboard.middleware.current import NotInAnItem, Skip, current, send_now, step
+from callboard.middleware.job import Job, NoSuchJob, NotTracked, aget, get, job
+from callboard.middleware.ledger import JobClosed
+from callboard.middleware.rabbitmq import RabbitmqBroker
+from callboard.middleware.recorder import NotStored
+from callboard.middleware.submit import BadItem, SubmittedElsewhere, UnknownActor, asubmit, submit
+from callboard.sql.migrate import SchemaError
+from callboard.sql.pool import NotConfigured
+
+__all__ = [
+    "BadItem",
+    "Job",
+    "JobClosed",
+    "NoSuchJob",
+    "NotConfigured",
+    "NotInAnItem",
+    "NotStored",
+    "NotTracked",
+    "RabbitmqBroker",
+    "SchemaError",
+    "Skip",
+    "SubmittedElsewhere",
+    "UnknownActor",
+    "aget",
+    "asubmit",
+    "current",
+    "get",
+    "install",
+    "job",
+    "send_now",
+    "step",
+    "submit",
+]

@@ -1,0 +1,43 @@
+"""One try at an item, while it is in a worker thread's hands."""
+
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from callboard.sql.rows import NewItem, Retry
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One try. Written by its worker thread until it is noted in the journal, read by the journal's thread."""
+
+    job: int
+    item: int
+    number: int
+    message_id: str
+    actor: str
+    deliveries: list[Any] = field(default_factory=list)  # of the consumer's message proxies, copies included
+    started: float = field(default_factory=time.monotonic)
+    running: bool = False  # it has, or is about to have, a row in `running`
+    step: str | None = None
+    step_reported: str | None = None
+    returned: bool = False
+    result: Any = None
+    hooks: bool = False  # the actor is done, the other middleware's hooks run
+    ended: bool = False
+    alone: bool = False  # it holds the lock for items that crashed before
+    cancelled: Callable[[], bool] = lambda: False  # whether its job was stopped
+    retry: Retry | None = None
+    sent: list[NewItem] = field(default_factory=list)  # by the actor: go with a success or a skip only
+    hooked: list[NewItem] = field(default_factory=list)  # by callbacks: go with any outcome
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(job, item)."""
+        return self.job, self.item
+
+
+#: The attempt that this thread (or the task an async actor runs in) has in hand.
+current_attempt: ContextVar[Attempt | None] = ContextVar("callboard_attempt", default=None)

@@ -1,0 +1,43 @@
+"""What becomes of the items that a dead worker held."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from callboard.sql import writes
+from callboard.sql.pool import Conn
+from callboard.sql.rows import Event, Failure, Retry
+
+log = logging.getLogger("callboard.worker")
+
+
+def bury(conn: Conn, worker: int) -> int:
+    """Give back what a dead worker held, in one transaction; returns how many items. A worker that lives keeps its own.
+
+    The death is charged to the item in hand that had crashed before, if there is one, else to each once: neighbours of
+    a poison item must not pay for it. Charged `MAX_CRASHES` times an item is failed.
+    """
+    with conn.transaction():
+        if not writes.declare_dead(conn, worker):
+            return 0
+        held = writes.held_by(conn, worker)
+        if held:
+            now = time.monotonic()
+            suspects = [h for h in held if h[3] > 0] or held
+            writes.record(conn, [_event(h, worker, now, charged=h in suspects) for h in held], now)
+    log.warning("worker %d is dead; %d of its items go on elsewhere", worker, len(held))
+    return len(held)
+
+
+def _event(held: Sequence[float], worker: int, now: float, *, charged: bool) -> Event:
+    job, item, attempt, crashes = (int(n) for n in held[:4])
+    over = charged and crashes + 1 >= writes.MAX_CRASHES
+    why = f"its worker died while it was running (worker {worker})"
+    if over:
+        why += f"; for the {crashes + 1}th time, so it is not tried again" if crashes else ""
+    elif not charged:
+        why += "; another item in that worker's hands is to blame"
+    return Event(
+        job, item, attempt, "failed" if over else "retrying", held[4], now, worker,
+        failure=Failure("crashed", "WorkerDied", why), retry=None if over else Retry(0.0), crashed=charged, ran=True,
+    )  # fmt: skip

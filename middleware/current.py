@@ -1,0 +1,72 @@
+"""What an actor may say and ask while it runs: skip, step, what it has in hand."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dramatiq
+from dramatiq.middleware import SkipMessage
+
+from callboard.middleware.attempt import Attempt, current_attempt
+
+
+class Skip(SkipMessage):
+    """Raise it in an actor to end its item as `skipped`, with the reason; it is neither a failure nor retried."""
+
+
+class NotInAnItem(RuntimeError):
+    """Called where no tracked item is in hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The item in hand: its `job`'s id, its number, and the `attempt` at it, from 1. It is cancelled when its job was
+    stopped: an actor that takes long may look and leave."""
+
+    job: int
+    item: int
+    attempt: int
+    _attempt: Attempt
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was stopped meanwhile; known within about a second."""
+        return self._attempt.cancelled()
+
+
+def current() -> Current:
+    """What this actor has in hand; raises NotInAnItem outside a tracked actor."""
+    attempt = _attempt("current()")
+    return Current(attempt.job, attempt.item, attempt.number, attempt)
+
+
+def step(text: str) -> None:
+    """Say what the item in hand is being done now; seen within a second, on the item and on its job. Costs nothing:
+    only the last text of a tenth of a second is written. Raises NotInAnItem outside a tracked actor."""
+    _attempt("step()").step = str(text)[:500].replace("\x00", "")
+
+
+def send_now(message: Any) -> Any:
+    """Send a message at once and for good, whatever becomes of the item in hand; see `Job` for where it is counted.
+
+    What an actor sends by `.send()` goes only when its item succeeds.
+    """
+    with _set_aside():
+        return dramatiq.get_broker().enqueue(message)
+
+
+@contextmanager
+def _set_aside() -> Iterator[None]:
+    token = current_attempt.set(None)
+    try:
+        yield
+    finally:
+        current_attempt.reset(token)
+
+
+def _attempt(asked: str) -> Attempt:
+    attempt = current_attempt.get()
+    if attempt is None or attempt.ended:
+        raise NotInAnItem(f"{asked} was called outside a tracked actor")
+    return attempt

@@ -1,0 +1,75 @@
+"""A stored item as the message that carries it: the body as Dramatiq encodes it, and real AMQP properties."""
+
+import json
+import time
+from typing import Any
+
+import pika
+from dramatiq import Message
+from dramatiq.encoder import JSONEncoder
+from dramatiq.message import get_encoder
+
+from callboard.middleware import stamp
+from callboard.sql.rows import Outgoing
+
+
+def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> bytes:
+    """An item's arguments as they are stored; raises what the app's encoder raises for what it can't write."""
+    return get_encoder().encode({"args": args, "kwargs": kwargs})
+
+
+def encode_options(options: dict[str, Any]) -> bytes | None:
+    """A message's own options as they are stored; None for none."""
+    return get_encoder().encode(options) if options else None
+
+
+def message(out: Outgoing) -> Message[Any]:
+    """The message itself, stamped."""
+    decode = get_encoder().decode
+    call = decode(out.args)
+    options = decode(out.options) if out.options else {}
+    options[stamp.OPTION] = _stamp(out).option()
+    return Message(
+        queue_name=out.queue, actor_name=out.actor, args=tuple(call["args"]), kwargs=call["kwargs"], options=options,
+        message_id=out.message_id, message_timestamp=_timestamp(out),
+    )  # fmt: skip
+
+
+def body(out: Outgoing) -> bytes:
+    """The message's bytes. With Dramatiq's own encoder they are put together from the stored parts as they are:
+    decoding and encoding them again would cost as much as the rest of publishing."""
+    if type(get_encoder()) is not JSONEncoder:
+        return message(out).encode()
+    mark = json.dumps(_stamp(out).option(), separators=(",", ":"))
+    own = out.options[1:-1] + b"," if out.options and len(out.options) > 2 else b""
+    return b'{"queue_name":%s,"actor_name":%s,%s,"options":{%s"%s":%s},"message_id":%s,"message_timestamp":%d}' % (
+        _quoted(out.queue), _quoted(out.actor), out.args[1:-1], own, stamp.OPTION.encode(), mark.encode(),
+        _quoted(out.message_id), _timestamp(out),
+    )  # fmt: skip
+
+
+def properties(out: Outgoing) -> pika.BasicProperties:
+    """What RabbitMQ's management UI shows of it, and what stays on a dead letter."""
+    priority = json.loads(out.options).get("broker_priority") if out.options and b"broker_prio" in out.options else None
+    return pika.BasicProperties(
+        content_type="application/json" if type(get_encoder()) is JSONEncoder else "application/octet-stream",
+        delivery_mode=2,
+        priority=priority,
+        correlation_id=f"{out.job}/{out.item}",
+        message_id=out.message_id,
+        timestamp=_timestamp(out) // 1000,
+        type=out.actor,
+        app_id="callboard",
+    )
+
+
+def _stamp(out: Outgoing) -> stamp.Stamp:
+    return stamp.Stamp(out.job, out.item, out.attempt, out.epoch, out.suspect)
+
+
+def _timestamp(out: Outgoing) -> int:
+    return out.sent_ms if out.sent_ms is not None else int(time.time() * 1000)
+
+
+def _quoted(text: str) -> bytes:
+    return json.dumps(text).encode()

@@ -1,0 +1,132 @@
+"""A job as its owner holds it, and the block that puts plain sends into one."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import dramatiq
+
+from callboard.middleware.recorder import Recorder, current_job
+from callboard.middleware.tracking import tracking_of
+from callboard.sql import reads, writes
+from callboard.sql.reads import Query
+from callboard.sql.states import JOB_FINAL
+
+T = TypeVar("T")
+
+
+class NotTracked(RuntimeError):
+    """The broker knows nothing of Callboard."""
+
+
+class NoSuchJob(LookupError):
+    """There is no job with this id."""
+
+
+class Job:
+    """A job. Everything it tells is read when it is asked for; the methods that begin with `a` block no event loop."""
+
+    def __init__(self, number: int, recorder: Recorder) -> None:
+        self.id = number
+        self._recorder = recorder
+
+    def __repr__(self) -> str:
+        return f"Job({self.id})"
+
+    def status(self) -> dict[str, Any]:
+        """The job as the API gives it (`state`, `total`, `succeeded`, …); raises NoSuchJob."""
+        found = self._ask(reads.job(self.id))
+        if found is None:
+            raise NoSuchJob(f"there is no job {self.id}")
+        return found
+
+    def wait(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for the job's end, at most `timeout` seconds; returns its status, raises TimeoutError."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (status := self.status())["state"] not in JOB_FINAL:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {self.id} is {status['state']} after {timeout} s")
+            time.sleep(0.1)
+        return status
+
+    def items(self, state: str | None = None) -> Iterator[dict[str, Any]]:
+        """The job's items in order, all or those of a state, read page by page."""
+        after: int | None = -1
+        while after is not None:
+            page, after = self._ask(reads.items(self.id, state=state, after=after, limit=1000))
+            yield from page
+
+    def errors(self) -> list[dict[str, Any]]:
+        """The job's errors, grouped by type and place, each with an example."""
+        return self._ask(reads.errors(self.id))
+
+    async def astatus(self) -> dict[str, Any]:
+        """As `status`."""
+        return await asyncio.to_thread(self.status)
+
+    async def await_done(self, timeout: float | None = None) -> dict[str, Any]:
+        """As `wait`."""
+        last: dict[str, Any] = {}
+        async with asyncio.timeout(timeout):
+            async for last in self.events():
+                pass
+        return last
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """The job's status each time it changed, up to and with its end."""
+        seen = None
+        while seen is None or seen["state"] not in JOB_FINAL:
+            status = await self.astatus()
+            if status != seen:
+                yield status
+            seen = status
+            await asyncio.sleep(0.25)
+
+    def _ask(self, query: Query[T]) -> T:
+        with self._recorder.pool.connection() as conn:
+            return reads.run(conn, query)
+
+
+def get(number: int) -> Job:
+    """The job with this id; raises NoSuchJob."""
+    found = Job(int(number), recorder_of(dramatiq.get_broker()))
+    found.status()
+    return found
+
+
+async def aget(number: int) -> Job:
+    """As `get`, for async callers."""
+    return await asyncio.to_thread(get, number)
+
+
+@contextmanager
+def job(name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None) -> Iterator[Job]:
+    """Every plain `send` inside the block becomes an item of one job; it is sealed at the end of the block.
+
+    When the block raises, nothing more is sent, the job is sealed all the same, and what was sent goes on.
+    """
+    recorder = recorder_of(dramatiq.get_broker())
+    made = recorder.write(
+        lambda conn: writes.create_job(
+            conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, priority=0,
+            created_by=None,
+        )
+    )  # fmt: skip
+    token = current_job.set(made.job)
+    try:
+        yield Job(made.job, recorder)
+    finally:
+        current_job.reset(token)
+        recorder.write(lambda conn: writes.seal_job(conn, made.job))
+
+
+def recorder_of(broker: dramatiq.Broker) -> Recorder:
+    """The broker's recorder; raises NotTracked."""
+    tracking = tracking_of(broker)
+    if tracking is None:
+        raise NotTracked("this broker is not tracked: call callboard.install() where the broker is made")
+    return tracking.recorder
+
+

@@ -1,0 +1,280 @@
+"""The journal: many events become one transaction, and no message is acknowledged before its outcome is committed.
+
+Worker threads hand over what ended and go on; senders hand over what they send and wait. One thread writes.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from callboard.middleware.attempt import Attempt
+from callboard.middleware.outcome import describe
+from callboard.sql import writes
+from callboard.sql.pool import Conn, Pool
+from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
+
+log = logging.getLogger("callboard.journal")
+
+#: Seconds for which events gather; a flush does not wait them out when nothing more can come.
+WINDOW = 0.010
+#: Events in one transaction.
+BATCH = 1_000
+#: Seconds after which an item in hand gets a row in `running`.
+SLOW = 0.25
+#: Seconds between two looks at what is in hand.
+LOOK = 0.10
+
+#: The data is to blame, not the database: SQLSTATE classes 22 and 23, or a value that can't be sent.
+REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.NotSupportedError, ValueError, TypeError)
+#: The database is away or busy: the same again, and it may pass.
+PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """An attempt that ended, how, and whether somebody waits for it to be on record."""
+
+    attempt: Attempt
+    event: Event
+    dead_letter: bool
+    recorded: threading.Event | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Send:
+    """An item that a plain send waits to have stored."""
+
+    item: NewItem
+    stored: Future[Outgoing] = field(default_factory=Future)
+
+
+@dataclass(slots=True)
+class Journal:
+    """See the module. `open_deliveries` tells how many messages the process was given and has not acknowledged;
+    `in_hand` the attempts there are; `settled` is called after each commit, `controlled` with what jobs said."""
+
+    pool: Pool
+    worker: Callable[[], int]
+    open_deliveries: Callable[[], int]
+    in_hand: Callable[[], Sequence[Attempt]]
+    settled: Callable[[Sequence[Entry]], None]
+    controlled: Callable[[Iterable[Control]], None]
+    store: Callable[[Conn, Sequence[Send]], None]
+    _entries: list[Entry] = field(default_factory=list)
+    _sends: list[Send] = field(default_factory=list)
+    _wake: threading.Condition = field(default_factory=threading.Condition)
+    _thread: threading.Thread | None = None
+    _closing: bool = False
+    _writing: bool = False
+    _listeners: list[Callable[[], None]] = field(default_factory=list)
+    _looked: float = 0.0
+    _jobs_seen: set[int] = field(default_factory=set)
+    _complained: float = 0.0
+
+    def note(self, entry: Entry) -> None:
+        """Take an attempt that ended. Never blocks, never raises."""
+        with self._wake:
+            self._entries.append(entry)
+            self._start()
+            if len(self._entries) == 1 or len(self._entries) >= self.open_deliveries():
+                self._wake.notify()
+
+    def send(self, item: NewItem) -> Future[Outgoing]:
+        """Take an item to be stored; the future gives it as stored, or why it was not."""
+        waiting = Send(item)
+        with self._wake:
+            self._sends.append(waiting)
+            self._start()
+            self._wake.notify()
+        return waiting.stored
+
+    def close(self, timeout: float) -> bool:
+        """Write what there is and end the thread; False when that took longer than `timeout` seconds."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def when_written(self, tell: Callable[[], None]) -> None:
+        """Call `tell`, once, when everything noted so far is committed and settled."""
+        with self._wake:
+            if self._thread is None or not (self._entries or self._writing):
+                tell()
+            else:
+                self._listeners.append(tell)
+
+    @property
+    def pending(self) -> int:
+        """Events that are not committed yet."""
+        return len(self._entries)
+
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="callboard-journal", daemon=True)
+            self._thread.start()
+
+    def watch(self) -> None:
+        """Have the thread look after what is in hand, before anything ended."""
+        with self._wake:
+            self._start()
+
+    # The thread ------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            entries, sends = self._gather()
+            if sends:
+                self._store(sends)
+            if entries:
+                self._record(_one_an_item(entries, later=self._put_back))
+            self._look()
+            with self._wake:
+                self._writing = False
+                if not self._entries:
+                    while self._listeners:
+                        self._listeners.pop()()
+                if self._closing and not self._entries and not self._sends:
+                    return
+
+    def _gather(self) -> tuple[list[Entry], list[Send]]:
+        with self._wake:
+            if not self._entries and not self._sends and not self._closing:
+                self._wake.wait(LOOK if self.in_hand() else 1.0)
+            deadline = time.monotonic() + WINDOW
+            while self._entries and not self._sends and not self._closing:
+                left = deadline - time.monotonic()
+                if left <= 0 or len(self._entries) >= self.open_deliveries():
+                    break
+                self._wake.wait(left)
+            entries, self._entries = self._entries[:BATCH], self._entries[BATCH:]
+            self._writing = bool(entries)
+            sends, self._sends = self._sends[:BATCH], self._sends[BATCH:]
+        return entries, sends
+
+    def _put_back(self, entry: Entry) -> None:
+        with self._wake:
+            self._entries.append(entry)
+
+    def _record(self, entries: Sequence[Entry]) -> None:
+        """Commit, whatever it takes; an event whose data the database refuses becomes a failure that says so."""
+        try:
+            controls = self._insist(lambda conn: writes.record(conn, [e.event for e in entries], time.monotonic()))
+        except REFUSED as error:
+            if len(entries) > 1:
+                middle = len(entries) // 2
+                self._record(entries[:middle])
+                self._record(entries[middle:])
+            else:
+                self._record_refusal(entries[0], error)
+            return
+        self.controlled(controls)
+        self.settled(entries)
+
+    def _record_refusal(self, entry: Entry, error: BaseException) -> None:
+        log.error("item %s/%s can't be recorded as it ended: %s", *entry.attempt.key, error)
+        failure = replace(describe(error), traceback="")
+        refused = replace(
+            entry.event, state="failed", failure=failure, retry=None, result=None, children=(), crashed=False
+        )
+        entry.event, entry.dead_letter = refused, True
+        try:
+            self.controlled(self._insist(lambda conn: writes.record(conn, [refused], time.monotonic())))
+        except Exception:
+            # Its message stays unacknowledged, so it is not lost: it is delivered again when this worker ends.
+            log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
+            return
+        self.settled([entry])
+
+    def _insist(self, write: Callable[[Conn], list[Control]]) -> list[Control]:
+        """Write, and while the database is away go on trying: what waits here is not acknowledged, so nothing is lost.
+
+        An uncertain COMMIT is harmless: the same flush again changes nothing. Raises what the data is to blame for.
+        """
+        pause = 0.05
+        while True:
+            try:
+                with self.pool.connection() as conn:
+                    return write(conn)
+            except REFUSED:
+                raise
+            except (psycopg.Error, PoolTimeout) as error:
+                self._complain(error)
+                time.sleep(pause)
+                pause = min(pause * 2, 2.0)
+
+    def _store(self, sends: Sequence[Send]) -> None:
+        """Store what plain sends wait for; tried once more when the connection was stale, then they are told."""
+        for again in (True, False):
+            try:
+                with self.pool.connection() as conn:
+                    self.store(conn, sends)
+                return
+            except PASSING as error:
+                if not again:
+                    self._tell(sends, error)
+            except Exception as error:
+                self._tell(sends, error)
+                return
+
+    @staticmethod
+    def _tell(sends: Sequence[Send], error: Exception) -> None:
+        for send in sends:
+            if not send.stored.done():
+                send.stored.set_exception(error)
+
+    def _look(self) -> None:
+        """Give slow items their row in `running`, move steps, and note the jobs that started here."""
+        now = time.monotonic()
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
+        attempts = [a for a in self.in_hand() if not a.ended]
+        slow = [a for a in attempts if (now - a.started > SLOW and not a.running) or a.step != a.step_reported]
+        jobs = {a.job: None for a in attempts if a.job not in self._jobs_seen} | {
+            a.job: a.step for a in slow if a.step != a.step_reported
+        }
+        if slow or jobs:
+            self._report(slow, jobs, now)
+
+    def _report(self, slow: Sequence[Attempt], jobs: dict[int, str | None], now: float) -> None:
+        steps = [(a, a.step) for a in slow]
+        running = [Running(a.job, a.item, a.number, now - a.started, step) for a, step in steps]
+        for attempt in slow:
+            attempt.running = True  # before the row is there: its end must delete it
+        try:
+            with self.pool.connection() as conn:
+                if running:
+                    writes.report_running(conn, self.worker(), running)
+                if jobs:
+                    writes.touch_jobs(conn, jobs)
+        except Exception as error:
+            self._complain(error)
+            return
+        self._jobs_seen.update(jobs)
+        for attempt, step in steps:
+            attempt.step_reported = step
+
+    def _complain(self, error: Exception) -> None:
+        """At most a line every five seconds: an outage is one event, not thousands."""
+        now = time.monotonic()
+        if now - self._complained >= 5:
+            self._complained = now
+            log.warning("the database can't be written to, trying on; nothing is lost: %s", str(error).strip())
+
+
+def _one_an_item(entries: Iterable[Entry], later: Callable[[Entry], None]) -> list[Entry]:
+    """At most one event an item, success first; the others wait for the next flush, where the guard judges them."""
+    chosen: dict[tuple[int, int], Entry] = {}
+    for entry in sorted(entries, key=lambda e: e.event.state != "succeeded"):
+        if chosen.setdefault(entry.attempt.key, entry) is not entry:
+            later(entry)
+    return list(chosen.values())

@@ -1,0 +1,87 @@
+"""Where plain sends go: into the job they name, or into their actor's standing job of the day."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from callboard.middleware.journal import Send
+from callboard.sql import writes
+from callboard.sql.pool import Conn
+from callboard.sql.rows import NewItem, Outgoing
+
+
+class JobClosed(RuntimeError):
+    """The job takes no more items: it is sealed, or it was stopped."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Stores what plain sends wait for, one transaction for all of them.
+
+    `publishing` tells whether this process publishes them itself.
+    """
+
+    publishing: bool
+    _standing: dict[str, int] = field(default_factory=dict)
+
+    def store(self, conn: Conn, sends: Sequence[Send]) -> None:
+        """Store each send and answer it: as stored, or with JobClosed."""
+        # A standing job that is cached may have been sealed at midnight: then it is looked up anew, once.
+        closed = self._store(conn, [send for send in sends if not send.stored.done()])
+        again = [send for send in closed if send.item.job == 0]
+        for send in again:
+            self._standing.pop(send.item.actor, None)
+        refused = [send for send in closed if send.item.job != 0] + (self._store(conn, again) if again else [])
+        for send in refused:
+            send.stored.set_exception(JobClosed("the job takes no more items: it is sealed or was stopped"))
+
+    def _store(self, conn: Conn, sends: Sequence[Send]) -> list[Send]:
+        named = [(send, replace(send.item, job=self._job_of(conn, send.item))) for send in sends]
+        with conn.transaction():
+            jobs = writes.lock_jobs(conn, (item.job for _, item in named))
+            open_ = [(send, item) for send, item in named if jobs.get(item.job, (0, False))[1]]
+            present = _present(conn, [item for _, item in open_])
+            numbered = _number(open_, jobs, present)
+            new = {(i.job, n): (n, i) for _, n, i in numbered if i.key is None or (i.job, i.key) not in present}
+            outbox = writes.add_items(conn, list(new.values()), publishing=self.publishing) if new else {}
+        for send, number, item in numbered:
+            send.stored.set_result(_outgoing(item, number, outbox.get((item.job, number)), present))
+        taken = {id(send) for send, _ in open_}
+        return [send for send in sends if id(send) not in taken]
+
+    def _job_of(self, conn: Conn, item: NewItem) -> int:
+        if item.job:
+            return item.job
+        if item.actor not in self._standing:
+            self._standing[item.actor] = writes.standing_job(conn, item.actor, item.queue)
+        return self._standing[item.actor]
+
+
+def _present(conn: Conn, items: Sequence[NewItem]) -> dict[tuple[int, str], int]:
+    keys = [(item.job, item.key) for item in items if item.key is not None]
+    return writes.items_by_key(conn, keys) if keys else {}
+
+
+def _number(
+    sends: Sequence[tuple[Send, NewItem]], jobs: dict[int, tuple[int, bool]], present: dict[tuple[int, str], int]
+) -> list[tuple[Send, int, NewItem]]:
+    """Number items from their job's total; two sends of one item key get one number."""
+    next_number = {job: total for job, (total, _) in jobs.items()}
+    fresh: dict[tuple[int, str], int] = {}
+    numbered = []
+    for send, item in sends:
+        known = None if item.key is None else present.get((item.job, item.key), fresh.get((item.job, item.key)))
+        if known is None:
+            known = next_number[item.job]
+            next_number[item.job] += 1
+            if item.key is not None:
+                fresh[item.job, item.key] = known
+        numbered.append((send, known, item))
+    return numbered
+
+
+def _outgoing(item: NewItem, number: int, outbox: int | None, present: dict[tuple[int, str], int]) -> Outgoing:
+    seen_before = item.key is not None and (item.job, item.key) in present
+    return Outgoing(
+        item.job, number, 1, 0, seen_before, item.actor, item.queue, item.message_id, item.args, item.options,
+        item.sent_ms, outbox=outbox,
+    )  # fmt: skip

@@ -1,0 +1,246 @@
+"""The publisher: puts what is stored onto the broker, has it confirmed, and only then says that it is published.
+
+Bulk items by a watermark that only moves forward, everything else from the outbox. One thread a process; any process
+may take any job's next batch, with a claim that lapses by itself.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from callboard.middleware.link import Link, Unreachable
+from callboard.sql import writes
+from callboard.sql.pool import Conn, Pool
+from callboard.sql.rows import BulkClaim, Outgoing
+
+log = logging.getLogger("callboard.publisher")
+
+#: Seconds between two looks for work when there was none.
+PERIOD = 0.20
+#: Outbox messages claimed at a time.
+OUTBOX_BATCH = 500
+#: Messages that lie in a queue at first, and at the most; in between as many as its workers empty in two periods.
+SHALLOW = 200
+DEEP = 20_000
+
+
+@dataclass(slots=True)
+class Level:
+    """How much of a queue's work lies in RabbitMQ: enough to keep its workers busy, no more, so that jobs take turns.
+
+    It doubles when the workers have nearly emptied the queue, and shrinks while they leave it full.
+    """
+
+    wanted: int = SHALLOW
+    full_until: float = 0.0
+
+    def room(self, depth: int, now: float) -> int:
+        """How many messages to add to a queue with `depth` ready ones; 0 makes it full for a period."""
+        if depth < self.wanted // 4:
+            self.wanted = min(self.wanted * 2, DEEP)
+        elif depth > self.wanted * 3 // 4:
+            self.wanted = max(self.wanted * 7 // 8, SHALLOW)
+        room = self.wanted - depth
+        if room <= self.wanted // 4:
+            self.full_until = now + PERIOD / 2
+            return 0
+        return room
+
+
+@dataclass(slots=True)
+class Publisher:
+    """See the module. `link` is opened by the publisher's own thread.
+
+    `depth` fixes how many messages may lie in a queue (``CALLBOARD_QUEUE_DEPTH``); None: by what its workers do.
+    """
+
+    pool: Pool
+    link: Link
+    depth: int | None = None
+    _handed: list[Outgoing] = field(default_factory=list)
+    _wake: threading.Condition = field(default_factory=threading.Condition)
+    _levels: dict[str, Level] = field(default_factory=dict)
+    _thread: threading.Thread | None = None
+    _closing: bool = False
+    _looking: bool = False
+    _complained: float = 0.0
+    _jobs: list[int] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Look for work from now on: what a worker does. Without it, only what is handed over is published."""
+        self._looking = True
+        with self._wake:
+            self._ensure_thread()
+
+    def hand(self, out: Outgoing) -> None:
+        """Publish a message that this process just stored, and holds the claim of."""
+        with self._wake:
+            self._handed.append(out)
+            self._ensure_thread()
+            self._wake.notify()
+
+    def begin(self, job: int) -> None:
+        """Publish a job's first items at once, as far as there is room."""
+        with self._wake:
+            self._jobs.append(job)
+            self._ensure_thread()
+            self._wake.notify()
+
+    def nudge(self) -> None:
+        """Look now: something fell due."""
+        with self._wake:
+            self._wake.notify()
+
+    def close(self, timeout: float) -> bool:
+        """Publish what was handed over and end; False when that took longer than `timeout` seconds."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # The thread ------------------------------------------------------------------------------------------------------
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="callboard-publisher", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            handed, jobs = self._next()
+            try:
+                worked = self._turn(handed, jobs)
+            except (Unreachable, psycopg.Error, PoolTimeout) as error:
+                self._complain(error)
+                worked = False
+                if not self._closing:
+                    time.sleep(PERIOD)
+            except Exception:
+                log.exception("the publisher met an error it doesn't know; it goes on")
+                worked = False
+                time.sleep(PERIOD)
+            if self._closing and not self._handed and not self._jobs:
+                self.link.close()
+                return
+            if not worked:
+                self.link.serve()
+                self._rest()
+
+    def _next(self) -> tuple[list[Outgoing], list[int]]:
+        with self._wake:
+            handed, self._handed = self._handed[:OUTBOX_BATCH], self._handed[OUTBOX_BATCH:]
+            jobs, self._jobs = self._jobs, []
+        return handed, jobs
+
+    def _rest(self) -> None:
+        with self._wake:
+            if not self._handed and not self._jobs and not self._closing:
+                self._wake.wait(PERIOD if self._looking else 5.0)
+
+    def _turn(self, handed: list[Outgoing], jobs: list[int]) -> bool:
+        """One round of everything there is to publish; True when there was something."""
+        worked = bool(handed) and self._send_outbox(handed)
+        with self.pool.connection() as conn:
+            for job in jobs:
+                worked |= self._bulk(conn, job)
+            if self._looking and not self._closing:
+                due = writes.claim_outbox(conn, OUTBOX_BATCH)
+                worked |= bool(due) and self._send_outbox(due, conn)
+                worked |= self._bulk(conn, None)
+        return worked
+
+    # The outbox ------------------------------------------------------------------------------------------------------
+
+    def _send_outbox(self, batch: Sequence[Outgoing], conn: Conn | None = None) -> bool:
+        """Publish messages whose outbox rows are claimed, and settle them."""
+        if conn is None:
+            with self.pool.connection() as own:
+                return self._send_outbox(batch, own)
+        try:
+            confirmed, failure = self.link.publish(batch), None
+        except Unreachable as error:
+            confirmed, failure = error.confirmed, error
+        confirmed += [False] * (len(batch) - len(confirmed))
+        sent = [out for out, done in zip(batch, confirmed, strict=True) if done]
+        unsent = [out for out, done in zip(batch, confirmed, strict=True) if not done]
+        if sent:
+            writes.settle_outbox(conn, sent)
+        if unsent:
+            writes.release_outbox(conn, unsent)
+        if failure is not None:
+            raise failure
+        return bool(sent)
+
+    # The bulk range --------------------------------------------------------------------------------------------------
+
+    def _bulk(self, conn: Conn, job: int | None) -> bool:
+        """Claim a job (the next in turn, or this one), publish as much of it as there is room for, give it back."""
+        now = time.monotonic()
+        full = [queue for queue, level in self._levels.items() if level.full_until > now]
+        claim = writes.claim_bulk(conn, full=full, job=job)
+        if claim is None:
+            return False
+        watermark = claim.watermark
+        try:
+            room = self._room(claim.queue)
+            end = min(claim.total, watermark + min(room, 2 * writes.WINDOW))
+            while watermark < end:
+                stop = min(end, watermark + writes.WINDOW)
+                if not self._stretch(conn, claim, watermark, stop, keep=stop < end):
+                    return True
+                watermark = stop
+        except Unreachable:
+            writes.publish_bulk(conn, claim, watermark=watermark, published=0, keep=False)
+            raise
+        if watermark == claim.watermark:
+            writes.publish_bulk(conn, claim, watermark=watermark, published=0, keep=False)
+        return watermark > claim.watermark
+
+    def _stretch(self, conn: Conn, claim: BulkClaim, start: int, stop: int, *, keep: bool) -> bool:
+        """Publish the bulk items of one stretch and move the watermark; False when the claim was taken over."""
+        batch = writes.bulk_items(conn, claim, start, stop)
+        try:
+            confirmed = self.link.publish(batch)
+        except Unreachable as error:
+            self._salvage(conn, claim, batch, error.confirmed, stop)
+            raise
+        if not all(confirmed):
+            self._salvage(conn, claim, batch, confirmed, stop)
+            raise Unreachable(f"RabbitMQ refused messages for the queue {claim.queue!r}")
+        return writes.publish_bulk(conn, claim, watermark=stop, published=len(batch), keep=keep)
+
+    @staticmethod
+    def _salvage(
+        conn: Conn, claim: BulkClaim, batch: Sequence[Outgoing], confirmed: Sequence[bool], stop: int
+    ) -> None:
+        """Count what is confirmed without a gap; what lies beyond may be out, so it is suspect."""
+        sure = next((n for n, done in enumerate(confirmed) if not done), len(confirmed))
+        watermark = batch[sure].item if sure < len(batch) else stop
+        writes.publish_bulk(conn, claim, watermark=watermark, published=sure, suspect_below=stop, keep=False)
+
+    def _room(self, queue: str) -> int:
+        depth = self.link.depth(queue)
+        if self.depth is not None:
+            return max(0, self.depth - depth)
+        return self._levels.setdefault(queue, Level()).room(depth, time.monotonic())
+
+    def _complain(self, error: BaseException) -> None:
+        now = time.monotonic()
+        if now - self._complained >= 5:
+            self._complained = now
+            log.warning("publishing is held up, trying on; nothing is lost: %s", str(error).strip())
+
+
+def fixed_depth() -> int | None:
+    """``CALLBOARD_QUEUE_DEPTH`` as a number, or None."""
+    value = os.environ.get("CALLBOARD_QUEUE_DEPTH")
+    return int(value) if value else None

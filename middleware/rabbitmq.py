@@ -1,0 +1,224 @@
+"""The drop-in for Dramatiq's RabbitMQ broker: acknowledgements after the commit, in batches, on the right connection;
+delays that are rows in the outbox; a prefetch that follows what the actors take."""
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from typing import Any, Literal
+
+import pika
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockBroker
+from dramatiq.common import q_name
+from dramatiq.errors import ConnectionClosed, DecodeError
+from dramatiq.logging import get_logger
+from dramatiq.message import Message
+from dramatiq.middleware import Middleware
+
+from callboard.middleware import stamp
+from callboard.middleware.book import Book
+from callboard.middleware.link import RabbitmqLink
+from callboard.middleware.recorder import Recorder
+from callboard.middleware.tracking import track
+from callboard.sql.pool import database_address
+
+#: Seconds of work that the prefetch covers, the window and the commit of a flush included; and its upper limit.
+COVER = 0.08
+DEEPEST = 500
+#: Seconds between two looks at the prefetch.
+LOOK = 0.10
+
+AMQP_ERRORS = (AssertionError, pika.exceptions.AMQPConnectionError, pika.exceptions.AMQPChannelError)
+
+
+class RabbitmqBroker(StockBroker):
+    """Dramatiq's RabbitmqBroker, tracked. All of its parameters hold; `database_url` defaults to ``DATABASE_URL``.
+
+    `queue_type="quorum"` declares quorum queues, without a delivery limit: crashes are counted in the database, and
+    RabbitMQ 4's default of 20 counts prefetched messages that never started.
+    """
+
+    def __init__(
+        self, *, url: str | list[str] | None = None, middleware: list[Middleware] | None = None,
+        database_url: str | None = None, queue_type: Literal["classic", "quorum"] = "classic", **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(url=url, middleware=middleware, **kwargs)
+        self.queue_type = queue_type
+        self.books: set[Book] = set()
+        self.recorder = Recorder(
+            database_address(database_url), lambda: RabbitmqLink(self), remote=True, defers=True,
+            open_deliveries=self._open_deliveries, prefetched=self._prefetched,
+        )  # fmt: skip
+        track(self, self.recorder)
+
+    @property
+    def consumer_class(self) -> type[Consumer]:
+        """What `consume` makes."""
+        return RabbitmqConsumer
+
+    def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+        """Record a message, then publish it; `delay` in milliseconds. Raises NotStored when it can't be recorded."""
+        return self.recorder.send(self, message, delay)
+
+    def _open_deliveries(self) -> int:
+        return sum(len(book.open) for book in list(self.books))
+
+    def _prefetched(self) -> list[tuple[int, int]]:
+        marks = (stamp.read(m.options) for book in list(self.books) for m in book.messages() if m is not None)
+        return [(mark.job, mark.item) for mark in marks if mark]
+
+    def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
+        arguments: dict[str, Any] = super()._build_queue_arguments(queue_name)
+        if self.queue_type == "quorum":
+            arguments |= {"x-queue-type": "quorum", "x-delivery-limit": -1}
+        return arguments
+
+
+class RabbitmqMessage(MessageProxy):
+    """A delivered message, bound to the book of its connection."""
+
+    def __init__(self, message: Message[Any], book: Book, tag: int, redelivered: bool) -> None:
+        super().__init__(message)
+        self.book = book
+        self.tag = tag
+        self.redelivered = redelivered
+        self.stale = False
+        self.deferred = False  # the journal settles it, after its commit
+
+
+class RabbitmqConsumer(Consumer):
+    """Consumes one queue on a connection of its own."""
+
+    def __init__(self, broker: RabbitmqBroker, queue_name: str, prefetch: int, timeout: int) -> None:
+        self.logger = get_logger(__name__, type(self))
+        self.broker = broker
+        self.queue_name = queue_name
+        self.timeout = timeout / 1000
+        self.inbox: deque[RabbitmqMessage] = deque()
+        self.cancelled = False
+        adapts = queue_name == q_name(queue_name) and not os.environ.get("dramatiq_queue_prefetch")
+        worker = broker.recorder.worker
+        self.prefetch = Prefetch(prefetch, worker.threads if worker and adapts else None)
+        try:
+            self.connection = pika.BlockingConnection(parameters=broker.parameters)
+            self.channel = self.connection.channel()
+            self.book = Book(self.connection, self.channel)
+            self.channel.add_on_cancel_callback(self._on_cancel)
+            self.tag = self._subscribe()
+        except AMQP_ERRORS as error:
+            raise ConnectionClosed(error) from None
+        broker.books.add(self.book)
+
+    def _subscribe(self) -> str:
+        self.channel.basic_qos(prefetch_count=self.prefetch.depth)
+        return str(self.channel.basic_consume(self.queue_name, self._on_message))
+
+    def _on_cancel(self, frame: Any) -> None:
+        self.cancelled = True  # the queue was deleted
+
+    def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        try:
+            message = Message.decode(body)
+        except DecodeError:
+            self.logger.exception("A message can't be decoded; it goes to the dead letters.")
+            self.book.enter(method.delivery_tag, None)
+            self.book.release([], [method.delivery_tag])
+            return
+        proxy = RabbitmqMessage(message, self.book, method.delivery_tag, method.redelivered)
+        self.book.enter(method.delivery_tag, proxy)
+        self.inbox.append(proxy)
+
+    def __next__(self) -> MessageProxy | None:
+        if not self.inbox:
+            self._pump()
+        return self.inbox.popleft() if self.inbox else None
+
+    def _pump(self) -> None:
+        try:
+            now = time.monotonic()
+            self.book.flush(now)
+            if self.prefetch.due(now, self.book.settled):
+                self._resubscribe()
+            self.connection.process_data_events(self.timeout)
+        except AMQP_ERRORS as error:
+            self._lost(error)
+        if self.cancelled:
+            self._lost(ConnectionError(f"the queue {self.queue_name!r} was deleted"))
+
+    def _resubscribe(self) -> None:
+        """A new prefetch holds for new consumers only: open a second on the channel, then cancel the first."""
+        old, self.tag = self.tag, self._subscribe()
+        self.channel.basic_cancel(old)
+
+    def _lost(self, error: BaseException) -> None:
+        self.book.discard()
+        self.inbox.clear()
+        self.broker.books.discard(self.book)
+        if self.cancelled or getattr(error, "reply_code", None) == 404:
+            self.broker.queues_pending.add(q_name(self.queue_name))
+        raise ConnectionClosed(error) from None
+
+    def ack(self, message: MessageProxy) -> None:
+        """Acknowledge a message, on its own connection, unless the journal does."""
+        if not message.deferred:
+            message.book.release([message.tag], [])
+
+    def nack(self, message: MessageProxy) -> None:
+        """Have a message dead-lettered, likewise."""
+        if not message.deferred:
+            message.book.release([], [message.tag])
+
+    def close(self) -> None:
+        """Settle what is committed, waiting a moment for what is about to be, and close."""
+        self.broker.books.discard(self.book)
+        try:
+            if not self.book.dead:
+                self._drain(time.monotonic() + 10)
+            self.book.discard()
+            self.channel.close()
+            self.connection.close()
+        except AMQP_ERRORS as error:
+            self.book.discard()
+            raise ConnectionClosed(error) from None
+
+    def _drain(self, deadline: float) -> None:
+        quiet = threading.Event()
+        self.broker.recorder.journal.when_written(quiet.set)
+        while not quiet.is_set() and time.monotonic() < deadline:
+            self.connection.process_data_events(0.02)
+        self.connection.process_data_events(0)
+        self.book.flush(time.monotonic(), all_of_it=True)
+
+
+class Prefetch:
+    """How many messages to hold: enough to cover a flush for fast actors, about the number of threads for slow ones.
+
+    A deep prefetch would hoard slow items that idle workers can't get; a shallow one starves a fast worker.
+    """
+
+    def __init__(self, depth: int, threads: int | None) -> None:
+        self.depth = depth
+        self._threads = threads
+        self._looked = time.monotonic()
+        self._settled = 0
+        self._shrinking = 0
+
+    def due(self, now: float, settled: int) -> bool:
+        """Look at what was settled since the last look; True when `depth` changed."""
+        if self._threads is None or now - self._looked < LOOK:
+            return False
+        rate = (settled - self._settled) / (now - self._looked)
+        self._looked, self._settled = now, settled
+        wanted = wanted_prefetch(self._threads, rate)
+        self._shrinking = self._shrinking + 1 if wanted * 2 < self.depth else 0
+        if wanted * 2 > self.depth * 3 or self._shrinking >= 10:
+            self.depth, self._shrinking = wanted, 0
+            return True
+        return False
+
+
+def wanted_prefetch(threads: int, rate: float) -> int:
+    """The prefetch for a process of so many threads that settles `rate` messages a second."""
+    return min(max(threads + math.ceil(threads / 4) + math.ceil(rate * COVER), 2), max(DEEPEST, threads))

@@ -1,0 +1,41 @@
+"""The ids a tracked message carries, as one option of it: ``{"callboard": {"job": …, "item": …, …}}``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+OPTION: Final = "callboard"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which attempt at which item a message carries, the job's epoch then, and whether it may be a second copy."""
+
+    job: int
+    item: int
+    attempt: int
+    epoch: int = 0
+    suspect: bool = False
+
+    def option(self) -> dict[str, Any]:
+        """The option's value; `suspect` only where it is so, since most messages are not."""
+        value: dict[str, Any] = {"job": self.job, "item": self.item, "attempt": self.attempt, "epoch": self.epoch}
+        if self.suspect:
+            value["suspect"] = True
+        return value
+
+
+def read(options: Mapping[str, Any]) -> Stamp | None:
+    """The stamp of a message, or None for one that was sent by somebody who knows nothing of Callboard."""
+    value = options.get(OPTION)
+    if not isinstance(value, dict):
+        return None
+    try:
+        return Stamp(**value)
+    except TypeError:
+        return None
+
+
+def without(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The message's own options: no stamp, and no time at which a parked copy was due."""
+    return {name: value for name, value in options.items() if name not in (OPTION, "eta")}

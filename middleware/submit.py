@@ -1,0 +1,216 @@
+"""Submit: any number of items become rows, in chunks, without ever holding more than one chunk."""
+
+import asyncio
+import logging
+import queue
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeAlias
+
+import dramatiq
+
+from callboard.middleware import envelope
+from callboard.middleware.job import Job, recorder_of
+from callboard.middleware.outcome import clean
+from callboard.middleware.recorder import Recorder
+from callboard.sql import writes
+from callboard.sql.rows import Submission
+from callboard.sql.states import JOB_FINAL
+
+log = logging.getLogger("callboard.submit")
+
+#: Items in one transaction.
+CHUNK = 5_000
+#: Bytes that one item's arguments may have, as the encoder writes them.
+ITEM_LIMIT = 1_048_576
+
+ItemKey: TypeAlias = str | Callable[[Any], Any] | None
+
+
+class BadItem(ValueError):
+    """An item can't be stored; the message says which, counting from 0, and why."""
+
+
+class UnknownActor(LookupError):
+    """No actor of this name is imported here, and no worker ever announced one."""
+
+
+class SubmittedElsewhere(RuntimeError):
+    """Another submission with the same key is at work on this job."""
+
+
+def submit(
+    actor: dramatiq.Actor[..., Any] | str, items: Iterable[Any], *, name: str | None = None, key: str | None = None,
+    item_key: ItemKey = None, metadata: dict[str, Any] | None = None, tenant: str | None = None, priority: int = 0,
+    created_by: str | None = None,
+) -> Job:  # fmt: skip
+    """Make a job of `items`, each one run of `actor` (an actor or its registered name), and start it.
+
+    An item that is a dict gives keyword arguments, a list or tuple arguments, anything else one argument. `items` may be
+    any iterable, endless ones apart; it is read as it is stored. With a `key`, the same key gives the same job, and a
+    submission that broke off is taken up where it stands when it is submitted again. `item_key` is a field of the items
+    or a function: the same item key is stored once in a job. `priority`: lower is first, as Dramatiq's.
+
+    Raises UnknownActor, BadItem, SubmittedElsewhere, and psycopg.Error when the database can't be reached. When it
+    raises, a job with a key stays open to be taken up again; one without is stopped, `failed`, with the reason.
+    """
+    intake = Intake.open(actor, name, key, item_key, metadata, tenant, priority, created_by)
+    source = iter(items)
+    try:
+        intake.pass_over(source)
+        while intake.open_ and (chunk := list(islice(source, CHUNK))):
+            intake.store(chunk)
+        return intake.seal()
+    except BaseException as error:
+        intake.broke_off(error)
+        raise
+
+
+async def asubmit(
+    actor: dramatiq.Actor[..., Any] | str, items: Iterable[Any] | AsyncIterable[Any], **options: Any
+) -> Job:
+    """As `submit`, without blocking the event loop; `items` may be an async iterable too."""
+    if not isinstance(items, AsyncIterable):
+        return await asyncio.to_thread(submit, actor, items, **options)
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=2)
+    storing = asyncio.create_task(asyncio.to_thread(submit, actor, _handed_over(waiting), **options))
+    try:
+        async for chunk in _chunks(items):
+            await _hand_over(waiting, chunk, storing)
+        await _hand_over(waiting, None, storing)
+    except BaseException as error:
+        await _hand_over(waiting, error, storing)
+        await asyncio.gather(storing, return_exceptions=True)
+        raise
+    return await storing
+
+
+async def _chunks(items: AsyncIterable[Any]) -> AsyncIterator[list[Any]]:
+    chunk = []
+    async for item in items:
+        chunk.append(item)
+        if len(chunk) == CHUNK // 5:
+            yield chunk
+            chunk = []
+    yield chunk
+
+
+async def _hand_over(waiting: "queue.Queue[Any]", what: Any, storing: "asyncio.Task[Job]") -> None:
+    while not storing.done():
+        try:
+            return waiting.put_nowait(what)
+        except queue.Full:
+            await asyncio.sleep(0.005)
+
+
+def _handed_over(waiting: "queue.Queue[Any]") -> Iterator[Any]:
+    while (what := waiting.get()) is not None:
+        if isinstance(what, BaseException):
+            raise what
+        yield from what
+
+
+@dataclass(slots=True)
+class Intake:
+    """A submission at work: where it stands, and how items become rows."""
+
+    recorder: Recorder
+    job: Job
+    actor: str
+    key: str | None
+    item_key: ItemKey
+    consumed: int
+    open_: bool
+
+    @classmethod
+    def open(
+        cls, actor: dramatiq.Actor[..., Any] | str, name: str | None, key: str | None, item_key: ItemKey,
+        metadata: dict[str, Any] | None, tenant: str | None, priority: int, created_by: str | None,
+    ) -> "Intake":  # fmt: skip
+        """Make the job, or find the one with this key."""
+        broker = dramatiq.get_broker() if isinstance(actor, str) else actor.broker
+        recorder = recorder_of(broker)
+        actor_name, queue_name = _resolve(recorder, broker, actor)
+        made: Submission = recorder.write(
+            lambda conn: writes.create_job(
+                conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
+                metadata=metadata or {}, priority=priority, created_by=created_by,
+            )
+        )  # fmt: skip
+        if made.actor != actor_name:
+            raise ValueError(f"the job with the key {key!r} is one of the actor {made.actor!r}, not {actor_name!r}")
+        open_ = not made.sealed and made.state not in JOB_FINAL
+        return cls(recorder, Job(made.job, recorder), actor_name, key, item_key, made.consumed, open_)
+
+    def pass_over(self, source: Iterator[Any]) -> None:
+        """Go past the inputs that are stored already."""
+        if self.open_:
+            next(islice(source, self.consumed, self.consumed), None)
+
+    def store(self, chunk: Sequence[Any]) -> None:
+        """Store a chunk, all of it or nothing; the job starts with its first."""
+        rows = [self._row(self.consumed + n, item) for n, item in enumerate(chunk)]
+        how, number = self.recorder.write(
+            lambda conn: writes.store_chunk(conn, self.job.id, self.consumed, rows, keyed=self.item_key is not None)
+        )
+        if how != "stored":
+            raise SubmittedElsewhere(f"job {self.job.id} was {how} at input {number}, and this submission had {self.consumed}")
+        first = self.consumed == 0
+        self.consumed += len(chunk)
+        if first:
+            self.recorder.begin(self.job.id)
+
+    def seal(self) -> Job:
+        """No more items come; the job completes when its last is done."""
+        if self.open_:
+            self.recorder.write(lambda conn: writes.seal_job(conn, self.job.id))
+            self.recorder.begin(self.job.id)
+        return self.job
+
+    def broke_off(self, error: BaseException) -> None:
+        """Stop a job that nobody can take up again; one with a key stays open."""
+        if self.key is not None or not self.open_:
+            return
+        reason = clean(f"its submission broke off at input {self.consumed}: {type(error).__name__}: {error}")
+        try:
+            self.recorder.write(lambda conn: writes.break_job(conn, self.job.id, reason))
+        except Exception:
+            log.exception("job %d can't be marked as broken off", self.job.id)
+
+    def _row(self, number: int, item: Any) -> tuple[bytes, str | None]:
+        args, kwargs = _call(item)
+        try:
+            encoded = envelope.encode_args(args, kwargs)
+        except Exception as error:
+            raise BadItem(f"item {number} can't be written as a message: {error}") from error
+        if len(encoded) > ITEM_LIMIT:
+            raise BadItem(f"item {number} has {len(encoded):,} bytes, and {ITEM_LIMIT:,} are allowed")
+        return encoded, self._key_of(number, item)
+
+    def _key_of(self, number: int, item: Any) -> str | None:
+        if self.item_key is None:
+            return None
+        try:
+            value = self.item_key(item) if callable(self.item_key) else item[self.item_key]
+        except Exception as error:
+            raise BadItem(f"item {number} has no item key: {type(error).__name__}: {error}") from error
+        return clean(str(value))
+
+
+def _call(item: Any) -> tuple[list[Any], dict[str, Any]]:
+    if isinstance(item, dict):
+        return [], item
+    return (list(item), {}) if isinstance(item, list | tuple) else ([item], {})
+
+
+def _resolve(recorder: Recorder, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any] | str) -> tuple[str, str]:
+    """An actor's registered name and its queue."""
+    if not isinstance(actor, str):
+        return actor.actor_name, actor.queue_name
+    if actor in broker.actors:
+        return actor, broker.actors[actor].queue_name
+    queue_name = recorder.write(lambda conn: writes.known_actor(conn, actor))
+    if queue_name is None:
+        raise UnknownActor(f"no actor {actor!r}: import its module (CALLBOARD_ACTORS), or start a worker that has it")
+    return actor, queue_name

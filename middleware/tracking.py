@@ -1,0 +1,150 @@
+"""The hooks: they note how each attempt starts and ends, and leave the writing to the journal.
+
+`Tracking` stands first in the broker's list, so it sees what all others decided; `Returned` stands last, so it knows
+that the actor returned before anything else can go wrong.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import dramatiq
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import ActorNotFound
+from dramatiq.middleware import Middleware, Retries, SkipMessage
+
+from callboard.middleware import stamp
+from callboard.middleware.attempt import Attempt, current_attempt
+from callboard.middleware.recorder import Recorder
+from callboard.middleware.outcome import Ending, Outcome, decide
+
+log = logging.getLogger("callboard.tracking")
+
+
+class Discard(SkipMessage):
+    """The message is a copy that must not run; it goes away and its item stays as it is."""
+
+
+class Tracking(Middleware):
+    """Records every message's start, success, failure and retry. It keeps no state of a message; `recorder` does."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    # Before ----------------------------------------------------------------------------------------------------------
+
+    def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        """Take the attempt in hand; raises Discard for a message that must not run."""
+        attempt = self.recorder.take(message)
+        if attempt is None:
+            raise Discard("a copy of a message that is done, in hand elsewhere, or will come again")
+        message.attempt = attempt  # type: ignore[attr-defined]
+        current_attempt.set(attempt)
+
+    # After -----------------------------------------------------------------------------------------------------------
+
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:  # fmt: skip
+        """The attempt ended; the other hooks have decided what becomes of the message."""
+        attempt = _in_hand(message)
+        if attempt is not None:
+            self._end(broker, message, attempt, exception=exception)
+
+    def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        """The actor raised Skip, or a middleware dropped the message (its age limit)."""
+        attempt = _in_hand(message)
+        if attempt is not None:
+            # Dramatiq calls this from its handler of the SkipMessage.
+            self._end(broker, message, attempt, skip=str(sys.exc_info()[1] or ""))
+
+    def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        """A message that Dramatiq rejects unseen, for want of its actor, takes its item with it."""
+        if getattr(message, "attempt", None) is None and stamp.read(message.options):
+            attempt = self.recorder.take(message)
+            if attempt is not None:
+                message.attempt = attempt  # type: ignore[attr-defined]
+                self._end(broker, message, attempt, exception=ActorNotFound(message.actor_name))  # type: ignore[no-untyped-call]
+
+    def _end(
+        self, broker: dramatiq.Broker, message: MessageProxy, attempt: Attempt, *,
+        exception: BaseException | None = None, skip: str | None = None,
+    ) -> None:  # fmt: skip
+        current_attempt.set(None)
+        ending = Ending(
+            returned=attempt.returned, skip=skip, exception=exception, failed=message.failed, retry=attempt.retry,
+            retries=any(isinstance(m, Retries) for m in broker.middleware),
+        )  # fmt: skip
+        outcome: Outcome = decide(ending)
+        message.failed = self.recorder.end(attempt, outcome)
+
+    # The process -----------------------------------------------------------------------------------------------------
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        """Stand at the right places; refuse to work on a database that doesn't fit; be known as a worker from now on."""
+        place(broker, self)
+        self.recorder.check()
+        # Not after the boot: the consumers that start in between ask how many threads there are.
+        self.recorder.open(worker.worker_threads, {a.actor_name: a.queue_name for a in broker.actors.values()})
+
+    def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        """From now on nobody waits for a database that is away."""
+        self.recorder.stopping = True
+
+    def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        """Write what there is and say goodbye."""
+        self.recorder.close()
+
+
+class Returned(Middleware):
+    """Notes, before any other hook runs, that the actor returned, and what."""
+
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None,
+        exception: BaseException | None = None,
+    ) -> None:  # fmt: skip
+        """A success that a time limit strikes in a later hook stays a success."""
+        attempt = _in_hand(message)
+        if attempt is not None and not attempt.hooks:
+            attempt.hooks = True
+            if exception is None and not message.failed:
+                attempt.returned, attempt.result = True, result
+
+    def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        """What comes from here on is not the actor's."""
+        attempt = _in_hand(message)
+        if attempt is not None:
+            attempt.hooks = True
+
+
+def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
+    """Put Tracking first and Returned last; other middleware may have been added since."""
+    last = next((m for m in broker.middleware if isinstance(m, Returned)), None) or Returned()
+    others = [m for m in broker.middleware if not isinstance(m, Tracking | Returned)]
+    broker.middleware[:] = [tracking, *others, last]
+    if not any(isinstance(m, Retries) for m in others):
+        log.warning("the broker has no Retries middleware: an item that raises is failed at once")
+
+
+def track(broker: dramatiq.Broker, recorder: Recorder) -> None:
+    """Put the hooks at both ends of a broker's list of middleware."""
+    place(broker, Tracking(recorder))
+    # A tracked actor's return value is its item's result, so Dramatiq's warning that it is discarded is not true.
+    logger = logging.getLogger("dramatiq.worker.WorkerThread")
+    if _discards not in logger.filters:
+        logger.addFilter(_discards)
+
+
+def tracking_of(broker: dramatiq.Broker) -> Tracking | None:
+    """The Tracking that is on a broker."""
+    return next((m for m in broker.middleware if isinstance(m, Tracking)), None)
+
+
+def _discards(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Actor '%s' returned a value that is not None")
+
+
+def _in_hand(message: MessageProxy) -> Attempt | None:
+    attempt: Attempt | None = getattr(message, "attempt", None)
+    return None if attempt is None or attempt.ended else attempt

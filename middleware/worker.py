@@ -1,0 +1,76 @@
+"""A worker process as the database knows it: its row, its heartbeat, and what the jobs it works on tell it."""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from callboard.sql import writes
+from callboard.sql.pool import Pool
+from callboard.sql.rows import Control, WorkerInfo
+
+log = logging.getLogger("callboard.worker")
+
+#: Seconds between two heartbeats.
+BEAT = 2.0
+
+
+@dataclass(slots=True)
+class Worker:
+    """The row of this process in `workers`. `holds` tells what the process has in hand or prefetched, as (job, item);
+    `controlled` takes what the jobs of those items say."""
+
+    pool: Pool
+    threads: int
+    holds: Callable[[], Sequence[tuple[int, int]]]
+    controlled: Callable[[Iterable[Control]], None]
+    id: int = 0
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self, actors: dict[str, str]) -> None:
+        """Register, announce the actors ({name: queue}), and beat from now on."""
+        release = os.environ.get("CALLBOARD_RELEASE", "")
+        info = WorkerInfo(socket.gethostname(), os.getpid(), self.threads, release, actors)
+        with self.pool.connection() as conn:
+            self.id = writes.register_worker(conn, info)
+        self._thread = threading.Thread(target=self._run, name="callboard-heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say goodbye; a database that is away is none of a stopping worker's concern."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(5)
+        try:
+            with self.pool.connection(timeout=2) as conn:
+                writes.stop_worker(conn, self.id)
+        except (psycopg.Error, PoolTimeout) as error:
+            log.warning("could not say goodbye to the database: %s", str(error).strip())
+
+    def _run(self) -> None:
+        while not self._stopping.wait(BEAT / 2):
+            try:
+                self._beat()
+                if self._stopping.wait(BEAT / 2):
+                    return
+                self._listen()
+            except (psycopg.Error, PoolTimeout):
+                log.debug("no heartbeat: the database is away", exc_info=True)
+            except Exception:
+                log.exception("the heartbeat met an error it doesn't know; it goes on")
+
+    def _beat(self) -> None:
+        with self.pool.connection() as conn:
+            writes.beat(conn, self.id, self.holds())
+
+    def _listen(self) -> None:
+        jobs = {job for job, _ in self.holds()}
+        if jobs:
+            with self.pool.connection() as conn:
+                self.controlled(writes.job_controls(conn, jobs))
