@@ -22,7 +22,12 @@ from tests.vhosts import Broker
 TEST_SETTINGS = {"fsync": "off", "max_connections": "300"}
 MANAGEMENT = "rabbitmq_management"
 
-MARKS = {"postgres_url": "postgres", "broker": "rabbitmq", "private_node": "rabbitmq"}
+MARKS = {
+    "postgres_url": "postgres",
+    "older_postgres_url": "postgres",
+    "broker": "rabbitmq",
+    "private_node": "rabbitmq",
+}
 
 
 def pytest_configure() -> None:
@@ -81,6 +86,24 @@ def pooler_url(postgres_url: str) -> Iterator[str]:
 def pooled_url(pooler_url: str, database_url: str) -> str:
     """The URL of this test's database through PgBouncer in transaction mode."""
     return with_database(pooler_url, urlsplit(database_url).path[1:])
+
+
+@pytest.fixture(scope="session")
+def older_postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the oldest PostgreSQL among the system's packages."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[4]))
+    if not found:
+        pytest.fail("no PostgreSQL among the system's packages; `make test` installs it or says how")
+    folder = tmp_path_factory.mktemp("older-postgres")
+    with postgres(folder, settings=TEST_SETTINGS, programs=found[0].parent) as server:
+        yield server.url
+
+
+@pytest.fixture
+def older_database_url(older_postgres_url: str) -> Iterator[str]:
+    """The URL of a migrated database of this test's own on an older PostgreSQL."""
+    with migrated(older_postgres_url) as name:
+        yield with_database(older_postgres_url, name)
 
 
 @pytest.fixture

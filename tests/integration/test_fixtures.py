@@ -29,6 +29,12 @@ def test_empty_database_has_nothing(empty_database_url: str) -> None:
         assert connection.execute("SELECT to_regnamespace('callboard')").fetchone() == (None,)
 
 
+def test_older_database_is_migrated(older_database_url: str) -> None:
+    with psycopg.connect(older_database_url) as connection:
+        assert 140000 <= connection.info.server_version < 180000
+        assert connection.execute("SELECT count(*) FROM callboard.jobs").fetchone() == (0,)
+
+
 def test_pooler_shares_server_sessions(pooled_url: str, database_url: str) -> None:
     with (
         psycopg.connect(pooled_url, autocommit=True) as one,

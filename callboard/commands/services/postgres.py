@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from callboard.commands.services.cluster import give, initialised, programs, user_for, write_access
+from callboard.commands.services.cluster import embedded, give, initialised, user_for, write_access
 from callboard.commands.services.process import Process
 
 START_TIMEOUT = 60.0
@@ -28,10 +28,16 @@ class Server:
     """A PostgreSQL server on a folder, which it makes and keeps; its URL stays as it starts again."""
 
     def __init__(
-        self, folder: Path, *, settings: Mapping[str, str] | None = None, users: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        users: Sequence[str] = (),
+        programs: Path | None = None,
     ) -> None:
         self.folder = folder.resolve()
         self.settings = settings or {}
+        self.programs = programs
         self.users = [pwd.getpwuid(os.geteuid()).pw_name, *users]
         # A socket's path may have 107 characters at most, fewer than some temporary folders' names.
         self._sockets = tempfile.TemporaryDirectory(
@@ -47,13 +53,14 @@ class Server:
     def start(self) -> Self:
         """Start it and wait until it answers. Raises `NotStarted`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        user = user_for(self.folder)
-        data = initialised(self.folder, user)
+        programs = self.programs or embedded()
+        user = user_for(self.folder, programs)
+        data = initialised(self.folder, programs, user)
         write_access(data, self.users)
         sockets = Path(self._sockets.name)
         give(sockets, user)
         self._process = Process(
-            [programs() / "postgres", *_options(data, sockets, self.settings)],
+            [programs / "postgres", *_options(data, sockets, self.settings)],
             log=self.folder / "postgres.log",
             cwd=Path("/"),
             user=user,
@@ -80,14 +87,19 @@ class Server:
 
 @contextmanager
 def postgres(
-    folder: Path, *, settings: Mapping[str, str] | None = None, users: Sequence[str] = ()
+    folder: Path,
+    *,
+    settings: Mapping[str, str] | None = None,
+    users: Sequence[str] = (),
+    programs: Path | None = None,
 ) -> Iterator[Server]:
     """Run PostgreSQL on `folder`, which it makes and keeps.
 
-    `settings` are server settings; `users` are system users that may connect besides the one who starts it.
+    `settings` are server settings; `users` are system users that may connect besides the one who starts it;
+    `programs` is the folder of another PostgreSQL's `initdb` and `postgres`, instead of the wheel's.
     Raises `NotStarted`, also when another one runs on the same folder.
     """
-    server = Server(folder, settings=settings, users=users)
+    server = Server(folder, settings=settings, users=users, programs=programs)
     try:
         yield server.start()
     finally:
