@@ -1,0 +1,99 @@
+// One job: where it stands, what is in hand, what went wrong.
+
+import { FINAL, STATES, bar, done, legendEntry, percent, pill, rate } from "./bar.js";
+import { ask, count, crew, date, duration, find, keep, make, note, number, poll, root, show, since, text } from "./page.js";
+
+const id = document.location.pathname.replace(/\/+$/, "").split("/").pop();
+const SHOWN = 20;
+
+let errorsOf = "";
+
+function headline(job) {
+  document.title = `${percent(job)} ${job.name} – Callboard`;
+  text(find("number"), job.id);
+  text(find("name"), job.name);
+  pill(find("state"), job);
+  text(find("percent"), percent(job));
+  text(find("done"), `${number(done(job))} of ${count(job.total, "item")}`);
+  bar(find("bar"), job);
+  const states = STATES.filter((state) => job[state]);
+  keep(find("legend"), states, (state) => state, legendEntry, (entry, state) =>
+    text(entry.querySelector("b"), number(job[state])));
+}
+
+function facts(job) {
+  const over = FINAL.includes(job.state);
+  text(find("rate"), rate(job));
+  text(find("left-label"), over ? "Took" : "Time left");
+  const took = job.started_at && over ? (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000 : null;
+  const left = job.eta ? duration(-since(job.eta)) : "–";
+  text(find("left"), took === null ? left : took < 10 ? `${took.toFixed(1)} s` : duration(took));
+  text(find("retries"), number(job.retries));
+  text(find("crashes"), number(job.crashes));
+  show("stalled", job.stalled && `Stalled: ${job.stalled}`);
+  show("reason", job.reason);
+  show("step", job.step && !over && `Now: ${job.step}`);
+  const ended = job.finished_at ? `, ended ${date(job.finished_at)}` : "";
+  const by = job.created_by ? ` by ${job.created_by}` : "";
+  text(find("dates"), `Submitted ${date(job.created_at)}${by}${ended}`);
+}
+
+function itemLink(item) {
+  const link = make("a", "mono", `item ${item}`);
+  link.href = new URL(`api/jobs/${id}/items/${item}`, root);
+  return link;
+}
+
+function runningRow(item) {
+  const line = make("div", "line", itemLink(item.item), make("span", "what"), make("span", "aside push"));
+  return make("li", "", line, make("span", "aside"));
+}
+
+function fillRunning(row, item) {
+  text(row.querySelector(".what"), item.key ?? item.actor);
+  text(row.querySelector(".push"), `worker ${item.worker}, ${duration(since(item.started_at))}`);
+  text(row.lastChild, item.step);
+  row.lastChild.hidden = !item.step;
+}
+
+async function running(job) {
+  const { items } = job.running ? await ask(`api/jobs/${id}/items?state=running&limit=${SHOWN}`) : { items: [] };
+  find("running-part").hidden = !items.length;
+  keep(find("running"), items, (item) => `${item.item}-${item.attempt}`, runningRow, fillRunning);
+}
+
+function errorRow(error) {
+  const line = make("div", "line", make("span", "count"), make("span", "what mono"), make("span", "aside push"));
+  return make("li", "", line, make("pre"), make("div", "line aside", make("span", "mono"), itemLink(error.item)));
+}
+
+function fillError(row, error) {
+  const lost = error.failed ? `${count(error.failed, "item")} failed by it, ` : "";
+  text(row.querySelector(".count"), `${number(error.count)} ×`);
+  text(row.querySelector(".what"), error.kind === "failed" ? error.type : `${error.type} (${error.kind.replace("_", " ")})`);
+  text(row.querySelector(".push"), `${lost}last at ${date(error.last_at)}`);
+  text(row.querySelector("pre"), error.message);
+  row.querySelector("pre").hidden = !error.message;
+  text(row.querySelector(".aside .mono"), error.place);
+}
+
+async function errors(job) {
+  const now = `${job.failed}-${job.retries}-${job.crashes}`;
+  if (now === errorsOf) return;
+  const { errors: groups } = await ask(`api/jobs/${id}/errors`);
+  find("errors-part").hidden = !groups.length;
+  keep(find("errors"), groups, (e) => JSON.stringify([e.kind, e.type, e.place]), errorRow, fillError);
+  errorsOf = now;
+}
+
+const again = poll(async () => {
+  const [job] = await Promise.all([ask(`api/jobs/${id}`), crew()]);
+  headline(job);
+  facts(job);
+  note("");
+  find("job").hidden = false;
+  await Promise.all([running(job), errors(job)]);
+  return FINAL.includes(job.state) ? 5000 : 900;
+});
+
+document.addEventListener("visibilitychange", () => document.hidden || again());

@@ -1,0 +1,117 @@
+// What both pages are made of: polling that says when it is cut off, and elements that change only where they must.
+
+export const root = new URL(document.documentElement.dataset.root, document.location.href);
+export const find = (id) => document.getElementById(id);
+
+const PATIENCE = 5000;
+
+// A problem that the API answered: the connection works, and asking again may not help.
+export class Refusal extends Error {}
+
+export async function ask(path) {
+  const answer = await fetch(new URL(path, root), { signal: AbortSignal.timeout(PATIENCE) });
+  if (answer.ok) return answer.json();
+  const problem = await answer.json().catch(() => ({}));
+  const text = problem.detail ?? `the server answered ${answer.status}`;
+  throw answer.status < 500 ? new Refusal(text) : new Error(text);
+}
+
+// Calls `look` again and again; it returns the milliseconds until the next time. Gives a function to look at once.
+export function poll(look) {
+  let timer = 0;
+  let looking = false;
+  const turn = async () => {
+    if (looking) return;
+    looking = true;
+    clearTimeout(timer);
+    timer = setTimeout(turn, await attempt(look));
+    looking = false;
+  };
+  turn();
+  return turn;
+}
+
+async function attempt(look) {
+  try {
+    const pause = await look();
+    connected(true);
+    return pause;
+  } catch (error) {
+    if (error instanceof Refusal) note(error.message);
+    connected(error instanceof Refusal);
+    return 1000;
+  }
+}
+
+function connected(yes) {
+  const link = find("link");
+  link.dataset.live = yes ? "yes" : "no";
+  text(link, yes ? "live" : "connection lost");
+  document.body.classList.toggle("lost", !yes);
+}
+
+export function note(words) {
+  show("note", words);
+}
+
+// Others' text goes in as text, never as markup; an equal text is left alone, so nothing flickers or is read twice.
+export function text(element, words) {
+  const value = String(words ?? "");
+  if (element.textContent !== value) element.textContent = value;
+}
+
+export function show(id, words) {
+  const element = find(id);
+  element.hidden = !words;
+  text(element, words);
+}
+
+export function make(tag, name, ...inside) {
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  element.append(...inside);
+  return element;
+}
+
+// Keeps one child of `list` for each entry, in order, made once and then only filled anew.
+export function keep(list, entries, key, create, fill) {
+  const present = new Map([...list.children].map((child) => [child.dataset.key, child]));
+  entries.forEach((entry, place) => {
+    const name = String(key(entry));
+    let child = present.get(name);
+    present.delete(name);
+    if (!child) {
+      child = create(entry);
+      child.dataset.key = name;
+    }
+    if (list.children[place] !== child) list.insertBefore(child, list.children[place] ?? null);
+    fill(child, entry);
+  });
+  for (const gone of present.values()) gone.remove();
+}
+
+export async function crew() {
+  const { workers } = await ask("api/workers?state=alive&limit=500");
+  const threads = workers.reduce((sum, worker) => sum + worker.threads, 0);
+  text(find("crew"), workers.length ? `${count(workers.length, "worker")}, ${count(threads, "thread")}` : "no worker alive");
+}
+
+export const number = (value) => value.toLocaleString("en");
+export const count = (value, word) => `${number(value)} ${word}${value === 1 ? "" : "s"}`;
+
+export function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 86400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
+}
+
+export const since = (time) => (Date.now() - Date.parse(time)) / 1000;
+
+// The day is said only when it isn't today.
+export function date(time) {
+  const when = new Date(time);
+  const today = when.toDateString() === new Date().toDateString();
+  return when.toLocaleString(undefined, { ...(today ? {} : { dateStyle: "medium" }), timeStyle: "medium" });
+}
