@@ -54,7 +54,7 @@ def pgbouncer(url: str) -> Iterator[str]:
         config.write_text(CONFIG.format(server=server, folder=folder), encoding="utf-8")
         if account:
             os.chown(folder, account.pw_uid, account.pw_gid)
-        user = User(account.pw_uid, account.pw_gid) if account else None
+        user = User(account.pw_uid, account.pw_gid, reach=True) if account else None
         process = Process([program(), str(config)], log=folder / "output.log", user=user)
         through = f"postgresql://postgres@/{parts['dbname']}?host={quote(name, safe='')}&port=6432"
         try:

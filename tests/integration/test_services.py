@@ -105,6 +105,13 @@ def test_postgres_keeps_its_data_and_url(tmp_path: Path) -> None:
     assert not running(str(tmp_path))
 
 
+def test_postgres_takes_a_folder_of_any_name(tmp_path: Path) -> None:
+    for name in ("a, b", "x" * 120):
+        with postgres(tmp_path / name) as server, psycopg.connect(server.url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert not server.sockets.exists()
+
+
 def test_postgres_refuses_a_folder_in_use(private_server: Server) -> None:
     with pytest.raises(NotStarted, match="lock file"), postgres(private_server.folder):
         pass

@@ -9,8 +9,7 @@ import pwd
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
@@ -21,6 +20,8 @@ from callboard.commands.services.cluster import embedded, give, initialised, use
 from callboard.commands.services.process import Process
 
 START_TIMEOUT = 60.0
+# A socket's path as macOS allows it (Linux: 107), less the name of the socket's lock file.
+LONGEST_FOLDER = 103 - len("/.s.PGSQL.5432.lock")
 STOP_TIMEOUT = 30.0
 
 
@@ -39,16 +40,13 @@ class Server:
         self.settings = settings or {}
         self.programs = programs
         self.users = [pwd.getpwuid(os.geteuid()).pw_name, *users]
-        # A socket's path may have 107 characters at most, fewer than some temporary folders' names.
-        self._sockets = tempfile.TemporaryDirectory(
-            prefix="callboard-", dir="/tmp", ignore_cleanup_errors=True
-        )
+        self.sockets = _sockets(self.folder)
         self._process: Process | None = None
 
     @property
     def url(self) -> str:
         """The URL of the database `postgres`."""
-        return f"postgresql://postgres@/postgres?host={quote(self._sockets.name, safe='')}"
+        return f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}"
 
     def start(self) -> Self:
         """Start it and wait until it answers. Raises `NotStarted`."""
@@ -57,16 +55,16 @@ class Server:
         user = user_for(self.folder, programs)
         data = initialised(self.folder, programs, user)
         write_access(data, self.users)
-        sockets = Path(self._sockets.name)
-        give(sockets, user)
+        self.sockets.mkdir(mode=0o700, exist_ok=True)
+        give(self.sockets, user)
         self._process = Process(
-            [programs / "postgres", *_options(data, sockets, self.settings)],
+            [programs / "postgres", *_options(data, self.sockets, self.settings)],
             log=self.folder / "postgres.log",
             cwd=Path("/"),
             user=user,
             farewell=signal.SIGINT,  # PostgreSQL's fast shutdown: end sessions, write a checkpoint
         ).start()
-        self._process.wait_ready(partial(_answers, self.url), START_TIMEOUT)
+        self._process.wait_ready(self._ready, START_TIMEOUT)
         return self
 
     def stop(self) -> None:
@@ -82,7 +80,17 @@ class Server:
     def close(self) -> None:
         """Stop it for good."""
         self.stop()
-        self._sockets.cleanup()
+        # A folder that isn't empty is in use by another server.
+        with suppress(OSError):
+            self.sockets.rmdir()
+
+    def _ready(self) -> bool:
+        # Another server on the same folder would answer too, until ours has noticed it and given up.
+        try:
+            pid = (self.folder / "postgres" / "postmaster.pid").read_text(encoding="ascii").partition("\n")[0]
+        except FileNotFoundError:
+            return False
+        return self._process is not None and pid == str(self._process.pid) and _answers(self.url)
 
 
 @contextmanager
@@ -106,8 +114,16 @@ def postgres(
         server.close()
 
 
+def _sockets(folder: Path) -> Path:
+    """Where the socket goes: beside the data, or into a short folder if that path won't do for a socket."""
+    near = folder / "sockets"
+    # libpq takes a comma for the end of a host.
+    fits = len(os.fsencode(near)) <= LONGEST_FOLDER and "," not in str(near) and '"' not in str(near)
+    return near if fits else Path(tempfile.mkdtemp(prefix="callboard-", dir="/tmp"))
+
+
 def _options(data: Path, sockets: Path, settings: Mapping[str, str]) -> list[str]:
-    fixed = {"listen_addresses": "", "unix_socket_directories": str(sockets)}
+    fixed = {"listen_addresses": "", "unix_socket_directories": f'"{sockets}"'}
     return ["-D", str(data), *(f"--{name}={value}" for name, value in {**settings, **fixed}.items())]
 
 
