@@ -12,7 +12,17 @@ from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.rows import Failure
 from callboard.sql.states import ITEM_STATES
 from tests.jobs import (
-    BAD, MIXED, age, cancel, make_job, make_mixed_job, make_worker, publish, record, run, send,
+    BAD,
+    MIXED,
+    age,
+    cancel,
+    make_job,
+    make_mixed_job,
+    make_worker,
+    publish,
+    record,
+    run,
+    send,
 )  # fmt: skip
 
 

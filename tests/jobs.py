@@ -1,0 +1,119 @@
+"""Jobs in every shape for tests of what reads them, made by the statements that the product uses."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+
+from callboard.sql import writes
+from callboard.sql.pool import Conn
+from callboard.sql.rows import Event, Failure, NewItem, Retry, Running, Settled, WorkerInfo
+
+BAD = Failure(
+    "failed", "ValueError", "not a number: <b>12,5</b>", "shop/prices.py:88 in parse", "Traceback …", 11
+)
+NOT_NEEDED = Failure("skipped", "Skip", "unchanged")
+SECOND = 1.0
+
+
+def make_worker(conn: Conn, *actors: str) -> int:
+    """A worker that lives, and knows these actors."""
+    known = dict.fromkeys(actors or ("work",), "default")
+    return writes.register_worker(conn, WorkerInfo("backstage", 4711, 8, "2026.11", known))
+
+
+def make_job(
+    conn: Conn, items: int, *, name: str = "a job", actor: str = "work", published: int | None = None,
+    sealed: bool = True, tenant: str = "",
+) -> int:  # fmt: skip
+    """A job of `items` bulk items, of which the first `published` (None: all) are published."""
+    job = writes.create_job(
+        conn, name=name, key=None, tenant=tenant, actor=actor, queue="default", metadata={"a": 1}, priority=0,
+        created_by="anna",
+    ).job  # fmt: skip
+    chunk = [(json.dumps({"args": [n], "kwargs": {}}).encode(), None) for n in range(items)]
+    if chunk:
+        writes.store_chunk(conn, job, 0, chunk, keyed=False)
+    if sealed:
+        writes.seal_job(conn, job)
+    if reached := items if published is None else published:
+        publish(conn, job, reached)
+    return job
+
+
+def publish(conn: Conn, job: int, watermark: int) -> None:
+    """Publish a job's items up to `watermark`."""
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    more = watermark - claim.watermark
+    assert writes.publish_bulk(conn, claim, watermark=watermark, published=more, keep=False)
+
+
+def record(
+    conn: Conn, job: int, ends: Mapping[Settled, Iterable[int]], *, attempt: int = 1, worker: int = 1,
+    failure: Failure = BAD, result: str | None = '{"x": 1}', delay: float = 60.0,
+) -> None:  # fmt: skip
+    """Record how these items of a job ended."""
+    failures = {"failed": failure, "retrying": failure, "skipped": NOT_NEEDED}
+    now = time.monotonic()
+    events = [
+        Event(
+            job, item, attempt, state, 0.01, now, worker, failures.get(state),
+            Retry(delay) if state == "retrying" else None, result if state == "succeeded" else None,
+        )
+        for state, items in ends.items()
+        for item in items
+    ]  # fmt: skip
+    writes.record(conn, events, now)
+
+
+def run(conn: Conn, job: int, items: Iterable[int], *, worker: int = 1, step: str | None = None) -> None:
+    """These items have been in hand for a second."""
+    writes.report_running(conn, worker, [Running(job, item, 1, SECOND, step) for item in items])
+
+
+def send(conn: Conn, job: int, item: int, *, actor: str = "work", delay: float = 0.0) -> None:
+    """Add an item as a plain send does: with a message in the outbox."""
+    args = json.dumps({"args": [item], "kwargs": {}}).encode()
+    new = NewItem(job, actor, "default", f"m-{job}-{item}", args, None, int(time.time() * 1000), delay)
+    with conn.transaction():
+        writes.lock_jobs(conn, [job])
+        writes.add_items(conn, [(item, new)], publishing=False)
+
+
+def make_mixed_job(conn: Conn, name: str = "mixed") -> int:
+    """A job of 100 items with some in every state but cancelled: see MIXED."""
+    worker = make_worker(conn)
+    job = make_job(conn, 100, name=name, published=80)
+    moves: dict[Settled, Iterable[int]] = {
+        "succeeded": range(20),
+        "failed": range(20, 25),
+        "skipped": range(25, 30),
+        "retrying": range(30, 33),
+    }
+    record(conn, job, moves, worker=worker)
+    run(conn, job, range(40, 43), worker=worker, step="page 3")
+    return job
+
+
+#: What make_mixed_job makes.
+MIXED = {
+    "pending": 20, "queued": 44, "running": 3, "retrying": 3, "succeeded": 20, "failed": 5, "skipped": 5,
+    "cancelled": 0,
+}  # fmt: skip
+
+
+def age(conn: Conn, job: int, seconds: float) -> None:
+    """Let a job have been quiet for a while."""
+    conn.execute(
+        "UPDATE callboard.jobs SET updated_at = now() - make_interval(secs => %s) WHERE id = %s",
+        (seconds, job),
+    )
+
+
+def cancel(conn: Conn, job: int) -> None:
+    """Stop a job."""
+    conn.execute(
+        "UPDATE callboard.jobs SET state = 'cancelled', reason = 'wrong file', finished_at = now(),"
+        " epoch = epoch + 1 WHERE id = %s",
+        (job,),
+    )
