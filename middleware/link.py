@@ -255,7 +255,11 @@ class RabbitmqLink:
         try:
             if self._connection.is_open:
                 self._connection.close()
-                self._run(1)
+            for _ in range(10):
+                # Its channels close first, and each stops the loop.
+                if not self._connection.is_closed:
+                    self._run(0.2)
+            self._connection.ioloop.close()
         except Exception:
             log.debug("closing the publisher's connection failed", exc_info=True)
         self._connection = None
