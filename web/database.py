@@ -29,6 +29,7 @@ class Database:
         self._url = url
         self._pool: AsyncPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
 
     async def read(self, query: Query[T]) -> T:
@@ -52,14 +53,15 @@ class Database:
             if self._pool is None:
                 pool = make_async_pool(self._address(), size=SIZE)
                 await pool.open()
-                self._pool = pool
+                self._pool, self._keeper = pool, asyncio.create_task(_keep(pool))
             return self._pool
 
     async def close(self) -> None:
         """Close the pool, if it was opened here; the next read opens another."""
-        pool, self._pool = self._pool, None
-        if pool is not None and self._loop is asyncio.get_running_loop():
-            await pool.close()
+        keeper, self._pool, self._keeper = self._keeper, None, None
+        if keeper is not None and self._loop is asyncio.get_running_loop():
+            keeper.cancel()
+            await asyncio.wait([keeper])
 
     def _address(self) -> str:
         url = self._url or os.environ.get("DATABASE_URL")
@@ -73,3 +75,15 @@ class Database:
 async def _ask(pool: AsyncPool, query: Query[T]) -> T:
     async with pool.connection(timeout=WAIT) as conn:
         return await arun(conn, query)
+
+
+async def _keep(pool: AsyncPool) -> None:
+    """Close the pool when this is cancelled, by us or by the end of the event loop.
+
+    The pool's own tasks take no notice of a cancellation while they connect: the loop of a mounted app, whose
+    lifespan nobody runs, would wait for them for ever.
+    """
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await pool.close()

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 from rich.console import Console, RenderableType
@@ -25,29 +25,41 @@ Job = dict[str, Any]
 
 def follow(job: int, *, quiet: bool = False) -> Job:
     """Show a job until it ends; returns it as it ended. A lost connection is shown and made anew."""
-    with _shower(output.console(), quiet=quiet) as show:
-        for found in _looks(job):
+    with _shower(output.console(), quiet=quiet) as show, Look(job) as look:
+        while True:
+            found = look.once()
             show(found)
             if found and found["state"] in JOB_FINAL:
                 return found
-    raise Fault(f"job {job} was deleted while it was watched")
+            time.sleep(PAUSE)
 
 
-def _looks(job: int) -> Iterator[Job | None]:
-    """The job again and again; None for a look that met no database. Ends when the job is gone."""
-    conn: Conn | None = None
-    while True:
+class Look:
+    """A job, looked at again and again over one connection."""
+
+    def __init__(self, job: int) -> None:
+        self.job = job
+        self.conn: Conn | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.conn:
+            self.conn.close()
+
+    def once(self) -> Job | None:
+        """The job as it is now; None where there is no database at the moment."""
         try:
-            conn = conn or connect(database_url())
-            found = reads.run(conn, reads.job(job))
+            self.conn = self.conn or connect(database_url())
+            found = reads.run(self.conn, reads.job(self.job))
         except psycopg.OperationalError:
-            conn = None
-            yield None
-        else:
-            if found is None:
-                return
-            yield found
-        time.sleep(PAUSE)
+            self.__exit__()
+            self.conn = None
+            return None
+        if found is None:
+            raise Fault(f"job {self.job} was deleted while it was watched")
+        return found
 
 
 @contextmanager

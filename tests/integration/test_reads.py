@@ -272,7 +272,7 @@ def test_a_recount_reports_each_drift_with_both_numbers(conn: Conn, counter: str
     make_mixed_job(conn)
     job = make_mixed_job(conn)
     before = reads.run(conn, reads.job(job))
-    conn.execute(f"UPDATE callboard.jobs SET {counter} = {counter} + 1 WHERE id = %s", (job,))  # type: ignore[arg-type]
+    conn.execute(f"UPDATE callboard.jobs SET {counter} = {counter} + 1 WHERE id = %s", (job,))
     (drift,) = reads.run(conn, reads.verify())["drift"]
     assert (drift["job"], drift["check"], drift["stored"] - drift["counted"]) == (job, counter, 1)
     assert before is not None
