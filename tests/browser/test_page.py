@@ -1,0 +1,134 @@
+"""The pages in a real browser: they move, they say when they are cut off, and others' text stays text."""
+
+import re
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from callboard.sql.pool import Conn, connect
+from callboard.sql.rows import Failure
+from callboard.web import create_app
+from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_worker, record
+from tests.webapp import served
+
+#: Milliseconds in which a change is to be seen.
+SOON = 1_500
+LATER = 15_000
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    """A connection to this test's database."""
+    with connect(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def address(database_url: str) -> Iterator[str]:
+    """Where the app is."""
+    with served(create_app(url=database_url)) as url:
+        yield url
+
+
+def test_a_job_moves_before_ones_eyes(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 10, name="Autumn ads")
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#percent")).to_have_text("0.0 %")
+    bar = page.get_by_role("progressbar")
+    for done in range(5):
+        record(conn, job, {"succeeded": [done]})
+        expect(bar).to_have_attribute("aria-valuenow", str((done + 1) * 10), timeout=SOON)
+    record(conn, job, {"failed": range(5, 10)})
+    expect(page.locator("#state")).to_have_text("completed", timeout=SOON)
+    expect(page.locator("#state")).to_have_attribute("aria-live", "polite")
+    expect(page.locator("#percent")).to_have_text("100 %")
+    expect(page.locator("#legend")).to_contain_text("5 succeeded".replace(" ", ""))
+
+
+def test_a_job_is_shown_in_its_parts(page: Page, conn: Conn, address: str) -> None:
+    job = make_mixed_job(conn)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#legend li")).to_have_count(7)
+    shares = page.locator("#bar > i:visible").evaluate_all("parts => parts.map(part => part.style.width)")
+    assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100)
+    expect(page.locator("#running li")).to_have_count(3)
+    expect(page.locator("#running li").first).to_contain_text("page 3")
+    expect(page.locator("#errors li")).to_contain_text("8 ×")
+    expect(page.locator("#errors pre")).to_have_text(BAD.message)
+
+
+def test_others_text_stays_text(page: Page, conn: Conn, address: str) -> None:
+    evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+    job = make_job(conn, 2, name=evil)
+    record(conn, job, {"failed": [0]}, failure=Failure("failed", evil, evil, evil))
+    cancel(conn, job)
+    conn.execute("UPDATE callboard.jobs SET reason = %s, step = %s WHERE id = %s", (evil, evil, job))
+    page.goto(address)
+    expect(page.locator(".jobs .name")).to_have_text(evil)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#name")).to_have_text(evil)
+    expect(page.locator("#reason")).to_have_text(evil)
+    expect(page.locator("#errors pre")).to_have_text(evil)
+    assert page.locator("main img, main script").count() == 0
+    expect(page).not_to_have_title("taken")
+
+
+def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: Conn, address: str) -> None:
+    page.goto(address)
+    expect(page.locator("#note")).to_contain_text("No job yet")
+    expect(page.locator("#crew")).to_have_text("no worker alive")
+    make_worker(conn)
+    job = make_job(conn, 4, name="Autumn ads")
+    expect(page.locator("#jobs li")).to_contain_text("Autumn ads", timeout=SOON)
+    expect(page.locator("#crew")).to_have_text("1 worker, 8 threads", timeout=SOON)
+    card = page.locator("#jobs li").element_handle()
+    record(conn, job, {"succeeded": [0]})
+    expect(page.locator("#jobs .share")).to_have_text("25.0 % of 4 items", timeout=SOON)
+    # It was filled anew and not made anew: nothing flickers, and what has the focus keeps it.
+    assert card.evaluate("card => card.isConnected")
+    page.locator("#jobs a").click()
+    expect(page.locator("#number")).to_have_text(str(job))
+    page.locator(".from a").click()
+    expect(page.locator("#jobs li")).to_have_count(1)
+
+
+def test_a_lost_connection_is_said_and_found_again(page: Page, conn: Conn, database_url: str) -> None:
+    make_job(conn, 1)
+    app = create_app(url=database_url)
+    with served(app) as address:
+        page.goto(address)
+        expect(page.locator("#link")).to_have_text("live")
+    expect(page.locator("#link")).to_have_text("connection lost", timeout=LATER)
+    expect(page.locator("#jobs li")).to_have_count(1)
+    with served(app, urlsplit(address).port or 0):
+        expect(page.locator("#link")).to_have_text("live", timeout=LATER)
+
+
+def test_a_job_that_does_not_exist_is_said(page: Page, address: str) -> None:
+    page.goto(f"{address}/jobs/5")
+    expect(page.locator("#note")).to_have_text("there is no job 5")
+    expect(page.locator("#job")).to_be_hidden()
+
+
+def test_it_works_under_a_prefix(page: Page, conn: Conn, database_url: str) -> None:
+    make_job(conn, 1, name="Autumn ads")
+    with served(Starlette(routes=[Mount("/in/side", create_app(url=database_url))])) as address:
+        page.goto(f"{address}/in/side")
+        page.locator("#jobs a").click()
+        expect(page.locator("#name")).to_have_text("Autumn ads")
+        assert re.search(r"/in/side/jobs/\d+$", page.url)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_either_colour(page: Page, conn: Conn, address: str, scheme: str) -> None:
+    job = make_mixed_job(conn, name="a_name_without_any_place_to_break_it_" * 4)
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.set_viewport_size({"width": 360, "height": 740})
+    for path in ("/", f"/jobs/{job}"):
+        page.goto(f"{address}{path}")
+        expect(page.get_by_role("progressbar")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
