@@ -25,6 +25,9 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
     Call it where the broker is made, before actors are declared or after; raises NotConfigured without a database.
     """
     if broker is None:
+        # `dramatiq callboard.actors my_module` where both install: actors of one process share one broker.
+        if (present := dramatiq.broker.global_broker) is not None and tracking_of(present) is not None:
+            return present
         broker = make_broker(database_url)
         dramatiq.set_broker(broker)
     if tracking_of(broker) is None:
