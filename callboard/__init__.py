@@ -9,7 +9,7 @@ from callboard.middleware.current import NotInAnItem, Skip, current, send_now, s
 from callboard.middleware.job import Job, NoSuchJob, NotTracked, aget, get, job
 from callboard.middleware.ledger import JobClosed
 from callboard.middleware.rabbitmq import RabbitmqBroker
-from callboard.middleware.recorder import NotStored
+from callboard.middleware.send import NotStored
 from callboard.middleware.submit import BadItem, SubmittedElsewhere, UnknownActor, asubmit, submit
 from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import NotConfigured

@@ -1,12 +1,13 @@
 """One try at an item, while it is in a worker thread's hands."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from callboard.sql.rows import NewItem, Retry
+from callboard.sql.rows import Control, NewItem, Retry
+from callboard.sql.states import JOB_FINAL
 
 
 @dataclass(slots=True, eq=False)
@@ -16,9 +17,8 @@ class Attempt:
     job: int
     item: int
     number: int
-    message_id: str
-    actor: str
-    deliveries: list[Any] = field(default_factory=list)  # of the consumer's message proxies, copies included
+    deliveries: list[Any]  # the consumer's message proxies, copies included
+    controls: Mapping[int, Control]  # what jobs said last
     started: float = field(default_factory=time.monotonic)
     running: bool = False  # it has, or is about to have, a row in `running`
     step: str | None = None
@@ -28,15 +28,20 @@ class Attempt:
     hooks: bool = False  # the actor is done, the other middleware's hooks run
     ended: bool = False
     alone: bool = False  # it holds the lock for items that crashed before
-    cancelled: Callable[[], bool] = lambda: False  # whether its job was stopped
     retry: Retry | None = None
-    sent: list[NewItem] = field(default_factory=list)  # by the actor: go with a success or a skip only
-    hooked: list[NewItem] = field(default_factory=list)  # by callbacks: go with any outcome
+    sent: tuple[NewItem, ...] = ()  # by the actor: go with a success or a skip only
+    hooked: tuple[NewItem, ...] = ()  # by callbacks: go with any outcome
 
     @property
     def key(self) -> tuple[int, int]:
         """(job, item)."""
         return self.job, self.item
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its job was stopped meanwhile."""
+        control = self.controls.get(self.job)
+        return control is not None and control.state in JOB_FINAL
 
 
 #: The attempt that this thread (or the task an async actor runs in) has in hand.

@@ -5,7 +5,6 @@ can acknowledge, and so lose, a message that never ran; a book goes with its con
 """
 
 import logging
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from pika.adapters.blocking_connection import BlockingChannel, BlockingConnectio
 
 log = logging.getLogger("callboard.rabbitmq")
 
+#: Stands in the book for a message that could not be decoded.
+UNREADABLE = object()
 #: Seconds that an acknowledgement may wait above a message that isn't done, before it is sent by itself.
 STRAGGLER = 0.1
 
@@ -31,12 +32,10 @@ class Book:
         self.open: OrderedDict[int, Any] = OrderedDict()  # tag -> message, in order of delivery
         self.dead = False
         self.settled = 0
-        self.lock = threading.Lock()
 
     def enter(self, tag: int, message: Any) -> None:
         """A message was delivered."""
-        with self.lock:
-            self.open[tag] = message
+        self.open[tag] = message
 
     def release(self, acks: Sequence[int], nacks: Sequence[int]) -> None:
         """Settle these: from any thread. On a connection that is gone it does nothing, for so are its messages."""
@@ -50,9 +49,8 @@ class Book:
     def _settle(self, acks: Sequence[int], nacks: Sequence[int]) -> None:
         """Nacks first: then one multiple ack covers nothing but what is due."""
         now = time.monotonic()
-        with self.lock:
-            nacks = [tag for tag in nacks if self.open.pop(tag, None) is not None]
-            self._due.update((tag, now) for tag in acks if self.open.pop(tag, None) is not None)
+        nacks = [tag for tag in nacks if self.open.pop(tag, None) is not None]
+        self._due.update([(tag, now) for tag in acks if self.open.pop(tag, None) is not None])
         for tag in nacks:
             self._channel.basic_nack(tag, requeue=False)
         self.settled += len(nacks) + len(acks)
@@ -60,7 +58,8 @@ class Book:
 
     def flush(self, now: float, *, all_of_it: bool = False) -> None:
         """Send the acknowledgements that are due: one for all below the oldest open message, single ones for the rest
-        when they have waited for long or are many."""
+        when they have waited for long or are many.
+        """
         if not self._due:
             return
         lowest_open = next(iter(self.open), None)
@@ -76,15 +75,17 @@ class Book:
 
     def messages(self) -> list[Any]:
         """What was delivered and isn't settled; from any thread."""
-        with self.lock:
-            return list(self.open.values())
+        while True:
+            try:
+                return list(self.open.values())
+            except RuntimeError:  # it changed meanwhile; asked every two seconds, so locks would cost more
+                continue
 
     def discard(self) -> None:
         """The connection is gone: RabbitMQ delivers all of it again."""
         self.dead = True
-        with self.lock:
-            for message in self.open.values():
-                if message is not None:  # one that could not be decoded
-                    message.stale = True
-            self.open.clear()
+        for message in self.open.values():
+            if message is not UNREADABLE:
+                message.stale = True
+        self.open.clear()
         self._due.clear()

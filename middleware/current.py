@@ -22,7 +22,8 @@ class NotInAnItem(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Current:
     """The item in hand: its `job`'s id, its number, and the `attempt` at it, from 1. It is cancelled when its job was
-    stopped: an actor that takes long may look and leave."""
+    stopped: an actor that takes long may look and leave.
+    """
 
     job: int
     item: int
@@ -32,7 +33,7 @@ class Current:
     @property
     def cancelled(self) -> bool:
         """Whether the job was stopped meanwhile; known within about a second."""
-        return self._attempt.cancelled()
+        return self._attempt.cancelled
 
 
 def current() -> Current:
@@ -43,7 +44,8 @@ def current() -> Current:
 
 def step(text: str) -> None:
     """Say what the item in hand is being done now; seen within a second, on the item and on its job. Costs nothing:
-    only the last text of a tenth of a second is written. Raises NotInAnItem outside a tracked actor."""
+    only the last text of a tenth of a second is written. Raises NotInAnItem outside a tracked actor.
+    """
     _attempt("step()").step = str(text)[:500].replace("\x00", "")
 
 

@@ -37,11 +37,12 @@ def message(out: Outgoing) -> Message[Any]:
 
 def body(out: Outgoing) -> bytes:
     """The message's bytes. With Dramatiq's own encoder they are put together from the stored parts as they are:
-    decoding and encoding them again would cost as much as the rest of publishing."""
+    decoding and encoding them again would cost as much as the rest of publishing.
+    """
     if type(get_encoder()) is not JSONEncoder:
         return message(out).encode()
     mark = json.dumps(_stamp(out).option(), separators=(",", ":"))
-    own = out.options[1:-1] + b"," if out.options and len(out.options) > 2 else b""
+    own = out.options[1:-1] + b"," if out.options else b""
     return b'{"queue_name":%s,"actor_name":%s,%s,"options":{%s"%s":%s},"message_id":%s,"message_timestamp":%d}' % (
         _quoted(out.queue), _quoted(out.actor), out.args[1:-1], own, stamp.OPTION.encode(), mark.encode(),
         _quoted(out.message_id), _timestamp(out),
@@ -50,7 +51,11 @@ def body(out: Outgoing) -> bytes:
 
 def properties(out: Outgoing) -> pika.BasicProperties:
     """What RabbitMQ's management UI shows of it, and what stays on a dead letter."""
-    priority = json.loads(out.options).get("broker_priority") if out.options and b"broker_prio" in out.options else None
+    priority = (
+        json.loads(out.options).get("broker_priority")
+        if out.options and b"broker_prio" in out.options
+        else None
+    )
     return pika.BasicProperties(
         content_type="application/json" if type(get_encoder()) is JSONEncoder else "application/octet-stream",
         delivery_mode=2,

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import dramatiq
 
-from callboard.middleware.recorder import Recorder, current_job
+from callboard.middleware.recorder import Recorder
+from callboard.middleware.send import current_job
 from callboard.middleware.tracking import tracking_of
 from callboard.sql import reads, writes
 from callboard.sql.reads import Query
@@ -70,8 +71,8 @@ class Job:
         """As `wait`."""
         last: dict[str, Any] = {}
         async with asyncio.timeout(timeout):
-            async for last in self.events():
-                pass
+            async for status in self.events():
+                last = status
         return last
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
@@ -128,5 +129,3 @@ def recorder_of(broker: dramatiq.Broker) -> Recorder:
     if tracking is None:
         raise NotTracked("this broker is not tracked: call callboard.install() where the broker is made")
     return tracking.recorder
-
-

@@ -14,12 +14,14 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.attempt import Attempt
+from callboard.middleware.complaint import complaints
 from callboard.middleware.outcome import describe
 from callboard.sql import writes
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
 
 log = logging.getLogger("callboard.journal")
+_complain = complaints(log, "the database can't be written to, trying on; nothing is lost: %s")
 
 #: Seconds for which events gather; a flush does not wait them out when nothing more can come.
 WINDOW = 0.010
@@ -57,7 +59,8 @@ class Send:
 @dataclass(slots=True)
 class Journal:
     """See the module. `open_deliveries` tells how many messages the process was given and has not acknowledged;
-    `in_hand` the attempts there are; `settled` is called after each commit, `controlled` with what jobs said."""
+    `in_hand` the attempts there are; `settled` is called after each commit, `controlled` with what jobs said.
+    """
 
     pool: Pool
     worker: Callable[[], int]
@@ -75,14 +78,14 @@ class Journal:
     _listeners: list[Callable[[], None]] = field(default_factory=list)
     _looked: float = 0.0
     _jobs_seen: set[int] = field(default_factory=set)
-    _complained: float = 0.0
 
     def note(self, entry: Entry) -> None:
         """Take an attempt that ended. Never blocks, never raises."""
         with self._wake:
             self._entries.append(entry)
-            self._start()
-            if len(self._entries) == 1 or len(self._entries) >= self.open_deliveries():
+            waiting = len(self._entries)
+            if waiting == 1 or waiting >= self.open_deliveries():
+                self._start()
                 self._wake.notify()
 
     def send(self, item: NewItem) -> Future[Outgoing]:
@@ -167,7 +170,9 @@ class Journal:
     def _record(self, entries: Sequence[Entry]) -> None:
         """Commit, whatever it takes; an event whose data the database refuses becomes a failure that says so."""
         try:
-            controls = self._insist(lambda conn: writes.record(conn, [e.event for e in entries], time.monotonic()))
+            controls = self._insist(
+                lambda conn: writes.record(conn, [e.event for e in entries], time.monotonic())
+            )
         except REFUSED as error:
             if len(entries) > 1:
                 middle = len(entries) // 2
@@ -207,7 +212,7 @@ class Journal:
             except REFUSED:
                 raise
             except (psycopg.Error, PoolTimeout) as error:
-                self._complain(error)
+                _complain(error)
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
 
@@ -221,7 +226,7 @@ class Journal:
             except PASSING as error:
                 if not again:
                     self._tell(sends, error)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 — it is theirs, and they are told
                 self._tell(sends, error)
                 return
 
@@ -238,7 +243,9 @@ class Journal:
             return
         self._looked = now
         attempts = [a for a in self.in_hand() if not a.ended]
-        slow = [a for a in attempts if (now - a.started > SLOW and not a.running) or a.step != a.step_reported]
+        slow = [
+            a for a in attempts if (now - a.started > SLOW and not a.running) or a.step != a.step_reported
+        ]
         jobs = {a.job: None for a in attempts if a.job not in self._jobs_seen} | {
             a.job: a.step for a in slow if a.step != a.step_reported
         }
@@ -256,19 +263,12 @@ class Journal:
                     writes.report_running(conn, self.worker(), running)
                 if jobs:
                     writes.touch_jobs(conn, jobs)
-        except Exception as error:
-            self._complain(error)
+        except (psycopg.Error, PoolTimeout) as error:
+            _complain(error)
             return
         self._jobs_seen.update(jobs)
         for attempt, step in steps:
             attempt.step_reported = step
-
-    def _complain(self, error: Exception) -> None:
-        """At most a line every five seconds: an outage is one event, not thousands."""
-        now = time.monotonic()
-        if now - self._complained >= 5:
-            self._complained = now
-            log.warning("the database can't be written to, trying on; nothing is lost: %s", str(error).strip())
 
 
 def _one_an_item(entries: Iterable[Entry], later: Callable[[Entry], None]) -> list[Entry]:

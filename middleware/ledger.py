@@ -30,7 +30,9 @@ class Ledger:
         again = [send for send in closed if send.item.job == 0]
         for send in again:
             self._standing.pop(send.item.actor, None)
-        refused = [send for send in closed if send.item.job != 0] + (self._store(conn, again) if again else [])
+        refused = [send for send in closed if send.item.job != 0] + (
+            self._store(conn, again) if again else []
+        )
         for send in refused:
             send.stored.set_exception(JobClosed("the job takes no more items: it is sealed or was stopped"))
 
@@ -41,7 +43,9 @@ class Ledger:
             open_ = [(send, item) for send, item in named if jobs.get(item.job, (0, False))[1]]
             present = _present(conn, [item for _, item in open_])
             numbered = _number(open_, jobs, present)
-            new = {(i.job, n): (n, i) for _, n, i in numbered if i.key is None or (i.job, i.key) not in present}
+            new = {
+                (i.job, n): (n, i) for _, n, i in numbered if i.key is None or (i.job, i.key) not in present
+            }
             outbox = writes.add_items(conn, list(new.values()), publishing=self.publishing) if new else {}
         for send, number, item in numbered:
             send.stored.set_result(_outgoing(item, number, outbox.get((item.job, number)), present))
@@ -62,14 +66,18 @@ def _present(conn: Conn, items: Sequence[NewItem]) -> dict[tuple[int, str], int]
 
 
 def _number(
-    sends: Sequence[tuple[Send, NewItem]], jobs: dict[int, tuple[int, bool]], present: dict[tuple[int, str], int]
+    sends: Sequence[tuple[Send, NewItem]],
+    jobs: dict[int, tuple[int, bool]],
+    present: dict[tuple[int, str], int],
 ) -> list[tuple[Send, int, NewItem]]:
     """Number items from their job's total; two sends of one item key get one number."""
     next_number = {job: total for job, (total, _) in jobs.items()}
     fresh: dict[tuple[int, str], int] = {}
     numbered = []
     for send, item in sends:
-        known = None if item.key is None else present.get((item.job, item.key), fresh.get((item.job, item.key)))
+        known = (
+            None if item.key is None else present.get((item.job, item.key), fresh.get((item.job, item.key)))
+        )
         if known is None:
             known = next_number[item.job]
             next_number[item.job] += 1
@@ -79,7 +87,9 @@ def _number(
     return numbered
 
 
-def _outgoing(item: NewItem, number: int, outbox: int | None, present: dict[tuple[int, str], int]) -> Outgoing:
+def _outgoing(
+    item: NewItem, number: int, outbox: int | None, present: dict[tuple[int, str], int]
+) -> Outgoing:
     seen_before = item.key is not None and (item.job, item.key) in present
     return Outgoing(
         item.job, number, 1, 0, seen_before, item.actor, item.queue, item.message_id, item.args, item.options,

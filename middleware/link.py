@@ -60,7 +60,9 @@ class DirectLink:
             try:
                 self._enqueue(envelope.message(out))
             except Exception as error:
-                raise Unreachable(f"{type(self._broker).__name__} refused a message: {error}", confirmed) from error
+                raise Unreachable(
+                    f"{type(self._broker).__name__} refused a message: {error}", confirmed
+                ) from error
             confirmed.append(True)
         return confirmed
 
@@ -119,7 +121,9 @@ class RabbitmqLink:
             self._run(PATIENCE)
         confirmed = self._confirmed(batch)
         if self._outstanding or self._channel is None:
-            why = self._why or f"no confirm within {PATIENCE:.0f} s (a memory or disk alarm blocks publishers)"
+            why = (
+                self._why or f"no confirm within {PATIENCE:.0f} s (a memory or disk alarm blocks publishers)"
+            )
             self.close()
             raise Unreachable(why, confirmed)
         return confirmed
@@ -144,7 +148,9 @@ class RabbitmqLink:
         if not self._outstanding:
             self._stop()
 
-    def _on_return(self, channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
+    def _on_return(
+        self, channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes
+    ) -> None:
         self._returned.append((properties.message_id or "", method.routing_key))
 
     def _declare(self, queue: str) -> None:
@@ -153,7 +159,7 @@ class RabbitmqLink:
         Not by `declare_queue`: that makes a worker consume it, whether or not it has its actors.
         """
         self._broker.queues_pending.add(queue)
-        self._broker._ensure_queue(queue)
+        self._broker._ensure_queue(queue)  # noqa: SLF001
 
     # Asking ----------------------------------------------------------------------------------------------------------
 
@@ -166,8 +172,8 @@ class RabbitmqLink:
             answer.append(frame.method.message_count)
             self._stop()
 
-        if self._asking is None:
-            self._open_asking()
+        if self._asking is None and self._connection is not None:
+            self._open_asking(self._connection)
         if self._asking is not None:
             self._asking.queue_declare(queue, passive=True, callback=tell)
             self._run(PATIENCE)
@@ -175,18 +181,16 @@ class RabbitmqLink:
             raise Unreachable(self._why)
         return answer[0] if answer else 0
 
-    def _open_asking(self) -> None:
-        assert self._connection is not None
-
+    def _open_asking(self, connection: SelectConnection) -> None:
         def opened(channel: Channel) -> None:
             self._asking = channel
             self._stop()
 
-        def closed(channel: Channel, reason: Exception) -> None:
+        def closed(_channel: Channel, _reason: Exception) -> None:
             self._asking = None  # a missing queue closes the channel that asked for it
             self._stop()
 
-        channel = self._connection.channel(on_open_callback=opened)
+        channel = connection.channel(on_open_callback=opened)
         channel.add_on_close_callback(closed)
         self._run(PATIENCE)
 
@@ -199,12 +203,12 @@ class RabbitmqLink:
         choices = self._broker.parameters
         choices = [choices] if not isinstance(choices, list) else random.sample(choices, len(choices))
         for parameters in choices:
-            self._connect(parameters)
-            if self._channel is not None:
-                return self._channel
+            channel = self._connect(parameters)
+            if channel is not None:
+                return channel
         raise Unreachable(self._why or "no answer")
 
-    def _connect(self, parameters: pika.connection.Parameters) -> None:
+    def _connect(self, parameters: pika.connection.Parameters) -> Channel | None:
         self._why = ""
         self._connection = SelectConnection(
             parameters,
@@ -213,6 +217,7 @@ class RabbitmqLink:
             on_close_callback=lambda _, error: self._on_lost(error),
         )
         self._run(PATIENCE)
+        return self._channel
 
     def _on_channel(self, channel: Channel) -> None:
         self._first_tag = self._next_tag = self._lowest = 1
@@ -236,7 +241,8 @@ class RabbitmqLink:
 
     def _run(self, seconds: float) -> None:
         """Serve the connection until something calls `_stop`, at most for so long."""
-        assert self._connection is not None
+        if self._connection is None:
+            return
         loop = self._connection.ioloop
         timer = loop.call_later(seconds, loop.stop)
         loop.start()

@@ -1,9 +1,11 @@
 """What an attempt's end means. Pure: everything it needs is in the `Ending`."""
 
+import os
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import msgspec
 from dramatiq.middleware import TimeLimitExceeded
 
 from callboard.sql.rows import Failure, Kind, Retry, Settled
@@ -11,20 +13,26 @@ from callboard.sql.rows import Failure, Kind, Retry, Settled
 #: Characters kept of an error's message and of its traceback.
 MESSAGE_LIMIT = 4_000
 TRACEBACK_LIMIT = 16_000
+#: Bytes that a result may have as JSON.
+RESULT_LIMIT = 262_144
 #: Seconds after which an attempt is repeated whose retry could not be scheduled by Dramatiq.
 LOST_RETRY_DELAY = 15.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class ResultNotStored(ValueError):
+    """An actor returned what can't be kept as the item's result."""
+
+
+class Ending(NamedTuple):
     """How an attempt ended, as the hooks saw it.
 
-    `returned`: the actor returned, whatever came after. `skip`: the reason of a SkipMessage. `failed`: Dramatiq gave
-    the message up. `retry`: what Retries scheduled. `retries`: the broker has Retries, so an exception without either
-    is a retry that was lost.
+    `returned`: the actor returned `result`, whatever came after. `skip`: the reason of a SkipMessage. `failed`:
+    Dramatiq gave the message up. `retry`: what Retries scheduled. `retries`: the broker has Retries,
+    so an exception without either is a retry that was lost.
     """
 
     returned: bool = False
+    result: Any = None
     skip: str | None = None
     exception: BaseException | None = None
     failed: bool = False
@@ -32,19 +40,22 @@ class Ending:
     retries: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The state the item goes to, why when it did not simply succeed, and its next attempt when there is one."""
+class Outcome(NamedTuple):
+    """The state the item goes to, why when it did not simply succeed, its next attempt, and its result as JSON."""
 
     state: Settled
     failure: Failure | None = None
     retry: Retry | None = None
+    result: str | None = None
+
+
+SUCCEEDED = Outcome("succeeded")
 
 
 def decide(ending: Ending) -> Outcome:
     """The first that holds: returned → succeeded; given up → failed; skipped → skipped; retry → retrying."""
     if ending.returned:
-        return Outcome("succeeded")
+        return SUCCEEDED if ending.result is None else _with_result(ending.result)
     if ending.skip is not None:
         if ending.failed:
             return Outcome("failed", Failure("timed_out", "SkipMessage", clean(ending.skip)))
@@ -55,6 +66,24 @@ def decide(ending: Ending) -> Outcome:
     return Outcome("retrying", failure, ending.retry or Retry(LOST_RETRY_DELAY))
 
 
+def _with_result(result: Any) -> Outcome:
+    try:
+        return Outcome("succeeded", result=encode_result(result))
+    except (TypeError, ValueError, RecursionError) as error:
+        return Outcome("failed", describe(ResultNotStored(f"its result can't be stored: {error}")))
+
+
+def encode_result(result: Any) -> str:
+    """A return value as JSON text; raises TypeError for what has no JSON form, ResultNotStored over the limit."""
+    text = msgspec.json.encode(result)
+    limit = int(os.environ.get("CALLBOARD_RESULT_LIMIT", RESULT_LIMIT))
+    if len(text) > limit:
+        raise ResultNotStored(
+            f"{len(text):,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)"
+        )
+    return text.decode()
+
+
 def describe(error: BaseException | None) -> Failure:
     """An exception as it is kept: its type, message, where it was raised, and its traceback, cut from the front."""
     if error is None:
@@ -62,7 +91,12 @@ def describe(error: BaseException | None) -> Failure:
     kind: Kind = "timed_out" if isinstance(error, TimeLimitExceeded) else "failed"
     text = clean("".join(_format(error)), limit=None)
     return Failure(
-        kind, clean(_type_name(error)), clean(_message(error)), _place(error), text[-TRACEBACK_LIMIT:], len(text)
+        kind,
+        clean(_type_name(error)),
+        clean(_message(error)),
+        _place(error),
+        text[-TRACEBACK_LIMIT:],
+        len(text),
     )
 
 
@@ -75,20 +109,24 @@ def clean(text: str, limit: int | None = MESSAGE_LIMIT) -> str:
 
 def _type_name(error: BaseException) -> str:
     module = type(error).__module__
-    return type(error).__qualname__ if module in ("builtins", "__main__") else f"{module}.{type(error).__qualname__}"
+    return (
+        type(error).__qualname__
+        if module in ("builtins", "__main__")
+        else f"{module}.{type(error).__qualname__}"
+    )
 
 
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:
+    except Exception as broken:  # noqa: BLE001 — whatever its __str__ raises
         return f"(its text can't be had: {type(broken).__name__} in __str__)"
 
 
 def _format(error: BaseException) -> list[str]:
     try:
         return traceback.format_exception(error, limit=-50)
-    except Exception:
+    except Exception:  # noqa: BLE001 — likewise
         return traceback.format_tb(error.__traceback__, limit=-50)
 
 

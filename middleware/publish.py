@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from callboard.middleware.complaint import complaints
 from callboard.middleware.link import Link, Unreachable
 from callboard.sql import writes
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.rows import BulkClaim, Outgoing
 
 log = logging.getLogger("callboard.publisher")
+_complain = complaints(log, "publishing is held up, trying on; nothing is lost: %s")
 
 #: Seconds between two looks for work when there was none.
 PERIOD = 0.20
@@ -69,7 +71,6 @@ class Publisher:
     _thread: threading.Thread | None = None
     _closing: bool = False
     _looking: bool = False
-    _complained: float = 0.0
     _jobs: list[int] = field(default_factory=list)
 
     def start(self) -> None:
@@ -120,7 +121,7 @@ class Publisher:
             try:
                 worked = self._turn(handed, jobs)
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
-                self._complain(error)
+                _complain(error)
                 worked = False
                 if not self._closing:
                     time.sleep(PERIOD)
@@ -232,12 +233,6 @@ class Publisher:
         if self.depth is not None:
             return max(0, self.depth - depth)
         return self._levels.setdefault(queue, Level()).room(depth, time.monotonic())
-
-    def _complain(self, error: BaseException) -> None:
-        now = time.monotonic()
-        if now - self._complained >= 5:
-            self._complained = now
-            log.warning("publishing is held up, trying on; nothing is lost: %s", str(error).strip())
 
 
 def fixed_depth() -> int | None:

@@ -1,8 +1,8 @@
 """The drop-in for Dramatiq's RabbitMQ broker: acknowledgements after the commit, in batches, on the right connection;
-delays that are rows in the outbox; a prefetch that follows what the actors take."""
+delays that are rows in the outbox; a prefetch that follows what the actors take.
+"""
 
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -16,9 +16,10 @@ from dramatiq.errors import ConnectionClosed, DecodeError
 from dramatiq.logging import get_logger
 from dramatiq.message import Message
 from dramatiq.middleware import Middleware
+from dramatiq.worker import QUEUE_PREFETCH
 
 from callboard.middleware import stamp
-from callboard.middleware.book import Book
+from callboard.middleware.book import UNREADABLE, Book
 from callboard.middleware.link import RabbitmqLink
 from callboard.middleware.recorder import Recorder
 from callboard.middleware.tracking import track
@@ -27,8 +28,11 @@ from callboard.sql.pool import database_address
 #: Seconds of work that the prefetch covers, the window and the commit of a flush included; and its upper limit.
 COVER = 0.08
 DEEPEST = 500
-#: Seconds between two looks at the prefetch.
+#: Seconds between two looks at the prefetch, and looks in a row after which it shrinks.
 LOOK = 0.10
+SLACK = 10
+#: AMQP's reply code for a queue that does not exist.
+NOT_FOUND = 404
 
 AMQP_ERRORS = (AssertionError, pika.exceptions.AMQPConnectionError, pika.exceptions.AMQPChannelError)
 
@@ -66,11 +70,13 @@ class RabbitmqBroker(StockBroker):
         return sum(len(book.open) for book in list(self.books))
 
     def _prefetched(self) -> list[tuple[int, int]]:
-        marks = (stamp.read(m.options) for book in list(self.books) for m in book.messages() if m is not None)
+        marks = (
+            stamp.read(m.options) for book in list(self.books) for m in book.messages() if m is not UNREADABLE
+        )
         return [(mark.job, mark.item) for mark in marks if mark]
 
     def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
-        arguments: dict[str, Any] = super()._build_queue_arguments(queue_name)
+        arguments: dict[str, Any] = super()._build_queue_arguments(queue_name)  # type: ignore[no-untyped-call]
         if self.queue_type == "quorum":
             arguments |= {"x-queue-type": "quorum", "x-delivery-limit": -1}
         return arguments
@@ -79,7 +85,7 @@ class RabbitmqBroker(StockBroker):
 class RabbitmqMessage(MessageProxy):
     """A delivered message, bound to the book of its connection."""
 
-    def __init__(self, message: Message[Any], book: Book, tag: int, redelivered: bool) -> None:
+    def __init__(self, message: Message[Any], book: Book, tag: int, *, redelivered: bool) -> None:
         super().__init__(message)
         self.book = book
         self.tag = tag
@@ -98,7 +104,7 @@ class RabbitmqConsumer(Consumer):
         self.timeout = timeout / 1000
         self.inbox: deque[RabbitmqMessage] = deque()
         self.cancelled = False
-        adapts = queue_name == q_name(queue_name) and not os.environ.get("dramatiq_queue_prefetch")
+        adapts = queue_name == q_name(queue_name) and not QUEUE_PREFETCH
         worker = broker.recorder.worker
         self.prefetch = Prefetch(prefetch, worker.threads if worker and adapts else None)
         try:
@@ -123,10 +129,10 @@ class RabbitmqConsumer(Consumer):
             message = Message.decode(body)
         except DecodeError:
             self.logger.exception("A message can't be decoded; it goes to the dead letters.")
-            self.book.enter(method.delivery_tag, None)
+            self.book.enter(method.delivery_tag, UNREADABLE)
             self.book.release([], [method.delivery_tag])
             return
-        proxy = RabbitmqMessage(message, self.book, method.delivery_tag, method.redelivered)
+        proxy = RabbitmqMessage(message, self.book, method.delivery_tag, redelivered=method.redelivered)
         self.book.enter(method.delivery_tag, proxy)
         self.inbox.append(proxy)
 
@@ -156,7 +162,7 @@ class RabbitmqConsumer(Consumer):
         self.book.discard()
         self.inbox.clear()
         self.broker.books.discard(self.book)
-        if self.cancelled or getattr(error, "reply_code", None) == 404:
+        if self.cancelled or getattr(error, "reply_code", None) == NOT_FOUND:
             self.broker.queues_pending.add(q_name(self.queue_name))
         raise ConnectionClosed(error) from None
 
@@ -213,7 +219,7 @@ class Prefetch:
         self._looked, self._settled = now, settled
         wanted = wanted_prefetch(self._threads, rate)
         self._shrinking = self._shrinking + 1 if wanted * 2 < self.depth else 0
-        if wanted * 2 > self.depth * 3 or self._shrinking >= 10:
+        if wanted * 2 > self.depth * 3 or self._shrinking >= SLACK:
             self.depth, self._shrinking = wanted, 0
             return True
         return False

@@ -1,14 +1,12 @@
 """The ids a tracked message carries, as one option of it: ``{"callboard": {"job": …, "item": …, …}}``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 OPTION: Final = "callboard"
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """Which attempt at which item a message carries, the job's epoch then, and whether it may be a second copy."""
 
     job: int
@@ -19,7 +17,12 @@ class Stamp:
 
     def option(self) -> dict[str, Any]:
         """The option's value; `suspect` only where it is so, since most messages are not."""
-        value: dict[str, Any] = {"job": self.job, "item": self.item, "attempt": self.attempt, "epoch": self.epoch}
+        value: dict[str, Any] = {
+            "job": self.job,
+            "item": self.item,
+            "attempt": self.attempt,
+            "epoch": self.epoch,
+        }
         if self.suspect:
             value["suspect"] = True
         return value

@@ -15,7 +15,6 @@ from callboard.middleware.job import Job, recorder_of
 from callboard.middleware.outcome import clean
 from callboard.middleware.recorder import Recorder
 from callboard.sql import writes
-from callboard.sql.rows import Submission
 from callboard.sql.states import JOB_FINAL
 
 log = logging.getLogger("callboard.submit")
@@ -47,10 +46,10 @@ def submit(
 ) -> Job:  # fmt: skip
     """Make a job of `items`, each one run of `actor` (an actor or its registered name), and start it.
 
-    An item that is a dict gives keyword arguments, a list or tuple arguments, anything else one argument. `items` may be
-    any iterable, endless ones apart; it is read as it is stored. With a `key`, the same key gives the same job, and a
-    submission that broke off is taken up where it stands when it is submitted again. `item_key` is a field of the items
-    or a function: the same item key is stored once in a job. `priority`: lower is first, as Dramatiq's.
+    An item that is a dict gives keyword arguments, a list or tuple arguments, anything else one argument. `items` may
+    be any iterable, endless ones apart; it is read as it is stored. With a `key`, the same key gives the same job, and
+    a submission that broke off is taken up where it stands when it is submitted again. `item_key` is a field of the
+    items or a function: the same item key is stored once in a job. `priority`: lower is first, as Dramatiq's.
 
     Raises UnknownActor, BadItem, SubmittedElsewhere, and psycopg.Error when the database can't be reached. When it
     raises, a job with a key stays open to be taken up again; one without is stopped, `failed`, with the reason.
@@ -99,9 +98,11 @@ async def _chunks(items: AsyncIterable[Any]) -> AsyncIterator[list[Any]]:
 async def _hand_over(waiting: "queue.Queue[Any]", what: Any, storing: "asyncio.Task[Job]") -> None:
     while not storing.done():
         try:
-            return waiting.put_nowait(what)
+            waiting.put_nowait(what)
         except queue.Full:
             await asyncio.sleep(0.005)
+        else:
+            return
 
 
 def _handed_over(waiting: "queue.Queue[Any]") -> Iterator[Any]:
@@ -132,14 +133,16 @@ class Intake:
         broker = dramatiq.get_broker() if isinstance(actor, str) else actor.broker
         recorder = recorder_of(broker)
         actor_name, queue_name = _resolve(recorder, broker, actor)
-        made: Submission = recorder.write(
+        made = recorder.write(
             lambda conn: writes.create_job(
                 conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
                 metadata=metadata or {}, priority=priority, created_by=created_by,
             )
         )  # fmt: skip
         if made.actor != actor_name:
-            raise ValueError(f"the job with the key {key!r} is one of the actor {made.actor!r}, not {actor_name!r}")
+            raise ValueError(
+                f"the job with the key {key!r} is one of the actor {made.actor!r}, not {actor_name!r}"
+            )
         open_ = not made.sealed and made.state not in JOB_FINAL
         return cls(recorder, Job(made.job, recorder), actor_name, key, item_key, made.consumed, open_)
 
@@ -152,10 +155,14 @@ class Intake:
         """Store a chunk, all of it or nothing; the job starts with its first."""
         rows = [self._row(self.consumed + n, item) for n, item in enumerate(chunk)]
         how, number = self.recorder.write(
-            lambda conn: writes.store_chunk(conn, self.job.id, self.consumed, rows, keyed=self.item_key is not None)
+            lambda conn: writes.store_chunk(
+                conn, self.job.id, self.consumed, rows, keyed=self.item_key is not None
+            )
         )
         if how != "stored":
-            raise SubmittedElsewhere(f"job {self.job.id} was {how} at input {number}, and this submission had {self.consumed}")
+            raise SubmittedElsewhere(
+                f"job {self.job.id} was {how} at input {number}, and this submission had {self.consumed}"
+            )
         first = self.consumed == 0
         self.consumed += len(chunk)
         if first:
@@ -204,7 +211,9 @@ def _call(item: Any) -> tuple[list[Any], dict[str, Any]]:
     return (list(item), {}) if isinstance(item, list | tuple) else ([item], {})
 
 
-def _resolve(recorder: Recorder, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any] | str) -> tuple[str, str]:
+def _resolve(
+    recorder: Recorder, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any] | str
+) -> tuple[str, str]:
     """An actor's registered name and its queue."""
     if not isinstance(actor, str):
         return actor.actor_name, actor.queue_name
@@ -212,5 +221,7 @@ def _resolve(recorder: Recorder, broker: dramatiq.Broker, actor: dramatiq.Actor[
         return actor, broker.actors[actor].queue_name
     queue_name = recorder.write(lambda conn: writes.known_actor(conn, actor))
     if queue_name is None:
-        raise UnknownActor(f"no actor {actor!r}: import its module (CALLBOARD_ACTORS), or start a worker that has it")
+        raise UnknownActor(
+            f"no actor {actor!r}: import its module (CALLBOARD_ACTORS), or start a worker that has it"
+        )
     return actor, queue_name

@@ -35,7 +35,9 @@ class Sweep:
 
     pool: Pool
     depth: Callable[[str], int | None]
-    _holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}")
+    _holder: str = field(
+        default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}"
+    )
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _sampled: float = 0.0

@@ -15,8 +15,8 @@ from dramatiq.middleware import Middleware, Retries, SkipMessage
 
 from callboard.middleware import stamp
 from callboard.middleware.attempt import Attempt, current_attempt
+from callboard.middleware.outcome import Ending, decide
 from callboard.middleware.recorder import Recorder
-from callboard.middleware.outcome import Ending, Outcome, decide
 
 log = logging.getLogger("callboard.tracking")
 
@@ -35,7 +35,7 @@ class Tracking(Middleware):
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Take the attempt in hand; raises Discard for a message that must not run."""
-        attempt = self.recorder.take(message)
+        attempt = self.recorder.hand.take(message)
         if attempt is None:
             raise Discard("a copy of a message that is done, in hand elsewhere, or will come again")
         message.attempt = attempt  # type: ignore[attr-defined]
@@ -62,31 +62,39 @@ class Tracking(Middleware):
     def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """A message that Dramatiq rejects unseen, for want of its actor, takes its item with it."""
         if getattr(message, "attempt", None) is None and stamp.read(message.options):
-            attempt = self.recorder.take(message)
+            attempt = self.recorder.hand.take(message)
             if attempt is not None:
                 message.attempt = attempt  # type: ignore[attr-defined]
-                self._end(broker, message, attempt, exception=ActorNotFound(message.actor_name))  # type: ignore[no-untyped-call]
+                self._end(broker, message, attempt, exception=ActorNotFound(message.actor_name))
 
     def _end(
         self, broker: dramatiq.Broker, message: MessageProxy, attempt: Attempt, *,
         exception: BaseException | None = None, skip: str | None = None,
     ) -> None:  # fmt: skip
         current_attempt.set(None)
-        ending = Ending(
-            returned=attempt.returned, skip=skip, exception=exception, failed=message.failed, retry=attempt.retry,
-            retries=any(isinstance(m, Retries) for m in broker.middleware),
-        )  # fmt: skip
-        outcome: Outcome = decide(ending)
-        message.failed = self.recorder.end(attempt, outcome)
+        outcome = decide(
+            Ending(
+                returned=attempt.returned,
+                result=attempt.result,
+                skip=skip,
+                exception=exception,
+                failed=message.failed,
+                retry=attempt.retry,
+                retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
+            )
+        )
+        message.failed = self.recorder.hand.end(attempt, outcome)
 
     # The process -----------------------------------------------------------------------------------------------------
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        """Stand at the right places; refuse to work on a database that doesn't fit; be known as a worker from now on."""
+        """Stand at the right places, refuse a database that doesn't fit, be known as a worker from now on."""
         place(broker, self)
         self.recorder.check()
         # Not after the boot: the consumers that start in between ask how many threads there are.
-        self.recorder.open(worker.worker_threads, {a.actor_name: a.queue_name for a in broker.actors.values()})
+        self.recorder.open(
+            worker.worker_threads, {a.actor_name: a.queue_name for a in broker.actors.values()}
+        )
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """From now on nobody waits for a database that is away."""

@@ -23,7 +23,8 @@ BEAT = 2.0
 @dataclass(slots=True)
 class Worker:
     """The row of this process in `workers`. `holds` tells what the process has in hand or prefetched, as (job, item);
-    `controlled` takes what the jobs of those items say."""
+    `controlled` takes what the jobs of those items say.
+    """
 
     pool: Pool
     threads: int
@@ -33,14 +34,15 @@ class Worker:
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
-    def start(self, actors: dict[str, str]) -> None:
-        """Register, announce the actors ({name: queue}), and beat from now on."""
+    def start(self, actors: dict[str, str]) -> int:
+        """Register, announce the actors ({name: queue}), and beat from now on; returns the worker's id."""
         release = os.environ.get("CALLBOARD_RELEASE", "")
         info = WorkerInfo(socket.gethostname(), os.getpid(), self.threads, release, actors)
         with self.pool.connection() as conn:
             self.id = writes.register_worker(conn, info)
         self._thread = threading.Thread(target=self._run, name="callboard-heartbeat", daemon=True)
         self._thread.start()
+        return self.id
 
     def stop(self) -> None:
         """Say goodbye; a database that is away is none of a stopping worker's concern."""

@@ -7,7 +7,7 @@ through a pooler in transaction mode, and leave no lock behind when it is killed
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import LiteralString, cast
+from typing import LiteralString
 
 import psycopg
 
@@ -27,7 +27,7 @@ class Migration:
     number: int
     name: str
     breaking: bool
-    text: str
+    text: LiteralString
 
 
 class SchemaError(RuntimeError):
@@ -47,7 +47,7 @@ def migrate(url: str) -> list[str]:
         _refuse_breaking(present)
         missing = [step for step in known() if step.number not in present]
         for step in missing:
-            conn.execute(cast(LiteralString, step.text))
+            conn.execute(step.text)
             conn.execute(statement("note_migration"), (step.number, step.name, step.breaking))
     return [step.name for step in missing]
 
@@ -70,7 +70,9 @@ def judge(present: dict[int, tuple[str, bool]]) -> str | None:
         raise SchemaError("the database has no callboard schema yet: run `callboard migrate`")
     missing = [step.name for step in known() if step.number not in present]
     if missing:
-        raise SchemaError(f"the database's schema is behind this code by {', '.join(missing)}: run `callboard migrate`")
+        raise SchemaError(
+            f"the database's schema is behind this code by {', '.join(missing)}: run `callboard migrate`"
+        )
     _refuse_breaking(present)
     ahead = [name for number, (name, _) in present.items() if number > known()[-1].number]
     if ahead:
@@ -89,7 +91,9 @@ def _refuse_breaking(present: dict[int, tuple[str, bool]]) -> None:
 
 
 def _applied(conn: Conn) -> dict[int, tuple[str, bool]]:
-    return {number: (name, breaking) for number, name, breaking in conn.execute(statement("applied_migrations"))}
+    return {
+        number: (name, breaking) for number, name, breaking in conn.execute(statement("applied_migrations"))
+    }
 
 
 def _read(path: Path) -> Migration:

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-
 Conn: TypeAlias = Connection[tuple[Any, ...]]
 Pool: TypeAlias = ConnectionPool[Conn]
 AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
@@ -27,7 +26,9 @@ def database_address(url: str | None = None) -> str:
     """
     found = url or os.environ.get("DATABASE_URL") or _running_here().get("database_url")
     if not found:
-        raise NotConfigured("DATABASE_URL is not set and no `callboard up` is running here: set it, or run that")
+        raise NotConfigured(
+            "DATABASE_URL is not set and no `callboard up` is running here: set it, or run that"
+        )
     return found
 
 

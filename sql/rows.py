@@ -47,9 +47,12 @@ class NewItem:
     published: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
-    """How an attempt ended. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds."""
+    """How an attempt ended. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds.
+
+    Not frozen, as the other rows are: there is one a message, and freezing doubles the cost of making it.
+    """
 
     job: int
     item: int

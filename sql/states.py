@@ -18,7 +18,16 @@ MOVES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 #: What a job's counts are given by, in the order of an item's life; they add up to its total.
-ITEM_STATES: Final = ("pending", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled")
+ITEM_STATES: Final = (
+    "pending",
+    "queued",
+    "running",
+    "retrying",
+    "succeeded",
+    "failed",
+    "skipped",
+    "cancelled",
+)
 
 JOB_STATES: Final = ("pending", "running", "paused", "completed", "failed", "cancelled")
 

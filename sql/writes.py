@@ -7,7 +7,15 @@ from psycopg.types.json import Jsonb
 
 from callboard.sql.pool import Conn
 from callboard.sql.rows import (
-    BulkClaim, Claim, Control, Event, NewItem, Outgoing, Running, Submission, WorkerInfo,
+    BulkClaim,
+    Claim,
+    Control,
+    Event,
+    NewItem,
+    Outgoing,
+    Running,
+    Submission,
+    WorkerInfo,
 )  # fmt: skip
 from callboard.sql.statements import statement
 
@@ -124,8 +132,7 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
             "actors": actors, "queues": sorted(set(queues)),
         },
     ).fetchone()  # fmt: skip
-    assert row is not None
-    return int(row[0])
+    return int(_the(row)[0])
 
 
 def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]]) -> None:
@@ -173,7 +180,9 @@ def items_by_key(conn: Conn, keys: Sequence[tuple[int, str]]) -> dict[tuple[int,
     return {(row[0], row[1]): row[2] for row in rows}
 
 
-def add_items(conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool) -> dict[tuple[int, int], int]:
+def add_items(
+    conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool
+) -> dict[tuple[int, int], int]:
     """Store items under the numbers given; returns the outbox ids {(job, item): id} of those to be published.
 
     With `publishing` their sender publishes those without a delay itself, and holds their claim.
@@ -214,8 +223,12 @@ def create_job(
 
 
 def _again(conn: Conn, parameters: dict[str, Any]) -> tuple[Any, ...]:
-    row = conn.execute(statement("create_job"), parameters).fetchone()
-    assert row is not None
+    return _the(conn.execute(statement("create_job"), parameters).fetchone())
+
+
+def _the(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    if row is None:
+        raise RuntimeError("the database gave no row where there must be one; was a row deleted by hand?")
     return row
 
 
@@ -228,9 +241,7 @@ def store_chunk(
     ("sealed", inputs consumed) or ("stopped", inputs consumed). All or nothing.
     """
     with conn.transaction():
-        row = conn.execute(statement("lock_submission"), (job,)).fetchone()
-        assert row is not None, f"job {job} was deleted"
-        total, consumed, sealed, stopped = row
+        total, consumed, sealed, stopped = _the(conn.execute(statement("lock_submission"), (job,)).fetchone())
         if sealed or stopped or consumed != start:
             return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
         stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
@@ -306,7 +317,10 @@ def publish_bulk(
 
 def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
     """Claim messages that are due."""
-    return [Outgoing(*row) for row in conn.execute(statement("claim_outbox"), {"limit": limit, "lease": PUBLISH_LEASE})]
+    return [
+        Outgoing(*row)
+        for row in conn.execute(statement("claim_outbox"), {"limit": limit, "lease": PUBLISH_LEASE})
+    ]
 
 
 def settle_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:

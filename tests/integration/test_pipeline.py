@@ -103,7 +103,9 @@ def test_every_count_of_a_mixed_job_is_exact(
     url = environment["DATABASE_URL"]
     assert drift(url) == []
     with psycopg.connect(url) as conn:
-        attempts = dict(conn.execute("SELECT kind::text, count(*) FROM callboard.attempts GROUP BY 1").fetchall())
+        attempts = dict(
+            conn.execute("SELECT kind::text, count(*) FROM callboard.attempts GROUP BY 1").fetchall()
+        )
         late = conn.execute(
             "SELECT extract(epoch FROM finished_at - (SELECT max(finished_at) FROM callboard.items)) FROM callboard.jobs"
         ).fetchone()
@@ -112,7 +114,9 @@ def test_every_count_of_a_mixed_job_is_exact(
     assert float(late[0]) < 1.0
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing(environment: dict[str, str], worker: StartWorker) -> None:
+def test_a_worker_killed_in_the_middle_loses_nothing(
+    environment: dict[str, str], worker: StartWorker
+) -> None:
     """SIGKILL to the whole process group half-way, and again later; every item ran, each counts once."""
     url = environment["DATABASE_URL"]
     make_runs_table(url)

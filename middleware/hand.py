@@ -1,0 +1,149 @@
+"""What a process has in hand: attempts from their message's arrival to the commit of their outcome."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from dramatiq.broker import MessageProxy
+
+from callboard.middleware import stamp
+from callboard.middleware.attempt import Attempt
+from callboard.middleware.claim import Stopping
+from callboard.middleware.journal import Entry
+from callboard.middleware.outcome import Outcome
+from callboard.middleware.stamp import Stamp
+from callboard.sql.rows import Claim, Control, Event
+
+
+class Hand:
+    """The attempts of this process, by item.
+
+    `adopt` records a message that has no stamp, and tells whether it was on record; `claim` asks for an item whose
+    message may be a second copy; `note` is the journal's. `defers`: the consumer acknowledges after the commit by
+    itself, so that no worker thread needs to wait for it.
+    """
+
+    def __init__(
+        self,
+        *,
+        adopt: Callable[[MessageProxy], tuple[Stamp, bool]],
+        claim: Callable[[Stamp], Claim | None],
+        note: Callable[[Entry], None],
+        defers: bool,
+    ) -> None:
+        self._adopt = adopt
+        self._claim = claim
+        self._note = note
+        self._defers = defers
+        self._lock = threading.Lock()
+        self._alone = threading.Lock()
+        self._attempts: dict[tuple[int, int], Attempt] = {}
+        self._controls: dict[int, Control] = {}
+        self.worker = 0  # this process's id in `workers`
+
+    def take(self, message: MessageProxy) -> Attempt | None:
+        """The attempt that a delivered message carries; None when it must not run."""
+        if getattr(message, "stale", False):
+            return None  # its connection is gone: RabbitMQ delivers it again
+        try:
+            return self._take(message)
+        except Stopping:
+            message.deferred = True  # type: ignore[attr-defined]
+            return None
+
+    def _take(self, message: MessageProxy) -> Attempt | None:
+        mark = stamp.read(message.options)
+        suspect = getattr(message, "redelivered", False)
+        if mark is None:
+            mark, known = self._adopt(message)
+            suspect = suspect or known
+        attempt = Attempt(mark.job, mark.item, mark.attempt, [message], self._controls)
+        twin = self._attempts.get(attempt.key)
+        if (twin is not None and self._join(twin, attempt)) or attempt.cancelled:
+            return None
+        if (suspect or mark.suspect or twin is not None or self._outdated(mark)) and not self._may_run(
+            mark, attempt
+        ):
+            return None
+        self._attempts[attempt.key] = attempt
+        return attempt
+
+    def _join(self, twin: Attempt, copy: Attempt) -> bool:
+        """A copy of what is in hand is settled with it; False when that is another attempt, or no longer in hand."""
+        with self._lock:
+            if twin.number != copy.number or self._attempts.get(twin.key) is not twin:
+                return False
+            twin.deliveries += copy.deliveries
+            for message in copy.deliveries:
+                message.deferred = self._defers
+            return True
+
+    def _outdated(self, mark: Stamp) -> bool:
+        control = self._controls.get(mark.job)
+        return control is not None and control.epoch > mark.epoch
+
+    def _may_run(self, mark: Stamp, attempt: Attempt) -> bool:
+        claim = self._claim(mark)
+        if claim is None:
+            return False
+        attempt.running = True  # a claim is a row in `running`
+        if claim.crashes:
+            # What crashed a worker before runs alone, so that its neighbours are not charged with its next crash.
+            attempt.alone = self._alone.acquire()
+        attempt.started = time.monotonic()
+        return True
+
+    def end(self, attempt: Attempt, outcome: Outcome) -> bool:
+        """Hand an attempt that ended to the journal; returns whether its message is to be dead-lettered."""
+        attempt.ended = True
+        ended = time.monotonic()
+        if attempt.alone:
+            self._alone.release()
+        attempt.result = None
+        kept = outcome.state in ("succeeded", "skipped")
+        event = Event(
+            attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended, self.worker,
+            outcome.failure, outcome.retry, outcome.result, attempt.sent + attempt.hooked if kept else attempt.hooked,
+            ran=attempt.running,
+        )  # fmt: skip
+        entry = Entry(attempt, event, outcome.state == "failed")
+        if self._defers:
+            for message in attempt.deliveries:
+                message.deferred = True
+            self._note(entry)
+        else:
+            entry.recorded = threading.Event()
+            self._note(entry)
+            entry.recorded.wait()
+        return entry.dead_letter
+
+    def settle(self, entries: Sequence[Entry]) -> None:
+        """These are committed: now, and only now, their messages may be acknowledged."""
+        books: dict[Any, tuple[list[int], list[int]]] = {}
+        with self._lock:
+            for entry in entries:
+                attempt = entry.attempt
+                if self._attempts.get(attempt.key) is attempt:
+                    del self._attempts[attempt.key]
+                if self._defers:
+                    for message in attempt.deliveries:
+                        books.setdefault(message.book, ([], []))[entry.dead_letter].append(message.tag)
+        for book, (acks, nacks) in books.items():
+            book.release(acks, nacks)
+        for entry in entries:
+            if entry.recorded is not None:
+                entry.recorded.set()
+
+    def attempts(self) -> list[Attempt]:
+        """The attempts whose outcome is not committed."""
+        return list(self._attempts.values())
+
+    def keys(self) -> list[tuple[int, int]]:
+        """(job, item) of each."""
+        return list(self._attempts)
+
+    def heed(self, controls: Iterable[Control]) -> None:
+        """Take what jobs say; from the next message on it holds."""
+        for control in controls:
+            self._controls[control.job] = control
