@@ -7,8 +7,9 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
+from callboard.sql.pool import NotConfigured
 from callboard.web import api, health, pages
-from callboard.web.database import Database, UnsetError
+from callboard.web.database import Database
 from callboard.web.guard import Authenticate, Guard
 from callboard.web.problems import HANDLERS
 
@@ -41,7 +42,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        with suppress(UnsetError):
+        with suppress(NotConfigured):
             await database.pool()
         yield
         await database.close()

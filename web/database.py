@@ -1,13 +1,12 @@
 """The pool of the web app: opened at the first use, since a mounted app's lifespan is not run."""
 
 import asyncio
-import os
 from typing import TypeVar
 
 from psycopg import OperationalError
 from psycopg_pool import PoolTimeout
 
-from callboard.sql.pool import AsyncPool, make_async_pool
+from callboard.sql.pool import AsyncPool, database_address, make_async_pool
 from callboard.sql.reads import Query, arun
 
 T = TypeVar("T")
@@ -16,10 +15,6 @@ T = TypeVar("T")
 SIZE = 4
 #: Seconds that a request waits for a connection before it is told that there is none.
 WAIT = 3.0
-
-
-class UnsetError(RuntimeError):
-    """Nobody said where the database is."""
 
 
 class Database:
@@ -33,7 +28,7 @@ class Database:
         self._opening = asyncio.Lock()
 
     async def read(self, query: Query[T]) -> T:
-        """The answer; raises UnsetError, or psycopg's OperationalError where there is no database."""
+        """The answer; raises NotConfigured, or psycopg's OperationalError where there is no database."""
         pool = await self.pool()
         try:
             return await _ask(pool, query)
@@ -51,7 +46,7 @@ class Database:
             self._pool, self._loop, self._opening = None, loop, asyncio.Lock()
         async with self._opening:
             if self._pool is None:
-                pool = make_async_pool(self._address(), size=SIZE)
+                pool = make_async_pool(database_address(self._url), size=SIZE)
                 await pool.open()
                 self._pool, self._keeper = pool, asyncio.create_task(_keep(pool))
             return self._pool
@@ -62,14 +57,6 @@ class Database:
         if keeper is not None and self._loop is asyncio.get_running_loop():
             keeper.cancel()
             await asyncio.wait([keeper])
-
-    def _address(self) -> str:
-        url = self._url or os.environ.get("DATABASE_URL")
-        if not url:
-            raise UnsetError(
-                "DATABASE_URL is not set: set it to the PostgreSQL database that the workers use"
-            )
-        return url
 
 
 async def _ask(pool: AsyncPool, query: Query[T]) -> T:

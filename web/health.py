@@ -10,8 +10,8 @@ from starlette.requests import Request
 
 from callboard.sql import reads
 from callboard.sql.migrate import ABSENT, SchemaError, judge
+from callboard.sql.pool import NotConfigured
 from callboard.web.api import read
-from callboard.web.database import UnsetError
 from callboard.web.problems import BEHIND, UNREACHABLE, Answer, Problem
 
 #: Seconds that a broker has to answer.
@@ -44,7 +44,7 @@ async def _database(request: Request) -> str:
         return BEHIND
     except psycopg.OperationalError:
         return UNREACHABLE
-    except (SchemaError, UnsetError) as error:
+    except (SchemaError, NotConfigured) as error:
         return str(error)
     return OK
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from callboard.sql.migrate import ABSENT
-from callboard.web.database import UnsetError
+from callboard.sql.pool import NotConfigured
 
 UNREACHABLE = (
     "the database can't be reached: check that PostgreSQL runs and that DATABASE_URL leads to it; "
@@ -69,7 +69,7 @@ async def broken(_request: Request, _error: Exception) -> Problem:
 HANDLERS: dict[Any, Any] = {
     HTTPException: refused,
     psycopg.OperationalError: unreachable,
-    UnsetError: unset,
+    NotConfigured: unset,
     **dict.fromkeys((*ABSENT, psycopg.errors.UndefinedColumn), misfit),
     Exception: broken,
 }

@@ -1,11 +1,7 @@
 """Where the database is, and a connection to it."""
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import psycopg
 import typer
@@ -13,33 +9,13 @@ from psycopg.conninfo import conninfo_to_dict
 
 from callboard.commands.faults import Fault, first_line
 from callboard.sql.migrate import check
-from callboard.sql.pool import Conn, connect
-
-#: What a running `callboard up` of this folder leaves: its addresses.
-UP = Path(".callboard/up.json")
-
-
-def database_url() -> str:
-    """DATABASE_URL, else the database of the `callboard up` that runs in this folder."""
-    url = os.environ.get("DATABASE_URL") or running().get("database_url")
-    if not url:
-        raise Fault("DATABASE_URL is not set and no `callboard up` is running here")
-    return str(url)
-
-
-def running() -> dict[str, Any]:
-    """The addresses of the `callboard up` that runs in this folder; nothing where none does."""
-    try:
-        found = json.loads(UP.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+from callboard.sql.pool import Conn, connect, database_address
 
 
 @contextmanager
 def database() -> Iterator[Conn]:
     """A connection to a database whose schema fits this code."""
-    url = database_url()
+    url = database_address()
     with reach(url), connect(url) as conn:
         warning = check(conn)
         if warning:

@@ -3,6 +3,7 @@
 import psycopg
 
 from callboard.sql.migrate import ABSENT, SchemaError
+from callboard.sql.pool import NotConfigured
 
 
 class Fault(Exception):
@@ -15,7 +16,7 @@ class Fault(Exception):
 
 def explain(error: Exception) -> str | None:
     """The line for an error that a user can do something about; None for a bug of ours."""
-    if isinstance(error, (Fault, SchemaError)):
+    if isinstance(error, (Fault, SchemaError, NotConfigured)):
         return str(error)
     if isinstance(error, ABSENT):
         return "the database has no callboard schema that fits this code: run `callboard migrate`"

@@ -8,10 +8,11 @@ import typer
 import uvicorn
 
 from callboard.commands import output, settings
-from callboard.commands.address import database_url, reach
+from callboard.commands.address import reach
 from callboard.commands.faults import Fault
 from callboard.commands.output import AsJson
 from callboard.sql import migrate as migrations
+from callboard.sql.pool import database_address
 from callboard.web import create_app
 
 app = typer.Typer()
@@ -23,7 +24,7 @@ LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 @app.command()
 def migrate(*, as_json: AsJson = False) -> None:
     """Bring the database's schema up to date. Safe to run twice and from two places at once."""
-    url = database_url()
+    url = database_address()
     with reach(url):
         applied = migrations.migrate(url)
     if as_json:
@@ -52,7 +53,7 @@ def serve(
             code=2,
         )
     names = None if open_to_everyone else [*LOCAL, host, *(allow_host or [])]
-    web = create_app(url=database_url(), hosts=names)
+    web = create_app(url=database_address(), hosts=names)
     listener = _listen(host, port)
     bound = f"[{host}]" if ":" in host else host
     typer.echo(f"Callboard is at http://{bound}:{listener.getsockname()[1]}/")

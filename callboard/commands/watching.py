@@ -11,10 +11,9 @@ from rich.live import Live
 from rich.text import Text
 
 from callboard.commands import job_lines, output
-from callboard.commands.address import database_url
 from callboard.commands.faults import Fault
 from callboard.sql import reads
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn, connect, database_address
 from callboard.sql.states import JOB_FINAL
 
 #: Seconds between two looks.
@@ -51,7 +50,7 @@ class Look:
     def once(self) -> Job | None:
         """The job as it is now; None where there is no database at the moment."""
         try:
-            self.conn = self.conn or connect(database_url())
+            self.conn = self.conn or connect(database_address())
             found = reads.run(self.conn, reads.job(self.job))
         except psycopg.OperationalError:
             self.__exit__()

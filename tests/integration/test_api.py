@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -241,7 +242,8 @@ def test_it_is_not_ready_on_a_database_without_the_schema(
     assert "callboard migrate" in problem(jobs, 503)
 
 
-def test_nobody_said_where_the_database_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_said_where_the_database_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)
     jobs, ready, health = get(create_app(), "/api/jobs", "/readyz", "/healthz")
     assert "DATABASE_URL" in problem(jobs, 503)
