@@ -1,5 +1,6 @@
 -- job_items: a page of a job's items by number, of one described state or of any. One item: `after` = item - 1.
--- The states that are rare in a large job are found where their rows are few (attempts, running, outbox), not in items.
+-- The states that are rare in a large job are found where their rows are few (attempts, running, outbox), not in items:
+-- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
 -- Caller: reads.items, reads.item. Rows: one an item; `args` and `result` are cut at `cap`.
 WITH job AS (
     SELECT watermark, actor, finished_at IS NOT NULL AS over FROM callboard.jobs WHERE id = %(job)s
@@ -13,19 +14,25 @@ WITH job AS (
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
     (SELECT DISTINCT a.item FROM callboard.attempts AS a
-     JOIN callboard.items AS i ON i.job_id = a.job_id AND i.item = a.item
+     CROSS JOIN LATERAL (
+         SELECT state FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
+     ) AS i
      WHERE %(state)s::text IN ('failed', 'skipped') AND a.job_id = %(job)s AND a.item > %(after)s
        AND NOT a.retried AND i.state::text = %(state)s::text
      ORDER BY a.item LIMIT %(limit)s)
     UNION ALL
     (SELECT r.item FROM callboard.running AS r
-     JOIN callboard.items AS i ON i.job_id = r.job_id AND i.item = r.item
+     CROSS JOIN LATERAL (
+         SELECT state FROM callboard.items AS i WHERE i.job_id = r.job_id AND i.item = r.item OFFSET 0
+     ) AS i
      WHERE %(state)s::text = 'running' AND NOT (SELECT over FROM job) AND r.job_id = %(job)s AND r.item > %(after)s
        AND i.state IN ('waiting', 'retrying')
      ORDER BY r.item LIMIT %(limit)s)
     UNION ALL
     (SELECT o.item FROM callboard.outbox AS o
-     JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
+     CROSS JOIN LATERAL (
+         SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+     ) AS i
      WHERE %(state)s::text = 'retrying' AND NOT (SELECT over FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
        AND i.state = 'retrying'
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item)
@@ -39,7 +46,9 @@ WITH job AS (
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
     (SELECT o.item FROM callboard.outbox AS o
-     JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
+     CROSS JOIN LATERAL (
+         SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+     ) AS i
      WHERE %(state)s::text = 'pending' AND NOT (SELECT over FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
        AND o.first AND i.state = 'waiting'
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item)
