@@ -51,21 +51,33 @@ def body(out: Outgoing) -> bytes:
 
 def properties(out: Outgoing) -> pika.BasicProperties:
     """What RabbitMQ's management UI shows of it, and what stays on a dead letter."""
-    priority = (
-        json.loads(out.options).get("broker_priority")
-        if out.options and b"broker_prio" in out.options
-        else None
-    )
     return pika.BasicProperties(
         content_type="application/json" if type(get_encoder()) is JSONEncoder else "application/octet-stream",
         delivery_mode=2,
-        priority=priority,
+        priority=_priority(out),
         correlation_id=f"{out.job}/{out.item}",
-        message_id=out.message_id,
+        message_id=_short(out.message_id),
         timestamp=_timestamp(out) // 1000,
-        type=out.actor,
+        type=_short(out.actor),
         app_id="callboard",
     )
+
+
+def _priority(out: Outgoing) -> int | None:
+    """The option `broker_priority`, where it is one that AMQP can say."""
+    if not out.options or b"broker_prio" not in out.options:
+        return None
+    found = get_encoder().decode(out.options).get("broker_priority")
+    return found if type(found) is int and 0 <= found < 256 else None  # noqa: PLR2004 — an octet
+
+
+def _short(text: str) -> str:
+    """At most 255 bytes: a longer property would be refused, and with it all that is published beside it."""
+    return (
+        text
+        if text.isascii() and len(text) < 256
+        else text.encode(errors="replace")[:255].decode(errors="ignore")
+    )  # noqa: PLR2004
 
 
 def _stamp(out: Outgoing) -> stamp.Stamp:

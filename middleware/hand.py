@@ -135,6 +135,9 @@ class Hand:
             if entry.recorded is not None:
                 entry.recorded.set()
 
+    def __len__(self) -> int:
+        return len(self._attempts)
+
     def attempts(self) -> list[Attempt]:
         """The attempts whose outcome is not committed."""
         return list(self._attempts.values())

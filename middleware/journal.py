@@ -58,13 +58,13 @@ class Send:
 
 @dataclass(slots=True)
 class Journal:
-    """See the module. `open_deliveries` tells how many messages the process was given and has not acknowledged;
-    `in_hand` the attempts there are; `settled` is called after each commit, `controlled` with what jobs said.
+    """See the module. `more_may_come` tells whether the process holds more messages than so many; `in_hand` gives the
+    attempts that are not on record; `settled` is called after each commit, `controlled` with what jobs said.
     """
 
     pool: Pool
     worker: Callable[[], int]
-    open_deliveries: Callable[[], int]
+    more_may_come: Callable[[int], bool]
     in_hand: Callable[[], Sequence[Attempt]]
     settled: Callable[[Sequence[Entry]], None]
     controlled: Callable[[Iterable[Control]], None]
@@ -84,7 +84,7 @@ class Journal:
         with self._wake:
             self._entries.append(entry)
             waiting = len(self._entries)
-            if waiting == 1 or waiting >= self.open_deliveries():
+            if waiting == 1 or not self.more_may_come(waiting):
                 self._start()
                 self._wake.notify()
 
@@ -155,7 +155,7 @@ class Journal:
             deadline = time.monotonic() + WINDOW
             while self._entries and not self._sends and not self._closing:
                 left = deadline - time.monotonic()
-                if left <= 0 or len(self._entries) >= self.open_deliveries():
+                if left <= 0 or not self.more_may_come(len(self._entries)):
                     break
                 self._wake.wait(left)
             entries, self._entries = self._entries[:BATCH], self._entries[BATCH:]

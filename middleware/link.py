@@ -199,6 +199,9 @@ class RabbitmqLink:
     def _open(self) -> Channel:
         if self._channel is not None:
             return self._channel
+        return self._reconnect()
+
+    def _reconnect(self) -> Channel:
         self.close()
         choices = self._broker.parameters
         choices = [choices] if not isinstance(choices, list) else random.sample(choices, len(choices))

@@ -69,7 +69,7 @@ def decide(ending: Ending) -> Outcome:
 def _with_result(result: Any) -> Outcome:
     try:
         return Outcome("succeeded", result=encode_result(result))
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001 — whatever its own methods raise; OverflowError for large integers
         return Outcome("failed", describe(ResultNotStored(f"its result can't be stored: {error}")))
 
 
@@ -102,9 +102,10 @@ def describe(error: BaseException | None) -> Failure:
 
 def clean(text: str, limit: int | None = MESSAGE_LIMIT) -> str:
     """Text as PostgreSQL can store it: no NUL, no half of a surrogate pair; at most `limit` characters."""
-    if limit is not None and len(text) > limit:
-        text = text[: limit - 1] + "…"
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+    if limit is not None:
+        text = text[: limit + 1]  # what is replaced below only grows
+    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _type_name(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 delays that are rows in the outbox; a prefetch that follows what the actors take.
 """
 
+import logging
 import math
 import threading
 import time
@@ -22,6 +23,7 @@ from callboard.middleware import stamp
 from callboard.middleware.book import UNREADABLE, Book
 from callboard.middleware.link import RabbitmqLink
 from callboard.middleware.recorder import Recorder
+from callboard.middleware.signals import Signals
 from callboard.middleware.tracking import track
 from callboard.sql.pool import database_address
 
@@ -48,6 +50,7 @@ class RabbitmqBroker(StockBroker):
         self, *, url: str | list[str] | None = None, middleware: list[Middleware] | None = None,
         database_url: str | None = None, queue_type: Literal["classic", "quorum"] = "classic", **kwargs: Any,
     ) -> None:  # fmt: skip
+        self._signals = Signals(self, logging.getLogger("dramatiq.broker.RabbitmqBroker"))
         super().__init__(url=url, middleware=middleware, **kwargs)
         self.queue_type = queue_type
         self.books: set[Book] = set()
@@ -61,6 +64,14 @@ class RabbitmqBroker(StockBroker):
     def consumer_class(self) -> type[Consumer]:
         """What `consume` makes."""
         return RabbitmqConsumer
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """See Signals."""
+        self._signals.before(signal, *args, **kwargs)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """See Signals."""
+        self._signals.after(signal, *args, **kwargs)
 
     def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
         """Record a message, then publish it; `delay` in milliseconds. Raises NotStored when it can't be recorded."""

@@ -57,7 +57,7 @@ class Recorder:
         self._remote = remote
         self._defers = defers
         self._make_link = make_link
-        self._open_deliveries = open_deliveries or (lambda: len(self.hand.keys()))
+        self._open_deliveries = open_deliveries
         self._prefetched = prefetched
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
@@ -98,7 +98,7 @@ class Recorder:
                 self._journal = Journal(
                     self.pool,
                     worker=lambda: self.hand.worker,
-                    open_deliveries=self._open_deliveries,
+                    more_may_come=self._more_may_come,
                     in_hand=self.hand.attempts,
                     settled=self.hand.settle,
                     controlled=self.hand.heed,
@@ -193,6 +193,12 @@ class Recorder:
     def send(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> Any:
         """See `send.send`."""
         return send(broker, message, delay, store=self.journal.send, publish=self._publish)
+
+    def _more_may_come(self, ended: int) -> bool:
+        """Whether the process holds more messages than the `ended` ones, so that a flush is worth waiting for."""
+        if len(self.hand) > ended:
+            return True
+        return self._open_deliveries is not None and self._open_deliveries() > ended
 
     def _note(self, entry: Entry) -> None:
         self.journal.note(entry)

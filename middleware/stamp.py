@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 OPTION: Final = "callboard"
+#: The ends of PostgreSQL's types.
+BIGINT, INTEGER = 2**63, 2**31
 
 
 class Stamp(NamedTuple):
@@ -31,12 +33,19 @@ class Stamp(NamedTuple):
 def read(options: Mapping[str, Any]) -> Stamp | None:
     """The stamp of a message, or None for one that was sent by somebody who knows nothing of Callboard."""
     value = options.get(OPTION)
-    if not isinstance(value, dict):
+    if type(value) is not dict:
         return None
-    try:
-        return Stamp(**value)
-    except TypeError:
+    job, item, attempt, epoch = (
+        value.get("job"),
+        value.get("item"),
+        value.get("attempt"),
+        value.get("epoch", 0),
+    )
+    if not type(job) is type(item) is type(attempt) is type(epoch) is int:
         return None
+    if not (0 < job < BIGINT and 0 <= item < INTEGER and 0 < attempt < INTEGER and 0 <= epoch < INTEGER):
+        return None  # the database would refuse it
+    return Stamp(job, item, attempt, epoch, value.get("suspect") is True)
 
 
 def without(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def database_address(url: str | None = None) -> str:
 
     Raises NotConfigured where there is none.
     """
-    found = url or os.environ.get("DATABASE_URL") or _running_here().get("database_url")
+    found = url or os.environ.get("DATABASE_URL") or running_here().get("database_url")
     if not found:
         raise NotConfigured(
             "DATABASE_URL is not set and no `callboard up` is running here: set it, or run that"
@@ -32,7 +32,8 @@ def database_address(url: str | None = None) -> str:
     return found
 
 
-def _running_here() -> dict[str, str]:
+def running_here() -> dict[str, str]:
+    """The addresses of the `callboard up` that runs in this folder; nothing where none does."""
     try:
         running: dict[str, str] = json.loads(Path(".callboard/up.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -46,14 +46,14 @@ def _record_parameters(events: Sequence[Event], now: float) -> dict[str, Any]:
     results = [e for e in events if e.result is not None]
     ran = [e for e in events if e.ran]
     return {
-        "job": [e.job for e in events],
-        "item": [e.item for e in events],
-        "attempt": [e.attempt for e in events],
-        "state": [e.state for e in events],
-        "elapsed": [e.elapsed for e in events],
-        "age": [now - e.ended for e in events],
-        "crashed": [int(e.crashed) for e in events],
-        "worker": [e.worker for e in events],
+        "job": _plain(e.job for e in events),
+        "item": _plain(e.item for e in events),
+        "attempt": _plain(e.attempt for e in events),
+        "state": _plain(e.state for e in events),
+        "elapsed": _plain(e.elapsed for e in events),
+        "age": _plain(now - e.ended for e in events),
+        "crashed": _plain(int(e.crashed) for e in events),
+        "worker": _plain(e.worker for e in events),
         "failure_job": [e.job for e, _ in failures],
         "failure_item": [e.item for e, _ in failures],
         "kind": [f.kind for _, f in failures],
@@ -84,6 +84,13 @@ def _record_parameters(events: Sequence[Event], now: float) -> dict[str, Any]:
         "ran_item": [e.item for e in ran],
         "ran_worker": [e.worker for e in ran],
     }
+
+
+def _plain(values: Iterable[int | float | str]) -> str:
+    """An array of numbers or names as PostgreSQL reads it: nothing in it needs quoting, and psycopg would look at each
+    element of a list.
+    """
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Claim | None:
