@@ -203,7 +203,7 @@ class RabbitmqLink:
 
     def _reconnect(self) -> Channel:
         self.close()
-        choices = self._broker.parameters
+        choices: Any = self._broker.parameters
         choices = [choices] if not isinstance(choices, list) else random.sample(choices, len(choices))
         for parameters in choices:
             channel = self._connect(parameters)

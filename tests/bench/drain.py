@@ -1,0 +1,73 @@
+"""How fast workers empty a full queue, tracked ÷ untracked, in pairs."""
+
+import time
+from statistics import median
+
+from tests.bench.rig import Rig
+from tests.helpers import wait_until
+
+SEND = """
+from tests.bench import stock_actors
+for number in range({items}):
+    stock_actors.nothing.send(number)
+"""
+
+SUBMIT = """
+import time, callboard
+from tests.bench import tracked_actors
+job = callboard.submit(tracked_actors.{actor}, range({items}))
+while job.status()["pending"]:
+    tracked_actors.broker.recorder.begin(job.id)
+    time.sleep(0.05)
+print(job.id)
+"""
+
+
+def untracked(rig: Rig, processes: int, items: int) -> float:
+    """Items a second."""
+    rig.run(SEND.format(items=items))
+    with rig.queue() as channel:
+
+        def depth() -> int:
+            return int(channel.queue_declare("default", passive=True).method.message_count)
+
+        wait_until(lambda: depth() >= items, 60)
+        worker = rig.worker("stock_actors", processes)
+        worker.process.start()
+        wait_until(lambda: depth() < items, 60, pause=0.002)
+        left, begun = depth(), time.perf_counter()
+        wait_until(lambda: depth() == 0, 600, pause=0.002)
+        seconds = time.perf_counter() - begun
+    worker.stop()
+    return left / seconds
+
+
+def tracked(rig: Rig, processes: int, items: int, actor: str = "nothing") -> float:
+    """Items a second, from the start of the first to the commit of the last."""
+    job = int(rig.run(SUBMIT.format(actor=actor, items=items)))
+    worker = rig.worker("tracked_actors", processes)
+    worker.process.start()
+    wait_until(lambda: rig.job(job)[0] == "completed", 600, pause=0.1)
+    seconds = rig.job(job)[1]
+    worker.stop()
+    return items / seconds
+
+
+def table(rig: Rig, items: int, pairs: int) -> list[str]:
+    """Rows of a Markdown table."""
+    rows = [
+        "| processes | actor returns | untracked /s | tracked /s | ratios | median |",
+        "|---|---|---|---|---|---|",
+    ]
+    for processes, actor in ((1, "nothing"), (2, "nothing"), (1, "result"), (2, "result")):
+        measured = [
+            (untracked(rig, processes, items), tracked(rig, processes, items, actor)) for _ in range(pairs)
+        ]
+        ratios = [after / before for before, after in measured]
+        before, after = (median(values) for values in zip(*measured, strict=True))
+        listed = " ".join(f"{ratio:.2f}" for ratio in ratios)
+        returns = "70 bytes" if actor == "result" else actor
+        rows.append(
+            f"| {processes} | {returns} | {before:,.0f} | {after:,.0f} | {listed} | {median(ratios):.2f} |"
+        )
+    return rows

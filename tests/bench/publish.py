@@ -1,0 +1,58 @@
+"""How fast stored items get onto RabbitMQ with confirms, against Dramatiq's own confirmed publish, in pairs."""
+
+from statistics import median
+
+from tests.bench.rig import Rig
+
+CONFIRMED = """
+import time
+from tests.bench import stock_actors
+stock_actors.nothing.send(0)
+begun = time.perf_counter()
+for number in range({items}):
+    stock_actors.nothing.send(number)
+print({items} / (time.perf_counter() - begun))
+"""
+
+PUBLISHED = """
+import time, callboard
+from tests.bench import tracked_actors
+recorder = tracked_actors.broker.recorder
+begin, recorder.begin = recorder.begin, lambda job: None
+job = callboard.submit(tracked_actors.nothing, range({items}))
+begin(callboard.submit(tracked_actors.nothing, range(1)).id)
+begun = time.perf_counter()
+while job.status()["pending"]:
+    begin(job.id)
+    time.sleep(0.02)
+print({items} / (time.perf_counter() - begun))
+"""
+
+STORED = """
+import resource, time, callboard
+from tests.bench import tracked_actors
+tracked_actors.broker.recorder.begin = lambda job: None
+begun = time.perf_counter()
+callboard.submit(tracked_actors.nothing, (number for number in range({items})))
+print({items} / (time.perf_counter() - begun), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def table(rig: Rig, items: int, pairs: int) -> list[str]:
+    """Rows of a Markdown table."""
+    rows = ["| Dramatiq, confirmed /s | Callboard, confirmed /s | ratios | median |", "|---|---|---|---|"]
+    measured = []
+    for _ in range(pairs):
+        before = float(rig.run(CONFIRMED.format(items=items // 10), CONFIRM="1"))
+        measured.append((before, float(rig.run(PUBLISHED.format(items=items)))))
+    ratios = [after / before for before, after in measured]
+    before, after = (median(values) for values in zip(*measured, strict=True))
+    listed = " ".join(f"{ratio:.1f}" for ratio in ratios)
+    rows.append(f"| {before:,.0f} | {after:,.0f} | {listed} | {median(ratios):.1f} |")
+    return rows
+
+
+def submitting(rig: Rig, items: int) -> str:
+    """What submitting very many items takes."""
+    rate, memory = (float(number) for number in rig.run(STORED.format(items=items)).split())
+    return f"{items:,} items from a generator: {rate:,.0f} stored a second, {memory:.0f} MiB at most"

@@ -1,0 +1,14 @@
+"""The untracked side: stock Dramatiq on its own broker, with a prefetch as deep as the tracked side's may get."""
+
+import os
+
+import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+broker = RabbitmqBroker(url=os.environ["AMQP_URL"], confirm_delivery=bool(os.environ.get("CONFIRM")))
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor(max_retries=0)
+def nothing(number: int) -> None:
+    """The cheapest actor there is: what is measured is everything around it."""
