@@ -35,10 +35,10 @@ def database_address(url: str | None = None) -> str:
 def running_here() -> dict[str, str]:
     """The addresses of the `callboard up` that runs in this folder; nothing where none does."""
     try:
-        running: dict[str, str] = json.loads(Path(".callboard/up.json").read_text(encoding="utf-8"))
+        running = json.loads(Path(".callboard/up.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return running
+    return running if isinstance(running, dict) else {}
 
 
 def connection_options(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:

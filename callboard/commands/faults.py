@@ -2,6 +2,7 @@
 
 import psycopg
 
+from callboard.commands.services import NotStarted
 from callboard.sql.migrate import ABSENT, SchemaError
 from callboard.sql.pool import NotConfigured
 
@@ -18,6 +19,10 @@ def explain(error: Exception) -> str | None:
     """The line for an error that a user can do something about; None for a bug of ours."""
     if isinstance(error, (Fault, SchemaError, NotConfigured)):
         return str(error)
+    if isinstance(error, NotStarted):
+        # It ends with much of a log.
+        first, *rest = str(error).splitlines()
+        return " ".join([first, *rest[-1:]])
     if isinstance(error, ABSENT):
         return "the database has no callboard schema that fits this code: run `callboard migrate`"
     if isinstance(error, psycopg.errors.InsufficientPrivilege):

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from callboard.commands import look, operate
+from callboard.commands import demo, look, operate, up
 from callboard.commands.faults import Fault, explain
 
 #: Each group has its own file with its own `app`; a new one is added here.
-GROUPS = (look, operate)
+GROUPS = (look, operate, up, demo)
 
 app = typer.Typer(
     help="Progress that is always true for Dramatiq actors.",
@@ -41,3 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(line: str, code: int) -> int:
     typer.echo(f"callboard: {' '.join(line.split())}", err=True)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

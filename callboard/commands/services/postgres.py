@@ -67,6 +67,10 @@ class Server:
         self._process.wait_ready(self._ready, START_TIMEOUT)
         return self
 
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.running()
+
     def stop(self) -> None:
         """End all sessions and stop it in order."""
         if self._process is not None:
