@@ -34,7 +34,7 @@ def _event(held: Sequence[float], worker: int, now: float, *, charged: bool) -> 
     over = charged and crashes + 1 >= writes.MAX_CRASHES
     why = f"its worker died while it was running (worker {worker})"
     if over:
-        why += f"; for the {crashes + 1}th time, so it is not tried again" if crashes else ""
+        why += "; for the third time, so it is not tried again"
     elif not charged:
         why += "; another item in that worker's hands is to blame"
     return Event(

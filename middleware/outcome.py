@@ -69,7 +69,7 @@ def decide(ending: Ending) -> Outcome:
 def _with_result(result: Any) -> Outcome:
     try:
         return Outcome("succeeded", result=encode_result(result))
-    except Exception as error:  # noqa: BLE001 — whatever its own methods raise; OverflowError for large integers
+    except (TypeError, ValueError, RecursionError) as error:
         return Outcome("failed", describe(ResultNotStored(f"its result can't be stored: {error}")))
 
 

@@ -18,7 +18,7 @@ CHECKS = {
     "failed": "items that failed, and item rows that did",
     "skipped": "items that were skipped, and item rows that were",
     "retries": "attempts given another, and attempt rows that were",
-    "crashes": "attempts whose worker died, and attempt rows of that kind",
+    "crashes": "crashes charged to the job, and to its items",
     "errors": "attempts in the groups of errors, and attempt rows that are errors",
     "fatal": "attempts in the groups of errors that ended their item, and attempt rows that did",
     "parked": "items that wait for a retry, and those of them with a message in the outbox",

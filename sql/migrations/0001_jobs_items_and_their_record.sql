@@ -43,7 +43,7 @@ CREATE TABLE callboard.jobs (
     failed          bigint NOT NULL DEFAULT 0,
     skipped         bigint NOT NULL DEFAULT 0,
     retries         bigint NOT NULL DEFAULT 0,  -- attempts that failed and were given another
-    crashes         bigint NOT NULL DEFAULT 0,  -- attempts that ended with their worker's death
+    crashes         bigint NOT NULL DEFAULT 0,  -- worker's deaths charged to its items
     publish_token   bigint NOT NULL DEFAULT 0,  -- fences a publisher whose claim was taken over
     publish_until   timestamptz,                -- the claim of the publisher at work; past: it was abandoned
     served_at       timestamptz,                -- when a publisher last took a batch: jobs are served in turn

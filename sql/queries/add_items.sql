@@ -1,6 +1,6 @@
 -- add_items: plain sends and messages recorded on sight, numbered by the caller under their jobs' locks.
 -- Transition: none -> waiting; with an outbox row, claimed for its sender, unless its message is under way already.
--- Rows: (job_id, item, outbox id) of what is to be published.
+-- Caller: the ledger. Rows: (job_id, item, outbox id) of what is to be published.
 WITH new AS (
     SELECT * FROM unnest(
         %(job)s::bigint[], %(item)s::int[], %(actor)s::text[], %(queue)s::text[], %(message_id)s::text[],

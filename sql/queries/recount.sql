@@ -9,7 +9,7 @@ SELECT j.id, j.name, j.finished_at IS NOT NULL AS over,
        j.failed AS stored_failed, i.failed AS counted_failed,
        j.skipped AS stored_skipped, i.skipped AS counted_skipped,
        j.retries AS stored_retries, a.retries AS counted_retries,
-       j.crashes AS stored_crashes, a.crashes AS counted_crashes,
+       j.crashes AS stored_crashes, i.crashes AS counted_crashes,
        e.count AS stored_errors, a.errors AS counted_errors,
        e.failed AS stored_fatal, a.fatal AS counted_fatal,
        i.retrying AS stored_parked, i.parked AS counted_parked
@@ -20,6 +20,7 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
            count(*) FILTER (WHERE i.state = 'failed') AS failed,
            count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
+           coalesce(sum(i.crashes), 0)::bigint AS crashes,
            count(*) FILTER (WHERE i.message_id IS NULL AND i.item < j.watermark
                                OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published,
            count(*) FILTER (WHERE i.state = 'retrying' AND o.item IS NOT NULL) AS parked
@@ -28,7 +29,6 @@ CROSS JOIN LATERAL (
 ) AS i
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE a.retried) AS retries,
-           count(*) FILTER (WHERE a.kind = 'crashed') AS crashes,
            count(*) FILTER (WHERE a.kind <> 'skipped') AS errors,
            count(*) FILTER (WHERE a.kind <> 'skipped' AND NOT a.retried) AS fatal
     FROM callboard.attempts AS a WHERE a.job_id = j.id

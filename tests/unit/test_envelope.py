@@ -1,0 +1,141 @@
+"""A stored item as a message: put together from its parts, it is what Dramatiq itself would have written."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq import Message
+from dramatiq.encoder import JSONEncoder, PickleEncoder
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callboard.middleware import envelope, stamp
+from callboard.middleware.stamp import Stamp
+from callboard.sql.rows import Outgoing
+
+TEXT = st.text(st.characters(), max_size=20)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+OPTIONS = st.dictionaries(
+    TEXT.filter(lambda name: name not in ("callboard", "broker_priority")), JSON, max_size=3
+)
+
+
+def outgoing(
+    args: Any = (), kwargs: Any = None, options: Any = None, *, actor: str = "work", sent_ms: int | None = 5,
+    **more: Any,
+) -> Outgoing:  # fmt: skip
+    """A stored item, as the encoder writes it."""
+    given_ = {
+        "job": 7,
+        "item": 3,
+        "attempt": 2,
+        "epoch": 1,
+        "suspect": False,
+        "queue": "default",
+        "message_id": "7-3",
+    }
+    return Outgoing(
+        **{**given_, **more}, actor=actor, args=envelope.encode_args(args, kwargs or {}),
+        options=envelope.encode_options(options or {}), sent_ms=sent_ms,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pickled() -> Iterator[None]:
+    """An app that pickles its messages."""
+    dramatiq.set_encoder(PickleEncoder())
+    try:
+        yield
+    finally:
+        dramatiq.set_encoder(JSONEncoder())
+
+
+@given(
+    st.lists(JSON, max_size=3), st.dictionaries(TEXT, JSON, max_size=3), OPTIONS, TEXT, TEXT, TEXT, st.booleans(),
+    st.integers(0, 2**50),
+)  # fmt: skip
+def test_the_body_is_what_dramatiq_would_write(
+    args: list[Any], kwargs: dict[str, Any], options: dict[str, Any], actor: str, queue: str, message_id: str,
+    suspect: bool, sent_ms: int,
+) -> None:  # fmt: skip
+    out = outgoing(
+        args,
+        kwargs,
+        options,
+        actor=actor,
+        queue=queue,
+        message_id=message_id,
+        suspect=suspect,
+        sent_ms=sent_ms,
+    )
+    assert json.loads(envelope.body(out)) == json.loads(envelope.message(out).encode())
+    decoded = Message.decode(envelope.body(out))
+    assert list(decoded.args) == args
+    assert decoded.kwargs == kwargs
+    assert stamp.without(decoded.options) == {name: value for name, value in options.items() if name != "eta"}
+    assert stamp.read(decoded.options) == Stamp(7, 3, 2, 1, suspect)
+    assert (decoded.actor_name, decoded.queue_name, decoded.message_id) == (actor, queue, message_id)
+    assert decoded.message_timestamp == sent_ms
+
+
+def test_not_a_number_goes_through_as_dramatiq_lets_it() -> None:
+    decoded = Message.decode(envelope.body(outgoing([float("nan"), float("inf")])))
+    assert str(decoded.args) == "(nan, inf)"
+
+
+def test_a_message_without_a_time_gets_the_time_of_its_publishing() -> None:
+    before = outgoing(sent_ms=None)
+    assert Message.decode(envelope.body(before)).message_timestamp > 1_700_000_000_000
+
+
+@pytest.mark.usefixtures("pickled")
+def test_another_encoder_writes_the_whole_message() -> None:
+    out = outgoing([{1, 2}], {"when": b"\x00"}, {"broker_priority": 3, "retries": 1})
+    decoded = Message.decode(envelope.body(out))
+    assert decoded.args == ({1, 2},)
+    assert decoded.kwargs == {"when": b"\x00"}
+    assert decoded.options["retries"] == 1
+    assert stamp.read(decoded.options) == Stamp(7, 3, 2, 1)
+    properties = envelope.properties(out)
+    assert properties.content_type == "application/octet-stream"
+    assert properties.priority == 3
+
+
+def test_the_properties_tell_what_the_message_is() -> None:
+    found = envelope.properties(outgoing(options={"broker_priority": 4}, sent_ms=1_700_000_000_123))
+    assert found.message_id == "7-3"
+    assert found.correlation_id == "7/3"
+    assert found.type == "work"
+    assert found.app_id == "callboard"
+    assert found.timestamp == 1_700_000_000
+    assert found.content_type == "application/json"
+    assert found.delivery_mode == 2
+    assert found.priority == 4
+
+
+def test_a_priority_is_an_option_and_nothing_that_looks_like_it() -> None:
+    assert envelope.properties(outgoing(options={"note": "broker_priority"})).priority is None
+
+
+@pytest.mark.parametrize("priority", ["high", 300, -1, 1.5, None, [1]])
+def test_a_priority_that_amqp_cannot_say_is_left_out(priority: Any) -> None:
+    """The publisher would stumble over it for ever, and all that is published beside it with it."""
+    assert envelope.properties(outgoing(options={"broker_priority": priority})).priority is None
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "ä" * 200, "half \ud800 a pair"])
+def test_a_name_that_amqp_cannot_say_is_cut(text: str) -> None:
+    found = envelope.properties(outgoing(actor=text, message_id=text))
+    found.encode()
+    assert len(found.type.encode()) <= 255
+
+
+def test_arguments_that_the_encoder_refuses_are_refused() -> None:
+    with pytest.raises(TypeError):
+        envelope.encode_args((object(),), {})

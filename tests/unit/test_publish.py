@@ -1,0 +1,152 @@
+"""How deep a worker prefetches and how much of a queue's work lies in RabbitMQ: enough, and no more."""
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callboard.middleware import rabbitmq
+from callboard.middleware.attempt import Attempt
+from callboard.middleware.journal import Entry, _one_an_item
+from callboard.middleware.publish import DEEP, SHALLOW, Level, fixed_depth
+from callboard.middleware.rabbitmq import DEEPEST, LOOK, SLACK, Prefetch, wanted_prefetch
+from callboard.sql import writes
+from callboard.sql.rows import Event, Settled
+
+THREADS = st.integers(1, 600)
+RATES = st.floats(0, 1e6)
+
+
+@given(THREADS, RATES, RATES)
+def test_faster_actors_get_a_deeper_prefetch(threads: int, one: float, other: float) -> None:
+    slow, fast = sorted((one, other))
+    assert wanted_prefetch(threads, slow) <= wanted_prefetch(threads, fast)
+
+
+@given(THREADS, RATES)
+def test_each_thread_has_something_to_do_and_nobody_hoards(threads: int, rate: float) -> None:
+    found = wanted_prefetch(threads, rate)
+    assert max(threads, 2) <= found <= max(DEEPEST, threads)
+
+
+def test_slow_items_are_not_hoarded() -> None:
+    assert wanted_prefetch(8, 1.0) <= 12
+
+
+def test_fast_items_cover_what_a_flush_takes() -> None:
+    assert wanted_prefetch(8, 4000) >= 4000 * rabbitmq.COVER
+
+
+@dataclass
+class Prefetching:
+    """A prefetch, looked at as time passes."""
+
+    prefetch: Prefetch
+    now: float
+    settled: int = 0
+
+    def pass_(self, looks: int, rate: float) -> int:
+        """How often it changed."""
+        changes = 0
+        for _ in range(looks):
+            self.now += LOOK
+            self.settled += round(rate * LOOK)
+            changes += self.prefetch.due(self.now, self.settled)
+        return changes
+
+
+def prefetching(depth: int = 16, threads: int | None = 8) -> Prefetching:
+    prefetch = Prefetch(depth, threads)
+    return Prefetching(prefetch, prefetch._looked)
+
+
+def test_the_prefetch_grows_at_once_and_shrinks_after_a_while() -> None:
+    worker = prefetching()
+    assert worker.pass_(1, 4000) == 1
+    deep = worker.prefetch.depth
+    assert deep >= 4000 * rabbitmq.COVER
+    assert worker.pass_(SLACK - 1, 0) == 0
+    assert worker.prefetch.depth == deep
+    assert worker.pass_(2, 0) == 1
+    assert worker.prefetch.depth <= 12
+
+
+def test_an_even_rate_leaves_the_prefetch_alone() -> None:
+    worker = prefetching()
+    worker.pass_(20, 2000)
+    assert worker.pass_(200, 2000) == 0
+
+
+def test_a_prefetch_that_was_set_by_hand_stays() -> None:
+    assert prefetching(threads=None).pass_(100, 5000) == 0
+
+
+def test_a_look_that_comes_too_early_changes_nothing() -> None:
+    worker = prefetching()
+    assert not worker.prefetch.due(worker.now + LOOK / 2, 10_000)
+
+
+@given(st.lists(st.integers(0, 50_000), max_size=50))
+def test_a_queue_never_gets_more_than_its_level(depths: list[int]) -> None:
+    level, now = Level(), 0.0
+    for depth in depths:
+        now += 1
+        room = level.room(depth, now)
+        assert SHALLOW <= level.wanted <= DEEP
+        assert 0 <= room <= max(level.wanted - depth, 0)
+        assert (room == 0) == (level.full_until > now)
+
+
+def test_a_queue_that_is_emptied_gets_more_and_one_left_full_gets_less() -> None:
+    level = Level()
+    for _ in range(3):
+        level.room(0, 0.0)
+    deep = level.wanted
+    assert deep == SHALLOW * 8
+    for _ in range(50):
+        level.room(level.wanted, 0.0)
+    assert level.wanted == SHALLOW
+
+
+def test_a_first_look_at_an_empty_queue_finds_room() -> None:
+    assert Level().room(0, 0.0) >= SHALLOW
+
+
+@pytest.mark.parametrize(("value", "depth"), [("", None), ("100", 100)])
+def test_the_depth_can_be_fixed(monkeypatch: pytest.MonkeyPatch, value: str, depth: int | None) -> None:
+    monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", value)
+    assert fixed_depth() == depth
+
+
+def test_a_window_is_no_longer_than_what_a_successor_suspects() -> None:
+    assert writes.WINDOW >= SHALLOW
+
+
+EVENT = Event(1, 1, 1, "succeeded", 0.0, 0.0, 1)
+
+
+def entry(item: int, attempt: int, state: Settled) -> Entry:
+    """An attempt that ended."""
+    return Entry(
+        Attempt(1, item, attempt, [], {}),
+        replace(EVENT, item=item, attempt=attempt, state=state),
+        state == "failed",
+    )
+
+
+STATES: Any = st.sampled_from(["succeeded", "failed", "skipped", "retrying"])
+
+
+@given(st.lists(st.builds(entry, st.integers(0, 3), st.integers(1, 3), cast("Any", STATES)), max_size=12))
+def test_a_flush_has_one_event_an_item_and_success_goes_first(entries: list[Entry]) -> None:
+    later: list[Entry] = []
+    now = _one_an_item(entries, later.append)
+    assert len({e.event.item for e in now}) == len(now)
+    assert {id(e) for e in entries} == {id(e) for e in now} | {id(e) for e in later}
+    assert len(now) + len(later) == len(entries)
+    for chosen in now:
+        rivals = [e for e in later if e.event.item == chosen.event.item]
+        if any(e.event.state == "succeeded" for e in rivals):
+            assert chosen.event.state == "succeeded"
