@@ -37,6 +37,7 @@ def demo(
     processes: up.Processes = up.PROCESSES,
     threads: up.Threads = 8,
     port: up.Port = 0,
+    in_process: up.InProcess = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +48,9 @@ def demo(
     with ends_on_sigterm(), TemporaryDirectory(prefix="callboard-demo-", ignore_cleanup_errors=True) as place:
         folder = Path(place) / ".callboard"
         folder.mkdir()
-        with Stage(folder, processes=processes, threads=threads, port=port, throwaway=True) as stage:
+        with Stage(
+            folder, processes=processes, threads=threads, port=port, in_process=in_process, throwaway=True
+        ) as stage:
             summary = show(stage, path or standard_library(), folder, quiet=as_json)
             output.document(summary) if as_json else tell(summary)
             if keep:

@@ -16,10 +16,7 @@ from callboard.commands.services.process import NotStarted
 from callboard.commands.settings import masked
 from callboard.sql.migrate import migrate
 
-INSIDE = (
-    "broker: Dramatiq's in-process one, for RabbitMQ is not installed here and AMQP_URL is not set; "
-    "the worker runs in this process"
-)
+INSIDE = "broker: Dramatiq's in-process one, {why}; the worker runs in this process"
 
 
 @dataclass(slots=True)
@@ -28,6 +25,7 @@ class House:
 
     folder: Path
     throwaway: bool
+    in_process: bool
     stopping: ExitStack
     kept: list[Kept] = field(default_factory=list)
     database_url: str = ""
@@ -63,14 +61,19 @@ class House:
 
     def _begin_broker(self) -> None:
         self.amqp_url = os.environ.get("AMQP_URL") or None
-        if self.amqp_url:
+        if self.in_process:
+            self.amqp_url = None
+            typer.echo(INSIDE.format(why="as asked for"), err=True)
+        elif self.amqp_url:
             reach_broker(self.amqp_url)
             typer.echo(f"broker: {masked(self.amqp_url)} (AMQP_URL)", err=True)
         elif installed():
             self._begin_node()
             typer.echo("broker: a private RabbitMQ node", err=True)
         else:
-            typer.echo(INSIDE, err=True)
+            typer.echo(
+                INSIDE.format(why="since RabbitMQ isn't installed here and AMQP_URL isn't set"), err=True
+            )
 
     def _begin_node(self) -> None:
         node = self._node = Node(self.folder / "rabbitmq")

@@ -18,7 +18,14 @@ class Stage:
     """See the module. `folder` holds data, logs and `up.json`; a `throwaway` one is stopped without care for them."""
 
     def __init__(
-        self, folder: Path, *, processes: int, threads: int, port: int = 0, throwaway: bool = False
+        self,
+        folder: Path,
+        *,
+        processes: int,
+        threads: int,
+        port: int = 0,
+        in_process: bool = False,
+        throwaway: bool = False,
     ) -> None:
         self.folder = folder
         self.processes = processes
@@ -26,7 +33,7 @@ class Stage:
         self.port = port or free_ports(1)[0]
         self.keeper = Keeper()
         self._stopping = ExitStack()
-        self.house = House(folder, throwaway, self._stopping)
+        self.house = House(folder, throwaway, in_process, self._stopping)
 
     @property
     def web_url(self) -> str:

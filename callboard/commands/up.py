@@ -24,18 +24,27 @@ Processes = Annotated[
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker process.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The web app's port; 0: any that is free.")]
 
+InProcess = Annotated[
+    bool,
+    typer.Option("--in-process", help="Take Dramatiq's in-process broker, even where there is RabbitMQ."),
+]
+
 PROCESSES = min(os.cpu_count() or 1, 4)
 
 
 @app.command()
-def up(*, processes: Processes = PROCESSES, threads: Threads = 8, port: Port = 0) -> None:
+def up(
+    *, processes: Processes = PROCESSES, threads: Threads = 8, port: Port = 0, in_process: InProcess = False
+) -> None:
     """Run everything on this machine until Ctrl-C: database, broker, workers, web app.
 
     DATABASE_URL and AMQP_URL name a database and a RabbitMQ to use; without them it starts its own, in .callboard/.
     """
     FOLDER.mkdir(exist_ok=True)
     with suppress(KeyboardInterrupt), ends_on_sigterm(), only(FOLDER):
-        stage = Stage(FOLDER.resolve(), processes=processes, threads=threads, port=port)
+        stage = Stage(
+            FOLDER.resolve(), processes=processes, threads=threads, port=port, in_process=in_process
+        )
         with stage:
             typer.echo(f"Callboard is at {stage.web_url}")
             typer.echo("Ctrl-C stops everything", err=True)
