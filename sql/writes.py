@@ -11,8 +11,10 @@ from callboard.sql.rows import (
     Claim,
     Control,
     Event,
+    Failure,
     NewItem,
     Outgoing,
+    Retry,
     Running,
     Submission,
     WorkerInfo,
@@ -40,10 +42,7 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[Control]:
 
 
 def _record_parameters(events: Sequence[Event], now: float) -> dict[str, Any]:
-    failures = [(e, e.failure) for e in events if e.failure]
-    retries = [(e, e.retry) for e in events if e.retry]
     children = [(e, child) for e in events for child in e.children]
-    results = [e for e in events if e.result is not None]
     ran = [e for e in events if e.ran]
     return {
         "job": _plain(e.job for e in events),
@@ -52,21 +51,11 @@ def _record_parameters(events: Sequence[Event], now: float) -> dict[str, Any]:
         "state": _plain(e.state for e in events),
         "elapsed": _plain(e.elapsed for e in events),
         "age": _plain(now - e.ended for e in events),
-        "crashed": _plain(int(e.crashed) for e in events),
         "worker": _plain(e.worker for e in events),
-        "failure_job": [e.job for e, _ in failures],
-        "failure_item": [e.item for e, _ in failures],
-        "kind": [f.kind for _, f in failures],
-        "error_type": [f.error_type for _, f in failures],
-        "place": [f.place for _, f in failures],
-        "message": [f.message for _, f in failures],
-        "traceback": [f.traceback for _, f in failures],
-        "traceback_size": [f.size for _, f in failures],
-        "retry_job": [e.job for e, _ in retries],
-        "retry_item": [e.item for e, _ in retries],
-        "retry_delay": [r.delay - (now - e.ended) for e, r in retries],
-        "retry_options": [r.options for _, r in retries],
-        "retry_sent_ms": [r.sent_ms for _, r in retries],
+        "crashed": _plain(int(e.crashed) for e in events) if any(e.crashed for e in events) else "{}",
+        "result": _texts([e.result for e in events]),
+        **_failure_parameters([e.failure for e in events]),
+        **_retry_parameters([e.retry for e in events]),
         "child_job": [c.job for _, c in children],
         "parent_job": [e.job for e, _ in children],
         "parent": [e.item for e, _ in children],
@@ -77,12 +66,30 @@ def _record_parameters(events: Sequence[Event], now: float) -> dict[str, Any]:
         "child_options": [c.options for _, c in children],
         "child_sent_ms": [c.sent_ms for _, c in children],
         "child_delay": [c.delay for _, c in children],
-        "result_job": [e.job for e in results],
-        "result_item": [e.item for e in results],
-        "result": [e.result for e in results],
         "ran_job": [e.job for e in ran],
         "ran_item": [e.item for e in ran],
         "ran_worker": [e.worker for e in ran],
+    }
+
+
+def _failure_parameters(failures: Sequence[Failure | None]) -> dict[str, str]:
+    return {
+        "kind": _texts([None if f is None else f.kind for f in failures]),
+        "error_type": _texts([None if f is None else f.error_type for f in failures]),
+        "place": _texts([None if f is None else f.place for f in failures]),
+        "message": _texts([None if f is None else f.message for f in failures]),
+        "traceback": _texts([None if f is None else f.traceback for f in failures]),
+        "traceback_size": _texts([None if f is None else str(f.size) for f in failures]),
+    }
+
+
+def _retry_parameters(retries: Sequence[Retry | None]) -> dict[str, Any]:
+    if not any(retries):
+        return {"retry_delay": "{}", "retry_options": "{}", "retry_sent_ms": "{}"}
+    return {
+        "retry_delay": [r and r.delay for r in retries],
+        "retry_options": [r and r.options for r in retries],
+        "retry_sent_ms": [r and r.sent_ms for r in retries],
     }
 
 
@@ -91,6 +98,17 @@ def _plain(values: Iterable[int | float | str]) -> str:
     element of a list.
     """
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def _texts(values: Sequence[str | None]) -> str:
+    """An array of texts as PostgreSQL reads it; an empty one when there is none."""
+    if not any(value is not None for value in values):
+        return "{}"
+    return "{" + ",".join("NULL" if value is None else _quoted(value) for value in values) + "}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Claim | None:

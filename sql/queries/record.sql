@@ -4,32 +4,35 @@
 -- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
 -- Lock order: items by key, then jobs by id.
+-- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs: a
+-- join of them with `moved`, whose size the planner can't guess, would be a nested loop.
 WITH event AS (
     SELECT * FROM unnest(
         %(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(state)s::callboard.item_state[],
-        %(elapsed)s::float8[], %(age)s::float8[], %(crashed)s::int[], %(worker)s::int[]
-    ) AS e (job_id, item, attempt, state, elapsed, age, crashed, worker)
+        %(elapsed)s::float8[], %(age)s::float8[], %(crashed)s::int[], %(worker)s::int[],
+        %(kind)s::callboard.attempt_kind[], %(error_type)s::text[], %(place)s::text[], %(message)s::text[],
+        %(traceback)s::text[], %(traceback_size)s::int[],
+        %(retry_delay)s::float8[], %(retry_options)s::bytea[], %(retry_sent_ms)s::bigint[], %(result)s::text[]
+    ) AS e (job_id, item, attempt, state, elapsed, age, crashed, worker,
+            kind, error_type, place, message, traceback, traceback_size,
+            retry_delay, retry_options, retry_sent_ms, result)
 ), moved AS (
     UPDATE callboard.items AS i
     SET was = i.state,
         state = e.state,
         attempt = i.attempt + (e.state = 'retrying')::int,
-        crashes = i.crashes + e.crashed,
+        crashes = i.crashes + coalesce(e.crashed, 0),
         worker = e.worker,
         started_at = now() - make_interval(secs => e.age + e.elapsed),
         finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END
     FROM event AS e
     WHERE i.job_id = e.job_id AND i.item = e.item AND i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
-    RETURNING i.job_id, i.item, i.was, i.state, e.attempt, e.crashed, e.worker, i.started_at, e.age
+    RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, e.worker, i.started_at,
+              e.age, e.kind, e.error_type, e.place, e.message, e.traceback, e.traceback_size,
+              e.retry_delay, e.retry_options, e.retry_sent_ms, e.result
 ), failure AS (
-    SELECT f.*, m.worker, m.started_at, m.state = 'retrying' AS retried,
-           now() - make_interval(secs => m.age) AS ended_at
-    FROM unnest(
-        %(failure_job)s::bigint[], %(failure_item)s::int[], %(kind)s::callboard.attempt_kind[],
-        %(error_type)s::text[], %(place)s::text[], %(message)s::text[], %(traceback)s::text[],
-        %(traceback_size)s::int[]
-    ) AS f (job_id, item, kind, error_type, place, message, traceback, traceback_size)
-    JOIN moved AS m USING (job_id, item)
+    SELECT m.*, m.state = 'retrying' AS retried, now() - make_interval(secs => m.age) AS ended_at
+    FROM moved AS m WHERE m.kind IS NOT NULL
 ), born AS (
     SELECT c.*, row_number() OVER (PARTITION BY c.job_id ORDER BY c.place) AS nth
     FROM unnest(
@@ -85,9 +88,9 @@ WITH event AS (
     INSERT INTO callboard.attempts
         (job_id, item, attempt, kind, retried, worker, started_at, ended_at,
          error_type, place, message, traceback, traceback_size)
-    SELECT f.job_id, f.item, m.attempt, f.kind, f.retried, f.worker, f.started_at, f.ended_at,
+    SELECT f.job_id, f.item, f.attempt, f.kind, f.retried, f.worker, f.started_at, f.ended_at,
            f.error_type, f.place, f.message, f.traceback, f.traceback_size
-    FROM failure AS f JOIN moved AS m USING (job_id, item)
+    FROM failure AS f
     ON CONFLICT DO NOTHING
 ), kept_errors AS (
     INSERT INTO callboard.errors AS e
@@ -103,20 +106,14 @@ WITH event AS (
         failed = e.failed + excluded.failed,
         last_at = greatest(e.last_at, excluded.last_at)
 ), kept_results AS (
+    -- An item succeeds once, so no result is there yet.
     INSERT INTO callboard.results (job_id, item, value)
-    SELECT r.job_id, r.item, r.value
-    FROM unnest(%(result_job)s::bigint[], %(result_item)s::int[], %(result)s::text[]) AS r (job_id, item, value)
-    JOIN moved USING (job_id, item)
-    ON CONFLICT (job_id, item) DO UPDATE SET value = excluded.value
+    SELECT job_id, item, result FROM moved WHERE result IS NOT NULL
 ), retries AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, due_at, options, sent_ms, first, suspect)
-    SELECT r.job_id, r.item, m.attempt + 1, now() + make_interval(secs => r.delay), r.options, r.sent_ms, false, true
-    FROM unnest(
-        %(retry_job)s::bigint[], %(retry_item)s::int[], %(retry_delay)s::float8[],
-        %(retry_options)s::bytea[], %(retry_sent_ms)s::bigint[]
-    ) AS r (job_id, item, delay, options, sent_ms)
-    JOIN moved AS m USING (job_id, item)
-    WHERE m.state = 'retrying'
+    SELECT job_id, item, attempt + 1, now() + make_interval(secs => retry_delay - age), retry_options, retry_sent_ms,
+           false, true
+    FROM moved WHERE state = 'retrying'
     ON CONFLICT (job_id, item) DO UPDATE
     SET attempt = excluded.attempt, due_at = excluded.due_at, options = excluded.options,
         sent_ms = excluded.sent_ms, suspect = true, claimed_until = NULL

@@ -1,1 +1,1 @@
-"""Speed, as ratios of two things run in turn: `python -m tests.bench`. Machines are noisy; only ratios tell anything."""
+"""Speed, as ratios of two things run in turn: `python -m tests.bench`. Machines are noisy; only ratios count."""
