@@ -158,10 +158,14 @@ class Recorder:
             self.pool, threads, lambda: list({*self.hand.keys(), *self._prefetched()}), self.hand.heed
         )
         self.hand.worker = self.worker.start(actors)
+        self.tend()
+        self.journal.watch()
+
+    def tend(self) -> None:
+        """Publish what is due, and sweep: what a worker does beside its work, and `callboard sweep` alone."""
         self.publisher.start()
         self._sweep = Sweep(self.pool, self._depth)
         self._sweep.start()
-        self.journal.watch()
 
     def close(self) -> None:
         """Write what there is, give back every claim, say goodbye."""

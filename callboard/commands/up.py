@@ -41,7 +41,8 @@ def up(
     DATABASE_URL and AMQP_URL name a database and a RabbitMQ to use; without them it starts its own, in .callboard/.
     """
     FOLDER.mkdir(exist_ok=True)
-    with suppress(KeyboardInterrupt), ends_on_sigterm(), only(FOLDER):
+    (FOLDER / ".gitignore").write_text("*\n", encoding="ascii")
+    with ends_on_sigterm(), only(FOLDER):
         stage = Stage(
             FOLDER.resolve(), processes=processes, threads=threads, port=port, in_process=in_process
         )
@@ -52,9 +53,10 @@ def up(
 
 
 def wait_for_the_end() -> None:
-    """Until Ctrl-C, SIGTERM or SIGHUP."""
-    while True:
-        signal.pause()
+    """Until Ctrl-C, SIGTERM or SIGHUP: for what runs until then, they are a good end."""
+    with suppress(KeyboardInterrupt, SystemExit):
+        while True:
+            signal.pause()
 
 
 @contextmanager

@@ -1,0 +1,35 @@
+"""`callboard sweep`: the sweep and the publisher without a worker."""
+
+import logging
+
+import typer
+from dramatiq.brokers.stub import StubBroker
+
+from callboard.commands import cast
+from callboard.commands.address import database
+from callboard.commands.faults import Fault
+from callboard.commands.services import ends_on_sigterm
+from callboard.commands.up import wait_for_the_end
+from callboard.middleware.job import recorder_of
+
+app = typer.Typer()
+
+
+@app.command()
+def sweep() -> None:
+    """Repair what is stuck and publish what is due, until Ctrl-C or SIGTERM. Workers carry it too.
+
+    Any number may run: one at a time is elected.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
+    with database():
+        pass
+    with ends_on_sigterm(), cast.assembled() as broker:
+        if isinstance(broker, StubBroker):
+            raise Fault(
+                "AMQP_URL is not set: what a worker's in-process broker holds, only that worker can sweep"
+            )
+        recorder_of(broker).tend()
+        typer.echo("sweeping", err=True)
+        wait_for_the_end()
