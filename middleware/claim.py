@@ -10,6 +10,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.burial import bury
 from callboard.middleware.complaint import complaints
+from callboard.middleware.journal import REFUSED
 from callboard.middleware.stamp import Stamp
 from callboard.sql import writes
 from callboard.sql.pool import Conn
@@ -45,10 +46,15 @@ def claim(conn: Conn, mark: Stamp, worker: int) -> Claim | None:
 
 
 def patiently(ask: Callable[[], T], stopping: Callable[[], bool]) -> T:
-    """Ask the database until it answers. A stopping worker does not wait: raises Stopping, the message comes again."""
+    """Ask the database until it answers. A stopping worker does not wait: raises Stopping, the message comes again.
+
+    Raises what the data is to blame for.
+    """
     while True:
         try:
             return ask()
+        except REFUSED:
+            raise
         except (psycopg.Error, PoolTimeout) as error:
             if stopping():
                 raise Stopping from error

@@ -1,5 +1,6 @@
 """What a process has in hand: attempts from their message's arrival to the commit of their outcome."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,10 +11,12 @@ from dramatiq.broker import MessageProxy
 from callboard.middleware import stamp
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.claim import Stopping
-from callboard.middleware.journal import Entry
+from callboard.middleware.journal import REFUSED, Entry
 from callboard.middleware.outcome import Outcome
 from callboard.middleware.stamp import Stamp
 from callboard.sql.rows import Claim, Control, Event
+
+log = logging.getLogger("callboard.tracking")
 
 
 class Hand:
@@ -50,7 +53,10 @@ class Hand:
             return self._take(message)
         except Stopping:
             message.deferred = True  # type: ignore[attr-defined]
-            return None
+        except REFUSED as error:
+            log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
+            message.fail()
+        return None
 
     def _take(self, message: MessageProxy) -> Attempt | None:
         mark = stamp.read(message.options)

@@ -107,6 +107,7 @@ def job(name: str, *, metadata: dict[str, Any] | None = None, key: str | None = 
     """Every plain `send` inside the block becomes an item of one job; it is sealed at the end of the block.
 
     When the block raises, nothing more is sent, the job is sealed all the same, and what was sent goes on.
+    In an actor too they go at once, whatever becomes of its item.
     """
     recorder = recorder_of(dramatiq.get_broker())
     made = recorder.write(

@@ -123,13 +123,14 @@ class RabbitmqConsumer(Consumer):
             self.channel = self.connection.channel()
             self.book = Book(self.connection, self.channel)
             self.channel.add_on_cancel_callback(self._on_cancel)
-            self.tag = self._subscribe()
+            self.depth = self.prefetch.depth
+            self.tags = [self._subscribe(self.depth)]
         except AMQP_ERRORS as error:
             raise ConnectionClosed(error) from None
         broker.books.add(self.book)
 
-    def _subscribe(self) -> str:
-        self.channel.basic_qos(prefetch_count=self.prefetch.depth)
+    def _subscribe(self, depth: int) -> str:
+        self.channel.basic_qos(prefetch_count=depth)
         return str(self.channel.basic_consume(self.queue_name, self._on_message))
 
     def _on_cancel(self, frame: Any) -> None:
@@ -137,7 +138,7 @@ class RabbitmqConsumer(Consumer):
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
         try:
-            message = Message.decode(body)
+            message = _decoded(body)
         except DecodeError:
             self.logger.exception("A message can't be decoded; it goes to the dead letters.")
             self.book.enter(method.delivery_tag, UNREADABLE)
@@ -165,9 +166,17 @@ class RabbitmqConsumer(Consumer):
             self._lost(ConnectionError(f"the queue {self.queue_name!r} was deleted"))
 
     def _resubscribe(self) -> None:
-        """A new prefetch holds for new consumers only: open a second on the channel, then cancel the first."""
-        old, self.tag = self.tag, self._subscribe()
-        self.channel.basic_cancel(old)
+        """A prefetch holds for new consumers only: to grow, add one; to shrink, begin with one and cancel the others.
+
+        A cancellation gives back what was not dispatched yet, and each of those is claimed when it comes again.
+        """
+        more, self.depth = self.prefetch.depth - self.depth, self.prefetch.depth
+        if more > 0:
+            self.tags.append(self._subscribe(more))
+            return
+        old, self.tags = self.tags, [self._subscribe(self.depth)]
+        for tag in old:
+            self.channel.basic_cancel(tag)
 
     def _lost(self, error: BaseException) -> None:
         self.book.discard()
@@ -207,6 +216,20 @@ class RabbitmqConsumer(Consumer):
             self.connection.process_data_events(0.02)
         self.connection.process_data_events(0)
         self.book.flush(time.monotonic(), all_of_it=True)
+
+
+def _decoded(body: bytes) -> Message[Any]:
+    """The message; raises DecodeError for what is none, or would stop the threads that look at it."""
+    message = Message.decode(body)
+    names = (message.actor_name, message.queue_name, message.message_id)
+    fit = (
+        type(message.options) is type(message.kwargs) is dict
+        and type(message.message_timestamp) is int
+        and all(type(name) is str and name.isprintable() for name in names)
+    )
+    if not fit:
+        raise DecodeError("its fields are not those of a message", body, None)
+    return message
 
 
 class Prefetch:

@@ -45,12 +45,14 @@ def send(
         attempt.retry = Retry((delay or 0) / 1000, options, message.message_timestamp)
         return message
     broker.emit_before("enqueue", message, delay)
-    if attempt is None:
-        _now(new_item(message, job=current_job.get(), delay=delay), store, publish)
+    job = current_job.get()
+    if attempt is None or job:
+        # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
+        _now(new_item(message, job=job, delay=delay), store, publish)
     elif attempt.hooks:
-        attempt.hooked += (new_item(message, job=current_job.get() or attempt.job, delay=delay),)
+        attempt.hooked += (new_item(message, job=attempt.job, delay=delay),)
     else:
-        attempt.sent += (new_item(message, job=current_job.get() or attempt.job, delay=delay),)
+        attempt.sent += (new_item(message, job=attempt.job, delay=delay),)
     broker.emit_after("enqueue", message, delay)
     return message
 

@@ -1,15 +1,19 @@
 """Actors of the pipeline tests: each item says what is to become of it, and each run is noted in a table of its own."""
 
+import asyncio
 import os
 import threading
 import time
+from typing import Any
 
 import dramatiq
 import psycopg
+from dramatiq.middleware.asyncio import AsyncIO
 
 import callboard
 
 broker = callboard.install()
+broker.add_middleware(AsyncIO())
 _local = threading.local()
 
 
@@ -100,3 +104,77 @@ def bad_result(kind: str) -> object:
 def endless() -> None:
     while True:
         time.sleep(0.01)
+
+
+@dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
+def stubborn(number: int, wins_at: int) -> int:
+    """Fails until the attempt that wins; each run is noted."""
+    attempt = callboard.current().attempt
+    note_run("stubborn")
+    if attempt < wins_at:
+        raise NotYet(f"attempt {attempt}")
+    return attempt
+
+
+@dramatiq.actor(max_retries=5, throws=(KeyError,))
+def throws() -> None:
+    raise KeyError("not worth another try")
+
+
+@dramatiq.actor(retry_when=lambda retries, error: retries < 1 and isinstance(error, NotYet), min_backoff=50)
+def picky() -> None:
+    raise NotYet("again, but once")
+
+
+@dramatiq.actor(max_retries=1)
+def asks_for_time(seconds: float) -> None:
+    if callboard.current().attempt == 1:
+        raise dramatiq.errors.Retry("later", delay=int(seconds * 1000))
+
+
+@dramatiq.actor(max_retries=3)
+def struck_late(number: int) -> int:
+    """Succeeds; then its time limit strikes in a hook. See `StrikesLate`."""
+    note_run("struck_late")
+    return number
+
+
+class StrikesLate(dramatiq.Middleware):
+    """A hook after the actor that takes so long that the time limit strikes in it."""
+
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        if message.actor_name == "struck_late" and exception is None:
+            raise dramatiq.middleware.TimeLimitExceeded
+
+
+broker.add_middleware(StrikesLate())
+
+
+@dramatiq.actor(max_retries=0)
+def base_error() -> None:
+    raise GeneratorExit("an odd one")
+
+
+@dramatiq.actor(max_retries=0)
+def hasty(number: int) -> None:
+    callboard.send_now(noted.message(number))
+    raise ValueError("after sending at once")
+
+
+@dramatiq.actor(max_retries=0)
+def opens_a_job(number: int) -> int:
+    with callboard.job(f"inner {number}") as inner:
+        for n in range(number):
+            noted.send(n)
+    return inner.id
+
+
+@dramatiq.actor(max_retries=0)
+async def gently(number: int) -> int:
+    """An async actor: what it asks and sends is its item's, on another thread."""
+    callboard.step("awaiting")
+    await asyncio.sleep(0.01)
+    noted.send(number)
+    return callboard.current().item
