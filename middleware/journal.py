@@ -24,7 +24,7 @@ log = logging.getLogger("callboard.journal")
 _complain = complaints(log, "the database can't be written to, trying on; nothing is lost: %s")
 
 #: Seconds for which events gather; a flush does not wait them out when nothing more can come.
-WINDOW = 0.010
+WINDOW = 0.020
 #: Events in one transaction.
 BATCH = 1_000
 #: Seconds after which an item in hand gets a row in `running`.
@@ -217,7 +217,11 @@ class Journal:
                 pause = min(pause * 2, 2.0)
 
     def _store(self, sends: Sequence[Send]) -> None:
-        """Store what plain sends wait for; tried once more when the connection was stale, then they are told."""
+        """Store what plain sends wait for; tried once more when the connection was stale, then they are told.
+
+        Who doesn't wait any more was told that nothing was sent.
+        """
+        sends = [send for send in sends if send.stored.set_running_or_notify_cancel()]
         for again in (True, False):
             try:
                 with self.pool.connection() as conn:

@@ -1,6 +1,6 @@
 """Where plain sends go: into the job they name, or into their actor's standing job of the day."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from callboard.middleware.journal import Send
@@ -17,10 +17,10 @@ class JobClosed(RuntimeError):
 class Ledger:
     """Stores what plain sends wait for, one transaction for all of them.
 
-    `publishing` tells whether this process publishes them itself.
+    `publishing` tells whether this process publishes them itself: then they are stored with its claim.
     """
 
-    publishing: bool
+    publishing: Callable[[], bool]
     _standing: dict[str, int] = field(default_factory=dict)
 
     def store(self, conn: Conn, sends: Sequence[Send]) -> None:
@@ -46,9 +46,11 @@ class Ledger:
             new = {
                 (i.job, n): (n, i) for _, n, i in numbered if i.key is None or (i.job, i.key) not in present
             }
-            outbox = writes.add_items(conn, list(new.values()), publishing=self.publishing) if new else {}
+            publishing = self.publishing()
+            rows = writes.add_items(conn, list(new.values()), publishing=publishing) if new else {}
+            claimed = rows if publishing else {}
         for send, number, item in numbered:
-            send.stored.set_result(_outgoing(item, number, outbox.get((item.job, number)), present))
+            send.stored.set_result(_outgoing(item, number, claimed.get((item.job, number)), present))
         taken = {id(send) for send, _ in open_}
         return [send for send in sends if id(send) not in taken]
 

@@ -94,7 +94,7 @@ class Recorder:
         """This process's journal."""
         with self._lock:
             if self._journal is None:
-                ledger = Ledger(publishing=self.publishes)
+                ledger = Ledger(publishing=lambda: self.publishes)
                 self._journal = Journal(
                     self.pool,
                     worker=lambda: self.hand.worker,
@@ -208,7 +208,7 @@ class Recorder:
         self.journal.note(entry)
 
     def _publish(self, out: Outgoing) -> None:
-        if self.publishes:
+        if out.outbox is not None:  # else it is not this process's claim
             self.publisher.hand(out)
 
     def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:

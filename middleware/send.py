@@ -76,8 +76,14 @@ def _is_retry(message: Any, attempt: Attempt) -> bool:
 def _now(
     item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publish: Callable[[Outgoing], None]
 ) -> None:
+    stored = store(item)
     try:
-        out = store(item).result(PATIENCE)
+        try:
+            out = stored.result(PATIENCE)
+        except TimeoutError:
+            if stored.cancel():
+                raise
+            out = stored.result(PATIENCE)  # it is being written just now
     except (psycopg.Error, PoolTimeout, TimeoutError) as error:
         why = str(error).strip() or "no answer in time"
         raise NotStored(

@@ -77,6 +77,8 @@ async def asubmit(
     try:
         async for chunk in _chunks(items):
             await _hand_over(waiting, chunk, storing)
+            if storing.done():  # there is no more to read for: a bad item, or a job that has them all
+                return await storing
         await _hand_over(waiting, None, storing)
     except BaseException as error:
         await _hand_over(waiting, error, storing)
