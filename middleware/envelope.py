@@ -12,6 +12,9 @@ from dramatiq.message import get_encoder
 from callboard.middleware import stamp
 from callboard.sql.rows import Outgoing
 
+#: The largest number an AMQP octet holds: a priority, or the bytes of a short string.
+OCTET = 255
+
 
 def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> bytes:
     """An item's arguments as they are stored; raises what the app's encoder raises for what it can't write."""
@@ -68,16 +71,14 @@ def _priority(out: Outgoing) -> int | None:
     if not out.options or b"broker_prio" not in out.options:
         return None
     found = get_encoder().decode(out.options).get("broker_priority")
-    return found if type(found) is int and 0 <= found < 256 else None  # noqa: PLR2004 — an octet
+    return found if type(found) is int and 0 <= found <= OCTET else None
 
 
 def _short(text: str) -> str:
     """At most 255 bytes: a longer property would be refused, and with it all that is published beside it."""
-    return (
-        text
-        if text.isascii() and len(text) < 256
-        else text.encode(errors="replace")[:255].decode(errors="ignore")
-    )  # noqa: PLR2004
+    if text.isascii() and len(text) <= OCTET:
+        return text
+    return text.encode(errors="replace")[:OCTET].decode(errors="ignore")
 
 
 def _stamp(out: Outgoing) -> stamp.Stamp:
