@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from callboard.middleware.journal import Send
+import psycopg
+
+from callboard.middleware.journal import Send, Uncertain
 from callboard.sql import writes
 from callboard.sql.pool import Conn
 from callboard.sql.rows import NewItem, Outgoing
@@ -38,21 +40,34 @@ class Ledger:
 
     def _store(self, conn: Conn, sends: Sequence[Send]) -> list[Send]:
         named = [(send, replace(send.item, job=self._job_of(conn, send.item))) for send in sends]
-        with conn.transaction():
-            jobs = writes.lock_jobs(conn, (item.job for _, item in named))
-            open_ = [(send, item) for send, item in named if jobs.get(item.job, (0, False))[1]]
-            present = _present(conn, [item for _, item in open_])
-            numbered = _number(open_, jobs, present)
-            new = {
-                (i.job, n): (n, i) for _, n, i in numbered if i.key is None or (i.job, i.key) not in present
-            }
-            publishing = self.publishing()
-            rows = writes.add_items(conn, list(new.values()), publishing=publishing) if new else {}
-            claimed = rows if publishing else {}
+        committing = False
+        try:
+            with conn.transaction():
+                jobs = writes.lock_jobs(conn, (item.job for _, item in named))
+                open_ = [(send, item) for send, item in named if jobs.get(item.job, (0, False))[1]]
+                present = _present(conn, [item for _, item in open_])
+                numbered = _number(open_, jobs, present)
+                claimed = self._add(conn, numbered, present)
+                committing = True
+        except psycopg.OperationalError as error:
+            if committing:
+                raise Uncertain(
+                    "the connection broke while it was committed: it may be recorded, and then it runs"
+                ) from error
+            raise
         for send, number, item in numbered:
             send.stored.set_result(_outgoing(item, number, claimed.get((item.job, number)), present))
         taken = {id(send) for send, _ in open_}
         return [send for send in sends if id(send) not in taken]
+
+    def _add(
+        self, conn: Conn, numbered: Sequence[tuple[Send, int, NewItem]], present: dict[tuple[int, str], int]
+    ) -> dict[tuple[int, int], int]:
+        """Store what isn't there yet; the outbox rows that this process holds the claim of."""
+        new = {(i.job, n): (n, i) for _, n, i in numbered if i.key is None or (i.job, i.key) not in present}
+        publishing = self.publishing()
+        rows = writes.add_items(conn, list(new.values()), publishing=publishing) if new else {}
+        return rows if publishing else {}
 
     def _job_of(self, conn: Conn, item: NewItem) -> int:
         if item.job:

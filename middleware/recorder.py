@@ -7,12 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import dramatiq
 import psycopg
 from dramatiq.broker import MessageProxy
 
+from callboard.middleware import stamp
 from callboard.middleware.claim import claim, patiently
 from callboard.middleware.hand import Hand
 from callboard.middleware.journal import Entry, Journal
@@ -40,7 +42,8 @@ PATIENCE = 10.0
 class Recorder:
     """See the module. `make_link` opens this broker's way of publishing; `remote`: other processes consume the broker
     too; `defers`: its consumer acknowledges after the commit by itself. `open_deliveries` counts the messages that the
-    process was given and has not settled, `prefetched` names their items.
+    process was given and has not settled, `prefetched` names their items (None: what
+    the worker's own queue holds).
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Recorder:
         remote: bool,
         defers: bool,
         open_deliveries: Callable[[], int] | None = None,
-        prefetched: Callable[[], list[tuple[int, int]]] = list,
+        prefetched: Callable[[], list[tuple[int, int]]] | None = None,
     ) -> None:
         self.url = url
         self._remote = remote
@@ -152,10 +155,11 @@ class Recorder:
                 log.warning("waiting for the database (DATABASE_URL): %s", str(error).strip().splitlines()[0])
                 time.sleep(2)
 
-    def open(self, threads: int, actors: dict[str, str]) -> None:
-        """Be a worker process of so many threads, with these actors ({name: queue})."""
+    def open(self, worker: dramatiq.Worker, actors: dict[str, str]) -> None:
+        """Be a worker process, with these actors ({name: queue})."""
+        prefetched = self._prefetched or partial(_queued, worker)
         self.worker = Worker(
-            self.pool, threads, lambda: list({*self.hand.keys(), *self._prefetched()}), self.hand.heed
+            self.pool, worker.worker_threads, lambda: list({*self.hand.keys(), *prefetched()}), self.hand.heed
         )
         self.hand.worker = self.worker.start(actors)
         self.tend()
@@ -218,3 +222,9 @@ class Recorder:
 
     def _claim(self, mark: Stamp) -> Claim | None:
         return self.write(lambda conn: claim(conn, mark, self.hand.worker))
+
+
+def _queued(worker: dramatiq.Worker) -> list[tuple[int, int]]:
+    """(job, item) of what a worker of a broker that isn't ours has prefetched: it lies in its queue in memory."""
+    marks = (stamp.read(entry.message.options) for entry in list(worker.work_queue.queue))
+    return [(mark.job, mark.item) for mark in marks if mark]
