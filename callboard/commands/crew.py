@@ -9,7 +9,7 @@ from pathlib import Path
 import dramatiq
 
 from callboard.commands import cast
-from callboard.commands.services import NotStarted, Process
+from callboard.commands.services import NotStarted, Process, wait_until
 from callboard.commands.services.process import tail
 
 #: Seconds that a start may take, and that a worker may take to finish what it has in hand.
@@ -48,14 +48,15 @@ class Member:
             raise NotStarted(f"{self.name} did not start: {last} (its log: {self.process.log})") from None
 
     def ask_to_end(self) -> None:
-        """Begin to stop it."""
+        """Begin to stop it. Once only: at a second signal Dramatiq drops what is in hand."""
         if self.process.running():
             self.process.send(self.process.farewell)
 
     def stop(self) -> None:
-        """Stop it, or see it stopped."""
+        """See it stopped, after it was asked to end."""
         # It needs a moment more than its own patience, to say goodbye.
-        self.process.stop(STOP_TIMEOUT + 10)
+        wait_until(lambda: not self.process.running(), STOP_TIMEOUT + 10)
+        self.process.kill()
 
 
 def worker(number: int, threads: int, folder: Path, environment: Mapping[str, str]) -> Member:
