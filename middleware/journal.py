@@ -38,6 +38,10 @@ REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.NotSupportedError,
 PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
 
+class Uncertain(psycopg.OperationalError):
+    """The connection broke in the COMMIT of what plain sends wait for; written again it might be there twice."""
+
+
 @dataclass(slots=True, eq=False)
 class Entry:
     """An attempt that ended, how, and whether somebody waits for it to be on record."""
@@ -173,7 +177,7 @@ class Journal:
             controls = self._insist(
                 lambda conn: writes.record(conn, [e.event for e in entries], time.monotonic())
             )
-        except REFUSED as error:
+        except Exception as error:  # noqa: BLE001 — what waiting mends has been waited for
             if len(entries) > 1:
                 middle = len(entries) // 2
                 self._record(entries[:middle])
@@ -228,8 +232,9 @@ class Journal:
                     self.store(conn, sends)
                 return
             except PASSING as error:
-                if not again:
+                if not again or isinstance(error, Uncertain):
                     self._tell(sends, error)
+                    return
             except Exception as error:  # noqa: BLE001 — it is theirs, and they are told
                 self._tell(sends, error)
                 return

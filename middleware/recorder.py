@@ -40,10 +40,11 @@ PATIENCE = 10.0
 
 
 class Recorder:
-    """See the module. `make_link` opens this broker's way of publishing; `remote`: other processes consume the broker
-    too; `defers`: its consumer acknowledges after the commit by itself. `open_deliveries` counts the messages that the
-    process was given and has not settled, `prefetched` names their items (None: what
-    the worker's own queue holds).
+    """See the module.
+
+    `make_link` opens this broker's way of publishing; `remote`: other processes consume the broker too; `defers`: its
+    consumer acknowledges after the commit by itself. `open_deliveries` counts the messages that the process was given
+    and has not settled, `prefetched` names their items (None: those in the worker's queue in memory).
     """
 
     def __init__(

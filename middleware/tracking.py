@@ -92,9 +92,7 @@ class Tracking(Middleware):
         place(broker, self)
         self.recorder.check()
         # Not after the boot: the consumers that start in between ask how many threads there are.
-        self.recorder.open(
-            worker.worker_threads, {a.actor_name: a.queue_name for a in broker.actors.values()}
-        )
+        self.recorder.open(worker, {a.actor_name: a.queue_name for a in broker.actors.values()})
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """From now on nobody waits for a database that is away."""
