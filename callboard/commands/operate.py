@@ -52,7 +52,7 @@ def serve(
             "or say --open-to-everyone",
             code=2,
         )
-    names = None if open_to_everyone else [*LOCAL, host, *(allow_host or [])]
+    names = None if open_to_everyone and not allow_host else [*LOCAL, host, *(allow_host or [])]
     web = create_app(url=database_address(), hosts=names)
     listener = _listen(host, port)
     bound = f"[{host}]" if ":" in host else host
