@@ -26,11 +26,11 @@ SETTINGS = (
     Setting("CALLBOARD_PREPARE", "on", "off: no prepared statements, for a pooler that loses them"),
     Setting(
         "CALLBOARD_QUEUE_DEPTH",
-        "2000",
-        "messages kept ready in each queue of RabbitMQ; the rest waits in rows",
+        "",
+        "messages kept ready in each queue of RabbitMQ, the rest waits in rows; unset: as its workers need",
     ),
     Setting("CALLBOARD_RELEASE", "", "the release of your code, shown with each worker"),
-    Setting("CALLBOARD_RESULT_LIMIT", "65536", "characters of JSON that an actor's result may have"),
+    Setting("CALLBOARD_RESULT_LIMIT", "262144", "bytes of JSON that an actor's result may have"),
 )
 
 
