@@ -29,13 +29,13 @@ class Stopping(RuntimeError):
 
 
 def claim(conn: Conn, mark: Stamp, worker: int) -> Claim | None:
-    """Claim the item of a suspect message for `worker`; None when it must not run: it is final, has another attempt
-    by now, or somebody holds it.
+    """Claim the item of a suspect message for `worker`, which does not run it; None when it must not run: it is final,
+    has another attempt by now, or somebody else holds it.
     """
     found = writes.claim_item(conn, mark.job, mark.item, mark.attempt, worker)
     if found is None:
         log.warning("a message carries item %d/%d, which the database doesn't have", mark.job, mark.item)
-    elif found.taken:
+    elif found.taken or found.holder == worker:  # held here and not run: the answer to its claim was lost
         return found
     elif found.holder is not None and not found.holder_alive:
         # What it held is given back, this item too, under its next attempt: this message has done its work.

@@ -23,8 +23,8 @@ class Hand:
     """The attempts of this process, by item.
 
     `adopt` records a message that has no stamp, and tells whether it was on record; `claim` asks for an item whose
-    message may be a second copy; `note` is the journal's. `defers`: the consumer acknowledges after the commit by
-    itself, so that no worker thread needs to wait for it.
+    message may be a second copy, `give_back` takes that back; `note` is the journal's. `defers`: the consumer
+    acknowledges after the commit by itself, so that no worker thread needs to wait for it.
     """
 
     def __init__(
@@ -32,16 +32,19 @@ class Hand:
         *,
         adopt: Callable[[MessageProxy], tuple[Stamp, bool]],
         claim: Callable[[Stamp], Claim | None],
+        give_back: Callable[[Stamp], None],
         note: Callable[[Entry], None],
         defers: bool,
     ) -> None:
         self._adopt = adopt
         self._claim = claim
+        self._give_back = give_back
         self._note = note
         self._defers = defers
         self._lock = threading.Lock()
         self._alone = threading.Lock()
         self._attempts: dict[tuple[int, int], Attempt] = {}
+        self._claiming: set[tuple[int, int]] = set()
         self._controls: dict[int, Control] = {}
         self.worker = 0  # this process's id in `workers`
 
@@ -90,14 +93,37 @@ class Hand:
         return control is not None and control.epoch > mark.epoch
 
     def _may_run(self, mark: Stamp, attempt: Attempt) -> bool:
-        claim = self._claim(mark)
+        with self._lock:
+            twin = self._attempts.get(attempt.key)
+            if attempt.key in self._claiming or (twin is not None and twin.number == attempt.number):
+                return False  # a copy that came at the same moment is served
+            self._claiming.add(attempt.key)
+        try:
+            return self._claimed(mark, attempt)
+        finally:
+            self._claiming.discard(attempt.key)
+
+    def _claimed(self, mark: Stamp, attempt: Attempt) -> bool:
+        """What crashed a worker before runs alone, so that its neighbours are not charged with its next crash.
+
+        It waits for its turn without a claim: with one it would be in hand, and charged itself.
+        """
+        claim = None
+        attempt.alone = mark.crashed and self._alone.acquire()
+        try:
+            claim = self._claim(mark)
+            if claim is not None and claim.crashes and not attempt.alone:
+                self._give_back(mark)
+                attempt.alone = self._alone.acquire()
+                claim = self._claim(mark)
+        finally:
+            if claim is None and attempt.alone:
+                self._alone.release()
         if claim is None:
             return False
         attempt.running = True  # a claim is a row in `running`
-        if claim.crashes:
-            # What crashed a worker before runs alone, so that its neighbours are not charged with its next crash.
-            attempt.alone = self._alone.acquire()
         attempt.started = time.monotonic()
+        self._attempts[attempt.key] = attempt
         return True
 
     def end(self, attempt: Attempt, outcome: Outcome) -> bool:

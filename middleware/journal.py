@@ -173,6 +173,9 @@ class Journal:
 
     def _record(self, entries: Sequence[Entry]) -> None:
         """Commit, whatever it takes; an event whose data the database refuses becomes a failure that says so."""
+        for entry in entries:
+            if entry.attempt.running:
+                entry.event.ran = True  # reported while it ended
         try:
             controls = self._insist(
                 lambda conn: writes.record(conn, [e.event for e in entries], time.monotonic())

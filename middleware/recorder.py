@@ -25,7 +25,7 @@ from callboard.middleware.send import new_item, send
 from callboard.middleware.stamp import Stamp
 from callboard.middleware.sweep import Sweep
 from callboard.middleware.worker import Worker
-from callboard.sql import migrate
+from callboard.sql import migrate, writes
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.rows import Claim, Outgoing
 
@@ -77,6 +77,7 @@ class Recorder:
         self.hand = Hand(
             adopt=self._adopt,
             claim=lambda mark: patiently(lambda: self._claim(mark), lambda: self.stopping),
+            give_back=lambda mark: patiently(lambda: self._give_back(mark), lambda: self.stopping),
             note=self._note,
             defers=self._defers,
         )
@@ -220,6 +221,9 @@ class Recorder:
         item = new_item(message, job=0, key=f"message:{message.message_id}", published=True)
         out = patiently(lambda: self.journal.send(item).result(), lambda: self.stopping)
         return Stamp(out.job, out.item, 1), out.suspect
+
+    def _give_back(self, mark: Stamp) -> None:
+        self.write(lambda conn: writes.give_back(conn, mark.job, mark.item, self.hand.worker))
 
     def _claim(self, mark: Stamp) -> Claim | None:
         return self.write(lambda conn: claim(conn, mark, self.hand.worker))

@@ -16,9 +16,10 @@ class Stamp(NamedTuple):
     attempt: int
     epoch: int = 0
     suspect: bool = False
+    crashed: bool = False  # its item crashed a worker before
 
     def option(self) -> dict[str, Any]:
-        """The option's value; `suspect` only where it is so, since most messages are not."""
+        """The option's value; `suspect` and `crashed` only where it is so, since most messages are neither."""
         value: dict[str, Any] = {
             "job": self.job,
             "item": self.item,
@@ -27,6 +28,8 @@ class Stamp(NamedTuple):
         }
         if self.suspect:
             value["suspect"] = True
+        if self.crashed:
+            value["crashed"] = True
         return value
 
 
@@ -45,7 +48,7 @@ def read(options: Mapping[str, Any]) -> Stamp | None:
         return None
     if not (0 < job < BIGINT and 0 <= item < INTEGER and 0 < attempt < INTEGER and 0 <= epoch < INTEGER):
         return None  # the database would refuse it
-    return Stamp(job, item, attempt, epoch, value.get("suspect") is True)
+    return Stamp(job, item, attempt, epoch, value.get("suspect") is True, value.get("crashed") is True)
 
 
 def without(options: Mapping[str, Any]) -> dict[str, Any]:

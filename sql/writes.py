@@ -120,6 +120,11 @@ def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Cl
     return Claim(*row) if row else None
 
 
+def give_back(conn: Conn, job: int, item: int, worker: int) -> None:
+    """Take back a claim: the item waits for its turn."""
+    conn.execute(statement("give_back"), {"job": job, "item": item, "worker": worker})
+
+
 def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
     """Give items that have been in hand for a while their row in `running`, or move its step."""
     conn.execute(

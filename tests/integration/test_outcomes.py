@@ -331,7 +331,10 @@ def test_a_foreign_message_that_comes_twice_is_one_item(on: Stage) -> None:
         b'{"queue_name": "default", "actor_name": "noted", "args": [1], "kwargs": {}, "options": null}',
         b'{"queue_name": "default", "actor_name": ["noted"], "args": [1], "kwargs": {}, "options": {}}',
         b'{"queue_name": "default", "actor_name": "noted", "args": [1], "kwargs": {}, "options": {}, "message_id": 5}',
-        b'{"queue_name": "default", "actor_name": "noted", "args": [], "kwargs": {}, "options": {}, "message_id": "\\u0000"}',
+        (
+            b'{"queue_name": "default", "actor_name": "noted", "args": [], "kwargs": {}, "options": {},'
+            b' "message_id": "\\u0000"}'
+        ),
     ],
     ids=["bytes", "text", "list", "null", "other", "args", "options", "actor", "id", "nul"],
 )

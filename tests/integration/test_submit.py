@@ -194,7 +194,7 @@ def test_messages_carry_real_properties(database_url: str, amqp_url: str, on: St
     with client(environment, ["work"]) as broker:
         job = callboard.submit("work", [{"number": 5}])
         sent = broker.get_actor("work").send(6)
-        found = []
+        found: list[tuple[Any, Message[Any]]] = []
         other = Stage(environment, on.conn, broker)
 
         def look() -> bool:
