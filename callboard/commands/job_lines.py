@@ -16,7 +16,8 @@ Job = dict[str, Any]
 def lines(job: Job) -> RenderableType:
     """All that `status` and `watch` show of a job."""
     bar = ProgressBar(total=1.0, completed=job["progress"], width=60, complete_style=_style(job))
-    parts: list[RenderableType] = [headline(job), bar, counts(job), pace(job)]
+    # A bar ends no line of its own.
+    parts: list[RenderableType] = [headline(job), bar, Text(), counts(job), pace(job)]
     parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in ("step", "reason") if job[name]]
     if job["stalled"]:
         parts.append(Text("stalled: ", style="yellow").append_text(plain(job["stalled"])))

@@ -1,0 +1,35 @@
+"""What a job looks like in a terminal."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from callboard.commands import job_lines
+from callboard.sql.states import ITEM_STATES
+
+
+def job(**more: Any) -> dict[str, Any]:
+    none = dict.fromkeys(("rate", "eta", "step", "reason", "stalled"))
+    counts = dict.fromkeys((*ITEM_STATES, "retries", "crashes"), 0)
+    return {
+        "id": 17,
+        "name": "words",
+        "state": "running",
+        "progress": 0.5,
+        "total": 4,
+        **none,
+        **counts,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_stands_on_a_line_of_its_own(terminal: bool) -> None:
+    console = Console(width=80, force_terminal=terminal, color_system=None)
+    with console.capture() as captured:
+        console.print(job_lines.lines(job(succeeded=2, queued=2)))
+    headline, bar, counts, *_ = captured.get().splitlines()
+    assert headline == "17 words running 50.0 % of 4"
+    assert set(bar.strip()) <= set("━╸╺ ")
+    assert counts == "2 queued · 2 succeeded"
