@@ -112,6 +112,8 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"result: {outcome.RESULT_LIMIT // 2**10} KiB" in said
     assert journal.SLOW == 0.25
     assert "a quarter of a second" in said
+    assert len(list((readme.ROOT / "actors" / "broken").iterdir())) == 5
+    assert "Five files are ours" in said
     assert writes.MAX_CRASHES == 3
     assert "three workers died" in said
 
