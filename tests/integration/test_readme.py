@@ -64,7 +64,7 @@ def terminal(tmp_path: Path, environment: dict[str, str]) -> Terminal:
 @pytest.fixture
 def up(terminal: Terminal) -> Iterator[Process]:
     """The README's `callboard up`, on this test's database and virtual host."""
-    [line] = readme.block("sh", "callboard up").splitlines()
+    [line] = readme.block("sh", "=letters callboard up").splitlines()
     process = terminal.start(f"{line} --processes 1", "Ctrl-C stops everything")
     yield process
     assert process.stop(TIMEOUT) == 0
