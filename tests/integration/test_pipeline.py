@@ -101,9 +101,8 @@ def test_every_count_of_a_mixed_job_is_exact(
     url = environment["DATABASE_URL"]
     assert drift(url) == []
     with psycopg.connect(url) as conn:
-        attempts = dict(
-            conn.execute("SELECT kind::text, count(*) FROM callboard.attempts GROUP BY 1").fetchall()
-        )
+        rows = conn.execute("SELECT kind::text, count(*) FROM callboard.attempts GROUP BY 1").fetchall()
+        attempts = {kind: count for kind, count in rows}
         late = conn.execute(
             "SELECT extract(epoch FROM finished_at - (SELECT max(finished_at) FROM callboard.items))"
             " FROM callboard.jobs"
