@@ -155,7 +155,7 @@ class Journal:
     def _gather(self) -> tuple[list[Entry], list[Send]]:
         with self._wake:
             if not self._entries and not self._sends and not self._closing:
-                self._wake.wait(LOOK if self.in_hand() else 1.0)
+                self._wake.wait(LOOK if self.worker() else 1.0)
             deadline = time.monotonic() + WINDOW
             while self._entries and not self._sends and not self._closing:
                 left = deadline - time.monotonic()
@@ -203,6 +203,8 @@ class Journal:
         except Exception:
             # Its message stays unacknowledged, so it is not lost: it is delivered again when this worker ends.
             log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
+            if entry.recorded is not None:
+                entry.recorded.set()  # a broker that isn't ours knows no third way: it goes to the dead letters
             return
         self.settled([entry])
 

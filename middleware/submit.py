@@ -204,6 +204,8 @@ class Intake:
             value = self.item_key(item) if callable(self.item_key) else item[self.item_key]
         except Exception as error:
             raise BadItem(f"item {number} has no item key: {type(error).__name__}: {error}") from error
+        if value is None:
+            raise BadItem(f"item {number} has no item key: it is None")
         return clean(str(value))
 
 

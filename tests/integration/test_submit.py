@@ -99,6 +99,7 @@ def _keyed(actor: str) -> str:
         ([1, "x" * 1_100_000], {}, "item 1 has 1,100,0.. bytes, and 1,048,576 are allowed"),
         ([{"sku": 1}, {"other": 2}], {"item_key": "sku"}, "item 1 has no item key: KeyError"),
         ([1], {"item_key": "sku"}, "item 0 has no item key: TypeError"),
+        ([{"sku": None}], {"item_key": "sku"}, "item 0 has no item key: it is None"),
     ],
 )
 def test_a_bad_item_is_named_by_its_number(
