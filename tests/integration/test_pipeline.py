@@ -102,7 +102,7 @@ def test_every_count_of_a_mixed_job_is_exact(
     assert drift(url) == []
     with psycopg.connect(url) as conn:
         rows = conn.execute("SELECT kind::text, count(*) FROM callboard.attempts GROUP BY 1").fetchall()
-        attempts = {kind: count for kind, count in rows}
+        attempts: dict[str, int] = dict(rows)
         late = conn.execute(
             "SELECT extract(epoch FROM finished_at - (SELECT max(finished_at) FROM callboard.items))"
             " FROM callboard.jobs"
