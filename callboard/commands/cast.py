@@ -10,7 +10,7 @@ import dramatiq
 
 from callboard.commands.faults import Fault
 from callboard.middleware.job import recorder_of
-from callboard.sql.pool import database_address, running_here
+from callboard.sql.pool import running_here
 
 
 def assemble() -> dramatiq.Broker:
@@ -37,6 +37,5 @@ def assembled() -> Iterator[dramatiq.Broker]:
 
 def _adopt_addresses() -> None:
     """The broker of the `callboard up` that runs here goes with its database, and with no other."""
-    here = running_here()
-    if here.get("amqp_url") and here.get("database_url") == database_address():
-        os.environ.setdefault("AMQP_URL", here["amqp_url"])
+    if not os.environ.get("DATABASE_URL") and (url := running_here().get("amqp_url")):
+        os.environ.setdefault("AMQP_URL", url)

@@ -1,5 +1,6 @@
 """Where the work happens: a database and a broker, ours or those that the environment names."""
 
+import logging
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -86,12 +87,9 @@ class House:
 
 def reach_broker(addresses: str) -> None:
     """Raises Fault when no node at these addresses answers."""
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it says the same, in many lines
     why = ""
-    for address in addresses.split(";"):
-        try:
-            parameters = pika.URLParameters(address.strip())
-        except (ValueError, TypeError):
-            raise Fault("AMQP_URL is no address of RabbitMQ: amqp://user:password@host:port/vhost") from None
+    for parameters in map(_parameters, addresses.split(";")):
         try:
             pika.BlockingConnection(parameters).close()
         except (pika.exceptions.AMQPError, OSError) as error:
@@ -99,6 +97,15 @@ def reach_broker(addresses: str) -> None:
         else:
             return
     raise Fault(f"can't reach RabbitMQ at {why}; start it, or correct AMQP_URL")
+
+
+def _parameters(address: str) -> pika.URLParameters:
+    try:
+        if address.strip().startswith(("amqp://", "amqps://")):
+            return pika.URLParameters(address.strip())
+    except (ValueError, TypeError):
+        pass  # its text may hold the password
+    raise Fault("AMQP_URL is no address of RabbitMQ: amqp://user:password@host:port/vhost")
 
 
 def _reason(error: Exception) -> str:

@@ -36,12 +36,11 @@ class Kept:
             self._put_off(now, f"{self.name} ended by itself (its log: {self.log})")
 
     def _start(self, now: float) -> None:
+        self.since, self.due = now, 0.0
         try:
             self.start()
         except (NotStarted, OSError) as error:
             self._put_off(now, first_line(error))
-        else:
-            self.since, self.due = now, 0.0
 
     def _put_off(self, now: float, why: str) -> None:
         self.starts = 0 if now - self.since > STEADY else self.starts

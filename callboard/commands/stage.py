@@ -13,6 +13,9 @@ from callboard.commands.house import House
 from callboard.commands.keeper import Keeper, Kept
 from callboard.commands.services.ports import free_ports
 
+#: The addresses, for the commands that are called in the same place.
+UP = "up.json"
+
 
 class Stage:
     """See the module. `folder` holds data, logs and `up.json`; a `throwaway` one is stopped without care for them."""
@@ -60,6 +63,7 @@ class Stage:
     def _start(self) -> None:
         """From the thread that lives longest: children end with the one that started them."""
         self._stopping.callback(self.keeper.end)
+        (self.folder / UP).unlink(missing_ok=True)  # left by one that was killed
         self.house.open()
         self._stopping.enter_context(variables(self._addresses()))
         web = crew.web(self.port, self.folder, os.environ)
@@ -132,7 +136,7 @@ def _set(values: dict[str, str | None]) -> None:
 @contextmanager
 def announced(folder: Path, addresses: dict[str, str | None]) -> Iterator[None]:
     """`up.json` for the commands that are called in the same place; only its owner may read it."""
-    path, new = folder / "up.json", folder / "up.json.new"
+    path, new = folder / UP, folder / f"{UP}.new"
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)
     new.write_text(json.dumps(addresses) + "\n", encoding="utf-8")

@@ -21,8 +21,6 @@ def sweep() -> None:
 
     Any number may run: one at a time is elected.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    logging.getLogger("pika").setLevel(logging.CRITICAL)
     with database():
         pass
     with ends_on_sigterm(), cast.assembled() as broker:
@@ -30,6 +28,8 @@ def sweep() -> None:
             raise Fault(
                 "AMQP_URL is not set: what a worker's in-process broker holds, only that worker can sweep"
             )
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
         recorder_of(broker).tend()
         typer.echo("sweeping", err=True)
         wait_for_the_end()

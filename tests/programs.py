@@ -1,0 +1,85 @@
+"""`callboard` as a user runs it: in a process of its own, in a folder of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from callboard.commands.services import Process, wait_until
+
+COMMAND = (sys.executable, "-m", "callboard.commands.main")
+#: What would lead a command elsewhere than its test means.
+STRANGE = ("DATABASE_URL", "AMQP_URL", "CALLBOARD_")
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables without addresses, and those given."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(STRANGE)}
+    return {**kept, "PYTHONUNBUFFERED": "1", **given}
+
+
+def run(
+    folder: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    given: bytes = b"",
+    timeout: float = 60,
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        check=False,
+        cwd=folder,
+        env=environment(env or {}),
+        input=given,
+        capture_output=True,
+        timeout=timeout,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def fault(
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, given: bytes = b"", code: int = 1
+) -> str:
+    """Run what must fail with this code and one line; the line."""
+    done = run(folder, *arguments, env=env, given=given)
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("callboard: ")
+    before = done.stderr.splitlines()[:-1]
+    assert all(said.startswith(("broker: ", "database: ")) for said in before), done.stderr
+    return last
+
+
+@contextmanager
+def running(
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, until: str = "Callboard is at "
+) -> Iterator[Process]:
+    """Run it until the end of the block, from when its output holds `until`."""
+    log = folder / "output.log"
+    log.unlink(missing_ok=True)
+    process = Process([*COMMAND, *arguments], log=log, env=environment(env or {}), cwd=folder).start()
+    try:
+        process.wait_ready(lambda: until in log.read_text(), 60)
+        yield process
+        process.stop(60)
+    finally:
+        process.kill()
+        assert wait_until(lambda: not left(folder), 60), left(folder)
+
+
+def left(folder: Path) -> list[str]:
+    """The command lines of the live processes whose command line or working folder lies in `folder`."""
+    lines = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            where = (place / "cwd").readlink()
+        except OSError:
+            continue
+        if str(folder) in line or where.is_relative_to(folder):
+            lines.append(line)
+    return lines
