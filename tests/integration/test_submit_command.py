@@ -54,7 +54,10 @@ def test_object_array_and_scalar_are_items(env: Env, tmp_path: Path) -> None:
 def test_csv_rows_are_items_by_header(env: Env, tmp_path: Path) -> None:
     (tmp_path / "items.CSV").write_bytes('path,note\r\na,"two\nlines"\r\n\r\n"b","é"\r\n'.encode())
     done = run(tmp_path, "submit", ACTOR, "items.CSV", env=env)
-    expected: list[tuple[list[Any], dict[str, str]]] = [([], {"path": "a", "note": "two\nlines"}), ([], {"path": "b", "note": "é"})]
+    expected: list[tuple[list[Any], dict[str, str]]] = [
+        ([], {"path": "a", "note": "two\nlines"}),
+        ([], {"path": "b", "note": "é"}),
+    ]
     assert arguments_of(env, int(done.stdout)) == expected
 
 
