@@ -21,6 +21,7 @@ class Attempt:
     controls: Mapping[int, Control]  # what jobs said last
     started: float = field(default_factory=time.monotonic)
     running: bool = False  # it has, or is about to have, a row in `running`
+    reported: bool = False  # that row is committed
     step: str | None = None
     step_reported: str | None = None
     returned: bool = False

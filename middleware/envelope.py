@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import lru_cache
 from typing import Any
 
 import pika
@@ -44,10 +45,9 @@ def body(out: Outgoing) -> bytes:
     """
     if type(get_encoder()) is not JSONEncoder:
         return message(out).encode()
-    mark = json.dumps(_stamp(out).option(), separators=(",", ":"))
     own = out.options[1:-1] + b"," if out.options else b""
     return b'{"queue_name":%s,"actor_name":%s,%s,"options":{%s"%s":%s},"message_id":%s,"message_timestamp":%d}' % (
-        _quoted(out.queue), _quoted(out.actor), out.args[1:-1], own, stamp.OPTION.encode(), mark.encode(),
+        _name(out.queue), _name(out.actor), out.args[1:-1], own, stamp.OPTION.encode(), _stamp(out).encode(),
         _quoted(out.message_id), _timestamp(out),
     )  # fmt: skip
 
@@ -87,6 +87,11 @@ def _stamp(out: Outgoing) -> stamp.Stamp:
 
 def _timestamp(out: Outgoing) -> int:
     return out.sent_ms if out.sent_ms is not None else int(time.time() * 1000)
+
+
+@lru_cache(maxsize=1024)
+def _name(text: str) -> bytes:
+    return _quoted(text)
 
 
 def _quoted(text: str) -> bytes:

@@ -114,6 +114,7 @@ class Hand:
             claim = self._claim(mark)
             if claim is not None and claim.crashes and not attempt.alone:
                 self._give_back(mark)
+                claim = None
                 attempt.alone = self._alone.acquire()
                 claim = self._claim(mark)
         finally:
@@ -121,7 +122,7 @@ class Hand:
                 self._alone.release()
         if claim is None:
             return False
-        attempt.running = True  # a claim is a row in `running`
+        attempt.running = attempt.reported = True  # a claim is a row in `running`
         attempt.started = time.monotonic()
         self._attempts[attempt.key] = attempt
         return True

@@ -32,8 +32,15 @@ SLOW = 0.25
 #: Seconds between two looks at what is in hand.
 LOOK = 0.10
 
-#: The data is to blame, not the database: SQLSTATE classes 22 and 23, or a value that can't be sent.
-REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.NotSupportedError, ValueError, TypeError)
+#: The data is to blame, not the database: SQLSTATE classes 22, 23 and 54, or a value that can't be sent.
+REFUSED = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.NotSupportedError,
+    ValueError,
+    TypeError,
+)
 #: The database is away or busy: the same again, and it may pass.
 PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
@@ -230,19 +237,29 @@ class Journal:
 
         Who doesn't wait any more was told that nothing was sent.
         """
-        sends = [send for send in sends if send.stored.set_running_or_notify_cancel()]
+        self._store_some([send for send in sends if send.stored.set_running_or_notify_cancel()])
+
+    def _store_some(self, sends: Sequence[Send]) -> None:
+        """All of them in one transaction; when the database refuses one's data, the others without it."""
         for again in (True, False):
             try:
                 with self.pool.connection() as conn:
                     self.store(conn, sends)
-                return
             except PASSING as error:
-                if not again or isinstance(error, Uncertain):
-                    self._tell(sends, error)
-                    return
+                if again and not isinstance(error, (Uncertain, *REFUSED)):
+                    continue
+                self._part(sends, error)
             except Exception as error:  # noqa: BLE001 — it is theirs, and they are told
-                self._tell(sends, error)
-                return
+                self._part(sends, error)
+            return
+
+    def _part(self, sends: Sequence[Send], error: Exception) -> None:
+        if isinstance(error, REFUSED) and len(sends) > 1:
+            middle = len(sends) // 2
+            self._store_some(sends[:middle])
+            self._store_some(sends[middle:])
+        else:
+            self._tell(sends, error)
 
     @staticmethod
     def _tell(sends: Sequence[Send], error: Exception) -> None:
@@ -258,7 +275,7 @@ class Journal:
         self._looked = now
         attempts = [a for a in self.in_hand() if not a.ended]
         slow = [
-            a for a in attempts if (now - a.started > SLOW and not a.running) or a.step != a.step_reported
+            a for a in attempts if (now - a.started > SLOW and not a.reported) or a.step != a.step_reported
         ]
         jobs = {a.job: None for a in attempts if a.job not in self._jobs_seen} | {
             a.job: a.step for a in slow if a.step != a.step_reported
@@ -282,7 +299,7 @@ class Journal:
             return
         self._jobs_seen.update(jobs)
         for attempt, step in steps:
-            attempt.step_reported = step
+            attempt.reported, attempt.step_reported = True, step
 
 
 def _one_an_item(entries: Iterable[Entry], later: Callable[[Entry], None]) -> list[Entry]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import pika
 from dramatiq import Broker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.errors import BrokerConnectionError
 from pika.adapters.select_connection import SelectConnection
 from pika.channel import Channel
 
@@ -86,7 +87,7 @@ class RabbitmqLink:
         self._connection: SelectConnection | None = None
         self._channel: Channel | None = None
         self._asking: Channel | None = None
-        self._why = ""
+        self._why = self._unanswered = ""
         self._first_tag = self._next_tag = self._lowest = 1
         self._outstanding: set[int] = set()
         self._refused: set[int] = set()
@@ -99,8 +100,11 @@ class RabbitmqLink:
         confirmed = self._send(batch)
         if not self._returned:
             return confirmed
-        for queue in {queue for _, queue in self._returned}:
-            self._declare(queue)
+        try:
+            for queue in {queue for _, queue in self._returned}:
+                self._declare(queue)
+        except BrokerConnectionError as error:
+            raise Unreachable(f"a queue can't be declared: {error}", confirmed) from error
         again = [n for n, done in enumerate(confirmed) if not done]
         for n, done in zip(again, self._send([batch[n] for n in again]), strict=True):
             confirmed[n] = done
@@ -172,6 +176,7 @@ class RabbitmqLink:
             answer.append(frame.method.message_count)
             self._stop()
 
+        self._unanswered = ""
         if self._asking is None and self._connection is not None:
             self._open_asking(self._connection)
         if self._asking is not None:
@@ -179,6 +184,8 @@ class RabbitmqLink:
             self._run(PATIENCE)
         if self._channel is None:
             raise Unreachable(self._why)
+        if not answer and "NOT_FOUND - no queue" not in self._unanswered:
+            raise Unreachable(self._unanswered or f"nothing is known of the queue {queue!r}")
         return answer[0] if answer else 0
 
     def _open_asking(self, connection: SelectConnection) -> None:
@@ -186,8 +193,9 @@ class RabbitmqLink:
             self._asking = channel
             self._stop()
 
-        def closed(_channel: Channel, _reason: Exception) -> None:
-            self._asking = None  # a missing queue closes the channel that asked for it
+        def closed(_channel: Channel, reason: Exception) -> None:
+            # A missing queue closes the channel that asked for it; so does one whose node is down.
+            self._asking, self._unanswered = None, str(reason)
             self._stop()
 
         channel = connection.channel(on_open_callback=opened)

@@ -13,6 +13,8 @@ from callboard.sql.rows import Failure, Kind, Retry, Settled
 #: Characters kept of an error's message and of its traceback.
 MESSAGE_LIMIT = 4_000
 TRACEBACK_LIMIT = 16_000
+#: Characters of an error's type and of its place, by which errors are grouped: an index holds them.
+NAME_LIMIT = 300
 #: Bytes that a result may have as JSON.
 RESULT_LIMIT = 262_144
 #: Seconds after which an attempt is repeated whose retry could not be scheduled by Dramatiq.
@@ -92,7 +94,7 @@ def describe(error: BaseException | None) -> Failure:
     text = clean("".join(_format(error)), limit=None)
     return Failure(
         kind,
-        clean(_type_name(error)),
+        clean(_type_name(error), NAME_LIMIT),
         clean(_message(error)),
         _place(error),
         text[-TRACEBACK_LIMIT:],
@@ -138,4 +140,6 @@ def _place(error: BaseException) -> str:
     while step.tb_next is not None:
         step = step.tb_next
     code = step.tb_frame.f_code
-    return clean(f"{'/'.join(Path(code.co_filename).parts[-2:])}:{step.tb_lineno} in {code.co_name}")
+    return clean(
+        f"{'/'.join(Path(code.co_filename).parts[-2:])}:{step.tb_lineno} in {code.co_name}", NAME_LIMIT
+    )

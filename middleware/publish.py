@@ -120,6 +120,7 @@ class Publisher:
             handed, jobs = self._next()
             try:
                 worked = self._turn(handed, jobs)
+                self.link.serve()
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
                 _complain(error)
                 worked = False
@@ -133,7 +134,6 @@ class Publisher:
                 self.link.close()
                 return
             if not worked:
-                self.link.serve()
                 self._rest()
 
     def _next(self) -> tuple[list[Outgoing], list[int]]:
@@ -152,12 +152,18 @@ class Publisher:
         worked = bool(handed) and self._send_outbox(handed)
         with self.pool.connection() as conn:
             for job in jobs:
-                worked |= self._bulk(conn, job)
+                worked |= bool(self._bulk(conn, job))
             if self._looking and not self._closing:
                 due = writes.claim_outbox(conn, OUTBOX_BATCH)
                 worked |= bool(due) and self._send_outbox(due, conn)
-                worked |= self._bulk(conn, None)
+                worked |= self._next_bulk(conn)
         return worked
+
+    def _next_bulk(self, conn: Conn) -> bool:
+        """The next job in turn whose queue has room; one that is full must not hold up the jobs of others."""
+        while (sent := self._bulk(conn, None)) is False:
+            continue
+        return bool(sent)
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
@@ -183,13 +189,16 @@ class Publisher:
 
     # The bulk range --------------------------------------------------------------------------------------------------
 
-    def _bulk(self, conn: Conn, job: int | None) -> bool:
-        """Claim a job (the next in turn, or this one), publish as much of it as there is room for, give it back."""
+    def _bulk(self, conn: Conn, job: int | None) -> bool | None:
+        """Claim a job (the next in turn, or this one), publish as much of it as there is room for, give it back.
+
+        False when its queue is full, None when there is no such job.
+        """
         now = time.monotonic()
         full = [queue for queue, level in self._levels.items() if level.full_until > now]
         claim = writes.claim_bulk(conn, full=full, job=job)
         if claim is None:
-            return False
+            return None
         watermark = claim.watermark
         try:
             room = self._room(claim.queue)
@@ -229,10 +238,13 @@ class Publisher:
         writes.publish_bulk(conn, claim, watermark=watermark, published=sure, suspect_below=stop, keep=False)
 
     def _room(self, queue: str) -> int:
-        depth = self.link.depth(queue)
-        if self.depth is not None:
-            return max(0, self.depth - depth)
-        return self._levels.setdefault(queue, Level()).room(depth, time.monotonic())
+        depth, now = self.link.depth(queue), time.monotonic()
+        level = self._levels.setdefault(queue, Level())
+        if self.depth is None:
+            return level.room(depth, now)
+        if depth >= self.depth:
+            level.full_until = now + PERIOD / 2
+        return max(0, self.depth - depth)
 
 
 def fixed_depth() -> int | None:

@@ -32,6 +32,12 @@ class Stamp(NamedTuple):
             value["crashed"] = True
         return value
 
+    def encode(self) -> bytes:
+        """The option's value as JSON, put together by hand: there is one a message."""
+        suspect = b',"suspect":true' if self.suspect else b""
+        crashed = b',"crashed":true' if self.crashed else b""
+        return b'{"job":%d,"item":%d,"attempt":%d,"epoch":%d%s%s}' % (*self[:4], suspect, crashed)
+
 
 def read(options: Mapping[str, Any]) -> Stamp | None:
     """The stamp of a message, or None for one that was sent by somebody who knows nothing of Callboard."""

@@ -40,6 +40,7 @@ class Sweep:
     )
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _steady_since: float = 0.0  # since when the database has answered without a break
     _sampled: float = 0.0
     _searched: float = 0.0
     _missing: set[tuple[int, int, int]] = field(default_factory=set)
@@ -65,9 +66,11 @@ class Sweep:
         while not self._stopping.is_set():
             try:
                 with self.pool.connection() as conn:
+                    self._steady_since = self._steady_since or time.monotonic()
                     if writes.take_lease(conn, "sweep", self._holder, LEASE):
                         self.round(conn)
             except (psycopg.Error, PoolTimeout):
+                self._steady_since = 0.0
                 log.debug("no sweep: the database is away", exc_info=True)
             except Exception:
                 log.exception("the sweep met an error it doesn't know; it goes on")
@@ -75,8 +78,10 @@ class Sweep:
 
     def round(self, conn: Conn) -> None:
         """Everything that is due now."""
-        for worker in writes.dead_workers(conn):
-            bury(conn, worker)
+        # After an outage of the database nobody's heart has beaten for a while: they get the time to be heard again.
+        if time.monotonic() - self._steady_since >= writes.DEAD_AFTER:
+            for worker in writes.dead_workers(conn):
+                bury(conn, worker)
         for job in writes.sealable_jobs(conn):
             writes.seal_job(conn, job)
         for job in writes.close_jobs(conn):

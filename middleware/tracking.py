@@ -59,6 +59,14 @@ class Tracking(Middleware):
             # Dramatiq calls this from its handler of the SkipMessage.
             self._end(broker, message, attempt, skip=str(sys.exc_info()[1] or ""))
 
+    def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        """An interrupt that struck in another hook kept the end from being noted: it is noted now."""
+        attempt = _in_hand(message)
+        if attempt is not None:
+            self._end(
+                broker, message, attempt, exception=sys.exc_info()[1] or RuntimeError("a hook broke off")
+            )
+
     def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """A message that Dramatiq rejects unseen, for want of its actor, takes its item with it."""
         if getattr(message, "attempt", None) is None and stamp.read(message.options):

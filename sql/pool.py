@@ -53,6 +53,7 @@ def connection_options(environ: Mapping[str, str] = os.environ) -> dict[str, Any
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 2,
+        "tcp_user_timeout": 20_000,
     }
     if environ.get("CALLBOARD_PREPARE", "on").lower() == "off":
         options["prepare_threshold"] = None

@@ -115,7 +115,7 @@ def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Cl
     """Ask whether `worker` may run a suspect message's item; None when the database has no such item."""
     row = conn.execute(
         statement("claim_item"),
-        {"job": job, "item": item, "attempt": attempt, "worker": worker, "limit": DEAD_AFTER},
+        {"job": job, "item": item, "attempt": attempt, "worker": worker},
     ).fetchone()
     return Claim(*row) if row else None
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -221,6 +222,36 @@ def test_messages_carry_real_properties(database_url: str, amqp_url: str, on: St
     assert message.kwargs == {"number": 5}
     assert by_id[sent.message_id][1].args == (6,)
     assert by_id[sent.message_id][1].message_timestamp == sent.message_timestamp
+
+
+def test_a_send_that_the_database_refuses_fails_alone(database_url: str, amqp_url: str) -> None:
+    """Held up together, they are stored together: one with an impossible time, and two without a fault."""
+    with (
+        client({"DATABASE_URL": database_url, "AMQP_URL": amqp_url}, ["work"]) as broker,
+        connect(database_url) as conn,
+        ThreadPoolExecutor() as threads,
+    ):
+        good = [broker.get_actor("work").message(n) for n in range(2)]
+        bad = broker.get_actor("work").message(2).copy(message_timestamp=10**18)
+        journal = recorder_of(broker).journal
+        with conn.transaction():
+            conn.execute("LOCK TABLE callboard.jobs")
+            first = threads.submit(broker.enqueue, good[0])
+            wait_until(lambda: waits_for_a_lock(database_url), TIMEOUT)
+            rest = [threads.submit(broker.enqueue, message) for message in (bad, good[1])]
+            wait_until(lambda: len(journal._sends) == 2, TIMEOUT)
+        assert first.result(TIMEOUT) is good[0]
+        assert rest[1].result(TIMEOUT) is good[1]
+        with pytest.raises(callboard.NotStored, match="out of range"):
+            rest[0].result(TIMEOUT)
+        row = conn.execute("SELECT count(*) FROM callboard.items").fetchone()
+    assert row == (2,)
+
+
+def waits_for_a_lock(url: str) -> bool:
+    with connect(url) as conn:
+        row = conn.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+    return row is not None and row[0] > 0
 
 
 def test_a_send_without_a_database_raises_and_sends_nothing(
