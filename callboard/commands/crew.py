@@ -44,7 +44,7 @@ class Member:
         try:
             self.process.wait_ready(lambda: self.word in tail(self.process.log, 1000), START_TIMEOUT)
         except NotStarted:
-            last = tail(self.process.log, 1)
+            last = _reason(tail(self.process.log, 20))
             raise NotStarted(f"{self.name} did not start: {last} (its log: {self.process.log})") from None
 
     def ask_to_end(self) -> None:
@@ -97,3 +97,10 @@ class Inside:
 
 
 LOG_FORMAT = "[%(asctime)s] [%(threadName)s] [%(name)s] [%(levelname)s] %(message)s"
+
+
+def _reason(log: str) -> str:
+    """The last line that isn't the master's, which only says that a process of its own ended."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    own = [line for line in lines if "[dramatiq.MainProcess]" not in line]
+    return (own or lines or [""])[-1]
