@@ -93,11 +93,6 @@ class Publisher:
             self._ensure_thread()
             self._wake.notify()
 
-    def nudge(self) -> None:
-        """Look now: something fell due."""
-        with self._wake:
-            self._wake.notify()
-
     def close(self, timeout: float) -> bool:
         """Publish what was handed over and end; False when that took longer than `timeout` seconds."""
         with self._wake:
