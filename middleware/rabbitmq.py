@@ -19,8 +19,9 @@ from dramatiq.message import Message
 from dramatiq.middleware import Middleware
 from dramatiq.worker import QUEUE_PREFETCH
 
-from callboard.middleware import stamp
+from callboard.middleware import envelope, stamp
 from callboard.middleware.book import UNREADABLE, Book
+from callboard.middleware.deliveries import reading
 from callboard.middleware.link import RabbitmqLink
 from callboard.middleware.recorder import Recorder
 from callboard.middleware.signals import Signals
@@ -30,8 +31,10 @@ from callboard.sql.pool import database_address
 #: Seconds of work that the prefetch covers, the window and the commit of a flush included; and its upper limit.
 COVER = 0.08
 DEEPEST = 500
-#: Seconds between two looks at the prefetch, and looks in a row after which it shrinks.
+#: Seconds between two looks at the prefetch, and to the first, since a worker that starts is to be fast at once; and
+#: looks in a row after which it shrinks.
 LOOK = 0.10
+FIRST_LOOK = 0.02
 SLACK = 10
 #: AMQP's reply code for a queue that does not exist.
 NOT_FOUND = 404
@@ -119,7 +122,7 @@ class RabbitmqConsumer(Consumer):
         worker = broker.recorder.worker
         self.prefetch = Prefetch(prefetch, worker.threads if worker and adapts else None)
         try:
-            self.connection = pika.BlockingConnection(parameters=broker.parameters)
+            self.connection = pika.BlockingConnection(broker.parameters, reading(self._on_delivery))
             self.channel = self.connection.channel()
             self.book = Book(self.connection, self.channel)
             self.channel.add_on_cancel_callback(self._on_cancel)
@@ -137,15 +140,20 @@ class RabbitmqConsumer(Consumer):
         self.cancelled = True  # the queue was deleted
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._on_delivery(method.delivery_tag, body, redelivered=method.redelivered)
+
+    def _on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
         try:
-            message = _decoded(body)
+            message = envelope.read(body)
         except DecodeError:
             self.logger.exception("A message can't be decoded; it goes to the dead letters.")
-            self.book.enter(method.delivery_tag, UNREADABLE)
-            self.book.release([], [method.delivery_tag])
+            self.book.enter(tag, UNREADABLE)
+            self.book.release([], [tag])
             return
-        proxy = RabbitmqMessage(message, self.book, method.delivery_tag, redelivered=method.redelivered)
-        self.book.enter(method.delivery_tag, proxy)
+        proxy = RabbitmqMessage(message, self.book, tag, redelivered=redelivered)
+        self.book.enter(tag, proxy)
+        if not self.inbox:
+            self.connection.call_later(0, _nothing)  # so that waiting for events ends
         self.inbox.append(proxy)
 
     def __next__(self) -> MessageProxy | None:
@@ -218,18 +226,8 @@ class RabbitmqConsumer(Consumer):
         self.book.flush(time.monotonic(), all_of_it=True)
 
 
-def _decoded(body: bytes) -> Message[Any]:
-    """The message; raises DecodeError for what is none, or would stop the threads that look at it."""
-    message = Message.decode(body)
-    names = (message.actor_name, message.queue_name, message.message_id)
-    fit = (
-        type(message.options) is type(message.kwargs) is dict
-        and type(message.message_timestamp) is int
-        and all(type(name) is str and name.isprintable() for name in names)
-    )
-    if not fit:
-        raise DecodeError("its fields are not those of a message", body, None)
-    return message
+def _nothing() -> None:
+    pass
 
 
 class Prefetch:
@@ -242,13 +240,18 @@ class Prefetch:
         self.depth = depth
         self._threads = threads
         self._looked = time.monotonic()
+        self._pause = FIRST_LOOK
         self._settled = 0
         self._shrinking = 0
 
     def due(self, now: float, settled: int) -> bool:
         """Look at what was settled since the last look; True when `depth` changed."""
-        if self._threads is None or now - self._looked < LOOK:
+        if self._threads is None or now - self._looked < self._pause:
             return False
+        if not settled:
+            self._looked = now
+            return False
+        self._pause = min(self._pause * 2, LOOK)
         rate = (settled - self._settled) / (now - self._looked)
         self._looked, self._settled = now, settled
         wanted = wanted_prefetch(self._threads, rate)

@@ -8,6 +8,7 @@ import dramatiq
 import pytest
 from dramatiq import Message
 from dramatiq.encoder import JSONEncoder, PickleEncoder
+from dramatiq.errors import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,3 +140,86 @@ def test_a_name_that_amqp_cannot_say_is_cut(text: str) -> None:
 def test_arguments_that_the_encoder_refuses_are_refused() -> None:
     with pytest.raises(TypeError):
         envelope.encode_args((object(),), {})
+
+
+def assert_same(body: bytes) -> None:
+    """Read by us, a body gives what Dramatiq's decoder gives, or is refused where that refuses it."""
+    try:
+        wanted = Message.decode(body)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            envelope.read(body)
+        return
+    try:
+        found = envelope.read(body)
+    except DecodeError:  # fields that are not a message's
+        assert not fits(wanted)
+        return
+    # As text too: 1 is not 1.0, and NaN is not itself.
+    assert repr(found) == repr(wanted)
+
+
+def fits(message: Any) -> bool:
+    """Whether the threads that look at a message's fields can."""
+    names = (message.actor_name, message.queue_name, message.message_id)
+    return (
+        all(isinstance(name, str) and name.isprintable() for name in names)
+        and type(message.options) is type(message.kwargs) is dict
+        and type(message.message_timestamp) is int
+    )
+
+
+NUMBERS = st.integers() | st.floats()
+FIELDS = st.fixed_dictionaries(
+    {
+        "queue_name": TEXT | st.just("default"),
+        "actor_name": TEXT | st.just("work"),
+        "args": st.lists(JSON | NUMBERS, max_size=3),
+        "kwargs": st.dictionaries(TEXT, JSON | NUMBERS, max_size=3),
+        "options": st.dictionaries(TEXT, JSON, max_size=3),
+        "message_id": TEXT,
+        "message_timestamp": st.integers(),
+    }
+)
+
+
+@given(FIELDS, st.booleans(), st.booleans())
+def test_reading_is_decoding(fields: dict[str, Any], ascii_: bool, spaced: bool) -> None:
+    text = json.dumps(fields, ensure_ascii=ascii_, separators=None if spaced else (",", ":"))
+    assert_same(text.encode("utf-8", "surrogatepass"))
+
+
+@given(
+    FIELDS, st.sampled_from(sorted(["queue_name", "args", "kwargs", "options", "message_timestamp"])), JSON
+)
+def test_reading_what_is_no_message(fields: dict[str, Any], name: str, value: Any) -> None:
+    assert_same(json.dumps({**fields, name: value}).encode())
+    assert_same(json.dumps({**fields, name + "_": value}).encode())
+    assert_same(json.dumps({key: found for key, found in fields.items() if key != name}).encode())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "[NaN]", "[Infinity, -Infinity]", '["\\ud800"]', "[1e999]", "[1E400, -0.0, 1e-400]", '[{"a": 1, "a": 2}]',
+        "[123456789012345678901234567890]", "[1.0, 1e5, 0.1]", '["\\u0000"]', "[" * 100 + "]" * 100,
+        "[" * 100_000 + "]" * 100_000, "[1,]", "null",
+        "[9223372036854775808, -9223372036854775809, 18446744073709551616]", "[0.30000000000000004]", "[01]",
+        '["\x7f"]', '["\x01"]', "[" + "1" * 5000 + "]",
+    ],
+)  # fmt: skip
+def test_reading_numbers_and_texts_at_the_edge(args: str) -> None:
+    rest = '"kwargs":{},"options":{},"message_id":"1","message_timestamp":5'
+    assert_same(f'{{"queue_name":"default","actor_name":"work","args":{args},{rest}}}'.encode())
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b"\xff\xfe", b'{"args":', b'{"args":[]}\x00'])
+def test_reading_what_is_no_json(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        envelope.read(body)
+
+
+@pytest.mark.usefixtures("pickled")
+def test_reading_what_another_encoder_wrote() -> None:
+    out = outgoing([{1, 2}], {"when": b"\x00"})
+    assert envelope.read(envelope.body(out)).args == ({1, 2},)

@@ -11,7 +11,7 @@ from callboard.middleware import rabbitmq
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.journal import Entry, _one_an_item
 from callboard.middleware.publish import DEEP, SHALLOW, Level, fixed_depth
-from callboard.middleware.rabbitmq import DEEPEST, LOOK, SLACK, Prefetch, wanted_prefetch
+from callboard.middleware.rabbitmq import DEEPEST, FIRST_LOOK, LOOK, SLACK, Prefetch, wanted_prefetch
 from callboard.sql import writes
 from callboard.sql.rows import Event, Settled
 
@@ -85,7 +85,21 @@ def test_a_prefetch_that_was_set_by_hand_stays() -> None:
 
 def test_a_look_that_comes_too_early_changes_nothing() -> None:
     worker = prefetching()
-    assert not worker.prefetch.due(worker.now + LOOK / 2, 10_000)
+    assert not worker.prefetch.due(worker.now + FIRST_LOOK / 2, 10_000)
+    worker.pass_(20, 2000)
+    assert not worker.prefetch.due(worker.now + LOOK / 2, worker.settled + 10_000)
+
+
+def test_a_worker_that_starts_is_deep_at_once() -> None:
+    worker = prefetching()
+    assert worker.prefetch.due(worker.now + FIRST_LOOK, 100)
+    assert worker.prefetch.depth >= 100
+
+
+def test_nothing_is_learnt_before_anything_is_settled() -> None:
+    worker = prefetching()
+    assert worker.pass_(100, 0) == 0
+    assert worker.prefetch.depth == 16
 
 
 @given(st.lists(st.integers(0, 50_000), max_size=50))
