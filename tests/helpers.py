@@ -48,8 +48,13 @@ class Worker:
 
     def start(self) -> Self:
         """Start it (again), and wait until all of its processes take messages."""
+        self.begin().process.wait_ready(self.ready, BOOT_TIMEOUT)
+        return self
+
+    def begin(self) -> Self:
+        """Start it (again) without waiting."""
         self.boots = self.output.count(READY)
-        self.process.start().wait_ready(self.ready, BOOT_TIMEOUT)
+        self.process.start()
         return self
 
     def ready(self) -> bool:

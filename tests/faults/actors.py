@@ -1,0 +1,70 @@
+"""Actors of the fault suite: each notes its run in the ledger, then does what its item says."""
+
+import ctypes
+import os
+import signal
+import socket
+import time
+
+import dramatiq
+from dramatiq.rate_limits import ConcurrentRateLimiter
+from dramatiq.rate_limits.backends import StubBackend
+
+import callboard
+from tests.faults.ledger import run
+
+broker = callboard.install()
+MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
+
+
+class NotYet(Exception):
+    """A failure that the next attempt mends."""
+
+
+@dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
+def work(number: int, fate: str = "succeed", seconds: float = 0.0) -> dict[str, int] | None:
+    """Take some seconds; then fail for good, fail once, skip, give a result, or just succeed."""
+    with run():
+        time.sleep(seconds)
+        if fate == "fail":
+            raise ValueError(f"number {number} can't be worked on")
+        if fate == "retry" and callboard.current().attempt == 1:
+            raise NotYet(f"number {number} needs another try")
+        if fate == "skip":
+            raise callboard.Skip("already done")
+        return {"number": number} if fate == "result" else None
+
+
+@dramatiq.actor(max_retries=0)
+def deadly(number: int, how: str, seconds: float = 0.0) -> None:
+    """Kill this very process, after some seconds."""
+    with run():
+        time.sleep(seconds)
+        if how == "exit":
+            os._exit(9)
+        if how == "segfault":
+            ctypes.string_at(0)
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dramatiq.actor(max_retries=0, time_limit=3_600_000)
+def hung(port: int) -> None:
+    """Wait for ever for bytes that never come."""
+    with run(), socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.recv(1)
+
+
+@dramatiq.actor(max_retries=0)
+def parent(number: int, children: int) -> None:
+    """Send children; they go when it succeeds."""
+    with run():
+        for child in range(children):
+            work.send(child)
+
+
+@dramatiq.actor(max_retries=20, min_backoff=50, max_backoff=100)
+def limited(number: int) -> None:
+    """One at a time in a process; the others are raised out and tried again."""
+    with run(), MUTEX.acquire():
+        time.sleep(0.02)

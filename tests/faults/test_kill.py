@@ -1,0 +1,51 @@
+"""Workers that are killed, and workers that are asked to stop."""
+
+import os
+import random
+import signal
+
+import pytest
+
+from tests.faults.scene import Scene, fate, mixed
+
+KILLS = 50
+ITEMS = 20_000
+
+
+def test_killed_fifty_times_in_one_job(on: Scene) -> None:
+    """SIGKILL to a whole worker at random moments; a supervisor starts it again."""
+    chance = random.Random(20261124)
+    for _ in range(2):
+        on.worker()
+    job = on.submit("work", mixed(ITEMS, 0.02))
+    killed = 0
+    with on.witness(job) as witness:
+        while killed < KILLS and on.status(job)["finished_at"] is None:
+            before = on.ledger.runs(job.id).total()
+            step = chance.randrange(50, 700)
+            on.until(
+                job, lambda s: s["finished_at"] is not None or on.ledger.runs(job.id).total() > before + step
+            )
+            victim = chance.choice(on.workers)
+            if victim.process.running():
+                victim.kill()
+                killed += 1
+        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=180)
+    assert killed == KILLS
+    print(f"{killed} kills, {on.starts} starts, {runs.total()} runs, {on.ledger.twice(job.id)} runs twice")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_stop_nothing_runs_twice(number: signal.Signals, on: Scene) -> None:
+    workers = [on.worker() for _ in range(2)]
+    job = on.submit("work", mixed(2000, 0.01))
+    for part in (400, 900, 1400):
+        on.until(job, lambda s: s["succeeded"] > part and workers[0].ready())
+        os.kill(workers[0].pid, number)
+        if number == signal.SIGTERM:
+            assert workers[0].process.child is not None
+            assert workers[0].process.child.wait(30) == 0
+    on.prove_mixed(job, 2000)
+    assert on.ledger.twice(job.id) == 0
+    tries = {"fail": 3, "retry": 2}
+    assert on.ledger.runs(job.id) == {n: tries.get(fate(n), 1) for n in range(2000)}
