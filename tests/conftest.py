@@ -2,12 +2,15 @@
 
 A missing service is an error, never a skip. CALLBOARD_TEST_DATABASE_URL and CALLBOARD_TEST_AMQP_URL name
 running ones instead; the latter needs its management API (CALLBOARD_TEST_MANAGEMENT_URL, or port 15672).
+CALLBOARD_TEST_POSTGRES and CALLBOARD_TEST_RABBITMQ name folders with the programs of other releases to start.
 """
 
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -33,6 +36,16 @@ MARKS = {
 def pytest_configure() -> None:
     """Let a SIGTERM end the session as Ctrl-C does, so that nothing is left running."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if folder := os.environ.get("CALLBOARD_TEST_RABBITMQ"):
+        nodes: Any = import_module("callboard.commands.services.rabbitmq")
+        nodes.scripts = lambda: Path(folder)
+        nodes.epmd = lambda: Path(folder) / "epmd"
+
+
+def postgres_programs() -> Path | None:
+    """The folder of the PostgreSQL to test on; None: the embedded one."""
+    folder = os.environ.get("CALLBOARD_TEST_POSTGRES")
+    return Path(folder) if folder else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,7 +63,8 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
         return
     users = [NOBODY] if os.geteuid() == 0 else []
-    with postgres(tmp_path_factory.mktemp("postgres"), settings=TEST_SETTINGS, users=users) as server:
+    folder = tmp_path_factory.mktemp("postgres")
+    with postgres(folder, settings=TEST_SETTINGS, users=users, programs=postgres_programs()) as server:
         yield server.url
 
 
@@ -109,7 +123,7 @@ def older_database_url(older_postgres_url: str) -> Iterator[str]:
 @pytest.fixture
 def private_server(tmp_path: Path) -> Iterator[Server]:
     """A running, empty PostgreSQL of this test's own, to stop, kill and start."""
-    with postgres(tmp_path / "postgres", settings=TEST_SETTINGS) as server:
+    with postgres(tmp_path / "postgres", settings=TEST_SETTINGS, programs=postgres_programs()) as server:
         yield server
 
 

@@ -1,7 +1,6 @@
 """Services of the fault suite's own, to stop, kill and start: one PostgreSQL and one RabbitMQ for all of it.
 
-What runs is chosen by the environment, for the matrix that `make faults` goes through:
-CALLBOARD_TEST_POSTGRES, a folder with another PostgreSQL's programs; CALLBOARD_TEST_POOLED, to go through PgBouncer.
+CALLBOARD_TEST_POSTGRES and CALLBOARD_TEST_RABBITMQ choose their releases, CALLBOARD_TEST_POOLED goes through PgBouncer.
 """
 
 import os
@@ -15,7 +14,7 @@ import pytest
 
 from callboard.commands.services import Node, Server, postgres, rabbitmq
 from callboard.sql.migrate import migrate
-from tests.conftest import TEST_SETTINGS
+from tests.conftest import TEST_SETTINGS, postgres_programs
 from tests.databases import database, with_database
 from tests.faults.ledger import TABLE, VARIABLE, Ledger
 from tests.faults.scene import Scene, scene
@@ -25,12 +24,9 @@ from tests.pgbouncer import NOBODY, pgbouncer
 @pytest.fixture(scope="session")
 def the_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The PostgreSQL that faults happen to."""
-    programs = os.environ.get("CALLBOARD_TEST_POSTGRES")
     users = [NOBODY] if os.geteuid() == 0 else []
     folder = tmp_path_factory.mktemp("faulty-postgres")
-    with postgres(
-        folder, settings=TEST_SETTINGS, users=users, programs=Path(programs) if programs else None
-    ) as server:
+    with postgres(folder, settings=TEST_SETTINGS, users=users, programs=postgres_programs()) as server:
         yield server
 
 
