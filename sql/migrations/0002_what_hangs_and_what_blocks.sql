@@ -9,3 +9,6 @@ ALTER TABLE callboard.workers
 
 ALTER TABLE callboard.jobs
     ADD COLUMN submitting_until timestamptz;  -- past, and not sealed: its submitter is gone; NULL: nobody says
+
+ALTER TABLE callboard.items
+    ADD COLUMN retry_options bytea;  -- of the last retry, until the item is final: a copy sent later carries them on
