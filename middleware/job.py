@@ -106,7 +106,8 @@ async def aget(number: int) -> Job:
 def job(name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None) -> Iterator[Job]:
     """Every plain `send` inside the block becomes an item of one job; it is sealed at the end of the block.
 
-    When the block raises, nothing more is sent, the job is sealed all the same, and what was sent goes on.
+    When the block raises, nothing more is sent, the job is sealed all the same, and what was sent goes on. When its
+    process dies in it, nobody seals the job: without a key it is stopped, `failed`, with the reason.
     In an actor too they go at once, whatever becomes of its item.
     """
     recorder = recorder_of(dramatiq.get_broker())
@@ -118,7 +119,8 @@ def job(name: str, *, metadata: dict[str, Any] | None = None, key: str | None = 
     )  # fmt: skip
     token = current_job.set(made.job)
     try:
-        yield Job(made.job, recorder)
+        with recorder.submitting.held(made.job):
+            yield Job(made.job, recorder)
     finally:
         current_job.reset(token)
         recorder.write(lambda conn: writes.seal_job(conn, made.job))

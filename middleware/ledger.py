@@ -27,6 +27,7 @@ class Ledger:
 
     def store(self, conn: Conn, sends: Sequence[Send]) -> None:
         """Store each send and answer it: as stored, or with JobClosed."""
+        _recognise(conn, [send for send in sends if not send.stored.done()])
         # A standing job that is cached may have been sealed at midnight: then it is looked up anew, once.
         closed = self._store(conn, [send for send in sends if not send.stored.done()])
         again = [send for send in closed if send.item.job == 0]
@@ -56,7 +57,8 @@ class Ledger:
                 ) from error
             raise
         for send, number, item in numbered:
-            send.stored.set_result(_outgoing(item, number, claimed.get((item.job, number)), present))
+            seen = item.key is not None and (item.job, item.key) in present
+            send.stored.set_result(_outgoing(item, number, claimed.get((item.job, number)), seen=seen))
         taken = {id(send) for send, _ in open_}
         return [send for send in sends if id(send) not in taken]
 
@@ -75,6 +77,16 @@ class Ledger:
         if item.actor not in self._standing:
             self._standing[item.actor] = writes.standing_job(conn, item.actor, item.queue)
         return self._standing[item.actor]
+
+
+def _recognise(conn: Conn, sends: Sequence[Send]) -> None:
+    """Answer the messages that came before midnight, and were recorded then, by the item that they are."""
+    keyed = {send.item.key: send for send in sends if send.item.key is not None and send.item.job == 0}
+    earlier = writes.earlier_items(conn, [(s.item.actor, k) for k, s in keyed.items()]) if keyed else {}
+    for send in sends:
+        if send.item.key in earlier:
+            job, number = earlier[send.item.key]
+            send.stored.set_result(_outgoing(replace(send.item, job=job), number, None, seen=True))
 
 
 def _present(conn: Conn, items: Sequence[NewItem]) -> dict[tuple[int, str], int]:
@@ -104,11 +116,8 @@ def _number(
     return numbered
 
 
-def _outgoing(
-    item: NewItem, number: int, outbox: int | None, present: dict[tuple[int, str], int]
-) -> Outgoing:
-    seen_before = item.key is not None and (item.job, item.key) in present
+def _outgoing(item: NewItem, number: int, outbox: int | None, *, seen: bool) -> Outgoing:
     return Outgoing(
-        item.job, number, 1, 0, seen_before, item.actor, item.queue, item.message_id, item.args, item.options,
+        item.job, number, 1, 0, seen, item.actor, item.queue, item.message_id, item.args, item.options,
         item.sent_ms, outbox=outbox,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from callboard.middleware.link import Link, Unreachable
 from callboard.middleware.publish import Publisher, fixed_depth
 from callboard.middleware.send import new_item, send
 from callboard.middleware.stamp import Stamp
+from callboard.middleware.submitting import Submitting
 from callboard.middleware.sweep import Sweep
 from callboard.middleware.worker import Worker
 from callboard.sql import migrate, writes
@@ -73,6 +74,7 @@ class Recorder:
         self._publisher: Publisher | None = None
         self._sweep: Sweep | None = None
         self.worker: Worker | None = None
+        self.submitting = Submitting(self.write)
         self.stopping = False
         self.hand = Hand(
             adopt=self._adopt,

@@ -52,18 +52,20 @@ def submit(
     items or a function: the same item key is stored once in a job. `priority`: lower is first, as Dramatiq's.
 
     Raises UnknownActor, BadItem, SubmittedElsewhere, and psycopg.Error when the database can't be reached. When it
-    raises, a job with a key stays open to be taken up again; one without is stopped, `failed`, with the reason.
+    raises, a job with a key stays open to be taken up again; one without is stopped, `failed`, with the reason. So it
+    is when its process dies, within a minute.
     """
     intake = Intake.open(actor, name, key, item_key, metadata, tenant, priority, created_by)
-    source = iter(items)
-    try:
-        intake.pass_over(source)
-        while intake.open_ and (chunk := list(islice(source, CHUNK))):
-            intake.store(chunk)
-        return intake.seal()
-    except BaseException as error:
-        intake.broke_off(error)
-        raise
+    with intake.recorder.submitting.held(intake.job.id):
+        try:
+            source = iter(items)
+            intake.pass_over(source)
+            while intake.open_ and (chunk := list(islice(source, CHUNK))):
+                intake.store(chunk)
+            return intake.seal()
+        except BaseException as error:
+            intake.broke_off(error)
+            raise
 
 
 async def asubmit(
@@ -173,7 +175,11 @@ class Intake:
     def seal(self) -> Job:
         """No more items come; the job completes when its last is done."""
         if self.open_:
-            self.recorder.write(lambda conn: writes.seal_job(conn, self.job.id))
+            sealed = self.recorder.write(lambda conn: writes.seal_job(conn, self.job.id))
+            if (
+                not sealed and self.key is None
+            ):  # with a key another may have sealed it, with all of its items
+                raise SubmittedElsewhere(f"job {self.job.id} was stopped before its submission was done")
             self.recorder.begin(self.job.id)
         return self.job
 

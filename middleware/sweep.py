@@ -82,6 +82,8 @@ class Sweep:
         if time.monotonic() - self._steady_since >= writes.DEAD_AFTER:
             for worker in writes.dead_workers(conn):
                 bury(conn, worker)
+            for job in writes.break_abandoned(conn):
+                log.warning("job %d is stopped: its submission broke off", job)
         for job in writes.sealable_jobs(conn):
             writes.seal_job(conn, job)
         for job in writes.close_jobs(conn):

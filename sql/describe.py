@@ -76,8 +76,16 @@ def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
         return None
     if sum(parts[name] for name in ("pending", "queued", "running", "retrying")):
         return _nobody(row) or _later(row, parts) or _standstill(row, parts)
-    unfinished = not row["sealed"] and not row["standing"]
-    return "not sealed: its submission broke off or is still going on" if unfinished else None
+    return None if row["sealed"] or row["standing"] else _unsealed(row)
+
+
+def _unsealed(row: Stored) -> str:
+    if row["submitting"] is None:
+        return "not sealed: its submission broke off or is still going on"
+    if row["submitting"]:
+        return "not sealed: its submission is still going on"
+    how = "submit it again with the same key, and it goes on" if row["key"] else "it will be stopped"
+    return f"not sealed: its submission broke off at input {row['consumed']}; {how}"
 
 
 def _nobody(row: Stored) -> str | None:

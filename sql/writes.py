@@ -29,6 +29,8 @@ PUBLISH_LEASE = 15.0
 WINDOW = 1000
 #: Crashes after which an item is failed.
 MAX_CRASHES = 3
+#: Seconds without a word from its submitter after which a submission is taken to have broken off.
+SUBMISSION_LEASE = 45.0
 
 
 def record(conn: Conn, events: Iterable[Event], now: float) -> list[Control]:
@@ -210,6 +212,12 @@ def items_by_key(conn: Conn, keys: Sequence[tuple[int, str]]) -> dict[tuple[int,
     return {(row[0], row[1]): row[2] for row in rows}
 
 
+def earlier_items(conn: Conn, keys: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    """Which of these (actor, item key) are in a standing job of a day before: {item key: (job, item)}."""
+    parameters = {"actor": [actor for actor, _ in keys], "key": [key for _, key in keys]}
+    return {row[0]: (row[1], row[2]) for row in conn.execute(statement("earlier_items"), parameters)}
+
+
 def add_items(
     conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool
 ) -> dict[tuple[int, int], int]:
@@ -242,10 +250,10 @@ def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
     metadata: dict[str, Any], priority: int, created_by: str | None,
 ) -> Submission:  # fmt: skip
-    """A new job, or the one that has this key already."""
+    """A new job, or the one that has this key already; its submission goes on from now."""
     parameters = {
         "name": name, "key": key, "tenant": tenant, "actor": actor, "queue": queue,
-        "metadata": Jsonb(metadata), "priority": priority, "created_by": created_by,
+        "metadata": Jsonb(metadata), "priority": priority, "created_by": created_by, "lease": SUBMISSION_LEASE,
     }  # fmt: skip
     row = conn.execute(statement("create_job"), parameters).fetchone()
     # As in standing_job: lost to a transaction that commits between the two halves.
@@ -304,6 +312,16 @@ def seal_job(conn: Conn, job: int) -> bool:
 def break_job(conn: Conn, job: int, reason: str) -> None:
     """Stop a job whose submission broke off and can't be taken up again."""
     conn.execute(statement("break_job"), (reason, job))
+
+
+def keep_submitting(conn: Conn, jobs: Iterable[int]) -> None:
+    """The submissions of these jobs are still going on."""
+    conn.execute(statement("keep_submitting"), {"jobs": list(jobs), "lease": SUBMISSION_LEASE})
+
+
+def break_abandoned(conn: Conn) -> list[int]:
+    """Stop the jobs whose submitter is gone and that nobody can take up again; returns them."""
+    return [row[0] for row in conn.execute(statement("break_abandoned"))]
 
 
 def known_actor(conn: Conn, name: str) -> str | None:

@@ -1,12 +1,14 @@
--- create_job: a job, or the one that has this key already.
+-- create_job: a job that is being submitted, or the one that has this key already: while it is open it is taken up.
 -- Caller: submit, job(). Rows: one, (id, created, state, sealed, consumed, actor).
 WITH made AS (
-    INSERT INTO callboard.jobs (name, key, tenant, actor, queue, metadata, priority, created_by)
-    VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(priority)s, %(created_by)s)
-    ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO NOTHING
-    RETURNING id, true, state, sealed, consumed, actor
+    INSERT INTO callboard.jobs AS j (name, key, tenant, actor, queue, metadata, priority, created_by, submitting_until)
+    VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(priority)s, %(created_by)s,
+            now() + make_interval(secs => %(lease)s))
+    ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
+    WHERE NOT j.sealed AND j.finished_at IS NULL
+    RETURNING id, xmax = 0 AS created, state, sealed, consumed, actor
 )
-SELECT id, true, state::text, sealed, consumed, coalesce(actor, '') FROM made
+SELECT id, created, state::text, sealed, consumed, coalesce(actor, '') FROM made
 UNION ALL
 SELECT id, false, state::text, sealed, consumed, coalesce(actor, '') FROM callboard.jobs
 WHERE key = %(key)s AND tenant = %(tenant)s

@@ -4,7 +4,7 @@
 SELECT j.id, j.name, j.key, j.tenant, j.actor, j.state::text AS state, j.reason, j.sealed,
        j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.retries, j.crashes,
        j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at,
-       j.standing_on IS NOT NULL AS standing, now() AS read_at,
+       j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
        sample.taken_at AS sampled_at, sample.final AS sampled_final,
        quiet.alive, quiet.able, quiet.tended, quiet.due_at

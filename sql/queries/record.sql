@@ -24,7 +24,8 @@ WITH event AS (
         crashes = i.crashes + coalesce(e.crashed, 0),
         worker = e.worker,
         started_at = now() - make_interval(secs => e.age + e.elapsed),
-        finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END
+        finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END,
+        retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM event AS e
     WHERE i.job_id = e.job_id AND i.item = e.item AND i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
     RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, e.worker, i.started_at,

@@ -35,6 +35,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
         "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
+        "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
     }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 
 STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "tended": 0, "due_at": None, "sealed": True, "standing": False, "actor": "work",
+    "submitting": None, "consumed": 500, "key": None,
     "read_at": NOW, "updated_at": NOW - timedelta(seconds=42),
 }  # fmt: skip
 WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
@@ -103,6 +105,21 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
         ),
         ({}, {"running": 2}, "2 items are held by a worker that died; they will be given to another"),
         ({"sealed": False}, {"queued": 0}, "not sealed: its submission broke off or is still going on"),
+        (
+            {"sealed": False, "submitting": True},
+            {"queued": 0},
+            "not sealed: its submission is still going on",
+        ),
+        (
+            {"sealed": False, "submitting": False},
+            {"queued": 0},
+            "not sealed: its submission broke off at input 500; it will be stopped",
+        ),
+        (
+            {"sealed": False, "submitting": False, "key": "k"},
+            {"queued": 0},
+            "not sealed: its submission broke off at input 500; submit it again with the same key, and it goes on",
+        ),
         ({"sealed": False, "standing": True}, {"queued": 0}, None),
     ],
 )
