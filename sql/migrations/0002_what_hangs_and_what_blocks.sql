@@ -12,3 +12,6 @@ ALTER TABLE callboard.jobs
 
 ALTER TABLE callboard.items
     ADD COLUMN retry_options bytea;  -- of the last retry, until the item is final: a copy sent later carries them on
+
+ALTER TABLE callboard.outbox
+    ADD COLUMN dead boolean NOT NULL DEFAULT false;  -- for the dead letters: its item is failed, and no message is left
