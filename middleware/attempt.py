@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 from callboard.sql.rows import Control, NewItem, Retry
@@ -20,6 +21,8 @@ class Attempt:
     deliveries: list[Any]  # the consumer's message proxies, copies included
     controls: Mapping[int, Control]  # what jobs said last
     started: float = field(default_factory=time.monotonic)
+    thread: int = field(default_factory=get_ident)  # whose stack shows where it hangs
+    looked: float = 0.0  # when that was last looked at
     running: bool = False  # it has, or is about to have, a row in `running`
     reported: bool = False  # that row is committed
     step: str | None = None
@@ -37,6 +40,11 @@ class Attempt:
     def key(self) -> tuple[int, int]:
         """(job, item)."""
         return self.job, self.item
+
+    @property
+    def actor(self) -> str:
+        """Its actor's name."""
+        return str(self.deliveries[0].actor_name)
 
     @property
     def cancelled(self) -> bool:

@@ -15,10 +15,11 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.complaint import complaints
+from callboard.middleware.hang import Hangs
 from callboard.middleware.outcome import describe
 from callboard.sql import writes
 from callboard.sql.pool import Conn, Pool
-from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
+from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running, Stack
 
 log = logging.getLogger("callboard.journal")
 _complain = complaints(log, "the database can't be written to, trying on; nothing is lost: %s")
@@ -89,6 +90,7 @@ class Journal:
     _listeners: list[Callable[[], None]] = field(default_factory=list)
     _looked: float = 0.0
     _jobs_seen: set[int] = field(default_factory=set)
+    _hangs: Hangs = field(default_factory=Hangs)
 
     def note(self, entry: Entry) -> None:
         """Take an attempt that ended. Never blocks, never raises."""
@@ -196,6 +198,7 @@ class Journal:
                 self._record_refusal(entries[0], error)
             return
         self.controlled(controls)
+        self._hangs.learn((e.attempt.actor, e.event.elapsed) for e in entries)
         self.settled(entries)
 
     def _record_refusal(self, entry: Entry, error: BaseException) -> None:
@@ -282,6 +285,15 @@ class Journal:
         }
         if slow or jobs:
             self._report(slow, jobs, now)
+        if stacks := self._hangs.look(attempts, now):
+            self._report_stacks(stacks)
+
+    def _report_stacks(self, stacks: Sequence[Stack]) -> None:
+        try:
+            with self.pool.connection() as conn:
+                writes.report_stacks(conn, self.worker(), stacks)
+        except (psycopg.Error, PoolTimeout) as error:
+            _complain(error)
 
     def _report(self, slow: Sequence[Attempt], jobs: dict[int, str | None], now: float) -> None:
         steps = [(a, a.step) for a in slow]

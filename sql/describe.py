@@ -31,6 +31,7 @@ def job(row: Stored) -> dict[str, Any]:
         "eta": None if standstill else iso(_eta(row, rate)),
         "stalled": standstill,
         "step": row["step"],
+        "hung": row["hung"] or [],
         "stages": [],
         "limits": row["limits"],
         "metadata": row["metadata"],
@@ -103,6 +104,8 @@ def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
 def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
     if parts["running"]:
         return f"{parts['running']} items are held by a worker that died; they will be given to another"
+    if row["trouble"]:
+        return str(row["trouble"])
     return f"nothing has moved for {(row['read_at'] - row['updated_at']).total_seconds():.0f} s"
 
 

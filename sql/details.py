@@ -42,14 +42,14 @@ def timed(*columns: str) -> Callable[[Rows], list[dict[str, Any]]]:
 
 def item(number: int, row: dict[str, Any], cap: int) -> dict[str, Any]:
     """A row of `job_items.sql` as the API describes an item; what is longer than `cap` is cut, and text."""
-    same = ("item", "key", "actor", "state", "attempt", "crashes", "step", "worker")
+    same = ("item", "key", "actor", "state", "attempt", "crashes", "step", "stack", "worker")
     return {
         "job": number,
         **{name: row[name] for name in same},
         **_arguments(row, cap),
         **_value(row, cap),
         "error": _error(row),
-        **{name: iso(row[name]) for name in ("due_at", "started_at", "finished_at")},
+        **{name: iso(row[name]) for name in ("due_at", "started_at", "stack_at", "finished_at")},
     }
 
 

@@ -90,6 +90,16 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """Where an attempt that hangs stands: `file:line in function`, the innermost frame first."""
+
+    job: int
+    item: int
+    attempt: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What a claim found: the item's state and attempt (None: no such item), and who holds it now."""
 

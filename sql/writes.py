@@ -16,6 +16,7 @@ from callboard.sql.rows import (
     Outgoing,
     Retry,
     Running,
+    Stack,
     Submission,
     WorkerInfo,
 )  # fmt: skip
@@ -138,6 +139,20 @@ def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
             "attempt": [r.attempt for r in running],
             "age": [r.age for r in running],
             "step": [r.step for r in running],
+        },
+    )
+
+
+def report_stacks(conn: Conn, worker: int, stacks: Sequence[Stack]) -> None:
+    """Note where attempts hang that have a row in `running`."""
+    conn.execute(
+        statement("report_stacks"),
+        {
+            "worker": worker,
+            "job": [s.job for s in stacks],
+            "item": [s.item for s in stacks],
+            "attempt": [s.attempt for s in stacks],
+            "stack": [s.text for s in stacks],
         },
     )
 

@@ -21,7 +21,19 @@ def lines(job: Job) -> RenderableType:
     parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in ("step", "reason") if job[name]]
     if job["stalled"]:
         parts.append(Text("stalled: ", style="yellow").append_text(plain(job["stalled"])))
-    return Group(*parts)
+    return Group(*parts, *hung(job))
+
+
+def hung(job: Job) -> list[Text]:
+    """A line for each item that takes far longer than its actor usually does."""
+    return [
+        Text("hung: ", style="yellow").append_text(
+            plain(
+                f"item {one['item']} on worker {one['worker']}, for {_span(one['seconds'])}, at {one['place']}"
+            )
+        )
+        for one in job["hung"]
+    ]
 
 
 def headline(job: Job) -> Text:
@@ -51,6 +63,11 @@ def pace(job: Job) -> Text:
         parts.append(f"done in {_left(job['eta'])}")
     parts += [f"{job[name]:,} {name}" for name in ("retries", "crashes") if job[name]]
     return Text(" · ".join(parts), style="dim")
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:,} min {rest} s" if minutes else f"{rest} s"
 
 
 def _left(eta: str) -> str:

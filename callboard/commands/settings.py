@@ -23,6 +23,7 @@ SETTINGS = (
     Setting("DATABASE_URL", "", "the PostgreSQL database: postgresql://user:password@host:port/name"),
     Setting("AMQP_URL", "", "RabbitMQ: amqp://user:password@host:port/vhost; several nodes with ; between"),
     Setting("CALLBOARD_ACTORS", "", "modules with your actors for `submit` to know, with commas between"),
+    Setting("CALLBOARD_HUNG_AFTER", "60", "seconds in hand from which on an item may be taken for hung"),
     Setting("CALLBOARD_PREPARE", "on", "off: no prepared statements, for a pooler that loses them"),
     Setting(
         "CALLBOARD_QUEUE_DEPTH",

@@ -84,10 +84,18 @@ class _Lines:
         self.last: tuple[object, ...] | None = None
 
     def show(self, job: Job | None) -> None:
-        now = (None,) if job is None else (job["state"], int(job["progress"] * 100), job["stalled"])
+        now = (None,) if job is None else _told(job)
         if now == self.last:
             return
         self.last = now
         ended = job is not None and job["state"] in JOB_FINAL
         line = _lost() if job is None else job_lines.lines(job) if ended else job_lines.headline(job)
         self.console.print(line)
+        if job is not None and not ended:
+            for one in job_lines.hung(job):
+                self.console.print(one)
+
+
+def _told(job: Job) -> tuple[object, ...]:
+    hung = [(one["item"], one["place"]) for one in job["hung"]]
+    return job["state"], int(job["progress"] * 100), job["stalled"], hung

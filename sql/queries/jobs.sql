@@ -1,13 +1,15 @@
 -- jobs: jobs by id, newest first, with all that a description is derived from (describe.py), in one snapshot.
 -- No item is counted: a job of ten million items costs the same as one of ten. One job: `low` = `high` = its id.
--- Caller: reads.job, reads.jobs. Rows: one a job; the columns from `alive` on are NULL unless the job is open and quiet.
+-- Caller: reads.job, reads.jobs. Rows: one a job; `alive` to `due_at` are NULL unless the job is open and quiet,
+-- `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
 SELECT j.id, j.name, j.key, j.tenant, j.actor, j.state::text AS state, j.reason, j.sealed,
        j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.retries, j.crashes,
        j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
        sample.taken_at AS sampled_at, sample.final AS sampled_final,
-       quiet.alive, quiet.able, quiet.tended, quiet.due_at
+       quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.trouble,
+       hanging.hung
 FROM callboard.jobs AS j
 LEFT JOIN LATERAL (
     (SELECT s.taken_at, s.final FROM callboard.samples AS s
@@ -30,10 +32,22 @@ LEFT JOIN LATERAL (
            (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
             WHERE r.job_id = j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
               AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS tended,
+           (SELECT max(w.trouble) FROM callboard.workers AS w
+            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
+              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
+              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS trouble,
            (SELECT min(o.due_at) FROM callboard.outbox AS o WHERE o.job_id = j.id) AS due_at
     WHERE j.finished_at IS NULL AND j.state <> 'paused'
       AND j.updated_at < now() - make_interval(secs => %(quiet_after)s)
 ) AS quiet ON true
+LEFT JOIN LATERAL (
+    SELECT jsonb_agg(jsonb_build_object('item', h.item, 'seconds', h.seconds, 'worker', h.worker, 'place', h.place)) AS hung
+    FROM (
+        SELECT r.item, r.worker, round(extract(epoch FROM now() - r.started_at)) AS seconds,
+               split_part(r.stack, E'\n', 1) AS place
+        FROM callboard.running AS r WHERE r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
+    ) AS h
+) AS hanging ON j.finished_at IS NULL
 WHERE j.id BETWEEN %(low)s AND %(high)s
   AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
   AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)

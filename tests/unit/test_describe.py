@@ -29,7 +29,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "id": 1, "name": "n", "tenant": "", "limits": {}, "metadata": {}, "state": state, "total": total,
         "sealed": state == "completed" or draw(st.booleans()), "standing": draw(st.booleans()),
         "published": draw(st.integers(0, total)), "retrying": retrying, **settled, "retries": 0, "crashes": 0,
-        "in_hand": draw(st.integers(0, 10**4)), "read_at": NOW, "created_at": draw(TIMES),
+        "hung": None, "in_hand": draw(st.integers(0, 10**4)), "read_at": NOW, "created_at": draw(TIMES),
         "updated_at": draw(TIMES), "started_at": None if state == "pending" else draw(TIMES),
         "finished_at": draw(TIMES) if state in JOB_FINAL else None,
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),

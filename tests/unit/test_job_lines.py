@@ -11,7 +11,7 @@ from callboard.sql.states import ITEM_STATES
 
 def job(**more: Any) -> dict[str, Any]:
     none = dict.fromkeys(("rate", "eta", "step", "reason", "stalled"))
-    counts = dict.fromkeys((*ITEM_STATES, "retries", "crashes"), 0)
+    counts = {"hung": [], **dict.fromkeys((*ITEM_STATES, "retries", "crashes"), 0)}
     return {
         "id": 17,
         "name": "words",
@@ -33,3 +33,14 @@ def test_the_bar_stands_on_a_line_of_its_own(terminal: bool) -> None:
     assert headline == "17 words running 50.0 % of 4"
     assert set(bar.strip()) <= set("━╸╺ ")
     assert counts == "2 queued · 2 succeeded"
+
+
+def test_what_hangs_is_named_with_its_line() -> None:
+    console = Console(width=120, color_system=None)
+    one = {"item": 3, "seconds": 93, "worker": 12, "place": "shop/prices.py:88 in fetch"}
+    with console.capture() as captured:
+        console.print(job_lines.lines(job(hung=[one, {**one, "item": 4}])))
+    assert captured.get().splitlines()[-2:] == [
+        "hung: item 3 on worker 12, for 1 min 33 s, at shop/prices.py:88 in fetch",
+        "hung: item 4 on worker 12, for 1 min 33 s, at shop/prices.py:88 in fetch",
+    ]

@@ -31,11 +31,24 @@ function facts(job) {
   text(find("retries"), number(job.retries));
   text(find("crashes"), number(job.crashes));
   show("stalled", job.stalled && `Stalled: ${job.stalled}`);
+  show("hung", hung(job.hung));
   show("reason", job.reason);
   show("step", job.step && !over && `Now: ${job.step}`);
   const ended = job.finished_at ? `, ended ${date(job.finished_at)}` : "";
   const by = job.created_by ? ` by ${job.created_by}` : "";
   text(find("dates"), `Submitted ${date(job.created_at)}${by}${ended}`);
+}
+
+function hung(items) {
+  if (!items.length) return "";
+  const [first, ...others] = items;
+  const more = others.length ? `, and ${others.length === 9 ? "at least " : ""}${count(others.length, "more item")}` : "";
+  return `Hung: item ${first.item} on worker ${first.worker}, for ${duration(first.seconds)}, at ${first.place}${more}`;
+}
+
+function fill(element, words) {
+  text(element, words);
+  element.hidden = !words;
 }
 
 function itemLink(item) {
@@ -46,14 +59,14 @@ function itemLink(item) {
 
 function runningRow(item) {
   const line = make("div", "line", itemLink(item.item), make("span", "what"), make("span", "aside push"));
-  return make("li", "", line, make("span", "aside"));
+  return make("li", "", line, make("span", "aside step-of"), make("pre"));
 }
 
 function fillRunning(row, item) {
   text(row.querySelector(".what"), item.key ?? item.actor);
   text(row.querySelector(".push"), `worker ${item.worker}, ${duration(since(item.started_at))}`);
-  text(row.lastChild, item.step);
-  row.lastChild.hidden = !item.step;
+  fill(row.querySelector(".step-of"), item.step);
+  fill(row.querySelector("pre"), item.stack);
 }
 
 async function running(job) {
@@ -72,8 +85,7 @@ function fillError(row, error) {
   text(row.querySelector(".count"), `${number(error.count)} ×`);
   text(row.querySelector(".what"), error.kind === "failed" ? error.type : `${error.type} (${error.kind.replace("_", " ")})`);
   text(row.querySelector(".push"), `${lost}last at ${date(error.last_at)}`);
-  text(row.querySelector("pre"), error.message);
-  row.querySelector("pre").hidden = !error.message;
+  fill(row.querySelector("pre"), error.message);
   text(row.querySelector(".aside .mono"), error.place);
 }
 
