@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 #: Seconds between two lines about the same trouble.
 PAUSE = 5.0
@@ -17,6 +18,34 @@ def complaints(log: logging.Logger, text: str) -> Callable[[BaseException], None
         now = time.monotonic()
         if now - last >= PAUSE:
             last = now
-            log.warning(text, str(error).strip() or type(error).__name__)
+            log.warning(text, reason(error))
 
     return complain
+
+
+class Sparing(logging.Filter):
+    """Lets through what a consumer says of its lost connection once in a while, for all consumers together."""
+
+    _last = -PAUSE
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See the class."""
+        text = str(record.msg)
+        if text.startswith("Restarting consumer in"):
+            return False
+        if not text.startswith("Consumer encountered a connection error"):
+            return True
+        now = time.monotonic()
+        if now - self._last < PAUSE:
+            return False
+        self._last = now
+        return True
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, or the one at the bottom of it: pika's say nothing themselves."""
+    within: Any = getattr(error, "exceptions", None) or error.args
+    while not str(error).strip() and within and isinstance(within[-1], BaseException):
+        error = within[-1]
+        within = getattr(error, "exceptions", None) or error.args
+    return str(error).strip() or type(error).__name__

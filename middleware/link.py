@@ -8,17 +8,21 @@ from typing import Any, Protocol
 import pika
 from dramatiq import Broker
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.common import q_name, xq_name
 from dramatiq.errors import BrokerConnectionError
 from pika.adapters.select_connection import SelectConnection
 from pika.channel import Channel
 
 from callboard.middleware import envelope
+from callboard.middleware.complaint import reason
 from callboard.sql.rows import Outgoing
 
 log = logging.getLogger("callboard.publisher")
 
 #: Seconds to wait for a connection, or for the confirms of a batch, before the connection is given up.
 PATIENCE = 20.0
+#: Seconds for which a batch waits when RabbitMQ says that it takes nothing: less than a claim holds.
+GRACE = 5.0
 #: Messages handed to the socket before it is served.
 STRIDE = 100
 
@@ -31,17 +35,28 @@ class Unreachable(RuntimeError):
         self.confirmed = list(confirmed)
 
 
+def where(parameters: Any) -> str:
+    """A broker's address, or its nodes', as it may be logged."""
+    nodes = parameters if isinstance(parameters, list) else [parameters]
+    return "RabbitMQ at " + " or ".join(f"{node.host}:{node.port}" for node in nodes)
+
+
 class Link(Protocol):
-    """What the publisher needs of a broker. A link belongs to one thread."""
+    """What the publisher needs of a broker. A link belongs to one thread; `trouble` may be read by any."""
+
+    trouble: str | None  # what keeps messages from the broker; None: nothing that is known
+    in_order: bool  # a queue gives its messages in the order in which they came
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
         """Publish a batch; tells of each message whether the broker has it. Raises Unreachable."""
 
-    def depth(self, queue: str) -> int:
-        """Messages that lie ready in a queue; raises Unreachable."""
+    def depth(self, queue: str) -> int | None:
+        """Messages that lie ready in a queue, None when the broker can't tell; raises Unreachable."""
 
-    def serve(self) -> None:
-        """Let the connection do what is due (heartbeats), without waiting."""
+    def serve(self, *, mend: bool = False) -> None:
+        """Let the connection do what is due (heartbeats), without waiting; with `mend` one that was lost is opened
+        again, so that `trouble` tells what is so now; raises Unreachable when nothing can be published.
+        """
 
     def close(self) -> None:
         """Give the connection back."""
@@ -50,29 +65,35 @@ class Link(Protocol):
 class DirectLink:
     """The way onto a broker that confirms by returning: the in-process one, Redis, anybody's."""
 
+    in_order = False
+
     def __init__(self, broker: Broker, enqueue: Callable[..., Any]) -> None:
         self._broker = broker
         self._enqueue = enqueue
+        self.trouble: str | None = None
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
         """See Link."""
         confirmed: list[bool] = []
         for out in batch:
             try:
-                self._enqueue(envelope.message(out))
+                if not out.dead:  # only RabbitMQ keeps dead letters where others may put theirs
+                    self._enqueue(envelope.message(out))
             except Exception as error:
-                raise Unreachable(
-                    f"{type(self._broker).__name__} refused a message: {error}", confirmed
-                ) from error
+                self.trouble = f"{type(self._broker).__name__} refused a message: {reason(error)}"
+                raise Unreachable(self.trouble, confirmed) from error
             confirmed.append(True)
+        self.trouble = None
         return confirmed
 
-    def depth(self, queue: str) -> int:
-        """See Link; a broker that can't tell is taken for empty."""
+    def depth(self, queue: str) -> int | None:
+        """See Link."""
         waiting = getattr(self._broker, "queues", {})
-        return int(waiting[queue].qsize()) if isinstance(waiting, dict) and queue in waiting else 0
+        if not isinstance(waiting, dict):
+            return None
+        return int(waiting[queue].qsize()) if queue in waiting else 0
 
-    def serve(self) -> None:
+    def serve(self, *, mend: bool = False) -> None:
         """See Link."""
 
     def close(self) -> None:
@@ -87,7 +108,9 @@ class RabbitmqLink:
         self._connection: SelectConnection | None = None
         self._channel: Channel | None = None
         self._asking: Channel | None = None
-        self._why = self._unanswered = ""
+        self.trouble: str | None = None
+        self.in_order = not broker.max_priority
+        self._where = self._why = self._unanswered = self._blocked = ""
         self._first_tag = self._next_tag = self._lowest = 1
         self._outstanding: set[int] = set()
         self._refused: set[int] = set()
@@ -97,14 +120,23 @@ class RabbitmqLink:
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
         """See Link. A queue that does not exist is declared, and its messages are sent once more."""
+        try:
+            confirmed = self._publish(batch)
+        except Unreachable as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = None
+        return confirmed
+
+    def _publish(self, batch: Sequence[Outgoing]) -> list[bool]:
         confirmed = self._send(batch)
         if not self._returned:
             return confirmed
         try:
-            for queue in {queue for _, queue in self._returned}:
+            for queue in {q_name(queue) for _, queue in self._returned}:
                 self._declare(queue)
         except BrokerConnectionError as error:
-            raise Unreachable(f"a queue can't be declared: {error}", confirmed) from error
+            raise Unreachable(f"a queue can't be declared: {reason(error)}", confirmed) from error
         again = [n for n, done in enumerate(confirmed) if not done]
         for n, done in zip(again, self._send([batch[n] for n in again]), strict=True):
             confirmed[n] = done
@@ -112,25 +144,37 @@ class RabbitmqLink:
 
     def _send(self, batch: Sequence[Outgoing]) -> list[bool]:
         channel = self._open()
+        self._check_blocked()  # it would read this only after the alarm: one more copy a try
         self._first_tag, self._returned, self._refused = self._next_tag, [], set()
+        self._outstanding = set()
         for n, out in enumerate(batch, 1):
             self._outstanding.add(self._next_tag)
             self._next_tag += 1
-            channel.basic_publish("", out.queue, envelope.body(out), envelope.properties(out), mandatory=True)
+            channel.basic_publish(
+                "", _queue(out), envelope.body(out), envelope.properties(out), mandatory=True
+            )
             if n % STRIDE == 0:
                 self._run(0)
             if self._channel is None:
                 break
-        if self._outstanding and self._channel is not None:
-            self._run(PATIENCE)
+        self._await_confirms()
         confirmed = self._confirmed(batch)
+        if self._blocked and self._outstanding:
+            raise Unreachable(self._blocked, confirmed)
         if self._outstanding or self._channel is None:
-            why = (
-                self._why or f"no confirm within {PATIENCE:.0f} s (a memory or disk alarm blocks publishers)"
-            )
+            why = self._why or f"{self._where} confirmed nothing within {PATIENCE:.0f} s"
             self.close()
             raise Unreachable(why, confirmed)
         return confirmed
+
+    def _await_confirms(self) -> None:
+        if self._unconfirmed():
+            self._run(GRACE if self._blocked else PATIENCE)
+        if self._blocked and self._unconfirmed():
+            self._run(GRACE)  # it was told meanwhile
+
+    def _unconfirmed(self) -> bool:
+        return bool(self._outstanding) and self._channel is not None
 
     def _confirmed(self, batch: Sequence[Outgoing]) -> list[bool]:
         sent = self._next_tag - self._first_tag
@@ -169,7 +213,17 @@ class RabbitmqLink:
 
     def depth(self, queue: str) -> int:
         """See Link; 0 for a queue that isn't there yet."""
+        try:
+            found = self._depth(queue)
+        except Unreachable as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = None
+        return found
+
+    def _depth(self, queue: str) -> int:
         self._open()
+        self._check_blocked()  # it would not read the question
         answer: list[int] = []
 
         def tell(frame: Any) -> None:
@@ -205,9 +259,9 @@ class RabbitmqLink:
     # The connection --------------------------------------------------------------------------------------------------
 
     def _open(self) -> Channel:
-        if self._channel is not None:
-            return self._channel
-        return self._reconnect()
+        if self._blocked and self._channel is not None:
+            self._run(0)  # perhaps it says that the alarm is over
+        return self._channel or self._reconnect()
 
     def _reconnect(self) -> Channel:
         self.close()
@@ -217,18 +271,32 @@ class RabbitmqLink:
             channel = self._connect(parameters)
             if channel is not None:
                 return channel
-        raise Unreachable(self._why or "no answer")
+        raise Unreachable(self._why or f"{self._where} gives no answer")
 
     def _connect(self, parameters: pika.connection.Parameters) -> Channel | None:
-        self._why = ""
+        self._why = self._blocked = ""
+        self._where = where(parameters)
         self._connection = SelectConnection(
             parameters,
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
             on_open_error_callback=lambda _, error: self._on_lost(error),
             on_close_callback=lambda _, error: self._on_lost(error),
         )
+        self._connection.add_on_connection_blocked_callback(self._on_blocked)
+        self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._run(PATIENCE)
         return self._channel
+
+    def _check_blocked(self) -> None:
+        if self._blocked:
+            raise Unreachable(self._blocked)
+
+    def _on_blocked(self, _connection: SelectConnection, frame: Any) -> None:
+        self._blocked = f"{self._where} blocks publishers: {frame.method.reason}"
+        self._stop()
+
+    def _on_unblocked(self, _connection: SelectConnection, _frame: Any) -> None:
+        self._blocked = ""
 
     def _on_channel(self, channel: Channel) -> None:
         self._first_tag = self._next_tag = self._lowest = 1
@@ -241,8 +309,8 @@ class RabbitmqLink:
         self._channel = channel
         self._stop()
 
-    def _on_lost(self, error: object) -> None:
-        self._why = str(error) or type(error).__name__
+    def _on_lost(self, error: BaseException) -> None:
+        self._why = f"{self._where}: {reason(error)}"
         self._channel = self._asking = None
         self._stop()
 
@@ -259,10 +327,17 @@ class RabbitmqLink:
         loop.start()
         loop.remove_timeout(timer)
 
-    def serve(self) -> None:
+    def serve(self, *, mend: bool = False) -> None:
         """See Link."""
         if self._channel is not None:
             self._run(0)
+        if self._channel is None and self._connection is not None:
+            self.trouble = self._why
+        if mend and self.trouble:
+            self._open()
+            self.trouble = self._blocked or None
+        if mend:
+            self._check_blocked()
 
     def close(self) -> None:
         """See Link."""
@@ -280,3 +355,7 @@ class RabbitmqLink:
         except Exception:
             log.debug("closing the publisher's connection failed", exc_info=True)
         self._connection = None
+
+
+def _queue(out: Outgoing) -> str:
+    return str(xq_name(out.queue)) if out.dead else out.queue

@@ -93,6 +93,11 @@ class Publisher:
             self._ensure_thread()
             self._wake.notify()
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps this process from publishing; None: nothing that is known."""
+        return self.link.trouble
+
     def close(self, timeout: float) -> bool:
         """Publish what was handed over and end; False when that took longer than `timeout` seconds."""
         with self._wake:
@@ -112,10 +117,10 @@ class Publisher:
 
     def _run(self) -> None:
         while True:
-            handed, jobs = self._next()
             try:
-                worked = self._turn(handed, jobs)
-                self.link.serve()
+                # Before anything is claimed: while nothing can be published, nothing is.
+                self.link.serve(mend=self._looking and not self._closing)
+                worked = self._turn(*self._next())
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
                 _complain(error)
                 worked = False
@@ -233,7 +238,7 @@ class Publisher:
         writes.publish_bulk(conn, claim, watermark=watermark, published=sure, suspect_below=stop, keep=False)
 
     def _room(self, queue: str) -> int:
-        depth, now = self.link.depth(queue), time.monotonic()
+        depth, now = self.link.depth(queue) or 0, time.monotonic()
         level = self._levels.setdefault(queue, Level())
         if self.depth is None:
             return level.room(depth, now)

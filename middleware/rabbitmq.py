@@ -21,8 +21,9 @@ from dramatiq.worker import QUEUE_PREFETCH
 
 from callboard.middleware import envelope, stamp
 from callboard.middleware.book import UNREADABLE, Book
+from callboard.middleware.complaint import reason
 from callboard.middleware.deliveries import reading
-from callboard.middleware.link import RabbitmqLink
+from callboard.middleware.link import RabbitmqLink, where
 from callboard.middleware.recorder import Recorder
 from callboard.middleware.signals import Signals
 from callboard.middleware.tracking import track
@@ -57,9 +58,10 @@ class RabbitmqBroker(StockBroker):
         super().__init__(url=url, middleware=middleware, **kwargs)
         self.queue_type = queue_type
         self.books: set[Book] = set()
+        self.cut_off: dict[str, str] = {}  # queue -> why nothing comes from it
         self.recorder = Recorder(
             database_address(database_url), lambda: RabbitmqLink(self), remote=True, defers=True,
-            open_deliveries=self._open_deliveries, prefetched=self._prefetched,
+            open_deliveries=self._open_deliveries, prefetched=self._prefetched, cut_off=self._why_cut_off,
         )  # fmt: skip
         track(self, self.recorder)
 
@@ -89,6 +91,9 @@ class RabbitmqBroker(StockBroker):
         )
         return [(mark.job, mark.item) for mark in marks if mark]
 
+    def _why_cut_off(self) -> str | None:
+        return next(iter(list(self.cut_off.values())), None)
+
     def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
         arguments: dict[str, Any] = super()._build_queue_arguments(queue_name)  # type: ignore[no-untyped-call]
         if self.queue_type == "quorum":
@@ -106,6 +111,12 @@ class RabbitmqMessage(MessageProxy):
         self.redelivered = redelivered
         self.stale = False
         self.deferred = False  # the journal settles it, after its commit
+        self.aside = False  # a thread of its own does, or leaves it to the journal
+
+    def settle(self) -> None:
+        """Acknowledge it, or have it dead-lettered, unless the journal does."""
+        if not self.deferred:
+            self.book.release(*(([], [self.tag]) if self.failed else ([self.tag], [])))
 
 
 class RabbitmqConsumer(Consumer):
@@ -129,8 +140,9 @@ class RabbitmqConsumer(Consumer):
             self.depth = self.prefetch.depth
             self.tags = [self._subscribe(self.depth)]
         except AMQP_ERRORS as error:
-            raise ConnectionClosed(error) from None
+            raise self._closed(error) from None
         broker.books.add(self.book)
+        broker.cut_off.pop(queue_name, None)
 
     def _subscribe(self, depth: int) -> str:
         self.channel.basic_qos(prefetch_count=depth)
@@ -192,17 +204,21 @@ class RabbitmqConsumer(Consumer):
         self.broker.books.discard(self.book)
         if self.cancelled or getattr(error, "reply_code", None) == NOT_FOUND:
             self.broker.queues_pending.add(q_name(self.queue_name))
-        raise ConnectionClosed(error) from None
+        raise self._closed(error) from None
+
+    def _closed(self, error: BaseException) -> ConnectionClosed:
+        why = f"{where(self.broker.parameters)}: {reason(error)}"
+        self.broker.cut_off[self.queue_name] = why
+        return ConnectionClosed(why)
 
     def ack(self, message: MessageProxy) -> None:
         """Acknowledge a message, on its own connection, unless the journal does."""
-        if not message.deferred:
-            message.book.release([message.tag], [])
+        message.settle()
 
     def nack(self, message: MessageProxy) -> None:
         """Have a message dead-lettered, likewise."""
-        if not message.deferred:
-            message.book.release([], [message.tag])
+        if not message.aside:
+            message.settle()
 
     def close(self) -> None:
         """Settle what is committed, waiting a moment for what is about to be, and close."""

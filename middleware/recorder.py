@@ -45,7 +45,8 @@ class Recorder:
 
     `make_link` opens this broker's way of publishing; `remote`: other processes consume the broker too; `defers`: its
     consumer acknowledges after the commit by itself. `open_deliveries` counts the messages that the process was given
-    and has not settled, `prefetched` names their items (None: those in the worker's queue in memory).
+    and has not settled, `prefetched` names their items (None: those in the worker's queue in memory); `cut_off` says
+    why nothing comes from the broker, if nothing does.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Recorder:
         defers: bool,
         open_deliveries: Callable[[], int] | None = None,
         prefetched: Callable[[], list[tuple[int, int]]] | None = None,
+        cut_off: Callable[[], str | None] | None = None,
     ) -> None:
         self.url = url
         self._remote = remote
@@ -64,6 +66,7 @@ class Recorder:
         self._make_link = make_link
         self._open_deliveries = open_deliveries
         self._prefetched = prefetched
+        self._cut_off = cut_off
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -82,6 +85,7 @@ class Recorder:
             give_back=lambda mark: patiently(lambda: self._give_back(mark), lambda: self.stopping),
             note=self._note,
             defers=self._defers,
+            stopping=lambda: self.stopping,
         )
 
     # The parts -------------------------------------------------------------------------------------------------------
@@ -163,8 +167,9 @@ class Recorder:
         """Be a worker process, with these actors ({name: queue})."""
         prefetched = self._prefetched or partial(_queued, worker)
         self.worker = Worker(
-            self.pool, worker.worker_threads, lambda: list({*self.hand.keys(), *prefetched()}), self.hand.heed
-        )
+            self.pool, worker.worker_threads, lambda: list({*self.hand.keys(), *prefetched()}), self.hand.heed,
+            self._trouble,
+        )  # fmt: skip
         self.hand.worker = self.worker.start(actors)
         self.tend()
         self.journal.watch()
@@ -190,6 +195,9 @@ class Recorder:
             self._pool.close()
         atexit.unregister(self.close)
         self._reset()
+
+    def _trouble(self) -> str | None:
+        return self.publisher.trouble or (self._cut_off() if self._cut_off else None)
 
     def _depth(self, queue: str) -> int | None:
         link = self._make_link()

@@ -6,6 +6,7 @@ that the actor returned before anything else can go wrong.
 
 import logging
 import sys
+from functools import partial
 from typing import Any
 
 import dramatiq
@@ -14,11 +15,14 @@ from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware, Retries, SkipMessage
 
 from callboard.middleware import stamp
+from callboard.middleware.aside import Aside
 from callboard.middleware.attempt import Attempt, current_attempt
+from callboard.middleware.complaint import Sparing
 from callboard.middleware.outcome import Ending, decide
 from callboard.middleware.recorder import Recorder
 
 log = logging.getLogger("callboard.tracking")
+_sparing = Sparing()
 
 
 class Discard(SkipMessage):
@@ -30,11 +34,13 @@ class Tracking(Middleware):
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+        self._aside = Aside()
 
     # Before ----------------------------------------------------------------------------------------------------------
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Take the attempt in hand; raises Discard for a message that must not run."""
+        message.judged = True  # type: ignore[attr-defined]
         attempt = self.recorder.hand.take(message)
         if attempt is None:
             raise Discard("a copy of a message that is done, in hand elsewhere, or will come again")
@@ -68,12 +74,23 @@ class Tracking(Middleware):
             )
 
     def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """A message that Dramatiq rejects unseen, for want of its actor, takes its item with it."""
-        if getattr(message, "attempt", None) is None and stamp.read(message.options):
-            attempt = self.recorder.hand.take(message)
-            if attempt is not None:
-                message.attempt = attempt  # type: ignore[attr-defined]
-                self._end(broker, message, attempt, exception=ActorNotFound(message.actor_name))
+        """A message that Dramatiq rejects unseen, for want of its actor, takes its item with it.
+
+        This is the consumer's thread, which must not wait for the database or for the item's turn.
+        """
+        if not getattr(message, "judged", False) and stamp.read(message.options):
+            message.aside = True  # type: ignore[attr-defined]
+            self._aside.do(partial(self._reject, broker, message))
+
+    def _reject(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        message.failed = False  # a copy that must not run goes, like any other
+        attempt = self.recorder.hand.take(message)
+        if attempt is not None:
+            message.fail()
+            message.attempt = attempt  # type: ignore[attr-defined]
+            self._end(broker, message, attempt, exception=ActorNotFound(message.actor_name))
+        elif hasattr(message, "settle"):
+            message.settle()
 
     def _end(
         self, broker: dramatiq.Broker, message: MessageProxy, attempt: Attempt, *,
@@ -101,6 +118,11 @@ class Tracking(Middleware):
         self.recorder.check()
         # Not after the boot: the consumers that start in between ask how many threads there are.
         self.recorder.open(worker, {a.actor_name: a.queue_name for a in broker.actors.values()})
+
+    def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
+        """An outage of the broker is one event, not a line for each queue every three seconds."""
+        if _sparing not in thread.logger.filters:
+            thread.logger.addFilter(_sparing)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """From now on nobody waits for a database that is away."""

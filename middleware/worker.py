@@ -23,13 +23,14 @@ BEAT = 2.0
 @dataclass(slots=True)
 class Worker:
     """The row of this process in `workers`. `holds` tells what the process has in hand or prefetched, as (job, item);
-    `controlled` takes what the jobs of those items say.
+    `controlled` takes what the jobs of those items say; `trouble` tells what keeps it from its broker.
     """
 
     pool: Pool
     threads: int
     holds: Callable[[], Sequence[tuple[int, int]]]
     controlled: Callable[[Iterable[Control]], None]
+    trouble: Callable[[], str | None]
     id: int = 0
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -69,7 +70,7 @@ class Worker:
 
     def _beat(self) -> None:
         with self.pool.connection() as conn:
-            writes.beat(conn, self.id, self.holds())
+            writes.beat(conn, self.id, self.holds(), self.trouble())
 
     def _listen(self) -> None:
         jobs = {job for job, _ in self.holds()}

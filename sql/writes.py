@@ -182,10 +182,11 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
     return int(_the(row)[0])
 
 
-def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]]) -> None:
-    """A worker lives, and holds these (job, item)."""
+def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]], trouble: str | None = None) -> None:
+    """A worker lives, holds these (job, item), and has this trouble with its broker."""
     flat = [number for pair in holds for number in pair]
-    conn.execute(statement("beat"), {"worker": worker, "held": len(holds), "holds": flat})
+    parameters = {"worker": worker, "held": len(holds), "holds": flat, "trouble": trouble}
+    conn.execute(statement("beat"), parameters)
 
 
 def stop_worker(conn: Conn, worker: int) -> None:

@@ -126,7 +126,7 @@ def workers(
     with database() as conn:
         found, following = reads.run(conn, reads.workers(before=after, limit=limit, state=state))
     shown = [{**worker, "actors": ", ".join(worker["actors"])} for worker in found]
-    columns = ("id", "state", "host", "pid", "threads", "held", "release", "beat_at", "actors")
+    columns = ("id", "state", "host", "pid", "threads", "held", "release", "beat_at", "trouble", "actors")
     _list("workers", found, following, shown, columns, as_json=as_json)
 
 

@@ -1,3 +1,5 @@
--- beat: a worker lives, and holds these items. One that was found dead and is not comes back to life.
+-- beat: a worker lives, holds these items, and has this trouble with its broker. One that was found dead and is not comes back to life.
 -- Caller: the heartbeat.
-UPDATE callboard.workers SET beat_at = now(), died_at = NULL, held = %(held)s, holds = %(holds)s WHERE id = %(worker)s
+UPDATE callboard.workers
+SET beat_at = now(), died_at = NULL, held = %(held)s, holds = %(holds)s, trouble = %(trouble)s
+WHERE id = %(worker)s

@@ -35,6 +35,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
         "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
+        "trouble": draw(st.none() | st.just("blocked")),
         "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
     }  # fmt: skip
 
@@ -77,7 +78,7 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 
 
 STUCK: dict[str, Any] = {
-    "alive": 1, "able": 1, "tended": 0, "due_at": None, "sealed": True, "standing": False, "actor": "work",
+    "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False, "actor": "work",
     "submitting": None, "consumed": 500, "key": None,
     "read_at": NOW, "updated_at": NOW - timedelta(seconds=42),
 }  # fmt: skip
@@ -102,6 +103,24 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             {"due_at": NOW + timedelta(minutes=1)},
             {"queued": 0, "pending": 1},
             "waiting for its time at 2026-11-22T12:01:00.000Z",
+        ),
+        (
+            {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory"},
+            {},
+            "RabbitMQ at a:1 blocks publishers: low on memory",
+        ),
+        (
+            {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory", "able": 0},
+            {},
+            "no worker that is alive has the actor work",
+        ),
+        (
+            {
+                "trouble": "RabbitMQ at a:1 blocks publishers: low on memory",
+                "due_at": NOW + timedelta(minutes=1),
+            },
+            {"queued": 0, "retrying": 1},
+            "waiting for a retry at 2026-11-22T12:01:00.000Z",
         ),
         ({}, {"running": 2}, "2 items are held by a worker that died; they will be given to another"),
         ({"sealed": False}, {"queued": 0}, "not sealed: its submission broke off or is still going on"),
