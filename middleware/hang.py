@@ -3,6 +3,7 @@
 import linecache
 import os
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ LIMIT = 4_000
 #: Whose frames are nobody's business, and those that have nothing but such frames above them.
 INTERNAL = ("dramatiq.", "callboard.middleware.", "callboard.sql.")
 BOTTOM = ("dramatiq.worker", "dramatiq.asyncio")
+PYTHON = sysconfig.get_path("stdlib")
+PACKAGES = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 #: What is said of an attempt that no thread works on.
 GONE = "its thread has ended"
 
@@ -63,7 +66,7 @@ class Hangs:
         if not due:
             return []
         frames = sys._current_frames()  # noqa: SLF001 — documented, and the only way to another thread's stack
-        found = [Stack(a.job, a.item, a.number, _told(_places(frames, a.thread))) for a in due]
+        found = [Stack(*a.key, a.number, *_told(_shown(_places(frames, a.thread)))) for a in due]
         for attempt in due:
             attempt.looked = now
         # One that ended meanwhile may have left its thread to the next.
@@ -105,25 +108,36 @@ def _awaiting(coroutine: Any) -> list[Place]:
     return places
 
 
-def _told(places: Sequence[Place]) -> str:
-    """`file:line in function` of each frame, with its code below it; those of Dramatiq and Callboard are left out."""
+def _shown(places: Sequence[Place]) -> Sequence[Place]:
+    """The frames of the actor and of what it called; those of Dramatiq and Callboard only if there are no others."""
+    bottom = next((n for n, (frame, _) in enumerate(places) if _module(frame) in BOTTOM), None)
+    shown = [place for place in places[:bottom] if not _module(place[0]).startswith(INTERNAL)]
+    return shown or places
+
+
+def _told(places: Sequence[Place]) -> tuple[str, str]:
+    """Where the user's own code stands, and all frames, each with its code below it."""
     if not places:
-        return GONE
-    shown: list[Place] = []
-    for frame, line in places:
-        if _module(frame) in BOTTOM:
-            break
-        if not _module(frame).startswith(INTERNAL):
-            shown.append((frame, line))
-    return clean("\n".join(_line(*place) for place in (shown or list(places))[:FRAMES]), LIMIT)
+        return GONE, GONE
+    own = min(places, key=lambda place: _distance(place[0]))
+    return clean(_at(*own), NAME_LIMIT), clean("\n".join(_line(*place) for place in places[:FRAMES]), LIMIT)
+
+
+def _distance(frame: FrameType) -> int:
+    """0: the user's own code, 1: an installed package's, 2: Python's."""
+    name = frame.f_code.co_filename
+    return 1 if name.startswith(PACKAGES) else 2 if name.startswith((PYTHON, "<")) else 0
 
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))
 
 
-def _line(frame: FrameType, line: int) -> str:
+def _at(frame: FrameType, line: int) -> str:
     code = frame.f_code
-    place = f"{'/'.join(Path(code.co_filename).parts[-2:])}:{line} in {code.co_name}"[:NAME_LIMIT]
-    text = linecache.getline(code.co_filename, line, frame.f_globals).strip()
-    return f"{place}\n    {text[:NAME_LIMIT]}" if text else place
+    return f"{'/'.join(Path(code.co_filename).parts[-2:])}:{line} in {code.co_name}"
+
+
+def _line(frame: FrameType, line: int) -> str:
+    text = linecache.getline(frame.f_code.co_filename, line, frame.f_globals).strip()
+    return f"{_at(frame, line)}\n    {text[:NAME_LIMIT]}" if text else _at(frame, line)

@@ -91,11 +91,12 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Where an attempt that hangs stands: `file:line in function`, the innermost frame first."""
+    """Where an attempt that hangs stands: `file:line in function`; and all the frames, the innermost first."""
 
     job: int
     item: int
     attempt: int
+    place: str
     text: str
 
 

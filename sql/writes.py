@@ -152,6 +152,7 @@ def report_stacks(conn: Conn, worker: int, stacks: Sequence[Stack]) -> None:
             "job": [s.job for s in stacks],
             "item": [s.item for s in stacks],
             "attempt": [s.attempt for s in stacks],
+            "place": [s.place for s in stacks],
             "stack": [s.text for s in stacks],
         },
     )

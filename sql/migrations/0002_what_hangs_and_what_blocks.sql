@@ -2,6 +2,7 @@
 
 ALTER TABLE callboard.running
     ADD COLUMN stack    text,         -- where it has stood for long: the innermost frames, the innermost first
+    ADD COLUMN place    text,         -- of these frames, the innermost that is neither a library's nor Python's
     ADD COLUMN stack_at timestamptz;  -- when that was looked at
 
 ALTER TABLE callboard.workers

@@ -12,6 +12,7 @@ WHERE i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
 ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ON CONFLICT (job_id, item) DO UPDATE
 SET step = excluded.step, attempt = excluded.attempt,
+    place = CASE WHEN r.attempt = excluded.attempt THEN r.place END,
     stack = CASE WHEN r.attempt = excluded.attempt THEN r.stack END,
     stack_at = CASE WHEN r.attempt = excluded.attempt THEN r.stack_at END
 WHERE r.worker = excluded.worker

@@ -1,6 +1,6 @@
 -- report_stacks: where attempts stand that take far longer than their actor usually does.
 -- Guard: the row in `running` is still this worker's and of that attempt. Caller: the journal.
-UPDATE callboard.running AS r SET stack = s.stack, stack_at = now()
-FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(stack)s::text[])
-    AS s (job_id, item, attempt, stack)
+UPDATE callboard.running AS r SET place = s.place, stack = s.stack, stack_at = now()
+FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(place)s::text[], %(stack)s::text[])
+    AS s (job_id, item, attempt, place, stack)
 WHERE r.job_id = s.job_id AND r.item = s.item AND r.attempt = s.attempt AND r.worker = %(worker)s

@@ -1,0 +1,97 @@
+"""An item that hangs is alive, makes no progress and no error: it is seen, and the line it stands at is named."""
+
+import inspect
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import callboard
+from callboard.web import create_app
+from tests.faults import actors, waiting
+from tests.faults.scene import Scene
+from tests.programs import running
+from tests.webapp import served
+
+SOON = {"CALLBOARD_HUNG_AFTER": "1"}
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def line_of(code: str, source: Any) -> int:
+    """The number of the line of a function that has this code."""
+    lines, first = inspect.getsourcelines(source)
+    return first + next(n for n, line in enumerate(lines) if code in line)
+
+
+def hung(on: Scene, job: callboard.Job) -> dict[str, Any]:
+    """What is said of the one item that hangs."""
+    on.until(job, lambda status: len(status["hung"]) == 1)
+    found: dict[str, Any] = on.status(job)["hung"][0]
+    return found
+
+
+def test_an_actor_blocked_in_recv_is_named_with_its_line(
+    on: Scene, silent: socket.socket, tmp_path: Path
+) -> None:
+    on.worker(env=SOON)
+    place = f"faults/actors.py:{line_of('recv(1)', actors.hung.fn)} in hung"
+    job = on.submit("hung", [{"port": silent.getsockname()[1]}])
+    seen = hung(on, job)
+    (worker,) = on.sql("SELECT worker FROM callboard.running WHERE job_id = %s", job.id)
+    assert (seen["item"], seen["place"], seen["worker"]) == (0, place, worker[0])
+    assert 1 <= seen["seconds"] < 60
+    with served(create_app(url=on.direct_url)) as address:
+        told = httpx.get(f"{address}/api/jobs/{job.id}").json()["hung"]
+        (item,) = httpx.get(f"{address}/api/jobs/{job.id}/items?state=running").json()["items"]
+    assert [one["place"] for one in told] == [place]
+    assert item["stack"] == f"{place}\n    connection.recv(1)"
+    assert item["stack_at"] > item["started_at"]
+    line = rf"hung: item 0 on worker {worker[0]}, for \d+ s, at {re.escape(place)}"
+    for command in ("status", "watch"):
+        with running(
+            tmp_path, command, str(job.id), env={"DATABASE_URL": on.direct_url}, until=place
+        ) as shown:
+            assert re.search(line, shown.log.read_text(encoding="utf-8"))
+    silent.close()  # which resets the connection
+    on.prove(job, total=1, failed=1)
+    assert on.status(job)["hung"] == []
+
+
+def test_a_coroutine_that_waits_for_ever_is_named_with_its_line(on: Scene) -> None:
+    on.worker(env=SOON, modules=("tests.faults.actors", "tests.faults.waiting"))
+    waits, gathers = (line_of(code, waiting) for code in ("Event().wait()", "asyncio.gather("))
+    blocks, nested = (line_of(code, waiting) for code in ("time.sleep(", "    await never()"))
+    job = on.submit("patient", [{"how": "nested"}, {"how": "gathers"}])
+    on.until(job, lambda status: len(status["hung"]) == 2)
+    # What stands in the standard library is the library's line; the item's stack goes on to the actor's.
+    stacks = dict(on.sql("SELECT item, stack FROM callboard.running WHERE job_id = %s", job.id))
+    assert f"faults/waiting.py:{waits} in never\n" in stacks[0]
+    assert stacks[0].endswith(f"faults/waiting.py:{nested} in patient\n    await never()")
+    assert stacks[1].startswith(f"faults/waiting.py:{gathers} in patient\n")
+    assert not re.search("dramatiq|callboard/|middleware/", "".join(stacks.values()))
+    # One that keeps the loop to itself stands where the loop's thread stands.
+    job = on.submit("patient", [{"how": "blocks"}])
+    assert hung(on, job)["place"] == f"faults/waiting.py:{blocks} in patient"
+    on.prove(job, total=1)
+
+
+def test_what_is_not_hung_has_no_stack(on: Scene) -> None:
+    on.worker(env={"CALLBOARD_HUNG_AFTER": "0.1"})
+    job = on.submit("work", ({"number": n, "seconds": 0.4} for n in range(200)))
+    on.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'looked at'; END$$;"
+        "CREATE TRIGGER refuse BEFORE UPDATE ON callboard.running FOR EACH ROW WHEN (NEW.stack IS NOT NULL)"
+        " EXECUTE FUNCTION refuse()"
+    )
+    on.prove(job, total=200)
+    assert "looked at" not in on.said()
