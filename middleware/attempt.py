@@ -31,7 +31,6 @@ class Attempt:
     result: Any = None
     hooks: bool = False  # the actor is done, the other middleware's hooks run
     ended: bool = False
-    alone: bool = False  # it holds the lock for items that crashed before
     retry: Retry | None = None
     sent: tuple[NewItem, ...] = ()  # by the actor: go with a success or a skip only
     hooked: tuple[NewItem, ...] = ()  # by callbacks: go with any outcome

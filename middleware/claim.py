@@ -28,9 +28,13 @@ class Stopping(RuntimeError):
     """The worker is asked to stop, and the database does not answer."""
 
 
+class Failed(RuntimeError):
+    """The item has failed, by the very attempt that the message carries: it belongs to the dead letters."""
+
+
 def claim(conn: Conn, mark: Stamp, worker: int) -> Claim | None:
     """Claim the item of a suspect message for `worker`, which does not run it; None when it must not run: it is final,
-    has another attempt by now, or somebody else holds it.
+    has another attempt by now, or somebody else holds it. Raises Failed.
     """
     found = writes.claim_item(conn, mark.job, mark.item, mark.attempt, worker)
     if found is None:
@@ -40,6 +44,8 @@ def claim(conn: Conn, mark: Stamp, worker: int) -> Claim | None:
     elif found.holder is not None and not found.holder_alive:
         # What it held is given back, this item too, under its next attempt: this message has done its work.
         bury(conn, found.holder)
+    elif found.state == "failed" and found.attempt == mark.attempt and found.crashes < writes.MAX_CRASHES:
+        raise Failed
     else:
         log.info("a copy of the message of item %d/%d is dropped: it is %s", mark.job, mark.item, found.state)
     return None

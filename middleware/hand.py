@@ -10,10 +10,11 @@ from dramatiq.broker import MessageProxy
 
 from callboard.middleware import stamp
 from callboard.middleware.attempt import Attempt
-from callboard.middleware.claim import Stopping
+from callboard.middleware.claim import Failed, Stopping
 from callboard.middleware.journal import REFUSED, Entry
 from callboard.middleware.outcome import Outcome
 from callboard.middleware.stamp import Stamp
+from callboard.middleware.turns import Turn, Turns, turn_of
 from callboard.sql.rows import Claim, Control, Event
 
 log = logging.getLogger("callboard.tracking")
@@ -24,7 +25,7 @@ class Hand:
 
     `adopt` records a message that has no stamp, and tells whether it was on record; `claim` asks for an item whose
     message may be a second copy, `give_back` takes that back; `note` is the journal's. `defers`: the consumer
-    acknowledges after the commit by itself, so that no worker thread needs to wait for it.
+    acknowledges after the commit by itself, so that no worker thread needs to wait for it. `stopping`: nobody waits.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Hand:
         give_back: Callable[[Stamp], None],
         note: Callable[[Entry], None],
         defers: bool,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._adopt = adopt
         self._claim = claim
@@ -42,7 +44,7 @@ class Hand:
         self._note = note
         self._defers = defers
         self._lock = threading.Lock()
-        self._alone = threading.Lock()
+        self._turns = Turns(stopping)
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._claiming: set[tuple[int, int]] = set()
         self._controls: dict[int, Control] = {}
@@ -56,6 +58,9 @@ class Hand:
             return self._take(message)
         except Stopping:
             message.deferred = True  # type: ignore[attr-defined]
+        except Failed:
+            # Its worker died before it could reject it. A copy of it, never delivered before, simply goes.
+            message.failed = getattr(message, "redelivered", False)
         except REFUSED as error:
             log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
             message.fail()
@@ -71,12 +76,15 @@ class Hand:
         twin = self._attempts.get(attempt.key)
         if (twin is not None and self._join(twin, attempt)) or attempt.cancelled:
             return None
-        if (suspect or mark.suspect or twin is not None or self._outdated(mark)) and not self._may_run(
-            mark, attempt
-        ):
-            return None
-        self._attempts[attempt.key] = attempt
+        if suspect or mark.suspect or twin is not None or self._outdated(mark):
+            return attempt if self._may_run(mark, attempt) else None
+        self._turns.enter(attempt)
+        self._begin(attempt)
         return attempt
+
+    def _begin(self, attempt: Attempt) -> None:
+        attempt.started = time.monotonic()  # it may have waited
+        self._attempts[attempt.key] = attempt
 
     def _join(self, twin: Attempt, copy: Attempt) -> bool:
         """A copy of what is in hand is settled with it; False when that is another attempt, or no longer in hand."""
@@ -104,35 +112,30 @@ class Hand:
             self._claiming.discard(attempt.key)
 
     def _claimed(self, mark: Stamp, attempt: Attempt) -> bool:
-        """What crashed a worker before runs alone, so that its neighbours are not charged with its next crash.
-
-        It waits for its turn without a claim: with one it would be in hand, and charged itself.
-        """
-        claim = None
-        attempt.alone = mark.crashed and self._alone.acquire()
+        """An item waits for its turn without a claim: with one it would be in hand, and charged with a crash itself."""
+        claim, turn = None, Turn.NEXT if mark.crashed else Turn.BESIDE
         try:
+            self._turns.enter(attempt, turn)
             claim = self._claim(mark)
-            if claim is not None and claim.crashes and not attempt.alone:
+            while claim is not None and turn < turn_of(claim.crashes):
+                turn, claim = turn_of(claim.crashes), None
                 self._give_back(mark)
-                claim = None
-                attempt.alone = self._alone.acquire()
+                self._turns.enter(attempt, turn)
                 claim = self._claim(mark)
         finally:
-            if claim is None and attempt.alone:
-                self._alone.release()
+            if claim is None:
+                self._turns.leave(attempt)
         if claim is None:
             return False
         attempt.running = attempt.reported = True  # a claim is a row in `running`
-        attempt.started = time.monotonic()
-        self._attempts[attempt.key] = attempt
+        self._begin(attempt)
         return True
 
     def end(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Hand an attempt that ended to the journal; returns whether its message is to be dead-lettered."""
         attempt.ended = True
         ended = time.monotonic()
-        if attempt.alone:
-            self._alone.release()
+        self._turns.leave(attempt)
         attempt.result = None
         kept = outcome.state in ("succeeded", "skipped")
         event = Event(

@@ -128,7 +128,7 @@ class BulkClaim:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message to publish. `outbox` is its outbox row's id, None for a bulk item."""
+    """A message to publish; `dead`: to the dead letters. `outbox` is its outbox row's id, None for a bulk item."""
 
     job: int
     item: int
@@ -143,6 +143,7 @@ class Outgoing:
     sent_ms: int | None
     crashes: int = 0
     outbox: int | None = None
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,15 @@ def fault(
     return last
 
 
+#: Defines `peak()`: the most memory that a program has used, in MiB (`VmHWM`, proc(5)). What `getrusage` calls so
+#: includes that of whoever started the program.
+PEAK = """
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM:"))
+"""
+
+
 @contextmanager
 def running(
     folder: Path, *arguments: str, env: Mapping[str, str] | None = None, until: str = "Callboard is at "

@@ -110,20 +110,22 @@ WITH event AS (
     -- An item succeeds once, so no result is there yet.
     INSERT INTO callboard.results (job_id, item, value)
     SELECT job_id, item, result FROM moved WHERE result IS NOT NULL
-), retries AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, options, sent_ms, first, suspect)
-    SELECT job_id, item, attempt + 1, now() + make_interval(secs => retry_delay - age), retry_options, retry_sent_ms,
-           false, true
-    FROM moved WHERE state = 'retrying'
+), messages AS (
+    -- The next attempt's, or a dead letter, for a death that was the last leaves no message to reject.
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, options, sent_ms, first, suspect, dead)
+    SELECT job_id, item, attempt + (state = 'retrying')::int,
+           now() + make_interval(secs => coalesce(retry_delay - age, 0)), retry_options, retry_sent_ms,
+           false, true, state = 'failed'
+    FROM moved WHERE state = 'retrying' OR state = 'failed' AND crashed > 0
     ON CONFLICT (job_id, item) DO UPDATE
     SET attempt = excluded.attempt, due_at = excluded.due_at, options = excluded.options,
-        sent_ms = excluded.sent_ms, suspect = true, claimed_until = NULL
+        sent_ms = excluded.sent_ms, suspect = true, claimed_until = NULL, dead = excluded.dead
 ), children AS (
     INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at)
     SELECT b.job_id, c.first_born + b.nth - 1, b.actor, b.queue, b.message_id, b.args, b.options,
            to_timestamp(b.sent_ms / 1000.0)
     FROM born AS b JOIN counted AS c ON c.id = b.job_id
-), messages AS (
+), childrens_messages AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first)
     SELECT b.job_id, c.first_born + b.nth - 1, 1, now() + make_interval(secs => b.delay), b.sent_ms, true
     FROM born AS b JOIN counted AS c ON c.id = b.job_id

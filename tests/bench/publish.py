@@ -3,6 +3,7 @@
 from statistics import median
 
 from tests.bench.rig import Rig
+from tests.programs import PEAK
 
 CONFIRMED = """
 import time
@@ -33,14 +34,17 @@ while job.status()["pending"]:
 print({items} / (time.perf_counter() - begun))
 """
 
-STORED = """
-import resource, time, callboard
+STORED = (
+    PEAK
+    + """
+import time, callboard
 from tests.bench import tracked_actors
 tracked_actors.broker.recorder.begin = lambda job: None
 begun = time.perf_counter()
 callboard.submit(tracked_actors.nothing, (number for number in range({items})))
-print({items} / (time.perf_counter() - begun), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print({items} / (time.perf_counter() - begun), peak())
 """
+)
 
 
 def table(rig: Rig, items: int, pairs: int) -> list[str]:

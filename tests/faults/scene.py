@@ -157,9 +157,10 @@ class Scene:
         return rows()
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """What the record says, read directly."""
+        """What the record says, read directly, or nothing for statements that give no rows."""
         with connect(self.direct_url) as conn:
-            return list(conn.execute(statement, parameters))
+            done = conn.execute(statement, parameters or None)
+            return list(done) if done.description else []
 
     # RabbitMQ --------------------------------------------------------------------------------------------------------
 

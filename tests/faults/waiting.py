@@ -7,6 +7,7 @@ import dramatiq
 from dramatiq.middleware import AsyncIO
 
 from tests.faults import actors
+from tests.faults.ledger import run
 
 actors.broker.add_middleware(AsyncIO())
 
@@ -19,9 +20,10 @@ async def never() -> None:
 @dramatiq.actor(max_retries=0, time_limit=3_600_000)
 async def patient(how: str) -> None:
     """Await for ever, or keep the loop to itself for a while."""
-    if how == "nested":
-        await never()
-    if how == "gathers":
-        await asyncio.gather(never(), never())
-    if how == "blocks":
-        time.sleep(8)  # noqa: ASYNC251 — the mistake that it is about
+    with run():
+        if how == "nested":
+            await never()
+        if how == "gathers":
+            await asyncio.gather(never(), never())
+        if how == "blocks":
+            time.sleep(8)  # noqa: ASYNC251 — the mistake that it is about

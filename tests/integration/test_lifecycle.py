@@ -101,6 +101,7 @@ class Delivered:
 
     def __init__(self, mark: Stamp, *, redelivered: bool = False) -> None:
         self.options = {"callboard": mark.option()}
+        self.actor_name = "work"
         self.redelivered = redelivered
         self.deferred = False
         self.failed = False
@@ -164,7 +165,7 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
     monkeypatch.setattr(writes, "report_running", ends_meanwhile)
     with connect(database_url) as conn, make_pool(database_url, size=2) as pool:
         job = make_job(conn, 1)
-        attempt = Attempt(job, 0, 1, [], {}, started=time.monotonic() - 1)
+        attempt = Attempt(job, 0, 1, [Delivered(Stamp(job, 0, 1))], {}, started=time.monotonic() - 1)
         hand._attempts[attempt.key] = attempt
         journal.append(
             Journal(

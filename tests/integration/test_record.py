@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -417,10 +418,16 @@ def _ignore(*_: object) -> None:
     """What a journal tells nobody here."""
 
 
+def entry(ended: Event) -> Entry:
+    """What a worker thread notes of an attempt that ended."""
+    deliveries = [SimpleNamespace(actor_name="work")]
+    return Entry(Attempt(ended.job, ended.item, ended.attempt, deliveries, {}), ended, dead_letter=False)
+
+
 def _flush_all(journal: Journal, jobs: Sequence[int], items: range) -> None:
     for n in items:
         for one in crossing(jobs, n, 1):
-            journal.note(Entry(Attempt(one.job, one.item, 1, [], {}), one, dead_letter=False))
+            journal.note(entry(one))
         written = threading.Event()
         journal.when_written(written.set)
         assert written.wait(60)
@@ -450,9 +457,7 @@ def test_a_deadlock_is_only_the_same_flush_again(conn: Conn, database_url: str) 
         with rival.transaction():
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (other,))
             for job in (one, other):
-                journal.note(
-                    Entry(Attempt(job, 0, 1, [], {}), event(job, 0, 1, "succeeded", 1), dead_letter=False)
-                )
+                journal.note(entry(event(job, 0, 1, "succeeded", 1)))
             assert wait_until(lambda: _waits(database_url), 20)
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (one,))
         assert journal.close(30)

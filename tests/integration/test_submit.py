@@ -22,6 +22,7 @@ from callboard.sql.pool import connect
 from tests.clients import client
 from tests.helpers import wait_until
 from tests.pipeline import TIMEOUT, Stage, stage
+from tests.programs import PEAK
 from tests.vhosts import Broker
 
 CHUNK = submission.CHUNK
@@ -163,18 +164,18 @@ def test_a_bad_item_ends_an_async_source_soon(on: Stage) -> None:
     assert read < 50_000
 
 
-MILLION = """
-import resource, sys
+MILLION = f"""
+{PEAK}
 import callboard, dramatiq
 broker = callboard.RabbitmqBroker()
 dramatiq.set_broker(broker)
 @dramatiq.actor
 def work(number): ...
 broker.recorder.begin = lambda job: None  # rows only
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-job = callboard.submit(work, ({"number": n} for n in range(1_000_000)))
+before = peak()
+job = callboard.submit(work, ({{"number": n}} for n in range(1_000_000)))
 assert job.status()["total"] == 1_000_000
-print(before // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(before, peak())
 """
 
 

@@ -78,8 +78,8 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 
 
 STUCK: dict[str, Any] = {
-    "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False, "actor": "work",
-    "submitting": None, "consumed": 500, "key": None,
+    "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
+    "actor": "work", "submitting": None, "consumed": 500, "key": None,
     "read_at": NOW, "updated_at": NOW - timedelta(seconds=42),
 }  # fmt: skip
 WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
