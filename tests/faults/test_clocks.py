@@ -1,0 +1,97 @@
+"""Workers whose clocks are an hour off, forwards and backwards: nobody's clock but the database's counts."""
+
+import json
+from typing import Any
+
+from tests.faults.scene import ACTORS, Scene
+
+HOUR = 3600.0
+#: Seconds from one attempt to the next, and from an item's end to its child's start.
+DELAY = 2.0
+MODULES = (ACTORS, "tests.faults.clock")
+LATE = 40
+#: Seconds within which everything happens.
+SOON = 120.0
+#: Every column that holds a time. `sent_at` is what a message says of itself, and stays what its sender wrote.
+TIMES = (
+    "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'callboard'"
+    " AND data_type = 'timestamp with time zone' AND column_name <> 'sent_at'"
+)
+
+
+def times(on: Scene) -> dict[str, tuple[float, float]]:
+    """For each of those columns with a row, its first and last time, in seconds before now."""
+    found = {}
+    for table, column in on.sql(TIMES):
+        ((first, last),) = on.sql(
+            f"SELECT extract(epoch FROM now() - min({column}))::float8,"
+            f" extract(epoch FROM now() - max({column}))::float8 FROM callboard.{table}"
+        )
+        if first is not None:
+            found[f"{table}.{column}"] = (first, last)
+    return found
+
+
+def delays(on: Scene, job: int) -> tuple[list[float], list[float]]:
+    """Seconds from each first attempt's end to the second's start, and from there on to the child's start."""
+    rows = on.ledger.conn.execute(
+        "SELECT item, attempt, extract(epoch FROM began)::float8, extract(epoch FROM ended)::float8 FROM runs"
+        " WHERE job = %s",
+        (job,),
+    )
+    began, ended = {}, {}
+    for item, attempt, start, end in rows:
+        began[item, attempt], ended[item, attempt] = start, end
+    parents = {
+        item: json.loads(args)["args"][0]
+        for item, args in on.sql("SELECT item, args FROM callboard.items WHERE job_id = %s", job)
+    }
+    children = [item for item in parents if item >= LATE]
+    return (
+        [began[item, 2] - ended[item, 1] for item in range(LATE)],
+        [began[child, 1] - ended[parents[child], 2] for child in children],
+    )
+
+
+def test_a_clock_an_hour_off_changes_nothing(on: Scene) -> None:
+    """One worker is an hour ahead and the other an hour behind; every item waits for time to pass, twice."""
+    for off in (HOUR, -HOUR):
+        on.worker(env={"CALLBOARD_TEST_CLOCK": str(off)}, modules=MODULES, threads=4)
+    seen: list[Any] = []
+
+    def done(status: dict[str, Any]) -> bool:
+        seen.append(
+            on.sql(
+                "SELECT (SELECT count(*) FROM callboard.workers WHERE died_at IS NULL AND stopped_at IS NULL)::int,"
+                " (SELECT min(holder) FROM callboard.leases),"
+                " (SELECT coalesce(max(until), now()) FROM callboard.leases) <= now() + interval '10 s',"
+                " (SELECT coalesce(max(due_at), now()) FROM callboard.outbox) <= now() + interval '2 s'"
+            )[0]
+        )
+        return status["finished_at"] is not None
+
+    job = on.submit("late", ([n, DELAY] for n in range(LATE)))
+    with on.witness(job) as witness:
+        on.until(job, done)
+        runs = on.prove(job, total=2 * LATE, retries=LATE, witness=witness)
+    assert runs == {n: 2 if n < LATE else 1 for n in range(2 * LATE)}
+    again, after = delays(on, job.id)
+    assert min(again + after) >= DELAY
+    assert max(again + after) < SOON
+    for column, (first, last) in times(on).items():
+        assert first < SOON, column
+        assert last > -SOON, column
+    assert {(alive, lapses, due) for alive, _, lapses, due in seen} == {(2, True, True)}
+    assert len({holder for _, holder, _, _ in seen if holder}) == 1
+    assert "is dead" not in on.said()
+    # The clocks really were off: so say the messages that these workers sent.
+    sent = on.sql(
+        "SELECT round(extract(epoch FROM sent_at - now()) / %s)::int FROM callboard.items"
+        " WHERE job_id = %s AND sent_at IS NOT NULL",
+        HOUR,
+        job.id,
+    )
+    assert {hours for (hours,) in sent} == {1, -1}
+    print(
+        f"{len(seen)} looks; again after {max(again):.1f} s at the latest, a child after {max(after):.1f} s"
+    )
