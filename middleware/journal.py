@@ -19,10 +19,11 @@ from callboard.middleware.hang import Hangs
 from callboard.middleware.outcome import describe
 from callboard.sql import writes
 from callboard.sql.pool import Conn, Pool
-from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running, Stack
+from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
 
 log = logging.getLogger("callboard.journal")
 _complain = complaints(log, "the database can't be written to, trying on; nothing is lost: %s")
+_blind = complaints(log, "what hangs can't be looked at: %s")
 
 #: Seconds for which events gather; a flush does not wait them out when nothing more can come.
 WINDOW = 0.020
@@ -32,6 +33,9 @@ BATCH = 1_000
 SLOW = 0.25
 #: Seconds between two looks at what is in hand.
 LOOK = 0.10
+#: Tries in a row that may end with an error nobody thought of, and the seconds between two.
+TRIES = 4
+REST = 0.25
 
 #: The data is to blame, not the database: SQLSTATE classes 22, 23 and 54, or a value that can't be sent.
 REFUSED = (
@@ -71,7 +75,8 @@ class Send:
 @dataclass(slots=True)
 class Journal:
     """See the module. `more_may_come` tells whether the process holds more messages than so many; `in_hand` gives the
-    attempts that are not on record; `settled` is called after each commit, `controlled` with what jobs said.
+    attempts that are not on record; `settled` is called after each commit, `controlled` with what jobs said; `broken`
+    when the thread ends by an error that does not pass.
     """
 
     pool: Pool
@@ -81,6 +86,7 @@ class Journal:
     settled: Callable[[Sequence[Entry]], None]
     controlled: Callable[[Iterable[Control]], None]
     store: Callable[[Conn, Sequence[Send]], None]
+    broken: Callable[[BaseException], None] = lambda _: None
     _entries: list[Entry] = field(default_factory=list)
     _sends: list[Send] = field(default_factory=list)
     _wake: threading.Condition = field(default_factory=threading.Condition)
@@ -121,9 +127,10 @@ class Journal:
         return not self._thread.is_alive()
 
     def when_written(self, tell: Callable[[], None]) -> None:
-        """Call `tell`, once, when everything noted so far is committed and settled."""
+        """Call `tell`, once, when everything noted so far is committed and settled, or nobody is there to do it."""
         with self._wake:
-            if self._thread is None or not (self._entries or self._writing):
+            busy = self._thread is not None and self._thread.is_alive()
+            if not busy or not (self._entries or self._writing):
                 tell()
             else:
                 self._listeners.append(tell)
@@ -146,20 +153,53 @@ class Journal:
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        """Until it is closed. An error that nobody thought of may pass: what it struck is written again, which changes
+        nothing if it was. One that doesn't pass ends the thread, and not in silence.
+        """
+        errors = 0
         while True:
-            entries, sends = self._gather()
+            try:
+                if not self._turn():
+                    return
+                errors = 0
+            except BaseException as error:  # whatever it is: without this thread nothing is acknowledged
+                errors += 1
+                if errors == TRIES:
+                    self._end(error)
+                    return
+                log.warning("the journal met an error it doesn't know, and tries again", exc_info=True)
+                time.sleep(REST)
+
+    def _turn(self) -> bool:
+        """Write what gathered; False when that was the last."""
+        entries, sends = self._gather()
+        try:
             if sends:
                 self._store(sends)
             if entries:
                 self._record(_one_an_item(entries, later=self._put_back))
-            self._look()
-            with self._wake:
-                self._writing = False
-                if not self._entries:
-                    while self._listeners:
-                        self._listeners.pop()()
-                if self._closing and not self._entries and not self._sends:
-                    return
+        except BaseException as error:
+            self._take_back(entries)
+            self._tell(sends, error)
+            raise
+        self._look()
+        with self._wake:
+            self._writing = False
+            if not self._entries:
+                while self._listeners:
+                    self._listeners.pop()()
+            return not (self._closing and not self._entries and not self._sends)
+
+    def _end(self, error: BaseException) -> None:
+        """Those who wait are told. Outcomes stay, unacknowledged, so their messages come again elsewhere."""
+        log.critical("the journal can't go on; %d outcomes are not recorded", self.pending, exc_info=error)
+        with self._wake:
+            sends, self._sends = self._sends, []
+            listeners, self._listeners = self._listeners, []
+        self._tell(sends, error)
+        for tell in listeners:
+            tell()
+        self.broken(error)
 
     def _gather(self) -> tuple[list[Entry], list[Send]]:
         with self._wake:
@@ -180,6 +220,10 @@ class Journal:
         with self._wake:
             self._entries.append(entry)
 
+    def _take_back(self, entries: Sequence[Entry]) -> None:
+        with self._wake:
+            self._entries[:0] = [entry for entry in entries if entry not in self._entries]
+
     def _record(self, entries: Sequence[Entry]) -> None:
         """Commit, whatever it takes; an event whose data the database refuses becomes a failure that says so."""
         for entry in entries:
@@ -198,8 +242,8 @@ class Journal:
                 self._record_refusal(entries[0], error)
             return
         self.controlled(controls)
-        self._hangs.learn((e.attempt.actor, e.event.elapsed) for e in entries)
         self.settled(entries)
+        self._learn(entries)
 
     def _record_refusal(self, entry: Entry, error: BaseException) -> None:
         log.error("item %s/%s can't be recorded as it ended: %s", *entry.attempt.key, error)
@@ -265,7 +309,7 @@ class Journal:
             self._tell(sends, error)
 
     @staticmethod
-    def _tell(sends: Sequence[Send], error: Exception) -> None:
+    def _tell(sends: Sequence[Send], error: BaseException) -> None:
         for send in sends:
             if not send.stored.done():
                 send.stored.set_exception(error)
@@ -285,15 +329,21 @@ class Journal:
         }
         if slow or jobs:
             self._report(slow, jobs, now)
-        if stacks := self._hangs.look(attempts, now):
-            self._report_stacks(stacks)
+        self._sample(attempts, now)
 
-    def _report_stacks(self, stacks: Sequence[Stack]) -> None:
+    def _learn(self, entries: Sequence[Entry]) -> None:
         try:
-            with self.pool.connection() as conn:
-                writes.report_stacks(conn, self.worker(), stacks)
-        except (psycopg.Error, PoolTimeout) as error:
-            _complain(error)
+            self._hangs.learn((e.attempt.actor, e.event.elapsed) for e in entries)
+        except Exception as error:  # noqa: BLE001 — what is only looked at must not keep anything from being written
+            _blind(error)
+
+    def _sample(self, attempts: Sequence[Attempt], now: float) -> None:
+        try:
+            if stacks := self._hangs.look(attempts, now):
+                with self.pool.connection() as conn:
+                    writes.report_stacks(conn, self.worker(), stacks)
+        except Exception as error:  # noqa: BLE001 — likewise
+            _blind(error)
 
     def _report(self, slow: Sequence[Attempt], jobs: dict[int, str | None], now: float) -> None:
         steps = [(a, a.step) for a in slow]

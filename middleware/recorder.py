@@ -16,6 +16,7 @@ from dramatiq.broker import MessageProxy
 
 from callboard.middleware import stamp
 from callboard.middleware.claim import claim, patiently
+from callboard.middleware.collapse import collapse, ours
 from callboard.middleware.hand import Hand
 from callboard.middleware.journal import Entry, Journal
 from callboard.middleware.ledger import Ledger
@@ -77,6 +78,8 @@ class Recorder:
         self._publisher: Publisher | None = None
         self._sweep: Sweep | None = None
         self.worker: Worker | None = None
+        self._threads: dramatiq.Worker | None = None
+        self._broken = False
         self.submitting = Submitting(self.write)
         self.stopping = False
         self.hand = Hand(
@@ -114,6 +117,7 @@ class Recorder:
                     settled=self.hand.settle,
                     controlled=self.hand.heed,
                     store=ledger.store,
+                    broken=self._give_up,
                 )
             return self._journal
 
@@ -165,6 +169,7 @@ class Recorder:
 
     def open(self, worker: dramatiq.Worker, actors: dict[str, str]) -> None:
         """Be a worker process, with these actors ({name: queue})."""
+        self._threads = worker
         prefetched = self._prefetched or partial(_queued, worker)
         self.worker = Worker(
             self.pool, worker.worker_threads, lambda: list({*self.hand.keys(), *prefetched()}), self.hand.heed,
@@ -179,6 +184,21 @@ class Recorder:
         self.publisher.start()
         self._sweep = Sweep(self.pool, self._depth)
         self._sweep.start()
+
+    def _give_up(self, error: BaseException) -> None:
+        if self._threads is not None and not self._broken:
+            self._broken = True
+            log.critical(
+                "this worker takes no more messages and ends, since it can't record outcomes: %r", error
+            )
+            collapse(self._threads)
+
+    def end(self) -> None:
+        """The worker process ends; raises SystemExit when it could not do its work."""
+        broken = self._broken
+        self.close()
+        if broken and ours():
+            sys.exit(1)
 
     def close(self) -> None:
         """Write what there is, give back every claim, say goodbye."""

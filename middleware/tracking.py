@@ -130,7 +130,7 @@ class Tracking(Middleware):
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Write what there is and say goodbye."""
-        self.recorder.close()
+        self.recorder.end()
 
 
 class Returned(Middleware):
