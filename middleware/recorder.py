@@ -20,7 +20,7 @@ from callboard.middleware.collapse import collapse, ours
 from callboard.middleware.hand import Hand
 from callboard.middleware.journal import Entry, Journal
 from callboard.middleware.ledger import Ledger
-from callboard.middleware.link import Link, Unreachable
+from callboard.middleware.link import Link
 from callboard.middleware.publish import Publisher, fixed_depth
 from callboard.middleware.send import new_item, send
 from callboard.middleware.stamp import Stamp
@@ -182,7 +182,7 @@ class Recorder:
     def tend(self) -> None:
         """Publish what is due, and sweep: what a worker does beside its work, and `callboard sweep` alone."""
         self.publisher.start()
-        self._sweep = Sweep(self.pool, self._depth)
+        self._sweep = Sweep(self.pool, self._make_link)
         self._sweep.start()
 
     def _give_up(self, error: BaseException) -> None:
@@ -218,15 +218,6 @@ class Recorder:
 
     def _trouble(self) -> str | None:
         return self.publisher.trouble or (self._cut_off() if self._cut_off else None)
-
-    def _depth(self, queue: str) -> int | None:
-        link = self._make_link()
-        try:
-            return link.depth(queue)
-        except Unreachable:
-            return None
-        finally:
-            link.close()
 
     # What the hooks need ---------------------------------------------------------------------------------------------
 

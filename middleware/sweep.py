@@ -12,6 +12,8 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.burial import bury
+from callboard.middleware.link import Link
+from callboard.middleware.lost import Search
 from callboard.sql import writes
 from callboard.sql.pool import Conn, Pool
 
@@ -22,19 +24,15 @@ PERIOD = 2.0
 LEASE = 10.0
 #: Seconds between two samples of a job, and between two searches for lost messages.
 SAMPLE = 4.0
-SEARCH = 10.0
-#: Seconds without movement after which a job's messages are looked for.
-QUIET = 10.0
-#: Items looked at a job and search.
-SEARCH_LIMIT = 10_000
+SEARCH = 5.0
 
 
 @dataclass(slots=True)
 class Sweep:
-    """See the module. `depth` tells how many messages lie ready in a queue, or None when it can't."""
+    """See the module. `link` opens a way to ask the broker."""
 
     pool: Pool
-    depth: Callable[[str], int | None]
+    link: Callable[[], Link]
     _holder: str = field(
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}"
     )
@@ -43,7 +41,11 @@ class Sweep:
     _steady_since: float = 0.0  # since when the database has answered without a break
     _sampled: float = 0.0
     _searched: float = 0.0
-    _missing: set[tuple[int, int, int]] = field(default_factory=set)
+    _looked: float = 0.0  # when the database was last asked for the lease
+    _search: Search = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._search = Search(self.link)
 
     def start(self) -> None:
         """Sweep in a thread, whenever this process is the elected one."""
@@ -66,8 +68,8 @@ class Sweep:
         while not self._stopping.is_set():
             try:
                 with self.pool.connection() as conn:
-                    self._steady_since = self._steady_since or time.monotonic()
-                    if writes.take_lease(conn, "sweep", self._holder, LEASE):
+                    self._note_the_time()
+                    if self._elected(conn):
                         self.round(conn)
             except (psycopg.Error, PoolTimeout):
                 self._steady_since = 0.0
@@ -75,6 +77,19 @@ class Sweep:
             except Exception:
                 log.exception("the sweep met an error it doesn't know; it goes on")
             self._stopping.wait(PERIOD)
+
+    def _note_the_time(self) -> None:
+        """After a freeze it is not known how the database was meanwhile."""
+        now = time.monotonic()
+        if not self._steady_since or now - self._looked > writes.DEAD_AFTER:
+            self._steady_since = now
+        self._looked = now
+
+    def _elected(self, conn: Conn) -> bool:
+        if writes.keep_lease(conn, "sweep", self._holder, LEASE):
+            return True
+        self._search.forget()
+        return writes.take_lease(conn, "sweep", self._holder, LEASE)
 
     def round(self, conn: Conn) -> None:
         """Everything that is due now."""
@@ -95,18 +110,4 @@ class Sweep:
             writes.drop_messages_of_stopped_jobs(conn)
         if now - self._searched >= SEARCH:
             self._searched = now
-            self._search(conn)
-
-    def _search(self, conn: Conn) -> None:
-        """Republish what was published, that nobody holds in two searches, and that no queue can still hold."""
-        missing: set[tuple[int, int, int]] = set()
-        for job, _ in writes.quiet_jobs(conn, QUIET):
-            unheld = writes.unheld_items(conn, job, SEARCH_LIMIT)
-            empty = {queue: self.depth(queue) == 0 for queue in {queue for _, _, queue in unheld}}
-            found = {(job, item, attempt) for item, attempt, queue in unheld if empty[queue]}
-            lost = [(item, attempt) for _, item, attempt in sorted(found & self._missing)]
-            if lost:
-                count = writes.republish(conn, job, lost)
-                log.warning("job %d: %d items had lost their messages; they are sent again", job, count)
-            missing |= found
-        self._missing = missing
+            self._search.look(conn, self._holder)

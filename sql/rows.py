@@ -147,6 +147,27 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
+class Out:
+    """A job of which something is published and has no end; `still`: it has not moved for a while."""
+
+    job: int
+    watermark: int
+    bulk_end: int
+    total: int
+    still: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What was yet to be published at some time: of each job (job, its bulk items from, any items from), and all of
+    the jobs beyond `last`.
+    """
+
+    jobs: list[tuple[int, int, int]]
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """Where a job's submission stands."""
 

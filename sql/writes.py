@@ -12,7 +12,9 @@ from callboard.sql.rows import (
     Control,
     Event,
     Failure,
+    Mark,
     NewItem,
+    Out,
     Outgoing,
     Retry,
     Running,
@@ -32,6 +34,8 @@ WINDOW = 1000
 MAX_CRASHES = 3
 #: Seconds without a word from its submitter after which a submission is taken to have broken off.
 SUBMISSION_LEASE = 45.0
+#: Beyond every item.
+LAST_ITEM = 2**31 - 1
 
 
 def record(conn: Conn, events: Iterable[Event], now: float) -> list[Control]:
@@ -400,8 +404,14 @@ def release_outbox(conn: Conn, unsent: Sequence[Outgoing]) -> None:
     conn.execute(statement("release_outbox"), ([m.outbox for m in unsent],))
 
 
+def keep_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
+    """Stay the one that does `name` for `lease` seconds more; False when that ended meanwhile."""
+    row = conn.execute(statement("keep_lease"), {"name": name, "holder": holder, "lease": lease}).fetchone()
+    return row is not None
+
+
 def take_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
-    """Be the one that does `name` for `lease` seconds, or stay it."""
+    """Become the one that does `name` for `lease` seconds."""
     row = conn.execute(statement("take_lease"), {"name": name, "holder": holder, "lease": lease}).fetchone()
     return row is not None
 
@@ -431,17 +441,47 @@ def sample_jobs(conn: Conn) -> None:
     conn.execute(statement("sample_jobs"))
 
 
-def quiet_jobs(conn: Conn, quiet: float) -> list[tuple[int, str | None]]:
-    """Open jobs with published items that haven't moved for `quiet` seconds: (job, queue)."""
-    return list(conn.execute(statement("quiet_jobs"), {"quiet": quiet}))
+def jobs_out(conn: Conn, quiet: float) -> list[Out]:
+    """Open jobs of which something is published and has no end."""
+    return [Out(*row) for row in conn.execute(statement("jobs_out"), {"quiet": quiet})]
 
 
-def unheld_items(conn: Conn, job: int, limit: int) -> list[tuple[int, int, str]]:
-    """Published open items that nobody is known to hold: (item, attempt, queue)."""
-    return list(conn.execute(statement("unheld_items"), {"job": job, "limit": limit}))
+def unheld_items(
+    conn: Conn, job: int, limit: int, *, low: int = 0, high: int = LAST_ITEM
+) -> list[tuple[int, int, str]]:
+    """Published open items from `low` up to and without `high` that nobody is known to hold: (item, attempt, queue)."""
+    parameters = {"job": job, "low": low, "high": high, "limit": limit}
+    return list(conn.execute(statement("unheld_items"), parameters))
 
 
-def republish(conn: Conn, job: int, items: Sequence[tuple[int, int]]) -> int:
-    """Send lost items, (item, attempt), again; returns how many still needed it."""
-    parameters = {"job": job, "item": [i[0] for i in items], "attempt": [i[1] for i in items]}
+def oldest_beat(conn: Conn) -> float | None:
+    """Seconds since the live worker that has not beaten for longest did; None when none lives."""
+    row = conn.execute(statement("oldest_beat")).fetchone()
+    return row[0] if row else None
+
+
+def mark_jobs(conn: Conn, limit: int) -> Mark | None:
+    """What is yet to be published, as of now; None when no job is open."""
+    rows = conn.execute(statement("mark_jobs"), {"window": WINDOW, "limit": limit}).fetchall()
+    return Mark([(row[0], row[1], row[2]) for row in rows], rows[0][3]) if rows else None
+
+
+def overtaken(conn: Conn, queue: str, mark: Mark) -> bool:
+    """Whether a queue has given out what came into it after `mark`, and so everything that came before."""
+    jobs, lows, totals = zip(*mark.jobs, strict=True)
+    parameters = {
+        "queue": queue, "job": list(jobs), "low": list(lows), "total": list(totals), "last": mark.last,
+    }  # fmt: skip
+    row = conn.execute(statement("overtaken"), parameters).fetchone()
+    return row is not None and bool(row[0])
+
+
+def republish(conn: Conn, job: int, items: Sequence[tuple[int, int]], holder: str | None = None) -> int:
+    """Send lost items, (item, attempt), again, if `holder` still has the lease; returns how many needed it."""
+    parameters = {
+        "job": job,
+        "item": [i[0] for i in items],
+        "attempt": [i[1] for i in items],
+        "holder": holder,
+    }
     return conn.execute(statement("republish"), parameters).rowcount

@@ -42,7 +42,7 @@ def hurry(seconds: float) -> None:
     """Miss workers, and find lost messages, sooner."""
     writes.DEAD_AFTER = seconds
     worker.BEAT = seconds / 8
-    sweep.QUIET = sweep.SEARCH = sweep.SAMPLE = seconds / 2
+    sweep.SEARCH = sweep.SAMPLE = seconds / 2
     sweep.PERIOD = 0.5
 
 

@@ -11,7 +11,6 @@ import psycopg
 import pytest
 from dramatiq.brokers.stub import StubBroker
 
-from callboard.middleware import sweep as sweeping
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.book import Book
 from callboard.middleware.hand import Hand
@@ -20,7 +19,6 @@ from callboard.middleware.link import DirectLink
 from callboard.middleware.outcome import SUCCEEDED
 from callboard.middleware.recorder import Recorder
 from callboard.middleware.stamp import Stamp
-from callboard.middleware.sweep import Sweep
 from callboard.sql import reads, writes
 from callboard.sql.pool import connect, make_pool
 from tests.helpers import wait_until
@@ -74,26 +72,6 @@ def test_a_stop_in_mid_job_runs_nothing_twice(on: Stage) -> None:
     runs = Counter(item for item, _, _ in on.runs(job.id))
     assert set(runs) == set(range(1500))
     assert set(runs.values()) == {1}
-
-
-def test_a_queue_that_is_deleted_in_mid_job_comes_back_with_its_messages(
-    on: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "QUIET", 0.5)
-    job = on.submit("noted", *({"number": n, "seconds": 0.01} for n in range(1000)))
-    assert wait_until(lambda: job.status()["succeeded"] >= 200, TIMEOUT)
-    with on.channel() as channel:
-        channel.queue_delete("default")
-    # The sweep of this test looks every moment; the worker's would every ten seconds.
-    sweep = Sweep(on.broker.recorder.pool, lambda _: 0)  # type: ignore[attr-defined]
-
-    def done() -> bool:
-        sweep._searched = 0.0
-        sweep.round(on.conn)
-        return bool(job.status()["state"] == "completed")
-
-    assert wait_until(done, TIMEOUT, pause=1.0), job.status()
-    assert job.status()["succeeded"] == 1000
 
 
 class Delivered:
