@@ -26,7 +26,8 @@ def the_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The PostgreSQL that faults happen to."""
     users = [NOBODY] if os.geteuid() == 0 else []
     folder = tmp_path_factory.mktemp("faulty-postgres")
-    with postgres(folder, settings=TEST_SETTINGS, users=users, programs=postgres_programs()) as server:
+    settings = {**TEST_SETTINGS, "autovacuum_naptime": "5s"}
+    with postgres(folder, settings=settings, users=users, programs=postgres_programs()) as server:
         yield server
 
 

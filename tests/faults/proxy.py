@@ -110,7 +110,11 @@ def _connect(target: Address) -> socket.socket:
     if isinstance(target, tuple):
         return socket.create_connection(target, timeout=10)
     server = socket.socket(socket.AF_UNIX)
-    server.connect(target)
+    try:
+        server.connect(target)
+    except OSError:
+        server.close()
+        raise
     return server
 
 

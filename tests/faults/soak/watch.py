@@ -1,0 +1,95 @@
+"""Watches a soak: how far all jobs are, whether their parts add up, and what the workers' processes use."""
+
+import os
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from callboard.sql import reads
+from callboard.sql.pool import connect
+from callboard.sql.states import ITEM_STATES
+from tests.faults.scene import Scene
+from tests.faults.soak.verdict import Sample
+from tests.faults.witness import FINAL
+
+PAUSE = 0.1
+#: Seconds between two samples of what processes use.
+SAMPLE = 2.0
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Watch:
+    """A thread with a connection of its own; a database that is away is simply asked again."""
+
+    def __init__(self, on: Scene) -> None:
+        self.on = on
+        self.open = 0
+        self.progress: list[tuple[float, int]] = []  # when the number of final items grew, and to what
+        self.wrong: list[dict[str, Any]] = []
+        self.samples: dict[int, list[Sample]] = defaultdict(list)
+        self.readings = 0
+        self._last: dict[int, dict[str, int]] = {}
+        self._sampled = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(30)
+
+    def recovered(self, since: float) -> float:
+        """Seconds from a moment to the next progress; what has not come yet counts as until now."""
+        return next((at for at, _ in self.progress if at > since), time.monotonic()) - since
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with connect(self.on.direct_url) as conn:
+                    while not self._stopping.wait(PAUSE):
+                        self._read(reads.run(conn, reads.jobs(limit=100))[0])
+                        self._sample(time.monotonic())
+            except psycopg.Error:
+                self._stopping.wait(PAUSE)
+
+    def _read(self, jobs: list[dict[str, Any]]) -> None:
+        self.readings += 1
+        for job in jobs:
+            before = self._last.get(job["id"], dict.fromkeys(FINAL, 0))
+            parts = [job[state] for state in ITEM_STATES]
+            if sum(parts) != job["total"] or min(parts) < 0 or any(job[s] < before[s] for s in FINAL):
+                self.wrong.append({**job, "before": before})
+            self._last[job["id"]] = {state: job[state] for state in FINAL}
+        self.open = sum(job["total"] - sum(job[state] for state in FINAL) for job in jobs)
+        final = sum(sum(counts.values()) for counts in self._last.values())
+        if not self.progress or final > self.progress[-1][1]:
+            self.progress.append((time.monotonic(), final))
+
+    def _sample(self, now: float) -> None:
+        if now - self._sampled < SAMPLE:
+            return
+        self._sampled = now
+        for worker in self.on.workers:
+            if not worker.process.running():
+                continue
+            for pid in (worker.pid, *worker.children()):
+                if (found := use(pid, now)) is not None:
+                    self.samples[pid].append(found)
+
+
+def use(pid: int, now: float) -> Sample | None:
+    """What a process uses (Linux); None when it is gone."""
+    place = Path(f"/proc/{pid}")
+    try:
+        resident = int((place / "statm").read_text().split()[1]) * PAGE
+        threads, files = (len(list((place / name).iterdir())) for name in ("task", "fd"))
+    except OSError:
+        return None
+    return Sample(pid, now, resident / 2**20, threads, files)

@@ -1,0 +1,46 @@
+"""A short soak: all kinds of faults once, one after another, while jobs of all kinds go on."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.points import HURRY
+from tests.faults.proxy import Proxy
+from tests.faults.scene import Scene
+from tests.faults.soak.load import MODULE
+from tests.faults.soak.plan import KINDS, plan
+from tests.faults.soak.run import Soak, proxies
+
+SEED = 20261124
+#: Faults follow each other as fast as they can be done; workers are missed after some seconds.
+LENGTH, GAP, STILL, LIMIT = 17.0, (0.7, 1.4), (1.0, 6.0), "4"
+
+
+@pytest.fixture
+def direct_amqp_url(vhost: str) -> str:
+    return vhost
+
+
+@pytest.fixture
+def by(worker_database_url: str, environment: dict[str, str]) -> Iterator[tuple[Proxy, Proxy]]:
+    """Proxies before both services; what is started in this test goes by them."""
+    with proxies(environment) as (changed, database, broker):
+        environment.update(changed)
+        yield database, broker
+
+
+def test_every_kind_of_fault_in_half_a_minute(
+    direct_amqp_url: str, by: tuple[Proxy, Proxy], on: Scene
+) -> None:
+    faults = plan(SEED, LENGTH, gap=GAP, still=STILL)
+    assert {fault.kind for fault in faults} == set(KINDS)
+    soak = Soak(
+        on, direct_amqp_url, *by, SEED, faults, LENGTH, print, {HURRY: LIMIT}, (MODULE, "tests.faults.points")
+    )
+    print("\n".join(fault.line() for fault in faults))
+    verdict = soak.run()
+    print("\n".join(verdict.table()))
+    assert verdict.problems() == []
+    # Whom a fault finds on its feet is a matter of chance, but hardly any finds nobody.
+    assert sum(1 for kind in KINDS if verdict.done[kind]) >= len(KINDS) - 2
+    assert verdict.account.items > 1_000
