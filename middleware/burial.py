@@ -4,7 +4,11 @@ import logging
 import time
 from collections.abc import Sequence
 
+import psycopg
+
+from callboard.middleware.drift import mend
 from callboard.sql import writes
+from callboard.sql.errors import drifted
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Event, Failure, Retry
 
@@ -17,6 +21,16 @@ def bury(conn: Conn, worker: int) -> int:
     The death is charged to the item in hand that had crashed before, if there is one, else to each once: neighbours of
     a poison item must not pay for it. Charged `MAX_CRASHES` times an item is failed.
     """
+    try:
+        return _bury(conn, worker)
+    except psycopg.errors.CheckViolation as error:
+        if not drifted(error):
+            raise
+    mend(conn, [job for job, *_ in writes.held_by(conn, worker)])
+    return _bury(conn, worker)
+
+
+def _bury(conn: Conn, worker: int) -> int:
     with conn.transaction():
         if not writes.declare_dead(conn, worker):
             return 0

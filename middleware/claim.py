@@ -10,9 +10,9 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.burial import bury
 from callboard.middleware.complaint import complaints
-from callboard.middleware.journal import REFUSED
 from callboard.middleware.stamp import Stamp
 from callboard.sql import writes
+from callboard.sql.errors import REFUSED
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Claim
 

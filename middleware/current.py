@@ -9,6 +9,10 @@ import dramatiq
 from dramatiq.middleware import SkipMessage
 
 from callboard.middleware.attempt import Attempt, current_attempt
+from callboard.middleware.outcome import clean
+
+#: Characters kept of a step.
+STEP_LIMIT = 500
 
 
 class Skip(SkipMessage):
@@ -46,7 +50,7 @@ def step(text: str) -> None:
     """Say what the item in hand is being done now; seen within a second, on the item and on its job. Costs nothing:
     only the last text of a tenth of a second is written. Raises NotInAnItem outside a tracked actor.
     """
-    _attempt("step()").step = str(text)[:500].replace("\x00", "")
+    _attempt("step()").step = clean(str(text), STEP_LIMIT)
 
 
 def send_now(message: Any) -> Any:

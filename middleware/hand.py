@@ -11,10 +11,11 @@ from dramatiq.broker import MessageProxy
 from callboard.middleware import stamp
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.claim import Failed, Stopping
-from callboard.middleware.journal import REFUSED, Entry
+from callboard.middleware.journal import Entry
 from callboard.middleware.outcome import Outcome
 from callboard.middleware.stamp import Stamp
 from callboard.middleware.turns import Turn, Turns, turn_of
+from callboard.sql.errors import REFUSED
 from callboard.sql.rows import Claim, Control, Event
 
 log = logging.getLogger("callboard.tracking")

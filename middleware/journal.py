@@ -9,20 +9,26 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.complaint import complaints
+from callboard.middleware.drift import mend
 from callboard.middleware.hang import Hangs
 from callboard.middleware.outcome import describe
 from callboard.sql import writes
+from callboard.sql.errors import PASSING, REFUSED, drifted
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
 
 log = logging.getLogger("callboard.journal")
+
+T = TypeVar("T")
 _complain = complaints(log, "the database can't be written to, trying on; nothing is lost: %s")
+_alarm = complaints(log, "the database does not let anything be recorded, trying on; nothing is lost: %s")
 _blind = complaints(log, "what hangs can't be looked at: %s")
 
 #: Seconds for which events gather; a flush does not wait them out when nothing more can come.
@@ -36,18 +42,6 @@ LOOK = 0.10
 #: Tries in a row that may end with an error nobody thought of, and the seconds between two.
 TRIES = 4
 REST = 0.25
-
-#: The data is to blame, not the database: SQLSTATE classes 22, 23 and 54, or a value that can't be sent.
-REFUSED = (
-    psycopg.DataError,
-    psycopg.IntegrityError,
-    psycopg.errors.ProgramLimitExceeded,
-    psycopg.NotSupportedError,
-    ValueError,
-    TypeError,
-)
-#: The database is away or busy: the same again, and it may pass.
-PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
 
 class Uncertain(psycopg.OperationalError):
@@ -230,10 +224,8 @@ class Journal:
             if entry.attempt.running:
                 entry.event.ran = True  # reported while it ended
         try:
-            controls = self._insist(
-                lambda conn: writes.record(conn, [e.event for e in entries], time.monotonic())
-            )
-        except Exception as error:  # noqa: BLE001 — what waiting mends has been waited for
+            controls = self._write([e.event for e in entries])
+        except REFUSED as error:
             if len(entries) > 1:
                 middle = len(entries) // 2
                 self._record(entries[:middle])
@@ -247,14 +239,15 @@ class Journal:
 
     def _record_refusal(self, entry: Entry, error: BaseException) -> None:
         log.error("item %s/%s can't be recorded as it ended: %s", *entry.attempt.key, error)
-        failure = replace(describe(error), traceback="")
+        found = describe(error)
+        failure = replace(found, message=f"it can't be recorded as it ended: {found.message}", traceback="")
         refused = replace(
             entry.event, state="failed", failure=failure, retry=None, result=None, children=(), crashed=False
         )
         entry.event, entry.dead_letter = refused, True
         try:
-            self.controlled(self._insist(lambda conn: writes.record(conn, [refused], time.monotonic())))
-        except Exception:
+            self.controlled(self._write([refused]))
+        except REFUSED:
             # Its message stays unacknowledged, so it is not lost: it is delivered again when this worker ends.
             log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
             if entry.recorded is not None:
@@ -262,7 +255,17 @@ class Journal:
             return
         self.settled([entry])
 
-    def _insist(self, write: Callable[[Conn], list[Control]]) -> list[Control]:
+    def _write(self, events: Sequence[Event]) -> list[Control]:
+        """Raises what the data is to blame for. Counters that drifted are no event's fault: they are mended first."""
+        try:
+            return self._insist(lambda conn: writes.record(conn, events, time.monotonic()))
+        except psycopg.errors.CheckViolation as error:
+            if not drifted(error):
+                raise
+        self._insist(lambda conn: mend(conn, [event.job for event in events]))
+        return self._insist(lambda conn: writes.record(conn, events, time.monotonic()))
+
+    def _insist(self, write: Callable[[Conn], T]) -> T:
         """Write, and while the database is away go on trying: what waits here is not acknowledged, so nothing is lost.
 
         An uncertain COMMIT is harmless: the same flush again changes nothing. Raises what the data is to blame for.
@@ -275,7 +278,7 @@ class Journal:
             except REFUSED:
                 raise
             except (psycopg.Error, PoolTimeout) as error:
-                _complain(error)
+                (_complain if isinstance(error, PASSING) else _alarm)(error)
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
 

@@ -1,5 +1,6 @@
 """What an attempt's end means. Pure: everything it needs is in the `Ending`."""
 
+import math
 import os
 import traceback
 from pathlib import Path
@@ -71,19 +72,31 @@ def decide(ending: Ending) -> Outcome:
 def _with_result(result: Any) -> Outcome:
     try:
         return Outcome("succeeded", result=encode_result(result))
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001 — it is the actor's own object that is looked at
         return Outcome("failed", describe(ResultNotStored(f"its result can't be stored: {error}")))
 
 
 def encode_result(result: Any) -> str:
     """A return value as JSON text; raises TypeError for what has no JSON form, ResultNotStored over the limit."""
     text = msgspec.json.encode(result)
+    if b"null" in text:
+        _refuse_infinite(msgspec.to_builtins(result))
     limit = int(os.environ.get("CALLBOARD_RESULT_LIMIT", RESULT_LIMIT))
     if len(text) > limit:
         raise ResultNotStored(
             f"{len(text):,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)"
         )
     return text.decode()
+
+
+def _refuse_infinite(value: Any) -> None:
+    """Of what JSON has no number for, msgspec makes a null: another result than the actor gave."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ResultNotStored(f"{value} is no number in JSON")
+    for part in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    ):
+        _refuse_infinite(part)
 
 
 def describe(error: BaseException | None) -> Failure:

@@ -2,17 +2,35 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from callboard.sql.errors import AMISS
+
 Conn: TypeAlias = Connection[tuple[Any, ...]]
-Pool: TypeAlias = ConnectionPool[Conn]
 AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
 AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
+
+
+class Pool(ConnectionPool[Conn]):
+    """Connections of this process. One on which something was amiss is not lent again: after a failover it may lead to
+    a server that only reads, after a migration it may hold statements of before.
+    """
+
+    @contextmanager
+    def connection(self, timeout: float | None = None) -> Iterator[Conn]:
+        """Lend one for a block; raises PoolTimeout."""
+        with super().connection(timeout) as conn:
+            try:
+                yield conn
+            except AMISS:
+                conn.close()
+                raise
 
 
 class NotConfigured(RuntimeError):
@@ -67,7 +85,7 @@ def connect(url: str) -> Conn:
 
 def make_pool(url: str, *, size: int) -> Pool:
     """A pool of at most `size` connections, opened in the background: no database yet is no error yet."""
-    return ConnectionPool(
+    return Pool(
         url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=True, name="callboard",
         reconnect_timeout=60, check=None,
     )  # fmt: skip

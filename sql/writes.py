@@ -239,6 +239,11 @@ def earlier_items(conn: Conn, keys: Sequence[tuple[str, str]]) -> dict[str, tupl
     return {row[0]: (row[1], row[2]) for row in conn.execute(statement("earlier_items"), parameters)}
 
 
+def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:
+    """Count anew what these jobs say of their items; they are locked."""
+    conn.execute(statement("recount_jobs"), (list(jobs),))
+
+
 def add_items(
     conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool
 ) -> dict[tuple[int, int], int]:

@@ -235,3 +235,16 @@ def test_an_endless_chain_of_causes_is_described() -> None:
 
 def test_an_error_that_was_never_raised_has_no_place() -> None:
     assert describe(ValueError("no")).place == ""
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("within", [lambda n: n, lambda n: [1, n], lambda n: {"a": {"b": (n,)}}])
+def test_a_number_that_json_does_not_have_is_not_made_a_null(number: float, within: Any) -> None:
+    found = decide(Ending(returned=True, result=within(number)))
+    assert found.state == "failed"
+    assert found.failure is not None
+    assert found.failure.message == f"its result can't be stored: {number} is no number in JSON"
+
+
+def test_a_null_stays_one() -> None:
+    assert decide(Ending(returned=True, result={"a": None})).result == '{"a":null}'

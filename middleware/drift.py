@@ -1,0 +1,23 @@
+"""Counters that don't fit their rows: it can't be, and if it is, it is mended and said, and never in anybody's way."""
+
+import logging
+from collections.abc import Iterable
+
+from callboard.sql import reads, writes
+from callboard.sql.pool import Conn
+
+log = logging.getLogger("callboard.journal")
+
+
+def mend(conn: Conn, jobs: Iterable[int]) -> None:
+    """Recount these jobs, and raise an alarm for each that had drifted."""
+    numbers = sorted(set(jobs))
+    with conn.transaction():
+        writes.lock_jobs(conn, numbers)
+        for number in numbers:
+            for found in reads.run(conn, reads.verify(number))["drift"]:
+                log.critical(
+                    "job %d said that %s is %d, and counted it is %d; it is mended. Please report this",
+                    number, found["check"], found["stored"], found["counted"],
+                )  # fmt: skip
+        writes.recount_jobs(conn, numbers)

@@ -1,0 +1,50 @@
+"""Data that a database chokes on, from a real worker: each item ends with a clear word, and nobody waits for it."""
+
+from typing import Any
+
+from callboard.sql import reads
+from callboard.sql.pool import connect
+from tests.faults.scene import ACTORS, Scene
+
+SAID = {
+    "half": "its result can't be stored",
+    "nan": "its result can't be stored: nan is no number in JSON",
+    "infinite": "its result can't be stored: -inf is no number in JSON",
+    "huge": "its result can't be stored: 300,002 bytes as JSON, and 262,144 are allowed (CALLBOARD_RESULT_LIMIT)",
+    "object": "its result can't be stored: Encoding objects of type object is unsupported",
+    "deep": "its result can't be stored: ",
+    "odd error": "a\\x00b\\ud800",
+    "huge error": "yyyy",
+    "mute error": "its text can't be had",
+    "far retry": "out of range",
+    "child": "it can't be recorded as it ended: 'utf-8' codec can't encode character",
+    "skip": "a\\x00b\\ud800",
+}
+KINDS = [*SAID, "nul", "step"]
+
+
+def attempts(on: Scene, job: int, item: int) -> list[dict[str, Any]]:
+    """What is told of an item's attempts."""
+    with connect(on.direct_url) as conn:
+        return reads.run(conn, reads.attempts(job, item))
+
+
+def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(on: Scene) -> None:
+    worker = on.worker(modules=(ACTORS, "tests.faults.oddities"))
+    kinds = [kind for kind in KINDS for kind in (kind, *["plain"] * 9)] * 2
+    job = on.submit("odd", kinds)
+    with on.witness(job) as witness:
+        failed = [n for n, kind in enumerate(kinds) if kind in SAID and kind != "skip"]
+        on.prove(job, total=len(kinds), failed=len(failed), skipped=2, witness=witness)
+    for n, kind in enumerate(kinds):
+        if kind in SAID:
+            assert SAID[kind] in attempts(on, job.id, n)[-1]["message"], kind
+    for text in ("can't go on", "can't be recorded at all", "Unexpected failure in"):
+        assert text not in worker.output
+    assert worker.process.running()
+
+
+def test_the_limit_of_results_is_set_by_a_variable(on: Scene) -> None:
+    on.worker(modules=(ACTORS, "tests.faults.oddities"), env={"CALLBOARD_RESULT_LIMIT": "400000"})
+    job = on.submit("odd", ["huge"])
+    on.prove(job, total=1)
