@@ -6,11 +6,12 @@ stays a plain function that may raise `Skip`, call `step`, and look at `current`
 
 from callboard.middleware.broker import install
 from callboard.middleware.current import NotInAnItem, Skip, current, send_now, step
-from callboard.middleware.job import Job, NoSuchJob, NotTracked, aget, get, job
+from callboard.middleware.job import Job, NotTracked, aget, get, job
 from callboard.middleware.ledger import JobClosed
 from callboard.middleware.rabbitmq import RabbitmqBroker
 from callboard.middleware.send import NotStored
 from callboard.middleware.submit import BadItem, SubmittedElsewhere, UnknownActor, asubmit, submit
+from callboard.sql.controls import NoSuchJob, NotPossible
 from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import NotConfigured
 
@@ -21,6 +22,7 @@ __all__ = [
     "NoSuchJob",
     "NotConfigured",
     "NotInAnItem",
+    "NotPossible",
     "NotStored",
     "NotTracked",
     "RabbitmqBroker",

@@ -8,7 +8,6 @@ from threading import get_ident
 from typing import Any
 
 from callboard.sql.rows import Control, NewItem, Retry
-from callboard.sql.states import JOB_FINAL
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +48,7 @@ class Attempt:
     def cancelled(self) -> bool:
         """Whether its job was stopped meanwhile."""
         control = self.controls.get(self.job)
-        return control is not None and control.state in JOB_FINAL
+        return control is not None and control.over
 
 
 #: The attempt that this thread (or the task an async actor runs in) has in hand.

@@ -25,8 +25,9 @@ class Hand:
     """The attempts of this process, by item.
 
     `adopt` records a message that has no stamp, and tells whether it was on record; `claim` asks for an item whose
-    message may be a second copy, `give_back` takes that back; `note` is the journal's. `defers`: the consumer
-    acknowledges after the commit by itself, so that no worker thread needs to wait for it. `stopping`: nobody waits.
+    message may be a second copy, `give_back` takes that back; `note` is the journal's; `park` keeps what a paused job
+    must not start. `defers`: the consumer acknowledges after the commit by itself, so that no worker thread needs to
+    wait for it. `stopping`: nobody waits.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Hand:
         claim: Callable[[Stamp], Claim | None],
         give_back: Callable[[Stamp], None],
         note: Callable[[Entry], None],
+        park: Callable[[Attempt], None],
         defers: bool,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -43,6 +45,7 @@ class Hand:
         self._claim = claim
         self._give_back = give_back
         self._note = note
+        self._park = park
         self._defers = defers
         self._lock = threading.Lock()
         self._turns = Turns(stopping)
@@ -75,13 +78,31 @@ class Hand:
             suspect = suspect or known
         attempt = Attempt(mark.job, mark.item, mark.attempt, [message], self._controls)
         twin = self._attempts.get(attempt.key)
-        if (twin is not None and self._join(twin, attempt)) or attempt.cancelled:
+        if (twin is not None and self._join(twin, attempt)) or self._held_back(mark, attempt):
             return None
         if suspect or mark.suspect or twin is not None or self._outdated(mark):
             return attempt if self._may_run(mark, attempt) else None
         self._turns.enter(attempt)
+        if self._held_back(mark, attempt):  # it may have waited
+            self._turns.leave(attempt)
+            return None
         self._begin(attempt)
         return attempt
+
+    def _held_back(self, mark: Stamp, attempt: Attempt) -> bool:
+        """Whether its job was stopped, so that its message goes, or paused, so that it is kept for later.
+
+        A message newer than what was heard of its job was sent because the job goes on.
+        """
+        control = self._controls.get(mark.job)
+        if control is None or control.epoch < mark.epoch:
+            return False
+        if control.state == "paused" and not control.stopping:
+            for message in attempt.deliveries:
+                message.deferred = self._defers
+            self._park(attempt)
+            return True
+        return control.over
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.started = time.monotonic()  # it may have waited
@@ -123,6 +144,9 @@ class Hand:
                 self._give_back(mark)
                 self._turns.enter(attempt, turn)
                 claim = self._claim(mark)
+            if claim is not None and self._held_back(mark, attempt):
+                claim = None
+                self._give_back(mark)
         finally:
             if claim is None:
                 self._turns.leave(attempt)
@@ -184,6 +208,8 @@ class Hand:
         return list(self._attempts)
 
     def heed(self, controls: Iterable[Control]) -> None:
-        """Take what jobs say; from the next message on it holds."""
+        """Take what jobs say; from the next message on it holds. What was said before may arrive after it."""
         for control in controls:
-            self._controls[control.job] = control
+            known = self._controls.get(control.job)
+            if known is None or known.epoch <= control.epoch:
+                self._controls[control.job] = control

@@ -1,9 +1,13 @@
 """A job as its owner holds it, and the block that puts plain sends into one."""
 
 import asyncio
+import getpass
+import os
+import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import dramatiq
@@ -11,7 +15,9 @@ import dramatiq
 from callboard.middleware.recorder import Recorder
 from callboard.middleware.send import current_job
 from callboard.middleware.tracking import tracking_of
-from callboard.sql import reads, writes
+from callboard.sql import controls, reads, writes
+from callboard.sql.controls import By, Choice, NoSuchJob
+from callboard.sql.pool import Conn
 from callboard.sql.reads import Query
 from callboard.sql.states import JOB_FINAL
 
@@ -20,10 +26,6 @@ T = TypeVar("T")
 
 class NotTracked(RuntimeError):
     """The broker knows nothing of Callboard."""
-
-
-class NoSuchJob(LookupError):
-    """There is no job with this id."""
 
 
 class Job:
@@ -85,9 +87,76 @@ class Job:
             seen = status
             await asyncio.sleep(0.25)
 
+    # Control ---------------------------------------------------------------------------------------------------------
+
+    def cancel(self, reason: str | None = None) -> dict[str, Any]:
+        """Start nothing more of it: within a second nothing starts, and it is `cancelled` when what is in hand ended.
+
+        Returns its status, as `pause` and `resume` do; raises NotPossible when it ended otherwise.
+        """
+        self._tell(lambda conn: controls.cancel(conn, self.id, acting("python"), reason=reason))
+        return self.status()
+
+    def pause(self) -> dict[str, Any]:
+        """Start nothing more of it until it is resumed; raises NotPossible when it is over."""
+        self._tell(lambda conn: controls.pause(conn, self.id, acting("python")))
+        return self.status()
+
+    def resume(self) -> dict[str, Any]:
+        """Go on with it after a pause; raises NotPossible when it is over."""
+        self._tell(lambda conn: controls.resume(conn, self.id, acting("python")))
+        return self.status()
+
+    def retry(
+        self,
+        states: Sequence[str] | None = None,
+        *,
+        items: Sequence[int] | None = None,
+        error_type: str | None = None,
+    ) -> int:
+        """Give items that ended without success another attempt; a job that is over is open again. Returns how many.
+
+        All that failed, or those in `states` (failed, skipped, cancelled), of these numbers, of this type of error.
+        Raises ValueError for what can't be chosen, NotPossible while the job is being stopped.
+        """
+        choice = Choice(states, items, error_type)
+        return self._tell(lambda conn: controls.retry(conn, self.id, acting("python"), choice))
+
+    async def acancel(self, reason: str | None = None) -> dict[str, Any]:
+        """As `cancel`."""
+        return await asyncio.to_thread(self.cancel, reason)
+
+    async def apause(self) -> dict[str, Any]:
+        """As `pause`."""
+        return await asyncio.to_thread(self.pause)
+
+    async def aresume(self) -> dict[str, Any]:
+        """As `resume`."""
+        return await asyncio.to_thread(self.resume)
+
+    async def aretry(self, states: Sequence[str] | None = None, **chosen: Any) -> int:
+        """As `retry`."""
+        return await asyncio.to_thread(partial(self.retry, states, **chosen))
+
+    def actions(self) -> list[dict[str, Any]]:
+        """Who did what to it, the latest first: `action`, `who`, `via`, `detail`, `done_at`."""
+        return self._ask(reads.actions(self.id))[0]
+
+    def _tell(self, say: Callable[[Conn], T]) -> T:
+        return self._recorder.write(say)
+
     def _ask(self, query: Query[T]) -> T:
         with self._recorder.pool.connection() as conn:
             return reads.run(conn, query)
+
+
+def acting(via: str) -> By:
+    """Who runs this process, acting `via` Python or the command line."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = str(os.getuid())
+    return By(via, f"{user}@{socket.gethostname()}")
 
 
 def get(number: int) -> Job:

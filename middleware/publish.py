@@ -152,7 +152,7 @@ class Publisher:
         worked = bool(handed) and self._send_outbox(handed)
         with self.pool.connection() as conn:
             for job in jobs:
-                worked |= bool(self._bulk(conn, job))
+                worked |= bool(self._bulk(conn, job, []))
             if self._looking and not self._closing:
                 due = writes.claim_outbox(conn, OUTBOX_BATCH)
                 worked |= bool(due) and self._send_outbox(due, conn)
@@ -161,7 +161,8 @@ class Publisher:
 
     def _next_bulk(self, conn: Conn) -> bool:
         """The next job in turn whose queue has room; one that is full must not hold up the jobs of others."""
-        while (sent := self._bulk(conn, None)) is False:
+        passed: list[int] = []
+        while (sent := self._bulk(conn, None, passed)) is False:
             continue
         return bool(sent)
 
@@ -189,31 +190,47 @@ class Publisher:
 
     # The bulk range --------------------------------------------------------------------------------------------------
 
-    def _bulk(self, conn: Conn, job: int | None) -> bool | None:
+    def _bulk(self, conn: Conn, job: int | None, passed: list[int]) -> bool | None:
         """Claim a job (the next in turn, or this one), publish as much of it as there is room for, give it back.
 
-        False when its queue is full, None when there is no such job.
+        False when its queue is full, and it is `passed` over then; None when there is no such job.
         """
         now = time.monotonic()
         full = [queue for queue, level in self._levels.items() if level.full_until > now]
-        claim = writes.claim_bulk(conn, full=full, job=job)
+        claim = writes.claim_bulk(conn, full=full, passed=passed, job=job)
         if claim is None:
             return None
-        watermark = claim.watermark
         try:
             room = self._room(claim.queue)
-            end = min(claim.total, watermark + min(room, 2 * writes.WINDOW))
-            while watermark < end:
-                stop = min(end, watermark + writes.WINDOW)
-                if not self._stretch(conn, claim, watermark, stop, keep=stop < end):
-                    return True
-                watermark = stop
+            again = self._redo(conn, claim, room)
+            reached = self._range(conn, claim, room - again)
         except Unreachable:
-            writes.publish_bulk(conn, claim, watermark=watermark, published=0, keep=False)
+            writes.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
             raise
-        if watermark == claim.watermark:
-            writes.publish_bulk(conn, claim, watermark=watermark, published=0, keep=False)
-        return watermark > claim.watermark
+        if reached == claim.watermark:
+            writes.publish_bulk(conn, claim, watermark=reached, published=0, keep=False)
+        if again or reached > claim.watermark:
+            return True
+        passed.append(claim.job)
+        return False
+
+    def _redo(self, conn: Conn, claim: BulkClaim, room: int) -> int:
+        """Publish messages that wait in the outbox for the job's turn; how many."""
+        batch = writes.claim_redo(conn, claim, min(room, writes.WINDOW)) if claim.redo and room else []
+        if batch:
+            self._send_outbox(batch, conn)
+        return len(batch)
+
+    def _range(self, conn: Conn, claim: BulkClaim, room: int) -> int:
+        """Publish from the bulk range as much as there is room for; returns the watermark that was reached."""
+        watermark = claim.watermark
+        end = min(claim.total, watermark + min(room, 2 * writes.WINDOW))
+        while watermark < end:
+            stop = min(end, watermark + writes.WINDOW)
+            if not self._stretch(conn, claim, watermark, stop, keep=stop < end):
+                return stop
+            watermark = stop
+        return watermark
 
     def _stretch(self, conn: Conn, claim: BulkClaim, start: int, stop: int, *, keep: bool) -> bool:
         """Publish the bulk items of one stretch and move the watermark; False when the claim was taken over."""

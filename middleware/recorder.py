@@ -21,6 +21,7 @@ from callboard.middleware.hand import Hand
 from callboard.middleware.journal import Entry, Journal
 from callboard.middleware.ledger import Ledger
 from callboard.middleware.link import Link
+from callboard.middleware.parking import Parking
 from callboard.middleware.publish import Publisher, fixed_depth
 from callboard.middleware.send import new_item, send
 from callboard.middleware.stamp import Stamp
@@ -82,11 +83,13 @@ class Recorder:
         self._broken = False
         self.submitting = Submitting(self.write)
         self.stopping = False
+        self._parking = Parking(lambda: self.pool, defers=self._defers, stopping=lambda: self.stopping)
         self.hand = Hand(
             adopt=self._adopt,
             claim=lambda mark: patiently(lambda: self._claim(mark), lambda: self.stopping),
             give_back=lambda mark: patiently(lambda: self._give_back(mark), lambda: self.stopping),
             note=self._note,
+            park=self._parking.park,
             defers=self._defers,
             stopping=lambda: self.stopping,
         )

@@ -101,6 +101,7 @@ class Sweep:
                 log.warning("job %d is stopped: its submission broke off", job)
         for job in writes.sealable_jobs(conn):
             writes.seal_job(conn, job)
+        writes.close_stopped(conn)
         for job in writes.close_jobs(conn):
             log.error("job %d was done and not closed; it is now. Please report this", job)
         now = time.monotonic()

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,19 +12,22 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.sql import writes
-from callboard.sql.pool import Pool
+from callboard.sql.pool import Conn, Pool
 from callboard.sql.rows import Control, WorkerInfo
 
 log = logging.getLogger("callboard.worker")
 
-#: Seconds between two heartbeats.
+#: Seconds between two heartbeats, and between two looks at what jobs were told.
 BEAT = 2.0
+ASK = 0.5
+#: Seconds of what jobs were told that are asked for: what is committed late is heard all the same.
+WITHIN = 20.0
 
 
 @dataclass(slots=True)
 class Worker:
     """The row of this process in `workers`. `holds` tells what the process has in hand or prefetched, as (job, item);
-    `controlled` takes what the jobs of those items say; `trouble` tells what keeps it from its broker.
+    `controlled` takes what jobs are told; `trouble` tells what keeps it from its broker.
     """
 
     pool: Pool
@@ -32,6 +36,7 @@ class Worker:
     controlled: Callable[[Iterable[Control]], None]
     trouble: Callable[[], str | None]
     id: int = 0
+    _heard: float = -WITHIN
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -41,6 +46,7 @@ class Worker:
         info = WorkerInfo(socket.gethostname(), os.getpid(), self.threads, release, actors)
         with self.pool.connection() as conn:
             self.id = writes.register_worker(conn, info)
+            self._listen(conn)  # before a message of a stopped job can arrive
         self._thread = threading.Thread(target=self._run, name="callboard-heartbeat", daemon=True)
         self._thread.start()
         return self.id
@@ -57,23 +63,24 @@ class Worker:
             log.warning("could not say goodbye to the database: %s", str(error).strip())
 
     def _run(self) -> None:
-        while not self._stopping.wait(BEAT / 2):
+        beaten = time.monotonic()
+        while not self._stopping.wait(min(ASK, BEAT / 2)):
             try:
-                self._beat()
-                if self._stopping.wait(BEAT / 2):
-                    return
-                self._listen()
+                with self.pool.connection() as conn:
+                    if time.monotonic() - beaten >= BEAT:
+                        writes.beat(conn, self.id, self.holds(), self.trouble())
+                        beaten = time.monotonic()
+                    self._listen(conn)
             except (psycopg.Error, PoolTimeout):
                 log.debug("no heartbeat: the database is away", exc_info=True)
             except Exception:
                 log.exception("the heartbeat met an error it doesn't know; it goes on")
 
-    def _beat(self) -> None:
-        with self.pool.connection() as conn:
-            writes.beat(conn, self.id, self.holds(), self.trouble())
-
-    def _listen(self) -> None:
-        jobs = {job for job, _ in self.holds()}
-        if jobs:
-            with self.pool.connection() as conn:
-                self.controlled(writes.job_controls(conn, jobs))
+    def _listen(self, conn: Conn) -> None:
+        """Hear what jobs were told, all of it after a silence; and close those that have nothing in hand any more."""
+        now = time.monotonic()
+        controls = writes.job_controls(conn, WITHIN if now - self._heard < WITHIN / 2 else None)
+        self._heard = now
+        self.controlled(controls)
+        if any(control.stopping for control in controls):
+            writes.close_stopped(conn)

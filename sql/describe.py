@@ -20,7 +20,7 @@ def job(row: Stored) -> dict[str, Any]:
     rate = _rate(row)
     parts = counts(row)
     standstill = stalled(row, parts)
-    same = ("id", "name", "key", "tenant", "actor", "state", "reason", "sealed", "total")
+    same = ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason", "sealed", "total")
     return {
         **{name: row[name] for name in same},
         **parts,
@@ -43,32 +43,28 @@ def job(row: Stored) -> dict[str, Any]:
 def counts(row: Stored) -> dict[str, int]:
     """How many items are in each described state, in the order of an item's life; they add up to `total`.
 
-    Only the final ones and `retrying` are stored; the rest is what is left, so no reading can be off by one.
+    Only the final ones and `retrying` are stored; the rest is what is left, so no reading can be off by one. Of a job
+    that is stopped, or being stopped, everything is cancelled that has neither ended nor is in hand.
     """
-    final = _final(row)
     settled = {name: row[name] for name in ("succeeded", "failed", "skipped")}
-    if row["state"] in JOB_FINAL:
-        return {
-            "pending": 0,
-            "queued": 0,
-            "running": 0,
-            "retrying": 0,
-            **settled,
-            "cancelled": row["total"] - final,
-        }
-    waiting = row["total"] - final - row["retrying"]
-    pending = min(waiting, row["total"] - row["published"])
+    if row["state"] in JOB_FINAL or row["stopping"]:
+        left = row["total"] - _final(row)
+        running = min(left, row["in_hand"]) if row["stopping"] else 0
+        still = {"pending": 0, "queued": 0, "running": running, "retrying": 0}
+        return {**still, **settled, "cancelled": left - running}
+    waiting = row["total"] - _final(row) - row["cancelled"] - row["retrying"]
+    pending = min(waiting, row["total"] - row["published"] + row["redo"])
     running = min(waiting - pending, row["in_hand"])
     queued = waiting - pending - running
     moving = {"pending": pending, "queued": queued, "running": running, "retrying": row["retrying"]}
-    return {**moving, **settled, "cancelled": 0}
+    return {**moving, **settled, "cancelled": row["cancelled"]}
 
 
 def progress(row: Stored) -> float:
-    """The share of the items that is final, 0 to 1; a completed job without items is done."""
+    """The share of the items that the job is done with, 0 to 1; a completed job without items is done."""
     if not row["total"]:
         return 1.0 if row["state"] == "completed" else 0.0
-    return float(_final(row) / row["total"])
+    return float((_final(row) + row["cancelled"]) / row["total"])
 
 
 def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
@@ -160,7 +156,9 @@ def _eta(row: Stored, rate: float | None) -> datetime | None:
     if row["state"] != "running" or not row["sealed"] or not rate:
         return None
     try:
-        done: datetime = row["read_at"] + timedelta(seconds=(row["total"] - _final(row)) / rate)
+        done: datetime = row["read_at"] + timedelta(
+            seconds=(row["total"] - _final(row) - row["cancelled"]) / rate
+        )
     except OverflowError:
         return None
     return done

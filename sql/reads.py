@@ -98,6 +98,13 @@ def errors(number: int) -> Query[list[dict[str, Any]]]:
     return Query(statement("job_errors"), parameters, details.timed("first_at", "last_at"))
 
 
+def actions(number: int, *, before: int | None = None, limit: int = 100) -> Query[Page]:
+    """A page of what was done to a job, the latest first: action, who, via, detail, done_at."""
+    parameters = {"job": number, "before": LAST if before is None else before, "limit": limit + 1}
+    times = details.timed("done_at")
+    return Query(statement("job_actions"), parameters, lambda rows: details.page(times(rows), limit, "id"))
+
+
 def workers(*, before: int | None = None, limit: int = 100, state: str | None = None) -> Query[Page]:
     """A page of worker processes, the latest first; `state` alive, stopped or dead; `beat_age` in seconds."""
     high = 2**31 - 1 if before is None else before

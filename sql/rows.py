@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from callboard.sql.states import JOB_FINAL
+
 Settled: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
 Kind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
 
@@ -76,6 +78,12 @@ class Control:
     job: int
     state: str
     epoch: int
+    stopping: bool = False  # it will be final when what is in hand has ended
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is to start any more, for good."""
+        return self.stopping or self.state in JOB_FINAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class BulkClaim:
-    """A job whose bulk items may be published by the holder of `token`."""
+    """A job that the holder of `token` may publish for: its bulk items, and `redo` messages of the outbox."""
 
     job: int
     token: int
@@ -124,6 +132,7 @@ class BulkClaim:
     epoch: int
     actor: str
     queue: str
+    redo: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
-"""The states, written once. The enums of migration 0001, the README's diagrams and these are compared by a test."""
+"""The states, written once. The enums of the migrations, the README's diagrams and these are compared by a test."""
 
 from typing import Final
 
 #: What an item row says. The other words an item is described with are derived; see `ITEM_STATES`.
-STORED: Final = ("waiting", "retrying", "succeeded", "failed", "skipped")
+STORED: Final = ("waiting", "retrying", "succeeded", "failed", "skipped", "cancelled")
 
 #: The final states of an item row.
-FINAL: Final = ("succeeded", "failed", "skipped")
+FINAL: Final = ("succeeded", "failed", "skipped", "cancelled")
 
 #: The moves of an item row that `record` makes: from the state, to the states.
 MOVES: Final[dict[str, tuple[str, ...]]] = {
@@ -15,7 +15,11 @@ MOVES: Final[dict[str, tuple[str, ...]]] = {
     "succeeded": (),
     "failed": (),
     "skipped": (),
+    "cancelled": (),
 }
+
+#: What `retry` gives another attempt: items that are final without success.
+RETRIABLE: Final = ("failed", "skipped", "cancelled")
 
 #: What a job's counts are given by, in the order of an item's life; they add up to its total.
 ITEM_STATES: Final = (

@@ -30,6 +30,10 @@ DEAD_AFTER = 10.0
 PUBLISH_LEASE = 15.0
 #: Items that a publisher may send beyond the committed watermark.
 WINDOW = 1000
+#: Outbox rows of stopped jobs that are dropped at a time.
+DROPPED = 50_000
+#: Seconds within which every worker has heard what a job was told: it asks twice a second.
+HEARD = 1.5
 #: Crashes after which an item is failed.
 MAX_CRASHES = 3
 #: Seconds without a word from its submitter after which a submission is taken to have broken off.
@@ -167,9 +171,28 @@ def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> None:
     conn.execute(statement("touch_jobs"), {"job": list(steps), "step": list(steps.values())})
 
 
-def job_controls(conn: Conn, jobs: Iterable[int]) -> list[Control]:
-    """What these jobs tell the workers that hold their items."""
-    return [Control(*row) for row in conn.execute(statement("job_controls"), (list(jobs),))]
+def job_controls(conn: Conn, within: float | None = None) -> list[Control]:
+    """What jobs were told within so many seconds; None: all that may still have messages in RabbitMQ."""
+    return [Control(*row) for row in conn.execute(statement("job_controls"), {"within": within})]
+
+
+def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:
+    """Messages of paused jobs, (job, item, attempt), leave RabbitMQ, to be published again when their job goes on."""
+    ordered = sorted(set(messages))
+    conn.execute(
+        statement("park"),
+        {
+            "job": [job for job, _, _ in ordered],
+            "item": [item for _, item, _ in ordered],
+            "attempt": [attempt for _, _, attempt in ordered],
+        },
+    )
+
+
+def close_stopped(conn: Conn) -> list[int]:
+    """Close the jobs that are being stopped and have nothing in hand any more; returns them."""
+    parameters = {"heard": HEARD, "dead_after": DEAD_AFTER}
+    return [row[0] for row in conn.execute(statement("close_stopped"), parameters)]
 
 
 def register_worker(conn: Conn, info: WorkerInfo) -> int:
@@ -356,12 +379,23 @@ def known_actor(conn: Conn, name: str) -> str | None:
     return row[0] if row else None
 
 
-def claim_bulk(conn: Conn, *, full: Sequence[str] = (), job: int | None = None) -> BulkClaim | None:
-    """Claim the next job with bulk items to publish (or `job`), leaving out those of the queues that are full."""
+def claim_bulk(
+    conn: Conn, *, full: Sequence[str] = (), passed: Sequence[int] = (), job: int | None = None
+) -> BulkClaim | None:
+    """Claim the next job (or `job`) with something to publish in its turn, but none of `passed` and of full queues."""
     row = conn.execute(
-        statement("claim_bulk"), {"full": list(full), "job": job, "lease": PUBLISH_LEASE, "window": WINDOW}
-    ).fetchone()
+        statement("claim_bulk"),
+        {
+            "full": list(full), "passed": list(passed), "job": job, "lease": PUBLISH_LEASE, "window": WINDOW,
+        },
+    ).fetchone()  # fmt: skip
     return BulkClaim(*row) if row else None
+
+
+def claim_redo(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
+    """Claim messages that are published in the turn of a claimed job."""
+    parameters = {"job": claim.job, "limit": limit, "lease": PUBLISH_LEASE}
+    return [Outgoing(*row) for row in conn.execute(statement("claim_redo"), parameters)]
 
 
 def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgoing]:
@@ -378,7 +412,9 @@ def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgo
 def publish_bulk(
     conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool
 ) -> bool:
-    """Move the watermark; False when the claim was taken over. `keep` renews the claim, else it is given back."""
+    """Move the watermark; False when the claim was taken over, or the job was paused or stopped. `keep` renews the
+    claim, else it is given back.
+    """
     row = conn.execute(
         statement("publish_bulk"),
         {
@@ -386,7 +422,7 @@ def publish_bulk(
             "suspect_below": suspect_below, "keep": keep, "lease": PUBLISH_LEASE,
         },
     ).fetchone()  # fmt: skip
-    return row is not None
+    return row is not None and bool(row[0])
 
 
 def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
@@ -438,7 +474,7 @@ def close_jobs(conn: Conn) -> list[int]:
 
 def drop_messages_of_stopped_jobs(conn: Conn) -> None:
     """What was to be published for jobs that are over never is."""
-    conn.execute(statement("drop_messages_of_stopped_jobs"))
+    conn.execute(statement("drop_messages_of_stopped_jobs"), (DROPPED,))
 
 
 def sample_jobs(conn: Conn) -> None:

@@ -3,11 +3,11 @@
 -- One with a key stays open, and `stalled` says so (describe.py). Caller: the sweep. Rows: (id). Lock order: jobs by id.
 WITH abandoned AS (
     SELECT id FROM callboard.jobs
-    WHERE finished_at IS NULL AND NOT sealed AND key IS NULL AND submitting_until < now()
+    WHERE finished_at IS NULL AND stopping IS NULL AND NOT sealed AND key IS NULL AND submitting_until < now()
     ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
-SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1,
+SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp(),
     reason = 'its submission broke off: its process was not heard of any more. ' || total || ' items were stored, '
              || succeeded + failed + skipped || ' of them are done, and the rest is not run. Submit it anew: with a key'
              || ' it stays open, to go on where it broke off'

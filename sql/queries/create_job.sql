@@ -5,7 +5,7 @@ WITH made AS (
     VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(priority)s, %(created_by)s,
             now() + make_interval(secs => %(lease)s))
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
-    WHERE NOT j.sealed AND j.finished_at IS NULL
+    WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL
     RETURNING id, xmax = 0 AS created, state, sealed, consumed, actor
 )
 SELECT id, created, state::text, sealed, consumed, coalesce(actor, '') FROM made

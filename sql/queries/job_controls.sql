@@ -1,2 +1,6 @@
--- job_controls: what these jobs tell the workers that hold their items. Caller: the heartbeat. Rows: Control.
-SELECT id, state::text, epoch FROM callboard.jobs WHERE id = ANY(%s)
+-- job_controls: what jobs tell all workers: those told something within so many seconds, or all that may still have
+-- messages in RabbitMQ. Caller: the heartbeat. Rows: Control.
+SELECT id, state::text, epoch, stopping IS NOT NULL FROM callboard.jobs
+WHERE told_at IS NOT NULL
+  AND CASE WHEN %(within)s::float8 IS NULL THEN finished_at IS NULL OR published > succeeded + failed + skipped
+           ELSE told_at > clock_timestamp() - make_interval(secs => %(within)s::float8) END

@@ -3,7 +3,7 @@
 -- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
 -- Caller: reads.items, reads.item. Rows: one an item; `args` and `result` are cut at `cap`.
 WITH job AS (
-    SELECT watermark, actor, finished_at IS NOT NULL AS over FROM callboard.jobs WHERE id = %(job)s
+    SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends FROM callboard.jobs WHERE id = %(job)s
 ), wanted AS MATERIALIZED (
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text IS NULL AND i.job_id = %(job)s AND i.item > %(after)s
@@ -33,13 +33,13 @@ WITH job AS (
      CROSS JOIN LATERAL (
          SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
      ) AS i
-     WHERE %(state)s::text = 'retrying' AND NOT (SELECT over FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
+     WHERE %(state)s::text = 'retrying' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
        AND i.state = 'retrying'
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item)
      ORDER BY o.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'pending' AND NOT (SELECT over FROM job) AND i.job_id = %(job)s
+     WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s
        AND i.item >= greatest(%(after)s + 1, (SELECT watermark FROM job))
        AND i.message_id IS NULL AND i.state = 'waiting'
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
@@ -49,35 +49,39 @@ WITH job AS (
      CROSS JOIN LATERAL (
          SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
      ) AS i
-     WHERE %(state)s::text = 'pending' AND NOT (SELECT over FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
-       AND o.first AND i.state = 'waiting'
+     WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
+       AND (o.first OR o.redo) AND i.state = 'waiting'
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item)
      ORDER BY o.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'queued' AND NOT (SELECT over FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
+     WHERE %(state)s::text = 'queued' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
        AND i.state = 'waiting'
        AND (i.message_id IS NOT NULL OR i.item < (SELECT watermark FROM job))
-       AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND o.first)
+       AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.redo))
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'cancelled' AND (SELECT over FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
-       AND i.state IN ('waiting', 'retrying')
+     WHERE %(state)s::text = 'cancelled' AND i.job_id = %(job)s AND i.item > %(after)s
+       AND (i.state = 'cancelled'
+            OR (SELECT ends FROM job) AND i.state IN ('waiting', 'retrying')
+               AND NOT EXISTS (SELECT FROM callboard.running AS r
+                               WHERE r.job_id = i.job_id AND r.item = i.item AND NOT (SELECT over FROM job)))
      ORDER BY i.item LIMIT %(limit)s)
 ), page AS MATERIALIZED (
-    SELECT item FROM wanted ORDER BY item LIMIT %(limit)s
+    SELECT DISTINCT item FROM wanted ORDER BY item LIMIT %(limit)s
 )
 SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
-       CASE WHEN i.state IN ('succeeded', 'failed', 'skipped') THEN i.state::text
-            WHEN job.over THEN 'cancelled'
+       CASE WHEN i.state IN ('succeeded', 'failed', 'skipped', 'cancelled') THEN i.state::text
             WHEN r.item IS NOT NULL THEN 'running'
+            WHEN job.ends THEN 'cancelled'
             WHEN i.state = 'retrying' THEN 'retrying'
-            WHEN o.first OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
+            WHEN o.first OR o.redo OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
             ELSE 'queued' END AS state,
        coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
-       coalesce(r.started_at, i.started_at) AS started_at, i.finished_at, o.due_at,
+       coalesce(r.started_at, i.started_at) AS started_at, i.finished_at,
+       CASE WHEN o.due_at < 'infinity' THEN o.due_at END AS due_at,
        substring(i.args FROM 1 FOR %(cap)s) AS args, octet_length(i.args) AS args_size,
        left(v.value, %(cap)s) AS result, length(v.value) AS result_size,
        e.kind::text AS error_kind, e.error_type, left(e.message, %(cap)s) AS error_message, e.place AS error_place

@@ -2,8 +2,8 @@
 -- No item is counted: a job of ten million items costs the same as one of ten. One job: `low` = `high` = its id.
 -- Caller: reads.job, reads.jobs. Rows: one a job; `alive` to `due_at` are NULL unless the job is open and quiet,
 -- `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
-SELECT j.id, j.name, j.key, j.tenant, j.actor, j.state::text AS state, j.reason, j.sealed,
-       j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.retries, j.crashes,
+SELECT j.id, j.name, j.key, j.tenant, j.actor, j.state::text AS state, j.stopping::text AS stopping, j.reason, j.sealed,
+       j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.redo, j.retries, j.crashes,
        j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
@@ -36,7 +36,8 @@ LEFT JOIN LATERAL (
             WHERE w.stopped_at IS NULL AND w.died_at IS NULL
               AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
               AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS trouble,
-           (SELECT min(o.due_at) FROM callboard.outbox AS o WHERE o.job_id = j.id) AS due_at
+           (SELECT min(o.due_at) FROM callboard.outbox AS o
+            WHERE o.job_id = j.id AND o.due_at < 'infinity') AS due_at
     WHERE j.finished_at IS NULL AND j.state <> 'paused'
       AND j.updated_at < now() - make_interval(secs => %(quiet_after)s)
 ) AS quiet ON true

@@ -1,11 +1,13 @@
 -- publish_bulk: a stretch of bulk items is confirmed. The watermark only moves forward.
--- Guard: the claim is still this publisher's (its token). Caller: the publisher. Rows: one; none: taken over, stop.
--- `keep` renews the claim; otherwise it is given back, with what is uncertain beyond the watermark marked suspect.
+-- Guard: the claim is still this publisher's (its token). Caller: the publisher. Rows: (go on); none: taken over, stop.
+-- `keep` renews the claim while the job goes on; otherwise it is given back, with what is uncertain beyond the watermark
+-- marked suspect.
 UPDATE callboard.jobs
 SET watermark = %(watermark)s,
     published = published + %(published)s,
     suspect_below = greatest(suspect_below, %(suspect_below)s),
-    publish_until = CASE WHEN %(keep)s THEN now() + make_interval(secs => %(lease)s) END,
+    publish_until = CASE WHEN %(keep)s AND stopping IS NULL AND state <> 'paused'
+                         THEN now() + make_interval(secs => %(lease)s) END,
     updated_at = CASE WHEN %(published)s > 0 THEN now() ELSE updated_at END
 WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
-RETURNING id
+RETURNING stopping IS NULL AND state <> 'paused'

@@ -74,17 +74,19 @@ WITH event AS (
         updated_at = now(),
         state = CASE
             WHEN j.finished_at IS NOT NULL THEN j.state
-            WHEN j.sealed AND j.succeeded + j.failed + j.skipped + d.succeeded + d.failed + d.skipped
-                              = j.total + d.born THEN 'completed'
+            WHEN j.sealed AND j.stopping IS NULL
+                 AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
+                     = j.total + d.born THEN 'completed'
             WHEN j.state = 'pending' THEN 'running'
             ELSE j.state END,
         finished_at = CASE
             WHEN j.finished_at IS NOT NULL THEN j.finished_at
-            WHEN j.sealed AND j.succeeded + j.failed + j.skipped + d.succeeded + d.failed + d.skipped
-                              = j.total + d.born THEN now() END
+            WHEN j.sealed AND j.stopping IS NULL
+                 AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
+                     = j.total + d.born THEN now() END
     FROM delta AS d JOIN locked ON locked.id = d.job_id
     WHERE j.id = d.job_id
-    RETURNING j.id, j.state, j.epoch, j.total - d.born AS first_born
+    RETURNING j.id, j.state, j.epoch, j.stopping, j.total - d.born AS first_born
 ), kept_attempts AS (
     INSERT INTO callboard.attempts
         (job_id, item, attempt, kind, retried, worker, started_at, ended_at,
@@ -134,4 +136,4 @@ WITH event AS (
     USING unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)
     WHERE r.job_id = g.job_id AND r.item = g.item AND r.worker = g.worker
 )
-SELECT id, state::text, epoch FROM counted
+SELECT id, state::text, epoch, stopping IS NOT NULL FROM counted

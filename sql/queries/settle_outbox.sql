@@ -10,24 +10,25 @@ WITH sent AS (
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), gone AS (
     DELETE FROM callboard.outbox AS o USING held AS h WHERE o.id = h.id AND o.attempt = h.attempt
-    RETURNING o.job_id, o.item, o.attempt, o.first
+    RETURNING o.job_id, o.item, o.attempt, o.first, o.redo
 ), moved AS (
     UPDATE callboard.items AS i SET was = i.state, state = 'waiting'
     FROM gone AS g
     WHERE i.job_id = g.job_id AND i.item = g.item AND i.attempt = g.attempt AND i.state = 'retrying'
     RETURNING i.job_id
 ), delta AS (
-    SELECT job_id, sum(published) AS published, sum(retrying) AS retrying
+    SELECT job_id, sum(published) AS published, sum(retrying) AS retrying, sum(redo) AS redo
     FROM (
-        SELECT job_id, count(*) FILTER (WHERE first) AS published, 0 AS retrying FROM gone GROUP BY job_id
+        SELECT job_id, count(*) FILTER (WHERE first) AS published, 0 AS retrying, count(*) FILTER (WHERE redo) AS redo
+        FROM gone GROUP BY job_id
         UNION ALL
-        SELECT job_id, 0, count(*) FROM moved GROUP BY job_id
+        SELECT job_id, 0, count(*), 0 FROM moved GROUP BY job_id
     ) AS part
     GROUP BY job_id
 ), locked AS (
     SELECT j.id FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
 )
 UPDATE callboard.jobs AS j
-SET published = j.published + d.published, retrying = j.retrying - d.retrying, updated_at = now()
+SET published = j.published + d.published, retrying = j.retrying - d.retrying, redo = j.redo - d.redo, updated_at = now()
 FROM delta AS d JOIN locked AS l ON l.id = d.job_id
 WHERE j.id = d.job_id

@@ -129,7 +129,7 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
     """Such a row would keep the item's retry from being run until this worker ends."""
     noted: list[Entry] = []
     journal: list[Journal] = []
-    hand = Hand(adopt=None, claim=None, give_back=None, note=noted.append, defers=True)  # type: ignore[arg-type]
+    hand = Hand(adopt=None, claim=None, give_back=None, note=noted.append, park=None, defers=True)  # type: ignore[arg-type]
     hand.worker = 1
     report = writes.report_running
     settled = threading.Event()

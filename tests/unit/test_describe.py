@@ -19,7 +19,8 @@ TIMES = st.floats(0, 1e9).map(lambda seconds: NOW - timedelta(seconds=seconds))
 def rows(draw: st.DrawFn) -> dict[str, Any]:
     """Every row that the CHECKs of `jobs` let in, with whatever `running`, samples and workers say."""
     state = draw(st.sampled_from(JOB_STATES))
-    settled = {name: draw(st.integers(0, 10**9)) for name in ("succeeded", "failed", "skipped")}
+    settled = {name: draw(st.integers(0, 10**9)) for name in ("succeeded", "failed", "skipped", "cancelled")}
+    stopping = state not in JOB_FINAL and draw(st.booleans())
     retrying = 0 if state == "completed" else draw(st.integers(0, 10**9))
     waiting = 0 if state == "completed" else draw(st.integers(0, 10**9))
     total = sum(settled.values()) + retrying + waiting
@@ -29,6 +30,8 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "id": 1, "name": "n", "tenant": "", "limits": {}, "metadata": {}, "state": state, "total": total,
         "sealed": state == "completed" or draw(st.booleans()), "standing": draw(st.booleans()),
         "published": draw(st.integers(0, total)), "retrying": retrying, **settled, "retries": 0, "crashes": 0,
+        "stopping": draw(st.sampled_from(("failed", "cancelled"))) if stopping else None,
+        "redo": draw(st.integers(0, 10**9)),
         "hung": None, "in_hand": draw(st.integers(0, 10**4)), "read_at": NOW, "created_at": draw(TIMES),
         "updated_at": draw(TIMES), "started_at": None if state == "pending" else draw(TIMES),
         "finished_at": draw(TIMES) if state in JOB_FINAL else None,
@@ -48,19 +51,22 @@ def test_the_parts_of_a_job_are_its_total(row: dict[str, Any]) -> None:
 
 
 @given(rows())
-def test_only_what_a_job_is_over_with_is_cancelled(row: dict[str, Any]) -> None:
+def test_what_a_stopped_job_is_over_with_is_cancelled(row: dict[str, Any]) -> None:
     job = describe.job(row)
     if job["state"] in JOB_FINAL:
         assert not any(job[state] for state in ("pending", "queued", "running", "retrying"))
+    elif job["stopping"]:
+        assert not any(job[state] for state in ("pending", "queued", "retrying"))
+        assert job["running"] <= row["in_hand"]
     else:
-        assert job["cancelled"] == 0
+        assert job["cancelled"] == row["cancelled"]
         assert job["retrying"] == row["retrying"]
 
 
 @given(rows())
 def test_progress_is_one_only_when_all_is_done(row: dict[str, Any]) -> None:
     job = describe.job(row)
-    final = job["succeeded"] + job["failed"] + job["skipped"]
+    final = job["succeeded"] + job["failed"] + job["skipped"] + row["cancelled"]
     assert 0 <= job["progress"] <= 1
     if job["total"]:
         assert (job["progress"] == 1) == (final == job["total"])

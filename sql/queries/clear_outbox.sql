@@ -1,0 +1,6 @@
+-- clear_outbox: what was to be published for a stopped job, and may be under way with its old epoch, is not counted on.
+-- Caller: controls.retry, under the job's lock. Rows: one, how many of them were to be published for the first time.
+WITH gone AS (
+    DELETE FROM callboard.outbox WHERE job_id = %s AND NOT dead RETURNING first
+)
+SELECT count(*) FILTER (WHERE first) FROM gone

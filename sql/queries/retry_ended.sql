@@ -1,0 +1,47 @@
+-- retry_ended: items that ended without success get another attempt, published in their job's turn.
+-- Transition: failed | skipped | cancelled -> waiting (next attempt). Guard: the state, as locked.
+-- Their attempts stay, as retried ones; their deaths are forgotten, or the next would be their last.
+-- Caller: controls.retry. Rows: one, what the job's counters lose or gain. Lock order: items by key, then their outbox rows.
+WITH chosen AS (
+    SELECT a.item FROM callboard.attempts AS a
+    WHERE a.job_id = %(job)s AND NOT a.retried
+      AND (%(items)s::int[] IS NULL OR a.item = ANY (%(items)s::int[]))
+      AND (%(error_type)s::text IS NULL OR a.error_type = %(error_type)s)
+    UNION
+    SELECT i.item FROM callboard.items AS i
+    WHERE i.job_id = %(job)s AND i.state = 'cancelled' AND 'cancelled' = ANY (%(states)s::text[])
+      AND (%(items)s::int[] IS NULL OR i.item = ANY (%(items)s::int[])) AND %(error_type)s::text IS NULL
+), ended AS (
+    SELECT i.item, i.crashes FROM callboard.items AS i JOIN chosen USING (item)
+    WHERE i.job_id = %(job)s AND i.state IN ('failed', 'skipped', 'cancelled') AND i.state::text = ANY (%(states)s::text[])
+    ORDER BY i.item FOR NO KEY UPDATE OF i
+), moved AS (
+    UPDATE callboard.items AS i
+    SET was = i.state, state = 'waiting', attempt = i.attempt + 1, crashes = 0, finished_at = NULL, retry_options = NULL
+    FROM ended AS e WHERE i.job_id = %(job)s AND i.item = e.item
+    RETURNING i.item, i.attempt, i.was, e.crashes
+), retried AS (
+    UPDATE callboard.attempts AS a SET retried = true
+    FROM moved AS m WHERE a.job_id = %(job)s AND a.item = m.item AND NOT a.retried
+    RETURNING a.kind, a.error_type, a.place
+), regrouped AS (
+    UPDATE callboard.errors AS e SET failed = e.failed - r.count
+    FROM (SELECT kind, error_type, place, count(*) AS count FROM retried WHERE kind <> 'skipped' GROUP BY 1, 2, 3) AS r
+    WHERE e.job_id = %(job)s AND e.kind = r.kind AND e.error_type = r.error_type AND e.place = r.place
+), lying AS (
+    SELECT o.redo FROM callboard.outbox AS o JOIN moved USING (item)
+    WHERE o.job_id = %(job)s ORDER BY o.item FOR UPDATE OF o
+), sent AS (
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, redo)
+    SELECT %(job)s, m.item, m.attempt, 'infinity', false, true
+    FROM moved AS m CROSS JOIN (SELECT count(*) FROM lying) AS locked  -- these first
+    ORDER BY m.item
+    ON CONFLICT (job_id, item) DO UPDATE
+    SET id = DEFAULT, attempt = excluded.attempt, due_at = excluded.due_at, options = NULL, sent_ms = NULL,
+        first = false, suspect = false, claimed_until = NULL, dead = false, redo = true
+)
+SELECT count(*) FILTER (WHERE was = 'failed') AS failed, count(*) FILTER (WHERE was = 'skipped') AS skipped,
+       count(*) FILTER (WHERE was = 'cancelled') AS cancelled, coalesce(sum(crashes), 0)::bigint AS crashes,
+       (SELECT count(*) FROM retried) AS retries,
+       count(*) - (SELECT count(*) FILTER (WHERE redo) FROM lying) AS redo
+FROM moved
