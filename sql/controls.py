@@ -45,7 +45,8 @@ class By:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which items to retry: of these states (the default: failed; with `items`, any that is not a success), of these
-    numbers, of this type of error. Raises ValueError for a state that can't be retried.
+    numbers, of this type of error (with its
+    module or without). Raises ValueError for a state that can't be retried.
     """
 
     states: Sequence[str] | None = None

@@ -67,6 +67,18 @@ async def errors(request: Request) -> Answer:
     return Answer({"errors": found, "next": None})
 
 
+async def actions(request: Request) -> Answer:
+    """GET /api/jobs/{job}/actions: who did what to it, the latest first; `after`, `limit`."""
+    number = parameters.job(request)
+    before = parameters.cursor(request, parameters.IDS)
+    found, following = await read(
+        request, reads.actions(number, before=before, limit=parameters.limit(request))
+    )
+    if not found:
+        await known(request, number)
+    return Answer({"actions": found, "next": following})
+
+
 async def workers(request: Request) -> Answer:
     """GET /api/workers: the latest first; `state`, `after`, `limit`."""
     query = reads.workers(

@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
 from callboard.sql.pool import NotConfigured
-from callboard.web import api, health, pages
+from callboard.web import api, control, health, pages
 from callboard.web.database import Database
 from callboard.web.guard import Authenticate, Guard
 from callboard.web.problems import HANDLERS
@@ -22,6 +22,11 @@ ROUTES = [
     Route("/api/jobs/{job}/items", api.items),
     Route("/api/jobs/{job}/items/{item}", api.item),
     Route("/api/jobs/{job}/errors", api.errors),
+    Route("/api/jobs/{job}/actions", api.actions),
+    Route("/api/jobs/{job}/cancel", control.cancel, methods=["POST"]),
+    Route("/api/jobs/{job}/pause", control.pause, methods=["POST"]),
+    Route("/api/jobs/{job}/resume", control.resume, methods=["POST"]),
+    Route("/api/jobs/{job}/retry", control.retry, methods=["POST"]),
     Route("/api/workers", api.workers),
     Route("/healthz", health.healthz),
     Route("/readyz", health.readyz),
@@ -33,10 +38,10 @@ def create_app(
 ) -> Starlette:
     """The app for the database at `url` (unset: DATABASE_URL, read at the first request).
 
-    `authenticate(request)`, async or not, gives who asks, or None, which is answered with 401; /healthz and
-    /readyz don't ask it. `hosts`: the names it may be asked for by (None: any); without a login this keeps
-    pages of others from reading it through a browser on its machine. Mounted in another app, which runs no
-    lifespan but its own, it opens its pool at the first request.
+    `authenticate(request)`, async or not, gives who asks (a text is noted in a job's history), or None, which is
+    answered with 401; /healthz and /readyz don't ask it. `hosts`: the names it may be asked for by (None: any);
+    without a login this keeps pages of others from reading it through a browser on its machine. Mounted in another
+    app, which runs no lifespan but its own, it opens its pool at the first request.
     """
     database = Database(url)
 

@@ -1,12 +1,14 @@
-"""The pool of the web app: opened at the first use, since a mounted app's lifespan is not run."""
+"""The web app's database. Its pool is opened at the first use, since a mounted app's lifespan is not run."""
 
 import asyncio
+from collections.abc import Callable
 from typing import TypeVar
 
 from psycopg import OperationalError
 from psycopg_pool import PoolTimeout
+from starlette.concurrency import run_in_threadpool
 
-from callboard.sql.pool import AsyncPool, database_address, make_async_pool
+from callboard.sql.pool import AsyncPool, Conn, connect, database_address, make_async_pool
 from callboard.sql.reads import Query, arun
 
 T = TypeVar("T")
@@ -38,6 +40,15 @@ class Database:
             # The server was restarted or a proxy gave up: idle connections are stale, new ones may work.
             await pool.check()
             return await _ask(pool, query)
+
+    async def write(self, write: Callable[[Conn], T]) -> T:
+        """Run a write in a thread, on a connection of its own: it is rare, and may take long."""
+
+        def run() -> T:
+            with connect(database_address(self._url)) as conn:
+                return write(conn)
+
+        return await run_in_threadpool(run)
 
     async def pool(self) -> AsyncPool:
         """The pool of the running loop, opened in the background."""

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +18,9 @@ Authenticate: TypeAlias = Callable[[Request], Any | Awaitable[Any]]
 
 #: Served to anybody: probes have no credentials, and the static files hold nothing of anybody's.
 OPEN = ("/healthz", "/readyz", "/static/")
+
+#: What changes nothing.
+SAFE = ("GET", "HEAD", "OPTIONS")
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -46,6 +50,8 @@ class Guard:
         answer: ASGIApp = self.app
         if not self._meant(scope):
             answer = Problem(421, "this app is not known by that name: start it with --allow-host NAME")
+        elif _foreign(scope):
+            answer = Problem(403, "this was sent by a page of another site, which may not act here")
         elif not await self._admits(scope, receive):
             answer = Problem(
                 401, "this needs credentials that this app knows", {"WWW-Authenticate": "Bearer"}
@@ -68,6 +74,17 @@ class Guard:
         # A callable object or a lambda may still hand back something to wait for.
         request.state.who = await who if inspect.isawaitable(who) else who
         return request.state.who is not None
+
+
+def _foreign(scope: Scope) -> bool:
+    """Whether a page of another site would act in the name of who looks at it. Browsers say where a request is from."""
+    if scope["method"] in SAFE:
+        return False
+    headers = Headers(scope=scope)
+    if site := headers.get("sec-fetch-site"):
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
 def _adding(send: Send) -> Send:

@@ -1,11 +1,17 @@
 """What a request asks for, checked: every function raises an HTTPException that says what is wrong."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+T = TypeVar("T")
+
 LIMIT = 100
+#: Bytes of a body.
+BODY = 1_048_576
 MOST = 500
 ITEMS = 2**31 - 1
 IDS = 2**63 - 1
@@ -45,6 +51,24 @@ def job(request: Request) -> int:
 def item(request: Request) -> int:
     """The item's number in the path."""
     return _number(request, "item", f"item of job {request.path_params['job']}", ITEMS)
+
+
+async def body(request: Request, kind: type[T]) -> T:
+    """The JSON document that was sent, checked; nothing is an empty one."""
+    sent = b""
+    async for part in request.stream():
+        sent += part
+        if len(sent) > BODY:
+            raise HTTPException(413, f"the body is larger than {BODY} bytes")
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if sent and media != "application/json":
+        raise HTTPException(415, f"the body must be application/json, not {media or 'of no type'}")
+    try:
+        return msgspec.json.decode(sent or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise HTTPException(422, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HTTPException(400, f"the body is no JSON: {error}") from None
 
 
 def _number(request: Request, name: str, what: str, most: int) -> int:

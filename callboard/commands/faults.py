@@ -3,6 +3,7 @@
 import psycopg
 
 from callboard.commands.services import NotStarted
+from callboard.sql.controls import NotPossible
 from callboard.sql.migrate import ABSENT, SchemaError
 from callboard.sql.pool import NotConfigured
 
@@ -17,7 +18,7 @@ class Fault(Exception):
 
 def explain(error: Exception) -> str | None:
     """The line for an error that a user can do something about; None for a bug of ours."""
-    if isinstance(error, (Fault, SchemaError, NotConfigured)):
+    if isinstance(error, (Fault, SchemaError, NotConfigured, NotPossible)):
         return str(error)
     if isinstance(error, NotStarted):
         # It ends with much of a log.

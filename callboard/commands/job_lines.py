@@ -41,7 +41,8 @@ def headline(job: Job) -> Text:
     name = plain(job["name"])
     name.stylize("bold")
     percent = f"{percentage(job)} of {job['total']:,}"
-    return Text.assemble(f"{job['id']} ", name, " ", state(job["state"]), f" {percent}")
+    now = Text(f"is being stopped: {job['stopping']}") if job["stopping"] else state(job["state"])
+    return Text.assemble(f"{job['id']} ", name, " ", now, f" {percent}")
 
 
 def percentage(job: Job) -> str:

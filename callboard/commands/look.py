@@ -50,7 +50,7 @@ def jobs(
         "created_at",
         "stalled",
     )
-    _list("jobs", found, following, shown, columns, as_json=as_json)
+    listing("jobs", found, following, shown, columns, as_json=as_json)
 
 
 @app.command()
@@ -101,7 +101,7 @@ def items(
         "finished_at",
         "error",
     )
-    _list("items", found, following, shown, columns, as_json=as_json)
+    listing("items", found, following, shown, columns, as_json=as_json)
 
 
 @app.command()
@@ -111,7 +111,7 @@ def errors(job: JobId, *, as_json: AsJson = False) -> None:
         known(conn, job)
         found = reads.run(conn, reads.errors(job))
     columns = ("count", "failed", "kind", "type", "place", "last_at", "item", "message")
-    _list("errors", found, None, found, columns, as_json=as_json)
+    listing("errors", found, None, found, columns, as_json=as_json)
 
 
 @app.command()
@@ -127,7 +127,7 @@ def workers(
         found, following = reads.run(conn, reads.workers(before=after, limit=limit, state=state))
     shown = [{**worker, "actors": ", ".join(worker["actors"])} for worker in found]
     columns = ("id", "state", "host", "pid", "threads", "held", "release", "beat_at", "trouble", "actors")
-    _list("workers", found, following, shown, columns, as_json=as_json)
+    listing("workers", found, following, shown, columns, as_json=as_json)
 
 
 @app.command()
@@ -162,7 +162,7 @@ def _error(error: dict[str, Any] | None) -> str:
     return f"{error['type']}: {error['message']}" if error else ""
 
 
-def _list(
+def listing(
     name: str,
     found: list[Any],
     following: int | None,
@@ -171,6 +171,7 @@ def _list(
     *,
     as_json: bool,
 ) -> None:
+    """Print a page: `found` as JSON, or `shown` as a table with where it goes on."""
     if as_json:
         output.document({name: found, "next": following})
     elif not shown:

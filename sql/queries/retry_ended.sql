@@ -6,7 +6,7 @@ WITH chosen AS (
     SELECT a.item FROM callboard.attempts AS a
     WHERE a.job_id = %(job)s AND NOT a.retried
       AND (%(items)s::int[] IS NULL OR a.item = ANY (%(items)s::int[]))
-      AND (%(error_type)s::text IS NULL OR a.error_type = %(error_type)s)
+      AND (%(error_type)s::text IS NULL OR %(error_type)s IN (a.error_type, regexp_replace(a.error_type, '^.*[.]', '')))
     UNION
     SELECT i.item FROM callboard.items AS i
     WHERE i.job_id = %(job)s AND i.state = 'cancelled' AND 'cancelled' = ANY (%(states)s::text[])

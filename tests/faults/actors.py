@@ -21,18 +21,33 @@ class NotYet(Exception):
     """A failure that the next attempt mends."""
 
 
-@dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
+class Once(Exception):
+    """A failure that only a retry by hand mends."""
+
+
+@dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
 def work(number: int, fate: str = "succeed", seconds: float = 0.0) -> dict[str, int] | None:
-    """Take some seconds; then fail for good, fail once, skip, give a result, or just succeed."""
+    """Take some seconds; then fail for good, once, or until retried by hand, skip, give a result, or just succeed."""
     with run():
         time.sleep(seconds)
         if fate == "fail":
             raise ValueError(f"number {number} can't be worked on")
+        if fate == "once" and callboard.current().attempt == 1:
+            raise Once(f"number {number} needs a human")
         if fate == "retry" and callboard.current().attempt == 1:
             raise NotYet(f"number {number} needs another try")
         if fate == "skip":
             raise callboard.Skip("already done")
         return {"number": number} if fate == "result" else None
+
+
+@dramatiq.actor(max_retries=0)
+def leaves(number: int) -> None:
+    """Work for long, and look whether that is still wanted."""
+    with run():
+        while not callboard.current().cancelled:
+            time.sleep(0.05)
+        raise callboard.Skip("not wanted any more")
 
 
 @dramatiq.actor(max_retries=0)

@@ -22,7 +22,7 @@ from tests.faults.witness import Witness
 from tests.helpers import Worker, wait_until
 
 ACTORS = "tests.faults.actors"
-NAMES = ("work", "deadly", "hung", "parent", "limited")
+NAMES = ("work", "leaves", "deadly", "hung", "parent", "limited")
 TIMEOUT = 60.0
 
 
@@ -101,9 +101,9 @@ class Scene:
 
         assert wait_until(met, timeout, pause=0.1), self.status(job)
 
-    def witness(self, job: callboard.Job) -> Witness:
+    def witness(self, job: callboard.Job, *, reopened: bool = False) -> Witness:
         """Watch a job's identity for the length of a block; `prove` asks what it saw."""
-        return Witness(self.direct_url, job.id)
+        return Witness(self.direct_url, job.id, reopened=reopened)
 
     def prove(
         self, job: callboard.Job, *, total: int, failed: int = 0, skipped: int = 0, retries: int | None = None,

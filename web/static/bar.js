@@ -38,8 +38,8 @@ function segment(state) {
 }
 
 export function pill(element, job) {
-  element.dataset.state = job.state;
-  text(element, job.state);
+  element.dataset.state = job.stopping ?? job.state;
+  text(element, job.stopping ? "stopping" : job.state);
 }
 
 export function rate(job) {

@@ -1,12 +1,16 @@
 // One job: where it stands, what is in hand, what went wrong.
 
 import { FINAL, STATES, bar, done, legendEntry, percent, pill, rate } from "./bar.js";
-import { ask, count, crew, date, duration, find, keep, make, note, number, poll, root, show, since, text } from "./page.js";
+import { ACTIONS, actionRow, fillAction } from "./control.js";
+import {
+  ask, count, crew, date, duration, find, keep, make, note, number, poll, root, show, since, tell, text,
+} from "./page.js";
 
 const id = document.location.pathname.replace(/\/+$/, "").split("/").pop();
 const SHOWN = 20;
 
 let errorsOf = "";
+let shown = null;
 
 function headline(job) {
   document.title = `${percent(job)} ${job.name} – Callboard`;
@@ -98,13 +102,47 @@ async function errors(job) {
   errorsOf = now;
 }
 
+async function act(action, button) {
+  const job = shown;
+  if (action.sure && !confirm(action.sure(job))) return;
+  button.disabled = true;
+  try {
+    await tell(`api/jobs/${id}/${action.path}`, action.words);
+    show("refused", "");
+  } catch (problem) {
+    show("refused", problem.message);
+  }
+  button.disabled = false;
+  again();
+}
+
+function control(job) {
+  shown = job;
+  keep(find("acts"), ACTIONS.filter((action) => action.fits(job)), (action) => action.name, actButton, (button, action) =>
+    text(button, action.says(job)));
+}
+
+function actButton(action) {
+  const button = make("button", `act ${action.tone}`);
+  button.type = "button";
+  button.addEventListener("click", () => act(action, button));
+  return button;
+}
+
+async function history() {
+  const { actions } = await ask(`api/jobs/${id}/actions?limit=${SHOWN}`);
+  find("actions-part").hidden = !actions.length;
+  keep(find("actions"), actions, (action) => action.id, actionRow, fillAction);
+}
+
 const again = poll(async () => {
   const [job] = await Promise.all([ask(`api/jobs/${id}`), crew()]);
   headline(job);
   facts(job);
+  control(job);
   note("");
   find("job").hidden = false;
-  await Promise.all([running(job), errors(job)]);
+  await Promise.all([running(job), errors(job), history()]);
   return FINAL.includes(job.state) ? 5000 : 900;
 });
 

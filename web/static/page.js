@@ -9,7 +9,16 @@ const PATIENCE = 5000;
 export class Refusal extends Error {}
 
 export async function ask(path) {
-  const answer = await fetch(new URL(path, root), { signal: AbortSignal.timeout(PATIENCE) });
+  return answered(await fetch(new URL(path, root), { signal: AbortSignal.timeout(PATIENCE) }));
+}
+
+// Says something to a job. It is waited for: to move a million items may take a while.
+export async function tell(path, words = {}) {
+  const headers = { "Content-Type": "application/json" };
+  return answered(await fetch(new URL(path, root), { method: "POST", headers, body: JSON.stringify(words) }));
+}
+
+async function answered(answer) {
   if (answer.ok) return answer.json();
   const problem = await answer.json().catch(() => ({}));
   const text = problem.detail ?? `the server answered ${answer.status}`;

@@ -1,0 +1,83 @@
+"""POST /api/jobs/{job}/…: what is said to a job while it runs. Each answers with the job as it is then."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from callboard.sql import controls
+from callboard.sql.controls import By, Choice, NoSuchJob, NotPossible
+from callboard.sql.pool import Conn
+from callboard.web import parameters
+from callboard.web.api import known
+from callboard.web.problems import Answer
+
+Item = Annotated[int, msgspec.Meta(ge=0, le=parameters.ITEMS)]
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """What needs no words."""
+
+
+class Cancel(msgspec.Struct, forbid_unknown_fields=True):
+    """Why it is cancelled."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=500, pattern="^[^\x00]*$")] | None = None
+
+
+class Retry(msgspec.Struct, forbid_unknown_fields=True):
+    """Which items; without any of them all that failed."""
+
+    states: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
+    items: Annotated[list[Item], msgspec.Meta(min_length=1, max_length=100_000)] | None = None
+    error_type: Annotated[str, msgspec.Meta(pattern="^[^\x00]*$")] | None = None
+
+
+async def cancel(request: Request) -> Answer:
+    """POST /api/jobs/{job}/cancel: `{"reason": …}` or nothing."""
+    given = await parameters.body(request, Cancel)
+    return await _tell(request, lambda conn, job, by: controls.cancel(conn, job, by, reason=given.reason))
+
+
+async def pause(request: Request) -> Answer:
+    """POST /api/jobs/{job}/pause."""
+    await parameters.body(request, Nothing)
+    return await _tell(request, controls.pause)
+
+
+async def resume(request: Request) -> Answer:
+    """POST /api/jobs/{job}/resume."""
+    await parameters.body(request, Nothing)
+    return await _tell(request, controls.resume)
+
+
+async def retry(request: Request) -> Answer:
+    """POST /api/jobs/{job}/retry: `{"states": […], "items": […], "error_type": …}` or nothing: all that failed."""
+    given = await parameters.body(request, Retry)
+    try:
+        choice = Choice(given.states, given.items, given.error_type)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
+    return await _tell(request, lambda conn, job, by: controls.retry(conn, job, by, choice))
+
+
+async def _tell(request: Request, say: Callable[[Conn, int, By], Any]) -> Answer:
+    job = parameters.job(request)
+    by = By("http", _who(request))
+    try:
+        await request.app.state.database.write(lambda conn: say(conn, job, by))
+    except NoSuchJob as error:
+        raise HTTPException(404, str(error)) from None
+    except NotPossible as error:
+        raise HTTPException(409, str(error)) from None
+    return Answer(await known(request, job))
+
+
+def _who(request: Request) -> str:
+    """The name that the login gave, or else where the request came from."""
+    who = getattr(request.state, "who", None)
+    if isinstance(who, str):
+        return who
+    return request.client.host if request.client else ""

@@ -1,0 +1,38 @@
+// What may be said to a job, when, and how it is told afterwards.
+
+import { FINAL } from "./bar.js";
+import { count, date, make, text } from "./page.js";
+
+const open = (job) => !FINAL.includes(job.state) && !job.stopping;
+
+export const ACTIONS = [
+  {
+    name: "pause", path: "pause", tone: "", fits: (job) => open(job) && job.state !== "paused", says: () => "Pause",
+  },
+  { name: "resume", path: "resume", tone: "main", fits: (job) => open(job) && job.state === "paused", says: () => "Resume" },
+  {
+    name: "cancel", path: "cancel", tone: "danger", fits: open, says: () => "Cancel",
+    sure: (job) => `Cancel ${job.name}? What has not started never will, unless it is run again by hand.`,
+  },
+  {
+    name: "retry", path: "retry", tone: "", fits: (job) => job.failed > 0 && !job.stopping,
+    says: (job) => `Retry ${count(job.failed, "failed item")}`,
+  },
+  {
+    name: "rest", path: "retry", words: { states: ["cancelled"] }, tone: "",
+    fits: (job) => job.cancelled > 0 && !job.stopping, says: (job) => `Run ${count(job.cancelled, "cancelled item")}`,
+  },
+];
+
+export function actionRow() {
+  return make("li", "", make("div", "line", make("span", "what"), make("span", "aside"), make("span", "aside push")));
+}
+
+export function fillAction(row, action) {
+  const { reason, count: items, states, error_type: error } = action.detail;
+  const which = [states?.join(", "), error].filter(Boolean).join(", ");
+  const told = items === undefined ? reason : `${count(items, "item")}${which ? ` (${which})` : ""}`;
+  text(row.querySelector(".what"), told ? `${action.action}: ${told}` : action.action);
+  text(row.querySelector(".aside"), `${action.who || "somebody"}, by ${action.via}`);
+  text(row.querySelector(".push"), date(action.done_at));
+}
