@@ -9,9 +9,11 @@ from playwright.sync_api import Page, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from callboard.sql import writes
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
 from callboard.web import create_app
+from tests.helpers import wait_until
 from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_worker, record
 from tests.webapp import served
 
@@ -132,3 +134,40 @@ def test_it_fits_a_phone_in_either_colour(page: Page, conn: Conn, address: str, 
         page.goto(f"{address}{path}")
         expect(page.get_by_role("progressbar")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
+    page: Page, conn: Conn, address: str
+) -> None:
+    job = make_mixed_job(conn)
+    page.goto(f"{address}/jobs/{job}")
+    button = page.get_by_role("group", name="Control").get_by_role("button")
+    expect(button).to_have_text(["Pause", "Cancel", "Retry 5 failed items"])
+    button.get_by_text("Pause").click()
+    expect(page.locator("#state")).to_have_text("paused", timeout=SOON)
+    expect(page.locator("#actions li")).to_contain_text("pause127.0.0.1, by http", timeout=SOON)
+    button.get_by_text("Resume").click()
+    expect(page.locator("#state")).to_have_text("running", timeout=SOON)
+    button.get_by_text("Retry").click()
+    expect(page.locator("#legend")).not_to_contain_text("failed", timeout=SOON)
+    expect(page.locator("#actions li").first).to_contain_text("retry: 5 items")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    button.get_by_text("Cancel").click()
+    expect(page.locator("#state")).to_have_text("running")
+    page.once("dialog", lambda dialog: dialog.accept())
+    button.get_by_text("Cancel").click()
+    expect(page.locator("#state")).to_have_text("stopping", timeout=SOON)
+    expect(button).to_have_count(0)
+    conn.execute("DELETE FROM callboard.running")
+    assert wait_until(lambda: writes.close_stopped(conn), 10)
+    expect(button).to_have_text(["Run 75 cancelled items"], timeout=SOON)
+    button.click()
+    expect(page.locator("#state")).to_have_text("running", timeout=SOON)
+
+
+def test_what_is_refused_is_said(page: Page, conn: Conn, address: str) -> None:
+    job = make_mixed_job(conn)
+    page.goto(f"{address}/jobs/{job}")
+    page.route("**/pause", lambda route: route.continue_(url=route.request.url.replace("pause", "resum")))
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("alert")).to_contain_text("is not served here", timeout=SOON)

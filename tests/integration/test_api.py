@@ -22,7 +22,7 @@ from tests.jobs import MIXED, make_job, make_mixed_job, record
 from tests.webapp import get
 
 JOB_FIELDS = """
-id name key tenant actor state reason sealed total pending queued running retrying succeeded failed skipped
+id name key tenant actor state stopping reason sealed total pending queued running retrying succeeded failed skipped
 cancelled retries crashes progress rate eta stalled step hung stages limits metadata created_by created_at
 started_at finished_at updated_at
 """

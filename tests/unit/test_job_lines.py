@@ -10,7 +10,7 @@ from callboard.sql.states import ITEM_STATES
 
 
 def job(**more: Any) -> dict[str, Any]:
-    none = dict.fromkeys(("rate", "eta", "step", "reason", "stalled"))
+    none = dict.fromkeys(("rate", "eta", "step", "reason", "stalled", "stopping"))
     counts = {"hung": [], **dict.fromkeys((*ITEM_STATES, "retries", "crashes"), 0)}
     return {
         "id": 17,

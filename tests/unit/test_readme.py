@@ -86,10 +86,12 @@ def test_options_named_alone_are_of_some_command() -> None:
 
 
 def test_the_api_is_listed() -> None:
-    routes = {route.path for route in web.routes if isinstance(route, Route)}
+    routes = [route for route in web.routes if isinstance(route, Route)]
+    posts = {route.path for route in routes if route.methods == {"POST"}}
     assert set(readme.first_column("GET")) - {"state", "actor", "tenant", "name", "after", "limit"} == (
-        routes - {"/", "/jobs/{job}"}
+        {route.path for route in routes} - posts - {"/", "/jobs/{job}"}
     )
+    assert set(readme.first_column("POST")) == posts
 
 
 def test_settings_are_those_of_config() -> None:

@@ -1,0 +1,459 @@
+"""Cancel, pause, resume and retry as statements, commands and requests: what they change, and what they refuse."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from callboard.commands.main import main
+from callboard.sql import controls, reads, writes
+from callboard.sql.controls import By, Choice, NoSuchJob, NotPossible
+from callboard.sql.pool import Conn, connect
+from callboard.sql.states import ITEM_STATES
+from callboard.web import create_app
+from tests.helpers import wait_until
+from tests.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker, record, send
+from tests.webapp import served
+
+ANNA = By("python", "anna")
+FAILED = Choice()
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    """A connection to this test's database, in which nothing drifts."""
+    with connect(database_url) as connection:
+        yield connection
+        assert reads.run(connection, reads.verify())["drift"] == []
+
+
+def status(conn: Conn, job: int) -> dict[str, Any]:
+    found = reads.run(conn, reads.job(job))
+    assert found is not None
+    assert sum(found[state] for state in ITEM_STATES) == found["total"]
+    return found
+
+
+def parts(conn: Conn, job: int) -> dict[str, int]:
+    found = status(conn, job)
+    return {state: found[state] for state in ITEM_STATES if found[state]}
+
+
+def listed(conn: Conn, job: int) -> dict[str, int]:
+    """How many items are listed under each state; what is said of an item is what it is listed under."""
+    found = {}
+    for state in ITEM_STATES:
+        items, _ = reads.run(conn, reads.items(job, state=state, limit=500))
+        assert {item["state"] for item in items} <= {state}
+        found[state] = len(items)
+    return {state: count for state, count in found.items() if count}
+
+
+def stop(conn: Conn, job: int) -> None:
+    """Cancel a job, and see it closed."""
+    controls.cancel(conn, job, ANNA)
+    conn.execute("DELETE FROM callboard.running WHERE job_id = %s", (job,))
+    assert wait_until(lambda: writes.close_stopped(conn) or status(conn, job)["finished_at"], 10)
+
+
+def actions(conn: Conn, job: int) -> list[str]:
+    return [action["action"] for action in reads.run(conn, reads.actions(job))[0]]
+
+
+# What it does -------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_was_never_published_is_cancelled_at_once(conn: Conn) -> None:
+    make_worker(conn)
+    job = make_job(conn, 10, published=0)
+    controls.cancel(conn, job, ANNA, reason="wrong file")
+    found = status(conn, job)
+    assert (found["state"], found["reason"], found["cancelled"]) == ("cancelled", "wrong file", 10)
+    assert writes.claim_bulk(conn, job=job) is None
+
+
+def test_a_job_with_items_in_hand_is_being_stopped_until_they_end(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    controls.cancel(conn, job, ANNA)
+    found = status(conn, job)
+    assert (found["state"], found["stopping"], found["finished_at"]) == ("running", "cancelled", None)
+    moved = {"running": 3, "succeeded": 20, "failed": 5, "skipped": 5, "cancelled": 67}
+    assert parts(conn, job) == moved == listed(conn, job)
+    record(conn, job, {"succeeded": range(40, 42), "failed": [42]})
+    conn.execute("DELETE FROM callboard.running")
+    assert wait_until(lambda: writes.close_stopped(conn) == [job], 10)
+    ended = {"succeeded": 22, "failed": 6, "skipped": 5, "cancelled": 67}
+    assert parts(conn, job) == ended == listed(conn, job)
+    assert status(conn, job)["state"] == "cancelled"
+
+
+def test_what_is_being_stopped_takes_nothing_more(conn: Conn) -> None:
+    make_worker(conn)
+    job = make_job(conn, 10, published=5, sealed=False)
+    controls.cancel(conn, job, ANNA)
+    assert writes.store_chunk(conn, job, 10, [(b"{}", None)], keyed=False) == ("stopped", 10)
+    assert writes.lock_jobs(conn, [job]) == {job: (10, False)}
+    assert writes.claim_bulk(conn, job=job) is None
+    assert writes.claim_outbox(conn, 10) == []
+
+
+def test_a_publisher_at_work_stops_where_it_is(conn: Conn) -> None:
+    job = make_job(conn, 100, published=0)
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    assert writes.publish_bulk(conn, claim, watermark=10, published=10, keep=True)
+    controls.pause(conn, job, ANNA)
+    assert not writes.publish_bulk(conn, claim, watermark=20, published=10, keep=True)
+    assert parts(conn, job) == {"pending": 80, "queued": 20}
+    assert writes.claim_bulk(conn, job=job) is None
+    controls.resume(conn, job, ANNA)
+    assert writes.claim_bulk(conn, job=job) is not None
+
+
+def test_parked_messages_are_published_in_their_jobs_turn_and_in_order(conn: Conn) -> None:
+    job = make_job(conn, 10, published=6)
+    controls.pause(conn, job, ANNA)
+    writes.park(conn, [(job, item, 1) for item in (5, 2, 4, 2)])
+    assert parts(conn, job) == {"pending": 7, "queued": 3} == listed(conn, job)
+    assert writes.claim_bulk(conn, job=job) is None
+    controls.resume(conn, job, ANNA)
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    assert claim.redo == 3
+    again = writes.claim_redo(conn, claim, 2)
+    assert [(out.item, out.attempt, out.suspect) for out in again] == [(2, 1, True), (4, 1, True)]
+    writes.settle_outbox(conn, again)
+    assert parts(conn, job) == {"pending": 5, "queued": 5} == listed(conn, job)
+
+
+def test_a_message_parked_before_its_publisher_settled_it_is_not_lost(conn: Conn) -> None:
+    """The publisher then deletes what it sent; it is a row of its own that comes back."""
+    job = make_job(conn, 0, sealed=False)
+    send(conn, job, 0)
+    record(conn, make_job(conn, 1), {"succeeded": [0]})
+    (sent,) = writes.claim_outbox(conn, 10)
+    writes.park(conn, [(job, 0, 1)])
+    assert parts(conn, job) == {"pending": 1}
+    writes.settle_outbox(conn, [sent])
+    assert parts(conn, job) == {"pending": 1}
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    assert claim.queue == "default"
+    assert [out.item for out in writes.claim_redo(conn, claim, 10)] == [0]
+
+
+def test_what_is_final_or_has_another_attempt_is_not_parked(conn: Conn) -> None:
+    job = make_job(conn, 3)
+    record(conn, job, {"succeeded": [0], "retrying": [1]})
+    writes.park(conn, [(job, 0, 1), (job, 1, 1), (job, 2, 1)])
+    assert parts(conn, job) == {"pending": 1, "retrying": 1, "succeeded": 1}
+
+
+def test_a_retry_that_was_published_is_parked_as_what_it_is(conn: Conn) -> None:
+    job = make_job(conn, 1)
+    record(conn, job, {"retrying": [0]}, delay=0)
+    (out,) = writes.claim_outbox(conn, 10)
+    writes.park(conn, [(job, 0, 2)])
+    assert parts(conn, job) == {"pending": 1}
+    writes.settle_outbox(conn, [out])
+    assert parts(conn, job) == {"pending": 1}
+
+
+def test_a_retry_moves_the_counts_back_and_keeps_the_attempts(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    assert controls.retry(conn, job, ANNA, FAILED) == 5
+    assert controls.retry(conn, job, ANNA, FAILED) == 0
+    expected = {name: count for name, count in {**MIXED, "failed": 0, "pending": 25}.items() if count}
+    assert parts(conn, job) == expected == listed(conn, job)
+    assert status(conn, job)["retries"] == 8
+    (group,) = reads.run(conn, reads.errors(job))
+    assert (group["count"], group["failed"]) == (8, 0)
+    assert [attempt["retried"] for attempt in reads.run(conn, reads.attempts(job, 20))] == [True]
+    record(conn, job, {"succeeded": range(20, 25)}, attempt=1)  # of the attempt that is over
+    assert parts(conn, job) == expected
+    record(conn, job, {"succeeded": range(20, 25)}, attempt=2)
+    assert status(conn, job)["succeeded"] == 25
+    assert actions(conn, job) == ["retry"]
+
+
+def test_a_retry_takes_what_is_chosen(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    assert controls.retry(conn, job, ANNA, Choice(items=[20, 25, 0, 40, 99_999])) == 2
+    assert controls.retry(conn, job, ANNA, Choice(error_type="KeyError")) == 0
+    assert controls.retry(conn, job, ANNA, Choice(error_type=BAD.error_type)) == 4
+    assert controls.retry(conn, job, ANNA, Choice(["skipped"])) == 4
+    assert status(conn, job)["failed"] == status(conn, job)["skipped"] == 0
+
+
+def test_a_completed_job_opens_again_and_completes_again(conn: Conn) -> None:
+    job = make_job(conn, 4)
+    record(conn, job, {"succeeded": [0, 1], "failed": [2, 3]})
+    assert status(conn, job)["state"] == "completed"
+    assert controls.retry(conn, job, ANNA, Choice(items=[3])) == 1
+    found = status(conn, job)
+    assert (found["state"], found["finished_at"]) == ("running", None)
+    assert parts(conn, job) == {"pending": 1, "succeeded": 2, "failed": 1}
+    record(conn, job, {"succeeded": [3]}, attempt=2)
+    assert status(conn, job)["state"] == "completed"
+
+
+def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
+    """What was published comes again from the outbox, what was not by the watermark."""
+    job = make_mixed_job(conn)
+    stop(conn, job)
+    assert controls.retry(conn, job, ANNA, Choice(["cancelled"])) == 70
+    assert (
+        parts(conn, job) == {"pending": 70, "succeeded": 20, "failed": 5, "skipped": 5} == listed(conn, job)
+    )
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    assert (claim.watermark, claim.redo) == (80, 50)
+    again = writes.claim_redo(conn, claim, 100)
+    assert {(out.item, out.suspect) for out in again} == {(item, True) for item in range(30, 80)}
+    # Those that waited for a retry are at their second attempt.
+    assert [out.attempt for out in again] == [2, 2, 2] + [1] * 47
+
+
+def test_of_a_cancelled_job_only_what_is_chosen_goes_on(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    stop(conn, job)
+    assert controls.retry(conn, job, ANNA, Choice(error_type="KeyError")) == 0
+    assert status(conn, job)["state"] == "cancelled"
+    assert controls.retry(conn, job, ANNA, Choice(items=[20, 99])) == 2
+    assert parts(conn, job) == {
+        "pending": 2, "succeeded": 20, "failed": 4, "skipped": 5, "cancelled": 69,
+    } == listed(conn, job)  # fmt: skip
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    assert claim.watermark == claim.total
+    assert [(out.item, out.attempt) for out in writes.claim_redo(conn, claim, 10)] == [(20, 2), (99, 1)]
+    record(conn, job, {"succeeded": [20]}, attempt=2)
+    record(conn, job, {"failed": [99]})
+    found = status(conn, job)
+    assert (found["state"], found["cancelled"], found["progress"]) == ("completed", 69, 1.0)
+    assert controls.retry(conn, job, ANNA, Choice(["cancelled"])) == 69
+    assert parts(conn, job) == {"pending": 69, "succeeded": 21, "failed": 5, "skipped": 5}
+
+
+def test_children_of_a_cancelled_job_go_on_too(conn: Conn) -> None:
+    job = make_job(conn, 2, sealed=False)
+    send(conn, job, 2)
+    send(conn, job, 3)
+    (_, _) = writes.claim_outbox(conn, 10)
+    send(conn, job, 4)
+    stop(conn, job)
+    writes.drop_messages_of_stopped_jobs(conn)
+    assert controls.retry(conn, job, ANNA, Choice(["cancelled"])) == 5
+    assert parts(conn, job) == {"pending": 5}
+    assert status(conn, job)["sealed"]
+
+
+def test_a_standing_job_gives_its_day_to_a_new_one(conn: Conn) -> None:
+    job = writes.standing_job(conn, "work", "default")
+    controls.cancel(conn, job, ANNA)
+    assert writes.standing_job(conn, "work", "default") != job
+
+
+def test_two_that_press_at_once_do_it_once(conn: Conn, database_url: str) -> None:
+    job = make_mixed_job(conn)
+    stop(conn, job)
+    gate, done = threading.Barrier(4), []
+
+    def press() -> None:
+        with connect(database_url) as own:
+            gate.wait()
+            done.append(controls.retry(own, job, ANNA, Choice(["failed", "cancelled"])))
+
+    threads = [threading.Thread(target=press) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(done) == [0, 0, 0, 75]
+    assert actions(conn, job) == ["retry", "cancel"]
+
+
+# What it refuses ----------------------------------------------------------------------------------------------------
+
+SAY: dict[str, Callable[[Conn, int], Any]] = {
+    "cancel": lambda conn, job: controls.cancel(conn, job, ANNA),
+    "pause": lambda conn, job: controls.pause(conn, job, ANNA),
+    "resume": lambda conn, job: controls.resume(conn, job, ANNA),
+    "retry": lambda conn, job: controls.retry(conn, job, ANNA, FAILED),
+}
+
+
+@pytest.mark.parametrize("action", SAY)
+def test_there_must_be_such_a_job(action: str, conn: Conn) -> None:
+    with pytest.raises(NoSuchJob, match="no job 5"):
+        SAY[action](conn, 5)
+    job = make_mixed_job(conn)
+    with pytest.raises(NoSuchJob):
+        controls.cancel(conn, job, By("http", "anna", tenant="another's"))
+
+
+@pytest.mark.parametrize("action", ["cancel", "pause", "resume"])
+def test_what_is_over_is_over(action: str, conn: Conn) -> None:
+    job = make_job(conn, 1)
+    record(conn, job, {"succeeded": [0]})
+    with pytest.raises(NotPossible, match=f"job {job} is completed"):
+        SAY[action](conn, job)
+    assert actions(conn, job) == []
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "retry"])
+def test_what_is_being_stopped_is_left_alone(action: str, conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    controls.cancel(conn, job, ANNA)
+    with pytest.raises(NotPossible, match="is being stopped"):
+        SAY[action](conn, job)
+    assert actions(conn, job) == ["cancel"]
+
+
+def test_said_twice_is_done_once(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    for action in ("resume", "pause", "pause", "resume", "resume", "cancel", "cancel"):
+        SAY[action](conn, job)
+    assert actions(conn, job) == ["cancel", "resume", "pause"]
+    assert status(conn, job)["stopping"] == "cancelled"
+
+
+def test_a_choice_must_make_sense() -> None:
+    with pytest.raises(ValueError, match="that are succeeded: only failed, skipped, cancelled"):
+        Choice(["succeeded"])
+    with pytest.raises(ValueError, match="only failed items have a type of error"):
+        Choice(["skipped"], error_type="KeyError")
+
+
+# By the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command on this test's database: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run_it(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        done = capsys.readouterr()
+        return code, done.out, done.err
+
+    return run_it
+
+
+def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    code, out, err = call("pause", job)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{job} mixed paused ")
+    assert json.loads(call("resume", job, "--json")[1])["state"] == "running"
+    assert call("retry", job, "--state", "failed", "--item", 20)[1].endswith("1 item given another attempt\n")
+    assert call("retry", job, "--state", "failed", "--state", "skipped")[1].endswith(
+        "9 items given another attempt\n"
+    )
+    assert "is being stopped: cancelled" in call("cancel", job, "--reason", "wrong file")[1]
+    listed = json.loads(call("actions", job, "--json")[1])["actions"]
+    assert [action["action"] for action in listed] == ["cancel", "retry", "retry", "resume", "pause"]
+    assert listed[0]["via"] == "cli"
+    assert "@" in listed[0]["who"]
+    assert listed[0]["detail"] == {"reason": "wrong file"}
+    assert "wrong file" in call("actions", job)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("cancel", 5), 1, "no job 5"),
+        (("pause", "JOB"), 1, "is being stopped: there is nothing left to pause"),
+        (("retry", "JOB", "--state", "succeeded"), 2, "'succeeded' is none of failed, skipped, cancelled"),
+        (("retry", "JOB", "--state", "skipped", "--error", "X"), 2, "only failed items have a type of error"),
+        (("retry", "JOB", "--item", "-1"), 2, "greater than or equal to 0"),
+    ],
+)
+def test_the_commands_refuse(
+    arguments: tuple[object, ...], code: int, said: str, call: Callable[..., tuple[int, str, str]], conn: Conn
+) -> None:
+    job = make_mixed_job(conn)
+    controls.cancel(conn, job, ANNA)
+    done = call(*(job if word == "JOB" else word for word in arguments))
+    assert done[0] == code
+    assert done[1] == ""
+    assert said in done[2]
+    assert done[2].count("\n") == 1
+
+
+# By HTTP ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def http(database_url: str) -> Iterator[httpx.Client]:
+    """A client of the app."""
+    with served(create_app(url=database_url)) as address, httpx.Client(base_url=address) as client:
+        yield client
+
+
+def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    assert http.post(f"/api/jobs/{job}/pause").json()["state"] == "paused"
+    assert http.post(f"/api/jobs/{job}/resume").json()["state"] == "running"
+    retried = http.post(f"/api/jobs/{job}/retry", json={"states": ["skipped"], "items": [25, 26]})
+    assert (retried.status_code, retried.json()["skipped"]) == (200, 3)
+    stopped = http.post(f"/api/jobs/{job}/cancel", json={"reason": "wrong file"}).json()
+    assert (stopped["stopping"], stopped["reason"]) == ("cancelled", "wrong file")
+    page = http.get(f"/api/jobs/{job}/actions?limit=3").json()
+    assert [action["action"] for action in page["actions"]] == ["cancel", "retry", "resume"]
+    assert (page["actions"][0]["who"], page["actions"][0]["via"]) == ("127.0.0.1", "http")
+    rest = http.get(f"/api/jobs/{job}/actions?after={page['next']}").json()
+    assert ([action["action"] for action in rest["actions"]], rest["next"]) == (["pause"], None)
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status", "said"),
+    [
+        ("5/cancel", {}, 404, "there is no job 5"),
+        ("x/cancel", {}, 404, "no job"),
+        ("5/actions", None, 404, "there is no job 5"),
+        ("JOB/resume", {}, 409, "only what is paused is resumed"),
+        ("JOB/retry", {"json": {"states": ["succeeded"]}}, 422, "can't be retried"),
+        ("JOB/retry", {"json": {"state": "failed"}}, 422, "unknown field `state`"),
+        ("JOB/retry", {"json": {"items": [-1]}}, 422, ">= 0"),
+        ("JOB/retry", {"json": {"items": []}}, 422, "length >= 1"),
+        ("JOB/cancel", {"json": {"reason": "a \x00"}}, 422, "reason"),
+        ("JOB/pause", {"json": {"why": 1}}, 422, "why"),
+        ("JOB/cancel", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
+        ("JOB/cancel", {"content": b"reason=x"}, 415, "application/json"),
+        ("JOB/cancel", {"json": {"reason": "x" * 2_000_000}}, 413, "larger than"),
+        ("JOB/cancel", {"headers": {"Sec-Fetch-Site": "cross-site"}}, 403, "another site"),
+        ("JOB/cancel", {"headers": {"Origin": "https://evil.example"}}, 403, "another site"),
+    ],
+)
+def test_the_api_refuses(
+    path: str, sent: dict[str, Any] | None, status: int, said: str, http: httpx.Client, conn: Conn
+) -> None:
+    job = make_job(conn, 1)
+    record(conn, job, {"succeeded": [0]})
+    where = f"/api/jobs/{path.replace('JOB', str(job))}"
+    answer = http.get(where) if sent is None else http.post(where, **sent)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said in answer.json()["detail"]
+    assert actions(conn, job) == []
+
+
+def test_saying_it_takes_a_post(http: httpx.Client, conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    assert http.get(f"/api/jobs/{job}/cancel").status_code == 405
+    assert actions(conn, job) == []
+
+
+def test_the_history_names_who_the_login_names(database_url: str, conn: Conn) -> None:
+    app = create_app(url=database_url, authenticate=lambda _request: "anna")
+    job = make_mixed_job(conn)
+    with served(app) as address:
+        httpx.post(f"{address}/api/jobs/{job}/pause", headers={"Sec-Fetch-Site": "same-origin"})
+    assert reads.run(conn, reads.actions(job))[0][0]["who"] == "anna"
