@@ -19,6 +19,6 @@ SELECT EXISTS (
         ORDER BY i.item LIMIT 3
     ) AS i
     WHERE h.high > m.low AND (i.message_id IS NULL OR i.item >= m.total) AND coalesce(i.queue, j.queue) = %(queue)s
-      AND (i.state <> 'waiting' OR i.attempt > 1
+      AND (i.state NOT IN ('waiting', 'cancelled') OR i.attempt > 1
            OR EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item))
 )

@@ -1,5 +1,6 @@
 -- retry_ended: items that ended without success get another attempt, published in their job's turn.
--- Transition: failed | skipped | cancelled -> waiting (next attempt). Guard: the state, as locked.
+-- Transition: failed | skipped -> waiting (next attempt), cancelled -> waiting. Guard: the state, as locked.
+-- Messages of what was cancelled may lie in RabbitMQ still, so those are suspect.
 -- Their attempts stay, as retried ones; their deaths are forgotten, or the next would be their last.
 -- Caller: controls.retry. Rows: one, what the job's counters lose or gain. Lock order: items by key, then their outbox rows.
 WITH chosen AS (
@@ -17,7 +18,8 @@ WITH chosen AS (
     ORDER BY i.item FOR NO KEY UPDATE OF i
 ), moved AS (
     UPDATE callboard.items AS i
-    SET was = i.state, state = 'waiting', attempt = i.attempt + 1, crashes = 0, finished_at = NULL, retry_options = NULL
+    SET was = i.state, state = 'waiting', attempt = i.attempt + (i.state <> 'cancelled')::int,
+        crashes = 0, finished_at = NULL, retry_options = NULL
     FROM ended AS e WHERE i.job_id = %(job)s AND i.item = e.item
     RETURNING i.item, i.attempt, i.was, e.crashes
 ), retried AS (
@@ -32,13 +34,13 @@ WITH chosen AS (
     SELECT o.redo FROM callboard.outbox AS o JOIN moved USING (item)
     WHERE o.job_id = %(job)s ORDER BY o.item FOR UPDATE OF o
 ), sent AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, redo)
-    SELECT %(job)s, m.item, m.attempt, 'infinity', false, true
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
+    SELECT %(job)s, m.item, m.attempt, 'infinity', false, m.was = 'cancelled', true
     FROM moved AS m CROSS JOIN (SELECT count(*) FROM lying) AS locked  -- these first
     ORDER BY m.item
     ON CONFLICT (job_id, item) DO UPDATE
     SET id = DEFAULT, attempt = excluded.attempt, due_at = excluded.due_at, options = NULL, sent_ms = NULL,
-        first = false, suspect = false, claimed_until = NULL, dead = false, redo = true
+        first = false, suspect = excluded.suspect, claimed_until = NULL, dead = false, redo = true
 )
 SELECT count(*) FILTER (WHERE was = 'failed') AS failed, count(*) FILTER (WHERE was = 'skipped') AS skipped,
        count(*) FILTER (WHERE was = 'cancelled') AS cancelled, coalesce(sum(crashes), 0)::bigint AS crashes,
