@@ -44,8 +44,12 @@ class Sparing(logging.Filter):
 
 def reason(error: BaseException) -> str:
     """What an error says, or the one at the bottom of it: pika's say nothing themselves."""
-    within: Any = getattr(error, "exceptions", None) or error.args
-    while not str(error).strip() and within and isinstance(within[-1], BaseException):
-        error = within[-1]
-        within = getattr(error, "exceptions", None) or error.args
+    while not str(error).strip() and (within := _within(error)) is not None:
+        error = within
     return str(error).strip() or type(error).__name__
+
+
+def _within(error: BaseException) -> BaseException | None:
+    """The error inside of it; pika keeps the last of several, or the one."""
+    causes: Any = getattr(error, "exceptions", None) or error.args or (getattr(error, "exception", None),)
+    return causes[-1] if isinstance(causes[-1], BaseException) else None
