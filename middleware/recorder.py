@@ -234,6 +234,13 @@ class Recorder:
             return True
         return self._open_deliveries is not None and self._open_deliveries() > ended
 
+    def postpone(self, mark: Stamp, actor: str) -> bool:
+        """Have a message wait for a worker that has its actor; False when no worker ever had it. Raises Stopping."""
+        return patiently(
+            lambda: self.write(lambda conn: writes.postpone(conn, mark.job, mark.item, mark.attempt, actor)),
+            lambda: self.stopping,
+        )
+
     def _note(self, entry: Entry) -> None:
         self.journal.note(entry)
 

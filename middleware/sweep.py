@@ -109,6 +109,7 @@ class Sweep:
             self._sampled = now
             writes.sample_jobs(conn)
             writes.drop_messages_of_stopped_jobs(conn)
+            writes.wake_postponed(conn)
         if now - self._searched >= SEARCH:
             self._searched = now
             self._search.look(conn, self._holder)

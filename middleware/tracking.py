@@ -17,9 +17,11 @@ from dramatiq.middleware import Middleware, Retries, SkipMessage
 from callboard.middleware import stamp
 from callboard.middleware.aside import Aside
 from callboard.middleware.attempt import Attempt, current_attempt
+from callboard.middleware.claim import Stopping
 from callboard.middleware.complaint import Sparing
 from callboard.middleware.outcome import Ending, decide
 from callboard.middleware.recorder import Recorder
+from callboard.middleware.stamp import Stamp
 
 log = logging.getLogger("callboard.tracking")
 _sparing = Sparing()
@@ -74,16 +76,19 @@ class Tracking(Middleware):
             )
 
     def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """A message that Dramatiq rejects unseen, for want of its actor, takes its item with it.
+        """A message that Dramatiq rejects unseen, for want of its actor, waits for a worker of another release that has
+        it; when there never was one, it takes its item with it.
 
         This is the consumer's thread, which must not wait for the database or for the item's turn.
         """
-        if not getattr(message, "judged", False) and stamp.read(message.options):
+        if not getattr(message, "judged", False) and (mark := stamp.read(message.options)):
             message.aside = True  # type: ignore[attr-defined]
-            self._aside.do(partial(self._reject, broker, message))
+            self._aside.do(partial(self._reject, broker, message, mark))
 
-    def _reject(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+    def _reject(self, broker: dramatiq.Broker, message: MessageProxy, mark: Stamp) -> None:
         message.failed = False  # a copy that must not run goes, like any other
+        if hasattr(message, "settle") and self._postponed(message, mark):
+            return
         attempt = self.recorder.hand.take(message)
         if attempt is not None:
             message.fail()
@@ -91,6 +96,15 @@ class Tracking(Middleware):
             self._end(broker, message, attempt, exception=ActorNotFound(message.actor_name))
         elif hasattr(message, "settle"):
             message.settle()
+
+    def _postponed(self, message: Any, mark: Stamp) -> bool:
+        try:
+            postponed = self.recorder.postpone(mark, message.actor_name)
+        except Stopping:
+            return True  # unacknowledged, so it comes again
+        if postponed:
+            message.settle()
+        return postponed
 
     def _end(
         self, broker: dramatiq.Broker, message: MessageProxy, attempt: Attempt, *,

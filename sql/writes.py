@@ -36,6 +36,8 @@ DROPPED = 50_000
 HEARD = 1.5
 #: Crashes after which an item is failed.
 MAX_CRASHES = 3
+#: Seconds for which a message waits that came to a worker without its actor, while another has it.
+POSTPONED = 1.0
 #: Seconds without a word from its submitter after which a submission is taken to have broken off.
 SUBMISSION_LEASE = 45.0
 #: Beyond every item.
@@ -134,6 +136,23 @@ def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Cl
 def give_back(conn: Conn, job: int, item: int, worker: int) -> None:
     """Take back a claim: the item waits for its turn."""
     conn.execute(statement("give_back"), {"job": job, "item": item, "worker": worker})
+
+
+def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:
+    """Have a message whose actor its worker lacks wait for one that has it; False when no worker ever had it."""
+    row = conn.execute(
+        statement("postpone"),
+        {
+            "job": job, "item": item, "attempt": attempt, "actor": actor, "delay": POSTPONED,
+            "dead_after": DEAD_AFTER,
+        },
+    ).fetchone()  # fmt: skip
+    return bool(row and row[0])
+
+
+def wake_postponed(conn: Conn) -> None:
+    """Have those sent that waited for a worker with their actor, now that there is one."""
+    conn.execute(statement("wake_postponed"), {"dead_after": DEAD_AFTER})
 
 
 def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:

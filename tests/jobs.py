@@ -15,10 +15,10 @@ NOT_NEEDED = Failure("skipped", "Skip", "unchanged")
 SECOND = 1.0
 
 
-def make_worker(conn: Conn, *actors: str) -> int:
+def make_worker(conn: Conn, *actors: str, release: str = "2026.11") -> int:
     """A worker that lives, and knows these actors."""
     known = dict.fromkeys(actors or ("work",), "default")
-    return writes.register_worker(conn, WorkerInfo("backstage", 4711, 8, "2026.11", known))
+    return writes.register_worker(conn, WorkerInfo("backstage", 4711, 8, release, known))
 
 
 def make_job(

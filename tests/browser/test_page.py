@@ -87,6 +87,10 @@ def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: C
     job = make_job(conn, 4, name="Autumn ads")
     expect(page.locator("#jobs li")).to_contain_text("Autumn ads", timeout=SOON)
     expect(page.locator("#crew")).to_have_text("1 worker, 8 threads", timeout=SOON)
+    make_worker(conn, release="2026.12")
+    expect(page.locator("#crew")).to_have_text(
+        "2 workers, 16 threads, releases 2026.11 and 2026.12", timeout=SOON
+    )
     card = page.locator("#jobs li").element_handle()
     record(conn, job, {"succeeded": [0]})
     expect(page.locator("#jobs .share")).to_have_text("25.0 % of 4 items", timeout=SOON)

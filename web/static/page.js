@@ -102,7 +102,9 @@ export function keep(list, entries, key, create, fill) {
 export async function crew() {
   const { workers } = await ask("api/workers?state=alive&limit=500");
   const threads = workers.reduce((sum, worker) => sum + worker.threads, 0);
-  text(find("crew"), workers.length ? `${count(workers.length, "worker")}, ${count(threads, "thread")}` : "no worker alive");
+  const releases = [...new Set(workers.map((worker) => worker.release || "unnamed"))].sort();
+  const mixed = releases.length > 1 ? `, releases ${releases.join(" and ")}` : "";
+  text(find("crew"), workers.length ? `${count(workers.length, "worker")}, ${count(threads, "thread")}${mixed}` : "no worker alive");
 }
 
 export const number = (value) => value.toLocaleString("en");

@@ -1,0 +1,139 @@
+"""Two releases at once: of Callboard with its schema, and of the user's actors; forwards and back, in mid-job."""
+
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import callboard
+from callboard.web import create_app
+from tests.faults.scene import ACTORS, Scene, fate, mixed
+from tests.helpers import Worker, wait_until
+from tests.webapp import served
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("callboard", "sql", "middleware", "web", "actors")
+NAME = "9001_of_the_next_release"
+MIGRATION = """
+ALTER TABLE callboard.jobs ADD COLUMN hue text;
+ALTER TABLE callboard.items ADD COLUMN hue text;
+ALTER TYPE callboard.item_state ADD VALUE 'parked';
+ALTER TYPE callboard.attempt_kind ADD VALUE 'parked';
+ALTER TABLE callboard.workers ADD COLUMN hue text NOT NULL DEFAULT 'red';
+CREATE TABLE callboard.hues (name text PRIMARY KEY);
+"""
+AHEAD = f"the database's schema is ahead of this code by {NAME}, which only add to it; going on"
+#: Items sent between two steps.
+SOME = 160
+ITEMS = 600
+
+
+@pytest.fixture
+def next_release(tmp_path: Path) -> Path:
+    """A copy of Callboard with one more migration."""
+    folder = tmp_path / "next"
+    for part in PARTS:
+        shutil.copytree(
+            ROOT / part, folder / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (folder / "sql" / "migrations" / f"{NAME}.sql").write_text(MIGRATION)
+    return folder
+
+
+def migrate(on: Scene, folder: Path) -> str:
+    """`callboard migrate` of the release in a folder."""
+    command = [sys.executable, "-m", "callboard.commands.main", "migrate"]
+    done = subprocess.run(
+        command, cwd=folder, env={"DATABASE_URL": on.direct_url}, check=True, capture_output=True, timeout=60
+    )
+    return done.stdout.decode()
+
+
+def releases(on: Scene) -> list[str]:
+    """Those of the living workers, by the API."""
+    with served(create_app(url=on.direct_url)) as address:
+        workers = httpx.get(f"{address}/api/workers?state=alive").json()["workers"]
+    return sorted(worker["release"] for worker in workers)
+
+
+def roll(on: Scene, old: Worker, release: str, **more: Any) -> Worker:
+    """What a deploy does: ask one to stop, start another in its place."""
+    assert old.stop() == 0
+    on.workers.remove(old)
+    return on.worker(env={"CALLBOARD_RELEASE": release}, **more)
+
+
+def test_workers_go_to_the_next_release_and_back_in_mid_job(on: Scene, next_release: Path) -> None:
+    """Its migration comes first, under workers that don't know it."""
+    path = ("--path", str(next_release))
+    first, second = (on.worker(env={"CALLBOARD_RELEASE": "7"}) for _ in range(2))
+    work, sent = on.broker.get_actor("work"), 0
+    with callboard.job("rolling") as job, on.witness(job) as witness:
+
+        def go_on() -> None:
+            """Send some more, and leave the most of it to be done meanwhile."""
+            nonlocal sent
+            for item in islice(mixed(sent + SOME, 0.1), sent, None):
+                work.send(**item)
+            on.until(job, lambda status: status["succeeded"] > sent * 0.8)
+            sent += SOME
+
+        go_on()
+        assert NAME in migrate(on, next_release)
+        go_on()
+        ahead = roll(on, first, "8", arguments=path)
+        assert releases(on) == ["7", "8"]
+        go_on()
+        also = roll(on, second, "8", arguments=path)
+        assert releases(on) == ["8", "8"]
+        go_on()
+        # It is the copy's code that runs: this code is behind, and says so.
+        assert "ahead of this code" not in ahead.output + also.output
+        back = roll(on, ahead, "7")
+        assert AHEAD in back.output
+        assert releases(on) == ["7", "8"]
+        go_on()
+        assert AHEAD in roll(on, also, "7").output
+        go_on()
+    on.prove_mixed(job, sent, witness=witness)
+    assert on.ledger.twice(job.id) == 0
+    assert on.sql("SELECT DISTINCT hue FROM callboard.workers") == [("red",)]
+    ran = on.ledger.conn.execute("SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)).fetchone()
+    assert ran == (6,)
+
+
+def stalled(job: callboard.Job) -> str:
+    return str(job.status()["stalled"])
+
+
+def test_an_actor_that_only_the_next_release_has_waits_for_it(on: Scene) -> None:
+    """Both releases take messages off the same queue; then the next one goes, and comes again."""
+    modules = (ACTORS, "tests.faults.renamed")
+    on.worker(threads=4)
+    ahead = on.worker(threads=4, modules=modules)
+    job = on.submit("renamed", ({"number": n, "seconds": 0.01} for n in range(ITEMS)))
+    with on.witness(job) as witness:
+        on.until(job, lambda status: status["succeeded"] > ITEMS // 4)
+        assert ahead.stop() == 0
+        on.workers.remove(ahead)
+        done = on.status(job)["succeeded"]
+        assert done < ITEMS
+        on.until(job, lambda status: status["stalled"] is not None)
+        assert stalled(job) == "no worker that is alive has the actor renamed"
+        assert wait_until(lambda: on.depth() == 0, 30)  # the worker without it has looked at every message
+        on.until(job, lambda status: status["stalled"] is not None)
+        status = on.status(job)
+        assert (status["succeeded"], status["failed"], status["state"]) == (done, 0, "running")
+        other = on.submit("work", mixed(200))
+        on.prove_mixed(other, 200)  # nobody stands in others' way
+        on.worker(threads=4, modules=modules)
+        runs = on.prove(job, total=ITEMS, retries=0, witness=witness)
+    assert set(runs.values()) == {1}
+    (postponed,) = on.sql("SELECT count(*) FROM callboard.outbox")
+    assert postponed == (0,)
+    assert on.depth("default.XQ") == sum(fate(n) == "fail" for n in range(200))
