@@ -5,19 +5,24 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 import pika
 import psycopg
 
+from callboard.commands.services import NotStarted
 from callboard.sql.pool import connect
 from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
 from tests.faults.soak.load import Load
 from tests.faults.soak.plan import Fault
+from tests.helpers import wait_until
 
 QUEUE = "default"
+#: Seconds for PostgreSQL to be back.
+REVIVAL = 60.0
 
 
 @dataclass
@@ -89,13 +94,23 @@ class Deeds:
 
     def _postgres_restarted(self, fault: Fault) -> int:
         self.on.server.stop()
-        self.on.server.start()
+        self._revive()
         return 1
 
     def _postgres_killed(self, fault: Fault) -> int:
         self.on.server.kill()
-        self.on.server.start()
+        self._revive()
         return 1
+
+    def _revive(self) -> None:
+        """Start it as often as it takes: while a session of the one before is still there, it refuses."""
+
+        def started() -> bool:
+            with suppress(NotStarted):
+                self.on.server.start()
+            return self.on.server.running()
+
+        assert wait_until(started, REVIVAL, pause=0.5)
 
     def _backends_terminated(self, fault: Fault) -> int:
         with connect(self.on.direct_url) as conn:
