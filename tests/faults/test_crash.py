@@ -1,0 +1,123 @@
+"""An item that kills its worker each time: it is stopped at the third death, and its neighbours don't pay for it."""
+
+import json
+import signal
+from collections import Counter
+from typing import Any
+
+import callboard
+from callboard.middleware.burial import bury
+from callboard.sql import writes
+from callboard.sql.pool import connect
+from tests.faults.points import HURRY
+from tests.faults.scene import ACTORS, TIMEOUT, Scene
+from tests.helpers import wait_until
+
+#: Every way to die; the worker's master tells in its log how one ended.
+WAYS = {"exit": 9, "segfault": -signal.SIGSEGV, "kill": -signal.SIGKILL}
+SECONDS = 3
+ITEMS = 300
+#: What the record says of each item.
+STANDING = "SELECT item, state::text, attempt, crashes FROM callboard.items WHERE job_id = %s ORDER BY item"
+
+#: Why an item was given up.
+TOLD = (
+    "SELECT message FROM callboard.attempts WHERE job_id = %s AND NOT retried AND kind = 'crashed'"
+    " AND error_type = 'WorkerDied'"
+)
+#: How many succeeded with a death on their account, and how many deaths were another's.
+CHARGED = (
+    "SELECT count(DISTINCT i.item) FILTER (WHERE i.crashes > 0), count(*) FILTER (WHERE a.message LIKE '%% to blame')"
+    " FROM callboard.items AS i JOIN callboard.attempts AS a USING (job_id, item)"
+    " WHERE job_id = %s AND i.state = 'succeeded'"
+)
+
+
+def neighbours(poison: list[dict[str, Any]], slow: float) -> list[dict[str, Any]]:
+    """The poison among items that do nothing, some of them for long enough to be known as running."""
+    rest = ({"how": "none", "seconds": 0.02 if n % 3 else slow} for n in range(ITEMS - len(poison)))
+    return [{"number": n, **item} for n, item in enumerate([*poison, *rest])]
+
+
+def died(on: Scene, job: callboard.Job) -> Counter[int]:
+    """How many runs of each item ended with their process."""
+    rows = on.ledger.conn.execute(
+        "SELECT item, count(*) FROM runs WHERE job = %s AND ended IS NULL GROUP BY item", (job.id,)
+    )
+    return Counter({row[0]: row[1] for row in rows})
+
+
+def dead_letters(on: Scene) -> Counter[str]:
+    """The message ids of what lies in the queue of the dead letters."""
+    found: Counter[str] = Counter()
+    with on.channel() as channel:
+        for method, _, body in channel.consume("default.XQ", inactivity_timeout=1):
+            if method is None:
+                break
+            found[json.loads(body)["message_id"]] += 1
+    return found
+
+
+def prove(on: Scene, job: callboard.Job, poison: int) -> Counter[int]:
+    """The first items of the job were stopped, each with one dead letter, and no other was charged with their deaths;
+    the runs of each item that ended with their process.
+    """
+    over = died(on, job)
+    told = [message for (message,) in on.sql(TOLD, job.id)]
+    assert len(told) == poison
+    assert all("for the third time" in message for message in told)
+    standing = on.sql(STANDING, job.id)
+    concerned = [item for item, _, attempt, _ in standing[poison:] if attempt > 1]
+    assert len(concerned) <= 8 * over.total()  # the threads that the dead had
+    for item, state, attempt, crashes in standing:
+        if item < poison:
+            assert (state, crashes) == ("failed", writes.MAX_CRASHES)
+        else:
+            assert state == "succeeded"
+            assert crashes < writes.MAX_CRASHES  # in hand at deaths that nothing explained, or not at first
+            assert attempt > 1 or crashes == 0, item
+    assert wait_until(lambda: dead_letters(on).total() == poison, 30)
+    assert dead_letters(on) == Counter(f"{job.id}-{n}" for n in range(poison))
+    return over
+
+
+def test_each_way_to_die_ends_at_the_third_time(on: Scene) -> None:
+    """Deaths after long enough to be known as running."""
+    job = on.submit("deadly", neighbours([{"how": how, "seconds": 0.7} for how in WAYS], 0.9))
+    with on.witness(job) as witness:
+        for _ in range(2):
+            on.worker(threads=4, env={HURRY: str(SECONDS)}, modules=(ACTORS, "tests.faults.points"))
+        on.prove(job, total=ITEMS, failed=len(WAYS), witness=witness, timeout=120)
+    on.tend()
+    over = prove(on, job, len(WAYS))
+    assert [over[n] for n in range(len(WAYS))] == [writes.MAX_CRASHES] * len(WAYS)
+    for code in WAYS.values():
+        assert f"code {code}" in on.said(), code
+    ((charged, spared),) = on.sql(CHARGED, job.id)
+    print(
+        f"{on.starts} starts, {over.total()} runs died, {charged} others charged once, {spared} deaths not theirs"
+    )
+
+
+def test_one_that_dies_at_once_gets_at_most_one_run_more(on: Scene) -> None:
+    """It leaves no trace the first time: what comes back then may as well be what its worker had only fetched.
+
+    Each death is found before the message is delivered again.
+    """
+    worker = on.worker()
+    job = on.submit("deadly", neighbours([{"how": "kill"}], 0.3))
+    with connect(on.direct_url) as conn:
+        while on.status(job)["finished_at"] is None:
+            assert wait_until(lambda: not worker.process.running() or on.status(job)["finished_at"], TIMEOUT)
+            if worker.process.running():
+                break
+            conn.execute(
+                "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE died_at IS NULL"
+            )
+            for dead in writes.dead_workers(conn):
+                bury(conn, dead)
+            on.tend()
+    on.prove(job, total=ITEMS, failed=1)
+    runs = prove(on, job, 1)[0]
+    assert runs in (writes.MAX_CRASHES, writes.MAX_CRASHES + 1)  # a slow machine may take longer to die
+    print(f"{runs} runs died")
