@@ -133,7 +133,8 @@ def retry(conn: Conn, job: int, by: By, choice: Choice) -> int:
     for left in reversed(range(TRIES)):
         try:
             return _retry(conn, job, by, choice)
-        except (Overtaken, psycopg.errors.DeadlockDetected):
+        except (Overtaken, psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
+            # The last: a message of an item was parked or sent again while the job was opened.
             if not left:
                 raise
     raise AssertionError  # the last try returned or raised

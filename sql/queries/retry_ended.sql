@@ -2,7 +2,8 @@
 -- Transition: failed | skipped -> waiting (next attempt), cancelled -> waiting. Guard: the state, as locked.
 -- Messages of what was cancelled may lie in RabbitMQ still, so those are suspect.
 -- Their attempts stay, as retried ones; their deaths are forgotten, or the next would be their last.
--- Caller: controls.retry. Rows: one, what the job's counters lose or gain. Lock order: items by key, then their outbox rows.
+-- Caller: controls.retry. Rows: one, what the job's counters lose or gain.
+-- Lock order: items by key, then their outbox rows; the job before its errors, as in a flush.
 WITH chosen AS (
     SELECT a.item FROM callboard.attempts AS a
     WHERE a.job_id = %(job)s AND NOT a.retried
@@ -26,9 +27,13 @@ WITH chosen AS (
     UPDATE callboard.attempts AS a SET retried = true
     FROM moved AS m WHERE a.job_id = %(job)s AND a.item = m.item AND NOT a.retried
     RETURNING a.kind, a.error_type, a.place
+), locked AS (
+    SELECT j.id FROM callboard.jobs AS j CROSS JOIN (SELECT count(*) FROM moved) AS m  -- these first
+    WHERE j.id = %(job)s FOR NO KEY UPDATE OF j
 ), regrouped AS (
     UPDATE callboard.errors AS e SET failed = e.failed - r.count
     FROM (SELECT kind, error_type, place, count(*) AS count FROM retried WHERE kind <> 'skipped' GROUP BY 1, 2, 3) AS r
+    CROSS JOIN locked
     WHERE e.job_id = %(job)s AND e.kind = r.kind AND e.error_type = r.error_type AND e.place = r.place
 ), lying AS (
     SELECT o.redo FROM callboard.outbox AS o JOIN moved USING (item)
