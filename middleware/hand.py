@@ -162,10 +162,14 @@ class Hand:
         ended = time.monotonic()
         self._turns.leave(attempt)
         attempt.result = None
-        kept = outcome.state in ("succeeded", "skipped")
+        children = attempt.hooked
+        if outcome.state in ("succeeded", "skipped"):
+            children = attempt.sent + attempt.hooked
+        elif attempt.returned:  # its result can't be kept, but the hooks took it for a success
+            children = ()
         event = Event(
             attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended, self.worker,
-            outcome.failure, outcome.retry, outcome.result, attempt.sent + attempt.hooked if kept else attempt.hooked,
+            outcome.failure, outcome.retry, outcome.result, children,
             ran=attempt.running,
         )  # fmt: skip
         entry = Entry(attempt, event, outcome.state == "failed")

@@ -9,12 +9,15 @@ from typing import Any
 import dramatiq
 import psycopg
 from dramatiq.middleware.asyncio import AsyncIO
+from dramatiq.rate_limits import ConcurrentRateLimiter
+from dramatiq.rate_limits.backends import StubBackend
 
 import callboard
 
 broker = callboard.install()
 broker.add_middleware(AsyncIO())
 _local = threading.local()
+MUTEX = ConcurrentRateLimiter(StubBackend(), "outcomes", limit=1)
 
 
 class NotYet(Exception):
@@ -83,6 +86,17 @@ def on_failure(message: dict[str, object], error: dict[str, str]) -> None:
 @dramatiq.actor(max_retries=0)
 def on_success(message: dict[str, object], result: object) -> None:
     note_run(f"on_success {result}")
+
+
+@dramatiq.actor(max_retries=0)
+def on_exhausted(message: dict[str, object], tries: dict[str, int]) -> None:
+    note_run(f"on_exhausted {tries['retries']} of {tries['max_retries']}")
+
+
+@dramatiq.actor(max_retries=50, min_backoff=50, max_backoff=100)
+def limited(number: int) -> None:
+    with MUTEX.acquire():
+        time.sleep(0.1)
 
 
 @dramatiq.actor(max_retries=0)

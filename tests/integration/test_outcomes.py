@@ -18,7 +18,7 @@ from tests.vhosts import Broker
 ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty", "opens_a_job",
-    "gently", "nobody_has",
+    "gently", "nobody_has", "on_exhausted", "limited",
 ]  # fmt: skip
 
 
@@ -139,6 +139,36 @@ def test_a_result_that_cannot_be_stored_fails_its_item(kind: str, on: Stage) -> 
     item = on.only(on.submit("bad_result", kind))
     assert item["state"] == "failed"
     assert item["error"]["type"].endswith("ResultNotStored")
+
+
+def test_a_success_whose_result_cannot_be_stored_sends_nothing(on: Stage) -> None:
+    """Its hooks took it for a success, and its item has failed: neither callback goes."""
+    with callboard.job("no result") as job:
+        on.actor("bad_result").send_with_options(args=("large",), on_success=on.actor("on_success"))
+        (on.actor("bad_result").message("large") | on.actor("noted").message()).run()
+    assert [item["state"] for item in on.ended(job)] == ["failed", "failed"]
+    assert on.runs(job.id) == []
+
+
+def test_an_item_with_no_tries_left_sends_what_it_says(on: Stage) -> None:
+    """Once, and not for what its actor throws."""
+    with callboard.job("exhausted") as job:
+        options: dict[str, Any] = {"on_retry_exhausted": "on_exhausted"}
+        on.actor("stubborn").send_with_options(args=(1, 9), **options)
+        on.actor("throws").send_with_options(**options)
+    items = on.ended(job)
+    assert [item["state"] for item in items] == ["failed", "failed", "succeeded"]
+    assert [what for _, _, what in on.runs(job.id) if what != "stubborn"] == ["on_exhausted 2 of 2"]
+
+
+def test_a_rate_limiter_puts_items_off_until_it_lets_them_in(on: Stage) -> None:
+    job = on.submit("limited", *range(6))
+    items = on.ended(job)
+    assert {item["state"] for item in items} == {"succeeded"}
+    put_off = [attempt for item in items for attempt in on.attempts(job, item["item"])]
+    assert {attempt["type"].rpartition(".")[2] for attempt in put_off} == {"RateLimitExceeded"}
+    assert all(attempt["retried"] for attempt in put_off)
+    assert job.status()["retries"] == len(put_off) > 0
 
 
 def test_a_result_is_stored_as_it_is(on: Stage) -> None:
