@@ -1,7 +1,9 @@
 """Connections: where the database is, and pools that work behind any pooler in transaction mode."""
 
 import json
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,11 @@ from callboard.sql.errors import AMISS
 Conn: TypeAlias = Connection[tuple[Any, ...]]
 AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
 AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
+
+
+#: Seconds after which a pool gives up a connection, until somebody asks again; and between two lines about that.
+GIVE_UP = 3.0
+PAUSE = 5.0
 
 
 class Pool(ConnectionPool[Conn]):
@@ -83,11 +90,35 @@ def connect(url: str) -> Conn:
     return Connection.connect(url, **connection_options())
 
 
+class _Sparing(logging.Filter):
+    """Lets through what pools say of a database that is away once in a while: each connection would say it."""
+
+    _last = -PAUSE
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See the class; the pools of others are theirs."""
+        if record.levelno < logging.WARNING or not (record.threadName or "").startswith("callboard"):
+            return True
+        now = time.monotonic()
+        if now - self._last < PAUSE:
+            return False
+        self._last = now
+        return True
+
+
+_sparing = _Sparing()
+
+
 def make_pool(url: str, *, size: int) -> Pool:
-    """A pool of at most `size` connections, opened in the background: no database yet is no error yet."""
+    """A pool of at most `size` connections, opened in the background: no database yet is no error yet.
+
+    psycopg's pauses between two tries double until it gives up, and whoever asks next begins anew: giving up soon
+    keeps them short.
+    """
+    logging.getLogger("psycopg.pool").addFilter(_sparing)
     return Pool(
         url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=True, name="callboard",
-        reconnect_timeout=60, check=None,
+        reconnect_timeout=GIVE_UP, check=None,
     )  # fmt: skip
 
 

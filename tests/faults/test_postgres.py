@@ -1,0 +1,223 @@
+"""PostgreSQL goes away, in every way, while items run. CALLBOARD_TEST_LONG=1 for longer."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+import callboard
+from callboard.sql.pool import connect
+from tests.faults.proxy import Proxy, proxy
+from tests.faults.scene import Scene, mixed, seconds_since
+from tests.helpers import Worker, wait_until
+
+LONG = bool(os.environ.get("CALLBOARD_TEST_LONG"))
+ITEMS = 12_000 if LONG else 3_000
+#: Seconds in which a worker goes on by itself once the database is back.
+RECOVERY = 10.0
+#: Lines that a process may log at the beginning of an outage, besides one a second; and its share of a core.
+FIRST_LINES = 6
+SHARE = 0.5
+AWAY = "the database can't be written to, trying on"
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def lines_of(worker: Worker) -> int:
+    """What it logged of the outage so far; Dramatiq's own lines are about the items."""
+    return sum("[callboard." in line or "[psycopg" in line for line in worker.output.splitlines())
+
+
+@contextmanager
+def quiet(*workers: Worker) -> Iterator[None]:
+    """Meanwhile no process of these workers is busy, or logs more than a line a second."""
+    pids = [pid for worker in workers for pid in worker.children()]
+    used, said, began = sum(map(cpu, pids)), sum(map(lines_of, workers)), time.monotonic()
+    yield
+    lasted = seconds_since(began)
+    used, said = sum(map(cpu, pids)) - used, sum(map(lines_of, workers)) - said
+    print(f"{lasted:.1f} s: {used:.2f} s of processor, {said} lines, of {len(workers)} workers")
+    assert said <= len(workers) * (lasted + FIRST_LINES), workers[0].output[-4000:]
+    assert used <= len(workers) * lasted * SHARE
+
+
+def recovers(on: Scene, job: callboard.Job, since: float) -> None:
+    """The database is back since then: the job goes on."""
+    before = on.status(job)["succeeded"]
+    on.until(job, lambda status: status["succeeded"] > before or status["finished_at"] is not None)
+    took = seconds_since(since)
+    print(f"recovered after {took:.2f} s")
+    assert took < RECOVERY
+
+
+def prove(on: Scene, job: callboard.Job, witness: Any) -> None:
+    """Everything ran and counts once, and no message was lost: none was acknowledged before its commit."""
+    on.prove_mixed(job, ITEMS, witness=witness, timeout=120)
+    assert "had lost their messages" not in on.said()
+    print(f"{on.ledger.twice(job.id)} runs twice")
+
+
+def begun(on: Scene) -> callboard.Job:
+    """A job that two workers are in the middle of."""
+    for _ in range(2):
+        on.worker()
+    job = on.submit("work", mixed(ITEMS, 0.02))
+    on.until(job, lambda status: status["succeeded"] > 300)
+    return job
+
+
+def test_stopped_for_a_while_and_a_worker_killed_meanwhile(on: Scene) -> None:
+    """What the killed one had done and could not commit it had not acknowledged: it runs again, and counts once."""
+    job = begun(on)
+    with on.witness(job) as witness:
+        on.server.stop()
+        with quiet(*on.workers):
+            assert wait_until(lambda: all(AWAY in worker.output for worker in on.workers), 30)
+            time.sleep(60 if LONG else 8)
+            assert not on.server.running()
+        on.workers[0].kill()
+        on.server.start()
+        recovers(on, job, time.monotonic())
+        prove(on, job, witness)
+    assert on.ledger.runs(job.id).total() > ITEMS
+
+
+@pytest.mark.parametrize("how", ["restarted", "killed"])
+def test_restarted_or_killed(how: str, on: Scene) -> None:
+    job = begun(on)
+    with on.witness(job) as witness:
+        for part in (300, 1200):
+            on.until(job, lambda status: status["succeeded"] > part)
+            if how == "killed":
+                on.server.kill()
+            else:
+                on.server.stop()
+            assert not on.server.running()
+            on.server.start()
+            recovers(on, job, time.monotonic())
+        prove(on, job, witness)
+
+
+def test_every_connection_terminated_again_and_again(on: Scene) -> None:
+    job = begun(on)
+    terminated = 0
+    with on.witness(job) as witness, psycopg.connect(on.server.url, autocommit=True) as admin:
+        with quiet(*on.workers):
+            until = time.monotonic() + (20 if LONG else 5)
+            while time.monotonic() < until:
+                terminated += admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = %s AND pid <> pg_backend_pid()",
+                    (conninfo_to_dict(on.direct_url)["dbname"],),
+                ).rowcount
+                time.sleep(0.1)
+        assert terminated > 10
+        recovers(on, job, time.monotonic())
+        prove(on, job, witness)
+    print(f"{terminated} connections terminated")
+
+
+def test_out_of_connections(on: Scene) -> None:
+    """Other people's connections take every place as callboard's are cut."""
+    job = begun(on)
+    with on.witness(job) as witness, psycopg.connect(on.server.url, autocommit=True) as admin:
+        with quiet(*on.workers), ExitStack() as taken:
+            until = time.monotonic() + (60 if LONG else 30)
+            while time.monotonic() < until and not all("too many clients" in w.output for w in on.workers):
+                with suppress(psycopg.OperationalError):
+                    while True:
+                        taken.callback(psycopg.connect(on.server.url).close)
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = %s AND pid <> pg_backend_pid()",
+                    (conninfo_to_dict(on.direct_url)["dbname"],),
+                )
+            time.sleep(3)
+            assert all("too many clients" in worker.output for worker in on.workers)
+        recovers(on, job, time.monotonic())
+        prove(on, job, witness)
+
+
+FULL = """
+CREATE FUNCTION callboard.full() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$
+"""
+
+
+def test_the_servers_disk_is_full(on: Scene) -> None:
+    job = begun(on)
+    on.sql(FULL)
+    with on.witness(job) as witness:
+        with quiet(*on.workers):
+            on.sql(
+                "CREATE TRIGGER full_disk BEFORE UPDATE ON callboard.items EXECUTE FUNCTION callboard.full()"
+            )
+            stood = on.status(job)["succeeded"]
+            assert wait_until(
+                lambda: all("No space left on device" in worker.output for worker in on.workers), 30
+            )
+            time.sleep(3)
+            assert on.status(job)["succeeded"] == stood
+        on.sql("DROP TRIGGER full_disk ON callboard.items")
+        recovers(on, job, time.monotonic())
+        prove(on, job, witness)
+    assert on.status(job)["failed"] == len([n for n in range(ITEMS) if n % 20 == 0])
+
+
+def every(nth: int) -> Callable[[bytes], str]:
+    """Have every nth flush committed, and its answer lost."""
+    lock, flushes = threading.Lock(), 0
+
+    def judge(data: bytes) -> str:
+        nonlocal flushes
+        if b"UPDATE callboard.items AS i" not in data:
+            return "pass"
+        with lock:
+            flushes += 1
+            return "pass" if flushes % nth else "after"
+
+    return judge
+
+
+@pytest.fixture
+def between(worker_database_url: str, environment: dict[str, str]) -> Iterator[Proxy]:
+    """A proxy before the database; statements go through it as text."""
+    found = conninfo_to_dict(worker_database_url)
+    with proxy(f"{found['host']}/.s.PGSQL.{found.get('port', 5432)}") as made:
+        environment["DATABASE_URL"] = (
+            f"postgresql://postgres@127.0.0.1:{made.port}/{quote(str(found['dbname']))}?sslmode=disable&gssencmode=disable"
+        )
+        environment["CALLBOARD_PREPARE"] = "off"
+        yield made
+
+
+def test_the_connection_breaks_within_the_commit(between: Proxy, on: Scene) -> None:
+    """As in a failover: the flush is committed and nobody knows. The same flush again changes nothing."""
+    job = begun(on)
+    with on.witness(job) as witness:
+        between.judge = every(5)
+        on.until(job, lambda status: status["succeeded"] > ITEMS // 2)
+        cuts = between.cuts
+        assert cuts >= 3
+        prove(on, job, witness)
+    assert on.ledger.runs(job.id).total() == sum(
+        {0: 3, 1: 2}.get(n % 20, 1) for n in range(ITEMS)
+    )  # nothing runs twice
+    print(f"{cuts} answers lost")
+    with connect(on.direct_url) as conn:
+        twice = conn.execute(
+            "SELECT count(*) FROM callboard.attempts WHERE job_id = %s AND kind = 'crashed'", (job.id,)
+        ).fetchone()
+    assert twice == (0,)
