@@ -30,6 +30,9 @@ class Attempt:
     result: Any = None
     hooks: bool = False  # the actor is done, the other middleware's hooks run
     ended: bool = False
+    abandoned: bool = (
+        False  # the process ends before its end is on record: its message must stay unacknowledged
+    )
     retry: Retry | None = None
     sent: tuple[NewItem, ...] = ()  # by the actor: go with a success or a skip only
     hooked: tuple[NewItem, ...] = ()  # by callbacks: go with any outcome

@@ -10,7 +10,7 @@ from dramatiq.broker import MessageProxy
 
 from callboard.middleware import stamp
 from callboard.middleware.attempt import Attempt
-from callboard.middleware.claim import Failed, Stopping
+from callboard.middleware.claim import PAUSE, Failed, Stopping
 from callboard.middleware.journal import Entry
 from callboard.middleware.outcome import Outcome
 from callboard.middleware.stamp import Stamp
@@ -27,7 +27,7 @@ class Hand:
     `adopt` records a message that has no stamp, and tells whether it was on record; `claim` asks for an item whose
     message may be a second copy, `give_back` takes that back; `note` is the journal's; `park` keeps what a paused job
     must not start. `defers`: the consumer acknowledges after the commit by itself, so that no worker thread needs to
-    wait for it. `stopping`: nobody waits.
+    wait for it. `stopping`: nobody waits for claims any more, and for a commit as long as there is `time_left`.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class Hand:
         park: Callable[[Attempt], None],
         defers: bool,
         stopping: Callable[[], bool] = lambda: False,
+        time_left: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._adopt = adopt
         self._claim = claim
@@ -47,6 +48,8 @@ class Hand:
         self._note = note
         self._park = park
         self._defers = defers
+        self._stopping = stopping
+        self._time_left = time_left
         self._lock = threading.Lock()
         self._turns = Turns(stopping)
         self._attempts: dict[tuple[int, int], Attempt] = {}
@@ -180,7 +183,10 @@ class Hand:
         else:
             entry.recorded = threading.Event()
             self._note(entry)
-            entry.recorded.wait()
+            while not entry.recorded.wait(PAUSE):
+                if self._stopping() and not self._time_left():
+                    attempt.abandoned = True
+                    break
         return entry.dead_letter
 
     def settle(self, entries: Sequence[Entry]) -> None:

@@ -225,7 +225,7 @@ class RabbitmqConsumer(Consumer):
         self.broker.books.discard(self.book)
         try:
             if not self.book.dead:
-                self._drain(time.monotonic() + 10)
+                self._drain(time.monotonic() + self.broker.recorder.time_left())
             self.book.discard()
             self.channel.close()
             self.connection.close()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ import psycopg
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware import stamp
-from callboard.middleware.claim import claim, patiently
+from callboard.middleware.claim import PAUSE, Stopping, claim, patiently
 from callboard.middleware.collapse import collapse, ours
 from callboard.middleware.hand import Hand
 from callboard.middleware.journal import Entry, Journal
@@ -39,7 +40,9 @@ T = TypeVar("T")
 CONNECTIONS = 4
 #: Seconds a starting worker waits for the database, and a stopping process for what is still to be written.
 BOOT_PATIENCE = 60.0
-PATIENCE = 10.0
+PATIENCE = 8.0
+#: Seconds that one question of a worker thread takes at most; it is asked again.
+ANSWER = 2.0
 
 
 class Recorder:
@@ -81,6 +84,7 @@ class Recorder:
         self.worker: Worker | None = None
         self._threads: dramatiq.Worker | None = None
         self._broken = False
+        self._deadline: float | None = None
         self.submitting = Submitting(self.write)
         self.stopping = False
         self._parking = Parking(lambda: self.pool, defers=self._defers, stopping=lambda: self.stopping)
@@ -92,6 +96,7 @@ class Recorder:
             park=self._parking.park,
             defers=self._defers,
             stopping=lambda: self.stopping,
+            time_left=self.time_left,
         )
 
     # The parts -------------------------------------------------------------------------------------------------------
@@ -203,19 +208,28 @@ class Recorder:
         if broken and ours():
             sys.exit(1)
 
+    def time_left(self) -> float:
+        """Seconds for which a process that stops still waits, all of its parts together, from the first question on."""
+        if not self.stopping:
+            return PATIENCE
+        with self._lock:
+            if self._deadline is None:
+                self._deadline = time.monotonic() + PATIENCE
+            return max(self._deadline - time.monotonic(), 0.0)
+
     def close(self) -> None:
         """Write what there is, give back every claim, say goodbye."""
         self.stopping = True
         if self._sweep:
-            self._sweep.stop()
-        if self._publisher:
-            self._publisher.close(PATIENCE)
-        if self._journal and not self._journal.close(PATIENCE):
+            self._sweep.stop(self.time_left())
+        if self._journal and not self._journal.close(self.time_left()):
             log.warning("%d outcomes could not be written; their messages come again", self._journal.pending)
+        if self._publisher:
+            self._publisher.close(self.time_left())
         if self.worker:
-            self.worker.stop()
+            self.worker.stop(self.time_left())
         if self._pool:
-            self._pool.close()
+            self._pool.close(min(self.time_left() + 1.0, 5.0))
         atexit.unregister(self.close)
         self._reset()
 
@@ -250,14 +264,26 @@ class Recorder:
 
     def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:
         item = new_item(message, job=0, key=f"message:{message.message_id}", published=True)
-        out = patiently(lambda: self.journal.send(item).result(), lambda: self.stopping)
+        out = patiently(lambda: self._stored(self.journal.send(item)), lambda: self.stopping)
         return Stamp(out.job, out.item, 1), out.suspect
 
+    def _stored(self, waiting: Future[Outgoing]) -> Outgoing:
+        """Once it is, however long that takes; but not in a process that stops: then its message comes again."""
+        while True:
+            try:
+                return waiting.result(PAUSE)
+            except TimeoutError:
+                if self.stopping:
+                    waiting.cancel()
+                    raise Stopping from None
+
     def _give_back(self, mark: Stamp) -> None:
-        self.write(lambda conn: writes.give_back(conn, mark.job, mark.item, self.hand.worker))
+        with self.pool.connection(ANSWER) as conn:
+            writes.give_back(conn, mark.job, mark.item, self.hand.worker)
 
     def _claim(self, mark: Stamp) -> Claim | None:
-        return self.write(lambda conn: claim(conn, mark, self.hand.worker))
+        with self.pool.connection(ANSWER) as conn:
+            return claim(conn, mark, self.hand.worker)
 
 
 def _queued(worker: dramatiq.Worker) -> list[tuple[int, int]]:

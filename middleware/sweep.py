@@ -52,13 +52,13 @@ class Sweep:
         self._thread = threading.Thread(target=self.run, name="callboard-sweep", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End, and let another process take over at once."""
+    def stop(self, patience: float = 5.0) -> None:
+        """End, and let another process take over at once; a database that is away is waited for half of that."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(5)
+            self._thread.join(patience / 4)
         try:
-            with self.pool.connection(timeout=2) as conn:
+            with self.pool.connection(timeout=patience / 4) as conn:
                 writes.drop_lease(conn, "sweep", self._holder)
         except (psycopg.Error, PoolTimeout):
             log.debug("the lease was not given back; it lapses", exc_info=True)

@@ -69,6 +69,7 @@ class Tracking(Middleware):
 
     def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """An interrupt that struck in another hook kept the end from being noted: it is noted now."""
+        _keep_abandoned(message)
         attempt = _in_hand(message)
         if attempt is not None:
             self._end(
@@ -81,6 +82,7 @@ class Tracking(Middleware):
 
         This is the consumer's thread, which must not wait for the database or for the item's turn.
         """
+        _keep_abandoned(message)
         if not getattr(message, "judged", False) and (mark := stamp.read(message.options)):
             message.aside = True  # type: ignore[attr-defined]
             self._aside.do(partial(self._reject, broker, message, mark))
@@ -194,6 +196,13 @@ def tracking_of(broker: dramatiq.Broker) -> Tracking | None:
 def _discards(record: logging.LogRecord) -> bool:
     # Dramatiq puts the actor's name into the text itself.
     return " returned a value that is not None" not in str(record.msg)
+
+
+def _keep_abandoned(message: MessageProxy) -> None:
+    """End this worker thread rather than let it acknowledge what is not on record; its process ends with it."""
+    attempt: Attempt | None = getattr(message, "attempt", None)
+    if attempt is not None and attempt.abandoned:
+        raise SystemExit
 
 
 def _in_hand(message: MessageProxy) -> Attempt | None:

@@ -51,13 +51,13 @@ class Worker:
         self._thread.start()
         return self.id
 
-    def stop(self) -> None:
+    def stop(self, patience: float = 5.0) -> None:
         """Say goodbye; a database that is away is none of a stopping worker's concern."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(5)
+            self._thread.join(patience / 2)
         try:
-            with self.pool.connection(timeout=2) as conn:
+            with self.pool.connection(timeout=max(patience / 2, 0.1)) as conn:
                 writes.stop_worker(conn, self.id)
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("could not say goodbye to the database: %s", str(error).strip())

@@ -91,7 +91,9 @@ def connect(url: str) -> Conn:
 
 
 class _Sparing(logging.Filter):
-    """Lets through what pools say of a database that is away once in a while: each connection would say it."""
+    """Lets through why a pool can't connect, once in a while: each connection would say it, and that it broke, which
+    who used it says too.
+    """
 
     _last = -PAUSE
 
@@ -100,7 +102,7 @@ class _Sparing(logging.Filter):
         if record.levelno < logging.WARNING or not (record.threadName or "").startswith("callboard"):
             return True
         now = time.monotonic()
-        if now - self._last < PAUSE:
+        if not str(record.msg).startswith("error connecting") or now - self._last < PAUSE:
             return False
         self._last = now
         return True
