@@ -125,6 +125,11 @@ def test_of_a_queue_that_is_never_empty_what_was_overtaken_is_sent_again(
     record(conn, job, {"succeeded": range(95, 100)}, worker=worker)
     publish(conn, job, 2_000)
     record(conn, job, {"succeeded": range(100, 1_099)}, worker=worker)
+    # One that was cancelled was never given out.
+    conn.execute(
+        "UPDATE callboard.items SET state = 'cancelled', finished_at = now() WHERE job_id = %s AND item = 1101",
+        (job,),
+    )
     look(conn, search, worker, times=5)
     assert sent_again(conn, job) == []
     record(conn, job, {"succeeded": [1_100]}, worker=worker)
@@ -135,7 +140,7 @@ def test_of_a_queue_that_is_never_empty_what_was_overtaken_is_sent_again(
     assert sent_again(conn, job) == list(range(90, 95))
     record(conn, other, {"succeeded": [0]}, worker=worker)
     look(conn, search, worker, times=4)
-    assert sent_again(conn, job) == [*range(90, 95), 1_099, *range(1_101, 2_000)]
+    assert sent_again(conn, job) == [*range(90, 95), 1_099, *range(1_102, 2_000)]
     assert sent_again(conn, other) == []
 
 
@@ -211,9 +216,11 @@ def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: Search, queue
     record(conn, make_job(conn, 5), {"succeeded": range(5)})
     paused = make_job(conn, 1)
     conn.execute("UPDATE callboard.jobs SET state = 'paused' WHERE id = %s", (paused,))
+    stopped = make_job(conn, 1)
+    conn.execute("UPDATE callboard.jobs SET stopping = 'cancelled' WHERE id = %s", (stopped,))
     look(conn, search)
     assert queue.asked == 0
-    assert sent_again(conn, paused) == []
+    assert sent_again(conn, paused) == sent_again(conn, stopped) == []
 
 
 def test_a_large_job_is_looked_through_a_stretch_at_a_time(
