@@ -1,0 +1,46 @@
+"""A job that can't move says why; the reason of each standstill, with real processes and a real RabbitMQ."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+import callboard
+from callboard.sql import describe
+from tests.faults.scene import Scene
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for the reason earlier than the product does."""
+    monkeypatch.setattr(describe, "QUIET_AFTER", 1.0)
+
+
+def says(pattern: str) -> Callable[[dict[str, object]], bool]:
+    """Whether a job's standstill has this reason."""
+    return lambda status: re.fullmatch(pattern, str(status["stalled"])) is not None
+
+
+def test_nobody_is_alive_or_has_the_actor_or_it_waits_for_a_retry(on: Scene) -> None:
+    job = on.submit("work", [{"number": 0}])
+    on.until(job, says("no worker is alive"))
+    on.worker(modules=("tests.faults.strangers",))
+    on.until(job, says("no worker that is alive has the actor work"))
+    late = callboard.submit("later", [{"number": 0}])
+    on.until(late, says(r"waiting for a retry at 20[-0-9]+T[:.0-9]+Z"))
+    on.worker()
+    on.prove(job, total=1)
+    on.prove(late, total=1, retries=1)
+
+
+def test_its_queue_is_gone_and_may_not_be_made_again(on: Scene) -> None:
+    name = on.environment["AMQP_URL"].rpartition("/")[2]
+    on.worker()
+    job = on.submit("work", ({"number": n, "seconds": 0.05} for n in range(1_000)))
+    on.until(job, lambda status: status["succeeded"] > 50)
+    on.node.ctl("set_permissions", "-p", name, "callboard", "^$", ".*", ".*")
+    on.node.ctl("delete_queue", "default", "-p", name)
+    on.until(job, says(r"RabbitMQ at .*"))
+    print(on.status(job)["stalled"])
+    on.node.ctl("set_permissions", "-p", name, "callboard", ".*", ".*", ".*")
+    on.prove(job, total=1_000)
