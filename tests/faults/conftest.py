@@ -103,10 +103,15 @@ def vhost(node: Node) -> Iterator[str]:
 
 
 @pytest.fixture
-def environment(worker_database_url: str, vhost: str, ledger: tuple[str, Ledger]) -> dict[str, str]:
+def environment(
+    worker_database_url: str, vhost: str, ledger: tuple[str, Ledger], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
     """What workers run in. A test that puts a proxy in between changes it before it asks for `on`."""
     found = {"DATABASE_URL": worker_database_url, "AMQP_URL": vhost, VARIABLE: ledger[0]}
-    return found | ({"CALLBOARD_PREPARE": "off"} if os.environ.get("CALLBOARD_TEST_POOLED") else {})
+    if os.environ.get("CALLBOARD_TEST_POOLED"):
+        found["CALLBOARD_PREPARE"] = "off"
+        monkeypatch.setenv("CALLBOARD_PREPARE", "off")  # the client is in this process
+    return found
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from tests.faults.points import HURRY
 from tests.faults.scene import ACTORS, Scene, fate
 from tests.helpers import Worker, wait_until
 
-ITEMS = 160
+ITEMS = 60
 LIMIT = 4.0
 
 
@@ -31,20 +31,18 @@ def once(item: int) -> bool:
     return fate(item) in ("succeed", "skip")
 
 
-def in_hand(on: Scene, job: callboard.Job, worker: int) -> list[int]:
-    return [
-        row[0]
-        for row in on.sql(
-            "SELECT item FROM callboard.running WHERE job_id = %s AND worker = %s ORDER BY item",
-            job.id,
-            worker,
-        )
-    ]
+def in_hand(on: Scene, job: callboard.Job, worker: int) -> dict[int, int]:
+    """The items that a worker is known to have in hand, each with its attempt."""
+    rows = on.sql(
+        "SELECT item, attempt FROM callboard.running WHERE job_id = %s AND worker = %s", job.id, worker
+    )
+    return dict(rows)
 
 
-def begun_again(on: Scene, job: callboard.Job, items: list[int]) -> bool:
-    """Whether each of these has begun more than once."""
-    return all(on.ledger.runs(job.id)[item] > 1 for item in items)
+def run_elsewhere(on: Scene, job: callboard.Job, held: dict[int, int]) -> bool:
+    """Whether the next attempt at each of these has begun."""
+    begun = on.ledger.attempts(job.id)
+    return all(begun[item, attempt + 1] for item, attempt in held.items())
 
 
 @pytest.mark.parametrize("until", ["its items run elsewhere", "the job is done"])
@@ -53,34 +51,43 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, on:
     env, modules = {HURRY: str(LIMIT)}, (ACTORS, "tests.faults.points")
     frozen, at_work = (on.worker(env=env, modules=modules, threads=4) for _ in range(2))
     (worker, pid), (other, _) = (row_of(on, one) for one in (frozen, at_work))
-    job = on.submit("work", ({"number": n, "fate": fate(n), "seconds": 0.4} for n in range(ITEMS)))
+    job = on.submit("work", ({"number": n, "fate": fate(n), "seconds": 1.0} for n in range(ITEMS)))
     with on.witness(job) as witness:
-        on.until(job, lambda s: s["succeeded"] > 10 and len(in_hand(on, job, worker)) == 4)
+        on.until(job, lambda s: s["succeeded"] > 5 and len(in_hand(on, job, worker)) == 4)
         os.killpg(frozen.pid, signal.SIGSTOP)
         held = in_hand(on, job, worker)
         assert wait_until(lambda: state_of(on, pid) == (worker, "dead"), 30)
         if until == "the job is done":
             on.until(job, lambda status: status["finished_at"] is not None)
         else:
-            assert wait_until(lambda: begun_again(on, job, held), 30)
+            assert wait_until(lambda: run_elsewhere(on, job, held), 30)
         (now,) = on.ledger.conn.execute("SELECT clock_timestamp()").fetchone() or ()
         os.killpg(frozen.pid, signal.SIGCONT)
         assert wait_until(lambda: state_of(on, pid) == (worker, "alive"), 30)
         on.prove_mixed(job, ITEMS, witness=witness)
     assert wait_until(lambda: on.ledger.open(job.id) == 0, 30)
-    late = on.ledger.conn.execute(
-        "SELECT item FROM runs WHERE job = %s AND pid = %s AND attempt = 1 AND began < %s AND ended > %s",
-        (job.id, pid, now, now),
+    late: dict[int, int] = dict(
+        on.ledger.conn.execute(
+            "SELECT item, attempt FROM runs WHERE job = %s AND pid = %s AND began < %s AND ended > %s",
+            (job.id, pid, now, now),
+        ).fetchall()
     )
-    twice = {row[0] for row in late}
+    crashed = on.sql(
+        "SELECT item, attempt FROM callboard.attempts WHERE job_id = %s AND kind = 'crashed'", job.id
+    )
+    assert dict(crashed) == held
     # It ended what it had in hand, and nothing of that counted: the item had another attempt by then.
-    assert twice, held
-    kept = on.sql("SELECT item, attempt, worker FROM callboard.items WHERE job_id = %s", job.id)
-    assert {(attempt, worker) for item, attempt, worker in kept if item in twice and once(item)} <= {
-        (2, other)
+    twice = late.items() & held.items()
+    assert twice
+    kept = {
+        item: (attempt, by)
+        for item, attempt, by in on.sql(
+            "SELECT item, attempt, worker FROM callboard.items WHERE job_id = %s", job.id
+        )
     }
-    crashed = on.sql("SELECT item FROM callboard.attempts WHERE job_id = %s AND kind = 'crashed'", job.id)
-    assert sorted(row[0] for row in crashed) == held
+    for item, attempt in twice:
+        if once(item):
+            assert kept[item] == (attempt + 1, other)
     assert on.status(job)["crashes"] == len(held)
     assert f"worker {worker} is dead" in on.said()
     # And it is as good as new.
