@@ -69,7 +69,7 @@ def look(conn: Conn, search: Search, *workers: int, times: int = 3, holds: Any =
         for worker in workers:
             writes.beat(conn, worker, holds)
         search.look(conn, LEADER)
-        time.sleep(0.01)
+        time.sleep(0.1)  # longer than a query takes
 
 
 def sent_again(conn: Conn, job: int) -> list[int]:
