@@ -44,7 +44,7 @@ def odd(kind: str) -> Any:
             raise ERRORS[kind]
         if kind == "step":
             callboard.step(NUL_AND_HALF + "z" * 100_000)
-            time.sleep(0.6)
+            time.sleep(2.5)  # long enough to be written, and to be tried again if it could not be
         if kind == "child":
             dramatiq.get_broker().enqueue(work.message(1).copy(message_id=NUL_AND_HALF))
         if kind == "skip":

@@ -39,7 +39,7 @@ def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(on: Scene) ->
     for n, kind in enumerate(kinds):
         if kind in SAID:
             assert SAID[kind] in attempts(on, job.id, n)[-1]["message"], kind
-    for text in ("can't go on", "can't be recorded at all", "Unexpected failure in"):
+    for text in ("can't go on", "can't be written to", "can't be recorded at all", "Unexpected failure in"):
         assert text not in worker.output
     assert worker.process.running()
 
