@@ -10,6 +10,8 @@ SET total = c.total,
     succeeded = c.succeeded,
     failed = c.failed,
     skipped = c.skipped,
+    cancelled = c.cancelled,
+    redo = c.redo,
     retries = (SELECT count(*) FROM callboard.attempts AS a WHERE a.job_id = j.id AND a.retried),
     crashes = c.crashes,
     state = CASE WHEN c.early THEN 'running' ELSE j.state END,
@@ -22,6 +24,8 @@ FROM (
            count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
            count(*) FILTER (WHERE i.state = 'failed') AS failed,
            count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
+           count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
+           count(*) FILTER (WHERE o.redo) AS redo,
            coalesce(sum(i.crashes), 0) AS crashes,
            count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
                                     OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published

@@ -247,8 +247,7 @@ class Tracking(RuleBasedStateMachine):
     def a_sealed_job_with_nothing_left_is_completed(self) -> None:
         assert writes.close_jobs(self.conn) == []
         for job in self.jobs:
-            found = reads.run(self.conn, reads.job(job))
-            assert found is not None
+            found = self._job(job)
             done = found["succeeded"] + found["failed"] + found["skipped"] == found["total"]
             assert (found["state"] == "completed") == (found["sealed"] and done), found
 
@@ -279,15 +278,23 @@ class Tracking(RuleBasedStateMachine):
         worker = make_worker(self.conn)
         for _ in range(20):
             self._a_round(worker)
-            if all((reads.run(self.conn, reads.job(job)) or {})["state"] == "completed" for job in self.jobs):
+            if all(self._done(self._job(job)) for job in self.jobs):
                 break
         assert drift(self.conn) == []
         for job in self.jobs:
-            assert (reads.run(self.conn, reads.job(job)) or {})["state"] == "completed"
+            assert self._done(self._job(job)), self._job(job)
         self.conn.execute("TRUNCATE callboard.jobs, callboard.items, callboard.outbox, callboard.running")
         self.conn.execute(
             "TRUNCATE callboard.attempts, callboard.errors, callboard.results, callboard.workers"
         )
+
+    def _job(self, job: int) -> dict[str, Any]:
+        found = reads.run(self.conn, reads.job(job))
+        assert found is not None
+        return found
+
+    def _done(self, job: dict[str, Any]) -> bool:
+        return bool(job["state"] == "completed")
 
     def _a_round(self, worker: int) -> None:
         for dead in writes.dead_workers(self.conn):
@@ -300,14 +307,17 @@ class Tracking(RuleBasedStateMachine):
             found += batch
         due = writes.claim_outbox(self.conn, 100)
         writes.settle_outbox(self.conn, due)
-        for out in [*found, *due]:
-            claim_ = writes.claim_item(self.conn, out.job, out.item, out.attempt, worker)
-            if claim_ is not None and claim_.taken:
-                done = event(out.job, out.item, out.attempt, "succeeded", worker, ran=True)
-                writes.record(self.conn, [done], time.monotonic())
+        self._run(worker, [*found, *due])
         for job in self.jobs:
             lost = [(item, attempt) for item, attempt, _ in writes.unheld_items(self.conn, job, 100)]
             writes.republish(self.conn, job, lost)
+
+    def _run(self, worker: int, messages: Sequence[Outgoing]) -> None:
+        for out in messages:
+            claim = writes.claim_item(self.conn, out.job, out.item, out.attempt, worker)
+            if claim is not None and claim.taken:
+                done = event(out.job, out.item, out.attempt, "succeeded", worker, ran=True)
+                writes.record(self.conn, [done], time.monotonic())
 
 
 @pytest.mark.filterwarnings("default")

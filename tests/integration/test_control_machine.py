@@ -1,0 +1,168 @@
+"""Whatever is said to jobs while everything else happens: counts stay true, and no item waits for what never comes."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
+
+from callboard.sql import controls, writes
+from callboard.sql.controls import By, Choice, NotPossible
+from callboard.sql.pool import Conn, connect
+from callboard.sql.rows import Outgoing
+from callboard.sql.states import FINAL
+from tests.integration.test_record import Tracking, drift
+
+US = By("python", "us")
+CHOICES: Any = st.sampled_from(
+    [
+        Choice(), Choice(["cancelled"]), Choice(["failed", "skipped", "cancelled"]), Choice(["skipped"]),
+        Choice(items=[0, 2]), Choice(error_type="ValueError"), Choice(error_type="KeyError"),
+    ]
+)  # fmt: skip
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    with connect(database_url) as connection:
+        yield connection
+
+
+class Controlled(Tracking):
+    """The same, and jobs are cancelled, paused, resumed and retried. Workers drop what belongs to a stopped job, and
+    park what belongs to a paused one, sooner or later.
+    """
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self._say(lambda job: controls.cancel(self.conn, job, US), data)
+
+    @rule(data=st.data())
+    def pause(self, data: st.DataObject) -> None:
+        self._say(lambda job: controls.pause(self.conn, job, US), data)
+
+    @rule(data=st.data())
+    def resume(self, data: st.DataObject) -> None:
+        self._say(lambda job: controls.resume(self.conn, job, US), data)
+
+    @rule(data=st.data(), choice=CHOICES)
+    def retry(self, data: st.DataObject, choice: Choice) -> None:
+        self._say(lambda job: controls.retry(self.conn, job, US, choice), data)
+        # By hand what was final may have another attempt.
+        self.finals.clear()
+
+    def _say(self, say: Any, data: st.DataObject) -> None:
+        with suppress(NotPossible):
+            say(data.draw(st.sampled_from(self.jobs)))
+
+    @rule(ended=st.booleans())
+    def close_stopped(self, ended: bool) -> None:
+        """Everybody has heard of it by now."""
+        self.conn.execute(
+            "UPDATE callboard.jobs SET told_at = now() - interval '1 h' WHERE told_at IS NOT NULL"
+        )
+        if ended:
+            self.conn.execute("DELETE FROM callboard.running")
+        writes.close_stopped(self.conn)
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        """Messages of jobs that are told to stand still are dropped or parked."""
+        some = data.draw(st.lists(st.sampled_from(self.messages), unique_by=id, min_size=1))
+        parked: list[Outgoing] = []
+        for out in some:
+            found = self._job(out.job)
+            if found["stopping"] or found["state"] in ("failed", "cancelled"):
+                self._gone(out)
+            elif found["state"] == "paused":
+                parked.append(out)
+        writes.park(self.conn, [(out.job, out.item, out.attempt) for out in parked])
+        for out in parked:
+            self._gone(out)
+
+    def _gone(self, out: Outgoing) -> None:
+        self.messages = [one for one in self.messages if one is not out]
+
+    @rule()
+    def publish_in_turn(self) -> None:
+        claim = writes.claim_bulk(self.conn)
+        if claim is None:
+            return
+        due = writes.claim_redo(self.conn, claim, 10)
+        self.messages += due
+        self.unsettled += due
+        writes.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
+
+    @rule()
+    def drop_messages_of_stopped_jobs(self) -> None:
+        writes.drop_messages_of_stopped_jobs(self.conn)
+
+    # What always holds -----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def a_sealed_job_with_nothing_left_is_completed(self) -> None:
+        assert writes.close_jobs(self.conn) == []
+        for job in self.jobs:
+            found = self._job(job)
+            done = sum(found[state] for state in FINAL) == found["total"]
+            if found["state"] not in ("failed", "cancelled") and not found["stopping"]:
+                assert (found["state"] == "completed") == (found["sealed"] and done), found
+
+    @invariant()
+    def no_item_is_stranded(self) -> None:
+        """Without a loss on the broker's side nothing waits for the search: it is in the bulk range, in the outbox, in
+        hand, or in a message that nobody dropped.
+        """
+        rows = self.conn.execute(
+            """
+            SELECT i.job_id, i.item, i.attempt FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
+            WHERE i.finished_at IS NULL AND j.finished_at IS NULL AND j.stopping IS NULL
+              AND NOT (i.message_id IS NULL AND i.item >= j.watermark)
+              AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE (o.job_id, o.item) = (i.job_id, i.item))
+              AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE (r.job_id, r.item) = (i.job_id, i.item))
+            """
+        ).fetchall()
+        under_way = {(out.job, out.item, out.attempt) for out in self.messages}
+        assert set(rows) <= under_way, set(rows) - under_way
+
+    def teardown(self) -> None:
+        """Resumed, and run again as far as they were cancelled, every job comes to its end."""
+        self.close_stopped(ended=True)
+        for job in self.jobs:
+            with suppress(NotPossible):
+                controls.resume(self.conn, job, US)
+            controls.retry(self.conn, job, US, Choice(["cancelled"]))
+            assert self._job(job)["cancelled"] == 0
+        super().teardown()
+        self.conn.execute("TRUNCATE callboard.actions")
+
+    def _done(self, job: dict[str, Any]) -> bool:
+        """One that was cancelled when nothing was left to do stays so."""
+        return bool(job["state"] == "completed" or (job["state"] == "cancelled" and not job["cancelled"]))
+
+    def _a_round(self, worker: int) -> None:
+        self.outbox_claims_lapse()
+        while (claim := writes.claim_bulk(self.conn)) is not None and claim.redo:
+            due = writes.claim_redo(self.conn, claim, 100)
+            writes.settle_outbox(self.conn, due)
+            writes.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
+            self._run(worker, due)
+        if claim is not None:
+            writes.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
+        super()._a_round(worker)
+
+
+@pytest.mark.filterwarnings("default")
+def test_whatever_is_said_the_counts_are_true_and_nothing_is_stranded(conn: Conn) -> None:
+    conn.execute("SET synchronous_commit = off")
+    run_state_machine_as_test(
+        lambda: Controlled(conn),  # type: ignore[arg-type]
+        settings=settings(
+            max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+    assert drift(conn) == []
