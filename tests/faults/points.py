@@ -155,11 +155,35 @@ def _begun(deaths: Deaths) -> Wrap:
     return wrap
 
 
+def _parked(deaths: Deaths) -> Wrap:
+    def wrap(park: Callable[..., Any]) -> Callable[..., Any]:
+        def parked(conn: Any, messages: Any) -> None:
+            park(conn, messages)
+            deaths.passes("parked", [(job, item) for job, item, _ in messages])  # not acknowledged yet
+
+        return parked
+
+    return wrap
+
+
+def _settled_outbox(deaths: Deaths) -> Wrap:
+    def wrap(settle: Callable[..., Any]) -> Callable[..., Any]:
+        def settled(conn: Any, sent: Any) -> None:
+            deaths.passes("sent", [(out.job, out.item) for out in sent])  # confirmed, and still in the outbox
+            settle(conn, sent)
+
+        return settled
+
+    return wrap
+
+
 def install(deaths: Deaths) -> None:
     """Lay the points into the product's way."""
     _around(writes, "record", _outcomes(deaths))
     _around(writes, "report_running", _reported(deaths))
     _around(writes, "claim_item", _claimed(deaths))
+    _around(writes, "park", _parked(deaths))
+    _around(writes, "settle_outbox", _settled_outbox(deaths))
     _around(Hand, "settle", _settled(deaths))
     _around(Hand, "_may_run", _begun(deaths))
     _around(Book, "_settle", _acked(deaths))

@@ -1,11 +1,18 @@
 """Cancel, pause, resume and retry on running jobs: measured in the actors' own table of runs, not in the counters."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 import callboard
-from tests.faults.scene import TIMEOUT, Scene
+from tests.faults.points import HURRY, MARKS, POINTS, marks
+from tests.faults.scene import ACTORS, TIMEOUT, Scene
 from tests.helpers import wait_until
 
 #: Seconds after which nothing starts any more.
@@ -178,3 +185,92 @@ def test_chosen_items_of_a_cancelled_job_are_retried_and_the_rest_stays_cancelle
     on.until(job, lambda status: status["state"] == "completed")
     assert on.status(job)["cancelled"] == before["cancelled"] - 2
     on.prove_true()
+
+
+# Killed in the middle -----------------------------------------------------------------------------------------------
+
+
+def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_nothing(on: Scene) -> None:
+    marked = on.folder / "marks"
+    marked.mkdir()
+    plan = {POINTS: "parked,parked,sent,sent", MARKS: str(marked), HURRY: "5"}
+    job = on.submit("work", ({"number": n, "seconds": 0.02} for n in range(3_000)))
+    on.worker(env=plan, modules=(ACTORS, "tests.faults.points"))
+    on.until(job, lambda status: status["succeeded"] >= 100)
+    with on.witness(job) as witness:
+        job.pause()
+        on.until(job, lambda _: len(marks(marked)) == 2)
+        on.until(job, lambda status: status["queued"] == status["running"] == 0)
+        job.resume()
+        on.until(job, lambda _: len(marks(marked)) == 4)
+        runs = on.prove(job, total=3_000, witness=witness, timeout=120)
+    assert [mark.point for mark in marks(marked)] == ["parked", "parked", "sent", "sent"]
+    # What was parked and what went out twice ran once; only what a worker had in hand may run again.
+    assert sum(count - 1 for count in runs.values()) <= 8 * len(marks(marked))
+
+
+def test_a_job_whose_workers_die_as_it_is_cancelled_is_cancelled(on: Scene) -> None:
+    """What they held has no end; it is cancelled, too, when they are missed."""
+    job = on.submit("work", ({"number": n, "seconds": 0.5} for n in range(400)))
+    on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.points"))
+    on.until(job, lambda status: status["running"] == 8)
+    job.cancel()
+    on.workers[0].kill()
+    on.until(job, lambda status: status["state"] == "cancelled")
+    ended = on.status(job)
+    assert ended["succeeded"] + ended["cancelled"] == 400
+    assert on.left_over(job) == {"running": 0, "outbox": 0}
+    assert job.retry(["cancelled"]) == ended["cancelled"]
+    on.prove(job, total=400)
+
+
+def told(on: Scene, job: callboard.Job) -> dict[str, Any]:
+    """What the actions on a job change of it."""
+    status = on.status(job)
+    words = ("state", "stopping", "sealed", "failed", "cancelled", "retries")
+    return {**{word: status[word] for word in words}, "actions": [done["action"] for done in job.actions()]}
+
+
+#: A `callboard` that dies when it is about to run a statement, in the middle of its transaction.
+DIES = """
+import os, signal, sys
+from callboard.commands.main import main
+from callboard.sql import controls
+real = controls.statement
+def deadly(name):
+    if name == sys.argv[1]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(name)
+controls.statement = deadly
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "action"),
+    [
+        ("note_action", "pause"), ("note_action", "cancel"), ("cancel_rest", "retry"), ("retry_ended", "retry"),
+        ("reopen_job", "retry"), ("note_action", "retry"),
+    ],
+)  # fmt: skip
+def test_a_command_killed_in_the_middle_has_done_nothing_and_is_done_by_the_next(
+    at: str, action: str, on: Scene
+) -> None:
+    job = on.submit(
+        "work", ({"number": n, "fate": "succeed" if n else "once", "seconds": 0.2} for n in range(400))
+    )
+    if action == "retry":
+        on.worker()
+        on.until(job, lambda status: status["failed"] == 1)
+        job.cancel()
+        on.until(job, lambda status: status["state"] == "cancelled")
+    before = told(on, job)
+    environment = {**os.environ, **on.environment}
+    killed = subprocess.run(
+        [sys.executable, "-c", DIES, at, action, str(job.id)], env=environment, check=False, timeout=60
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert told(on, job) == before
+    say: dict[str, Callable[[], Any]] = {"pause": job.pause, "cancel": job.cancel, "retry": job.retry}
+    say[action]()
+    assert [done["action"] for done in job.actions()] == [action, *before["actions"]]
