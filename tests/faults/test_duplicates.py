@@ -112,9 +112,7 @@ def test_copies_on_both_processes_before_during_and_after(marked: bool, on: Scen
     here, elsewhere = beside(on, job)
     assert here == 0
     attempts = on.ledger.attempts(job.id)
-    assert {item: attempt for item, attempt in sorted(attempts)} == {
-        n: TRIES.get(fate(n), 1) for n in range(ITEMS)
-    }
+    assert dict(sorted(attempts)) == {n: TRIES.get(fate(n), 1) for n in range(ITEMS)}
     if marked:
         assert on.ledger.runs(job.id) == runs
         assert set(attempts.values()) == {1}
