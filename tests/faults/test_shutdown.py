@@ -1,10 +1,12 @@
-"""A worker is asked to stop while the database is away: it ends soon, and what it could not record comes again."""
+"""A worker is asked to stop: it ends soon. What it could not record, for the database is away, comes again; what it
+interrupted ends as Dramatiq says, or runs again.
+"""
 
 import time
 
 from dramatiq import Message
 
-from tests.faults.scene import Scene, mixed, seconds_since
+from tests.faults.scene import ACTORS, Scene, mixed, seconds_since
 from tests.helpers import Worker, wait_until
 
 #: Seconds in which it ends.
@@ -65,3 +67,40 @@ def test_a_broker_that_knows_no_deferred_acknowledgements(on: Scene) -> None:
     runs = on.prove(job, total=1000)
     assert runs.total() > 1000
     assert "had lost their messages" not in on.said()
+
+
+def test_items_that_a_shutdown_interrupts(on: Scene) -> None:
+    """They have another attempt while they may, or fail with that for a reason; one may also end in its own way."""
+    modules = (ACTORS, "tests.faults.interrupted")
+    worker = on.worker(modules=modules, arguments=("--worker-shutdown-timeout", "600000"))
+    ways = ["breaks off", "breaks off", "breaks off", "returns", "skips"]
+    job = on.submit("interrupted", ways)
+    last = on.submit("only_once", [[]] * 2)
+    neighbour = on.submit("work", [{"number": 0, "seconds": 4}])
+    with on.witness(job) as witness:
+        for one, count in ((job, len(ways)), (last, 2), (neighbour, 1)):
+            on.until(one, lambda status: status["running"] == count)
+        behind = on.submit("work", ({"number": n} for n in range(40)))
+        stops(worker)
+        assert on.status(job)["retries"] == 3
+        assert on.status(neighbour)["state"] == "completed"  # nobody interrupts who did not ask for it
+        assert on.sql("SELECT count(*) FROM callboard.running") == [(0,)]
+        worker.start()
+        runs = on.prove(job, total=len(ways), skipped=1, retries=3, witness=witness)
+    assert runs == {0: 2, 1: 2, 2: 2, 3: 1, 4: 1}
+    on.prove(last, total=2, failed=2, retries=0)
+    on.prove(neighbour, total=1)
+    on.prove(behind, total=40, retries=0)
+    told = (
+        "SELECT job_id, item, retried, kind::text, error_type, message FROM callboard.attempts ORDER BY 1, 2"
+    )
+    shutdown = "dramatiq.middleware.shutdown.Shutdown"
+    assert on.sql(told) == [
+        *((job.id, n, True, "failed", shutdown, "") for n in range(3)),
+        (job.id, 4, False, "skipped", "Skip", "asked to stop"),
+        *((last.id, n, False, "failed", shutdown, "") for n in range(2)),
+    ]
+    for one in (job, last, neighbour, behind):
+        assert on.ledger.twice(one.id) == 0
+        assert on.status(one)["crashes"] == 0
+    assert on.depth("default.XQ") == 2
