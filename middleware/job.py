@@ -122,6 +122,15 @@ class Job:
         choice = Choice(states, items, error_type)
         return self._tell(lambda conn: controls.retry(conn, self.id, acting("python"), choice))
 
+    def limit(self, **changes: Any) -> dict[str, Any]:
+        """Change what it may do at most, from now on; None takes a limit away. Returns its status.
+
+        `max_failures`, `concurrency`, `rate`, `priority`, `deadline`, `at`, as `submit` has them. Raises ValueError for
+        what makes no sense, NotPossible when it is over.
+        """
+        self._tell(lambda conn: controls.limit(conn, self.id, acting("python"), changes))
+        return self.status()
+
     async def acancel(self, reason: str | None = None) -> dict[str, Any]:
         """As `cancel`."""
         return await asyncio.to_thread(self.cancel, reason)
@@ -133,6 +142,10 @@ class Job:
     async def aresume(self) -> dict[str, Any]:
         """As `resume`."""
         return await asyncio.to_thread(self.resume)
+
+    async def alimit(self, **changes: Any) -> dict[str, Any]:
+        """As `limit`."""
+        return await asyncio.to_thread(partial(self.limit, **changes))
 
     async def aretry(self, states: Sequence[str] | None = None, **chosen: Any) -> int:
         """As `retry`."""
@@ -182,8 +195,7 @@ def job(name: str, *, metadata: dict[str, Any] | None = None, key: str | None = 
     recorder = recorder_of(dramatiq.get_broker())
     made = recorder.write(
         lambda conn: writes.create_job(
-            conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, priority=0,
-            created_by=None,
+            conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, created_by=None,
         )
     )  # fmt: skip
     token = current_job.set(made.job)

@@ -71,6 +71,7 @@ class Publisher:
     _thread: threading.Thread | None = None
     _closing: bool = False
     _looking: bool = False
+    _nudged: bool = False
     _jobs: list[int] = field(default_factory=list)
 
     def start(self) -> None:
@@ -91,6 +92,12 @@ class Publisher:
         with self._wake:
             self._jobs.append(job)
             self._ensure_thread()
+            self._wake.notify()
+
+    def nudge(self) -> None:
+        """Look for work now: what ended left room for more."""
+        with self._wake:
+            self._nudged = True
             self._wake.notify()
 
     @property
@@ -144,8 +151,9 @@ class Publisher:
 
     def _rest(self) -> None:
         with self._wake:
-            if not self._handed and not self._jobs and not self._closing:
+            if not self._handed and not self._jobs and not self._closing and not self._nudged:
                 self._wake.wait(PERIOD if self._looking else 5.0)
+            self._nudged = False
 
     def _turn(self, handed: list[Outgoing], jobs: list[int]) -> bool:
         """One round of everything there is to publish; True when there was something."""
@@ -202,6 +210,8 @@ class Publisher:
             return None
         try:
             room = self._room(claim.queue)
+            if claim.allowed is not None:
+                room = min(room, claim.allowed)
             again = self._redo(conn, claim, room)
             reached = self._range(conn, claim, room - again)
         except Unreachable:
@@ -216,7 +226,11 @@ class Publisher:
 
     def _redo(self, conn: Conn, claim: BulkClaim, room: int) -> int:
         """Publish messages that wait in the outbox for the job's turn; how many."""
-        batch = writes.claim_redo(conn, claim, min(room, writes.WINDOW)) if claim.redo and room else []
+        batch = (
+            writes.claim_redo(conn, claim, min(room, writes.WINDOW))
+            if (claim.redo or claim.limited) and room
+            else []
+        )
         if batch:
             self._send_outbox(batch, conn)
         return len(batch)

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from callboard.middleware.sweep import Sweep
 from callboard.middleware.worker import Worker
 from callboard.sql import migrate, writes
 from callboard.sql.pool import Conn, Pool, connect, make_pool
-from callboard.sql.rows import Claim, Outgoing
+from callboard.sql.rows import Claim, Control, Outgoing
 
 log = logging.getLogger("callboard.tracking")
 
@@ -123,7 +123,7 @@ class Recorder:
                     more_may_come=self._more_may_come,
                     in_hand=self.hand.attempts,
                     settled=self.hand.settle,
-                    controlled=self.hand.heed,
+                    controlled=self._heed,
                     store=ledger.store,
                     broken=self._give_up,
                 )
@@ -254,6 +254,13 @@ class Recorder:
             lambda: self.write(lambda conn: writes.postpone(conn, mark.job, mark.item, mark.attempt, actor)),
             lambda: self.stopping,
         )
+
+    def _heed(self, controls: Iterable[Control]) -> None:
+        """What jobs said as outcomes of theirs were recorded."""
+        controls = list(controls)
+        self.hand.heed(controls)
+        if self._publisher and any(control.limited for control in controls):
+            self._publisher.nudge()
 
     def _note(self, entry: Entry) -> None:
         self.journal.note(entry)

@@ -5,6 +5,7 @@ import logging
 import queue
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from callboard.middleware.job import Job, recorder_of
 from callboard.middleware.outcome import clean
 from callboard.middleware.recorder import Recorder
 from callboard.sql import writes
+from callboard.sql.limits import Limits
 from callboard.sql.states import JOB_FINAL
 
 log = logging.getLogger("callboard.submit")
@@ -42,7 +44,9 @@ class SubmittedElsewhere(RuntimeError):
 def submit(
     actor: dramatiq.Actor[..., Any] | str, items: Iterable[Any], *, name: str | None = None, key: str | None = None,
     item_key: ItemKey = None, metadata: dict[str, Any] | None = None, tenant: str | None = None, priority: int = 0,
-    created_by: str | None = None,
+    created_by: str | None = None, max_failures: int | str | None = None, concurrency: int | None = None,
+    rate: str | None = None, delay: timedelta | str | None = None, at: datetime | str | None = None,
+    deadline: datetime | timedelta | str | None = None,
 ) -> Job:  # fmt: skip
     """Make a job of `items`, each one run of `actor` (an actor or its registered name), and start it.
 
@@ -51,11 +55,21 @@ def submit(
     a submission that broke off is taken up where it stands when it is submitted again. `item_key` is a field of the
     items or a function: the same item key is stored once in a job. `priority`: lower is first, as Dramatiq's.
 
-    Raises UnknownActor, BadItem, SubmittedElsewhere, and psycopg.Error when the database can't be reached. When it
-    raises, a job with a key stays open to be taken up again; one without is stopped, `failed`, with the reason. So it
-    is when its process dies, within a minute.
+    `max_failures`: more items than that, or a share of those that ended, and the job is stopped, `failed`: 10, "5%" (of
+    at least 100), "5% of 1000". `concurrency`: items of it in RabbitMQ and in hand, over all workers. `rate`: items
+    started, as "10/s" or "100/m". `delay`, `at`: nothing starts before. `deadline`: what has not started then is
+    cancelled. Times have a zone; spans are timedeltas or texts like "90s", "2h". `Job.limit` changes all of them.
+
+    Raises ValueError for options that make no sense, UnknownActor, BadItem, SubmittedElsewhere, and psycopg.Error when
+    the database can't be reached. When it raises, a job with a key stays open to be taken up again; one without is
+    stopped, `failed`, with the reason. So it is when its process dies, within a minute.
     """
-    intake = Intake.open(actor, name, key, item_key, metadata, tenant, priority, created_by)
+    if delay is not None and at is not None:
+        raise ValueError("delay and at say the same: give one of them")
+    limits = Limits(
+        max_failures, concurrency, rate, priority or None, deadline, at if delay is None else delay
+    )
+    intake = Intake.open(actor, name, key, item_key, metadata, tenant, limits, created_by)
     with intake.recorder.submitting.held(intake.job.id):
         try:
             source = iter(items)
@@ -131,7 +145,7 @@ class Intake:
     @classmethod
     def open(
         cls, actor: dramatiq.Actor[..., Any] | str, name: str | None, key: str | None, item_key: ItemKey,
-        metadata: dict[str, Any] | None, tenant: str | None, priority: int, created_by: str | None,
+        metadata: dict[str, Any] | None, tenant: str | None, limits: Limits, created_by: str | None,
     ) -> "Intake":  # fmt: skip
         """Make the job, or find the one with this key."""
         broker = dramatiq.get_broker() if isinstance(actor, str) else actor.broker
@@ -140,7 +154,7 @@ class Intake:
         made = recorder.write(
             lambda conn: writes.create_job(
                 conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
-                metadata=metadata or {}, priority=priority, created_by=created_by,
+                metadata=metadata or {}, created_by=created_by, limits=limits,
             )
         )  # fmt: skip
         if made.actor != actor_name:

@@ -99,11 +99,7 @@ class Sweep:
                 bury(conn, worker)
             for job in writes.break_abandoned(conn):
                 log.warning("job %d is stopped: its submission broke off", job)
-        for job in writes.sealable_jobs(conn):
-            writes.seal_job(conn, job)
-        writes.close_stopped(conn)
-        for job in writes.close_jobs(conn):
-            log.error("job %d was done and not closed; it is now. Please report this", job)
+        self._end_jobs(conn)
         now = time.monotonic()
         if now - self._sampled >= SAMPLE:
             self._sampled = now
@@ -113,3 +109,13 @@ class Sweep:
         if now - self._searched >= SEARCH:
             self._searched = now
             self._search.look(conn, self._holder)
+
+    @staticmethod
+    def _end_jobs(conn: Conn) -> None:
+        for job in writes.sealable_jobs(conn):
+            writes.seal_job(conn, job)
+        for job in writes.stop_late(conn):
+            log.warning("job %d is stopped: its deadline passed", job)
+        writes.close_stopped(conn)
+        for job in writes.close_jobs(conn):
+            log.error("job %d was done and not closed; it is now. Please report this", job)

@@ -1,9 +1,9 @@
-"""What is said to a job while it runs: cancel, pause, resume, retry. Each in one transaction, with who said it; saying
-it again changes nothing.
+"""What is said to a job while it runs: cancel, pause, resume, limit, retry. Each in one transaction, with who said it;
+saying it again changes nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
 import psycopg
@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from callboard.sql import writes
+from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.statements import statement
 from callboard.sql.states import JOB_FINAL, RETRIABLE
@@ -123,6 +124,24 @@ def resume(conn: Conn, job: int, by: By) -> None:
             _note(conn, job, by, "resume")
         elif (stand := _stand(conn, job, by)).ends:
             _refuse(job, stand, "only what is paused is resumed; `retry` gives its items another attempt")
+
+
+def limit(conn: Conn, job: int, by: By, changes: Mapping[str, Any]) -> None:
+    """Change what the job may do at most (see `Limits`); None takes a limit away, what is not named stays.
+
+    Of a job that is over they hold when it is opened again. Raises NoSuchJob, and ValueError for what makes no sense.
+    """
+    strange = sorted(set(changes) - {field.name for field in fields(Limits)})
+    if strange:
+        raise ValueError(f"there is no limit {strange[0]!r}")
+    with conn.transaction():
+        _stand(conn, job, by)
+        (known,) = next(conn.execute(statement("job_limits"), (job,)))
+        limits = Limits.of({**known, **changes})
+        words = limits.words()
+        if words != known:
+            conn.execute(statement("limit_job"), {"job": job, "limits": Jsonb(words), **limits.columns()})
+            _note(conn, job, by, "limit", {name: words.get(name) for name in changes})
 
 
 def retry(conn: Conn, job: int, by: By, choice: Choice) -> int:

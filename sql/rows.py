@@ -79,6 +79,7 @@ class Control:
     state: str
     epoch: int
     stopping: bool = False  # it will be final when what is in hand has ended
+    limited: bool = False  # what it may publish next depends on what ends
 
     @property
     def over(self) -> bool:
@@ -122,7 +123,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class BulkClaim:
-    """A job that the holder of `token` may publish for: its bulk items, and `redo` messages of the outbox."""
+    """A job that the holder of `token` may publish for: its bulk items, and `redo` messages of the outbox.
+
+    `allowed`: how many its limits leave now (None: any); `limited`: the rest of its outbox waits for its turn too.
+    """
 
     job: int
     token: int
@@ -133,6 +137,8 @@ class BulkClaim:
     actor: str
     queue: str
     redo: int = 0
+    allowed: int | None = None
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
+from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn
 from callboard.sql.rows import (
     BulkClaim,
@@ -208,6 +209,11 @@ def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:
     )
 
 
+def stop_late(conn: Conn) -> list[int]:
+    """Stop the jobs whose deadline passed; returns them."""
+    return [row[0] for row in conn.execute(statement("stop_late"))]
+
+
 def close_stopped(conn: Conn) -> list[int]:
     """Close the jobs that are being stopped and have nothing in hand any more; returns them."""
     parameters = {"heard": HEARD, "dead_after": DEAD_AFTER}
@@ -316,12 +322,13 @@ def add_items(
 
 def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
-    metadata: dict[str, Any], priority: int, created_by: str | None,
+    metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS,
 ) -> Submission:  # fmt: skip
     """A new job, or the one that has this key already; its submission goes on from now."""
     parameters = {
         "name": name, "key": key, "tenant": tenant, "actor": actor, "queue": queue,
-        "metadata": Jsonb(metadata), "priority": priority, "created_by": created_by, "lease": SUBMISSION_LEASE,
+        "metadata": Jsonb(metadata), "created_by": created_by, "lease": SUBMISSION_LEASE,
+        "limits": Jsonb(limits.words()), **limits.columns(),
     }  # fmt: skip
     row = conn.execute(statement("create_job"), parameters).fetchone()
     # As in standing_job: lost to a transaction that commits between the two halves.
@@ -413,7 +420,7 @@ def claim_bulk(
 
 def claim_redo(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
     """Claim messages that are published in the turn of a claimed job."""
-    parameters = {"job": claim.job, "limit": limit, "lease": PUBLISH_LEASE}
+    parameters = {"job": claim.job, "limit": limit, "lease": PUBLISH_LEASE, "limited": claim.limited}
     return [Outgoing(*row) for row in conn.execute(statement("claim_redo"), parameters)]
 
 

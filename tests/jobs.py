@@ -27,7 +27,7 @@ def make_job(
 ) -> int:  # fmt: skip
     """A job of `items` bulk items, of which the first `published` (None: all) are published."""
     job = writes.create_job(
-        conn, name=name, key=None, tenant=tenant, actor=actor, queue="default", metadata={"a": 1}, priority=0,
+        conn, name=name, key=None, tenant=tenant, actor=actor, queue="default", metadata={"a": 1},
         created_by="anna",
     ).job  # fmt: skip
     chunk = [(json.dumps({"args": [n], "kwargs": {}}).encode(), None) for n in range(items)]

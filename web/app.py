@@ -19,6 +19,7 @@ ROUTES = [
     Mount("/static", pages.static),
     Route("/api/jobs", api.jobs),
     Route("/api/jobs/{job}", api.job),
+    Route("/api/jobs/{job}", control.limit, methods=["PATCH"]),
     Route("/api/jobs/{job}/items", api.items),
     Route("/api/jobs/{job}/items/{item}", api.item),
     Route("/api/jobs/{job}/errors", api.errors),

@@ -35,6 +35,15 @@ class Retry(msgspec.Struct, forbid_unknown_fields=True):
     error_type: Annotated[str, msgspec.Meta(pattern="^[^\x00]*$")] | None = None
 
 
+async def limit(request: Request) -> Answer:
+    """PATCH /api/jobs/{job}: any of `max_failures concurrency rate priority deadline at`; null takes one away."""
+    given = await parameters.body(request, dict[str, Any])
+    try:
+        return await _tell(request, lambda conn, job, by: controls.limit(conn, job, by, given))
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
+
+
 async def cancel(request: Request) -> Answer:
     """POST /api/jobs/{job}/cancel: `{"reason": …}` or nothing."""
     given = await parameters.body(request, Cancel)

@@ -1,4 +1,4 @@
-"""Commands that say something to a job: `cancel pause resume retry actions`."""
+"""Commands that say something to a job: `cancel pause resume retry limit actions`."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -19,6 +19,19 @@ from callboard.sql.states import RETRIABLE
 app = typer.Typer()
 
 T = TypeVar("T")
+
+CONCURRENCY = "Items of it in RabbitMQ and in hand at most, over all workers."
+MaxFailures = Annotated[
+    str | None, typer.Option(metavar="N|N%", help="Failed items past which it stops: 10, 5%, '5% of 1000'.")
+]
+Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="Items started at most: 10/s, 100/m.")]
+Deadline = Annotated[
+    str | None,
+    typer.Option(metavar="TIME|SPAN", help="When what has not started is cancelled: 2h, or a time."),
+]
+At = Annotated[
+    str | None, typer.Option(metavar="TIME|SPAN", help="Start nothing before: 90s, 5m, or a time.")
+]
 
 
 @app.command()
@@ -42,6 +55,41 @@ def pause(job: JobId, *, as_json: AsJson = False) -> None:
 def resume(job: JobId, *, as_json: AsJson = False) -> None:
     """Go on with a paused job."""
     _tell(job, lambda conn, by: controls.resume(conn, job, by), as_json=as_json)
+
+
+@app.command()
+def limit(
+    job: JobId,
+    *,
+    max_failures: MaxFailures = None,
+    concurrency: Annotated[str | None, typer.Option(metavar="N", help=CONCURRENCY)] = None,
+    rate: Rate = None,
+    priority: Annotated[str | None, typer.Option(metavar="N", help="Lower is first.")] = None,
+    deadline: Deadline = None,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change what a job may do at most, from now on; `none` takes a limit away."""
+    given: dict[str, str | None] = {
+        "max_failures": max_failures, "concurrency": concurrency, "rate": rate, "priority": priority,
+        "deadline": deadline, "at": at,
+    }  # fmt: skip
+    changes = {
+        name: None if value == "none" else _number(name, value) for name, value in given.items() if value
+    }
+    if not changes:
+        raise Fault("say what to limit: --concurrency 5, --rate 10/s, …", code=2)
+    try:
+        _tell(job, lambda conn, by: controls.limit(conn, job, by, changes), as_json=as_json)
+    except ValueError as wrong:
+        raise Fault(str(wrong), code=2) from None
+
+
+def _number(name: str, value: str) -> str | int:
+    try:
+        return int(value) if name in ("concurrency", "priority") else value
+    except ValueError:
+        raise Fault(f"{name} must be a whole number, not {value!r}", code=2) from None
 
 
 @app.command()

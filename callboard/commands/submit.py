@@ -12,6 +12,7 @@ import typer
 import callboard
 from callboard.commands import cast, intake, look, output, watching
 from callboard.commands.address import database
+from callboard.commands.control import CONCURRENCY, At, Deadline, MaxFailures, Rate
 from callboard.commands.faults import Fault, first_line
 from callboard.commands.intake import Bad
 from callboard.commands.output import AsJson
@@ -70,6 +71,11 @@ def submit(
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="Whose job it is.")] = None,
     priority: Annotated[int, typer.Option(min=SMALLEST, max=LARGEST, help="Lower is first.")] = 0,
+    max_failures: MaxFailures = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=CONCURRENCY)] = None,
+    rate: Rate = None,
+    deadline: Deadline = None,
+    at: At = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow it; exit 0 only if each item succeeded or was skipped.")
     ] = False,
@@ -84,10 +90,17 @@ def submit(
         pass
     form = form or intake.SUFFIXES.get(Path(file).suffix.lower(), "jsonl")
     options = {"name": name, "key": key, "metadata": metadata, "tenant": tenant, "priority": priority}
+    limits = {
+        "max_failures": max_failures,
+        "concurrency": concurrency,
+        "rate": rate,
+        "deadline": deadline,
+        "at": at,
+    }
     with intake.opened(file) as source:
         bad = check(source, form, item_key, skip_bad=skip_bad)
         items = good(source, form, item_key)
-        job = store(actor, items, told=not as_json, item_key=item_key, **options)
+        job = store(actor, items, told=not as_json, item_key=item_key, **options, **limits)
     if bad:
         typer.echo(f"callboard: left out {bad}", err=True)
     finish(job, wait=wait, as_json=as_json)

@@ -1,20 +1,39 @@
 -- claim_bulk: the next job that has something to publish in its turn, for as long as the lease lasts.
--- Guard: open, neither paused nor being stopped, and no publisher at work. Jobs are served in turn.
+-- Guard: open, its time has come, neither paused nor being stopped, its limits leave something, and no publisher at work.
+-- Jobs are served in turn. What a rate allows, gathered over a second at most, is used up by the claim.
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
 -- Caller: the publisher. Rows: BulkClaim; its queue is that of the first message when the job has none. None: no such job.
 WITH next AS (
-    SELECT id, publish_until IS NOT NULL AS abandoned FROM callboard.jobs
-    WHERE finished_at IS NULL AND stopping IS NULL AND state <> 'paused' AND (watermark < bulk_end OR redo > 0)
-      AND (publish_until IS NULL OR publish_until < now())
-      AND (queue IS NULL OR queue <> ALL (%(full)s)) AND id <> ALL (%(passed)s::bigint[])
-      AND (%(job)s::bigint IS NULL OR id = %(job)s)
-    ORDER BY priority, served_at NULLS FIRST, id
-    LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+    SELECT j.id, j.publish_until IS NOT NULL AS abandoned, l.out, r.base,
+           CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
+    FROM callboard.jobs AS j
+    CROSS JOIN LATERAL (
+        SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL AS limited,
+               greatest(j.published - j.redo - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying, 0) AS out
+    ) AS l
+    CROSS JOIN LATERAL (
+        SELECT greatest(coalesce(j.rate_ready, now() - make_interval(secs => 1 / j.rate)),
+                        now() - make_interval(secs => greatest(1, 1 / j.rate))) AS base
+    ) AS r
+    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
+      AND (j.not_before IS NULL OR j.not_before <= now())
+      AND (j.watermark < j.bulk_end OR j.redo > 0 OR l.limited AND EXISTS (
+               SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.due_at <= now()))
+      AND (j.publish_until IS NULL OR j.publish_until < now())
+      AND (j.concurrency IS NULL OR l.out < j.concurrency)
+      AND (j.rate IS NULL
+           OR r.base <= now() - make_interval(secs => 1 / j.rate)
+              AND l.out - (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) < greatest(ceil(j.rate), 1))
+      AND (j.queue IS NULL OR j.queue <> ALL (%(full)s)) AND j.id <> ALL (%(passed)s::bigint[])
+      AND (%(job)s::bigint IS NULL OR j.id = %(job)s)
+    ORDER BY j.priority, j.served_at NULLS FIRST, j.id
+    LIMIT 1 FOR NO KEY UPDATE OF j SKIP LOCKED
 )
 UPDATE callboard.jobs AS j
 SET publish_token = j.publish_token + 1,
     publish_until = now() + make_interval(secs => %(lease)s),
     served_at = clock_timestamp(),
+    rate_ready = CASE WHEN j.rate IS NOT NULL THEN next.base + make_interval(secs => next.starts / j.rate) END,
     suspect_below = CASE WHEN next.abandoned THEN greatest(j.suspect_below, j.watermark + %(window)s)
                          ELSE j.suspect_below END
 FROM next WHERE j.id = next.id
@@ -22,4 +41,4 @@ RETURNING j.id, j.publish_token, j.watermark, j.suspect_below, j.bulk_end, j.epo
           coalesce(j.queue, (SELECT i.queue FROM callboard.outbox AS o
                              JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
                              WHERE o.job_id = j.id AND o.redo AND o.due_at = 'infinity' ORDER BY o.item LIMIT 1), ''),
-          j.redo
+          j.redo, least(j.concurrency - next.out, next.starts), j.concurrency IS NOT NULL OR j.rate IS NOT NULL

@@ -1,9 +1,9 @@
--- claim_redo: messages that are published in their job's turn, in order of their items, for as long as the lease lasts.
+-- claim_redo: messages that are published in their job's turn (all of a limited job's), in order of their items, for as long as the lease lasts.
 -- Guard: unclaimed or abandoned (then it may have been published: suspect). Caller: the publisher, which holds the job's
 -- claim. Rows: Outgoing.
 WITH due AS (
     SELECT o.id, o.claimed_until IS NOT NULL AS again FROM callboard.outbox AS o
-    WHERE o.job_id = %(job)s AND o.redo AND o.due_at = 'infinity'
+    WHERE o.job_id = %(job)s AND (o.redo AND o.due_at = 'infinity' OR %(limited)s AND o.due_at <= now())
       AND (o.claimed_until IS NULL OR o.claimed_until <= now())
     ORDER BY o.item LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), claimed AS (

@@ -60,7 +60,12 @@ WITH event AS (
     ) AS part
     GROUP BY job_id
 ), locked AS (
-    SELECT j.id FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
+    SELECT j.id,
+           j.finished_at IS NULL AND j.stopping IS NULL AND d.failed > 0
+           AND (j.failed + d.failed > j.fail_count
+                OR j.succeeded + j.failed + d.succeeded + d.failed >= j.fail_sample
+                   AND j.failed + d.failed > j.fail_share * (j.succeeded + j.failed + d.succeeded + d.failed)) AS fails
+    FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
 ), counted AS (
     UPDATE callboard.jobs AS j
     SET total = j.total + d.born,
@@ -83,10 +88,20 @@ WITH event AS (
             WHEN j.finished_at IS NOT NULL THEN j.finished_at
             WHEN j.sealed AND j.stopping IS NULL
                  AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
-                     = j.total + d.born THEN now() END
+                     = j.total + d.born THEN now() END,
+        stopping = CASE WHEN locked.fails AND NOT (
+            j.sealed AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
+                         = j.total + d.born) THEN 'failed' ELSE j.stopping END,
+        reason = CASE WHEN locked.fails
+                      THEN j.failed + d.failed || ' of ' || j.succeeded + j.failed + d.succeeded + d.failed
+                           || ' items failed, and max_failures is ' || (j.limits ->> 'max_failures')
+                      ELSE j.reason END,
+        epoch = j.epoch + coalesce(locked.fails, false)::int,
+        told_at = CASE WHEN locked.fails THEN clock_timestamp() ELSE j.told_at END
     FROM delta AS d JOIN locked ON locked.id = d.job_id
     WHERE j.id = d.job_id
-    RETURNING j.id, j.state, j.epoch, j.stopping, j.total - d.born AS first_born
+    RETURNING j.id, j.state, j.epoch, j.stopping, j.concurrency IS NOT NULL OR j.rate IS NOT NULL AS limited,
+              j.total - d.born AS first_born
 ), kept_attempts AS (
     INSERT INTO callboard.attempts
         (job_id, item, attempt, kind, retried, worker, started_at, ended_at,
@@ -136,4 +151,4 @@ WITH event AS (
     USING unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)
     WHERE r.job_id = g.job_id AND r.item = g.item AND r.worker = g.worker
 )
-SELECT id, state::text, epoch, stopping IS NOT NULL FROM counted
+SELECT id, state::text, epoch, stopping IS NOT NULL, limited FROM counted

@@ -1,7 +1,7 @@
 -- reopen_job: items of a job were given another attempt; when it was over, it is open again, and sealed as it stands.
 -- Transition: completed | failed | cancelled -> pending | running. Guard: over or not, as it was when they were chosen,
 -- and not being stopped. `whole`: the bulk range goes on where it was; else everything to come is in the outbox.
--- Caller: controls.retry. Rows: (id); none: overtaken, undo.
+-- A deadline that passed is forgotten. Caller: controls.retry. Rows: (id); none: overtaken, undo.
 UPDATE callboard.jobs AS j
 SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = cancelled + %(rest)s - %(cancelled)s,
     retries = retries + %(retries)s, crashes = crashes - %(crashes)s, redo = %(redo)s + CASE WHEN %(over)s THEN 0 ELSE redo END,
@@ -13,6 +13,8 @@ SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = c
     publish_until = CASE WHEN NOT %(over)s THEN publish_until END,
     state = CASE WHEN NOT %(over)s THEN state WHEN started_at IS NULL THEN 'pending' ELSE 'running' END,
     reason = CASE WHEN NOT %(over)s THEN reason END,
+    limits = CASE WHEN %(over)s AND deadline < now() THEN limits - 'deadline' ELSE limits END,
+    deadline = CASE WHEN NOT %(over)s OR deadline >= now() THEN deadline END,
     sealed = sealed OR %(over)s,
     finished_at = NULL,
     epoch = epoch + %(over)s::int,

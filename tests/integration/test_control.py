@@ -445,6 +445,32 @@ def test_the_api_refuses(
     assert actions(conn, job) == []
 
 
+def test_limits_are_said_by_the_command_and_the_api(
+    http: httpx.Client, call: Callable[..., tuple[int, str, str]], conn: Conn
+) -> None:
+    job = make_mixed_job(conn)
+    where = f"/api/jobs/{job}"
+    assert http.patch(where, json={"rate": "10/s", "concurrency": 5}).json()["limits"] == {
+        "rate": "10/s", "concurrency": 5,
+    }  # fmt: skip
+    assert call("limit", job, "--rate", "none", "--priority", "3", "--max-failures", "5%")[0] == 0
+    assert json.loads(call("status", job, "--json")[1])["limits"] == {
+        "concurrency": 5, "priority": 3, "max_failures": "5%",
+    }  # fmt: skip
+    for given, said in (
+        ({"rate": "fast"}, "rate"),
+        ({"speed": 1}, "speed"),
+        ({"concurrency": "5"}, "concurrency"),
+    ):
+        refused = http.patch(where, json=given)
+        assert (refused.status_code, said in refused.json()["detail"]) == (422, True)
+    assert http.patch("/api/jobs/5", json={"rate": None}).status_code == 404
+    for arguments in (("--rate", "fast"), ("--concurrency", "many"), ()):
+        code, _, error = call("limit", job, *arguments)
+        assert (code, error.count("\n")) == (2, 1)
+    assert actions(conn, job) == ["limit", "limit"]
+
+
 def test_saying_it_takes_a_post(http: httpx.Client, conn: Conn) -> None:
     job = make_mixed_job(conn)
     assert http.get(f"/api/jobs/{job}/cancel").status_code == 405

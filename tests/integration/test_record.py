@@ -501,7 +501,7 @@ def test_one_standing_job_a_day_however_many_ask_for_it(database_url: str, conn:
 def test_one_job_a_key_however_many_make_it(database_url: str) -> None:
     def make(conn: Conn, key: str) -> Any:
         return writes.create_job(
-            conn, name="a job", key=key, tenant="", actor="work", queue="default", metadata={}, priority=0,
+            conn, name="a job", key=key, tenant="", actor="work", queue="default", metadata={},
             created_by=None,
         )  # fmt: skip
 

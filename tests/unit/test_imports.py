@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHORT = {"sql", "middleware", "web", "actors"}
 SOURCES = [
-    path for folder in ("callboard", "tests", *SHORT) for path in sorted((ROOT / folder).rglob("*.py"))
+    path
+    for folder in ("callboard", "tests", *sorted(SHORT))
+    for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 
 

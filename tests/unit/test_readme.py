@@ -88,6 +88,8 @@ def test_options_named_alone_are_of_some_command() -> None:
 def test_the_api_is_listed() -> None:
     routes = [route for route in web.routes if isinstance(route, Route)]
     posts = {route.path for route in routes if route.methods == {"POST"}}
+    patches = {route.path for route in routes if route.methods == {"PATCH"}}
+    assert set(re.findall(r"`PATCH ([^`]+)`", readme.TEXT)) == patches
     assert set(readme.first_column("GET")) - {"state", "actor", "tenant", "name", "after", "limit"} == (
         {route.path for route in routes} - posts - {"/", "/jobs/{job}"}
     )

@@ -1,0 +1,117 @@
+"""Limits on running jobs, by the actors' own table of runs: when each began and ended."""
+
+import time
+
+import pytest
+
+import callboard
+from tests.faults.scene import Scene
+
+
+def spans(on: Scene, job: callboard.Job) -> list[tuple[float, float]]:
+    """When each run of a job began and ended, in order of their beginning."""
+    return [
+        (float(row[0]), float(row[1]))
+        for row in on.ledger.conn.execute(
+            "SELECT extract(epoch FROM began), extract(epoch FROM ended) FROM runs WHERE job = %s ORDER BY began",
+            (job.id,),
+        )
+    ]
+
+
+def at_once(runs: list[tuple[float, float]]) -> int:
+    """How many runs there were at the same moment, at the most."""
+    moments = sorted([(began, 1) for began, _ in runs] + [(ended, -1) for _, ended in runs])
+    most = now = 0
+    for _, change in moments:
+        now += change
+        most = max(most, now)
+    return most
+
+
+def test_no_more_items_are_in_hand_than_may_be_over_all_workers(on: Scene) -> None:
+    on.worker(processes=2)
+    items = ({"number": n, "seconds": 0.02, "fate": "succeed" if n % 5 else "retry"} for n in range(150))
+    job = on.submit("work", items, concurrency=3)
+    other = on.submit("work", ({"number": n, "seconds": 0.02} for n in range(300)))
+    on.prove(job, total=150, retries=30)
+    on.prove(other, total=300)
+    assert at_once(spans(on, job)) == 3
+    assert at_once(spans(on, other)) > 3
+    # Room is filled when an item ends, not at the publisher's next look.
+    runs = spans(on, job)
+    assert runs[-1][1] - runs[0][0] < 180 * 0.02 / 3 + 180 * 0.1
+
+
+def test_no_more_items_start_than_the_rate_allows_and_it_is_changed_on_the_run(on: Scene) -> None:
+    on.worker(processes=2)
+    job = on.submit("work", ({"number": n} for n in range(120)), rate="20/s")
+    on.until(job, lambda status: status["succeeded"] >= 60)
+    begins = [began for began, _ in spans(on, job)]
+    for first in begins:
+        assert sum(first <= began < first + 1 for began in begins) <= 41
+    assert begins[59] - begins[0] >= 1.9
+    assert job.limit(rate=None)["limits"] == {}
+    on.prove(job, total=120)
+
+
+def test_a_job_past_its_failures_starts_nothing_more(on: Scene) -> None:
+    on.worker(processes=2)
+    job = on.submit(
+        "work",
+        ({"number": n, "fate": "once", "seconds": 0.05} for n in range(2_000)),
+        max_failures="5% of 40",
+    )
+    on.until(job, lambda status: status["state"] == "failed")
+    ended = on.status(job)
+    assert ended["reason"].endswith("max_failures is 5% of 40")
+    assert 40 <= ended["failed"] < 400
+    assert len(spans(on, job)) == ended["failed"]
+    assert ended["failed"] + ended["cancelled"] == 2_000
+
+
+def test_a_job_with_a_time_starts_then_and_one_that_is_late_is_cancelled(on: Scene) -> None:
+    on.worker()
+    said = time.time()
+    job = on.submit("work", ({"number": n, "seconds": 0.1} for n in range(400)), delay="3s", deadline="5s")
+    on.until(job, lambda status: status["state"] == "cancelled")
+    runs = spans(on, job)
+    assert 3 <= runs[0][0] - said < 4
+    assert runs[-1][0] - said < 5 + 2 + 1.5  # the sweep's round, and what is heard of it
+    ended = on.status(job)
+    assert ended["reason"].startswith("its deadline passed")
+    assert ended["succeeded"] == len(runs)
+    assert ended["succeeded"] + ended["cancelled"] == 400
+
+
+def test_a_small_job_is_not_kept_waiting_by_a_large_one(on: Scene) -> None:
+    """Jobs are served in turn: three times its own time alone, and what lies in the queue before it."""
+    on.worker(processes=2)
+    items = [{"number": n, "seconds": 0.02} for n in range(100)]
+    alone = on.submit("work", items)
+    on.prove(alone, total=100)
+    large = on.submit("work", ({"number": n, "seconds": 0.02} for n in range(20_000)), tenant="a")
+    on.until(large, lambda status: status["succeeded"] > 500)
+    small = on.submit("work", items, tenant="b")
+    on.prove(small, total=100)
+    taken = [on.status(job) for job in (alone, small)]
+    lasted = [
+        float(
+            on.sql(
+                "SELECT extract(epoch FROM finished_at - created_at) FROM callboard.jobs WHERE id = %s",
+                job["id"],
+            )[0][0]
+        )
+        for job in taken
+    ]
+    print(f"alone {lasted[0]:.2f} s, beside a large one {lasted[1]:.2f} s")
+    assert on.status(large)["finished_at"] is None
+    large.cancel()
+    on.until(large, lambda status: status["finished_at"] is not None)
+
+
+@pytest.mark.parametrize("limits", [{"rate": "fast"}, {"concurrency": 0}, {"delay": "1s", "at": "2s"}])
+def test_limits_that_make_no_sense_leave_no_job(limits: dict[str, object], on: Scene) -> None:
+    with pytest.raises(ValueError, match=r"rate|concurrency|delay and at"):
+        callboard.submit("work", [1], **limits)  # type: ignore[arg-type]
+    assert on.sql("SELECT count(*) FROM callboard.jobs") == [(0,)]

@@ -1,0 +1,222 @@
+"""What a job may do at most, and when: read from the user's words, and held by what is published and recorded."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from callboard.sql import controls, reads, writes
+from callboard.sql.controls import By, Choice
+from callboard.sql.limits import Limits
+from callboard.sql.pool import Conn, connect
+from tests.helpers import wait_until
+from tests.jobs import make_job, record, send
+
+ANNA = By("python", "anna")
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    """A connection to this test's database, in which nothing drifts."""
+    with connect(database_url) as connection:
+        yield connection
+        assert reads.run(connection, reads.verify())["drift"] == []
+
+
+def status(conn: Conn, job: int) -> dict[str, Any]:
+    found = reads.run(conn, reads.job(job))
+    assert found is not None
+    return found
+
+
+def limited(conn: Conn, items: int, **limits: Any) -> int:
+    """A job of which nothing is published, with these limits."""
+    job = make_job(conn, items, published=0)
+    controls.limit(conn, job, ANNA, limits)
+    return job
+
+
+def publish(conn: Conn, job: int) -> int:
+    """What a publisher does in a job's turn; how many it sent."""
+    claim = writes.claim_bulk(conn, job=job)
+    if claim is None:
+        return 0
+    room = 1_000 if claim.allowed is None else claim.allowed
+    again = writes.claim_redo(conn, claim, room)
+    writes.settle_outbox(conn, again)
+    end = min(claim.total, claim.watermark + room - len(again))
+    writes.publish_bulk(conn, claim, watermark=end, published=end - claim.watermark, keep=False)
+    return len(again) + end - claim.watermark
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"max_failures": 0}, "max_failures"), ({"max_failures": -1}, "max_failures"),
+        ({"max_failures": "200%"}, "max_failures"), ({"max_failures": "0%"}, "max_failures"),
+        ({"max_failures": "5% of 0"}, "max_failures"), ({"max_failures": True}, "max_failures"),
+        ({"max_failures": "many"}, "max_failures"), ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": 1.5}, "concurrency"), ({"concurrency": "5"}, "concurrency"), ({"rate": "0/s"}, "rate"),
+        ({"rate": "fast"}, "rate"), ({"rate": "-1/s"}, "rate"), ({"rate": 5}, "rate"),
+        ({"priority": "first"}, "priority"), ({"deadline": "soon"}, "deadline"),
+        ({"deadline": datetime(2027, 1, 1)}, "deadline"),  # noqa: DTZ001 — without a zone it may be any time
+        ({"deadline": timedelta(seconds=-1)}, "deadline"), ({"at": 5}, "at"), ({"at": "2027-01-01T00:00:00"}, "at"),
+    ],
+)  # fmt: skip
+def test_limits_that_make_no_sense_are_refused_by_name(given: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        Limits(**given)
+
+
+def test_limits_are_columns_and_words() -> None:
+    at = datetime(2027, 1, 31, 12, tzinfo=UTC)
+    limits = Limits("2.5% of 400", 8, "90/m", -3, "2h", at)
+    columns = limits.columns()
+    assert (columns["fail_count"], columns["fail_share"], columns["fail_sample"]) == (None, 0.025, 400)
+    assert (columns["concurrency"], columns["rate"], columns["priority"]) == (8, 1.5, -3)
+    assert columns["deadline"] - datetime.now(UTC) > timedelta(minutes=119)
+    words = limits.words()
+    assert words["at"] == "2027-01-31T12:00:00.000Z"
+    # What is kept as words reads as the same columns.
+    assert Limits.of({**words, "of_a_newer_release": 1}).columns()["rate"] == 1.5
+    assert Limits("7").columns()["fail_count"] == 7
+
+
+# Failures -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_past_its_failures_stops_with_the_reason(conn: Conn) -> None:
+    job = make_job(conn, 20)
+    controls.limit(conn, job, ANNA, {"max_failures": 3})
+    record(conn, job, {"failed": range(3), "succeeded": range(3, 6)})
+    assert status(conn, job)["stopping"] is None
+    record(conn, job, {"failed": [6]})
+    found = status(conn, job)
+    assert (found["stopping"], found["cancelled"]) == ("failed", 13)
+    assert found["reason"] == "4 of 7 items failed, and max_failures is 3"
+    assert any(control.job == job and control.stopping for control in writes.job_controls(conn, 5))
+    assert wait_until(lambda: writes.close_stopped(conn) == [job], 10)
+    assert status(conn, job)["state"] == "failed"
+    assert controls.retry(conn, job, ANNA, Choice(["failed", "cancelled"])) == 17
+
+
+def test_a_share_of_failures_needs_its_sample(conn: Conn) -> None:
+    job = make_job(conn, 100)
+    controls.limit(conn, job, ANNA, {"max_failures": "10% of 40"})
+    record(conn, job, {"failed": range(4), "succeeded": range(4, 39)})
+    assert status(conn, job)["stopping"] is None
+    record(conn, job, {"succeeded": [39]})
+    assert status(conn, job)["stopping"] is None
+    record(conn, job, {"failed": [40]})
+    assert status(conn, job)["stopping"] == "failed"
+
+
+def test_a_job_that_is_done_is_done_however_many_failed(conn: Conn) -> None:
+    job = make_job(conn, 4)
+    controls.limit(conn, job, ANNA, {"max_failures": 1})
+    record(conn, job, {"failed": range(4)})
+    assert (status(conn, job)["state"], status(conn, job)["stopping"]) == ("completed", None)
+
+
+# Concurrency, rate, order, time -------------------------------------------------------------------------------------
+
+
+def test_no_more_is_published_than_may_be_in_flight(conn: Conn) -> None:
+    job = limited(conn, 50, concurrency=8)
+    assert publish(conn, job) == 8
+    assert publish(conn, job) == 0
+    record(conn, job, {"succeeded": range(3), "retrying": [3]}, delay=0)
+    assert writes.claim_outbox(conn, 10) == []  # the retry waits for the job's turn too
+    assert publish(conn, job) == 4
+    assert status(conn, job)["queued"] == 8
+    controls.limit(conn, job, ANNA, {"concurrency": 10})
+    assert publish(conn, job) == 2
+    controls.limit(conn, job, ANNA, {"concurrency": None})
+    assert publish(conn, job) == 37
+
+
+def test_children_of_a_limited_job_wait_for_its_turn(conn: Conn) -> None:
+    job = make_job(conn, 2, sealed=False, published=0)
+    controls.limit(conn, job, ANNA, {"concurrency": 1})
+    for item in (2, 3):
+        send(conn, job, item)
+    for done in range(4):
+        assert writes.claim_outbox(conn, 10) == []
+        assert publish(conn, job) == 1
+        assert publish(conn, job) == 0
+        record(conn, job, {"succeeded": [2, 3, 0, 1][done : done + 1]})
+
+
+def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
+    job = limited(conn, 400, rate="50/s")
+    began, sent = time.monotonic(), 0
+    while sent < 100:
+        more = publish(conn, job)
+        record(conn, job, {"succeeded": range(sent, sent + more)})
+        sent += more
+        assert sent <= 1 + (time.monotonic() - began) * 50 + 50
+        time.sleep(0.01)
+    # Never more than a second's worth at once.
+    assert time.monotonic() - began >= 0.9
+
+
+def test_what_a_rate_published_and_nobody_started_holds_it_back(conn: Conn) -> None:
+    """Else it would start in one burst when the workers come."""
+    job = limited(conn, 400, rate="20/s")
+    deadline, sent = time.monotonic() + 3, 0
+    while time.monotonic() < deadline:
+        sent += publish(conn, job)
+        time.sleep(0.02)
+    assert 20 <= sent <= 40
+
+
+def test_lower_priority_goes_first_and_may_be_changed(conn: Conn) -> None:
+    first, second = limited(conn, 5, priority=5), limited(conn, 5)
+    claim = writes.claim_bulk(conn)
+    assert claim is not None
+    assert claim.job == second
+    writes.publish_bulk(conn, claim, watermark=0, published=0, keep=False)
+    controls.limit(conn, first, ANNA, {"priority": -1})
+    claim = writes.claim_bulk(conn)
+    assert claim is not None
+    assert claim.job == first
+
+
+def test_nothing_is_published_before_its_time(conn: Conn) -> None:
+    job = limited(conn, 5, at="1s")
+    assert publish(conn, job) == 0
+    assert wait_until(lambda: publish(conn, job) == 5, 10)
+
+
+def test_what_is_late_is_cancelled(conn: Conn) -> None:
+    job = limited(conn, 5, deadline=timedelta(seconds=1))
+    assert writes.stop_late(conn) == []
+    assert wait_until(lambda: writes.stop_late(conn) == [job], 10)
+    writes.close_stopped(conn)
+    found = status(conn, job)
+    assert (found["state"], found["reason"]) == ("cancelled", "its deadline passed with 5 items to go")
+    # Opened again it has no deadline any more.
+    assert controls.retry(conn, job, ANNA, Choice(["cancelled"])) == 5
+    assert writes.stop_late(conn) == []
+    assert "deadline" not in status(conn, job)["limits"]
+
+
+def test_limits_are_told_and_noted(conn: Conn) -> None:
+    job = limited(conn, 5, rate="100/m", concurrency=3)
+    controls.limit(conn, job, ANNA, {"concurrency": None})
+    controls.limit(conn, job, ANNA, {"concurrency": None})
+    assert status(conn, job)["limits"] == {"rate": "100/m"}
+    actions = reads.run(conn, reads.actions(job))[0]
+    assert [action["detail"] for action in actions] == [
+        {"concurrency": None},
+        {"rate": "100/m", "concurrency": 3},
+    ]
+    with pytest.raises(ValueError, match="no limit 'speed'"):
+        controls.limit(conn, job, ANNA, {"speed": 9})
+    with pytest.raises(controls.NoSuchJob):
+        controls.limit(conn, 5, ANNA, {"rate": None})
