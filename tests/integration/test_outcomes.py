@@ -74,7 +74,7 @@ def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(on: Stage) -> 
     (waiting,) = job.items("retrying")
     assert waiting["due_at"]
     item = on.only(job)
-    assert item["state"] == "succeeded"
+    assert item["state"] == "succeeded", on.attempts(job)
     (attempt,) = on.attempts(job)
     assert attempt["type"] == "dramatiq.errors.Retry"
 
