@@ -1,18 +1,18 @@
-"""`python -m tests.bench [drain] [publish] [submit] [--pairs N] [--items N]`: tables on stdout."""
+"""`python -m tests.bench [drain] [publish] [submit] [control] [--pairs N] [--items N]`: tables on stdout."""
 
 import argparse
 
-from tests.bench import drain, publish
+from tests.bench import control, drain, publish
 from tests.bench.rig import rig
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["drain", "publish", "submit", []], default=[])
+    parser.add_argument("what", nargs="*", choices=["drain", "publish", "submit", "control", []], default=[])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--items", type=int, default=40_000)
     given = parser.parse_args()
-    what = given.what or ["drain", "publish", "submit"]
+    what = given.what or ["drain", "publish", "submit", "control"]
     with rig() as here:
         if "drain" in what:
             print("\n".join(["", *drain.table(here, given.items, given.pairs)]), flush=True)
@@ -20,6 +20,8 @@ def main() -> None:
             print("\n".join(["", *publish.table(here, given.items, given.pairs)]), flush=True)
         if "submit" in what:
             print("", publish.submitting(here, 1_000_000), sep="\n", flush=True)
+        if "control" in what:
+            print("\n".join(["", *control.table(here, 1_000_000)]), flush=True)
 
 
 if __name__ == "__main__":
