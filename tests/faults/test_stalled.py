@@ -36,11 +36,11 @@ def test_nobody_is_alive_or_has_the_actor_or_it_waits_for_a_retry(on: Scene) -> 
 def test_its_queue_is_gone_and_may_not_be_made_again(on: Scene) -> None:
     name = on.environment["AMQP_URL"].rpartition("/")[2]
     on.worker()
-    job = on.submit("work", ({"number": n, "seconds": 0.05} for n in range(1_000)))
+    job = on.submit("work", ({"number": n, "seconds": 0.05} for n in range(2_500)))
     on.until(job, lambda status: status["succeeded"] > 50)
     on.node.ctl("set_permissions", "-p", name, "callboard", "^$", ".*", ".*")
     on.node.ctl("delete_queue", "default", "-p", name)
     on.until(job, says(r"RabbitMQ at .*"))
     print(on.status(job)["stalled"])
     on.node.ctl("set_permissions", "-p", name, "callboard", ".*", ".*", ".*")
-    on.prove(job, total=1_000)
+    on.prove(job, total=2_500)

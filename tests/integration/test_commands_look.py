@@ -14,6 +14,7 @@ import pytest
 
 from callboard.commands.main import main
 from callboard.commands.services.process import Process, wait_until
+from callboard.sql.details import CHECKS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
 from tests.jobs import MIXED, make_job, make_mixed_job, record
@@ -133,7 +134,7 @@ def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path:
 
 def test_verify_ends_with_1_on_any_drift(look: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    assert look("verify")[:2] == (0, "no drift: 1 jobs, 11 checks each\n")
+    assert look("verify")[:2] == (0, f"no drift: 1 jobs, {len(CHECKS)} checks each\n")
     assert document(look("verify", job, "--json"))["drift"] == []
     conn.execute("UPDATE callboard.jobs SET failed = failed + 1 WHERE id = %s", (job,))
     code, out, _ = look("verify", "--json")

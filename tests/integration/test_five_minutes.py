@@ -227,9 +227,9 @@ def test_taken_up_and_laid_down_again(
     app.send(500, 800)
     numbers = "".join(f"{number}\n" for number in range(1000, 4000))
     (tmp_path / "numbers.jsonl").write_text(numbers, encoding="ascii")
-    app.run("callboard", "submit", "note", "numbers.jsonl")
     assert wait_until(lambda: len(app.noted() & lines(500, 800)) > 30, TIMEOUT)
     tracked.stop()
+    app.run("callboard", "submit", "note", "numbers.jsonl")
     with swept(app):
         assert wait_until(app.nothing_waits_as_rows, TIMEOUT, pause=0.2), app.jobs()
     app.write(APP)
