@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
@@ -99,7 +100,7 @@ class _Sparing(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See the class; the pools of others are theirs."""
-        if record.levelno < logging.WARNING or not (record.threadName or "").startswith("callboard"):
+        if record.levelno < logging.WARNING or not self._ours(record):
             return True
         now = time.monotonic()
         if not str(record.msg).startswith("error connecting") or now - self._last < PAUSE:
@@ -107,8 +108,15 @@ class _Sparing(logging.Filter):
         self._last = now
         return True
 
+    @staticmethod
+    def _ours(record: logging.LogRecord) -> bool:
+        """Of a pool's own threads, or of who gave a broken connection back, on whatever thread that is."""
+        broken = isinstance(record.args, tuple) and any(arg in _connections for arg in record.args)
+        return broken or (record.threadName or "").startswith("callboard")
+
 
 _sparing = _Sparing()
+_connections: WeakSet[Conn] = WeakSet()
 
 
 def make_pool(url: str, *, size: int) -> Pool:
@@ -120,7 +128,7 @@ def make_pool(url: str, *, size: int) -> Pool:
     logging.getLogger("psycopg.pool").addFilter(_sparing)
     return Pool(
         url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=True, name="callboard",
-        reconnect_timeout=GIVE_UP, check=None,
+        reconnect_timeout=GIVE_UP, check=None, configure=_connections.add,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from callboard.commands.services.process import NotStarted, Process, User
 START_TIMEOUT = 20.0
 NOBODY = "nobody"
 
+#: By its defaults it looks for a server that is back every 15 s, and says for two minutes nothing to those who wait.
 CONFIG = """\
 [databases]
 * = {server}
@@ -24,6 +25,8 @@ CONFIG = """\
 pool_mode = transaction
 default_pool_size = 20
 max_client_conn = 500
+server_login_retry = 1
+query_wait_timeout = 5
 auth_type = any
 listen_addr =
 unix_socket_dir = {folder}
