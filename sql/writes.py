@@ -199,14 +199,14 @@ def job_controls(conn: Conn, within: float | None = None) -> list[Control]:
 def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:
     """Messages of paused jobs, (job, item, attempt), leave RabbitMQ, to be published again when their job goes on."""
     ordered = sorted(set(messages))
-    conn.execute(
-        statement("park"),
-        {
-            "job": [job for job, _, _ in ordered],
-            "item": [item for _, item, _ in ordered],
-            "attempt": [attempt for _, _, attempt in ordered],
-        },
-    )
+    parameters = {
+        "job": [job for job, _, _ in ordered],
+        "item": [item for _, item, _ in ordered],
+        "attempt": [attempt for _, _, attempt in ordered],
+    }
+    with conn.transaction():
+        conn.execute(statement("lock_parked"), parameters)
+        conn.execute(statement("park"), parameters)
 
 
 def stop_late(conn: Conn) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -143,6 +144,28 @@ def test_a_message_parked_before_its_publisher_settled_it_is_not_lost(conn: Conn
     assert claim is not None
     assert claim.queue == "default"
     assert [out.item for out in writes.claim_redo(conn, claim, 10)] == [0]
+
+
+def test_copies_that_two_workers_park_at_once_are_kept_once(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 10)
+    controls.pause(conn, job, ANNA)
+    messages = [(job, item, 1) for item in range(10)]
+    with connect(database_url) as first, ThreadPoolExecutor(1) as pool:
+        with first.transaction():
+            writes.park(first, messages)
+            second = pool.submit(writes.park, conn, messages)
+            assert wait_until(lambda: waits(database_url), 20)
+        second.result(20)
+    assert parts(conn, job) == {"pending": 10}
+    assert conn.execute("SELECT redo FROM callboard.jobs WHERE id = %s", (job,)).fetchone() == (10,)
+
+
+def waits(url: str) -> bool:
+    """Whether somebody waits for a lock."""
+    with connect(url) as conn:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        row = conn.execute(query).fetchone()
+    return bool(row and row[0])
 
 
 def test_what_is_final_or_has_another_attempt_is_not_parked(conn: Conn) -> None:
