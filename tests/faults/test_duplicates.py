@@ -168,6 +168,15 @@ def begun(on: Scene, count: int) -> tuple[callboard.Job, Sequence[bytes]]:
     return job, bodies
 
 
+def heard(on: Scene, job: callboard.Job) -> bool:
+    """Whether each worker has beaten since the job was told something, and so asked what it was told before."""
+    query = (
+        "SELECT count(*) = 3 AND bool_and(w.beat_at > j.told_at + interval '2.5 s')"
+        " FROM callboard.workers AS w, callboard.jobs AS j WHERE j.id = %s"
+    )
+    return bool(on.sql(query, job.id)[0][0])
+
+
 def test_copies_of_a_cancelled_jobs_messages_run_nowhere(on: Scene) -> None:
     """Nor in a worker that starts later."""
     count = 200
@@ -189,8 +198,8 @@ def test_copies_of_a_paused_jobs_messages_are_kept_once(on: Scene) -> None:
     job, bodies = begun(on, count)
     with on.witness(job) as witness:
         job.pause()
-        on.until(job, lambda status: status["state"] == "paused")
         on.worker()
+        assert wait_until(lambda: heard(on, job), TIMEOUT)
         runs = on.ledger.runs(job.id)
         put(on, [body for body in bodies for _ in range(3)])
         assert wait_until(lambda: drained(on), TIMEOUT, pause=0.2)
