@@ -24,8 +24,9 @@ PAUSE = 0.5
 class Parking:
     """Parks messages and lets them be acknowledged, in a thread of its own: worker threads go on to other jobs.
 
-    `defers`: the consumer acknowledges what it is told to; else the worker thread waits. Who can't park because the
-    database is away while the worker is `stopping` leaves the message to RabbitMQ, which delivers it again.
+    `defers`: the consumer acknowledges what it is told to, and what can't be parked while the worker is `stopping` is
+    delivered again. Else the worker thread waits, and a message that its stopping worker could not park is lost to the
+    broker: the search sends it again.
     """
 
     def __init__(self, pool: Callable[[], Pool], *, defers: bool, stopping: Callable[[], bool]) -> None:

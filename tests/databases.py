@@ -40,3 +40,12 @@ def migrated(url: str) -> Iterator[str]:
     with database(url) as name:
         migrate(with_database(url, name))
         yield name
+
+
+def waits(url: str) -> bool:
+    """Whether somebody waits for a lock in this database."""
+    with psycopg.connect(url) as conn:
+        row = conn.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        ).fetchone()
+    return bool(row and row[0])

@@ -15,6 +15,7 @@ from callboard.sql.controls import By, Choice, NoSuchJob, NotPossible
 from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app
+from tests.databases import waits
 from tests.helpers import wait_until
 from tests.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker, record, send
 from tests.webapp import served
@@ -158,14 +159,6 @@ def test_copies_that_two_workers_park_at_once_are_kept_once(conn: Conn, database
         second.result(20)
     assert parts(conn, job) == {"pending": 10}
     assert conn.execute("SELECT redo FROM callboard.jobs WHERE id = %s", (job,)).fetchone() == (10,)
-
-
-def waits(url: str) -> bool:
-    """Whether somebody waits for a lock."""
-    with connect(url) as conn:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        row = conn.execute(query).fetchone()
-    return bool(row and row[0])
 
 
 def test_what_is_final_or_has_another_attempt_is_not_parked(conn: Conn) -> None:

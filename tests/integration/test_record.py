@@ -32,6 +32,7 @@ from callboard.sql import reads, writes
 from callboard.sql.pool import Conn, connect, make_pool
 from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled
 from callboard.sql.states import FINAL, MOVES
+from tests.databases import waits
 from tests.helpers import wait_until
 from tests.jobs import BAD, NOT_NEEDED, make_job, make_worker, record
 
@@ -344,20 +345,12 @@ def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, datab
         with blocking.transaction():
             writes.record(blocking, first, time.monotonic())
             blocked = pool.submit(writes.record, conn, second, time.monotonic())
-            assert wait_until(lambda: _waits(database_url), 20)
+            assert wait_until(lambda: waits(database_url), 20)
         assert blocked.result(20) == []
     assert drift(conn) == []
     found = reads.run(conn, reads.job(job))
     assert found is not None
     assert (found["succeeded"], found["retrying"], found["failed"], found["skipped"]) == (13, 13, 12, 12)
-
-
-def _waits(url: str) -> bool:
-    with connect(url) as conn:
-        row = conn.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        ).fetchone()
-        return bool(row and row[0])
 
 
 def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trace(
@@ -372,7 +365,7 @@ def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trac
         with blocking.transaction():
             writes.record(blocking, [event(job, 0, 2, "succeeded", 1)], time.monotonic())
             blocked = pool.submit(writes.settle_outbox, conn, due)
-            assert wait_until(lambda: _waits(database_url), 20)
+            assert wait_until(lambda: waits(database_url), 20)
         blocked.result(20)
     assert drift(conn) == []
     assert (reads.run(conn, reads.job(job)) or {})["state"] == "completed"
@@ -468,7 +461,7 @@ def test_a_deadlock_is_only_the_same_flush_again(conn: Conn, database_url: str) 
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (other,))
             for job in (one, other):
                 journal.note(entry(event(job, 0, 1, "succeeded", 1)))
-            assert wait_until(lambda: _waits(database_url), 20)
+            assert wait_until(lambda: waits(database_url), 20)
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (one,))
         assert journal.close(30)
     assert len(settled) == 2

@@ -19,6 +19,7 @@ from callboard.middleware.journal import Entry, Journal
 from callboard.sql import reads, writes
 from callboard.sql.pool import Conn, connect, make_pool
 from callboard.sql.rows import Event, NewItem, Retry
+from tests.databases import waits
 from tests.helpers import wait_until
 from tests.jobs import BAD, make_job, make_worker
 
@@ -156,7 +157,7 @@ def test_a_flush_that_waits_for_a_recount_adds_to_it(conn: Conn, database_url: s
             mend(mending, [job])
             events = [good(job, n) for n in range(10)]
             flushed = pool.submit(writes.record, conn, events, time.monotonic())
-            assert wait_until(lambda: _waits(database_url), 20)
+            assert wait_until(lambda: waits(database_url), 20)
         flushed.result(20)
     assert drift(conn) == []
 
@@ -168,17 +169,9 @@ def test_a_recount_waits_for_a_flush_and_counts_it(conn: Conn, database_url: str
         with flushing.transaction():
             writes.record(flushing, [good(job, n) for n in range(10)], time.monotonic())
             mended = pool.submit(mend, conn, [job])
-            assert wait_until(lambda: _waits(database_url), 20)
+            assert wait_until(lambda: waits(database_url), 20)
         mended.result(20)
     assert drift(conn) == []
-
-
-def _waits(url: str) -> bool:
-    with connect(url) as conn:
-        row = conn.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        ).fetchone()
-        return bool(row and row[0])
 
 
 def test_a_burial_minds_no_drift(conn: Conn) -> None:
