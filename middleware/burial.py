@@ -18,8 +18,8 @@ log = logging.getLogger("callboard.worker")
 def bury(conn: Conn, worker: int) -> int:
     """Give back what a dead worker held, in one transaction; returns how many items. A worker that lives keeps its own.
 
-    The death is charged to the item in hand that had crashed before, if there is one, else to each once: neighbours of
-    a poison item must not pay for it. Charged `MAX_CRASHES` times an item is failed.
+    The death is charged to the items in hand that had crashed before, if there are any, else to each: whoever ends by
+    itself is acquitted then (`record`). Charged `MAX_CRASHES` times an item is failed; the last of them it was alone.
     """
     try:
         return _bury(conn, worker)

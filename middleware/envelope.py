@@ -129,7 +129,7 @@ def _short(text: str) -> str:
 
 
 def _stamp(out: Outgoing) -> stamp.Stamp:
-    return stamp.Stamp(out.job, out.item, out.attempt, out.epoch, out.suspect, out.crashes > 0)
+    return stamp.Stamp(out.job, out.item, out.attempt, out.epoch, out.suspect)
 
 
 def _timestamp(out: Outgoing) -> int:

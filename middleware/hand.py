@@ -14,9 +14,10 @@ from callboard.middleware.claim import PAUSE, Failed, Stopping
 from callboard.middleware.journal import Entry
 from callboard.middleware.outcome import Outcome
 from callboard.middleware.stamp import Stamp
-from callboard.middleware.turns import Turn, Turns, turn_of
+from callboard.middleware.turns import Turns
 from callboard.sql.errors import REFUSED
 from callboard.sql.rows import Claim, Control, Event
+from callboard.sql.writes import MAX_CRASHES
 
 log = logging.getLogger("callboard.tracking")
 
@@ -138,14 +139,14 @@ class Hand:
 
     def _claimed(self, mark: Stamp, attempt: Attempt) -> bool:
         """An item waits for its turn without a claim: with one it would be in hand, and charged with a crash itself."""
-        claim, turn = None, Turn.NEXT if mark.crashed else Turn.BESIDE
+        claim = None
         try:
-            self._turns.enter(attempt, turn)
+            self._turns.enter(attempt)
             claim = self._claim(mark)
-            while claim is not None and turn < turn_of(claim.crashes):
-                turn, claim = turn_of(claim.crashes), None
+            if claim is not None and claim.crashes >= MAX_CRASHES - 1:
+                claim = None
                 self._give_back(mark)
-                self._turns.enter(attempt, turn)
+                self._turns.enter(attempt, alone=True)
                 claim = self._claim(mark)
             if claim is not None and self._held_back(mark, attempt):
                 claim = None

@@ -16,10 +16,9 @@ class Stamp(NamedTuple):
     attempt: int
     epoch: int = 0
     suspect: bool = False
-    crashed: bool = False  # its item crashed a worker before
 
     def option(self) -> dict[str, Any]:
-        """The option's value; `suspect` and `crashed` only where it is so, since most messages are neither."""
+        """The option's value; `suspect` only where it is so, since most messages are not."""
         value: dict[str, Any] = {
             "job": self.job,
             "item": self.item,
@@ -28,15 +27,12 @@ class Stamp(NamedTuple):
         }
         if self.suspect:
             value["suspect"] = True
-        if self.crashed:
-            value["crashed"] = True
         return value
 
     def encode(self) -> bytes:
         """The option's value as JSON, put together by hand: there is one a message."""
         suspect = b',"suspect":true' if self.suspect else b""
-        crashed = b',"crashed":true' if self.crashed else b""
-        return b'{"job":%d,"item":%d,"attempt":%d,"epoch":%d%s%s}' % (*self[:4], suspect, crashed)
+        return b'{"job":%d,"item":%d,"attempt":%d,"epoch":%d%s}' % (*self[:4], suspect)
 
 
 def read(options: Mapping[str, Any]) -> Stamp | None:
@@ -54,7 +50,7 @@ def read(options: Mapping[str, Any]) -> Stamp | None:
         return None
     if not (0 < job < BIGINT and 0 <= item < INTEGER and 0 < attempt < INTEGER and 0 <= epoch < INTEGER):
         return None  # the database would refuse it
-    return Stamp(job, item, attempt, epoch, value.get("suspect") is True, value.get("crashed") is True)
+    return Stamp(job, item, attempt, epoch, value.get("suspect") is True)
 
 
 def without(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,7 +156,6 @@ class Outgoing:
     args: bytes
     options: bytes | None
     sent_ms: int | None
-    crashes: int = 0
     outbox: int | None = None
     dead: bool = False
 

@@ -1,6 +1,7 @@
 -- record: what ended, and everything that belongs to it, in one statement and so in one transaction.
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt).
 -- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).
+-- Who ends by itself is acquitted of the deaths that it was charged with: it was a neighbour's, or it passed.
 -- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
 -- Lock order: items by key, then jobs by id.
@@ -21,14 +22,15 @@ WITH event AS (
     SET was = i.state,
         state = e.state,
         attempt = i.attempt + (e.state = 'retrying')::int,
-        crashes = i.crashes + coalesce(e.crashed, 0),
+        crashes = CASE WHEN e.state = 'retrying' OR e.crashed > 0 THEN i.crashes + coalesce(e.crashed, 0) ELSE 0 END,
+        acquitted = CASE WHEN e.state <> 'retrying' AND coalesce(e.crashed, 0) = 0 THEN nullif(i.crashes, 0) END,
         worker = e.worker,
         started_at = now() - make_interval(secs => e.age + e.elapsed),
         finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END,
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM event AS e
     WHERE i.job_id = e.job_id AND i.item = e.item AND i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
-    RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, e.worker, i.started_at,
+    RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, i.acquitted, e.worker, i.started_at,
               e.age, e.kind, e.error_type, e.place, e.message, e.traceback, e.traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result
 ), failure AS (
@@ -53,7 +55,7 @@ WITH event AS (
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'skipped') AS skipped,
                count(*) FILTER (WHERE state = 'retrying') AS retries,
-               sum(crashed) AS crashes
+               sum(crashed) - coalesce(sum(acquitted), 0) AS crashes
         FROM moved GROUP BY job_id
         UNION ALL
         SELECT job_id, count(*), 0, 0, 0, 0, 0, 0 FROM born GROUP BY job_id

@@ -6,7 +6,7 @@ deaths and takeovers; after every step a recount finds no drift.
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -561,6 +561,26 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
     error = (reads.run(conn, reads.item(job, 0)) or {})["error"]
     assert error["type"] == "WorkerDied"
     assert "for the third time" in error["message"]
+    assert drift(conn) == []
+
+
+def test_who_ends_by_itself_is_acquitted(conn: Conn) -> None:
+    """Of three that were in hand at a death; what is tried again is under suspicion still."""
+    job = make_job(conn, 4)
+    worker = make_worker(conn)
+    for item in range(4):
+        assert writes.claim_item(conn, job, item, 1, worker)
+    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
+    assert bury(conn, worker) == 4
+    assert (reads.run(conn, reads.job(job)) or {})["crashes"] == 4
+    ends: dict[Settled, Iterable[int]] = {
+        "succeeded": [0], "failed": [1], "skipped": [2], "retrying": [3]
+    }  # fmt: skip
+    record(conn, job, ends, attempt=2)
+    record(conn, job, ends, attempt=2)
+    rows = conn.execute("SELECT item, crashes, acquitted FROM callboard.items ORDER BY 1").fetchall()
+    assert rows == [(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, None)]
+    assert (reads.run(conn, reads.job(job)) or {})["crashes"] == 1
     assert drift(conn) == []
 
 

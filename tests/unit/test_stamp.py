@@ -17,7 +17,6 @@ STAMPS = st.builds(
     st.integers(1, 1000),
     st.integers(0, 1000),
     st.booleans(),
-    st.booleans(),
 )
 
 
