@@ -4,6 +4,7 @@ Everything an app needs is here: `install` tracks a broker, `submit` makes a job
 stays a plain function that may raise `Skip`, call `step`, and look at `current`.
 """
 
+from callboard.middleware.batch import batch
 from callboard.middleware.broker import install
 from callboard.middleware.current import NotInAnItem, Skip, current, send_now, step
 from callboard.middleware.job import Job, NotTracked, aget, get, job
@@ -32,6 +33,7 @@ __all__ = [
     "UnknownActor",
     "aget",
     "asubmit",
+    "batch",
     "current",
     "get",
     "install",

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
@@ -18,26 +18,44 @@ log = logging.getLogger("callboard.rabbitmq")
 
 #: Stands in the book for a message that could not be decoded.
 UNREADABLE = object()
+#: Stands there for those that one delivery carries.
+MANY = object()
 #: Seconds that an acknowledgement may wait above a message that isn't done, before it is sent by itself.
 STRAGGLER = 0.1
 
 
+#: What is settled: a delivery's tag, or the tag of one that carries many items, and which of them.
+Tag: TypeAlias = int | tuple[int, int]
+
+
 class Book:
-    """Open, due and settled delivery tags of one channel. Everything but `release` runs on the connection's thread."""
+    """Open, due and settled delivery tags of one channel. Everything but `release` runs on the connection's thread.
+
+    A delivery that carries many items is settled when the last of them is, and by an acknowledgement.
+    """
 
     def __init__(self, connection: BlockingConnection, channel: BlockingChannel) -> None:
         self._connection = connection
         self._channel = channel
         self._due: dict[int, float] = {}  # tag -> when it fell due
         self.open: OrderedDict[int, Any] = OrderedDict()  # tag -> message, in order of delivery
+        self._parts: dict[int, dict[int, Any]] = {}  # tag of a delivery of many -> those that are open
         self.dead = False
+        self.held = 0  # messages that are open, each of those that a delivery carries
         self.settled = 0
 
     def enter(self, tag: int, message: Any) -> None:
         """A message was delivered."""
         self.open[tag] = message
+        self.held += 1
 
-    def release(self, acks: Sequence[int], nacks: Sequence[int]) -> None:
+    def enter_many(self, tag: int, messages: Sequence[Any]) -> None:
+        """A delivery carries these; the tag of each is (tag, its place)."""
+        self._parts[tag] = dict(enumerate(messages))
+        self.open[tag] = MANY
+        self.held += len(messages)
+
+    def release(self, acks: Sequence[Tag], nacks: Sequence[int]) -> None:
         """Settle these: from any thread. On a connection that is gone it does nothing, for so are its messages."""
         if self.dead:
             return
@@ -46,15 +64,34 @@ class Book:
         except pika.exceptions.AMQPError:
             self.dead = True
 
-    def _settle(self, acks: Sequence[int], nacks: Sequence[int]) -> None:
+    def _settle(self, acks: Sequence[Tag], nacks: Sequence[int]) -> None:
         """Nacks first: then one multiple ack covers nothing but what is due."""
-        now = time.monotonic()
-        nacks = [tag for tag in nacks if self.open.pop(tag, None) is not None]
-        self._due.update([(tag, now) for tag in acks if self.open.pop(tag, None) is not None])
+        now, before = time.monotonic(), len(self.open)
+        nacks = [tag for tag in nacks if self._close(tag) is not None]
+        self._due.update([(tag, now) for tag in map(self._close, acks) if tag is not None])
         for tag in nacks:
             self._channel.basic_nack(tag, requeue=False)
-        self.settled += len(nacks) + len(acks)
+        self.settled += before - len(self.open)
         self.flush(now)
+
+    def _close(self, tag: Tag) -> int | None:
+        """The delivery's tag, if this was open and the last of it that was."""
+        if isinstance(tag, tuple):
+            return self._close_part(*tag)
+        if self.open.pop(tag, None) is None:
+            return None
+        self.held -= 1
+        return tag
+
+    def _close_part(self, tag: int, place: int) -> int | None:
+        parts = self._parts.get(tag)
+        if parts is None or parts.pop(place, None) is None:
+            return None
+        self.held -= 1
+        if parts:
+            return None
+        del self._parts[tag], self.open[tag]
+        return tag
 
     def flush(self, now: float, *, all_of_it: bool = False) -> None:
         """Send the acknowledgements that are due: one for all below the oldest open message, single ones for the rest
@@ -77,15 +114,18 @@ class Book:
         """What was delivered and isn't settled; from any thread."""
         while True:
             try:
-                return list(self.open.values())
+                single = [message for message in self.open.values() if message is not MANY]
+                return single + [part for parts in list(self._parts.values()) for part in parts.values()]
             except RuntimeError:  # it changed meanwhile; asked every two seconds, so locks would cost more
                 continue
 
     def discard(self) -> None:
         """The connection is gone: RabbitMQ delivers all of it again."""
         self.dead = True
-        for message in self.open.values():
+        for message in self.messages():
             if message is not UNREADABLE:
                 message.stale = True
         self.open.clear()
+        self._parts.clear()
+        self.held = 0
         self._due.clear()

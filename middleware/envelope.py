@@ -2,12 +2,14 @@
 
 import json
 import time
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 import pika
 from dramatiq import Message
+from dramatiq.broker import MessageProxy
 from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import DecodeError
 from dramatiq.message import get_encoder
@@ -15,6 +17,8 @@ from dramatiq.message import get_encoder
 from callboard.middleware import stamp
 from callboard.sql.rows import Outgoing
 
+#: The arguments of a message that carries those of many items.
+NOTHING = b'"args":[],"kwargs":{}'
 #: The largest number an AMQP octet holds: a priority, or the bytes of a short string.
 OCTET = 255
 
@@ -35,9 +39,12 @@ def message(out: Outgoing) -> Message[Any]:
     call = decode(out.args)
     options = decode(out.options) if out.options else {}
     options[stamp.OPTION] = _stamp(out).option()
+    if out.more:
+        options[stamp.CHUNK] = [{"item": part.item, **decode(part.args)} for part in (out, *out.more)]
+        call = {"args": [], "kwargs": {}}
     return Message(
         queue_name=out.queue, actor_name=out.actor, args=tuple(call["args"]), kwargs=call["kwargs"], options=options,
-        message_id=out.message_id, message_timestamp=_timestamp(out),
+        message_id=message_id(out), message_timestamp=_timestamp(out),
     )  # fmt: skip
 
 
@@ -48,10 +55,40 @@ def body(out: Outgoing) -> bytes:
     if type(get_encoder()) is not JSONEncoder:
         return message(out).encode()
     own = out.options[1:-1] + b"," if out.options else b""
+    args = out.args[1:-1]
+    if out.more:
+        own, args = b'"%s":[%s],' % (stamp.CHUNK.encode(), b",".join(map(_part, (out, *out.more)))), NOTHING
     return b'{"queue_name":%s,"actor_name":%s,%s,"options":{%s"%s":%s},"message_id":%s,"message_timestamp":%d}' % (
-        _name(out.queue), _name(out.actor), out.args[1:-1], own, stamp.OPTION.encode(), _stamp(out).encode(),
-        _quoted(out.message_id), _timestamp(out),
+        _name(out.queue), _name(out.actor), args, own, stamp.OPTION.encode(), _stamp(out).encode(),
+        _quoted(message_id(out)), _timestamp(out),
     )  # fmt: skip
+
+
+def _part(out: Outgoing) -> bytes:
+    return b'{"item":%d,%s' % (out.item, out.args[1:])
+
+
+def parts(carrier: Message[Any] | MessageProxy) -> list[Message[Any]]:
+    """The messages of the items that one carries; itself, if that is one. Raises DecodeError for what is no run."""
+    run = carrier.options.get(stamp.CHUNK)
+    if run is None:
+        return [carrier]  # type: ignore[list-item]
+    if (mark := stamp.read(carrier.options)) and run:
+        with suppress(TypeError, KeyError):
+            return [_fit(_alone(carrier, mark._replace(item=part["item"]), part)) for part in run]
+    raise DecodeError("what it carries is no run of items", run, None)
+
+
+def _alone(carrier: Message[Any] | MessageProxy, mark: stamp.Stamp, part: dict[str, Any]) -> Message[Any]:
+    return Message(
+        carrier.queue_name, carrier.actor_name, tuple(part["args"]), part["kwargs"], {stamp.OPTION: mark.option()},
+        f"{mark.job}-{mark.item}", carrier.message_timestamp,
+    )  # fmt: skip
+
+
+def message_id(out: Outgoing) -> str:
+    """The message's id; of one that carries many items, one of its own."""
+    return f"{out.message_id}-{out.more[-1].item}" if out.more else out.message_id
 
 
 class _Fields(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -105,8 +142,8 @@ def properties(out: Outgoing) -> pika.BasicProperties:
         content_type="application/json" if type(get_encoder()) is JSONEncoder else "application/octet-stream",
         delivery_mode=2,
         priority=_priority(out),
-        correlation_id=f"{out.job}/{out.item}",
-        message_id=_short(out.message_id),
+        correlation_id=f"{out.job}/{out.item}" + (f"-{out.more[-1].item}" if out.more else ""),
+        message_id=_short(message_id(out)),
         timestamp=_timestamp(out) // 1000,
         type=_short(out.actor),
         app_id="callboard",

@@ -9,7 +9,7 @@ from typing import Any
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware import stamp
-from callboard.middleware.attempt import Attempt
+from callboard.middleware.attempt import Attempt, current_attempt
 from callboard.middleware.claim import PAUSE, Failed, Stopping
 from callboard.middleware.journal import Entry
 from callboard.middleware.outcome import Outcome
@@ -86,7 +86,7 @@ class Hand:
             return None
         if suspect or mark.suspect or twin is not None or self._outdated(mark):
             return attempt if self._may_run(mark, attempt) else None
-        self._turns.enter(attempt)
+        self._turns.enter(attempt, lead=current_attempt.get())
         if self._held_back(mark, attempt):  # it may have waited
             self._turns.leave(attempt)
             return None
@@ -141,7 +141,7 @@ class Hand:
         """An item waits for its turn without a claim: with one it would be in hand, and charged with a crash itself."""
         claim = None
         try:
-            self._turns.enter(attempt)
+            self._turns.enter(attempt, lead=current_attempt.get())
             claim = self._claim(mark)
             if claim is not None and claim.crashes >= MAX_CRASHES - 1:
                 claim = None
@@ -175,6 +175,7 @@ class Hand:
             attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended, self.worker,
             outcome.failure, outcome.retry, outcome.result, children,
             ran=attempt.running,
+            dead=outcome.state == "failed" and all(_carried(m) for m in attempt.deliveries),
         )  # fmt: skip
         entry = Entry(attempt, event, outcome.state == "failed")
         if self._defers:
@@ -192,7 +193,7 @@ class Hand:
 
     def settle(self, entries: Sequence[Entry]) -> None:
         """These are committed: now, and only now, their messages may be acknowledged."""
-        books: dict[Any, tuple[list[int], list[int]]] = {}
+        books: dict[Any, tuple[list[Any], list[Any]]] = {}
         with self._lock:
             for entry in entries:
                 attempt = entry.attempt
@@ -200,7 +201,8 @@ class Hand:
                     del self._attempts[attempt.key]
                 if self._defers:
                     for message in attempt.deliveries:
-                        books.setdefault(message.book, ([], []))[entry.dead_letter].append(message.tag)
+                        rejected = entry.dead_letter and not _carried(message)
+                        books.setdefault(message.book, ([], []))[rejected].append(message.tag)
         for book, (acks, nacks) in books.items():
             book.release(acks, nacks)
         for entry in entries:
@@ -224,3 +226,8 @@ class Hand:
             known = self._controls.get(control.job)
             if known is None or known.epoch <= control.epoch:
                 self._controls[control.job] = control
+
+
+def _carried(message: Any) -> bool:
+    """Whether its delivery carries others, so that it is acknowledged in any case."""
+    return getattr(message, "carried", False)

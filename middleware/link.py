@@ -45,6 +45,7 @@ class Link(Protocol):
     """What the publisher needs of a broker. A link belongs to one thread; `trouble` may be read by any."""
 
     trouble: str | None  # what keeps messages from the broker; None: nothing that is known
+    carries: bool  # those who consume it take messages that carry many items
     in_order: bool  # a queue gives its messages in the order in which they came
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
@@ -65,7 +66,7 @@ class Link(Protocol):
 class DirectLink:
     """The way onto a broker that confirms by returning: the in-process one, Redis, anybody's."""
 
-    in_order = False
+    in_order = carries = False
 
     def __init__(self, broker: Broker, enqueue: Callable[..., Any]) -> None:
         self._broker = broker
@@ -103,8 +104,9 @@ class DirectLink:
 class RabbitmqLink:
     """The way onto RabbitMQ: publisher confirms that nobody waits for singly (pika's SelectConnection)."""
 
-    def __init__(self, broker: RabbitmqBroker) -> None:
+    def __init__(self, broker: RabbitmqBroker, *, carries: bool = False) -> None:
         self._broker = broker
+        self.carries = carries
         self._connection: SelectConnection | None = None
         self._channel: Channel | None = None
         self._asking: Channel | None = None
@@ -181,7 +183,7 @@ class RabbitmqLink:
         missed = self._outstanding | self._refused
         returned = {message_id for message_id, _ in self._returned}
         return [
-            n < sent and self._first_tag + n not in missed and out.message_id not in returned
+            n < sent and self._first_tag + n not in missed and envelope.message_id(out) not in returned
             for n, out in enumerate(batch)
         ]
 

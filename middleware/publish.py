@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -27,7 +27,9 @@ _complain = complaints(log, "publishing is held up, trying on; nothing is lost: 
 PERIOD = 0.20
 #: Outbox messages claimed at a time.
 OUTBOX_BATCH = 500
-#: Messages that lie in a queue at first, and at the most; in between as many as its workers empty in two periods.
+#: Bytes of arguments that one message carries of many items.
+CHUNK_BYTES = 1_048_576
+#: Items that lie in a queue at first, and at the most; in between as many as its workers empty in two periods.
 SHALLOW = 200
 DEEP = 20_000
 
@@ -41,9 +43,15 @@ class Level:
 
     wanted: int = SHALLOW
     full_until: float = 0.0
+    carried: float = 1.0  # items that a message of it carries, by what was published last
+
+    def note(self, items: int, messages: int) -> None:
+        """So many items were published, in so many messages."""
+        self.carried = (self.carried + items / messages) / 2
 
     def room(self, depth: int, now: float) -> int:
-        """How many messages to add to a queue with `depth` ready ones; 0 makes it full for a period."""
+        """How many items to add to a queue with `depth` ready messages; 0 makes it full for a period."""
+        depth = int(depth * self.carried)
         if depth < self.wanted // 4:
             self.wanted = min(self.wanted * 2, DEEP)
         elif depth > self.wanted * 3 // 4:
@@ -248,7 +256,8 @@ class Publisher:
 
     def _stretch(self, conn: Conn, claim: BulkClaim, start: int, stop: int, *, keep: bool) -> bool:
         """Publish the bulk items of one stretch and move the watermark; False when the claim was taken over."""
-        batch = writes.bulk_items(conn, claim, start, stop)
+        items = writes.bulk_items(conn, claim, start, stop)
+        batch = bundled(items, claim.chunk if self.link.carries else 1)
         try:
             confirmed = self.link.publish(batch)
         except Unreachable as error:
@@ -257,7 +266,9 @@ class Publisher:
         if not all(confirmed):
             self._salvage(conn, claim, batch, confirmed, stop)
             raise Unreachable(f"RabbitMQ refused messages for the queue {claim.queue!r}")
-        return writes.publish_bulk(conn, claim, watermark=stop, published=len(batch), keep=keep)
+        if batch:
+            self._levels[claim.queue].note(len(items), len(batch))
+        return writes.publish_bulk(conn, claim, watermark=stop, published=len(items), keep=keep)
 
     @staticmethod
     def _salvage(
@@ -266,16 +277,41 @@ class Publisher:
         """Count what is confirmed without a gap; what lies beyond may be out, so it is suspect."""
         sure = next((n for n, done in enumerate(confirmed) if not done), len(confirmed))
         watermark = batch[sure].item if sure < len(batch) else stop
-        writes.publish_bulk(conn, claim, watermark=watermark, published=sure, suspect_below=stop, keep=False)
+        published = sum(1 + len(out.more) for out in batch[:sure])
+        writes.publish_bulk(
+            conn, claim, watermark=watermark, published=published, suspect_below=stop, keep=False
+        )
 
     def _room(self, queue: str) -> int:
         depth, now = self.link.depth(queue) or 0, time.monotonic()
         level = self._levels.setdefault(queue, Level())
         if self.depth is None:
             return level.room(depth, now)
-        if depth >= self.depth:
+        room = self.depth - int(depth * level.carried)
+        if room <= 0:
             level.full_until = now + PERIOD / 2
-        return max(0, self.depth - depth)
+        return max(0, room)
+
+
+def bundled(items: Sequence[Outgoing], chunk: int) -> list[Outgoing]:
+    """Runs of at most `chunk` items as one message each. What has options of its own or ran before goes by itself."""
+    if chunk == 1:
+        return list(items)
+    runs: list[list[Outgoing]] = []
+    size = 0
+    for out in items:
+        plain = out.attempt == 1 and out.options is None
+        size += len(out.args)
+        if not runs or not plain or not _open(runs[-1], chunk, out) or size > CHUNK_BYTES:
+            runs.append([])
+            size = len(out.args)
+        runs[-1].append(out)
+    return [replace(first, more=tuple(more)) if more else first for first, *more in runs]
+
+
+def _open(run: Sequence[Outgoing], chunk: int, out: Outgoing) -> bool:
+    first = run[0]
+    return len(run) < chunk and first.attempt == 1 and first.options is None and first.suspect == out.suspect
 
 
 def fixed_depth() -> int | None:

@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, Literal
 
 import pika
@@ -20,7 +21,8 @@ from dramatiq.middleware import Middleware
 from dramatiq.worker import QUEUE_PREFETCH
 
 from callboard.middleware import envelope, stamp
-from callboard.middleware.book import UNREADABLE, Book
+from callboard.middleware.batch import takes_batches
+from callboard.middleware.book import UNREADABLE, Book, Tag
 from callboard.middleware.complaint import reason
 from callboard.middleware.deliveries import reading
 from callboard.middleware.link import RabbitmqLink, where
@@ -60,7 +62,7 @@ class RabbitmqBroker(StockBroker):
         self.books: set[Book] = set()
         self.cut_off: dict[str, str] = {}  # queue -> why nothing comes from it
         self.recorder = Recorder(
-            database_address(database_url), lambda: RabbitmqLink(self), remote=True, defers=True,
+            database_address(database_url), lambda: RabbitmqLink(self, carries=True), remote=True, defers=True,
             open_deliveries=self._open_deliveries, prefetched=self._prefetched, cut_off=self._why_cut_off,
         )  # fmt: skip
         track(self, self.recorder)
@@ -83,7 +85,7 @@ class RabbitmqBroker(StockBroker):
         return self.recorder.send(self, message, delay)
 
     def _open_deliveries(self) -> int:
-        return sum(len(book.open) for book in list(self.books))
+        return sum(book.held for book in list(self.books))
 
     def _prefetched(self) -> list[tuple[int, int]]:
         marks = (
@@ -102,10 +104,17 @@ class RabbitmqBroker(StockBroker):
 
 
 class RabbitmqMessage(MessageProxy):
-    """A delivered message, bound to the book of its connection."""
+    """A delivered message, or one of those that a delivery carries, bound to the book of its connection.
 
-    def __init__(self, message: Message[Any], book: Book, tag: int, *, redelivered: bool) -> None:
+    `mates`: those that came with it and are to be begun with it, or after it when it is not.
+    """
+
+    def __init__(
+        self, broker: "RabbitmqBroker", message: Message[Any], book: Book, tag: Tag, *, redelivered: bool
+    ) -> None:
         super().__init__(message)
+        self.broker = broker
+        self.mates: list[RabbitmqMessage] = []
         self.book = book
         self.tag = tag
         self.redelivered = redelivered
@@ -113,10 +122,18 @@ class RabbitmqMessage(MessageProxy):
         self.deferred = False  # the journal settles it, after its commit
         self.aside = False  # a thread of its own does, or leaves it to the journal
 
+    @property
+    def carried(self) -> bool:
+        """Whether others came in the same delivery: it is acknowledged, whatever becomes of each."""
+        return isinstance(self.tag, tuple)
+
     def settle(self) -> None:
         """Acknowledge it, or have it dead-lettered, unless the journal does."""
         if not self.deferred:
-            self.book.release(*(([], [self.tag]) if self.failed else ([self.tag], [])))
+            if self.failed and isinstance(self.tag, int):
+                self.book.release([], [self.tag])
+            else:
+                self.book.release([self.tag], [])
 
 
 class RabbitmqConsumer(Consumer):
@@ -156,17 +173,32 @@ class RabbitmqConsumer(Consumer):
 
     def _on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
         try:
-            message = envelope.read(body)
+            first, *more = envelope.parts(envelope.read(body))
         except DecodeError:
             self.logger.exception("A message can't be decoded; it goes to the dead letters.")
             self.book.enter(tag, UNREADABLE)
             self.book.release([], [tag])
             return
-        proxy = RabbitmqMessage(message, self.book, tag, redelivered=redelivered)
-        self.book.enter(tag, proxy)
         if not self.inbox:
             self.connection.call_later(0, _nothing)  # so that waiting for events ends
+        if more:
+            self._take_many(tag, [first, *more], redelivered=redelivered)
+            return
+        proxy = RabbitmqMessage(self.broker, first, self.book, tag, redelivered=redelivered)
+        self.book.enter(tag, proxy)
         self.inbox.append(proxy)
+
+    def _take_many(self, tag: int, messages: list[Message[Any]], *, redelivered: bool) -> None:
+        """Each is a message of its own from here on; to an actor that takes batches the first brings the others."""
+        proxies = [
+            RabbitmqMessage(self.broker, message, self.book, (tag, place), redelivered=redelivered)
+            for place, message in enumerate(messages)
+        ]
+        self.book.enter_many(tag, proxies)
+        if takes_batches(self.broker.actors.get(messages[0].actor_name)):
+            proxies[0].mates = proxies[1:]
+            del proxies[1:]
+        self.inbox.extend(proxies)
 
     def __next__(self) -> MessageProxy | None:
         if not self.inbox:
@@ -214,11 +246,22 @@ class RabbitmqConsumer(Consumer):
     def ack(self, message: MessageProxy) -> None:
         """Acknowledge a message, on its own connection, unless the journal does."""
         message.settle()
+        self._pass_on(message)
 
     def nack(self, message: MessageProxy) -> None:
         """Have a message dead-lettered, likewise."""
         if not message.aside:
             message.settle()
+        self._pass_on(message)
+
+    def _pass_on(self, message: Any) -> None:
+        """It was not begun, and so did not take its mates along: the next of them does."""
+        if message.mates:
+            following, *rest = message.mates
+            message.mates, following.mates = [], rest
+            self.inbox.append(following)
+            with suppress(pika.exceptions.AMQPError):  # else its messages come again
+                self.connection.add_callback_threadsafe(_nothing)
 
     def close(self) -> None:
         """Settle what is committed, waiting a moment for what is about to be, and close."""

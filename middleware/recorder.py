@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -255,6 +255,14 @@ class Recorder:
             lambda: self.stopping,
         )
 
+    def send_singly(self, marks: Sequence[Stamp]) -> None:
+        """Have these items' messages come one by one: one that carried them all came to who can't take it apart."""
+        items = [(mark.item, mark.attempt) for mark in marks]
+        patiently(
+            lambda: self.write(lambda conn: writes.republish(conn, marks[0].job, items)),
+            lambda: self.stopping,
+        )
+
     def _heed(self, controls: Iterable[Control]) -> None:
         """What jobs said as outcomes of theirs were recorded."""
         controls = list(controls)
@@ -295,5 +303,6 @@ class Recorder:
 
 def _queued(worker: dramatiq.Worker) -> list[tuple[int, int]]:
     """(job, item) of what a worker of a broker that isn't ours has prefetched: it lies in its queue in memory."""
-    marks = (stamp.read(entry.message.options) for entry in list(worker.work_queue.queue))
+    options = [entry.message.options for entry in list(worker.work_queue.queue)]
+    marks = (stamp.read(own) for own in options if stamp.CHUNK not in own)  # those come again one by one
     return [(mark.job, mark.item) for mark in marks if mark]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 OPTION: Final = "callboard"
+#: The option of a message that carries a run of items: ``[{"item": …, "args": […], "kwargs": {…}}, …]``.
+CHUNK: Final = "callboard_chunk"
 #: The ends of PostgreSQL's types.
 BIGINT, INTEGER = 2**63, 2**31
 

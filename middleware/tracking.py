@@ -6,15 +6,16 @@ that the actor returned before anything else can go wrong.
 
 import logging
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
-from dramatiq.errors import ActorNotFound
+from dramatiq.errors import ActorNotFound, DecodeError
 from dramatiq.middleware import Middleware, Retries, SkipMessage
 
-from callboard.middleware import stamp
+from callboard.middleware import envelope, stamp
 from callboard.middleware.aside import Aside
 from callboard.middleware.attempt import Attempt, current_attempt
 from callboard.middleware.claim import Stopping
@@ -43,11 +44,22 @@ class Tracking(Middleware):
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Take the attempt in hand; raises Discard for a message that must not run."""
         message.judged = True  # type: ignore[attr-defined]
+        if self._unpacked(message):
+            raise Discard("it carried many items, which come again one by one")
         attempt = self.recorder.hand.take(message)
         if attempt is None:
             raise Discard("a copy of a message that is done, in hand elsewhere, or will come again")
         message.attempt = attempt  # type: ignore[attr-defined]
         current_attempt.set(attempt)
+
+    def _unpacked(self, message: MessageProxy) -> bool:
+        """Whether it carries many items, and a consumer that isn't ours did not take them apart."""
+        if stamp.CHUNK not in message.options:
+            return False
+        with suppress(DecodeError):
+            marks = [stamp.read(part.options) for part in envelope.parts(message)]
+            self.recorder.send_singly([mark for mark in marks if mark])
+        return True
 
     # After -----------------------------------------------------------------------------------------------------------
 
@@ -89,6 +101,8 @@ class Tracking(Middleware):
 
     def _reject(self, broker: dramatiq.Broker, message: MessageProxy, mark: Stamp) -> None:
         message.failed = False  # a copy that must not run goes, like any other
+        if self._unpacked(message):
+            return
         if hasattr(message, "settle") and self._postponed(message, mark):
             return
         attempt = self.recorder.hand.take(message)

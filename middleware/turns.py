@@ -18,11 +18,13 @@ class Turns:
         self._inside: set[Attempt] = set()
         self._alone: Attempt | None = None  # runs with nothing beside it, or is about to
 
-    def enter(self, attempt: Attempt, *, alone: bool = False) -> None:
-        """Wait for the turn; `leave` ends it, also one that was waited for in vain."""
+    def enter(self, attempt: Attempt, *, alone: bool = False, lead: Attempt | None = None) -> None:
+        """Wait for the turn; `leave` ends it, also one that was waited for in vain. Who is led by one that runs has its
+        turn with it: that one would wait for this one.
+        """
         with self._changed:
             self._leave(attempt)  # who is to be alone was beside others
-            self._wait(lambda: self._alone is None)
+            self._wait(lambda: self._alone is None or lead in self._inside)
             if alone:
                 self._alone = attempt
                 self._wait(lambda: not self._inside)

@@ -68,6 +68,7 @@ class Event:
     result: str | None = None
     children: tuple[NewItem, ...] = ()
     crashed: bool = False
+    dead: bool = False  # its message can't be rejected, so its dead letter is written
     ran: bool = False  # it has a row in `running`
 
 
@@ -125,7 +126,8 @@ class Claim:
 class BulkClaim:
     """A job that the holder of `token` may publish for: its bulk items, and `redo` messages of the outbox.
 
-    `allowed`: how many its limits leave now (None: any); `limited`: the rest of its outbox waits for its turn too.
+    `allowed`: how many its limits leave now (None: any); `limited`: the rest of its outbox waits for its turn too;
+    `chunk`: how many bulk items one message carries.
     """
 
     job: int
@@ -139,11 +141,15 @@ class BulkClaim:
     redo: int = 0
     allowed: int | None = None
     limited: bool = False
+    chunk: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message to publish; `dead`: to the dead letters. `outbox` is its outbox row's id, None for a bulk item."""
+    """A message to publish; `dead`: to the dead letters. `outbox` is its outbox row's id, None for a bulk item.
+
+    `more` are the items that it carries after the first.
+    """
 
     job: int
     item: int
@@ -158,6 +164,7 @@ class Outgoing:
     sent_ms: int | None
     outbox: int | None = None
     dead: bool = False
+    more: tuple["Outgoing", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,8 @@ def _record_parameters(events: Sequence[Event], now: float) -> dict[str, Any]:
         "elapsed": _plain(e.elapsed for e in events),
         "age": _plain(now - e.ended for e in events),
         "worker": _plain(e.worker for e in events),
-        "crashed": _plain(int(e.crashed) for e in events) if any(e.crashed for e in events) else "{}",
+        "crashed": _flags([e.crashed for e in events]),
+        "dead": _flags([e.dead for e in events]),
         "result": _texts([e.result for e in events]),
         **_failure_parameters([e.failure for e in events]),
         **_retry_parameters([e.retry for e in events]),
@@ -112,6 +113,11 @@ def _plain(values: Iterable[int | float | str]) -> str:
     element of a list.
     """
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def _flags(values: Sequence[bool]) -> str:
+    """An array of 0 and 1; an empty one when all are 0."""
+    return _plain(map(int, values)) if any(values) else "{}"
 
 
 def _texts(values: Sequence[str | None]) -> str:
@@ -322,12 +328,12 @@ def add_items(
 
 def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
-    metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS,
+    metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, chunk: int = 1,
 ) -> Submission:  # fmt: skip
     """A new job, or the one that has this key already; its submission goes on from now."""
     parameters = {
         "name": name, "key": key, "tenant": tenant, "actor": actor, "queue": queue,
-        "metadata": Jsonb(metadata), "created_by": created_by, "lease": SUBMISSION_LEASE,
+        "metadata": Jsonb(metadata), "created_by": created_by, "lease": SUBMISSION_LEASE, "chunk": chunk,
         "limits": Jsonb(limits.words()), **limits.columns(),
     }  # fmt: skip
     row = conn.execute(statement("create_job"), parameters).fetchone()

@@ -16,6 +16,7 @@ from callboard.commands.control import CONCURRENCY, At, Deadline, MaxFailures, R
 from callboard.commands.faults import Fault, first_line
 from callboard.commands.intake import Bad
 from callboard.commands.output import AsJson
+from callboard.sql.writes import WINDOW
 
 app = typer.Typer()
 
@@ -71,6 +72,7 @@ def submit(
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="Whose job it is.")] = None,
     priority: Annotated[int, typer.Option(min=SMALLEST, max=LARGEST, help="Lower is first.")] = 0,
+    chunk: Annotated[int, typer.Option(min=1, max=WINDOW, help="Items that one message carries.")] = 1,
     max_failures: MaxFailures = None,
     concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=CONCURRENCY)] = None,
     rate: Rate = None,
@@ -89,7 +91,14 @@ def submit(
     with database():  # says what is wrong with it, before anything is read
         pass
     form = form or intake.SUFFIXES.get(Path(file).suffix.lower(), "jsonl")
-    options = {"name": name, "key": key, "metadata": metadata, "tenant": tenant, "priority": priority}
+    options = {
+        "name": name,
+        "key": key,
+        "metadata": metadata,
+        "tenant": tenant,
+        "priority": priority,
+        "chunk": chunk,
+    }
     limits = {
         "max_failures": max_failures,
         "concurrency": concurrency,

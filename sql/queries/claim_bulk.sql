@@ -41,4 +41,5 @@ RETURNING j.id, j.publish_token, j.watermark, j.suspect_below, j.bulk_end, j.epo
           coalesce(j.queue, (SELECT i.queue FROM callboard.outbox AS o
                              JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
                              WHERE o.job_id = j.id AND o.redo AND o.due_at = 'infinity' ORDER BY o.item LIMIT 1), ''),
-          j.redo, least(j.concurrency - next.out, next.starts), j.concurrency IS NOT NULL OR j.rate IS NOT NULL
+          j.redo, least(j.concurrency - next.out, next.starts), j.concurrency IS NOT NULL OR j.rate IS NOT NULL,
+          coalesce(j.chunk, 1)

@@ -10,11 +10,11 @@
 WITH event AS (
     SELECT * FROM unnest(
         %(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(state)s::callboard.item_state[],
-        %(elapsed)s::float8[], %(age)s::float8[], %(crashed)s::int[], %(worker)s::int[],
+        %(elapsed)s::float8[], %(age)s::float8[], %(crashed)s::int[], %(dead)s::int[], %(worker)s::int[],
         %(kind)s::callboard.attempt_kind[], %(error_type)s::text[], %(place)s::text[], %(message)s::text[],
         %(traceback)s::text[], %(traceback_size)s::int[],
         %(retry_delay)s::float8[], %(retry_options)s::bytea[], %(retry_sent_ms)s::bigint[], %(result)s::text[]
-    ) AS e (job_id, item, attempt, state, elapsed, age, crashed, worker,
+    ) AS e (job_id, item, attempt, state, elapsed, age, crashed, dead, worker,
             kind, error_type, place, message, traceback, traceback_size,
             retry_delay, retry_options, retry_sent_ms, result)
 ), moved AS (
@@ -30,7 +30,7 @@ WITH event AS (
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM event AS e
     WHERE i.job_id = e.job_id AND i.item = e.item AND i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
-    RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, i.acquitted, e.worker, i.started_at,
+    RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, i.acquitted, e.dead, e.worker, i.started_at,
               e.age, e.kind, e.error_type, e.place, e.message, e.traceback, e.traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result
 ), failure AS (
@@ -130,12 +130,13 @@ WITH event AS (
     INSERT INTO callboard.results (job_id, item, value)
     SELECT job_id, item, result FROM moved WHERE result IS NOT NULL
 ), messages AS (
-    -- The next attempt's, or a dead letter, for a death that was the last leaves no message to reject.
+    -- The next attempt's, or a dead letter: a death that was the last leaves no message to reject, and one that carried
+    -- others is acknowledged.
     INSERT INTO callboard.outbox (job_id, item, attempt, due_at, options, sent_ms, first, suspect, dead)
     SELECT job_id, item, attempt + (state = 'retrying')::int,
            now() + make_interval(secs => coalesce(retry_delay - age, 0)), retry_options, retry_sent_ms,
            false, true, state = 'failed'
-    FROM moved WHERE state = 'retrying' OR state = 'failed' AND crashed > 0
+    FROM moved WHERE state = 'retrying' OR state = 'failed' AND (crashed > 0 OR dead > 0)
     ON CONFLICT (job_id, item) DO UPDATE
     SET attempt = excluded.attempt, due_at = excluded.due_at, options = excluded.options,
         sent_ms = excluded.sent_ms, suspect = true, claimed_until = NULL, dead = excluded.dead

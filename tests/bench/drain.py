@@ -12,10 +12,15 @@ for number in range({items}):
     stock_actors.nothing.send(number)
 """
 
+#: Processes, the tracked actor, items a message; the untracked side does nothing, one by one.
+SIDES = (
+    (1, "nothing", 1), (2, "nothing", 1), (1, "result", 1), (2, "result", 1), (2, "nothing", 50), (2, "many", 50),
+)  # fmt: skip
+
 SUBMIT = """
 import time, callboard
 from tests.bench import tracked_actors
-job = callboard.submit(tracked_actors.{actor}, range({items}))
+job = callboard.submit(tracked_actors.{actor}, range({items}), chunk={chunk})
 while job.status()["pending"]:
     tracked_actors.broker.recorder.begin(job.id)
     time.sleep(0.05)
@@ -42,9 +47,9 @@ def untracked(rig: Rig, processes: int, items: int) -> float:
     return left / seconds
 
 
-def tracked(rig: Rig, processes: int, items: int, actor: str = "nothing") -> float:
+def tracked(rig: Rig, processes: int, items: int, actor: str = "nothing", chunk: int = 1) -> float:
     """Items a second, from the start of the first to the commit of the last."""
-    job = int(rig.run(SUBMIT.format(actor=actor, items=items)))
+    job = int(rig.run(SUBMIT.format(actor=actor, items=items, chunk=chunk)))
     worker = rig.worker("tracked_actors", processes)
     worker.process.start()
     wait_until(lambda: rig.job(job)[0] == "completed", 600, pause=0.1)
@@ -56,18 +61,20 @@ def tracked(rig: Rig, processes: int, items: int, actor: str = "nothing") -> flo
 def table(rig: Rig, items: int, pairs: int) -> list[str]:
     """Rows of a Markdown table."""
     rows = [
-        "| processes | actor returns | untracked /s | tracked /s | ratios | median |",
-        "|---|---|---|---|---|---|",
+        "| processes | actor returns | items a message | untracked /s | tracked /s | ratios | median |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for processes, actor in ((1, "nothing"), (2, "nothing"), (1, "result"), (2, "result")):
+    for processes, actor, chunk in SIDES:
         measured = [
-            (untracked(rig, processes, items), tracked(rig, processes, items, actor)) for _ in range(pairs)
+            (untracked(rig, processes, items), tracked(rig, processes, items, actor, chunk))
+            for _ in range(pairs)
         ]
         ratios = [after / before for before, after in measured]
         before, after = (median(values) for values in zip(*measured, strict=True))
         listed = " ".join(f"{ratio:.2f}" for ratio in ratios)
-        returns = "70 bytes" if actor == "result" else actor
+        returns = "70 bytes" if actor == "result" else "nothing, in batches" if actor == "many" else actor
         rows.append(
-            f"| {processes} | {returns} | {before:,.0f} | {after:,.0f} | {listed} | {median(ratios):.2f} |"
+            f"| {processes} | {returns} | {chunk} | {before:,.0f} | {after:,.0f} | {listed}"
+            f" | {median(ratios):.2f} |"
         )
     return rows

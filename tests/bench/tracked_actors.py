@@ -15,3 +15,9 @@ def nothing(number: int) -> None:
 @dramatiq.actor(max_retries=0)
 def result(number: int) -> dict[str, str]:
     return {"score": "x" * 58}
+
+
+@dramatiq.actor(max_retries=0)
+@callboard.batch
+def many(numbers: list[int]) -> None:
+    """Nothing, for all that a message carries."""

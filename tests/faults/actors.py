@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from typing import Any
 
 import dramatiq
 from dramatiq.rate_limits import ConcurrentRateLimiter
@@ -61,6 +62,17 @@ def deadly(number: int, how: str, seconds: float = 0.0) -> None:
             ctypes.string_at(0)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
+@callboard.batch
+def uploads(items: list[dict[str, Any]]) -> list[Any]:
+    """Take some seconds for all of them, or kill this very process; their numbers are those of their items."""
+    with run(*(item["number"] for item in items)):
+        time.sleep(max(item.get("seconds", 0.0) for item in items))
+        if any(item.get("how") == "kill" for item in items):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [ValueError("refused") if item.get("fate") == "fail" else None for item in items]
 
 
 @dramatiq.actor(max_retries=0, time_limit=3_600_000)

@@ -21,19 +21,21 @@ TABLE = """CREATE TABLE runs (
 
 
 @contextmanager
-def run() -> Iterator[None]:
-    """An actor's body: the run is noted as it begins, and as it ends, whatever way."""
+def run(*items: int) -> Iterator[None]:
+    """An actor's body: the run is noted as it begins, and as it ends, whatever way; of a batch, one of each item."""
     if not hasattr(_local, "connection"):
         _local.connection = psycopg.connect(os.environ[VARIABLE], autocommit=True)
     now = callboard.current()
-    row = _local.connection.execute(
-        "INSERT INTO runs (job, item, attempt, pid) VALUES (%s, %s, %s, %s) RETURNING id",
-        (now.job, now.item, now.attempt, os.getpid()),
-    ).fetchone()
+    rows = _local.connection.execute(
+        "INSERT INTO runs (job, item, attempt, pid) SELECT %s, unnest(%s::int[]), %s, %s RETURNING id",
+        (now.job, list(items or [now.item]), now.attempt, os.getpid()),
+    ).fetchall()
     try:
         yield
     finally:
-        _local.connection.execute("UPDATE runs SET ended = clock_timestamp() WHERE id = %s", row)
+        _local.connection.execute(
+            "UPDATE runs SET ended = clock_timestamp() WHERE id = ANY (%s)", ([row[0] for row in rows],)
+        )
 
 
 class Ledger:

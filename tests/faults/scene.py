@@ -22,7 +22,7 @@ from tests.faults.witness import Witness
 from tests.helpers import Worker, wait_until
 
 ACTORS = "tests.faults.actors"
-NAMES = ("work", "leaves", "deadly", "hung", "parent", "limited")
+NAMES = ("work", "leaves", "deadly", "hung", "parent", "limited", "uploads")
 TIMEOUT = 60.0
 
 

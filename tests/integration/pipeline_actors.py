@@ -93,6 +93,26 @@ def on_exhausted(message: dict[str, object], tries: dict[str, int]) -> None:
     note_run(f"on_exhausted {tries['retries']} of {tries['max_retries']}")
 
 
+@dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
+@callboard.batch
+def together(items: list[dict[str, Any]]) -> list[Any] | None:
+    """Says of each item what it says; `raise` and `short` hold for all of them. Each call is noted."""
+    note_run("together " + " ".join(str(item["number"]) for item in items))
+    fates = [item.get("fate") for item in items]
+    if "raise" in fates and len(items) > 1:
+        raise NotYet("all of them again")
+    if "short" in fates and callboard.current().attempt == 1:
+        return []
+    ends = {
+        "fail": ValueError("not this one"),
+        "skip": callboard.Skip("not needed"),
+        None: {"of": len(items)},
+    }
+    return [
+        NotYet("again") if fate == "retry" and len(items) > 1 else ends.get(fate, "alone") for fate in fates
+    ]
+
+
 @dramatiq.actor(max_retries=50, min_backoff=50, max_backoff=100)
 def limited(number: int) -> None:
     with MUTEX.acquire():

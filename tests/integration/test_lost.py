@@ -22,6 +22,7 @@ class Queue:
     """A broker with one number: how many messages lie ready."""
 
     trouble: str | None = None
+    carries = False
 
     def __init__(self) -> None:
         self.ready: int | None = 0

@@ -75,7 +75,7 @@ def test_the_first_actor(terminal: Terminal, up: Process, environment: dict[str,
     done = terminal.run(readme.block("sh", "submit count_letters"))
     assert done.returncode == 0, done.stderr
     job = int(re.findall(r"^\d+", done.stdout, re.MULTILINE)[0])
-    with client(environment, ["count_letters"]):
+    with client(environment, ["count_letters", "add_up"]):
         status = callboard.get(job).status()
         assert (status["name"], status["total"], status["succeeded"], status["skipped"]) == (
             "three words",
@@ -89,9 +89,9 @@ def test_the_first_actor(terminal: Terminal, up: Process, environment: dict[str,
         lines = done.stdout.splitlines()
         skipped = len(range(0, 1000, 7))
         assert lines[0] == str(1000 - skipped)
-        assert len(lines) == 1 + skipped + 1
+        assert len(lines) == 1 + skipped + 2
         assert "an empty word" in lines[1]
-        assert lines[-1] == "completed"
+        assert lines[-2:] == ["completed", "1000"]
         again = terminal.run("python submit.py")
         assert again.stdout.splitlines()[0] == lines[0], "the same key gives the same job"
     assert terminal.run("callboard verify").returncode == 0

@@ -70,6 +70,7 @@ class BookMachine(RuleBasedStateMachine):
     """Deliveries, releases in any order and from any thread, time passing, a closing."""
 
     tags: Bundle[int] = Bundle("tags")
+    parts: Bundle[tuple[int, int]] = Bundle("parts")
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,6 +79,7 @@ class BookMachine(RuleBasedStateMachine):
         self.last = 0
         self.may_ack: set[int] = set()
         self.may_nack: set[int] = set()
+        self.carried: dict[int, set[int]] = {}
 
     @rule(target=tags, count=st.integers(1, 6), readable=st.booleans())
     def deliver(self, count: int, readable: bool) -> Any:
@@ -87,6 +89,24 @@ class BookMachine(RuleBasedStateMachine):
             self.channel.deliver(tag)
             self.book.enter(tag, Message() if readable else UNREADABLE)
         return multiple(*tags)
+
+    @rule(target=parts, count=st.integers(2, 4))
+    def deliver_many(self, count: int) -> Any:
+        """One delivery that carries them all."""
+        self.last += 1
+        self.channel.deliver(self.last)
+        self.book.enter_many(self.last, [Message() for _ in range(count)])
+        self.carried[self.last] = set(range(count))
+        return multiple(*((self.last, place) for place in range(count)))
+
+    @rule(some=st.lists(parts, min_size=1, max_size=5))
+    def release_parts(self, some: list[tuple[int, int]]) -> None:
+        """In any order, some of them twice: the delivery is settled with the last."""
+        for tag, place in some:
+            self.carried[tag].discard(place)
+            if not self.carried[tag]:
+                self.may_ack.add(tag)
+        self.book.release(some, [])
 
     @rule(
         acks=st.lists(consumes(tags), max_size=5, unique=True),
@@ -122,6 +142,7 @@ class BookMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost_sight_of(self) -> None:
         assert self.channel.unsettled == set(self.book.open) | set(self.book._due)
+        assert self.book.held == len(self.book.messages())
 
     def teardown(self) -> None:
         self.connection.run()

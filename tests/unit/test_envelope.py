@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -84,6 +85,40 @@ def test_the_body_is_what_dramatiq_would_write(
     assert stamp.read(decoded.options) == Stamp(7, 3, 2, 1, suspect)
     assert (decoded.actor_name, decoded.queue_name, decoded.message_id) == (actor, queue, message_id)
     assert decoded.message_timestamp == sent_ms
+
+
+CALLS = st.lists(
+    st.tuples(st.lists(JSON, max_size=2), st.dictionaries(TEXT, JSON, max_size=2)), min_size=2, max_size=5
+)
+
+
+def carrier(calls: list[tuple[list[Any], dict[str, Any]]]) -> Outgoing:
+    first, *more = (outgoing(*call, item=3 + n, message_id=f"7-{3 + n}") for n, call in enumerate(calls))
+    return replace(first, more=tuple(more))
+
+
+@given(CALLS)
+def test_a_message_that_carries_many_comes_apart_into_what_each_would_be(calls: list[Any]) -> None:
+    out = carrier(calls)
+    body = envelope.body(out)
+    assert json.loads(body) == json.loads(envelope.message(out).encode())
+    assert Message.decode(body).message_id == f"7-3-{2 + len(calls)}"
+    for n, part in enumerate(envelope.parts(envelope.read(body))):
+        alone = envelope.read(
+            envelope.body(replace(outgoing(*calls[n]), item=3 + n, message_id=f"7-{3 + n}"))
+        )
+        assert part == alone
+
+
+def test_what_carries_many_tells_so_in_the_management_ui() -> None:
+    found = envelope.properties(carrier([([1], {}), ([2], {})]))
+    assert (found.correlation_id, found.message_id) == ("7/3-4", "7-3-4")
+
+
+@pytest.mark.usefixtures("pickled")
+def test_another_encoder_carries_many_too() -> None:
+    parts = envelope.parts(envelope.read(envelope.body(carrier([([(1, 2)], {}), ([b"x"], {"a": {1}})]))))
+    assert [(part.args, part.kwargs) for part in parts] == [(((1, 2),), {}), ((b"x",), {"a": {1}})]
 
 
 def test_not_a_number_goes_through_as_dramatiq_lets_it() -> None:

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callboard.middleware import rabbitmq
+from callboard.middleware import publish, rabbitmq
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.journal import Entry, _one_an_item
-from callboard.middleware.publish import DEEP, SHALLOW, Level, fixed_depth
+from callboard.middleware.publish import DEEP, SHALLOW, Level, bundled, fixed_depth
 from callboard.middleware.rabbitmq import DEEPEST, FIRST_LOOK, LOOK, SLACK, Prefetch, wanted_prefetch
 from callboard.sql import writes
-from callboard.sql.rows import Event, Settled
+from callboard.sql.rows import Event, Outgoing, Settled
 
 THREADS = st.integers(1, 600)
 RATES = st.floats(0, 1e6)
@@ -132,6 +132,57 @@ def test_a_first_look_at_an_empty_queue_finds_room() -> None:
 def test_the_depth_can_be_fixed(monkeypatch: pytest.MonkeyPatch, value: str, depth: int | None) -> None:
     monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", value)
     assert fixed_depth() == depth
+
+
+def test_a_queue_whose_messages_carry_many_is_measured_in_items() -> None:
+    level = Level()
+    for _ in range(20):
+        level.note(50, 1)
+    assert level.carried == pytest.approx(50, rel=0.01)
+    assert level.room(3, 0.0) < SHALLOW
+    assert level.room(4, 0.0) <= SHALLOW // 4 or level.full_until
+
+
+ITEMS = st.builds(
+    Outgoing, st.just(1), st.just(0), st.integers(1, 2), st.just(0), st.booleans(), st.just("a"), st.just("q"),
+    st.just("1-0"), st.binary(min_size=1, max_size=3), st.sampled_from([None, None, None, b"{}"]), st.none(),
+)  # fmt: skip
+
+
+@given(st.lists(ITEMS, max_size=40), st.integers(1, 7))
+def test_runs_carry_every_item_once_in_order(items: list[Outgoing], chunk: int) -> None:
+    items = [replace(out, item=n) for n, out in enumerate(items)]
+    runs = [[replace(out, more=()), *out.more] for out in bundled(items, chunk)]
+    assert [out for run in runs for out in run] == items
+    assert all(len(run) <= chunk for run in runs)
+    for run in runs:
+        if len(run) > 1:
+            assert all(out.attempt == 1 and out.options is None for out in run)
+            assert len({out.suspect for out in run}) == 1
+
+
+def test_a_run_is_not_larger_than_what_rabbitmq_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "CHUNK_BYTES", 100)
+    out = Outgoing(
+        1,
+        0,
+        1,
+        0,
+        suspect=False,
+        actor="a",
+        queue="q",
+        message_id="1-0",
+        args=b"x" * 40,
+        options=None,
+        sent_ms=None,
+    )
+    assert [1 + len(run.more) for run in bundled([replace(out, item=n) for n in range(7)], 50)] == [
+        2,
+        2,
+        2,
+        1,
+    ]
+    assert len(bundled([replace(out, item=n, args=b"x" * 400) for n in range(3)], 50)) == 3
 
 
 def test_a_window_is_no_longer_than_what_a_successor_suspects() -> None:

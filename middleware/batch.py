@@ -1,0 +1,122 @@
+"""Actors that take their items in batches: one call for all that a message carries, and an outcome for each."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, Protocol
+
+import dramatiq
+from dramatiq.middleware import SkipMessage
+
+from callboard.middleware.attempt import Attempt, current_attempt
+
+
+class Carried(Protocol):
+    """A delivered message beside those that came with it and were not begun."""
+
+    broker: dramatiq.Broker
+    mates: list[Any]
+
+
+def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[..., Any]:
+    """Declare that an actor takes a list of items, as for a remote API that takes batches: put it below
+    ``@dramatiq.actor``, and submit with `chunk`.
+
+    The list has each item as it was submitted; one that is tried again, or was sent by itself, comes as a list of one.
+    It returns None, or for each item its result, or an exception: a `Skip` skips that item, any other is that item's
+    failure, with the actor's retries. What it raises holds for all of them. Raises TypeError for an async function.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{function.__qualname__} is async: a batch is a plain function")
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        lead = current_attempt.get()
+        with _together(lead) as mates:
+            items = [_item(args, kwargs), *(_item(mate.args, mate.kwargs) for mate in mates)]
+            try:
+                first, *rest = _outcomes(function(items), len(items))
+            except BaseException as error:
+                _end(mates, [error] * len(mates))
+                raise
+            _end(mates, rest)
+        if isinstance(first, BaseException):
+            raise first
+        return first
+
+    run.batch = True  # type: ignore[attr-defined]
+    return run
+
+
+def takes_batches(actor: dramatiq.Actor[..., Any] | None) -> bool:
+    """Whether an actor was declared so."""
+    return getattr(getattr(actor, "fn", None), "batch", False)
+
+
+@contextmanager
+def _together(lead: Attempt | None) -> Any:
+    """Take the lead's mates in hand; those that may run. In the block the lead is the current attempt."""
+    if lead is None:
+        yield []
+        return
+    message = lead.deliveries[0]
+    waiting, taken = getattr(message, "mates", []), []
+    while waiting:
+        mate = waiting.pop(0)
+        if _begin(message.broker, mate):
+            taken.append(mate)
+    current_attempt.set(lead)
+    try:
+        yield taken
+    finally:
+        current_attempt.set(lead)
+
+
+def _begin(broker: dramatiq.Broker, mate: Any) -> bool:
+    try:
+        broker.emit_before("process_message", mate)
+    except SkipMessage:
+        broker.emit_after("skip_message", mate)
+        mate.settle()
+        return False
+    return True
+
+
+def _end(mates: Iterable[Any], outcomes: Iterable[Any]) -> None:
+    """As Dramatiq's worker ends a message."""
+    for mate, outcome in zip(mates, outcomes, strict=True):
+        current_attempt.set(mate.attempt)
+        if isinstance(outcome, SkipMessage):
+            _skip(mate, outcome)
+        elif isinstance(outcome, BaseException):
+            mate.broker.emit_after("process_message", mate, exception=outcome)
+        else:
+            mate.broker.emit_after("process_message", mate, result=outcome)
+        mate.settle()
+
+
+def _skip(mate: Any, reason: SkipMessage) -> None:
+    # Tracking looks for the reason where Dramatiq has it: in the exception being handled.
+    try:
+        raise reason
+    except SkipMessage:
+        mate.broker.emit_after("skip_message", mate)
+
+
+def _outcomes(returned: Sequence[Any] | None, count: int) -> list[Any]:
+    if returned is None:
+        return [None] * count
+    if not isinstance(returned, list | tuple) or len(returned) != count:
+        size = f" of {len(returned)}" if isinstance(returned, list | tuple) else ""
+        raise ValueError(
+            f"a batch of {count} items gives a list of {count} outcomes, not a {type(returned).__name__}{size}"
+        )
+    return list(returned)
+
+
+def _item(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """An item as it was submitted: an object, a list of arguments, or the one argument."""
+    if kwargs and not args:
+        return kwargs
+    return args[0] if len(args) == 1 and not kwargs else list(args)
