@@ -4,6 +4,7 @@ Everything an app needs is here: `install` tracks a broker, `submit` makes a job
 stays a plain function that may raise `Skip`, call `step`, and look at `current`.
 """
 
+from callboard.middleware.addressee import UnknownActor
 from callboard.middleware.batch import batch
 from callboard.middleware.broker import install
 from callboard.middleware.current import NotInAnItem, Skip, current, send_now, step
@@ -11,7 +12,7 @@ from callboard.middleware.job import Job, NotTracked, aget, get, job
 from callboard.middleware.ledger import JobClosed
 from callboard.middleware.rabbitmq import RabbitmqBroker
 from callboard.middleware.send import NotStored
-from callboard.middleware.submit import BadItem, SubmittedElsewhere, UnknownActor, asubmit, submit
+from callboard.middleware.submit import BadItem, SubmittedElsewhere, asubmit, submit
 from callboard.sql.controls import NoSuchJob, NotPossible
 from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import NotConfigured

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import dramatiq
 
+from callboard.middleware import addressee
+from callboard.middleware.addressee import Called
 from callboard.middleware.recorder import Recorder
 from callboard.middleware.send import current_job
 from callboard.middleware.tracking import tracking_of
@@ -155,6 +157,12 @@ class Job:
         """Who did what to it, the latest first: `action`, `who`, `via`, `detail`, `done_at`."""
         return self._ask(reads.actions(self.id))[0]
 
+    def callbacks(self) -> list[dict[str, Any]]:
+        """Whom its ends called, the latest end first: `id`, `on` (what it ended as), `target`, `state` (waiting,
+        delivered, gave up), `tries`, `due_at`, `error` of the last try.
+        """
+        return self._ask(reads.callbacks(self.id))
+
     def _tell(self, say: Callable[[Conn], T]) -> T:
         return self._recorder.write(say)
 
@@ -185,17 +193,25 @@ async def aget(number: int) -> Job:
 
 
 @contextmanager
-def job(name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None) -> Iterator[Job]:
+def job(
+    name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None, on_complete: Called = None,
+    on_fail: Called = None, on_cancel: Called = None,
+) -> Iterator[Job]:  # fmt: skip
     """Every plain `send` inside the block becomes an item of one job; it is sealed at the end of the block.
 
     When the block raises, nothing more is sent, the job is sealed all the same, and what was sent goes on. When its
     process dies in it, nobody seals the job: without a key it is stopped, `failed`, with the reason.
-    In an actor too they go at once, whatever becomes of its item.
+    In an actor too they go at once, whatever becomes of its item. Callbacks are those of `submit`.
     """
-    recorder = recorder_of(dramatiq.get_broker())
+    broker = dramatiq.get_broker()
+    recorder = recorder_of(broker)
+    targets = addressee.targets(
+        recorder, broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
+    )
     made = recorder.write(
         lambda conn: writes.create_job(
             conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, created_by=None,
+            targets=targets,
         )
     )  # fmt: skip
     token = current_job.set(made.job)

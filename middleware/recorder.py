@@ -16,6 +16,7 @@ import psycopg
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware import stamp
+from callboard.middleware.callbacks import Callbacks
 from callboard.middleware.claim import PAUSE, Stopping, claim, patiently
 from callboard.middleware.collapse import collapse, ours
 from callboard.middleware.hand import Hand
@@ -81,6 +82,7 @@ class Recorder:
         self._journal: Journal | None = None
         self._publisher: Publisher | None = None
         self._sweep: Sweep | None = None
+        self._callbacks: Callbacks | None = None
         self.worker: Worker | None = None
         self._threads: dramatiq.Worker | None = None
         self._broken = False
@@ -188,10 +190,14 @@ class Recorder:
         self.journal.watch()
 
     def tend(self) -> None:
-        """Publish what is due, and sweep: what a worker does beside its work, and `callboard sweep` alone."""
+        """Publish what is due, deliver callbacks, and sweep: what a worker does beside its work, and `callboard sweep`
+        alone.
+        """
         self.publisher.start()
         self._sweep = Sweep(self.pool, self._make_link)
         self._sweep.start()
+        self._callbacks = Callbacks(self.pool)
+        self._callbacks.start()
 
     def _give_up(self, error: BaseException) -> None:
         if self._threads is not None and not self._broken:
@@ -220,6 +226,8 @@ class Recorder:
     def close(self) -> None:
         """Write what there is, give back every claim, say goodbye."""
         self.stopping = True
+        if self._callbacks:
+            self._callbacks.halt()
         if self._sweep:
             self._sweep.stop(self.time_left())
         if self._journal and not self._journal.close(self.time_left()):
@@ -228,6 +236,8 @@ class Recorder:
             self._publisher.close(self.time_left())
         if self.worker:
             self.worker.stop(self.time_left())
+        if self._callbacks:
+            self._callbacks.close(self.time_left())
         if self._pool:
             self._pool.close(min(self.time_left() + 1.0, 5.0))
         atexit.unregister(self.close)

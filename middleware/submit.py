@@ -11,13 +11,15 @@ from typing import Any, TypeAlias
 
 import dramatiq
 
-from callboard.middleware import envelope
+from callboard.middleware import addressee, envelope
+from callboard.middleware.addressee import Called
 from callboard.middleware.job import Job, recorder_of
 from callboard.middleware.outcome import clean
 from callboard.middleware.recorder import Recorder
 from callboard.sql import writes
 from callboard.sql.limits import Limits
 from callboard.sql.states import JOB_FINAL
+from callboard.sql.targets import Targets
 
 log = logging.getLogger("callboard.submit")
 
@@ -33,10 +35,6 @@ class BadItem(ValueError):
     """An item can't be stored; the message says which, counting from 0, and why."""
 
 
-class UnknownActor(LookupError):
-    """No actor of this name is imported here, and no worker ever announced one."""
-
-
 class SubmittedElsewhere(RuntimeError):
     """Another submission with the same key is at work on this job."""
 
@@ -46,7 +44,8 @@ def submit(
     item_key: ItemKey = None, metadata: dict[str, Any] | None = None, tenant: str | None = None, priority: int = 0,
     created_by: str | None = None, max_failures: int | str | None = None, concurrency: int | None = None,
     rate: str | None = None, delay: timedelta | str | None = None, at: datetime | str | None = None,
-    deadline: datetime | timedelta | str | None = None, chunk: int = 1,
+    deadline: datetime | timedelta | str | None = None, chunk: int = 1, on_complete: Called = None,
+    on_fail: Called = None, on_cancel: Called = None,
 ) -> Job:  # fmt: skip
     """Make a job of `items`, each one run of `actor` (an actor or its registered name), and start it.
 
@@ -63,6 +62,11 @@ def submit(
     `chunk`: items that one message carries, up to 1,000: much cheaper for fast items. The actor gets them one by one
     all the same, or in a list if it is a `batch`; each has its own outcome and retries.
 
+    `on_complete`, `on_fail`, `on_cancel`: an actor, its registered name, the URL of a webhook, or a list of these. When
+    the job ends so, each actor gets a message with one dict, each webhook a signed POST of the same as JSON: the job as
+    `Job.status` gives it, `job` its id, and `id`, which is the callback's. One that is opened again calls again at its
+    next end, with a new id. With a `key` that has a job already, its own callbacks stay.
+
     Raises ValueError for options that make no sense, UnknownActor, BadItem, SubmittedElsewhere, and psycopg.Error when
     the database can't be reached. When it raises, a job with a key stays open to be taken up again; one without is
     stopped, `failed`, with the reason. So it is when its process dies, within a minute.
@@ -74,7 +78,11 @@ def submit(
     )
     if type(chunk) is not int or not 1 <= chunk <= writes.WINDOW:
         raise ValueError(f"chunk must be a whole number from 1 to {writes.WINDOW}, not {chunk!r}")
-    intake = Intake.open(actor, name, key, item_key, metadata, tenant, limits, created_by, chunk)
+    broker = dramatiq.get_broker() if isinstance(actor, str) else actor.broker
+    targets = addressee.targets(
+        recorder_of(broker), broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
+    )
+    intake = Intake.open(broker, actor, name, key, item_key, metadata, tenant, limits, targets, created_by, chunk)
     with intake.recorder.submitting.held(intake.job.id):
         try:
             source = iter(items)
@@ -149,18 +157,17 @@ class Intake:
 
     @classmethod
     def open(
-        cls, actor: dramatiq.Actor[..., Any] | str, name: str | None, key: str | None, item_key: ItemKey,
-        metadata: dict[str, Any] | None, tenant: str | None, limits: Limits, created_by: str | None,
-        chunk: int,
+        cls, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any] | str, name: str | None, key: str | None,
+        item_key: ItemKey, metadata: dict[str, Any] | None, tenant: str | None, limits: Limits, targets: Targets,
+        created_by: str | None, chunk: int,
     ) -> "Intake":  # fmt: skip
         """Make the job, or find the one with this key."""
-        broker = dramatiq.get_broker() if isinstance(actor, str) else actor.broker
         recorder = recorder_of(broker)
-        actor_name, queue_name = _resolve(recorder, broker, actor)
+        actor_name, queue_name = addressee.resolve(recorder, broker, actor)
         made = recorder.write(
             lambda conn: writes.create_job(
                 conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
-                metadata=metadata or {}, created_by=created_by, limits=limits, chunk=chunk,
+                metadata=metadata or {}, created_by=created_by, limits=limits, targets=targets, chunk=chunk,
             )
         )  # fmt: skip
         if made.actor != actor_name:
@@ -239,19 +246,3 @@ def _call(item: Any) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(item, dict):
         return [], item
     return (list(item), {}) if isinstance(item, list | tuple) else ([item], {})
-
-
-def _resolve(
-    recorder: Recorder, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any] | str
-) -> tuple[str, str]:
-    """An actor's registered name and its queue."""
-    if not isinstance(actor, str):
-        return actor.actor_name, actor.queue_name
-    if actor in broker.actors:
-        return actor, broker.actors[actor].queue_name
-    queue_name = recorder.write(lambda conn: writes.known_actor(conn, actor))
-    if queue_name is None:
-        raise UnknownActor(
-            f"no actor {actor!r}: import its module (CALLBOARD_ACTORS), or start a worker that has it"
-        )
-    return actor, queue_name

@@ -14,7 +14,7 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.burial import bury
 from callboard.middleware.link import Link
 from callboard.middleware.lost import Search
-from callboard.sql import writes
+from callboard.sql import callbacks, writes
 from callboard.sql.pool import Conn, Pool
 
 log = logging.getLogger("callboard.sweep")
@@ -106,6 +106,7 @@ class Sweep:
             writes.sample_jobs(conn)
             writes.drop_messages_of_stopped_jobs(conn)
             writes.wake_postponed(conn)
+            callbacks.queue_missed_callbacks(conn)
         if now - self._searched >= SEARCH:
             self._searched = now
             self._search.look(conn, self._holder)

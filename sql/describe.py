@@ -40,6 +40,13 @@ def job(row: Stored) -> dict[str, Any]:
     }
 
 
+def ended(row: Stored, then: Stored) -> dict[str, Any]:
+    """A job as it was when it ended: `then` is its row of that time as JSON, `row` what `jobs.sql` gives of it now."""
+    names = ("created_at", "started_at", "finished_at", "updated_at")
+    times = {name: then[name] and datetime.fromisoformat(then[name]) for name in names}
+    return job({**row, **then, **times, "alive": None, "hung": None})
+
+
 def counts(row: Stored) -> dict[str, int]:
     """How many items are in each described state, in the order of an item's life; they add up to `total`.
 

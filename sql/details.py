@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from callboard.sql.describe import iso, plain_json
+from callboard.sql.targets import shown
 
 Rows: TypeAlias = Sequence[dict[str, Any]]
 #: The rows of a page, described, and the cursor of the next page or None.
@@ -75,6 +76,20 @@ def _error(row: dict[str, Any]) -> dict[str, Any] | None:
     if row["error_type"] is None:
         return None
     return {name: row[f"error_{name}"] for name in ("kind", "type", "message", "place")}
+
+
+def callbacks(rows: Rows) -> list[dict[str, Any]]:
+    """Rows of `job_callbacks.sql` as the API describes callbacks: no secret of a URL is told."""
+    same = ("id", "on", "state", "tries", "error")
+    times = ("created_at", "due_at", "finished_at")
+    return [
+        {
+            **{name: row[name] for name in same},
+            "target": row["actor"] if row["url"] is None else shown(row["url"]),
+            **{name: iso(row[name]) for name in times},
+        }
+        for row in rows
+    ]
 
 
 def verdict(rows: Rows) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | Non
     return Query(statement("jobs"), parameters, lambda rows: describe.job(rows[0]) if rows else None)
 
 
+def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | None]:
+    """A job as the API described it when it ended, `then` its row as JSON; None when it is deleted."""
+    parameters = _job_parameters(number, number, limit=1)
+    return Query(statement("jobs"), parameters, lambda rows: describe.ended(rows[0], then) if rows else None)
+
+
 def jobs(
     *, before: int | None = None, limit: int = 50, state: str | None = None, tenant: str | None = None,
     actor: str | None = None, name: str | None = None,
@@ -103,6 +109,11 @@ def actions(number: int, *, before: int | None = None, limit: int = 100) -> Quer
     parameters = {"job": number, "before": LAST if before is None else before, "limit": limit + 1}
     times = details.timed("done_at")
     return Query(statement("job_actions"), parameters, lambda rows: details.page(times(rows), limit, "id"))
+
+
+def callbacks(number: int) -> Query[list[dict[str, Any]]]:
+    """Whom the ends of a job called, the latest end first, and how that went."""
+    return Query(statement("job_callbacks"), {"job": number, "limit": MANY}, details.callbacks)
 
 
 def workers(*, before: int | None = None, limit: int = 100, state: str | None = None) -> Query[Page]:

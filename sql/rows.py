@@ -168,6 +168,23 @@ class Outgoing:
 
 
 @dataclass(frozen=True, slots=True)
+class Callback:
+    """A callback claimed for the try number `tries`: a webhook at `url`, or a message to `actor`. `ended` is the job's
+    row when it ended, as JSON has it; `state` what it ended as.
+    """
+
+    id: str
+    job: int
+    state: str
+    tries: int
+    url: str | None
+    host: str | None
+    actor: str | None
+    queue: str | None
+    ended: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Out:
     """A job of which something is published and has no end; `still`: it has not moved for a while."""
 

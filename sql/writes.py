@@ -24,6 +24,7 @@ from callboard.sql.rows import (
     WorkerInfo,
 )  # fmt: skip
 from callboard.sql.statements import statement
+from callboard.sql.targets import NO_TARGETS, Targets
 
 #: Seconds without a heartbeat after which a worker is taken for dead.
 DEAD_AFTER = 10.0
@@ -328,13 +329,14 @@ def add_items(
 
 def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
-    metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, chunk: int = 1,
+    metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
+    chunk: int = 1,
 ) -> Submission:  # fmt: skip
     """A new job, or the one that has this key already; its submission goes on from now."""
     parameters = {
         "name": name, "key": key, "tenant": tenant, "actor": actor, "queue": queue,
         "metadata": Jsonb(metadata), "created_by": created_by, "lease": SUBMISSION_LEASE, "chunk": chunk,
-        "limits": Jsonb(limits.words()), **limits.columns(),
+        "callbacks": (words := targets.words()) and Jsonb(words), "limits": Jsonb(limits.words()), **limits.columns(),
     }  # fmt: skip
     row = conn.execute(statement("create_job"), parameters).fetchone()
     # As in standing_job: lost to a transaction that commits between the two halves.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from callboard.sql import writes
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Event, Failure, NewItem, Retry, Running, Settled, WorkerInfo
+from callboard.sql.targets import NO_TARGETS, Targets
 
 BAD = Failure(
     "failed", "ValueError", "not a number: <b>12,5</b>", "shop/prices.py:88 in parse", "Traceback …", 11
@@ -23,12 +24,12 @@ def make_worker(conn: Conn, *actors: str, release: str = "2026.11") -> int:
 
 def make_job(
     conn: Conn, items: int, *, name: str = "a job", actor: str = "work", published: int | None = None,
-    sealed: bool = True, tenant: str = "",
+    sealed: bool = True, tenant: str = "", targets: Targets = NO_TARGETS,
 ) -> int:  # fmt: skip
     """A job of `items` bulk items, of which the first `published` (None: all) are published."""
     job = writes.create_job(
         conn, name=name, key=None, tenant=tenant, actor=actor, queue="default", metadata={"a": 1},
-        created_by="anna",
+        created_by="anna", targets=targets,
     ).job  # fmt: skip
     chunk = [(json.dumps({"args": [n], "kwargs": {}}).encode(), None) for n in range(items)]
     if chunk:

@@ -79,6 +79,15 @@ async def actions(request: Request) -> Answer:
     return Answer({"actions": found, "next": following})
 
 
+async def callbacks(request: Request) -> Answer:
+    """GET /api/jobs/{job}/callbacks: whom its ends called, the latest end first, and how that went."""
+    number = parameters.job(request)
+    found = await read(request, reads.callbacks(number))
+    if not found:
+        await known(request, number)
+    return Answer({"callbacks": found, "next": None})
+
+
 async def workers(request: Request) -> Answer:
     """GET /api/workers: the latest first; `state`, `after`, `limit`."""
     query = reads.workers(

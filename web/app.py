@@ -24,6 +24,7 @@ ROUTES = [
     Route("/api/jobs/{job}/items/{item}", api.item),
     Route("/api/jobs/{job}/errors", api.errors),
     Route("/api/jobs/{job}/actions", api.actions),
+    Route("/api/jobs/{job}/callbacks", api.callbacks),
     Route("/api/jobs/{job}/cancel", control.cancel, methods=["POST"]),
     Route("/api/jobs/{job}/pause", control.pause, methods=["POST"]),
     Route("/api/jobs/{job}/resume", control.resume, methods=["POST"]),

@@ -1,4 +1,4 @@
-"""Commands that look: `jobs status watch items errors workers verify`."""
+"""Commands that look: `jobs status watch items errors callbacks workers verify`."""
 
 from typing import Annotated, Any
 
@@ -112,6 +112,16 @@ def errors(job: JobId, *, as_json: AsJson = False) -> None:
         found = reads.run(conn, reads.errors(job))
     columns = ("count", "failed", "kind", "type", "place", "last_at", "item", "message")
     listing("errors", found, None, found, columns, as_json=as_json)
+
+
+@app.command()
+def callbacks(job: JobId, *, as_json: AsJson = False) -> None:
+    """List whom a job's ends called, the latest end first, and how that went."""
+    with database() as conn:
+        known(conn, job)
+        found = reads.run(conn, reads.callbacks(job))
+    columns = ("on", "target", "state", "tries", "due_at", "error", "id")
+    listing("callbacks", found, None, found, columns, as_json=as_json)
 
 
 @app.command()

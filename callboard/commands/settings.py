@@ -17,6 +17,7 @@ class Setting:
     name: str
     default: str
     meaning: str
+    secret: bool = False
 
 
 SETTINGS = (
@@ -32,6 +33,12 @@ SETTINGS = (
     ),
     Setting("CALLBOARD_RELEASE", "", "the release of your code, shown with each worker"),
     Setting("CALLBOARD_RESULT_LIMIT", "262144", "bytes of JSON that an actor's result may have"),
+    Setting(
+        "CALLBOARD_WEBHOOK_PRIVATE", "off", "on: webhooks may go to private addresses, this machine's too"
+    ),
+    Setting(
+        "CALLBOARD_WEBHOOK_SECRET", "", "what webhooks are signed with; none is sent without", secret=True
+    ),
 )
 
 
@@ -57,7 +64,7 @@ def masked(value: str) -> str:
 def _row(setting: Setting, value: str | None) -> dict[str, Any]:
     return {
         "name": setting.name,
-        "value": setting.default if value is None else masked(value),
+        "value": setting.default if value is None else MASK if setting.secret else masked(value),
         "set": value is not None,
         "default": setting.default,
         "meaning": setting.meaning,

@@ -33,6 +33,19 @@ REFUSALS = (
 )
 
 
+CALLED = "An actor, or the URL of a webhook, to call"
+OnComplete = Annotated[
+    list[str] | None, typer.Option(metavar="ACTOR|URL", help=f"{CALLED} when it completes (may be repeated).")
+]
+OnFail = Annotated[
+    list[str] | None, typer.Option(metavar="ACTOR|URL", help=f"{CALLED} when it fails (may be repeated).")
+]
+OnCancel = Annotated[
+    list[str] | None,
+    typer.Option(metavar="ACTOR|URL", help=f"{CALLED} when it is cancelled (may be repeated)."),
+]
+
+
 def a_format(value: str) -> str:
     """One of the formats."""
     if value not in intake.FORMATS:
@@ -78,6 +91,9 @@ def submit(
     rate: Rate = None,
     deadline: Deadline = None,
     at: At = None,
+    on_complete: OnComplete = None,
+    on_fail: OnFail = None,
+    on_cancel: OnCancel = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow it; exit 0 only if each item succeeded or was skipped.")
     ] = False,
@@ -106,10 +122,11 @@ def submit(
         "deadline": deadline,
         "at": at,
     }
+    callbacks = {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}
     with intake.opened(file) as source:
         bad = check(source, form, item_key, skip_bad=skip_bad)
         items = good(source, form, item_key)
-        job = store(actor, items, told=not as_json, item_key=item_key, **options, **limits)
+        job = store(actor, items, told=not as_json, item_key=item_key, **options, **limits, **callbacks)
     if bad:
         typer.echo(f"callboard: left out {bad}", err=True)
     finish(job, wait=wait, as_json=as_json)

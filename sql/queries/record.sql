@@ -1,5 +1,6 @@
 -- record: what ended, and everything that belongs to it, in one statement and so in one transaction.
--- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt).
+-- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
+-- ended -> completed, and its callbacks are queued.
 -- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).
 -- Who ends by itself is acquitted of the deaths that it was charged with: it was a neighbour's, or it passed.
 -- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
@@ -62,7 +63,7 @@ WITH event AS (
     ) AS part
     GROUP BY job_id
 ), locked AS (
-    SELECT j.id,
+    SELECT j.id, j.finished_at IS NULL AS open,
            j.finished_at IS NULL AND j.stopping IS NULL AND d.failed > 0
            AND (j.failed + d.failed > j.fail_count
                 OR j.succeeded + j.failed + d.succeeded + d.failed >= j.fail_sample
@@ -103,7 +104,14 @@ WITH event AS (
     FROM delta AS d JOIN locked ON locked.id = d.job_id
     WHERE j.id = d.job_id
     RETURNING j.id, j.state, j.epoch, j.stopping, j.concurrency IS NOT NULL OR j.rate IS NOT NULL AS limited,
-              j.total - d.born AS first_born
+              j.total - d.born AS first_born,
+              CASE WHEN locked.open AND j.finished_at IS NOT NULL AND j.callbacks IS NOT NULL THEN to_jsonb(j) END AS ended,
+              j.finished_at
+), called AS (
+    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+    SELECT c.id, c.finished_at, c.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', c.ended - 'callbacks'
+    FROM counted AS c CROSS JOIN LATERAL jsonb_array_elements(c.ended -> 'callbacks' -> c.state::text) AS t
+    WHERE c.ended IS NOT NULL
 ), kept_attempts AS (
     INSERT INTO callboard.attempts
         (job_id, item, attempt, kind, retried, worker, started_at, ended_at,

@@ -33,7 +33,7 @@ USES = [
 ]
 #: Read by both: a migrating process asks in its transaction, a reader describes the query for either colour.
 SHARED = {"applied_migrations": {"migrate._applied", "reads.migrations"},
-          "jobs": {"reads.job", "reads.jobs"},
+          "jobs": {"reads.job", "reads.jobs", "reads.ended_job"},
           "create_job": {"writes.create_job", "writes._again"}}  # fmt: skip
 
 

@@ -135,6 +135,26 @@ async function history() {
   keep(find("actions"), actions, (action) => action.id, actionRow, fillAction);
 }
 
+function callbackRow() {
+  const line = make("div", "line", make("span", "what"), make("span", "aside"), make("span", "aside push"));
+  return make("li", "", line, make("pre"));
+}
+
+function fillCallback(row, callback) {
+  const tries = callback.tries > 1 ? `, ${count(callback.tries, "try").replace("trys", "tries")}` : "";
+  const when = callback.state === "waiting" ? `, due ${date(callback.due_at)}` : ` ${date(callback.finished_at)}`;
+  text(row.querySelector(".what"), callback.target);
+  text(row.querySelector(".aside"), `when it was ${callback.on}`);
+  text(row.querySelector(".push"), `${callback.state}${when}${tries}`);
+  fill(row.querySelector("pre"), callback.error);
+}
+
+async function callbacks() {
+  const { callbacks: called } = await ask(`api/jobs/${id}/callbacks`);
+  find("callbacks-part").hidden = !called.length;
+  keep(find("callbacks"), called.slice(0, SHOWN), (callback) => callback.id, callbackRow, fillCallback);
+}
+
 const again = poll(async () => {
   const [job] = await Promise.all([ask(`api/jobs/${id}`), crew()]);
   headline(job);
@@ -142,7 +162,7 @@ const again = poll(async () => {
   control(job);
   note("");
   find("job").hidden = false;
-  await Promise.all([running(job), errors(job), history()]);
+  await Promise.all([running(job), errors(job), callbacks(), history()]);
   return FINAL.includes(job.state) ? 5000 : 900;
 });
 

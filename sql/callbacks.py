@@ -1,0 +1,44 @@
+"""Callbacks that the ends of jobs queued: claimed by any process, delivered or put off. Each function one statement."""
+
+from collections.abc import Sequence
+
+from callboard.sql.pool import Conn
+from callboard.sql.rows import Callback
+from callboard.sql.statements import statement
+
+#: Seconds for which a claim holds: longer than a delivery may take.
+LEASE = 45.0
+#: Tries after which a callback is given up: about a day, see `middleware/callbacks.py`.
+TRIES = 40
+#: Seconds for which an end is looked at that queued no callback, since older code recorded it.
+MISSED_WITHIN = 3_600.0
+
+
+def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str] = ()) -> list[Callback]:
+    """Claim callbacks that are due, webhooks or messages, but no webhook of the hosts that are `full`.
+
+    It counts as a try.
+    """
+    parameters = {"webhooks": webhooks, "limit": limit, "full": list(full), "lease": LEASE}
+    return [Callback(*row) for row in conn.execute(statement("claim_callbacks"), parameters)]
+
+
+def settle_callback(conn: Conn, callback: Callback) -> bool:
+    """It is delivered; False when it was before, or its job is deleted."""
+    return conn.execute(statement("settle_callback"), {"id": callback.id}).fetchone() is not None
+
+
+def put_off_callback(conn: Conn, callback: Callback, error: str, *, pause: float, last: bool) -> bool:
+    """This try failed: another in `pause` seconds, unless it was the `last`. Whether it is given up."""
+    parameters = {
+        "id": callback.id, "tries": callback.tries, "error": error, "pause": pause,
+        "last": last or callback.tries >= TRIES,
+    }  # fmt: skip
+    row = conn.execute(statement("put_off_callback"), parameters).fetchone()
+    return bool(row and row[0])
+
+
+def queue_missed_callbacks(conn: Conn) -> list[int]:
+    """Queue what ends of jobs did not, since older code recorded them; returns the jobs."""
+    rows = conn.execute(statement("queue_missed_callbacks"), {"within": MISSED_WITHIN})
+    return sorted({row[0] for row in rows})
