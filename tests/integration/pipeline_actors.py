@@ -52,6 +52,14 @@ def noted(number: int, seconds: float = 0.0) -> None:
     time.sleep(seconds)
 
 
+@dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
+def told(call: dict[str, Any]) -> dict[str, Any]:
+    note_run(f"told {call['id']}")
+    if call["name"] == "flaky" and callboard.current().attempt == 1:
+        raise NotYet("told once more")
+    return call
+
+
 @dramatiq.actor(max_retries=0)
 def slow(number: int, seconds: float) -> None:
     callboard.step(f"sleeping {seconds} s")
