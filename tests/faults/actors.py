@@ -90,6 +90,13 @@ def parent(number: int, children: int) -> None:
             work.send(child)
 
 
+@dramatiq.actor(max_retries=0)
+def told(call: dict[str, Any]) -> str:
+    """Be called when a job ended; the callback's id is its result."""
+    with run():
+        return str(call["id"])
+
+
 @dramatiq.actor(max_retries=20, min_backoff=50, max_backoff=100)
 def limited(number: int) -> None:
     """One at a time in a process; the others are raised out and tried again."""

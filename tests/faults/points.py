@@ -2,7 +2,8 @@
 
 CALLBOARD_TEST_POINTS names them, a process each: a process dies at the first that none has died at before, and with
 ``:3`` only when it passes it for the third time. CALLBOARD_TEST_MARKS is the folder where each death leaves a mark.
-CALLBOARD_TEST_HURRY makes workers be missed, and lost messages be found, after so many seconds.
+CALLBOARD_TEST_HURRY makes workers be missed, lost messages be found, and callbacks be claimed anew after so many
+seconds.
 """
 
 import functools
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from callboard.middleware import stamp, sweep, worker
 from callboard.middleware.book import Book
 from callboard.middleware.hand import Hand
-from callboard.sql import writes
+from callboard.sql import callbacks, writes
 
 HURRY, POINTS, MARKS = "CALLBOARD_TEST_HURRY", "CALLBOARD_TEST_POINTS", "CALLBOARD_TEST_MARKS"
 Key = tuple[int, int]
@@ -39,11 +40,12 @@ def marks(folder: Path) -> list[Mark]:
 
 
 def hurry(seconds: float) -> None:
-    """Miss workers, and find lost messages, sooner."""
+    """Miss workers, and find lost messages, sooner; and take over their callbacks."""
     writes.DEAD_AFTER = seconds
     worker.BEAT = seconds / 8
     sweep.SEARCH = sweep.SAMPLE = seconds / 2
     sweep.PERIOD = 0.5
+    callbacks.LEASE = seconds
 
 
 class Deaths:
@@ -177,6 +179,34 @@ def _settled_outbox(deaths: Deaths) -> Wrap:
     return wrap
 
 
+def _called(deaths: Deaths) -> Wrap:
+    def wrap(claim: Callable[..., Any]) -> Callable[..., Any]:
+        def claimed(*given: Any, **more: Any) -> Any:
+            found = claim(*given, **more)
+            if found:
+                deaths.passes("called", [(one.job, 0) for one in found])  # claimed, and nothing sent
+            return found
+
+        return claimed
+
+    return wrap
+
+
+def _answered(deaths: Deaths) -> Wrap:
+    def wrap(settle: Callable[..., Any]) -> Callable[..., Any]:
+        def settled(conn: Any, callback: Any) -> Any:
+            if callback.url:
+                deaths.passes("answered", [(callback.job, 0)])  # the receiver has it, and it is not recorded
+            found = settle(conn, callback)
+            if callback.actor:
+                deaths.passes("told", [(callback.job, 0)])  # delivered in a transaction that has not ended
+            return found
+
+        return settled
+
+    return wrap
+
+
 def install(deaths: Deaths) -> None:
     """Lay the points into the product's way."""
     _around(writes, "record", _outcomes(deaths))
@@ -184,6 +214,8 @@ def install(deaths: Deaths) -> None:
     _around(writes, "claim_item", _claimed(deaths))
     _around(writes, "park", _parked(deaths))
     _around(writes, "settle_outbox", _settled_outbox(deaths))
+    _around(callbacks, "claim_callbacks", _called(deaths))
+    _around(callbacks, "settle_callback", _answered(deaths))
     _around(Hand, "settle", _settled(deaths))
     _around(Hand, "_may_run", _begun(deaths))
     _around(Book, "_settle", _acked(deaths))
