@@ -415,6 +415,13 @@ def test_a_process_that_stops_waits_for_no_receiver_longer_than_it_may(
     assert (callback["state"], callback["tries"]) == ("waiting", 1)
 
 
+def test_a_process_that_stops_begins_nothing(conn: Conn, here: Receiver, part: Callbacks) -> None:
+    jobs = [done(conn, hook(here)), done(conn, ALL)]
+    part.halt()
+    part.turn(conn)
+    assert [callback["tries"] for job in jobs for callback in listed(conn, job)] == [0, 0]
+
+
 def test_what_was_answered_while_the_database_was_away_is_recorded_later(
     conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
