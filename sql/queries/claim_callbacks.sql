@@ -5,7 +5,7 @@ WITH due AS (
     SELECT c.id FROM callboard.callbacks AS c
     WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL
       AND c.due_at <= now() AND (c.claimed_until IS NULL OR c.claimed_until <= now())
-      AND CASE WHEN %(webhooks)s THEN c.host <> ALL (%(full)s::text[]) ELSE c.actor IS NOT NULL END
+      AND (c.host IS NOT NULL) = %(webhooks)s AND coalesce(c.host, '') <> ALL (%(full)s::text[])
     ORDER BY c.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 UPDATE callboard.callbacks AS c

@@ -9,9 +9,10 @@ from playwright.sync_api import Page, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from callboard.sql import writes
+from callboard.sql import callbacks, writes
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
+from callboard.sql.targets import Message, Targets, Webhook
 from callboard.web import create_app
 from tests.helpers import wait_until
 from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_worker, record
@@ -167,6 +168,27 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
     expect(button).to_have_text(["Run 75 cancelled items"], timeout=SOON)
     button.click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
+
+
+def test_whom_a_job_called_is_told_without_secrets(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(
+        conn, 1, targets=Targets((Message("tell", "mail"), Webhook("https://shop.example/<b>?key=hunter2")))
+    )
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#state")).to_have_text("pending")
+    expect(page.locator("#callbacks-part")).to_be_hidden()
+    record(conn, job, {"succeeded": [0]})
+    rows = page.locator("#callbacks li")
+    expect(rows).to_have_count(2, timeout=SOON)
+    expect(rows.nth(0)).to_contain_text("tellwhen it was completedwaiting, due")
+    expect(rows.nth(1)).to_contain_text("https://shop.example/<b>?***when it was completedwaiting, due")
+    [webhook] = callbacks.claim_callbacks(conn, webhooks=True, limit=1)
+    callbacks.put_off_callback(conn, webhook, "the receiver answered 503", pause=60, last=False)
+    [message] = callbacks.claim_callbacks(conn, webhooks=False, limit=1)
+    callbacks.settle_callback(conn, message)
+    expect(rows.nth(0)).to_contain_text("delivered", timeout=LATER)
+    expect(rows.nth(1).locator("pre")).to_have_text("the receiver answered 503")
+    assert "hunter2" not in page.content()
 
 
 def test_what_is_refused_is_said(page: Page, conn: Conn, address: str) -> None:

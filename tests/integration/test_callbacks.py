@@ -241,6 +241,19 @@ def test_an_end_that_older_code_recorded_is_called_for(conn: Conn) -> None:
     assert [len(listed(conn, job)) for job in jobs] == [1, 1, 0, 0]
 
 
+def test_webhooks_and_messages_are_claimed_apart_and_no_webhook_of_a_full_host(conn: Conn) -> None:
+    done(conn, Targets((TELL, Webhook("https://a/"), Webhook("https://b/"))))
+    assert callbacks.claim_callbacks(conn, webhooks=True, limit=9, full=["a", "b"]) == []
+    [one] = callbacks.claim_callbacks(conn, webhooks=True, limit=9, full=["a"])
+    assert one.url == "https://b/"
+    [other] = callbacks.claim_callbacks(conn, webhooks=True, limit=9)
+    assert other.url == "https://a/"
+    [message] = callbacks.claim_callbacks(conn, webhooks=False, limit=9)
+    assert (message.actor, message.queue, message.tries) == ("tell", "mail", 1)
+    for webhooks in (True, False):
+        assert callbacks.claim_callbacks(conn, webhooks=webhooks, limit=9) == []
+
+
 # Webhooks -----------------------------------------------------------------------------------------------------------
 
 

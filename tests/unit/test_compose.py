@@ -71,6 +71,12 @@ def test_takes_no_default_password() -> None:
     assert all(rest.startswith(":?") for _, rest in passwords)
 
 
+def test_workers_get_the_secret_that_they_sign_with() -> None:
+    given = SERVICES["workers"]["environment"]
+    assert given["CALLBOARD_WEBHOOK_SECRET"] == "${CALLBOARD_WEBHOOK_SECRET:-}"
+    assert given.items() > SERVICES["migrate"]["environment"].items()
+
+
 def test_keeps_data_in_named_volumes() -> None:
     assert SERVICES["postgres"]["volumes"] == ["postgres:/var/lib/postgresql"]
     assert SERVICES["rabbitmq"]["volumes"] == ["rabbitmq:/var/lib/rabbitmq"]

@@ -12,7 +12,8 @@ from typer.main import get_command
 import callboard
 from callboard.commands import settings
 from callboard.commands.main import app
-from callboard.middleware import journal, outcome, rabbitmq, recorder, submit
+from callboard.middleware import callbacks, journal, outcome, rabbitmq, recorder, submit, webhook
+from callboard.sql import callbacks as writes_of_callbacks
 from callboard.sql import states, writes
 from callboard.web import app as web
 from callboard.web import database
@@ -118,6 +119,11 @@ def test_numbers_are_those_of_the_code() -> None:
     assert "a quarter of a second" in said
     assert len(list((readme.ROOT / "actors" / "broken").iterdir())) == 5
     assert "Five files are ours" in said
+    assert f"2xx within {webhook.TOTAL:.0f} s" in said
+    assert f"after {callbacks.FIRST:.0f} s, doubling to an hour, {writes_of_callbacks.TRIES} times" in said
+    assert callbacks.LONGEST == 3_600
+    assert f"Up to {webhook.REDIRECTS} redirects" in said
+    assert f"takes {callbacks.EACH} of the {callbacks.MANY} deliveries" in said
     assert writes.MAX_CRASHES == 3
     assert "three workers died" in said
 
