@@ -9,6 +9,8 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from random import SystemRandom
@@ -128,34 +130,35 @@ class Callbacks:
         else:
             _failed(Undelivered(told))
 
-    # Messages --------------------------------------------------------------------------------------------------------
+    # The two kinds ---------------------------------------------------------------------------------------------------
 
     def _send(self, conn: Conn, callback: Callback) -> None:
         """Make it an item of its actor's standing job, in the transaction that says that it is delivered."""
+        with self._failing(conn, callback), conn.transaction():
+            _add(conn, callback)
+
+    def _next_webhook(self, conn: Conn) -> bool:
+        """Begin one, of a host that has not enough of them; False when there is none."""
+        full = [host for host, count in self._under_way.items() if count >= EACH]
+        claimed = callbacks.claim_callbacks(conn, webhooks=True, limit=1, full=full)
+        for callback in claimed:
+            with self._failing(conn, callback):
+                body = json.dumps(payload(conn, callback), separators=(",", ":")).encode()
+                post = threading.Thread(target=self._post, args=(callback, body), daemon=True)
+                post.name = "callboard-webhook"
+                post.start()
+                self._under_way[callback.host or ""] += 1
+        return bool(claimed)
+
+    @contextmanager
+    def _failing(self, conn: Conn, callback: Callback) -> Iterator[None]:
+        """What goes wrong in the block is a try that failed; when the database is away it is none."""
         try:
-            with conn.transaction():
-                _add(conn, callback)
+            yield
         except Exception as error:
             if isinstance(error, PASSING):
                 raise
             self._record(conn, callback, _as_undelivered(error))
-
-    # Webhooks --------------------------------------------------------------------------------------------------------
-
-    def _next_webhook(self, conn: Conn) -> bool:
-        full = [host for host, count in self._under_way.items() if count >= EACH]
-        for callback in callbacks.claim_callbacks(conn, webhooks=True, limit=1, full=full):
-            try:
-                body = json.dumps(payload(conn, callback), separators=(",", ":")).encode()
-            except Undelivered as failure:
-                self._record(conn, callback, failure)
-                return True
-            threading.Thread(
-                target=self._post, args=(callback, body), name="callboard-webhook", daemon=True
-            ).start()
-            self._under_way[callback.host or ""] += 1
-            return True
-        return False
 
     def _post(self, callback: Callback, body: bytes) -> None:
         failure = None

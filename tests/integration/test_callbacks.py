@@ -591,6 +591,14 @@ def test_a_block_of_sends_calls_when_it_is_done(on: Stage) -> None:
     assert wait_until(lambda: told(on, job), TIMEOUT)
 
 
+def test_an_end_that_nobody_called_for_is_found_by_the_sweep(on: Stage) -> None:
+    job = on.submit("work", {"number": 1})
+    on.ended(job)
+    called = json.dumps({"completed": [{"actor": "told", "queue": "default"}]})
+    on.conn.execute("UPDATE callboard.jobs SET callbacks = %s WHERE id = %s", (called, job.id))
+    assert wait_until(lambda: told(on, job), TIMEOUT)
+
+
 def test_what_cant_be_called_leaves_no_job(on: Stage) -> None:
     count = on.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone()
     wrong: list[tuple[Any, type[Exception], str]] = [

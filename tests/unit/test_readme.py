@@ -13,7 +13,7 @@ import callboard
 from callboard.commands import settings
 from callboard.commands.main import app
 from callboard.middleware import callbacks, journal, outcome, rabbitmq, recorder, submit, webhook
-from callboard.sql import callbacks as writes_of_callbacks
+from callboard.sql import callbacks as calls
 from callboard.sql import states, writes
 from callboard.web import app as web
 from callboard.web import database
@@ -120,7 +120,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert len(list((readme.ROOT / "actors" / "broken").iterdir())) == 5
     assert "Five files are ours" in said
     assert f"2xx within {webhook.TOTAL:.0f} s" in said
-    assert f"after {callbacks.FIRST:.0f} s, doubling to an hour, {writes_of_callbacks.TRIES} times" in said
+    assert f"after {callbacks.FIRST:.0f} s, doubling to an hour, {calls.TRIES} times" in said
     assert callbacks.LONGEST == 3_600
     assert f"Up to {webhook.REDIRECTS} redirects" in said
     assert f"takes {callbacks.EACH} of the {callbacks.MANY} deliveries" in said
