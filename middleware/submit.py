@@ -82,7 +82,9 @@ def submit(
     targets = addressee.targets(
         recorder_of(broker), broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
     )
-    intake = Intake.open(broker, actor, name, key, item_key, metadata, tenant, limits, targets, created_by, chunk)
+    intake = Intake.open(
+        broker, actor, name, key, item_key, metadata, tenant, limits, targets, created_by, chunk
+    )
     with intake.recorder.submitting.held(intake.job.id):
         try:
             source = iter(items)
