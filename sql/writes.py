@@ -163,7 +163,8 @@ def wake_postponed(conn: Conn) -> None:
 
 
 def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
-    """Give items that have been in hand for a while their row in `running`, or move its step."""
+    """Give items that have been in hand for a while their row in `running`, or move its step and progress."""
+    progress = [r.progress or (None, None) for r in running]
     conn.execute(
         statement("report_running"),
         {
@@ -173,6 +174,8 @@ def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
             "attempt": [r.attempt for r in running],
             "age": [r.age for r in running],
             "step": [r.step for r in running],
+            "done": [done for done, _ in progress],
+            "total": [total for _, total in progress],
         },
     )
 

@@ -79,7 +79,8 @@ SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
             WHEN i.state = 'retrying' THEN 'retrying'
             WHEN o.first OR o.redo OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
             ELSE 'queued' END AS state,
-       coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
+       coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step,
+       r.progress_done, r.progress_total, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
        coalesce(r.started_at, i.started_at) AS started_at, i.finished_at,
        CASE WHEN o.due_at < 'infinity' THEN o.due_at END AS due_at,
        substring(i.args FROM 1 FOR %(cap)s) AS args, octet_length(i.args) AS args_size,

@@ -14,7 +14,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
 from callboard.web import create_app
 from tests.helpers import wait_until
-from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_worker, record
+from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_worker, record, run
 from tests.webapp import served
 
 #: Milliseconds in which a change is to be seen.
@@ -61,6 +61,19 @@ def test_a_job_is_shown_in_its_parts(page: Page, conn: Conn, address: str) -> No
     expect(page.locator("#running li").first).to_contain_text("page 3")
     expect(page.locator("#errors li")).to_contain_text("8 ×")
     expect(page.locator("#errors pre")).to_have_text(BAD.message)
+
+
+def test_an_item_in_hand_tells_how_far_it_is(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 3)
+    run(conn, job, [0, 1], progress=(3.0, 10.0))
+    run(conn, job, [2])
+    page.goto(f"{address}/jobs/{job}")
+    gauges = page.locator("#running .gauge")
+    expect(gauges.locator("visible=true")).to_have_text(["3 of 10", "3 of 10"])
+    assert gauges.locator("progress").first.evaluate("bar => bar.position") == pytest.approx(0.3)
+    run(conn, job, [0], progress=(12.0, None))
+    expect(gauges.first).to_have_text("12 so far", timeout=SOON)
+    expect(gauges.first.locator("progress")).to_be_hidden()
 
 
 def test_others_text_stays_text(page: Page, conn: Conn, address: str) -> None:
