@@ -360,10 +360,13 @@ def store_chunk(
     """Store inputs number `start` and on, each (args, item key), if that is where the submission stands.
 
     Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key got ahead,
-    ("sealed", inputs consumed) or ("stopped", inputs consumed). All or nothing.
+    ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`). All or nothing.
     """
     with conn.transaction():
-        total, consumed, sealed, stopped = _the(conn.execute(statement("lock_submission"), (job,)).fetchone())
+        found = conn.execute(statement("lock_submission"), (job,)).fetchone()
+        if found is None:
+            return "deleted", start
+        total, consumed, sealed, stopped = found
         if sealed or stopped or consumed != start:
             return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
         stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)

@@ -12,7 +12,7 @@ import typer
 import callboard
 from callboard.commands import cast, intake, look, output, watching
 from callboard.commands.address import database
-from callboard.commands.control import CONCURRENCY, At, Deadline, MaxFailures, Rate
+from callboard.commands.control import CONCURRENCY, At, Deadline, Keep, MaxFailures, Rate
 from callboard.commands.faults import Fault, first_line
 from callboard.commands.intake import Bad
 from callboard.commands.output import AsJson
@@ -78,6 +78,7 @@ def submit(
     rate: Rate = None,
     deadline: Deadline = None,
     at: At = None,
+    keep: Keep = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow it; exit 0 only if each item succeeded or was skipped.")
     ] = False,
@@ -105,6 +106,7 @@ def submit(
         "rate": rate,
         "deadline": deadline,
         "at": at,
+        "keep": keep,
     }
     with intake.opened(file) as source:
         bad = check(source, form, item_key, skip_bad=skip_bad)

@@ -3,7 +3,8 @@
 -- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
 -- Caller: reads.items, reads.item. Rows: one an item; `args` and `result` are cut at `cap`.
 WITH job AS (
-    SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends FROM callboard.jobs WHERE id = %(job)s
+    SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends
+    FROM callboard.jobs WHERE id = %(job)s AND leaving_at IS NULL
 ), wanted AS MATERIALIZED (
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text IS NULL AND i.job_id = %(job)s AND i.item > %(after)s

@@ -32,7 +32,7 @@ FROM (
     FROM callboard.jobs AS k
     LEFT JOIN callboard.items AS i ON i.job_id = k.id
     LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
-    WHERE k.id = ANY(%s)
+    WHERE k.id = ANY(%s) AND k.leaving_at IS NULL
     GROUP BY k.id
 ) AS c
 WHERE j.id = c.id

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Dialog, Page, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -177,9 +177,37 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
     expect(button).to_have_count(0)
     conn.execute("DELETE FROM callboard.running")
     assert wait_until(lambda: writes.close_stopped(conn), 10)
-    expect(button).to_have_text(["Run 75 cancelled items"], timeout=SOON)
-    button.click()
+    expect(button).to_have_text(["Run 75 cancelled items", "Delete"], timeout=SOON)
+    button.first.click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
+
+
+def test_a_finished_job_is_deleted_by_its_button_when_one_is_sure(
+    page: Page, conn: Conn, address: str
+) -> None:
+    job, other = make_job(conn, 2, name="done"), make_job(conn, 1, name="another")
+    page.goto(f"{address}/jobs/{job}")
+    button = page.get_by_role("button", name="Delete")
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    expect(button).to_have_count(0)
+    record(conn, job, {"succeeded": [0, 1]})
+    asked = list[str]()
+
+    def refuse(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    page.once("dialog", refuse)
+    button.click()
+    expect(page.locator("#state")).to_have_text("completed")
+    page.once("dialog", lambda dialog: dialog.accept())
+    button.click()
+    expect(page.locator("#jobs li")).to_have_count(1)
+    assert urlsplit(page.url).path == "/"
+    expect(page.locator("#jobs .number")).to_contain_text(str(other))
+    assert asked == ["Delete done, with its 2 items, results, errors and history? Nothing brings them back."]
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#note")).to_have_text(f"there is no job {job}")
 
 
 def test_what_is_refused_is_said(page: Page, conn: Conn, address: str) -> None:

@@ -121,8 +121,9 @@ async function act(action, button) {
   if (action.sure && !confirm(action.sure(job))) return;
   button.disabled = true;
   try {
-    await tell(`api/jobs/${id}/${action.path}`, action.words);
+    await tell(`api/jobs/${id}/${action.path}`.replace(/\/$/, ""), action.words, action.method);
     show("refused", "");
+    if (action.then) return action.then();
   } catch (problem) {
     show("refused", problem.message);
   }
