@@ -14,12 +14,12 @@ WITH job AS (
      WHERE %(state)s::text = 'succeeded' AND i.job_id = %(job)s AND i.item > %(after)s AND i.state = 'succeeded'
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
-    (SELECT DISTINCT a.item FROM callboard.attempts AS a
+    (SELECT a.item FROM callboard.attempts AS a
      CROSS JOIN LATERAL (
-         SELECT state FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
+         SELECT state, attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
      ) AS i
      WHERE %(state)s::text IN ('failed', 'skipped') AND a.job_id = %(job)s AND a.item > %(after)s
-       AND NOT a.retried AND i.state::text = %(state)s::text
+       AND NOT a.retried AND a.attempt = i.attempt AND i.state::text = %(state)s::text
      ORDER BY a.item LIMIT %(limit)s)
     UNION ALL
     (SELECT r.item FROM callboard.running AS r

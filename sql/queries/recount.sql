@@ -32,10 +32,11 @@ CROSS JOIN LATERAL (
     WHERE i.job_id = j.id
 ) AS i
 CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE a.retried) AS retries,
+    SELECT count(*) FILTER (WHERE a.attempt < i.attempt) AS retries,
            count(*) FILTER (WHERE a.kind <> 'skipped') AS errors,
-           count(*) FILTER (WHERE a.kind <> 'skipped' AND NOT a.retried) AS fatal
-    FROM callboard.attempts AS a WHERE a.job_id = j.id
+           count(*) FILTER (WHERE a.kind <> 'skipped' AND (a.attempt < i.attempt) IS NOT TRUE) AS fatal
+    FROM callboard.attempts AS a LEFT JOIN callboard.items AS i ON i.job_id = j.id AND i.item = a.item
+    WHERE a.job_id = j.id
 ) AS a
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(e.count), 0)::bigint AS count, coalesce(sum(e.failed), 0)::bigint AS failed
