@@ -1,13 +1,13 @@
 """Callboard: progress that is always true for Dramatiq actors.
 
 Everything an app needs is here: `install` tracks a broker, `submit` makes a job of any number of items, and an actor
-stays a plain function that may raise `Skip`, call `step`, and look at `current`.
+stays a plain function that may raise `Skip`, call `step` and `progress`, and look at `current`.
 """
 
 from callboard.middleware.addressee import UnknownActor
 from callboard.middleware.batch import batch
 from callboard.middleware.broker import install
-from callboard.middleware.current import NotInAnItem, Skip, current, send_now, step
+from callboard.middleware.current import NotInAnItem, Skip, current, progress, send_now, step
 from callboard.middleware.job import Job, NotTracked, aget, get, job
 from callboard.middleware.ledger import JobClosed
 from callboard.middleware.rabbitmq import RabbitmqBroker
@@ -39,6 +39,7 @@ __all__ = [
     "get",
     "install",
     "job",
+    "progress",
     "send_now",
     "step",
     "submit",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
 
-from callboard.sql.rows import Control, NewItem, Retry
+from callboard.sql.rows import Control, NewItem, Progress, Retry
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +26,8 @@ class Attempt:
     reported: bool = False  # that row is committed
     step: str | None = None
     step_reported: str | None = None
+    progress: Progress | None = None
+    progress_reported: Progress | None = None
     returned: bool = False
     result: Any = None
     hooks: bool = False  # the actor is done, the other middleware's hooks run
@@ -46,6 +48,11 @@ class Attempt:
     def actor(self) -> str:
         """Its actor's name."""
         return str(self.deliveries[0].actor_name)
+
+    @property
+    def says_more(self) -> bool:
+        """Whether its actor said something that is not written yet."""
+        return self.step != self.step_reported or self.progress != self.progress_reported
 
     @property
     def cancelled(self) -> bool:

@@ -1,8 +1,10 @@
-"""What an actor may say and ask while it runs: skip, step, what it has in hand."""
+"""What an actor may say and ask while it runs: skip, step, progress, what it has in hand."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import dramatiq
@@ -51,6 +53,31 @@ def step(text: str) -> None:
     only the last text of a tenth of a second is written. Raises NotInAnItem outside a tracked actor.
     """
     _attempt("step()").step = clean(str(text), STEP_LIMIT)
+
+
+def progress(done: float, total: float | None = None) -> None:
+    """Say how far the item in hand is: `done` of `total` (None: nobody knows), in any unit; seen within a second, and
+    as cheap as `step`. `total` may be an estimate: more than it is shown as all of it. A new attempt begins anew.
+
+    Raises ValueError for what is no number from 0 (`total`: above 0), and NotInAnItem outside a tracked actor.
+    """
+    attempt = _attempt("progress()")
+    whole = None if total is None else _number("total", total)
+    if whole == 0:
+        raise ValueError("total must be above 0, or None where nobody knows it; not 0")
+    part = _number("done", done)
+    attempt.progress = (part if whole is None else min(part, whole), whole)
+
+
+def _number(name: str, given: object) -> float:
+    if not isinstance(given, bool) and isinstance(given, Real):
+        try:
+            number = float(given)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number) and number >= 0:
+            return number
+    raise ValueError(f"{name} must be a number from 0, not {given!r:.100}")
 
 
 def send_now(message: Any) -> Any:

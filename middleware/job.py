@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from callboard.middleware.send import current_job
 from callboard.middleware.tracking import tracking_of
 from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice, NoSuchJob
+from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.reads import Query
 from callboard.sql.states import JOB_FINAL
@@ -127,11 +129,18 @@ class Job:
     def limit(self, **changes: Any) -> dict[str, Any]:
         """Change what it may do at most, from now on; None takes a limit away. Returns its status.
 
-        `max_failures`, `concurrency`, `rate`, `priority`, `deadline`, `at`, as `submit` has them. Of a job that
-        is over they hold when it is opened again. Raises ValueError for what makes no sense.
+        `max_failures`, `concurrency`, `rate`, `priority`, `deadline`, `at`, `keep`, as `submit` has them. Of a job that
+        is over, all but `keep` hold when it is opened again. Raises ValueError for what makes no sense.
         """
         self._tell(lambda conn: controls.limit(conn, self.id, acting("python"), changes))
         return self.status()
+
+    def delete(self) -> None:
+        """It is gone at once, for everybody; its rows are cleared away by the sweep, a few at a time.
+
+        Raises NotPossible while it is open, NoSuchJob when it is gone.
+        """
+        self._tell(lambda conn: controls.delete(conn, self.id, acting("python")))
 
     async def acancel(self, reason: str | None = None) -> dict[str, Any]:
         """As `cancel`."""
@@ -148,6 +157,10 @@ class Job:
     async def alimit(self, **changes: Any) -> dict[str, Any]:
         """As `limit`."""
         return await asyncio.to_thread(partial(self.limit, **changes))
+
+    async def adelete(self) -> None:
+        """As `delete`."""
+        await asyncio.to_thread(self.delete)
 
     async def aretry(self, states: Sequence[str] | None = None, **chosen: Any) -> int:
         """As `retry`."""
@@ -194,15 +207,17 @@ async def aget(number: int) -> Job:
 
 @contextmanager
 def job(
-    name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None, on_complete: Called = None,
-    on_fail: Called = None, on_cancel: Called = None,
+    name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None,
+    keep: timedelta | str | None = None, on_complete: Called = None, on_fail: Called = None, on_cancel: Called = None,
 ) -> Iterator[Job]:  # fmt: skip
     """Every plain `send` inside the block becomes an item of one job; it is sealed at the end of the block.
+    `key` and `keep` are as `submit` has them.
 
     When the block raises, nothing more is sent, the job is sealed all the same, and what was sent goes on. When its
     process dies in it, nobody seals the job: without a key it is stopped, `failed`, with the reason.
     In an actor too they go at once, whatever becomes of its item. Callbacks are those of `submit`.
     """
+    limits = Limits(keep=keep)
     broker = dramatiq.get_broker()
     recorder = recorder_of(broker)
     targets = addressee.targets(
@@ -211,7 +226,7 @@ def job(
     made = recorder.write(
         lambda conn: writes.create_job(
             conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, created_by=None,
-            targets=targets,
+            limits=limits, targets=targets,
         )
     )  # fmt: skip
     token = current_job.set(made.job)

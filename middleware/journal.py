@@ -318,15 +318,13 @@ class Journal:
                 send.stored.set_exception(error)
 
     def _look(self) -> None:
-        """Give slow items their row in `running`, move steps, and note the jobs that started here."""
+        """Give slow items their row in `running`, move steps and progress, and note the jobs that started here."""
         now = time.monotonic()
         if now - self._looked < LOOK:
             return
         self._looked = now
         attempts = [a for a in self.in_hand() if not a.ended]
-        slow = [
-            a for a in attempts if (now - a.started > SLOW and not a.reported) or a.step != a.step_reported
-        ]
+        slow = [a for a in attempts if (now - a.started > SLOW and not a.reported) or a.says_more]
         jobs = {a.job: None for a in attempts if a.job not in self._jobs_seen} | {
             a.job: a.step for a in slow if a.step != a.step_reported
         }
@@ -349,8 +347,7 @@ class Journal:
             _blind(error)
 
     def _report(self, slow: Sequence[Attempt], jobs: dict[int, str | None], now: float) -> None:
-        steps = [(a, a.step) for a in slow]
-        running = [Running(a.job, a.item, a.number, now - a.started, step) for a, step in steps]
+        running = [Running(*a.key, a.number, now - a.started, a.step, a.progress) for a in slow]
         for attempt in slow:
             attempt.running = True  # before the row is there: its end must delete it
         try:
@@ -363,8 +360,9 @@ class Journal:
             _complain(error)
             return
         self._jobs_seen.update(jobs)
-        for attempt, step in steps:
-            attempt.reported, attempt.step_reported = True, step
+        for attempt, told in zip(slow, running, strict=True):
+            attempt.reported, attempt.step_reported = True, told.step
+            attempt.progress_reported = told.progress
 
 
 def _one_an_item(entries: Iterable[Entry], later: Callable[[Entry], None]) -> list[Entry]:

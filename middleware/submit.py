@@ -44,8 +44,8 @@ def submit(
     item_key: ItemKey = None, metadata: dict[str, Any] | None = None, tenant: str | None = None, priority: int = 0,
     created_by: str | None = None, max_failures: int | str | None = None, concurrency: int | None = None,
     rate: str | None = None, delay: timedelta | str | None = None, at: datetime | str | None = None,
-    deadline: datetime | timedelta | str | None = None, chunk: int = 1, on_complete: Called = None,
-    on_fail: Called = None, on_cancel: Called = None,
+    deadline: datetime | timedelta | str | None = None, keep: timedelta | str | None = None, chunk: int = 1,
+    on_complete: Called = None, on_fail: Called = None, on_cancel: Called = None,
 ) -> Job:  # fmt: skip
     """Make a job of `items`, each one run of `actor` (an actor or its registered name), and start it.
 
@@ -57,7 +57,8 @@ def submit(
     `max_failures`: more items than that, or a share of those that ended, and the job is stopped, `failed`: 10, "5%" (of
     at least 100), "5% of 1000". `concurrency`: items of it in RabbitMQ and in hand, over all workers. `rate`: items
     started, as "10/s" or "100/m". `delay`, `at`: nothing starts before. `deadline`: what has not started then is
-    cancelled. Times have a zone; spans are timedeltas or texts like "90s", "2h". `Job.limit` changes all of them.
+    cancelled. Times have a zone; spans are timedeltas or texts like "90s", "2h". `keep`: the span from its end until it
+    is deleted with all of its rows, or "forever"; else as CALLBOARD_KEEP says. `Job.limit` changes all of them.
 
     `chunk`: items that one message carries, up to 1,000: much cheaper for fast items. The actor gets them one by one
     all the same, or in a list if it is a `batch`; each has its own outcome and retries.
@@ -74,7 +75,7 @@ def submit(
     if delay is not None and at is not None:
         raise ValueError("delay and at say the same: give one of them")
     limits = Limits(
-        max_failures, concurrency, rate, priority or None, deadline, at if delay is None else delay
+        max_failures, concurrency, rate, priority or None, deadline, at if delay is None else delay, keep
     )
     if type(chunk) is not int or not 1 <= chunk <= writes.WINDOW:
         raise ValueError(f"chunk must be a whole number from 1 to {writes.WINDOW}, not {chunk!r}")

@@ -14,6 +14,7 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.burial import bury
 from callboard.middleware.link import Link
 from callboard.middleware.lost import Search
+from callboard.middleware.retention import Retention
 from callboard.sql import callbacks, writes
 from callboard.sql.pool import Conn, Pool
 
@@ -43,6 +44,7 @@ class Sweep:
     _searched: float = 0.0
     _looked: float = 0.0  # when the database was last asked for the lease
     _search: Search = field(init=False)
+    _retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
         self._search = Search(self.link)
@@ -110,6 +112,7 @@ class Sweep:
         if now - self._searched >= SEARCH:
             self._searched = now
             self._search.look(conn, self._holder)
+        self._retention.round(conn)
 
     @staticmethod
     def _end_jobs(conn: Conn) -> None:

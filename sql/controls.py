@@ -1,7 +1,8 @@
-"""What is said to a job while it runs: cancel, pause, resume, limit, retry. Each in one transaction, with who said it;
+"""What is said to a job: cancel, pause, resume, limit, retry, delete. Each in one transaction, with who said it;
 saying it again changes nothing.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
@@ -10,11 +11,13 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from callboard.sql import writes
+from callboard.sql import leaving, writes
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.statements import statement
 from callboard.sql.states import JOB_FINAL, RETRIABLE
+
+log = logging.getLogger("callboard.control")
 
 #: How often a retry is tried that others got in the way of.
 TRIES = 5
@@ -136,12 +139,31 @@ def limit(conn: Conn, job: int, by: By, changes: Mapping[str, Any]) -> None:
         raise ValueError(f"there is no limit {strange[0]!r}")
     with conn.transaction():
         _stand(conn, job, by)
-        (known,) = next(conn.execute(statement("job_limits"), (job,)))
+        known = _limits(conn, job)
         limits = Limits.of({**known, **changes})
         words = limits.words()
         if words != known:
             conn.execute(statement("limit_job"), {"job": job, "limits": Jsonb(words), **limits.columns()})
             _note(conn, job, by, "limit", {name: words.get(name) for name in changes})
+
+
+def _limits(conn: Conn, job: int) -> dict[str, Any]:
+    row = conn.execute(statement("job_limits"), (job,)).fetchone()
+    if row is None:  # it left a moment ago
+        raise NoSuchJob(f"there is no job {job}")
+    return dict(row[0])
+
+
+def delete(conn: Conn, job: int, by: By) -> None:
+    """A finished job is gone, for everybody and at once; its rows are cleared away by the sweep, or by `leaving.clear`.
+
+    Its history goes with it, so who deleted it is in the log. Raises NoSuchJob, and NotPossible while it is open.
+    """
+    with conn.transaction():
+        _stand(conn, job, by)
+        if not leaving.mark(conn, job):
+            _refuse(job, _stand(conn, job, by), "it can be deleted when it is over; `cancel` ends it")
+    log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
 
 
 def retry(conn: Conn, job: int, by: By, choice: Choice) -> int:

@@ -51,6 +51,7 @@ def item(number: int, row: dict[str, Any], cap: int) -> dict[str, Any]:
         **{name: row[name] for name in same},
         **_arguments(row, cap),
         **_value(row, cap),
+        "progress": _progress(row),
         "error": _error(row),
         **{name: iso(row[name]) for name in ("due_at", "started_at", "stack_at", "finished_at")},
     }
@@ -70,6 +71,17 @@ def _value(row: dict[str, Any], cap: int) -> dict[str, Any]:
         return {"result": None, "result_text": None}
     strict, value = plain_json(row["result"]) if row["result_size"] <= cap else (False, None)
     return {"result": value, "result_text": None if strict else row["result"]}
+
+
+def _progress(row: dict[str, Any]) -> dict[str, Any] | None:
+    if row["progress_done"] is None:
+        return None
+    return {"done": _short(row["progress_done"]), "total": _short(row["progress_total"])}
+
+
+def _short(number: float | None) -> float | int | None:
+    """3, where a float would be read as 3.0."""
+    return int(number) if number is not None and number.is_integer() else number
 
 
 def _error(row: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
-"""What a job may do at most, and when, in the user's words and as columns of its row."""
+"""What a job may do at most, when, and how long it is kept, in the user's words and as columns of its row."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ from callboard.sql.describe import iso
 SAMPLE = 100
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LARGEST = 2**31 - 1
+CENTURY = 36_525 * 86_400
 
 SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%(?: of (\d+))?")
 RATE = re.compile(r"(\d+(?:\.\d+)?)/([smhd])")
@@ -25,6 +27,7 @@ class Limits:
     `max_failures`: items that may fail, as 10, or a share of those that ended, as "5%" (of at least 100) or "5% of
     1000". `concurrency`: items in RabbitMQ and in hand. `rate`: items started, as "10/s" or "100/m". `priority`: lower
     is first. `deadline` and `at` are times with a zone, ISO texts of such, or spans from now: a timedelta, "90s", "2h".
+    `keep`: the span from its end until it is deleted, or "forever"; None: as CALLBOARD_KEEP says.
     """
 
     max_failures: int | str | None = None
@@ -33,10 +36,13 @@ class Limits:
     priority: int | None = None
     deadline: datetime | timedelta | str | None = None
     at: datetime | timedelta | str | None = None
+    keep: timedelta | str | None = None
 
     def __post_init__(self) -> None:
         for name in ("deadline", "at"):
             object.__setattr__(self, name, moment(name, getattr(self, name)))
+        if isinstance(self.keep, timedelta):
+            object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
         self.columns()
 
     @classmethod
@@ -61,7 +67,7 @@ class Limits:
             "fail_count": count, "fail_share": share, "fail_sample": sample,
             "concurrency": _whole("concurrency", self.concurrency, 1), "rate": _rate(self.rate),
             "priority": _whole("priority", self.priority, -LARGEST) or 0, "deadline": self.deadline,
-            "not_before": self.at,
+            "not_before": self.at, "keep": None if self.keep is None else span("keep", self.keep),
         }  # fmt: skip
 
 
@@ -78,6 +84,17 @@ def moment(name: str, given: datetime | timedelta | str | None) -> datetime | No
         f"{name} must be a time with its zone like 2027-01-31T12:00:00Z, or a span ahead like 90s, 5m, 2h, 1d; "
         f"not {given!r}"
     )
+
+
+def span(name: str, given: timedelta | str) -> float:
+    """The seconds of a span, of a hundred years at most; infinity for "forever". Raises ValueError."""
+    if given == "forever":
+        return math.inf
+    if isinstance(given, str) and (found := SPAN.fullmatch(given)):
+        seconds = float(found[1]) * SECONDS[found[2]]
+        if 0 < seconds <= CENTURY:
+            return seconds
+    raise ValueError(f"{name} must be a span like 90s, 5m, 2h, 30d, or forever; not {given!r}")
 
 
 def _read(text: str) -> datetime | timedelta | None:

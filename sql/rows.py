@@ -7,6 +7,7 @@ from callboard.sql.states import JOB_FINAL
 
 Settled: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
 Kind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
+Progress: TypeAlias = tuple[float, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,16 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An item in hand for a while; `age` in seconds since its attempt started."""
+    """An item in hand for a while; `age` in seconds since its attempt started; `progress`: done, of how much (None:
+    nobody knows).
+    """
 
     job: int
     item: int
     attempt: int
     age: float
     step: str | None
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)

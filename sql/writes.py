@@ -164,7 +164,8 @@ def wake_postponed(conn: Conn) -> None:
 
 
 def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
-    """Give items that have been in hand for a while their row in `running`, or move its step."""
+    """Give items that have been in hand for a while their row in `running`, or move its step and progress."""
+    progress = [r.progress or (None, None) for r in running]
     conn.execute(
         statement("report_running"),
         {
@@ -174,6 +175,8 @@ def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
             "attempt": [r.attempt for r in running],
             "age": [r.age for r in running],
             "step": [r.step for r in running],
+            "done": [done for done, _ in progress],
+            "total": [total for _, total in progress],
         },
     )
 
@@ -359,10 +362,13 @@ def store_chunk(
     """Store inputs number `start` and on, each (args, item key), if that is where the submission stands.
 
     Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key got ahead,
-    ("sealed", inputs consumed) or ("stopped", inputs consumed). All or nothing.
+    ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`). All or nothing.
     """
     with conn.transaction():
-        total, consumed, sealed, stopped = _the(conn.execute(statement("lock_submission"), (job,)).fetchone())
+        found = conn.execute(statement("lock_submission"), (job,)).fetchone()
+        if found is None:
+            return "deleted", start
+        total, consumed, sealed, stopped = found
         if sealed or stopped or consumed != start:
             return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
         stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)

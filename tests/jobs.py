@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from callboard.sql import writes
 from callboard.sql.pool import Conn
-from callboard.sql.rows import Event, Failure, NewItem, Retry, Running, Settled, WorkerInfo
+from callboard.sql.rows import Event, Failure, NewItem, Progress, Retry, Running, Settled, WorkerInfo
 from callboard.sql.targets import NO_TARGETS, Targets
 
 BAD = Failure(
@@ -67,9 +67,12 @@ def record(
     writes.record(conn, events, now)
 
 
-def run(conn: Conn, job: int, items: Iterable[int], *, worker: int = 1, step: str | None = None) -> None:
+def run(
+    conn: Conn, job: int, items: Iterable[int], *, worker: int = 1, step: str | None = None,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
     """These items have been in hand for a second."""
-    writes.report_running(conn, worker, [Running(job, item, 1, SECOND, step) for item in items])
+    writes.report_running(conn, worker, [Running(job, item, 1, SECOND, step, progress) for item in items])
 
 
 def send(conn: Conn, job: int, item: int, *, actor: str = "work", delay: float = 0.0) -> None:

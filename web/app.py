@@ -20,6 +20,7 @@ ROUTES = [
     Route("/api/jobs", api.jobs),
     Route("/api/jobs/{job}", api.job),
     Route("/api/jobs/{job}", control.limit, methods=["PATCH"]),
+    Route("/api/jobs/{job}", control.delete, methods=["DELETE"]),
     Route("/api/jobs/{job}/items", api.items),
     Route("/api/jobs/{job}/items/{item}", api.item),
     Route("/api/jobs/{job}/errors", api.errors),

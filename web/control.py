@@ -1,4 +1,4 @@
-"""POST /api/jobs/{job}/…: what is said to a job while it runs. Each answers with the job as it is then."""
+"""POST /api/jobs/{job}/…: what is said to a job. Each answers with the job as it is then, if it is still there."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 
 from callboard.sql import controls
 from callboard.sql.controls import By, Choice, NoSuchJob, NotPossible
@@ -36,7 +37,7 @@ class Retry(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def limit(request: Request) -> Answer:
-    """PATCH /api/jobs/{job}: any of `max_failures concurrency rate priority deadline at`; null takes one away."""
+    """PATCH /api/jobs/{job}: any of `max_failures concurrency rate priority deadline at keep`; null takes one away."""
     given = await parameters.body(request, dict[str, Any])
     try:
         return await _tell(request, lambda conn, job, by: controls.limit(conn, job, by, given))
@@ -72,7 +73,18 @@ async def retry(request: Request) -> Answer:
     return await _tell(request, lambda conn, job, by: controls.retry(conn, job, by, choice))
 
 
+async def delete(request: Request) -> Response:
+    """DELETE /api/jobs/{job}: a finished job and all of its rows."""
+    await parameters.body(request, Nothing)
+    await _say(request, controls.delete)
+    return Response(status_code=204)
+
+
 async def _tell(request: Request, say: Callable[[Conn, int, By], Any]) -> Answer:
+    return Answer(await known(request, await _say(request, say)))
+
+
+async def _say(request: Request, say: Callable[[Conn, int, By], Any]) -> int:
     job = parameters.job(request)
     by = By("http", _who(request))
     try:
@@ -81,7 +93,7 @@ async def _tell(request: Request, say: Callable[[Conn, int, By], Any]) -> Answer
         raise HTTPException(404, str(error)) from None
     except NotPossible as error:
         raise HTTPException(409, str(error)) from None
-    return Answer(await known(request, job))
+    return job
 
 
 def _who(request: Request) -> str:

@@ -32,6 +32,9 @@ Deadline = Annotated[
 At = Annotated[
     str | None, typer.Option(metavar="TIME|SPAN", help="Start nothing before: 90s, 5m, or a time.")
 ]
+Keep = Annotated[
+    str | None, typer.Option(metavar="SPAN", help="How long it stays when it is over: 30d, or forever.")
+]
 
 
 @app.command()
@@ -67,12 +70,13 @@ def limit(
     priority: Annotated[str | None, typer.Option(metavar="N", help="Lower is first.")] = None,
     deadline: Deadline = None,
     at: At = None,
+    keep: Keep = None,
     as_json: AsJson = False,
 ) -> None:
     """Change what a job may do at most, from now on; `none` takes a limit away."""
     given: dict[str, str | None] = {
         "max_failures": max_failures, "concurrency": concurrency, "rate": rate, "priority": priority,
-        "deadline": deadline, "at": at,
+        "deadline": deadline, "at": at, "keep": keep,
     }  # fmt: skip
     changes = {
         name: None if value == "none" else _number(name, value) for name, value in given.items() if value

@@ -88,7 +88,9 @@ def items(
         known(conn, job)
         query = reads.items(job, state=state, after=-1 if after is None else after, limit=limit)
         found, following = reads.run(conn, query)
-    shown = [{**item, "error": _error(item["error"])} for item in found]
+    shown = [
+        {**item, "error": _error(item["error"]), "progress": _progress(item["progress"])} for item in found
+    ]
     columns = (
         "item",
         "key",
@@ -97,6 +99,7 @@ def items(
         "attempt",
         "worker",
         "step",
+        "progress",
         "started_at",
         "finished_at",
         "error",
@@ -170,6 +173,13 @@ def known(conn: Conn, job: int) -> dict[str, Any]:
 
 def _error(error: dict[str, Any] | None) -> str:
     return f"{error['type']}: {error['message']}" if error else ""
+
+
+def _progress(progress: dict[str, Any] | None) -> str:
+    if progress is None:
+        return ""
+    done, total = progress["done"], progress["total"]
+    return f"{done:,}" if total is None else f"{done:,} of {total:,}"
 
 
 def listing(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from callboard.commands import control, demo, look, operate, submit, sweep, up
+from callboard.commands import control, demo, look, operate, purge, submit, sweep, up
 from callboard.commands.faults import Fault, explain
 
 #: Each group has its own file with its own `app`; a new one is added here.
-GROUPS = (up, demo, submit, look, control, operate, sweep)
+GROUPS = (up, demo, submit, look, control, operate, sweep, purge)
 
 app = typer.Typer(
     help="Progress that is always true for Dramatiq actors.",

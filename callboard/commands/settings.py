@@ -25,6 +25,9 @@ SETTINGS = (
     Setting("AMQP_URL", "", "RabbitMQ: amqp://user:password@host:port/vhost; several nodes with ; between"),
     Setting("CALLBOARD_ACTORS", "", "modules with your actors for `submit` to know, with commas between"),
     Setting("CALLBOARD_HUNG_AFTER", "60", "seconds in hand from which on an item may be taken for hung"),
+    Setting(
+        "CALLBOARD_KEEP", "30d", "how long a job that is over stays, unless it says so itself; or forever"
+    ),
     Setting("CALLBOARD_PREPARE", "on", "off: no prepared statements, for a pooler that loses them"),
     Setting(
         "CALLBOARD_QUEUE_DEPTH",

@@ -12,7 +12,7 @@ import typer
 import callboard
 from callboard.commands import cast, intake, look, output, watching
 from callboard.commands.address import database
-from callboard.commands.control import CONCURRENCY, At, Deadline, MaxFailures, Rate
+from callboard.commands.control import CONCURRENCY, At, Deadline, Keep, MaxFailures, Rate
 from callboard.commands.faults import Fault, first_line
 from callboard.commands.intake import Bad
 from callboard.commands.output import AsJson
@@ -94,6 +94,7 @@ def submit(
     on_complete: OnComplete = None,
     on_fail: OnFail = None,
     on_cancel: OnCancel = None,
+    keep: Keep = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow it; exit 0 only if each item succeeded or was skipped.")
     ] = False,
@@ -121,6 +122,7 @@ def submit(
         "rate": rate,
         "deadline": deadline,
         "at": at,
+        "keep": keep,
     }
     callbacks = {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}
     with intake.opened(file) as source:

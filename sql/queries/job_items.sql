@@ -3,7 +3,8 @@
 -- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
 -- Caller: reads.items, reads.item. Rows: one an item; `args` and `result` are cut at `cap`.
 WITH job AS (
-    SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends FROM callboard.jobs WHERE id = %(job)s
+    SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends
+    FROM callboard.jobs WHERE id = %(job)s AND leaving_at IS NULL
 ), wanted AS MATERIALIZED (
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text IS NULL AND i.job_id = %(job)s AND i.item > %(after)s
@@ -13,12 +14,12 @@ WITH job AS (
      WHERE %(state)s::text = 'succeeded' AND i.job_id = %(job)s AND i.item > %(after)s AND i.state = 'succeeded'
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
-    (SELECT DISTINCT a.item FROM callboard.attempts AS a
+    (SELECT a.item FROM callboard.attempts AS a
      CROSS JOIN LATERAL (
-         SELECT state FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
+         SELECT state, attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
      ) AS i
      WHERE %(state)s::text IN ('failed', 'skipped') AND a.job_id = %(job)s AND a.item > %(after)s
-       AND NOT a.retried AND i.state::text = %(state)s::text
+       AND NOT a.retried AND a.attempt = i.attempt AND i.state::text = %(state)s::text
      ORDER BY a.item LIMIT %(limit)s)
     UNION ALL
     (SELECT r.item FROM callboard.running AS r
@@ -79,7 +80,8 @@ SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
             WHEN i.state = 'retrying' THEN 'retrying'
             WHEN o.first OR o.redo OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
             ELSE 'queued' END AS state,
-       coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
+       coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step,
+       r.progress_done, r.progress_total, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
        coalesce(r.started_at, i.started_at) AS started_at, i.finished_at,
        CASE WHEN o.due_at < 'infinity' THEN o.due_at END AS due_at,
        substring(i.args FROM 1 FOR %(cap)s) AS args, octet_length(i.args) AS args_size,

@@ -1,2 +1,2 @@
--- job_limits: what a job may do at most, locked while it is changed. Caller: controls.limit. Rows: (limits).
-SELECT limits FROM callboard.jobs WHERE id = %s FOR NO KEY UPDATE
+-- job_limits: what a job may do at most, locked while it is changed. Caller: controls.limit. Rows: (limits); none: it left meanwhile.
+SELECT limits FROM callboard.jobs WHERE id = %s AND leaving_at IS NULL FOR NO KEY UPDATE

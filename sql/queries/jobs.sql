@@ -48,7 +48,7 @@ LEFT JOIN LATERAL (
         FROM callboard.running AS r WHERE r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
     ) AS h
 ) AS hanging ON j.finished_at IS NULL
-WHERE j.id BETWEEN %(low)s AND %(high)s
+WHERE j.id BETWEEN %(low)s AND %(high)s AND j.leaving_at IS NULL
   AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
   AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
   AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text)

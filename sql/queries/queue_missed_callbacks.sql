@@ -3,7 +3,7 @@
 -- Lock order: jobs by id.
 WITH ended AS (
     SELECT j.* FROM callboard.jobs AS j
-    WHERE j.callbacks IS NOT NULL AND j.finished_at > now() - make_interval(secs => %(within)s)
+    WHERE j.callbacks IS NOT NULL AND j.leaving_at IS NULL AND j.finished_at > now() - make_interval(secs => %(within)s)
       AND jsonb_array_length(j.callbacks -> j.state::text) > 0
       AND NOT EXISTS (SELECT FROM callboard.callbacks AS c WHERE c.job_id = j.id AND c.ended_at = j.finished_at)
     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED

@@ -12,7 +12,8 @@ SET total = c.total,
     skipped = c.skipped,
     cancelled = c.cancelled,
     redo = c.redo,
-    retries = (SELECT count(*) FROM callboard.attempts AS a WHERE a.job_id = j.id AND a.retried),
+    retries = (SELECT count(*) FROM callboard.attempts AS a JOIN callboard.items AS i ON i.job_id = j.id AND i.item = a.item
+               WHERE a.job_id = j.id AND a.attempt < i.attempt),
     crashes = c.crashes,
     state = CASE WHEN c.early THEN 'running' ELSE j.state END,
     finished_at = CASE WHEN NOT c.early THEN j.finished_at END,
@@ -32,7 +33,7 @@ FROM (
     FROM callboard.jobs AS k
     LEFT JOIN callboard.items AS i ON i.job_id = k.id
     LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
-    WHERE k.id = ANY(%s)
+    WHERE k.id = ANY(%s) AND k.leaving_at IS NULL
     GROUP BY k.id
 ) AS c
 WHERE j.id = c.id

@@ -1,6 +1,6 @@
 -- reopen_job: items of a job were given another attempt; when it was over, it is open again, and sealed as it stands.
 -- Transition: completed | failed | cancelled -> pending | running. Guard: over or not, as it was when they were chosen,
--- and not being stopped. `whole`: the bulk range goes on where it was; else everything to come is in the outbox.
+-- and neither being stopped nor leaving. `whole`: the bulk range goes on where it was; else everything to come is in the outbox.
 -- A deadline that passed is forgotten. Caller: controls.retry. Rows: (id); none: overtaken, undo.
 UPDATE callboard.jobs AS j
 SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = cancelled + %(rest)s - %(cancelled)s,
@@ -20,5 +20,5 @@ SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = c
     epoch = epoch + %(over)s::int,
     told_at = CASE WHEN %(over)s THEN clock_timestamp() ELSE told_at END,
     updated_at = now()
-WHERE id = %(job)s AND stopping IS NULL AND (finished_at IS NOT NULL) = %(over)s
+WHERE id = %(job)s AND stopping IS NULL AND leaving_at IS NULL AND (finished_at IS NOT NULL) = %(over)s
 RETURNING id

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Dialog, Page, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -15,7 +15,7 @@ from callboard.sql.rows import Failure
 from callboard.sql.targets import Message, Targets, Webhook
 from callboard.web import create_app
 from tests.helpers import wait_until
-from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_worker, record
+from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_worker, record, run
 from tests.webapp import served
 
 #: Milliseconds in which a change is to be seen.
@@ -62,6 +62,19 @@ def test_a_job_is_shown_in_its_parts(page: Page, conn: Conn, address: str) -> No
     expect(page.locator("#running li").first).to_contain_text("page 3")
     expect(page.locator("#errors li")).to_contain_text("8 ×")
     expect(page.locator("#errors pre")).to_have_text(BAD.message)
+
+
+def test_an_item_in_hand_tells_how_far_it_is(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 3)
+    run(conn, job, [0, 1], progress=(3.0, 10.0))
+    run(conn, job, [2])
+    page.goto(f"{address}/jobs/{job}")
+    gauges = page.locator("#running .gauge")
+    expect(gauges.locator("visible=true")).to_have_text(["3 of 10", "3 of 10"])
+    assert gauges.locator("progress").first.evaluate("bar => bar.position") == pytest.approx(0.3)
+    run(conn, job, [0], progress=(12.0, None))
+    expect(gauges.first).to_have_text("12 so far", timeout=SOON)
+    expect(gauges.first.locator("progress")).to_be_hidden()
 
 
 def test_others_text_stays_text(page: Page, conn: Conn, address: str) -> None:
@@ -165,8 +178,8 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
     expect(button).to_have_count(0)
     conn.execute("DELETE FROM callboard.running")
     assert wait_until(lambda: writes.close_stopped(conn), 10)
-    expect(button).to_have_text(["Run 75 cancelled items"], timeout=SOON)
-    button.click()
+    expect(button).to_have_text(["Run 75 cancelled items", "Delete"], timeout=SOON)
+    button.first.click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
 
 
@@ -189,6 +202,34 @@ def test_whom_a_job_called_is_told_without_secrets(page: Page, conn: Conn, addre
     expect(rows.nth(0)).to_contain_text("delivered", timeout=LATER)
     expect(rows.nth(1).locator("pre")).to_have_text("the receiver answered 503")
     assert "hunter2" not in page.content()
+
+
+def test_a_finished_job_is_deleted_by_its_button_when_one_is_sure(
+    page: Page, conn: Conn, address: str
+) -> None:
+    job, other = make_job(conn, 2, name="done"), make_job(conn, 1, name="another")
+    page.goto(f"{address}/jobs/{job}")
+    button = page.get_by_role("button", name="Delete")
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    expect(button).to_have_count(0)
+    record(conn, job, {"succeeded": [0, 1]})
+    asked = list[str]()
+
+    def refuse(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    page.once("dialog", refuse)
+    button.click()
+    expect(page.locator("#state")).to_have_text("completed")
+    page.once("dialog", lambda dialog: dialog.accept())
+    button.click()
+    expect(page.locator("#jobs li")).to_have_count(1)
+    assert urlsplit(page.url).path == "/"
+    expect(page.locator("#jobs .number")).to_contain_text(str(other))
+    assert asked == ["Delete done, with its 2 items, results, errors and history? Nothing brings them back."]
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#note")).to_have_text(f"there is no job {job}")
 
 
 def test_what_is_refused_is_said(page: Page, conn: Conn, address: str) -> None:

@@ -66,6 +66,32 @@ def slow(number: int, seconds: float) -> None:
     time.sleep(seconds)
 
 
+def seen() -> bool:
+    """Whether the test has seen what this item said."""
+    with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+        mine = (callboard.current().job,)
+        return connection.execute("SELECT 1 FROM runs WHERE job = %s AND what = 'seen'", mine).rowcount > 0
+
+
+@dramatiq.actor(max_retries=0)
+def counts(pages: int | None) -> None:
+    """Says how far it is until that was seen, for twenty seconds at most."""
+    for page in range(400):
+        callboard.progress(page if pages is None else 2.5, pages)
+        if seen():
+            return
+        time.sleep(0.05)
+
+
+@dramatiq.actor(max_retries=0)
+async def counts_gently(pages: int) -> None:
+    callboard.progress(7, pages)
+    for _ in range(400):
+        if seen():
+            return
+        await asyncio.sleep(0.05)
+
+
 @dramatiq.actor(max_retries=0)
 def deadly(number: int) -> None:
     if number == 0:

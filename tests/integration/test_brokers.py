@@ -151,6 +151,6 @@ def test_what_was_sent_before_the_worker_came_and_after_runs_once(house: House) 
 
 
 def test_current_is_refused_where_there_is_no_item(house: House) -> None:
-    for ask in (callboard.current, lambda: callboard.step("nowhere")):
+    for ask in (callboard.current, lambda: callboard.step("nowhere"), lambda: callboard.progress(1, 2)):
         with pytest.raises(callboard.NotInAnItem, match="outside a tracked actor"):
             ask()

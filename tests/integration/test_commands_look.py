@@ -17,7 +17,7 @@ from callboard.commands.services.process import Process, wait_until
 from callboard.sql.details import CHECKS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
-from tests.jobs import MIXED, make_job, make_mixed_job, record
+from tests.jobs import MIXED, make_job, make_mixed_job, record, run
 
 CALLBOARD = Path(sys.executable).with_name("callboard")
 
@@ -105,6 +105,21 @@ def test_items_errors_and_workers_are_listed(look: Call, conn: Conn) -> None:
     (worker,) = document(look("workers", "--json"))["workers"]
     assert worker["state"] == "alive"
     assert "backstage" in look("workers")[1]
+
+
+def test_items_tell_how_far_they_are(look: Call, conn: Conn) -> None:
+    job = make_job(conn, 3)
+    run(conn, job, [0], progress=(1200.0, 5000.0))
+    run(conn, job, [1], progress=(2.5, None))
+    items = document(look("items", job, "--json"))["items"]
+    assert [item["progress"] for item in items] == [
+        {"done": 1200, "total": 5000},
+        {"done": 2.5, "total": None},
+        None,
+    ]
+    out = look("items", job)[1]
+    assert "1,200 of 5,000" in out
+    assert "2.5" in out
 
 
 def test_watch_ends_with_the_job(look: Call, conn: Conn) -> None:

@@ -7,12 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from callboard.commands.main import main
 from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice, NoSuchJob, NotPossible
 from callboard.sql.pool import Conn, connect
+from callboard.sql.rows import Event, Failure
+from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app
 from tests.databases import waits
@@ -193,6 +196,80 @@ def test_a_retry_moves_the_counts_back_and_keeps_the_attempts(conn: Conn) -> Non
     record(conn, job, {"succeeded": range(20, 25)}, attempt=2)
     assert status(conn, job)["succeeded"] == 25
     assert actions(conn, job) == ["retry"]
+
+
+def test_a_retry_looks_at_an_items_last_attempt_only(conn: Conn) -> None:
+    """What it failed by before, and was retried for by hand, chooses it no more and counts no more."""
+    job = make_job(conn, 3)
+    record(conn, job, {"failed": range(3)})
+    assert controls.retry(conn, job, ANNA, FAILED) == 3
+    record(
+        conn, job, {"failed": range(3)}, attempt=2, failure=Failure("failed", "app.Full", "no", "a.py:1 in b")
+    )
+    assert listed(conn, job) == {"failed": 3}
+    assert status(conn, job)["retries"] == 3
+    assert controls.retry(conn, job, ANNA, Choice(error_type=BAD.error_type)) == 0
+    assert controls.retry(conn, job, ANNA, Choice(error_type="Full", items=[1])) == 1
+    assert status(conn, job)["retries"] == 4
+    groups = {
+        group["type"]: (group["count"], group["failed"]) for group in reads.run(conn, reads.errors(job))
+    }
+    assert groups == {BAD.error_type: (3, 0), "app.Full": (3, 2)}
+    told = [attempt["retried"] for item in range(2) for attempt in reads.run(conn, reads.attempts(job, item))]
+    assert told == [True, False, True, True]
+
+
+def test_a_retry_writes_nothing_into_attempts(conn: Conn) -> None:
+    """A million tracebacks would be written anew."""
+    job = make_job(conn, 50)
+    record(conn, job, {"failed": range(50)})
+    where = "SELECT item, attempt, ctid, xmin, xmax FROM callboard.attempts ORDER BY 1, 2"
+    before = conn.execute(where).fetchall()
+    assert controls.retry(conn, job, ANNA, FAILED) == 50
+    assert conn.execute(where).fetchall() == before
+
+
+def test_a_dead_letter_that_waits_becomes_the_retrys_message(conn: Conn) -> None:
+    """Its row is there already; for the other items rows are added."""
+    job, worker = make_job(conn, 4), make_worker(conn)
+    died = Failure("crashed", "WorkerDied", "no")
+    events = [Event(job, n, 1, "failed", 0.1, 0.0, worker, died, crashed=True) for n in range(2)]
+    writes.record(conn, events, 0.0)
+    record(conn, job, {"failed": [2, 3]})
+    rows = "SELECT item, attempt, dead, redo FROM callboard.outbox ORDER BY item"
+    assert conn.execute(rows).fetchall() == [(0, 1, True, False), (1, 1, True, False)]
+    claimed = writes.claim_outbox(conn, 10)
+    assert controls.retry(conn, job, ANNA, FAILED) == 4
+    assert status(conn, job)["crashes"] == 0
+    assert conn.execute(rows).fetchall() == [(n, 2, False, True) for n in range(4)]
+    writes.settle_outbox(conn, claimed)  # the publisher of the dead letters takes no row away
+    assert conn.execute(rows).fetchall() == [(n, 2, False, True) for n in range(4)]
+    assert parts(conn, job) == {"pending": 4} == listed(conn, job)
+
+
+def test_a_row_that_comes_between_is_met_by_trying_again(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody should add one; if somebody does, the whole retry is undone, and sees it the next time."""
+    job = make_job(conn, 2)
+    record(conn, job, {"failed": [0, 1]})
+    row = (
+        "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first) VALUES (%s, 1, 1, now(), false)"
+    )
+    asked = list[str]()
+
+    def meddling(name: str) -> Any:
+        asked.append(name)
+        if name == "retry_ended" and asked.count(name) == 1:
+            holder.execute(row, (job,))
+            threading.Timer(0.3, holder.commit).start()  # while the retry waits at the unique key
+        return statement(name)
+
+    monkeypatch.setattr(controls, "statement", meddling)
+    with psycopg.connect(database_url) as holder:
+        assert controls.retry(conn, job, ANNA, FAILED) == 2
+    assert asked.count("retry_ended") == 2
+    assert parts(conn, job) == {"pending": 2} == listed(conn, job)
 
 
 def test_a_retry_takes_what_is_chosen(conn: Conn) -> None:

@@ -18,7 +18,7 @@ from tests.vhosts import Broker
 ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty", "opens_a_job",
-    "gently", "nobody_has", "on_exhausted", "limited",
+    "gently", "nobody_has", "on_exhausted", "limited", "counts", "counts_gently",
 ]  # fmt: skip
 
 
@@ -410,6 +410,39 @@ def test_a_step_is_seen_within_a_second_on_item_and_job(on: Stage) -> None:
     assert job.status()["state"] == "running"
     assert job.status()["running"] == 1
     on.only(job)
+
+
+@pytest.mark.parametrize(
+    ("actor", "pages", "told"),
+    [
+        ("counts", 4, {"done": 2.5, "total": 4}),
+        ("counts", 2, {"done": 2, "total": 2}),
+        ("counts_gently", 9, {"done": 7, "total": 9}),
+    ],
+)
+def test_progress_is_seen_while_the_item_runs(
+    actor: str, pages: int, told: dict[str, float], on: Stage
+) -> None:
+    job = on.submit(actor, {"pages": pages})
+    assert wait_until(lambda: next(job.items())["progress"] == told, TIMEOUT)
+    (item,) = job.items("running")  # it runs until somebody has seen it
+    assert item["progress"] == told
+    on.conn.execute("INSERT INTO runs (job, what) VALUES (%s, 'seen')", (job.id,))
+    assert on.only(job)["progress"] is None
+
+
+def test_progress_moves_and_may_have_no_end(on: Stage) -> None:
+    job = on.submit("counts", {"pages": None})
+
+    def done() -> float:
+        progress = next(job.items())["progress"]
+        return progress["done"] if progress and progress["total"] is None else -1
+
+    assert wait_until(lambda: done() >= 0, TIMEOUT)
+    first = done()
+    assert wait_until(lambda: done() > first, TIMEOUT)
+    on.conn.execute("INSERT INTO runs (job, what) VALUES (%s, 'seen')", (job.id,))
+    assert on.only(job)["state"] == "succeeded"
 
 
 def test_only_slow_items_get_a_row_in_running(on: Stage) -> None:

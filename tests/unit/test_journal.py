@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
+import psycopg
 import pytest
 
 from callboard.middleware import journal as module
@@ -13,7 +14,7 @@ from callboard.middleware.attempt import Attempt
 from callboard.middleware.hang import Hangs
 from callboard.middleware.journal import TRIES, Entry, Journal
 from callboard.sql import writes
-from callboard.sql.rows import Control, Event, NewItem
+from callboard.sql.rows import Control, Event, NewItem, Progress, Running
 from tests.helpers import wait_until
 
 ITEM = NewItem(0, "work", "default", "m1", b"{}", None, 0)
@@ -55,7 +56,8 @@ class Played:
         self.attempts: list[Attempt] = []
         monkeypatch.setattr(module, "REST", 0.01)
         monkeypatch.setattr(writes, "record", self._record)
-        monkeypatch.setattr(writes, "report_running", lambda *_: None)
+        self.reported: list[Running] = []
+        monkeypatch.setattr(writes, "report_running", lambda _, __, running: self.reported.extend(running))
         monkeypatch.setattr(writes, "touch_jobs", lambda *_: None)
         given: dict[str, Any] = {
             "worker": lambda: 1, "more_may_come": lambda _: False, "in_hand": lambda: self.attempts,
@@ -144,9 +146,69 @@ def test_looking_at_what_hangs_never_harms(part: str, monkeypatch: pytest.Monkey
         played.note(item)
         assert played.done(*range(item + 1))
         assert wait_until(lambda: failing.calls > TRIES or part == "learn", 20)
+    assert played.journal.close(10)
     assert played.recorded == [0, 1, 2]
     assert played.broken == []
     assert said
+
+
+def in_hand(**said: Any) -> Attempt:
+    return Attempt(1, 9, 1, [SimpleNamespace(actor_name="work")], {}, **said)
+
+
+def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempt, looks = in_hand(), list[int]()
+
+    def look() -> list[Attempt]:
+        """An actor that says a thousand things between two looks, for three of them, and the same ever after."""
+        looks.append(1)
+        for word in range(1000):
+            attempt.progress = (1000.0 * min(len(looks), 3) + word, None)
+        return [attempt]
+
+    monkeypatch.setattr(module, "LOOK", 0.01)
+    monkeypatch.setattr(module, "SLOW", 3600.0)
+    played = Played(monkeypatch, in_hand=look)
+    played.journal.watch()
+    assert wait_until(lambda: len(looks) > 8, 20)
+    assert played.journal.close(10)
+    expected: list[Progress] = [(1999.0, None), (2999.0, None), (3999.0, None)]
+    assert [running.progress for running in played.reported] == expected
+
+
+def test_what_could_not_be_written_is_written_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    played = Played(monkeypatch, in_hand=lambda: [attempt])
+    attempt = in_hand(progress=(1.0, 2.0))
+    away = iter([psycopg.OperationalError("away")] * 2)
+
+    def report(_: Any, __: Any, running: Sequence[Running]) -> None:
+        for error in away:
+            raise error
+        played.reported.extend(running)
+
+    monkeypatch.setattr(writes, "report_running", report)
+    played.journal.watch()
+    assert wait_until(lambda: bool(played.reported), 20)
+    assert played.journal.close(10)
+    assert [running.progress for running in played.reported] == [(1.0, 2.0)]
+
+
+def test_who_says_nothing_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = list[int]()
+
+    def look() -> list[Attempt]:
+        looks.append(1)
+        return [attempt]
+
+    attempt = in_hand(reported=True)
+    monkeypatch.setattr(module, "LOOK", 0.01)
+    played = Played(monkeypatch, in_hand=look)
+    played.journal.watch()
+    assert wait_until(lambda: len(looks) > 5, 20)
+    assert played.journal.close(10)
+    assert played.reported == []
 
 
 def test_who_sends_is_told_of_an_error_that_nobody_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from typer.main import get_command
 import callboard
 from callboard.commands import settings
 from callboard.commands.main import app
-from callboard.middleware import callbacks, journal, outcome, rabbitmq, recorder, submit, webhook
+from callboard.middleware import callbacks, journal, outcome, rabbitmq, recorder, retention, submit, webhook
 from callboard.sql import callbacks as calls
-from callboard.sql import states, writes
+from callboard.sql import leaving, states, writes
 from callboard.web import app as web
 from callboard.web import database
 from tests import readme
@@ -91,6 +91,8 @@ def test_the_api_is_listed() -> None:
     posts = {route.path for route in routes if route.methods == {"POST"}}
     patches = {route.path for route in routes if route.methods == {"PATCH"}}
     assert set(re.findall(r"`PATCH ([^`]+)`", readme.TEXT)) == patches
+    deletes = {route.path for route in routes if route.methods == {"DELETE"}}
+    assert set(re.findall(r"`DELETE ([^`]+)`", readme.TEXT)) == deletes
     assert set(readme.first_column("GET")) - {"state", "actor", "tenant", "name", "after", "limit"} == (
         {route.path for route in routes} - posts - {"/", "/jobs/{job}"}
     )
@@ -107,12 +109,19 @@ def test_config_tells_the_limit_that_holds() -> None:
     assert int(limit) == outcome.RESULT_LIMIT
 
 
+def test_config_tells_how_long_jobs_stay() -> None:
+    [keep] = [s.default for s in settings.SETTINGS if s.name == "CALLBOARD_KEEP"]
+    assert keep == retention.KEEP
+    assert f"leaves after {keep.removesuffix('d')} days" in readme.TEXT
+
+
 def test_numbers_are_those_of_the_code() -> None:
     said = " ".join(readme.TEXT.split())
     assert f"at most {recorder.CONNECTIONS} database connections" in said
     assert f"At most {database.SIZE} database connections" in said
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
     assert f"up to {rabbitmq.DEEPEST} for fast ones" in said
+    assert f"chunks of {leaving.CHUNK:,} items" in said
     assert f"arguments: {submit.ITEM_LIMIT // 2**20} MiB" in said
     assert f"result: {outcome.RESULT_LIMIT // 2**10} KiB" in said
     assert journal.SLOW == 0.25

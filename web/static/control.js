@@ -1,7 +1,7 @@
 // What may be said to a job, when, and how it is told afterwards.
 
 import { FINAL } from "./bar.js";
-import { count, date, make, text } from "./page.js";
+import { count, date, make, root, text } from "./page.js";
 
 const open = (job) => !FINAL.includes(job.state) && !job.stopping;
 
@@ -21,6 +21,11 @@ export const ACTIONS = [
   {
     name: "rest", path: "retry", words: { states: ["cancelled"] }, tone: "",
     fits: (job) => job.cancelled > 0 && !job.stopping, says: (job) => `Run ${count(job.cancelled, "cancelled item")}`,
+  },
+  {
+    name: "delete", path: "", method: "DELETE", tone: "danger", fits: (job) => FINAL.includes(job.state), says: () => "Delete",
+    sure: (job) => `Delete ${job.name}, with its ${count(job.total, "item")}, results, errors and history? Nothing brings them back.`,
+    then: () => document.location.assign(root),
   },
 ];
 

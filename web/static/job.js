@@ -63,14 +63,28 @@ function itemLink(item) {
 
 function runningRow(item) {
   const line = make("div", "line", itemLink(item.item), make("span", "what"), make("span", "aside push"));
-  return make("li", "", line, make("span", "aside step-of"), make("pre"));
+  const gauge = make("div", "gauge line", make("progress"), make("span", "aside"));
+  return make("li", "", line, make("span", "aside step-of"), gauge, make("pre"));
 }
 
 function fillRunning(row, item) {
   text(row.querySelector(".what"), item.key ?? item.actor);
   text(row.querySelector(".push"), `worker ${item.worker}, ${duration(since(item.started_at))}`);
   fill(row.querySelector(".step-of"), item.step);
+  fillGauge(row.querySelector(".gauge"), item.progress);
   fill(row.querySelector("pre"), item.stack);
+}
+
+function fillGauge(gauge, progress) {
+  gauge.hidden = !progress;
+  if (!progress) return;
+  const { done, total } = progress;
+  const bar = gauge.querySelector("progress");
+  bar.hidden = total === null;
+  if (total !== null) [bar.max, bar.value] = [total, done];
+  const words = total === null ? `${number(done)} so far` : `${number(done)} of ${number(total)}`;
+  bar.setAttribute("aria-label", words);
+  text(gauge.querySelector(".aside"), words);
 }
 
 async function running(job) {
@@ -107,8 +121,9 @@ async function act(action, button) {
   if (action.sure && !confirm(action.sure(job))) return;
   button.disabled = true;
   try {
-    await tell(`api/jobs/${id}/${action.path}`, action.words);
+    await tell(`api/jobs/${id}/${action.path}`.replace(/\/$/, ""), action.words, action.method);
     show("refused", "");
+    if (action.then) return action.then();
   } catch (problem) {
     show("refused", problem.message);
   }

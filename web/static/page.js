@@ -13,13 +13,13 @@ export async function ask(path) {
 }
 
 // Says something to a job. It is waited for: to move a million items may take a while.
-export async function tell(path, words = {}) {
+export async function tell(path, words = {}, method = "POST") {
   const headers = { "Content-Type": "application/json" };
-  return answered(await fetch(new URL(path, root), { method: "POST", headers, body: JSON.stringify(words) }));
+  return answered(await fetch(new URL(path, root), { method, headers, body: JSON.stringify(words) }));
 }
 
 async function answered(answer) {
-  if (answer.ok) return answer.json();
+  if (answer.ok) return answer.status === 204 ? null : answer.json();
   const problem = await answer.json().catch(() => ({}));
   const text = problem.detail ?? `the server answered ${answer.status}`;
   throw answer.status < 500 ? new Refusal(text) : new Error(text);

@@ -1,0 +1,69 @@
+"""`callboard purge`: delete finished jobs, at once and to the last row."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from callboard.commands import look, output
+from callboard.commands.address import database
+from callboard.commands.faults import Fault
+from callboard.commands.output import AsJson
+from callboard.middleware import retention
+from callboard.middleware.job import acting
+from callboard.sql import controls, leaving
+from callboard.sql.pool import Conn
+
+app = typer.Typer()
+
+Jobs = Annotated[list[int] | None, typer.Argument(metavar="[JOB…]", min=0, help="These finished jobs.")]
+OlderThan = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPAN", help="Those that ended so long ago and don't say themselves how long they stay: 7d."
+    ),
+]
+
+
+@app.command()
+def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = False) -> None:
+    """Delete finished jobs with all of their rows: those named, or all whose time is over. What was begun is finished.
+
+    It may be stopped at any time: what is left is invisible, and deleted by the next one, or by the sweep.
+    """
+    if jobs and older_than:
+        raise Fault("say which jobs, or how old, not both", code=2)
+    try:
+        keep = retention.kept() if older_than is None else retention.kept("--older-than", older_than)
+    except ValueError as wrong:
+        raise Fault(str(wrong), code=2) from None
+    with database() as conn:
+        going = _named(conn, jobs) if jobs else _due(conn, keep)
+        items = sum(sum(leaving.clear(conn, job)) for job in going)
+        leaving.forget(conn, retention.kept_or_all())
+    if as_json:
+        output.document({"jobs": len(going), "items": items})
+    else:
+        typer.echo(f"deleted {_count(len(going), 'job')} with {_count(items, 'item')}")
+
+
+def _named(conn: Conn, jobs: Sequence[int]) -> list[int]:
+    """All of them or none; one that is leaving already is gone on with."""
+    already = set(leaving.jobs(conn))
+    going = sorted(set(jobs))
+    with conn.transaction():
+        for job in going:
+            if job not in already:
+                look.known(conn, job)
+                controls.delete(conn, job, acting("cli"))
+    return going
+
+
+def _due(conn: Conn, keep: float | None) -> list[int]:
+    while leaving.mark_due(conn, keep):
+        pass
+    return leaving.jobs(conn)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
