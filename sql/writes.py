@@ -421,6 +421,7 @@ def claim_bulk(
         statement("claim_bulk"),
         {
             "full": list(full), "passed": list(passed), "job": job, "lease": PUBLISH_LEASE, "window": WINDOW,
+            "dead_after": DEAD_AFTER,
         },
     ).fetchone()  # fmt: skip
     return BulkClaim(*row) if row else None

@@ -1,9 +1,14 @@
 -- claim_bulk: the next job that has something to publish in its turn, for as long as the lease lasts.
 -- Guard: open, its time has come, neither paused nor being stopped, its limits leave something, and no publisher at work.
+-- A job whose actor no living worker has stays where it is while some worker lives: it would look at each message, and
+-- make a row of it again. With none alive messages wait on the broker, as deep as a queue may be.
 -- Jobs are served in turn. What a rate allows, gathered over a second at most, is used up by the claim.
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
 -- Caller: the publisher. Rows: BulkClaim; its queue is that of the first message when the job has none. None: no such job.
-WITH next AS (
+WITH living AS (
+    SELECT w.actors FROM callboard.workers AS w
+    WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
+), next AS (
     SELECT j.id, j.publish_until IS NOT NULL AS abandoned, l.out, r.base,
            CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
     FROM callboard.jobs AS j
@@ -20,6 +25,7 @@ WITH next AS (
       AND (j.watermark < j.bulk_end OR j.redo > 0 OR l.limited AND EXISTS (
                SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.due_at <= now()))
       AND (j.publish_until IS NULL OR j.publish_until < now())
+      AND (j.actor IS NULL OR j.actor IN (SELECT unnest(actors) FROM living) OR NOT EXISTS (SELECT FROM living))
       AND (j.concurrency IS NULL OR l.out < j.concurrency)
       AND (j.rate IS NULL
            OR r.base <= now() - make_interval(secs => 1 / j.rate)
