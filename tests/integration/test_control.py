@@ -195,6 +195,18 @@ def test_a_retry_moves_the_counts_back_and_keeps_the_attempts(conn: Conn) -> Non
     assert actions(conn, job) == ["retry"]
 
 
+def test_what_ran_before_its_publisher_settled_it_counts_as_published_when_it_is_retried(conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    send(conn, job, 0)
+    (sent,) = writes.claim_outbox(conn, 10)
+    record(conn, job, {"failed": [0]})
+    assert controls.retry(conn, job, ANNA, Choice()) == 1
+    assert reads.run(conn, reads.verify())["drift"] == []
+    writes.settle_outbox(conn, [sent])
+    assert reads.run(conn, reads.verify())["drift"] == []
+    assert parts(conn, job) == {"pending": 1}
+
+
 def test_a_retry_takes_what_is_chosen(conn: Conn) -> None:
     job = make_mixed_job(conn)
     assert controls.retry(conn, job, ANNA, Choice(items=[20, 25, 0, 40, 99_999])) == 2
