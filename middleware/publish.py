@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from callboard.middleware import lanes
 from callboard.middleware.complaint import complaints
 from callboard.middleware.link import Link, Unreachable
 from callboard.sql import writes
+from callboard.sql.lanes import TakenOver
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.rows import BulkClaim, Outgoing
 
@@ -247,6 +249,8 @@ class Publisher:
             room = self._room(claim.queue)
             if claim.allowed is not None:
                 room = min(room, claim.allowed)
+            if claim.lane_by is not None:
+                return self._by_lane(conn, claim, room, passed)
             again = self._redo(conn, claim, room)
             reached = self._range(conn, claim, room - again)
         except Unreachable:
@@ -258,6 +262,22 @@ class Publisher:
             return True
         passed.append(claim.job)
         return False
+
+    def _by_lane(self, conn: Conn, claim: BulkClaim, room: int, passed: list[int]) -> bool:
+        """Publish what there is room for in the lanes of a job, and give it back; see `_bulk`."""
+        sent = 0
+        try:
+            for batch in lanes.batches(conn, claim, room):
+                self._send_outbox(batch, conn)
+                sent += len(batch)
+        except TakenOver:
+            log.debug("job %d was paused, stopped, or taken over", claim.job)
+        writes.publish_bulk(
+            conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=not sent
+        )
+        if not sent:
+            passed.append(claim.job)
+        return bool(sent)
 
     def _redo(self, conn: Conn, claim: BulkClaim, room: int) -> int:
         """Publish messages that wait in the outbox for the job's turn; how many."""

@@ -128,7 +128,9 @@ class BulkClaim:
     """A job that the holder of `token` may publish for: its bulk items, and `redo` messages of the outbox.
 
     `allowed`: how many its limits leave now (None: any); `limited`: the rest of its outbox waits for its turn too;
-    `chunk`: how many bulk items one message carries; `served_at`: when it was served before (None: never).
+    `chunk`: how many bulk items one message carries; `served_at`: when it was served before (None: never). Of the items
+    with the same value of the argument `lane_by` `lane_width` may be in flight; `laned_by`: the argument that it went
+    by before.
     """
 
     job: int
@@ -144,6 +146,9 @@ class BulkClaim:
     limited: bool = False
     chunk: int = 1
     served_at: datetime | None = None
+    lane_by: str | None = None
+    lane_width: int | None = None
+    laned_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ WITH living AS (
            CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
     FROM callboard.jobs AS j JOIN tenants AS t ON t.tenant = j.tenant
     CROSS JOIN LATERAL (
-        SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL AS limited,
+        SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
                greatest(j.published - j.redo - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying, 0) AS out
     ) AS l
     CROSS JOIN LATERAL (
@@ -50,4 +50,5 @@ RETURNING j.id, j.publish_token, j.watermark, j.suspect_below, j.bulk_end, j.epo
           coalesce(j.queue, (SELECT i.queue FROM callboard.outbox AS o
                              JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
                              WHERE o.job_id = j.id AND o.redo AND o.due_at = 'infinity' ORDER BY o.item LIMIT 1), ''),
-          j.redo, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at
+          j.redo, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
+          j.lane_by, j.lane_width, j.laned_by

@@ -3,7 +3,7 @@
 -- `keep` renews the claim while the job goes on; otherwise it is given back, with what is uncertain beyond the watermark
 -- marked suspect. `unserved`: nothing was published, so its turn is given back too.
 UPDATE callboard.jobs
-SET watermark = %(watermark)s,
+SET watermark = greatest(watermark, %(watermark)s),
     published = published + %(published)s,
     suspect_below = greatest(suspect_below, %(suspect_below)s),
     publish_until = CASE WHEN %(keep)s AND stopping IS NULL AND state <> 'paused'

@@ -485,18 +485,26 @@ def test_limits_are_said_by_the_command_and_the_api(
     assert json.loads(call("status", job, "--json")[1])["limits"] == {
         "concurrency": 5, "priority": 3, "max_failures": "5%",
     }  # fmt: skip
+    assert call("limit", job, "--concurrency-by", "customer=2")[0] == 0
+    assert http.get(where).json()["limits"]["concurrency_by"] == "customer=2"
+    answer = http.patch(where, json={"concurrency_by": {"customer": 3}})
+    assert answer.json()["limits"]["concurrency_by"] == "customer=3"
+    assert call("limit", job, "--concurrency-by", "none")[0] == 0
+    assert "concurrency_by" not in http.get(where).json()["limits"]
     for given, said in (
         ({"rate": "fast"}, "rate"),
         ({"speed": 1}, "speed"),
         ({"concurrency": "5"}, "concurrency"),
+        ({"concurrency_by": "customer"}, "concurrency_by"),
+        ({"concurrency_by": ["customer", 5]}, "concurrency_by"),
     ):
         refused = http.patch(where, json=given)
         assert (refused.status_code, said in refused.json()["detail"]) == (422, True)
     assert http.patch("/api/jobs/5", json={"rate": None}).status_code == 404
-    for arguments in (("--rate", "fast"), ("--concurrency", "many"), ()):
+    for arguments in (("--rate", "fast"), ("--concurrency", "many"), ("--concurrency-by", "customer"), ()):
         code, _, error = call("limit", job, *arguments)
         assert (code, error.count("\n")) == (2, 1)
-    assert actions(conn, job) == ["limit", "limit"]
+    assert actions(conn, job) == ["limit"] * 5
 
 
 def test_saying_it_takes_a_post(http: httpx.Client, conn: Conn) -> None:
