@@ -129,8 +129,9 @@ class Job:
     def limit(self, **changes: Any) -> dict[str, Any]:
         """Change what it may do at most, from now on; None takes a limit away. Returns its status.
 
-        `max_failures`, `concurrency`, `rate`, `priority`, `deadline`, `at`, `keep`, as `submit` has them. Of a job that
-        is over, all but `keep` hold when it is opened again. Raises ValueError for what makes no sense.
+        `max_failures`, `concurrency`, `concurrency_by`, `rate`, `priority`, `deadline`, `at`, `keep`, as `submit` has
+        them. Of a job that is over, all but `keep` hold when it is opened again. Raises ValueError for what makes no
+        sense.
         """
         self._tell(lambda conn: controls.limit(conn, self.id, acting("python"), changes))
         return self.status()

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from callboard.middleware import lanes
 from callboard.middleware.complaint import complaints
 from callboard.middleware.link import Link, Unreachable
 from callboard.sql import writes
+from callboard.sql.lanes import TakenOver
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.rows import BulkClaim, Outgoing
 
@@ -25,12 +27,15 @@ _complain = complaints(log, "publishing is held up, trying on; nothing is lost: 
 
 #: Seconds between two looks for work when there was none.
 PERIOD = 0.20
+#: Seconds between two looks at a queue that was full: the less its workers empty meanwhile, the less need lie in it,
+#: and all of it is before a job that comes now.
+LOOK = 0.03
 #: Outbox messages claimed at a time.
 OUTBOX_BATCH = 500
 #: Bytes of arguments that one message carries of many items.
 CHUNK_BYTES = 1_048_576
-#: Items that lie in a queue at first, and at the most; in between as many as its workers empty in two periods.
-SHALLOW = 200
+#: Items that lie in a queue at first, and at the most; in between as many as its workers empty in two looks or so.
+SHALLOW = 50
 DEEP = 20_000
 
 
@@ -38,29 +43,31 @@ DEEP = 20_000
 class Level:
     """How much of a queue's work lies in RabbitMQ: enough to keep its workers busy, no more, so that jobs take turns.
 
-    It doubles when the workers have nearly emptied the queue, and shrinks while they leave it full.
+    It doubles when the workers have nearly emptied the queue, and shrinks while they leave it full, to half in a
+    second.
     """
 
     wanted: int = SHALLOW
-    full_until: float = 0.0
+    full_until: float = 0.0  # 0: it has room, as far as is known
     carried: float = 1.0  # items that a message of it carries, by what was published last
 
     def note(self, items: int, messages: int) -> None:
         """So many items were published, in so many messages."""
         self.carried = (self.carried + items / messages) / 2
 
+    def full(self, depth: int) -> bool:
+        """Whether a queue with `depth` ready messages has no room that is worth a turn."""
+        return self.wanted - int(depth * self.carried) <= self.wanted // 4
+
     def room(self, depth: int, now: float) -> int:
         """How many items to add to a queue with `depth` ready messages; 0 makes it full for a period."""
-        depth = int(depth * self.carried)
-        if depth < self.wanted // 4:
+        items = int(depth * self.carried)
+        if items < self.wanted // 4:
             self.wanted = min(self.wanted * 2, DEEP)
-        elif depth > self.wanted * 3 // 4:
-            self.wanted = max(self.wanted * 7 // 8, SHALLOW)
-        room = self.wanted - depth
-        if room <= self.wanted // 4:
-            self.full_until = now + PERIOD / 2
-            return 0
-        return room
+        elif items > self.wanted * 3 // 4:
+            self.wanted = max(self.wanted * 31 // 32, SHALLOW)
+        self.full_until = now + PERIOD / 2 if self.full(depth) else 0.0
+        return 0 if self.full_until else self.wanted - items
 
 
 @dataclass(slots=True)
@@ -158,10 +165,32 @@ class Publisher:
         return handed, jobs
 
     def _rest(self) -> None:
+        """Wait for something to do: that somebody says so, that a full queue has room again, or a period at most."""
+        end = time.monotonic() + (PERIOD if self._looking else 5.0)
+        while (left := end - time.monotonic()) > 0:
+            full = [queue for queue, level in self._levels.items() if level.full_until and self.depth is None]
+            if self._woken(min(left, LOOK) if full else left) or any(map(self._emptied, full)):
+                return
+
+    def _woken(self, seconds: float) -> bool:
         with self._wake:
             if not self._handed and not self._jobs and not self._closing and not self._nudged:
-                self._wake.wait(PERIOD if self._looking else 5.0)
+                self._wake.wait(seconds)
+            woken = bool(self._handed or self._jobs or self._closing or self._nudged)
             self._nudged = False
+        return woken
+
+    def _emptied(self, queue: str) -> bool:
+        """Whether a full queue has room again; when nobody can say, the next turn finds out."""
+        level = self._levels[queue]
+        try:
+            depth = self.link.depth(queue) or 0
+        except Unreachable:
+            depth = 0
+        if level.full(depth):
+            return level.room(depth, time.monotonic()) > 0
+        level.full_until = 0.0
+        return True
 
     def _turn(self, handed: list[Outgoing], jobs: list[int]) -> bool:
         """One round of everything there is to publish; True when there was something."""
@@ -220,17 +249,35 @@ class Publisher:
             room = self._room(claim.queue)
             if claim.allowed is not None:
                 room = min(room, claim.allowed)
+            if claim.lane_by is not None:
+                return self._by_lane(conn, claim, room, passed)
             again = self._redo(conn, claim, room)
             reached = self._range(conn, claim, room - again)
         except Unreachable:
             writes.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
             raise
         if reached == claim.watermark:
-            writes.publish_bulk(conn, claim, watermark=reached, published=0, keep=False)
+            writes.publish_bulk(conn, claim, watermark=reached, published=0, keep=False, unserved=not again)
         if again or reached > claim.watermark:
             return True
         passed.append(claim.job)
         return False
+
+    def _by_lane(self, conn: Conn, claim: BulkClaim, room: int, passed: list[int]) -> bool:
+        """Publish what there is room for in the lanes of a job, and give it back; see `_bulk`."""
+        sent = 0
+        try:
+            for batch in lanes.batches(conn, claim, room):
+                self._send_outbox(batch, conn)
+                sent += len(batch)
+        except TakenOver:
+            log.debug("job %d was paused, stopped, or taken over", claim.job)
+        writes.publish_bulk(
+            conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=not sent
+        )
+        if not sent:
+            passed.append(claim.job)
+        return bool(sent)
 
     def _redo(self, conn: Conn, claim: BulkClaim, room: int) -> int:
         """Publish messages that wait in the outbox for the job's turn; how many."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import queue
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -46,6 +46,7 @@ def submit(
     rate: str | None = None, delay: timedelta | str | None = None, at: datetime | str | None = None,
     deadline: datetime | timedelta | str | None = None, keep: timedelta | str | None = None, chunk: int = 1,
     on_complete: Called = None, on_fail: Called = None, on_cancel: Called = None,
+    concurrency_by: str | Mapping[Any, int] | None = None,
 ) -> Job:  # fmt: skip
     """Make a job of `items`, each one run of `actor` (an actor or its registered name), and start it.
 
@@ -55,10 +56,12 @@ def submit(
     items or a function: the same item key is stored once in a job. `priority`: lower is first, as Dramatiq's.
 
     `max_failures`: more items than that, or a share of those that ended, and the job is stopped, `failed`: 10, "5%" (of
-    at least 100), "5% of 1000". `concurrency`: items of it in RabbitMQ and in hand, over all workers. `rate`: items
-    started, as "10/s" or "100/m". `delay`, `at`: nothing starts before. `deadline`: what has not started then is
-    cancelled. Times have a zone; spans are timedeltas or texts like "90s", "2h". `keep`: the span from its end until it
-    is deleted with all of its rows, or "forever"; else as CALLBOARD_KEEP says. `Job.limit` changes all of them.
+    at least 100), "5% of 1000". `concurrency`: items of it in RabbitMQ and in hand, over all workers. `concurrency_by`:
+    the same of the items with the same value of an argument, by its name or its position: "customer_id=5", "0=5",
+    {"customer_id": 5}. `rate`: items started, as "10/s" or "100/m". `delay`, `at`: nothing starts before. `deadline`:
+    what has not started then is cancelled. Times have a zone; spans are timedeltas or texts like "90s", "2h". `keep`:
+    the span from its end until it is deleted with all of its rows, or "forever"; else as CALLBOARD_KEEP says.
+    `Job.limit` changes all of them.
 
     `chunk`: items that one message carries, up to 1,000: much cheaper for fast items. The actor gets them one by one
     all the same, or in a list if it is a `batch`; each has its own outcome and retries.
@@ -75,8 +78,9 @@ def submit(
     if delay is not None and at is not None:
         raise ValueError("delay and at say the same: give one of them")
     limits = Limits(
-        max_failures, concurrency, rate, priority or None, deadline, at if delay is None else delay, keep
-    )
+        max_failures, concurrency, rate, priority or None, deadline, at if delay is None else delay, keep,
+        concurrency_by,
+    )  # fmt: skip
     if type(chunk) is not int or not 1 <= chunk <= writes.WINDOW:
         raise ValueError(f"chunk must be a whole number from 1 to {writes.WINDOW}, not {chunk!r}")
     broker = dramatiq.get_broker() if isinstance(actor, str) else actor.broker

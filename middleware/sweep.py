@@ -16,6 +16,7 @@ from callboard.middleware.link import Link
 from callboard.middleware.lost import Search
 from callboard.middleware.retention import Retention
 from callboard.sql import callbacks, writes
+from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, Pool
 
 log = logging.getLogger("callboard.sweep")
@@ -107,6 +108,7 @@ class Sweep:
             self._sampled = now
             writes.sample_jobs(conn)
             writes.drop_messages_of_stopped_jobs(conn)
+            clear_lanes(conn)
             writes.wake_postponed(conn)
             callbacks.queue_missed_callbacks(conn)
         if now - self._searched >= SEARCH:

@@ -201,7 +201,7 @@ def _retry(conn: Conn, job: int, by: By, choice: Choice) -> int:
 def _retried(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]]:
     """Retry what ended of an open job; how many, and what the job's row gains and loses."""
     ended, changes = _ended(conn, job, choice)
-    return ended, {**changes, "over": False, "whole": False, "rest": 0, "published": 0}
+    return ended, {**changes, "over": False, "whole": False, "rest": 0}
 
 
 def _reopened(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]]:
@@ -220,8 +220,9 @@ def _reopened(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]
     sent = conn.execute(statement("send_rest"), {"job": job, "below": below}).rowcount
     ended, changes = _ended(conn, job, choice)
     changes["redo"] += sent
+    changes["published"] += published
     count = ended - changes["cancelled"] + (cancelled if choice.whole else changes["cancelled"] + sent)
-    return count, {**changes, "over": True, "whole": choice.whole, "rest": rest, "published": published}
+    return count, {**changes, "over": True, "whole": choice.whole, "rest": rest}
 
 
 def _ended(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]]:

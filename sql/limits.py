@@ -14,9 +14,12 @@ SAMPLE = 100
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LARGEST = 2**31 - 1
 CENTURY = 36_525 * 86_400
+#: Characters of an argument's name.
+LONGEST_NAME = 100
 
 SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%(?: of (\d+))?")
 RATE = re.compile(r"(\d+(?:\.\d+)?)/([smhd])")
+WHOLE = re.compile(r"[0-9]{1,10}")
 SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
@@ -27,7 +30,9 @@ class Limits:
     `max_failures`: items that may fail, as 10, or a share of those that ended, as "5%" (of at least 100) or "5% of
     1000". `concurrency`: items in RabbitMQ and in hand. `rate`: items started, as "10/s" or "100/m". `priority`: lower
     is first. `deadline` and `at` are times with a zone, ISO texts of such, or spans from now: a timedelta, "90s", "2h".
-    `keep`: the span from its end until it is deleted, or "forever"; None: as CALLBOARD_KEEP says.
+    `keep`: the span from its end until it is deleted, or "forever"; None: as CALLBOARD_KEEP says. `concurrency_by`:
+    items in RabbitMQ and in hand with the same value of an argument, by its name or its position: "customer_id=5",
+    "0=5", {"customer_id": 5}.
     """
 
     max_failures: int | str | None = None
@@ -37,8 +42,11 @@ class Limits:
     deadline: datetime | timedelta | str | None = None
     at: datetime | timedelta | str | None = None
     keep: timedelta | str | None = None
+    concurrency_by: str | Mapping[Any, int] | None = None
 
     def __post_init__(self) -> None:
+        by, width = _lanes(self.concurrency_by)
+        object.__setattr__(self, "concurrency_by", None if by is None else f"{by}={width}")
         for name in ("deadline", "at"):
             object.__setattr__(self, name, moment(name, getattr(self, name)))
         if isinstance(self.keep, timedelta):
@@ -63,11 +71,13 @@ class Limits:
     def columns(self) -> dict[str, Any]:
         """The columns of `jobs`."""
         count, share, sample = _failures(self.max_failures)
+        by, width = _lanes(self.concurrency_by)
         return {
             "fail_count": count, "fail_share": share, "fail_sample": sample,
             "concurrency": _whole("concurrency", self.concurrency, 1), "rate": _rate(self.rate),
             "priority": _whole("priority", self.priority, -LARGEST) or 0, "deadline": self.deadline,
             "not_before": self.at, "keep": None if self.keep is None else span("keep", self.keep),
+            "lane_by": by, "lane_width": width,
         }  # fmt: skip
 
 
@@ -117,6 +127,27 @@ def _failures(given: int | str | None) -> tuple[int | None, float | None, int | 
         return int(given), None, None
     raise ValueError(
         f"max_failures must be a number of items from 1, or a share like 5% or '5% of 1000'; not {given!r}"
+    )
+
+
+def _lanes(given: object) -> tuple[str | None, int | None]:
+    """The argument whose values are told apart, and how many items of each."""
+    if given is None:
+        return None, None
+    by: Any = None
+    width: Any = None
+    if isinstance(given, str):
+        by, _, width = given.rpartition("=")
+    elif isinstance(given, Mapping) and len(given) == 1:
+        ((by, width),) = given.items()
+    if type(by) in (str, int) and type(width) in (str, int):
+        by, width = str(by).strip(), str(width).strip()
+        fits = 0 < len(by) <= LONGEST_NAME and by.isprintable() and not by.startswith("-")
+        if fits and WHOLE.fullmatch(width) and 0 < int(width) <= LARGEST:
+            return by, int(width)
+    raise ValueError(
+        "concurrency_by must be the name or the position of one argument and how many items of each value, like "
+        f"customer_id=5 or 0=5; not {given!r}"
     )
 
 

@@ -1,6 +1,7 @@
 """What goes into the statements and what comes out of them, as plain rows."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from callboard.sql.states import JOB_FINAL
@@ -131,7 +132,9 @@ class BulkClaim:
     """A job that the holder of `token` may publish for: its bulk items, and `redo` messages of the outbox.
 
     `allowed`: how many its limits leave now (None: any); `limited`: the rest of its outbox waits for its turn too;
-    `chunk`: how many bulk items one message carries.
+    `chunk`: how many bulk items one message carries; `served_at`: when it was served before (None: never). Of the items
+    with the same value of the argument `lane_by` `lane_width` may be in flight; `laned_by`: the argument that it went
+    by before.
     """
 
     job: int
@@ -146,6 +149,10 @@ class BulkClaim:
     allowed: int | None = None
     limited: bool = False
     chunk: int = 1
+    served_at: datetime | None = None
+    lane_by: str | None = None
+    lane_width: int | None = None
+    laned_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

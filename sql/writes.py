@@ -427,6 +427,7 @@ def claim_bulk(
         statement("claim_bulk"),
         {
             "full": list(full), "passed": list(passed), "job": job, "lease": PUBLISH_LEASE, "window": WINDOW,
+            "dead_after": DEAD_AFTER,
         },
     ).fetchone()  # fmt: skip
     return BulkClaim(*row) if row else None
@@ -450,16 +451,18 @@ def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgo
 
 
 def publish_bulk(
-    conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool
-) -> bool:
+    conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool,
+    unserved: bool = False,
+) -> bool:  # fmt: skip
     """Move the watermark; False when the claim was taken over, or the job was paused or stopped. `keep` renews the
-    claim, else it is given back.
+    claim, else it is given back, and of a job that was `unserved`, its turn.
     """
     row = conn.execute(
         statement("publish_bulk"),
         {
             "job": claim.job, "token": claim.token, "watermark": watermark, "published": published,
-            "suspect_below": suspect_below, "keep": keep, "lease": PUBLISH_LEASE,
+            "suspect_below": suspect_below, "keep": keep, "lease": PUBLISH_LEASE, "unserved": unserved,
+            "served_at": claim.served_at,
         },
     ).fetchone()  # fmt: skip
     return row is not None and bool(row[0])

@@ -37,7 +37,10 @@ class Retry(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def limit(request: Request) -> Answer:
-    """PATCH /api/jobs/{job}: any of `max_failures concurrency rate priority deadline at keep`; null takes one away."""
+    """PATCH /api/jobs/{job}: any of `max_failures concurrency concurrency_by rate priority deadline at keep`.
+
+    null takes one away.
+    """
     given = await parameters.body(request, dict[str, Any])
     try:
         return await _tell(request, lambda conn, job, by: controls.limit(conn, job, by, given))

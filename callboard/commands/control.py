@@ -24,6 +24,10 @@ CONCURRENCY = "Items of it in RabbitMQ and in hand at most, over all workers."
 MaxFailures = Annotated[
     str | None, typer.Option(metavar="N|N%", help="Failed items past which it stops: 10, 5%, '5% of 1000'.")
 ]
+ConcurrencyBy = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD=N", help="The same per value of an argument: customer_id=5, or 0=5."),
+]
 Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="Items started at most: 10/s, 100/m.")]
 Deadline = Annotated[
     str | None,
@@ -66,6 +70,7 @@ def limit(
     *,
     max_failures: MaxFailures = None,
     concurrency: Annotated[str | None, typer.Option(metavar="N", help=CONCURRENCY)] = None,
+    concurrency_by: ConcurrencyBy = None,
     rate: Rate = None,
     priority: Annotated[str | None, typer.Option(metavar="N", help="Lower is first.")] = None,
     deadline: Deadline = None,
@@ -75,8 +80,8 @@ def limit(
 ) -> None:
     """Change what a job may do at most, from now on; `none` takes a limit away."""
     given: dict[str, str | None] = {
-        "max_failures": max_failures, "concurrency": concurrency, "rate": rate, "priority": priority,
-        "deadline": deadline, "at": at, "keep": keep,
+        "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "rate": rate,
+        "priority": priority, "deadline": deadline, "at": at, "keep": keep,
     }  # fmt: skip
     changes = {
         name: None if value == "none" else _number(name, value) for name, value in given.items() if value

@@ -12,7 +12,7 @@ import typer
 import callboard
 from callboard.commands import cast, intake, look, output, watching
 from callboard.commands.address import database
-from callboard.commands.control import CONCURRENCY, At, Deadline, Keep, MaxFailures, Rate
+from callboard.commands.control import CONCURRENCY, At, ConcurrencyBy, Deadline, Keep, MaxFailures, Rate
 from callboard.commands.faults import Fault, first_line
 from callboard.commands.intake import Bad
 from callboard.commands.output import AsJson
@@ -88,6 +88,7 @@ def submit(
     chunk: Annotated[int, typer.Option(min=1, max=WINDOW, help="Items that one message carries.")] = 1,
     max_failures: MaxFailures = None,
     concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=CONCURRENCY)] = None,
+    concurrency_by: ConcurrencyBy = None,
     rate: Rate = None,
     deadline: Deadline = None,
     at: At = None,
@@ -119,6 +120,7 @@ def submit(
     limits = {
         "max_failures": max_failures,
         "concurrency": concurrency,
+        "concurrency_by": concurrency_by,
         "rate": rate,
         "deadline": deadline,
         "at": at,

@@ -7,7 +7,7 @@ WITH due AS (
     WHERE o.due_at <= now() AND (o.claimed_until IS NULL OR o.claimed_until <= now())
       AND (o.dead OR EXISTS (SELECT FROM callboard.jobs AS j
                              WHERE j.id = o.job_id AND j.finished_at IS NULL AND j.stopping IS NULL
-                                   AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL))
+                                   AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL AND j.lane_by IS NULL))
     ORDER BY o.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE callboard.outbox AS o

@@ -7,5 +7,7 @@ WITH r AS (
     DELETE FROM callboard.attempts WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
 ), h AS (
     DELETE FROM callboard.running WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+), l AS (
+    DELETE FROM callboard.lanes WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
 )
 DELETE FROM callboard.outbox WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s

@@ -103,7 +103,8 @@ WITH event AS (
         told_at = CASE WHEN locked.fails THEN clock_timestamp() ELSE j.told_at END
     FROM delta AS d JOIN locked ON locked.id = d.job_id
     WHERE j.id = d.job_id
-    RETURNING j.id, j.state, j.epoch, j.stopping, j.concurrency IS NOT NULL OR j.rate IS NOT NULL AS limited,
+    RETURNING j.id, j.state, j.epoch, j.stopping,
+              j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
               j.total - d.born AS first_born,
               CASE WHEN locked.open AND j.finished_at IS NOT NULL AND j.callbacks IS NOT NULL THEN to_jsonb(j) END AS ended,
               j.finished_at

@@ -6,7 +6,7 @@ UPDATE callboard.jobs AS j
 SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = cancelled + %(rest)s - %(cancelled)s,
     retries = retries + %(retries)s, crashes = crashes - %(crashes)s, redo = %(redo)s + CASE WHEN %(over)s THEN 0 ELSE redo END,
     retrying = CASE WHEN %(over)s THEN 0 ELSE retrying END,
-    published = CASE WHEN NOT %(over)s THEN published WHEN %(whole)s THEN published + %(published)s ELSE total END,
+    published = CASE WHEN %(over)s AND NOT %(whole)s THEN total ELSE published + %(published)s END,
     watermark = CASE WHEN %(over)s AND NOT %(whole)s THEN bulk_end ELSE watermark END,
     suspect_below = CASE WHEN %(over)s THEN greatest(suspect_below, watermark + %(window)s) ELSE suspect_below END,
     publish_token = publish_token + %(over)s::int,

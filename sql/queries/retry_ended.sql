@@ -1,6 +1,7 @@
 -- retry_ended: items that ended without success get another attempt, published in their job's turn.
 -- Transition: failed | skipped -> waiting (next attempt), cancelled -> waiting. Guard: the state and the attempt, as locked.
 -- Messages of what was cancelled may lie in RabbitMQ still, so those are suspect.
+-- A first message that ran before its publisher settled it counts as published, for settling will not find it.
 -- Their attempts stay: that they were given another is seen by the item's, which is higher now. Writing it into each,
 -- with its traceback, took half of the time. Their deaths are forgotten, or the next would be their last.
 -- Caller: controls.retry. Rows: one, what the job's counters lose or gain.
@@ -40,7 +41,7 @@ WITH chosen AS (
     WHERE e.job_id = %(job)s AND e.kind = r.kind AND e.error_type = r.error_type AND e.place = r.place
       AND r.kind <> 'skipped'
 ), lying AS (
-    SELECT o.item, o.redo FROM callboard.outbox AS o JOIN moved USING (item)
+    SELECT o.item, o.redo, o.first FROM callboard.outbox AS o JOIN moved USING (item)
     WHERE o.job_id = %(job)s ORDER BY o.item FOR UPDATE OF o
 ), again AS (
     UPDATE callboard.outbox AS o
@@ -56,5 +57,6 @@ WITH chosen AS (
 SELECT count(*) FILTER (WHERE was = 'failed') AS failed, count(*) FILTER (WHERE was = 'skipped') AS skipped,
        count(*) FILTER (WHERE was = 'cancelled') AS cancelled, coalesce(sum(crashes), 0)::bigint AS crashes,
        (SELECT coalesce(sum(count), 0)::bigint FROM retried) AS retries,
-       count(*) - (SELECT count(*) FILTER (WHERE redo) FROM lying) AS redo
+       count(*) - (SELECT count(*) FILTER (WHERE redo) FROM lying) AS redo,
+       (SELECT count(*) FILTER (WHERE first) FROM lying) AS published
 FROM moved

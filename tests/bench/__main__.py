@@ -1,18 +1,20 @@
-"""`python -m tests.bench [drain] [publish] [submit] [control] [--pairs N] [--items N]`: tables on stdout."""
+"""`python -m tests.bench [drain] [publish] [submit] [control] [fairness] [--pairs N] [--items N]`: tables on stdout."""
 
 import argparse
 
-from tests.bench import control, drain, publish
+from tests.bench import control, drain, fairness, publish
 from tests.bench.rig import rig
+
+WHAT = ["drain", "publish", "submit", "control", "fairness"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["drain", "publish", "submit", "control", []], default=[])
+    parser.add_argument("what", nargs="*", choices=[*WHAT, []], default=[])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--items", type=int, default=40_000)
     given = parser.parse_args()
-    what = given.what or ["drain", "publish", "submit", "control"]
+    what = given.what or WHAT
     with rig() as here:
         if "drain" in what:
             print("\n".join(["", *drain.table(here, given.items, given.pairs)]), flush=True)
@@ -22,6 +24,8 @@ def main() -> None:
             print("", publish.submitting(here, 1_000_000), sep="\n", flush=True)
         if "control" in what:
             print("\n".join(["", *control.table(here, 1_000_000)]), flush=True)
+        if "fairness" in what:
+            print("\n".join(["", *fairness.table(here, given.pairs)]), flush=True)
 
 
 if __name__ == "__main__":

@@ -43,9 +43,10 @@ class Rig(NamedTuple):
         )
         return done.stdout.strip()
 
-    def worker(self, module: str, processes: int) -> Worker:
+    def worker(self, module: str, processes: int, **extra: str) -> Worker:
         """A worker of 8 threads a process, ready."""
-        environment = self.environment | ({"dramatiq_queue_prefetch": PREFETCH} if "stock" in module else {})
+        prefetch = {"dramatiq_queue_prefetch": PREFETCH} if "stock" in module else {}
+        environment = self.environment | prefetch | extra
         log = self.folder / "worker.log"
         return Worker([f"tests.bench.{module}"], log, env=environment, processes=processes)
 

@@ -1,4 +1,6 @@
-"""The tracked side: the same actor, and one that returns a result of 70 bytes."""
+"""The tracked side: the same actor, one that returns a result of 70 bytes, and one that takes 20 ms."""
+
+import time
 
 import dramatiq
 
@@ -21,3 +23,9 @@ def result(number: int) -> dict[str, str]:
 @callboard.batch
 def many(numbers: list[int]) -> None:
     """Nothing, for all that a message carries."""
+
+
+@dramatiq.actor(max_retries=0)
+def nap(number: int) -> None:
+    """Take as long as a quick call over the network."""
+    time.sleep(0.02)

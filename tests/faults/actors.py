@@ -42,6 +42,15 @@ def work(number: int, fate: str = "succeed", seconds: float = 0.0) -> dict[str, 
         return {"number": number} if fate == "result" else None
 
 
+@dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
+def serve(customer: str, fate: str = "succeed", seconds: float = 0.0) -> None:
+    """Take some seconds for a customer; or fail once."""
+    with run():
+        time.sleep(seconds)
+        if fate == "retry" and callboard.current().attempt == 1:
+            raise NotYet(f"{customer} needs another try")
+
+
 @dramatiq.actor(max_retries=0)
 def leaves(number: int) -> None:
     """Work for long, and look whether that is still wanted."""

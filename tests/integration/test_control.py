@@ -272,6 +272,18 @@ def test_a_row_that_comes_between_is_met_by_trying_again(
     assert parts(conn, job) == {"pending": 2} == listed(conn, job)
 
 
+def test_what_ran_before_its_publisher_settled_it_counts_as_published_when_it_is_retried(conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    send(conn, job, 0)
+    (sent,) = writes.claim_outbox(conn, 10)
+    record(conn, job, {"failed": [0]})
+    assert controls.retry(conn, job, ANNA, Choice()) == 1
+    assert reads.run(conn, reads.verify())["drift"] == []
+    writes.settle_outbox(conn, [sent])
+    assert reads.run(conn, reads.verify())["drift"] == []
+    assert parts(conn, job) == {"pending": 1}
+
+
 def test_a_retry_takes_what_is_chosen(conn: Conn) -> None:
     job = make_mixed_job(conn)
     assert controls.retry(conn, job, ANNA, Choice(items=[20, 25, 0, 40, 99_999])) == 2
@@ -550,18 +562,26 @@ def test_limits_are_said_by_the_command_and_the_api(
     assert json.loads(call("status", job, "--json")[1])["limits"] == {
         "concurrency": 5, "priority": 3, "max_failures": "5%",
     }  # fmt: skip
+    assert call("limit", job, "--concurrency-by", "customer=2")[0] == 0
+    assert http.get(where).json()["limits"]["concurrency_by"] == "customer=2"
+    answer = http.patch(where, json={"concurrency_by": {"customer": 3}})
+    assert answer.json()["limits"]["concurrency_by"] == "customer=3"
+    assert call("limit", job, "--concurrency-by", "none")[0] == 0
+    assert "concurrency_by" not in http.get(where).json()["limits"]
     for given, said in (
         ({"rate": "fast"}, "rate"),
         ({"speed": 1}, "speed"),
         ({"concurrency": "5"}, "concurrency"),
+        ({"concurrency_by": "customer"}, "concurrency_by"),
+        ({"concurrency_by": ["customer", 5]}, "concurrency_by"),
     ):
         refused = http.patch(where, json=given)
         assert (refused.status_code, said in refused.json()["detail"]) == (422, True)
     assert http.patch("/api/jobs/5", json={"rate": None}).status_code == 404
-    for arguments in (("--rate", "fast"), ("--concurrency", "many"), ()):
+    for arguments in (("--rate", "fast"), ("--concurrency", "many"), ("--concurrency-by", "customer"), ()):
         code, _, error = call("limit", job, *arguments)
         assert (code, error.count("\n")) == (2, 1)
-    assert actions(conn, job) == ["limit", "limit"]
+    assert actions(conn, job) == ["limit"] * 5
 
 
 def test_saying_it_takes_a_post(http: httpx.Client, conn: Conn) -> None:

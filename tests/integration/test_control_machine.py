@@ -9,13 +9,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
 
+from callboard.middleware import lanes
 from callboard.sql import controls, writes
 from callboard.sql.controls import By, Choice, NotPossible
+from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import Outgoing
+from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.states import FINAL
 from tests.integration.test_record import Tracking, drift
 
+#: By the only argument each bulk item is a lane of its own, and children, without one, are another; by what none has,
+#: all are one.
+LANES: Any = st.sampled_from(["0=1", "customer=1", "customer=2", None])
 US = By("python", "us")
 CHOICES: Any = st.sampled_from(
     [
@@ -54,6 +59,11 @@ class Controlled(Tracking):
         # By hand what was final may have another attempt.
         self.finals.clear()
 
+    @rule(data=st.data(), by=LANES)
+    def limit(self, data: st.DataObject, by: str | None) -> None:
+        """By another argument, wider, narrower, or not at all."""
+        self._say(lambda job: controls.limit(self.conn, job, US, {"concurrency_by": by}), data)
+
     def _say(self, say: Any, data: st.DataObject) -> None:
         with suppress(NotPossible):
             say(data.draw(st.sampled_from(self.jobs)))
@@ -87,15 +97,51 @@ class Controlled(Tracking):
     def _gone(self, out: Outgoing) -> None:
         self.messages = [one for one in self.messages if one is not out]
 
-    @rule()
-    def publish_in_turn(self) -> None:
+    @rule(vanishes=st.booleans())
+    def claim_bulk(self, vanishes: bool) -> None:
+        claim = writes.claim_bulk(self.conn)
+        if claim is not None and claim.lane_by is not None:
+            self._publish_by_lane(claim, vanishes)
+        elif claim is not None:
+            self.claims.append((claim, writes.bulk_items(self.conn, claim, claim.watermark, claim.total)))
+
+    @rule(vanishes=st.booleans())
+    def publish_in_turn(self, vanishes: bool) -> None:
         claim = writes.claim_bulk(self.conn)
         if claim is None:
+            return
+        if claim.lane_by is not None:
+            self._publish_by_lane(claim, vanishes)
             return
         due = writes.claim_redo(self.conn, claim, 10)
         self.messages += due
         self.unsettled += due
         writes.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
+
+    def _publish_by_lane(self, claim: BulkClaim, vanishes: bool) -> None:
+        """What is claimed may be sent, and settled later or never; its publisher gives the job back, or vanishes."""
+        before = self._lanes(claim.job)
+        batch = [out for batch in lanes.batches(self.conn, claim, 3) for out in batch]
+        after = self._lanes(claim.job)
+        for item in after.keys() - before.keys():
+            # What was in flight already may be more than fits now.
+            assert sum(lane == after[item] for lane in after.values()) <= (claim.lane_width or 0), after
+        self.messages += batch
+        self.unsettled += batch
+        if vanishes:
+            self.conn.execute(
+                "UPDATE callboard.jobs SET publish_until = now() - interval '1 s' WHERE id = %s", (claim.job,)
+            )
+        else:
+            writes.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
+
+    def _lanes(self, job: int) -> dict[int, str]:
+        rows = self.conn.execute("SELECT item, lane FROM callboard.lanes WHERE job_id = %s", (job,))
+        return {row[0]: row[1] for row in rows}
+
+    @rule()
+    def lanes_of_jobs_that_are_over_are_cleared(self) -> None:
+        clear_lanes(self.conn)
 
     @rule()
     def drop_messages_of_stopped_jobs(self) -> None:
@@ -138,7 +184,7 @@ class Controlled(Tracking):
             controls.retry(self.conn, job, US, Choice(["cancelled"]))
             assert self._job(job)["cancelled"] == 0
         super().teardown()
-        self.conn.execute("TRUNCATE callboard.actions")
+        self.conn.execute("TRUNCATE callboard.actions, callboard.lanes")
 
     def _done(self, job: dict[str, Any]) -> bool:
         """One that was cancelled when nothing was left to do stays so."""
@@ -146,14 +192,28 @@ class Controlled(Tracking):
 
     def _a_round(self, worker: int) -> None:
         self.outbox_claims_lapse()
-        while (claim := writes.claim_bulk(self.conn)) is not None and claim.redo:
-            due = writes.claim_redo(self.conn, claim, 100)
-            writes.settle_outbox(self.conn, due)
-            writes.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
-            self._run(worker, due)
-        if claim is not None:
-            writes.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
+        self.conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
+        for job in self.jobs:
+            while sent := self._in_turn(job):
+                self._run(worker, sent)
         super()._a_round(worker)
+
+    def _in_turn(self, job: int) -> list[Outgoing]:
+        """Publish all of a job that may be published now."""
+        claim = writes.claim_bulk(self.conn, job=job)
+        if claim is None:
+            return []
+        laned = claim.lane_by is not None
+        found = (
+            [out for batch in lanes.batches(self.conn, claim, 100) for out in batch]
+            if laned
+            else writes.claim_redo(self.conn, claim, 100)
+        )
+        writes.settle_outbox(self.conn, found)
+        bulk = [] if laned else writes.bulk_items(self.conn, claim, claim.watermark, claim.total)
+        reached = claim.watermark if laned else claim.total
+        writes.publish_bulk(self.conn, claim, watermark=reached, published=len(bulk), keep=False)
+        return [*found, *bulk]
 
 
 @pytest.mark.filterwarnings("default")

@@ -296,6 +296,7 @@ def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: 
             "INSERT INTO callboard.running (job_id, item, attempt, worker, started_at) VALUES (%s, 6, 1, 1, now())",
             (one,),
         )
+        conn.execute("INSERT INTO callboard.lanes (job_id, item, lane) VALUES (%s, 7, 'anna')", (one,))
         controls.cancel(conn, one, ANNA)
         conn.execute("UPDATE callboard.jobs SET told_at = NULL, state = 'cancelled', stopping = NULL,"
                      " finished_at = now() WHERE id = %s", (one,))  # fmt: skip

@@ -302,7 +302,7 @@ class Tracking(RuleBasedStateMachine):
             bury(self.conn, dead)
         self.outbox_claims_lapse()
         found: list[Outgoing] = []
-        while (claim := writes.claim_bulk(self.conn)) is not None:
+        while (claim := writes.claim_bulk(self.conn)) is not None and claim.lane_by is None:
             batch = writes.bulk_items(self.conn, claim, claim.watermark, claim.total)
             writes.publish_bulk(self.conn, claim, watermark=claim.total, published=len(batch), keep=False)
             found += batch

@@ -119,9 +119,18 @@ def test_a_queue_that_is_emptied_gets_more_and_one_left_full_gets_less() -> None
         level.room(0, 0.0)
     deep = level.wanted
     assert deep == SHALLOW * 8
-    for _ in range(50):
+    for _ in range(100):
         level.room(level.wanted, 0.0)
     assert level.wanted == SHALLOW
+
+
+@given(st.integers(SHALLOW, DEEP), st.integers(0, 50_000))
+def test_a_queue_that_is_not_full_gets_something(wanted: int, depth: int) -> None:
+    """What is asked while it rests, and what is found in its turn, agree."""
+    level = Level(wanted)
+    if not level.full(depth):
+        assert level.room(depth, 1.0) > 0
+        assert level.full_until == 0.0
 
 
 def test_a_first_look_at_an_empty_queue_finds_room() -> None:

@@ -1,0 +1,9 @@
+-- change_lanes: the lanes of what is in flight, by the argument that a job's lanes go by now.
+-- Caller: the publisher, which holds the job's claim. Lock order: lanes, then the job.
+WITH changed AS (
+    UPDATE callboard.lanes AS l SET lane = t.lane
+    FROM unnest(%(item)s::int[], %(lane)s::text[]) AS t (item, lane) WHERE l.job_id = %(job)s AND l.item = t.item
+    RETURNING l.item
+)
+UPDATE callboard.jobs AS j SET laned_by = %(by)s
+FROM (SELECT count(*) FROM changed) AS these_first WHERE j.id = %(job)s

@@ -1,0 +1,65 @@
+"""Only so many items of a customer at once, by the actors' own table of runs, over workers that are killed."""
+
+from itertools import accumulate, pairwise
+
+import callboard
+from tests.faults.scene import Scene
+from tests.faults.test_limits import at_once
+from tests.helpers import wait_until
+
+WIDTH = 3
+#: How many items each has; the job is sorted by customer, so the largest stands in front of all others.
+CUSTOMERS = {"large": 700, "middle": 90, "small": 20}
+
+
+def spans(on: Scene, job: callboard.Job, killed_at: float) -> dict[str, list[tuple[float, float]]]:
+    """When each run began and ended, by customer; runs of the worker that was killed ended then."""
+    rows = on.ledger.conn.execute(
+        "SELECT item, extract(epoch FROM began)::float8,"
+        " coalesce(extract(epoch FROM ended)::float8, greatest(%s, extract(epoch FROM began)::float8))"
+        " FROM runs WHERE job = %s",
+        (killed_at, job.id),
+    ).fetchall()
+    ends = [0, *accumulate(CUSTOMERS.values())]
+    return {
+        customer: [(began, ended) for item, began, ended in rows if low <= item < high]
+        for customer, (low, high) in zip(CUSTOMERS, pairwise(ends), strict=True)
+    }
+
+
+def test_a_customer_never_has_more_in_hand_than_may_be_and_blocks_no_other(on: Scene) -> None:
+    victim, _ = on.worker(), on.worker()
+    items = (
+        {"customer": customer, "seconds": 0.03, "fate": "succeed" if n % 10 else "retry"}
+        for customer, count in CUSTOMERS.items()
+        for n in range(count)
+    )
+    with on.witness(job := on.submit("serve", items, concurrency_by={"customer": WIDTH})) as witness:
+        on.until(job, lambda status: status["succeeded"] > 150)
+        (killed_at,) = (
+            on.ledger.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or ()
+        )
+        victim.kill()
+        on.prove(job, total=sum(CUSTOMERS.values()), witness=witness, timeout=120)
+    found = spans(on, job, killed_at)
+    assert {customer: at_once(runs) for customer, runs in found.items()} == dict.fromkeys(CUSTOMERS, WIDTH)
+    last = {customer: max(ended for _, ended in runs) for customer, runs in found.items()}
+    # Nobody waited for those in front: the small one's own time is a twentieth of the large one's.
+    left = sum(began > last["small"] for began, _ in found["large"])
+    assert left > CUSTOMERS["large"] / 2, left
+    assert last["small"] < last["middle"] < last["large"]
+    # Places are filled when an item ends, not at the publisher's next look.
+    first = min(began for began, _ in found["large"])
+    assert last["large"] - first < 60
+    assert wait_until(lambda: on.sql("SELECT count(*) FROM callboard.lanes") == [(0,)], 30)
+
+
+def test_the_limit_is_set_and_taken_away_on_a_run(on: Scene) -> None:
+    on.worker(processes=2)
+    items = ({"customer": "one", "seconds": 0.02} for _ in range(1_200))
+    job = on.submit("serve", items, concurrency_by="customer=1")
+    on.until(job, lambda status: status["succeeded"] >= 30)
+    assert at_once(spans(on, job, 0)["large"]) == 1
+    assert job.limit(concurrency_by=None)["limits"] == {}
+    on.prove(job, total=1_200)
+    assert at_once(spans(on, job, 0)["large"]) > WIDTH
