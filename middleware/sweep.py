@@ -14,7 +14,7 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.burial import bury
 from callboard.middleware.link import Link
 from callboard.middleware.lost import Search
-from callboard.sql import callbacks, writes
+from callboard.sql import callbacks, stages, writes
 from callboard.sql.pool import Conn, Pool
 
 log = logging.getLogger("callboard.sweep")
@@ -120,3 +120,4 @@ class Sweep:
         writes.close_stopped(conn)
         for job in writes.close_jobs(conn):
             log.error("job %d was done and not closed; it is now. Please report this", job)
+        stages.follow(conn)

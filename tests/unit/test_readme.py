@@ -12,7 +12,7 @@ from typer.main import get_command
 import callboard
 from callboard.commands import settings
 from callboard.commands.main import app
-from callboard.middleware import callbacks, journal, outcome, rabbitmq, recorder, submit, webhook
+from callboard.middleware import callbacks, inputs, journal, outcome, rabbitmq, recorder, webhook
 from callboard.sql import callbacks as calls
 from callboard.sql import states, writes
 from callboard.web import app as web
@@ -91,9 +91,15 @@ def test_the_api_is_listed() -> None:
     posts = {route.path for route in routes if route.methods == {"POST"}}
     patches = {route.path for route in routes if route.methods == {"PATCH"}}
     assert set(re.findall(r"`PATCH ([^`]+)`", readme.TEXT)) == patches
-    assert set(readme.first_column("GET")) - {"state", "actor", "tenant", "name", "after", "limit"} == (
-        {route.path for route in routes} - posts - {"/", "/jobs/{job}"}
-    )
+    assert set(readme.first_column("GET")) - {
+        "state",
+        "actor",
+        "tenant",
+        "name",
+        "stage",
+        "after",
+        "limit",
+    } == ({route.path for route in routes} - posts - {"/", "/jobs/{job}"})
     assert set(readme.first_column("POST")) == posts
 
 
@@ -113,7 +119,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"At most {database.SIZE} database connections" in said
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
     assert f"up to {rabbitmq.DEEPEST} for fast ones" in said
-    assert f"arguments: {submit.ITEM_LIMIT // 2**20} MiB" in said
+    assert f"arguments: {inputs.ITEM_LIMIT // 2**20} MiB" in said
     assert f"result: {outcome.RESULT_LIMIT // 2**10} KiB" in said
     assert journal.SLOW == 0.25
     assert "a quarter of a second" in said
