@@ -105,7 +105,9 @@ MIXED = {
 }  # fmt: skip
 
 
-def make_staged(conn: Conn, *, on_failure: str = "go on", made: bool = True) -> tuple[int, list[int]]:
+def make_staged(
+    conn: Conn, *, on_failure: str = "go on", made: bool = True, targets: Targets = NO_TARGETS
+) -> tuple[int, list[int]]:
     """A job of two stages: the first of ten items, two of which failed; the second made of the others, unless they
     stop it, or it is not `made` yet: one succeeded, three are queued.
     """
@@ -114,8 +116,9 @@ def make_staged(conn: Conn, *, on_failure: str = "go on", made: bool = True) -> 
         NewStage("sum up", "work", "default", "shop.stages:make", "stop"),
     ]
     parent, found = stages.create(
-        conn, planned, name="two", key=None, tenant="", metadata={}, created_by="anna", limits=NO_LIMITS
-    )
+        conn, planned, name="two", key=None, tenant="", metadata={}, created_by="anna", limits=NO_LIMITS,
+        targets=targets,
+    )  # fmt: skip
     first, second = (stage.id for stage in found)
     worker = make_worker(conn)
     assert writes.store_chunk(conn, first, 0, [(ARGS, None)] * 10, keyed=False) == ("stored", 10)
