@@ -8,11 +8,14 @@ from callboard.middleware.addressee import UnknownActor
 from callboard.middleware.batch import batch
 from callboard.middleware.broker import install
 from callboard.middleware.current import NotInAnItem, Skip, current, progress, send_now, step
+from callboard.middleware.inputs import BadItem
 from callboard.middleware.job import Job, NotTracked, aget, get, job
 from callboard.middleware.ledger import JobClosed
+from callboard.middleware.making import Result, Results
 from callboard.middleware.rabbitmq import RabbitmqBroker
 from callboard.middleware.send import NotStored
-from callboard.middleware.submit import BadItem, SubmittedElsewhere, asubmit, submit
+from callboard.middleware.stages import Stage, astages, stages
+from callboard.middleware.submit import SubmittedElsewhere, asubmit, submit
 from callboard.sql.controls import NoSuchJob, NotPossible
 from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import NotConfigured
@@ -28,11 +31,15 @@ __all__ = [
     "NotStored",
     "NotTracked",
     "RabbitmqBroker",
+    "Result",
+    "Results",
     "SchemaError",
     "Skip",
+    "Stage",
     "SubmittedElsewhere",
     "UnknownActor",
     "aget",
+    "astages",
     "asubmit",
     "batch",
     "current",
@@ -41,6 +48,7 @@ __all__ = [
     "job",
     "progress",
     "send_now",
+    "stages",
     "step",
     "submit",
 ]

@@ -51,7 +51,9 @@ def claim(conn: Conn, mark: Stamp, worker: int) -> Claim | None:
     return None
 
 
-def patiently(ask: Callable[[], T], stopping: Callable[[], bool]) -> T:
+def patiently(
+    ask: Callable[[], T], stopping: Callable[[], bool], complain: Callable[[BaseException], None] = _complain
+) -> T:
     """Ask the database until it answers. A stopping worker does not wait: raises Stopping, the message comes again.
 
     Raises what the data is to blame for.
@@ -64,5 +66,5 @@ def patiently(ask: Callable[[], T], stopping: Callable[[], bool]) -> T:
         except (psycopg.Error, PoolTimeout) as error:
             if stopping():
                 raise Stopping from error
-            _complain(error)
+            complain(error)
             time.sleep(PAUSE)

@@ -58,12 +58,19 @@ class Job:
             time.sleep(0.1)
         return status
 
-    def items(self, state: str | None = None) -> Iterator[dict[str, Any]]:
-        """The job's items in order, all or those of a state, read page by page."""
-        after: int | None = -1
-        while after is not None:
-            page, after = self._ask(reads.items(self.id, state=state, after=after, limit=1000))
-            yield from page
+    def items(self, state: str | None = None, *, stage: int | None = None) -> Iterator[dict[str, Any]]:
+        """The job's items in order, all or those of a state, read page by page; of a job of stages those of a stage
+        (0, 1, …), or of all of them one after the other: each says its `job`. Raises ValueError for no such stage.
+        """
+        stages = self.status()["stages"]
+        wanted = [one["job"] for one in stages if stage in (None, one["stage"])]
+        if stage is not None and not wanted:
+            raise ValueError(f"job {self.id} has no stage {stage}")
+        for job in wanted or [self.id]:
+            after: int | None = -1
+            while after is not None:
+                page, after = self._ask(reads.items(job, state=state, after=after, limit=1000))
+                yield from page
 
     def errors(self) -> list[dict[str, Any]]:
         """The job's errors, grouped by type and place, each with an example."""

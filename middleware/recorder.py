@@ -23,6 +23,7 @@ from callboard.middleware.hand import Hand
 from callboard.middleware.journal import Entry, Journal
 from callboard.middleware.ledger import Ledger
 from callboard.middleware.link import Link
+from callboard.middleware.making import Maker
 from callboard.middleware.parking import Parking
 from callboard.middleware.publish import Publisher, fixed_depth
 from callboard.middleware.send import new_item, send
@@ -83,6 +84,7 @@ class Recorder:
         self._publisher: Publisher | None = None
         self._sweep: Sweep | None = None
         self._callbacks: Callbacks | None = None
+        self._maker = Maker(self.write, self.begin, lambda: self.hand.worker, lambda: self.stopping)
         self.worker: Worker | None = None
         self._threads: dramatiq.Worker | None = None
         self._broken = False
@@ -181,9 +183,10 @@ class Recorder:
         """Be a worker process, with these actors ({name: queue})."""
         self._threads = worker
         prefetched = self._prefetched or partial(_queued, worker)
+        self._maker.actors = sorted(actors)
         self.worker = Worker(
             self.pool, worker.worker_threads, lambda: list({*self.hand.keys(), *prefetched()}), self.hand.heed,
-            self._trouble,
+            self._trouble, self._advance,
         )  # fmt: skip
         self.hand.worker = self.worker.start(actors)
         self.tend()
@@ -234,6 +237,7 @@ class Recorder:
             log.warning("%d outcomes could not be written; their messages come again", self._journal.pending)
         if self._publisher:
             self._publisher.close(self.time_left())
+        self._maker.close(self.time_left() / 4)
         if self.worker:
             self.worker.stop(self.time_left())
         if self._callbacks:
@@ -242,6 +246,10 @@ class Recorder:
             self._pool.close(min(self.time_left() + 1.0, 5.0))
         atexit.unregister(self.close)
         self._reset()
+
+    def _advance(self, conn: Conn) -> None:
+        if self.hand.worker:
+            self._maker.look(conn)
 
     def _trouble(self) -> str | None:
         return self.publisher.trouble or (self._cut_off() if self._cut_off else None)

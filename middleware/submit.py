@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import queue
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import dramatiq
 
-from callboard.middleware import addressee, envelope
+from callboard.middleware import addressee, inputs
 from callboard.middleware.addressee import Called
+from callboard.middleware.inputs import ItemKey
 from callboard.middleware.job import Job, recorder_of
 from callboard.middleware.outcome import clean
 from callboard.middleware.recorder import Recorder
@@ -25,14 +26,6 @@ log = logging.getLogger("callboard.submit")
 
 #: Items in one transaction.
 CHUNK = 5_000
-#: Bytes that one item's arguments may have, as the encoder writes them.
-ITEM_LIMIT = 1_048_576
-
-ItemKey: TypeAlias = str | Callable[[Any], Any] | None
-
-
-class BadItem(ValueError):
-    """An item can't be stored; the message says which, counting from 0, and why."""
 
 
 class SubmittedElsewhere(RuntimeError):
@@ -75,14 +68,10 @@ def submit(
     the database can't be reached. When it raises, a job with a key stays open to be taken up again; one without is
     stopped, `failed`, with the reason. So it is when its process dies, within a minute.
     """
-    if delay is not None and at is not None:
-        raise ValueError("delay and at say the same: give one of them")
     limits = Limits(
-        max_failures, concurrency, rate, priority or None, deadline, at if delay is None else delay, keep,
-        concurrency_by,
-    )  # fmt: skip
-    if type(chunk) is not int or not 1 <= chunk <= writes.WINDOW:
-        raise ValueError(f"chunk must be a whole number from 1 to {writes.WINDOW}, not {chunk!r}")
+        max_failures, concurrency, rate, priority or None, deadline, start(delay, at), keep, concurrency_by
+    )
+    check_chunk(chunk)
     broker = dramatiq.get_broker() if isinstance(actor, str) else actor.broker
     targets = addressee.targets(
         recorder_of(broker), broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
@@ -90,6 +79,24 @@ def submit(
     intake = Intake.open(
         broker, actor, name, key, item_key, metadata, tenant, limits, targets, created_by, chunk
     )
+    return take_in(intake, items)
+
+
+def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime | timedelta | str | None:
+    """When a job starts; raises ValueError when that is said twice."""
+    if delay is not None and at is not None:
+        raise ValueError("delay and at say the same: give one of them")
+    return at if delay is None else delay
+
+
+def check_chunk(chunk: int) -> None:
+    """Raise ValueError for what can't be how many items a message carries."""
+    if type(chunk) is not int or not 1 <= chunk <= writes.WINDOW:
+        raise ValueError(f"chunk must be a whole number from 1 to {writes.WINDOW}, not {chunk!r}")
+
+
+def take_in(intake: "Intake", items: Iterable[Any]) -> Job:
+    """Store all of the items, chunk by chunk, from where the submission stands; returns the job, sealed."""
     with intake.recorder.submitting.held(intake.job.id):
         try:
             source = iter(items)
@@ -191,7 +198,7 @@ class Intake:
 
     def store(self, chunk: Sequence[Any]) -> None:
         """Store a chunk, all of it or nothing; the job starts with its first."""
-        rows = [self._row(self.consumed + n, item) for n, item in enumerate(chunk)]
+        rows = [inputs.row(self.consumed + n, item, self.item_key) for n, item in enumerate(chunk)]
         how, number = self.recorder.write(
             lambda conn: writes.store_chunk(
                 conn, self.job.id, self.consumed, rows, keyed=self.item_key is not None
@@ -226,30 +233,3 @@ class Intake:
             self.recorder.write(lambda conn: writes.break_job(conn, self.job.id, reason))
         except Exception:
             log.exception("job %d can't be marked as broken off", self.job.id)
-
-    def _row(self, number: int, item: Any) -> tuple[bytes, str | None]:
-        args, kwargs = _call(item)
-        try:
-            encoded = envelope.encode_args(args, kwargs)
-        except Exception as error:
-            raise BadItem(f"item {number} can't be written as a message: {error}") from error
-        if len(encoded) > ITEM_LIMIT:
-            raise BadItem(f"item {number} has {len(encoded):,} bytes, and {ITEM_LIMIT:,} are allowed")
-        return encoded, self._key_of(number, item)
-
-    def _key_of(self, number: int, item: Any) -> str | None:
-        if self.item_key is None:
-            return None
-        try:
-            value = self.item_key(item) if callable(self.item_key) else item[self.item_key]
-        except Exception as error:
-            raise BadItem(f"item {number} has no item key: {type(error).__name__}: {error}") from error
-        if value is None:
-            raise BadItem(f"item {number} has no item key: it is None")
-        return clean(str(value))
-
-
-def _call(item: Any) -> tuple[list[Any], dict[str, Any]]:
-    if isinstance(item, dict):
-        return [], item
-    return (list(item), {}) if isinstance(item, list | tuple) else ([item], {})

@@ -15,7 +15,7 @@ from callboard.middleware.burial import bury
 from callboard.middleware.link import Link
 from callboard.middleware.lost import Search
 from callboard.middleware.retention import Retention
-from callboard.sql import callbacks, writes
+from callboard.sql import callbacks, stages, writes
 from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, Pool
 
@@ -125,3 +125,4 @@ class Sweep:
         writes.close_stopped(conn)
         for job in writes.close_jobs(conn):
             log.error("job %d was done and not closed; it is now. Please report this", job)
+        stages.follow(conn)

@@ -27,7 +27,7 @@ WITHIN = 20.0
 @dataclass(slots=True)
 class Worker:
     """The row of this process in `workers`. `holds` tells what the process has in hand or prefetched, as (job, item);
-    `controlled` takes what jobs are told; `trouble` tells what keeps it from its broker.
+    `controlled` takes what jobs are told; `trouble` tells what keeps it from its broker; `advance` makes jobs go on.
     """
 
     pool: Pool
@@ -35,6 +35,7 @@ class Worker:
     holds: Callable[[], Sequence[tuple[int, int]]]
     controlled: Callable[[Iterable[Control]], None]
     trouble: Callable[[], str | None]
+    advance: Callable[[Conn], None]
     id: int = 0
     _heard: float = -WITHIN
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -71,6 +72,7 @@ class Worker:
                         writes.beat(conn, self.id, self.holds(), self.trouble())
                         beaten = time.monotonic()
                     self._listen(conn)
+                    self.advance(conn)
             except (psycopg.Error, PoolTimeout):
                 log.debug("no heartbeat: the database is away", exc_info=True)
             except Exception:

@@ -5,6 +5,7 @@ saying it again changes nothing.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 import psycopg
@@ -14,6 +15,8 @@ from psycopg.types.json import Jsonb
 from callboard.sql import leaving, writes
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
+from callboard.sql.rows import StageRow
+from callboard.sql.stages import follow, lock, of, stop
 from callboard.sql.statements import statement
 from callboard.sql.states import JOB_FINAL, RETRIABLE
 
@@ -77,6 +80,11 @@ class Choice:
         return "cancelled" in self.wanted and self.items is None and self.error_type is None
 
 
+#: All that was cancelled, and nothing at all.
+WHOLE = Choice(["cancelled"])
+NOTHING = Choice(items=[])
+
+
 @dataclass(frozen=True, slots=True)
 class _Stand:
     state: str
@@ -84,6 +92,8 @@ class _Stand:
     failed: int
     skipped: int
     cancelled: int
+    staged: bool
+    parent: int | None
 
     @property
     def over(self) -> bool:
@@ -100,51 +110,75 @@ def cancel(conn: Conn, job: int, by: By, *, reason: str | None = None) -> None:
     Raises NoSuchJob, and NotPossible when it ended otherwise.
     """
     with conn.transaction():
-        _stand(conn, job, by)
-        told = {"job": job, "state": "cancelled", "reason": reason}
-        if conn.execute(statement("stop_job"), told).fetchone():
+        stages = _whole(conn, job, by)
+        if stop(conn, job, stages, "cancelled", reason):
             _note(conn, job, by, "cancel", {"reason": reason} if reason else {})
         elif (stand := _stand(conn, job, by)).state in ("completed", "failed"):
             _refuse(job, stand, "there is nothing left to cancel")
     writes.close_stopped(conn)
+    follow(conn)
 
 
 def pause(conn: Conn, job: int, by: By) -> None:
     """Nothing of the job starts until it is resumed. Raises NoSuchJob, and NotPossible when it is over."""
     with conn.transaction():
-        _stand(conn, job, by)
-        if conn.execute(statement("pause_job"), (job,)).fetchone():
+        stages = _whole(conn, job, by)
+        if _pause(conn, job):
+            for stage in stages:
+                _pause(conn, stage.id)
             _note(conn, job, by, "pause")
         elif (stand := _stand(conn, job, by)).ends:
             _refuse(job, stand, "there is nothing left to pause")
 
 
+def _pause(conn: Conn, job: int) -> bool:
+    return conn.execute(statement("pause_job"), (job,)).fetchone() is not None
+
+
 def resume(conn: Conn, job: int, by: By) -> None:
     """A paused job goes on. Raises NoSuchJob, and NotPossible when it is over."""
     with conn.transaction():
-        _stand(conn, job, by)
-        if conn.execute(statement("resume_job"), (job,)).fetchone():
+        stages = _whole(conn, job, by)
+        if _resume(conn, job):
+            for stage in stages:
+                _resume(conn, stage.id)
             _note(conn, job, by, "resume")
         elif (stand := _stand(conn, job, by)).ends:
             _refuse(job, stand, "only what is paused is resumed; `retry` gives its items another attempt")
 
 
+def _resume(conn: Conn, job: int) -> bool:
+    return conn.execute(statement("resume_job"), (job,)).fetchone() is not None
+
+
 def limit(conn: Conn, job: int, by: By, changes: Mapping[str, Any]) -> None:
     """Change what the job may do at most (see `Limits`); None takes a limit away, what is not named stays.
 
-    Of a job that is over they hold when it is opened again. Raises NoSuchJob, and ValueError for what makes no sense.
+    Of a job that is over they hold when it is opened again; of one with stages they hold for each of them, and what was
+    said to a stage of its own stays. Raises NoSuchJob, and ValueError for what makes no sense.
     """
     strange = sorted(set(changes) - {field.name for field in fields(Limits)})
     if strange:
         raise ValueError(f"there is no limit {strange[0]!r}")
+    meant = Limits.of(changes).words()  # a span is one from now, for all of them
+    changes = {name: meant.get(name) for name in changes}
     with conn.transaction():
-        _stand(conn, job, by)
-        known = _limits(conn, job)
-        limits = Limits.of({**known, **changes})
-        words = limits.words()
-        if words != known:
-            conn.execute(statement("limit_job"), {"job": job, "limits": Jsonb(words), **limits.columns()})
-            _note(conn, job, by, "limit", {name: words.get(name) for name in changes})
+        stand = _stand(conn, job, by)
+        if _limit(conn, job, changes, staged=stand.staged):
+            for stage in of(conn, job) if stand.staged else ():
+                _limit(conn, stage.id, changes, staged=False)
+            _note(conn, job, by, "limit", changes)
+
+
+def _limit(conn: Conn, job: int, changes: Mapping[str, Any], *, staged: bool) -> bool:
+    """Whether that changed anything. Of a job with stages it is said, and but for `keep` holds for its stages only."""
+    known = _limits(conn, job)
+    limits = Limits.of({**known, **changes})
+    words = limits.words()
+    columns = (Limits(keep=limits.keep) if staged else limits).columns()
+    if words != known:
+        conn.execute(statement("limit_job"), {"job": job, "limits": Jsonb(words), **columns})
+    return bool(words != known)
 
 
 def _limits(conn: Conn, job: int) -> dict[str, Any]:
@@ -160,7 +194,11 @@ def delete(conn: Conn, job: int, by: By) -> None:
     Its history goes with it, so who deleted it is in the log. Raises NoSuchJob, and NotPossible while it is open.
     """
     with conn.transaction():
-        _stand(conn, job, by)
+        stand = _stand(conn, job, by)
+        if stand.parent is not None:
+            raise NotPossible(
+                f"job {job} is a stage of job {stand.parent}: delete that, and its stages go with it"
+            )
         if not leaving.mark(conn, job):
             _refuse(job, _stand(conn, job, by), "it can be deleted when it is over; `cancel` ends it")
     log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
@@ -169,11 +207,15 @@ def delete(conn: Conn, job: int, by: By) -> None:
 def retry(conn: Conn, job: int, by: By, choice: Choice) -> int:
     """Give items that ended without success another attempt, and open a job that is over; returns how many.
 
-    Raises NoSuchJob, and NotPossible while it is being stopped.
+    Of a job with stages: those of all stages, and the stages that were not made yet are made then; said to a stage,
+    only its own. Stages that are made are not made again. Raises NoSuchJob, and NotPossible while it is being stopped.
     """
     for left in reversed(range(TRIES)):
         try:
-            return _retry(conn, job, by, choice)
+            stand = _stand(conn, job, by)
+            if stand.parent is not None:
+                return _retry_stages(conn, stand.parent, by, choice, only=job)
+            return (_retry_stages if stand.staged else _retry)(conn, job, by, choice)
         except (Overtaken, psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
             # The last: a message of an item was parked or sent again while the job was opened.
             if not left:
@@ -192,10 +234,83 @@ def _retry(conn: Conn, job: int, by: By, choice: Choice) -> int:
         count, changes = _reopened(conn, job, choice) if stand.over else _retried(conn, job, choice)
         if not count:
             raise psycopg.Rollback  # nobody chose what was moved aside
-        if not conn.execute(statement("reopen_job"), changes).fetchone():
-            raise Overtaken(f"job {job} was opened or closed meanwhile")
+        _reopen(conn, job, changes)
         _note(conn, job, by, "retry", {**_given(choice), "count": count})
     return count
+
+
+def _retry_stages(conn: Conn, parent: int, by: By, choice: Choice, only: int | None = None) -> int:
+    if choice.items is not None and only is None:
+        raise NotPossible(f"job {parent} has stages, and each has its own items: say it to the stage's job")
+    count = 0
+    with conn.transaction():
+        stand = lock(conn, parent)
+        conn.execute(statement("lock_unmade"), (parent,))
+        stages = of(conn, parent)
+        if stand.stopping or any(stage.stopping for stage in stages):
+            raise NotPossible(f"job {parent} is being stopped: its items can be retried when it has ended")
+        for stage, following in zip_longest(stages, stages[1:]):
+            chosen = choice if only in (None, stage.id) else NOTHING
+            if following is not None and following.partly:
+                if stage.id == only:
+                    raise NotPossible(
+                        f"stage {following.name!r} is partly made from the results of job {only}: its items can be "
+                        "retried when that is made"
+                    )
+                continue
+            count += _retry_stage(conn, stage, by, chosen, paused=stand.state == "paused")
+        if stand.over and (count or _goes_on(stages, choice)):
+            count += _reopen_rest(conn, parent, stages, choice)
+        elif not count:
+            raise psycopg.Rollback  # nobody chose what was moved aside
+        _note(
+            conn, parent, by, "retry", {**_given(choice), "count": count, **({"job": only} if only else {})}
+        )
+    return count
+
+
+def _retry_stage(conn: Conn, stage: StageRow, by: By, choice: Choice, *, paused: bool) -> int:
+    """Retry what is chosen of a stage; one that was stopped ends where it is, if that is nothing."""
+    if stage.unmade and stage.over:
+        return 0  # see _reopen_rest
+    stopped = stage.over and stage.state != "completed"
+    stand = _stand(conn, stage.id, by)
+    if not stopped and (choice is NOTHING or not any(getattr(stand, state) for state in choice.wanted)):
+        return 0
+    count, changes = (_reopened if stage.over else _retried)(conn, stage.id, choice)
+    if count or stopped:
+        _reopen(conn, stage.id, changes)
+        if paused:
+            _pause(conn, stage.id)
+    return count
+
+
+def _goes_on(stages: Sequence[StageRow], choice: Choice) -> bool:
+    """Whether stages are to be made that were not, though no item of the others is run again."""
+    unmade = [stage for stage in stages if stage.unmade]
+    failed = any(stage.state == "failed" for stage in unmade)
+    return bool(unmade) and ("cancelled" in choice.wanted or (failed and "failed" in choice.wanted))
+
+
+def _reopen_rest(conn: Conn, parent: int, stages: Sequence[StageRow], choice: Choice) -> int:
+    """Open a job of stages, and what is unmade of it; a stage that was partly made goes on whole. How many items."""
+    count = 0
+    narrow = choice.items is not None or choice.error_type is not None
+    chosen = WHOLE if narrow else Choice(("cancelled", *choice.wanted))
+    for stage in stages:
+        if stage.unmade and stage.consumed:
+            more, changes = _reopened(conn, stage.id, chosen)
+            _reopen(conn, stage.id, changes)
+            count += more
+    conn.execute(statement("reopen_stages"), (parent,))
+    conn.execute(statement("reopen_parent"), (parent,))
+    writes.close_jobs(conn)  # a stage that was stopped, and of which nothing runs again
+    return count
+
+
+def _reopen(conn: Conn, job: int, changes: Mapping[str, Any]) -> None:
+    if not conn.execute(statement("reopen_job"), changes).fetchone():
+        raise Overtaken(f"job {job} was opened or closed meanwhile")
 
 
 def _retried(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]]:
@@ -242,6 +357,17 @@ def _given(choice: Choice) -> dict[str, Any]:
     return {name: value for name, value in asdict(choice).items() if value is not None}
 
 
+def _whole(conn: Conn, job: int, by: By) -> list[StageRow]:
+    """The stages that a job has, locked; raises NoSuchJob, and NotPossible for a job that is a stage itself."""
+    stand = _stand(conn, job, by)
+    if stand.parent is not None:
+        raise NotPossible(f"job {job} is a stage of job {stand.parent}: say it to that")
+    if not stand.staged:
+        return []
+    lock(conn, job)
+    return of(conn, job)
+
+
 def _stand(conn: Conn, job: int, by: By) -> _Stand:
     row = conn.execute(statement("job_stand"), {"job": job, "tenant": by.tenant}).fetchone()
     if row is None:
@@ -254,8 +380,5 @@ def _refuse(job: int, stand: _Stand, why: str) -> NoReturn:
     raise NotPossible(f"job {job} is {state}: {why}")
 
 
-def _note(conn: Conn, job: int, by: By, action: str, detail: dict[str, Any] | None = None) -> None:
-    conn.execute(
-        statement("note_action"),
-        {"job": job, "action": action, "who": by.who, "via": by.via, "detail": Jsonb(detail or {})},
-    )
+def _note(conn: Conn, job: int, by: By, action: str, detail: Mapping[str, Any] | None = None) -> None:
+    writes.note_action(conn, job, action, who=by.who, via=by.via, detail=dict(detail or {}))

@@ -33,6 +33,8 @@ def job(row: Stored) -> dict[str, Any]:
         "step": row["step"],
         "hung": row["hung"] or [],
         "stages": [],
+        "parent": row["parent_id"],
+        "stage": row["stage"],
         "limits": row["limits"],
         "metadata": row["metadata"],
         "created_by": row["created_by"],
@@ -40,11 +42,11 @@ def job(row: Stored) -> dict[str, Any]:
     }
 
 
-def ended(row: Stored, then: Stored) -> dict[str, Any]:
-    """A job as it was when it ended: `then` is its row of that time as JSON, `row` what `jobs.sql` gives of it now."""
+def at(row: Stored, then: Stored) -> Stored:
+    """A job's row as it was when it ended: `then` is that as JSON, `row` what `jobs.sql` gives of it now."""
     names = ("created_at", "started_at", "finished_at", "updated_at")
     times = {name: then[name] and datetime.fromisoformat(then[name]) for name in names}
-    return job({**row, **then, **times, "alive": None, "hung": None})
+    return {**row, **then, **times, "alive": None, "hung": None}
 
 
 def counts(row: Stored) -> dict[str, int]:
@@ -80,7 +82,15 @@ def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
         return None
     if sum(parts[name] for name in ("pending", "queued", "running", "retrying")):
         return _nobody(row) or _later(row, parts) or _standstill(row, parts)
-    return None if row["sealed"] or row["standing"] else _unsealed(row)
+    if row["sealed"] or row["standing"] or row["waits"]:
+        return None
+    return _unmade(row) if row["stage"] else _unsealed(row)
+
+
+def _unmade(row: Stored) -> str:
+    if row["maker"] is not None:
+        return "the worker that made its items died; another will go on"
+    return _nobody(row) or f"its items are still to be made, and nothing has moved for {_quiet(row)} s"
 
 
 def _unsealed(row: Stored) -> str:
@@ -109,7 +119,11 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
         return f"{parts['running']} items are held by a worker that died; they will be given to another"
     if row["trouble"]:
         return str(row["trouble"])
-    return f"nothing has moved for {(row['read_at'] - row['updated_at']).total_seconds():.0f} s"
+    return f"nothing has moved for {_quiet(row)} s"
+
+
+def _quiet(row: Stored) -> str:
+    return f"{(row['read_at'] - row['updated_at']).total_seconds():.0f}"
 
 
 def iso(time: datetime | None) -> str | None:

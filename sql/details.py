@@ -24,6 +24,8 @@ CHECKS = {
     "crashes": "crashes charged to the job, and to its items",
     "errors": "attempts in the groups of errors, and attempt rows that are errors",
     "fatal": "attempts in the groups of errors that ended their item, and attempt rows that did",
+    "stages": "stages the job says it has, and job rows that are stages of it",
+    "unended": "stages of the job that may be open or were stopped, once it is over or completed, and those that are",
     "parked": "items that wait for a retry, and those of them with a message in the outbox",
 }
 

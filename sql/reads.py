@@ -6,7 +6,7 @@ from typing import Any, Generic, LiteralString, TypeVar
 
 from psycopg.rows import dict_row
 
-from callboard.sql import describe, details
+from callboard.sql import describe, details, family
 from callboard.sql.details import Page, Rows
 from callboard.sql.pool import AsyncConn, Conn
 from callboard.sql.statements import statement
@@ -47,13 +47,13 @@ async def arun(conn: AsyncConn, query: Query[T]) -> T:
 def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | None]:
     """A job as the API describes it; None when there is none with this id (or not of this tenant)."""
     parameters = _job_parameters(number, number, limit=1, tenant=tenant)
-    return Query(statement("jobs"), parameters, lambda rows: describe.job(rows[0]) if rows else None)
+    return Query(statement("jobs"), parameters, lambda rows: next(iter(family.jobs(rows)), None))
 
 
 def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | None]:
     """A job as the API described it when it ended, `then` its row as JSON; None when it is deleted."""
     parameters = _job_parameters(number, number, limit=1)
-    return Query(statement("jobs"), parameters, lambda rows: describe.ended(rows[0], then) if rows else None)
+    return Query(statement("jobs"), parameters, lambda rows: family.ended(rows, then) if rows else None)
 
 
 def jobs(
@@ -66,7 +66,7 @@ def jobs(
     return Query(
         statement("jobs"),
         parameters,
-        lambda rows: details.page([describe.job(row) for row in rows], limit, "id"),
+        lambda rows: details.page(family.jobs(rows), limit, "id"),
     )
 
 

@@ -229,6 +229,84 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class NewStage:
+    """A stage to come. `makes`: the function that makes its items, as "module:name"; None: results are its items."""
+
+    name: str
+    actor: str
+    queue: str
+    makes: str | None
+    on_failure: str
+    chunk: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A job of stages; `stopping`: what it will be when its stages have ended."""
+
+    id: int
+    state: str
+    stopping: str | None
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """A stage of a job; `made`: somebody makes its items just now."""
+
+    id: int
+    stage: int
+    name: str
+    actor: str
+    makes: str | None
+    on_failure: str
+    state: str
+    stopping: bool
+    over: bool
+    sealed: bool
+    total: int
+    consumed: int
+    failed: int
+    reason: str | None
+    started_at: datetime | None
+    made: bool
+
+    @property
+    def bad(self) -> bool:
+        """Whether it ended in a way that stops the others."""
+        return self.over and (self.state != "completed" or bool(self.failed and self.on_failure == "stop"))
+
+    @property
+    def why(self) -> str:
+        """What is said of the whole when it is bad."""
+        failures = f"{self.failed} of {self.total} items failed"
+        return f"stage '{self.name}': {failures if self.state == 'completed' else self.reason or self.state}"
+
+    @property
+    def unmade(self) -> bool:
+        """Whether items of it are still to be made from results."""
+        return self.stage > 0 and not self.sealed
+
+    @property
+    def partly(self) -> bool:
+        """Whether some of its items are made, or are just being made, and others are not."""
+        return self.unmade and (self.consumed > 0 or (self.made and not self.over))
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """A stage that a worker makes from the results of the job `source`; `consumed` inputs are stored already."""
+
+    worker: int
+    job: int
+    name: str
+    parent: int
+    makes: str | None
+    source: int
+    consumed: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """What a worker process says of itself when it starts."""
 

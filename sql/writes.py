@@ -219,6 +219,20 @@ def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:
         conn.execute(statement("park"), parameters)
 
 
+def stop_job(conn: Conn, job: int, state: str, reason: str | None) -> bool:
+    """Start nothing more of a job: it will be in this state when what is in hand has ended; False when it is stopped
+    or over already.
+    """
+    told = {"job": job, "state": state, "reason": reason}
+    return conn.execute(statement("stop_job"), told).fetchone() is not None
+
+
+def note_action(conn: Conn, job: int, action: str, *, who: str, via: str, detail: dict[str, Any]) -> None:
+    """Keep in a job's history who did what, in the transaction that does it."""
+    noted = {"job": job, "action": action, "who": who, "via": via, "detail": Jsonb(detail)}
+    conn.execute(statement("note_action"), noted)
+
+
 def stop_late(conn: Conn) -> list[int]:
     """Stop the jobs whose deadline passed; returns them."""
     return [row[0] for row in conn.execute(statement("stop_late"))]

@@ -4,9 +4,20 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 
-from callboard.sql import writes
+from callboard.sql import stages, writes
+from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn
-from callboard.sql.rows import Event, Failure, NewItem, Progress, Retry, Running, Settled, WorkerInfo
+from callboard.sql.rows import (
+    Event,
+    Failure,
+    NewItem,
+    NewStage,
+    Progress,
+    Retry,
+    Running,
+    Settled,
+    WorkerInfo,
+)
 from callboard.sql.targets import NO_TARGETS, Targets
 
 BAD = Failure(
@@ -14,6 +25,7 @@ BAD = Failure(
 )
 NOT_NEEDED = Failure("skipped", "Skip", "unchanged")
 SECOND = 1.0
+ARGS = b'{"args": [1], "kwargs": {}}'
 
 
 def make_worker(conn: Conn, *actors: str, release: str = "2026.11") -> int:
@@ -104,6 +116,38 @@ MIXED = {
     "pending": 20, "queued": 44, "running": 3, "retrying": 3, "succeeded": 20, "failed": 5, "skipped": 5,
     "cancelled": 0,
 }  # fmt: skip
+
+
+def make_staged(
+    conn: Conn, *, on_failure: str = "go on", made: bool = True, targets: Targets = NO_TARGETS
+) -> tuple[int, list[int]]:
+    """A job of two stages: the first of ten items, two of which failed; the second made of the others, unless they
+    stop it, or it is not `made` yet: one succeeded, three are queued.
+    """
+    planned = [
+        NewStage("fetch", "work", "default", None, on_failure),
+        NewStage("sum up", "work", "default", "shop.stages:make", "stop"),
+    ]
+    parent, found = stages.create(
+        conn, planned, name="two", key=None, tenant="", metadata={}, created_by="anna", limits=NO_LIMITS,
+        targets=targets,
+    )  # fmt: skip
+    first, second = (stage.id for stage in found)
+    worker = make_worker(conn)
+    assert writes.store_chunk(conn, first, 0, [(ARGS, None)] * 10, keyed=False) == ("stored", 10)
+    writes.seal_job(conn, first)
+    publish(conn, first, 10)
+    record(conn, first, {"succeeded": range(8), "failed": range(8, 10)}, worker=worker)
+    stages.follow(conn)
+    if made and on_failure == "go on":
+        making = stages.claim(conn, worker, ["work"], [])
+        assert making is not None
+        assert (making.job, making.source, making.makes) == (second, first, "shop.stages:make")
+        assert stages.store(conn, making, 0, [(ARGS, None)] * 8)
+        stages.seal(conn, making)
+        publish(conn, second, 4)
+        record(conn, second, {"succeeded": [0]}, worker=worker)
+    return parent, [first, second]
 
 
 def age(conn: Conn, job: int, seconds: float) -> None:

@@ -34,8 +34,11 @@ async def job(request: Request) -> Answer:
 
 
 async def items(request: Request) -> Answer:
-    """GET /api/jobs/{job}/items: in order; `state`, `after`, `limit`."""
+    """GET /api/jobs/{job}/items: in order; `state`, `after`, `limit`; of a job of stages those of a `stage`."""
     number = parameters.job(request)
+    stage = parameters.stage(request)
+    if stage is not None:
+        number = _of_stage(await known(request, number), stage)
     after = parameters.cursor(request, parameters.ITEMS)
     query = reads.items(
         number,
@@ -44,9 +47,17 @@ async def items(request: Request) -> Answer:
         limit=parameters.limit(request),
     )
     found, following = await read(request, query)
-    if not found:
-        await known(request, number)
+    if not found and (stages := (await known(request, number))["stages"]):
+        there = ", ".join(f"stage={one['stage']} ({one['name']})" for one in stages)
+        raise HTTPException(400, f"job {number} has stages, and each has its own items: ask with {there}")
     return Answer({"items": found, "next": following})
+
+
+def _of_stage(job: dict[str, Any], stage: int) -> int:
+    found = next((one for one in job["stages"] if one["stage"] == stage), None)
+    if found is None:
+        raise HTTPException(400, f"job {job['id']} has no stage {stage}")
+    return int(found["job"])
 
 
 async def item(request: Request) -> Answer:

@@ -27,6 +27,11 @@ def cursor(request: Request, most: int) -> int | None:
     return _integer(request, "after", 0, least=0, most=most) if "after" in request.query_params else None
 
 
+def stage(request: Request) -> int | None:
+    """`stage`: which of a job's stages."""
+    return _integer(request, "stage", 0, least=0, most=ITEMS) if "stage" in request.query_params else None
+
+
 def choice(request: Request, name: str, choices: Sequence[str]) -> str | None:
     """One of a few words."""
     value = request.query_params.get(name)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from callboard.commands.faults import Fault
-from callboard.middleware.submit import ITEM_LIMIT
+from callboard.middleware.inputs import ITEM_LIMIT
 
 BOM = b"\xef\xbb\xbf"
 FORMATS = ("jsonl", "csv")

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from callboard.commands.output import STYLES, plain, state
@@ -18,19 +19,32 @@ def lines(job: Job) -> RenderableType:
     bar = ProgressBar(total=1.0, completed=job["progress"], width=60, complete_style=_style(job))
     # A bar ends no line of its own.
     parts: list[RenderableType] = [headline(job), bar, Text(), counts(job), pace(job)]
+    if job["stages"]:
+        parts.append(stages(job))
     parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in ("step", "reason") if job[name]]
     if job["stalled"]:
         parts.append(Text("stalled: ", style="yellow").append_text(plain(job["stalled"])))
     return Group(*parts, *hung(job))
 
 
+def stages(job: Job) -> RenderableType:
+    """A line for each stage."""
+    grid = Table.grid(padding=(0, 1))
+    for stage in job["stages"]:
+        now = Text("stopping") if stage["stopping"] else state(stage["state"])
+        bar = ProgressBar(total=1.0, completed=stage["progress"], width=20, complete_style=_style(stage))
+        parts = (
+            counts(stage) if stage["total"] else Text("not made yet" if not stage["sealed"] else "no items")
+        )
+        grid.add_row(str(stage["stage"]), plain(stage["name"]), now, bar, parts)
+    return grid
+
+
 def hung(job: Job) -> list[Text]:
     """A line for each item that takes far longer than its actor usually does."""
     return [
         Text("hung: ", style="yellow").append_text(
-            plain(
-                f"item {one['item']} on worker {one['worker']}, for {_span(one['seconds'])}, at {one['place']}"
-            )
+            plain(f"{_item(one)} on worker {one['worker']}, for {_span(one['seconds'])}, at {one['place']}")
         )
         for one in job["hung"]
     ]
@@ -61,9 +75,13 @@ def pace(job: Job) -> Text:
     """Rate, time left, retries and crashes, as far as there are any."""
     parts = [] if job["rate"] is None else [f"{job['rate']:,.1f} items/s"]
     if job["eta"]:
-        parts.append(f"done in {_left(job['eta'])}")
+        parts.append(f"{'its stage ' if job['stages'] else ''}done in {_left(job['eta'])}")
     parts += [f"{job[name]:,} {name}" for name in ("retries", "crashes") if job[name]]
     return Text(" · ".join(parts), style="dim")
+
+
+def _item(one: Job) -> str:
+    return f"item {one['item']}" + (f" of job {one['job']}" if "job" in one else "")
 
 
 def _span(seconds: float) -> str:

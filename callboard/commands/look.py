@@ -79,14 +79,15 @@ def items(
     job: JobId,
     *,
     state: ItemState = None,
+    stage: Annotated[int | None, typer.Option(min=0, help="Of a job of stages: of this one, from 0.")] = None,
     after: After = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
     """List a job's items."""
     with database() as conn:
-        known(conn, job)
-        query = reads.items(job, state=state, after=-1 if after is None else after, limit=limit)
+        whose = _of_stage(known(conn, job), stage)
+        query = reads.items(whose, state=state, after=-1 if after is None else after, limit=limit)
         found, following = reads.run(conn, query)
     shown = [
         {**item, "error": _error(item["error"]), "progress": _progress(item["progress"])} for item in found
@@ -113,7 +114,8 @@ def errors(job: JobId, *, as_json: AsJson = False) -> None:
     with database() as conn:
         known(conn, job)
         found = reads.run(conn, reads.errors(job))
-    columns = ("count", "failed", "kind", "type", "place", "last_at", "item", "message")
+    stages = ("stage",) if any(error["stage"] is not None for error in found) else ()
+    columns = (*stages, "count", "failed", "kind", "type", "place", "last_at", "item", "message")
     listing("errors", found, None, found, columns, as_json=as_json)
 
 
@@ -169,6 +171,17 @@ def known(conn: Conn, job: int) -> dict[str, Any]:
     if found is None:
         raise Fault(f"there is no job {job} in this database: `callboard jobs` lists those there are")
     return found
+
+
+def _of_stage(job: dict[str, Any], stage: int | None) -> int:
+    """Whose items they are."""
+    if stage is None and not job["stages"]:
+        return int(job["id"])
+    found = next((one for one in job["stages"] if one["stage"] == stage), None)
+    if found is None:
+        there = ", ".join(f"{one['stage']} ({one['name']})" for one in job["stages"])
+        raise Fault(f"job {job['id']} has {f'stages: say --stage {there}' if there else 'no stages'}", code=2)
+    return int(found["job"])
 
 
 def _error(error: dict[str, Any] | None) -> str:

@@ -98,4 +98,5 @@ class _Lines:
 
 def _told(job: Job) -> tuple[object, ...]:
     hung = [(one["item"], one["place"]) for one in job["hung"]]
-    return job["state"], int(job["progress"] * 100), job["stalled"], hung
+    stages = [stage["state"] for stage in job["stages"]]
+    return job["state"], int(job["progress"] * 100), job["stalled"], hung, stages

@@ -1,11 +1,13 @@
 -- break_abandoned: jobs without a key whose submitter is gone: nobody can take them up again.
 -- Transition: open -> failed, with a reason that says what to do; its callbacks are queued. Guard: neither sealed nor
 -- stopped, the lease lapsed.
+-- The key of a stage is its parent's.
 -- One with a key stays open, and `stalled` says so (describe.py). Caller: the sweep. Rows: (id). Lock order: jobs by id.
 WITH abandoned AS (
-    SELECT id FROM callboard.jobs
+    SELECT j.id FROM callboard.jobs AS j
     WHERE finished_at IS NULL AND stopping IS NULL AND NOT sealed AND key IS NULL AND submitting_until < now()
-    ORDER BY id FOR NO KEY UPDATE
+      AND NOT EXISTS (SELECT FROM callboard.jobs AS p WHERE p.id = j.parent_id AND p.key IS NOT NULL)
+    ORDER BY j.id FOR NO KEY UPDATE
 ), ended AS (
     UPDATE callboard.jobs AS j
     SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp(),

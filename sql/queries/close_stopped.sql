@@ -1,11 +1,11 @@
 -- close_stopped: jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled,
 -- and their callbacks are queued.
 -- Guard: every worker had the time to hear of it (`heard` seconds), or nothing was ever published and no publisher is at
--- work, or no worker lives; and no item has a row in `running`.
+-- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
 -- Caller: controls.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs by id.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
-    WHERE j.told_at IS NOT NULL AND j.stopping IS NOT NULL
+    WHERE j.told_at IS NOT NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
       AND (j.told_at < clock_timestamp() - make_interval(secs => %(heard)s)
            OR j.published = 0 AND j.publish_until IS NULL
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.claimed_until IS NOT NULL)

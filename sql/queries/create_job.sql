@@ -11,7 +11,7 @@ WITH made AS (
             %(callbacks)s::jsonb, %(limits)s::jsonb, %(fail_count)s, %(fail_share)s, %(fail_sample)s, %(concurrency)s,
             %(rate)s, %(priority)s, %(deadline)s, %(not_before)s, %(keep)s, %(lane_by)s, %(lane_width)s)
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
-    WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL
+    WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
     RETURNING id, xmax = 0 AS created, state, sealed, consumed, actor
 )
 SELECT id, created, state::text, sealed, consumed, coalesce(actor, '') FROM made

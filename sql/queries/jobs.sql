@@ -1,16 +1,36 @@
 -- jobs: jobs by id, newest first, with all that a description is derived from (describe.py), in one snapshot.
 -- No item is counted: a job of ten million items costs the same as one of ten. One job: `low` = `high` = its id.
--- Caller: reads.job, reads.jobs. Rows: one a job; `alive` to `due_at` are NULL unless the job is open and quiet,
+-- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
+-- Caller: reads.job, reads.jobs. Rows: one a job or stage; `alive` to `due_at` are NULL unless the job is open and quiet,
 -- `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
-SELECT j.id, j.name, j.key, j.tenant, j.actor, j.state::text AS state, j.stopping::text AS stopping, j.reason, j.sealed,
+WITH page AS MATERIALIZED (
+    SELECT j.id FROM callboard.jobs AS j
+    WHERE j.id BETWEEN %(low)s AND %(high)s AND (j.parent_id IS NULL OR %(low)s = %(high)s)
+      AND j.leaving_at IS NULL
+      AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
+      AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
+      AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text OR EXISTS (
+          SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.actor = %(actor)s::text))
+      AND (%(name)s::text IS NULL OR strpos(lower(j.name), lower(%(name)s::text)) > 0)
+    ORDER BY j.id DESC LIMIT %(limit)s
+), shown AS (
+    SELECT id, false AS within FROM page
+    UNION ALL
+    SELECT s.id, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
+)
+SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key, j.tenant, j.actor, j.state::text AS state, j.stopping::text AS stopping, j.reason, j.sealed,
        j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.redo, j.retries, j.crashes,
        j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
+       j.stages, j.parent_id, j.stage, j.makes, j.on_failure, j.maker, shown.within,
+       EXISTS (SELECT FROM callboard.jobs AS b
+               WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 AND b.finished_at IS NULL) AS waits,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
        sample.taken_at AS sampled_at, sample.final AS sampled_final,
        quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.trouble,
        hanging.hung
-FROM callboard.jobs AS j
+FROM shown
+JOIN callboard.jobs AS j ON j.id = shown.id
 LEFT JOIN LATERAL (
     (SELECT s.taken_at, s.final FROM callboard.samples AS s
      WHERE s.job_id = j.id AND s.taken_at BETWEEN now() - interval '30 seconds' AND now() - interval '2 seconds'
@@ -31,7 +51,10 @@ LEFT JOIN LATERAL (
               AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS able,
            (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
             WHERE r.job_id = j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS tended,
+              AND w.beat_at > now() - make_interval(secs => %(dead_after)s))
+           + (SELECT count(*) FROM callboard.workers AS w
+              WHERE w.id = j.maker AND w.stopped_at IS NULL AND w.died_at IS NULL
+                AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS tended,
            (SELECT max(w.trouble) FROM callboard.workers AS w
             WHERE w.stopped_at IS NULL AND w.died_at IS NULL
               AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
@@ -48,9 +71,4 @@ LEFT JOIN LATERAL (
         FROM callboard.running AS r WHERE r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
     ) AS h
 ) AS hanging ON j.finished_at IS NULL
-WHERE j.id BETWEEN %(low)s AND %(high)s AND j.leaving_at IS NULL
-  AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
-  AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
-  AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text)
-  AND (%(name)s::text IS NULL OR strpos(lower(j.name), lower(%(name)s::text)) > 0)
-ORDER BY j.id DESC LIMIT %(limit)s
+ORDER BY shown.within, j.id DESC

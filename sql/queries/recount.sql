@@ -1,6 +1,7 @@
 -- recount: what the jobs say and what their rows say, in one snapshot, so it is exact while workers run.
--- Of a job that is over, messages that were never published are dropped: then `published` has an upper bound only.
--- One that is leaving is not looked at: its rows go. Caller: reads.verify. Rows: one a job, each pair as stored_… and counted_….
+-- Of a job with stages, which has no items, it is told whether its state fits theirs. Of a job that is over, messages that
+-- were never published are dropped: then `published` has an upper bound only. One that is leaving is not looked at: its
+-- rows go. Caller: reads.verify. Rows: one a job, each pair as stored_… and counted_….
 SELECT j.id, j.name, j.finished_at IS NOT NULL AS over,
        j.total AS stored_total, i.total AS counted_total,
        j.published AS stored_published, i.published AS counted_published,
@@ -14,7 +15,9 @@ SELECT j.id, j.name, j.finished_at IS NOT NULL AS over,
        j.crashes AS stored_crashes, i.crashes AS counted_crashes,
        e.count AS stored_errors, a.errors AS counted_errors,
        e.failed AS stored_fatal, a.fatal AS counted_fatal,
-       i.retrying AS stored_parked, i.parked AS counted_parked
+       i.retrying AS stored_parked, i.parked AS counted_parked,
+       coalesce(j.stages, 0) AS stored_stages, s.stages AS counted_stages,
+       0 AS stored_unended, CASE WHEN j.finished_at IS NULL THEN 0 ELSE s.unended END AS counted_unended
 FROM callboard.jobs AS j
 CROSS JOIN LATERAL (
     SELECT count(*) AS total,
@@ -42,5 +45,10 @@ CROSS JOIN LATERAL (
     SELECT coalesce(sum(e.count), 0)::bigint AS count, coalesce(sum(e.failed), 0)::bigint AS failed
     FROM callboard.errors AS e WHERE e.job_id = j.id
 ) AS e
-WHERE j.id BETWEEN %(low)s AND %(high)s AND j.leaving_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT count(*) AS stages,
+           count(*) FILTER (WHERE s.finished_at IS NULL OR j.state = 'completed' AND s.state <> 'completed') AS unended
+    FROM callboard.jobs AS s WHERE s.parent_id = j.id
+) AS s
+WHERE (j.id BETWEEN %(low)s AND %(high)s OR j.parent_id BETWEEN %(low)s AND %(high)s) AND j.leaving_at IS NULL
 ORDER BY j.id

@@ -9,13 +9,13 @@ from playwright.sync_api import Dialog, Page, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from callboard.sql import callbacks, writes
+from callboard.sql import callbacks, stages, writes
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
 from callboard.sql.targets import Message, Targets, Webhook
 from callboard.web import create_app
 from tests.helpers import wait_until
-from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_worker, record, run
+from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_staged, make_worker, record, run
 from tests.webapp import served
 
 #: Milliseconds in which a change is to be seen.
@@ -114,6 +114,46 @@ def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: C
     expect(page.locator("#number")).to_have_text(str(job))
     page.locator(".from a").click()
     expect(page.locator("#jobs li")).to_have_count(1)
+
+
+def test_a_job_of_stages_shows_each_and_leads_to_it(page: Page, conn: Conn, address: str) -> None:
+    parent, [first, second] = make_staged(conn)
+    page.goto(address)
+    expect(page.locator("#jobs li")).to_have_count(1)
+    expect(page.locator("#jobs .share")).to_have_text("56.2 % of 18 items")
+    page.locator("#jobs a").click()
+    expect(page.locator("#stages li")).to_have_count(2)
+    expect(page.locator("#stages li").first).to_contain_text("8 succeeded, 2 failed")
+    expect(page.locator("#stages .bar").last).to_have_attribute("aria-valuenow", "12")
+    run(conn, second, [1], step="adding")
+    expect(page.locator("#running li")).to_contain_text("adding", timeout=SOON)
+    expect(page.locator("#running a")).to_have_attribute("href", re.compile(rf"/api/jobs/{second}/items/1$"))
+    expect(page.locator("#errors a")).to_have_attribute("href", re.compile(rf"/api/jobs/{first}/items/8$"))
+    page.locator("#stages a").last.click()
+    expect(page.locator("#name")).to_have_text("sum up")
+    expect(page.locator("#acts button")).to_have_count(0)
+    page.locator("#whole").click()
+    expect(page.locator("#number")).to_have_text(str(parent))
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#stages .pill").last).to_have_text("paused", timeout=SOON)
+
+
+def test_a_stage_that_cant_be_made_shows_its_traceback_and_may_be_made_again(
+    page: Page, conn: Conn, address: str
+) -> None:
+    parent, _ = make_staged(conn, made=False)
+    making = stages.claim(conn, make_worker(conn), ["work"], [])
+    assert making is not None
+    stages.fail(
+        conn, making, "its items can't be made: KeyError", {"reason": "no", "traceback": "Traceback <b>"}
+    )
+    page.goto(f"{address}/jobs/{parent}")
+    expect(page.locator("#state")).to_have_text("failed")
+    expect(page.locator("#reason")).to_have_text("stage 'sum up': its items can't be made: KeyError")
+    expect(page.locator("#actions pre")).to_have_text("Traceback <b>")
+    expect(page.locator("#stages li").last).to_contain_text("not made yet")
+    page.get_by_role("button", name="Retry 2 failed items").click()
+    expect(page.locator("#state")).to_have_text("running", timeout=SOON)
 
 
 def test_a_lost_connection_is_said_and_found_again(page: Page, conn: Conn, database_url: str) -> None:

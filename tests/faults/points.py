@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from callboard.middleware import stamp, sweep, worker
 from callboard.middleware.book import Book
 from callboard.middleware.hand import Hand
-from callboard.sql import callbacks, writes
+from callboard.sql import callbacks, stages, writes
 
 HURRY, POINTS, MARKS = "CALLBOARD_TEST_HURRY", "CALLBOARD_TEST_POINTS", "CALLBOARD_TEST_MARKS"
 Key = tuple[int, int]
@@ -207,6 +207,19 @@ def _answered(deaths: Deaths) -> Wrap:
     return wrap
 
 
+def _stage(deaths: Deaths, point: str) -> Wrap:
+    def wrap(step: Callable[..., Any]) -> Callable[..., Any]:
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            done = step(*args, **kwargs)
+            if done is not None and done is not False:
+                deaths.passes(point, [])  # committed
+            return done
+
+        return stepped
+
+    return wrap
+
+
 def install(deaths: Deaths) -> None:
     """Lay the points into the product's way."""
     _around(writes, "record", _outcomes(deaths))
@@ -219,6 +232,9 @@ def install(deaths: Deaths) -> None:
     _around(Hand, "settle", _settled(deaths))
     _around(Hand, "_may_run", _begun(deaths))
     _around(Book, "_settle", _acked(deaths))
+    _around(stages, "claim", _stage(deaths, "stage claimed"))
+    _around(stages, "store", _stage(deaths, "stage stored"))
+    _around(stages, "seal", _stage(deaths, "stage sealed"))
 
 
 if os.environ.get(HURRY):

@@ -22,7 +22,7 @@ from tests.faults.witness import Witness
 from tests.helpers import Worker, wait_until
 
 ACTORS = "tests.faults.actors"
-NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uploads", "told")
+NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uploads", "told", "summed")
 TIMEOUT = 60.0
 
 

@@ -235,13 +235,13 @@ def told(on: Scene, job: callboard.Job) -> dict[str, Any]:
 DIES = """
 import os, signal, sys
 from callboard.commands.main import main
-from callboard.sql import controls
+from callboard.sql import controls, writes
 real = controls.statement
 def deadly(name):
     if name == sys.argv[1]:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(name)
-controls.statement = deadly
+controls.statement = writes.statement = deadly
 main(sys.argv[2:])
 """
 

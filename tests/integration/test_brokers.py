@@ -11,10 +11,12 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
 from dramatiq.brokers.stub import StubBroker
 
 import callboard
+from callboard import Stage
 from callboard.middleware.job import recorder_of
 from callboard.sql import reads, writes
 from callboard.sql.pool import Conn, connect
 from tests.helpers import wait_until
+from tests.integration import makers
 
 TIMEOUT = 30.0
 
@@ -87,6 +89,16 @@ def test_a_mixed_job_is_counted_exactly(house: House) -> None:
     assert status["retries"] == 20 + 40
     assert house.runs == {n: {"retry": 2, "fail": 3}.get(FATES[n % 5], 1) for n in range(100)}
     assert [item["result"] for item in job.items()][4] == {"number": 4}
+
+
+def test_stages_follow_one_another(house: House) -> None:
+    items = ({"number": n, "fate": "result"} for n in range(20))
+    plan = [Stage(house.act, items=items), Stage(house.act, make=makers.onwards, name="next")]
+    job = callboard.stages("in stages", plan)
+    house.work()
+    status = job.wait(TIMEOUT)
+    assert (status["state"], status["succeeded"]) == ("completed", 40)
+    assert house.runs == {n: 1 for start in (0, 1000) for n in range(start, start + 20)}
 
 
 def test_nothing_is_acknowledged_before_its_commit(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from callboard.sql.targets import Message, Targets, Webhook
 from callboard.web import create_app
 from tests import readme
 from tests.helpers import wait_until
-from tests.jobs import make_job, record
+from tests.jobs import make_job, make_staged, record
 from tests.pipeline import TIMEOUT, Stage, stage
 from tests.receiver import Receiver, receiver
 from tests.vhosts import Broker
@@ -149,9 +149,14 @@ def by_break_abandoned(conn: Conn) -> int:
     return job
 
 
+def by_end_parent(conn: Conn) -> int:
+    job, _ = make_staged(conn, on_failure="stop", targets=ALL)
+    return job
+
+
 ENDS = {
     "record": by_record, "seal_job": by_seal_job, "close_stopped": by_close_stopped, "close_jobs": by_close_jobs,
-    "break_job": by_break_job, "break_abandoned": by_break_abandoned,
+    "break_job": by_break_job, "break_abandoned": by_break_abandoned, "end_parent": by_end_parent,
 }  # fmt: skip
 
 

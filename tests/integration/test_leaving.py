@@ -21,6 +21,7 @@ from callboard.middleware.claim import claim
 from callboard.middleware.retention import Retention
 from callboard.middleware.stamp import Stamp
 from callboard.sql import callbacks, controls, leaving, reads, writes
+from callboard.sql import stages as staged
 from callboard.sql.controls import By, Choice, NoSuchJob, NotPossible
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
@@ -31,7 +32,7 @@ from callboard.sql.targets import Message, Targets
 from callboard.web import create_app
 from tests.databases import waits
 from tests.helpers import wait_until
-from tests.jobs import BAD, make_job, make_worker, record, run, send
+from tests.jobs import BAD, make_job, make_staged, make_worker, record, run, send
 from tests.webapp import served
 
 ANNA = By("python", "anna")
@@ -94,6 +95,30 @@ def test_who_is_to_be_called_is_called_before_its_job_leaves(conn: Conn) -> None
     assert leaving.mark(conn, jobs[2])
     conn.execute("DELETE FROM callboard.callbacks WHERE job_id = %s", (jobs[2],))
     assert callbacks.queue_missed_callbacks(conn) == []
+
+
+def test_a_job_of_stages_leaves_as_a_whole(conn: Conn) -> None:
+    """Not by a stage alone, however long that is over; and not while a stage is open."""
+    parent, (first, second) = make_staged(conn)
+    controls.limit(conn, parent, ANNA, {"keep": "1d"})
+    age(conn, first, 400)
+    with pytest.raises(NotPossible, match=f"is a stage of job {parent}: delete that"):
+        controls.delete(conn, first, ANNA)
+    with pytest.raises(NotPossible, match="it can be deleted when it is over"):
+        controls.delete(conn, parent, ANNA)
+    assert leaving.mark_due(conn, DAY) == []
+    record(conn, second, {"succeeded": range(1, 8)})
+    staged.follow(conn)
+    assert state(conn, parent) == "completed"
+    for job in (first, second):
+        age(conn, job, 400)
+    assert leaving.mark_due(conn, DAY) == []
+    age(conn, parent, 2)
+    assert leaving.mark_due(conn, None) == [parent, first, second]
+    assert [state(conn, job) for job in (parent, first, second)] == [None] * 3
+    assert drift(conn) == []
+    assert [clear(conn, job) for job in leaving.jobs(conn)] == [0, 10, 8]
+    assert conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() == (0,)
 
 
 def stopped(conn: Conn, items: int = 10) -> int:

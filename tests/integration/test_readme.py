@@ -1,5 +1,6 @@
 """What the README has a newcomer do, done: its actor, its ways to submit, its commands, compose's web app."""
 
+import json
 import os
 import re
 import shlex
@@ -102,6 +103,24 @@ def test_the_first_actor(terminal: Terminal, up: Process, environment: dict[str,
         )
 
     assert wait_until(plain_sends_are_done, TIMEOUT, pause=0.2)
+
+
+def test_the_stages(terminal: Terminal) -> None:
+    [line] = readme.block("sh", "=audit callboard up").splitlines()
+    process = terminal.start(f"{line} --processes 1", "Ctrl-C stops everything")
+    done = terminal.run("python run_audit.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["generate 1 of 1", "ask 6 of 6", "analyse 6 of 6", "score 1 of 1"]
+    (job,) = json.loads(terminal.run("callboard jobs --json").stdout)["jobs"]
+    items = terminal.run(readme_command("callboard items JOB --stage 1").replace("JOB", str(job["id"])))
+    assert items.stdout.count("succeeded") == 6
+    assert process.stop(TIMEOUT) == 0
+
+
+def readme_command(text: str) -> str:
+    """A command that the README names in its prose."""
+    assert f"`{text}`" in readme.TEXT
+    return text
 
 
 @pytest.mark.parametrize("command", ["jobs", "workers", "verify", "config", "migrate"])

@@ -40,6 +40,8 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
         "trouble": draw(st.none() | st.just("blocked")),
         "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
+        **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
+        "within": False,
     }  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 
 STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
-    "actor": "work", "submitting": None, "consumed": 500, "key": None,
+    "actor": "work", "submitting": None, "consumed": 500, "key": None, "stage": None, "waits": False, "maker": None,
     "read_at": NOW, "updated_at": NOW - timedelta(seconds=42),
 }  # fmt: skip
 WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}

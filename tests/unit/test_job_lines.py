@@ -18,6 +18,7 @@ def job(**more: Any) -> dict[str, Any]:
         "state": "running",
         "progress": 0.5,
         "total": 4,
+        "stages": [],
         **none,
         **counts,
         **more,

@@ -12,7 +12,7 @@ from typer.main import get_command
 import callboard
 from callboard.commands import settings
 from callboard.commands.main import app
-from callboard.middleware import callbacks, journal, outcome, rabbitmq, recorder, retention, submit, webhook
+from callboard.middleware import callbacks, inputs, journal, outcome, rabbitmq, recorder, retention, webhook
 from callboard.sql import callbacks as calls
 from callboard.sql import leaving, states, writes
 from callboard.web import app as web
@@ -93,7 +93,8 @@ def test_the_api_is_listed() -> None:
     assert set(re.findall(r"`PATCH ([^`]+)`", readme.TEXT)) == patches
     deletes = {route.path for route in routes if route.methods == {"DELETE"}}
     assert set(re.findall(r"`DELETE ([^`]+)`", readme.TEXT)) == deletes
-    assert set(readme.first_column("GET")) - {"state", "actor", "tenant", "name", "after", "limit"} == (
+    words = {"state", "actor", "tenant", "name", "stage", "after", "limit"}
+    assert set(readme.first_column("GET")) - words == (
         {route.path for route in routes} - posts - {"/", "/jobs/{job}"}
     )
     assert set(readme.first_column("POST")) == posts
@@ -122,7 +123,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
     assert f"up to {rabbitmq.DEEPEST} for fast ones" in said
     assert f"chunks of {leaving.CHUNK:,} items" in said
-    assert f"arguments: {submit.ITEM_LIMIT // 2**20} MiB" in said
+    assert f"arguments: {inputs.ITEM_LIMIT // 2**20} MiB" in said
     assert f"result: {outcome.RESULT_LIMIT // 2**10} KiB" in said
     assert journal.SLOW == 0.25
     assert "a quarter of a second" in said

@@ -30,7 +30,7 @@ function fill(element, job) {
   put("share", `${percent(job)} of ${count(job.total, "item")}`);
   put("bad", job.failed ? `${number(job.failed)} failed` : "");
   put("pace", done(job) && !job.stalled ? rate(job) : "");
-  put("left", job.eta ? `${duration(-since(job.eta))} left` : "");
+  put("left", job.eta ? `${duration(-since(job.eta))} left${job.stages.length ? " in its stage" : ""}` : "");
   put("wait", job.stalled);
   put("when", FINAL.includes(job.state) ? `ended ${date(job.finished_at)}` : `since ${date(job.created_at)}`);
 }

@@ -3,7 +3,9 @@
 import { FINAL } from "./bar.js";
 import { count, date, make, root, text } from "./page.js";
 
-const open = (job) => !FINAL.includes(job.state) && !job.stopping;
+// A stage is told nothing but what to retry: the rest is said to the whole.
+const open = (job) => !FINAL.includes(job.state) && !job.stopping && job.parent === null;
+const unmade = (job, state) => job.state === state && job.stages.some((stage) => !stage.sealed && stage.state === state);
 
 export const ACTIONS = [
   {
@@ -15,12 +17,13 @@ export const ACTIONS = [
     sure: (job) => `Cancel ${job.name}? What has not started never will, unless it is run again by hand.`,
   },
   {
-    name: "retry", path: "retry", tone: "", fits: (job) => job.failed > 0 && !job.stopping,
-    says: (job) => `Retry ${count(job.failed, "failed item")}`,
+    name: "retry", path: "retry", tone: "", fits: (job) => (job.failed > 0 || unmade(job, "failed")) && !job.stopping,
+    says: (job) => (job.failed ? `Retry ${count(job.failed, "failed item")}` : "Make its stage again"),
   },
   {
     name: "rest", path: "retry", words: { states: ["cancelled"] }, tone: "",
-    fits: (job) => job.cancelled > 0 && !job.stopping, says: (job) => `Run ${count(job.cancelled, "cancelled item")}`,
+    fits: (job) => (job.cancelled > 0 || unmade(job, "cancelled")) && !job.stopping,
+    says: (job) => (job.cancelled ? `Run ${count(job.cancelled, "cancelled item")}` : "Go on with its stages"),
   },
   {
     name: "delete", path: "", method: "DELETE", tone: "danger", fits: (job) => FINAL.includes(job.state), says: () => "Delete",
@@ -30,14 +33,18 @@ export const ACTIONS = [
 ];
 
 export function actionRow() {
-  return make("li", "", make("div", "line", make("span", "what"), make("span", "aside"), make("span", "aside push")));
+  const line = make("div", "line", make("span", "what"), make("span", "aside"), make("span", "aside push"));
+  return make("li", "", line, make("pre"));
 }
 
 export function fillAction(row, action) {
-  const { reason, count: items, states, error_type: error } = action.detail;
+  const { reason, count: items, states, error_type: error, traceback } = action.detail;
   const which = [states?.join(", "), error].filter(Boolean).join(", ");
   const told = items === undefined ? reason : `${count(items, "item")}${which ? ` (${which})` : ""}`;
   text(row.querySelector(".what"), told ? `${action.action}: ${told}` : action.action);
   text(row.querySelector(".aside"), `${action.who || "somebody"}, by ${action.via}`);
   text(row.querySelector(".push"), date(action.done_at));
+  const pre = row.querySelector("pre");
+  text(pre, traceback);
+  pre.hidden = !traceback;
 }

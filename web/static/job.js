@@ -25,10 +25,39 @@ function headline(job) {
     text(entry.querySelector("b"), number(job[state])));
 }
 
+// A stage leads to its parent, a parent to its stages.
+function stages(job) {
+  if (job.parent !== null && !find("whole")) {
+    const whole = make("a", "", `${job.parent}`);
+    whole.id = "whole";
+    whole.href = new URL(`jobs/${job.parent}`, root);
+    find("number").before(whole, " / ");
+  }
+  find("stages-part").hidden = !job.stages.length;
+  keep(find("stages"), job.stages, (stage) => stage.job, stageRow, fillStage);
+}
+
+function stageRow(stage) {
+  const link = make("a", "what");
+  link.href = new URL(`jobs/${stage.job}`, root);
+  const line = make("div", "line", link, make("span", "pill"), make("span", "aside push"));
+  const progress = make("div", "bar");
+  progress.setAttribute("aria-label", `Items of ${stage.name} that are done`);
+  return make("li", "", line, progress);
+}
+
+function fillStage(row, stage) {
+  text(row.querySelector(".what"), stage.name);
+  pill(row.querySelector(".pill"), stage);
+  const parts = STATES.filter((state) => stage[state]).map((state) => `${number(stage[state])} ${state}`);
+  text(row.querySelector(".push"), parts.join(", ") || (stage.sealed ? "no items" : "not made yet"));
+  bar(row.querySelector(".bar"), stage);
+}
+
 function facts(job) {
   const over = FINAL.includes(job.state);
   text(find("rate"), rate(job));
-  text(find("left-label"), over ? "Took" : "Time left");
+  text(find("left-label"), over ? "Took" : job.stages.length ? "Stage’s time left" : "Time left");
   const took = job.started_at && over ? (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000 : null;
   const left = job.eta ? duration(-since(job.eta)) : "–";
   text(find("left"), took === null ? left : took < 10 ? `${took.toFixed(1)} s` : duration(took));
@@ -55,14 +84,14 @@ function fill(element, words) {
   element.hidden = !words;
 }
 
-function itemLink(item) {
+function itemLink(job, item) {
   const link = make("a", "mono", `item ${item}`);
-  link.href = new URL(`api/jobs/${id}/items/${item}`, root);
+  link.href = new URL(`api/jobs/${job}/items/${item}`, root);
   return link;
 }
 
 function runningRow(item) {
-  const line = make("div", "line", itemLink(item.item), make("span", "what"), make("span", "aside push"));
+  const line = make("div", "line", itemLink(item.job, item.item), make("span", "what"), make("span", "aside push"));
   const gauge = make("div", "gauge line", make("progress"), make("span", "aside"));
   return make("li", "", line, make("span", "aside step-of"), gauge, make("pre"));
 }
@@ -88,14 +117,15 @@ function fillGauge(gauge, progress) {
 }
 
 async function running(job) {
-  const { items } = job.running ? await ask(`api/jobs/${id}/items?state=running&limit=${SHOWN}`) : { items: [] };
+  const whose = job.stages.length ? job.stages.find((stage) => stage.running)?.job : id;
+  const { items } = job.running ? await ask(`api/jobs/${whose}/items?state=running&limit=${SHOWN}`) : { items: [] };
   find("running-part").hidden = !items.length;
-  keep(find("running"), items, (item) => `${item.item}-${item.attempt}`, runningRow, fillRunning);
+  keep(find("running"), items, (item) => `${item.job}-${item.item}-${item.attempt}`, runningRow, fillRunning);
 }
 
 function errorRow(error) {
   const line = make("div", "line", make("span", "count"), make("span", "what mono"), make("span", "aside push"));
-  return make("li", "", line, make("pre"), make("div", "line aside", make("span", "mono"), itemLink(error.item)));
+  return make("li", "", line, make("pre"), make("div", "line aside", make("span", "mono"), itemLink(error.job, error.item)));
 }
 
 function fillError(row, error) {
@@ -112,7 +142,7 @@ async function errors(job) {
   if (now === errorsOf) return;
   const { errors: groups } = await ask(`api/jobs/${id}/errors`);
   find("errors-part").hidden = !groups.length;
-  keep(find("errors"), groups, (e) => JSON.stringify([e.kind, e.type, e.place]), errorRow, fillError);
+  keep(find("errors"), groups, (e) => JSON.stringify([e.job, e.kind, e.type, e.place]), errorRow, fillError);
   errorsOf = now;
 }
 
@@ -173,6 +203,7 @@ async function callbacks() {
 const again = poll(async () => {
   const [job] = await Promise.all([ask(`api/jobs/${id}`), crew()]);
   headline(job);
+  stages(job);
   facts(job);
   control(job);
   note("");
