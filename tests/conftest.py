@@ -36,6 +36,8 @@ MARKS = {
 def pytest_configure() -> None:
     """Let a SIGTERM end the session as Ctrl-C does, so that nothing is left running."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Who starts the tests in the background may have SIGINT ignored, and all that they start would ignore it, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if folder := os.environ.get("CALLBOARD_TEST_RABBITMQ"):
         nodes: Any = import_module("callboard.commands.services.rabbitmq")
         nodes.scripts = lambda: Path(folder)

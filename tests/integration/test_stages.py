@@ -372,7 +372,7 @@ def test_limits_hold_for_every_stage_and_are_changed_for_all(on: pipeline.Stage,
     in_hand(job)
     held = "SELECT keep, lane_by, lane_width FROM callboard.jobs WHERE %s IN (id, parent_id) ORDER BY id"
     kept = 2 * 86_400
-    assert on.conn.execute(held, (job.id,)).fetchall() == [(kept, None, None)] + [(kept, "gate", 2)] * 3
+    assert on.conn.execute(held, (job.id,)).fetchall() == [(kept, None, None)] + [(None, "gate", 2)] * 3
     job.limit(concurrency_by=None)
     assert status(job)["queued"] + status(job)["running"] == 1
     limited = job.limit(concurrency=3, rate="1000/s")
