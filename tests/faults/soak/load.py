@@ -21,6 +21,8 @@ MODULE = "tests.faults.soak.actors"
 OPEN = 1_500
 SMALLEST, LARGEST = 200, 1_500
 CHILDREN = 3
+#: How jobs differ, in turn: one by one, many items a message, and no more than so many at once by an argument's value.
+KINDS = ((), ("--chunk", "20"), ("--concurrency-by", "seconds=40"))
 #: Seconds before a submission that failed is tried again.
 PAUSE = 1.0
 #: How an item should end, by its fate.
@@ -42,6 +44,7 @@ class Submission:
     actor: str
     items: int
     file: Path
+    options: tuple[str, ...] = ()
     process: Process | None = None
     done: bool = False
     due: float = 0.0
@@ -55,7 +58,16 @@ class Submission:
             self.done = self.process.kill() == 0
             self.due, self.process = time.monotonic() + PAUSE, None
         elif time.monotonic() >= self.due:
-            arguments = ["submit", self.actor, str(self.file), "--key", self.key, "--name", self.key]
+            arguments = [
+                "submit",
+                self.actor,
+                str(self.file),
+                "--key",
+                self.key,
+                "--name",
+                self.key,
+                *self.options,
+            ]
             command = [sys.executable, "-m", "tests.faults.submitter", "callboard", *arguments]
             self.process = Process(command, log=log, env=environment).start()
             self.starts += 1
@@ -108,7 +120,8 @@ class Load:
         file = self.on.folder / f"job-{number}.jsonl"
         lines = (self._item(actor, n) for n in range(count))
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self.submissions.append(Submission(f"job-{number}", actor, count, file))
+        options = KINDS[number // 2 % len(KINDS)]
+        self.submissions.append(Submission(f"job-{number}", actor, count, file, options))
 
     def _item(self, actor: str, number: int) -> dict[str, object]:
         if actor == "parent":
