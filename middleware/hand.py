@@ -164,7 +164,6 @@ class Hand:
         """Hand an attempt that ended to the journal; returns whether its message is to be dead-lettered."""
         attempt.ended = True
         ended = time.monotonic()
-        self._turns.leave(attempt)
         attempt.result = None
         children = attempt.hooked
         if outcome.state in ("succeeded", "skipped"):
@@ -199,6 +198,9 @@ class Hand:
                 attempt = entry.attempt
                 if self._attempts.get(attempt.key) is attempt:
                     del self._attempts[attempt.key]
+                self._turns.leave(
+                    attempt
+                )  # not as it ends: until it is on record a death would be charged to it
                 if self._defers:
                     for message in attempt.deliveries:
                         rejected = entry.dead_letter and not _carried(message)

@@ -28,6 +28,12 @@ BESIDE = (
 TRIES = {"fail": 3, "retry": 2}
 
 
+@pytest.fixture(autouse=True)
+def deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a job lies in its queue, though nobody works."""
+    monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", "1000")
+
+
 def taken(on: Scene, job: callboard.Job, count: int) -> list[bytes]:
     """The messages of a job that nobody works on, by item: out of the queue."""
     on.until(job, lambda status: status["queued"] == count)

@@ -88,7 +88,7 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, on:
     for item, attempt in twice:
         if once(item):
             assert kept[item] == (attempt + 1, other)
-    assert on.status(job)["crashes"] == len(held)
+    assert on.status(job)["crashes"] == 0  # acquitted, since each ended by itself
     assert f"worker {worker} is dead" in on.said()
     # And it is as good as new.
     more = on.submit("work", ({"number": n, "seconds": 0.05} for n in range(100)))

@@ -90,6 +90,7 @@ def test_the_one_that_sweeps_is_killed_and_frozen_and_another_takes_over(
 
 def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not elected but told to: each does everything, at the same time. Only who has the lease sends again."""
+    monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", "1000")  # all of them, though nobody works
     monkeypatch.setattr(lost, "STALE", 0.0)
     monkeypatch.setattr(sweep, "SEARCH", 0.0)
     job = on.submit("work", ({"number": n} for n in range(300)))

@@ -91,9 +91,16 @@ def test_a_job_whose_actor_no_living_worker_has_is_passed_over_until_one_comes(c
     assert gone in {turn(conn), turn(conn)}
 
 
+def test_what_no_worker_ever_had_is_published_and_so_fails(conn: Conn) -> None:
+    job = make_job(conn, 9, actor="misspelt", published=0)
+    make_worker(conn, "work")
+    assert turn(conn) == job
+
+
 @pytest.mark.parametrize("end", ["died_at = now()", "stopped_at = now()", "beat_at = now() - interval '1 h'"])
 def test_with_no_worker_alive_jobs_are_published_as_deep_as_a_queue_may_be(conn: Conn, end: str) -> None:
     job = make_job(conn, 9, actor="gone", published=0)
+    writes.stop_worker(conn, make_worker(conn, "gone"))
     assert turn(conn) == job
     worker = make_worker(conn, "work")
     assert turn(conn) is None
