@@ -26,7 +26,7 @@ class Delivered:
 
     def __init__(self, item: int) -> None:
         self.options = {"callboard": Stamp(1, item, 1).option()}
-        self.book = Book(None, None)  # type: ignore[arg-type]
+        self.book = Book(None, None)
         self.book.dead = True
 
 
@@ -51,7 +51,8 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
     alone.start()
     assert wait_until(lambda: given == [1], TIMEOUT)
     hand.end(beside, SUCCEEDED)
-    assert hand.take(Delivered(0)) is None  # type: ignore[arg-type] — a copy, settled with it
+    assert beside in hand._turns._inside
+    assert hand.take(Delivered(0)) is None  # type: ignore[arg-type]
     assert taken == []
     assert asked == [0, 1]
     hand.settle(noted)
