@@ -28,8 +28,8 @@ from callboard.sql.targets import NO_TARGETS, Targets
 
 #: Seconds without a heartbeat after which a worker is taken for dead.
 DEAD_AFTER = 10.0
-#: Seconds for which a publisher's claim holds; it is renewed with each batch.
-PUBLISH_LEASE = 15.0
+#: Seconds for which a publisher's claim holds, renewed with each batch. One whose answer was lost holds up its job.
+PUBLISH_LEASE = 8.0
 #: Items that a publisher may send beyond the committed watermark.
 WINDOW = 1000
 #: Outbox rows of stopped jobs that are dropped at a time.
