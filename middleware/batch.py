@@ -4,19 +4,12 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any
 
 import dramatiq
 from dramatiq.middleware import SkipMessage
 
 from callboard.middleware.attempt import Attempt, current_attempt
-
-
-class Carried(Protocol):
-    """A delivered message beside those that came with it and were not begun."""
-
-    broker: dramatiq.Broker
-    mates: list[Any]
 
 
 def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[..., Any]:
