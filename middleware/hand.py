@@ -54,7 +54,7 @@ class Hand:
         self._lock = threading.Lock()
         self._turns = Turns(stopping)
         self._attempts: dict[tuple[int, int], Attempt] = {}
-        self._claiming: set[tuple[int, int]] = set()
+        self._claiming: set[tuple[int, int, int]] = set()  # (job, item, attempt)
         self._controls: dict[int, Control] = {}
         self.worker = 0  # this process's id in `workers`
 
@@ -127,15 +127,19 @@ class Hand:
         return control is not None and control.epoch > mark.epoch
 
     def _may_run(self, mark: Stamp, attempt: Attempt) -> bool:
+        """A copy that comes at the same moment is served. The next attempt's message is none: a worker that died before
+        it acknowledged leaves both in the queue, and dropped beside the outdated one it would be lost.
+        """
+        claiming = (*attempt.key, attempt.number)
         with self._lock:
             twin = self._attempts.get(attempt.key)
-            if attempt.key in self._claiming or (twin is not None and twin.number == attempt.number):
-                return False  # a copy that came at the same moment is served
-            self._claiming.add(attempt.key)
+            if claiming in self._claiming or (twin is not None and twin.number == attempt.number):
+                return False
+            self._claiming.add(claiming)
         try:
             return self._claimed(mark, attempt)
         finally:
-            self._claiming.discard(attempt.key)
+            self._claiming.discard(claiming)
 
     def _claimed(self, mark: Stamp, attempt: Attempt) -> bool:
         """An item waits for its turn without a claim: with one it would be in hand, and charged with a crash itself."""

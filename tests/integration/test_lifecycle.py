@@ -12,7 +12,6 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 
 from callboard.middleware.attempt import Attempt
-from callboard.middleware.book import Book
 from callboard.middleware.hand import Hand
 from callboard.middleware.journal import Entry, Journal
 from callboard.middleware.link import DirectLink
@@ -21,6 +20,7 @@ from callboard.middleware.recorder import Recorder
 from callboard.middleware.stamp import Stamp
 from callboard.sql import reads, writes
 from callboard.sql.pool import connect, make_pool
+from tests.delivered import Delivered
 from tests.helpers import wait_until
 from tests.jobs import make_job, make_worker
 from tests.pipeline import Stage, stage
@@ -62,30 +62,16 @@ def test_a_poison_item_is_stopped_and_its_neighbours_succeed(on: Stage) -> None:
 
 def test_a_stop_in_mid_job_runs_nothing_twice(on: Stage) -> None:
     assert on.worker is not None
-    job = on.submit("noted", *({"number": n, "seconds": 0.01} for n in range(1500)))
-    for part in (300, 800):
+    job = on.submit("noted", *({"number": n, "seconds": 0.01} for n in range(4000)))
+    for part in (100, 400):
         assert wait_until(lambda part=part: job.status()["succeeded"] >= part, TIMEOUT)  # type: ignore[misc]
         assert on.worker.stop() == 0
         assert job.status()["state"] == "running"
         on.worker.start()
-    assert job.wait(TIMEOUT)["succeeded"] == 1500
+    assert job.wait(TIMEOUT)["succeeded"] == 4000
     runs = Counter(item for item, _, _ in on.runs(job.id))
-    assert set(runs) == set(range(1500))
+    assert set(runs) == set(range(4000))
     assert set(runs.values()) == {1}
-
-
-class Delivered:
-    """A message as the consumer gives it."""
-
-    def __init__(self, mark: Stamp, *, redelivered: bool = False) -> None:
-        self.options = {"callboard": mark.option()}
-        self.actor_name = "work"
-        self.redelivered = redelivered
-        self.deferred = False
-        self.failed = False
-        self.book = Book(None, None)
-        self.book.dead = True
-        self.tag = 1
 
 
 def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(

@@ -4,30 +4,20 @@ import threading
 from typing import Any
 
 from callboard.middleware.attempt import Attempt
-from callboard.middleware.book import Book
 from callboard.middleware.hand import Hand
 from callboard.middleware.outcome import SUCCEEDED
 from callboard.middleware.stamp import Stamp
 from callboard.middleware.turns import Turns
 from callboard.sql.rows import Claim
 from callboard.sql.writes import MAX_CRASHES
+from tests.delivered import Delivered
 from tests.helpers import wait_until
 
 TIMEOUT = 20.0
 
 
-class Delivered:
-    """A copy of an item's message."""
-
-    redelivered = True
-    deferred = failed = False
-    actor_name = "work"
-    tag = 1
-
-    def __init__(self, item: int) -> None:
-        self.options = {"callboard": Stamp(1, item, 1).option()}
-        self.book = Book(None, None)
-        self.book.dead = True
+def _copy(item: int) -> Any:
+    return Delivered(Stamp(1, item, 1), redelivered=True)
 
 
 def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
@@ -44,15 +34,15 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
         adopt=None, claim=claim, give_back=lambda mark: given.append(mark.item), note=noted.append, park=None,  # type: ignore[arg-type]
         defers=True,
     )  # fmt: skip
-    beside = hand.take(Delivered(0))  # type: ignore[arg-type]
+    beside = hand.take(_copy(0))
     assert beside is not None
     taken: list[Attempt | None] = []
-    alone = threading.Thread(target=lambda: taken.append(hand.take(Delivered(1))))  # type: ignore[arg-type]
+    alone = threading.Thread(target=lambda: taken.append(hand.take(_copy(1))))
     alone.start()
     assert wait_until(lambda: given == [1], TIMEOUT)
     hand.end(beside, SUCCEEDED)
     assert beside in hand._turns._inside
-    assert hand.take(Delivered(0)) is None  # type: ignore[arg-type]
+    assert hand.take(_copy(0)) is None
     assert taken == []
     assert asked == [0, 1]
     hand.settle(noted)
