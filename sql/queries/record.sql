@@ -5,7 +5,7 @@
 -- Who ends by itself is acquitted of the deaths that it was charged with: it was a neighbour's, or it passed.
 -- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
--- Lock order: items by key, then jobs by id.
+-- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`).
 -- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs: a
 -- join of them with `moved`, whose size the planner can't guess, would be a nested loop.
 WITH event AS (
@@ -18,6 +18,12 @@ WITH event AS (
     ) AS e (job_id, item, attempt, state, elapsed, age, crashed, dead, worker,
             kind, error_type, place, message, traceback, traceback_size,
             retry_delay, retry_options, retry_sent_ms, result)
+), locked_items AS (
+    -- In the order of their keys: joined plainly, a small table is read as it lies, and flushes deadlock.
+    SELECT e.*
+    FROM event AS e JOIN callboard.items AS i ON i.job_id = e.job_id AND i.item = e.item
+    WHERE i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
+    ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), moved AS (
     UPDATE callboard.items AS i
     SET was = i.state,
@@ -29,7 +35,7 @@ WITH event AS (
         started_at = now() - make_interval(secs => e.age + e.elapsed),
         finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END,
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
-    FROM event AS e
+    FROM locked_items AS e
     WHERE i.job_id = e.job_id AND i.item = e.item AND i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
     RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, i.acquitted, e.dead, e.worker, i.started_at,
               e.age, e.kind, e.error_type, e.place, e.message, e.traceback, e.traceback_size,
@@ -62,7 +68,7 @@ WITH event AS (
         SELECT job_id, count(*), 0, 0, 0, 0, 0, 0 FROM born GROUP BY job_id
     ) AS part
     GROUP BY job_id
-), locked AS (
+), locked_jobs AS (
     SELECT j.id, j.finished_at IS NULL AS open,
            j.finished_at IS NULL AND j.stopping IS NULL AND d.failed > 0
            AND (j.failed + d.failed > j.fail_count
@@ -92,21 +98,21 @@ WITH event AS (
             WHEN j.sealed AND j.stopping IS NULL
                  AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
                      = j.total + d.born THEN now() END,
-        stopping = CASE WHEN locked.fails AND NOT (
+        stopping = CASE WHEN l.fails AND NOT (
             j.sealed AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
                          = j.total + d.born) THEN 'failed' ELSE j.stopping END,
-        reason = CASE WHEN locked.fails
+        reason = CASE WHEN l.fails
                       THEN j.failed + d.failed || ' of ' || j.succeeded + j.failed + d.succeeded + d.failed
                            || ' items failed, and max_failures is ' || (j.limits ->> 'max_failures')
                       ELSE j.reason END,
-        epoch = j.epoch + coalesce(locked.fails, false)::int,
-        told_at = CASE WHEN locked.fails THEN clock_timestamp() ELSE j.told_at END
-    FROM delta AS d JOIN locked ON locked.id = d.job_id
+        epoch = j.epoch + coalesce(l.fails, false)::int,
+        told_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.told_at END
+    FROM delta AS d JOIN locked_jobs AS l ON l.id = d.job_id
     WHERE j.id = d.job_id
     RETURNING j.id, j.state, j.epoch, j.stopping,
               j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
               j.total - d.born AS first_born,
-              CASE WHEN locked.open AND j.finished_at IS NOT NULL AND j.callbacks IS NOT NULL THEN to_jsonb(j) END AS ended,
+              CASE WHEN l.open AND j.finished_at IS NOT NULL AND j.callbacks IS NOT NULL THEN to_jsonb(j) END AS ended,
               j.finished_at
 ), called AS (
     INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
