@@ -268,7 +268,6 @@ class RabbitmqLink:
         return self._channel or self._reconnect()
 
     def _reconnect(self) -> Channel:
-        self.close()
         choices: Any = self._broker.parameters
         choices = [choices] if not isinstance(choices, list) else random.sample(choices, len(choices))
         for parameters in choices:
@@ -278,6 +277,7 @@ class RabbitmqLink:
         raise Unreachable(self._why or f"{self._where} gives no answer")
 
     def _connect(self, parameters: pika.connection.Parameters) -> Channel | None:
+        self.close()  # also that of a node which gave no answer
         self._why = self._blocked = ""
         self._where = where(parameters)
         self._connection = SelectConnection(

@@ -1,10 +1,15 @@
 """The way onto RabbitMQ, where it has to be told exactly what RabbitMQ took."""
 
-from collections.abc import Sequence
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import pika
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
+from callboard.commands.services.ports import free_ports
 from callboard.middleware.link import RabbitmqLink, Unreachable
 from callboard.sql.rows import Outgoing
 
@@ -35,3 +40,27 @@ def test_what_is_sent_once_more_is_told_apart_from_what_was_confirmed(
     with pytest.raises(Unreachable, match="gone") as caught:
         link.publish(batch)
     assert caught.value.confirmed == [True, False, True]
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """What nobody closes stays open."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def test_nodes_that_are_away_leave_nothing_open() -> None:
+    nodes = [pika.ConnectionParameters("127.0.0.1", port) for port in free_ports(3)]
+    link = RabbitmqLink(RabbitmqBroker(parameters=[{"host": n.host, "port": n.port} for n in nodes]))
+    with no_garbage():
+        before = None
+        for _ in range(4):
+            with pytest.raises(Unreachable):
+                link.depth("default")
+            before = before or len(os.listdir("/proc/self/fd"))
+        assert len(os.listdir("/proc/self/fd")) == before
+    link.close()
