@@ -220,3 +220,32 @@ def test_limits_are_told_and_noted(conn: Conn) -> None:
         controls.limit(conn, job, ANNA, {"speed": 9})
     with pytest.raises(controls.NoSuchJob):
         controls.limit(conn, 5, ANNA, {"rate": None})
+
+
+def test_what_fails_before_its_publisher_settled_it_is_in_flight_no_more_and_once_only(conn: Conn) -> None:
+    """Its row in the outbox is that of the retry by then; it waits for its job's turn no more, and is published."""
+    job = make_job(conn, 6)
+    record(conn, job, {"failed": range(6)})
+    assert controls.retry(conn, job, ANNA, Choice()) == 6
+    controls.limit(conn, job, ANNA, {"concurrency": 2})
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    batch = writes.claim_redo(conn, claim, 2)
+    record(conn, job, {"retrying": [0, 1]}, attempt=2)
+    writes.settle_outbox(conn, batch)
+    writes.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
+    found = status(conn, job)
+    assert (found["pending"], found["queued"], found["retrying"]) == (4, 0, 2)
+    assert publish(conn, job) == 2
+    assert publish(conn, job) == 0
+    assert status(conn, job)["queued"] == 2
+
+
+def test_a_plain_send_that_fails_before_its_publisher_settled_it_counts_as_published(conn: Conn) -> None:
+    job = make_job(conn, 1, sealed=False)
+    send(conn, job, 1)
+    batch = writes.claim_outbox(conn, 10)
+    record(conn, job, {"retrying": [1]})
+    writes.settle_outbox(conn, batch)
+    found = status(conn, job)
+    assert (found["pending"], found["queued"], found["retrying"]) == (0, 1, 1)
