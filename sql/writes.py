@@ -492,14 +492,16 @@ def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
 
 def settle_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
     """These messages of the outbox are confirmed."""
-    conn.execute(
-        statement("settle_outbox"), {"id": [m.outbox for m in sent], "attempt": [m.attempt for m in sent]}
-    )
+    conn.execute(statement("settle_outbox"), _rows_of(sent))
 
 
 def release_outbox(conn: Conn, unsent: Sequence[Outgoing]) -> None:
     """These messages of the outbox could not be published, or nobody knows."""
-    conn.execute(statement("release_outbox"), ([m.outbox for m in unsent],))
+    conn.execute(statement("release_outbox"), _rows_of(unsent))
+
+
+def _rows_of(messages: Sequence[Outgoing]) -> dict[str, Any]:
+    return {"id": [m.outbox for m in messages], "attempt": [m.attempt for m in messages]}
 
 
 def keep_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:

@@ -1,3 +1,10 @@
 -- release_outbox: these messages could not be published, or nobody knows; whoever claims them next sends them as suspect.
--- Caller: the publisher.
-UPDATE callboard.outbox SET claimed_until = now() WHERE id = ANY(%s)
+-- Guard: the row is still claimed, for the attempt that was to be sent; else it is that of a retry, or parked.
+-- Caller: the publisher. Lock order: rows of the outbox, without waiting for any: of one that is locked the claim lapses.
+WITH unsent AS (
+    SELECT o.id FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt)
+    JOIN callboard.outbox AS o ON o.id = s.id AND o.attempt = s.attempt
+    WHERE o.claimed_until IS NOT NULL
+    FOR UPDATE OF o SKIP LOCKED
+)
+UPDATE callboard.outbox AS o SET claimed_until = now() FROM unsent AS u WHERE o.id = u.id
