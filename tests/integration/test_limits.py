@@ -66,6 +66,8 @@ def publish(conn: Conn, job: int) -> int:
         ({"priority": "first"}, "priority"), ({"deadline": "soon"}, "deadline"),
         ({"deadline": datetime(2027, 1, 1)}, "deadline"),  # noqa: DTZ001 — without a zone it may be any time
         ({"deadline": timedelta(seconds=-1)}, "deadline"), ({"at": 5}, "at"), ({"at": "2027-01-01T00:00:00"}, "at"),
+        ({"deadline": "9999999d"}, "deadline"), ({"at": "9" * 20 + "d"}, "at"), ({"at": timedelta.max}, "at"),
+        ({"rate": "3000000000/s"}, "rate"), ({"rate": "9" * 400 + "/d"}, "rate"), ({"rate": "0.00001/d"}, "rate"),
     ],
 )  # fmt: skip
 def test_limits_that_make_no_sense_are_refused_by_name(given: dict[str, Any], wrong: str) -> None:
@@ -163,6 +165,13 @@ def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
         time.sleep(0.01)
     # Never more than a second's worth at once.
     assert time.monotonic() - began >= 0.9
+
+
+@pytest.mark.parametrize("rate", ["2147483647/s", "0.001/d"])
+def test_the_highest_and_the_lowest_rate_hold_up_nobody(conn: Conn, rate: str) -> None:
+    job, other = limited(conn, 5, rate=rate), limited(conn, 5)
+    assert wait_until(lambda: publish(conn, job) > 0, 10)
+    assert publish(conn, other) == 5
 
 
 def test_what_a_rate_published_and_nobody_started_holds_it_back(conn: Conn) -> None:

@@ -1,9 +1,9 @@
 """The way onto RabbitMQ, where it has to be told exactly what RabbitMQ took."""
 
 import gc
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pika
 import pytest
@@ -12,6 +12,9 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from callboard.commands.services.ports import free_ports
 from callboard.middleware.link import RabbitmqLink, Unreachable
 from callboard.sql.rows import Outgoing
+
+#: What this process has open.
+OPEN = Path("/proc/self/fd")
 
 
 def outgoing(item: int, queue: str) -> Outgoing:
@@ -36,7 +39,7 @@ def test_what_is_sent_once_more_is_told_apart_from_what_was_confirmed(
         raise Unreachable("gone", [False, True])
 
     monkeypatch.setattr(link, "_send", send)
-    monkeypatch.setattr(link, "_declare", lambda queue: None)
+    monkeypatch.setattr(link, "_declare", lambda _: None)
     with pytest.raises(Unreachable, match="gone") as caught:
         link.publish(batch)
     assert caught.value.confirmed == [True, False, True]
@@ -61,6 +64,6 @@ def test_nodes_that_are_away_leave_nothing_open() -> None:
         for _ in range(4):
             with pytest.raises(Unreachable):
                 link.depth("default")
-            before = before or len(os.listdir("/proc/self/fd"))
-        assert len(os.listdir("/proc/self/fd")) == before
+            before = before or sum(1 for _ in OPEN.iterdir())
+        assert sum(1 for _ in OPEN.iterdir()) == before
     link.close()
