@@ -154,6 +154,18 @@ def test_children_of_a_limited_job_wait_for_its_turn(conn: Conn) -> None:
         record(conn, job, {"succeeded": [2, 3, 0, 1][done : done + 1]})
 
 
+def test_a_job_without_a_queue_of_its_own_has_that_of_its_first_message(conn: Conn) -> None:
+    """What a block of sends made: the queue is asked how much room it has."""
+    job = writes.create_job(
+        conn, name="block", key=None, tenant="", actor=None, queue=None, metadata={}, created_by=None
+    ).job
+    controls.limit(conn, job, ANNA, {"concurrency": 1})
+    send(conn, job, 0)
+    claim = writes.claim_bulk(conn)
+    assert claim is not None
+    assert (claim.job, claim.queue) == (job, "default")
+
+
 def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
     job = limited(conn, 400, rate="50/s")
     began, sent = time.monotonic(), 0
