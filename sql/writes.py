@@ -319,9 +319,8 @@ def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:
 def add_items(
     conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool
 ) -> dict[tuple[int, int], int]:
-    """Store items under the numbers given; returns the outbox ids {(job, item): id} of those to be published.
-
-    With `publishing` their sender publishes those without a delay itself, and holds their claim.
+    """Store items under the numbers given; returns the outbox ids {(job, item): id} of those that their sender is to
+    publish, and holds the claim of: with `publishing` those that neither wait for their time nor for their job's turn.
     """
     rows = conn.execute(
         statement("add_items"),
@@ -341,7 +340,7 @@ def add_items(
             "lease": PUBLISH_LEASE,
         },
     )
-    return {(row[0], row[1]): row[2] for row in rows}
+    return {(job, item): outbox for job, item, outbox, claimed in rows if claimed}
 
 
 def create_job(

@@ -11,6 +11,7 @@ from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
+from callboard.sql.rows import NewItem
 from tests.helpers import wait_until
 from tests.jobs import make_job, record, send
 
@@ -166,6 +167,20 @@ def test_a_job_without_a_queue_of_its_own_has_that_of_its_first_message(conn: Co
     assert (claim.job, claim.queue) == (job, "default")
 
 
+@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"rate": "1/m"}, {"concurrency_by": "a=1"}, {"at": "1h"}, {}])
+def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(
+    conn: Conn, limit: dict[str, Any]
+) -> None:
+    """All but those of a job without limits, which it publishes itself."""
+    job = make_job(conn, 0, sealed=False)
+    controls.limit(conn, job, ANNA, limit)
+    new = [(item, NewItem(job, "work", "default", f"m-{item}", b"{}", None, 0)) for item in range(3)]
+    with conn.transaction():
+        writes.lock_jobs(conn, [job])
+        claimed = writes.add_items(conn, new, publishing=True)
+    assert len(claimed) == (0 if limit else 3)
+
+
 def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
     job = limited(conn, 400, rate="50/s")
     began, sent = time.monotonic(), 0
@@ -212,6 +227,15 @@ def test_nothing_is_published_before_its_time(conn: Conn) -> None:
     job = limited(conn, 5, at="1s")
     assert publish(conn, job) == 0
     assert wait_until(lambda: publish(conn, job) == 5, 10)
+
+
+def test_what_waits_in_the_outbox_is_not_published_before_its_jobs_time(conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    controls.limit(conn, job, ANNA, {"at": "1h"})
+    send(conn, job, 0)
+    assert writes.claim_outbox(conn, 10) == []
+    controls.limit(conn, job, ANNA, {"at": None})
+    assert len(writes.claim_outbox(conn, 10)) == 1
 
 
 def test_what_is_late_is_cancelled(conn: Conn) -> None:
