@@ -32,6 +32,8 @@ PERIOD = 0.20
 LOOK = 0.03
 #: Outbox messages claimed at a time.
 OUTBOX_BATCH = 500
+#: Seconds for which messages wait that the broker refused: then they are behind all others that are due.
+REFUSED = 1.0
 #: Bytes of arguments that one message carries of many items.
 CHUNK_BYTES = 1_048_576
 #: Items that lie in a queue at first, and at the most; in between as many as its workers empty in two looks or so.
@@ -194,13 +196,13 @@ class Publisher:
 
     def _turn(self, handed: list[Outgoing], jobs: list[int]) -> bool:
         """One round of everything there is to publish; True when there was something."""
-        worked = bool(handed) and self._send_outbox(handed)
+        worked = bool(handed) and bool(self._send_outbox(handed))
         with self.pool.connection() as conn:
             for job in jobs:
                 worked |= bool(self._bulk(conn, job, []))
             if self._looking and not self._closing:
                 due = writes.claim_outbox(conn, OUTBOX_BATCH)
-                worked |= bool(due) and self._send_outbox(due, conn)
+                worked |= bool(due) and bool(self._send_outbox(due, conn))
                 worked |= self._next_bulk(conn)
         return worked
 
@@ -213,8 +215,8 @@ class Publisher:
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
-    def _send_outbox(self, batch: Sequence[Outgoing], conn: Conn | None = None) -> bool:
-        """Publish messages whose outbox rows are claimed, and settle them."""
+    def _send_outbox(self, batch: Sequence[Outgoing], conn: Conn | None = None) -> int:
+        """Publish messages whose outbox rows are claimed, and settle them; how many the broker took."""
         if conn is None:
             with self.pool.connection() as own:
                 return self._send_outbox(batch, own)
@@ -228,10 +230,12 @@ class Publisher:
         if sent:
             writes.settle_outbox(conn, sent)
         if unsent:
-            writes.release_outbox(conn, unsent)
+            writes.release_outbox(conn, unsent, pause=0.0 if failure else REFUSED)
         if failure is not None:
             raise failure
-        return bool(sent)
+        if unsent:
+            _complain(_refused(unsent[0].queue))
+        return len(sent)
 
     # The bulk range --------------------------------------------------------------------------------------------------
 
@@ -268,8 +272,10 @@ class Publisher:
         sent = 0
         try:
             for batch in lanes.batches(conn, claim, room):
-                self._send_outbox(batch, conn)
-                sent += len(batch)
+                taken = self._send_outbox(batch, conn)
+                sent += taken
+                if taken < len(batch):
+                    break
         except TakenOver:
             log.debug("job %d was paused, stopped, or taken over", claim.job)
         writes.publish_bulk(
@@ -280,15 +286,13 @@ class Publisher:
         return bool(sent)
 
     def _redo(self, conn: Conn, claim: BulkClaim, room: int) -> int:
-        """Publish messages that wait in the outbox for the job's turn; how many."""
+        """Publish messages that wait in the outbox for the job's turn; how many the broker took."""
         batch = (
             writes.claim_redo(conn, claim, min(room, writes.WINDOW))
             if (claim.redo or claim.limited) and room
             else []
         )
-        if batch:
-            self._send_outbox(batch, conn)
-        return len(batch)
+        return self._send_outbox(batch, conn) if batch else 0
 
     def _range(self, conn: Conn, claim: BulkClaim, room: int) -> int:
         """Publish from the bulk range as much as there is room for; returns the watermark that was reached."""
@@ -312,7 +316,7 @@ class Publisher:
             raise
         if not all(confirmed):
             self._salvage(conn, claim, batch, confirmed, stop)
-            raise Unreachable(f"RabbitMQ refused messages for the queue {claim.queue!r}")
+            raise _refused(claim.queue)
         if batch:
             self._levels[claim.queue].note(len(items), len(batch))
         return writes.publish_bulk(conn, claim, watermark=stop, published=len(items), keep=keep)
@@ -338,6 +342,10 @@ class Publisher:
         if room <= 0:
             level.full_until = now + PERIOD / 2
         return max(0, room)
+
+
+def _refused(queue: str) -> Unreachable:
+    return Unreachable(f"RabbitMQ refused messages for the queue {queue!r}")
 
 
 def bundled(items: Sequence[Outgoing], chunk: int) -> list[Outgoing]:

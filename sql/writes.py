@@ -494,9 +494,9 @@ def settle_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
     conn.execute(statement("settle_outbox"), _rows_of(sent))
 
 
-def release_outbox(conn: Conn, unsent: Sequence[Outgoing]) -> None:
-    """These messages of the outbox could not be published, or nobody knows."""
-    conn.execute(statement("release_outbox"), _rows_of(unsent))
+def release_outbox(conn: Conn, unsent: Sequence[Outgoing], *, pause: float = 0.0) -> None:
+    """These messages of the outbox could not be published, or nobody knows; they are not due for `pause` seconds."""
+    conn.execute(statement("release_outbox"), {**_rows_of(unsent), "pause": pause})
 
 
 def _rows_of(messages: Sequence[Outgoing]) -> dict[str, Any]:
