@@ -170,9 +170,12 @@ class Publisher:
         """Wait for something to do: that somebody says so, that a full queue has room again, or a period at most."""
         end = time.monotonic() + (PERIOD if self._looking else 5.0)
         while (left := end - time.monotonic()) > 0:
-            full = [queue for queue, level in self._levels.items() if level.full_until and self.depth is None]
+            full = self._full() if self._looking and self.depth is None else []
             if self._woken(min(left, LOOK) if full else left) or any(map(self._emptied, full)):
                 return
+
+    def _full(self) -> list[str]:
+        return [queue for queue, level in self._levels.items() if level.full_until]
 
     def _woken(self, seconds: float) -> bool:
         with self._wake:

@@ -167,7 +167,9 @@ def test_a_job_without_a_queue_of_its_own_has_that_of_its_first_message(conn: Co
     assert (claim.job, claim.queue) == (job, "default")
 
 
-@pytest.mark.parametrize("limit", [{"concurrency": 1}, {"rate": "1/m"}, {"concurrency_by": "a=1"}, {"at": "1h"}, {}])
+@pytest.mark.parametrize(
+    "limit", [{"concurrency": 1}, {"rate": "1/m"}, {"concurrency_by": "a=1"}, {"at": "1h"}, {}]
+)
 def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(
     conn: Conn, limit: dict[str, Any]
 ) -> None:

@@ -1,11 +1,12 @@
 """The publisher's turns, on a real database and a broker that takes what a test wants."""
 
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
 
 from callboard.middleware import publish
-from callboard.middleware.publish import Publisher
+from callboard.middleware.publish import Level, Publisher
 from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice
 from callboard.sql.pool import Conn, Pool, connect, make_pool
@@ -111,3 +112,11 @@ def test_a_turn_in_which_all_was_refused_is_no_work(
     link.refused = set()
     assert publisher._turn([], []) is True
     assert sorted(link.sent) == [0, 1, 2, 3, 4]
+
+
+def test_who_only_publishes_what_it_stored_asks_for_nobodys_room(publisher: Publisher, link: Picky) -> None:
+    publisher._looking = False
+    publisher._levels["default"] = Level(full_until=1.0)
+    threading.Timer(0.15, publisher.nudge).start()
+    publisher._rest()
+    assert link.asked == 0
