@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from callboard.middleware import publish
-from callboard.middleware.publish import Level, Publisher
+from callboard.middleware.level import Level, Levels
+from callboard.middleware.publish import Publisher
 from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice
 from callboard.sql.pool import Conn, Pool, connect, make_pool
@@ -68,7 +69,7 @@ def link() -> Picky:
 @pytest.fixture
 def publisher(pool: Pool, link: Picky) -> Publisher:
     """One that looks for work, whose turns the test takes."""
-    return Publisher(pool, link, _looking=True)
+    return Publisher(pool, link, Levels(link), _looking=True)
 
 
 def send(conn: Conn, job: int, item: int, queue: str) -> None:
@@ -116,7 +117,7 @@ def test_a_turn_in_which_all_was_refused_is_no_work(
 
 def test_who_only_publishes_what_it_stored_asks_for_nobodys_room(publisher: Publisher, link: Picky) -> None:
     publisher._looking = False
-    publisher._levels["default"] = Level(full_until=1.0)
+    publisher.levels._levels["default"] = Level(full_until=1.0)
     threading.Timer(0.15, publisher.nudge).start()
     publisher._rest()
     assert link.asked == 0

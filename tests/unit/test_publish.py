@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callboard.middleware import publish, rabbitmq
+from callboard.middleware import bundle, rabbitmq
 from callboard.middleware.attempt import Attempt
+from callboard.middleware.bundle import bundled
 from callboard.middleware.journal import Entry, _one_an_item
-from callboard.middleware.publish import DEEP, SHALLOW, Level, bundled, fixed_depth
+from callboard.middleware.level import DEEP, SHALLOW, Level, fixed_depth
 from callboard.middleware.rabbitmq import DEEPEST, FIRST_LOOK, LOOK, SLACK, Prefetch, wanted_prefetch
 from callboard.sql import writes
 from callboard.sql.rows import Event, Outgoing, Settled
@@ -171,7 +172,7 @@ def test_runs_carry_every_item_once_in_order(items: list[Outgoing], chunk: int) 
 
 
 def test_a_run_is_not_larger_than_what_rabbitmq_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(bundle, "CHUNK_BYTES", 100)
     out = Outgoing(
         1,
         0,
