@@ -1,10 +1,13 @@
 """How much of each queue's work lies in RabbitMQ: enough to keep its workers busy, and no more."""
 
+import logging
 import os
 import time
 from dataclasses import dataclass, field
 
 from callboard.middleware.link import Link, Unreachable
+
+log = logging.getLogger("callboard.publisher")
 
 #: Items that lie in a queue at first, and at the most; in between as many as its workers empty in two looks or so.
 SHALLOW = 50
@@ -94,6 +97,12 @@ class Levels:
 
 
 def fixed_depth() -> int | None:
-    """``CALLBOARD_QUEUE_DEPTH`` as a number, or None."""
+    """``CALLBOARD_QUEUE_DEPTH`` as a number, or None; also for what is none, for somebody has to publish."""
     value = os.environ.get("CALLBOARD_QUEUE_DEPTH")
-    return int(value) if value else None
+    if not value or (value.isdecimal() and int(value) > 0):
+        return int(value) if value else None
+    log.error(
+        "CALLBOARD_QUEUE_DEPTH must be a whole number from 1, not %r; until then queues are as deep as needed",
+        value,
+    )
+    return None

@@ -144,6 +144,15 @@ def test_the_depth_can_be_fixed(monkeypatch: pytest.MonkeyPatch, value: str, dep
     assert fixed_depth() == depth
 
 
+@pytest.mark.parametrize("value", ["many", "0", "-5", "1.5"])
+def test_a_depth_that_makes_no_sense_is_said_and_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
+    monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", value)
+    assert fixed_depth() is None
+    assert f"must be a whole number from 1, not {value!r}" in caplog.text
+
+
 def test_a_queue_whose_messages_carry_many_is_measured_in_items() -> None:
     level = Level()
     for _ in range(20):
