@@ -67,9 +67,7 @@ class Ledger:
     ) -> dict[tuple[int, int], int]:
         """Store what isn't there yet; the outbox rows that this process holds the claim of."""
         new = {(i.job, n): (n, i) for _, n, i in numbered if i.key is None or (i.job, i.key) not in present}
-        publishing = self.publishing()
-        rows = writes.add_items(conn, list(new.values()), publishing=publishing) if new else {}
-        return rows if publishing else {}
+        return writes.add_items(conn, list(new.values()), publishing=self.publishing()) if new else {}
 
     def _job_of(self, conn: Conn, item: NewItem) -> int:
         if item.job:

@@ -140,9 +140,11 @@ class RabbitmqLink:
         except BrokerConnectionError as error:
             raise Unreachable(f"a queue can't be declared: {reason(error)}", confirmed) from error
         again = [n for n, done in enumerate(confirmed) if not done]
-        for n, done in zip(again, self._send([batch[n] for n in again]), strict=True):
-            confirmed[n] = done
-        return confirmed
+        try:
+            answers = self._send([batch[n] for n in again])
+        except Unreachable as error:
+            raise Unreachable(str(error), _merged(confirmed, again, error.confirmed)) from error
+        return _merged(confirmed, again, answers)
 
     def _send(self, batch: Sequence[Outgoing]) -> list[bool]:
         channel = self._open()
@@ -266,7 +268,6 @@ class RabbitmqLink:
         return self._channel or self._reconnect()
 
     def _reconnect(self) -> Channel:
-        self.close()
         choices: Any = self._broker.parameters
         choices = [choices] if not isinstance(choices, list) else random.sample(choices, len(choices))
         for parameters in choices:
@@ -276,6 +277,7 @@ class RabbitmqLink:
         raise Unreachable(self._why or f"{self._where} gives no answer")
 
     def _connect(self, parameters: pika.connection.Parameters) -> Channel | None:
+        self.close()  # also that of a node which gave no answer
         self._why = self._blocked = ""
         self._where = where(parameters)
         self._connection = SelectConnection(
@@ -357,6 +359,12 @@ class RabbitmqLink:
         except Exception:
             log.debug("closing the publisher's connection failed", exc_info=True)
         self._connection = None
+
+
+def _merged(confirmed: Sequence[bool], again: Sequence[int], answers: Sequence[bool]) -> list[bool]:
+    """What is confirmed of a batch, of which those numbered `again` were sent once more; `answers` may be fewer."""
+    late = {n for n, done in zip(again, answers, strict=False) if done}
+    return [done or n in late for n, done in enumerate(confirmed)]
 
 
 def _queue(out: Outgoing) -> str:

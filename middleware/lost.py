@@ -7,7 +7,7 @@ things have to be known of it. Its queue can't hold it any more: it is empty, or
 
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +21,8 @@ log = logging.getLogger("callboard.sweep")
 #: Items looked at in one stretch: of a job that moves, and of one that stands still.
 STRETCH = 100_000
 STRETCH_STILL = 1_000_000
-#: Items looked at in one search, suspects found in one stretch, and suspects known at a time.
+#: Items looked at in one search, suspects found in one stretch, and suspects known at a time of one queue: what waits
+#: long in one must not keep what is lost in another from being found.
 BUDGET = 2_000_000
 FOUND = 20_000
 MANY = 50_000
@@ -106,14 +107,18 @@ class Search:
     def _suspect(self, conn: Conn, jobs: Sequence[Out]) -> None:
         """Look at some of what is out, of each job in its turn: no search takes longer for a job of ten million."""
         budget = BUDGET
+        known = Counter(suspect.queue for suspect in self._suspects.values())
         for out in sorted(jobs, key=lambda out: (out.job <= self._last, out.job)):
-            if budget <= 0 or len(self._suspects) >= MANY:
+            if budget <= 0:
                 return
             self._last = out.job
             for low, high in self._stretches(out):
                 budget -= high - low
                 for item, attempt, queue in writes.unheld_items(conn, out.job, FOUND, low=low, high=high):
-                    self._suspects.setdefault((out.job, item, attempt), Suspect(queue, self._number))
+                    key = (out.job, item, attempt)
+                    if key not in self._suspects and known[queue] < MANY:
+                        self._suspects[key] = Suspect(queue, self._number)
+                        known[queue] += 1
 
     def _stretches(self, out: Out) -> Iterator[tuple[int, int]]:
         """The end of what is published, where most of a loss lies, and one stretch more, further down each time."""

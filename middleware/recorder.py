@@ -22,10 +22,11 @@ from callboard.middleware.collapse import collapse, ours
 from callboard.middleware.hand import Hand
 from callboard.middleware.journal import Entry, Journal
 from callboard.middleware.ledger import Ledger
+from callboard.middleware.level import Levels, fixed_depth
 from callboard.middleware.link import Link
 from callboard.middleware.making import Maker
 from callboard.middleware.parking import Parking
-from callboard.middleware.publish import Publisher, fixed_depth
+from callboard.middleware.publish import Publisher
 from callboard.middleware.send import new_item, send
 from callboard.middleware.stamp import Stamp
 from callboard.middleware.submitting import Submitting
@@ -138,7 +139,8 @@ class Recorder:
         """This process's publisher."""
         with self._lock:
             if self._publisher is None:
-                self._publisher = Publisher(self.pool, self._make_link(), fixed_depth())
+                link = self._make_link()
+                self._publisher = Publisher(self.pool, link, Levels(link, fixed_depth()))
             return self._publisher
 
     @property

@@ -12,14 +12,17 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.burial import bury
+from callboard.middleware.complaint import complaints
 from callboard.middleware.link import Link
 from callboard.middleware.lost import Search
 from callboard.middleware.retention import Retention
 from callboard.sql import callbacks, stages, writes
+from callboard.sql.errors import PASSING
 from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, Pool
 
 log = logging.getLogger("callboard.sweep")
+_complain = complaints(log, "the sweep is held up, trying on: %s")
 
 #: Seconds between two rounds, and for which the lease of the one that sweeps holds.
 PERIOD = 2.0
@@ -74,9 +77,11 @@ class Sweep:
                     self._note_the_time()
                     if self._elected(conn):
                         self.round(conn)
-            except (psycopg.Error, PoolTimeout):
+            except PASSING:
                 self._steady_since = 0.0
                 log.debug("no sweep: the database is away", exc_info=True)
+            except psycopg.Error as error:
+                _complain(error)
             except Exception:
                 log.exception("the sweep met an error it doesn't know; it goes on")
             self._stopping.wait(PERIOD)

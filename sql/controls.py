@@ -199,7 +199,7 @@ def delete(conn: Conn, job: int, by: By) -> None:
             raise NotPossible(
                 f"job {job} is a stage of job {stand.parent}: delete that, and its stages go with it"
             )
-        if not leaving.mark(conn, job):
+        if not leaving.mark(conn, [job]):
             _refuse(job, _stand(conn, job, by), "it can be deleted when it is over; `cancel` ends it")
     log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
 

@@ -4,7 +4,7 @@ Rows of others are never locked, and those of a leaving job nobody looks at: so 
 end at any time, be killed or have company: what is left is cleared by the next.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from callboard.sql.pool import Conn
 from callboard.sql.statements import statement
@@ -17,16 +17,18 @@ MANY = 1_000
 TOLD = 366 * 86_400.0
 
 
-def mark(conn: Conn, job: int) -> bool:
-    """A finished job leaves; False when it is not over, or leaving already."""
-    return conn.execute(statement("mark_leaving"), (job,)).fetchone() is not None
+def mark(conn: Conn, jobs: Iterable[int]) -> list[int]:
+    """Finished jobs leave; returns them with their stages, but none that is not over, or leaving already."""
+    return [row[0] for row in conn.execute(statement("mark_leaving"), (list(jobs),))]
 
 
 def mark_due(conn: Conn, keep: float | None) -> list[int]:
     """Finished jobs whose time is over leave, `MANY` at most; returns them. `keep`: seconds for which those are kept
     that don't say so themselves (None: for ever).
     """
-    return [row[0] for row in conn.execute(statement("mark_due"), {"keep": keep, "limit": MANY})]
+    with conn.transaction():
+        due = [row[0] for row in conn.execute(statement("due_jobs"), {"keep": keep, "limit": MANY})]
+        return mark(conn, due) if due else []
 
 
 def jobs(conn: Conn) -> list[int]:

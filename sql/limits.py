@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -83,13 +84,14 @@ class Limits:
 
 def moment(name: str, given: datetime | timedelta | str | None) -> datetime | None:
     """A time with its zone; a span is one from now. Raises ValueError."""
-    found = _read(given) if isinstance(given, str) else given
-    if found is None and given is None:
+    if given is None:
         return None
-    if isinstance(found, timedelta) and found >= timedelta(0):
-        return datetime.now(UTC) + found
-    if isinstance(found, datetime) and found.tzinfo is not None:
-        return found
+    with suppress(OverflowError):  # beyond the year 9999
+        found = _read(given) if isinstance(given, str) else given
+        if isinstance(found, timedelta) and found >= timedelta(0):
+            return datetime.now(UTC) + found
+        if isinstance(found, datetime) and found.tzinfo is not None:
+            return found
     raise ValueError(
         f"{name} must be a time with its zone like 2027-01-31T12:00:00Z, or a span ahead like 90s, 5m, 2h, 1d; "
         f"not {given!r}"
@@ -155,9 +157,10 @@ def _rate(given: str | None) -> float | None:
     if given is None:
         return None
     found = RATE.fullmatch(str(given).strip())
-    if found is None or float(found[1]) == 0:
+    rate = float(found[1]) / SECONDS[found[2]] if found else 0.0
+    if not 1 / CENTURY <= rate <= LARGEST:  # the database could not reckon with others
         raise ValueError(f"rate must be like 10/s, 100/m or 5000/h; not {given!r}")
-    return float(found[1]) / SECONDS[found[2]]
+    return rate
 
 
 def _whole(name: str, given: int | None, least: int) -> int | None:

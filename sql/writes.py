@@ -319,9 +319,8 @@ def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:
 def add_items(
     conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool
 ) -> dict[tuple[int, int], int]:
-    """Store items under the numbers given; returns the outbox ids {(job, item): id} of those to be published.
-
-    With `publishing` their sender publishes those without a delay itself, and holds their claim.
+    """Store items under the numbers given; returns the outbox ids {(job, item): id} of those that their sender is to
+    publish, and holds the claim of: with `publishing` those that neither wait for their time nor for their job's turn.
     """
     rows = conn.execute(
         statement("add_items"),
@@ -341,7 +340,7 @@ def add_items(
             "lease": PUBLISH_LEASE,
         },
     )
-    return {(row[0], row[1]): row[2] for row in rows}
+    return {(job, item): outbox for job, item, outbox, claimed in rows if claimed}
 
 
 def create_job(
@@ -492,14 +491,16 @@ def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
 
 def settle_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
     """These messages of the outbox are confirmed."""
-    conn.execute(
-        statement("settle_outbox"), {"id": [m.outbox for m in sent], "attempt": [m.attempt for m in sent]}
-    )
+    conn.execute(statement("settle_outbox"), _rows_of(sent))
 
 
-def release_outbox(conn: Conn, unsent: Sequence[Outgoing]) -> None:
-    """These messages of the outbox could not be published, or nobody knows."""
-    conn.execute(statement("release_outbox"), ([m.outbox for m in unsent],))
+def release_outbox(conn: Conn, unsent: Sequence[Outgoing], *, pause: float = 0.0) -> None:
+    """These messages of the outbox could not be published, or nobody knows; they are not due for `pause` seconds."""
+    conn.execute(statement("release_outbox"), {**_rows_of(unsent), "pause": pause})
+
+
+def _rows_of(messages: Sequence[Outgoing]) -> dict[str, Any]:
+    return {"id": [m.outbox for m in messages], "attempt": [m.attempt for m in messages]}
 
 
 def keep_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:

@@ -1,6 +1,7 @@
 -- add_items: plain sends and messages recorded on sight, numbered by the caller under their jobs' locks.
--- Transition: none -> waiting; with an outbox row, claimed for its sender, unless its message is under way already.
--- Caller: the ledger. Rows: (job_id, item, outbox id) of what is to be published.
+-- Transition: none -> waiting; with an outbox row, unless its message is under way already. It is claimed for its sender,
+-- unless it waits for its time, or its job is one of which others wait, too (see claim_outbox).
+-- Caller: the ledger. Rows: (job_id, item, outbox id, whether it is claimed) of what is to be published.
 WITH new AS (
     SELECT * FROM unnest(
         %(job)s::bigint[], %(item)s::int[], %(actor)s::text[], %(queue)s::text[], %(message_id)s::text[],
@@ -17,7 +18,9 @@ WITH new AS (
     WHERE j.id = n.job_id
 )
 INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first, claimed_until)
-SELECT job_id, item, 1, now() + make_interval(secs => delay), sent_ms, true,
-       CASE WHEN delay = 0 AND %(publishing)s THEN now() + make_interval(secs => %(lease)s) END
-FROM new WHERE NOT published
-RETURNING job_id, item, id
+SELECT n.job_id, n.item, 1, now() + make_interval(secs => n.delay), n.sent_ms, true,
+       CASE WHEN n.delay = 0 AND %(publishing)s AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
+                 AND j.lane_by IS NULL AND (j.not_before IS NULL OR j.not_before <= now())
+            THEN now() + make_interval(secs => %(lease)s) END
+FROM new AS n JOIN callboard.jobs AS j ON j.id = n.job_id WHERE NOT n.published
+RETURNING job_id, item, id, claimed_until IS NOT NULL

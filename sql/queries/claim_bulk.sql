@@ -51,6 +51,7 @@ FROM next WHERE j.id = next.id
 RETURNING j.id, j.publish_token, j.watermark, j.suspect_below, j.bulk_end, j.epoch, coalesce(j.actor, ''),
           coalesce(j.queue, (SELECT i.queue FROM callboard.outbox AS o
                              JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-                             WHERE o.job_id = j.id AND o.redo AND o.due_at = 'infinity' ORDER BY o.item LIMIT 1), ''),
+                             WHERE o.job_id = j.id AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
+                             ORDER BY o.item LIMIT 1), ''),
           j.redo, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
           j.lane_by, j.lane_width, j.laned_by

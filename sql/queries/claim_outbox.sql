@@ -1,13 +1,15 @@
 -- claim_outbox: messages that are due, for as long as the lease lasts.
--- Guard: due, unclaimed or abandoned (then it may have been published: suspect), its job open, neither
--- paused nor being stopped nor limited (see claim_redo); what is for the dead letters goes there whatever became of the job.
+-- Guard: due, unclaimed or abandoned (then it may have been published: suspect), its job open, its time has come, and it
+-- is neither paused nor being stopped nor limited (see claim_redo); what is for the dead letters goes there whatever
+-- became of the job.
 -- Caller: the publisher. Rows: Outgoing.
 WITH due AS (
     SELECT o.id, o.claimed_until IS NOT NULL AS again FROM callboard.outbox AS o
     WHERE o.due_at <= now() AND (o.claimed_until IS NULL OR o.claimed_until <= now())
       AND (o.dead OR EXISTS (SELECT FROM callboard.jobs AS j
                              WHERE j.id = o.job_id AND j.finished_at IS NULL AND j.stopping IS NULL
-                                   AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL AND j.lane_by IS NULL))
+                                   AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
+                                   AND j.lane_by IS NULL AND (j.not_before IS NULL OR j.not_before <= now())))
     ORDER BY o.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE callboard.outbox AS o

@@ -1,10 +1,12 @@
--- mark_leaving: a finished job leaves. From now on nobody sees it, its key is free, and its rows may go.
--- Its stages, which are over with it, leave with it.
--- Guard: it is over, as locked. Messages of what was cancelled may lie in RabbitMQ still: workers are told for longer
--- than the job's row is there. Caller: controls.delete. Rows: (id); none: see job_stand.
+-- mark_leaving: finished jobs leave. From now on nobody sees them, their keys are free, and their rows may go.
+-- Their stages, which are over with them, leave with them.
+-- Guard: a job is over, as locked. Messages of what was cancelled may lie in RabbitMQ still: workers are told for longer
+-- than the job's row is there. Caller: controls.delete; the sweep and `callboard purge`, after due_jobs.
+-- Rows: (id), also of stages; none: see job_stand. Lock order: jobs by id.
 WITH whole AS (
     SELECT id FROM callboard.jobs
-    WHERE id = %s AND finished_at IS NOT NULL AND leaving_at IS NULL AND parent_id IS NULL FOR NO KEY UPDATE
+    WHERE id = ANY (%s) AND finished_at IS NOT NULL AND leaving_at IS NULL AND parent_id IS NULL
+    ORDER BY id FOR NO KEY UPDATE
 ), left_ AS (
     UPDATE callboard.jobs AS j SET leaving_at = now(), key = NULL, standing_on = NULL
     WHERE j.id IN (SELECT id FROM whole UNION ALL SELECT s.id FROM whole JOIN callboard.jobs AS s ON s.parent_id = whole.id)
@@ -13,4 +15,4 @@ WITH whole AS (
 ), told AS (
     INSERT INTO callboard.gone (id, epoch) SELECT id, epoch FROM left_ WHERE out
 )
-SELECT id FROM left_
+SELECT id FROM left_ ORDER BY id

@@ -1,5 +1,7 @@
--- settle_outbox: these messages are confirmed. Transition: retrying -> waiting; a first message counts as published.
--- Guard: the outbox row still holds the attempt that was sent (a later one, scheduled meanwhile, stays).
+-- settle_outbox: these messages are confirmed. Transition: retrying -> waiting; a first message counts as published, one
+-- that was published in its job's turn waits for it no more.
+-- Guard: the outbox row still holds the attempt that was sent. One that was written anew meanwhile, for the retry of an
+-- attempt that failed already or as its dead letter, stays.
 -- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id.
 WITH sent AS (
     SELECT * FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt)
@@ -8,9 +10,16 @@ WITH sent AS (
     FROM sent AS s JOIN callboard.outbox AS o ON o.id = s.id
     JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+), lying AS (
+    SELECT o.id, o.job_id, o.first, o.redo, o.attempt = h.attempt AND o.claimed_until IS NOT NULL AS done
+    FROM held AS h JOIN callboard.outbox AS o ON o.id = h.id
+    FOR UPDATE OF o
 ), gone AS (
-    DELETE FROM callboard.outbox AS o USING held AS h WHERE o.id = h.id AND o.attempt = h.attempt
-    RETURNING o.job_id, o.item, o.attempt, o.first, o.redo
+    DELETE FROM callboard.outbox AS o USING lying AS l WHERE o.id = l.id AND l.done
+    RETURNING o.job_id, o.item, o.attempt
+), kept AS (
+    UPDATE callboard.outbox AS o SET first = false, redo = false
+    FROM lying AS l WHERE o.id = l.id AND NOT l.done AND (l.first OR l.redo)
 ), moved AS (
     UPDATE callboard.items AS i SET was = i.state, state = 'waiting'
     FROM gone AS g
@@ -20,7 +29,7 @@ WITH sent AS (
     SELECT job_id, sum(published) AS published, sum(retrying) AS retrying, sum(redo) AS redo
     FROM (
         SELECT job_id, count(*) FILTER (WHERE first) AS published, 0 AS retrying, count(*) FILTER (WHERE redo) AS redo
-        FROM gone GROUP BY job_id
+        FROM lying GROUP BY job_id
         UNION ALL
         SELECT job_id, 0, count(*), 0 FROM moved GROUP BY job_id
     ) AS part

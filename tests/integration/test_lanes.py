@@ -237,6 +237,15 @@ def test_what_a_publisher_could_not_send_keeps_its_place_and_goes_next(conn: Con
     assert published(conn, job) == [0, 2]
 
 
+def test_what_failed_before_its_publisher_gave_up_leaves_its_lane(conn: Conn) -> None:
+    """Its row in the outbox is that of the retry, which waits for its own time."""
+    job = job_of(conn, "aa")
+    batch = claimed(conn, job)
+    record(conn, job, {"retrying": [0]}, delay=3600)
+    writes.release_outbox(conn, batch)
+    assert published(conn, job) == [1]
+
+
 def test_a_publisher_whose_claim_was_taken_over_changes_nothing(conn: Conn) -> None:
     job = job_of(conn, "aabb")
     frozen = writes.claim_bulk(conn, job=job)

@@ -92,7 +92,7 @@ def test_who_is_to_be_called_is_called_before_its_job_leaves(conn: Conn) -> None
         assert payload(conn, callback)["limits"] == {"keep": "1s" if callback.job == jobs[0] else "forever"}
         callbacks.settle_callback(conn, callback)
     assert leaving.mark_due(conn, None) == jobs[:1]
-    assert leaving.mark(conn, jobs[2])
+    assert leaving.mark(conn, [jobs[2]])
     conn.execute("DELETE FROM callboard.callbacks WHERE job_id = %s", (jobs[2],))
     assert callbacks.queue_missed_callbacks(conn) == []
 

@@ -11,6 +11,7 @@ from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
+from callboard.sql.rows import NewItem
 from tests.helpers import wait_until
 from tests.jobs import make_job, record, send
 
@@ -66,6 +67,8 @@ def publish(conn: Conn, job: int) -> int:
         ({"priority": "first"}, "priority"), ({"deadline": "soon"}, "deadline"),
         ({"deadline": datetime(2027, 1, 1)}, "deadline"),  # noqa: DTZ001 — without a zone it may be any time
         ({"deadline": timedelta(seconds=-1)}, "deadline"), ({"at": 5}, "at"), ({"at": "2027-01-01T00:00:00"}, "at"),
+        ({"deadline": "9999999d"}, "deadline"), ({"at": "9" * 20 + "d"}, "at"), ({"at": timedelta.max}, "at"),
+        ({"rate": "3000000000/s"}, "rate"), ({"rate": "9" * 400 + "/d"}, "rate"), ({"rate": "0.00001/d"}, "rate"),
     ],
 )  # fmt: skip
 def test_limits_that_make_no_sense_are_refused_by_name(given: dict[str, Any], wrong: str) -> None:
@@ -152,6 +155,34 @@ def test_children_of_a_limited_job_wait_for_its_turn(conn: Conn) -> None:
         record(conn, job, {"succeeded": [2, 3, 0, 1][done : done + 1]})
 
 
+def test_a_job_without_a_queue_of_its_own_has_that_of_its_first_message(conn: Conn) -> None:
+    """What a block of sends made: the queue is asked how much room it has."""
+    job = writes.create_job(
+        conn, name="block", key=None, tenant="", actor=None, queue=None, metadata={}, created_by=None
+    ).job
+    controls.limit(conn, job, ANNA, {"concurrency": 1})
+    send(conn, job, 0)
+    claim = writes.claim_bulk(conn)
+    assert claim is not None
+    assert (claim.job, claim.queue) == (job, "default")
+
+
+@pytest.mark.parametrize(
+    "limit", [{"concurrency": 1}, {"rate": "1/m"}, {"concurrency_by": "a=1"}, {"at": "1h"}, {}]
+)
+def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(
+    conn: Conn, limit: dict[str, Any]
+) -> None:
+    """All but those of a job without limits, which it publishes itself."""
+    job = make_job(conn, 0, sealed=False)
+    controls.limit(conn, job, ANNA, limit)
+    new = [(item, NewItem(job, "work", "default", f"m-{item}", b"{}", None, 0)) for item in range(3)]
+    with conn.transaction():
+        writes.lock_jobs(conn, [job])
+        claimed = writes.add_items(conn, new, publishing=True)
+    assert len(claimed) == (0 if limit else 3)
+
+
 def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
     job = limited(conn, 400, rate="50/s")
     began, sent = time.monotonic(), 0
@@ -163,6 +194,13 @@ def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
         time.sleep(0.01)
     # Never more than a second's worth at once.
     assert time.monotonic() - began >= 0.9
+
+
+@pytest.mark.parametrize("rate", ["2147483647/s", "0.001/d"])
+def test_the_highest_and_the_lowest_rate_hold_up_nobody(conn: Conn, rate: str) -> None:
+    job, other = limited(conn, 5, rate=rate), limited(conn, 5)
+    assert wait_until(lambda: publish(conn, job) > 0, 10)
+    assert publish(conn, other) == 5
 
 
 def test_what_a_rate_published_and_nobody_started_holds_it_back(conn: Conn) -> None:
@@ -193,6 +231,15 @@ def test_nothing_is_published_before_its_time(conn: Conn) -> None:
     assert wait_until(lambda: publish(conn, job) == 5, 10)
 
 
+def test_what_waits_in_the_outbox_is_not_published_before_its_jobs_time(conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    controls.limit(conn, job, ANNA, {"at": "1h"})
+    send(conn, job, 0)
+    assert writes.claim_outbox(conn, 10) == []
+    controls.limit(conn, job, ANNA, {"at": None})
+    assert len(writes.claim_outbox(conn, 10)) == 1
+
+
 def test_what_is_late_is_cancelled(conn: Conn) -> None:
     job = limited(conn, 5, deadline=timedelta(seconds=1))
     assert writes.stop_late(conn) == []
@@ -220,3 +267,32 @@ def test_limits_are_told_and_noted(conn: Conn) -> None:
         controls.limit(conn, job, ANNA, {"speed": 9})
     with pytest.raises(controls.NoSuchJob):
         controls.limit(conn, 5, ANNA, {"rate": None})
+
+
+def test_what_fails_before_its_publisher_settled_it_is_in_flight_no_more_and_once_only(conn: Conn) -> None:
+    """Its row in the outbox is that of the retry by then; it waits for its job's turn no more, and is published."""
+    job = make_job(conn, 6)
+    record(conn, job, {"failed": range(6)})
+    assert controls.retry(conn, job, ANNA, Choice()) == 6
+    controls.limit(conn, job, ANNA, {"concurrency": 2})
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    batch = writes.claim_redo(conn, claim, 2)
+    record(conn, job, {"retrying": [0, 1]}, attempt=2)
+    writes.settle_outbox(conn, batch)
+    writes.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
+    found = status(conn, job)
+    assert (found["pending"], found["queued"], found["retrying"]) == (4, 0, 2)
+    assert publish(conn, job) == 2
+    assert publish(conn, job) == 0
+    assert status(conn, job)["queued"] == 2
+
+
+def test_a_plain_send_that_fails_before_its_publisher_settled_it_counts_as_published(conn: Conn) -> None:
+    job = make_job(conn, 1, sealed=False)
+    send(conn, job, 1)
+    batch = writes.claim_outbox(conn, 10)
+    record(conn, job, {"retrying": [1]})
+    writes.settle_outbox(conn, batch)
+    found = status(conn, job)
+    assert (found["pending"], found["queued"], found["retrying"]) == (0, 1, 1)

@@ -250,3 +250,15 @@ def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
         plan = "\n".join(row[0] for row in conn.execute(explain, parameters))
         assert "Seq Scan on items" not in plan
         assert "items_pkey" in plan
+
+
+def test_a_queue_in_which_many_wait_keeps_no_other_from_being_searched(
+    conn: Conn, search: Search, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost, "MANY", 10)
+    waiting, gone = make_job(conn, 20), make_job(conn, 1)
+    conn.execute("UPDATE callboard.jobs SET queue = 'long' WHERE id = %s", (waiting,))
+    monkeypatch.setattr(queue, "depth", {"long": 20, "default": 0}.get)
+    look(conn, search, times=4)
+    assert (sent_again(conn, waiting), sent_again(conn, gone)) == ([], [0])
+    assert len(search._suspects) == 10

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callboard.middleware import publish, rabbitmq
+from callboard.middleware import bundle, rabbitmq
 from callboard.middleware.attempt import Attempt
+from callboard.middleware.bundle import bundled
 from callboard.middleware.journal import Entry, _one_an_item
-from callboard.middleware.publish import DEEP, SHALLOW, Level, bundled, fixed_depth
+from callboard.middleware.level import DEEP, SHALLOW, Level, fixed_depth
 from callboard.middleware.rabbitmq import DEEPEST, FIRST_LOOK, LOOK, SLACK, Prefetch, wanted_prefetch
 from callboard.sql import writes
 from callboard.sql.rows import Event, Outgoing, Settled
@@ -143,6 +144,15 @@ def test_the_depth_can_be_fixed(monkeypatch: pytest.MonkeyPatch, value: str, dep
     assert fixed_depth() == depth
 
 
+@pytest.mark.parametrize("value", ["many", "0", "-5", "1.5"])
+def test_a_depth_that_makes_no_sense_is_said_and_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
+    monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", value)
+    assert fixed_depth() is None
+    assert f"must be a whole number from 1, not {value!r}" in caplog.text
+
+
 def test_a_queue_whose_messages_carry_many_is_measured_in_items() -> None:
     level = Level()
     for _ in range(20):
@@ -171,7 +181,7 @@ def test_runs_carry_every_item_once_in_order(items: list[Outgoing], chunk: int) 
 
 
 def test_a_run_is_not_larger_than_what_rabbitmq_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(bundle, "CHUNK_BYTES", 100)
     out = Outgoing(
         1,
         0,
