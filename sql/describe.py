@@ -177,8 +177,8 @@ def _rate(row: Stored) -> float | None:
 
 
 def _eta(row: Stored, rate: float | None) -> datetime | None:
-    """When it will be done at this rate; unknown while more items may come or nothing moves."""
-    if row["state"] != "running" or not row["sealed"] or not rate:
+    """When it will be done at this rate; unknown while more items may come, it is being stopped, or nothing moves."""
+    if row["state"] != "running" or row["stopping"] or not row["sealed"] or not rate:
         return None
     try:
         done: datetime = row["read_at"] + timedelta(

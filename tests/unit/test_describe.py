@@ -81,7 +81,7 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
     job = describe.job(row)
     assert job["rate"] is None or (math.isfinite(job["rate"]) and job["rate"] >= 0)
     if job["eta"]:
-        assert job["state"] == "running"
+        assert (job["state"], job["stopping"]) == ("running", None)
         assert job["eta"] >= (describe.iso(NOW) or "")
 
 
