@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from callboard.commands.output import STYLES, plain, state
-from callboard.sql.states import ITEM_STATES
+from callboard.sql.states import ITEM_STATES, JOB_FINAL
 
 Job = dict[str, Any]
 
@@ -21,7 +21,8 @@ def lines(job: Job) -> RenderableType:
     parts: list[RenderableType] = [headline(job), bar, Text(), counts(job), pace(job)]
     if job["stages"]:
         parts.append(stages(job))
-    parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in ("step", "reason") if job[name]]
+    told = ("reason",) if job["state"] in JOB_FINAL else ("step", "reason")
+    parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in told if job[name]]
     if job["stalled"]:
         parts.append(Text("stalled: ", style="yellow").append_text(plain(job["stalled"])))
     return Group(*parts, *hung(job))
@@ -76,7 +77,8 @@ def pace(job: Job) -> Text:
     parts = [] if job["rate"] is None else [f"{job['rate']:,.1f} items/s"]
     if job["eta"]:
         parts.append(f"{'its stage ' if job['stages'] else ''}done in {_left(job['eta'])}")
-    parts += [f"{job[name]:,} {name}" for name in ("retries", "crashes") if job[name]]
+    words = {"retries": "retry", "crashes": "crash"}
+    parts += [f"{job[many]:,} {one if job[many] == 1 else many}" for many, one in words.items() if job[many]]
     return Text(" · ".join(parts), style="dim")
 
 

@@ -467,7 +467,7 @@ def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Co
     assert listed[0]["via"] == "cli"
     assert "@" in listed[0]["who"]
     assert listed[0]["detail"] == {"reason": "wrong file"}
-    assert "wrong file" in call("actions", job)[1]
+    assert "reason wrong file" in call("actions", job)[1]
 
 
 @pytest.mark.parametrize(
