@@ -1,5 +1,6 @@
 """A job in the terminal: a headline, a bar, its parts."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -61,8 +62,8 @@ def headline(job: Job) -> Text:
 
 
 def percentage(job: Job) -> str:
-    """A whole 100 % is said of nothing that isn't done."""
-    return "100 %" if job["progress"] == 1.0 else f"{min(job['progress'] * 100, 99.9):.1f} %"
+    """As the page says it, rounded down: a whole 100 % is said of nothing that isn't done."""
+    return "100 %" if job["progress"] == 1.0 else f"{math.floor(job['progress'] * 1000) / 10:.1f} %"
 
 
 def counts(job: Job) -> Text:
