@@ -36,7 +36,7 @@ def assembled() -> Iterator[dramatiq.Broker]:
 
 
 def addresses() -> dict[str, str]:
-    """Those of the `callboard up` that runs here, as variables: its broker goes with its database, and with no other."""
+    """Of the `callboard up` that runs here, as variables: its broker goes with its database, with no other."""
     if os.environ.get("DATABASE_URL"):
         return {}
     found = {"DATABASE_URL": running_here().get("database_url"), "AMQP_URL": running_here().get("amqp_url")}

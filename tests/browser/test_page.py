@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Dialog, Page, expect
+from playwright.sync_api import Dialog, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from callboard.sql import callbacks, stages, writes
+from callboard.sql import callbacks, controls, stages, writes
+from callboard.sql.controls import By
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
 from callboard.sql.targets import Message, Targets, Webhook
@@ -221,6 +222,47 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
     expect(button).to_have_text(["Run 75 cancelled items", "Delete"], timeout=SOON)
     button.first.click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
+
+
+def test_who_presses_keys_goes_on_where_they_are(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 2)
+    page.goto(f"{address}/jobs/{job}")
+    page.get_by_role("button", name="Pause").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Resume")).to_be_focused(timeout=SOON)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused(timeout=SOON)
+    page.keyboard.press("Tab")
+    run(conn, job, [0])
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.keyboard.press("Enter")
+    expect(page.locator("#state")).to_have_text("stopping", timeout=SOON)
+    expect(page.locator("#name")).to_be_focused(timeout=SOON)
+
+
+def test_what_was_done_is_seen_though_a_look_was_under_way(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 2)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#state")).to_have_text("pending")
+    held = list[Route]()
+    page.route(f"**/api/jobs/{job}", lambda route: route.continue_() if held else held.append(route))
+    assert wait_until(lambda: page.wait_for_timeout(20) or bool(held), 5)
+    answer = held[0].fetch()
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Pause")).to_be_enabled()
+    held[0].fulfill(response=answer)
+    expect(page.locator("#state")).to_have_text("paused", timeout=500)
+
+
+def test_a_job_that_is_deleted_meanwhile_is_shown_no_more(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 3)
+    page.goto(f"{address}/jobs/{job}")
+    record(conn, job, {"succeeded": [0, 1]})
+    expect(page.locator("#percent")).to_have_text("66.6 %", timeout=SOON)
+    record(conn, job, {"succeeded": [2]})
+    controls.delete(conn, job, By("python", "anna"))
+    expect(page.locator("#note")).to_have_text(f"there is no job {job}", timeout=SOON)
+    expect(page.locator("#job")).to_be_hidden()
 
 
 def test_whom_a_job_called_is_told_without_secrets(page: Page, conn: Conn, address: str) -> None:
