@@ -246,7 +246,8 @@ def test_what_was_done_is_seen_though_a_look_was_under_way(page: Page, conn: Con
     expect(page.locator("#state")).to_have_text("pending")
     held = list[Route]()
     page.route(f"**/api/jobs/{job}", lambda route: route.continue_() if held else held.append(route))
-    assert wait_until(lambda: page.wait_for_timeout(20) or bool(held), 5)
+    while not held:
+        page.wait_for_timeout(20)
     answer = held[0].fetch()
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_role("button", name="Pause")).to_be_enabled()
