@@ -53,12 +53,24 @@ def test_a_job_moves_before_ones_eyes(page: Page, conn: Conn, address: str) -> N
     expect(page.locator("#legend")).to_contain_text("5 succeeded".replace(" ", ""))
 
 
+def widths(page: Page) -> dict[str, str]:
+    """How much of the bar each state has."""
+    read = "parts => parts.map(part => [part.dataset.state, part.style.width])"
+    return dict(page.locator("#bar > i:visible").evaluate_all(read))
+
+
+def test_a_job_without_items_is_done(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 0)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#percent")).to_have_text("100 %")
+    assert widths(page) == {"succeeded": "100%"}
+
+
 def test_a_job_is_shown_in_its_parts(page: Page, conn: Conn, address: str) -> None:
     job = make_mixed_job(conn)
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#legend li")).to_have_count(7)
-    shares = page.locator("#bar > i:visible").evaluate_all("parts => parts.map(part => part.style.width)")
-    assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100)
+    assert sum(float(width.rstrip("%")) for width in widths(page).values()) == pytest.approx(100)
     expect(page.locator("#running li")).to_have_count(3)
     expect(page.locator("#running li").first).to_contain_text("page 3")
     expect(page.locator("#errors li")).to_contain_text("8 ×")
@@ -153,6 +165,8 @@ def test_a_stage_that_cant_be_made_shows_its_traceback_and_may_be_made_again(
     expect(page.locator("#reason")).to_have_text("stage 'sum up': its items can't be made: KeyError")
     expect(page.locator("#actions pre")).to_have_text("Traceback <b>")
     expect(page.locator("#stages li").last).to_contain_text("not made yet")
+    expect(page.locator("#percent")).to_have_text("50.0 %")
+    assert widths(page) == {"succeeded": "40%", "failed": "10%"}
     page.get_by_role("button", name="Retry 2 failed items").click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
 
