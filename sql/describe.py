@@ -116,10 +116,14 @@ def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
 
 def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
     if parts["running"]:
-        return f"{parts['running']} items are held by a worker that died; they will be given to another"
+        held = "1 item is" if parts["running"] == 1 else f"{parts['running']} items are"
+        return f"{held} held by a worker that died, and will be given to another"
     if row["trouble"]:
         return str(row["trouble"])
-    return f"nothing has moved for {_quiet(row)} s"
+    others = (
+        f"; its workers have items of other jobs in hand ({row['elsewhere']})" if row["elsewhere"] else ""
+    )
+    return f"nothing has moved for {_quiet(row)} s{others}"
 
 
 def _quiet(row: Stored) -> str:
@@ -173,8 +177,8 @@ def _rate(row: Stored) -> float | None:
 
 
 def _eta(row: Stored, rate: float | None) -> datetime | None:
-    """When it will be done at this rate; unknown while more items may come or nothing moves."""
-    if row["state"] != "running" or not row["sealed"] or not rate:
+    """When it will be done at this rate; unknown while more items may come, it is being stopped, or nothing moves."""
+    if row["state"] != "running" or row["stopping"] or not row["sealed"] or not rate:
         return None
     try:
         done: datetime = row["read_at"] + timedelta(

@@ -3,8 +3,9 @@
 import json
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from callboard.sql import stages, writes
+from callboard.sql import reads, stages, writes
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn
 from callboard.sql.rows import (
@@ -18,6 +19,7 @@ from callboard.sql.rows import (
     Settled,
     WorkerInfo,
 )
+from callboard.sql.states import ITEM_STATES
 from callboard.sql.targets import NO_TARGETS, Targets
 
 BAD = Failure(
@@ -26,6 +28,14 @@ BAD = Failure(
 NOT_NEEDED = Failure("skipped", "Skip", "unchanged")
 SECOND = 1.0
 ARGS = b'{"args": [1], "kwargs": {}}'
+
+
+def status(conn: Conn, job: int) -> dict[str, Any]:
+    """The job as the API describes it; its parts add up."""
+    found = reads.run(conn, reads.job(job))
+    assert found is not None
+    assert sum(found[state] for state in ITEM_STATES) == found["total"]
+    return found
 
 
 def make_worker(conn: Conn, *actors: str, release: str = "2026.11") -> int:

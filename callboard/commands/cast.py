@@ -15,7 +15,7 @@ from callboard.sql.pool import running_here
 
 def assemble() -> dramatiq.Broker:
     """Import them; returns the broker they are on. Raises Fault for a module that can't be imported."""
-    _adopt_addresses()
+    os.environ.update(addresses())
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `dramatiq` does: your module lies where you are
     try:
@@ -35,7 +35,9 @@ def assembled() -> Iterator[dramatiq.Broker]:
         recorder_of(broker).close()
 
 
-def _adopt_addresses() -> None:
-    """The broker of the `callboard up` that runs here goes with its database, and with no other."""
-    if not os.environ.get("DATABASE_URL") and (url := running_here().get("amqp_url")):
-        os.environ.setdefault("AMQP_URL", url)
+def addresses() -> dict[str, str]:
+    """Of the `callboard up` that runs here, as variables: its broker goes with its database, with no other."""
+    if os.environ.get("DATABASE_URL"):
+        return {}
+    found = {"DATABASE_URL": running_here().get("database_url"), "AMQP_URL": running_here().get("amqp_url")}
+    return {name: url for name, url in found.items() if url and not os.environ.get(name)}

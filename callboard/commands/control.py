@@ -110,8 +110,9 @@ def retry(
     error: Annotated[str | None, typer.Option(help="Those that failed by this type of error.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give items that ended without success another attempt: all that failed, or those chosen. A job that is over is
-    open again.
+    """Give items another attempt: all that failed, or those chosen.
+
+    A job that is over is open again.
     """
     try:
         choice = Choice(state or None, item or None, error)
@@ -119,7 +120,7 @@ def retry(
         raise Fault(str(wrong), code=2) from None
     count = _tell(job, lambda conn, by: controls.retry(conn, job, by, choice), as_json=as_json)
     if not as_json:
-        typer.echo(f"{count} item{'' if count == 1 else 's'} given another attempt")
+        typer.echo(f"{output.count(count, 'item')} given another attempt")
 
 
 @app.command()
@@ -128,8 +129,23 @@ def actions(job: JobId, *, after: After = None, limit: Limit = 50, as_json: AsJs
     with database() as conn:
         known(conn, job)
         found, following = reads.run(conn, reads.actions(job, before=after, limit=limit))
+    shown = [{**action, "detail": _detail(action["detail"])} for action in found]
     columns = ("done_at", "action", "who", "via", "detail")
-    listing("actions", found, following, found, columns, as_json=as_json)
+    listing("actions", found, following, shown, columns, as_json=as_json)
+
+
+def _detail(detail: dict[str, Any]) -> str:
+    """In words; a traceback is for the page and for JSON."""
+    told = [
+        f"{name} {_words(value)}"
+        for name, value in detail.items()
+        if name != "traceback" and value is not None
+    ]
+    return "; ".join(told)
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _tell(job: int, say: Callable[[Conn, By], T], *, as_json: bool) -> T:

@@ -41,7 +41,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start everything in a temporary folder and measure the Python sources of the standard library, or in PATH.
+    """Start everything in a temporary folder and measure Python's standard library, or the sources in PATH.
 
     A few of ours are added that are broken on purpose, so that there are failures to look at.
     """

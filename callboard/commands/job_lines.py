@@ -1,5 +1,6 @@
 """A job in the terminal: a headline, a bar, its parts."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from callboard.commands.output import STYLES, plain, state
-from callboard.sql.states import ITEM_STATES
+from callboard.sql.states import ITEM_STATES, JOB_FINAL
 
 Job = dict[str, Any]
 
@@ -21,7 +22,8 @@ def lines(job: Job) -> RenderableType:
     parts: list[RenderableType] = [headline(job), bar, Text(), counts(job), pace(job)]
     if job["stages"]:
         parts.append(stages(job))
-    parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in ("step", "reason") if job[name]]
+    told = ("reason",) if job["state"] in JOB_FINAL else ("step", "reason")
+    parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in told if job[name]]
     if job["stalled"]:
         parts.append(Text("stalled: ", style="yellow").append_text(plain(job["stalled"])))
     return Group(*parts, *hung(job))
@@ -60,8 +62,8 @@ def headline(job: Job) -> Text:
 
 
 def percentage(job: Job) -> str:
-    """A whole 100 % is said of nothing that isn't done."""
-    return "100 %" if job["progress"] == 1.0 else f"{min(job['progress'] * 100, 99.9):.1f} %"
+    """As the page says it, rounded down: a whole 100 % is said of nothing that isn't done."""
+    return "100 %" if job["progress"] == 1.0 else f"{math.floor(job['progress'] * 1000) / 10:.1f} %"
 
 
 def counts(job: Job) -> Text:
@@ -76,7 +78,8 @@ def pace(job: Job) -> Text:
     parts = [] if job["rate"] is None else [f"{job['rate']:,.1f} items/s"]
     if job["eta"]:
         parts.append(f"{'its stage ' if job['stages'] else ''}done in {_left(job['eta'])}")
-    parts += [f"{job[name]:,} {name}" for name in ("retries", "crashes") if job[name]]
+    words = {"retries": "retry", "crashes": "crash"}
+    parts += [f"{job[many]:,} {one if job[many] == 1 else many}" for many, one in words.items() if job[many]]
     return Text(" · ".join(parts), style="dim")
 
 

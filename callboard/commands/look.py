@@ -161,7 +161,7 @@ def verify(
     elif verdict["drift"]:
         output.table(verdict["drift"], ("job", "name", "check", "stored", "counted"))
     else:
-        typer.echo(f"no drift: {verdict['jobs']} jobs, {len(verdict['checks'])} checks each")
+        typer.echo(f"no drift: {output.count(verdict['jobs'], 'job')}, {len(verdict['checks'])} checks each")
     raise typer.Exit(1 if verdict["drift"] else 0)
 
 

@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(given or ["--help"], standalone_mode=False, prog_name="callboard")
     except TyperException as error:
-        return _fail(f"{error.format_message()} (see `callboard --help`)", error.exit_code)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "callboard"
+        return _fail(f"{error.format_message().rstrip('.')} (see `{command} --help`)", error.exit_code)
     except typer.Abort:
         return _fail("stopped", 1)
     except Exception as error:

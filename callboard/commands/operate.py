@@ -1,13 +1,14 @@
 """Commands that operate: `migrate serve config`."""
 
 import ipaddress
+import os
 import socket
 from typing import Annotated
 
 import typer
 import uvicorn
 
-from callboard.commands import output, settings
+from callboard.commands import cast, output, settings
 from callboard.commands.address import reach
 from callboard.commands.faults import Fault
 from callboard.commands.output import AsJson
@@ -62,8 +63,11 @@ def serve(
 
 @app.command()
 def config(*, as_json: AsJson = False) -> None:
-    """List every setting with its value, its default and what it does; secrets are masked."""
-    rows = settings.described()
+    """List every setting with its value, its default and what it does; secrets are masked.
+
+    The addresses of a `callboard up` that runs here are those that commands use here.
+    """
+    rows = settings.described({**os.environ, **cast.addresses()})
     if as_json:
         output.document({"settings": rows})
     else:

@@ -47,6 +47,11 @@ def document(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def count(number: int, what: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def plain(value: object) -> Text:
     """A value as text: what an actor raised may hold escape sequences, which a terminal would obey."""
     text = "" if value is None else str(value)

@@ -27,7 +27,7 @@ OlderThan = Annotated[
 
 @app.command()
 def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = False) -> None:
-    """Delete finished jobs with all of their rows: those named, or all whose time is over. What was begun is finished.
+    """Delete finished jobs with all of their rows: those named, or all whose time is over.
 
     It may be stopped at any time: what is left is invisible, and deleted by the next one, or by the sweep.
     """
@@ -44,7 +44,7 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = 
     if as_json:
         output.document({"jobs": len(going), "items": items})
     else:
-        typer.echo(f"deleted {_count(len(going), 'job')} with {_count(items, 'item')}")
+        typer.echo(f"deleted {output.count(len(going), 'job')} with {output.count(items, 'item')}")
 
 
 def _named(conn: Conn, jobs: Sequence[int]) -> list[int]:
@@ -63,7 +63,3 @@ def _due(conn: Conn, keep: float | None) -> list[int]:
     while leaving.mark_due(conn, keep):
         pass
     return leaving.jobs(conn)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -23,7 +23,11 @@ class Setting:
 SETTINGS = (
     Setting("DATABASE_URL", "", "the PostgreSQL database: postgresql://user:password@host:port/name"),
     Setting("AMQP_URL", "", "RabbitMQ: amqp://user:password@host:port/vhost; several nodes with ; between"),
-    Setting("CALLBOARD_ACTORS", "", "modules with your actors for `submit` to know, with commas between"),
+    Setting(
+        "CALLBOARD_ACTORS",
+        "",
+        "modules with your actors, commas between: for `up`, `submit` and `dramatiq callboard.actors`",
+    ),
     Setting("CALLBOARD_HUNG_AFTER", "60", "seconds in hand from which on an item may be taken for hung"),
     Setting(
         "CALLBOARD_KEEP", "30d", "how long a job that is over stays, unless it says so itself; or forever"

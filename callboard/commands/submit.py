@@ -29,7 +29,6 @@ REFUSALS = (
     callboard.UnknownActor,
     callboard.BadItem,
     callboard.SubmittedElsewhere,
-    ValueError,
 )
 
 
@@ -63,7 +62,7 @@ def an_object(value: str) -> dict[str, Any]:
 
 @app.command()
 def submit(
-    actor: Annotated[str, typer.Argument(help="An actor's name.", show_default=False)],
+    actor: Annotated[str, typer.Argument(metavar="ACTOR", help="An actor's name.", show_default=False)],
     file: Annotated[str, typer.Argument(metavar="[FILE|-]", help="What to read; -: standard input.")] = "-",
     *,
     form: Annotated[
@@ -168,6 +167,8 @@ def store(actor: str, items: Iterator[Any], *, told: bool, **options: Any) -> in
         raise Fault(f"the database can't hold one of the options: {first_line(error)}") from error
     except REFUSALS as error:
         raise Fault(first_line(error)) from error
+    except ValueError as error:  # of an option
+        raise Fault(first_line(error), code=2) from error
     return job
 
 

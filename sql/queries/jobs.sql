@@ -27,7 +27,7 @@ SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHER
                WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 AND b.finished_at IS NULL) AS waits,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
        sample.taken_at AS sampled_at, sample.final AS sampled_final,
-       quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.trouble,
+       quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.trouble, quiet.elsewhere,
        hanging.hung
 FROM shown
 JOIN callboard.jobs AS j ON j.id = shown.id
@@ -59,6 +59,10 @@ LEFT JOIN LATERAL (
             WHERE w.stopped_at IS NULL AND w.died_at IS NULL
               AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
               AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS trouble,
+           (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
+            WHERE r.job_id <> j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
+              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
+              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
            (SELECT min(o.due_at) FROM callboard.outbox AS o
             WHERE o.job_id = j.id AND o.due_at < 'infinity') AS due_at
     WHERE j.finished_at IS NULL AND j.state <> 'paused'

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Dialog, Page, expect
+from playwright.sync_api import Dialog, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from callboard.sql import callbacks, stages, writes
+from callboard.sql import callbacks, controls, stages, writes
+from callboard.sql.controls import By
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
 from callboard.sql.targets import Message, Targets, Webhook
@@ -52,12 +53,24 @@ def test_a_job_moves_before_ones_eyes(page: Page, conn: Conn, address: str) -> N
     expect(page.locator("#legend")).to_contain_text("5 succeeded".replace(" ", ""))
 
 
+def widths(page: Page) -> dict[str, str]:
+    """How much of the bar each state has."""
+    read = "parts => parts.map(part => [part.dataset.state, part.style.width])"
+    return dict(page.locator("#bar > i:visible").evaluate_all(read))
+
+
+def test_a_job_without_items_is_done(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 0)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#percent")).to_have_text("100 %")
+    assert widths(page) == {"succeeded": "100%"}
+
+
 def test_a_job_is_shown_in_its_parts(page: Page, conn: Conn, address: str) -> None:
     job = make_mixed_job(conn)
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#legend li")).to_have_count(7)
-    shares = page.locator("#bar > i:visible").evaluate_all("parts => parts.map(part => part.style.width)")
-    assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100)
+    assert sum(float(width.rstrip("%")) for width in widths(page).values()) == pytest.approx(100)
     expect(page.locator("#running li")).to_have_count(3)
     expect(page.locator("#running li").first).to_contain_text("page 3")
     expect(page.locator("#errors li")).to_contain_text("8 ×")
@@ -152,6 +165,8 @@ def test_a_stage_that_cant_be_made_shows_its_traceback_and_may_be_made_again(
     expect(page.locator("#reason")).to_have_text("stage 'sum up': its items can't be made: KeyError")
     expect(page.locator("#actions pre")).to_have_text("Traceback <b>")
     expect(page.locator("#stages li").last).to_contain_text("not made yet")
+    expect(page.locator("#percent")).to_have_text("50.0 %")
+    assert widths(page) == {"succeeded": "40%", "failed": "10%"}
     page.get_by_role("button", name="Retry 2 failed items").click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
 
@@ -221,6 +236,48 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
     expect(button).to_have_text(["Run 75 cancelled items", "Delete"], timeout=SOON)
     button.first.click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
+
+
+def test_who_presses_keys_goes_on_where_they_are(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 2)
+    page.goto(f"{address}/jobs/{job}")
+    page.get_by_role("button", name="Pause").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Resume")).to_be_focused(timeout=SOON)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused(timeout=SOON)
+    page.keyboard.press("Tab")
+    run(conn, job, [0])
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.keyboard.press("Enter")
+    expect(page.locator("#state")).to_have_text("stopping", timeout=SOON)
+    expect(page.locator("#name")).to_be_focused(timeout=SOON)
+
+
+def test_what_was_done_is_seen_though_a_look_was_under_way(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 2)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#state")).to_have_text("pending")
+    held = list[Route]()
+    page.route(f"**/api/jobs/{job}", lambda route: route.continue_() if held else held.append(route))
+    while not held:
+        page.wait_for_timeout(20)
+    answer = held[0].fetch()
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_role("button", name="Pause")).to_be_enabled()
+    held[0].fulfill(response=answer)
+    expect(page.locator("#state")).to_have_text("paused", timeout=500)
+
+
+def test_a_job_that_is_deleted_meanwhile_is_shown_no_more(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 3)
+    page.goto(f"{address}/jobs/{job}")
+    record(conn, job, {"succeeded": [0, 1]})
+    expect(page.locator("#percent")).to_have_text("66.6 %", timeout=SOON)
+    record(conn, job, {"succeeded": [2]})
+    controls.delete(conn, job, By("python", "anna"))
+    expect(page.locator("#note")).to_have_text(f"there is no job {job}", timeout=SOON)
+    expect(page.locator("#job")).to_be_hidden()
 
 
 def test_whom_a_job_called_is_told_without_secrets(page: Page, conn: Conn, address: str) -> None:

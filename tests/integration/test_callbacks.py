@@ -17,14 +17,14 @@ from callboard.middleware import envelope, webhook
 from callboard.middleware.callbacks import Callbacks
 from callboard.sql import callbacks, controls, reads, writes
 from callboard.sql.controls import By, Choice
-from callboard.sql.pool import Conn, connect, make_pool
+from callboard.sql.pool import Conn, make_pool
 from callboard.sql.rows import Event
 from callboard.sql.statements import QUERIES, statement
 from callboard.sql.targets import Message, Targets, Webhook
 from callboard.web import create_app
 from tests import readme
 from tests.helpers import wait_until
-from tests.jobs import make_job, make_staged, record
+from tests.jobs import make_job, make_staged, record, status
 from tests.pipeline import TIMEOUT, Stage, stage
 from tests.receiver import Receiver, receiver
 from tests.vhosts import Broker
@@ -34,14 +34,6 @@ ANNA = By("python", "anna")
 TELL = Message("tell", "mail")
 ALL = Targets((TELL,), (TELL,), (TELL,))
 SECRET = "s3cret"
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database, in which nothing drifts."""
-    with connect(database_url) as connection:
-        yield connection
-        assert reads.run(connection, reads.verify())["drift"] == []
 
 
 @pytest.fixture
@@ -88,12 +80,6 @@ def listed(conn: Conn, job: int) -> list[dict[str, Any]]:
 def over(conn: Conn, job: int) -> bool:
     """Whether all of its callbacks are delivered or given up."""
     return all(callback["state"] != "waiting" for callback in listed(conn, job))
-
-
-def status(conn: Conn, job: int) -> dict[str, Any]:
-    found = reads.run(conn, reads.job(job))
-    assert found is not None
-    return found
 
 
 def done(conn: Conn, targets: Targets, *, items: int = 2, name: str = "a job") -> int:
@@ -666,8 +652,11 @@ def test_the_command_submits_with_callbacks(
     job = callboard.get(int(capsys.readouterr().out))
     job.wait(TIMEOUT)
     assert [callback["target"] for callback in job.callbacks()] == ["told", "https://nowhere.invalid/?***"]
-    for wrong, says in (("nobody", "no actor 'nobody'"), ("ftp://a", "https://host:port/path")):
-        assert main(["submit", "work", str(file), "--on-fail", wrong]) == 1
+    for wrong, says, code in (
+        ("nobody", "no actor 'nobody'", 1),
+        ("ftp://a", "https://host:port/path", 2),
+    ):
+        assert main(["submit", "work", str(file), "--on-fail", wrong]) == code
         assert says in capsys.readouterr().err
 
 

@@ -149,7 +149,7 @@ def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path:
 
 def test_verify_ends_with_1_on_any_drift(look: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    assert look("verify")[:2] == (0, f"no drift: 1 jobs, {len(CHECKS)} checks each\n")
+    assert look("verify")[:2] == (0, f"no drift: 1 job, {len(CHECKS)} checks each\n")
     assert document(look("verify", job, "--json"))["drift"] == []
     conn.execute("UPDATE callboard.jobs SET failed = failed + 1 WHERE id = %s", (job,))
     code, out, _ = look("verify", "--json")
@@ -169,7 +169,8 @@ def test_an_unknown_job_is_one_line(look: Call, command: str) -> None:
     "arguments", [("status",), ("status", "x"), ("status", "-1"), ("items", "1", "--state", "odd"), ("nope",)]
 )
 def test_a_misuse_is_one_line_and_ends_with_2(look: Call, arguments: tuple[str, ...]) -> None:
-    line(look(*arguments), 2)
+    known = arguments[0] in ("status", "items")
+    assert f"(see `callboard{f' {arguments[0]}' if known else ''} --help`)" in line(look(*arguments), 2)
 
 
 def test_without_an_address_it_says_so(call: Call) -> None:
@@ -220,6 +221,22 @@ def test_config_lists_every_setting_without_secrets(call: Call, monkeypatch: pyt
     assert found["DATABASE_URL"]["value"] == "postgresql://anna:***@db/shop"
     assert found["CALLBOARD_PREPARE"]["default"] == "on"
     assert "hunter2" not in call("config")[1]
+
+
+def test_config_shows_the_addresses_of_a_running_up(call: Call, tmp_path: Path) -> None:
+    left = tmp_path / ".callboard" / "up.json"
+    left.parent.mkdir()
+    urls = {
+        "database_url": "postgresql:///board",
+        "amqp_url": "amqp://anna:hunter2@127.0.0.1/",
+        "web_url": "http://x",
+    }
+    left.write_text(json.dumps(urls), encoding="utf-8")
+    found = {row["name"]: row["value"] for row in document(call("config", "--json"))["settings"]}
+    assert (found["DATABASE_URL"], found["AMQP_URL"]) == (
+        "postgresql:///board",
+        "amqp://anna:***@127.0.0.1/",
+    )
 
 
 def test_serve_refuses_to_be_open_unless_told(look: Call) -> None:

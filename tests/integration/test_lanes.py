@@ -1,14 +1,14 @@
 """Items with the same value of an argument are a lane, and only so many of a lane are in flight: by statement."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from callboard.middleware import lanes
 from callboard.middleware.burial import bury
-from callboard.sql import controls, reads, writes
+from callboard.sql import controls, writes
 from callboard.sql.controls import By, Choice
 from callboard.sql.lanes import TakenOver, clear_lanes, set_aside
 from callboard.sql.limits import Limits
@@ -16,17 +16,9 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
 from callboard.sql.writes import WINDOW
 from tests.helpers import wait_until
-from tests.jobs import make_job, make_worker, record, run, send
+from tests.jobs import make_job, make_worker, record, run, send, status
 
 ANNA = By("python", "anna")
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database, in which nothing drifts."""
-    with connect(database_url) as connection:
-        yield connection
-        assert reads.run(connection, reads.verify())["drift"] == []
 
 
 def job_of(conn: Conn, customers: Sequence[Any], *, sealed: bool = True, **limits: Any) -> int:
@@ -60,12 +52,6 @@ def published(conn: Conn, job: int, room: int = 1_000) -> list[int]:
     batch = claimed(conn, job, room)
     writes.settle_outbox(conn, batch)
     return [out.item for out in batch]
-
-
-def status(conn: Conn, job: int) -> dict[str, Any]:
-    found = reads.run(conn, reads.job(job))
-    assert found is not None
-    return found
 
 
 def in_lanes(conn: Conn, job: int) -> dict[int, str]:

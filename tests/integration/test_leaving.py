@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -37,14 +37,6 @@ from tests.webapp import served
 
 ANNA = By("python", "anna")
 DAY = 86_400.0
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database, in which nothing drifts."""
-    with connect(database_url) as connection:
-        yield connection
-        assert drift(connection) == []
 
 
 def drift(conn: Conn) -> list[Any]:

@@ -1,7 +1,6 @@
 """What a job may do at most, and when: read from the user's words, and held by what is published and recorded."""
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,26 +9,12 @@ import pytest
 from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice
 from callboard.sql.limits import Limits
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from callboard.sql.rows import NewItem
 from tests.helpers import wait_until
-from tests.jobs import make_job, record, send
+from tests.jobs import make_job, record, send, status
 
 ANNA = By("python", "anna")
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database, in which nothing drifts."""
-    with connect(database_url) as connection:
-        yield connection
-        assert reads.run(connection, reads.verify())["drift"] == []
-
-
-def status(conn: Conn, job: int) -> dict[str, Any]:
-    found = reads.run(conn, reads.job(job))
-    assert found is not None
-    return found
 
 
 def limited(conn: Conn, items: int, **limits: Any) -> int:

@@ -231,6 +231,11 @@ def test_a_job_that_stands_still_says_why(conn: Conn) -> None:
     assert stalled(conn, job) == "no worker that is alive has the actor work"
     able = make_worker(conn, "work")
     assert stalled(conn, job) == "nothing has moved for 42 s"
+    other = make_job(conn, 9)
+    run(conn, other, range(8), worker=able)
+    assert (
+        stalled(conn, job) == "nothing has moved for 42 s; its workers have items of other jobs in hand (8)"
+    )
     run(conn, job, [0], worker=able)
     assert stalled(conn, job) is None
 

@@ -21,7 +21,7 @@ from callboard.sql.pool import Conn, connect, make_pool
 from callboard.sql.rows import Event, NewItem, Retry
 from tests.databases import waits
 from tests.helpers import wait_until
-from tests.jobs import BAD, make_job, make_worker
+from tests.jobs import BAD, make_job, make_worker, status
 
 CHILD = NewItem(0, "work", "default", "m", b"{}", None, 0)
 
@@ -77,12 +77,6 @@ def conn(database_url: str) -> Iterator[Conn]:
 def good(job: int, item: int) -> Event:
     """An item that succeeded just now."""
     return Event(job, item, 1, "succeeded", 0.1, time.monotonic(), 1)
-
-
-def status(conn: Conn, job: int) -> dict[str, Any]:
-    found = reads.run(conn, reads.job(job))
-    assert found is not None
-    return found
 
 
 def drift(conn: Conn) -> Any:

@@ -19,25 +19,11 @@ from callboard.sql.rows import NewStage
 from callboard.sql.statements import statement
 from callboard.web import create_app
 from tests.helpers import wait_until
-from tests.jobs import ARGS, make_staged, make_worker, publish, record
+from tests.jobs import ARGS, make_staged, make_worker, publish, record, status
 from tests.webapp import served
 
 Call = Callable[..., tuple[int, str, str]]
 ANNA = By("python", "anna")
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database, in which nothing drifts."""
-    with connect(database_url) as connection:
-        yield connection
-        assert reads.run(connection, reads.verify())["drift"] == []
-
-
-def job(conn: Conn, number: int) -> dict[str, object]:
-    found = reads.run(conn, reads.job(number))
-    assert found is not None
-    return found
 
 
 @pytest.fixture
@@ -62,14 +48,14 @@ def http(database_url: str) -> Iterator[httpx.Client]:
 
 def test_the_whole_is_the_sum_of_its_stages(conn: Conn) -> None:
     parent, [first, second] = make_staged(conn)
-    found = job(conn, parent)
+    found = status(conn, parent)
     assert (found["state"], found["total"], found["succeeded"], found["failed"]) == ("running", 18, 9, 2)
     assert (found["pending"], found["queued"]) == (4, 3)
     assert found["progress"] == pytest.approx((1 + 1 / 8) / 2)
-    assert found["updated_at"] == job(conn, second)["updated_at"]
-    told = [(one["job"], one["name"], one["state"], one["total"]) for one in found["stages"]]  # type: ignore[attr-defined]
+    assert found["updated_at"] == status(conn, second)["updated_at"]
+    told = [(one["job"], one["name"], one["state"], one["total"]) for one in found["stages"]]
     assert told == [(first, "fetch", "completed", 10), (second, "sum up", "running", 8)]
-    assert (job(conn, first)["parent"], job(conn, first)["stages"]) == (parent, [])
+    assert (status(conn, first)["parent"], status(conn, first)["stages"]) == (parent, [])
 
 
 def test_a_worker_that_died_leaves_a_stage_to_another(conn: Conn) -> None:
@@ -94,7 +80,7 @@ def test_a_worker_that_died_leaves_a_stage_to_another(conn: Conn) -> None:
     stages.fail(conn, held, "no", {})
     assert stages.store(conn, taken, 0, [(b"{}", None)] * 3)
     assert stages.store(conn, taken, 0, [(b"{}", None)] * 3), "a commit of which nobody knows is said again"
-    assert job(conn, held.job)["total"] == 3
+    assert status(conn, held.job)["total"] == 3
     controls.pause(conn, parent, ANNA)
     assert not stages.store(conn, taken, 3, [(b"{}", None)])
     stages.leave(conn, taken)
@@ -132,12 +118,12 @@ def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn,
     maker._threads[second] = threading.current_thread()
     maker._run(dataclasses.replace(making, makes="tests.integration.makers:two", consumed=5))
     pool.close()
-    found = job(conn, parent)
+    found = status(conn, parent)
     assert found["state"] == "failed"
     assert "gave 2 items where it gave 5 before its worker ended: it must give the same items" in str(
         found["reason"]
     )
-    assert (job(conn, second)["total"], job(conn, first)["state"]) == (5, "completed")
+    assert (status(conn, second)["total"], status(conn, first)["state"]) == (5, "completed")
 
 
 def test_a_stage_that_was_partly_made_goes_on_whole(conn: Conn) -> None:
@@ -150,13 +136,13 @@ def test_a_stage_that_was_partly_made_goes_on_whole(conn: Conn) -> None:
     publish(conn, second, 3)
     record(conn, second, {"failed": [0], "succeeded": [1]}, worker=worker)
     stages.fail(conn, making, "its items can't be made: KeyError", {"traceback": "Traceback"})
-    assert wait_until(lambda: writes.close_stopped(conn) or job(conn, second)["finished_at"], 10)
+    assert wait_until(lambda: writes.close_stopped(conn) or status(conn, second)["finished_at"], 10)
     stages.follow(conn)
-    assert (job(conn, parent)["state"], job(conn, second)["cancelled"]) == ("failed", 3)
+    assert (status(conn, parent)["state"], status(conn, second)["cancelled"]) == ("failed", 3)
     assert controls.retry(conn, parent, ANNA, Choice()) == 4
-    found = job(conn, second)
+    found = status(conn, second)
     assert (found["state"], found["sealed"], found["pending"], found["succeeded"]) == ("running", False, 4, 1)
-    assert job(conn, first)["failed"] == 2
+    assert status(conn, first)["failed"] == 2
     again = stages.claim(conn, worker, ["work"], [])
     assert again is not None
     assert again.consumed == 5
@@ -175,7 +161,7 @@ def test_what_sweeps_leaves_an_open_job_of_stages_alone(conn: Conn) -> None:
     conn.execute("UPDATE callboard.jobs SET key = NULL WHERE id = %s", (parent,))
     assert writes.break_abandoned(conn) == [found[0].id]
     stages.follow(conn)
-    assert job(conn, parent)["state"] == "failed"
+    assert status(conn, parent)["state"] == "failed"
 
 
 def test_a_look_waits_for_nobody_who_changes_a_job_of_stages(conn: Conn, database_url: str) -> None:
@@ -186,9 +172,9 @@ def test_a_look_waits_for_nobody_who_changes_a_job_of_stages(conn: Conn, databas
     with connect(database_url) as other, other.transaction():
         other.execute(statement("lock_parent"), (parent,))
         stages.follow(conn)
-        assert job(conn, parent)["finished_at"] is None
+        assert status(conn, parent)["finished_at"] is None
     stages.follow(conn)
-    assert job(conn, parent)["state"] == "failed"
+    assert status(conn, parent)["state"] == "failed"
 
 
 def test_a_look_reads_no_other_jobs(conn: Conn) -> None:
@@ -271,12 +257,12 @@ def test_the_api_tells_of_stages(http: httpx.Client, conn: Conn) -> None:
 
 def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     parent, [first, second] = make_staged(conn, on_failure="stop")
-    assert (job(conn, parent)["state"], job(conn, second)["state"]) == ("failed", "cancelled")
+    assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("failed", "cancelled")
     assert controls.retry(conn, parent, ANNA, Choice(error_type="KeyError")) == 0
-    assert job(conn, parent)["state"] == "failed"
+    assert status(conn, parent)["state"] == "failed"
     assert controls.retry(conn, parent, ANNA, Choice()) == 2
-    assert (job(conn, parent)["state"], job(conn, second)["state"]) == ("running", "pending")
+    assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("running", "pending")
     record(conn, first, {"succeeded": [8], "failed": [9]}, attempt=2)
     stages.follow(conn)
-    assert job(conn, parent)["reason"] == "stage 'fetch': 1 of 10 items failed"
-    assert job(conn, second)["state"] == "cancelled"
+    assert status(conn, parent)["reason"] == "stage 'fetch': 1 of 10 items failed"
+    assert status(conn, second)["state"] == "cancelled"

@@ -145,7 +145,9 @@ def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None
         ([ACTOR, "--metadata", "[1]"], "no JSON object", 2),
         ([ACTOR, "--metadata", '{"a": "\\u0000"}'], "the database can't hold one of the options", 1),
         ([ACTOR, "--priority", "9999999999"], "--priority", 2),
-        ([], "Missing argument 'actor'", 2),
+        ([ACTOR, "--rate", "10"], "rate must be like 10/s", 2),
+        ([ACTOR, "--on-fail", "ftp://x"], "a webhook's URL must be like", 2),
+        ([], "Missing argument 'ACTOR' (see `callboard submit --help`)", 2),
     ],
 )
 def test_wrong_use_is_one_line(env: Env, tmp_path: Path, arguments: list[str], said: str, code: int) -> None:
@@ -157,7 +159,8 @@ def test_key_of_another_actors_job_is_refused(env: Env, tmp_path: Path) -> None:
     (tmp_path / "others.py").write_text("import dramatiq\n\n@dramatiq.actor\ndef other(): ...\n")
     env = {**env, "CALLBOARD_ACTORS": "others"}
     assert run(tmp_path, "submit", "other", "--key", "k", env=env).returncode == 0
-    assert "is one of the actor 'other'" in fault(tmp_path, "submit", ACTOR, "--key", "k", env=env)
+    said = fault(tmp_path, "submit", ACTOR, "--key", "k", env=env, code=2)
+    assert "is one of the actor 'other'" in said
 
 
 def test_actors_module_that_cannot_be_imported(env: Env, tmp_path: Path) -> None:

@@ -1,21 +1,11 @@
 """Which job a publisher serves next: by statement, without a clock."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from callboard.sql import controls, reads, writes
+from callboard.sql import controls, writes
 from callboard.sql.controls import By
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from tests.jobs import make_job, make_worker, record
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database, in which nothing drifts."""
-    with connect(database_url) as connection:
-        yield connection
-        assert reads.run(connection, reads.verify())["drift"] == []
 
 
 def turn(conn: Conn, *, publish: int = 1) -> int | None:

@@ -38,7 +38,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
         "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
-        "trouble": draw(st.none() | st.just("blocked")),
+        "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
         **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
         "within": False,
@@ -81,14 +81,14 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
     job = describe.job(row)
     assert job["rate"] is None or (math.isfinite(job["rate"]) and job["rate"] >= 0)
     if job["eta"]:
-        assert job["state"] == "running"
+        assert (job["state"], job["stopping"]) == ("running", None)
         assert job["eta"] >= (describe.iso(NOW) or "")
 
 
 STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
     "actor": "work", "submitting": None, "consumed": 500, "key": None, "stage": None, "waits": False, "maker": None,
-    "read_at": NOW, "updated_at": NOW - timedelta(seconds=42),
+    "read_at": NOW, "updated_at": NOW - timedelta(seconds=42), "elsewhere": 0,
 }  # fmt: skip
 WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
 
@@ -130,7 +130,13 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             {"queued": 0, "retrying": 1},
             "waiting for a retry at 2026-11-22T12:01:00.000Z",
         ),
-        ({}, {"running": 2}, "2 items are held by a worker that died; they will be given to another"),
+        ({}, {"running": 1}, "1 item is held by a worker that died, and will be given to another"),
+        ({}, {"running": 2}, "2 items are held by a worker that died, and will be given to another"),
+        (
+            {"elsewhere": 8},
+            {},
+            "nothing has moved for 42 s; its workers have items of other jobs in hand (8)",
+        ),
         ({"sealed": False}, {"queued": 0}, "not sealed: its submission broke off or is still going on"),
         (
             {"sealed": False, "submitting": True},

@@ -36,6 +36,17 @@ def test_the_bar_stands_on_a_line_of_its_own(terminal: bool) -> None:
     assert counts == "2 queued · 2 succeeded"
 
 
+def test_what_is_over_has_no_step_and_one_retry_is_one() -> None:
+    console = Console(width=120, color_system=None)
+    with console.capture() as captured:
+        console.print(job_lines.lines(job(step="counting", retries=1, crashes=2)))
+        console.print(job_lines.lines(job(step="counting", state="completed", reason="done")))
+    told = captured.get().splitlines()
+    assert told[3:5] == ["1 retry · 2 crashes", "step: counting"]
+    assert told[-1] == "reason: done"
+    assert told.count("step: counting") == 1
+
+
 def test_what_hangs_is_named_with_its_line() -> None:
     console = Console(width=120, color_system=None)
     one = {"item": 3, "seconds": 93, "worker": 12, "place": "shop/prices.py:88 in fetch"}

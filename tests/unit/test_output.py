@@ -12,5 +12,6 @@ def test_a_text_in_brackets_is_no_style() -> None:
 
 
 def test_nothing_is_called_done_before_it_is() -> None:
+    assert job_lines.percentage({"progress": 2 / 3}) == "66.6 %"
     assert job_lines.percentage({"progress": 0.99999}) == "99.9 %"
     assert job_lines.percentage({"progress": 1.0}) == "100 %"

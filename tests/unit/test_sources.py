@@ -181,3 +181,17 @@ def test_module_that_cannot_be_imported_is_named(sources: Any) -> None:
     actors.load(" json,  os.path ")
     with pytest.raises(ImportError, match="CALLBOARD_ACTORS names 'no_such_module', which can't be imported"):
         actors.load("json,no_such_module")
+
+
+def test_a_module_that_is_put_into_the_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actors = import_module("callboard.actors")
+    (tmp_path / "letters.py").write_text("FOUND = True\n", encoding="utf-8")
+    (tmp_path / "wrong.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "broken").mkdir()
+    assert actors.modules([str(tmp_path)]) == "callboard.actors.letters callboard.actors.wrong"
+    monkeypatch.setattr(actors, "__path__", [str(tmp_path)])
+    with pytest.raises(ImportError, match=r"the folder actors has 'callboard.actors.wrong', which can't be"):
+        actors.load(actors.modules(actors.__path__), "the folder actors has")
+    assert import_module("callboard.actors.letters").FOUND

@@ -25,10 +25,18 @@ export function bar(element, job) {
   element.setAttribute("aria-valuenow", String(Math.floor(job.progress * 100)));
   element.setAttribute("aria-valuetext", `${percent(job)}, ${number(done(job))} of ${number(job.total)} items`);
   for (const part of element.children) {
-    const items = job[part.dataset.state];
-    part.hidden = !items;
-    part.style.width = job.total ? `${(100 * items) / job.total}%` : "0";
+    const width = share(job, part.dataset.state);
+    part.hidden = !width;
+    part.style.width = `${100 * width}%`;
   }
+}
+
+// Of the bar, for one state. Stages have equal parts, as in the percent: one that isn't made yet leaves its part empty.
+function share(job, state) {
+  const parts = job.stages ?? [];
+  if (parts.length) return parts.reduce((sum, stage) => sum + share(stage, state), 0) / parts.length;
+  if (job.total) return job[state] / job.total;
+  return state === "succeeded" ? job.progress : 0;
 }
 
 function segment(state) {

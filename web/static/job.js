@@ -148,6 +148,7 @@ async function errors(job) {
 
 async function act(action, button) {
   const job = shown;
+  const keyboard = button.matches(":focus-visible");
   if (action.sure && !confirm(action.sure(job))) return;
   button.disabled = true;
   try {
@@ -158,7 +159,9 @@ async function act(action, button) {
     show("refused", problem.message);
   }
   button.disabled = false;
-  again();
+  await again();
+  // The button may have gone with what it did: who came by keyboard goes on at the next one.
+  if (keyboard) (button.isConnected ? button : find("acts").firstChild ?? find("name")).focus();
 }
 
 function control(job) {

@@ -25,16 +25,19 @@ async function answered(answer) {
   throw answer.status < 500 ? new Refusal(text) : new Error(text);
 }
 
-// Calls `look` again and again; it returns the milliseconds until the next time. Gives a function to look at once.
+// Calls `look` again and again; it returns the milliseconds until the next time. Gives a function to look at once,
+// which waits for what it then sees: a look that is under way may have begun before what was just done.
 export function poll(look) {
   let timer = 0;
-  let looking = false;
-  const turn = async () => {
-    if (looking) return;
-    looking = true;
+  let last = Promise.resolve();
+  const turn = () => {
     clearTimeout(timer);
-    timer = setTimeout(turn, await attempt(look));
-    looking = false;
+    last = last.then(async () => {
+      const pause = await attempt(look);
+      clearTimeout(timer);
+      timer = setTimeout(turn, pause);
+    });
+    return last;
   };
   turn();
   return turn;
@@ -44,12 +47,20 @@ async function attempt(look) {
   try {
     const pause = await look();
     connected(true);
+    refused(false);
     return pause;
   } catch (error) {
-    if (error instanceof Refusal) note(error.message);
-    connected(error instanceof Refusal);
+    const refusal = error instanceof Refusal;
+    if (refusal) note(error.message);
+    connected(refusal);
+    refused(refusal);
     return 1000;
   }
+}
+
+// What was shown before isn't so any more, as when its job was deleted: the note alone is.
+function refused(yes) {
+  document.body.classList.toggle("refused", yes);
 }
 
 function connected(yes) {
