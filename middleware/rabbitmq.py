@@ -218,6 +218,9 @@ class RabbitmqConsumer(Consumer):
             self.connection.process_data_events(self.timeout)
         except AMQP_ERRORS as error:
             self._lost(error)
+        if self.channel.is_closed:
+            # By RabbitMQ, which takes an acknowledgement that doesn't come for half an hour for a fault.
+            self._lost(self.channel._closing_reason)  # noqa: SLF001 — pika tells it nowhere else
         if self.cancelled:
             self._lost(ConnectionError(f"the queue {self.queue_name!r} was deleted"))
 

@@ -33,3 +33,15 @@ def test_a_queue_that_went_while_nobody_was_connected_is_declared_again(
     consumer: Any = on.consume("work", timeout=1)
     assert next(consumer) is None
     consumer.close()
+
+
+def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroker) -> None:
+    """Though nothing is to be acknowledged: RabbitMQ does so when an item takes longer than half an hour."""
+    on.declare_queue("work", ensure=True)
+    consumer: Any = on.consume("work", timeout=1000)
+    consumer.channel.basic_ack(5)
+    with pytest.raises(ConnectionClosed, match="unknown delivery tag"):
+        next(consumer)
+    assert consumer.connection.is_closed
+    with pytest.raises(ConnectionClosed):
+        consumer.close()
