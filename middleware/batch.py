@@ -1,13 +1,13 @@
 """Actors that take their items in batches: one call for all that a message carries, and an outcome for each."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
 
 import dramatiq
-from dramatiq.middleware import SkipMessage
+from dramatiq.middleware import Interrupt, SkipMessage
 
 from callboard.middleware.attempt import Attempt, current_attempt
 
@@ -48,45 +48,73 @@ def takes_batches(actor: dramatiq.Actor[..., Any] | None) -> bool:
 
 
 @contextmanager
-def _together(lead: Attempt | None) -> Any:
+def _together(lead: Attempt | None) -> Iterator[list[Any]]:
     """Take the lead's mates in hand; those that may run. In the block the lead is the current attempt."""
     if lead is None:
         yield []
         return
-    message = lead.deliveries[0]
-    waiting, taken = getattr(message, "mates", []), []
-    while waiting:
-        mate = waiting.pop(0)
-        if _begin(message.broker, mate):
-            taken.append(mate)
-    current_attempt.set(lead)
+    taken: list[Any] = []
+    others: list[tuple[Any, Exception | None]] = []  # and why they don't run
     try:
+        _begin(getattr(lead.deliveries[0], "mates", []), taken, others)
+        current_attempt.set(lead)
         yield taken
     finally:
+        # Not before: with the first message that ends on a thread Dramatiq takes the time limit off it.
+        _end([mate for mate, _ in others], [why for _, why in others])
         current_attempt.set(lead)
 
 
-def _begin(broker: dramatiq.Broker, mate: Any) -> bool:
-    try:
-        broker.emit_before("process_message", mate)
-    except SkipMessage:
-        broker.emit_after("skip_message", mate)
-        mate.settle()
-        return False
-    return True
+def _begin(waiting: list[Any], taken: list[Any], others: list[tuple[Any, Exception | None]]) -> None:
+    """As Dramatiq's worker begins a message. When the time is over meanwhile, those that were not begun come after the
+    lead.
+    """
+    while waiting:
+        mate = waiting[0]
+        try:
+            mate.broker.emit_before("process_message", mate)
+        except Exception as error:  # noqa: BLE001 — a middleware's word on this one
+            others.append((mate, error))
+        except BaseException as error:
+            if getattr(mate, "attempt", None) is not None:
+                taken.append(waiting.pop(0))
+            _end(taken, [error] * len(taken))
+            raise
+        else:
+            if mate.failed:
+                others.append((mate, None))
+            else:
+                taken.append(mate)
+        waiting.pop(0)
 
 
 def _end(mates: Iterable[Any], outcomes: Iterable[Any]) -> None:
-    """As Dramatiq's worker ends a message."""
+    """As Dramatiq's worker ends a message. An interrupt that strikes here comes too late to change what happened."""
     for mate, outcome in zip(mates, outcomes, strict=True):
-        current_attempt.set(mate.attempt)
-        if isinstance(outcome, SkipMessage):
-            _skip(mate, outcome)
-        elif isinstance(outcome, BaseException):
-            mate.broker.emit_after("process_message", mate, exception=outcome)
-        else:
-            mate.broker.emit_after("process_message", mate, result=outcome)
-        mate.settle()
+        current_attempt.set(getattr(mate, "attempt", None))
+        with suppress(Interrupt):
+            try:
+                _tell(mate, outcome)
+            finally:
+                _settle(mate)
+
+
+def _tell(mate: Any, outcome: Any) -> None:
+    if isinstance(outcome, SkipMessage):
+        _skip(mate, outcome)
+    elif isinstance(outcome, BaseException):
+        mate.stuff_exception(outcome)
+        mate.broker.emit_after("process_message", mate, exception=outcome)
+    else:
+        mate.broker.emit_after("process_message", mate, result=outcome)
+
+
+def _settle(mate: Any) -> None:
+    signal = "nack" if mate.failed else "ack"
+    mate.broker.emit_before(signal, mate)
+    mate.settle()
+    mate.broker.emit_after(signal, mate)
+    mate.clear_exception()
 
 
 def _skip(mate: Any, reason: SkipMessage) -> None:

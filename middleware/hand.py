@@ -51,10 +51,10 @@ class Hand:
         self._defers = defers
         self._stopping = stopping
         self._time_left = time_left
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._turns = Turns(stopping)
         self._attempts: dict[tuple[int, int], Attempt] = {}
-        self._claiming: set[tuple[int, int, int]] = set()  # (job, item, attempt)
+        self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, Control] = {}
         self.worker = 0  # this process's id in `workers`
 
@@ -87,26 +87,32 @@ class Hand:
         if suspect or mark.suspect or twin is not None or self._outdated(mark):
             return attempt if self._may_run(mark, attempt) else None
         self._turns.enter(attempt, lead=current_attempt.get())
-        if self._held_back(mark, attempt):  # it may have waited
+        if self._gone(attempt) or self._held_back(mark, attempt):  # it may have waited
             self._turns.leave(attempt)
             return None
         self._begin(attempt)
         return attempt
 
     def _held_back(self, mark: Stamp, attempt: Attempt) -> bool:
-        """Whether its job was stopped, so that its message goes, or paused, so that it is kept for later.
+        """Whether its job was stopped, so that its message goes, or paused, so that it is kept for later."""
+        told = self._told(mark)
+        if told is not None and not told.over:
+            self._keep(attempt)
+        return told is not None
 
-        A message newer than what was heard of its job was sent because the job goes on.
+    def _told(self, mark: Stamp) -> Control | None:
+        """What keeps it from running: its job is paused, or over. A message newer than what was heard of its job was
+        sent because the job goes on.
         """
         control = self._controls.get(mark.job)
         if control is None or control.epoch < mark.epoch:
-            return False
-        if control.state == "paused" and not control.stopping:
-            for message in attempt.deliveries:
-                message.deferred = self._defers
-            self._park(attempt)
-            return True
-        return control.over
+            return None
+        return control if control.over or control.state == "paused" else None
+
+    def _keep(self, attempt: Attempt) -> None:
+        for message in attempt.deliveries:
+            message.deferred = self._defers
+        self._park(attempt)
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.started = time.monotonic()  # it may have waited
@@ -117,52 +123,83 @@ class Hand:
         with self._lock:
             if twin.number != copy.number or self._attempts.get(twin.key) is not twin:
                 return False
-            twin.deliveries += copy.deliveries
-            for message in copy.deliveries:
-                message.deferred = self._defers
+            self._share(twin, copy)
             return True
+
+    def _share(self, twin: Attempt, copy: Attempt) -> None:
+        twin.deliveries += copy.deliveries
+        for message in copy.deliveries:
+            message.deferred = self._defers
 
     def _outdated(self, mark: Stamp) -> bool:
         control = self._controls.get(mark.job)
         return control is not None and control.epoch > mark.epoch
 
     def _may_run(self, mark: Stamp, attempt: Attempt) -> bool:
-        """A copy that comes at the same moment is served. The next attempt's message is none: a worker that died before
-        it acknowledged leaves both in the queue, and dropped beside the outdated one it would be lost.
+        """A copy that comes while the item is asked for is settled with it: the connection of the first may be gone by
+        now, and then the copy is its message. The next attempt's message is none: a worker that died before it
+        acknowledged leaves both in the queue, and dropped beside the outdated one it would be lost.
         """
         claiming = (*attempt.key, attempt.number)
         with self._lock:
             twin = self._attempts.get(attempt.key)
-            if claiming in self._claiming or (twin is not None and twin.number == attempt.number):
+            if twin is None or twin.number != attempt.number:
+                twin = self._claiming.setdefault(claiming, attempt)
+            if twin is not attempt:
+                self._share(twin, attempt)
                 return False
-            self._claiming.add(claiming)
+        runs, told = False, None
         try:
-            return self._claimed(mark, attempt)
-        finally:
-            self._claiming.discard(claiming)
-
-    def _claimed(self, mark: Stamp, attempt: Attempt) -> bool:
-        """An item waits for its turn without a claim: with one it would be in hand, and charged with a crash itself."""
-        claim = None
-        try:
-            self._turns.enter(attempt, lead=current_attempt.get())
-            claim = self._claim(mark)
-            if claim is not None and claim.crashes >= MAX_CRASHES - 1:
-                claim = None
+            claim = self._claimed(mark, attempt)
+            told = self._told(mark) if claim else None
+            if told is not None:
                 self._give_back(mark)
-                self._turns.enter(attempt, alone=True)
-                claim = self._claim(mark)
-            if claim is not None and self._held_back(mark, attempt):
-                claim = None
-                self._give_back(mark)
+            elif claim:
+                attempt.running = attempt.reported = True  # a claim is a row in `running`
+                self._begin(attempt)
+                runs = True
         finally:
-            if claim is None:
+            self._answered(attempt)
+            if not runs:
                 self._turns.leave(attempt)
-        if claim is None:
-            return False
-        attempt.running = attempt.reported = True  # a claim is a row in `running`
-        self._begin(attempt)
-        return True
+                if told is None or told.over:
+                    self._drop(attempt.deliveries[1:])
+        if told is not None and not told.over:
+            self._keep(attempt)
+        return runs
+
+    def _claimed(self, mark: Stamp, attempt: Attempt) -> Claim | None:
+        """An item waits for its turn without a claim: with one it would be in hand, and charged with a crash itself."""
+        self._turns.enter(attempt, lead=current_attempt.get())
+        claim = None if self._gone(attempt) else self._claim(mark)
+        if claim is not None and claim.crashes >= MAX_CRASHES - 1:
+            self._give_back(mark)
+            self._turns.enter(attempt, alone=True)
+            claim = None if self._gone(attempt) else self._claim(mark)
+        return claim
+
+    def _gone(self, attempt: Attempt) -> bool:
+        """Whether every connection that brought it is gone meanwhile: RabbitMQ delivers it again, and that copy asks
+        for itself.
+        """
+        with self._lock:
+            gone = all(getattr(message, "stale", False) for message in attempt.deliveries)
+            if gone:
+                self._answered(attempt)
+            return gone
+
+    def _answered(self, attempt: Attempt) -> None:
+        """From here on no copy joins what is asked for."""
+        with self._lock:
+            claiming = (*attempt.key, attempt.number)
+            if self._claiming.get(claiming) is attempt:
+                del self._claiming[claiming]
+
+    def _drop(self, copies: Sequence[Any]) -> None:
+        """Copies of what must not run go with it; but what a process that stops leaves behind comes again."""
+        if self._defers and not self._stopping():
+            for message in copies:
+                message.book.release([message.tag], [])
 
     def end(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Hand an attempt that ended to the journal; returns whether its message is to be dead-lettered."""

@@ -3,12 +3,11 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import psycopg
-from psycopg_pool import PoolTimeout
-
 from callboard.middleware.attempt import Attempt
+from callboard.middleware.claim import PAUSE, Stopping, patiently
 from callboard.middleware.complaint import complaints
 from callboard.sql import writes
 from callboard.sql.pool import Pool
@@ -16,9 +15,8 @@ from callboard.sql.pool import Pool
 log = logging.getLogger("callboard.tracking")
 _complain = complaints(log, "messages of paused jobs wait for the database: %s")
 
-#: Messages parked in one transaction, and seconds between two tries while the database is away.
+#: Messages parked in one transaction.
 BATCH = 1_000
-PAUSE = 0.5
 
 
 class Parking:
@@ -66,19 +64,16 @@ class Parking:
 
     def _store(self, batch: Sequence[Attempt]) -> bool:
         """Write them, however long it takes; False when the worker stops first."""
-        while True:
-            try:
-                with self._pool().connection() as conn:
-                    writes.park(conn, [(*attempt.key, attempt.number) for attempt in batch])
-            except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-                if self._stopping():
-                    return False
-                _complain(error)
-                with self._changed:
-                    self._changed.wait(PAUSE)
-            else:
-                self._settle(batch)
-                return True
+        try:
+            patiently(partial(self._write, batch), self._stopping, _complain)
+        except Stopping:
+            return False
+        self._settle(batch)
+        return True
+
+    def _write(self, batch: Sequence[Attempt]) -> None:
+        with self._pool().connection() as conn:
+            writes.park(conn, [(*attempt.key, attempt.number) for attempt in batch])
 
     def _settle(self, batch: Sequence[Attempt]) -> None:
         books: dict[Any, list[int]] = {}

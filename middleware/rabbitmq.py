@@ -151,12 +151,16 @@ class RabbitmqConsumer(Consumer):
         self.prefetch = Prefetch(prefetch, worker.threads if worker and adapts else None)
         try:
             self.connection = pika.BlockingConnection(broker.parameters, reading(self._on_delivery))
+        except AMQP_ERRORS as error:
+            raise self._closed(error) from None
+        try:
             self.channel = self.connection.channel()
             self.book = Book(self.connection, self.channel)
             self.channel.add_on_cancel_callback(self._on_cancel)
             self.depth = self.prefetch.depth
             self.tags = [self._subscribe(self.depth)]
         except AMQP_ERRORS as error:
+            self._hang_up()
             raise self._closed(error) from None
         broker.books.add(self.book)
         broker.cut_off.pop(queue_name, None)
@@ -214,6 +218,9 @@ class RabbitmqConsumer(Consumer):
             self.connection.process_data_events(self.timeout)
         except AMQP_ERRORS as error:
             self._lost(error)
+        if self.channel.is_closed:
+            # By RabbitMQ, which takes an acknowledgement that doesn't come for half an hour for a fault.
+            self._lost(self.channel._closing_reason)  # noqa: SLF001 — pika tells it nowhere else
         if self.cancelled:
             self._lost(ConnectionError(f"the queue {self.queue_name!r} was deleted"))
 
@@ -234,11 +241,17 @@ class RabbitmqConsumer(Consumer):
         self.book.discard()
         self.inbox.clear()
         self.broker.books.discard(self.book)
-        if self.cancelled or getattr(error, "reply_code", None) == NOT_FOUND:
-            self.broker.queues_pending.add(q_name(self.queue_name))
+        self._hang_up()
         raise self._closed(error) from None
 
+    def _hang_up(self) -> None:
+        """Of a channel that failed the connection is left; of one that is gone, nothing."""
+        with suppress(*AMQP_ERRORS):
+            self.connection.close()
+
     def _closed(self, error: BaseException) -> ConnectionClosed:
+        if self.cancelled or getattr(error, "reply_code", None) == NOT_FOUND:
+            self.broker.queues_pending.add(q_name(self.queue_name))
         why = f"{where(self.broker.parameters)}: {reason(error)}"
         self.broker.cut_off[self.queue_name] = why
         return ConnectionClosed(why)
@@ -271,10 +284,11 @@ class RabbitmqConsumer(Consumer):
                 self._drain(time.monotonic() + self.broker.recorder.time_left())
             self.book.discard()
             self.channel.close()
-            self.connection.close()
         except AMQP_ERRORS as error:
             self.book.discard()
             raise ConnectionClosed(error) from None
+        finally:
+            self._hang_up()
 
     def _drain(self, deadline: float) -> None:
         quiet = threading.Event()

@@ -106,6 +106,7 @@ WITH event AS (
                            || ' items failed, and max_failures is ' || (j.limits ->> 'max_failures')
                       ELSE j.reason END,
         epoch = j.epoch + coalesce(l.fails, false)::int,
+        standing_on = CASE WHEN l.fails THEN NULL ELSE j.standing_on END,
         told_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.told_at END
     FROM delta AS d JOIN locked_jobs AS l ON l.id = d.job_id
     WHERE j.id = d.job_id

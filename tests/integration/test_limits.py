@@ -93,6 +93,19 @@ def test_a_job_past_its_failures_stops_with_the_reason(conn: Conn) -> None:
     assert controls.retry(conn, job, ANNA, Choice(["failed", "cancelled"])) == 17
 
 
+def test_a_standing_job_past_its_failures_gives_its_day_to_a_new_one(conn: Conn) -> None:
+    """Or no plain send of its actor could be recorded for the rest of the day."""
+    job = writes.standing_job(conn, "work", "default")
+    for item in range(2):
+        send(conn, job, item)
+    controls.limit(conn, job, ANNA, {"max_failures": 1})
+    record(conn, job, {"failed": [0]})
+    assert writes.standing_job(conn, "work", "default") == job
+    record(conn, job, {"failed": [1]})
+    assert writes.lock_jobs(conn, [job]) == {job: (2, False)}
+    assert writes.standing_job(conn, "work", "default") != job
+
+
 def test_a_share_of_failures_needs_its_sample(conn: Conn) -> None:
     job = make_job(conn, 100)
     controls.limit(conn, job, ANNA, {"max_failures": "10% of 40"})
