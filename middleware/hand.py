@@ -72,6 +72,10 @@ class Hand:
         except REFUSED as error:
             log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
             message.fail()
+        except Exception:
+            # Raised on, Dramatiq would log it and run the actor, of which nothing would be on record.
+            log.exception("a message can't be begun; it comes again when this worker has ended")
+            message.deferred = True  # type: ignore[attr-defined]
         return None
 
     def _take(self, message: MessageProxy) -> Attempt | None:

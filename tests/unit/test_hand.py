@@ -136,3 +136,19 @@ def test_what_a_paused_job_keeps_is_given_back_before() -> None:
     assert waiting.first.deferred
     assert copy.deferred
     assert waiting.acknowledged == []
+
+
+def test_a_message_that_can_not_be_judged_comes_again_instead_of_running_untracked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def claim(_: Stamp) -> Claim:
+        raise ZeroDivisionError
+
+    unused: Any = None
+    hand = Hand(adopt=unused, claim=claim, give_back=unused, note=unused, park=unused, defers=True)
+    message: Any = Delivered(Stamp(1, 0, 1), redelivered=True)
+    assert hand.take(message) is None
+    assert message.deferred
+    assert "comes again" in caplog.text
+    assert len(hand) == 0
+    assert hand._claiming == {}
