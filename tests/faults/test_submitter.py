@@ -39,7 +39,9 @@ class Submitters:
         self.processes: list[Process] = []
 
     def start(self, *arguments: str, stage: str | None = None) -> Process:
-        more = {"CALLBOARD_ACTORS": "tests.faults.actors"} | ({KILL: stage} if stage else {})
+        more = {"CALLBOARD_ACTORS": "tests.faults.actors"}
+        if stage:  # and room for what it publishes, however much of others' lies there that nobody takes
+            more |= {KILL: stage, "CALLBOARD_QUEUE_DEPTH": "10000"}
         command = [sys.executable, "-m", "tests.faults.submitter", *arguments]
         log = self.on.folder / f"submitter-{len(self.processes)}.log"
         process = Process(command, log=log, env={**os.environ, **self.on.environment, **more})
