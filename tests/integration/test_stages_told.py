@@ -266,3 +266,25 @@ def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     stages.follow(conn)
     assert status(conn, parent)["reason"] == "stage 'fetch': 1 of 10 items failed"
     assert status(conn, second)["state"] == "cancelled"
+
+
+def test_a_claim_that_began_before_a_retry_makes_nothing_of_what_runs_again(
+    conn: Conn, database_url: str
+) -> None:
+    """The retry commits between the look of the claim and its lock."""
+    parent, [first, second] = make_staged(conn, made=False)
+    worker = make_worker(conn)
+    with connect(database_url) as late:
+        late.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        late.execute("SELECT count(*) FROM callboard.jobs")
+        assert controls.retry(conn, parent, ANNA, Choice()) == 2
+        making = stages.claim(late, worker, ["work"], [])
+        late.execute("COMMIT")
+    assert making is not None
+    assert not stages.store(conn, making, 0, [(ARGS, None)])
+    stages.seal(conn, making)
+    record(conn, first, {"succeeded": range(8, 10)}, attempt=2)
+    again = stages.claim(conn, worker, ["work"], [])
+    assert again is not None
+    assert stages.store(conn, again, 0, [(ARGS, None)] * 10)
+    assert status(conn, second)["total"] == 10
