@@ -277,8 +277,11 @@ def _retry_stage(conn: Conn, stage: StageRow, by: By, choice: Choice, *, paused:
     stand = _stand(conn, stage.id, by)
     if not stopped and (choice is NOTHING or not any(getattr(stand, state) for state in choice.wanted)):
         return 0
-    count, changes = (_reopened if stage.over else _retried)(conn, stage.id, choice)
-    if count or stopped:
+    count = 0
+    with conn.transaction():
+        count, changes = (_reopened if stage.over else _retried)(conn, stage.id, choice)
+        if not count and not stopped:
+            raise psycopg.Rollback  # nobody chose what was moved aside
         _reopen(conn, stage.id, changes)
         if paused:
             _pause(conn, stage.id)

@@ -19,7 +19,7 @@ from callboard.sql.rows import NewStage
 from callboard.sql.statements import statement
 from callboard.web import create_app
 from tests.helpers import wait_until
-from tests.jobs import ARGS, make_staged, make_worker, publish, record, status
+from tests.jobs import ARGS, BAD, make_staged, make_worker, publish, record, status
 from tests.webapp import served
 
 Call = Callable[..., tuple[int, str, str]]
@@ -288,3 +288,20 @@ def test_a_claim_that_began_before_a_retry_makes_nothing_of_what_runs_again(
     assert again is not None
     assert stages.store(conn, again, 0, [(ARGS, None)] * 10)
     assert status(conn, second)["total"] == 10
+
+
+def test_a_stage_of_which_a_retry_chose_nothing_is_left_as_it_was(conn: Conn) -> None:
+    """The message of an item ran before its publisher, which died, could say that it was published."""
+    parent, [first, second] = make_staged(conn)
+    record(conn, second, {"failed": range(1, 8)}, failure=dataclasses.replace(BAD, error_type="KeyError"))
+    conn.execute(
+        "WITH o AS (INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, redo)"
+        " VALUES (%s, 0, 1, 'infinity', false, true) RETURNING job_id)"
+        " UPDATE callboard.jobs AS j SET redo = redo + 1 FROM o WHERE j.id = o.job_id",
+        (first,),
+    )
+    assert reads.run(conn, reads.verify())["drift"] == []
+    stages.follow(conn)
+    assert wait_until(lambda: writes.close_stopped(conn) or status(conn, parent)["finished_at"], 10)
+    assert controls.retry(conn, parent, ANNA, Choice(error_type="KeyError")) == 7
+    assert status(conn, first)["state"] == "completed"
