@@ -103,21 +103,44 @@ def test_no_stage_is_made_of_a_stage_that_is_being_retried(conn: Conn, database_
     assert stages.claim(conn, worker, ["work"], []) is not None
 
 
-def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, database_url: str) -> None:
-    parent, [first, second] = make_staged(conn, made=False)
-    making = stages.claim(conn, make_worker(conn), ["work"], [])
-    assert making is not None
-    assert stages.store(conn, making, 0, [(ARGS, None)] * 5)
-    pool = make_pool(database_url, size=1)
+@pytest.fixture
+def maker(conn: Conn, database_url: str) -> Iterator[Maker]:
+    """What makes stages in a worker process, without its heartbeat."""
+    worker = make_worker(conn)
+    pool = make_pool(database_url, size=4)
 
     def write(say: Callable[[Conn], Any]) -> Any:
         with pool.connection() as lent:
             return say(lent)
 
-    maker = Maker(write, lambda _: None, lambda: making.worker, lambda: False, ["work"])
+    with pool:
+        yield Maker(write, lambda _: None, lambda: worker, lambda: False, ["work"])
+
+
+def ready(conn: Conn) -> int:
+    """The second stage of a job, whose turn it is, of nothing."""
+    planned = [NewStage(name, "work", "default", None, "stop") for name in ("a", "b")]
+    _, [first, second] = stages.create(
+        conn, planned, name="n", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
+    )
+    writes.seal_job(conn, first.id)
+    return second.id
+
+
+def test_all_stages_whose_turn_it_is_are_made_at_once(conn: Conn, maker: Maker) -> None:
+    """One a look, a hundred small jobs of a few stages would take minutes."""
+    made = [ready(conn) for _ in range(4)]
+    maker.look(conn)
+    assert wait_until(lambda: all(status(conn, one)["state"] == "completed" for one in made), 10)
+
+
+def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, maker: Maker) -> None:
+    parent, [first, second] = make_staged(conn, made=False)
+    making = stages.claim(conn, maker.worker(), ["work"], [])
+    assert making is not None
+    assert stages.store(conn, making, 0, [(ARGS, None)] * 5)
     maker._threads[second] = threading.current_thread()
     maker._run(dataclasses.replace(making, makes="tests.integration.makers:two", consumed=5))
-    pool.close()
     found = status(conn, parent)
     assert found["state"] == "failed"
     assert "gave 2 items where it gave 5 before its worker ended: it must give the same items" in str(
