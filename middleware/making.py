@@ -108,7 +108,11 @@ class Maker:
         name = f"callboard-stage-{making.job}"
         thread = threading.Thread(target=self._run, args=(making,), name=name, daemon=True)
         self._threads[making.job] = thread
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            del self._threads[making.job]  # or nobody would make it: this worker lives, and has it
+            raise
 
     def close(self, patience: float) -> None:
         """Wait for those at work, which hear that the process stops; what stays is given back by its goodbye."""

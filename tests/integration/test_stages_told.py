@@ -134,6 +134,21 @@ def test_all_stages_whose_turn_it_is_are_made_at_once(conn: Conn, maker: Maker) 
     assert wait_until(lambda: all(status(conn, one)["state"] == "completed" for one in made), 10)
 
 
+def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
+    conn: Conn, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    made = ready(conn)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        with pytest.raises(RuntimeError):
+            maker.look(conn)
+    maker.look(conn)
+    assert wait_until(lambda: status(conn, made)["state"] == "completed", 10)
+
+
 def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, maker: Maker) -> None:
     parent, [first, second] = make_staged(conn, made=False)
     making = stages.claim(conn, maker.worker(), ["work"], [])
