@@ -127,7 +127,7 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
 
 
 def _quiet(row: Stored) -> str:
-    return f"{(row['read_at'] - row['updated_at']).total_seconds():.0f}"
+    return f"{(row['read_at'] - row['moved_at']).total_seconds():.0f}"
 
 
 def iso(time: datetime | None) -> str | None:

@@ -19,7 +19,7 @@ from callboard.sql.rows import NewStage
 from callboard.sql.statements import statement
 from callboard.web import create_app
 from tests.helpers import wait_until
-from tests.jobs import ARGS, BAD, make_staged, make_worker, publish, record, status
+from tests.jobs import ARGS, BAD, age, make_staged, make_worker, publish, record, status
 from tests.webapp import served
 
 Call = Callable[..., tuple[int, str, str]]
@@ -291,6 +291,17 @@ def test_the_api_tells_of_stages(http: httpx.Client, conn: Conn) -> None:
     # A stage that is opened again while the whole is paused is paused, too.
     assert [one["state"] for one in retried["stages"]] == ["paused", "paused"]
     assert (retried["state"], retried["failed"]) == ("paused", 0)
+
+
+def test_a_stage_whose_turn_it_just_is_stands_still_for_as_long_as_that(conn: Conn) -> None:
+    """It was stored when the job was."""
+    parent, [first, second] = make_staged(conn, made=False)
+    age(conn, second, 3_600)
+    assert status(conn, parent)["stalled"] is None
+    since = "UPDATE callboard.jobs SET finished_at = now() - interval '30 s' WHERE id = %s"
+    conn.execute(since, (first,))
+    told = "stage 'sum up': its items are still to be made, and nothing has moved for 30 s"
+    assert status(conn, parent)["stalled"] == told
 
 
 def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
