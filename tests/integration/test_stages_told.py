@@ -304,6 +304,14 @@ def test_a_stage_whose_turn_it_just_is_stands_still_for_as_long_as_that(conn: Co
     assert status(conn, parent)["stalled"] == told
 
 
+def test_a_deadline_that_comes_before_a_stage_is_made_says_so(conn: Conn) -> None:
+    parent, [_, second] = make_staged(conn, made=False)
+    controls.limit(conn, parent, ANNA, {"deadline": "0s"})
+    assert writes.stop_late(conn) == [second]
+    told = "its deadline passed with 0 items to go, and others not made yet"
+    assert status(conn, second)["reason"] == told
+
+
 def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     parent, [first, second] = make_staged(conn, on_failure="stop")
     assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("failed", "cancelled")
