@@ -304,6 +304,14 @@ def test_a_stage_whose_turn_it_just_is_stands_still_for_as_long_as_that(conn: Co
     assert status(conn, parent)["stalled"] == told
 
 
+def test_how_long_it_is_kept_is_said_to_the_whole(conn: Conn) -> None:
+    parent, [first, _] = make_staged(conn)
+    with pytest.raises(ValueError, match=f"job {first} is a stage of job {parent}, and kept as long as that"):
+        controls.limit(conn, first, ANNA, {"keep": "1s", "concurrency": 2})
+    assert status(conn, first)["limits"] == {}
+    controls.limit(conn, parent, ANNA, {"keep": "1d"})
+
+
 def test_a_deadline_that_comes_before_a_stage_is_made_says_so(conn: Conn) -> None:
     parent, [_, second] = make_staged(conn, made=False)
     controls.limit(conn, parent, ANNA, {"deadline": "0s"})
