@@ -94,16 +94,25 @@ class Maker:
     _threads: dict[int, threading.Thread] = field(default_factory=dict)
 
     def look(self, conn: Conn) -> None:
-        """Let jobs of stages follow their stages, and make the next that is due."""
+        """Let jobs of stages follow their stages, and make those that are due, as many as there is room for."""
         stages.follow(conn)
-        if self.stopping() or len(self._threads) >= MOST:
-            return
-        making = stages.claim(conn, self.worker(), self.actors, list(self._threads))
-        if making is not None:
-            name = f"callboard-stage-{making.job}"
-            thread = threading.Thread(target=self._run, args=(making,), name=name, daemon=True)
-            self._threads[making.job] = thread
+        for _ in range(MOST - len(self._threads)):
+            if self.stopping():
+                return
+            making = stages.claim(conn, self.worker(), self.actors, list(self._threads))
+            if making is None:
+                return
+            self._start(making)
+
+    def _start(self, making: Making) -> None:
+        name = f"callboard-stage-{making.job}"
+        thread = threading.Thread(target=self._run, args=(making,), name=name, daemon=True)
+        self._threads[making.job] = thread
+        try:
             thread.start()
+        except BaseException:
+            del self._threads[making.job]  # or nobody would make it: this worker lives, and has it
+            raise
 
     def close(self, patience: float) -> None:
         """Wait for those at work, which hear that the process stops; what stays is given back by its goodbye."""

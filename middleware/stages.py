@@ -80,7 +80,7 @@ def stages(
     Raises ValueError for stages and options that make no sense, UnknownActor, BadItem, SubmittedElsewhere, and
     psycopg.Error when the database can't be reached. A job without a key is then stopped, `failed`, with the reason.
     """
-    _check(stages)
+    items = _checked(stages)
     limits = Limits(
         max_failures,
         concurrency,
@@ -104,7 +104,7 @@ def stages(
             limits=limits, targets=targets,
         )
     )  # fmt: skip
-    _take_in(recorder, found[0], stages[0].items or (), key)
+    _take_in(recorder, found[0], items, key)
     return Job(parent, recorder)
 
 
@@ -141,13 +141,16 @@ def path(make: Make) -> str:
     return f"{module}:{name}"
 
 
-def _check(stages: Sequence[Stage]) -> None:
+def _checked(stages: Sequence[Stage]) -> Iterable[Any]:
+    """The items of the first; raises ValueError for what is no row of stages."""
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise ValueError("stages must be a list of callboard.Stage, at least one")
-    if stages[0].items is None or stages[0].make is not None:
+    items = stages[0].items
+    if items is None or stages[0].make is not None:
         raise ValueError("the first stage has items, and no function that makes them")
     if late := next((stage for stage in stages[1:] if stage.items is not None), None):
         raise ValueError(f"only the first stage has items; those of {late.title!r} are made from results")
+    return items
 
 
 def _planned(recorder: Recorder, stage: Stage) -> NewStage:

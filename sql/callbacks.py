@@ -6,8 +6,9 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import Callback
 from callboard.sql.statements import statement
 
-#: Seconds for which a claim holds: longer than a delivery may take.
+#: Seconds for which a claim holds, longer than a delivery takes: of a webhook; of a message, which is sent at once.
 LEASE = 45.0
+BRIEF = 8.0
 #: Tries after which a callback is given up: about a day, see `middleware/callbacks.py`.
 TRIES = 40
 #: Seconds for which an end is looked at that queued no callback, since older code recorded it.
@@ -19,7 +20,8 @@ def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[st
 
     It counts as a try.
     """
-    parameters = {"webhooks": webhooks, "limit": limit, "full": list(full), "lease": LEASE}
+    lease = LEASE if webhooks else BRIEF
+    parameters = {"webhooks": webhooks, "limit": limit, "full": list(full), "lease": lease}
     return [Callback(*row) for row in conn.execute(statement("claim_callbacks"), parameters)]
 
 

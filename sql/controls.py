@@ -155,7 +155,8 @@ def limit(conn: Conn, job: int, by: By, changes: Mapping[str, Any]) -> None:
     """Change what the job may do at most (see `Limits`); None takes a limit away, what is not named stays.
 
     Of a job that is over they hold when it is opened again; of one with stages they hold for each of them, and what was
-    said to a stage of its own stays. Raises NoSuchJob, and ValueError for what makes no sense.
+    said to a stage of its own stays; a stage is kept as long as its parent. Raises NoSuchJob, and ValueError for what
+    makes no sense.
     """
     strange = sorted(set(changes) - {field.name for field in fields(Limits)})
     if strange:
@@ -164,6 +165,10 @@ def limit(conn: Conn, job: int, by: By, changes: Mapping[str, Any]) -> None:
     changes = {name: meant.get(name) for name in changes}
     with conn.transaction():
         stand = _stand(conn, job, by)
+        if stand.parent is not None and "keep" in changes:
+            raise ValueError(
+                f"job {job} is a stage of job {stand.parent}, and kept as long as that: say keep to that"
+            )
         if _limit(conn, job, changes, staged=stand.staged):
             for stage in of(conn, job) if stand.staged else ():
                 _limit(conn, stage.id, changes, staged=False)
@@ -277,8 +282,11 @@ def _retry_stage(conn: Conn, stage: StageRow, by: By, choice: Choice, *, paused:
     stand = _stand(conn, stage.id, by)
     if not stopped and (choice is NOTHING or not any(getattr(stand, state) for state in choice.wanted)):
         return 0
-    count, changes = (_reopened if stage.over else _retried)(conn, stage.id, choice)
-    if count or stopped:
+    count = 0
+    with conn.transaction():
+        count, changes = (_reopened if stage.over else _retried)(conn, stage.id, choice)
+        if not count and not stopped:
+            raise psycopg.Rollback  # nobody chose what was moved aside
         _reopen(conn, stage.id, changes)
         if paused:
             _pause(conn, stage.id)

@@ -127,7 +127,7 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
 
 
 def _quiet(row: Stored) -> str:
-    return f"{(row['read_at'] - row['updated_at']).total_seconds():.0f}"
+    return f"{(row['read_at'] - row['moved_at']).total_seconds():.0f}"
 
 
 def iso(time: datetime | None) -> str | None:
@@ -159,7 +159,9 @@ def _final(row: Stored) -> int:
 
 
 def _rate(row: Stored) -> float | None:
-    """Items per second: of a job that is over, in its whole run; else since half a minute ago."""
+    """Items per second: of a job that is over, in its whole run; else since half a minute ago, unless it was paused, or
+    over, since then.
+    """
     if row["started_at"] is None:
         return None
     if row["finished_at"]:
@@ -172,6 +174,8 @@ def _rate(row: Stored) -> float | None:
     since, before = row["sampled_at"], row["sampled_final"]
     if since is None:
         since, before = row["started_at"], 0
+    if row["told_at"] and row["told_at"] > since:  # it was paused since then, or over
+        return None
     span = max((row["read_at"] - since).total_seconds(), 1.0)
     return float(round(max(_final(row) - before, 0) / span, 3))
 

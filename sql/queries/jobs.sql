@@ -1,8 +1,8 @@
 -- jobs: jobs by id, newest first, with all that a description is derived from (describe.py), in one snapshot.
 -- No item is counted: a job of ten million items costs the same as one of ten. One job: `low` = `high` = its id.
 -- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
--- Caller: reads.job, reads.jobs. Rows: one a job or stage; `alive` to `due_at` are NULL unless the job is open and quiet,
--- `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
+-- Caller: reads.job, reads.jobs. Rows: one a job or stage; `moved_at` to `elsewhere` are NULL unless the job is open and
+-- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
 WITH page AS MATERIALIZED (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.id BETWEEN %(low)s AND %(high)s AND (j.parent_id IS NULL OR %(low)s = %(high)s)
@@ -20,17 +20,19 @@ WITH page AS MATERIALIZED (
 )
 SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key, j.tenant, j.actor, j.state::text AS state, j.stopping::text AS stopping, j.reason, j.sealed,
        j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.redo, j.retries, j.crashes,
-       j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at,
+       j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.told_at,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
        j.stages, j.parent_id, j.stage, j.makes, j.on_failure, j.maker, shown.within,
-       EXISTS (SELECT FROM callboard.jobs AS b
-               WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 AND b.finished_at IS NULL) AS waits,
+       before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
        sample.taken_at AS sampled_at, sample.final AS sampled_final,
-       quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.trouble, quiet.elsewhere,
+       quiet.moved_at, quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.trouble, quiet.elsewhere,
        hanging.hung
 FROM shown
 JOIN callboard.jobs AS j ON j.id = shown.id
+LEFT JOIN LATERAL (
+    SELECT b.id, b.finished_at FROM callboard.jobs AS b WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 OFFSET 0
+) AS before ON true
 LEFT JOIN LATERAL (
     (SELECT s.taken_at, s.final FROM callboard.samples AS s
      WHERE s.job_id = j.id AND s.taken_at BETWEEN now() - interval '30 seconds' AND now() - interval '2 seconds'
@@ -42,7 +44,8 @@ LEFT JOIN LATERAL (
     ORDER BY taken_at DESC LIMIT 1
 ) AS sample ON j.finished_at IS NULL
 LEFT JOIN LATERAL (
-    SELECT (SELECT count(*) FROM callboard.workers AS w
+    SELECT moved.moved_at,
+           (SELECT count(*) FROM callboard.workers AS w
             WHERE w.stopped_at IS NULL AND w.died_at IS NULL
               AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS alive,
            (SELECT count(*) FROM callboard.workers AS w
@@ -65,8 +68,9 @@ LEFT JOIN LATERAL (
               AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
            (SELECT min(o.due_at) FROM callboard.outbox AS o
             WHERE o.job_id = j.id AND o.due_at < 'infinity') AS due_at
+    FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
     WHERE j.finished_at IS NULL AND j.state <> 'paused'
-      AND j.updated_at < now() - make_interval(secs => %(quiet_after)s)
+      AND moved.moved_at < now() - make_interval(secs => %(quiet_after)s)
 ) AS quiet ON true
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_object('item', h.item, 'seconds', h.seconds, 'worker', h.worker, 'place', h.place)) AS hung

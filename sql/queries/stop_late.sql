@@ -7,5 +7,6 @@ WITH late AS (
 UPDATE callboard.jobs AS j
 SET stopping = 'cancelled', epoch = epoch + 1, told_at = clock_timestamp(), standing_on = NULL, updated_at = now(),
     reason = 'its deadline passed with ' || total - succeeded - failed - skipped - cancelled || ' items to go'
+             || CASE WHEN stage > 0 AND NOT sealed THEN ', and others not made yet' ELSE '' END
 FROM late WHERE j.id = late.id
 RETURNING j.id

@@ -45,7 +45,7 @@ def hurry(seconds: float) -> None:
     worker.BEAT = seconds / 8
     sweep.SEARCH = sweep.SAMPLE = seconds / 2
     sweep.PERIOD = 0.5
-    callbacks.LEASE = seconds
+    callbacks.LEASE = callbacks.BRIEF = seconds
 
 
 class Deaths:

@@ -494,6 +494,19 @@ def test_two_that_send_the_same_message_send_it_once(conn: Conn, part: Callbacks
     assert len(items_of(conn, "tell")) == 1
 
 
+def test_a_message_that_a_dead_process_claimed_waits_for_seconds_only(conn: Conn, part: Callbacks) -> None:
+    """To send it takes milliseconds, and twice it is sent once; a webhook may take its time."""
+    job = done(conn, Targets((TELL, Webhook("https://a/"))))
+    for webhooks in (True, False):
+        assert len(callbacks.claim_callbacks(conn, webhooks=webhooks, limit=9)) == 1
+    conn.execute("UPDATE callboard.callbacks SET claimed_until = claimed_until - interval '10 s'")
+    part.turn(conn)
+    assert {c["target"]: c["state"] for c in listed(conn, job)} == {
+        "tell": "delivered",
+        "https://a/": "waiting",
+    }
+
+
 def test_a_message_that_was_cut_off_is_neither_delivered_nor_half_there(
     conn: Conn, part: Callbacks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

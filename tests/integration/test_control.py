@@ -290,6 +290,22 @@ def test_a_completed_job_opens_again_and_completes_again(conn: Conn) -> None:
     assert status(conn, job)["state"] == "completed"
 
 
+def test_a_job_that_is_opened_again_has_no_rate_of_days_ago(conn: Conn) -> None:
+    """What it did in two days, and when it would be done at that rate, is no news."""
+    job = make_job(conn, 100)
+    record(conn, job, {"succeeded": range(50), "failed": range(50, 100)})
+    ago = "UPDATE callboard.jobs SET started_at = now() - interval '2 d' WHERE id = %s"
+    conn.execute(ago, (job,))
+    controls.retry(conn, job, ANNA, Choice())
+    found = status(conn, job)
+    assert (found["state"], found["rate"], found["eta"]) == ("running", None, None)
+    writes.sample_jobs(conn)
+    record(conn, job, {"succeeded": range(50, 75)}, attempt=2)
+    conn.execute("UPDATE callboard.jobs SET told_at = told_at - interval '6 s' WHERE id = %s", (job,))
+    conn.execute("UPDATE callboard.samples SET taken_at = taken_at - interval '5 s'")
+    assert status(conn, job)["rate"] == pytest.approx(5, abs=0.5)
+
+
 def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
     """What was published comes again from the outbox, what was not by the watermark."""
     job = make_mixed_job(conn)

@@ -19,7 +19,7 @@ from callboard.sql.rows import NewStage
 from callboard.sql.statements import statement
 from callboard.web import create_app
 from tests.helpers import wait_until
-from tests.jobs import ARGS, make_staged, make_worker, publish, record, status
+from tests.jobs import ARGS, BAD, age, make_staged, make_worker, publish, record, status
 from tests.webapp import served
 
 Call = Callable[..., tuple[int, str, str]]
@@ -103,21 +103,59 @@ def test_no_stage_is_made_of_a_stage_that_is_being_retried(conn: Conn, database_
     assert stages.claim(conn, worker, ["work"], []) is not None
 
 
-def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, database_url: str) -> None:
-    parent, [first, second] = make_staged(conn, made=False)
-    making = stages.claim(conn, make_worker(conn), ["work"], [])
-    assert making is not None
-    assert stages.store(conn, making, 0, [(ARGS, None)] * 5)
-    pool = make_pool(database_url, size=1)
+@pytest.fixture
+def maker(conn: Conn, database_url: str) -> Iterator[Maker]:
+    """What makes stages in a worker process, without its heartbeat."""
+    worker = make_worker(conn)
+    pool = make_pool(database_url, size=4)
 
     def write(say: Callable[[Conn], Any]) -> Any:
         with pool.connection() as lent:
             return say(lent)
 
-    maker = Maker(write, lambda _: None, lambda: making.worker, lambda: False, ["work"])
+    with pool:
+        yield Maker(write, lambda _: None, lambda: worker, lambda: False, ["work"])
+
+
+def ready(conn: Conn) -> int:
+    """The second stage of a job, whose turn it is, of nothing."""
+    planned = [NewStage(name, "work", "default", None, "stop") for name in ("a", "b")]
+    _, [first, second] = stages.create(
+        conn, planned, name="n", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
+    )
+    writes.seal_job(conn, first.id)
+    return second.id
+
+
+def test_all_stages_whose_turn_it_is_are_made_at_once(conn: Conn, maker: Maker) -> None:
+    """One a look, a hundred small jobs of a few stages would take minutes."""
+    made = [ready(conn) for _ in range(4)]
+    maker.look(conn)
+    assert wait_until(lambda: all(status(conn, one)["state"] == "completed" for one in made), 10)
+
+
+def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
+    conn: Conn, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    made = ready(conn)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        with pytest.raises(RuntimeError):
+            maker.look(conn)
+    maker.look(conn)
+    assert wait_until(lambda: status(conn, made)["state"] == "completed", 10)
+
+
+def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, maker: Maker) -> None:
+    parent, [first, second] = make_staged(conn, made=False)
+    making = stages.claim(conn, maker.worker(), ["work"], [])
+    assert making is not None
+    assert stages.store(conn, making, 0, [(ARGS, None)] * 5)
     maker._threads[second] = threading.current_thread()
     maker._run(dataclasses.replace(making, makes="tests.integration.makers:two", consumed=5))
-    pool.close()
     found = status(conn, parent)
     assert found["state"] == "failed"
     assert "gave 2 items where it gave 5 before its worker ended: it must give the same items" in str(
@@ -255,6 +293,33 @@ def test_the_api_tells_of_stages(http: httpx.Client, conn: Conn) -> None:
     assert (retried["state"], retried["failed"]) == ("paused", 0)
 
 
+def test_a_stage_whose_turn_it_just_is_stands_still_for_as_long_as_that(conn: Conn) -> None:
+    """It was stored when the job was."""
+    parent, [first, second] = make_staged(conn, made=False)
+    age(conn, second, 3_600)
+    assert status(conn, parent)["stalled"] is None
+    since = "UPDATE callboard.jobs SET finished_at = now() - interval '30 s' WHERE id = %s"
+    conn.execute(since, (first,))
+    told = "stage 'sum up': its items are still to be made, and nothing has moved for 30 s"
+    assert status(conn, parent)["stalled"] == told
+
+
+def test_how_long_it_is_kept_is_said_to_the_whole(conn: Conn) -> None:
+    parent, [first, _] = make_staged(conn)
+    with pytest.raises(ValueError, match=f"job {first} is a stage of job {parent}, and kept as long as that"):
+        controls.limit(conn, first, ANNA, {"keep": "1s", "concurrency": 2})
+    assert status(conn, first)["limits"] == {}
+    controls.limit(conn, parent, ANNA, {"keep": "1d"})
+
+
+def test_a_deadline_that_comes_before_a_stage_is_made_says_so(conn: Conn) -> None:
+    parent, [_, second] = make_staged(conn, made=False)
+    controls.limit(conn, parent, ANNA, {"deadline": "0s"})
+    assert writes.stop_late(conn) == [second]
+    told = "its deadline passed with 0 items to go, and others not made yet"
+    assert status(conn, second)["reason"] == told
+
+
 def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     parent, [first, second] = make_staged(conn, on_failure="stop")
     assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("failed", "cancelled")
@@ -266,3 +331,42 @@ def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     stages.follow(conn)
     assert status(conn, parent)["reason"] == "stage 'fetch': 1 of 10 items failed"
     assert status(conn, second)["state"] == "cancelled"
+
+
+def test_a_claim_that_began_before_a_retry_makes_nothing_of_what_runs_again(
+    conn: Conn, database_url: str
+) -> None:
+    """The retry commits between the look of the claim and its lock."""
+    parent, [first, second] = make_staged(conn, made=False)
+    worker = make_worker(conn)
+    with connect(database_url) as late:
+        late.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        late.execute("SELECT count(*) FROM callboard.jobs")
+        assert controls.retry(conn, parent, ANNA, Choice()) == 2
+        making = stages.claim(late, worker, ["work"], [])
+        late.execute("COMMIT")
+    assert making is not None
+    assert not stages.store(conn, making, 0, [(ARGS, None)])
+    stages.seal(conn, making)
+    record(conn, first, {"succeeded": range(8, 10)}, attempt=2)
+    again = stages.claim(conn, worker, ["work"], [])
+    assert again is not None
+    assert stages.store(conn, again, 0, [(ARGS, None)] * 10)
+    assert status(conn, second)["total"] == 10
+
+
+def test_a_stage_of_which_a_retry_chose_nothing_is_left_as_it_was(conn: Conn) -> None:
+    """The message of an item ran before its publisher, which died, could say that it was published."""
+    parent, [first, second] = make_staged(conn)
+    record(conn, second, {"failed": range(1, 8)}, failure=dataclasses.replace(BAD, error_type="KeyError"))
+    conn.execute(
+        "WITH o AS (INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, redo)"
+        " VALUES (%s, 0, 1, 'infinity', false, true) RETURNING job_id)"
+        " UPDATE callboard.jobs AS j SET redo = redo + 1 FROM o WHERE j.id = o.job_id",
+        (first,),
+    )
+    assert reads.run(conn, reads.verify())["drift"] == []
+    stages.follow(conn)
+    assert wait_until(lambda: writes.close_stopped(conn) or status(conn, parent)["finished_at"], 10)
+    assert controls.retry(conn, parent, ANNA, Choice(error_type="KeyError")) == 7
+    assert status(conn, first)["state"] == "completed"

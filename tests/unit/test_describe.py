@@ -33,7 +33,8 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "stopping": draw(st.sampled_from(("failed", "cancelled"))) if stopping else None,
         "redo": draw(st.integers(0, 10**9)),
         "hung": None, "in_hand": draw(st.integers(0, 10**4)), "read_at": NOW, "created_at": draw(TIMES),
-        "updated_at": draw(TIMES), "started_at": None if state == "pending" else draw(TIMES),
+        "updated_at": draw(TIMES), "moved_at": draw(TIMES), "told_at": draw(st.none() | TIMES),
+        "started_at": None if state == "pending" else draw(TIMES),
         "finished_at": draw(TIMES) if state in JOB_FINAL else None,
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
@@ -88,7 +89,7 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
     "actor": "work", "submitting": None, "consumed": 500, "key": None, "stage": None, "waits": False, "maker": None,
-    "read_at": NOW, "updated_at": NOW - timedelta(seconds=42), "elsewhere": 0,
+    "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0,
 }  # fmt: skip
 WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
 
