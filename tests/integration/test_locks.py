@@ -1,0 +1,91 @@
+"""Statements that lock the same rows, led to where each has some of what the other wants, if their orders differ.
+
+One stops in the middle of its rows, since somebody has that one; the other comes; then that one is let go.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from callboard.sql import controls, lanes, leaving, reads, stages, writes
+from callboard.sql.controls import By, Choice
+from callboard.sql.limits import NO_LIMITS
+from callboard.sql.pool import Conn, connect
+from callboard.sql.rows import Event, NewStage, Outgoing, Retry, Running, Stack
+from tests.databases import waiting
+from tests.faults.crowd import broken, turn_around
+from tests.helpers import wait_until
+from tests.jobs import BAD, make_job, make_worker, publish
+
+BY = By("python", "somebody")
+Step = Callable[[Conn], object]
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    with connect(database_url) as found:
+        yield found
+
+
+def meet(url: str, stopped_at: str, row: Sequence[object], first: Step, second: Step) -> None:
+    """`first` waits for a row, `second` for `first`; then both go on. Raises DeadlockDetected."""
+
+    def run(step: Step) -> None:
+        with connect(url) as conn:
+            conn.execute("SET enable_seqscan = off" if step is first else "SET enable_indexscan = off")
+            step(conn)
+
+    with ThreadPoolExecutor(2) as pool, connect(url) as gate:
+        with gate.transaction():
+            gate.execute(f"SELECT FROM callboard.{stopped_at} FOR UPDATE", row)
+            runs = [pool.submit(run, first)]
+            assert wait_until(lambda: waiting(url) == 1, 20)
+            runs.append(pool.submit(run, second))
+            assert wait_until(lambda: waiting(url) == 2 or runs[1].done(), 20)
+        for done in runs:
+            done.result(20)
+
+
+def ends(job: int, items: Sequence[int], *, worker: int = 1, ran: bool = False, ok: bool = False) -> Step:
+    """What a flush does: these items have ended their first attempt."""
+    now = time.monotonic()
+    events = [
+        Event(job, item, 1, "succeeded", 0.1, now, worker, ran=ran)
+        if ok
+        else Event(job, item, 1, "retrying", 0.1, now, worker, BAD, Retry(0.0), ran=ran)
+        for item in items
+    ]
+    return lambda conn: writes.record(conn, events, now)
+
+
+def drift(conn: Conn) -> Any:
+    return reads.run(conn, reads.verify())["drift"]
+
+
+def in_outbox(conn: Conn, job: int) -> list[int]:
+    """Three messages, which lie in the reverse order of their items; their ids."""
+    writes.park(conn, [(job, item, 1) for item in range(3)])
+    turn_around(conn, "outbox")
+    return [row[0] for row in conn.execute("SELECT id FROM callboard.outbox ORDER BY item")]
+
+
+MIDDLE = "outbox WHERE job_id = %s AND item = 1"
+
+
+def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, database_url: str) -> None:
+    """The job's row, as the outcome's statement saw it at first, has no room for what it adds."""
+    job = make_job(conn, 1)
+    ends(job, [0])(conn)
+    out = writes.claim_outbox(conn, 1)
+    now = time.monotonic()
+    end = Event(job, 0, 2, "succeeded", 0.1, now, 1)
+    with ThreadPoolExecutor(1) as pool, connect(database_url) as other:
+        with conn.transaction():
+            writes.settle_outbox(conn, out)
+            recorded = pool.submit(writes.record, other, [end], now)
+            assert wait_until(lambda: waiting(database_url) == 1, 20)
+        assert [told.state for told in recorded.result(20)] == ["completed"]
+    assert drift(conn) == []
