@@ -330,7 +330,7 @@ def _reopened(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]
         keep = list(choice.items or ()) if "cancelled" in choice.wanted else []
         rest = conn.execute(statement("cancel_rest"), {"job": job, "keep": keep}).rowcount
     conn.execute(statement("open_rest"), (job,))
-    (published,) = next(conn.execute(statement("clear_outbox"), (job,)))
+    (published,) = next(conn.execute(statement("clear_outbox"), {"job": job}))
     below = watermark if choice.whole else EVERY
     sent = conn.execute(statement("send_rest"), {"job": job, "below": below}).rowcount
     ended, changes = _ended(conn, job, choice)
