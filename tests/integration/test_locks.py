@@ -89,3 +89,60 @@ def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, databas
             assert wait_until(lambda: waiting(database_url) == 1, 20)
         assert [told.state for told in recorded.result(20)] == ["completed"]
     assert drift(conn) == []
+
+
+# What is over and goes on -------------------------------------------------------------------------------------------
+
+
+def stop(conn: Conn, job: int) -> None:
+    """Cancel a job of which nothing is in hand."""
+    controls.cancel(conn, job, BY)
+    conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h'")
+    writes.close_stopped(conn)
+    stages.follow(conn)
+
+
+def test_a_retry_and_what_a_cancelled_job_still_had_in_hand(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 4)
+    make_worker(conn)
+    now = time.monotonic()
+    writes.record(conn, [Event(job, 3, 1, "failed", 0.1, now, 1, BAD)], now)
+    stop(conn, job)
+    meet(
+        database_url, "items WHERE job_id = %s AND item = 1", [job], ends(job, range(3), ok=True),
+        lambda c: controls.retry(c, job, BY, Choice(("failed",))),
+    )  # fmt: skip
+    assert broken(conn) == 0
+    assert drift(conn) == []
+
+
+def test_a_retry_and_a_dead_letter_that_is_settled(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 2)
+    now = time.monotonic()
+    events = [Event(job, item, 1, "failed", 0.1, now, 1, BAD, dead=True) for item in range(2)]
+    writes.record(conn, events, now)
+    out = writes.claim_outbox(conn, 10)
+    assert [one.dead for one in out] == [True, True]
+    meet(
+        database_url, MIDDLE, [job], lambda c: writes.settle_outbox(c, out),
+        lambda c: controls.retry(c, job, BY, Choice()),
+    )  # fmt: skip
+    assert broken(conn) == 0
+    assert drift(conn) == []
+
+
+def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: str) -> None:
+    """Sent before their job was cancelled, confirmed after."""
+    job = make_job(conn, 3)
+    in_outbox(conn, job)
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    out = writes.claim_redo(conn, claim, 3)
+    writes.publish_bulk(conn, claim, watermark=3, published=0, keep=False)
+    stop(conn, job)
+    meet(
+        database_url, MIDDLE, [job], lambda c: writes.settle_outbox(c, out),
+        lambda c: controls.retry(c, job, BY, Choice(("cancelled",))),
+    )  # fmt: skip
+    assert broken(conn) == 0
+    assert drift(conn) == []
