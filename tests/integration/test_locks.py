@@ -146,3 +146,41 @@ def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: s
     )  # fmt: skip
     assert broken(conn) == 0
     assert drift(conn) == []
+
+
+def staged(conn: Conn) -> tuple[int, list[int]]:
+    """Three stages, each with an item in hand; cancelled."""
+    planned = [NewStage(f"s{n}", "work", "default", None, "go on") for n in range(3)]
+    parent, found = stages.create(
+        conn, planned, name="staged", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
+    )
+    for stage in found:
+        writes.store_chunk(conn, stage.id, 0, [(b"{}", None)], keyed=False)
+        publish(conn, stage.id, 1)
+    writes.seal_job(conn, found[0].id)
+    writes.seal_job(conn, found[1].id)
+    stop(conn, parent)
+    return parent, [stage.id for stage in found]
+
+
+def late(jobs: Sequence[int]) -> Step:
+    """What was in hand of several jobs ended after them."""
+    now = time.monotonic()
+    events = [Event(job, 0, 1, "succeeded", 0.1, now, 1) for job in jobs]
+    return lambda conn: writes.record(conn, events, now)
+
+
+@pytest.mark.parametrize("what", ["leaves", "is due", "is retried"])
+def test_a_job_of_stages_and_late_outcomes(what: str, conn: Conn, database_url: str) -> None:
+    parent, jobs = staged(conn)
+    turn_around(conn, "jobs")
+    steps: dict[str, Step] = {
+        "leaves": lambda c: leaving.mark(c, [parent]),
+        "is due": lambda c: leaving.mark_due(c, 0.0),
+        "is retried": lambda c: controls.retry(c, parent, BY, Choice(("cancelled",))),
+    }
+    meet(database_url, "jobs WHERE id = %s", [jobs[1]], late(jobs), steps[what])
+    assert broken(conn) == 0
+    if what == "is due":
+        assert leaving.mark_due(conn, 0.0) == [parent, *jobs]
+    assert drift(conn) == []
