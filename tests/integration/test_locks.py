@@ -75,6 +75,66 @@ def in_outbox(conn: Conn, job: int) -> list[int]:
 MIDDLE = "outbox WHERE job_id = %s AND item = 1"
 
 
+def test_messages_that_could_not_be_sent_and_a_flush(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    ids = in_outbox(conn, job)
+    unsent = [
+        Outgoing(job, n, 1, 0, suspect=True, actor="", queue="", message_id="", args=b"", options=None,
+                 sent_ms=None, outbox=id_)
+        for n, id_ in enumerate(ids)
+    ]  # fmt: skip
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: writes.release_outbox(c, unsent))
+    assert drift(conn) == []
+
+
+def test_messages_that_are_woken_and_a_flush(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    writes.stop_worker(conn, make_worker(conn))
+    for item in range(3):
+        writes.postpone(conn, job, item, 1, "work")
+    turn_around(conn, "items", "outbox")
+    make_worker(conn)
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), writes.wake_postponed)
+    assert drift(conn) == []
+
+
+def test_lanes_that_go_by_another_argument_and_a_flush(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    in_outbox(conn, job)
+    controls.limit(conn, job, BY, {"concurrency_by": "x=1"})
+    conn.execute("UPDATE callboard.outbox SET lane = '1'")
+    turn_around(conn, "outbox")
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: lanes.change_lanes(c, claim, []))
+    assert conn.execute("SELECT count(*) FROM callboard.outbox WHERE lane IS NOT NULL").fetchone() == (0,)
+    assert drift(conn) == []
+
+
+def test_items_that_are_sent_again_and_a_flush(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    writes.park(conn, [(job, 1, 1)])
+    again = [(2, 1), (0, 1)]
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: writes.republish(c, job, again))
+    assert drift(conn) == []
+
+
+def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> None:
+    """A publisher that died had sent them, beyond the watermark."""
+    job = make_job(conn, 3, published=0)
+    worker = make_worker(conn)
+    writes.report_running(conn, worker, [Running(job, 1, 1, 1.0, None)])
+    controls.limit(conn, job, BY, {"concurrency_by": "x=1"})
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    aside = [(item, "") for item in range(3)]
+    meet(
+        database_url, "running WHERE job_id = %s", [job], ends(job, [1], worker=worker, ran=True),
+        lambda c: lanes.set_aside(c, claim, 0, 3, aside),
+    )  # fmt: skip
+    assert drift(conn) == []
+
+
 def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, database_url: str) -> None:
     """The job's row, as the outcome's statement saw it at first, has no room for what it adds."""
     job = make_job(conn, 1)
