@@ -135,6 +135,32 @@ def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> 
     assert drift(conn) == []
 
 
+def test_lanes_of_what_is_over_and_a_job_that_leaves(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    conn.execute(
+        "INSERT INTO callboard.lanes SELECT job_id, item, '' FROM callboard.items ORDER BY item DESC"
+    )
+    ends(job, range(3), ok=True)(conn)
+    assert leaving.mark(conn, job)
+    meet(
+        database_url, "lanes WHERE job_id = %s AND item = 1", [job],
+        lambda c: list(leaving.clear(c, job)), lanes.clear_lanes,
+    )  # fmt: skip
+    assert conn.execute("SELECT count(*) FROM callboard.lanes").fetchone() == (0,)
+
+
+def test_nobody_publishes_by_lane_what_is_over(conn: Conn) -> None:
+    """Or it would wait for lanes of a job that may be leaving, and who clears that away for the job."""
+    job = make_job(conn, 1)
+    controls.limit(conn, job, BY, {"concurrency_by": "x=1"})
+    writes.park(conn, [(job, 0, 1)])
+    claim = writes.claim_bulk(conn, job=job)
+    assert claim is not None
+    ends(job, [0], ok=True)(conn)
+    with pytest.raises(lanes.TakenOver):
+        lanes.claim_lanes(conn, claim, 1)
+
+
 def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, database_url: str) -> None:
     """The job's row, as the outcome's statement saw it at first, has no room for what it adds."""
     job = make_job(conn, 1)
