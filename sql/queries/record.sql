@@ -5,7 +5,7 @@
 -- Who ends by itself is acquitted of the deaths that it was charged with: it was a neighbour's, or it passed.
 -- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
--- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`).
+-- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
 -- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs: a
 -- join of them with `moved`, whose size the planner can't guess, would be a nested loop.
 WITH event AS (
@@ -165,9 +165,13 @@ WITH event AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first)
     SELECT b.job_id, c.first_born + b.nth - 1, 1, now() + make_interval(secs => b.delay), b.sent_ms, true
     FROM born AS b JOIN counted AS c ON c.id = b.job_id
+), ran AS (
+    -- In the order of their keys, for those of stale events: their items aren't locked.
+    SELECT g.* FROM unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)
+    JOIN callboard.running AS r ON r.job_id = g.job_id AND r.item = g.item AND r.worker = g.worker
+    ORDER BY r.job_id, r.item FOR UPDATE OF r
 ), ended AS (
-    DELETE FROM callboard.running AS r
-    USING unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)
-    WHERE r.job_id = g.job_id AND r.item = g.item AND r.worker = g.worker
+    DELETE FROM callboard.running AS r USING ran
+    WHERE r.job_id = ran.job_id AND r.item = ran.item AND r.worker = ran.worker
 )
 SELECT id, state::text, epoch, stopping IS NOT NULL, limited FROM counted

@@ -135,6 +135,21 @@ def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> 
     assert drift(conn) == []
 
 
+def test_where_attempts_hang_and_what_is_in_hand(conn: Conn, database_url: str) -> None:
+    """Two workers have copies of the same messages."""
+    job = make_job(conn, 3)
+    worker, other = make_worker(conn), make_worker(conn)
+    copies = [Running(job, item, 1, 1.0, None) for item in range(3)]
+    writes.report_running(conn, worker, copies)
+    turn_around(conn, "running")
+    stacks = [Stack(job, item, 1, "here", "there") for item in range(3)]
+    meet(
+        database_url, "running WHERE job_id = %s AND item = 1", [job],
+        lambda c: writes.report_running(c, other, copies), lambda c: writes.report_stacks(c, worker, stacks),
+    )  # fmt: skip
+    assert conn.execute("SELECT count(*) FROM callboard.running WHERE place = 'here'").fetchone() == (3,)
+
+
 def test_lanes_of_what_is_over_and_a_job_that_leaves(conn: Conn, database_url: str) -> None:
     job = make_job(conn, 3)
     conn.execute(
