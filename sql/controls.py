@@ -233,7 +233,9 @@ def _retry(conn: Conn, job: int, by: By, choice: Choice) -> int:
             return 0
         if stand.over:
             _lock_items(conn, [job], [job], choice)
-        count, changes = _reopened(conn, job, choice) if stand.over else _retried(conn, job, choice)
+            count, changes = _reopened(conn, job, choice)
+        else:
+            count, changes = _retried(conn, job, choice, held=False)
         if not count:
             raise psycopg.Rollback  # nobody chose what was moved aside
         _reopen(conn, job, changes)
@@ -324,9 +326,9 @@ def _lock_items(conn: Conn, jobs: Sequence[int], over: Sequence[int], choice: Ch
     conn.execute(statement("lock_retried"), parameters)
 
 
-def _retried(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]]:
-    """Retry what ended of an open job; how many, and what the job's row gains and loses."""
-    ended, changes = _ended(conn, job, choice)
+def _retried(conn: Conn, job: int, choice: Choice, *, held: bool = True) -> tuple[int, dict[str, Any]]:
+    """Retry what ended of an open job; how many, and what the job's row gains and loses. `held`: see `_lock_items`."""
+    ended, changes = _ended(conn, job, choice, held=held)
     return ended, {**changes, "over": False, "whole": False, "rest": 0}
 
 
@@ -344,15 +346,15 @@ def _reopened(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]
     (published,) = next(conn.execute(statement("clear_outbox"), {"job": job}))
     below = watermark if choice.whole else EVERY
     sent = conn.execute(statement("send_rest"), {"job": job, "below": below}).rowcount
-    ended, changes = _ended(conn, job, choice)
+    ended, changes = _ended(conn, job, choice, held=True)
     changes["redo"] += sent
     changes["published"] += published
     count = ended - changes["cancelled"] + (cancelled if choice.whole else changes["cancelled"] + sent)
     return count, {**changes, "over": True, "whole": choice.whole, "rest": rest}
 
 
-def _ended(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]]:
-    parameters = {**_parameters(choice), "job": job, "error_type": choice.error_type}
+def _ended(conn: Conn, job: int, choice: Choice, *, held: bool) -> tuple[int, dict[str, Any]]:
+    parameters = {**_parameters(choice), "job": job, "error_type": choice.error_type, "held": held}
     with conn.cursor(row_factory=dict_row) as cursor:
         changes = next(cursor.execute(statement("retry_ended"), parameters))
     ended = changes["failed"] + changes["skipped"] + changes["cancelled"]
