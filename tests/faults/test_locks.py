@@ -196,16 +196,16 @@ class Crowd(crowd.Crowd):
         """Left alone with publishers and workers that work, every job comes to its end."""
         for job in self.jobs:
             writes.seal_job(conn, job)
-            controls.limit(conn, job, BY, {"concurrency": None, "concurrency_by": None})
         conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h'")
         conn.execute("UPDATE callboard.outbox SET claimed_until = now() WHERE claimed_until IS NOT NULL")
         conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
         last = make_worker(conn, *ACTORS)
-        assert wait_until(lambda: self._finished(conn, last), 30), [
+        chance = random.Random(0)
+        assert wait_until(lambda: self._finished(conn, last, chance), 30), [
             self.state(conn, job) for job in self.jobs
         ]
 
-    def _finished(self, conn: Conn, worker: int) -> bool:
+    def _finished(self, conn: Conn, worker: int, chance: random.Random) -> bool:
         """Whether all are over; else everything is done once that makes them so."""
         if {self.state(conn, job) for job in self.jobs} <= set(JOB_FINAL):
             return True
@@ -217,7 +217,7 @@ class Crowd(crowd.Crowd):
             bury(conn, dead)
         writes.close_stopped(conn)
         writes.wake_postponed(conn)
-        self.publish(conn, random.Random(0))
+        self.publish(conn, chance)
         now = time.monotonic()
         ends = {(out.job, out.item): out.attempt for out in self.sent if not out.dead}
         writes.record(
