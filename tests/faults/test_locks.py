@@ -163,7 +163,7 @@ class Crowd(crowd.Crowd):
     def retain(self, conn: Conn, chance: random.Random) -> None:
         """One that is over leaves, and another takes its place."""
         place = chance.randrange(JOBS)
-        if leaving.mark(conn, self.jobs[place]):
+        if leaving.mark(conn, [self.jobs[place]]):
             self.jobs[place] = self._make(conn, place)
             self.done["left"] += 1
         leaving.mark_due(conn, None)

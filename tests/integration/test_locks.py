@@ -156,7 +156,7 @@ def test_lanes_of_what_is_over_and_a_job_that_leaves(conn: Conn, database_url: s
         "INSERT INTO callboard.lanes SELECT job_id, item, '' FROM callboard.items ORDER BY item DESC"
     )
     ends(job, range(3), ok=True)(conn)
-    assert leaving.mark(conn, job)
+    assert leaving.mark(conn, [job])
     meet(
         database_url, "lanes WHERE job_id = %s AND item = 1", [job],
         lambda c: list(leaving.clear(c, job)), lanes.clear_lanes,
