@@ -236,7 +236,11 @@ def _retry(conn: Conn, job: int, by: By, choice: Choice) -> int:
             _refuse(job, stand, "its items can be retried when it has ended")
         if not any(getattr(stand, state) for state in choice.wanted):
             return 0
-        count, changes = _reopened(conn, job, choice) if stand.over else _retried(conn, job, choice)
+        if stand.over:
+            _lock_items(conn, [job], [job], choice)
+            count, changes = _reopened(conn, job, choice)
+        else:
+            count, changes = _retried(conn, job, choice, held=False)
         if not count:
             raise psycopg.Rollback  # nobody chose what was moved aside
         _reopen(conn, job, changes)
@@ -250,7 +254,10 @@ def _retry_stages(conn: Conn, parent: int, by: By, choice: Choice, only: int | N
     count = 0
     with conn.transaction():
         stand = lock(conn, parent)
-        conn.execute(statement("lock_unmade"), (parent,))
+        stages = of(conn, parent)
+        over = [stage.id for stage in stages if stage.over]
+        _lock_items(conn, [stage.id for stage in stages], over, choice)
+        conn.execute(statement("lock_stages"), (parent,))
         stages = of(conn, parent)
         if stand.stopping or any(stage.stopping for stage in stages):
             raise NotPossible(f"job {parent} is being stopped: its items can be retried when it has ended")
@@ -321,9 +328,15 @@ def _reopen(conn: Conn, job: int, changes: Mapping[str, Any]) -> None:
         raise Overtaken(f"job {job} was opened or closed meanwhile")
 
 
-def _retried(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]]:
-    """Retry what ended of an open job; how many, and what the job's row gains and loses."""
-    ended, changes = _ended(conn, job, choice)
+def _lock_items(conn: Conn, jobs: Sequence[int], over: Sequence[int], choice: Choice) -> None:
+    """Lock what a retry may move of these jobs, some of which are over, before it locks a job."""
+    parameters = {**_parameters(choice), "jobs": list(jobs), "over": list(over), "whole": choice.whole}
+    conn.execute(statement("lock_retried"), parameters)
+
+
+def _retried(conn: Conn, job: int, choice: Choice, *, held: bool = True) -> tuple[int, dict[str, Any]]:
+    """Retry what ended of an open job; how many, and what the job's row gains and loses. `held`: see `_lock_items`."""
+    ended, changes = _ended(conn, job, choice, held=held)
     return ended, {**changes, "over": False, "whole": False, "rest": 0}
 
 
@@ -338,27 +351,26 @@ def _reopened(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]
         keep = list(choice.items or ()) if "cancelled" in choice.wanted else []
         rest = conn.execute(statement("cancel_rest"), {"job": job, "keep": keep}).rowcount
     conn.execute(statement("open_rest"), (job,))
-    (published,) = next(conn.execute(statement("clear_outbox"), (job,)))
+    (published,) = next(conn.execute(statement("clear_outbox"), {"job": job}))
     below = watermark if choice.whole else EVERY
     sent = conn.execute(statement("send_rest"), {"job": job, "below": below}).rowcount
-    ended, changes = _ended(conn, job, choice)
+    ended, changes = _ended(conn, job, choice, held=True)
     changes["redo"] += sent
     changes["published"] += published
     count = ended - changes["cancelled"] + (cancelled if choice.whole else changes["cancelled"] + sent)
     return count, {**changes, "over": True, "whole": choice.whole, "rest": rest}
 
 
-def _ended(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]]:
-    parameters = {
-        "job": job,
-        "states": list(choice.wanted),
-        "items": None if choice.items is None else list(choice.items),
-        "error_type": choice.error_type,
-    }
+def _ended(conn: Conn, job: int, choice: Choice, *, held: bool) -> tuple[int, dict[str, Any]]:
+    parameters = {**_parameters(choice), "job": job, "error_type": choice.error_type, "held": held}
     with conn.cursor(row_factory=dict_row) as cursor:
         changes = next(cursor.execute(statement("retry_ended"), parameters))
     ended = changes["failed"] + changes["skipped"] + changes["cancelled"]
     return ended, {"job": job, "window": 2 * writes.WINDOW, **changes}
+
+
+def _parameters(choice: Choice) -> dict[str, Any]:
+    return {"states": list(choice.wanted), "items": None if choice.items is None else list(choice.items)}
 
 
 def _given(choice: Choice) -> dict[str, Any]:

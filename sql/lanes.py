@@ -63,9 +63,9 @@ def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]])
         "job": claim.job, "by": claim.lane_by, "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
     }  # fmt: skip
     with conn.transaction():
-        conn.execute(statement("forget_lanes"), (claim.job,))
-        conn.execute(statement("change_lanes"), parameters)
+        conn.execute(statement("forget_lanes"), {"job": claim.job})
         keep_claim(conn, claim)
+        conn.execute(statement("change_lanes"), parameters)
 
 
 def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:

@@ -44,8 +44,13 @@ def migrated(url: str) -> Iterator[str]:
 
 def waits(url: str) -> bool:
     """Whether somebody waits for a lock in this database."""
+    return waiting(url) > 0
+
+
+def waiting(url: str) -> int:
+    """How many wait for a lock in this database."""
     with psycopg.connect(url) as conn:
         row = conn.execute(
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         ).fetchone()
-    return bool(row and row[0])
+    return int(row[0]) if row else 0

@@ -1,5 +1,6 @@
 -- change_lanes: the lanes of what is in flight, by the argument that a job's lanes go by now.
--- Caller: the publisher, which holds the job's claim. Lock order: lanes, then the job.
+-- Caller: the publisher, which holds the job's claim, and its lock. Lock order: the job, then lanes, which only such a
+-- holder waits for.
 WITH changed AS (
     UPDATE callboard.lanes AS l SET lane = t.lane
     FROM unnest(%(item)s::int[], %(lane)s::text[]) AS t (item, lane) WHERE l.job_id = %(job)s AND l.item = t.item

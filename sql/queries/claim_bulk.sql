@@ -5,6 +5,8 @@
 -- had is sent, and fails.
 -- Tenants are served in turn, and so are the jobs of a tenant: who was served longest ago is next.
 -- What a rate allows, gathered over a second at most, is used up by the claim.
+-- Of a limited job is out what was published and has not ended, but for what is to be published once more: was it lost, or
+-- did it come to a worker without its actor, it would hold its place against itself.
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
 -- Caller: the publisher. Rows: BulkClaim; its queue is that of the first message when the job has none. None: no such job.
 WITH living AS (
@@ -18,7 +20,12 @@ WITH living AS (
     FROM callboard.jobs AS j JOIN tenants AS t ON t.tenant = j.tenant
     CROSS JOIN LATERAL (
         SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
-               greatest(j.published - j.redo - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying, 0) AS out
+               greatest(j.published - j.redo - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
+                        - CASE WHEN j.concurrency IS NULL AND j.rate IS NULL THEN 0 ELSE (
+                            SELECT count(*) FROM callboard.outbox AS o
+                            JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
+                            WHERE o.job_id = j.id AND o.due_at <= now() AND NOT o.first AND NOT o.redo AND NOT o.dead
+                              AND (o.claimed_until IS NULL OR o.claimed_until <= now()) AND i.state = 'waiting') END, 0) AS out
     ) AS l
     CROSS JOIN LATERAL (
         SELECT greatest(coalesce(j.rate_ready, now() - make_interval(secs => 1 / j.rate)),

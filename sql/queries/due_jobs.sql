@@ -2,10 +2,17 @@
 -- `keep`: seconds for which jobs are kept that don't say so themselves; NULL: for ever.
 -- Guard: the job, as locked, is over and has been for so long, and whom it calls has been called.
 -- Caller: the sweep, `callboard purge`. Rows: (id). Lock order: jobs, waiting for none.
-SELECT j.id FROM callboard.jobs AS j
-WHERE j.finished_at IS NOT NULL AND j.leaving_at IS NULL AND j.parent_id IS NULL
-  AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
-       OR j.keep IS NOT NULL AND extract(epoch FROM now() - j.finished_at) > j.keep)
-  AND NOT EXISTS (SELECT FROM callboard.callbacks AS c
-                  WHERE c.job_id = j.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL)
-ORDER BY j.finished_at LIMIT %(limit)s FOR NO KEY UPDATE OF j SKIP LOCKED
+-- One of which somebody has a stage in hand is looked at again.
+WITH due AS (
+    SELECT j.id, j.stages FROM callboard.jobs AS j
+    WHERE j.finished_at IS NOT NULL AND j.leaving_at IS NULL AND j.parent_id IS NULL
+      AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
+           OR j.keep IS NOT NULL AND extract(epoch FROM now() - j.finished_at) > j.keep)
+      AND NOT EXISTS (SELECT FROM callboard.callbacks AS c
+                      WHERE c.job_id = j.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL)
+    ORDER BY j.finished_at LIMIT %(limit)s FOR NO KEY UPDATE OF j SKIP LOCKED
+), stages AS (
+    SELECT s.parent_id FROM callboard.jobs AS s JOIN due ON s.parent_id = due.id
+    WHERE s.finished_at IS NOT NULL FOR NO KEY UPDATE OF s SKIP LOCKED
+)
+SELECT id FROM due WHERE coalesce(stages, 0) = (SELECT count(*) FROM stages AS s WHERE s.parent_id = due.id)

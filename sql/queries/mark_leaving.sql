@@ -7,10 +7,12 @@ WITH whole AS (
     SELECT id FROM callboard.jobs
     WHERE id = ANY (%s) AND finished_at IS NOT NULL AND leaving_at IS NULL AND parent_id IS NULL
     ORDER BY id FOR NO KEY UPDATE
+), stages AS (
+    SELECT s.id FROM callboard.jobs AS s JOIN whole ON s.parent_id = whole.id
+    WHERE s.finished_at IS NOT NULL ORDER BY s.id FOR NO KEY UPDATE OF s
 ), left_ AS (
     UPDATE callboard.jobs AS j SET leaving_at = now(), key = NULL, standing_on = NULL
-    WHERE j.id IN (SELECT id FROM whole UNION ALL SELECT s.id FROM whole JOIN callboard.jobs AS s ON s.parent_id = whole.id)
-      AND j.finished_at IS NOT NULL
+    WHERE j.id IN (SELECT id FROM whole UNION ALL SELECT id FROM stages)
     RETURNING j.id, j.epoch, j.published > j.succeeded + j.failed + j.skipped AS out
 ), told AS (
     INSERT INTO callboard.gone (id, epoch) SELECT id, epoch FROM left_ WHERE out

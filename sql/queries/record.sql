@@ -5,7 +5,7 @@
 -- Who ends by itself is acquitted of the deaths that it was charged with: it was a neighbour's, or it passed.
 -- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
--- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`).
+-- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
 -- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs: a
 -- join of them with `moved`, whose size the planner can't guess, would be a nested loop.
 WITH event AS (
@@ -69,7 +69,13 @@ WITH event AS (
     ) AS part
     GROUP BY job_id
 ), locked_jobs AS (
-    SELECT j.id, j.finished_at IS NULL AS open,
+    -- As they are when they are locked. The statement's snapshot may lack what it waited for, and PostgreSQL looks at the
+    -- CHECKs of a row made from that before it finds that the row has moved on, and makes it anew.
+    SELECT j.id, j.total, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.state, j.sealed, j.stopping,
+           j.started_at, j.finished_at, j.finished_at IS NULL AS open,
+           j.sealed AND j.stopping IS NULL
+           AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
+               = j.total + d.born AS ends,
            j.finished_at IS NULL AND j.stopping IS NULL AND d.failed > 0
            AND (j.failed + d.failed > j.fail_count
                 OR j.succeeded + j.failed + d.succeeded + d.failed >= j.fail_sample
@@ -77,32 +83,26 @@ WITH event AS (
     FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
 ), counted AS (
     UPDATE callboard.jobs AS j
-    SET total = j.total + d.born,
-        retrying = j.retrying + d.retrying,
-        succeeded = j.succeeded + d.succeeded,
-        failed = j.failed + d.failed,
-        skipped = j.skipped + d.skipped,
+    SET total = l.total + d.born,
+        retrying = l.retrying + d.retrying,
+        succeeded = l.succeeded + d.succeeded,
+        failed = l.failed + d.failed,
+        skipped = l.skipped + d.skipped,
+        cancelled = l.cancelled,
+        sealed = l.sealed,
         retries = j.retries + d.retries,
         crashes = j.crashes + d.crashes,
-        started_at = coalesce(j.started_at, now()),
+        started_at = coalesce(l.started_at, now()),
         updated_at = now(),
         state = CASE
-            WHEN j.finished_at IS NOT NULL THEN j.state
-            WHEN j.sealed AND j.stopping IS NULL
-                 AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
-                     = j.total + d.born THEN 'completed'
-            WHEN j.state = 'pending' THEN 'running'
-            ELSE j.state END,
-        finished_at = CASE
-            WHEN j.finished_at IS NOT NULL THEN j.finished_at
-            WHEN j.sealed AND j.stopping IS NULL
-                 AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
-                     = j.total + d.born THEN now() END,
-        stopping = CASE WHEN l.fails AND NOT (
-            j.sealed AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
-                         = j.total + d.born) THEN 'failed' ELSE j.stopping END,
+            WHEN NOT l.open THEN l.state
+            WHEN l.ends THEN 'completed'
+            WHEN l.state = 'pending' THEN 'running'
+            ELSE l.state END,
+        finished_at = CASE WHEN l.open AND l.ends THEN now() ELSE l.finished_at END,
+        stopping = CASE WHEN l.fails AND NOT l.ends THEN 'failed' ELSE l.stopping END,
         reason = CASE WHEN l.fails
-                      THEN j.failed + d.failed || ' of ' || j.succeeded + j.failed + d.succeeded + d.failed
+                      THEN l.failed + d.failed || ' of ' || l.succeeded + l.failed + d.succeeded + d.failed
                            || ' items failed, and max_failures is ' || (j.limits ->> 'max_failures')
                       ELSE j.reason END,
         epoch = j.epoch + coalesce(l.fails, false)::int,
@@ -165,9 +165,13 @@ WITH event AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first)
     SELECT b.job_id, c.first_born + b.nth - 1, 1, now() + make_interval(secs => b.delay), b.sent_ms, true
     FROM born AS b JOIN counted AS c ON c.id = b.job_id
+), ran AS (
+    -- In the order of their keys, for those of stale events: their items aren't locked.
+    SELECT g.* FROM unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)
+    JOIN callboard.running AS r ON r.job_id = g.job_id AND r.item = g.item AND r.worker = g.worker
+    ORDER BY r.job_id, r.item FOR UPDATE OF r
 ), ended AS (
-    DELETE FROM callboard.running AS r
-    USING unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)
-    WHERE r.job_id = g.job_id AND r.item = g.item AND r.worker = g.worker
+    DELETE FROM callboard.running AS r USING ran
+    WHERE r.job_id = ran.job_id AND r.item = ran.item AND r.worker = ran.worker
 )
 SELECT id, state::text, epoch, stopping IS NOT NULL, limited FROM counted

@@ -6,6 +6,8 @@
 -- with its traceback, took half of the time. Their deaths are forgotten, or the next would be their last.
 -- Caller: controls.retry. Rows: one, what the job's counters lose or gain.
 -- Lock order: items by key, then their outbox rows; the job before its errors, as in a flush.
+-- `held`: the items are locked, and jobs too (lock_retried): what ended since then and somebody has in hand is waited for
+-- by none, and left as it is.
 -- Who adds a row to the outbox of an item that is over has the item or its job locked. Should one come all the same,
 -- the unique key refuses it, and controls.retry begins anew: no row needs the two steps of an ON CONFLICT.
 WITH chosen AS (
@@ -17,10 +19,18 @@ WITH chosen AS (
     SELECT i.item, i.attempt FROM callboard.items AS i
     WHERE i.job_id = %(job)s AND i.state = 'cancelled' AND 'cancelled' = ANY (%(states)s::text[])
       AND (%(items)s::int[] IS NULL OR i.item = ANY (%(items)s::int[])) AND %(error_type)s::text IS NULL
-), ended AS (
+), waited AS (
     SELECT i.item, i.crashes FROM callboard.items AS i JOIN chosen AS c ON c.item = i.item AND c.attempt = i.attempt
     WHERE i.job_id = %(job)s AND i.state IN ('failed', 'skipped', 'cancelled') AND i.state::text = ANY (%(states)s::text[])
+      AND NOT %(held)s
     ORDER BY i.item FOR NO KEY UPDATE OF i
+), at_once AS (
+    SELECT i.item, i.crashes FROM callboard.items AS i JOIN chosen AS c ON c.item = i.item AND c.attempt = i.attempt
+    WHERE i.job_id = %(job)s AND i.state IN ('failed', 'skipped', 'cancelled') AND i.state::text = ANY (%(states)s::text[])
+      AND %(held)s
+    FOR NO KEY UPDATE OF i SKIP LOCKED
+), ended AS (
+    SELECT * FROM waited UNION ALL SELECT * FROM at_once
 ), moved AS (
     UPDATE callboard.items AS i
     SET was = i.state, state = 'waiting', attempt = i.attempt + (i.state <> 'cancelled')::int,

@@ -1,48 +1,57 @@
-"""Everything that writes, at once: flushes that cross each other, publishers, workers, the sweep, and those outside who
-cancel, pause, resume, retry and seal. In every moment a recount finds what the counters say, and nothing deadlocks.
+"""Everything that writes, at once: flushes that cross each other, publishers, workers, the sweep, retention,
+callbacks, and those outside who send, cancel, pause, resume, limit, retry, seal and delete. In every moment a recount
+finds what the counters say, and nothing deadlocks.
 """
 
 import random
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 
-import psycopg
-from psycopg.conninfo import conninfo_to_dict
-
+from callboard.middleware import lanes
 from callboard.middleware.burial import bury
-from callboard.sql import controls, reads, writes
-from callboard.sql.controls import By, Choice, NotPossible, Overtaken
-from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import Event, Failure, NewItem, Outgoing, Retry, Running, Settled
+from callboard.middleware.callbacks import Callbacks
+from callboard.sql import callbacks, controls, leaving, reads, writes
+from callboard.sql.controls import Choice, NotPossible
+from callboard.sql.lanes import TakenOver, clear_lanes
+from callboard.sql.pool import Conn, Pool, connect
+from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled, Stack
 from callboard.sql.states import JOB_FINAL
+from callboard.sql.targets import Message, Targets
+from tests.faults import crowd
+from tests.faults.crowd import BY, broken, turn_around
 from tests.helpers import wait_until
 from tests.jobs import BAD, NOT_NEEDED, make_job, make_worker
 
 JOBS, ITEMS, ROUNDS = 8, 60, 150
-BY = By("python", "somebody")
 ENDS: Sequence[Settled] = ("succeeded", "succeeded", "failed", "skipped", "retrying")
 FAILURES: dict[str, Failure] = {"failed": BAD, "retrying": BAD, "skipped": NOT_NEEDED}
-Step = Callable[[Conn, random.Random], object]
+ACTORS = ("work", "child", "called")
+CALLED = Message("called", "default")
+LIMITS = ({"concurrency": 20}, {"concurrency": None}, {"priority": 3}, {"concurrency_by": "0=3"},
+          {"concurrency_by": "x=9"}, {"concurrency_by": None})  # fmt: skip
 
 
-class Crowd:
+class Crowd(crowd.Crowd):
     """The jobs, and all that is done to them."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        with connect(url) as conn:
-            self.jobs = [make_job(conn, ITEMS, published=0, sealed=n % 2 == 0) for n in range(JOBS)]
-            self.workers = [make_worker(conn) for _ in range(3)]
-            _turn_around(conn)
-        self.deadlocks: Counter[str] = Counter()
-        self.done: Counter[str] = Counter()
+        super().__init__(url)
         self.sent: list[Outgoing] = []  # what RabbitMQ was given
-        self.over = threading.Event()
-        self.drift: list[object] = []
+        self._pool = Pool(url, open=False)
+        with connect(url) as conn:
+            self.jobs = [self._make(conn, n) for n in range(JOBS)]
+            self.workers = [make_worker(conn, *ACTORS) for _ in range(3)]
+            turn_around(conn, "items", "jobs")
+
+    def _make(self, conn: Conn, number: int) -> int:
+        calls = Targets((CALLED,), (CALLED,), (CALLED,)) if number % 2 else Targets()
+        job = make_job(conn, ITEMS, published=0, sealed=number % 2 == 0, targets=calls)
+        if number % 4 > 1:
+            controls.limit(
+                conn, job, BY, {"concurrency_by": "0=3"} if number % 4 == 3 else {"concurrency": 20}
+            )
+        return job
 
     # One step of each ------------------------------------------------------------------------------------------------
 
@@ -51,11 +60,15 @@ class Crowd:
         now = time.monotonic()
         chosen = {
             (out.job, out.item): self._event(out, chance, now)
-            for out in chance.choices(self.sent, k=12)
+            for out in self._some(chance, 12)
         }  # fmt: skip
         events = list(chosen.values())
         chance.shuffle(events)
         writes.record(conn, events, now)
+
+    def _some(self, chance: random.Random, count: int) -> list[Outgoing]:
+        """Of what was sent, the latest more often."""
+        return chance.choices(self.sent, k=count // 2) + chance.choices(self.sent[-40:], k=count - count // 2)
 
     def _event(self, out: Outgoing, chance: random.Random, now: float) -> Event:
         state = chance.choice(ENDS)
@@ -66,30 +79,48 @@ class Crowd:
         return Event(
             out.job, out.item, attempt, state, 0.01, now, chance.choice(self.workers), FAILURES.get(state),
             Retry(0.0) if state == "retrying" else None, None, (child,) if chance.random() < 0.02 else (), ran=True,
+            dead=state == "failed" and chance.random() < 0.5,
         )  # fmt: skip
 
     def publish(self, conn: Conn, chance: random.Random) -> None:
         claim = writes.claim_bulk(conn)
         if claim is not None:
-            until = min(claim.watermark + 10, claim.total)
+            until = claim.watermark
+            if claim.lane_by is not None:
+                self._by_lane(conn, claim, chance)
+            else:
+                until = min(until + 10, claim.total)
+                self._settle(conn, writes.claim_redo(conn, claim, 10), chance)
             batch = writes.bulk_items(conn, claim, claim.watermark, until)
             self.sent += batch
             writes.publish_bulk(conn, claim, watermark=until, published=len(batch), keep=False)
-            again = writes.claim_redo(conn, claim, 10)
-            self.sent += again
-            writes.settle_outbox(conn, again)
-        due = writes.claim_outbox(conn, 20)
-        self.sent += due
-        writes.settle_outbox(conn, due)
+        self._settle(conn, writes.claim_outbox(conn, 20), chance)
+
+    def _by_lane(self, conn: Conn, claim: BulkClaim, chance: random.Random) -> None:
+        with suppress(TakenOver):
+            for batch in lanes.batches(conn, claim, 20):
+                self._settle(conn, batch, chance)
+
+    def _settle(self, conn: Conn, batch: list[Outgoing], chance: random.Random) -> None:
+        """What RabbitMQ has may have run before that is said, and be there though nobody knows."""
+        self.sent += batch
+        if chance.random() < 0.7:
+            writes.settle_outbox(conn, batch)
+        else:
+            writes.release_outbox(conn, batch)
 
     def work(self, conn: Conn, chance: random.Random) -> None:
         worker = chance.choice(self.workers)
-        some = [(out.job, out.item, out.attempt) for out in chance.choices(self.sent, k=5)]
+        some = [(out.job, out.item, out.attempt) for out in self._some(chance, 12)]
         for job, item, attempt in some[:2]:
             writes.claim_item(conn, job, item, attempt, worker)
+        writes.give_back(conn, *some[0][:2], worker)
         writes.report_running(conn, worker, [Running(*one, 1.0, "a step") for one in sorted(set(some[2:]))])
+        writes.report_stacks(conn, worker, [Stack(*one, "here", "there") for one in set(some[2:])])
         writes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), "a step"))
-        writes.park(conn, some[:1])
+        writes.park(conn, some[:6])
+        for job, item, attempt in some[6:]:
+            writes.postpone(conn, job, item, attempt, "work")
         writes.beat(conn, worker, [one[:2] for one in some])
 
     def sweep(self, conn: Conn, chance: random.Random) -> None:
@@ -98,53 +129,68 @@ class Crowd:
             conn.execute(old, (chance.choice(self.workers),))
         for worker in writes.dead_workers(conn):
             bury(conn, worker)
+        writes.stop_late(conn)
         writes.close_stopped(conn)
         assert writes.close_jobs(conn) == []
         writes.sample_jobs(conn)
         writes.drop_messages_of_stopped_jobs(conn)
+        clear_lanes(conn)
+        writes.wake_postponed(conn)
+        callbacks.queue_missed_callbacks(conn)
         job = chance.choice(self.jobs)
         lost = [(item, attempt) for item, attempt, _ in writes.unheld_items(conn, job, 10)]
         writes.republish(conn, job, lost)
 
+    def call(self, conn: Conn, _: random.Random) -> None:
+        Callbacks(self._pool).turn(conn)
+
+    def send(self, conn: Conn, chance: random.Random) -> None:
+        """Plain sends into several jobs."""
+        names = sorted(chance.sample(self.jobs, 3))
+        with conn.transaction():
+            found = writes.lock_jobs(conn, names)
+            new = [
+                (found[job][0], self._sent_to(job, chance)) for job in names if job in found and found[job][1]
+            ]
+            writes.add_items(conn, new, publishing=chance.random() < 0.5)
+
+    @staticmethod
+    def _sent_to(job: int, chance: random.Random) -> NewItem:
+        return NewItem(
+            job, "child", "default", f"s{chance.getrandbits(60)}", b'{"args":[1],"kwargs":{}}', None, 5
+        )
+
+    def retain(self, conn: Conn, chance: random.Random) -> None:
+        """One that is over leaves, and another takes its place."""
+        place = chance.randrange(JOBS)
+        if leaving.mark(conn, [self.jobs[place]]):
+            self.jobs[place] = self._make(conn, place)
+            self.done["left"] += 1
+        leaving.mark_due(conn, None)
+        for job in leaving.jobs(conn):
+            for _ in leaving.clear(conn, job):
+                pass
+        leaving.forget(conn, None)
+
     def control(self, conn: Conn, chance: random.Random) -> None:
-        """What people say to jobs; one that ended so often that nothing can be said to it is no fault."""
+        """What people say to jobs."""
+        saying = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "limit", "seal"))
+        states = chance.choice((("failed", "skipped", "cancelled"), ("failed",), ("cancelled",)))
+        given = Choice(states) if saying == "retry" else chance.choice(LIMITS)
+        self.say(conn, chance.choice(self.jobs), saying, given)
+
+    def again(self, conn: Conn, chance: random.Random) -> None:
+        """A job is cancelled and goes on at once."""
         job = chance.choice(self.jobs)
-        saying = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "seal"))
-        self.done[saying] += 1
-        try:
-            if saying == "retry":
-                controls.retry(conn, job, BY, Choice(("failed", "skipped", "cancelled")))
-            elif saying == "seal":
-                writes.seal_job(conn, job)
-            else:
-                getattr(controls, saying)(conn, job, BY)
-        except (NotPossible, Overtaken):
-            self.done[f"{saying} refused"] += 1
+        self.say(conn, job, "cancel")
+        with conn.transaction():
+            conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h' WHERE id = %s", (job,))
+        writes.close_stopped(conn)
+        self.say(
+            conn, job, "retry", Choice(chance.choice((("failed", "cancelled"), ("cancelled",), ("failed",))))
+        )
 
-    # All at once -----------------------------------------------------------------------------------------------------
-
-    def run(self, name: str, seed: int) -> None:
-        """So many steps; what a deadlock undid is done again, as the journal, the sweep and people do."""
-        chance = random.Random(seed)
-        step: Step = getattr(self, name)
-        with connect(self.url) as conn:
-            left = ROUNDS
-            while left:
-                try:
-                    step(conn, chance)
-                    self.done[name] += 1
-                    left -= 1
-                except psycopg.errors.DeadlockDetected:
-                    self.deadlocks[name] += 1
-
-    def recount(self) -> int:
-        """Recount until all is over; how often."""
-        count = 0
-        with connect(self.url) as conn:
-            while not self.over.is_set():
-                self.drift += reads.run(conn, reads.verify())["drift"]
-                count += 1
-        return count
+    # The end ---------------------------------------------------------------------------------------------------------
 
     def finish(self, conn: Conn) -> None:
         """Left alone with publishers and workers that work, every job comes to its end."""
@@ -153,12 +199,13 @@ class Crowd:
         conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h'")
         conn.execute("UPDATE callboard.outbox SET claimed_until = now() WHERE claimed_until IS NOT NULL")
         conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
-        last = make_worker(conn)
-        assert wait_until(lambda: self._finished(conn, last), 30), [
+        last = make_worker(conn, *ACTORS)
+        chance = random.Random(0)
+        assert wait_until(lambda: self._finished(conn, last, chance), 30), [
             self.state(conn, job) for job in self.jobs
         ]
 
-    def _finished(self, conn: Conn, worker: int) -> bool:
+    def _finished(self, conn: Conn, worker: int, chance: random.Random) -> bool:
         """Whether all are over; else everything is done once that makes them so."""
         if {self.state(conn, job) for job in self.jobs} <= set(JOB_FINAL):
             return True
@@ -169,7 +216,8 @@ class Crowd:
         for dead in writes.dead_workers(conn):
             bury(conn, dead)
         writes.close_stopped(conn)
-        self.publish(conn, random.Random(0))
+        writes.wake_postponed(conn)
+        self.publish(conn, chance)
         now = time.monotonic()
         ends = {(out.job, out.item): out.attempt for out in self.sent if not out.dead}
         writes.record(
@@ -180,54 +228,30 @@ class Crowd:
             writes.republish(conn, job, lost)
         return False
 
-    def state(self, conn: Conn, job: int) -> str:
-        found = reads.run(conn, reads.job(job))
-        assert found is not None
-        return str(found["state"])
-
-
-def _turn_around(conn: Conn) -> None:
-    """Have the items lie in the reverse order of their keys, which shows a plan that reads a small table as it lies."""
-    with conn.transaction():
-        conn.execute("CREATE TEMPORARY TABLE turned ON COMMIT DROP AS SELECT * FROM callboard.items")
-        conn.execute("DELETE FROM callboard.items")
-        conn.execute("INSERT INTO callboard.items SELECT * FROM turned ORDER BY job_id DESC, item DESC")
-
-
-def counted(conn: Conn, url: str) -> int:
-    """The deadlocks that PostgreSQL broke in a database, those included that were seen to by what met with them.
-
-    Each process writes its share when its connection is closed.
-    """
-    name = conninfo_to_dict(url)["dbname"]
-    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
-    assert wait_until(lambda: conn.execute(others, (name,)).fetchone() == (0,), 30)
-    row = conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = %s", (name,)).fetchone()
-    assert row is not None
-    return int(row[0])
-
 
 def test_all_that_writes_at_once(fault_database_url: str) -> None:
     crowd = Crowd(fault_database_url)
     with connect(fault_database_url) as conn:
         crowd.publish(conn, random.Random(0))
-        names = ["flush"] * 4 + ["publish", "work", "work", "sweep", "control", "control"]
-        with ThreadPoolExecutor(len(names) + 1) as pool:
-            recounts = pool.submit(crowd.recount)
-            runs = [pool.submit(crowd.run, name, seed) for seed, name in enumerate(names)]
-            try:
-                for run in runs:
-                    run.result(120)
-            finally:
-                crowd.over.set()
-        assert recounts.result(30) > 20
-        assert crowd.drift == []
-        for name in ("cancel", "pause", "resume", "retry", "seal"):
+        names = ["flush"] * 4 + [
+            "publish",
+            "publish",
+            "work",
+            "work",
+            "sweep",
+            "control",
+            "again",
+            "call",
+            "send",
+            "retain",
+        ]
+        recounts = crowd.at_once(names, ROUNDS)
+        assert recounts > 20
+        assert crowd.wrong == []
+        for name in ("cancel", "pause", "resume", "retry", "seal", "limit"):
             assert crowd.done[name] > crowd.done[f"{name} refused"], crowd.done
         crowd.finish(conn)
         assert reads.run(conn, reads.verify())["drift"] == []
-        broken = counted(conn, fault_database_url)
-    print(
-        f"{recounts.result()} recounts, {broken} deadlocks: {dict(crowd.deadlocks)}, done: {dict(crowd.done)}"
-    )
-    assert broken == 0
+        deadlocks = broken(conn)
+    print(f"{recounts} recounts, {deadlocks} deadlocks: {dict(crowd.deadlocks)}, done: {dict(crowd.done)}")
+    assert deadlocks == 0

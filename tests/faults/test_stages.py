@@ -2,22 +2,20 @@
 
 import json
 import random
-import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-
-import psycopg
 
 import callboard
 from callboard import Stage
 from callboard.sql import controls, reads, stages, writes
-from callboard.sql.controls import By, Choice, NotPossible, Overtaken
+from callboard.sql.controls import Choice, NotPossible
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Making, NewStage, Outgoing
-from callboard.sql.states import ITEM_STATES, JOB_FINAL
+from callboard.sql.states import JOB_FINAL
+from tests.faults import crowd
+from tests.faults.crowd import BY, broken, turn_around
 from tests.faults.points import HURRY, MARKS, POINTS, marks
 from tests.faults.scene import ACTORS, TIMEOUT, Scene
 from tests.faults.test_control import begun
@@ -143,22 +141,17 @@ def test_cancelled_while_a_stage_is_made_nothing_more_is_made_or_starts(on: Scen
 # Everybody at once --------------------------------------------------------------------------------------------------
 
 ROUNDS = 80
-BY = By("python", "somebody")
 
 
-class Crowd:
+class Crowd(crowd.Crowd):
     """Jobs of stages, and all that is done to them at the same time."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        self.deadlocks: Counter[str] = Counter()
-        self.done: Counter[str] = Counter()
-        self.over = threading.Event()
-        self.drift: list[object] = []
-        self.wrong: list[object] = []
+        super().__init__(url)
         with connect(url) as conn:
             self.worker = make_worker(conn)
             self.jobs = [self._make(conn, on_failure) for on_failure in ("stop", "go on", "go on")]
+            turn_around(conn, "items", "jobs")
 
     def _make(self, conn: Conn, on_failure: str) -> int:
         planned = [NewStage(f"s{n}", "work", "default", None, on_failure) for n in range(3)]
@@ -211,47 +204,18 @@ class Crowd:
 
     def control(self, conn: Conn, chance: random.Random) -> None:
         """What people say."""
-        job = chance.choice(self.jobs)
         saying = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "limit"))
-        self.done[saying] += 1
-        try:
-            if saying == "retry":
-                controls.retry(conn, job, BY, Choice(chance.choice((None, ("cancelled", "failed")))))
-            elif saying == "limit":
-                controls.limit(conn, job, BY, {"priority": chance.randrange(5)})
-            else:
-                getattr(controls, saying)(conn, job, BY)
-        except (NotPossible, Overtaken):
-            self.done[f"{saying} refused"] += 1
+        given = (
+            Choice(chance.choice((None, ("cancelled", "failed"))))
+            if saying == "retry"
+            else {"priority": chance.randrange(5)}
+        )
+        self.say(conn, chance.choice(self.jobs), saying, given)
 
     def sweep(self, conn: Conn, _: random.Random) -> None:
         writes.close_stopped(conn)
         writes.drop_messages_of_stopped_jobs(conn)
         stages.follow(conn)
-
-    def run(self, name: str, seed: int) -> None:
-        """So many steps; what a deadlock undid is done again, as all of these do."""
-        chance = random.Random(seed)
-        with connect(self.url) as conn:
-            left = ROUNDS
-            while left:
-                try:
-                    getattr(self, name)(conn, chance)
-                    left -= 1
-                except psycopg.errors.DeadlockDetected:
-                    self.deadlocks[name] += 1
-
-    def watch(self) -> int:
-        """Recount, and add up, until all is over; how often."""
-        count = 0
-        with connect(self.url) as conn:
-            while not self.over.is_set():
-                self.drift += reads.run(conn, reads.verify())["drift"]
-                for job in reads.run(conn, reads.jobs())[0]:
-                    if sum(job[state] for state in ITEM_STATES) != job["total"]:
-                        self.wrong.append(job)
-                count += 1
-        return count
 
     def finish(self, conn: Conn) -> None:
         """Gone on with, and with nothing that fails, every job of stages comes to its end."""
@@ -283,23 +247,14 @@ class Crowd:
 def test_all_that_writes_at_once(fault_database_url: str) -> None:
     crowd = Crowd(fault_database_url)
     with connect(fault_database_url) as conn:
-        names = ["work", "work", "make", "make", "sweep", "control", "control"]
-        with ThreadPoolExecutor(len(names) + 1) as pool:
-            watch = pool.submit(crowd.watch)
-            runs = [pool.submit(crowd.run, name, seed) for seed, name in enumerate(names)]
-            try:
-                for run in runs:
-                    run.result(120)
-            finally:
-                crowd.over.set()
-        assert watch.result(30) > 10
-        assert crowd.drift == []
+        recounts = crowd.at_once(["work", "work", "make", "make", "sweep", "control", "control"], ROUNDS)
+        assert recounts > 10
         assert crowd.wrong == []
         for name in ("cancel", "pause", "resume", "retry"):
             assert crowd.done[name] > crowd.done[f"{name} refused"], crowd.done
         crowd.finish(conn)
-        found = [reads.run(conn, reads.job(job)) for job in crowd.jobs]
-        assert [job and job["state"] for job in found] == ["completed"] * 3, found
+        assert [crowd.state(conn, job) for job in crowd.jobs] == ["completed"] * 3
         assert reads.run(conn, reads.verify())["drift"] == []
-    print(f"{watch.result()} readings, deadlocks {dict(crowd.deadlocks)}, done {dict(crowd.done)}")
-    assert not crowd.deadlocks
+        deadlocks = broken(conn)
+    print(f"{recounts} recounts, {deadlocks} deadlocks: {dict(crowd.deadlocks)}, done: {dict(crowd.done)}")
+    assert deadlocks == 0

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -230,6 +231,20 @@ def test_a_dead_letter_that_waits_becomes_the_retrys_message(conn: Conn) -> None
     writes.settle_outbox(conn, claimed)  # the publisher of the dead letters takes no row away
     assert conn.execute(rows).fetchall() == [(n, 2, False, True) for n in range(4)]
     assert parts(conn, job) == {"pending": 4} == listed(conn, job)
+
+
+def test_an_item_goes_on_that_failed_while_it_was_parked_too(conn: Conn) -> None:
+    """A copy of its message was parked; its dead letter took that place, and is not counted with what is to come."""
+    job = make_job(conn, 1)
+    writes.park(conn, [(job, 0, 1)])
+    now = time.monotonic()
+    writes.record(conn, [Event(job, 0, 1, "failed", 0.1, now, 1, BAD, dead=True)], now)
+    assert controls.retry(conn, job, ANNA, Choice()) == 1
+    claim = writes.claim_bulk(conn)
+    assert claim is not None
+    assert [(out.item, out.attempt, out.dead) for out in writes.claim_redo(conn, claim, 10)] == [
+        (0, 2, False)
+    ]
 
 
 def test_a_row_that_comes_between_is_met_by_trying_again(

@@ -1,6 +1,7 @@
 """What a job may do at most, and when: read from the user's words, and held by what is published and recorded."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.rows import NewItem
 from tests.helpers import wait_until
-from tests.jobs import make_job, record, send, status
+from tests.jobs import make_job, make_worker, record, send, status
 
 ANNA = By("python", "anna")
 
@@ -179,6 +180,40 @@ def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(
         writes.lock_jobs(conn, [job])
         claimed = writes.add_items(conn, new, publishing=True)
     assert len(claimed) == (0 if limit else 3)
+
+
+def _lost(conn: Conn, job: int) -> None:
+    assert writes.republish(conn, job, [(item, 1) for item in range(3)]) == 3
+
+
+def _strange(conn: Conn, job: int) -> None:
+    """They came to a worker that lacks their actor; another has it, and stops just then."""
+    other = make_worker(conn)
+    for item in range(3):
+        assert writes.postpone(conn, job, item, 1, "work")
+    conn.execute("UPDATE callboard.outbox SET due_at = now()")
+    writes.stop_worker(conn, other)
+
+
+@pytest.mark.parametrize("come_back", [_lost, _strange])
+@pytest.mark.parametrize("limit", [{"concurrency": 3}, {"rate": "3/s"}])
+def test_what_is_published_once_more_is_not_in_its_own_way(
+    limit: dict[str, Any], come_back: Callable[[Conn, int], None], conn: Conn
+) -> None:
+    job = make_job(conn, 10, published=3)
+    controls.limit(conn, job, ANNA, limit)
+    assert wait_until(lambda: writes.claim_bulk(conn) is None, 10)  # whatever the rate gathered
+    come_back(conn, job)
+    found: list[int] = []
+
+    def claimed() -> bool:
+        claim = writes.claim_bulk(conn)
+        if claim is not None:
+            found.extend(out.item for out in writes.claim_redo(conn, claim, claim.allowed or 0))
+        return bool(found)
+
+    assert wait_until(claimed, 3)
+    assert set(found) <= set(range(3))
 
 
 def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:

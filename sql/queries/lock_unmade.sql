@@ -1,3 +1,0 @@
--- lock_unmade: no worker begins to make a stage while items of the one before are given another attempt.
--- Caller: controls.retry, under the parent's lock. Lock order: jobs by id.
-SELECT id FROM callboard.jobs WHERE parent_id = %s AND stage > 0 AND NOT sealed ORDER BY id FOR NO KEY UPDATE
