@@ -4,7 +4,7 @@
 -- attempt that failed already or as its dead letter, stays.
 -- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id.
 WITH sent AS (
-    SELECT * FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt)
+    SELECT id, max(attempt) AS attempt FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt) GROUP BY id
 ), held AS (
     SELECT o.id, s.attempt
     FROM sent AS s JOIN callboard.outbox AS o ON o.id = s.id

@@ -335,6 +335,19 @@ def test_whatever_the_order_the_counts_are_true_and_nothing_is_stranded(conn: Co
 # At once -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_message_that_is_confirmed_twice_at_once_counts_once(conn: Conn) -> None:
+    """Claimed anew after its lease had lapsed, and settled with both claims; or with that of an older attempt."""
+    job = make_job(conn, 0, sealed=False)
+    with conn.transaction():
+        writes.lock_jobs(conn, [job])
+        writes.add_items(conn, [(0, replace(CHILD, job=job))], publishing=False)
+    (out,) = writes.claim_outbox(conn, 1)
+    writes.settle_outbox(conn, [out, replace(out), replace(out, attempt=0)])
+    assert drift(conn) == []
+    assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (1,)
+    assert conn.execute("SELECT FROM callboard.outbox").fetchall() == []
+
+
 def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, database_url: str) -> None:
     """One is blocked by the other's locks, and then finds each item as the other left it."""
     job = make_job(conn, 50)

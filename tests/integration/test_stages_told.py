@@ -95,7 +95,7 @@ def test_no_stage_is_made_of_a_stage_that_is_being_retried(conn: Conn, database_
     parent, [_, second] = make_staged(conn, made=False)
     worker = make_worker(conn)
     with connect(database_url) as other, other.transaction():
-        other.execute(statement("lock_unmade"), (parent,))
+        other.execute(statement("lock_stages"), (parent,))
         assert stages.claim(conn, worker, ["work"], []) is None
     controls.retry(conn, parent, ANNA, Choice())
     assert stages.claim(conn, worker, ["work"], []) is None
