@@ -5,8 +5,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -22,8 +23,9 @@ from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, Pool
 
 log = logging.getLogger("callboard.sweep")
-_complain = complaints(log, "the sweep is held up, trying on: %s")
+_complain = complaints(log, "the sweep can not do all its work, trying on: %s")
 
+Step = Callable[[Conn], object]
 #: Seconds between two rounds, and for which the lease of the one that sweeps holds.
 PERIOD = 2.0
 LEASE = 10.0
@@ -100,34 +102,57 @@ class Sweep:
         return writes.take_lease(conn, "sweep", self._holder, LEASE)
 
     def round(self, conn: Conn) -> None:
-        """Everything that is due now."""
-        # After an outage of the database nobody's heart has beaten for a while: they get the time to be heard again.
-        if time.monotonic() - self._steady_since >= writes.DEAD_AFTER:
-            for worker in writes.dead_workers(conn):
-                bury(conn, worker)
-            for job in writes.break_abandoned(conn):
-                log.warning("job %d is stopped: its submission broke off", job)
-        self._end_jobs(conn)
+        """Everything that is due now. Raises what passes, as that the database is away."""
+        _each(conn, self._due())
+
+    def _due(self) -> Iterator[Step]:
         now = time.monotonic()
+        # After an outage of the database nobody's heart has beaten for a while: they get the time to be heard again.
+        if now - self._steady_since >= writes.DEAD_AFTER:
+            yield from (_bury_dead, _stop_abandoned)
+        yield from (_seal, _stop_late, writes.close_stopped, _close, stages.follow)
         if now - self._sampled >= SAMPLE:
             self._sampled = now
-            writes.sample_jobs(conn)
-            writes.drop_messages_of_stopped_jobs(conn)
-            clear_lanes(conn)
-            writes.wake_postponed(conn)
-            callbacks.queue_missed_callbacks(conn)
+            yield from (writes.sample_jobs, writes.drop_messages_of_stopped_jobs, clear_lanes)
+            yield from (writes.wake_postponed, callbacks.queue_missed_callbacks)
         if now - self._searched >= SEARCH:
             self._searched = now
-            self._search.look(conn, self._holder)
-        self._retention.round(conn)
+            yield lambda conn: self._search.look(conn, self._holder)
+        yield self._retention.round
 
-    @staticmethod
-    def _end_jobs(conn: Conn) -> None:
-        for job in writes.sealable_jobs(conn):
-            writes.seal_job(conn, job)
-        for job in writes.stop_late(conn):
-            log.warning("job %d is stopped: its deadline passed", job)
-        writes.close_stopped(conn)
-        for job in writes.close_jobs(conn):
-            log.error("job %d was done and not closed; it is now. Please report this", job)
-        stages.follow(conn)
+
+def _each(conn: Conn, steps: Iterable[Step]) -> None:
+    """One that fails for a reason that doesn't pass keeps no other from being done."""
+    for step in steps:
+        try:
+            step(conn)
+        except PASSING:
+            raise
+        except psycopg.Error as error:
+            _complain(error)
+        except Exception:
+            log.exception("the sweep met an error it doesn't know; it goes on")
+
+
+def _bury_dead(conn: Conn) -> None:
+    _each(conn, [partial(bury, worker=worker) for worker in writes.dead_workers(conn)])
+
+
+def _stop_abandoned(conn: Conn) -> None:
+    for job in writes.break_abandoned(conn):
+        log.warning("job %d is stopped: its submission broke off", job)
+
+
+def _seal(conn: Conn) -> None:
+    for job in writes.sealable_jobs(conn):
+        writes.seal_job(conn, job)
+
+
+def _stop_late(conn: Conn) -> None:
+    for job in writes.stop_late(conn):
+        log.warning("job %d is stopped: its deadline passed", job)
+
+
+def _close(conn: Conn) -> None:
+    for job in writes.close_jobs(conn):
+        log.error("job %d was done and not closed; it is now. Please report this", job)

@@ -1,4 +1,6 @@
-"""What the sweep says of errors: nothing of a database that is away, everything of what somebody has to mend."""
+"""What the sweep does with errors: it says nothing of a database that is away, everything of what somebody has to mend,
+and goes on with what has nothing to do with it.
+"""
 
 import logging
 from typing import Any
@@ -7,7 +9,9 @@ import psycopg
 import pytest
 
 from callboard.middleware import complaint
+from callboard.middleware import sweep as sweeping
 from callboard.middleware.sweep import Sweep
+from callboard.sql import writes
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,39 @@ def test_an_error_that_does_not_pass_is_said(
     with caplog.at_level(logging.WARNING):
         sweep.run()
     assert (str(error) in caplog.text) == said
+
+
+def test_what_fails_keeps_nothing_else_from_being_done(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[object] = []
+
+    def bury(_: object, worker: int) -> None:
+        done.append(worker)
+        if worker == 1:
+            raise psycopg.errors.UndefinedColumn("no such column")
+        if worker == 2:
+            raise ValueError("strange")
+
+    monkeypatch.setattr(complaint, "PAUSE", 0.0)
+    monkeypatch.setattr(writes, "dead_workers", lambda _: [1, 2, 3])
+    monkeypatch.setattr(sweeping, "bury", bury)
+    unused: Any = None
+    sweep = Sweep(unused, unused)
+    steps = [step for step in sweep._due() if step is sweeping._bury_dead]
+    sweeping._each(unused, [*steps, lambda _: done.append("the next")])
+    assert done == [1, 2, 3, "the next"]
+    assert "no such column" in caplog.text
+    assert "strange" in caplog.text
+
+
+def test_an_outage_ends_the_round() -> None:
+    done: list[object] = []
+
+    def away(_: object) -> None:
+        raise psycopg.OperationalError("gone")
+
+    unused: Any = None
+    with pytest.raises(psycopg.OperationalError):
+        sweeping._each(unused, [away, done.append])
+    assert done == []
