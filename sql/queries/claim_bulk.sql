@@ -24,7 +24,7 @@ WITH living AS (
                         - CASE WHEN j.concurrency IS NULL AND j.rate IS NULL THEN 0 ELSE (
                             SELECT count(*) FROM callboard.outbox AS o
                             JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-                            WHERE o.job_id = j.id AND o.due_at <= now() AND NOT o.first AND NOT o.redo AND NOT o.dead
+                            WHERE o.job_id = j.id AND o.again AND o.due_at <= now() AND NOT o.first AND NOT o.redo AND NOT o.dead
                               AND (o.claimed_until IS NULL OR o.claimed_until <= now()) AND i.state = 'waiting') END, 0) AS out
     ) AS l
     CROSS JOIN LATERAL (

@@ -3,8 +3,8 @@
 -- and comes to, that it has the lease still: another may have sent them meanwhile. Caller: the search. Rows: (item).
 -- Lock order: items by key, then their outbox rows: the inner query locks one at a time, in the order of the outer.
 -- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
-INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect)
-SELECT i.job_id, i.item, i.attempt, now(), false, true
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, again)
+SELECT i.job_id, i.item, i.attempt, now(), false, true, true
 FROM (SELECT * FROM unnest(%(item)s::int[], %(attempt)s::int[]) AS l (item, attempt) ORDER BY item) AS l
 CROSS JOIN LATERAL (
     SELECT job_id, item, attempt, state FROM callboard.items AS i
