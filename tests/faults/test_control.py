@@ -88,7 +88,7 @@ def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(on: Scene) 
     with on.witness(job) as witness:
         said = time.time()
         assert job.pause()["state"] == "paused"
-        still(on, job)
+        settled(lambda: begun(on, job, 0))  # and so, most probably, all that ran is on record
         assert wait_until(lambda: on.depth() == 0, TIMEOUT)
         for worker in on.workers:
             worker.kill()
@@ -103,7 +103,7 @@ def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(on: Scene) 
         job.resume()
         runs = on.prove(job, total=3_000, witness=witness)
     twice = [item for item, count in runs.items() if count > 1]
-    assert len(twice) <= 16  # in the killed workers' hands
+    assert len(twice) <= 16  # in the killed workers' hands, if their outcomes were slow
     assert [action["action"] for action in job.actions()] == ["resume", "pause"]
 
 
@@ -205,8 +205,8 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
         on.until(job, lambda _: len(marks(marked)) == 4)
         runs = on.prove(job, total=3_000, witness=witness, timeout=120)
     assert [mark.point for mark in marks(marked)] == ["parked", "parked", "sent", "sent"]
-    # What was parked and what went out twice ran once; only what a worker had in hand may run again.
-    assert sum(count - 1 for count in runs.values()) <= 8 * len(marks(marked))
+    # What was parked and what went out twice ran once; only what a worker had not yet on record may run again.
+    assert sum(count - 1 for count in runs.values()) <= 16 * len(marks(marked))
 
 
 def test_a_job_whose_workers_die_as_it_is_cancelled_is_cancelled(on: Scene) -> None:

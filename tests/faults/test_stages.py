@@ -72,8 +72,8 @@ def test_workers_killed_while_they_make_a_stage_go_on_where_it_stood(on: Scene) 
         runs = prove(on, job)
     assert witness.wrong == []
     assert [mark.point for mark in marks(marked)] == [point.split(":")[0] for point in points.split(",")]
-    # What a worker had in hand may run again, nothing else does.
-    assert sum(count - 1 for found in runs.values() for count in found.values()) <= 8 * len(marks(marked))
+    # What a worker had in hand, or not yet on record, may run again, nothing else does.
+    assert sum(count - 1 for found in runs.values() for count in found.values()) <= 16 * len(marks(marked))
 
 
 def test_a_worker_killed_between_two_stages_leaves_the_next_to_another(on: Scene) -> None:
