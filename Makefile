@@ -15,7 +15,7 @@ demo: .venv/run.stamp  ## everything on this machine and one real job (ARGS="--p
 test: .venv/dev.stamp  ## checks and all tests on real services (ARGS="tests/unit -k name")
 	tests/install/services
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest $(or $(ARGS),-n 3 --dist loadfile --no-loadscope-reorder)
+	$(BIN)/pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
 
 check: .venv/dev.stamp  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

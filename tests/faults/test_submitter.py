@@ -121,7 +121,7 @@ def test_killed_again_and_again_while_it_stores_and_publishes(on: Scene, submitt
                 killed += 1
             code = submitters.end(process)
         runs = on.prove(job, total=items, witness=witness)
-    assert killed >= 3
+    assert killed >= 2
     arguments = on.sql("SELECT item, args FROM callboard.items WHERE job_id = %s ORDER BY item", job.id)
     assert [json.loads(args)["kwargs"]["number"] for _, args in arguments] == list(range(items))
     print(f"{killed} kills, {runs.total()} runs of {items} items, {on.ledger.twice(job.id)} twice")
