@@ -1,7 +1,7 @@
 """The search for lost messages, on a real database and a broker that says what a test wants."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,39 +11,26 @@ from callboard.middleware.link import Unreachable
 from callboard.middleware.lost import Search
 from callboard.sql import writes
 from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import Outgoing
 from callboard.sql.statements import statement
 from tests.jobs import make_job, make_worker, publish, record, run, send
+from tests.links import StubLink
 
 LEADER = "the one that sweeps"
 
 
-class Queue:
+class Queue(StubLink):
     """A broker with one number: how many messages lie ready."""
 
-    trouble: str | None = None
-    carries = False
-
     def __init__(self) -> None:
+        super().__init__()
         self.ready: int | None = 0
-        self.in_order = True
-        self.asked = 0
         self.away = False
 
-    def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
-        return [True] * len(batch)
-
     def depth(self, queue: str) -> int | None:
-        self.asked += 1
+        super().depth(queue)
         if self.away:
             raise Unreachable("it is away")
         return self.ready
-
-    def serve(self, *, mend: bool = False) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture

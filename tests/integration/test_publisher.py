@@ -13,37 +13,27 @@ from callboard.sql.controls import By, Choice
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.rows import NewItem, Outgoing
 from tests.jobs import make_job, make_worker, record
+from tests.links import StubLink
 
 ANNA = By("python", "anna")
 
 
-class Picky:
+class Picky(StubLink):
     """A broker that refuses messages for some queues."""
 
-    trouble: str | None = None
-    carries = in_order = True
+    carries = True
 
     def __init__(self) -> None:
+        super().__init__()
         self.refused: set[str] = set()
         self.sent: list[int] = []
         self.tried = 0
-        self.asked = 0
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
         self.tried += len(batch)
         taken = [out.queue not in self.refused for out in batch]
         self.sent += [out.item for out, done in zip(batch, taken, strict=True) if done]
         return taken
-
-    def depth(self, queue: str) -> int | None:
-        self.asked += 1
-        return 0
-
-    def serve(self, *, mend: bool = False) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
