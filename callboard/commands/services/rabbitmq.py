@@ -31,6 +31,7 @@ class Node:
         self.log = self.home.folder / "rabbitmq.log"
         self._epmd: Process | None = None
         self._server: Process | None = None
+        self._booted = False
 
     @property
     def url(self) -> str:
@@ -67,6 +68,7 @@ class Node:
             self._epmd = self._process([mapper, "-port", str(self.home.ports.epmd), "-address", "127.0.0.1"])
             self._epmd.wait_ready(lambda: _listens(self.home.ports.epmd), EPMD_TIMEOUT)
         self._server = self._process([place / "rabbitmq-server"])
+        self._booted = False
         return self
 
     def wait(self) -> Self:
@@ -102,9 +104,15 @@ class Node:
 
     def ctl(self, *arguments: str, timeout: float = 60) -> str:
         """What `rabbitmqctl` prints, about a second later; `CalledProcessError` if it fails."""
-        place = scripts() or Path()
+        if not self._booted:
+            # Until the last boot step is done, which is after the listeners are, a list of queues is empty.
+            self._run_ctl(("await_startup",), timeout)
+            self._booted = True
+        return self._run_ctl(arguments, timeout)
+
+    def _run_ctl(self, arguments: Sequence[str], timeout: float) -> str:
         done = subprocess.run(
-            [place / "rabbitmqctl", "--quiet", *arguments],
+            [(scripts() or Path()) / "rabbitmqctl", "--quiet", *arguments],
             env=self.home.environment(),
             capture_output=True,
             text=True,
