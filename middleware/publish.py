@@ -6,6 +6,7 @@ One a process; any process may take any job's next batch, with a claim that laps
 import logging
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 import psycopg
@@ -29,6 +30,8 @@ PERIOD = 0.20
 LOOK = 0.03
 #: Outbox messages claimed at a time.
 OUTBOX_BATCH = 500
+#: Seconds for which a message that was handed over is surely this process's to publish: its claim holds for longer.
+FRESH = writes.PUBLISH_LEASE / 2
 
 
 @dataclass(slots=True)
@@ -38,7 +41,7 @@ class Publisher:
     pool: Pool
     link: Link
     levels: Levels
-    _handed: list[Outgoing] = field(default_factory=list)
+    _handed: deque[tuple[float, Outgoing]] = field(default_factory=deque)  # and when
     _wake: threading.Condition = field(default_factory=threading.Condition)
     _dispatch: Dispatch = field(init=False)
     _thread: threading.Thread | None = None
@@ -59,7 +62,8 @@ class Publisher:
     def hand(self, out: Outgoing) -> None:
         """Publish a message that this process just stored, and holds the claim of."""
         with self._wake:
-            self._handed.append(out)
+            self._leave_stale()
+            self._handed.append((time.monotonic(), out))
             self._ensure_thread()
             self._wake.notify()
 
@@ -121,9 +125,18 @@ class Publisher:
 
     def _next(self) -> tuple[list[Outgoing], list[int]]:
         with self._wake:
-            handed, self._handed = self._handed[:OUTBOX_BATCH], self._handed[OUTBOX_BATCH:]
+            self._leave_stale()
+            handed = [self._handed.popleft()[1] for _ in range(min(len(self._handed), OUTBOX_BATCH))]
             jobs, self._jobs = self._jobs, []
         return handed, jobs
+
+    def _leave_stale(self) -> None:
+        """What has waited while nothing could be published: its claim lapses, and whoever claims it then sends it as
+        one that may be a second copy. Sent from here as well, it would run unasked beside that.
+        """
+        oldest = time.monotonic() - FRESH
+        while self._handed and self._handed[0][0] < oldest:
+            self._handed.popleft()
 
     def _rest(self) -> None:
         """Wait for something to do: that somebody says so, that a full queue has room again, or a period at most."""
