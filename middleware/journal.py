@@ -39,6 +39,8 @@ BATCH = 1_000
 SLOW = 0.25
 #: Seconds between two looks at what is in hand.
 LOOK = 0.10
+#: Jobs that are known to have started here.
+SEEN = 10_000
 #: Tries in a row that may end with an error nobody thought of, and the seconds between two.
 TRIES = 4
 REST = 0.25
@@ -359,6 +361,8 @@ class Journal:
         except (psycopg.Error, PoolTimeout) as error:
             _complain(error)
             return
+        if len(self._jobs_seen) + len(jobs) > SEEN:
+            self._jobs_seen.clear()  # those still at work are noted once more, which changes nothing
         self._jobs_seen.update(jobs)
         for attempt, told in zip(slow, running, strict=True):
             attempt.reported, attempt.step_reported = True, told.step

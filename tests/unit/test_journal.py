@@ -211,6 +211,24 @@ def test_who_says_nothing_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> Non
     assert played.reported == []
 
 
+def test_a_long_life_does_not_remember_every_job_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, touched = list[int](), list[int]()
+
+    def look() -> list[Attempt]:
+        looks.append(1)
+        return [Attempt(len(looks), 0, 1, [SimpleNamespace(actor_name="work")], {})]
+
+    monkeypatch.setattr(module, "LOOK", 0.001)
+    monkeypatch.setattr(module, "SEEN", 5)
+    played = Played(monkeypatch, in_hand=look)
+    monkeypatch.setattr(writes, "touch_jobs", lambda _, jobs: touched.extend(jobs))
+    played.journal.watch()
+    assert wait_until(lambda: len(looks) > 20, 20)
+    assert played.journal.close(10)
+    assert touched == list(range(1, len(looks) + 1))
+    assert 0 < len(played.journal._jobs_seen) <= 5
+
+
 def test_who_sends_is_told_of_an_error_that_nobody_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, settled=Failing(10**9))
     played.note(0)
