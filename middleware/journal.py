@@ -27,8 +27,16 @@ from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
 log = logging.getLogger("callboard.journal")
 
 T = TypeVar("T")
-_complain = complaints(log, "the database can't be written to, trying on; nothing is lost: %s")
-_alarm = complaints(log, "the database does not let anything be recorded, trying on; nothing is lost: %s")
+_complain = complaints(
+    log,
+    "the database can't be written to, trying on; nothing is lost: %s",
+    "the database can be written to again, after %.1f s",
+)
+_alarm = complaints(
+    log,
+    "the database does not let anything be recorded, trying on; nothing is lost: %s",
+    "the database lets outcomes be recorded again, after %.1f s",
+)
 _blind = complaints(log, "what hangs can't be looked at: %s")
 
 #: Seconds for which events gather; a flush does not wait them out when nothing more can come.
@@ -276,7 +284,10 @@ class Journal:
         while True:
             try:
                 with self.pool.connection() as conn:
-                    return write(conn)
+                    written = write(conn)
+                _complain.over()
+                _alarm.over()
+                return written
             except REFUSED:
                 raise
             except (psycopg.Error, PoolTimeout) as error:
@@ -361,6 +372,7 @@ class Journal:
         except (psycopg.Error, PoolTimeout) as error:
             _complain(error)
             return
+        _complain.over()
         if len(self._jobs_seen) + len(jobs) > SEEN:
             self._jobs_seen.clear()  # those still at work are noted once more, which changes nothing
         self._jobs_seen.update(jobs)

@@ -35,6 +35,10 @@ class Unreachable(RuntimeError):
         self.confirmed = list(confirmed)
 
 
+class Refused(Unreachable):
+    """The broker takes no message for this queue at present; for others it may."""
+
+
 def where(parameters: Any) -> str:
     """A broker's address, or its nodes', as it may be logged."""
     nodes = parameters if isinstance(parameters, list) else [parameters]

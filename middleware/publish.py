@@ -13,15 +13,17 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.complaint import complaints
-from callboard.middleware.dispatch import Dispatch
+from callboard.middleware.dispatch import Dispatch, complain_of_refusal
 from callboard.middleware.level import Levels
-from callboard.middleware.link import Link, Unreachable
+from callboard.middleware.link import Link, Refused, Unreachable
 from callboard.sql import writes
 from callboard.sql.pool import Pool
 from callboard.sql.rows import Outgoing
 
 log = logging.getLogger("callboard.publisher")
-_complain = complaints(log, "publishing is held up, trying on; nothing is lost: %s")
+_complain = complaints(
+    log, "publishing is held up, trying on; nothing is lost: %s", "publishing goes on again, after %.1f s"
+)
 
 #: Seconds between two looks for work when there was none.
 PERIOD = 0.20
@@ -108,8 +110,10 @@ class Publisher:
                 # Before anything is claimed: while nothing can be published, nothing is.
                 self.link.serve(mend=self._looking and not self._closing)
                 worked = self._turn(*self._next())
+                if self.link.trouble is None:  # who only sends does not try until there is something
+                    _complain.over()
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
-                _complain(error)
+                (complain_of_refusal if isinstance(error, Refused) else _complain)(error)
                 worked = False
                 if not self._closing:
                     time.sleep(PERIOD)

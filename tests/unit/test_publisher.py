@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from callboard.middleware import publish
+from callboard.middleware.complaint import Spell
 from callboard.middleware.level import Level, Levels
 from callboard.middleware.link import Unreachable
 from callboard.middleware.publish import Publisher
@@ -60,6 +61,7 @@ class Line(StubLink):
 def line(monkeypatch: pytest.MonkeyPatch) -> Line:
     monkeypatch.setattr(publish, "PERIOD", 0.01)
     monkeypatch.setattr(publish, "LOOK", 0.001)
+    monkeypatch.setattr(publish._complain, "_spell", Spell())
     monkeypatch.setattr(writes, "claim_outbox", lambda *_: [])
     monkeypatch.setattr(writes, "claim_bulk", lambda *_, **__: None)
     monkeypatch.setattr(writes, "settle_outbox", lambda *_: None)
@@ -100,3 +102,26 @@ def test_what_waited_until_its_claim_may_have_lapsed_is_left_to_others(
     assert wait_until(lambda: 1 in line.sent, TIMEOUT)
     assert publisher.close(TIMEOUT)
     assert line.sent == [1]
+
+
+def test_that_publishing_goes_on_is_said(line: Line, caplog: pytest.LogCaptureFixture) -> None:
+    line.away = True
+    publisher = publishing(line)
+    assert wait_until(lambda: "held up, trying on; nothing is lost: it is away" in caplog.text, TIMEOUT)
+    assert "again" not in caplog.text
+    line.away = False
+    assert wait_until(lambda: "publishing goes on again, after" in caplog.text, TIMEOUT)
+    assert publisher.close(TIMEOUT)
+    assert len(caplog.messages) == 2
+
+
+def test_who_only_sends_says_so_only_when_the_broker_took_something(
+    line: Line, caplog: pytest.LogCaptureFixture
+) -> None:
+    line.away, line.trouble = True, "it is away"
+    publisher = publishing(line)
+    assert wait_until(lambda: "it is away" in caplog.text, TIMEOUT)
+    line.away, tries = False, line.tries
+    assert wait_until(lambda: line.tries > tries + 3, TIMEOUT)
+    assert publisher.close(TIMEOUT)
+    assert len(caplog.messages) == 1
