@@ -246,8 +246,11 @@ class RabbitmqLink:
             self._run(PATIENCE)
         if self._channel is None:
             raise Unreachable(self._why)
+        if not answer and not self._unanswered:
+            self.close()  # an answer that comes after all would be taken for one to what is said next
+            raise Unreachable(f"{self._where} tells nothing of the queue {queue!r} within {PATIENCE:.0f} s")
         if not answer and "NOT_FOUND - no queue" not in self._unanswered:
-            raise Unreachable(self._unanswered or f"nothing is known of the queue {queue!r}")
+            raise Unreachable(self._unanswered)
         return answer[0] if answer else 0
 
     def _open_asking(self, connection: SelectConnection) -> None:
