@@ -362,6 +362,9 @@ class RabbitmqLink:
                 # Its channels close first, and each stops the loop.
                 if not self._connection.is_closed:
                     self._run(0.2)
+            if not self._connection.is_closed:  # it gives no answer to that either
+                self._connection._adapter_disconnect_stream()  # noqa: SLF001 — pika waits for ever
+                self._run(0.2)
             self._connection.ioloop.close()
         except Exception:
             log.debug("closing the publisher's connection failed", exc_info=True)
