@@ -11,14 +11,14 @@ from callboard.middleware import lanes
 from callboard.middleware.bundle import bundled
 from callboard.middleware.complaint import complaints
 from callboard.middleware.level import Levels
-from callboard.middleware.link import Link, Unreachable
+from callboard.middleware.link import Link, Refused, Unreachable
 from callboard.sql import writes
 from callboard.sql.lanes import TakenOver
 from callboard.sql.pool import Conn
 from callboard.sql.rows import BulkClaim, Outgoing
 
 log = logging.getLogger("callboard.publisher")
-_complain = complaints(log, "messages are refused, and tried again; nothing is lost: %s")
+complain_of_refusal = complaints(log, "messages are refused, and tried again; nothing is lost: %s")
 
 #: Seconds for which messages wait that the broker refused: then they are behind all others that are due.
 REFUSED = 1.0
@@ -49,7 +49,7 @@ class Dispatch:
         if failure is not None:
             raise failure
         if unsent:
-            _complain(_refused(unsent[0].queue))
+            complain_of_refusal(_refused(unsent[0].queue))
         return len(sent)
 
     # Jobs in their turn ----------------------------------------------------------------------------------------------
@@ -154,5 +154,5 @@ class Dispatch:
         )
 
 
-def _refused(queue: str) -> Unreachable:
-    return Unreachable(f"RabbitMQ refused messages for the queue {queue!r}")
+def _refused(queue: str) -> Refused:
+    return Refused(f"RabbitMQ refused messages for the queue {queue!r}")

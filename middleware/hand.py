@@ -91,11 +91,15 @@ class Hand:
         if suspect or mark.suspect or twin is not None or self._outdated(mark):
             return attempt if self._may_run(mark, attempt) else None
         self._turns.enter(attempt, lead=current_attempt.get())
-        if self._gone(attempt) or self._held_back(mark, attempt):  # it may have waited
-            self._turns.leave(attempt)
-            return None
-        self._begin(attempt)
-        return attempt
+        runs = False
+        try:
+            runs = not self._gone(attempt) and not self._held_back(mark, attempt)  # it may have waited
+            if runs:
+                self._begin(attempt)
+        finally:
+            if not runs:
+                self._turns.leave(attempt)
+        return attempt if runs else None
 
     def _held_back(self, mark: Stamp, attempt: Attempt) -> bool:
         """Whether its job was stopped, so that its message goes, or paused, so that it is kept for later."""
@@ -268,10 +272,12 @@ class Hand:
         return list(self._attempts)
 
     def heed(self, controls: Iterable[Control]) -> None:
-        """Take what jobs say; from the next message on it holds. What was said before may arrive after it."""
+        """Take what jobs say; from the next message on it holds. What was said before may arrive after it. Most jobs
+        say nothing in all their life, and there are many in that of a worker.
+        """
         for control in controls:
             known = self._controls.get(control.job)
-            if known is None or known.epoch <= control.epoch:
+            if not control.plain and (known is None or known.epoch <= control.epoch):
                 self._controls[control.job] = control
 
 

@@ -27,8 +27,16 @@ from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
 log = logging.getLogger("callboard.journal")
 
 T = TypeVar("T")
-_complain = complaints(log, "the database can't be written to, trying on; nothing is lost: %s")
-_alarm = complaints(log, "the database does not let anything be recorded, trying on; nothing is lost: %s")
+_complain = complaints(
+    log,
+    "the database can't be written to, trying on; nothing is lost: %s",
+    "the database can be written to again, after %.1f s",
+)
+_alarm = complaints(
+    log,
+    "the database does not let anything be recorded, trying on; nothing is lost: %s",
+    "the database lets outcomes be recorded again, after %.1f s",
+)
 _blind = complaints(log, "what hangs can't be looked at: %s")
 
 #: Seconds for which events gather; a flush does not wait them out when nothing more can come.
@@ -39,6 +47,8 @@ BATCH = 1_000
 SLOW = 0.25
 #: Seconds between two looks at what is in hand.
 LOOK = 0.10
+#: Jobs that are known to have started here.
+SEEN = 10_000
 #: Tries in a row that may end with an error nobody thought of, and the seconds between two.
 TRIES = 4
 REST = 0.25
@@ -274,7 +284,10 @@ class Journal:
         while True:
             try:
                 with self.pool.connection() as conn:
-                    return write(conn)
+                    written = write(conn)
+                _complain.over()
+                _alarm.over()
+                return written
             except REFUSED:
                 raise
             except (psycopg.Error, PoolTimeout) as error:
@@ -359,6 +372,9 @@ class Journal:
         except (psycopg.Error, PoolTimeout) as error:
             _complain(error)
             return
+        _complain.over()
+        if len(self._jobs_seen) + len(jobs) > SEEN:
+            self._jobs_seen.clear()  # those still at work are noted once more, which changes nothing
         self._jobs_seen.update(jobs)
         for attempt, told in zip(slow, running, strict=True):
             attempt.reported, attempt.step_reported = True, told.step

@@ -35,6 +35,10 @@ class Unreachable(RuntimeError):
         self.confirmed = list(confirmed)
 
 
+class Refused(Unreachable):
+    """The broker takes no message for this queue at present; for others it may."""
+
+
 def where(parameters: Any) -> str:
     """A broker's address, or its nodes', as it may be logged."""
     nodes = parameters if isinstance(parameters, list) else [parameters]
@@ -242,8 +246,11 @@ class RabbitmqLink:
             self._run(PATIENCE)
         if self._channel is None:
             raise Unreachable(self._why)
+        if not answer and not self._unanswered:
+            self.close()  # an answer that comes after all would be taken for one to what is said next
+            raise Unreachable(f"{self._where} tells nothing of the queue {queue!r} within {PATIENCE:.0f} s")
         if not answer and "NOT_FOUND - no queue" not in self._unanswered:
-            raise Unreachable(self._unanswered or f"nothing is known of the queue {queue!r}")
+            raise Unreachable(self._unanswered)
         return answer[0] if answer else 0
 
     def _open_asking(self, connection: SelectConnection) -> None:
@@ -355,6 +362,9 @@ class RabbitmqLink:
                 # Its channels close first, and each stops the loop.
                 if not self._connection.is_closed:
                     self._run(0.2)
+            if not self._connection.is_closed:  # it gives no answer to that either
+                self._connection._adapter_disconnect_stream()  # noqa: SLF001 — pika waits for ever
+                self._run(0.2)
             self._connection.ioloop.close()
         except Exception:
             log.debug("closing the publisher's connection failed", exc_info=True)

@@ -6,21 +6,24 @@ One a process; any process may take any job's next batch, with a claim that laps
 import logging
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.complaint import complaints
-from callboard.middleware.dispatch import Dispatch
+from callboard.middleware.dispatch import Dispatch, complain_of_refusal
 from callboard.middleware.level import Levels
-from callboard.middleware.link import Link, Unreachable
+from callboard.middleware.link import Link, Refused, Unreachable
 from callboard.sql import writes
 from callboard.sql.pool import Pool
 from callboard.sql.rows import Outgoing
 
 log = logging.getLogger("callboard.publisher")
-_complain = complaints(log, "publishing is held up, trying on; nothing is lost: %s")
+_complain = complaints(
+    log, "publishing is held up, trying on; nothing is lost: %s", "publishing goes on again, after %.1f s"
+)
 
 #: Seconds between two looks for work when there was none.
 PERIOD = 0.20
@@ -29,6 +32,8 @@ PERIOD = 0.20
 LOOK = 0.03
 #: Outbox messages claimed at a time.
 OUTBOX_BATCH = 500
+#: Seconds for which a message that was handed over is surely this process's to publish: its claim holds for longer.
+FRESH = writes.PUBLISH_LEASE / 2
 
 
 @dataclass(slots=True)
@@ -38,7 +43,7 @@ class Publisher:
     pool: Pool
     link: Link
     levels: Levels
-    _handed: list[Outgoing] = field(default_factory=list)
+    _handed: deque[tuple[float, Outgoing]] = field(default_factory=deque)  # and when
     _wake: threading.Condition = field(default_factory=threading.Condition)
     _dispatch: Dispatch = field(init=False)
     _thread: threading.Thread | None = None
@@ -59,7 +64,8 @@ class Publisher:
     def hand(self, out: Outgoing) -> None:
         """Publish a message that this process just stored, and holds the claim of."""
         with self._wake:
-            self._handed.append(out)
+            self._leave_stale()
+            self._handed.append((time.monotonic(), out))
             self._ensure_thread()
             self._wake.notify()
 
@@ -104,8 +110,10 @@ class Publisher:
                 # Before anything is claimed: while nothing can be published, nothing is.
                 self.link.serve(mend=self._looking and not self._closing)
                 worked = self._turn(*self._next())
+                if self.link.trouble is None:  # who only sends does not try until there is something
+                    _complain.over()
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
-                _complain(error)
+                (complain_of_refusal if isinstance(error, Refused) else _complain)(error)
                 worked = False
                 if not self._closing:
                     time.sleep(PERIOD)
@@ -121,9 +129,18 @@ class Publisher:
 
     def _next(self) -> tuple[list[Outgoing], list[int]]:
         with self._wake:
-            handed, self._handed = self._handed[:OUTBOX_BATCH], self._handed[OUTBOX_BATCH:]
+            self._leave_stale()
+            handed = [self._handed.popleft()[1] for _ in range(min(len(self._handed), OUTBOX_BATCH))]
             jobs, self._jobs = self._jobs, []
         return handed, jobs
+
+    def _leave_stale(self) -> None:
+        """What has waited while nothing could be published: its claim lapses, and whoever claims it then sends it as
+        one that may be a second copy. Sent from here as well, it would run unasked beside that.
+        """
+        oldest = time.monotonic() - FRESH
+        while self._handed and self._handed[0][0] < oldest:
+            self._handed.popleft()
 
     def _rest(self) -> None:
         """Wait for something to do: that somebody says so, that a full queue has room again, or a period at most."""

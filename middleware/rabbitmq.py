@@ -23,13 +23,15 @@ from dramatiq.worker import QUEUE_PREFETCH
 from callboard.middleware import envelope, stamp
 from callboard.middleware.batch import takes_batches
 from callboard.middleware.book import UNREADABLE, Book, Tag
-from callboard.middleware.complaint import reason
+from callboard.middleware.complaint import disconnected, reason
 from callboard.middleware.deliveries import reading
 from callboard.middleware.link import RabbitmqLink, where
 from callboard.middleware.recorder import Recorder
 from callboard.middleware.signals import Signals
 from callboard.middleware.tracking import track
 from callboard.sql.pool import database_address
+
+log = logging.getLogger("callboard.rabbitmq")
 
 #: Seconds of work that the prefetch covers, the window and the commit of a flush included; and its upper limit.
 COVER = 0.08
@@ -163,7 +165,12 @@ class RabbitmqConsumer(Consumer):
             self._hang_up()
             raise self._closed(error) from None
         broker.books.add(self.book)
-        broker.cut_off.pop(queue_name, None)
+        self._connected()
+
+    def _connected(self) -> None:
+        self.broker.cut_off.pop(self.queue_name, None)
+        if not self.broker.cut_off and (seconds := disconnected.ends()) is not None:
+            log.warning("messages come from %s again, after %.1f s", where(self.broker.parameters), seconds)
 
     def _subscribe(self, depth: int) -> str:
         self.channel.basic_qos(prefetch_count=depth)

@@ -18,7 +18,7 @@ from callboard.middleware.link import Link
 from callboard.middleware.lost import Search
 from callboard.middleware.retention import Retention
 from callboard.sql import callbacks, stages, writes
-from callboard.sql.errors import PASSING
+from callboard.sql.errors import AMISS, PASSING
 from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, Pool
 
@@ -102,7 +102,7 @@ class Sweep:
         return writes.take_lease(conn, "sweep", self._holder, LEASE)
 
     def round(self, conn: Conn) -> None:
-        """Everything that is due now. Raises what passes, as that the database is away."""
+        """Everything that is due now. Raises psycopg.Error when the database is away, or to be connected to anew."""
         _each(conn, self._due())
 
     def _due(self) -> Iterator[Step]:
@@ -122,16 +122,22 @@ class Sweep:
 
 
 def _each(conn: Conn, steps: Iterable[Step]) -> None:
-    """One that fails for a reason that doesn't pass keeps no other from being done."""
+    """One that fails keeps no other from being done, unless the connection is gone. What may hold for this connection
+    only is raised at the end, so that it isn't lent again.
+    """
+    amiss: psycopg.Error | None = None
     for step in steps:
         try:
             step(conn)
-        except PASSING:
-            raise
         except psycopg.Error as error:
+            if conn.closed:
+                raise
             _complain(error)
+            amiss = error if isinstance(error, AMISS) else amiss
         except Exception:
             log.exception("the sweep met an error it doesn't know; it goes on")
+    if amiss is not None:
+        raise amiss
 
 
 def _bury_dead(conn: Conn) -> None:

@@ -19,13 +19,13 @@ from callboard.middleware import envelope, stamp
 from callboard.middleware.aside import Aside
 from callboard.middleware.attempt import Attempt, current_attempt
 from callboard.middleware.claim import Stopping
-from callboard.middleware.complaint import Sparing
+from callboard.middleware.complaint import Sparing, disconnected
 from callboard.middleware.outcome import Ending, decide
 from callboard.middleware.recorder import Recorder
 from callboard.middleware.stamp import Stamp
 
 log = logging.getLogger("callboard.tracking")
-_sparing = Sparing()
+_sparing = Sparing(disconnected)
 
 
 class Discard(SkipMessage):

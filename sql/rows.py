@@ -89,6 +89,11 @@ class Control:
         """Whether nothing of it is to start any more, for good."""
         return self.stopping or self.state in JOB_FINAL
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing was ever said to it, so that each of its messages is treated as if nothing were known."""
+        return not self.epoch and not self.stopping and self.state in ("pending", "running", "completed")
+
 
 @dataclass(frozen=True, slots=True)
 class Running:

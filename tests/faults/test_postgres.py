@@ -26,7 +26,7 @@ RECOVERY = 10.0
 #: Lines that a process may log at the beginning of an outage, besides one a second; and its share of a core.
 FIRST_LINES = 6
 SHARE = 0.5
-AWAY = "the database can't be written to, trying on"
+AWAY, BACK = "the database can't be written to, trying on", "the database can be written to again, after"
 #: What is said to who finds no place, by the server or by PgBouncer, which found none.
 TAKEN = ("too many clients", "server login has been failing")
 
@@ -98,6 +98,7 @@ def test_stopped_for_a_while_and_a_worker_killed_meanwhile(on: Scene) -> None:
         on.server.start()
         recovers(on, job, time.monotonic())
         prove(on, job, witness)
+    assert on.workers[1].output.count(BACK) == 1
     assert on.ledger.runs(job.id).total() > ITEMS
 
 

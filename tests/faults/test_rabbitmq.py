@@ -14,6 +14,7 @@ POINTS = "tests.faults.points"
 #: What the product takes to find lost messages, at most.
 PROMISED = 60.0
 CUT = "Consumer encountered a connection error"
+BACK, PUBLISHING = "messages come from RabbitMQ at", "publishing goes on again, after"
 SENT_AGAIN = re.compile(r"(\d+) items had lost their messages")
 
 
@@ -49,6 +50,8 @@ def test_restarted_in_mid_job(on: Scene) -> None:
             assert on.node.pid != before
         runs = on.prove_mixed(job, 4_000, witness=witness)
     assert sent_again(on) == 0
+    assert all(worker.output.count(BACK) >= 2 for worker in on.workers)
+    assert all(PUBLISHING in worker.output for worker in on.workers)
     print(f"{runs.total()} runs, {on.ledger.twice(job.id)} of them twice")
 
 

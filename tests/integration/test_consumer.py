@@ -1,5 +1,6 @@
 """A consumer's connection: it is opened again where that can help, and none is left behind."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 from dramatiq.errors import ConnectionClosed
 
 import callboard
+from callboard.middleware import rabbitmq
+from callboard.middleware.complaint import Sparing, Spell
 from callboard.middleware.job import recorder_of
 from tests.vhosts import Broker
 
@@ -44,4 +47,30 @@ def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroke
         next(consumer)
     assert consumer.connection.is_closed
     with pytest.raises(ConnectionClosed):
+        consumer.close()
+
+
+def test_that_messages_come_again_is_said_when_the_last_consumer_is_back(
+    on: callboard.RabbitmqBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spell = Spell()
+    monkeypatch.setattr(rabbitmq, "disconnected", spell)
+    queues = ("one", "other")
+    for queue in queues:
+        on.declare_queue(queue, ensure=True)
+    consumers: list[Any] = [on.consume(queue, timeout=1000) for queue in queues]
+    for consumer in consumers:
+        consumer.channel.basic_ack(5)
+        with pytest.raises(ConnectionClosed) as error:
+            next(consumer)
+        line = logging.makeLogRecord({"msg": f"Consumer encountered a connection error: {error.value}"})
+        Sparing(spell).filter(line)  # Dramatiq says so
+    caplog.clear()
+    said = []
+    for queue in queues:
+        consumers.append(on.consume(queue, timeout=1))
+        said.append(len(caplog.messages))
+    assert said == [0, 1]
+    assert caplog.messages[0].startswith("messages come from RabbitMQ at 127.0.0.1:")
+    for consumer in consumers[2:]:
         consumer.close()

@@ -1,9 +1,12 @@
-"""What is said of an outage."""
+"""What is said of an outage, and that it is over."""
+
+import logging
+import time
 
 import pika
 import pytest
 
-from callboard.middleware.complaint import reason
+from callboard.middleware.complaint import Complaint, reason
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
@@ -24,3 +27,45 @@ REFUSED = ConnectionRefusedError(111, "Connection refused")
 )
 def test_the_reason_is_that_of_the_innermost_error(error: BaseException, said: str) -> None:
     assert reason(error) == said
+
+
+@pytest.fixture
+def away(caplog: pytest.LogCaptureFixture) -> Complaint:
+    caplog.set_level(logging.INFO)
+    return Complaint(logging.getLogger("callboard.test"), "away: %s", "back after %.1f s")
+
+
+def test_an_outage_is_said_once_and_so_is_its_end(away: Complaint, caplog: pytest.LogCaptureFixture) -> None:
+    away.over()
+    for _ in range(3):
+        away(REFUSED)
+    for _ in range(3):
+        away.over()
+    assert caplog.messages == [f"away: {REFUSED}", "back after 0.0 s"]
+
+
+def test_of_an_outage_that_was_not_said_no_end_is(away: Complaint, caplog: pytest.LogCaptureFixture) -> None:
+    """One after another, of which the first is said."""
+    for _ in range(3):
+        away(REFUSED)
+        away.over()
+    assert caplog.messages == [f"away: {REFUSED}", "back after 0.0 s"]
+
+
+def test_an_outage_is_as_long_as_from_its_first_error(
+    away: Complaint, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    away(REFUSED)
+    away.over()
+    for seconds in range(1, 31):
+        now = 1000.0 + seconds
+        away(REFUSED)
+    away.over()
+    assert caplog.messages == [
+        f"away: {REFUSED}",
+        "back after 0.0 s",
+        *[f"away: {REFUSED}"] * 6,
+        "back after 29.0 s",
+    ]

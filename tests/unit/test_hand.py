@@ -152,3 +152,39 @@ def test_a_message_that_can_not_be_judged_comes_again_instead_of_running_untrack
     assert "comes again" in caplog.text
     assert len(hand) == 0
     assert hand._claiming == {}
+
+
+def test_what_can_not_be_kept_after_its_turn_came_leaves_its_turn(caplog: pytest.LogCaptureFixture) -> None:
+    """Else nothing has the process to itself any more: who is to, waits for ever."""
+
+    def park(_: Attempt) -> None:
+        raise RuntimeError("can't start new thread")
+
+    waiting = Waiting(redelivered=False)
+    waiting.hand._park = park
+    waiting.hand.heed([Control(1, "paused", 1)])
+    assert waiting.go_on() is None
+    assert waiting.first.deferred
+    assert "can't be begun" in caplog.text
+    assert waiting.hand._turns._inside == set()
+
+
+def test_what_jobs_say_that_keeps_nothing_from_running_is_not_remembered() -> None:
+    """A worker sees many jobs in its life."""
+    unused: Any = None
+    hand = Hand(adopt=unused, claim=unused, give_back=unused, note=unused, park=unused, defers=True)
+    for job in range(1, 100):
+        hand.heed([Control(job, "running", 0), Control(job, "completed", 0)])
+    assert hand._controls == {}
+
+
+def test_what_keeps_messages_from_running_is_remembered() -> None:
+    unused: Any = None
+    hand = Hand(adopt=unused, claim=unused, give_back=unused, note=unused, park=unused, defers=True)
+    said = [
+        Control(1, "cancelled", 1), Control(2, "paused", 1), Control(3, "running", 2), Control(4, "failed", 0),
+        Control(5, "running", 0, stopping=True), Control(6, "completed", 2),
+    ]  # fmt: skip
+    hand.heed(said)
+    hand.heed([Control(control.job, "running", 0) for control in said[:3]])  # said before, and late
+    assert list(hand._controls.values()) == said

@@ -11,6 +11,7 @@ import pytest
 
 from callboard.middleware import journal as module
 from callboard.middleware.attempt import Attempt
+from callboard.middleware.complaint import Spell
 from callboard.middleware.hang import Hangs
 from callboard.middleware.journal import TRIES, Entry, Journal
 from callboard.sql import writes
@@ -209,6 +210,54 @@ def test_who_says_nothing_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> Non
     assert wait_until(lambda: len(looks) > 5, 20)
     assert played.journal.close(10)
     assert played.reported == []
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        (psycopg.OperationalError("away"), "the database can be written to again, after"),
+        (psycopg.errors.ReadOnlySqlTransaction("reads only"), "lets outcomes be recorded again, after"),
+    ],
+)
+def test_the_end_of_an_outage_is_said(
+    error: psycopg.Error, end: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for complaint in (module._complain, module._alarm):
+        monkeypatch.setattr(complaint, "_spell", Spell())
+    played = Played(monkeypatch)
+    recorded, answers = writes.record, [error]
+
+    def record(*given: Any) -> list[Control]:
+        if answers:
+            raise answers.pop()
+        return recorded(*given)
+
+    monkeypatch.setattr(writes, "record", record)
+    for item in range(3):
+        played.note(item)
+        assert played.done(*range(item + 1))
+    assert played.journal.close(10)
+    assert len(caplog.messages) == 2
+    assert str(error) in caplog.messages[0]
+    assert end in caplog.messages[1]
+
+
+def test_a_long_life_does_not_remember_every_job_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, touched = list[int](), list[int]()
+
+    def look() -> list[Attempt]:
+        looks.append(1)
+        return [Attempt(len(looks), 0, 1, [SimpleNamespace(actor_name="work")], {})]
+
+    monkeypatch.setattr(module, "LOOK", 0.001)
+    monkeypatch.setattr(module, "SEEN", 5)
+    played = Played(monkeypatch, in_hand=look)
+    monkeypatch.setattr(writes, "touch_jobs", lambda _, jobs: touched.extend(jobs))
+    played.journal.watch()
+    assert wait_until(lambda: len(looks) > 20, 20)
+    assert played.journal.close(10)
+    assert touched == list(range(1, len(looks) + 1))
+    assert 0 < len(played.journal._jobs_seen) <= 5
 
 
 def test_who_sends_is_told_of_an_error_that_nobody_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ and goes on with what has nothing to do with it.
 """
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -12,6 +13,8 @@ from callboard.middleware import complaint
 from callboard.middleware import sweep as sweeping
 from callboard.middleware.sweep import Sweep
 from callboard.sql import writes
+
+OPEN: Any = SimpleNamespace(closed=False)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +61,27 @@ def test_what_fails_keeps_nothing_else_from_being_done(
     unused: Any = None
     sweep = Sweep(unused, unused)
     steps = [step for step in sweep._due() if step is sweeping._bury_dead]
-    sweeping._each(unused, [*steps, lambda _: done.append("the next")])
+    with pytest.raises(psycopg.errors.UndefinedColumn):  # so that this connection is lent to nobody any more
+        sweeping._each(OPEN, [*steps, lambda _: done.append("the next")])
     assert done == [1, 2, 3, "the next"]
     assert "no such column" in caplog.text
     assert "strange" in caplog.text
+
+
+@pytest.mark.parametrize("error", [psycopg.errors.QueryCanceled, psycopg.errors.DeadlockDetected])
+def test_what_the_server_breaks_off_is_no_outage(
+    error: type[psycopg.Error], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A time limit of the server's that one step never keeps would else put off all burials, too."""
+    done: list[object] = []
+
+    def search(_: object) -> None:
+        raise error("it takes too long")
+
+    monkeypatch.setattr(complaint, "PAUSE", 0.0)
+    sweeping._each(OPEN, [search, done.append])
+    assert done == [OPEN]
+    assert "it takes too long" in caplog.text
 
 
 def test_an_outage_ends_the_round() -> None:
@@ -70,7 +90,7 @@ def test_an_outage_ends_the_round() -> None:
     def away(_: object) -> None:
         raise psycopg.OperationalError("gone")
 
-    unused: Any = None
+    closed: Any = SimpleNamespace(closed=True)
     with pytest.raises(psycopg.OperationalError):
-        sweeping._each(unused, [away, done.append])
+        sweeping._each(closed, [away, done.append])
     assert done == []
