@@ -5,7 +5,7 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -103,7 +103,8 @@ class Job:
     def cancel(self, reason: str | None = None) -> dict[str, Any]:
         """Start nothing more of it: within a second nothing starts, and it is `cancelled` when what is in hand ended.
 
-        Returns its status, as `pause` and `resume` do; raises NotPossible when it ended otherwise.
+        Returns its status, as `pause` and `resume` do; raises NotPossible when it ended otherwise, and ValueError for a
+        `reason` of more than 500 characters.
         """
         self._tell(lambda conn: controls.cancel(conn, self.id, acting("python"), reason=reason))
         return self.status()
@@ -120,9 +121,9 @@ class Job:
 
     def retry(
         self,
-        states: Sequence[str] | None = None,
+        states: Iterable[str] | None = None,
         *,
-        items: Sequence[int] | None = None,
+        items: Iterable[int] | None = None,
         error_type: str | None = None,
     ) -> int:
         """Give items that ended without success another attempt; a job that is over is open again. Returns how many.
@@ -170,7 +171,7 @@ class Job:
         """As `delete`."""
         await asyncio.to_thread(self.delete)
 
-    async def aretry(self, states: Sequence[str] | None = None, **chosen: Any) -> int:
+    async def aretry(self, states: Iterable[str] | None = None, **chosen: Any) -> int:
         """As `retry`."""
         return await asyncio.to_thread(partial(self.retry, states, **chosen))
 
