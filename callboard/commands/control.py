@@ -34,6 +34,7 @@ Deadline = Annotated[
     str | None,
     typer.Option(metavar="TIME|SPAN", help="When what has not started is cancelled: 2h, or a time."),
 ]
+Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="The same as --at, with a span: 90s, 5m.")]
 At = Annotated[
     str | None, typer.Option(metavar="TIME|SPAN", help="Start nothing before: 90s, 5m, or a time.")
 ]
@@ -127,22 +128,25 @@ def actions(job: JobId, *, after: After = None, limit: Limit = 50, as_json: AsJs
     with database() as conn:
         known(conn, job)
         found, following = reads.run(conn, reads.actions(job, before=after, limit=limit))
-    shown = [{**action, "detail": _detail(action["detail"])} for action in found]
+    shown = [{**action, "detail": _detail(action)} for action in found]
     columns = ("done_at", "action", "who", "via", "detail")
     listing("actions", found, following, shown, columns, as_json=as_json)
 
 
-def _detail(detail: dict[str, Any]) -> str:
-    """In words; a traceback is for the page and for JSON."""
+def _detail(action: dict[str, Any]) -> str:
+    """In words; a traceback is for the page and for JSON. A limit that was taken away is `none`, as it is said."""
+    limits = action["action"] == "limit"
     told = [
         f"{name} {_words(value)}"
-        for name, value in detail.items()
-        if name != "traceback" and value is not None
+        for name, value in action["detail"].items()
+        if name != "traceback" and (value is not None or limits)
     ]
     return "; ".join(told)
 
 
 def _words(value: Any) -> str:
+    if value is None:
+        return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from urllib.parse import urlsplit
 
 import pytest
@@ -88,6 +89,47 @@ def test_an_item_in_hand_tells_how_far_it_is(page: Page, conn: Conn, address: st
     run(conn, job, [0], progress=(12.0, None))
     expect(gauges.first).to_have_text("12 so far", timeout=SOON)
     expect(gauges.first.locator("progress")).to_be_hidden()
+
+
+def test_what_is_said_in_an_item_is_seen_within_a_second(page: Page, conn: Conn, address: str) -> None:
+    """It takes a tenth of a second to its row; the page looks again soon enough after that."""
+    job = make_job(conn, 1)
+    run(conn, job, [0], progress=(3.0, 10.0))
+    looks = list[float]()
+    asked = re.compile(rf"/api/jobs/{job}$")
+    page.on(
+        "requestfinished",
+        lambda request: looks.append(request.timing["startTime"]) if asked.search(request.url) else None,
+    )
+    page.goto(f"{address}/jobs/{job}")
+    # A busy machine is slow to answer: one look that was not kept waiting will do.
+    for _ in range(100):
+        page.wait_for_timeout(100)
+        if any(second - first < 800 for first, second in pairwise(looks)):
+            break
+    else:
+        raise AssertionError(looks)
+    run(conn, job, [0], progress=(4.0, 10.0))
+    expect(page.locator("#running .gauge")).to_have_text("4 of 10", timeout=SOON)
+
+
+def test_limits_are_shown_and_so_is_who_changed_them(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 3)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#state")).to_have_text("pending")
+    expect(page.locator("#limits")).to_be_hidden()
+    anna = By("cli", "anna@shop")
+    controls.limit(conn, job, anna, {"concurrency": 5, "rate": "10/s"})
+    expect(page.locator("#limits")).to_have_text("Limits: rate 10/s, concurrency 5", timeout=SOON)
+    controls.limit(conn, job, anna, {"rate": None, "deadline": "2100-01-31T12:00:00Z"})
+    expect(page.locator("#limits")).to_have_text(
+        re.compile(r"Limits: deadline .*2100.*, concurrency 5"), timeout=SOON
+    )
+    rows = page.locator("#actions li")
+    expect(rows.nth(0)).to_contain_text(
+        re.compile(r"limit: rate none, deadline .*2100.*anna@shop, by cli"), timeout=SOON
+    )
+    expect(rows.nth(1)).to_contain_text("limit: rate 10/s, concurrency 5anna@shop, by cli")
 
 
 def test_others_text_stays_text(page: Page, conn: Conn, address: str) -> None:

@@ -612,6 +612,7 @@ def test_limits_are_said_by_the_command_and_the_api(
         "rate": "10/s", "concurrency": 5,
     }  # fmt: skip
     assert call("limit", job, "--rate", "none", "--priority", "3", "--max-failures", "5%")[0] == 0
+    assert "rate none; priority 3; max_failures 5%" in " ".join(call("actions", job)[1].split())
     assert json.loads(call("status", job, "--json")[1])["limits"] == {
         "concurrency": 5, "priority": 3, "max_failures": "5%",
     }  # fmt: skip
