@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 import dramatiq
+import psycopg
+from psycopg_pool import PoolTimeout
 
 from callboard.middleware import addressee
 from callboard.middleware.addressee import Called
@@ -26,6 +28,8 @@ from callboard.sql.reads import Query
 from callboard.sql.states import JOB_FINAL
 
 T = TypeVar("T")
+#: What a connection says when the server closes it (SQLSTATE); one that finds itself cut off says nothing.
+LOST = ("57P01", "57P02")
 
 
 class NotTracked(RuntimeError):
@@ -185,12 +189,20 @@ class Job:
         """
         return self._ask(reads.callbacks(self.id))
 
-    def _tell(self, say: Callable[[Conn], T]) -> T:
-        return self._recorder.write(say)
-
     def _ask(self, query: Query[T]) -> T:
-        with self._recorder.pool.connection() as conn:
-            return reads.run(conn, query)
+        return self._tell(lambda conn: reads.run(conn, query))
+
+    def _tell(self, say: Callable[[Conn], T]) -> T:
+        """Once more when its connection was lost, as when the database was restarted: said twice is done once."""
+        try:
+            return self._recorder.write(say)
+        except PoolTimeout:
+            raise
+        except psycopg.OperationalError as error:
+            if error.sqlstate is not None and error.sqlstate not in LOST:
+                raise
+            self._recorder.pool.check()
+            return self._recorder.write(say)
 
 
 def acting(via: str) -> By:

@@ -11,6 +11,7 @@ import httpx
 import psycopg
 import pytest
 
+import callboard
 from callboard.commands.main import main
 from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice, NoSuchJob, NotPossible
@@ -19,6 +20,7 @@ from callboard.sql.rows import Event, Failure
 from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app
+from tests.clients import client
 from tests.databases import waits
 from tests.helpers import wait_until
 from tests.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker, record, send, status
@@ -395,6 +397,18 @@ def test_two_that_press_at_once_do_it_once(conn: Conn, database_url: str) -> Non
         thread.join(60)
     assert sorted(done) == [0, 0, 0, 75]
     assert actions(conn, job) == ["retry", "cancel"]
+
+
+def test_who_holds_a_job_says_it_over_a_restart_of_the_database(conn: Conn, database_url: str) -> None:
+    """As a web app does, whose connection was cut off since it last asked."""
+    number = make_mixed_job(conn)
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    with client({"AMQP_URL": "amqp://127.0.0.1:1", "DATABASE_URL": database_url}, []):
+        job = callboard.get(number)
+        for say, state in ((job.pause, "paused"), (job.resume, "running"), (job.status, "running")):
+            conn.execute(f"{cut} AND pid <> pg_backend_pid()")
+            assert say()["state"] == state
+    assert actions(conn, number) == ["resume", "pause"]
 
 
 # What it refuses ----------------------------------------------------------------------------------------------------
