@@ -68,6 +68,19 @@ def test_a_job_that_was_never_published_is_cancelled_at_once(conn: Conn) -> None
     assert writes.claim_bulk(conn, job=job) is None
 
 
+def test_no_item_is_written_to_pause_resume_or_cancel_a_job(conn: Conn) -> None:
+    """Nor is one of a million: it takes as long as with one, and leaves nothing for the vacuum."""
+    job = make_job(conn, 50, published=20)
+    rows = "SELECT ctid, xmin, xmax FROM callboard.items WHERE job_id = %s ORDER BY item"
+    before = conn.execute(rows, (job,)).fetchall()
+    controls.pause(conn, job, ANNA)
+    controls.resume(conn, job, ANNA)
+    stop(conn, job)
+    assert status(conn, job)["cancelled"] == 50
+    assert conn.execute(rows, (job,)).fetchall() == before
+    assert conn.execute("SELECT count(*) FROM callboard.outbox").fetchone() == (0,)
+
+
 def test_a_job_with_items_in_hand_is_being_stopped_until_they_end(conn: Conn) -> None:
     job = make_mixed_job(conn)
     controls.cancel(conn, job, ANNA)
