@@ -39,7 +39,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
         "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
-        "not_before": draw(st.none() | TIMES), "next_start": draw(st.none() | TIMES),
+        **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
         **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
