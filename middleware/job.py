@@ -5,13 +5,15 @@ import getpass
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
 import dramatiq
+import psycopg
+from psycopg_pool import PoolTimeout
 
 from callboard.middleware import addressee
 from callboard.middleware.addressee import Called
@@ -26,6 +28,8 @@ from callboard.sql.reads import Query
 from callboard.sql.states import JOB_FINAL
 
 T = TypeVar("T")
+#: What a connection says when the server closes it (SQLSTATE); one that finds itself cut off says nothing.
+LOST = ("57P01", "57P02")
 
 
 class NotTracked(RuntimeError):
@@ -103,7 +107,8 @@ class Job:
     def cancel(self, reason: str | None = None) -> dict[str, Any]:
         """Start nothing more of it: within a second nothing starts, and it is `cancelled` when what is in hand ended.
 
-        Returns its status, as `pause` and `resume` do; raises NotPossible when it ended otherwise.
+        Returns its status, as `pause` and `resume` do; raises NotPossible when it ended otherwise, and ValueError for a
+        `reason` of more than 500 characters.
         """
         self._tell(lambda conn: controls.cancel(conn, self.id, acting("python"), reason=reason))
         return self.status()
@@ -120,9 +125,9 @@ class Job:
 
     def retry(
         self,
-        states: Sequence[str] | None = None,
+        states: Iterable[str] | None = None,
         *,
-        items: Sequence[int] | None = None,
+        items: Iterable[int] | None = None,
         error_type: str | None = None,
     ) -> int:
         """Give items that ended without success another attempt; a job that is over is open again. Returns how many.
@@ -170,7 +175,7 @@ class Job:
         """As `delete`."""
         await asyncio.to_thread(self.delete)
 
-    async def aretry(self, states: Sequence[str] | None = None, **chosen: Any) -> int:
+    async def aretry(self, states: Iterable[str] | None = None, **chosen: Any) -> int:
         """As `retry`."""
         return await asyncio.to_thread(partial(self.retry, states, **chosen))
 
@@ -184,12 +189,20 @@ class Job:
         """
         return self._ask(reads.callbacks(self.id))
 
-    def _tell(self, say: Callable[[Conn], T]) -> T:
-        return self._recorder.write(say)
-
     def _ask(self, query: Query[T]) -> T:
-        with self._recorder.pool.connection() as conn:
-            return reads.run(conn, query)
+        return self._tell(lambda conn: reads.run(conn, query))
+
+    def _tell(self, say: Callable[[Conn], T]) -> T:
+        """Once more when its connection was lost, as when the database was restarted: said twice is done once."""
+        try:
+            return self._recorder.write(say)
+        except PoolTimeout:
+            raise
+        except psycopg.OperationalError as error:
+            if error.sqlstate is not None and error.sqlstate not in LOST:
+                raise
+            self._recorder.pool.check()
+            return self._recorder.write(say)
 
 
 def acting(via: str) -> By:

@@ -18,7 +18,7 @@ from callboard.middleware.job import Job, recorder_of
 from callboard.middleware.outcome import clean
 from callboard.middleware.recorder import Recorder
 from callboard.sql import writes
-from callboard.sql.limits import Limits
+from callboard.sql.limits import Limits, moment
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.targets import Targets
 
@@ -83,10 +83,10 @@ def submit(
 
 
 def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime | timedelta | str | None:
-    """When a job starts; raises ValueError when that is said twice."""
+    """When a job starts; raises ValueError when that is said twice, or makes no sense."""
     if delay is not None and at is not None:
         raise ValueError("delay and at say the same: give one of them")
-    return at if delay is None else delay
+    return at if delay is None else moment("delay", delay)
 
 
 def check_chunk(chunk: int) -> None:

@@ -3,7 +3,7 @@ saying it again changes nothing.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -26,6 +26,8 @@ log = logging.getLogger("callboard.control")
 TRIES = 5
 #: Above every item.
 EVERY = 2**31 - 1
+#: Characters of a reason, and of the name of an error's type.
+LONGEST_REASON, LONGEST_TYPE = 500, 1_000
 
 
 class NoSuchJob(LookupError):
@@ -52,25 +54,33 @@ class By:
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which items to retry: of these states (the default: failed; with `items`, any that is not a success), of these
-    numbers, of this type of error (with its
-    module or without). Raises ValueError for a state that can't be retried.
+    numbers, of this type of error (with its module or without). Raises ValueError, with what is wrong and what is
+    right, for what can't be chosen.
     """
 
-    states: Sequence[str] | None = None
-    items: Sequence[int] | None = None
+    states: Iterable[str] | None = None
+    items: Iterable[int] | None = None
     error_type: str | None = None
 
     def __post_init__(self) -> None:
-        strange = sorted(set(self.wanted) - set(RETRIABLE))
+        for name in ("states", "items"):
+            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+        if self.states == ():
+            raise ValueError(f"states is empty: name some of {', '.join(RETRIABLE)}, or leave it out")
+        strange = [state for state in self.wanted if state not in RETRIABLE]
         if strange:
             raise ValueError(f"items can't be retried that are {strange[0]}: only {', '.join(RETRIABLE)}")
+        for item in self.items or ():
+            if type(item) is not int or not 0 <= item <= EVERY:
+                raise ValueError(f"items must be whole numbers from 0 to {EVERY}, not {item!r:.100}")
+        _text("error_type", self.error_type, LONGEST_TYPE)
         if self.error_type is not None and self.wanted != ("failed",):
             raise ValueError("only failed items have a type of error")
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """The states."""
-        if self.states:
+        if self.states is not None:
             return tuple(self.states)
         return ("failed",) if self.items is None or self.error_type is not None else RETRIABLE
 
@@ -78,6 +88,26 @@ class Choice:
     def whole(self) -> bool:
         """Whether it takes all that was cancelled."""
         return "cancelled" in self.wanted and self.items is None and self.error_type is None
+
+
+def _listed(name: str, given: object) -> tuple[Any, ...] | None:
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} must be a list, not {given!r:.100}")  # noqa: TRY004 — as all that is wrong with it
+    return tuple(given)
+
+
+def _text(name: str, given: object, most: int) -> None:
+    """Raise ValueError for what is no text that a row can hold."""
+    if given is None:
+        return
+    if not isinstance(given, str) or len(given) > most:
+        raise ValueError(f"{name} must be a text of at most {most} characters, not {given!r:.100}")
+    if "\x00" in given or any("\ud800" <= sign <= "\udfff" for sign in given):
+        raise ValueError(
+            f"{name} holds what the database can't: a NUL character, or half of a surrogate pair"
+        )
 
 
 #: All that was cancelled, and nothing at all.
@@ -107,8 +137,9 @@ class _Stand:
 def cancel(conn: Conn, job: int, by: By, *, reason: str | None = None) -> None:
     """Nothing of the job starts any more; it is `cancelled` when the last item in hand has ended.
 
-    Raises NoSuchJob, and NotPossible when it ended otherwise.
+    Raises NoSuchJob, NotPossible when it ended otherwise, and ValueError for a `reason` of more than 500 characters.
     """
+    _text("reason", reason, LONGEST_REASON)
     with conn.transaction():
         stages = _whole(conn, job, by)
         if stop(conn, job, stages, "cancelled", reason):
@@ -160,7 +191,8 @@ def limit(conn: Conn, job: int, by: By, changes: Mapping[str, Any]) -> None:
     """
     strange = sorted(set(changes) - {field.name for field in fields(Limits)})
     if strange:
-        raise ValueError(f"there is no limit {strange[0]!r}")
+        known = ", ".join(sorted(field.name for field in fields(Limits)))
+        raise ValueError(f"there is no limit {strange[0]!r}: only {known}")
     meant = Limits.of(changes).words()  # a span is one from now, for all of them
     changes = {name: meant.get(name) for name in changes}
     with conn.transaction():

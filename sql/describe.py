@@ -109,9 +109,20 @@ def _nobody(row: Stored) -> str | None:
 
 
 def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
-    if row["due_at"] is None or row["due_at"] <= row["read_at"] or parts["queued"] + parts["running"]:
+    if parts["queued"] + parts["running"]:
         return None
-    return f"waiting for {'a retry' if parts['retrying'] else 'its time'} at {iso(row['due_at'])}"
+    ahead = {name: row[name] for name in ("not_before", "next_start", "due_at") if _ahead(row, name)}
+    if "not_before" in ahead:
+        return f"waiting for its time at {iso(ahead['not_before'])}"
+    if "next_start" in ahead:
+        return f"its rate is {row['limits']['rate']}: the next item starts at {iso(ahead['next_start'])}"
+    if "due_at" in ahead:
+        return f"waiting for {'a retry' if parts['retrying'] else 'its time'} at {iso(ahead['due_at'])}"
+    return None
+
+
+def _ahead(row: Stored, name: str) -> bool:
+    return row[name] is not None and row[name] > row["read_at"]
 
 
 def _standstill(row: Stored, parts: Mapping[str, int]) -> str:

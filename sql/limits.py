@@ -50,9 +50,17 @@ class Limits:
         object.__setattr__(self, "concurrency_by", None if by is None else f"{by}={width}")
         for name in ("deadline", "at"):
             object.__setattr__(self, name, moment(name, getattr(self, name)))
+        self._order()
         if isinstance(self.keep, timedelta):
             object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
         self.columns()
+
+    def _order(self) -> None:
+        at, deadline = self.at, self.deadline
+        if isinstance(at, datetime) and isinstance(deadline, datetime) and deadline <= at:
+            raise ValueError(
+                f"nothing can start: the deadline, {iso(deadline)}, does not lie after at, {iso(at)}"
+            )
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:

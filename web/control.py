@@ -15,8 +15,6 @@ from callboard.web import parameters
 from callboard.web.api import known
 from callboard.web.problems import Answer
 
-Item = Annotated[int, msgspec.Meta(ge=0, le=parameters.ITEMS)]
-
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
     """What needs no words."""
@@ -25,15 +23,15 @@ class Nothing(msgspec.Struct, forbid_unknown_fields=True):
 class Cancel(msgspec.Struct, forbid_unknown_fields=True):
     """Why it is cancelled."""
 
-    reason: Annotated[str, msgspec.Meta(max_length=500, pattern="^[^\x00]*$")] | None = None
+    reason: str | None = None
 
 
 class Retry(msgspec.Struct, forbid_unknown_fields=True):
     """Which items; without any of them all that failed."""
 
-    states: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
-    items: Annotated[list[Item], msgspec.Meta(min_length=1, max_length=100_000)] | None = None
-    error_type: Annotated[str, msgspec.Meta(pattern="^[^\x00]*$")] | None = None
+    states: list[str] | None = None
+    items: Annotated[list[int], msgspec.Meta(min_length=1, max_length=100_000)] | None = None
+    error_type: str | None = None
 
 
 async def limit(request: Request) -> Answer:
@@ -42,10 +40,7 @@ async def limit(request: Request) -> Answer:
     null takes one away.
     """
     given = await parameters.body(request, dict[str, Any])
-    try:
-        return await _tell(request, lambda conn, job, by: controls.limit(conn, job, by, given))
-    except ValueError as error:
-        raise HTTPException(422, str(error)) from None
+    return await _tell(request, lambda conn, job, by: controls.limit(conn, job, by, given))
 
 
 async def cancel(request: Request) -> Answer:
@@ -69,11 +64,11 @@ async def resume(request: Request) -> Answer:
 async def retry(request: Request) -> Answer:
     """POST /api/jobs/{job}/retry: `{"states": […], "items": […], "error_type": …}` or nothing: all that failed."""
     given = await parameters.body(request, Retry)
-    try:
-        choice = Choice(given.states, given.items, given.error_type)
-    except ValueError as error:
-        raise HTTPException(422, str(error)) from None
-    return await _tell(request, lambda conn, job, by: controls.retry(conn, job, by, choice))
+
+    def again(conn: Conn, job: int, by: By) -> int:
+        return controls.retry(conn, job, by, Choice(given.states, given.items, given.error_type))
+
+    return await _tell(request, again)
 
 
 async def delete(request: Request) -> Response:
@@ -96,6 +91,8 @@ async def _say(request: Request, say: Callable[[Conn, int, By], Any]) -> int:
         raise HTTPException(404, str(error)) from None
     except NotPossible as error:
         raise HTTPException(409, str(error)) from None
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
     return job
 
 

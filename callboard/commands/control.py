@@ -1,6 +1,7 @@
 """Commands that say something to a job: `cancel pause resume retry limit actions`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -33,6 +34,7 @@ Deadline = Annotated[
     str | None,
     typer.Option(metavar="TIME|SPAN", help="When what has not started is cancelled: 2h, or a time."),
 ]
+Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="The same as --at, with a span: 90s, 5m.")]
 At = Annotated[
     str | None, typer.Option(metavar="TIME|SPAN", help="Start nothing before: 90s, 5m, or a time.")
 ]
@@ -49,7 +51,8 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Start nothing more of a job; it is cancelled when what is in hand has ended."""
-    _tell(job, lambda conn, by: controls.cancel(conn, job, by, reason=reason), as_json=as_json)
+    with sensible():
+        _tell(job, lambda conn, by: controls.cancel(conn, job, by, reason=reason), as_json=as_json)
 
 
 @app.command()
@@ -88,10 +91,8 @@ def limit(
     }
     if not changes:
         raise Fault("say what to limit: --concurrency 5, --rate 10/s, …", code=2)
-    try:
+    with sensible():
         _tell(job, lambda conn, by: controls.limit(conn, job, by, changes), as_json=as_json)
-    except ValueError as wrong:
-        raise Fault(str(wrong), code=2) from None
 
 
 def _number(name: str, value: str) -> str | int:
@@ -107,17 +108,15 @@ def retry(
     *,
     state: Annotated[list[str] | None, one_of(RETRIABLE, "Those that are (may be repeated)")] = None,
     item: Annotated[list[int] | None, typer.Option(min=0, help="This item (may be repeated).")] = None,
-    error: Annotated[str | None, typer.Option(help="Those that failed by this type of error.")] = None,
+    error_type: Annotated[str | None, typer.Option(help="Those that failed by this type of error.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Give items another attempt: all that failed, or those chosen.
 
     A job that is over is open again.
     """
-    try:
-        choice = Choice(state or None, item or None, error)
-    except ValueError as wrong:
-        raise Fault(str(wrong), code=2) from None
+    with sensible():
+        choice = Choice(state or None, item or None, error_type)
     count = _tell(job, lambda conn, by: controls.retry(conn, job, by, choice), as_json=as_json)
     if not as_json:
         typer.echo(f"{output.count(count, 'item')} given another attempt")
@@ -129,23 +128,35 @@ def actions(job: JobId, *, after: After = None, limit: Limit = 50, as_json: AsJs
     with database() as conn:
         known(conn, job)
         found, following = reads.run(conn, reads.actions(job, before=after, limit=limit))
-    shown = [{**action, "detail": _detail(action["detail"])} for action in found]
+    shown = [{**action, "detail": _detail(action)} for action in found]
     columns = ("done_at", "action", "who", "via", "detail")
     listing("actions", found, following, shown, columns, as_json=as_json)
 
 
-def _detail(detail: dict[str, Any]) -> str:
-    """In words; a traceback is for the page and for JSON."""
+def _detail(action: dict[str, Any]) -> str:
+    """In words; a traceback is for the page and for JSON. A limit that was taken away is `none`, as it is said."""
+    limits = action["action"] == "limit"
     told = [
         f"{name} {_words(value)}"
-        for name, value in detail.items()
-        if name != "traceback" and value is not None
+        for name, value in action["detail"].items()
+        if name != "traceback" and (value is not None or limits)
     ]
     return "; ".join(told)
 
 
 def _words(value: Any) -> str:
+    if value is None:
+        return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@contextmanager
+def sensible() -> Iterator[None]:
+    """What makes no sense is a fault of usage."""
+    try:
+        yield
+    except ValueError as wrong:
+        raise Fault(str(wrong), code=2) from None
 
 
 def _tell(job: int, say: Callable[[Conn, By], T], *, as_json: bool) -> T:

@@ -24,6 +24,9 @@ def lines(job: Job) -> RenderableType:
         parts.append(stages(job))
     told = ("reason",) if job["state"] in JOB_FINAL else ("step", "reason")
     parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in told if job[name]]
+    if job["limits"]:
+        told_limits = ", ".join(f"{name} {value}" for name, value in job["limits"].items())
+        parts.append(Text("limits: ").append_text(plain(told_limits)))
     if job["stalled"]:
         parts.append(Text("stalled: ", style="yellow").append_text(plain(job["stalled"])))
     return Group(*parts, *hung(job))

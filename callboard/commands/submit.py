@@ -12,7 +12,16 @@ import typer
 import callboard
 from callboard.commands import cast, intake, look, output, watching
 from callboard.commands.address import database
-from callboard.commands.control import CONCURRENCY, At, ConcurrencyBy, Deadline, Keep, MaxFailures, Rate
+from callboard.commands.control import (
+    CONCURRENCY,
+    At,
+    ConcurrencyBy,
+    Deadline,
+    Delay,
+    Keep,
+    MaxFailures,
+    Rate,
+)
 from callboard.commands.faults import Fault, first_line
 from callboard.commands.intake import Bad
 from callboard.commands.output import AsJson
@@ -90,6 +99,7 @@ def submit(
     concurrency_by: ConcurrencyBy = None,
     rate: Rate = None,
     deadline: Deadline = None,
+    delay: Delay = None,
     at: At = None,
     on_complete: OnComplete = None,
     on_fail: OnFail = None,
@@ -122,6 +132,7 @@ def submit(
         "concurrency_by": concurrency_by,
         "rate": rate,
         "deadline": deadline,
+        "delay": delay,
         "at": at,
         "keep": keep,
     }

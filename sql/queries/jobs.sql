@@ -22,6 +22,7 @@ SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHER
        j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.redo, j.retries, j.crashes,
        j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.told_at,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
+       j.not_before, j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start,
        j.stages, j.parent_id, j.stage, j.makes, j.on_failure, j.maker, shown.within,
        before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,

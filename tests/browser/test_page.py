@@ -90,6 +90,42 @@ def test_an_item_in_hand_tells_how_far_it_is(page: Page, conn: Conn, address: st
     expect(gauges.first.locator("progress")).to_be_hidden()
 
 
+def test_what_is_said_in_an_item_is_seen_within_a_second(page: Page, conn: Conn, address: str) -> None:
+    """It takes a tenth of a second to its row, and a look a little: the page pauses for less than the rest."""
+    job = make_job(conn, 1)
+    run(conn, job, [0], progress=(3.0, 10.0))
+    page.add_init_script(
+        "const real = setTimeout; window.pauses = [];"
+        "window.setTimeout = (what, pause) => { pauses.push(pause); return real(what, pause); };"
+    )
+    page.goto(f"{address}/jobs/{job}")
+    gauge = page.locator("#running .gauge")
+    expect(gauge).to_have_text("3 of 10")
+    run(conn, job, [0], progress=(4.0, 10.0))
+    expect(gauge).to_have_text("4 of 10", timeout=LATER)
+    page.wait_for_function("pauses.length")
+    assert page.evaluate("Math.max(...pauses)") <= 750
+
+
+def test_limits_are_shown_and_so_is_who_changed_them(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 3)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#state")).to_have_text("pending")
+    expect(page.locator("#limits")).to_be_hidden()
+    anna = By("cli", "anna@shop")
+    controls.limit(conn, job, anna, {"concurrency": 5, "rate": "10/s"})
+    expect(page.locator("#limits")).to_have_text("Limits: rate 10/s, concurrency 5", timeout=SOON)
+    controls.limit(conn, job, anna, {"rate": None, "deadline": "2100-01-31T12:00:00Z"})
+    expect(page.locator("#limits")).to_have_text(
+        re.compile(r"Limits: deadline .*2100.*, concurrency 5"), timeout=SOON
+    )
+    rows = page.locator("#actions li")
+    expect(rows.nth(0)).to_contain_text(
+        re.compile(r"limit: rate none, deadline .*2100.*anna@shop, by cli"), timeout=SOON
+    )
+    expect(rows.nth(1)).to_contain_text("limit: rate 10/s, concurrency 5anna@shop, by cli")
+
+
 def test_others_text_stays_text(page: Page, conn: Conn, address: str) -> None:
     evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
     job = make_job(conn, 2, name=evil)

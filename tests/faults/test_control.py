@@ -83,7 +83,7 @@ def test_a_long_item_may_look_and_leave(on: Scene) -> None:
 
 
 def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(on: Scene) -> None:
-    """Over a restart of the workers and of the broker."""
+    """Over a restart of the workers, the broker and the database."""
     job = going(on, 3_000)
     with on.witness(job) as witness:
         said = time.time()
@@ -93,6 +93,8 @@ def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(on: Scene) 
         for worker in on.workers:
             worker.kill()
         on.node.stop()
+        on.server.stop()
+        on.server.start()
         on.node.start()
         on.worker(processes=2)
         on.until(job, lambda status: status["queued"] == 0)
@@ -227,7 +229,7 @@ def test_a_job_whose_workers_die_as_it_is_cancelled_is_cancelled(on: Scene) -> N
 def told(on: Scene, job: callboard.Job) -> dict[str, Any]:
     """What the actions on a job change of it."""
     status = on.status(job)
-    words = ("state", "stopping", "sealed", "failed", "cancelled", "retries")
+    words = ("state", "stopping", "sealed", "failed", "cancelled", "retries", "limits")
     return {**{word: status[word] for word in words}, "actions": [done["action"] for done in job.actions()]}
 
 
@@ -249,8 +251,8 @@ main(sys.argv[2:])
 @pytest.mark.parametrize(
     ("at", "action"),
     [
-        ("note_action", "pause"), ("note_action", "cancel"), ("cancel_rest", "retry"), ("retry_ended", "retry"),
-        ("reopen_job", "retry"), ("note_action", "retry"),
+        ("note_action", "pause"), ("note_action", "resume"), ("note_action", "limit"), ("note_action", "cancel"),
+        ("cancel_rest", "retry"), ("retry_ended", "retry"), ("reopen_job", "retry"), ("note_action", "retry"),
     ],
 )  # fmt: skip
 def test_a_command_killed_in_the_middle_has_done_nothing_and_is_done_by_the_next(
@@ -264,13 +266,18 @@ def test_a_command_killed_in_the_middle_has_done_nothing_and_is_done_by_the_next
         on.until(job, lambda status: status["failed"] == 1)
         job.cancel()
         on.until(job, lambda status: status["state"] == "cancelled")
+    if action == "resume":
+        job.pause()
     before = told(on, job)
-    environment = {**os.environ, **on.environment}
-    killed = subprocess.run(
-        [sys.executable, "-c", DIES, at, action, str(job.id)], env=environment, check=False, timeout=60
-    )
+    command = [sys.executable, "-c", DIES, at, action, str(job.id)]
+    if action == "limit":
+        command += ["--rate", "10/s"]
+    killed = subprocess.run(command, env={**os.environ, **on.environment}, check=False, timeout=60)
     assert killed.returncode == -signal.SIGKILL
     assert told(on, job) == before
-    say: dict[str, Callable[[], Any]] = {"pause": job.pause, "cancel": job.cancel, "retry": job.retry}
+    say: dict[str, Callable[[], Any]] = {
+        "pause": job.pause, "resume": job.resume, "limit": lambda: job.limit(rate="10/s"), "cancel": job.cancel,
+        "retry": job.retry,
+    }  # fmt: skip
     say[action]()
     assert [done["action"] for done in job.actions()] == [action, *before["actions"]]

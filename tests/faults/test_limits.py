@@ -105,6 +105,14 @@ def test_a_small_job_is_not_kept_waiting_by_a_large_one(on: Scene) -> None:
         for job in taken
     ]
     print(f"alone {lasted[0]:.2f} s, beside a large one {lasted[1]:.2f} s")
+    ((submitted,),) = on.sql("SELECT created_at FROM callboard.jobs WHERE id = %s", small.id)
+    ((others,),) = on.ledger.conn.execute(
+        "SELECT count(*) FROM runs WHERE job = %s"
+        " AND began BETWEEN %s AND (SELECT max(began) FROM runs WHERE job = %s)",
+        (large.id, submitted, small.id),
+    )
+    print(f"{others} of the large one began meanwhile")
+    assert others < 2_000  # in turn it is what lay in the queue, and about as many as the small one has
     assert on.status(large)["finished_at"] is None
     large.cancel()
     on.until(large, lambda status: status["finished_at"] is not None)

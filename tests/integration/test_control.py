@@ -11,6 +11,7 @@ import httpx
 import psycopg
 import pytest
 
+import callboard
 from callboard.commands.main import main
 from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice, NoSuchJob, NotPossible
@@ -19,6 +20,7 @@ from callboard.sql.rows import Event, Failure
 from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app
+from tests.clients import client
 from tests.databases import waits
 from tests.helpers import wait_until
 from tests.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker, record, send, status
@@ -64,6 +66,19 @@ def test_a_job_that_was_never_published_is_cancelled_at_once(conn: Conn) -> None
     found = status(conn, job)
     assert (found["state"], found["reason"], found["cancelled"]) == ("cancelled", "wrong file", 10)
     assert writes.claim_bulk(conn, job=job) is None
+
+
+def test_no_item_is_written_to_pause_resume_or_cancel_a_job(conn: Conn) -> None:
+    """Nor is one of a million: it takes as long as with one, and leaves nothing for the vacuum."""
+    job = make_job(conn, 50, published=20)
+    rows = "SELECT ctid, xmin, xmax FROM callboard.items WHERE job_id = %s ORDER BY item"
+    before = conn.execute(rows, (job,)).fetchall()
+    controls.pause(conn, job, ANNA)
+    controls.resume(conn, job, ANNA)
+    stop(conn, job)
+    assert status(conn, job)["cancelled"] == 50
+    assert conn.execute(rows, (job,)).fetchall() == before
+    assert conn.execute("SELECT count(*) FROM callboard.outbox").fetchone() == (0,)
 
 
 def test_a_job_with_items_in_hand_is_being_stopped_until_they_end(conn: Conn) -> None:
@@ -397,6 +412,18 @@ def test_two_that_press_at_once_do_it_once(conn: Conn, database_url: str) -> Non
     assert actions(conn, job) == ["retry", "cancel"]
 
 
+def test_who_holds_a_job_says_it_over_a_restart_of_the_database(conn: Conn, database_url: str) -> None:
+    """As a web app does, whose connection was cut off since it last asked."""
+    number = make_mixed_job(conn)
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    with client({"AMQP_URL": "amqp://127.0.0.1:1", "DATABASE_URL": database_url}, []):
+        job = callboard.get(number)
+        for say, state in ((job.pause, "paused"), (job.resume, "running"), (job.status, "running")):
+            conn.execute(f"{cut} AND pid <> pg_backend_pid()")
+            assert say()["state"] == state
+    assert actions(conn, number) == ["resume", "pause"]
+
+
 # What it refuses ----------------------------------------------------------------------------------------------------
 
 SAY: dict[str, Callable[[Conn, int], Any]] = {
@@ -442,11 +469,38 @@ def test_said_twice_is_done_once(conn: Conn) -> None:
     assert status(conn, job)["stopping"] == "cancelled"
 
 
-def test_a_choice_must_make_sense() -> None:
-    with pytest.raises(ValueError, match="that are succeeded: only failed, skipped, cancelled"):
-        Choice(["succeeded"])
-    with pytest.raises(ValueError, match="only failed items have a type of error"):
-        Choice(["skipped"], error_type="KeyError")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"states": ["succeeded"]}, "that are succeeded: only failed, skipped, cancelled"),
+        ({"states": "failed"}, "states must be a list, not 'failed'"),
+        ({"states": []}, "states is empty: name some of failed, skipped, cancelled, or leave it out"),
+        ({"states": ["skipped"], "error_type": "KeyError"}, "only failed items have a type of error"),
+        ({"items": 7}, "items must be a list, not 7"),
+        *(({"items": [0, item]}, "items must be whole numbers") for item in (-1, 2**31, "7", 1.0, True)),
+        ({"error_type": KeyError}, "error_type must be a text"),
+        ({"error_type": "a\x00"}, "error_type holds what the database can't"),
+    ],
+)
+def test_a_choice_must_make_sense(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Choice(**given)
+
+
+@pytest.mark.parametrize("reason", [5, "x" * 501, "a\x00b", "\ud800"])
+def test_a_reason_that_cant_be_kept_cancels_nothing(reason: Any, conn: Conn) -> None:
+    job = make_job(conn, 1)
+    with pytest.raises(ValueError, match="reason"):
+        controls.cancel(conn, job, ANNA, reason=reason)
+    assert status(conn, job)["stopping"] is None
+    assert actions(conn, job) == []
+
+
+def test_items_may_be_any_iterable(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    assert controls.retry(conn, job, ANNA, Choice(items=(n for n in (20, 25)))) == 2
+    assert controls.retry(conn, job, ANNA, Choice(items=[])) == 0
+    assert reads.run(conn, reads.actions(job))[0][0]["detail"] == {"items": [20, 25], "count": 2}
 
 
 # By the command line ------------------------------------------------------------------------------------------------
@@ -492,8 +546,14 @@ def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Co
         (("cancel", 5), 1, "no job 5"),
         (("pause", "JOB"), 1, "is being stopped: there is nothing left to pause"),
         (("retry", "JOB", "--state", "succeeded"), 2, "'succeeded' is none of failed, skipped, cancelled"),
-        (("retry", "JOB", "--state", "skipped", "--error", "X"), 2, "only failed items have a type of error"),
+        (
+            ("retry", "JOB", "--state", "skipped", "--error-type", "X"),
+            2,
+            "only failed items have a type of error",
+        ),
         (("retry", "JOB", "--item", "-1"), 2, "greater than or equal to 0"),
+        (("retry", "JOB", "--item", 2**31), 2, "items must be whole numbers from 0 to 2147483647"),
+        (("cancel", "JOB", "--reason", "x" * 501), 2, "reason must be a text of at most 500 characters"),
     ],
 )
 def test_the_commands_refuse(
@@ -542,9 +602,13 @@ def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
         ("JOB/resume", {}, 409, "only what is paused is resumed"),
         ("JOB/retry", {"json": {"states": ["succeeded"]}}, 422, "can't be retried"),
         ("JOB/retry", {"json": {"state": "failed"}}, 422, "unknown field `state`"),
-        ("JOB/retry", {"json": {"items": [-1]}}, 422, ">= 0"),
+        ("JOB/retry", {"json": {"items": [-1]}}, 422, "items must be whole numbers from 0 to"),
+        ("JOB/retry", {"json": {"items": [2**31]}}, 422, "items must be whole numbers from 0 to"),
+        ("JOB/retry", {"json": {"states": []}}, 422, "states is empty"),
+        ("JOB/retry", {"json": {"error_type": 5}}, 422, "error_type"),
         ("JOB/retry", {"json": {"items": []}}, 422, "length >= 1"),
-        ("JOB/cancel", {"json": {"reason": "a \x00"}}, 422, "reason"),
+        ("JOB/cancel", {"json": {"reason": "a \x00"}}, 422, "reason holds what the database can't"),
+        ("JOB/cancel", {"json": {"reason": "x" * 501}}, 422, "reason must be a text of at most 500"),
         ("JOB/pause", {"json": {"why": 1}}, 422, "why"),
         ("JOB/cancel", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),
         ("JOB/cancel", {"content": b"reason=x"}, 415, "application/json"),
@@ -575,6 +639,7 @@ def test_limits_are_said_by_the_command_and_the_api(
         "rate": "10/s", "concurrency": 5,
     }  # fmt: skip
     assert call("limit", job, "--rate", "none", "--priority", "3", "--max-failures", "5%")[0] == 0
+    assert "rate none; priority 3; max_failures 5%" in " ".join(call("actions", job)[1].split())
     assert json.loads(call("status", job, "--json")[1])["limits"] == {
         "concurrency": 5, "priority": 3, "max_failures": "5%",
     }  # fmt: skip

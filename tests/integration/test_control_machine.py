@@ -1,5 +1,6 @@
 """Whatever is said to jobs while everything else happens: counts stay true, and no item waits for what never comes."""
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from callboard.middleware import lanes
 from callboard.sql import controls, writes
@@ -16,11 +17,14 @@ from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.states import FINAL
-from tests.integration.test_record import Tracking, drift
+from tests.integration.test_record import Tracking, drift, event
+from tests.jobs import make_job
 
 #: By the only argument each bulk item is a lane of its own, and children, without one, are another; by what none has,
 #: all are one.
 LANES: Any = st.sampled_from(["0=1", "customer=1", "customer=2", None])
+#: With one of them what waits in the outbox waits for its job's turn.
+WIDTHS: Any = st.sampled_from([1, 3, None])
 US = By("python", "us")
 CHOICES: Any = st.sampled_from(
     [
@@ -37,9 +41,19 @@ def conn(database_url: str) -> Iterator[Conn]:
 
 
 class Controlled(Tracking):
-    """The same, and jobs are cancelled, paused, resumed and retried. Workers drop what belongs to a stopped job, and
-    park what belongs to a paused one, sooner or later.
+    """The same, and jobs are cancelled, paused, resumed, limited and retried. Workers drop what belongs to a stopped
+    job, and park what belongs to a paused one, sooner or later.
     """
+
+    @initialize(
+        sizes=st.lists(st.integers(1, 4), min_size=1, max_size=2), sealed=st.booleans(), sent=st.booleans()
+    )
+    def begin(self, sizes: list[int], sealed: bool, sent: bool) -> None:
+        """Half of the time their messages are out already: what is said to a job then meets its outcomes."""
+        for size in sizes:
+            self.jobs.append(make_job(self.conn, size, published=0, sealed=sealed))
+            if sent:
+                self.messages += self._in_turn(self.jobs[-1])
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -63,6 +77,24 @@ class Controlled(Tracking):
     def limit(self, data: st.DataObject, by: str | None) -> None:
         """By another argument, wider, narrower, or not at all."""
         self._say(lambda job: controls.limit(self.conn, job, US, {"concurrency_by": by}), data)
+
+    @rule(data=st.data(), width=WIDTHS)
+    def limit_concurrency(self, data: st.DataObject, width: int | None) -> None:
+        self._say(lambda job: controls.limit(self.conn, job, US, {"concurrency": width}), data)
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data())
+    def fail_too_often(self, data: st.DataObject) -> None:
+        out = data.draw(st.sampled_from(self.messages))
+        controls.limit(self.conn, out.job, US, {"max_failures": "1% of 1"})
+        failed = event(out.job, out.item, out.attempt, "failed", self.workers[0], ran=True)
+        writes.record(self.conn, [failed], time.monotonic())
+        controls.limit(self.conn, out.job, US, {"max_failures": None})
+
+    @rule(data=st.data())
+    def be_late(self, data: st.DataObject) -> None:
+        self._say(lambda job: controls.limit(self.conn, job, US, {"deadline": "0s"}), data)
+        writes.stop_late(self.conn)
 
     def _say(self, say: Any, data: st.DataObject) -> None:
         with suppress(NotPossible):
@@ -179,6 +211,7 @@ class Controlled(Tracking):
         """Resumed, and run again as far as they were cancelled, every job comes to its end."""
         self.close_stopped(ended=True)
         for job in self.jobs:
+            controls.limit(self.conn, job, US, {"deadline": None})
             with suppress(NotPossible):
                 controls.resume(self.conn, job, US)
             controls.retry(self.conn, job, US, Choice(["cancelled"]))

@@ -54,6 +54,7 @@ def publish(conn: Conn, job: int) -> int:
         ({"deadline": datetime(2027, 1, 1)}, "deadline"),  # noqa: DTZ001 — without a zone it may be any time
         ({"deadline": timedelta(seconds=-1)}, "deadline"), ({"at": 5}, "at"), ({"at": "2027-01-01T00:00:00"}, "at"),
         ({"deadline": "9999999d"}, "deadline"), ({"at": "9" * 20 + "d"}, "at"), ({"at": timedelta.max}, "at"),
+        ({"at": "2h", "deadline": "1h"}, "nothing can start: the deadline, .*Z, does not lie after at, .*Z"),
         ({"rate": "3000000000/s"}, "rate"), ({"rate": "9" * 400 + "/d"}, "rate"), ({"rate": "0.00001/d"}, "rate"),
     ],
 )  # fmt: skip
@@ -63,14 +64,14 @@ def test_limits_that_make_no_sense_are_refused_by_name(given: dict[str, Any], wr
 
 
 def test_limits_are_columns_and_words() -> None:
-    at = datetime(2027, 1, 31, 12, tzinfo=UTC)
+    at = datetime.now(UTC).replace(microsecond=0)
     limits = Limits("2.5% of 400", 8, "90/m", -3, "2h", at)
     columns = limits.columns()
     assert (columns["fail_count"], columns["fail_share"], columns["fail_sample"]) == (None, 0.025, 400)
     assert (columns["concurrency"], columns["rate"], columns["priority"]) == (8, 1.5, -3)
     assert columns["deadline"] - datetime.now(UTC) > timedelta(minutes=119)
     words = limits.words()
-    assert words["at"] == "2027-01-31T12:00:00.000Z"
+    assert words["at"] == f"{at:%Y-%m-%dT%H:%M:%S}.000Z"
     # What is kept as words reads as the same columns.
     assert Limits.of({**words, "of_a_newer_release": 1}).columns()["rate"] == 1.5
     assert Limits("7").columns()["fail_count"] == 7
@@ -262,6 +263,17 @@ def test_nothing_is_published_before_its_time(conn: Conn) -> None:
     job = limited(conn, 5, at="1s")
     assert publish(conn, job) == 0
     assert wait_until(lambda: publish(conn, job) == 5, 10)
+
+
+def test_a_deadline_that_comes_before_the_start_is_refused_whichever_is_changed(conn: Conn) -> None:
+    job = limited(conn, 5, at="2h")
+    with pytest.raises(ValueError, match="nothing can start"):
+        controls.limit(conn, job, ANNA, {"deadline": "1h"})
+    controls.limit(conn, job, ANNA, {"deadline": "3h"})
+    with pytest.raises(ValueError, match="nothing can start"):
+        controls.limit(conn, job, ANNA, {"at": "4h"})
+    controls.limit(conn, job, ANNA, {"at": "4h", "deadline": "5h"})
+    assert len(reads.run(conn, reads.actions(job))[0]) == 3
 
 
 def test_what_waits_in_the_outbox_is_not_published_before_its_jobs_time(conn: Conn) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from psycopg import AsyncConnection
 
-from callboard.sql import reads, writes
+from callboard.sql import controls, reads, writes
+from callboard.sql.controls import By
 from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.rows import Failure
 from callboard.sql.states import ITEM_STATES
@@ -246,6 +247,21 @@ def test_a_job_that_waits_for_a_retry_says_until_when(conn: Conn) -> None:
     record(conn, job, {"retrying": [0]}, worker=worker)
     age(conn, job, 11)
     assert str(stalled(conn, job)).startswith("waiting for a retry at 2")
+
+
+def test_a_job_that_waits_for_its_time_or_by_its_rate_says_until_when(conn: Conn) -> None:
+    make_worker(conn)
+    job = make_job(conn, 3, published=0)
+    controls.limit(conn, job, By("python"), {"at": "2100-01-31T12:00:00Z"})
+    age(conn, job, 11)
+    assert stalled(conn, job) == "waiting for its time at 2100-01-31T12:00:00.000Z"
+    controls.limit(conn, job, By("python"), {"at": None, "rate": "1/h"})
+    age(conn, job, 11)
+    assert stalled(conn, job) == "nothing has moved for 11 s"  # it may start, and nobody publishes
+    publish(conn, job, 1)
+    record(conn, job, {"succeeded": [0]})
+    age(conn, job, 11)
+    assert str(stalled(conn, job)).startswith("its rate is 1/h: the next item starts at 2")
 
 
 def test_a_job_that_nobody_sealed_says_so_when_nothing_else_moves(conn: Conn) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,20 @@ def test_options_reach_the_job(env: Env, tmp_path: Path) -> None:
         '{"a": [1]}',
         "--tenant",
         "t",
-        "--priority",
-        "-3",
+        *("--priority", "-3", "--max-failures", "5%", "--concurrency", "5", "--concurrency-by", "path=2"),
+        *("--rate", "10/s", "--delay", "1h", "--deadline", "2h", "--keep", "7d"),
     ]
     given = b'{"path": "a"}\n{"path": "b"}\n{"path": "a"}\n'
     first = run(tmp_path, "submit", ACTOR, *options, "--item-key", "path", "--json", env=env, given=given)
     job = json.loads(first.stdout)
     assert (job["name"], job["key"], job["tenant"], job["total"]) == ("a name", "k", "t", 2)
     assert job["metadata"] == {"a": [1]}
+    delayed, late = (datetime.fromisoformat(job["limits"].pop(name)) for name in ("at", "deadline"))
+    assert timedelta(minutes=50) < late - delayed < timedelta(minutes=70)
+    assert job["limits"] == {
+        "priority": -3, "max_failures": "5%", "concurrency": 5, "concurrency_by": "path=2", "rate": "10/s",
+        "keep": "7d",
+    }  # fmt: skip
     again = run(tmp_path, "submit", ACTOR, *options, "--item-key", "path", env=env, given=given)
     assert int(again.stdout) == job["id"]
     assert len(jobs(env)) == 1
@@ -146,6 +153,7 @@ def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None
         ([ACTOR, "--metadata", '{"a": "\\u0000"}'], "the database can't hold one of the options", 1),
         ([ACTOR, "--priority", "9999999999"], "--priority", 2),
         ([ACTOR, "--rate", "10"], "rate must be like 10/s", 2),
+        ([ACTOR, "--delay", "soon"], "delay must be a time with its zone", 2),
         ([ACTOR, "--on-fail", "ftp://x"], "a webhook's URL must be like", 2),
         ([], "Missing argument 'ACTOR' (see `callboard submit --help`)", 2),
     ],

@@ -27,7 +27,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
     quiet = draw(st.booleans())
     return {
         **dict.fromkeys(("key", "actor", "reason", "step", "created_by"), None),
-        "id": 1, "name": "n", "tenant": "", "limits": {}, "metadata": {}, "state": state, "total": total,
+        "id": 1, "name": "n", "tenant": "", "limits": {"rate": "1/m"}, "metadata": {}, "state": state, "total": total,
         "sealed": state == "completed" or draw(st.booleans()), "standing": draw(st.booleans()),
         "published": draw(st.integers(0, total)), "retrying": retrying, **settled, "retries": 0, "crashes": 0,
         "stopping": draw(st.sampled_from(("failed", "cancelled"))) if stopping else None,
@@ -39,6 +39,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
         "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
+        **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
         **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
@@ -89,7 +90,8 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
     "actor": "work", "submitting": None, "consumed": 500, "key": None, "stage": None, "waits": False, "maker": None,
-    "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0,
+    "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
+    "limits": {"rate": "1/m"},
 }  # fmt: skip
 WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
 
@@ -113,6 +115,18 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             {"queued": 0, "pending": 1},
             "waiting for its time at 2026-11-22T12:01:00.000Z",
         ),
+        (
+            {"not_before": NOW + timedelta(minutes=1), "due_at": NOW},
+            {"queued": 0, "pending": 1},
+            "waiting for its time at 2026-11-22T12:01:00.000Z",
+        ),
+        (
+            {"not_before": NOW - timedelta(minutes=1), "next_start": NOW + timedelta(minutes=1)},
+            {"queued": 0, "pending": 1},
+            "its rate is 1/m: the next item starts at 2026-11-22T12:01:00.000Z",
+        ),
+        ({"next_start": NOW}, {"queued": 0, "pending": 1}, "nothing has moved for 42 s"),
+        ({"next_start": NOW + timedelta(minutes=1)}, {"queued": 1}, "nothing has moved for 42 s"),
         (
             {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory"},
             {},

@@ -19,6 +19,7 @@ def job(**more: Any) -> dict[str, Any]:
         "progress": 0.5,
         "total": 4,
         "stages": [],
+        "limits": {},
         **none,
         **counts,
         **more,
@@ -45,6 +46,13 @@ def test_what_is_over_has_no_step_and_one_retry_is_one() -> None:
     assert told[3:5] == ["1 retry · 2 crashes", "step: counting"]
     assert told[-1] == "reason: done"
     assert told.count("step: counting") == 1
+
+
+def test_what_it_may_do_at_most_is_told_in_the_words_by_which_it_is_said() -> None:
+    console = Console(width=120, color_system=None)
+    with console.capture() as captured:
+        console.print(job_lines.lines(job(limits={"concurrency": 5, "rate": "10/s"})))
+    assert captured.get().splitlines()[-1] == "limits: concurrency 5, rate 10/s"
 
 
 def test_what_hangs_is_named_with_its_line() -> None:

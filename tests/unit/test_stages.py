@@ -8,7 +8,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import callboard
@@ -201,6 +201,7 @@ def families(draw: st.DrawFn) -> list[dict[str, Any]]:
     return [parent, *draw(st.permutations(made))]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
 @given(families())
 def test_the_parts_of_a_job_of_stages_are_its_total_and_its_stages(found: list[dict[str, Any]]) -> None:
     [job] = family.jobs(found)

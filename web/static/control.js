@@ -37,10 +37,20 @@ export function actionRow() {
   return make("li", "", line, make("pre"));
 }
 
+// In the words by which they are said.
+export function limits(given) {
+  const time = (name, value) => (["at", "deadline"].includes(name) && value ? date(value) : value);
+  return Object.entries(given).map(([name, value]) => `${name} ${time(name, value) ?? "none"}`).join(", ");
+}
+
+function retried({ count: items, states, items: chosen, error_type: error }) {
+  const which = [states?.join(", "), chosen && `of ${count(chosen.length, "chosen item")}`, error].filter(Boolean).join(", ");
+  return `${count(items, "item")}${which ? ` (${which})` : ""}`;
+}
+
 export function fillAction(row, action) {
-  const { reason, count: items, states, error_type: error, traceback } = action.detail;
-  const which = [states?.join(", "), error].filter(Boolean).join(", ");
-  const told = items === undefined ? reason : `${count(items, "item")}${which ? ` (${which})` : ""}`;
+  const { reason, traceback } = action.detail;
+  const told = action.action === "limit" ? limits(action.detail) : action.action === "retry" ? retried(action.detail) : reason;
   text(row.querySelector(".what"), told ? `${action.action}: ${told}` : action.action);
   text(row.querySelector(".aside"), `${action.who || "somebody"}, by ${action.via}`);
   text(row.querySelector(".push"), date(action.done_at));

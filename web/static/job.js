@@ -1,13 +1,15 @@
 // One job: where it stands, what is in hand, what went wrong.
 
 import { FINAL, STATES, bar, done, legendEntry, percent, pill, rate } from "./bar.js";
-import { ACTIONS, actionRow, fillAction } from "./control.js";
+import { ACTIONS, actionRow, fillAction, limits } from "./control.js";
 import {
   ask, count, crew, date, duration, find, keep, make, note, number, poll, root, show, since, tell, text,
 } from "./page.js";
 
 const id = document.location.pathname.replace(/\/+$/, "").split("/").pop();
 const SHOWN = 20;
+// What is said in an item takes a tenth of a second to its row, and is to be seen within one.
+const LIVE = 700;
 
 let errorsOf = "";
 let shown = null;
@@ -66,6 +68,7 @@ function facts(job) {
   show("stalled", job.stalled && `Stalled: ${job.stalled}`);
   show("hung", hung(job.hung));
   show("reason", job.reason);
+  show("limits", Object.keys(job.limits).length && `Limits: ${limits(job.limits)}`);
   show("step", job.step && !over && `Now: ${job.step}`);
   const ended = job.finished_at ? `, ended ${date(job.finished_at)}` : "";
   const by = job.created_by ? ` by ${job.created_by}` : "";
@@ -212,7 +215,7 @@ const again = poll(async () => {
   note("");
   find("job").hidden = false;
   await Promise.all([running(job), errors(job), callbacks(), history()]);
-  return FINAL.includes(job.state) ? 5000 : 900;
+  return FINAL.includes(job.state) ? 5000 : LIVE;
 });
 
 document.addEventListener("visibilitychange", () => document.hidden || again());
