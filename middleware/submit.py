@@ -10,6 +10,8 @@ from itertools import islice
 from typing import Any
 
 import dramatiq
+import psycopg
+from psycopg_pool import PoolTimeout
 
 from callboard.middleware import addressee, inputs
 from callboard.middleware.addressee import Called
@@ -26,6 +28,8 @@ log = logging.getLogger("callboard.submit")
 
 #: Items in one transaction.
 CHUNK = 5_000
+#: Items after which tables may be others to PostgreSQL's planner.
+MANY = CHUNK // 5
 
 
 class SubmittedElsewhere(RuntimeError):
@@ -134,7 +138,7 @@ async def _chunks(items: AsyncIterable[Any]) -> AsyncIterator[list[Any]]:
     chunk = []
     async for item in items:
         chunk.append(item)
-        if len(chunk) == CHUNK // 5:
+        if len(chunk) == MANY:
             yield chunk
             chunk = []
     yield chunk
@@ -210,8 +214,17 @@ class Intake:
             )
         first = self.consumed == 0
         self.consumed += len(chunk)
+        if len(chunk) >= MANY:
+            self._tell_planner()
         if first:
             self.recorder.begin(self.job.id)
+
+    def _tell_planner(self) -> None:
+        """Before workers meet what was stored. It is stored in any case, and the sweep tells, too."""
+        try:
+            self.recorder.write(writes.analyze_grown)
+        except (psycopg.Error, PoolTimeout):
+            log.debug("the planner wasn't told what is stored", exc_info=True)
 
     def seal(self) -> Job:
         """No more items come; the job completes when its last is done."""

@@ -110,6 +110,7 @@ class Sweep:
         # After an outage of the database nobody's heart has beaten for a while: they get the time to be heard again.
         if now - self._steady_since >= writes.DEAD_AFTER:
             yield from (_bury_dead, _stop_abandoned)
+        yield writes.analyze_grown
         yield from (_seal, _stop_late, writes.close_stopped, _close, stages.follow)
         if now - self._sampled >= SAMPLE:
             self._sampled = now

@@ -535,6 +535,11 @@ def drop_messages_of_stopped_jobs(conn: Conn) -> None:
     conn.execute(statement("drop_messages_of_stopped_jobs"), (DROPPED,))
 
 
+def analyze_grown(conn: Conn) -> None:
+    """Have the plans of statements fit tables that have grown; nothing where none has."""
+    conn.execute(statement("analyze_grown"))
+
+
 def sample_jobs(conn: Conn) -> None:
     """A point for each open job that moved."""
     conn.execute(statement("sample_jobs"))

@@ -5,7 +5,7 @@
 -- Caller: controls.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs by id.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
-    WHERE j.told_at IS NOT NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
+    WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
       AND (j.told_at < clock_timestamp() - make_interval(secs => %(heard)s)
            OR j.published = 0 AND j.publish_until IS NULL
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.claimed_until IS NOT NULL)

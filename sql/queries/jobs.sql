@@ -67,11 +67,14 @@ LEFT JOIN LATERAL (
             WHERE r.job_id <> j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
               AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
               AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
-           (SELECT min(o.due_at) FROM callboard.outbox AS o
-            WHERE o.job_id = j.id AND o.due_at < 'infinity') AS due_at
+           -- Of a job without any it would read those of all others, by time.
+           CASE WHEN (SELECT o.item FROM callboard.outbox AS o WHERE o.job_id = j.id ORDER BY o.item LIMIT 1) IS NOT NULL
+                THEN (SELECT min(o.due_at) FROM callboard.outbox AS o
+                      WHERE o.job_id = j.id AND o.due_at < 'infinity') END AS due_at
     FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
     WHERE j.finished_at IS NULL AND j.state <> 'paused'
       AND moved.moved_at < now() - make_interval(secs => %(quiet_after)s)
+    OFFSET 0  -- else all of this is looked up for every job
 ) AS quiet ON true
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_object('item', h.item, 'seconds', h.seconds, 'worker', h.worker, 'place', h.place)) AS hung

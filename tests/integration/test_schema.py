@@ -17,8 +17,8 @@ from callboard.sql.statements import QUERIES, statement
 from tests.helpers import StartWorker
 
 ACTORS = "tests.integration.pipeline_actors"
-#: Statements that can't be prepared: COPY, a DO block, and what belongs to the staging table of a transaction.
-UNPREPARED = {"copy_items", "copy_stage", "stage_table", "prepare_schema"}
+#: Statements that can't be prepared: COPY, DO blocks, and what belongs to the staging table of a transaction.
+UNPREPARED = {"copy_items", "copy_stage", "stage_table", "prepare_schema", "analyze_grown"}
 STAGING = {"unstage"}
 AHEAD = "INSERT INTO callboard.migrations (number, name, breaking) VALUES (9001, '9001_from_the_future', %s)"
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 from dramatiq import Message
 from pika.exceptions import ChannelClosedByBroker
@@ -18,6 +19,7 @@ import callboard
 from callboard.middleware import send as sending
 from callboard.middleware import submit as submission
 from callboard.middleware.job import recorder_of
+from callboard.sql import writes
 from callboard.sql.pool import connect
 from tests.clients import client
 from tests.helpers import wait_until
@@ -45,6 +47,23 @@ def test_items_are_arguments_by_their_shape(on: Stage) -> None:
     items = list(on.submit("work", {"a": 1}, [1, "b"], (2,), "text", None, 1e16).items())
     assert [item["kwargs"] for item in items] == [{"a": 1}, {}, {}, {}, {}, {}]
     assert [item["args"] for item in items] == [[], [1, "b"], [2], ["text"], [None], [1e16]]
+
+
+def test_the_planner_knows_what_is_stored_before_it_is_run(on: Stage) -> None:
+    on.conn.execute("ALTER TABLE callboard.items SET (autovacuum_enabled = off)")
+    callboard.submit("work", range(4 * CHUNK))
+    known = "SELECT 5 * relpages >= pg_relation_size(oid) / 8192 FROM pg_class WHERE oid = 'callboard.items'::regclass"
+    assert on.conn.execute(known).fetchone() == (True,)
+
+
+def test_a_planner_that_can_not_be_told_keeps_nothing_from_being_stored(
+    on: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Any) -> None:
+        raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(writes, "analyze_grown", fails)
+    assert callboard.submit("work", range(CHUNK + 1)).status()["total"] == CHUNK + 1
 
 
 def breaking_off(count: int) -> Iterator[int]:
