@@ -17,7 +17,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describe, "QUIET_AFTER", 1.0)
 
 
-def client_half() -> None:
+def client_half(number: int) -> None:
     """What the client knows of an actor that few workers have."""
 
 

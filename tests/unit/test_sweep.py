@@ -91,7 +91,8 @@ class Database:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.there = 1_000.0, True
         self.buried: list[float] = []
-        monkeypatch.setattr(sweeping.time, "monotonic", lambda: self.now)
+        clock = SimpleNamespace(monotonic=lambda: self.now, monotonic_ns=lambda: 0)
+        monkeypatch.setattr("callboard.middleware.sweep.time", clock)
         monkeypatch.setattr(Sweep, "_elected", lambda *_: True)
         monkeypatch.setattr(Sweep, "round", self._round)
         self.sweep = Sweep(cast("Any", self), cast("Any", None))
