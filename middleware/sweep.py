@@ -74,24 +74,31 @@ class Sweep:
     def run(self) -> None:
         """Sweep until stopped."""
         while not self._stopping.is_set():
-            try:
-                with self.pool.connection() as conn:
-                    self._note_the_time()
-                    if self._elected(conn):
-                        self.round(conn)
-            except PASSING:
-                self._steady_since = 0.0
-                log.debug("no sweep: the database is away", exc_info=True)
-            except psycopg.Error as error:
-                _complain(error)
-            except Exception:
-                log.exception("the sweep met an error it doesn't know; it goes on")
+            self._look()
             self._stopping.wait(PERIOD)
 
+    def _look(self) -> None:
+        try:
+            with self.pool.connection() as conn:
+                self._note_the_time()
+                if self._elected(conn):
+                    self.round(conn)
+        except PASSING:
+            self._steady_since, self._looked = 0.0, time.monotonic()
+            log.debug("no sweep: the database is away", exc_info=True)
+        except psycopg.Error as error:
+            _complain(error)
+        except Exception:
+            log.exception("the sweep met an error it doesn't know; it goes on")
+
     def _note_the_time(self) -> None:
-        """After a freeze it is not known how the database was meanwhile."""
+        """After a freeze it is not known how the database was meanwhile. Nor is it at the start; but what a worker held
+        whose place this one takes has waited for as long as the start took.
+        """
         now = time.monotonic()
-        if not self._steady_since or now - self._looked > writes.DEAD_AFTER:
+        if not self._looked:
+            self._steady_since = now - writes.DEAD_AFTER / 2
+        elif not self._steady_since or now - self._looked > writes.DEAD_AFTER:
             self._steady_since = now
         self._looked = now
 

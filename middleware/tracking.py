@@ -147,7 +147,7 @@ class Tracking(Middleware):
         place(broker, self)
         self.recorder.check()
         # Not after the boot: the consumers that start in between ask how many threads there are.
-        self.recorder.open(worker, {a.actor_name: a.queue_name for a in broker.actors.values()})
+        self.recorder.open(worker, _actors(broker, worker.consumer_whitelist))
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
         """An outage of the broker is one event, not a line for each queue every three seconds."""
@@ -191,6 +191,12 @@ def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
     broker.middleware[:] = [tracking, *others, last]
     if not any(isinstance(m, Retries) for m in others):
         log.warning("the broker has no Retries middleware: an item that raises is failed at once")
+
+
+def _actors(broker: dramatiq.Broker, only: set[str] | None) -> dict[str, str]:
+    """The actors ({name: queue}) of a worker that takes messages from `only` these queues, if any are named."""
+    actors = broker.actors.values()
+    return {a.actor_name: a.queue_name for a in actors if not only or a.queue_name in only}
 
 
 def track(broker: dramatiq.Broker, recorder: Recorder) -> None:

@@ -105,7 +105,11 @@ def _unsealed(row: Stored) -> str:
 def _nobody(row: Stored) -> str | None:
     if not row["alive"]:
         return "no worker is alive"
-    return None if row["able"] else f"no worker that is alive has the actor {row['actor']}"
+    return None if row["able"] else _unable(row["actor"])
+
+
+def _unable(actor: str) -> str:
+    return f"no worker that is alive has the actor {actor}"
 
 
 def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
@@ -129,6 +133,8 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
     if parts["running"]:
         held = "1 item is" if parts["running"] == 1 else f"{parts['running']} items are"
         return f"{held} held by a worker that died, and will be given to another"
+    if row["missing"]:  # one of several actors
+        return _unable(row["missing"])
     if row["trouble"]:
         return str(row["trouble"])
     others = (

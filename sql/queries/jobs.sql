@@ -1,5 +1,6 @@
 -- jobs: jobs by id, newest first, with all that a description is derived from (describe.py), in one snapshot.
--- No item is counted: a job of ten million items costs the same as one of ten. One job: `low` = `high` = its id.
+-- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten. One job:
+-- `low` = `high` = its id.
 -- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
 -- Caller: reads.job, reads.jobs. Rows: one a job or stage; `moved_at` to `elsewhere` are NULL unless the job is open and
 -- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
@@ -27,7 +28,8 @@ SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHER
        before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
        sample.taken_at AS sampled_at, sample.final AS sampled_final,
-       quiet.moved_at, quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.trouble, quiet.elsewhere,
+       quiet.moved_at, quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.missing, quiet.trouble,
+       quiet.elsewhere,
        hanging.hung
 FROM shown
 JOIN callboard.jobs AS j ON j.id = shown.id
@@ -70,7 +72,11 @@ LEFT JOIN LATERAL (
            -- Of a job without any it would read those of all others, by time.
            CASE WHEN (SELECT o.item FROM callboard.outbox AS o WHERE o.job_id = j.id ORDER BY o.item LIMIT 1) IS NOT NULL
                 THEN (SELECT min(o.due_at) FROM callboard.outbox AS o
-                      WHERE o.job_id = j.id AND o.due_at < 'infinity') END AS due_at
+                      WHERE o.job_id = j.id AND o.due_at < timestamptz '9999-01-01Z') END AS due_at,
+           (SELECT coalesce((SELECT i.actor FROM callboard.items AS i WHERE i.job_id = j.id AND i.item = one.item), j.actor)
+            FROM (SELECT o.item FROM callboard.outbox AS o
+                  WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS one
+           ) AS missing  -- see postpone
     FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
     WHERE j.finished_at IS NULL AND j.state <> 'paused'
       AND moved.moved_at < now() - make_interval(secs => %(quiet_after)s)

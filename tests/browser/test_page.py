@@ -12,11 +12,11 @@ from starlette.routing import Mount
 from callboard.sql import callbacks, controls, stages, writes
 from callboard.sql.controls import By
 from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import Failure
+from callboard.sql.rows import Failure, Stack
 from callboard.sql.targets import Message, Targets, Webhook
 from callboard.web import create_app
 from tests.helpers import wait_until
-from tests.jobs import BAD, cancel, make_job, make_mixed_job, make_staged, make_worker, record, run
+from tests.jobs import BAD, age, cancel, make_job, make_mixed_job, make_staged, make_worker, record, run
 from tests.webapp import served
 
 #: Milliseconds in which a change is to be seen.
@@ -140,6 +140,24 @@ def test_others_text_stays_text(page: Page, conn: Conn, address: str) -> None:
     expect(page.locator("#errors pre")).to_have_text(evil)
     assert page.locator("main img, main script").count() == 0
     expect(page).not_to_have_title("taken")
+
+
+def test_a_job_that_hangs_or_stands_still_says_where_or_why(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 3)
+    age(conn, job, 42)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#stalled")).to_have_text("Stalled: no worker is alive")
+    worker = make_worker(conn)
+    run(conn, job, [1, 2], worker=worker)
+    place = "shop/prices.py:88 in fetch"
+    stack = f"{place}\n    connection.recv(1)"
+    writes.report_stacks(conn, worker, [Stack(job, item, 1, place, stack) for item in (1, 2)])
+    seen = rf"Hung: item 1 on worker {worker}, for \d+ s, at {place}, and 1 more item"
+    expect(page.locator("#hung")).to_have_text(re.compile(seen), timeout=SOON)
+    expect(page.locator("#stalled")).to_be_hidden()
+    expect(page.locator("#running pre").first).to_have_text(stack)
+    record(conn, job, {"succeeded": range(3)}, worker=worker)
+    expect(page.locator("#hung")).to_be_hidden(timeout=SOON)
 
 
 def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: Conn, address: str) -> None:

@@ -18,6 +18,7 @@ from tests.conftest import TEST_SETTINGS, postgres_programs
 from tests.databases import database, with_database
 from tests.faults.ledger import TABLE, VARIABLE, Ledger
 from tests.faults.scene import Scene, scene
+from tests.faults.witness import Witness
 from tests.pgbouncer import NOBODY, pgbouncer
 
 
@@ -119,9 +120,14 @@ def on(
     server: Server, node: Node, environment: dict[str, str], fault_database_url: str, ledger: tuple[str, Ledger],
     tmp_path: Path,
 ) -> Iterator[Scene]:  # fmt: skip
-    """The scene; whatever was done on it, recounting finds what the counters say."""
+    """The scene; whatever is done on it, the parts of its jobs add up all the while, and recounting finds what the
+    counters say.
+    """
     with scene(server, node, ledger[1], environment, fault_database_url, tmp_path) as made:
-        yield made
+        with Witness(fault_database_url, reopened=True, pause=0.2) as witness:
+            yield made
         if not server.running():
             server.start()
         made.prove_true()
+    assert witness.wrong == []
+    assert witness.looks > 0

@@ -16,6 +16,7 @@ import callboard
 from callboard.commands.services import Node, Server
 from callboard.sql import reads
 from callboard.sql.pool import connect
+from callboard.sql.states import ITEM_STATES
 from tests.clients import client
 from tests.faults.ledger import Ledger
 from tests.faults.witness import Witness
@@ -116,6 +117,7 @@ class Scene:
         self.until(job, lambda status: status["finished_at"] is not None, timeout)
         status = self.status(job)
         assert status["state"] == "completed", status
+        assert sum(status[name] for name in ITEM_STATES) == total, status
         found = {name: status[name] for name in ("total", "succeeded", "failed", "skipped")}
         wanted = {"total": total, "succeeded": total - failed - skipped, "failed": failed, "skipped": skipped}
         assert found == wanted, status

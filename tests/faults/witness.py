@@ -1,4 +1,4 @@
-"""Reads a job again and again while faults happen: in every reading the parts must add up, and nothing may go back."""
+"""Reads jobs again and again while faults happen: in every reading the parts must add up, and nothing may go back."""
 
 import threading
 from typing import Any
@@ -6,22 +6,25 @@ from typing import Any
 import psycopg
 
 from callboard.sql import reads
-from callboard.sql.pool import connect
+from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
 
 FINAL = ("succeeded", "failed", "skipped")
 
 
 class Witness:
-    """A thread with a connection of its own; a database that is away is simply asked again."""
+    """A thread with a connection of its own; a database that is away is simply asked again. `job`: None for all."""
 
-    def __init__(self, url: str, job: int, *, reopened: bool = False) -> None:
+    def __init__(
+        self, url: str, job: int | None = None, *, reopened: bool = False, pause: float = 0.05
+    ) -> None:
         self.url = url
         self.job = job
-        self.wrong: list[dict[str, Any]] = []
-        self.readings = 0
+        self.wrong: list[object] = []
+        self.looks = self.readings = 0
         self._reopened = reopened
-        self._last = dict.fromkeys(FINAL, 0)
+        self._pause = pause
+        self._last: dict[int, dict[str, int]] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -37,17 +40,28 @@ class Witness:
         while not self._stopping.is_set():
             try:
                 with connect(self.url) as conn:
-                    while not self._stopping.wait(0.05):
-                        self._read(reads.run(conn, reads.job(self.job)))
+                    while not self._stopping.wait(self._pause):
+                        self._look(conn)
             except psycopg.Error:
                 self._stopping.wait(0.2)
+            except Exception as error:  # noqa: BLE001 — a witness that has died saw nothing wrong
+                self.wrong.append(error)
+                return
 
-    def _read(self, found: dict[str, Any] | None) -> None:
-        if found is None:
-            return
+    def _look(self, conn: Conn) -> None:
+        if self.job is None:
+            jobs = reads.run(conn, reads.jobs(limit=100))[0]
+        else:
+            jobs = [job for job in (reads.run(conn, reads.job(self.job)),) if job is not None]
+        self.looks += 1
+        for job in jobs:
+            self._read(job)
+
+    def _read(self, found: dict[str, Any]) -> None:
         self.readings += 1
+        before = self._last.get(found["id"], dict.fromkeys(FINAL, 0))
         parts = [found[state] for state in ITEM_STATES]
-        back = any(found[state] < self._last[state] for state in FINAL) and not self._reopened
+        back = any(found[state] < before[state] for state in FINAL) and not self._reopened
         if sum(parts) != found["total"] or min(parts) < 0 or back:
-            self.wrong.append({**found, "before": self._last})
-        self._last = {state: found[state] for state in FINAL}
+            self.wrong.append({**found, "before": before})
+        self._last[found["id"]] = {state: found[state] for state in FINAL}

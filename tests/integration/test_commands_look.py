@@ -17,7 +17,7 @@ from callboard.commands.services.process import Process, wait_until
 from callboard.sql.details import CHECKS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
-from tests.jobs import MIXED, make_job, make_mixed_job, record, run
+from tests.jobs import MIXED, make_job, make_mixed_job, make_worker, record, run
 
 CALLBOARD = Path(sys.executable).with_name("callboard")
 
@@ -105,6 +105,14 @@ def test_items_errors_and_workers_are_listed(look: Call, conn: Conn) -> None:
     (worker,) = document(look("workers", "--json"))["workers"]
     assert worker["state"] == "alive"
     assert "backstage" in look("workers")[1]
+
+
+def test_two_releases_at_once_are_listed_as_such(look: Call, conn: Conn) -> None:
+    for release in ("2026.11", "2026.12"):
+        make_worker(conn, release=release)
+    listed = document(look("workers", "--json"))["workers"]
+    assert [worker["release"] for worker in listed] == ["2026.12", "2026.11"]
+    assert re.search(r"2026\.12.*\n.*2026\.11", look("workers")[1])
 
 
 def test_items_tell_how_far_they_are(look: Call, conn: Conn) -> None:

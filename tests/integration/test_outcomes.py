@@ -11,6 +11,7 @@ import pytest
 from dramatiq import Message, group
 
 import callboard
+from tests.faults.witness import Witness
 from tests.helpers import wait_until
 from tests.pipeline import TIMEOUT, Stage, stage
 from tests.vhosts import Broker
@@ -28,7 +29,10 @@ def on(
 ) -> Iterator[Stage]:
     """One worker process for all of these tests; at the end it stops, and its record is true."""
     with stage(postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("outcomes")) as made:
-        yield made
+        with Witness(made.environment["DATABASE_URL"], pause=0.2) as witness:
+            yield made
+        assert witness.wrong == []
+        assert witness.readings > 0
         assert made.worker is not None
         assert made.worker.stop() == 0
         assert made.drift() == []
@@ -118,7 +122,7 @@ def test_a_message_past_its_age_limit_fails(on: Stage) -> None:
         on.actor("noted").send_with_options(args=(1,), max_age=1, delay=300)
     item = on.only(job)
     assert item["state"] == "failed"
-    assert item["error"]["kind"] == "timed_out"
+    assert (item["error"]["kind"], item["error"]["message"]) == ("timed_out", "Message age limit exceeded")
     assert on.runs(job.id) == []
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -241,6 +242,22 @@ def test_a_job_that_stands_still_says_why(conn: Conn) -> None:
     assert stalled(conn, job) is None
 
 
+def test_a_job_of_several_actors_names_the_one_that_nobody_has(conn: Conn) -> None:
+    make_worker(conn, "work")
+    gone = make_worker(conn, "mail")
+    job = make_job(conn, 0, sealed=False)
+    send(conn, job, 0, actor="mail")
+    writes.settle_outbox(conn, writes.claim_outbox(conn, 10))
+    age(conn, job, 42)
+    assert stalled(conn, job) == "nothing has moved for 42 s"
+    writes.stop_worker(conn, gone)
+    assert writes.postpone(conn, job, 0, 1, "mail")
+    assert stalled(conn, job) == "no worker that is alive has the actor mail"
+    make_worker(conn, "mail")
+    writes.wake_postponed(conn)
+    assert stalled(conn, job) == "nothing has moved for 42 s"
+
+
 def test_a_job_that_waits_for_a_retry_says_until_when(conn: Conn) -> None:
     worker = make_worker(conn)
     job = make_job(conn, 1)
@@ -307,11 +324,12 @@ def test_reads_go_through_a_pooler_in_transaction_mode(conn: Conn, pooled_url: s
             assert len(listed(pooled, job, "failed")) == 5
 
 
-def test_the_read_of_a_job_touches_no_item(conn: Conn) -> None:
+def test_the_read_of_a_job_touches_no_item_but_one_that_lacks_its_actor(conn: Conn) -> None:
     job = make_mixed_job(conn)
     query = reads.job(job)
     plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), query.parameters))
-    assert "items" not in plan
+    assert re.findall(r"\S.*items.*", plan)[0].startswith("->  Index Scan using items_pkey on items")
+    assert plan.count(" on items") == 1
     assert "jobs_pkey" in plan
 
 

@@ -41,6 +41,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
         **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
+        "missing": draw(st.none() | st.just("mail")),
         "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
         **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
         "within": False,
@@ -91,7 +92,7 @@ STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
     "actor": "work", "submitting": None, "consumed": 500, "key": None, "stage": None, "waits": False, "maker": None,
     "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
-    "limits": {"rate": "1/m"},
+    "limits": {"rate": "1/m"}, "missing": None,
 }  # fmt: skip
 WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
 
@@ -131,6 +132,11 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory"},
             {},
             "RabbitMQ at a:1 blocks publishers: low on memory",
+        ),
+        (
+            {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory", "missing": "mail"},
+            {},
+            "no worker that is alive has the actor mail",
         ),
         (
             {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory", "able": 0},

@@ -91,10 +91,8 @@ def test_growth_is_seen_and_noise_is_not(grows: Any, said: list[str]) -> None:
 
 def verdict(made: Account, **more: Any) -> Verdict:
     nothing: dict[str, Any] = dict.fromkeys(("drift", "identity", "unfinished", "grown", "measured"), ())
-    return Verdict(
-        seed=7, done=Counter({"worker killed": 3}), account=made, twice=2, recovery=(1.5, "worker killed"),
-        **{**nothing, **more},
-    )  # fmt: skip
+    nothing["recovery"] = (1.5, "worker killed")
+    return Verdict(seed=7, done=Counter({"worker killed": 3}), account=made, twice=2, **{**nothing, **more})
 
 
 def test_a_clean_verdict_has_no_problem_and_says_what_was_done() -> None:
@@ -108,3 +106,8 @@ def test_a_clean_verdict_has_no_problem_and_says_what_was_done() -> None:
 @pytest.mark.parametrize("name", ["drift", "identity", "unfinished", "grown"])
 def test_each_other_trouble_is_a_problem(name: str) -> None:
     assert len(verdict(Account(), **{name: ["this"]}).problems()) == 1
+
+
+def test_a_recovery_that_takes_too_long_is_a_problem() -> None:
+    slow = verdict(Account(), recovery=(61.0, "queue purged"))
+    assert slow.problems() == ["nothing went on for 60 s: 1, such as (61.0, 'queue purged')"]

@@ -3,8 +3,9 @@ and goes on with what has nothing to do with it.
 """
 
 import logging
+from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -82,6 +83,66 @@ def test_what_the_server_breaks_off_is_no_outage(
     sweeping._each(OPEN, [search, done.append])
     assert done == [OPEN]
     assert "it takes too long" in caplog.text
+
+
+class Database:
+    """Answers when it is there; by the test's clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.there = 1_000.0, True
+        self.buried: list[float] = []
+        clock = SimpleNamespace(monotonic=lambda: self.now, monotonic_ns=lambda: 0)
+        monkeypatch.setattr("callboard.middleware.sweep.time", clock)
+        monkeypatch.setattr(Sweep, "_elected", lambda *_: True)
+        monkeypatch.setattr(Sweep, "round", self._round)
+        self.sweep = Sweep(cast("Any", self), cast("Any", None))
+
+    def _round(self, _: object) -> None:
+        if sweeping._bury_dead in list(self.sweep._due()):
+            self.buried.append(self.now)
+
+    def connection(self) -> Any:
+        if not self.there:
+            raise psycopg.OperationalError("gone")
+        return nullcontext()
+
+    def pass_time(self, seconds: float) -> None:
+        """A look every second."""
+        for _ in range(round(seconds)):
+            self.sweep._look()
+            self.now += 1
+
+
+def test_who_only_starts_gives_others_some_time_to_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as much as after an outage: he may be the one for whose place what a dead worker held has waited."""
+    database = Database(monkeypatch)
+    database.pass_time(8)
+    assert database.buried[0] == 1_000 + writes.DEAD_AFTER / 2
+
+
+@pytest.mark.parametrize("before", [0, 30])
+def test_after_an_outage_nobody_is_buried_before_he_had_time_to_be_heard(
+    before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor by one that started in it."""
+    database = Database(monkeypatch)
+    database.pass_time(before)
+    database.there = False
+    database.pass_time(5)
+    database.there, again = True, database.now
+    database.buried.clear()
+    database.pass_time(20)
+    assert database.buried[0] == again + writes.DEAD_AFTER
+
+
+def test_nor_after_a_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database(monkeypatch)
+    database.pass_time(30)
+    database.now += writes.DEAD_AFTER + 1
+    again = database.now
+    database.buried.clear()
+    database.pass_time(20)
+    assert database.buried[0] == again + writes.DEAD_AFTER
 
 
 def test_an_outage_ends_the_round() -> None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 #: by what they are at the most, since a connection that was cut is away for some seconds (it has four files).
 MORE, MORE_MIB = 1.20, 16.0
 MORE_THREADS, MORE_FILES = 3, 10
+#: Seconds after a fault within which work goes on, whatever it was.
+PROMISED = 60.0
 #: Samples without which nothing is said: a minute of them.
 ENOUGH = 30
 
@@ -101,6 +103,7 @@ class Verdict:
             "the parts of a job did not add up, or went back": self.identity,
             "never ended": self.unfinished,
             "growth": self.grown,
+            f"nothing went on for {PROMISED:.0f} s": [self.recovery] if self.recovery[0] > PROMISED else [],
         }
         return [
             f"{name}: {len(found)}, such as {', '.join(map(str, found[:5]))}"
