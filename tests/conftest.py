@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from callboard.commands.services import Node, Server, postgres, rabbitmq
 from tests.databases import database, migrated, with_database
@@ -24,6 +25,13 @@ from tests.vhosts import Broker
 # Tests lose no data they care for when the power fails; and no test shall find the server full.
 TEST_SETTINGS = {"fsync": "off", "max_connections": "300"}
 MANAGEMENT = "rabbitmq_management"
+#: The same examples at each run, and none is too slow: how long one takes says how busy the machine is. Other ones, to
+#: search for what nobody thought of: CALLBOARD_TEST_LONG.
+settings.register_profile(
+    "callboard", deadline=None, derandomize=not os.environ.get("CALLBOARD_TEST_LONG"),
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("callboard")
 
 MARKS = {
     "postgres_url": "postgres",
