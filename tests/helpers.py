@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -11,8 +12,8 @@ from callboard.commands.services.process import Process, wait_until
 __all__ = ["StartWorker", "Worker", "wait_until"]
 
 READY = "Worker process is ready for action."
-BOOT_TIMEOUT = 60.0
-STOP_TIMEOUT = 60.0
+BOOT_TIMEOUT = 120.0
+STOP_TIMEOUT = 120.0
 
 
 class Worker:
@@ -63,8 +64,11 @@ class Worker:
 
     def children(self) -> list[int]:
         """The pids of the master's children: worker processes and helpers of multiprocessing (Linux)."""
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
-        return [int(pid) for path in tasks for pid in path.read_text(encoding="ascii").split()]
+        found: list[int] = []
+        for path in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # that thread, or the master, has just ended
+                found += map(int, path.read_text(encoding="ascii").split())
+        return found
 
     def stop(self) -> int | None:
         """SIGTERM, as a deploy does; its exit code."""
