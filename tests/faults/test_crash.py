@@ -74,7 +74,7 @@ def prove(on: Scene, job: callboard.Job, poison: int) -> Counter[int]:
             assert (state, crashes) == ("failed", writes.MAX_CRASHES)
         else:
             assert (state, crashes) == ("succeeded", 0), item  # acquitted, if it was there
-    assert wait_until(lambda: dead_letters(on).total() == poison, 30)
+    assert wait_until(lambda: dead_letters(on).total() == poison, 60)
     assert dead_letters(on) == Counter(f"{job.id}-{n}" for n in range(poison))
     return over
 

@@ -56,16 +56,16 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, on:
         on.until(job, lambda s: s["succeeded"] > 5 and len(in_hand(on, job, worker)) == 4)
         os.killpg(frozen.pid, signal.SIGSTOP)
         held = in_hand(on, job, worker)
-        assert wait_until(lambda: state_of(on, pid) == (worker, "dead"), 30)
+        assert wait_until(lambda: state_of(on, pid) == (worker, "dead"), 60)
         if until == "the job is done":
             on.until(job, lambda status: status["finished_at"] is not None)
         else:
-            assert wait_until(lambda: run_elsewhere(on, job, held), 30)
+            assert wait_until(lambda: run_elsewhere(on, job, held), 60)
         (now,) = on.ledger.conn.execute("SELECT clock_timestamp()").fetchone() or ()
         os.killpg(frozen.pid, signal.SIGCONT)
-        assert wait_until(lambda: state_of(on, pid) == (worker, "alive"), 30)
+        assert wait_until(lambda: state_of(on, pid) == (worker, "alive"), 60)
         on.prove_mixed(job, ITEMS, witness=witness)
-    assert wait_until(lambda: on.ledger.open(job.id) == 0, 30)
+    assert wait_until(lambda: on.ledger.open(job.id) == 0, 60)
     late: dict[int, int] = dict(
         on.ledger.conn.execute(
             "SELECT item, attempt FROM runs WHERE job = %s AND pid = %s AND began < %s AND ended > %s",

@@ -81,7 +81,7 @@ def test_all_kinds_in_one_queue(on: Scene) -> None:
     dramatiq.actor(actor_name="nobody", broker=on.broker)(client_half)
     worker = on.worker(modules=(ACTORS, "tests.faults.gates"))
     logged = on.node.log.stat().st_size
-    assert wait_until(lambda: len(consumers(on)) == 2, 30)
+    assert wait_until(lambda: len(consumers(on)) == 2, 60)
     before = consumers(on)
     sent: list[Message[Any]] = []
     unreadable: list[bytes] = []
@@ -107,7 +107,7 @@ def test_all_kinds_in_one_queue(on: Scene) -> None:
     on.until(unknown, lambda status: status["failed"] == UNKNOWN)
     each = 2 * ROUNDS * DISTURBANCE
     wanted = Counter(succeeded=each, failed=each, skipped=each)
-    assert wait_until(lambda: recorded(on) == wanted, 30), recorded(on)
+    assert wait_until(lambda: recorded(on) == wanted, 60), recorded(on)
     assert on.status(slow)["running"] == SLOW  # all the others passed by them, on the same channel
     assert consumers(on) == before
 

@@ -97,7 +97,7 @@ def test_stopped_for_a_while_and_a_worker_killed_meanwhile(on: Scene) -> None:
     with on.witness(job) as witness:
         on.server.stop()
         with quiet(*on.workers):
-            assert wait_until(lambda: all(AWAY in worker.output for worker in on.workers), 30)
+            assert wait_until(lambda: all(AWAY in worker.output for worker in on.workers), 60)
             time.sleep(60 if LONG else 8)
             assert not on.server.running()
         on.workers[0].kill()

@@ -125,7 +125,7 @@ def test_an_actor_that_only_the_next_release_has_waits_for_it(on: Scene) -> None
         assert done < ITEMS
         on.until(job, lambda status: status["stalled"] is not None)
         assert stalled(job) == "no worker that is alive has the actor renamed"
-        assert wait_until(lambda: on.depth() == 0, 30)  # the worker without it has looked at every message
+        assert wait_until(lambda: on.depth() == 0, 60)  # the worker without it has looked at every message
         on.until(job, lambda status: status["stalled"] is not None)
         status = on.status(job)
         assert (status["succeeded"], status["failed"], status["state"]) == (done, 0, "running")

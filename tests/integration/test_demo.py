@@ -43,7 +43,7 @@ def test_demo_tells_what_became_of_each_source(
     tmp_path: Path, sources: Path, place: dict[str, str], broker: str
 ) -> None:
     options = ["--in-process"] if broker == "in-process" else []
-    done = run(tmp_path, "demo", "--path", str(sources), "--json", *options, env=place, timeout=120)
+    done = run(tmp_path, "demo", "--path", str(sources), "--json", *options, env=place, timeout=240)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     counts = {name: summary["job"][name] for name in ("state", "total", "succeeded", "failed")}

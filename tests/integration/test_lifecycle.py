@@ -26,7 +26,7 @@ from tests.jobs import make_job, make_worker
 from tests.pipeline import Stage, stage
 from tests.vhosts import Broker
 
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 @pytest.fixture
