@@ -179,7 +179,7 @@ def swept(app: App) -> Iterator[None]:
     try:
         yield
     finally:
-        assert process.stop() == 0
+        assert process.stop(TIMEOUT) == 0
 
 
 @pytest.mark.parametrize("way", CHANGES)

@@ -529,7 +529,7 @@ def test_two_that_clear_the_same_job_share_the_work(
 
     def work(_: int) -> int:
         with connect(database_url) as own:
-            start.wait(20)
+            start.wait(60)
             return clear(own, job)
 
     with ThreadPoolExecutor(3) as pool:

@@ -51,7 +51,7 @@ def search(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Search:
 
 
 def look(conn: Conn, search: Search, *workers: int, times: int = 3, holds: Any = ()) -> None:
-    """So many searches; in between a second passes, in the rows and in what the search knows, and these workers beat."""
+    """So many searches; in between a second passes, in the rows and in what the search knows, and these beat."""
     for _ in range(times):
         for worker in workers:
             writes.beat(conn, worker, holds)

@@ -186,7 +186,7 @@ def test_a_table_that_is_not_there_is_waited_for(
     conn.execute(f"ALTER TABLE callboard.{table} RENAME TO elsewhere")
     journal.flush([good(job, n) for n in range(10)])
     assert wait_until(
-        lambda: caplog.text.count("the database does not let anything be recorded, trying on") >= 3, 20
+        lambda: caplog.text.count("the database does not let anything be recorded, trying on") >= 3, 60
     )
     assert f'relation "callboard.{table}" does not exist' in caplog.text
     assert journal.settled == []

@@ -292,6 +292,7 @@ def test_a_send_without_a_database_raises_and_sends_nothing(
                 broker.get_actor("work").send(1)
             with pytest.raises(callboard.NotStored, match="DATABASE_URL"):
                 broker.get_actor("work").send(2)
+        monkeypatch.setattr(sending, "PATIENCE", TIMEOUT)
         after = broker.get_actor("work").send(3)
         stored = [row[0] for row in conn.execute("SELECT message_id FROM callboard.items ORDER BY item")]
         assert after.message_id in stored
