@@ -94,7 +94,9 @@ def test_a_purge_killed_in_the_middle_is_gone_on_with(
 
 def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(on: Scene) -> None:
     """Nothing was redelivered, nothing may be a copy: it does not run only because workers are told of the job."""
-    on.worker().stop()  # its queue is there
+    worker = on.worker()
+    assert wait_until(on.consumed, TIMEOUT)
+    worker.stop()  # its queue is there
     job = on.submit("work", mixed(ITEMS))
     assert wait_until(lambda: on.depth() > 50, TIMEOUT)
     job.cancel()

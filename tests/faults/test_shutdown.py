@@ -40,6 +40,7 @@ def test_outcomes_that_wait_for_the_database(on: Scene) -> None:
 def test_messages_that_wait_to_be_recorded_on_sight(on: Scene) -> None:
     """Without our stamp, as from a foreign producer: their worker threads wait for the journal."""
     worker = on.worker()
+    assert wait_until(on.consumed, 60)
     on.server.stop()
     with on.channel() as channel:
         for n in range(20):
@@ -47,7 +48,7 @@ def test_messages_that_wait_to_be_recorded_on_sight(on: Scene) -> None:
             channel.basic_publish("", "default", message.encode())
     assert wait_until(lambda: on.depth() < 20, 60)
     stops(worker)
-    assert on.depth() == 20
+    assert wait_until(lambda: on.depth() == 20, 60)
     on.server.start()
     worker.start()
     ended = "SELECT count(*) FROM callboard.items WHERE state = 'succeeded'"
