@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import dramatiq
+import psycopg
 from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import StubBackend
 
@@ -60,11 +61,24 @@ def leaves(number: int) -> None:
         raise callboard.Skip("not wanted any more")
 
 
+def in_hand() -> bool:
+    """Whether the record has it that this item is being worked on."""
+    now = callboard.current()
+    with psycopg.connect(os.environ["DATABASE_URL"]) as conn:
+        found = conn.execute(
+            "SELECT FROM callboard.running WHERE (job_id, item, attempt) = (%s, %s, %s)",
+            (now.job, now.item, now.attempt),
+        )
+        return found.rowcount > 0
+
+
 @dramatiq.actor(max_retries=0)
-def deadly(number: int, how: str, seconds: float = 0.0) -> None:
-    """Kill this very process, after some seconds."""
+def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) -> None:
+    """Kill this very process, after some seconds, or when it is `known` that the item is in hand."""
     with run():
         time.sleep(seconds)
+        while known and not in_hand():
+            time.sleep(0.05)
         if how == "exit":
             os._exit(9)
         if how == "segfault":
