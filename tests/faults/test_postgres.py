@@ -187,7 +187,7 @@ def test_the_servers_disk_is_full(on: Scene) -> None:
             )
             stood = on.status(job)["succeeded"]
             assert wait_until(
-                lambda: all("No space left on device" in worker.output for worker in on.workers), 30
+                lambda: all("No space left on device" in worker.output for worker in on.workers), 60
             )
             time.sleep(3)
             assert on.status(job)["succeeded"] == stood
