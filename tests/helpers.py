@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from callboard.commands.services.process import Process, wait_until
+from tests.booted import READY
 
 __all__ = ["StartWorker", "Worker", "wait_until"]
 
-READY = "Worker process is ready for action."
 BOOT_TIMEOUT = 120.0
 STOP_TIMEOUT = 120.0
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import signal
 import socket
 import time
 from typing import Any
@@ -13,9 +12,12 @@ from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import StubBackend
 
 import callboard
+from tests.booted import booted, die
 from tests.faults.ledger import run
 
 broker = callboard.install()
+#: Ways to die.
+DEATHS = ("exit", "segfault", "kill")
 MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
 
 
@@ -79,12 +81,14 @@ def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) 
         time.sleep(seconds)
         while known and not in_hand():
             time.sleep(0.05)
+        if how in DEATHS:
+            booted()
         if how == "exit":
             os._exit(9)
         if how == "segfault":
             ctypes.string_at(0)
         if how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
 
 @dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
@@ -94,7 +98,7 @@ def uploads(items: list[dict[str, Any]]) -> list[Any]:
     with run(*(item["number"] for item in items)):
         time.sleep(max(item.get("seconds", 0.0) for item in items))
         if any(item.get("how") == "kill" for item in items):
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return [ValueError("refused") if item.get("fate") == "fail" else None for item in items]
 
 

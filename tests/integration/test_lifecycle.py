@@ -51,7 +51,8 @@ def test_a_poison_item_is_stopped_and_its_neighbours_succeed(on: Stage) -> None:
         on.conn.execute(
             "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE stopped_at IS NULL"
         )
-        on.worker.start()
+        on.worker.process.kill()  # what is left of its group
+        on.worker.begin()
         starts += 1
     status = job.status()
     assert (status["succeeded"], status["failed"]) == (59, 1)
