@@ -98,6 +98,8 @@ def uploads(items: list[dict[str, Any]]) -> list[Any]:
     with run(*(item["number"] for item in items)):
         time.sleep(max(item.get("seconds", 0.0) for item in items))
         if any(item.get("how") == "kill" for item in items):
+            while not in_hand():
+                time.sleep(0.05)
             die()
         return [ValueError("refused") if item.get("fate") == "fail" else None for item in items]
 

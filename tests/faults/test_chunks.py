@@ -4,7 +4,8 @@ import random
 from typing import Any
 
 from callboard.sql import writes
-from tests.faults.scene import Scene, mixed
+from tests.faults.points import HURRY
+from tests.faults.scene import ACTORS, Scene, mixed
 
 ITEMS, KILLS, CHUNK = 3_000, 5, 20
 
@@ -52,9 +53,9 @@ def test_killed_many_times_with_items_in_batches(on: Scene) -> None:
 
 def test_a_batch_with_an_item_that_kills_its_worker(on: Scene) -> None:
     """That one is failed at the third death; the others of its batch succeed, and are charged with nothing."""
-    items: list[dict[str, Any]] = [{"number": n, "seconds": 0.7 if n < CHUNK else 0.05} for n in range(100)]
+    items: list[dict[str, Any]] = [{"number": n, "seconds": 0.3 if n < CHUNK else 0.05} for n in range(100)]
     items[7]["how"] = "kill"
-    on.worker()
+    on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.points"))
     job = on.submit("uploads", items, chunk=CHUNK)
     with on.witness(job) as witness:
         runs = on.prove(job, total=100, failed=1, witness=witness, timeout=120)

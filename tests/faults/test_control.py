@@ -214,17 +214,17 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
 
 def test_a_job_whose_workers_die_as_it_is_cancelled_is_cancelled(on: Scene) -> None:
     """What they held has no end; it is cancelled, too, when they are missed."""
-    job = on.submit("work", ({"number": n, "seconds": 0.5} for n in range(400)))
+    job = on.submit("work", ({"number": n, "seconds": 0.5} for n in range(120)))
     on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.points"))
     on.until(job, lambda status: status["running"] > 0)
     job.cancel()
     on.workers[0].kill()
     on.until(job, lambda status: status["state"] == "cancelled")
     ended = on.status(job)
-    assert ended["succeeded"] + ended["cancelled"] == 400
+    assert ended["succeeded"] + ended["cancelled"] == 120
     assert on.left_over(job) == {"running": 0, "outbox": 0}
     assert job.retry(["cancelled"]) == ended["cancelled"]
-    on.prove(job, total=400)
+    on.prove(job, total=120)
 
 
 def told(on: Scene, job: callboard.Job) -> dict[str, Any]:

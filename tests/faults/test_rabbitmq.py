@@ -58,18 +58,24 @@ def test_restarted_in_mid_job(on: Scene) -> None:
 def test_all_connections_closed(on: Scene) -> None:
     for _ in range(2):
         on.worker()
-    job = on.submit("work", mixed(5_000, 0.03))
+    job = on.submit("work", mixed(4_000, 0.03))
     cut: set[str] = set()
     with on.witness(job) as witness:
-        for part in (500, 2_000):
+        for part in (300, 1_200):
             on.until(job, lambda status: status["succeeded"] > part)
-            # Two consumers and a publisher of each worker.
-            assert wait_until(lambda: len(connections(on)) >= 3 * 2, TIMEOUT), connections(on)
-            before = connections(on)
+            before: set[str] = set()
+
+            def complete() -> bool:
+                """Two consumers and a publisher of each worker."""
+                before.clear()
+                before.update(connections(on))
+                return len(before) >= 3 * 2
+
+            assert wait_until(complete, TIMEOUT), before
             on.node.ctl("close_all_connections", "--global", "a fault")
             assert wait_until(lambda: before.isdisjoint(connections(on)), TIMEOUT)
             cut |= before
-        runs = on.prove_mixed(job, 5_000, witness=witness)
+        runs = on.prove_mixed(job, 4_000, witness=witness)
     assert CUT in on.said()
     assert sent_again(on) == 0
     print(f"{len(cut)} connections cut, {runs.total()} runs, {on.ledger.twice(job.id)} of them twice")

@@ -130,17 +130,17 @@ def test_an_actor_that_only_the_next_release_has_waits_for_it(on: Scene) -> None
         status = on.status(job)
         assert (status["succeeded"], status["failed"], status["state"]) == (done, 0, "running")
         # What is submitted now is not even published: who would get it lacks the actor.
-        whole = on.submit("renamed", ({"number": n} for n in range(5_000)))
+        whole = on.submit("renamed", ({"number": n} for n in range(2_000)))
         on.until(whole, lambda status: status["stalled"] is not None)
         assert stalled(whole) == "no worker that is alive has the actor renamed"
-        assert (on.status(whole)["pending"], on.depth()) == (5_000, 0)
+        assert (on.status(whole)["pending"], on.depth()) == (2_000, 0)
         waiting = on.sql("SELECT count(*) FROM callboard.outbox WHERE job_id = %s", whole.id)
         assert waiting == [(0,)]
         other = on.submit("work", mixed(200))
         on.prove_mixed(other, 200)  # nobody stands in others' way
         on.worker(threads=4, modules=modules)
         runs = on.prove(job, total=ITEMS, retries=0, witness=witness)
-        on.prove(whole, total=5_000, retries=0)
+        on.prove(whole, total=2_000, retries=0)
     assert set(runs.values()) == {1}
     (postponed,) = on.sql("SELECT count(*) FROM callboard.outbox")
     assert postponed == (0,)
