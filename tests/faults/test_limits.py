@@ -9,11 +9,12 @@ from tests.faults.scene import Scene
 
 
 def spans(on: Scene, job: callboard.Job) -> list[tuple[float, float]]:
-    """When each run of a job began and ended, in order of their beginning."""
+    """When each run of a job began and ended, in order of their beginning; what is in hand has not ended yet."""
     return [
         (float(row[0]), float(row[1]))
         for row in on.ledger.conn.execute(
-            "SELECT extract(epoch FROM began), extract(epoch FROM ended) FROM runs WHERE job = %s ORDER BY began",
+            "SELECT extract(epoch FROM began), extract(epoch FROM coalesce(ended, 'infinity'))"
+            " FROM runs WHERE job = %s ORDER BY began",
             (job.id,),
         )
     ]
