@@ -48,8 +48,11 @@ class Worker:
         return self.process.pid
 
     def start(self) -> Self:
-        """Start it (again), and wait until all of its processes take messages."""
-        self.begin().process.wait_ready(self.ready, BOOT_TIMEOUT)
+        """Start it (again), and wait until all of its processes take messages; one may have died of them by then."""
+        self.begin()
+        wait_until(lambda: self.ready() or not self.process.running(), BOOT_TIMEOUT)
+        if not self.ready():
+            self.process.wait_ready(self.ready, 0)
         return self
 
     def begin(self) -> Self:
