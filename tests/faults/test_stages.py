@@ -204,7 +204,7 @@ class Crowd(crowd.Crowd):
 
     def control(self, conn: Conn, chance: random.Random) -> None:
         """What people say."""
-        saying = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "limit"))
+        saying = chance.choice(("cancel", "pause", "pause", "resume", "resume", *["retry"] * 3, "limit"))
         given = (
             Choice(chance.choice((None, ("cancelled", "failed"))))
             if saying == "retry"
