@@ -24,7 +24,7 @@ from tests.helpers import Worker, wait_until
 
 ACTORS = "tests.faults.actors"
 NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uploads", "told", "summed")
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 def fate(number: int) -> str:

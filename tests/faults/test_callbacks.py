@@ -71,7 +71,7 @@ def test_a_worker_killed_in_the_middle_of_a_callback(on: Scene, there: Receiver)
             jobs.append(on.submit("work", mixed(40), on_complete=["told", there.url]))
         return len(marks(marked)) == len(PLAN)
 
-    assert wait_until(has_died_at_each, 120, pause=0.1), marks(marked)
+    assert wait_until(has_died_at_each, 240, pause=0.1), marks(marked)
     for job in jobs:
         on.until(job, lambda status: status["finished_at"] is not None)
     on.until(jobs[0], lambda _: not waiting(on))

@@ -32,7 +32,7 @@ def test_killed_many_times_with_items_one_by_one(on: Scene) -> None:
     job = on.submit("work", mixed(ITEMS, 0.02), chunk=CHUNK)
     with on.witness(job) as witness:
         kill_again_and_again(on, job)
-        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=120)
+        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
     again = on.ledger.twice(job.id)
     assert again < KILLS * 16 * 20  # far less than whole messages for each thread
     print(f"{KILLS} kills, {runs.total()} runs, {again} runs twice")
@@ -47,7 +47,7 @@ def test_killed_many_times_with_items_in_batches(on: Scene) -> None:
     job = on.submit("uploads", items, chunk=CHUNK)
     with on.witness(job) as witness:
         kill_again_and_again(on, job)
-        runs = on.prove(job, total=ITEMS, failed=ITEMS // 20, witness=witness, timeout=120)
+        runs = on.prove(job, total=ITEMS, failed=ITEMS // 20, witness=witness, timeout=240)
     print(f"{KILLS} kills, {runs.total()} runs, {on.ledger.twice(job.id)} runs twice")
 
 
@@ -58,7 +58,7 @@ def test_a_batch_with_an_item_that_kills_its_worker(on: Scene) -> None:
     on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.points"))
     job = on.submit("uploads", items, chunk=CHUNK)
     with on.witness(job) as witness:
-        runs = on.prove(job, total=100, failed=1, witness=witness, timeout=120)
+        runs = on.prove(job, total=100, failed=1, witness=witness, timeout=240)
     (failed,) = on.sql("SELECT item, crashes FROM callboard.items WHERE job_id = %s AND crashes > 0", job.id)
     assert failed == (7, writes.MAX_CRASHES)
     assert on.status(job)["crashes"] == writes.MAX_CRASHES

@@ -162,7 +162,7 @@ def test_what_was_cancelled_is_done_after_all(on: Scene) -> None:
     on.until(job, lambda status: status["state"] == "cancelled")
     cancelled = on.status(job)["cancelled"]
     assert job.retry(["cancelled"]) == cancelled
-    runs = on.prove(job, total=3_000, timeout=90)
+    runs = on.prove(job, total=3_000, timeout=240)
     assert runs.total() == 3_000
 
 
@@ -206,7 +206,7 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
         on.until(job, lambda status: status["queued"] == status["running"] == 0)
         job.resume()
         on.until(job, lambda _: len(marks(marked)) == 4)
-        runs = on.prove(job, total=3_000, witness=witness, timeout=120)
+        runs = on.prove(job, total=3_000, witness=witness, timeout=240)
     assert [mark.point for mark in marks(marked)] == ["parked", "parked", "sent", "sent"]
     # What was parked and what went out twice ran once; only what a worker had not yet on record may run again.
     assert sum(count - 1 for count in runs.values()) <= 16 * len(marks(marked))
@@ -273,7 +273,7 @@ def test_a_command_killed_in_the_middle_has_done_nothing_and_is_done_by_the_next
     command = [sys.executable, "-c", DIES, at, action, str(job.id)]
     if action == "limit":
         command += ["--rate", "10/s"]
-    killed = subprocess.run(command, env={**os.environ, **on.environment}, check=False, timeout=60)
+    killed = subprocess.run(command, env={**os.environ, **on.environment}, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     assert told(on, job) == before
     say: dict[str, Callable[[], Any]] = {

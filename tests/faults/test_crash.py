@@ -85,7 +85,7 @@ def test_each_way_to_die_ends_at_the_third_time(on: Scene) -> None:
     with on.witness(job) as witness:
         for _ in range(2):
             on.worker(threads=4, env={HURRY: str(SECONDS)}, modules=(ACTORS, "tests.faults.points"))
-        on.prove(job, total=ITEMS, failed=len(WAYS), witness=witness, timeout=120)
+        on.prove(job, total=ITEMS, failed=len(WAYS), witness=witness, timeout=240)
     on.tend()
     over = prove(on, job, len(WAYS))
     assert [over[n] for n in range(len(WAYS))] == [writes.MAX_CRASHES] * len(WAYS)

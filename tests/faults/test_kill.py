@@ -39,7 +39,7 @@ def test_killed_many_times_in_one_job(on: Scene) -> None:
             if victims := at_work(on):
                 chance.choice(victims).kill()
                 killed += 1
-        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=180)
+        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
     assert killed == KILLS
     # Most found it at work: what those had in hand has no end in the ledger, and ran again.
     interrupted = "SELECT count(DISTINCT pid) FROM runs WHERE job = %s AND ended IS NULL"

@@ -36,7 +36,7 @@ def purge(on: Scene, *arguments: object, dies: str = "", times: int = 0) -> subp
     """Run `callboard purge` in a process of its own, one that `dies` maybe."""
     return subprocess.run(
         [sys.executable, "-c", DIES, dies, str(times), "purge", *map(str, arguments)],
-        env={**os.environ, **on.environment}, check=False, timeout=60, capture_output=True, text=True,
+        env={**os.environ, **on.environment}, check=False, timeout=120, capture_output=True, text=True,
     )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def recovers(on: Scene, job: callboard.Job, since: float) -> None:
 
 def prove(on: Scene, job: callboard.Job, witness: Any) -> None:
     """Everything ran and counts once, and no message was lost: none was acknowledged before its commit."""
-    on.prove_mixed(job, ITEMS, witness=witness, timeout=120)
+    on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
     assert "had lost their messages" not in on.said()
     print(f"{on.ledger.twice(job.id)} runs twice")
 

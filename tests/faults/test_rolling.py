@@ -49,7 +49,7 @@ def migrate(on: Scene, folder: Path) -> str:
     """`callboard migrate` of the release in a folder."""
     command = [sys.executable, "-m", "callboard.commands.main", "migrate"]
     done = subprocess.run(
-        command, cwd=folder, env={"DATABASE_URL": on.direct_url}, check=True, capture_output=True, timeout=60
+        command, cwd=folder, env={"DATABASE_URL": on.direct_url}, check=True, capture_output=True, timeout=120
     )
     return done.stdout.decode()
 
