@@ -145,6 +145,9 @@ def test_publishers_blocked_by_a_memory_alarm(roomy: Scene) -> None:
 def test_the_node_gone_while_retries_are_due(on: Scene) -> None:
     """Attempts that end meanwhile are on record; their next wait in the database, and the job says for what."""
     on.worker()
+    assert wait_until(on.consumed, TIMEOUT)
+    # The queue was declared just now; the log of it lies in the node's memory for two seconds.
+    on.node.ctl("eval", "mnesia:sync_log().")
     job = on.submit("work", ({"number": n, "fate": "retry", "seconds": 0.3} for n in range(100)))
     with on.witness(job) as witness:
         on.until(job, lambda status: status["retries"] > 8)
