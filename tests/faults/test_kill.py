@@ -10,7 +10,7 @@ from tests.faults.scene import TIMEOUT, Scene, fate, mixed
 from tests.helpers import Worker
 
 #: All of it with CALLBOARD_TEST_LONG.
-KILLS, ITEMS = (50, 24_000) if os.environ.get("CALLBOARD_TEST_LONG") else (10, 4_000)
+KILLS, ITEMS = (50, 24_000) if os.environ.get("CALLBOARD_TEST_LONG") else (10, 5_000)
 
 
 def at_work(on: Scene) -> list[Worker]:
