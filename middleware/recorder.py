@@ -44,6 +44,8 @@ CONNECTIONS = 4
 #: Seconds a starting worker waits for the database, and a stopping process for what is still to be written.
 BOOT_PATIENCE = 60.0
 PATIENCE = 8.0
+#: Seconds between two tries at its start.
+BOOT_PAUSE = 2.0
 #: Seconds that one question of a worker thread takes at most; it is asked again.
 ANSWER = 2.0
 
@@ -159,18 +161,23 @@ class Recorder:
             self.publisher.begin(job)
 
     def check(self) -> None:
-        """Wait for the database, compare its schema; ends the process, with a line that says why, when it can't work.
+        """Wait for the database, and compare its schema; SystemExit, with a line that says why, when it can't work."""
+        if warning := self._patiently(self._compare):
+            log.warning(warning)
 
-        SystemExit, since an ordinary exception in this hook would only be logged.
+    def _compare(self) -> str | None:
+        with connect(self.url) as conn:
+            return migrate.check(conn)
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What a starting worker asks of a database that may come only now, or go again just then.
+
+        SystemExit when it can't work, since an ordinary exception in this hook would only be logged.
         """
         deadline = time.monotonic() + BOOT_PATIENCE
         while True:
             try:
-                with connect(self.url) as conn:
-                    warning = migrate.check(conn)
-                if warning:
-                    log.warning(warning)
-                return
+                return ask()
             except migrate.SchemaError as error:
                 log.critical("%s", error)
                 sys.exit(1)
@@ -179,18 +186,18 @@ class Recorder:
                     log.critical("no database after 60 s (DATABASE_URL): %s", str(error).strip())
                     sys.exit(1)
                 log.warning("waiting for the database (DATABASE_URL): %s", str(error).strip().splitlines()[0])
-                time.sleep(2)
+                time.sleep(BOOT_PAUSE)
 
     def open(self, worker: dramatiq.Worker, actors: dict[str, str]) -> None:
         """Be a worker process, with these actors ({name: queue})."""
         self._threads = worker
         prefetched = self._prefetched or partial(_queued, worker)
         self._maker.actors = sorted(actors)
-        self.worker = Worker(
+        made = self.worker = Worker(
             self.pool, worker.worker_threads, lambda: list({*self.hand.keys(), *prefetched()}), self.hand.heed,
             self._trouble, self._advance,
         )  # fmt: skip
-        self.hand.worker = self.worker.start(actors)
+        self.hand.worker = self._patiently(lambda: made.start(actors))
         self.tend()
         self.journal.watch()
 

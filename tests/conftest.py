@@ -14,8 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from callboard.commands.services import Node, Server, postgres, rabbitmq
+from callboard.commands.services import Node, Server, ports, postgres, rabbitmq
 from tests.databases import database, migrated, with_database
 from tests.helpers import StartWorker, Worker
 from tests.pgbouncer import NOBODY, pgbouncer
@@ -24,6 +25,13 @@ from tests.vhosts import Broker
 # Tests lose no data they care for when the power fails; and no test shall find the server full.
 TEST_SETTINGS = {"fsync": "off", "max_connections": "300"}
 MANAGEMENT = "rabbitmq_management"
+#: The same examples at each run, and none is too slow: how long one takes says how busy the machine is. Other ones, to
+#: search for what nobody thought of: CALLBOARD_TEST_LONG.
+settings.register_profile(
+    "callboard", deadline=None, derandomize=not os.environ.get("CALLBOARD_TEST_LONG"),
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("callboard")
 
 MARKS = {
     "postgres_url": "postgres",
@@ -38,10 +46,18 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Who starts the tests in the background may have SIGINT ignored, and all that they start would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    take_ports(os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if folder := os.environ.get("CALLBOARD_TEST_RABBITMQ"):
         nodes: Any = import_module("callboard.commands.services.rabbitmq")
         nodes.scripts = lambda: Path(folder)
         nodes.epmd = lambda: Path(folder) / "epmd"
+
+
+def take_ports(process: str, processes: str) -> None:
+    """Of those who test side by side each has ports of its own: a node takes its ports seconds after it chose them."""
+    share = (ports.LAST - ports.FIRST) // int(processes)
+    first = ports.FIRST + int(process.removeprefix("gw")) * share
+    ports.FIRST, ports.LAST = first, first + share
 
 
 def postgres_programs() -> Path | None:

@@ -3,16 +3,17 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, Self
 
 from callboard.commands.services.process import Process, wait_until
+from tests.booted import READY
 
 __all__ = ["StartWorker", "Worker", "wait_until"]
 
-READY = "Worker process is ready for action."
-BOOT_TIMEOUT = 60.0
-STOP_TIMEOUT = 60.0
+BOOT_TIMEOUT = 120.0
+STOP_TIMEOUT = 120.0
 
 
 class Worker:
@@ -47,8 +48,11 @@ class Worker:
         return self.process.pid
 
     def start(self) -> Self:
-        """Start it (again), and wait until all of its processes take messages."""
-        self.begin().process.wait_ready(self.ready, BOOT_TIMEOUT)
+        """Start it (again), and wait until all of its processes take messages; one may have died of them by then."""
+        self.begin()
+        wait_until(lambda: self.ready() or not self.process.running(), BOOT_TIMEOUT)
+        if not self.ready():
+            self.process.wait_ready(self.ready, 0)
         return self
 
     def begin(self) -> Self:
@@ -63,8 +67,13 @@ class Worker:
 
     def children(self) -> list[int]:
         """The pids of the master's children: worker processes and helpers of multiprocessing (Linux)."""
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
-        return [int(pid) for path in tasks for pid in path.read_text(encoding="ascii").split()]
+        found: list[int] = []
+        for path in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with suppress(
+                FileNotFoundError, ProcessLookupError
+            ):  # that thread, or the master, has just ended
+                found += map(int, path.read_text(encoding="ascii").split())
+        return found
 
     def stop(self) -> int | None:
         """SIGTERM, as a deploy does; its exit code."""

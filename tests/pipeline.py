@@ -19,7 +19,7 @@ from tests.helpers import Worker, wait_until
 from tests.vhosts import Broker
 
 ACTORS = "tests.integration.pipeline_actors"
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 @dataclass

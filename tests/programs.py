@@ -25,7 +25,7 @@ def run(
     *arguments: str,
     env: Mapping[str, str] | None = None,
     given: bytes = b"",
-    timeout: float = 60,
+    timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     done = subprocess.run(
@@ -72,7 +72,7 @@ def running(
     log.unlink(missing_ok=True)
     process = Process([*COMMAND, *arguments], log=log, env=environment(env or {}), cwd=folder).start()
     try:
-        process.wait_ready(lambda: until in log.read_text(), 60)
+        process.wait_ready(lambda: until in log.read_text(), 180)
         yield process
         process.stop(60)
     finally:

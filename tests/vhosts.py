@@ -31,7 +31,7 @@ class Broker:
         """Call the management API; its JSON answer, or None. `httpx.HTTPStatusError` if it refuses."""
         parts = urlsplit(self.url)
         user = (unquote(parts.username or "guest"), unquote(parts.password or "guest"))
-        answer = httpx.request(method, f"{self.management_url}/{path}", json=body, auth=user, timeout=30)
+        answer = httpx.request(method, f"{self.management_url}/{path}", json=body, auth=user, timeout=60)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

@@ -1,6 +1,8 @@
 """The pages in a real browser: they move, they say when they are cut off, and others' text stays text."""
 
 import re
+import statistics
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -19,9 +21,10 @@ from tests.helpers import wait_until
 from tests.jobs import BAD, age, cancel, make_job, make_mixed_job, make_staged, make_worker, record, run
 from tests.webapp import served
 
-#: Milliseconds in which a change is to be seen.
-SOON = 1_500
-LATER = 15_000
+#: Seconds in which a change is to be seen.
+SEEN = 1.5
+#: Milliseconds in which it has to be seen on a machine that has much else to do; and what comes after some tries.
+SOON, LATER = 15_000, 30_000
 
 
 @pytest.fixture
@@ -43,9 +46,13 @@ def test_a_job_moves_before_ones_eyes(page: Page, conn: Conn, address: str) -> N
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#percent")).to_have_text("0.0 %")
     bar = page.get_by_role("progressbar")
+    took = []
     for done in range(5):
         record(conn, job, {"succeeded": [done]})
+        began = time.monotonic()
         expect(bar).to_have_attribute("aria-valuenow", str((done + 1) * 10), timeout=SOON)
+        took.append(time.monotonic() - began)
+    assert statistics.median(took) < SEEN, took
     record(conn, job, {"failed": range(5, 10)})
     expect(page.locator("#state")).to_have_text("completed", timeout=SOON)
     expect(page.locator("#state")).to_have_attribute("aria-live", "polite")
@@ -164,11 +171,12 @@ def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: C
     page.goto(address)
     expect(page.locator("#note")).to_contain_text("No job yet")
     expect(page.locator("#crew")).to_have_text("no worker alive")
-    make_worker(conn)
+    first = make_worker(conn)
     job = make_job(conn, 4, name="Autumn ads")
     expect(page.locator("#jobs li")).to_contain_text("Autumn ads", timeout=SOON)
     expect(page.locator("#crew")).to_have_text("1 worker, 8 threads", timeout=SOON)
     make_worker(conn, release="2026.12")
+    writes.beat(conn, first, [])
     expect(page.locator("#crew")).to_have_text(
         "2 workers, 16 threads, releases 2026.11 and 2026.12", timeout=SOON
     )
@@ -286,7 +294,7 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
     expect(page.locator("#state")).to_have_text("stopping", timeout=SOON)
     expect(button).to_have_count(0)
     conn.execute("DELETE FROM callboard.running")
-    assert wait_until(lambda: writes.close_stopped(conn), 10)
+    assert wait_until(lambda: writes.close_stopped(conn), 60)
     expect(button).to_have_text(["Run 75 cancelled items", "Delete"], timeout=SOON)
     button.first.click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
@@ -317,10 +325,11 @@ def test_what_was_done_is_seen_though_a_look_was_under_way(page: Page, conn: Con
     while not held:
         page.wait_for_timeout(20)
     answer = held[0].fetch()
+    page.evaluate("window.setTimeout = () => 0")  # no other look comes by itself
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_role("button", name="Pause")).to_be_enabled()
     held[0].fulfill(response=answer)
-    expect(page.locator("#state")).to_have_text("paused", timeout=500)
+    expect(page.locator("#state")).to_have_text("paused", timeout=SOON)
 
 
 def test_a_job_that_is_deleted_meanwhile_is_shown_no_more(page: Page, conn: Conn, address: str) -> None:

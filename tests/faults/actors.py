@@ -2,19 +2,22 @@
 
 import ctypes
 import os
-import signal
 import socket
 import time
 from typing import Any
 
 import dramatiq
+import psycopg
 from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import StubBackend
 
 import callboard
+from tests.booted import booted, die
 from tests.faults.ledger import run
 
 broker = callboard.install()
+#: Ways to die.
+DEATHS = ("exit", "segfault", "kill")
 MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
 
 
@@ -60,17 +63,32 @@ def leaves(number: int) -> None:
         raise callboard.Skip("not wanted any more")
 
 
+def in_hand() -> bool:
+    """Whether the record has it that this item is being worked on."""
+    now = callboard.current()
+    with psycopg.connect(os.environ["DATABASE_URL"]) as conn:
+        found = conn.execute(
+            "SELECT FROM callboard.running WHERE (job_id, item, attempt) = (%s, %s, %s)",
+            (now.job, now.item, now.attempt),
+        )
+        return found.rowcount > 0
+
+
 @dramatiq.actor(max_retries=0)
-def deadly(number: int, how: str, seconds: float = 0.0) -> None:
-    """Kill this very process, after some seconds."""
+def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) -> None:
+    """Kill this very process, after some seconds, or when it is `known` that the item is in hand."""
     with run():
         time.sleep(seconds)
+        while known and not in_hand():
+            time.sleep(0.05)
+        if how in DEATHS:
+            booted()
         if how == "exit":
             os._exit(9)
         if how == "segfault":
             ctypes.string_at(0)
         if how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
 
 @dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
@@ -80,7 +98,9 @@ def uploads(items: list[dict[str, Any]]) -> list[Any]:
     with run(*(item["number"] for item in items)):
         time.sleep(max(item.get("seconds", 0.0) for item in items))
         if any(item.get("how") == "kill" for item in items):
-            os.kill(os.getpid(), signal.SIGKILL)
+            while not in_hand():
+                time.sleep(0.05)
+            die()
         return [ValueError("refused") if item.get("fate") == "fail" else None for item in items]
 
 

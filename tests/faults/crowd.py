@@ -41,7 +41,7 @@ class Crowd:
                     run.result(120)
             finally:
                 self._over.set()
-            return recounts.result(30)
+            return recounts.result(60)
 
     def say(self, conn: Conn, job: int, saying: str, given: Any = None) -> None:
         """Say something to a job; one that ended so often that nothing can be said to it is no fault."""
@@ -108,7 +108,7 @@ def broken(conn: Conn) -> int:
     others = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    assert wait_until(lambda: conn.execute(others).fetchone() == (0,), 30)
+    assert wait_until(lambda: conn.execute(others).fetchone() == (0,), 60)
     row = conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
     assert row is not None
     return int(row[0])

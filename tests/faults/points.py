@@ -9,7 +9,6 @@ seconds.
 import functools
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from callboard.middleware import stamp, sweep, worker
 from callboard.middleware.book import Book
 from callboard.middleware.hand import Hand
 from callboard.sql import callbacks, stages, writes
+from tests.booted import booted, die
 
 HURRY, POINTS, MARKS = "CALLBOARD_TEST_HURRY", "CALLBOARD_TEST_POINTS", "CALLBOARD_TEST_MARKS"
 Key = tuple[int, int]
@@ -67,10 +67,11 @@ class Deaths:
         self.left -= 1
         if self.left:
             return
+        booted()
         unfinished = self.folder / f"{os.getpid()}.dies"
         unfinished.write_text(json.dumps([name, time.time(), list(keys)]))
         unfinished.rename(self._mark(self.number))
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
 
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]

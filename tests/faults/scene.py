@@ -24,7 +24,7 @@ from tests.helpers import Worker, wait_until
 
 ACTORS = "tests.faults.actors"
 NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uploads", "told", "summed")
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 def fate(number: int) -> str:
@@ -155,7 +155,7 @@ class Scene:
                 ).fetchone()
             return dict(zip(("running", "outbox"), found or (), strict=True))
 
-        wait_until(lambda: not any(rows().values()), 15, pause=0.2)
+        wait_until(lambda: not any(rows().values()), TIMEOUT, pause=0.2)
         return rows()
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -179,6 +179,25 @@ class Scene:
         """Messages that lie ready in a queue."""
         with self.channel() as channel:
             return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+    def consumed(self, queue: str = "default") -> bool:
+        """Whether a worker consumes a queue, and so has declared it: it says that it is ready before."""
+        try:
+            with self.channel() as channel:
+                return bool(channel.queue_declare(queue, passive=True).method.consumer_count)
+        except pika.exceptions.ChannelClosedByBroker:
+            return False
+
+    def lose(self, queue: str = "default", *, deleted: bool = False) -> int:
+        """Purge a queue, or delete it, as soon as messages lie in it; how many were lost."""
+        with self.channel() as channel:
+
+            def ready() -> int:
+                return int(channel.queue_declare(queue, passive=True).method.message_count)
+
+            assert wait_until(ready, TIMEOUT, pause=0.0)
+            done = channel.queue_delete(queue) if deleted else channel.queue_purge(queue)
+            return int(done.method.message_count)
 
     def said(self) -> str:
         """All that the workers logged."""

@@ -4,7 +4,8 @@ import random
 from typing import Any
 
 from callboard.sql import writes
-from tests.faults.scene import Scene, mixed
+from tests.faults.points import HURRY
+from tests.faults.scene import ACTORS, Scene, mixed
 
 ITEMS, KILLS, CHUNK = 3_000, 5, 20
 
@@ -31,7 +32,7 @@ def test_killed_many_times_with_items_one_by_one(on: Scene) -> None:
     job = on.submit("work", mixed(ITEMS, 0.02), chunk=CHUNK)
     with on.witness(job) as witness:
         kill_again_and_again(on, job)
-        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=120)
+        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
     again = on.ledger.twice(job.id)
     assert again < KILLS * 16 * 20  # far less than whole messages for each thread
     print(f"{KILLS} kills, {runs.total()} runs, {again} runs twice")
@@ -46,18 +47,18 @@ def test_killed_many_times_with_items_in_batches(on: Scene) -> None:
     job = on.submit("uploads", items, chunk=CHUNK)
     with on.witness(job) as witness:
         kill_again_and_again(on, job)
-        runs = on.prove(job, total=ITEMS, failed=ITEMS // 20, witness=witness, timeout=120)
+        runs = on.prove(job, total=ITEMS, failed=ITEMS // 20, witness=witness, timeout=240)
     print(f"{KILLS} kills, {runs.total()} runs, {on.ledger.twice(job.id)} runs twice")
 
 
 def test_a_batch_with_an_item_that_kills_its_worker(on: Scene) -> None:
     """That one is failed at the third death; the others of its batch succeed, and are charged with nothing."""
-    items: list[dict[str, Any]] = [{"number": n, "seconds": 0.7 if n < CHUNK else 0.05} for n in range(100)]
+    items: list[dict[str, Any]] = [{"number": n, "seconds": 0.3 if n < CHUNK else 0.05} for n in range(100)]
     items[7]["how"] = "kill"
-    on.worker()
+    on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.points"))
     job = on.submit("uploads", items, chunk=CHUNK)
     with on.witness(job) as witness:
-        runs = on.prove(job, total=100, failed=1, witness=witness, timeout=120)
+        runs = on.prove(job, total=100, failed=1, witness=witness, timeout=240)
     (failed,) = on.sql("SELECT item, crashes FROM callboard.items WHERE job_id = %s AND crashes > 0", job.id)
     assert failed == (7, writes.MAX_CRASHES)
     assert on.status(job)["crashes"] == writes.MAX_CRASHES

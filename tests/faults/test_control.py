@@ -57,7 +57,7 @@ def test_a_cancelled_job_starts_nothing_more_and_ends_with_what_ran(on: Scene) -
     with on.witness(job) as witness:
         said = time.time()
         assert job.cancel("wrong file")["stopping"] == "cancelled"
-        on.until(job, lambda status: status["state"] == "cancelled", timeout=10)
+        on.until(job, lambda status: status["state"] == "cancelled")
     ended = on.status(job)
     assert ended["reason"] == "wrong file"
     assert ended["stopping"] is None
@@ -78,7 +78,7 @@ def test_a_long_item_may_look_and_leave(on: Scene) -> None:
     job = on.submit("leaves", [{"number": n} for n in range(3)])
     on.until(job, lambda status: status["running"] == 3)
     job.cancel()
-    on.until(job, lambda status: status["state"] == "cancelled", timeout=10)
+    on.until(job, lambda status: status["state"] == "cancelled")
     assert on.status(job)["skipped"] == 3
 
 
@@ -122,15 +122,16 @@ def test_what_was_parked_comes_back_in_order(on: Scene) -> None:
         "SELECT item FROM runs WHERE job = %s AND began > to_timestamp(%s) ORDER BY began", (job.id, said)
     ).fetchall()
     order = [row[0] for row in rows]
-    # Eight threads start them side by side.
-    assert max(abs(place - item) for place, item in enumerate(order, min(order))) < 40, order
+    # Eight threads start them side by side, and on a busy machine one of them may stand still for a moment.
+    moved = sorted(abs(place - item) for place, item in enumerate(order, min(order)))
+    assert moved[int(len(moved) * 0.95)] < 40, order
     assert len(order) == len(set(order))
 
 
 def test_a_retry_that_falls_due_waits_for_the_pause_to_end(on: Scene) -> None:
     on.worker()
-    job = on.submit("work", [{"number": n, "fate": "retry", "seconds": 0.5} for n in range(8)])
-    on.until(job, lambda status: status["running"] == 8)
+    job = on.submit("work", [{"number": n, "fate": "retry", "seconds": 1.0} for n in range(8)])
+    assert wait_until(lambda: on.ledger.runs(job.id).total() == 8, TIMEOUT)
     job.pause()
     on.until(job, lambda status: status["retrying"] == 8)
     said = time.time()
@@ -161,7 +162,7 @@ def test_what_was_cancelled_is_done_after_all(on: Scene) -> None:
     on.until(job, lambda status: status["state"] == "cancelled")
     cancelled = on.status(job)["cancelled"]
     assert job.retry(["cancelled"]) == cancelled
-    runs = on.prove(job, total=3_000, timeout=90)
+    runs = on.prove(job, total=3_000, timeout=240)
     assert runs.total() == 3_000
 
 
@@ -205,7 +206,7 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
         on.until(job, lambda status: status["queued"] == status["running"] == 0)
         job.resume()
         on.until(job, lambda _: len(marks(marked)) == 4)
-        runs = on.prove(job, total=3_000, witness=witness, timeout=120)
+        runs = on.prove(job, total=3_000, witness=witness, timeout=240)
     assert [mark.point for mark in marks(marked)] == ["parked", "parked", "sent", "sent"]
     # What was parked and what went out twice ran once; only what a worker had not yet on record may run again.
     assert sum(count - 1 for count in runs.values()) <= 16 * len(marks(marked))
@@ -213,17 +214,17 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
 
 def test_a_job_whose_workers_die_as_it_is_cancelled_is_cancelled(on: Scene) -> None:
     """What they held has no end; it is cancelled, too, when they are missed."""
-    job = on.submit("work", ({"number": n, "seconds": 0.5} for n in range(400)))
+    job = on.submit("work", ({"number": n, "seconds": 0.5} for n in range(120)))
     on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.points"))
-    on.until(job, lambda status: status["running"] == 8)
+    on.until(job, lambda status: status["running"] > 0)
     job.cancel()
     on.workers[0].kill()
     on.until(job, lambda status: status["state"] == "cancelled")
     ended = on.status(job)
-    assert ended["succeeded"] + ended["cancelled"] == 400
+    assert ended["succeeded"] + ended["cancelled"] == 120
     assert on.left_over(job) == {"running": 0, "outbox": 0}
     assert job.retry(["cancelled"]) == ended["cancelled"]
-    on.prove(job, total=400)
+    on.prove(job, total=120)
 
 
 def told(on: Scene, job: callboard.Job) -> dict[str, Any]:
@@ -272,7 +273,7 @@ def test_a_command_killed_in_the_middle_has_done_nothing_and_is_done_by_the_next
     command = [sys.executable, "-c", DIES, at, action, str(job.id)]
     if action == "limit":
         command += ["--rate", "10/s"]
-    killed = subprocess.run(command, env={**os.environ, **on.environment}, check=False, timeout=60)
+    killed = subprocess.run(command, env={**os.environ, **on.environment}, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     assert told(on, job) == before
     say: dict[str, Callable[[], Any]] = {

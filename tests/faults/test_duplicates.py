@@ -141,12 +141,20 @@ def test_late_copies_of_an_attempt_that_fails(marked: bool, on: Scene) -> None:
     late = [suspected(body) if marked else body for body in bodies for _ in range(2)]  # one for each worker
     for _ in range(2):
         on.worker()
-    known = "SELECT count(*) FROM callboard.running WHERE job_id = %s AND attempt = %s"
+    known = "SELECT item FROM callboard.running WHERE job_id = %s AND attempt = %s"
+    alone = set(range(count))
+
+    def all_beside(_: object) -> bool:
+        """Each gets its copies as soon as it is known to be in hand."""
+        here = {item for (item,) in on.sql(known, job.id, 1)} & alone
+        put(on, (late[2 * item + copy] for item in here for copy in (0, 1)))
+        alone.difference_update(here)
+        return not alone
+
     with on.witness(job) as witness:
         put(on, bodies)
-        on.until(job, lambda _: on.sql(known, job.id, 1) == [(count,)])
-        put(on, late)
-        on.until(job, lambda _: on.sql(known, job.id, 2)[0][0] > 0)
+        on.until(job, all_beside)
+        on.until(job, lambda _: bool(on.sql(known, job.id, 2)))
         put(on, late)
         on.prove(job, total=count, retries=count, witness=witness)
         ended = counts(on, job)

@@ -39,6 +39,17 @@ def in_hand(on: Scene, job: callboard.Job, worker: int) -> dict[int, int]:
     return dict(rows)
 
 
+def stand_still(on: Scene, worker: Worker) -> None:
+    """Freeze it; what it had asked of the database is done."""
+    os.killpg(worker.pid, signal.SIGSTOP)
+    ((moment,),) = on.sql("SELECT clock_timestamp()")
+    under_way = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
+        " AND query_start < %s"
+    )
+    assert wait_until(lambda: on.sql(under_way, moment) == [(0,)], 60)
+
+
 def run_elsewhere(on: Scene, job: callboard.Job, held: dict[int, int]) -> bool:
     """Whether the next attempt at each of these has begun."""
     begun = on.ledger.attempts(job.id)
@@ -54,18 +65,18 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, on:
     job = on.submit("work", ({"number": n, "fate": fate(n), "seconds": 1.0} for n in range(ITEMS)))
     with on.witness(job) as witness:
         on.until(job, lambda s: s["succeeded"] > 5 and len(in_hand(on, job, worker)) == 4)
-        os.killpg(frozen.pid, signal.SIGSTOP)
+        stand_still(on, frozen)
         held = in_hand(on, job, worker)
-        assert wait_until(lambda: state_of(on, pid) == (worker, "dead"), 30)
+        assert wait_until(lambda: state_of(on, pid) == (worker, "dead"), 60)
         if until == "the job is done":
             on.until(job, lambda status: status["finished_at"] is not None)
         else:
-            assert wait_until(lambda: run_elsewhere(on, job, held), 30)
+            assert wait_until(lambda: run_elsewhere(on, job, held), 60)
         (now,) = on.ledger.conn.execute("SELECT clock_timestamp()").fetchone() or ()
         os.killpg(frozen.pid, signal.SIGCONT)
-        assert wait_until(lambda: state_of(on, pid) == (worker, "alive"), 30)
+        assert wait_until(lambda: state_of(on, pid) == (worker, "alive"), 60)
         on.prove_mixed(job, ITEMS, witness=witness)
-    assert wait_until(lambda: on.ledger.open(job.id) == 0, 30)
+    assert wait_until(lambda: on.ledger.open(job.id) == 0, 60)
     late: dict[int, int] = dict(
         on.ledger.conn.execute(
             "SELECT item, attempt FROM runs WHERE job = %s AND pid = %s AND began < %s AND ended > %s",

@@ -12,7 +12,7 @@ import pytest
 import callboard
 from callboard.web import create_app
 from tests.faults.scene import Scene
-from tests.programs import running
+from tests.programs import run, running
 from tests.webapp import served
 
 SOON = {"CALLBOARD_HUNG_AFTER": "1"}
@@ -55,11 +55,10 @@ def test_an_actor_blocked_in_recv_is_named_with_its_line(
     assert item["stack"] == f"{place}\n    connection.recv(1)"
     assert item["stack_at"] > item["started_at"]
     line = rf"hung: item 0 on worker {worker[0]}, for \d+ s, at {re.escape(place)}"
-    for command in ("status", "watch"):
-        with running(
-            tmp_path, command, str(job.id), env={"DATABASE_URL": on.direct_url}, until=place
-        ) as shown:
-            assert re.search(line, shown.log.read_text(encoding="utf-8"))
+    there = {"DATABASE_URL": on.direct_url}
+    assert re.search(line, run(tmp_path, "status", str(job.id), env=there).stdout)
+    with running(tmp_path, "watch", str(job.id), env=there, until=place) as shown:
+        assert re.search(line, shown.log.read_text(encoding="utf-8"))
     silent.close()  # which resets the connection
     on.prove(job, total=1, failed=1)
     assert on.status(job)["hung"] == []

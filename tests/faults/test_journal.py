@@ -3,7 +3,7 @@
 import pytest
 
 from tests.faults.breakage import BREAKS, MARKS
-from tests.faults.scene import ACTORS, Scene, mixed
+from tests.faults.scene import ACTORS, TIMEOUT, Scene, mixed
 
 ITEMS = 1_000
 
@@ -16,10 +16,10 @@ def test_a_worker_that_cant_record_ends(part: str, on: Scene) -> None:
     )
     job = on.submit("work", mixed(ITEMS, 0.02))
     with on.witness(job) as witness:
-        on.until(job, lambda status: status["succeeded"] > 100)
+        on.until(job, lambda status: status["succeeded"] > 20)
         (on.folder / "broken").touch()
         assert worker.process.child is not None
-        assert worker.process.child.wait(30) == 1
+        assert worker.process.child.wait(TIMEOUT) == 1
         said = on.said()
         assert "the journal can't go on" in said
         assert "this worker takes no more messages and ends" in said
@@ -37,6 +37,6 @@ def test_an_actor_that_does_not_end_holds_no_worker_up(on: Scene) -> None:
     job = on.submit("work", [{"number": 0, "seconds": 3600}, {"number": 1}])
     (on.folder / "broken").touch()
     assert worker.process.child is not None
-    assert worker.process.child.wait(60) == 1
+    assert worker.process.child.wait(TIMEOUT) == 1
     assert "an actor does not end" in on.said()
     assert on.status(job)["finished_at"] is None

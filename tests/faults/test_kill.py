@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.faults.scene import Scene, fate, mixed
+from tests.faults.scene import TIMEOUT, Scene, fate, mixed
 from tests.helpers import Worker
 
 #: All of it with CALLBOARD_TEST_LONG.
@@ -28,7 +28,7 @@ def test_killed_many_times_in_one_job(on: Scene) -> None:
     with on.witness(job) as witness:
         while killed < KILLS and on.status(job)["finished_at"] is None:
             before = on.ledger.runs(job.id).total()
-            step = chance.randrange(50, 600)
+            step = chance.randrange(20, 400)
             on.until(
                 job,
                 lambda s: (
@@ -39,7 +39,7 @@ def test_killed_many_times_in_one_job(on: Scene) -> None:
             if victims := at_work(on):
                 chance.choice(victims).kill()
                 killed += 1
-        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=180)
+        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
     assert killed == KILLS
     # Most found it at work: what those had in hand has no end in the ledger, and ran again.
     interrupted = "SELECT count(DISTINCT pid) FROM runs WHERE job = %s AND ended IS NULL"
@@ -61,7 +61,7 @@ def test_asked_to_stop_nothing_runs_twice(number: signal.Signals, on: Scene) -> 
         os.kill(workers[0].pid, number)
         if number == signal.SIGTERM:
             assert workers[0].process.child is not None
-            assert workers[0].process.child.wait(30) == 0
+            assert workers[0].process.child.wait(TIMEOUT) == 0
     on.prove_mixed(job, 2000)
     assert on.ledger.twice(job.id) == 0
     tries = {"fail": 3, "retry": 2}

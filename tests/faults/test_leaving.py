@@ -36,7 +36,7 @@ def purge(on: Scene, *arguments: object, dies: str = "", times: int = 0) -> subp
     """Run `callboard purge` in a process of its own, one that `dies` maybe."""
     return subprocess.run(
         [sys.executable, "-c", DIES, dies, str(times), "purge", *map(str, arguments)],
-        env={**os.environ, **on.environment}, check=False, timeout=60, capture_output=True, text=True,
+        env={**os.environ, **on.environment}, check=False, timeout=120, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -94,7 +94,9 @@ def test_a_purge_killed_in_the_middle_is_gone_on_with(
 
 def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(on: Scene) -> None:
     """Nothing was redelivered, nothing may be a copy: it does not run only because workers are told of the job."""
-    on.worker().stop()  # its queue is there
+    worker = on.worker()
+    assert wait_until(on.consumed, TIMEOUT)
+    worker.stop()  # its queue is there
     job = on.submit("work", mixed(ITEMS))
     assert wait_until(lambda: on.depth() > 50, TIMEOUT)
     job.cancel()

@@ -9,11 +9,12 @@ from tests.faults.scene import Scene
 
 
 def spans(on: Scene, job: callboard.Job) -> list[tuple[float, float]]:
-    """When each run of a job began and ended, in order of their beginning."""
+    """When each run of a job began and ended, in order of their beginning; what is in hand has not ended yet."""
     return [
         (float(row[0]), float(row[1]))
         for row in on.ledger.conn.execute(
-            "SELECT extract(epoch FROM began), extract(epoch FROM ended) FROM runs WHERE job = %s ORDER BY began",
+            "SELECT extract(epoch FROM began), extract(epoch FROM coalesce(ended, 'infinity'))"
+            " FROM runs WHERE job = %s ORDER BY began",
             (job.id,),
         )
     ]
@@ -65,7 +66,7 @@ def test_a_job_past_its_failures_starts_nothing_more(on: Scene) -> None:
     on.until(job, lambda status: status["state"] == "failed")
     ended = on.status(job)
     assert ended["reason"].endswith("max_failures is 5% of 40")
-    assert 40 <= ended["failed"] < 400
+    assert 40 <= ended["failed"] < 1_000
     assert len(spans(on, job)) == ended["failed"]
     assert ended["failed"] + ended["cancelled"] == 2_000
 
@@ -74,10 +75,14 @@ def test_a_job_with_a_time_starts_then_and_one_that_is_late_is_cancelled(on: Sce
     on.worker()
     said = time.time()
     job = on.submit("work", ({"number": n, "seconds": 0.1} for n in range(400)), delay="3s", deadline="5s")
+    ((starts, ends),) = on.sql(
+        "SELECT extract(epoch FROM not_before)::float8, extract(epoch FROM deadline)::float8 FROM callboard.jobs"
+    )
+    assert starts - said >= 3
     on.until(job, lambda status: status["state"] == "cancelled")
     runs = spans(on, job)
-    assert 3 <= runs[0][0] - said < 4
-    assert runs[-1][0] - said < 5 + 2 + 1.5  # the sweep's round, and what is heard of it
+    assert 0 <= runs[0][0] - starts < 2  # by a second at the most, but for a machine that is busy
+    assert runs[-1][0] - ends < 2 + 1.5 + 2  # the sweep's round, what is heard of it, and the same
     ended = on.status(job)
     assert ended["reason"].startswith("its deadline passed")
     assert ended["succeeded"] == len(runs)

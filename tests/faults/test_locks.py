@@ -201,7 +201,7 @@ class Crowd(crowd.Crowd):
         conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
         last = make_worker(conn, *ACTORS)
         chance = random.Random(0)
-        assert wait_until(lambda: self._finished(conn, last, chance), 30), [
+        assert wait_until(lambda: self._finished(conn, last, chance), 60), [
             self.state(conn, job) for job in self.jobs
         ]
 

@@ -39,8 +39,8 @@ def test_what_is_recorded_never_runs_again_and_what_is_not_does(on: Scene) -> No
     job = on.submit("work", some_slow(ITEMS))
     with on.witness(job) as witness:
         on.worker(env=env, modules=(ACTORS, "tests.faults.points"))
-        on.until(job, lambda _: len(marks(marked)) == len(PLAN), timeout=180)
-        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=180)
+        on.until(job, lambda _: len(marks(marked)) == len(PLAN), timeout=240)
+        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
     died = marks(marked)
     assert [mark.point for mark in died] == [point.partition(":")[0] for point in PLAN]
     assert on.starts >= 1 + len(PLAN)

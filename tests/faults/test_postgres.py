@@ -77,7 +77,7 @@ def recovers(on: Scene, job: callboard.Job, since: float) -> None:
 
 def prove(on: Scene, job: callboard.Job, witness: Any) -> None:
     """Everything ran and counts once, and no message was lost: none was acknowledged before its commit."""
-    on.prove_mixed(job, ITEMS, witness=witness, timeout=120)
+    on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
     assert "had lost their messages" not in on.said()
     print(f"{on.ledger.twice(job.id)} runs twice")
 
@@ -97,7 +97,7 @@ def test_stopped_for_a_while_and_a_worker_killed_meanwhile(on: Scene) -> None:
     with on.witness(job) as witness:
         on.server.stop()
         with quiet(*on.workers):
-            assert wait_until(lambda: all(AWAY in worker.output for worker in on.workers), 30)
+            assert wait_until(lambda: all(AWAY in worker.output for worker in on.workers), 60)
             time.sleep(60 if LONG else 8)
             assert not on.server.running()
         on.workers[0].kill()
@@ -187,7 +187,7 @@ def test_the_servers_disk_is_full(on: Scene) -> None:
             )
             stood = on.status(job)["succeeded"]
             assert wait_until(
-                lambda: all("No space left on device" in worker.output for worker in on.workers), 30
+                lambda: all("No space left on device" in worker.output for worker in on.workers), 60
             )
             time.sleep(3)
             assert on.status(job)["succeeded"] == stood

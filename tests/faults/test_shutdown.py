@@ -27,7 +27,7 @@ def test_outcomes_that_wait_for_the_database(on: Scene) -> None:
     job = on.submit("work", mixed(1000, 0.02))
     on.until(job, lambda status: status["succeeded"] > 200)
     on.server.stop()
-    assert wait_until(lambda: "the database can't be written to" in worker.output, 30)
+    assert wait_until(lambda: "the database can't be written to" in worker.output, 60)
     stops(worker)
     assert "outcomes could not be written; their messages come again" in worker.output
     on.server.start()
@@ -40,18 +40,19 @@ def test_outcomes_that_wait_for_the_database(on: Scene) -> None:
 def test_messages_that_wait_to_be_recorded_on_sight(on: Scene) -> None:
     """Without our stamp, as from a foreign producer: their worker threads wait for the journal."""
     worker = on.worker()
+    assert wait_until(on.consumed, 60)
     on.server.stop()
     with on.channel() as channel:
         for n in range(20):
             message: Message[None] = Message("default", "work", (n,), {}, {})
             channel.basic_publish("", "default", message.encode())
-    assert wait_until(lambda: on.depth() < 20, 30)
+    assert wait_until(lambda: on.depth() < 20, 60)
     stops(worker)
-    assert on.depth() == 20
+    assert wait_until(lambda: on.depth() == 20, 60)
     on.server.start()
     worker.start()
     ended = "SELECT count(*) FROM callboard.items WHERE state = 'succeeded'"
-    assert wait_until(lambda: on.sql(ended) == [(20,)], 30)
+    assert wait_until(lambda: on.sql(ended) == [(20,)], 60)
 
 
 def test_a_broker_that_knows_no_deferred_acknowledgements(on: Scene) -> None:
@@ -60,7 +61,7 @@ def test_a_broker_that_knows_no_deferred_acknowledgements(on: Scene) -> None:
     job = on.submit("plain", [[n] for n in range(1000)])
     on.until(job, lambda status: status["succeeded"] > 200)
     on.server.stop()
-    assert wait_until(lambda: "the database can't be written to" in worker.output, 30)
+    assert wait_until(lambda: "the database can't be written to" in worker.output, 60)
     stops(worker)
     on.server.start()
     worker.start()

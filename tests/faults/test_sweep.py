@@ -70,8 +70,7 @@ def test_the_one_that_sweeps_is_killed_and_frozen_and_another_takes_over(
         os.kill(pid_of(first), signal.SIGKILL)
         assert wait_until(lambda: leader(on) not in ("", first), TIMEOUT)
         second = leader(on)
-        with on.channel() as channel:
-            gone = channel.queue_purge("default").method.message_count
+        gone = on.lose()
         on.until(job, lambda status: status["succeeded"] > 200)
         os.kill(pid_of(second), signal.SIGSTOP)
         stopped.append(pid_of(second))
@@ -131,11 +130,12 @@ def test_what_a_worker_held_runs_again_in_time(
     """By the product's own periods: many in its hands, one not begun, none of them waits for the others though each is
     charged with the death. It was the one that sweeps, too.
     """
-    victim = on.worker(threads=6)
-    job = on.submit("work", ({"number": n, "seconds": 8} for n in range(7)))
+    gate, modules = on.folder / "gate", (ACTORS, "tests.faults.gates")
+    victim = on.worker(threads=6, modules=modules)
+    job = on.submit("gated", ({"number": n, "gate": str(gate)} for n in range(7)))
     on.until(job, lambda status: status["running"] == 6)
     pid = runs(on, job)[0][1]
-    survivor = on.worker(threads=8)
+    survivor = on.worker(threads=8, modules=modules)
     assert pid_of(leader(on)) == pid
     held = "SELECT held FROM callboard.workers WHERE pid = %s"
     assert wait_until(lambda: on.sql(held, pid) == [(7,)], TIMEOUT)
@@ -157,6 +157,7 @@ def test_what_a_worker_held_runs_again_in_time(
     assert survivor.process.running()
     if number == signal.SIGSTOP:
         os.kill(pid, signal.SIGCONT)
+    gate.touch()
     on.prove(job, total=7)
     assert on.status(job)["crashes"] == 0
     print(f"{number.name}: all run again after {took:.1f} s")

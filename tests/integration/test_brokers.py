@@ -18,7 +18,7 @@ from callboard.sql.pool import Conn, connect
 from tests.helpers import wait_until
 from tests.integration import makers
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 
 
 class House:

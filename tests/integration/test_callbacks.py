@@ -414,7 +414,7 @@ def test_a_process_that_stops_waits_for_no_receiver_longer_than_it_may(
     assert wait_until(lambda: here.calls, TIMEOUT)
     began = time.monotonic()
     part.close(0.3)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15, "it would hold the process for 20 s"
     [callback] = listed(conn, job)
     assert (callback["state"], callback["tries"]) == ("waiting", 1)
 

@@ -145,11 +145,11 @@ def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path:
     log = tmp_path / "watch.log"
     watch = Process([CALLBOARD, "watch", str(job)], log=log, env=environment(database_url)).start()
     try:
-        assert wait_until(lambda: "0.0 %" in log.read_text(encoding="utf-8"), 20)
+        assert wait_until(lambda: "0.0 %" in log.read_text(encoding="utf-8"), 60)
         record(conn, job, {"succeeded": [0, 1]})
-        assert wait_until(lambda: "50.0 %" in log.read_text(encoding="utf-8"), 20)
+        assert wait_until(lambda: "50.0 %" in log.read_text(encoding="utf-8"), 60)
         record(conn, job, {"succeeded": [2, 3]})
-        assert wait_until(lambda: not watch.running(), 20)
+        assert wait_until(lambda: not watch.running(), 60)
         assert "completed" in log.read_text(encoding="utf-8")
     finally:
         assert watch.kill() == 0
@@ -255,13 +255,13 @@ def test_serve_serves_until_it_is_interrupted(database_url: str, tmp_path: Path)
     log = tmp_path / "serve.log"
     serve = Process([CALLBOARD, "serve", "--port", "0"], log=log, env=environment(database_url)).start()
     try:
-        assert wait_until(lambda: "http://" in log.read_text(encoding="utf-8"), 20)
+        assert wait_until(lambda: "http://" in log.read_text(encoding="utf-8"), 60)
         found = re.search(r"http://\S+", log.read_text(encoding="utf-8"))
         assert found
         assert httpx.get(f"{found[0]}api/jobs").json() == {"jobs": [], "next": None}
         assert httpx.get(found[0], headers={"Host": "evil.example"}).status_code == 421
         os.kill(serve.pid, signal.SIGINT)
-        assert wait_until(lambda: not serve.running(), 20)
+        assert wait_until(lambda: not serve.running(), 60)
         assert "Traceback" not in log.read_text(encoding="utf-8")
     finally:
         serve.kill()

@@ -43,7 +43,7 @@ def test_demo_tells_what_became_of_each_source(
     tmp_path: Path, sources: Path, place: dict[str, str], broker: str
 ) -> None:
     options = ["--in-process"] if broker == "in-process" else []
-    done = run(tmp_path, "demo", "--path", str(sources), "--json", *options, env=place, timeout=120)
+    done = run(tmp_path, "demo", "--path", str(sources), "--json", *options, env=place, timeout=240)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     counts = {name: summary["job"][name] for name in ("state", "total", "succeeded", "failed")}
@@ -74,11 +74,13 @@ def test_demo_prints_a_summary_and_is_kept_until_it_is_ended(
         assert process.stop(60) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, ["--in-process"])]
+)
 def test_demo_that_is_broken_off_leaves_nothing(
-    tmp_path: Path, place: dict[str, str], number: signal.Signals
+    tmp_path: Path, place: dict[str, str], number: signal.Signals, options: list[str]
 ) -> None:
-    with running(tmp_path, "demo", env=place, until=" running ") as process:
+    with running(tmp_path, "demo", *options, env=place, until=" running ") as process:
         process.send(number)
         assert wait_until(lambda: not process.running(), 60)
         assert process.kill() != 0

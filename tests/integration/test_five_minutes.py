@@ -23,7 +23,7 @@ from tests import readme
 from tests.helpers import StartWorker, wait_until
 
 BIN = Path(sys.executable).parent
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 #: The app as it was. `odd` fails for good, and `later` succeeds when it is tried again.
 APP = """
@@ -160,7 +160,7 @@ def served(app: App) -> Iterator[Callable[[str], Any]]:
     process = app.start("callboard", "serve", "--port", str(port), says="Callboard is at")
 
     def get(path: str) -> Any:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return json.load(answer)
 
     try:
@@ -179,7 +179,7 @@ def swept(app: App) -> Iterator[None]:
     try:
         yield
     finally:
-        assert process.stop() == 0
+        assert process.stop(TIMEOUT) == 0
 
 
 @pytest.mark.parametrize("way", CHANGES)

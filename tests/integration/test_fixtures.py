@@ -51,7 +51,7 @@ def test_vhost_is_empty_and_its_own(broker: Broker, amqp_url: str) -> None:
         connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
         connection.channel().queue_declare("here")
         connection.close()
-        assert wait_until(lambda: broker.queues(amqp_url), 20)
+        assert wait_until(lambda: broker.queues(amqp_url), 60)
         assert set(broker.queues(amqp_url)) == {"here"}
         assert broker.queues(other) == {}
 
@@ -62,7 +62,7 @@ def test_worker_runs_dies_and_runs_again(amqp_url: str, worker: StartWorker, tmp
     )
     children = one.children()
     one.kill()
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 10)
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 60)
     one.start()
     sender = RabbitmqBroker(url=amqp_url)
     path = tmp_path / "pid"
@@ -72,5 +72,5 @@ def test_worker_runs_dies_and_runs_again(amqp_url: str, worker: StartWorker, tmp
         )
     )
     sender.close()
-    assert wait_until(path.exists, 20)
+    assert wait_until(path.exists, 60)
     assert one.stop() == 0

@@ -15,7 +15,6 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
 from callboard.sql.writes import WINDOW
-from tests.helpers import wait_until
 from tests.jobs import make_job, make_worker, record, run, send, status
 
 ANNA = By("python", "anna")
@@ -157,11 +156,9 @@ def test_whatever_ends_an_item_frees_its_place(conn: Conn, end: Any) -> None:
 def test_what_waits_for_a_retry_frees_its_place_and_takes_one_when_it_is_due(conn: Conn) -> None:
     job = job_of(conn, "aaa")
     assert published(conn, job) == [0]
-    record(conn, job, {"retrying": [0]}, delay=0.5)
+    record(conn, job, {"retrying": [0]}, delay=60)
     assert published(conn, job) == [1]
-    assert wait_until(
-        lambda: conn.execute("SELECT min(due_at) <= now() FROM callboard.outbox").fetchone() == (True,), 5
-    )
+    conn.execute("UPDATE callboard.outbox SET due_at = now() WHERE due_at > now()")
     assert published(conn, job) == []  # it is due, and its lane is full
     record(conn, job, {"succeeded": [1]})
     assert published(conn, job) == [0]  # before 2, that comes later in the job

@@ -453,7 +453,7 @@ def test_a_retry_races_a_deletion_and_one_wins(first: str, conn: Conn, database_
         with conn.transaction():
             by[first](conn)
             waiting = pool.submit(by[second], other)
-            assert wait_until(lambda: waits(database_url), 20)
+            assert wait_until(lambda: waits(database_url), 60)
         error = waiting.exception(20)
     if first == "retry":
         assert isinstance(error, NotPossible)
@@ -484,8 +484,8 @@ def test_a_flush_that_is_under_way_is_waited_for(conn: Conn, database_url: str) 
         with conn.transaction():
             record(conn, job, {"succeeded": [1], "failed": [2], "retrying": [3]})
             waiting = pool.submit(clear, other, job)
-            assert wait_until(lambda: waits(database_url), 20)
-        assert waiting.result(20) == 10
+            assert wait_until(lambda: waits(database_url), 60)
+        assert waiting.result(60) == 10
     assert set(rows(conn, job).values()) == {0}
 
 
@@ -529,7 +529,7 @@ def test_two_that_clear_the_same_job_share_the_work(
 
     def work(_: int) -> int:
         with connect(database_url) as own:
-            start.wait(20)
+            start.wait(60)
             return clear(own, job)
 
     with ThreadPoolExecutor(3) as pool:

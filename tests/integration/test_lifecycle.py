@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dramatiq
 import psycopg
 import pytest
 from dramatiq.brokers.stub import StubBroker
+from psycopg_pool import PoolTimeout
 
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.hand import Hand
@@ -26,7 +28,7 @@ from tests.jobs import make_job, make_worker
 from tests.pipeline import Stage, stage
 from tests.vhosts import Broker
 
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 @pytest.fixture
@@ -49,7 +51,8 @@ def test_a_poison_item_is_stopped_and_its_neighbours_succeed(on: Stage) -> None:
         on.conn.execute(
             "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE stopped_at IS NULL"
         )
-        on.worker.start()
+        on.worker.process.kill()  # what is left of its group
+        on.worker.begin()
         starts += 1
     status = job.status()
     assert (status["succeeded"], status["failed"]) == (59, 1)
@@ -107,6 +110,32 @@ def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
             assert conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)
     finally:
         recorder.close()
+
+
+def test_a_worker_whose_database_goes_away_as_it_starts_is_known_in_the_end(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would work unknown for as long as it lives: without a heartbeat, and taken for dead."""
+    recorder = Recorder(database_url, lambda: DirectLink(StubBroker(), print), remote=False, defers=True)
+    register = writes.register_worker
+    errors = [psycopg.OperationalError("terminating connection"), PoolTimeout("no connection")]
+
+    def registers(*args: Any) -> int:
+        if errors:
+            raise errors.pop()
+        return register(*args)
+
+    monkeypatch.setattr(writes, "register_worker", registers)
+    monkeypatch.setattr("callboard.middleware.recorder.BOOT_PAUSE", 0.0)
+    broker = StubBroker()
+    try:
+        recorder.open(dramatiq.Worker(broker, worker_threads=3), {"work": "default"})
+        with connect(database_url) as conn:
+            found = conn.execute("SELECT id, threads FROM callboard.workers").fetchall()
+        assert found == [(recorder.hand.worker, 3)]
+    finally:
+        recorder.close()
+        broker.close()
 
 
 def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(

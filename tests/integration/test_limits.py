@@ -90,7 +90,7 @@ def test_a_job_past_its_failures_stops_with_the_reason(conn: Conn) -> None:
     assert (found["stopping"], found["cancelled"]) == ("failed", 13)
     assert found["reason"] == "4 of 7 items failed, and max_failures is 3"
     assert any(control.job == job and control.stopping for control in writes.job_controls(conn, 5))
-    assert wait_until(lambda: writes.close_stopped(conn) == [job], 10)
+    assert wait_until(lambda: writes.close_stopped(conn) == [job], 60)
     assert status(conn, job)["state"] == "failed"
     assert controls.retry(conn, job, ANNA, Choice(["failed", "cancelled"])) == 17
 
@@ -203,7 +203,7 @@ def test_what_is_published_once_more_is_not_in_its_own_way(
 ) -> None:
     job = make_job(conn, 10, published=3)
     controls.limit(conn, job, ANNA, limit)
-    assert wait_until(lambda: writes.claim_bulk(conn) is None, 10)  # whatever the rate gathered
+    assert wait_until(lambda: writes.claim_bulk(conn) is None, 60)  # whatever the rate gathered
     come_back(conn, job)
     found: list[int] = []
 
@@ -213,7 +213,7 @@ def test_what_is_published_once_more_is_not_in_its_own_way(
             found.extend(out.item for out in writes.claim_redo(conn, claim, claim.allowed or 0))
         return bool(found)
 
-    assert wait_until(claimed, 3)
+    assert wait_until(claimed, 60)
     assert set(found) <= set(range(3))
 
 
@@ -233,7 +233,7 @@ def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
 @pytest.mark.parametrize("rate", ["2147483647/s", "0.001/d"])
 def test_the_highest_and_the_lowest_rate_hold_up_nobody(conn: Conn, rate: str) -> None:
     job, other = limited(conn, 5, rate=rate), limited(conn, 5)
-    assert wait_until(lambda: publish(conn, job) > 0, 10)
+    assert wait_until(lambda: publish(conn, job) > 0, 60)
     assert publish(conn, other) == 5
 
 
@@ -260,9 +260,10 @@ def test_lower_priority_goes_first_and_may_be_changed(conn: Conn) -> None:
 
 
 def test_nothing_is_published_before_its_time(conn: Conn) -> None:
-    job = limited(conn, 5, at="1s")
+    job = limited(conn, 5, at="1h")
     assert publish(conn, job) == 0
-    assert wait_until(lambda: publish(conn, job) == 5, 10)
+    conn.execute("UPDATE callboard.jobs SET not_before = now() WHERE id = %s", (job,))
+    assert publish(conn, job) == 5
 
 
 def test_a_deadline_that_comes_before_the_start_is_refused_whichever_is_changed(conn: Conn) -> None:
@@ -286,9 +287,10 @@ def test_what_waits_in_the_outbox_is_not_published_before_its_jobs_time(conn: Co
 
 
 def test_what_is_late_is_cancelled(conn: Conn) -> None:
-    job = limited(conn, 5, deadline=timedelta(seconds=1))
+    job = limited(conn, 5, deadline=timedelta(hours=1))
     assert writes.stop_late(conn) == []
-    assert wait_until(lambda: writes.stop_late(conn) == [job], 10)
+    conn.execute("UPDATE callboard.jobs SET deadline = now() WHERE id = %s", (job,))
+    assert writes.stop_late(conn) == [job]
     writes.close_stopped(conn)
     found = status(conn, job)
     assert (found["state"], found["reason"]) == ("cancelled", "its deadline passed with 5 items to go")

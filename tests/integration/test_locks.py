@@ -42,11 +42,11 @@ def meet(url: str, stopped_at: str, row: Sequence[object], first: Step, second: 
         with gate.transaction():
             gate.execute(f"SELECT FROM callboard.{stopped_at} FOR UPDATE", row)
             runs = [pool.submit(run, first)]
-            assert wait_until(lambda: waiting(url) == 1, 20)
+            assert wait_until(lambda: waiting(url) == 1, 60)
             runs.append(pool.submit(run, second))
-            assert wait_until(lambda: waiting(url) == 2 or runs[1].done(), 20)
+            assert wait_until(lambda: waiting(url) == 2 or runs[1].done(), 60)
         for done in runs:
-            done.result(20)
+            done.result(60)
 
 
 def ends(job: int, items: Sequence[int], *, worker: int = 1, ran: bool = False, ok: bool = False) -> Step:
@@ -187,8 +187,8 @@ def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, databas
         with conn.transaction():
             writes.settle_outbox(conn, out)
             recorded = pool.submit(writes.record, other, [end], now)
-            assert wait_until(lambda: waiting(database_url) == 1, 20)
-        assert [told.state for told in recorded.result(20)] == ["completed"]
+            assert wait_until(lambda: waiting(database_url) == 1, 60)
+        assert [told.state for told in recorded.result(60)] == ["completed"]
     assert drift(conn) == []
 
 

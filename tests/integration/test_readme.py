@@ -20,7 +20,7 @@ from tests.clients import client
 from tests.helpers import wait_until
 
 BIN = Path(sys.executable).parent
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 class Terminal:

@@ -232,9 +232,11 @@ def test_a_job_that_stands_still_says_why(conn: Conn) -> None:
     make_worker(conn, "other")
     assert stalled(conn, job) == "no worker that is alive has the actor work"
     able = make_worker(conn, "work")
+    age(conn, job, 42)
     assert stalled(conn, job) == "nothing has moved for 42 s"
     other = make_job(conn, 9)
     run(conn, other, range(8), worker=able)
+    age(conn, job, 42)
     assert (
         stalled(conn, job) == "nothing has moved for 42 s; its workers have items of other jobs in hand (8)"
     )

@@ -358,8 +358,8 @@ def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, datab
         with blocking.transaction():
             writes.record(blocking, first, time.monotonic())
             blocked = pool.submit(writes.record, conn, second, time.monotonic())
-            assert wait_until(lambda: waits(database_url), 20)
-        assert blocked.result(20) == []
+            assert wait_until(lambda: waits(database_url), 60)
+        assert blocked.result(60) == []
     assert drift(conn) == []
     found = reads.run(conn, reads.job(job))
     assert found is not None
@@ -378,8 +378,8 @@ def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trac
         with blocking.transaction():
             writes.record(blocking, [event(job, 0, 2, "succeeded", 1)], time.monotonic())
             blocked = pool.submit(writes.settle_outbox, conn, due)
-            assert wait_until(lambda: waits(database_url), 20)
-        blocked.result(20)
+            assert wait_until(lambda: waits(database_url), 60)
+        blocked.result(60)
     assert drift(conn) == []
     assert (reads.run(conn, reads.job(job)) or {})["state"] == "completed"
 
@@ -474,7 +474,7 @@ def test_a_deadlock_is_only_the_same_flush_again(conn: Conn, database_url: str) 
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (other,))
             for job in (one, other):
                 journal.note(entry(event(job, 0, 1, "succeeded", 1)))
-            assert wait_until(lambda: waits(database_url), 20)
+            assert wait_until(lambda: waits(database_url), 60)
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (one,))
         assert journal.close(30)
     assert len(settled) == 2

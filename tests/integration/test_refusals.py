@@ -151,8 +151,8 @@ def test_a_flush_that_waits_for_a_recount_adds_to_it(conn: Conn, database_url: s
             mend(mending, [job])
             events = [good(job, n) for n in range(10)]
             flushed = pool.submit(writes.record, conn, events, time.monotonic())
-            assert wait_until(lambda: waits(database_url), 20)
-        flushed.result(20)
+            assert wait_until(lambda: waits(database_url), 60)
+        flushed.result(60)
     assert drift(conn) == []
 
 
@@ -163,8 +163,8 @@ def test_a_recount_waits_for_a_flush_and_counts_it(conn: Conn, database_url: str
         with flushing.transaction():
             writes.record(flushing, [good(job, n) for n in range(10)], time.monotonic())
             mended = pool.submit(mend, conn, [job])
-            assert wait_until(lambda: waits(database_url), 20)
-        mended.result(20)
+            assert wait_until(lambda: waits(database_url), 60)
+        mended.result(60)
     assert drift(conn) == []
 
 
@@ -186,7 +186,7 @@ def test_a_table_that_is_not_there_is_waited_for(
     conn.execute(f"ALTER TABLE callboard.{table} RENAME TO elsewhere")
     journal.flush([good(job, n) for n in range(10)])
     assert wait_until(
-        lambda: caplog.text.count("the database does not let anything be recorded, trying on") >= 3, 20
+        lambda: caplog.text.count("the database does not let anything be recorded, trying on") >= 3, 60
     )
     assert f'relation "callboard.{table}" does not exist' in caplog.text
     assert journal.settled == []
@@ -212,7 +212,7 @@ def test_connections_to_a_server_that_only_reads_are_not_kept(database_url: str,
     name = conn.info.dbname
     conn.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     with kept(database_url) as journal:
-        assert wait_until(lambda: journal.journal.pool.get_stats().get("pool_available", 0) > 0, 20)
+        assert wait_until(lambda: journal.journal.pool.get_stats().get("pool_available", 0) > 0, 60)
         conn.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
         journal.flush([good(job, n) for n in range(10)])
         assert journal.done(10)

@@ -17,7 +17,7 @@ from tests.integration import makers as made
 from tests.vhosts import Broker
 
 NAMES = ("generate", "ask", "analyse", "score", "spreads", "number", "noted", "elsewhere", "heard")
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_all_stages_whose_turn_it_is_are_made_at_once(conn: Conn, maker: Maker) 
     """One a look, a hundred small jobs of a few stages would take minutes."""
     made = [ready(conn) for _ in range(4)]
     maker.look(conn)
-    assert wait_until(lambda: all(status(conn, one)["state"] == "completed" for one in made), 10)
+    assert wait_until(lambda: all(status(conn, one)["state"] == "completed" for one in made), 60)
 
 
 def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
@@ -146,7 +146,7 @@ def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
         with pytest.raises(RuntimeError):
             maker.look(conn)
     maker.look(conn)
-    assert wait_until(lambda: status(conn, made)["state"] == "completed", 10)
+    assert wait_until(lambda: status(conn, made)["state"] == "completed", 60)
 
 
 def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, maker: Maker) -> None:
@@ -174,7 +174,7 @@ def test_a_stage_that_was_partly_made_goes_on_whole(conn: Conn) -> None:
     publish(conn, second, 3)
     record(conn, second, {"failed": [0], "succeeded": [1]}, worker=worker)
     stages.fail(conn, making, "its items can't be made: KeyError", {"traceback": "Traceback"})
-    assert wait_until(lambda: writes.close_stopped(conn) or status(conn, second)["finished_at"], 10)
+    assert wait_until(lambda: writes.close_stopped(conn) or status(conn, second)["finished_at"], 60)
     stages.follow(conn)
     assert (status(conn, parent)["state"], status(conn, second)["cancelled"]) == ("failed", 3)
     assert controls.retry(conn, parent, ANNA, Choice()) == 4
@@ -367,6 +367,6 @@ def test_a_stage_of_which_a_retry_chose_nothing_is_left_as_it_was(conn: Conn) ->
     )
     assert reads.run(conn, reads.verify())["drift"] == []
     stages.follow(conn)
-    assert wait_until(lambda: writes.close_stopped(conn) or status(conn, parent)["finished_at"], 10)
+    assert wait_until(lambda: writes.close_stopped(conn) or status(conn, parent)["finished_at"], 60)
     assert controls.retry(conn, parent, ANNA, Choice(error_type="KeyError")) == 7
     assert status(conn, first)["state"] == "completed"

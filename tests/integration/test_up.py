@@ -6,7 +6,7 @@ import signal
 import stat
 import urllib.request
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ def children(pid: int, *words: str) -> list[int]:
     found = []
     for place in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in place.read_text().split():
-            line = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-            found += [int(child)] if set(words) <= set(line) else []
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                line = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                found += [int(child)] if set(words) <= set(line) else []
     return found
 
 
@@ -54,8 +55,8 @@ def test_up_runs_everything_and_starts_again_what_dies(tmp_path: Path) -> None:
         for child in children(workers[0]):
             os.kill(child, signal.SIGKILL)
         os.kill(children(up.pid, "serve")[0], signal.SIGKILL)
-        assert wait_until(lambda: len(set(children(up.pid, "dramatiq")) - set(workers)) == 1, 30)
-        assert wait_until(lambda: served(tmp_path), 30)
+        assert wait_until(lambda: len(set(children(up.pid, "dramatiq")) - set(workers)) == 1, 60)
+        assert wait_until(lambda: served(tmp_path), 60)
         assert "worker 1 ended by itself" in up.log.read_text()
         assert "the web app ended by itself" in up.log.read_text()
         assert up.stop(60) == 0
@@ -141,5 +142,5 @@ def test_sweep_publishes_what_waits_and_ends_in_order(tmp_path: Path, environmen
                 json.loads(run(tmp_path, "status", job, "--json", env=database).stdout)["queued"] == 2
             )
 
-        assert wait_until(published, 30)
+        assert wait_until(published, 60)
         assert sweep.stop(30) == 0

@@ -62,7 +62,7 @@ class Connection:
         self.pika._on_data_available(data)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(DELIVERIES | st.sampled_from([HEARTBEAT, CONSUMED, CLOSE, RETURNED]), max_size=6),
     st.lists(st.integers(0, 400), max_size=8),

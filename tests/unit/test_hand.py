@@ -13,7 +13,7 @@ from callboard.sql.rows import Claim, Control
 from tests.delivered import Delivered
 from tests.helpers import wait_until
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 def test_the_next_attempt_runs_though_a_copy_of_the_last_is_being_asked_for() -> None:

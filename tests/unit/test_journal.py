@@ -84,7 +84,7 @@ class Played:
 
     def done(self, *items: int) -> bool:
         """Whether these, and no others, were settled; waits for it."""
-        return wait_until(lambda: set(self.settled) == set(items) and not self.journal.pending, 20)
+        return wait_until(lambda: set(self.settled) == set(items) and not self.journal.pending, 60)
 
 
 @pytest.mark.parametrize("part", ["worker", "in_hand", "settled", "controlled"])
@@ -95,7 +95,7 @@ def test_an_error_that_passes_costs_nothing(part: str, monkeypatch: pytest.Monke
     played.journal.watch()
     played.note(0)
     assert played.done(0)
-    assert wait_until(lambda: failing.calls > TRIES - 1, 20)
+    assert wait_until(lambda: failing.calls > TRIES - 1, 60)
     played.note(1)
     assert played.done(0, 1)
     assert played.journal.close(10)
@@ -109,7 +109,7 @@ def test_an_error_that_stays_ends_the_thread_and_is_told(
     played = Played(monkeypatch, **{part: Failing(10**9)})
     played.journal.watch()
     played.note(0)
-    assert wait_until(lambda: bool(played.broken), 20)
+    assert wait_until(lambda: bool(played.broken), 60)
     assert isinstance(played.broken[0], Unthought)
     assert "the journal can't go on" in caplog.text
     told = threading.Event()
@@ -124,7 +124,7 @@ def test_a_listener_that_fails_harms_nobody_else(monkeypatch: pytest.MonkeyPatch
     gate, told = threading.Event(), threading.Event()
     played = Played(monkeypatch, controlled=lambda _: gate.wait(20))
     played.note(0)
-    assert wait_until(lambda: bool(played.recorded), 20)
+    assert wait_until(lambda: bool(played.recorded), 60)
     played.journal.when_written(told.set)
     played.journal.when_written(Failing(1))
     gate.set()
@@ -146,7 +146,7 @@ def test_looking_at_what_hangs_never_harms(part: str, monkeypatch: pytest.Monkey
     for item in range(3):
         played.note(item)
         assert played.done(*range(item + 1))
-        assert wait_until(lambda: failing.calls > TRIES or part == "learn", 20)
+        assert wait_until(lambda: failing.calls > TRIES or part == "learn", 60)
     assert played.journal.close(10)
     assert played.recorded == [0, 1, 2]
     assert played.broken == []
@@ -173,7 +173,7 @@ def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
     monkeypatch.setattr(module, "SLOW", 3600.0)
     played = Played(monkeypatch, in_hand=look)
     played.journal.watch()
-    assert wait_until(lambda: len(looks) > 8, 20)
+    assert wait_until(lambda: len(looks) > 8, 60)
     assert played.journal.close(10)
     expected: list[Progress] = [(1999.0, None), (2999.0, None), (3999.0, None)]
     assert [running.progress for running in played.reported] == expected
@@ -191,7 +191,7 @@ def test_what_could_not_be_written_is_written_at_the_next_look(monkeypatch: pyte
 
     monkeypatch.setattr(writes, "report_running", report)
     played.journal.watch()
-    assert wait_until(lambda: bool(played.reported), 20)
+    assert wait_until(lambda: bool(played.reported), 60)
     assert played.journal.close(10)
     assert [running.progress for running in played.reported] == [(1.0, 2.0)]
 
@@ -207,7 +207,7 @@ def test_who_says_nothing_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "LOOK", 0.01)
     played = Played(monkeypatch, in_hand=look)
     played.journal.watch()
-    assert wait_until(lambda: len(looks) > 5, 20)
+    assert wait_until(lambda: len(looks) > 5, 60)
     assert played.journal.close(10)
     assert played.reported == []
 
@@ -263,7 +263,7 @@ def test_a_long_life_does_not_remember_every_job_it_saw(monkeypatch: pytest.Monk
 def test_who_sends_is_told_of_an_error_that_nobody_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, settled=Failing(10**9))
     played.note(0)
-    assert wait_until(lambda: bool(played.broken), 20)
+    assert wait_until(lambda: bool(played.broken), 60)
     failing = Played(monkeypatch, store=Failing(1))
     assert isinstance(failing.journal.send(ITEM).exception(20), Unthought)
     assert failing.journal.close(10)

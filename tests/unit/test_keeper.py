@@ -72,7 +72,7 @@ def test_keeper_starts_nothing_once_it_is_hushed() -> None:
     thing = Thing()
     keeper = Keeper([thing.kept()])
     keeper.begin()
-    assert wait_until(lambda: thing.runs, 10)
+    assert wait_until(lambda: thing.runs, 60)
     keeper.hush()
     thing.runs = False
     count = len(thing.starts)

@@ -14,7 +14,7 @@ from callboard.middleware.parking import Parking
 from callboard.sql import writes
 from tests.helpers import wait_until
 
-TIMEOUT = 5.0
+TIMEOUT = 60.0
 
 
 class Pool:

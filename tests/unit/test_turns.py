@@ -13,7 +13,7 @@ from callboard.sql.writes import MAX_CRASHES
 from tests.delivered import Delivered
 from tests.helpers import wait_until
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 def _copy(item: int) -> Any:

@@ -20,7 +20,7 @@ __all__ = ["Node", "installed", "rabbitmq"]
 
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
-EPMD_TIMEOUT = 10.0
+EPMD_TIMEOUT = 60.0
 
 
 class Node:
