@@ -37,13 +37,17 @@ class Witness:
         self._thread.join(30)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        """At least one look, however short the test is."""
+        while True:
             try:
                 with connect(self.url) as conn:
-                    while not self._stopping.wait(self._pause):
+                    while True:
                         self._look(conn)
+                        if self._stopping.wait(self._pause):
+                            return
             except psycopg.Error:
-                self._stopping.wait(0.2)
+                if self._stopping.wait(0.2):
+                    return
             except Exception as error:  # noqa: BLE001 — a witness that has died saw nothing wrong
                 self.wrong.append(error)
                 return
