@@ -16,7 +16,7 @@ from callboard.sql.controls import By, Choice, NotPossible
 from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import BulkClaim, Outgoing
-from callboard.sql.states import FINAL
+from callboard.sql.states import FINAL, JOB_FINAL
 from tests.integration.test_record import Tracking, drift, event
 from tests.jobs import make_job
 
@@ -220,8 +220,8 @@ class Controlled(Tracking):
         self.conn.execute("TRUNCATE callboard.actions, callboard.lanes")
 
     def _done(self, job: dict[str, Any]) -> bool:
-        """One that was cancelled when nothing was left to do stays so."""
-        return bool(job["state"] == "completed" or (job["state"] == "cancelled" and not job["cancelled"]))
+        """One that was stopped when nothing was left to do stays so."""
+        return job["state"] in JOB_FINAL and not job["cancelled"]
 
     def _a_round(self, worker: int) -> None:
         self.outbox_claims_lapse()
