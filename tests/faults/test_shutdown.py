@@ -9,8 +9,9 @@ from dramatiq import Message
 from tests.faults.scene import ACTORS, Scene, mixed, seconds_since
 from tests.helpers import Worker, wait_until
 
-#: Seconds in which it ends.
-SOON = 15.0
+#: Seconds in which it ends, well before Kubernetes' patience of 30 is over: eight in which it tries to write, five for
+#: the pool, whose connections a pooler may hold up, and the time that Dramatiq takes.
+SOON = 20.0
 
 
 def stops(worker: Worker) -> None:
