@@ -10,28 +10,37 @@ WITH RECURSIVE lane AS (
     SELECT (SELECT o.lane FROM callboard.outbox AS o
             WHERE o.job_id = %(job)s AND o.lane > lane.name ORDER BY o.lane LIMIT 1)
     FROM lane WHERE lane.name IS NOT NULL
-), taken AS (
-    SELECT l.lane, count(*) AS items FROM callboard.lanes AS l WHERE l.job_id = %(job)s GROUP BY l.lane
+), used AS (
+    SELECT name, sum(items) AS items
+    FROM (SELECT name, 0 AS items FROM lane WHERE name IS NOT NULL
+          UNION ALL SELECT l.lane, 1 FROM callboard.lanes AS l WHERE l.job_id = %(job)s) AS part
+    GROUP BY name
 ), free AS (
-    SELECT o.id FROM lane LEFT JOIN taken ON taken.lane = lane.name
+    SELECT o.id, o.item FROM used
     CROSS JOIN LATERAL (
-        SELECT o.id FROM callboard.outbox AS o
-        WHERE o.job_id = %(job)s AND o.lane = lane.name AND NOT o.dead
+        SELECT o.id, o.item FROM callboard.outbox AS o
+        WHERE o.job_id = %(job)s AND o.lane = used.name AND NOT o.dead
           AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
           AND (o.claimed_until IS NULL OR o.claimed_until <= now())
-          AND NOT EXISTS (SELECT FROM callboard.lanes AS l WHERE l.job_id = o.job_id AND l.item = o.item)
-        ORDER BY o.item LIMIT greatest(%(width)s - coalesce(taken.items, 0), 0)
+          AND NOT EXISTS (SELECT FROM callboard.lanes AS l WHERE l.job_id = o.job_id AND l.item = o.item OFFSET 0)
+        ORDER BY o.item LIMIT greatest(%(width)s - used.items, 0)
     ) AS o
-    WHERE lane.name IS NOT NULL
     UNION ALL
-    SELECT o.id FROM callboard.lanes AS l JOIN callboard.outbox AS o ON o.job_id = l.job_id AND o.item = l.item
-    WHERE l.job_id = %(job)s AND o.claimed_until <= now() AND NOT o.dead
+    SELECT o.id, l.item FROM callboard.lanes AS l
+    CROSS JOIN LATERAL (
+        SELECT o.id FROM callboard.outbox AS o
+        WHERE o.job_id = l.job_id AND o.item = l.item AND o.claimed_until <= now() AND NOT o.dead OFFSET 0
+    ) AS o
+    WHERE l.job_id = %(job)s
 ), due AS (
-    SELECT o.id, o.claimed_until IS NOT NULL AS again FROM callboard.outbox AS o JOIN free ON free.id = o.id
-    -- Once more, for these are looked at as they are when they are locked.
-    WHERE NOT o.dead AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
-      AND (o.claimed_until IS NULL OR o.claimed_until <= now())
-    ORDER BY o.item LIMIT %(limit)s FOR UPDATE OF o SKIP LOCKED
+    SELECT free.id, o.again FROM (SELECT * FROM free ORDER BY item) AS free
+    CROSS JOIN LATERAL (
+        SELECT o.claimed_until IS NOT NULL AS again FROM callboard.outbox AS o
+        -- Once more, for these are looked at as they are when they are locked.
+        WHERE o.id = free.id AND NOT o.dead AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
+          AND (o.claimed_until IS NULL OR o.claimed_until <= now()) OFFSET 0 FOR UPDATE SKIP LOCKED
+    ) AS o
+    LIMIT %(limit)s
 ), claimed AS (
     UPDATE callboard.outbox AS o
     SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR due.again

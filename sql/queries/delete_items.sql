@@ -2,7 +2,7 @@
 -- its item is seen by the next statement, delete_item_rows, in the same transaction. One that comes later finds no item.
 -- Caller: leaving.clear. Rows: none, counted. Lock order: items by key.
 WITH held AS (
-    SELECT item FROM callboard.items WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+    SELECT job_id, item FROM callboard.items WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
     ORDER BY item FOR UPDATE
 )
-DELETE FROM callboard.items AS i USING held AS h WHERE i.job_id = %(job)s AND i.item = h.item
+DELETE FROM callboard.items AS i USING held AS h WHERE i.job_id = h.job_id AND i.item = h.item

@@ -36,14 +36,14 @@ WITH job AS (
      ) AS i
      WHERE %(state)s::text = 'retrying' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
        AND i.state = 'retrying'
-       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item)
+       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item OFFSET 0)
      ORDER BY o.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s
        AND i.item >= greatest(%(after)s + 1, (SELECT watermark FROM job))
        AND i.message_id IS NULL AND i.state = 'waiting'
-       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
+       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
     (SELECT o.item FROM callboard.outbox AS o
@@ -52,15 +52,15 @@ WITH job AS (
      ) AS i
      WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
        AND (o.first OR o.redo) AND i.state = 'waiting'
-       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item)
+       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item OFFSET 0)
      ORDER BY o.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text = 'queued' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
        AND i.state = 'waiting'
        AND (i.message_id IS NOT NULL OR i.item < (SELECT watermark FROM job))
-       AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.redo))
-       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
+       AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.redo) OFFSET 0)
+       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
@@ -68,7 +68,7 @@ WITH job AS (
        AND (i.state = 'cancelled'
             OR (SELECT ends FROM job) AND i.state IN ('waiting', 'retrying')
                AND NOT EXISTS (SELECT FROM callboard.running AS r
-                               WHERE r.job_id = i.job_id AND r.item = i.item AND NOT (SELECT over FROM job)))
+                               WHERE r.job_id = i.job_id AND r.item = i.item AND NOT (SELECT over FROM job) OFFSET 0))
      ORDER BY i.item LIMIT %(limit)s)
 ), page AS MATERIALIZED (
     SELECT DISTINCT item FROM wanted ORDER BY item LIMIT %(limit)s

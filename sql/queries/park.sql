@@ -2,12 +2,13 @@
 -- Transition: retrying -> waiting, for it was published. Guard: the row still carries that attempt and isn't final.
 -- A row of the outbox that its publisher has not settled yet gets a new id, so that settling it does not lose this one.
 -- Caller: Parking. Lock order: items by key, their outbox rows, then jobs by id.
-WITH open AS (
-    SELECT i.job_id, i.item, i.attempt, i.state
+WITH held AS (
+    SELECT i.job_id, i.item, i.attempt, i.state, i.attempt = g.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[]) AS g (job_id, item, attempt)
     JOIN callboard.items AS i ON i.job_id = g.job_id AND i.item = g.item
-    WHERE i.attempt = g.attempt AND i.state IN ('waiting', 'retrying')
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+), open AS (
+    SELECT job_id, item, attempt, state FROM held WHERE open
 ), lying AS (
     SELECT o.job_id, o.item, o.first, o.redo
     FROM open JOIN callboard.outbox AS o ON o.job_id = open.job_id AND o.item = open.item
@@ -19,7 +20,7 @@ WITH open AS (
 ), parked AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
     SELECT o.job_id, o.item, o.attempt, 'infinity', false, true, true
-    FROM open AS o CROSS JOIN (SELECT count(*) FROM lying) AS locked  -- these first
+    FROM open AS o WHERE (SELECT count(*) FROM lying) >= 0  -- these first
     ORDER BY o.job_id, o.item
     ON CONFLICT (job_id, item) DO UPDATE
     SET id = DEFAULT, attempt = excluded.attempt, due_at = excluded.due_at, first = false, suspect = true, redo = true,

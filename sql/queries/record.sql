@@ -8,6 +8,8 @@
 -- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
 -- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs: a
 -- join of them with `moved`, whose size the planner can't guess, would be a nested loop.
+-- The guard stands beside the join, not in it: of a state that no item was in when statistics were taken, the planner
+-- thinks that one row is, and compares thousands of events with each.
 WITH event AS (
     SELECT * FROM unnest(
         %(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(state)s::callboard.item_state[],
@@ -20,9 +22,8 @@ WITH event AS (
             retry_delay, retry_options, retry_sent_ms, result)
 ), locked_items AS (
     -- In the order of their keys: joined plainly, a small table is read as it lies, and flushes deadlock.
-    SELECT e.*
+    SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM event AS e JOIN callboard.items AS i ON i.job_id = e.job_id AND i.item = e.item
-    WHERE i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), moved AS (
     UPDATE callboard.items AS i
@@ -36,7 +37,7 @@ WITH event AS (
         finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END,
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM locked_items AS e
-    WHERE i.job_id = e.job_id AND i.item = e.item AND i.attempt = e.attempt AND i.state IN ('waiting', 'retrying')
+    WHERE i.job_id = e.job_id AND i.item = e.item AND e.open
     RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, i.acquitted, e.dead, e.worker, i.started_at,
               e.age, e.kind, e.error_type, e.place, e.message, e.traceback, e.traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result
@@ -51,7 +52,7 @@ WITH event AS (
         %(child_options)s::bytea[], %(child_sent_ms)s::bigint[], %(child_delay)s::float8[]
     ) WITH ORDINALITY
         AS c (job_id, parent_job, parent, actor, queue, message_id, args, options, sent_ms, delay, place)
-    JOIN moved AS m ON m.job_id = c.parent_job AND m.item = c.parent
+    WHERE ((c.parent_job, c.parent) IN (SELECT job_id, item FROM moved)) IS TRUE  -- no join, but hashed
 ), delta AS (
     SELECT job_id, sum(born) AS born, sum(retrying) AS retrying, sum(succeeded) AS succeeded, sum(failed) AS failed,
            sum(skipped) AS skipped, sum(retries) AS retries, sum(crashes) AS crashes
@@ -71,27 +72,31 @@ WITH event AS (
 ), locked_jobs AS (
     -- As they are when they are locked. The statement's snapshot may lack what it waited for, and PostgreSQL looks at the
     -- CHECKs of a row made from that before it finds that the row has moved on, and makes it anew.
-    SELECT j.id, j.total, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.state, j.sealed, j.stopping,
+    SELECT j.id, j.total AS first_born, n.*, j.cancelled, j.state, j.sealed, j.stopping,
            j.started_at, j.finished_at, j.finished_at IS NULL AS open,
-           j.sealed AND j.stopping IS NULL
-           AND j.succeeded + j.failed + j.skipped + j.cancelled + d.succeeded + d.failed + d.skipped
-               = j.total + d.born AS ends,
+           j.sealed AND j.stopping IS NULL AND n.succeeded + n.failed + n.skipped + j.cancelled = n.total AS ends,
            j.finished_at IS NULL AND j.stopping IS NULL AND d.failed > 0
-           AND (j.failed + d.failed > j.fail_count
-                OR j.succeeded + j.failed + d.succeeded + d.failed >= j.fail_sample
-                   AND j.failed + d.failed > j.fail_share * (j.succeeded + j.failed + d.succeeded + d.failed)) AS fails
-    FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
+           AND (n.failed > j.fail_count
+                OR n.succeeded + n.failed >= j.fail_sample
+                   AND n.failed > j.fail_share * (n.succeeded + n.failed)) AS fails
+    FROM delta AS d JOIN callboard.jobs AS j ON j.id = d.job_id
+    CROSS JOIN LATERAL (
+        SELECT j.total + d.born AS total, j.retrying + d.retrying AS retrying, j.succeeded + d.succeeded AS succeeded,
+               j.failed + d.failed AS failed, j.skipped + d.skipped AS skipped, j.retries + d.retries AS retries,
+               j.crashes + d.crashes AS crashes
+    ) AS n
+    ORDER BY j.id FOR NO KEY UPDATE OF j
 ), counted AS (
     UPDATE callboard.jobs AS j
-    SET total = l.total + d.born,
-        retrying = l.retrying + d.retrying,
-        succeeded = l.succeeded + d.succeeded,
-        failed = l.failed + d.failed,
-        skipped = l.skipped + d.skipped,
+    SET total = l.total,
+        retrying = l.retrying,
+        succeeded = l.succeeded,
+        failed = l.failed,
+        skipped = l.skipped,
         cancelled = l.cancelled,
         sealed = l.sealed,
-        retries = j.retries + d.retries,
-        crashes = j.crashes + d.crashes,
+        retries = l.retries,
+        crashes = l.crashes,
         started_at = coalesce(l.started_at, now()),
         updated_at = now(),
         state = CASE
@@ -102,17 +107,15 @@ WITH event AS (
         finished_at = CASE WHEN l.open AND l.ends THEN now() ELSE l.finished_at END,
         stopping = CASE WHEN l.fails AND NOT l.ends THEN 'failed' ELSE l.stopping END,
         reason = CASE WHEN l.fails
-                      THEN l.failed + d.failed || ' of ' || l.succeeded + l.failed + d.succeeded + d.failed
-                           || ' items failed, and max_failures is ' || (j.limits ->> 'max_failures')
+                      THEN l.failed || ' of ' || l.succeeded + l.failed || ' items failed, and max_failures is ' || (j.limits ->> 'max_failures')
                       ELSE j.reason END,
         epoch = j.epoch + coalesce(l.fails, false)::int,
         standing_on = CASE WHEN l.fails THEN NULL ELSE j.standing_on END,
         told_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.told_at END
-    FROM delta AS d JOIN locked_jobs AS l ON l.id = d.job_id
-    WHERE j.id = d.job_id
+    FROM locked_jobs AS l WHERE j.id = l.id
     RETURNING j.id, j.state, j.epoch, j.stopping,
               j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
-              j.total - d.born AS first_born,
+              l.first_born,
               CASE WHEN l.open AND j.finished_at IS NOT NULL AND j.callbacks IS NOT NULL THEN to_jsonb(j) END AS ended,
               j.finished_at
 ), called AS (
@@ -133,8 +136,8 @@ WITH event AS (
         (job_id, kind, error_type, place, count, failed, first_at, last_at, item, message)
     SELECT f.job_id, f.kind, f.error_type, f.place, count(*), count(*) FILTER (WHERE NOT f.retried),
            min(f.ended_at), max(f.ended_at), min(f.item), (array_agg(f.message ORDER BY f.item))[1]
-    FROM failure AS f JOIN counted ON counted.id = f.job_id
-    WHERE f.kind <> 'skipped'
+    FROM failure AS f
+    WHERE f.kind <> 'skipped' AND (f.job_id IN (SELECT id FROM counted)) IS TRUE  -- these first
     GROUP BY f.job_id, f.kind, f.error_type, f.place
     ORDER BY f.job_id, f.kind, f.error_type, f.place
     ON CONFLICT (job_id, kind, error_type, place) DO UPDATE

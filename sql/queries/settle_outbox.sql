@@ -6,24 +6,23 @@
 WITH sent AS (
     SELECT id, max(attempt) AS attempt FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt) GROUP BY id
 ), held AS (
-    SELECT o.id, s.attempt
+    SELECT o.id, s.attempt, i.attempt = s.attempt AND i.state = 'retrying' AS waits
     FROM sent AS s JOIN callboard.outbox AS o ON o.id = s.id
     JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), lying AS (
-    SELECT o.id, o.job_id, o.first, o.redo, o.attempt = h.attempt AND o.claimed_until IS NOT NULL AS done
+    SELECT o.id, o.job_id, o.first, o.redo, h.waits, o.attempt = h.attempt AND o.claimed_until IS NOT NULL AS done
     FROM held AS h JOIN callboard.outbox AS o ON o.id = h.id
     FOR UPDATE OF o
 ), gone AS (
     DELETE FROM callboard.outbox AS o USING lying AS l WHERE o.id = l.id AND l.done
-    RETURNING o.job_id, o.item, o.attempt
+    RETURNING o.job_id, o.item, l.waits
 ), kept AS (
     UPDATE callboard.outbox AS o SET first = false, redo = false
     FROM lying AS l WHERE o.id = l.id AND NOT l.done AND (l.first OR l.redo)
 ), moved AS (
     UPDATE callboard.items AS i SET was = i.state, state = 'waiting'
-    FROM gone AS g
-    WHERE i.job_id = g.job_id AND i.item = g.item AND i.attempt = g.attempt AND i.state = 'retrying'
+    FROM gone AS g WHERE i.job_id = g.job_id AND i.item = g.item AND g.waits
     RETURNING i.job_id
 ), delta AS (
     SELECT job_id, sum(published) AS published, sum(retrying) AS retrying, sum(redo) AS redo
