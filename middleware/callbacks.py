@@ -20,7 +20,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware import envelope, webhook
-from callboard.middleware.complaint import complaints, reason
+from callboard.middleware.complaint import Complaint, reason
 from callboard.middleware.outcome import clean
 from callboard.middleware.webhook import Undelivered
 from callboard.sql import callbacks, reads, writes
@@ -30,8 +30,8 @@ from callboard.sql.rows import Callback, NewItem
 from callboard.sql.targets import shown
 
 log = logging.getLogger("callboard.callbacks")
-_held_up = complaints(log, "callbacks are held up, trying on; none is lost: %s")
-_failed = complaints(log, "%s; it is tried again")
+_held_up = Complaint(log, "callbacks are held up, trying on; none is lost: %s")
+_failed = Complaint(log, "%s; it is tried again")
 
 #: Seconds between two looks for callbacks when there were none.
 PERIOD = 0.5

@@ -9,7 +9,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.burial import bury
-from callboard.middleware.complaint import complaints
+from callboard.middleware.complaint import Complaint
 from callboard.middleware.stamp import Stamp
 from callboard.sql import writes
 from callboard.sql.errors import REFUSED
@@ -17,7 +17,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import Claim
 
 log = logging.getLogger("callboard.tracking")
-_complain = complaints(log, "a message waits for the database: %s")
+_complain = Complaint(log, "a message waits for the database: %s")
 
 T = TypeVar("T")
 #: Seconds between two tries while the database is away.

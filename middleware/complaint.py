@@ -63,11 +63,6 @@ class Complaint:
             self.log.warning(self.end, seconds)
 
 
-def complaints(log: logging.Logger, text: str, end: str = "") -> Complaint:
-    """See Complaint."""
-    return Complaint(log, text, end)
-
-
 #: That nothing comes from RabbitMQ.
 disconnected = Spell()
 

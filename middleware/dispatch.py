@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from callboard.middleware import lanes
 from callboard.middleware.bundle import bundled
-from callboard.middleware.complaint import complaints
+from callboard.middleware.complaint import Complaint
 from callboard.middleware.level import Levels
 from callboard.middleware.link import Link, Refused, Unreachable
 from callboard.sql import writes
@@ -18,7 +18,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import BulkClaim, Outgoing
 
 log = logging.getLogger("callboard.publisher")
-complain_of_refusal = complaints(log, "messages are refused, and tried again; nothing is lost: %s")
+complain_of_refusal = Complaint(log, "messages are refused, and tried again; nothing is lost: %s")
 
 #: Seconds for which messages wait that the broker refused: then they are behind all others that are due.
 REFUSED = 1.0

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import dramatiq
 import psycopg
-from psycopg_pool import PoolTimeout
 
 from callboard.middleware import addressee
 from callboard.middleware.addressee import Called
@@ -22,14 +21,13 @@ from callboard.middleware.send import current_job
 from callboard.middleware.tracking import tracking_of
 from callboard.sql import controls, reads, writes
 from callboard.sql.controls import By, Choice, NoSuchJob
+from callboard.sql.errors import cut_off
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.reads import Query
 from callboard.sql.states import JOB_FINAL
 
 T = TypeVar("T")
-#: What a connection says when the server closes it (SQLSTATE); one that finds itself cut off says nothing.
-LOST = ("57P01", "57P02")
 
 
 class NotTracked(RuntimeError):
@@ -196,10 +194,8 @@ class Job:
         """Once more when its connection was lost, as when the database was restarted: said twice is done once."""
         try:
             return self._recorder.write(say)
-        except PoolTimeout:
-            raise
         except psycopg.OperationalError as error:
-            if error.sqlstate is not None and error.sqlstate not in LOST:
+            if not cut_off(error):
                 raise
             self._recorder.pool.check()
             return self._recorder.write(say)

@@ -15,7 +15,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.attempt import Attempt
-from callboard.middleware.complaint import complaints
+from callboard.middleware.complaint import Complaint
 from callboard.middleware.drift import mend
 from callboard.middleware.hang import Hangs
 from callboard.middleware.outcome import describe
@@ -27,17 +27,17 @@ from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
 log = logging.getLogger("callboard.journal")
 
 T = TypeVar("T")
-_complain = complaints(
+_complain = Complaint(
     log,
     "the database can't be written to, trying on; nothing is lost: %s",
     "the database can be written to again, after %.1f s",
 )
-_alarm = complaints(
+_alarm = Complaint(
     log,
     "the database does not let anything be recorded, trying on; nothing is lost: %s",
     "the database lets outcomes be recorded again, after %.1f s",
 )
-_blind = complaints(log, "what hangs can't be looked at: %s")
+_blind = Complaint(log, "what hangs can't be looked at: %s")
 
 #: Seconds for which events gather; a flush does not wait them out when nothing more can come.
 WINDOW = 0.020

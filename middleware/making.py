@@ -17,7 +17,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware import inputs
 from callboard.middleware.claim import Stopping, patiently
-from callboard.middleware.complaint import complaints
+from callboard.middleware.complaint import Complaint
 from callboard.middleware.outcome import clean, describe
 from callboard.sql import stages
 from callboard.sql.pool import Conn
@@ -25,7 +25,7 @@ from callboard.sql.rows import Making
 from callboard.sql.states import FINAL
 
 log = logging.getLogger("callboard.stages")
-_complain = complaints(log, "a stage that is made waits for the database: %s")
+_complain = Complaint(log, "a stage that is made waits for the database: %s")
 
 #: Results read at a time; items stored at a time, at the most, and seconds after which fewer are.
 PAGE = 100

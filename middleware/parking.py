@@ -8,12 +8,12 @@ from typing import Any
 
 from callboard.middleware.attempt import Attempt
 from callboard.middleware.claim import PAUSE, Stopping, patiently
-from callboard.middleware.complaint import complaints
+from callboard.middleware.complaint import Complaint
 from callboard.sql import writes
 from callboard.sql.pool import Pool
 
 log = logging.getLogger("callboard.tracking")
-_complain = complaints(log, "messages of paused jobs wait for the database: %s")
+_complain = Complaint(log, "messages of paused jobs wait for the database: %s")
 
 #: Messages parked in one transaction.
 BATCH = 1_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg_pool import PoolTimeout
 
-from callboard.middleware.complaint import complaints
+from callboard.middleware.complaint import Complaint
 from callboard.middleware.dispatch import Dispatch, complain_of_refusal
 from callboard.middleware.level import Levels
 from callboard.middleware.link import Link, Refused, Unreachable
@@ -21,7 +21,7 @@ from callboard.sql.pool import Pool
 from callboard.sql.rows import Outgoing
 
 log = logging.getLogger("callboard.publisher")
-_complain = complaints(
+_complain = Complaint(
     log, "publishing is held up, trying on; nothing is lost: %s", "publishing goes on again, after %.1f s"
 )
 

@@ -13,7 +13,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.burial import bury
-from callboard.middleware.complaint import complaints
+from callboard.middleware.complaint import Complaint
 from callboard.middleware.link import Link
 from callboard.middleware.lost import Search
 from callboard.middleware.retention import Retention
@@ -23,7 +23,7 @@ from callboard.sql.lanes import clear_lanes
 from callboard.sql.pool import Conn, Pool
 
 log = logging.getLogger("callboard.sweep")
-_complain = complaints(log, "the sweep can not do all its work, trying on: %s")
+_complain = Complaint(log, "the sweep can not do all its work, trying on: %s")
 
 Step = Callable[[Conn], object]
 #: Seconds between two rounds, and for which the lease of the one that sweeps holds.

@@ -21,3 +21,10 @@ AMISS = (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedEr
 def drifted(error: BaseException) -> bool:
     """Whether a job's counters are to blame: they do not fit what was to be added, whatever that was."""
     return isinstance(error, psycopg.errors.CheckViolation) and error.diag.table_name == "jobs"
+
+
+def cut_off(error: BaseException) -> bool:
+    """Whether a connection was lost: the server closed it and said so (SQLSTATE 57P01, 57P02), or it broke unsaid."""
+    if not isinstance(error, psycopg.OperationalError) or isinstance(error, PoolTimeout):
+        return False
+    return error.sqlstate in (None, "57P01", "57P02")
