@@ -341,6 +341,7 @@ def _recounted(scene: Scene) -> Act:
 def _woken(scene: Scene) -> Act:
     job = scene.job("retrying")
     scene.conn.execute("UPDATE callboard.outbox SET due_at = '9999-01-01Z' WHERE job_id = %s", (job,))
+    writes.beat(scene.conn, scene.worker, [])
     return lambda: writes.wake_postponed(scene.conn)
 
 
