@@ -45,7 +45,6 @@ def table(rig: Rig, items: int) -> list[str]:
         ]
         ended = _job(conn, items)
         conn.execute(FAILED, {"job": ended})
-        conn.execute("VACUUM ANALYZE")
         rows.append(
             _row(conn, "retry all of them, failed", lambda: controls.retry(conn, ended, WE, Choice()))
         )
