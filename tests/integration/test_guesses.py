@@ -565,6 +565,7 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
     "close stopped": _many_stopped,
     "queue missed callbacks": _many_missed,
     "claim callbacks": _many_called,
+    "many leave": _many_leave,
     "forget workers": _workers_forgotten,
     "verify": _verified,
     "recount": _recounted,
