@@ -563,6 +563,7 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
     "leave": _leaves,
     "close done": _many_done,
     "close stopped": _many_stopped,
+    "drop messages of many": _messages_of_many,
     "queue missed callbacks": _many_missed,
     "claim callbacks": _many_called,
     "many leave": _many_leave,
