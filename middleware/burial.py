@@ -37,8 +37,8 @@ def _bury(conn: Conn, worker: int) -> int:
         held = writes.held_by(conn, worker)
         if held:
             now = time.monotonic()
-            suspects = [h for h in held if h[3] > 0] or held
-            writes.record(conn, [_event(h, worker, now, charged=h in suspects) for h in held], now)
+            anew = all(crashes == 0 for _, _, _, crashes, _ in held)
+            writes.record(conn, [_event(h, worker, now, charged=anew or h[3] > 0) for h in held], now)
     log.warning("worker %d is dead; %d of its items go on elsewhere", worker, len(held))
     return len(held)
 

@@ -363,7 +363,7 @@ def _reopen(conn: Conn, job: int, changes: Mapping[str, Any]) -> None:
 def _lock_items(conn: Conn, jobs: Sequence[int], over: Sequence[int], choice: Choice) -> None:
     """Lock what a retry may move of these jobs, some of which are over, before it locks a job."""
     parameters = {**_parameters(choice), "jobs": list(jobs), "over": list(over), "whole": choice.whole}
-    conn.execute(statement("lock_retried"), parameters)
+    conn.execute(statement("lock_retried"), parameters, prepare=False)  # see _ended
 
 
 def _retried(conn: Conn, job: int, choice: Choice, *, held: bool = True) -> tuple[int, dict[str, Any]]:
@@ -396,7 +396,8 @@ def _reopened(conn: Conn, job: int, choice: Choice) -> tuple[int, dict[str, Any]
 def _ended(conn: Conn, job: int, choice: Choice, *, held: bool) -> tuple[int, dict[str, Any]]:
     parameters = {**_parameters(choice), "job": job, "error_type": choice.error_type, "held": held}
     with conn.cursor(row_factory=dict_row) as cursor:
-        changes = next(cursor.execute(statement("retry_ended"), parameters))
+        # Planned for these items: a plan that is kept for any goes through all of their numbers for each that failed.
+        changes = next(cursor.execute(statement("retry_ended"), parameters, prepare=False))
     ended = changes["failed"] + changes["skipped"] + changes["cancelled"]
     return ended, {"job": job, "window": 2 * writes.WINDOW, **changes}
 

@@ -6,9 +6,13 @@ WITH over AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.id IN (SELECT o.job_id FROM callboard.outbox AS o WHERE NOT o.dead) AND j.finished_at IS NOT NULL
     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
+), theirs AS MATERIALIZED (
+    -- Hashed, however wrong the planner's guess is: joined, each message was compared with each job.
+    SELECT o.id FROM callboard.outbox AS o WHERE NOT o.dead AND (o.job_id IN (SELECT id FROM over)) IS TRUE LIMIT %s
 ), lying AS (
-    SELECT o.id FROM callboard.outbox AS o JOIN over ON over.id = o.job_id WHERE NOT o.dead
-    LIMIT %s FOR UPDATE OF o SKIP LOCKED
+    SELECT o.id FROM theirs CROSS JOIN LATERAL (
+        SELECT id FROM callboard.outbox AS o WHERE o.id = theirs.id AND NOT o.dead OFFSET 0 FOR UPDATE SKIP LOCKED
+    ) AS o
 ), gone AS (
     DELETE FROM callboard.outbox AS o USING lying WHERE o.id = lying.id RETURNING o.job_id, o.first, o.redo
 )

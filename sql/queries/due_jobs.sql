@@ -12,7 +12,11 @@ WITH due AS (
                       WHERE c.job_id = j.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL)
     ORDER BY j.finished_at LIMIT %(limit)s FOR NO KEY UPDATE OF j SKIP LOCKED
 ), stages AS (
-    SELECT s.parent_id FROM callboard.jobs AS s JOIN due ON s.parent_id = due.id
-    WHERE s.finished_at IS NOT NULL FOR NO KEY UPDATE OF s SKIP LOCKED
+    -- Looked up for each: else all jobs may be compared with each.
+    SELECT s.parent_id FROM due CROSS JOIN LATERAL (
+        SELECT parent_id FROM callboard.jobs AS s
+        WHERE s.parent_id = due.id AND s.finished_at IS NOT NULL OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS s
 )
-SELECT id FROM due WHERE coalesce(stages, 0) = (SELECT count(*) FROM stages AS s WHERE s.parent_id = due.id)
+-- Hashed, however wrong the planner's guess is: counted for each, all stages were read for each.
+SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, count(*) FROM stages GROUP BY parent_id)

@@ -8,8 +8,14 @@ WITH whole AS (
     WHERE id = ANY (%s) AND finished_at IS NOT NULL AND leaving_at IS NULL AND parent_id IS NULL
     ORDER BY id FOR NO KEY UPDATE
 ), stages AS (
-    SELECT s.id FROM callboard.jobs AS s JOIN whole ON s.parent_id = whole.id
-    WHERE s.finished_at IS NOT NULL ORDER BY s.id FOR NO KEY UPDATE OF s
+    -- By their ids, of which each is looked up: else all jobs may be compared with each.
+    SELECT s.id FROM (
+        SELECT s.id FROM whole CROSS JOIN LATERAL (
+            SELECT id FROM callboard.jobs AS s WHERE s.parent_id = whole.id OFFSET 0
+        ) AS s ORDER BY s.id
+    ) AS one CROSS JOIN LATERAL (
+        SELECT id FROM callboard.jobs AS s WHERE s.id = one.id AND s.finished_at IS NOT NULL OFFSET 0 FOR NO KEY UPDATE
+    ) AS s
 ), left_ AS (
     UPDATE callboard.jobs AS j SET leaving_at = now(), key = NULL, standing_on = NULL
     WHERE j.id IN (SELECT id FROM whole UNION ALL SELECT id FROM stages)

@@ -4,10 +4,12 @@ A state that no item was in, or a job that wasn't there, is guessed to be that o
 then compared row by row with one another: when all had ended before, a flush of 4,000 outcomes took 20 s.
 """
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import psycopg
@@ -15,7 +17,7 @@ import pytest
 from psycopg.rows import tuple_row
 
 from callboard.middleware.burial import bury
-from callboard.sql import lanes, leaving, reads, stages, writes
+from callboard.sql import callbacks, lanes, leaving, reads, stages, writes
 from callboard.sql.controls import By, Choice, cancel, retry
 from callboard.sql.pool import connection_options
 from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled, Stack
@@ -28,6 +30,8 @@ MANY = 3_000
 #: Rows that it may hand on or compare; all with all would be MANY² / 2, 4.5 million.
 MOST = 200 * MANY
 ANNA = By("python", "anna")
+ROW_BY_ROW = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+EXPLAIN = "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE tried"
 
 
 class Watching(psycopg.Cursor[Any]):
@@ -36,28 +40,48 @@ class Watching(psycopg.Cursor[Any]):
     def execute(self, query: Any, params: Any = None, **given: Any) -> Any:
         """See the class."""
         if isinstance(self.connection, Watched) and self.connection.watching:
-            self.connection.did.append((self._work(query, params), str(query).strip()))
+            kept = given.get("prepare") is not False
+            self.connection.did.append((self._work(query, params, kept=kept), str(query).strip()))
         return super().execute(query, params, **given)
 
-    def _work(self, query: str, params: Any) -> int:
-        plain = psycopg.Cursor(self.connection, row_factory=tuple_row)
-        explain: Any = "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) " + query
+    def _work(self, query: str, params: Any, *, kept: bool) -> int:
+        plain = psycopg.ClientCursor(self.connection, row_factory=tuple_row)
+        text, values = numbered(query, params)
+        given: Any = f"({', '.join(['%s'] * len(values))})" if values else ""
         try:
             with self.connection.transaction(force_rollback=True):
-                row = plain.execute(explain, params).fetchone()
+                if not kept:
+                    plain.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+                plain.execute(f"PREPARE tried AS {text}")
+                row = plain.execute(EXPLAIN + given, values).fetchone()
         except psycopg.errors.SyntaxError:  # a statement without a plan
             return 0
+        finally:
+            plain.execute("DEALLOCATE ALL")
         assert row is not None
-        return rows_of(row[0][0]["Plan"])
+        return rows_of(row[0][0]["Plan"], values)
 
 
-def rows_of(node: dict[str, Any]) -> int:
-    """Rows that a part of a plan gives, or looks at in vain."""
+def numbered(query: str, params: Any) -> tuple[str, list[Any]]:
+    """A statement as PREPARE takes it, with $1, $2 …, and their values."""
+    if isinstance(params, dict):
+        names = list(params)
+        text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", query)
+        return text.replace("%%", "%"), list(params.values())
+    places = count(1)
+    return re.sub("%s", lambda _: f"${next(places)}", query).replace("%%", "%"), list(params or ())
+
+
+def rows_of(node: dict[str, Any], values: Sequence[Any]) -> int:
+    """Rows that a part of a plan gives, or looks at in vain; and elements of arrays that it compares with each."""
     looked = sum(
         count for name, count in node.items() if name == "Actual Rows" or name.startswith("Rows Removed by")
     )
-    ours: int = round(looked * node["Actual Loops"])
-    return ours + sum(rows_of(part) for part in node.get("Plans", ()))
+    arrays = [
+        values[int(n) - 1] or () for n in re.findall(r"(?:ANY|ALL) \(\$(\d+)\)", node.get("Filter", ""))
+    ]
+    ours: int = round(looked * node["Actual Loops"]) * (1 + sum(map(len, arrays)))
+    return ours + sum(rows_of(part, values) for part in node.get("Plans", ()))
 
 
 class Watched(psycopg.Connection[Any]):
@@ -93,6 +117,23 @@ class Scene:
         for attempt in range(1, tries + 1):
             record(self.conn, job, moves, attempt=attempt, worker=self.worker, delay=0.0)
         return job
+
+    def jobs(self, **columns: str) -> list[int]:
+        """A third as many jobs of two items, which are queued; with these columns."""
+        given = {
+            "name": "'one of many'", "actor": "'work'", "queue": "'default'", "sealed": "true",
+            **dict.fromkeys(("total", "consumed", "bulk_end", "watermark", "published"), "2"), **columns,
+        }  # fmt: skip
+        rows = self.conn.execute(  # nosec
+            f"INSERT INTO callboard.jobs ({', '.join(given)}) SELECT {', '.join(given.values())} "
+            f"FROM generate_series(1, {MANY // 3}) RETURNING id"
+        ).fetchall()
+        found = [row[0] for row in rows]
+        self.conn.execute(
+            "INSERT INTO callboard.items (job_id, item, args) SELECT j, n, %s FROM unnest(%s::bigint[]) AS j, "
+            "generate_series(0, 1) AS n", (ARGS, found),
+        )  # fmt: skip
+        return found
 
     def busy(self) -> int:
         """A job of which a part has failed, one waits for its retry, and one is in hand."""
@@ -276,7 +317,7 @@ def _more_lanes_claimed(scene: Scene) -> Act:
 
 def _of_many_jobs(ends: Settled, failure: Failure | None = None) -> Callable[[Scene], Act]:
     def prepare(scene: Scene) -> Act:
-        jobs, now = [make_job(scene.conn, 2) for _ in range(MANY // 3)], time.monotonic()
+        jobs, now = scene.jobs(), time.monotonic()
         events = [Event(job, 0, 1, ends, 0.01, now, scene.worker, failure) for job in jobs]
         return lambda: writes.record(scene.conn, events, now)
 
@@ -386,6 +427,68 @@ def _dropped(scene: Scene) -> Act:
     return lambda: writes.drop_messages_of_stopped_jobs(scene.conn)
 
 
+#: Of a job that is over, and calls somebody.
+OVER = {"state": "'cancelled'", "finished_at": "now() - interval '1 min'"}
+CALLS = {"callbacks": """'{"cancelled": [{"actor": "work", "queue": "default"}]}'"""}
+
+
+def _many_done(scene: Scene) -> Act:
+    scene.jobs(succeeded="2")
+    return lambda: writes.close_jobs(scene.conn)
+
+
+def _many_stopped(scene: Scene) -> Act:
+    scene.jobs(stopping="'cancelled'", told_at="'2025-01-01'", **CALLS)
+    return lambda: writes.close_stopped(scene.conn)
+
+
+def _messages_of_many(scene: Scene) -> Act:
+    jobs = scene.jobs(**OVER)
+    scene.conn.execute(
+        "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first) "
+        "SELECT j, n, 1, now(), false FROM unnest(%s::bigint[]) AS j, generate_series(0, 1) AS n", (jobs,),
+    )  # fmt: skip
+    return lambda: writes.drop_messages_of_stopped_jobs(scene.conn)
+
+
+def _many_missed(scene: Scene) -> Act:
+    scene.jobs(**OVER, **CALLS)
+    return lambda: callbacks.queue_missed_callbacks(scene.conn)
+
+
+def _many_called(scene: Scene) -> Act:
+    scene.jobs(**OVER, **CALLS)
+    callbacks.queue_missed_callbacks(scene.conn)
+    return lambda: callbacks.claim_callbacks(scene.conn, webhooks=False, limit=MANY)
+
+
+def _staged(scene: Scene) -> None:
+    """As many jobs of three stages, all over."""
+    parents = scene.jobs(
+        **OVER, **dict.fromkeys(("total", "consumed", "bulk_end", "watermark", "published"), "0"), stages="3"
+    )
+    scene.conn.execute("DELETE FROM callboard.items WHERE job_id = ANY (%s)", (parents,))
+    scene.conn.execute(
+        "INSERT INTO callboard.jobs (name, parent_id, stage, on_failure, state, finished_at) "
+        "SELECT 'a stage', j, n, 'stop', 'cancelled', now() FROM unnest(%s::bigint[]) AS j, generate_series(0, 2) AS n",
+        (parents,),
+    )  # fmt: skip
+
+
+def _many_leave(scene: Scene) -> Act:
+    _staged(scene)
+    return lambda: leaving.mark_due(scene.conn, 1.0)
+
+
+def _workers_forgotten(scene: Scene) -> Act:
+    scene.conn.execute(
+        "INSERT INTO callboard.workers (pid, threads, host, actors, queues, stopped_at) "
+        "SELECT 1, 1, '', '{}', '{}', '2025-01-01' FROM generate_series(1, %s)", (MANY,),
+    )  # fmt: skip
+    run(scene.conn, scene.job(), range(MANY), worker=scene.worker)
+    return lambda: leaving.forget(scene.conn, 1.0)
+
+
 def _leaves(scene: Scene) -> Act:
     job = scene.job("failed")
     leaving.mark(scene.conn, [job])
@@ -458,6 +561,13 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
     "go on with half": _reopened(Choice(items=range(0, MANY, 2))),
     "drop messages": _dropped,
     "leave": _leaves,
+    "close done": _many_done,
+    "close stopped": _many_stopped,
+    "drop messages of many": _messages_of_many,
+    "queue missed callbacks": _many_missed,
+    "claim callbacks": _many_called,
+    "many leave": _many_leave,
+    "forget workers": _workers_forgotten,
     "verify": _verified,
     "recount": _recounted,
     "describe": _described,
@@ -467,10 +577,12 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
 }
 
 
-#: For two sets that it takes for a row each, the planner tosses a coin: both ways of it are tried.
+#: For two sets that it takes for a row each, the planner tosses a coin: both ways of it are tried, and the plan that it
+#: keeps for any parameters, of which it guesses that each array has ten elements.
 JOINS = {
     "as it comes": "SET LOCAL enable_hashjoin = on",
-    "row by row": "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off",
+    "row by row": ROW_BY_ROW,
+    "for any": ROW_BY_ROW + "; SET LOCAL plan_cache_mode = force_generic_plan",
 }
 
 
@@ -498,7 +610,7 @@ def test_no_statement_compares_all_with_all(name: str, joins: str, scene: Scene)
     scene.conn.did.clear()
     with scene.conn.transaction(force_rollback=True):
         act = TRIED[name](scene)
-        scene.conn.execute(JOINS[joins])
+        scene.conn.execute(JOINS[joins] + "; SET LOCAL statement_timeout = '10s'")
         with scene.conn.watched():
             act()
     assert scene.conn.did
