@@ -8,8 +8,7 @@ WITH due AS (
     WHERE j.finished_at IS NOT NULL AND j.leaving_at IS NULL AND j.parent_id IS NULL
       AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
            OR j.keep IS NOT NULL AND extract(epoch FROM now() - j.finished_at) > j.keep)
-      AND NOT EXISTS (SELECT FROM callboard.callbacks AS c
-                      WHERE c.job_id = j.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL)
+      AND j.id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL)
     ORDER BY j.finished_at LIMIT %(limit)s FOR NO KEY UPDATE OF j SKIP LOCKED
 ), stages AS (
     -- Looked up for each: else all jobs may be compared with each.
@@ -18,5 +17,5 @@ WITH due AS (
         WHERE s.parent_id = due.id AND s.finished_at IS NOT NULL OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
     ) AS s
 )
--- Hashed, however wrong the planner's guess is: counted for each, all stages were read for each.
+-- Hashed, as above, however wrong the planner's guess is: counted for each, all stages were read for each.
 SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, count(*) FROM stages GROUP BY parent_id)
