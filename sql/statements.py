@@ -1,4 +1,10 @@
-"""The statements of `queries/`, one a file, by name. A header of comments says what each is for; it isn't sent."""
+"""The statements of `queries/`, one a file, by name. A header of comments says what each is for; it isn't sent.
+
+Where two sets of thousands meet, the planner gets no choice that a wrong guess makes quadratic, and of a new job its
+guess is one row: a guard stands beside the join, read from the row as it is locked; items of one job are joined by its
+id as a column; what is looked up one by one says OFFSET 0; what has no index is hashed, by NOT IN or IN … IS TRUE. What
+`tests/integration/test_guesses.py` tries is held to that; `recount`, of many jobs at once, is not.
+"""
 
 from functools import cache
 from pathlib import Path

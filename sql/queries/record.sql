@@ -107,7 +107,8 @@ WITH event AS (
         finished_at = CASE WHEN l.open AND l.ends THEN now() ELSE l.finished_at END,
         stopping = CASE WHEN l.fails AND NOT l.ends THEN 'failed' ELSE l.stopping END,
         reason = CASE WHEN l.fails
-                      THEN l.failed || ' of ' || l.succeeded + l.failed || ' items failed, and max_failures is ' || (j.limits ->> 'max_failures')
+                      THEN l.failed || ' of ' || l.succeeded + l.failed || ' items failed, and max_failures is '
+                           || (j.limits ->> 'max_failures')
                       ELSE j.reason END,
         epoch = j.epoch + coalesce(l.fails, false)::int,
         standing_on = CASE WHEN l.fails THEN NULL ELSE j.standing_on END,

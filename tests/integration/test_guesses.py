@@ -155,11 +155,17 @@ class Scene:
         assert {message.job for message in claimed} == {job}
         return claimed
 
-    def laned(self, published: int = 0) -> tuple[int, BulkClaim]:
-        """A job whose items each have a lane, the first half of them set aside."""
+    def laned(self, *, published: int = 0) -> BulkClaim:
+        """The claim of a job whose items have lanes of two, which nobody was told yet."""
         job = self.job(published=published)
         self.conn.execute("UPDATE callboard.jobs SET lane_by = '0', lane_width = 2 WHERE id = %s", (job,))
-        return job, self.claim(job)
+        return self.claim(job)
+
+    def set_aside(self, lane: Callable[[int], int]) -> BulkClaim:
+        """The same, and all items are set aside, in these lanes."""
+        claim = self.laned()
+        lanes.set_aside(self.conn, claim, 0, MANY, [(item, str(lane(item))) for item in range(MANY)])
+        return claim
 
 
 def _ended(scene: Scene) -> None:
@@ -172,9 +178,7 @@ def _waiting(scene: Scene) -> None:
     """All that is waits, and some is in hand."""
     for _ in range(3):
         run(scene.conn, scene.job(), range(50), worker=scene.worker)
-    _, claim = scene.laned()
-    lanes.set_aside(scene.conn, claim, 0, MANY, [(item, str(item % 50)) for item in range(MANY)])
-    lanes.claim_lanes(scene.conn, claim, MANY)
+    lanes.claim_lanes(scene.conn, scene.set_aside(lambda item: item % 50), MANY)
 
 
 def _failing(scene: Scene) -> None:
@@ -298,19 +302,17 @@ def _unheld(scene: Scene) -> Act:
 
 
 def _set_aside(scene: Scene) -> Act:
-    _, claim = scene.laned()
+    claim = scene.laned()
     return lambda: lanes.set_aside(scene.conn, claim, 0, MANY, [(item, "a") for item in range(MANY)])
 
 
 def _lanes_claimed(scene: Scene) -> Act:
-    _, claim = scene.laned()
-    lanes.set_aside(scene.conn, claim, 0, MANY, [(item, str(item // 2)) for item in range(MANY)])
+    claim = scene.set_aside(lambda item: item // 2)
     return lambda: lanes.claim_lanes(scene.conn, claim, MANY)
 
 
 def _more_lanes_claimed(scene: Scene) -> Act:
-    _, claim = scene.laned()
-    lanes.set_aside(scene.conn, claim, 0, MANY, [(item, str(item // 2)) for item in range(MANY)])
+    claim = scene.set_aside(lambda item: item // 2)
     lanes.claim_lanes(scene.conn, claim, MANY // 2)
     return lambda: lanes.claim_lanes(scene.conn, claim, MANY)
 
@@ -325,16 +327,15 @@ def _of_many_jobs(ends: Settled, failure: Failure | None = None) -> Callable[[Sc
 
 
 def _lanes_told(scene: Scene) -> Act:
-    job, claim = scene.laned(published=MANY - 1)
-    record(scene.conn, job, {"retrying": range(MANY - 1)}, delay=0.0, worker=scene.worker)
+    claim = scene.laned(published=MANY - 1)
+    record(scene.conn, claim.job, {"retrying": range(MANY - 1)}, delay=0.0, worker=scene.worker)
     return lambda: lanes.tell_lanes(
         scene.conn, claim, [(number, "b") for number, _ in lanes.unlaned(scene.conn, claim, MANY)]
     )
 
 
 def _lanes_changed(scene: Scene) -> Act:
-    _, claim = scene.laned()
-    lanes.set_aside(scene.conn, claim, 0, MANY, [(item, str(item // 2)) for item in range(MANY)])
+    claim = scene.set_aside(lambda item: item // 2)
     lanes.claim_lanes(scene.conn, claim, MANY)
     return lambda: lanes.change_lanes(
         scene.conn, claim, [(item, "c") for item, _ in lanes.in_lanes(scene.conn, claim)]
@@ -387,10 +388,9 @@ def _woken(scene: Scene) -> Act:
 
 
 def _lanes_cleared(scene: Scene) -> Act:
-    job, claim = scene.laned()
-    lanes.set_aside(scene.conn, claim, 0, MANY, [(item, str(item)) for item in range(MANY)])
+    claim = scene.set_aside(lambda item: item)
     lanes.claim_lanes(scene.conn, claim, MANY)
-    record(scene.conn, job, {"succeeded": range(MANY)}, worker=scene.worker)
+    record(scene.conn, claim.job, {"succeeded": range(MANY)}, worker=scene.worker)
     return lambda: lanes.clear_lanes(scene.conn)
 
 

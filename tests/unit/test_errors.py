@@ -1,0 +1,23 @@
+"""What an error of the database means."""
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+
+from callboard.sql.errors import cut_off
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (psycopg.errors.AdminShutdown("terminating connection"), True),
+        (psycopg.errors.CrashShutdown("a server process died"), True),
+        (psycopg.OperationalError("the connection is closed"), True),
+        (PoolTimeout("none came free"), False),
+        (psycopg.errors.QueryCanceled("statement timeout"), False),
+        (psycopg.errors.DeadlockDetected("deadlock"), False),
+        (psycopg.DataError("a NUL"), False),
+    ],
+)
+def test_a_connection_was_lost_or_something_else(error: Exception, lost: bool) -> None:
+    assert cut_off(error) is lost
