@@ -4,21 +4,23 @@ Everything an app needs is here: `install` tracks a broker, `submit` makes a job
 stays a plain function that may raise `Skip`, call `step` and `progress`, and look at `current`.
 """
 
-from callboard.middleware.addressee import UnknownActor
-from callboard.middleware.batch import batch
-from callboard.middleware.broker import install
-from callboard.middleware.current import NotInAnItem, Skip, current, progress, send_now, step
-from callboard.middleware.inputs import BadItem
-from callboard.middleware.job import Job, NotTracked, aget, get, job
-from callboard.middleware.ledger import JobClosed
-from callboard.middleware.making import Result, Results
-from callboard.middleware.rabbitmq import RabbitmqBroker
-from callboard.middleware.send import NotStored
-from callboard.middleware.stages import Stage, astages, stages
-from callboard.middleware.submit import SubmittedElsewhere, asubmit, submit
-from callboard.sql.controls import NoSuchJob, NotPossible
+from callboard.current import NotInAnItem, Skip, current, progress, send_now, step
+from callboard.job import Job, aget, get, job
+from callboard.middleware.attempts.batch import batch
+from callboard.middleware.callbacks.stage_maker import Result, Results
+from callboard.middleware.install import install
+from callboard.middleware.rabbitmq.broker import RabbitmqBroker
+from callboard.middleware.submission.actor_lookup import UnknownActor
+from callboard.middleware.submission.enqueue import NotStored
+from callboard.middleware.submission.item_encoding import BadItem
+from callboard.middleware.submission.send_store import JobClosed
+from callboard.middleware.submission.submission import SubmittedElsewhere
+from callboard.middleware.tracking import NotTracked
 from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import NotConfigured
+from callboard.sql.writes.actions import NoSuchJob, NotPossible
+from callboard.stages import Stage, astages, stages
+from callboard.submit import asubmit, submit
 
 __all__ = [
     "BadItem",

@@ -15,17 +15,16 @@ from dramatiq.broker import MessageProxy
 from dramatiq.errors import ActorNotFound, DecodeError
 from dramatiq.middleware import Middleware, Retries, SkipMessage
 
-from callboard.middleware import envelope, stamp
-from callboard.middleware.aside import Aside
-from callboard.middleware.attempt import Attempt, current_attempt
-from callboard.middleware.claim import Stopping
-from callboard.middleware.complaint import Sparing, disconnected
-from callboard.middleware.outcome import Ending, decide
-from callboard.middleware.recorder import Recorder
-from callboard.middleware.stamp import Stamp
+from callboard.middleware.attempts.outcome import Ending, decide
+from callboard.middleware.message import envelope, stamp
+from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.process.outage import Stopping, ThrottleFilter, disconnected
+from callboard.middleware.process.side_thread import Aside
+from callboard.middleware.runtime import Recorder
 
 log = logging.getLogger("callboard.tracking")
-_sparing = Sparing(disconnected)
+_sparing = ThrottleFilter(disconnected)
 
 
 class Discard(SkipMessage):
@@ -228,3 +227,15 @@ def _keep_abandoned(message: MessageProxy) -> None:
 def _in_hand(message: MessageProxy) -> Attempt | None:
     attempt: Attempt | None = getattr(message, "attempt", None)
     return None if attempt is None or attempt.ended else attempt
+
+
+def runtime_of(broker: dramatiq.Broker) -> Recorder:
+    """The broker's recorder; raises NotTracked."""
+    tracking = tracking_of(broker)
+    if tracking is None:
+        raise NotTracked("this broker is not tracked: call callboard.install() where the broker is made")
+    return tracking.recorder
+
+
+class NotTracked(RuntimeError):
+    """The broker knows nothing of Callboard."""

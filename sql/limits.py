@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from callboard.sql.describe import iso
+from callboard.sql.json_values import iso
 
 #: Items that must have ended before a share of failures means anything.
 SAMPLE = 100

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from callboard.commands.services import Node, Server, ports, postgres, rabbitmq
-from tests.databases import database, migrated, with_database
-from tests.helpers import StartWorker, Worker
-from tests.pgbouncer import NOBODY, pgbouncer
-from tests.vhosts import Broker
+from tests.support.databases import database, migrated, with_database
+from tests.support.pgbouncer import NOBODY, pgbouncer
+from tests.support.vhosts import Broker
+from tests.support.workers import StartWorker, Worker
 
 # Tests lose no data they care for when the power fails; and no test shall find the server full.
 TEST_SETTINGS = {"fsync": "off", "max_connections": "300"}

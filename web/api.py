@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from callboard.sql import reads
-from callboard.sql.reads import Query
+from callboard.sql.reads import queries
+from callboard.sql.reads.queries import Query
 from callboard.sql.states import ITEM_STATES, JOB_STATES, WORKER_STATES
 from callboard.web import parameters
 from callboard.web.problems import Answer
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 async def jobs(request: Request) -> Answer:
     """GET /api/jobs: newest first; `state`, `tenant`, `actor`, `name` (a part of it), `after`, `limit`."""
-    query = reads.jobs(
+    query = queries.jobs(
         before=parameters.cursor(request, parameters.IDS),
         limit=parameters.limit(request),
         state=parameters.choice(request, "state", JOB_STATES),
@@ -40,7 +40,7 @@ async def items(request: Request) -> Answer:
     if stage is not None:
         number = _of_stage(await known(request, number), stage)
     after = parameters.cursor(request, parameters.ITEMS)
-    query = reads.items(
+    query = queries.items(
         number,
         state=parameters.choice(request, "state", ITEM_STATES),
         after=-1 if after is None else after,
@@ -63,16 +63,16 @@ def _of_stage(job: dict[str, Any], stage: int) -> int:
 async def item(request: Request) -> Answer:
     """GET /api/jobs/{job}/items/{item}: whole, with its attempts that did not simply succeed."""
     number, position = parameters.job(request), parameters.item(request)
-    found = await read(request, reads.item(number, position))
+    found = await read(request, queries.item(number, position))
     if found is None:
         raise HTTPException(404, f"there is no item {position} of job {number}")
-    return Answer({**found, "attempts": await read(request, reads.attempts(number, position))})
+    return Answer({**found, "attempts": await read(request, queries.attempts(number, position))})
 
 
 async def errors(request: Request) -> Answer:
     """GET /api/jobs/{job}/errors: one a kind, type and place, those that cost most items first."""
     number = parameters.job(request)
-    found = await read(request, reads.errors(number))
+    found = await read(request, queries.errors(number))
     if not found:
         await known(request, number)
     return Answer({"errors": found, "next": None})
@@ -83,7 +83,7 @@ async def actions(request: Request) -> Answer:
     number = parameters.job(request)
     before = parameters.cursor(request, parameters.IDS)
     found, following = await read(
-        request, reads.actions(number, before=before, limit=parameters.limit(request))
+        request, queries.actions(number, before=before, limit=parameters.limit(request))
     )
     if not found:
         await known(request, number)
@@ -93,7 +93,7 @@ async def actions(request: Request) -> Answer:
 async def callbacks(request: Request) -> Answer:
     """GET /api/jobs/{job}/callbacks: whom its ends called, the latest end first, and how that went."""
     number = parameters.job(request)
-    found = await read(request, reads.callbacks(number))
+    found = await read(request, queries.callbacks(number))
     if not found:
         await known(request, number)
     return Answer({"callbacks": found, "next": None})
@@ -101,7 +101,7 @@ async def callbacks(request: Request) -> Answer:
 
 async def workers(request: Request) -> Answer:
     """GET /api/workers: the latest first; `state`, `after`, `limit`."""
-    query = reads.workers(
+    query = queries.workers(
         before=parameters.cursor(request, parameters.ITEMS),
         limit=parameters.limit(request),
         state=parameters.choice(request, "state", WORKER_STATES),
@@ -112,7 +112,7 @@ async def workers(request: Request) -> Answer:
 
 async def known(request: Request, number: int) -> dict[str, Any]:
     """The job, or a 404."""
-    found = await read(request, reads.job(number))
+    found = await read(request, queries.job(number))
     if found is None:
         raise HTTPException(404, f"there is no job {number}")
     return found

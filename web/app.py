@@ -8,9 +8,9 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
 from callboard.sql.pool import NotConfigured
-from callboard.web import api, control, health, pages
+from callboard.web import actions, api, health, pages
+from callboard.web.access import Authenticate, Guard
 from callboard.web.database import Database
-from callboard.web.guard import Authenticate, Guard
 from callboard.web.problems import HANDLERS
 
 ROUTES = [
@@ -19,17 +19,17 @@ ROUTES = [
     Mount("/static", pages.static),
     Route("/api/jobs", api.jobs),
     Route("/api/jobs/{job}", api.job),
-    Route("/api/jobs/{job}", control.limit, methods=["PATCH"]),
-    Route("/api/jobs/{job}", control.delete, methods=["DELETE"]),
+    Route("/api/jobs/{job}", actions.limit, methods=["PATCH"]),
+    Route("/api/jobs/{job}", actions.delete, methods=["DELETE"]),
     Route("/api/jobs/{job}/items", api.items),
     Route("/api/jobs/{job}/items/{item}", api.item),
     Route("/api/jobs/{job}/errors", api.errors),
     Route("/api/jobs/{job}/actions", api.actions),
     Route("/api/jobs/{job}/callbacks", api.callbacks),
-    Route("/api/jobs/{job}/cancel", control.cancel, methods=["POST"]),
-    Route("/api/jobs/{job}/pause", control.pause, methods=["POST"]),
-    Route("/api/jobs/{job}/resume", control.resume, methods=["POST"]),
-    Route("/api/jobs/{job}/retry", control.retry, methods=["POST"]),
+    Route("/api/jobs/{job}/cancel", actions.cancel, methods=["POST"]),
+    Route("/api/jobs/{job}/pause", actions.pause, methods=["POST"]),
+    Route("/api/jobs/{job}/resume", actions.resume, methods=["POST"]),
+    Route("/api/jobs/{job}/retry", actions.retry, methods=["POST"]),
     Route("/api/workers", api.workers),
     Route("/healthz", health.healthz),
     Route("/readyz", health.readyz),

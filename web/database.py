@@ -9,7 +9,7 @@ from psycopg_pool import PoolTimeout
 from starlette.concurrency import run_in_threadpool
 
 from callboard.sql.pool import AsyncPool, Conn, connect, database_address, make_async_pool
-from callboard.sql.reads import Query, arun
+from callboard.sql.reads.queries import Query, arun
 
 T = TypeVar("T")
 

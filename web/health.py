@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import psycopg
 from starlette.requests import Request
 
-from callboard.sql import reads
 from callboard.sql.migrate import ABSENT, SchemaError, judge
 from callboard.sql.pool import NotConfigured
+from callboard.sql.reads import queries
 from callboard.web.api import read
 from callboard.web.problems import BEHIND, UNREACHABLE, Answer, Problem
 
@@ -39,7 +39,7 @@ async def readyz(request: Request) -> Answer:
 
 async def _database(request: Request) -> str:
     try:
-        judge(await read(request, reads.migrations()))
+        judge(await read(request, queries.migrations()))
     except ABSENT:
         return BEHIND
     except psycopg.OperationalError:

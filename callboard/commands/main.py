@@ -6,11 +6,13 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from callboard.commands import control, demo, look, operate, purge, submit, sweep, up
-from callboard.commands.faults import Fault, explain
+from callboard.commands import server, sweep
+from callboard.commands.errors import Fault, explain
+from callboard.commands.jobs import actions, purge, show, submit
+from callboard.commands.local import demo, up
 
 #: Each group has its own file with its own `app`; a new one is added here.
-GROUPS = (up, demo, submit, look, control, operate, sweep, purge)
+GROUPS = (up, demo, submit, show, actions, server, sweep, purge)
 
 app = typer.Typer(
     help="Progress that is always true for Dramatiq actors.",

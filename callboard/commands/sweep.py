@@ -5,12 +5,12 @@ import logging
 import typer
 from dramatiq.brokers.stub import StubBroker
 
-from callboard.commands import cast
-from callboard.commands.address import database
-from callboard.commands.faults import Fault
+from callboard.commands import actor_modules
+from callboard.commands.database import database
+from callboard.commands.errors import Fault
+from callboard.commands.local.up import wait_for_the_end
 from callboard.commands.services import ends_on_sigterm
-from callboard.commands.up import wait_for_the_end
-from callboard.middleware.job import recorder_of
+from callboard.middleware.tracking import runtime_of
 
 app = typer.Typer()
 
@@ -23,13 +23,13 @@ def sweep() -> None:
     """
     with database():
         pass
-    with ends_on_sigterm(), cast.assembled() as broker:
+    with ends_on_sigterm(), actor_modules.assembled() as broker:
         if isinstance(broker, StubBroker):
             raise Fault(
                 "AMQP_URL is not set: what a worker's in-process broker holds, only that worker can sweep"
             )
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
         logging.getLogger("pika").setLevel(logging.CRITICAL)
-        recorder_of(broker).tend()
+        runtime_of(broker).tend()
         typer.echo("sweeping", err=True)
         wait_for_the_end()

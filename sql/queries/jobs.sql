@@ -1,92 +1,119 @@
--- jobs: jobs by id, newest first, with all that a description is derived from (describe.py), in one snapshot.
--- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten. One job:
--- `low` = `high` = its id.
--- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
--- Caller: reads.job, reads.jobs. Rows: one a job or stage; `moved_at` to `elsewhere` are NULL unless the job is open and
--- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
-WITH page AS MATERIALIZED (
-    SELECT j.id FROM callboard.jobs AS j
-    WHERE j.id BETWEEN %(low)s AND %(high)s AND (j.parent_id IS NULL OR %(low)s = %(high)s)
-      AND j.leaving_at IS NULL
-      AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
-      AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
-      AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text OR EXISTS (
-          SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.actor = %(actor)s::text))
-      AND (%(name)s::text IS NULL OR strpos(lower(j.name), lower(%(name)s::text)) > 0)
-    ORDER BY j.id DESC LIMIT %(limit)s
-), shown AS (
-    SELECT id, false AS within FROM page
-    UNION ALL
-    SELECT s.id, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
+-- name: lock_jobs
+-- The jobs that are about to get items, locked in order of id.
+-- Caller: add_items. Rows: (id, total, open); a job that is sealed or stopped, or has stages, takes none from outside.
+SELECT id, total, NOT sealed AND finished_at IS NULL AND stopping IS NULL AND stages IS NULL FROM callboard.jobs
+WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
+
+-- name: recount_jobs
+-- The counters of jobs, anew from their rows. They must be locked, by a statement before this one: what
+-- committed until then is counted, and what commits later adds to it.
+-- Transition: none, but for a job that was completed too early: it runs again. Caller: mend.
+UPDATE callboard.jobs AS j
+SET total = c.total,
+    bulk_end = least(j.bulk_end, c.total),
+    watermark = least(j.watermark, c.total),
+    published = CASE WHEN j.finished_at IS NULL THEN c.published ELSE least(j.published, c.total) END,
+    retrying = c.retrying,
+    succeeded = c.succeeded,
+    failed = c.failed,
+    skipped = c.skipped,
+    cancelled = c.cancelled,
+    redo = c.redo,
+    retries = (SELECT count(*) FROM callboard.attempts AS a JOIN callboard.items AS i ON i.job_id = j.id AND i.item = a.item
+               WHERE a.job_id = j.id AND a.attempt < i.attempt),
+    crashes = c.crashes,
+    state = CASE WHEN c.early THEN 'running' ELSE j.state END,
+    finished_at = CASE WHEN NOT c.early THEN j.finished_at END,
+    updated_at = now()
+FROM (
+    SELECT k.id, k.state = 'completed' AND count(i.item) FILTER (WHERE i.finished_at IS NOT NULL) < count(i.item) AS early,
+           count(i.item) AS total,
+           count(*) FILTER (WHERE i.state = 'retrying') AS retrying,
+           count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
+           count(*) FILTER (WHERE i.state = 'failed') AS failed,
+           count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
+           count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
+           count(*) FILTER (WHERE o.redo) AS redo,
+           coalesce(sum(i.crashes), 0) AS crashes,
+           count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
+                                    OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published
+    FROM callboard.jobs AS k
+    LEFT JOIN callboard.items AS i ON i.job_id = k.id
+    LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
+    WHERE k.id = ANY(%s) AND k.leaving_at IS NULL
+    GROUP BY k.id
+) AS c
+WHERE j.id = c.id
+
+-- name: stop_job
+-- Nothing of this job starts any more. Transition: open -> stopping; close_stopped makes it final when the last
+-- item in hand has ended. Guard: open and not stopping. A standing job gives its day to a new one.
+-- Caller: controls.cancel. Rows: (id); none: see job_stand.
+UPDATE callboard.jobs
+SET stopping = %(state)s::callboard.job_state, reason = %(reason)s, epoch = epoch + 1, told_at = clock_timestamp(),
+    standing_on = NULL, updated_at = now()
+WHERE id = %(job)s AND finished_at IS NULL AND stopping IS NULL
+RETURNING id
+
+-- name: note_action
+-- Who did what to a job, in the transaction that does it. Caller: controls.
+INSERT INTO callboard.actions (job_id, action, who, via, detail)
+VALUES (%(job)s, %(action)s, %(who)s, %(via)s, %(detail)s::jsonb)
+
+-- name: stop_late
+-- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping.
+-- Caller: the sweep. Rows: (id). Lock order: jobs by id.
+WITH late AS (
+    SELECT id FROM callboard.jobs
+    WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL ORDER BY id FOR NO KEY UPDATE
 )
-SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key, j.tenant, j.actor, j.state::text AS state, j.stopping::text AS stopping, j.reason, j.sealed,
-       j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.redo, j.retries, j.crashes,
-       j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.told_at,
-       j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
-       j.not_before, j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start,
-       j.stages, j.parent_id, j.stage, j.makes, j.on_failure, j.maker, shown.within,
-       before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
-       (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
-       sample.taken_at AS sampled_at, sample.final AS sampled_final,
-       quiet.moved_at, quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.missing, quiet.trouble,
-       quiet.elsewhere,
-       hanging.hung
-FROM shown
-JOIN callboard.jobs AS j ON j.id = shown.id
-LEFT JOIN LATERAL (
-    SELECT b.id, b.finished_at FROM callboard.jobs AS b WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 OFFSET 0
-) AS before ON true
-LEFT JOIN LATERAL (
-    (SELECT s.taken_at, s.final FROM callboard.samples AS s
-     WHERE s.job_id = j.id AND s.taken_at BETWEEN now() - interval '30 seconds' AND now() - interval '2 seconds'
-     ORDER BY s.taken_at LIMIT 1)
-    UNION ALL
-    (SELECT s.taken_at, s.final FROM callboard.samples AS s
-     WHERE s.job_id = j.id AND s.taken_at < now() - interval '30 seconds'
-     ORDER BY s.taken_at DESC LIMIT 1)
-    ORDER BY taken_at DESC LIMIT 1
-) AS sample ON j.finished_at IS NULL
-LEFT JOIN LATERAL (
-    SELECT moved.moved_at,
-           (SELECT count(*) FROM callboard.workers AS w
-            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS alive,
-           (SELECT count(*) FROM callboard.workers AS w
-            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
-              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS able,
-           (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
-            WHERE r.job_id = j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s))
-           + (SELECT count(*) FROM callboard.workers AS w
-              WHERE w.id = j.maker AND w.stopped_at IS NULL AND w.died_at IS NULL
-                AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS tended,
-           (SELECT max(w.trouble) FROM callboard.workers AS w
-            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
-              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS trouble,
-           (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
-            WHERE r.job_id <> j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
-              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
-           -- Of a job without any it would read those of all others, by time.
-           CASE WHEN (SELECT o.item FROM callboard.outbox AS o WHERE o.job_id = j.id ORDER BY o.item LIMIT 1) IS NOT NULL
-                THEN (SELECT min(o.due_at) FROM callboard.outbox AS o
-                      WHERE o.job_id = j.id AND o.due_at < timestamptz '9999-01-01Z') END AS due_at,
-           (SELECT coalesce((SELECT i.actor FROM callboard.items AS i WHERE i.job_id = j.id AND i.item = one.item), j.actor)
-            FROM (SELECT o.item FROM callboard.outbox AS o
-                  WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS one
-           ) AS missing  -- see postpone
-    FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
-    WHERE j.finished_at IS NULL AND j.state <> 'paused'
-      AND moved.moved_at < now() - make_interval(secs => %(quiet_after)s)
-    OFFSET 0  -- else all of this is looked up for every job
-) AS quiet ON true
-LEFT JOIN LATERAL (
-    SELECT jsonb_agg(jsonb_build_object('item', h.item, 'seconds', h.seconds, 'worker', h.worker, 'place', h.place)) AS hung
-    FROM (
-        SELECT r.item, r.worker, round(extract(epoch FROM now() - r.started_at)) AS seconds, r.place
-        FROM callboard.running AS r WHERE r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
-    ) AS h
-) AS hanging ON j.finished_at IS NULL
-ORDER BY shown.within, j.id DESC
+UPDATE callboard.jobs AS j
+SET stopping = 'cancelled', epoch = epoch + 1, told_at = clock_timestamp(), standing_on = NULL, updated_at = now(),
+    reason = 'its deadline passed with ' || total - succeeded - failed - skipped - cancelled || ' items to go'
+             || CASE WHEN stage > 0 AND NOT sealed THEN ', and others not made yet' ELSE '' END
+FROM late WHERE j.id = late.id
+RETURNING j.id
+
+-- name: close_stopped
+-- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled,
+-- and their callbacks are queued.
+-- Guard: every worker had the time to hear of it (`heard` seconds), or nothing was ever published and no publisher is at
+-- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
+-- Caller: controls.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs by id.
+WITH done AS (
+    SELECT j.id FROM callboard.jobs AS j
+    WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
+      AND (j.told_at < clock_timestamp() - make_interval(secs => %(heard)s)
+           OR j.published = 0 AND j.publish_until IS NULL
+              AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.claimed_until IS NOT NULL)
+           OR NOT EXISTS (SELECT FROM callboard.workers AS w WHERE w.stopped_at IS NULL AND w.died_at IS NULL
+                          AND w.beat_at > now() - make_interval(secs => %(dead_after)s)))
+      AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = j.id)
+    ORDER BY j.id FOR NO KEY UPDATE OF j
+), ended AS (
+    UPDATE callboard.jobs AS j
+    SET state = j.stopping, stopping = NULL, finished_at = now(), updated_at = now()
+    FROM done WHERE j.id = done.id AND j.stopping IS NOT NULL RETURNING j.*
+), called AS (
+    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
+    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
+)
+SELECT id FROM ended
+
+-- name: close_jobs
+-- Sealed jobs with nothing left to do that nobody closed. It mends what should never happen.
+-- Transition: pending | running | paused -> completed, and its callbacks are queued. Caller: the sweep. Rows: (id).
+WITH done AS (
+    SELECT id FROM callboard.jobs
+    WHERE finished_at IS NULL AND sealed AND stopping IS NULL AND succeeded + failed + skipped + cancelled = total
+    ORDER BY id FOR NO KEY UPDATE
+), ended AS (
+    UPDATE callboard.jobs AS j SET state = 'completed', finished_at = now(), updated_at = now()
+    FROM done WHERE j.id = done.id RETURNING j.*
+), called AS (
+    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
+    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
+)
+SELECT id FROM ended

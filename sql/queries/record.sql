@@ -1,4 +1,5 @@
--- record: what ended, and everything that belongs to it, in one statement and so in one transaction.
+-- name: record
+-- What ended, and everything that belongs to it, in one statement and so in one transaction.
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
 -- ended -> completed, and its callbacks are queued.
 -- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).

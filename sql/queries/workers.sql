@@ -1,13 +1,60 @@
--- workers: worker processes, the latest first. Caller: reads.workers.
--- Rows: one a worker; one whose heartbeat stopped is dead, whether or not a sweep has found it yet.
-SELECT id, host, pid, threads, release, held, actors, queues, started_at, beat_at, state,
-       CASE WHEN state = 'alive' THEN trouble END AS trouble,
-       extract(epoch FROM now() - beat_at)::float8 AS beat_age, coalesce(stopped_at, died_at) AS ended_at
-FROM (
-    SELECT *, CASE WHEN stopped_at IS NOT NULL THEN 'stopped'
-                   WHEN died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(dead_after)s) THEN 'dead'
-                   ELSE 'alive' END AS state
-    FROM callboard.workers WHERE id < %(before)s
-) AS w
-WHERE %(state)s::text IS NULL OR state = %(state)s::text
-ORDER BY id DESC LIMIT %(limit)s
+-- name: announce_actors
+-- What a worker can run. Caller: register_worker.
+INSERT INTO callboard.actors AS a (name, queue)
+SELECT * FROM unnest(%s::text[], %s::text[]) AS n (name, queue) ORDER BY 1
+ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, seen_at = now()
+
+-- name: register_worker
+-- A worker process starts. Caller: Worker.start. Rows: one, (id).
+INSERT INTO callboard.workers (host, pid, threads, release, actors, queues)
+VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s)
+RETURNING id
+
+-- name: beat
+-- A worker lives, holds these items, and has this trouble with its broker. One that was found dead and is not comes back to life.
+-- Caller: the heartbeat.
+UPDATE callboard.workers
+SET beat_at = now(), died_at = NULL, held = %(held)s, holds = %(holds)s, trouble = %(trouble)s
+WHERE id = %(worker)s
+
+-- name: stop_worker
+-- A worker says goodbye. Caller: Worker.stop.
+UPDATE callboard.workers SET stopped_at = now(), held = 0, holds = '{}' WHERE id = %s
+
+-- name: dead_workers
+-- Workers to bury: their heartbeat stopped, or they ended and left rows in `running`.
+-- Caller: the sweep. Rows: (id).
+SELECT id FROM callboard.workers
+WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at < now() - make_interval(secs => %(limit)s)
+UNION
+SELECT w.id FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
+WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
+
+-- name: declare_dead
+-- Take a worker for dead. Guard: its heartbeat stopped, or it ended already.
+-- Caller: bury. Rows: (id); none: it lives. The row stays locked to the end of the burial, so one buries at a time.
+UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held = 0, holds = '{}'
+WHERE id = %(worker)s
+  AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(limit)s))
+RETURNING id
+
+-- name: held_by
+-- What a dead worker held, with the crashes of each item. Caller: bury, in order of key.
+-- Rows: (job_id, item, attempt, crashes, seconds since its attempt started).
+SELECT r.job_id, r.item, r.attempt, i.crashes, extract(epoch FROM now() - r.started_at)::float8
+FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item)
+WHERE r.worker = %s ORDER BY r.job_id, r.item
+
+-- name: job_controls
+-- What jobs tell all workers: those told something within so many seconds, or all that may still have
+-- messages in RabbitMQ; and so of those that left. Caller: the heartbeat. Rows: Control.
+-- Apart, so that the first, which each worker asks twice a second, reads only those, down the index.
+SELECT id, state::text, epoch, stopping IS NOT NULL FROM callboard.jobs
+WHERE told_at > now() - make_interval(secs => %(within)s::float8)
+UNION ALL
+SELECT id, state::text, epoch, stopping IS NOT NULL FROM callboard.jobs
+WHERE %(within)s::float8 IS NULL AND told_at IS NOT NULL
+  AND (finished_at IS NULL OR published > succeeded + failed + skipped)
+UNION ALL
+SELECT id, 'cancelled', epoch, false FROM callboard.gone
+WHERE %(within)s::float8 IS NULL OR gone_at > now() - make_interval(secs => %(within)s::float8)

@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from callboard.sql import controls, writes
-from callboard.sql.controls import By, Choice
 from callboard.sql.pool import Conn, connect
+from callboard.sql.writes import actions, retry, submission
+from callboard.sql.writes.actions import By
+from callboard.sql.writes.retry import RetrySelection
 from tests.bench.rig import Rig
-from tests.jobs import make_job
+from tests.support.jobs import make_job
 
 WE = By("python", "bench")
 CHUNK = 100_000
@@ -34,19 +35,19 @@ def table(rig: Rig, items: int) -> list[str]:
     with connect(rig.database_url) as conn:
         job = _job(conn, items)
         rows = [
-            _row(conn, "pause", lambda: controls.pause(conn, job, WE)),
-            _row(conn, "resume", lambda: controls.resume(conn, job, WE)),
-            _row(conn, "cancel, nothing published", lambda: controls.cancel(conn, job, WE)),
+            _row(conn, "pause", lambda: actions.pause(conn, job, WE)),
+            _row(conn, "resume", lambda: actions.resume(conn, job, WE)),
+            _row(conn, "cancel, nothing published", lambda: actions.cancel(conn, job, WE)),
             _row(
                 conn,
                 "run again what was cancelled",
-                lambda: controls.retry(conn, job, WE, Choice(["cancelled"])),
+                lambda: retry.retry(conn, job, WE, RetrySelection(["cancelled"])),
             ),
         ]
         ended = _job(conn, items)
         conn.execute(FAILED, {"job": ended})
         rows.append(
-            _row(conn, "retry all of them, failed", lambda: controls.retry(conn, ended, WE, Choice()))
+            _row(conn, "retry all of them, failed", lambda: retry.retry(conn, ended, WE, RetrySelection()))
         )
     return [f"| {items:,} items | seconds | MiB written to tables |", "|---|---|---|", *rows]
 
@@ -54,8 +55,8 @@ def table(rig: Rig, items: int) -> list[str]:
 def _job(conn: Conn, items: int) -> int:
     job = make_job(conn, 0, sealed=False)
     for start in range(0, items, CHUNK):
-        writes.store_chunk(conn, job, start, [(b'{"args":[],"kwargs":{}}', None)] * CHUNK, keyed=False)
-    writes.seal_job(conn, job)
+        submission.store_chunk(conn, job, start, [(b'{"args":[],"kwargs":{}}', None)] * CHUNK, keyed=False)
+    submission.seal_job(conn, job)
     return job
 
 

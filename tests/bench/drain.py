@@ -4,7 +4,7 @@ import time
 from statistics import median
 
 from tests.bench.rig import Rig
-from tests.helpers import wait_until
+from tests.support.workers import wait_until
 
 SEND = """
 from tests.bench import stock_actors

@@ -5,11 +5,11 @@ from statistics import median
 
 import psycopg
 
-from callboard.sql import controls
-from callboard.sql.controls import By
 from callboard.sql.pool import connect
+from callboard.sql.writes import actions
+from callboard.sql.writes.actions import By
 from tests.bench.rig import Rig
-from tests.helpers import wait_until
+from tests.support.workers import wait_until
 
 WE = By("python", "bench")
 LARGE = 1_000_000
@@ -50,15 +50,15 @@ def _beside(rig: Rig, pairs: int) -> list[str]:
     with connect(rig.database_url) as conn:
         measured = []
         for _ in range(pairs):
-            controls.pause(conn, large, WE)
+            actions.pause(conn, large, WE)
             wait_until(lambda: _depth(rig) == 0, 60)
             (alone,) = _ends(rig, _submit(rig, [("small", SMALL)]))
-            controls.resume(conn, large, WE)
+            actions.resume(conn, large, WE)
             goal = _succeeded(rig, large) + STEADY
             wait_until(lambda goal=goal: _succeeded(rig, large) >= goal, 60, pause=0.1)  # type: ignore[misc]
             (beside,) = _ends(rig, _submit(rig, [("small", SMALL)]))
             measured.append((alone[1], beside[1]))
-        controls.cancel(conn, large, WE)
+        actions.cancel(conn, large, WE)
     wait_until(lambda: _depth(rig) == 0, 60)
     ratios = [beside / alone for alone, beside in measured]
     alone, beside = (median(values) for values in zip(*measured, strict=True))

@@ -3,7 +3,7 @@
 from statistics import median
 
 from tests.bench.rig import Rig
-from tests.programs import PEAK
+from tests.support.programs import PEAK
 
 CONFIRMED = """
 import time

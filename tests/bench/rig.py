@@ -14,7 +14,7 @@ import psycopg
 
 from callboard.commands.services import postgres, rabbitmq
 from callboard.sql.migrate import migrate
-from tests.helpers import Worker
+from tests.support.workers import Worker
 
 PREFETCH = "400"
 

@@ -11,15 +11,25 @@ from playwright.sync_api import Dialog, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from callboard.sql import callbacks, controls, stages, writes
-from callboard.sql.controls import By
+from callboard.sql.callback_targets import Message, Targets, Webhook
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure, Stack
-from callboard.sql.targets import Message, Targets, Webhook
+from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, workers
+from callboard.sql.writes.actions import By
 from callboard.web import create_app
-from tests.helpers import wait_until
-from tests.jobs import BAD, age, cancel, make_job, make_mixed_job, make_staged, make_worker, record, run
-from tests.webapp import served
+from tests.support.jobs import (
+    BAD,
+    age,
+    cancel,
+    make_job,
+    make_mixed_job,
+    make_staged,
+    make_worker,
+    record,
+    run,
+)
+from tests.support.webapp import served
+from tests.support.workers import wait_until
 
 #: Seconds in which a change is to be seen.
 SEEN = 1.5
@@ -120,9 +130,9 @@ def test_limits_are_shown_and_so_is_who_changed_them(page: Page, conn: Conn, add
     expect(page.locator("#state")).to_have_text("pending")
     expect(page.locator("#limits")).to_be_hidden()
     anna = By("cli", "anna@shop")
-    controls.limit(conn, job, anna, {"concurrency": 5, "rate": "10/s"})
+    actions.limit(conn, job, anna, {"concurrency": 5, "rate": "10/s"})
     expect(page.locator("#limits")).to_have_text("Limits: rate 10/s, concurrency 5", timeout=SOON)
-    controls.limit(conn, job, anna, {"rate": None, "deadline": "2100-01-31T12:00:00Z"})
+    actions.limit(conn, job, anna, {"rate": None, "deadline": "2100-01-31T12:00:00Z"})
     expect(page.locator("#limits")).to_have_text(
         re.compile(r"Limits: deadline .*2100.*, concurrency 5"), timeout=SOON
     )
@@ -158,7 +168,7 @@ def test_a_job_that_hangs_or_stands_still_says_where_or_why(page: Page, conn: Co
     run(conn, job, [1, 2], worker=worker)
     place = "shop/prices.py:88 in fetch"
     stack = f"{place}\n    connection.recv(1)"
-    writes.report_stacks(conn, worker, [Stack(job, item, 1, place, stack) for item in (1, 2)])
+    outcomes.report_stacks(conn, worker, [Stack(job, item, 1, place, stack) for item in (1, 2)])
     seen = rf"Hung: item 1 on worker {worker}, for \d+ s, at {place}, and 1 more item"
     expect(page.locator("#hung")).to_have_text(re.compile(seen), timeout=SOON)
     expect(page.locator("#stalled")).to_be_hidden()
@@ -176,7 +186,7 @@ def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: C
     expect(page.locator("#jobs li")).to_contain_text("Autumn ads", timeout=SOON)
     expect(page.locator("#crew")).to_have_text("1 worker, 8 threads", timeout=SOON)
     make_worker(conn, release="2026.12")
-    writes.beat(conn, first, [])
+    workers.beat(conn, first, [])
     expect(page.locator("#crew")).to_have_text(
         "2 workers, 16 threads, releases 2026.11 and 2026.12", timeout=SOON
     )
@@ -294,7 +304,7 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
     expect(page.locator("#state")).to_have_text("stopping", timeout=SOON)
     expect(button).to_have_count(0)
     conn.execute("DELETE FROM callboard.running")
-    assert wait_until(lambda: writes.close_stopped(conn), 60)
+    assert wait_until(lambda: jobs.close_stopped(conn), 60)
     expect(button).to_have_text(["Run 75 cancelled items", "Delete"], timeout=SOON)
     button.first.click()
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
@@ -338,7 +348,7 @@ def test_a_job_that_is_deleted_meanwhile_is_shown_no_more(page: Page, conn: Conn
     record(conn, job, {"succeeded": [0, 1]})
     expect(page.locator("#percent")).to_have_text("66.6 %", timeout=SOON)
     record(conn, job, {"succeeded": [2]})
-    controls.delete(conn, job, By("python", "anna"))
+    actions.delete(conn, job, By("python", "anna"))
     expect(page.locator("#note")).to_have_text(f"there is no job {job}", timeout=SOON)
     expect(page.locator("#job")).to_be_hidden()
 

@@ -15,11 +15,11 @@ import pytest
 from callboard.commands.services import Node, Server, postgres, rabbitmq
 from callboard.sql.migrate import migrate
 from tests.conftest import TEST_SETTINGS, postgres_programs
-from tests.databases import database, with_database
-from tests.faults.ledger import TABLE, VARIABLE, Ledger
-from tests.faults.scene import Scene, scene
-from tests.faults.witness import Witness
-from tests.pgbouncer import NOBODY, pgbouncer
+from tests.faults.rig.ledger import TABLE, VARIABLE, Ledger
+from tests.faults.rig.scene import Scene, scene
+from tests.faults.rig.witness import Witness
+from tests.support.databases import database, with_database
+from tests.support.pgbouncer import NOBODY, pgbouncer
 
 
 @pytest.fixture(scope="session")

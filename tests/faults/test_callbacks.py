@@ -7,12 +7,12 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from tests.faults.points import HURRY, MARKS, POINTS, marks
-from tests.faults.scene import ACTORS, TIMEOUT, Scene, mixed
-from tests.helpers import wait_until
-from tests.receiver import Receiver, receiver
+from tests.faults.rig.points import HURRY, MARKS, POINTS, marks
+from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene, mixed
+from tests.support.receiver import Receiver, receiver
+from tests.support.workers import wait_until
 
-MODULES = (ACTORS, "tests.faults.points")
+MODULES = (ACTORS, "tests.faults.rig.points")
 SETTINGS = {"CALLBOARD_WEBHOOK_SECRET": "s3cret", "CALLBOARD_WEBHOOK_PRIVATE": "on", HURRY: "3"}
 #: Twice at each: first nothing was sent, then something was.
 PLAN = ("called", "told", "called:2", "answered", "told", "answered")

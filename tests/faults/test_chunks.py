@@ -3,9 +3,9 @@
 import random
 from typing import Any
 
-from callboard.sql import writes
-from tests.faults.points import HURRY
-from tests.faults.scene import ACTORS, Scene, mixed
+from callboard.sql import timings
+from tests.faults.rig.points import HURRY
+from tests.faults.rig.scene import ACTORS, Scene, mixed
 
 ITEMS, KILLS, CHUNK = 3_000, 5, 20
 
@@ -55,11 +55,11 @@ def test_a_batch_with_an_item_that_kills_its_worker(on: Scene) -> None:
     """That one is failed at the third death; the others of its batch succeed, and are charged with nothing."""
     items: list[dict[str, Any]] = [{"number": n, "seconds": 0.3 if n < CHUNK else 0.05} for n in range(100)]
     items[7]["how"] = "kill"
-    on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.points"))
+    on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.rig.points"))
     job = on.submit("uploads", items, chunk=CHUNK)
     with on.witness(job) as witness:
         runs = on.prove(job, total=100, failed=1, witness=witness, timeout=240)
     (failed,) = on.sql("SELECT item, crashes FROM callboard.items WHERE job_id = %s AND crashes > 0", job.id)
-    assert failed == (7, writes.MAX_CRASHES)
-    assert on.status(job)["crashes"] == writes.MAX_CRASHES
-    assert runs[7] == writes.MAX_CRASHES
+    assert failed == (7, timings.MAX_CRASHES)
+    assert on.status(job)["crashes"] == timings.MAX_CRASHES
+    assert runs[7] == timings.MAX_CRASHES

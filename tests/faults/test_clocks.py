@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-from tests.faults.scene import ACTORS, Scene
+from tests.faults.rig.scene import ACTORS, Scene
 
 HOUR = 3600.0
 #: Seconds from one attempt to the next, and from an item's end to its child's start.
 DELAY = 2.0
-MODULES = (ACTORS, "tests.faults.clock")
+MODULES = (ACTORS, "tests.faults.rig.clock")
 LATE = 40
 #: Seconds within which everything happens.
 SOON = 120.0

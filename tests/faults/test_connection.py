@@ -8,10 +8,10 @@ import pytest
 from dramatiq import Message
 
 from callboard.commands.services import Node
-from tests.faults.points import HURRY
-from tests.faults.proxy import Proxy, proxy
-from tests.faults.scene import TIMEOUT, Scene, fate
-from tests.helpers import wait_until
+from tests.faults.rig.points import HURRY
+from tests.faults.rig.proxy import Proxy, proxy
+from tests.faults.rig.scene import TIMEOUT, Scene, fate
+from tests.support.workers import wait_until
 
 #: Has the workers of `either` take Dramatiq's own broker.
 STOCK = "CALLBOARD_TEST_STOCK"
@@ -51,7 +51,7 @@ def begun(on: Scene) -> dict[int, int]:
 def test_a_message_that_never_ran_is_not_acknowledged_for_another(stock: bool, on: Scene) -> None:
     """Dramatiq 2.2 acknowledges the number that a message had on the lost connection: another's on the new one."""
     gates = {IN_HAND: str(on.folder / "first"), NEXT: str(on.folder / "second")}
-    modules = ("tests.faults.either", "tests.faults.points")
+    modules = ("tests.faults.rig.either", "tests.faults.rig.points")
     env = {HURRY: "3", "dramatiq_restart_delay": "200"} | ({STOCK: "1"} if stock else {})
     worker = on.worker(threads=1, modules=modules, env={**env, "dramatiq_queue_prefetch": str(PREFETCH)})
     assert wait_until(lambda: channel_of(on) != "", TIMEOUT)

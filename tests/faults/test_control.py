@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import callboard
-from tests.faults.points import HURRY, MARKS, POINTS, marks
-from tests.faults.scene import ACTORS, TIMEOUT, Scene
-from tests.helpers import wait_until
+from tests.faults.rig.points import HURRY, MARKS, POINTS, marks
+from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene
+from tests.support.workers import wait_until
 
 #: Seconds after which nothing starts any more.
 HEARD = 1.0
@@ -198,7 +198,7 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
     marked.mkdir()
     plan = {POINTS: "parked,parked,sent,sent", MARKS: str(marked), HURRY: "5"}
     job = on.submit("work", ({"number": n, "seconds": 0.02} for n in range(3_000)))
-    on.worker(env=plan, modules=(ACTORS, "tests.faults.points"))
+    on.worker(env=plan, modules=(ACTORS, "tests.faults.rig.points"))
     on.until(job, lambda status: status["succeeded"] >= 100)
     with on.witness(job) as witness:
         job.pause()
@@ -215,7 +215,7 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
 def test_a_job_whose_workers_die_as_it_is_cancelled_is_cancelled(on: Scene) -> None:
     """What they held has no end; it is cancelled, too, when they are missed."""
     job = on.submit("work", ({"number": n, "seconds": 0.5} for n in range(120)))
-    on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.points"))
+    on.worker(env={HURRY: "4"}, modules=(ACTORS, "tests.faults.rig.points"))
     on.until(job, lambda status: status["running"] > 0)
     job.cancel()
     on.workers[0].kill()
@@ -238,13 +238,13 @@ def told(on: Scene, job: callboard.Job) -> dict[str, Any]:
 DIES = """
 import os, signal, sys
 from callboard.commands.main import main
-from callboard.sql import controls, writes
-real = controls.statement
+from callboard.sql.writes import actions, jobs, retry
+real = actions.statement
 def deadly(name):
     if name == sys.argv[1]:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(name)
-controls.statement = writes.statement = deadly
+actions.statement = jobs.statement = retry.statement = deadly
 main(sys.argv[2:])
 """
 

@@ -6,12 +6,13 @@ from collections import Counter
 from typing import Any
 
 import callboard
-from callboard.middleware.burial import bury
-from callboard.sql import writes
+from callboard.middleware.journal.rescue import bury
+from callboard.sql import timings
 from callboard.sql.pool import connect
-from tests.faults.points import HURRY
-from tests.faults.scene import ACTORS, TIMEOUT, Scene
-from tests.helpers import wait_until
+from callboard.sql.writes import workers
+from tests.faults.rig.points import HURRY
+from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene
+from tests.support.workers import wait_until
 
 #: Every way to die; the worker's master tells in its log how one ended.
 WAYS = {"exit": 9, "segfault": -signal.SIGSEGV, "kill": -signal.SIGKILL}
@@ -69,7 +70,7 @@ def prove(on: Scene, job: callboard.Job) -> Counter[int]:
     (poison, *rest) = on.sql(STANDING, job.id)
     concerned = [item for item, _, attempt, _ in rest if attempt > 1]
     assert len(concerned) <= 8 * over.total()  # the threads that the dead had
-    assert (poison[1], poison[3]) == ("failed", writes.MAX_CRASHES)
+    assert (poison[1], poison[3]) == ("failed", timings.MAX_CRASHES)
     for item, state, _, crashes in rest:
         assert (state, crashes) == ("succeeded", 0), item  # acquitted, if it was there
     assert wait_until(lambda: dead_letters(on, job) == Counter([0]), TIMEOUT), dead_letters(on, job)
@@ -79,16 +80,16 @@ def prove(on: Scene, job: callboard.Job) -> Counter[int]:
 def test_each_way_to_die_ends_at_the_third_time(on: Scene) -> None:
     """Deaths when they are known as running; one after the other, since a death of one is charged to another, too."""
     for _ in range(2):
-        on.worker(threads=4, env={HURRY: str(SECONDS)}, modules=(ACTORS, "tests.faults.points"))
+        on.worker(threads=4, env={HURRY: str(SECONDS)}, modules=(ACTORS, "tests.faults.rig.points"))
     for how, code in WAYS.items():
         job = on.submit("deadly", neighbours({"how": how, "known": True}, 0.9))
         with on.witness(job) as witness:
             on.prove(job, total=ITEMS, failed=1, witness=witness)
         on.tend()
         over = prove(on, job)
-        assert over[0] == writes.MAX_CRASHES
+        assert over[0] == timings.MAX_CRASHES
         assert f"code {code}" in on.said()
-        assert on.status(job)["crashes"] == writes.MAX_CRASHES
+        assert on.status(job)["crashes"] == timings.MAX_CRASHES
         ((acquitted, spared),) = on.sql(CHARGED, job.id)
         print(f"{how}: {over.total()} runs died, {acquitted} acquitted, {spared} deaths not theirs")
     print(f"{on.starts} starts")
@@ -109,10 +110,10 @@ def test_one_that_dies_at_once_gets_at_most_one_run_more(on: Scene) -> None:
             conn.execute(
                 "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE died_at IS NULL"
             )
-            for dead in writes.dead_workers(conn):
+            for dead in workers.dead_workers(conn):
                 bury(conn, dead)
             on.tend()
     on.prove(job, total=ITEMS, failed=1)
     runs = prove(on, job)[0]
-    assert runs in (writes.MAX_CRASHES, writes.MAX_CRASHES + 1)  # a slow machine may take longer to die
+    assert runs in (timings.MAX_CRASHES, timings.MAX_CRASHES + 1)  # a slow machine may take longer to die
     print(f"{runs} runs died")

@@ -15,8 +15,8 @@ import pika
 import pytest
 
 import callboard
-from tests.faults.scene import TIMEOUT, Scene, fate
-from tests.helpers import wait_until
+from tests.faults.rig.scene import TIMEOUT, Scene, fate
+from tests.support.workers import wait_until
 
 ITEMS, SLOW = 240, 30
 #: Two runs of the same item at the same time, in one process or in two.

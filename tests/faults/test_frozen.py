@@ -6,9 +6,9 @@ import signal
 import pytest
 
 import callboard
-from tests.faults.points import HURRY
-from tests.faults.scene import ACTORS, Scene, fate
-from tests.helpers import Worker, wait_until
+from tests.faults.rig.points import HURRY
+from tests.faults.rig.scene import ACTORS, Scene, fate
+from tests.support.workers import Worker, wait_until
 
 ITEMS = 60
 LIMIT = 4.0
@@ -59,7 +59,7 @@ def run_elsewhere(on: Scene, job: callboard.Job, held: dict[int, int]) -> bool:
 @pytest.mark.parametrize("until", ["its items run elsewhere", "the job is done"])
 def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, on: Scene) -> None:
     """What it held runs again elsewhere, and counts once; it comes back to life as the worker that it was."""
-    env, modules = {HURRY: str(LIMIT)}, (ACTORS, "tests.faults.points")
+    env, modules = {HURRY: str(LIMIT)}, (ACTORS, "tests.faults.rig.points")
     frozen, at_work = (on.worker(env=env, modules=modules, threads=4) for _ in range(2))
     (worker, pid), (other, _) = (row_of(on, one) for one in (frozen, at_work))
     job = on.submit("work", ({"number": n, "fate": fate(n), "seconds": 1.0} for n in range(ITEMS)))

@@ -11,9 +11,9 @@ import pytest
 
 import callboard
 from callboard.web import create_app
-from tests.faults.scene import Scene
-from tests.programs import run, running
-from tests.webapp import served
+from tests.faults.rig.scene import Scene
+from tests.support.programs import run, running
+from tests.support.webapp import served
 
 SOON = {"CALLBOARD_HUNG_AFTER": "1"}
 
@@ -65,7 +65,7 @@ def test_an_actor_blocked_in_recv_is_named_with_its_line(
 
 
 def test_a_coroutine_that_waits_for_ever_is_named_with_its_line(on: Scene) -> None:
-    on.worker(env=SOON, modules=("tests.faults.actors", "tests.faults.waiting"))
+    on.worker(env=SOON, modules=("tests.faults.rig.actors", "tests.faults.rig.waiting"))
     waits, gathers = (line_of(code, "waiting.py") for code in ("Event().wait()", "asyncio.gather("))
     blocks, nested = (line_of(code, "waiting.py") for code in ("time.sleep(", "    await never()"))
     job = on.submit("patient", [{"how": "nested"}, {"how": "gathers"}])

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from tests.faults.scene import TIMEOUT, Scene, fate, mixed
-from tests.helpers import Worker
+from tests.faults.rig.scene import TIMEOUT, Scene, fate, mixed
+from tests.support.workers import Worker
 
 #: All of it with CALLBOARD_TEST_LONG.
 KILLS, ITEMS = (50, 24_000) if os.environ.get("CALLBOARD_TEST_LONG") else (10, 5_000)

@@ -3,9 +3,9 @@
 from itertools import accumulate, pairwise
 
 import callboard
-from tests.faults.scene import Scene
+from tests.faults.rig.scene import Scene
 from tests.faults.test_limits import at_once
-from tests.helpers import wait_until
+from tests.support.workers import wait_until
 
 WIDTH = 3
 #: How many items each has; the job is sorted by customer, so the largest stands in front of all others.

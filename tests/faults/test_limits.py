@@ -5,7 +5,7 @@ import time
 import pytest
 
 import callboard
-from tests.faults.scene import Scene
+from tests.faults.rig.scene import Scene
 
 
 def spans(on: Scene, job: callboard.Job) -> list[tuple[float, float]]:

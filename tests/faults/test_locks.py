@@ -8,20 +8,34 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from callboard.middleware import lanes
-from callboard.middleware.burial import bury
-from callboard.middleware.callbacks import Callbacks
-from callboard.sql import callbacks, controls, leaving, reads, writes
-from callboard.sql.controls import Choice, NotPossible
-from callboard.sql.lanes import TakenOver, clear_lanes
+from callboard.middleware.callbacks.dispatcher import Callbacks
+from callboard.middleware.journal.rescue import bury
+from callboard.middleware.publish import lanes
+from callboard.sql.callback_targets import Message, Targets
 from callboard.sql.pool import Conn, Pool, connect
+from callboard.sql.reads import queries
 from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled, Stack
 from callboard.sql.states import JOB_FINAL
-from callboard.sql.targets import Message, Targets
-from tests.faults import crowd
-from tests.faults.crowd import BY, broken, turn_around
-from tests.helpers import wait_until
-from tests.jobs import BAD, NOT_NEEDED, make_job, make_worker
+from callboard.sql.writes import (
+    actions,
+    callbacks,
+    claims,
+    jobs,
+    outcomes,
+    publishing,
+    retention,
+    sends,
+    submission,
+    sweep,
+    workers,
+)
+from callboard.sql.writes.actions import NotPossible
+from callboard.sql.writes.lanes import TakenOver, clear_lanes
+from callboard.sql.writes.retry import RetrySelection
+from tests.faults.rig import crowd
+from tests.faults.rig.crowd import BY, broken, turn_around
+from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker
+from tests.support.workers import wait_until
 
 JOBS, ITEMS, ROUNDS = 8, 60, 150
 ENDS: Sequence[Settled] = ("succeeded", "succeeded", "failed", "skipped", "retrying")
@@ -48,7 +62,7 @@ class Crowd(crowd.Crowd):
         calls = Targets((CALLED,), (CALLED,), (CALLED,)) if number % 2 else Targets()
         job = make_job(conn, ITEMS, published=0, sealed=number % 2 == 0, targets=calls)
         if number % 4 > 1:
-            controls.limit(
+            actions.limit(
                 conn, job, BY, {"concurrency_by": "0=3"} if number % 4 == 3 else {"concurrency": 20}
             )
         return job
@@ -64,7 +78,7 @@ class Crowd(crowd.Crowd):
         }  # fmt: skip
         events = list(chosen.values())
         chance.shuffle(events)
-        writes.record(conn, events, now)
+        outcomes.record(conn, events, now)
 
     def _some(self, chance: random.Random, count: int) -> list[Outgoing]:
         """Of what was sent, the latest more often."""
@@ -83,18 +97,18 @@ class Crowd(crowd.Crowd):
         )  # fmt: skip
 
     def publish(self, conn: Conn, chance: random.Random) -> None:
-        claim = writes.claim_bulk(conn)
+        claim = publishing.claim_bulk(conn)
         if claim is not None:
             until = claim.watermark
             if claim.lane_by is not None:
                 self._by_lane(conn, claim, chance)
             else:
                 until = min(until + 10, claim.total)
-                self._settle(conn, writes.claim_redo(conn, claim, 10), chance)
-            batch = writes.bulk_items(conn, claim, claim.watermark, until)
+                self._settle(conn, publishing.claim_redo(conn, claim, 10), chance)
+            batch = publishing.bulk_items(conn, claim, claim.watermark, until)
             self.sent += batch
-            writes.publish_bulk(conn, claim, watermark=until, published=len(batch), keep=False)
-        self._settle(conn, writes.claim_outbox(conn, 20), chance)
+            publishing.publish_bulk(conn, claim, watermark=until, published=len(batch), keep=False)
+        self._settle(conn, publishing.claim_outbox(conn, 20), chance)
 
     def _by_lane(self, conn: Conn, claim: BulkClaim, chance: random.Random) -> None:
         with suppress(TakenOver):
@@ -105,41 +119,41 @@ class Crowd(crowd.Crowd):
         """What RabbitMQ has may have run before that is said, and be there though nobody knows."""
         self.sent += batch
         if chance.random() < 0.7:
-            writes.settle_outbox(conn, batch)
+            publishing.settle_outbox(conn, batch)
         else:
-            writes.release_outbox(conn, batch)
+            publishing.release_outbox(conn, batch)
 
     def work(self, conn: Conn, chance: random.Random) -> None:
         worker = chance.choice(self.workers)
         some = [(out.job, out.item, out.attempt) for out in self._some(chance, 12)]
         for job, item, attempt in some[:2]:
-            writes.claim_item(conn, job, item, attempt, worker)
-        writes.give_back(conn, *some[0][:2], worker)
-        writes.report_running(conn, worker, [Running(*one, 1.0, "a step") for one in sorted(set(some[2:]))])
-        writes.report_stacks(conn, worker, [Stack(*one, "here", "there") for one in set(some[2:])])
-        writes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), "a step"))
-        writes.park(conn, some[:6])
+            claims.claim_item(conn, job, item, attempt, worker)
+        claims.give_back(conn, *some[0][:2], worker)
+        outcomes.report_running(conn, worker, [Running(*one, 1.0, "a step") for one in sorted(set(some[2:]))])
+        outcomes.report_stacks(conn, worker, [Stack(*one, "here", "there") for one in set(some[2:])])
+        outcomes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), "a step"))
+        claims.park(conn, some[:6])
         for job, item, attempt in some[6:]:
-            writes.postpone(conn, job, item, attempt, "work")
-        writes.beat(conn, worker, [one[:2] for one in some])
+            claims.postpone(conn, job, item, attempt, "work")
+        workers.beat(conn, worker, [one[:2] for one in some])
 
     def sweep(self, conn: Conn, chance: random.Random) -> None:
         if chance.random() < 0.2:
             old = "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s"
             conn.execute(old, (chance.choice(self.workers),))
-        for worker in writes.dead_workers(conn):
+        for worker in workers.dead_workers(conn):
             bury(conn, worker)
-        writes.stop_late(conn)
-        writes.close_stopped(conn)
-        assert writes.close_jobs(conn) == []
-        writes.sample_jobs(conn)
-        writes.drop_messages_of_stopped_jobs(conn)
+        jobs.stop_late(conn)
+        jobs.close_stopped(conn)
+        assert jobs.close_jobs(conn) == []
+        sweep.sample_jobs(conn)
+        sweep.drop_messages_of_stopped_jobs(conn)
         clear_lanes(conn)
-        writes.wake_postponed(conn)
+        claims.wake_postponed(conn)
         callbacks.queue_missed_callbacks(conn)
         job = chance.choice(self.jobs)
-        lost = [(item, attempt) for item, attempt, _ in writes.unheld_items(conn, job, 10)]
-        writes.republish(conn, job, lost)
+        lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, job, 10)]
+        sweep.republish(conn, job, lost)
 
     def call(self, conn: Conn, _: random.Random) -> None:
         Callbacks(self._pool).turn(conn)
@@ -148,11 +162,11 @@ class Crowd(crowd.Crowd):
         """Plain sends into several jobs."""
         names = sorted(chance.sample(self.jobs, 3))
         with conn.transaction():
-            found = writes.lock_jobs(conn, names)
+            found = jobs.lock_jobs(conn, names)
             new = [
                 (found[job][0], self._sent_to(job, chance)) for job in names if job in found and found[job][1]
             ]
-            writes.add_items(conn, new, publishing=chance.random() < 0.5)
+            sends.add_items(conn, new, publishing=chance.random() < 0.5)
 
     @staticmethod
     def _sent_to(job: int, chance: random.Random) -> NewItem:
@@ -163,20 +177,20 @@ class Crowd(crowd.Crowd):
     def retain(self, conn: Conn, chance: random.Random) -> None:
         """One that is over leaves, and another takes its place."""
         place = chance.randrange(JOBS)
-        if leaving.mark(conn, [self.jobs[place]]):
+        if retention.mark(conn, [self.jobs[place]]):
             self.jobs[place] = self._make(conn, place)
             self.done["left"] += 1
-        leaving.mark_due(conn, None)
-        for job in leaving.jobs(conn):
-            for _ in leaving.clear(conn, job):
+        retention.mark_due(conn, None)
+        for job in retention.jobs(conn):
+            for _ in retention.clear(conn, job):
                 pass
-        leaving.forget(conn, None)
+        retention.forget(conn, None)
 
     def control(self, conn: Conn, chance: random.Random) -> None:
         """What people say to jobs."""
         saying = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "limit", "seal"))
         states = chance.choice((("failed", "skipped", "cancelled"), ("failed",), ("cancelled",)))
-        given = Choice(states) if saying == "retry" else chance.choice(LIMITS)
+        given = RetrySelection(states) if saying == "retry" else chance.choice(LIMITS)
         self.say(conn, chance.choice(self.jobs), saying, given)
 
     def again(self, conn: Conn, chance: random.Random) -> None:
@@ -185,9 +199,12 @@ class Crowd(crowd.Crowd):
         self.say(conn, job, "cancel")
         with conn.transaction():
             conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h' WHERE id = %s", (job,))
-        writes.close_stopped(conn)
+        jobs.close_stopped(conn)
         self.say(
-            conn, job, "retry", Choice(chance.choice((("failed", "cancelled"), ("cancelled",), ("failed",))))
+            conn,
+            job,
+            "retry",
+            RetrySelection(chance.choice((("failed", "cancelled"), ("cancelled",), ("failed",)))),
         )
 
     # The end ---------------------------------------------------------------------------------------------------------
@@ -195,7 +212,7 @@ class Crowd(crowd.Crowd):
     def finish(self, conn: Conn) -> None:
         """Left alone with publishers and workers that work, every job comes to its end."""
         for job in self.jobs:
-            writes.seal_job(conn, job)
+            submission.seal_job(conn, job)
         conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h'")
         conn.execute("UPDATE callboard.outbox SET claimed_until = now() WHERE claimed_until IS NOT NULL")
         conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
@@ -211,21 +228,21 @@ class Crowd(crowd.Crowd):
             return True
         for job in self.jobs:
             with suppress(NotPossible):  # most are not paused
-                controls.resume(conn, job, BY)
+                actions.resume(conn, job, BY)
         self.sent = []
-        for dead in writes.dead_workers(conn):
+        for dead in workers.dead_workers(conn):
             bury(conn, dead)
-        writes.close_stopped(conn)
-        writes.wake_postponed(conn)
+        jobs.close_stopped(conn)
+        claims.wake_postponed(conn)
         self.publish(conn, chance)
         now = time.monotonic()
         ends = {(out.job, out.item): out.attempt for out in self.sent if not out.dead}
-        writes.record(
+        outcomes.record(
             conn, [Event(*key, attempt, "succeeded", 0.01, now, worker) for key, attempt in ends.items()], now
         )
         for job in self.jobs:
-            lost = [(item, attempt) for item, attempt, _ in writes.unheld_items(conn, job, 500)]
-            writes.republish(conn, job, lost)
+            lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, job, 500)]
+            sweep.republish(conn, job, lost)
         return False
 
 
@@ -251,7 +268,7 @@ def test_all_that_writes_at_once(fault_database_url: str) -> None:
         for name in ("cancel", "pause", "resume", "retry", "seal", "limit"):
             assert crowd.done[name] > crowd.done[f"{name} refused"], crowd.done
         crowd.finish(conn)
-        assert reads.run(conn, reads.verify())["drift"] == []
+        assert queries.run(conn, queries.verify())["drift"] == []
         deadlocks = broken(conn)
     print(f"{recounts} recounts, {deadlocks} deadlocks: {dict(crowd.deadlocks)}, done: {dict(crowd.done)}")
     assert deadlocks == 0

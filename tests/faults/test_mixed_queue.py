@@ -13,8 +13,8 @@ import pika
 from dramatiq import Message
 
 import callboard
-from tests.faults.scene import ACTORS, Scene, fate, mixed
-from tests.helpers import wait_until
+from tests.faults.rig.scene import ACTORS, Scene, fate, mixed
+from tests.support.workers import wait_until
 
 FAST, SLOW, UNKNOWN, ROUNDS, DISTURBANCE = 2_000, 3, 30, 8, 5
 #: What others put into the queue, each round; how it ends, and whether it is on record.
@@ -80,7 +80,7 @@ def recorded(on: Scene) -> Counter[str]:
 def test_all_kinds_in_one_queue(on: Scene) -> None:
     gate = on.folder / "gate"
     dramatiq.actor(actor_name="nobody", broker=on.broker)(client_half)
-    worker = on.worker(modules=(ACTORS, "tests.faults.gates"))
+    worker = on.worker(modules=(ACTORS, "tests.faults.rig.gates"))
     logged = on.node.log.stat().st_size
     assert wait_until(lambda: len(consumers(on)) == 2, 60)
     before = consumers(on)

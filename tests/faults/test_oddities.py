@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from callboard.sql import reads
 from callboard.sql.pool import connect
-from tests.faults.scene import ACTORS, Scene
+from callboard.sql.reads import queries
+from tests.faults.rig.scene import ACTORS, Scene
 
 SAID = {
     "half": "its result can't be stored",
@@ -26,11 +26,11 @@ KINDS = [*SAID, "nul", "step"]
 def attempts(on: Scene, job: int, item: int) -> list[dict[str, Any]]:
     """What is told of an item's attempts."""
     with connect(on.direct_url) as conn:
-        return reads.run(conn, reads.attempts(job, item))
+        return queries.run(conn, queries.attempts(job, item))
 
 
 def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(on: Scene) -> None:
-    worker = on.worker(modules=(ACTORS, "tests.faults.oddities"))
+    worker = on.worker(modules=(ACTORS, "tests.faults.rig.oddities"))
     kinds = [kind for kind in KINDS for kind in (kind, *["plain"] * 9)] * 2
     job = on.submit("odd", kinds)
     with on.witness(job) as witness:
@@ -45,6 +45,6 @@ def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(on: Scene) ->
 
 
 def test_the_limit_of_results_is_set_by_a_variable(on: Scene) -> None:
-    on.worker(modules=(ACTORS, "tests.faults.oddities"), env={"CALLBOARD_RESULT_LIMIT": "400000"})
+    on.worker(modules=(ACTORS, "tests.faults.rig.oddities"), env={"CALLBOARD_RESULT_LIMIT": "400000"})
     job = on.submit("odd", ["huge"])
     on.prove(job, total=1)

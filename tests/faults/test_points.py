@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tests.faults.points import HURRY, MARKS, POINTS, Mark, marks
-from tests.faults.scene import ACTORS, Scene, fate
+from tests.faults.rig.points import HURRY, MARKS, POINTS, Mark, marks
+from tests.faults.rig.scene import ACTORS, Scene, fate
 
 #: Two of each where a flush is under way: among fresh messages, and among those that came back.
 PLAN = (
@@ -38,7 +38,7 @@ def test_what_is_recorded_never_runs_again_and_what_is_not_does(on: Scene) -> No
     env = {POINTS: ",".join(PLAN), MARKS: str(marked), HURRY: "5"}
     job = on.submit("work", some_slow(ITEMS))
     with on.witness(job) as witness:
-        on.worker(env=env, modules=(ACTORS, "tests.faults.points"))
+        on.worker(env=env, modules=(ACTORS, "tests.faults.rig.points"))
         on.until(job, lambda _: len(marks(marked)) == len(PLAN), timeout=240)
         runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
     died = marks(marked)

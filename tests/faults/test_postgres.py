@@ -15,9 +15,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 import callboard
 from callboard.sql.pool import Conn, connect
-from tests.faults.proxy import Proxy, proxy
-from tests.faults.scene import Scene, mixed, seconds_since
-from tests.helpers import Worker, wait_until
+from tests.faults.rig.proxy import Proxy, proxy
+from tests.faults.rig.scene import Scene, mixed, seconds_since
+from tests.support.workers import Worker, wait_until
 
 LONG = bool(os.environ.get("CALLBOARD_TEST_LONG"))
 ITEMS = 12_000 if LONG else 3_000

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from callboard.commands.services import wait_until
-from tests.faults.points import HURRY
-from tests.faults.scene import ACTORS, TIMEOUT, Scene, mixed, seconds_since
+from tests.faults.rig.points import HURRY
+from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene, mixed, seconds_since
 
-POINTS = "tests.faults.points"
+POINTS = "tests.faults.rig.points"
 #: What the product takes to find lost messages, at most.
 PROMISED = 60.0
 CUT = "Consumer encountered a connection error"

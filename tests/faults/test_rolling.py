@@ -12,11 +12,11 @@ import pytest
 
 import callboard
 from callboard.web import create_app
-from tests.faults.scene import ACTORS, Scene, fate, mixed
-from tests.helpers import Worker, wait_until
-from tests.webapp import served
+from tests.faults.rig.scene import ACTORS, Scene, fate, mixed
+from tests.support.paths import ROOT
+from tests.support.webapp import served
+from tests.support.workers import Worker, wait_until
 
-ROOT = Path(__file__).parents[2]
 PARTS = ("callboard", "sql", "middleware", "web", "actors")
 NAME = "9001_of_the_next_release"
 MIGRATION = """
@@ -113,7 +113,7 @@ def stalled(job: callboard.Job) -> str:
 
 def test_an_actor_that_only_the_next_release_has_waits_for_it(on: Scene) -> None:
     """Both releases take messages off the same queue; then the next one goes, and comes again."""
-    modules = (ACTORS, "tests.faults.renamed")
+    modules = (ACTORS, "tests.faults.rig.renamed")
     on.worker(threads=4)
     ahead = on.worker(threads=4, modules=modules)
     job = on.submit("renamed", ({"number": n, "seconds": 0.01} for n in range(ITEMS)))

@@ -10,10 +10,10 @@ from datetime import timedelta
 import pytest
 
 import callboard
-from tests.faults.scene import ACTORS, TIMEOUT, Scene
-from tests.helpers import wait_until
+from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene
+from tests.support.workers import wait_until
 
-MODULES = (ACTORS, "tests.faults.scheduling")
+MODULES = (ACTORS, "tests.faults.rig.scheduling")
 HOUR, DAY = 3_600_000, 86_400_000
 #: Milliseconds; the last is beyond what 32 bits hold.
 DELAYS = [2 * HOUR, 3 * DAY, 60 * DAY]

@@ -6,8 +6,8 @@ import time
 
 from dramatiq import Message
 
-from tests.faults.scene import ACTORS, Scene, mixed, seconds_since
-from tests.helpers import Worker, wait_until
+from tests.faults.rig.scene import ACTORS, Scene, mixed, seconds_since
+from tests.support.workers import Worker, wait_until
 
 #: Seconds in which it ends, well before Kubernetes' patience of 30 is over: eight in which it tries to write, five for
 #: the pool, whose connections a pooler may hold up, and the time that Dramatiq takes.
@@ -58,7 +58,7 @@ def test_messages_that_wait_to_be_recorded_on_sight(on: Scene) -> None:
 
 def test_a_broker_that_knows_no_deferred_acknowledgements(on: Scene) -> None:
     """Its threads wait for the commit; rather than acknowledge without it they end."""
-    worker = on.worker(modules=("tests.faults.stock",))
+    worker = on.worker(modules=("tests.faults.rig.stock",))
     job = on.submit("plain", [[n] for n in range(1000)])
     on.until(job, lambda status: status["succeeded"] > 200)
     on.server.stop()
@@ -73,7 +73,7 @@ def test_a_broker_that_knows_no_deferred_acknowledgements(on: Scene) -> None:
 
 def test_items_that_a_shutdown_interrupts(on: Scene) -> None:
     """They have another attempt while they may, or fail with that for a reason; one may also end in its own way."""
-    modules = (ACTORS, "tests.faults.interrupted")
+    modules = (ACTORS, "tests.faults.rig.interrupted")
     worker = on.worker(modules=modules, arguments=("--worker-shutdown-timeout", "600000"))
     ways = ["breaks off", "breaks off", "breaks off", "returns", "skips"]
     job = on.submit("interrupted", ways)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.points import HURRY
-from tests.faults.proxy import Proxy
-from tests.faults.scene import Scene
+from tests.faults.rig.points import HURRY
+from tests.faults.rig.proxy import Proxy
+from tests.faults.rig.scene import Scene
 from tests.faults.soak.load import MODULE
 from tests.faults.soak.plan import KINDS, plan
 from tests.faults.soak.run import Soak, proxies
@@ -35,7 +35,15 @@ def test_every_kind_of_fault_in_half_a_minute(
     faults = plan(SEED, LENGTH, gap=GAP, still=STILL)
     assert {fault.kind for fault in faults} == set(KINDS)
     soak = Soak(
-        on, direct_amqp_url, *by, SEED, faults, LENGTH, print, {HURRY: LIMIT}, (MODULE, "tests.faults.points")
+        on,
+        direct_amqp_url,
+        *by,
+        SEED,
+        faults,
+        LENGTH,
+        print,
+        {HURRY: LIMIT},
+        (MODULE, "tests.faults.rig.points"),
     )
     print("\n".join(fault.line() for fault in faults))
     verdict = soak.run()

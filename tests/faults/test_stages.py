@@ -8,21 +8,23 @@ from contextlib import suppress
 
 import callboard
 from callboard import Stage
-from callboard.sql import controls, reads, stages, writes
-from callboard.sql.controls import Choice, NotPossible
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
 from callboard.sql.rows import Event, Making, NewStage, Outgoing
 from callboard.sql.states import JOB_FINAL
-from tests.faults import crowd
-from tests.faults.crowd import BY, broken, turn_around
-from tests.faults.points import HURRY, MARKS, POINTS, marks
-from tests.faults.scene import ACTORS, TIMEOUT, Scene
+from callboard.sql.writes import actions, jobs, outcomes, publishing, retry, stages, submission, sweep
+from callboard.sql.writes.actions import NotPossible
+from callboard.sql.writes.retry import RetrySelection
+from tests.faults.rig import crowd
+from tests.faults.rig.crowd import BY, broken, turn_around
+from tests.faults.rig.points import HURRY, MARKS, POINTS, marks
+from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene
 from tests.faults.test_control import begun
-from tests.helpers import wait_until
-from tests.jobs import BAD, make_worker
+from tests.support.jobs import BAD, make_worker
+from tests.support.workers import wait_until
 
-MAKERS = "tests.faults.makers"
+MAKERS = "tests.faults.rig.makers"
 ITEMS = 300
 NONE = {"running": 0, "outbox": 0}
 
@@ -67,7 +69,7 @@ def test_workers_killed_while_they_make_a_stage_go_on_where_it_stood(on: Scene) 
     points = "stage claimed,stage stored:3,stage stored,stage sealed,stage claimed,stage stored,stage sealed"
     plan = {POINTS: points, MARKS: str(marked), HURRY: "3"}
     job = staged()
-    on.worker(env=plan, modules=(ACTORS, MAKERS, "tests.faults.points"))
+    on.worker(env=plan, modules=(ACTORS, MAKERS, "tests.faults.rig.points"))
     with on.witness(job) as witness:
         runs = prove(on, job)
     assert witness.wrong == []
@@ -79,7 +81,7 @@ def test_workers_killed_while_they_make_a_stage_go_on_where_it_stood(on: Scene) 
 def test_a_worker_killed_between_two_stages_leaves_the_next_to_another(on: Scene) -> None:
     """It has neither the actor nor the functions of the last stage, so the job stands before it."""
     job = staged(count=20)
-    first = on.worker(modules=(ACTORS, "tests.faults.points"), env={HURRY: "3"})
+    first = on.worker(modules=(ACTORS, "tests.faults.rig.points"), env={HURRY: "3"})
     on.until(job, lambda status: status["stages"][1]["state"] == "completed")
     first.kill()
     on.workers.clear()
@@ -158,22 +160,24 @@ class Crowd(crowd.Crowd):
         job, found = stages.create(
             conn, planned, name="crowded", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
         )
-        writes.store_chunk(conn, found[0].id, 0, [(b'{"args":[],"kwargs":{}}', None)] * 20, keyed=False)
-        writes.seal_job(conn, found[0].id)
+        submission.store_chunk(conn, found[0].id, 0, [(b'{"args":[],"kwargs":{}}', None)] * 20, keyed=False)
+        submission.seal_job(conn, found[0].id)
         return job
 
     def work(self, conn: Conn, chance: random.Random, *, fails: float = 0.15) -> None:
         """Publish the next of a job, and record how that ended."""
-        claim = writes.claim_bulk(conn)
+        claim = publishing.claim_bulk(conn)
         sent: list[Outgoing] = []
         if claim is not None:
             until = min(claim.watermark + 8, claim.total)
             sent = [
-                *writes.bulk_items(conn, claim, claim.watermark, until),
-                *writes.claim_redo(conn, claim, 8),
+                *publishing.bulk_items(conn, claim, claim.watermark, until),
+                *publishing.claim_redo(conn, claim, 8),
             ]
-            writes.settle_outbox(conn, [out for out in sent if out.outbox is not None])
-            writes.publish_bulk(conn, claim, watermark=until, published=until - claim.watermark, keep=False)
+            publishing.settle_outbox(conn, [out for out in sent if out.outbox is not None])
+            publishing.publish_bulk(
+                conn, claim, watermark=until, published=until - claim.watermark, keep=False
+            )
         now = time.monotonic()
         for out in sent:
             failed = chance.random() < fails
@@ -181,7 +185,7 @@ class Crowd(crowd.Crowd):
                 out.job, out.item, out.attempt, "failed" if failed else "succeeded", 0.01, now, self.worker,
                 BAD if failed else None, None, None if failed else "1",
             )  # fmt: skip
-            writes.record(conn, [event], now)
+            outcomes.record(conn, [event], now)
 
     def make(self, conn: Conn, chance: random.Random) -> None:
         """Make a stage, or a part of it."""
@@ -206,15 +210,15 @@ class Crowd(crowd.Crowd):
         """What people say."""
         saying = chance.choice(("cancel", "pause", "pause", "resume", "resume", *["retry"] * 3, "limit"))
         given = (
-            Choice(chance.choice((None, ("cancelled", "failed"))))
+            RetrySelection(chance.choice((None, ("cancelled", "failed"))))
             if saying == "retry"
             else {"priority": chance.randrange(5)}
         )
         self.say(conn, chance.choice(self.jobs), saying, given)
 
     def sweep(self, conn: Conn, _: random.Random) -> None:
-        writes.close_stopped(conn)
-        writes.drop_messages_of_stopped_jobs(conn)
+        jobs.close_stopped(conn)
+        sweep.drop_messages_of_stopped_jobs(conn)
         stages.follow(conn)
 
     def finish(self, conn: Conn) -> None:
@@ -228,20 +232,20 @@ class Crowd(crowd.Crowd):
             self.sweep(conn, chance)
             for job in self.jobs:
                 with suppress(NotPossible):
-                    controls.resume(conn, job, BY)
+                    actions.resume(conn, job, BY)
                 with suppress(NotPossible):
-                    controls.retry(conn, job, BY, Choice(("cancelled", "failed")))
+                    retry.retry(conn, job, BY, RetrySelection(("cancelled", "failed")))
             for _ in range(10):
                 self.work(conn, chance, fails=0)
                 self.make(conn, chance)
             for stage in (one.id for job in self.jobs for one in stages.of(conn, job)):
-                lost = [(item, attempt) for item, attempt, _ in writes.unheld_items(conn, stage, 500)]
-                writes.republish(conn, stage, lost)
-            for out in writes.claim_outbox(conn, 500):
-                writes.settle_outbox(conn, [out])
+                lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, stage, 500)]
+                sweep.republish(conn, stage, lost)
+            for out in publishing.claim_outbox(conn, 500):
+                publishing.settle_outbox(conn, [out])
                 now = time.monotonic()
                 event = Event(out.job, out.item, out.attempt, "succeeded", 0.01, now, self.worker, result="1")
-                writes.record(conn, [event], now)
+                outcomes.record(conn, [event], now)
 
 
 def test_all_that_writes_at_once(fault_database_url: str) -> None:
@@ -254,7 +258,7 @@ def test_all_that_writes_at_once(fault_database_url: str) -> None:
             assert crowd.done[name] > crowd.done[f"{name} refused"], crowd.done
         crowd.finish(conn)
         assert [crowd.state(conn, job) for job in crowd.jobs] == ["completed"] * 3
-        assert reads.run(conn, reads.verify())["drift"] == []
+        assert queries.run(conn, queries.verify())["drift"] == []
         deadlocks = broken(conn)
     print(f"{recounts} recounts, {deadlocks} deadlocks: {dict(crowd.deadlocks)}, done: {dict(crowd.done)}")
     assert deadlocks == 0

@@ -7,14 +7,14 @@ import dramatiq
 import pytest
 
 import callboard
-from callboard.sql import describe
-from tests.faults.scene import ACTORS, Scene
+from callboard.sql.reads import job_view
+from tests.faults.rig.scene import ACTORS, Scene
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask for the reason earlier than the product does."""
-    monkeypatch.setattr(describe, "QUIET_AFTER", 1.0)
+    monkeypatch.setattr(job_view, "QUIET_AFTER", 1.0)
 
 
 def client_half(number: int) -> None:
@@ -30,7 +30,7 @@ def test_nobody_is_alive_or_has_the_actor_or_it_waits_for_a_retry(on: Scene) -> 
     job = on.submit("work", [{"number": 0}])
     on.until(job, says("no worker is alive"))
     # One that takes messages from another queue only: it can't get to that actor's.
-    on.worker(modules=(ACTORS, "tests.faults.strangers"), arguments=("--queues", "elsewhere"))
+    on.worker(modules=(ACTORS, "tests.faults.rig.strangers"), arguments=("--queues", "elsewhere"))
     on.until(job, says("no worker that is alive has the actor work"))
     late = callboard.submit("later", [{"number": 0}])
     on.until(late, says(r"waiting for a retry at 20[-0-9]+T[:.0-9]+Z"))
@@ -44,7 +44,7 @@ def test_of_several_actors_one_is_missing(on: Scene) -> None:
     renamed = dramatiq.actor(actor_name="renamed", broker=on.broker)(client_half)
     with callboard.job("before") as before:
         renamed.send(number=0)
-    ahead = on.worker(modules=(ACTORS, "tests.faults.renamed"))
+    ahead = on.worker(modules=(ACTORS, "tests.faults.rig.renamed"))
     on.prove(before, total=1)
     assert ahead.stop() == 0
     on.workers.remove(ahead)
@@ -54,7 +54,7 @@ def test_of_several_actors_one_is_missing(on: Scene) -> None:
         renamed.send(number=1)
     on.until(job, says("no worker that is alive has the actor renamed"))
     assert on.status(job)["succeeded"] == 1
-    on.worker(modules=(ACTORS, "tests.faults.renamed"))
+    on.worker(modules=(ACTORS, "tests.faults.rig.renamed"))
     on.prove(job, total=2)
 
 

@@ -13,9 +13,9 @@ import pytest
 
 import callboard
 from callboard.commands.services import Process
-from tests.faults.scene import TIMEOUT, Scene
-from tests.faults.submitter import CHUNK, KILL, STAGES
-from tests.helpers import wait_until
+from tests.faults.rig.scene import TIMEOUT, Scene
+from tests.faults.rig.submitter import CHUNK, KILL, STAGES
+from tests.support.workers import wait_until
 
 ITEMS = 3 * CHUNK
 #: The inputs stored when a submitter dies there.
@@ -39,10 +39,10 @@ class Submitters:
         self.processes: list[Process] = []
 
     def start(self, *arguments: str, stage: str | None = None) -> Process:
-        more = {"CALLBOARD_ACTORS": "tests.faults.actors"}
+        more = {"CALLBOARD_ACTORS": "tests.faults.rig.actors"}
         if stage:  # and room for what it publishes, however much of others' lies there that nobody takes
             more |= {KILL: stage, "CALLBOARD_QUEUE_DEPTH": "10000"}
-        command = [sys.executable, "-m", "tests.faults.submitter", *arguments]
+        command = [sys.executable, "-m", "tests.faults.rig.submitter", *arguments]
         log = self.on.folder / f"submitter-{len(self.processes)}.log"
         process = Process(command, log=log, env={**os.environ, **self.on.environment, **more})
         self.processes.append(process)
@@ -173,7 +173,7 @@ def test_without_a_key_a_job_whose_submitter_is_gone_is_stopped_and_a_slow_one_i
 def test_a_job_opened_in_an_actor_is_stopped_with_its_worker(on: Scene) -> None:
     """The next attempt at the actor's item opens another, and stands still in it for longer than its lease."""
     gate = on.folder / "gate"
-    modules = ("tests.faults.actors", "tests.faults.openers")
+    modules = ("tests.faults.rig.actors", "tests.faults.rig.openers")
     worker = on.worker(modules=modules)
     job = on.submit("opens", [str(gate)])
     assert wait_until(lambda: on.sql(STANDING, "inner") and standing(on, "inner")["total"] == 15, TIMEOUT)

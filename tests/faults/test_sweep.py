@@ -11,14 +11,14 @@ import pytest
 
 import callboard
 from callboard.commands.services import wait_until
-from callboard.middleware import lost, sweep
-from callboard.middleware.sweep import Sweep
-from callboard.sql import writes
+from callboard.middleware.sweep import lost_messages, sweep
+from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import make_pool
-from tests.faults.points import HURRY
-from tests.faults.scene import ACTORS, TIMEOUT, Scene, seconds_since
+from callboard.sql.writes import sweep as leases
+from tests.faults.rig.points import HURRY
+from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene, seconds_since
 
-POINTS = "tests.faults.points"
+POINTS = "tests.faults.rig.points"
 LEADER = "SELECT holder, until FROM callboard.leases WHERE name = 'sweep' AND until > now()"
 #: In how many seconds an item that a worker held runs again: when RabbitMQ knows that the worker is gone, and else.
 KILLED, CUT_OFF = 15.0, 60.0
@@ -90,7 +90,7 @@ def test_the_one_that_sweeps_is_killed_and_frozen_and_another_takes_over(
 def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not elected but told to: each does everything, at the same time. Only who has the lease sends again."""
     monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", "1000")  # all of them, though nobody works
-    monkeypatch.setattr(lost, "STALE", 0.0)
+    monkeypatch.setattr(lost_messages, "STALE", 0.0)
     monkeypatch.setattr(sweep, "SEARCH", 0.0)
     job = on.submit("work", ({"number": n} for n in range(300)))
     on.until(job, lambda status: status["queued"] == 300)
@@ -100,7 +100,7 @@ def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.Mo
     with make_pool(on.direct_url, size=2) as pool:
         sweeps = [Sweep(pool, recorder._make_link) for _ in range(2)]
         with pool.connection() as conn:
-            assert [writes.take_lease(conn, "sweep", one._holder, 60) for one in sweeps] == [True, False]
+            assert [leases.take_lease(conn, "sweep", one._holder, 60) for one in sweeps] == [True, False]
 
         def rounds(one: Sweep) -> None:
             with pool.connection() as conn:
@@ -115,7 +115,7 @@ def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.Mo
             thread.join(TIMEOUT)
         assert on.sql("SELECT count(*) FROM callboard.outbox WHERE job_id = %s", job.id) == [(300,)]
         with pool.connection() as conn:
-            writes.drop_lease(conn, "sweep", sweeps[0]._holder)
+            leases.drop_lease(conn, "sweep", sweeps[0]._holder)
     on.worker()
     found = on.prove(job, total=300, retries=0)
     assert set(found.values()) == {1}
@@ -130,7 +130,7 @@ def test_what_a_worker_held_runs_again_in_time(
     """By the product's own periods: many in its hands, one not begun, none of them waits for the others though each is
     charged with the death. It was the one that sweeps, too.
     """
-    gate, modules = on.folder / "gate", (ACTORS, "tests.faults.gates")
+    gate, modules = on.folder / "gate", (ACTORS, "tests.faults.rig.gates")
     victim = on.worker(threads=6, modules=modules)
     job = on.submit("gated", ({"number": n, "gate": str(gate)} for n in range(7)))
     on.until(job, lambda status: status["running"] == 6)

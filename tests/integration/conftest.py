@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from callboard.sql import reads
 from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
 
 
 @pytest.fixture
@@ -13,4 +13,4 @@ def conn(database_url: str) -> Iterator[Conn]:
     """A connection to this test's database, in which nothing drifts."""
     with connect(database_url) as connection:
         yield connection
-        assert reads.run(connection, reads.verify())["drift"] == []
+        assert queries.run(connection, queries.verify())["drift"] == []

@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import psycopg
 
-from callboard.commands.services.cluster import embedded, give, initialised, user_for, write_access
-from callboard.commands.services.process import NotStarted, Process, User
+from callboard.commands.services.child_process import NotStarted, Process, User
+from callboard.commands.services.postgres_data import embedded, give, initialised, user_for, write_access
 
 START_TIMEOUT = 60.0
 # A socket's path as macOS allows it (Linux: 107), less the name of the socket's lock file.

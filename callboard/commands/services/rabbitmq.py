@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-from callboard.commands.services.erlang import epmd, installed, scripts
-from callboard.commands.services.process import NotStarted, Process
-from callboard.commands.services.rabbitmq_home import MANAGEMENT, Home
+from callboard.commands.services.child_process import NotStarted, Process
+from callboard.commands.services.rabbitmq_files import MANAGEMENT, Home
+from callboard.commands.services.rabbitmq_programs import epmd, installed, scripts
 
 __all__ = ["Node", "installed", "rabbitmq"]
 

@@ -13,8 +13,8 @@ import psycopg
 
 from callboard.commands.services import ends_on_sigterm, postgres, rabbitmq
 from callboard.sql.migrate import migrate
-from tests.faults.ledger import TABLE, VARIABLE, Ledger
-from tests.faults.scene import scene
+from tests.faults.rig.ledger import TABLE, VARIABLE, Ledger
+from tests.faults.rig.scene import scene
 from tests.faults.soak.plan import KINDS, plan
 from tests.faults.soak.run import Soak, proxies
 

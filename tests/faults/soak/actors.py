@@ -2,8 +2,7 @@
 
 import dramatiq
 
-from tests.faults import actors  # noqa: F401 — `dramatiq` is given this module only
-from tests.faults.ledger import run
+from tests.faults.rig.ledger import run
 
 
 @dramatiq.actor(max_retries=0, queue_name="foreign")

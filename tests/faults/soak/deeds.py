@@ -14,11 +14,11 @@ import psycopg
 
 from callboard.commands.services import NotStarted
 from callboard.sql.pool import connect
-from tests.faults.proxy import Proxy
-from tests.faults.scene import Scene
+from tests.faults.rig.proxy import Proxy
+from tests.faults.rig.scene import Scene
 from tests.faults.soak.load import Load
 from tests.faults.soak.plan import Fault
-from tests.helpers import wait_until
+from tests.support.workers import wait_until
 
 QUEUE = "default"
 #: Seconds for PostgreSQL to be back.

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from callboard.commands.services import Process
-from tests.faults.ledger import Ledger
-from tests.faults.scene import Scene, fate
+from tests.faults.rig.ledger import Ledger
+from tests.faults.rig.scene import Scene, fate
 from tests.faults.soak.sender import sent
 from tests.faults.soak.verdict import Found
 
@@ -68,7 +68,7 @@ class Submission:
                 self.key,
                 *self.options,
             ]
-            command = [sys.executable, "-m", "tests.faults.submitter", "callboard", *arguments]
+            command = [sys.executable, "-m", "tests.faults.rig.submitter", "callboard", *arguments]
             self.process = Process(command, log=log, env=environment).start()
             self.starts += 1
 

@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 
 from psycopg.conninfo import conninfo_to_dict
 
-from callboard.sql import reads
 from callboard.sql.pool import connect
-from tests.faults.proxy import Proxy, proxy
-from tests.faults.scene import Scene
+from callboard.sql.reads import queries
+from tests.faults.rig.proxy import Proxy, proxy
+from tests.faults.rig.scene import Scene
 from tests.faults.soak.deeds import ERRORS, Deeds
 from tests.faults.soak.load import MODULE, Load
 from tests.faults.soak.plan import Fault
 from tests.faults.soak.verdict import Verdict, account, growth
 from tests.faults.soak.watch import Watch
-from tests.helpers import wait_until
+from tests.support.workers import wait_until
 
 #: Seconds for everything to end when no more faults come.
 CALM = 180.0
@@ -142,7 +142,7 @@ class Soak:
         self, load: Load, watch: Watch, unfinished: list[Any], grown: list[str], measured: list[str]
     ) -> Verdict:
         with connect(self.on.direct_url) as conn:
-            drift = reads.run(conn, reads.verify())["drift"]
+            drift = queries.run(conn, queries.verify())["drift"]
         found = load.found()
         recoveries = [(watch.recovered(at), fault.kind) for at, fault in self.over]
         twice = self.on.ledger.conn.execute(

@@ -15,7 +15,7 @@ from typing import TextIO
 import dramatiq
 import pika
 
-from callboard.middleware.send import NotStored
+from callboard.middleware.submission.enqueue import NotStored
 
 PAUSE = 0.05
 

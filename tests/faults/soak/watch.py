@@ -9,12 +9,12 @@ from typing import Any
 
 import psycopg
 
-from callboard.sql import reads
 from callboard.sql.pool import connect
+from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
-from tests.faults.scene import Scene
+from tests.faults.rig.scene import Scene
+from tests.faults.rig.witness import FINAL
 from tests.faults.soak.verdict import Sample
-from tests.faults.witness import FINAL
 
 PAUSE = 0.1
 #: Seconds between two samples of what processes use.
@@ -54,7 +54,7 @@ class Watch:
             try:
                 with connect(self.on.direct_url) as conn:
                     while not self._stopping.wait(PAUSE):
-                        self._read(reads.run(conn, reads.jobs(limit=100))[0])
+                        self._read(queries.run(conn, queries.jobs(limit=100))[0])
                         self._sample(time.monotonic())
             except psycopg.Error:
                 self._stopping.wait(PAUSE)

@@ -1,0 +1,140 @@
+"""Items out of a file: a line of JSON Lines or a row of CSV is an item. Read as a stream, however long it is."""
+
+import csv
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+import msgspec
+
+from callboard.commands.errors import Fault
+from callboard.middleware.submission.item_encoding import ITEM_LIMIT
+
+BOM = b"\xef\xbb\xbf"
+FORMATS = ("jsonl", "csv")
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A line that is no item: its number, from 1, and why."""
+
+    line: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.why}"
+
+
+@contextmanager
+def opened(file: str) -> Iterator[BinaryIO]:
+    """A file that can be read twice; `-` and pipes are spooled to a temporary one first. Raises Fault."""
+    try:
+        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source:
+            if file != "-" and Path(file).is_file():
+                yield source
+                return
+            with TemporaryFile(prefix="callboard-") as spooled:
+                shutil.copyfileobj(source, spooled)
+                yield spooled
+    except OSError as error:
+        raise Fault(f"can't read {file}: {error.strerror or error}") from error
+
+
+def items(source: BinaryIO, form: str, item_key: str | None) -> Iterator[tuple[int, Any]]:
+    """Each line's number, from 1, and its item, or a Bad one; from the source's beginning."""
+    source.seek(0)
+    read = csv_rows if form == "csv" else json_lines
+    for number, item in read(source):
+        missing = item_key is not None and not isinstance(item, Bad) and not _has(item, item_key)
+        yield number, Bad(number, f"it has no {item_key!r} for its item key") if missing else item
+
+
+def _has(item: Any, field: str) -> bool:
+    return isinstance(item, dict) and field in item
+
+
+def json_lines(source: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """A JSON value a line; blank lines are passed over."""
+    for number, line in _lines(source):
+        if not line.strip():
+            continue
+        yield number, _decoded(number, line)
+
+
+def _decoded(number: int, line: bytes) -> Any:
+    if len(line) > ITEM_LIMIT:
+        return _too_long(number)
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Bad(number, f"no JSON: {error}")
+
+
+def _too_long(number: int) -> Bad:
+    return Bad(number, f"more than the {ITEM_LIMIT:,} bytes that an item may have")
+
+
+def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers; of one that is too long no more than shows that it is."""
+    number = 0
+    while line := source.readline(ITEM_LIMIT + 1):
+        number += 1
+        rest = line
+        while len(rest) > ITEM_LIMIT and not rest.endswith(b"\n"):
+            rest = source.readline(ITEM_LIMIT + 1)
+        yield number, line.removeprefix(BOM) if number == 1 else line
+
+
+def csv_rows(source: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """A row is a dict by the header, all of it text; blank rows are passed over. Raises Fault without a header."""
+    kept = csv.field_size_limit(ITEM_LIMIT)
+    try:
+        # What isn't UTF-8 is carried along as surrogates, to be found in its row.
+        texts = (line.decode("utf-8", "surrogateescape") for _, line in _lines(source))
+        rows = csv.reader(texts, strict=True)
+        header = _header(rows)
+        yield from _rows(rows, header)
+    finally:
+        csv.field_size_limit(kept)
+
+
+def _header(rows: Any) -> list[str]:
+    try:
+        header: list[str] = next(rows, [])
+    except csv.Error as error:
+        raise Fault(f"line 1: no CSV header: {error}") from None
+    if not all(header) or len(set(header)) < len(header):
+        raise Fault("line 1: a column of the header has no name, or two have the same")
+    return header
+
+
+def _rows(rows: Any, header: list[str]) -> Iterator[tuple[int, Any]]:
+    while True:
+        number = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            yield number, Bad(number, f"no CSV: {error}")
+            continue
+        if row is None:
+            return
+        if row:
+            yield number, _row(number, row, header)
+
+
+def _row(number: int, row: list[str], header: list[str]) -> Any:
+    if len(row) != len(header):
+        return Bad(number, f"{len(row)} fields, and the header has {len(header)}")
+    if sum(map(len, row)) > ITEM_LIMIT:
+        return _too_long(number)
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError:
+        return Bad(number, "not UTF-8")
+    return dict(zip(header, row, strict=True))

@@ -1,0 +1,70 @@
+"""`callboard up`: everything on this machine until Ctrl-C."""
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from callboard.commands.errors import Fault
+from callboard.commands.local.stack import Stage
+from callboard.commands.services import ends_on_sigterm
+
+app = typer.Typer()
+
+FOLDER = Path(".callboard")
+
+Processes = Annotated[
+    int, typer.Option(min=1, help="Worker processes.", show_default="processors, at most 4")
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker process.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="The web app's port; 0: any that is free.")]
+
+InProcess = Annotated[
+    bool,
+    typer.Option("--in-process", help="Take Dramatiq's in-process broker, even where there is RabbitMQ."),
+]
+
+PROCESSES = min(os.cpu_count() or 1, 4)
+
+
+@app.command()
+def up(
+    *, processes: Processes = PROCESSES, threads: Threads = 8, port: Port = 0, in_process: InProcess = False
+) -> None:
+    """Run everything on this machine until Ctrl-C: database, broker, workers, web app.
+
+    DATABASE_URL and AMQP_URL name a database and a RabbitMQ to use; without them it starts its own, in .callboard/.
+    """
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / ".gitignore").write_text("*\n", encoding="ascii")
+    with ends_on_sigterm(), only(FOLDER):
+        stage = Stage(
+            FOLDER.resolve(), processes=processes, threads=threads, port=port, in_process=in_process
+        )
+        with stage:
+            typer.echo(f"Callboard is at {stage.web_url}")
+            typer.echo("Ctrl-C stops everything", err=True)
+            wait_for_the_end()
+
+
+def wait_for_the_end() -> None:
+    """Until Ctrl-C, SIGTERM or SIGHUP: for what runs until then, they are a good end."""
+    with suppress(KeyboardInterrupt, SystemExit):
+        while True:
+            signal.pause()
+
+
+@contextmanager
+def only(folder: Path) -> Iterator[None]:
+    """One at a time on a folder; the system lets go of it whatever happens."""
+    with (folder / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Fault(f"another `callboard up` runs in {folder.resolve()}: stop it, or use it") from None
+        yield

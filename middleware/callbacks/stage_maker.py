@@ -1,0 +1,212 @@
+"""A worker makes the items of the stages whose turn it is, each in a thread, from the results of the stage before."""
+
+import importlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import psycopg
+from dramatiq.message import get_encoder
+from psycopg_pool import PoolTimeout
+
+from callboard.middleware.message.failure import clean, describe
+from callboard.middleware.process.outage import OutageLog, Stopping, retry_while_unavailable
+from callboard.middleware.submission import item_encoding
+from callboard.sql.pool import Conn
+from callboard.sql.rows import Making
+from callboard.sql.states import FINAL
+from callboard.sql.writes import stages
+
+log = logging.getLogger("callboard.stages")
+_complain = OutageLog(log, "a stage that is made waits for the database: %s")
+
+#: Results read at a time; items stored at a time, at the most, and seconds after which fewer are.
+PAGE = 100
+CHUNK = 1_000
+SOON = 1.0
+#: Stages that a process makes at the same time.
+MOST = 4
+#: Characters of a reason.
+REASON = 500
+
+
+class Ended(BaseException):
+    """This worker is to make the stage no more: it stops, or the job was paused or stopped. No function catches it."""
+
+
+class MakesOthers(ValueError):
+    """A function gave fewer items than it did before its worker died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An item of the stage before: its number, its arguments, how it ended, and what its actor returned."""
+
+    item: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: str
+    result: Any
+
+
+@dataclass(slots=True)
+class Results:
+    """The items of the stage before that succeeded, in order, read page by page; `of` gives others."""
+
+    _page: Callable[[Sequence[str], int], list[tuple[int, bytes, str, str | None]]]
+
+    def __iter__(self) -> Iterator[Result]:
+        return self.of("succeeded")
+
+    def of(self, *states: str) -> Iterator[Result]:
+        """The items in these states: succeeded, failed, skipped, cancelled. Raises ValueError for other words."""
+        if strange := sorted(set(states) - set(FINAL)):
+            raise ValueError(f"no item of a stage that is over is {strange[0]!r}: only {', '.join(FINAL)}")
+        return self._read(states)
+
+    def _read(self, states: Sequence[str]) -> Iterator[Result]:
+        after = -1
+        while page := self._page(states, after):
+            for after, args, state, result in page:
+                call = get_encoder().decode(args)
+                value = None if result is None else json.loads(result)
+                yield Result(after, tuple(call["args"]), call["kwargs"], state, value)
+
+
+@dataclass(slots=True)
+class Maker:
+    """See the module. `write` runs a statement, `begin` publishes a job's first items from here, `worker` is this
+    process's id in `workers`, `actors` what it can run; `stopping`: it makes nothing more.
+    """
+
+    write: Callable[[Callable[[Conn], Any]], Any]
+    begin: Callable[[int], None]
+    worker: Callable[[], int]
+    stopping: Callable[[], bool]
+    actors: Sequence[str] = ()
+    _threads: dict[int, threading.Thread] = field(default_factory=dict)
+
+    def look(self, conn: Conn) -> None:
+        """Let jobs of stages follow their stages, and make those that are due, as many as there is room for."""
+        stages.follow(conn)
+        for _ in range(MOST - len(self._threads)):
+            if self.stopping():
+                return
+            making = stages.claim(conn, self.worker(), self.actors, list(self._threads))
+            if making is None:
+                return
+            self._start(making)
+
+    def _start(self, making: Making) -> None:
+        name = f"callboard-stage-{making.job}"
+        thread = threading.Thread(target=self._run, args=(making,), name=name, daemon=True)
+        self._threads[making.job] = thread
+        try:
+            thread.start()
+        except BaseException:
+            del self._threads[making.job]  # or nobody would make it: this worker lives, and has it
+            raise
+
+    def close(self, patience: float) -> None:
+        """Wait for those at work, which hear that the process stops; what stays is given back by its goodbye."""
+        until = time.monotonic() + patience
+        for thread in list(self._threads.values()):
+            thread.join(max(until - time.monotonic(), 0.0))
+
+    # One stage -------------------------------------------------------------------------------------------------------
+
+    def _run(self, making: Making) -> None:
+        log.info("makes the items of stage %r, job %d, from job %d", making.name, making.job, making.source)
+        try:
+            try:
+                self._make(making)
+            except Ended:
+                self.write(lambda conn: stages.leave(conn, making))
+            except BaseException as error:  # noqa: BLE001 — a function of the user's may raise anything
+                self._fail(making, error)
+        except (psycopg.Error, PoolTimeout) as error:
+            log.warning(
+                "stage job %d is left, to be made on when the database answers: %s", making.job, error
+            )
+        finally:
+            del self._threads[making.job]
+
+    def _make(self, making: Making) -> None:
+        source = iter(_made(making.makes, Results(lambda *of: self._page(making, *of))))
+        at = sum(1 for _ in islice(source, making.consumed))
+        if at < making.consumed:
+            raise MakesOthers(
+                f"{making.makes} gave {at} items where it gave {making.consumed} before its worker ended: "
+                "it must give the same items in the same order"
+            )
+        for chunk in _chunks(source):
+            rows = [item_encoding.row(at + n, item) for n, item in enumerate(chunk)]
+            if not self._ask(partial(stages.store, making=making, start=at, chunk=rows)):
+                raise Ended
+            if not at:
+                self.begin(making.job)
+            at += len(rows)
+        self._ask(lambda conn: stages.seal(conn, making))
+
+    def _page(self, making: Making, states: Sequence[str], after: int) -> list[Any]:
+        def read(conn: Conn) -> list[Any] | None:
+            if not stages.holds(conn, making):
+                return None
+            return stages.results(conn, making.source, states, after, PAGE)
+
+        page: list[Any] | None = self._ask(read)
+        if page is None:
+            raise Ended
+        return page
+
+    def _ask(self, ask: Callable[[Conn], Any]) -> Any:
+        if self.stopping():
+            raise Ended
+        try:
+            return retry_while_unavailable(lambda: self.write(ask), self.stopping, _complain)
+        except Stopping:
+            raise Ended from None
+
+    def _fail(self, making: Making, error: BaseException) -> None:
+        failure = describe(error)
+        what = f"{failure.error_type}: {failure.message}" if failure.message else failure.error_type
+        log.error("stage %r, job %d, can't be made: %s", making.name, making.job, what, exc_info=error)
+        reason = clean(f"its items can't be made: {what}", REASON)
+        detail = {
+            "reason": f"stage '{making.name}': {reason}", "makes": making.makes, "place": failure.place,
+            "traceback": failure.traceback,
+        }  # fmt: skip
+        self.write(lambda conn: stages.fail(conn, making, reason, detail))
+
+
+def _made(makes: str | None, results: Results) -> Iterable[Any]:
+    """What a function makes of results, or the results as they are."""
+    if makes is None:
+        return (one.result for one in results if one.result is not None)
+    module, _, name = makes.partition(":")
+    function: Any = importlib.import_module(module)
+    for part in name.split("."):
+        function = getattr(function, part)
+    made = function(results)
+    if not isinstance(made, Iterable) or isinstance(made, str | bytes | dict):
+        raise TypeError(f"{makes} gave {type(made).__name__}: it must yield items, or return a list of them")
+    return made
+
+
+def _chunks(source: Iterator[Any]) -> Iterator[list[Any]]:
+    """As many items as are stored at a time, or fewer when they come slowly."""
+    chunk: list[Any] = []
+    due = time.monotonic() + SOON
+    for item in source:
+        chunk.append(item)
+        if len(chunk) == CHUNK or time.monotonic() >= due:
+            yield chunk
+            chunk, due = [], time.monotonic() + SOON
+    if chunk:
+        yield chunk

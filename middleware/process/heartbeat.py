@@ -1,0 +1,88 @@
+"""A worker process as the database knows it: its row, its heartbeat, and what the jobs it works on tell it."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from callboard.sql.pool import Conn, Pool
+from callboard.sql.rows import Control, WorkerInfo
+from callboard.sql.writes import jobs, workers
+
+log = logging.getLogger("callboard.worker")
+
+#: Seconds between two heartbeats, and between two looks at what jobs were told.
+BEAT = 2.0
+ASK = 0.5
+#: Seconds of what jobs were told that are asked for: what is committed late is heard all the same.
+WITHIN = 20.0
+
+
+@dataclass(slots=True)
+class Worker:
+    """The row of this process in `workers`. `holds` tells what the process has in hand or prefetched, as (job, item);
+    `controlled` takes what jobs are told; `trouble` tells what keeps it from its broker; `advance` makes jobs go on.
+    """
+
+    pool: Pool
+    threads: int
+    holds: Callable[[], Sequence[tuple[int, int]]]
+    controlled: Callable[[Iterable[Control]], None]
+    trouble: Callable[[], str | None]
+    advance: Callable[[Conn], None]
+    id: int = 0
+    _heard: float = -WITHIN
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self, actors: dict[str, str]) -> int:
+        """Register, announce the actors ({name: queue}), and beat from now on; returns the worker's id."""
+        release = os.environ.get("CALLBOARD_RELEASE", "")
+        info = WorkerInfo(socket.gethostname(), os.getpid(), self.threads, release, actors)
+        with self.pool.connection() as conn:
+            self.id = workers.register_worker(conn, info)
+            self._listen(conn)  # before a message of a stopped job can arrive
+        self._thread = threading.Thread(target=self._run, name="callboard-heartbeat", daemon=True)
+        self._thread.start()
+        return self.id
+
+    def stop(self, patience: float = 5.0) -> None:
+        """Say goodbye; a database that is away is none of a stopping worker's concern."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(patience / 2)
+        try:
+            with self.pool.connection(timeout=max(patience / 2, 0.1)) as conn:
+                workers.stop_worker(conn, self.id)
+        except (psycopg.Error, PoolTimeout) as error:
+            log.warning("could not say goodbye to the database: %s", str(error).strip())
+
+    def _run(self) -> None:
+        beaten = time.monotonic()
+        while not self._stopping.wait(min(ASK, BEAT / 2)):
+            try:
+                with self.pool.connection() as conn:
+                    if time.monotonic() - beaten >= BEAT:
+                        workers.beat(conn, self.id, self.holds(), self.trouble())
+                        beaten = time.monotonic()
+                    self._listen(conn)
+                    self.advance(conn)
+            except (psycopg.Error, PoolTimeout):
+                log.debug("no heartbeat: the database is away", exc_info=True)
+            except Exception:
+                log.exception("the heartbeat met an error it doesn't know; it goes on")
+
+    def _listen(self, conn: Conn) -> None:
+        """Hear what jobs were told, all of it after a silence; and close those that have nothing in hand any more."""
+        now = time.monotonic()
+        controls = workers.job_controls(conn, WITHIN if now - self._heard < WITHIN / 2 else None)
+        self._heard = now
+        self.controlled(controls)
+        if any(control.stopping for control in controls):
+            jobs.close_stopped(conn)

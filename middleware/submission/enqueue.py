@@ -1,0 +1,93 @@
+"""What becomes of a message that an app sends: the row first, and the message when that is committed."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import Any
+
+import dramatiq
+import psycopg
+from dramatiq.middleware import MiddlewareError
+from psycopg_pool import PoolTimeout
+
+from callboard.middleware.message import envelope, stamp
+from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.sql.rows import NewItem, Outgoing, Retry
+
+#: Seconds a plain send waits for its row.
+PATIENCE = 10.0
+
+#: The job that `with callboard.job(…)` names for plain sends; 0: the actor's standing job.
+current_job: ContextVar[int] = ContextVar("callboard_job", default=0)
+
+
+class NotStored(MiddlewareError):
+    """A message could not be recorded, so it was not sent."""
+
+
+def send(
+    broker: dramatiq.Broker,
+    message: Any,
+    delay: int | None,
+    *,
+    store: Callable[[NewItem], Future[Outgoing]],
+    publish: Callable[[Outgoing], None],
+) -> Any:
+    """What `enqueue` does on a tracked broker; `delay` in milliseconds. Raises NotStored.
+
+    What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome.
+    """
+    attempt = current_attempt.get()
+    if attempt is not None and attempt.ended:
+        attempt = None
+    if attempt is not None and attempt.hooks and _is_retry(message, attempt):
+        options = envelope.encode_options(stamp.without(message.options))
+        attempt.retry = Retry((delay or 0) / 1000, options, message.message_timestamp)
+        return message
+    broker.emit_before("enqueue", message, delay)
+    job = current_job.get()
+    if attempt is None or job:
+        # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
+        _now(new_item(message, job=job, delay=delay), store, publish)
+    elif attempt.hooks:
+        attempt.hooked += (new_item(message, job=attempt.job, delay=delay),)
+    else:
+        attempt.sent += (new_item(message, job=attempt.job, delay=delay),)
+    broker.emit_after("enqueue", message, delay)
+    return message
+
+
+def new_item(
+    message: Any, *, job: int, delay: int | None = None, key: str | None = None, published: bool = False
+) -> NewItem:
+    """A message as the item that it is; `delay` in milliseconds."""
+    args = envelope.encode_args(message.args, message.kwargs)
+    options = envelope.encode_options(stamp.without(message.options))
+    return NewItem(
+        job, message.actor_name, message.queue_name, message.message_id, args, options, message.message_timestamp,
+        (delay or 0) / 1000, key, published,
+    )  # fmt: skip
+
+
+def _is_retry(message: Any, attempt: Attempt) -> bool:
+    return any(message.message_id == delivered.message_id for delivered in attempt.deliveries)
+
+
+def _now(
+    item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publish: Callable[[Outgoing], None]
+) -> None:
+    stored = store(item)
+    try:
+        try:
+            out = stored.result(PATIENCE)
+        except TimeoutError:
+            if stored.cancel():
+                raise
+            out = stored.result(PATIENCE)  # it is being written just now
+    except (psycopg.Error, PoolTimeout, TimeoutError) as error:
+        why = str(error).strip() or "no answer in time"
+        raise NotStored(
+            f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}"
+        ) from error
+    if item.delay == 0:
+        publish(out)

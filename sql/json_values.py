@@ -1,0 +1,29 @@
+"""How times and numbers are written in JSON."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+
+def iso(time: datetime | None) -> str | None:
+    """ISO 8601, UTC, to the millisecond."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if time else None
+
+
+def plain_json(text: str) -> tuple[bool, Any]:
+    """(True, the value) of strict JSON; (False, None) of anything else, as NaN or a number beyond a float."""
+    try:
+        return True, json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return False, None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(digits)
+    return value

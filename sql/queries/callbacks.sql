@@ -1,0 +1,48 @@
+-- name: claim_callbacks
+-- Callbacks that are due, for as long as the lease lasts. It counts as a try, and fences the one before.
+-- Guard: neither delivered nor given up, due, and unclaimed or abandoned; of a webhook, its host is none of `full`.
+-- Caller: middleware/callbacks.py. Rows: Callback. Lock order: nothing but rows of this table, waiting for none.
+WITH due AS (
+    SELECT c.id FROM callboard.callbacks AS c
+    WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL
+      AND c.due_at <= now() AND (c.claimed_until IS NULL OR c.claimed_until <= now())
+      AND (c.host IS NOT NULL) = %(webhooks)s AND coalesce(c.host, '') <> ALL (%(full)s::text[])
+    ORDER BY c.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+UPDATE callboard.callbacks AS c
+SET tries = c.tries + 1, claimed_until = now() + make_interval(secs => %(lease)s)
+FROM due WHERE c.id = due.id
+RETURNING c.id::text, c.job_id, c.state::text, c.tries, c.url, c.host, c.actor, c.queue, c.job
+
+-- name: settle_callback
+-- A callback is delivered. Guard: it wasn't before; one that was given up meanwhile is delivered all the same.
+-- Caller: middleware/callbacks.py; for a message in the transaction that makes it an item, so that it is queued once.
+-- Rows: (id); none: it was delivered, or its job is deleted. Lock order: after the jobs.
+UPDATE callboard.callbacks SET delivered_at = now(), gave_up_at = NULL, claimed_until = NULL, error = NULL
+WHERE id = %(id)s::uuid AND delivered_at IS NULL
+RETURNING id
+
+-- name: put_off_callback
+-- A try failed. Transition: claimed -> waiting for its next try | given up.
+-- Guard: nobody has claimed it since. Caller: middleware/callbacks.py. Rows: (given up); none: overtaken, or deleted.
+UPDATE callboard.callbacks
+SET error = %(error)s, claimed_until = NULL, due_at = now() + make_interval(secs => %(pause)s),
+    gave_up_at = CASE WHEN %(last)s THEN now() END
+WHERE id = %(id)s::uuid AND tries = %(tries)s AND delivered_at IS NULL AND gave_up_at IS NULL
+RETURNING gave_up_at IS NOT NULL
+
+-- name: queue_missed_callbacks
+-- Callbacks of ends that queued none, since a process of an older release recorded them.
+-- Guard: none was queued for this end; the job, locked, is still over. Caller: the sweep. Rows: (job_id), one a callback.
+-- Lock order: jobs by id.
+WITH ended AS (
+    SELECT j.* FROM callboard.jobs AS j
+    WHERE j.callbacks IS NOT NULL AND j.leaving_at IS NULL AND j.finished_at > now() - make_interval(secs => %(within)s)
+      AND jsonb_array_length(j.callbacks -> j.state::text) > 0
+      AND NOT EXISTS (SELECT FROM callboard.callbacks AS c WHERE c.job_id = j.id AND c.ended_at = j.finished_at)
+    ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
+)
+INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
+FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
+RETURNING job_id

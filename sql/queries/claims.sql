@@ -1,0 +1,120 @@
+-- name: claim_item
+-- A suspect message arrived: may this worker run its item?
+-- Guard: the row still carries the message's attempt, isn't final, and nobody holds it (a row in `running`).
+-- Caller: Tracking, before the actor, and only for suspect messages.
+-- Rows: (state, attempt, crashes, holder, taken now, the holder lives); none: no such item. A holder that only has not
+-- beaten for a while counts as living here: after an outage nobody has. The sweep knows better, and answers for it.
+WITH found AS MATERIALIZED (
+    SELECT state, attempt, crashes FROM callboard.items
+    WHERE job_id = %(job)s AND item = %(item)s FOR NO KEY UPDATE
+), held AS (
+    INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at)
+    SELECT %(job)s, %(item)s, %(attempt)s, %(worker)s, now() FROM found
+    WHERE found.attempt = %(attempt)s AND found.state IN ('waiting', 'retrying')
+    ON CONFLICT (job_id, item) DO UPDATE SET worker = r.worker
+    RETURNING r.worker, r.xmax = 0 AS taken
+)
+SELECT found.state::text, found.attempt, found.crashes, held.worker, coalesce(held.taken, false),
+       coalesce(w.stopped_at IS NULL AND w.died_at IS NULL, false)
+FROM found LEFT JOIN held ON true LEFT JOIN callboard.workers AS w ON w.id = held.worker
+
+-- name: give_back
+-- A claimed item is not run yet: it waits for its turn, and no death is to be charged to it meanwhile.
+-- Guard: this worker holds it. Caller: Hand, for an item that is to run alone. No row: it was taken for dead and buried.
+DELETE FROM callboard.running WHERE job_id = %(job)s AND item = %(item)s AND worker = %(worker)s
+
+-- name: postpone
+-- A message came to a worker that lacks its actor. Other workers have or had it, so the message waits as a row:
+-- for a moment while one of them lives, else until one comes (wake_postponed).
+-- Guard: the row still carries that attempt and waits, and nobody holds it.
+-- Caller: Recorder.postpone. Rows: one, whether any worker ever announced the actor.
+WITH waiting AS (
+    SELECT i.job_id, i.item, i.attempt FROM callboard.items AS i
+    WHERE i.job_id = %(job)s AND i.item = %(item)s AND i.attempt = %(attempt)s AND i.state IN ('waiting', 'retrying')
+      AND EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = %(actor)s)
+      AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
+    FOR NO KEY UPDATE OF i
+), kept AS (
+    INSERT INTO callboard.outbox AS o (job_id, item, attempt, due_at, first, suspect, again)
+    SELECT job_id, item, attempt,
+           CASE WHEN EXISTS (SELECT FROM callboard.workers AS w
+                             WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND %(actor)s = ANY (w.actors)
+                               AND w.beat_at > now() - make_interval(secs => %(dead_after)s))
+                THEN now() + make_interval(secs => %(delay)s) ELSE timestamptz '9999-01-01Z' END,
+           false, true, true
+    FROM waiting
+    -- Delivered before its publisher said so: under another id, or that would take the row away.
+    ON CONFLICT (job_id, item) DO UPDATE
+    SET id = DEFAULT, due_at = excluded.due_at, claimed_until = NULL, suspect = true, again = true
+    WHERE o.attempt = excluded.attempt
+)
+SELECT EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = %(actor)s)
+
+-- name: wake_postponed
+-- A worker lives again that has the actor of these messages: they are due.
+-- Guard: they still wait. One that somebody has in hand is woken at the next look, if it waits then.
+-- Caller: the sweep. Lock order: rows of the outbox without waiting for any.
+WITH able AS (
+    SELECT DISTINCT unnest(actors) AS actor FROM callboard.workers
+    WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now() - make_interval(secs => %(dead_after)s)
+), waiting AS (
+    SELECT o.id
+    FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
+    JOIN callboard.jobs AS j ON j.id = o.job_id
+    WHERE o.due_at = timestamptz '9999-01-01Z' AND coalesce(i.actor, j.actor) IN (SELECT actor FROM able)
+    FOR UPDATE OF o SKIP LOCKED
+)
+UPDATE callboard.outbox AS o SET due_at = now() FROM waiting WHERE o.id = waiting.id
+
+-- name: lock_parked
+-- Items whose messages are about to be parked, locked by a statement of its own: what two workers that park
+-- copies of one message do is seen by the second only in the next statement. Caller: park. Lock order: items by key.
+SELECT FROM unnest(%(job)s::bigint[], %(item)s::int[]) AS g (job_id, item)
+JOIN callboard.items AS i ON i.job_id = g.job_id AND i.item = g.item
+ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+
+-- name: park
+-- Messages of paused jobs arrived; they leave RabbitMQ and are published again, in order, when their job goes on.
+-- Transition: retrying -> waiting, for it was published. Guard: the row still carries that attempt and isn't final.
+-- A row of the outbox that its publisher has not settled yet gets a new id, so that settling it does not lose this one.
+-- Caller: Parking. Lock order: items by key, their outbox rows, then jobs by id.
+WITH held AS (
+    SELECT i.job_id, i.item, i.attempt, i.state, i.attempt = g.attempt AND i.state IN ('waiting', 'retrying') AS open
+    FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[]) AS g (job_id, item, attempt)
+    JOIN callboard.items AS i ON i.job_id = g.job_id AND i.item = g.item
+    ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+), open AS (
+    SELECT job_id, item, attempt, state FROM held WHERE open
+), lying AS (
+    SELECT o.job_id, o.item, o.first, o.redo
+    FROM open JOIN callboard.outbox AS o ON o.job_id = open.job_id AND o.item = open.item
+    ORDER BY o.job_id, o.item FOR UPDATE OF o
+), waiting AS (
+    UPDATE callboard.items AS i SET was = i.state, state = 'waiting'
+    FROM open AS o WHERE i.job_id = o.job_id AND i.item = o.item AND o.state = 'retrying'
+    RETURNING i.job_id
+), parked AS (
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
+    SELECT o.job_id, o.item, o.attempt, 'infinity', false, true, true
+    FROM open AS o WHERE (SELECT count(*) FROM lying) >= 0  -- these first
+    ORDER BY o.job_id, o.item
+    ON CONFLICT (job_id, item) DO UPDATE
+    SET id = DEFAULT, attempt = excluded.attempt, due_at = excluded.due_at, first = false, suspect = true, redo = true,
+        claimed_until = NULL
+), delta AS (
+    SELECT job_id, sum(redo) AS redo, sum(published) AS published, sum(retrying) AS retrying
+    FROM (
+        SELECT job_id, count(*) AS redo, 0 AS published, 0 AS retrying FROM open GROUP BY job_id
+        UNION ALL
+        SELECT job_id, -count(*) FILTER (WHERE redo), count(*) FILTER (WHERE first), 0 FROM lying GROUP BY job_id
+        UNION ALL
+        SELECT job_id, 0, 0, count(*) FROM waiting GROUP BY job_id
+    ) AS part
+    GROUP BY job_id
+), locked AS (
+    SELECT j.id FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
+)
+UPDATE callboard.jobs AS j
+SET redo = j.redo + d.redo, published = j.published + d.published, retrying = j.retrying - d.retrying, updated_at = now()
+FROM delta AS d JOIN locked AS l ON l.id = d.job_id
+WHERE j.id = d.job_id

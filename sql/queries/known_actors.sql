@@ -1,2 +1,0 @@
--- known_actors: every actor that any worker ever announced. Caller: reads.actors.
-SELECT name, queue, seen_at FROM callboard.actors ORDER BY name

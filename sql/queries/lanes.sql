@@ -1,0 +1,172 @@
+-- name: keep_claim
+-- A publisher goes on with a job.
+-- Guard: the claim is still this publisher's (its token), the job open, neither paused nor being stopped.
+-- Caller: the publisher, in each transaction that only the holder of the claim may do. Rows: (id); none: undo.
+UPDATE callboard.jobs SET publish_until = now() + make_interval(secs => %(lease)s)
+WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
+  AND finished_at IS NULL AND stopping IS NULL AND state <> 'paused'
+RETURNING id
+
+-- name: set_aside
+-- A stretch of bulk items goes into the outbox, each in its lane, to be published in the job's turn. The
+-- watermark moves over it; the claim is renewed.
+-- Guard: the claim is still this publisher's (its token), the job neither paused nor being stopped; an item waits and
+-- has no message in the outbox. Caller: the publisher. Rows: (items set aside); none: undo.
+-- Lock order: items by key, rows of the outbox, then the job: see republish, and why OFFSET 0.
+WITH aside AS (
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo, lane)
+    SELECT i.job_id, i.item, i.attempt, 'infinity', false, i.item < %(suspect_below)s, true, a.lane
+    FROM (SELECT * FROM unnest(%(item)s::int[], %(lane)s::text[]) AS a (item, lane) ORDER BY item) AS a
+    CROSS JOIN LATERAL (
+        SELECT job_id, item, attempt, state FROM callboard.items AS i
+        WHERE i.job_id = %(job)s AND i.item = a.item OFFSET 0 FOR NO KEY UPDATE
+    ) AS i
+    WHERE i.state = 'waiting'
+    ON CONFLICT (job_id, item) DO NOTHING
+    RETURNING item
+), counted AS (
+    SELECT count(*) AS aside FROM aside
+)
+UPDATE callboard.jobs AS j
+SET watermark = %(watermark)s, published = j.published + cardinality(%(item)s::int[]), redo = j.redo + counted.aside,
+    publish_until = now() + make_interval(secs => %(lease)s)
+FROM counted
+WHERE j.id = %(job)s AND j.publish_token = %(token)s AND j.publish_until IS NOT NULL AND j.watermark = %(start)s
+  AND j.stopping IS NULL AND j.state <> 'paused'
+RETURNING counted.aside
+
+-- name: unlaned
+-- Messages of a job that could be published in its turn and whose lane nobody has told yet: retries, what was
+-- parked or is sent again, children. Caller: the publisher, which holds the job's claim. Rows: (outbox id, args).
+SELECT o.id, i.args
+FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
+WHERE o.id IN (
+    (SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = %(job)s AND o.redo AND o.lane IS NULL LIMIT %(limit)s)
+    UNION
+    (SELECT o.id FROM callboard.outbox AS o
+     WHERE o.job_id = %(job)s AND o.due_at <= now() AND o.lane IS NULL AND NOT o.dead LIMIT %(limit)s)
+)
+
+-- name: tell_lanes
+-- The lanes of messages in the outbox. Caller: the publisher, which holds the job's claim, and its lock. One
+-- that was settled or written anew meanwhile has another id, or none; one that somebody has in hand is told later.
+-- Lock order: the job, then rows of the outbox without waiting for any.
+WITH told AS (
+    SELECT o.id, t.lane FROM callboard.outbox AS o
+    JOIN unnest(%(id)s::bigint[], %(lane)s::text[]) AS t (id, lane) ON t.id = o.id
+    FOR UPDATE OF o SKIP LOCKED
+)
+UPDATE callboard.outbox AS o SET lane = told.lane FROM told WHERE o.id = told.id
+
+-- name: in_lanes
+-- What is in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: (item, args).
+SELECT l.item, i.args
+FROM callboard.lanes AS l
+CROSS JOIN LATERAL (SELECT args FROM callboard.items AS i WHERE i.job_id = l.job_id AND i.item = l.item OFFSET 0) AS i
+WHERE l.job_id = %s
+
+-- name: forget_lanes
+-- Lanes go by another argument now: those of a job's messages are told anew.
+-- Caller: the publisher, which holds the job's claim. Lock order: items by key, then their outbox rows: see republish, and
+-- why OFFSET 0.
+WITH held AS (
+    SELECT i.job_id, i.item
+    FROM (SELECT item FROM callboard.outbox WHERE job_id = %(job)s AND lane IS NOT NULL ORDER BY item) AS o
+    CROSS JOIN LATERAL (
+        SELECT job_id, item FROM callboard.items AS i
+        WHERE i.job_id = %(job)s AND i.item = o.item OFFSET 0 FOR NO KEY UPDATE
+    ) AS i
+)
+UPDATE callboard.outbox AS o SET lane = NULL FROM held WHERE o.job_id = held.job_id AND o.item = held.item
+
+-- name: change_lanes
+-- The lanes of what is in flight, by the argument that a job's lanes go by now.
+-- Caller: the publisher, which holds the job's claim, and its lock. Lock order: the job, then lanes, which only such a
+-- holder waits for.
+WITH told AS MATERIALIZED (
+    SELECT %(job)s::bigint AS job_id, t.* FROM unnest(%(item)s::int[], %(lane)s::text[]) AS t (item, lane)
+), changed AS (
+    UPDATE callboard.lanes AS l SET lane = t.lane FROM told AS t WHERE l.job_id = t.job_id AND l.item = t.item
+    RETURNING l.item
+)
+UPDATE callboard.jobs AS j SET laned_by = %(by)s
+FROM (SELECT count(*) FROM changed) AS these_first WHERE j.id = %(job)s
+
+-- name: free_lanes
+-- What ended, or waits in the outbox for another turn (a retry, parked, lost and sent again), leaves its lane.
+-- What a publisher has claimed there is still in flight, also when the claim lapsed: it may have been sent.
+-- Caller: the publisher, which holds the job's claim, and its lock. Lock order: the job, then lanes.
+DELETE FROM callboard.lanes AS l
+WHERE l.job_id = %(job)s
+  AND ((SELECT finished_at IS NOT NULL FROM callboard.items AS i WHERE i.job_id = l.job_id AND i.item = l.item)
+       OR EXISTS (SELECT FROM callboard.outbox AS o
+                  WHERE o.job_id = l.job_id AND o.item = l.item AND o.claimed_until IS NULL OFFSET 0))
+
+-- name: claim_lanes
+-- Messages of a job whose lanes have room, by item, for as long as the lease lasts; they are in flight now.
+-- Guard: unclaimed, or abandoned by a publisher (then it may have been published: suspect, and it has its place already).
+-- Caller: the publisher, which holds the job's claim, and its lock. Rows: Outgoing.
+-- Lock order: the job, then rows of the outbox without waiting for any, then lanes, which only such a holder locks.
+WITH RECURSIVE lane AS (
+    -- Each lane of which something waits, by one step down the index a lane.
+    (SELECT o.lane AS name FROM callboard.outbox AS o
+     WHERE o.job_id = %(job)s AND o.lane IS NOT NULL ORDER BY o.lane LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.lane FROM callboard.outbox AS o
+            WHERE o.job_id = %(job)s AND o.lane > lane.name ORDER BY o.lane LIMIT 1)
+    FROM lane WHERE lane.name IS NOT NULL
+), used AS (
+    SELECT name, sum(items) AS items
+    FROM (SELECT name, 0 AS items FROM lane WHERE name IS NOT NULL
+          UNION ALL SELECT l.lane, 1 FROM callboard.lanes AS l WHERE l.job_id = %(job)s) AS part
+    GROUP BY name
+), free AS (
+    SELECT o.id, o.item FROM used
+    CROSS JOIN LATERAL (
+        SELECT o.id, o.item FROM callboard.outbox AS o
+        WHERE o.job_id = %(job)s AND o.lane = used.name AND NOT o.dead
+          AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
+          AND (o.claimed_until IS NULL OR o.claimed_until <= now())
+          AND NOT EXISTS (SELECT FROM callboard.lanes AS l WHERE l.job_id = o.job_id AND l.item = o.item OFFSET 0)
+        ORDER BY o.item LIMIT greatest(%(width)s - used.items, 0)
+    ) AS o
+    UNION ALL
+    SELECT o.id, l.item FROM callboard.lanes AS l
+    CROSS JOIN LATERAL (
+        SELECT o.id FROM callboard.outbox AS o
+        WHERE o.job_id = l.job_id AND o.item = l.item AND o.claimed_until <= now() AND NOT o.dead OFFSET 0
+    ) AS o
+    WHERE l.job_id = %(job)s
+), due AS (
+    SELECT free.id, o.again FROM (SELECT * FROM free ORDER BY item) AS free
+    CROSS JOIN LATERAL (
+        SELECT o.claimed_until IS NOT NULL AS again FROM callboard.outbox AS o
+        -- Once more, for these are looked at as they are when they are locked.
+        WHERE o.id = free.id AND NOT o.dead AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
+          AND (o.claimed_until IS NULL OR o.claimed_until <= now()) OFFSET 0 FOR UPDATE SKIP LOCKED
+    ) AS o
+    LIMIT %(limit)s
+), claimed AS (
+    UPDATE callboard.outbox AS o
+    SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR due.again
+    FROM due WHERE o.id = due.id
+    RETURNING o.*
+), entered AS (
+    INSERT INTO callboard.lanes (job_id, item, lane) SELECT c.job_id, c.item, coalesce(c.lane, '') FROM claimed AS c
+    ON CONFLICT DO NOTHING
+)
+SELECT c.job_id, c.item, c.attempt, j.epoch, c.suspect, coalesce(i.actor, j.actor), coalesce(i.queue, j.queue),
+       coalesce(i.message_id, c.job_id || '-' || c.item), i.args,
+       coalesce(c.options, i.retry_options, i.options),
+       coalesce(c.sent_ms, (extract(epoch FROM i.sent_at) * 1000)::bigint), c.id, c.dead
+FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.jobs AS j ON j.id = c.job_id
+ORDER BY c.item
+
+-- name: clear_lanes
+-- Of jobs that are over nothing is in flight. Caller: the sweep.
+-- Lock order: rows of lanes without waiting for any; what somebody has in hand is cleared at the next look.
+WITH over AS (
+    SELECT l.job_id, l.item FROM callboard.lanes AS l JOIN callboard.jobs AS j ON j.id = l.job_id
+    WHERE j.finished_at IS NOT NULL FOR UPDATE OF l SKIP LOCKED
+)
+DELETE FROM callboard.lanes AS l USING over WHERE l.job_id = over.job_id AND l.item = over.item

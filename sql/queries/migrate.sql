@@ -1,0 +1,21 @@
+-- name: prepare_schema
+-- The schema and the list of its migrations, under a lock that ends with the transaction.
+-- Caller: migrate, first thing. CREATE … IF NOT EXISTS alone isn't safe when two start at once: hence the lock.
+DO $$ BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('callboard.migrate', 0));
+    CREATE SCHEMA IF NOT EXISTS callboard;
+    CREATE TABLE IF NOT EXISTS callboard.migrations (
+        number      integer PRIMARY KEY,
+        name        text NOT NULL,
+        breaking    boolean NOT NULL,
+        applied_at  timestamptz NOT NULL DEFAULT now()
+    );
+END $$
+
+-- name: note_migration
+-- A migration was applied, in the transaction that applied it. Caller: migrate.
+INSERT INTO callboard.migrations (number, name, breaking) VALUES (%s, %s, %s)
+
+-- name: applied_migrations
+-- Every migration the database has had. Caller: migrate, and each process's check at its start.
+SELECT number, name, breaking FROM callboard.migrations ORDER BY number

@@ -1,0 +1,58 @@
+-- name: report_running
+-- Items in hand for a while, what they say they are doing, and how far they are.
+-- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is.
+-- Caller: the journal. Lock order: items by key, then their rows in `running`.
+WITH held AS (
+    SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
+    FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(age)s::float8[], %(step)s::text[],
+                %(done)s::float8[], %(total)s::float8[])
+        AS e (job_id, item, attempt, age, step, done, total)
+    JOIN callboard.items AS i ON i.job_id = e.job_id AND i.item = e.item
+    ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+)
+INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at, step, progress_done, progress_total)
+SELECT h.job_id, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.done, h.total
+FROM held AS h WHERE h.open AND (SELECT count(*) FROM held) >= 0  -- these first
+ORDER BY h.job_id, h.item
+ON CONFLICT (job_id, item) DO UPDATE
+SET step = excluded.step, attempt = excluded.attempt,
+    progress_done = excluded.progress_done, progress_total = excluded.progress_total,
+    place = CASE WHEN r.attempt = excluded.attempt THEN r.place END,
+    stack = CASE WHEN r.attempt = excluded.attempt THEN r.stack END,
+    stack_at = CASE WHEN r.attempt = excluded.attempt THEN r.stack_at END
+WHERE r.worker = excluded.worker
+
+-- name: report_stacks
+-- Where attempts stand that take far longer than their actor usually does.
+-- Guard: the row in `running` is still this worker's and of that attempt. Caller: the journal.
+-- Lock order: items by key, then their rows in `running`.
+WITH held AS (
+    SELECT s.* FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(place)s::text[], %(stack)s::text[])
+        AS s (job_id, item, attempt, place, stack)
+    JOIN callboard.items AS i ON i.job_id = s.job_id AND i.item = s.item
+    ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+), lying AS (
+    SELECT h.*, r.attempt = h.attempt AND r.worker = %(worker)s AS ours
+    FROM held AS h JOIN callboard.running AS r ON r.job_id = h.job_id AND r.item = h.item
+    WHERE (SELECT count(*) FROM held) >= 0  -- these first
+    ORDER BY r.job_id, r.item FOR UPDATE OF r
+)
+UPDATE callboard.running AS r SET place = l.place, stack = l.stack, stack_at = now()
+FROM lying AS l WHERE r.job_id = l.job_id AND r.item = l.item AND l.ours
+
+-- name: touch_jobs
+-- Items of these jobs were started here for the first time, or said what they are doing.
+-- Transition: pending -> running. Guard: not stopped. Caller: the journal. Lock order: jobs by id.
+WITH seen AS (
+    SELECT * FROM unnest(%(job)s::bigint[], %(step)s::text[]) AS s (job_id, step)
+), locked AS (
+    SELECT j.id FROM callboard.jobs AS j JOIN seen AS s ON s.job_id = j.id
+    WHERE j.finished_at IS NULL ORDER BY j.id FOR NO KEY UPDATE OF j
+)
+UPDATE callboard.jobs AS j
+SET state = CASE WHEN j.state = 'pending' THEN 'running' ELSE j.state END,
+    started_at = coalesce(j.started_at, now()),
+    step = coalesce(s.step, j.step),
+    updated_at = now()
+FROM seen AS s JOIN locked AS l ON l.id = s.job_id
+WHERE j.id = s.job_id

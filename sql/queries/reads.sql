@@ -1,0 +1,313 @@
+-- name: jobs
+-- Jobs by id, newest first, with all that a description is derived from (describe.py), in one snapshot.
+-- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten. One job:
+-- `low` = `high` = its id.
+-- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
+-- Caller: reads.job, reads.jobs. Rows: one a job or stage; `moved_at` to `elsewhere` are NULL unless the job is open and
+-- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
+WITH page AS MATERIALIZED (
+    SELECT j.id FROM callboard.jobs AS j
+    WHERE j.id BETWEEN %(low)s AND %(high)s AND (j.parent_id IS NULL OR %(low)s = %(high)s)
+      AND j.leaving_at IS NULL
+      AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
+      AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
+      AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text OR EXISTS (
+          SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.actor = %(actor)s::text))
+      AND (%(name)s::text IS NULL OR strpos(lower(j.name), lower(%(name)s::text)) > 0)
+    ORDER BY j.id DESC LIMIT %(limit)s
+), shown AS (
+    SELECT id, false AS within FROM page
+    UNION ALL
+    SELECT s.id, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
+)
+SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key, j.tenant, j.actor, j.state::text AS state, j.stopping::text AS stopping, j.reason, j.sealed,
+       j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.redo, j.retries, j.crashes,
+       j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.told_at,
+       j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
+       j.not_before, j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start,
+       j.stages, j.parent_id, j.stage, j.makes, j.on_failure, j.maker, shown.within,
+       before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
+       (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
+       sample.taken_at AS sampled_at, sample.final AS sampled_final,
+       quiet.moved_at, quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.missing, quiet.trouble,
+       quiet.elsewhere,
+       hanging.hung
+FROM shown
+JOIN callboard.jobs AS j ON j.id = shown.id
+LEFT JOIN LATERAL (
+    SELECT b.id, b.finished_at FROM callboard.jobs AS b WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 OFFSET 0
+) AS before ON true
+LEFT JOIN LATERAL (
+    (SELECT s.taken_at, s.final FROM callboard.samples AS s
+     WHERE s.job_id = j.id AND s.taken_at BETWEEN now() - interval '30 seconds' AND now() - interval '2 seconds'
+     ORDER BY s.taken_at LIMIT 1)
+    UNION ALL
+    (SELECT s.taken_at, s.final FROM callboard.samples AS s
+     WHERE s.job_id = j.id AND s.taken_at < now() - interval '30 seconds'
+     ORDER BY s.taken_at DESC LIMIT 1)
+    ORDER BY taken_at DESC LIMIT 1
+) AS sample ON j.finished_at IS NULL
+LEFT JOIN LATERAL (
+    SELECT moved.moved_at,
+           (SELECT count(*) FROM callboard.workers AS w
+            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
+              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS alive,
+           (SELECT count(*) FROM callboard.workers AS w
+            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
+              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
+              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS able,
+           (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
+            WHERE r.job_id = j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
+              AND w.beat_at > now() - make_interval(secs => %(dead_after)s))
+           + (SELECT count(*) FROM callboard.workers AS w
+              WHERE w.id = j.maker AND w.stopped_at IS NULL AND w.died_at IS NULL
+                AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS tended,
+           (SELECT max(w.trouble) FROM callboard.workers AS w
+            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
+              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
+              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS trouble,
+           (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
+            WHERE r.job_id <> j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
+              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
+              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
+           -- Of a job without any it would read those of all others, by time.
+           CASE WHEN (SELECT o.item FROM callboard.outbox AS o WHERE o.job_id = j.id ORDER BY o.item LIMIT 1) IS NOT NULL
+                THEN (SELECT min(o.due_at) FROM callboard.outbox AS o
+                      WHERE o.job_id = j.id AND o.due_at < timestamptz '9999-01-01Z') END AS due_at,
+           (SELECT coalesce((SELECT i.actor FROM callboard.items AS i WHERE i.job_id = j.id AND i.item = one.item), j.actor)
+            FROM (SELECT o.item FROM callboard.outbox AS o
+                  WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS one
+           ) AS missing  -- see postpone
+    FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
+    WHERE j.finished_at IS NULL AND j.state <> 'paused'
+      AND moved.moved_at < now() - make_interval(secs => %(quiet_after)s)
+    OFFSET 0  -- else all of this is looked up for every job
+) AS quiet ON true
+LEFT JOIN LATERAL (
+    SELECT jsonb_agg(jsonb_build_object('item', h.item, 'seconds', h.seconds, 'worker', h.worker, 'place', h.place)) AS hung
+    FROM (
+        SELECT r.item, r.worker, round(extract(epoch FROM now() - r.started_at)) AS seconds, r.place
+        FROM callboard.running AS r WHERE r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
+    ) AS h
+) AS hanging ON j.finished_at IS NULL
+ORDER BY shown.within, j.id DESC
+
+-- name: job_items
+-- A page of a job's items by number, of one described state or of any. One item: `after` = item - 1.
+-- The states that are rare in a large job are found where their rows are few (attempts, running, outbox), not in items:
+-- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
+-- Caller: reads.items, reads.item. Rows: one an item; `args` and `result` are cut at `cap`.
+WITH job AS (
+    SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends
+    FROM callboard.jobs WHERE id = %(job)s AND leaving_at IS NULL
+), wanted AS MATERIALIZED (
+    (SELECT i.item FROM callboard.items AS i
+     WHERE %(state)s::text IS NULL AND i.job_id = %(job)s AND i.item > %(after)s
+     ORDER BY i.item LIMIT %(limit)s)
+    UNION ALL
+    (SELECT i.item FROM callboard.items AS i
+     WHERE %(state)s::text = 'succeeded' AND i.job_id = %(job)s AND i.item > %(after)s AND i.state = 'succeeded'
+     ORDER BY i.item LIMIT %(limit)s)
+    UNION ALL
+    (SELECT a.item FROM callboard.attempts AS a
+     CROSS JOIN LATERAL (
+         SELECT state, attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
+     ) AS i
+     WHERE %(state)s::text IN ('failed', 'skipped') AND a.job_id = %(job)s AND a.item > %(after)s
+       AND NOT a.retried AND a.attempt = i.attempt AND i.state::text = %(state)s::text
+     ORDER BY a.item LIMIT %(limit)s)
+    UNION ALL
+    (SELECT r.item FROM callboard.running AS r
+     CROSS JOIN LATERAL (
+         SELECT state FROM callboard.items AS i WHERE i.job_id = r.job_id AND i.item = r.item OFFSET 0
+     ) AS i
+     WHERE %(state)s::text = 'running' AND NOT (SELECT over FROM job) AND r.job_id = %(job)s AND r.item > %(after)s
+       AND i.state IN ('waiting', 'retrying')
+     ORDER BY r.item LIMIT %(limit)s)
+    UNION ALL
+    (SELECT o.item FROM callboard.outbox AS o
+     CROSS JOIN LATERAL (
+         SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+     ) AS i
+     WHERE %(state)s::text = 'retrying' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
+       AND i.state = 'retrying'
+       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item OFFSET 0)
+     ORDER BY o.item LIMIT %(limit)s)
+    UNION ALL
+    (SELECT i.item FROM callboard.items AS i
+     WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s
+       AND i.item >= greatest(%(after)s + 1, (SELECT watermark FROM job))
+       AND i.message_id IS NULL AND i.state = 'waiting'
+       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
+     ORDER BY i.item LIMIT %(limit)s)
+    UNION ALL
+    (SELECT o.item FROM callboard.outbox AS o
+     CROSS JOIN LATERAL (
+         SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+     ) AS i
+     WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
+       AND (o.first OR o.redo) AND i.state = 'waiting'
+       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item OFFSET 0)
+     ORDER BY o.item LIMIT %(limit)s)
+    UNION ALL
+    (SELECT i.item FROM callboard.items AS i
+     WHERE %(state)s::text = 'queued' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
+       AND i.state = 'waiting'
+       AND (i.message_id IS NOT NULL OR i.item < (SELECT watermark FROM job))
+       AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.redo) OFFSET 0)
+       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
+     ORDER BY i.item LIMIT %(limit)s)
+    UNION ALL
+    (SELECT i.item FROM callboard.items AS i
+     WHERE %(state)s::text = 'cancelled' AND i.job_id = %(job)s AND i.item > %(after)s
+       AND (i.state = 'cancelled'
+            OR (SELECT ends FROM job) AND i.state IN ('waiting', 'retrying')
+               AND NOT EXISTS (SELECT FROM callboard.running AS r
+                               WHERE r.job_id = i.job_id AND r.item = i.item AND NOT (SELECT over FROM job) OFFSET 0))
+     ORDER BY i.item LIMIT %(limit)s)
+), page AS MATERIALIZED (
+    SELECT DISTINCT item FROM wanted ORDER BY item LIMIT %(limit)s
+)
+SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
+       CASE WHEN i.state IN ('succeeded', 'failed', 'skipped', 'cancelled') THEN i.state::text
+            WHEN r.item IS NOT NULL THEN 'running'
+            WHEN job.ends THEN 'cancelled'
+            WHEN i.state = 'retrying' THEN 'retrying'
+            WHEN o.first OR o.redo OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
+            ELSE 'queued' END AS state,
+       coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step,
+       r.progress_done, r.progress_total, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
+       coalesce(r.started_at, i.started_at) AS started_at, i.finished_at,
+       CASE WHEN o.due_at < 'infinity' THEN o.due_at END AS due_at,
+       substring(i.args FROM 1 FOR %(cap)s) AS args, octet_length(i.args) AS args_size,
+       left(v.value, %(cap)s) AS result, length(v.value) AS result_size,
+       e.kind::text AS error_kind, e.error_type, left(e.message, %(cap)s) AS error_message, e.place AS error_place
+FROM page
+CROSS JOIN job
+CROSS JOIN LATERAL (
+    SELECT * FROM callboard.items AS i WHERE i.job_id = %(job)s AND i.item = page.item OFFSET 0
+) AS i
+LEFT JOIN callboard.running AS r
+    ON r.job_id = i.job_id AND r.item = i.item AND i.state IN ('waiting', 'retrying') AND NOT job.over
+LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
+LEFT JOIN LATERAL (
+    SELECT * FROM callboard.results AS v WHERE v.job_id = i.job_id AND v.item = i.item OFFSET 0
+) AS v ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM callboard.attempts AS a
+    WHERE a.job_id = i.job_id AND a.item = i.item AND i.state <> 'succeeded' ORDER BY a.attempt DESC LIMIT 1
+) AS e ON true
+ORDER BY page.item
+
+-- name: item_attempts
+-- The attempts of an item that did not simply succeed, in order; `retried`: the item was given another, by
+-- itself or by hand. Caller: reads.attempts.
+SELECT a.attempt, a.kind::text AS kind, a.attempt < i.attempt AS retried, a.worker, a.started_at, a.ended_at,
+       a.error_type AS type, a.place, left(a.message, %(cap)s) AS message, left(a.traceback, %(cap)s) AS traceback,
+       a.traceback_size
+FROM callboard.attempts AS a
+JOIN callboard.items AS i ON i.job_id = a.job_id AND i.item = a.item
+JOIN callboard.jobs AS j ON j.id = a.job_id AND j.leaving_at IS NULL
+WHERE a.job_id = %(job)s AND a.item = %(item)s
+ORDER BY a.attempt LIMIT %(limit)s
+
+-- name: job_errors
+-- The errors of a job, or of all of its stages, one row a kind, those that cost most items first.
+-- Caller: reads.errors.
+SELECT e.job_id AS job, j.stage, e.kind::text AS kind, e.error_type AS type, e.place, e.count, e.failed, e.first_at,
+       e.last_at, e.item, left(e.message, %(cap)s) AS message
+FROM callboard.jobs AS j JOIN callboard.errors AS e ON e.job_id = j.id
+WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.leaving_at IS NULL
+ORDER BY j.stage, e.failed DESC, e.count DESC, e.kind, e.error_type, e.place LIMIT %(limit)s
+
+-- name: job_actions
+-- Who did what to a job, the latest first. Caller: reads.actions. Rows: one an action.
+SELECT id, done_at, action, who, via, detail FROM callboard.actions
+WHERE job_id = %(job)s AND id < %(before)s
+  AND EXISTS (SELECT FROM callboard.jobs AS j WHERE j.id = %(job)s AND j.leaving_at IS NULL)
+ORDER BY id DESC LIMIT %(limit)s
+
+-- name: job_callbacks
+-- Whom the ends of a job called, the latest end first, and how that went. Caller: reads.callbacks.
+-- Rows: one a callback.
+SELECT id::text, state::text AS "on", url, actor,
+       CASE WHEN delivered_at IS NOT NULL THEN 'delivered' WHEN gave_up_at IS NOT NULL THEN 'gave up' ELSE 'waiting' END AS state,
+       tries, error, created_at, coalesce(delivered_at, gave_up_at) AS finished_at,
+       CASE WHEN delivered_at IS NULL AND gave_up_at IS NULL THEN greatest(due_at, claimed_until) END AS due_at
+FROM callboard.callbacks WHERE job_id = %(job)s
+ORDER BY ended_at DESC, url NULLS FIRST, actor, id LIMIT %(limit)s
+
+-- name: workers
+-- Worker processes, the latest first. Caller: reads.workers.
+-- Rows: one a worker; one whose heartbeat stopped is dead, whether or not a sweep has found it yet.
+SELECT id, host, pid, threads, release, held, actors, queues, started_at, beat_at, state,
+       CASE WHEN state = 'alive' THEN trouble END AS trouble,
+       extract(epoch FROM now() - beat_at)::float8 AS beat_age, coalesce(stopped_at, died_at) AS ended_at
+FROM (
+    SELECT *, CASE WHEN stopped_at IS NOT NULL THEN 'stopped'
+                   WHEN died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(dead_after)s) THEN 'dead'
+                   ELSE 'alive' END AS state
+    FROM callboard.workers WHERE id < %(before)s
+) AS w
+WHERE %(state)s::text IS NULL OR state = %(state)s::text
+ORDER BY id DESC LIMIT %(limit)s
+
+-- name: known_actors
+-- Every actor that any worker ever announced. Caller: reads.actors.
+SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
+
+-- name: recount
+-- What the jobs say and what their rows say, in one snapshot, so it is exact while workers run.
+-- Of a job with stages, which has no items, it is told whether its state fits theirs. Of a job that is over, messages that
+-- were never published are dropped: then `published` has an upper bound only. One that is leaving is not looked at: its
+-- rows go. Caller: reads.verify. Rows: one a job, each pair as stored_… and counted_….
+SELECT j.id, j.name, j.finished_at IS NOT NULL AS over,
+       j.total AS stored_total, i.total AS counted_total,
+       j.published AS stored_published, i.published AS counted_published,
+       j.retrying AS stored_retrying, i.retrying AS counted_retrying,
+       j.succeeded AS stored_succeeded, i.succeeded AS counted_succeeded,
+       j.failed AS stored_failed, i.failed AS counted_failed,
+       j.skipped AS stored_skipped, i.skipped AS counted_skipped,
+       j.cancelled AS stored_cancelled, i.cancelled AS counted_cancelled,
+       j.redo AS stored_redo, i.redo AS counted_redo,
+       j.retries AS stored_retries, a.retries AS counted_retries,
+       j.crashes AS stored_crashes, i.crashes AS counted_crashes,
+       e.count AS stored_errors, a.errors AS counted_errors,
+       e.failed AS stored_fatal, a.fatal AS counted_fatal,
+       i.retrying AS stored_parked, i.parked AS counted_parked,
+       coalesce(j.stages, 0) AS stored_stages, s.stages AS counted_stages,
+       0 AS stored_unended, CASE WHEN j.finished_at IS NULL THEN 0 ELSE s.unended END AS counted_unended
+FROM callboard.jobs AS j
+CROSS JOIN LATERAL (
+    SELECT count(*) AS total,
+           count(*) FILTER (WHERE i.state = 'retrying') AS retrying,
+           count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
+           count(*) FILTER (WHERE i.state = 'failed') AS failed,
+           count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
+           count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
+           count(*) FILTER (WHERE o.redo) AS redo,
+           coalesce(sum(i.crashes), 0)::bigint AS crashes,
+           count(*) FILTER (WHERE i.message_id IS NULL AND i.item < j.watermark
+                               OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published,
+           count(*) FILTER (WHERE i.state = 'retrying' AND o.item IS NOT NULL) AS parked
+    FROM callboard.items AS i LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
+    WHERE i.job_id = j.id
+) AS i
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE a.attempt < i.attempt) AS retries,
+           count(*) FILTER (WHERE a.kind <> 'skipped') AS errors,
+           count(*) FILTER (WHERE a.kind <> 'skipped' AND (a.attempt < i.attempt) IS NOT TRUE) AS fatal
+    FROM callboard.attempts AS a LEFT JOIN callboard.items AS i ON i.job_id = j.id AND i.item = a.item
+    WHERE a.job_id = j.id
+) AS a
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(e.count), 0)::bigint AS count, coalesce(sum(e.failed), 0)::bigint AS failed
+    FROM callboard.errors AS e WHERE e.job_id = j.id
+) AS e
+CROSS JOIN LATERAL (
+    SELECT count(*) AS stages,
+           count(*) FILTER (WHERE s.finished_at IS NULL OR j.state = 'completed' AND s.state <> 'completed') AS unended
+    FROM callboard.jobs AS s WHERE s.parent_id = j.id
+) AS s
+WHERE (j.id BETWEEN %(low)s AND %(high)s OR j.parent_id BETWEEN %(low)s AND %(high)s) AND j.leaving_at IS NULL
+ORDER BY j.id

@@ -1,0 +1,124 @@
+-- name: mark_leaving
+-- Finished jobs leave. From now on nobody sees them, their keys are free, and their rows may go.
+-- Their stages, which are over with them, leave with them.
+-- Guard: a job is over, as locked. Messages of what was cancelled may lie in RabbitMQ still: workers are told for longer
+-- than the job's row is there. Caller: controls.delete; the sweep and `callboard purge`, after due_jobs.
+-- Rows: (id), also of stages; none: see job_stand. Lock order: jobs by id.
+WITH whole AS (
+    SELECT id FROM callboard.jobs
+    WHERE id = ANY (%s) AND finished_at IS NOT NULL AND leaving_at IS NULL AND parent_id IS NULL
+    ORDER BY id FOR NO KEY UPDATE
+), stages AS (
+    -- By their ids, of which each is looked up: else all jobs may be compared with each.
+    SELECT s.id FROM (
+        SELECT s.id FROM whole CROSS JOIN LATERAL (
+            SELECT id FROM callboard.jobs AS s WHERE s.parent_id = whole.id OFFSET 0
+        ) AS s ORDER BY s.id
+    ) AS one CROSS JOIN LATERAL (
+        SELECT id FROM callboard.jobs AS s WHERE s.id = one.id AND s.finished_at IS NOT NULL OFFSET 0 FOR NO KEY UPDATE
+    ) AS s
+), left_ AS (
+    UPDATE callboard.jobs AS j SET leaving_at = now(), key = NULL, standing_on = NULL
+    WHERE j.id IN (SELECT id FROM whole UNION ALL SELECT id FROM stages)
+    RETURNING j.id, j.epoch, j.published > j.succeeded + j.failed + j.skipped AS out
+), told AS (
+    INSERT INTO callboard.gone (id, epoch) SELECT id, epoch FROM left_ WHERE out
+)
+SELECT id FROM left_ ORDER BY id
+
+-- name: due_jobs
+-- Finished jobs whose time is over, some of them, the first to have ended first; locked until they leave.
+-- `keep`: seconds for which jobs are kept that don't say so themselves; NULL: for ever.
+-- Guard: the job, as locked, is over and has been for so long, and whom it calls has been called.
+-- Caller: the sweep, `callboard purge`. Rows: (id). Lock order: jobs, waiting for none.
+-- One of which somebody has a stage in hand is looked at again.
+WITH due AS (
+    SELECT j.id, j.stages FROM callboard.jobs AS j
+    WHERE j.finished_at IS NOT NULL AND j.leaving_at IS NULL AND j.parent_id IS NULL
+      AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
+           OR j.keep IS NOT NULL AND extract(epoch FROM now() - j.finished_at) > j.keep)
+      AND j.id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL)
+    ORDER BY j.finished_at LIMIT %(limit)s FOR NO KEY UPDATE OF j SKIP LOCKED
+), stages AS (
+    -- Looked up for each: else all jobs may be compared with each.
+    SELECT s.parent_id FROM due CROSS JOIN LATERAL (
+        SELECT parent_id FROM callboard.jobs AS s
+        WHERE s.parent_id = due.id AND s.finished_at IS NOT NULL OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS s
+)
+-- Hashed, as above, however wrong the planner's guess is: counted for each, all stages were read for each.
+SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, count(*) FROM stages GROUP BY parent_id)
+
+-- name: leaving_jobs
+-- Jobs whose rows are to go. Caller: whoever clears them away. Rows: (id).
+SELECT id FROM callboard.jobs WHERE leaving_at IS NOT NULL ORDER BY id
+
+-- name: leaving_reach
+-- How far a leaving job is cleared away. Items are numbered from 0, without gaps, up to its total.
+-- Caller: leaving.clear. Rows: (cleared, total); none: it is gone.
+SELECT cleared, total FROM callboard.jobs WHERE id = %s AND leaving_at IS NOT NULL
+
+-- name: forget_workers
+-- Worker processes that ended long ago. Guard: nothing of theirs waits to be buried.
+-- Caller: the sweep, `callboard purge`. Rows: none, counted.
+DELETE FROM callboard.workers AS w
+WHERE w.id IN (
+    SELECT o.id FROM callboard.workers AS o
+    WHERE coalesce(o.stopped_at, o.died_at) < now() - make_interval(secs => %(keep)s::float8)
+      AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.worker = o.id)
+    ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+
+-- name: forget_gone
+-- Jobs that left so long ago that no message of theirs is left. Caller: the sweep, `callboard purge`.
+DELETE FROM callboard.gone WHERE gone_at < now() - make_interval(secs => %(after)s)
+
+-- name: delete_items
+-- A stretch of a leaving job's items goes. An outcome that is being recorded is waited for: what it adds to
+-- its item is seen by the next statement, delete_item_rows, in the same transaction. One that comes later finds no item.
+-- Caller: leaving.clear. Rows: none, counted. Lock order: items by key.
+WITH held AS (
+    SELECT job_id, item FROM callboard.items WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+    ORDER BY item FOR UPDATE
+)
+DELETE FROM callboard.items AS i USING held AS h WHERE i.job_id = h.job_id AND i.item = h.item
+
+-- name: delete_item_rows
+-- What belongs to a stretch of items that are gone. Every table whose rows have a job_id and an item is
+-- here, but for `errors`, whose item is an example; a test compares. Caller: leaving.clear, after delete_items.
+-- Rows: none. Lock order: nobody else holds more than one of these rows without having held its item.
+WITH r AS (
+    DELETE FROM callboard.results WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+), a AS (
+    DELETE FROM callboard.attempts WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+), h AS (
+    DELETE FROM callboard.running WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+), l AS (
+    DELETE FROM callboard.lanes WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+)
+DELETE FROM callboard.outbox WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+
+-- name: note_cleared
+-- Every item of a leaving job below this one is gone. Caller: leaving.clear, in the transaction that
+-- deletes them. Lock order: items by key, then jobs by id.
+UPDATE callboard.jobs SET cleared = greatest(cleared, %(high)s) WHERE id = %(job)s AND leaving_at IS NOT NULL
+
+-- name: lock_leaving
+-- A leaving job, before its last rows go. Caller: leaving.clear.
+-- Rows: (whether all of its items are gone); none: it is gone itself. An outcome that adds children adds to the total
+-- under this lock, and none can come once the items are gone.
+SELECT cleared >= total FROM callboard.jobs WHERE id = %s AND leaving_at IS NOT NULL FOR UPDATE
+
+-- name: delete_job
+-- The last rows of a leaving job go, its own with them. Every table whose rows have a job_id and no item of
+-- their own is here; a test compares. Guard: lock_leaving. Caller: leaving.clear.
+WITH e AS (
+    DELETE FROM callboard.errors WHERE job_id = %(job)s
+), s AS (
+    DELETE FROM callboard.samples WHERE job_id = %(job)s
+), a AS (
+    DELETE FROM callboard.actions WHERE job_id = %(job)s
+), c AS (
+    DELETE FROM callboard.callbacks WHERE job_id = %(job)s
+)
+DELETE FROM callboard.jobs WHERE id = %(job)s AND leaving_at IS NOT NULL

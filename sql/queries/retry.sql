@@ -1,0 +1,190 @@
+-- name: lock_stages
+-- No worker begins to make a stage while items of the one before are given another attempt; and what is over
+-- of the stages is locked in its turn.
+-- Caller: controls.retry, under the parent's lock. Lock order: jobs by id.
+SELECT id FROM callboard.jobs
+WHERE parent_id = %s AND (stage > 0 AND NOT sealed OR finished_at IS NOT NULL) ORDER BY id FOR NO KEY UPDATE
+
+-- name: reopen_stages
+-- Stages of which nothing was made are to be made after all. Transition: failed | cancelled -> pending.
+-- Guard: over, and without any item. Caller: controls.retry, under the parent's lock. Lock order: jobs by id.
+WITH unmade AS (
+    SELECT id FROM callboard.jobs
+    WHERE parent_id = %s AND stage > 0 AND NOT sealed AND consumed = 0 AND finished_at IS NOT NULL
+    ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE callboard.jobs AS j
+SET state = 'pending', reason = NULL, finished_at = NULL, maker = NULL, epoch = epoch + 1, told_at = clock_timestamp(),
+    limits = CASE WHEN deadline < now() THEN limits - 'deadline' ELSE limits END,
+    deadline = CASE WHEN deadline >= now() THEN deadline END, updated_at = now()
+FROM unmade WHERE j.id = unmade.id
+
+-- name: reopen_parent
+-- Items of its stages were given another attempt, or stages that were never made are to be.
+-- Transition: completed | failed | cancelled -> pending | running. Guard: over. A deadline that passed is forgotten.
+-- Caller: controls.retry, under its lock.
+UPDATE callboard.jobs
+SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::callboard.job_state,
+    limits = CASE WHEN (limits ->> 'deadline')::timestamptz < now() THEN limits - 'deadline' ELSE limits END,
+    reason = NULL, sealed = false, finished_at = NULL, updated_at = now()
+WHERE id = %s AND finished_at IS NOT NULL
+
+-- name: reopen_job
+-- Items of a job were given another attempt; when it was over, it is open again, and sealed as it stands.
+-- Transition: completed | failed | cancelled -> pending | running. Guard: over or not, as it was when they were chosen,
+-- and neither being stopped nor leaving. `whole`: the bulk range goes on where it was; else everything to come is in the outbox.
+-- A deadline that passed is forgotten. A stage that was partly made is made on, so it isn't sealed.
+-- Caller: controls.retry. Rows: (id); none: overtaken, undo.
+UPDATE callboard.jobs AS j
+SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = cancelled + %(rest)s - %(cancelled)s,
+    retries = retries + %(retries)s, crashes = crashes - %(crashes)s, redo = %(redo)s + CASE WHEN %(over)s THEN 0 ELSE redo END,
+    retrying = CASE WHEN %(over)s THEN 0 ELSE retrying END,
+    published = CASE WHEN %(over)s AND NOT %(whole)s THEN total ELSE published + %(published)s END,
+    watermark = CASE WHEN %(over)s AND NOT %(whole)s THEN bulk_end ELSE watermark END,
+    suspect_below = CASE WHEN %(over)s THEN greatest(suspect_below, watermark + %(window)s) ELSE suspect_below END,
+    publish_token = publish_token + %(over)s::int,
+    publish_until = CASE WHEN NOT %(over)s THEN publish_until END,
+    state = CASE WHEN NOT %(over)s THEN state WHEN started_at IS NULL THEN 'pending' ELSE 'running' END,
+    reason = CASE WHEN NOT %(over)s THEN reason END,
+    limits = CASE WHEN %(over)s AND deadline < now() THEN limits - 'deadline' ELSE limits END,
+    deadline = CASE WHEN NOT %(over)s OR deadline >= now() THEN deadline END,
+    sealed = sealed OR %(over)s AND coalesce(stage, 0) = 0,
+    maker = CASE WHEN NOT %(over)s THEN maker END,
+    finished_at = NULL,
+    epoch = epoch + %(over)s::int,
+    told_at = CASE WHEN %(over)s THEN clock_timestamp() ELSE told_at END,
+    updated_at = now()
+WHERE id = %(job)s AND stopping IS NULL AND leaving_at IS NULL AND (finished_at IS NOT NULL) = %(over)s
+RETURNING id
+
+-- name: lock_retried
+-- The items that a retry may move, and those of jobs that are over whose messages it drops or sends: all of
+-- them before the first job, as everybody does.
+-- Caller: controls.retry. Rows: one, how many. Lock order: items by key.
+WITH held AS (
+    SELECT i.item FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
+    WHERE i.job_id = ANY(%(jobs)s)
+      AND (i.state::text = ANY(%(states)s::text[]) AND (%(items)s::int[] IS NULL OR i.item = ANY(%(items)s::int[]))
+           OR i.job_id = ANY(%(over)s::bigint[])
+              AND (i.state = 'retrying'
+                   OR i.state = 'waiting' AND (NOT %(whole)s OR i.message_id IS NOT NULL OR i.item < j.watermark)
+                   OR EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item)))
+    ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
+)
+SELECT count(*) FROM held
+
+-- name: lock_job
+-- A job that is over stays so while its items are chosen. Caller: controls.retry.
+-- Rows: (watermark, items cancelled); none: it is open, or leaving.
+SELECT watermark, total - succeeded - failed - skipped FROM callboard.jobs
+WHERE id = %s AND finished_at IS NOT NULL AND leaving_at IS NULL FOR NO KEY UPDATE
+
+-- name: cancel_rest
+-- A stopped job goes on with some of its items; the others that had not ended stay cancelled.
+-- Transition: waiting | retrying -> cancelled. Caller: controls.retry, under the job's lock. Rows: none, counted.
+-- The numbers are hashed, however many: so the planner guesses ten of what it gets from a subquery. An array as it is
+-- would be gone through for each item, by a plan that is kept for any, and by PostgreSQL 14.
+UPDATE callboard.items SET was = state, state = 'cancelled', finished_at = now(), retry_options = NULL
+WHERE job_id = %(job)s AND state IN ('waiting', 'retrying') AND item NOT IN (SELECT unnest((SELECT %(keep)s::int[])))
+
+-- name: open_rest
+-- Items of a stopped job that waited for a retry go on without waiting. Transition: retrying -> waiting.
+-- Caller: controls.retry, under the job's lock.
+UPDATE callboard.items SET was = state, state = 'waiting' WHERE job_id = %s AND state = 'retrying'
+
+-- name: clear_outbox
+-- What was to be published for a stopped job, and may be under way with its old epoch, is not counted on;
+-- nor is what goes to the dead letters, though it was parked before.
+-- Caller: controls.retry, under the job's lock. Rows: one, how many of them were to be published for the first time.
+WITH dead AS (
+    UPDATE callboard.outbox SET redo = false WHERE job_id = %(job)s AND dead AND redo
+), gone AS (
+    DELETE FROM callboard.outbox WHERE job_id = %(job)s AND NOT dead RETURNING first
+)
+SELECT count(*) FILTER (WHERE first) FROM gone
+
+-- name: send_rest
+-- The open items of a stopped job that the watermark will not publish: their messages were dropped, or may lie
+-- in RabbitMQ still, so they are suspect. Caller: controls.retry, under the job's lock. Rows: none, counted.
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
+SELECT i.job_id, i.item, i.attempt, 'infinity', false, true, true FROM callboard.items AS i
+WHERE i.job_id = %(job)s AND i.state = 'waiting' AND (i.message_id IS NOT NULL OR i.item < %(below)s)
+ORDER BY i.item
+
+-- name: retry_ended
+-- Items that ended without success get another attempt, published in their job's turn.
+-- Transition: failed | skipped -> waiting (next attempt), cancelled -> waiting. Guard: the state and the attempt, as locked.
+-- Messages of what was cancelled may lie in RabbitMQ still, so those are suspect.
+-- A first message that ran before its publisher settled it counts as published, for settling will not find it.
+-- Their attempts stay: that they were given another is seen by the item's, which is higher now. Writing it into each,
+-- with its traceback, took half of the time. Their deaths are forgotten, or the next would be their last.
+-- Caller: controls.retry. Rows: one, what the job's counters lose or gain.
+-- Sets of items are joined by their job, too, though it is one, and the guard stands beside the join: what the planner
+-- takes for a job that it doesn't know, or for a state that no item was in, is one row, compared with all others.
+-- Lock order: items by key, then their outbox rows; the job before its errors, as in a flush.
+-- `held`: the items are locked, and jobs too (lock_retried): what ended since then and somebody has in hand is waited for
+-- by none, and left as it is.
+-- Who adds a row to the outbox of an item that is over has the item or its job locked. Should one come all the same,
+-- the unique key refuses it, and controls.retry begins anew: no row needs the two steps of an ON CONFLICT.
+WITH chosen AS (
+    SELECT a.job_id, a.item, a.attempt FROM callboard.attempts AS a
+    WHERE a.job_id = %(job)s AND NOT a.retried
+      AND (%(items)s::int[] IS NULL OR a.item = ANY (%(items)s::int[]))
+      AND (%(error_type)s::text IS NULL OR %(error_type)s IN (a.error_type, regexp_replace(a.error_type, '^.*[.]', '')))
+    UNION ALL
+    SELECT i.job_id, i.item, i.attempt FROM callboard.items AS i
+    WHERE i.job_id = %(job)s AND i.state = 'cancelled' AND 'cancelled' = ANY (%(states)s::text[])
+      AND (%(items)s::int[] IS NULL OR i.item = ANY (%(items)s::int[])) AND %(error_type)s::text IS NULL
+), waited AS (
+    SELECT i.job_id, i.item, i.crashes, i.state, i.attempt = c.attempt AS still
+    FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item
+    WHERE NOT %(held)s
+    ORDER BY i.item FOR NO KEY UPDATE OF i
+), at_once AS (
+    SELECT i.job_id, i.item, i.crashes, i.state, i.attempt = c.attempt AS still
+    FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item
+    WHERE %(held)s
+    FOR NO KEY UPDATE OF i SKIP LOCKED
+), ended AS MATERIALIZED (
+    SELECT job_id, item, crashes FROM (SELECT * FROM waited UNION ALL SELECT * FROM at_once) AS locked
+    WHERE still AND state IN ('failed', 'skipped', 'cancelled') AND state::text = ANY (%(states)s::text[])
+), moved AS (
+    UPDATE callboard.items AS i
+    SET was = i.state, state = 'waiting', attempt = i.attempt + (i.state <> 'cancelled')::int,
+        crashes = 0, finished_at = NULL, retry_options = NULL
+    FROM ended AS e WHERE i.job_id = e.job_id AND i.item = e.item
+    RETURNING i.job_id, i.item, i.attempt, i.was, e.crashes
+), retried AS (
+    SELECT a.kind, a.error_type, a.place, count(*) AS count
+    FROM moved AS m
+    JOIN callboard.attempts AS a ON a.job_id = m.job_id AND a.item = m.item AND a.attempt = m.attempt - 1
+    WHERE m.was <> 'cancelled'
+    GROUP BY 1, 2, 3
+), locked AS (
+    SELECT j.id FROM callboard.jobs AS j CROSS JOIN (SELECT count(*) FROM moved) AS m  -- these first
+    WHERE j.id = %(job)s FOR NO KEY UPDATE OF j
+), regrouped AS (
+    UPDATE callboard.errors AS e SET failed = e.failed - r.count
+    FROM retried AS r CROSS JOIN locked
+    WHERE e.job_id = %(job)s AND e.kind = r.kind AND e.error_type = r.error_type AND e.place = r.place
+      AND r.kind <> 'skipped'
+), lying AS (
+    SELECT o.item, o.redo, o.first FROM callboard.outbox AS o JOIN moved USING (job_id, item)
+    ORDER BY o.item FOR UPDATE OF o
+), again AS (
+    UPDATE callboard.outbox AS o
+    SET id = DEFAULT, attempt = m.attempt, due_at = 'infinity', options = NULL, sent_ms = NULL,
+        first = false, suspect = m.was = 'cancelled', claimed_until = NULL, dead = false, redo = true
+    FROM moved AS m
+    WHERE o.job_id = m.job_id AND o.item = m.item AND (SELECT count(*) FROM lying) >= 0  -- these first
+), sent AS (
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
+    SELECT m.job_id, m.item, m.attempt, 'infinity', false, m.was = 'cancelled', true
+    FROM moved AS m WHERE m.item NOT IN (SELECT item FROM lying)  -- hashed, however wrong the planner's guess is
+)
+SELECT count(*) FILTER (WHERE was = 'failed') AS failed, count(*) FILTER (WHERE was = 'skipped') AS skipped,
+       count(*) FILTER (WHERE was = 'cancelled') AS cancelled, coalesce(sum(crashes), 0)::bigint AS crashes,
+       (SELECT coalesce(sum(count), 0)::bigint FROM retried) AS retries,
+       count(*) - (SELECT count(*) FILTER (WHERE redo) FROM lying) AS redo,
+       (SELECT count(*) FILTER (WHERE first) FROM lying) AS published
+FROM moved

@@ -1,0 +1,60 @@
+-- name: standing_job
+-- The job of the day (UTC) of an actor's plain sends, made when it isn't there yet.
+-- Caller: the ledger of plain sends. Rows: one, (id).
+WITH made AS (
+    INSERT INTO callboard.jobs (name, actor, queue, standing_on)
+    VALUES (%(actor)s, %(actor)s, %(queue)s, (now() AT TIME ZONE 'UTC')::date)
+    ON CONFLICT (actor, standing_on) WHERE standing_on IS NOT NULL DO NOTHING
+    RETURNING id
+)
+SELECT id FROM made
+UNION ALL
+SELECT id FROM callboard.jobs WHERE actor = %(actor)s AND standing_on = (now() AT TIME ZONE 'UTC')::date
+LIMIT 1
+
+-- name: items_by_key
+-- Which of these item keys their jobs have already, under the jobs' locks.
+-- Caller: add_items, for messages recorded on sight. Rows: (job_id, item_key, item).
+SELECT i.job_id, i.item_key, i.item
+FROM unnest(%(job)s::bigint[], %(key)s::text[]) AS k (job_id, item_key)
+JOIN callboard.items AS i ON i.job_id = k.job_id AND i.item_key = k.item_key
+
+-- name: earlier_items
+-- Messages recorded on sight that are on record in a standing job of one of the days before: they were
+-- delivered before midnight (UTC), and come again. An item that has long ended is none of them: its message was put
+-- back by somebody who wants it run again. Caller: the ledger. Rows: (item_key, job_id, item).
+SELECT DISTINCT ON (k.item_key) k.item_key, i.job_id, i.item
+FROM unnest(%(actor)s::text[], %(key)s::text[]) AS k (actor, item_key)
+JOIN callboard.jobs AS j ON j.actor = k.actor
+    AND j.standing_on BETWEEN (now() AT TIME ZONE 'UTC')::date - 7 AND (now() AT TIME ZONE 'UTC')::date - 1
+JOIN callboard.items AS i ON i.job_id = j.id AND i.item_key = k.item_key
+WHERE i.finished_at IS NULL OR i.finished_at > now() - interval '1 hour'
+ORDER BY k.item_key, i.job_id DESC
+
+-- name: add_items
+-- Plain sends and messages recorded on sight, numbered by the caller under their jobs' locks.
+-- Transition: none -> waiting; with an outbox row, unless its message is under way already. It is claimed for its sender,
+-- unless it waits for its time, or its job is one of which others wait, too (see claim_outbox).
+-- Caller: the ledger. Rows: (job_id, item, outbox id, whether it is claimed) of what is to be published.
+WITH new AS (
+    SELECT * FROM unnest(
+        %(job)s::bigint[], %(item)s::int[], %(actor)s::text[], %(queue)s::text[], %(message_id)s::text[],
+        %(args)s::bytea[], %(options)s::bytea[], %(sent_ms)s::bigint[], %(delay)s::float8[], %(key)s::text[],
+        %(published)s::bool[]
+    ) AS n (job_id, item, actor, queue, message_id, args, options, sent_ms, delay, item_key, published)
+), stored AS (
+    INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key)
+    SELECT job_id, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), item_key FROM new
+), grown AS (
+    UPDATE callboard.jobs AS j
+    SET total = j.total + n.items, published = j.published + n.published, updated_at = now()
+    FROM (SELECT job_id, count(*) AS items, count(*) FILTER (WHERE published) AS published FROM new GROUP BY 1) AS n
+    WHERE j.id = n.job_id
+)
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first, claimed_until)
+SELECT n.job_id, n.item, 1, now() + make_interval(secs => n.delay), n.sent_ms, true,
+       CASE WHEN n.delay = 0 AND %(publishing)s AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
+                 AND j.lane_by IS NULL AND (j.not_before IS NULL OR j.not_before <= now())
+            THEN now() + make_interval(secs => %(lease)s) END
+FROM new AS n JOIN callboard.jobs AS j ON j.id = n.job_id WHERE NOT n.published
+RETURNING job_id, item, id, claimed_until IS NOT NULL

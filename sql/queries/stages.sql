@@ -1,0 +1,130 @@
+-- name: create_parent
+-- A job of stages, or the one that has this key already. Its limits but for `keep` are words only: they
+-- hold for its stages. Caller: stages.create. Rows: one, (id, created, stages: NULL for a job that has none).
+INSERT INTO callboard.jobs AS j (name, key, tenant, metadata, created_by, callbacks, limits, keep, stages)
+VALUES (%(name)s, %(key)s, %(tenant)s, %(metadata)s::jsonb, %(created_by)s, %(callbacks)s::jsonb, %(limits)s::jsonb,
+        %(keep)s, %(stages)s)
+ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET key = j.key
+RETURNING id, xmax = 0, stages
+
+-- name: create_stages
+-- The stages of a new job of stages, in its transaction. Caller: stages.create.
+INSERT INTO callboard.jobs (
+    parent_id, stage, name, actor, queue, makes, on_failure, chunk, tenant, created_by,
+    limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadline, not_before,
+    lane_by, lane_width
+)
+SELECT %(parent)s, s.place - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, nullif(s.chunk, 1),
+       %(tenant)s, %(created_by)s,
+       %(limits)s::jsonb, %(fail_count)s::bigint, %(fail_share)s::float8, %(fail_sample)s::bigint, %(concurrency)s::int,
+       %(rate)s::float8, %(priority)s::int, %(deadline)s::timestamptz, %(not_before)s::timestamptz,
+       %(lane_by)s::text, %(lane_width)s::int
+FROM unnest(%(names)s::text[], %(actors)s::text[], %(queues)s::text[], %(makes)s::text[], %(on_failure)s::text[],
+            %(chunks)s::int[]) WITH ORDINALITY AS s (name, actor, queue, makes, on_failure, chunk, place)
+ORDER BY s.place
+
+-- name: stages_of
+-- The stages of a job, in order. Caller: stages.of, which mostly has the parent locked: then none that is over
+-- is opened meanwhile. Rows: StageRow.
+SELECT id, stage, name, coalesce(actor, ''), makes, on_failure, state::text, stopping IS NOT NULL, finished_at IS NOT NULL,
+       sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL
+FROM callboard.jobs WHERE parent_id = %s ORDER BY stage
+
+-- name: unsettled
+-- Open jobs of stages whose state doesn't follow that of their stages yet: one has begun, one ended in a way
+-- that stops the others (and none before it is just being stopped: that is the reason then), or none is open any more. Caller: stages.follow. Rows: (id).
+SELECT p.id FROM callboard.jobs AS p
+WHERE p.stages IS NOT NULL AND p.finished_at IS NULL
+  AND (NOT EXISTS (SELECT FROM callboard.jobs AS s WHERE s.parent_id = p.id AND s.finished_at IS NULL)
+       OR p.state = 'pending' AND EXISTS (
+           SELECT FROM callboard.jobs AS s WHERE s.parent_id = p.id AND s.started_at IS NOT NULL)
+       OR p.stopping IS NULL AND EXISTS (
+           SELECT FROM callboard.jobs AS s WHERE s.parent_id = p.id AND s.finished_at IS NOT NULL
+             AND (s.state <> 'completed' OR s.failed > 0 AND s.on_failure = 'stop')
+             AND NOT EXISTS (SELECT FROM callboard.jobs AS b
+                             WHERE b.parent_id = p.id AND b.stage < s.stage AND b.stopping IS NOT NULL)))
+ORDER BY p.id
+
+-- name: take_parent
+-- The lock of a job of stages, if nobody has it: a heartbeat must not wait for who retries a million items.
+-- Caller: stages.follow. Rows: (id); none: somebody has it; the next look comes soon.
+SELECT id FROM callboard.jobs WHERE id = %s AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: run_parent
+-- One of its stages has begun. Transition: pending -> running. Caller: stages.settle, under its lock.
+UPDATE callboard.jobs SET state = 'running', started_at = %(started)s, updated_at = now()
+WHERE id = %(parent)s AND state = 'pending' AND finished_at IS NULL
+
+-- name: lock_parent
+-- Whoever changes the state of a job of stages, or opens one of its stages that is over, has this lock. No
+-- flush takes it, so it may be held while items are locked. Caller: stages.lock.
+-- Rows: (state, stopping, over); none: no such job of stages. Lock order: before all others.
+SELECT state::text, stopping::text, finished_at IS NOT NULL FROM callboard.jobs
+WHERE id = %s AND stages IS NOT NULL FOR NO KEY UPDATE
+
+-- name: end_parent
+-- None of its stages is open any more. Transition: open -> completed | failed | cancelled, and its callbacks
+-- are queued, with the rows of its stages as they are then. The only statement that makes a job of stages final.
+-- Guard: still open. Caller: stages.settle, under its lock. Rows: (id).
+WITH ended AS (
+    UPDATE callboard.jobs
+    SET state = %(state)s::callboard.job_state, sealed = sealed OR %(state)s = 'completed', stopping = NULL,
+        finished_at = now(), updated_at = now()
+    WHERE id = %(parent)s AND finished_at IS NULL
+    RETURNING *
+), called AS (
+    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue',
+           to_jsonb(e) - 'callbacks' || jsonb_build_object('within', (
+               SELECT jsonb_agg(to_jsonb(s) ORDER BY s.stage) FROM callboard.jobs AS s WHERE s.parent_id = e.id))
+    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
+)
+SELECT id FROM ended
+
+-- name: claim_stage
+-- The next stage whose items are to be made, for a worker that has its actor.
+-- Guard: open, neither paused nor being stopped nor made; the stage before is completed, and what failed of it stops
+-- nothing; nobody makes it, or a worker that is dead does, or this one did until the database was away.
+-- Caller: Maker. Rows: (job, name, parent, makes, the stage before, inputs stored).
+WITH next AS (
+    SELECT s.id, b.id AS source FROM callboard.jobs AS s
+    JOIN callboard.jobs AS b ON b.parent_id = s.parent_id AND b.stage = s.stage - 1
+    JOIN callboard.jobs AS p ON p.id = s.parent_id
+    WHERE p.stages IS NOT NULL AND p.finished_at IS NULL AND p.stopping IS NULL
+      AND s.finished_at IS NULL AND s.stopping IS NULL AND s.state <> 'paused' AND NOT s.sealed
+      AND b.state = 'completed' AND (b.failed = 0 OR b.on_failure = 'go on')
+      AND s.actor = ANY (%(actors)s) AND s.id <> ALL (%(at_work)s::bigint[])
+      AND (s.maker IS NULL OR s.maker = %(worker)s OR NOT EXISTS (
+          SELECT FROM callboard.workers AS w WHERE w.id = s.maker AND w.stopped_at IS NULL AND w.died_at IS NULL
+            AND w.beat_at > now() - make_interval(secs => %(dead_after)s)))
+    ORDER BY s.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
+)
+UPDATE callboard.jobs AS j SET maker = %(worker)s, updated_at = now()
+FROM next WHERE j.id = next.id
+RETURNING j.id, j.name, j.parent_id, j.makes, next.source, j.consumed
+
+-- name: hold_stage
+-- Whether a worker is still the one that makes a stage; the row stays locked to the end of the transaction.
+-- Guard: open, neither paused nor being stopped nor sealed; and the stage before is completed: a claim that began before
+-- items of that were given another attempt did not see it, and from the claim on a retry leaves them alone.
+-- Caller: stages.holds. Rows: (id); none: it is to end.
+SELECT s.id FROM callboard.jobs AS s
+WHERE s.id = %s AND s.maker = %s AND NOT s.sealed AND s.finished_at IS NULL AND s.stopping IS NULL AND s.state <> 'paused'
+  AND EXISTS (SELECT FROM callboard.jobs AS b
+              WHERE b.parent_id = s.parent_id AND b.stage = s.stage - 1 AND b.state = 'completed')
+FOR NO KEY UPDATE OF s
+
+-- name: leave_stage
+-- A worker makes a stage no more. Guard: it did. Caller: stages.leave.
+UPDATE callboard.jobs SET maker = NULL, updated_at = now() WHERE id = %s AND maker = %s
+
+-- name: stage_results
+-- A page of a stage's items in these states, with their results, by item. Caller: stages.results.
+-- Rows: (item, args, state, result).
+SELECT i.item, i.args, i.state::text, v.value
+FROM callboard.items AS i
+LEFT JOIN LATERAL (
+    SELECT value FROM callboard.results AS v WHERE v.job_id = i.job_id AND v.item = i.item OFFSET 0
+) AS v ON true
+WHERE i.job_id = %(job)s AND i.item > %(after)s AND i.state::text = ANY (%(states)s)
+ORDER BY i.item LIMIT %(limit)s

@@ -1,0 +1,129 @@
+-- name: create_job
+-- A job that is being submitted, or the one that has this key already: while it is open it is taken up.
+-- Caller: submit, job(). Rows: one, (id, created, state, sealed, consumed, actor).
+WITH made AS (
+    INSERT INTO callboard.jobs AS j (
+        name, key, tenant, actor, queue, metadata, created_by, submitting_until, chunk,
+        callbacks, limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadline, not_before, keep,
+        lane_by, lane_width
+    )
+    VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(created_by)s,
+            now() + make_interval(secs => %(lease)s), nullif(%(chunk)s::int, 1),
+            %(callbacks)s::jsonb, %(limits)s::jsonb, %(fail_count)s, %(fail_share)s, %(fail_sample)s, %(concurrency)s,
+            %(rate)s, %(priority)s, %(deadline)s, %(not_before)s, %(keep)s, %(lane_by)s, %(lane_width)s)
+    ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
+    WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
+    RETURNING id, xmax = 0 AS created, state, sealed, consumed, actor
+)
+SELECT id, created, state::text, sealed, consumed, coalesce(actor, '') FROM made
+UNION ALL
+SELECT id, false, state::text, sealed, consumed, coalesce(actor, '') FROM callboard.jobs
+WHERE key = %(key)s AND tenant = %(tenant)s
+LIMIT 1
+
+-- name: lock_submission
+-- Where a job's submission stands, locked until its next chunk is committed.
+-- Caller: store_chunk. Rows: one, (total, consumed, sealed, stopped); none: no such job.
+SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL FROM callboard.jobs WHERE id = %s FOR NO KEY UPDATE
+
+-- name: grow_job
+-- A chunk was stored. Caller: store_chunk, in its transaction, under the job's lock.
+UPDATE callboard.jobs 
+SET total = total + %(stored)s, bulk_end = total + %(stored)s, consumed = consumed + %(read)s, updated_at = now()
+ WHERE id = %(job)s
+
+-- name: copy_items
+-- A chunk of bulk items without item keys. Caller: store_chunk.
+COPY callboard.items (job_id, item, args) FROM STDIN (FORMAT BINARY)
+
+-- name: stage_table
+-- Where a chunk with item keys is made unique. It ends with the transaction. Caller: store_chunk.
+CREATE TEMPORARY TABLE callboard_chunk (line integer, item_key text, args bytea) ON COMMIT DROP
+
+-- name: copy_stage
+-- A chunk with item keys, into the staging table. Caller: store_chunk.
+COPY pg_temp.callboard_chunk (line, item_key, args) FROM STDIN (FORMAT BINARY)
+
+-- name: unstage
+-- The staged inputs whose item key the job doesn't have, the first of each, numbered from its total.
+-- Caller: store_chunk, under the job's lock. The number of rows is what the total grows by.
+INSERT INTO callboard.items (job_id, item, item_key, args)
+SELECT %(job)s, %(total)s + row_number() OVER (ORDER BY line) - 1, item_key, args
+FROM (
+    SELECT DISTINCT ON (item_key) line, item_key, args FROM pg_temp.callboard_chunk AS c
+    WHERE NOT EXISTS (SELECT FROM callboard.items AS i WHERE i.job_id = %(job)s AND i.item_key = c.item_key OFFSET 0)
+    ORDER BY item_key, line
+) AS fresh
+
+-- name: seal_job
+-- No more items come from outside. Transition: open -> sealed; and completed when nothing is left to do: then
+-- its callbacks are queued.
+-- Guard: neither sealed nor stopped, nor a job of stages. Caller: submit, job(), the sweep. Rows: (state); none: sealed or stopped before.
+WITH ended AS (
+    UPDATE callboard.jobs
+    SET sealed = true,
+        state = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN 'completed' ELSE state END,
+        finished_at = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN now() END,
+        updated_at = now()
+    WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stages IS NULL
+    RETURNING *
+), called AS (
+    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
+    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
+    WHERE e.finished_at IS NOT NULL
+)
+SELECT state::text FROM ended
+
+-- name: break_job
+-- A submission that can't be taken up again broke off. Transition: open -> failed, with the reason;
+-- its callbacks are queued. Guard: neither sealed nor stopped. Caller: submit.
+WITH ended AS (
+    UPDATE callboard.jobs SET state = 'failed', reason = %s, finished_at = now(), updated_at = now(), epoch = epoch + 1,
+        told_at = clock_timestamp()
+    WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
+    RETURNING *
+)
+INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
+FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
+
+-- name: keep_submitting
+-- The submissions of these jobs are still going on, whatever their sources take their time for.
+-- Guard: neither sealed nor stopped. Caller: Submitting. Lock order: jobs by id.
+WITH kept AS (
+    SELECT id FROM callboard.jobs WHERE id = ANY(%(jobs)s) AND NOT sealed AND finished_at IS NULL
+    ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE callboard.jobs AS j SET submitting_until = now() + make_interval(secs => %(lease)s)
+FROM kept WHERE j.id = kept.id
+
+-- name: break_abandoned
+-- Jobs without a key whose submitter is gone: nobody can take them up again.
+-- Transition: open -> failed, with a reason that says what to do; its callbacks are queued. Guard: neither sealed nor
+-- stopped, the lease lapsed.
+-- The key of a stage is its parent's.
+-- One with a key stays open, and `stalled` says so (describe.py). Caller: the sweep. Rows: (id). Lock order: jobs by id.
+WITH abandoned AS (
+    SELECT j.id FROM callboard.jobs AS j
+    WHERE finished_at IS NULL AND stopping IS NULL AND NOT sealed AND key IS NULL AND submitting_until < now()
+      AND NOT EXISTS (SELECT FROM callboard.jobs AS p WHERE p.id = j.parent_id AND p.key IS NOT NULL)
+    ORDER BY j.id FOR NO KEY UPDATE
+), ended AS (
+    UPDATE callboard.jobs AS j
+    SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp(),
+        reason = 'its submission broke off: its process was not heard of any more. ' || total || ' items were stored, '
+                 || succeeded + failed + skipped || ' of them are done, and the rest is not run. Submit it anew: with a'
+                 || ' key it stays open, to go on where it broke off'
+    FROM abandoned WHERE j.id = abandoned.id
+    RETURNING j.*
+), called AS (
+    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
+    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
+)
+SELECT id FROM ended
+
+-- name: known_actor
+-- The queue of an actor that some worker announced. Caller: submit by name. Rows: (queue) or none.
+SELECT queue FROM callboard.actors WHERE name = %s

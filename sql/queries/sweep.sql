@@ -1,0 +1,169 @@
+-- name: keep_lease
+-- Stay the one that sweeps. Guard: the lease is this one's and has not lapsed. Caller: the sweep.
+-- Rows: one; none: it lapsed, and somebody else may have swept since.
+UPDATE callboard.leases SET until = now() + make_interval(secs => %(lease)s)
+WHERE name = %(name)s AND holder = %(holder)s AND until >= now()
+RETURNING name
+
+-- name: take_lease
+-- Become the one that sweeps. Guard: nobody holds the lease, or it lapsed.
+-- Caller: the sweep. Rows: one; none: somebody else sweeps.
+INSERT INTO callboard.leases AS l (name, holder, until)
+VALUES (%(name)s, %(holder)s, now() + make_interval(secs => %(lease)s))
+ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+WHERE l.until < now()
+RETURNING name
+
+-- name: drop_lease
+-- Somebody else may sweep. Caller: the sweep, when it stops.
+DELETE FROM callboard.leases WHERE name = %s AND holder = %s
+
+-- name: sealable_jobs
+-- Standing jobs whose day (UTC) is over. Caller: the sweep. Rows: (id).
+SELECT id FROM callboard.jobs
+WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE 'UTC')::date ORDER BY id
+
+-- name: drop_messages_of_stopped_jobs
+-- What was to be published for jobs that are over never is; what waits for the dead
+-- letters goes there. It counts as published, so that what is left to publish stays exact.
+-- Guard: the job, locked, is still over; what a publisher or a retry has in hand is left to it. Caller: the sweep.
+-- Rows: none. Lock order: jobs by id, then rows of the outbox without waiting for any.
+WITH over AS (
+    SELECT j.id FROM callboard.jobs AS j
+    WHERE j.id IN (SELECT o.job_id FROM callboard.outbox AS o WHERE NOT o.dead) AND j.finished_at IS NOT NULL
+    ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
+), theirs AS MATERIALIZED (
+    -- Hashed, however wrong the planner's guess is: joined, each message was compared with each job.
+    SELECT o.id FROM callboard.outbox AS o WHERE NOT o.dead AND (o.job_id IN (SELECT id FROM over)) IS TRUE LIMIT %s
+), lying AS (
+    SELECT o.id FROM theirs CROSS JOIN LATERAL (
+        SELECT id FROM callboard.outbox AS o WHERE o.id = theirs.id AND NOT o.dead OFFSET 0 FOR UPDATE SKIP LOCKED
+    ) AS o
+), gone AS (
+    DELETE FROM callboard.outbox AS o USING lying WHERE o.id = lying.id RETURNING o.job_id, o.first, o.redo
+)
+UPDATE callboard.jobs AS j SET published = j.published + d.published, redo = j.redo - d.redo
+FROM (
+    SELECT job_id, count(*) FILTER (WHERE first) AS published, count(*) FILTER (WHERE redo) AS redo FROM gone GROUP BY job_id
+) AS d
+WHERE j.id = d.job_id
+
+-- name: analyze_grown
+-- The planner is told of tables that have grown far beyond what it was told last. On a table of a page or
+-- two it reads all of it, and keeps that plan for a prepared statement: when a million items come, each flush would read
+-- them all, until autovacuum looks, up to a minute later. ANALYZE also has every connection make its plans anew.
+-- Guard: ours to analyze, and nobody is at it: then the statistics come from there. Never waits.
+-- Caller: the sweep, each round; submit, after a large chunk. Rows: none.
+-- A few pages read whole do no harm; from there four times is no other plan, and seldom enough for ten million items.
+DO $$
+DECLARE
+    grown record;
+BEGIN
+    FOR grown IN
+        SELECT c.relname AS name FROM pg_catalog.pg_class AS c
+        WHERE c.relnamespace = 'callboard'::regnamespace AND c.relkind = 'r' AND pg_has_role(c.relowner, 'USAGE')
+          AND pg_relation_size(c.oid) / current_setting('block_size')::int > 4 * greatest(c.relpages, 0) + 8
+    LOOP
+        EXECUTE format('ANALYZE (SKIP_LOCKED) callboard.%I', grown.name);
+    END LOOP;
+END $$
+
+-- name: sample_jobs
+-- A point for each open job that moved since its last. Caller: the sweep.
+INSERT INTO callboard.samples (job_id, final, failed)
+SELECT j.id, j.succeeded + j.failed + j.skipped, j.failed
+FROM callboard.jobs AS j
+LEFT JOIN LATERAL (
+    SELECT s.final FROM callboard.samples AS s WHERE s.job_id = j.id ORDER BY s.taken_at DESC LIMIT 1
+) AS last ON true
+WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL
+  AND last.final IS DISTINCT FROM j.succeeded + j.failed + j.skipped
+ON CONFLICT DO NOTHING
+
+-- name: jobs_out
+-- Open jobs of which something is published and has no end: it lies in a queue, is held, or is lost.
+-- Caller: the search for lost messages. Rows: Out; `still`: the job has not moved for a while.
+SELECT id, watermark, bulk_end, total, updated_at < now() - make_interval(secs => %(quiet)s)
+FROM callboard.jobs
+WHERE finished_at IS NULL AND stopping IS NULL AND state <> 'paused'
+  AND published > succeeded + failed + skipped + cancelled + retrying + redo
+ORDER BY id
+
+-- name: unheld_items
+-- Published items of a stretch of a job that are open and that nobody is known to hold: not in the
+-- outbox, not in `running`, not in any live worker's hands at its last beat. They are queued, or lost.
+-- OFFSET 0: looked up for each, whatever the planner makes of a job that it doesn't know.
+-- Caller: the search for lost messages. Rows: (item, attempt, queue), by item.
+SELECT i.item, i.attempt, coalesce(i.queue, j.queue)
+FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
+WHERE i.job_id = %(job)s AND i.item >= %(low)s AND i.item < %(high)s AND i.state = 'waiting'
+  AND (i.message_id IS NOT NULL OR i.item < j.watermark)
+  AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item OFFSET 0)
+  AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
+  AND NOT (i.item = ANY (
+      SELECT w.holds[n + 1] FROM callboard.workers AS w, generate_series(1, cardinality(w.holds), 2) AS n
+      WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND w.holds[n] = %(job)s))
+ORDER BY i.item LIMIT %(limit)s
+
+-- name: oldest_beat
+-- How long ago the live worker that has not beaten for longest did. Caller: the search for lost messages.
+-- Rows: one, (seconds); NULL: no worker lives.
+SELECT extract(epoch FROM now() - min(beat_at))::float8 FROM callboard.workers
+WHERE stopped_at IS NULL AND died_at IS NULL
+
+-- name: mark_jobs
+-- From which items on the messages of open jobs are yet to come: bulk items from `low` on (a publisher may
+-- be a window ahead of the watermark), any from `total` on, and all of the jobs with a higher id than `last`.
+-- Caller: the search for lost messages. Rows: (job, low, total, last), those that moved last.
+SELECT id, CASE WHEN watermark + %(window)s < bulk_end THEN watermark + %(window)s ELSE total END, total,
+       (SELECT max(id) FROM callboard.jobs)
+FROM callboard.jobs WHERE finished_at IS NULL ORDER BY updated_at DESC LIMIT %(limit)s
+
+-- name: overtaken
+-- Whether a queue has given out a message that came into it after a mark: then it has given out all that
+-- came before. Items are looked at here and there, a few at a place: what came next may itself be lost.
+-- Caller: the search for lost messages, of queues that keep the order. Rows: one, (yes or no).
+WITH marked AS (
+    SELECT * FROM unnest(%(job)s::bigint[], %(low)s::bigint[], %(total)s::bigint[]) AS m (job_id, low, total)
+    UNION ALL
+    (SELECT id, 0, 0 FROM callboard.jobs WHERE id > %(last)s ORDER BY id LIMIT 20)
+    UNION ALL
+    (SELECT id, 0, 0 FROM callboard.jobs WHERE id > %(last)s ORDER BY id DESC LIMIT 20)
+)
+SELECT EXISTS (
+    SELECT FROM marked AS m
+    JOIN callboard.jobs AS j ON j.id = m.job_id
+    CROSS JOIN LATERAL (SELECT CASE WHEN j.watermark < j.bulk_end THEN j.watermark ELSE j.total END AS high) AS h
+    CROSS JOIN generate_series(0, 7) AS nth
+    CROSS JOIN LATERAL (
+        SELECT * FROM callboard.items AS i
+        WHERE i.job_id = m.job_id AND i.item >= m.low + (h.high - m.low) * nth / 8 AND i.item < h.high
+        ORDER BY i.item LIMIT 3
+    ) AS i
+    WHERE h.high > m.low AND (i.message_id IS NULL OR i.item >= m.total) AND coalesce(i.queue, j.queue) = %(queue)s
+      AND (i.state NOT IN ('waiting', 'cancelled') OR i.attempt > 1
+           OR EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item))
+)
+
+-- name: republish
+-- These items' messages are lost; send them again, as suspect, since nobody can be sure.
+-- Guard: the row still carries that attempt and waits, and nobody is known to hold it; and, of a sweep that was frozen
+-- and comes to, that it has the lease still: another may have sent them meanwhile. Caller: the search. Rows: (item).
+-- Lock order: items by key, then their outbox rows: the inner query locks one at a time, in the order of the outer.
+-- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, again)
+SELECT i.job_id, i.item, i.attempt, now(), false, true, true
+FROM (SELECT * FROM unnest(%(item)s::int[], %(attempt)s::int[]) AS l (item, attempt) ORDER BY item) AS l
+CROSS JOIN LATERAL (
+    SELECT job_id, item, attempt, state FROM callboard.items AS i
+    WHERE i.job_id = %(job)s AND i.item = l.item OFFSET 0 FOR NO KEY UPDATE
+) AS i
+WHERE i.attempt = l.attempt AND i.state = 'waiting'
+  AND (%(holder)s::text IS NULL OR EXISTS (
+      SELECT FROM callboard.leases AS s WHERE s.name = 'sweep' AND s.holder = %(holder)s AND s.until >= now()))
+  AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
+  AND NOT (i.item = ANY (
+      SELECT w.holds[n + 1] FROM callboard.workers AS w, generate_series(1, cardinality(w.holds), 2) AS n
+      WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND w.holds[n] = %(job)s))
+ON CONFLICT (job_id, item) DO NOTHING
+RETURNING item

@@ -1,0 +1,186 @@
+"""What stored rows mean: the derived counts, the rate, the estimate, the reason of a standstill. Pure."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from callboard.sql.json_values import iso
+from callboard.sql.states import JOB_FINAL
+
+#: Seconds without a change after which an open job is asked why.
+QUIET_AFTER = 10.0
+#: Seconds below which the time from the first flush to the last says nothing about a job's rate.
+SHORTEST = 0.05
+
+Stored = Mapping[str, Any]
+
+
+def job(row: Stored) -> dict[str, Any]:
+    """A row of `jobs.sql` as the API describes a job."""
+    rate = _rate(row)
+    parts = counts(row)
+    standstill = stalled(row, parts)
+    same = ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason", "sealed", "total")
+    return {
+        **{name: row[name] for name in same},
+        **parts,
+        "retries": row["retries"],
+        "crashes": row["crashes"],
+        "progress": progress(row),
+        "rate": rate,
+        "eta": None if standstill else iso(_eta(row, rate)),
+        "stalled": standstill,
+        "step": row["step"],
+        "hung": row["hung"] or [],
+        "stages": [],
+        "parent": row["parent_id"],
+        "stage": row["stage"],
+        "limits": row["limits"],
+        "metadata": row["metadata"],
+        "created_by": row["created_by"],
+        **{name: iso(row[name]) for name in ("created_at", "started_at", "finished_at", "updated_at")},
+    }
+
+
+def at(row: Stored, then: Stored) -> Stored:
+    """A job's row as it was when it ended: `then` is that as JSON, `row` what `jobs.sql` gives of it now."""
+    names = ("created_at", "started_at", "finished_at", "updated_at")
+    times = {name: then[name] and datetime.fromisoformat(then[name]) for name in names}
+    return {**row, **then, **times, "alive": None, "hung": None}
+
+
+def counts(row: Stored) -> dict[str, int]:
+    """How many items are in each described state, in the order of an item's life; they add up to `total`.
+
+    Only the final ones and `retrying` are stored; the rest is what is left, so no reading can be off by one. Of a job
+    that is stopped, or being stopped, everything is cancelled that has neither ended nor is in hand.
+    """
+    settled = {name: row[name] for name in ("succeeded", "failed", "skipped")}
+    if row["state"] in JOB_FINAL or row["stopping"]:
+        left = row["total"] - _final(row)
+        running = min(left, row["in_hand"]) if row["stopping"] else 0
+        still = {"pending": 0, "queued": 0, "running": running, "retrying": 0}
+        return {**still, **settled, "cancelled": left - running}
+    waiting = row["total"] - _final(row) - row["cancelled"] - row["retrying"]
+    pending = min(waiting, row["total"] - row["published"] + row["redo"])
+    running = min(waiting - pending, row["in_hand"])
+    queued = waiting - pending - running
+    moving = {"pending": pending, "queued": queued, "running": running, "retrying": row["retrying"]}
+    return {**moving, **settled, "cancelled": row["cancelled"]}
+
+
+def progress(row: Stored) -> float:
+    """The share of the items that the job is done with, 0 to 1; a completed job without items is done."""
+    if not row["total"]:
+        return 1.0 if row["state"] == "completed" else 0.0
+    return float((_final(row) + row["cancelled"]) / row["total"])
+
+
+def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
+    """Why an open job hasn't moved for a while; None when it moves, is paused, or works on something slow."""
+    if row["alive"] is None or row["tended"]:
+        return None
+    if sum(parts[name] for name in ("pending", "queued", "running", "retrying")):
+        return _nobody(row) or _later(row, parts) or _standstill(row, parts)
+    if row["sealed"] or row["standing"] or row["waits"]:
+        return None
+    return _unmade(row) if row["stage"] else _unsealed(row)
+
+
+def _unmade(row: Stored) -> str:
+    if row["maker"] is not None:
+        return "the worker that made its items died; another will go on"
+    return _nobody(row) or f"its items are still to be made, and nothing has moved for {_quiet(row)} s"
+
+
+def _unsealed(row: Stored) -> str:
+    if row["submitting"] is None:
+        return "not sealed: its submission broke off or is still going on"
+    if row["submitting"]:
+        return "not sealed: its submission is still going on"
+    how = "submit it again with the same key, and it goes on" if row["key"] else "it will be stopped"
+    return f"not sealed: its submission broke off at input {row['consumed']}; {how}"
+
+
+def _nobody(row: Stored) -> str | None:
+    if not row["alive"]:
+        return "no worker is alive"
+    return None if row["able"] else _unable(row["actor"])
+
+
+def _unable(actor: str) -> str:
+    return f"no worker that is alive has the actor {actor}"
+
+
+def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
+    if parts["queued"] + parts["running"]:
+        return None
+    ahead = {name: row[name] for name in ("not_before", "next_start", "due_at") if _ahead(row, name)}
+    if "not_before" in ahead:
+        return f"waiting for its time at {iso(ahead['not_before'])}"
+    if "next_start" in ahead:
+        return f"its rate is {row['limits']['rate']}: the next item starts at {iso(ahead['next_start'])}"
+    if "due_at" in ahead:
+        return f"waiting for {'a retry' if parts['retrying'] else 'its time'} at {iso(ahead['due_at'])}"
+    return None
+
+
+def _ahead(row: Stored, name: str) -> bool:
+    return row[name] is not None and row[name] > row["read_at"]
+
+
+def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
+    if parts["running"]:
+        held = "1 item is" if parts["running"] == 1 else f"{parts['running']} items are"
+        return f"{held} held by a worker that died, and will be given to another"
+    if row["missing"]:  # one of several actors
+        return _unable(row["missing"])
+    if row["trouble"]:
+        return str(row["trouble"])
+    others = (
+        f"; its workers have items of other jobs in hand ({row['elsewhere']})" if row["elsewhere"] else ""
+    )
+    return f"nothing has moved for {_quiet(row)} s{others}"
+
+
+def _quiet(row: Stored) -> str:
+    return f"{(row['read_at'] - row['moved_at']).total_seconds():.0f}"
+
+
+def _final(row: Stored) -> int:
+    return int(row["succeeded"] + row["failed"] + row["skipped"])
+
+
+def _rate(row: Stored) -> float | None:
+    """Items per second: of a job that is over, in its whole run; else since half a minute ago, unless it was paused, or
+    over, since then.
+    """
+    if row["started_at"] is None:
+        return None
+    if row["finished_at"]:
+        # A short job may begin and end in one flush: then its creation is the better beginning.
+        spans = [
+            (row["finished_at"] - start).total_seconds() for start in (row["started_at"], row["created_at"])
+        ]
+        span = spans[0] if spans[0] >= SHORTEST else spans[1]
+        return round(_final(row) / span, 3) if span > 0 else None
+    since, before = row["sampled_at"], row["sampled_final"]
+    if since is None:
+        since, before = row["started_at"], 0
+    if row["told_at"] and row["told_at"] > since:  # it was paused since then, or over
+        return None
+    span = max((row["read_at"] - since).total_seconds(), 1.0)
+    return float(round(max(_final(row) - before, 0) / span, 3))
+
+
+def _eta(row: Stored, rate: float | None) -> datetime | None:
+    """When it will be done at this rate; unknown while more items may come, it is being stopped, or nothing moves."""
+    if row["state"] != "running" or row["stopping"] or not row["sealed"] or not rate:
+        return None
+    try:
+        done: datetime = row["read_at"] + timedelta(
+            seconds=(row["total"] - _final(row) - row["cancelled"]) / rate
+        )
+    except OverflowError:
+        return None
+    return done

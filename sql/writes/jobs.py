@@ -1,0 +1,50 @@
+"""Jobs are locked, recounted, stopped and closed."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from callboard.sql import timings
+from callboard.sql.pool import Conn
+from callboard.sql.statements import statement
+
+
+def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, tuple[int, bool]]:
+    """Lock jobs that are about to get items: {job: (total, takes items)}."""
+    return {row[0]: (row[1], row[2]) for row in conn.execute(statement("lock_jobs"), (sorted(set(jobs)),))}
+
+
+def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:
+    """Count anew what these jobs say of their items; they are locked."""
+    conn.execute(statement("recount_jobs"), (list(jobs),))
+
+
+def stop_job(conn: Conn, job: int, state: str, reason: str | None) -> bool:
+    """Start nothing more of a job: it will be in this state when what is in hand has ended; False when it is stopped
+    or over already.
+    """
+    told = {"job": job, "state": state, "reason": reason}
+    return conn.execute(statement("stop_job"), told).fetchone() is not None
+
+
+def note_action(conn: Conn, job: int, action: str, *, who: str, via: str, detail: dict[str, Any]) -> None:
+    """Keep in a job's history who did what, in the transaction that does it."""
+    noted = {"job": job, "action": action, "who": who, "via": via, "detail": Jsonb(detail)}
+    conn.execute(statement("note_action"), noted)
+
+
+def stop_late(conn: Conn) -> list[int]:
+    """Stop the jobs whose deadline passed; returns them."""
+    return [row[0] for row in conn.execute(statement("stop_late"))]
+
+
+def close_stopped(conn: Conn) -> list[int]:
+    """Close the jobs that are being stopped and have nothing in hand any more; returns them."""
+    parameters = {"heard": timings.CONTROLS_HEARD_SECONDS, "dead_after": timings.DEAD_AFTER_SECONDS}
+    return [row[0] for row in conn.execute(statement("close_stopped"), parameters)]
+
+
+def close_jobs(conn: Conn) -> list[int]:
+    """Close what is done and nobody closed; returns the jobs."""
+    return [row[0] for row in conn.execute(statement("close_jobs"))]

@@ -1,0 +1,88 @@
+"""Lanes: the items of a job that have the same value of an argument, of which only so many may be in flight.
+
+All of such a job is published from the outbox, by the publisher that holds its claim: each function here but the last
+is called by it alone.
+"""
+
+from collections.abc import Sequence
+
+from callboard.sql import timings
+from callboard.sql.pool import Conn
+from callboard.sql.rows import BulkClaim, Outgoing
+from callboard.sql.statements import statement
+
+
+class TakenOver(RuntimeError):
+    """The claim is another publisher's now, or the job was paused or stopped: leave it."""
+
+
+def keep_claim(conn: Conn, claim: BulkClaim) -> None:
+    """Part of a transaction that only the holder of the claim may do; raises TakenOver, which undoes it."""
+    parameters = {"job": claim.job, "token": claim.token, "lease": timings.PUBLISH_LEASE_SECONDS}
+    if conn.execute(statement("keep_claim"), parameters).fetchone() is None:
+        raise TakenOver(f"job {claim.job}")
+
+
+def set_aside(conn: Conn, claim: BulkClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]) -> int:
+    """Put the bulk items from `start` up to and without `stop`, as (item, lane), into the outbox; how many needed it.
+
+    Raises TakenOver.
+    """
+    parameters = {
+        "job": claim.job, "token": claim.token, "lease": timings.PUBLISH_LEASE_SECONDS,
+        "suspect_below": claim.suspect_below, "start": start, "watermark": stop,
+        "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
+    }  # fmt: skip
+    with conn.transaction():
+        row = conn.execute(statement("set_aside"), parameters).fetchone()
+        if row is None:
+            raise TakenOver(f"job {claim.job}")
+    return int(row[0])
+
+
+def unlaned(conn: Conn, claim: BulkClaim, limit: int) -> list[tuple[int, bytes]]:
+    """Messages that wait for the job's turn and whose lane is not known yet: (outbox id, args)."""
+    return list(conn.execute(statement("unlaned"), {"job": claim.job, "limit": limit}))
+
+
+def tell_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
+    """The lanes of messages, (outbox id, lane). Raises TakenOver."""
+    parameters = {"id": [number for number, _ in lanes], "lane": [lane for _, lane in lanes]}
+    with conn.transaction():
+        keep_claim(conn, claim)
+        conn.execute(statement("tell_lanes"), parameters)
+
+
+def in_lanes(conn: Conn, claim: BulkClaim) -> list[tuple[int, bytes]]:
+    """What is in flight of the job's lanes: (item, args)."""
+    return list(conn.execute(statement("in_lanes"), (claim.job,)))
+
+
+def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
+    """Lanes go by another argument now: what is in flight is in these, (item, lane). Raises TakenOver."""
+    parameters = {
+        "job": claim.job, "by": claim.lane_by, "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
+    }  # fmt: skip
+    with conn.transaction():
+        conn.execute(statement("forget_lanes"), {"job": claim.job})
+        keep_claim(conn, claim)
+        conn.execute(statement("change_lanes"), parameters)
+
+
+def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
+    """Claim messages of lanes with room, which they take; what ended has left them. Raises TakenOver."""
+    parameters = {
+        "job": claim.job,
+        "width": claim.lane_width,
+        "limit": limit,
+        "lease": timings.PUBLISH_LEASE_SECONDS,
+    }
+    with conn.transaction():
+        keep_claim(conn, claim)
+        conn.execute(statement("free_lanes"), {"job": claim.job})
+        return [Outgoing(*row) for row in conn.execute(statement("claim_lanes"), parameters)]
+
+
+def clear_lanes(conn: Conn) -> None:
+    """Of jobs that are over nothing is in flight."""
+    conn.execute(statement("clear_lanes"))

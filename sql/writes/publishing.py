@@ -1,0 +1,90 @@
+"""What goes onto the broker next: bulk ranges by watermark, everything else by the outbox."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from callboard.sql import timings
+from callboard.sql.pool import Conn
+from callboard.sql.rows import (
+    BulkClaim,
+    Outgoing,
+)
+from callboard.sql.statements import statement
+
+
+def claim_bulk(
+    conn: Conn, *, full: Sequence[str] = (), passed: Sequence[int] = (), job: int | None = None
+) -> BulkClaim | None:
+    """Claim the next job (or `job`) with something to publish in its turn, but none of `passed` and of full queues."""
+    row = conn.execute(
+        statement("claim_bulk"),
+        {
+            "full": list(full), "passed": list(passed), "job": job, "lease": timings.PUBLISH_LEASE_SECONDS,
+            "window": timings.PUBLISH_WINDOW_ITEMS, "dead_after": timings.DEAD_AFTER_SECONDS,
+        },
+    ).fetchone()  # fmt: skip
+    return BulkClaim(*row) if row else None
+
+
+def claim_redo(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
+    """Claim messages that are published in the turn of a claimed job."""
+    parameters = {
+        "job": claim.job,
+        "limit": limit,
+        "lease": timings.PUBLISH_LEASE_SECONDS,
+        "limited": claim.limited,
+    }
+    return [Outgoing(*row) for row in conn.execute(statement("claim_redo"), parameters)]
+
+
+def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgoing]:
+    """The messages of a claimed job's bulk items from `start` up to and without `end`."""
+    return [
+        Outgoing(
+            claim.job, item, attempt, claim.epoch, item < claim.suspect_below, claim.actor, claim.queue,
+            f"{claim.job}-{item}", args, options, None,
+        )
+        for item, attempt, args, options in conn.execute(statement("bulk_items"), (claim.job, start, end))
+    ]  # fmt: skip
+
+
+def publish_bulk(
+    conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool,
+    unserved: bool = False,
+) -> bool:  # fmt: skip
+    """Move the watermark; False when the claim was taken over, or the job was paused or stopped. `keep` renews the
+    claim, else it is given back, and of a job that was `unserved`, its turn.
+    """
+    row = conn.execute(
+        statement("publish_bulk"),
+        {
+            "job": claim.job, "token": claim.token, "watermark": watermark, "published": published,
+            "suspect_below": suspect_below, "keep": keep, "lease": timings.PUBLISH_LEASE_SECONDS, "unserved": unserved,
+            "served_at": claim.served_at,
+        },
+    ).fetchone()  # fmt: skip
+    return row is not None and bool(row[0])
+
+
+def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
+    """Claim messages that are due."""
+    return [
+        Outgoing(*row)
+        for row in conn.execute(
+            statement("claim_outbox"), {"limit": limit, "lease": timings.PUBLISH_LEASE_SECONDS}
+        )
+    ]
+
+
+def settle_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
+    """These messages of the outbox are confirmed."""
+    conn.execute(statement("settle_outbox"), _rows_of(sent))
+
+
+def release_outbox(conn: Conn, unsent: Sequence[Outgoing], *, pause: float = 0.0) -> None:
+    """These messages of the outbox could not be published, or nobody knows; they are not due for `pause` seconds."""
+    conn.execute(statement("release_outbox"), {**_rows_of(unsent), "pause": pause})
+
+
+def _rows_of(messages: Sequence[Outgoing]) -> dict[str, Any]:
+    return {"id": [m.outbox for m in messages], "attempt": [m.attempt for m in messages]}

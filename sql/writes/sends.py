@@ -1,0 +1,56 @@
+"""Items that come one by one: plain sends and messages of foreign producers."""
+
+from collections.abc import Sequence
+
+from callboard.sql import timings
+from callboard.sql.pool import Conn
+from callboard.sql.rows import (
+    NewItem,
+)
+from callboard.sql.statements import statement
+
+
+def standing_job(conn: Conn, actor: str, queue: str) -> int:
+    """The job of the day of an actor's plain sends."""
+    row = conn.execute(statement("standing_job"), {"actor": actor, "queue": queue}).fetchone()
+    # Another transaction may insert it between this statement's two halves; it is there for the next look.
+    return int(row[0]) if row else standing_job(conn, actor, queue)
+
+
+def items_by_key(conn: Conn, keys: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
+    """Which of these (job, item key) exist, and their items."""
+    rows = conn.execute(statement("items_by_key"), {"job": [k[0] for k in keys], "key": [k[1] for k in keys]})
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+def earlier_items(conn: Conn, keys: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    """Which of these (actor, item key) are in a standing job of a day before: {item key: (job, item)}."""
+    parameters = {"actor": [actor for actor, _ in keys], "key": [key for _, key in keys]}
+    return {row[0]: (row[1], row[2]) for row in conn.execute(statement("earlier_items"), parameters)}
+
+
+def add_items(
+    conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool
+) -> dict[tuple[int, int], int]:
+    """Store items under the numbers given; returns the outbox ids {(job, item): id} of those that their sender is to
+    publish, and holds the claim of: with `publishing` those that neither wait for their time nor for their job's turn.
+    """
+    rows = conn.execute(
+        statement("add_items"),
+        {
+            "job": [n.job for _, n in new],
+            "item": [number for number, _ in new],
+            "actor": [n.actor for _, n in new],
+            "queue": [n.queue for _, n in new],
+            "message_id": [n.message_id for _, n in new],
+            "args": [n.args for _, n in new],
+            "options": [n.options for _, n in new],
+            "sent_ms": [n.sent_ms for _, n in new],
+            "delay": [n.delay for _, n in new],
+            "key": [n.key for _, n in new],
+            "published": [n.published for _, n in new],
+            "publishing": publishing,
+            "lease": timings.PUBLISH_LEASE_SECONDS,
+        },
+    )
+    return {(job, item): outbox for job, item, outbox, claimed in rows if claimed}

@@ -1,0 +1,97 @@
+"""A job is made, filled and sealed."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from callboard.sql import timings
+from callboard.sql.callback_targets import NO_TARGETS, Targets
+from callboard.sql.limits import NO_LIMITS, Limits
+from callboard.sql.pool import Conn
+from callboard.sql.rows import (
+    Submission,
+)
+from callboard.sql.statements import only, statement
+
+
+def create_job(
+    conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
+    metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
+    chunk: int = 1,
+) -> Submission:  # fmt: skip
+    """A new job, or the one that has this key already; its submission goes on from now."""
+    parameters = {
+        "name": name, "key": key, "tenant": tenant, "actor": actor, "queue": queue,
+        "metadata": Jsonb(metadata), "created_by": created_by, "lease": timings.SUBMISSION_LEASE_SECONDS,
+        "chunk": chunk, "callbacks": (words := targets.words()) and Jsonb(words),
+        "limits": Jsonb(limits.words()), **limits.columns(),
+    }  # fmt: skip
+    row = conn.execute(statement("create_job"), parameters).fetchone()
+    # As in standing_job: lost to a transaction that commits between the two halves.
+    return Submission(*(row or only(conn.execute(statement("create_job"), parameters).fetchone())))
+
+
+def store_chunk(
+    conn: Conn, job: int, start: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool
+) -> tuple[str, int]:
+    """Store inputs number `start` and on, each (args, item key), if that is where the submission stands.
+
+    Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key got ahead,
+    ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`). All or nothing.
+    """
+    with conn.transaction():
+        found = conn.execute(statement("lock_submission"), (job,)).fetchone()
+        if found is None:
+            return "deleted", start
+        total, consumed, sealed, stopped = found
+        if sealed or stopped or consumed != start:
+            return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
+        stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
+        conn.execute(statement("grow_job"), {"job": job, "stored": stored, "read": len(chunk)})
+        return "stored", stored
+
+
+def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
+    with conn.cursor().copy(statement("copy_items")) as copy:
+        copy.set_types(["int8", "int4", "bytea"])
+        for item, (args, _) in enumerate(chunk, total):
+            copy.write_row((job, item, args))
+    return len(chunk)
+
+
+def _copy_keyed(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
+    conn.execute(statement("stage_table"))
+    with conn.cursor().copy(statement("copy_stage")) as copy:
+        copy.set_types(["int4", "text", "bytea"])
+        for line, (args, key) in enumerate(chunk):
+            copy.write_row((line, key, args))
+    return conn.execute(statement("unstage"), {"job": job, "total": total}).rowcount
+
+
+def seal_job(conn: Conn, job: int) -> bool:
+    """No more items come from outside; False when the job was sealed or stopped before."""
+    return conn.execute(statement("seal_job"), (job,)).fetchone() is not None
+
+
+def break_job(conn: Conn, job: int, reason: str) -> None:
+    """Stop a job whose submission broke off and can't be taken up again."""
+    conn.execute(statement("break_job"), (reason, job))
+
+
+def keep_submitting(conn: Conn, jobs: Iterable[int]) -> None:
+    """The submissions of these jobs are still going on."""
+    conn.execute(
+        statement("keep_submitting"), {"jobs": list(jobs), "lease": timings.SUBMISSION_LEASE_SECONDS}
+    )
+
+
+def break_abandoned(conn: Conn) -> list[int]:
+    """Stop the jobs whose submitter is gone and that nobody can take up again; returns them."""
+    return [row[0] for row in conn.execute(statement("break_abandoned"))]
+
+
+def known_actor(conn: Conn, name: str) -> str | None:
+    """The queue of an actor that some worker announced."""
+    row = conn.execute(statement("known_actor"), (name,)).fetchone()
+    return row[0] if row else None

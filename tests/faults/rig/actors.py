@@ -1,0 +1,133 @@
+"""Actors of the fault suite: each notes its run in the ledger, then does what its item says."""
+
+import ctypes
+import os
+import socket
+import time
+from typing import Any
+
+import dramatiq
+import psycopg
+from dramatiq.rate_limits import ConcurrentRateLimiter
+from dramatiq.rate_limits.backends import StubBackend
+
+import callboard
+from tests.faults.rig.ledger import run
+from tests.support.boot_death import booted, die
+
+broker = callboard.install()
+#: Ways to die.
+DEATHS = ("exit", "segfault", "kill")
+MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
+
+
+class NotYet(Exception):
+    """A failure that the next attempt mends."""
+
+
+class Once(Exception):
+    """A failure that only a retry by hand mends."""
+
+
+@dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
+def work(number: int, fate: str = "succeed", seconds: float = 0.0) -> dict[str, int] | None:
+    """Take some seconds; then fail for good, once, or until retried by hand, skip, give a result, or just succeed."""
+    with run():
+        time.sleep(seconds)
+        if fate == "fail":
+            raise ValueError(f"number {number} can't be worked on")
+        if fate == "once" and callboard.current().attempt == 1:
+            raise Once(f"number {number} needs a human")
+        if fate == "retry" and callboard.current().attempt == 1:
+            raise NotYet(f"number {number} needs another try")
+        if fate == "skip":
+            raise callboard.Skip("already done")
+        return {"number": number} if fate == "result" else None
+
+
+@dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
+def serve(customer: str, fate: str = "succeed", seconds: float = 0.0) -> None:
+    """Take some seconds for a customer; or fail once."""
+    with run():
+        time.sleep(seconds)
+        if fate == "retry" and callboard.current().attempt == 1:
+            raise NotYet(f"{customer} needs another try")
+
+
+@dramatiq.actor(max_retries=0)
+def leaves(number: int) -> None:
+    """Work for long, and look whether that is still wanted."""
+    with run():
+        while not callboard.current().cancelled:
+            time.sleep(0.05)
+        raise callboard.Skip("not wanted any more")
+
+
+def in_hand() -> bool:
+    """Whether the record has it that this item is being worked on."""
+    now = callboard.current()
+    with psycopg.connect(os.environ["DATABASE_URL"]) as conn:
+        found = conn.execute(
+            "SELECT FROM callboard.running WHERE (job_id, item, attempt) = (%s, %s, %s)",
+            (now.job, now.item, now.attempt),
+        )
+        return found.rowcount > 0
+
+
+@dramatiq.actor(max_retries=0)
+def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) -> None:
+    """Kill this very process, after some seconds, or when it is `known` that the item is in hand."""
+    with run():
+        time.sleep(seconds)
+        while known and not in_hand():
+            time.sleep(0.05)
+        if how in DEATHS:
+            booted()
+        if how == "exit":
+            os._exit(9)
+        if how == "segfault":
+            ctypes.string_at(0)
+        if how == "kill":
+            die()
+
+
+@dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
+@callboard.batch
+def uploads(items: list[dict[str, Any]]) -> list[Any]:
+    """Take some seconds for all of them, or kill this very process; their numbers are those of their items."""
+    with run(*(item["number"] for item in items)):
+        time.sleep(max(item.get("seconds", 0.0) for item in items))
+        if any(item.get("how") == "kill" for item in items):
+            while not in_hand():
+                time.sleep(0.05)
+            die()
+        return [ValueError("refused") if item.get("fate") == "fail" else None for item in items]
+
+
+@dramatiq.actor(max_retries=0, time_limit=3_600_000)
+def hung(port: int) -> None:
+    """Wait for ever for bytes that never come."""
+    with run(), socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.recv(1)
+
+
+@dramatiq.actor(max_retries=0)
+def parent(number: int, children: int) -> None:
+    """Send children; they go when it succeeds."""
+    with run():
+        for child in range(children):
+            work.send(child)
+
+
+@dramatiq.actor(max_retries=0)
+def told(call: dict[str, Any]) -> str:
+    """Be called when a job ended; the callback's id is its result."""
+    with run():
+        return str(call["id"])
+
+
+@dramatiq.actor(max_retries=20, min_backoff=50, max_backoff=100)
+def limited(number: int) -> None:
+    """One at a time in a process; the others are raised out and tried again."""
+    with run(), MUTEX.acquire():
+        time.sleep(0.02)

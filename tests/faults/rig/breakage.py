@@ -1,0 +1,30 @@
+"""Parts of the journal that fail for ever with an error nobody thought of, imported beside the actors.
+
+CALLBOARD_TEST_BREAKS names the part. It fails once the folder CALLBOARD_TEST_MARKS holds a file `broken`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.process import fatal_exit
+
+BREAKS, MARKS = "CALLBOARD_TEST_BREAKS", "CALLBOARD_TEST_MARKS"
+
+
+def install(part: str, sign: Path) -> None:
+    """Lay the fault into the product's way, and wait less for actors that don't end."""
+    fatal_exit.PATIENCE = 4.0
+    plain: Any = getattr(Hand, part)
+
+    def failing(*args: Any) -> Any:
+        if sign.exists():
+            raise LookupError(f"{part} fails")
+        return plain(*args)
+
+    setattr(Hand, part, failing)
+
+
+if os.environ.get(BREAKS):
+    install(os.environ[BREAKS], Path(os.environ[MARKS]) / "broken")

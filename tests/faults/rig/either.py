@@ -1,0 +1,30 @@
+"""The same actor on Dramatiq's own broker or on ours, and no word of ours in it: their consumers can be compared."""
+
+import os
+import time
+from pathlib import Path
+
+import dramatiq
+import psycopg
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+import callboard
+from tests.faults.rig.ledger import VARIABLE
+
+STOCK = "CALLBOARD_TEST_STOCK"
+
+if os.environ.get(STOCK):
+    dramatiq.set_broker(RabbitmqBroker(url=os.environ["AMQP_URL"]))
+else:
+    callboard.install()
+
+
+@dramatiq.actor(max_retries=0)
+def note(number: int, gate: str | None = None) -> None:
+    """Note the run as it begins, under job 0; then wait until the gate is there, if there is to be one."""
+    with psycopg.connect(os.environ[VARIABLE], autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO runs (job, item, attempt, pid) VALUES (0, %s, 1, %s)", (number, os.getpid())
+        )
+    while gate is not None and not Path(gate).exists():
+        time.sleep(0.02)

@@ -1,0 +1,37 @@
+"""Actors that are told when their worker is asked to stop: Dramatiq raises Shutdown in them."""
+
+import time
+
+import dramatiq
+from dramatiq.middleware import Shutdown
+
+import callboard
+from tests.faults.rig.ledger import run
+
+
+def work_on() -> None:
+    """Work for as long as one is let."""
+    while True:
+        time.sleep(0.01)
+
+
+@dramatiq.actor(notify_shutdown=True, max_retries=3, min_backoff=50, max_backoff=100)
+def interrupted(how: str) -> str:
+    """The first attempt works until it is told; then it breaks off, ends in its own way, or says why it does not."""
+    with run():
+        try:
+            if callboard.current().attempt == 1:
+                work_on()
+        except Shutdown:
+            if how == "breaks off":
+                raise
+            if how == "skips":
+                raise callboard.Skip("asked to stop") from None
+        return how
+
+
+@dramatiq.actor(notify_shutdown=True, max_retries=0)
+def only_once() -> None:
+    """It is not tried again."""
+    with run():
+        work_on()

@@ -1,0 +1,39 @@
+"""Functions that make stages, in small pieces, and an actor that the suite's other workers lack."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+
+import callboard
+from callboard.middleware.callbacks import stage_maker
+from tests.faults.rig.ledger import run
+
+stage_maker.CHUNK = stage_maker.PAGE = 50
+
+
+@dramatiq.actor(max_retries=0)
+def summed(numbers: int) -> int:
+    """What becomes of all results."""
+    with run():
+        return numbers
+
+
+def again(results: callboard.Results) -> Iterator[dict[str, Any]]:
+    """Fan-out: two items of each result."""
+    for one in results:
+        for copy in (0, 1):
+            yield {"number": 2 * one.result["number"] + copy, "fate": "result"}
+
+
+def slowly(results: callboard.Results) -> Iterator[dict[str, Any]]:
+    """The same, taking its time."""
+    for item in again(results):
+        time.sleep(0.005)
+        yield {**item, "seconds": 0.05}
+
+
+def total(results: callboard.Results) -> list[int]:
+    """Fan-in."""
+    return [sum(one.result["number"] for one in results)]

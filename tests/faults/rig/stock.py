@@ -1,0 +1,20 @@
+"""Dramatiq's own RabbitMQ broker, tracked: it knows no deferred acknowledgements, so threads wait for commits."""
+
+import os
+import time
+
+import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+import callboard
+from tests.faults.rig.ledger import run
+
+dramatiq.set_broker(RabbitmqBroker(url=os.environ["AMQP_URL"]))
+callboard.install(dramatiq.get_broker())
+
+
+@dramatiq.actor(max_retries=0)
+def plain(number: int) -> None:
+    """Take a moment."""
+    with run():
+        time.sleep(0.02)

@@ -1,0 +1,16 @@
+"""An actor on a queue of its own, in workers that know no other; its second attempt comes late."""
+
+import dramatiq
+
+import callboard
+from tests.faults.rig.ledger import run
+
+broker = callboard.install()
+
+
+@dramatiq.actor(queue_name="elsewhere", max_retries=1, min_backoff=8_000, max_backoff=8_000)
+def later(number: int) -> None:
+    """Fail once."""
+    with run():
+        if callboard.current().attempt == 1:
+            raise ValueError(f"number {number} needs another try")

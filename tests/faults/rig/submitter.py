@@ -1,0 +1,122 @@
+"""Submitters that a fault happens to: `callboard …` and scripts, in small chunks, killed at a stage of their work.
+
+`python -m tests.faults.rig.submitter callboard ARGUMENT…` is the command; `slow GATE` and `block GATE` are scripts that
+stand still in the middle until the file GATE is there. CALLBOARD_TEST_KILL names the stage to die at.
+"""
+
+import importlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import dramatiq
+import psycopg
+
+import callboard
+from callboard.commands.main import main
+from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
+from callboard.middleware.submission import submission
+from callboard.sql import timings
+from callboard.sql.rows import Outgoing
+from callboard.sql.writes import publishing
+from callboard.sql.writes import submission as submission_writes
+
+CHUNK = 100
+KILL = "CALLBOARD_TEST_KILL"
+LEASE = 3.0
+
+
+def hurry() -> None:
+    """What lapses does so soon."""
+    timings.SUBMISSION_LEASE_SECONDS = timings.PUBLISH_LEASE_SECONDS = LEASE
+
+
+def die() -> NoReturn:
+    """As by the kernel, when memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("it lives")
+
+
+def at(place: Any, name: str, *, call: int = 1, done: bool = False) -> None:
+    """Die at a call of this function, before it or when it is done."""
+    real: Callable[..., Any] = getattr(place, name)
+    calls = 0
+
+    def deadly(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not done:
+            die()
+        found = real(*args, **options)
+        return die() if calls == call else found
+
+    setattr(place, name, deadly)
+
+
+def half_sent() -> None:
+    """Die when the broker has half of a batch, and nobody says so to the database."""
+    real = ConfirmingPublisher.publish
+
+    def deadly(link: ConfirmingPublisher, batch: Sequence[Outgoing]) -> list[bool]:
+        if batch:
+            real(link, batch[: len(batch) // 2])
+            die()
+        return real(link, batch)
+
+    ConfirmingPublisher.publish = deadly  # type: ignore[method-assign,assignment]
+
+
+STAGES: dict[str, Callable[[], None]] = {
+    "before the first chunk": lambda: at(submission_writes, "store_chunk"),
+    "in the second COPY": lambda: at(psycopg.Copy, "write_row", call=CHUNK + CHUNK // 2),
+    "before the second COMMIT": lambda: at(submission_writes, "_copy", call=2, done=True),
+    "after the second COMMIT": lambda: at(submission_writes, "store_chunk", call=2, done=True),
+    "before the seal": lambda: at(submission_writes, "seal_job"),
+    "after the seal": lambda: at(submission_writes, "seal_job", done=True),
+    "in publishing": half_sent,
+    "before it says what is published": lambda: at(publishing, "publish_bulk"),
+}
+
+
+def waiting(gate: Path, count: int = 30) -> Iterator[dict[str, int]]:
+    """Items of `work`; in their middle it blocks until the gate is there."""
+    for number in range(count):
+        if number == count // 2:
+            while not gate.exists():
+                time.sleep(0.2)
+        yield {"number": number}
+
+
+def slow(gate: str) -> None:
+    """A source that takes its time."""
+    submission.CHUNK_ITEMS = 10
+    callboard.submit("work", waiting(Path(gate)), name="slow")
+
+
+def block(gate: str) -> None:
+    """A block of plain sends that takes its time."""
+    work = dramatiq.get_broker().get_actor("work")
+    with callboard.job("block"):
+        for item in waiting(Path(gate)):
+            work.send(**item)
+
+
+def run(what: str, arguments: list[str]) -> int:
+    """The command, or a script; dies at the stage that the environment names."""
+    hurry()
+    submission.CHUNK_ITEMS = CHUNK
+    if stage := os.environ.get(KILL):
+        STAGES[stage]()
+    if what == "callboard":
+        return main(arguments)
+    importlib.import_module("tests.faults.rig.actors")
+    {"slow": slow, "block": block}[what](*arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,71 @@
+"""Reads jobs again and again while faults happen: in every reading the parts must add up, and nothing may go back."""
+
+import threading
+from typing import Any
+
+import psycopg
+
+from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
+from callboard.sql.states import ITEM_STATES
+
+FINAL = ("succeeded", "failed", "skipped")
+
+
+class Witness:
+    """A thread with a connection of its own; a database that is away is simply asked again. `job`: None for all."""
+
+    def __init__(
+        self, url: str, job: int | None = None, *, reopened: bool = False, pause: float = 0.05
+    ) -> None:
+        self.url = url
+        self.job = job
+        self.wrong: list[object] = []
+        self.looks = self.readings = 0
+        self._reopened = reopened
+        self._pause = pause
+        self._last: dict[int, dict[str, int]] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Witness":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        """At least one look, however short the test is."""
+        while True:
+            try:
+                with connect(self.url) as conn:
+                    while True:
+                        self._look(conn)
+                        if self._stopping.wait(self._pause):
+                            return
+            except psycopg.Error:
+                if self._stopping.wait(0.2):
+                    return
+            except Exception as error:  # noqa: BLE001 — a witness that has died saw nothing wrong
+                self.wrong.append(error)
+                return
+
+    def _look(self, conn: Conn) -> None:
+        if self.job is None:
+            jobs = queries.run(conn, queries.jobs(limit=100))[0]
+        else:
+            jobs = [job for job in (queries.run(conn, queries.job(self.job)),) if job is not None]
+        self.looks += 1
+        for job in jobs:
+            self._read(job)
+
+    def _read(self, found: dict[str, Any]) -> None:
+        self.readings += 1
+        before = self._last.get(found["id"], dict.fromkeys(FINAL, 0))
+        parts = [found[state] for state in ITEM_STATES]
+        back = any(found[state] < before[state] for state in FINAL) and not self._reopened
+        if sum(parts) != found["total"] or min(parts) < 0 or back:
+            self.wrong.append({**found, "before": before})
+        self._last[found["id"]] = {state: found[state] for state in FINAL}

@@ -1,0 +1,126 @@
+"""Jobs that are deleted: whoever clears them away is killed in the middle, and their messages still lie in RabbitMQ."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from psycopg import sql
+
+import callboard
+from callboard.sql.pool import connect
+from tests.faults.rig.scene import TIMEOUT, Scene, mixed
+from tests.support.workers import wait_until
+
+ITEMS = 1_000
+#: A `callboard` with small chunks that dies when it is about to run a statement for the so-manieth time.
+DIES = """
+import os, signal, sys
+from callboard.commands.main import main
+from callboard.sql import leaving
+name, times = sys.argv[1], int(sys.argv[2])
+real, seen = leaving.statement, []
+def deadly(asked):
+    seen.append(asked)
+    if seen.count(name) == times and asked == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(asked)
+leaving.statement, leaving.CHUNK = deadly, 100
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def purge(on: Scene, *arguments: object, dies: str = "", times: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `callboard purge` in a process of its own, one that `dies` maybe."""
+    return subprocess.run(
+        [sys.executable, "-c", DIES, dies, str(times), "purge", *map(str, arguments)],
+        env={**os.environ, **on.environment}, check=False, timeout=120, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def left(on: Scene, job: callboard.Job) -> dict[str, int]:
+    """The tables that have rows of a job, with their number."""
+    count = sql.SQL("SELECT count(*) FROM callboard.{} WHERE {} = %s")
+    found = Counter[str]()
+    with connect(on.direct_url) as conn:
+        tables = conn.execute(
+            "SELECT table_name FROM information_schema.columns"
+            " WHERE table_schema = 'callboard' AND column_name = 'job_id'"
+        ).fetchall()
+        for table, column in [*((row[0], "job_id") for row in tables), ("jobs", "id")]:
+            query = count.format(sql.Identifier(table), sql.Identifier(column))
+            found[table] = next(conn.execute(query, (job.id,)))[0]
+    return dict(+found)
+
+
+def cancelled(on: Scene) -> callboard.Job:
+    """A job that nobody worked at and that is over."""
+    job = on.submit("work", mixed(ITEMS))
+    job.cancel()
+    on.until(job, lambda status: status["state"] == "cancelled")
+    return job
+
+
+@pytest.mark.parametrize("then", ["named", "due", "sweep"])
+@pytest.mark.parametrize(
+    ("dies", "times", "items"),
+    [
+        ("delete_items", 1, 1000), ("delete_item_rows", 4, 700), ("note_cleared", 10, 100), ("lock_leaving", 1, 0),
+        ("delete_job", 1, 0),
+    ],
+)  # fmt: skip
+def test_a_purge_killed_in_the_middle_is_gone_on_with(
+    dies: str, times: int, items: int, then: str, on: Scene
+) -> None:
+    job, other = cancelled(on), cancelled(on)
+    killed = purge(on, job.id, dies=dies, times=times)
+    assert killed.returncode == -signal.SIGKILL
+    assert left(on, job).get("items", 0) == items
+    assert left(on, job)["jobs"] == 1
+    on.prove_true()
+    with pytest.raises(callboard.NoSuchJob):
+        job.status()
+    if then == "sweep":
+        on.worker()
+        assert wait_until(lambda: not left(on, job), TIMEOUT)
+    else:
+        done = purge(on, *([job.id] if then == "named" else []))
+        assert (done.returncode, done.stdout) == (0, f"deleted 1 job with {items:,} items\n"), done.stderr
+        assert left(on, job) == {}
+    assert on.status(other)["cancelled"] == ITEMS
+
+
+def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(on: Scene) -> None:
+    """Nothing was redelivered, nothing may be a copy: it does not run only because workers are told of the job."""
+    worker = on.worker()
+    assert wait_until(on.consumed, TIMEOUT)
+    worker.stop()  # its queue is there
+    job = on.submit("work", mixed(ITEMS))
+    assert wait_until(lambda: on.depth() > 50, TIMEOUT)
+    job.cancel()
+    assert wait_until(lambda: on.status(job)["state"] == "cancelled", TIMEOUT)
+    job.delete()
+    assert purge(on).returncode == 0
+    assert left(on, job) == {}
+    held = on.depth()
+    assert held > 50
+    on.workers[0].start()
+    assert wait_until(lambda: on.depth() == 0, TIMEOUT)
+    later = on.submit("work", mixed(40))
+    on.prove_mixed(later, 40)
+    assert on.ledger.runs(job.id).total() == 0
+    assert left(on, job) == {}
+
+
+def test_a_job_is_deleted_while_others_run_and_its_time_is_over(on: Scene) -> None:
+    on.worker(processes=2)
+    first = on.submit("work", mixed(400), keep="1h")
+    on.prove_mixed(first, 400)
+    busy = on.submit("work", mixed(2_000, seconds=0.005))
+    with on.witness(busy) as witness:
+        on.sql("UPDATE callboard.jobs SET finished_at = now() - interval '2 hours' WHERE id = %s", first.id)
+        assert wait_until(lambda: not left(on, first), TIMEOUT)
+        on.prove_mixed(busy, 2_000, witness=witness)
+    assert f"job {first.id} leaves: its time is over" in on.said()

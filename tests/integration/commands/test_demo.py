@@ -1,0 +1,97 @@
+"""`callboard demo`: one job over real files, told truthfully, and nothing left of it."""
+
+import json
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callboard.commands.local import demo
+from callboard.commands.services import wait_until
+from tests.support.programs import fault, left, run, running
+
+BROKEN = 5
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A folder of sources, one of them not in order."""
+    folder = tmp_path / "sources"
+    (folder / "deeper").mkdir(parents=True)
+    for n in range(30):
+        (folder / "deeper" / f"some{n}.py").write_text(f"x = {n}\n")
+    (folder / "mistaken.py").write_text("x = = 1\n")
+    (folder / "notes.txt").write_text("no source")
+    return folder
+
+
+@pytest.fixture
+def place() -> Iterator[dict[str, str]]:
+    """Where a demo makes its temporary folder; a path that's short enough for sockets, and empty at the end."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o711)
+        yield {"TMPDIR": folder}
+        assert wait_until(lambda: not left(Path(folder)), 60), left(Path(folder))
+        assert list(Path(folder).iterdir()) == []
+
+
+@pytest.mark.parametrize("broker", ["RabbitMQ", "in-process"])
+def test_demo_tells_what_became_of_each_source(
+    tmp_path: Path, sources: Path, place: dict[str, str], broker: str
+) -> None:
+    options = ["--in-process"] if broker == "in-process" else []
+    done = run(tmp_path, "demo", "--path", str(sources), "--json", *options, env=place, timeout=240)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    counts = {name: summary["job"][name] for name in ("state", "total", "succeeded", "failed")}
+    assert counts == {"state": "completed", "total": 31 + BROKEN, "succeeded": 30, "failed": 1 + BROKEN}
+    assert {group["type"]: group["count"] for group in summary["errors"]} == {
+        "SyntaxError": 4,
+        "IndentationError": 1,
+        "UnicodeDecodeError": 1,
+    }
+    assert all(group["example"] and group["source"].endswith(".py") for group in summary["errors"])
+    assert summary["broker"] == broker
+    assert summary["job"]["rate"] > 0
+    assert summary["web_url"] in done.stderr
+
+
+def test_demo_prints_a_summary_and_is_kept_until_it_is_ended(
+    tmp_path: Path, sources: Path, place: dict[str, str]
+) -> None:
+    options = ["--path", str(sources), "--in-process", "--keep"]
+    with running(tmp_path, "demo", *options, env=place, until="Ctrl-C stops it") as process:
+        said = process.log.read_text()
+        assert "30 succeeded · 6 failed" in said
+        assert "4 × SyntaxError, for example" in said
+        assert "36 items, " in said
+        (folder,) = Path(place["TMPDIR"]).glob("callboard-demo-*")
+        jobs: list[dict[str, Any]] = json.loads(run(folder, "jobs", "--json").stdout)["jobs"]
+        assert [job["state"] for job in jobs] == ["completed"]
+        assert process.stop(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, ["--in-process"])]
+)
+def test_demo_that_is_broken_off_leaves_nothing(
+    tmp_path: Path, place: dict[str, str], number: signal.Signals, options: list[str]
+) -> None:
+    with running(tmp_path, "demo", *options, env=place, until=" running ") as process:
+        process.send(number)
+        assert wait_until(lambda: not process.running(), 60)
+        assert process.kill() != 0
+        assert "Traceback" not in process.log.read_text()
+
+
+def test_demo_of_no_folder_is_wrong_use(tmp_path: Path) -> None:
+    assert "does not exist" in fault(tmp_path, "demo", "--path", "nowhere", code=2)
+
+
+def test_standard_library_is_taken_without_what_others_installed() -> None:
+    found = [Path(path) for path in demo.python_sources(demo.standard_library())]
+    assert demo.standard_library().resolve() / "ast.py" in found
+    assert not [path for path in found if {"site-packages", "dist-packages"} & set(path.parts)]

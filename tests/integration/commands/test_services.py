@@ -1,0 +1,184 @@
+"""The services start, stop, survive a kill, run side by side, and never outlive the one that started them."""
+
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pika
+import psycopg
+import pytest
+
+from callboard.commands.services import (
+    Node,
+    NotStarted,
+    Process,
+    Server,
+    installed,
+    postgres,
+    rabbitmq,
+    wait_until,
+)
+from callboard.commands.services.child_process import User
+from callboard.commands.services.ports import free_ports
+
+HOLD = """
+import signal, sys
+from pathlib import Path
+from callboard.commands.services import {service}
+with {service}(Path(sys.argv[1])) as it:
+    print("up", flush=True)
+    signal.pause()
+"""
+
+
+def running(pattern: str) -> list[str]:
+    """The command lines of live processes that hold `pattern`."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if pattern in line:
+            lines.append(line)
+    return lines
+
+
+def child(tmp_path: Path, *command: str) -> Process:
+    return Process(command, log=tmp_path / "log")
+
+
+def test_process_that_ends_early_says_why(tmp_path: Path) -> None:
+    process = child(tmp_path, "sh", "-c", "echo no such thing; exit 3").start()
+    with pytest.raises(NotStarted, match=r"sh ended before it was ready.*\n?no such thing"):
+        process.wait_ready(lambda: False, 60)
+
+
+def test_process_that_never_gets_ready_is_killed(tmp_path: Path) -> None:
+    process = child(tmp_path, "sleep", "600").start()
+    with pytest.raises(NotStarted, match="did not become ready in time"):
+        process.wait_ready(lambda: False, 0.1)
+    assert not process.running()
+
+
+def test_process_that_ignores_its_signal_is_killed_with_its_children(tmp_path: Path) -> None:
+    process = child(tmp_path, "sh", "-c", "trap '' TERM; sleep 611 & echo up; wait; wait").start()
+    process.wait_ready(lambda: "up" in process.log.read_text(), 60)
+    assert process.stop(timeout=0.1) == -signal.SIGKILL
+    assert wait_until(lambda: not running("sleep 611"), 60)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+@pytest.mark.parametrize("reach", [True, False])
+def test_process_of_another_user_reads_where_only_root_can_if_told(tmp_path: Path, reach: bool) -> None:
+    tmp_path.chmod(0o700)
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    nobody = pwd.getpwnam("nobody")
+    command = ["sh", "-c", f"test -x {program} && {program} && ! test -w {tmp_path} && test $(id -u) != 0"]
+    with tempfile.NamedTemporaryFile(dir="/tmp") as log:
+        user = User(nobody.pw_uid, nobody.pw_gid, reach)
+        process = Process(command, log=Path(log.name), user=user, cwd=Path("/")).start()
+        assert wait_until(lambda: not process.running(), 60)
+    assert (process.kill() == 0) == reach
+
+
+def test_ports_differ() -> None:
+    assert len(set(free_ports(20))) == 20
+
+
+def test_postgres_keeps_its_data_and_url(tmp_path: Path) -> None:
+    with postgres(tmp_path) as server:
+        with psycopg.connect(server.url) as connection:
+            connection.execute("CREATE TABLE kept ()")
+        server.kill()
+        url = server.start().url
+        with psycopg.connect(url) as connection:
+            assert connection.execute("SELECT FROM kept").fetchall() == []
+            assert connection.info.server_version >= 180000
+    assert not running(str(tmp_path))
+
+
+def test_postgres_takes_a_folder_of_any_name(tmp_path: Path) -> None:
+    for name in ("a, b", "x" * 120):
+        with postgres(tmp_path / name) as server, psycopg.connect(server.url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        assert not server.sockets.exists()
+
+
+def test_postgres_refuses_a_folder_in_use(private_server: Server) -> None:
+    with pytest.raises(NotStarted, match="lock file"), postgres(private_server.folder):
+        pass
+    psycopg.connect(private_server.url).close()
+
+
+def test_postgres_lets_no_other_user_in(tmp_path: Path) -> None:
+    with postgres(tmp_path) as server:
+        ident = tmp_path / "postgres" / "pg_ident.conf"
+        ident.write_text('callboard "someone-else" postgres\n', encoding="utf-8")
+        with psycopg.connect(server.url) as connection:
+            connection.execute("SELECT pg_reload_conf()")
+        assert wait_until(lambda: refused(server.url), 60)
+
+
+def refused(url: str) -> bool:
+    try:
+        psycopg.connect(url).close()
+    except psycopg.OperationalError as error:
+        return "Peer authentication failed" in str(error)
+    return False
+
+
+def test_node_keeps_messages_over_kill_and_stop(private_node: Node) -> None:
+    with pika.BlockingConnection(pika.URLParameters(private_node.url)) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.queue_declare("kept", durable=True)
+        channel.basic_publish("", "kept", b"1", pika.BasicProperties(delivery_mode=2))
+    # The log of its tables, in which the queue is, lies in its memory for two seconds, whatever it has confirmed.
+    private_node.ctl("eval", "mnesia:sync_log().")
+    private_node.kill()
+    assert not private_node.running()
+    private_node.start()
+    assert "kept\t1" in private_node.ctl("list_queues", "name", "messages")
+
+
+def test_node_without_rabbitmq_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callboard.commands.services.rabbitmq_programs.PLACES", ())
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not installed()
+    with pytest.raises(NotStarted, match="AMQP_URL"):
+        Node(tmp_path).start()
+
+
+def test_node_that_cannot_boot_shows_its_log(tmp_path: Path) -> None:
+    (tmp_path / "advanced.config").write_text("no Erlang term", encoding="ascii")
+    with pytest.raises(NotStarted, match="failed_to_read_advanced_configuration"), rabbitmq(tmp_path):
+        pass
+    assert not running(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("service", "signals"), [("postgres", [signal.SIGKILL, signal.SIGTERM]), ("rabbitmq", [signal.SIGKILL])]
+)
+def test_service_dies_with_its_starter(
+    tmp_path: Path, service: str, signals: Sequence[signal.Signals]
+) -> None:
+    for number in signals:
+        command = [sys.executable, "-c", HOLD.format(service=service), str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=bare_environment()) as starter:
+            assert starter.stdout
+            assert starter.stdout.readline() == b"up\n"
+            starter.send_signal(number)
+        assert wait_until(lambda: not running(str(tmp_path)), 60)
+
+
+def bare_environment() -> dict[str, str]:
+    """A machine with an empty home."""
+    return {name: value for name, value in os.environ.items() if name != "HOME"}

@@ -1,0 +1,231 @@
+"""`callboard submit`: every line an item, nothing stored of a file with a bad line, each error one line."""
+
+import json
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callboard.sql.pool import connect
+from callboard.sql.reads import queries
+from tests.support.programs import PEAK, fault, run
+from tests.support.programs import environment as variables
+from tests.support.workers import StartWorker
+
+Env = dict[str, str]
+ACTOR = "measure_source"
+
+
+@pytest.fixture
+def env(database_url: str) -> Env:
+    """A database, and no broker: what is stored stays as it is."""
+    return {"DATABASE_URL": database_url}
+
+
+def arguments_of(env: Env, job: int) -> list[tuple[Any, Any]]:
+    with connect(env["DATABASE_URL"]) as conn:
+        found, _ = queries.run(conn, queries.items(job))
+    return [(item["args"], item["kwargs"]) for item in found]
+
+
+def jobs(env: Env) -> list[dict[str, Any]]:
+    with connect(env["DATABASE_URL"]) as conn:
+        return queries.run(conn, queries.jobs())[0]
+
+
+def test_object_array_and_scalar_are_items(env: Env, tmp_path: Path) -> None:
+    lines = '\ufeff{"path": "a"}\n\n["b", 2]\n"c"\r\n12345678901234567890123\nnull\n[]'
+    (tmp_path / "items.jsonl").write_text(lines, encoding="utf-8", newline="")
+    done = run(tmp_path, "submit", ACTOR, "items.jsonl", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected: list[tuple[list[Any], dict[str, Any]]] = [
+        ([], {"path": "a"}),
+        (["b", 2], {}),
+        (["c"], {}),
+        ([12345678901234567890123], {}),
+        ([None], {}),
+        ([], {}),
+    ]
+    assert arguments_of(env, int(done.stdout)) == expected
+
+
+def test_csv_rows_are_items_by_header(env: Env, tmp_path: Path) -> None:
+    (tmp_path / "items.CSV").write_bytes('path,note\r\na,"two\nlines"\r\n\r\n"b","é"\r\n'.encode())
+    done = run(tmp_path, "submit", ACTOR, "items.CSV", env=env)
+    expected: list[tuple[list[Any], dict[str, str]]] = [
+        ([], {"path": "a", "note": "two\nlines"}),
+        ([], {"path": "b", "note": "é"}),
+    ]
+    assert arguments_of(env, int(done.stdout)) == expected
+
+
+def test_standard_input_and_format(env: Env, tmp_path: Path) -> None:
+    for arguments in (["-", "--format", "csv"], ["--format", "csv"], ["/dev/stdin", "--format", "csv"]):
+        done = run(tmp_path, "submit", ACTOR, *arguments, env=env, given=b"path\nx.py\n")
+        assert arguments_of(env, int(done.stdout)) == [([], {"path": "x.py"})]
+
+
+def test_options_reach_the_job(env: Env, tmp_path: Path) -> None:
+    options = [
+        "--name",
+        "a name",
+        "--key",
+        "k",
+        "--metadata",
+        '{"a": [1]}',
+        "--tenant",
+        "t",
+        *("--priority", "-3", "--max-failures", "5%", "--concurrency", "5", "--concurrency-by", "path=2"),
+        *("--rate", "10/s", "--delay", "1h", "--deadline", "2h", "--keep", "7d"),
+    ]
+    given = b'{"path": "a"}\n{"path": "b"}\n{"path": "a"}\n'
+    first = run(tmp_path, "submit", ACTOR, *options, "--item-key", "path", "--json", env=env, given=given)
+    job = json.loads(first.stdout)
+    assert (job["name"], job["key"], job["tenant"], job["total"]) == ("a name", "k", "t", 2)
+    assert job["metadata"] == {"a": [1]}
+    delayed, late = (datetime.fromisoformat(job["limits"].pop(name)) for name in ("at", "deadline"))
+    assert timedelta(minutes=50) < late - delayed < timedelta(minutes=70)
+    assert job["limits"] == {
+        "priority": -3, "max_failures": "5%", "concurrency": 5, "concurrency_by": "path=2", "rate": "10/s",
+        "keep": "7d",
+    }  # fmt: skip
+    again = run(tmp_path, "submit", ACTOR, *options, "--item-key", "path", env=env, given=given)
+    assert int(again.stdout) == job["id"]
+    assert len(jobs(env)) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "lines", "said"),
+    [
+        ("jsonl", b'"ok"\n\n{nope}\n', "line 3: no JSON"),
+        ("jsonl", b'"ok"\nNaN\n', "line 2: no JSON"),
+        ("jsonl", b'"ok"\n1e999\n', "line 2: no JSON"),
+        ("jsonl", b'"caf\xe9"\n', "line 1: no JSON: 'utf-8' codec"),
+        ("jsonl", b"[" * 100_000, "line 1: no JSON"),
+        ("jsonl", b'"ok"\n"' + b"x" * 1_100_000 + b'"\n"ok"\n', "line 2: more than the 1,048,576 bytes"),
+        ("csv", b"a,b\n1,2\n\n1,2,3\n", "line 4: 3 fields, and the header has 2"),
+        ("csv", b"a,b\n1\n", "line 2: 1 fields, and the header has 2"),
+        ("csv", b'a\n"x"y\n', "line 2: no CSV"),
+        ("csv", b'a\nb\n"x\ny\n', "line 3: no CSV: unexpected end"),
+        ("csv", b"a\ncaf\xe9\n", "line 2: not UTF-8"),
+    ],
+)
+def test_bad_line_is_named_and_nothing_stored(
+    env: Env, tmp_path: Path, form: str, lines: bytes, said: str
+) -> None:
+    line = fault(tmp_path, "submit", ACTOR, "--format", form, env=env, given=lines)
+    assert "nothing is stored, for it has 1 bad line: " in line
+    assert said in line
+    assert jobs(env) == []
+
+
+def test_skip_bad_leaves_them_out_and_says_which(env: Env, tmp_path: Path) -> None:
+    lines = b'"a"\n' + b"bad\n" * 12 + b'"b"\n'
+    done = run(tmp_path, "submit", ACTOR, "--skip-bad", env=env, given=lines)
+    assert arguments_of(env, int(done.stdout)) == [(["a"], {}), (["b"], {})]
+    assert "left out 12 bad lines: line 2: " in done.stderr
+    assert done.stderr.endswith(" and 2 more\n")
+
+
+def test_line_without_item_key_is_bad(env: Env, tmp_path: Path) -> None:
+    given = b'{"path": "a"}\n"b"\n{"other": 1}\n'
+    line = fault(tmp_path, "submit", ACTOR, "--item-key", "path", env=env, given=given)
+    assert "line 2: it has no 'path' for its item key; line 3: " in line
+
+
+def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None:
+    for header in (b"a,,b\n", b"a,a\n"):
+        said = fault(tmp_path, "submit", ACTOR, "--format", "csv", env=env, given=header)
+        assert "line 1: a column of the header" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
+        (["nobody"], "no actor 'nobody': import its module (CALLBOARD_ACTORS)", 1),
+        ([ACTOR, "missing.jsonl"], "can't read missing.jsonl: No such file", 1),
+        ([ACTOR, "."], "can't read .: Is a directory", 1),
+        ([ACTOR, "--format", "xml"], "'xml' is none of jsonl, csv", 2),
+        ([ACTOR, "--metadata", "[1]"], "no JSON object", 2),
+        ([ACTOR, "--metadata", '{"a": "\\u0000"}'], "the database can't hold one of the options", 1),
+        ([ACTOR, "--priority", "9999999999"], "--priority", 2),
+        ([ACTOR, "--rate", "10"], "rate must be like 10/s", 2),
+        ([ACTOR, "--delay", "soon"], "delay must be a time with its zone", 2),
+        ([ACTOR, "--on-fail", "ftp://x"], "a webhook's URL must be like", 2),
+        ([], "Missing argument 'ACTOR' (see `callboard submit --help`)", 2),
+    ],
+)
+def test_wrong_use_is_one_line(env: Env, tmp_path: Path, arguments: list[str], said: str, code: int) -> None:
+    assert said in fault(tmp_path, "submit", *arguments, env=env, given=b'"a"\n', code=code)
+    assert jobs(env) == []
+
+
+def test_key_of_another_actors_job_is_refused(env: Env, tmp_path: Path) -> None:
+    (tmp_path / "others.py").write_text("import dramatiq\n\n@dramatiq.actor\ndef other(): ...\n")
+    env = {**env, "CALLBOARD_ACTORS": "others"}
+    assert run(tmp_path, "submit", "other", "--key", "k", env=env).returncode == 0
+    said = fault(tmp_path, "submit", ACTOR, "--key", "k", env=env, code=2)
+    assert "is one of the actor 'other'" in said
+
+
+def test_actors_module_that_cannot_be_imported(env: Env, tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text("1 / 0\n")
+    said = fault(tmp_path, "submit", ACTOR, env={**env, "CALLBOARD_ACTORS": "wrong"})
+    assert "CALLBOARD_ACTORS names 'wrong', which can't be imported: ZeroDivisionError" in said
+
+
+def test_unreachable_broker_is_a_warning(env: Env, tmp_path: Path) -> None:
+    env = {**env, "AMQP_URL": "amqp://127.0.0.1:1/"}
+    done = run(tmp_path, "submit", ACTOR, env=env, given=b'"a"\n')
+    assert done.returncode == 0
+    assert len(arguments_of(env, int(done.stdout))) == 1
+    (warning,) = done.stderr.splitlines()
+    assert "publishing is held up" in warning
+
+
+def test_unreachable_database_and_missing_schema(empty_database_url: str, tmp_path: Path) -> None:
+    away = {"DATABASE_URL": "postgresql://127.0.0.1:1/none"}
+    assert "can't reach the database at 127.0.0.1:1/none" in fault(tmp_path, "submit", ACTOR, env=away)
+    assert "DATABASE_URL is not set" in fault(tmp_path, "submit", ACTOR)
+    behind = fault(tmp_path, "submit", ACTOR, env={"DATABASE_URL": empty_database_url})
+    assert "callboard migrate" in behind
+
+
+def test_wait_tells_whether_all_went_well(environment: Env, worker: StartWorker, tmp_path: Path) -> None:
+    worker("callboard.actors")
+    (tmp_path / "good.py").write_text("x = 1\n")
+    (tmp_path / "notes.txt").touch()
+    well = json.dumps(str(tmp_path / "good.py")) + "\n" + json.dumps(str(tmp_path / "notes.txt"))
+    done = run(tmp_path, "submit", ACTOR, "--wait", env=environment, given=well.encode())
+    assert done.returncode == 0
+    assert "1 succeeded · 1 skipped" in done.stdout
+    ill = json.dumps(str(tmp_path / "gone.py")).encode()
+    done = run(tmp_path, "submit", ACTOR, "--wait", "--json", env=environment, given=ill)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["failed"] == 1
+    empty = run(tmp_path, "submit", ACTOR, "--wait", "--json", env=environment)
+    assert (empty.returncode, json.loads(empty.stdout)["state"]) == (0, "completed")
+
+
+SUBMIT = f"""
+{PEAK}
+from callboard.commands.main import main
+assert main() == 0
+print(peak())
+"""
+
+
+def test_memory_stays_flat(env: Env, tmp_path: Path) -> None:
+    with (tmp_path / "many.jsonl").open("w") as file:
+        file.writelines(f'{{"path": "/some/where/file-{n}.py"}}\n' for n in range(200_000))
+    done = subprocess.run(
+        [sys.executable, "-c", SUBMIT, "submit", ACTOR, str(tmp_path / "many.jsonl")],
+        env=variables(env),
+        capture_output=True,
+        check=True,
+    )
+    assert jobs(env)[0]["total"] == 200_000
+    assert int(done.stdout.split()[-1]) < 150

@@ -1,0 +1,146 @@
+"""`callboard up`: everything runs, what dies comes back, and nothing is left when it ends, however it ends."""
+
+import json
+import os
+import signal
+import stat
+import urllib.request
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callboard.commands.errors import Fault
+from callboard.commands.local import backing_services
+from tests.support.programs import fault, left, run, running
+from tests.support.workers import wait_until
+
+ACTOR = "measure_source"
+
+
+def addresses(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / ".callboard" / "up.json").read_text())
+    return found
+
+
+def works(folder: Path) -> bool:
+    """Whether an item that another process submits is worked on."""
+    (folder / "some.py").write_text("x = 1\n")
+    given = json.dumps(str(folder / "some.py")).encode()
+    return run(folder, "submit", ACTOR, "--wait", given=given).returncode == 0
+
+
+def children(pid: int, *words: str) -> list[int]:
+    """The pids of a process's children with these words in their command line."""
+    found = []
+    for place in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in place.read_text().split():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                line = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                found += [int(child)] if set(words) <= set(line) else []
+    return found
+
+
+def test_up_runs_everything_and_starts_again_what_dies(tmp_path: Path) -> None:
+    with running(tmp_path, "up", "--processes", "2", "--threads", "2", until="Ctrl-C") as up:
+        assert stat.S_IMODE((tmp_path / ".callboard" / "up.json").stat().st_mode) == 0o600
+        assert works(tmp_path)
+        with urllib.request.urlopen(addresses(tmp_path)["web_url"] + "readyz") as answer:
+            assert answer.status == 200
+        assert "another `callboard up` runs in" in fault(tmp_path, "up")
+        workers = children(up.pid, "dramatiq")
+        assert len(workers) == 2
+        for child in children(workers[0]):
+            os.kill(child, signal.SIGKILL)
+        os.kill(children(up.pid, "serve")[0], signal.SIGKILL)
+        assert wait_until(lambda: len(set(children(up.pid, "dramatiq")) - set(workers)) == 1, 60)
+        assert wait_until(lambda: served(tmp_path), 60)
+        assert "worker 1 ended by itself" in up.log.read_text()
+        assert "the web app ended by itself" in up.log.read_text()
+        assert up.stop(60) == 0
+    assert not (tmp_path / ".callboard" / "up.json").exists()
+    assert "Killing" not in "".join(log.read_text() for log in tmp_path.glob(".callboard/*.log"))
+
+
+def served(folder: Path) -> bool:
+    try:
+        urllib.request.urlopen(addresses(folder)["web_url"]).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_up_keeps_its_data_and_takes_the_broker_in_this_process(tmp_path: Path) -> None:
+    with running(tmp_path, "up", "--in-process", until="Ctrl-C") as up:
+        assert "broker: Dramatiq's in-process one, as asked for" in up.log.read_text()
+        assert addresses(tmp_path)["amqp_url"] is None
+        assert works(tmp_path)
+        assert "holds, only that worker can sweep" in fault(tmp_path, "sweep")
+        up.send(signal.SIGINT)
+        assert wait_until(lambda: not up.running(), 60)
+        assert up.kill() == 0
+    with running(tmp_path, "up", "--in-process", until="Ctrl-C"):
+        jobs = json.loads(run(tmp_path, "jobs", "--json").stdout)["jobs"]
+        assert [job["succeeded"] for job in jobs] == [1]
+        assert run(tmp_path, "verify").returncode == 0
+
+
+def test_up_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, "up", until="Ctrl-C") as up:
+        os.kill(up.pid, signal.SIGKILL)
+        assert wait_until(lambda: not left(tmp_path), 60), left(tmp_path)
+    with running(tmp_path, "up", "--in-process", until="Ctrl-C"):
+        assert works(tmp_path)
+
+
+def test_up_takes_what_the_environment_names(tmp_path: Path, environment: dict[str, str]) -> None:
+    with running(tmp_path, "up", env=environment, until="Ctrl-C"):
+        assert addresses(tmp_path)["amqp_url"] == environment["AMQP_URL"]
+        assert works(tmp_path)
+        assert not (tmp_path / ".callboard" / "postgres").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"AMQP_URL": "amqp://guest:secret@127.0.0.1:1/"}, "can't reach RabbitMQ at 127.0.0.1:1: "),
+        ({"AMQP_URL": "http://somewhere/"}, "AMQP_URL is no address of RabbitMQ"),
+        ({"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, "can't reach the database at 127.0.0.1:1/none"),
+        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is no address of a database"),
+        ({"CALLBOARD_ACTORS": "nomodule"}, "CALLBOARD_ACTORS names 'nomodule', which can't be imported"),
+    ],
+)
+def test_up_that_cannot_start_says_why_in_one_line(tmp_path: Path, env: Mapping[str, str], said: str) -> None:
+    line = fault(tmp_path, "up", env=env)
+    assert said in line
+    assert "secret" not in line
+    assert wait_until(lambda: not left(tmp_path), 60), left(tmp_path)
+
+
+def test_up_without_rabbitmq_says_what_it_takes_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(backing_services, "installed", lambda: False)
+    monkeypatch.delenv("AMQP_URL", raising=False)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    place = backing_services.House(tmp_path, throwaway=True, in_process=False, stopping=ExitStack())
+    with pytest.raises(Fault):
+        place.open()
+    assert place.amqp_url is None
+    assert "RabbitMQ isn't installed here and AMQP_URL isn't set" in capsys.readouterr().err
+
+
+def test_sweep_publishes_what_waits_and_ends_in_order(tmp_path: Path, environment: dict[str, str]) -> None:
+    database = {"DATABASE_URL": environment["DATABASE_URL"]}
+    job = run(tmp_path, "submit", ACTOR, env=database, given=b'"a.py"\n"b.py"\n').stdout.strip()
+    with running(tmp_path, "sweep", env=environment, until="sweeping") as sweep:
+
+        def published() -> bool:
+            return bool(
+                json.loads(run(tmp_path, "status", job, "--json", env=database).stdout)["queued"] == 2
+            )
+
+        assert wait_until(published, 60)
+        assert sweep.stop(30) == 0

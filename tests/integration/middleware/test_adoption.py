@@ -1,0 +1,243 @@
+"""An app that knows nothing of Callboard takes it up with messages in its queues, and lays it down again."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pika
+import psycopg
+import pytest
+
+from callboard.commands.services.child_process import Process
+from callboard.commands.services.ports import free_ports
+from callboard.sql.states import ITEM_STATES
+from tests.support import readme
+from tests.support.workers import StartWorker, wait_until
+
+BIN = Path(sys.executable).parent
+TIMEOUT = 120.0
+
+#: The app as it was. `odd` fails for good, and `later` succeeds when it is tried again.
+APP = """
+import os
+import time
+
+import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+broker = RabbitmqBroker(url=os.environ["AMQP_URL"])
+dramatiq.set_broker(broker)
+
+
+def write(line):
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write(f"{line}\\n")
+
+
+@dramatiq.actor
+def note(number):
+    time.sleep(0.005)
+    write(f"note {number}")
+
+
+@dramatiq.actor(queue_name="odd", max_retries=0)
+def odd(number):
+    write(f"odd {number}")
+    raise ValueError(f"{number} is odd")
+
+
+@dramatiq.actor(queue_name="later", max_retries=3, min_backoff=50, max_backoff=100)
+def later(number):
+    with open(os.environ["NOTES"]) as notes:
+        tried = f"later {number}\\n" in notes
+    write(f"later {number}")
+    if not tried:
+        raise OSError("not yet")
+"""
+
+#: The script that sends: so many notes, and of the others one each ten.
+SEND = """
+import sys
+
+import app
+
+first, end = int(sys.argv[1]), int(sys.argv[2])
+for number in range(first, end):
+    app.note.send(number)
+    if number % 10 == 0:
+        app.odd.send(number)
+        app.later.send(number)
+"""
+
+BROKER = 'broker = RabbitmqBroker(url=os.environ["AMQP_URL"])\n'
+#: Either way of the README: one line more, or another broker instead of Dramatiq's.
+CHANGES = {
+    "install": BROKER + "import callboard\ncallboard.install(broker)\n",
+    "drop-in": 'import callboard\nbroker = callboard.RabbitmqBroker(url=os.environ["AMQP_URL"])\n',
+}
+
+
+class App:
+    """The app in its folder, its queues, and what its actors wrote down."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.notes = folder / "notes.txt"
+        self.notes.touch()
+        self.variables = {**environment, "NOTES": str(self.notes), "PYTHONPATH": str(folder)}
+        (folder / "send.py").write_text(SEND, encoding="utf-8")
+        self.write(APP)
+
+    def write(self, source: str) -> None:
+        (self.folder / "app.py").write_text(source, encoding="utf-8")
+
+    def run(self, *command: str) -> str:
+        """Run a program of the environment to its end; what it printed."""
+        done = subprocess.run(
+            [BIN / command[0], *command[1:]], cwd=self.folder, env={**os.environ, **self.variables},
+            text=True, capture_output=True, timeout=TIMEOUT, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start(self, *command: str, says: str, **variables: str) -> Process:
+        """Start one that stays, and wait until it says so."""
+        log = self.folder / f"{command[1]}.log"
+        environment = {**os.environ, **self.variables, **variables, "PYTHONUNBUFFERED": "1"}
+        process = Process([BIN / command[0], *command[1:]], log=log, env=environment, cwd=self.folder)
+        process.start().wait_ready(lambda: says in log.read_text(encoding="utf-8"), TIMEOUT)
+        return process
+
+    def send(self, first: int, end: int) -> None:
+        self.run("python", "send.py", str(first), str(end))
+
+    def noted(self) -> set[str]:
+        return set(self.notes.read_text(encoding="utf-8").splitlines())
+
+    def queued(self) -> Counter[str]:
+        """Messages ready in RabbitMQ, by actor; those that wait for a retry too."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.variables["AMQP_URL"]))
+        channel = connection.channel()
+        found: Counter[str] = Counter()
+        for actor, queue in {"note": "default", "odd": "odd", "later": "later"}.items():
+            for name in (queue, f"{queue}.DQ"):
+                found[actor] += channel.queue_declare(name, passive=True).method.message_count
+        connection.close()
+        return found
+
+    def nothing_waits_as_rows(self) -> bool:
+        jobs = json.loads(self.run("callboard", "jobs", "--json"))["jobs"]
+        return all(job["pending"] == job["retrying"] == 0 for job in jobs)
+
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        """The jobs as the command line gives them, by actor."""
+        return {job["actor"]: job for job in json.loads(self.run("callboard", "jobs", "--json"))["jobs"]}
+
+
+def sent(first: int, end: int) -> Counter[str]:
+    tens = sum(number % 10 == 0 for number in range(first, end))
+    return Counter(note=end - first, odd=tens, later=tens)
+
+
+def lines(first: int, end: int) -> set[str]:
+    """What is in the notes when everything sent was processed."""
+    others = {f"{actor} {n}" for actor in ("odd", "later") for n in range(first, end) if n % 10 == 0}
+    return {f"note {n}" for n in range(first, end)} | others
+
+
+@contextmanager
+def served(app: App) -> Iterator[Callable[[str], Any]]:
+    """`callboard serve` in a process of its own; gives a function that GETs a path as JSON."""
+    port = free_ports(1)[0]
+    process = app.start("callboard", "serve", "--port", str(port), says="Callboard is at")
+
+    def get(path: str) -> Any:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+            return json.load(answer)
+
+    try:
+        yield get
+    finally:
+        process.stop()
+
+
+@contextmanager
+def swept(app: App) -> Iterator[None]:
+    """The README's `callboard sweep`, in a process of its own."""
+    [line] = [line for line in readme.block("sh", "callboard sweep").splitlines() if "sweep" in line]
+    variable, *command = shlex.split(line, comments=True)
+    name, _, value = variable.partition("=")
+    process = app.start(*command, says="sweeping", **{name: value})
+    try:
+        yield
+    finally:
+        assert process.stop(TIMEOUT) == 0
+
+
+@pytest.mark.parametrize("way", CHANGES)
+def test_taken_up_and_laid_down_again(
+    way: str, empty_database_url: str, amqp_url: str, worker: StartWorker, tmp_path: Path
+) -> None:
+    app = App(tmp_path, {"DATABASE_URL": empty_database_url, "AMQP_URL": amqp_url})
+    assert "callboard.install(broker)" in readme.TEXT
+    assert "callboard.RabbitmqBroker(url=…)" in readme.TEXT
+
+    # As it was: it works, is stopped in the middle as by a deploy, and more is sent meanwhile.
+    app.send(0, 300)
+    stock = worker("app", env=app.variables)
+    assert wait_until(lambda: len(app.noted()) > 50, TIMEOUT)
+    stock.stop()
+    app.send(300, 400)
+    before = app.queued()
+    assert before["note"] >= 100
+
+    # Taken up: what was queued is counted with what is sent from now on.
+    app.write(APP.replace(BROKER, CHANGES[way]))
+    app.run("callboard", "migrate")
+    app.send(400, 500)
+    tracked = worker("app", env=app.variables)
+    expected = before + sent(400, 500)
+
+    def all_done() -> bool:
+        jobs = app.jobs()
+        return {n: j["succeeded"] + j["failed"] for n, j in jobs.items()} == dict(expected)
+
+    assert wait_until(all_done, TIMEOUT, pause=0.2), app.jobs()
+    assert app.noted() == lines(0, 500)
+    with served(app) as get:
+        over_http = {job["actor"]: get(f"/api/jobs/{job['id']}") for job in get("/api/jobs")["jobs"]}
+        assert over_http["odd"]["failed"] == expected["odd"]
+        assert over_http["note"]["succeeded"] == expected["note"]
+        assert over_http["later"]["succeeded"] == expected["later"]
+        [error] = get(f"/api/jobs/{over_http['odd']['id']}/errors")["errors"]
+        assert (error["type"], error["count"]) == ("ValueError", expected["odd"])
+    for actor, job in app.jobs().items():
+        assert sum(job[state] for state in ITEM_STATES) == job["total"] == expected[actor]
+    app.run("callboard", "verify")
+
+    # Laid down in the middle: `callboard sweep` brings onto RabbitMQ what waits as rows, the stock app does the rest.
+    app.send(500, 800)
+    numbers = "".join(f"{number}\n" for number in range(1000, 4000))
+    (tmp_path / "numbers.jsonl").write_text(numbers, encoding="ascii")
+    assert wait_until(lambda: len(app.noted() & lines(500, 800)) > 30, TIMEOUT)
+    tracked.stop()
+    app.run("callboard", "submit", "note", "numbers.jsonl")
+    with swept(app):
+        assert wait_until(app.nothing_waits_as_rows, TIMEOUT, pause=0.2), app.jobs()
+    app.write(APP)
+    assert app.queued()["note"] > 0
+    worker("app", env=app.variables)
+    everything = lines(0, 800) | {f"note {number}" for number in range(1000, 4000)}
+    assert wait_until(lambda: app.noted() == everything and not app.queued().total(), TIMEOUT, pause=0.2)
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("DROP SCHEMA callboard CASCADE")
+    app.send(800, 810)
+    assert wait_until(lambda: app.noted() == everything | lines(800, 810), TIMEOUT)

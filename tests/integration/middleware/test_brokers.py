@@ -1,0 +1,169 @@
+"""The same middleware on Dramatiq's own brokers: counts exact, no acknowledgement before the commit."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
+from dramatiq.brokers.stub import StubBroker
+
+import callboard
+from callboard import Stage
+from callboard.middleware.tracking import runtime_of
+from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
+from callboard.sql.writes import outcomes
+from tests.support import makers
+from tests.support.workers import wait_until
+
+TIMEOUT = 60.0
+
+
+class House:
+    """A tracked broker in this process with actors that note their runs, and a worker when it is asked for."""
+
+    def __init__(self, broker: dramatiq.Broker, conn: Conn) -> None:
+        self.broker = broker
+        self.conn = conn
+        self.runs: Counter[Any] = Counter()
+        self.worker: dramatiq.Worker | None = None
+
+        @dramatiq.actor(broker=broker, max_retries=2, min_backoff=20, max_backoff=40)
+        def act(number: int, fate: str = "succeed") -> Any:
+            self.runs[number] += 1
+            if fate == "fail" or (fate == "retry" and callboard.current().attempt == 1):
+                raise ValueError(fate)
+            if fate == "skip":
+                raise callboard.Skip("not needed")
+            if fate == "parent":
+                act.send(number + 1000)
+            return {"number": number} if fate == "result" else None
+
+        @dramatiq.actor(broker=broker, max_retries=0)
+        def told(message: dict[str, Any], result: Any) -> None:
+            self.runs["told", result["number"]] += 1
+
+        self.act = act
+        self.told = told
+
+    def work(self) -> None:
+        self.worker = dramatiq.Worker(self.broker, worker_threads=4, worker_timeout=50)
+        self.worker.start()
+
+    def close(self) -> None:
+        if self.worker is not None:
+            self.worker.stop()
+        runtime_of(self.broker).close()
+        self.broker.close()
+
+
+@pytest.fixture(params=["in process", "stock"])
+def house(request: pytest.FixtureRequest, database_url: str) -> Iterator[House]:
+    stock = request.param == "stock"
+    broker = StockRabbitmqBroker(url=request.getfixturevalue("amqp_url")) if stock else StubBroker()
+    before = dramatiq.broker.global_broker
+    dramatiq.set_broker(broker)
+    assert callboard.install(broker, database_url=database_url) is broker
+    assert callboard.install(broker, database_url=database_url) is broker
+    with connect(database_url) as conn:
+        made = House(broker, conn)
+        try:
+            yield made
+        finally:
+            made.close()
+            dramatiq.broker.global_broker = before
+        assert queries.run(conn, queries.verify())["drift"] == []
+
+
+FATES = ["succeed", "retry", "fail", "skip", "result"]
+
+
+def test_a_mixed_job_is_counted_exactly(house: House) -> None:
+    job = callboard.submit(house.act, ({"number": n, "fate": FATES[n % 5]} for n in range(100)))
+    house.work()
+    status = job.wait(TIMEOUT)
+    assert status["state"] == "completed"
+    assert (status["succeeded"], status["failed"], status["skipped"]) == (60, 20, 20)
+    assert status["retries"] == 20 + 40
+    assert house.runs == {n: {"retry": 2, "fail": 3}.get(FATES[n % 5], 1) for n in range(100)}
+    assert [item["result"] for item in job.items()][4] == {"number": 4}
+
+
+def test_stages_follow_one_another(house: House) -> None:
+    items = ({"number": n, "fate": "result"} for n in range(20))
+    plan = [Stage(house.act, items=items), Stage(house.act, make=makers.onwards, name="next")]
+    job = callboard.stages("in stages", plan)
+    house.work()
+    status = job.wait(TIMEOUT)
+    assert (status["state"], status["succeeded"]) == ("completed", 40)
+    assert house.runs == {n: 1 for start in (0, 1000) for n in range(start, start + 20)}
+
+
+def test_nothing_is_acknowledged_before_its_commit(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the journal can't commit, the worker thread has its message, and RabbitMQ too."""
+    gate = threading.Event()
+    record = outcomes.record
+
+    def held(*args: Any) -> Any:
+        assert gate.wait(TIMEOUT)
+        return record(*args)
+
+    acked: list[str] = []
+    after = threading.Event()
+
+    class Watch(dramatiq.Middleware):
+        def before_ack(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:
+            acked.append(message.message_id)
+            after.set()
+
+    house.broker.add_middleware(Watch())
+    monkeypatch.setattr(outcomes, "record", held)
+    job = callboard.submit(house.act, [1])
+    house.work()
+    assert wait_until(lambda: house.runs[1] == 1, TIMEOUT)
+    assert not after.wait(0.3)
+    assert job.status()["succeeded"] == 0
+    gate.set()
+    assert after.wait(TIMEOUT)
+    assert job.status()["succeeded"] == 1
+
+
+def test_callbacks_children_and_pipelines_go_with_their_parent(house: House) -> None:
+    with callboard.job("sends") as job:
+        house.act.send_with_options(args=(1, "result"), on_success=house.told)
+        house.act.send(2, "parent")
+        house.act.send(3, "skip")
+    house.work()
+    status = job.wait(TIMEOUT)
+    assert (status["succeeded"], status["skipped"], status["total"]) == (4, 1, 5)
+    assert house.runs["told", 1] == 1
+    assert house.runs[1002] == 1
+
+
+def test_a_delayed_send_comes_from_the_outbox(house: House) -> None:
+    with callboard.job("later") as job:
+        house.act.send_with_options(args=(1,), delay=600)
+    assert house.conn.execute("SELECT count(*) FROM callboard.outbox").fetchone() == (1,)
+    house.work()
+    assert job.wait(TIMEOUT)["succeeded"] == 1
+
+
+def test_what_was_sent_before_the_worker_came_and_after_runs_once(house: House) -> None:
+    with callboard.job("before and after") as job:
+        house.act.send(1)
+        house.work()
+        for n in range(2, 60):
+            house.act.send(n)
+    assert job.wait(TIMEOUT)["succeeded"] == 59
+    assert wait_until(lambda: not house.conn.execute("SELECT 1 FROM callboard.outbox").fetchone(), TIMEOUT)
+    house.close()
+    assert set(house.runs.values()) == {1}, {n: times for n, times in house.runs.items() if times > 1}
+
+
+def test_current_is_refused_where_there_is_no_item(house: House) -> None:
+    for ask in (callboard.current, lambda: callboard.step("nowhere"), lambda: callboard.progress(1, 2)):
+        with pytest.raises(callboard.NotInAnItem, match="outside a tracked actor"):
+            ask()

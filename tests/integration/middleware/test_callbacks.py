@@ -1,0 +1,687 @@
+"""Callbacks of a job: queued by whatever ends it, delivered to actors once and to webhooks at least once."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import callboard
+from callboard.commands.main import main
+from callboard.middleware.callbacks import dispatcher as delivery
+from callboard.middleware.callbacks import webhook
+from callboard.middleware.callbacks.dispatcher import Callbacks
+from callboard.middleware.message import envelope
+from callboard.sql.callback_targets import Message, Targets, Webhook
+from callboard.sql.pool import Conn, make_pool
+from callboard.sql.reads import queries
+from callboard.sql.rows import Event
+from callboard.sql.statements import documented, statement
+from callboard.sql.writes import actions, callbacks, outcomes, publishing, retry, submission
+from callboard.sql.writes.actions import By
+from callboard.sql.writes.jobs import close_jobs, close_stopped
+from callboard.sql.writes.retry import RetrySelection
+from callboard.web import create_app
+from tests.support import readme
+from tests.support.jobs import make_job, make_staged, record, status
+from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.receiver import Receiver, receiver
+from tests.support.vhosts import Broker
+from tests.support.webapp import get
+from tests.support.workers import wait_until
+
+ANNA = By("python", "anna")
+TELL = Message("tell", "mail")
+ALL = Targets((TELL,), (TELL,), (TELL,))
+SECRET = "s3cret"
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", SECRET)
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "on")
+    with receiver() as made:
+        yield made
+
+
+@pytest.fixture
+def part(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callbacks]:
+    """What delivers, in this process, and tries again soon; its thread isn't running."""
+    monkeypatch.setattr(delivery, "FIRST", 0.05)
+    pool = make_pool(database_url, size=2)
+    made = Callbacks(pool)
+    yield made
+    made.close(0)
+    pool.close()
+
+
+def hook(here: Receiver, path: str = "") -> Targets:
+    """Webhooks at the receiver for every end."""
+    to = (Webhook(here.url + path),)
+    return Targets(to, to, to)
+
+
+def deliver(part: Callbacks, conn: Conn, until: Callable[[], Any]) -> None:
+    """Let it work until then."""
+
+    def turn() -> bool:
+        part.turn(conn)
+        part._await(0.02)
+        return bool(until())
+
+    assert wait_until(turn, TIMEOUT, pause=0.0)
+    part.turn(conn)
+
+
+def listed(conn: Conn, job: int) -> list[dict[str, Any]]:
+    return queries.run(conn, queries.callbacks(job))
+
+
+def over(conn: Conn, job: int) -> bool:
+    """Whether all of its callbacks are delivered or given up."""
+    return all(callback["state"] != "waiting" for callback in listed(conn, job))
+
+
+def done(conn: Conn, targets: Targets, *, items: int = 2, name: str = "a job") -> int:
+    """A job that is completed."""
+    job = make_job(conn, items, name=name, targets=targets)
+    record(conn, job, {"succeeded": range(items)})
+    return job
+
+
+# Queued by what ends a job ------------------------------------------------------------------------------------------
+
+
+def by_record(conn: Conn) -> int:
+    job = make_job(conn, 3, targets=ALL)
+    record(conn, job, {"succeeded": [0, 1]})
+    assert listed(conn, job) == []
+    record(conn, job, {"failed": [2]})
+    return job
+
+
+def by_seal_job(conn: Conn) -> int:
+    job = make_job(conn, 2, sealed=False, targets=ALL)
+    record(conn, job, {"succeeded": range(2)})
+    assert listed(conn, job) == []
+    submission.seal_job(conn, job)
+    return job
+
+
+def by_close_stopped(conn: Conn) -> int:
+    job = make_job(conn, 2, published=0, targets=ALL)
+    actions.cancel(conn, job, ANNA)
+    return job
+
+
+def by_close_jobs(conn: Conn) -> int:
+    job = done(conn, ALL)
+    conn.execute("DELETE FROM callboard.callbacks")
+    conn.execute("UPDATE callboard.jobs SET state = 'running', finished_at = NULL WHERE id = %s", (job,))
+    assert close_jobs(conn) == [job]
+    return job
+
+
+def by_break_job(conn: Conn) -> int:
+    job = make_job(conn, 2, sealed=False, targets=ALL)
+    submission.break_job(conn, job, "its file has gone")
+    return job
+
+
+def by_break_abandoned(conn: Conn) -> int:
+    job = make_job(conn, 2, sealed=False, targets=ALL)
+    conn.execute("UPDATE callboard.jobs SET submitting_until = now() - interval '1 s' WHERE id = %s", (job,))
+    assert submission.break_abandoned(conn) == [job]
+    return job
+
+
+def by_end_parent(conn: Conn) -> int:
+    job, _ = make_staged(conn, on_failure="stop", targets=ALL)
+    return job
+
+
+ENDS = {
+    "record": by_record, "seal_job": by_seal_job, "close_stopped": by_close_stopped, "close_jobs": by_close_jobs,
+    "break_job": by_break_job, "break_abandoned": by_break_abandoned, "end_parent": by_end_parent,
+}  # fmt: skip
+
+
+def ends_jobs(name: str) -> bool:
+    """Whether a statement sets a job's `finished_at` to a time."""
+    updates = re.findall(
+        r"UPDATE callboard\.jobs\b.*?(?=\bRETURNING\b|\)\s*,\s*\w+ AS \(|\Z)", statement(name), re.DOTALL
+    )
+    return any(re.search(r"\bfinished_at = (?!NULL)", update.partition("WHERE")[0]) for update in updates)
+
+
+def test_every_statement_that_ends_a_job_is_tried_here() -> None:
+    """One that is new queues callbacks too, and has its way here."""
+    found = {name for name in documented() if ends_jobs(name)}
+    assert found == set(ENDS)
+    for name in found:
+        assert "INSERT INTO callboard.callbacks" in statement(name), name
+
+
+@pytest.mark.parametrize("name", sorted(ENDS))
+def test_whatever_ends_a_job_queues_its_callbacks(name: str, conn: Conn) -> None:
+    job = ENDS[name](conn)
+    now = status(conn, job)
+    [callback] = listed(conn, job)
+    assert now["state"] in ("completed", "failed", "cancelled")
+    assert (callback["on"], callback["state"], callback["target"]) == (now["state"], "waiting", "tell")
+    [claimed] = callbacks.claim_callbacks(conn, webhooks=False, limit=9)
+    # Its parts are derived as they were: nothing of the job is missing, and its times are times.
+    assert delivery.payload(conn, claimed) == {**now, "id": callback["id"], "job": job}
+    assert "callbacks" not in claimed.ended
+    # Said again, it ends nothing, and calls nobody.
+    record(conn, job, {"succeeded": range(2)})
+    submission.seal_job(conn, job)
+    submission.break_job(conn, job, "again")
+    close_stopped(conn)
+    close_jobs(conn)
+    submission.break_abandoned(conn)
+    callbacks.queue_missed_callbacks(conn)
+    assert len(listed(conn, job)) == 1
+
+
+def test_only_those_of_its_end_are_called(conn: Conn) -> None:
+    job = done(
+        conn, Targets(on_complete=(TELL, Webhook("https://a/b?token=1")), on_fail=(Message("other", "q"),))
+    )
+    assert [(c["on"], c["target"]) for c in listed(conn, job)] == [
+        ("completed", "tell"),
+        ("completed", "https://a/b?***"),
+    ]
+    assert listed(conn, done(conn, Targets(on_cancel=(TELL,)))) == []
+    assert listed(conn, done(conn, Targets())) == []
+
+
+def test_a_flush_that_ends_one_of_its_jobs_calls_for_that_one(conn: Conn) -> None:
+    jobs = [make_job(conn, 2, targets=ALL) for _ in range(3)]
+    now = time.monotonic()
+    events = [
+        Event(job, item, 1, "succeeded", 0.01, now, 1)
+        for job, items in zip(jobs, (1, 2, 1), strict=True)
+        for item in range(items)
+    ]
+    outcomes.record(conn, events, now)
+    assert [len(listed(conn, job)) for job in jobs] == [0, 1, 0]
+
+
+def test_a_job_opened_again_calls_again_with_a_new_id_and_tells_each_end_as_it_was(conn: Conn) -> None:
+    job = make_job(conn, 2, targets=ALL)
+    record(conn, job, {"succeeded": [0], "failed": [1]})
+    first = status(conn, job)
+    retry.retry(conn, job, ANNA, RetrySelection())
+    record(conn, job, {"succeeded": [1]}, attempt=2)
+    second = status(conn, job)
+    found = callbacks.claim_callbacks(conn, webhooks=False, limit=9)
+    told = sorted(
+        (delivery.payload(conn, one) or {} for one in found), key=lambda one: str(one["finished_at"])
+    )
+    assert [{**one, "id": job} for one in told] == [{**first, "job": job}, {**second, "job": job}]
+    assert (told[0]["failed"], told[1]["failed"]) == (1, 0)
+    assert len({one["id"] for one in told}) == 2
+
+
+def test_an_end_that_older_code_recorded_is_called_for(conn: Conn) -> None:
+    jobs = [done(conn, ALL), done(conn, ALL), done(conn, Targets(on_fail=(TELL,))), done(conn, Targets())]
+    conn.execute("DELETE FROM callboard.callbacks WHERE job_id = %s", (jobs[0],))
+    assert callbacks.queue_missed_callbacks(conn) == [jobs[0]]
+    assert callbacks.queue_missed_callbacks(conn) == []
+    assert [len(listed(conn, job)) for job in jobs] == [1, 1, 0, 0]
+
+
+def test_webhooks_and_messages_are_claimed_apart_and_no_webhook_of_a_full_host(conn: Conn) -> None:
+    done(conn, Targets((TELL, Webhook("https://a/"), Webhook("https://b/"))))
+    assert callbacks.claim_callbacks(conn, webhooks=True, limit=9, full=["a", "b"]) == []
+    [one] = callbacks.claim_callbacks(conn, webhooks=True, limit=9, full=["a"])
+    assert one.url == "https://b/"
+    [other] = callbacks.claim_callbacks(conn, webhooks=True, limit=9)
+    assert other.url == "https://a/"
+    [message] = callbacks.claim_callbacks(conn, webhooks=False, limit=9)
+    assert (message.actor, message.queue, message.tries) == ("tell", "mail", 1)
+    for webhooks in (True, False):
+        assert callbacks.claim_callbacks(conn, webhooks=webhooks, limit=9) == []
+
+
+# Webhooks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_webhook_is_told_what_the_api_tells_signed(conn: Conn, here: Receiver, part: Callbacks) -> None:
+    job = done(conn, hook(here, "?token=1"))
+    deliver(part, conn, lambda: over(conn, job))
+    [call] = here.calls
+    [callback] = listed(conn, job)
+    assert (callback["state"], callback["tries"], callback["error"]) == ("delivered", 1, None)
+    assert call.id == callback["id"]
+    assert call.path == "/hook?token=1"
+    assert call.told == {**status(conn, job), "id": callback["id"], "job": job}
+    assert verified(call.headers, call.body)
+    assert not verified(call.headers, call.body + b" ")
+    assert not verified({**call.headers, "Callboard-Timestamp": "1"}, call.body)
+
+
+def verified(headers: Any, body: bytes) -> bool:
+    """What the README has receivers do."""
+    names: dict[str, Any] = {}
+    exec(readme.block("python", "hmac.compare_digest"), names)  # noqa: S102
+    return bool(names["genuine"](SECRET, headers, body))
+
+
+def test_a_receiver_that_fails_is_tried_again_under_the_same_id(
+    conn: Conn, here: Receiver, part: Callbacks
+) -> None:
+    here.answers.extend([500, 404])
+    job = done(conn, hook(here))
+    deliver(part, conn, lambda: over(conn, job))
+    assert len({call.id for call in here.calls}) == 1
+    assert len({call.body for call in here.calls}) == 1
+    [callback] = listed(conn, job)
+    assert (len(here.calls), callback["state"], callback["tries"]) == (3, "delivered", 3)
+
+
+def test_while_it_waits_it_is_said_why(
+    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "FIRST", 60.0)
+    here.usual = 500
+    job = done(conn, hook(here))
+    deliver(part, conn, lambda: listed(conn, job)[0]["error"])
+    [callback] = listed(conn, job)
+    assert callback["error"] == "the receiver answered 500 Internal Server Error"
+    assert (callback["state"], callback["tries"], callback["finished_at"]) == ("waiting", 1, None)
+    assert callback["due_at"] > callback["created_at"]
+    part.turn(conn)
+    assert len(here.calls) == 1, "it is not due yet"
+
+
+def test_a_receiver_that_is_gone_is_given_up_at_once(conn: Conn, here: Receiver, part: Callbacks) -> None:
+    here.usual = 410
+    job = done(conn, hook(here))
+    deliver(part, conn, lambda: over(conn, job))
+    [callback] = listed(conn, job)
+    assert (callback["state"], callback["error"]) == ("gave up", "the receiver answered 410 Gone")
+    assert callback["due_at"] is None
+
+
+def test_after_its_last_try_it_is_given_up_with_the_reason(
+    conn: Conn,
+    here: Receiver,
+    part: Callbacks,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(callbacks, "TRIES", 3)
+    here.usual = 503
+    job = done(conn, hook(here, "?token=hunter2"))
+    deliver(part, conn, lambda: over(conn, job))
+    [callback] = listed(conn, job)
+    assert (callback["state"], callback["tries"], len(here.calls)) == ("gave up", 3, 3)
+    assert callback["error"] == "the receiver answered 503 Service Unavailable"
+    said = [entry.getMessage() for entry in caplog.records if entry.name == "callboard.callbacks"]
+    assert said[-1].endswith("that was its last try (3)")
+    assert len(said) <= 2, "a line now and then, not one a try"
+    assert "hunter2" not in caplog.text
+
+
+def test_tries_last_about_a_day() -> None:
+    least = sum(delivery.pause(tries) for tries in range(1, callbacks.TRIES))
+    assert 16 * 3600 < least < 30 * 3600
+    assert 0.5 <= delivery.pause(1) <= 1.0
+    assert 1_800 <= delivery.pause(40) <= 3_600
+
+
+def test_without_a_secret_it_is_said_and_tried_again(
+    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CALLBOARD_WEBHOOK_SECRET")
+    job = done(conn, hook(here))
+    deliver(part, conn, lambda: listed(conn, job)[0]["error"])
+    assert "set CALLBOARD_WEBHOOK_SECRET" in listed(conn, job)[0]["error"]
+    assert here.calls == []
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", SECRET)
+    deliver(part, conn, lambda: over(conn, job))
+    assert len(here.calls) == 1
+
+
+def test_private_addresses_are_refused_unless_allowed(
+    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CALLBOARD_WEBHOOK_PRIVATE")
+    job = done(conn, hook(here))
+    deliver(part, conn, lambda: listed(conn, job)[0]["error"])
+    assert listed(conn, job)[0]["error"].startswith("127.0.0.1 is at 127.0.0.1, a loopback address")
+    assert here.calls == []
+
+
+def test_receivers_that_never_answer_hold_up_no_other(
+    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "TOTAL", 1.0)
+    monkeypatch.setattr(delivery, "FIRST", 60.0)
+    with receiver() as silent:
+        silent.usual = lambda _: time.sleep(20)
+        stuck = [done(conn, hook(silent)) for _ in range(6)]
+        good = [done(conn, hook(here)) for _ in range(20)]
+        deliver(part, conn, lambda: all(over(conn, job) for job in good))
+        assert len(here.calls) == 20
+        assert len(silent.calls) == delivery.EACH, "and the rest has not begun"
+        deliver(part, conn, lambda: all(listed(conn, job)[0]["error"] for job in stuck))
+    errors = {listed(conn, job)[0]["error"] for job in stuck}
+    assert errors == {"no answer in time (5 s to connect, 1 s for all of it)"}
+    assert not part._under_way
+
+
+def test_several_processes_share_what_is_due(conn: Conn, here: Receiver, database_url: str) -> None:
+    jobs = [done(conn, hook(here), items=1) for _ in range(40)]
+    pool = make_pool(database_url, size=4)
+    parts = [Callbacks(pool) for _ in range(3)]
+    for one in parts:
+        one.start()
+    try:
+        assert wait_until(lambda: all(over(conn, job) for job in jobs), TIMEOUT)
+    finally:
+        for one in parts:
+            one.close(TIMEOUT)
+        pool.close()
+    assert len(here.calls) == 40
+    assert len({call.id for call in here.calls}) == 40
+
+
+def test_what_a_dead_process_claimed_is_delivered_again_under_the_same_id(
+    conn: Conn, here: Receiver, part: Callbacks
+) -> None:
+    job = done(conn, hook(here))
+    [claimed] = callbacks.claim_callbacks(conn, webhooks=True, limit=9)
+    part.turn(conn)
+    assert here.calls == []
+    conn.execute("UPDATE callboard.callbacks SET claimed_until = now()")
+    deliver(part, conn, lambda: over(conn, job))
+    assert [call.id for call in here.calls] == [claimed.id]
+    # The one that was taken for dead comes back, and what it has to say is no news.
+    assert not callbacks.put_off_callback(conn, claimed, "late", pause=0, last=True)
+    assert not callbacks.settle_callback(conn, claimed)
+    assert [(c["state"], c["tries"]) for c in listed(conn, job)] == [("delivered", 2)]
+
+
+def test_a_process_that_stops_waits_for_no_receiver_longer_than_it_may(
+    conn: Conn, here: Receiver, part: Callbacks
+) -> None:
+    here.usual = lambda _: time.sleep(20)
+    job = done(conn, hook(here))
+    part.start()
+    assert wait_until(lambda: here.calls, TIMEOUT)
+    began = time.monotonic()
+    part.close(0.3)
+    assert time.monotonic() - began < 15, "it would hold the process for 20 s"
+    [callback] = listed(conn, job)
+    assert (callback["state"], callback["tries"]) == ("waiting", 1)
+
+
+def test_a_process_that_stops_begins_nothing(conn: Conn, here: Receiver, part: Callbacks) -> None:
+    jobs = [done(conn, hook(here)), done(conn, ALL)]
+    part.halt()
+    part.turn(conn)
+    assert [callback["tries"] for job in jobs for callback in listed(conn, job)] == [0, 0]
+
+
+def test_what_was_answered_while_the_database_was_away_is_recorded_later(
+    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = [True]
+    settle = callbacks.settle_callback
+
+    def settled(*given: Any) -> bool:
+        if away[0]:
+            raise psycopg.OperationalError("away")
+        return settle(*given)
+
+    monkeypatch.setattr(callbacks, "settle_callback", settled)
+    job = done(conn, hook(here))
+    part.start()
+    assert wait_until(lambda: part._ended, TIMEOUT)
+    away[0] = False
+    assert wait_until(lambda: over(conn, job), TIMEOUT)
+    assert len(here.calls) == 1
+
+
+def test_callbacks_of_a_deleted_job_disturb_nobody(conn: Conn, here: Receiver, part: Callbacks) -> None:
+    gone, job = done(conn, hook(here)), done(conn, hook(here))
+    silent = done(conn, ALL)
+    for one in (gone, silent):  # and their callbacks, in a moment
+        conn.execute("DELETE FROM callboard.jobs WHERE id = %s", (one,))
+        conn.execute("DELETE FROM callboard.items WHERE job_id = %s", (one,))
+    deliver(part, conn, lambda: over(conn, job))
+    for one in (gone, silent):
+        [callback] = listed(conn, one)
+        assert (callback["state"], callback["error"]) == ("gave up", "its job was deleted")
+    assert [call.told["job"] for call in here.calls] == [job]
+
+
+# Messages -----------------------------------------------------------------------------------------------------------
+
+
+def items_of(conn: Conn, actor: str) -> list[dict[str, Any]]:
+    """The calls in the actor's standing job."""
+    [(job,)] = conn.execute(
+        "SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL", (actor,)
+    )
+    return [item["args"][0] for item in queries.run(conn, queries.items(job))[0]]
+
+
+def test_a_message_becomes_an_item_of_its_actors_standing_job_once(conn: Conn, part: Callbacks) -> None:
+    jobs = [done(conn, ALL, name=f"job {n}") for n in range(3)]
+    part.turn(conn)
+    told = items_of(conn, "tell")
+    assert sorted(one["job"] for one in told) == jobs
+    assert {one["id"] for one in told} == {listed(conn, job)[0]["id"] for job in jobs}
+    assert {(one["state"], one["succeeded"]) for one in told} == {("completed", 2)}
+    sent = publishing.claim_outbox(conn, 10)
+    assert {(out.actor, out.queue, out.attempt, out.suspect) for out in sent} == {("tell", "mail", 1, False)}
+    assert {out.message_id for out in sent} == {one["id"] for one in told}
+    # Another process had it in hand, too: it comes to nothing.
+    conn.execute("UPDATE callboard.callbacks SET claimed_until = NULL, due_at = now()")
+    part.turn(conn)
+    assert len(items_of(conn, "tell")) == 3
+
+
+def test_two_that_send_the_same_message_send_it_once(conn: Conn, part: Callbacks) -> None:
+    done(conn, ALL)
+    [claimed] = callbacks.claim_callbacks(conn, webhooks=False, limit=9)
+    part._send(conn, claimed)
+    part._send(conn, claimed)
+    assert len(items_of(conn, "tell")) == 1
+
+
+def test_a_message_that_a_dead_process_claimed_waits_for_seconds_only(conn: Conn, part: Callbacks) -> None:
+    """To send it takes milliseconds, and twice it is sent once; a webhook may take its time."""
+    job = done(conn, Targets((TELL, Webhook("https://a/"))))
+    for webhooks in (True, False):
+        assert len(callbacks.claim_callbacks(conn, webhooks=webhooks, limit=9)) == 1
+    conn.execute("UPDATE callboard.callbacks SET claimed_until = claimed_until - interval '10 s'")
+    part.turn(conn)
+    assert {c["target"]: c["state"] for c in listed(conn, job)} == {
+        "tell": "delivered",
+        "https://a/": "waiting",
+    }
+
+
+def test_a_message_that_was_cut_off_is_neither_delivered_nor_half_there(
+    conn: Conn, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = done(conn, ALL)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the encoder of this app can't write that")
+
+    monkeypatch.setattr(envelope, "encode_args", broken)
+    part.turn(conn)
+    [callback] = listed(conn, job)
+    assert (callback["state"], callback["tries"]) == ("waiting", 1)
+    assert callback["error"] == "RuntimeError: the encoder of this app can't write that"
+    monkeypatch.undo()
+    deliver(part, conn, lambda: over(conn, job))
+    assert len(items_of(conn, "tell")) == 1
+
+
+# All of it ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on(
+    postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CALLBOARD_WEBHOOK_SECRET", SECRET)
+        patch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "on")
+        folder = tmp_path_factory.mktemp("callbacks")
+        with stage(postgres_url, template, broker, ["work", "told", "slow"], folder) as made:
+            yield made
+            assert made.drift() == []
+
+
+def told(on: Stage, job: callboard.Job) -> list[dict[str, Any]]:
+    """The calls about a job that the actor `told` returned as its results."""
+    standing = on.standing("told")
+    items = list(standing.items(state="succeeded")) if standing else []
+    return [item["result"] for item in items if item["result"]["job"] == job.id]
+
+
+def test_actors_and_webhooks_are_called_when_a_job_completes(on: Stage) -> None:
+    with receiver() as there:
+        job = on.submit("work", {"number": 1}, {"number": 2, "fate": "fail"}, on_complete=["told", there.url])
+        status = job.wait(TIMEOUT)
+        assert wait_until(lambda: there.calls and told(on, job), TIMEOUT)
+        assert wait_until(lambda: all(c["state"] == "delivered" for c in job.callbacks()), TIMEOUT)
+    ids = {callback["target"]: callback["id"] for callback in job.callbacks()}
+    calls = [*told(on, job), *(call.told for call in there.calls)]
+    for one in (status, *calls):
+        del one["updated_at"]  # its last message may be found confirmed after it has ended
+    assert calls == [{**status, "id": ids[target], "job": job.id} for target in ("told", there.url)]
+    assert verified(there.calls[0].headers, there.calls[0].body)
+    assert len(on.conn.execute("SELECT FROM runs WHERE what = %s", (f"told {ids['told']}",)).fetchall()) == 1
+
+
+def test_a_callback_that_fails_is_retried_as_any_message(on: Stage) -> None:
+    job = on.submit("work", {"number": 1}, name="flaky", on_complete=on.actor("told"))
+    assert wait_until(lambda: told(on, job), TIMEOUT)
+    assert job.status()["state"] == "completed"
+    assert [callback["state"] for callback in job.callbacks()] == ["delivered"]
+
+
+def test_a_job_that_is_cancelled_fails_or_is_opened_again_calls(on: Stage) -> None:
+    targets: dict[str, Any] = {"on_complete": "told", "on_fail": ["told"], "on_cancel": ["told"]}
+    job = on.submit("slow", *[{"number": n, "seconds": 0.2} for n in range(60)], **targets)
+    job.cancel("wrong file")
+    assert wait_until(lambda: told(on, job), TIMEOUT)
+    [call] = told(on, job)
+    assert (call["state"], call["reason"]) == ("cancelled", "wrong file")
+    failing = on.submit(
+        "work", *[{"number": n, "fate": "fail"} for n in range(40)], max_failures=1, **targets
+    )
+    assert wait_until(lambda: told(on, failing), TIMEOUT)
+    state = told(on, failing)[0]["state"]
+    assert state == failing.status()["state"] in ("failed", "completed")
+    first = on.submit("work", {"number": 1, "fate": "fail"}, **targets)
+    assert wait_until(lambda: told(on, first), TIMEOUT)
+    first.retry()
+    assert wait_until(lambda: len(told(on, first)) == 2, TIMEOUT)
+    assert len({call["id"] for call in told(on, first)}) == 2
+    assert len(first.callbacks()) == 2
+
+
+def test_a_block_of_sends_calls_when_it_is_done(on: Stage) -> None:
+    with callboard.job("in a block", on_complete="told") as job:
+        on.actor("work").send(1)
+    assert wait_until(lambda: told(on, job), TIMEOUT)
+
+
+def test_an_end_that_nobody_called_for_is_found_by_the_sweep(on: Stage) -> None:
+    job = on.submit("work", {"number": 1})
+    on.ended(job)
+    called = json.dumps({"completed": [{"actor": "told", "queue": "default"}]})
+    on.conn.execute("UPDATE callboard.jobs SET callbacks = %s WHERE id = %s", (called, job.id))
+    assert wait_until(lambda: told(on, job), TIMEOUT)
+
+
+def test_what_cant_be_called_leaves_no_job(on: Stage) -> None:
+    count = on.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone()
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        ("nobody", callboard.UnknownActor, "no actor 'nobody'"), (["told", "nobody"], callboard.UnknownActor, "nobody"),
+        ("ftp://a/b", ValueError, "https://host:port/path"), ("https://anna:hunter2@a/", ValueError, "no user"),
+        (5, ValueError, "on_fail takes actors"), ([None], ValueError, "on_fail takes actors"),
+        ("", ValueError, "on_fail takes actors"), ({"url": "https://a/"}, ValueError, "on_fail takes actors"),
+        ([f"https://a/{n}" for n in range(21)], ValueError, "on_fail has 21 callbacks, and 20 are allowed"),
+    ]  # fmt: skip
+    for given, error, says in wrong:
+        with pytest.raises(error, match=says):
+            on.submit("work", {"number": 1}, on_fail=given)
+        with pytest.raises(error, match=says), callboard.job("a block", on_fail=given):
+            pass
+    assert on.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() == count
+
+
+# Looked at ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_api_lists_callbacks(conn: Conn, here: Receiver, part: Callbacks, database_url: str) -> None:
+    job = done(conn, Targets((TELL, Webhook(f"{here.url}?token=hunter2"))))
+    other = done(conn, Targets())
+    deliver(part, conn, lambda: over(conn, job))
+    app = create_app(url=database_url)
+    found, none, unknown = get(app, *(f"/api/jobs/{n}/callbacks" for n in (job, other, 5)))
+    assert found.json() == {"callbacks": listed(conn, job), "next": None}
+    assert {tuple(one) for one in found.json()["callbacks"]} == {
+        ("id", "on", "state", "tries", "error", "target", "created_at", "due_at", "finished_at")
+    }
+    assert "hunter2" not in found.text
+    assert none.json() == {"callbacks": [], "next": None}
+    assert (unknown.status_code, unknown.json()["detail"]) == (404, "there is no job 5")
+
+
+def test_the_command_lists_callbacks(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    job = done(conn, Targets((TELL, Webhook("https://shop.example/hook?token=hunter2"))))
+    assert main(["callbacks", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert "https://shop.example/hook?***" in said
+    assert "waiting" in said
+    assert main(["callbacks", str(job), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"callbacks": listed(conn, job), "next": None}
+    assert main(["callbacks", "5"]) == 1
+    assert "there is no job 5" in capsys.readouterr().err
+
+
+def test_the_command_submits_with_callbacks(
+    on: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in on.environment.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"number": 1}\n')
+    several = ["--on-complete", "told", "--on-complete", "https://nowhere.invalid/?a=b", "--on-fail", "told"]
+    assert main(["submit", "work", str(file), *several, "--on-cancel", "told"]) == 0
+    job = callboard.get(int(capsys.readouterr().out))
+    job.wait(TIMEOUT)
+    assert [callback["target"] for callback in job.callbacks()] == ["told", "https://nowhere.invalid/?***"]
+    for wrong, says, code in (
+        ("nobody", "no actor 'nobody'", 1),
+        ("ftp://a", "https://host:port/path", 2),
+    ):
+        assert main(["submit", "work", str(file), "--on-fail", wrong]) == code
+        assert says in capsys.readouterr().err
+
+
+def test_config_shows_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", "hunter2")
+    assert main(["config", "--json"]) == 0
+    said = capsys.readouterr().out
+    assert "hunter2" not in said
+    assert "CALLBOARD_WEBHOOK_SECRET" in said

@@ -1,0 +1,198 @@
+"""Messages that carry many items: each has its own outcome, whether its actor gets them one by one or in a list."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+
+import callboard
+from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.vhosts import Broker
+from tests.support.workers import Worker, wait_until
+
+FATES = {0: "fail", 1: "retry", 2: "skip", 3: "result"}
+
+
+@pytest.fixture(scope="module")
+def on(
+    postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("chunks")
+    with stage(postgres_url, template, broker, ["work", "together", "noted", "nobody_has"], folder) as made:
+        yield made
+        assert made.worker is not None
+        assert made.worker.stop() == 0
+        assert made.drift() == []
+        assert "Unexpected failure in" not in made.worker.output
+
+
+def mixed(count: int) -> list[dict[str, Any]]:
+    return [{"number": n, "fate": FATES.get(n % 10, "succeed")} for n in range(count)]
+
+
+def test_each_item_of_a_chunk_has_its_own_outcome(on: Stage) -> None:
+    job = on.submit("work", *mixed(1000), chunk=50)
+    items = on.ended(job)
+    status = job.status()
+    assert (status["succeeded"], status["failed"], status["skipped"]) == (800, 100, 100)
+    assert status["retries"] == 100 + 2 * 100
+    assert [item["state"] for item in items[:4]] == ["failed", "succeeded", "skipped", "succeeded"]
+    assert items[3]["result"] == {"number": 3}
+    assert [item["attempt"] for item in items[:5]] == [3, 2, 1, 1, 1]
+
+
+def test_what_fails_in_a_chunk_at_once_gets_its_dead_letter(on: Stage) -> None:
+    """The message that carried it is acknowledged: its others succeeded."""
+    job = on.submit("noted", *({"number": n} if n % 20 else {"wrong": n} for n in range(60)), chunk=30)
+    on.ended(job)
+    assert job.status()["failed"] == 3
+    ids = set[str]()
+    for _ in range(3):
+        _, body = on.dead_letter(lambda _, body: json.loads(body)["message_id"].startswith(f"{job.id}-"))
+        ids.add(json.loads(body)["message_id"])
+    assert ids == {f"{job.id}-{n}" for n in (0, 20, 40)}
+
+
+def test_an_actor_that_takes_batches_gets_all_that_a_message_carries(on: Stage) -> None:
+    job = on.submit("together", *({"number": n} for n in range(100)), chunk=25)
+    assert all(item["result"] == {"of": 25} for item in on.ended(job))
+    calls = [what.split()[1:] for _, _, what in on.runs(job.id)]
+    assert sorted(calls, key=lambda call: int(call[0])) == [
+        [str(n) for n in range(first, first + 25)] for first in (0, 25, 50, 75)
+    ]
+
+
+def test_each_item_of_a_batch_has_its_own_outcome(on: Stage) -> None:
+    fates = {1: "fail", 2: "skip", 4: "retry"}
+    job = on.submit("together", *({"number": n, "fate": fates.get(n)} for n in range(6)), chunk=6)
+    items = on.ended(job)
+    assert [item["state"] for item in items] == [
+        "succeeded", "failed", "skipped", "succeeded", "succeeded", "succeeded"
+    ]  # fmt: skip
+    assert [item["result"] for item in items] == [{"of": 6}, None, None, {"of": 6}, "alone", {"of": 6}]
+    assert items[2]["error"]["message"] == "not needed"
+    assert [a["type"] for a in on.attempts(job, 1)] == ["ValueError"] * 3
+    calls = Counter(what for _, _, what in on.runs(job.id))
+    assert calls == {"together 0 1 2 3 4 5": 1, "together 1": 2, "together 4": 1}
+
+
+@pytest.mark.parametrize(("fate", "error"), [("raise", "NotYet"), ("short", "ValueError")])
+def test_what_a_batch_raises_holds_for_all_of_it(fate: str, error: str, on: Stage) -> None:
+    job = on.submit("together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4)
+    assert [item["attempt"] for item in on.ended(job)] == [2] * 4
+    assert job.status()["retries"] == 4
+    for item in range(4):
+        (attempt,) = on.attempts(job, item)
+        assert attempt["type"].endswith(error)
+        assert fate == "raise" or "a batch of 4 items gives a list of 4 outcomes" in attempt["message"]
+
+
+def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(on: Stage) -> None:
+    """A copy of the whole message comes again: what has ended does not run."""
+    job = on.submit("together", *({"number": n} for n in range(4)), chunk=4)
+    on.ended(job)
+    on.conn.execute(
+        "UPDATE callboard.items SET state = 'waiting', was = NULL, finished_at = NULL WHERE job_id = %s AND item > 0",
+        (job.id,),
+    )
+    on.conn.execute("DELETE FROM callboard.results WHERE job_id = %s AND item > 0", (job.id,))
+    on.conn.execute(
+        "UPDATE callboard.jobs SET state = 'running', finished_at = NULL, succeeded = 1, epoch = 1 WHERE id = %s",
+        (job.id,),
+    )
+    carrier = carrier_of(on, job, range(4), suspect=True)
+    with on.channel() as channel:
+        channel.basic_publish("", "default", carrier)
+    assert wait_until(lambda: job.status()["state"] == "completed", TIMEOUT), job.status()
+    calls = Counter(what for _, _, what in on.runs(job.id))
+    assert calls == {"together 0 1 2 3": 1, "together 1 2 3": 1}
+
+
+def carrier_of(on: Stage, job: callboard.Job, items: range, *, suspect: bool = False) -> bytes:
+    """The message that carries these items of a job of `together`."""
+    mark = {"job": job.id, "item": items[0], "attempt": 1, "epoch": 1, "suspect": suspect}
+    run = [{"item": n, "args": [], "kwargs": {"number": n}} for n in items]
+    return json.dumps(
+        {
+            "queue_name": "default", "actor_name": "together", "args": [], "kwargs": {},
+            "options": {"callboard": mark, "callboard_chunk": run},
+            "message_id": f"{job.id}-carrier", "message_timestamp": 0,
+        }
+    ).encode()  # fmt: skip
+
+
+def test_a_run_that_is_none_goes_to_the_dead_letters(on: Stage) -> None:
+    job = on.submit("together", {"number": 1})
+    on.ended(job)
+    whole = json.loads(carrier_of(on, job, range(2)))
+    for run in ([], 7, [{"item": 0}], {"item": 0}):
+        whole["options"]["callboard_chunk"] = run
+        whole["message_id"] = f"odd-{run}"
+        with on.channel() as channel:
+            channel.basic_publish("", "default", json.dumps(whole).encode())
+        _, body = on.dead_letter(lambda _, body: json.loads(body)["message_id"].startswith("odd"))
+        assert json.loads(body)["message_id"] == f"odd-{run}"
+
+
+def test_an_actor_that_nobody_has_gets_none_of_the_run(on: Stage) -> None:
+    on.conn.execute(
+        "INSERT INTO callboard.actors (name, queue) VALUES ('nobody_has', 'default') ON CONFLICT DO NOTHING"
+    )
+    job = on.submit("nobody_has", *range(40), chunk=20)
+    on.broker.recorder.begin(job.id)  # type: ignore[attr-defined]
+    kept = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at = '9999-01-01Z'"
+    if wait_until(lambda: job.status()["queued"] > 0, 5):
+        assert wait_until(lambda: on.conn.execute(kept, (job.id,)).fetchone() == (40,), TIMEOUT)
+    job.cancel()
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 1001, True, "5", 2.0])
+def test_a_chunk_that_makes_no_sense_is_refused(chunk: Any, on: Stage) -> None:
+    with pytest.raises(ValueError, match="chunk must be a whole number from 1 to 1000"):
+        on.submit("work", 1, chunk=chunk)
+
+
+def test_an_async_batch_is_refused() -> None:
+    async def gently(items: list[int]) -> None: ...
+
+    with pytest.raises(TypeError, match="is async"):
+        callboard.batch(gently)  # type: ignore[arg-type]
+
+
+def test_a_batch_called_by_itself_is_the_function_of_one() -> None:
+    @dramatiq.actor(broker=StubBroker())
+    @callboard.batch
+    def double(items: list[Any]) -> list[Any]:
+        return [item if isinstance(item, Exception) else [item, item] for item in items]
+
+    assert double(4) == [4, 4]
+    assert double(4, 5) == [[4, 5], [4, 5]]
+    assert double(a=1) == [{"a": 1}, {"a": 1}]
+    with pytest.raises(KeyError):
+        double(KeyError("odd"))
+
+
+def test_consumers_that_are_not_ours_get_them_one_by_one(
+    postgres_url: str, template: str, broker: Broker, tmp_path: Path
+) -> None:
+    """A stock broker's worker can't take the message apart: the items' messages are sent singly, and none is lost."""
+    with stage(postgres_url, template, broker, ["work"]) as on:
+        job = on.submit("work", *mixed(60), chunk=20)
+        assert wait_until(lambda: job.status()["queued"] == 60, TIMEOUT)
+        assert wait_until(lambda: on.ready("default") == 3, TIMEOUT)
+        worker = Worker(["tests.support.stock_broker"], tmp_path / "stock.log", env=on.environment)
+        try:
+            worker.start()
+            on.ended(job)
+            status = job.status()
+            assert (status["succeeded"], status["failed"], status["skipped"]) == (48, 6, 6)
+            assert worker.output.count(" was skipped") >= 3 + 6
+        finally:
+            worker.stop()
+            worker.kill()
+        assert on.drift() == []

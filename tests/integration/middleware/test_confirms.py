@@ -1,0 +1,58 @@
+"""The way onto RabbitMQ, behind a line that stands still for a while."""
+
+import gc
+import threading
+from collections.abc import Iterator
+from select import select
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+from callboard.middleware.publish.transport import Unreachable
+from callboard.middleware.rabbitmq import confirms as module
+from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
+from callboard.sql.rows import Outgoing
+from tests.faults.rig.proxy import Proxy, proxy
+from tests.support.vhosts import Broker
+from tests.support.workers import wait_until
+
+
+@pytest.fixture
+def line(broker: Broker) -> Iterator[tuple[Proxy, ConfirmingPublisher]]:
+    with broker.vhost() as url:
+        there = urlsplit(url)
+        with proxy(("127.0.0.1", there.port or 5672)) as made:
+            stock = RabbitmqBroker(url=url.replace(f":{there.port}", f":{made.port}"))
+            stock.declare_queue("work", ensure=True)
+            link = ConfirmingPublisher(stock)
+            yield made, link
+            link.close()
+            stock.close()
+
+
+def test_an_answer_that_comes_late_is_not_taken_for_one_to_the_next_question(
+    line: tuple[Proxy, ConfirmingPublisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for confirms was broken off by it, and sent once more, as if RabbitMQ had confirmed nothing."""
+    proxied, link = line
+    assert link.depth("work") == 0
+    goes_on = threading.Event()
+    proxied.judge = lambda _: "pass" if goes_on.wait(20) else "before"
+    with monkeypatch.context() as patience:
+        patience.setattr(module, "CONFIRM_SECONDS", 0.1)
+        with pytest.raises(Unreachable):
+            link.depth("work")
+    gc.collect()  # a socket that was left open says so
+    goes_on.set()
+    if link._connection is not None:
+        transport: Any = link._connection._transport
+        assert wait_until(lambda: bool(select([transport._sock], [], [], 0)[0]), 20)  # here it is
+    batch = [
+        Outgoing(1, n, 1, 0, suspect=False, actor="a", queue="work", message_id=f"m{n}",
+                 args=b'{"args":[],"kwargs":{}}', options=None, sent_ms=0, outbox=n)
+        for n in range(50)
+    ]  # fmt: skip
+    assert link.publish(batch) == [True] * 50
+    assert link.depth("work") == 50

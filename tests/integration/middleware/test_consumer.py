@@ -1,0 +1,76 @@
+"""A consumer's connection: it is opened again where that can help, and none is left behind."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from dramatiq.errors import ConnectionClosed
+
+import callboard
+from callboard.middleware.process.outage import Outage, ThrottleFilter
+from callboard.middleware.rabbitmq import consumer as consumer_module
+from callboard.middleware.tracking import runtime_of
+from tests.support.vhosts import Broker
+
+NOWHERE = "postgresql://127.0.0.1:1/none"
+
+
+@pytest.fixture
+def on(broker: Broker) -> Iterator[callboard.RabbitmqBroker]:
+    with broker.vhost() as url:
+        made = callboard.RabbitmqBroker(url=url, database_url=NOWHERE)
+        yield made
+        runtime_of(made).close()
+        made.close()
+
+
+def test_a_queue_that_went_while_nobody_was_connected_is_declared_again(
+    on: callboard.RabbitmqBroker,
+) -> None:
+    """As with a node that lost its disk."""
+    on.declare_queue("work", ensure=True)
+    on.channel.queue_delete("work")
+    with pytest.raises(ConnectionClosed, match="no queue 'work'"):
+        on.consume("work")
+    consumer: Any = on.consume("work", timeout=1)
+    assert next(consumer) is None
+    consumer.close()
+
+
+def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroker) -> None:
+    """Though nothing is to be acknowledged: RabbitMQ does so when an item takes longer than half an hour."""
+    on.declare_queue("work", ensure=True)
+    consumer: Any = on.consume("work", timeout=1000)
+    consumer.channel.basic_ack(5)
+    with pytest.raises(ConnectionClosed, match="unknown delivery tag"):
+        next(consumer)
+    assert consumer.connection.is_closed
+    with pytest.raises(ConnectionClosed):
+        consumer.close()
+
+
+def test_that_messages_come_again_is_said_when_the_last_consumer_is_back(
+    on: callboard.RabbitmqBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spell = Outage()
+    monkeypatch.setattr(consumer_module, "disconnected", spell)
+    queues = ("one", "other")
+    for queue in queues:
+        on.declare_queue(queue, ensure=True)
+    consumers: list[Any] = [on.consume(queue, timeout=1000) for queue in queues]
+    for consumer in consumers:
+        consumer.channel.basic_ack(5)
+        with pytest.raises(ConnectionClosed) as error:
+            next(consumer)
+        line = logging.makeLogRecord({"msg": f"Consumer encountered a connection error: {error.value}"})
+        ThrottleFilter(spell).filter(line)  # Dramatiq says so
+    caplog.clear()
+    said = []
+    for queue in queues:
+        consumers.append(on.consume(queue, timeout=1))
+        said.append(len(caplog.messages))
+    assert said == [0, 1]
+    assert caplog.messages[0].startswith("messages come from RabbitMQ at 127.0.0.1:")
+    for consumer in consumers[2:]:
+        consumer.close()

@@ -1,0 +1,179 @@
+"""What workers live through: a poison item, a stop in mid-job, a queue that is deleted, answers that get lost."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import psycopg
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from psycopg_pool import PoolTimeout
+
+from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.attempts.outcome import SUCCEEDED
+from callboard.middleware.journal.journal import Entry, Journal
+from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.publish.transport import DirectLink
+from callboard.middleware.runtime import Recorder
+from callboard.sql import timings
+from callboard.sql.pool import connect, make_pool
+from callboard.sql.reads import queries
+from callboard.sql.writes import claims, outcomes, workers
+from tests.support.deliveries import Delivered
+from tests.support.jobs import make_job, make_worker
+from tests.support.pipeline import Stage, stage
+from tests.support.vhosts import Broker
+from tests.support.workers import wait_until
+
+TIMEOUT = 120.0
+
+
+@pytest.fixture
+def on(postgres_url: str, template: str, broker: Broker, tmp_path: Path) -> Iterator[Stage]:
+    with stage(postgres_url, template, broker, ["deadly", "noted", "work"], tmp_path) as made:
+        yield made
+        assert made.drift() == []
+
+
+def test_a_poison_item_is_stopped_and_its_neighbours_succeed(on: Stage) -> None:
+    """The supervisor starts the worker again after each death; heartbeats are aged instead of waited for."""
+    assert on.worker is not None
+    job = on.submit("deadly", *({"number": n} for n in range(60)))
+    starts = 1
+    deadline = time.monotonic() + TIMEOUT
+    while job.status()["state"] != "completed":
+        assert time.monotonic() < deadline, job.status()
+        if not wait_until(lambda: not on.worker.process.running(), 1.0):  # type: ignore[union-attr]
+            continue
+        on.conn.execute(
+            "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE stopped_at IS NULL"
+        )
+        on.worker.process.kill()  # what is left of its group
+        on.worker.begin()
+        starts += 1
+    status = job.status()
+    assert (status["succeeded"], status["failed"]) == (59, 1)
+    (poison,) = job.items("failed")
+    assert poison["kwargs"] == {"number": 0}
+    assert poison["crashes"] == timings.MAX_CRASHES
+    assert poison["error"]["type"] == "WorkerDied"
+    assert starts <= timings.MAX_CRASHES + 3
+
+
+def test_a_stop_in_mid_job_runs_nothing_twice(on: Stage) -> None:
+    assert on.worker is not None
+    job = on.submit("noted", *({"number": n, "seconds": 0.01} for n in range(4000)))
+    for part in (100, 400):
+        assert wait_until(lambda part=part: job.status()["succeeded"] >= part, TIMEOUT)  # type: ignore[misc]
+        assert on.worker.stop() == 0
+        assert job.status()["state"] == "running"
+        on.worker.start()
+    assert job.wait(TIMEOUT)["succeeded"] == 4000
+    runs = Counter(item for item, _, _ in on.runs(job.id))
+    assert set(runs) == set(range(4000))
+    assert set(runs.values()) == {1}
+
+
+def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row in `running` is this worker's own, and nobody here runs it: it would wait for this worker's death."""
+    recorder = Recorder(database_url, lambda: DirectLink(StubBroker(), print), remote=False, defers=True)
+    claim_item = claims.claim_item
+    lost: list[Any] = []
+
+    def lossy(*args: Any) -> Any:
+        answer = claim_item(*args)
+        if not lost:
+            lost.append(answer)
+            raise psycopg.OperationalError("the connection is gone")
+        return answer
+
+    monkeypatch.setattr(claims, "claim_item", lossy)
+    try:
+        with connect(database_url) as conn:
+            job = make_job(conn, 1)
+            recorder.hand.worker = make_worker(conn)
+            message: Any = Delivered(Stamp(job, 0, 1), redelivered=True)
+            attempt = recorder.hand.take(message)
+            assert lost
+            assert lost[0].taken
+            assert attempt is not None
+            assert recorder.hand.take(Delivered(Stamp(job, 0, 1), redelivered=True)) is None  # type: ignore[arg-type]
+            recorder.hand.end(attempt, SUCCEEDED)
+            assert wait_until(
+                lambda: (queries.run(conn, queries.job(job)) or {})["state"] == "completed", TIMEOUT
+            )
+            assert conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)
+    finally:
+        recorder.close()
+
+
+def test_a_worker_whose_database_goes_away_as_it_starts_is_known_in_the_end(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would work unknown for as long as it lives: without a heartbeat, and taken for dead."""
+    recorder = Recorder(database_url, lambda: DirectLink(StubBroker(), print), remote=False, defers=True)
+    register = workers.register_worker
+    errors = [psycopg.OperationalError("terminating connection"), PoolTimeout("no connection")]
+
+    def registers(*args: Any) -> int:
+        if errors:
+            raise errors.pop()
+        return register(*args)
+
+    monkeypatch.setattr(workers, "register_worker", registers)
+    monkeypatch.setattr("callboard.middleware.runtime.BOOT_PAUSE", 0.0)
+    broker = StubBroker()
+    try:
+        recorder.open(dramatiq.Worker(broker, worker_threads=3), {"work": "default"})
+        with connect(database_url) as conn:
+            found = conn.execute("SELECT id, threads FROM callboard.workers").fetchall()
+        assert found == [(recorder.hand.worker, 3)]
+    finally:
+        recorder.close()
+        broker.close()
+
+
+def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a row would keep the item's retry from being run until this worker ends."""
+    noted: list[Entry] = []
+    journal: list[Journal] = []
+    hand = Hand(adopt=None, claim=None, give_back=None, note=noted.append, park=None, defers=True)  # type: ignore[arg-type]
+    hand.worker = 1
+    report = outcomes.report_running
+    settled = threading.Event()
+
+    def ends_meanwhile(*args: Any) -> None:
+        if not noted:
+            hand.end(attempt, SUCCEEDED)
+            report(*args)
+            journal[0].note(noted[0])
+
+    monkeypatch.setattr(outcomes, "report_running", ends_meanwhile)
+    with connect(database_url) as conn, make_pool(database_url, size=2) as pool:
+        job = make_job(conn, 1)
+        attempt = Attempt(job, 0, 1, [Delivered(Stamp(job, 0, 1))], {}, started=time.monotonic() - 1)
+        hand._attempts[attempt.key] = attempt
+        journal.append(
+            Journal(
+                pool,
+                lambda: 1,
+                lambda _: False,
+                hand.attempts,
+                lambda _: settled.set(),
+                hand.heed,
+                lambda *_: None,
+            )
+        )
+        journal[0].watch()
+        assert settled.wait(TIMEOUT)
+        assert journal[0].close(10)
+        assert conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)

@@ -1,0 +1,347 @@
+"""What a job may do at most, and when: read from the user's words, and held by what is published and recorded."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from callboard.sql.limits import Limits
+from callboard.sql.pool import Conn
+from callboard.sql.reads import queries
+from callboard.sql.rows import NewItem
+from callboard.sql.writes import actions, claims, jobs, publishing, retry, sends, submission, sweep, workers
+from callboard.sql.writes.actions import By
+from callboard.sql.writes.retry import RetrySelection
+from tests.support.jobs import make_job, make_worker, record, send, status
+from tests.support.workers import wait_until
+
+ANNA = By("python", "anna")
+
+
+def limited(conn: Conn, items: int, **limits: Any) -> int:
+    """A job of which nothing is published, with these limits."""
+    job = make_job(conn, items, published=0)
+    actions.limit(conn, job, ANNA, limits)
+    return job
+
+
+def publish(conn: Conn, job: int) -> int:
+    """What a publisher does in a job's turn; how many it sent."""
+    claim = publishing.claim_bulk(conn, job=job)
+    if claim is None:
+        return 0
+    room = 1_000 if claim.allowed is None else claim.allowed
+    again = publishing.claim_redo(conn, claim, room)
+    publishing.settle_outbox(conn, again)
+    end = min(claim.total, claim.watermark + room - len(again))
+    publishing.publish_bulk(conn, claim, watermark=end, published=end - claim.watermark, keep=False)
+    return len(again) + end - claim.watermark
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"max_failures": 0}, "max_failures"), ({"max_failures": -1}, "max_failures"),
+        ({"max_failures": "200%"}, "max_failures"), ({"max_failures": "0%"}, "max_failures"),
+        ({"max_failures": "5% of 0"}, "max_failures"), ({"max_failures": True}, "max_failures"),
+        ({"max_failures": "many"}, "max_failures"), ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": 1.5}, "concurrency"), ({"concurrency": "5"}, "concurrency"), ({"rate": "0/s"}, "rate"),
+        ({"rate": "fast"}, "rate"), ({"rate": "-1/s"}, "rate"), ({"rate": 5}, "rate"),
+        ({"priority": "first"}, "priority"), ({"deadline": "soon"}, "deadline"),
+        ({"deadline": datetime(2027, 1, 1)}, "deadline"),  # noqa: DTZ001 — without a zone it may be any time
+        ({"deadline": timedelta(seconds=-1)}, "deadline"), ({"at": 5}, "at"), ({"at": "2027-01-01T00:00:00"}, "at"),
+        ({"deadline": "9999999d"}, "deadline"), ({"at": "9" * 20 + "d"}, "at"), ({"at": timedelta.max}, "at"),
+        ({"at": "2h", "deadline": "1h"}, "nothing can start: the deadline, .*Z, does not lie after at, .*Z"),
+        ({"rate": "3000000000/s"}, "rate"), ({"rate": "9" * 400 + "/d"}, "rate"), ({"rate": "0.00001/d"}, "rate"),
+    ],
+)  # fmt: skip
+def test_limits_that_make_no_sense_are_refused_by_name(given: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        Limits(**given)
+
+
+def test_limits_are_columns_and_words() -> None:
+    at = datetime.now(UTC).replace(microsecond=0)
+    limits = Limits("2.5% of 400", 8, "90/m", -3, "2h", at)
+    columns = limits.columns()
+    assert (columns["fail_count"], columns["fail_share"], columns["fail_sample"]) == (None, 0.025, 400)
+    assert (columns["concurrency"], columns["rate"], columns["priority"]) == (8, 1.5, -3)
+    assert columns["deadline"] - datetime.now(UTC) > timedelta(minutes=119)
+    words = limits.words()
+    assert words["at"] == f"{at:%Y-%m-%dT%H:%M:%S}.000Z"
+    # What is kept as words reads as the same columns.
+    assert Limits.of({**words, "of_a_newer_release": 1}).columns()["rate"] == 1.5
+    assert Limits("7").columns()["fail_count"] == 7
+
+
+# Failures -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_past_its_failures_stops_with_the_reason(conn: Conn) -> None:
+    job = make_job(conn, 20)
+    actions.limit(conn, job, ANNA, {"max_failures": 3})
+    record(conn, job, {"failed": range(3), "succeeded": range(3, 6)})
+    assert status(conn, job)["stopping"] is None
+    record(conn, job, {"failed": [6]})
+    found = status(conn, job)
+    assert (found["stopping"], found["cancelled"]) == ("failed", 13)
+    assert found["reason"] == "4 of 7 items failed, and max_failures is 3"
+    assert any(control.job == job and control.stopping for control in workers.job_controls(conn, 5))
+    assert wait_until(lambda: jobs.close_stopped(conn) == [job], 60)
+    assert status(conn, job)["state"] == "failed"
+    assert retry.retry(conn, job, ANNA, RetrySelection(["failed", "cancelled"])) == 17
+
+
+def test_a_standing_job_past_its_failures_gives_its_day_to_a_new_one(conn: Conn) -> None:
+    """Or no plain send of its actor could be recorded for the rest of the day."""
+    job = sends.standing_job(conn, "work", "default")
+    for item in range(2):
+        send(conn, job, item)
+    actions.limit(conn, job, ANNA, {"max_failures": 1})
+    record(conn, job, {"failed": [0]})
+    assert sends.standing_job(conn, "work", "default") == job
+    record(conn, job, {"failed": [1]})
+    assert jobs.lock_jobs(conn, [job]) == {job: (2, False)}
+    assert sends.standing_job(conn, "work", "default") != job
+
+
+def test_a_share_of_failures_needs_its_sample(conn: Conn) -> None:
+    job = make_job(conn, 100)
+    actions.limit(conn, job, ANNA, {"max_failures": "10% of 40"})
+    record(conn, job, {"failed": range(4), "succeeded": range(4, 39)})
+    assert status(conn, job)["stopping"] is None
+    record(conn, job, {"succeeded": [39]})
+    assert status(conn, job)["stopping"] is None
+    record(conn, job, {"failed": [40]})
+    assert status(conn, job)["stopping"] == "failed"
+
+
+def test_a_job_that_is_done_is_done_however_many_failed(conn: Conn) -> None:
+    job = make_job(conn, 4)
+    actions.limit(conn, job, ANNA, {"max_failures": 1})
+    record(conn, job, {"failed": range(4)})
+    assert (status(conn, job)["state"], status(conn, job)["stopping"]) == ("completed", None)
+
+
+# Concurrency, rate, order, time -------------------------------------------------------------------------------------
+
+
+def test_no_more_is_published_than_may_be_in_flight(conn: Conn) -> None:
+    job = limited(conn, 50, concurrency=8)
+    assert publish(conn, job) == 8
+    assert publish(conn, job) == 0
+    record(conn, job, {"succeeded": range(3), "retrying": [3]}, delay=0)
+    assert publishing.claim_outbox(conn, 10) == []  # the retry waits for the job's turn too
+    assert publish(conn, job) == 4
+    assert status(conn, job)["queued"] == 8
+    actions.limit(conn, job, ANNA, {"concurrency": 10})
+    assert publish(conn, job) == 2
+    actions.limit(conn, job, ANNA, {"concurrency": None})
+    assert publish(conn, job) == 37
+
+
+def test_children_of_a_limited_job_wait_for_its_turn(conn: Conn) -> None:
+    job = make_job(conn, 2, sealed=False, published=0)
+    actions.limit(conn, job, ANNA, {"concurrency": 1})
+    for item in (2, 3):
+        send(conn, job, item)
+    for done in range(4):
+        assert publishing.claim_outbox(conn, 10) == []
+        assert publish(conn, job) == 1
+        assert publish(conn, job) == 0
+        record(conn, job, {"succeeded": [2, 3, 0, 1][done : done + 1]})
+
+
+def test_a_job_without_a_queue_of_its_own_has_that_of_its_first_message(conn: Conn) -> None:
+    """What a block of sends made: the queue is asked how much room it has."""
+    job = submission.create_job(
+        conn, name="block", key=None, tenant="", actor=None, queue=None, metadata={}, created_by=None
+    ).job
+    actions.limit(conn, job, ANNA, {"concurrency": 1})
+    send(conn, job, 0)
+    claim = publishing.claim_bulk(conn)
+    assert claim is not None
+    assert (claim.job, claim.queue) == (job, "default")
+
+
+@pytest.mark.parametrize(
+    "limit", [{"concurrency": 1}, {"rate": "1/m"}, {"concurrency_by": "a=1"}, {"at": "1h"}, {}]
+)
+def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(
+    conn: Conn, limit: dict[str, Any]
+) -> None:
+    """All but those of a job without limits, which it publishes itself."""
+    job = make_job(conn, 0, sealed=False)
+    actions.limit(conn, job, ANNA, limit)
+    new = [(item, NewItem(job, "work", "default", f"m-{item}", b"{}", None, 0)) for item in range(3)]
+    with conn.transaction():
+        jobs.lock_jobs(conn, [job])
+        claimed = sends.add_items(conn, new, publishing=True)
+    assert len(claimed) == (0 if limit else 3)
+
+
+def _lost(conn: Conn, job: int) -> None:
+    assert sweep.republish(conn, job, [(item, 1) for item in range(3)]) == 3
+
+
+def _strange(conn: Conn, job: int) -> None:
+    """They came to a worker that lacks their actor; another has it, and stops just then."""
+    other = make_worker(conn)
+    for item in range(3):
+        assert claims.postpone(conn, job, item, 1, "work")
+    conn.execute("UPDATE callboard.outbox SET due_at = now()")
+    workers.stop_worker(conn, other)
+
+
+@pytest.mark.parametrize("come_back", [_lost, _strange])
+@pytest.mark.parametrize("limit", [{"concurrency": 3}, {"rate": "3/s"}])
+def test_what_is_published_once_more_is_not_in_its_own_way(
+    limit: dict[str, Any], come_back: Callable[[Conn, int], None], conn: Conn
+) -> None:
+    job = make_job(conn, 10, published=3)
+    actions.limit(conn, job, ANNA, limit)
+    assert wait_until(lambda: publishing.claim_bulk(conn) is None, 60)  # whatever the rate gathered
+    come_back(conn, job)
+    found: list[int] = []
+
+    def claimed() -> bool:
+        claim = publishing.claim_bulk(conn)
+        if claim is not None:
+            found.extend(out.item for out in publishing.claim_redo(conn, claim, claim.allowed or 0))
+        return bool(found)
+
+    assert wait_until(claimed, 60)
+    assert set(found) <= set(range(3))
+
+
+def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
+    job = limited(conn, 400, rate="50/s")
+    began, sent = time.monotonic(), 0
+    while sent < 100:
+        more = publish(conn, job)
+        record(conn, job, {"succeeded": range(sent, sent + more)})
+        sent += more
+        assert sent <= 1 + (time.monotonic() - began) * 50 + 50
+        time.sleep(0.01)
+    # Never more than a second's worth at once.
+    assert time.monotonic() - began >= 0.9
+
+
+@pytest.mark.parametrize("rate", ["2147483647/s", "0.001/d"])
+def test_the_highest_and_the_lowest_rate_hold_up_nobody(conn: Conn, rate: str) -> None:
+    job, other = limited(conn, 5, rate=rate), limited(conn, 5)
+    assert wait_until(lambda: publish(conn, job) > 0, 60)
+    assert publish(conn, other) == 5
+
+
+def test_what_a_rate_published_and_nobody_started_holds_it_back(conn: Conn) -> None:
+    """Else it would start in one burst when the workers come."""
+    job = limited(conn, 400, rate="20/s")
+    deadline, sent = time.monotonic() + 3, 0
+    while time.monotonic() < deadline:
+        sent += publish(conn, job)
+        time.sleep(0.02)
+    assert 20 <= sent <= 40
+
+
+def test_lower_priority_goes_first_and_may_be_changed(conn: Conn) -> None:
+    first, second = limited(conn, 5, priority=5), limited(conn, 5)
+    claim = publishing.claim_bulk(conn)
+    assert claim is not None
+    assert claim.job == second
+    publishing.publish_bulk(conn, claim, watermark=0, published=0, keep=False)
+    actions.limit(conn, first, ANNA, {"priority": -1})
+    claim = publishing.claim_bulk(conn)
+    assert claim is not None
+    assert claim.job == first
+
+
+def test_nothing_is_published_before_its_time(conn: Conn) -> None:
+    job = limited(conn, 5, at="1h")
+    assert publish(conn, job) == 0
+    conn.execute("UPDATE callboard.jobs SET not_before = now() WHERE id = %s", (job,))
+    assert publish(conn, job) == 5
+
+
+def test_a_deadline_that_comes_before_the_start_is_refused_whichever_is_changed(conn: Conn) -> None:
+    job = limited(conn, 5, at="2h")
+    with pytest.raises(ValueError, match="nothing can start"):
+        actions.limit(conn, job, ANNA, {"deadline": "1h"})
+    actions.limit(conn, job, ANNA, {"deadline": "3h"})
+    with pytest.raises(ValueError, match="nothing can start"):
+        actions.limit(conn, job, ANNA, {"at": "4h"})
+    actions.limit(conn, job, ANNA, {"at": "4h", "deadline": "5h"})
+    assert len(queries.run(conn, queries.actions(job))[0]) == 3
+
+
+def test_what_waits_in_the_outbox_is_not_published_before_its_jobs_time(conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    actions.limit(conn, job, ANNA, {"at": "1h"})
+    send(conn, job, 0)
+    assert publishing.claim_outbox(conn, 10) == []
+    actions.limit(conn, job, ANNA, {"at": None})
+    assert len(publishing.claim_outbox(conn, 10)) == 1
+
+
+def test_what_is_late_is_cancelled(conn: Conn) -> None:
+    job = limited(conn, 5, deadline=timedelta(hours=1))
+    assert jobs.stop_late(conn) == []
+    conn.execute("UPDATE callboard.jobs SET deadline = now() WHERE id = %s", (job,))
+    assert jobs.stop_late(conn) == [job]
+    jobs.close_stopped(conn)
+    found = status(conn, job)
+    assert (found["state"], found["reason"]) == ("cancelled", "its deadline passed with 5 items to go")
+    # Opened again it has no deadline any more.
+    assert retry.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 5
+    assert jobs.stop_late(conn) == []
+    assert "deadline" not in status(conn, job)["limits"]
+
+
+def test_limits_are_told_and_noted(conn: Conn) -> None:
+    job = limited(conn, 5, rate="100/m", concurrency=3)
+    actions.limit(conn, job, ANNA, {"concurrency": None})
+    actions.limit(conn, job, ANNA, {"concurrency": None})
+    assert status(conn, job)["limits"] == {"rate": "100/m"}
+    told = queries.run(conn, queries.actions(job))[0]
+    assert [action["detail"] for action in told] == [
+        {"concurrency": None},
+        {"rate": "100/m", "concurrency": 3},
+    ]
+    with pytest.raises(ValueError, match="no limit 'speed'"):
+        actions.limit(conn, job, ANNA, {"speed": 9})
+    with pytest.raises(actions.NoSuchJob):
+        actions.limit(conn, 5, ANNA, {"rate": None})
+
+
+def test_what_fails_before_its_publisher_settled_it_is_in_flight_no_more_and_once_only(conn: Conn) -> None:
+    """Its row in the outbox is that of the retry by then; it waits for its job's turn no more, and is published."""
+    job = make_job(conn, 6)
+    record(conn, job, {"failed": range(6)})
+    assert retry.retry(conn, job, ANNA, RetrySelection()) == 6
+    actions.limit(conn, job, ANNA, {"concurrency": 2})
+    claim = publishing.claim_bulk(conn, job=job)
+    assert claim is not None
+    batch = publishing.claim_redo(conn, claim, 2)
+    record(conn, job, {"retrying": [0, 1]}, attempt=2)
+    publishing.settle_outbox(conn, batch)
+    publishing.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
+    found = status(conn, job)
+    assert (found["pending"], found["queued"], found["retrying"]) == (4, 0, 2)
+    assert publish(conn, job) == 2
+    assert publish(conn, job) == 0
+    assert status(conn, job)["queued"] == 2
+
+
+def test_a_plain_send_that_fails_before_its_publisher_settled_it_counts_as_published(conn: Conn) -> None:
+    job = make_job(conn, 1, sealed=False)
+    send(conn, job, 1)
+    batch = publishing.claim_outbox(conn, 10)
+    record(conn, job, {"retrying": [1]})
+    publishing.settle_outbox(conn, batch)
+    found = status(conn, job)
+    assert (found["pending"], found["queued"], found["retrying"]) == (0, 1, 1)

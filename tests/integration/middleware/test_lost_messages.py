@@ -1,0 +1,254 @@
+"""The search for lost messages, on a real database and a broker that says what a test wants."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from callboard.middleware.publish.transport import Unreachable
+from callboard.middleware.sweep import lost_messages
+from callboard.middleware.sweep.lost_messages import Search
+from callboard.sql.pool import Conn, connect
+from callboard.sql.statements import statement
+from callboard.sql.writes import publishing, sweep
+from callboard.sql.writes.workers import beat
+from tests.support.jobs import make_job, make_worker, publish, record, run, send
+from tests.support.transports import StubLink
+
+LEADER = "the one that sweeps"
+
+
+class Queue(StubLink):
+    """A broker with one number: how many messages lie ready."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready: int | None = 0
+        self.away = False
+
+    def depth(self, queue: str) -> int | None:
+        super().depth(queue)
+        if self.away:
+            raise Unreachable("it is away")
+        return self.ready
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    with connect(database_url) as connection:
+        assert sweep.take_lease(connection, "sweep", LEADER, 600)
+        yield connection
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+@pytest.fixture
+def search(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Search:
+    monkeypatch.setattr(lost_messages, "STALE", 0.0)
+    return Search(lambda: queue)
+
+
+def look(conn: Conn, search: Search, *workers: int, times: int = 3, holds: Any = ()) -> None:
+    """So many searches; in between a second passes, in the rows and in what the search knows, and these beat."""
+    for _ in range(times):
+        for worker in workers:
+            beat(conn, worker, holds)
+        search.look(conn, LEADER)
+        conn.execute("UPDATE callboard.workers SET beat_at = beat_at - interval '1 s'")
+        for suspect in search._suspects.values():
+            if suspect.missed is not None:
+                suspect.missed -= 1
+
+
+def sent_again(conn: Conn, job: int) -> list[int]:
+    rows = conn.execute("SELECT item FROM callboard.outbox WHERE job_id = %s ORDER BY 1", (job,))
+    return [row[0] for row in rows]
+
+
+def test_what_lies_in_no_queue_and_in_nobodys_hands_is_sent_again_once(conn: Conn, search: Search) -> None:
+    """Not what ended, what waits in the outbox, what runs, what is held, what is not published."""
+    worker = make_worker(conn)
+    job = make_job(conn, 20, published=12)
+    record(conn, job, {"succeeded": [0, 1], "failed": [2], "skipped": [3], "retrying": [4]}, worker=worker)
+    run(conn, job, [5, 6], worker=worker)
+    look(conn, search, worker, times=2, holds=[(job, 7), (job, 8)])
+    assert sent_again(conn, job) == [4]
+    look(conn, search, worker, times=1, holds=[(job, 7), (job, 8)])
+    assert sent_again(conn, job) == [4, 9, 10, 11]
+    conn.execute("UPDATE callboard.outbox SET due_at = now()")
+    again = {out.item: out for out in publishing.claim_outbox(conn, 10)}
+    assert all(again[item].suspect and again[item].attempt == 1 for item in (9, 10, 11))
+    look(conn, search, worker, times=4, holds=[(job, 7), (job, 8)])
+    assert sent_again(conn, job) == [4, 9, 10, 11]
+
+
+def test_what_waits_in_a_queue_is_left_alone(conn: Conn, search: Search, queue: Queue) -> None:
+    worker = make_worker(conn)
+    job = make_job(conn, 10)
+    sent = make_job(conn, 0, sealed=False)
+    for item in range(3):
+        send(conn, sent, item)
+    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    queue.ready = 13
+    for done in range(9):
+        look(conn, search, worker, times=2)
+        record(conn, job, {"succeeded": [done]}, worker=worker)
+        queue.ready -= 1
+    look(conn, search, worker, times=4)
+    assert sent_again(conn, job) == sent_again(conn, sent) == []
+    queue.ready = 0
+    look(conn, search, worker)
+    assert (sent_again(conn, job), sent_again(conn, sent)) == ([9], [0, 1, 2])
+
+
+def test_of_a_queue_that_is_never_empty_what_was_overtaken_is_sent_again(
+    conn: Conn, search: Search, queue: Queue
+) -> None:
+    """By a later item of its job, beyond the window of a publisher; or of a job that came later."""
+    worker = make_worker(conn)
+    job = make_job(conn, 3_000, published=100)
+    queue.ready = 50
+    record(conn, job, {"succeeded": range(90)}, worker=worker)
+    look(conn, search, worker)
+    record(conn, job, {"succeeded": range(95, 100)}, worker=worker)
+    publish(conn, job, 2_000)
+    record(conn, job, {"succeeded": range(100, 1_099)}, worker=worker)
+    # One that was cancelled was never given out.
+    conn.execute(
+        "UPDATE callboard.items SET state = 'cancelled', finished_at = now() WHERE job_id = %s AND item = 1101",
+        (job,),
+    )
+    look(conn, search, worker, times=5)
+    assert sent_again(conn, job) == []
+    record(conn, job, {"succeeded": [1_100]}, worker=worker)
+    look(conn, search, worker, times=4)
+    assert sent_again(conn, job) == list(range(90, 95))
+    other = make_job(conn, 2)
+    look(conn, search, worker, times=5)
+    assert sent_again(conn, job) == list(range(90, 95))
+    record(conn, other, {"succeeded": [0]}, worker=worker)
+    look(conn, search, worker, times=4)
+    assert sent_again(conn, job) == [*range(90, 95), 1_099, *range(1_102, 2_000)]
+    assert sent_again(conn, other) == []
+
+
+@pytest.mark.parametrize(("later", "found"), [("default", True), ("another", False)])
+def test_a_plain_send_overtakes_in_its_own_queue_only(
+    conn: Conn, search: Search, queue: Queue, later: str, found: bool
+) -> None:
+    worker = make_worker(conn)
+    job = make_job(conn, 0, sealed=False)
+    send(conn, job, 0)
+    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    queue.ready = 5
+    look(conn, search, worker, times=1)
+    send(conn, job, 1)
+    conn.execute("UPDATE callboard.items SET queue = %s WHERE job_id = %s AND item = 1", (later, job))
+    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    record(conn, job, {"succeeded": [1]}, worker=worker)
+    look(conn, search, worker, times=4)
+    assert sent_again(conn, job) == ([0] if found else [])
+
+
+def test_a_queue_that_keeps_no_order_has_to_be_empty(conn: Conn, search: Search, queue: Queue) -> None:
+    job = make_job(conn, 2)
+    queue.ready, queue.in_order = 1, False
+    look(conn, search, times=2)
+    later = make_job(conn, 1)
+    record(conn, later, {"succeeded": [0]})
+    look(conn, search, times=4)
+    assert sent_again(conn, job) == []
+    queue.ready = None  # it can't tell
+    look(conn, search, times=4)
+    assert sent_again(conn, job) == []
+
+
+def test_every_live_worker_has_to_say_what_it_holds_twice(conn: Conn, search: Search) -> None:
+    """One that was frozen has not even read yet what it was given when it first beats again."""
+    one, frozen = make_worker(conn), make_worker(conn)
+    job = make_job(conn, 1)
+    look(conn, search, one, times=6)
+    assert sent_again(conn, job) == []
+    look(conn, search, one, frozen, times=1)
+    look(conn, search, one, frozen, times=1, holds=[(job, 0)])
+    look(conn, search, one, frozen, times=2)
+    assert sent_again(conn, job) == []
+    conn.execute("UPDATE callboard.workers SET died_at = now() WHERE id = %s", (frozen,))
+    look(conn, search, one)
+    assert sent_again(conn, job) == [0]
+
+
+def test_who_has_not_the_lease_sends_nothing(conn: Conn, search: Search) -> None:
+    job = make_job(conn, 1)
+    look(conn, search, times=2)
+    conn.execute("UPDATE callboard.leases SET until = now() - interval '1 s'")
+    look(conn, search, times=4)
+    assert sent_again(conn, job) == []
+    assert sweep.take_lease(conn, "sweep", "another", 600)
+    look(conn, search, times=4)
+    assert sent_again(conn, job) == []
+    assert not sweep.keep_lease(conn, "sweep", LEADER, 600)
+
+
+def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: Search, queue: Queue) -> None:
+    job = make_job(conn, 1)
+    queue.away = True
+    look(conn, search, times=4)
+    assert (queue.asked, sent_again(conn, job)) == (4, [])
+    queue.away = False
+    look(conn, search)
+    assert sent_again(conn, job) == [0]
+
+
+def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: Search, queue: Queue) -> None:
+    record(conn, make_job(conn, 5), {"succeeded": range(5)})
+    paused = make_job(conn, 1)
+    conn.execute("UPDATE callboard.jobs SET state = 'paused' WHERE id = %s", (paused,))
+    stopped = make_job(conn, 1)
+    conn.execute("UPDATE callboard.jobs SET stopping = 'cancelled' WHERE id = %s", (stopped,))
+    look(conn, search)
+    assert queue.asked == 0
+    assert sent_again(conn, paused) == sent_again(conn, stopped) == []
+
+
+def test_a_large_job_is_looked_through_a_stretch_at_a_time(
+    conn: Conn, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First its end, where most of a loss lies; and children, numbered after its bulk."""
+    monkeypatch.setattr(lost_messages, "STRETCH", 100)
+    job = make_job(conn, 1_000)
+    kept = {5, 555, 950}
+    record(conn, job, {"succeeded": [item for item in range(1_000) if item not in kept]})
+    look(conn, search)
+    assert sent_again(conn, job) == [950]
+    look(conn, search, times=9)
+    assert sent_again(conn, job) == [5, 555, 950]
+
+
+def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
+    job = make_job(conn, 20_000)
+    make_job(conn, 20_000)
+    record(conn, job, {"succeeded": range(19_000)}, result=None)
+    conn.execute("ANALYZE callboard.items")
+    some = {"job": job, "low": 18_000, "high": 19_500, "limit": 100}
+    lost_messages = {"job": job, "item": list(range(19_000, 19_500)), "attempt": [1] * 500, "holder": LEADER}
+    for name, parameters in (("unheld_items", some), ("republish", lost_messages)):
+        explain = b"EXPLAIN " + statement(name).encode()
+        plan = "\n".join(row[0] for row in conn.execute(explain, parameters))
+        assert "Seq Scan on items" not in plan
+        assert "items_pkey" in plan
+
+
+def test_a_queue_in_which_many_wait_keeps_no_other_from_being_searched(
+    conn: Conn, search: Search, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost_messages, "MANY", 10)
+    waiting, gone = make_job(conn, 20), make_job(conn, 1)
+    conn.execute("UPDATE callboard.jobs SET queue = 'long' WHERE id = %s", (waiting,))
+    monkeypatch.setattr(queue, "depth", {"long": 20, "default": 0}.get)
+    look(conn, search, times=4)
+    assert (sent_again(conn, waiting), sent_again(conn, gone)) == ([], [0])
+    assert len(search._suspects) == 10

@@ -1,0 +1,488 @@
+"""What becomes of an item, on real parts: one worker process takes them all, and at the end nothing has drifted."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pika
+import pytest
+from dramatiq import Message, group
+
+import callboard
+from tests.faults.rig.witness import Witness
+from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.vhosts import Broker
+from tests.support.workers import wait_until
+
+ACTORS = [
+    "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
+    "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty", "opens_a_job",
+    "gently", "nobody_has", "on_exhausted", "limited", "counts", "counts_gently",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def on(
+    postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """One worker process for all of these tests; at the end it stops, and its record is true."""
+    with stage(postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("outcomes")) as made:
+        with Witness(made.environment["DATABASE_URL"], pause=0.2) as witness:
+            yield made
+        assert witness.wrong == []
+        assert witness.readings > 0
+        assert made.worker is not None
+        assert made.worker.stop() == 0
+        assert made.drift() == []
+        assert "Actor returned a value" not in made.worker.output
+        assert "returned a value that is not None" not in made.worker.output
+        assert "Unexpected failure in" not in made.worker.output
+        assert made.conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)
+        assert made.conn.execute(
+            "SELECT count(*) FROM callboard.workers WHERE stopped_at IS NULL"
+        ).fetchone() == (0,)
+
+
+# Ends ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wins_at", "state", "runs"), [(1, "succeeded", 1), (3, "succeeded", 3), (9, "failed", 3)]
+)
+def test_an_item_is_tried_as_often_as_its_actor_says(wins_at: int, state: str, runs: int, on: Stage) -> None:
+    job = on.submit("stubborn", {"number": 1, "wins_at": wins_at})
+    item = on.only(job)
+    assert item["state"] == state
+    assert item["attempt"] == runs
+    assert item["result"] == (runs if state == "succeeded" else None)
+    assert [attempt for _, attempt, _ in on.runs(job.id)] == list(range(1, runs + 1))
+    kept = on.attempts(job)
+    assert [a["retried"] for a in kept] == [True] * (runs - 1) + [False] * (state == "failed")
+    assert all(a["type"].endswith("NotYet") and "NotYet" in a["traceback"] for a in kept)
+    assert job.status()["retries"] == runs - 1
+
+
+def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(on: Stage) -> None:
+    job = on.submit("asks_for_time", 1.5)
+    assert wait_until(lambda: job.status()["retrying"] == 1, TIMEOUT)
+    assert on.ready("default.DQ") == 0
+    row = on.conn.execute(
+        "SELECT extract(epoch FROM due_at - now())::float8, attempt FROM callboard.outbox WHERE job_id = %s",
+        (job.id,),
+    ).fetchone()
+    assert row is not None
+    assert 0 < row[0] <= 1.5
+    assert row[1] == 2
+    (waiting,) = job.items("retrying")
+    assert waiting["due_at"]
+    item = on.only(job)
+    assert item["state"] == "succeeded", on.attempts(job)
+    (attempt,) = on.attempts(job)
+    assert attempt["type"] == "dramatiq.errors.Retry"
+
+
+def test_an_error_in_throws_is_not_tried_again(on: Stage) -> None:
+    item = on.only(on.submit("throws", []))
+    assert (item["state"], item["attempt"]) == ("failed", 1)
+    assert item["error"]["type"] == "KeyError"
+
+
+def test_retry_when_decides(on: Stage) -> None:
+    item = on.only(on.submit("picky", []))
+    assert (item["state"], item["attempt"]) == ("failed", 2)
+
+
+def test_an_endless_actor_is_timed_out(on: Stage) -> None:
+    item = on.only(on.submit("endless", []))
+    assert item["state"] == "failed"
+    assert item["error"]["kind"] == "timed_out"
+    assert item["error"]["type"].endswith("TimeLimitExceeded")
+
+
+def test_a_time_limit_that_strikes_after_the_actor_returned_takes_nothing_back(on: Stage) -> None:
+    job = on.submit("struck_late", 7)
+    item = on.only(job)
+    assert (item["state"], item["result"]) == ("succeeded", 7)
+    assert len(on.runs(job.id)) == 1
+    assert job.status()["retries"] == 0
+
+
+def test_a_skip_keeps_its_reason(on: Stage) -> None:
+    job = on.submit("work", {"number": 1, "fate": "skip"})
+    item = on.only(job)
+    assert item["state"] == "skipped"
+    assert on.attempts(job)[0]["message"] == "already done"
+    assert job.errors() == []
+
+
+def test_a_message_past_its_age_limit_fails(on: Stage) -> None:
+    with callboard.job("old") as job:
+        on.actor("noted").send_with_options(args=(1,), max_age=1, delay=300)
+    item = on.only(job)
+    assert item["state"] == "failed"
+    assert (item["error"]["kind"], item["error"]["message"]) == ("timed_out", "Message age limit exceeded")
+    assert on.runs(job.id) == []
+
+
+@pytest.mark.parametrize(("actor", "error"), [("leaves", "SystemExit"), ("base_error", "GeneratorExit")])
+def test_an_actor_that_raises_no_exception_ends_its_item_only(actor: str, error: str, on: Stage) -> None:
+    item = on.only(on.submit(actor, []))
+    assert item["state"] == "failed"
+    assert item["error"]["type"] == error
+
+
+@pytest.mark.parametrize(("kind", "text"), [("nul", "a \\x00 in it"), ("surrogate", "half \\ud800 a pair")])
+def test_an_error_text_that_no_database_takes_is_kept_readable(kind: str, text: str, on: Stage) -> None:
+    assert on.only(on.submit("bad_text", kind))["error"]["message"] == text
+
+
+@pytest.mark.parametrize("kind", ["large", "object"])
+def test_a_result_that_cannot_be_stored_fails_its_item(kind: str, on: Stage) -> None:
+    item = on.only(on.submit("bad_result", kind))
+    assert item["state"] == "failed"
+    assert item["error"]["type"].endswith("ResultNotStored")
+
+
+def test_a_success_whose_result_cannot_be_stored_sends_nothing(on: Stage) -> None:
+    """Its hooks took it for a success, and its item has failed: neither callback goes."""
+    with callboard.job("no result") as job:
+        on.actor("bad_result").send_with_options(args=("large",), on_success=on.actor("on_success"))
+        (on.actor("bad_result").message("large") | on.actor("noted").message()).run()
+    assert [item["state"] for item in on.ended(job)] == ["failed", "failed"]
+    assert on.runs(job.id) == []
+
+
+def test_an_item_with_no_tries_left_sends_what_it_says(on: Stage) -> None:
+    """Once, and not for what its actor throws."""
+    with callboard.job("exhausted") as job:
+        options: dict[str, Any] = {"on_retry_exhausted": "on_exhausted"}
+        on.actor("stubborn").send_with_options(args=(1, 9), **options)
+        on.actor("throws").send_with_options(**options)
+    items = on.ended(job)
+    assert [item["state"] for item in items] == ["failed", "failed", "succeeded"]
+    assert [what for _, _, what in on.runs(job.id) if what != "stubborn"] == ["on_exhausted 2 of 2"]
+
+
+def test_a_rate_limiter_puts_items_off_until_it_lets_them_in(on: Stage) -> None:
+    job = on.submit("limited", *range(6))
+    items = on.ended(job)
+    assert {item["state"] for item in items} == {"succeeded"}
+    put_off = [attempt for item in items for attempt in on.attempts(job, item["item"])]
+    assert {attempt["type"].rpartition(".")[2] for attempt in put_off} == {"RateLimitExceeded"}
+    assert all(attempt["retried"] for attempt in put_off)
+    assert job.status()["retries"] == len(put_off) > 0
+
+
+def test_a_result_is_stored_as_it_is(on: Stage) -> None:
+    assert on.only(on.submit("bad_result", "nul"))["result"] == "a \x00 in it"
+    assert on.only(on.submit("work", {"number": 3, "fate": "result"}))["result"] == {"number": 3}
+    assert on.only(on.submit("work", {"number": 3}))["result"] is None
+
+
+def test_an_item_without_an_actor_in_the_worker_fails_and_its_message_is_kept(on: Stage) -> None:
+    """The dead letter has the properties it was published with."""
+    job = on.submit("nobody_has", {"number": 1})
+    item = on.only(job)
+    assert item["state"] == "failed"
+    assert item["error"]["type"].endswith("ActorNotFound")
+    properties, body = on.dead_letter(lambda properties, _: properties.message_id == f"{job.id}-0")
+    assert properties.correlation_id == f"{job.id}/0"
+    assert properties.type == "nobody_has"
+    assert properties.app_id == "callboard"
+    assert json.loads(body)["kwargs"] == {"number": 1}
+
+
+def test_async_actors_have_their_item_in_hand_too(on: Stage) -> None:
+    job = on.submit("gently", 1, 2)
+    items = on.ended(job)
+    assert len(items) == 4
+    assert [item["result"] for item in items[:2]] == [0, 1]
+    assert {item["actor"] for item in items[2:]} == {"noted"}
+
+
+# What is sent --------------------------------------------------------------------------------------------------------
+
+
+def test_children_belong_to_their_parents_job(on: Stage) -> None:
+    job = on.submit("parent", {"number": 1, "children": 3})
+    items = on.ended(job)
+    assert [item["actor"] for item in items] == ["parent", "noted", "noted", "noted"]
+    assert [item for item, _, _ in on.runs(job.id)] == [1, 2, 3]
+
+
+def test_a_parent_that_fails_sends_no_children(on: Stage) -> None:
+    job = on.submit("parent", {"number": 1, "children": 3, "fails": True})
+    item = on.only(job)
+    assert (item["state"], item["attempt"]) == ("failed", 2)
+    assert on.runs(job.id) == []
+
+
+def test_callbacks_go_by_the_outcome(on: Stage) -> None:
+    with callboard.job("callbacks") as job:
+        options: dict[str, Any] = {"on_failure": on.actor("on_failure"), "on_success": on.actor("on_success")}
+        on.actor("add").send_with_options(args=(1, 2), **options)
+        on.actor("parent").send_with_options(args=(1, 2), kwargs={"fails": True}, **options)
+    items = on.ended(job)
+    assert [what for _, _, what in on.runs(job.id)] == [
+        "on_success 3",
+        "on_failure ValueError",
+        "on_failure ValueError",
+    ]
+    assert len(items) == 5  # Dramatiq's on_failure goes with each attempt that failed
+
+
+def test_what_is_sent_at_once_goes_even_when_its_sender_fails(on: Stage) -> None:
+    job = on.submit("hasty", 41)
+    assert on.only(job)["state"] == "failed"
+    assert wait_until(lambda: any(i["args"] == [41] for i in _all(on, "noted")), TIMEOUT)
+
+
+def _all(on: Stage, actor: str) -> list[dict[str, object]]:
+    job = on.standing(actor)
+    return list(job.items()) if job else []
+
+
+def test_a_pipeline_stays_in_its_job(on: Stage) -> None:
+    with callboard.job("pipeline") as job:
+        (on.actor("add").message(1, 2) | on.actor("add").message(10) | on.actor("add").message(100)).run()
+    assert [item["result"] for item in on.ended(job)] == [3, 13, 113]
+
+
+def test_a_group_is_in_one_job(on: Stage) -> None:
+    with callboard.job("group") as job:
+        group([on.actor("add").message(n, n) for n in range(5)]).run()
+    assert sorted(item["result"] for item in on.ended(job)) == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_job_made_in_an_actor_is_a_job(number: int, on: Stage) -> None:
+    """It is sealed when its block ends, before the actor's item has ended."""
+    item = on.only(on.submit("opens_a_job", number))
+    assert item["state"] == "succeeded", item["error"]
+    inner = callboard.get(item["result"])
+    assert len(on.ended(inner)) == number
+
+
+def test_a_plain_send_is_an_item_of_the_actors_standing_job(on: Stage) -> None:
+    sent = on.actor("add").send(20, 22)
+    job = on.standing("add")
+    assert job is not None
+    assert job.status()["name"] == "add"
+    assert not job.status()["sealed"]
+    assert wait_until(lambda: any(item["result"] == 42 for item in job.items()), TIMEOUT)
+    row = on.conn.execute(
+        "SELECT count(*) FROM callboard.items WHERE message_id = %s", (sent.message_id,)
+    ).fetchone()
+    assert row == (1,)
+
+
+def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Stage) -> None:
+    with callboard.job("delayed") as job:
+        began = time.time()
+        on.actor("noted").send_with_options(args=(1,), delay=1500)
+    assert on.ready("default.DQ") == 0
+    row = on.conn.execute(
+        "SELECT extract(epoch FROM due_at)::float8 FROM callboard.outbox WHERE job_id = %s", (job.id,)
+    ).fetchone()
+    assert row is not None
+    assert 1.4 <= row[0] - began <= 2.5
+    on.only(job)
+    started = on.conn.execute(
+        "SELECT extract(epoch FROM started_at)::float8 FROM callboard.items WHERE job_id = %s", (job.id,)
+    ).fetchone()
+    assert started is not None
+    assert 0 <= started[0] - row[0] < TIMEOUT  # how late it may be: tests/faults/test_schedule.py
+
+
+def test_a_send_that_amqp_cannot_say_holds_nobody_up(on: Stage) -> None:
+    with callboard.job("odd") as job:
+        on.actor("noted").send_with_options(args=(1,), broker_priority="high")
+        on.actor("noted").send(2)
+    assert [item["state"] for item in on.ended(job)] == ["succeeded", "succeeded"]
+
+
+# Foreign messages ----------------------------------------------------------------------------------------------------
+
+
+def foreign(actor: str, *args: object, **options: object) -> Message[None]:
+    """As stock Dramatiq would send it."""
+    return Message("default", actor, args, {}, dict(options))
+
+
+def put(on: Stage, *bodies: bytes) -> None:
+    with on.channel() as channel:
+        for body in bodies:
+            channel.basic_publish("", "default", body, pika.BasicProperties(delivery_mode=2))
+
+
+def items_of(on: Stage, message_id: str) -> list[tuple[int, int, str]]:
+    found = on.conn.execute(
+        "SELECT job_id, item, state::text FROM callboard.items WHERE message_id = %s", (message_id,)
+    )
+    return [(row[0], row[1], row[2]) for row in found]
+
+
+def test_a_foreign_message_is_recorded_on_sight_and_retried_like_any(on: Stage) -> None:
+    message = foreign("stubborn", 1, 3)
+    put(on, message.encode())
+    assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
+    ((job, item, _),) = items_of(on, message.message_id)
+    standing = on.standing("stubborn")
+    assert standing is not None
+    assert standing.id == job
+    assert [attempt for i, attempt, _ in on.runs(job) if i == item] == [1, 2, 3]
+
+
+def test_a_foreign_message_that_comes_twice_is_one_item(on: Stage) -> None:
+    message = foreign("noted", 77)
+    put(on, message.encode(), message.encode())
+    after = foreign("noted", 78)
+    put(on, after.encode())
+    assert wait_until(lambda: [s for _, _, s in items_of(on, after.message_id)] == ["succeeded"], TIMEOUT)
+    assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
+    put(on, message.encode())
+    again = foreign("noted", 79)
+    put(on, again.encode())
+    assert wait_until(lambda: [s for _, _, s in items_of(on, again.message_id)] == ["succeeded"], TIMEOUT)
+    ((job, item, _),) = items_of(on, message.message_id)
+    assert on.drift() == []
+    assert (
+        len([i for i, _, _ in on.runs(job) if i == item]) <= 2
+    )  # two at the same moment may both run; once counted
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff\xfe no text",
+        b"not json",
+        b"[]",
+        b"null",
+        b'{"foo": 1}',
+        b'{"queue_name": "default", "actor_name": "noted", "args": null, "kwargs": {}, "options": {}}',
+        b'{"queue_name": "default", "actor_name": "noted", "args": [1], "kwargs": {}, "options": null}',
+        b'{"queue_name": "default", "actor_name": ["noted"], "args": [1], "kwargs": {}, "options": {}}',
+        b'{"queue_name": "default", "actor_name": "noted", "args": [1], "kwargs": {}, "options": {}, "message_id": 5}',
+        (
+            b'{"queue_name": "default", "actor_name": "noted", "args": [], "kwargs": {}, "options": {},'
+            b' "message_id": "\\u0000"}'
+        ),
+    ],
+    ids=["bytes", "text", "list", "null", "other", "args", "options", "actor", "id", "nul"],
+)
+def test_a_message_that_is_none_goes_to_the_dead_letters_and_holds_nobody_up(body: bytes, on: Stage) -> None:
+    put(on, body)
+    assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
+    on.dead_letter(lambda _, found: found == body)
+
+
+def test_two_copies_of_a_message_count_once(on: Stage) -> None:
+    job = on.submit("slow", {"number": 1, "seconds": 2.0})
+    assert wait_until(lambda: job.status()["running"] == 1, TIMEOUT)
+    body = json.dumps({
+        "queue_name": "default", "actor_name": "slow", "args": [], "kwargs": {"number": 1, "seconds": 2.0},
+        "options": {"callboard": {"job": job.id, "item": 0, "attempt": 1, "epoch": 0}}, "message_id": str(uuid.uuid4()),
+        "message_timestamp": 5,
+    }).encode()  # fmt: skip
+    put(on, body, body)
+    status = job.wait(TIMEOUT)
+    put(on, body)
+    assert (status["succeeded"], status["total"]) == (1, 1)
+    assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
+    assert wait_until(lambda: on.ready("default") == 0, TIMEOUT)
+    assert job.status()["succeeded"] == 1
+
+
+def test_a_message_of_an_item_that_is_not_there_is_dropped(on: Stage) -> None:
+    gone = {"callboard": {"job": 1, "item": 0, "attempt": 1, "epoch": 0, "suspect": True}}
+    put(on, foreign("noted", 1, **gone).encode())
+    assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
+    assert on.runs(1) == []
+
+
+# What is seen --------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_seen_within_a_second_on_item_and_job(on: Stage) -> None:
+    job = on.submit("slow", {"number": 1, "seconds": 2.5})
+    assert wait_until(lambda: next(job.items())["state"] == "running", TIMEOUT)
+    assert wait_until(lambda: job.status()["step"] == "sleeping 2.5 s", 1.0)
+    (item,) = job.items("running")
+    assert item["step"] == "sleeping 2.5 s"
+    assert job.status()["state"] == "running"
+    assert job.status()["running"] == 1
+    on.only(job)
+
+
+@pytest.mark.parametrize(
+    ("actor", "pages", "told"),
+    [
+        ("counts", 4, {"done": 2.5, "total": 4}),
+        ("counts", 2, {"done": 2, "total": 2}),
+        ("counts_gently", 9, {"done": 7, "total": 9}),
+    ],
+)
+def test_progress_is_seen_while_the_item_runs(
+    actor: str, pages: int, told: dict[str, float], on: Stage
+) -> None:
+    job = on.submit(actor, {"pages": pages})
+    assert wait_until(lambda: next(job.items())["progress"] == told, TIMEOUT)
+    (item,) = job.items("running")  # it runs until somebody has seen it
+    assert item["progress"] == told
+    on.conn.execute("INSERT INTO runs (job, what) VALUES (%s, 'seen')", (job.id,))
+    assert on.only(job)["progress"] is None
+
+
+def test_progress_moves_and_may_have_no_end(on: Stage) -> None:
+    job = on.submit("counts", {"pages": None})
+
+    def done() -> float:
+        progress = next(job.items())["progress"]
+        return progress["done"] if progress and progress["total"] is None else -1
+
+    assert wait_until(lambda: done() >= 0, TIMEOUT)
+    first = done()
+    assert wait_until(lambda: done() > first, TIMEOUT)
+    on.conn.execute("INSERT INTO runs (job, what) VALUES (%s, 'seen')", (job.id,))
+    assert on.only(job)["state"] == "succeeded"
+
+
+def test_only_slow_items_get_a_row_in_running(on: Stage) -> None:
+    def inserted() -> int:
+        row = on.conn.execute("SELECT count(*) FROM seen").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    on.conn.execute(
+        """
+        CREATE TABLE seen (job bigint);
+        CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN INSERT INTO seen VALUES (new.job_id); RETURN new; END $$;
+        CREATE TRIGGER see AFTER INSERT ON callboard.running FOR EACH ROW EXECUTE FUNCTION see();
+        """
+    )
+    on.ended(on.submit("work", *({"number": n} for n in range(300))))
+    fast = inserted()
+    assert fast < 30  # on a busy machine one of them may stand still in the middle
+    on.ended(on.submit("noted", *({"number": n, "seconds": 2.0} for n in range(4))))
+    assert inserted() - fast == 4
+    on.conn.execute("DROP TRIGGER see ON callboard.running")
+
+
+def test_a_worker_is_known_and_beats(on: Stage) -> None:
+    def beat() -> object:
+        row = on.conn.execute("SELECT beat_at FROM callboard.workers WHERE stopped_at IS NULL").fetchone()
+        assert row is not None
+        return row[0]
+
+    first = beat()
+    assert wait_until(lambda: beat() != first, TIMEOUT)
+    row = on.conn.execute("SELECT pid, threads, actors, queues FROM callboard.workers").fetchone()
+    assert row is not None
+    assert on.worker is not None
+    assert row[0] in [on.worker.pid, *on.worker.children()]
+    assert row[1] == 8
+    assert "stubborn" in row[2]
+    assert row[3] == ["default"]

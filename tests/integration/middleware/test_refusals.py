@@ -1,0 +1,220 @@
+"""What can't be written: bad data fails its own item, drifted counters are mended, and all else is tried on."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from callboard.middleware.journal.counter_repair import mend
+from callboard.middleware.journal.journal import Entry, Journal
+from callboard.middleware.journal.rescue import bury
+from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.process import outage
+from callboard.sql.pool import Conn, connect, make_pool
+from callboard.sql.reads import queries
+from callboard.sql.rows import Event, NewItem, Retry
+from callboard.sql.writes import claims, outcomes, workers
+from tests.support.databases import waits
+from tests.support.jobs import BAD, make_job, make_worker, status
+from tests.support.workers import wait_until
+
+CHILD = NewItem(0, "work", "default", "m", b"{}", None, 0)
+
+
+class Kept:
+    """A journal, and what it settled."""
+
+    def __init__(self, journal: Journal, settled: list[Entry]) -> None:
+        self.journal, self.settled = journal, settled
+
+    def flush(self, events: Sequence[Event]) -> None:
+        """Have these written together, as one flush."""
+        with self.journal._wake:
+            for one in events:
+                attempt = Attempt(
+                    one.job, one.item, one.attempt, [SimpleNamespace(actor_name="work")], {}, ended=True
+                )
+                self.journal.note(Entry(attempt, one, dead_letter=False))
+
+    def done(self, count: int, timeout: float = 20) -> bool:
+        """Whether so many are settled; waits for it."""
+        return wait_until(lambda: len(self.settled) >= count, timeout)
+
+
+@contextmanager
+def kept(url: str) -> Iterator[Kept]:
+    """A journal on a database."""
+    settled: list[Entry] = []
+    with make_pool(url, size=2) as pool:
+        journal = Journal(
+            pool, lambda: 1, lambda _: False, list, settled.extend, lambda _: None, lambda *_: None
+        )
+        journal.watch()
+        yield Kept(journal, settled)
+        assert journal.close(30)
+
+
+@pytest.fixture
+def journal(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
+    """A journal, no line of which is spared."""
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+    with kept(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    """A connection beside it."""
+    with connect(database_url) as made:
+        yield made
+
+
+def good(job: int, item: int) -> Event:
+    """An item that succeeded just now."""
+    return Event(job, item, 1, "succeeded", 0.1, time.monotonic(), 1)
+
+
+def drift(conn: Conn) -> Any:
+    return queries.run(conn, queries.verify())["drift"]
+
+
+def test_bad_data_fails_its_own_item_and_no_other(journal: Kept, conn: Conn) -> None:
+    job = make_job(conn, 200)
+    bad: dict[int, dict[str, Any]] = {
+        11: {"result": "a\x00b"},
+        57: {"state": "failed", "failure": replace(BAD, message="\ud800")},
+        58: {"state": "retrying", "failure": BAD, "retry": Retry(1e300)},
+        120: {"state": "retrying", "failure": BAD, "retry": Retry(1.0, sent_ms=2**70)},
+        199: {"children": (replace(CHILD, job=job, actor="a\x00b"),)},
+    }
+    journal.flush([replace(good(job, n), **bad.get(n, {})) for n in range(200)])
+    assert journal.done(200)
+    found = status(conn, job)
+    assert (found["state"], found["succeeded"], found["failed"]) == ("completed", 195, 5)
+    why = {n: (queries.run(conn, queries.attempts(job, n))[0]["message"]).splitlines()[0] for n in bad}
+    assert "NUL" in why[11]
+    assert "surrogates not allowed" in why[57]
+    assert "out of range" in why[58]
+    assert "out of range" in why[120]
+    assert "NUL" in why[199]
+    assert {e.attempt.item for e in journal.settled if e.dead_letter} == set(bad)
+    assert drift(conn) == []
+
+
+TAMPERED = [
+    "succeeded = total - retrying",
+    "succeeded = total, retrying = 0, state = 'completed', finished_at = now()",
+    "total = 10, bulk_end = 10, watermark = 10, published = 10",
+    "retrying = 0",
+    "skipped = 30, retries = 7, crashes = 9, published = 2",
+]
+
+
+@pytest.mark.parametrize("tampered", TAMPERED)
+def test_counters_that_drifted_are_no_items_fault(
+    tampered: str, journal: Kept, conn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are mended with an alarm, and everything is recorded as it ended."""
+    other, job = make_job(conn, 10), make_job(conn, 40)
+    parked = Event(job, 0, 1, "retrying", 0.1, time.monotonic(), 1, BAD, Retry(0.0))
+    journal.flush([parked, *(good(job, n) for n in range(1, 10))])
+    assert journal.done(10)
+    conn.execute(f"UPDATE callboard.jobs SET {tampered} WHERE id = %s", (job,))
+    assert drift(conn) != []
+    journal.flush(
+        [
+            *(good(other, n) for n in range(10)),
+            replace(good(job, 0), attempt=2),
+            *(good(job, n) for n in range(10, 40)),
+        ]
+    )
+    assert journal.done(51)
+    for number, total in ((other, 10), (job, 40)):
+        found = status(conn, number)
+        assert (found["state"], found["succeeded"], found["failed"]) == ("completed", total, 0)
+    assert drift(conn) == []
+    alarms = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert alarms
+    assert all(f"job {job} said that" in alarm.getMessage() for alarm in alarms)
+
+
+def test_a_flush_that_waits_for_a_recount_adds_to_it(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 20)
+    conn.execute("UPDATE callboard.jobs SET succeeded = 5 WHERE id = %s", (job,))
+    with connect(database_url) as mending, ThreadPoolExecutor(1) as pool:
+        with mending.transaction():
+            mend(mending, [job])
+            events = [good(job, n) for n in range(10)]
+            flushed = pool.submit(outcomes.record, conn, events, time.monotonic())
+            assert wait_until(lambda: waits(database_url), 60)
+        flushed.result(60)
+    assert drift(conn) == []
+
+
+def test_a_recount_waits_for_a_flush_and_counts_it(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 20)
+    conn.execute("UPDATE callboard.jobs SET succeeded = 5 WHERE id = %s", (job,))
+    with connect(database_url) as flushing, ThreadPoolExecutor(1) as pool:
+        with flushing.transaction():
+            outcomes.record(flushing, [good(job, n) for n in range(10)], time.monotonic())
+            mended = pool.submit(mend, conn, [job])
+            assert wait_until(lambda: waits(database_url), 60)
+        mended.result(60)
+    assert drift(conn) == []
+
+
+def test_a_burial_minds_no_drift(conn: Conn) -> None:
+    job, worker = make_job(conn, 1), make_worker(conn)
+    assert claims.claim_item(conn, job, 0, 1, worker) is not None
+    workers.stop_worker(conn, worker)
+    conn.execute("UPDATE callboard.jobs SET skipped = 1 WHERE id = %s", (job,))
+    assert bury(conn, worker) == 1
+    assert drift(conn) == []
+
+
+@pytest.mark.parametrize("table", ["attempts", "jobs"])
+def test_a_table_that_is_not_there_is_waited_for(
+    table: str, journal: Kept, conn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is nobody's data: nothing fails, it is said, and when the table is there again all goes on."""
+    job = make_job(conn, 10)
+    conn.execute(f"ALTER TABLE callboard.{table} RENAME TO elsewhere")
+    journal.flush([good(job, n) for n in range(10)])
+    assert wait_until(
+        lambda: caplog.text.count("the database does not let anything be recorded, trying on") >= 3, 60
+    )
+    assert f'relation "callboard.{table}" does not exist' in caplog.text
+    assert journal.settled == []
+    conn.execute(f"ALTER TABLE callboard.elsewhere RENAME TO {table}")
+    assert journal.done(10)
+    assert (status(conn, job)["succeeded"], drift(conn)) == (10, [])
+
+
+def test_a_plan_of_before_a_migration_is_thrown_away(journal: Kept, conn: Conn) -> None:
+    job = make_job(conn, 30)
+    for n in range(20):
+        journal.flush([good(job, n)])
+        assert journal.done(n + 1)
+    conn.execute("ALTER TABLE callboard.jobs ALTER epoch TYPE bigint")
+    journal.flush([good(job, n) for n in range(20, 30)])
+    assert journal.done(30)
+    assert (status(conn, job)["succeeded"], status(conn, job)["failed"]) == (30, 0)
+
+
+def test_connections_to_a_server_that_only_reads_are_not_kept(database_url: str, conn: Conn) -> None:
+    """As after a failover: the address leads to the new server by then, and the old connections do not."""
+    job = make_job(conn, 10)
+    name = conn.info.dbname
+    conn.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    with kept(database_url) as journal:
+        assert wait_until(lambda: journal.journal.pool.get_stats().get("pool_available", 0) > 0, 60)
+        conn.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+        journal.flush([good(job, n) for n in range(10)])
+        assert journal.done(10)
+    assert (status(conn, job)["succeeded"], drift(conn)) == (10, [])

@@ -1,0 +1,299 @@
+"""Submitting: any iterable becomes a job, once, without blocking and without growing; and what can go wrong."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+from dramatiq import Message
+from pika.exceptions import ChannelClosedByBroker
+
+import callboard
+from callboard.middleware.submission import enqueue as sending
+from callboard.middleware.submission import submission
+from callboard.middleware.tracking import runtime_of
+from callboard.sql.pool import connect
+from callboard.sql.writes import sweep as sweep_writes
+from tests.support.clients import client
+from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.programs import PEAK
+from tests.support.vhosts import Broker
+from tests.support.workers import wait_until
+
+CHUNK = submission.CHUNK_ITEMS
+
+
+@pytest.fixture(scope="module")
+def on(postgres_url: str, template: str, broker: Broker) -> Iterator[Stage]:
+    """Nobody works here."""
+    with stage(postgres_url, template, broker, ["work", "noted"]) as made:
+        yield made
+        assert made.drift() == []
+
+
+def test_no_items_are_a_completed_job(on: Stage) -> None:
+    status = on.submit("work").status()
+    assert (status["state"], status["total"], status["progress"]) == ("completed", 0, 1.0)
+
+
+def test_items_are_arguments_by_their_shape(on: Stage) -> None:
+    items = list(on.submit("work", {"a": 1}, [1, "b"], (2,), "text", None, 1e16).items())
+    assert [item["kwargs"] for item in items] == [{"a": 1}, {}, {}, {}, {}, {}]
+    assert [item["args"] for item in items] == [[], [1, "b"], [2], ["text"], [None], [1e16]]
+
+
+def test_the_planner_knows_what_is_stored_before_it_is_run(on: Stage) -> None:
+    on.conn.execute("ALTER TABLE callboard.items SET (autovacuum_enabled = off)")
+    callboard.submit("work", range(4 * CHUNK))
+    known = "SELECT 5 * relpages >= pg_relation_size(oid) / 8192 FROM pg_class WHERE oid = 'callboard.items'::regclass"
+    assert on.conn.execute(known).fetchone() == (True,)
+
+
+def test_a_planner_that_can_not_be_told_keeps_nothing_from_being_stored(
+    on: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Any) -> None:
+        raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(sweep_writes, "analyze_grown", fails)
+    assert callboard.submit("work", range(CHUNK + 1)).status()["total"] == CHUNK + 1
+
+
+def breaking_off(count: int) -> Iterator[int]:
+    yield from range(count)
+    raise OSError("the file ends here")
+
+
+def test_a_source_that_breaks_off_fails_its_job_with_the_reason(on: Stage) -> None:
+    with pytest.raises(OSError, match="the file ends here"):
+        callboard.submit("work", breaking_off(CHUNK + 10), name="breaks off")
+    row = on.conn.execute("SELECT id FROM callboard.jobs WHERE name = 'breaks off'").fetchone()
+    assert row is not None
+    status = callboard.get(row[0]).status()
+    assert status["state"] == "failed"
+    assert "OSError: the file ends here" in status["reason"]
+    assert status["total"] == CHUNK
+
+
+def test_a_source_with_a_key_is_taken_up_where_it_broke_off(on: Stage) -> None:
+    with pytest.raises(OSError, match="the file ends here"):
+        callboard.submit("work", breaking_off(CHUNK + 10), key="again")
+    job = callboard.submit("work", range(CHUNK + 20), key="again")
+    assert job.status()["sealed"]
+    assert job.status()["total"] == CHUNK + 20
+    assert [item["args"] for item in job.items()] == [[n] for n in range(CHUNK + 20)]
+    assert callboard.submit("work", range(5), key="again").id == job.id
+    assert job.status()["total"] == CHUNK + 20
+
+
+def test_an_item_key_is_stored_once(on: Stage) -> None:
+    source = [{"sku": n % 7, "n": n} for n in range(100)]
+    by_field = callboard.submit("work", source, item_key="sku")
+    by_function = callboard.submit("work", source, item_key=lambda item: item["sku"])
+    for job in (by_field, by_function):
+        assert [item["kwargs"]["n"] for item in job.items()] == list(range(7))
+
+
+def test_an_actor_that_nobody_knows_is_refused(on: Stage) -> None:
+    with pytest.raises(callboard.UnknownActor, match="no actor 'nobody'"):
+        callboard.submit("nobody", [1])
+    with pytest.raises(ValueError, match="is one of the actor 'work', not 'noted'"):
+        callboard.submit("noted", [1], key=_keyed("work"))
+
+
+def _keyed(actor: str) -> str:
+    callboard.submit(actor, [1], key=f"of {actor}")
+    return f"of {actor}"
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "says"),
+    [
+        ([1, 2, object()], {}, "item 2 can't be written as a message"),
+        ([1, "x" * 1_100_000], {}, "item 1 has 1,100,0.. bytes, and 1,048,576 are allowed"),
+        ([{"sku": 1}, {"other": 2}], {"item_key": "sku"}, "item 1 has no item key: KeyError"),
+        ([1], {"item_key": "sku"}, "item 0 has no item key: TypeError"),
+        ([{"sku": None}], {"item_key": "sku"}, "item 0 has no item key: it is None"),
+    ],
+)
+def test_a_bad_item_is_named_by_its_number(
+    items: list[Any], options: dict[str, Any], says: str, on: Stage
+) -> None:
+    with pytest.raises(callboard.BadItem, match=says):
+        callboard.submit("work", items, **options)
+
+
+async def slowly(count: int) -> AsyncIterator[int]:
+    for n in range(count):
+        if n % 1000 == 0:
+            await asyncio.sleep(0)
+        yield n
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_event_loop_goes_on_while_100000_items_go_in(kind: str, on: Stage) -> None:
+    async def main() -> tuple[callboard.Job, list[float]]:
+        source = slowly(100_000) if kind == "async" else iter(range(100_000))
+        storing = asyncio.create_task(callboard.asubmit("work", source))
+        lags = []
+        while not storing.done():
+            began = time.monotonic()
+            await asyncio.sleep(0.005)
+            lags.append(time.monotonic() - began - 0.005)
+        return await storing, sorted(lags)
+
+    job, lags = asyncio.run(main())
+    assert job.status()["total"] == 100_000
+    assert len(lags) > 20
+    # Of a busy machine the loop waits for its turn now and then, and not every other time.
+    assert lags[len(lags) // 2] <= 0.05, lags[-10:]
+    assert lags[int(len(lags) * 0.95)] <= 0.5, lags[-10:]
+
+
+def test_an_async_source_that_breaks_off_breaks_its_job_off(on: Stage) -> None:
+    async def broken() -> AsyncIterator[int]:
+        yield 1
+        raise OSError("the stream ends here")
+
+    with pytest.raises(OSError, match="the stream ends here"):
+        asyncio.run(callboard.asubmit("work", broken(), name="broken stream"))
+    row = on.conn.execute("SELECT reason FROM callboard.jobs WHERE name = 'broken stream'").fetchone()
+    assert row is not None
+    assert "the stream ends here" in row[0]
+
+
+def test_a_bad_item_ends_an_async_source_soon(on: Stage) -> None:
+    read = 0
+
+    async def stream() -> AsyncIterator[Any]:
+        nonlocal read
+        for n in range(1_000_000):
+            read += 1
+            if n % 100 == 0:
+                await asyncio.sleep(0.001)
+            yield object() if n == 3 else n
+
+    with pytest.raises(callboard.BadItem, match="item 3"):
+        asyncio.run(callboard.asubmit("work", stream()))
+    assert read < 50_000
+
+
+MILLION = f"""
+{PEAK}
+import callboard, dramatiq
+broker = callboard.RabbitmqBroker()
+dramatiq.set_broker(broker)
+@dramatiq.actor
+def work(number): ...
+broker.recorder.begin = lambda job: None  # rows only
+before = peak()
+job = callboard.submit(work, ({{"number": n}} for n in range(1_000_000)))
+assert job.status()["total"] == 1_000_000
+print(before, peak())
+"""
+
+
+def test_a_million_items_need_no_more_memory_than_a_few(on: Stage) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MILLION], env={**os.environ, **on.environment}, check=True, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    before, most = map(int, done.stdout.split())
+    assert most <= 150
+    assert most - before <= 60
+
+
+# Messages ------------------------------------------------------------------------------------------------------------
+
+
+def test_messages_carry_real_properties(database_url: str, amqp_url: str, on: Stage) -> None:
+    environment = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url}
+    with client(environment, ["work"]) as broker:
+        job = callboard.submit("work", [{"number": 5}])
+        sent = broker.get_actor("work").send(6)
+        found: list[tuple[Any, Message[Any]]] = []
+        other = Stage(environment, on.conn, broker)
+
+        def look() -> bool:
+            with suppress(ChannelClosedByBroker), other.channel() as channel:
+                while len(found) < 2:
+                    method, properties, body = channel.basic_get("default", auto_ack=True)
+                    if method is None:
+                        return False
+                    found.append((properties, Message.decode(body)))
+            return len(found) == 2
+
+        assert wait_until(look, TIMEOUT, pause=0.1)
+    by_id = {properties.message_id: (properties, message) for properties, message in found}
+    properties, message = by_id[f"{job.id}-0"]
+    assert (properties.correlation_id, properties.type, properties.app_id) == (
+        f"{job.id}/0",
+        "work",
+        "callboard",
+    )
+    assert properties.content_type == "application/json"
+    assert properties.delivery_mode == 2
+    assert abs(properties.timestamp - time.time()) < 60
+    assert message.kwargs == {"number": 5}
+    assert by_id[sent.message_id][1].args == (6,)
+    assert by_id[sent.message_id][1].message_timestamp == sent.message_timestamp
+
+
+def test_a_send_that_the_database_refuses_fails_alone(database_url: str, amqp_url: str) -> None:
+    """Held up together, they are stored together: one with an impossible time, and two without a fault."""
+    with (
+        client({"DATABASE_URL": database_url, "AMQP_URL": amqp_url}, ["work"]) as broker,
+        connect(database_url) as conn,
+        ThreadPoolExecutor() as threads,
+    ):
+        good = [broker.get_actor("work").message(n) for n in range(2)]
+        bad = broker.get_actor("work").message(2).copy(message_timestamp=10**18)
+        journal = runtime_of(broker).journal
+        with conn.transaction():
+            conn.execute("LOCK TABLE callboard.jobs")
+            first = threads.submit(broker.enqueue, good[0])
+            wait_until(lambda: waits_for_a_lock(database_url), TIMEOUT)
+            rest = [threads.submit(broker.enqueue, message) for message in (bad, good[1])]
+            wait_until(lambda: len(journal._sends) == 2, TIMEOUT)
+        assert first.result(TIMEOUT) is good[0]
+        assert rest[1].result(TIMEOUT) is good[1]
+        with pytest.raises(callboard.NotStored, match="out of range"):
+            rest[0].result(TIMEOUT)
+        row = conn.execute("SELECT count(*) FROM callboard.items").fetchone()
+    assert row == (2,)
+
+
+def waits_for_a_lock(url: str) -> bool:
+    with connect(url) as conn:
+        row = conn.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
+    return row is not None and row[0] > 0
+
+
+def test_a_send_without_a_database_raises_and_sends_nothing(
+    amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, on: Stage
+) -> None:
+    """Nor later: whoever was told that it was not sent may send it again."""
+    monkeypatch.setattr(sending, "PATIENCE", 1.0)
+    with (
+        client({"DATABASE_URL": database_url, "AMQP_URL": amqp_url}, ["work"]) as broker,
+        connect(database_url) as conn,
+    ):
+        runtime_of(broker).pool.wait(TIMEOUT)
+        with conn.transaction():  # as good as away: nothing answers
+            conn.execute("LOCK TABLE callboard.jobs")
+            with pytest.raises(callboard.NotStored, match="DATABASE_URL"):
+                broker.get_actor("work").send(1)
+            with pytest.raises(callboard.NotStored, match="DATABASE_URL"):
+                broker.get_actor("work").send(2)
+        monkeypatch.setattr(sending, "PATIENCE", TIMEOUT)
+        after = broker.get_actor("work").send(3)
+        stored = [row[0] for row in conn.execute("SELECT message_id FROM callboard.items ORDER BY item")]
+        assert after.message_id in stored
+        assert len(stored) <= 2  # the first was being stored; the second was withdrawn

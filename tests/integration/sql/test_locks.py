@@ -1,0 +1,302 @@
+"""Statements that lock the same rows, led to where each has some of what the other wants, if their orders differ.
+
+One stops in the middle of its rows, since somebody has that one; the other comes; then that one is let go.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from callboard.sql.limits import NO_LIMITS
+from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
+from callboard.sql.rows import Event, NewStage, Outgoing, Retry, Running, Stack
+from callboard.sql.writes import (
+    actions,
+    claims,
+    lanes,
+    outcomes,
+    publishing,
+    retention,
+    retry,
+    stages,
+    submission,
+    sweep,
+    workers,
+)
+from callboard.sql.writes.actions import By
+from callboard.sql.writes.jobs import close_stopped
+from callboard.sql.writes.retry import RetrySelection
+from tests.faults.rig.crowd import broken, turn_around
+from tests.support.databases import waiting
+from tests.support.jobs import BAD, make_job, make_worker, publish
+from tests.support.workers import wait_until
+
+BY = By("python", "somebody")
+Step = Callable[[Conn], object]
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    with connect(database_url) as found:
+        yield found
+
+
+def meet(url: str, stopped_at: str, row: Sequence[object], first: Step, second: Step) -> None:
+    """`first` waits for a row, `second` for `first`; then both go on. Raises DeadlockDetected."""
+
+    def run(step: Step) -> None:
+        with connect(url) as conn:
+            conn.execute("SET enable_seqscan = off" if step is first else "SET enable_indexscan = off")
+            step(conn)
+
+    with ThreadPoolExecutor(2) as pool, connect(url) as gate:
+        with gate.transaction():
+            gate.execute(f"SELECT FROM callboard.{stopped_at} FOR UPDATE", row)
+            runs = [pool.submit(run, first)]
+            assert wait_until(lambda: waiting(url) == 1, 60)
+            runs.append(pool.submit(run, second))
+            assert wait_until(lambda: waiting(url) == 2 or runs[1].done(), 60)
+        for done in runs:
+            done.result(60)
+
+
+def ends(job: int, items: Sequence[int], *, worker: int = 1, ran: bool = False, ok: bool = False) -> Step:
+    """What a flush does: these items have ended their first attempt."""
+    now = time.monotonic()
+    events = [
+        Event(job, item, 1, "succeeded", 0.1, now, worker, ran=ran)
+        if ok
+        else Event(job, item, 1, "retrying", 0.1, now, worker, BAD, Retry(0.0), ran=ran)
+        for item in items
+    ]
+    return lambda conn: outcomes.record(conn, events, now)
+
+
+def drift(conn: Conn) -> Any:
+    return queries.run(conn, queries.verify())["drift"]
+
+
+def in_outbox(conn: Conn, job: int) -> list[int]:
+    """Three messages, which lie in the reverse order of their items; their ids."""
+    claims.park(conn, [(job, item, 1) for item in range(3)])
+    turn_around(conn, "outbox")
+    return [row[0] for row in conn.execute("SELECT id FROM callboard.outbox ORDER BY item")]
+
+
+MIDDLE = "outbox WHERE job_id = %s AND item = 1"
+
+
+def test_messages_that_could_not_be_sent_and_a_flush(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    ids = in_outbox(conn, job)
+    unsent = [
+        Outgoing(job, n, 1, 0, suspect=True, actor="", queue="", message_id="", args=b"", options=None,
+                 sent_ms=None, outbox=id_)
+        for n, id_ in enumerate(ids)
+    ]  # fmt: skip
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: publishing.release_outbox(c, unsent))
+    assert drift(conn) == []
+
+
+def test_messages_that_are_woken_and_a_flush(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    workers.stop_worker(conn, make_worker(conn))
+    for item in range(3):
+        claims.postpone(conn, job, item, 1, "work")
+    turn_around(conn, "items", "outbox")
+    make_worker(conn)
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), claims.wake_postponed)
+    assert drift(conn) == []
+
+
+def test_lanes_that_go_by_another_argument_and_a_flush(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    in_outbox(conn, job)
+    actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
+    conn.execute("UPDATE callboard.outbox SET lane = '1'")
+    turn_around(conn, "outbox")
+    claim = publishing.claim_bulk(conn, job=job)
+    assert claim is not None
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: lanes.change_lanes(c, claim, []))
+    assert conn.execute("SELECT count(*) FROM callboard.outbox WHERE lane IS NOT NULL").fetchone() == (0,)
+    assert drift(conn) == []
+
+
+def test_items_that_are_sent_again_and_a_flush(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    claims.park(conn, [(job, 1, 1)])
+    again = [(2, 1), (0, 1)]
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: sweep.republish(c, job, again))
+    assert drift(conn) == []
+
+
+def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> None:
+    """A publisher that died had sent them, beyond the watermark."""
+    job = make_job(conn, 3, published=0)
+    worker = make_worker(conn)
+    outcomes.report_running(conn, worker, [Running(job, 1, 1, 1.0, None)])
+    actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
+    claim = publishing.claim_bulk(conn, job=job)
+    assert claim is not None
+    aside = [(item, "") for item in range(3)]
+    meet(
+        database_url, "running WHERE job_id = %s", [job], ends(job, [1], worker=worker, ran=True),
+        lambda c: lanes.set_aside(c, claim, 0, 3, aside),
+    )  # fmt: skip
+    assert drift(conn) == []
+
+
+def test_where_attempts_hang_and_what_is_in_hand(conn: Conn, database_url: str) -> None:
+    """Two workers have copies of the same messages."""
+    job = make_job(conn, 3)
+    worker, other = make_worker(conn), make_worker(conn)
+    copies = [Running(job, item, 1, 1.0, None) for item in range(3)]
+    outcomes.report_running(conn, worker, copies)
+    turn_around(conn, "running")
+    stacks = [Stack(job, item, 1, "here", "there") for item in range(3)]
+    meet(
+        database_url, "running WHERE job_id = %s AND item = 1", [job],
+        lambda c: outcomes.report_running(c, other, copies), lambda c: outcomes.report_stacks(c, worker, stacks),
+    )  # fmt: skip
+    assert conn.execute("SELECT count(*) FROM callboard.running WHERE place = 'here'").fetchone() == (3,)
+
+
+def test_lanes_of_what_is_over_and_a_job_that_leaves(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 3)
+    conn.execute(
+        "INSERT INTO callboard.lanes SELECT job_id, item, '' FROM callboard.items ORDER BY item DESC"
+    )
+    ends(job, range(3), ok=True)(conn)
+    assert retention.mark(conn, [job])
+    meet(
+        database_url, "lanes WHERE job_id = %s AND item = 1", [job],
+        lambda c: list(retention.clear(c, job)), lanes.clear_lanes,
+    )  # fmt: skip
+    assert conn.execute("SELECT count(*) FROM callboard.lanes").fetchone() == (0,)
+
+
+def test_nobody_publishes_by_lane_what_is_over(conn: Conn) -> None:
+    """Or it would wait for lanes of a job that may be leaving, and who clears that away for the job."""
+    job = make_job(conn, 1)
+    actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
+    claims.park(conn, [(job, 0, 1)])
+    claim = publishing.claim_bulk(conn, job=job)
+    assert claim is not None
+    ends(job, [0], ok=True)(conn)
+    with pytest.raises(lanes.TakenOver):
+        lanes.claim_lanes(conn, claim, 1)
+
+
+def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, database_url: str) -> None:
+    """The job's row, as the outcome's statement saw it at first, has no room for what it adds."""
+    job = make_job(conn, 1)
+    ends(job, [0])(conn)
+    out = publishing.claim_outbox(conn, 1)
+    now = time.monotonic()
+    end = Event(job, 0, 2, "succeeded", 0.1, now, 1)
+    with ThreadPoolExecutor(1) as pool, connect(database_url) as other:
+        with conn.transaction():
+            publishing.settle_outbox(conn, out)
+            recorded = pool.submit(outcomes.record, other, [end], now)
+            assert wait_until(lambda: waiting(database_url) == 1, 60)
+        assert [told.state for told in recorded.result(60)] == ["completed"]
+    assert drift(conn) == []
+
+
+# What is over and goes on -------------------------------------------------------------------------------------------
+
+
+def stop(conn: Conn, job: int) -> None:
+    """Cancel a job of which nothing is in hand."""
+    actions.cancel(conn, job, BY)
+    conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h'")
+    close_stopped(conn)
+    stages.follow(conn)
+
+
+def test_a_retry_and_what_a_cancelled_job_still_had_in_hand(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 4)
+    make_worker(conn)
+    now = time.monotonic()
+    outcomes.record(conn, [Event(job, 3, 1, "failed", 0.1, now, 1, BAD)], now)
+    stop(conn, job)
+    meet(
+        database_url, "items WHERE job_id = %s AND item = 1", [job], ends(job, range(3), ok=True),
+        lambda c: retry.retry(c, job, BY, RetrySelection(("failed",))),
+    )  # fmt: skip
+    assert broken(conn) == 0
+    assert drift(conn) == []
+
+
+def test_a_retry_and_a_dead_letter_that_is_settled(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 2)
+    now = time.monotonic()
+    events = [Event(job, item, 1, "failed", 0.1, now, 1, BAD, dead=True) for item in range(2)]
+    outcomes.record(conn, events, now)
+    out = publishing.claim_outbox(conn, 10)
+    assert [one.dead for one in out] == [True, True]
+    meet(
+        database_url, MIDDLE, [job], lambda c: publishing.settle_outbox(c, out),
+        lambda c: retry.retry(c, job, BY, RetrySelection()),
+    )  # fmt: skip
+    assert broken(conn) == 0
+    assert drift(conn) == []
+
+
+def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: str) -> None:
+    """Sent before their job was cancelled, confirmed after."""
+    job = make_job(conn, 3)
+    in_outbox(conn, job)
+    claim = publishing.claim_bulk(conn, job=job)
+    assert claim is not None
+    out = publishing.claim_redo(conn, claim, 3)
+    publishing.publish_bulk(conn, claim, watermark=3, published=0, keep=False)
+    stop(conn, job)
+    meet(
+        database_url, MIDDLE, [job], lambda c: publishing.settle_outbox(c, out),
+        lambda c: retry.retry(c, job, BY, RetrySelection(("cancelled",))),
+    )  # fmt: skip
+    assert broken(conn) == 0
+    assert drift(conn) == []
+
+
+def staged(conn: Conn) -> tuple[int, list[int]]:
+    """Three stages, each with an item in hand; cancelled."""
+    planned = [NewStage(f"s{n}", "work", "default", None, "go on") for n in range(3)]
+    parent, found = stages.create(
+        conn, planned, name="staged", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
+    )
+    for stage in found:
+        submission.store_chunk(conn, stage.id, 0, [(b"{}", None)], keyed=False)
+        publish(conn, stage.id, 1)
+    submission.seal_job(conn, found[0].id)
+    submission.seal_job(conn, found[1].id)
+    stop(conn, parent)
+    return parent, [stage.id for stage in found]
+
+
+def late(jobs: Sequence[int]) -> Step:
+    """What was in hand of several jobs ended after them."""
+    now = time.monotonic()
+    events = [Event(job, 0, 1, "succeeded", 0.1, now, 1) for job in jobs]
+    return lambda conn: outcomes.record(conn, events, now)
+
+
+@pytest.mark.parametrize("what", ["leaves", "is due", "is retried"])
+def test_a_job_of_stages_and_late_outcomes(what: str, conn: Conn, database_url: str) -> None:
+    parent, jobs = staged(conn)
+    turn_around(conn, "jobs")
+    steps: dict[str, Step] = {
+        "leaves": lambda c: retention.mark(c, [parent]),
+        "is due": lambda c: retention.mark_due(c, 0.0),
+        "is retried": lambda c: retry.retry(c, parent, BY, RetrySelection(("cancelled",))),
+    }
+    meet(database_url, "jobs WHERE id = %s", [jobs[1]], late(jobs), steps[what])
+    assert broken(conn) == 0
+    if what == "is due":
+        assert retention.mark_due(conn, 0.0) == [parent, *jobs]
+    assert drift(conn) == []

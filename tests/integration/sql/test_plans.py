@@ -1,0 +1,404 @@
+"""What statements read once tables have grown: as if they had been prepared then.
+
+On tables of a page or two PostgreSQL reads them whole, and keeps that plan for a prepared statement. Each statement
+here is prepared on such tables, on a connection of its own: psycopg forgets what it prepared with the first ROLLBACK.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any, cast
+
+import psycopg
+import pytest
+
+from callboard.middleware.sweep.sweep import Sweep
+from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
+from callboard.sql.rows import BulkClaim, Event, NewItem, Outgoing, Retry, Running, Settled, Stack
+from callboard.sql.writes import (
+    callbacks,
+    claims,
+    jobs,
+    lanes,
+    outcomes,
+    publishing,
+    retention,
+    sends,
+    stages,
+    submission,
+    sweep,
+    workers,
+)
+from tests.support.databases import database, with_database
+from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, publish, record, run, send
+from tests.support.transports import StubLink
+from tests.support.workers import wait_until
+
+#: Items that a statement has to do with at once.
+SOME = 5
+#: Blocks, when it takes far too long.
+NO_END = 2**31
+#: Items of a job that has grown.
+MANY = 10_000
+FAILURES = {"failed": BAD, "retrying": BAD, "skipped": NOT_NEEDED}
+BLOCKS = (
+    "SELECT sum(pg_stat_get_xact_blocks_fetched(oid))::bigint FROM pg_class"
+    " WHERE relnamespace = 'callboard'::regnamespace"
+)
+STALE = (
+    "SELECT relname FROM pg_class WHERE relnamespace = 'callboard'::regnamespace AND relkind = 'r'"
+    " AND pg_relation_size(oid) / 8192 > 4 * greatest(relpages, 0) + 8"
+)
+
+
+@dataclass(slots=True)
+class Stage:
+    """Jobs, and from which item on nobody has touched theirs."""
+
+    conn: Conn
+    worker: int = field(init=False)
+    bulk: int = field(init=False)
+    plain: int = field(init=False)
+    limited: int = field(init=False)
+    laned: int = field(init=False)
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        self.worker = make_worker(self.conn)
+        self.bulk = make_job(self.conn, SOME, published=1, sealed=False)
+        self.plain = make_job(self.conn, 0, sealed=False)
+        self.limited = make_job(self.conn, SOME, sealed=False)
+        self.laned = make_job(self.conn, SOME, published=1, sealed=False)
+        send(self.conn, self.plain, 0)
+        run(self.conn, self.bulk, [0], worker=self.worker)
+        record(self.conn, self.limited, {"retrying": [0]}, delay=0.0, worker=self.worker)
+        set_limits = "UPDATE callboard.jobs SET concurrency = %s, lane_by = %s, lane_width = %s WHERE id = %s"
+        self.conn.execute(set_limits, (10 * MANY, None, None, self.limited))
+        self.conn.execute(set_limits, (None, "0", 2, self.laned))
+        for table in self._tables():
+            self.conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)".encode())
+        self.conn.execute(b"VACUUM (ANALYZE) " + ", ".join(self._tables()).encode())
+
+    def _tables(self) -> list[str]:
+        found = "SELECT 'callboard.' || tablename FROM pg_tables WHERE schemaname = 'callboard'"
+        return [row[0] for row in self.conn.execute(found)]
+
+    @property
+    def some(self) -> range:
+        """Items of each job."""
+        return range(self.first, self.first + SOME)
+
+    def settle(self) -> None:
+        """Give back what a statement that was tried has claimed."""
+        self.conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
+        self.conn.execute("UPDATE callboard.outbox SET claimed_until = NULL")
+
+    def grow(self) -> None:
+        """Many of everything."""
+        for job in (self.bulk, self.limited, self.laned):
+            submission.store_chunk(self.conn, job, SOME, [(ARGS, None)] * MANY, keyed=False)
+        publish(self.conn, self.bulk, MANY // 2)
+        publish(self.conn, self.limited, MANY)
+        record(self.conn, self.bulk, {"failed": range(MANY // 4, MANY // 2)}, worker=self.worker)
+        run(self.conn, self.bulk, range(200, 260), worker=self.worker)
+        add = [(n, _sent(self.plain, n)) for n in range(1_000, MANY)]
+        sends.add_items(self.conn, add, publishing=False)
+        record(self.conn, self.limited, {"retrying": range(SOME, MANY // 2)}, delay=0.0, worker=self.worker)
+        claim = claim_of(self.conn, self.laned)
+        start = claim.watermark
+        lanes.set_aside(self.conn, claim, start, MANY, [(n, str(n % 50)) for n in range(start, MANY)])
+        for _ in range(5):
+            make_job(self.conn, MANY // 5)
+        for statement in OLD:
+            self.conn.execute(statement, (MANY // 2,))
+        self.settle()
+        self.first = 100
+
+    def analyze(self) -> None:
+        """Tell the planner everything."""
+        self.conn.execute(b"VACUUM (ANALYZE) " + ", ".join(self._tables()).encode())
+
+
+OLD = (
+    """
+    INSERT INTO callboard.jobs (name, state, sealed, started_at, finished_at, told_at)
+    SELECT 'old', 'completed', true, now(), now(), now() - interval '1 hour' FROM generate_series(1, %s)
+    """,
+    """
+    INSERT INTO callboard.samples (job_id, final, failed)
+    SELECT id, 0, 0 FROM callboard.jobs WHERE name = 'old' LIMIT %s
+    """,
+    """
+    INSERT INTO callboard.workers (pid, threads, host, actors, queues, stopped_at)
+    SELECT 1, 8, 'h', '{work}', '{default}', now() FROM generate_series(1, %s)
+    """,
+)
+
+
+def _sent(job: int, number: int) -> NewItem:
+    return NewItem(job, "work", "default", f"m-{number}", ARGS, None, 5, key=f"k-{number}")
+
+
+# What is tried -------------------------------------------------------------------------------------------------------
+
+
+def claim_of(conn: Conn, job: int) -> BulkClaim:
+    claim = publishing.claim_bulk(conn, job=job)
+    assert claim is not None
+    return claim
+
+
+def _record(conn: Conn, stage: Stage) -> None:
+    now = time.monotonic()
+    ends = cycle(cast("list[Settled]", ["succeeded", "failed", "retrying", "skipped"]))
+    child = (NewItem(stage.bulk, "work", "default", "a child", ARGS, None, 5),)
+    events = [
+        Event(job, item, 1, end, 0.01, now, stage.worker, FAILURES.get(end),
+              Retry(5.0) if end == "retrying" else None, ran=True, children=child)
+        for job in (stage.bulk, stage.laned) for item, end in zip(stage.some, ends, strict=False)
+    ]  # fmt: skip
+    outcomes.record(conn, events, now)
+
+
+def _claimed(conn: Conn) -> list[Outgoing]:
+    return publishing.claim_outbox(conn, SOME)
+
+
+def _bulk_items(conn: Conn, stage: Stage) -> None:
+    publishing.bulk_items(conn, claim_of(conn, stage.bulk), stage.first, stage.first + SOME)
+
+
+def _publish_bulk(conn: Conn, stage: Stage) -> None:
+    claim = claim_of(conn, stage.bulk)
+    publishing.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
+
+
+def _set_aside(conn: Conn, stage: Stage) -> None:
+    claim = claim_of(conn, stage.laned)
+    start = claim.watermark
+    lanes.set_aside(conn, claim, start, start + 1, [(start, "a")])
+
+
+def _tell_lanes(conn: Conn, stage: Stage) -> None:
+    claim = claim_of(conn, stage.laned)
+    lanes.tell_lanes(conn, claim, [(number, "b") for number, _ in lanes.unlaned(conn, claim, SOME)])
+
+
+def _add_items(conn: Conn, stage: Stage) -> None:
+    new = [(n, _sent(stage.plain, n)) for n in range(stage.first + 100, stage.first + 100 + SOME)]
+    sends.add_items(conn, new, publishing=True)
+
+
+def _report_stacks(conn: Conn, stage: Stage) -> None:
+    items = range(200, 200 + SOME) if stage.first else [0]
+    outcomes.report_stacks(conn, stage.worker, [Stack(stage.bulk, item, 1, "a.py:1", "…") for item in items])
+
+
+def _report_running(conn: Conn, stage: Stage) -> None:
+    running = [Running(stage.bulk, item, 1, 1.0, "a step") for item in stage.some]
+    outcomes.report_running(conn, stage.worker, running)
+
+
+def _overtaken(conn: Conn, _: Stage) -> None:
+    mark = sweep.mark_jobs(conn, 20)
+    assert mark is not None
+    sweep.overtaken(conn, "default", mark)
+
+
+#: Of the many that fare so.
+HARMED = ("bulk_items", "settle_outbox")
+#: With a plan for any LIMIT, which PostgreSQL keeps only where it costs no more, all that waits is sorted; the last two
+#: look at each lane, and at every message.
+READS_MUCH = {
+    "claim_redo", "claim_outbox", "settle_outbox", "release_outbox", "tell_lanes", "claim_lanes",
+    "drop_messages_of_stopped_jobs",
+}  # fmt: skip
+Try = Callable[[Conn, Stage], object]
+TRIED: dict[str, Try] = {
+    "record": _record,
+    "claim_item": lambda c, s: claims.claim_item(c, s.bulk, s.first + 1, 1, s.worker),
+    "give_back": lambda c, s: claims.give_back(c, s.bulk, s.first + 2, s.worker),
+    "postpone": lambda c, s: claims.postpone(c, s.bulk, s.first + 3, 1, "work"),
+    "wake_postponed": lambda c, _: claims.wake_postponed(c),
+    "report_running": _report_running,
+    "report_stacks": _report_stacks,
+    "touch_jobs": lambda c, s: outcomes.touch_jobs(c, {s.bulk: "a step", s.plain: None}),
+    "job_controls": lambda c, _: workers.job_controls(c, 20.0),
+    "park": lambda c, s: claims.park(c, [(s.limited, item, 2 if s.first else 1) for item in s.some]),
+    "beat": lambda c, s: workers.beat(c, s.worker, [(s.bulk, 1)]),
+    "dead_workers": lambda c, _: workers.dead_workers(c),
+    "held_by": lambda c, s: workers.held_by(c, s.worker + 1),
+    "standing_job": lambda c, _: sends.standing_job(c, "work", "default"),
+    "items_by_key": lambda c, s: sends.items_by_key(c, [(s.plain, f"k-{n}") for n in s.some]),
+    "earlier_items": lambda c, s: sends.earlier_items(c, [("work", f"k-{n}") for n in s.some]),
+    "add_items": _add_items,
+    "keep_submitting": lambda c, s: submission.keep_submitting(c, [s.plain]),
+    "claim_bulk": lambda c, _: publishing.claim_bulk(c),
+    "claim_redo": lambda c, s: publishing.claim_redo(c, claim_of(c, s.limited), SOME),
+    "bulk_items": _bulk_items,
+    "publish_bulk": _publish_bulk,
+    "claim_outbox": lambda c, _: _claimed(c),
+    "settle_outbox": lambda c, _: publishing.settle_outbox(c, _claimed(c)),
+    "release_outbox": lambda c, _: publishing.release_outbox(c, _claimed(c), pause=1.0),
+    "set_aside": _set_aside,
+    "claim_lanes": lambda c, s: lanes.claim_lanes(c, claim_of(c, s.laned), SOME),
+    "tell_lanes": _tell_lanes,
+    "in_lanes": lambda c, s: lanes.in_lanes(c, claim_of(c, s.laned)),
+    "clear_lanes": lambda c, _: lanes.clear_lanes(c),
+    "stop_late": lambda c, _: jobs.stop_late(c),
+    "close_stopped": lambda c, _: jobs.close_stopped(c),
+    "close_jobs": lambda c, _: jobs.close_jobs(c),
+    "break_abandoned": lambda c, _: submission.break_abandoned(c),
+    "sealable_jobs": lambda c, _: sweep.sealable_jobs(c),
+    "sample_jobs": lambda c, _: sweep.sample_jobs(c),
+    "drop_messages_of_stopped_jobs": lambda c, _: sweep.drop_messages_of_stopped_jobs(c),
+    "jobs_out": lambda c, _: sweep.jobs_out(c, 10.0),
+    "unheld_items": lambda c, s: sweep.unheld_items(c, s.bulk, SOME, low=s.first, high=s.first + 50),
+    "oldest_beat": lambda c, _: sweep.oldest_beat(c),
+    "overtaken": _overtaken,
+    "republish": lambda c, s: sweep.republish(c, s.bulk, [(item, 1) for item in s.some]),
+    "follow": lambda c, _: stages.follow(c),
+    "claim_callbacks": lambda c, _: callbacks.claim_callbacks(c, webhooks=True, limit=SOME),
+    "queue_missed_callbacks": lambda c, _: callbacks.queue_missed_callbacks(c),
+    "mark_due": lambda c, _: retention.mark_due(c, 1e9),
+    "job": lambda c, s: queries.run(c, queries.job(s.bulk)),
+    "jobs": lambda c, _: queries.run(c, queries.jobs(limit=SOME)),
+    "items": lambda c, s: queries.run(c, queries.items(s.bulk, after=s.first, limit=SOME)),
+    "attempts": lambda c, s: queries.run(c, queries.attempts(s.bulk, 0)),
+    "errors": lambda c, s: queries.run(c, queries.errors(s.bulk)),
+}  # fmt: skip
+
+
+# The measurement -----------------------------------------------------------------------------------------------------
+
+
+def opened(url: str) -> Conn:
+    """A connection on which a plan is kept from the first call on, as else after a dozen."""
+    conn = connect(url)
+    conn.prepare_threshold = 0
+    conn.execute("SET plan_cache_mode = force_generic_plan")
+    conn.execute("SET statement_timeout = '10s'")
+    return conn
+
+
+def prepared(url: str, tried: Try, stage: Stage) -> Conn:
+    """One on which this statement has its plan."""
+    conn = opened(url)
+    with conn.transaction():
+        tried(conn, stage)
+    stage.settle()
+    return conn
+
+
+def read(conn: Conn, tried: Try, stage: Stage) -> int:
+    """Blocks of tables and indexes that it reads, or NO_END; what it did is undone."""
+    with suppress(psycopg.errors.QueryCanceled), conn, conn.transaction(force_rollback=True):
+        before = _number(conn)
+        tried(conn, stage)
+        return _number(conn) - before
+    return NO_END
+
+
+def _number(conn: Conn) -> int:
+    row = conn.execute(BLOCKS).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Blocks that each statement reads on grown tables: with the plan of tiny ones as long as nobody has told the
+    planner, after a round of the sweep, and prepared when all is known.
+    """
+
+    untold: dict[str, int]
+    told: dict[str, int]
+    now: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def measured(postgres_url: str, template: str) -> Measured:
+    with database(postgres_url, template) as name:
+        url = with_database(postgres_url, name)
+        with connect(url) as conn:
+            return measure(url, conn)
+
+
+def measure(url: str, conn: Conn) -> Measured:
+    stage = Stage(conn)
+    first = {name: prepared(url, TRIED[name], stage) for name in HARMED}
+    then = {name: prepared(url, tried, stage) for name, tried in TRIED.items()}
+    stage.grow()
+    untold = {name: read(kept, TRIED[name], stage) for name, kept in first.items()}
+    unused: Any = None
+    Sweep(unused, StubLink).round(conn)
+    told = {name: read(kept, TRIED[name], stage) for name, kept in then.items()}
+    stage.analyze()
+    return Measured(untold, told, {name: read(opened(url), tried, stage) for name, tried in TRIED.items()})
+
+
+@pytest.mark.parametrize("name", HARMED)
+def test_the_plan_of_a_tiny_table_reads_all_of_a_large_one(name: str, measured: Measured) -> None:
+    """Else there were nothing to mend."""
+    assert measured.untold[name] > measured.now[name] + 300
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_once_the_sweep_has_looked_a_plan_is_as_good_as_a_new_one(name: str, measured: Measured) -> None:
+    assert measured.told[name] <= 2 * measured.now[name] + 200
+
+
+@pytest.mark.parametrize("name", sorted(set(TRIED) - READS_MUCH))
+def test_what_a_statement_reads_does_not_depend_on_the_size_of_tables(name: str, measured: Measured) -> None:
+    assert measured.told[name] <= 80 * SOME
+
+
+# Telling the planner -------------------------------------------------------------------------------------------------
+
+
+def stale(conn: Conn) -> list[str]:
+    """Tables of which the planner knows a small part."""
+    return [row[0] for row in conn.execute(STALE)]
+
+
+def fill(conn: Conn) -> None:
+    for table in ("items", "outbox"):
+        conn.execute(f"ALTER TABLE callboard.{table} SET (autovacuum_enabled = off)".encode())
+    make_job(conn, 3_000)
+    assert stale(conn) == ["items"]
+
+
+def test_the_planner_is_told_of_a_table_once_it_has_grown(conn: Conn) -> None:
+    fill(conn)
+    sweep.analyze_grown(conn)
+    assert stale(conn) == []
+    sweep.analyze_grown(conn)
+    times = "SELECT analyze_count FROM pg_stat_user_tables WHERE relname = 'items'"
+    wait_until(lambda: conn.execute(times).fetchone() == (1,), timeout=10)
+
+
+def test_a_table_that_somebody_vacuums_is_not_waited_for(conn: Conn, database_url: str) -> None:
+    fill(conn)
+    with connect(database_url) as other, other.transaction():
+        other.execute("LOCK TABLE callboard.items IN SHARE UPDATE EXCLUSIVE MODE")
+        conn.execute("SET lock_timeout = '1ms'")
+        sweep.analyze_grown(conn)
+        assert stale(conn) == ["items"]
+    sweep.analyze_grown(conn)
+    assert stale(conn) == []
+
+
+def test_who_does_not_own_the_tables_does_not_try(conn: Conn) -> None:
+    fill(conn)
+    said: list[str | None] = []
+    conn.add_notice_handler(lambda notice: said.append(notice.message_primary))
+    with conn.transaction(force_rollback=True):
+        conn.execute("CREATE ROLE stagehand")
+        conn.execute("GRANT USAGE ON SCHEMA callboard TO stagehand")
+        conn.execute("SET LOCAL ROLE stagehand")
+        sweep.analyze_grown(conn)
+    assert said == []
+    assert stale(conn) == ["items"]

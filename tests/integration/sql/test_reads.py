@@ -1,0 +1,348 @@
+"""Reads on a real database: what they tell is what was written, in both colours, and cheap."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from psycopg import AsyncConnection
+
+from callboard.sql.pool import Conn, connect, connection_options
+from callboard.sql.reads import queries
+from callboard.sql.rows import Failure
+from callboard.sql.states import ITEM_STATES
+from callboard.sql.writes import actions, claims, publishing, submission, sweep, workers
+from callboard.sql.writes.actions import By
+from tests.support.jobs import (
+    BAD,
+    MIXED,
+    age,
+    cancel,
+    make_job,
+    make_mixed_job,
+    make_worker,
+    publish,
+    record,
+    run,
+    send,
+)
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    """A connection to this test's database."""
+    with connect(database_url) as connection:
+        yield connection
+
+
+def counts(conn: Conn, job: int) -> dict[str, int]:
+    """The job's counts by state."""
+    found = queries.run(conn, queries.job(job))
+    assert found is not None
+    return {state: found[state] for state in ITEM_STATES}
+
+
+def listed(conn: Conn, job: int, state: str | None) -> list[int]:
+    """The job's items in a state, over pages of seven."""
+    found: list[int] = []
+    after: int | None = -1
+    while after is not None:
+        rows, after = queries.run(conn, queries.items(job, state=state, after=after, limit=7))
+        assert all(state in (None, row["state"]) for row in rows)
+        found += [row["item"] for row in rows]
+    return found
+
+
+def stalled(conn: Conn, job: int) -> str | None:
+    """The reason of a job's standstill."""
+    found = queries.run(conn, queries.job(job))
+    assert found is not None
+    reason: str | None = found["stalled"]
+    return reason
+
+
+def test_a_job_is_told_in_its_parts(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    assert counts(conn, job) == MIXED
+    found = queries.run(conn, queries.job(job))
+    assert found is not None
+    assert found["progress"] == 0.3
+    assert found["retries"] == 3
+    assert found["rate"] > 0
+    assert found["eta"]
+    assert found["stalled"] is None
+    assert found["metadata"] == {"a": 1}
+
+
+def test_there_is_no_job_nobody_made_and_none_of_another_tenant(conn: Conn) -> None:
+    job = make_job(conn, 1, tenant="a")
+    assert queries.run(conn, queries.job(job + 1)) is None
+    assert queries.run(conn, queries.job(job, tenant="b")) is None
+    assert queries.run(conn, queries.job(job, tenant="a"))
+
+
+def test_both_colours_give_the_same(conn: Conn, database_url: str) -> None:
+    job = make_mixed_job(conn)
+
+    async def ask() -> object:
+        async with await AsyncConnection.connect(database_url, **connection_options()) as connection:
+            return await queries.arun(connection, queries.items(job))
+
+    assert asyncio.run(ask()) == queries.run(conn, queries.items(job))
+
+
+@pytest.mark.parametrize("state", ITEM_STATES)
+def test_the_items_in_a_state_are_as_many_as_the_job_says(conn: Conn, state: str) -> None:
+    job = make_mixed_job(conn)
+    found = listed(conn, job, state)
+    assert len(found) == len(set(found)) == MIXED[state]
+    assert found == sorted(found)
+
+
+def test_every_item_is_listed_once_in_order(conn: Conn) -> None:
+    assert listed(conn, make_mixed_job(conn), None) == list(range(100))
+
+
+def test_what_is_open_in_a_stopped_job_is_cancelled(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    cancel(conn, job)
+    gone = ("pending", "queued", "running", "retrying")
+    assert counts(conn, job) == {**MIXED, **dict.fromkeys(gone, 0), "cancelled": 70}
+    assert listed(conn, job, "cancelled") == list(range(30, 100))
+    assert not any(listed(conn, job, state) for state in gone)
+
+
+def test_an_item_in_the_outbox_is_pending_until_it_is_published(conn: Conn) -> None:
+    job = make_job(conn, 2, sealed=False)
+    send(conn, job, 2)
+    assert listed(conn, job, "pending") == [2]
+    assert counts(conn, job)["pending"] == 1
+    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    assert listed(conn, job, "queued") == [0, 1, 2]
+    assert counts(conn, job)["queued"] == 3
+
+
+def test_an_item_tells_its_arguments_result_and_attempts(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    good, bad = queries.run(conn, queries.item(job, 7)), queries.run(conn, queries.item(job, 20))
+    assert good is not None
+    assert bad is not None
+    assert (good["args"], good["kwargs"], good["result"], good["error"]) == ([7], {}, {"x": 1}, None)
+    assert bad["error"] == {
+        "kind": "failed",
+        "type": "ValueError",
+        "message": BAD.message,
+        "place": BAD.place,
+    }
+    (attempt,) = queries.run(conn, queries.attempts(job, 20))
+    assert attempt["traceback"] == BAD.traceback
+    assert not attempt["retried"]
+    assert queries.run(conn, queries.item(job, 100)) is None
+
+
+def test_what_is_not_json_or_too_long_is_told_as_text(conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    nan = json.dumps({"args": [float("nan")], "kwargs": {}}).encode()
+    long = json.dumps({"args": ["x" * 10_000], "kwargs": {}}).encode()
+    submission.store_chunk(conn, job, 0, [(b"\x80\x04pickled", None), (nan, None), (long, None)], keyed=False)
+    rows, _ = queries.run(conn, queries.items(job))
+    assert [row["args"] for row in rows] == [None, None, None]
+    assert rows[0]["args_text"].endswith("pickled")
+    assert "NaN" in rows[1]["args_text"]
+    assert len(rows[2]["args_text"]) == queries.CUT
+    whole = queries.run(conn, queries.item(job, 2))
+    assert whole is not None
+    assert whole["args"] == ["x" * 10_000]
+
+
+def test_jobs_come_in_pages_the_newest_first(conn: Conn) -> None:
+    made = [make_job(conn, 1, name=f"Job {n}") for n in range(5)]
+    first, following = queries.run(conn, queries.jobs(limit=3))
+    second, end = queries.run(conn, queries.jobs(limit=3, before=following))
+    assert [job["id"] for job in first + second] == made[::-1]
+    assert end is None
+
+
+def test_jobs_are_found_by_state_actor_tenant_and_part_of_the_name(conn: Conn) -> None:
+    one = make_job(conn, 1, name="100 % of A_B", actor="other", tenant="t")
+    make_job(conn, 1, name="100 of AxB")
+    for query in (
+        queries.jobs(name="% of a_b"),
+        queries.jobs(actor="other"),
+        queries.jobs(tenant="t"),
+        queries.jobs(state="pending", tenant="t"),
+    ):
+        assert [job["id"] for job in queries.run(conn, query)[0]] == [one]
+    assert queries.run(conn, queries.jobs(state="paused")) == ([], None)
+
+
+def test_errors_are_grouped_with_an_example(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    timeout = Failure("timed_out", "TimeLimitExceeded", "too long")
+    record(conn, job, {"failed": [50]}, failure=timeout)
+    first, second = queries.run(conn, queries.errors(job))
+    assert (first["type"], first["count"], first["failed"], first["item"]) == ("ValueError", 8, 5, 20)
+    assert (second["kind"], second["count"]) == ("timed_out", 1)
+
+
+def test_a_worker_is_alive_stopped_or_dead(conn: Conn) -> None:
+    alive, stopped, silent = (make_worker(conn) for _ in range(3))
+    workers.stop_worker(conn, stopped)
+    conn.execute(
+        "UPDATE callboard.workers SET beat_at = now() - interval '1 minute' WHERE id = %s", (silent,)
+    )
+    found, _ = queries.run(conn, queries.workers())
+    assert {row["id"]: row["state"] for row in found} == {alive: "alive", stopped: "stopped", silent: "dead"}
+    dead, _ = queries.run(conn, queries.workers(state="dead"))
+    assert [row["id"] for row in dead] == [silent]
+    assert dead[0]["beat_age"] >= 60
+    assert [row["name"] for row in queries.run(conn, queries.actors())] == ["work"]
+
+
+def test_the_rate_of_a_job_that_is_over_is_that_of_its_whole_run(conn: Conn) -> None:
+    job = make_job(conn, 10)
+    record(conn, job, {"succeeded": range(10)})
+    conn.execute("UPDATE callboard.jobs SET started_at = finished_at - interval '5 s' WHERE id = %s", (job,))
+    found = queries.run(conn, queries.job(job))
+    assert found is not None
+    assert found["state"] == "completed"
+    assert found["rate"] == 2.0
+    assert found["eta"] is None
+
+
+def test_the_rate_of_a_job_that_runs_is_that_of_the_last_half_minute(conn: Conn) -> None:
+    job = make_job(conn, 100)
+    record(conn, job, {"succeeded": range(60)})
+    conn.execute(
+        "INSERT INTO callboard.samples (job_id, taken_at, final, failed) VALUES "
+        "(%(job)s, now() - interval '1 hour', 0, 0), (%(job)s, now() - interval '20 s', 20, 0),"
+        "(%(job)s, now() - interval '10 s', 50, 0)",
+        {"job": job},
+    )
+    found = queries.run(conn, queries.job(job))
+    assert found is not None
+    assert found["rate"] == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_job_that_stands_still_says_why(conn: Conn) -> None:
+    job = make_job(conn, 3)
+    assert stalled(conn, job) is None
+    age(conn, job, 42)
+    assert stalled(conn, job) == "no worker is alive"
+    make_worker(conn, "other")
+    assert stalled(conn, job) == "no worker that is alive has the actor work"
+    able = make_worker(conn, "work")
+    age(conn, job, 42)
+    assert stalled(conn, job) == "nothing has moved for 42 s"
+    other = make_job(conn, 9)
+    run(conn, other, range(8), worker=able)
+    age(conn, job, 42)
+    assert (
+        stalled(conn, job) == "nothing has moved for 42 s; its workers have items of other jobs in hand (8)"
+    )
+    run(conn, job, [0], worker=able)
+    assert stalled(conn, job) is None
+
+
+def test_a_job_of_several_actors_names_the_one_that_nobody_has(conn: Conn) -> None:
+    make_worker(conn, "work")
+    gone = make_worker(conn, "mail")
+    job = make_job(conn, 0, sealed=False)
+    send(conn, job, 0, actor="mail")
+    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    age(conn, job, 42)
+    assert stalled(conn, job) == "nothing has moved for 42 s"
+    workers.stop_worker(conn, gone)
+    assert claims.postpone(conn, job, 0, 1, "mail")
+    assert stalled(conn, job) == "no worker that is alive has the actor mail"
+    make_worker(conn, "mail")
+    claims.wake_postponed(conn)
+    assert stalled(conn, job) == "nothing has moved for 42 s"
+
+
+def test_a_job_that_waits_for_a_retry_says_until_when(conn: Conn) -> None:
+    worker = make_worker(conn)
+    job = make_job(conn, 1)
+    record(conn, job, {"retrying": [0]}, worker=worker)
+    age(conn, job, 11)
+    assert str(stalled(conn, job)).startswith("waiting for a retry at 2")
+
+
+def test_a_job_that_waits_for_its_time_or_by_its_rate_says_until_when(conn: Conn) -> None:
+    make_worker(conn)
+    job = make_job(conn, 3, published=0)
+    actions.limit(conn, job, By("python"), {"at": "2100-01-31T12:00:00Z"})
+    age(conn, job, 11)
+    assert stalled(conn, job) == "waiting for its time at 2100-01-31T12:00:00.000Z"
+    actions.limit(conn, job, By("python"), {"at": None, "rate": "1/h"})
+    age(conn, job, 11)
+    assert stalled(conn, job) == "nothing has moved for 11 s"  # it may start, and nobody publishes
+    publish(conn, job, 1)
+    record(conn, job, {"succeeded": [0]})
+    age(conn, job, 11)
+    assert str(stalled(conn, job)).startswith("its rate is 1/h: the next item starts at 2")
+
+
+def test_a_job_that_nobody_sealed_says_so_when_nothing_else_moves(conn: Conn) -> None:
+    job = make_job(conn, 1, sealed=False)
+    make_worker(conn)
+    record(conn, job, {"succeeded": [0]})
+    age(conn, job, 11)
+    assert str(stalled(conn, job)).startswith("not sealed")
+
+
+def test_a_recount_of_what_was_written_finds_no_drift(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    send_to = make_job(conn, 3, sealed=False)
+    send(conn, send_to, 3)
+    over = make_mixed_job(conn)
+    cancel(conn, over)
+    sweep.drop_messages_of_stopped_jobs(conn)
+    verdict = queries.run(conn, queries.verify())
+    assert verdict["drift"] == []
+    assert verdict["jobs"] == 3
+    publish(conn, job, 100)
+    assert queries.run(conn, queries.verify(job))["drift"] == []
+
+
+@pytest.mark.parametrize(
+    "counter", ["published", "retrying", "succeeded", "failed", "skipped", "retries", "crashes"]
+)
+def test_a_recount_reports_each_drift_with_both_numbers(conn: Conn, counter: str) -> None:
+    make_mixed_job(conn)
+    job = make_mixed_job(conn)
+    before = queries.run(conn, queries.job(job))
+    conn.execute(f"UPDATE callboard.jobs SET {counter} = {counter} + 1 WHERE id = %s", (job,))
+    (drift,) = queries.run(conn, queries.verify())["drift"]
+    assert (drift["job"], drift["check"], drift["stored"] - drift["counted"]) == (job, counter, 1)
+    assert before is not None
+
+
+def test_reads_go_through_a_pooler_in_transaction_mode(conn: Conn, pooled_url: str) -> None:
+    job = make_mixed_job(conn)
+    with connect(pooled_url) as pooled:
+        for _ in range(10):
+            assert counts(pooled, job) == MIXED
+            assert len(listed(pooled, job, "failed")) == 5
+
+
+def test_the_read_of_a_job_touches_no_item_but_one_that_lacks_its_actor(conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    query = queries.job(job)
+    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), query.parameters))
+    assert re.findall(r"\S.*items.*", plan)[0].startswith("->  Index Scan using items_pkey on items")
+    assert plan.count(" on items") == 1
+    assert "jobs_pkey" in plan
+
+
+@pytest.mark.parametrize("state", [None, *ITEM_STATES])
+def test_a_page_of_items_never_reads_the_whole_table(conn: Conn, state: str | None) -> None:
+    job = make_job(conn, 20_000, published=20_000)
+    record(conn, job, {"succeeded": range(19_000), "failed": range(19_000, 19_010)}, result=None)
+    conn.execute("ANALYZE callboard.items")
+    conn.execute("ANALYZE callboard.attempts")
+    query = queries.items(job, state=state, limit=10)
+    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), query.parameters))
+    assert "Seq Scan on items" not in plan
+    assert "items_pkey" in plan

@@ -1,0 +1,616 @@
+"""The statements of the tracking path on a real database, in any order: nothing is counted twice, nothing is stranded.
+
+A hypothesis state machine plays workers, publishers, the sweep and RabbitMQ at once, with duplicates, stale attempts,
+deaths and takeovers; after every step a recount finds no drift.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from callboard.middleware.journal.journal import Entry, Journal
+from callboard.middleware.journal.rescue import bury
+from callboard.middleware.message.attempt import Attempt
+from callboard.sql import timings
+from callboard.sql.pool import Conn, connect, make_pool
+from callboard.sql.reads import queries
+from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled
+from callboard.sql.states import FINAL, MOVES
+from callboard.sql.writes import outcomes, publishing, sends, submission, sweep
+from callboard.sql.writes.claims import claim_item
+from callboard.sql.writes.jobs import close_jobs, lock_jobs
+from callboard.sql.writes.workers import beat, dead_workers
+from tests.support.databases import waits
+from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, record
+from tests.support.workers import wait_until
+
+FAILURES: dict[str, Failure] = {"failed": BAD, "retrying": BAD, "skipped": NOT_NEEDED}
+ENDS: Any = st.sampled_from(["succeeded", "succeeded", "failed", "skipped", "retrying"])
+CHILD = NewItem(0, "child", "default", "child-1", b'{"args":[],"kwargs":{}}', None, 5)
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    with connect(database_url) as connection:
+        yield connection
+
+
+def drift(conn: Conn) -> list[dict[str, Any]]:
+    return list(queries.run(conn, queries.verify())["drift"])
+
+
+def event(job: int, item: int, attempt: int, state: str, worker: int, **more: Any) -> Event:
+    retry = Retry(0.0) if state == "retrying" else None
+    result = "1" if state == "succeeded" else None
+    return Event(
+        job, item, attempt, cast("Settled", state), 0.01, time.monotonic(), worker, FAILURES.get(state), retry,
+        result, **more,
+    )  # fmt: skip
+
+
+class Tracking(RuleBasedStateMachine):
+    """RabbitMQ is a list of messages that may be delivered any number of times; workers die without a word."""
+
+    def __init__(self, conn: Conn) -> None:
+        super().__init__()
+        self.conn = conn
+        self.messages: list[Outgoing] = []
+        self.unsettled: list[Outgoing] = []
+        self.claims: list[tuple[BulkClaim, list[Outgoing]]] = []
+        self.workers = [make_worker(conn) for _ in range(2)]
+        self.jobs: list[int] = []
+        self.children = 0
+        self.finals: dict[tuple[int, int], str] = {}
+
+    @initialize(sizes=st.lists(st.integers(0, 4), min_size=1, max_size=2), sealed=st.booleans())
+    def begin(self, sizes: list[int], sealed: bool) -> None:
+        for size in sizes:
+            self.jobs.append(make_job(self.conn, size, published=0, sealed=sealed))
+
+    # Publishing ------------------------------------------------------------------------------------------------------
+
+    @rule()
+    def claim_bulk(self) -> None:
+        claim = publishing.claim_bulk(self.conn)
+        if claim is not None:
+            batch = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
+            self.claims.append((claim, batch))
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), sure=st.integers(0, 4))
+    def publish_bulk(self, data: st.DataObject, sure: int) -> None:
+        """Sent; confirmed up to somewhere. A publisher whose claim was taken over comes too late."""
+        claim, batch = self.claims.pop(data.draw(st.integers(0, len(self.claims) - 1)))
+        self.messages += batch
+        done = batch[:sure]
+        whole = len(done) == len(batch)
+        publishing.publish_bulk(
+            self.conn, claim, watermark=claim.total if whole else batch[sure].item, published=len(done),
+            suspect_below=0 if whole else claim.total, keep=False,
+        )  # fmt: skip
+
+    @precondition(lambda self: self.claims)
+    @rule()
+    def a_publisher_vanishes(self) -> None:
+        claim, batch = self.claims.pop()
+        self.messages += batch
+        self.conn.execute(
+            "UPDATE callboard.jobs SET publish_until = now() - interval '1 s' WHERE id = %s AND publish_token = %s",
+            (claim.job, claim.token),
+        )
+
+    @rule()
+    def claim_outbox(self) -> None:
+        due = publishing.claim_outbox(self.conn, 10)
+        self.messages += due
+        self.unsettled += due
+
+    @precondition(lambda self: self.unsettled)
+    @rule(data=st.data(), twice=st.booleans())
+    def settle_outbox(self, data: st.DataObject, twice: bool) -> None:
+        some = data.draw(st.lists(st.sampled_from(self.unsettled), unique_by=id, min_size=1))
+        self.unsettled = [out for out in self.unsettled if out not in some]
+        publishing.settle_outbox(self.conn, some)
+        if twice:
+            publishing.settle_outbox(self.conn, some)
+
+    @rule()
+    def outbox_claims_lapse(self) -> None:
+        self.conn.execute("UPDATE callboard.outbox SET claimed_until = now() WHERE claimed_until IS NOT NULL")
+
+    # Processing ------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.messages)
+    @rule(
+        data=st.data(),
+        states=st.lists(ENDS, min_size=1, max_size=4),
+        children=st.integers(0, 2),
+        repeat=st.booleans(),
+    )
+    def outcomes(self, data: st.DataObject, states: list[str], children: int, repeat: bool) -> None:
+        """A flush: outcomes of messages, delivered once more than is good, in any order, then perhaps all again."""
+        chosen = {}
+        for state in states:
+            out = data.draw(st.sampled_from(self.messages))
+            chosen[out.job, out.item] = (out, state)
+        events = [
+            event(
+                out.job,
+                out.item,
+                out.attempt,
+                state,
+                self.workers[0],
+                ran=True,
+                children=self.born(out.job, children),
+            )
+            for out, state in chosen.values()
+        ]
+        for _ in range(1 + repeat):
+            outcomes.record(self.conn, events, time.monotonic())
+
+    def born(self, job: int, count: int) -> tuple[NewItem, ...]:
+        """Children of an outcome; at most a few in all."""
+        count = 0 if self.children > 3 else count
+        self.children += count
+        return tuple(replace(CHILD, job=job, message_id=f"child-{self.children}-{n}") for n in range(count))
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data(), which=st.integers(0, 1))
+    def claim_item(self, data: st.DataObject, which: int) -> None:
+        out = data.draw(st.sampled_from(self.messages))
+        claim = claim_item(self.conn, out.job, out.item, out.attempt, self.workers[which])
+        assert claim is not None
+        if claim.state in FINAL or claim.attempt != out.attempt:
+            assert not claim.taken
+
+    @precondition(lambda self: self.messages)
+    @rule(data=st.data(), which=st.integers(0, 1))
+    def report_running(self, data: st.DataObject, which: int) -> None:
+        out = data.draw(st.sampled_from(self.messages))
+        outcomes.report_running(
+            self.conn, self.workers[which], [Running(out.job, out.item, out.attempt, 1.0, "step")]
+        )
+
+    @rule(which=st.integers(0, 1), comes_back=st.booleans())
+    def a_worker_dies(self, which: int, comes_back: bool) -> None:
+        worker = self.workers[which]
+        self.conn.execute(
+            "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,)
+        )
+        for dead in dead_workers(self.conn):
+            bury(self.conn, dead)
+        bury(self.conn, worker)
+        if comes_back:
+            beat(self.conn, worker, [])
+        else:
+            self.workers[which] = make_worker(self.conn)
+
+    @rule()
+    def a_worker_that_lives_is_not_buried(self) -> None:
+        beat(self.conn, self.workers[0], [])
+        assert bury(self.conn, self.workers[0]) == 0
+
+    # Jobs ------------------------------------------------------------------------------------------------------------
+
+    @rule(data=st.data())
+    def seal(self, data: st.DataObject) -> None:
+        submission.seal_job(self.conn, data.draw(st.sampled_from(self.jobs)))
+
+    @rule(data=st.data(), count=st.integers(1, 2))
+    def send(self, data: st.DataObject, count: int) -> None:
+        """Plain sends into a job that is open."""
+        assume(self.children < 6)
+        job = data.draw(st.sampled_from(self.jobs))
+        with self.conn.transaction():
+            total, takes = lock_jobs(self.conn, [job])[job]
+            if takes:
+                self.children += count
+                new = [
+                    (total + n, replace(CHILD, job=job, message_id=f"sent-{total + n}")) for n in range(count)
+                ]
+                sends.add_items(self.conn, new, publishing=False)
+
+    @rule(data=st.data())
+    def search(self, data: st.DataObject) -> None:
+        """The sweep finds that nobody holds some items, and sends them again."""
+        job = data.draw(st.sampled_from(self.jobs))
+        lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(self.conn, job, 10)]
+        sweep.republish(self.conn, job, lost)
+
+    # What always holds -----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def counters_are_what_the_rows_say(self) -> None:
+        assert drift(self.conn) == []
+
+    @invariant()
+    def final_stays_final(self) -> None:
+        for job, item, state in self.conn.execute(
+            "SELECT job_id, item, state::text FROM callboard.items"
+        ).fetchall():
+            before = self.finals.setdefault((job, item), state)
+            assert state == before or MOVES[before], (job, item, before, state)
+            self.finals[job, item] = state
+
+    @invariant()
+    def a_sealed_job_with_nothing_left_is_completed(self) -> None:
+        assert close_jobs(self.conn) == []
+        for job in self.jobs:
+            found = self._job(job)
+            done = found["succeeded"] + found["failed"] + found["skipped"] == found["total"]
+            assert (found["state"] == "completed") == (found["sealed"] and done), found
+
+    @invariant()
+    def no_item_is_stranded(self) -> None:
+        """Each open item is below nobody's watermark, in the outbox, in hand, or found by the search."""
+        rows = self.conn.execute(
+            """
+            SELECT i.job_id, i.item, i.state::text FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
+            WHERE i.finished_at IS NULL
+              AND NOT (i.message_id IS NULL AND i.item >= j.watermark)
+              AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE (o.job_id, o.item) = (i.job_id, i.item))
+              AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE (r.job_id, r.item) = (i.job_id, i.item))
+            """
+        ).fetchall()
+        found = {(job, item) for job in self.jobs for item, _, _ in sweep.unheld_items(self.conn, job, 100)}
+        assert {(job, item) for job, item, _ in rows} <= found, rows
+
+    def teardown(self) -> None:
+        """Left alone with a worker that works, every job comes to its end."""
+        for job in self.jobs:
+            submission.seal_job(self.conn, job)
+        for worker in self.workers:
+            self.conn.execute(
+                "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,)
+            )
+        self.conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
+        worker = make_worker(self.conn)
+        for _ in range(20):
+            self._a_round(worker)
+            if all(self._done(self._job(job)) for job in self.jobs):
+                break
+        assert drift(self.conn) == []
+        for job in self.jobs:
+            assert self._done(self._job(job)), self._job(job)
+        self.conn.execute("TRUNCATE callboard.jobs, callboard.items, callboard.outbox, callboard.running")
+        self.conn.execute(
+            "TRUNCATE callboard.attempts, callboard.errors, callboard.results, callboard.workers"
+        )
+
+    def _job(self, job: int) -> dict[str, Any]:
+        found = queries.run(self.conn, queries.job(job))
+        assert found is not None
+        return found
+
+    def _done(self, job: dict[str, Any]) -> bool:
+        return bool(job["state"] == "completed")
+
+    def _a_round(self, worker: int) -> None:
+        for dead in dead_workers(self.conn):
+            bury(self.conn, dead)
+        self.outbox_claims_lapse()
+        found: list[Outgoing] = []
+        while (claim := publishing.claim_bulk(self.conn)) is not None and claim.lane_by is None:
+            batch = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
+            publishing.publish_bulk(self.conn, claim, watermark=claim.total, published=len(batch), keep=False)
+            found += batch
+        due = publishing.claim_outbox(self.conn, 100)
+        publishing.settle_outbox(self.conn, due)
+        self._run(worker, [*found, *due])
+        for job in self.jobs:
+            lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(self.conn, job, 100)]
+            sweep.republish(self.conn, job, lost)
+
+    def _run(self, worker: int, messages: Sequence[Outgoing]) -> None:
+        for out in messages:
+            claim = claim_item(self.conn, out.job, out.item, out.attempt, worker)
+            if claim is not None and claim.taken:
+                done = event(out.job, out.item, out.attempt, "succeeded", worker, ran=True)
+                outcomes.record(self.conn, [done], time.monotonic())
+
+
+@pytest.mark.filterwarnings("default")
+def test_whatever_the_order_the_counts_are_true_and_nothing_is_stranded(conn: Conn) -> None:
+    conn.execute("SET synchronous_commit = off")
+    run_state_machine_as_test(
+        lambda: Tracking(conn),  # type: ignore[arg-type]
+        settings=settings(
+            max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+# At once -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_that_is_confirmed_twice_at_once_counts_once(conn: Conn) -> None:
+    """Claimed anew after its lease had lapsed, and settled with both claims; or with that of an older attempt."""
+    job = make_job(conn, 0, sealed=False)
+    with conn.transaction():
+        lock_jobs(conn, [job])
+        sends.add_items(conn, [(0, replace(CHILD, job=job))], publishing=False)
+    (out,) = publishing.claim_outbox(conn, 1)
+    publishing.settle_outbox(conn, [out, replace(out), replace(out, attempt=0)])
+    assert drift(conn) == []
+    assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (1,)
+    assert conn.execute("SELECT FROM callboard.outbox").fetchall() == []
+
+
+def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, database_url: str) -> None:
+    """One is blocked by the other's locks, and then finds each item as the other left it."""
+    job = make_job(conn, 50)
+    ends: list[Settled] = ["succeeded", "retrying", "failed", "skipped"]
+    first = [event(job, n, 1, ends[n % 4], 1) for n in range(50)]
+    second = [event(job, n, 1, ends[(n + 1) % 4], 2) for n in range(50)]
+    with connect(database_url) as blocking, ThreadPoolExecutor(1) as pool:
+        with blocking.transaction():
+            outcomes.record(blocking, first, time.monotonic())
+            blocked = pool.submit(outcomes.record, conn, second, time.monotonic())
+            assert wait_until(lambda: waits(database_url), 60)
+        assert blocked.result(60) == []
+    assert drift(conn) == []
+    found = queries.run(conn, queries.job(job))
+    assert found is not None
+    assert (found["succeeded"], found["retrying"], found["failed"], found["skipped"]) == (13, 13, 12, 12)
+
+
+def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trace(
+    conn: Conn, database_url: str
+) -> None:
+    """settle_outbox waits for the flush, and the flush's state is what it then moves, or doesn't."""
+    job = make_job(conn, 1)
+    record(conn, job, {"retrying": [0]}, delay=0.0)
+    due = publishing.claim_outbox(conn, 10)
+    assert [out.attempt for out in due] == [2]
+    with connect(database_url) as blocking, ThreadPoolExecutor(1) as pool:
+        with blocking.transaction():
+            outcomes.record(blocking, [event(job, 0, 2, "succeeded", 1)], time.monotonic())
+            blocked = pool.submit(publishing.settle_outbox, conn, due)
+            assert wait_until(lambda: waits(database_url), 60)
+        blocked.result(60)
+    assert drift(conn) == []
+    assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
+
+
+def crossing(jobs: Sequence[int], n: int, attempt: int) -> list[Event]:
+    """One event in each of the jobs, listed in an order of its own."""
+    turned = [*jobs[n % len(jobs) :], *jobs[: n % len(jobs)]]
+    return [event(job, n, attempt, "succeeded", 1) for job in (turned if n % 2 else turned[::-1])]
+
+
+def test_flushes_of_many_jobs_that_cross_each_other_do_not_drift(conn: Conn, database_url: str) -> None:
+    """Twelve jobs, four journals, each flush over all of them in another order, with other writers in between."""
+    items = 60
+    jobs = [make_job(conn, items) for _ in range(12)]
+    settled: list[Entry] = []
+    with ExitStack() as stack:
+        pool = stack.enter_context(make_pool(database_url, size=8))
+        journals = [
+            Journal(
+                pool,
+                lambda: 1,
+                lambda ended: ended < 1000,
+                list,
+                settled.extend,
+                _ignore,
+                _ignore,
+            )
+            for _ in range(4)
+        ]
+        threads = [
+            threading.Thread(target=_flush_all, args=(journals[n], jobs, range(n, items, 4)))
+            for n in range(4)
+        ]
+        threads.append(threading.Thread(target=_touch, args=(database_url, jobs)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        for journal in journals:
+            assert journal.close(30)
+    assert len(settled) == 12 * items
+    assert drift(conn) == []
+    for job in jobs:
+        assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
+    row = conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
+    assert row is not None
+    assert row[0] == 0
+
+
+def _ignore(*_: object) -> None:
+    """What a journal tells nobody here."""
+
+
+def entry(ended: Event) -> Entry:
+    """What a worker thread notes of an attempt that ended."""
+    deliveries = [SimpleNamespace(actor_name="work")]
+    return Entry(Attempt(ended.job, ended.item, ended.attempt, deliveries, {}), ended, dead_letter=False)
+
+
+def _flush_all(journal: Journal, jobs: Sequence[int], items: range) -> None:
+    for n in items:
+        for one in crossing(jobs, n, 1):
+            journal.note(entry(one))
+        written = threading.Event()
+        journal.when_written(written.set)
+        assert written.wait(60)
+
+
+def _touch(url: str, jobs: Sequence[int]) -> None:
+    with connect(url) as conn:
+        for n in range(40):
+            outcomes.touch_jobs(conn, dict.fromkeys(jobs[:: 1 if n % 2 else -1], f"step {n}"))
+
+
+def test_a_deadlock_is_only_the_same_flush_again(conn: Conn, database_url: str) -> None:
+    """A journal whose flush PostgreSQL chose as the victim of a deadlock repeats it, and counts once."""
+    one, other = sorted(make_job(conn, 1) for _ in range(2))
+    settled: list[Entry] = []
+    with make_pool(database_url, size=2) as pool, connect(database_url) as rival:
+        journal = Journal(
+            pool,
+            lambda: 1,
+            lambda ended: ended < 1000,
+            list,
+            settled.extend,
+            _ignore,
+            _ignore,
+        )
+        rival.execute("SET deadlock_timeout = '10 s'")
+        with rival.transaction():
+            rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (other,))
+            for job in (one, other):
+                journal.note(entry(event(job, 0, 1, "succeeded", 1)))
+            assert wait_until(lambda: waits(database_url), 60)
+            rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (one,))
+        assert journal.close(30)
+    assert len(settled) == 2
+    assert drift(conn) == []
+    row = conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
+    assert row is not None
+    assert row[0] >= 1
+
+
+def at_once(url: str, count: int, what: Any) -> list[Any]:
+    """Do it on so many connections at the same moment."""
+    gate = threading.Barrier(count)
+
+    def run(n: int) -> Any:
+        with connect(url) as conn:
+            gate.wait()
+            return what(conn, n)
+
+    with ThreadPoolExecutor(count) as pool:
+        return [future.result(60) for future in [pool.submit(run, n) for n in range(count)]]
+
+
+def test_one_standing_job_a_day_however_many_ask_for_it(database_url: str, conn: Conn) -> None:
+    for n in range(10):
+        actor = f"actor {n}"
+        assert len(set(at_once(database_url, 8, lambda c, _: sends.standing_job(c, actor, "default")))) == 1  # noqa: B023
+    assert (conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() or [0])[0] == 10
+
+
+def test_one_job_a_key_however_many_make_it(database_url: str) -> None:
+    def make(conn: Conn, key: str) -> Any:
+        return submission.create_job(
+            conn, name="a job", key=key, tenant="", actor="work", queue="default", metadata={},
+            created_by=None,
+        )  # fmt: skip
+
+    for n in range(10):
+        made = at_once(database_url, 8, lambda conn, _: make(conn, f"key {n}"))  # noqa: B023
+        assert len({one.job for one in made}) == 1
+        assert sum(one.created for one in made) == 1
+
+
+def test_a_chunk_that_two_store_at_once_is_stored_once(database_url: str, conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    chunk = [(b'{"args":[%d],"kwargs":{}}' % n, f"key {n // 2}") for n in range(100)]
+    for start, keyed in ((0, False), (100, True)):
+        found = at_once(
+            database_url,
+            6,
+            lambda c, _: submission.store_chunk(c, job, start, chunk, keyed=keyed),  # noqa: B023
+        )
+        assert sorted(how for how, _ in found) == ["elsewhere"] * 5 + ["stored"]
+    submission.seal_job(conn, job)
+    assert submission.store_chunk(conn, job, 200, chunk, keyed=False) == ("sealed", 200)
+    assert (queries.run(conn, queries.job(job)) or {})["total"] == 150
+    assert drift(conn) == []
+
+
+def test_only_one_publisher_has_a_job_and_a_late_one_moves_nothing(database_url: str, conn: Conn) -> None:
+    job = make_job(conn, 10, published=0)
+    claims = [
+        claim
+        for claim in at_once(database_url, 6, lambda c, _: publishing.claim_bulk(c))
+        if claim is not None
+    ]
+    assert len(claims) == 1
+    conn.execute("UPDATE callboard.jobs SET publish_until = now() - interval '1 s'")
+    successor = publishing.claim_bulk(conn)
+    assert successor is not None
+    assert successor.suspect_below == timings.PUBLISH_WINDOW_ITEMS
+    assert not publishing.publish_bulk(conn, claims[0], watermark=10, published=10, keep=False)
+    assert all(out.suspect for out in publishing.bulk_items(conn, successor, 0, 10))
+    assert publishing.publish_bulk(conn, successor, watermark=10, published=10, keep=False)
+    assert (queries.run(conn, queries.job(job)) or {})["queued"] == 10
+    assert drift(conn) == []
+
+
+def test_a_suspect_message_gets_its_item_only_once(database_url: str, conn: Conn) -> None:
+    job = make_job(conn, 1)
+    workers = [make_worker(conn) for _ in range(6)]
+    claims = at_once(database_url, 6, lambda c, n: claim_item(c, job, 0, 1, workers[n]))
+    assert sum(claim.taken for claim in claims) == 1
+
+
+def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
+    """Its neighbours go on, uncharged; at the third crash it is failed."""
+    job = make_job(conn, 3)
+    for death in range(1, 4):
+        worker = make_worker(conn)
+        items = conn.execute(
+            "SELECT item, attempt FROM callboard.items WHERE finished_at IS NULL ORDER BY 1"
+        ).fetchall()
+        for item, attempt in items[:1] if death == 1 else items:
+            claim = claim_item(conn, job, item, attempt, worker)
+            assert claim is not None
+            assert claim.taken
+        conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
+        assert dead_workers(conn) == [worker]
+        bury(conn, worker)
+        assert bury(conn, worker) == 0
+    rows = conn.execute("SELECT item, state::text, crashes FROM callboard.items ORDER BY 1").fetchall()
+    assert rows == [(0, "failed", 3), (1, "retrying", 0), (2, "retrying", 0)]
+    error = (queries.run(conn, queries.item(job, 0)) or {})["error"]
+    assert error["type"] == "WorkerDied"
+    assert "for the third time" in error["message"]
+    assert drift(conn) == []
+
+
+def test_who_ends_by_itself_is_acquitted(conn: Conn) -> None:
+    """Of three that were in hand at a death; what is tried again is under suspicion still."""
+    job = make_job(conn, 4)
+    worker = make_worker(conn)
+    for item in range(4):
+        assert claim_item(conn, job, item, 1, worker)
+    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
+    assert bury(conn, worker) == 4
+    assert (queries.run(conn, queries.job(job)) or {})["crashes"] == 4
+    ends: dict[Settled, Iterable[int]] = {
+        "succeeded": [0], "failed": [1], "skipped": [2], "retrying": [3]
+    }  # fmt: skip
+    record(conn, job, ends, attempt=2)
+    record(conn, job, ends, attempt=2)
+    rows = conn.execute("SELECT item, crashes, acquitted FROM callboard.items ORDER BY 1").fetchall()
+    assert rows == [(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, None)]
+    assert (queries.run(conn, queries.job(job)) or {})["crashes"] == 1
+    assert drift(conn) == []
+
+
+def test_an_interrupted_flush_changes_nothing(conn: Conn) -> None:
+    job = make_job(conn, 2)
+    with conn.transaction(force_rollback=True):
+        outcomes.record(conn, [event(job, 0, 1, "succeeded", 1)], time.monotonic())
+    assert drift(conn) == []
+    assert (queries.run(conn, queries.job(job)) or {})["succeeded"] == 0

@@ -1,0 +1,653 @@
+"""How finished jobs leave: when, for whom they are gone, that all of their rows go, and that nothing is blocked."""
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from psycopg import sql
+
+from callboard.commands.main import main
+from callboard.middleware.attempts.claim import claim
+from callboard.middleware.callbacks.dispatcher import payload
+from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.sweep import retention
+from callboard.middleware.sweep.retention import Retention
+from callboard.sql.callback_targets import Message, Targets
+from callboard.sql.limits import Limits
+from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
+from callboard.sql.rows import Event, NewItem, Retry
+from callboard.sql.statements import statement
+from callboard.sql.states import ITEM_STATES
+from callboard.sql.writes import (
+    actions,
+    callbacks,
+    claims,
+    outcomes,
+    publishing,
+    retry,
+    sends,
+    submission,
+    sweep,
+    workers,
+)
+from callboard.sql.writes import retention as deletion
+from callboard.sql.writes import stages as staged
+from callboard.sql.writes.actions import By, NoSuchJob, NotPossible
+from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop_late
+from callboard.sql.writes.retry import RetrySelection
+from callboard.web import create_app
+from tests.support.databases import waits
+from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send
+from tests.support.webapp import served
+from tests.support.workers import wait_until
+
+ANNA = By("python", "anna")
+DAY = 86_400.0
+
+
+def drift(conn: Conn) -> list[Any]:
+    return list(queries.run(conn, queries.verify())["drift"])
+
+
+CALLED = Targets((Message("tell", "mail"),))
+
+
+def ended(conn: Conn, items: int = 10, *, days: float = 0.0, keep: str | None = None, **more: Any) -> int:
+    """A job that is completed, with failures and skips, and was so many days ago."""
+    job = make_job(conn, items, **more)
+    if keep is not None:
+        actions.limit(conn, job, ANNA, {"keep": keep})
+    record(conn, job, {"retrying": [0], "failed": [1], "skipped": [2]}, delay=0.0)
+    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    record(conn, job, {"failed": [0]}, attempt=2)
+    sweep.sample_jobs(conn)
+    record(conn, job, {"succeeded": range(3, items)})
+    age(conn, job, days)
+    return job
+
+
+def age(conn: Conn, job: int, days: float) -> None:
+    conn.execute(
+        "UPDATE callboard.jobs SET finished_at = now() - make_interval(secs => %s) WHERE id = %s",
+        (days * DAY, job),
+    )
+
+
+def test_who_is_to_be_called_is_called_before_its_job_leaves(conn: Conn) -> None:
+    """Deleted by hand it goes at once, and is not taken for an end that queued nothing."""
+    jobs = [ended(conn, keep=keep, targets=CALLED) for keep in ("1s", "forever", "1s")]
+    for job in jobs[:2]:
+        conn.execute(
+            "UPDATE callboard.jobs SET finished_at = finished_at - interval '1 min' WHERE id = %s", (job,)
+        )
+    conn.execute(
+        "UPDATE callboard.callbacks AS c SET ended_at = j.finished_at FROM callboard.jobs AS j WHERE j.id = c.job_id"
+    )
+    assert deletion.mark_due(conn, None) == []
+    called = callbacks.claim_callbacks(conn, webhooks=False, limit=10)
+    assert [callback.job for callback in called] == jobs
+    for callback in called[:2]:
+        assert payload(conn, callback)["limits"] == {"keep": "1s" if callback.job == jobs[0] else "forever"}
+        callbacks.settle_callback(conn, callback)
+    assert deletion.mark_due(conn, None) == jobs[:1]
+    assert deletion.mark(conn, [jobs[2]])
+    conn.execute("DELETE FROM callboard.callbacks WHERE job_id = %s", (jobs[2],))
+    assert callbacks.queue_missed_callbacks(conn) == []
+
+
+def test_a_job_of_stages_leaves_as_a_whole(conn: Conn) -> None:
+    """Not by a stage alone, however long that is over; and not while a stage is open."""
+    parent, (first, second) = make_staged(conn)
+    actions.limit(conn, parent, ANNA, {"keep": "1d"})
+    age(conn, first, 400)
+    with pytest.raises(NotPossible, match=f"is a stage of job {parent}: delete that"):
+        actions.delete(conn, first, ANNA)
+    with pytest.raises(NotPossible, match="it can be deleted when it is over"):
+        actions.delete(conn, parent, ANNA)
+    assert deletion.mark_due(conn, DAY) == []
+    record(conn, second, {"succeeded": range(1, 8)})
+    staged.follow(conn)
+    assert state(conn, parent) == "completed"
+    for job in (first, second):
+        age(conn, job, 400)
+    assert deletion.mark_due(conn, DAY) == []
+    age(conn, parent, 2)
+    assert deletion.mark_due(conn, None) == [parent, first, second]
+    assert [state(conn, job) for job in (parent, first, second)] == [None] * 3
+    assert drift(conn) == []
+    assert [clear(conn, job) for job in deletion.jobs(conn)] == [0, 10, 8]
+    assert conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() == (0,)
+
+
+def stopped(conn: Conn, items: int = 10) -> int:
+    """A job that was cancelled, whose messages lie in RabbitMQ."""
+    job = make_job(conn, items)
+    actions.cancel(conn, job, ANNA)
+    conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 hour' WHERE id = %s", (job,))
+    close_stopped(conn)
+    return job
+
+
+def state(conn: Conn, job: int) -> str | None:
+    found = queries.run(conn, queries.job(job))
+    return None if found is None else str(found["state"])
+
+
+def tables(conn: Conn) -> list[str]:
+    """Every table whose rows belong to a job."""
+    found = conn.execute(
+        "SELECT table_name FROM information_schema.columns"
+        " WHERE table_schema = 'callboard' AND column_name = 'job_id' ORDER BY 1"
+    )
+    return [row[0] for row in found]
+
+
+def rows(conn: Conn, job: int) -> dict[str, int]:
+    """How many rows of each table belong to a job."""
+    count = sql.SQL("SELECT count(*) FROM callboard.{} WHERE job_id = %s")
+    return {
+        table: next(conn.execute(count.format(sql.Identifier(table)), (job,)))[0] for table in tables(conn)
+    }
+
+
+def clear(conn: Conn, job: int) -> int:
+    return sum(deletion.clear(conn, job))
+
+
+# When ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("days", "keep", "default", "leaves"),
+    [
+        (29, None, 30, False),
+        (31, None, 30, True),
+        (31, "40d", 30, False),
+        (31, "forever", 30, False),
+        (3, "2d", 30, True),
+        (3, "2d", None, True),
+        (400, None, None, False),
+    ],
+)
+def test_a_job_leaves_when_its_time_is_over(
+    days: float, keep: str | None, default: float | None, leaves: bool, conn: Conn
+) -> None:
+    job = ended(conn, days=days, keep=keep)
+    make_job(conn, 1)
+    due = deletion.mark_due(conn, None if default is None else default * DAY)
+    assert due == ([job] if leaves else [])
+    assert state(conn, job) == (None if leaves else "completed")
+
+
+def test_an_open_job_never_leaves(conn: Conn) -> None:
+    jobs = [make_job(conn, 3), make_job(conn, 3)]
+    actions.limit(conn, jobs[0], ANNA, {"keep": "1s"})
+    actions.pause(conn, jobs[1], ANNA)
+    conn.execute("UPDATE callboard.jobs SET created_at = '2020-01-01', updated_at = '2020-01-01'")
+    assert deletion.mark_due(conn, 1.0) == []
+    for job in jobs:
+        with pytest.raises(NotPossible, match=r"can be deleted when it is over; `cancel` ends it"):
+            actions.delete(conn, job, ANNA)
+    assert all(state(conn, job) for job in jobs)
+
+
+def test_how_long_is_said_at_any_time(conn: Conn) -> None:
+    job = ended(conn, days=3)
+    actions.limit(conn, job, ANNA, {"keep": "2d"})
+    assert deletion.mark_due(conn, 30 * DAY) == [job]
+    other = ended(conn, days=3, keep="2d")
+    actions.limit(conn, other, ANNA, {"keep": None})
+    assert deletion.mark_due(conn, 30 * DAY) == []
+    made = submission.create_job(
+        conn, name="kept", key=None, tenant="", actor="work", queue="default", metadata={}, created_by=None,
+        limits=Limits(keep=timedelta(days=7)),
+    )  # fmt: skip
+    assert conn.execute("SELECT keep, limits FROM callboard.jobs WHERE id = %s", (made.job,)).fetchone() == (
+        7 * DAY, {"keep": "604800s"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", ["0s", "soon", "-1d", "36526d", 5, timedelta(0), timedelta(days=-1), ""])
+def test_a_time_that_makes_no_sense_is_refused(keep: Any) -> None:
+    with pytest.raises(ValueError, match="keep must be a span like 90s, 5m, 2h, 30d, or forever"):
+        Limits(keep=keep)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(None, 30 * DAY), ("", 30 * DAY), ("2h", 7200.0), ("forever", None)]
+)
+def test_the_setting_says_how_long(
+    value: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CALLBOARD_KEEP", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CALLBOARD_KEEP", value)
+    assert retention.kept() == Retention().keep == seconds
+
+
+def test_a_setting_that_makes_no_sense_keeps_everything_and_says_so(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CALLBOARD_KEEP", "a month")
+    job = ended(conn, days=4000)
+    Retention().round(conn)
+    assert state(conn, job) == "completed"
+    assert "CALLBOARD_KEEP must be a span like 90s" in caplog.text
+    assert "until that is corrected no job leaves" in caplog.text
+
+
+# Gone ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_leaving_job_is_gone_for_everybody(conn: Conn, caplog: pytest.LogCaptureFixture) -> None:
+    job, other = ended(conn), ended(conn, name="another")
+    with caplog.at_level(logging.INFO):
+        actions.delete(conn, job, ANNA)
+    assert f"job {job} is deleted by anna, python" in caplog.text
+    assert queries.run(conn, queries.job(job)) is None
+    page, _ = queries.run(conn, queries.jobs())
+    assert [found["id"] for found in page] == [other]
+    assert queries.run(conn, queries.items(job)) == ([], None)
+    for word in ITEM_STATES:
+        assert queries.run(conn, queries.items(job, state=word)) == ([], None)
+    assert queries.run(conn, queries.item(job, 1)) is None
+    assert queries.run(conn, queries.attempts(job, 1)) == []
+    assert queries.run(conn, queries.errors(job)) == []
+    assert queries.run(conn, queries.actions(job)) == ([], None)
+    assert queries.run(conn, queries.verify())["jobs"] == 1
+    assert rows(conn, job)["items"] == 10  # they are there still
+    says: list[Callable[[], Any]] = [
+        lambda: actions.delete(conn, job, ANNA), lambda: actions.cancel(conn, job, ANNA),
+        lambda: actions.pause(conn, job, ANNA), lambda: actions.resume(conn, job, ANNA),
+        lambda: actions.limit(conn, job, ANNA, {"rate": "1/s"}), lambda: retry.retry(conn, job, ANNA, RetrySelection()),
+    ]  # fmt: skip
+    for say in says:
+        with pytest.raises(NoSuchJob, match=f"there is no job {job}"):
+            say()
+    assert deletion.mark_due(conn, 0.001) == [other]
+
+
+def test_its_key_and_its_day_are_free_at_once(conn: Conn) -> None:
+    def made() -> Any:
+        return submission.create_job(
+            conn, name="keyed", key="ads-1", tenant="t", actor="work", queue="default", metadata={}, created_by=None,
+        )  # fmt: skip
+
+    first = made()
+    submission.seal_job(conn, first.job)
+    assert made().job == first.job
+    actions.delete(conn, first.job, ANNA)
+    again = made()
+    assert (again.job != first.job, again.created, again.consumed) == (True, True, 0)
+    day = sends.standing_job(conn, "work", "default")
+    submission.seal_job(conn, day)
+    actions.delete(conn, day, ANNA)
+    assert sends.standing_job(conn, "work", "default") != day
+
+
+def test_a_standing_job_of_a_past_day_leaves_and_its_messages_are_new(conn: Conn) -> None:
+    day = sends.standing_job(conn, "work", "default")
+    item = NewItem(day, "work", "default", "m1", b"{}", None, 0, key="message:m1", published=True)
+    with conn.transaction():
+        lock_jobs(conn, [day])
+        sends.add_items(conn, [(0, item)], publishing=False)
+    submission.seal_job(conn, day)
+    record(conn, day, {"succeeded": [0]})
+    conn.execute("UPDATE callboard.jobs SET standing_on = standing_on - 1 WHERE id = %s", (day,))
+    assert sends.earlier_items(conn, [("work", "message:m1")]) == {"message:m1": (day, 0)}
+    age(conn, day, 31)
+    assert deletion.mark_due(conn, 30 * DAY) == [day]
+    assert sends.earlier_items(conn, [("work", "message:m1")]) == {}
+    assert clear(conn, day) == 1
+
+
+# All of its rows -----------------------------------------------------------------------------------------------------
+
+
+def test_every_table_of_a_jobs_rows_is_cleared(conn: Conn) -> None:
+    cleared = " ".join(statement(name) for name in ("delete_items", "delete_item_rows", "delete_job"))
+    assert set(re.findall(r"DELETE FROM callboard\.(\w+)", cleared)) == {*tables(conn), "jobs"}
+
+
+def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletion, "CHUNK", 30)
+    job, other = (ended(conn, 100, keep="1d", targets=CALLED) for _ in range(2))
+    for one in (job, other):
+        retry.retry(conn, one, ANNA, RetrySelection())
+        run(conn, one, [5], worker=make_worker(conn))  # as a fault might leave it
+        conn.execute(
+            "INSERT INTO callboard.running (job_id, item, attempt, worker, started_at) VALUES (%s, 6, 1, 1, now())",
+            (one,),
+        )
+        conn.execute("INSERT INTO callboard.lanes (job_id, item, lane) VALUES (%s, 7, 'anna')", (one,))
+        actions.cancel(conn, one, ANNA)
+        conn.execute("UPDATE callboard.jobs SET told_at = NULL, state = 'cancelled', stopping = NULL,"
+                     " finished_at = now() WHERE id = %s", (one,))  # fmt: skip
+    before = rows(conn, other)
+    assert all(before.values()), before
+    actions.delete(conn, job, ANNA)
+    steps = deletion.clear(conn, job)
+    sizes = []
+    for size in steps:
+        sizes.append(size)
+        assert drift(conn) == []
+        assert conn.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+    assert sizes == [30, 30, 30, 10, 0]
+    assert set(rows(conn, job).values()) == {0}
+    assert rows(conn, other) == before
+    assert conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() == (1,)
+    assert clear(conn, job) == 0
+
+
+def test_who_stops_in_between_is_gone_on_from(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletion, "CHUNK", 10)
+    job = ended(conn, 50)
+    actions.delete(conn, job, ANNA)
+    first = deletion.clear(conn, job)
+    assert [next(first), next(first)] == [10, 10]
+    assert rows(conn, job)["items"] == 30
+    assert list(deletion.clear(conn, job)) == [10, 10, 10, 0]
+    assert list(first) == []
+
+
+def test_a_round_of_the_sweep_does_a_little(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deletion, "CHUNK", 10)
+    monkeypatch.setattr(retention, "BUDGET", -1.0)
+    jobs = [ended(conn, 20, days=31), ended(conn, 20, days=31)]
+    sweeps = Retention(30 * DAY)
+    left = []
+    for _ in range(6):
+        sweeps.round(conn)
+        left.append(sum(rows(conn, job)["items"] for job in jobs))
+    assert left == [30, 20, 20, 10, 0, 0]
+    assert conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() == (0,)
+
+
+def test_workers_that_ended_long_ago_are_forgotten(conn: Conn) -> None:
+    ids = [make_worker(conn) for _ in range(5)]
+    job = make_job(conn, 1)
+    run(conn, job, [0], worker=ids[3])
+    old = "now() - interval '31 days'"
+    conn.execute(f"UPDATE callboard.workers SET stopped_at = {old} WHERE id IN ({ids[0]}, {ids[3]})")
+    conn.execute(f"UPDATE callboard.workers SET died_at = {old} WHERE id = {ids[1]}")
+    conn.execute(f"UPDATE callboard.workers SET stopped_at = now() WHERE id = {ids[2]}")
+    deletion.forget(conn, None)
+    assert len(queries.run(conn, queries.workers())[0]) == 5
+    deletion.forget(conn, 30 * DAY)
+    # One holds an item that is to be given back, one ended just now, one lives.
+    assert sorted(worker["id"] for worker in queries.run(conn, queries.workers())[0]) == ids[2:]
+
+
+# Late and at once ----------------------------------------------------------------------------------------------------
+
+
+def test_late_outcomes_of_a_leaving_job_change_nothing_and_leave_nothing(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "CHUNK", 5)
+    job = stopped(conn)
+    actions.delete(conn, job, ANNA)
+    child = NewItem(job, "work", "default", "child", b"{}", None, 0)
+    late: Mapping[Any, Any] = {"succeeded": [1, 7], "failed": [2, 8], "retrying": [3, 9]}
+    steps = deletion.clear(conn, job)
+    next(steps)
+    record(conn, job, late)
+    born = Event(job, 6, 1, "succeeded", 0.1, 0.0, 1, children=(child,))
+    outcomes.record(conn, [born, Event(job, 0, 1, "retrying", 0.1, 0.0, 1, BAD, Retry(0.0))], 0.0)
+    run(conn, job, [0, 5])
+    claims.park(conn, [(job, 1, 1), (job, 5, 1)])
+    assert claims.postpone(conn, job, 0, 1, "work") is False
+    assert state(conn, job) is None
+    assert sum(steps) == 6  # the five that were left, and the child
+    assert set(rows(conn, job).values()) == {0}
+    record(conn, job, late)
+    run(conn, job, [0, 5])
+    claims.park(conn, [(job, 5, 1)])
+    assert set(rows(conn, job).values()) == {0}
+
+
+def test_a_message_of_a_job_that_is_gone_is_dropped_with_a_line(
+    conn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = stopped(conn)
+    actions.delete(conn, job, ANNA)
+    clear(conn, job)
+    assert claim(conn, Stamp(job, 3, 1, suspect=True), make_worker(conn)) is None
+    assert caplog.text.count(f"a message carries item {job}/3, which the database doesn't have") == 1
+
+
+def test_workers_are_told_of_jobs_that_left_with_messages_in_rabbitmq(conn: Conn) -> None:
+    done, cut = ended(conn), stopped(conn)
+    for job in (done, cut):
+        actions.delete(conn, job, ANNA)
+        clear(conn, job)
+    for within in (None, 20.0):
+        told = {control.job: control for control in workers.job_controls(conn, within)}
+        assert done not in told
+        assert told[cut].over
+        assert told[cut].epoch == 1
+    conn.execute("UPDATE callboard.gone SET gone_at = now() - interval '1 hour'")
+    assert workers.job_controls(conn, 20.0) == []
+    assert len(workers.job_controls(conn, None)) == 1
+    conn.execute("UPDATE callboard.gone SET gone_at = now() - interval '2 years'")
+    deletion.forget(conn, None)
+    assert workers.job_controls(conn, None) == []
+
+
+def test_a_submission_whose_job_was_deleted_is_told(conn: Conn) -> None:
+    job = make_job(conn, 1, sealed=False)
+    actions.cancel(conn, job, ANNA)
+    conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 hour'")
+    close_stopped(conn)
+    actions.delete(conn, job, ANNA)
+    assert submission.store_chunk(conn, job, 1, [(b"{}", None)], keyed=False) == ("stopped", 1)
+    clear(conn, job)
+    assert submission.store_chunk(conn, job, 1, [(b"{}", None)], keyed=False) == ("deleted", 1)
+    assert set(rows(conn, job).values()) == {0}
+
+
+@pytest.mark.parametrize("first", ["retry", "delete"])
+def test_a_retry_races_a_deletion_and_one_wins(first: str, conn: Conn, database_url: str) -> None:
+    """The second waits for the first's transaction, and then sees what became of the job."""
+    job = ended(conn)
+    by: dict[str, Callable[[Conn], Any]] = {
+        "retry": lambda c: retry.retry(c, job, ANNA, RetrySelection()),
+        "delete": lambda c: actions.delete(c, job, ANNA),
+    }
+    second = "delete" if first == "retry" else "retry"
+    with connect(database_url) as other, ThreadPoolExecutor(1) as pool:
+        with conn.transaction():
+            by[first](conn)
+            waiting = pool.submit(by[second], other)
+            assert wait_until(lambda: waits(database_url), 60)
+        error = waiting.exception(20)
+    if first == "retry":
+        assert isinstance(error, NotPossible)
+        assert state(conn, job) == "running"
+        assert set(rows(conn, job).values()) != {0}
+    else:
+        assert isinstance(error, NoSuchJob)
+        assert state(conn, job) is None
+        clear(conn, job)
+        assert set(rows(conn, job).values()) == {0}
+
+
+def test_a_retry_that_is_faster_than_the_sweep_keeps_the_job(conn: Conn, database_url: str) -> None:
+    job = ended(conn, days=31)
+    with connect(database_url) as other:
+        with conn.transaction():
+            retry.retry(conn, job, ANNA, RetrySelection())
+            assert deletion.mark_due(other, 30 * DAY) == []
+        assert deletion.mark_due(other, 30 * DAY) == []
+    assert state(conn, job) == "running"
+
+
+def test_a_flush_that_is_under_way_is_waited_for(conn: Conn, database_url: str) -> None:
+    """It holds an item of the chunk: what it adds goes with the item."""
+    job = stopped(conn)
+    actions.delete(conn, job, ANNA)
+    with connect(database_url) as other, ThreadPoolExecutor(1) as pool:
+        with conn.transaction():
+            record(conn, job, {"succeeded": [1], "failed": [2], "retrying": [3]})
+            waiting = pool.submit(clear, other, job)
+            assert wait_until(lambda: waits(database_url), 60)
+        assert waiting.result(60) == 10
+    assert set(rows(conn, job).values()) == {0}
+
+
+def test_a_purge_blocks_nobody(conn: Conn, database_url: str) -> None:
+    """Everything that others do passes while the transactions of a purge are open: a lock would time out."""
+    job, busy = ended(conn, 100), make_job(conn, 10, sealed=False)
+    worker = make_worker(conn)
+    with connect(database_url) as other:
+        other.execute("SET lock_timeout = '5s'")
+        with conn.transaction():
+            actions.delete(conn, job, ANNA)
+            for _ in deletion.clear(conn, job):
+                pass
+            record(other, busy, {"succeeded": [0], "failed": [1], "retrying": [2]}, worker=worker)
+            run(other, busy, [3], worker=worker)
+            send(other, busy, 10)
+            assert publishing.claim_outbox(other, 100)
+            assert publishing.claim_bulk(other) is None
+            workers.beat(other, worker, [(busy, 3)])
+            retry.retry(other, busy, ANNA, RetrySelection())
+            sweep.sample_jobs(other)
+            sweep.drop_messages_of_stopped_jobs(other)
+            close_jobs(other)
+            stop_late(other)
+            assert deletion.mark_due(other, 0.001) == []
+            new = make_job(other, 5)
+            assert drift(other) == []
+            assert state(other, job) == "completed"  # until it is committed
+    assert state(conn, new)
+    assert set(rows(conn, job).values()) == {0}
+
+
+def test_two_that_clear_the_same_job_share_the_work(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "CHUNK", 50)
+    job = make_job(conn, 3000)
+    record(conn, job, {"succeeded": range(2500), "failed": range(2500, 3000)})
+    actions.delete(conn, job, ANNA)
+    start = threading.Barrier(3)
+
+    def work(_: int) -> int:
+        with connect(database_url) as own:
+            start.wait(60)
+            return clear(own, job)
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(work, range(3))) == 3000
+    assert set(rows(conn, job).values()) == {0}
+
+
+# Commands and the API ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.delenv("CALLBOARD_KEEP", raising=False)
+
+    def ran(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        done = capsys.readouterr()
+        return code, done.out, done.err
+
+    return ran
+
+
+def test_purge_deletes_what_is_due_and_what_is_named(
+    call: Callable[..., tuple[int, str, str]], conn: Conn
+) -> None:
+    old, kept, young, open_ = (
+        ended(conn, days=31),
+        ended(conn, days=31, keep="60d"),
+        ended(conn),
+        make_job(conn, 1),
+    )
+    assert call("purge") == (0, "deleted 1 job with 10 items\n", "")
+    assert [state(conn, job) for job in (old, kept, young, open_)] == [
+        None,
+        "completed",
+        "completed",
+        "pending",
+    ]
+    assert call("purge", "--older-than", "365d")[1] == "deleted 0 jobs with 0 items\n"
+    age(conn, young, 8)
+    assert json.loads(call("purge", "--older-than", "7d", "--json")[1]) == {"jobs": 1, "items": 10}
+    assert state(conn, kept) == "completed"
+    assert call("purge", kept)[1] == "deleted 1 job with 10 items\n"
+    assert conn.execute("SELECT id FROM callboard.jobs").fetchall() == [(open_,)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["DONE", "OPEN"], 1, "can be deleted when it is over; `cancel` ends it"),
+        (["DONE", "5"], 1, "there is no job 5"),
+        (["DONE", "--older-than", "7d"], 2, "not both"),
+        (["--older-than", "long"], 2, "--older-than must be a span like 90s"),
+        (["--older-than", "0s"], 2, "--older-than must be a span"),
+    ],
+)
+def test_purge_refuses_and_has_done_nothing(
+    arguments: list[str], code: int, said: str, call: Callable[..., tuple[int, str, str]], conn: Conn
+) -> None:
+    done, open_ = ended(conn), make_job(conn, 1)
+    names = {"DONE": done, "OPEN": open_}
+    answer = call("purge", *(names.get(word, word) for word in arguments))
+    assert (answer[0], answer[1], answer[2].count("\n")) == (code, "", 1)
+    assert said in answer[2]
+    assert (state(conn, done), state(conn, open_)) == ("completed", "pending")
+
+
+def test_purge_says_what_is_wrong_with_the_setting(
+    call: Callable[..., tuple[int, str, str]], conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALLBOARD_KEEP", "a month")
+    job = ended(conn, days=4000)
+    code, _, error = call("purge")
+    assert (code, "CALLBOARD_KEEP must be a span" in error) == (2, True)
+    assert state(conn, job) == "completed"
+
+
+def test_keep_is_said_by_the_command(call: Callable[..., tuple[int, str, str]], conn: Conn) -> None:
+    job = make_job(conn, 1)
+    for given, kept in (("forever", "forever"), ("90d", "90d"), ("none", None)):
+        assert call("limit", job, "--keep", given)[0] == 0
+        assert json.loads(call("status", job, "--json")[1])["limits"].get("keep") == kept
+    assert call("limit", job, "--keep", "long")[0] == 2
+
+
+def test_the_api_deletes(conn: Conn, database_url: str) -> None:
+    done, open_ = ended(conn), make_job(conn, 1)
+    with served(create_app(url=database_url)) as address, httpx.Client(base_url=address) as http:
+        where = f"/api/jobs/{done}"
+        foreign = http.delete(where, headers={"Sec-Fetch-Site": "cross-site"})
+        assert (foreign.status_code, state(conn, done)) == (403, "completed")
+        assert http.request("DELETE", where, json={"all": True}).status_code == 422
+        assert http.patch(where, json={"keep": "1h"}).json()["limits"] == {"keep": "1h"}
+        assert http.patch(where, json={"keep": "1"}).status_code == 422
+        refused = http.delete(f"/api/jobs/{open_}")
+        assert (refused.status_code, "`cancel` ends it" in refused.json()["detail"]) == (409, True)
+        gone = http.delete(where)
+        assert (gone.status_code, gone.content) == (204, b"")
+        for path in ("", "/items", "/items/1", "/errors", "/actions"):
+            assert http.get(where + path).status_code == 404, path
+        assert http.delete(where).status_code == 404
+        assert [job["id"] for job in http.get("/api/jobs").json()["jobs"]] == [open_]

@@ -1,0 +1,200 @@
+"""The schema: statements fit it, its enums are the code's words, and code and schema that don't fit are told apart."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from callboard.commands.services.child_process import NotStarted
+from callboard.sql import migrate, states
+from callboard.sql.migrate import SchemaError
+from callboard.sql.pool import Conn, connect
+from callboard.sql.statements import documented, statement
+from tests.support.workers import StartWorker
+
+ACTORS = "tests.support.pipeline_actors"
+#: Statements that can't be prepared: COPY, DO blocks, and what belongs to the staging table of a transaction.
+UNPREPARED = {"copy_items", "copy_stage", "stage_table", "prepare_schema", "analyze_grown"}
+STAGING = {"unstage"}
+AHEAD = "INSERT INTO callboard.migrations (number, name, breaking) VALUES (9001, '9001_from_the_future', %s)"
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    with connect(database_url) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("name", sorted(documented().keys() - UNPREPARED))
+def test_every_statement_can_be_prepared_on_the_schema(name: str, conn: Conn) -> None:
+    """As psycopg does it: parameters become $1, $2 …, and PostgreSQL finds every table, column and type."""
+    query = psycopg._queries.PostgresQuery(psycopg.adapt.Transformer(conn))
+    text = statement(name)
+    named = {word.split(")")[0]: None for word in text.split("%(")[1:]}
+    count = text.replace("%%", "").count("%s")
+    query.convert(text, named or [None] * count)
+    with conn.transaction():
+        if name in STAGING:
+            conn.execute(statement("stage_table"))
+        conn.execute(b"PREPARE looked_at AS " + query.query)
+
+
+@pytest.mark.parametrize(
+    ("enum", "words"),
+    [
+        ("job_state", states.JOB_STATES),
+        ("item_state", states.STORED),
+        ("attempt_kind", states.ATTEMPT_KINDS),
+    ],
+)
+def test_the_enums_of_the_database_are_the_words_of_the_code(
+    enum: str, words: tuple[str, ...], conn: Conn
+) -> None:
+    rows = conn.execute(
+        "SELECT enumlabel FROM pg_enum WHERE enumtypid = %s::regtype ORDER BY enumsortorder",
+        (f"callboard.{enum}",),
+    )
+    assert tuple(row[0] for row in rows) == words
+
+
+def test_the_states_fit_each_other() -> None:
+    assert set(states.MOVES) == set(states.STORED)
+    assert {state for state, moves in states.MOVES.items() if not moves} == set(states.FINAL)
+    assert set(states.FINAL) < set(states.ITEM_STATES)
+    assert set(states.JOB_FINAL) < set(states.JOB_STATES)
+
+
+# Migrations ----------------------------------------------------------------------------------------------------------
+
+
+def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
+    names = [step.name for step in migrate.known()]
+    assert migrate.migrate(empty_database_url) == names
+    assert migrate.migrate(empty_database_url) == []
+
+
+def test_two_that_migrate_at_once_apply_each_step_once(empty_database_url: str) -> None:
+    gate = threading.Barrier(4)
+
+    def run() -> list[str]:
+        gate.wait()
+        return migrate.migrate(empty_database_url)
+
+    with ThreadPoolExecutor(4) as pool:
+        applied = [done for future in [pool.submit(run) for _ in range(4)] for done in future.result()]
+    assert applied == [step.name for step in migrate.known()]
+    with connect(empty_database_url) as conn:
+        assert migrate.check(conn) is None
+
+
+def test_a_migration_that_fails_leaves_nothing(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = migrate.Migration(
+        9999, "9999_broken", breaking=False, text="CREATE TABLE callboard.x (); SELECT 1 / 0"
+    )
+    steps = [*migrate.known(), broken]
+    monkeypatch.setattr(migrate, "known", lambda: steps)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        migrate.migrate(empty_database_url)
+    with connect(empty_database_url) as conn, pytest.raises(SchemaError, match="callboard migrate"):
+        migrate.check(conn)
+
+
+def test_a_fitting_schema_is_no_news(conn: Conn) -> None:
+    assert migrate.check(conn) is None
+
+
+def test_an_absent_schema_says_what_to_do(empty_database_url: str) -> None:
+    with connect(empty_database_url) as conn, pytest.raises(SchemaError, match="run `callboard migrate`"):
+        migrate.check(conn)
+
+
+def behind(url: str) -> None:
+    with connect(url) as conn:
+        conn.execute("DELETE FROM callboard.migrations WHERE number = %s", (migrate.known()[-1].number,))
+        if len(migrate.known()) == 1:  # as if the first were not the only one
+            conn.execute(
+                "INSERT INTO callboard.migrations (number, name, breaking) VALUES (0, '0000', false)"
+            )
+
+
+def ahead(url: str) -> None:
+    with connect(url) as conn:
+        conn.execute(AHEAD, (False,))
+
+
+def ahead_and_breaking(url: str) -> None:
+    with connect(url) as conn:
+        conn.execute(AHEAD, (True,))
+
+
+def absent(url: str) -> None:
+    with connect(url) as conn:
+        conn.execute("DROP SCHEMA callboard CASCADE")
+
+
+def test_a_schema_behind_the_code_says_what_is_missing(database_url: str) -> None:
+    behind(database_url)
+    with connect(database_url) as conn, pytest.raises(SchemaError, match=migrate.known()[-1].name):
+        migrate.check(conn)
+
+
+def test_a_schema_ahead_by_steps_that_add_is_a_warning(database_url: str) -> None:
+    ahead(database_url)
+    with connect(database_url) as conn:
+        assert "9001_from_the_future" in (migrate.check(conn) or "")
+    assert migrate.migrate(database_url) == []
+
+
+def test_a_schema_ahead_by_a_breaking_step_is_refused(database_url: str) -> None:
+    ahead_and_breaking(database_url)
+    with connect(database_url) as conn, pytest.raises(SchemaError, match="9001_from_the_future"):
+        migrate.check(conn)
+    with pytest.raises(SchemaError, match="9001_from_the_future"):
+        migrate.migrate(database_url)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (absent, "no callboard schema yet: run `callboard migrate`"),
+        (behind, "is behind this code"),
+        (ahead_and_breaking, "which older code can't run on"),
+    ],
+)
+def test_a_worker_refuses_a_schema_that_does_not_fit(
+    spoil: Callable[[str], None], says: str, database_url: str, worker: StartWorker, tmp_path: Path
+) -> None:
+    spoil(database_url)
+    with pytest.raises(NotStarted, match="ended before it was ready"):
+        worker(ACTORS, threads=2)
+    log = (tmp_path / "worker-0.log").read_text(encoding="utf-8")
+    assert says in log
+    assert "Traceback" not in log
+
+
+def test_a_worker_starts_on_a_schema_ahead_by_steps_that_add_and_warns(
+    database_url: str, worker: StartWorker
+) -> None:
+    ahead(database_url)
+    assert "9001_from_the_future, which only add to it" in worker(ACTORS, threads=2).output
+
+
+def test_two_databases_made_one_after_the_other_share_no_job_ids(empty_database_url: str) -> None:
+    """Messages of the database before it may still lie in RabbitMQ."""
+    made = sql.SQL("SELECT nextval('callboard.job_ids')")
+    ids = []
+    for _ in range(2):
+        migrate.migrate(empty_database_url)
+        with connect(empty_database_url) as conn:
+            row = conn.execute(made).fetchone()
+            assert row is not None
+            ids.append(row[0])
+            conn.execute("DROP SCHEMA callboard CASCADE")
+    assert ids[0] > 1_000_000
+    assert ids[1] >= ids[0]

@@ -1,0 +1,633 @@
+"""What statements do while the planner's statistics are of another time, as after a submission they always are.
+
+A state that no item was in, or a job that wasn't there, is guessed to be that of one row. Two sets of thousands are
+then compared row by row with one another: when all had ended before, a flush of 4,000 outcomes took 20 s.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.rows import tuple_row
+
+from callboard.middleware.journal.rescue import bury
+from callboard.sql.pool import connection_options
+from callboard.sql.reads import queries
+from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled, Stack
+from callboard.sql.states import ITEM_STATES
+from callboard.sql.writes import (
+    callbacks,
+    claims,
+    lanes,
+    outcomes,
+    publishing,
+    retention,
+    sends,
+    stages,
+    submission,
+    sweep,
+    workers,
+)
+from callboard.sql.writes.actions import By, cancel
+from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
+from callboard.sql.writes.retry import RetrySelection, retry
+from tests.support.databases import database, with_database
+from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, record, run
+
+#: Items of a job, all of which a statement has to do with at once.
+MANY = 3_000
+#: Rows that it may hand on or compare; all with all would be MANY² / 2, 4.5 million.
+MOST = 200 * MANY
+ANNA = By("python", "anna")
+ROW_BY_ROW = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+EXPLAIN = "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE tried"
+
+
+class Watching(psycopg.Cursor[Any]):
+    """Counts what each statement does, before it is run."""
+
+    def execute(self, query: Any, params: Any = None, **given: Any) -> Any:
+        """See the class."""
+        if isinstance(self.connection, Watched) and self.connection.watching:
+            kept = given.get("prepare") is not False
+            self.connection.did.append((self._work(query, params, kept=kept), str(query).strip()))
+        return super().execute(query, params, **given)
+
+    def _work(self, query: str, params: Any, *, kept: bool) -> int:
+        plain = psycopg.ClientCursor(self.connection, row_factory=tuple_row)
+        text, values = numbered(query, params)
+        given: Any = f"({', '.join(['%s'] * len(values))})" if values else ""
+        try:
+            with self.connection.transaction(force_rollback=True):
+                if not kept:
+                    plain.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+                plain.execute(f"PREPARE tried AS {text}")
+                row = plain.execute(EXPLAIN + given, values).fetchone()
+        except psycopg.errors.SyntaxError:  # a statement without a plan
+            return 0
+        finally:
+            plain.execute("DEALLOCATE ALL")
+        assert row is not None
+        return rows_of(row[0][0]["Plan"], values)
+
+
+def numbered(query: str, params: Any) -> tuple[str, list[Any]]:
+    """A statement as PREPARE takes it, with $1, $2 …, and their values."""
+    if isinstance(params, dict):
+        names = list(params)
+        text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", query)
+        return text.replace("%%", "%"), list(params.values())
+    places = count(1)
+    return re.sub("%s", lambda _: f"${next(places)}", query).replace("%%", "%"), list(params or ())
+
+
+def rows_of(node: dict[str, Any], values: Sequence[Any]) -> int:
+    """Rows that a part of a plan gives, or looks at in vain; and elements of arrays that it compares with each."""
+    looked = sum(
+        count for name, count in node.items() if name == "Actual Rows" or name.startswith("Rows Removed by")
+    )
+    arrays = [
+        values[int(n) - 1] or () for n in re.findall(r"(?:ANY|ALL) \(\$(\d+)\)", node.get("Filter", ""))
+    ]
+    ours: int = round(looked * node["Actual Loops"]) * (1 + sum(map(len, arrays)))
+    return ours + sum(rows_of(part, values) for part in node.get("Plans", ()))
+
+
+class Watched(psycopg.Connection[Any]):
+    """A connection whose statements are planned for their parameters, as those of a new one are."""
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        self.cursor_factory = Watching
+        self.watching = False
+        self.did: list[tuple[int, str]] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count in this block."""
+        self.watching = True
+        try:
+            yield
+        finally:
+            self.watching = False
+
+
+@dataclass(slots=True)
+class Scene:
+    """A connection, and a worker."""
+
+    conn: Watched
+    worker: int
+
+    def job(self, ends: Settled | None = None, *, published: int = MANY, tries: int = 1) -> int:
+        """A job of MANY items, all of which ended so."""
+        job = make_job(self.conn, MANY, published=published)
+        moves: dict[Settled, range] = {} if ends is None else {ends: range(MANY)}
+        for attempt in range(1, tries + 1):
+            record(self.conn, job, moves, attempt=attempt, worker=self.worker, delay=0.0)
+        return job
+
+    def jobs(self, **columns: str) -> list[int]:
+        """A third as many jobs of two items, which are queued; with these columns."""
+        given = {
+            "name": "'one of many'", "actor": "'work'", "queue": "'default'", "sealed": "true",
+            **dict.fromkeys(("total", "consumed", "bulk_end", "watermark", "published"), "2"), **columns,
+        }  # fmt: skip
+        rows = self.conn.execute(  # nosec
+            f"INSERT INTO callboard.jobs ({', '.join(given)}) SELECT {', '.join(given.values())} "
+            f"FROM generate_series(1, {MANY // 3}) RETURNING id"
+        ).fetchall()
+        found = [row[0] for row in rows]
+        self.conn.execute(
+            "INSERT INTO callboard.items (job_id, item, args) SELECT j, n, %s FROM unnest(%s::bigint[]) AS j, "
+            "generate_series(0, 1) AS n", (ARGS, found),
+        )  # fmt: skip
+        return found
+
+    def busy(self) -> int:
+        """A job of which a part has failed, one waits for its retry, and one is in hand."""
+        job, part = self.job(), MANY // 3
+        ends: dict[Settled, range] = {"failed": range(part), "retrying": range(part, 2 * part)}
+        record(self.conn, job, ends, worker=self.worker)
+        run(self.conn, job, range(2 * part, MANY), worker=self.worker)
+        return job
+
+    def claim(self, job: int) -> BulkClaim:
+        """A publisher's claim of it."""
+        claim = publishing.claim_bulk(self.conn, job=job)
+        assert claim is not None
+        return claim
+
+    def sent(self, job: int) -> list[Outgoing]:
+        """What is in the outbox for it, claimed."""
+        claimed = publishing.claim_outbox(self.conn, MANY)
+        assert {message.job for message in claimed} == {job}
+        return claimed
+
+    def laned(self, *, published: int = 0) -> BulkClaim:
+        """The claim of a job whose items have lanes of two, which nobody was told yet."""
+        job = self.job(published=published)
+        self.conn.execute("UPDATE callboard.jobs SET lane_by = '0', lane_width = 2 WHERE id = %s", (job,))
+        return self.claim(job)
+
+    def set_aside(self, lane: Callable[[int], int]) -> BulkClaim:
+        """The same, and all items are set aside, in these lanes."""
+        claim = self.laned()
+        lanes.set_aside(self.conn, claim, 0, MANY, [(item, str(lane(item))) for item in range(MANY)])
+        return claim
+
+
+def _ended(scene: Scene) -> None:
+    """All that ever was has ended."""
+    for ends in ("succeeded", "failed", "skipped"):
+        scene.job(ends)
+
+
+def _waiting(scene: Scene) -> None:
+    """All that is waits, and some is in hand."""
+    for _ in range(3):
+        run(scene.conn, scene.job(), range(50), worker=scene.worker)
+    lanes.claim_lanes(scene.conn, scene.set_aside(lambda item: item % 50), MANY)
+
+
+def _failing(scene: Scene) -> None:
+    """All that is has failed, and waits for its retry or has none."""
+    scene.job("failed")
+    scene.job("retrying", tries=2)
+    scene.conn.execute("UPDATE callboard.outbox SET due_at = now() + interval '1 hour'")
+
+
+BEFORE = {"ended": _ended, "waiting": _waiting, "failing": _failing}
+
+
+# What is tried -------------------------------------------------------------------------------------------------------
+
+Act = Callable[[], object]
+
+
+def _recorded(ends: Settled, failure: Failure | None = None, **given: Any) -> Callable[[Scene], Act]:
+    def prepare(scene: Scene) -> Act:
+        job, now = scene.job(), time.monotonic()
+        again = Retry(5.0) if ends == "retrying" else None
+        events = [
+            Event(job, item, 1, ends, 0.01, now, scene.worker, failure, again, **given)
+            for item in range(MANY)
+        ]
+        return lambda: outcomes.record(scene.conn, events, now)
+
+    return prepare
+
+
+def _recorded_while_running(scene: Scene) -> Act:
+    job, now = scene.job(), time.monotonic()
+    run(scene.conn, job, range(MANY), worker=scene.worker)
+    events = [Event(job, item, 1, "succeeded", 0.01, now, scene.worker, ran=True) for item in range(MANY)]
+    return lambda: outcomes.record(scene.conn, events, now)
+
+
+def _recorded_with_children(scene: Scene) -> Act:
+    job, now = scene.job(), time.monotonic()
+    events = [
+        Event(job, item, 1, "succeeded", 0.01, now, scene.worker,
+              children=tuple(NewItem(job, "work", "default", f"{item}-{n}", ARGS, None, 5) for n in range(2)))
+        for item in range(MANY)
+    ]  # fmt: skip
+    return lambda: outcomes.record(scene.conn, events, now)
+
+
+def _parked(scene: Scene) -> Act:
+    job = scene.job()
+    return lambda: claims.park(scene.conn, [(job, item, 1) for item in range(MANY)])
+
+
+def _retries_parked(scene: Scene) -> Act:
+    job = scene.job("retrying")
+    return lambda: claims.park(scene.conn, [(job, item, 2) for item in range(MANY)])
+
+
+def _running(scene: Scene) -> Act:
+    job = scene.job()
+    running = [Running(job, item, 1, 1.0, "a step") for item in range(MANY)]
+    return lambda: outcomes.report_running(scene.conn, scene.worker, running)
+
+
+def _stacks(scene: Scene) -> Act:
+    job = scene.job()
+    run(scene.conn, job, range(MANY), worker=scene.worker)
+    stacks = [Stack(job, item, 1, "a.py:1", "…") for item in range(MANY)]
+    return lambda: outcomes.report_stacks(scene.conn, scene.worker, stacks)
+
+
+def _buried(scene: Scene) -> Act:
+    worker = make_worker(scene.conn)
+    run(scene.conn, scene.job(), range(MANY), worker=worker)
+    scene.conn.execute("UPDATE callboard.workers SET beat_at = '2025-01-01' WHERE id = %s", (worker,))
+    return lambda: bury(scene.conn, worker)
+
+
+def _outbox_claimed(scene: Scene) -> Act:
+    job = scene.job("retrying")
+    return lambda: scene.sent(job)
+
+
+def _outbox_settled(scene: Scene) -> Act:
+    sent = scene.sent(scene.job("retrying"))
+    return lambda: publishing.settle_outbox(scene.conn, sent)
+
+
+def _outbox_released(scene: Scene) -> Act:
+    unsent = scene.sent(scene.job("retrying"))
+    return lambda: publishing.release_outbox(scene.conn, unsent, pause=1.0)
+
+
+def _redo_claimed(scene: Scene) -> Act:
+    job = scene.job()
+    claims.park(scene.conn, [(job, item, 1) for item in range(MANY)])
+    claim = scene.claim(job)
+    return lambda: publishing.claim_redo(scene.conn, claim, MANY)
+
+
+def _limited_claimed(scene: Scene) -> Act:
+    job = scene.job(published=MANY - 1)
+    sweep.republish(scene.conn, job, [(item, 1) for item in range(MANY - 1)])
+    scene.conn.execute("UPDATE callboard.jobs SET concurrency = %s WHERE id = %s", (MANY, job))
+    return lambda: scene.claim(job)
+
+
+def _bulk(scene: Scene) -> Act:
+    claim = scene.claim(scene.job(published=0))
+    return lambda: publishing.bulk_items(scene.conn, claim, 0, MANY)
+
+
+def _republished(scene: Scene) -> Act:
+    job = scene.job()
+    return lambda: sweep.republish(scene.conn, job, [(item, 1) for item in range(MANY)])
+
+
+def _unheld(scene: Scene) -> Act:
+    job = scene.job()
+    run(scene.conn, job, range(MANY // 2), worker=scene.worker)
+    return lambda: sweep.unheld_items(scene.conn, job, MANY, low=0, high=MANY)
+
+
+def _set_aside(scene: Scene) -> Act:
+    claim = scene.laned()
+    return lambda: lanes.set_aside(scene.conn, claim, 0, MANY, [(item, "a") for item in range(MANY)])
+
+
+def _lanes_claimed(scene: Scene) -> Act:
+    claim = scene.set_aside(lambda item: item // 2)
+    return lambda: lanes.claim_lanes(scene.conn, claim, MANY)
+
+
+def _more_lanes_claimed(scene: Scene) -> Act:
+    claim = scene.set_aside(lambda item: item // 2)
+    lanes.claim_lanes(scene.conn, claim, MANY // 2)
+    return lambda: lanes.claim_lanes(scene.conn, claim, MANY)
+
+
+def _of_many_jobs(ends: Settled, failure: Failure | None = None) -> Callable[[Scene], Act]:
+    def prepare(scene: Scene) -> Act:
+        jobs, now = scene.jobs(), time.monotonic()
+        events = [Event(job, 0, 1, ends, 0.01, now, scene.worker, failure) for job in jobs]
+        return lambda: outcomes.record(scene.conn, events, now)
+
+    return prepare
+
+
+def _lanes_told(scene: Scene) -> Act:
+    claim = scene.laned(published=MANY - 1)
+    record(scene.conn, claim.job, {"retrying": range(MANY - 1)}, delay=0.0, worker=scene.worker)
+    return lambda: lanes.tell_lanes(
+        scene.conn, claim, [(number, "b") for number, _ in lanes.unlaned(scene.conn, claim, MANY)]
+    )
+
+
+def _lanes_changed(scene: Scene) -> Act:
+    claim = scene.set_aside(lambda item: item // 2)
+    lanes.claim_lanes(scene.conn, claim, MANY)
+    return lambda: lanes.change_lanes(
+        scene.conn, claim, [(item, "c") for item, _ in lanes.in_lanes(scene.conn, claim)]
+    )
+
+
+def _added(scene: Scene) -> Act:
+    job = scene.job()
+    new = [
+        (MANY + n, NewItem(job, "work", "default", f"m-{n}", ARGS, None, 5, key=f"k-{n}"))
+        for n in range(MANY)
+    ]
+    return lambda: sends.add_items(scene.conn, new, publishing=True)
+
+
+def _keyed(scene: Scene) -> int:
+    job = make_job(scene.conn, 0, sealed=False)
+    submission.store_chunk(scene.conn, job, 0, [(ARGS, str(n)) for n in range(MANY)], keyed=True)
+    scene.conn.execute("DROP TABLE pg_temp.callboard_chunk")
+    return job
+
+
+def _keys_looked_up(scene: Scene) -> Act:
+    job = _keyed(scene)
+    return lambda: sends.items_by_key(scene.conn, [(job, str(n)) for n in range(MANY)])
+
+
+def _stored_again(scene: Scene) -> Act:
+    job = _keyed(scene)
+    again = [(ARGS, str(n)) for n in range(MANY)]
+    return lambda: submission.store_chunk(scene.conn, job, MANY, again, keyed=True)
+
+
+def _earlier_keys_looked_up(scene: Scene) -> Act:
+    job = _keyed(scene)
+    scene.conn.execute("UPDATE callboard.jobs SET standing_on = now()::date - 2 WHERE id = %s", (job,))
+    return lambda: sends.earlier_items(scene.conn, [("work", str(n)) for n in range(MANY)])
+
+
+def _recounted(scene: Scene) -> Act:
+    job = scene.job("retrying", tries=2)
+    return lambda: recount_jobs(scene.conn, [job])
+
+
+def _woken(scene: Scene) -> Act:
+    job = scene.job("retrying")
+    scene.conn.execute("UPDATE callboard.outbox SET due_at = '9999-01-01Z' WHERE job_id = %s", (job,))
+    workers.beat(scene.conn, scene.worker, [])
+    return lambda: claims.wake_postponed(scene.conn)
+
+
+def _lanes_cleared(scene: Scene) -> Act:
+    claim = scene.set_aside(lambda item: item)
+    lanes.claim_lanes(scene.conn, claim, MANY)
+    record(scene.conn, claim.job, {"succeeded": range(MANY)}, worker=scene.worker)
+    return lambda: lanes.clear_lanes(scene.conn)
+
+
+def _retried(choice: RetrySelection, *, ends: Settled, stopped: bool = False) -> Callable[[Scene], Act]:
+    def prepare(scene: Scene) -> Act:
+        job = make_job(scene.conn, MANY + 1)
+        record(scene.conn, job, {ends: range(MANY)}, worker=scene.worker)
+        if stopped:
+            record(scene.conn, job, {"succeeded": [MANY]}, worker=scene.worker)
+        return lambda: retry(scene.conn, job, ANNA, choice)
+
+    return prepare
+
+
+def _cancelled(scene: Scene) -> int:
+    job = scene.job()
+    record(scene.conn, job, {"retrying": range(MANY // 2)}, worker=scene.worker)
+    cancel(scene.conn, job, ANNA)
+    scene.conn.execute("UPDATE callboard.jobs SET told_at = '2025-01-01' WHERE id = %s", (job,))
+    close_stopped(scene.conn)
+    return job
+
+
+def _reopened(choice: RetrySelection) -> Callable[[Scene], Act]:
+    def prepare(scene: Scene) -> Act:
+        job = _cancelled(scene)
+        return lambda: retry(scene.conn, job, ANNA, choice)
+
+    return prepare
+
+
+def _dropped(scene: Scene) -> Act:
+    _cancelled(scene)
+    return lambda: sweep.drop_messages_of_stopped_jobs(scene.conn)
+
+
+#: Of a job that is over, and calls somebody.
+OVER = {"state": "'cancelled'", "finished_at": "now() - interval '1 min'"}
+CALLS = {"callbacks": """'{"cancelled": [{"actor": "work", "queue": "default"}]}'"""}
+
+
+def _many_done(scene: Scene) -> Act:
+    scene.jobs(succeeded="2")
+    return lambda: close_jobs(scene.conn)
+
+
+def _many_stopped(scene: Scene) -> Act:
+    scene.jobs(stopping="'cancelled'", told_at="'2025-01-01'", **CALLS)
+    return lambda: close_stopped(scene.conn)
+
+
+def _messages_of_many(scene: Scene) -> Act:
+    jobs = scene.jobs(**OVER)
+    scene.conn.execute(
+        "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first) "
+        "SELECT j, n, 1, now(), false FROM unnest(%s::bigint[]) AS j, generate_series(0, 1) AS n", (jobs,),
+    )  # fmt: skip
+    return lambda: sweep.drop_messages_of_stopped_jobs(scene.conn)
+
+
+def _many_missed(scene: Scene) -> Act:
+    scene.jobs(**OVER, **CALLS)
+    return lambda: callbacks.queue_missed_callbacks(scene.conn)
+
+
+def _many_called(scene: Scene) -> Act:
+    scene.jobs(**OVER, **CALLS)
+    callbacks.queue_missed_callbacks(scene.conn)
+    return lambda: callbacks.claim_callbacks(scene.conn, webhooks=False, limit=MANY)
+
+
+def _staged(scene: Scene) -> None:
+    """As many jobs of three stages, all over."""
+    parents = scene.jobs(
+        **OVER, **dict.fromkeys(("total", "consumed", "bulk_end", "watermark", "published"), "0"), stages="3"
+    )
+    scene.conn.execute("DELETE FROM callboard.items WHERE job_id = ANY (%s)", (parents,))
+    scene.conn.execute(
+        "INSERT INTO callboard.jobs (name, parent_id, stage, on_failure, state, finished_at) "
+        "SELECT 'a stage', j, n, 'stop', 'cancelled', now() FROM unnest(%s::bigint[]) AS j, generate_series(0, 2) AS n",
+        (parents,),
+    )  # fmt: skip
+
+
+def _many_leave(scene: Scene) -> Act:
+    _staged(scene)
+    return lambda: retention.mark_due(scene.conn, 1.0)
+
+
+def _workers_forgotten(scene: Scene) -> Act:
+    scene.conn.execute(
+        "INSERT INTO callboard.workers (pid, threads, host, actors, queues, stopped_at) "
+        "SELECT 1, 1, '', '{}', '{}', '2025-01-01' FROM generate_series(1, %s)", (MANY,),
+    )  # fmt: skip
+    run(scene.conn, scene.job(), range(MANY), worker=scene.worker)
+    return lambda: retention.forget(scene.conn, 1.0)
+
+
+def _leaves(scene: Scene) -> Act:
+    job = scene.job("failed")
+    retention.mark(scene.conn, [job])
+    return lambda: list(retention.clear(scene.conn, job))
+
+
+def _verified(scene: Scene) -> Act:
+    job = scene.job("retrying", tries=2)
+    return lambda: queries.run(scene.conn, queries.verify(job))
+
+
+def _listed(state: str | None) -> Callable[[Scene], Act]:
+    def prepare(scene: Scene) -> Act:
+        job = scene.busy()
+        return lambda: queries.run(scene.conn, queries.items(job, state=state, limit=MANY))
+
+    return prepare
+
+
+def _described(scene: Scene) -> Act:
+    job = scene.busy()
+    scene.conn.execute("UPDATE callboard.jobs SET updated_at = '2025-01-01' WHERE id = %s", (job,))
+    return lambda: queries.run(scene.conn, queries.job(job))
+
+
+def _results(scene: Scene) -> Act:
+    job = scene.job("succeeded")
+    return lambda: stages.results(scene.conn, job, ["succeeded"], -1, MANY)
+
+
+TRIED: dict[str, Callable[[Scene], Act]] = {
+    "succeed": _recorded("succeeded", result='{"x": 1}'),
+    "fail": _recorded("failed", BAD),
+    "are skipped": _recorded("skipped", NOT_NEEDED),
+    "fail for now": _recorded("retrying", BAD),
+    "end that ran for long": _recorded_while_running,
+    "succeed in many jobs": _of_many_jobs("succeeded"),
+    "fail in many jobs": _of_many_jobs("failed", BAD),
+    "send children": _recorded_with_children,
+    "park": _parked,
+    "park retries": _retries_parked,
+    "report": _running,
+    "report stacks": _stacks,
+    "bury": _buried,
+    "claim outbox": _outbox_claimed,
+    "settle outbox": _outbox_settled,
+    "release outbox": _outbox_released,
+    "claim redo": _redo_claimed,
+    "claim a limited job": _limited_claimed,
+    "read bulk items": _bulk,
+    "republish": _republished,
+    "look for lost": _unheld,
+    "set aside": _set_aside,
+    "claim lanes": _lanes_claimed,
+    "claim more lanes": _more_lanes_claimed,
+    "tell lanes": _lanes_told,
+    "change lanes": _lanes_changed,
+    "clear lanes": _lanes_cleared,
+    "wake postponed": _woken,
+    "add items": _added,
+    "look up keys": _keys_looked_up,
+    "look up earlier keys": _earlier_keys_looked_up,
+    "store keys again": _stored_again,
+    "retry failed": _retried(RetrySelection(), ends="failed"),
+    "retry failed by type": _retried(RetrySelection(error_type="ValueError"), ends="failed"),
+    "retry by number": _retried(RetrySelection(items=range(MANY)), ends="failed"),
+    "retry skipped": _retried(RetrySelection(["skipped"]), ends="skipped"),
+    "retry failed of a finished job": _retried(RetrySelection(), ends="failed", stopped=True),
+    "go on": _reopened(RetrySelection(["cancelled"])),
+    "go on with half": _reopened(RetrySelection(items=range(0, MANY, 2))),
+    "drop messages": _dropped,
+    "leave": _leaves,
+    "close done": _many_done,
+    "close stopped": _many_stopped,
+    "drop messages of many": _messages_of_many,
+    "queue missed callbacks": _many_missed,
+    "claim callbacks": _many_called,
+    "many leave": _many_leave,
+    "forget workers": _workers_forgotten,
+    "verify": _verified,
+    "recount": _recounted,
+    "describe": _described,
+    "results": _results,
+    "list": _listed(None),
+    **{f"list {state}": _listed(state) for state in ITEM_STATES},
+}
+
+
+#: For two sets that it takes for a row each, the planner tosses a coin: both ways of it are tried, and the plan that it
+#: keeps for any parameters, of which it guesses that each array has ten elements.
+JOINS = {
+    "as it comes": "SET LOCAL enable_hashjoin = on",
+    "row by row": ROW_BY_ROW,
+    "for any": ROW_BY_ROW + "; SET LOCAL plan_cache_mode = force_generic_plan",
+}
+
+
+@pytest.fixture(scope="module", params=BEFORE)
+def scene(request: pytest.FixtureRequest, postgres_url: str, template: str) -> Iterator[Scene]:
+    """What the planner was told of, and nothing since."""
+    with database(postgres_url, template) as name:
+        url = with_database(postgres_url, name)
+        with Watched.connect(url, **{**connection_options(), "prepare_threshold": None}) as conn:
+            scene = Scene(conn, make_worker(conn))
+            tables = conn.execute(
+                "SELECT 'callboard.' || tablename FROM pg_tables WHERE schemaname = 'callboard'"
+            )
+            named = ", ".join(row[0] for row in tables)
+            for table in named.split(", "):
+                conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+            BEFORE[request.param](scene)
+            conn.execute(f"VACUUM (ANALYZE) {named}")
+            yield scene
+
+
+@pytest.mark.parametrize("joins", JOINS)
+@pytest.mark.parametrize("name", TRIED)
+def test_no_statement_compares_all_with_all(name: str, joins: str, scene: Scene) -> None:
+    scene.conn.did.clear()
+    with scene.conn.transaction(force_rollback=True):
+        act = TRIED[name](scene)
+        scene.conn.execute(JOINS[joins] + "; SET LOCAL statement_timeout = '10s'")
+        with scene.conn.watched():
+            act()
+    assert scene.conn.did
+    worst, statement = max(scene.conn.did)
+    assert MANY / 6 < worst < MOST, statement[:60]

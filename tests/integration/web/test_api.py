@@ -1,0 +1,278 @@
+"""The HTTP API on a real database: shapes, statuses, prefixes, and what it says when something is down."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Mount
+
+from callboard.commands.services import Server
+from callboard.sql.migrate import migrate
+from callboard.sql.pool import Conn, connect
+from callboard.sql.states import ITEM_STATES
+from callboard.web import create_app
+from tests.support.jobs import MIXED, make_job, make_mixed_job, record
+from tests.support.webapp import get
+
+JOB_FIELDS = """
+id name key tenant actor state stopping reason sealed total pending queued running retrying succeeded failed skipped
+cancelled retries crashes progress rate eta stalled step hung stages parent stage limits metadata created_by created_at
+started_at finished_at updated_at
+"""
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    """A connection to this test's database."""
+    with connect(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def app(database_url: str) -> Starlette:
+    """The app on this test's database."""
+    return create_app(url=database_url)
+
+
+def problem(answer: httpx.Response, status: int) -> str:
+    """What a problem says, after a look at its form."""
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert (body["status"], body["type"]) == (status, "about:blank")
+    detail: str = body["detail"]
+    assert "Traceback" not in detail
+    return detail
+
+
+def test_a_job_has_the_fields_of_the_contract(conn: Conn, app: Starlette) -> None:
+    job = make_mixed_job(conn)
+    (answer,) = get(app, f"/api/jobs/{job}")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert list(body) == JOB_FIELDS.split()
+    assert {state: body[state] for state in ITEM_STATES} == MIXED
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_lists_say_where_they_go_on(conn: Conn, app: Starlette) -> None:
+    job = make_mixed_job(conn)
+    make_job(conn, 1)
+    jobs, items, errors, workers = get(
+        app, "/api/jobs?limit=1", f"/api/jobs/{job}/items?limit=10&state=failed",
+        f"/api/jobs/{job}/errors", "/api/workers",
+    )  # fmt: skip
+    assert jobs.json()["next"] == jobs.json()["jobs"][0]["id"]
+    (rest,) = get(app, f"/api/jobs?limit=1&after={jobs.json()['next']}")
+    assert [row["id"] for row in rest.json()["jobs"]] == [job]
+    assert rest.json()["next"] is None
+    assert [row["item"] for row in items.json()["items"]] == [20, 21, 22, 23, 24]
+    assert [row["count"] for row in errors.json()["errors"]] == [8]
+    assert [row["state"] for row in workers.json()["workers"]] == ["alive"]
+
+
+def test_an_item_comes_with_its_attempts(conn: Conn, app: Starlette) -> None:
+    job = make_mixed_job(conn)
+    (answer,) = get(app, f"/api/jobs/{job}/items/20")
+    assert answer.json()["state"] == "failed"
+    assert [attempt["type"] for attempt in answer.json()["attempts"]] == ["ValueError"]
+
+
+def test_a_result_that_json_only_just_allows_is_answered(conn: Conn, app: Starlette) -> None:
+    job = make_job(conn, 3)
+    record(conn, job, {"succeeded": [0]}, result='"\\ud800"')
+    record(conn, job, {"succeeded": [1]}, result="NaN")
+    record(conn, job, {"succeeded": [2]}, result="1e999")
+    (answer,) = get(app, f"/api/jobs/{job}/items")
+    items = answer.json()["items"]
+    assert items[0]["result"] == "\ud800"
+    assert [item["result"] for item in items[1:]] == [None, None]
+    assert [item["result_text"] for item in items[1:]] == ["NaN", "1e999"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/jobs/1", "/api/jobs/x", "/api/jobs/-1", "/api/jobs/" + "9" * 5000, "/api/jobs/1/items",
+        "/api/jobs/1/errors", "/api/jobs/1/items/0", "/api/jobs/1/items/99999999999", "/api/nothing", "/jobs/x",
+        "/static/nothing.js",
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_a_404(app: Starlette, path: str) -> None:
+    problem(get(app, path)[0], 404)
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("limit=0", "limit"), ("limit=x", "limit"), ("limit=501", "limit"), ("limit=" + "9" * 5000, "limit"),
+        ("after=-1", "after"), ("after=", "after"), ("state=odd", "state"), ("name=%00", "name"),
+        ("limit=%C2%B2", "limit"),
+    ],
+)  # fmt: skip
+def test_a_bad_parameter_is_a_400_that_names_it(app: Starlette, query: str, names: str) -> None:
+    assert problem(get(app, f"/api/jobs?{query}")[0], 400).startswith(names)
+
+
+def test_another_method_is_a_405_that_says_which_are_served(app: Starlette) -> None:
+    async def post() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://test"
+        ) as client:
+            return await client.delete("/api/workers")
+
+    answer = asyncio.run(post())
+    problem(answer, 405)
+    assert answer.headers["allow"] in {"GET, HEAD", "HEAD, GET"}
+
+
+def test_it_works_under_any_prefix_without_its_lifespan(conn: Conn, app: Starlette) -> None:
+    job = make_mixed_job(conn)
+    outer = Starlette(routes=[Mount("/some/where", app)])
+    paths = [
+        f"/some/where{path}"
+        for path in ("/", f"/jobs/{job}", "/static/page.js", f"/api/jobs/{job}", "/api/x")
+    ]
+    answers = get(outer, *paths, lifespan=False)
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 404]
+    assert 'src="static/board.js"' in answers[0].text
+    assert 'src="../static/job.js"' in answers[1].text
+
+
+def test_it_works_in_one_event_loop_after_another(conn: Conn, app: Starlette) -> None:
+    for _ in range(2):
+        assert get(app, "/api/jobs", lifespan=False)[0].status_code == 200
+
+
+def test_its_event_loop_ends_while_there_is_no_database() -> None:
+    (answer,) = get(create_app(url="postgresql://127.0.0.1:1/none"), "/api/jobs", lifespan=False)
+    assert "PostgreSQL" in problem(answer, 503)
+
+
+def test_many_at_once_share_few_connections(conn: Conn, app: Starlette) -> None:
+    job = make_mixed_job(conn)
+    answers = get(app, *[f"/api/jobs/{job}"] * 200)
+    assert {answer.status_code for answer in answers} == {200}
+
+
+def test_pages_allow_nothing_inline_and_nothing_from_elsewhere(app: Starlette) -> None:
+    page, script = get(app, "/", "/static/page.js")
+    for answer in (page, script):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "<style" not in page.text
+    assert "style=" not in page.text
+
+
+async def only_anna(request: Request) -> str | None:
+    """Lets one in."""
+    return "anna" if request.headers.get("authorization") == "Bearer anna" else None
+
+
+def only_anna_in_a_thread(request: Request) -> str | None:
+    """Likewise, as a plain function."""
+    return "anna" if request.headers.get("authorization") == "Bearer anna" else None
+
+
+@pytest.mark.parametrize("authenticate", [only_anna, only_anna_in_a_thread, partial(only_anna)])
+def test_who_is_not_let_in_gets_a_401_and_probes_are_let_in(database_url: str, authenticate: Any) -> None:
+    app = create_app(url=database_url, authenticate=authenticate)
+    outer = Starlette(routes=[Mount("/in", app)])
+    for one, prefix in ((app, ""), (outer, "/in")):
+        page, jobs, health = get(one, f"{prefix}/", f"{prefix}/api/jobs", f"{prefix}/healthz", lifespan=False)
+        problem(page, 401)
+        problem(jobs, 401)
+        assert jobs.headers["www-authenticate"] == "Bearer"
+        assert health.status_code == 200
+        (let_in,) = get(one, f"{prefix}/api/jobs", lifespan=False, headers={"Authorization": "Bearer anna"})
+        assert let_in.status_code == 200
+
+
+def test_a_page_of_another_name_can_not_read_it(database_url: str) -> None:
+    app = create_app(url=database_url, hosts=["localhost", "[::1]"])
+    for host, status in (
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("LOCALHOST", 200),
+        ("evil.example", 421),
+    ):
+        assert get(app, "/api/jobs", headers={"Host": host})[0].status_code == status
+
+
+def test_an_error_of_ours_is_told_without_its_traceback(database_url: str) -> None:
+    def broken(request: Request) -> None:
+        raise RuntimeError("secret")
+
+    detail = problem(get(create_app(url=database_url, authenticate=broken), "/api/jobs")[0], 500)
+    assert "secret" not in detail
+
+
+def test_it_is_ready_when_database_and_broker_answer(
+    app: Starlette, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMQP_URL", f"amqp://127.0.0.1:1;{amqp_url}")
+    (answer,) = get(app, "/readyz")
+    assert answer.json() == {"status": "ready", "checks": {"database": "ok", "broker": "ok"}}
+
+
+def test_it_is_not_ready_without_a_broker(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AMQP_URL", f"amqp://anna:hunter2@127.0.0.1:{silent.getsockname()[1]}")
+        (answer,) = get(app, "/readyz")
+    assert "RabbitMQ" in problem(answer, 503)
+    assert "hunter2" not in answer.text
+    assert answer.json()["checks"]["database"] == "ok"
+
+
+def test_it_is_not_ready_on_a_database_without_the_schema(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMQP_URL", raising=False)
+    ready, jobs = get(create_app(url=empty_database_url), "/readyz", "/api/jobs")
+    assert "callboard migrate" in problem(ready, 503)
+    assert "callboard migrate" in problem(jobs, 503)
+
+
+def test_nobody_said_where_the_database_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    jobs, ready, health = get(create_app(), "/api/jobs", "/readyz", "/healthz")
+    assert "DATABASE_URL" in problem(jobs, 503)
+    assert "DATABASE_URL" in problem(ready, 503)
+    assert health.status_code == 200
+
+
+def test_a_database_that_is_down_is_a_503_until_it_is_back(private_server: Server) -> None:
+    migrate(private_server.url)
+    app = create_app(url=private_server.url)
+
+    async def through_a_restart() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answers = [await client.get("/api/jobs")]
+            private_server.kill()
+            answers += [
+                await client.get("/api/jobs"),
+                await client.get("/readyz"),
+                await client.get("/healthz"),
+            ]
+            await asyncio.to_thread(private_server.start)
+            while (again := await client.get("/api/jobs")).status_code == 503:
+                pass
+            await app.state.database.close()
+            return [*answers, again]
+
+    before, jobs, ready, health, after = asyncio.run(through_a_restart())
+    assert (before.status_code, health.status_code, after.status_code) == (200, 200, 200)
+    assert "PostgreSQL" in problem(jobs, 503)
+    assert "PostgreSQL" in problem(ready, 503)
+    assert jobs.headers["retry-after"] == "1"

@@ -1,0 +1,44 @@
+"""The web app for tests: called in process, and served on a port of its own."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+
+from callboard.commands.services.child_process import wait_until
+
+
+def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[httpx.Response]:
+    """The answers to these GETs, asked at once, of an app in an event loop of its own."""
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", **options) as client:
+            return list(await asyncio.gather(*(client.get(path) for path in paths)))
+
+    async def living() -> list[httpx.Response]:
+        async with app.router.lifespan_context(app):
+            return await ask()
+
+    return asyncio.run(living() if lifespan else ask())
+
+
+@contextmanager
+def served(app: Starlette, port: int = 0) -> Iterator[str]:
+    """The app's address, while it is served by a thread."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            wait_until(lambda: server.started, 60)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

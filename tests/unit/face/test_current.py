@@ -1,0 +1,65 @@
+"""What an actor may say of its item: what is taken, what is refused, and where."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+import callboard
+from callboard.middleware.message.attempt import Attempt, current_attempt
+
+
+@pytest.fixture
+def attempt() -> Iterator[Attempt]:
+    """An attempt in hand."""
+    made = Attempt(1, 2, 1, [], {})
+    token = current_attempt.set(made)
+    yield made
+    current_attempt.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ((3, 10), (3.0, 10.0)),
+        ((0, 0.5), (0.0, 0.5)),
+        ((7,), (7.0, None)),
+        ((10, 10), (10.0, 10.0)),
+        ((11, 10), (10.0, 10.0)),  # an estimate that was passed
+    ],
+)
+def test_progress_is_kept(
+    said: tuple[float, ...], kept: tuple[float, float | None], attempt: Attempt
+) -> None:
+    callboard.progress(*said)
+    assert attempt.progress == kept
+    assert attempt.says_more
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "why"),
+    [
+        (-1, 10, "done must be a number from 0, not -1"),
+        (1, -10, "total must be a number from 0, not -10"),
+        (0, 0, "total must be above 0, or None"),
+        (float("nan"), 10, "done must be a number from 0, not nan"),
+        (1, float("nan"), "total must be a number from 0, not nan"),
+        (float("inf"), None, "done must be a number from 0, not inf"),
+        (10**400, None, "done must be a number from 0, not 1000"),
+        ("3", 10, "done must be a number from 0, not '3'"),
+        (True, None, "done must be a number from 0, not True"),
+        (Decimal(1), None, "done must be a number from 0"),
+    ],
+)
+def test_what_is_no_number_is_refused(done: Any, total: Any, why: str, attempt: Attempt) -> None:
+    attempt.progress = (1.0, 2.0)
+    with pytest.raises(ValueError, match=why):
+        callboard.progress(done, total)
+    assert attempt.progress == (1.0, 2.0)
+
+
+def test_there_is_no_progress_where_there_is_no_item(attempt: Attempt) -> None:
+    attempt.ended = True
+    with pytest.raises(callboard.NotInAnItem, match=r"progress\(\) was called outside a tracked actor"):
+        callboard.progress(1, 2)

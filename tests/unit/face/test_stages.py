@@ -1,0 +1,233 @@
+"""What can't be a stage, what is derived of a job of stages, and how items are gathered to be stored."""
+
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import callboard
+from callboard import Results, Stage
+from callboard.middleware.callbacks import stage_maker
+from callboard.sql.reads import job_view, staged_job_view
+from callboard.sql.states import ITEM_STATES, JOB_FINAL, JOB_STATES
+from callboard.stages import path
+from tests.unit.sql.test_job_view import STUCK, WAITING, rows
+
+
+def make(results: Results) -> Iterator[int]:
+    """A function that a worker can import."""
+    yield from ()
+
+
+async def later(results: Results) -> list[int]:
+    return []
+
+
+async def streamed(results: Results) -> Any:
+    yield 1
+
+
+def decorated(function: Any) -> Any:
+    @functools.wraps(function)
+    def inner(results: Results) -> Any:
+        return function(results)
+
+    return inner
+
+
+@decorated
+def wrapped(results: Results) -> list[int]:
+    return []
+
+
+class Maker:
+    """A class with a function in it."""
+
+    @staticmethod
+    def make(results: Results) -> list[int]:
+        return [one.item for one in results]
+
+    def bound(self, results: Results) -> list[int]:
+        return []
+
+
+renamed = make
+
+
+@dramatiq.actor(broker=StubBroker())
+def actor(results: Any) -> None:
+    """An actor that makes."""
+
+
+HERE = __name__
+
+
+def test_a_function_is_stored_by_its_name() -> None:
+    assert path(make) == f"{HERE}:make"
+    assert path(wrapped) == f"{HERE}:wrapped"
+    assert path(Maker.make) == f"{HERE}:Maker.make"
+    assert path(actor) == f"{HERE}:actor"
+    assert path(renamed) == f"{HERE}:make"
+    assert path("shop.stages:make") == "shop.stages:make"
+
+
+def nested() -> Any:
+    def inner(results: Results) -> list[int]:
+        return []
+
+    return inner
+
+
+def main() -> Any:
+    def script(results: Results) -> list[int]:
+        return []
+
+    script.__module__, script.__qualname__ = "__main__", "script"
+    return script
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            lambda results: results,
+            "<lambda> can't make a stage, for it is without a name of its own in a module",
+        ),
+        (nested(), "inner can't make a stage, for it is without a name of its own in a module"),
+        (main(), "script can't make a stage, for it is in the program's main module"),
+        (functools.partial(make), r"functools.partial\(.*\) can't make a stage"),
+        (Maker().bound, "Maker.bound can't make a stage, for it is not what .* has by that name"),
+        (later, "later can't make a stage, for it is async"),
+        (streamed, "streamed can't make a stage, for it is async"),
+        (3, "3 can't make a stage"),
+        ("make", "its path as 'module:name', not 'make'"),
+        ("shop:", "its path as 'module:name'"),
+        ("shop.stages:<lambda>", "its path as 'module:name'"),
+    ],
+)
+def test_a_function_that_no_worker_could_import_is_refused(given: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Stage("work", make=given)
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        ([], "a list of callboard.Stage, at least one"),
+        (["work"], "a list of callboard.Stage"),
+        ([Stage("work")], "the first stage has items"),
+        ([Stage("work", items=[], make=make)], "the first stage has items, and no function"),
+        (
+            [Stage("work", items=[]), Stage("play", items=[])],
+            "only the first stage has items; those of 'play'",
+        ),
+    ],
+)
+def test_what_is_no_row_of_stages_is_refused(stages: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        callboard.stages("a job", stages)
+
+
+def test_a_stage_stops_or_goes_on() -> None:
+    with pytest.raises(ValueError, match="must be 'stop' or 'go on', not 'ignore'"):
+        Stage("work", items=[], on_failure="ignore")
+
+
+def test_a_message_carries_a_number_of_items() -> None:
+    with pytest.raises(ValueError, match="chunk must be a whole number from 1"):
+        Stage("work", items=[], chunk=0)
+
+
+def test_options_are_refused_before_anything_is_stored() -> None:
+    with pytest.raises(ValueError, match="delay and at say the same"):
+        callboard.stages("a job", [Stage("work", items=[])], delay="5m", at="10m")
+
+
+# Made ---------------------------------------------------------------------------------------------------------------
+
+
+def page(states: Any, after: int) -> list[Any]:
+    """A stage of 250 items, of which every third failed."""
+    found = [
+        (n, b'{"args":[%d],"kwargs":{}}' % n, "failed" if n % 3 == 0 else "succeeded", "null")
+        for n in range(250)
+    ]
+    return [row for row in found if row[0] > after and row[2] in states][: stage_maker.PAGE]
+
+
+def test_results_are_those_that_succeeded_unless_others_are_asked_for() -> None:
+    results = Results(page)
+    assert [one.item for one in results] == [n for n in range(250) if n % 3]
+    assert [one.args for one in results.of("failed")] == [(n,) for n in range(0, 250, 3)]
+    assert [one.item for one in results.of("failed", "succeeded")] == list(range(250))
+    with pytest.raises(ValueError, match="no item of a stage that is over is 'done'"):
+        results.of("done")
+
+
+def test_items_are_stored_many_at_a_time_or_after_a_while() -> None:
+    assert [len(chunk) for chunk in stage_maker._chunks(iter(range(2 * stage_maker.CHUNK + 1)))] == [
+        stage_maker.CHUNK
+    ] * 2 + [1]
+    assert list(stage_maker._chunks(iter(()))) == []
+
+
+def test_items_that_come_slowly_do_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    assert [len(chunk) for chunk in stage_maker._chunks(iter(range(3)))] == [1, 1, 1]
+
+
+# Told ---------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def families(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """A job of stages and its stages, in every state."""
+    count = draw(st.integers(1, 4))
+    parent = {**draw(rows()), "id": 1, "stages": count, "total": 0}
+    parent.update(
+        dict.fromkeys(("published", "retrying", "succeeded", "failed", "skipped", "cancelled", "redo"), 0)
+    )
+    made = [
+        {**draw(rows()), "id": 2 + n, "parent_id": 1, "stage": n, "on_failure": "stop", "within": True}
+        for n in range(count)
+    ]
+    return [parent, *draw(st.permutations(made))]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
+@given(families())
+def test_the_parts_of_a_job_of_stages_are_its_total_and_its_stages(found: list[dict[str, Any]]) -> None:
+    [job] = staged_job_view.jobs(found)
+    assert sum(job[state] for state in ITEM_STATES) == job["total"] == sum(row["total"] for row in found)
+    assert [stage["stage"] for stage in job["stages"]] == list(range(len(found) - 1))
+    for stage in job["stages"]:
+        assert sum(stage[state] for state in ITEM_STATES) == stage["total"]
+    assert 0 <= job["progress"] <= 1
+    assert job["state"] in JOB_STATES
+    if job["state"] not in JOB_FINAL:
+        assert job["progress"] < 1
+    if any(stage["progress"] < 1 for stage in job["stages"]):
+        assert job["progress"] < 1
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"waits": True}, None),
+        ({"tended": 1, "maker": 7}, None),
+        ({"maker": 7}, "the worker that made its items died; another will go on"),
+        ({"alive": 0}, "no worker is alive"),
+        ({"able": 0}, "no worker that is alive has the actor work"),
+        ({}, "its items are still to be made, and nothing has moved for 42 s"),
+    ],
+)
+def test_a_stage_that_is_not_made_has_a_reason(row: dict[str, Any], reason: str | None) -> None:
+    unmade = {**STUCK, "sealed": False, "stage": 1, **row}
+    assert job_view.stalled(unmade, {**WAITING, "queued": 0}) == reason

@@ -1,0 +1,65 @@
+"""What can be said to a job has the same words in Python, on the command line and over HTTP."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import typer.main
+from starlette.routing import Route
+
+import callboard
+from callboard.commands.main import app
+from callboard.sql.limits import Limits
+from callboard.sql.writes.retry import RetrySelection
+from callboard.web.actions import Cancel, Retry
+from callboard.web.app import ROUTES
+
+ACTIONS = {"cancel", "pause", "resume", "retry", "limit"}
+LIMITS = {field.name for field in dataclasses.fields(Limits)}
+#: What only a command has: where its items come from, what it prints, and whether it waits.
+OF_COMMANDS = {"file", "form", "skip_bad", "wait", "as_json", "job"}
+
+
+def options(command: str) -> set[str]:
+    """The names of what a command may be given."""
+    group: Any = typer.main.get_command(app)
+    return {str(parameter.name) for parameter in group.commands[command].params} - OF_COMMANDS
+
+
+def parameters(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters) - {"self"}
+
+
+def test_limits_have_the_same_words_wherever_they_are_said() -> None:
+    assert options("limit") == LIMITS
+    # `Job.limit` and PATCH take whatever is one, and name them all when something is none.
+    assert LIMITS - {"at"} <= parameters(callboard.submit)
+
+
+def test_a_submission_has_the_same_options_in_python_and_on_the_command_line() -> None:
+    assert parameters(callboard.submit) - {"items", "created_by"} == options("submit")
+
+
+def test_a_choice_has_the_same_words_wherever_it_is_made() -> None:
+    choice = {field.name for field in dataclasses.fields(RetrySelection)}
+    assert (
+        parameters(callboard.Job.retry) == choice == {field.name for field in msgspec.structs.fields(Retry)}
+    )
+    # An option is repeated, and so in the singular.
+    assert options("retry") == {"state", "item", "error_type"}
+    assert parameters(callboard.Job.cancel) == options("cancel") == {"reason"}
+    assert [field.name for field in msgspec.structs.fields(Cancel)] == ["reason"]
+
+
+def test_every_action_is_there_in_all_three_ways() -> None:
+    group: Any = typer.main.get_command(app)
+    assert set(group.commands) >= ACTIONS
+    routes = [route for route in ROUTES if isinstance(route, Route)]
+    paths = {(method, route.path) for route in routes for method in route.methods or ()}
+    said = {("POST", f"/api/jobs/{{job}}/{action}") for action in ACTIONS - {"limit"}}
+    assert said | {("PATCH", "/api/jobs/{job}"), ("DELETE", "/api/jobs/{job}")} <= paths
+    for action in (*ACTIONS, "delete"):
+        assert callable(getattr(callboard.Job, action))
+        assert inspect.iscoroutinefunction(getattr(callboard.Job, f"a{action}"))

@@ -1,0 +1,146 @@
+"""The items of a batch are begun and ended as Dramatiq begins and ends messages."""
+
+import threading
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Middleware, MiddlewareError, TimeLimit, TimeLimitExceeded
+
+import callboard
+from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.message.attempt import current_attempt
+from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.rabbitmq.acks import Book
+from callboard.middleware.rabbitmq.consumer import RabbitmqMessage
+from callboard.middleware.tracking import Returned, Tracking
+from callboard.sql.rows import Claim
+
+Hook = Callable[[int], object]
+
+
+class Hooks(Middleware):
+    """What somebody's own middleware does before and after each item."""
+
+    def __init__(self, before: Hook, after: Hook) -> None:
+        self.before, self.after = before, after
+        self.acknowledged: list[int] = []
+
+    def before_process_message(self, broker: Any, message: Any) -> None:
+        if message.args[0] < 0:
+            message.fail()
+        self.before(message.args[0])
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        self.after(message.args[0])
+
+    def after_ack(self, broker: Any, message: Any) -> None:
+        self.acknowledged.append(message.args[0])
+
+
+class Batch:
+    """A message with these items, begun as a worker thread begins it."""
+
+    def __init__(self, *items: int, before: Hook = abs, after: Hook = abs, final: int | None = None) -> None:
+        self.noted: list[Any] = []
+        unused: Any = None
+
+        def claim(mark: Stamp) -> Claim | None:
+            return None if mark.item == final else Claim("waiting", 1, 0, 1, taken=True, holder_alive=True)
+
+        hand = Hand(
+            adopt=unused, claim=claim, give_back=unused, note=self.noted.append, park=unused, defers=True
+        )
+        self.limit = TimeLimit()
+        self.hooks = Hooks(before, after)
+        tracking = Tracking(SimpleNamespace(hand=hand))  # type: ignore[arg-type]
+        self.broker = StubBroker(middleware=[tracking, self.limit, self.hooks, Returned()])
+        self.got: list[int] = []
+        self.timed = False
+
+        @dramatiq.actor(broker=self.broker)
+        @callboard.batch
+        def work(given: list[int]) -> None:
+            self.timed = self.limit.manager.deadlines[threading.get_ident()] is not None  # type: ignore[union-attr]
+            self.got += given
+
+        self.work = work
+        self.lead, *self.lead.mates = (self._message(number, item) for number, item in enumerate(items))
+
+    def _message(self, number: int, item: int) -> Any:
+        book: Any = Book(None, None)
+        book.dead = True
+        message: dramatiq.Message[Any] = dramatiq.Message(
+            "default", "work", (item,), {}, {"callboard": Stamp(1, number, 1).option()}
+        )
+        return RabbitmqMessage(self.broker, message, book, (1, number), redelivered=True)  # type: ignore[arg-type]
+
+    def run(self) -> None:
+        self.broker.emit_before("process_message", self.lead)
+        try:
+            self.work(*self.lead.args)
+        finally:
+            current_attempt.set(None)
+
+    @property
+    def ended(self) -> Sequence[tuple[int, str]]:
+        """(item, state) of those that ended, the lead apart."""
+        return sorted((entry.event.item, entry.event.state) for entry in self.noted)
+
+
+def test_what_a_middleware_fails_is_not_handed_to_the_actor() -> None:
+    batch = Batch(1, -2, 3)
+    batch.run()
+    assert batch.got == [1, 3]
+    assert batch.ended == [(1, "failed"), (2, "succeeded")]
+
+
+def test_what_a_middleware_refuses_is_tried_again_alone() -> None:
+    def refuse(item: int) -> None:
+        if item == 2:
+            raise MiddlewareError("not now")
+
+    batch = Batch(1, 2, 3, before=refuse)
+    batch.run()
+    assert batch.got == [1, 3]
+    assert batch.ended == [(1, "failed"), (2, "succeeded")]  # failed: this broker has no Retries
+    assert batch.hooks.acknowledged == [3]
+
+
+def test_the_time_limit_holds_though_the_last_item_is_a_copy_that_does_not_run() -> None:
+    """Dramatiq takes it off the thread with the first message that ends there."""
+    batch = Batch(1, 2, 3, final=2)
+    batch.run()
+    assert batch.got == [1, 2]
+    assert batch.timed
+
+
+def test_what_was_begun_ends_when_the_time_is_over_before_all_are() -> None:
+    """In hand for ever it would never run again; the others come after the lead."""
+
+    def late(item: int) -> None:
+        if item == 3:
+            raise TimeLimitExceeded
+
+    batch = Batch(1, 2, 3, 4, before=late)
+    with pytest.raises(TimeLimitExceeded):
+        batch.run()
+    assert batch.got == []
+    assert batch.ended == [(1, "failed"), (2, "failed")]
+    assert [mate.args for mate in batch.lead.mates] == [(4,)]
+
+
+def test_an_interrupt_that_strikes_as_one_ends_leaves_none_in_hand() -> None:
+    def late(item: int) -> None:
+        if item == 2:
+            raise TimeLimitExceeded
+
+    batch = Batch(1, 2, 3, after=late)
+    batch.run()
+    assert batch.got == [1, 2, 3]
+    assert batch.ended == [(1, "succeeded"), (2, "succeeded")]

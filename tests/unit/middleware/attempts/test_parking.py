@@ -1,0 +1,57 @@
+"""Messages of paused jobs are kept, whatever the database says at first."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+
+from callboard.middleware.attempts.parking import Parking
+from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.process import outage
+from callboard.sql.writes import claims
+from tests.support.workers import wait_until
+
+TIMEOUT = 60.0
+
+
+class Pool:
+    """Lends connections that nothing is asked of."""
+
+    @contextmanager
+    def connection(self) -> Iterator[None]:
+        yield
+
+
+class Book:
+    """Notes what it is to acknowledge."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[int] = []
+
+    def release(self, acks: list[int], nacks: list[int]) -> None:
+        self.acknowledged += acks
+
+
+def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a failover to a server that only reads yet. Given up they would stay with their worker: held, so that
+    nobody looks for them, and never run.
+    """
+    answers = [psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT"), None]
+    kept: list[Any] = []
+    book = Book()
+
+    def park(_: Any, messages: list[Any]) -> None:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        kept.extend(messages)
+
+    monkeypatch.setattr(claims, "park", park)
+    monkeypatch.setattr(outage, "RETRY_SECONDS", 0.01)
+    unused: Any = Pool()
+    message = SimpleNamespace(book=book, tag=7)
+    Parking(lambda: unused, defers=True, stopping=lambda: False).park(Attempt(1, 2, 3, [message], {}))
+    assert wait_until(lambda: book.acknowledged == [7], TIMEOUT)
+    assert kept == [(1, 2, 3)]

@@ -1,0 +1,348 @@
+"""Webhooks: where they may go, how they are signed, and what becomes of a receiver that answers oddly or never."""
+
+import hashlib
+import hmac
+import socket
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from threading import Event
+from typing import Any
+
+import pytest
+
+from callboard.middleware.callbacks import public_address, webhook
+from callboard.middleware.callbacks.webhook import Undelivered, post, sign
+from callboard.sql.callback_targets import MOST, Message, Targets, Webhook, shown
+from tests.support.receiver import Receiver, receiver, sends_on
+
+ID = "9b1c2f6e-0000-4000-8000-000000000000"
+BODY = b'{"state":"completed"}'
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", "hunter2")
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "on")
+
+
+@pytest.fixture
+def here() -> Iterator[Receiver]:
+    with receiver() as made:
+        yield made
+
+
+@pytest.fixture
+def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The receiver's address is taken for public, and everything else for what it is."""
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "off")
+    kind = public_address.kind
+    monkeypatch.setattr(public_address, "kind", lambda found: None if found == "127.0.0.1" else kind(found))
+
+
+# Addresses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("8.8.8.8", None), ("2606:4700::1111", None), ("::ffff:8.8.8.8", None), ("64:ff9b::8.8.8.8", None),
+        ("127.0.0.1", "loopback"), ("127.9.9.9", "loopback"), ("::1", "loopback"), ("::ffff:127.0.0.1", "loopback"),
+        ("10.0.0.1", "private"), ("172.16.0.1", "private"), ("192.168.1.1", "private"), ("fd00:ec2::254", "private"),
+        ("::ffff:10.0.0.1", "private"), ("64:ff9b::10.0.0.1", "private"), ("2002:0a00:0001::1", "private"),
+        ("169.254.169.254", "link-local"), ("fe80::1", "link-local"), ("fe80::1%eth0", "link-local"),
+        ("224.0.0.1", "multicast"), ("ff02::1", "multicast"), ("0.0.0.0", "unspecified"),  # noqa: S104
+        ("::", "unspecified"), ("::7f00:1", "reserved"),
+        ("240.0.0.1", "private"), ("255.255.255.255", "private"), ("100.64.0.1", "not public"),
+    ],
+)  # fmt: skip
+def test_addresses_are_told_apart(address: str, kind: str | None) -> None:
+    assert public_address.kind(address) == kind
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]"]
+)
+def test_nothing_goes_to_a_private_address_however_it_is_written(
+    host: str, here: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "off")
+    with pytest.raises(Undelivered, match=r"a loopback address; .* CALLBOARD_WEBHOOK_PRIVATE=on"):
+        post(f"http://{host}:{here.port}/", ID, BODY)
+    assert here.calls == []
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
+    """What names mean, the first of the lists at the first question, and so on."""
+    names: dict[str, list[list[str]]] = {}
+    plain: Callable[..., list[Any]] = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *rest: Any, **more: Any) -> list[Any]:
+        found = names[host].pop(0) if host in names else [host]
+        return [place for address in found for place in plain(address, port, *rest, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return names
+
+
+def test_the_address_that_was_looked_at_is_the_one_connected_to(
+    here: Receiver, only_here: None, named: dict[str, list[list[str]]]
+) -> None:
+    """A name that is public when it is looked at, and private a moment later."""
+    named["rebinds.example"] = [["127.0.0.1"], ["127.0.0.2"]]
+    url = f"http://rebinds.example:{here.port}/"
+    post(url, ID, BODY)
+    assert [call.headers["Host"] for call in here.calls] == [f"rebinds.example:{here.port}"]
+    assert len(named["rebinds.example"]) == 1, "it was looked up once"
+    with pytest.raises(Undelivered, match=r"127\.0\.0\.2, a loopback address"):
+        post(url, ID, BODY)
+
+
+def test_of_a_hosts_addresses_the_public_ones_are_tried_in_turn(
+    here: Receiver, monkeypatch: pytest.MonkeyPatch, named: dict[str, list[list[str]]]
+) -> None:
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "off")
+    public = ("127.0.0.3", "127.0.0.1")  # nobody listens at the first
+    monkeypatch.setattr(public_address, "kind", lambda found: None if found in public else "private")
+    named["several.example"] = [["127.0.0.2", *public]]
+    post(f"http://several.example:{here.port}/", ID, BODY)
+    assert len(here.calls) == 1
+    named["several.example"] = [["127.0.0.2"]]
+    with pytest.raises(Undelivered, match="a private address"):
+        post(f"http://several.example:{here.port}/", ID, BODY)
+
+
+# Redirects ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_gets_the_same_post(status: int, here: Receiver, only_here: None) -> None:
+    here.answers.append(sends_on("/elsewhere?a=b", status))
+    post(here.url, ID, BODY)
+    first, second = here.calls
+    assert second.path == "/elsewhere?a=b"
+    assert (second.body, second.headers["Callboard-Signature"]) == (
+        BODY,
+        first.headers["Callboard-Signature"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [
+        ("http://127.0.0.2:1/", "127.0.0.2, a loopback address"), ("http://[::1]:1/", "::1, a loopback address"),
+        ("http://169.254.169.254/latest/meta-data", "169.254.169.254, a link-local address"),
+        ("//10.0.0.1/", "10.0.0.1, a private address"), ("file:///etc/passwd", "to where no webhook may be"),
+        ("http://anna:hunter2@127.0.0.1/", "to where no webhook may be"), ("http://[/", "to where no webhook may be"),
+    ],
+)  # fmt: skip
+def test_a_redirect_leads_only_where_a_webhook_may_be(
+    location: str, says: str, here: Receiver, only_here: None
+) -> None:
+    here.answers.append(sends_on(location))
+    with pytest.raises(Undelivered, match=says) as refused:
+        post(here.url, ID, BODY)
+    assert len(here.calls) == 1
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_redirect_without_end_or_aim_is_a_failure(here: Receiver) -> None:
+    here.usual = sends_on("/again")
+    with pytest.raises(Undelivered, match="on more than 3 times"):
+        post(here.url, ID, BODY)
+    assert len(here.calls) == 4
+    here.usual = 307
+    with pytest.raises(Undelivered, match="307 Temporary Redirect"):
+        post(here.url, ID, BODY)
+
+
+def test_what_was_encrypted_is_not_sent_on_in_the_open() -> None:
+    with pytest.raises(Undelivered, match=r"without encryption, to http://b/\?\*\*\*"):
+        webhook._onward("https://a/", "http://b/?token=1")
+
+
+# Answers ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_sent_is_signed(here: Receiver) -> None:
+    post(f"{here.url}?for=me", ID, BODY)
+    [call] = here.calls
+    assert (call.path, call.body, call.id) == ("/hook?for=me", BODY, ID)
+    assert call.headers["Content-Type"] == "application/json"
+    assert abs(int(call.headers["Callboard-Timestamp"]) - time.time()) < 60
+    signed = f"{ID}.{call.headers['Callboard-Timestamp']}.".encode() + BODY
+    assert (
+        call.headers["Callboard-Signature"]
+        == "v1=" + hmac.new(b"hunter2", signed, hashlib.sha256).hexdigest()
+    )
+
+
+def test_a_signature_is_what_it_ever_was() -> None:
+    """Receivers have it in their code."""
+    assert sign("s3cret", "id-1", 1_700_000_000, b'{"a":1}') == (
+        "v1=" + hmac.new(b"s3cret", b'id-1.1700000000.{"a":1}', hashlib.sha256).hexdigest()
+    )
+    assert len({sign(s, i, t, b) for s in "ab" for i in "cd" for t in (1, 2) for b in (b"e", b"f")}) == 16
+
+
+def test_nothing_is_sent_unsigned(here: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    for secret in (None, ""):
+        monkeypatch.delenv("CALLBOARD_WEBHOOK_SECRET") if secret is None else monkeypatch.setenv(
+            "CALLBOARD_WEBHOOK_SECRET", secret
+        )
+        with pytest.raises(Undelivered, match="set CALLBOARD_WEBHOOK_SECRET where the workers run"):
+            post(here.url, ID, BODY)
+    assert here.calls == []
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_any_2xx_is_a_delivery(status: int, here: Receiver) -> None:
+    here.usual = status
+    post(here.url, ID, BODY)
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "last"),
+    [
+        (500, "500 Internal Server Error", False), (404, "404 Not Found", False), (303, "303 See Other", False),
+        (599, "599", False), (410, "410 Gone", True),
+    ],
+)  # fmt: skip
+def test_any_other_status_is_none_and_gone_is_the_last(
+    status: int, says: str, last: bool, here: Receiver
+) -> None:
+    here.usual = status
+    with pytest.raises(Undelivered, match=f"^the receiver answered {says}$") as failure:
+        post(here.url, ID, BODY)
+    assert failure.value.last == last
+
+
+def _nothing(handler: BaseHTTPRequestHandler) -> None:
+    Event().wait(20)
+
+
+def _trickle(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while True:
+        handler.wfile.write(b"x")
+        handler.wfile.flush()
+        time.sleep(0.02)
+
+
+def _no_http(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"220 mail.example ESMTP\r\n")
+    handler.close_connection = True
+
+
+def _hang_up(handler: BaseHTTPRequestHandler) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+
+
+def _endless_head(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        handler.wfile.write(b"X-More: and more\r\n" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(_nothing, "no answer in time"), (_trickle, "no answer in time"), (_no_http, "no HTTP"),
+     (_hang_up, "no HTTP|connection failed"), (_endless_head, "no HTTP")],
+)  # fmt: skip
+def test_a_receiver_that_does_not_answer_is_left_in_time(
+    answer: Callable[[BaseHTTPRequestHandler], None],
+    says: str,
+    here: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhook, "TOTAL", 0.5)
+    here.usual = answer
+    began = time.monotonic()
+    with pytest.raises(Undelivered, match=says):
+        post(here.url, ID, BODY)
+    assert time.monotonic() - began < 5
+
+
+def test_an_endless_body_is_not_read(here: Receiver) -> None:
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x" * 65_536)
+
+    here.usual = endless
+    began = time.monotonic()
+    post(here.url, ID, BODY)
+    assert time.monotonic() - began < webhook.ANSWER
+
+
+def test_a_receiver_that_reads_nothing_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "TOTAL", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        began = time.monotonic()
+        with pytest.raises(Undelivered, match="no answer in time"):
+            post(f"http://127.0.0.1:{deaf.getsockname()[1]}/", ID, b"x" * 20_000_000)
+        assert time.monotonic() - began < 5
+
+
+def test_a_receiver_that_is_not_there_is_said_to_be() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with pytest.raises(Undelivered, match=r"connection failed: .*refused"):
+        post(f"http://127.0.0.1:{port}/", ID, BODY)
+    with pytest.raises(Undelivered, match=r"the host nowhere\.invalid is not found"):
+        post("http://nowhere.invalid/", ID, BODY)
+
+
+def test_a_certificate_that_does_not_fit_is_refused(here: Receiver) -> None:
+    with pytest.raises(Undelivered, match="connection failed"):
+        post(here.url.replace("http:", "https:"), ID, BODY)
+
+
+# What a submitter names ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("ftp://a/b", "https://host:port/path, not 'ftp://a/b'"), ("https:///path", "https://host:port/path"),
+        ("https://:80/", "https://host:port/path"), ("https://a:0/", "https://host:port/path"),
+        ("https://a:99999/", "https://host:port/path"), ("https://[::1/", "https://host:port/path"),
+        ("https://anna:hunter2@a/", "no user and password"), ("https://hunter2@a/", "no user and password"),
+        ("https://a/ b", "ASCII without blanks"), ("https://münchen.example/", "xn--"), ("https://a/\x00", "ASCII"),
+        ("https://a/" + "b" * 3_000, "2,048 characters"), ("", "ASCII"),
+    ],
+)  # fmt: skip
+def test_a_url_that_is_none_is_refused_with_what_is_right(url: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as refused:
+        Webhook(url)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_targets_are_words_by_the_end_that_calls_them() -> None:
+    hook, actor = Webhook("https://Shop.example:8443/hook?token=1"), Message("tell", "mail")
+    targets = Targets.of({"on_complete": [hook, actor, hook], "on_cancel": [actor]})
+    assert targets.words() == {
+        "completed": [
+            {"url": "https://Shop.example:8443/hook?token=1", "host": "shop.example:8443"},
+            {"actor": "tell", "queue": "mail"},
+        ],
+        "cancelled": [{"actor": "tell", "queue": "mail"}],
+    }
+    assert Targets().words() is None
+    with pytest.raises(ValueError, match=f"on_fail has {MOST + 1} callbacks, and {MOST} are allowed"):
+        Targets.of({"on_fail": [Message(f"a{n}", "q") for n in range(MOST + 1)]})
+
+
+@pytest.mark.parametrize(
+    ("url", "as_"),
+    [
+        ("https://a/b?token=hunter2", "https://a/b?***"), ("https://a/b", "https://a/b"),
+        ("https://anna:hunter2@a/b", "https://***@a/b"), ("https://a/b#hunter2", "https://a/b"),
+        ("https://a/@b", "https://a/@b"),
+    ],
+)  # fmt: skip
+def test_what_may_be_a_secret_in_a_url_is_not_shown(url: str, as_: str) -> None:
+    assert shown(url) == as_

@@ -1,0 +1,105 @@
+"""What is taken for hung, and how its stack is told."""
+
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from callboard.middleware.journal.hang_detector import AGAIN, FRAMES, GONE, LIMIT, Hangs, hung_after
+from callboard.middleware.message.attempt import Attempt
+
+START = 1_000.0
+
+
+def attempt(actor: str = "work", *, thread: int | None = None, started: float = START) -> Attempt:
+    """One in hand, with a row in `running`."""
+    made = Attempt(1, 2, 3, [SimpleNamespace(actor_name=actor)], {}, started=started, reported=True)
+    made.thread = made.thread if thread is None else thread
+    return made
+
+
+def deep(depth: int, stands: threading.Event, go: threading.Event) -> None:
+    """Stand `depth` frames deep until told to go."""
+    if depth:
+        deep(depth - 1, stands, go)
+    else:
+        stands.set()
+        go.wait(60)
+
+
+@pytest.fixture
+def stuck() -> Iterator[int]:
+    """A thread that stands deep in its actor."""
+    stands, go = threading.Event(), threading.Event()
+    thread = threading.Thread(target=deep, args=(50, stands, go))
+    thread.start()
+    stands.wait(60)
+    yield thread.ident or 0
+    go.set()
+    thread.join(60)
+
+
+def test_an_unknown_actor_has_the_least_time() -> None:
+    hangs = Hangs(60.0)
+    assert hangs.limit("work") == 60.0
+    assert hangs.look([attempt()], START + 59) == []
+    assert len(hangs.look([attempt()], START + 60)) == 1
+
+
+def test_a_slow_actor_has_ten_times_its_typical_time() -> None:
+    hangs = Hangs(60.0)
+    hangs.learn([("slow", 30.0)] * 5)
+    hangs.learn([("quick", 0.01)] * 5)
+    assert hangs.limit("slow") == pytest.approx(300.0)
+    assert hangs.limit("quick") == 60.0
+    assert hangs.look([attempt("slow"), attempt("quick")], START + 299)[0].text
+    assert len(hangs.look([attempt("slow"), attempt("quick")], START + 301)) == 2
+
+
+def test_the_typical_time_follows_what_changes() -> None:
+    hangs = Hangs(1.0)
+    hangs.learn([("work", 1.0)])
+    hangs.learn([("work", 100.0)])
+    assert 100 < hangs.limit("work") < 200
+    hangs.learn([("work", 100.0)] * 100)
+    assert hangs.limit("work") == pytest.approx(1000.0, rel=0.01)
+
+
+def test_it_is_looked_at_again_after_a_while_and_no_more_when_it_ended() -> None:
+    hangs, one = Hangs(60.0), attempt()
+    assert hangs.look([one], START + 60)
+    assert hangs.look([one], START + 60 + AGAIN / 2) == []
+    assert hangs.look([one], START + 60 + AGAIN)
+    one.ended = True
+    assert hangs.look([one], START + 60 + 2 * AGAIN) == []
+
+
+def test_what_has_no_row_in_running_is_not_looked_at() -> None:
+    one = attempt()
+    one.reported = False
+    assert Hangs(60.0).look([one], START + 1000) == []
+
+
+def test_a_stack_is_told_from_the_inside_and_cut(stuck: int) -> None:
+    (stack,) = Hangs(60.0).look([attempt(thread=stuck)], START + 60)
+    frames = [line for line in stack.text.splitlines() if not line.startswith("    ")]
+    assert (stack.job, stack.item, stack.attempt) == (1, 2, 3)
+    assert len(frames) == FRAMES
+    assert len(stack.text) <= LIMIT
+    assert frames[0].endswith(" in wait")
+    assert stack.place.startswith("journal/test_hang_detector.py:")
+    assert stack.place.endswith(" in deep")
+    assert frames[-1].endswith(" in deep")
+    assert "journal/test_hang_detector.py" in frames[-1]
+
+
+def test_a_thread_that_is_gone_is_said() -> None:
+    (stack,) = Hangs(60.0).look([attempt(thread=-1)], START + 60)
+    assert stack.text == stack.place == GONE
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("", 60.0), ("2.5", 2.5), ("600", 600.0)])
+def test_the_least_time_is_a_setting(value: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLBOARD_HUNG_AFTER", value)
+    assert hung_after() == seconds

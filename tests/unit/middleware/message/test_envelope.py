@@ -1,0 +1,262 @@
+"""A stored item as a message: put together from its parts, it is what Dramatiq itself would have written."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import dramatiq
+import pytest
+from dramatiq import Message
+from dramatiq.encoder import JSONEncoder, PickleEncoder
+from dramatiq.errors import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callboard.middleware.message import envelope, stamp
+from callboard.middleware.message.stamp import Stamp
+from callboard.sql.rows import Outgoing
+
+TEXT = st.text(st.characters(), max_size=20)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+OPTIONS = st.dictionaries(
+    TEXT.filter(lambda name: name not in ("callboard", "broker_priority")), JSON, max_size=3
+)
+
+
+def outgoing(
+    args: Any = (), kwargs: Any = None, options: Any = None, *, actor: str = "work", sent_ms: int | None = 5,
+    **more: Any,
+) -> Outgoing:  # fmt: skip
+    """A stored item, as the encoder writes it."""
+    given_ = {
+        "job": 7,
+        "item": 3,
+        "attempt": 2,
+        "epoch": 1,
+        "suspect": False,
+        "queue": "default",
+        "message_id": "7-3",
+    }
+    return Outgoing(
+        **{**given_, **more}, actor=actor, args=envelope.encode_args(args, kwargs or {}),
+        options=envelope.encode_options(options or {}), sent_ms=sent_ms,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pickled() -> Iterator[None]:
+    """An app that pickles its messages."""
+    dramatiq.set_encoder(PickleEncoder())
+    try:
+        yield
+    finally:
+        dramatiq.set_encoder(JSONEncoder())
+
+
+@given(
+    st.lists(JSON, max_size=3), st.dictionaries(TEXT, JSON, max_size=3), OPTIONS, TEXT, TEXT, TEXT, st.booleans(),
+    st.integers(0, 2**50),
+)  # fmt: skip
+def test_the_body_is_what_dramatiq_would_write(
+    args: list[Any], kwargs: dict[str, Any], options: dict[str, Any], actor: str, queue: str, message_id: str,
+    suspect: bool, sent_ms: int,
+) -> None:  # fmt: skip
+    out = outgoing(
+        args,
+        kwargs,
+        options,
+        actor=actor,
+        queue=queue,
+        message_id=message_id,
+        suspect=suspect,
+        sent_ms=sent_ms,
+    )
+    assert json.loads(envelope.body(out)) == json.loads(envelope.message(out).encode())
+    decoded = Message.decode(envelope.body(out))
+    assert list(decoded.args) == args
+    assert decoded.kwargs == kwargs
+    assert stamp.without(decoded.options) == {name: value for name, value in options.items() if name != "eta"}
+    assert stamp.read(decoded.options) == Stamp(7, 3, 2, 1, suspect)
+    assert (decoded.actor_name, decoded.queue_name, decoded.message_id) == (actor, queue, message_id)
+    assert decoded.message_timestamp == sent_ms
+
+
+CALLS = st.lists(
+    st.tuples(st.lists(JSON, max_size=2), st.dictionaries(TEXT, JSON, max_size=2)), min_size=2, max_size=5
+)
+
+
+def carrier(calls: list[tuple[list[Any], dict[str, Any]]]) -> Outgoing:
+    first, *more = (outgoing(*call, item=3 + n, message_id=f"7-{3 + n}") for n, call in enumerate(calls))
+    return replace(first, more=tuple(more))
+
+
+@given(CALLS)
+def test_a_message_that_carries_many_comes_apart_into_what_each_would_be(calls: list[Any]) -> None:
+    out = carrier(calls)
+    body = envelope.body(out)
+    assert json.loads(body) == json.loads(envelope.message(out).encode())
+    assert Message.decode(body).message_id == f"7-3-{2 + len(calls)}"
+    for n, part in enumerate(envelope.parts(envelope.read(body))):
+        alone = envelope.read(
+            envelope.body(replace(outgoing(*calls[n]), item=3 + n, message_id=f"7-{3 + n}"))
+        )
+        assert part == alone
+
+
+def test_what_carries_many_tells_so_in_the_management_ui() -> None:
+    found = envelope.properties(carrier([([1], {}), ([2], {})]))
+    assert (found.correlation_id, found.message_id) == ("7/3-4", "7-3-4")
+
+
+@pytest.mark.usefixtures("pickled")
+def test_another_encoder_carries_many_too() -> None:
+    parts = envelope.parts(envelope.read(envelope.body(carrier([([(1, 2)], {}), ([b"x"], {"a": {1}})]))))
+    assert [(part.args, part.kwargs) for part in parts] == [(((1, 2),), {}), ((b"x",), {"a": {1}})]
+
+
+def test_not_a_number_goes_through_as_dramatiq_lets_it() -> None:
+    decoded = Message.decode(envelope.body(outgoing([float("nan"), float("inf")])))
+    assert str(decoded.args) == "(nan, inf)"
+
+
+def test_a_message_without_a_time_gets_the_time_of_its_publishing() -> None:
+    before = outgoing(sent_ms=None)
+    assert Message.decode(envelope.body(before)).message_timestamp > 1_700_000_000_000
+
+
+@pytest.mark.usefixtures("pickled")
+def test_another_encoder_writes_the_whole_message() -> None:
+    out = outgoing([{1, 2}], {"when": b"\x00"}, {"broker_priority": 3, "retries": 1})
+    decoded = Message.decode(envelope.body(out))
+    assert decoded.args == ({1, 2},)
+    assert decoded.kwargs == {"when": b"\x00"}
+    assert decoded.options["retries"] == 1
+    assert stamp.read(decoded.options) == Stamp(7, 3, 2, 1)
+    properties = envelope.properties(out)
+    assert properties.content_type == "application/octet-stream"
+    assert properties.priority == 3
+
+
+def test_the_properties_tell_what_the_message_is() -> None:
+    found = envelope.properties(outgoing(options={"broker_priority": 4}, sent_ms=1_700_000_000_123))
+    assert found.message_id == "7-3"
+    assert found.correlation_id == "7/3"
+    assert found.type == "work"
+    assert found.app_id == "callboard"
+    assert found.timestamp == 1_700_000_000
+    assert found.content_type == "application/json"
+    assert found.delivery_mode == 2
+    assert found.priority == 4
+
+
+def test_a_priority_is_an_option_and_nothing_that_looks_like_it() -> None:
+    assert envelope.properties(outgoing(options={"note": "broker_priority"})).priority is None
+
+
+@pytest.mark.parametrize("priority", ["high", 300, -1, 1.5, None, [1]])
+def test_a_priority_that_amqp_cannot_say_is_left_out(priority: Any) -> None:
+    """The publisher would stumble over it for ever, and all that is published beside it with it."""
+    assert envelope.properties(outgoing(options={"broker_priority": priority})).priority is None
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "ä" * 200, "half \ud800 a pair"])
+def test_a_name_that_amqp_cannot_say_is_cut(text: str) -> None:
+    found = envelope.properties(outgoing(actor=text, message_id=text))
+    found.encode()
+    assert len(found.type.encode()) <= 255
+
+
+def test_arguments_that_the_encoder_refuses_are_refused() -> None:
+    with pytest.raises(TypeError):
+        envelope.encode_args((object(),), {})
+
+
+@patch("time.time", lambda: 1.0)  # a message without a timestamp is of now
+def assert_same(body: bytes) -> None:
+    """Read by us, a body gives what Dramatiq's decoder gives, or is refused where that refuses it."""
+    try:
+        wanted = Message.decode(body)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            envelope.read(body)
+        return
+    try:
+        found = envelope.read(body)
+    except DecodeError:  # fields that are not a message's
+        assert not fits(wanted)
+        return
+    # As text too: 1 is not 1.0, and NaN is not itself.
+    assert repr(found) == repr(wanted)
+
+
+def fits(message: Any) -> bool:
+    """Whether the threads that look at a message's fields can."""
+    names = (message.actor_name, message.queue_name, message.message_id)
+    return (
+        all(isinstance(name, str) and name.isprintable() for name in names)
+        and type(message.options) is type(message.kwargs) is dict
+        and type(message.message_timestamp) is int
+    )
+
+
+NUMBERS = st.integers() | st.floats()
+FIELDS = st.fixed_dictionaries(
+    {
+        "queue_name": TEXT | st.just("default"),
+        "actor_name": TEXT | st.just("work"),
+        "args": st.lists(JSON | NUMBERS, max_size=3),
+        "kwargs": st.dictionaries(TEXT, JSON | NUMBERS, max_size=3),
+        "options": st.dictionaries(TEXT, JSON, max_size=3),
+        "message_id": TEXT,
+        "message_timestamp": st.integers(),
+    }
+)
+
+
+@given(FIELDS, st.booleans(), st.booleans())
+def test_reading_is_decoding(fields: dict[str, Any], ascii_: bool, spaced: bool) -> None:
+    text = json.dumps(fields, ensure_ascii=ascii_, separators=None if spaced else (",", ":"))
+    assert_same(text.encode("utf-8", "surrogatepass"))
+
+
+@given(
+    FIELDS, st.sampled_from(sorted(["queue_name", "args", "kwargs", "options", "message_timestamp"])), JSON
+)
+def test_reading_what_is_no_message(fields: dict[str, Any], name: str, value: Any) -> None:
+    assert_same(json.dumps({**fields, name: value}).encode())
+    assert_same(json.dumps({**fields, name + "_": value}).encode())
+    assert_same(json.dumps({key: found for key, found in fields.items() if key != name}).encode())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "[NaN]", "[Infinity, -Infinity]", '["\\ud800"]', "[1e999]", "[1E400, -0.0, 1e-400]", '[{"a": 1, "a": 2}]',
+        "[123456789012345678901234567890]", "[1.0, 1e5, 0.1]", '["\\u0000"]', "[" * 100 + "]" * 100,
+        "[" * 100_000 + "]" * 100_000, "[1,]", "null",
+        "[9223372036854775808, -9223372036854775809, 18446744073709551616]", "[0.30000000000000004]", "[01]",
+        '["\x7f"]', '["\x01"]', "[" + "1" * 5000 + "]",
+    ],
+)  # fmt: skip
+def test_reading_numbers_and_texts_at_the_edge(args: str) -> None:
+    rest = '"kwargs":{},"options":{},"message_id":"1","message_timestamp":5'
+    assert_same(f'{{"queue_name":"default","actor_name":"work","args":{args},{rest}}}'.encode())
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b"\xff\xfe", b'{"args":', b'{"args":[]}\x00'])
+def test_reading_what_is_no_json(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        envelope.read(body)
+
+
+@pytest.mark.usefixtures("pickled")
+def test_reading_what_another_encoder_wrote() -> None:
+    out = outgoing([{1, 2}], {"when": b"\x00"})
+    assert envelope.read(envelope.body(out)).args == ({1, 2},)

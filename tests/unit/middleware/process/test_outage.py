@@ -1,0 +1,71 @@
+"""What is said of an outage, and that it is over."""
+
+import logging
+import time
+
+import pika
+import pytest
+
+from callboard.middleware.process.outage import OutageLog, reason
+
+REFUSED = ConnectionRefusedError(111, "Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("no"), "no"),
+        (TimeoutError(), "TimeoutError"),
+        (pika.exceptions.AMQPConnectionError(REFUSED), "[Errno 111] Connection refused"),
+        (
+            pika.adapters.utils.connection_workflow.AMQPConnectionWorkflowFailed(
+                [pika.adapters.utils.connection_workflow.AMQPConnectorSocketConnectError(REFUSED)]
+            ),
+            "[Errno 111] Connection refused",
+        ),
+    ],
+)
+def test_the_reason_is_that_of_the_innermost_error(error: BaseException, said: str) -> None:
+    assert reason(error) == said
+
+
+@pytest.fixture
+def away(caplog: pytest.LogCaptureFixture) -> OutageLog:
+    caplog.set_level(logging.INFO)
+    return OutageLog(logging.getLogger("callboard.test"), "away: %s", "back after %.1f s")
+
+
+def test_an_outage_is_said_once_and_so_is_its_end(away: OutageLog, caplog: pytest.LogCaptureFixture) -> None:
+    away.over()
+    for _ in range(3):
+        away(REFUSED)
+    for _ in range(3):
+        away.over()
+    assert caplog.messages == [f"away: {REFUSED}", "back after 0.0 s"]
+
+
+def test_of_an_outage_that_was_not_said_no_end_is(away: OutageLog, caplog: pytest.LogCaptureFixture) -> None:
+    """One after another, of which the first is said."""
+    for _ in range(3):
+        away(REFUSED)
+        away.over()
+    assert caplog.messages == [f"away: {REFUSED}", "back after 0.0 s"]
+
+
+def test_an_outage_is_as_long_as_from_its_first_error(
+    away: OutageLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    away(REFUSED)
+    away.over()
+    for seconds in range(1, 31):
+        now = 1000.0 + seconds
+        away(REFUSED)
+    away.over()
+    assert caplog.messages == [
+        f"away: {REFUSED}",
+        "back after 0.0 s",
+        *[f"away: {REFUSED}"] * 6,
+        "back after 29.0 s",
+    ]

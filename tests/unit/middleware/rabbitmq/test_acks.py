@@ -1,0 +1,205 @@
+"""The book of a connection, against a model of RabbitMQ: every tag settled once, and only when it is due."""
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import pika
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from callboard.middleware.rabbitmq import acks as book_module
+from callboard.middleware.rabbitmq.acks import UNREADABLE, Book
+
+
+class Channel:
+    """RabbitMQ's side of a channel: it knows what it delivered, and closes when a settled tag is named."""
+
+    def __init__(self) -> None:
+        self.unsettled: set[int] = set()
+        self.acked: set[int] = set()
+        self.nacked: set[int] = set()
+
+    def deliver(self, tag: int) -> None:
+        self.unsettled.add(tag)
+
+    def basic_ack(self, tag: int, multiple: bool = False) -> None:  # noqa: FBT002 — pika's
+        assert tag in self.unsettled, f"tag {tag} is settled: RabbitMQ would close the channel"
+        tags = {t for t in self.unsettled if t <= tag} if multiple else {tag}
+        self.acked |= tags
+        self.unsettled -= tags
+
+    def basic_nack(self, tag: int, *, requeue: bool) -> None:
+        assert not requeue
+        assert tag in self.unsettled, f"tag {tag} is settled: RabbitMQ would close the channel"
+        self.nacked.add(tag)
+        self.unsettled.discard(tag)
+
+
+class Connection:
+    """The thread of a connection: it runs callbacks when it is its time."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []
+        self.gone = False
+
+    def add_callback_threadsafe(self, callback: Callable[[], None]) -> None:
+        if self.gone:
+            raise pika.exceptions.ConnectionWrongStateError
+        self.callbacks.append(callback)
+
+    def run(self) -> None:
+        while self.callbacks:
+            self.callbacks.pop(0)()
+
+
+class Message:
+    """A delivered message."""
+
+    stale = False
+
+
+def a_book() -> tuple[Book, Channel, Connection]:
+    channel, connection = Channel(), Connection()
+    return Book(cast("Any", connection), cast("Any", channel)), channel, connection
+
+
+class BookMachine(RuleBasedStateMachine):
+    """Deliveries, releases in any order and from any thread, time passing, a closing."""
+
+    tags: Bundle[int] = Bundle("tags")
+    parts: Bundle[tuple[int, int]] = Bundle("parts")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.book, self.channel, self.connection = a_book()
+        self.now = 1000.0
+        self.last = 0
+        self.may_ack: set[int] = set()
+        self.may_nack: set[int] = set()
+        self.carried: dict[int, set[int]] = {}
+
+    @rule(target=tags, count=st.integers(1, 6), readable=st.booleans())
+    def deliver(self, count: int, readable: bool) -> Any:
+        tags = range(self.last + 1, self.last + count + 1)
+        self.last += count
+        for tag in tags:
+            self.channel.deliver(tag)
+            self.book.enter(tag, Message() if readable else UNREADABLE)
+        return multiple(*tags)
+
+    @rule(target=parts, count=st.integers(2, 4))
+    def deliver_many(self, count: int) -> Any:
+        """One delivery that carries them all."""
+        self.last += 1
+        self.channel.deliver(self.last)
+        self.book.enter_many(self.last, [Message() for _ in range(count)])
+        self.carried[self.last] = set(range(count))
+        return multiple(*((self.last, place) for place in range(count)))
+
+    @rule(some=st.lists(parts, min_size=1, max_size=5))
+    def release_parts(self, some: list[tuple[int, int]]) -> None:
+        """In any order, some of them twice: the delivery is settled with the last."""
+        for tag, place in some:
+            self.carried[tag].discard(place)
+            if not self.carried[tag]:
+                self.may_ack.add(tag)
+        self.book.release(some, [])
+
+    @rule(
+        acks=st.lists(consumes(tags), max_size=5, unique=True),
+        nacks=st.lists(consumes(tags), max_size=2, unique=True),
+    )
+    def release(self, acks: list[int], nacks: list[int]) -> None:
+        self.may_ack |= set(acks)
+        self.may_nack |= set(nacks)
+        self.book.release(acks, nacks)
+
+    @rule(tag=tags)
+    def release_twice(self, tag: int) -> None:
+        """A message joined by its copy is named by both."""
+        self.may_ack.add(tag)
+        self.book.release([tag], [])
+        self.book.release([tag], [])
+
+    @rule()
+    def serve(self) -> None:
+        self.connection.run()
+
+    @rule(seconds=st.sampled_from([0.0, 0.05, 0.2]))
+    def flush(self, seconds: float) -> None:
+        self.now += seconds
+        self.book.flush(self.now)
+
+    @invariant()
+    def settled_only_what_is_due(self) -> None:
+        assert self.channel.acked <= self.may_ack
+        assert self.channel.nacked <= self.may_nack
+        assert not self.channel.acked & self.channel.nacked
+
+    @invariant()
+    def nothing_is_lost_sight_of(self) -> None:
+        assert self.channel.unsettled == set(self.book.open) | set(self.book._due)
+        assert self.book.held == len(self.book.messages())
+
+    def teardown(self) -> None:
+        self.connection.run()
+        self.book.flush(self.now, all_of_it=True)
+        released = self.may_ack | self.may_nack
+        assert self.channel.acked | self.channel.nacked == released
+        assert self.channel.unsettled == set(range(1, self.last + 1)) - released
+
+
+TestBook = pytest.mark.filterwarnings("default")(BookMachine.TestCase)
+TestBook.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+
+
+def test_one_acknowledgement_covers_all_below_the_oldest_open_message() -> None:
+    book, channel, connection = a_book()
+    calls: list[tuple[int, bool]] = []
+    channel.basic_ack = lambda tag, multiple=False: calls.append((tag, multiple))  # type: ignore[method-assign]
+    for tag in range(1, 101):
+        book.enter(tag, Message())
+    book.release([tag for tag in range(1, 101) if tag != 60], [])
+    connection.run()
+    assert calls[0] == (59, True)
+
+
+def test_one_slow_message_does_not_hold_the_others_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, channel, connection = a_book()
+    for tag in range(1, 11):
+        channel.deliver(tag)
+        book.enter(tag, Message())
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    book.release([2, 3], [])
+    connection.run()
+    assert channel.acked == set()
+    book.flush(1000.0 + book_module.STRAGGLER * 1.5)
+    assert channel.acked == {2, 3}
+
+
+def test_what_a_dead_connection_delivered_is_stale_and_settles_nothing() -> None:
+    book, channel, connection = a_book()
+    message = Message()
+    channel.deliver(1)
+    channel.deliver(2)
+    book.enter(1, message)
+    book.enter(2, UNREADABLE)
+    book.release([1], [])
+    book.discard()
+    connection.run()
+    book.release([1, 2], [])
+    book.flush(0, all_of_it=True)
+    assert message.stale
+    assert channel.unsettled == {1, 2}
+    assert book.messages() == []
+
+
+def test_a_connection_that_is_gone_takes_no_releases() -> None:
+    book, _, connection = a_book()
+    book.enter(1, Message())
+    connection.gone = True
+    book.release([1], [])
+    assert book.dead

@@ -1,0 +1,174 @@
+"""What the README says is there: commands and options, routes, settings, files, states, names, numbers."""
+
+import ast
+import re
+import subprocess
+
+import pytest
+import typer
+from starlette.routing import Route
+from typer.main import get_command
+
+import callboard
+from callboard.commands import settings
+from callboard.commands.main import app
+from callboard.middleware import runtime
+from callboard.middleware.attempts import outcome
+from callboard.middleware.callbacks import dispatcher, webhook
+from callboard.middleware.journal import journal
+from callboard.middleware.rabbitmq import prefetch
+from callboard.middleware.submission import item_encoding
+from callboard.middleware.sweep import retention
+from callboard.sql import states, timings
+from callboard.sql.writes import callbacks as calls
+from callboard.sql.writes import retention as deletion
+from callboard.web import app as web
+from callboard.web import database
+from tests.support import readme
+from tests.support.paths import ROOT
+
+WAITING = {"pending", "queued", "running"}  # as `MOVES` has them: one stored state
+COMMANDS = getattr(get_command(app), "commands")  # noqa: B009 — a group's; typer has no type for it
+
+
+def options(name: str) -> set[str]:
+    return {"--help"} | {option for parameter in COMMANDS[name].params for option in parameter.opts}
+
+
+def moves() -> set[tuple[str, str]]:
+    """The arrows of the diagram of an item's states."""
+    return set(re.findall(r"(\w+|\[\*\]) --> (\w+)", readme.block("mermaid", "skipped")))
+
+
+def test_the_diagram_and_the_table_of_items_have_the_states_of_items() -> None:
+    assert {state for arrow in moves() for state in arrow} - {"[*]"} == set(states.ITEM_STATES)
+    assert {to for start, to in moves() if start == "[*]"} == {"pending"}
+    assert readme.first_column("item") == list(states.ITEM_STATES)
+
+
+def test_the_moves_in_the_diagram_are_those_that_the_record_makes() -> None:
+    """`waiting` is stored for pending, queued and running; `cancelled` is said of what a stopped job left."""
+    stored: dict[str, set[str]] = {state: set() for state in states.STORED}
+    for start, to in moves():
+        before, after = ("waiting" if state in WAITING else state for state in (start, to))
+        if start != "[*]" and to != "cancelled" and before != after:
+            stored[before].add(after)
+    assert stored["waiting"] == set(states.MOVES["waiting"])
+    # An outcome may overtake the note that its retry is published; nobody sees that.
+    assert stored["retrying"] == set(states.MOVES["retrying"]) - set(states.MOVES["waiting"])
+    assert all(not stored[state] for state in states.FINAL)
+    assert {start for start, to in moves() if to == "cancelled"} == {*WAITING, "retrying"}
+
+
+def test_the_states_of_jobs_are_all_there() -> None:
+    assert readme.first_column("job") == list(states.JOB_STATES)
+    sentence = readme.TEXT.partition("A job goes from")[2].partition("\n")[0]
+    assert re.findall(r"`(\w+)`", sentence) == list(states.JOB_STATES)
+
+
+def test_every_command_is_named_and_every_named_one_exists() -> None:
+    listed = [line.split()[1] for line in readme.first_column("command")]
+    assert sorted(listed) == sorted(COMMANDS)
+    assert {line.split()[1] for line in readme.commands()} >= {*COMMANDS}
+
+
+@pytest.mark.parametrize("line", readme.commands())
+def test_a_command_and_its_options_exist(line: str) -> None:
+    name = line.split()[1]
+    if name.startswith("--"):
+        assert name == "--help"
+        return
+    assert set(re.findall(r"(?<!\w)--[\w-]+", line)) <= options(name)
+
+
+def test_an_argument_in_the_table_is_one_of_the_command() -> None:
+    for line in readme.first_column("command"):
+        _, name, *arguments = line.split()
+        has = [p for p in COMMANDS[name].params if isinstance(p, typer.core.TyperArgument)]
+        assert len(arguments) == len(has), line
+
+
+def test_options_named_alone_are_of_some_command() -> None:
+    known = {option for name in COMMANDS for option in options(name)}
+    alone = set(re.findall(r"`(--[\w-]+)", readme.TEXT))
+    assert alone <= known
+
+
+def test_the_api_is_listed() -> None:
+    routes = [route for route in web.routes if isinstance(route, Route)]
+    posts = {route.path for route in routes if route.methods == {"POST"}}
+    patches = {route.path for route in routes if route.methods == {"PATCH"}}
+    assert set(re.findall(r"`PATCH ([^`]+)`", readme.TEXT)) == patches
+    deletes = {route.path for route in routes if route.methods == {"DELETE"}}
+    assert set(re.findall(r"`DELETE ([^`]+)`", readme.TEXT)) == deletes
+    words = {"state", "actor", "tenant", "name", "stage", "after", "limit"}
+    assert set(readme.first_column("GET")) - words == (
+        {route.path for route in routes} - posts - {"/", "/jobs/{job}"}
+    )
+    assert set(readme.first_column("POST")) == posts
+
+
+def test_settings_are_those_of_config() -> None:
+    known = {setting.name for setting in settings.SETTINGS}
+    named = set(re.findall(r"\b(?:CALLBOARD_\w+|DATABASE_URL|AMQP_URL)\b", readme.TEXT))
+    assert named <= known | {"CALLBOARD_TEST_LONG"}
+
+
+def test_config_tells_the_limit_that_holds() -> None:
+    [limit] = [s.default for s in settings.SETTINGS if s.name == "CALLBOARD_RESULT_LIMIT"]
+    assert int(limit) == outcome.RESULT_LIMIT
+
+
+def test_config_tells_how_long_jobs_stay() -> None:
+    [keep] = [s.default for s in settings.SETTINGS if s.name == "CALLBOARD_KEEP"]
+    assert keep == retention.KEEP
+    assert f"leaves after {keep.removesuffix('d')} days" in readme.TEXT
+
+
+def test_numbers_are_those_of_the_code() -> None:
+    said = " ".join(readme.TEXT.split())
+    assert f"at most {runtime.CONNECTIONS} database connections" in said
+    assert f"At most {database.SIZE} database connections" in said
+    assert f"about {journal.WINDOW * 1000:.0f} ms" in said
+    assert f"up to {prefetch.MAX_PREFETCH} for fast ones" in said
+    assert f"chunks of {deletion.CHUNK:,} items" in said
+    assert f"arguments: {item_encoding.ITEM_LIMIT // 2**20} MiB" in said
+    assert f"result: {outcome.RESULT_LIMIT // 2**10} KiB" in said
+    assert journal.SLOW == 0.25
+    assert "a quarter of a second" in said
+    assert len(list((ROOT / "actors" / "broken").iterdir())) == 5
+    assert "Five files are ours" in said
+    assert f"2xx within {webhook.TOTAL:.0f} s" in said
+    assert f"after {dispatcher.FIRST:.0f} s, doubling to an hour, {calls.TRIES} times" in said
+    assert dispatcher.LONGEST == 3_600
+    assert f"Up to {webhook.REDIRECTS} redirects" in said
+    assert f"takes {dispatcher.EACH} of the {dispatcher.MANY} deliveries" in said
+    assert timings.MAX_CRASHES == 3
+    assert "three workers died" in said
+
+
+@pytest.mark.parametrize("target", readme.links())
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target.partition("#")[0]).exists()
+
+
+@pytest.mark.parametrize("text", readme.blocks("python"))
+def test_python_compiles_and_uses_public_names(text: str) -> None:
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="callboard"), attr=name):
+                assert name in callboard.__all__
+
+
+def test_names_in_the_prose_are_public() -> None:
+    modules = {"sql", "web", "actors", "middleware"}
+    named = set(re.findall(r"`(?:await )?callboard\.(\w+)", readme.TEXT)) - modules
+    assert named <= set(callboard.__all__)
+
+
+@pytest.mark.parametrize("text", readme.blocks("sh"))
+def test_shell_parses_and_make_has_its_targets(text: str) -> None:
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -1,0 +1,192 @@
+"""What is derived from a job's row: the parts always add up, nothing is done before it is."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from callboard.sql import json_values
+from callboard.sql.reads import job_view
+from callboard.sql.states import ITEM_STATES, JOB_FINAL, JOB_STATES
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+TIMES = st.floats(0, 1e9).map(lambda seconds: NOW - timedelta(seconds=seconds))
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> dict[str, Any]:
+    """Every row that the CHECKs of `jobs` let in, with whatever `running`, samples and workers say."""
+    state = draw(st.sampled_from(JOB_STATES))
+    settled = {name: draw(st.integers(0, 10**9)) for name in ("succeeded", "failed", "skipped", "cancelled")}
+    stopping = state not in JOB_FINAL and draw(st.booleans())
+    retrying = 0 if state == "completed" else draw(st.integers(0, 10**9))
+    waiting = 0 if state == "completed" else draw(st.integers(0, 10**9))
+    total = sum(settled.values()) + retrying + waiting
+    quiet = draw(st.booleans())
+    return {
+        **dict.fromkeys(("key", "actor", "reason", "step", "created_by"), None),
+        "id": 1, "name": "n", "tenant": "", "limits": {"rate": "1/m"}, "metadata": {}, "state": state, "total": total,
+        "sealed": state == "completed" or draw(st.booleans()), "standing": draw(st.booleans()),
+        "published": draw(st.integers(0, total)), "retrying": retrying, **settled, "retries": 0, "crashes": 0,
+        "stopping": draw(st.sampled_from(("failed", "cancelled"))) if stopping else None,
+        "redo": draw(st.integers(0, 10**9)),
+        "hung": None, "in_hand": draw(st.integers(0, 10**4)), "read_at": NOW, "created_at": draw(TIMES),
+        "updated_at": draw(TIMES), "moved_at": draw(TIMES), "told_at": draw(st.none() | TIMES),
+        "started_at": None if state == "pending" else draw(TIMES),
+        "finished_at": draw(TIMES) if state in JOB_FINAL else None,
+        "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
+        "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
+        "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
+        **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
+        "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
+        "missing": draw(st.none() | st.just("mail")),
+        "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
+        **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
+        "within": False,
+    }  # fmt: skip
+
+
+@given(rows())
+def test_the_parts_of_a_job_are_its_total(row: dict[str, Any]) -> None:
+    job = job_view.job(row)
+    assert sum(job[state] for state in ITEM_STATES) == job["total"]
+    assert all(job[state] >= 0 for state in ITEM_STATES)
+
+
+@given(rows())
+def test_what_a_stopped_job_is_over_with_is_cancelled(row: dict[str, Any]) -> None:
+    job = job_view.job(row)
+    if job["state"] in JOB_FINAL:
+        assert not any(job[state] for state in ("pending", "queued", "running", "retrying"))
+    elif job["stopping"]:
+        assert not any(job[state] for state in ("pending", "queued", "retrying"))
+        assert job["running"] <= row["in_hand"]
+    else:
+        assert job["cancelled"] == row["cancelled"]
+        assert job["retrying"] == row["retrying"]
+
+
+@given(rows())
+def test_progress_is_one_only_when_all_is_done(row: dict[str, Any]) -> None:
+    job = job_view.job(row)
+    final = job["succeeded"] + job["failed"] + job["skipped"] + row["cancelled"]
+    assert 0 <= job["progress"] <= 1
+    if job["total"]:
+        assert (job["progress"] == 1) == (final == job["total"])
+    else:
+        assert job["progress"] == (1 if job["state"] == "completed" else 0)
+
+
+@given(rows())
+def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -> None:
+    job = job_view.job(row)
+    assert job["rate"] is None or (math.isfinite(job["rate"]) and job["rate"] >= 0)
+    if job["eta"]:
+        assert (job["state"], job["stopping"]) == ("running", None)
+        assert job["eta"] >= (json_values.iso(NOW) or "")
+
+
+STUCK: dict[str, Any] = {
+    "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
+    "actor": "work", "submitting": None, "consumed": 500, "key": None, "stage": None, "waits": False, "maker": None,
+    "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
+    "limits": {"rate": "1/m"}, "missing": None,
+}  # fmt: skip
+WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
+
+
+@pytest.mark.parametrize(
+    ("row", "parts", "reason"),
+    [
+        ({}, {}, "nothing has moved for 42 s"),
+        ({"alive": None}, {}, None),
+        ({"tended": 2}, {}, None),
+        ({"alive": 0, "able": 0}, {}, "no worker is alive"),
+        ({"able": 0}, {}, "no worker that is alive has the actor work"),
+        ({"due_at": NOW + timedelta(minutes=1)}, {}, "nothing has moved for 42 s"),
+        (
+            {"due_at": NOW + timedelta(minutes=1)},
+            {"queued": 0, "retrying": 1},
+            "waiting for a retry at 2026-11-22T12:01:00.000Z",
+        ),
+        (
+            {"due_at": NOW + timedelta(minutes=1)},
+            {"queued": 0, "pending": 1},
+            "waiting for its time at 2026-11-22T12:01:00.000Z",
+        ),
+        (
+            {"not_before": NOW + timedelta(minutes=1), "due_at": NOW},
+            {"queued": 0, "pending": 1},
+            "waiting for its time at 2026-11-22T12:01:00.000Z",
+        ),
+        (
+            {"not_before": NOW - timedelta(minutes=1), "next_start": NOW + timedelta(minutes=1)},
+            {"queued": 0, "pending": 1},
+            "its rate is 1/m: the next item starts at 2026-11-22T12:01:00.000Z",
+        ),
+        ({"next_start": NOW}, {"queued": 0, "pending": 1}, "nothing has moved for 42 s"),
+        ({"next_start": NOW + timedelta(minutes=1)}, {"queued": 1}, "nothing has moved for 42 s"),
+        (
+            {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory"},
+            {},
+            "RabbitMQ at a:1 blocks publishers: low on memory",
+        ),
+        (
+            {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory", "missing": "mail"},
+            {},
+            "no worker that is alive has the actor mail",
+        ),
+        (
+            {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory", "able": 0},
+            {},
+            "no worker that is alive has the actor work",
+        ),
+        (
+            {
+                "trouble": "RabbitMQ at a:1 blocks publishers: low on memory",
+                "due_at": NOW + timedelta(minutes=1),
+            },
+            {"queued": 0, "retrying": 1},
+            "waiting for a retry at 2026-11-22T12:01:00.000Z",
+        ),
+        ({}, {"running": 1}, "1 item is held by a worker that died, and will be given to another"),
+        ({}, {"running": 2}, "2 items are held by a worker that died, and will be given to another"),
+        (
+            {"elsewhere": 8},
+            {},
+            "nothing has moved for 42 s; its workers have items of other jobs in hand (8)",
+        ),
+        ({"sealed": False}, {"queued": 0}, "not sealed: its submission broke off or is still going on"),
+        (
+            {"sealed": False, "submitting": True},
+            {"queued": 0},
+            "not sealed: its submission is still going on",
+        ),
+        (
+            {"sealed": False, "submitting": False},
+            {"queued": 0},
+            "not sealed: its submission broke off at input 500; it will be stopped",
+        ),
+        (
+            {"sealed": False, "submitting": False, "key": "k"},
+            {"queued": 0},
+            "not sealed: its submission broke off at input 500; submit it again with the same key, and it goes on",
+        ),
+        ({"sealed": False, "standing": True}, {"queued": 0}, None),
+    ],
+)
+def test_a_standstill_has_a_reason(row: dict[str, Any], parts: dict[str, int], reason: str | None) -> None:
+    assert job_view.stalled({**STUCK, **row}, {**WAITING, **parts}) == reason
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "{", "", "[" * 100_000])
+def test_what_is_not_strict_json_is_text(text: str) -> None:
+    assert json_values.plain_json(text) == (False, None)
+
+
+def test_a_time_is_told_in_utc() -> None:
+    local = datetime.fromisoformat("2026-11-22T13:00:00.123456+01:00")
+    assert json_values.iso(local) == "2026-11-22T12:00:00.123Z"

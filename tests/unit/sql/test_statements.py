@@ -1,0 +1,77 @@
+"""The statements: each has a name and comments, is used by exactly one function, and stands in its module's file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from callboard.sql.statements import QUERIES, documented, statement
+from tests.support.paths import ROOT
+
+STATEMENTS = documented()
+#: A statement that is long enough for a file of its own.
+OWN_FILE = {"record": "record"}
+#: Read by several: a migrating process asks in its transaction, a reader describes the query for either colour.
+SHARED = {
+    "applied_migrations": {"migrate._applied", "queries.migrations"},
+    "jobs": {"queries.job", "queries.jobs", "queries.ended_job"},
+}
+FILES = {"queries": "reads"}
+
+
+def calls(path: Path) -> list[tuple[str, str]]:
+    """(statement, function) of each call of `statement` with a literal name."""
+    found = []
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for call in ast.walk(function):
+                if (
+                    isinstance(call, ast.Call)
+                    and isinstance(call.func, ast.Name)
+                    and call.func.id == "statement"
+                ):
+                    assert isinstance(call.args[0], ast.Constant), f"{path}: {ast.unparse(call)}"
+                    found.append((str(call.args[0].value), f"{path.stem}.{function.name}"))
+    return found
+
+
+USES = [
+    use for path in sorted((ROOT / "sql").rglob("*.py")) if path.stem != "statements" for use in calls(path)
+]
+
+
+def test_every_statement_is_used_by_exactly_one_function() -> None:
+    users = {name: {user for used, user in USES if used == name} for name in STATEMENTS}
+    for name in STATEMENTS:
+        assert len(users[name]) == 1 or users[name] == SHARED.get(name), (name, users[name])
+
+
+def test_every_statement_that_is_used_exists() -> None:
+    assert {name for name, _ in USES} == set(STATEMENTS)
+
+
+def test_a_statement_stands_in_the_file_named_as_the_module_that_calls_it() -> None:
+    for name, user in USES:
+        module = user.partition(".")[0]
+        file = OWN_FILE.get(name, FILES.get(module, module))
+        if name in SHARED and module == "queries":
+            continue
+        text = (QUERIES / f"{file}.sql").read_text(encoding="utf-8")
+        assert f"-- name: {name}\n" in text, (name, file)
+
+
+@pytest.mark.parametrize("name", sorted(STATEMENTS))
+def test_a_statement_begins_with_what_it_is_for_and_is_one(name: str) -> None:
+    comments = [line for line in STATEMENTS[name].splitlines() if line.startswith("--")]
+    assert comments
+    assert STATEMENTS[name].startswith(comments[0])
+    assert "Caller" in "\n".join(comments)
+    body = statement(name)
+    assert not body.startswith("--")
+    if "DO $$" not in body:
+        assert ";" not in body
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        statement("no_such_statement")
