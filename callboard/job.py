@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import dramatiq
 import psycopg
 
-from callboard.middleware.runtime import Recorder
+from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Called
 from callboard.middleware.submission.enqueue import current_job
@@ -26,7 +26,7 @@ from callboard.sql.reads import queries
 from callboard.sql.reads.queries import Query
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, retry, submission
-from callboard.sql.writes.actions import By, NoSuchJob
+from callboard.sql.writes.actions import NoSuchJob, Requester
 from callboard.sql.writes.retry import RetrySelection
 
 T = TypeVar("T")
@@ -35,9 +35,9 @@ T = TypeVar("T")
 class Job:
     """A job. Everything it tells is read when it is asked for; the methods that begin with `a` block no event loop."""
 
-    def __init__(self, number: int, recorder: Recorder) -> None:
+    def __init__(self, number: int, runtime: Runtime) -> None:
         self.id = number
-        self._recorder = recorder
+        self._recorder = runtime
 
     def __repr__(self) -> str:
         return f"Job({self.id})"
@@ -199,13 +199,13 @@ class Job:
             return self._recorder.write(say)
 
 
-def acting(via: str) -> By:
+def acting(via: str) -> Requester:
     """Who runs this process, acting `via` Python or the command line."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         user = str(os.getuid())
-    return By(via, f"{user}@{socket.gethostname()}")
+    return Requester(via, f"{user}@{socket.gethostname()}")
 
 
 def get(number: int) -> Job:
@@ -234,11 +234,11 @@ def job(
     """
     limits = Limits(keep=keep)
     broker = dramatiq.get_broker()
-    recorder = runtime_of(broker)
+    runtime = runtime_of(broker)
     targets = actor_lookup.targets(
-        recorder.write, broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
+        runtime.write, broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
     )
-    made = recorder.write(
+    made = runtime.write(
         lambda conn: submission.create_job(
             conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, created_by=None,
             limits=limits, targets=targets,
@@ -246,8 +246,8 @@ def job(
     )  # fmt: skip
     token = current_job.set(made.job)
     try:
-        with recorder.submitting.held(made.job):
-            yield Job(made.job, recorder)
+        with runtime.submitting.held(made.job):
+            yield Job(made.job, runtime)
     finally:
         current_job.reset(token)
-        recorder.write(lambda conn: submission.seal_job(conn, made.job))
+        runtime.write(lambda conn: submission.seal_job(conn, made.job))

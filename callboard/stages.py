@@ -15,7 +15,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.job import Job
-from callboard.middleware.runtime import Recorder
+from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission import actor_lookup, submission
 from callboard.middleware.submission.actor_lookup import Called
 from callboard.middleware.submission.submission import Submission
@@ -94,19 +94,19 @@ def stages(
     )
     first = stages[0].actor
     broker = dramatiq.get_broker() if isinstance(first, str) else first.broker
-    recorder = runtime_of(broker)
+    runtime = runtime_of(broker)
     targets = actor_lookup.targets(
-        recorder.write, broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
+        runtime.write, broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
     )
-    planned = [_planned(recorder, stage) for stage in stages]
-    parent, found = recorder.write(
+    planned = [_planned(runtime, stage) for stage in stages]
+    parent, found = runtime.write(
         lambda conn: staged.create(
             conn, planned, name=name, key=key, tenant=tenant or "", metadata=metadata or {}, created_by=created_by,
             limits=limits, targets=targets,
         )
     )  # fmt: skip
-    _take_in(recorder, found[0], items, key)
-    return Job(parent, recorder)
+    _take_in(runtime, found[0], items, key)
+    return Job(parent, runtime)
 
 
 async def astages(name: str, stages_: Sequence[Stage], **options: Any) -> Job:
@@ -154,22 +154,22 @@ def _checked(stages: Sequence[Stage]) -> Iterable[Any]:
     return items
 
 
-def _planned(recorder: Recorder, stage: Stage) -> NewStage:
+def _planned(runtime: Runtime, stage: Stage) -> NewStage:
     broker = dramatiq.get_broker() if isinstance(stage.actor, str) else stage.actor.broker
-    actor, queue = actor_lookup.resolve(recorder.write, broker, stage.actor)
+    actor, queue = actor_lookup.resolve(runtime.write, broker, stage.actor)
     makes = None if stage.make is None else path(stage.make)
     return NewStage(stage.title, actor, queue, makes, stage.on_failure, stage.chunk)
 
 
-def _take_in(recorder: Recorder, first: StageRow, items: Iterable[Any], key: str | None) -> None:
+def _take_in(runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None) -> None:
     """Stream the items of the first stage, from where they stand."""
     open_ = not first.sealed and first.state not in JOB_FINAL
     try:
-        with recorder.submitting.held(first.id):
-            Submission(recorder.write, recorder.begin, first.id, key, None, first.consumed, open_).store_all(
+        with runtime.submitting.held(first.id):
+            Submission(runtime.write, runtime.begin, first.id, key, None, first.consumed, open_).store_all(
                 items
             )
     except BaseException:
         with suppress(psycopg.Error, PoolTimeout):  # workers let it follow, too
-            recorder.write(staged.follow)
+            runtime.write(staged.follow)
         raise

@@ -9,10 +9,10 @@ import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
 from dramatiq.brokers.stub import StubBroker
 
-from callboard.middleware.publish.transport import DirectLink, Link
+from callboard.middleware.publish.transport import EnqueueTransport, Transport
 from callboard.middleware.rabbitmq.broker import RabbitmqBroker
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
-from callboard.middleware.runtime import Recorder
+from callboard.middleware.runtime import Runtime
 from callboard.middleware.tracking import track, tracking_of
 from callboard.sql.pool import database_address
 
@@ -35,10 +35,10 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
         stock = broker.enqueue
         remote = not isinstance(broker, StubBroker)
         address = database_address(database_url)
-        recorder = Recorder(address, partial(_link, broker, stock), remote=remote, defers=False)
+        runtime = Runtime(address, partial(_link, broker, stock), remote=remote, defers=False)
         # The one way to see a retry before it is published, on a broker that isn't ours.
-        broker.enqueue = lambda message, *, delay=None: recorder.send(broker, message, delay)  # type: ignore[method-assign]
-        track(broker, recorder)
+        broker.enqueue = lambda message, *, delay=None: runtime.send(broker, message, delay)  # type: ignore[method-assign]
+        track(broker, runtime)
     return broker
 
 
@@ -51,7 +51,9 @@ def make_broker(database_url: str | None = None) -> dramatiq.Broker:
     return RabbitmqBroker(url=address, database_url=database_url)
 
 
-def _link(broker: dramatiq.Broker, stock: Any) -> Link:
+def _link(broker: dramatiq.Broker, stock: Any) -> Transport:
     return (
-        ConfirmingPublisher(broker) if isinstance(broker, StockRabbitmqBroker) else DirectLink(broker, stock)
+        ConfirmingPublisher(broker)
+        if isinstance(broker, StockRabbitmqBroker)
+        else EnqueueTransport(broker, stock)
     )

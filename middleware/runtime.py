@@ -16,26 +16,26 @@ import psycopg
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware.attempts.claim import claim
-from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.attempts.parking import Parking
-from callboard.middleware.callbacks.dispatcher import Callbacks
-from callboard.middleware.callbacks.stage_maker import Maker
+from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
+from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message import stamp
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.process.fatal_exit import collapse, ours
-from callboard.middleware.process.heartbeat import Worker
+from callboard.middleware.process.fatal_exit import exit_process, ours
+from callboard.middleware.process.heartbeat import Heartbeat
 from callboard.middleware.process.outage import RETRY_SECONDS, Stopping, retry_while_unavailable
-from callboard.middleware.publish.backlog import Levels, fixed_depth
+from callboard.middleware.publish.backlog import QueueBacklogs, fixed_depth
 from callboard.middleware.publish.publisher import Publisher
-from callboard.middleware.publish.transport import Link
+from callboard.middleware.publish.transport import Transport
 from callboard.middleware.submission.enqueue import new_item, send
-from callboard.middleware.submission.lease import Submitting
-from callboard.middleware.submission.send_store import Ledger
+from callboard.middleware.submission.lease import SubmissionLease
+from callboard.middleware.submission.send_store import SendStore
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql import migrate
 from callboard.sql.pool import Conn, Pool, connect, make_pool
-from callboard.sql.rows import Claim, Control, Outgoing
+from callboard.sql.rows import Claim, JobControl, Outgoing
 from callboard.sql.writes import claims, sweep
 
 log = logging.getLogger("callboard.tracking")
@@ -52,7 +52,7 @@ BOOT_PAUSE = 2.0
 ANSWER = 2.0
 
 
-class Recorder:
+class Runtime:
     """See the module.
 
     `make_link` opens this broker's way of publishing; `remote`: other processes consume the broker too; `defers`: its
@@ -64,7 +64,7 @@ class Recorder:
     def __init__(
         self,
         url: str,
-        make_link: Callable[[], Link],
+        make_link: Callable[[], Transport],
         *,
         remote: bool,
         defers: bool,
@@ -88,16 +88,16 @@ class Recorder:
         self._journal: Journal | None = None
         self._publisher: Publisher | None = None
         self._sweep: Sweep | None = None
-        self._callbacks: Callbacks | None = None
-        self._maker = Maker(self.write, self.begin, lambda: self.hand.worker, lambda: self.stopping)
-        self.worker: Worker | None = None
+        self._callbacks: CallbackDispatcher | None = None
+        self._maker = StageMaker(self.write, self.begin, lambda: self.in_flight.worker, lambda: self.stopping)
+        self.heartbeat: Heartbeat | None = None
         self._threads: dramatiq.Worker | None = None
         self._broken = False
         self._deadline: float | None = None
-        self.submitting = Submitting(self.write)
+        self.submitting = SubmissionLease(self.write)
         self.stopping = False
         self._parking = Parking(lambda: self.pool, defers=self._defers, stopping=lambda: self.stopping)
-        self.hand = Hand(
+        self.in_flight = InFlight(
             adopt=self._adopt,
             claim=lambda mark: retry_while_unavailable(lambda: self._claim(mark), lambda: self.stopping),
             give_back=lambda mark: retry_while_unavailable(
@@ -127,15 +127,15 @@ class Recorder:
         """This process's journal."""
         with self._lock:
             if self._journal is None:
-                ledger = Ledger(publishing=lambda: self.publishes)
+                send_store = SendStore(publishing=lambda: self.publishes)
                 self._journal = Journal(
                     self.pool,
-                    worker=lambda: self.hand.worker,
+                    worker=lambda: self.in_flight.worker,
                     more_may_come=self._more_may_come,
-                    in_hand=self.hand.attempts,
-                    settled=self.hand.settle,
+                    in_hand=self.in_flight.attempts,
+                    settled=self.in_flight.acknowledge,
                     controlled=self._heed,
-                    store=ledger.store,
+                    store=send_store.store,
                     broken=self._give_up,
                 )
             return self._journal
@@ -145,14 +145,14 @@ class Recorder:
         """This process's publisher."""
         with self._lock:
             if self._publisher is None:
-                link = self._make_link()
-                self._publisher = Publisher(self.pool, link, Levels(link, fixed_depth()))
+                transport = self._make_link()
+                self._publisher = Publisher(self.pool, transport, QueueBacklogs(transport, fixed_depth()))
             return self._publisher
 
     @property
     def publishes(self) -> bool:
         """Whether this process can publish: on a broker of its own only when it also consumes it."""
-        return self._remote or self.worker is not None
+        return self._remote or self.heartbeat is not None
 
     def write(self, write: Callable[[Conn], T]) -> T:
         """Run a write statement on one of this process's connections; raises psycopg.Error or PoolTimeout."""
@@ -197,11 +197,11 @@ class Recorder:
         self._threads = worker
         prefetched = self._prefetched or partial(_queued, worker)
         self._maker.actors = sorted(actors)
-        made = self.worker = Worker(
-            self.pool, worker.worker_threads, lambda: list({*self.hand.keys(), *prefetched()}), self.hand.heed,
-            self._trouble, self._advance,
+        made = self.heartbeat = Heartbeat(
+            self.pool, worker.worker_threads, lambda: list({*self.in_flight.keys(), *prefetched()}),
+            self.in_flight.apply_controls, self._trouble, self._advance,
         )  # fmt: skip
-        self.hand.worker = self._patiently(lambda: made.start(actors))
+        self.in_flight.worker = self._patiently(lambda: made.start(actors))
         self.tend()
         self.journal.watch()
 
@@ -212,7 +212,7 @@ class Recorder:
         self.publisher.start()
         self._sweep = Sweep(self.pool, self._make_link)
         self._sweep.start()
-        self._callbacks = Callbacks(self.pool)
+        self._callbacks = CallbackDispatcher(self.pool)
         self._callbacks.start()
 
     def _give_up(self, error: BaseException) -> None:
@@ -221,7 +221,7 @@ class Recorder:
             log.critical(
                 "this worker takes no more messages and ends, since it can't record outcomes: %r", error
             )
-            collapse(self._threads)
+            exit_process(self._threads)
 
     def end(self) -> None:
         """The worker process ends; raises SystemExit when it could not do its work."""
@@ -251,8 +251,8 @@ class Recorder:
         if self._publisher:
             self._publisher.close(self.time_left())
         self._maker.close(self.time_left() / 4)
-        if self.worker:
-            self.worker.stop(self.time_left())
+        if self.heartbeat:
+            self.heartbeat.stop(self.time_left())
         if self._callbacks:
             self._callbacks.close(self.time_left())
         if self._pool:
@@ -261,7 +261,7 @@ class Recorder:
         self._reset()
 
     def _advance(self, conn: Conn) -> None:
-        if self.hand.worker:
+        if self.in_flight.worker:
             self._maker.look(conn)
 
     def _trouble(self) -> str | None:
@@ -275,7 +275,7 @@ class Recorder:
 
     def _more_may_come(self, ended: int) -> bool:
         """Whether the process holds more messages than the `ended` ones, so that a flush is worth waiting for."""
-        if len(self.hand) > ended:
+        if len(self.in_flight) > ended:
             return True
         return self._open_deliveries is not None and self._open_deliveries() > ended
 
@@ -294,19 +294,19 @@ class Recorder:
             lambda: self.stopping,
         )
 
-    def _heed(self, controls: Iterable[Control]) -> None:
+    def _heed(self, controls: Iterable[JobControl]) -> None:
         """What jobs said as outcomes of theirs were recorded."""
         controls = list(controls)
-        self.hand.heed(controls)
+        self.in_flight.apply_controls(controls)
         if self._publisher and any(control.limited for control in controls):
             self._publisher.nudge()
 
     def _note(self, entry: Entry) -> None:
-        self.journal.note(entry)
+        self.journal.add(entry)
 
     def _publish(self, out: Outgoing) -> None:
         if out.outbox is not None:  # else it is not this process's claim
-            self.publisher.hand(out)
+            self.publisher.add(out)
 
     def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:
         item = new_item(message, job=0, key=f"message:{message.message_id}", published=True)
@@ -325,11 +325,11 @@ class Recorder:
 
     def _give_back(self, mark: Stamp) -> None:
         with self.pool.connection(ANSWER) as conn:
-            claims.give_back(conn, mark.job, mark.item, self.hand.worker)
+            claims.give_back(conn, mark.job, mark.item, self.in_flight.worker)
 
     def _claim(self, mark: Stamp) -> Claim | None:
         with self.pool.connection(ANSWER) as conn:
-            return claim(conn, mark, self.hand.worker)
+            return claim(conn, mark, self.in_flight.worker)
 
 
 def _queued(worker: dramatiq.Worker) -> list[tuple[int, int]]:

@@ -20,8 +20,8 @@ from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.outage import Stopping, ThrottleFilter, disconnected
-from callboard.middleware.process.side_thread import Aside
-from callboard.middleware.runtime import Recorder
+from callboard.middleware.process.side_thread import SideThread
+from callboard.middleware.runtime import Runtime
 
 log = logging.getLogger("callboard.tracking")
 _sparing = ThrottleFilter(disconnected)
@@ -34,9 +34,9 @@ class Discard(SkipMessage):
 class Tracking(Middleware):
     """Records every message's start, success, failure and retry. It keeps no state of a message; `recorder` does."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        self._aside = Aside()
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._aside = SideThread()
 
     # Before ----------------------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ class Tracking(Middleware):
         message.judged = True  # type: ignore[attr-defined]
         if self._unpacked(message):
             raise Discard("it carried many items, which come again one by one")
-        attempt = self.recorder.hand.take(message)
+        attempt = self.runtime.in_flight.admit(message)
         if attempt is None:
             raise Discard("a copy of a message that is done, in hand elsewhere, or will come again")
         message.attempt = attempt  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ class Tracking(Middleware):
             return False
         with suppress(DecodeError):
             marks = [stamp.read(part.options) for part in envelope.parts(message)]
-            self.recorder.send_singly([mark for mark in marks if mark])
+            self.runtime.send_singly([mark for mark in marks if mark])
         return True
 
     # After -----------------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class Tracking(Middleware):
             return
         if hasattr(message, "settle") and self._postponed(message, mark):
             return
-        attempt = self.recorder.hand.take(message)
+        attempt = self.runtime.in_flight.admit(message)
         if attempt is not None:
             message.fail()
             message.attempt = attempt  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ class Tracking(Middleware):
 
     def _postponed(self, message: Any, mark: Stamp) -> bool:
         try:
-            postponed = self.recorder.postpone(mark, message.actor_name)
+            postponed = self.runtime.postpone(mark, message.actor_name)
         except Stopping:
             return True  # unacknowledged, so it comes again
         if postponed:
@@ -137,16 +137,16 @@ class Tracking(Middleware):
                 retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
             )
         )
-        message.failed = self.recorder.hand.end(attempt, outcome)
+        message.failed = self.runtime.in_flight.finish(attempt, outcome)
 
     # The process -----------------------------------------------------------------------------------------------------
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Stand at the right places, refuse a database that doesn't fit, be known as a worker from now on."""
         place(broker, self)
-        self.recorder.check()
+        self.runtime.check()
         # Not after the boot: the consumers that start in between ask how many threads there are.
-        self.recorder.open(worker, _actors(broker, worker.consumer_whitelist))
+        self.runtime.open(worker, _actors(broker, worker.consumer_whitelist))
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
         """An outage of the broker is one event, not a line for each queue every three seconds."""
@@ -155,11 +155,11 @@ class Tracking(Middleware):
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """From now on nobody waits for a database that is away."""
-        self.recorder.stopping = True
+        self.runtime.stopping = True
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Write what there is and say goodbye."""
-        self.recorder.end()
+        self.runtime.end()
 
 
 class Returned(Middleware):
@@ -198,9 +198,9 @@ def _actors(broker: dramatiq.Broker, only: set[str] | None) -> dict[str, str]:
     return {a.actor_name: a.queue_name for a in actors if not only or a.queue_name in only}
 
 
-def track(broker: dramatiq.Broker, recorder: Recorder) -> None:
+def track(broker: dramatiq.Broker, runtime: Runtime) -> None:
     """Put the hooks at both ends of a broker's list of middleware."""
-    place(broker, Tracking(recorder))
+    place(broker, Tracking(runtime))
     # A tracked actor's return value is its item's result, so Dramatiq's warning that it is discarded is not true.
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
     if _discards not in logger.filters:
@@ -229,12 +229,12 @@ def _in_hand(message: MessageProxy) -> Attempt | None:
     return None if attempt is None or attempt.ended else attempt
 
 
-def runtime_of(broker: dramatiq.Broker) -> Recorder:
+def runtime_of(broker: dramatiq.Broker) -> Runtime:
     """The broker's recorder; raises NotTracked."""
     tracking = tracking_of(broker)
     if tracking is None:
         raise NotTracked("this broker is not tracked: call callboard.install() where the broker is made")
-    return tracking.recorder
+    return tracking.runtime
 
 
 class NotTracked(RuntimeError):

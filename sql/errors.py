@@ -4,7 +4,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 #: The data is to blame, not the database: SQLSTATE classes 22, 23 and 54, or a value that can't be sent.
-REFUSED = (
+DATA_ERRORS = (
     psycopg.DataError,
     psycopg.IntegrityError,
     psycopg.errors.ProgramLimitExceeded,
@@ -12,10 +12,10 @@ REFUSED = (
     TypeError,
 )
 #: The database is away or busy: the same again, and it may pass.
-PASSING = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 #: Neither: a table that isn't there, a right that was taken away, a server that became read-only. Somebody has to mend
 #: it, and it may hold for this connection only.
-AMISS = (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedError)
+MISCONFIGURED = (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedError)
 
 
 def drifted(error: BaseException) -> bool:

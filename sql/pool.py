@@ -13,7 +13,7 @@ from weakref import WeakSet
 from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from callboard.sql.errors import AMISS
+from callboard.sql.errors import MISCONFIGURED
 
 Conn: TypeAlias = Connection[tuple[Any, ...]]
 AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
@@ -36,7 +36,7 @@ class Pool(ConnectionPool[Conn]):
         with super().connection(timeout) as conn:
             try:
                 yield conn
-            except AMISS:
+            except MISCONFIGURED:
                 conn.close()
                 raise
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 from callboard.sql.states import JOB_FINAL
 
-Settled: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
+OutcomeState: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
 Kind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
 Progress: TypeAlias = tuple[float, float | None]
 
@@ -61,7 +61,7 @@ class Event:
     job: int
     item: int
     attempt: int
-    state: Settled
+    state: OutcomeState
     elapsed: float
     ended: float
     worker: int
@@ -75,7 +75,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class JobControl:
     """What a job tells the workers that hold its items."""
 
     job: int
@@ -110,7 +110,7 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class HangSample:
     """Where an attempt that hangs stands: `file:line in function`; and all the frames, the innermost first."""
 
     job: int
@@ -201,7 +201,7 @@ class Callback:
 
 
 @dataclass(frozen=True, slots=True)
-class Out:
+class OpenJob:
     """A job of which something is published and has no end; `still`: it has not moved for a while."""
 
     job: int
@@ -212,7 +212,7 @@ class Out:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class PublishMark:
     """What was yet to be published at some time: of each job (job, its bulk items from, any items from), and all of
     the jobs beyond `last`.
     """
@@ -299,7 +299,7 @@ class StageRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
+class StageClaim:
     """A stage that a worker makes from the results of the job `source`; `consumed` inputs are stored already."""
 
     worker: int

@@ -32,7 +32,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class AccessControl:
     """Asks `authenticate` about each request, and adds the headers to each answer."""
 
     def __init__(

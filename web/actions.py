@@ -11,7 +11,7 @@ from starlette.responses import Response
 from callboard.sql.pool import Conn
 from callboard.sql.writes import actions
 from callboard.sql.writes import retry as retries
-from callboard.sql.writes.actions import By, NoSuchJob, NotPossible
+from callboard.sql.writes.actions import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import parameters
 from callboard.web.api import known
@@ -67,7 +67,7 @@ async def retry(request: Request) -> Answer:
     """POST /api/jobs/{job}/retry: `{"states": […], "items": […], "error_type": …}` or nothing: all that failed."""
     given = await parameters.body(request, Retry)
 
-    def again(conn: Conn, job: int, by: By) -> int:
+    def again(conn: Conn, job: int, by: Requester) -> int:
         return retries.retry(conn, job, by, RetrySelection(given.states, given.items, given.error_type))
 
     return await _tell(request, again)
@@ -80,13 +80,13 @@ async def delete(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def _tell(request: Request, say: Callable[[Conn, int, By], Any]) -> Answer:
+async def _tell(request: Request, say: Callable[[Conn, int, Requester], Any]) -> Answer:
     return Answer(await known(request, await _say(request, say)))
 
 
-async def _say(request: Request, say: Callable[[Conn, int, By], Any]) -> int:
+async def _say(request: Request, say: Callable[[Conn, int, Requester], Any]) -> int:
     job = parameters.job(request)
-    by = By("http", _who(request))
+    by = Requester("http", _who(request))
     try:
         await request.app.state.database.write(lambda conn: say(conn, job, by))
     except NoSuchJob as error:

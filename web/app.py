@@ -9,7 +9,7 @@ from starlette.routing import Mount, Route
 
 from callboard.sql.pool import NotConfigured
 from callboard.web import actions, api, health, pages
-from callboard.web.access import Authenticate, Guard
+from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.problems import HANDLERS
 
@@ -55,7 +55,7 @@ def create_app(
         yield
         await database.close()
 
-    guard = Middleware(Guard, authenticate=authenticate, hosts=hosts)
+    guard = Middleware(AccessControl, authenticate=authenticate, hosts=hosts)
     app = Starlette(routes=ROUTES, middleware=[guard], exception_handlers=HANDLERS, lifespan=lifespan)
     app.state.database = database
     return app

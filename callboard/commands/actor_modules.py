@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import dramatiq
 
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.pool import running_here
 
@@ -21,7 +21,7 @@ def assemble() -> dramatiq.Broker:
     try:
         importlib.import_module("callboard.actors")
     except ImportError as error:
-        raise Fault(str(error)) from error
+        raise CommandError(str(error)) from error
     return dramatiq.get_broker()
 
 

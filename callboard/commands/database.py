@@ -7,7 +7,7 @@ import psycopg
 import typer
 from psycopg.conninfo import conninfo_to_dict
 
-from callboard.commands.errors import Fault, first_line
+from callboard.commands.errors import CommandError, first_line
 from callboard.sql.migrate import check
 from callboard.sql.pool import Conn, connect, database_address
 
@@ -30,14 +30,16 @@ def reach(url: str) -> Iterator[None]:
         place = _place(url)
     except psycopg.ProgrammingError:
         # Its text repeats the address, with the password.
-        raise Fault(
+        raise CommandError(
             "DATABASE_URL is no address of a database: postgresql://user:password@host/name"
         ) from None
     try:
         yield
     except psycopg.OperationalError as error:
         if error.sqlstate is None:
-            raise Fault(f"can't reach the database at {place}: {first_line(error)}; {WHAT_TO_DO}") from None
+            raise CommandError(
+                f"can't reach the database at {place}: {first_line(error)}; {WHAT_TO_DO}"
+            ) from None
         raise
 
 

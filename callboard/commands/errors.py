@@ -8,7 +8,7 @@ from callboard.sql.pool import NotConfigured
 from callboard.sql.writes.actions import NotPossible
 
 
-class Fault(Exception):
+class CommandError(Exception):
     """Something that its message explains in full; the command ends with `code`."""
 
     def __init__(self, message: str, code: int = 1) -> None:
@@ -18,7 +18,7 @@ class Fault(Exception):
 
 def explain(error: Exception) -> str | None:
     """The line for an error that a user can do something about; None for a bug of ours."""
-    if isinstance(error, (Fault, SchemaError, NotConfigured, NotPossible)):
+    if isinstance(error, (CommandError, SchemaError, NotConfigured, NotPossible)):
         return str(error)
     if isinstance(error, NotStarted):
         # It ends with much of a log.

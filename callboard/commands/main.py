@@ -7,7 +7,7 @@ import typer
 from typer.exceptions import TyperException
 
 from callboard.commands import server, sweep
-from callboard.commands.errors import Fault, explain
+from callboard.commands.errors import CommandError, explain
 from callboard.commands.jobs import actions, purge, show, submit
 from callboard.commands.local import demo, up
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = explain(error)
         if line is None:
             raise
-        return _fail(line, error.code if isinstance(error, Fault) else 1)
+        return _fail(line, error.code if isinstance(error, CommandError) else 1)
     return code if given and isinstance(code, int) else 0 if given else 2
 
 

@@ -10,7 +10,7 @@ import uvicorn
 
 from callboard.commands import actor_modules, output, settings
 from callboard.commands.database import reach
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.commands.output import AsJson
 from callboard.sql import migrate as migrations
 from callboard.sql.pool import database_address
@@ -48,7 +48,7 @@ def serve(
 ) -> None:
     """Serve the web app and the API until Ctrl-C."""
     if not open_to_everyone and not _loopback(host):
-        raise Fault(
+        raise CommandError(
             f"{host} can be reached from other machines, and there is no login: listen on 127.0.0.1, "
             "or say --open-to-everyone",
             code=2,
@@ -86,4 +86,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise Fault(f"can't listen on {host}:{port}: {error.strerror or error}; say another --port") from None
+        raise CommandError(
+            f"can't listen on {host}:{port}: {error.strerror or error}; say another --port"
+        ) from None

@@ -7,7 +7,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from callboard.commands import actor_modules
 from callboard.commands.database import database
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.commands.local.up import wait_for_the_end
 from callboard.commands.services import ends_on_sigterm
 from callboard.middleware.tracking import runtime_of
@@ -25,7 +25,7 @@ def sweep() -> None:
         pass
     with ends_on_sigterm(), actor_modules.assembled() as broker:
         if isinstance(broker, StubBroker):
-            raise Fault(
+            raise CommandError(
                 "AMQP_URL is not set: what a worker's in-process broker holds, only that worker can sweep"
             )
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")

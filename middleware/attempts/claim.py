@@ -2,7 +2,7 @@
 
 import logging
 
-from callboard.middleware.journal.rescue import bury
+from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.outage import OutageLog
 from callboard.sql import timings
@@ -29,7 +29,7 @@ def claim(conn: Conn, mark: Stamp, worker: int) -> Claim | None:
         return found
     elif found.holder is not None and not found.holder_alive:
         # What it held is given back, this item too, under its next attempt: this message has done its work.
-        bury(conn, found.holder)
+        rescue(conn, found.holder)
     elif found.state == "failed" and found.attempt == mark.attempt and found.crashes < timings.MAX_CRASHES:
         raise Failed
     else:

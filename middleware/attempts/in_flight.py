@@ -9,7 +9,7 @@ from typing import Any
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware.attempts.claim import Failed
-from callboard.middleware.attempts.isolation import Turns
+from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import Outcome
 from callboard.middleware.journal.journal import Entry
 from callboard.middleware.message import stamp
@@ -17,13 +17,13 @@ from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.outage import RETRY_SECONDS, Stopping
 from callboard.sql import timings
-from callboard.sql.errors import REFUSED
-from callboard.sql.rows import Claim, Control, Event
+from callboard.sql.errors import DATA_ERRORS
+from callboard.sql.rows import Claim, Event, JobControl
 
 log = logging.getLogger("callboard.tracking")
 
 
-class Hand:
+class InFlight:
     """The attempts of this process, by item.
 
     `adopt` records a message that has no stamp, and tells whether it was on record; `claim` asks for an item whose
@@ -53,24 +53,24 @@ class Hand:
         self._stopping = stopping
         self._time_left = time_left
         self._lock = threading.RLock()
-        self._turns = Turns(stopping)
+        self._turns = Isolation(stopping)
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
-        self._controls: dict[int, Control] = {}
+        self._controls: dict[int, JobControl] = {}
         self.worker = 0  # this process's id in `workers`
 
-    def take(self, message: MessageProxy) -> Attempt | None:
+    def admit(self, message: MessageProxy) -> Attempt | None:
         """The attempt that a delivered message carries; None when it must not run."""
         if getattr(message, "stale", False):
             return None  # its connection is gone: RabbitMQ delivers it again
         try:
-            return self._take(message)
+            return self._admit(message)
         except Stopping:
             message.deferred = True  # type: ignore[attr-defined]
         except Failed:
             # Its worker died before it could reject it. A copy of it, never delivered before, simply goes.
             message.failed = getattr(message, "redelivered", False)
-        except REFUSED as error:
+        except DATA_ERRORS as error:
             log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
             message.fail()
         except Exception:
@@ -79,7 +79,7 @@ class Hand:
             message.deferred = True  # type: ignore[attr-defined]
         return None
 
-    def _take(self, message: MessageProxy) -> Attempt | None:
+    def _admit(self, message: MessageProxy) -> Attempt | None:
         mark = stamp.read(message.options)
         suspect = getattr(message, "redelivered", False)
         if mark is None:
@@ -109,7 +109,7 @@ class Hand:
             self._keep(attempt)
         return told is not None
 
-    def _told(self, mark: Stamp) -> Control | None:
+    def _told(self, mark: Stamp) -> JobControl | None:
         """What keeps it from running: its job is paused, or over. A message newer than what was heard of its job was
         sent because the job goes on.
         """
@@ -208,9 +208,9 @@ class Hand:
         """Copies of what must not run go with it; but what a process that stops leaves behind comes again."""
         if self._defers and not self._stopping():
             for message in copies:
-                message.book.release([message.tag], [])
+                message.acks.release([message.tag], [])
 
-    def end(self, attempt: Attempt, outcome: Outcome) -> bool:
+    def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Hand an attempt that ended to the journal; returns whether its message is to be dead-lettered."""
         attempt.ended = True
         ended = time.monotonic()
@@ -240,9 +240,9 @@ class Hand:
                     break
         return entry.dead_letter
 
-    def settle(self, entries: Sequence[Entry]) -> None:
+    def acknowledge(self, entries: Sequence[Entry]) -> None:
         """These are committed: now, and only now, their messages may be acknowledged."""
-        books: dict[Any, tuple[list[Any], list[Any]]] = {}
+        trackers: dict[Any, tuple[list[Any], list[Any]]] = {}
         with self._lock:
             for entry in entries:
                 attempt = entry.attempt
@@ -254,9 +254,9 @@ class Hand:
                 if self._defers:
                     for message in attempt.deliveries:
                         rejected = entry.dead_letter and not _carried(message)
-                        books.setdefault(message.book, ([], []))[rejected].append(message.tag)
-        for book, (acks, nacks) in books.items():
-            book.release(acks, nacks)
+                        trackers.setdefault(message.acks, ([], []))[rejected].append(message.tag)
+        for tracker, (acks, nacks) in trackers.items():
+            tracker.release(acks, nacks)
         for entry in entries:
             if entry.recorded is not None:
                 entry.recorded.set()
@@ -272,7 +272,7 @@ class Hand:
         """(job, item) of each."""
         return list(self._attempts)
 
-    def heed(self, controls: Iterable[Control]) -> None:
+    def apply_controls(self, controls: Iterable[JobControl]) -> None:
         """Take what jobs say; from the next message on it holds. What was said before may arrive after it. Most jobs
         say nothing in all their life, and there are many in that of a worker.
         """

@@ -7,7 +7,7 @@ from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process.outage import RETRY_SECONDS, Stopping
 
 
-class Turns:
+class Isolation:
     """The attempts that run in this process. One whose item's next crash would be its last has the process to itself,
     so that it is surely to blame. Who waits while it is `stopping` gets Stopping raised.
     """

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from callboard.middleware.message.failure import clean, describe
-from callboard.sql.rows import Failure, Retry, Settled
+from callboard.sql.rows import Failure, OutcomeState, Retry
 
 #: Bytes that a result may have as JSON.
 RESULT_LIMIT = 262_144
@@ -39,7 +39,7 @@ class Ending(NamedTuple):
 class Outcome(NamedTuple):
     """The state the item goes to, why when it did not simply succeed, its next attempt, and its result as JSON."""
 
-    state: Settled
+    state: OutcomeState
     failure: Failure | None = None
     retry: Retry | None = None
     result: str | None = None

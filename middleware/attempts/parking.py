@@ -75,12 +75,12 @@ class Parking:
             claims.park(conn, [(*attempt.key, attempt.number) for attempt in batch])
 
     def _settle(self, batch: Sequence[Attempt]) -> None:
-        books: dict[Any, list[int]] = {}
+        trackers: dict[Any, list[int]] = {}
         if self._defers:
             for message in (message for attempt in batch for message in attempt.deliveries):
-                books.setdefault(message.book, []).append(message.tag)
-        for book, tags in books.items():
-            book.release(tags, [])
+                trackers.setdefault(message.acks, []).append(message.tag)
+        for acks, tags in trackers.items():
+            acks.release(tags, [])
         with self._changed:
             if not self._defers:
                 self._parked.update(batch)

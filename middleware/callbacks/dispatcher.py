@@ -25,7 +25,7 @@ from callboard.middleware.message import envelope
 from callboard.middleware.message.failure import clean
 from callboard.middleware.process.outage import OutageLog, reason
 from callboard.sql.callback_targets import shown
-from callboard.sql.errors import PASSING
+from callboard.sql.errors import TRANSIENT
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import Callback, NewItem
@@ -46,7 +46,7 @@ _random = SystemRandom()
 
 
 @dataclass(slots=True)
-class Callbacks:
+class CallbackDispatcher:
     """See the module."""
 
     pool: Pool
@@ -158,7 +158,7 @@ class Callbacks:
         try:
             yield
         except Exception as error:
-            if isinstance(error, PASSING):
+            if isinstance(error, TRANSIENT):
                 raise
             self._record(conn, callback, _as_undelivered(error))
 

@@ -21,7 +21,7 @@ class Refused(httpcore.ConnectError):
     """The way leads to where it must not."""
 
 
-def kind(address: str) -> str | None:
+def address_class(address: str) -> str | None:
     """What an IP address is instead of public, as `loopback`; None: it is public."""
     found = _meant(ipaddress.ip_address(address))
     for word in KINDS:
@@ -41,7 +41,7 @@ def _meant(
     return address.ipv4_mapped or address.sixtofour or address
 
 
-class Way(httpcore.NetworkBackend):
+class PublicBackend(httpcore.NetworkBackend):
     """Connects to public addresses only, or to any (`private`), and lets nothing go on past `deadline` (monotonic).
 
     The name is looked up once, and the connection goes to an address that was looked at: a name that means something
@@ -71,7 +71,7 @@ class Way(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
-                return Stream(stream, self._deadline)
+                return DeadlineStream(stream, self._deadline)
         raise failure
 
     def _addresses(self, host: str, port: int) -> list[str]:
@@ -80,16 +80,16 @@ class Way(httpcore.NetworkBackend):
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"the host {host} is not found: {error}") from error
         addresses = list(dict.fromkeys(str(place[4][0]) for place in found))
-        allowed = [address for address in addresses if self._private or kind(address) is None]
+        allowed = [address for address in addresses if self._private or address_class(address) is None]
         if addresses and not allowed:
             raise Refused(
-                f"{host} is at {addresses[0]}, a {kind(addresses[0])} address; webhooks go to such only with "
+                f"{host} is at {addresses[0]}, a {address_class(addresses[0])} address; webhooks go to such only with "
                 "CALLBOARD_WEBHOOK_PRIVATE=on where the workers run"
             )
         return allowed
 
 
-class Stream(httpcore.NetworkStream):
+class DeadlineStream(httpcore.NetworkStream):
     """A connection that ends at the deadline, however little comes or goes at a time."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
@@ -113,7 +113,7 @@ class Stream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         """The same, encrypted."""
-        return Stream(
+        return DeadlineStream(
             self._stream.start_tls(ssl_context, server_hostname, left(self._deadline, timeout)),
             self._deadline,
         )

@@ -19,7 +19,7 @@ from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog, Stopping, retry_while_unavailable
 from callboard.middleware.submission import item_encoding
 from callboard.sql.pool import Conn
-from callboard.sql.rows import Making
+from callboard.sql.rows import StageClaim
 from callboard.sql.states import FINAL
 from callboard.sql.writes import stages
 
@@ -80,7 +80,7 @@ class Results:
 
 
 @dataclass(slots=True)
-class Maker:
+class StageMaker:
     """See the module. `write` runs a statement, `begin` publishes a job's first items from here, `worker` is this
     process's id in `workers`, `actors` what it can run; `stopping`: it makes nothing more.
     """
@@ -103,7 +103,7 @@ class Maker:
                 return
             self._start(making)
 
-    def _start(self, making: Making) -> None:
+    def _start(self, making: StageClaim) -> None:
         name = f"callboard-stage-{making.job}"
         thread = threading.Thread(target=self._run, args=(making,), name=name, daemon=True)
         self._threads[making.job] = thread
@@ -121,7 +121,7 @@ class Maker:
 
     # One stage -------------------------------------------------------------------------------------------------------
 
-    def _run(self, making: Making) -> None:
+    def _run(self, making: StageClaim) -> None:
         log.info("makes the items of stage %r, job %d, from job %d", making.name, making.job, making.source)
         try:
             try:
@@ -137,7 +137,7 @@ class Maker:
         finally:
             del self._threads[making.job]
 
-    def _make(self, making: Making) -> None:
+    def _make(self, making: StageClaim) -> None:
         source = iter(_made(making.makes, Results(lambda *of: self._page(making, *of))))
         at = sum(1 for _ in islice(source, making.consumed))
         if at < making.consumed:
@@ -154,7 +154,7 @@ class Maker:
             at += len(rows)
         self._ask(lambda conn: stages.seal(conn, making))
 
-    def _page(self, making: Making, states: Sequence[str], after: int) -> list[Any]:
+    def _page(self, making: StageClaim, states: Sequence[str], after: int) -> list[Any]:
         def read(conn: Conn) -> list[Any] | None:
             if not stages.holds(conn, making):
                 return None
@@ -173,7 +173,7 @@ class Maker:
         except Stopping:
             raise Ended from None
 
-    def _fail(self, making: Making, error: BaseException) -> None:
+    def _fail(self, making: StageClaim, error: BaseException) -> None:
         failure = describe(error)
         what = f"{failure.error_type}: {failure.message}" if failure.message else failure.error_type
         log.error("stage %r, job %d, can't be made: %s", making.name, making.job, what, exc_info=error)

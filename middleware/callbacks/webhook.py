@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 
 import httpcore
 
-from callboard.middleware.callbacks.public_address import Refused, Way
+from callboard.middleware.callbacks.public_address import PublicBackend, Refused
 from callboard.sql.callback_targets import address, shown
 
 #: Seconds that a connection, the next sign of an answer, and all of it together may take.
@@ -101,7 +101,7 @@ def _ask(url: str, headers: dict[str, str], body: bytes, deadline: float) -> Ans
 
 def _exchange(url: str, headers: dict[str, str], body: bytes, deadline: float) -> Answer:
     """Of the answer only the head is read: what follows may have no end."""
-    way = Way(deadline, private=os.environ.get("CALLBOARD_WEBHOOK_PRIVATE", "off").lower() == "on")
+    way = PublicBackend(deadline, private=os.environ.get("CALLBOARD_WEBHOOK_PRIVATE", "off").lower() == "on")
     waits = {"timeout": {"connect": CONNECT, "read": ANSWER, "write": ANSWER, "pool": TOTAL}}
     with (
         httpcore.ConnectionPool(_tls(), max_connections=1, network_backend=way) as pool,

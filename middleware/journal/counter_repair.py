@@ -10,7 +10,7 @@ from callboard.sql.writes.jobs import lock_jobs, recount_jobs
 log = logging.getLogger("callboard.journal")
 
 
-def mend(conn: Conn, jobs: Iterable[int]) -> None:
+def repair_counters(conn: Conn, jobs: Iterable[int]) -> None:
     """Recount these jobs, and raise an alarm for each that had drifted."""
     numbers = sorted(set(jobs))
     with conn.transaction():

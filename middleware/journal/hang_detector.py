@@ -14,7 +14,7 @@ from dramatiq.asyncio import get_event_loop_thread
 
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import NAME_CHARS, clean
-from callboard.sql.rows import Stack
+from callboard.sql.rows import HangSample
 
 #: Seconds before which nothing is taken for hung, and how many times its actor's typical time it must have taken.
 HUNG_AFTER = 60.0
@@ -44,7 +44,7 @@ def hung_after() -> float:
 
 
 @dataclass(slots=True)
-class Hangs:
+class HangDetector:
     """How long each actor typically takes in this process, and what takes far longer. One thread uses it."""
 
     least: float = field(default_factory=hung_after)
@@ -60,13 +60,13 @@ class Hangs:
         """Seconds from which on an attempt of this actor is taken for hung."""
         return max(self.least, TIMES * self._typical.get(actor, 0.0))
 
-    def look(self, attempts: Iterable[Attempt], now: float) -> list[Stack]:
+    def look(self, attempts: Iterable[Attempt], now: float) -> list[HangSample]:
         """The stacks of those that hang and have not been looked at for a while."""
         due = [a for a in attempts if a.reported and now - max(a.looked, a.started) >= self._wait(a)]
         if not due:
             return []
         frames = sys._current_frames()  # noqa: SLF001 — documented, and the only way to another thread's stack
-        found = [Stack(*a.key, a.number, *_told(_shown(_places(frames, a.thread)))) for a in due]
+        found = [HangSample(*a.key, a.number, *_told(_shown(_places(frames, a.thread)))) for a in due]
         for attempt in due:
             attempt.looked = now
         # One that ended meanwhile may have left its thread to the next.

@@ -14,14 +14,14 @@ from typing import TypeVar
 import psycopg
 from psycopg_pool import PoolTimeout
 
-from callboard.middleware.journal.counter_repair import mend
-from callboard.middleware.journal.hang_detector import Hangs
+from callboard.middleware.journal.counter_repair import repair_counters
+from callboard.middleware.journal.hang_detector import HangDetector
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import OutageLog
-from callboard.sql.errors import PASSING, REFUSED, drifted
+from callboard.sql.errors import DATA_ERRORS, TRANSIENT, drifted
 from callboard.sql.pool import Conn, Pool
-from callboard.sql.rows import Control, Event, NewItem, Outgoing, Running
+from callboard.sql.rows import Event, JobControl, NewItem, Outgoing, Running
 from callboard.sql.writes import outcomes
 
 log = logging.getLogger("callboard.journal")
@@ -88,7 +88,7 @@ class Journal:
     more_may_come: Callable[[int], bool]
     in_hand: Callable[[], Sequence[Attempt]]
     settled: Callable[[Sequence[Entry]], None]
-    controlled: Callable[[Iterable[Control]], None]
+    controlled: Callable[[Iterable[JobControl]], None]
     store: Callable[[Conn, Sequence[Send]], None]
     broken: Callable[[BaseException], None] = lambda _: None
     _entries: list[Entry] = field(default_factory=list)
@@ -100,9 +100,9 @@ class Journal:
     _listeners: list[Callable[[], None]] = field(default_factory=list)
     _looked: float = 0.0
     _jobs_seen: set[int] = field(default_factory=set)
-    _hangs: Hangs = field(default_factory=Hangs)
+    _hangs: HangDetector = field(default_factory=HangDetector)
 
-    def note(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> None:
         """Take an attempt that ended. Never blocks, never raises."""
         with self._wake:
             self._entries.append(entry)
@@ -181,7 +181,7 @@ class Journal:
             if sends:
                 self._store(sends)
             if entries:
-                self._record(_one_an_item(entries, later=self._put_back))
+                self._record(_dedupe(entries, later=self._put_back))
         except BaseException as error:
             self._take_back(entries)
             self._tell(sends, error)
@@ -235,7 +235,7 @@ class Journal:
                 entry.event.ran = True  # reported while it ended
         try:
             controls = self._write([e.event for e in entries])
-        except REFUSED as error:
+        except DATA_ERRORS as error:
             if len(entries) > 1:
                 middle = len(entries) // 2
                 self._record(entries[:middle])
@@ -257,7 +257,7 @@ class Journal:
         entry.event, entry.dead_letter = refused, True
         try:
             self.controlled(self._write([refused]))
-        except REFUSED:
+        except DATA_ERRORS:
             # Its message stays unacknowledged, so it is not lost: it is delivered again when this worker ends.
             log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
             if entry.recorded is not None:
@@ -265,17 +265,17 @@ class Journal:
             return
         self.settled([entry])
 
-    def _write(self, events: Sequence[Event]) -> list[Control]:
+    def _write(self, events: Sequence[Event]) -> list[JobControl]:
         """Raises what the data is to blame for. Counters that drifted are no event's fault: they are mended first."""
         try:
-            return self._insist(lambda conn: outcomes.record(conn, events, time.monotonic()))
+            return self._write_with_retry(lambda conn: outcomes.record(conn, events, time.monotonic()))
         except psycopg.errors.CheckViolation as error:
             if not drifted(error):
                 raise
-        self._insist(lambda conn: mend(conn, [event.job for event in events]))
-        return self._insist(lambda conn: outcomes.record(conn, events, time.monotonic()))
+        self._write_with_retry(lambda conn: repair_counters(conn, [event.job for event in events]))
+        return self._write_with_retry(lambda conn: outcomes.record(conn, events, time.monotonic()))
 
-    def _insist(self, write: Callable[[Conn], T]) -> T:
+    def _write_with_retry(self, write: Callable[[Conn], T]) -> T:
         """Write, and while the database is away go on trying: what waits here is not acknowledged, so nothing is lost.
 
         An uncertain COMMIT is harmless: the same flush again changes nothing. Raises what the data is to blame for.
@@ -288,10 +288,10 @@ class Journal:
                 _complain.over()
                 _alarm.over()
                 return written
-            except REFUSED:
+            except DATA_ERRORS:
                 raise
             except (psycopg.Error, PoolTimeout) as error:
-                (_complain if isinstance(error, PASSING) else _alarm)(error)
+                (_complain if isinstance(error, TRANSIENT) else _alarm)(error)
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
 
@@ -308,16 +308,16 @@ class Journal:
             try:
                 with self.pool.connection() as conn:
                     self.store(conn, sends)
-            except PASSING as error:
-                if again and not isinstance(error, (Uncertain, *REFUSED)):
+            except TRANSIENT as error:
+                if again and not isinstance(error, (Uncertain, *DATA_ERRORS)):
                     continue
-                self._part(sends, error)
+                self._bisect(sends, error)
             except Exception as error:  # noqa: BLE001 — it is theirs, and they are told
-                self._part(sends, error)
+                self._bisect(sends, error)
             return
 
-    def _part(self, sends: Sequence[Send], error: Exception) -> None:
-        if isinstance(error, REFUSED) and len(sends) > 1:
+    def _bisect(self, sends: Sequence[Send], error: Exception) -> None:
+        if isinstance(error, DATA_ERRORS) and len(sends) > 1:
             middle = len(sends) // 2
             self._store_some(sends[:middle])
             self._store_some(sends[middle:])
@@ -381,7 +381,7 @@ class Journal:
             attempt.progress_reported = told.progress
 
 
-def _one_an_item(entries: Iterable[Entry], later: Callable[[Entry], None]) -> list[Entry]:
+def _dedupe(entries: Iterable[Entry], later: Callable[[Entry], None]) -> list[Entry]:
     """At most one event an item, success first; the others wait for the next flush, where the guard judges them."""
     chosen: dict[tuple[int, int], Entry] = {}
     for entry in sorted(entries, key=lambda e: e.event.state != "succeeded"):

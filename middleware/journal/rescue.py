@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import psycopg
 
-from callboard.middleware.journal.counter_repair import mend
+from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.sql import timings
 from callboard.sql.errors import drifted
 from callboard.sql.pool import Conn
@@ -16,7 +16,7 @@ from callboard.sql.writes import outcomes, workers
 log = logging.getLogger("callboard.worker")
 
 
-def bury(conn: Conn, worker: int) -> int:
+def rescue(conn: Conn, worker: int) -> int:
     """Give back what a dead worker held, in one transaction; returns how many items. A worker that lives keeps its own.
 
     The death is charged to the items in hand that had crashed before, if there are any, else to each: whoever ends by
@@ -27,7 +27,7 @@ def bury(conn: Conn, worker: int) -> int:
     except psycopg.errors.CheckViolation as error:
         if not drifted(error):
             raise
-    mend(conn, [job for job, *_ in workers.held_by(conn, worker)])
+    repair_counters(conn, [job for job, *_ in workers.held_by(conn, worker)])
     return _bury(conn, worker)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
 
-from callboard.sql.rows import Control, NewItem, Progress, Retry
+from callboard.sql.rows import JobControl, NewItem, Progress, Retry
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +18,7 @@ class Attempt:
     item: int
     number: int
     deliveries: list[Any]  # the consumer's message proxies, copies included
-    controls: Mapping[int, Control]  # what jobs said last
+    controls: Mapping[int, JobControl]  # what jobs said last
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # whose stack shows where it hangs
     looked: float = 0.0  # when that was last looked at

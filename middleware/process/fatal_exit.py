@@ -15,7 +15,7 @@ log = logging.getLogger("callboard.worker")
 PATIENCE = 15.0
 
 
-def collapse(worker: dramatiq.Worker) -> None:
+def exit_process(worker: dramatiq.Worker) -> None:
     """Take no more messages, and have Dramatiq's command stop; `after_worker_shutdown` gives the exit code.
 
     A worker inside somebody's own process only takes no more messages: that process is not ours to end.

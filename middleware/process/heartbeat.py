@@ -12,7 +12,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.sql.pool import Conn, Pool
-from callboard.sql.rows import Control, WorkerInfo
+from callboard.sql.rows import JobControl, WorkerInfo
 from callboard.sql.writes import jobs, workers
 
 log = logging.getLogger("callboard.worker")
@@ -25,7 +25,7 @@ WITHIN = 20.0
 
 
 @dataclass(slots=True)
-class Worker:
+class Heartbeat:
     """The row of this process in `workers`. `holds` tells what the process has in hand or prefetched, as (job, item);
     `controlled` takes what jobs are told; `trouble` tells what keeps it from its broker; `advance` makes jobs go on.
     """
@@ -33,7 +33,7 @@ class Worker:
     pool: Pool
     threads: int
     holds: Callable[[], Sequence[tuple[int, int]]]
-    controlled: Callable[[Iterable[Control]], None]
+    controlled: Callable[[Iterable[JobControl]], None]
     trouble: Callable[[], str | None]
     advance: Callable[[Conn], None]
     id: int = 0

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg_pool import PoolTimeout
 
-from callboard.sql.errors import REFUSED
+from callboard.sql.errors import DATA_ERRORS
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ def retry_while_unavailable(
     while True:
         try:
             return query()
-        except REFUSED:
+        except DATA_ERRORS:
             raise
         except (psycopg.Error, PoolTimeout) as error:
             if stopping():

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 log = logging.getLogger("callboard.tracking")
 
 
-class Aside:
+class SideThread:
     """Does one thing after another."""
 
     def __init__(self) -> None:

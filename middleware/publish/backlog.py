@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass, field
 
-from callboard.middleware.publish.transport import Link
+from callboard.middleware.publish.transport import Transport
 
 log = logging.getLogger("callboard.publisher")
 
@@ -17,7 +17,7 @@ FULL = 0.1
 
 
 @dataclass(slots=True)
-class Level:
+class QueueBacklog:
     """How much of a queue's work lies in RabbitMQ: enough to keep its workers busy, no more, so that jobs take turns.
 
     It doubles when the workers have nearly emptied the queue, and shrinks while they leave it full, to half in a
@@ -48,53 +48,55 @@ class Level:
 
 
 @dataclass(slots=True)
-class Levels:
+class QueueBacklogs:
     """The levels of all queues that this process publishes to. `depth` fixes how many items may lie in a queue; None:
     by what its workers do. What asks the broker raises Unreachable.
     """
 
-    link: Link
+    transport: Transport
     depth: int | None = None
-    _levels: dict[str, Level] = field(default_factory=dict)
+    _backlogs: dict[str, QueueBacklog] = field(default_factory=dict)
 
     def full(self) -> list[str]:
         """The queues that were full a moment ago."""
         now = time.monotonic()
-        return [queue for queue, level in self._levels.items() if level.full_until > now]
+        return [queue for queue, backlog in self._backlogs.items() if backlog.full_until > now]
 
     def watched(self) -> list[str]:
         """The queues that were full when they were last looked at: the less their workers empty meanwhile, the less
         need lie in them, so they are looked at often.
         """
-        return [queue for queue, level in self._levels.items() if level.full_until and self.depth is None]
+        return [
+            queue for queue, backlog in self._backlogs.items() if backlog.full_until and self.depth is None
+        ]
 
     def room(self, queue: str) -> int:
         """How many items to add to a queue."""
-        depth, now = self.link.depth(queue) or 0, time.monotonic()
-        level = self._levels.setdefault(queue, Level())
+        depth, now = self.transport.depth(queue) or 0, time.monotonic()
+        backlog = self._backlogs.setdefault(queue, QueueBacklog())
         if self.depth is None:
-            return level.room(depth, now)
-        room = self.depth - int(depth * level.carried)
+            return backlog.room(depth, now)
+        room = self.depth - int(depth * backlog.carried)
         if room <= 0:
-            level.full_until = now + FULL
+            backlog.full_until = now + FULL
         return max(0, room)
 
     def note(self, queue: str, items: int, messages: int) -> None:
         """So many items were published to a queue, in so many messages."""
-        self._levels[queue].note(items, messages)
+        self._backlogs[queue].note(items, messages)
 
     def emptied(self, queue: str) -> bool:
         """Whether a queue that was full has room again; when nobody can say, the next turn finds out why. Raises
         nothing: between two turns nobody would take it.
         """
-        level = self._levels[queue]
+        backlog = self._backlogs[queue]
         try:
-            depth = self.link.depth(queue) or 0
+            depth = self.transport.depth(queue) or 0
         except Exception:  # noqa: BLE001 — whatever a connection that breaks just now says
             depth = 0
-        if level.full(depth):
-            return level.room(depth, time.monotonic()) > 0
-        level.full_until = 0.0
+        if backlog.full(depth):
+            return backlog.room(depth, time.monotonic()) > 0
+        backlog.full_until = 0.0
         return True
 
 

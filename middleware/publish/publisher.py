@@ -13,9 +13,9 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.outage import OutageLog
-from callboard.middleware.publish.backlog import Levels
-from callboard.middleware.publish.relay import Dispatch, complain_of_refusal
-from callboard.middleware.publish.transport import Link, Refused, Unreachable
+from callboard.middleware.publish.backlog import QueueBacklogs
+from callboard.middleware.publish.relay import Relay, complain_of_refusal
+from callboard.middleware.publish.transport import Refused, Transport, Unreachable
 from callboard.sql import timings
 from callboard.sql.pool import Pool
 from callboard.sql.rows import Outgoing
@@ -42,11 +42,11 @@ class Publisher:
     """See the module. `link`, which `levels` asks too, is opened by the publisher's own thread."""
 
     pool: Pool
-    link: Link
-    levels: Levels
+    transport: Transport
+    backlogs: QueueBacklogs
     _handed: deque[tuple[float, Outgoing]] = field(default_factory=deque)  # and when
     _wake: threading.Condition = field(default_factory=threading.Condition)
-    _dispatch: Dispatch = field(init=False)
+    _dispatch: Relay = field(init=False)
     _thread: threading.Thread | None = None
     _closing: bool = False
     _looking: bool = False
@@ -54,7 +54,7 @@ class Publisher:
     _jobs: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._dispatch = Dispatch(self.link, self.levels)
+        self._dispatch = Relay(self.transport, self.backlogs)
 
     def start(self) -> None:
         """Look for work from now on: what a worker does. Without it, only what is handed over is published."""
@@ -62,7 +62,7 @@ class Publisher:
         with self._wake:
             self._ensure_thread()
 
-    def hand(self, out: Outgoing) -> None:
+    def add(self, out: Outgoing) -> None:
         """Publish a message that this process just stored, and holds the claim of."""
         with self._wake:
             self._leave_stale()
@@ -86,7 +86,7 @@ class Publisher:
     @property
     def trouble(self) -> str | None:
         """What keeps this process from publishing; None: nothing that is known."""
-        return self.link.trouble
+        return self.transport.trouble
 
     def close(self, timeout: float) -> bool:
         """Publish what was handed over and end; False when that took longer than `timeout` seconds."""
@@ -109,9 +109,9 @@ class Publisher:
         while True:
             try:
                 # Before anything is claimed: while nothing can be published, nothing is.
-                self.link.serve(mend=self._looking and not self._closing)
+                self.transport.serve(mend=self._looking and not self._closing)
                 worked = self._turn(*self._next())
-                if self.link.trouble is None:  # who only sends does not try until there is something
+                if self.transport.trouble is None:  # who only sends does not try until there is something
                     _complain.over()
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
                 (complain_of_refusal if isinstance(error, Refused) else _complain)(error)
@@ -123,7 +123,7 @@ class Publisher:
                 worked = False
                 time.sleep(PERIOD)
             if self._closing and not self._handed and not self._jobs:
-                self.link.close()
+                self.transport.close()
                 return
             if not worked:
                 self._rest()
@@ -147,8 +147,8 @@ class Publisher:
         """Wait for something to do: that somebody says so, that a full queue has room again, or a period at most."""
         end = time.monotonic() + (PERIOD if self._looking else 5.0)
         while (left := end - time.monotonic()) > 0:
-            full = self.levels.watched() if self._looking else []
-            if self._woken(min(left, LOOK) if full else left) or any(map(self.levels.emptied, full)):
+            full = self.backlogs.watched() if self._looking else []
+            if self._woken(min(left, LOOK) if full else left) or any(map(self.backlogs.emptied, full)):
                 return
 
     def _woken(self, seconds: float) -> bool:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish import lanes
-from callboard.middleware.publish.backlog import Levels
+from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.chunking import bundled
-from callboard.middleware.publish.transport import Link, Refused, Unreachable
+from callboard.middleware.publish.transport import Refused, Transport, Unreachable
 from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import BulkClaim, Outgoing
@@ -22,22 +22,22 @@ log = logging.getLogger("callboard.publisher")
 complain_of_refusal = OutageLog(log, "messages are refused, and tried again; nothing is lost: %s")
 
 #: Seconds for which messages wait that the broker refused: then they are behind all others that are due.
-REFUSED = 1.0
+DATA_ERRORS = 1.0
 
 
 @dataclass(slots=True)
-class Dispatch:
+class Relay:
     """See the module. Each part raises Unreachable when the broker can't be reached; what is unsent is given back."""
 
-    link: Link
-    levels: Levels
+    transport: Transport
+    backlogs: QueueBacklogs
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
     def outbox(self, conn: Conn, batch: Sequence[Outgoing]) -> int:
         """Publish messages whose outbox rows are claimed, and settle them; how many the broker took."""
         try:
-            confirmed, failure = self.link.publish(batch), None
+            confirmed, failure = self.transport.publish(batch), None
         except Unreachable as error:
             confirmed, failure = error.confirmed, error
         confirmed += [False] * (len(batch) - len(confirmed))
@@ -46,7 +46,7 @@ class Dispatch:
         if sent:
             publishing.settle_outbox(conn, sent)
         if unsent:
-            publishing.release_outbox(conn, unsent, pause=0.0 if failure else REFUSED)
+            publishing.release_outbox(conn, unsent, pause=0.0 if failure else DATA_ERRORS)
         if failure is not None:
             raise failure
         if unsent:
@@ -67,11 +67,11 @@ class Dispatch:
 
         False when its queue is full, and it is `passed` over then; None when there is no such job.
         """
-        claim = publishing.claim_bulk(conn, full=self.levels.full(), passed=passed, job=job)
+        claim = publishing.claim_bulk(conn, full=self.backlogs.full(), passed=passed, job=job)
         if claim is None:
             return None
         try:
-            room = self.levels.room(claim.queue)
+            room = self.backlogs.room(claim.queue)
             if claim.allowed is not None:
                 room = min(room, claim.allowed)
             if claim.lane_by is not None:
@@ -131,9 +131,9 @@ class Dispatch:
     def _stretch(self, conn: Conn, claim: BulkClaim, start: int, stop: int, *, keep: bool) -> bool:
         """Publish the bulk items of one stretch and move the watermark; False when the claim was taken over."""
         items = publishing.bulk_items(conn, claim, start, stop)
-        batch = bundled(items, claim.chunk if self.link.carries else 1)
+        batch = bundled(items, claim.chunk if self.transport.carries else 1)
         try:
-            confirmed = self.link.publish(batch)
+            confirmed = self.transport.publish(batch)
         except Unreachable as error:
             self._salvage(conn, claim, batch, error.confirmed, stop)
             raise
@@ -141,7 +141,7 @@ class Dispatch:
             self._salvage(conn, claim, batch, confirmed, stop)
             raise _refused(claim.queue)
         if batch:
-            self.levels.note(claim.queue, len(items), len(batch))
+            self.backlogs.note(claim.queue, len(items), len(batch))
         return publishing.publish_bulk(conn, claim, watermark=stop, published=len(items), keep=keep)
 
     @staticmethod

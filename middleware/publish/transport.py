@@ -25,7 +25,7 @@ class Refused(Unreachable):
     """The broker takes no message for this queue at present; for others it may."""
 
 
-class Link(Protocol):
+class Transport(Protocol):
     """What the publisher needs of a broker. A link belongs to one thread; `trouble` may be read by any."""
 
     trouble: str | None  # what keeps messages from the broker; None: nothing that is known
@@ -47,7 +47,7 @@ class Link(Protocol):
         """Give the connection back."""
 
 
-class DirectLink:
+class EnqueueTransport:
     """The way onto a broker that confirms by returning: the in-process one, Redis, anybody's."""
 
     in_order = carries = False

@@ -28,7 +28,7 @@ STRAGGLER = 0.1
 Tag: TypeAlias = int | tuple[int, int]
 
 
-class Book:
+class AckTracker:
     """Open, due and settled delivery tags of one channel. Everything but `release` runs on the connection's thread.
 
     A delivery that carries many items is settled when the last of them is, and by an acknowledgement.

@@ -13,8 +13,8 @@ from dramatiq.middleware import Middleware
 
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.middleware.rabbitmq.consumer import Consumers, RabbitmqConsumer
-from callboard.middleware.rabbitmq.hook_cache import Signals
-from callboard.middleware.runtime import Recorder
+from callboard.middleware.rabbitmq.hook_cache import HookCache
+from callboard.middleware.runtime import Runtime
 from callboard.middleware.tracking import track
 from callboard.sql.pool import database_address
 
@@ -32,16 +32,16 @@ class RabbitmqBroker(StockBroker):
         self, *, url: str | list[str] | None = None, middleware: list[Middleware] | None = None,
         database_url: str | None = None, queue_type: Literal["classic", "quorum"] = "classic", **kwargs: Any,
     ) -> None:  # fmt: skip
-        self._signals = Signals(self, logging.getLogger("dramatiq.broker.RabbitmqBroker"))
+        self._signals = HookCache(self, logging.getLogger("dramatiq.broker.RabbitmqBroker"))
         super().__init__(url=url, middleware=middleware, **kwargs)
         self.queue_type = queue_type
         consumers = Consumers()
-        self.recorder = Recorder(
+        self.runtime = Runtime(
             database_address(database_url), lambda: ConfirmingPublisher(self, carries=True), remote=True, defers=True,
             open_deliveries=consumers.open_deliveries, prefetched=consumers.prefetched, cut_off=consumers.why_cut_off,
         )  # fmt: skip
-        self._consumer = partial(RabbitmqConsumer, consumers=consumers, runtime=self.recorder)
-        track(self, self.recorder)
+        self._consumer = partial(RabbitmqConsumer, consumers=consumers, runtime=self.runtime)
+        track(self, self.runtime)
 
     @property
     def consumer_class(self) -> Callable[..., Consumer]:
@@ -58,7 +58,7 @@ class RabbitmqBroker(StockBroker):
 
     def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
         """Record a message, then publish it; `delay` in milliseconds. Raises NotStored when it can't be recorded."""
-        return self.recorder.send(self, message, delay)
+        return self.runtime.send(self, message, delay)
 
     def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:
         arguments: dict[str, Any] = super()._build_queue_arguments(queue_name)  # type: ignore[no-untyped-call]

@@ -19,11 +19,11 @@ from dramatiq.worker import QUEUE_PREFETCH
 from callboard.middleware.attempts.batch import takes_batches
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.process.outage import disconnected, reason
-from callboard.middleware.rabbitmq.acks import UNREADABLE, Book, Tag
+from callboard.middleware.rabbitmq.acks import UNREADABLE, AckTracker, Tag
 from callboard.middleware.rabbitmq.confirms import address
-from callboard.middleware.rabbitmq.frames import reading
+from callboard.middleware.rabbitmq.frames import delivery_reader
 from callboard.middleware.rabbitmq.prefetch import Prefetch
-from callboard.middleware.runtime import Recorder
+from callboard.middleware.runtime import Runtime
 
 #: AMQP's reply code for a queue that does not exist.
 NOT_FOUND = 404
@@ -38,12 +38,12 @@ class RabbitmqMessage(MessageProxy):
     """
 
     def __init__(
-        self, broker: RabbitmqBroker, message: Message[Any], book: Book, tag: Tag, *, redelivered: bool
+        self, broker: RabbitmqBroker, message: Message[Any], acks: AckTracker, tag: Tag, *, redelivered: bool
     ) -> None:
         super().__init__(message)
         self.broker = broker
         self.mates: list[RabbitmqMessage] = []
-        self.book = book
+        self.acks = acks
         self.tag = tag
         self.redelivered = redelivered
         self.stale = False
@@ -59,26 +59,29 @@ class RabbitmqMessage(MessageProxy):
         """Acknowledge it, or have it dead-lettered, unless the journal does."""
         if not self.deferred:
             if self.failed and isinstance(self.tag, int):
-                self.book.release([], [self.tag])
+                self.acks.release([], [self.tag])
             else:
-                self.book.release([self.tag], [])
+                self.acks.release([self.tag], [])
 
 
 class Consumers:
     """What the consumers of one broker share: their open deliveries, and the queues that nothing comes from."""
 
     def __init__(self) -> None:
-        self.books: set[Book] = set()
+        self.trackers: set[AckTracker] = set()
         self.cut_off: dict[str, str] = {}  # queue -> why nothing comes from it
 
     def open_deliveries(self) -> int:
         """How many messages were delivered and are not settled."""
-        return sum(book.held for book in list(self.books))
+        return sum(acks.held for acks in list(self.trackers))
 
     def prefetched(self) -> list[tuple[int, int]]:
         """(job, item) of each of them."""
         marks = (
-            stamp.read(m.options) for book in list(self.books) for m in book.messages() if m is not UNREADABLE
+            stamp.read(m.options)
+            for acks in list(self.trackers)
+            for m in acks.messages()
+            if m is not UNREADABLE
         )
         return [(mark.job, mark.item) for mark in marks if mark]
 
@@ -92,7 +95,7 @@ class RabbitmqConsumer(Consumer):
 
     def __init__(
         self, broker: RabbitmqBroker, queue_name: str, prefetch: int, timeout: int, *,
-        consumers: Consumers, runtime: Recorder,
+        consumers: Consumers, runtime: Runtime,
     ) -> None:  # fmt: skip
         self._consumers = consumers
         self._runtime = runtime
@@ -103,22 +106,22 @@ class RabbitmqConsumer(Consumer):
         self.inbox: deque[RabbitmqMessage] = deque()
         self.cancelled = False
         adapts = queue_name == q_name(queue_name) and not QUEUE_PREFETCH
-        worker = runtime.worker
-        self.prefetch = Prefetch(prefetch, worker.threads if worker and adapts else None)
+        heartbeat = runtime.heartbeat
+        self.prefetch = Prefetch(prefetch, heartbeat.threads if heartbeat and adapts else None)
         try:
-            self.connection = pika.BlockingConnection(broker.parameters, reading(self._on_delivery))
+            self.connection = pika.BlockingConnection(broker.parameters, delivery_reader(self._on_delivery))
         except AMQP_ERRORS as error:
             raise self._closed(error) from None
         try:
             self.channel = self.connection.channel()
-            self.book = Book(self.connection, self.channel)
+            self.acks = AckTracker(self.connection, self.channel)
             self.channel.add_on_cancel_callback(self._on_cancel)
             self.depth = self.prefetch.depth
             self.tags = [self._subscribe(self.depth)]
         except AMQP_ERRORS as error:
             self._hang_up()
             raise self._closed(error) from None
-        consumers.books.add(self.book)
+        consumers.trackers.add(self.acks)
         self._connected()
 
     def _connected(self) -> None:
@@ -141,25 +144,25 @@ class RabbitmqConsumer(Consumer):
             first, *more = envelope.parts(envelope.read(body))
         except DecodeError:
             self.logger.exception("A message can't be decoded; it goes to the dead letters.")
-            self.book.enter(tag, UNREADABLE)
-            self.book.release([], [tag])
+            self.acks.enter(tag, UNREADABLE)
+            self.acks.release([], [tag])
             return
         if not self.inbox:
             self.connection.call_later(0, _nothing)  # so that waiting for events ends
         if more:
             self._take_many(tag, [first, *more], redelivered=redelivered)
             return
-        proxy = RabbitmqMessage(self.broker, first, self.book, tag, redelivered=redelivered)
-        self.book.enter(tag, proxy)
+        proxy = RabbitmqMessage(self.broker, first, self.acks, tag, redelivered=redelivered)
+        self.acks.enter(tag, proxy)
         self.inbox.append(proxy)
 
     def _take_many(self, tag: int, messages: list[Message[Any]], *, redelivered: bool) -> None:
         """Each is a message of its own from here on; to an actor that takes batches the first brings the others."""
         proxies = [
-            RabbitmqMessage(self.broker, message, self.book, (tag, place), redelivered=redelivered)
+            RabbitmqMessage(self.broker, message, self.acks, (tag, place), redelivered=redelivered)
             for place, message in enumerate(messages)
         ]
-        self.book.enter_many(tag, proxies)
+        self.acks.enter_many(tag, proxies)
         if takes_batches(self.broker.actors.get(messages[0].actor_name)):
             proxies[0].mates = proxies[1:]
             del proxies[1:]
@@ -173,8 +176,8 @@ class RabbitmqConsumer(Consumer):
     def _pump(self) -> None:
         try:
             now = time.monotonic()
-            self.book.flush(now)
-            if self.prefetch.due(now, self.book.settled):
+            self.acks.flush(now)
+            if self.prefetch.due(now, self.acks.settled):
                 self._resubscribe()
             self.connection.process_data_events(self.timeout)
         except AMQP_ERRORS as error:
@@ -199,9 +202,9 @@ class RabbitmqConsumer(Consumer):
             self.channel.basic_cancel(tag)
 
     def _lost(self, error: BaseException) -> None:
-        self.book.discard()
+        self.acks.discard()
         self.inbox.clear()
-        self._consumers.books.discard(self.book)
+        self._consumers.trackers.discard(self.acks)
         self._hang_up()
         raise self._closed(error) from None
 
@@ -239,14 +242,14 @@ class RabbitmqConsumer(Consumer):
 
     def close(self) -> None:
         """Settle what is committed, waiting a moment for what is about to be, and close."""
-        self._consumers.books.discard(self.book)
+        self._consumers.trackers.discard(self.acks)
         try:
-            if not self.book.dead:
+            if not self.acks.dead:
                 self._drain(time.monotonic() + self._runtime.time_left())
-            self.book.discard()
+            self.acks.discard()
             self.channel.close()
         except AMQP_ERRORS as error:
-            self.book.discard()
+            self.acks.discard()
             raise ConnectionClosed(error) from None
         finally:
             self._hang_up()
@@ -257,7 +260,7 @@ class RabbitmqConsumer(Consumer):
         while not quiet.is_set() and time.monotonic() < deadline:
             self.connection.process_data_events(0.02)
         self.connection.process_data_events(0)
-        self.book.flush(time.monotonic(), all_of_it=True)
+        self.acks.flush(time.monotonic(), all_of_it=True)
 
 
 def _nothing() -> None:

@@ -28,7 +28,7 @@ class Take(Protocol):
         ...
 
 
-class Reading(pika.SelectConnection):  # type: ignore[misc]
+class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
     """A connection with one channel that consumes."""
 
     _take: Take
@@ -80,6 +80,6 @@ class Reading(pika.SelectConnection):  # type: ignore[misc]
         return True
 
 
-def reading(take: Take) -> type[pika.SelectConnection]:
+def delivery_reader(take: Take) -> type[pika.SelectConnection]:
     """The class of a connection that hands its deliveries to `take`, on the connection's thread."""
-    return type("Reading", (Reading,), {"_take": staticmethod(take)})
+    return type("Reading", (DeliveryReader,), {"_take": staticmethod(take)})

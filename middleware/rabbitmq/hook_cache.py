@@ -12,7 +12,7 @@ import dramatiq
 from dramatiq.middleware import Middleware, MiddlewareError
 
 
-class Signals:
+class HookCache:
     """The hooks of a broker's middleware, looked up once for as long as its list stays the same."""
 
     def __init__(self, broker: dramatiq.Broker, log: logging.Logger) -> None:

@@ -21,7 +21,7 @@ PAUSE = 2.0
 
 
 @dataclass(slots=True)
-class Submitting:
+class SubmissionLease:
     """The jobs that this process is submitting. A thread of its own speaks for them, so that a source which takes its
     time, or blocks, is not taken for a process that died. `write` runs a write statement.
     """

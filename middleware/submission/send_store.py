@@ -17,7 +17,7 @@ class JobClosed(RuntimeError):
 
 
 @dataclass(slots=True)
-class Ledger:
+class SendStore:
     """Stores what plain sends wait for, one transaction for all of them.
 
     `publishing` tells whether this process publishes them itself: then they are stored with its claim.

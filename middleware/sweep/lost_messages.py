@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from callboard.middleware.publish.transport import Link, Unreachable
+from callboard.middleware.publish.transport import Transport, Unreachable
 from callboard.sql.pool import Conn
-from callboard.sql.rows import Mark, Out
+from callboard.sql.rows import OpenJob, PublishMark
 from callboard.sql.writes import sweep
 
 log = logging.getLogger("callboard.sweep")
@@ -53,13 +53,13 @@ class Suspect:
 
 
 @dataclass(slots=True)
-class Search:
+class LostMessageSearch:
     """See the module. `link` opens a way to ask the broker."""
 
-    link: Callable[[], Link]
+    transport: Callable[[], Transport]
     _number: int = 0
     _suspects: dict[Key, Suspect] = field(default_factory=dict)
-    _marks: dict[str, tuple[int, Mark]] = field(default_factory=dict)
+    _marks: dict[str, tuple[int, PublishMark]] = field(default_factory=dict)
     _reached: dict[tuple[int, int], int] = field(default_factory=dict)
     _last: int = 0
 
@@ -104,7 +104,7 @@ class Search:
 
     # What nobody holds -----------------------------------------------------------------------------------------------
 
-    def _suspect(self, conn: Conn, jobs: Sequence[Out]) -> None:
+    def _suspect(self, conn: Conn, jobs: Sequence[OpenJob]) -> None:
         """Look at some of what is out, of each job in its turn: no search takes longer for a job of ten million."""
         budget = BUDGET
         known = Counter(suspect.queue for suspect in self._suspects.values())
@@ -120,7 +120,7 @@ class Search:
                         self._suspects[key] = Suspect(queue, self._number)
                         known[queue] += 1
 
-    def _stretches(self, out: Out) -> Iterator[tuple[int, int]]:
+    def _stretches(self, out: OpenJob) -> Iterator[tuple[int, int]]:
         """The end of what is published, where most of a loss lies, and one stretch more, further down each time."""
         size = STRETCH_STILL if out.still else STRETCH
         for start, end in ((0, out.watermark), (out.bulk_end, out.total)):
@@ -140,26 +140,26 @@ class Search:
         queues = {suspect.queue for suspect in self._suspects.values() if suspect.missed is None}
         if not queues:
             return
-        link = self.link()
+        transport = self.transport()
         try:
-            given = {queue: self._given_out(conn, link, queue) for queue in queues}
+            given = {queue: self._given_out(conn, transport, queue) for queue in queues}
         except Unreachable as error:
             log.debug("no search for lost messages: %s", error)
             return
         finally:
-            link.close()
+            transport.close()
         now = time.monotonic()
         for suspect in self._suspects.values():
             if suspect.missed is None and suspect.seen <= given.get(suspect.queue, 0):
                 suspect.missed = now
 
-    def _given_out(self, conn: Conn, link: Link, queue: str) -> int:
+    def _given_out(self, conn: Conn, transport: Transport, queue: str) -> int:
         """The search before which everything came into the queue that it has given out."""
-        depth = link.depth(queue)
+        depth = transport.depth(queue)
         if depth == 0:
             self._marks.pop(queue, None)
             return self._number
-        if depth is None or not link.in_order:
+        if depth is None or not transport.in_order:
             return 0
         number, mark = self._marks.get(queue, (0, None))
         if mark is not None and not sweep.overtaken(conn, queue, mark):

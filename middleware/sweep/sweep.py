@@ -12,13 +12,13 @@ from functools import partial
 import psycopg
 from psycopg_pool import PoolTimeout
 
-from callboard.middleware.journal.rescue import bury
+from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.process.outage import OutageLog
-from callboard.middleware.publish.transport import Link
-from callboard.middleware.sweep.lost_messages import Search
+from callboard.middleware.publish.transport import Transport
+from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.middleware.sweep.retention import Retention
 from callboard.sql import timings
-from callboard.sql.errors import AMISS, PASSING
+from callboard.sql.errors import MISCONFIGURED, TRANSIENT
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.writes import callbacks, claims, jobs, stages, submission, sweep, workers
 from callboard.sql.writes.lanes import clear_lanes
@@ -40,7 +40,7 @@ class Sweep:
     """See the module. `link` opens a way to ask the broker."""
 
     pool: Pool
-    link: Callable[[], Link]
+    transport: Callable[[], Transport]
     _holder: str = field(
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}"
     )
@@ -50,11 +50,11 @@ class Sweep:
     _sampled: float = 0.0
     _searched: float = 0.0
     _looked: float = 0.0  # when the database was last asked for the lease
-    _search: Search = field(init=False)
+    _search: LostMessageSearch = field(init=False)
     _retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
-        self._search = Search(self.link)
+        self._search = LostMessageSearch(self.transport)
 
     def start(self) -> None:
         """Sweep in a thread, whenever this process is the elected one."""
@@ -84,7 +84,7 @@ class Sweep:
                 self._note_the_time()
                 if self._elected(conn):
                     self.round(conn)
-        except PASSING:
+        except TRANSIENT:
             self._steady_since, self._looked = 0.0, time.monotonic()
             log.debug("no sweep: the database is away", exc_info=True)
         except psycopg.Error as error:
@@ -142,7 +142,7 @@ def _each(conn: Conn, steps: Iterable[Step]) -> None:
             if conn.closed:
                 raise
             _complain(error)
-            amiss = error if isinstance(error, AMISS) else amiss
+            amiss = error if isinstance(error, MISCONFIGURED) else amiss
         except Exception:
             log.exception("the sweep met an error it doesn't know; it goes on")
     if amiss is not None:
@@ -150,7 +150,7 @@ def _each(conn: Conn, steps: Iterable[Step]) -> None:
 
 
 def _bury_dead(conn: Conn) -> None:
-    _each(conn, [partial(bury, worker=worker) for worker in workers.dead_workers(conn)])
+    _each(conn, [partial(rescue, worker=worker) for worker in workers.dead_workers(conn)])
 
 
 def _stop_abandoned(conn: Conn) -> None:

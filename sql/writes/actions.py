@@ -33,7 +33,7 @@ class NotPossible(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class By:
+class Requester:
     """Who acts, as far as it is known, from where (`cli`, `http`, `python`), and as which tenant (None: any)."""
 
     via: str
@@ -72,7 +72,7 @@ class _Stand:
         return self.over or self.stopping
 
 
-def cancel(conn: Conn, job: int, by: By, *, reason: str | None = None) -> None:
+def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) -> None:
     """Nothing of the job starts any more; it is `cancelled` when the last item in hand has ended.
 
     Raises NoSuchJob, NotPossible when it ended otherwise, and ValueError for a `reason` of more than 500 characters.
@@ -88,7 +88,7 @@ def cancel(conn: Conn, job: int, by: By, *, reason: str | None = None) -> None:
     follow(conn)
 
 
-def pause(conn: Conn, job: int, by: By) -> None:
+def pause(conn: Conn, job: int, by: Requester) -> None:
     """Nothing of the job starts until it is resumed. Raises NoSuchJob, and NotPossible when it is over."""
     with conn.transaction():
         stages = _whole(conn, job, by)
@@ -104,7 +104,7 @@ def _pause(conn: Conn, job: int) -> bool:
     return conn.execute(statement("pause_job"), (job,)).fetchone() is not None
 
 
-def resume(conn: Conn, job: int, by: By) -> None:
+def resume(conn: Conn, job: int, by: Requester) -> None:
     """A paused job goes on. Raises NoSuchJob, and NotPossible when it is over."""
     with conn.transaction():
         stages = _whole(conn, job, by)
@@ -120,7 +120,7 @@ def _resume(conn: Conn, job: int) -> bool:
     return conn.execute(statement("resume_job"), (job,)).fetchone() is not None
 
 
-def limit(conn: Conn, job: int, by: By, changes: Mapping[str, Any]) -> None:
+def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> None:
     """Change what the job may do at most (see `Limits`); None takes a limit away, what is not named stays.
 
     Of a job that is over they hold when it is opened again; of one with stages they hold for each of them, and what was
@@ -163,7 +163,7 @@ def _limits(conn: Conn, job: int) -> dict[str, Any]:
     return dict(row[0])
 
 
-def delete(conn: Conn, job: int, by: By) -> None:
+def delete(conn: Conn, job: int, by: Requester) -> None:
     """A finished job is gone, for everybody and at once; its rows are cleared away by the sweep, or by `leaving.clear`.
 
     Its history goes with it, so who deleted it is in the log. Raises NoSuchJob, and NotPossible while it is open.
@@ -179,7 +179,7 @@ def delete(conn: Conn, job: int, by: By) -> None:
     log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
 
 
-def _whole(conn: Conn, job: int, by: By) -> list[StageRow]:
+def _whole(conn: Conn, job: int, by: Requester) -> list[StageRow]:
     """The stages that a job has, locked; raises NoSuchJob, and NotPossible for a job that is a stage itself."""
     stand = _stand(conn, job, by)
     if stand.parent is not None:
@@ -190,7 +190,7 @@ def _whole(conn: Conn, job: int, by: By) -> list[StageRow]:
     return of(conn, job)
 
 
-def _stand(conn: Conn, job: int, by: By) -> _Stand:
+def _stand(conn: Conn, job: int, by: Requester) -> _Stand:
     row = conn.execute(statement("job_stand"), {"job": job, "tenant": by.tenant}).fetchone()
     if row is None:
         raise NoSuchJob(f"there is no job {job}")
@@ -202,5 +202,5 @@ def _refuse(job: int, stand: _Stand, why: str) -> NoReturn:
     raise NotPossible(f"job {job} is {state}: {why}")
 
 
-def _note(conn: Conn, job: int, by: By, action: str, detail: Mapping[str, Any] | None = None) -> None:
+def _note(conn: Conn, job: int, by: Requester, action: str, detail: Mapping[str, Any] | None = None) -> None:
     note_action(conn, job, action, who=by.who, via=by.via, detail=dict(detail or {}))

@@ -5,24 +5,24 @@ from typing import Any
 
 from callboard.sql.pool import Conn
 from callboard.sql.rows import (
-    Control,
     Event,
     Failure,
+    HangSample,
+    JobControl,
     Retry,
     Running,
-    Stack,
 )
 from callboard.sql.statements import statement
 
 
-def record(conn: Conn, events: Iterable[Event], now: float) -> list[Control]:
+def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
     """Record how attempts ended; returns the jobs touched. `now` is the monotonic time that `Event.ended` is against.
 
     At most one event an item. An event that is stale or repeated changes nothing.
     """
     ordered = sorted(events, key=lambda e: (e.job, e.item))
     rows = conn.execute(statement("record"), _record_parameters(ordered, now))
-    return [Control(*row) for row in rows]
+    return [JobControl(*row) for row in rows]
 
 
 def _record_parameters(events: Sequence[Event], now: float) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
     )
 
 
-def report_stacks(conn: Conn, worker: int, stacks: Sequence[Stack]) -> None:
+def report_stacks(conn: Conn, worker: int, stacks: Sequence[HangSample]) -> None:
     """Note where attempts hang that have a row in `running`."""
     conn.execute(
         statement("report_stacks"),

@@ -13,7 +13,16 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import StageRow
 from callboard.sql.statements import statement
 from callboard.sql.states import RETRIABLE
-from callboard.sql.writes.actions import LONGEST_TYPE, By, NotPossible, _note, _pause, _refuse, _stand, _text
+from callboard.sql.writes.actions import (
+    LONGEST_TYPE,
+    NotPossible,
+    Requester,
+    _note,
+    _pause,
+    _refuse,
+    _stand,
+    _text,
+)
 from callboard.sql.writes.jobs import close_jobs
 from callboard.sql.writes.stages import lock, of
 
@@ -74,7 +83,7 @@ def _listed(name: str, given: object) -> tuple[Any, ...] | None:
     return tuple(given)
 
 
-def retry(conn: Conn, job: int, by: By, choice: RetrySelection) -> int:
+def retry(conn: Conn, job: int, by: Requester, choice: RetrySelection) -> int:
     """Give items that ended without success another attempt, and open a job that is over; returns how many.
 
     Of a job with stages: those of all stages, and the stages that were not made yet are made then; said to a stage,
@@ -93,7 +102,7 @@ def retry(conn: Conn, job: int, by: By, choice: RetrySelection) -> int:
     raise AssertionError  # the last try returned or raised
 
 
-def _retry(conn: Conn, job: int, by: By, choice: RetrySelection) -> int:
+def _retry(conn: Conn, job: int, by: Requester, choice: RetrySelection) -> int:
     count = 0
     with conn.transaction():
         stand = _stand(conn, job, by)
@@ -113,7 +122,9 @@ def _retry(conn: Conn, job: int, by: By, choice: RetrySelection) -> int:
     return count
 
 
-def _retry_stages(conn: Conn, parent: int, by: By, choice: RetrySelection, only: int | None = None) -> int:
+def _retry_stages(
+    conn: Conn, parent: int, by: Requester, choice: RetrySelection, only: int | None = None
+) -> int:
     if choice.items is not None and only is None:
         raise NotPossible(f"job {parent} has stages, and each has its own items: say it to the stage's job")
     count = 0
@@ -146,7 +157,7 @@ def _retry_stages(conn: Conn, parent: int, by: By, choice: RetrySelection, only:
     return count
 
 
-def _retry_stage(conn: Conn, stage: StageRow, by: By, choice: RetrySelection, *, paused: bool) -> int:
+def _retry_stage(conn: Conn, stage: StageRow, by: Requester, choice: RetrySelection, *, paused: bool) -> int:
     """Retry what is chosen of a stage; one that was stopped ends where it is, if that is nothing."""
     if stage.unmade and stage.over:
         return 0  # see _reopen_rest

@@ -13,7 +13,7 @@ from callboard.sql import timings
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
-from callboard.sql.rows import Making, NewStage, Parent, StageRow
+from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
 from callboard.sql.statements import statement
 from callboard.sql.writes import jobs, submission
 
@@ -120,21 +120,21 @@ def _end(conn: Conn, parent: int, state: str) -> None:
 # How a stage is made ------------------------------------------------------------------------------------------------
 
 
-def claim(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequence[int]) -> Making | None:
+def claim(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequence[int]) -> StageClaim | None:
     """The next stage to be made by this worker, which has these actors and makes those stages already."""
     parameters = {
         "worker": worker, "actors": list(actors), "at_work": list(at_work), "dead_after": timings.DEAD_AFTER_SECONDS,
     }  # fmt: skip
     row = conn.execute(statement("claim_stage"), parameters).fetchone()
-    return Making(worker, *row) if row else None
+    return StageClaim(worker, *row) if row else None
 
 
-def holds(conn: Conn, making: Making) -> bool:
+def holds(conn: Conn, making: StageClaim) -> bool:
     """Whether a worker is to go on making; in a transaction nobody can tell it otherwise before its end."""
     return conn.execute(statement("hold_stage"), (making.job, making.worker)).fetchone() is not None
 
 
-def store(conn: Conn, making: Making, start: int, chunk: Sequence[tuple[bytes, str | None]]) -> bool:
+def store(conn: Conn, making: StageClaim, start: int, chunk: Sequence[tuple[bytes, str | None]]) -> bool:
     """Store inputs number `start` and on of a stage, all or nothing; False when its worker is to end.
 
     Said again after a commit of which nobody knows, it is done once: nobody else stores them meanwhile.
@@ -146,7 +146,7 @@ def store(conn: Conn, making: Making, start: int, chunk: Sequence[tuple[bytes, s
         return how == "stored" or consumed == start + len(chunk)
 
 
-def seal(conn: Conn, making: Making) -> bool:
+def seal(conn: Conn, making: StageClaim) -> bool:
     """All of a stage's items are made; False when its worker was to end."""
     with conn.transaction():
         held = holds(conn, making)
@@ -156,7 +156,7 @@ def seal(conn: Conn, making: Making) -> bool:
     return held
 
 
-def fail(conn: Conn, making: Making, reason: str, detail: dict[str, Any]) -> None:
+def fail(conn: Conn, making: StageClaim, reason: str, detail: dict[str, Any]) -> None:
     """A stage's items can't be made: it is `failed`, and its parent's history keeps `detail`."""
     with conn.transaction():
         if holds(conn, making) and jobs.stop_job(conn, making.job, "failed", reason):
@@ -168,7 +168,7 @@ def fail(conn: Conn, making: Making, reason: str, detail: dict[str, Any]) -> Non
     follow(conn)
 
 
-def leave(conn: Conn, making: Making) -> None:
+def leave(conn: Conn, making: StageClaim) -> None:
     """A worker makes a stage no more; another may go on with it."""
     conn.execute(statement("leave_stage"), (making.job, making.worker))
 

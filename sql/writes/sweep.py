@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import (
-    Mark,
-    Out,
+    OpenJob,
+    PublishMark,
 )
 from callboard.sql.statements import statement
 
@@ -48,9 +48,9 @@ def sample_jobs(conn: Conn) -> None:
     conn.execute(statement("sample_jobs"))
 
 
-def jobs_out(conn: Conn, quiet: float) -> list[Out]:
+def jobs_out(conn: Conn, quiet: float) -> list[OpenJob]:
     """Open jobs of which something is published and has no end."""
-    return [Out(*row) for row in conn.execute(statement("jobs_out"), {"quiet": quiet})]
+    return [OpenJob(*row) for row in conn.execute(statement("jobs_out"), {"quiet": quiet})]
 
 
 def unheld_items(
@@ -67,15 +67,15 @@ def oldest_beat(conn: Conn) -> float | None:
     return row[0] if row else None
 
 
-def mark_jobs(conn: Conn, limit: int) -> Mark | None:
+def mark_jobs(conn: Conn, limit: int) -> PublishMark | None:
     """What is yet to be published, as of now; None when no job is open."""
     rows = conn.execute(
         statement("mark_jobs"), {"window": timings.PUBLISH_WINDOW_ITEMS, "limit": limit}
     ).fetchall()
-    return Mark([(row[0], row[1], row[2]) for row in rows], rows[0][3]) if rows else None
+    return PublishMark([(row[0], row[1], row[2]) for row in rows], rows[0][3]) if rows else None
 
 
-def overtaken(conn: Conn, queue: str, mark: Mark) -> bool:
+def overtaken(conn: Conn, queue: str, mark: PublishMark) -> bool:
     """Whether a queue has given out what came into it after `mark`, and so everything that came before."""
     jobs, lows, totals = zip(*mark.jobs, strict=True)
     parameters = {

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import (
-    Control,
+    JobControl,
     WorkerInfo,
 )
 from callboard.sql.statements import only, statement
@@ -56,6 +56,6 @@ def held_by(conn: Conn, worker: int) -> list[tuple[int, int, int, int, float]]:
     return list(conn.execute(statement("held_by"), (worker,)))
 
 
-def job_controls(conn: Conn, within: float | None = None) -> list[Control]:
+def job_controls(conn: Conn, within: float | None = None) -> list[JobControl]:
     """What jobs were told within so many seconds; None: all that may still have messages in RabbitMQ."""
-    return [Control(*row) for row in conn.execute(statement("job_controls"), {"within": within})]
+    return [JobControl(*row) for row in conn.execute(statement("job_controls"), {"within": within})]

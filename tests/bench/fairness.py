@@ -7,11 +7,11 @@ import psycopg
 
 from callboard.sql.pool import connect
 from callboard.sql.writes import actions
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from tests.bench.rig import Rig
 from tests.support.workers import wait_until
 
-WE = By("python", "bench")
+WE = Requester("python", "bench")
 LARGE = 1_000_000
 SMALL = 100
 #: Seconds in which all jobs of a contest are stored before the first may start.

@@ -13,9 +13,9 @@ from starlette.routing import Mount
 
 from callboard.sql.callback_targets import Message, Targets, Webhook
 from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import Failure, Stack
+from callboard.sql.rows import Failure, HangSample
 from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, workers
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.web import create_app
 from tests.support.jobs import (
     BAD,
@@ -129,7 +129,7 @@ def test_limits_are_shown_and_so_is_who_changed_them(page: Page, conn: Conn, add
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#state")).to_have_text("pending")
     expect(page.locator("#limits")).to_be_hidden()
-    anna = By("cli", "anna@shop")
+    anna = Requester("cli", "anna@shop")
     actions.limit(conn, job, anna, {"concurrency": 5, "rate": "10/s"})
     expect(page.locator("#limits")).to_have_text("Limits: rate 10/s, concurrency 5", timeout=SOON)
     actions.limit(conn, job, anna, {"rate": None, "deadline": "2100-01-31T12:00:00Z"})
@@ -168,7 +168,7 @@ def test_a_job_that_hangs_or_stands_still_says_where_or_why(page: Page, conn: Co
     run(conn, job, [1, 2], worker=worker)
     place = "shop/prices.py:88 in fetch"
     stack = f"{place}\n    connection.recv(1)"
-    outcomes.report_stacks(conn, worker, [Stack(job, item, 1, place, stack) for item in (1, 2)])
+    outcomes.report_stacks(conn, worker, [HangSample(job, item, 1, place, stack) for item in (1, 2)])
     seen = rf"Hung: item 1 on worker {worker}, for \d+ s, at {place}, and 1 more item"
     expect(page.locator("#hung")).to_have_text(re.compile(seen), timeout=SOON)
     expect(page.locator("#stalled")).to_be_hidden()
@@ -348,7 +348,7 @@ def test_a_job_that_is_deleted_meanwhile_is_shown_no_more(page: Page, conn: Conn
     record(conn, job, {"succeeded": [0, 1]})
     expect(page.locator("#percent")).to_have_text("66.6 %", timeout=SOON)
     record(conn, job, {"succeeded": [2]})
-    actions.delete(conn, job, By("python", "anna"))
+    actions.delete(conn, job, Requester("python", "anna"))
     expect(page.locator("#note")).to_have_text(f"there is no job {job}", timeout=SOON)
     expect(page.locator("#job")).to_be_hidden()
 

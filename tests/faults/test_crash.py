@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import callboard
-from callboard.middleware.journal.rescue import bury
+from callboard.middleware.journal.rescue import rescue
 from callboard.sql import timings
 from callboard.sql.pool import connect
 from callboard.sql.writes import workers
@@ -111,7 +111,7 @@ def test_one_that_dies_at_once_gets_at_most_one_run_more(on: Scene) -> None:
                 "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE died_at IS NULL"
             )
             for dead in workers.dead_workers(conn):
-                bury(conn, dead)
+                rescue(conn, dead)
             on.tend()
     on.prove(job, total=ITEMS, failed=1)
     runs = prove(on, job)[0]

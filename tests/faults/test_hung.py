@@ -27,7 +27,7 @@ def silent() -> Iterator[socket.socket]:
 
 def line_of(code: str, module: str) -> int:
     """The number of the first line with this code, in a module of actors that only workers import."""
-    lines = Path(__file__).with_name(module).read_text().splitlines()
+    lines = (Path(__file__).parent / "rig" / module).read_text().splitlines()
     return next(n for n, line in enumerate(lines, 1) if code in line)
 
 

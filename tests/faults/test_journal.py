@@ -8,7 +8,7 @@ from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene, mixed
 ITEMS = 1_000
 
 
-@pytest.mark.parametrize("part", ["settle", "attempts"])
+@pytest.mark.parametrize("part", ["acknowledge", "attempts"])
 def test_a_worker_that_cant_record_ends(part: str, on: Scene) -> None:
     """Not a zombie that holds messages: both processes end, the code is 1, the log says why; others do the work."""
     worker = on.worker(
@@ -32,7 +32,7 @@ def test_a_worker_that_cant_record_ends(part: str, on: Scene) -> None:
 
 def test_an_actor_that_does_not_end_holds_no_worker_up(on: Scene) -> None:
     worker = on.worker(
-        env={BREAKS: "settle", MARKS: str(on.folder)}, modules=(ACTORS, "tests.faults.rig.breakage")
+        env={BREAKS: "acknowledge", MARKS: str(on.folder)}, modules=(ACTORS, "tests.faults.rig.breakage")
     )
     job = on.submit("work", [{"number": 0, "seconds": 3600}, {"number": 1}])
     (on.folder / "broken").touch()

@@ -8,13 +8,23 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from callboard.middleware.callbacks.dispatcher import Callbacks
-from callboard.middleware.journal.rescue import bury
+from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
+from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.publish import lanes
 from callboard.sql.callback_targets import Message, Targets
 from callboard.sql.pool import Conn, Pool, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled, Stack
+from callboard.sql.rows import (
+    BulkClaim,
+    Event,
+    Failure,
+    HangSample,
+    NewItem,
+    OutcomeState,
+    Outgoing,
+    Retry,
+    Running,
+)
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import (
     actions,
@@ -38,7 +48,7 @@ from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker
 from tests.support.workers import wait_until
 
 JOBS, ITEMS, ROUNDS = 8, 60, 150
-ENDS: Sequence[Settled] = ("succeeded", "succeeded", "failed", "skipped", "retrying")
+ENDS: Sequence[OutcomeState] = ("succeeded", "succeeded", "failed", "skipped", "retrying")
 FAILURES: dict[str, Failure] = {"failed": BAD, "retrying": BAD, "skipped": NOT_NEEDED}
 ACTORS = ("work", "child", "called")
 CALLED = Message("called", "default")
@@ -130,7 +140,7 @@ class Crowd(crowd.Crowd):
             claims.claim_item(conn, job, item, attempt, worker)
         claims.give_back(conn, *some[0][:2], worker)
         outcomes.report_running(conn, worker, [Running(*one, 1.0, "a step") for one in sorted(set(some[2:]))])
-        outcomes.report_stacks(conn, worker, [Stack(*one, "here", "there") for one in set(some[2:])])
+        outcomes.report_stacks(conn, worker, [HangSample(*one, "here", "there") for one in set(some[2:])])
         outcomes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), "a step"))
         claims.park(conn, some[:6])
         for job, item, attempt in some[6:]:
@@ -142,7 +152,7 @@ class Crowd(crowd.Crowd):
             old = "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s"
             conn.execute(old, (chance.choice(self.workers),))
         for worker in workers.dead_workers(conn):
-            bury(conn, worker)
+            rescue(conn, worker)
         jobs.stop_late(conn)
         jobs.close_stopped(conn)
         assert jobs.close_jobs(conn) == []
@@ -156,7 +166,7 @@ class Crowd(crowd.Crowd):
         sweep.republish(conn, job, lost)
 
     def call(self, conn: Conn, _: random.Random) -> None:
-        Callbacks(self._pool).turn(conn)
+        CallbackDispatcher(self._pool).turn(conn)
 
     def send(self, conn: Conn, chance: random.Random) -> None:
         """Plain sends into several jobs."""
@@ -231,7 +241,7 @@ class Crowd(crowd.Crowd):
                 actions.resume(conn, job, BY)
         self.sent = []
         for dead in workers.dead_workers(conn):
-            bury(conn, dead)
+            rescue(conn, dead)
         jobs.close_stopped(conn)
         claims.wake_postponed(conn)
         self.publish(conn, chance)

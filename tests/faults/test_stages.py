@@ -11,7 +11,7 @@ from callboard import Stage
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, Making, NewStage, Outgoing
+from callboard.sql.rows import Event, NewStage, Outgoing, StageClaim
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, jobs, outcomes, publishing, retry, stages, submission, sweep
 from callboard.sql.writes.actions import NotPossible
@@ -196,7 +196,7 @@ class Crowd(crowd.Crowd):
         rows = stages.results(conn, making.source, ["succeeded"], -1, 100)
         self._store(conn, making, len(rows), chance)
 
-    def _store(self, conn: Conn, making: Making, count: int, chance: random.Random) -> None:
+    def _store(self, conn: Conn, making: StageClaim, count: int, chance: random.Random) -> None:
         if making.consumed > count:
             self.wrong.append(("fewer results than before", making, count))
         for at in range(making.consumed, count, 5):

@@ -1,7 +1,7 @@
 """A message as the consumer gives it, without a consumer."""
 
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.rabbitmq.acks import Book
+from callboard.middleware.rabbitmq.acks import AckTracker
 
 
 class Delivered:
@@ -14,5 +14,5 @@ class Delivered:
     def __init__(self, mark: Stamp, *, redelivered: bool = False) -> None:
         self.options = {"callboard": mark.option()}
         self.redelivered = redelivered
-        self.book = Book(None, None)
-        self.book.dead = True
+        self.acks = AckTracker(None, None)
+        self.acks.dead = True

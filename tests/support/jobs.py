@@ -14,10 +14,10 @@ from callboard.sql.rows import (
     Failure,
     NewItem,
     NewStage,
+    OutcomeState,
     Progress,
     Retry,
     Running,
-    Settled,
     WorkerInfo,
 )
 from callboard.sql.states import ITEM_STATES
@@ -73,7 +73,7 @@ def publish(conn: Conn, job: int, watermark: int) -> None:
 
 
 def record(
-    conn: Conn, job: int, ends: Mapping[Settled, Iterable[int]], *, attempt: int = 1, worker: int = 1,
+    conn: Conn, job: int, ends: Mapping[OutcomeState, Iterable[int]], *, attempt: int = 1, worker: int = 1,
     failure: Failure = BAD, result: str | None = '{"x": 1}', delay: float = 60.0,
 ) -> None:  # fmt: skip
     """Record how these items of a job ended."""
@@ -111,7 +111,7 @@ def make_mixed_job(conn: Conn, name: str = "mixed") -> int:
     """A job of 100 items with some in every state but cancelled: see MIXED."""
     worker = make_worker(conn)
     job = make_job(conn, 100, name=name, published=80)
-    moves: dict[Settled, Iterable[int]] = {
+    moves: dict[OutcomeState, Iterable[int]] = {
         "succeeded": range(20),
         "failed": range(20, 25),
         "skipped": range(25, 30),

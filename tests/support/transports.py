@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from callboard.sql.rows import Outgoing
 
 
-class StubLink:
+class StubTransport:
     """Takes every message, and says that nothing lies in any queue; `asked`: how often it was."""
 
     trouble: str | None = None

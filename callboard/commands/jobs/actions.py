@@ -8,7 +8,7 @@ import typer
 
 from callboard.commands import output
 from callboard.commands.database import database
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.commands.jobs import job_text
 from callboard.commands.jobs.show import After, JobId, Limit, known, listing
 from callboard.commands.output import AsJson, one_of
@@ -18,7 +18,7 @@ from callboard.sql.reads import queries
 from callboard.sql.states import RETRIABLE
 from callboard.sql.writes import actions as writes
 from callboard.sql.writes import retry as retries
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.retry import RetrySelection
 
 app = typer.Typer()
@@ -94,7 +94,7 @@ def limit(
         name: None if value == "none" else _number(name, value) for name, value in given.items() if value
     }
     if not changes:
-        raise Fault("say what to limit: --concurrency 5, --rate 10/s, …", code=2)
+        raise CommandError("say what to limit: --concurrency 5, --rate 10/s, …", code=2)
     with sensible():
         _tell(job, lambda conn, by: writes.limit(conn, job, by, changes), as_json=as_json)
 
@@ -103,7 +103,7 @@ def _number(name: str, value: str) -> str | int:
     try:
         return int(value) if name in ("concurrency", "priority") else value
     except ValueError:
-        raise Fault(f"{name} must be a whole number, not {value!r}", code=2) from None
+        raise CommandError(f"{name} must be a whole number, not {value!r}", code=2) from None
 
 
 @app.command()
@@ -160,10 +160,10 @@ def sensible() -> Iterator[None]:
     try:
         yield
     except ValueError as wrong:
-        raise Fault(str(wrong), code=2) from None
+        raise CommandError(str(wrong), code=2) from None
 
 
-def _tell(job: int, say: Callable[[Conn, By], T], *, as_json: bool) -> T:
+def _tell(job: int, say: Callable[[Conn, Requester], T], *, as_json: bool) -> T:
     with database() as conn:
         known(conn, job)
         answer = say(conn, acting("cli"))

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from callboard.commands import output
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.commands.jobs import job_text
 from callboard.sql.pool import Conn, connect, database_address
 from callboard.sql.reads import queries
@@ -58,7 +58,7 @@ class Look:
             self.conn = None
             return None
         if found is None:
-            raise Fault(f"job {self.job} was deleted while it was watched")
+            raise CommandError(f"job {self.job} was deleted while it was watched")
         return found
 
 

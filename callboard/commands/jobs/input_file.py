@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT
 
 BOM = b"\xef\xbb\xbf"
@@ -43,7 +43,7 @@ def opened(file: str) -> Iterator[BinaryIO]:
                 shutil.copyfileobj(source, spooled)
                 yield spooled
     except OSError as error:
-        raise Fault(f"can't read {file}: {error.strerror or error}") from error
+        raise CommandError(f"can't read {file}: {error.strerror or error}") from error
 
 
 def items(source: BinaryIO, form: str, item_key: str | None) -> Iterator[tuple[int, Any]]:
@@ -108,9 +108,9 @@ def _header(rows: Any) -> list[str]:
     try:
         header: list[str] = next(rows, [])
     except csv.Error as error:
-        raise Fault(f"line 1: no CSV header: {error}") from None
+        raise CommandError(f"line 1: no CSV header: {error}") from None
     if not all(header) or len(set(header)) < len(header):
-        raise Fault("line 1: a column of the header has no name, or two have the same")
+        raise CommandError("line 1: a column of the header has no name, or two have the same")
     return header
 
 

@@ -7,7 +7,7 @@ import typer
 
 from callboard.commands import output
 from callboard.commands.database import database
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.commands.jobs import show
 from callboard.commands.output import AsJson
 from callboard.job import acting
@@ -34,11 +34,11 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = 
     It may be stopped at any time: what is left is invisible, and deleted by the next one, or by the sweep.
     """
     if jobs and older_than:
-        raise Fault("say which jobs, or how old, not both", code=2)
+        raise CommandError("say which jobs, or how old, not both", code=2)
     try:
         keep = retention.kept() if older_than is None else retention.kept("--older-than", older_than)
     except ValueError as wrong:
-        raise Fault(str(wrong), code=2) from None
+        raise CommandError(str(wrong), code=2) from None
     with database() as conn:
         going = _named(conn, jobs) if jobs else _due(conn, keep)
         items = sum(sum(deletion.clear(conn, job)) for job in going)

@@ -6,7 +6,7 @@ import typer
 
 from callboard.commands import output
 from callboard.commands.database import database
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.commands.jobs import follow, job_text
 from callboard.commands.output import AsJson, one_of
 from callboard.sql.pool import Conn
@@ -170,7 +170,7 @@ def known(conn: Conn, job: int) -> dict[str, Any]:
     """The job as the API describes it, or the error that there is none."""
     found = queries.run(conn, queries.job(job))
     if found is None:
-        raise Fault(f"there is no job {job} in this database: `callboard jobs` lists those there are")
+        raise CommandError(f"there is no job {job} in this database: `callboard jobs` lists those there are")
     return found
 
 
@@ -181,7 +181,9 @@ def _of_stage(job: dict[str, Any], stage: int | None) -> int:
     found = next((one for one in job["stages"] if one["stage"] == stage), None)
     if found is None:
         there = ", ".join(f"{one['stage']} ({one['name']})" for one in job["stages"])
-        raise Fault(f"job {job['id']} has {f'stages: say --stage {there}' if there else 'no stages'}", code=2)
+        raise CommandError(
+            f"job {job['id']} has {f'stages: say --stage {there}' if there else 'no stages'}", code=2
+        )
     return int(found["job"])
 
 

@@ -12,7 +12,7 @@ import typer
 import callboard
 from callboard.commands import actor_modules, output
 from callboard.commands.database import database
-from callboard.commands.errors import Fault, first_line
+from callboard.commands.errors import CommandError, first_line
 from callboard.commands.jobs import follow, input_file, show
 from callboard.commands.jobs.actions import (
     CONCURRENCY,
@@ -161,7 +161,7 @@ def check(source: BinaryIO, form: str, item_key: str | None, *, skip_bad: bool) 
     more = f" and {number - NAMED:,} more" if number > NAMED else ""
     told = f"{number:,} bad line{'s' if number > 1 else ''}: {'; '.join(map(str, named))}{more}"
     if not skip_bad:
-        raise Fault(f"nothing is stored, for it has {told}; correct that, or say --skip-bad")
+        raise CommandError(f"nothing is stored, for it has {told}; correct that, or say --skip-bad")
     return told
 
 
@@ -178,11 +178,11 @@ def store(actor: str, items: Iterator[Any], *, told: bool, **options: Any) -> in
             if told:
                 typer.echo(job)
     except psycopg.DataError as error:
-        raise Fault(f"the database can't hold one of the options: {first_line(error)}") from error
+        raise CommandError(f"the database can't hold one of the options: {first_line(error)}") from error
     except REFUSALS as error:
-        raise Fault(first_line(error)) from error
+        raise CommandError(first_line(error)) from error
     except ValueError as error:  # of an option
-        raise Fault(first_line(error), code=2) from error
+        raise CommandError(first_line(error), code=2) from error
     return job
 
 

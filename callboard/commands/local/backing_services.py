@@ -10,8 +10,8 @@ import pika
 import typer
 
 from callboard.commands.database import reach
-from callboard.commands.errors import Fault, first_line
-from callboard.commands.local.supervisor import Kept
+from callboard.commands.errors import CommandError, first_line
+from callboard.commands.local.supervisor import RestartState
 from callboard.commands.services import Node, Server, installed
 from callboard.commands.services.child_process import NotStarted
 from callboard.commands.settings import masked
@@ -21,14 +21,14 @@ INSIDE = "broker: Dramatiq's in-process one, {why}; the worker runs in this proc
 
 
 @dataclass(slots=True)
-class House:
+class BackingServices:
     """See the module. What it starts, `stopping` stops, in the reverse order."""
 
     folder: Path
     throwaway: bool
     in_process: bool
     stopping: ExitStack
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[RestartState] = field(default_factory=list)
     database_url: str = ""
     amqp_url: str | None = None
     _node: Node | None = None
@@ -57,7 +57,9 @@ class House:
         self.stopping.callback(server.close)
         server.start()
         self.database_url = server.url
-        self.kept.append(Kept("PostgreSQL", server.running, server.start, self.folder / "postgres.log"))
+        self.kept.append(
+            RestartState("PostgreSQL", server.running, server.start, self.folder / "postgres.log")
+        )
         typer.echo(f"database: PostgreSQL in {self.folder}", err=True)
 
     def _begin_broker(self) -> None:
@@ -82,7 +84,7 @@ class House:
         self.stopping.callback(node.kill if self.throwaway else node.stop)
         node.begin()
         self.amqp_url = node.url
-        self.kept.append(Kept("RabbitMQ", node.running, node.begin, node.log))
+        self.kept.append(RestartState("RabbitMQ", node.running, node.begin, node.log))
 
 
 def reach_broker(addresses: str) -> None:
@@ -96,7 +98,7 @@ def reach_broker(addresses: str) -> None:
             why = f"{parameters.host}:{parameters.port}: {_reason(error)}"
         else:
             return
-    raise Fault(f"can't reach RabbitMQ at {why}; start it, or correct AMQP_URL")
+    raise CommandError(f"can't reach RabbitMQ at {why}; start it, or correct AMQP_URL")
 
 
 def _parameters(address: str) -> pika.URLParameters:
@@ -105,7 +107,7 @@ def _parameters(address: str) -> pika.URLParameters:
             return pika.URLParameters(address.strip())
     except (ValueError, TypeError):
         pass  # its text may hold the password
-    raise Fault("AMQP_URL is no address of RabbitMQ: amqp://user:password@host:port/vhost")
+    raise CommandError("AMQP_URL is no address of RabbitMQ: amqp://user:password@host:port/vhost")
 
 
 def _reason(error: Exception) -> str:
@@ -113,4 +115,4 @@ def _reason(error: Exception) -> str:
     return first_line(error) if str(error) else type(error).__name__
 
 
-__all__ = ["House", "NotStarted", "reach_broker"]
+__all__ = ["BackingServices", "NotStarted", "reach_broker"]

@@ -17,7 +17,7 @@ import callboard
 from callboard.commands import actor_modules, output
 from callboard.commands.jobs import follow
 from callboard.commands.local import up
-from callboard.commands.local.stack import Stage
+from callboard.commands.local.stack import LocalStack
 from callboard.commands.output import AsJson
 from callboard.commands.services import ends_on_sigterm
 from callboard.sql.pool import Conn, connect
@@ -50,10 +50,10 @@ def demo(
     with ends_on_sigterm(), TemporaryDirectory(prefix="callboard-demo-", ignore_cleanup_errors=True) as place:
         folder = Path(place) / ".callboard"
         folder.mkdir()
-        with Stage(
+        with LocalStack(
             folder, processes=processes, threads=threads, port=port, in_process=in_process, throwaway=True
-        ) as stage:
-            summary = show(stage, path or standard_library(), folder, quiet=as_json)
+        ) as stack:
+            summary = show(stack, path or standard_library(), folder, quiet=as_json)
             output.document(summary) if as_json else tell(summary)
             if keep:
                 typer.echo(f"Ctrl-C stops it; to look at it from a terminal: cd {place}", err=True)
@@ -61,31 +61,31 @@ def demo(
     raise typer.Exit(0 if summary["job"]["state"] == "completed" else 1)
 
 
-def show(stage: Stage, path: Path, folder: Path, *, quiet: bool) -> dict[str, Any]:
+def show(stack: LocalStack, path: Path, folder: Path, *, quiet: bool) -> dict[str, Any]:
     """Measure what is in `path` and what is broken, in one job, and show it; returns what became of it."""
-    typer.echo(f"Callboard is at {stage.web_url}", err=quiet)
+    typer.echo(f"Callboard is at {stack.web_url}", err=quiet)
     sources = [*sorted(python_sources(path)), *broken(folder / "broken-on-purpose")]
-    with submitting(stage):
+    with submitting(stack):
         job = callboard.submit("measure_source", sources, name=f"Python sources in {path.resolve()}")
     end = follow.follow(job.id, quiet=quiet)
     with connect(os.environ["DATABASE_URL"]) as conn:
         found = [*errors(conn, job.id)]
-    broker = "in-process" if stage.inside else "RabbitMQ"
+    broker = "in-process" if stack.inside else "RabbitMQ"
     return {
         "job": end,
         "errors": found,
         "path": str(path.resolve()),
         "broker": broker,
-        "web_url": stage.web_url,
+        "web_url": stack.web_url,
     }
 
 
 @contextmanager
-def submitting(stage: Stage) -> Iterator[None]:
+def submitting(stack: LocalStack) -> Iterator[None]:
     """The actors are known here; with a broker that others work on, only for as long as the block."""
-    with ExitStack() as stack:
-        if not stage.inside:
-            stack.enter_context(actor_modules.assembled())
+    with ExitStack() as cleanup:
+        if not stack.inside:
+            cleanup.enter_context(actor_modules.assembled())
         yield
 
 

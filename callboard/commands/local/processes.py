@@ -18,7 +18,7 @@ STOP_TIMEOUT = 30.0
 
 
 @dataclass(slots=True)
-class Member:
+class ManagedProcess:
     """A process of ours that says in its log when it is ready."""
 
     name: str
@@ -28,7 +28,7 @@ class Member:
     @classmethod
     def of(
         cls, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], word: str
-    ) -> "Member":
+    ) -> "ManagedProcess":
         """`python -m COMMAND…`."""
         unbuffered = {**environment, "PYTHONUNBUFFERED": "1"}
         return cls(name, Process([sys.executable, "-m", *command], log=log, env=unbuffered), word)
@@ -59,22 +59,24 @@ class Member:
         self.process.kill()
 
 
-def worker(number: int, threads: int, folder: Path, environment: Mapping[str, str]) -> Member:
+def worker(number: int, threads: int, folder: Path, environment: Mapping[str, str]) -> ManagedProcess:
     """`dramatiq callboard.actors` with one process: if it dies, others go on."""
     patience = str(round(STOP_TIMEOUT * 1000))
     sizes = ["--processes", "1", "--threads", str(threads), "--worker-shutdown-timeout", patience]
     command = ["dramatiq", "callboard.actors", *sizes]
     log = folder / f"worker-{number}.log"
-    return Member.of(f"worker {number}", command, log, environment, "Worker process is ready for action.")
+    return ManagedProcess.of(
+        f"worker {number}", command, log, environment, "Worker process is ready for action."
+    )
 
 
-def web(port: int, folder: Path, environment: Mapping[str, str]) -> Member:
+def web(port: int, folder: Path, environment: Mapping[str, str]) -> ManagedProcess:
     """`callboard serve`."""
     command = ["callboard.commands.main", "serve", "--port", str(port)]
-    return Member.of("the web app", command, folder / "web.log", environment, "Callboard is at ")
+    return ManagedProcess.of("the web app", command, folder / "web.log", environment, "Callboard is at ")
 
 
-class Inside:
+class InProcessWorker:
     """The worker in this very process: nobody else can take what lies in the in-process broker."""
 
     def __init__(self, threads: int, folder: Path) -> None:

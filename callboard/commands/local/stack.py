@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Self
 
 from callboard.commands.local import processes
-from callboard.commands.local.backing_services import House
-from callboard.commands.local.supervisor import Keeper, Kept
+from callboard.commands.local.backing_services import BackingServices
+from callboard.commands.local.supervisor import RestartState, Supervisor
 from callboard.commands.services.ports import free_ports
 
 #: The addresses, for the commands that are called in the same place.
 UP = "up.json"
 
 
-class Stage:
+class LocalStack:
     """See the module. `folder` holds data, logs and `up.json`; a `throwaway` one is stopped without care for them."""
 
     def __init__(
@@ -34,9 +34,9 @@ class Stage:
         self.processes = processes
         self.threads = threads
         self.port = port or free_ports(1)[0]
-        self.keeper = Keeper()
+        self.keeper = Supervisor()
         self._stopping = ExitStack()
-        self.house = House(folder, throwaway, in_process, self._stopping)
+        self.house = BackingServices(folder, throwaway, in_process, self._stopping)
 
     @property
     def web_url(self) -> str:
@@ -78,7 +78,7 @@ class Stage:
 
     def _hire(self) -> None:
         if self.inside:
-            worker = processes.Inside(self.threads, self.folder)
+            worker = processes.InProcessWorker(self.threads, self.folder)
             self._stopping.callback(worker.stop)
             worker.start()
             return
@@ -89,14 +89,14 @@ class Stage:
         for one in workers:
             one.wait()
 
-    def _keep(self, members: list[processes.Member]) -> None:
+    def _keep(self, members: list[processes.ManagedProcess]) -> None:
         """Start them, and stop them at the same time."""
         for one in members:
             self._stopping.callback(one.stop)
         for one in members:
             self._stopping.callback(one.ask_to_end)
             one.start()
-            self.keeper.kept.append(Kept(one.name, one.process.running, one.start, one.process.log))
+            self.keeper.kept.append(RestartState(one.name, one.process.running, one.start, one.process.log))
 
     def _addresses(self) -> dict[str, str | None]:
         return {"database_url": self.house.database_url, "amqp_url": self.house.amqp_url}

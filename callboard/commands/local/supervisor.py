@@ -17,7 +17,7 @@ STEADY = 30.0
 
 
 @dataclass(slots=True)
-class Kept:
+class RestartState:
     """One thing: what it is called, whether it runs, how to start it (again), where it logs."""
 
     name: str
@@ -51,10 +51,10 @@ class Kept:
 
 
 @dataclass(slots=True)
-class Keeper:
+class Supervisor:
     """Looks after all that it is given, in a thread. What it starts lives no longer than that thread: end it last."""
 
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[RestartState] = field(default_factory=list)
     _hushed: threading.Event = field(default_factory=threading.Event)
     _ending: threading.Event = field(default_factory=threading.Event)
     _looking: threading.Lock = field(default_factory=threading.Lock)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from callboard.commands.errors import Fault
-from callboard.commands.local.stack import Stage
+from callboard.commands.errors import CommandError
+from callboard.commands.local.stack import LocalStack
 from callboard.commands.services import ends_on_sigterm
 
 app = typer.Typer()
@@ -43,11 +43,11 @@ def up(
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / ".gitignore").write_text("*\n", encoding="ascii")
     with ends_on_sigterm(), only(FOLDER):
-        stage = Stage(
+        stack = LocalStack(
             FOLDER.resolve(), processes=processes, threads=threads, port=port, in_process=in_process
         )
-        with stage:
-            typer.echo(f"Callboard is at {stage.web_url}")
+        with stack:
+            typer.echo(f"Callboard is at {stack.web_url}")
             typer.echo("Ctrl-C stops everything", err=True)
             wait_for_the_end()
 
@@ -66,5 +66,7 @@ def only(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Fault(f"another `callboard up` runs in {folder.resolve()}: stop it, or use it") from None
+            raise CommandError(
+                f"another `callboard up` runs in {folder.resolve()}: stop it, or use it"
+            ) from None
         yield

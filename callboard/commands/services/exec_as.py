@@ -1,6 +1,6 @@
 """Becomes another program: as another user if asked, and gone when the process that started it is.
 
-`python -I -S launch.py PARENT SIGNAL UID GID REACH PROGRAM ARGUMENT…`, run before the program instead of a
+`python -I -S exec_as.py PARENT SIGNAL UID GID REACH PROGRAM ARGUMENT…`, run before the program instead of a
 `preexec_fn`, which isn't safe beside threads. Needs nothing but the standard library.
 
 PARENT is the caller's pid and SIGNAL the number sent when it ends, however it ends (Linux; elsewhere nothing

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.process import fatal_exit
 
 BREAKS, MARKS = "CALLBOARD_TEST_BREAKS", "CALLBOARD_TEST_MARKS"
@@ -16,14 +16,14 @@ BREAKS, MARKS = "CALLBOARD_TEST_BREAKS", "CALLBOARD_TEST_MARKS"
 def install(part: str, sign: Path) -> None:
     """Lay the fault into the product's way, and wait less for actors that don't end."""
     fatal_exit.PATIENCE = 4.0
-    plain: Any = getattr(Hand, part)
+    plain: Any = getattr(InFlight, part)
 
     def failing(*args: Any) -> Any:
         if sign.exists():
             raise LookupError(f"{part} fails")
         return plain(*args)
 
-    setattr(Hand, part, failing)
+    setattr(InFlight, part, failing)
 
 
 if os.environ.get(BREAKS):

@@ -15,11 +15,11 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, retry, submission
-from callboard.sql.writes.actions import By, NotPossible
+from callboard.sql.writes.actions import NotPossible, Requester
 from callboard.sql.writes.retry import Overtaken, RetrySelection
 from tests.support.workers import wait_until
 
-BY = By("python", "somebody")
+BY = Requester("python", "somebody")
 
 
 class Crowd:

@@ -15,10 +15,10 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, NamedTuple
 
-from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.message import stamp
 from callboard.middleware.process import heartbeat
-from callboard.middleware.rabbitmq.acks import Book
+from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.middleware.sweep import sweep
 from callboard.sql import timings
 from callboard.sql.writes import callbacks, claims, outcomes, publishing, stages
@@ -103,9 +103,9 @@ def _outcomes(deaths: Deaths) -> Wrap:
 
 def _settled(deaths: Deaths) -> Wrap:
     def wrap(settle: Callable[..., Any]) -> Callable[..., Any]:
-        def settled(hand: Hand, entries: Any) -> None:
+        def settled(in_flight: InFlight, entries: Any) -> None:
             deaths.passes("settle", [entry.attempt.key for entry in entries])  # committed
-            settle(hand, entries)
+            settle(in_flight, entries)
 
         return settled
 
@@ -114,10 +114,10 @@ def _settled(deaths: Deaths) -> Wrap:
 
 def _acked(deaths: Deaths) -> Wrap:
     def wrap(settle: Callable[..., Any]) -> Callable[..., Any]:
-        def settled(book: Book, acks: Any, nacks: Any) -> None:
-            found = (stamp.read(book.open[tag].options) for tag in (*acks, *nacks) if tag in book.open)
+        def settled(tracker: AckTracker, acks: Any, nacks: Any) -> None:
+            found = (stamp.read(tracker.open[tag].options) for tag in (*acks, *nacks) if tag in tracker.open)
             deaths.passes("ack", [(mark.job, mark.item) for mark in found if mark])  # not sent yet
-            settle(book, acks, nacks)
+            settle(tracker, acks, nacks)
 
         return settled
 
@@ -150,8 +150,8 @@ def _claimed(deaths: Deaths) -> Wrap:
 
 def _begun(deaths: Deaths) -> Wrap:
     def wrap(may_run: Callable[..., Any]) -> Callable[..., Any]:
-        def begins(hand: Hand, mark: stamp.Stamp, attempt: Any) -> Any:
-            may = may_run(hand, mark, attempt)
+        def begins(in_flight: InFlight, mark: stamp.Stamp, attempt: Any) -> Any:
+            may = may_run(in_flight, mark, attempt)
             if may:
                 deaths.passes("claimed", [attempt.key])  # committed, and the actor has not begun
             return may
@@ -233,9 +233,9 @@ def install(deaths: Deaths) -> None:
     _around(publishing, "settle_outbox", _settled_outbox(deaths))
     _around(callbacks, "claim_callbacks", _called(deaths))
     _around(callbacks, "settle_callback", _answered(deaths))
-    _around(Hand, "settle", _settled(deaths))
-    _around(Hand, "_may_run", _begun(deaths))
-    _around(Book, "_settle", _acked(deaths))
+    _around(InFlight, "acknowledge", _settled(deaths))
+    _around(InFlight, "_may_run", _begun(deaths))
+    _around(AckTracker, "_settle", _acked(deaths))
     _around(stages, "claim", _stage(deaths, "stage claimed"))
     _around(stages, "store", _stage(deaths, "stage stored"))
     _around(stages, "seal", _stage(deaths, "stage sealed"))

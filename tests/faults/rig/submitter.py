@@ -61,11 +61,11 @@ def half_sent() -> None:
     """Die when the broker has half of a batch, and nobody says so to the database."""
     real = ConfirmingPublisher.publish
 
-    def deadly(link: ConfirmingPublisher, batch: Sequence[Outgoing]) -> list[bool]:
+    def deadly(transport: ConfirmingPublisher, batch: Sequence[Outgoing]) -> list[bool]:
         if batch:
-            real(link, batch[: len(batch) // 2])
+            real(transport, batch[: len(batch) // 2])
             die()
-        return real(link, batch)
+        return real(transport, batch)
 
     ConfirmingPublisher.publish = deadly  # type: ignore[method-assign,assignment]
 

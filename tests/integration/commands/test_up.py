@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from callboard.commands.errors import Fault
+from callboard.commands.errors import CommandError
 from callboard.commands.local import backing_services
 from tests.support.programs import fault, left, run, running
 from tests.support.workers import wait_until
@@ -125,8 +125,8 @@ def test_up_without_rabbitmq_says_what_it_takes_instead(
     monkeypatch.setattr(backing_services, "installed", lambda: False)
     monkeypatch.delenv("AMQP_URL", raising=False)
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
-    place = backing_services.House(tmp_path, throwaway=True, in_process=False, stopping=ExitStack())
-    with pytest.raises(Fault):
+    place = backing_services.BackingServices(tmp_path, throwaway=True, in_process=False, stopping=ExitStack())
+    with pytest.raises(CommandError):
         place.open()
     assert place.amqp_url is None
     assert "RabbitMQ isn't installed here and AMQP_URL isn't set" in capsys.readouterr().err

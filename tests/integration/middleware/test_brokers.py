@@ -22,7 +22,7 @@ from tests.support.workers import wait_until
 TIMEOUT = 60.0
 
 
-class House:
+class BackingServices:
     """A tracked broker in this process with actors that note their runs, and a worker when it is asked for."""
 
     def __init__(self, broker: dramatiq.Broker, conn: Conn) -> None:
@@ -61,7 +61,7 @@ class House:
 
 
 @pytest.fixture(params=["in process", "stock"])
-def house(request: pytest.FixtureRequest, database_url: str) -> Iterator[House]:
+def house(request: pytest.FixtureRequest, database_url: str) -> Iterator[BackingServices]:
     stock = request.param == "stock"
     broker = StockRabbitmqBroker(url=request.getfixturevalue("amqp_url")) if stock else StubBroker()
     before = dramatiq.broker.global_broker
@@ -69,7 +69,7 @@ def house(request: pytest.FixtureRequest, database_url: str) -> Iterator[House]:
     assert callboard.install(broker, database_url=database_url) is broker
     assert callboard.install(broker, database_url=database_url) is broker
     with connect(database_url) as conn:
-        made = House(broker, conn)
+        made = BackingServices(broker, conn)
         try:
             yield made
         finally:
@@ -81,7 +81,7 @@ def house(request: pytest.FixtureRequest, database_url: str) -> Iterator[House]:
 FATES = ["succeed", "retry", "fail", "skip", "result"]
 
 
-def test_a_mixed_job_is_counted_exactly(house: House) -> None:
+def test_a_mixed_job_is_counted_exactly(house: BackingServices) -> None:
     job = callboard.submit(house.act, ({"number": n, "fate": FATES[n % 5]} for n in range(100)))
     house.work()
     status = job.wait(TIMEOUT)
@@ -92,7 +92,7 @@ def test_a_mixed_job_is_counted_exactly(house: House) -> None:
     assert [item["result"] for item in job.items()][4] == {"number": 4}
 
 
-def test_stages_follow_one_another(house: House) -> None:
+def test_stages_follow_one_another(house: BackingServices) -> None:
     items = ({"number": n, "fate": "result"} for n in range(20))
     plan = [Stage(house.act, items=items), Stage(house.act, make=makers.onwards, name="next")]
     job = callboard.stages("in stages", plan)
@@ -102,7 +102,9 @@ def test_stages_follow_one_another(house: House) -> None:
     assert house.runs == {n: 1 for start in (0, 1000) for n in range(start, start + 20)}
 
 
-def test_nothing_is_acknowledged_before_its_commit(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_acknowledged_before_its_commit(
+    house: BackingServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the journal can't commit, the worker thread has its message, and RabbitMQ too."""
     gate = threading.Event()
     record = outcomes.record
@@ -131,7 +133,7 @@ def test_nothing_is_acknowledged_before_its_commit(house: House, monkeypatch: py
     assert job.status()["succeeded"] == 1
 
 
-def test_callbacks_children_and_pipelines_go_with_their_parent(house: House) -> None:
+def test_callbacks_children_and_pipelines_go_with_their_parent(house: BackingServices) -> None:
     with callboard.job("sends") as job:
         house.act.send_with_options(args=(1, "result"), on_success=house.told)
         house.act.send(2, "parent")
@@ -143,7 +145,7 @@ def test_callbacks_children_and_pipelines_go_with_their_parent(house: House) -> 
     assert house.runs[1002] == 1
 
 
-def test_a_delayed_send_comes_from_the_outbox(house: House) -> None:
+def test_a_delayed_send_comes_from_the_outbox(house: BackingServices) -> None:
     with callboard.job("later") as job:
         house.act.send_with_options(args=(1,), delay=600)
     assert house.conn.execute("SELECT count(*) FROM callboard.outbox").fetchone() == (1,)
@@ -151,7 +153,7 @@ def test_a_delayed_send_comes_from_the_outbox(house: House) -> None:
     assert job.wait(TIMEOUT)["succeeded"] == 1
 
 
-def test_what_was_sent_before_the_worker_came_and_after_runs_once(house: House) -> None:
+def test_what_was_sent_before_the_worker_came_and_after_runs_once(house: BackingServices) -> None:
     with callboard.job("before and after") as job:
         house.act.send(1)
         house.work()
@@ -163,7 +165,7 @@ def test_what_was_sent_before_the_worker_came_and_after_runs_once(house: House) 
     assert set(house.runs.values()) == {1}, {n: times for n, times in house.runs.items() if times > 1}
 
 
-def test_current_is_refused_where_there_is_no_item(house: House) -> None:
+def test_current_is_refused_where_there_is_no_item(house: BackingServices) -> None:
     for ask in (callboard.current, lambda: callboard.step("nowhere"), lambda: callboard.progress(1, 2)):
         with pytest.raises(callboard.NotInAnItem, match="outside a tracked actor"):
             ask()

@@ -14,7 +14,7 @@ import callboard
 from callboard.commands.main import main
 from callboard.middleware.callbacks import dispatcher as delivery
 from callboard.middleware.callbacks import webhook
-from callboard.middleware.callbacks.dispatcher import Callbacks
+from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.message import envelope
 from callboard.sql.callback_targets import Message, Targets, Webhook
 from callboard.sql.pool import Conn, make_pool
@@ -22,7 +22,7 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import Event
 from callboard.sql.statements import documented, statement
 from callboard.sql.writes import actions, callbacks, outcomes, publishing, retry, submission
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.jobs import close_jobs, close_stopped
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
@@ -34,7 +34,7 @@ from tests.support.vhosts import Broker
 from tests.support.webapp import get
 from tests.support.workers import wait_until
 
-ANNA = By("python", "anna")
+ANNA = Requester("python", "anna")
 TELL = Message("tell", "mail")
 ALL = Targets((TELL,), (TELL,), (TELL,))
 SECRET = "s3cret"
@@ -49,11 +49,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def part(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callbacks]:
+def part(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CallbackDispatcher]:
     """What delivers, in this process, and tries again soon; its thread isn't running."""
     monkeypatch.setattr(delivery, "FIRST", 0.05)
     pool = make_pool(database_url, size=2)
-    made = Callbacks(pool)
+    made = CallbackDispatcher(pool)
     yield made
     made.close(0)
     pool.close()
@@ -65,7 +65,7 @@ def hook(here: Receiver, path: str = "") -> Targets:
     return Targets(to, to, to)
 
 
-def deliver(part: Callbacks, conn: Conn, until: Callable[[], Any]) -> None:
+def deliver(part: CallbackDispatcher, conn: Conn, until: Callable[[], Any]) -> None:
     """Let it work until then."""
 
     def turn() -> bool:
@@ -252,7 +252,9 @@ def test_webhooks_and_messages_are_claimed_apart_and_no_webhook_of_a_full_host(c
 # Webhooks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_webhook_is_told_what_the_api_tells_signed(conn: Conn, here: Receiver, part: Callbacks) -> None:
+def test_a_webhook_is_told_what_the_api_tells_signed(
+    conn: Conn, here: Receiver, part: CallbackDispatcher
+) -> None:
     job = done(conn, hook(here, "?token=1"))
     deliver(part, conn, lambda: over(conn, job))
     [call] = here.calls
@@ -274,7 +276,7 @@ def verified(headers: Any, body: bytes) -> bool:
 
 
 def test_a_receiver_that_fails_is_tried_again_under_the_same_id(
-    conn: Conn, here: Receiver, part: Callbacks
+    conn: Conn, here: Receiver, part: CallbackDispatcher
 ) -> None:
     here.answers.extend([500, 404])
     job = done(conn, hook(here))
@@ -286,7 +288,7 @@ def test_a_receiver_that_fails_is_tried_again_under_the_same_id(
 
 
 def test_while_it_waits_it_is_said_why(
-    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "FIRST", 60.0)
     here.usual = 500
@@ -300,7 +302,9 @@ def test_while_it_waits_it_is_said_why(
     assert len(here.calls) == 1, "it is not due yet"
 
 
-def test_a_receiver_that_is_gone_is_given_up_at_once(conn: Conn, here: Receiver, part: Callbacks) -> None:
+def test_a_receiver_that_is_gone_is_given_up_at_once(
+    conn: Conn, here: Receiver, part: CallbackDispatcher
+) -> None:
     here.usual = 410
     job = done(conn, hook(here))
     deliver(part, conn, lambda: over(conn, job))
@@ -312,7 +316,7 @@ def test_a_receiver_that_is_gone_is_given_up_at_once(conn: Conn, here: Receiver,
 def test_after_its_last_try_it_is_given_up_with_the_reason(
     conn: Conn,
     here: Receiver,
-    part: Callbacks,
+    part: CallbackDispatcher,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -337,7 +341,7 @@ def test_tries_last_about_a_day() -> None:
 
 
 def test_without_a_secret_it_is_said_and_tried_again(
-    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CALLBOARD_WEBHOOK_SECRET")
     job = done(conn, hook(here))
@@ -350,7 +354,7 @@ def test_without_a_secret_it_is_said_and_tried_again(
 
 
 def test_private_addresses_are_refused_unless_allowed(
-    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CALLBOARD_WEBHOOK_PRIVATE")
     job = done(conn, hook(here))
@@ -360,7 +364,7 @@ def test_private_addresses_are_refused_unless_allowed(
 
 
 def test_receivers_that_never_answer_hold_up_no_other(
-    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "TOTAL", 1.0)
     monkeypatch.setattr(delivery, "FIRST", 60.0)
@@ -380,7 +384,7 @@ def test_receivers_that_never_answer_hold_up_no_other(
 def test_several_processes_share_what_is_due(conn: Conn, here: Receiver, database_url: str) -> None:
     jobs = [done(conn, hook(here), items=1) for _ in range(40)]
     pool = make_pool(database_url, size=4)
-    parts = [Callbacks(pool) for _ in range(3)]
+    parts = [CallbackDispatcher(pool) for _ in range(3)]
     for one in parts:
         one.start()
     try:
@@ -394,7 +398,7 @@ def test_several_processes_share_what_is_due(conn: Conn, here: Receiver, databas
 
 
 def test_what_a_dead_process_claimed_is_delivered_again_under_the_same_id(
-    conn: Conn, here: Receiver, part: Callbacks
+    conn: Conn, here: Receiver, part: CallbackDispatcher
 ) -> None:
     job = done(conn, hook(here))
     [claimed] = callbacks.claim_callbacks(conn, webhooks=True, limit=9)
@@ -410,7 +414,7 @@ def test_what_a_dead_process_claimed_is_delivered_again_under_the_same_id(
 
 
 def test_a_process_that_stops_waits_for_no_receiver_longer_than_it_may(
-    conn: Conn, here: Receiver, part: Callbacks
+    conn: Conn, here: Receiver, part: CallbackDispatcher
 ) -> None:
     here.usual = lambda _: time.sleep(20)
     job = done(conn, hook(here))
@@ -423,7 +427,7 @@ def test_a_process_that_stops_waits_for_no_receiver_longer_than_it_may(
     assert (callback["state"], callback["tries"]) == ("waiting", 1)
 
 
-def test_a_process_that_stops_begins_nothing(conn: Conn, here: Receiver, part: Callbacks) -> None:
+def test_a_process_that_stops_begins_nothing(conn: Conn, here: Receiver, part: CallbackDispatcher) -> None:
     jobs = [done(conn, hook(here)), done(conn, ALL)]
     part.halt()
     part.turn(conn)
@@ -431,7 +435,7 @@ def test_a_process_that_stops_begins_nothing(conn: Conn, here: Receiver, part: C
 
 
 def test_what_was_answered_while_the_database_was_away_is_recorded_later(
-    conn: Conn, here: Receiver, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = [True]
     settle = callbacks.settle_callback
@@ -450,7 +454,9 @@ def test_what_was_answered_while_the_database_was_away_is_recorded_later(
     assert len(here.calls) == 1
 
 
-def test_callbacks_of_a_deleted_job_disturb_nobody(conn: Conn, here: Receiver, part: Callbacks) -> None:
+def test_callbacks_of_a_deleted_job_disturb_nobody(
+    conn: Conn, here: Receiver, part: CallbackDispatcher
+) -> None:
     gone, job = done(conn, hook(here)), done(conn, hook(here))
     silent = done(conn, ALL)
     for one in (gone, silent):  # and their callbacks, in a moment
@@ -474,7 +480,9 @@ def items_of(conn: Conn, actor: str) -> list[dict[str, Any]]:
     return [item["args"][0] for item in queries.run(conn, queries.items(job))[0]]
 
 
-def test_a_message_becomes_an_item_of_its_actors_standing_job_once(conn: Conn, part: Callbacks) -> None:
+def test_a_message_becomes_an_item_of_its_actors_standing_job_once(
+    conn: Conn, part: CallbackDispatcher
+) -> None:
     jobs = [done(conn, ALL, name=f"job {n}") for n in range(3)]
     part.turn(conn)
     told = items_of(conn, "tell")
@@ -490,7 +498,7 @@ def test_a_message_becomes_an_item_of_its_actors_standing_job_once(conn: Conn, p
     assert len(items_of(conn, "tell")) == 3
 
 
-def test_two_that_send_the_same_message_send_it_once(conn: Conn, part: Callbacks) -> None:
+def test_two_that_send_the_same_message_send_it_once(conn: Conn, part: CallbackDispatcher) -> None:
     done(conn, ALL)
     [claimed] = callbacks.claim_callbacks(conn, webhooks=False, limit=9)
     part._send(conn, claimed)
@@ -498,7 +506,9 @@ def test_two_that_send_the_same_message_send_it_once(conn: Conn, part: Callbacks
     assert len(items_of(conn, "tell")) == 1
 
 
-def test_a_message_that_a_dead_process_claimed_waits_for_seconds_only(conn: Conn, part: Callbacks) -> None:
+def test_a_message_that_a_dead_process_claimed_waits_for_seconds_only(
+    conn: Conn, part: CallbackDispatcher
+) -> None:
     """To send it takes milliseconds, and twice it is sent once; a webhook may take its time."""
     job = done(conn, Targets((TELL, Webhook("https://a/"))))
     for webhooks in (True, False):
@@ -512,7 +522,7 @@ def test_a_message_that_a_dead_process_claimed_waits_for_seconds_only(conn: Conn
 
 
 def test_a_message_that_was_cut_off_is_neither_delivered_nor_half_there(
-    conn: Conn, part: Callbacks, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = done(conn, ALL)
 
@@ -629,7 +639,9 @@ def test_what_cant_be_called_leaves_no_job(on: Stage) -> None:
 # Looked at ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_api_lists_callbacks(conn: Conn, here: Receiver, part: Callbacks, database_url: str) -> None:
+def test_the_api_lists_callbacks(
+    conn: Conn, here: Receiver, part: CallbackDispatcher, database_url: str
+) -> None:
     job = done(conn, Targets((TELL, Webhook(f"{here.url}?token=hunter2"))))
     other = done(conn, Targets())
     deliver(part, conn, lambda: over(conn, job))

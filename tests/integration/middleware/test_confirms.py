@@ -26,9 +26,9 @@ def line(broker: Broker) -> Iterator[tuple[Proxy, ConfirmingPublisher]]:
         with proxy(("127.0.0.1", there.port or 5672)) as made:
             stock = RabbitmqBroker(url=url.replace(f":{there.port}", f":{made.port}"))
             stock.declare_queue("work", ensure=True)
-            link = ConfirmingPublisher(stock)
-            yield made, link
-            link.close()
+            transport = ConfirmingPublisher(stock)
+            yield made, transport
+            transport.close()
             stock.close()
 
 
@@ -36,23 +36,23 @@ def test_an_answer_that_comes_late_is_not_taken_for_one_to_the_next_question(
     line: tuple[Proxy, ConfirmingPublisher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waits for confirms was broken off by it, and sent once more, as if RabbitMQ had confirmed nothing."""
-    proxied, link = line
-    assert link.depth("work") == 0
+    proxied, transport = line
+    assert transport.depth("work") == 0
     goes_on = threading.Event()
     proxied.judge = lambda _: "pass" if goes_on.wait(20) else "before"
     with monkeypatch.context() as patience:
         patience.setattr(module, "CONFIRM_SECONDS", 0.1)
         with pytest.raises(Unreachable):
-            link.depth("work")
+            transport.depth("work")
     gc.collect()  # a socket that was left open says so
     goes_on.set()
-    if link._connection is not None:
-        transport: Any = link._connection._transport
-        assert wait_until(lambda: bool(select([transport._sock], [], [], 0)[0]), 20)  # here it is
+    if transport._connection is not None:
+        socket: Any = transport._connection._transport._sock
+        assert wait_until(lambda: bool(select([socket], [], [], 0)[0]), 20)  # here it is
     batch = [
         Outgoing(1, n, 1, 0, suspect=False, actor="a", queue="work", message_id=f"m{n}",
                  args=b'{"args":[],"kwargs":{}}', options=None, sent_ms=0, outbox=n)
         for n in range(50)
     ]  # fmt: skip
-    assert link.publish(batch) == [True] * 50
-    assert link.depth("work") == 50
+    assert transport.publish(batch) == [True] * 50
+    assert transport.depth("work") == 50

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from callboard.middleware.journal.rescue import bury
+from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.publish import lanes
 from callboard.sql import timings
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, submission, sweep
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.lanes import TakenOver, clear_lanes, set_aside
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, run, send, status
 
-ANNA = By("python", "anna")
+ANNA = Requester("python", "anna")
 
 
 def job_of(conn: Conn, customers: Sequence[Any], *, sealed: bool = True, **limits: Any) -> int:
@@ -182,7 +182,7 @@ def test_what_is_parked_lost_or_held_by_a_dead_worker_frees_its_place(conn: Conn
     run(conn, job, [0], worker=worker)
     assert published(conn, job) == []
     conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
-    assert bury(conn, worker) == 1
+    assert rescue(conn, worker) == 1
     make_worker(conn)
     assert published(conn, job) == [0]
     assert in_lanes(conn, job) == {0: '"a"'}

@@ -13,13 +13,13 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 from psycopg_pool import PoolTimeout
 
-from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.attempts.outcome import SUCCEEDED
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.publish.transport import DirectLink
-from callboard.middleware.runtime import Recorder
+from callboard.middleware.publish.transport import EnqueueTransport
+from callboard.middleware.runtime import Runtime
 from callboard.sql import timings
 from callboard.sql.pool import connect, make_pool
 from callboard.sql.reads import queries
@@ -83,7 +83,7 @@ def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The row in `running` is this worker's own, and nobody here runs it: it would wait for this worker's death."""
-    recorder = Recorder(database_url, lambda: DirectLink(StubBroker(), print), remote=False, defers=True)
+    runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False, defers=True)
     claim_item = claims.claim_item
     lost: list[Any] = []
 
@@ -98,27 +98,27 @@ def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
     try:
         with connect(database_url) as conn:
             job = make_job(conn, 1)
-            recorder.hand.worker = make_worker(conn)
+            runtime.in_flight.worker = make_worker(conn)
             message: Any = Delivered(Stamp(job, 0, 1), redelivered=True)
-            attempt = recorder.hand.take(message)
+            attempt = runtime.in_flight.admit(message)
             assert lost
             assert lost[0].taken
             assert attempt is not None
-            assert recorder.hand.take(Delivered(Stamp(job, 0, 1), redelivered=True)) is None  # type: ignore[arg-type]
-            recorder.hand.end(attempt, SUCCEEDED)
+            assert runtime.in_flight.admit(Delivered(Stamp(job, 0, 1), redelivered=True)) is None  # type: ignore[arg-type]
+            runtime.in_flight.finish(attempt, SUCCEEDED)
             assert wait_until(
                 lambda: (queries.run(conn, queries.job(job)) or {})["state"] == "completed", TIMEOUT
             )
             assert conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)
     finally:
-        recorder.close()
+        runtime.close()
 
 
 def test_a_worker_whose_database_goes_away_as_it_starts_is_known_in_the_end(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would work unknown for as long as it lives: without a heartbeat, and taken for dead."""
-    recorder = Recorder(database_url, lambda: DirectLink(StubBroker(), print), remote=False, defers=True)
+    runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False, defers=True)
     register = workers.register_worker
     errors = [psycopg.OperationalError("terminating connection"), PoolTimeout("no connection")]
 
@@ -131,12 +131,12 @@ def test_a_worker_whose_database_goes_away_as_it_starts_is_known_in_the_end(
     monkeypatch.setattr("callboard.middleware.runtime.BOOT_PAUSE", 0.0)
     broker = StubBroker()
     try:
-        recorder.open(dramatiq.Worker(broker, worker_threads=3), {"work": "default"})
+        runtime.open(dramatiq.Worker(broker, worker_threads=3), {"work": "default"})
         with connect(database_url) as conn:
             found = conn.execute("SELECT id, threads FROM callboard.workers").fetchall()
-        assert found == [(recorder.hand.worker, 3)]
+        assert found == [(runtime.in_flight.worker, 3)]
     finally:
-        recorder.close()
+        runtime.close()
         broker.close()
 
 
@@ -146,16 +146,16 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
     """Such a row would keep the item's retry from being run until this worker ends."""
     noted: list[Entry] = []
     journal: list[Journal] = []
-    hand = Hand(adopt=None, claim=None, give_back=None, note=noted.append, park=None, defers=True)  # type: ignore[arg-type]
+    hand = InFlight(adopt=None, claim=None, give_back=None, note=noted.append, park=None, defers=True)  # type: ignore[arg-type]
     hand.worker = 1
     report = outcomes.report_running
     settled = threading.Event()
 
     def ends_meanwhile(*args: Any) -> None:
         if not noted:
-            hand.end(attempt, SUCCEEDED)
+            hand.finish(attempt, SUCCEEDED)
             report(*args)
-            journal[0].note(noted[0])
+            journal[0].add(noted[0])
 
     monkeypatch.setattr(outcomes, "report_running", ends_meanwhile)
     with connect(database_url) as conn, make_pool(database_url, size=2) as pool:
@@ -169,7 +169,7 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
                 lambda _: False,
                 hand.attempts,
                 lambda _: settled.set(),
-                hand.heed,
+                hand.apply_controls,
                 lambda *_: None,
             )
         )

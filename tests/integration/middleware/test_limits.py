@@ -12,12 +12,12 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem
 from callboard.sql.writes import actions, claims, jobs, publishing, retry, sends, submission, sweep, workers
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, send, status
 from tests.support.workers import wait_until
 
-ANNA = By("python", "anna")
+ANNA = Requester("python", "anna")
 
 
 def limited(conn: Conn, items: int, **limits: Any) -> int:

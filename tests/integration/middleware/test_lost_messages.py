@@ -7,18 +7,18 @@ import pytest
 
 from callboard.middleware.publish.transport import Unreachable
 from callboard.middleware.sweep import lost_messages
-from callboard.middleware.sweep.lost_messages import Search
+from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.sql.pool import Conn, connect
 from callboard.sql.statements import statement
 from callboard.sql.writes import publishing, sweep
 from callboard.sql.writes.workers import beat
 from tests.support.jobs import make_job, make_worker, publish, record, run, send
-from tests.support.transports import StubLink
+from tests.support.transports import StubTransport
 
 LEADER = "the one that sweeps"
 
 
-class Queue(StubLink):
+class Queue(StubTransport):
     """A broker with one number: how many messages lie ready."""
 
     def __init__(self) -> None:
@@ -46,12 +46,12 @@ def queue() -> Queue:
 
 
 @pytest.fixture
-def search(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Search:
+def search(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> LostMessageSearch:
     monkeypatch.setattr(lost_messages, "STALE", 0.0)
-    return Search(lambda: queue)
+    return LostMessageSearch(lambda: queue)
 
 
-def look(conn: Conn, search: Search, *workers: int, times: int = 3, holds: Any = ()) -> None:
+def look(conn: Conn, search: LostMessageSearch, *workers: int, times: int = 3, holds: Any = ()) -> None:
     """So many searches; in between a second passes, in the rows and in what the search knows, and these beat."""
     for _ in range(times):
         for worker in workers:
@@ -68,7 +68,9 @@ def sent_again(conn: Conn, job: int) -> list[int]:
     return [row[0] for row in rows]
 
 
-def test_what_lies_in_no_queue_and_in_nobodys_hands_is_sent_again_once(conn: Conn, search: Search) -> None:
+def test_what_lies_in_no_queue_and_in_nobodys_hands_is_sent_again_once(
+    conn: Conn, search: LostMessageSearch
+) -> None:
     """Not what ended, what waits in the outbox, what runs, what is held, what is not published."""
     worker = make_worker(conn)
     job = make_job(conn, 20, published=12)
@@ -85,7 +87,7 @@ def test_what_lies_in_no_queue_and_in_nobodys_hands_is_sent_again_once(conn: Con
     assert sent_again(conn, job) == [4, 9, 10, 11]
 
 
-def test_what_waits_in_a_queue_is_left_alone(conn: Conn, search: Search, queue: Queue) -> None:
+def test_what_waits_in_a_queue_is_left_alone(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
     worker = make_worker(conn)
     job = make_job(conn, 10)
     sent = make_job(conn, 0, sealed=False)
@@ -105,7 +107,7 @@ def test_what_waits_in_a_queue_is_left_alone(conn: Conn, search: Search, queue: 
 
 
 def test_of_a_queue_that_is_never_empty_what_was_overtaken_is_sent_again(
-    conn: Conn, search: Search, queue: Queue
+    conn: Conn, search: LostMessageSearch, queue: Queue
 ) -> None:
     """By a later item of its job, beyond the window of a publisher; or of a job that came later."""
     worker = make_worker(conn)
@@ -137,7 +139,7 @@ def test_of_a_queue_that_is_never_empty_what_was_overtaken_is_sent_again(
 
 @pytest.mark.parametrize(("later", "found"), [("default", True), ("another", False)])
 def test_a_plain_send_overtakes_in_its_own_queue_only(
-    conn: Conn, search: Search, queue: Queue, later: str, found: bool
+    conn: Conn, search: LostMessageSearch, queue: Queue, later: str, found: bool
 ) -> None:
     worker = make_worker(conn)
     job = make_job(conn, 0, sealed=False)
@@ -153,7 +155,9 @@ def test_a_plain_send_overtakes_in_its_own_queue_only(
     assert sent_again(conn, job) == ([0] if found else [])
 
 
-def test_a_queue_that_keeps_no_order_has_to_be_empty(conn: Conn, search: Search, queue: Queue) -> None:
+def test_a_queue_that_keeps_no_order_has_to_be_empty(
+    conn: Conn, search: LostMessageSearch, queue: Queue
+) -> None:
     job = make_job(conn, 2)
     queue.ready, queue.in_order = 1, False
     look(conn, search, times=2)
@@ -166,7 +170,7 @@ def test_a_queue_that_keeps_no_order_has_to_be_empty(conn: Conn, search: Search,
     assert sent_again(conn, job) == []
 
 
-def test_every_live_worker_has_to_say_what_it_holds_twice(conn: Conn, search: Search) -> None:
+def test_every_live_worker_has_to_say_what_it_holds_twice(conn: Conn, search: LostMessageSearch) -> None:
     """One that was frozen has not even read yet what it was given when it first beats again."""
     one, frozen = make_worker(conn), make_worker(conn)
     job = make_job(conn, 1)
@@ -181,7 +185,7 @@ def test_every_live_worker_has_to_say_what_it_holds_twice(conn: Conn, search: Se
     assert sent_again(conn, job) == [0]
 
 
-def test_who_has_not_the_lease_sends_nothing(conn: Conn, search: Search) -> None:
+def test_who_has_not_the_lease_sends_nothing(conn: Conn, search: LostMessageSearch) -> None:
     job = make_job(conn, 1)
     look(conn, search, times=2)
     conn.execute("UPDATE callboard.leases SET until = now() - interval '1 s'")
@@ -193,7 +197,7 @@ def test_who_has_not_the_lease_sends_nothing(conn: Conn, search: Search) -> None
     assert not sweep.keep_lease(conn, "sweep", LEADER, 600)
 
 
-def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: Search, queue: Queue) -> None:
+def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
     job = make_job(conn, 1)
     queue.away = True
     look(conn, search, times=4)
@@ -203,7 +207,7 @@ def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: Search, queue:
     assert sent_again(conn, job) == [0]
 
 
-def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: Search, queue: Queue) -> None:
+def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
     record(conn, make_job(conn, 5), {"succeeded": range(5)})
     paused = make_job(conn, 1)
     conn.execute("UPDATE callboard.jobs SET state = 'paused' WHERE id = %s", (paused,))
@@ -215,7 +219,7 @@ def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: Search, queue
 
 
 def test_a_large_job_is_looked_through_a_stretch_at_a_time(
-    conn: Conn, search: Search, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, search: LostMessageSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First its end, where most of a loss lies; and children, numbered after its bulk."""
     monkeypatch.setattr(lost_messages, "STRETCH", 100)
@@ -243,7 +247,7 @@ def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
 
 
 def test_a_queue_in_which_many_wait_keeps_no_other_from_being_searched(
-    conn: Conn, search: Search, queue: Queue, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, search: LostMessageSearch, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lost_messages, "MANY", 10)
     waiting, gone = make_job(conn, 20), make_job(conn, 1)

@@ -6,21 +6,21 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from callboard.middleware.publish import publisher as publisher_module
-from callboard.middleware.publish.backlog import Level, Levels
+from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes import actions, jobs, retry, sends
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import make_job, make_worker, record
-from tests.support.transports import StubLink
+from tests.support.transports import StubTransport
 
-ANNA = By("python", "anna")
+ANNA = Requester("python", "anna")
 
 
-class Picky(StubLink):
+class Picky(StubTransport):
     """A broker that refuses messages for some queues."""
 
     carries = True
@@ -54,14 +54,14 @@ def pool(database_url: str) -> Iterator[Pool]:
 
 
 @pytest.fixture
-def link() -> Picky:
+def transport() -> Picky:
     return Picky()
 
 
 @pytest.fixture
-def publisher(pool: Pool, link: Picky) -> Publisher:
+def publisher(pool: Pool, transport: Picky) -> Publisher:
     """One that looks for work, whose turns the test takes."""
-    return Publisher(pool, link, Levels(link), _looking=True)
+    return Publisher(pool, transport, QueueBacklogs(transport), _looking=True)
 
 
 def send(conn: Conn, job: int, item: int, queue: str) -> None:
@@ -72,44 +72,46 @@ def send(conn: Conn, job: int, item: int, queue: str) -> None:
 
 
 def test_messages_that_rabbitmq_refuses_hold_up_no_others(
-    conn: Conn, publisher: Publisher, link: Picky, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, publisher: Publisher, transport: Picky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A queue may have a length at which it takes no more: what is for others goes on."""
     monkeypatch.setattr(publisher_module, "OUTBOX_BATCH", 2)
-    link.refused = {"full"}
+    transport.refused = {"full"}
     job = make_job(conn, 0, sealed=False)
     for item in range(3):
         send(conn, job, item, "full")
     send(conn, job, 3, "other")
     assert [publisher._turn([], []) for _ in range(2)] == [False, True]
-    assert link.sent == [3]
-    link.refused = set()
+    assert transport.sent == [3]
+    transport.refused = set()
     conn.execute("UPDATE callboard.outbox SET due_at = now()")
     for _ in range(2):
         publisher._turn([], [])
-    assert sorted(link.sent) == [0, 1, 2, 3]
+    assert sorted(transport.sent) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("limit", [{}, {"concurrency": 5}, {"concurrency_by": "0=5"}])
 def test_a_turn_in_which_all_was_refused_is_no_work(
-    conn: Conn, publisher: Publisher, link: Picky, limit: dict[str, object]
+    conn: Conn, publisher: Publisher, transport: Picky, limit: dict[str, object]
 ) -> None:
     """Else the next would come at once, again and again."""
-    link.refused = {"default"}
+    transport.refused = {"default"}
     job = make_job(conn, 5)
     record(conn, job, {"failed": range(5)})
     assert retry.retry(conn, job, ANNA, RetrySelection()) == 5
     actions.limit(conn, job, ANNA, limit)
     assert publisher._turn([], []) is False
-    assert link.tried == 5
-    link.refused = set()
+    assert transport.tried == 5
+    transport.refused = set()
     assert publisher._turn([], []) is True
-    assert sorted(link.sent) == [0, 1, 2, 3, 4]
+    assert sorted(transport.sent) == [0, 1, 2, 3, 4]
 
 
-def test_who_only_publishes_what_it_stored_asks_for_nobodys_room(publisher: Publisher, link: Picky) -> None:
+def test_who_only_publishes_what_it_stored_asks_for_nobodys_room(
+    publisher: Publisher, transport: Picky
+) -> None:
     publisher._looking = False
-    publisher.levels._levels["default"] = Level(full_until=1.0)
+    publisher.backlogs._backlogs["default"] = QueueBacklog(full_until=1.0)
     threading.Timer(0.15, publisher.nudge).start()
     publisher._rest()
-    assert link.asked == 0
+    assert transport.asked == 0

@@ -4,7 +4,7 @@ import pytest
 
 from callboard.sql.pool import Conn
 from callboard.sql.writes import actions, publishing, workers
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from tests.support.jobs import make_job, make_worker, record
 
 
@@ -52,7 +52,7 @@ def test_priority_goes_before_the_turn_of_tenants(conn: Conn) -> None:
     urgent = [make_job(conn, 9, published=0, tenant="a") for _ in range(2)]
     make_job(conn, 9, published=0, tenant="b")
     for job in urgent:
-        actions.limit(conn, job, By("python"), {"priority": -1})
+        actions.limit(conn, job, Requester("python"), {"priority": -1})
     assert [turn(conn) for _ in range(4)] == urgent * 2
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from callboard.middleware.journal.counter_repair import mend
+from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.journal import Entry, Journal
-from callboard.middleware.journal.rescue import bury
+from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process import outage
 from callboard.sql.pool import Conn, connect, make_pool
@@ -27,7 +27,7 @@ from tests.support.workers import wait_until
 CHILD = NewItem(0, "work", "default", "m", b"{}", None, 0)
 
 
-class Kept:
+class RestartState:
     """A journal, and what it settled."""
 
     def __init__(self, journal: Journal, settled: list[Entry]) -> None:
@@ -40,7 +40,7 @@ class Kept:
                 attempt = Attempt(
                     one.job, one.item, one.attempt, [SimpleNamespace(actor_name="work")], {}, ended=True
                 )
-                self.journal.note(Entry(attempt, one, dead_letter=False))
+                self.journal.add(Entry(attempt, one, dead_letter=False))
 
     def done(self, count: int, timeout: float = 20) -> bool:
         """Whether so many are settled; waits for it."""
@@ -48,7 +48,7 @@ class Kept:
 
 
 @contextmanager
-def kept(url: str) -> Iterator[Kept]:
+def kept(url: str) -> Iterator[RestartState]:
     """A journal on a database."""
     settled: list[Entry] = []
     with make_pool(url, size=2) as pool:
@@ -56,12 +56,12 @@ def kept(url: str) -> Iterator[Kept]:
             pool, lambda: 1, lambda _: False, list, settled.extend, lambda _: None, lambda *_: None
         )
         journal.watch()
-        yield Kept(journal, settled)
+        yield RestartState(journal, settled)
         assert journal.close(30)
 
 
 @pytest.fixture
-def journal(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
+def journal(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RestartState]:
     """A journal, no line of which is spared."""
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     with kept(database_url) as made:
@@ -84,7 +84,7 @@ def drift(conn: Conn) -> Any:
     return queries.run(conn, queries.verify())["drift"]
 
 
-def test_bad_data_fails_its_own_item_and_no_other(journal: Kept, conn: Conn) -> None:
+def test_bad_data_fails_its_own_item_and_no_other(journal: RestartState, conn: Conn) -> None:
     job = make_job(conn, 200)
     bad: dict[int, dict[str, Any]] = {
         11: {"result": "a\x00b"},
@@ -118,7 +118,7 @@ TAMPERED = [
 
 @pytest.mark.parametrize("tampered", TAMPERED)
 def test_counters_that_drifted_are_no_items_fault(
-    tampered: str, journal: Kept, conn: Conn, caplog: pytest.LogCaptureFixture
+    tampered: str, journal: RestartState, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are mended with an alarm, and everything is recorded as it ended."""
     other, job = make_job(conn, 10), make_job(conn, 40)
@@ -149,7 +149,7 @@ def test_a_flush_that_waits_for_a_recount_adds_to_it(conn: Conn, database_url: s
     conn.execute("UPDATE callboard.jobs SET succeeded = 5 WHERE id = %s", (job,))
     with connect(database_url) as mending, ThreadPoolExecutor(1) as pool:
         with mending.transaction():
-            mend(mending, [job])
+            repair_counters(mending, [job])
             events = [good(job, n) for n in range(10)]
             flushed = pool.submit(outcomes.record, conn, events, time.monotonic())
             assert wait_until(lambda: waits(database_url), 60)
@@ -163,7 +163,7 @@ def test_a_recount_waits_for_a_flush_and_counts_it(conn: Conn, database_url: str
     with connect(database_url) as flushing, ThreadPoolExecutor(1) as pool:
         with flushing.transaction():
             outcomes.record(flushing, [good(job, n) for n in range(10)], time.monotonic())
-            mended = pool.submit(mend, conn, [job])
+            mended = pool.submit(repair_counters, conn, [job])
             assert wait_until(lambda: waits(database_url), 60)
         mended.result(60)
     assert drift(conn) == []
@@ -174,13 +174,13 @@ def test_a_burial_minds_no_drift(conn: Conn) -> None:
     assert claims.claim_item(conn, job, 0, 1, worker) is not None
     workers.stop_worker(conn, worker)
     conn.execute("UPDATE callboard.jobs SET skipped = 1 WHERE id = %s", (job,))
-    assert bury(conn, worker) == 1
+    assert rescue(conn, worker) == 1
     assert drift(conn) == []
 
 
 @pytest.mark.parametrize("table", ["attempts", "jobs"])
 def test_a_table_that_is_not_there_is_waited_for(
-    table: str, journal: Kept, conn: Conn, caplog: pytest.LogCaptureFixture
+    table: str, journal: RestartState, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is nobody's data: nothing fails, it is said, and when the table is there again all goes on."""
     job = make_job(conn, 10)
@@ -196,7 +196,7 @@ def test_a_table_that_is_not_there_is_waited_for(
     assert (status(conn, job)["succeeded"], drift(conn)) == (10, [])
 
 
-def test_a_plan_of_before_a_migration_is_thrown_away(journal: Kept, conn: Conn) -> None:
+def test_a_plan_of_before_a_migration_is_thrown_away(journal: RestartState, conn: Conn) -> None:
     job = make_job(conn, 30)
     for n in range(20):
         journal.flush([good(job, n)])

@@ -20,7 +20,7 @@ from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions as writes
 from callboard.sql.writes import claims, jobs, outcomes, publishing, retry, sends, submission, sweep
-from callboard.sql.writes.actions import By, NoSuchJob, NotPossible
+from callboard.sql.writes.actions import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
 from tests.support.clients import client
@@ -29,7 +29,7 @@ from tests.support.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker
 from tests.support.webapp import served
 from tests.support.workers import wait_until
 
-ANNA = By("python", "anna")
+ANNA = Requester("python", "anna")
 FAILED = RetrySelection()
 
 
@@ -445,7 +445,7 @@ def test_there_must_be_such_a_job(action: str, conn: Conn) -> None:
         SAY[action](conn, 5)
     job = make_mixed_job(conn)
     with pytest.raises(NoSuchJob):
-        writes.cancel(conn, job, By("http", "anna", tenant="another's"))
+        writes.cancel(conn, job, Requester("http", "anna", tenant="another's"))
 
 
 @pytest.mark.parametrize("action", ["cancel", "pause", "resume"])

@@ -15,7 +15,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, sweep
-from callboard.sql.writes.actions import By, NotPossible
+from callboard.sql.writes.actions import NotPossible, Requester
 from callboard.sql.writes.lanes import clear_lanes
 from callboard.sql.writes.retry import RetrySelection
 from tests.integration.sql.test_record import Tracking, drift, event
@@ -26,7 +26,7 @@ from tests.support.jobs import make_job
 LANES: Any = st.sampled_from(["0=1", "customer=1", "customer=2", None])
 #: With one of them what waits in the outbox waits for its job's turn.
 WIDTHS: Any = st.sampled_from([1, 3, None])
-US = By("python", "us")
+US = Requester("python", "us")
 CHOICES: Any = st.sampled_from(
     [
         RetrySelection(), RetrySelection(["cancelled"]), RetrySelection(["failed", "skipped", "cancelled"]),

@@ -12,16 +12,16 @@ import pytest
 
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import BulkClaim, Event, NewItem, Outgoing, Retry, Running, Settled, Stack
+from callboard.sql.rows import BulkClaim, Event, HangSample, NewItem, OutcomeState, Outgoing, Retry, Running
 from callboard.sql.statements import statement
 from callboard.sql.writes import actions, jobs, lanes, outcomes, publishing, retry, sweep
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.databases import waits
 from tests.support.jobs import ARGS, BAD, make_job, record, run
 from tests.support.workers import wait_until
 
-BY = By("python", "somebody")
+BY = Requester("python", "somebody")
 Step = Callable[[Conn], Any]
 JOINS = {
     "as it comes": "SET enable_hashjoin = on",
@@ -66,7 +66,7 @@ def scene(request: pytest.FixtureRequest, database_url: str) -> Iterator[Scene]:
         yield Scene(database_url, conn, JOINS[request.param])
 
 
-def ends(job: int, state: Settled, attempt: int = 1, *, item: int = 0, **given: Any) -> Step:
+def ends(job: int, state: OutcomeState, attempt: int = 1, *, item: int = 0, **given: Any) -> Step:
     """What a flush does: an item has ended an attempt."""
     now = time.monotonic()
     failure = None if state == "succeeded" else BAD
@@ -202,7 +202,7 @@ def test_where_an_attempt_hangs_after_its_row_is_anothers(scene: Scene) -> None:
     run(scene.conn, job, [0], worker=1)
     scene.after(
         lambda c: c.execute("UPDATE callboard.running SET worker = 2"),
-        lambda c: outcomes.report_stacks(c, 1, [Stack(job, 0, 1, "a.py:1", "…")]),
+        lambda c: outcomes.report_stacks(c, 1, [HangSample(job, 0, 1, "a.py:1", "…")]),
     )
     assert scene.one("SELECT worker, place FROM callboard.running") == (2, None)
 
@@ -214,7 +214,7 @@ def claimed(conn: Conn, job: int) -> list[Outgoing]:
 
 
 @pytest.mark.parametrize("then", ["succeeded", "failed", "retrying"])
-def test_a_message_that_is_settled_after_its_outcome(then: Settled, scene: Scene) -> None:
+def test_a_message_that_is_settled_after_its_outcome(then: OutcomeState, scene: Scene) -> None:
     job = make_job(scene.conn, 1)
     out = claimed(scene.conn, job)
     scene.after(ends(job, then, 2), lambda c: publishing.settle_outbox(c, out))
@@ -327,7 +327,7 @@ def laned(conn: Conn) -> BulkClaim:
 
 
 @pytest.mark.parametrize("then", ["succeeded", "retrying"])
-def test_an_item_that_is_set_aside_after_its_outcome(then: Settled, scene: Scene) -> None:
+def test_an_item_that_is_set_aside_after_its_outcome(then: OutcomeState, scene: Scene) -> None:
     """Sent by a publisher before, whose claim lapsed."""
     claim = laned(scene.conn)
     aside = scene.after(ends(claim.job, then), lambda c: lanes.set_aside(c, claim, 0, 1, [(0, "a")]))

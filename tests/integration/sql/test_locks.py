@@ -13,7 +13,7 @@ import pytest
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, NewStage, Outgoing, Retry, Running, Stack
+from callboard.sql.rows import Event, HangSample, NewStage, Outgoing, Retry, Running
 from callboard.sql.writes import (
     actions,
     claims,
@@ -27,7 +27,7 @@ from callboard.sql.writes import (
     sweep,
     workers,
 )
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.jobs import close_stopped
 from callboard.sql.writes.retry import RetrySelection
 from tests.faults.rig.crowd import broken, turn_around
@@ -35,7 +35,7 @@ from tests.support.databases import waiting
 from tests.support.jobs import BAD, make_job, make_worker, publish
 from tests.support.workers import wait_until
 
-BY = By("python", "somebody")
+BY = Requester("python", "somebody")
 Step = Callable[[Conn], object]
 
 
@@ -157,7 +157,7 @@ def test_where_attempts_hang_and_what_is_in_hand(conn: Conn, database_url: str) 
     copies = [Running(job, item, 1, 1.0, None) for item in range(3)]
     outcomes.report_running(conn, worker, copies)
     turn_around(conn, "running")
-    stacks = [Stack(job, item, 1, "here", "there") for item in range(3)]
+    stacks = [HangSample(job, item, 1, "here", "there") for item in range(3)]
     meet(
         database_url, "running WHERE job_id = %s AND item = 1", [job],
         lambda c: outcomes.report_running(c, other, copies), lambda c: outcomes.report_stacks(c, worker, stacks),

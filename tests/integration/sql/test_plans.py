@@ -17,7 +17,7 @@ import pytest
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import BulkClaim, Event, NewItem, Outgoing, Retry, Running, Settled, Stack
+from callboard.sql.rows import BulkClaim, Event, HangSample, NewItem, OutcomeState, Outgoing, Retry, Running
 from callboard.sql.writes import (
     callbacks,
     claims,
@@ -34,7 +34,7 @@ from callboard.sql.writes import (
 )
 from tests.support.databases import database, with_database
 from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, publish, record, run, send
-from tests.support.transports import StubLink
+from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
 
 #: Items that a statement has to do with at once.
@@ -153,7 +153,7 @@ def claim_of(conn: Conn, job: int) -> BulkClaim:
 
 def _record(conn: Conn, stage: Stage) -> None:
     now = time.monotonic()
-    ends = cycle(cast("list[Settled]", ["succeeded", "failed", "retrying", "skipped"]))
+    ends = cycle(cast("list[OutcomeState]", ["succeeded", "failed", "retrying", "skipped"]))
     child = (NewItem(stage.bulk, "work", "default", "a child", ARGS, None, 5),)
     events = [
         Event(job, item, 1, end, 0.01, now, stage.worker, FAILURES.get(end),
@@ -194,7 +194,9 @@ def _add_items(conn: Conn, stage: Stage) -> None:
 
 def _report_stacks(conn: Conn, stage: Stage) -> None:
     items = range(200, 200 + SOME) if stage.first else [0]
-    outcomes.report_stacks(conn, stage.worker, [Stack(stage.bulk, item, 1, "a.py:1", "…") for item in items])
+    outcomes.report_stacks(
+        conn, stage.worker, [HangSample(stage.bulk, item, 1, "a.py:1", "…") for item in items]
+    )
 
 
 def _report_running(conn: Conn, stage: Stage) -> None:
@@ -334,7 +336,7 @@ def measure(url: str, conn: Conn) -> Measured:
     stage.grow()
     untold = {name: read(kept, TRIED[name], stage) for name, kept in first.items()}
     unused: Any = None
-    Sweep(unused, StubLink).round(conn)
+    Sweep(unused, StubTransport).round(conn)
     told = {name: read(kept, TRIED[name], stage) for name, kept in then.items()}
     stage.analyze()
     return Measured(untold, told, {name: read(opened(url), tried, stage) for name, tried in TRIED.items()})

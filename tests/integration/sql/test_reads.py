@@ -13,7 +13,7 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import Failure
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, claims, publishing, submission, sweep, workers
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from tests.support.jobs import (
     BAD,
     MIXED,
@@ -272,10 +272,10 @@ def test_a_job_that_waits_for_a_retry_says_until_when(conn: Conn) -> None:
 def test_a_job_that_waits_for_its_time_or_by_its_rate_says_until_when(conn: Conn) -> None:
     make_worker(conn)
     job = make_job(conn, 3, published=0)
-    actions.limit(conn, job, By("python"), {"at": "2100-01-31T12:00:00Z"})
+    actions.limit(conn, job, Requester("python"), {"at": "2100-01-31T12:00:00Z"})
     age(conn, job, 11)
     assert stalled(conn, job) == "waiting for its time at 2100-01-31T12:00:00.000Z"
-    actions.limit(conn, job, By("python"), {"at": None, "rate": "1/h"})
+    actions.limit(conn, job, Requester("python"), {"at": None, "rate": "1/h"})
     age(conn, job, 11)
     assert stalled(conn, job) == "nothing has moved for 11 s"  # it may start, and nobody publishes
     publish(conn, job, 1)

@@ -26,12 +26,12 @@ from hypothesis.stateful import (
 )
 
 from callboard.middleware.journal.journal import Entry, Journal
-from callboard.middleware.journal.rescue import bury
+from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.message.attempt import Attempt
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect, make_pool
 from callboard.sql.reads import queries
-from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled
+from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, OutcomeState, Outgoing, Retry, Running
 from callboard.sql.states import FINAL, MOVES
 from callboard.sql.writes import outcomes, publishing, sends, submission, sweep
 from callboard.sql.writes.claims import claim_item
@@ -60,7 +60,7 @@ def event(job: int, item: int, attempt: int, state: str, worker: int, **more: An
     retry = Retry(0.0) if state == "retrying" else None
     result = "1" if state == "succeeded" else None
     return Event(
-        job, item, attempt, cast("Settled", state), 0.01, time.monotonic(), worker, FAILURES.get(state), retry,
+        job, item, attempt, cast("OutcomeState", state), 0.01, time.monotonic(), worker, FAILURES.get(state), retry,
         result, **more,
     )  # fmt: skip
 
@@ -195,8 +195,8 @@ class Tracking(RuleBasedStateMachine):
             "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,)
         )
         for dead in dead_workers(self.conn):
-            bury(self.conn, dead)
-        bury(self.conn, worker)
+            rescue(self.conn, dead)
+        rescue(self.conn, worker)
         if comes_back:
             beat(self.conn, worker, [])
         else:
@@ -205,7 +205,7 @@ class Tracking(RuleBasedStateMachine):
     @rule()
     def a_worker_that_lives_is_not_buried(self) -> None:
         beat(self.conn, self.workers[0], [])
-        assert bury(self.conn, self.workers[0]) == 0
+        assert rescue(self.conn, self.workers[0]) == 0
 
     # Jobs ------------------------------------------------------------------------------------------------------------
 
@@ -304,7 +304,7 @@ class Tracking(RuleBasedStateMachine):
 
     def _a_round(self, worker: int) -> None:
         for dead in dead_workers(self.conn):
-            bury(self.conn, dead)
+            rescue(self.conn, dead)
         self.outbox_claims_lapse()
         found: list[Outgoing] = []
         while (claim := publishing.claim_bulk(self.conn)) is not None and claim.lane_by is None:
@@ -356,7 +356,7 @@ def test_a_message_that_is_confirmed_twice_at_once_counts_once(conn: Conn) -> No
 def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, database_url: str) -> None:
     """One is blocked by the other's locks, and then finds each item as the other left it."""
     job = make_job(conn, 50)
-    ends: list[Settled] = ["succeeded", "retrying", "failed", "skipped"]
+    ends: list[OutcomeState] = ["succeeded", "retrying", "failed", "skipped"]
     first = [event(job, n, 1, ends[n % 4], 1) for n in range(50)]
     second = [event(job, n, 1, ends[(n + 1) % 4], 2) for n in range(50)]
     with connect(database_url) as blocking, ThreadPoolExecutor(1) as pool:
@@ -448,7 +448,7 @@ def entry(ended: Event) -> Entry:
 def _flush_all(journal: Journal, jobs: Sequence[int], items: range) -> None:
     for n in items:
         for one in crossing(jobs, n, 1):
-            journal.note(entry(one))
+            journal.add(entry(one))
         written = threading.Event()
         journal.when_written(written.set)
         assert written.wait(60)
@@ -478,7 +478,7 @@ def test_a_deadlock_is_only_the_same_flush_again(conn: Conn, database_url: str) 
         with rival.transaction():
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (other,))
             for job in (one, other):
-                journal.note(entry(event(job, 0, 1, "succeeded", 1)))
+                journal.add(entry(event(job, 0, 1, "succeeded", 1)))
             assert wait_until(lambda: waits(database_url), 60)
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (one,))
         assert journal.close(30)
@@ -578,8 +578,8 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
             assert claim.taken
         conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
         assert dead_workers(conn) == [worker]
-        bury(conn, worker)
-        assert bury(conn, worker) == 0
+        rescue(conn, worker)
+        assert rescue(conn, worker) == 0
     rows = conn.execute("SELECT item, state::text, crashes FROM callboard.items ORDER BY 1").fetchall()
     assert rows == [(0, "failed", 3), (1, "retrying", 0), (2, "retrying", 0)]
     error = (queries.run(conn, queries.item(job, 0)) or {})["error"]
@@ -595,9 +595,9 @@ def test_who_ends_by_itself_is_acquitted(conn: Conn) -> None:
     for item in range(4):
         assert claim_item(conn, job, item, 1, worker)
     conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
-    assert bury(conn, worker) == 4
+    assert rescue(conn, worker) == 4
     assert (queries.run(conn, queries.job(job)) or {})["crashes"] == 4
-    ends: dict[Settled, Iterable[int]] = {
+    ends: dict[OutcomeState, Iterable[int]] = {
         "succeeded": [0], "failed": [1], "skipped": [2], "retrying": [3]
     }  # fmt: skip
     record(conn, job, ends, attempt=2)

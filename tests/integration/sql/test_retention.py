@@ -41,7 +41,7 @@ from callboard.sql.writes import (
 )
 from callboard.sql.writes import retention as deletion
 from callboard.sql.writes import stages as staged
-from callboard.sql.writes.actions import By, NoSuchJob, NotPossible
+from callboard.sql.writes.actions import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop_late
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
@@ -50,7 +50,7 @@ from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, 
 from tests.support.webapp import served
 from tests.support.workers import wait_until
 
-ANNA = By("python", "anna")
+ANNA = Requester("python", "anna")
 DAY = 86_400.0
 
 

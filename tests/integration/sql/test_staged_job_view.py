@@ -10,14 +10,14 @@ import httpx
 import pytest
 
 from callboard.commands.main import main
-from callboard.middleware.callbacks.stage_maker import Maker
+from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect, make_pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewStage
 from callboard.sql.statements import statement
 from callboard.sql.writes import actions, jobs, retry, stages, submission
-from callboard.sql.writes.actions import By
+from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
 from tests.support.jobs import ARGS, BAD, age, make_staged, make_worker, publish, record, status
@@ -25,7 +25,7 @@ from tests.support.webapp import served
 from tests.support.workers import wait_until
 
 Call = Callable[..., tuple[int, str, str]]
-ANNA = By("python", "anna")
+ANNA = Requester("python", "anna")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_no_stage_is_made_of_a_stage_that_is_being_retried(conn: Conn, database_
 
 
 @pytest.fixture
-def maker(conn: Conn, database_url: str) -> Iterator[Maker]:
+def maker(conn: Conn, database_url: str) -> Iterator[StageMaker]:
     """What makes stages in a worker process, without its heartbeat."""
     worker = make_worker(conn)
     pool = make_pool(database_url, size=4)
@@ -116,7 +116,7 @@ def maker(conn: Conn, database_url: str) -> Iterator[Maker]:
             return say(lent)
 
     with pool:
-        yield Maker(write, lambda _: None, lambda: worker, lambda: False, ["work"])
+        yield StageMaker(write, lambda _: None, lambda: worker, lambda: False, ["work"])
 
 
 def ready(conn: Conn) -> int:
@@ -129,7 +129,7 @@ def ready(conn: Conn) -> int:
     return second.id
 
 
-def test_all_stages_whose_turn_it_is_are_made_at_once(conn: Conn, maker: Maker) -> None:
+def test_all_stages_whose_turn_it_is_are_made_at_once(conn: Conn, maker: StageMaker) -> None:
     """One a look, a hundred small jobs of a few stages would take minutes."""
     made = [ready(conn) for _ in range(4)]
     maker.look(conn)
@@ -137,7 +137,7 @@ def test_all_stages_whose_turn_it_is_are_made_at_once(conn: Conn, maker: Maker) 
 
 
 def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
-    conn: Conn, maker: Maker, monkeypatch: pytest.MonkeyPatch
+    conn: Conn, maker: StageMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -151,7 +151,7 @@ def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
     assert wait_until(lambda: status(conn, made)["state"] == "completed", 60)
 
 
-def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, maker: Maker) -> None:
+def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, maker: StageMaker) -> None:
     parent, [first, second] = make_staged(conn, made=False)
     making = stages.claim(conn, maker.worker(), ["work"], [])
     assert making is not None

@@ -16,10 +16,20 @@ import psycopg
 import pytest
 from psycopg.rows import tuple_row
 
-from callboard.middleware.journal.rescue import bury
+from callboard.middleware.journal.rescue import rescue
 from callboard.sql.pool import connection_options
 from callboard.sql.reads import queries
-from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, Outgoing, Retry, Running, Settled, Stack
+from callboard.sql.rows import (
+    BulkClaim,
+    Event,
+    Failure,
+    HangSample,
+    NewItem,
+    OutcomeState,
+    Outgoing,
+    Retry,
+    Running,
+)
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import (
     callbacks,
@@ -34,7 +44,7 @@ from callboard.sql.writes import (
     sweep,
     workers,
 )
-from callboard.sql.writes.actions import By, cancel
+from callboard.sql.writes.actions import Requester, cancel
 from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
 from callboard.sql.writes.retry import RetrySelection, retry
 from tests.support.databases import database, with_database
@@ -44,7 +54,7 @@ from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, rec
 MANY = 3_000
 #: Rows that it may hand on or compare; all with all would be MANY² / 2, 4.5 million.
 MOST = 200 * MANY
-ANNA = By("python", "anna")
+ANNA = Requester("python", "anna")
 ROW_BY_ROW = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 EXPLAIN = "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE tried"
 
@@ -125,10 +135,10 @@ class Scene:
     conn: Watched
     worker: int
 
-    def job(self, ends: Settled | None = None, *, published: int = MANY, tries: int = 1) -> int:
+    def job(self, ends: OutcomeState | None = None, *, published: int = MANY, tries: int = 1) -> int:
         """A job of MANY items, all of which ended so."""
         job = make_job(self.conn, MANY, published=published)
-        moves: dict[Settled, range] = {} if ends is None else {ends: range(MANY)}
+        moves: dict[OutcomeState, range] = {} if ends is None else {ends: range(MANY)}
         for attempt in range(1, tries + 1):
             record(self.conn, job, moves, attempt=attempt, worker=self.worker, delay=0.0)
         return job
@@ -153,7 +163,7 @@ class Scene:
     def busy(self) -> int:
         """A job of which a part has failed, one waits for its retry, and one is in hand."""
         job, part = self.job(), MANY // 3
-        ends: dict[Settled, range] = {"failed": range(part), "retrying": range(part, 2 * part)}
+        ends: dict[OutcomeState, range] = {"failed": range(part), "retrying": range(part, 2 * part)}
         record(self.conn, job, ends, worker=self.worker)
         run(self.conn, job, range(2 * part, MANY), worker=self.worker)
         return job
@@ -211,7 +221,7 @@ BEFORE = {"ended": _ended, "waiting": _waiting, "failing": _failing}
 Act = Callable[[], object]
 
 
-def _recorded(ends: Settled, failure: Failure | None = None, **given: Any) -> Callable[[Scene], Act]:
+def _recorded(ends: OutcomeState, failure: Failure | None = None, **given: Any) -> Callable[[Scene], Act]:
     def prepare(scene: Scene) -> Act:
         job, now = scene.job(), time.monotonic()
         again = Retry(5.0) if ends == "retrying" else None
@@ -260,7 +270,7 @@ def _running(scene: Scene) -> Act:
 def _stacks(scene: Scene) -> Act:
     job = scene.job()
     run(scene.conn, job, range(MANY), worker=scene.worker)
-    stacks = [Stack(job, item, 1, "a.py:1", "…") for item in range(MANY)]
+    stacks = [HangSample(job, item, 1, "a.py:1", "…") for item in range(MANY)]
     return lambda: outcomes.report_stacks(scene.conn, scene.worker, stacks)
 
 
@@ -268,7 +278,7 @@ def _buried(scene: Scene) -> Act:
     worker = make_worker(scene.conn)
     run(scene.conn, scene.job(), range(MANY), worker=worker)
     scene.conn.execute("UPDATE callboard.workers SET beat_at = '2025-01-01' WHERE id = %s", (worker,))
-    return lambda: bury(scene.conn, worker)
+    return lambda: rescue(scene.conn, worker)
 
 
 def _outbox_claimed(scene: Scene) -> Act:
@@ -332,7 +342,7 @@ def _more_lanes_claimed(scene: Scene) -> Act:
     return lambda: lanes.claim_lanes(scene.conn, claim, MANY)
 
 
-def _of_many_jobs(ends: Settled, failure: Failure | None = None) -> Callable[[Scene], Act]:
+def _of_many_jobs(ends: OutcomeState, failure: Failure | None = None) -> Callable[[Scene], Act]:
     def prepare(scene: Scene) -> Act:
         jobs, now = scene.jobs(), time.monotonic()
         events = [Event(job, 0, 1, ends, 0.01, now, scene.worker, failure) for job in jobs]
@@ -409,7 +419,7 @@ def _lanes_cleared(scene: Scene) -> Act:
     return lambda: lanes.clear_lanes(scene.conn)
 
 
-def _retried(choice: RetrySelection, *, ends: Settled, stopped: bool = False) -> Callable[[Scene], Act]:
+def _retried(choice: RetrySelection, *, ends: OutcomeState, stopped: bool = False) -> Callable[[Scene], Act]:
     def prepare(scene: Scene) -> Act:
         job = make_job(scene.conn, MANY + 1)
         record(scene.conn, job, {ends: range(MANY)}, worker=scene.worker)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from callboard.commands.local.supervisor import LONGEST_PAUSE, LOOK, STEADY, Keeper, Kept
+from callboard.commands.local.supervisor import LONGEST_PAUSE, LOOK, STEADY, RestartState, Supervisor
 from callboard.commands.services import NotStarted
 from tests.support.workers import wait_until
 
@@ -24,11 +24,11 @@ class Thing:
             raise NotStarted("it can't")
         self.runs = True
 
-    def kept(self) -> Kept:
-        return Kept("thing", lambda: self.runs, self.start, "thing.log", since=0.0)
+    def kept(self) -> RestartState:
+        return RestartState("thing", lambda: self.runs, self.start, "thing.log", since=0.0)
 
 
-def watch(thing: Thing, kept: Kept, seconds: float) -> None:
+def watch(thing: Thing, kept: RestartState, seconds: float) -> None:
     """Time passes."""
     end = thing.now + seconds
     while thing.now < end:
@@ -70,7 +70,7 @@ def test_pause_is_short_again_after_it_ran_for_long() -> None:
 
 def test_keeper_starts_nothing_once_it_is_hushed() -> None:
     thing = Thing()
-    keeper = Keeper([thing.kept()])
+    keeper = Supervisor([thing.kept()])
     keeper.begin()
     assert wait_until(lambda: thing.runs, 60)
     keeper.hush()

@@ -11,10 +11,10 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, MiddlewareError, TimeLimit, TimeLimitExceeded
 
 import callboard
-from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.message.attempt import current_attempt
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.rabbitmq.acks import Book
+from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.middleware.rabbitmq.consumer import RabbitmqMessage
 from callboard.middleware.tracking import Returned, Tracking
 from callboard.sql.rows import Claim
@@ -53,12 +53,12 @@ class Batch:
         def claim(mark: Stamp) -> Claim | None:
             return None if mark.item == final else Claim("waiting", 1, 0, 1, taken=True, holder_alive=True)
 
-        hand = Hand(
+        hand = InFlight(
             adopt=unused, claim=claim, give_back=unused, note=self.noted.append, park=unused, defers=True
         )
         self.limit = TimeLimit()
         self.hooks = Hooks(before, after)
-        tracking = Tracking(SimpleNamespace(hand=hand))  # type: ignore[arg-type]
+        tracking = Tracking(SimpleNamespace(in_flight=hand))  # type: ignore[arg-type]
         self.broker = StubBroker(middleware=[tracking, self.limit, self.hooks, Returned()])
         self.got: list[int] = []
         self.timed = False
@@ -73,12 +73,12 @@ class Batch:
         self.lead, *self.lead.mates = (self._message(number, item) for number, item in enumerate(items))
 
     def _message(self, number: int, item: int) -> Any:
-        book: Any = Book(None, None)
-        book.dead = True
+        acks: Any = AckTracker(None, None)
+        acks.dead = True
         message: dramatiq.Message[Any] = dramatiq.Message(
             "default", "work", (item,), {}, {"callboard": Stamp(1, number, 1).option()}
         )
-        return RabbitmqMessage(self.broker, message, book, (1, number), redelivered=True)  # type: ignore[arg-type]
+        return RabbitmqMessage(self.broker, message, acks, (1, number), redelivered=True)  # type: ignore[arg-type]
 
     def run(self) -> None:
         self.broker.emit_before("process_message", self.lead)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from callboard.middleware.attempts.in_flight import Hand
+from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.stamp import Stamp
-from callboard.sql.rows import Claim, Control
+from callboard.sql.rows import Claim, JobControl
 from tests.support.deliveries import Delivered
 from tests.support.workers import wait_until
 
@@ -28,12 +28,12 @@ def test_the_next_attempt_runs_though_a_copy_of_the_last_is_being_asked_for() ->
         return Claim("waiting", 2, 0, 1, taken=True, holder_alive=True)
 
     unused: Any = None
-    hand = Hand(adopt=unused, claim=claim, give_back=unused, note=unused, park=unused, defers=True)
+    hand = InFlight(adopt=unused, claim=claim, give_back=unused, note=unused, park=unused, defers=True)
     last: list[Attempt | None] = []
 
     def take(attempt: int) -> Attempt | None:
         message: Any = Delivered(Stamp(1, 0, attempt, suspect=attempt > 1), redelivered=True)
-        return hand.take(message)
+        return hand.admit(message)
 
     asking = threading.Thread(target=lambda: last.append(take(1)))
     asking.start()
@@ -57,7 +57,7 @@ class Waiting:
         self.stopping = False
         found = Claim(state, 1, 0, 1, taken=True, holder_alive=True) if state == "waiting" else None
         unused: Any = None
-        self.hand = Hand(
+        self.hand = InFlight(
             adopt=unused, claim=lambda _: found, give_back=lambda _: self.told.append("give back"), note=unused,
             park=lambda _: self.told.append("park"), defers=True, stopping=lambda: self.stopping,
         )  # fmt: skip
@@ -65,7 +65,7 @@ class Waiting:
         self.hand._turns.enter(self.alone, alone=True)
         self.first = self.message(1, redelivered=redelivered)
         self.thread = threading.Thread(
-            target=lambda: self.taken.append(self.hand.take(self.first)), daemon=True
+            target=lambda: self.taken.append(self.hand.admit(self.first)), daemon=True
         )
         self.thread.start()
         assert wait_until(lambda: not redelivered or len(self.hand._claiming) == 1, TIMEOUT)
@@ -73,7 +73,7 @@ class Waiting:
     def message(self, tag: int, *, redelivered: bool = True) -> Any:
         message: Any = Delivered(Stamp(1, 0, 1), redelivered=redelivered)
         message.tag, message.stale = tag, False
-        message.book = SimpleNamespace(release=lambda acks, _: self.acknowledged.extend(acks))
+        message.acks = SimpleNamespace(release=lambda acks, _: self.acknowledged.extend(acks))
         return message
 
     def go_on(self) -> Attempt | None:
@@ -88,7 +88,7 @@ def test_a_copy_of_what_waits_is_settled_with_it() -> None:
     waiting = Waiting()
     waiting.first.stale = True
     copy = waiting.message(2)
-    assert waiting.hand.take(copy) is None
+    assert waiting.hand.admit(copy) is None
     assert copy.deferred
     taken = waiting.go_on()
     assert taken is not None
@@ -99,7 +99,7 @@ def test_a_copy_of_what_waits_is_settled_with_it() -> None:
 def test_a_copy_of_what_waits_comes_again_when_the_worker_stops() -> None:
     waiting = Waiting()
     copy = waiting.message(2)
-    assert waiting.hand.take(copy) is None
+    assert waiting.hand.admit(copy) is None
     waiting.stopping = True
     waiting.thread.join(TIMEOUT)
     assert waiting.first.deferred
@@ -109,7 +109,7 @@ def test_a_copy_of_what_waits_comes_again_when_the_worker_stops() -> None:
 
 def test_a_copy_of_what_must_not_run_goes() -> None:
     waiting = Waiting(state="succeeded")
-    assert waiting.hand.take(waiting.message(2)) is None
+    assert waiting.hand.admit(waiting.message(2)) is None
     assert waiting.go_on() is None
     assert not waiting.first.deferred
     assert waiting.acknowledged == [2]
@@ -129,8 +129,8 @@ def test_what_a_paused_job_keeps_is_given_back_before() -> None:
     """Sent again as the job goes on, it would else find itself held, and be dropped."""
     waiting = Waiting()
     copy = waiting.message(2)
-    assert waiting.hand.take(copy) is None
-    waiting.hand.heed([Control(1, "paused", 1)])
+    assert waiting.hand.admit(copy) is None
+    waiting.hand.apply_controls([JobControl(1, "paused", 1)])
     assert waiting.go_on() is None
     assert waiting.told == ["give back", "park"]
     assert waiting.first.deferred
@@ -145,9 +145,9 @@ def test_a_message_that_can_not_be_judged_comes_again_instead_of_running_untrack
         raise ZeroDivisionError
 
     unused: Any = None
-    hand = Hand(adopt=unused, claim=claim, give_back=unused, note=unused, park=unused, defers=True)
+    hand = InFlight(adopt=unused, claim=claim, give_back=unused, note=unused, park=unused, defers=True)
     message: Any = Delivered(Stamp(1, 0, 1), redelivered=True)
-    assert hand.take(message) is None
+    assert hand.admit(message) is None
     assert message.deferred
     assert "comes again" in caplog.text
     assert len(hand) == 0
@@ -162,7 +162,7 @@ def test_what_can_not_be_kept_after_its_turn_came_leaves_its_turn(caplog: pytest
 
     waiting = Waiting(redelivered=False)
     waiting.hand._park = park
-    waiting.hand.heed([Control(1, "paused", 1)])
+    waiting.hand.apply_controls([JobControl(1, "paused", 1)])
     assert waiting.go_on() is None
     assert waiting.first.deferred
     assert "can't be begun" in caplog.text
@@ -172,19 +172,21 @@ def test_what_can_not_be_kept_after_its_turn_came_leaves_its_turn(caplog: pytest
 def test_what_jobs_say_that_keeps_nothing_from_running_is_not_remembered() -> None:
     """A worker sees many jobs in its life."""
     unused: Any = None
-    hand = Hand(adopt=unused, claim=unused, give_back=unused, note=unused, park=unused, defers=True)
+    hand = InFlight(adopt=unused, claim=unused, give_back=unused, note=unused, park=unused, defers=True)
     for job in range(1, 100):
-        hand.heed([Control(job, "running", 0), Control(job, "completed", 0)])
+        hand.apply_controls([JobControl(job, "running", 0), JobControl(job, "completed", 0)])
     assert hand._controls == {}
 
 
 def test_what_keeps_messages_from_running_is_remembered() -> None:
     unused: Any = None
-    hand = Hand(adopt=unused, claim=unused, give_back=unused, note=unused, park=unused, defers=True)
+    hand = InFlight(adopt=unused, claim=unused, give_back=unused, note=unused, park=unused, defers=True)
     said = [
-        Control(1, "cancelled", 1), Control(2, "paused", 1), Control(3, "running", 2), Control(4, "failed", 0),
-        Control(5, "running", 0, stopping=True), Control(6, "completed", 2),
+        JobControl(1, "cancelled", 1), JobControl(2, "paused", 1), JobControl(3, "running", 2),
+        JobControl(4, "failed", 0), JobControl(5, "running", 0, stopping=True), JobControl(6, "completed", 2),
     ]  # fmt: skip
-    hand.heed(said)
-    hand.heed([Control(control.job, "running", 0) for control in said[:3]])  # said before, and late
+    hand.apply_controls(said)
+    hand.apply_controls(
+        [JobControl(control.job, "running", 0) for control in said[:3]]
+    )  # said before, and late
     assert list(hand._controls.values()) == said

@@ -3,8 +3,8 @@
 import threading
 from typing import Any
 
-from callboard.middleware.attempts.in_flight import Hand
-from callboard.middleware.attempts.isolation import Turns
+from callboard.middleware.attempts.in_flight import InFlight
+from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import SUCCEEDED
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.stamp import Stamp
@@ -32,22 +32,22 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
         )
 
     given: list[int] = []
-    hand = Hand(
+    hand = InFlight(
         adopt=None, claim=claim, give_back=lambda mark: given.append(mark.item), note=noted.append, park=None,  # type: ignore[arg-type]
         defers=True,
     )  # fmt: skip
-    beside = hand.take(_copy(0))
+    beside = hand.admit(_copy(0))
     assert beside is not None
     taken: list[Attempt | None] = []
-    alone = threading.Thread(target=lambda: taken.append(hand.take(_copy(1))))
+    alone = threading.Thread(target=lambda: taken.append(hand.admit(_copy(1))))
     alone.start()
     assert wait_until(lambda: given == [1], TIMEOUT)
-    hand.end(beside, SUCCEEDED)
+    hand.finish(beside, SUCCEEDED)
     assert beside in hand._turns._inside
-    assert hand.take(_copy(0)) is None
+    assert hand.admit(_copy(0)) is None
     assert taken == []
     assert asked == [0, 1]
-    hand.settle(noted)
+    hand.acknowledge(noted)
     alone.join(TIMEOUT)
     assert [one.key for one in taken if one] == [(1, 1)]
     assert asked == [0, 1, 1]
@@ -55,7 +55,7 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
 
 def test_who_is_led_by_one_that_runs_does_not_wait_for_one_that_waits_for_it() -> None:
     """A batch is one call: its items have their turn together."""
-    turns = Turns(lambda: False)
+    turns = Isolation(lambda: False)
     lead, mate, alone = (Attempt(1, item, 1, [], {}) for item in range(3))
     turns.enter(lead)
     entered = threading.Event()

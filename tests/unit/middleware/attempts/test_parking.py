@@ -25,7 +25,7 @@ class Pool:
         yield
 
 
-class Book:
+class AckTracker:
     """Notes what it is to acknowledge."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.
     """
     answers = [psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT"), None]
     kept: list[Any] = []
-    book = Book()
+    acks = AckTracker()
 
     def park(_: Any, messages: list[Any]) -> None:
         if (error := answers.pop(0)) is not None:
@@ -51,7 +51,7 @@ def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.
     monkeypatch.setattr(claims, "park", park)
     monkeypatch.setattr(outage, "RETRY_SECONDS", 0.01)
     unused: Any = Pool()
-    message = SimpleNamespace(book=book, tag=7)
+    message = SimpleNamespace(acks=acks, tag=7)
     Parking(lambda: unused, defers=True, stopping=lambda: False).park(Attempt(1, 2, 3, [message], {}))
-    assert wait_until(lambda: book.acknowledged == [7], TIMEOUT)
+    assert wait_until(lambda: acks.acknowledged == [7], TIMEOUT)
     assert kept == [(1, 2, 3)]

@@ -36,15 +36,17 @@ def here() -> Iterator[Receiver]:
 def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The receiver's address is taken for public, and everything else for what it is."""
     monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "off")
-    kind = public_address.kind
-    monkeypatch.setattr(public_address, "kind", lambda found: None if found == "127.0.0.1" else kind(found))
+    address_class = public_address.address_class
+    monkeypatch.setattr(
+        public_address, "address_class", lambda found: None if found == "127.0.0.1" else address_class(found)
+    )
 
 
 # Addresses ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("address", "kind"),
+    ("address", "expected"),
     [
         ("8.8.8.8", None), ("2606:4700::1111", None), ("::ffff:8.8.8.8", None), ("64:ff9b::8.8.8.8", None),
         ("127.0.0.1", "loopback"), ("127.9.9.9", "loopback"), ("::1", "loopback"), ("::ffff:127.0.0.1", "loopback"),
@@ -56,8 +58,8 @@ def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
         ("240.0.0.1", "private"), ("255.255.255.255", "private"), ("100.64.0.1", "not public"),
     ],
 )  # fmt: skip
-def test_addresses_are_told_apart(address: str, kind: str | None) -> None:
-    assert public_address.kind(address) == kind
+def test_addresses_are_told_apart(address: str, expected: str | None) -> None:
+    assert public_address.address_class(address) == expected
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_of_a_hosts_addresses_the_public_ones_are_tried_in_turn(
 ) -> None:
     monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "off")
     public = ("127.0.0.3", "127.0.0.1")  # nobody listens at the first
-    monkeypatch.setattr(public_address, "kind", lambda found: None if found in public else "private")
+    monkeypatch.setattr(public_address, "address_class", lambda found: None if found in public else "private")
     named["several.example"] = [["127.0.0.2", *public]]
     post(f"http://several.example:{here.port}/", ID, BODY)
     assert len(here.calls) == 1

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from callboard.middleware.journal.hang_detector import AGAIN, FRAMES, GONE, LIMIT, Hangs, hung_after
+from callboard.middleware.journal.hang_detector import AGAIN, FRAMES, GONE, LIMIT, HangDetector, hung_after
 from callboard.middleware.message.attempt import Attempt
 
 START = 1_000.0
@@ -41,14 +41,14 @@ def stuck() -> Iterator[int]:
 
 
 def test_an_unknown_actor_has_the_least_time() -> None:
-    hangs = Hangs(60.0)
+    hangs = HangDetector(60.0)
     assert hangs.limit("work") == 60.0
     assert hangs.look([attempt()], START + 59) == []
     assert len(hangs.look([attempt()], START + 60)) == 1
 
 
 def test_a_slow_actor_has_ten_times_its_typical_time() -> None:
-    hangs = Hangs(60.0)
+    hangs = HangDetector(60.0)
     hangs.learn([("slow", 30.0)] * 5)
     hangs.learn([("quick", 0.01)] * 5)
     assert hangs.limit("slow") == pytest.approx(300.0)
@@ -58,7 +58,7 @@ def test_a_slow_actor_has_ten_times_its_typical_time() -> None:
 
 
 def test_the_typical_time_follows_what_changes() -> None:
-    hangs = Hangs(1.0)
+    hangs = HangDetector(1.0)
     hangs.learn([("work", 1.0)])
     hangs.learn([("work", 100.0)])
     assert 100 < hangs.limit("work") < 200
@@ -67,7 +67,7 @@ def test_the_typical_time_follows_what_changes() -> None:
 
 
 def test_it_is_looked_at_again_after_a_while_and_no_more_when_it_ended() -> None:
-    hangs, one = Hangs(60.0), attempt()
+    hangs, one = HangDetector(60.0), attempt()
     assert hangs.look([one], START + 60)
     assert hangs.look([one], START + 60 + AGAIN / 2) == []
     assert hangs.look([one], START + 60 + AGAIN)
@@ -78,11 +78,11 @@ def test_it_is_looked_at_again_after_a_while_and_no_more_when_it_ended() -> None
 def test_what_has_no_row_in_running_is_not_looked_at() -> None:
     one = attempt()
     one.reported = False
-    assert Hangs(60.0).look([one], START + 1000) == []
+    assert HangDetector(60.0).look([one], START + 1000) == []
 
 
 def test_a_stack_is_told_from_the_inside_and_cut(stuck: int) -> None:
-    (stack,) = Hangs(60.0).look([attempt(thread=stuck)], START + 60)
+    (stack,) = HangDetector(60.0).look([attempt(thread=stuck)], START + 60)
     frames = [line for line in stack.text.splitlines() if not line.startswith("    ")]
     assert (stack.job, stack.item, stack.attempt) == (1, 2, 3)
     assert len(frames) == FRAMES
@@ -95,7 +95,7 @@ def test_a_stack_is_told_from_the_inside_and_cut(stuck: int) -> None:
 
 
 def test_a_thread_that_is_gone_is_said() -> None:
-    (stack,) = Hangs(60.0).look([attempt(thread=-1)], START + 60)
+    (stack,) = HangDetector(60.0).look([attempt(thread=-1)], START + 60)
     assert stack.text == stack.place == GONE
 
 

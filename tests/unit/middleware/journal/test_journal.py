@@ -10,11 +10,11 @@ import psycopg
 import pytest
 
 from callboard.middleware.journal import journal as module
-from callboard.middleware.journal.hang_detector import Hangs
+from callboard.middleware.journal.hang_detector import HangDetector
 from callboard.middleware.journal.journal import TRIES, Entry, Journal
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process.outage import Outage
-from callboard.sql.rows import Control, Event, NewItem, Progress, Running
+from callboard.sql.rows import Event, JobControl, NewItem, Progress, Running
 from callboard.sql.writes import outcomes
 from tests.support.workers import wait_until
 
@@ -73,14 +73,14 @@ class Played:
 
         self.journal = Journal(cast("Any", NoDatabase()), **given, settled=settled, broken=self.broken.append)
 
-    def _record(self, _: Any, events: Sequence[Event], __: float) -> list[Control]:
+    def _record(self, _: Any, events: Sequence[Event], __: float) -> list[JobControl]:
         self.recorded += [event.item for event in events]
         return []
 
     def note(self, item: int) -> None:
         """An attempt that ended."""
         attempt = Attempt(1, item, 1, [SimpleNamespace(actor_name="work")], {}, ended=True)
-        self.journal.note(Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1), dead_letter=False))
+        self.journal.add(Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1), dead_letter=False))
 
     def done(self, *items: int) -> bool:
         """Whether these, and no others, were settled; waits for it."""
@@ -140,7 +140,7 @@ def test_looking_at_what_hangs_never_harms(part: str, monkeypatch: pytest.Monkey
     said: list[BaseException] = []
     monkeypatch.setattr(module, "_blind", said.append)
     played = Played(monkeypatch)
-    monkeypatch.setattr(Hangs, part, failing)
+    monkeypatch.setattr(HangDetector, part, failing)
     played.attempts = [Attempt(1, 9, 1, [SimpleNamespace(actor_name="work")], {})]
     played.journal.watch()
     for item in range(3):
@@ -227,7 +227,7 @@ def test_the_end_of_an_outage_is_said(
     played = Played(monkeypatch)
     recorded, answers = outcomes.record, [error]
 
-    def record(*given: Any) -> list[Control]:
+    def record(*given: Any) -> list[JobControl]:
         if answers:
             raise answers.pop()
         return recorded(*given)

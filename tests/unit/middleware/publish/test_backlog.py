@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callboard.middleware.journal.journal import Entry, _one_an_item
+from callboard.middleware.journal.journal import Entry, _dedupe
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.publish import chunking
-from callboard.middleware.publish.backlog import DEEP, SHALLOW, Level, fixed_depth
+from callboard.middleware.publish.backlog import DEEP, SHALLOW, QueueBacklog, fixed_depth
 from callboard.middleware.publish.chunking import bundled
 from callboard.middleware.rabbitmq import prefetch
 from callboard.middleware.rabbitmq.prefetch import (
@@ -22,7 +22,7 @@ from callboard.middleware.rabbitmq.prefetch import (
     wanted_prefetch,
 )
 from callboard.sql import timings
-from callboard.sql.rows import Event, Outgoing, Settled
+from callboard.sql.rows import Event, OutcomeState, Outgoing
 
 THREADS = st.integers(1, 600)
 RATES = st.floats(0, 1e6)
@@ -113,37 +113,37 @@ def test_nothing_is_learnt_before_anything_is_settled() -> None:
 
 @given(st.lists(st.integers(0, 50_000), max_size=50))
 def test_a_queue_never_gets_more_than_its_level(depths: list[int]) -> None:
-    level, now = Level(), 0.0
+    backlog, now = QueueBacklog(), 0.0
     for depth in depths:
         now += 1
-        room = level.room(depth, now)
-        assert SHALLOW <= level.wanted <= DEEP
-        assert 0 <= room <= max(level.wanted - depth, 0)
-        assert (room == 0) == (level.full_until > now)
+        room = backlog.room(depth, now)
+        assert SHALLOW <= backlog.wanted <= DEEP
+        assert 0 <= room <= max(backlog.wanted - depth, 0)
+        assert (room == 0) == (backlog.full_until > now)
 
 
 def test_a_queue_that_is_emptied_gets_more_and_one_left_full_gets_less() -> None:
-    level = Level()
+    backlog = QueueBacklog()
     for _ in range(3):
-        level.room(0, 0.0)
-    deep = level.wanted
+        backlog.room(0, 0.0)
+    deep = backlog.wanted
     assert deep == SHALLOW * 8
     for _ in range(100):
-        level.room(level.wanted, 0.0)
-    assert level.wanted == SHALLOW
+        backlog.room(backlog.wanted, 0.0)
+    assert backlog.wanted == SHALLOW
 
 
 @given(st.integers(SHALLOW, DEEP), st.integers(0, 50_000))
 def test_a_queue_that_is_not_full_gets_something(wanted: int, depth: int) -> None:
     """What is asked while it rests, and what is found in its turn, agree."""
-    level = Level(wanted)
-    if not level.full(depth):
-        assert level.room(depth, 1.0) > 0
-        assert level.full_until == 0.0
+    backlog = QueueBacklog(wanted)
+    if not backlog.full(depth):
+        assert backlog.room(depth, 1.0) > 0
+        assert backlog.full_until == 0.0
 
 
 def test_a_first_look_at_an_empty_queue_finds_room() -> None:
-    assert Level().room(0, 0.0) >= SHALLOW
+    assert QueueBacklog().room(0, 0.0) >= SHALLOW
 
 
 @pytest.mark.parametrize(("value", "depth"), [("", None), ("100", 100)])
@@ -162,12 +162,12 @@ def test_a_depth_that_makes_no_sense_is_said_and_stops_nobody(
 
 
 def test_a_queue_whose_messages_carry_many_is_measured_in_items() -> None:
-    level = Level()
+    backlog = QueueBacklog()
     for _ in range(20):
-        level.note(50, 1)
-    assert level.carried == pytest.approx(50, rel=0.01)
-    assert level.room(3, 0.0) < SHALLOW
-    assert level.room(4, 0.0) <= SHALLOW // 4 or level.full_until
+        backlog.note(50, 1)
+    assert backlog.carried == pytest.approx(50, rel=0.01)
+    assert backlog.room(3, 0.0) < SHALLOW
+    assert backlog.room(4, 0.0) <= SHALLOW // 4 or backlog.full_until
 
 
 ITEMS = st.builds(
@@ -219,7 +219,7 @@ def test_a_window_is_no_longer_than_what_a_successor_suspects() -> None:
 EVENT = Event(1, 1, 1, "succeeded", 0.0, 0.0, 1)
 
 
-def entry(item: int, attempt: int, state: Settled) -> Entry:
+def entry(item: int, attempt: int, state: OutcomeState) -> Entry:
     """An attempt that ended."""
     return Entry(
         Attempt(1, item, attempt, [], {}),
@@ -234,7 +234,7 @@ STATES: Any = st.sampled_from(["succeeded", "failed", "skipped", "retrying"])
 @given(st.lists(st.builds(entry, st.integers(0, 3), st.integers(1, 3), cast("Any", STATES)), max_size=12))
 def test_a_flush_has_one_event_an_item_and_success_goes_first(entries: list[Entry]) -> None:
     later: list[Entry] = []
-    now = _one_an_item(entries, later.append)
+    now = _dedupe(entries, later.append)
     assert len({e.event.item for e in now}) == len(now)
     assert {id(e) for e in entries} == {id(e) for e in now} | {id(e) for e in later}
     assert len(now) + len(later) == len(entries)

@@ -10,12 +10,12 @@ import pytest
 
 from callboard.middleware.process.outage import Outage
 from callboard.middleware.publish import publisher as publisher_module
-from callboard.middleware.publish.backlog import Level, Levels
+from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
 from callboard.middleware.publish.transport import Unreachable
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import publishing as publishing_writes
-from tests.support.transports import StubLink
+from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
 
 TIMEOUT = 20.0
@@ -32,7 +32,7 @@ class NoDatabase:
         yield
 
 
-class Line(StubLink):
+class Line(StubTransport):
     """A way to a broker that may be away, and that can break while it is asked; `sent`: the items that it took."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Line:
 def publishing(line: Line) -> Publisher:
     """A publisher that looks for work."""
     unused: Any = NoDatabase()
-    publisher = Publisher(unused, line, Levels(line))
+    publisher = Publisher(unused, line, QueueBacklogs(line))
     publisher.start()
     return publisher
 
@@ -79,7 +79,7 @@ def publishing(line: Line) -> Publisher:
 def test_an_error_while_it_rests_does_not_end_it(line: Line) -> None:
     publisher = publishing(line)
     line.broken = True
-    publisher.levels._levels["q"] = Level(full_until=time.monotonic() + TIMEOUT)
+    publisher.backlogs._backlogs["q"] = QueueBacklog(full_until=time.monotonic() + TIMEOUT)
     assert wait_until(lambda: not line.broken, TIMEOUT)
     tries = line.tries
     assert wait_until(lambda: line.tries > tries, TIMEOUT)
@@ -93,10 +93,10 @@ def test_what_waited_until_its_claim_may_have_lapsed_is_left_to_others(
     monkeypatch.setattr(publisher_module, "FRESH", 0.05)
     line.away = True
     publisher = publishing(line)
-    publisher.hand(OUT)
+    publisher.add(OUT)
     handed = time.monotonic()
     assert wait_until(lambda: time.monotonic() - handed > 0.05, TIMEOUT)
-    publisher.hand(replace(OUT, item=1))
+    publisher.add(replace(OUT, item=1))
     monkeypatch.setattr(publisher_module, "FRESH", TIMEOUT)
     line.away = False
     assert wait_until(lambda: 1 in line.sent, TIMEOUT)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from callboard.middleware.rabbitmq import acks as book_module
-from callboard.middleware.rabbitmq.acks import UNREADABLE, Book
+from callboard.middleware.rabbitmq.acks import UNREADABLE, AckTracker
 
 
 class Channel:
@@ -61,9 +61,9 @@ class Message:
     stale = False
 
 
-def a_book() -> tuple[Book, Channel, Connection]:
+def a_book() -> tuple[AckTracker, Channel, Connection]:
     channel, connection = Channel(), Connection()
-    return Book(cast("Any", connection), cast("Any", channel)), channel, connection
+    return AckTracker(cast("Any", connection), cast("Any", channel)), channel, connection
 
 
 class BookMachine(RuleBasedStateMachine):
@@ -74,7 +74,7 @@ class BookMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.book, self.channel, self.connection = a_book()
+        self.acks, self.channel, self.connection = a_book()
         self.now = 1000.0
         self.last = 0
         self.may_ack: set[int] = set()
@@ -87,7 +87,7 @@ class BookMachine(RuleBasedStateMachine):
         self.last += count
         for tag in tags:
             self.channel.deliver(tag)
-            self.book.enter(tag, Message() if readable else UNREADABLE)
+            self.acks.enter(tag, Message() if readable else UNREADABLE)
         return multiple(*tags)
 
     @rule(target=parts, count=st.integers(2, 4))
@@ -95,7 +95,7 @@ class BookMachine(RuleBasedStateMachine):
         """One delivery that carries them all."""
         self.last += 1
         self.channel.deliver(self.last)
-        self.book.enter_many(self.last, [Message() for _ in range(count)])
+        self.acks.enter_many(self.last, [Message() for _ in range(count)])
         self.carried[self.last] = set(range(count))
         return multiple(*((self.last, place) for place in range(count)))
 
@@ -106,7 +106,7 @@ class BookMachine(RuleBasedStateMachine):
             self.carried[tag].discard(place)
             if not self.carried[tag]:
                 self.may_ack.add(tag)
-        self.book.release(some, [])
+        self.acks.release(some, [])
 
     @rule(
         acks=st.lists(consumes(tags), max_size=5, unique=True),
@@ -115,14 +115,14 @@ class BookMachine(RuleBasedStateMachine):
     def release(self, acks: list[int], nacks: list[int]) -> None:
         self.may_ack |= set(acks)
         self.may_nack |= set(nacks)
-        self.book.release(acks, nacks)
+        self.acks.release(acks, nacks)
 
     @rule(tag=tags)
     def release_twice(self, tag: int) -> None:
         """A message joined by its copy is named by both."""
         self.may_ack.add(tag)
-        self.book.release([tag], [])
-        self.book.release([tag], [])
+        self.acks.release([tag], [])
+        self.acks.release([tag], [])
 
     @rule()
     def serve(self) -> None:
@@ -131,7 +131,7 @@ class BookMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.05, 0.2]))
     def flush(self, seconds: float) -> None:
         self.now += seconds
-        self.book.flush(self.now)
+        self.acks.flush(self.now)
 
     @invariant()
     def settled_only_what_is_due(self) -> None:
@@ -141,12 +141,12 @@ class BookMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_sight_of(self) -> None:
-        assert self.channel.unsettled == set(self.book.open) | set(self.book._due)
-        assert self.book.held == len(self.book.messages())
+        assert self.channel.unsettled == set(self.acks.open) | set(self.acks._due)
+        assert self.acks.held == len(self.acks.messages())
 
     def teardown(self) -> None:
         self.connection.run()
-        self.book.flush(self.now, all_of_it=True)
+        self.acks.flush(self.now, all_of_it=True)
         released = self.may_ack | self.may_nack
         assert self.channel.acked | self.channel.nacked == released
         assert self.channel.unsettled == set(range(1, self.last + 1)) - released
@@ -157,49 +157,49 @@ TestBook.settings = settings(max_examples=300, stateful_step_count=30, deadline=
 
 
 def test_one_acknowledgement_covers_all_below_the_oldest_open_message() -> None:
-    book, channel, connection = a_book()
+    acks, channel, connection = a_book()
     calls: list[tuple[int, bool]] = []
     channel.basic_ack = lambda tag, multiple=False: calls.append((tag, multiple))  # type: ignore[method-assign]
     for tag in range(1, 101):
-        book.enter(tag, Message())
-    book.release([tag for tag in range(1, 101) if tag != 60], [])
+        acks.enter(tag, Message())
+    acks.release([tag for tag in range(1, 101) if tag != 60], [])
     connection.run()
     assert calls[0] == (59, True)
 
 
 def test_one_slow_message_does_not_hold_the_others_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    book, channel, connection = a_book()
+    acks, channel, connection = a_book()
     for tag in range(1, 11):
         channel.deliver(tag)
-        book.enter(tag, Message())
+        acks.enter(tag, Message())
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    book.release([2, 3], [])
+    acks.release([2, 3], [])
     connection.run()
     assert channel.acked == set()
-    book.flush(1000.0 + book_module.STRAGGLER * 1.5)
+    acks.flush(1000.0 + book_module.STRAGGLER * 1.5)
     assert channel.acked == {2, 3}
 
 
 def test_what_a_dead_connection_delivered_is_stale_and_settles_nothing() -> None:
-    book, channel, connection = a_book()
+    acks, channel, connection = a_book()
     message = Message()
     channel.deliver(1)
     channel.deliver(2)
-    book.enter(1, message)
-    book.enter(2, UNREADABLE)
-    book.release([1], [])
-    book.discard()
+    acks.enter(1, message)
+    acks.enter(2, UNREADABLE)
+    acks.release([1], [])
+    acks.discard()
     connection.run()
-    book.release([1, 2], [])
-    book.flush(0, all_of_it=True)
+    acks.release([1, 2], [])
+    acks.flush(0, all_of_it=True)
     assert message.stale
     assert channel.unsettled == {1, 2}
-    assert book.messages() == []
+    assert acks.messages() == []
 
 
 def test_a_connection_that_is_gone_takes_no_releases() -> None:
-    book, _, connection = a_book()
-    book.enter(1, Message())
+    acks, _, connection = a_book()
+    acks.enter(1, Message())
     connection.gone = True
-    book.release([1], [])
-    assert book.dead
+    acks.release([1], [])
+    assert acks.dead

@@ -30,19 +30,19 @@ def test_what_is_sent_once_more_is_told_apart_from_what_was_confirmed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two of the three queues were missing; the connection breaks when the second try has confirmed only the last."""
-    link = ConfirmingPublisher(RabbitmqBroker(url="amqp://nobody"))
+    transport = ConfirmingPublisher(RabbitmqBroker(url="amqp://nobody"))
     batch = [outgoing(0, "one"), outgoing(1, "two"), outgoing(2, "three")]
 
     def send(tried: Sequence[Outgoing]) -> list[bool]:
         if len(tried) == 3:
-            link._returned = [("m-1", "two"), ("m-2", "three")]
+            transport._returned = [("m-1", "two"), ("m-2", "three")]
             return [True, False, False]
         raise Unreachable("gone", [False, True])
 
-    monkeypatch.setattr(link, "_send", send)
-    monkeypatch.setattr(link, "_declare", lambda _: None)
+    monkeypatch.setattr(transport, "_send", send)
+    monkeypatch.setattr(transport, "_declare", lambda _: None)
     with pytest.raises(Unreachable, match="gone") as caught:
-        link.publish(batch)
+        transport.publish(batch)
     assert caught.value.confirmed == [True, False, True]
 
 
@@ -59,12 +59,14 @@ def no_garbage() -> Iterator[None]:
 
 def test_nodes_that_are_away_leave_nothing_open() -> None:
     nodes = [pika.ConnectionParameters("127.0.0.1", port) for port in free_ports(3)]
-    link = ConfirmingPublisher(RabbitmqBroker(parameters=[{"host": n.host, "port": n.port} for n in nodes]))
+    transport = ConfirmingPublisher(
+        RabbitmqBroker(parameters=[{"host": n.host, "port": n.port} for n in nodes])
+    )
     with no_garbage():
         before = None
         for _ in range(4):
             with pytest.raises(Unreachable):
-                link.depth("default")
+                transport.depth("default")
             before = before or sum(1 for _ in OPEN.iterdir())
         assert sum(1 for _ in OPEN.iterdir()) == before
-    link.close()
+    transport.close()

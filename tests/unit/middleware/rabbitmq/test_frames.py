@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pika import frame, spec
 
-from callboard.middleware.rabbitmq.frames import reading
+from callboard.middleware.rabbitmq.frames import delivery_reader
 
 Taken = tuple[int, bytes, bool]
 
@@ -47,7 +47,7 @@ class Connection:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken: list[Taken] = []
         self.left = b""
-        made: Any = reading(self._take)
+        made: Any = delivery_reader(self._take)
         self.pika = made.__new__(made)
         self.pika.bytes_received = 0
         monkeypatch.setattr(pika.SelectConnection, "_on_data_available", self._leave)

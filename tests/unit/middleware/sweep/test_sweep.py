@@ -50,7 +50,7 @@ def test_what_fails_keeps_nothing_else_from_being_done(
 ) -> None:
     done: list[object] = []
 
-    def bury(_: object, worker: int) -> None:
+    def rescue(_: object, worker: int) -> None:
         done.append(worker)
         if worker == 1:
             raise psycopg.errors.UndefinedColumn("no such column")
@@ -59,7 +59,7 @@ def test_what_fails_keeps_nothing_else_from_being_done(
 
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(workers, "dead_workers", lambda _: [1, 2, 3])
-    monkeypatch.setattr(sweeping, "bury", bury)
+    monkeypatch.setattr(sweeping, "rescue", rescue)
     unused: Any = None
     sweep = Sweep(unused, unused)
     steps = [step for step in sweep._due() if step is sweeping._bury_dead]
