@@ -19,7 +19,7 @@ import pytest
 from callboard.commands.services.child_process import Process
 from callboard.commands.services.ports import free_ports
 from callboard.sql.states import ITEM_STATES
-from tests.support import readme
+from tests.support import documents
 from tests.support.workers import StartWorker, wait_until
 
 BIN = Path(sys.executable).parent
@@ -172,7 +172,7 @@ def served(app: App) -> Iterator[Callable[[str], Any]]:
 @contextmanager
 def swept(app: App) -> Iterator[None]:
     """The README's `callboard sweep`, in a process of its own."""
-    [line] = [line for line in readme.block("sh", "callboard sweep").splitlines() if "sweep" in line]
+    [line] = [line for line in documents.block("sh", "callboard sweep").splitlines() if "sweep" in line]
     variable, *command = shlex.split(line, comments=True)
     name, _, value = variable.partition("=")
     process = app.start(*command, says="sweeping", **{name: value})
@@ -187,8 +187,8 @@ def test_taken_up_and_laid_down_again(
     way: str, empty_database_url: str, amqp_url: str, worker: StartWorker, tmp_path: Path
 ) -> None:
     app = App(tmp_path, {"DATABASE_URL": empty_database_url, "AMQP_URL": amqp_url})
-    assert "callboard.install(broker)" in readme.TEXT
-    assert "callboard.RabbitmqBroker(url=…)" in readme.TEXT
+    assert "callboard.install(broker)" in documents.TEXT
+    assert "callboard.RabbitmqBroker(url=…)" in documents.TEXT
 
     # As it was: it works, is stopped in the middle as by a deploy, and more is sent meanwhile.
     app.send(0, 300)

@@ -26,7 +26,7 @@ from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.jobs import close_jobs, close_stopped
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
-from tests.support import readme
+from tests.support import documents
 from tests.support.jobs import make_job, make_staged, record, status
 from tests.support.pipeline import TIMEOUT, Stage, stage
 from tests.support.receiver import Receiver, receiver
@@ -271,7 +271,7 @@ def test_a_webhook_is_told_what_the_api_tells_signed(
 def verified(headers: Any, body: bytes) -> bool:
     """What the README has receivers do."""
     names: dict[str, Any] = {}
-    exec(readme.block("python", "hmac.compare_digest"), names)  # noqa: S102
+    exec(documents.block("python", "hmac.compare_digest"), names)  # noqa: S102
     return bool(names["genuine"](SECRET, headers, body))
 
 

@@ -15,7 +15,7 @@ import yaml
 
 import callboard
 from callboard.commands.services.child_process import Process
-from tests.support import readme
+from tests.support import documents
 from tests.support.clients import client
 from tests.support.paths import ROOT
 from tests.support.workers import wait_until
@@ -25,14 +25,13 @@ TIMEOUT = 120.0
 
 
 class Terminal:
-    """A folder with the README's files, and a shell with its variables."""
+    """A folder with the files that the pages show, and a shell in it."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
         self.environment = {**os.environ, **environment, "PATH": f"{BIN}:{os.environ['PATH']}"}
-        for text in readme.blocks("python"):
-            if name := re.match(r"# (\w+\.py)\n", text):
-                (folder / name[1]).write_text(text, encoding="utf-8")
+        for name, text in documents.files().items():
+            (folder / name).write_text(text, encoding="utf-8")
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         shell = ["bash", "-c", command]
@@ -66,7 +65,7 @@ def terminal(tmp_path: Path, environment: dict[str, str]) -> Terminal:
 @pytest.fixture
 def up(terminal: Terminal) -> Iterator[Process]:
     """The README's `callboard up`, on this test's database and virtual host."""
-    [line] = readme.block("sh", "=letters callboard up").splitlines()
+    [line] = documents.block("sh", "=letters callboard up").splitlines()
     process = terminal.start(f"{line} --processes 1", "Ctrl-C stops everything")
     yield process
     assert process.stop(TIMEOUT) == 0
@@ -74,7 +73,7 @@ def up(terminal: Terminal) -> Iterator[Process]:
 
 def test_the_first_actor(terminal: Terminal, up: Process, environment: dict[str, str]) -> None:
     """Submitted from the command line, then from Python; each word ends as the README says."""
-    done = terminal.run(readme.block("sh", "submit count_letters"))
+    done = terminal.run(documents.block("sh", "submit count_letters"))
     assert done.returncode == 0, done.stderr
     job = int(re.findall(r"^\d+", done.stdout, re.MULTILINE)[0])
     with client(environment, ["count_letters", "add_up"]):
@@ -107,20 +106,20 @@ def test_the_first_actor(terminal: Terminal, up: Process, environment: dict[str,
 
 
 def test_the_stages(terminal: Terminal) -> None:
-    [line] = readme.block("sh", "=audit callboard up").splitlines()
+    [line] = documents.block("sh", "=audit callboard up").splitlines()
     process = terminal.start(f"{line} --processes 1", "Ctrl-C stops everything")
     done = terminal.run("python run_audit.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["generate 1 of 1", "ask 6 of 6", "analyse 6 of 6", "score 1 of 1"]
     (job,) = json.loads(terminal.run("callboard jobs --json").stdout)["jobs"]
-    items = terminal.run(readme_command("callboard items JOB --stage 1").replace("JOB", str(job["id"])))
+    items = terminal.run(shown("callboard items JOB --stage 1").replace("JOB", str(job["id"])))
     assert items.stdout.count("succeeded") == 6
     assert process.stop(TIMEOUT) == 0
 
 
-def readme_command(text: str) -> str:
-    """A command that the README names in its prose."""
-    assert f"`{text}`" in readme.TEXT
+def shown(text: str) -> str:
+    """A command that a page names in its prose."""
+    assert f"`{text}`" in documents.TEXT
     return text
 
 

@@ -1,4 +1,4 @@
-"""What the README says is there: commands and options, routes, settings, files, states, names, numbers."""
+"""The README and the guides match the code: commands, options, routes, settings, files, states, names, numbers."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ from callboard.sql.writes import callbacks as calls
 from callboard.sql.writes import retention as deletion
 from callboard.web import app as web
 from callboard.web import database
-from tests.support import readme
+from tests.support import documents
 from tests.support.paths import ROOT
 
 WAITING = {"pending", "queued", "running"}  # as `MOVES` has them: one stored state
@@ -37,13 +37,13 @@ def options(name: str) -> set[str]:
 
 def moves() -> set[tuple[str, str]]:
     """The arrows of the diagram of an item's states."""
-    return set(re.findall(r"(\w+|\[\*\]) --> (\w+)", readme.block("mermaid", "skipped")))
+    return set(re.findall(r"(\w+|\[\*\]) --> (\w+)", documents.block("mermaid", "skipped")))
 
 
 def test_the_diagram_and_the_table_of_items_have_the_states_of_items() -> None:
     assert {state for arrow in moves() for state in arrow} - {"[*]"} == set(states.ITEM_STATES)
     assert {to for start, to in moves() if start == "[*]"} == {"pending"}
-    assert readme.first_column("item") == list(states.ITEM_STATES)
+    assert documents.first_column("item") == list(states.ITEM_STATES)
 
 
 def test_the_moves_in_the_diagram_are_those_that_the_record_makes() -> None:
@@ -61,18 +61,18 @@ def test_the_moves_in_the_diagram_are_those_that_the_record_makes() -> None:
 
 
 def test_the_states_of_jobs_are_all_there() -> None:
-    assert readme.first_column("job") == list(states.JOB_STATES)
-    sentence = readme.TEXT.partition("A job goes from")[2].partition("\n")[0]
+    assert documents.first_column("job") == list(states.JOB_STATES)
+    sentence = documents.TEXT.partition("A job goes from")[2].partition("\n")[0]
     assert re.findall(r"`(\w+)`", sentence) == list(states.JOB_STATES)
 
 
 def test_every_command_is_named_and_every_named_one_exists() -> None:
-    listed = [line.split()[1] for line in readme.first_column("command")]
+    listed = [line.split()[1] for line in documents.first_column("command")]
     assert sorted(listed) == sorted(COMMANDS)
-    assert {line.split()[1] for line in readme.commands()} >= {*COMMANDS}
+    assert {line.split()[1] for line in documents.commands()} >= {*COMMANDS}
 
 
-@pytest.mark.parametrize("line", readme.commands())
+@pytest.mark.parametrize("line", documents.commands())
 def test_a_command_and_its_options_exist(line: str) -> None:
     name = line.split()[1]
     if name.startswith("--"):
@@ -82,7 +82,7 @@ def test_a_command_and_its_options_exist(line: str) -> None:
 
 
 def test_an_argument_in_the_table_is_one_of_the_command() -> None:
-    for line in readme.first_column("command"):
+    for line in documents.first_column("command"):
         _, name, *arguments = line.split()
         has = [p for p in COMMANDS[name].params if isinstance(p, typer.core.TyperArgument)]
         assert len(arguments) == len(has), line
@@ -90,7 +90,7 @@ def test_an_argument_in_the_table_is_one_of_the_command() -> None:
 
 def test_options_named_alone_are_of_some_command() -> None:
     known = {option for name in COMMANDS for option in options(name)}
-    alone = set(re.findall(r"`(--[\w-]+)", readme.TEXT))
+    alone = set(re.findall(r"`(--[\w-]+)", documents.TEXT))
     assert alone <= known
 
 
@@ -98,19 +98,19 @@ def test_the_api_is_listed() -> None:
     routes = [route for route in web.routes if isinstance(route, Route)]
     posts = {route.path for route in routes if route.methods == {"POST"}}
     patches = {route.path for route in routes if route.methods == {"PATCH"}}
-    assert set(re.findall(r"`PATCH ([^`]+)`", readme.TEXT)) == patches
+    assert set(re.findall(r"`PATCH ([^`]+)`", documents.TEXT)) == patches
     deletes = {route.path for route in routes if route.methods == {"DELETE"}}
-    assert set(re.findall(r"`DELETE ([^`]+)`", readme.TEXT)) == deletes
+    assert set(re.findall(r"`DELETE ([^`]+)`", documents.TEXT)) == deletes
     words = {"state", "actor", "tenant", "name", "stage", "after", "limit"}
-    assert set(readme.first_column("GET")) - words == (
+    assert set(documents.first_column("GET")) - words == (
         {route.path for route in routes} - posts - {"/", "/jobs/{job}"}
     )
-    assert set(readme.first_column("POST")) == posts
+    assert set(documents.first_column("POST")) == posts
 
 
 def test_settings_are_those_of_config() -> None:
     known = {setting.name for setting in settings.SETTINGS}
-    named = set(re.findall(r"\b(?:CALLBOARD_\w+|DATABASE_URL|AMQP_URL)\b", readme.TEXT))
+    named = set(re.findall(r"\b(?:CALLBOARD_\w+|DATABASE_URL|AMQP_URL)\b", documents.TEXT))
     assert named <= known | {"CALLBOARD_TEST_LONG"}
 
 
@@ -122,11 +122,11 @@ def test_config_tells_the_limit_that_holds() -> None:
 def test_config_tells_how_long_jobs_stay() -> None:
     [keep] = [s.default for s in settings.SETTINGS if s.name == "CALLBOARD_KEEP"]
     assert keep == retention.KEEP
-    assert f"leaves after {keep.removesuffix('d')} days" in readme.TEXT
+    assert f"leaves after {keep.removesuffix('d')} days" in documents.TEXT
 
 
 def test_numbers_are_those_of_the_code() -> None:
-    said = " ".join(readme.TEXT.split())
+    said = " ".join(documents.TEXT.split())
     assert f"at most {runtime.CONNECTIONS} database connections" in said
     assert f"At most {database.SIZE} database connections" in said
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
@@ -147,12 +147,16 @@ def test_numbers_are_those_of_the_code() -> None:
     assert "three workers died" in said
 
 
-@pytest.mark.parametrize("target", readme.links())
-def test_links_lead_somewhere(target: str) -> None:
-    assert (ROOT / target.partition("#")[0]).exists()
+@pytest.mark.parametrize(("page", "target"), documents.links())
+def test_a_link_leads_to_a_file_or_a_heading(page: str, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    found = ((ROOT / page).parent / path if path else ROOT / page).resolve()
+    assert found.exists()
+    if anchor:
+        assert anchor in documents.anchors(str(found.relative_to(ROOT.resolve())))
 
 
-@pytest.mark.parametrize("text", readme.blocks("python"))
+@pytest.mark.parametrize("text", documents.blocks("python"))
 def test_python_compiles_and_uses_public_names(text: str) -> None:
     for node in ast.walk(ast.parse(text)):
         match node:
@@ -162,11 +166,11 @@ def test_python_compiles_and_uses_public_names(text: str) -> None:
 
 def test_names_in_the_prose_are_public() -> None:
     modules = {"sql", "web", "actors", "middleware"}
-    named = set(re.findall(r"`(?:await )?callboard\.(\w+)", readme.TEXT)) - modules
+    named = set(re.findall(r"`(?:await )?callboard\.(\w+)", documents.TEXT)) - modules
     assert named <= set(callboard.__all__)
 
 
-@pytest.mark.parametrize("text", readme.blocks("sh"))
+@pytest.mark.parametrize("text", documents.blocks("sh"))
 def test_shell_parses_and_make_has_its_targets(text: str) -> None:
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
