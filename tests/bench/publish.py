@@ -18,17 +18,17 @@ print({items} / (time.perf_counter() - begun))
 PUBLISHED = """
 import time, callboard
 from tests.bench import tracked_actors
-recorder = tracked_actors.broker.recorder
-recorder.begin = lambda job: None
+runtime = tracked_actors.broker.runtime
+runtime.begin = lambda job: None
 first = callboard.submit(tracked_actors.nothing, range(1))
-recorder.publisher.start()
+runtime.publisher.start()
 while first.status()["pending"]:
     time.sleep(0.1)
-recorder.publisher.close(10)
-recorder._publisher = None
+runtime.publisher.close(10)
+runtime._publisher = None
 job = callboard.submit(tracked_actors.nothing, range({items}))
 begun = time.perf_counter()
-recorder.publisher.start()
+runtime.publisher.start()
 while job.status()["pending"]:
     time.sleep(0.05)
 print({items} / (time.perf_counter() - begun))
@@ -39,7 +39,7 @@ STORED = (
     + """
 import time, callboard
 from tests.bench import tracked_actors
-tracked_actors.broker.recorder.begin = lambda job: None
+tracked_actors.broker.runtime.begin = lambda job: None
 begun = time.perf_counter()
 callboard.submit(tracked_actors.nothing, (number for number in range({items})))
 print({items} / (time.perf_counter() - begun), peak())

@@ -192,7 +192,7 @@ broker = callboard.RabbitmqBroker()
 dramatiq.set_broker(broker)
 @dramatiq.actor
 def work(number): ...
-broker.recorder.begin = lambda job: None  # rows only
+broker.runtime.begin = lambda job: None  # rows only
 before = peak()
 job = callboard.submit(work, ({{"number": n}} for n in range(1_000_000)))
 assert job.status()["total"] == 1_000_000
