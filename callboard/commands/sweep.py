@@ -8,8 +8,7 @@ from dramatiq.brokers.stub import StubBroker
 from callboard.commands import actor_modules
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError
-from callboard.commands.local.up import wait_for_the_end
-from callboard.commands.services import ends_on_sigterm
+from callboard.commands.services import ends_on_sigterm, wait_for_the_end
 from callboard.middleware.tracking import runtime_of
 
 app = typer.Typer()

@@ -1,0 +1,1 @@
+"""Commands that run all of Callboard on this machine: `up` and `demo`."""

@@ -19,7 +19,7 @@ from callboard.commands.jobs import follow
 from callboard.commands.local import up
 from callboard.commands.local.stack import LocalStack
 from callboard.commands.output import AsJson
-from callboard.commands.services import ends_on_sigterm
+from callboard.commands.services import ends_on_sigterm, wait_for_the_end
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 
@@ -57,7 +57,7 @@ def demo(
             output.document(summary) if as_json else tell(summary)
             if keep:
                 typer.echo(f"Ctrl-C stops it; to look at it from a terminal: cd {place}", err=True)
-                up.wait_for_the_end()
+                wait_for_the_end()
     raise typer.Exit(0 if summary["job"]["state"] == "completed" else 1)
 
 
@@ -70,7 +70,7 @@ def show(stack: LocalStack, path: Path, folder: Path, *, quiet: bool) -> dict[st
     end = follow.follow(job.id, quiet=quiet)
     with connect(os.environ["DATABASE_URL"]) as conn:
         found = [*errors(conn, job.id)]
-    broker = "in-process" if stack.inside else "RabbitMQ"
+    broker = "in-process" if stack.in_process else "RabbitMQ"
     return {
         "job": end,
         "errors": found,
@@ -84,7 +84,7 @@ def show(stack: LocalStack, path: Path, folder: Path, *, quiet: bool) -> dict[st
 def submitting(stack: LocalStack) -> Iterator[None]:
     """The actors are known here; with a broker that others work on, only for as long as the block."""
     with ExitStack() as cleanup:
-        if not stack.inside:
+        if not stack.in_process:
             cleanup.enter_context(actor_modules.assembled())
         yield
 

@@ -1,24 +1,34 @@
-"""Everything on this machine: database, broker, workers and web app, started together and stopped in order."""
+"""All of Callboard on this machine: database, broker, workers and web app, started together and stopped in order."""
 
 import json
 import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
-from callboard.commands.local import processes
-from callboard.commands.local.backing_services import BackingServices
-from callboard.commands.local.supervisor import RestartState, Supervisor
-from callboard.commands.services.ports import free_ports
+import typer
 
-#: The addresses, for the commands that are called in the same place.
+from callboard.commands.database import reach
+from callboard.commands.local import processes
+from callboard.commands.local.broker import reach_broker
+from callboard.commands.local.supervisor import ManagedProcess, Supervisor
+from callboard.commands.services import Node, Server, installed
+from callboard.commands.services.ports import free_ports
+from callboard.commands.services.signals import ignores_signals
+from callboard.commands.settings import masked
+from callboard.sql.migrate import migrate
+
+#: Its addresses, for commands that run in the same folder.
 UP = "up.json"
 
 
 class LocalStack:
-    """See the module. `folder` holds data, logs and `up.json`; a `throwaway` one is stopped without care for them."""
+    """Runs everything for as long as its block. `folder` holds data, logs and `up.json`.
+
+    `throwaway`: nobody needs the data afterwards, so RabbitMQ is killed; an orderly stop takes seconds. `in_process`
+    becomes true also where there is no RabbitMQ: then Dramatiq's in-process broker and the worker are in this process.
+    """
 
     def __init__(
         self,
@@ -26,29 +36,25 @@ class LocalStack:
         *,
         processes: int,
         threads: int,
-        port: int = 0,
-        in_process: bool = False,
+        port: int,
+        in_process: bool,
         throwaway: bool = False,
     ) -> None:
         self.folder = folder
         self.processes = processes
         self.threads = threads
         self.port = port or free_ports(1)[0]
-        self.keeper = Supervisor()
+        self.in_process = in_process
+        self.throwaway = throwaway
+        self.web_url = f"http://127.0.0.1:{self.port}/"
+        self._database_url = os.environ.get("DATABASE_URL")
+        self._amqp_url = None if in_process else os.environ.get("AMQP_URL")
+        self._node: Node | None = None
+        self._supervisor = Supervisor()
         self._stopping = ExitStack()
-        self.house = BackingServices(folder, throwaway, in_process, self._stopping)
-
-    @property
-    def web_url(self) -> str:
-        """Where a browser finds it."""
-        return f"http://127.0.0.1:{self.port}/"
-
-    @property
-    def inside(self) -> bool:
-        """Whether the broker and the worker are in this process."""
-        return self.house.amqp_url is None
 
     def __enter__(self) -> Self:
+        """Start everything. Raises NotStarted, and CommandError for a service or a module that can't be reached."""
         try:
             self._start()
         except BaseException:
@@ -57,85 +63,106 @@ class LocalStack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with undisturbed():
+        """Stop what was started, in the reverse order."""
+        with ignores_signals():
             self._stopping.close()
 
     def _start(self) -> None:
-        """From the thread that lives longest: children end with the one that started them."""
-        self._stopping.callback(self.keeper.end)
-        (self.folder / UP).unlink(missing_ok=True)  # left by one that was killed
-        self.house.open()
-        self._stopping.enter_context(variables(self._addresses()))
-        web = processes.web(self.port, self.folder, os.environ)
-        self._keep([web])
-        self.house.wait()
-        self._hire()
+        # In the main thread: the system ends children together with the thread that started them.
+        self._stopping.callback(self._supervisor.close)
+        (self.folder / UP).unlink(missing_ok=True)  # of a run that was killed
+        self._begin_broker()
+        self._start_database()
+        addresses = {"database_url": self._database_url, "amqp_url": self._amqp_url}
+        self._stopping.enter_context(variables({name.upper(): url for name, url in addresses.items()}))
+        web = processes.web(self.port, self.folder)
+        self._start_children([web])
+        if self._node is not None:
+            self._node.wait()
+        self._start_workers()
         web.wait()
-        self._stopping.enter_context(announced(self.folder, {**self._addresses(), "web_url": self.web_url}))
-        self.keeper.kept += self.house.kept
-        self.keeper.begin()
-        self._stopping.callback(self.keeper.hush)
+        self._stopping.enter_context(announced(self.folder, {**addresses, "web_url": self.web_url}))
+        self._supervisor.start()
+        self._stopping.callback(self._supervisor.stop_restarting)
 
-    def _hire(self) -> None:
-        if self.inside:
-            worker = processes.InProcessWorker(self.threads, self.folder)
-            self._stopping.callback(worker.stop)
-            worker.start()
+    def _begin_broker(self) -> None:
+        """Begin the private node, which takes longest to start, or check the broker that AMQP_URL names."""
+        if self._amqp_url:
+            reach_broker(self._amqp_url)
+            broker = f"{masked(self._amqp_url)} (AMQP_URL)"
+        elif not self.in_process and installed():
+            self._begin_node()
+            broker = "a private RabbitMQ node"
+        else:
+            missing = "since RabbitMQ isn't installed here and AMQP_URL isn't set"
+            why = "as asked for" if self.in_process else missing
+            broker = f"Dramatiq's in-process one, {why}; the worker runs in this process"
+            self.in_process = True
+        typer.echo(f"broker: {broker}", err=True)
+
+    def _begin_node(self) -> None:
+        node = self._node = Node(self.folder / "rabbitmq")
+        self._stopping.callback(node.kill if self.throwaway else node.stop)
+        node.begin()
+        self._amqp_url = node.url
+        self._supervise("RabbitMQ", node, node.begin)
+
+    def _start_database(self) -> None:
+        """Start the embedded PostgreSQL unless DATABASE_URL names a database; bring the schema up to date."""
+        if self._database_url:
+            typer.echo(f"database: {masked(self._database_url)} (DATABASE_URL)", err=True)
+        else:
+            server = Server(self.folder)
+            self._stopping.callback(server.close)
+            server.start()
+            self._database_url = server.url
+            self._supervise("PostgreSQL", server, server.start)
+            typer.echo(f"database: PostgreSQL in {self.folder}", err=True)
+        with reach(self._database_url):
+            migrate(self._database_url)
+
+    def _start_workers(self) -> None:
+        if self.in_process:
+            self._stopping.callback(processes.InProcessWorker(self.threads, self.folder).stop)
             return
-        workers = [
-            processes.worker(n, self.threads, self.folder, os.environ) for n in range(1, self.processes + 1)
-        ]
-        self._keep(workers)
-        for one in workers:
-            one.wait()
+        workers = [processes.worker(n, self.threads, self.folder) for n in range(1, self.processes + 1)]
+        self._start_children(workers)
+        for worker in workers:
+            worker.wait()
 
-    def _keep(self, members: list[processes.ManagedProcess]) -> None:
-        """Start them, and stop them at the same time."""
-        for one in members:
-            self._stopping.callback(one.stop)
-        for one in members:
-            self._stopping.callback(one.ask_to_end)
-            one.start()
-            self.keeper.kept.append(RestartState(one.name, one.process.running, one.start, one.process.log))
+    def _start_children(self, children: Sequence[processes.Child]) -> None:
+        self._stopping.callback(processes.stop, children)
+        for child in children:
+            child.start()
+            self._supervise(child.name, child, child.start)
 
-    def _addresses(self) -> dict[str, str | None]:
-        return {"database_url": self.house.database_url, "amqp_url": self.house.amqp_url}
+    def _supervise(
+        self, name: str, service: Server | Node | processes.Child, start: Callable[[], object]
+    ) -> None:
+        self._supervisor.processes.append(ManagedProcess(name, service.running, start, service.log))
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """No signal breaks off what runs inside: it has limits of its own."""
-    kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def variables(values: dict[str, str | None]) -> Iterator[None]:
-    """Environment variables, named in capitals, for this process and its children."""
-    names = {name.upper(): value for name, value in values.items()}
-    before = {name: os.environ.get(name) for name in names}
-    _set(names)
+def variables(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables of this process and its children for a block; None unsets one."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
     try:
         yield
     finally:
         _set(before)
 
 
-def _set(values: dict[str, str | None]) -> None:
+def _set(values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
+        os.environ.pop(name, None)
+        if value is not None:
             os.environ[name] = value
 
 
 @contextmanager
-def announced(folder: Path, addresses: dict[str, str | None]) -> Iterator[None]:
-    """`up.json` for the commands that are called in the same place; only its owner may read it."""
+def announced(folder: Path, addresses: Mapping[str, str | None]) -> Iterator[None]:
+    """Keep `up.json` in the folder for a block; only its owner may read it."""
     path, new = folder / UP, folder / f"{UP}.new"
     new.unlink(missing_ok=True)
     new.touch(mode=0o600)

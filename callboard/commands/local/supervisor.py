@@ -1,86 +1,88 @@
-"""Keeps things running: what ends by itself is started again, after a pause that grows."""
+"""Restarts processes that end by themselves, after a pause that doubles with each failure."""
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import typer
 
 from callboard.commands.errors import first_line
 from callboard.commands.services import NotStarted
 
-#: Seconds between two looks; before a second start, at first and at most; after which a start counts as good.
-LOOK = 0.2
-PAUSE, LONGEST_PAUSE = 0.5, 30.0
-STEADY = 30.0
+#: Seconds between two checks.
+CHECK_SECONDS = 0.2
+#: Seconds before the first restart. The pause doubles with each further one, up to the longest.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+#: Seconds after which a process has started well: its next pause is the first one again.
+STEADY_SECONDS = 30.0
 
 
 @dataclass(slots=True)
-class RestartState:
-    """One thing: what it is called, whether it runs, how to start it (again), where it logs."""
+class ManagedProcess:
+    """A process to keep running. `start` starts it, again if need be, and may raise NotStarted or OSError."""
 
     name: str
     running: Callable[[], bool]
     start: Callable[[], object]
-    log: object
-    starts: int = 0  # since it last ran for long
-    since: float = field(default_factory=time.monotonic)
-    due: float = 0.0  # when it is started again; 0: it runs
+    log: Path
+    restarts: int = 0  # since it last ran for STEADY_SECONDS
+    started_at: float = field(default_factory=time.monotonic)
+    restart_at: float | None = None  # None while it runs
 
-    def look(self, now: float) -> None:
-        """Start it when it is due."""
-        if self.due and now >= self.due:
-            self._start(now)
-        elif not self.due and not self.running():
-            self._put_off(now, f"{self.name} ended by itself (its log: {self.log})")
+    def check(self, now: float) -> None:
+        """Notice that it has ended, or restart it after its pause. `now` is a reading of time.monotonic()."""
+        if self.restart_at is None:
+            if not self.running():
+                self._pause(now, f"{self.name} ended by itself (its log: {self.log})")
+        elif now >= self.restart_at:
+            self.started_at, self.restart_at = now, None
+            try:
+                self.start()
+            except (NotStarted, OSError) as error:
+                self._pause(now, first_line(error))
 
-    def _start(self, now: float) -> None:
-        self.since, self.due = now, 0.0
-        try:
-            self.start()
-        except (NotStarted, OSError) as error:
-            self._put_off(now, first_line(error))
-
-    def _put_off(self, now: float, why: str) -> None:
-        self.starts = 0 if now - self.since > STEADY else self.starts
-        pause = min(PAUSE * 2**self.starts, LONGEST_PAUSE)
-        self.starts += 1
-        self.due = now + pause
-        typer.echo(f"callboard: {why}; it is started again in {pause:g} s", err=True)
+    def _pause(self, now: float, why: str) -> None:
+        if now - self.started_at > STEADY_SECONDS:
+            self.restarts = 0
+        seconds = min(FIRST_PAUSE_SECONDS * 2**self.restarts, LONGEST_PAUSE_SECONDS)
+        self.restarts += 1
+        self.restart_at = now + seconds
+        typer.echo(f"callboard: {why}; it is started again in {seconds:g} s", err=True)
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """Looks after all that it is given, in a thread. What it starts lives no longer than that thread: end it last."""
+    """Checks its processes in a thread. The system ends with that thread whatever it restarted: close it last."""
 
-    kept: list[RestartState] = field(default_factory=list)
-    _hushed: threading.Event = field(default_factory=threading.Event)
-    _ending: threading.Event = field(default_factory=threading.Event)
-    _looking: threading.Lock = field(default_factory=threading.Lock)
+    processes: list[ManagedProcess] = field(default_factory=list)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _closing: threading.Event = field(default_factory=threading.Event)
+    _checking: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
 
-    def begin(self) -> None:
-        """Look from now on."""
-        self._thread = threading.Thread(target=self._run, name="callboard-keeper", daemon=True)
+    def start(self) -> None:
+        """Check the processes from now on."""
+        self._thread = threading.Thread(target=self._run, name="callboard-supervisor", daemon=True)
         self._thread.start()
 
-    def hush(self) -> None:
-        """Start nothing any more."""
-        self._hushed.set()
-        with self._looking:
+    def stop_restarting(self) -> None:
+        """Restart nothing from now on; returns when a restart under way is done."""
+        self._stopping.set()
+        with self._checking:
             return
 
-    def end(self) -> None:
-        """The thread ends, and with it what it started and still runs."""
-        self._ending.set()
+    def close(self) -> None:
+        """End the thread, and with it every process that it restarted and that still runs."""
+        self._closing.set()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._hushed.wait(LOOK):
-            with self._looking:
-                for one in self.kept:
-                    if not self._hushed.is_set():
-                        one.look(time.monotonic())
-        self._ending.wait()
+        while not self._stopping.wait(CHECK_SECONDS):
+            with self._checking:
+                for process in self.processes:
+                    if not self._stopping.is_set():
+                        process.check(time.monotonic())
+        self._closing.wait()

@@ -2,9 +2,8 @@
 
 import fcntl
 import os
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ import typer
 
 from callboard.commands.errors import CommandError
 from callboard.commands.local.stack import LocalStack
-from callboard.commands.services import ends_on_sigterm
+from callboard.commands.services import ends_on_sigterm, wait_for_the_end
 
 app = typer.Typer()
 
@@ -50,13 +49,6 @@ def up(
             typer.echo(f"Callboard is at {stack.web_url}")
             typer.echo("Ctrl-C stops everything", err=True)
             wait_for_the_end()
-
-
-def wait_for_the_end() -> None:
-    """Until Ctrl-C, SIGTERM or SIGHUP: for what runs until then, they are a good end."""
-    with suppress(KeyboardInterrupt, SystemExit):
-        while True:
-            signal.pause()
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Services of our own for one machine: an embedded PostgreSQL and a private RabbitMQ node."""
+"""Embedded PostgreSQL and a private RabbitMQ node: child processes of this one, for `callboard up` and the tests."""
 
-from callboard.commands.services.child_process import NotStarted, Process, ends_on_sigterm, wait_until
+from callboard.commands.services.child_process import NotStarted, Process, wait_until
 from callboard.commands.services.postgres import Server, postgres
 from callboard.commands.services.rabbitmq import Node, installed, rabbitmq
+from callboard.commands.services.signals import ends_on_sigterm, wait_for_the_end
 
 __all__ = [
     "Node",
@@ -13,5 +14,6 @@ __all__ = [
     "installed",
     "postgres",
     "rabbitmq",
+    "wait_for_the_end",
     "wait_until",
 ]

@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -36,21 +35,6 @@ def wait_until(condition: Callable[[], object], timeout: float, *, pause: float 
     return True
 
 
-@contextmanager
-def ends_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP end this process as Ctrl-C does: through every `finally`."""
-
-    def leave(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
-    kept = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
 def tail(path: Path, lines: int = 20) -> str:
     """The last lines of a log, or nothing if there is none."""
     try:
@@ -74,6 +58,7 @@ class Process:
     user: User | None = None
     farewell: signal.Signals = signal.SIGTERM
     child: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _asked: bool = field(default=False, init=False)
 
     @property
     def pid(self) -> int:
@@ -84,6 +69,7 @@ class Process:
 
     def start(self) -> Self:
         """Start it; its output is appended to the log."""
+        self._asked = False
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
                 [sys.executable, "-I", "-S", LAUNCH, *self._terms(), *self.command],
@@ -113,11 +99,16 @@ class Process:
         self.kill()
         raise NotStarted(f"{Path(self.command[0]).name} {why}; its log {self.log} ends:\n{tail(self.log)}")
 
-    def stop(self, timeout: float = 10) -> int | None:
-        """Ask it to end with `farewell`, kill its group after `timeout` seconds; its exit code."""
-        if self.running():
+    def ask_to_end(self) -> None:
+        """Send it `farewell`. Only once: at a second signal Dramatiq drops the items in hand."""
+        if self.running() and not self._asked:
+            self._asked = True
             self.send(self.farewell)
-            wait_until(lambda: not self.running(), timeout)
+
+    def stop(self, timeout: float = 10) -> int | None:
+        """Ask it to end, and kill its group after `timeout` seconds; return its exit code, None if never started."""
+        self.ask_to_end()
+        wait_until(lambda: not self.running(), timeout)
         return self.kill()
 
     def kill(self) -> int | None:

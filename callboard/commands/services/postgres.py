@@ -40,6 +40,7 @@ class Server:
         programs: Path | None = None,
     ) -> None:
         self.folder = folder.resolve()
+        self.log = self.folder / "postgres.log"
         self.settings = settings or {}
         self.programs = programs
         self.users = [pwd.getpwuid(os.geteuid()).pw_name, *users]
@@ -73,7 +74,7 @@ class Server:
     def _start(self, programs: Path, data: Path, user: User | None) -> Self:
         self._process = Process(
             [programs / "postgres", *_options(data, self.sockets, self.settings)],
-            log=self.folder / "postgres.log",
+            log=self.log,
             cwd=Path("/"),
             user=user,
             farewell=signal.SIGINT,  # PostgreSQL's fast shutdown: end sessions, write a checkpoint

@@ -6,14 +6,14 @@ import signal
 import stat
 import urllib.request
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from callboard.commands.errors import CommandError
-from callboard.commands.local import backing_services
+from callboard.commands.local.stack import LocalStack
 from tests.support.programs import fault, left, run, running
 from tests.support.workers import wait_until
 
@@ -122,13 +122,13 @@ def test_up_that_cannot_start_says_why_in_one_line(tmp_path: Path, env: Mapping[
 def test_up_without_rabbitmq_says_what_it_takes_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(backing_services, "installed", lambda: False)
+    monkeypatch.setattr("callboard.commands.local.stack.installed", lambda: False)
     monkeypatch.delenv("AMQP_URL", raising=False)
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
-    place = backing_services.BackingServices(tmp_path, throwaway=True, in_process=False, stopping=ExitStack())
-    with pytest.raises(CommandError):
-        place.open()
-    assert place.amqp_url is None
+    stack = LocalStack(tmp_path, processes=1, threads=1, port=0, in_process=False)
+    with pytest.raises(CommandError), stack:
+        pass
+    assert stack.in_process
     assert "RabbitMQ isn't installed here and AMQP_URL isn't set" in capsys.readouterr().err
 
 

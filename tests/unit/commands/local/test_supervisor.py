@@ -1,82 +1,92 @@
-"""What ends by itself is started again, after a pause that grows while it doesn't stay."""
+"""A process that ends by itself is restarted, after a pause that grows while it does not stay up."""
 
 import time
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from callboard.commands.local.supervisor import LONGEST_PAUSE, LOOK, STEADY, RestartState, Supervisor
+from callboard.commands.local.supervisor import (
+    CHECK_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    STEADY_SECONDS,
+    ManagedProcess,
+    Supervisor,
+)
 from callboard.commands.services import NotStarted
 from tests.support.workers import wait_until
 
 
-class Thing:
-    """Something that runs, or doesn't."""
+class Service:
+    """Runs, or can't be started."""
 
-    def __init__(self, *, good: bool = True) -> None:
+    def __init__(self, *, startable: bool = True) -> None:
         self.runs = False
-        self.good = good
+        self.startable = startable
         self.starts: list[float] = []
         self.now = 0.0
 
     def start(self) -> None:
         self.starts.append(self.now)
-        if not self.good:
+        if not self.startable:
             raise NotStarted("it can't")
         self.runs = True
 
-    def kept(self) -> RestartState:
-        return RestartState("thing", lambda: self.runs, self.start, "thing.log", since=0.0)
+    def managed(self) -> ManagedProcess:
+        return ManagedProcess("service", lambda: self.runs, self.start, Path("service.log"), started_at=0.0)
 
 
-def watch(thing: Thing, kept: RestartState, seconds: float) -> None:
+def check(service: Service, process: ManagedProcess, seconds: float) -> None:
     """Time passes."""
-    end = thing.now + seconds
-    while thing.now < end:
-        thing.now = round(thing.now + LOOK, 3)
-        kept.look(thing.now)
+    end = service.now + seconds
+    while service.now < end:
+        service.now = round(service.now + CHECK_SECONDS, 3)
+        process.check(service.now)
 
 
-def test_what_runs_is_left_alone() -> None:
-    thing = Thing()
-    thing.runs = True
-    watch(thing, thing.kept(), 10)
-    assert thing.starts == []
+def test_running_process_is_left_alone() -> None:
+    service = Service()
+    service.runs = True
+    check(service, service.managed(), 10)
+    assert service.starts == []
 
 
 def test_pause_grows_while_it_cannot_be_started(capsys: pytest.CaptureFixture[str]) -> None:
-    thing = Thing(good=False)
-    watch(thing, thing.kept(), 200)
-    pauses = [round(later - before, 3) for before, later in zip(thing.starts, thing.starts[1:], strict=False)]
+    service = Service(startable=False)
+    check(service, service.managed(), 200)
+    starts = service.starts
+    pauses = [round(later - before, 3) for before, later in pairwise(starts)]
     assert pauses == sorted(pauses)
-    assert pauses[-1] == pytest.approx(LONGEST_PAUSE, abs=2 * LOOK)
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "callboard: thing ended by itself (its log: thing.log); it is started again in 0.5 s"
-    assert said[1] == "callboard: it can't; it is started again in 1 s"
+    assert pauses[-1] == pytest.approx(LONGEST_PAUSE_SECONDS, abs=2 * CHECK_SECONDS)
+    lines = capsys.readouterr().err.splitlines()
+    ended = "callboard: service ended by itself (its log: service.log)"
+    assert lines[0] == f"{ended}; it is started again in 0.5 s"
+    assert lines[1] == "callboard: it can't; it is started again in 1 s"
 
 
 def test_pause_is_short_again_after_it_ran_for_long() -> None:
-    thing, pauses = Thing(), []
-    kept = thing.kept()
-    for seconds in (1.0, 1.0, STEADY + 1, 1.0):
-        ended, thing.runs = thing.now, False
-        watch(thing, kept, 0.0)
-        while not thing.runs:
-            watch(thing, kept, LOOK)
-        pauses.append(thing.now - ended)
-        watch(thing, kept, seconds)
+    service, pauses = Service(), []
+    process = service.managed()
+    for seconds in (1.0, 1.0, STEADY_SECONDS + 1, 1.0):
+        ended, service.runs = service.now, False
+        check(service, process, 0.0)
+        while not service.runs:
+            check(service, process, CHECK_SECONDS)
+        pauses.append(service.now - ended)
+        check(service, process, seconds)
     assert pauses[1] > pauses[0]
-    assert pauses[3] == pytest.approx(pauses[0], abs=LOOK)
+    assert pauses[3] == pytest.approx(pauses[0], abs=CHECK_SECONDS)
 
 
-def test_keeper_starts_nothing_once_it_is_hushed() -> None:
-    thing = Thing()
-    keeper = Supervisor([thing.kept()])
-    keeper.begin()
-    assert wait_until(lambda: thing.runs, 60)
-    keeper.hush()
-    thing.runs = False
-    count = len(thing.starts)
+def test_nothing_is_restarted_after_stop_restarting() -> None:
+    service = Service()
+    supervisor = Supervisor([service.managed()])
+    supervisor.start()
+    assert wait_until(lambda: service.runs, 60)
+    supervisor.stop_restarting()
+    service.runs = False
+    count = len(service.starts)
     began = time.monotonic()
-    assert not wait_until(lambda: len(thing.starts) > count, 4 * LOOK)
-    keeper.end()
+    assert not wait_until(lambda: len(service.starts) > count, 4 * CHECK_SECONDS)
+    supervisor.close()
     assert time.monotonic() - began < 5

@@ -1,0 +1,31 @@
+"""Whether RabbitMQ answers at the addresses of AMQP_URL."""
+
+import logging
+
+import pika
+
+from callboard.commands.errors import CommandError, first_line
+
+
+def reach_broker(addresses: str) -> None:
+    """Connect to the first node that answers. Raises CommandError when none of these addresses (`;` between) does."""
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs a failure in many lines
+    why = ""
+    for parameters in map(_parameters, addresses.split(";")):
+        try:
+            pika.BlockingConnection(parameters).close()
+            return
+        except (pika.exceptions.AMQPError, OSError) as error:
+            # pika gives most errors no text but their type.
+            reason = first_line(error) if str(error) else type(error).__name__
+            why = f"{parameters.host}:{parameters.port}: {reason}"
+    raise CommandError(f"can't reach RabbitMQ at {why}; start it, or correct AMQP_URL")
+
+
+def _parameters(address: str) -> pika.URLParameters:
+    try:
+        if address.strip().startswith(("amqp://", "amqps://")):
+            return pika.URLParameters(address.strip())
+    except (ValueError, TypeError):
+        pass  # its text may hold the password
+    raise CommandError("AMQP_URL is no address of RabbitMQ: amqp://user:password@host:port/vhost")
