@@ -244,6 +244,7 @@ class Runtime:
         self.stopping = True
         if self._callbacks:
             self._callbacks.halt()
+        self.submitting.stop()
         if self._sweep:
             self._sweep.stop(self.time_left())
         if self._journal and not self._journal.close(self.time_left()):

@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from callboard.middleware.process.periodic import Periodic
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.rows import JobControl, WorkerInfo
 from callboard.sql.writes import jobs, workers
@@ -38,8 +38,11 @@ class Heartbeat:
     advance: Callable[[Conn], None]
     id: int = 0
     _heard: float = -WITHIN
-    _stopping: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    _beaten: float = 0.0
+    _periodic: Periodic = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._periodic = Periodic("heartbeat", min(ASK, BEAT / 2), self._step)
 
     def start(self, actors: dict[str, str]) -> int:
         """Register, announce the actors ({name: queue}), and beat from now on; returns the worker's id."""
@@ -48,35 +51,26 @@ class Heartbeat:
         with self.pool.connection() as conn:
             self.id = workers.register_worker(conn, info)
             self._listen(conn)  # before a message of a stopped job can arrive
-        self._thread = threading.Thread(target=self._run, name="callboard-heartbeat", daemon=True)
-        self._thread.start()
+        self._beaten = time.monotonic()
+        self._periodic.start()
         return self.id
 
     def stop(self, patience: float = 5.0) -> None:
         """Say goodbye; a database that is away is none of a stopping worker's concern."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(patience / 2)
+        self._periodic.stop(patience / 2)
         try:
             with self.pool.connection(timeout=max(patience / 2, 0.1)) as conn:
                 workers.stop_worker(conn, self.id)
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("could not say goodbye to the database: %s", str(error).strip())
 
-    def _run(self) -> None:
-        beaten = time.monotonic()
-        while not self._stopping.wait(min(ASK, BEAT / 2)):
-            try:
-                with self.pool.connection() as conn:
-                    if time.monotonic() - beaten >= BEAT:
-                        workers.beat(conn, self.id, self.holds(), self.trouble())
-                        beaten = time.monotonic()
-                    self._listen(conn)
-                    self.advance(conn)
-            except (psycopg.Error, PoolTimeout):
-                log.debug("no heartbeat: the database is away", exc_info=True)
-            except Exception:
-                log.exception("the heartbeat met an error it doesn't know; it goes on")
+    def _step(self) -> None:
+        with self.pool.connection() as conn:
+            if time.monotonic() - self._beaten >= BEAT:
+                workers.beat(conn, self.id, self.holds(), self.trouble())
+                self._beaten = time.monotonic()
+            self._listen(conn)
+            self.advance(conn)
 
     def _listen(self, conn: Conn) -> None:
         """Hear what jobs were told, all of it after a silence; and close those that have nothing in hand any more."""

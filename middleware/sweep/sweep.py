@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.periodic import Periodic
 from callboard.middleware.publish.transport import Transport
 from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.middleware.sweep.retention import Retention
@@ -44,39 +44,30 @@ class Sweep:
     _holder: str = field(
         default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}"
     )
-    _stopping: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
     _steady_since: float = 0.0  # since when the database has answered without a break
     _sampled: float = 0.0
     _searched: float = 0.0
     _looked: float = 0.0  # when the database was last asked for the lease
     _search: LostMessageSearch = field(init=False)
+    _periodic: Periodic = field(init=False)
     _retention: Retention = field(default_factory=Retention)
 
     def __post_init__(self) -> None:
         self._search = LostMessageSearch(self.transport)
+        self._periodic = Periodic("sweep", PERIOD, self._look, _complain)
 
     def start(self) -> None:
         """Sweep in a thread, whenever this process is the elected one."""
-        self._thread = threading.Thread(target=self.run, name="callboard-sweep", daemon=True)
-        self._thread.start()
+        self._periodic.wake()
 
     def stop(self, patience: float = 5.0) -> None:
         """End, and let another process take over at once; a database that is away is waited for half of that."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(patience / 4)
+        self._periodic.stop(patience / 4)
         try:
             with self.pool.connection(timeout=patience / 4) as conn:
                 sweep.drop_lease(conn, "sweep", self._holder)
         except (psycopg.Error, PoolTimeout):
             log.debug("the lease was not given back; it lapses", exc_info=True)
-
-    def run(self) -> None:
-        """Sweep until stopped."""
-        while not self._stopping.is_set():
-            self._look()
-            self._stopping.wait(PERIOD)
 
     def _look(self) -> None:
         try:
@@ -87,10 +78,6 @@ class Sweep:
         except TRANSIENT:
             self._steady_since, self._looked = 0.0, time.monotonic()
             log.debug("no sweep: the database is away", exc_info=True)
-        except psycopg.Error as error:
-            _complain(error)
-        except Exception:
-            log.exception("the sweep met an error it doesn't know; it goes on")
 
     def _note_the_time(self) -> None:
         """After a freeze it is not known how the database was meanwhile. Nor is it at the start; but what a worker held

@@ -34,14 +34,13 @@ def test_an_error_that_does_not_pass_is_said(
 ) -> None:
     class Pool:
         def connection(self) -> Any:
-            sweep._stopping.set()
             raise error
 
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     pool: Any = Pool()
     sweep = Sweep(pool, lambda: pytest.fail("nobody asks the broker"))
     with caplog.at_level(logging.WARNING):
-        sweep.run()
+        sweep._periodic.run_step()
     assert (str(error) in caplog.text) == said
 
 
