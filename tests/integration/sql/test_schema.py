@@ -91,6 +91,19 @@ def test_two_that_migrate_at_once_apply_each_step_once(empty_database_url: str) 
         assert migrate.check(conn) is None
 
 
+def test_a_step_is_added_to_the_schema_of_an_older_release(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = migrate.Migration(9000, "9000_added", breaking=False, text="CREATE TABLE callboard.added ()")
+    steps = [*migrate.known(), added]
+    monkeypatch.setattr(migrate, "known", lambda: steps)
+    with connect(database_url) as conn:
+        with pytest.raises(SchemaError, match="behind this code by 9000_added: run `callboard migrate`"):
+            migrate.check(conn)
+        assert migrate.migrate(database_url) == ["9000_added"]
+        assert migrate.check(conn) is None
+
+
 def test_a_migration_that_fails_leaves_nothing(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,12 +128,9 @@ def test_an_absent_schema_says_what_to_do(empty_database_url: str) -> None:
 
 
 def behind(url: str) -> None:
+    """As if an older release had made the schema, by another step."""
     with connect(url) as conn:
-        conn.execute("DELETE FROM callboard.migrations WHERE number = %s", (migrate.known()[-1].number,))
-        if len(migrate.known()) == 1:  # as if the first were not the only one
-            conn.execute(
-                "INSERT INTO callboard.migrations (number, name, breaking) VALUES (0, '0000', false)"
-            )
+        conn.execute("UPDATE callboard.migrations SET number = 0, name = '0000_from_the_past'")
 
 
 def ahead(url: str) -> None:

@@ -1,0 +1,365 @@
+-- Everything that Callboard keeps: jobs and their items, then the record of what happened, then who works on it.
+-- Every name is qualified: a pooler in transaction mode keeps no search_path. No table has a foreign key: one on `items`
+-- halves the speed of COPY. In tables of many rows the widest columns of fixed width come first: no byte is lost between.
+
+CREATE TYPE callboard.job_state AS ENUM (
+    'pending',    -- no item has started
+    'running',    -- at least one item has started
+    'paused',     -- nothing new starts until it is resumed
+    'completed',  -- final: sealed, and every item is final, whatever the mix
+    'failed',     -- final: stopped, since it passed its failure limit, or its submission broke off
+    'cancelled'   -- final: stopped by somebody, or by its deadline
+);
+
+CREATE TYPE callboard.item_state AS ENUM (
+    'waiting',    -- neither final nor waiting for a retry: pending, queued or running, by what the job row says
+    'retrying',   -- an attempt failed, the next has a time
+    'succeeded',  -- final: the actor returned
+    'failed',     -- final: its last attempt failed
+    'skipped',    -- final: the actor raised Skip
+    'cancelled'   -- final: its job was stopped and goes on without it; in a job that stays stopped no row says so
+);
+
+CREATE TYPE callboard.attempt_kind AS ENUM (
+    'failed',     -- the actor raised
+    'timed_out',  -- its time limit or the message's age limit struck
+    'crashed',    -- its worker died while it held the item
+    'skipped'     -- the actor raised Skip
+);
+
+-- Starting at the seconds since 2025 keeps the ids of a database that was made anew apart from those of the one
+-- before it, whose messages may still lie in RabbitMQ.
+CREATE SEQUENCE callboard.job_ids;
+SELECT setval('callboard.job_ids', greatest(1, extract(epoch FROM now() - timestamptz '2025-01-01Z')::bigint));
+
+-- A set of items; or a standing job: an actor's plain sends of one day; or a parent of stages; or one of its stages.
+-- The counters are always exact: they move in the transaction that moves the items.
+CREATE TABLE callboard.jobs (
+    id               bigint PRIMARY KEY DEFAULT nextval('callboard.job_ids'),
+
+    -- What was asked for.
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    standing_on      date,                       -- the UTC day of a standing job
+    chunk            integer CHECK (chunk > 1),  -- bulk items that one message carries at most; NULL: one
+    name             text NOT NULL CHECK (name <> ''),
+    key              text,                       -- the same key of the same tenant gives the same job
+    tenant           text NOT NULL DEFAULT '',
+    actor            text,                       -- of every item that names none
+    queue            text,                       -- likewise
+    created_by       text,
+    metadata         jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    -- By the state it ends with: {"completed": [{"url": …, "host": …}, {"actor": …, "queue": …}]}. NULL: it calls nobody.
+    callbacks        jsonb CHECK (jsonb_typeof(callbacks) = 'object'),
+
+    -- Its state.
+    started_at       timestamptz,
+    finished_at      timestamptz,
+    updated_at       timestamptz NOT NULL DEFAULT now(),
+    told_at          timestamptz,                -- when `epoch` was last raised: workers read what was raised lately
+    epoch            integer NOT NULL DEFAULT 0, -- raised by all that workers must know; a message of an older one is suspect
+    state            callboard.job_state NOT NULL DEFAULT 'pending',
+    stopping         callboard.job_state,        -- its state once the last running item has ended; NULL: it goes on
+    sealed           boolean NOT NULL DEFAULT false,  -- no more items come from outside
+    reason           text,                       -- why it stopped
+    step             text,                       -- what an item last said it is doing
+
+    -- Its counters, of items but for the last three.
+    total            bigint NOT NULL DEFAULT 0,  -- items stored
+    published        bigint NOT NULL DEFAULT 0,  -- items published at least once
+    retrying         bigint NOT NULL DEFAULT 0,
+    succeeded        bigint NOT NULL DEFAULT 0,
+    failed           bigint NOT NULL DEFAULT 0,
+    skipped          bigint NOT NULL DEFAULT 0,
+    cancelled        bigint NOT NULL DEFAULT 0,  -- items with that state
+    redo             bigint NOT NULL DEFAULT 0,  -- rows of the outbox with `redo`
+    retries          bigint NOT NULL DEFAULT 0,  -- attempts that failed and were given another
+    crashes          bigint NOT NULL DEFAULT 0,  -- deaths of workers charged to its items
+
+    -- Its submission.
+    consumed         bigint NOT NULL DEFAULT 0,  -- inputs read, repeated item keys included: where a submission goes on
+    submitting_until timestamptz,                -- past, and not sealed: its submitter is gone; NULL: nobody says
+
+    -- Its publishing.
+    bulk_end         bigint NOT NULL DEFAULT 0,  -- every bulk item is below it
+    watermark        bigint NOT NULL DEFAULT 0,  -- every bulk item below it is published
+    suspect_below    bigint NOT NULL DEFAULT 0,  -- a bulk item below it may have been published before
+    publish_token    bigint NOT NULL DEFAULT 0,  -- fences a publisher whose claim was taken over
+    publish_until    timestamptz,                -- the claim of the publisher at work; past: it was abandoned
+    served_at        timestamptz,                -- when a publisher last took a batch: jobs are served in turn
+    rate_ready       timestamptz,                -- up to when what `rate` allows has been used
+
+    -- Its limits. `limits` has them in the user's words. Those of a parent are its stages', so all but `keep` are NULL.
+    not_before       timestamptz,                -- nothing of it is published before
+    deadline         timestamptz,                -- then it is cancelled
+    fail_count       bigint,                     -- more failed items than that stop it
+    fail_share       float8,                     -- or more than this share of what ended,
+    fail_sample      bigint,                     -- when at least so many have ended
+    rate             float8,                     -- items published a second
+    concurrency      integer,                    -- items in RabbitMQ or running
+    priority         integer NOT NULL DEFAULT 0, -- lower is served first
+    lane_width       integer,                    -- items of a lane in RabbitMQ or running: see the table `lanes`
+    lane_by          text,                       -- the argument that tells lanes: a keyword, or a position
+    laned_by         text,                       -- the argument that told the lanes of its messages
+    limits           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(limits) = 'object'),
+
+    -- Its retention.
+    keep             float8 CHECK (keep > 0),    -- seconds from its end until it leaves; infinity: never; NULL: the sweep's
+    leaving_at       timestamptz,                -- since when it is leaving: nobody sees it any more, and its rows go
+    cleared          bigint NOT NULL DEFAULT 0,  -- while it is leaving: every item below it is gone
+
+    -- Its stages: jobs that follow one another, each a row of its own, with a parent that has no items and is never
+    -- sealed while it is open.
+    parent_id        bigint,                     -- of a stage: its parent
+    stages           integer,                    -- of a parent: how many it has
+    stage            integer,                    -- of a stage: its number, from 0
+    maker            integer,                    -- of a stage: the worker that makes its items; a dead one has left it
+    makes            text,                       -- of a stage: the function that makes its items, "module:name"; NULL:
+                                                 -- the results of the stage before are its items
+    on_failure       text CHECK (on_failure IN ('stop', 'go on')),  -- of a stage: what failed items do to those after it
+
+    CONSTRAINT jobs_counters_not_negative CHECK (least(
+        total, consumed, bulk_end, watermark, published, retrying, succeeded, failed, skipped, cancelled, redo, retries,
+        crashes) >= 0),
+    CONSTRAINT jobs_items_add_up CHECK (succeeded + failed + skipped + cancelled + retrying <= total),
+    CONSTRAINT jobs_published CHECK (published <= total AND watermark <= bulk_end AND bulk_end <= total),
+    CONSTRAINT jobs_pending CHECK (state <> 'pending' OR started_at IS NULL),
+    CONSTRAINT jobs_finished CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
+    CONSTRAINT jobs_completed CHECK (
+        state <> 'completed' OR (sealed AND succeeded + failed + skipped + cancelled = total)),
+    CONSTRAINT jobs_stopping CHECK (stopping IS NULL OR stopping IN ('failed', 'cancelled') AND finished_at IS NULL),
+    CONSTRAINT jobs_limits CHECK (
+        least(fail_count, fail_sample, concurrency) > 0 AND least(fail_share, rate) > 0 AND fail_share < 1),
+    CONSTRAINT jobs_fail_share CHECK ((fail_share IS NULL) = (fail_sample IS NULL)),
+    CONSTRAINT jobs_lanes CHECK (lane_width > 0 AND (lane_by IS NULL) = (lane_width IS NULL)),
+    CONSTRAINT jobs_leaving CHECK (
+        leaving_at IS NULL OR finished_at IS NOT NULL AND key IS NULL AND standing_on IS NULL),
+    CONSTRAINT jobs_parent CHECK (stages IS NULL OR stages > 0 AND total = 0 AND parent_id IS NULL),
+    CONSTRAINT jobs_stage CHECK ((parent_id IS NULL) = (stage IS NULL) AND (stage IS NULL) = (on_failure IS NULL))
+) WITH (fillfactor = 30, autovacuum_vacuum_scale_factor = 0.05);
+
+-- No counter is in an index: each flush updates a job row, and must stay a heap-only update.
+CREATE UNIQUE INDEX jobs_by_key ON callboard.jobs (tenant, key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE standing_on IS NOT NULL;
+CREATE UNIQUE INDEX jobs_by_parent ON callboard.jobs (parent_id, stage) WHERE parent_id IS NOT NULL;
+CREATE INDEX jobs_open ON callboard.jobs (id) WHERE finished_at IS NULL;
+CREATE INDEX jobs_staged ON callboard.jobs (id) WHERE stages IS NOT NULL AND finished_at IS NULL;
+CREATE INDEX jobs_told ON callboard.jobs (told_at) WHERE told_at IS NOT NULL;
+CREATE INDEX jobs_deadline ON callboard.jobs (deadline) WHERE deadline IS NOT NULL AND finished_at IS NULL;
+CREATE INDEX jobs_ended ON callboard.jobs (finished_at)
+    WHERE keep IS NULL AND leaving_at IS NULL AND finished_at IS NOT NULL;
+CREATE INDEX jobs_kept ON callboard.jobs (finished_at)
+    WHERE keep IS NOT NULL AND leaving_at IS NULL AND finished_at IS NOT NULL;
+CREATE INDEX jobs_leaving ON callboard.jobs (id) WHERE leaving_at IS NOT NULL;
+-- For ends that queued no callback. A job that calls nobody is in it never.
+CREATE INDEX jobs_calling ON callboard.jobs (finished_at) WHERE callbacks IS NOT NULL AND finished_at IS NOT NULL;
+
+-- 10,000,000 rows of one job are usual. No index on a column that changes, not even a partial one: each update of it
+-- would not be heap-only.
+CREATE TABLE callboard.items (
+    job_id           bigint NOT NULL,
+    sent_at          timestamptz,                -- when a plain send or a child was sent; NULL: a bulk item
+    started_at       timestamptz,                -- of the last attempt that ended
+    finished_at      timestamptz,
+    item             integer NOT NULL CHECK (item >= 0),
+    attempt          integer NOT NULL DEFAULT 1 CHECK (attempt >= 1),  -- the next, the running, or the last attempt
+    state            callboard.item_state NOT NULL DEFAULT 'waiting',
+    was              callboard.item_state,       -- the state left by the last transition, read as locked
+    worker           integer,                    -- whose outcome was the last recorded
+    crashes          smallint NOT NULL DEFAULT 0,  -- deaths of workers charged to it
+    acquitted        smallint,                   -- deaths charged to it until it ended by itself; NULL: none
+    actor            text,                       -- NULL: the job's
+    queue            text,                       -- NULL: the job's
+    message_id       text,                       -- NULL: a bulk item, published by the watermark as "job_id-item"
+    item_key         text,                       -- unique within the job
+    args             bytea NOT NULL,             -- {"args": […], "kwargs": {…}} as the app's encoder wrote it
+    options          bytea,                      -- the message's own options, likewise; NULL: none
+    retry_options    bytea,                      -- of the last retry, until the item is final: for a copy sent later
+    PRIMARY KEY (job_id, item),
+    CONSTRAINT items_finished CHECK ((finished_at IS NOT NULL) = (state NOT IN ('waiting', 'retrying')))
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE UNIQUE INDEX items_by_key ON callboard.items (job_id, item_key) WHERE item_key IS NOT NULL;
+
+-- What actors returned. Apart from items: a result in the row would cost it the heap-only update.
+CREATE TABLE callboard.results (
+    job_id           bigint NOT NULL,
+    item             integer NOT NULL,
+    value            text NOT NULL,              -- JSON; text, since jsonb changes numbers and refuses NUL
+    PRIMARY KEY (job_id, item)
+);
+
+-- Every attempt that did not simply succeed. Rows are added and never changed.
+CREATE TABLE callboard.attempts (
+    job_id           bigint NOT NULL,
+    started_at       timestamptz,
+    ended_at         timestamptz NOT NULL,
+    item             integer NOT NULL,
+    attempt          integer NOT NULL,
+    worker           integer,
+    traceback_size   integer NOT NULL DEFAULT 0, -- characters before it was cut
+    kind             callboard.attempt_kind NOT NULL,
+    retried          boolean NOT NULL,           -- another attempt was scheduled
+    error_type       text NOT NULL,
+    place            text NOT NULL DEFAULT '',   -- file, line and function that raised
+    message          text NOT NULL,
+    traceback        text NOT NULL DEFAULT '',
+    PRIMARY KEY (job_id, item, attempt)
+);
+
+-- One row per kind of error: its type and the place that raised it. Bounded by the code, not by the number of items.
+CREATE TABLE callboard.errors (
+    job_id           bigint NOT NULL,
+    count            bigint NOT NULL,            -- attempts
+    failed           bigint NOT NULL,            -- of them, those that ended their item
+    first_at         timestamptz NOT NULL,
+    last_at          timestamptz NOT NULL,
+    item             integer NOT NULL,           -- the example's
+    kind             callboard.attempt_kind NOT NULL,
+    error_type       text NOT NULL,
+    place            text NOT NULL,
+    message          text NOT NULL,              -- the example's
+    PRIMARY KEY (job_id, kind, error_type, place)
+) WITH (fillfactor = 70);
+
+-- Attempts that have run for a while. Small: never more rows than there are worker threads.
+CREATE TABLE callboard.running (
+    job_id           bigint NOT NULL,
+    started_at       timestamptz NOT NULL,
+    stack_at         timestamptz,                -- when `stack` was taken
+    progress_done    float8,                     -- what its actor last said; NULL: it said nothing
+    progress_total   float8,                     -- likewise; NULL: nobody knows
+    item             integer NOT NULL,
+    attempt          integer NOT NULL,
+    worker           integer NOT NULL,
+    step             text,                       -- what its actor last said it is doing
+    stack            text,                       -- where it has stood for long: the innermost frames, the innermost first
+    place            text,                       -- of these frames, the innermost that is neither a library's nor Python's
+    PRIMARY KEY (job_id, item)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE INDEX running_by_worker ON callboard.running (worker);
+
+-- What is to be published and has no place in a job's bulk range: plain sends, children, retries, orphans, delays.
+CREATE TABLE callboard.outbox (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id           bigint NOT NULL,
+    due_at           timestamptz NOT NULL,       -- infinity: in its job's turn; year 9999: once a worker has its actor
+    claimed_until    timestamptz,                -- past: its publisher vanished, so it may have been published
+    sent_ms          bigint,                     -- message_timestamp to keep; NULL: the time of publishing
+    item             integer NOT NULL,
+    attempt          integer NOT NULL,
+    first            boolean NOT NULL,           -- the item was never published before
+    suspect          boolean NOT NULL DEFAULT false,  -- the message may be a second copy
+    dead             boolean NOT NULL DEFAULT false,  -- for the dead letters: its item is failed, and no message is left
+    redo             boolean NOT NULL DEFAULT false,  -- published in its job's turn and as there is room: due at infinity
+    -- It was published, has not run, and waits here all the same: it was lost, or came to a worker without its actor. It
+    -- doesn't count against its job's limits.
+    again            boolean NOT NULL DEFAULT false,
+    options          bytea,                      -- the message's options from now on; NULL: the item's own
+    lane             text,                       -- NULL: not known yet, or its job has no lanes
+    UNIQUE (job_id, item)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE INDEX outbox_due ON callboard.outbox (due_at);
+CREATE INDEX outbox_by_lane ON callboard.outbox (job_id, lane, item) WHERE lane IS NOT NULL;
+CREATE INDEX outbox_unlaned ON callboard.outbox (job_id) WHERE redo AND lane IS NULL;
+-- They are few, but all retries of a job may lie beside them.
+CREATE INDEX outbox_again ON callboard.outbox (job_id) WHERE again;
+
+-- What is in flight of each lane, from before it is published until after it ended. A lane: the items of a job with the
+-- same value of one of their arguments, of which only so many may be in flight.
+CREATE TABLE callboard.lanes (
+    job_id           bigint NOT NULL,
+    item             integer NOT NULL,
+    lane             text NOT NULL,
+    PRIMARY KEY (job_id, item)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+
+-- Worker processes.
+CREATE TABLE callboard.workers (
+    id               integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    pid              integer NOT NULL,
+    threads          integer NOT NULL,
+    held             integer NOT NULL DEFAULT 0, -- items running or prefetched
+    started_at       timestamptz NOT NULL DEFAULT now(),
+    beat_at          timestamptz NOT NULL DEFAULT now(),
+    stopped_at       timestamptz,                -- it said goodbye
+    died_at          timestamptz,                -- it was found dead
+    host             text NOT NULL,
+    release          text NOT NULL DEFAULT '',
+    trouble          text,                       -- what keeps it from publishing, as of its last beat; NULL: nothing
+    actors           text[] NOT NULL,
+    queues           text[] NOT NULL,
+    holds            bigint[] NOT NULL DEFAULT '{}'  -- what it held at its last beat: job, item, job, item …
+) WITH (fillfactor = 50);
+
+CREATE INDEX workers_alive ON callboard.workers (id) WHERE stopped_at IS NULL AND died_at IS NULL;
+
+-- Every actor that any worker ever announced: the web app and the command line need not import users' code.
+CREATE TABLE callboard.actors (
+    name             text PRIMARY KEY,
+    queue            text NOT NULL,
+    seen_at          timestamptz NOT NULL DEFAULT now()
+);
+
+-- A point every few seconds of each job that moves: rate, estimate and chart.
+CREATE TABLE callboard.samples (
+    job_id           bigint NOT NULL,
+    taken_at         timestamptz NOT NULL DEFAULT now(),
+    final            bigint NOT NULL,            -- items that ended, of the counters of the job
+    failed           bigint NOT NULL,
+    PRIMARY KEY (job_id, taken_at)
+);
+
+-- Every callback that the end of a job queued.
+CREATE TABLE callboard.callbacks (
+    id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),  -- receivers recognise repetitions by it
+    job_id           bigint NOT NULL,
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    ended_at         timestamptz NOT NULL,       -- when its job ended: one that is opened again ends again
+    due_at           timestamptz NOT NULL DEFAULT now(),
+    claimed_until    timestamptz,                -- past: its process vanished, so it may have been delivered
+    delivered_at     timestamptz,
+    gave_up_at       timestamptz,
+    tries            integer NOT NULL DEFAULT 0,
+    state            callboard.job_state NOT NULL,  -- what its job ended as
+    url              text,                       -- of a webhook
+    host             text,                       -- likewise: a process limits its webhooks to one host
+    actor            text,                       -- or of a message
+    queue            text,                       -- likewise
+    error            text,                       -- of the last try
+    job              jsonb NOT NULL,             -- the job's row when it ended; of a parent with its stages' in `within`
+    CONSTRAINT callbacks_target CHECK (
+        (url IS NULL) <> (actor IS NULL) AND (url IS NULL) = (host IS NULL) AND (actor IS NULL) = (queue IS NULL)),
+    CONSTRAINT callbacks_end CHECK (delivered_at IS NULL OR gave_up_at IS NULL)
+) WITH (fillfactor = 70);
+
+CREATE INDEX callbacks_due ON callboard.callbacks (due_at) WHERE delivered_at IS NULL AND gave_up_at IS NULL;
+CREATE INDEX callbacks_by_job ON callboard.callbacks (job_id);
+
+-- Who did what to a job.
+CREATE TABLE callboard.actions (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    job_id           bigint NOT NULL,
+    done_at          timestamptz NOT NULL DEFAULT now(),
+    action           text NOT NULL,
+    who              text NOT NULL DEFAULT '',   -- as far as it is known
+    via              text NOT NULL,              -- from where: cli, http, python, worker
+    detail           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(detail) = 'object')
+);
+
+CREATE INDEX actions_by_job ON callboard.actions (job_id, id);
+
+-- Which process does what only one may do, and until when.
+CREATE TABLE callboard.leases (
+    name             text PRIMARY KEY,           -- sweep
+    holder           text NOT NULL,
+    until            timestamptz NOT NULL
+);
+
+-- Jobs that left while messages of theirs may still have been in RabbitMQ: a worker must not run those.
+CREATE TABLE callboard.gone (
+    id               bigint PRIMARY KEY,         -- the job's
+    epoch            integer NOT NULL,
+    gone_at          timestamptz NOT NULL DEFAULT now()
+);
