@@ -162,7 +162,7 @@ class Runtime:
     def begin(self, job: int) -> None:
         """Publish a job's first items from here, if that is possible; workers go on with it in any case."""
         if self.publishes:
-            self.publisher.begin(job)
+            self.publisher.publish_job(job)
 
     def check(self) -> None:
         """Wait for the database, and compare its schema; SystemExit, with a line that says why, when it can't work."""
@@ -300,7 +300,7 @@ class Runtime:
         controls = list(controls)
         self.in_flight.apply_controls(controls)
         if self._publisher and any(control.limited for control in controls):
-            self._publisher.nudge()
+            self._publisher.wake()
 
     def _note(self, entry: Entry) -> None:
         self.journal.add(entry)

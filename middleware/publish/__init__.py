@@ -1,0 +1,1 @@
+"""Stored items and outbox rows become messages that the broker has confirmed."""

@@ -1,4 +1,4 @@
-"""How much of each queue's work lies in RabbitMQ: enough to keep its workers busy, and no more."""
+"""How many items lie in each queue of the broker: enough to keep its workers busy, and no more."""
 
 import logging
 import os
@@ -9,99 +9,108 @@ from callboard.middleware.publish.transport import Transport
 
 log = logging.getLogger("callboard.publisher")
 
-#: Items that lie in a queue at first, and at the most; in between as many as its workers empty in two looks or so.
-SHALLOW = 50
-DEEP = 20_000
-#: Seconds for which a queue that was full is taken to be full.
-FULL = 0.1
+#: The fewest and the most items that are kept in a queue; in between, about as many as its workers take in two rounds.
+MIN_BACKLOG_ITEMS = 50
+MAX_BACKLOG_ITEMS = 20_000
+#: Seconds for which a queue that was found full counts as full.
+FULL_SECONDS = 0.1
 
 
 @dataclass(slots=True)
 class QueueBacklog:
-    """How much of a queue's work lies in RabbitMQ: enough to keep its workers busy, no more, so that jobs take turns.
+    """The target backlog of one queue, in items: small, so that jobs take turns, and large enough for its workers.
 
-    It doubles when the workers have nearly emptied the queue, and shrinks while they leave it full, to half in a
+    The target doubles when the workers have nearly emptied the queue. While they leave it full, it halves within a
     second.
     """
 
-    wanted: int = SHALLOW
-    full_until: float = 0.0  # 0: it has room, as far as is known
-    carried: float = 1.0  # items that a message of it carries, by what was published last
+    target_items: int = MIN_BACKLOG_ITEMS
+    full_until: float = 0.0  # monotonic; 0: the queue has room, as far as is known
+    items_per_message: float = 1.0  # average of what was published last
 
-    def note(self, items: int, messages: int) -> None:
-        """So many items were published, in so many messages."""
-        self.carried = (self.carried + items / messages) / 2
+    def count_published(self, items: int, messages: int) -> None:
+        """Count `items` that were published in `messages`."""
+        self.items_per_message = (self.items_per_message + items / messages) / 2
 
-    def full(self, depth: int) -> bool:
-        """Whether a queue with `depth` ready messages has no room that is worth a turn."""
-        return self.wanted - int(depth * self.carried) <= self.wanted // 4
+    def is_full(self, ready: int) -> bool:
+        """Return whether a queue with `ready` messages has too little room for a batch."""
+        return self.target_items - int(ready * self.items_per_message) <= self.target_items // 4
 
-    def room(self, depth: int, now: float) -> int:
-        """How many items to add to a queue with `depth` ready messages; 0 makes it full for a while."""
-        items = int(depth * self.carried)
-        if items < self.wanted // 4:
-            self.wanted = min(self.wanted * 2, DEEP)
-        elif items > self.wanted * 3 // 4:
-            self.wanted = max(self.wanted * 31 // 32, SHALLOW)
-        self.full_until = now + FULL if self.full(depth) else 0.0
-        return 0 if self.full_until else self.wanted - items
+    def room(self, ready: int, now: float) -> int:
+        """Adapt the target to the `ready` messages that the workers left; return how many items to add.
+
+        Zero marks the queue as full for `FULL_SECONDS` from `now`, a monotonic time.
+        """
+        items = int(ready * self.items_per_message)
+        if items < self.target_items // 4:
+            self.target_items = min(self.target_items * 2, MAX_BACKLOG_ITEMS)
+        elif items > self.target_items * 3 // 4:
+            self.target_items = max(self.target_items * 31 // 32, MIN_BACKLOG_ITEMS)
+        self.full_until = now + FULL_SECONDS if self.is_full(ready) else 0.0
+        return 0 if self.full_until else self.target_items - items
 
 
 @dataclass(slots=True)
 class QueueBacklogs:
-    """The levels of all queues that this process publishes to. `depth` fixes how many items may lie in a queue; None:
-    by what its workers do. What asks the broker raises Unreachable.
+    """The backlogs of all queues that this process publishes to.
+
+    `fixed_items` is how many items may lie in each queue; None adapts that to the queue's workers.
     """
 
     transport: Transport
-    depth: int | None = None
+    fixed_items: int | None = None
     _backlogs: dict[str, QueueBacklog] = field(default_factory=dict)
 
-    def full(self) -> list[str]:
-        """The queues that were full a moment ago."""
+    def full_queues(self) -> list[str]:
+        """Return the queues that were full a moment ago."""
         now = time.monotonic()
         return [queue for queue, backlog in self._backlogs.items() if backlog.full_until > now]
 
-    def watched(self) -> list[str]:
-        """The queues that were full when they were last looked at: the less their workers empty meanwhile, the less
-        need lie in them, so they are looked at often.
+    def queues_to_poll(self) -> list[str]:
+        """Return the queues that were full when they were last asked.
+
+        The more often a queue is asked, the smaller its backlog may be. Empty when the backlog is fixed.
         """
-        return [
-            queue for queue, backlog in self._backlogs.items() if backlog.full_until and self.depth is None
-        ]
+        if self.fixed_items is not None:
+            return []
+        return [queue for queue, backlog in self._backlogs.items() if backlog.full_until]
 
     def room(self, queue: str) -> int:
-        """How many items to add to a queue."""
-        depth, now = self.transport.depth(queue) or 0, time.monotonic()
+        """Ask the broker, adapt the queue's target, and return how many items to add. Raises Unreachable."""
+        ready, now = self.transport.depth(queue) or 0, time.monotonic()
         backlog = self._backlogs.setdefault(queue, QueueBacklog())
-        if self.depth is None:
-            return backlog.room(depth, now)
-        room = self.depth - int(depth * backlog.carried)
+        if self.fixed_items is None:
+            return backlog.room(ready, now)
+        room = self.fixed_items - int(ready * backlog.items_per_message)
         if room <= 0:
-            backlog.full_until = now + FULL
+            backlog.full_until = now + FULL_SECONDS
         return max(0, room)
 
-    def note(self, queue: str, items: int, messages: int) -> None:
-        """So many items were published to a queue, in so many messages."""
-        self._backlogs[queue].note(items, messages)
+    def count_published(self, queue: str, items: int, messages: int) -> None:
+        """Count `items` that were published to a queue in `messages`."""
+        self._backlogs[queue].count_published(items, messages)
 
-    def emptied(self, queue: str) -> bool:
-        """Whether a queue that was full has room again; when nobody can say, the next turn finds out why. Raises
-        nothing: between two turns nobody would take it.
+    def has_room(self, queue: str) -> bool:
+        """Ask the broker whether a queue that was full has room; return True when it can't be asked.
+
+        Raises nothing: it runs between two rounds, and the next round reports what is wrong with the connection.
         """
         backlog = self._backlogs[queue]
         try:
-            depth = self.transport.depth(queue) or 0
-        except Exception:  # noqa: BLE001 — whatever a connection that breaks just now says
-            depth = 0
-        if backlog.full(depth):
-            return backlog.room(depth, time.monotonic()) > 0
+            ready = self.transport.depth(queue) or 0
+        except Exception:  # noqa: BLE001 — pika raises errors of many types while a connection breaks
+            ready = 0
+        if backlog.is_full(ready):
+            return backlog.room(ready, time.monotonic()) > 0
         backlog.full_until = 0.0
         return True
 
 
 def fixed_depth() -> int | None:
-    """``CALLBOARD_QUEUE_DEPTH`` as a number, or None; also for what is none, for somebody has to publish."""
+    """Return ``CALLBOARD_QUEUE_DEPTH`` in items; None when it is unset.
+
+    A value that is no number is logged as an error and counts as unset: publishing goes on.
+    """
     value = os.environ.get("CALLBOARD_QUEUE_DEPTH")
     if not value or (value.isdecimal() and int(value) > 0):
         return int(value) if value else None

@@ -1,30 +1,36 @@
-"""Messages that carry many items: which of those that follow one another go into one."""
+"""Bulk items become chunks: messages that carry many items."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from callboard.sql.rows import Outgoing
 
-#: Bytes of arguments that one message carries of many items.
+#: Bytes of arguments that one chunk carries.
 CHUNK_BYTES = 1_048_576
 
 
-def bundled(items: Sequence[Outgoing], chunk: int) -> list[Outgoing]:
-    """Runs of at most `chunk` items as one message each. What has options of its own or ran before goes by itself."""
+def into_chunks(items: Sequence[Outgoing], chunk: int) -> list[Outgoing]:
+    """Return messages that carry up to `chunk` consecutive items and `CHUNK_BYTES` each.
+
+    An item with options of its own, or one that ran before, gets a message of its own.
+    """
     if chunk == 1:
         return list(items)
     runs: list[list[Outgoing]] = []
     size = 0
     for out in items:
-        plain = out.attempt == 1 and out.options is None
         size += len(out.args)
-        if not runs or not plain or not _open(runs[-1], chunk, out) or size > CHUNK_BYTES:
+        if not runs or not _fits(runs[-1], chunk, out) or size > CHUNK_BYTES:
             runs.append([])
             size = len(out.args)
         runs[-1].append(out)
     return [replace(first, more=tuple(more)) if more else first for first, *more in runs]
 
 
-def _open(run: Sequence[Outgoing], chunk: int, out: Outgoing) -> bool:
+def _fits(run: Sequence[Outgoing], chunk: int, out: Outgoing) -> bool:
     first = run[0]
-    return len(run) < chunk and first.attempt == 1 and first.options is None and first.suspect == out.suspect
+    return len(run) < chunk and _is_plain(first) and _is_plain(out) and first.suspect == out.suspect
+
+
+def _is_plain(out: Outgoing) -> bool:
+    return out.attempt == 1 and out.options is None

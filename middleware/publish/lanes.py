@@ -1,4 +1,4 @@
-"""A job whose items are in lanes: what of it is published next."""
+"""Lanes of a job: which lane an item is in, and which items are published next."""
 
 import hashlib
 import json
@@ -11,54 +11,54 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.writes import lanes, publishing
 
-#: Characters of a value that is a lane's name as it is; a longer one is told by its digest.
-LONGEST = 200
-#: Items set aside of a job at the most while their lanes are full, and in one turn.
-AHEAD = 100_000
-A_TURN = 10_000
+#: Characters of a lane's name; a longer value is named by its digest.
+NAME_CHARS = 200
+#: Items of a job that wait in the outbox because their lanes are full; and how many are added in one turn.
+MAX_ASIDE_ITEMS = 100_000
+TURN_ITEMS = 10_000
 
 
 def lane_of(args: bytes, by: str) -> str:
-    """The lane of an item: the value, as JSON, of the argument named `by`, or at that position. Empty without one.
+    """Return an item's lane: the value, as JSON, of the argument named `by`, or at that position. Empty without one.
 
-    Arguments that this process can't decode share a lane with those that lack the value.
+    The lane is empty, too, when this process can't decode the arguments.
     """
     try:
         call = get_encoder().decode(args)
         return _name(call["args"][int(by)] if by.isdecimal() else call["kwargs"][by])
-    except Exception:  # noqa: BLE001 — it is the app's own encoder that reads them
+    except Exception:  # noqa: BLE001 — the app's encoder may raise anything
         return ""
 
 
 def _name(value: object) -> str:
     text = json.dumps(value, sort_keys=True, default=repr)
-    return text if len(text) <= LONGEST else hashlib.sha256(text.encode()).hexdigest()
+    return text if len(text) <= NAME_CHARS else hashlib.sha256(text.encode()).hexdigest()
 
 
 def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]:
-    """What there is room for in the job's lanes, claimed and to be published; it looks on until it has found `room`.
+    """Yield claimed messages of lanes that are not full, `room` in all.
 
-    Raises TakenOver.
+    Bulk items whose lanes are full move to the outbox until enough others are found. Raises TakenOver.
     """
     by = claim.lane_by or ""
     if claim.laned_by != by:
-        lanes.change_lanes(conn, claim, _laned(lanes.in_lanes(conn, claim), by))
+        lanes.change_lanes(conn, claim, _with_lanes(lanes.in_lanes(conn, claim), by))
     watermark, aside, step = claim.watermark, 0, timings.PUBLISH_WINDOW_ITEMS
     while room > 0:
-        if late := lanes.unlaned(conn, claim, A_TURN):
-            lanes.tell_lanes(conn, claim, _laned(late, by))
+        if late := lanes.unlaned(conn, claim, TURN_ITEMS):
+            lanes.tell_lanes(conn, claim, _with_lanes(late, by))
         batch = lanes.claim_lanes(conn, claim, min(room, timings.PUBLISH_WINDOW_ITEMS))
         room -= len(batch)
         if batch:
             yield batch
-        elif watermark < claim.total and aside < A_TURN and claim.redo + aside < AHEAD:
+        elif watermark < claim.total and aside < TURN_ITEMS and claim.redo + aside < MAX_ASIDE_ITEMS:
             stop = min(claim.total, watermark + step)
             items = [(out.item, out.args) for out in publishing.bulk_items(conn, claim, watermark, stop)]
-            aside += lanes.set_aside(conn, claim, watermark, stop, _laned(items, by))
-            watermark, step = stop, min(2 * step, A_TURN)
+            aside += lanes.set_aside(conn, claim, watermark, stop, _with_lanes(items, by))
+            watermark, step = stop, min(2 * step, TURN_ITEMS)
         else:
             return
 
 
-def _laned(rows: list[tuple[int, bytes]], by: str) -> list[tuple[int, str]]:
+def _with_lanes(rows: list[tuple[int, bytes]], by: str) -> list[tuple[int, str]]:
     return [(number, lane_of(args, by)) for number, args in rows]

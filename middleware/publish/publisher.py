@@ -1,6 +1,6 @@
-"""The publisher: a thread in which what is stored gets onto the broker, as soon as there is something and room for it.
+"""The publisher: one thread a process, which publishes what is stored as soon as its queue has room.
 
-One a process; any process may take any job's next batch, with a claim that lapses by itself.
+Each process may publish any job: it claims a job's next batch, and the claim expires by itself.
 """
 
 import logging
@@ -14,85 +14,88 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish.backlog import QueueBacklogs
-from callboard.middleware.publish.relay import Relay, complain_of_refusal
-from callboard.middleware.publish.transport import Refused, Transport, Unreachable
+from callboard.middleware.publish.relay import Relay, log_refusal
+from callboard.middleware.publish.transport import RefusedByBroker, Transport, Unreachable
 from callboard.sql import timings
 from callboard.sql.pool import Pool
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import publishing
 
 log = logging.getLogger("callboard.publisher")
-_complain = OutageLog(
-    log, "publishing is held up, trying on; nothing is lost: %s", "publishing goes on again, after %.1f s"
+_log_outage = OutageLog(
+    log,
+    "publishing is held up; it is tried again, and nothing is lost: %s",
+    "publishing goes on again, after %.1f s",
 )
 
-#: Seconds between two looks for work when there was none.
-PERIOD = 0.20
-#: Seconds between two looks at a queue that was full: the less its workers empty meanwhile, the less need lie in it,
-#: and all of it is before a job that comes now.
-LOOK = 0.03
-#: Outbox messages claimed at a time.
-OUTBOX_BATCH = 500
-#: Seconds for which a message that was handed over is surely this process's to publish: its claim holds for longer.
-FRESH = timings.PUBLISH_LEASE_SECONDS / 2
+#: Seconds between two polls for work when the last one found none: of a worker, and of a process that only sends.
+POLL_SECONDS = 0.20
+SENDER_POLL_SECONDS = 5.0
+#: Seconds between two polls of a queue that was full. All of its backlog runs before a job that is submitted now, and
+#: what its workers take between two polls must lie in it.
+FULL_QUEUE_POLL_SECONDS = 0.03
+#: Messages of the outbox that are claimed at a time.
+OUTBOX_BATCH_MESSAGES = 500
+#: Seconds for which a message that this process stored is published from here: its claim holds for longer.
+OWN_MESSAGE_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
 
 
 @dataclass(slots=True)
 class Publisher:
-    """See the module. `link`, which `levels` asks too, is opened by the publisher's own thread."""
+    """See the module. The publisher's thread alone uses `transport`, which `backlogs` asks too."""
 
     pool: Pool
     transport: Transport
     backlogs: QueueBacklogs
-    _handed: deque[tuple[float, Outgoing]] = field(default_factory=deque)  # and when
-    _wake: threading.Condition = field(default_factory=threading.Condition)
-    _dispatch: Relay = field(init=False)
+    _added: deque[tuple[float, Outgoing]] = field(default_factory=deque)  # with the monotonic time
+    _jobs: list[int] = field(default_factory=list)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _relay: Relay = field(init=False)
     _thread: threading.Thread | None = None
     _closing: bool = False
-    _looking: bool = False
-    _nudged: bool = False
-    _jobs: list[int] = field(default_factory=list)
+    _polls: bool = False
+    _woken: bool = False
 
     def __post_init__(self) -> None:
-        self._dispatch = Relay(self.transport, self.backlogs)
+        self._relay = Relay(self.transport, self.backlogs)
 
     def start(self) -> None:
-        """Look for work from now on: what a worker does. Without it, only what is handed over is published."""
-        self._looking = True
-        with self._wake:
+        """Poll for work of any process, as a worker does. Without it, only what is added is published."""
+        self._polls = True
+        with self._changed:
             self._ensure_thread()
 
     def add(self, out: Outgoing) -> None:
-        """Publish a message that this process just stored, and holds the claim of."""
-        with self._wake:
-            self._leave_stale()
-            self._handed.append((time.monotonic(), out))
+        """Publish a message whose outbox row this process has just stored and claimed."""
+        with self._changed:
+            self._drop_stale()
+            self._added.append((time.monotonic(), out))
             self._ensure_thread()
-            self._wake.notify()
+            self._changed.notify()
 
-    def begin(self, job: int) -> None:
-        """Publish a job's first items at once, as far as there is room."""
-        with self._wake:
+    def publish_job(self, job: int) -> None:
+        """Publish a job's first items now, as many as its queue has room for."""
+        with self._changed:
             self._jobs.append(job)
             self._ensure_thread()
-            self._wake.notify()
+            self._changed.notify()
 
-    def nudge(self) -> None:
-        """Look for work now: what ended left room for more."""
-        with self._wake:
-            self._nudged = True
-            self._wake.notify()
+    def wake(self) -> None:
+        """Poll for work now: an item of a limited job has ended, so another may start."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
 
     @property
     def trouble(self) -> str | None:
-        """What keeps this process from publishing; None: nothing that is known."""
+        """What keeps this process from publishing; None when nothing is known to."""
         return self.transport.trouble
 
     def close(self, timeout: float) -> bool:
-        """Publish what was handed over and end; False when that took longer than `timeout` seconds."""
-        with self._wake:
+        """Publish what was added, and end; return False when that takes longer than `timeout` seconds."""
+        with self._changed:
             self._closing = True
-            self._wake.notify()
+            self._changed.notify()
         if self._thread is None:
             return True
         self._thread.join(timeout)
@@ -108,65 +111,71 @@ class Publisher:
     def _run(self) -> None:
         while True:
             try:
-                # Before anything is claimed: while nothing can be published, nothing is.
-                self.transport.serve(mend=self._looking and not self._closing)
-                worked = self._turn(*self._next())
-                if self.transport.trouble is None:  # who only sends does not try until there is something
-                    _complain.over()
+                # First: nothing is claimed while nothing can be published.
+                self.transport.serve(reconnect=self._polls and not self._closing)
+                worked = self._round(*self._take_added())
+                if self.transport.trouble is None:  # a process that only sends connects when it has a message
+                    _log_outage.over()
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
-                (complain_of_refusal if isinstance(error, Refused) else _complain)(error)
+                (log_refusal if isinstance(error, RefusedByBroker) else _log_outage)(error)
                 worked = False
                 if not self._closing:
-                    time.sleep(PERIOD)
+                    time.sleep(POLL_SECONDS)
             except Exception:
-                log.exception("the publisher met an error it doesn't know; it goes on")
+                log.exception("unexpected error in the publisher; it goes on")
                 worked = False
-                time.sleep(PERIOD)
-            if self._closing and not self._handed and not self._jobs:
+                time.sleep(POLL_SECONDS)
+            if self._closing and not self._added and not self._jobs:
                 self.transport.close()
                 return
             if not worked:
-                self._rest()
+                self._wait_for_work()
 
-    def _next(self) -> tuple[list[Outgoing], list[int]]:
-        with self._wake:
-            self._leave_stale()
-            handed = [self._handed.popleft()[1] for _ in range(min(len(self._handed), OUTBOX_BATCH))]
+    def _take_added(self) -> tuple[list[Outgoing], list[int]]:
+        with self._changed:
+            self._drop_stale()
+            count = min(len(self._added), OUTBOX_BATCH_MESSAGES)
+            added = [self._added.popleft()[1] for _ in range(count)]
             jobs, self._jobs = self._jobs, []
-        return handed, jobs
+        return added, jobs
 
-    def _leave_stale(self) -> None:
-        """What has waited while nothing could be published: its claim lapses, and whoever claims it then sends it as
-        one that may be a second copy. Sent from here as well, it would run unasked beside that.
+    def _drop_stale(self) -> None:
+        """Forget messages that waited for the broker until their claims may have expired.
+
+        Another process claims them and sends them as suspect. A copy sent from here would not be suspect: it would run
+        without asking whether the other one has run.
         """
-        oldest = time.monotonic() - FRESH
-        while self._handed and self._handed[0][0] < oldest:
-            self._handed.popleft()
+        oldest = time.monotonic() - OWN_MESSAGE_SECONDS
+        while self._added and self._added[0][0] < oldest:
+            self._added.popleft()
 
-    def _rest(self) -> None:
-        """Wait for something to do: that somebody says so, that a full queue has room again, or a period at most."""
-        end = time.monotonic() + (PERIOD if self._looking else 5.0)
+    def _wait_for_work(self) -> None:
+        """Wait until something is added, a full queue has room again, or the poll is due."""
+        end = time.monotonic() + (POLL_SECONDS if self._polls else SENDER_POLL_SECONDS)
         while (left := end - time.monotonic()) > 0:
-            full = self.backlogs.watched() if self._looking else []
-            if self._woken(min(left, LOOK) if full else left) or any(map(self.backlogs.emptied, full)):
+            full = self.backlogs.queues_to_poll() if self._polls else []
+            if self._wait_for_change(min(left, FULL_QUEUE_POLL_SECONDS) if full else left):
+                return
+            if any(map(self.backlogs.has_room, full)):
                 return
 
-    def _woken(self, seconds: float) -> bool:
-        with self._wake:
-            if not self._handed and not self._jobs and not self._closing and not self._nudged:
-                self._wake.wait(seconds)
-            woken = bool(self._handed or self._jobs or self._closing or self._nudged)
-            self._nudged = False
-        return woken
+    def _wait_for_change(self, seconds: float) -> bool:
+        def changed() -> bool:
+            return bool(self._added or self._jobs or self._closing or self._woken)
 
-    def _turn(self, handed: list[Outgoing], jobs: list[int]) -> bool:
-        """One round of everything there is to publish; True when there was something."""
+        with self._changed:
+            found = self._changed.wait_for(changed, seconds)
+            self._woken = False
+        return found
+
+    def _round(self, added: list[Outgoing], jobs: list[int]) -> bool:
+        """Publish one batch of each kind of work; return whether there was any."""
         with self.pool.connection() as conn:
-            worked = bool(handed) and self._dispatch.outbox(conn, handed) > 0
+            worked = bool(added) and self._relay.publish_outbox(conn, added) > 0
             for job in jobs:
-                worked |= bool(self._dispatch.job(conn, job, []))
-            if self._looking and not self._closing:
-                due = publishing.claim_outbox(conn, OUTBOX_BATCH)
-                worked |= bool(due) and self._dispatch.outbox(conn, due) > 0
-                worked |= self._dispatch.next_job(conn)
+                worked |= bool(self._relay.publish_job(conn, job, []))
+            if self._polls and not self._closing:
+                due = publishing.claim_outbox(conn, OUTBOX_BATCH_MESSAGES)
+                worked |= bool(due) and self._relay.publish_outbox(conn, due) > 0
+                worked |= self._relay.publish_next_job(conn)
         return worked

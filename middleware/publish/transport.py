@@ -1,6 +1,5 @@
-"""How messages get onto a broker: to RabbitMQ with asynchronous confirms, to any other by its own `enqueue`."""
+"""How messages get onto a broker: its own `enqueue` for any broker; `rabbitmq.confirms` has the one for RabbitMQ."""
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -10,47 +9,47 @@ from callboard.middleware.message import envelope
 from callboard.middleware.process.outage import reason
 from callboard.sql.rows import Outgoing
 
-log = logging.getLogger("callboard.publisher")
-
 
 class Unreachable(RuntimeError):
-    """The broker can't be reached, or stopped answering; what it had confirmed is in `confirmed`."""
+    """The broker can't be reached, or doesn't answer. `confirmed` says which messages of the batch it has."""
 
     def __init__(self, why: str, confirmed: Sequence[bool] = ()) -> None:
         super().__init__(why)
         self.confirmed = list(confirmed)
 
 
-class Refused(Unreachable):
-    """The broker takes no message for this queue at present; for others it may."""
+class RefusedByBroker(Unreachable):
+    """The broker takes no message for one queue at present; it may take messages for others."""
 
 
 class Transport(Protocol):
-    """What the publisher needs of a broker. A link belongs to one thread; `trouble` may be read by any."""
+    """What the publisher needs of a broker. It belongs to one thread; any thread may read `trouble`."""
 
     trouble: str | None  # what keeps messages from the broker; None: nothing that is known
-    carries: bool  # those who consume it take messages that carry many items
-    in_order: bool  # a queue gives its messages in the order in which they came
+    takes_chunks: bool  # the broker's consumers take messages that carry many items apart
+    in_order: bool  # a queue delivers its messages in the order in which they were published
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
-        """Publish a batch; tells of each message whether the broker has it. Raises Unreachable."""
+        """Publish a batch; return for each message whether the broker has it. Raises Unreachable."""
 
     def depth(self, queue: str) -> int | None:
-        """Messages that lie ready in a queue, None when the broker can't tell; raises Unreachable."""
+        """Return how many messages are ready in a queue; None when the broker can't tell. Raises Unreachable."""
 
-    def serve(self, *, mend: bool = False) -> None:
-        """Let the connection do what is due (heartbeats), without waiting; with `mend` one that was lost is opened
-        again, so that `trouble` tells what is so now; raises Unreachable when nothing can be published.
+    def serve(self, *, reconnect: bool = False) -> None:
+        """Process what the connection has to do (heartbeats), without waiting.
+
+        With `reconnect` a lost connection is opened again, which updates `trouble`; then it raises Unreachable when
+        nothing can be published.
         """
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection; the next call opens it again."""
 
 
 class EnqueueTransport:
-    """The way onto a broker that confirms by returning: the in-process one, Redis, anybody's."""
+    """Publishes by a broker's `enqueue`, whose return is the confirmation: in-process, Redis, or any other broker."""
 
-    in_order = carries = False
+    in_order = takes_chunks = False
 
     def __init__(self, broker: Broker, enqueue: Callable[..., Any]) -> None:
         self._broker = broker
@@ -58,11 +57,11 @@ class EnqueueTransport:
         self.trouble: str | None = None
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
-        """See Link."""
+        """See Transport. Dead letters are dropped: only RabbitMQ keeps them in a queue of their own."""
         confirmed: list[bool] = []
         for out in batch:
             try:
-                if not out.dead:  # only RabbitMQ keeps dead letters where others may put theirs
+                if not out.dead:
                     self._enqueue(envelope.message(out))
             except Exception as error:
                 self.trouble = f"{type(self._broker).__name__} refused a message: {reason(error)}"
@@ -72,14 +71,14 @@ class EnqueueTransport:
         return confirmed
 
     def depth(self, queue: str) -> int | None:
-        """See Link."""
+        """See Transport."""
         waiting = getattr(self._broker, "queues", {})
         if not isinstance(waiting, dict):
             return None
         return int(waiting[queue].qsize()) if queue in waiting else 0
 
-    def serve(self, *, mend: bool = False) -> None:
-        """See Link."""
+    def serve(self, *, reconnect: bool = False) -> None:
+        """See Transport."""
 
     def close(self) -> None:
-        """See Link."""
+        """See Transport."""

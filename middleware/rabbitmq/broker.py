@@ -37,8 +37,9 @@ class RabbitmqBroker(StockBroker):
         self.queue_type = queue_type
         consumers = Consumers()
         self.runtime = Runtime(
-            database_address(database_url), lambda: ConfirmingPublisher(self, carries=True), remote=True, defers=True,
-            open_deliveries=consumers.open_deliveries, prefetched=consumers.prefetched, cut_off=consumers.why_cut_off,
+            database_address(database_url), lambda: ConfirmingPublisher(self, takes_chunks=True), remote=True,
+            defers=True, open_deliveries=consumers.open_deliveries, prefetched=consumers.prefetched,
+            cut_off=consumers.why_cut_off,
         )  # fmt: skip
         self._consumer = partial(RabbitmqConsumer, consumers=consumers, runtime=self.runtime)
         track(self, self.runtime)

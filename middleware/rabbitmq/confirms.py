@@ -17,36 +17,41 @@ from callboard.middleware.process.outage import reason
 from callboard.middleware.publish.transport import Unreachable
 from callboard.sql.rows import Outgoing
 
+log = logging.getLogger("callboard.publisher")
+
 #: Seconds to wait for a connection, or for the confirms of a batch, before the connection is given up.
 CONFIRM_SECONDS = 20.0
-#: Seconds for which a batch waits when RabbitMQ says that it takes nothing: less than a claim holds.
+#: Seconds for which a batch waits after RabbitMQ has blocked the connection: shorter than a claim holds.
 BLOCKED_SECONDS = 5.0
-#: Messages handed to the socket before it is served.
+#: Messages that are written before the connection is served.
 SERVE_EVERY_MESSAGES = 100
-log = logging.getLogger("callboard.publisher")
 
 
 class ConfirmingPublisher:
-    """The way onto RabbitMQ: publisher confirms that nobody waits for singly (pika's SelectConnection)."""
+    """Publishes a batch, then waits for all of its confirms at once. See `publish.transport.Transport`."""
 
-    def __init__(self, broker: RabbitmqBroker, *, carries: bool = False) -> None:
+    def __init__(self, broker: RabbitmqBroker, *, takes_chunks: bool = False) -> None:
         self._broker = broker
-        self.carries = carries
+        self.takes_chunks = takes_chunks
+        self.in_order = not broker.max_priority
+        self.trouble: str | None = None
         self._connection: SelectConnection | None = None
         self._channel: Channel | None = None
-        self._asking: Channel | None = None
-        self.trouble: str | None = None
-        self.in_order = not broker.max_priority
-        self._where = self._why = self._unanswered = self._blocked = ""
-        self._first_tag = self._next_tag = self._lowest = 1
-        self._outstanding: set[int] = set()
-        self._refused: set[int] = set()
+        self._depth_channel: Channel | None = None
+        self._address = ""
+        self._close_reason = ""  # why the connection was closed
+        self._depth_error = ""  # why the channel that asks for depths was closed
+        self._blocked = ""  # why RabbitMQ blocks the connection; empty: it doesn't
+        self._first_tag = self._next_tag = 1  # delivery tags: of the batch's first message, of the next one
+        self._lowest_tag = 1  # the lowest that no multiple confirm has covered
+        self._unconfirmed: set[int] = set()
+        self._nacked: set[int] = set()
         self._returned: list[tuple[str, str]] = []  # (message id, queue)
 
     # Publishing ------------------------------------------------------------------------------------------------------
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
-        """See Link. A queue that does not exist is declared, and its messages are sent once more."""
+        """See Transport. A queue that does not exist is declared, and its messages are published once more."""
         try:
             confirmed = self._publish(batch)
         except Unreachable as error:
@@ -73,41 +78,41 @@ class ConfirmingPublisher:
 
     def _send(self, batch: Sequence[Outgoing]) -> list[bool]:
         channel = self._open()
-        self._check_blocked()  # it would read this only after the alarm: one more copy a try
-        self._first_tag, self._returned, self._refused = self._next_tag, [], set()
-        self._outstanding = set()
+        self._check_blocked()  # RabbitMQ would read each attempt after the alarm, and deliver every copy
+        self._first_tag, self._returned, self._nacked = self._next_tag, [], set()
+        self._unconfirmed = set()
         for n, out in enumerate(batch, 1):
-            self._outstanding.add(self._next_tag)
+            self._unconfirmed.add(self._next_tag)
             self._next_tag += 1
             channel.basic_publish(
                 "", _queue(out), envelope.body(out), envelope.properties(out), mandatory=True
             )
             if n % SERVE_EVERY_MESSAGES == 0:
-                self._run(0)
+                self._run_loop(0)
             if self._channel is None:
                 break
         self._await_confirms()
         confirmed = self._confirmed(batch)
-        if self._blocked and self._outstanding:
+        if self._blocked and self._unconfirmed:
             raise Unreachable(self._blocked, confirmed)
-        if self._outstanding or self._channel is None:
-            why = self._why or f"{self._where} confirmed nothing within {CONFIRM_SECONDS:.0f} s"
+        if self._unconfirmed or self._channel is None:
+            why = self._close_reason or f"{self._address} confirmed nothing within {CONFIRM_SECONDS:.0f} s"
             self.close()
             raise Unreachable(why, confirmed)
         return confirmed
 
     def _await_confirms(self) -> None:
-        if self._unconfirmed():
-            self._run(BLOCKED_SECONDS if self._blocked else CONFIRM_SECONDS)
-        if self._blocked and self._unconfirmed():
-            self._run(BLOCKED_SECONDS)  # it was told meanwhile
+        if self._awaits_confirms():
+            self._run_loop(BLOCKED_SECONDS if self._blocked else CONFIRM_SECONDS)
+        if self._blocked and self._awaits_confirms():
+            self._run_loop(BLOCKED_SECONDS)  # it was blocked meanwhile, which ended the first wait
 
-    def _unconfirmed(self) -> bool:
-        return bool(self._outstanding) and self._channel is not None
+    def _awaits_confirms(self) -> bool:
+        return bool(self._unconfirmed) and self._channel is not None
 
     def _confirmed(self, batch: Sequence[Outgoing]) -> list[bool]:
         sent = self._next_tag - self._first_tag
-        missed = self._outstanding | self._refused
+        missed = self._unconfirmed | self._nacked
         returned = {message_id for message_id, _ in self._returned}
         return [
             n < sent and self._first_tag + n not in missed and envelope.message_id(out) not in returned
@@ -116,14 +121,15 @@ class ConfirmingPublisher:
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
-        tags = range(self._lowest, method.delivery_tag + 1) if method.multiple else (method.delivery_tag,)
+        first = self._lowest_tag if method.multiple else method.delivery_tag
+        tags = range(first, method.delivery_tag + 1)
         if method.multiple:
-            self._lowest = method.delivery_tag + 1
-        self._outstanding.difference_update(tags)
+            self._lowest_tag = method.delivery_tag + 1
+        self._unconfirmed.difference_update(tags)
         if isinstance(method, pika.spec.Basic.Nack):
-            self._refused.update(tags)
-        if not self._outstanding:
-            self._stop()
+            self._nacked.update(tags)
+        if not self._unconfirmed:
+            self._stop_loop()
 
     def _on_return(
         self, channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes
@@ -131,17 +137,17 @@ class ConfirmingPublisher:
         self._returned.append((properties.message_id or "", method.routing_key))
 
     def _declare(self, queue: str) -> None:
-        """Declare a queue that is missing, with its delay and dead-letter queues, as the broker would.
+        """Declare a missing queue, with its delay and dead-letter queues, as the broker would.
 
-        Not by `declare_queue`: that makes a worker consume it, whether or not it has its actors.
+        The broker's `declare_queue` would make a worker consume the queue, even one that has none of its actors.
         """
         self._broker.queues_pending.add(queue)
         self._broker._ensure_queue(queue)  # noqa: SLF001
 
-    # Asking ----------------------------------------------------------------------------------------------------------
+    # Queue depth -----------------------------------------------------------------------------------------------------
 
     def depth(self, queue: str) -> int:
-        """See Link; 0 for a queue that isn't there yet."""
+        """See Transport. Returns 0 for a queue that does not exist yet."""
         try:
             found = self._depth(queue)
         except Unreachable as error:
@@ -152,49 +158,50 @@ class ConfirmingPublisher:
 
     def _depth(self, queue: str) -> int:
         self._open()
-        self._check_blocked()  # it would not read the question
+        self._check_blocked()  # RabbitMQ would not read the question
         answer: list[int] = []
 
-        def tell(frame: Any) -> None:
+        def on_declared(frame: Any) -> None:
             answer.append(frame.method.message_count)
-            self._stop()
+            self._stop_loop()
 
-        self._unanswered = ""
-        if self._asking is None and self._connection is not None:
-            self._open_asking(self._connection)
-        if self._asking is not None:
-            self._asking.queue_declare(queue, passive=True, callback=tell)
-            self._run(CONFIRM_SECONDS)
+        self._depth_error = ""
+        if self._depth_channel is None and self._connection is not None:
+            self._open_depth_channel(self._connection)
+        if self._depth_channel is not None:
+            self._depth_channel.queue_declare(queue, passive=True, callback=on_declared)
+            self._run_loop(CONFIRM_SECONDS)
         if self._channel is None:
-            raise Unreachable(self._why)
-        if not answer and not self._unanswered:
-            self.close()  # an answer that comes after all would be taken for one to what is said next
+            raise Unreachable(self._close_reason)
+        if not answer and not self._depth_error:
+            self.close()  # a late answer would be taken for the confirm of the next batch
             raise Unreachable(
-                f"{self._where} tells nothing of the queue {queue!r} within {CONFIRM_SECONDS:.0f} s"
+                f"{self._address} tells nothing of the queue {queue!r} within {CONFIRM_SECONDS:.0f} s"
             )
-        if not answer and "NOT_FOUND - no queue" not in self._unanswered:
-            raise Unreachable(self._unanswered)
+        if not answer and "NOT_FOUND - no queue" not in self._depth_error:
+            raise Unreachable(self._depth_error)
         return answer[0] if answer else 0
 
-    def _open_asking(self, connection: SelectConnection) -> None:
-        def opened(channel: Channel) -> None:
-            self._asking = channel
-            self._stop()
+    def _open_depth_channel(self, connection: SelectConnection) -> None:
+        """Open the channel that asks for depths; RabbitMQ closes it when a queue is missing, or its node is down."""
 
-        def closed(_channel: Channel, reason: Exception) -> None:
-            # A missing queue closes the channel that asked for it; so does one whose node is down.
-            self._asking, self._unanswered = None, str(reason)
-            self._stop()
+        def on_open(channel: Channel) -> None:
+            self._depth_channel = channel
+            self._stop_loop()
 
-        channel = connection.channel(on_open_callback=opened)
-        channel.add_on_close_callback(closed)
-        self._run(CONFIRM_SECONDS)
+        def on_close(_channel: Channel, reason: Exception) -> None:
+            self._depth_channel, self._depth_error = None, str(reason)
+            self._stop_loop()
+
+        channel = connection.channel(on_open_callback=on_open)
+        channel.add_on_close_callback(on_close)
+        self._run_loop(CONFIRM_SECONDS)
 
     # The connection --------------------------------------------------------------------------------------------------
 
     def _open(self) -> Channel:
         if self._blocked and self._channel is not None:
-            self._run(0)  # perhaps it says that the alarm is over
+            self._run_loop(0)  # RabbitMQ may have unblocked the connection
         return self._channel or self._reconnect()
 
     def _reconnect(self) -> Channel:
@@ -204,12 +211,12 @@ class ConfirmingPublisher:
             channel = self._connect(parameters)
             if channel is not None:
                 return channel
-        raise Unreachable(self._why or f"{self._where} gives no answer")
+        raise Unreachable(self._close_reason or f"{self._address} gives no answer")
 
     def _connect(self, parameters: pika.connection.Parameters) -> Channel | None:
-        self.close()  # also that of a node which gave no answer
-        self._why = self._blocked = ""
-        self._where = address(parameters)
+        self.close()  # a node that did not answer left a connection
+        self._close_reason = self._blocked = ""
+        self._address = address(parameters)
         self._connection = SelectConnection(
             parameters,
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
@@ -218,7 +225,7 @@ class ConfirmingPublisher:
         )
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
-        self._run(CONFIRM_SECONDS)
+        self._run_loop(CONFIRM_SECONDS)
         return self._channel
 
     def _check_blocked(self) -> None:
@@ -226,34 +233,34 @@ class ConfirmingPublisher:
             raise Unreachable(self._blocked)
 
     def _on_blocked(self, _connection: SelectConnection, frame: Any) -> None:
-        self._blocked = f"{self._where} blocks publishers: {frame.method.reason}"
-        self._stop()
+        self._blocked = f"{self._address} blocks publishers: {frame.method.reason}"
+        self._stop_loop()
 
     def _on_unblocked(self, _connection: SelectConnection, _frame: Any) -> None:
         self._blocked = ""
 
     def _on_channel(self, channel: Channel) -> None:
-        self._first_tag = self._next_tag = self._lowest = 1
-        self._outstanding = set()
+        self._first_tag = self._next_tag = self._lowest_tag = 1
+        self._unconfirmed = set()
         channel.add_on_close_callback(lambda _, error: self._on_lost(error))
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=lambda _: self._on_ready(channel))
 
     def _on_ready(self, channel: Channel) -> None:
         self._channel = channel
-        self._stop()
+        self._stop_loop()
 
     def _on_lost(self, error: BaseException) -> None:
-        self._why = f"{self._where}: {reason(error)}"
-        self._channel = self._asking = None
-        self._stop()
+        self._close_reason = f"{self._address}: {reason(error)}"
+        self._channel = self._depth_channel = None
+        self._stop_loop()
 
-    def _stop(self) -> None:
+    def _stop_loop(self) -> None:
         if self._connection is not None:
             self._connection.ioloop.stop()
 
-    def _run(self, seconds: float) -> None:
-        """Serve the connection until something calls `_stop`, at most for so long."""
+    def _run_loop(self, seconds: float) -> None:
+        """Serve the connection until `_stop_loop` is called, for `seconds` at most."""
         if self._connection is None:
             return
         loop = self._connection.ioloop
@@ -261,21 +268,21 @@ class ConfirmingPublisher:
         loop.start()
         loop.remove_timeout(timer)
 
-    def serve(self, *, mend: bool = False) -> None:
-        """See Link."""
+    def serve(self, *, reconnect: bool = False) -> None:
+        """See Transport."""
         if self._channel is not None:
-            self._run(0)
+            self._run_loop(0)
         if self._channel is None and self._connection is not None:
-            self.trouble = self._why
-        if mend and self.trouble:
+            self.trouble = self._close_reason
+        if reconnect and self.trouble:
             self._open()
             self.trouble = self._blocked or None
-        if mend:
+        if reconnect:
             self._check_blocked()
 
     def close(self) -> None:
-        """See Link."""
-        self._channel = self._asking = None
+        """See Transport."""
+        self._channel = self._depth_channel = None
         if self._connection is None:
             return
         try:
@@ -284,10 +291,10 @@ class ConfirmingPublisher:
             for _ in range(10):
                 # Its channels close first, and each stops the loop.
                 if not self._connection.is_closed:
-                    self._run(0.2)
-            if not self._connection.is_closed:  # it gives no answer to that either
-                self._connection._adapter_disconnect_stream()  # noqa: SLF001 — pika waits for ever
-                self._run(0.2)
+                    self._run_loop(0.2)
+            if not self._connection.is_closed:  # RabbitMQ does not answer that it closes, either
+                self._connection._adapter_disconnect_stream()  # noqa: SLF001 — pika would wait without a limit
+                self._run_loop(0.2)
             self._connection.ioloop.close()
         except Exception:
             log.debug("closing the publisher's connection failed", exc_info=True)
@@ -295,13 +302,13 @@ class ConfirmingPublisher:
 
 
 def address(parameters: Any) -> str:
-    """A broker's address, or its nodes', as it may be logged."""
+    """Return a broker's address, or those of its nodes, without credentials."""
     nodes = parameters if isinstance(parameters, list) else [parameters]
     return "RabbitMQ at " + " or ".join(f"{node.host}:{node.port}" for node in nodes)
 
 
 def _merged(confirmed: Sequence[bool], again: Sequence[int], answers: Sequence[bool]) -> list[bool]:
-    """What is confirmed of a batch, of which those numbered `again` were sent once more; `answers` may be fewer."""
+    """Return what is confirmed of a batch whose messages `again` were published twice; `answers` may be fewer."""
     late = {n for n, done in zip(again, answers, strict=False) if done}
     return [done or n in late for n, done in enumerate(confirmed)]
 

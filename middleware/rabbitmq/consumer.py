@@ -177,7 +177,7 @@ class RabbitmqConsumer(Consumer):
         try:
             now = time.monotonic()
             self.acks.flush(now)
-            if self.prefetch.due(now, self.acks.settled):
+            if self.prefetch.adapt(now, self.acks.settled):
                 self._resubscribe()
             self.connection.process_data_events(self.timeout)
         except AMQP_ERRORS as error:

@@ -1,52 +1,56 @@
-"""How many messages a worker process holds: enough to cover a flush, not so many that it hoards slow items."""
+"""How many messages a worker process holds: enough to cover a flush, and few enough not to hoard slow items."""
 
 import math
 import time
 
-#: Seconds of work that the prefetch covers, the window and the commit of a flush included; and its upper limit.
+#: Seconds of work that the prefetch covers: a flush's window and its commit.
 COVER_SECONDS = 0.08
+#: The largest prefetch, in messages.
 MAX_PREFETCH = 500
-#: Seconds between two looks at the prefetch, and to the first, since a worker that starts is to be fast at once; and
-#: looks in a row after which it shrinks.
-LOOK_SECONDS = 0.10
-FIRST_LOOK_SECONDS = 0.02
-SHRINK_AFTER_LOOKS = 10
+#: Seconds between two measurements; shorter at first, so that a worker is fast soon after its start.
+MEASURE_SECONDS = 0.10
+FIRST_MEASURE_SECONDS = 0.02
+#: Measurements in a row that must ask for less before the prefetch shrinks.
+SHRINK_AFTER_MEASUREMENTS = 10
 
 
 class Prefetch:
-    """How many messages to hold: enough to cover a flush for fast actors, about the number of threads for slow ones.
+    """The prefetch of one consumer: deep enough to cover a flush for fast actors, about the number of threads for slow
+    ones.
 
-    A deep prefetch would hoard slow items that idle workers can't get; a shallow one starves a fast worker.
+    `depth` is the prefetch in messages. `threads` is the number of worker threads; None keeps the depth as it is.
     """
 
     def __init__(self, depth: int, threads: int | None) -> None:
         self.depth = depth
         self._threads = threads
-        self._looked = time.monotonic()
-        self._pause = FIRST_LOOK_SECONDS
+        self._measured_at = time.monotonic()
+        self._pause = FIRST_MEASURE_SECONDS
         self._settled = 0
         self._shrinking = 0
 
-    def due(self, now: float, settled: int) -> bool:
-        """Look at what was settled since the last look; True when `depth` changed."""
-        if self._threads is None or now - self._looked < self._pause:
+    def adapt(self, now: float, settled: int) -> bool:
+        """Adapt `depth` to the rate of settled messages; return whether it changed.
+
+        `now` is monotonic, `settled` counts the messages settled since the start. Nothing is measured before its time.
+        """
+        if self._threads is None or now - self._measured_at < self._pause:
             return False
         if not settled:
-            self._looked = now
+            self._measured_at = now
             return False
-        self._pause = min(self._pause * 2, LOOK_SECONDS)
-        rate = (settled - self._settled) / (now - self._looked)
-        self._looked, self._settled = now, settled
+        self._pause = min(self._pause * 2, MEASURE_SECONDS)
+        rate = (settled - self._settled) / (now - self._measured_at)
+        self._measured_at, self._settled = now, settled
         wanted = wanted_prefetch(self._threads, rate)
         self._shrinking = self._shrinking + 1 if wanted * 2 < self.depth else 0
-        if wanted * 2 > self.depth * 3 or self._shrinking >= SHRINK_AFTER_LOOKS:
+        if wanted * 2 > self.depth * 3 or self._shrinking >= SHRINK_AFTER_MEASUREMENTS:
             self.depth, self._shrinking = wanted, 0
             return True
         return False
 
 
 def wanted_prefetch(threads: int, rate: float) -> int:
-    """The prefetch for a process of so many threads that settles `rate` messages a second."""
-    return min(
-        max(threads + math.ceil(threads / 4) + math.ceil(rate * COVER_SECONDS), 2), max(MAX_PREFETCH, threads)
-    )
+    """Return the prefetch for a process with `threads` worker threads that settles `rate` messages a second."""
+    wanted = threads + math.ceil(threads / 4) + math.ceil(rate * COVER_SECONDS)
+    return min(max(wanted, 2), max(MAX_PREFETCH, threads))

@@ -1,4 +1,4 @@
-"""A way to a broker without a broker: a test says what it answers."""
+"""A transport without a broker."""
 
 from collections.abc import Sequence
 
@@ -6,23 +6,23 @@ from callboard.sql.rows import Outgoing
 
 
 class StubTransport:
-    """Takes every message, and says that nothing lies in any queue; `asked`: how often it was."""
+    """Takes every message and reports empty queues. `depth_calls` counts the questions."""
 
     trouble: str | None = None
-    carries = False
+    takes_chunks = False
     in_order = True
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.depth_calls = 0
 
     def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
         return [True] * len(batch)
 
     def depth(self, queue: str) -> int | None:
-        self.asked += 1
+        self.depth_calls += 1
         return 0
 
-    def serve(self, *, mend: bool = False) -> None:
+    def serve(self, *, reconnect: bool = False) -> None:
         pass
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The way onto RabbitMQ, behind a line that stands still for a while."""
+"""Publishing to RabbitMQ over a connection that stands still for a while."""
 
 import gc
 import threading
@@ -32,19 +32,19 @@ def line(broker: Broker) -> Iterator[tuple[Proxy, ConfirmingPublisher]]:
             stock.close()
 
 
-def test_an_answer_that_comes_late_is_not_taken_for_one_to_the_next_question(
+def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(
     line: tuple[Proxy, ConfirmingPublisher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits for confirms was broken off by it, and sent once more, as if RabbitMQ had confirmed nothing."""
+    """It ended the wait for confirms, and the batch was published again as if RabbitMQ had confirmed nothing."""
     proxied, transport = line
     assert transport.depth("work") == 0
     goes_on = threading.Event()
     proxied.judge = lambda _: "pass" if goes_on.wait(20) else "before"
-    with monkeypatch.context() as patience:
-        patience.setattr(module, "CONFIRM_SECONDS", 0.1)
+    with monkeypatch.context() as shorter:
+        shorter.setattr(module, "CONFIRM_SECONDS", 0.1)
         with pytest.raises(Unreachable):
             transport.depth("work")
-    gc.collect()  # a socket that was left open says so
+    gc.collect()  # reports a socket that was left open
     goes_on.set()
     if transport._connection is not None:
         socket: Any = transport._connection._transport._sock

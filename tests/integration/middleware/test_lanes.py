@@ -275,7 +275,7 @@ def test_a_lane_at_the_front_does_not_block_those_behind_it(conn: Conn) -> None:
 
 
 def test_no_more_is_set_aside_than_the_look_ahead(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "AHEAD", 2 * timings.PUBLISH_WINDOW_ITEMS)
+    monkeypatch.setattr(lanes, "MAX_ASIDE_ITEMS", 2 * timings.PUBLISH_WINDOW_ITEMS)
     job = job_of(conn, ["a"] * 5 * timings.PUBLISH_WINDOW_ITEMS + ["b"])
     assert published(conn, job) == [0]
     assert published(conn, job) == []
@@ -286,7 +286,7 @@ def test_no_more_is_set_aside_than_the_look_ahead(conn: Conn, monkeypatch: pytes
 
 def test_one_turn_looks_only_so_far_and_the_next_goes_on(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other jobs are waiting."""
-    monkeypatch.setattr(lanes, "A_TURN", timings.PUBLISH_WINDOW_ITEMS)
+    monkeypatch.setattr(lanes, "TURN_ITEMS", timings.PUBLISH_WINDOW_ITEMS)
     job = job_of(conn, ["a"] * 3 * timings.PUBLISH_WINDOW_ITEMS + ["b"])
     assert [published(conn, job) for _ in range(5)] == [[0], [], [], [3 * timings.PUBLISH_WINDOW_ITEMS], []]
 
@@ -335,7 +335,7 @@ def test_a_limit_set_on_the_run_holds_for_what_is_not_published_yet(conn: Conn) 
 
 def test_lanes_of_many_messages_are_told_some_at_a_time(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     """A million that are retried by hand must not keep others waiting."""
-    monkeypatch.setattr(lanes, "A_TURN", 2)
+    monkeypatch.setattr(lanes, "TURN_ITEMS", 2)
     job = make_job(conn, 5)
     record(conn, job, {"failed": range(5)})
     assert retry.retry(conn, job, ANNA, RetrySelection()) == 5

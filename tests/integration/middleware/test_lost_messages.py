@@ -201,7 +201,7 @@ def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: LostMessageSea
     job = make_job(conn, 1)
     queue.away = True
     look(conn, search, times=4)
-    assert (queue.asked, sent_again(conn, job)) == (4, [])
+    assert (queue.depth_calls, sent_again(conn, job)) == (4, [])
     queue.away = False
     look(conn, search)
     assert sent_again(conn, job) == [0]
@@ -214,7 +214,7 @@ def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: LostMessageSe
     stopped = make_job(conn, 1)
     conn.execute("UPDATE callboard.jobs SET stopping = 'cancelled' WHERE id = %s", (stopped,))
     look(conn, search)
-    assert queue.asked == 0
+    assert queue.depth_calls == 0
     assert sent_again(conn, paused) == sent_again(conn, stopped) == []
 
 

@@ -1,4 +1,4 @@
-"""The publisher's turns, on a real database and a broker that takes what a test wants."""
+"""Rounds of the publisher, on a real database and a broker that refuses what a test says."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ from tests.support.transports import StubTransport
 ANNA = Requester("python", "anna")
 
 
-class Picky(StubTransport):
-    """A broker that refuses messages for some queues."""
+class RefusingTransport(StubTransport):
+    """A broker that refuses messages for the queues `refused`."""
 
-    carries = True
+    takes_chunks = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ def pool(database_url: str) -> Iterator[Pool]:
 
 
 @pytest.fixture
-def transport() -> Picky:
-    return Picky()
+def transport() -> RefusingTransport:
+    return RefusingTransport()
 
 
 @pytest.fixture
-def publisher(pool: Pool, transport: Picky) -> Publisher:
-    """One that looks for work, whose turns the test takes."""
-    return Publisher(pool, transport, QueueBacklogs(transport), _looking=True)
+def publisher(pool: Pool, transport: RefusingTransport) -> Publisher:
+    """A publisher that polls for work, but whose rounds the test runs."""
+    return Publisher(pool, transport, QueueBacklogs(transport), _polls=True)
 
 
 def send(conn: Conn, job: int, item: int, queue: str) -> None:
@@ -71,47 +71,47 @@ def send(conn: Conn, job: int, item: int, queue: str) -> None:
         sends.add_items(conn, [(item, new)], publishing=False)
 
 
-def test_messages_that_rabbitmq_refuses_hold_up_no_others(
-    conn: Conn, publisher: Publisher, transport: Picky, monkeypatch: pytest.MonkeyPatch
+def test_refused_messages_do_not_hold_up_others(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A queue may have a length at which it takes no more: what is for others goes on."""
-    monkeypatch.setattr(publisher_module, "OUTBOX_BATCH", 2)
+    """A queue that has reached its length limit refuses messages; other queues go on."""
+    monkeypatch.setattr(publisher_module, "OUTBOX_BATCH_MESSAGES", 2)
     transport.refused = {"full"}
     job = make_job(conn, 0, sealed=False)
     for item in range(3):
         send(conn, job, item, "full")
     send(conn, job, 3, "other")
-    assert [publisher._turn([], []) for _ in range(2)] == [False, True]
+    assert [publisher._round([], []) for _ in range(2)] == [False, True]
     assert transport.sent == [3]
     transport.refused = set()
     conn.execute("UPDATE callboard.outbox SET due_at = now()")
     for _ in range(2):
-        publisher._turn([], [])
+        publisher._round([], [])
     assert sorted(transport.sent) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("limit", [{}, {"concurrency": 5}, {"concurrency_by": "0=5"}])
-def test_a_turn_in_which_all_was_refused_is_no_work(
-    conn: Conn, publisher: Publisher, transport: Picky, limit: dict[str, object]
+def test_a_round_in_which_all_was_refused_counts_as_no_work(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport, limit: dict[str, object]
 ) -> None:
-    """Else the next would come at once, again and again."""
+    """Otherwise the next round would follow at once, again and again."""
     transport.refused = {"default"}
     job = make_job(conn, 5)
     record(conn, job, {"failed": range(5)})
     assert retry.retry(conn, job, ANNA, RetrySelection()) == 5
     actions.limit(conn, job, ANNA, limit)
-    assert publisher._turn([], []) is False
+    assert publisher._round([], []) is False
     assert transport.tried == 5
     transport.refused = set()
-    assert publisher._turn([], []) is True
+    assert publisher._round([], []) is True
     assert sorted(transport.sent) == [0, 1, 2, 3, 4]
 
 
-def test_who_only_publishes_what_it_stored_asks_for_nobodys_room(
-    publisher: Publisher, transport: Picky
+def test_a_process_that_only_sends_does_not_poll_full_queues(
+    publisher: Publisher, transport: RefusingTransport
 ) -> None:
-    publisher._looking = False
+    publisher._polls = False
     publisher.backlogs._backlogs["default"] = QueueBacklog(full_until=1.0)
-    threading.Timer(0.15, publisher.nudge).start()
-    publisher._rest()
-    assert transport.asked == 0
+    threading.Timer(0.15, publisher.wake).start()
+    publisher._wait_for_work()
+    assert transport.depth_calls == 0

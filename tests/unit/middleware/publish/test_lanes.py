@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callboard.middleware.message.envelope import encode_args
-from callboard.middleware.publish.lanes import LONGEST, lane_of
+from callboard.middleware.publish.lanes import NAME_CHARS, lane_of
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda one: st.lists(one, max_size=3)
@@ -31,16 +31,16 @@ def test_the_lane_is_the_value_as_json_or_empty(by: str, lane: str) -> None:
 def test_any_value_is_a_lane_that_the_database_takes(value: Any) -> None:
     lane = lane_of(encode_args((), {"x": value}), "x")
     assert lane == lane_of(encode_args((1,), {"y": 2, "x": value}), "x")
-    assert 0 < len(lane) <= LONGEST
+    assert 0 < len(lane) <= NAME_CHARS
     assert lane.isascii()
     assert "\x00" not in lane
 
 
-def test_long_values_are_told_apart() -> None:
+def test_long_values_have_different_lanes() -> None:
     one, other = (lane_of(encode_args((), {"x": "x" * 5_000 + end}), "x") for end in "ab")
     assert one != other
 
 
 @pytest.mark.parametrize("args", [b"", b"\x80\x04pickle", b"[1]", json.dumps({"args": []}).encode()])
-def test_what_cant_be_read_is_in_the_empty_lane(args: bytes) -> None:
+def test_arguments_that_cant_be_decoded_are_in_the_empty_lane(args: bytes) -> None:
     assert lane_of(args, "customer") == ""

@@ -1,4 +1,4 @@
-"""The publisher's thread: it outlives what nobody thought of, and sends nothing of which it has no claim any more."""
+"""The publisher's thread: it survives unexpected errors, and publishes nothing whose claim may have expired."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -25,15 +25,15 @@ OUT = Outgoing(
 
 
 class NoDatabase:
-    """Lends connections that nothing is asked of."""
+    """A pool whose connections are not used."""
 
     @contextmanager
     def connection(self) -> Iterator[None]:
         yield
 
 
-class Line(StubTransport):
-    """A way to a broker that may be away, and that can break while it is asked; `sent`: the items that it took."""
+class FlakyTransport(StubTransport):
+    """A broker that may be away, and whose connection can break while it is asked. `sent` has the items it took."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,77 +51,77 @@ class Line(StubTransport):
             raise ZeroDivisionError
         return super().depth(queue)
 
-    def serve(self, *, mend: bool = False) -> None:
+    def serve(self, *, reconnect: bool = False) -> None:
         self.tries += 1
         if self.away:
             raise Unreachable("it is away")
 
 
 @pytest.fixture
-def line(monkeypatch: pytest.MonkeyPatch) -> Line:
-    monkeypatch.setattr(publisher_module, "PERIOD", 0.01)
-    monkeypatch.setattr(publisher_module, "LOOK", 0.001)
-    monkeypatch.setattr(publisher_module._complain, "_outage", Outage())
+def transport(monkeypatch: pytest.MonkeyPatch) -> FlakyTransport:
+    monkeypatch.setattr(publisher_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(publisher_module, "FULL_QUEUE_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(publisher_module._log_outage, "_outage", Outage())
     monkeypatch.setattr(publishing_writes, "claim_outbox", lambda *_: [])
     monkeypatch.setattr(publishing_writes, "claim_bulk", lambda *_, **__: None)
     monkeypatch.setattr(publishing_writes, "settle_outbox", lambda *_: None)
-    return Line()
+    return FlakyTransport()
 
 
-def publishing(line: Line) -> Publisher:
-    """A publisher that looks for work."""
+def start_publisher(transport: FlakyTransport) -> Publisher:
+    """A publisher that polls for work."""
     unused: Any = NoDatabase()
-    publisher = Publisher(unused, line, QueueBacklogs(line))
+    publisher = Publisher(unused, transport, QueueBacklogs(transport))
     publisher.start()
     return publisher
 
 
-def test_an_error_while_it_rests_does_not_end_it(line: Line) -> None:
-    publisher = publishing(line)
-    line.broken = True
+def test_an_error_between_two_rounds_does_not_end_it(transport: FlakyTransport) -> None:
+    publisher = start_publisher(transport)
+    transport.broken = True
     publisher.backlogs._backlogs["q"] = QueueBacklog(full_until=time.monotonic() + TIMEOUT)
-    assert wait_until(lambda: not line.broken, TIMEOUT)
-    tries = line.tries
-    assert wait_until(lambda: line.tries > tries, TIMEOUT)
+    assert wait_until(lambda: not transport.broken, TIMEOUT)
+    tries = transport.tries
+    assert wait_until(lambda: transport.tries > tries, TIMEOUT)
     assert publisher.close(TIMEOUT)
 
 
-def test_what_waited_until_its_claim_may_have_lapsed_is_left_to_others(
-    line: Line, monkeypatch: pytest.MonkeyPatch
+def test_a_message_whose_claim_may_have_expired_is_left_to_others(
+    transport: FlakyTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They send it as one that may be a second copy. Sent from here, too, it would run unasked, and so twice."""
-    monkeypatch.setattr(publisher_module, "FRESH", 0.05)
-    line.away = True
-    publisher = publishing(line)
+    """They send it as suspect. A copy from here would not be suspect, so the item could run twice."""
+    monkeypatch.setattr(publisher_module, "OWN_MESSAGE_SECONDS", 0.05)
+    transport.away = True
+    publisher = start_publisher(transport)
     publisher.add(OUT)
-    handed = time.monotonic()
-    assert wait_until(lambda: time.monotonic() - handed > 0.05, TIMEOUT)
+    added = time.monotonic()
+    assert wait_until(lambda: time.monotonic() - added > 0.05, TIMEOUT)
     publisher.add(replace(OUT, item=1))
-    monkeypatch.setattr(publisher_module, "FRESH", TIMEOUT)
-    line.away = False
-    assert wait_until(lambda: 1 in line.sent, TIMEOUT)
+    monkeypatch.setattr(publisher_module, "OWN_MESSAGE_SECONDS", TIMEOUT)
+    transport.away = False
+    assert wait_until(lambda: 1 in transport.sent, TIMEOUT)
     assert publisher.close(TIMEOUT)
-    assert line.sent == [1]
+    assert transport.sent == [1]
 
 
-def test_that_publishing_goes_on_is_said(line: Line, caplog: pytest.LogCaptureFixture) -> None:
-    line.away = True
-    publisher = publishing(line)
-    assert wait_until(lambda: "held up, trying on; nothing is lost: it is away" in caplog.text, TIMEOUT)
-    assert "again" not in caplog.text
-    line.away = False
+def test_the_end_of_an_outage_is_logged(transport: FlakyTransport, caplog: pytest.LogCaptureFixture) -> None:
+    transport.away = True
+    publisher = start_publisher(transport)
+    assert wait_until(lambda: "it is tried again, and nothing is lost: it is away" in caplog.text, TIMEOUT)
+    assert "goes on again" not in caplog.text
+    transport.away = False
     assert wait_until(lambda: "publishing goes on again, after" in caplog.text, TIMEOUT)
     assert publisher.close(TIMEOUT)
     assert len(caplog.messages) == 2
 
 
-def test_who_only_sends_says_so_only_when_the_broker_took_something(
-    line: Line, caplog: pytest.LogCaptureFixture
+def test_an_outage_of_a_process_that_only_sends_ends_when_the_broker_takes_a_message(
+    transport: FlakyTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
-    line.away, line.trouble = True, "it is away"
-    publisher = publishing(line)
+    transport.away, transport.trouble = True, "it is away"
+    publisher = start_publisher(transport)
     assert wait_until(lambda: "it is away" in caplog.text, TIMEOUT)
-    line.away, tries = False, line.tries
-    assert wait_until(lambda: line.tries > tries + 3, TIMEOUT)
+    transport.away, tries = False, transport.tries
+    assert wait_until(lambda: transport.tries > tries + 3, TIMEOUT)
     assert publisher.close(TIMEOUT)
     assert len(caplog.messages) == 1

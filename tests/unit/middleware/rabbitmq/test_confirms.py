@@ -1,4 +1,4 @@
-"""The way onto RabbitMQ, where it has to be told exactly what RabbitMQ took."""
+"""Publishing to RabbitMQ: which messages it reports as confirmed, and what it leaves open."""
 
 import gc
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from callboard.middleware.publish.transport import Unreachable
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.sql.rows import Outgoing
 
-#: What this process has open.
+#: The files that this process has open.
 OPEN = Path("/proc/self/fd")
 
 
@@ -26,10 +26,10 @@ def outgoing(item: int, queue: str) -> Outgoing:
     )  # fmt: skip
 
 
-def test_what_is_sent_once_more_is_told_apart_from_what_was_confirmed(
+def test_confirms_of_a_second_try_are_merged_with_those_of_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two of the three queues were missing; the connection breaks when the second try has confirmed only the last."""
+    """Two of three queues are missing; the connection breaks when the second try has confirmed only the last."""
     transport = ConfirmingPublisher(RabbitmqBroker(url="amqp://nobody"))
     batch = [outgoing(0, "one"), outgoing(1, "two"), outgoing(2, "three")]
 
@@ -48,7 +48,7 @@ def test_what_is_sent_once_more_is_told_apart_from_what_was_confirmed(
 
 @contextmanager
 def no_garbage() -> Iterator[None]:
-    """What nobody closes stays open."""
+    """A file that is not closed stays open."""
     gc.collect()
     gc.disable()
     try:
@@ -57,7 +57,7 @@ def no_garbage() -> Iterator[None]:
         gc.enable()
 
 
-def test_nodes_that_are_away_leave_nothing_open() -> None:
+def test_nodes_that_are_away_leave_no_socket_open() -> None:
     nodes = [pika.ConnectionParameters("127.0.0.1", port) for port in free_ports(3)]
     transport = ConfirmingPublisher(
         RabbitmqBroker(parameters=[{"host": n.host, "port": n.port} for n in nodes])
