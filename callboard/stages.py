@@ -163,12 +163,11 @@ def _planned(runtime: Runtime, stage: Stage) -> NewStage:
 
 def _take_in(runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None) -> None:
     """Stream the items of the first stage, from where they stand."""
-    open_ = not first.sealed and first.state not in JOB_FINAL
+    if first.sealed or first.state in JOB_FINAL:
+        return
     try:
         with runtime.submitting.held(first.id):
-            Submission(runtime.write, runtime.begin, first.id, key, None, first.consumed, open_).store_all(
-                items
-            )
+            Submission(runtime.write, runtime.begin, first.id, key, None, first.consumed).store_all(items)
     except BaseException:
         with suppress(psycopg.Error, PoolTimeout):  # workers let it follow, too
             runtime.write(staged.follow)

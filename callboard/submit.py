@@ -83,11 +83,9 @@ def submit(
         raise ValueError(
             f"the job with the key {key!r} is one of the actor {made.actor!r}, not {actor_name!r}"
         )
-    open_ = not made.sealed and made.state not in JOB_FINAL
-    with runtime.submitting.held(made.job):
-        Submission(runtime.write, runtime.begin, made.job, key, item_key, made.consumed, open_).store_all(
-            items
-        )
+    if not made.sealed and made.state not in JOB_FINAL:
+        with runtime.submitting.held(made.job):
+            Submission(runtime.write, runtime.begin, made.job, key, item_key, made.consumed).store_all(items)
     return Job(made.job, runtime)
 
 

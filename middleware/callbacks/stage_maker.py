@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import psycopg
@@ -17,7 +16,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog, Stopping, retry_while_unavailable
-from callboard.middleware.submission import item_encoding
+from callboard.middleware.submission.submission import Row, store_items
 from callboard.sql.pool import Conn
 from callboard.sql.rows import StageClaim
 from callboard.sql.states import FINAL
@@ -26,10 +25,10 @@ from callboard.sql.writes import stages
 log = logging.getLogger("callboard.stages")
 _complain = OutageLog(log, "a stage that is made waits for the database: %s")
 
-#: Results read at a time; items stored at a time, at the most, and seconds after which fewer are.
-PAGE = 100
-CHUNK = 1_000
-SOON = 1.0
+#: Results that are read at a time.
+PAGE_ITEMS = 100
+#: Seconds after which the items that were made so far are stored, also if they are few.
+CHUNK_SECONDS = 1.0
 #: Stages that a process makes at the same time.
 MOST = 4
 #: Characters of a reason.
@@ -138,27 +137,21 @@ class StageMaker:
             del self._threads[making.job]
 
     def _make(self, making: StageClaim) -> None:
-        source = iter(_made(making.makes, Results(lambda *of: self._page(making, *of))))
-        at = sum(1 for _ in islice(source, making.consumed))
-        if at < making.consumed:
-            raise MakesOthers(
-                f"{making.makes} gave {at} items where it gave {making.consumed} before its worker ended: "
-                "it must give the same items in the same order"
-            )
-        for chunk in _chunks(source):
-            rows = [item_encoding.row(at + n, item) for n, item in enumerate(chunk)]
-            if not self._ask(partial(stages.store, making=making, start=at, chunk=rows)):
+        def store(start: int, rows: list[Row]) -> None:
+            if not self._ask(partial(stages.store, making=making, start=start, chunk=rows)):
                 raise Ended
-            if not at:
+            if start == 0:
                 self.begin(making.job)
-            at += len(rows)
+
+        items = _made(making, Results(lambda *of: self._page(making, *of)))
+        store_items(items, making.consumed, store, chunk_seconds=CHUNK_SECONDS)
         self._ask(lambda conn: stages.seal(conn, making))
 
     def _page(self, making: StageClaim, states: Sequence[str], after: int) -> list[Any]:
         def read(conn: Conn) -> list[Any] | None:
             if not stages.holds(conn, making):
                 return None
-            return stages.results(conn, making.source, states, after, PAGE)
+            return stages.results(conn, making.source, states, after, PAGE_ITEMS)
 
         page: list[Any] | None = self._ask(read)
         if page is None:
@@ -185,8 +178,20 @@ class StageMaker:
         self.write(lambda conn: stages.fail(conn, making, reason, detail))
 
 
-def _made(makes: str | None, results: Results) -> Iterable[Any]:
-    """What a function makes of results, or the results as they are."""
+def _made(making: StageClaim, results: Results) -> Iterator[Any]:
+    """What the stage's function makes of the results, or the results themselves; raises MakesOthers."""
+    count = 0
+    for item in _call(making.makes, results):
+        yield item
+        count += 1
+    if count < making.consumed:
+        raise MakesOthers(
+            f"{making.makes} gave {count} items where it gave {making.consumed} before its worker ended: "
+            "it must give the same items in the same order"
+        )
+
+
+def _call(makes: str | None, results: Results) -> Iterable[Any]:
     if makes is None:
         return (one.result for one in results if one.result is not None)
     module, _, name = makes.partition(":")
@@ -197,16 +202,3 @@ def _made(makes: str | None, results: Results) -> Iterable[Any]:
     if not isinstance(made, Iterable) or isinstance(made, str | bytes | dict):
         raise TypeError(f"{makes} gave {type(made).__name__}: it must yield items, or return a list of them")
     return made
-
-
-def _chunks(source: Iterator[Any]) -> Iterator[list[Any]]:
-    """As many items as are stored at a time, or fewer when they come slowly."""
-    chunk: list[Any] = []
-    due = time.monotonic() + SOON
-    for item in source:
-        chunk.append(item)
-        if len(chunk) == CHUNK or time.monotonic() >= due:
-            yield chunk
-            chunk, due = [], time.monotonic() + SOON
-    if chunk:
-        yield chunk

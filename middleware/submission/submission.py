@@ -1,11 +1,13 @@
-"""A bulk submission: items become rows in chunks, from where the submission stands."""
+"""Submission: items become rows of a job, chunk by chunk, from where an earlier submission of the job broke off."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -18,23 +20,59 @@ from callboard.sql.limits import moment
 from callboard.sql.pool import Conn
 from callboard.sql.writes import submission, sweep
 
-#: Items in one transaction.
+#: The most items that are stored in one transaction.
 CHUNK_ITEMS = 5_000
-#: Items after which tables may be others to PostgreSQL's planner.
+#: A chunk with this many items is worth new statistics for PostgreSQL's planner.
 ANALYZE_AFTER_ITEMS = CHUNK_ITEMS // 5
 
 log = logging.getLogger("callboard.submit")
 
 
+#: An item as it is stored: its encoded arguments and its item key.
+Row: TypeAlias = tuple[bytes, str | None]
+
+
 class SubmittedElsewhere(RuntimeError):
-    """Another submission with the same key is at work on this job."""
+    """Another process submits the job with this key, or the job was stopped while it was submitted."""
+
+
+def store_items(
+    items: Iterable[Any],
+    consumed: int,
+    store: Callable[[int, list[Row]], None],
+    *,
+    item_key: ItemKey = None,
+    chunk_seconds: float = math.inf,
+) -> None:
+    """Pass over the first `consumed` items, which are stored, and store the others in chunks by `store(start, rows)`;
+    `start` is the number of a chunk's first item. A chunk has 5,000 items, or those of `chunk_seconds` if that is less.
+
+    Raises BadItem, and what `items` and `store` raise.
+    """
+    source = iter(items)
+    next(islice(source, consumed, consumed), None)
+    for chunk in _chunks(source, chunk_seconds):
+        store(consumed, [item_encoding.row(consumed + n, item, item_key) for n, item in enumerate(chunk)])
+        consumed += len(chunk)
+
+
+def _chunks(source: Iterator[Any], seconds: float) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    due = time.monotonic() + seconds
+    for item in source:
+        chunk.append(item)
+        if len(chunk) == CHUNK_ITEMS or time.monotonic() >= due:
+            yield chunk
+            chunk, due = [], time.monotonic() + seconds
+    if chunk:
+        yield chunk
 
 
 @dataclass(slots=True)
 class Submission:
-    """A submission in progress: `consumed` inputs of `job` are stored; `open_`: the job still takes items.
+    """A bulk submission in progress: `job` takes items, and `consumed` of them are stored.
 
-    `write` runs a statement in a transaction, `publish` publishes the job's first items from this process.
+    `write` runs a statement on a connection of the process, `publish` publishes the job's first items from it.
     """
 
     write: Callable[[Callable[[Conn], Any]], Any]
@@ -43,38 +81,32 @@ class Submission:
     key: str | None
     item_key: ItemKey
     consumed: int
-    open_: bool
 
     def store_all(self, items: Iterable[Any]) -> None:
-        """Store the items that are not stored yet, chunk by chunk, then seal the job; raises what `items` raises."""
+        """Store the items that are not stored yet, then seal the job.
+
+        Raises BadItem, SubmittedElsewhere, psycopg.Error, PoolTimeout, and what `items` raises.
+        """
         try:
-            source = iter(items)
-            if self.open_:
-                next(islice(source, self.consumed, self.consumed), None)
-            while self.open_ and (chunk := list(islice(source, CHUNK_ITEMS))):
-                self._store(chunk)
+            store_items(items, self.consumed, self._store, item_key=self.item_key)
             self._seal()
         except BaseException as error:
             self._break_off(error)
             raise
 
-    def _store(self, chunk: Sequence[Any]) -> None:
-        """Store a chunk, all of it or nothing; the job starts with its first."""
-        rows = [item_encoding.row(self.consumed + n, item, self.item_key) for n, item in enumerate(chunk)]
+    def _store(self, start: int, rows: Sequence[Row]) -> None:
+        """Store a chunk, all of it or nothing; the job starts with its first chunk."""
         how, number = self.write(
-            lambda conn: submission.store_chunk(
-                conn, self.job, self.consumed, rows, keyed=self.item_key is not None
-            )
+            lambda conn: submission.store_chunk(conn, self.job, start, rows, keyed=self.item_key is not None)
         )
         if how != "stored":
             raise SubmittedElsewhere(
-                f"job {self.job} was {how} at input {number}, and this submission had {self.consumed}"
+                f"job {self.job} was {how} at input {number}, and this submission had {start}"
             )
-        first = self.consumed == 0
-        self.consumed += len(chunk)
-        if len(chunk) >= ANALYZE_AFTER_ITEMS:
+        self.consumed = start + len(rows)
+        if len(rows) >= ANALYZE_AFTER_ITEMS:
             self._analyze()
-        if first:
+        if start == 0:
             self.publish(self.job)
 
     def _analyze(self) -> None:
@@ -85,8 +117,6 @@ class Submission:
             log.debug("the planner's statistics were not renewed", exc_info=True)
 
     def _seal(self) -> None:
-        if not self.open_:
-            return
         sealed = self.write(lambda conn: submission.seal_job(conn, self.job))
         if not sealed and self.key is None:  # with a key another may have sealed it, with all of its items
             raise SubmittedElsewhere(f"job {self.job} was stopped before its submission was done")
@@ -94,7 +124,7 @@ class Submission:
 
     def _break_off(self, error: BaseException) -> None:
         """Stop a job that no later submission can continue; a job with a key stays open for one."""
-        if self.key is not None or not self.open_:
+        if self.key is not None:
             return
         reason = clean(f"its submission broke off at input {self.consumed}: {type(error).__name__}: {error}")
         try:

@@ -8,9 +8,10 @@ import dramatiq
 
 import callboard
 from callboard.middleware.callbacks import stage_maker
+from callboard.middleware.submission import submission
 from tests.faults.rig.ledger import run
 
-stage_maker.CHUNK = stage_maker.PAGE = 50
+submission.CHUNK_ITEMS = stage_maker.PAGE_ITEMS = 50
 
 
 @dramatiq.actor(max_retries=0)

@@ -229,12 +229,12 @@ def test_a_stage_that_could_not_be_made_is_made_by_a_retry(on: pipeline.Stage) -
     found = ended(job)
     assert found["state"] == "failed"
     total = found["stages"][1]["total"]
-    assert total == 1_000
+    assert total == 5_000
     job.retry()
     found = ended(job)
     assert found["state"] == "completed", found
-    assert (found["stages"][1]["total"], found["stages"][1]["succeeded"]) == (1_500, 1_500)
-    assert [item["args"][0] for item in job.items(stage=1)] == list(range(1_500))
+    assert (found["stages"][1]["total"], found["stages"][1]["succeeded"]) == (5_200, 5_200)
+    assert [item["args"][0] for item in job.items(stage=1)] == list(range(5_200))
 
 
 def test_the_whole_calls_when_it_ends_and_its_stages_do_not(on: pipeline.Stage, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import dramatiq
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import callboard
 from callboard import Results, Stage
 from callboard.middleware.callbacks import stage_maker
+from callboard.middleware.submission import submission
 from callboard.sql.reads import job_view, staged_job_view
 from callboard.sql.states import ITEM_STATES, JOB_FINAL, JOB_STATES
 from callboard.stages import path
@@ -158,7 +159,7 @@ def page(states: Any, after: int) -> list[Any]:
         (n, b'{"args":[%d],"kwargs":{}}' % n, "failed" if n % 3 == 0 else "succeeded", "null")
         for n in range(250)
     ]
-    return [row for row in found if row[0] > after and row[2] in states][: stage_maker.PAGE]
+    return [row for row in found if row[0] > after and row[2] in states][: stage_maker.PAGE_ITEMS]
 
 
 def test_results_are_those_that_succeeded_unless_others_are_asked_for() -> None:
@@ -170,17 +171,25 @@ def test_results_are_those_that_succeeded_unless_others_are_asked_for() -> None:
         results.of("done")
 
 
-def test_items_are_stored_many_at_a_time_or_after_a_while() -> None:
-    assert [len(chunk) for chunk in stage_maker._chunks(iter(range(2 * stage_maker.CHUNK + 1)))] == [
-        stage_maker.CHUNK
-    ] * 2 + [1]
-    assert list(stage_maker._chunks(iter(()))) == []
+def stored(items: Iterable[Any], consumed: int = 0, **options: Any) -> list[tuple[int, int]]:
+    """Each chunk's first number and size."""
+    chunks: list[tuple[int, int]] = []
+    submission.store_items(items, consumed, lambda start, rows: chunks.append((start, len(rows))), **options)
+    return chunks
+
+
+def test_items_are_stored_in_chunks_after_those_that_are_stored() -> None:
+    many = submission.CHUNK_ITEMS
+    assert stored(range(2 * many + 1)) == [(0, many), (many, many), (2 * many, 1)]
+    assert stored(range(10), 7) == [(7, 3)]
+    assert stored(range(10), 10) == []
+    assert stored(()) == []
 
 
 def test_items_that_come_slowly_do_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    assert [len(chunk) for chunk in stage_maker._chunks(iter(range(3)))] == [1, 1, 1]
+    assert stored(range(3), chunk_seconds=1.0) == [(0, 1), (1, 1), (2, 1)]
 
 
 # Told ---------------------------------------------------------------------------------------------------------------
