@@ -1,11 +1,11 @@
 """Actors for `dramatiq callboard.actors`: those in this folder, and those of the modules in ``CALLBOARD_ACTORS``."""
 
 import importlib
-import os
 import pkgutil
 from collections.abc import Iterable
 
 import callboard
+from callboard.sql import settings
 
 
 class NotImported(ImportError):
@@ -30,4 +30,4 @@ def modules(folders: Iterable[str]) -> str:
 # Actors belong to the broker that is there when they are declared.
 callboard.install()
 load(modules(__path__), "the folder actors has")
-load(os.environ.get("CALLBOARD_ACTORS", ""))
+load(settings.ACTORS.get())

@@ -17,7 +17,7 @@ from callboard.middleware.submission.send_store import JobClosed
 from callboard.middleware.submission.submission import SubmittedElsewhere
 from callboard.middleware.tracking import NotTracked
 from callboard.sql.migrate import SchemaError
-from callboard.sql.pool import NotConfigured
+from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.actions import NoSuchJob, NotPossible
 from callboard.stages import Stage, astages, stages
 from callboard.submit import asubmit, submit

@@ -1,7 +1,6 @@
 """Tracking put onto a broker: any of Dramatiq's, or ours."""
 
 import logging
-import os
 from functools import partial
 from typing import Any
 
@@ -14,6 +13,7 @@ from callboard.middleware.rabbitmq.broker import RabbitmqBroker
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.tracking import track, tracking_of
+from callboard.sql import settings
 from callboard.sql.pool import database_address
 
 log = logging.getLogger("callboard")
@@ -44,7 +44,7 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
 
 def make_broker(database_url: str | None = None) -> dramatiq.Broker:
     """The broker at ``AMQP_URL`` (several nodes separated by ``;``), or one in this process."""
-    address = os.environ.get("AMQP_URL")
+    address = settings.AMQP_URL.get()
     if not address:
         log.info("AMQP_URL is not set: messages stay in this process")
         return StubBroker()

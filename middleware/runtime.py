@@ -23,17 +23,17 @@ from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message import stamp
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.process.fatal_exit import exit_process, ours
+from callboard.middleware.process.fatal_exit import check_settings, exit_process, ours
 from callboard.middleware.process.heartbeat import Heartbeat
 from callboard.middleware.process.outage import RETRY_SECONDS, Stopping, retry_while_unavailable
-from callboard.middleware.publish.backlog import QueueBacklogs, fixed_depth
+from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
 from callboard.middleware.publish.transport import Transport
 from callboard.middleware.submission.enqueue import new_item, send
 from callboard.middleware.submission.lease import SubmissionLease
 from callboard.middleware.submission.send_store import SendStore
 from callboard.middleware.sweep.sweep import Sweep
-from callboard.sql import migrate
+from callboard.sql import migrate, settings
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.rows import Claim, JobControl, Outgoing
 from callboard.sql.writes import claims, sweep
@@ -72,6 +72,7 @@ class Runtime:
         prefetched: Callable[[], list[tuple[int, int]]] | None = None,
         cut_off: Callable[[], str | None] | None = None,
     ) -> None:
+        check_settings()
         self.url = url
         self._remote = remote
         self._defers = defers
@@ -146,7 +147,9 @@ class Runtime:
         with self._lock:
             if self._publisher is None:
                 transport = self._make_link()
-                self._publisher = Publisher(self.pool, transport, QueueBacklogs(transport, fixed_depth()))
+                self._publisher = Publisher(
+                    self.pool, transport, QueueBacklogs(transport, settings.QUEUE_DEPTH.get())
+                )
             return self._publisher
 
     @property

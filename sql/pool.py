@@ -2,9 +2,8 @@
 
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +12,9 @@ from weakref import WeakSet
 from psycopg import AsyncConnection, Connection
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from callboard.sql import settings
 from callboard.sql.errors import MISCONFIGURED
+from callboard.sql.settings import NotConfigured
 
 Conn: TypeAlias = Connection[tuple[Any, ...]]
 AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
@@ -41,16 +42,12 @@ class Pool(ConnectionPool[Conn]):
                 raise
 
 
-class NotConfigured(RuntimeError):
-    """A setting is missing; the message says which and what to do."""
-
-
 def database_address(url: str | None = None) -> str:
     """The database's URL: the one given, ``DATABASE_URL``, or that of a `callboard up` that runs in this folder.
 
-    Raises NotConfigured where there is none.
+    Raises NotConfigured where there is none, or DATABASE_URL is no address.
     """
-    found = url or os.environ.get("DATABASE_URL") or running_here().get("database_url")
+    found = url or settings.DATABASE_URL.get() or running_here().get("database_url")
     if not found:
         raise NotConfigured(
             "DATABASE_URL is not set and no `callboard up` is running here: set it, or run that"
@@ -67,7 +64,7 @@ def running_here() -> dict[str, str]:
     return running if isinstance(running, dict) else {}
 
 
-def connection_options(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def connection_options() -> dict[str, Any]:
     """What every connection is opened with: autocommit, short time-outs, keepalives that notice a dead peer in ~20 s.
 
     ``CALLBOARD_PREPARE=off`` turns prepared statements off, for poolers that lose them.
@@ -81,7 +78,7 @@ def connection_options(environ: Mapping[str, str] = os.environ) -> dict[str, Any
         "keepalives_count": 2,
         "tcp_user_timeout": 20_000,
     }
-    if environ.get("CALLBOARD_PREPARE", "on").lower() == "off":
+    if not settings.PREPARE.get():
         options["prepare_threshold"] = None
     return options
 

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
-from callboard.sql.pool import NotConfigured
+from callboard.sql.settings import NotConfigured
 from callboard.web import actions, api, health, pages
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database

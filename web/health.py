@@ -1,16 +1,16 @@
 """Whether the process lives, and whether it can do its work."""
 
 import asyncio
-import os
 import ssl
 from urllib.parse import urlsplit
 
 import psycopg
 from starlette.requests import Request
 
+from callboard.sql import settings
 from callboard.sql.migrate import ABSENT, SchemaError, judge
-from callboard.sql.pool import NotConfigured
 from callboard.sql.reads import queries
+from callboard.sql.settings import NotConfigured
 from callboard.web.api import read
 from callboard.web.problems import BEHIND, UNREACHABLE, Answer, Problem
 
@@ -29,7 +29,7 @@ async def healthz(_request: Request) -> Answer:
 
 async def readyz(request: Request) -> Answer:
     """GET /readyz: the database answers and fits this code, and so does the broker that AMQP_URL names."""
-    database, broker = await asyncio.gather(_database(request), _broker(os.environ.get("AMQP_URL")))
+    database, broker = await asyncio.gather(_database(request), _broker())
     checks = {"database": database, "broker": broker}
     failed = [f"{name}: {what}" for name, what in checks.items() if what not in FINE]
     if failed:
@@ -49,11 +49,14 @@ async def _database(request: Request) -> str:
     return OK
 
 
-async def _broker(urls: str | None) -> str:
+async def _broker() -> str:
+    try:
+        urls = settings.AMQP_URL.get()
+    except NotConfigured as error:
+        return str(error)
     if not urls:
         return UNASKED
-    nodes = [url.strip() for url in urls.split(";") if url.strip()]
-    if any(await asyncio.gather(*(_answers(url) for url in nodes))):
+    if any(await asyncio.gather(*(_answers(url.strip()) for url in urls.split(";")))):
         return OK
     return "no node of AMQP_URL answers: check that RabbitMQ runs and that AMQP_URL leads to it"
 

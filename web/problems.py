@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from callboard.sql.migrate import ABSENT
-from callboard.sql.pool import NotConfigured
+from callboard.sql.settings import NotConfigured
 
 UNREACHABLE = (
     "the database can't be reached: check that PostgreSQL runs and that DATABASE_URL leads to it; "

@@ -1,4 +1,4 @@
-"""The actors that this process imports: those that ship and those of ``CALLBOARD_ACTORS``."""
+"""The actors that a command imports: those that ship, and those of the modules in CALLBOARD_ACTORS."""
 
 import importlib
 import os
@@ -10,14 +10,15 @@ import dramatiq
 
 from callboard.commands.errors import CommandError
 from callboard.middleware.tracking import runtime_of
+from callboard.sql import settings
 from callboard.sql.pool import running_here
 
 
 def assemble() -> dramatiq.Broker:
-    """Import them; returns the broker they are on. Raises Fault for a module that can't be imported."""
-    os.environ.update(addresses())
+    """Import them and return their broker. Raises CommandError for a module that can't be imported."""
+    use_running_stack()
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `dramatiq` does: your module lies where you are
+        sys.path.insert(0, "")  # as `dramatiq` does: a user's module lies in the current folder
     try:
         importlib.import_module("callboard.actors")
     except ImportError as error:
@@ -27,7 +28,7 @@ def assemble() -> dramatiq.Broker:
 
 @contextmanager
 def assembled() -> Iterator[dramatiq.Broker]:
-    """The same for as long as the block; at its end what was sent is on its way."""
+    """The same for a block; at its end everything that was sent is published or stored."""
     broker = assemble()
     try:
         yield broker
@@ -35,9 +36,14 @@ def assembled() -> Iterator[dramatiq.Broker]:
         runtime_of(broker).close()
 
 
-def addresses() -> dict[str, str]:
-    """Of the `callboard up` that runs here, as variables: its broker goes with its database, with no other."""
-    if os.environ.get("DATABASE_URL"):
-        return {}
-    found = {"DATABASE_URL": running_here().get("database_url"), "AMQP_URL": running_here().get("amqp_url")}
-    return {name: url for name, url in found.items() if url and not os.environ.get(name)}
+def use_running_stack() -> None:
+    """Set the addresses of a `callboard up` that runs in this folder as variables, unless DATABASE_URL is set: its
+    broker belongs to its database and to no other.
+    """
+    if settings.DATABASE_URL.text:
+        return
+    running = running_here()
+    for setting in (settings.DATABASE_URL, settings.AMQP_URL):
+        url = running.get(setting.name.lower())
+        if url and not setting.text:
+            os.environ[setting.name] = url

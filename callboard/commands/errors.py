@@ -4,7 +4,7 @@ import psycopg
 
 from callboard.commands.services import NotStarted
 from callboard.sql.migrate import ABSENT, SchemaError
-from callboard.sql.pool import NotConfigured
+from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.actions import NotPossible
 
 

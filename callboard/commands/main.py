@@ -10,6 +10,7 @@ from callboard.commands import server, sweep
 from callboard.commands.errors import CommandError, explain
 from callboard.commands.jobs import actions, purge, show, submit
 from callboard.commands.local import demo, up
+from callboard.sql import settings
 
 #: Each group has its own file with its own `app`; a new one is added here.
 GROUPS = (up, demo, submit, show, actions, server, sweep, purge)
@@ -19,6 +20,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def _check_settings() -> None:
+    try:
+        settings.check()
+    except settings.NotConfigured as error:
+        raise CommandError(str(error), code=2) from None
+
+
 for group in GROUPS:
     app.add_typer(group.app)
 

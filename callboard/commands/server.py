@@ -1,7 +1,6 @@
 """Commands that operate: `migrate serve config`."""
 
 import ipaddress
-import os
 import socket
 from typing import Annotated
 
@@ -67,7 +66,8 @@ def config(*, as_json: AsJson = False) -> None:
 
     The addresses of a `callboard up` that runs here are those that commands use here.
     """
-    rows = settings.described({**os.environ, **actor_modules.addresses()})
+    actor_modules.use_running_stack()
+    rows = settings.described()
     if as_json:
         output.document({"settings": rows})
     else:

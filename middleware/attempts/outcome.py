@@ -1,16 +1,14 @@
 """What an attempt's end means. Pure: everything it needs is in the `Ending`."""
 
 import math
-import os
 from typing import Any, NamedTuple
 
 import msgspec
 
 from callboard.middleware.message.failure import clean, describe
+from callboard.sql import settings
 from callboard.sql.rows import Failure, OutcomeState, Retry
 
-#: Bytes that a result may have as JSON.
-RESULT_LIMIT = 262_144
 #: Seconds after which an attempt is repeated whose retry could not be scheduled by Dramatiq.
 LOST_RETRY_DELAY = 15.0
 
@@ -74,7 +72,7 @@ def encode_result(result: Any) -> str:
     text = msgspec.json.encode(result)
     if b"null" in text:
         _refuse_infinite(msgspec.to_builtins(result))
-    limit = int(os.environ.get("CALLBOARD_RESULT_LIMIT", RESULT_LIMIT))
+    limit = settings.RESULT_LIMIT.get()
     if len(text) > limit:
         raise ResultNotStored(
             f"{len(text):,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)"

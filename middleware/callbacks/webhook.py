@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import os
 import ssl
 import time
 from functools import lru_cache
@@ -13,6 +12,7 @@ from urllib.parse import urljoin
 import httpcore
 
 from callboard.middleware.callbacks.public_address import PublicBackend, Refused
+from callboard.sql import settings
 from callboard.sql.callback_targets import address, shown
 
 #: Seconds that a connection, the next sign of an answer, and all of it together may take.
@@ -67,7 +67,7 @@ def post(url: str, number: str, body: bytes) -> None:
 
 
 def _headers(number: str, body: bytes) -> dict[str, str]:
-    secret = os.environ.get("CALLBOARD_WEBHOOK_SECRET")
+    secret = settings.WEBHOOK_SECRET.get()
     if not secret:
         raise Undelivered(
             "there is no secret to sign it with: set CALLBOARD_WEBHOOK_SECRET where the workers run"
@@ -101,7 +101,7 @@ def _ask(url: str, headers: dict[str, str], body: bytes, deadline: float) -> Ans
 
 def _exchange(url: str, headers: dict[str, str], body: bytes, deadline: float) -> Answer:
     """Of the answer only the head is read: what follows may have no end."""
-    way = PublicBackend(deadline, private=os.environ.get("CALLBOARD_WEBHOOK_PRIVATE", "off").lower() == "on")
+    way = PublicBackend(deadline, private=settings.WEBHOOK_PRIVATE.get())
     waits = {"timeout": {"connect": CONNECT, "read": ANSWER, "write": ANSWER, "pool": TOTAL}}
     with (
         httpcore.ConnectionPool(_tls(), max_connections=1, network_backend=way) as pool,

@@ -1,7 +1,6 @@
 """What hangs, and where: an attempt that takes far longer than its actor usually does gets its stack looked at."""
 
 import linecache
-import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,10 +13,10 @@ from dramatiq.asyncio import get_event_loop_thread
 
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import NAME_CHARS, clean
+from callboard.sql import settings
 from callboard.sql.rows import HangSample
 
-#: Seconds before which nothing is taken for hung, and how many times its actor's typical time it must have taken.
-HUNG_AFTER = 60.0
+#: How many times its actor's typical time an attempt must have taken to be taken for hung.
 TIMES = 10.0
 #: Seconds between two looks at what hangs.
 AGAIN = 10.0
@@ -38,16 +37,11 @@ GONE = "its thread has ended"
 Place = tuple[FrameType, int]
 
 
-def hung_after() -> float:
-    """``CALLBOARD_HUNG_AFTER`` in seconds."""
-    return float(os.environ.get("CALLBOARD_HUNG_AFTER") or HUNG_AFTER)
-
-
 @dataclass(slots=True)
 class HangDetector:
     """How long each actor typically takes in this process, and what takes far longer. One thread uses it."""
 
-    least: float = field(default_factory=hung_after)
+    least: float = field(default_factory=settings.HUNG_AFTER.get)
     _typical: dict[str, float] = field(default_factory=dict)
 
     def learn(self, ended: Iterable[tuple[str, float]]) -> None:

@@ -3,16 +3,32 @@
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from typing import Any
 
 import dramatiq
 
+from callboard.sql import settings
+
 log = logging.getLogger("callboard.worker")
 
 #: Seconds after which it ends whatever its actors do: what they did can't be recorded.
 PATIENCE = 15.0
+
+
+def check_settings() -> None:
+    """Refuse settings that make no sense before a message is taken. Raises NotConfigured; a process of Dramatiq's
+    command logs that error as one line and exits with 1 instead.
+    """
+    try:
+        settings.check()
+    except settings.NotConfigured as error:
+        if not ours():
+            raise
+        log.critical("%s", error)
+        sys.exit(1)
 
 
 def exit_process(worker: dramatiq.Worker) -> None:

@@ -11,6 +11,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.periodic import Periodic
+from callboard.sql import settings
 from callboard.sql.pool import Conn, Pool
 from callboard.sql.rows import JobControl, WorkerInfo
 from callboard.sql.writes import jobs, workers
@@ -46,7 +47,7 @@ class Heartbeat:
 
     def start(self, actors: dict[str, str]) -> int:
         """Register, announce the actors ({name: queue}), and beat from now on; returns the worker's id."""
-        release = os.environ.get("CALLBOARD_RELEASE", "")
+        release = settings.RELEASE.get()
         info = WorkerInfo(socket.gethostname(), os.getpid(), self.threads, release, actors)
         with self.pool.connection() as conn:
             self.id = workers.register_worker(conn, info)

@@ -1,13 +1,9 @@
 """How many items lie in each queue of the broker: enough to keep its workers busy, and no more."""
 
-import logging
-import os
 import time
 from dataclasses import dataclass, field
 
 from callboard.middleware.publish.transport import Transport
-
-log = logging.getLogger("callboard.publisher")
 
 #: The fewest and the most items that are kept in a queue; in between, about as many as its workers take in two rounds.
 MIN_BACKLOG_ITEMS = 50
@@ -104,18 +100,3 @@ class QueueBacklogs:
             return backlog.room(ready, time.monotonic()) > 0
         backlog.full_until = 0.0
         return True
-
-
-def fixed_depth() -> int | None:
-    """Return ``CALLBOARD_QUEUE_DEPTH`` in items; None when it is unset.
-
-    A value that is no number is logged as an error and counts as unset: publishing goes on.
-    """
-    value = os.environ.get("CALLBOARD_QUEUE_DEPTH")
-    if not value or (value.isdecimal() and int(value) > 0):
-        return int(value) if value else None
-    log.error(
-        "CALLBOARD_QUEUE_DEPTH must be a whole number from 1, not %r; until then queues are as deep as needed",
-        value,
-    )
-    return None

@@ -11,7 +11,7 @@ from callboard.commands.errors import CommandError
 from callboard.commands.jobs import show
 from callboard.commands.output import AsJson
 from callboard.job import acting
-from callboard.middleware.sweep import retention
+from callboard.sql import settings
 from callboard.sql.pool import Conn
 from callboard.sql.writes import actions
 from callboard.sql.writes import retention as deletion
@@ -36,13 +36,13 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = 
     if jobs and older_than:
         raise CommandError("say which jobs, or how old, not both", code=2)
     try:
-        keep = retention.kept() if older_than is None else retention.kept("--older-than", older_than)
+        keep = settings.keep_span("--older-than", older_than) if older_than else settings.KEEP.get()
     except ValueError as wrong:
         raise CommandError(str(wrong), code=2) from None
     with database() as conn:
         going = _named(conn, jobs) if jobs else _due(conn, keep)
         items = sum(sum(deletion.clear(conn, job)) for job in going)
-        deletion.forget(conn, retention.kept_or_all())
+        deletion.forget(conn, settings.KEEP.get())
     if as_json:
         output.document({"jobs": len(going), "items": items})
     else:

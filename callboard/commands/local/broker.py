@@ -24,8 +24,9 @@ def reach_broker(addresses: str) -> None:
 
 def _parameters(address: str) -> pika.URLParameters:
     try:
-        if address.strip().startswith(("amqp://", "amqps://")):
-            return pika.URLParameters(address.strip())
+        return pika.URLParameters(address.strip())
     except (ValueError, TypeError):
-        pass  # its text may hold the password
-    raise CommandError("AMQP_URL is no address of RabbitMQ: amqp://user:password@host:port/vhost")
+        # The text of this error may hold the password.
+        raise CommandError(
+            "AMQP_URL is no address of RabbitMQ: amqp://user:password@host:port/vhost"
+        ) from None

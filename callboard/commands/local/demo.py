@@ -20,7 +20,7 @@ from callboard.commands.local import up
 from callboard.commands.local.stack import LocalStack
 from callboard.commands.output import AsJson
 from callboard.commands.services import ends_on_sigterm, wait_for_the_end
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn, connect, database_address
 from callboard.sql.reads import queries
 
 app = typer.Typer()
@@ -68,7 +68,7 @@ def show(stack: LocalStack, path: Path, folder: Path, *, quiet: bool) -> dict[st
     with submitting(stack):
         job = callboard.submit("measure_source", sources, name=f"Python sources in {path.resolve()}")
     end = follow.follow(job.id, quiet=quiet)
-    with connect(os.environ["DATABASE_URL"]) as conn:
+    with connect(database_address()) as conn:
         found = [*errors(conn, job.id)]
     broker = "in-process" if stack.in_process else "RabbitMQ"
     return {

@@ -17,6 +17,7 @@ from callboard.commands.services import Node, Server, installed
 from callboard.commands.services.ports import free_ports
 from callboard.commands.services.signals import ignores_signals
 from callboard.commands.settings import masked
+from callboard.sql import settings
 from callboard.sql.migrate import migrate
 
 #: Its addresses, for commands that run in the same folder.
@@ -47,8 +48,8 @@ class LocalStack:
         self.in_process = in_process
         self.throwaway = throwaway
         self.web_url = f"http://127.0.0.1:{self.port}/"
-        self._database_url = os.environ.get("DATABASE_URL")
-        self._amqp_url = None if in_process else os.environ.get("AMQP_URL")
+        self._database_url = settings.DATABASE_URL.get()
+        self._amqp_url = None if in_process else settings.AMQP_URL.get() or None
         self._node: Node | None = None
         self._supervisor = Supervisor()
         self._stopping = ExitStack()

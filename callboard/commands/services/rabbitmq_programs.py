@@ -16,6 +16,9 @@ PLACES = (
     "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin",
 )
 
+# Where Erlang may be though the PATH does not lead there.
+MORE_PATH = ("/opt/homebrew/bin", "/usr/local/bin")
+
 
 def scripts() -> Path | None:
     """The folder of RabbitMQ's own scripts on this machine, or None."""
@@ -34,6 +37,6 @@ def epmd() -> Path | None:
     """Erlang's port mapper: in the PATH, or in Erlang's folder beside `erl`."""
     if found := shutil.which("epmd"):
         return Path(found)
-    erl = shutil.which("erl", path=f"{os.environ.get('PATH', os.defpath)}:/opt/homebrew/bin:/usr/local/bin")
+    erl = shutil.which("erl", path=os.pathsep.join([*os.get_exec_path(), *MORE_PATH]))
     home = Path(erl).resolve().parents[1] if erl else Path("/usr/lib/erlang")
     return next(chain(home.glob("erts-*/bin/epmd"), home.glob("lib/erlang/erts-*/bin/epmd")), None)

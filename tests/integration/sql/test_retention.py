@@ -231,18 +231,7 @@ def test_the_setting_says_how_long(
     monkeypatch.delenv("CALLBOARD_KEEP", raising=False)
     if value is not None:
         monkeypatch.setenv("CALLBOARD_KEEP", value)
-    assert retention.kept() == Retention().keep == seconds
-
-
-def test_a_setting_that_makes_no_sense_keeps_everything_and_says_so(
-    conn: Conn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("CALLBOARD_KEEP", "a month")
-    job = ended(conn, days=4000)
-    Retention().round(conn)
-    assert state(conn, job) == "completed"
-    assert "CALLBOARD_KEEP must be a span like 90s" in caplog.text
-    assert "until that is corrected no job leaves" in caplog.text
+    assert Retention().keep == seconds
 
 
 # Gone ----------------------------------------------------------------------------------------------------------------

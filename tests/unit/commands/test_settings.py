@@ -1,26 +1,9 @@
-"""The table of settings: it is complete, and it tells no secret."""
-
-import re
+"""Settings on the command line: `config` shows no secret, and nonsense ends every command."""
 
 import pytest
 
 from callboard.commands import settings
-from tests.support.paths import ROOT
-
-SOURCES = [
-    path
-    for top in ("callboard/commands", "middleware", "sql", "web", "actors")
-    for path in (ROOT / top).rglob("*.py")
-]
-TESTS_ONLY = "CALLBOARD_TEST_"
-
-
-def test_every_variable_that_the_code_reads_is_in_the_table() -> None:
-    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    used = {
-        name for name in re.findall(r"\bCALLBOARD_[A-Z_]*[A-Z]\b", text) if not name.startswith(TESTS_ONLY)
-    }
-    assert used <= {setting.name for setting in settings.SETTINGS}
+from callboard.commands.main import main
 
 
 @pytest.mark.parametrize(
@@ -40,15 +23,24 @@ def test_no_password_is_shown(value: str) -> None:
     assert "***" in hidden
 
 
-def test_what_holds_no_secret_is_shown_as_it_is() -> None:
-    assert (
-        settings.masked("postgresql:///shop?host=/run/postgresql")
-        == "postgresql:///shop?host=/run/postgresql"
-    )
+def test_an_address_without_a_secret_is_shown_as_it_is() -> None:
+    address = "postgresql:///shop?host=/run/postgresql"
+    assert settings.masked(address) == address
 
 
-def test_a_misspelt_setting_is_pointed_at_without_its_value() -> None:
-    rows = settings.described({"CALLBOARD_PREPAIR": "hunter2"})
-    assert rows[-1]["name"] == "CALLBOARD_PREPAIR"
-    assert rows[-1]["value"] == "***"
-    assert "misspelt" in rows[-1]["meaning"]
+def test_a_misspelt_setting_is_pointed_at_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLBOARD_PREPAIR", "hunter2")
+    row = next(row for row in settings.described() if row["name"] == "CALLBOARD_PREPAIR")
+    assert row["value"] == "***"
+    assert "misspelt" in row["meaning"]
+
+
+@pytest.mark.parametrize("command", ["jobs", "config", "sweep", "serve", "up", "submit"])
+def test_nonsense_ends_every_command_with_one_line(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CALLBOARD_HUNG_AFTER", "60s")
+    assert main([command]) == 2
+    done = capsys.readouterr()
+    allowed = "a number of seconds above 0, without a unit, like 60; not '60s'"
+    assert (done.out, done.err) == ("", f"callboard: CALLBOARD_HUNG_AFTER must be {allowed}\n")

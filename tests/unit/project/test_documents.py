@@ -10,16 +10,13 @@ from starlette.routing import Route
 from typer.main import get_command
 
 import callboard
-from callboard.commands import settings
 from callboard.commands.main import app
 from callboard.middleware import runtime
-from callboard.middleware.attempts import outcome
 from callboard.middleware.callbacks import dispatcher, webhook
 from callboard.middleware.journal import journal
 from callboard.middleware.rabbitmq import prefetch
 from callboard.middleware.submission import item_encoding
-from callboard.middleware.sweep import retention
-from callboard.sql import states, timings
+from callboard.sql import settings, states, timings
 from callboard.sql.writes import callbacks as calls
 from callboard.sql.writes import retention as deletion
 from callboard.web import app as web
@@ -114,15 +111,8 @@ def test_settings_are_those_of_config() -> None:
     assert named <= known | {"CALLBOARD_TEST_LONG"}
 
 
-def test_config_tells_the_limit_that_holds() -> None:
-    [limit] = [s.default for s in settings.SETTINGS if s.name == "CALLBOARD_RESULT_LIMIT"]
-    assert int(limit) == outcome.RESULT_LIMIT
-
-
-def test_config_tells_how_long_jobs_stay() -> None:
-    [keep] = [s.default for s in settings.SETTINGS if s.name == "CALLBOARD_KEEP"]
-    assert keep == retention.KEEP
-    assert f"leaves after {keep.removesuffix('d')} days" in documents.TEXT
+def test_the_days_that_a_job_stays_are_the_default() -> None:
+    assert f"leaves after {settings.KEEP.default.removesuffix('d')} days" in documents.TEXT
 
 
 def test_numbers_are_those_of_the_code() -> None:
@@ -133,7 +123,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"up to {prefetch.MAX_PREFETCH} for fast ones" in said
     assert f"chunks of {deletion.CHUNK:,} items" in said
     assert f"arguments: {item_encoding.ITEM_LIMIT // 2**20} MiB" in said
-    assert f"result: {outcome.RESULT_LIMIT // 2**10} KiB" in said
+    assert f"result: {int(settings.RESULT_LIMIT.default) // 2**10} KiB" in said
     assert journal.SLOW == 0.25
     assert "a quarter of a second" in said
     assert len(list((ROOT / "actors" / "broken").iterdir())) == 5

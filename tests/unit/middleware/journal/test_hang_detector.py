@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from callboard.middleware.journal.hang_detector import AGAIN, FRAMES, GONE, LIMIT, HangDetector, hung_after
+from callboard.middleware.journal.hang_detector import AGAIN, FRAMES, GONE, LIMIT, HangDetector
 from callboard.middleware.message.attempt import Attempt
 
 START = 1_000.0
@@ -102,4 +102,4 @@ def test_a_thread_that_is_gone_is_said() -> None:
 @pytest.mark.parametrize(("value", "seconds"), [("", 60.0), ("2.5", 2.5), ("600", 600.0)])
 def test_the_least_time_is_a_setting(value: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALLBOARD_HUNG_AFTER", value)
-    assert hung_after() == seconds
+    assert HangDetector().least == seconds

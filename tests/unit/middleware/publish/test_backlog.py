@@ -8,7 +8,6 @@ from callboard.middleware.publish.backlog import (
     MAX_BACKLOG_ITEMS,
     MIN_BACKLOG_ITEMS,
     QueueBacklog,
-    fixed_depth,
 )
 from callboard.sql import timings
 
@@ -45,21 +44,6 @@ def test_a_queue_that_is_not_full_gets_something(target: int, depth: int) -> Non
 
 def test_an_empty_queue_has_room_at_first() -> None:
     assert QueueBacklog().room(0, 0.0) >= MIN_BACKLOG_ITEMS
-
-
-@pytest.mark.parametrize(("value", "depth"), [("", None), ("100", 100)])
-def test_the_depth_can_be_fixed(monkeypatch: pytest.MonkeyPatch, value: str, depth: int | None) -> None:
-    monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", value)
-    assert fixed_depth() == depth
-
-
-@pytest.mark.parametrize("value", ["many", "0", "-5", "1.5"])
-def test_an_invalid_depth_is_logged_and_counts_as_unset(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
-) -> None:
-    monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", value)
-    assert fixed_depth() is None
-    assert f"must be a whole number from 1, not {value!r}" in caplog.text
 
 
 def test_a_queue_of_chunks_is_measured_in_items() -> None:

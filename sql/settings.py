@@ -1,0 +1,174 @@
+"""Every setting that comes from the environment. Nothing else reads the environment: see `Setting.get`."""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from callboard.sql.limits import span
+
+T_co = TypeVar("T_co", covariant=True)
+
+#: How the names of our own variables begin.
+PREFIX = "CALLBOARD_"
+
+
+class NotConfigured(RuntimeError):
+    """A setting is missing or makes no sense; the message says which one, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T_co]):
+    """An environment variable. `parse(name, text)` gives its value, or raises ValueError with what is allowed."""
+
+    name: str
+    default: str
+    parse: Callable[[str, str], T_co]
+    meaning: str
+    secret: bool = False
+
+    @property
+    def text(self) -> str | None:
+        """Its text in the environment; None where it is unset or empty, which is the same."""
+        return os.environ.get(self.name) or None
+
+    def get(self) -> T_co:
+        """Its value now, the default's where it is unset. Raises NotConfigured for a text that makes no sense."""
+        try:
+            return self.parse(self.name, self.text or self.default)
+        except ValueError as error:
+            raise NotConfigured(str(error)) from None
+
+
+def check() -> None:
+    """Raise NotConfigured for the first variable of ours whose text makes no sense.
+
+    `DATABASE_URL` and `AMQP_URL` may belong to somebody else's code: they are judged when they are used.
+    """
+    for setting in SETTINGS:
+        if setting.name.startswith(PREFIX):
+            setting.get()
+
+
+def unknown() -> list[str]:
+    """The variables that are named like ours and are none of ours: misspelt, perhaps."""
+    known = {setting.name for setting in SETTINGS}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def keep_span(name: str, text: str) -> float | None:
+    """A span like 30d in seconds; None for "forever". Raises ValueError."""
+    seconds = span(name, text)
+    return None if math.isinf(seconds) else seconds
+
+
+def _text(name: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be UTF-8") from None
+    return text
+
+
+def _on_or_off(name: str, text: str) -> bool:
+    if text.lower() not in ("on", "off"):
+        raise ValueError(f"{name} must be on or off, not {text!r}")
+    return text.lower() == "on"
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{name} must be a number of seconds above 0, without a unit, like 60; not {text!r}")
+    return seconds
+
+
+def _whole(most: int, what: str) -> Callable[[str, str], int]:
+    def parse(name: str, text: str) -> int:
+        number = int(text) if re.fullmatch(r"[0-9]{1,18}", text.strip()) else 0
+        if not 1 <= number <= most:
+            raise ValueError(f"{name} must be a whole number of {what} from 1 to {most}, not {text!r}")
+        return number
+
+    return parse
+
+
+def _depth(name: str, text: str) -> int | None:
+    return _whole(2**31 - 1, "messages")(name, text) if text else None
+
+
+def _database(name: str, text: str) -> str:
+    try:
+        conninfo_to_dict(text)
+    except psycopg.ProgrammingError:
+        # Neither the text nor psycopg's error, which repeats it: a password may be in it.
+        raise ValueError(
+            f"{name} is no address of a database: postgresql://user:password@host/name"
+        ) from None
+    return _text(name, text)
+
+
+def _brokers(name: str, text: str) -> str:
+    try:
+        valid = not text or all(map(_is_broker, text.split(";")))
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{name} is no address of RabbitMQ: amqp://user:password@host:port/vhost")
+    return _text(name, text)
+
+
+def _is_broker(address: str) -> bool:
+    parts = urlsplit(address.strip())
+    return (
+        parts.scheme in ("amqp", "amqps") and parts.port != 0
+    )  # raises ValueError for a port that is no number
+
+
+DATABASE_URL = Setting(
+    "DATABASE_URL", "", _database, "the PostgreSQL database: postgresql://user:password@host:port/name"
+)
+AMQP_URL = Setting(
+    "AMQP_URL", "", _brokers, "RabbitMQ: amqp://user:password@host:port/vhost; several nodes with ; between"
+)
+ACTORS = Setting(
+    "CALLBOARD_ACTORS", "", _text,
+    "modules with your actors, commas between: for `up`, `submit` and `dramatiq callboard.actors`",
+)  # fmt: skip
+HUNG_AFTER = Setting(
+    "CALLBOARD_HUNG_AFTER", "60", _seconds, "seconds that an item runs before it can count as hung"
+)
+KEEP = Setting(
+    "CALLBOARD_KEEP", "30d", keep_span, "how long a finished job stays unless it has a `keep` of its own; or forever"
+)  # fmt: skip
+PREPARE = Setting(
+    "CALLBOARD_PREPARE", "on", _on_or_off, "off: use no prepared statements, for a pooler that loses them"
+)
+QUEUE_DEPTH = Setting(
+    "CALLBOARD_QUEUE_DEPTH", "", _depth,
+    "messages kept ready in each queue of RabbitMQ; other items wait as rows. Unset: as many as the workers need",
+)  # fmt: skip
+RELEASE = Setting("CALLBOARD_RELEASE", "", _text, "the release of your code, shown with each worker")
+RESULT_LIMIT = Setting(
+    "CALLBOARD_RESULT_LIMIT", "262144", _whole(2**28, "bytes"), "most bytes of JSON that an actor's result may have"
+)  # fmt: skip
+WEBHOOK_PRIVATE = Setting(
+    "CALLBOARD_WEBHOOK_PRIVATE", "off", _on_or_off, "on: allow webhooks to private addresses, this machine's too"
+)  # fmt: skip
+WEBHOOK_SECRET = Setting(
+    "CALLBOARD_WEBHOOK_SECRET", "", _text, "the secret that signs webhooks; without it none is sent", secret=True
+)  # fmt: skip
+
+SETTINGS: tuple[Setting[object], ...] = (
+    DATABASE_URL, AMQP_URL, ACTORS, HUNG_AFTER, KEEP, PREPARE, QUEUE_DEPTH, RELEASE, RESULT_LIMIT, WEBHOOK_PRIVATE,
+    WEBHOOK_SECRET,
+)  # fmt: skip
