@@ -1,13 +1,12 @@
 """Imports run one way, and every module has one name."""
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.imports import imported
 from tests.support.paths import ROOT
 
 SHORT = {"sql", "middleware", "web", "actors"}
@@ -18,18 +17,9 @@ SOURCES = [
 ]
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Absolute names of the modules that a source imports."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module or ""
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_is_imported_by_its_short_name(path: Path) -> None:
-    names = {name.partition(".")[0] for name in imported(ast.parse(path.read_text(encoding="utf-8")))}
+    names = {name.partition(".")[0] for name in imported(path)}
     assert not names & SHORT
 
 
