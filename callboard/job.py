@@ -37,7 +37,7 @@ class Job:
 
     def __init__(self, number: int, runtime: Runtime) -> None:
         self.id = number
-        self._recorder = runtime
+        self._runtime = runtime
 
     def __repr__(self) -> str:
         return f"Job({self.id})"
@@ -191,12 +191,12 @@ class Job:
     def _tell(self, say: Callable[[Conn], T]) -> T:
         """Once more when its connection was lost, as when the database was restarted: said twice is done once."""
         try:
-            return self._recorder.write(say)
+            return self._runtime.write(say)
         except psycopg.OperationalError as error:
             if not cut_off(error):
                 raise
-            self._recorder.pool.check()
-            return self._recorder.write(say)
+            self._runtime.process.pool.check()
+            return self._runtime.write(say)
 
 
 def acting(via: str) -> Requester:
@@ -246,7 +246,7 @@ def job(
     )  # fmt: skip
     token = current_job.set(made.job)
     try:
-        with runtime.submitting.held(made.job):
+        with runtime.submissions.held(made.job):
             yield Job(made.job, runtime)
     finally:
         current_job.reset(token)

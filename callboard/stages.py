@@ -166,8 +166,10 @@ def _take_in(runtime: Runtime, first: StageRow, items: Iterable[Any], key: str |
     if first.sealed or first.state in JOB_FINAL:
         return
     try:
-        with runtime.submitting.held(first.id):
-            Submission(runtime.write, runtime.begin, first.id, key, None, first.consumed).store_all(items)
+        with runtime.submissions.held(first.id):
+            Submission(runtime.write, runtime.publish_job, first.id, key, None, first.consumed).store_all(
+                items
+            )
     except BaseException:
         with suppress(psycopg.Error, PoolTimeout):  # workers let it follow, too
             runtime.write(staged.follow)

@@ -84,8 +84,10 @@ def submit(
             f"the job with the key {key!r} is one of the actor {made.actor!r}, not {actor_name!r}"
         )
     if not made.sealed and made.state not in JOB_FINAL:
-        with runtime.submitting.held(made.job):
-            Submission(runtime.write, runtime.begin, made.job, key, item_key, made.consumed).store_all(items)
+        with runtime.submissions.held(made.job):
+            Submission(runtime.write, runtime.publish_job, made.job, key, item_key, made.consumed).store_all(
+                items
+            )
     return Job(made.job, runtime)
 
 

@@ -19,7 +19,8 @@ from callboard.middleware.attempts.outcome import Ending, decide
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.process.outage import Stopping, ThrottleFilter, disconnected
+from callboard.middleware.process.outage import ThrottleFilter, disconnected
+from callboard.middleware.process.process import Stopping
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
 
@@ -32,7 +33,7 @@ class Discard(SkipMessage):
 
 
 class Tracking(Middleware):
-    """Records every message's start, success, failure and retry. It keeps no state of a message; `recorder` does."""
+    """Records every message's start, success, failure and retry. The state of messages is in `runtime`."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -155,7 +156,7 @@ class Tracking(Middleware):
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """From now on nobody waits for a database that is away."""
-        self.runtime.stopping = True
+        self.runtime.process.stopping = True
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Write what there is and say goodbye."""
@@ -230,7 +231,7 @@ def _in_hand(message: MessageProxy) -> Attempt | None:
 
 
 def runtime_of(broker: dramatiq.Broker) -> Runtime:
-    """The broker's recorder; raises NotTracked."""
+    """The broker's runtime; raises NotTracked."""
     tracking = tracking_of(broker)
     if tracking is None:
         raise NotTracked("this broker is not tracked: call callboard.install() where the broker is made")

@@ -8,56 +8,52 @@ from typing import Any
 
 from dramatiq.broker import MessageProxy
 
-from callboard.middleware.attempts.claim import Failed
+from callboard.middleware.attempts.claim import Failed, claim
 from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import Outcome
-from callboard.middleware.journal.journal import Entry
+from callboard.middleware.attempts.parking import Parking
+from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message import stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.process.outage import RETRY_SECONDS, Stopping
+from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
+from callboard.middleware.submission.enqueue import new_item
 from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS
-from callboard.sql.rows import Claim, Event, JobControl
+from callboard.sql.rows import Claim, Event, JobControl, NewItem, Outgoing
+from callboard.sql.writes import claims
 
 log = logging.getLogger("callboard.tracking")
 
 
 class InFlight:
-    """The attempts of this process, by item.
+    """The attempts of this process, by item; to be given its `journal` before the first ends.
 
-    `adopt` records a message that has no stamp, and tells whether it was on record; `claim` asks for an item whose
-    message may be a second copy, `give_back` takes that back; `note` is the journal's; `park` keeps what a paused job
-    must not start. `defers`: the consumer acknowledges after the commit by itself, so that no worker thread needs to
-    wait for it. `stopping`: nobody waits for claims any more, and for a commit as long as there is `time_left`.
+    `defers`: the consumer acknowledges after the commit by itself, so that no worker thread needs to wait for it.
+    `open_deliveries` counts the messages that the process was given and that are not acknowledged, `prefetched` names
+    their items.
     """
+
+    journal: Journal
 
     def __init__(
         self,
+        process: Process,
         *,
-        adopt: Callable[[MessageProxy], tuple[Stamp, bool]],
-        claim: Callable[[Stamp], Claim | None],
-        give_back: Callable[[Stamp], None],
-        note: Callable[[Entry], None],
-        park: Callable[[Attempt], None],
         defers: bool,
-        stopping: Callable[[], bool] = lambda: False,
-        time_left: Callable[[], float] = lambda: 1.0,
+        open_deliveries: Callable[[], int] = lambda: 0,
+        prefetched: Callable[[], list[tuple[int, int]]] = list,
     ) -> None:
-        self._adopt = adopt
-        self._claim = claim
-        self._give_back = give_back
-        self._note = note
-        self._park = park
+        self._process = process
+        self._parking = Parking(process, defers=defers)
         self._defers = defers
-        self._stopping = stopping
-        self._time_left = time_left
+        self._open_deliveries = open_deliveries
+        self._prefetched = prefetched
         self._lock = threading.RLock()
-        self._turns = Isolation(stopping)
+        self._turns = Isolation(process)
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, JobControl] = {}
-        self.worker = 0  # this process's id in `workers`
 
     def admit(self, message: MessageProxy) -> Attempt | None:
         """The attempt that a delivered message carries; None when it must not run."""
@@ -121,7 +117,7 @@ class InFlight:
     def _keep(self, attempt: Attempt) -> None:
         for message in attempt.deliveries:
             message.deferred = self._defers
-        self._park(attempt)
+        self._parking.park(attempt)
 
     def _begin(self, attempt: Attempt) -> None:
         attempt.started = time.monotonic()  # it may have waited
@@ -159,11 +155,11 @@ class InFlight:
                 return False
         runs, told = False, None
         try:
-            claim = self._claimed(mark, attempt)
-            told = self._told(mark) if claim else None
+            claimed = self._claimed(mark, attempt)
+            told = self._told(mark) if claimed else None
             if told is not None:
                 self._give_back(mark)
-            elif claim:
+            elif claimed:
                 attempt.running = attempt.reported = True  # a claim is a row in `running`
                 self._begin(attempt)
                 runs = True
@@ -180,12 +176,12 @@ class InFlight:
     def _claimed(self, mark: Stamp, attempt: Attempt) -> Claim | None:
         """An item waits for its turn without a claim: with one it would be in hand, and charged with a crash itself."""
         self._turns.enter(attempt, lead=current_attempt.get())
-        claim = None if self._gone(attempt) else self._claim(mark)
-        if claim is not None and claim.crashes >= timings.MAX_CRASHES - 1:
+        claimed = None if self._gone(attempt) else self._claim(mark)
+        if claimed is not None and claimed.crashes >= timings.MAX_CRASHES - 1:
             self._give_back(mark)
             self._turns.enter(attempt, alone=True)
-            claim = None if self._gone(attempt) else self._claim(mark)
-        return claim
+            claimed = None if self._gone(attempt) else self._claim(mark)
+        return claimed
 
     def _gone(self, attempt: Attempt) -> bool:
         """Whether every connection that brought it is gone meanwhile: RabbitMQ delivers it again, and that copy asks
@@ -197,6 +193,31 @@ class InFlight:
                 self._answered(attempt)
             return gone
 
+    def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:
+        """Record a message that has no stamp; return its stamp, and whether it was on record before. Raises Stopping
+        while the process stops: then its message comes again.
+        """
+        item = new_item(message, job=0, key=f"message:{message.message_id}", published=True)
+        out = self._process.retry(lambda: self._stored(item))
+        return Stamp(out.job, out.item, 1), out.suspect
+
+    def _stored(self, item: NewItem) -> Outgoing:
+        waiting = self.journal.send(item)
+        while True:
+            try:
+                return waiting.result(RETRY_SECONDS)
+            except TimeoutError:
+                if self._process.stopping:
+                    waiting.cancel()
+                    raise Stopping from None
+
+    def _claim(self, mark: Stamp) -> Claim | None:
+        return self._process.retry_write(lambda conn: claim(conn, mark, self._process.worker))
+
+    def _give_back(self, mark: Stamp) -> None:
+        worker = self._process.worker
+        self._process.retry_write(lambda conn: claims.give_back(conn, mark.job, mark.item, worker))
+
     def _answered(self, attempt: Attempt) -> None:
         """From here on no copy joins what is asked for."""
         with self._lock:
@@ -206,7 +227,7 @@ class InFlight:
 
     def _drop(self, copies: Sequence[Any]) -> None:
         """Copies of what must not run go with it; but what a process that stops leaves behind comes again."""
-        if self._defers and not self._stopping():
+        if self._defers and not self._process.stopping:
             for message in copies:
                 message.acks.release([message.tag], [])
 
@@ -221,7 +242,8 @@ class InFlight:
         elif attempt.returned:  # its result can't be kept, but the hooks took it for a success
             children = ()
         event = Event(
-            attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended, self.worker,
+            attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended,
+            self._process.worker,
             outcome.failure, outcome.retry, outcome.result, children,
             ran=attempt.running,
             dead=outcome.state == "failed" and all(_carried(m) for m in attempt.deliveries),
@@ -230,12 +252,12 @@ class InFlight:
         if self._defers:
             for message in attempt.deliveries:
                 message.deferred = True
-            self._note(entry)
+            self.journal.add(entry)
         else:
             entry.recorded = threading.Event()
-            self._note(entry)
+            self.journal.add(entry)
             while not entry.recorded.wait(RETRY_SECONDS):
-                if self._stopping() and not self._time_left():
+                if self._process.stopping and not self._process.time_left():
                     attempt.abandoned = True
                     break
         return entry.dead_letter
@@ -261,16 +283,17 @@ class InFlight:
             if entry.recorded is not None:
                 entry.recorded.set()
 
-    def __len__(self) -> int:
-        return len(self._attempts)
-
     def attempts(self) -> list[Attempt]:
         """The attempts whose outcome is not committed."""
         return list(self._attempts.values())
 
-    def keys(self) -> list[tuple[int, int]]:
-        """(job, item) of each."""
-        return list(self._attempts)
+    def held(self) -> list[tuple[int, int]]:
+        """(job, item) of what the process has in flight or prefetched, each once."""
+        return list({*self._attempts, *self._prefetched()})
+
+    def expects_more(self, ended: int) -> bool:
+        """Whether the process holds more messages than the `ended` ones, so that a flush is worth waiting for."""
+        return len(self._attempts) > ended or self._open_deliveries() > ended
 
     def apply_controls(self, controls: Iterable[JobControl]) -> None:
         """Take what jobs say; from the next message on it holds. What was said before may arrive after it. Most jobs

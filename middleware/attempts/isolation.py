@@ -4,16 +4,16 @@ import threading
 from collections.abc import Callable
 
 from callboard.middleware.message.attempt import Attempt
-from callboard.middleware.process.outage import RETRY_SECONDS, Stopping
+from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
 
 
 class Isolation:
     """The attempts that run in this process. One whose item's next crash would be its last has the process to itself,
-    so that it is surely to blame. Who waits while it is `stopping` gets Stopping raised.
+    so that it is surely to blame. Who waits while the process is stopping gets Stopping raised.
     """
 
-    def __init__(self, stopping: Callable[[], bool]) -> None:
-        self._stopping = stopping
+    def __init__(self, process: Process) -> None:
+        self._process = process
         self._changed = threading.Condition(threading.Lock())
         self._inside: set[Attempt] = set()
         self._alone: Attempt | None = None  # runs with nothing beside it, or is about to
@@ -43,6 +43,6 @@ class Isolation:
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            if self._stopping():
+            if self._process.stopping:
                 raise Stopping
             self._changed.wait(RETRY_SECONDS)

@@ -2,13 +2,12 @@
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from callboard.middleware.message.attempt import Attempt
-from callboard.middleware.process.outage import RETRY_SECONDS, OutageLog, Stopping, retry_while_unavailable
-from callboard.sql.pool import Pool
+from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
 from callboard.sql.writes import claims
 
 log = logging.getLogger("callboard.tracking")
@@ -21,15 +20,14 @@ BATCH = 1_000
 class Parking:
     """Parks messages and lets them be acknowledged, in a thread of its own: worker threads go on to other jobs.
 
-    `defers`: the consumer acknowledges what it is told to, and what can't be parked while the worker is `stopping` is
+    `defers`: the consumer acknowledges what it is told to, and what can't be parked while the worker is stopping is
     delivered again. Else the worker thread waits, and a message that its stopping worker could not park is lost to the
     broker: the search sends it again.
     """
 
-    def __init__(self, pool: Callable[[], Pool], *, defers: bool, stopping: Callable[[], bool]) -> None:
-        self._pool = pool
+    def __init__(self, process: Process, *, defers: bool) -> None:
+        self._process = process
         self._defers = defers
-        self._stopping = stopping
         self._changed = threading.Condition()
         self._waiting: list[Attempt] = []
         self._parked: set[Attempt] = set()  # that somebody waits for
@@ -43,7 +41,7 @@ class Parking:
                 self._thread = threading.Thread(target=self._run, name="callboard-parking", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-            while not self._defers and attempt not in self._parked and not self._stopping():
+            while not self._defers and attempt not in self._parked and not self._process.stopping:
                 self._changed.wait(RETRY_SECONDS)
             self._parked.discard(attempt)
 
@@ -64,15 +62,12 @@ class Parking:
     def _store(self, batch: Sequence[Attempt]) -> bool:
         """Write them, however long it takes; False when the worker stops first."""
         try:
-            retry_while_unavailable(partial(self._write, batch), self._stopping, _complain)
+            keys = [(*attempt.key, attempt.number) for attempt in batch]
+            self._process.retry_write(lambda conn: claims.park(conn, keys), _complain)
         except Stopping:
             return False
         self._settle(batch)
         return True
-
-    def _write(self, batch: Sequence[Attempt]) -> None:
-        with self._pool().connection() as conn:
-            claims.park(conn, [(*attempt.key, attempt.number) for attempt in batch])
 
     def _settle(self, batch: Sequence[Attempt]) -> None:
         trackers: dict[Any, list[int]] = {}

@@ -15,7 +15,8 @@ from dramatiq.message import get_encoder
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.message.failure import clean, describe
-from callboard.middleware.process.outage import OutageLog, Stopping, retry_while_unavailable
+from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.process import Process, Stopping
 from callboard.middleware.submission.submission import Row, store_items
 from callboard.sql.pool import Conn
 from callboard.sql.rows import StageClaim
@@ -80,14 +81,10 @@ class Results:
 
 @dataclass(slots=True)
 class StageMaker:
-    """See the module. `write` runs a statement, `begin` publishes a job's first items from here, `worker` is this
-    process's id in `workers`, `actors` what it can run; `stopping`: it makes nothing more.
-    """
+    """See the module. `publish_job` publishes a job's first items from here; `actors` are those that it can run."""
 
-    write: Callable[[Callable[[Conn], Any]], Any]
-    begin: Callable[[int], None]
-    worker: Callable[[], int]
-    stopping: Callable[[], bool]
+    process: Process
+    publish_job: Callable[[int], None]
     actors: Sequence[str] = ()
     _threads: dict[int, threading.Thread] = field(default_factory=dict)
 
@@ -95,9 +92,9 @@ class StageMaker:
         """Let jobs of stages follow their stages, and make those that are due, as many as there is room for."""
         stages.follow(conn)
         for _ in range(MOST - len(self._threads)):
-            if self.stopping():
+            if self.process.stopping:
                 return
-            making = stages.claim(conn, self.worker(), self.actors, list(self._threads))
+            making = stages.claim(conn, self.process.worker, self.actors, list(self._threads))
             if making is None:
                 return
             self._start(making)
@@ -126,7 +123,7 @@ class StageMaker:
             try:
                 self._make(making)
             except Ended:
-                self.write(lambda conn: stages.leave(conn, making))
+                self.process.write(lambda conn: stages.leave(conn, making))
             except BaseException as error:  # noqa: BLE001 — a function of the user's may raise anything
                 self._fail(making, error)
         except (psycopg.Error, PoolTimeout) as error:
@@ -141,7 +138,7 @@ class StageMaker:
             if not self._ask(partial(stages.store, making=making, start=start, chunk=rows)):
                 raise Ended
             if start == 0:
-                self.begin(making.job)
+                self.publish_job(making.job)
 
         items = _made(making, Results(lambda *of: self._page(making, *of)))
         store_items(items, making.consumed, store, chunk_seconds=CHUNK_SECONDS)
@@ -159,10 +156,10 @@ class StageMaker:
         return page
 
     def _ask(self, ask: Callable[[Conn], Any]) -> Any:
-        if self.stopping():
+        if self.process.stopping:
             raise Ended
         try:
-            return retry_while_unavailable(lambda: self.write(ask), self.stopping, _complain)
+            return self.process.retry_write(ask, _complain)
         except Stopping:
             raise Ended from None
 
@@ -175,7 +172,7 @@ class StageMaker:
             "reason": f"stage '{making.name}': {reason}", "makes": making.makes, "place": failure.place,
             "traceback": failure.traceback,
         }  # fmt: skip
-        self.write(lambda conn: stages.fail(conn, making, reason, detail))
+        self.process.write(lambda conn: stages.fail(conn, making, reason, detail))
 
 
 def _made(making: StageClaim, results: Results) -> Iterator[Any]:

@@ -9,19 +9,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal.counter_repair import repair_counters
-from callboard.middleware.journal.hang_detector import HangDetector
+from callboard.middleware.journal.running_rows import LOOK_SECONDS, RunningRows
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.process import Process
 from callboard.sql.errors import DATA_ERRORS, TRANSIENT, drifted
-from callboard.sql.pool import Conn, Pool
-from callboard.sql.rows import Event, JobControl, NewItem, Outgoing, Running
+from callboard.sql.pool import Conn
+from callboard.sql.rows import Event, JobControl, NewItem, Outgoing
 from callboard.sql.writes import outcomes
 
 log = logging.getLogger("callboard.journal")
@@ -37,18 +38,11 @@ _alarm = OutageLog(
     "the database does not let anything be recorded, trying on; nothing is lost: %s",
     "the database lets outcomes be recorded again, after %.1f s",
 )
-_blind = OutageLog(log, "what hangs can't be looked at: %s")
 
 #: Seconds for which events gather; a flush does not wait them out when nothing more can come.
 WINDOW = 0.020
 #: Events in one transaction.
 BATCH = 1_000
-#: Seconds after which an item in hand gets a row in `running`.
-SLOW = 0.25
-#: Seconds between two looks at what is in hand.
-LOOK = 0.10
-#: Jobs that are known to have started here.
-SEEN = 10_000
 #: Tries in a row that may end with an error nobody thought of, and the seconds between two.
 TRIES = 4
 REST = 0.25
@@ -76,21 +70,33 @@ class Send:
     stored: Future[Outgoing] = field(default_factory=Future)
 
 
+class Attempts(Protocol):
+    """The attempts in flight in this process, as the journal needs them (`InFlight`)."""
+
+    def attempts(self) -> list[Attempt]:
+        """The attempts whose outcome is not committed."""
+
+    def expects_more(self, ended: int) -> bool:
+        """Whether the process holds more messages than the `ended` ones, so that a flush is worth waiting for."""
+
+    def acknowledge(self, entries: Sequence[Entry]) -> None:
+        """Acknowledge the messages of these attempts: their outcomes are committed."""
+
+    def apply_controls(self, controls: Sequence[JobControl]) -> None:
+        """Take the control states of jobs whose outcomes were committed."""
+
+
 @dataclass(slots=True)
 class Journal:
-    """See the module. `more_may_come` tells whether the process holds more messages than so many; `in_hand` gives the
-    attempts that are not on record; `settled` is called after each commit, `controlled` with what jobs said; `broken`
-    when the thread ends by an error that does not pass.
+    """See the module. `store` stores plain sends; `on_room` is called when a job with limits may publish more,
+    `on_broken` when the thread ends by an error that does not pass.
     """
 
-    pool: Pool
-    worker: Callable[[], int]
-    more_may_come: Callable[[int], bool]
-    in_hand: Callable[[], Sequence[Attempt]]
-    settled: Callable[[Sequence[Entry]], None]
-    controlled: Callable[[Iterable[JobControl]], None]
+    process: Process
+    attempts: Attempts
     store: Callable[[Conn, Sequence[Send]], None]
-    broken: Callable[[BaseException], None] = lambda _: None
+    on_room: Callable[[], None] = lambda: None
+    on_broken: Callable[[BaseException], None] = lambda _: None
     _entries: list[Entry] = field(default_factory=list)
     _sends: list[Send] = field(default_factory=list)
     _wake: threading.Condition = field(default_factory=threading.Condition)
@@ -98,16 +104,17 @@ class Journal:
     _closing: bool = False
     _writing: bool = False
     _listeners: list[Callable[[], None]] = field(default_factory=list)
-    _looked: float = 0.0
-    _jobs_seen: set[int] = field(default_factory=set)
-    _hangs: HangDetector = field(default_factory=HangDetector)
+    _running_rows: RunningRows = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._running_rows = RunningRows(self.process, _complain)
 
     def add(self, entry: Entry) -> None:
         """Take an attempt that ended. Never blocks, never raises."""
         with self._wake:
             self._entries.append(entry)
             waiting = len(self._entries)
-            if waiting == 1 or not self.more_may_come(waiting):
+            if waiting == 1 or not self.attempts.expects_more(waiting):
                 self._start()
                 self._wake.notify()
 
@@ -186,7 +193,7 @@ class Journal:
             self._take_back(entries)
             self._tell(sends, error)
             raise
-        self._look()
+        self._running_rows.report(self.attempts.attempts)
         with self._wake:
             self._writing = False
             if not self._entries:
@@ -203,16 +210,16 @@ class Journal:
         self._tell(sends, error)
         for tell in listeners:
             tell()
-        self.broken(error)
+        self.on_broken(error)
 
     def _gather(self) -> tuple[list[Entry], list[Send]]:
         with self._wake:
             if not self._entries and not self._sends and not self._closing:
-                self._wake.wait(LOOK if self.worker() else 1.0)
+                self._wake.wait(LOOK_SECONDS if self.process.worker else 1.0)
             deadline = time.monotonic() + WINDOW
             while self._entries and not self._sends and not self._closing:
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.more_may_come(len(self._entries)):
+                if left <= 0 or not self.attempts.expects_more(len(self._entries)):
                     break
                 self._wake.wait(left)
             entries, self._entries = self._entries[:BATCH], self._entries[BATCH:]
@@ -243,9 +250,9 @@ class Journal:
             else:
                 self._record_refusal(entries[0], error)
             return
-        self.controlled(controls)
-        self.settled(entries)
-        self._learn(entries)
+        self._apply(controls)
+        self.attempts.acknowledge(entries)
+        self._running_rows.learn((e.attempt.actor, e.event.elapsed) for e in entries)
 
     def _record_refusal(self, entry: Entry, error: BaseException) -> None:
         log.error("item %s/%s can't be recorded as it ended: %s", *entry.attempt.key, error)
@@ -256,14 +263,19 @@ class Journal:
         )
         entry.event, entry.dead_letter = refused, True
         try:
-            self.controlled(self._write([refused]))
+            self._apply(self._write([refused]))
         except DATA_ERRORS:
             # Its message stays unacknowledged, so it is not lost: it is delivered again when this worker ends.
             log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
             if entry.recorded is not None:
                 entry.recorded.set()  # a broker that isn't ours knows no third way: it goes to the dead letters
             return
-        self.settled([entry])
+        self.attempts.acknowledge([entry])
+
+    def _apply(self, controls: Sequence[JobControl]) -> None:
+        self.attempts.apply_controls(controls)
+        if any(control.limited for control in controls):
+            self.on_room()
 
     def _write(self, events: Sequence[Event]) -> list[JobControl]:
         """Raises what the data is to blame for. Counters that drifted are no event's fault: they are mended first."""
@@ -283,8 +295,7 @@ class Journal:
         pause = 0.05
         while True:
             try:
-                with self.pool.connection() as conn:
-                    written = write(conn)
+                written = self.process.write(write)
                 _complain.over()
                 _alarm.over()
                 return written
@@ -306,8 +317,7 @@ class Journal:
         """All of them in one transaction; when the database refuses one's data, the others without it."""
         for again in (True, False):
             try:
-                with self.pool.connection() as conn:
-                    self.store(conn, sends)
+                self.process.write(lambda conn: self.store(conn, sends))
             except TRANSIENT as error:
                 if again and not isinstance(error, (Uncertain, *DATA_ERRORS)):
                     continue
@@ -329,56 +339,6 @@ class Journal:
         for send in sends:
             if not send.stored.done():
                 send.stored.set_exception(error)
-
-    def _look(self) -> None:
-        """Give slow items their row in `running`, move steps and progress, and note the jobs that started here."""
-        now = time.monotonic()
-        if now - self._looked < LOOK:
-            return
-        self._looked = now
-        attempts = [a for a in self.in_hand() if not a.ended]
-        slow = [a for a in attempts if (now - a.started > SLOW and not a.reported) or a.says_more]
-        jobs = {a.job: None for a in attempts if a.job not in self._jobs_seen} | {
-            a.job: a.step for a in slow if a.step != a.step_reported
-        }
-        if slow or jobs:
-            self._report(slow, jobs, now)
-        self._sample(attempts, now)
-
-    def _learn(self, entries: Sequence[Entry]) -> None:
-        try:
-            self._hangs.learn((e.attempt.actor, e.event.elapsed) for e in entries)
-        except Exception as error:  # noqa: BLE001 — what is only looked at must not keep anything from being written
-            _blind(error)
-
-    def _sample(self, attempts: Sequence[Attempt], now: float) -> None:
-        try:
-            if stacks := self._hangs.look(attempts, now):
-                with self.pool.connection() as conn:
-                    outcomes.report_stacks(conn, self.worker(), stacks)
-        except Exception as error:  # noqa: BLE001 — likewise
-            _blind(error)
-
-    def _report(self, slow: Sequence[Attempt], jobs: dict[int, str | None], now: float) -> None:
-        running = [Running(*a.key, a.number, now - a.started, a.step, a.progress) for a in slow]
-        for attempt in slow:
-            attempt.running = True  # before the row is there: its end must delete it
-        try:
-            with self.pool.connection() as conn:
-                if running:
-                    outcomes.report_running(conn, self.worker(), running)
-                if jobs:
-                    outcomes.touch_jobs(conn, jobs)
-        except (psycopg.Error, PoolTimeout) as error:
-            _complain(error)
-            return
-        _complain.over()
-        if len(self._jobs_seen) + len(jobs) > SEEN:
-            self._jobs_seen.clear()  # those still at work are noted once more, which changes nothing
-        self._jobs_seen.update(jobs)
-        for attempt, told in zip(slow, running, strict=True):
-            attempt.reported, attempt.step_reported = True, told.step
-            attempt.progress_reported = told.progress
 
 
 def _dedupe(entries: Iterable[Entry], later: Callable[[Entry], None]) -> list[Entry]:

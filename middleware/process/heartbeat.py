@@ -11,8 +11,9 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.periodic import Periodic
+from callboard.middleware.process.process import Process
 from callboard.sql import settings
-from callboard.sql.pool import Conn, Pool
+from callboard.sql.pool import Conn
 from callboard.sql.rows import JobControl, WorkerInfo
 from callboard.sql.writes import jobs, workers
 
@@ -31,13 +32,11 @@ class Heartbeat:
     `controlled` takes what jobs are told; `trouble` tells what keeps it from its broker; `advance` makes jobs go on.
     """
 
-    pool: Pool
-    threads: int
+    process: Process
     holds: Callable[[], Sequence[tuple[int, int]]]
     controlled: Callable[[Iterable[JobControl]], None]
     trouble: Callable[[], str | None]
     advance: Callable[[Conn], None]
-    id: int = 0
     _heard: float = -WITHIN
     _beaten: float = 0.0
     _periodic: Periodic = field(init=False)
@@ -45,30 +44,29 @@ class Heartbeat:
     def __post_init__(self) -> None:
         self._periodic = Periodic("heartbeat", min(ASK, BEAT / 2), self._step)
 
-    def start(self, actors: dict[str, str]) -> int:
-        """Register, announce the actors ({name: queue}), and beat from now on; returns the worker's id."""
+    def start(self, actors: dict[str, str]) -> None:
+        """Register the process as a worker, announce its actors ({name: queue}), and beat from now on."""
         release = settings.RELEASE.get()
-        info = WorkerInfo(socket.gethostname(), os.getpid(), self.threads, release, actors)
-        with self.pool.connection() as conn:
-            self.id = workers.register_worker(conn, info)
+        info = WorkerInfo(socket.gethostname(), os.getpid(), self.process.threads, release, actors)
+        with self.process.pool.connection() as conn:
+            self.process.worker = workers.register_worker(conn, info)
             self._listen(conn)  # before a message of a stopped job can arrive
         self._beaten = time.monotonic()
         self._periodic.start()
-        return self.id
 
     def stop(self, patience: float = 5.0) -> None:
         """Say goodbye; a database that is away is none of a stopping worker's concern."""
         self._periodic.stop(patience / 2)
         try:
-            with self.pool.connection(timeout=max(patience / 2, 0.1)) as conn:
-                workers.stop_worker(conn, self.id)
+            with self.process.pool.connection(timeout=max(patience / 2, 0.1)) as conn:
+                workers.stop_worker(conn, self.process.worker)
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("could not say goodbye to the database: %s", str(error).strip())
 
     def _step(self) -> None:
-        with self.pool.connection() as conn:
+        with self.process.pool.connection() as conn:
             if time.monotonic() - self._beaten >= BEAT:
-                workers.beat(conn, self.id, self.holds(), self.trouble())
+                workers.beat(conn, self.process.worker, self.holds(), self.trouble())
                 self._beaten = time.monotonic()
             self._listen(conn)
             self.advance(conn)

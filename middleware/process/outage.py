@@ -1,27 +1,13 @@
-"""Outages: retry until the database answers, and log an outage once every few seconds instead of once a failure."""
+"""Outages: log an outage once every few seconds instead of once a failure."""
 
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-import psycopg
-from psycopg_pool import PoolTimeout
-
-from callboard.sql.errors import DATA_ERRORS
-
-T = TypeVar("T")
+from typing import Any
 
 #: Seconds between two log lines about the same outage.
 LOG_EVERY_SECONDS = 5.0
-#: Seconds between two attempts at a query while the database does not answer.
-RETRY_SECONDS = 0.5
-
-
-class Stopping(RuntimeError):
-    """The worker is stopping and the database does not answer."""
 
 
 class Outage:
@@ -78,8 +64,6 @@ class OutageLog:
             self.log.warning(self.end_text, seconds)
 
 
-_waiting = OutageLog(logging.getLogger("callboard.tracking"), "a message waits for the database: %s")
-
 #: No messages come from RabbitMQ.
 disconnected = Outage()
 
@@ -97,27 +81,6 @@ class ThrottleFilter(logging.Filter):
         if text.startswith("Restarting consumer in"):
             return False
         return not text.startswith("Consumer encountered a connection error") or self._outage.observe()
-
-
-def retry_while_unavailable(
-    query: Callable[[], T],
-    stopping: Callable[[], bool],
-    log_outage: Callable[[BaseException], None] = _waiting,
-) -> T:
-    """Run `query` until the database answers, every half second; return its result.
-
-    Raises Stopping when the worker stops while the database is away, and the errors of `sql.errors.REFUSED` at once.
-    """
-    while True:
-        try:
-            return query()
-        except DATA_ERRORS:
-            raise
-        except (psycopg.Error, PoolTimeout) as error:
-            if stopping():
-                raise Stopping from error
-            log_outage(error)
-            time.sleep(RETRY_SECONDS)
 
 
 def reason(error: BaseException) -> str:

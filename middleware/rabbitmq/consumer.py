@@ -106,8 +106,7 @@ class RabbitmqConsumer(Consumer):
         self.inbox: deque[RabbitmqMessage] = deque()
         self.cancelled = False
         adapts = queue_name == q_name(queue_name) and not QUEUE_PREFETCH
-        heartbeat = runtime.heartbeat
-        self.prefetch = Prefetch(prefetch, heartbeat.threads if heartbeat and adapts else None)
+        self.prefetch = Prefetch(prefetch, (runtime.process.threads if adapts else 0) or None)
         try:
             self.connection = pika.BlockingConnection(broker.parameters, delivery_reader(self._on_delivery))
         except AMQP_ERRORS as error:
@@ -245,7 +244,7 @@ class RabbitmqConsumer(Consumer):
         self._consumers.trackers.discard(self.acks)
         try:
             if not self.acks.dead:
-                self._drain(time.monotonic() + self._runtime.time_left())
+                self._drain(time.monotonic() + self._runtime.process.time_left())
             self.acks.discard()
             self.channel.close()
         except AMQP_ERRORS as error:

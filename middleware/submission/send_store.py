@@ -1,11 +1,12 @@
 """Where plain sends go: into the job they name, or into their actor's standing job of the day."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import psycopg
 
 from callboard.middleware.journal.journal import Send, Uncertain
+from callboard.middleware.process.process import Process
 from callboard.sql.pool import Conn
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes.jobs import lock_jobs
@@ -20,10 +21,10 @@ class JobClosed(RuntimeError):
 class SendStore:
     """Stores what plain sends wait for, one transaction for all of them.
 
-    `publishing` tells whether this process publishes them itself: then they are stored with its claim.
+    Those that this process can publish itself are stored with its claim.
     """
 
-    publishing: Callable[[], bool]
+    process: Process
     _standing: dict[str, int] = field(default_factory=dict)
 
     def store(self, conn: Conn, sends: Sequence[Send]) -> None:
@@ -68,7 +69,7 @@ class SendStore:
     ) -> dict[tuple[int, int], int]:
         """Store what isn't there yet; the outbox rows that this process holds the claim of."""
         new = {(i.job, n): (n, i) for _, n, i in numbered if i.key is None or (i.job, i.key) not in present}
-        return add_items(conn, list(new.values()), publishing=self.publishing()) if new else {}
+        return add_items(conn, list(new.values()), publishing=self.process.publishes) if new else {}
 
     def _job_of(self, conn: Conn, item: NewItem) -> int:
         if item.job:

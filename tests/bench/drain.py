@@ -22,7 +22,7 @@ import time, callboard
 from tests.bench import tracked_actors
 job = callboard.submit(tracked_actors.{actor}, range({items}), chunk={chunk})
 while job.status()["pending"]:
-    tracked_actors.broker.runtime.begin(job.id)
+    tracked_actors.broker.runtime.publish_job(job.id)
     time.sleep(0.05)
 print(job.id)
 """

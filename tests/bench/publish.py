@@ -19,7 +19,7 @@ PUBLISHED = """
 import time, callboard
 from tests.bench import tracked_actors
 runtime = tracked_actors.broker.runtime
-runtime.begin = lambda job: None
+runtime.publish_job = lambda job: None
 first = callboard.submit(tracked_actors.nothing, range(1))
 runtime.publisher.start()
 while first.status()["pending"]:
@@ -39,7 +39,7 @@ STORED = (
     + """
 import time, callboard
 from tests.bench import tracked_actors
-tracked_actors.broker.runtime.begin = lambda job: None
+tracked_actors.broker.runtime.publish_job = lambda job: None
 begun = time.perf_counter()
 callboard.submit(tracked_actors.nothing, (number for number in range({items})))
 print({items} / (time.perf_counter() - begun), peak())

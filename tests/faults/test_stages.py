@@ -49,7 +49,7 @@ def prove(on: Scene, job: callboard.Job, count: int = ITEMS) -> dict[str, Counte
     assert told == [(count, count), (2 * count, 2 * count), (1, 1)], found
     runs = {}
     for stage in found["stages"]:
-        made = callboard.Job(stage["job"], job._recorder)
+        made = callboard.Job(stage["job"], job._runtime)
         assert on.left_over(made) == NONE
         runs[stage["name"]] = on.ledger.runs(stage["job"])
         assert set(runs[stage["name"]]) == set(range(stage["total"]))
@@ -121,7 +121,7 @@ def test_cancelled_while_a_stage_is_made_nothing_more_is_made_or_starts(on: Scen
     job = staged("slowly")
     on.worker(modules=(ACTORS, MAKERS), processes=2)
     on.until(job, lambda status: 100 < status["stages"][1]["total"] < 500)
-    second = callboard.Job(on.status(job)["stages"][1]["job"], job._recorder)
+    second = callboard.Job(on.status(job)["stages"][1]["job"], job._runtime)
     with on.witness(job) as witness:
         said = time.time()
         job.cancel("enough")

@@ -98,7 +98,7 @@ def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.Mo
         assert channel.queue_purge("default").method.message_count == 300
     runtime = on.broker.runtime  # type: ignore[attr-defined]
     with make_pool(on.direct_url, size=2) as pool:
-        sweeps = [Sweep(pool, runtime._make_link) for _ in range(2)]
+        sweeps = [Sweep(pool, runtime.make_transport) for _ in range(2)]
         with pool.connection() as conn:
             assert [leases.take_lease(conn, "sweep", one._holder, 60) for one in sweeps] == [True, False]
 

@@ -144,7 +144,7 @@ def test_an_actor_that_nobody_has_gets_none_of_the_run(on: Stage) -> None:
         "INSERT INTO callboard.actors (name, queue) VALUES ('nobody_has', 'default') ON CONFLICT DO NOTHING"
     )
     job = on.submit("nobody_has", *range(40), chunk=20)
-    on.broker.runtime.begin(job.id)  # type: ignore[attr-defined]
+    on.broker.runtime.publish_job(job.id)  # type: ignore[attr-defined]
     kept = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at = '9999-01-01Z'"
     if wait_until(lambda: job.status()["queued"] > 0, 5):
         assert wait_until(lambda: on.conn.execute(kept, (job.id,)).fetchone() == (40,), TIMEOUT)

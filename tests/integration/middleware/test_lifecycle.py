@@ -1,6 +1,5 @@
 """What workers live through: a poison item, a stop in mid-job, a queue that is deleted, answers that get lost."""
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,18 +14,19 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.attempts.outcome import SUCCEEDED
-from callboard.middleware.journal.journal import Entry, Journal
+from callboard.middleware.journal.journal import Journal
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.publish.transport import EnqueueTransport
 from callboard.middleware.runtime import Runtime
 from callboard.sql import timings
-from callboard.sql.pool import connect, make_pool
+from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import claims, outcomes, workers
 from tests.support.deliveries import Delivered
 from tests.support.jobs import make_job, make_worker
 from tests.support.pipeline import Stage, stage
+from tests.support.process_parts import process_on
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -98,7 +98,7 @@ def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
     try:
         with connect(database_url) as conn:
             job = make_job(conn, 1)
-            runtime.in_flight.worker = make_worker(conn)
+            runtime.process.worker = make_worker(conn)
             message: Any = Delivered(Stamp(job, 0, 1), redelivered=True)
             attempt = runtime.in_flight.admit(message)
             assert lost
@@ -128,13 +128,13 @@ def test_a_worker_whose_database_goes_away_as_it_starts_is_known_in_the_end(
         return register(*args)
 
     monkeypatch.setattr(workers, "register_worker", registers)
-    monkeypatch.setattr("callboard.middleware.runtime.BOOT_PAUSE", 0.0)
+    monkeypatch.setattr("callboard.middleware.runtime.BOOT_RETRY_SECONDS", 0.0)
     broker = StubBroker()
     try:
         runtime.open(dramatiq.Worker(broker, worker_threads=3), {"work": "default"})
         with connect(database_url) as conn:
             found = conn.execute("SELECT id, threads FROM callboard.workers").fetchall()
-        assert found == [(runtime.in_flight.worker, 3)]
+        assert found == [(runtime.process.worker, 3)]
     finally:
         runtime.close()
         broker.close()
@@ -144,36 +144,21 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a row would keep the item's retry from being run until this worker ends."""
-    noted: list[Entry] = []
-    journal: list[Journal] = []
-    hand = InFlight(adopt=None, claim=None, give_back=None, note=noted.append, park=None, defers=True)  # type: ignore[arg-type]
-    hand.worker = 1
     report = outcomes.report_running
-    settled = threading.Event()
 
     def ends_meanwhile(*args: Any) -> None:
-        if not noted:
+        if not attempt.ended:
             hand.finish(attempt, SUCCEEDED)
-            report(*args)
-            journal[0].add(noted[0])
+        report(*args)
 
     monkeypatch.setattr(outcomes, "report_running", ends_meanwhile)
-    with connect(database_url) as conn, make_pool(database_url, size=2) as pool:
+    with connect(database_url) as conn, process_on(database_url) as process:
+        hand = InFlight(process, defers=True)
+        journal = hand.journal = Journal(process, hand, lambda *_: None)
         job = make_job(conn, 1)
         attempt = Attempt(job, 0, 1, [Delivered(Stamp(job, 0, 1))], {}, started=time.monotonic() - 1)
         hand._attempts[attempt.key] = attempt
-        journal.append(
-            Journal(
-                pool,
-                lambda: 1,
-                lambda _: False,
-                hand.attempts,
-                lambda _: settled.set(),
-                hand.apply_controls,
-                lambda *_: None,
-            )
-        )
-        journal[0].watch()
-        assert settled.wait(TIMEOUT)
-        assert journal[0].close(10)
+        journal.watch()
+        assert wait_until(lambda: not hand.attempts(), TIMEOUT)
+        assert journal.close(10)
         assert conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)

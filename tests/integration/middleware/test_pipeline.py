@@ -159,7 +159,7 @@ def test_three_jobs_at_once_all_move_and_share_few_connections(
             seen.append([job.status()["succeeded"] for job in jobs])
         for job in jobs:
             assert_mixed(job.status(), 3000)
-        own = broker.runtime.pool.get_stats()["pool_size"]
+        own = broker.runtime.process.pool.get_stats()["pool_size"]
     assert any(all(counts) and max(counts) < 2550 for counts in seen), "one job had to wait for another"
     assert most <= 2 * 4 + 4, (most, own)
     assert drift(environment["DATABASE_URL"]) == []

@@ -16,12 +16,14 @@ from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process import outage
-from callboard.sql.pool import Conn, connect, make_pool
+from callboard.middleware.process.process import Process
+from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewItem, Retry
 from callboard.sql.writes import claims, outcomes, workers
 from tests.support.databases import waits
 from tests.support.jobs import BAD, make_job, make_worker, status
+from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.workers import wait_until
 
 CHILD = NewItem(0, "work", "default", "m", b"{}", None, 0)
@@ -30,8 +32,13 @@ CHILD = NewItem(0, "work", "default", "m", b"{}", None, 0)
 class RestartState:
     """A journal, and what it settled."""
 
-    def __init__(self, journal: Journal, settled: list[Entry]) -> None:
-        self.journal, self.settled = journal, settled
+    def __init__(self, process: Process) -> None:
+        self.attempts = RecordedAttempts()
+        self.journal = Journal(process, self.attempts, lambda *_: None)
+
+    @property
+    def settled(self) -> list[Entry]:
+        return self.attempts.acknowledged
 
     def flush(self, events: Sequence[Event]) -> None:
         """Have these written together, as one flush."""
@@ -50,14 +57,11 @@ class RestartState:
 @contextmanager
 def kept(url: str) -> Iterator[RestartState]:
     """A journal on a database."""
-    settled: list[Entry] = []
-    with make_pool(url, size=2) as pool:
-        journal = Journal(
-            pool, lambda: 1, lambda _: False, list, settled.extend, lambda _: None, lambda *_: None
-        )
-        journal.watch()
-        yield RestartState(journal, settled)
-        assert journal.close(30)
+    with process_on(url) as process:
+        made = RestartState(process)
+        made.journal.watch()
+        yield made
+        assert made.journal.close(30)
 
 
 @pytest.fixture
@@ -213,7 +217,7 @@ def test_connections_to_a_server_that_only_reads_are_not_kept(database_url: str,
     name = conn.info.dbname
     conn.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     with kept(database_url) as journal:
-        assert wait_until(lambda: journal.journal.pool.get_stats().get("pool_available", 0) > 0, 60)
+        assert wait_until(lambda: journal.journal.process.pool.get_stats().get("pool_available", 0) > 0, 60)
         conn.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
         journal.flush([good(job, n) for n in range(10)])
         assert journal.done(10)

@@ -192,7 +192,7 @@ broker = callboard.RabbitmqBroker()
 dramatiq.set_broker(broker)
 @dramatiq.actor
 def work(number): ...
-broker.runtime.begin = lambda job: None  # rows only
+broker.runtime.publish_job = lambda job: None  # rows only
 before = peak()
 job = callboard.submit(work, ({{"number": n}} for n in range(1_000_000)))
 assert job.status()["total"] == 1_000_000
@@ -285,7 +285,7 @@ def test_a_send_without_a_database_raises_and_sends_nothing(
         client({"DATABASE_URL": database_url, "AMQP_URL": amqp_url}, ["work"]) as broker,
         connect(database_url) as conn,
     ):
-        runtime_of(broker).pool.wait(TIMEOUT)
+        runtime_of(broker).process.pool.wait(TIMEOUT)
         with conn.transaction():  # as good as away: nothing answers
             conn.execute("LOCK TABLE callboard.jobs")
             with pytest.raises(callboard.NotStored, match="DATABASE_URL"):

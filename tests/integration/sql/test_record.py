@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,7 +28,7 @@ from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.message.attempt import Attempt
 from callboard.sql import timings
-from callboard.sql.pool import Conn, connect, make_pool
+from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, OutcomeState, Outgoing, Retry, Running
 from callboard.sql.states import FINAL, MOVES
@@ -39,6 +38,7 @@ from callboard.sql.writes.jobs import close_jobs, lock_jobs
 from callboard.sql.writes.workers import beat, dead_workers
 from tests.support.databases import waits
 from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, record
+from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.workers import wait_until
 
 FAILURES: dict[str, Failure] = {"failed": BAD, "retrying": BAD, "skipped": NOT_NEEDED}
@@ -399,21 +399,9 @@ def test_flushes_of_many_jobs_that_cross_each_other_do_not_drift(conn: Conn, dat
     """Twelve jobs, four journals, each flush over all of them in another order, with other writers in between."""
     items = 60
     jobs = [make_job(conn, items) for _ in range(12)]
-    settled: list[Entry] = []
-    with ExitStack() as stack:
-        pool = stack.enter_context(make_pool(database_url, size=8))
-        journals = [
-            Journal(
-                pool,
-                lambda: 1,
-                lambda ended: ended < 1000,
-                list,
-                settled.extend,
-                _ignore,
-                _ignore,
-            )
-            for _ in range(4)
-        ]
+    attempts = RecordedAttempts(expects_more=lambda ended: ended < 1000)
+    with process_on(database_url) as process:
+        journals = [Journal(process, attempts, _ignore) for _ in range(4)]
         threads = [
             threading.Thread(target=_flush_all, args=(journals[n], jobs, range(n, items, 4)))
             for n in range(4)
@@ -426,7 +414,7 @@ def test_flushes_of_many_jobs_that_cross_each_other_do_not_drift(conn: Conn, dat
             assert not thread.is_alive()
         for journal in journals:
             assert journal.close(30)
-    assert len(settled) == 12 * items
+    assert len(attempts.acknowledged) == 12 * items
     assert drift(conn) == []
     for job in jobs:
         assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
@@ -463,17 +451,9 @@ def _touch(url: str, jobs: Sequence[int]) -> None:
 def test_a_deadlock_is_only_the_same_flush_again(conn: Conn, database_url: str) -> None:
     """A journal whose flush PostgreSQL chose as the victim of a deadlock repeats it, and counts once."""
     one, other = sorted(make_job(conn, 1) for _ in range(2))
-    settled: list[Entry] = []
-    with make_pool(database_url, size=2) as pool, connect(database_url) as rival:
-        journal = Journal(
-            pool,
-            lambda: 1,
-            lambda ended: ended < 1000,
-            list,
-            settled.extend,
-            _ignore,
-            _ignore,
-        )
+    attempts = RecordedAttempts(expects_more=lambda ended: ended < 1000)
+    with process_on(database_url) as process, connect(database_url) as rival:
+        journal = Journal(process, attempts, _ignore)
         rival.execute("SET deadlock_timeout = '10 s'")
         with rival.transaction():
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (other,))
@@ -482,7 +462,7 @@ def test_a_deadlock_is_only_the_same_flush_again(conn: Conn, database_url: str) 
             assert wait_until(lambda: waits(database_url), 60)
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (one,))
         assert journal.close(30)
-    assert len(settled) == 2
+    assert len(attempts.acknowledged) == 2
     assert drift(conn) == []
     row = conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
     assert row is not None

@@ -4,15 +4,15 @@ import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import httpx
 import pytest
 
 from callboard.commands.main import main
 from callboard.middleware.callbacks.stage_maker import StageMaker
+from callboard.middleware.process.process import Process
 from callboard.sql.limits import NO_LIMITS
-from callboard.sql.pool import Conn, connect, make_pool
+from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewStage
 from callboard.sql.statements import statement
@@ -108,15 +108,10 @@ def test_no_stage_is_made_of_a_stage_that_is_being_retried(conn: Conn, database_
 @pytest.fixture
 def maker(conn: Conn, database_url: str) -> Iterator[StageMaker]:
     """What makes stages in a worker process, without its heartbeat."""
-    worker = make_worker(conn)
-    pool = make_pool(database_url, size=4)
-
-    def write(say: Callable[[Conn], Any]) -> Any:
-        with pool.connection() as lent:
-            return say(lent)
-
-    with pool:
-        yield StageMaker(write, lambda _: None, lambda: worker, lambda: False, ["work"])
+    process = Process(database_url)
+    process.worker = make_worker(conn)
+    yield StageMaker(process, lambda _: None, ["work"])
+    process.close()
 
 
 def ready(conn: Conn) -> int:
@@ -153,7 +148,7 @@ def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
 
 def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, maker: StageMaker) -> None:
     parent, [first, second] = make_staged(conn, made=False)
-    making = stages.claim(conn, maker.worker(), ["work"], [])
+    making = stages.claim(conn, maker.process.worker, ["work"], [])
     assert making is not None
     assert stages.store(conn, making, 0, [(ARGS, None)] * 5)
     maker._threads[second] = threading.current_thread()

@@ -11,9 +11,9 @@ from typer.main import get_command
 
 import callboard
 from callboard.commands.main import app
-from callboard.middleware import runtime
 from callboard.middleware.callbacks import dispatcher, webhook
-from callboard.middleware.journal import journal
+from callboard.middleware.journal import journal, running_rows
+from callboard.middleware.process import process
 from callboard.middleware.rabbitmq import prefetch
 from callboard.middleware.submission import item_encoding
 from callboard.sql import settings, states, timings
@@ -117,14 +117,14 @@ def test_the_days_that_a_job_stays_are_the_default() -> None:
 
 def test_numbers_are_those_of_the_code() -> None:
     said = " ".join(documents.TEXT.split())
-    assert f"at most {runtime.CONNECTIONS} database connections" in said
+    assert f"at most {process.CONNECTIONS} database connections" in said
     assert f"At most {database.SIZE} database connections" in said
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
     assert f"up to {prefetch.MAX_PREFETCH} for fast ones" in said
     assert f"chunks of {deletion.CHUNK:,} items" in said
     assert f"arguments: {item_encoding.ITEM_LIMIT // 2**20} MiB" in said
     assert f"result: {int(settings.RESULT_LIMIT.default) // 2**10} KiB" in said
-    assert journal.SLOW == 0.25
+    assert running_rows.SLOW_SECONDS == 0.25
     assert "a quarter of a second" in said
     assert len(list((ROOT / "actors" / "broken").iterdir())) == 5
     assert "Five files are ours" in said

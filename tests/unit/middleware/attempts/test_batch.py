@@ -11,13 +11,13 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, MiddlewareError, TimeLimit, TimeLimitExceeded
 
 import callboard
-from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.message.attempt import current_attempt
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.middleware.rabbitmq.consumer import RabbitmqMessage
 from callboard.middleware.tracking import Returned, Tracking
 from callboard.sql.rows import Claim
+from tests.support.process_parts import PlayedInFlight
 
 Hook = Callable[[int], object]
 
@@ -47,18 +47,13 @@ class Batch:
     """A message with these items, begun as a worker thread begins it."""
 
     def __init__(self, *items: int, before: Hook = abs, after: Hook = abs, final: int | None = None) -> None:
-        self.noted: list[Any] = []
-        unused: Any = None
-
         def claim(mark: Stamp) -> Claim | None:
             return None if mark.item == final else Claim("waiting", 1, 0, 1, taken=True, holder_alive=True)
 
-        hand = InFlight(
-            adopt=unused, claim=claim, give_back=unused, note=self.noted.append, park=unused, defers=True
-        )
+        self.hand = PlayedInFlight(claim)
         self.limit = TimeLimit()
         self.hooks = Hooks(before, after)
-        tracking = Tracking(SimpleNamespace(in_flight=hand))  # type: ignore[arg-type]
+        tracking = Tracking(SimpleNamespace(in_flight=self.hand))  # type: ignore[arg-type]
         self.broker = StubBroker(middleware=[tracking, self.limit, self.hooks, Returned()])
         self.got: list[int] = []
         self.timed = False
@@ -90,7 +85,7 @@ class Batch:
     @property
     def ended(self) -> Sequence[tuple[int, str]]:
         """(item, state) of those that ended, the lead apart."""
-        return sorted((entry.event.item, entry.event.state) for entry in self.noted)
+        return sorted((entry.event.item, entry.event.state) for entry in self.hand.ended)
 
 
 def test_what_a_middleware_fails_is_not_handed_to_the_actor() -> None:

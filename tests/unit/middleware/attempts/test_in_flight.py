@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.stamp import Stamp
 from callboard.sql.rows import Claim, JobControl
 from tests.support.deliveries import Delivered
+from tests.support.process_parts import PlayedInFlight
 from tests.support.workers import wait_until
 
 TIMEOUT = 60.0
@@ -27,8 +27,7 @@ def test_the_next_attempt_runs_though_a_copy_of_the_last_is_being_asked_for() ->
             return None
         return Claim("waiting", 2, 0, 1, taken=True, holder_alive=True)
 
-    unused: Any = None
-    hand = InFlight(adopt=unused, claim=claim, give_back=unused, note=unused, park=unused, defers=True)
+    hand = PlayedInFlight(claim)
     last: list[Attempt | None] = []
 
     def take(attempt: int) -> Attempt | None:
@@ -51,16 +50,10 @@ class Waiting:
     """A message whose item waits for its turn, while another has the process to itself."""
 
     def __init__(self, *, redelivered: bool = True, state: str = "waiting") -> None:
-        self.told: list[str] = []  # what is done, in order
         self.taken: list[Attempt | None] = []
         self.acknowledged: list[int] = []
-        self.stopping = False
         found = Claim(state, 1, 0, 1, taken=True, holder_alive=True) if state == "waiting" else None
-        unused: Any = None
-        self.hand = InFlight(
-            adopt=unused, claim=lambda _: found, give_back=lambda _: self.told.append("give back"), note=unused,
-            park=lambda _: self.told.append("park"), defers=True, stopping=lambda: self.stopping,
-        )  # fmt: skip
+        self.hand = PlayedInFlight(lambda _: found)
         self.alone = Attempt(1, 9, 3, [], {})
         self.hand._turns.enter(self.alone, alone=True)
         self.first = self.message(1, redelivered=redelivered)
@@ -100,7 +93,7 @@ def test_a_copy_of_what_waits_comes_again_when_the_worker_stops() -> None:
     waiting = Waiting()
     copy = waiting.message(2)
     assert waiting.hand.admit(copy) is None
-    waiting.stopping = True
+    waiting.hand.process.stopping = True
     waiting.thread.join(TIMEOUT)
     assert waiting.first.deferred
     assert copy.deferred
@@ -122,7 +115,7 @@ def test_what_waited_does_not_run_when_its_connection_is_gone(redelivered: bool)
     waiting.first.stale = True
     assert waiting.go_on() is None
     assert waiting.hand._claiming == {}
-    assert waiting.hand.keys() == []
+    assert waiting.hand.held() == []
 
 
 def test_what_a_paused_job_keeps_is_given_back_before() -> None:
@@ -132,7 +125,7 @@ def test_what_a_paused_job_keeps_is_given_back_before() -> None:
     assert waiting.hand.admit(copy) is None
     waiting.hand.apply_controls([JobControl(1, "paused", 1)])
     assert waiting.go_on() is None
-    assert waiting.told == ["give back", "park"]
+    assert waiting.hand.done == ["given back", "parked"]
     assert waiting.first.deferred
     assert copy.deferred
     assert waiting.acknowledged == []
@@ -144,13 +137,12 @@ def test_a_message_that_can_not_be_judged_comes_again_instead_of_running_untrack
     def claim(_: Stamp) -> Claim:
         raise ZeroDivisionError
 
-    unused: Any = None
-    hand = InFlight(adopt=unused, claim=claim, give_back=unused, note=unused, park=unused, defers=True)
+    hand = PlayedInFlight(claim)
     message: Any = Delivered(Stamp(1, 0, 1), redelivered=True)
     assert hand.admit(message) is None
     assert message.deferred
     assert "comes again" in caplog.text
-    assert len(hand) == 0
+    assert hand.attempts() == []
     assert hand._claiming == {}
 
 
@@ -161,7 +153,7 @@ def test_what_can_not_be_kept_after_its_turn_came_leaves_its_turn(caplog: pytest
         raise RuntimeError("can't start new thread")
 
     waiting = Waiting(redelivered=False)
-    waiting.hand._park = park
+    waiting.hand._parking.park = park  # type: ignore[assignment,method-assign]
     waiting.hand.apply_controls([JobControl(1, "paused", 1)])
     assert waiting.go_on() is None
     assert waiting.first.deferred
@@ -171,16 +163,14 @@ def test_what_can_not_be_kept_after_its_turn_came_leaves_its_turn(caplog: pytest
 
 def test_what_jobs_say_that_keeps_nothing_from_running_is_not_remembered() -> None:
     """A worker sees many jobs in its life."""
-    unused: Any = None
-    hand = InFlight(adopt=unused, claim=unused, give_back=unused, note=unused, park=unused, defers=True)
+    hand = PlayedInFlight()
     for job in range(1, 100):
         hand.apply_controls([JobControl(job, "running", 0), JobControl(job, "completed", 0)])
     assert hand._controls == {}
 
 
 def test_what_keeps_messages_from_running_is_remembered() -> None:
-    unused: Any = None
-    hand = InFlight(adopt=unused, claim=unused, give_back=unused, note=unused, park=unused, defers=True)
+    hand = PlayedInFlight()
     said = [
         JobControl(1, "cancelled", 1), JobControl(2, "paused", 1), JobControl(3, "running", 2),
         JobControl(4, "failed", 0), JobControl(5, "running", 0, stopping=True), JobControl(6, "completed", 2),

@@ -3,7 +3,6 @@
 import threading
 from typing import Any
 
-from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import SUCCEEDED
 from callboard.middleware.message.attempt import Attempt
@@ -11,6 +10,7 @@ from callboard.middleware.message.stamp import Stamp
 from callboard.sql import timings
 from callboard.sql.rows import Claim
 from tests.support.deliveries import Delivered
+from tests.support.process_parts import PlayedInFlight, process_without_database
 from tests.support.workers import wait_until
 
 TIMEOUT = 60.0
@@ -22,7 +22,6 @@ def _copy(item: int) -> Any:
 
 def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
     """Were it to begin before, its death would be charged to what had ended, too."""
-    noted: list[Any] = []
     asked: list[int] = []
 
     def claim(mark: Stamp) -> Claim:
@@ -31,23 +30,19 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
             "waiting", 1, timings.MAX_CRASHES - 1 if mark.item else 0, None, taken=True, holder_alive=True
         )
 
-    given: list[int] = []
-    hand = InFlight(
-        adopt=None, claim=claim, give_back=lambda mark: given.append(mark.item), note=noted.append, park=None,  # type: ignore[arg-type]
-        defers=True,
-    )  # fmt: skip
+    hand = PlayedInFlight(claim)
     beside = hand.admit(_copy(0))
     assert beside is not None
     taken: list[Attempt | None] = []
     alone = threading.Thread(target=lambda: taken.append(hand.admit(_copy(1))))
     alone.start()
-    assert wait_until(lambda: given == [1], TIMEOUT)
+    assert wait_until(lambda: [mark.item for mark in hand.given_back] == [1], TIMEOUT)
     hand.finish(beside, SUCCEEDED)
     assert beside in hand._turns._inside
     assert hand.admit(_copy(0)) is None
     assert taken == []
     assert asked == [0, 1]
-    hand.acknowledge(noted)
+    hand.acknowledge(hand.ended)
     alone.join(TIMEOUT)
     assert [one.key for one in taken if one] == [(1, 1)]
     assert asked == [0, 1, 1]
@@ -55,7 +50,7 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
 
 def test_who_is_led_by_one_that_runs_does_not_wait_for_one_that_waits_for_it() -> None:
     """A batch is one call: its items have their turn together."""
-    turns = Isolation(lambda: False)
+    turns = Isolation(process_without_database())
     lead, mate, alone = (Attempt(1, item, 1, [], {}) for item in range(3))
     turns.enter(lead)
     entered = threading.Event()

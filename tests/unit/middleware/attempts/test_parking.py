@@ -1,7 +1,5 @@
 """Messages of paused jobs are kept, whatever the database says at first."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,19 +8,12 @@ import pytest
 
 from callboard.middleware.attempts.parking import Parking
 from callboard.middleware.message.attempt import Attempt
-from callboard.middleware.process import outage
+from callboard.middleware.process import process
 from callboard.sql.writes import claims
+from tests.support.process_parts import process_without_database
 from tests.support.workers import wait_until
 
 TIMEOUT = 60.0
-
-
-class Pool:
-    """Lends connections that nothing is asked of."""
-
-    @contextmanager
-    def connection(self) -> Iterator[None]:
-        yield
 
 
 class AckTracker:
@@ -49,9 +40,8 @@ def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.
         kept.extend(messages)
 
     monkeypatch.setattr(claims, "park", park)
-    monkeypatch.setattr(outage, "RETRY_SECONDS", 0.01)
-    unused: Any = Pool()
+    monkeypatch.setattr(process, "RETRY_SECONDS", 0.01)
     message = SimpleNamespace(acks=acks, tag=7)
-    Parking(lambda: unused, defers=True, stopping=lambda: False).park(Attempt(1, 2, 3, [message], {}))
+    Parking(process_without_database(), defers=True).park(Attempt(1, 2, 3, [message], {}))
     assert wait_until(lambda: acks.acknowledged == [7], TIMEOUT)
     assert kept == [(1, 2, 3)]

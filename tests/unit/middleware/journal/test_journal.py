@@ -1,21 +1,22 @@
 """The journal's thread: an error that nobody thought of is tried again; one that stays is told, not swallowed."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 import pytest
 
 from callboard.middleware.journal import journal as module
+from callboard.middleware.journal import running_rows
 from callboard.middleware.journal.hang_detector import HangDetector
 from callboard.middleware.journal.journal import TRIES, Entry, Journal
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process.outage import Outage
 from callboard.sql.rows import Event, JobControl, NewItem, Progress, Running
 from callboard.sql.writes import outcomes
+from tests.support.process_parts import RecordedAttempts, process_without_database
 from tests.support.workers import wait_until
 
 ITEM = NewItem(0, "work", "default", "m1", b"{}", None, 0)
@@ -39,39 +40,34 @@ class Failing:
         return self.answer
 
 
-class NoDatabase:
-    """Lends connections that nothing is asked of."""
-
-    @contextmanager
-    def connection(self) -> Iterator[None]:
-        yield
-
-
 class Played:
-    """A journal without a database, one of whose parts may fail; `recorded` are the items, in order of flushes."""
+    """A journal without a database, one of whose parts may fail; `recorded` are the items, in order of flushes.
+
+    `parts` replace methods of the attempts in flight, or `store`.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **parts: Callable[..., Any]) -> None:
         self.recorded: list[int] = []
-        self.settled: list[int] = []
         self.broken: list[BaseException] = []
-        self.attempts: list[Attempt] = []
         monkeypatch.setattr(module, "REST", 0.01)
         monkeypatch.setattr(outcomes, "record", self._record)
         self.reported: list[Running] = []
         monkeypatch.setattr(outcomes, "report_running", lambda _, __, running: self.reported.extend(running))
         monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: None)
-        given: dict[str, Any] = {
-            "worker": lambda: 1, "more_may_come": lambda _: False, "in_hand": lambda: self.attempts,
-            "settled": lambda _: None, "controlled": lambda _: None, "store": lambda *_: None,
-        }  # fmt: skip
-        given.update(parts)
-        settle = given.pop("settled")
+        self.attempts = RecordedAttempts()
+        fails = parts.pop("acknowledge", None)
+        acknowledge = self.attempts.acknowledge
 
-        def settled(entries: Sequence[Entry]) -> None:
-            settle(entries)
-            self.settled += [entry.attempt.item for entry in entries]
+        def acknowledged(entries: Sequence[Entry]) -> None:
+            if fails is not None:
+                fails(entries)
+            acknowledge(entries)
 
-        self.journal = Journal(cast("Any", NoDatabase()), **given, settled=settled, broken=self.broken.append)
+        self.attempts.acknowledge = acknowledged  # type: ignore[method-assign]
+        store = parts.pop("store", lambda *_: None)
+        for name, part in parts.items():
+            setattr(self.attempts, name, part)
+        self.journal = Journal(process_without_database(), self.attempts, store, on_broken=self.broken.append)
 
     def _record(self, _: Any, events: Sequence[Event], __: float) -> list[JobControl]:
         self.recorded += [event.item for event in events]
@@ -84,13 +80,16 @@ class Played:
 
     def done(self, *items: int) -> bool:
         """Whether these, and no others, were settled; waits for it."""
-        return wait_until(lambda: set(self.settled) == set(items) and not self.journal.pending, 60)
+        return wait_until(lambda: set(self.acknowledged) == set(items) and not self.journal.pending, 60)
+
+    @property
+    def acknowledged(self) -> list[int]:
+        return [entry.attempt.item for entry in self.attempts.acknowledged]
 
 
-@pytest.mark.parametrize("part", ["worker", "in_hand", "settled", "controlled"])
+@pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
 def test_an_error_that_passes_costs_nothing(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {"worker": 1, "in_hand": []}
-    failing = Failing(TRIES - 1, answers.get(part))
+    failing = Failing(TRIES - 1, [] if part == "attempts" else None)
     played = Played(monkeypatch, **{part: failing})
     played.journal.watch()
     played.note(0)
@@ -102,7 +101,7 @@ def test_an_error_that_passes_costs_nothing(part: str, monkeypatch: pytest.Monke
     assert played.broken == []
 
 
-@pytest.mark.parametrize("part", ["worker", "in_hand", "settled", "controlled"])
+@pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
 def test_an_error_that_stays_ends_the_thread_and_is_told(
     part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,14 +114,14 @@ def test_an_error_that_stays_ends_the_thread_and_is_told(
     told = threading.Event()
     played.journal.when_written(told.set)
     assert told.is_set()  # nobody waits for a thread that has ended
-    if part in ("settled", "controlled"):
-        assert played.settled == []  # nothing is acknowledged that was not settled
+    if part in ("acknowledge", "apply_controls"):
+        assert played.acknowledged == []  # nothing is acknowledged that was not settled
         assert played.journal.pending == 1
 
 
 def test_a_listener_that_fails_harms_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, told = threading.Event(), threading.Event()
-    played = Played(monkeypatch, controlled=lambda _: gate.wait(20))
+    played = Played(monkeypatch, apply_controls=lambda _: gate.wait(20))
     played.note(0)
     assert wait_until(lambda: bool(played.recorded), 60)
     played.journal.when_written(told.set)
@@ -138,10 +137,10 @@ def test_a_listener_that_fails_harms_nobody_else(monkeypatch: pytest.MonkeyPatch
 def test_looking_at_what_hangs_never_harms(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = Failing(10**9)
     said: list[BaseException] = []
-    monkeypatch.setattr(module, "_blind", said.append)
-    played = Played(monkeypatch)
+    monkeypatch.setattr(running_rows, "_log_blind", said.append)
+    attempts = [Attempt(1, 9, 1, [SimpleNamespace(actor_name="work")], {})]
+    played = Played(monkeypatch, attempts=lambda: attempts)
     monkeypatch.setattr(HangDetector, part, failing)
-    played.attempts = [Attempt(1, 9, 1, [SimpleNamespace(actor_name="work")], {})]
     played.journal.watch()
     for item in range(3):
         played.note(item)
@@ -169,9 +168,9 @@ def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
             attempt.progress = (1000.0 * min(len(looks), 3) + word, None)
         return [attempt]
 
-    monkeypatch.setattr(module, "LOOK", 0.01)
-    monkeypatch.setattr(module, "SLOW", 3600.0)
-    played = Played(monkeypatch, in_hand=look)
+    monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(running_rows, "SLOW_SECONDS", 3600.0)
+    played = Played(monkeypatch, attempts=look)
     played.journal.watch()
     assert wait_until(lambda: len(looks) > 8, 60)
     assert played.journal.close(10)
@@ -180,7 +179,7 @@ def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
 
 
 def test_what_could_not_be_written_is_written_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    played = Played(monkeypatch, in_hand=lambda: [attempt])
+    played = Played(monkeypatch, attempts=lambda: [attempt])
     attempt = in_hand(progress=(1.0, 2.0))
     away = iter([psycopg.OperationalError("away")] * 2)
 
@@ -204,8 +203,8 @@ def test_who_says_nothing_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> Non
         return [attempt]
 
     attempt = in_hand(reported=True)
-    monkeypatch.setattr(module, "LOOK", 0.01)
-    played = Played(monkeypatch, in_hand=look)
+    monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
+    played = Played(monkeypatch, attempts=look)
     played.journal.watch()
     assert wait_until(lambda: len(looks) > 5, 60)
     assert played.journal.close(10)
@@ -249,19 +248,19 @@ def test_a_long_life_does_not_remember_every_job_it_saw(monkeypatch: pytest.Monk
         looks.append(1)
         return [Attempt(len(looks), 0, 1, [SimpleNamespace(actor_name="work")], {})]
 
-    monkeypatch.setattr(module, "LOOK", 0.001)
-    monkeypatch.setattr(module, "SEEN", 5)
-    played = Played(monkeypatch, in_hand=look)
+    monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(running_rows, "STARTED_JOBS", 5)
+    played = Played(monkeypatch, attempts=look)
     monkeypatch.setattr(outcomes, "touch_jobs", lambda _, jobs: touched.extend(jobs))
     played.journal.watch()
     assert wait_until(lambda: len(looks) > 20, 20)
     assert played.journal.close(10)
     assert touched == list(range(1, len(looks) + 1))
-    assert 0 < len(played.journal._jobs_seen) <= 5
+    assert 0 < len(played.journal._running_rows._started_jobs) <= 5
 
 
 def test_who_sends_is_told_of_an_error_that_nobody_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    played = Played(monkeypatch, settled=Failing(10**9))
+    played = Played(monkeypatch, acknowledge=Failing(10**9))
     played.note(0)
     assert wait_until(lambda: bool(played.broken), 60)
     failing = Played(monkeypatch, store=Failing(1))

@@ -1,0 +1,88 @@
+"""Rows of `running`: what slow attempts do right now, with their steps, their progress and where they hang."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from callboard.middleware.journal.hang_detector import HangDetector
+from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.process import Process
+from callboard.sql.rows import Running
+from callboard.sql.writes import outcomes
+
+log = logging.getLogger("callboard.journal")
+_log_blind = OutageLog(log, "hanging attempts can't be sampled: %s")
+
+#: Seconds after which an attempt gets a row in `running`.
+SLOW_SECONDS = 0.25
+#: Seconds between two looks at the attempts in flight.
+LOOK_SECONDS = 0.10
+#: The most jobs to remember as started; beyond it they are reported once more, which changes nothing.
+STARTED_JOBS = 10_000
+
+
+@dataclass(slots=True)
+class RunningRows:
+    """Reports slow attempts, and the jobs that started here. Only the journal's thread uses it."""
+
+    process: Process
+    outage: OutageLog
+    _looked: float = 0.0
+    _started_jobs: set[int] = field(default_factory=set)
+    _hangs: HangDetector = field(default_factory=HangDetector)
+
+    def report(self, in_flight: Callable[[], Sequence[Attempt]]) -> None:
+        """Give slow attempts their row, write steps and progress, and note the jobs that started; at most every
+        `LOOK_SECONDS`. Errors of the database are logged, and the next look tries again.
+        """
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        attempts = [a for a in in_flight() if not a.ended]
+        slow = [a for a in attempts if (now - a.started > SLOW_SECONDS and not a.reported) or a.says_more]
+        steps = {a.job: None for a in attempts if a.job not in self._started_jobs} | {
+            a.job: a.step for a in slow if a.step != a.step_reported
+        }
+        if slow or steps:
+            self._write(slow, steps, now)
+        self._sample(attempts, now)
+
+    def learn(self, ended: Iterable[tuple[str, float]]) -> None:
+        """Learn how long actors take: (actor's name, seconds) of each attempt that ended. Raises nothing."""
+        try:
+            self._hangs.learn(ended)
+        except Exception as error:  # noqa: BLE001 — the search for hanging attempts must not stop the journal
+            _log_blind(error)
+
+    def _sample(self, attempts: Sequence[Attempt], now: float) -> None:
+        try:
+            if stacks := self._hangs.look(attempts, now):
+                self.process.write(lambda conn: outcomes.report_stacks(conn, self.process.worker, stacks))
+        except Exception as error:  # noqa: BLE001 — likewise
+            _log_blind(error)
+
+    def _write(self, slow: Sequence[Attempt], steps: dict[int, str | None], now: float) -> None:
+        rows = [Running(*a.key, a.number, now - a.started, a.step, a.progress) for a in slow]
+        for attempt in slow:
+            attempt.running = True  # before the row exists: the end of the attempt must delete it
+        try:
+            with self.process.pool.connection() as conn:
+                if rows:
+                    outcomes.report_running(conn, self.process.worker, rows)
+                if steps:
+                    outcomes.touch_jobs(conn, steps)
+        except (psycopg.Error, PoolTimeout) as error:
+            self.outage(error)
+            return
+        self.outage.over()
+        if len(self._started_jobs) + len(steps) > STARTED_JOBS:
+            self._started_jobs.clear()
+        self._started_jobs.update(steps)
+        for attempt, row in zip(slow, rows, strict=True):
+            attempt.reported, attempt.step_reported, attempt.progress_reported = True, row.step, row.progress
