@@ -1,29 +1,27 @@
-"""Delivers what the ends of jobs queued: messages to actors, once, and webhooks, at least once. Any process does it.
+"""Delivers the callbacks that ends of jobs queued: messages to actors once, webhooks at least once.
 
-One thread asks the database, sends messages and records; each webhook has a thread of its own while it lasts, so that
-one that answers late, or never, holds up no other for long. Nothing that goes wrong here disturbs a job or its worker.
+Any process does it. One thread claims what is due and sends the messages. Each webhook has a thread of its own for as
+long as it lasts, so a receiver that answers slowly or never holds up no other. An error here affects no job and no
+worker.
 """
 
 import json
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from random import SystemRandom
 from typing import Any
-
-import psycopg
-from psycopg_pool import PoolTimeout
 
 from callboard.middleware.callbacks import webhook
 from callboard.middleware.callbacks.webhook import Undelivered
 from callboard.middleware.message import envelope
 from callboard.middleware.message.failure import clean
-from callboard.middleware.process.outage import OutageLog, reason
+from callboard.middleware.process.outage import OutageLog, Stopping, reason, retry_while_unavailable
+from callboard.middleware.process.periodic import Periodic
 from callboard.sql.callback_targets import shown
 from callboard.sql.errors import TRANSIENT
 from callboard.sql.pool import Conn, Pool
@@ -32,16 +30,17 @@ from callboard.sql.rows import Callback, NewItem
 from callboard.sql.writes import callbacks, jobs, sends
 
 log = logging.getLogger("callboard.callbacks")
-_held_up = OutageLog(log, "callbacks are held up, trying on; none is lost: %s")
-_failed = OutageLog(log, "%s; it is tried again")
+_log_outage = OutageLog(log, "callbacks are held up, and tried again; none is lost: %s")
+_log_failure = OutageLog(log, "%s; it is tried again")
 
-#: Seconds between two looks for callbacks when there were none.
-PERIOD = 0.5
-#: Webhooks that a process delivers at a time, in all and to one host; messages claimed at a time.
-MANY, EACH = 8, 2
-BATCH = 50
-#: Seconds before a second try; they double up to the longest.
-FIRST, LONGEST = 1.0, 3_600.0
+#: Seconds between two looks for callbacks that are due.
+PERIOD_SECONDS = 0.5
+#: The most webhooks that a process delivers at the same time: in all, and to one host.
+WEBHOOKS_AT_ONCE, WEBHOOKS_PER_HOST = 8, 2
+#: Messages that are claimed at a time.
+BATCH_MESSAGES = 50
+#: Seconds before the second try; they double with each try, up to the longest.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 3_600.0
 _random = SystemRandom()
 
 
@@ -50,134 +49,116 @@ class CallbackDispatcher:
     """See the module."""
 
     pool: Pool
-    _answers: SimpleQueue[tuple[Callback, Undelivered | None] | None] = field(default_factory=SimpleQueue)
-    _ended: deque[tuple[Callback, Undelivered | None]] = field(default_factory=deque)
-    _under_way: Counter[str] = field(default_factory=Counter)  # by host
-    _stopping: bool = False
-    _over: bool = False
-    _thread: threading.Thread | None = None
+    _posts: dict[threading.Thread, str] = field(default_factory=dict)  # and the host that each posts to
+    _periodic: Periodic = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._periodic = Periodic("callbacks", PERIOD_SECONDS, self._step, _log_outage)
 
     def start(self) -> None:
-        """Deliver from now on."""
-        self._thread = threading.Thread(target=self._run, name="callboard-callbacks", daemon=True)
-        self._thread.start()
+        """Deliver callbacks from now on."""
+        self._periodic.start()
+        self._periodic.wake()
 
     def halt(self) -> None:
-        """Begin no other delivery."""
-        self._stopping = True
-        self._answers.put(None)
+        """Begin no further delivery."""
+        self._periodic.stop(0)
 
-    def close(self, patience: float) -> None:
-        """Wait for what is under way, at most that long: the claim of what isn't recorded then lapses by itself."""
-        self.halt()
-        if self._thread is not None:
-            self._thread.join(patience)
-        self._over = True
+    def close(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for the deliveries that have begun: the claim of one that is not recorded
+        lapses, and another process delivers it again.
+        """
+        deadline = time.monotonic() + timeout
+        self._periodic.stop(timeout)
+        for post in list(self._posts):
+            post.join(max(deadline - time.monotonic(), 0))
 
-    # The thread ------------------------------------------------------------------------------------------------------
+    def _step(self) -> float | None:
+        with self.pool.connection() as conn:
+            return self.turn(conn)
 
-    def _run(self) -> None:
-        while not self._over and not (self._stopping and not self._under_way and not self._ended):
-            more = False
-            try:
-                with self.pool.connection() as conn:
-                    more = self.turn(conn)
-            except (psycopg.Error, PoolTimeout) as error:
-                if not self._over:
-                    _held_up(error)
-            except Exception:
-                log.exception("what delivers callbacks met an error it doesn't know; it goes on")
-            self._await(0 if more else PERIOD)
-
-    def _await(self, seconds: float) -> None:
-        """Take the answers that came, or the first that comes within so many seconds."""
-        try:
-            answer = self._answers.get(timeout=seconds) if seconds else self._answers.get_nowait()
-            while True:
-                if answer is not None:
-                    self._land(answer)
-                answer = self._answers.get_nowait()
-        except Empty:
-            return
-
-    def _land(self, answer: tuple[Callback, Undelivered | None]) -> None:
-        host = answer[0].host or ""
-        self._under_way[host] -= 1
-        if not self._under_way[host]:
-            del self._under_way[host]
-        self._ended.append(answer)
-
-    def turn(self, conn: Conn) -> bool:
-        """Record what was answered, and begin what is due; True when there is more to do at once."""
-        while self._ended:
-            self._record(conn, *self._ended[0])
-            self._ended.popleft()
-        if self._stopping:
-            return False
-        messages = callbacks.claim_callbacks(conn, webhooks=False, limit=BATCH)
+    def turn(self, conn: Conn) -> float | None:
+        """Begin what is due; return 0 if there may be more, else None."""
+        if self._periodic.stopping:
+            return None
+        messages = callbacks.claim_callbacks(conn, webhooks=False, limit=BATCH_MESSAGES)
         for callback in messages:
             self._send(conn, callback)
-        while self._under_way.total() < MANY and self._next_webhook(conn):
+        self._posts = {post: host for post, host in self._posts.items() if post.is_alive()}
+        while len(self._posts) < WEBHOOKS_AT_ONCE and self._post_next(conn):
             continue
-        return len(messages) == BATCH
-
-    def _record(self, conn: Conn, callback: Callback, failure: Undelivered | None) -> None:
-        if failure is None:
-            callbacks.settle_callback(conn, callback)
-            return
-        error = clean(str(failure))
-        told = f"job {callback.job}: its callback {callback.id} to {_target(callback)} failed: {error}"
-        if callbacks.put_off_callback(conn, callback, error, pause=pause(callback.tries), last=failure.last):
-            log.warning("%s; that was its last try (%d)", told, callback.tries)
-        else:
-            _failed(Undelivered(told))
-
-    # The two kinds ---------------------------------------------------------------------------------------------------
+        return 0 if len(messages) == BATCH_MESSAGES else None
 
     def _send(self, conn: Conn, callback: Callback) -> None:
-        """Make it an item of its actor's standing job, in the transaction that says that it is delivered."""
-        with self._failing(conn, callback), conn.transaction():
-            _add(conn, callback)
+        """Add the message to its actor's standing job, in the transaction that records the delivery."""
+        with _recording_failure(conn, callback), conn.transaction():
+            _add_item(conn, callback)
 
-    def _next_webhook(self, conn: Conn) -> bool:
-        """Begin one, of a host that has not enough of them; False when there is none."""
-        full = [host for host, count in self._under_way.items() if count >= EACH]
+    def _post_next(self, conn: Conn) -> bool:
+        """Begin a webhook whose host has fewer than its share; return False if none is due."""
+        full = [host for host, posts in Counter(self._posts.values()).items() if posts >= WEBHOOKS_PER_HOST]
         claimed = callbacks.claim_callbacks(conn, webhooks=True, limit=1, full=full)
         for callback in claimed:
-            with self._failing(conn, callback):
+            with _recording_failure(conn, callback):
                 body = json.dumps(payload(conn, callback), separators=(",", ":")).encode()
-                post = threading.Thread(target=self._post, args=(callback, body), daemon=True)
+                post = threading.Thread(target=self._deliver, args=(callback, body), daemon=True)
                 post.name = "callboard-webhook"
                 post.start()
-                self._under_way[callback.host or ""] += 1
+                self._posts[post] = callback.host or ""
         return bool(claimed)
 
-    @contextmanager
-    def _failing(self, conn: Conn, callback: Callback) -> Iterator[None]:
-        """What goes wrong in the block is a try that failed; when the database is away it is none."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, TRANSIENT):
-                raise
-            self._record(conn, callback, _as_undelivered(error))
+    def _deliver(self, callback: Callback, body: bytes) -> None:
+        """Post a webhook and record what came of it, when the database answers."""
+        failure = _post(callback, body)
 
-    def _post(self, callback: Callback, body: bytes) -> None:
-        failure = None
-        try:
-            webhook.post(callback.url or "", callback.id, body)
-        except Undelivered as error:
-            failure = error
-        except Exception as error:
-            log.exception("a webhook met an error that isn't known")
-            failure = _as_undelivered(error)
-        self._answers.put((callback, failure))
+        def record() -> None:
+            with self.pool.connection() as conn:
+                _record(conn, callback, failure)
+
+        with suppress(Stopping):
+            retry_while_unavailable(record, lambda: self._periodic.stopping, _log_outage)
+        self._periodic.wake()
+
+
+def _post(callback: Callback, body: bytes) -> Undelivered | None:
+    try:
+        webhook.post(callback.url or "", callback.id, body)
+    except Undelivered as error:
+        return error
+    except Exception as error:
+        log.exception("unexpected error in a webhook")
+        return _as_undelivered(error)
+    return None
+
+
+def _record(conn: Conn, callback: Callback, failure: Undelivered | None) -> None:
+    if failure is None:
+        callbacks.settle_callback(conn, callback)
+        return
+    error = clean(str(failure))
+    text = f"job {callback.job}: its callback {callback.id} to {_target(callback)} failed: {error}"
+    pause = retry_pause(callback.tries)
+    if callbacks.put_off_callback(conn, callback, error, pause=pause, last=failure.last):
+        log.warning("%s; that was its last try (%d)", text, callback.tries)
+    else:
+        _log_failure(Undelivered(text))
+
+
+@contextmanager
+def _recording_failure(conn: Conn, callback: Callback) -> Iterator[None]:
+    """Record an error of the block as a failed try; raise it if the database is away, since that is no try."""
+    try:
+        yield
+    except TRANSIENT:
+        raise
+    except Exception as error:  # noqa: BLE001 — whatever it is, the others go on
+        _record(conn, callback, _as_undelivered(error))
 
 
 def payload(conn: Conn, callback: Callback) -> dict[str, Any]:
-    """What a callback tells: the job as the API described it when it ended, with `job` its id, and `id` the callback's.
+    """The body of a callback: the job as the API gave it when it ended, with `job` its id and `id` the callback's.
 
-    Raises Undelivered when there is no such job any more.
+    Raises Undelivered if the job was deleted.
     """
     job = queries.run(conn, queries.ended_job(callback.job, callback.ended))
     if job is None:
@@ -185,22 +166,21 @@ def payload(conn: Conn, callback: Callback) -> dict[str, Any]:
     return {**job, "id": callback.id, "job": callback.job}
 
 
-def pause(tries: int) -> float:
-    """Seconds until the next try after so many: doubling, and each somewhat different, so that they spread."""
-    longest = min(FIRST * 2.0 ** min(tries - 1, 30), LONGEST)
+def retry_pause(tries: int) -> float:
+    """Seconds until the next try after so many: doubling, half of them random so that callbacks spread."""
+    longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries - 1, 30), LONGEST_PAUSE_SECONDS)
     return longest / 2 + _random.uniform(0, longest / 2)
 
 
-def _add(conn: Conn, callback: Callback) -> None:
+def _add_item(conn: Conn, callback: Callback) -> None:
     """Lock order: jobs by id, then the callback; see settle_callback.sql."""
     actor, queue = callback.actor or "", callback.queue or ""
-    told = payload(conn, callback)
+    args = envelope.encode_args((payload(conn, callback),), {})
     job = sends.standing_job(conn, actor, queue)
     total, open_ = jobs.lock_jobs(conn, [job])[job]
     if not open_:
         raise Undelivered("the day of its actor's standing job just ended")
     if callbacks.settle_callback(conn, callback):
-        args = envelope.encode_args((told,), {})
         item = NewItem(job, actor, queue, callback.id, args, None, int(time.time() * 1000))
         sends.add_items(conn, [(total, item)], publishing=False)
 

@@ -14,7 +14,7 @@ RETRY_SECONDS = 2.0
 
 @dataclass(slots=True)
 class Periodic:
-    """Runs `step` in a daemon thread every `seconds`, and at once when `wake` is called.
+    """Runs `step` in a daemon thread every `seconds`, and when `wake` is called.
 
     A step returns the seconds until its next run, or None for `seconds`. An error does not end the thread: it is
     logged to the logger ``callboard.<name>``, unless it is the database's and `log_outage` takes it, and the step runs
@@ -25,27 +25,27 @@ class Periodic:
     seconds: float
     step: Callable[[], float | None]
     log_outage: Callable[[BaseException], None] | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _wake: threading.Event = field(default_factory=threading.Event)
-    _stopping: bool = False
-    _thread: threading.Thread | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _wake: threading.Event = field(default_factory=threading.Event, init=False)
+    #: Whether `stop` was called.
+    stopping: bool = field(default=False, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Start the thread if it is not alive; its first step runs after `seconds`. Does nothing after `stop`."""
         with self._lock:
-            if not self._stopping and (self._thread is None or not self._thread.is_alive()):
+            if not self.stopping and (self._thread is None or not self._thread.is_alive()):
                 self._thread = threading.Thread(target=self._run, name=f"callboard-{self.name}", daemon=True)
                 self._thread.start()
 
     def wake(self) -> None:
-        """Run the step now, or once more after a run that is under way; start the thread if it is not alive."""
+        """Run the step now, or once more after a run that is under way, if the thread was started."""
         self._wake.set()
-        self.start()
 
     def stop(self, timeout: float) -> None:
         """Run no further step; wait at most `timeout` seconds for one that is under way."""
         with self._lock:
-            self._stopping = True
+            self.stopping = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout)
@@ -55,7 +55,7 @@ class Periodic:
         while True:
             self._wake.wait(pause)
             self._wake.clear()
-            if self._stopping:
+            if self.stopping:
                 return
             pause = self.run_step()
 

@@ -58,6 +58,7 @@ class Sweep:
 
     def start(self) -> None:
         """Sweep in a thread, whenever this process is the elected one."""
+        self._periodic.start()
         self._periodic.wake()
 
     def stop(self, patience: float = 5.0) -> None:

@@ -51,7 +51,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 @pytest.fixture
 def part(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CallbackDispatcher]:
     """What delivers, in this process, and tries again soon; its thread isn't running."""
-    monkeypatch.setattr(delivery, "FIRST", 0.05)
+    monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 0.05)
     pool = make_pool(database_url, size=2)
     made = CallbackDispatcher(pool)
     yield made
@@ -70,11 +70,9 @@ def deliver(part: CallbackDispatcher, conn: Conn, until: Callable[[], Any]) -> N
 
     def turn() -> bool:
         part.turn(conn)
-        part._await(0.02)
         return bool(until())
 
-    assert wait_until(turn, TIMEOUT, pause=0.0)
-    part.turn(conn)
+    assert wait_until(turn, TIMEOUT, pause=0.02)
 
 
 def listed(conn: Conn, job: int) -> list[dict[str, Any]]:
@@ -290,7 +288,7 @@ def test_a_receiver_that_fails_is_tried_again_under_the_same_id(
 def test_while_it_waits_it_is_said_why(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "FIRST", 60.0)
+    monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 60.0)
     here.usual = 500
     job = done(conn, hook(here))
     deliver(part, conn, lambda: listed(conn, job)[0]["error"])
@@ -334,10 +332,10 @@ def test_after_its_last_try_it_is_given_up_with_the_reason(
 
 
 def test_tries_last_about_a_day() -> None:
-    least = sum(delivery.pause(tries) for tries in range(1, callbacks.TRIES))
+    least = sum(delivery.retry_pause(tries) for tries in range(1, callbacks.TRIES))
     assert 16 * 3600 < least < 30 * 3600
-    assert 0.5 <= delivery.pause(1) <= 1.0
-    assert 1_800 <= delivery.pause(40) <= 3_600
+    assert 0.5 <= delivery.retry_pause(1) <= 1.0
+    assert 1_800 <= delivery.retry_pause(40) <= 3_600
 
 
 def test_without_a_secret_it_is_said_and_tried_again(
@@ -367,18 +365,18 @@ def test_receivers_that_never_answer_hold_up_no_other(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "TOTAL", 1.0)
-    monkeypatch.setattr(delivery, "FIRST", 60.0)
+    monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 60.0)
     with receiver() as silent:
         silent.usual = lambda _: time.sleep(20)
         stuck = [done(conn, hook(silent)) for _ in range(6)]
         good = [done(conn, hook(here)) for _ in range(20)]
         deliver(part, conn, lambda: all(over(conn, job) for job in good))
         assert len(here.calls) == 20
-        assert len(silent.calls) == delivery.EACH, "and the rest has not begun"
+        assert len(silent.calls) == delivery.WEBHOOKS_PER_HOST, "and the rest has not begun"
         deliver(part, conn, lambda: all(listed(conn, job)[0]["error"] for job in stuck))
     errors = {listed(conn, job)[0]["error"] for job in stuck}
     assert errors == {"no answer in time (5 s to connect, 1 s for all of it)"}
-    assert not part._under_way
+    assert wait_until(lambda: not any(post.is_alive() for post in part._posts), TIMEOUT)
 
 
 def test_several_processes_share_what_is_due(conn: Conn, here: Receiver, database_url: str) -> None:
@@ -437,18 +435,19 @@ def test_a_process_that_stops_begins_nothing(conn: Conn, here: Receiver, part: C
 def test_what_was_answered_while_the_database_was_away_is_recorded_later(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = [True]
+    away, refused = [True], []
     settle = callbacks.settle_callback
 
     def settled(*given: Any) -> bool:
         if away[0]:
+            refused.append(given)
             raise psycopg.OperationalError("away")
         return settle(*given)
 
     monkeypatch.setattr(callbacks, "settle_callback", settled)
     job = done(conn, hook(here))
     part.start()
-    assert wait_until(lambda: part._ended, TIMEOUT)
+    assert wait_until(lambda: refused, TIMEOUT)
     away[0] = False
     assert wait_until(lambda: over(conn, job), TIMEOUT)
     assert len(here.calls) == 1

@@ -75,6 +75,7 @@ def test_an_error_does_not_end_the_thread(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     step.fails = error
+    slow.start()
     for _ in range(2):
         slow.wake()
         assert step.runs_again()
@@ -102,6 +103,7 @@ def test_a_thread_that_died_is_started_again(
     said: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", said.append)
     step.fails = KeyboardInterrupt()
+    slow.start()
     slow.wake()
     assert step.runs_again()
     assert slow._thread is not None
@@ -109,6 +111,8 @@ def test_a_thread_that_died_is_started_again(
     assert len(said) == 1
     step.fails = None
     slow.wake()
+    assert not step.runs_again(0.05)
+    slow.start()
     assert step.runs_again()
 
 
@@ -120,6 +124,7 @@ def test_a_stop_waits_for_a_step_at_most_so_long() -> None:
         go.wait(TIMEOUT)
 
     periodic = Periodic("test", LONG, stands)
+    periodic.start()
     periodic.wake()
     assert begun.wait(TIMEOUT)
     began = time.monotonic()
@@ -127,6 +132,6 @@ def test_a_stop_waits_for_a_step_at_most_so_long() -> None:
     assert time.monotonic() - began < TIMEOUT / 2
     go.set()
     periodic.stop(TIMEOUT)
-    periodic.wake()
+    periodic.start()
     assert periodic._thread is not None
     assert not periodic._thread.is_alive(), "after its stop nothing starts it"
