@@ -190,7 +190,7 @@ class Runtime:
         self.publisher.start()
         self._sweep = Sweep(self.process.pool, self.make_transport)
         self._sweep.start()
-        self._callbacks = CallbackDispatcher(self.process.pool)
+        self._callbacks = CallbackDispatcher(self.process)
         self._callbacks.start()
 
     def end(self) -> None:
@@ -204,8 +204,6 @@ class Runtime:
         """Write what there is, give back every claim, say goodbye."""
         process = self.process
         process.stopping = True
-        if self._callbacks:
-            self._callbacks.halt()
         self.submissions.stop()
         if self._sweep:
             self._sweep.stop(process.time_left())

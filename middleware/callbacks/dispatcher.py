@@ -20,11 +20,12 @@ from callboard.middleware.callbacks import webhook
 from callboard.middleware.callbacks.webhook import Undelivered
 from callboard.middleware.message import envelope
 from callboard.middleware.message.failure import clean
-from callboard.middleware.process.outage import OutageLog, Stopping, reason, retry_while_unavailable
+from callboard.middleware.process.outage import OutageLog, reason
 from callboard.middleware.process.periodic import Periodic
+from callboard.middleware.process.process import Process, Stopping
 from callboard.sql.callback_targets import shown
 from callboard.sql.errors import TRANSIENT
-from callboard.sql.pool import Conn, Pool
+from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import Callback, NewItem
 from callboard.sql.writes import callbacks, jobs, sends
@@ -48,7 +49,7 @@ _random = SystemRandom()
 class CallbackDispatcher:
     """See the module."""
 
-    pool: Pool
+    process: Process
     _posts: dict[threading.Thread, str] = field(default_factory=dict)  # and the host that each posts to
     _periodic: Periodic = field(init=False)
 
@@ -60,13 +61,9 @@ class CallbackDispatcher:
         self._periodic.start()
         self._periodic.wake()
 
-    def halt(self) -> None:
-        """Begin no further delivery."""
-        self._periodic.stop(0)
-
     def close(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the deliveries that have begun: the claim of one that is not recorded
-        lapses, and another process delivers it again.
+        """Begin no further delivery, and wait at most `timeout` seconds for those under way: the claim of one that is
+        not recorded lapses, and another process delivers it again.
         """
         deadline = time.monotonic() + timeout
         self._periodic.stop(timeout)
@@ -74,13 +71,10 @@ class CallbackDispatcher:
             post.join(max(deadline - time.monotonic(), 0))
 
     def _step(self) -> float | None:
-        with self.pool.connection() as conn:
-            return self.turn(conn)
+        return None if self.process.stopping else self.process.write(self.turn)
 
     def turn(self, conn: Conn) -> float | None:
         """Begin what is due; return 0 if there may be more, else None."""
-        if self._periodic.stopping:
-            return None
         messages = callbacks.claim_callbacks(conn, webhooks=False, limit=BATCH_MESSAGES)
         for callback in messages:
             self._send(conn, callback)
@@ -110,13 +104,8 @@ class CallbackDispatcher:
     def _deliver(self, callback: Callback, body: bytes) -> None:
         """Post a webhook and record what came of it, when the database answers."""
         failure = _post(callback, body)
-
-        def record() -> None:
-            with self.pool.connection() as conn:
-                _record(conn, callback, failure)
-
         with suppress(Stopping):
-            retry_while_unavailable(record, lambda: self._periodic.stopping, _log_outage)
+            self.process.retry_write(lambda conn: _record(conn, callback, failure), _log_outage)
         self._periodic.wake()
 
 

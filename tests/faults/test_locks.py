@@ -10,9 +10,10 @@ from contextlib import suppress
 
 from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.journal.rescue import rescue
+from callboard.middleware.process.process import Process
 from callboard.middleware.publish import lanes
 from callboard.sql.callback_targets import Message, Targets
-from callboard.sql.pool import Conn, Pool, connect
+from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import (
     BulkClaim,
@@ -62,7 +63,7 @@ class Crowd(crowd.Crowd):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.sent: list[Outgoing] = []  # what RabbitMQ was given
-        self._pool = Pool(url, open=False)
+        self._process = Process(url)
         with connect(url) as conn:
             self.jobs = [self._make(conn, n) for n in range(JOBS)]
             self.workers = [make_worker(conn, *ACTORS) for _ in range(3)]
@@ -166,7 +167,7 @@ class Crowd(crowd.Crowd):
         sweep.republish(conn, job, lost)
 
     def call(self, conn: Conn, _: random.Random) -> None:
-        CallbackDispatcher(self._pool).turn(conn)
+        CallbackDispatcher(self._process).turn(conn)
 
     def send(self, conn: Conn, chance: random.Random) -> None:
         """Plain sends into several jobs."""

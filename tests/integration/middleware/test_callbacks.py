@@ -16,8 +16,9 @@ from callboard.middleware.callbacks import dispatcher as delivery
 from callboard.middleware.callbacks import webhook
 from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.message import envelope
+from callboard.middleware.process.process import Process
 from callboard.sql.callback_targets import Message, Targets, Webhook
-from callboard.sql.pool import Conn, make_pool
+from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
 from callboard.sql.statements import documented, statement
@@ -52,11 +53,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 def part(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CallbackDispatcher]:
     """What delivers, in this process, and tries again soon; its thread isn't running."""
     monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 0.05)
-    pool = make_pool(database_url, size=2)
-    made = CallbackDispatcher(pool)
+    made = CallbackDispatcher(Process(database_url))
     yield made
+    made.process.stopping = True
     made.close(0)
-    pool.close()
+    made.process.close()
 
 
 def hook(here: Receiver, path: str = "") -> Targets:
@@ -381,8 +382,7 @@ def test_receivers_that_never_answer_hold_up_no_other(
 
 def test_several_processes_share_what_is_due(conn: Conn, here: Receiver, database_url: str) -> None:
     jobs = [done(conn, hook(here), items=1) for _ in range(40)]
-    pool = make_pool(database_url, size=4)
-    parts = [CallbackDispatcher(pool) for _ in range(3)]
+    parts = [CallbackDispatcher(Process(database_url)) for _ in range(3)]
     for one in parts:
         one.start()
     try:
@@ -390,7 +390,7 @@ def test_several_processes_share_what_is_due(conn: Conn, here: Receiver, databas
     finally:
         for one in parts:
             one.close(TIMEOUT)
-        pool.close()
+            one.process.close()
     assert len(here.calls) == 40
     assert len({call.id for call in here.calls}) == 40
 
@@ -427,8 +427,8 @@ def test_a_process_that_stops_waits_for_no_receiver_longer_than_it_may(
 
 def test_a_process_that_stops_begins_nothing(conn: Conn, here: Receiver, part: CallbackDispatcher) -> None:
     jobs = [done(conn, hook(here)), done(conn, ALL)]
-    part.halt()
-    part.turn(conn)
+    part.process.stopping = True
+    part._periodic.run_step()
     assert [callback["tries"] for job in jobs for callback in listed(conn, job)] == [0, 0]
 
 
