@@ -17,14 +17,20 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from callboard.commands.services import Node, Server, ports, postgres, rabbitmq
-from tests.support.databases import database, migrated, with_database
-from tests.support.pgbouncer import NOBODY, pgbouncer
+from tests.support.databases import database, with_database
+from tests.support.services import (
+    POSTGRES_SETTINGS,
+    Owner,
+    Remote,
+    SharedPostgres,
+    SharedServices,
+    postgres_programs,
+)
 from tests.support.vhosts import Broker
 from tests.support.workers import StartWorker, Worker
 
-# Tests lose no data they care for when the power fails; and no test shall find the server full.
-TEST_SETTINGS = {"fsync": "off", "max_connections": "300"}
-MANAGEMENT = "rabbitmq_management"
+#: Into how many parts the ports are split: for the processes of a run, and some to spare.
+PROCESSES = 17
 #: The same examples at each run, and none is too slow: how long one takes says how busy the machine is. Other ones, to
 #: search for what nobody thought of: CALLBOARD_TEST_LONG.
 settings.register_profile(
@@ -33,37 +39,48 @@ settings.register_profile(
 )  # fmt: skip
 settings.load_profile("callboard")
 
+#: The services that tests are marked with, by the fixtures that need them.
 MARKS = {
     "postgres_url": "postgres",
-    "older_postgres_url": "postgres",
+    "older_postgres": "postgres",
     "broker": "rabbitmq",
     "private_node": "rabbitmq",
 }
+SERVICES = pytest.StashKey[SharedServices]()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Let a SIGTERM end the session as Ctrl-C does, so that nothing is left running."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Who starts the tests in the background may have SIGINT ignored, and all that they start would ignore it, too.
+    # A session in the background may have SIGINT ignored, and all processes that it starts would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    take_ports(os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    take_ports(os.environ.get("PYTEST_XDIST_WORKER", ""))
     if folder := os.environ.get("CALLBOARD_TEST_RABBITMQ"):
         nodes: Any = import_module("callboard.commands.services.rabbitmq")
         nodes.scripts = lambda: Path(folder)
         nodes.epmd = lambda: Path(folder) / "epmd"
+    address = getattr(config, "workerinput", {}).get("services")
+    config.stash[SERVICES] = Remote(address) if address else Owner()
 
 
-def take_ports(process: str, processes: str) -> None:
-    """Of those who test side by side each has ports of its own: a node takes its ports seconds after it chose them."""
-    share = (ports.LAST - ports.FIRST) // int(processes)
-    first = ports.FIRST + int(process.removeprefix("gw")) * share
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give a process of pytest-xdist the address of the shared services."""
+    owner = node.config.stash[SERVICES]
+    node.workerinput["services"] = owner.serve()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the shared services."""
+    if isinstance(services := config.stash.get(SERVICES, None), Owner):
+        services.close()
+
+
+def take_ports(process: str) -> None:
+    """Give each process of pytest-xdist ports of its own: a node takes its ports seconds after it chose them."""
+    share = (ports.LAST - ports.FIRST) // PROCESSES
+    first = ports.FIRST + (int(process.removeprefix("gw") or -1) + 1) % PROCESSES * share
     ports.FIRST, ports.LAST = first, first + share
-
-
-def postgres_programs() -> Path | None:
-    """The folder of the PostgreSQL to test on; None: the embedded one."""
-    folder = os.environ.get("CALLBOARD_TEST_POSTGRES")
-    return Path(folder) if folder else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -75,22 +92,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server, as one who may make databases."""
-    if url := os.environ.get("CALLBOARD_TEST_DATABASE_URL"):
-        yield url
-        return
-    users = [NOBODY] if os.geteuid() == 0 else []
-    folder = tmp_path_factory.mktemp("postgres")
-    with postgres(folder, settings=TEST_SETTINGS, users=users, programs=postgres_programs()) as server:
-        yield server.url
+def services(pytestconfig: pytest.Config) -> SharedServices:
+    """The services that all tests of the run share."""
+    return pytestconfig.stash[SERVICES]
 
 
 @pytest.fixture(scope="session")
-def template(postgres_url: str) -> Iterator[str]:
+def shared_postgres(services: SharedServices) -> SharedPostgres:
+    """The PostgreSQL that all tests of the run share."""
+    found: SharedPostgres = services.get("postgres")
+    return found
+
+
+@pytest.fixture(scope="session")
+def postgres_url(shared_postgres: SharedPostgres) -> str:
+    """The URL of a PostgreSQL server, as a user who may make databases."""
+    return shared_postgres.url
+
+
+@pytest.fixture(scope="session")
+def template(shared_postgres: SharedPostgres) -> str:
     """The name of the migrated database that others are copied from."""
-    with migrated(postgres_url) as name:
-        yield name
+    return shared_postgres.template
 
 
 @pytest.fixture
@@ -108,10 +131,10 @@ def empty_database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def pooler_url(postgres_url: str) -> Iterator[str]:
+def pooler_url(services: SharedServices) -> str:
     """The URL of the server through PgBouncer in transaction mode."""
-    with pgbouncer(postgres_url) as url:
-        yield url
+    url: str = services.get("pgbouncer")
+    return url
 
 
 @pytest.fixture
@@ -121,41 +144,31 @@ def pooled_url(pooler_url: str, database_url: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def older_postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of the oldest PostgreSQL among the system's packages."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[4]))
-    if not found:
-        pytest.fail("no PostgreSQL among the system's packages; `make test` installs it or says how")
-    folder = tmp_path_factory.mktemp("older-postgres")
-    with postgres(folder, settings=TEST_SETTINGS, programs=found[0].parent) as server:
-        yield server.url
+def older_postgres(services: SharedServices) -> SharedPostgres:
+    """The oldest PostgreSQL among the system's packages."""
+    found: SharedPostgres = services.get("older postgres")
+    return found
 
 
 @pytest.fixture
-def older_database_url(older_postgres_url: str) -> Iterator[str]:
+def older_database_url(older_postgres: SharedPostgres) -> Iterator[str]:
     """The URL of a migrated database of this test's own on an older PostgreSQL."""
-    with migrated(older_postgres_url) as name:
-        yield with_database(older_postgres_url, name)
+    with database(older_postgres.url, older_postgres.template) as name:
+        yield with_database(older_postgres.url, name)
 
 
 @pytest.fixture
 def private_server(tmp_path: Path) -> Iterator[Server]:
     """A running, empty PostgreSQL of this test's own, to stop, kill and start."""
-    with postgres(tmp_path / "postgres", settings=TEST_SETTINGS, programs=postgres_programs()) as server:
+    with postgres(tmp_path / "postgres", settings=POSTGRES_SETTINGS, programs=postgres_programs()) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A RabbitMQ with its management API, shared by the session."""
-    if url := os.environ.get("CALLBOARD_TEST_AMQP_URL"):
-        default = f"http://{urlsplit(url).hostname}:15672/api"
-        yield Broker(url, os.environ.get("CALLBOARD_TEST_MANAGEMENT_URL", default))
-        return
-    with rabbitmq(tmp_path_factory.mktemp("rabbitmq"), plugins=[MANAGEMENT]) as node:
-        yield Broker.of(node)
-        # Its data is thrown away, and an orderly stop takes six seconds with this plugin.
-        node.kill()
+def broker(services: SharedServices) -> Broker:
+    """The RabbitMQ that all tests of the run share, with its management API."""
+    found: Broker = services.get("rabbitmq")
+    return found
 
 
 @pytest.fixture

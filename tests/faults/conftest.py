@@ -14,21 +14,20 @@ import pytest
 
 from callboard.commands.services import Node, Server, postgres, rabbitmq
 from callboard.sql.migrate import migrate
-from tests.conftest import TEST_SETTINGS, postgres_programs
 from tests.faults.rig.ledger import TABLE, VARIABLE, Ledger
 from tests.faults.rig.scene import Scene, scene
 from tests.faults.rig.witness import Witness
 from tests.support.databases import database, with_database
-from tests.support.pgbouncer import NOBODY, pgbouncer
+from tests.support.pgbouncer import pgbouncer
+from tests.support.services import POSTGRES_SETTINGS, postgres_programs, postgres_users
 
 
 @pytest.fixture(scope="session")
 def the_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The PostgreSQL that faults happen to."""
-    users = [NOBODY] if os.geteuid() == 0 else []
     folder = tmp_path_factory.mktemp("faulty-postgres")
-    settings = {**TEST_SETTINGS, "autovacuum_naptime": "5s"}
-    with postgres(folder, settings=settings, users=users, programs=postgres_programs()) as server:
+    settings = {**POSTGRES_SETTINGS, "autovacuum_naptime": "5s"}
+    with postgres(folder, settings=settings, users=postgres_users(), programs=postgres_programs()) as server:
         yield server
 
 
