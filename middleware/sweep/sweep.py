@@ -20,7 +20,7 @@ from callboard.middleware.sweep.retention import Retention
 from callboard.sql import timings
 from callboard.sql.errors import MISCONFIGURED, TRANSIENT
 from callboard.sql.pool import Conn, Pool
-from callboard.sql.writes import callbacks, claims, jobs, stages, submission, sweep, workers
+from callboard.sql.writes import claims, jobs, stages, submission, sweep, workers
 from callboard.sql.writes.lanes import clear_lanes
 
 log = logging.getLogger("callboard.sweep")
@@ -111,7 +111,7 @@ class Sweep:
         if now - self._sampled >= SAMPLE:
             self._sampled = now
             yield from (sweep.sample_jobs, sweep.drop_messages_of_stopped_jobs, clear_lanes)
-            yield from (claims.wake_postponed, callbacks.queue_missed_callbacks)
+            yield claims.wake_postponed
         if now - self._searched >= SEARCH:
             self._searched = now
             yield lambda conn: self._search.look(conn, self._holder)

@@ -150,8 +150,6 @@ CREATE INDEX jobs_ended ON callboard.jobs (finished_at)
 CREATE INDEX jobs_kept ON callboard.jobs (finished_at)
     WHERE keep IS NOT NULL AND leaving_at IS NULL AND finished_at IS NOT NULL;
 CREATE INDEX jobs_leaving ON callboard.jobs (id) WHERE leaving_at IS NOT NULL;
--- For ends that queued no callback. A job that calls nobody is in it never.
-CREATE INDEX jobs_calling ON callboard.jobs (finished_at) WHERE callbacks IS NOT NULL AND finished_at IS NOT NULL;
 
 -- 10,000,000 rows of one job are usual. No index on a column that changes, not even a partial one: each update of it
 -- would not be heap-only.
@@ -311,7 +309,7 @@ CREATE TABLE callboard.samples (
     PRIMARY KEY (job_id, taken_at)
 );
 
--- Every callback that the end of a job queued.
+-- Every callback that the end of a job queued (see the trigger below).
 CREATE TABLE callboard.callbacks (
     id               uuid PRIMARY KEY DEFAULT gen_random_uuid(),  -- receivers recognise repetitions by it
     job_id           bigint NOT NULL,
@@ -336,6 +334,21 @@ CREATE TABLE callboard.callbacks (
 
 CREATE INDEX callbacks_due ON callboard.callbacks (due_at) WHERE delivered_at IS NULL AND gave_up_at IS NULL;
 CREATE INDEX callbacks_by_job ON callboard.callbacks (job_id);
+
+-- The only code that queues callbacks: whichever statement ends a job, they are queued in its transaction. So none is
+-- lost, none is queued twice, and a job that was opened again and ends again calls again.
+CREATE FUNCTION callboard.queue_callbacks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
+    SELECT NEW.id, NEW.finished_at, NEW.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue',
+           to_jsonb(NEW) - 'callbacks' || jsonb_build_object('within', (
+               SELECT jsonb_agg(to_jsonb(s) ORDER BY s.stage) FROM callboard.jobs AS s WHERE s.parent_id = NEW.id))
+    FROM jsonb_array_elements(NEW.callbacks -> NEW.state::text) AS t;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER queue_callbacks AFTER UPDATE OF finished_at ON callboard.jobs FOR EACH ROW
+    WHEN (OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL AND NEW.callbacks IS NOT NULL)
+    EXECUTE FUNCTION callboard.queue_callbacks();
 
 -- Who did what to a job.
 CREATE TABLE callboard.actions (

@@ -75,8 +75,7 @@ FROM late WHERE j.id = late.id
 RETURNING j.id
 
 -- name: close_stopped
--- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled,
--- and their callbacks are queued.
+-- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
 -- Guard: every worker had the time to hear of it (`heard` seconds), or nothing was ever published and no publisher is at
 -- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
 -- Caller: controls.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs by id.
@@ -90,30 +89,20 @@ WITH done AS (
                           AND w.beat_at > now() - make_interval(secs => %(dead_after)s)))
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = j.id)
     ORDER BY j.id FOR NO KEY UPDATE OF j
-), ended AS (
-    UPDATE callboard.jobs AS j
-    SET state = j.stopping, stopping = NULL, finished_at = now(), updated_at = now()
-    FROM done WHERE j.id = done.id AND j.stopping IS NOT NULL RETURNING j.*
-), called AS (
-    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
-    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
-    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
 )
-SELECT id FROM ended
+UPDATE callboard.jobs AS j
+SET state = j.stopping, stopping = NULL, finished_at = now(), updated_at = now()
+FROM done WHERE j.id = done.id AND j.stopping IS NOT NULL
+RETURNING j.id
 
 -- name: close_jobs
 -- Sealed jobs with nothing left to do that nobody closed. It mends what should never happen.
--- Transition: pending | running | paused -> completed, and its callbacks are queued. Caller: the sweep. Rows: (id).
+-- Transition: pending | running | paused -> completed. Caller: the sweep. Rows: (id).
 WITH done AS (
     SELECT id FROM callboard.jobs
     WHERE finished_at IS NULL AND sealed AND stopping IS NULL AND succeeded + failed + skipped + cancelled = total
     ORDER BY id FOR NO KEY UPDATE
-), ended AS (
-    UPDATE callboard.jobs AS j SET state = 'completed', finished_at = now(), updated_at = now()
-    FROM done WHERE j.id = done.id RETURNING j.*
-), called AS (
-    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
-    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
-    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
 )
-SELECT id FROM ended
+UPDATE callboard.jobs AS j SET state = 'completed', finished_at = now(), updated_at = now()
+FROM done WHERE j.id = done.id
+RETURNING j.id

@@ -1,7 +1,7 @@
 -- name: record
 -- What ended, and everything that belongs to it, in one statement and so in one transaction.
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
--- ended -> completed, and its callbacks are queued.
+-- ended -> completed.
 -- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).
 -- Who ends by itself is acquitted of the deaths that it was charged with: it was a neighbour's, or it passed.
 -- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
@@ -117,14 +117,7 @@ WITH event AS (
     FROM locked_jobs AS l WHERE j.id = l.id
     RETURNING j.id, j.state, j.epoch, j.stopping,
               j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
-              l.first_born,
-              CASE WHEN l.open AND j.finished_at IS NOT NULL AND j.callbacks IS NOT NULL THEN to_jsonb(j) END AS ended,
-              j.finished_at
-), called AS (
-    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
-    SELECT c.id, c.finished_at, c.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', c.ended - 'callbacks'
-    FROM counted AS c CROSS JOIN LATERAL jsonb_array_elements(c.ended -> 'callbacks' -> c.state::text) AS t
-    WHERE c.ended IS NOT NULL
+              l.first_born
 ), kept_attempts AS (
     INSERT INTO callboard.attempts
         (job_id, item, attempt, kind, retried, worker, started_at, ended_at,

@@ -56,37 +56,22 @@ FROM (
 ) AS fresh
 
 -- name: seal_job
--- No more items come from outside. Transition: open -> sealed; and completed when nothing is left to do: then
--- its callbacks are queued.
+-- No more items come from outside. Transition: open -> sealed; and completed when nothing is left to do.
 -- Guard: neither sealed nor stopped, nor a job of stages. Caller: submit, job(), the sweep. Rows: (state); none: sealed or stopped before.
-WITH ended AS (
-    UPDATE callboard.jobs
-    SET sealed = true,
-        state = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN 'completed' ELSE state END,
-        finished_at = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN now() END,
-        updated_at = now()
-    WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stages IS NULL
-    RETURNING *
-), called AS (
-    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
-    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
-    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
-    WHERE e.finished_at IS NOT NULL
-)
-SELECT state::text FROM ended
+UPDATE callboard.jobs
+SET sealed = true,
+    state = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN 'completed' ELSE state END,
+    finished_at = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN now() END,
+    updated_at = now()
+WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stages IS NULL
+RETURNING state::text
 
 -- name: break_job
--- A submission that can't be taken up again broke off. Transition: open -> failed, with the reason;
--- its callbacks are queued. Guard: neither sealed nor stopped. Caller: submit.
-WITH ended AS (
-    UPDATE callboard.jobs SET state = 'failed', reason = %s, finished_at = now(), updated_at = now(), epoch = epoch + 1,
-        told_at = clock_timestamp()
-    WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
-    RETURNING *
-)
-INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
-SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
-FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
+-- A submission that can't be taken up again broke off. Transition: open -> failed, with the reason.
+-- Guard: neither sealed nor stopped. Caller: submit.
+UPDATE callboard.jobs
+SET state = 'failed', reason = %s, finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp()
+WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
 
 -- name: keep_submitting
 -- The submissions of these jobs are still going on, whatever their sources take their time for.
@@ -100,8 +85,7 @@ FROM kept WHERE j.id = kept.id
 
 -- name: break_abandoned
 -- Jobs without a key whose submitter is gone: nobody can take them up again.
--- Transition: open -> failed, with a reason that says what to do; its callbacks are queued. Guard: neither sealed nor
--- stopped, the lease lapsed.
+-- Transition: open -> failed, with a reason that says what to do. Guard: neither sealed nor stopped, the lease lapsed.
 -- The key of a stage is its parent's.
 -- One with a key stays open, and `stalled` says so (describe.py). Caller: the sweep. Rows: (id). Lock order: jobs by id.
 WITH abandoned AS (
@@ -109,20 +93,14 @@ WITH abandoned AS (
     WHERE finished_at IS NULL AND stopping IS NULL AND NOT sealed AND key IS NULL AND submitting_until < now()
       AND NOT EXISTS (SELECT FROM callboard.jobs AS p WHERE p.id = j.parent_id AND p.key IS NOT NULL)
     ORDER BY j.id FOR NO KEY UPDATE
-), ended AS (
-    UPDATE callboard.jobs AS j
-    SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp(),
-        reason = 'its submission broke off: its process was not heard of any more. ' || total || ' items were stored, '
-                 || succeeded + failed + skipped || ' of them are done, and the rest is not run. Submit it anew: with a'
-                 || ' key it stays open, to go on where it broke off'
-    FROM abandoned WHERE j.id = abandoned.id
-    RETURNING j.*
-), called AS (
-    INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
-    SELECT e.id, e.finished_at, e.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue', to_jsonb(e) - 'callbacks'
-    FROM ended AS e CROSS JOIN LATERAL jsonb_array_elements(e.callbacks -> e.state::text) AS t
 )
-SELECT id FROM ended
+UPDATE callboard.jobs AS j
+SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp(),
+    reason = 'its submission broke off: its process was not heard of any more. ' || total || ' items were stored, '
+             || succeeded + failed + skipped || ' of them are done, and the rest is not run. Submit it anew: with a'
+             || ' key it stays open, to go on where it broke off'
+FROM abandoned WHERE j.id = abandoned.id
+RETURNING j.id
 
 -- name: known_actor
 -- The queue of an actor that some worker announced. Caller: submit by name. Rows: (queue) or none.

@@ -11,8 +11,6 @@ LEASE = 45.0
 BRIEF = 8.0
 #: Tries after which a callback is given up: about a day, see `middleware/callbacks.py`.
 TRIES = 40
-#: Seconds for which an end is looked at that queued no callback, since older code recorded it.
-MISSED_WITHIN = 3_600.0
 
 
 def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str] = ()) -> list[Callback]:
@@ -38,9 +36,3 @@ def put_off_callback(conn: Conn, callback: Callback, error: str, *, pause: float
     }  # fmt: skip
     row = conn.execute(statement("put_off_callback"), parameters).fetchone()
     return bool(row and row[0])
-
-
-def queue_missed_callbacks(conn: Conn) -> list[int]:
-    """Queue what ends of jobs did not, since older code recorded them; returns the jobs."""
-    rows = conn.execute(statement("queue_missed_callbacks"), {"within": MISSED_WITHIN})
-    return sorted({row[0] for row in rows})

@@ -29,7 +29,6 @@ from callboard.sql.rows import (
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import (
     actions,
-    callbacks,
     claims,
     jobs,
     outcomes,
@@ -161,7 +160,6 @@ class Crowd(crowd.Crowd):
         sweep.drop_messages_of_stopped_jobs(conn)
         clear_lanes(conn)
         claims.wake_postponed(conn)
-        callbacks.queue_missed_callbacks(conn)
         job = chance.choice(self.jobs)
         lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, job, 10)]
         sweep.republish(conn, job, lost)

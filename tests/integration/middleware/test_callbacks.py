@@ -24,7 +24,7 @@ from callboard.sql.rows import Event
 from callboard.sql.statements import documented, statement
 from callboard.sql.writes import actions, callbacks, outcomes, publishing, retry, submission
 from callboard.sql.writes.actions import Requester
-from callboard.sql.writes.jobs import close_jobs, close_stopped
+from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
 from tests.support import documents
@@ -158,11 +158,8 @@ def ends_jobs(name: str) -> bool:
 
 
 def test_every_statement_that_ends_a_job_is_tried_here() -> None:
-    """One that is new queues callbacks too, and has its way here."""
-    found = {name for name in documented() if ends_jobs(name)}
-    assert found == set(ENDS)
-    for name in found:
-        assert "INSERT INTO callboard.callbacks" in statement(name), name
+    """One that is new has its way here."""
+    assert {name for name in documented() if ends_jobs(name)} == set(ENDS)
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
@@ -183,7 +180,6 @@ def test_whatever_ends_a_job_queues_its_callbacks(name: str, conn: Conn) -> None
     close_stopped(conn)
     close_jobs(conn)
     submission.break_abandoned(conn)
-    callbacks.queue_missed_callbacks(conn)
     assert len(listed(conn, job)) == 1
 
 
@@ -227,12 +223,19 @@ def test_a_job_opened_again_calls_again_with_a_new_id_and_tells_each_end_as_it_w
     assert len({one["id"] for one in told}) == 2
 
 
-def test_an_end_that_older_code_recorded_is_called_for(conn: Conn) -> None:
-    jobs = [done(conn, ALL), done(conn, ALL), done(conn, Targets(on_fail=(TELL,))), done(conn, Targets())]
-    conn.execute("DELETE FROM callboard.callbacks WHERE job_id = %s", (jobs[0],))
-    assert callbacks.queue_missed_callbacks(conn) == [jobs[0]]
-    assert callbacks.queue_missed_callbacks(conn) == []
-    assert [len(listed(conn, job)) for job in jobs] == [1, 1, 0, 0]
+def test_an_end_that_is_rolled_back_calls_nobody(conn: Conn) -> None:
+    job = make_job(conn, 2, targets=ALL)
+    with conn.transaction(force_rollback=True):
+        record(conn, job, {"succeeded": range(2)})
+        assert len(listed(conn, job)) == 1
+    assert listed(conn, job) == []
+
+
+def test_what_changes_a_job_after_its_end_calls_nobody_again(conn: Conn) -> None:
+    job = done(conn, ALL)
+    conn.execute("UPDATE callboard.jobs SET finished_at = now() - interval '1 d' WHERE id = %s", (job,))
+    recount_jobs(conn, [job])
+    assert len(listed(conn, job)) == 1
 
 
 def test_webhooks_and_messages_are_claimed_apart_and_no_webhook_of_a_full_host(conn: Conn) -> None:
@@ -607,14 +610,6 @@ def test_a_job_that_is_cancelled_fails_or_is_opened_again_calls(on: Stage) -> No
 def test_a_block_of_sends_calls_when_it_is_done(on: Stage) -> None:
     with callboard.job("in a block", on_complete="told") as job:
         on.actor("work").send(1)
-    assert wait_until(lambda: told(on, job), TIMEOUT)
-
-
-def test_an_end_that_nobody_called_for_is_found_by_the_sweep(on: Stage) -> None:
-    job = on.submit("work", {"number": 1})
-    on.ended(job)
-    called = json.dumps({"completed": [{"actor": "told", "queue": "default"}]})
-    on.conn.execute("UPDATE callboard.jobs SET callbacks = %s WHERE id = %s", (called, job.id))
     assert wait_until(lambda: told(on, job), TIMEOUT)
 
 

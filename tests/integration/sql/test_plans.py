@@ -264,7 +264,6 @@ TRIED: dict[str, Try] = {
     "republish": lambda c, s: sweep.republish(c, s.bulk, [(item, 1) for item in s.some]),
     "follow": lambda c, _: stages.follow(c),
     "claim_callbacks": lambda c, _: callbacks.claim_callbacks(c, webhooks=True, limit=SOME),
-    "queue_missed_callbacks": lambda c, _: callbacks.queue_missed_callbacks(c),
     "mark_due": lambda c, _: retention.mark_due(c, 1e9),
     "job": lambda c, s: queries.run(c, queries.job(s.bulk)),
     "jobs": lambda c, _: queries.run(c, queries.jobs(limit=SOME)),

@@ -452,7 +452,7 @@ def _dropped(scene: Scene) -> Act:
     return lambda: sweep.drop_messages_of_stopped_jobs(scene.conn)
 
 
-#: Of a job that is over, and calls somebody.
+#: Of a job that is over; and of one that calls somebody.
 OVER = {"state": "'cancelled'", "finished_at": "now() - interval '1 min'"}
 CALLS = {"callbacks": """'{"cancelled": [{"actor": "work", "queue": "default"}]}'"""}
 
@@ -476,14 +476,8 @@ def _messages_of_many(scene: Scene) -> Act:
     return lambda: sweep.drop_messages_of_stopped_jobs(scene.conn)
 
 
-def _many_missed(scene: Scene) -> Act:
-    scene.jobs(**OVER, **CALLS)
-    return lambda: callbacks.queue_missed_callbacks(scene.conn)
-
-
 def _many_called(scene: Scene) -> Act:
-    scene.jobs(**OVER, **CALLS)
-    callbacks.queue_missed_callbacks(scene.conn)
+    _many_stopped(scene)()
     return lambda: callbacks.claim_callbacks(scene.conn, webhooks=False, limit=MANY)
 
 
@@ -589,7 +583,6 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
     "close done": _many_done,
     "close stopped": _many_stopped,
     "drop messages of many": _messages_of_many,
-    "queue missed callbacks": _many_missed,
     "claim callbacks": _many_called,
     "many leave": _many_leave,
     "forget workers": _workers_forgotten,
