@@ -1,5 +1,6 @@
 """Every setting that comes from the environment. Nothing else reads the environment: see `Setting.get`."""
 
+import base64
 import math
 import os
 import re
@@ -74,6 +75,20 @@ def _text(name: str, text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name} must be UTF-8") from None
     return text
+
+
+def _signing_key(name: str, text: str) -> bytes:
+    """The key of a webhook secret: what follows ``whsec_``, decoded from base64, or the UTF-8 of any other text."""
+    encoded = text.removeprefix("whsec_")
+    if encoded == text:
+        return _text(name, text).encode()
+    try:
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except ValueError:
+        key = b""
+    if not key:
+        raise ValueError(f"{name} must have base64 after whsec_, as `openssl rand -base64 32` makes it")
+    return key
 
 
 def _on_or_off(name: str, text: str) -> bool:
@@ -165,7 +180,8 @@ WEBHOOK_PRIVATE = Setting(
     "CALLBOARD_WEBHOOK_PRIVATE", "off", _on_or_off, "on: allow webhooks to private addresses, this machine's too"
 )  # fmt: skip
 WEBHOOK_SECRET = Setting(
-    "CALLBOARD_WEBHOOK_SECRET", "", _text, "the secret that signs webhooks; without it none is sent", secret=True
+    "CALLBOARD_WEBHOOK_SECRET", "", _signing_key,
+    "the secret that signs webhooks, whsec_ and base64; without it none is sent", secret=True,
 )  # fmt: skip
 
 SETTINGS: tuple[Setting[object], ...] = (

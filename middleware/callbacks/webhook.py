@@ -1,6 +1,6 @@
 """One delivery to a webhook: a POST that is signed, bounded in time, and goes to public addresses only."""
 
-import hashlib
+import base64
 import hmac
 import ssl
 import time
@@ -43,18 +43,20 @@ class Answer(NamedTuple):
         return self.status // 100 == HTTPStatus.OK // 100
 
 
-def sign(secret: str, number: str, timestamp: int, body: bytes) -> str:
-    """The value of `Callboard-Signature`: HMAC-SHA256, in hex, of the id, the time and the body with dots between."""
-    signed = f"{number}.{timestamp}.".encode() + body
-    return f"v1={hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()}"
+def sign(key: bytes, callback_id: str, timestamp: int, body: bytes) -> str:
+    """The value of the header `webhook-signature`, as the Standard Webhooks specification has it: ``v1,`` and the
+    base64 of the HMAC-SHA256 of id, timestamp (Unix seconds) and body with dots between.
+    """
+    signed = f"{callback_id}.{timestamp}.".encode() + body
+    return f"v1,{base64.b64encode(hmac.digest(key, signed, 'sha256')).decode()}"
 
 
-def post(url: str, number: str, body: bytes) -> None:
+def post(url: str, callback_id: str, body: bytes) -> None:
     """Deliver the callback with this id; raises Undelivered. Whatever it is of 2xx, an answer is a delivery.
 
     A redirect is sent the same POST, when it leads to what a webhook may be.
     """
-    headers = _headers(number, body)
+    headers = _headers(callback_id, body)
     deadline = time.monotonic() + TOTAL
     for _ in range(1 + REDIRECTS):
         answer = _ask(url, headers, body, deadline)
@@ -66,9 +68,9 @@ def post(url: str, number: str, body: bytes) -> None:
     raise Undelivered(f"the receiver sends it on more than {REDIRECTS} times")
 
 
-def _headers(number: str, body: bytes) -> dict[str, str]:
-    secret = settings.WEBHOOK_SECRET.get()
-    if not secret:
+def _headers(callback_id: str, body: bytes) -> dict[str, str]:
+    key = settings.WEBHOOK_SECRET.get()
+    if not key:
         raise Undelivered(
             "there is no secret to sign it with: set CALLBOARD_WEBHOOK_SECRET where the workers run"
         )
@@ -77,9 +79,9 @@ def _headers(number: str, body: bytes) -> dict[str, str]:
         "User-Agent": "callboard",
         "Content-Type": "application/json",
         "Connection": "close",
-        "Callboard-Id": number,
-        "Callboard-Timestamp": str(timestamp),
-        "Callboard-Signature": sign(secret, number, timestamp, body),
+        "webhook-id": callback_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": sign(key, callback_id, timestamp, body),
     }
 
 

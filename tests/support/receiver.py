@@ -23,7 +23,7 @@ class Call(NamedTuple):
     @property
     def id(self) -> str:
         """The id to tell repetitions by."""
-        return self.headers["Callboard-Id"]
+        return self.headers["webhook-id"]
 
     @property
     def told(self) -> dict[str, Any]:

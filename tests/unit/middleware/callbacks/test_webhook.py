@@ -1,7 +1,5 @@
 """Webhooks: where they may go, how they are signed, and what becomes of a receiver that answers oddly or never."""
 
-import hashlib
-import hmac
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -10,19 +8,22 @@ from threading import Event
 from typing import Any
 
 import pytest
+import standardwebhooks
 
 from callboard.middleware.callbacks import public_address, webhook
 from callboard.middleware.callbacks.webhook import Undelivered, post, sign
+from callboard.sql import settings
 from callboard.sql.callback_targets import MOST, Message, Targets, Webhook, shown
 from tests.support.receiver import Receiver, receiver, sends_on
 
 ID = "9b1c2f6e-0000-4000-8000-000000000000"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 BODY = b'{"state":"completed"}'
 
 
 @pytest.fixture(autouse=True)
-def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", "hunter2")
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", SECRET)
     monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "on")
 
 
@@ -124,10 +125,8 @@ def test_a_redirect_gets_the_same_post(status: int, here: Receiver, only_here: N
     post(here.url, ID, BODY)
     first, second = here.calls
     assert second.path == "/elsewhere?a=b"
-    assert (second.body, second.headers["Callboard-Signature"]) == (
-        BODY,
-        first.headers["Callboard-Signature"],
-    )
+    assert second.body == BODY
+    assert second.headers["webhook-signature"] == first.headers["webhook-signature"]
 
 
 @pytest.mark.parametrize(
@@ -167,25 +166,30 @@ def test_what_was_encrypted_is_not_sent_on_in_the_open() -> None:
 # Answers ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_sent_is_signed(here: Receiver) -> None:
+@pytest.mark.parametrize("secret", [SECRET, SECRET.rstrip("="), "hunter2"])
+def test_what_is_sent_is_signed(secret: str, here: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a receiver verifies it who uses the library of Standard Webhooks."""
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", secret)
     post(f"{here.url}?for=me", ID, BODY)
     [call] = here.calls
     assert (call.path, call.body, call.id) == ("/hook?for=me", BODY, ID)
     assert call.headers["Content-Type"] == "application/json"
-    assert abs(int(call.headers["Callboard-Timestamp"]) - time.time()) < 60
-    signed = f"{ID}.{call.headers['Callboard-Timestamp']}.".encode() + BODY
-    assert (
-        call.headers["Callboard-Signature"]
-        == "v1=" + hmac.new(b"hunter2", signed, hashlib.sha256).hexdigest()
-    )
+    receives = standardwebhooks.Webhook(secret if secret.startswith("whsec_") else secret.encode())
+    assert receives.verify(call.body, dict(call.headers)) == {"state": "completed"}
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        receives.verify(call.body + b" ", dict(call.headers))
 
 
 def test_a_signature_is_what_it_ever_was() -> None:
     """Receivers have it in their code."""
-    assert sign("s3cret", "id-1", 1_700_000_000, b'{"a":1}') == (
-        "v1=" + hmac.new(b"s3cret", b'id-1.1700000000.{"a":1}', hashlib.sha256).hexdigest()
+    key = settings.WEBHOOK_SECRET.get()
+    body = b'{"test": 2432232314}'
+    # The example of the specification's libraries.
+    assert sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, body) == (
+        "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
     )
-    assert len({sign(s, i, t, b) for s in "ab" for i in "cd" for t in (1, 2) for b in (b"e", b"f")}) == 16
+    varied = {sign(k, i, t, b) for k in (b"a", b"b") for i in "cd" for t in (1, 2) for b in (b"e", b"f")}
+    assert len(varied) == 16
 
 
 def test_nothing_is_sent_unsigned(here: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
