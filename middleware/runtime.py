@@ -19,7 +19,7 @@ from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Journal
 from callboard.middleware.message import stamp
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.process.fatal_exit import check_settings, exit_process, ours
+from callboard.middleware.process.fatal_exit import check_settings, exit_process, is_dramatiq_command
 from callboard.middleware.process.heartbeat import Heartbeat
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
@@ -188,7 +188,7 @@ class Runtime:
         alone.
         """
         self.publisher.start()
-        self._sweep = Sweep(self.process.pool, self.make_transport)
+        self._sweep = Sweep(self.process, self.make_transport)
         self._sweep.start()
         self._callbacks = CallbackDispatcher(self.process)
         self._callbacks.start()
@@ -197,7 +197,7 @@ class Runtime:
         """The worker process ends; raises SystemExit when it could not do its work."""
         broken = self._broken
         self.close()
-        if broken and ours():
+        if broken and is_dramatiq_command():
             sys.exit(1)
 
     def close(self) -> None:

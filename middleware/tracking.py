@@ -37,7 +37,7 @@ class Tracking(Middleware):
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._aside = SideThread()
+        self._side_thread = SideThread()
 
     # Before ----------------------------------------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ class Tracking(Middleware):
         _keep_abandoned(message)
         if not getattr(message, "judged", False) and (mark := stamp.read(message.options)):
             message.aside = True  # type: ignore[attr-defined]
-            self._aside.do(partial(self._reject, broker, message, mark))
+            self._side_thread.run(partial(self._reject, broker, message, mark))
 
     def _reject(self, broker: dramatiq.Broker, message: MessageProxy, mark: Stamp) -> None:
         message.failed = False  # a copy that must not run goes, like any other

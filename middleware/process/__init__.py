@@ -1,0 +1,1 @@
+"""What concerns this process as a whole: its connections, its periodic threads, its heartbeat, outages, and its end."""

@@ -1,11 +1,10 @@
-"""How a worker process ends that can't record what its actors do: soon, and so that others notice."""
+"""Ends a worker process that can't do its work: when its settings make no sense, or outcomes can't be recorded."""
 
 import logging
 import os
 import signal
 import sys
 import threading
-import time
 from typing import Any
 
 import dramatiq
@@ -14,42 +13,43 @@ from callboard.sql import settings
 
 log = logging.getLogger("callboard.worker")
 
-#: Seconds after which it ends whatever its actors do: what they did can't be recorded.
-PATIENCE = 15.0
+#: Seconds until the process ends although actors still run: what they do can't be recorded.
+EXIT_SECONDS = 15.0
 
 
 def check_settings() -> None:
-    """Refuse settings that make no sense before a message is taken. Raises NotConfigured; a process of Dramatiq's
-    command logs that error as one line and exits with 1 instead.
+    """Raise NotConfigured if a setting makes no sense; a process of Dramatiq's command logs that as one line and exits
+    with 1 instead.
     """
     try:
         settings.check()
     except settings.NotConfigured as error:
-        if not ours():
+        if not is_dramatiq_command():
             raise
         log.critical("%s", error)
         sys.exit(1)
 
 
 def exit_process(worker: dramatiq.Worker) -> None:
-    """Take no more messages, and have Dramatiq's command stop; `after_worker_shutdown` gives the exit code.
+    """Take no more messages, and stop Dramatiq's command; the exit code is set in `after_worker_shutdown`.
 
-    A worker inside somebody's own process only takes no more messages: that process is not ours to end.
+    A worker inside an app's own process only takes no more messages, and the process goes on.
     """
-    threads: list[Any] = [*worker.workers, *list(worker.consumers.values())]
+    threads: list[Any] = [*worker.workers, *worker.consumers.values()]
     for thread in threads:
         thread.pause()
-    if ours():
-        threading.Thread(target=_end, name="callboard-end", daemon=True).start()
+    if is_dramatiq_command():
+        timer = threading.Timer(EXIT_SECONDS, _exit)
+        timer.daemon = True
+        timer.start()
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def ours() -> bool:
-    """Whether this process is one of Dramatiq's command, which stops in order at a SIGTERM."""
+def is_dramatiq_command() -> bool:
+    """Whether this process belongs to the `dramatiq` command, which stops in order at a SIGTERM."""
     return getattr(signal.getsignal(signal.SIGTERM), "__module__", None) == "dramatiq.cli"
 
 
-def _end() -> None:
-    time.sleep(PATIENCE)
-    log.critical("an actor does not end, so the worker ends without it")
+def _exit() -> None:
+    log.critical("an actor is still running; the worker exits without it")
     os._exit(1)

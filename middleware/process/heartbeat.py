@@ -1,4 +1,4 @@
-"""A worker process as the database knows it: its row, its heartbeat, and what the jobs it works on tell it."""
+"""The row of a worker process in `workers`: registration, heartbeat, and polling for controls of jobs."""
 
 import logging
 import os
@@ -19,63 +19,72 @@ from callboard.sql.writes import jobs, workers
 
 log = logging.getLogger("callboard.worker")
 
-#: Seconds between two heartbeats, and between two looks at what jobs were told.
-BEAT = 2.0
-ASK = 0.5
-#: Seconds of what jobs were told that are asked for: what is committed late is heard all the same.
-WITHIN = 20.0
+#: Seconds between two heartbeats.
+BEAT_SECONDS = 2.0
+#: Seconds between two polls for controls.
+POLL_SECONDS = 0.5
+#: A poll reads the controls of so many seconds, since a transaction may commit late.
+CONTROLS_SECONDS = 20.0
 
 
 @dataclass(slots=True)
 class Heartbeat:
-    """The row of this process in `workers`. `holds` tells what the process has in hand or prefetched, as (job, item);
-    `controlled` takes what jobs are told; `trouble` tells what keeps it from its broker; `advance` makes jobs go on.
+    """The heartbeat of this worker.
+
+    `held` gives the (job, item) of every message that the process has prefetched or runs; `apply_controls` takes the
+    controls of jobs; `trouble` tells why the process is cut off from its broker, or None; `make_stages` makes the
+    stages that are due.
     """
 
     process: Process
-    holds: Callable[[], Sequence[tuple[int, int]]]
-    controlled: Callable[[Iterable[JobControl]], None]
+    held: Callable[[], Sequence[tuple[int, int]]]
+    apply_controls: Callable[[Iterable[JobControl]], None]
     trouble: Callable[[], str | None]
-    advance: Callable[[Conn], None]
-    _heard: float = -WITHIN
+    make_stages: Callable[[Conn], None]
+    _polled: float = -CONTROLS_SECONDS
     _beaten: float = 0.0
     _periodic: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
-        self._periodic = Periodic("heartbeat", min(ASK, BEAT / 2), self._step)
+        self._periodic = Periodic("heartbeat", min(POLL_SECONDS, BEAT_SECONDS / 2), self._step)
 
     def start(self, actors: dict[str, str]) -> None:
-        """Register the process as a worker, announce its actors ({name: queue}), and beat from now on."""
+        """Register the process as a worker with these actors ({name: queue}), and beat from now on.
+
+        Raises psycopg.Error and PoolTimeout.
+        """
         release = settings.RELEASE.get()
         info = WorkerInfo(socket.gethostname(), os.getpid(), self.process.threads, release, actors)
         with self.process.pool.connection() as conn:
             self.process.worker = workers.register_worker(conn, info)
-            self._listen(conn)  # before a message of a stopped job can arrive
+            self._poll_controls(conn)  # before a message of a stopped job can arrive
         self._beaten = time.monotonic()
         self._periodic.start()
 
-    def stop(self, patience: float = 5.0) -> None:
-        """Say goodbye; a database that is away is none of a stopping worker's concern."""
-        self._periodic.stop(patience / 2)
+    def stop(self, timeout: float) -> None:
+        """Record that the worker stopped; wait at most `timeout` seconds for the database."""
+        self._periodic.stop(timeout / 2)
         try:
-            with self.process.pool.connection(timeout=max(patience / 2, 0.1)) as conn:
-                workers.stop_worker(conn, self.process.worker)
+            self.process.write(
+                lambda conn: workers.stop_worker(conn, self.process.worker), timeout=max(timeout / 2, 0.1)
+            )
         except (psycopg.Error, PoolTimeout) as error:
-            log.warning("could not say goodbye to the database: %s", str(error).strip())
+            log.warning("this worker's end could not be recorded: %s", str(error).strip())
 
     def _step(self) -> None:
         with self.process.pool.connection() as conn:
-            if time.monotonic() - self._beaten >= BEAT:
-                workers.beat(conn, self.process.worker, self.holds(), self.trouble())
+            if time.monotonic() - self._beaten >= BEAT_SECONDS:
+                workers.beat(conn, self.process.worker, self.held(), self.trouble())
                 self._beaten = time.monotonic()
-            self._listen(conn)
-            self.advance(conn)
+            self._poll_controls(conn)
+            self.make_stages(conn)
 
-    def _listen(self, conn: Conn) -> None:
-        """Hear what jobs were told, all of it after a silence; and close those that have nothing in hand any more."""
+    def _poll_controls(self, conn: Conn) -> None:
+        """Apply the latest controls, or all of them after a gap; close the stopped jobs that have no item in flight."""
         now = time.monotonic()
-        controls = workers.job_controls(conn, WITHIN if now - self._heard < WITHIN / 2 else None)
-        self._heard = now
-        self.controlled(controls)
+        recent = now - self._polled < CONTROLS_SECONDS / 2
+        controls = workers.job_controls(conn, CONTROLS_SECONDS if recent else None)
+        self._polled = now
+        self.apply_controls(controls)
         if any(control.stopping for control in controls):
             jobs.close_stopped(conn)

@@ -69,7 +69,7 @@ disconnected = Outage()
 
 
 class ThrottleFilter(logging.Filter):
-    """Lets through now and then what Dramatiq's consumers log about a lost connection, for all of them together."""
+    """Throttles what Dramatiq's consumers log about a lost connection, all of them together."""
 
     def __init__(self, outage: Outage) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A thread for what may wait for the database, and must not make the thread it comes from wait."""
+"""A thread for work that may wait for the database, so that the thread which asks for it does not wait."""
 
 import logging
 import threading
@@ -9,23 +9,23 @@ log = logging.getLogger("callboard.tracking")
 
 
 class SideThread:
-    """Does one thing after another."""
+    """Runs pieces of work in order, in one daemon thread that starts with the first."""
 
     def __init__(self) -> None:
-        self._waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def do(self, work: Callable[[], None]) -> None:
-        """Have it done, in its turn."""
-        self._waiting.put(work)
-        if self._thread is None or not self._thread.is_alive():  # none yet in this process
-            self._thread = threading.Thread(target=self._run, name="callboard-aside", daemon=True)
+    def run(self, work: Callable[[], None]) -> None:
+        """Queue a piece of work; an error of it is logged, and its message stays unacknowledged."""
+        self._queue.put(work)
+        if self._thread is None or not self._thread.is_alive():  # not started, or lost in a fork
+            self._thread = threading.Thread(target=self._run, name="callboard-side", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:
         while True:
-            work = self._waiting.get()
+            work = self._queue.get()
             try:
                 work()
             except Exception:
-                log.exception("a message could not be settled; it comes again when this worker ends")
+                log.exception("a message could not be settled; it is delivered again when this worker ends")

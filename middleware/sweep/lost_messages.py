@@ -1,15 +1,18 @@
-"""The search for messages that are lost: published, held by nobody, and no longer in their queue.
+"""Finds items whose message was lost, published and neither held by a worker nor in their queue, and republishes them.
 
-A message that merely waits must not be sent again: it would double the queue, and its first copy runs unasked. So two
-things have to be known of it. Its queue can't hold it any more: it is empty, or it has given out what came later
-(RabbitMQ keeps the order). And no live worker holds it: twice since then each of them has said what it holds.
+A message that only waits must not be sent again: its first copy would run without a claim. So an item is republished
+when both of these are certain. Its queue no longer contains the message, because the queue is empty or has delivered
+messages that were published later (RabbitMQ keeps the order). And no live worker holds it: since then each has reported
+twice what it holds.
 """
 
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 from callboard.middleware.publish.transport import Transport, Unreachable
 from callboard.sql.pool import Conn
@@ -18,23 +21,21 @@ from callboard.sql.writes import sweep
 
 log = logging.getLogger("callboard.sweep")
 
-#: Items looked at in one stretch: of a job that moves, and of one that stands still.
-STRETCH = 100_000
-STRETCH_STILL = 1_000_000
-#: Items looked at in one search, suspects found in one stretch, and suspects known at a time of one queue: what waits
-#: long in one must not keep what is lost in another from being found.
-BUDGET = 2_000_000
-FOUND = 20_000
-MANY = 50_000
+#: Items in one range that is searched: of a job that moves, and of one that stands still.
+RANGE_ITEMS, STILL_RANGE_ITEMS = 100_000, 1_000_000
+#: Items that one search looks at.
+SEARCH_ITEMS = 2_000_000
+#: The most suspects that one range adds, and that a queue has at a time, so that none is crowded out by another.
+RANGE_SUSPECTS, QUEUE_SUSPECTS = 20_000, 50_000
 #: Seconds without a change after which a job stands still.
-QUIET = 5.0
-#: Seconds by which a heartbeat's news may be older than the heartbeat.
-STALE = 0.5
-#: Heartbeats of every worker that a lost message has to be missing in: what one frozen for a while has not even read
-#: yet is not in its first.
-BEATS = 2
-#: Jobs that tell whether a queue has moved on.
-MARKED = 50
+STILL_SECONDS = 5.0
+#: Seconds by which what a heartbeat reports may be older than the heartbeat.
+REPORT_AGE_SECONDS = 0.5
+#: Heartbeats of every worker that a lost message is missing from. A worker that was frozen reports in its first one
+#: nothing of what it has not read yet.
+HEARTBEATS = 2
+#: Jobs in the mark by which a queue is seen to have moved on.
+MARK_JOBS = 50
 
 #: Job, item, attempt.
 Key = tuple[int, int, int]
@@ -42,87 +43,84 @@ Key = tuple[int, int, int]
 
 @dataclass(slots=True)
 class Suspect:
-    """An item that nobody held, first in the search number `seen`. `missed`: when, by the monotonic clock, it was found
-    to be no longer in its queue, or was last missing in everybody's heartbeat; `beats`: how often it was.
+    """An item that no worker held in the search with number `search`.
+
+    `missed`: the monotonic time when its queue was found not to contain it, later when it was last missing from every
+    worker's heartbeat; `heartbeats`: how often it was.
     """
 
     queue: str
-    seen: int
+    search: int
     missed: float | None = None
-    beats: int = 0
+    heartbeats: int = 0
 
 
 @dataclass(slots=True)
 class LostMessageSearch:
-    """See the module. `link` opens a way to ask the broker."""
+    """See the module. `transport` opens a connection to ask the broker how long queues are."""
 
     transport: Callable[[], Transport]
-    _number: int = 0
+    _number: int = 0  # of this search
     _suspects: dict[Key, Suspect] = field(default_factory=dict)
-    _marks: dict[str, tuple[int, PublishMark]] = field(default_factory=dict)
-    _reached: dict[tuple[int, int], int] = field(default_factory=dict)
-    _last: int = 0
+    _marks: dict[str, tuple[int, PublishMark]] = field(default_factory=dict)  # by queue, with their search
+    _reached: dict[tuple[int, int], int] = field(default_factory=dict)  # by job and start of what is searched
+    _last_job: int = 0
 
     def forget(self) -> None:
-        """Somebody else may have searched meanwhile, and sent again what this one thinks is lost."""
+        """Drop all suspects: another process may have searched meanwhile, and republished them."""
         self._suspects.clear()
         self._marks.clear()
 
-    def look(self, conn: Conn, holder: str) -> None:
-        """One search; `holder` has the sweep's lease. What is lost is found in the third at the latest."""
+    def run(self, conn: Conn, holder: str) -> None:
+        """Search once, as `holder` of the sweep's lease. The third search at the latest finds what is lost."""
         self._number += 1
-        jobs = sweep.jobs_out(conn, QUIET)
-        self._drop_all_but({out.job for out in jobs})
-        self._send_again(conn, holder)
-        self._suspect(conn, jobs)
-        if self._suspects:
-            self._ask(conn)
-
-    def _drop_all_but(self, jobs: set[int]) -> None:
+        open_jobs = sweep.jobs_out(conn, STILL_SECONDS)
+        jobs = {out.job for out in open_jobs}
         self._suspects = {key: suspect for key, suspect in self._suspects.items() if key[0] in jobs}
         self._reached = {place: item for place, item in self._reached.items() if place[0] in jobs}
+        self._republish(conn, holder)
+        self._add_suspects(conn, open_jobs)
+        if self._suspects:
+            self._check_queues(conn)
 
-    # Who holds it ----------------------------------------------------------------------------------------------------
-
-    def _send_again(self, conn: Conn, holder: str) -> None:
-        """Of what is in no queue: send again what was missing in enough heartbeats."""
-        missed = [suspect for suspect in self._suspects.values() if suspect.missed is not None]
-        if not missed:
+    def _republish(self, conn: Conn, holder: str) -> None:
+        """Republish the suspects that are in no queue, and were missing from enough heartbeats."""
+        if all(suspect.missed is None for suspect in self._suspects.values()):
             return
         now = time.monotonic()
-        heard = now - (sweep.oldest_beat(conn) or 0.0) - STALE
-        for suspect in missed:
-            if suspect.missed is not None and suspect.missed < heard:
-                suspect.missed, suspect.beats = now, suspect.beats + 1
-        due = [key for key, suspect in self._suspects.items() if suspect.beats >= BEATS]
-        for job, items in _by_job(due):
-            count = sweep.republish(conn, job, items, holder)
+        reported = now - (sweep.oldest_beat(conn) or 0.0) - REPORT_AGE_SECONDS
+        for suspect in self._suspects.values():
+            if suspect.missed is not None and suspect.missed < reported:
+                suspect.missed, suspect.heartbeats = now, suspect.heartbeats + 1
+        due = sorted(key for key, suspect in self._suspects.items() if suspect.heartbeats >= HEARTBEATS)
+        for job, keys in groupby(due, key=itemgetter(0)):
+            count = sweep.republish(conn, job, [(item, attempt) for _, item, attempt in keys], holder)
             if count:
-                log.warning("job %d: %d items had lost their messages; they are sent again", job, count)
+                log.warning("job %d: %d items had lost their messages; they are published again", job, count)
         for key in due:
-            del self._suspects[key]  # the others are held, or have ended
+            del self._suspects[key]  # those that were not republished are held, or have ended
 
-    # What nobody holds -----------------------------------------------------------------------------------------------
-
-    def _suspect(self, conn: Conn, jobs: Sequence[OpenJob]) -> None:
-        """Look at some of what is out, of each job in its turn: no search takes longer for a job of ten million."""
-        budget = BUDGET
+    def _add_suspects(self, conn: Conn, open_jobs: Sequence[OpenJob]) -> None:
+        """Look for items that no worker holds, in each job in turn: a search of ten million items takes no longer."""
+        left = SEARCH_ITEMS
         known = Counter(suspect.queue for suspect in self._suspects.values())
-        for out in sorted(jobs, key=lambda out: (out.job <= self._last, out.job)):
-            if budget <= 0:
+        for out in sorted(open_jobs, key=lambda out: (out.job <= self._last_job, out.job)):
+            if left <= 0:
                 return
-            self._last = out.job
-            for low, high in self._stretches(out):
-                budget -= high - low
-                for item, attempt, queue in sweep.unheld_items(conn, out.job, FOUND, low=low, high=high):
+            self._last_job = out.job
+            for low, high in self._ranges(out):
+                left -= high - low
+                for item, attempt, queue in sweep.unheld_items(
+                    conn, out.job, RANGE_SUSPECTS, low=low, high=high
+                ):
                     key = (out.job, item, attempt)
-                    if key not in self._suspects and known[queue] < MANY:
+                    if key not in self._suspects and known[queue] < QUEUE_SUSPECTS:
                         self._suspects[key] = Suspect(queue, self._number)
                         known[queue] += 1
 
-    def _stretches(self, out: OpenJob) -> Iterator[tuple[int, int]]:
-        """The end of what is published, where most of a loss lies, and one stretch more, further down each time."""
-        size = STRETCH_STILL if out.still else STRETCH
+    def _ranges(self, out: OpenJob) -> Iterator[tuple[int, int]]:
+        """The newest of what is published, where most of a loss lies, and one range further down in each search."""
+        size = STILL_RANGE_ITEMS if out.still else RANGE_ITEMS
         for start, end in ((0, out.watermark), (out.bulk_end, out.total)):
             top = max(start, end - size)
             if top < end:
@@ -133,16 +131,14 @@ class LostMessageSearch:
                 low = self._reached[out.job, start] = max(start, high - size)
                 yield low, high
 
-    # What no queue holds ---------------------------------------------------------------------------------------------
-
-    def _ask(self, conn: Conn) -> None:
-        """Find the suspects that their queues can't hold any more."""
+    def _check_queues(self, conn: Conn) -> None:
+        """Find the suspects that their queues no longer contain; do nothing if the broker does not answer."""
         queues = {suspect.queue for suspect in self._suspects.values() if suspect.missed is None}
         if not queues:
             return
         transport = self.transport()
         try:
-            given = {queue: self._given_out(conn, transport, queue) for queue in queues}
+            delivered = {queue: self._delivered(conn, transport, queue) for queue in queues}
         except Unreachable as error:
             log.debug("no search for lost messages: %s", error)
             return
@@ -150,11 +146,11 @@ class LostMessageSearch:
             transport.close()
         now = time.monotonic()
         for suspect in self._suspects.values():
-            if suspect.missed is None and suspect.seen <= given.get(suspect.queue, 0):
+            if suspect.missed is None and suspect.search <= delivered.get(suspect.queue, 0):
                 suspect.missed = now
 
-    def _given_out(self, conn: Conn, transport: Transport, queue: str) -> int:
-        """The search before which everything came into the queue that it has given out."""
+    def _delivered(self, conn: Conn, transport: Transport, queue: str) -> int:
+        """The latest search before which all that was published has been delivered from the queue; 0: none is known."""
         depth = transport.depth(queue)
         if depth == 0:
             self._marks.pop(queue, None)
@@ -164,13 +160,6 @@ class LostMessageSearch:
         number, mark = self._marks.get(queue, (0, None))
         if mark is not None and not sweep.overtaken(conn, queue, mark):
             return 0
-        if fresh := sweep.mark_jobs(conn, MARKED):
-            self._marks[queue] = (self._number, fresh)
+        if new_mark := sweep.mark_jobs(conn, MARK_JOBS):
+            self._marks[queue] = (self._number, new_mark)
         return number
-
-
-def _by_job(keys: Iterable[Key]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    found: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for job, item, attempt in keys:
-        found[job].append((item, attempt))
-    yield from sorted(found.items())

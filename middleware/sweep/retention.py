@@ -1,4 +1,4 @@
-"""Finished jobs leave when their time is over, a little in each round of the sweep."""
+"""Deletes finished jobs whose time is over, some rows in each round of the sweep."""
 
 import logging
 import time
@@ -10,27 +10,28 @@ from callboard.sql.writes import retention
 
 log = logging.getLogger("callboard.sweep")
 
-#: Seconds between two looks for jobs whose time is over, and for which one round clears at most: other duties wait.
-LOOK = 10.0
-BUDGET = 0.5
+#: Seconds between two looks for jobs whose time is over.
+LOOK_SECONDS = 10.0
+#: Seconds of deleting in one round at most, since the sweep has other work.
+BUDGET_SECONDS = 0.5
 
 
 @dataclass(slots=True)
 class Retention:
-    """See the module. `keep`: seconds for which finished jobs are kept that don't say so themselves; None: for ever."""
+    """See the module. `keep`: seconds for which a finished job stays that has no `keep` of its own; None: for ever."""
 
     keep: float | None = field(default_factory=settings.KEEP.get)
     _looked: float | None = None
 
     def round(self, conn: Conn) -> None:
-        """Mark what is due, now and then, and clear some of what is leaving."""
+        """Mark the jobs that are due, every 10 s, and delete rows of those that are marked."""
         now = time.monotonic()
-        if self._looked is None or now - self._looked >= LOOK:
+        if self._looked is None or now - self._looked >= LOOK_SECONDS:
             self._looked = now
             for job in retention.mark_due(conn, self.keep):
-                log.info("job %d leaves: its time is over", job)
+                log.info("job %d is deleted: its time is over", job)
             retention.forget(conn, self.keep)
         for job in retention.jobs(conn):
             for _ in retention.clear(conn, job):
-                if time.monotonic() - now > BUDGET:
+                if time.monotonic() - now > BUDGET_SECONDS:
                     return

@@ -38,5 +38,5 @@ def test_an_actor_that_does_not_end_holds_no_worker_up(on: Scene) -> None:
     (on.folder / "broken").touch()
     assert worker.process.child is not None
     assert worker.process.child.wait(TIMEOUT) == 1
-    assert "an actor does not end" in on.said()
+    assert "an actor is still running" in on.said()
     assert on.status(job)["finished_at"] is None

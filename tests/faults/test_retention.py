@@ -123,4 +123,4 @@ def test_a_job_is_deleted_while_others_run_and_its_time_is_over(on: Scene) -> No
         on.sql("UPDATE callboard.jobs SET finished_at = now() - interval '2 hours' WHERE id = %s", first.id)
         assert wait_until(lambda: not left(on, first), TIMEOUT)
         on.prove_mixed(busy, 2_000, witness=witness)
-    assert f"job {first.id} leaves: its time is over" in on.said()
+    assert f"job {first.id} is deleted: its time is over" in on.said()

@@ -90,15 +90,15 @@ def test_the_one_that_sweeps_is_killed_and_frozen_and_another_takes_over(
 def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not elected but told to: each does everything, at the same time. Only who has the lease sends again."""
     monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", "1000")  # all of them, though nobody works
-    monkeypatch.setattr(lost_messages, "STALE", 0.0)
-    monkeypatch.setattr(sweep, "SEARCH", 0.0)
+    monkeypatch.setattr(lost_messages, "REPORT_AGE_SECONDS", 0.0)
+    monkeypatch.setattr(sweep, "SEARCH_SECONDS", 0.0)
     job = on.submit("work", ({"number": n} for n in range(300)))
     on.until(job, lambda status: status["queued"] == 300)
     with on.channel() as channel:
         assert channel.queue_purge("default").method.message_count == 300
     runtime = on.broker.runtime  # type: ignore[attr-defined]
     with make_pool(on.direct_url, size=2) as pool:
-        sweeps = [Sweep(pool, runtime.make_transport) for _ in range(2)]
+        sweeps = [Sweep(runtime.process, runtime.make_transport) for _ in range(2)]
         with pool.connection() as conn:
             assert [leases.take_lease(conn, "sweep", one._holder, 60) for one in sweeps] == [True, False]
 

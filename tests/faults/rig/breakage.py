@@ -15,7 +15,7 @@ BREAKS, MARKS = "CALLBOARD_TEST_BREAKS", "CALLBOARD_TEST_MARKS"
 
 def install(part: str, sign: Path) -> None:
     """Lay the fault into the product's way, and wait less for actors that don't end."""
-    fatal_exit.PATIENCE = 4.0
+    fatal_exit.EXIT_SECONDS = 4.0
     plain: Any = getattr(InFlight, part)
 
     def failing(*args: Any) -> Any:

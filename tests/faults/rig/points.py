@@ -45,9 +45,9 @@ def marks(folder: Path) -> list[Mark]:
 def hurry(seconds: float) -> None:
     """Miss workers, and find lost messages, sooner; and take over their callbacks."""
     timings.DEAD_AFTER_SECONDS = seconds
-    heartbeat.BEAT = seconds / 8
-    sweep.SEARCH = sweep.SAMPLE = seconds / 2
-    sweep.PERIOD = 0.5
+    heartbeat.BEAT_SECONDS = seconds / 8
+    sweep.SEARCH_SECONDS = sweep.SAMPLE_SECONDS = seconds / 2
+    sweep.PERIOD_SECONDS = 0.5
     callbacks.LEASE = callbacks.BRIEF = seconds
 
 

@@ -47,7 +47,7 @@ def queue() -> Queue:
 
 @pytest.fixture
 def search(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> LostMessageSearch:
-    monkeypatch.setattr(lost_messages, "STALE", 0.0)
+    monkeypatch.setattr(lost_messages, "REPORT_AGE_SECONDS", 0.0)
     return LostMessageSearch(lambda: queue)
 
 
@@ -56,7 +56,7 @@ def look(conn: Conn, search: LostMessageSearch, *workers: int, times: int = 3, h
     for _ in range(times):
         for worker in workers:
             beat(conn, worker, holds)
-        search.look(conn, LEADER)
+        search.run(conn, LEADER)
         conn.execute("UPDATE callboard.workers SET beat_at = beat_at - interval '1 s'")
         for suspect in search._suspects.values():
             if suspect.missed is not None:
@@ -218,11 +218,11 @@ def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: LostMessageSe
     assert sent_again(conn, paused) == sent_again(conn, stopped) == []
 
 
-def test_a_large_job_is_looked_through_a_stretch_at_a_time(
+def test_a_large_job_is_searched_a_range_at_a_time(
     conn: Conn, search: LostMessageSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First its end, where most of a loss lies; and children, numbered after its bulk."""
-    monkeypatch.setattr(lost_messages, "STRETCH", 100)
+    monkeypatch.setattr(lost_messages, "RANGE_ITEMS", 100)
     job = make_job(conn, 1_000)
     kept = {5, 555, 950}
     record(conn, job, {"succeeded": [item for item in range(1_000) if item not in kept]})
@@ -249,7 +249,7 @@ def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
 def test_a_queue_in_which_many_wait_keeps_no_other_from_being_searched(
     conn: Conn, search: LostMessageSearch, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lost_messages, "MANY", 10)
+    monkeypatch.setattr(lost_messages, "QUEUE_SUSPECTS", 10)
     waiting, gone = make_job(conn, 20), make_job(conn, 1)
     conn.execute("UPDATE callboard.jobs SET queue = 'long' WHERE id = %s", (waiting,))
     monkeypatch.setattr(queue, "depth", {"long": 20, "default": 0}.get)

@@ -348,7 +348,7 @@ def test_who_stops_in_between_is_gone_on_from(conn: Conn, monkeypatch: pytest.Mo
 
 def test_a_round_of_the_sweep_does_a_little(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deletion, "CHUNK", 10)
-    monkeypatch.setattr(retention, "BUDGET", -1.0)
+    monkeypatch.setattr(retention, "BUDGET_SECONDS", -1.0)
     jobs = [ended(conn, 20, days=31), ended(conn, 20, days=31)]
     sweeps = Retention(30 * DAY)
     left = []

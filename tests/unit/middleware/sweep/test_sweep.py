@@ -1,9 +1,7 @@
-"""What the sweep does with errors: it says nothing of a database that is away, everything of what somebody has to mend,
-and goes on with what has nothing to do with it.
-"""
+"""Errors in the sweep: an outage of the database is not logged, every other error is, and the other steps run."""
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,7 +18,7 @@ OPEN: Any = SimpleNamespace(closed=False)
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "logged"),
     [
         (psycopg.OperationalError("gone"), False),
         (psycopg.InterfaceError("closed"), False),
@@ -29,22 +27,22 @@ OPEN: Any = SimpleNamespace(closed=False)
         (ValueError("strange"), True),
     ],
 )
-def test_an_error_that_does_not_pass_is_said(
-    error: Exception, said: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_an_error_that_is_no_outage_is_logged(
+    error: Exception, logged: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Pool:
-        def connection(self) -> Any:
+    class Process:
+        def write(self, statement: object) -> Any:
             raise error
 
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
-    pool: Any = Pool()
-    sweep = Sweep(pool, lambda: pytest.fail("nobody asks the broker"))
+    process: Any = Process()
+    sweep = Sweep(process, lambda: pytest.fail("nobody asks the broker"))
     with caplog.at_level(logging.WARNING):
         sweep._periodic.run_step()
-    assert (str(error) in caplog.text) == said
+    assert (str(error) in caplog.text) == logged
 
 
-def test_what_fails_keeps_nothing_else_from_being_done(
+def test_a_failing_step_does_not_stop_the_others(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[object] = []
@@ -61,36 +59,36 @@ def test_what_fails_keeps_nothing_else_from_being_done(
     monkeypatch.setattr(sweeping, "rescue", rescue)
     unused: Any = None
     sweep = Sweep(unused, unused)
-    steps = [step for step in sweep._due() if step is sweeping._bury_dead]
+    steps = [step for step in sweep._due() if step is sweeping._rescue_dead]
     with pytest.raises(psycopg.errors.UndefinedColumn):  # so that this connection is lent to nobody any more
-        sweeping._each(OPEN, [*steps, lambda _: done.append("the next")])
+        sweeping._run(OPEN, [*steps, lambda _: done.append("the next")])
     assert done == [1, 2, 3, "the next"]
     assert "no such column" in caplog.text
     assert "strange" in caplog.text
 
 
 @pytest.mark.parametrize("error", [psycopg.errors.QueryCanceled, psycopg.errors.DeadlockDetected])
-def test_what_the_server_breaks_off_is_no_outage(
+def test_a_statement_that_the_server_cancels_is_no_outage(
     error: type[psycopg.Error], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A time limit of the server's that one step never keeps would else put off all burials, too."""
+    """Otherwise a statement timeout that one step always exceeds would put off every rescue too."""
     done: list[object] = []
 
     def search(_: object) -> None:
         raise error("it takes too long")
 
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
-    sweeping._each(OPEN, [search, done.append])
+    sweeping._run(OPEN, [search, done.append])
     assert done == [OPEN]
     assert "it takes too long" in caplog.text
 
 
 class Database:
-    """Answers when it is there; by the test's clock."""
+    """A database by the test's clock, which answers while `there` is true."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.there = 1_000.0, True
-        self.buried: list[float] = []
+        self.rescued: list[float] = []
         clock = SimpleNamespace(monotonic=lambda: self.now, monotonic_ns=lambda: 0)
         monkeypatch.setattr("callboard.middleware.sweep.sweep.time", clock)
         monkeypatch.setattr(Sweep, "_elected", lambda *_: True)
@@ -98,51 +96,53 @@ class Database:
         self.sweep = Sweep(cast("Any", self), cast("Any", None))
 
     def _round(self, _: object) -> None:
-        if sweeping._bury_dead in list(self.sweep._due()):
-            self.buried.append(self.now)
+        if sweeping._rescue_dead in list(self.sweep._due()):
+            self.rescued.append(self.now)
 
-    def connection(self) -> Any:
+    def write(self, statement: Callable[[Any], None]) -> None:
         if not self.there:
             raise psycopg.OperationalError("gone")
-        return nullcontext()
+        statement(None)
 
     def pass_time(self, seconds: float) -> None:
-        """A look every second."""
+        """Sweep every second."""
         for _ in range(round(seconds)):
-            self.sweep._look()
+            self.sweep._step()
             self.now += 1
 
 
-def test_who_only_starts_gives_others_some_time_to_be_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not as much as after an outage: he may be the one for whose place what a dead worker held has waited."""
+def test_a_process_that_starts_gives_workers_some_time_to_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half as much as after an outage: it may replace a dead worker, whose items have waited for its start."""
     database = Database(monkeypatch)
     database.pass_time(8)
-    assert database.buried[0] == 1_000 + timings.DEAD_AFTER_SECONDS / 2
+    assert database.rescued[0] == 1_000 + timings.DEAD_AFTER_SECONDS / 2
 
 
 @pytest.mark.parametrize("before", [0, 30])
-def test_after_an_outage_nobody_is_buried_before_he_had_time_to_be_heard(
+def test_after_an_outage_no_worker_is_rescued_before_it_had_time_to_beat(
     before: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor by one that started in it."""
+    """Also by a process that started in the outage."""
     database = Database(monkeypatch)
     database.pass_time(before)
     database.there = False
     database.pass_time(5)
     database.there, again = True, database.now
-    database.buried.clear()
+    database.rescued.clear()
     database.pass_time(20)
-    assert database.buried[0] == again + timings.DEAD_AFTER_SECONDS
+    assert database.rescued[0] == again + timings.DEAD_AFTER_SECONDS
 
 
-def test_nor_after_a_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_freeze_no_worker_is_rescued_before_it_had_time_to_beat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     database = Database(monkeypatch)
     database.pass_time(30)
     database.now += timings.DEAD_AFTER_SECONDS + 1
     again = database.now
-    database.buried.clear()
+    database.rescued.clear()
     database.pass_time(20)
-    assert database.buried[0] == again + timings.DEAD_AFTER_SECONDS
+    assert database.rescued[0] == again + timings.DEAD_AFTER_SECONDS
 
 
 def test_an_outage_ends_the_round() -> None:
@@ -153,5 +153,5 @@ def test_an_outage_ends_the_round() -> None:
 
     closed: Any = SimpleNamespace(closed=True)
     with pytest.raises(psycopg.OperationalError):
-        sweeping._each(closed, [away, done.append])
+        sweeping._run(closed, [away, done.append])
     assert done == []
