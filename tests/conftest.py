@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import HealthCheck, settings
 
-from callboard.commands.services import Node, Server, ports, postgres, rabbitmq
+from callboard.commands.services import Node, Server, ports
 from tests.support.databases import database, with_database
 from tests.support.services import (
     POSTGRES_SETTINGS,
@@ -160,7 +160,7 @@ def older_database_url(older_postgres: SharedPostgres) -> Iterator[str]:
 @pytest.fixture
 def private_server(tmp_path: Path) -> Iterator[Server]:
     """A running, empty PostgreSQL of this test's own, to stop, kill and start."""
-    with postgres(tmp_path / "postgres", settings=POSTGRES_SETTINGS, programs=postgres_programs()) as server:
+    with Server(tmp_path / "postgres", settings=POSTGRES_SETTINGS, programs=postgres_programs()) as server:
         yield server
 
 
@@ -181,7 +181,7 @@ def amqp_url(broker: Broker) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def private_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A running RabbitMQ of this module's own, to stop, kill and start; a test leaves it running."""
-    with rabbitmq(tmp_path_factory.mktemp("node")) as node:
+    with Node(tmp_path_factory.mktemp("node")) as node:
         yield node
         node.kill()
 

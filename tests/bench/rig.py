@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pika
 import psycopg
 
-from callboard.commands.services import postgres, rabbitmq
+from callboard.commands.services import Node, Server
 from callboard.sql.migrate import migrate
 from tests.support.workers import Worker
 
@@ -76,6 +76,6 @@ def rig() -> Iterator[Rig]:
     """A private RabbitMQ and an embedded PostgreSQL, with fsync as in production."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with rabbitmq(folder / "rabbitmq") as node, postgres(folder / "postgres") as server:
+        with Node(folder / "rabbitmq") as node, Server(folder / "postgres") as server:
             migrate(server.url)
             yield Rig(folder, node.url, server.url)

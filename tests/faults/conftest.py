@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from callboard.commands.services import Node, Server, postgres, rabbitmq
+from callboard.commands.services import Node, Server
 from callboard.sql.migrate import migrate
 from tests.faults.rig.ledger import TABLE, VARIABLE, Ledger
 from tests.faults.rig.scene import Scene, scene
@@ -27,14 +27,14 @@ def the_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The PostgreSQL that faults happen to."""
     folder = tmp_path_factory.mktemp("faulty-postgres")
     settings = {**POSTGRES_SETTINGS, "autovacuum_naptime": "5s"}
-    with postgres(folder, settings=settings, users=postgres_users(), programs=postgres_programs()) as server:
+    with Server(folder, settings=settings, users=postgres_users(), programs=postgres_programs()) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def the_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """The RabbitMQ that faults happen to."""
-    with rabbitmq(tmp_path_factory.mktemp("faulty-rabbitmq")) as node:
+    with Node(tmp_path_factory.mktemp("faulty-rabbitmq")) as node:
         yield node
         node.kill()
 

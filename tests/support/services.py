@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from callboard.commands.services import postgres, rabbitmq
+from callboard.commands.services import Node, Server
 from tests.support.databases import migrated
 from tests.support.pgbouncer import NOBODY, pgbouncer
 from tests.support.vhosts import Broker
@@ -147,7 +147,7 @@ def _postgres(services: Owner) -> Iterator[SharedPostgres]:
         return
     folder, users = services.folder / "postgres", postgres_users()
     with (
-        postgres(folder, settings=POSTGRES_SETTINGS, users=users, programs=postgres_programs()) as server,
+        Server(folder, settings=POSTGRES_SETTINGS, users=users, programs=postgres_programs()) as server,
         migrated(server.url) as template,
     ):
         yield SharedPostgres(server.url, template)
@@ -161,7 +161,7 @@ def _older_postgres(services: Owner) -> Iterator[SharedPostgres]:
         raise RuntimeError("no PostgreSQL among the system's packages; `make test` installs it or says how")
     folder = services.folder / "older-postgres"
     with (
-        postgres(folder, settings=POSTGRES_SETTINGS, programs=found[0].parent) as server,
+        Server(folder, settings=POSTGRES_SETTINGS, programs=found[0].parent) as server,
         migrated(server.url) as template,
     ):
         yield SharedPostgres(server.url, template)
@@ -173,7 +173,7 @@ def _rabbitmq(services: Owner) -> Iterator[Broker]:
         default = f"http://{urlsplit(url).hostname}:15672/api"
         yield Broker(url, os.environ.get("CALLBOARD_TEST_MANAGEMENT_URL", default))
         return
-    with rabbitmq(services.folder / "rabbitmq", plugins=[MANAGEMENT]) as node:
+    with Node(services.folder / "rabbitmq", plugins=[MANAGEMENT]) as node:
         try:
             yield Broker.of(node)
         finally:

@@ -1,8 +1,8 @@
 """Embedded PostgreSQL and a private RabbitMQ node: child processes of this one, for `callboard up` and the tests."""
 
 from callboard.commands.services.child_process import NotStarted, Process, wait_until
-from callboard.commands.services.postgres import Server, postgres
-from callboard.commands.services.rabbitmq import Node, installed, rabbitmq
+from callboard.commands.services.postgres import Server
+from callboard.commands.services.rabbitmq import Node, installed
 from callboard.commands.services.signals import ends_on_sigterm, wait_for_the_end
 
 __all__ = [
@@ -12,8 +12,6 @@ __all__ = [
     "Server",
     "ends_on_sigterm",
     "installed",
-    "postgres",
-    "rabbitmq",
     "wait_for_the_end",
     "wait_until",
 ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
-LAUNCH = Path(__file__).with_name("exec_as.py")
+EXEC_AS = Path(__file__).with_name("exec_as.py")
 
 
 class NotStarted(RuntimeError):
@@ -18,7 +18,7 @@ class NotStarted(RuntimeError):
 
 
 class User(NamedTuple):
-    """Whom a child runs as. With `reach` it may read where only root can (see `launch`)."""
+    """The user that a child runs as. With `reach` it may read where only root can (see exec_as)."""
 
     uid: int
     gid: int
@@ -26,7 +26,7 @@ class User(NamedTuple):
 
 
 def wait_until(condition: Callable[[], object], timeout: float, *, pause: float = 0.02) -> bool:
-    """Whether `condition` came true within `timeout` seconds, asked every `pause` seconds."""
+    """Ask `condition` every `pause` seconds; return whether it came true within `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() >= end:
@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], object], timeout: float, *, pause: float 
 
 
 def tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a log, or nothing if there is none."""
+    """The last lines of a log; empty if there is none."""
     try:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
     except FileNotFoundError:
@@ -47,8 +47,8 @@ def tail(path: Path, lines: int = 20) -> str:
 class Process:
     """A program in a process group of its own, its output in a file.
 
-    On Linux it gets `farewell` when the *thread* that called `start` ends, however it ends: start services
-    from the main thread. Its own children are its own business until `kill`, which takes the whole group.
+    On Linux it gets the signal `farewell` when the *thread* that called `start` ends, however it ends: start services
+    from the main thread. Signals go to the program alone, but `kill` goes to the whole group.
     """
 
     command: Sequence[str | Path]
@@ -70,9 +70,11 @@ class Process:
     def start(self) -> Self:
         """Start it; its output is appended to the log."""
         self._asked = False
+        user = self.user or User(-1, -1)
+        terms = [str(int(term)) for term in (os.getpid(), self.farewell, user.uid, user.gid, user.reach)]
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-I", "-S", LAUNCH, *self._terms(), *self.command],
+                [sys.executable, "-I", "-S", EXEC_AS, *terms, *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -82,16 +84,12 @@ class Process:
             )
         return self
 
-    def _terms(self) -> list[str]:
-        user = self.user or User(-1, -1)
-        return [str(int(term)) for term in (os.getpid(), self.farewell, user.uid, user.gid, user.reach)]
-
     def running(self) -> bool:
         """Whether it runs now."""
         return self.child is not None and self.child.poll() is None
 
     def wait_ready(self, ready: Callable[[], object], timeout: float) -> None:
-        """Wait until `ready()` holds; `NotStarted`, and nothing left running, if it ends or time is up."""
+        """Wait until `ready()` holds. If it ends before, or the seconds pass, kill its group and raise NotStarted."""
         wait_until(lambda: not self.running() or ready(), timeout)
         if self.running() and ready():
             return
@@ -100,7 +98,7 @@ class Process:
         raise NotStarted(f"{Path(self.command[0]).name} {why}; its log {self.log} ends:\n{tail(self.log)}")
 
     def ask_to_end(self) -> None:
-        """Send it `farewell`. Only once: at a second signal Dramatiq drops the items in hand."""
+        """Send it `farewell`. Only once: at a second signal Dramatiq drops its running items."""
         if self.running() and not self._asked:
             self._asked = True
             self.send(self.farewell)
@@ -112,7 +110,7 @@ class Process:
         return self.kill()
 
     def kill(self) -> int | None:
-        """SIGKILL to all of its group that still runs; its exit code."""
+        """Send SIGKILL to its group; return its exit code, None if it was never started."""
         if self.child is None:
             return None
         self.send(signal.SIGKILL)
@@ -123,5 +121,5 @@ class Process:
         try:
             (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
         except (ProcessLookupError, PermissionError):
-            # Nobody left; macOS says "not permitted" of a group of zombies.
+            # It has ended; macOS raises PermissionError for a group of zombies.
             return

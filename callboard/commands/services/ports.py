@@ -8,7 +8,7 @@ FIRST, LAST = 16_000, 30_000
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on at 127.0.0.1 now; by chance, so that two callers differ."""
+    """Different ports on which nobody listens at 127.0.0.1 now. They are random, so that two callers get others."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.SystemRandom().randrange(FIRST, LAST)

@@ -9,43 +9,54 @@ import pwd
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
 import psycopg
 
-from callboard.commands.services.child_process import NotStarted, Process, User
+from callboard.commands.services.child_process import NotStarted, Process
 from callboard.commands.services.postgres_data import embedded, give, initialised, user_for, write_access
 
-START_TIMEOUT = 60.0
-# A socket's path as macOS allows it (Linux: 107), less the name of the socket's lock file.
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+#: Starts while the sessions of a killed server still hold its memory, and seconds between two of them.
+STARTS, PAUSE_SECONDS = 20, 0.5
+# The longest path of a socket on macOS (Linux: 107), less the name of the socket's lock file.
 LONGEST_FOLDER = 103 - len("/.s.PGSQL.5432.lock")
-STOP_TIMEOUT = 30.0
-#: How often it is started while a former one's sessions hold its memory, and seconds in between.
-TRIES, PAUSE = 20, 0.5
 
 
 class Server:
-    """A PostgreSQL server on a folder, which it makes and keeps; its URL stays as it starts again."""
+    """A PostgreSQL server on a folder, which it makes and keeps; as a context manager it runs for a block.
+
+    `settings` are server settings. `users` are system users that may connect besides the one who starts it. `programs`
+    is the folder of another PostgreSQL's `initdb` and `postgres`, instead of the wheel's. The URL stays the same when
+    it starts again.
+    """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        settings: Mapping[str, str] | None = None,
-        users: Sequence[str] = (),
+        self, folder: Path, *, settings: Mapping[str, str] | None = None, users: Sequence[str] = (),
         programs: Path | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.folder = folder.resolve()
         self.log = self.folder / "postgres.log"
-        self.settings = settings or {}
-        self.programs = programs
-        self.users = [pwd.getpwuid(os.geteuid()).pw_name, *users]
         self.sockets = _sockets(self.folder)
+        self._settings = settings or {}
+        self._programs = programs
+        self._users = [pwd.getpwuid(os.geteuid()).pw_name, *users]
         self._process: Process | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def url(self) -> str:
@@ -53,33 +64,27 @@ class Server:
         return f"postgresql://postgres@/postgres?host={quote(str(self.sockets), safe='')}"
 
     def start(self) -> Self:
-        """Start it and wait until it answers. Raises `NotStarted`."""
+        """Start it and wait until it answers. Raises NotStarted, also when another one runs on the same folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        programs = self.programs or embedded()
+        programs = self._programs or embedded()
         user = user_for(self.folder, programs)
         data = initialised(self.folder, programs, user)
-        write_access(data, self.users)
+        write_access(data, self._users)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         give(self.sockets, user)
-        for left in reversed(range(TRIES)):
+        fixed = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"'}
+        options = [f"--{name}={value}" for name, value in {**self._settings, **fixed}.items()]
+        # SIGINT is PostgreSQL's fast shutdown: it ends sessions and writes a checkpoint.
+        command = [str(programs / "postgres"), "-D", str(data), *options]
+        self._process = Process(command, log=self.log, cwd=Path("/"), user=user, farewell=signal.SIGINT)
+        for left in reversed(range(STARTS)):
             try:
-                return self._start(programs, data, user)
+                self._process.start().wait_ready(self._ready, START_SECONDS)
+                break
             except NotStarted as error:
-                # The sessions of one that was killed outlive it for a moment.
                 if not left or "shared memory block" not in str(error):
                     raise
-                time.sleep(PAUSE)
-        raise AssertionError  # the last try returned or raised
-
-    def _start(self, programs: Path, data: Path, user: User | None) -> Self:
-        self._process = Process(
-            [programs / "postgres", *_options(data, self.sockets, self.settings)],
-            log=self.log,
-            cwd=Path("/"),
-            user=user,
-            farewell=signal.SIGINT,  # PostgreSQL's fast shutdown: end sessions, write a checkpoint
-        ).start()
-        self._process.wait_ready(self._ready, START_TIMEOUT)
+                time.sleep(PAUSE_SECONDS)
         return self
 
     def running(self) -> bool:
@@ -89,7 +94,7 @@ class Server:
     def stop(self) -> None:
         """End all sessions and stop it in order."""
         if self._process is not None:
-            self._process.stop(STOP_TIMEOUT)
+            self._process.stop(STOP_SECONDS)
 
     def kill(self) -> None:
         """Stop it with SIGKILL, as a power cut would."""
@@ -107,48 +112,17 @@ class Server:
         # Another server on the same folder would answer too, until ours has noticed it and given up.
         try:
             pid = (self.folder / "postgres" / "postmaster.pid").read_text(encoding="ascii").partition("\n")[0]
-        except FileNotFoundError:
+            if self._process is None or pid != str(self._process.pid):
+                return False
+            psycopg.connect(self.url, connect_timeout=5).close()
+        except (FileNotFoundError, psycopg.OperationalError):
             return False
-        return self._process is not None and pid == str(self._process.pid) and _answers(self.url)
-
-
-@contextmanager
-def postgres(
-    folder: Path,
-    *,
-    settings: Mapping[str, str] | None = None,
-    users: Sequence[str] = (),
-    programs: Path | None = None,
-) -> Iterator[Server]:
-    """Run PostgreSQL on `folder`, which it makes and keeps.
-
-    `settings` are server settings; `users` are system users that may connect besides the one who starts it;
-    `programs` is the folder of another PostgreSQL's `initdb` and `postgres`, instead of the wheel's.
-    Raises `NotStarted`, also when another one runs on the same folder.
-    """
-    server = Server(folder, settings=settings, users=users, programs=programs)
-    try:
-        yield server.start()
-    finally:
-        server.close()
+        return True
 
 
 def _sockets(folder: Path) -> Path:
-    """Where the socket goes: beside the data, or into a short folder if that path won't do for a socket."""
+    """The folder of the socket: beside the data, or a short one under /tmp if that path won't do for a socket."""
     near = folder / "sockets"
     # libpq takes a comma for the end of a host.
     fits = len(os.fsencode(near)) <= LONGEST_FOLDER and "," not in str(near) and '"' not in str(near)
     return near if fits else Path(tempfile.mkdtemp(prefix="callboard-", dir="/tmp"))
-
-
-def _options(data: Path, sockets: Path, settings: Mapping[str, str]) -> list[str]:
-    fixed = {"listen_addresses": "", "unix_socket_directories": f'"{sockets}"'}
-    return ["-D", str(data), *(f"--{name}={value}" for name, value in {**settings, **fixed}.items())]
-
-
-def _answers(url: str) -> bool:
-    try:
-        psycopg.connect(url, connect_timeout=5).close()
-    except psycopg.OperationalError:
-        return False
-    return True

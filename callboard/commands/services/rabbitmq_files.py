@@ -12,7 +12,7 @@ MANAGEMENT = "rabbitmq_management"
 
 
 class Ports(NamedTuple):
-    """Where a node listens, all at 127.0.0.1."""
+    """The ports of a node, all at 127.0.0.1."""
 
     amqp: int
     distribution: int
@@ -20,8 +20,8 @@ class Ports(NamedTuple):
     management: int
 
 
-class Home(NamedTuple):
-    """A node's folder. Ports are new each time; cookie, password and data stay."""
+class NodeFolder(NamedTuple):
+    """A node's folder. Its ports are new for each object; cookie, password and data stay."""
 
     folder: Path
     plugins: Sequence[str]
@@ -29,7 +29,7 @@ class Home(NamedTuple):
 
     @classmethod
     def at(cls, folder: Path, plugins: Sequence[str]) -> Self:
-        """The home in `folder`, which it makes."""
+        """The folder at this path, which it makes."""
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder.resolve(), tuple(plugins), Ports(*free_ports(4)))
 
@@ -39,7 +39,7 @@ class Home(NamedTuple):
         return _secret(self.folder / "password")
 
     def configure(self) -> None:
-        """Write the node's files; the password and the cookie once, since the data was made with them."""
+        """Write the node's files. Password and cookie are written once, since the data belongs to them."""
         _secret(self.folder / ".erlang.cookie")
         (self.folder / "plugins").write_text(f"[{','.join(self.plugins)}].\n", encoding="utf-8")
         lines = [
@@ -55,11 +55,11 @@ class Home(NamedTuple):
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def environment(self) -> dict[str, str]:
-        """The environment of the node and its tools: nothing of the system's RabbitMQ or the user's."""
+        """The environment of the node and its tools: this process's own, without settings of another RabbitMQ."""
         foreign = ("RABBITMQ_", "ERL_", "NOTIFY_SOCKET")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         folder = self.folder
-        return kept | {
+        return ours | {
             "HOME": str(folder),  # where Erlang looks for its cookie
             "LC_ALL": "C.UTF-8",
             "RABBITMQ_NODENAME": "callboard@localhost",
@@ -81,7 +81,7 @@ class Home(NamedTuple):
 
 
 def _secret(path: Path) -> str:
-    """A random word kept in a file that only its owner can read."""
+    """A random word in a file that only its owner can read; made at the first call."""
     if not path.exists():
         path.touch(mode=0o600)
         path.write_text(secrets.token_hex(16), encoding="ascii")

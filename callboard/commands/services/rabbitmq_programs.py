@@ -1,4 +1,4 @@
-"""Where this machine keeps RabbitMQ and Erlang's port mapper, if it has them."""
+"""Finds RabbitMQ and Erlang's port mapper on this machine."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ MORE_PATH = ("/opt/homebrew/bin", "/usr/local/bin")
 
 
 def scripts() -> Path | None:
-    """The folder of RabbitMQ's own scripts on this machine, or None."""
+    """The folder of RabbitMQ's own scripts; None where it is not installed."""
     found = [path for place in PLACES for path in Path("/").glob(f"{place.lstrip('/')}/rabbitmq-server")]
     if in_path := shutil.which("rabbitmq-server"):
         found.append(Path(in_path))
@@ -29,12 +29,12 @@ def scripts() -> Path | None:
 
 
 def installed() -> bool:
-    """Whether there is a RabbitMQ to start a node of."""
+    """Whether this machine has all that a node needs."""
     return scripts() is not None and epmd() is not None
 
 
 def epmd() -> Path | None:
-    """Erlang's port mapper: in the PATH, or in Erlang's folder beside `erl`."""
+    """Erlang's port mapper, in the PATH or in Erlang's folder; None where there is none."""
     if found := shutil.which("epmd"):
         return Path(found)
     erl = shutil.which("erl", path=os.pathsep.join([*os.get_exec_path(), *MORE_PATH]))

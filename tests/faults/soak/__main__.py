@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 
-from callboard.commands.services import ends_on_sigterm, postgres, rabbitmq
+from callboard.commands.services import Node, Server, ends_on_sigterm
 from callboard.sql.migrate import migrate
 from tests.faults.rig.ledger import TABLE, VARIABLE, Ledger
 from tests.faults.rig.scene import scene
@@ -49,9 +49,9 @@ def main() -> int:
         folder = given.keep or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         with (
-            rabbitmq(folder / "rabbitmq") as node,
-            postgres(folder / "faulty", settings=SETTINGS) as server,
-            postgres(folder / "steady") as steady,
+            Node(folder / "rabbitmq") as node,
+            Server(folder / "faulty", settings=SETTINGS) as server,
+            Server(folder / "steady") as steady,
             proxies({"DATABASE_URL": server.url, "AMQP_URL": node.url, VARIABLE: steady.url}) as by,
             psycopg.connect(steady.url, autocommit=True) as conn,
         ):

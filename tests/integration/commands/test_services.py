@@ -19,8 +19,6 @@ from callboard.commands.services import (
     Process,
     Server,
     installed,
-    postgres,
-    rabbitmq,
     wait_until,
 )
 from callboard.commands.services.child_process import User
@@ -94,7 +92,7 @@ def test_ports_differ() -> None:
 
 
 def test_postgres_keeps_its_data_and_url(tmp_path: Path) -> None:
-    with postgres(tmp_path) as server:
+    with Server(tmp_path) as server:
         with psycopg.connect(server.url) as connection:
             connection.execute("CREATE TABLE kept ()")
         server.kill()
@@ -107,19 +105,19 @@ def test_postgres_keeps_its_data_and_url(tmp_path: Path) -> None:
 
 def test_postgres_takes_a_folder_of_any_name(tmp_path: Path) -> None:
     for name in ("a, b", "x" * 120):
-        with postgres(tmp_path / name) as server, psycopg.connect(server.url) as connection:
+        with Server(tmp_path / name) as server, psycopg.connect(server.url) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
         assert not server.sockets.exists()
 
 
 def test_postgres_refuses_a_folder_in_use(private_server: Server) -> None:
-    with pytest.raises(NotStarted, match="lock file"), postgres(private_server.folder):
+    with pytest.raises(NotStarted, match="lock file"), Server(private_server.folder):
         pass
     psycopg.connect(private_server.url).close()
 
 
 def test_postgres_lets_no_other_user_in(tmp_path: Path) -> None:
-    with postgres(tmp_path) as server:
+    with Server(tmp_path) as server:
         ident = tmp_path / "postgres" / "pg_ident.conf"
         ident.write_text('callboard "someone-else" postgres\n', encoding="utf-8")
         with psycopg.connect(server.url) as connection:
@@ -159,13 +157,13 @@ def test_node_without_rabbitmq_says_what_to_do(tmp_path: Path, monkeypatch: pyte
 
 def test_node_that_cannot_boot_shows_its_log(tmp_path: Path) -> None:
     (tmp_path / "advanced.config").write_text("no Erlang term", encoding="ascii")
-    with pytest.raises(NotStarted, match="failed_to_read_advanced_configuration"), rabbitmq(tmp_path):
+    with pytest.raises(NotStarted, match="failed_to_read_advanced_configuration"), Node(tmp_path):
         pass
     assert not running(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("service", "signals"), [("postgres", [signal.SIGKILL, signal.SIGTERM]), ("rabbitmq", [signal.SIGKILL])]
+    ("service", "signals"), [("Server", [signal.SIGKILL, signal.SIGTERM]), ("Node", [signal.SIGKILL])]
 )
 def test_service_dies_with_its_starter(
     tmp_path: Path, service: str, signals: Sequence[signal.Signals]
