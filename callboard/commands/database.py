@@ -1,4 +1,4 @@
-"""Where the database is, and a connection to it."""
+"""A command's connection to the database."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from callboard.sql.pool import Conn, connect, database_address
 
 @contextmanager
 def database() -> Iterator[Conn]:
-    """A connection to a database whose schema fits this code."""
+    """Connect for a block. Raises CommandError, NotConfigured, and SchemaError for a schema that does not fit."""
     url = database_address()
     with reach(url), connect(url) as conn:
         warning = check(conn)
@@ -25,28 +25,15 @@ def database() -> Iterator[Conn]:
 
 @contextmanager
 def reach(url: str) -> Iterator[None]:
-    """Says where there is no database, when there is none."""
-    try:
-        place = _place(url)
-    except psycopg.ProgrammingError:
-        # Its text repeats the address, with the password.
-        raise CommandError(
-            "DATABASE_URL is no address of a database: postgresql://user:password@host/name"
-        ) from None
+    """Turn the error of a connection that can't be made into a CommandError that says where to, without a password."""
     try:
         yield
     except psycopg.OperationalError as error:
-        if error.sqlstate is None:
-            raise CommandError(
-                f"can't reach the database at {place}: {first_line(error)}; {WHAT_TO_DO}"
-            ) from None
-        raise
-
-
-WHAT_TO_DO = "start PostgreSQL, or correct DATABASE_URL"
-
-
-def _place(url: str) -> str:
-    parts = conninfo_to_dict(url)
-    host = parts.get("host") or parts.get("hostaddr") or "localhost"
-    return f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+        if error.sqlstate is not None:
+            raise
+        parts = conninfo_to_dict(url)
+        host = parts.get("host") or parts.get("hostaddr") or "localhost"
+        place = f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
+        raise CommandError(
+            f"can't reach the database at {place}: {first_line(error)}; start PostgreSQL, or correct DATABASE_URL"
+        ) from None

@@ -1,4 +1,4 @@
-"""Errors as one line: what, where, and what to do."""
+"""Errors that a user can do something about, each as one line."""
 
 import psycopg
 
@@ -9,7 +9,7 @@ from callboard.sql.writes.actions import NotPossible
 
 
 class CommandError(Exception):
-    """Something that its message explains in full; the command ends with `code`."""
+    """Ends a command with `code` and with its message, which says what is wrong and what to do."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -17,11 +17,11 @@ class CommandError(Exception):
 
 
 def explain(error: Exception) -> str | None:
-    """The line for an error that a user can do something about; None for a bug of ours."""
+    """The line for an error; None for a bug of ours."""
     if isinstance(error, (CommandError, SchemaError, NotConfigured, NotPossible)):
         return str(error)
     if isinstance(error, NotStarted):
-        # It ends with much of a log.
+        # Of the log in its text only the last line.
         first, *rest = str(error).splitlines()
         return " ".join([first, *rest[-1:]])
     if isinstance(error, ABSENT):
@@ -34,5 +34,5 @@ def explain(error: Exception) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, which may have many."""
+    """The first line of an error's text, or its type's name where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""`callboard`: the commands, and how their errors end."""
+"""`callboard`: all commands, and the end of each: an exit code, and one line for an error."""
 
 import sys
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from callboard.commands.jobs import actions, purge, show, submit
 from callboard.commands.local import demo, up
 from callboard.sql import settings
 
-#: Each group has its own file with its own `app`; a new one is added here.
+#: Each module has commands in a typer `app` of its own; a new module is added here.
 GROUPS = (up, demo, submit, show, actions, server, sweep, purge)
 
 app = typer.Typer(
-    help="Progress that is always true for Dramatiq actors.",
+    help="Progress that is always true for Dramatiq actors. Start with `callboard demo` or `callboard up`.",
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -35,7 +35,10 @@ for group in GROUPS:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 ok, 1 failed, 2 usage. Errors are one line on stderr."""
+    """Run one command; return its exit code: 0 ok, 1 failed, 2 wrong usage. An error is one line on stderr.
+
+    Raises what `explain` has no line for: a bug.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(given or ["--help"], standalone_mode=False, prog_name="callboard")

@@ -1,4 +1,4 @@
-"""What goes to the terminal: one JSON document, or tables and lines without anybody's control characters."""
+"""Prints to the terminal: one JSON document, or tables and lines in which control characters are escaped."""
 
 import json
 import sys
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-#: The option of every command that looks.
+#: The option of every command that prints something.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-#: Columns of a table that no terminal shows.
-WIDE = 200
+#: Characters in a line of a table that goes to no terminal.
+PIPE_CHARS = 200
 
 STYLES = {
     "running": "blue",
@@ -26,20 +26,20 @@ STYLES = {
 
 
 def console() -> Console:
-    """Standard output; a pipe gets lines as wide as they need."""
+    """Standard output. Lines that go to a pipe are as long as they need to be."""
     terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else WIDE, highlight=False, soft_wrap=not terminal)
+    return Console(width=None if terminal else PIPE_CHARS, highlight=False, soft_wrap=not terminal)
 
 
-def one_of(words: Sequence[str], what: str) -> Any:
-    """An option that takes one of a few words."""
+def one_of(words: Sequence[str], text: str, *names: str, metavar: str = "STATE") -> Any:
+    """An option that takes one of these words; `text` is its help, without the words."""
 
     def parse(value: str) -> str:
         if value not in words:
-            raise typer.BadParameter(f"{value!r} is none of {', '.join(words)}")
+            raise typer.BadParameter(f"must be one of {', '.join(words)}, not {value!r}")
         return value
 
-    return typer.Option(parser=parse, metavar="STATE", help=f"{what}: {', '.join(words)}.")
+    return typer.Option(*names, parser=parse, metavar=metavar, help=f"{text}: {', '.join(words)}.")
 
 
 def document(value: Any) -> None:
@@ -47,17 +47,16 @@ def document(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def plain(value: object) -> Text:
-    """A value as text: what an actor raised may hold escape sequences, which a terminal would obey."""
+    """A value as text; None is empty. Escapes control characters: a terminal would obey those in an actor's message."""
     text = "" if value is None else str(value)
-    return Text(
-        "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-    )
+    printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return Text("".join(printable))
 
 
 def state(word: str) -> Text:
@@ -66,7 +65,7 @@ def state(word: str) -> Text:
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Print rows; numbers to the right, states in colour."""
+    """Print rows, numbers to the right, states in colour."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     lines = [[row[column] for column in columns] for row in rows]
     for place, column in enumerate(columns):

@@ -1,4 +1,4 @@
-"""Commands that operate: `migrate serve config`."""
+"""Commands for operators: `migrate serve config`."""
 
 import ipaddress
 import socket
@@ -17,7 +17,7 @@ from callboard.web import create_app
 
 app = typer.Typer()
 
-#: The names by which a browser on this machine may ask for a web app that is bound to loopback.
+#: Host names by which a browser on this machine asks for a web app that listens on loopback.
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
@@ -37,12 +37,12 @@ def migrate(*, as_json: AsJson = False) -> None:
 def serve(
     *,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any free one.")] = 8000,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name it may be asked for by, as a proxy's.")
+        list[str] | None, typer.Option(help="Another host name to answer to, as a proxy's (may be repeated).")
     ] = None,
     open_to_everyone: Annotated[
-        bool, typer.Option("--open-to-everyone", help="Let anybody who reaches HOST look, without any login.")
+        bool, typer.Option("--open-to-everyone", help="Let anybody who reaches HOST use it, without a login.")
     ] = False,
 ) -> None:
     """Serve the web app and the API until Ctrl-C."""
@@ -64,7 +64,7 @@ def serve(
 def config(*, as_json: AsJson = False) -> None:
     """List every setting with its value, its default and what it does; secrets are masked.
 
-    The addresses of a `callboard up` that runs here are those that commands use here.
+    In the folder of a running `callboard up` its addresses are the values, as for all commands there.
     """
     actor_modules.use_running_stack()
     rows = settings.described()
@@ -82,10 +82,8 @@ def _loopback(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise CommandError(
-            f"can't listen on {host}:{port}: {error.strerror or error}; say another --port"
-        ) from None
+        why = error.strerror or error
+        raise CommandError(f"can't listen on {host}:{port}: {why}; say another --port") from None

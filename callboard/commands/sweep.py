@@ -16,16 +16,16 @@ app = typer.Typer()
 
 @app.command()
 def sweep() -> None:
-    """Repair what is stuck and publish what is due, until Ctrl-C or SIGTERM. Workers carry it too.
+    """Repair what is stuck and publish what is due, until Ctrl-C or SIGTERM. Workers do the same beside their work.
 
-    Any number may run: one at a time is elected.
+    Any number of these may run: they elect one that repairs at a time.
     """
-    with database():
+    with database():  # a database that is away or has no schema is an error
         pass
     with ends_on_sigterm(), actor_modules.assembled() as broker:
         if isinstance(broker, StubBroker):
             raise CommandError(
-                "AMQP_URL is not set: what a worker's in-process broker holds, only that worker can sweep"
+                "AMQP_URL is not set: only the worker that holds an in-process broker can sweep its messages"
             )
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
         logging.getLogger("pika").setLevel(logging.CRITICAL)

@@ -1,7 +1,6 @@
-"""Commands that say something to a job: `cancel pause resume retry limit actions`."""
+"""Commands that change a job: `cancel pause resume limit retry`; and `actions`, which lists what was done to it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -9,8 +8,7 @@ import typer
 from callboard.commands import output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError
-from callboard.commands.jobs import job_text
-from callboard.commands.jobs.show import After, JobId, Limit, known, listing
+from callboard.commands.jobs.show import After, JobId, Limit, Row, find_job, print_job, print_page
 from callboard.commands.output import AsJson, one_of
 from callboard.job import acting
 from callboard.sql.pool import Conn
@@ -25,25 +23,29 @@ app = typer.Typer()
 
 T = TypeVar("T")
 
-CONCURRENCY = "Items of it in RabbitMQ and in hand at most, over all workers."
+CONCURRENCY = "The most items of it that are in RabbitMQ or running, over all workers."
 MaxFailures = Annotated[
-    str | None, typer.Option(metavar="N|N%", help="Failed items past which it stops: 10, 5%, '5% of 1000'.")
+    str | None,
+    typer.Option(metavar="N|N%", help="Stop it when more items than this failed: 10, 5%, '5% of 1000'."),
 ]
 ConcurrencyBy = Annotated[
     str | None,
-    typer.Option(metavar="FIELD=N", help="The same per value of an argument: customer_id=5, or 0=5."),
+    typer.Option(
+        metavar="FIELD=N", help="The same limit for each value of an argument: customer_id=5, or 0=5."
+    ),
 ]
-Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="Items started at most: 10/s, 100/m.")]
+Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="The most items to start: 10/s, 100/m.")]
 Deadline = Annotated[
     str | None,
-    typer.Option(metavar="TIME|SPAN", help="When what has not started is cancelled: 2h, or a time."),
+    typer.Option(metavar="TIME|SPAN", help="Cancel then what has not started: 2h, or 2027-01-31T12:00:00Z."),
 ]
-Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="The same as --at, with a span: 90s, 5m.")]
+Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Start nothing before: 90s, 5m, 2h, 1d.")]
 At = Annotated[
-    str | None, typer.Option(metavar="TIME|SPAN", help="Start nothing before: 90s, 5m, or a time.")
+    str | None,
+    typer.Option(metavar="TIME|SPAN", help="Start nothing before: 5m, or 2027-01-31T12:00:00Z."),
 ]
 Keep = Annotated[
-    str | None, typer.Option(metavar="SPAN", help="How long it stays when it is over: 30d, or forever.")
+    str | None, typer.Option(metavar="SPAN", help="How long it stays after its end: 30d, or forever.")
 ]
 
 
@@ -51,24 +53,23 @@ Keep = Annotated[
 def cancel(
     job: JobId,
     *,
-    reason: Annotated[str | None, typer.Option(help="Why; it is shown with the job.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why; the job shows it.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start nothing more of a job; it is cancelled when what is in hand has ended."""
-    with sensible():
-        _tell(job, lambda conn, by: writes.cancel(conn, job, by, reason=reason), as_json=as_json)
+    """Start no more items of a job. It is cancelled as soon as its running items have ended."""
+    _act(job, lambda conn, by: writes.cancel(conn, job, by, reason=reason), as_json=as_json)
 
 
 @app.command()
 def pause(job: JobId, *, as_json: AsJson = False) -> None:
-    """Start nothing more of a job until it is resumed."""
-    _tell(job, lambda conn, by: writes.pause(conn, job, by), as_json=as_json)
+    """Start no more items of a job until it is resumed."""
+    _act(job, lambda conn, by: writes.pause(conn, job, by), as_json=as_json)
 
 
 @app.command()
 def resume(job: JobId, *, as_json: AsJson = False) -> None:
-    """Go on with a paused job."""
-    _tell(job, lambda conn, by: writes.resume(conn, job, by), as_json=as_json)
+    """Start items of a paused job again."""
+    _act(job, lambda conn, by: writes.resume(conn, job, by), as_json=as_json)
 
 
 @app.command()
@@ -79,13 +80,13 @@ def limit(
     concurrency: Annotated[str | None, typer.Option(metavar="N", help=CONCURRENCY)] = None,
     concurrency_by: ConcurrencyBy = None,
     rate: Rate = None,
-    priority: Annotated[str | None, typer.Option(metavar="N", help="Lower is first.")] = None,
+    priority: Annotated[str | None, typer.Option(metavar="N", help="Jobs with a lower number go first.")] = None,
     deadline: Deadline = None,
     at: At = None,
     keep: Keep = None,
     as_json: AsJson = False,
-) -> None:
-    """Change what a job may do at most, from now on; `none` takes a limit away."""
+) -> None:  # fmt: skip
+    """Change the limits of a job, from now on: `callboard limit 17 --rate 10/s`. `none` removes a limit."""
     given: dict[str, str | None] = {
         "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "rate": rate,
         "priority": priority, "deadline": deadline, "at": at, "keep": keep,
@@ -95,8 +96,7 @@ def limit(
     }
     if not changes:
         raise CommandError("say what to limit: --concurrency 5, --rate 10/s, …", code=2)
-    with sensible():
-        _tell(job, lambda conn, by: writes.limit(conn, job, by, changes), as_json=as_json)
+    _act(job, lambda conn, by: writes.limit(conn, job, by, changes), as_json=as_json)
 
 
 def _number(name: str, value: str) -> str | int:
@@ -110,18 +110,17 @@ def _number(name: str, value: str) -> str | int:
 def retry(
     job: JobId,
     *,
-    state: Annotated[list[str] | None, one_of(RETRIABLE, "Those that are (may be repeated)")] = None,
+    state: Annotated[list[str] | None, one_of(RETRIABLE, "Items in this state (may be repeated)")] = None,
     item: Annotated[list[int] | None, typer.Option(min=0, help="This item (may be repeated).")] = None,
-    error_type: Annotated[str | None, typer.Option(help="Those that failed by this type of error.")] = None,
+    error_type: Annotated[str | None, typer.Option(help="Items that failed by an error of this type.")] = None,
     as_json: AsJson = False,
-) -> None:
-    """Give items another attempt: all that failed, or those chosen.
-
-    A job that is over is open again.
-    """
-    with sensible():
-        choice = RetrySelection(state or None, item or None, error_type)
-    count = _tell(job, lambda conn, by: retries.retry(conn, job, by, choice), as_json=as_json)
+) -> None:  # fmt: skip
+    """Give items another attempt: all that failed, or those chosen. A finished job is open again."""
+    count = _act(
+        job,
+        lambda conn, by: retries.retry(conn, job, by, RetrySelection(state or None, item or None, error_type)),
+        as_json=as_json,
+    )  # fmt: skip
     if not as_json:
         typer.echo(f"{output.count(count, 'item')} given another attempt")
 
@@ -130,22 +129,23 @@ def retry(
 def actions(job: JobId, *, after: After = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List who did what to a job, the latest first."""
     with database() as conn:
-        known(conn, job)
-        found, following = queries.run(conn, queries.actions(job, before=after, limit=limit))
-    shown = [{**action, "detail": _detail(action)} for action in found]
-    columns = ("done_at", "action", "who", "via", "detail")
-    listing("actions", found, following, shown, columns, as_json=as_json)
+        find_job(conn, job)
+        page = queries.run(conn, queries.actions(job, before=after, limit=limit))
+    print_page(
+        "actions", page, "done_at action who via detail",
+        as_json=as_json, cells=lambda action: {**action, "detail": _detail(action)},
+    )  # fmt: skip
 
 
-def _detail(action: dict[str, Any]) -> str:
-    """In words; a traceback is for the page and for JSON. A limit that was taken away is `none`, as it is said."""
+def _detail(action: Row) -> str:
+    """The detail in words, without a traceback: JSON and the page have it. A limit that was removed is `none`."""
     limits = action["action"] == "limit"
-    told = [
+    parts = [
         f"{name} {_words(value)}"
         for name, value in action["detail"].items()
         if name != "traceback" and (value is not None or limits)
     ]
-    return "; ".join(told)
+    return "; ".join(parts)
 
 
 def _words(value: Any) -> str:
@@ -154,22 +154,13 @@ def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-@contextmanager
-def sensible() -> Iterator[None]:
-    """What makes no sense is a fault of usage."""
-    try:
-        yield
-    except ValueError as wrong:
-        raise CommandError(str(wrong), code=2) from None
-
-
-def _tell(job: int, say: Callable[[Conn, Requester], T], *, as_json: bool) -> T:
+def _act(job: int, write: Callable[[Conn, Requester], T], *, as_json: bool) -> T:
+    """Do something to a job, then print the job. Raises CommandError, code 2, for a value that makes no sense."""
     with database() as conn:
-        known(conn, job)
-        answer = say(conn, acting("cli"))
-        now: dict[str, Any] = known(conn, job)
-    if as_json:
-        output.document(now)
-    else:
-        output.console().print(job_text.lines(now))
+        find_job(conn, job)
+        try:
+            answer = write(conn, acting("cli"))
+        except ValueError as error:
+            raise CommandError(str(error), code=2) from None
+        print_job(find_job(conn, job), as_json=as_json)
     return answer

@@ -1,12 +1,12 @@
-"""Following a job: a live bar on a terminal, a line a change elsewhere."""
+"""Follows a job to its end: a live bar on a terminal, elsewhere a line for each change."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Self
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import psycopg
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -17,87 +17,71 @@ from callboard.sql.pool import Conn, connect, database_address
 from callboard.sql.reads import queries
 from callboard.sql.states import JOB_FINAL
 
-#: Seconds between two looks.
-PAUSE = 0.5
+#: Seconds between two reads of the job.
+READ_SECONDS = 0.5
+LOST = Text("connection to the database lost; trying again", style="yellow")
 
 Job = dict[str, Any]
 
 
-def follow(job: int, *, quiet: bool = False) -> Job:
-    """Show a job until it ends; returns it as it ended. A lost connection is shown and made anew."""
-    with _shower(output.console(), quiet=quiet) as show, Look(job) as look:
+def follow(number: int, *, quiet: bool = False) -> Job:
+    """Show a job until it ends; return it as it ended. A lost connection is shown, and made anew.
+
+    `quiet`: show nothing. Raises CommandError when the job is deleted meanwhile.
+    """
+    with _shower(output.console(), quiet=quiet) as show:
         while True:
-            found = look.once()
-            show(found)
-            if found and found["state"] in JOB_FINAL:
-                return found
-            time.sleep(PAUSE)
+            with suppress(psycopg.OperationalError), connect(database_address()) as conn:
+                return _follow(conn, number, show)
+            show(None)
+            time.sleep(READ_SECONDS)
 
 
-class Look:
-    """A job, looked at again and again over one connection."""
-
-    def __init__(self, job: int) -> None:
-        self.job = job
-        self.conn: Conn | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.conn:
-            self.conn.close()
-
-    def once(self) -> Job | None:
-        """The job as it is now; None where there is no database at the moment."""
-        try:
-            self.conn = self.conn or connect(database_address())
-            found = queries.run(self.conn, queries.job(self.job))
-        except psycopg.OperationalError:
-            self.__exit__()
-            self.conn = None
-            return None
-        if found is None:
-            raise CommandError(f"job {self.job} was deleted while it was watched")
-        return found
+def _follow(conn: Conn, number: int, show: Callable[[Job], None]) -> Job:
+    while True:
+        job = queries.run(conn, queries.job(number))
+        if job is None:
+            raise CommandError(f"job {number} was deleted while it was watched")
+        show(job)
+        if job["state"] in JOB_FINAL:
+            return job
+        time.sleep(READ_SECONDS)
 
 
 @contextmanager
 def _shower(console: Console, *, quiet: bool) -> Iterator[Callable[[Job | None], None]]:
+    """A function that shows a job as it is now; None stands for a lost connection."""
     if quiet:
         yield lambda _: None
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda job: live.update(_lost() if job is None else job_text.lines(job), refresh=True)
+            yield lambda job: live.update(job_text.lines(job) if job else LOST, refresh=True)
     else:
-        yield _Lines(console).show
+        yield _ChangeLog(console).show
 
 
-def _lost() -> RenderableType:
-    return Text("connection to the database lost; trying again", style="yellow")
-
-
-class _Lines:
-    """A line whenever the state or the whole percent changed."""
+class _ChangeLog:
+    """Prints a line whenever something changed that a reader of a log wants to know."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.last: tuple[object, ...] | None = None
 
     def show(self, job: Job | None) -> None:
-        now = (None,) if job is None else _told(job)
+        """Print the job if its state or its whole percent is another than at the last call; at its end all of it."""
+        now = (None,) if job is None else _summary(job)
         if now == self.last:
             return
         self.last = now
-        ended = job is not None and job["state"] in JOB_FINAL
-        line = _lost() if job is None else job_text.lines(job) if ended else job_text.headline(job)
-        self.console.print(line)
-        if job is not None and not ended:
-            for one in job_text.hung(job):
-                self.console.print(one)
+        if job is None:
+            self.console.print(LOST)
+        elif job["state"] in JOB_FINAL:
+            self.console.print(job_text.lines(job))
+        else:
+            self.console.print(job_text.headline(job), *job_text.hung(job), sep="\n")
 
 
-def _told(job: Job) -> tuple[object, ...]:
+def _summary(job: Job) -> tuple[object, ...]:
     hung = [(one["item"], one["place"]) for one in job["hung"]]
     stages = [stage["state"] for stage in job["stages"]]
     return job["state"], int(job["progress"] * 100), job["stalled"], hung, stages

@@ -1,4 +1,4 @@
-"""Items out of a file: a line of JSON Lines or a row of CSV is an item. Read as a stream, however long it is."""
+"""Reads items from a file, as a stream: a line of JSON Lines or a row of CSV is an item."""
 
 import csv
 import shutil
@@ -21,7 +21,7 @@ SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class BadLine:
     """A line that is no item: its number, from 1, and why."""
 
     line: int
@@ -33,7 +33,10 @@ class Bad:
 
 @contextmanager
 def opened(file: str) -> Iterator[BinaryIO]:
-    """A file that can be read twice; `-` and pipes are spooled to a temporary one first. Raises Fault."""
+    """Open a file that can be read twice; `-` and pipes are copied to a temporary file first.
+
+    Raises CommandError for a file that can't be read.
+    """
     try:
         with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source:
             if file != "-" and Path(file).is_file():
@@ -46,25 +49,19 @@ def opened(file: str) -> Iterator[BinaryIO]:
         raise CommandError(f"can't read {file}: {error.strerror or error}") from error
 
 
-def items(source: BinaryIO, form: str, item_key: str | None) -> Iterator[tuple[int, Any]]:
-    """Each line's number, from 1, and its item, or a Bad one; from the source's beginning."""
+def items(source: BinaryIO, form: str, item_key: str | None) -> Iterator[Any]:
+    """The item of each line from the beginning of the file, or a BadLine. Raises CommandError for a bad CSV header."""
     source.seek(0)
-    read = csv_rows if form == "csv" else json_lines
-    for number, item in read(source):
-        missing = item_key is not None and not isinstance(item, Bad) and not _has(item, item_key)
-        yield number, Bad(number, f"it has no {item_key!r} for its item key") if missing else item
-
-
-def _has(item: Any, field: str) -> bool:
-    return isinstance(item, dict) and field in item
+    for number, item in (csv_rows if form == "csv" else json_lines)(source):
+        keyed = item_key is None or isinstance(item, BadLine) or (isinstance(item, dict) and item_key in item)
+        yield item if keyed else BadLine(number, f"it has no {item_key!r} for its item key")
 
 
 def json_lines(source: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """A JSON value a line; blank lines are passed over."""
+    """Each line's number and JSON value, or BadLine; blank lines are left out."""
     for number, line in _lines(source):
-        if not line.strip():
-            continue
-        yield number, _decoded(number, line)
+        if line.strip():
+            yield number, _decoded(number, line)
 
 
 def _decoded(number: int, line: bytes) -> Any:
@@ -73,15 +70,15 @@ def _decoded(number: int, line: bytes) -> Any:
     try:
         return msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return Bad(number, f"no JSON: {error}")
+        return BadLine(number, f"no JSON: {error}")
 
 
-def _too_long(number: int) -> Bad:
-    return Bad(number, f"more than the {ITEM_LIMIT:,} bytes that an item may have")
+def _too_long(number: int) -> BadLine:
+    return BadLine(number, f"more than the {ITEM_LIMIT:,} bytes that an item may have")
 
 
 def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers; of one that is too long no more than shows that it is."""
+    """Lines with their numbers, from 1. A line over the limit is cut to one byte more than that."""
     number = 0
     while line := source.readline(ITEM_LIMIT + 1):
         number += 1
@@ -92,16 +89,16 @@ def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def csv_rows(source: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """A row is a dict by the header, all of it text; blank rows are passed over. Raises Fault without a header."""
-    kept = csv.field_size_limit(ITEM_LIMIT)
+    """Each row's first line and its dict of texts by the header, or BadLine; blank rows are left out."""
+    before = csv.field_size_limit(ITEM_LIMIT)
     try:
-        # What isn't UTF-8 is carried along as surrogates, to be found in its row.
+        # Bytes that are not UTF-8 become surrogates, which `_row` finds: so the error names the right line.
         texts = (line.decode("utf-8", "surrogateescape") for _, line in _lines(source))
         rows = csv.reader(texts, strict=True)
         header = _header(rows)
         yield from _rows(rows, header)
     finally:
-        csv.field_size_limit(kept)
+        csv.field_size_limit(before)
 
 
 def _header(rows: Any) -> list[str]:
@@ -120,7 +117,7 @@ def _rows(rows: Any, header: list[str]) -> Iterator[tuple[int, Any]]:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            yield number, Bad(number, f"no CSV: {error}")
+            yield number, BadLine(number, f"no CSV: {error}")
             continue
         if row is None:
             return
@@ -130,11 +127,11 @@ def _rows(rows: Any, header: list[str]) -> Iterator[tuple[int, Any]]:
 
 def _row(number: int, row: list[str], header: list[str]) -> Any:
     if len(row) != len(header):
-        return Bad(number, f"{len(row)} fields, and the header has {len(header)}")
+        return BadLine(number, f"{len(row)} fields, and the header has {len(header)}")
     if sum(map(len, row)) > ITEM_LIMIT:
         return _too_long(number)
     try:
         "".join(row).encode()
     except UnicodeEncodeError:
-        return Bad(number, "not UTF-8")
+        return BadLine(number, "not UTF-8")
     return dict(zip(header, row, strict=True))

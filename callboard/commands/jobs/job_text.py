@@ -1,4 +1,4 @@
-"""A job in the terminal: a headline, a bar, its parts."""
+"""A job as terminal text: a headline, a bar, and lines for what is known of it."""
 
 import math
 from datetime import UTC, datetime, timedelta
@@ -16,89 +16,86 @@ Job = dict[str, Any]
 
 
 def lines(job: Job) -> RenderableType:
-    """All that `status` and `watch` show of a job."""
-    bar = ProgressBar(total=1.0, completed=job["progress"], width=60, complete_style=_style(job))
-    # A bar ends no line of its own.
-    parts: list[RenderableType] = [headline(job), bar, Text(), counts(job), pace(job)]
+    """Everything that `status` and `watch` show of a job."""
+    # The empty text ends the bar's line: a bar ends no line of its own.
+    parts: list[RenderableType] = [headline(job), _bar(job, 60), Text(), _counts(job), _pace(job)]
     if job["stages"]:
-        parts.append(stages(job))
-    told = ("reason",) if job["state"] in JOB_FINAL else ("step", "reason")
-    parts += [Text(f"{name}: ").append_text(plain(job[name])) for name in told if job[name]]
-    if job["limits"]:
-        told_limits = ", ".join(f"{name} {value}" for name, value in job["limits"].items())
-        parts.append(Text("limits: ").append_text(plain(told_limits)))
+        parts.append(_stages(job))
+    labelled = {
+        "step": None if job["state"] in JOB_FINAL else job["step"],
+        "reason": job["reason"],
+        "limits": ", ".join(f"{name} {value}" for name, value in job["limits"].items()),
+    }
+    parts += [Text(f"{label}: ").append_text(plain(text)) for label, text in labelled.items() if text]
     if job["stalled"]:
-        parts.append(Text("stalled: ", style="yellow").append_text(plain(job["stalled"])))
+        parts.append(_warning("stalled", job["stalled"]))
     return Group(*parts, *hung(job))
 
 
-def stages(job: Job) -> RenderableType:
+def headline(job: Job) -> Text:
+    """`17 name running 45.0 % of 1,000`."""
+    name = plain(job["name"])
+    name.stylize("bold")
+    now = Text(f"is being stopped: {job['stopping']}") if job["stopping"] else state(job["state"])
+    return Text.assemble(f"{job['id']} ", name, " ", now, f" {percentage(job)} of {job['total']:,}")
+
+
+def percentage(job: Job) -> str:
+    """The progress in percent, rounded down as the page rounds it: only a job that is done is at 100 %."""
+    return "100 %" if job["progress"] == 1.0 else f"{math.floor(job['progress'] * 1000) / 10:.1f} %"
+
+
+def hung(job: Job) -> list[Text]:
+    """A line for each item that runs far longer than items of its actor usually do."""
+    return [
+        _warning(
+            "hung", f"{_item(one)} on worker {one['worker']}, for {_duration(one['seconds'])}, at {one['place']}"
+        )
+        for one in job["hung"]
+    ]  # fmt: skip
+
+
+def _stages(job: Job) -> RenderableType:
     """A line for each stage."""
     grid = Table.grid(padding=(0, 1))
     for stage in job["stages"]:
         now = Text("stopping") if stage["stopping"] else state(stage["state"])
-        bar = ProgressBar(total=1.0, completed=stage["progress"], width=20, complete_style=_style(stage))
-        parts = (
-            counts(stage) if stage["total"] else Text("not made yet" if not stage["sealed"] else "no items")
-        )
-        grid.add_row(str(stage["stage"]), plain(stage["name"]), now, bar, parts)
+        counts = _counts(stage) if stage["total"] or stage["sealed"] else Text("not made yet")
+        grid.add_row(str(stage["stage"]), plain(stage["name"]), now, _bar(stage, 20), counts)
     return grid
 
 
-def hung(job: Job) -> list[Text]:
-    """A line for each item that takes far longer than its actor usually does."""
-    return [
-        Text("hung: ", style="yellow").append_text(
-            plain(f"{_item(one)} on worker {one['worker']}, for {_span(one['seconds'])}, at {one['place']}")
-        )
-        for one in job["hung"]
-    ]
+def _bar(job: Job, width: int) -> ProgressBar:
+    style = STYLES.get(job["state"], "blue")
+    return ProgressBar(total=1.0, completed=job["progress"], width=width, complete_style=style)
 
 
-def headline(job: Job) -> Text:
-    """`17 name running 45.0 %`."""
-    name = plain(job["name"])
-    name.stylize("bold")
-    percent = f"{percentage(job)} of {job['total']:,}"
-    now = Text(f"is being stopped: {job['stopping']}") if job["stopping"] else state(job["state"])
-    return Text.assemble(f"{job['id']} ", name, " ", now, f" {percent}")
-
-
-def percentage(job: Job) -> str:
-    """As the page says it, rounded down: a whole 100 % is said of nothing that isn't done."""
-    return "100 %" if job["progress"] == 1.0 else f"{math.floor(job['progress'] * 1000) / 10:.1f} %"
-
-
-def counts(job: Job) -> Text:
+def _counts(job: Job) -> Text:
     """The states that have items, each with its number."""
-    shown = [name for name in ITEM_STATES if job[name]]
-    parts = [Text(f"{job[name]:,} {name}", style=STYLES.get(name, "")) for name in shown]
+    parts = [Text(f"{job[name]:,} {name}", style=STYLES.get(name, "")) for name in ITEM_STATES if job[name]]
     return Text(" · ").join(parts) if parts else Text("no items")
 
 
-def pace(job: Job) -> Text:
+def _pace(job: Job) -> Text:
     """Rate, time left, retries and crashes, as far as there are any."""
     parts = [] if job["rate"] is None else [f"{job['rate']:,.1f} items/s"]
     if job["eta"]:
-        parts.append(f"{'its stage ' if job['stages'] else ''}done in {_left(job['eta'])}")
+        left = datetime.fromisoformat(job["eta"]) - datetime.now(UTC)
+        left = timedelta(seconds=max(round(left.total_seconds()), 0))
+        parts.append(f"{'its stage ' if job['stages'] else ''}done in {left}")
     words = {"retries": "retry", "crashes": "crash"}
     parts += [f"{job[many]:,} {one if job[many] == 1 else many}" for many, one in words.items() if job[many]]
     return Text(" · ".join(parts), style="dim")
+
+
+def _warning(label: str, text: str) -> Text:
+    return Text(f"{label}: ", style="yellow").append_text(plain(text))
 
 
 def _item(one: Job) -> str:
     return f"item {one['item']}" + (f" of job {one['job']}" if "job" in one else "")
 
 
-def _span(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes:,} min {rest} s" if minutes else f"{rest} s"
-
-
-def _left(eta: str) -> str:
-    left = datetime.fromisoformat(eta) - datetime.now(UTC)
-    return str(timedelta(seconds=max(round(left.total_seconds()), 0)))
-
-
-def _style(job: Job) -> str:
-    return STYLES.get(job["state"], "blue")

@@ -1,4 +1,4 @@
-"""`callboard purge`: delete finished jobs, at once and to the last row."""
+"""`callboard purge`: delete finished jobs at once, with all of their rows."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -8,60 +8,59 @@ import typer
 from callboard.commands import output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError
-from callboard.commands.jobs import show
+from callboard.commands.jobs.show import find_job
 from callboard.commands.output import AsJson
 from callboard.job import acting
 from callboard.sql import settings
 from callboard.sql.pool import Conn
-from callboard.sql.writes import actions
-from callboard.sql.writes import retention as deletion
+from callboard.sql.writes import actions, retention
 
 app = typer.Typer()
 
 Jobs = Annotated[list[int] | None, typer.Argument(metavar="[JOB…]", min=0, help="These finished jobs.")]
 OlderThan = Annotated[
     str | None,
-    typer.Option(
-        metavar="SPAN", help="Those that ended so long ago and don't say themselves how long they stay: 7d."
-    ),
+    typer.Option(metavar="SPAN", help="Jobs that ended this long ago and have no `keep` of their own: 7d."),
 ]
 
 
 @app.command()
 def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = False) -> None:
-    """Delete finished jobs with all of their rows: those named, or all whose time is over.
+    """Delete finished jobs and all of their rows: those named, or all whose time is over (CALLBOARD_KEEP).
 
-    It may be stopped at any time: what is left is invisible, and deleted by the next one, or by the sweep.
+    It may be stopped at any time: the jobs are gone already, and the sweep deletes the rest of their rows.
     """
     if jobs and older_than:
         raise CommandError("say which jobs, or how old, not both", code=2)
+    kept_seconds = settings.KEEP.get()
     try:
-        keep = settings.keep_span("--older-than", older_than) if older_than else settings.KEEP.get()
-    except ValueError as wrong:
-        raise CommandError(str(wrong), code=2) from None
+        seconds = settings.keep_span("--older-than", older_than) if older_than else kept_seconds
+    except ValueError as error:
+        raise CommandError(str(error), code=2) from None
     with database() as conn:
-        going = _named(conn, jobs) if jobs else _due(conn, keep)
-        items = sum(sum(deletion.clear(conn, job)) for job in going)
-        deletion.forget(conn, settings.KEEP.get())
+        leaving = _mark_named(conn, jobs) if jobs else _mark_due(conn, seconds)
+        items = sum(sum(retention.clear(conn, job)) for job in leaving)
+        retention.forget(conn, kept_seconds)
     if as_json:
-        output.document({"jobs": len(going), "items": items})
+        output.document({"jobs": len(leaving), "items": items})
     else:
-        typer.echo(f"deleted {output.count(len(going), 'job')} with {output.count(items, 'item')}")
+        typer.echo(f"deleted {output.count(len(leaving), 'job')} with {output.count(items, 'item')}")
 
 
-def _named(conn: Conn, jobs: Sequence[int]) -> list[int]:
-    """All of them or none; one that is leaving already is gone on with."""
-    already = set(deletion.jobs(conn))
-    going = sorted(set(jobs))
+def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
+    """Mark all of these jobs as deleted or none; return them, sorted. One that is marked already is fine."""
+    already = set(retention.jobs(conn))
+    named = sorted(set(jobs))
     with conn.transaction():
-        for job in going:
+        for job in named:
             if job not in already:
-                show.known(conn, job)
+                find_job(conn, job)
                 actions.delete(conn, job, acting("cli"))
-    return going
+    return named
 
 
-def _due(conn: Conn, keep: float | None) -> list[int]:
-    while deletion.mark_due(conn, keep):
+def _mark_due(conn: Conn, seconds: float | None) -> list[int]:
+    """Mark every job that ended `seconds` ago; None: only those whose own `keep` is over. Return all that leave."""
+    while retention.mark_due(conn, seconds):
         pass
-    return deletion.jobs(conn)
+    return retention.jobs(conn)

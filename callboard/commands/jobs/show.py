@@ -1,5 +1,6 @@
-"""Commands that look: `jobs status watch items errors callbacks workers verify`."""
+"""Commands that show: `jobs status watch items errors callbacks workers verify`."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -15,61 +16,51 @@ from callboard.sql.states import ITEM_STATES, JOB_STATES, WORKER_STATES
 
 app = typer.Typer()
 
+Row = dict[str, Any]
+Page = tuple[list[Row], int | None]
+
 JobId = Annotated[int, typer.Argument(metavar="JOB", min=0, help="The job's id.", show_default=False)]
-Limit = Annotated[int, typer.Option(min=1, max=500, help="Rows at most.")]
-After = Annotated[int | None, typer.Option(min=0, help="Where to go on: `next` of the page before.")]
-JobState = Annotated[str | None, one_of(JOB_STATES, "Only those that are")]
-ItemState = Annotated[str | None, one_of(ITEM_STATES, "Only those that are")]
-WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only those that are")]
+Limit = Annotated[int, typer.Option(min=1, max=500, help="The most rows to list.")]
+After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `next` of the page before.")]
+JobState = Annotated[str | None, one_of(JOB_STATES, "Only jobs in this state")]
+ItemState = Annotated[str | None, one_of(ITEM_STATES, "Only items in this state")]
+WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
 
 
 @app.command()
 def jobs(
     *,
     state: JobState = None,
-    actor: Annotated[str | None, typer.Option(help="Only those of this actor.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Only those of this tenant.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only those with this in their name.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only jobs of this actor.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only jobs of this tenant.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs with this text in their name.")] = None,
     after: After = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""
-    query = queries.jobs(before=after, limit=limit, state=state, tenant=tenant, actor=actor, name=name)
     with database() as conn:
-        found, following = queries.run(conn, query)
-    shown = [{**job, "progress": job_text.percentage(job)} for job in found]
-    columns = (
-        "id",
-        "name",
-        "state",
-        "progress",
-        "total",
-        "succeeded",
-        "failed",
-        "skipped",
-        "created_at",
-        "stalled",
-    )
-    listing("jobs", found, following, shown, columns, as_json=as_json)
+        page = queries.run(
+            conn, queries.jobs(before=after, limit=limit, state=state, tenant=tenant, actor=actor, name=name)
+        )
+    print_page(
+        "jobs", page, "id name state progress total succeeded failed skipped created_at stalled",
+        as_json=as_json, cells=lambda job: {**job, "progress": job_text.percentage(job)},
+    )  # fmt: skip
 
 
 @app.command()
 def status(job: JobId, *, as_json: AsJson = False) -> None:
-    """Show where a job stands."""
+    """Show a job: its state, its items by state, its rate, and why it stands still, if it does."""
     with database() as conn:
-        found = known(conn, job)
-    if as_json:
-        output.document(found)
-    else:
-        output.console().print(job_text.lines(found))
+        print_job(find_job(conn, job), as_json=as_json)
 
 
 @app.command()
 def watch(job: JobId, *, as_json: AsJson = False) -> None:
-    """Follow a job until it ends. Ctrl-C stops looking, not the job."""
+    """Follow a job until it ends. Ctrl-C ends the watching, not the job."""
     with database() as conn:
-        known(conn, job)
+        find_job(conn, job)
     end = follow.follow(job, quiet=as_json)
     if as_json:
         output.document(end)
@@ -80,70 +71,54 @@ def items(
     job: JobId,
     *,
     state: ItemState = None,
-    stage: Annotated[int | None, typer.Option(min=0, help="Of a job of stages: of this one, from 0.")] = None,
+    stage: Annotated[int | None, typer.Option(min=0, help="Only this stage of the job, from 0.")] = None,
     after: After = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List a job's items."""
+    """List a job's items: arguments, state, attempt, error. Of a job with stages, give --stage."""
     with database() as conn:
-        whose = _of_stage(known(conn, job), stage)
-        query = queries.items(whose, state=state, after=-1 if after is None else after, limit=limit)
-        found, following = queries.run(conn, query)
-    shown = [
-        {**item, "error": _error(item["error"]), "progress": _progress(item["progress"])} for item in found
-    ]
-    columns = (
-        "item",
-        "key",
-        "actor",
-        "state",
-        "attempt",
-        "worker",
-        "step",
-        "progress",
-        "started_at",
-        "finished_at",
-        "error",
-    )
-    listing("items", found, following, shown, columns, as_json=as_json)
+        number = _job_of_stage(find_job(conn, job), stage)
+        query = queries.items(number, state=state, after=-1 if after is None else after, limit=limit)
+        page = queries.run(conn, query)
+    print_page(
+        "items", page, "item key actor state attempt worker step progress started_at finished_at error",
+        as_json=as_json,
+        cells=lambda item: {**item, "error": _error(item["error"]), "progress": _progress(item["progress"])},
+    )  # fmt: skip
 
 
 @app.command()
 def errors(job: JobId, *, as_json: AsJson = False) -> None:
-    """List a job's errors, grouped, each with an example."""
+    """List a job's errors in groups of one kind, type and place, each with an example."""
     with database() as conn:
-        known(conn, job)
+        find_job(conn, job)
         found = queries.run(conn, queries.errors(job))
-    stages = ("stage",) if any(error["stage"] is not None for error in found) else ()
-    columns = (*stages, "count", "failed", "kind", "type", "place", "last_at", "item", "message")
-    listing("errors", found, None, found, columns, as_json=as_json)
+    stage = "stage " if any(error["stage"] is not None for error in found) else ""
+    columns = f"{stage}count failed kind type place last_at item message"
+    print_page("errors", (found, None), columns, as_json=as_json)
 
 
 @app.command()
 def callbacks(job: JobId, *, as_json: AsJson = False) -> None:
-    """List whom a job's ends called, the latest end first, and how that went."""
+    """List the callbacks of a job's ends and their deliveries, the latest end first."""
     with database() as conn:
-        known(conn, job)
+        find_job(conn, job)
         found = queries.run(conn, queries.callbacks(job))
-    columns = ("on", "target", "state", "tries", "due_at", "error", "id")
-    listing("callbacks", found, None, found, columns, as_json=as_json)
+    print_page("callbacks", (found, None), "on target state tries due_at error id", as_json=as_json)
 
 
 @app.command()
 def workers(
-    *,
-    state: WorkerState = None,
-    after: After = None,
-    limit: Limit = 50,
-    as_json: AsJson = False,
+    *, state: WorkerState = None, after: After = None, limit: Limit = 50, as_json: AsJson = False
 ) -> None:
     """List worker processes, the latest first."""
     with database() as conn:
-        found, following = queries.run(conn, queries.workers(before=after, limit=limit, state=state))
-    shown = [{**worker, "actors": ", ".join(worker["actors"])} for worker in found]
-    columns = ("id", "state", "host", "pid", "threads", "held", "release", "beat_at", "trouble", "actors")
-    listing("workers", found, following, shown, columns, as_json=as_json)
+        page = queries.run(conn, queries.workers(before=after, limit=limit, state=state))
+    print_page(
+        "workers", page, "id state host pid threads held release beat_at trouble actors",
+        as_json=as_json, cells=lambda worker: {**worker, "actors": ", ".join(worker["actors"])},
+    )  # fmt: skip
 
 
 @app.command()
@@ -152,10 +127,10 @@ def verify(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Recount from the items; exit 1 on any drift. It is exact while workers run."""
+    """Recount jobs from their items and compare; exit 1 if any number differs. Exact also while workers run."""
     with database() as conn:
         if job is not None:
-            known(conn, job)
+            find_job(conn, job)
         verdict = queries.run(conn, queries.verify(job))
     if as_json:
         output.document(verdict)
@@ -166,53 +141,55 @@ def verify(
     raise typer.Exit(1 if verdict["drift"] else 0)
 
 
-def known(conn: Conn, job: int) -> dict[str, Any]:
-    """The job as the API describes it, or the error that there is none."""
+def find_job(conn: Conn, job: int) -> Row:
+    """The job as the API describes it. Raises CommandError when there is none with this id."""
     found = queries.run(conn, queries.job(job))
     if found is None:
         raise CommandError(f"there is no job {job} in this database: `callboard jobs` lists those there are")
     return found
 
 
-def _of_stage(job: dict[str, Any], stage: int | None) -> int:
-    """Whose items they are."""
+def print_job(job: Row, *, as_json: bool) -> None:
+    """Print a job as one JSON document or in lines."""
+    if as_json:
+        output.document(job)
+    else:
+        output.console().print(job_text.lines(job))
+
+
+def print_page(
+    name: str, page: Page, columns: str, *, as_json: bool, cells: Callable[[Row], Row] = lambda row: row
+) -> None:
+    """Print a page as one JSON document, or the `columns` of its rows as a table: `cells` makes a row printable."""
+    rows, following = page
+    if as_json:
+        output.document({name: rows, "next": following})
+    elif rows:
+        output.table([*map(cells, rows)], columns.split())
+        if following is not None:
+            typer.echo(f"more: --after {following}")
+    else:
+        typer.echo(f"no {name}")
+
+
+def _job_of_stage(job: Row, stage: int | None) -> int:
+    """The id of the job that has the items: the job itself, or its stage."""
     if stage is None and not job["stages"]:
         return int(job["id"])
-    found = next((one for one in job["stages"] if one["stage"] == stage), None)
-    if found is None:
-        there = ", ".join(f"{one['stage']} ({one['name']})" for one in job["stages"])
-        raise CommandError(
-            f"job {job['id']} has {f'stages: say --stage {there}' if there else 'no stages'}", code=2
-        )
-    return int(found["job"])
+    for one in job["stages"]:
+        if one["stage"] == stage:
+            return int(one["job"])
+    there = ", ".join(f"{one['stage']} ({one['name']})" for one in job["stages"])
+    has = f"stages: say --stage {there}" if there else "no stages"
+    raise CommandError(f"job {job['id']} has {has}", code=2)
 
 
-def _error(error: dict[str, Any] | None) -> str:
+def _error(error: Row | None) -> str:
     return f"{error['type']}: {error['message']}" if error else ""
 
 
-def _progress(progress: dict[str, Any] | None) -> str:
+def _progress(progress: Row | None) -> str:
     if progress is None:
         return ""
     done, total = progress["done"], progress["total"]
     return f"{done:,}" if total is None else f"{done:,} of {total:,}"
-
-
-def listing(
-    name: str,
-    found: list[Any],
-    following: int | None,
-    shown: list[Any],
-    columns: tuple[str, ...],
-    *,
-    as_json: bool,
-) -> None:
-    """Print a page: `found` as JSON, or `shown` as a table with where it goes on."""
-    if as_json:
-        output.document({name: found, "next": following})
-    elif not shown:
-        typer.echo(f"no {name}")
-    else:
-        output.table(shown, columns)
-        if following is not None:
-            typer.echo(f"more: --after {following}")

@@ -13,7 +13,7 @@ import callboard
 from callboard.commands import actor_modules, output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError, first_line
-from callboard.commands.jobs import follow, input_file, show
+from callboard.commands.jobs import follow, input_file
 from callboard.commands.jobs.actions import (
     CONCURRENCY,
     At,
@@ -24,46 +24,29 @@ from callboard.commands.jobs.actions import (
     MaxFailures,
     Rate,
 )
-from callboard.commands.jobs.input_file import Bad
-from callboard.commands.output import AsJson
+from callboard.commands.jobs.input_file import BadLine
+from callboard.commands.jobs.show import find_job
+from callboard.commands.output import AsJson, one_of
 from callboard.sql import timings
 
 app = typer.Typer()
 
-#: Bad lines that are named; of the others there is only the number.
-NAMED = 10
-#: What PostgreSQL's integer holds.
+#: Bad lines that an error names; it only counts the others.
+NAMED_BAD_LINES = 10
+#: The bounds of PostgreSQL's integer.
 SMALLEST, LARGEST = -(2**31), 2**31 - 1
-#: What makes a submission wrong, and not the machines it goes to.
-REFUSALS = (
-    callboard.UnknownActor,
-    callboard.BadItem,
-    callboard.SubmittedElsewhere,
-)
+#: Errors of the submission itself, not of the database or the broker.
+REFUSALS = (callboard.UnknownActor, callboard.BadItem, callboard.SubmittedElsewhere)
 
 
-CALLED = "An actor, or the URL of a webhook, to call"
-OnComplete = Annotated[
-    list[str] | None, typer.Option(metavar="ACTOR|URL", help=f"{CALLED} when it completes (may be repeated).")
-]
-OnFail = Annotated[
-    list[str] | None, typer.Option(metavar="ACTOR|URL", help=f"{CALLED} when it fails (may be repeated).")
-]
-OnCancel = Annotated[
-    list[str] | None,
-    typer.Option(metavar="ACTOR|URL", help=f"{CALLED} when it is cancelled (may be repeated)."),
-]
+def callback_option(end: str) -> Any:
+    """The option that names what to call at one of a job's ends."""
+    text = f"Call this actor, or the URL of a webhook, when the job {end} (may be repeated)."
+    return typer.Option(metavar="ACTOR|URL", help=text)
 
 
-def a_format(value: str) -> str:
-    """One of the formats."""
-    if value not in input_file.FORMATS:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(input_file.FORMATS)}")
-    return value
-
-
-def an_object(value: str) -> dict[str, Any]:
-    """A JSON object."""
+def json_object(value: str) -> dict[str, Any]:
+    """Parse an option that is a JSON object."""
     try:
         return msgspec.json.decode(value, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
@@ -72,28 +55,28 @@ def an_object(value: str) -> dict[str, Any]:
 
 @app.command()
 def submit(
-    actor: Annotated[str, typer.Argument(metavar="ACTOR", help="An actor's name.", show_default=False)],
-    file: Annotated[str, typer.Argument(metavar="[FILE|-]", help="What to read; -: standard input.")] = "-",
+    actor: Annotated[str, typer.Argument(metavar="ACTOR", help="The actor's name.", show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="[FILE|-]", help="The file to read; -: standard input.")] = "-",
     *,
     form: Annotated[
         str | None,
-        typer.Option(
-            "--format", parser=a_format, metavar="FORMAT", help="jsonl or csv; else by FILE's name."
-        ),
+        one_of(input_file.FORMATS, "The file's format, if its name does not say", "--format", metavar="FORMAT"),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that are no items.")] = False,
     name: Annotated[str | None, typer.Option(help="The job's name; else the actor's.")] = None,
     key: Annotated[
-        str | None, typer.Option(help="The same key gives the same job, and goes on where it broke off.")
+        str | None, typer.Option(help="The same key gives the same job; a submission that broke off goes on.")
     ] = None,
     item_key: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="Items with the same value here are stored once.")
+        str | None, typer.Option(metavar="FIELD", help="Store items with the same value in this field once.")
     ] = None,
     metadata: Annotated[
-        Any, typer.Option(parser=an_object, metavar="JSON", help="An object to keep with the job.")
+        Any, typer.Option(parser=json_object, metavar="JSON", help="An object to keep with the job.")
     ] = None,
-    tenant: Annotated[str | None, typer.Option(help="Whose job it is.")] = None,
-    priority: Annotated[int, typer.Option(min=SMALLEST, max=LARGEST, help="Lower is first.")] = 0,
+    tenant: Annotated[str | None, typer.Option(help="The tenant that the job belongs to.")] = None,
+    priority: Annotated[
+        int, typer.Option(min=SMALLEST, max=LARGEST, help="Jobs with a lower number go first.")
+    ] = 0,
     chunk: Annotated[
         int, typer.Option(min=1, max=timings.PUBLISH_WINDOW_ITEMS, help="Items that one message carries.")
     ] = 1,
@@ -104,78 +87,72 @@ def submit(
     deadline: Deadline = None,
     delay: Delay = None,
     at: At = None,
-    on_complete: OnComplete = None,
-    on_fail: OnFail = None,
-    on_cancel: OnCancel = None,
+    on_complete: Annotated[list[str] | None, callback_option("completes")] = None,
+    on_fail: Annotated[list[str] | None, callback_option("fails")] = None,
+    on_cancel: Annotated[list[str] | None, callback_option("is cancelled")] = None,
     keep: Keep = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Follow it; exit 0 only if each item succeeded or was skipped.")
+        bool, typer.Option("--wait", help="Follow it; exit 0 only if every item succeeded or was skipped.")
     ] = False,
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Submit a job: each line of JSON Lines, or row of CSV, is an item. Prints the job's id.
 
-    An object gives keyword arguments, an array arguments, anything else one argument. Nothing is stored of a file
-    with a bad line, unless --skip-bad.
+    A JSON object gives keyword arguments, an array arguments, any other value one argument.
+    A CSV row gives keyword arguments, named by the header.
+    If a line is bad, nothing is stored, unless --skip-bad.
+    Example: callboard submit count_letters words.jsonl --rate 100/m --wait
     """
-    with database():  # says what is wrong with it, before anything is read
+    with database():  # a database that is away or has no schema is an error before the file is read
         pass
     form = form or input_file.SUFFIXES.get(Path(file).suffix.lower(), "jsonl")
     options = {
-        "name": name,
-        "key": key,
-        "metadata": metadata,
-        "tenant": tenant,
-        "priority": priority,
-        "chunk": chunk,
-    }
-    limits = {
-        "max_failures": max_failures,
-        "concurrency": concurrency,
-        "concurrency_by": concurrency_by,
-        "rate": rate,
-        "deadline": deadline,
-        "delay": delay,
-        "at": at,
-        "keep": keep,
-    }
-    callbacks = {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}
+        "name": name, "key": key, "item_key": item_key, "metadata": metadata, "tenant": tenant, "priority": priority,
+        "chunk": chunk, "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by,
+        "rate": rate, "deadline": deadline, "delay": delay, "at": at, "keep": keep, "on_complete": on_complete,
+        "on_fail": on_fail, "on_cancel": on_cancel,
+    }  # fmt: skip
     with input_file.opened(file) as source:
         bad = check(source, form, item_key, skip_bad=skip_bad)
-        items = good(source, form, item_key)
-        job = store(actor, items, told=not as_json, item_key=item_key, **options, **limits, **callbacks)
+        job = store(actor, good(source, form, item_key), print_id=not as_json, **options)
     if bad:
         typer.echo(f"callboard: left out {bad}", err=True)
     finish(job, wait=wait, as_json=as_json)
 
 
 def check(source: BinaryIO, form: str, item_key: str | None, *, skip_bad: bool) -> str:
-    """Read it all; returns what is to be said of bad lines, raises it as a Fault if they mustn't be."""
-    number, named = 0, list[Bad]()
-    for _, item in input_file.items(source, form, item_key):
-        if isinstance(item, Bad):
-            number += 1
-            named += [item][: NAMED - len(named)]
-    if not number:
+    """Read the whole file; return a text about its bad lines, empty if there are none.
+
+    Raises CommandError for bad lines unless `skip_bad`.
+    """
+    count, named = 0, list[BadLine]()
+    for item in input_file.items(source, form, item_key):
+        if isinstance(item, BadLine):
+            count += 1
+            named += [item][: NAMED_BAD_LINES - len(named)]
+    if not count:
         return ""
-    more = f" and {number - NAMED:,} more" if number > NAMED else ""
-    told = f"{number:,} bad line{'s' if number > 1 else ''}: {'; '.join(map(str, named))}{more}"
+    more = f" and {count - NAMED_BAD_LINES:,} more" if count > NAMED_BAD_LINES else ""
+    bad = f"{output.count(count, 'bad line')}: {'; '.join(map(str, named))}{more}"
     if not skip_bad:
-        raise CommandError(f"nothing is stored, for it has {told}; correct that, or say --skip-bad")
-    return told
+        raise CommandError(f"nothing is stored, for it has {bad}; correct that, or say --skip-bad")
+    return bad
 
 
 def good(source: BinaryIO, form: str, item_key: str | None) -> Iterator[Any]:
-    """The items that are none of the bad."""
-    return (item for _, item in input_file.items(source, form, item_key) if not isinstance(item, Bad))
+    """The items of the file, without its bad lines."""
+    return (item for item in input_file.items(source, form, item_key) if not isinstance(item, BadLine))
 
 
-def store(actor: str, items: Iterator[Any], *, told: bool, **options: Any) -> int:
-    """Store the items, tell the job's id, publish the first; a broker that is away is only warned of. Raises Fault."""
+def store(actor: str, items: Iterator[Any], *, print_id: bool, **options: Any) -> int:
+    """Store the items, publish the first of them, and return the job's id. A broker that is away is only a warning.
+
+    Raises CommandError for an actor, an item or an option that is refused.
+    """
     try:
-        with HeldUp(), actor_modules.assembled():
+        with PublishingWarning(), actor_modules.assembled():
             job = callboard.submit(actor, items, **options).id
-            if told:
+            if print_id:
                 typer.echo(job)
     except psycopg.DataError as error:
         raise CommandError(f"the database can't hold one of the options: {first_line(error)}") from error
@@ -186,35 +163,35 @@ def store(actor: str, items: Iterator[Any], *, told: bool, **options: Any) -> in
     return job
 
 
-class HeldUp(logging.Handler):
-    """Says once, on stderr, that publishing is held up."""
+class PublishingWarning(logging.Handler):
+    """In its block the publisher's first warning is printed on stderr as one line, and pika logs nothing."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.told = False
+        self.printed = False
 
     def __enter__(self) -> None:
-        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it says the same, in many lines
+        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs the same failure in many lines
         logging.getLogger("callboard.publisher").addHandler(self)
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("callboard.publisher").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Whatever it is, once."""
-        if not self.told:
-            self.told = True
+        """Print the record if it is the first."""
+        if not self.printed:
+            self.printed = True
             typer.echo(f"callboard: {record.getMessage()}; workers publish what is stored", err=True)
 
 
-def finish(job: int, *, wait: bool, as_json: bool) -> None:
-    """Wait for it, and tell of it."""
+def finish(number: int, *, wait: bool, as_json: bool) -> None:
+    """Follow the job if asked to; print it as JSON if asked to. `wait` decides the exit code."""
     if wait:
-        end = follow.follow(job, quiet=as_json)
+        job = follow.follow(number, quiet=as_json)
     elif as_json:
         with database() as conn:
-            end = show.known(conn, job)
+            job = find_job(conn, number)
     if as_json:
-        output.document(end)
+        output.document(job)
     if wait:
-        raise typer.Exit(0 if end["succeeded"] + end["skipped"] == end["total"] else 1)
+        raise typer.Exit(0 if job["succeeded"] + job["skipped"] == job["total"] else 1)

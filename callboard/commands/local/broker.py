@@ -16,9 +16,7 @@ def reach_broker(addresses: str) -> None:
             pika.BlockingConnection(parameters).close()
             return
         except (pika.exceptions.AMQPError, OSError) as error:
-            # pika gives most errors no text but their type.
-            reason = first_line(error) if str(error) else type(error).__name__
-            why = f"{parameters.host}:{parameters.port}: {reason}"
+            why = f"{parameters.host}:{parameters.port}: {first_line(error)}"
     raise CommandError(f"can't reach RabbitMQ at {why}; start it, or correct AMQP_URL")
 
 

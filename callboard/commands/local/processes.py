@@ -13,7 +13,7 @@ from callboard.commands import actor_modules
 from callboard.commands.services import NotStarted, Process
 from callboard.commands.services.child_process import tail
 
-#: Seconds that a child may take to start, and a worker to finish the items in hand.
+#: Seconds that a child may take to start, and a worker to finish its running items.
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
@@ -77,7 +77,7 @@ class InProcessWorker:
         self._worker.start()
 
     def stop(self) -> None:
-        """Finish the items in hand, for at most STOP_SECONDS, and close the broker."""
+        """Finish the running items, for at most STOP_SECONDS, and close the broker."""
         self._worker.stop(timeout=round(STOP_SECONDS * 1000))
         self._worker.broker.close()
 

@@ -1,4 +1,4 @@
-"""`callboard up`: everything on this machine until Ctrl-C."""
+"""`callboard up`: all of Callboard on this machine until Ctrl-C."""
 
 import fcntl
 import os
@@ -16,19 +16,17 @@ from callboard.commands.services import ends_on_sigterm, wait_for_the_end
 app = typer.Typer()
 
 FOLDER = Path(".callboard")
+#: Worker processes, if nobody says how many.
+PROCESSES = min(os.cpu_count() or 1, 4)
 
 Processes = Annotated[
     int, typer.Option(min=1, help="Worker processes.", show_default="processors, at most 4")
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker process.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="The web app's port; 0: any that is free.")]
-
+Port = Annotated[int, typer.Option(min=0, max=65535, help="The web app's port; 0: any free one.")]
 InProcess = Annotated[
-    bool,
-    typer.Option("--in-process", help="Take Dramatiq's in-process broker, even where there is RabbitMQ."),
-]
-
-PROCESSES = min(os.cpu_count() or 1, 4)
+    bool, typer.Option("--in-process", help="Use Dramatiq's in-process broker, also where RabbitMQ is installed.")
+]  # fmt: skip
 
 
 @app.command()
@@ -37,28 +35,29 @@ def up(
 ) -> None:
     """Run everything on this machine until Ctrl-C: database, broker, workers, web app.
 
-    DATABASE_URL and AMQP_URL name a database and a RabbitMQ to use; without them it starts its own, in .callboard/.
+    It uses the database and the RabbitMQ that DATABASE_URL and AMQP_URL name.
+    For one that is unset it starts its own in .callboard/.
+    CALLBOARD_ACTORS names the modules with your actors.
     """
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / ".gitignore").write_text("*\n", encoding="ascii")
-    with ends_on_sigterm(), only(FOLDER):
-        stack = LocalStack(
-            FOLDER.resolve(), processes=processes, threads=threads, port=port, in_process=in_process
-        )
-        with stack:
-            typer.echo(f"Callboard is at {stack.web_url}")
-            typer.echo("Ctrl-C stops everything", err=True)
-            wait_for_the_end()
+    folder = FOLDER.resolve()
+    with (
+        ends_on_sigterm(),
+        locked(folder),
+        LocalStack(folder, processes=processes, threads=threads, port=port, in_process=in_process) as stack,
+    ):
+        typer.echo(f"Callboard is at {stack.web_url}")
+        typer.echo("Ctrl-C stops everything", err=True)
+        wait_for_the_end()
 
 
 @contextmanager
-def only(folder: Path) -> Iterator[None]:
-    """One at a time on a folder; the system lets go of it whatever happens."""
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for a block. The system frees it however the process ends. Raises CommandError if it is held."""
     with (folder / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CommandError(
-                f"another `callboard up` runs in {folder.resolve()}: stop it, or use it"
-            ) from None
+            raise CommandError(f"another `callboard up` runs in {folder}: stop it, or use it") from None
         yield

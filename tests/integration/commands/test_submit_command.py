@@ -148,7 +148,7 @@ def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None
         (["nobody"], "no actor 'nobody': import its module (CALLBOARD_ACTORS)", 1),
         ([ACTOR, "missing.jsonl"], "can't read missing.jsonl: No such file", 1),
         ([ACTOR, "."], "can't read .: Is a directory", 1),
-        ([ACTOR, "--format", "xml"], "'xml' is none of jsonl, csv", 2),
+        ([ACTOR, "--format", "xml"], "must be one of jsonl, csv, not 'xml'", 2),
         ([ACTOR, "--metadata", "[1]"], "no JSON object", 2),
         ([ACTOR, "--metadata", '{"a": "\\u0000"}'], "the database can't hold one of the options", 1),
         ([ACTOR, "--priority", "9999999999"], "--priority", 2),

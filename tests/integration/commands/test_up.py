@@ -77,7 +77,7 @@ def test_up_keeps_its_data_and_takes_the_broker_in_this_process(tmp_path: Path) 
         assert "broker: Dramatiq's in-process one, as asked for" in up.log.read_text()
         assert addresses(tmp_path)["amqp_url"] is None
         assert works(tmp_path)
-        assert "holds, only that worker can sweep" in fault(tmp_path, "sweep")
+        assert "only the worker that holds an in-process broker can sweep" in fault(tmp_path, "sweep")
         up.send(signal.SIGINT)
         assert wait_until(lambda: not up.running(), 60)
         assert up.kill() == 0
