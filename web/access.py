@@ -1,4 +1,4 @@
-"""Who may look, and what a browser may do with what it gets."""
+"""Who may use the web app, and what a browser may do with its answers."""
 
 import inspect
 import re
@@ -13,13 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from callboard.web.problems import Problem
 
-#: Gives who asks, or None for nobody; a plain function runs in a thread.
+#: Returns who sends the request, or None for nobody. A plain function runs in a thread.
 Authenticate: TypeAlias = Callable[[Request], Any | Awaitable[Any]]
 
-#: Served to anybody: probes have no credentials, and the static files hold nothing of anybody's.
+#: Paths that need no login: probes have no credentials, and the static files hold no data.
 OPEN = ("/healthz", "/readyz", "/static/")
 
-#: What changes nothing.
+#: Methods that change nothing.
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 HEADERS = {
@@ -33,7 +33,7 @@ HEADERS = {
 
 
 class AccessControl:
-    """Asks `authenticate` about each request, and adds the headers to each answer."""
+    """ASGI middleware that refuses a request by its host name, its origin or its login, and adds headers to answers."""
 
     def __init__(
         self, app: ASGIApp, authenticate: Authenticate | None = None, hosts: Sequence[str] | None = None
@@ -43,26 +43,31 @@ class AccessControl:
         self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         answer: ASGIApp = self.app
-        if not self._meant(scope):
-            answer = Problem(421, "this app is not known by that name: start it with --allow-host NAME")
-        elif _foreign(scope):
-            answer = Problem(403, "this was sent by a page of another site, which may not act here")
-        elif not await self._admits(scope, receive):
+        if not self._knows_host(scope):
+            answer = Problem(
+                421, "this app does not answer to that host name: start it with --allow-host NAME"
+            )
+        elif _cross_site(scope):
+            answer = Problem(
+                403, "a page of another site sent this request, and may not change anything here"
+            )
+        elif not await self._authenticated(scope, receive):
             answer = Problem(
                 401, "this needs credentials that this app knows", {"WWW-Authenticate": "Bearer"}
             )
-        await answer(scope, receive, _adding(send))
+        await answer(scope, receive, _with_headers(send))
 
-    def _meant(self, scope: Scope) -> bool:
-        name = Headers(scope=scope).get("host", "")
-        return self.hosts is None or re.sub(r":\d+$", "", name).lower() in self.hosts
+    def _knows_host(self, scope: Scope) -> bool:
+        host = Headers(scope=scope).get("host", "")
+        return self.hosts is None or re.sub(r":\d+$", "", host).lower() in self.hosts
 
-    async def _admits(self, scope: Scope, receive: Receive) -> bool:
+    async def _authenticated(self, scope: Scope, receive: Receive) -> bool:
+        """Whether the request may pass; the one who sends it is kept as `request.state.who`."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if self.authenticate is None or path.startswith(OPEN):
             return True
@@ -71,13 +76,13 @@ class AccessControl:
             who = await self.authenticate(request)
         else:
             who = await run_in_threadpool(self.authenticate, request)
-        # A callable object or a lambda may still hand back something to wait for.
+        # A lambda or an object with an async __call__ returns an awaitable too.
         request.state.who = await who if inspect.isawaitable(who) else who
         return request.state.who is not None
 
 
-def _foreign(scope: Scope) -> bool:
-    """Whether a page of another site would act in the name of who looks at it. Browsers say where a request is from."""
+def _cross_site(scope: Scope) -> bool:
+    """Whether a page of another site sends a request that changes something: browsers say where a request is from."""
     if scope["method"] in SAFE:
         return False
     headers = Headers(scope=scope)
@@ -87,13 +92,13 @@ def _foreign(scope: Scope) -> bool:
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
-def _adding(send: Send) -> Send:
+def _with_headers(send: Send) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
-            # What is shown is of this moment, and another's tomorrow.
+            # Answers go out of date within a second. A static file has an ETag, by which a browser asks again.
             headers.setdefault("Cache-Control", "no-cache" if "etag" in headers else "no-store")
         await send(message)
 

@@ -1,7 +1,7 @@
-"""POST /api/jobs/{job}/…: what is said to a job. Each answers with the job as it is then, if it is still there."""
+"""Handlers that change a job. Each answers with the job as it is then; after a DELETE there is none."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -14,22 +14,25 @@ from callboard.sql.writes import retry as retries
 from callboard.sql.writes.actions import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import parameters
-from callboard.web.api import known
+from callboard.web.api import find_job
 from callboard.web.problems import Answer
+
+T = TypeVar("T")
+Write = Callable[[Conn, int, Requester, T], object]
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """What needs no words."""
+    """The body of an action without options: nothing, or an empty object."""
 
 
 class Cancel(msgspec.Struct, forbid_unknown_fields=True):
-    """Why it is cancelled."""
+    """The body of a cancel."""
 
     reason: str | None = None
 
 
 class Retry(msgspec.Struct, forbid_unknown_fields=True):
-    """Which items; without any of them all that failed."""
+    """The body of a retry: the items to retry, if not all that failed."""
 
     states: list[str] | None = None
     items: Annotated[list[int], msgspec.Meta(min_length=1, max_length=100_000)] | None = None
@@ -39,56 +42,53 @@ class Retry(msgspec.Struct, forbid_unknown_fields=True):
 async def limit(request: Request) -> Answer:
     """PATCH /api/jobs/{job}: any of `max_failures concurrency concurrency_by rate priority deadline at keep`.
 
-    null takes one away.
+    null removes a limit.
     """
-    given = await parameters.body(request, dict[str, Any])
-    return await _tell(request, lambda conn, job, by: actions.limit(conn, job, by, given))
+    return await _act(request, dict[str, Any], actions.limit)
 
 
 async def cancel(request: Request) -> Answer:
     """POST /api/jobs/{job}/cancel: `{"reason": …}` or nothing."""
-    given = await parameters.body(request, Cancel)
-    return await _tell(request, lambda conn, job, by: actions.cancel(conn, job, by, reason=given.reason))
+    return await _act(
+        request, Cancel, lambda conn, job, by, body: actions.cancel(conn, job, by, reason=body.reason)
+    )
 
 
 async def pause(request: Request) -> Answer:
     """POST /api/jobs/{job}/pause."""
-    await parameters.body(request, Nothing)
-    return await _tell(request, actions.pause)
+    return await _act(request, Nothing, lambda conn, job, by, _: actions.pause(conn, job, by))
 
 
 async def resume(request: Request) -> Answer:
     """POST /api/jobs/{job}/resume."""
-    await parameters.body(request, Nothing)
-    return await _tell(request, actions.resume)
+    return await _act(request, Nothing, lambda conn, job, by, _: actions.resume(conn, job, by))
 
 
 async def retry(request: Request) -> Answer:
-    """POST /api/jobs/{job}/retry: `{"states": […], "items": […], "error_type": …}` or nothing: all that failed."""
-    given = await parameters.body(request, Retry)
+    """POST /api/jobs/{job}/retry: `{"states": […], "items": […], "error_type": …}`, or nothing: all that failed."""
 
-    def again(conn: Conn, job: int, by: Requester) -> int:
-        return retries.retry(conn, job, by, RetrySelection(given.states, given.items, given.error_type))
+    def write(conn: Conn, job: int, by: Requester, body: Retry) -> int:
+        return retries.retry(conn, job, by, RetrySelection(body.states, body.items, body.error_type))
 
-    return await _tell(request, again)
+    return await _act(request, Retry, write)
 
 
 async def delete(request: Request) -> Response:
     """DELETE /api/jobs/{job}: a finished job and all of its rows."""
-    await parameters.body(request, Nothing)
-    await _say(request, actions.delete)
+    await _write(request, Nothing, lambda conn, job, by, _: actions.delete(conn, job, by))
     return Response(status_code=204)
 
 
-async def _tell(request: Request, say: Callable[[Conn, int, Requester], Any]) -> Answer:
-    return Answer(await known(request, await _say(request, say)))
+async def _act(request: Request, kind: type[T], write: Write[T]) -> Answer:
+    return Answer(await find_job(request, await _write(request, kind, write)))
 
 
-async def _say(request: Request, say: Callable[[Conn, int, Requester], Any]) -> int:
-    job = parameters.job(request)
-    by = Requester("http", _who(request))
+async def _write(request: Request, kind: type[T], write: Write[T]) -> int:
+    """Run `write` with the request's job, its sender and its body, of type `kind`; return the job's id."""
+    job, body = parameters.job(request), await parameters.body(request, kind)
+    by = Requester("http", _sender(request))
     try:
-        await request.app.state.database.write(lambda conn: say(conn, job, by))
+        await request.app.state.database.write(lambda conn: write(conn, job, by, body))
     except NoSuchJob as error:
         raise HTTPException(404, str(error)) from None
     except NotPossible as error:
@@ -98,8 +98,8 @@ async def _say(request: Request, say: Callable[[Conn, int, Requester], Any]) -> 
     return job
 
 
-def _who(request: Request) -> str:
-    """The name that the login gave, or else where the request came from."""
+def _sender(request: Request) -> str:
+    """The name that the login gave, or else the address that the request came from."""
     who = getattr(request.state, "who", None)
     if isinstance(who, str):
         return who

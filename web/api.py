@@ -1,4 +1,4 @@
-"""The JSON API: each handler parses, reads once or twice, and answers."""
+"""Handlers that read: each parses its parameters, asks the database once or twice, and answers."""
 
 from typing import Any, TypeVar
 
@@ -30,15 +30,14 @@ async def jobs(request: Request) -> Answer:
 
 async def job(request: Request) -> Answer:
     """GET /api/jobs/{job}."""
-    return Answer(await known(request, parameters.job(request)))
+    return Answer(await find_job(request, parameters.job(request)))
 
 
 async def items(request: Request) -> Answer:
-    """GET /api/jobs/{job}/items: in order; `state`, `after`, `limit`; of a job of stages those of a `stage`."""
-    number = parameters.job(request)
-    stage = parameters.stage(request)
+    """GET /api/jobs/{job}/items: in order; `state`, `after`, `limit`; `stage`, for a job that has stages."""
+    number, stage = parameters.job(request), parameters.stage(request)
     if stage is not None:
-        number = _of_stage(await known(request, number), stage)
+        number = _job_of_stage(await find_job(request, number), stage)
     after = parameters.cursor(request, parameters.ITEMS)
     query = queries.items(
         number,
@@ -47,21 +46,21 @@ async def items(request: Request) -> Answer:
         limit=parameters.limit(request),
     )
     found, following = await read(request, query)
-    if not found and (stages := (await known(request, number))["stages"]):
+    if not found and (stages := (await find_job(request, number))["stages"]):
         there = ", ".join(f"stage={one['stage']} ({one['name']})" for one in stages)
         raise HTTPException(400, f"job {number} has stages, and each has its own items: ask with {there}")
     return Answer({"items": found, "next": following})
 
 
-def _of_stage(job: dict[str, Any], stage: int) -> int:
-    found = next((one for one in job["stages"] if one["stage"] == stage), None)
-    if found is None:
-        raise HTTPException(400, f"job {job['id']} has no stage {stage}")
-    return int(found["job"])
+def _job_of_stage(job: dict[str, Any], stage: int) -> int:
+    for one in job["stages"]:
+        if one["stage"] == stage:
+            return int(one["job"])
+    raise HTTPException(400, f"job {job['id']} has no stage {stage}")
 
 
 async def item(request: Request) -> Answer:
-    """GET /api/jobs/{job}/items/{item}: whole, with its attempts that did not simply succeed."""
+    """GET /api/jobs/{job}/items/{item}: whole, with its attempts except a simple success."""
     number, position = parameters.job(request), parameters.item(request)
     found = await read(request, queries.item(number, position))
     if found is None:
@@ -70,33 +69,22 @@ async def item(request: Request) -> Answer:
 
 
 async def errors(request: Request) -> Answer:
-    """GET /api/jobs/{job}/errors: one a kind, type and place, those that cost most items first."""
+    """GET /api/jobs/{job}/errors: in groups of one kind, type and place; first those by which most items failed."""
     number = parameters.job(request)
-    found = await read(request, queries.errors(number))
-    if not found:
-        await known(request, number)
-    return Answer({"errors": found, "next": None})
+    return await _list(request, "errors", number, await read(request, queries.errors(number)))
 
 
 async def actions(request: Request) -> Answer:
     """GET /api/jobs/{job}/actions: who did what to it, the latest first; `after`, `limit`."""
-    number = parameters.job(request)
-    before = parameters.cursor(request, parameters.IDS)
-    found, following = await read(
-        request, queries.actions(number, before=before, limit=parameters.limit(request))
-    )
-    if not found:
-        await known(request, number)
-    return Answer({"actions": found, "next": following})
+    number, before = parameters.job(request), parameters.cursor(request, parameters.IDS)
+    query = queries.actions(number, before=before, limit=parameters.limit(request))
+    return await _list(request, "actions", number, *await read(request, query))
 
 
 async def callbacks(request: Request) -> Answer:
-    """GET /api/jobs/{job}/callbacks: whom its ends called, the latest end first, and how that went."""
+    """GET /api/jobs/{job}/callbacks: the callbacks of its ends and their deliveries, the latest end first."""
     number = parameters.job(request)
-    found = await read(request, queries.callbacks(number))
-    if not found:
-        await known(request, number)
-    return Answer({"callbacks": found, "next": None})
+    return await _list(request, "callbacks", number, await read(request, queries.callbacks(number)))
 
 
 async def workers(request: Request) -> Answer:
@@ -110,8 +98,8 @@ async def workers(request: Request) -> Answer:
     return Answer({"workers": found, "next": following})
 
 
-async def known(request: Request, number: int) -> dict[str, Any]:
-    """The job, or a 404."""
+async def find_job(request: Request, number: int) -> dict[str, Any]:
+    """The job as the API describes it. Raises HTTPException 404 when there is none with this id."""
     found = await read(request, queries.job(number))
     if found is None:
         raise HTTPException(404, f"there is no job {number}")
@@ -119,6 +107,15 @@ async def known(request: Request, number: int) -> dict[str, Any]:
 
 
 async def read(request: Request, query: Query[T]) -> T:
-    """Ask the app's database."""
+    """Run a query on the app's database."""
     answer: T = await request.app.state.database.read(query)
     return answer
+
+
+async def _list(
+    request: Request, name: str, job: int, rows: list[Any], following: int | None = None
+) -> Answer:
+    """A page of a job's rows; where there are none, a 404 if there is no such job either."""
+    if not rows:
+        await find_job(request, job)
+    return Answer({name: rows, "next": following})

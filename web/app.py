@@ -1,4 +1,4 @@
-"""The web app: its route table, and the life of its pool."""
+"""The web app: its routes, its middleware, and its database."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -39,12 +39,12 @@ ROUTES = [
 def create_app(
     *, url: str | None = None, authenticate: Authenticate | None = None, hosts: Sequence[str] | None = None
 ) -> Starlette:
-    """The app for the database at `url` (unset: DATABASE_URL, read at the first request).
+    """An app for the database at `url` (None: DATABASE_URL, read at the first request).
 
-    `authenticate(request)`, async or not, gives who asks (a text is noted in a job's history), or None, which is
-    answered with 401; /healthz and /readyz don't ask it. `hosts`: the names it may be asked for by (None: any);
-    without a login this keeps pages of others from reading it through a browser on its machine. Mounted in another
-    app, which runs no lifespan but its own, it opens its pool at the first request.
+    `authenticate(request)`, async or not, returns who sends the request (a text is noted in a job's history), or None:
+    the answer is 401. /healthz, /readyz and /static need no login. `hosts` are the host names that the app answers to
+    (None: any); without a login they keep other sites' pages from reading it through a browser on its machine. The app
+    may be mounted in another one, whose lifespan does not run this one's: it opens its pool at the first request.
     """
     database = Database(url)
 
@@ -55,7 +55,7 @@ def create_app(
         yield
         await database.close()
 
-    guard = Middleware(AccessControl, authenticate=authenticate, hosts=hosts)
-    app = Starlette(routes=ROUTES, middleware=[guard], exception_handlers=HANDLERS, lifespan=lifespan)
+    access = Middleware(AccessControl, authenticate=authenticate, hosts=hosts)
+    app = Starlette(routes=ROUTES, middleware=[access], exception_handlers=HANDLERS, lifespan=lifespan)
     app.state.database = database
     return app

@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it can do its work."""
+"""Probes: whether the process answers, and whether its database and broker do."""
 
 import asyncio
 import ssl
@@ -15,11 +15,11 @@ from callboard.web.api import read
 from callboard.web.problems import BEHIND, UNREACHABLE, Answer, Problem
 
 #: Seconds that a broker has to answer.
-PATIENCE = 2.0
+ANSWER_SECONDS = 2.0
 OK = "ok"
 UNASKED = "not asked, since AMQP_URL is not set"
-FINE = (OK, UNASKED)
-GREETING = b"AMQP\x00\x00\x09\x01"
+#: The header by which a client of AMQP 0-9-1 opens a connection.
+PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 
 async def healthz(_request: Request) -> Answer:
@@ -28,10 +28,10 @@ async def healthz(_request: Request) -> Answer:
 
 
 async def readyz(request: Request) -> Answer:
-    """GET /readyz: the database answers and fits this code, and so does the broker that AMQP_URL names."""
+    """GET /readyz: the database answers and its schema fits this code; a node of AMQP_URL answers."""
     database, broker = await asyncio.gather(_database(request), _broker())
     checks = {"database": database, "broker": broker}
-    failed = [f"{name}: {what}" for name, what in checks.items() if what not in FINE]
+    failed = [f"{name}: {what}" for name, what in checks.items() if what not in (OK, UNASKED)]
     if failed:
         return Problem(503, "; ".join(failed), checks=checks)
     return Answer({"status": "ready", "checks": checks})
@@ -62,9 +62,9 @@ async def _broker() -> str:
 
 
 async def _answers(url: str) -> bool:
-    """Whether something that speaks AMQP is there. It needs no password: the server greets first."""
+    """Whether something that speaks AMQP answers. This needs no password: the server speaks before any login."""
     try:
-        return await asyncio.wait_for(_greets(url), PATIENCE)
+        return await asyncio.wait_for(_greets(url), ANSWER_SECONDS)
     except (OSError, ValueError, asyncio.IncompleteReadError, TimeoutError):
         return False
 
@@ -75,8 +75,8 @@ async def _greets(url: str) -> bool:
     port = parts.port or (5671 if secure else 5672)
     reader, writer = await asyncio.open_connection(parts.hostname or "localhost", port, ssl=secure)
     try:
-        writer.write(GREETING)
-        # A method frame (1) of channel 0: Connection.Start. Anything else is another protocol or a refusal.
+        writer.write(PROTOCOL_HEADER)
+        # The server sends Connection.Start: a method frame (1) of channel 0. Anything else is not RabbitMQ.
         return await reader.readexactly(3) == b"\x01\x00\x00"
     finally:
         writer.close()

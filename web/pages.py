@@ -1,4 +1,4 @@
-"""The pages. They are files: what they show they fetch from the API, under whatever prefix that is."""
+"""The pages are static files; their scripts fetch the data from the API, under the prefix that the app has."""
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """Answers: JSON, and errors as ``application/problem+json`` (RFC 9457), never a traceback."""
 
 import json
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -17,10 +18,11 @@ UNREACHABLE = (
     "this works again by itself as soon as it does"
 )
 BEHIND = "the database's schema does not fit this code: run `callboard migrate`"
+BROKEN = "this request met an error in Callboard itself; the server's log has its traceback"
 
 
 class Answer(JSONResponse):
-    """JSON in ASCII: a result may hold half of a surrogate pair, which only an escape can carry."""
+    """JSON in ASCII: a result may contain half of a surrogate pair, which only an escape can carry."""
 
     def render(self, content: Any) -> bytes:
         """The body."""
@@ -39,37 +41,28 @@ class Problem(Answer):
 
 
 async def refused(request: Request, error: HTTPException) -> Problem:
-    """What a handler, or the route table, refused."""
+    """Answer a request that a handler or the route table refused."""
     detail = error.detail
     if detail == HTTPStatus(error.status_code).phrase:
         detail = f"{request.method} {request.url.path} is not served here"
     return Problem(error.status_code, detail, dict(error.headers or {}))
 
 
-async def unreachable(_request: Request, _error: Exception) -> Problem:
-    """The database is down or can't be reached in time."""
-    return Problem(503, UNREACHABLE, {"Retry-After": "1"})
+def problem(
+    status: int, detail: str | None = None, headers: dict[str, str] | None = None
+) -> Callable[[Request, Exception], Awaitable[Problem]]:
+    """A handler that answers every error with this problem; its detail is the error's own text if none is given."""
 
+    async def handler(_request: Request, error: Exception) -> Problem:
+        return Problem(status, detail or str(error), headers)
 
-async def unset(_request: Request, error: Exception) -> Problem:
-    """Nobody said where the database is."""
-    return Problem(503, str(error))
-
-
-async def misfit(_request: Request, _error: Exception) -> Problem:
-    """A table or a column isn't there."""
-    return Problem(503, BEHIND)
-
-
-async def broken(_request: Request, _error: Exception) -> Problem:
-    """A bug of ours; the server logs its traceback."""
-    return Problem(500, "this request met an error in Callboard itself; the server's log has its traceback")
+    return handler
 
 
 HANDLERS: dict[Any, Any] = {
     HTTPException: refused,
-    psycopg.OperationalError: unreachable,
-    NotConfigured: unset,
-    **dict.fromkeys((*ABSENT, psycopg.errors.UndefinedColumn), misfit),
-    Exception: broken,
+    psycopg.OperationalError: problem(503, UNREACHABLE, {"Retry-After": "1"}),
+    NotConfigured: problem(503),
+    **dict.fromkeys((*ABSENT, psycopg.errors.UndefinedColumn), problem(503, BEHIND)),
+    Exception: problem(500, BROKEN),
 }

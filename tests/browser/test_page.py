@@ -180,14 +180,14 @@ def test_a_job_that_hangs_or_stands_still_says_where_or_why(page: Page, conn: Co
 def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: Conn, address: str) -> None:
     page.goto(address)
     expect(page.locator("#note")).to_contain_text("No job yet")
-    expect(page.locator("#crew")).to_have_text("no worker alive")
+    expect(page.locator("#workers")).to_have_text("no worker alive")
     first = make_worker(conn)
     job = make_job(conn, 4, name="Autumn ads")
     expect(page.locator("#jobs li")).to_contain_text("Autumn ads", timeout=SOON)
-    expect(page.locator("#crew")).to_have_text("1 worker, 8 threads", timeout=SOON)
+    expect(page.locator("#workers")).to_have_text("1 worker, 8 threads", timeout=SOON)
     make_worker(conn, release="2026.12")
     workers.beat(conn, first, [])
-    expect(page.locator("#crew")).to_have_text(
+    expect(page.locator("#workers")).to_have_text(
         "2 workers, 16 threads, releases 2026.11 and 2026.12", timeout=SOON
     )
     card = page.locator("#jobs li").element_handle()

@@ -1,13 +1,13 @@
-// A job's progress: one bar of the states its items are in, and its words.
+// A job's progress: a bar with a part for each state of its items, and the words for it.
 
 import { make, number, text } from "./page.js";
 
-// From what is done to what is to come: the left part of the bar only ever grows.
+// In the order of the bar, finished states first: the left part of the bar only ever grows.
 export const STATES = ["succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending"];
 
 export const FINAL = ["completed", "failed", "cancelled"];
 
-// Nothing is called done before it is: 99.96 % stays 99.9 %.
+// Rounded down: only a job that is done shows 100 %, and 99.96 % shows 99.9 %.
 export function percent(job) {
   if (job.progress === 1) return "100 %";
   return `${(Math.floor(job.progress * 1000) / 10).toFixed(1)} %`;
@@ -15,9 +15,10 @@ export function percent(job) {
 
 export const done = (job) => job.succeeded + job.failed + job.skipped;
 
-export function bar(element, job) {
+export function bar(element, job, label) {
   if (!element.firstChild) {
     element.setAttribute("role", "progressbar");
+    element.setAttribute("aria-label", label);
     element.setAttribute("aria-valuemin", "0");
     element.setAttribute("aria-valuemax", "100");
     element.append(...STATES.map(segment));
@@ -31,10 +32,11 @@ export function bar(element, job) {
   }
 }
 
-// Of the bar, for one state. Stages have equal parts, as in the percent: one that isn't made yet leaves its part empty.
+// The share of the bar that a state has. Stages have equal parts of it, as they have of the percent: a stage without
+// items yet leaves its part empty.
 function share(job, state) {
-  const parts = job.stages ?? [];
-  if (parts.length) return parts.reduce((sum, stage) => sum + share(stage, state), 0) / parts.length;
+  const stages = job.stages ?? [];
+  if (stages.length) return stages.reduce((sum, stage) => sum + share(stage, state), 0) / stages.length;
   if (job.total) return job[state] / job.total;
   return state === "succeeded" ? job.progress : 0;
 }

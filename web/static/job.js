@@ -1,18 +1,29 @@
-// One job: where it stands, what is in hand, what went wrong.
+// One job: its progress, its running items, its errors, and what may be done to it.
 
+import { ACTIONS, fillAction, limits } from "./actions.js";
 import { FINAL, STATES, bar, done, legendEntry, percent, pill, rate } from "./bar.js";
-import { ACTIONS, actionRow, fillAction, limits } from "./control.js";
 import {
-  ask, count, crew, date, duration, find, keep, make, note, number, poll, root, show, since, tell, text,
+  count, date, duration, find, get, keep, link, make, number, poll, put, send, show, showWorkers, since, spans, text,
 } from "./page.js";
 
 const id = document.location.pathname.replace(/\/+$/, "").split("/").pop();
-const SHOWN = 20;
-// What is said in an item takes a tenth of a second to its row, and is to be seen within one.
-const LIVE = 700;
+const ROWS = 20;
+// A step or progress of an item takes a tenth of a second to its row, and must be seen within one.
+const PAUSE_MS = 700;
+const FINAL_PAUSE_MS = 5000;
 
-let errorsOf = "";
+let errorsShown = "";
 let shown = null;
+
+// A part of the page with a row for each entry; it is hidden while there are none.
+function section(name, entries, key, create, fill) {
+  find(`${name}-part`).hidden = !entries.length;
+  keep(find(name), entries, key, create, fill);
+}
+
+const row = (line, ...below) => make("li", "", make("div", "line", ...line), ...below);
+const entryRow = () => row(spans("what", "aside", "aside push"), make("pre"));
+const itemLink = (job, item) => link(`api/jobs/${job}/items/${item}`, "mono", `item ${item}`);
 
 function headline(job) {
   document.title = `${percent(job)} ${job.name} – Callboard`;
@@ -21,39 +32,30 @@ function headline(job) {
   pill(find("state"), job);
   text(find("percent"), percent(job));
   text(find("done"), `${number(done(job))} of ${count(job.total, "item")}`);
-  bar(find("bar"), job);
+  bar(find("bar"), job, "Items that are done");
   const states = STATES.filter((state) => job[state]);
-  keep(find("legend"), states, (state) => state, legendEntry, (entry, state) =>
-    text(entry.querySelector("b"), number(job[state])));
+  keep(find("legend"), states, (state) => state, legendEntry, (entry, state) => put(entry, { b: number(job[state]) }));
 }
 
-// A stage leads to its parent, a parent to its stages.
+// A stage links to its parent, a parent to its stages.
 function stages(job) {
   if (job.parent !== null && !find("whole")) {
-    const whole = make("a", "", `${job.parent}`);
+    const whole = link(`jobs/${job.parent}`, "", `${job.parent}`);
     whole.id = "whole";
-    whole.href = new URL(`jobs/${job.parent}`, root);
     find("number").before(whole, " / ");
   }
-  find("stages-part").hidden = !job.stages.length;
-  keep(find("stages"), job.stages, (stage) => stage.job, stageRow, fillStage);
+  section("stages", job.stages, (stage) => stage.job, stageRow, fillStage);
 }
 
 function stageRow(stage) {
-  const link = make("a", "what");
-  link.href = new URL(`jobs/${stage.job}`, root);
-  const line = make("div", "line", link, make("span", "pill"), make("span", "aside push"));
-  const progress = make("div", "bar");
-  progress.setAttribute("aria-label", `Items of ${stage.name} that are done`);
-  return make("li", "", line, progress);
+  return row([link(`jobs/${stage.job}`, "what"), ...spans("pill", "aside push")], make("div", "bar"));
 }
 
-function fillStage(row, stage) {
-  text(row.querySelector(".what"), stage.name);
-  pill(row.querySelector(".pill"), stage);
+function fillStage(element, stage) {
+  pill(element.querySelector(".pill"), stage);
+  bar(element.querySelector(".bar"), stage, `Items of ${stage.name} that are done`);
   const parts = STATES.filter((state) => stage[state]).map((state) => `${number(stage[state])} ${state}`);
-  text(row.querySelector(".push"), parts.join(", ") || (stage.sealed ? "no items" : "not made yet"));
-  bar(row.querySelector(".bar"), stage);
+  put(element, { ".what": stage.name, ".push": parts.join(", ") || (stage.sealed ? "no items" : "not made yet") });
 }
 
 function facts(job) {
@@ -82,29 +84,25 @@ function hung(items) {
   return `Hung: item ${first.item} on worker ${first.worker}, for ${duration(first.seconds)}, at ${first.place}${more}`;
 }
 
-function fill(element, words) {
-  text(element, words);
-  element.hidden = !words;
-}
-
-function itemLink(job, item) {
-  const link = make("a", "mono", `item ${item}`);
-  link.href = new URL(`api/jobs/${job}/items/${item}`, root);
-  return link;
+async function running(job) {
+  const owner = job.stages.length ? job.stages.find((stage) => stage.running)?.job : id;
+  const { items } = job.running ? await get(`api/jobs/${owner}/items?state=running&limit=${ROWS}`) : { items: [] };
+  section("running", items, (item) => `${item.job}-${item.item}-${item.attempt}`, runningRow, fillRunning);
 }
 
 function runningRow(item) {
-  const line = make("div", "line", itemLink(item.job, item.item), make("span", "what"), make("span", "aside push"));
   const gauge = make("div", "gauge line", make("progress"), make("span", "aside"));
-  return make("li", "", line, make("span", "aside step-of"), gauge, make("pre"));
+  return row([itemLink(item.job, item.item), ...spans("what", "aside push")], make("span", "aside step-of"), gauge, make("pre"));
 }
 
-function fillRunning(row, item) {
-  text(row.querySelector(".what"), item.key ?? item.actor);
-  text(row.querySelector(".push"), `worker ${item.worker}, ${duration(since(item.started_at))}`);
-  fill(row.querySelector(".step-of"), item.step);
-  fillGauge(row.querySelector(".gauge"), item.progress);
-  fill(row.querySelector("pre"), item.stack);
+function fillRunning(element, item) {
+  put(element, {
+    ".what": item.key ?? item.actor,
+    ".push": `worker ${item.worker}, ${duration(since(item.started_at))}`,
+    ".step-of": item.step,
+    pre: item.stack,
+  });
+  fillGauge(element.querySelector(".gauge"), item.progress);
 }
 
 function fillGauge(gauge, progress) {
@@ -116,106 +114,92 @@ function fillGauge(gauge, progress) {
   if (total !== null) [bar.max, bar.value] = [total, done];
   const words = total === null ? `${number(done)} so far` : `${number(done)} of ${number(total)}`;
   bar.setAttribute("aria-label", words);
-  text(gauge.querySelector(".aside"), words);
-}
-
-async function running(job) {
-  const whose = job.stages.length ? job.stages.find((stage) => stage.running)?.job : id;
-  const { items } = job.running ? await ask(`api/jobs/${whose}/items?state=running&limit=${SHOWN}`) : { items: [] };
-  find("running-part").hidden = !items.length;
-  keep(find("running"), items, (item) => `${item.job}-${item.item}-${item.attempt}`, runningRow, fillRunning);
-}
-
-function errorRow(error) {
-  const line = make("div", "line", make("span", "count"), make("span", "what mono"), make("span", "aside push"));
-  return make("li", "", line, make("pre"), make("div", "line aside", make("span", "mono"), itemLink(error.job, error.item)));
-}
-
-function fillError(row, error) {
-  const lost = error.failed ? `${count(error.failed, "item")} failed by it, ` : "";
-  text(row.querySelector(".count"), `${number(error.count)} ×`);
-  text(row.querySelector(".what"), error.kind === "failed" ? error.type : `${error.type} (${error.kind.replace("_", " ")})`);
-  text(row.querySelector(".push"), `${lost}last at ${date(error.last_at)}`);
-  fill(row.querySelector("pre"), error.message);
-  text(row.querySelector(".aside .mono"), error.place);
+  put(gauge, { ".aside": words });
 }
 
 async function errors(job) {
   const now = `${job.failed}-${job.retries}-${job.crashes}`;
-  if (now === errorsOf) return;
-  const { errors: groups } = await ask(`api/jobs/${id}/errors`);
-  find("errors-part").hidden = !groups.length;
-  keep(find("errors"), groups, (e) => JSON.stringify([e.job, e.kind, e.type, e.place]), errorRow, fillError);
-  errorsOf = now;
+  if (now === errorsShown) return;
+  const { errors: groups } = await get(`api/jobs/${id}/errors`);
+  section("errors", groups, (e) => JSON.stringify([e.job, e.kind, e.type, e.place]), errorRow, fillError);
+  errorsShown = now;
 }
 
-async function act(action, button) {
-  const job = shown;
-  const keyboard = button.matches(":focus-visible");
-  if (action.sure && !confirm(action.sure(job))) return;
-  button.disabled = true;
-  try {
-    await tell(`api/jobs/${id}/${action.path}`.replace(/\/$/, ""), action.words, action.method);
-    show("refused", "");
-    if (action.then) return action.then();
-  } catch (problem) {
-    show("refused", problem.message);
-  }
-  button.disabled = false;
-  await again();
-  // The button may have gone with what it did: who came by keyboard goes on at the next one.
-  if (keyboard) (button.isConnected ? button : find("acts").firstChild ?? find("name")).focus();
+function errorRow(error) {
+  const place = make("div", "line aside", make("span", "mono"), itemLink(error.job, error.item));
+  return row(spans("count", "what mono", "aside push"), make("pre"), place);
 }
 
-function control(job) {
+function fillError(element, error) {
+  const failed = error.failed ? `${count(error.failed, "item")} failed by it, ` : "";
+  put(element, {
+    ".count": `${number(error.count)} ×`,
+    ".what": error.kind === "failed" ? error.type : `${error.type} (${error.kind.replace("_", " ")})`,
+    ".push": `${failed}last at ${date(error.last_at)}`,
+    pre: error.message,
+    ".aside .mono": error.place,
+  });
+}
+
+async function callbacks() {
+  const { callbacks: rows } = await get(`api/jobs/${id}/callbacks`);
+  section("callbacks", rows.slice(0, ROWS), (callback) => callback.id, entryRow, fillCallback);
+}
+
+function fillCallback(element, callback) {
+  const tries = callback.tries > 1 ? `, ${count(callback.tries, "try").replace("trys", "tries")}` : "";
+  const when = callback.state === "waiting" ? `, due ${date(callback.due_at)}` : ` ${date(callback.finished_at)}`;
+  put(element, {
+    ".what": callback.target,
+    ".aside": `when it was ${callback.on}`,
+    ".push": `${callback.state}${when}${tries}`,
+    pre: callback.error,
+  });
+}
+
+async function history() {
+  const { actions } = await get(`api/jobs/${id}/actions?limit=${ROWS}`);
+  section("actions", actions, (action) => action.id, entryRow, fillAction);
+}
+
+function buttons(job) {
   shown = job;
-  keep(find("acts"), ACTIONS.filter((action) => action.fits(job)), (action) => action.name, actButton, (button, action) =>
-    text(button, action.says(job)));
+  keep(find("acts"), ACTIONS.filter((action) => action.offered(job)), (action) => action.name, actionButton, (button, action) =>
+    text(button, action.label(job)));
 }
 
-function actButton(action) {
+function actionButton(action) {
   const button = make("button", `act ${action.tone}`);
   button.type = "button";
   button.addEventListener("click", () => act(action, button));
   return button;
 }
 
-async function history() {
-  const { actions } = await ask(`api/jobs/${id}/actions?limit=${SHOWN}`);
-  find("actions-part").hidden = !actions.length;
-  keep(find("actions"), actions, (action) => action.id, actionRow, fillAction);
+async function act(action, button) {
+  const byKeyboard = button.matches(":focus-visible");
+  if (action.question && !confirm(action.question(shown))) return;
+  button.disabled = true;
+  try {
+    await send(`api/jobs/${id}/${action.path}`.replace(/\/$/, ""), action.body, action.method);
+    show("refused", "");
+    if (action.done) return action.done();
+  } catch (problem) {
+    show("refused", problem.message);
+  }
+  button.disabled = false;
+  await update();
+  // The button may be gone, and the focus with it: somebody with a keyboard goes on at the next button.
+  if (byKeyboard) (button.isConnected ? button : find("acts").firstChild ?? find("name")).focus();
 }
 
-function callbackRow() {
-  const line = make("div", "line", make("span", "what"), make("span", "aside"), make("span", "aside push"));
-  return make("li", "", line, make("pre"));
-}
-
-function fillCallback(row, callback) {
-  const tries = callback.tries > 1 ? `, ${count(callback.tries, "try").replace("trys", "tries")}` : "";
-  const when = callback.state === "waiting" ? `, due ${date(callback.due_at)}` : ` ${date(callback.finished_at)}`;
-  text(row.querySelector(".what"), callback.target);
-  text(row.querySelector(".aside"), `when it was ${callback.on}`);
-  text(row.querySelector(".push"), `${callback.state}${when}${tries}`);
-  fill(row.querySelector("pre"), callback.error);
-}
-
-async function callbacks() {
-  const { callbacks: called } = await ask(`api/jobs/${id}/callbacks`);
-  find("callbacks-part").hidden = !called.length;
-  keep(find("callbacks"), called.slice(0, SHOWN), (callback) => callback.id, callbackRow, fillCallback);
-}
-
-const again = poll(async () => {
-  const [job] = await Promise.all([ask(`api/jobs/${id}`), crew()]);
+const update = poll(async () => {
+  const [job] = await Promise.all([get(`api/jobs/${id}`), showWorkers()]);
   headline(job);
   stages(job);
   facts(job);
-  control(job);
-  note("");
+  buttons(job);
+  show("note", "");
   find("job").hidden = false;
   await Promise.all([running(job), errors(job), callbacks(), history()]);
-  return FINAL.includes(job.state) ? 5000 : LIVE;
+  return FINAL.includes(job.state) ? FINAL_PAUSE_MS : PAUSE_MS;
 });
-
-document.addEventListener("visibilitychange", () => document.hidden || again());

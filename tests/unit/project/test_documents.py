@@ -118,7 +118,7 @@ def test_the_days_that_a_job_stays_are_the_default() -> None:
 def test_numbers_are_those_of_the_code() -> None:
     said = " ".join(documents.TEXT.split())
     assert f"at most {process.CONNECTIONS} database connections" in said
-    assert f"At most {database.SIZE} database connections" in said
+    assert f"At most {database.CONNECTIONS} database connections" in said
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
     assert f"up to {prefetch.MAX_PREFETCH} for fast ones" in said
     assert f"chunks of {deletion.CHUNK:,} items" in said
