@@ -1,7 +1,7 @@
 """The statements of `queries/`, by name. Each file holds those of one module, under a line ``-- name: …`` each.
 
 The comments below that line say what a statement is for: transition, guard, caller, rows, lock order. They are not
-sent to the server.
+sent to the server. A part that several statements share stands under ``-- part: …``, and where a statement says {…}.
 
 Where two sets of thousands of rows meet, the planner must have no choice that a wrong estimate makes quadratic; of a
 new job it estimates one row. So a guard stands beside a join, read from the row as it is locked; items of one job are
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 QUERIES = Path(__file__).parent / "queries"
-_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_HEAD = re.compile(r"^-- (name|part): (\w+)$", re.MULTILINE)
+_PART = re.compile(r"\{(\w+)\}")
 
 
 def statement(name: str) -> LiteralString:
@@ -23,25 +24,30 @@ def statement(name: str) -> LiteralString:
     return _statements()[name]
 
 
-def documented() -> dict[str, str]:
-    """Every statement by name, with its comments. Raises ValueError where two have the same name."""
+def documented(kind: str = "name") -> dict[str, str]:
+    """Every statement (or every "part") by name, with its comments. Raises ValueError where two have the same name."""
     found: dict[str, str] = {}
     for path in sorted(QUERIES.glob("*.sql")):
-        _, *parts = _NAME.split(path.read_text(encoding="utf-8"))
-        for name, text in zip(parts[::2], parts[1::2], strict=True):
-            if name in found:
-                raise ValueError(f"two statements are called {name}, one of them in {path.name}")
-            found[name] = text.strip("\n") + "\n"
+        _, *pieces = _HEAD.split(path.read_text(encoding="utf-8"))
+        for what, name, text in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+            if what == kind and name in found:
+                raise ValueError(f"two of a {kind} are called {name}, one of them in {path.name}")
+            if what == kind:
+                found[name] = text.strip("\n") + "\n"
     return found
 
 
 @cache
 def _statements() -> dict[str, LiteralString]:
+    parts = {name: _bare(text) for name, text in documented("part").items()}
     # mypy takes a LiteralString for a str; psycopg wants one, and a file of this package is as much a literal.
     return {
-        name: "\n".join(line for line in text.splitlines() if not line.startswith("--"))
-        for name, text in documented().items()
+        name: _PART.sub(lambda found: parts[found[1]], _bare(text)) for name, text in documented().items()
     }
+
+
+def _bare(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith("--"))
 
 
 def only(row: tuple[Any, ...] | None) -> tuple[Any, ...]:

@@ -293,6 +293,12 @@ CREATE TABLE callboard.workers (
 
 CREATE INDEX workers_alive ON callboard.workers (id) WHERE stopped_at IS NULL AND died_at IS NULL;
 
+-- The workers that live: they have beaten within so many seconds. The planner replaces a call by its text.
+CREATE FUNCTION callboard.live_workers(dead_after float8) RETURNS SETOF callboard.workers LANGUAGE sql STABLE AS $$
+    SELECT * FROM callboard.workers
+    WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now() - make_interval(secs => dead_after)
+$$;
+
 -- Every actor that any worker ever announced: the web app and the command line need not import users' code.
 CREATE TABLE callboard.actors (
     name             text PRIMARY KEY,

@@ -16,11 +16,17 @@ RETURNING id
 
 -- name: limit_job
 -- What a job may do at most, from now on. Caller: controls.limit, which has the row locked.
-UPDATE callboard.jobs
-SET limits = %(limits)s::jsonb, fail_count = %(fail_count)s, fail_share = %(fail_share)s, fail_sample = %(fail_sample)s,
-    concurrency = %(concurrency)s, rate = %(rate)s, priority = %(priority)s, deadline = %(deadline)s,
-    not_before = %(not_before)s, keep = %(keep)s, lane_by = %(lane_by)s, lane_width = %(lane_width)s, updated_at = now()
-WHERE id = %(job)s
+UPDATE callboard.jobs SET ({limits}) = ROW ({limit_values}), updated_at = now() WHERE id = %(job)s
+
+-- part: limits
+-- The columns of what a job may do at most.
+limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadline, not_before, keep, lane_by, lane_width
+
+-- part: limit_values
+-- Their values, in this order.
+%(limits)s::jsonb, %(fail_count)s::bigint, %(fail_share)s::float8, %(fail_sample)s::bigint, %(concurrency)s::int,
+%(rate)s::float8, %(priority)s::int, %(deadline)s::timestamptz, %(not_before)s::timestamptz, %(keep)s::float8,
+%(lane_by)s::text, %(lane_width)s::int
 
 -- name: job_limits
 -- What a job may do at most, locked while it is changed. Caller: controls.limit. Rows: (limits); none: it left meanwhile.

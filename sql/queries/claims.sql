@@ -37,9 +37,7 @@ WITH waiting AS (
 ), kept AS (
     INSERT INTO callboard.outbox AS o (job_id, item, attempt, due_at, first, suspect, again)
     SELECT job_id, item, attempt,
-           CASE WHEN EXISTS (SELECT FROM callboard.workers AS w
-                             WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND %(actor)s = ANY (w.actors)
-                               AND w.beat_at > now() - make_interval(secs => %(dead_after)s))
+           CASE WHEN EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s) AS w WHERE %(actor)s = ANY (w.actors))
                 THEN now() + make_interval(secs => %(delay)s) ELSE timestamptz '9999-01-01Z' END,
            false, true, true
     FROM waiting
@@ -55,8 +53,7 @@ SELECT EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = %(actor)s)
 -- Guard: they still wait. One that somebody has in hand is woken at the next look, if it waits then.
 -- Caller: the sweep. Lock order: rows of the outbox without waiting for any.
 WITH able AS (
-    SELECT DISTINCT unnest(actors) AS actor FROM callboard.workers
-    WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now() - make_interval(secs => %(dead_after)s)
+    SELECT DISTINCT unnest(actors) AS actor FROM callboard.live_workers(%(dead_after)s)
 ), waiting AS (
     SELECT o.id
     FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item

@@ -27,16 +27,7 @@ SET total = c.total,
     updated_at = now()
 FROM (
     SELECT k.id, k.state = 'completed' AND count(i.item) FILTER (WHERE i.finished_at IS NOT NULL) < count(i.item) AS early,
-           count(i.item) AS total,
-           count(*) FILTER (WHERE i.state = 'retrying') AS retrying,
-           count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
-           count(*) FILTER (WHERE i.state = 'failed') AS failed,
-           count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
-           count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
-           count(*) FILTER (WHERE o.redo) AS redo,
-           coalesce(sum(i.crashes), 0) AS crashes,
-           count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
-                                    OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published
+           {item_counts}
     FROM callboard.jobs AS k
     LEFT JOIN callboard.items AS i ON i.job_id = k.id
     LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
@@ -44,6 +35,19 @@ FROM (
     GROUP BY k.id
 ) AS c
 WHERE j.id = c.id
+
+-- part: item_counts
+-- What the counters of the job `k` must be, by its items `i` with their rows in the outbox `o`.
+count(i.item) AS total,
+count(*) FILTER (WHERE i.state = 'retrying') AS retrying,
+count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
+count(*) FILTER (WHERE i.state = 'failed') AS failed,
+count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
+count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
+count(*) FILTER (WHERE o.redo) AS redo,
+coalesce(sum(i.crashes), 0)::bigint AS crashes,
+count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
+                         OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published
 
 -- name: stop_job
 -- Nothing of this job starts any more. Transition: open -> stopping; close_stopped makes it final when the last
@@ -85,8 +89,7 @@ WITH done AS (
       AND (j.told_at < clock_timestamp() - make_interval(secs => %(heard)s)
            OR j.published = 0 AND j.publish_until IS NULL
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.claimed_until IS NOT NULL)
-           OR NOT EXISTS (SELECT FROM callboard.workers AS w WHERE w.stopped_at IS NULL AND w.died_at IS NULL
-                          AND w.beat_at > now() - make_interval(secs => %(dead_after)s)))
+           OR NOT EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s)))
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = j.id)
     ORDER BY j.id FOR NO KEY UPDATE OF j
 )

@@ -146,20 +146,11 @@ WITH RECURSIVE lane AS (
           AND (o.claimed_until IS NULL OR o.claimed_until <= now()) OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS o
     LIMIT %(limit)s
-), claimed AS (
-    UPDATE callboard.outbox AS o
-    SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR due.again
-    FROM due WHERE o.id = due.id
-    RETURNING o.*
-), entered AS (
+), {claimed}, entered AS (
     INSERT INTO callboard.lanes (job_id, item, lane) SELECT c.job_id, c.item, coalesce(c.lane, '') FROM claimed AS c
     ON CONFLICT DO NOTHING
 )
-SELECT c.job_id, c.item, c.attempt, j.epoch, c.suspect, coalesce(i.actor, j.actor), coalesce(i.queue, j.queue),
-       coalesce(i.message_id, c.job_id || '-' || c.item), i.args,
-       coalesce(c.options, i.retry_options, i.options),
-       coalesce(c.sent_ms, (extract(epoch FROM i.sent_at) * 1000)::bigint), c.id, c.dead
-FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.jobs AS j ON j.id = c.job_id
+{outgoing}
 ORDER BY c.item
 
 -- name: clear_lanes

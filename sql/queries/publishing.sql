@@ -11,8 +11,7 @@
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
 -- Caller: the publisher. Rows: BulkClaim; its queue is that of the first message when the job has none. None: no such job.
 WITH living AS (
-    SELECT w.actors FROM callboard.workers AS w
-    WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
+    SELECT actors FROM callboard.live_workers(%(dead_after)s)
 ), tenants AS (
     SELECT t.tenant, max(t.served_at) AS served_at FROM callboard.jobs AS t WHERE t.finished_at IS NULL GROUP BY t.tenant
 ), next AS (
@@ -73,18 +72,27 @@ WITH due AS (
     WHERE o.job_id = %(job)s AND (o.redo AND o.due_at = 'infinity' OR %(limited)s AND o.due_at <= now())
       AND (o.claimed_until IS NULL OR o.claimed_until <= now())
     ORDER BY o.item LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), claimed AS (
+), {claimed}
+{outgoing}
+ORDER BY c.item
+
+-- part: claimed
+-- The rows of the outbox that `due` (id, again) has locked are claimed for as long as the lease lasts. One that was claimed
+-- before is suspect from now on.
+claimed AS (
     UPDATE callboard.outbox AS o
     SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR due.again
     FROM due WHERE o.id = due.id
     RETURNING o.*
 )
+
+-- part: outgoing
+-- The messages that `claimed` has. Rows: Outgoing.
 SELECT c.job_id, c.item, c.attempt, j.epoch, c.suspect, coalesce(i.actor, j.actor), coalesce(i.queue, j.queue),
        coalesce(i.message_id, c.job_id || '-' || c.item), i.args,
        coalesce(c.options, i.retry_options, i.options),
        coalesce(c.sent_ms, (extract(epoch FROM i.sent_at) * 1000)::bigint), c.id, c.dead
 FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.jobs AS j ON j.id = c.job_id
-ORDER BY c.item
 
 -- name: bulk_items
 -- What lies in a stretch of a job's bulk range. Children stored in between have a message id and their own
@@ -122,17 +130,8 @@ WITH due AS (
                                    AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
                                    AND j.lane_by IS NULL AND (j.not_before IS NULL OR j.not_before <= now())))
     ORDER BY o.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), claimed AS (
-    UPDATE callboard.outbox AS o
-    SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR due.again
-    FROM due WHERE o.id = due.id
-    RETURNING o.*
-)
-SELECT c.job_id, c.item, c.attempt, j.epoch, c.suspect, coalesce(i.actor, j.actor), coalesce(i.queue, j.queue),
-       coalesce(i.message_id, c.job_id || '-' || c.item), i.args,
-       coalesce(c.options, i.retry_options, i.options),
-       coalesce(c.sent_ms, (extract(epoch FROM i.sent_at) * 1000)::bigint), c.id, c.dead
-FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.jobs AS j ON j.id = c.job_id
+), {claimed}
+{outgoing}
 ORDER BY c.due_at
 
 -- name: settle_outbox

@@ -48,28 +48,12 @@ LEFT JOIN LATERAL (
     ORDER BY taken_at DESC LIMIT 1
 ) AS sample ON j.finished_at IS NULL
 LEFT JOIN LATERAL (
-    SELECT moved.moved_at,
-           (SELECT count(*) FROM callboard.workers AS w
-            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS alive,
-           (SELECT count(*) FROM callboard.workers AS w
-            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
-              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS able,
-           (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
-            WHERE r.job_id = j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s))
-           + (SELECT count(*) FROM callboard.workers AS w
-              WHERE w.id = j.maker AND w.stopped_at IS NULL AND w.died_at IS NULL
-                AND w.beat_at > now() - make_interval(secs => %(dead_after)s)) AS tended,
-           (SELECT max(w.trouble) FROM callboard.workers AS w
-            WHERE w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
-              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS trouble,
-           (SELECT count(*) FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
-            WHERE r.job_id <> j.id AND w.stopped_at IS NULL AND w.died_at IS NULL
-              AND w.beat_at > now() - make_interval(secs => %(dead_after)s)
-              AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
+    SELECT moved.moved_at, w.alive, w.able, w.trouble,
+           (SELECT count(*) FROM callboard.running AS r JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
+            WHERE r.job_id = j.id)
+           + (SELECT count(*) FROM callboard.live_workers(%(dead_after)s) AS w WHERE w.id = j.maker) AS tended,
+           (SELECT count(*) FROM callboard.running AS r JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
+            WHERE r.job_id <> j.id AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
            -- Of a job without any it would read those of all others, by time.
            CASE WHEN (SELECT o.item FROM callboard.outbox AS o WHERE o.job_id = j.id ORDER BY o.item LIMIT 1) IS NOT NULL
                 THEN (SELECT min(o.due_at) FROM callboard.outbox AS o
@@ -79,6 +63,10 @@ LEFT JOIN LATERAL (
                   WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS one
            ) AS missing  -- see postpone
     FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS alive, count(*) FILTER (WHERE able) AS able, max(trouble) FILTER (WHERE able) AS trouble
+        FROM (SELECT trouble, j.actor IS NULL OR j.actor = ANY (actors) AS able FROM callboard.live_workers(%(dead_after)s)) AS w
+    ) AS w
     WHERE j.finished_at IS NULL AND j.state <> 'paused'
       AND moved.moved_at < now() - make_interval(secs => %(quiet_after)s)
     OFFSET 0  -- else all of this is looked up for every job
@@ -261,53 +249,44 @@ SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
 -- Of a job with stages, which has no items, it is told whether its state fits theirs. Of a job that is over, messages that
 -- were never published are dropped: then `published` has an upper bound only. One that is leaving is not looked at: its
 -- rows go. Caller: reads.verify. Rows: one a job, each pair as stored_… and counted_….
-SELECT j.id, j.name, j.finished_at IS NOT NULL AS over,
-       j.total AS stored_total, i.total AS counted_total,
-       j.published AS stored_published, i.published AS counted_published,
-       j.retrying AS stored_retrying, i.retrying AS counted_retrying,
-       j.succeeded AS stored_succeeded, i.succeeded AS counted_succeeded,
-       j.failed AS stored_failed, i.failed AS counted_failed,
-       j.skipped AS stored_skipped, i.skipped AS counted_skipped,
-       j.cancelled AS stored_cancelled, i.cancelled AS counted_cancelled,
-       j.redo AS stored_redo, i.redo AS counted_redo,
-       j.retries AS stored_retries, a.retries AS counted_retries,
-       j.crashes AS stored_crashes, i.crashes AS counted_crashes,
+SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
+       k.total AS stored_total, i.total AS counted_total,
+       k.published AS stored_published, i.published AS counted_published,
+       k.retrying AS stored_retrying, i.retrying AS counted_retrying,
+       k.succeeded AS stored_succeeded, i.succeeded AS counted_succeeded,
+       k.failed AS stored_failed, i.failed AS counted_failed,
+       k.skipped AS stored_skipped, i.skipped AS counted_skipped,
+       k.cancelled AS stored_cancelled, i.cancelled AS counted_cancelled,
+       k.redo AS stored_redo, i.redo AS counted_redo,
+       k.retries AS stored_retries, a.retries AS counted_retries,
+       k.crashes AS stored_crashes, i.crashes AS counted_crashes,
        e.count AS stored_errors, a.errors AS counted_errors,
        e.failed AS stored_fatal, a.fatal AS counted_fatal,
        i.retrying AS stored_parked, i.parked AS counted_parked,
-       coalesce(j.stages, 0) AS stored_stages, s.stages AS counted_stages,
-       0 AS stored_unended, CASE WHEN j.finished_at IS NULL THEN 0 ELSE s.unended END AS counted_unended
-FROM callboard.jobs AS j
+       coalesce(k.stages, 0) AS stored_stages, s.stages AS counted_stages,
+       0 AS stored_unended, CASE WHEN k.finished_at IS NULL THEN 0 ELSE s.unended END AS counted_unended
+FROM callboard.jobs AS k
 CROSS JOIN LATERAL (
-    SELECT count(*) AS total,
-           count(*) FILTER (WHERE i.state = 'retrying') AS retrying,
-           count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
-           count(*) FILTER (WHERE i.state = 'failed') AS failed,
-           count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
-           count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
-           count(*) FILTER (WHERE o.redo) AS redo,
-           coalesce(sum(i.crashes), 0)::bigint AS crashes,
-           count(*) FILTER (WHERE i.message_id IS NULL AND i.item < j.watermark
-                               OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published,
+    SELECT {item_counts},
            count(*) FILTER (WHERE i.state = 'retrying' AND o.item IS NOT NULL) AS parked
     FROM callboard.items AS i LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
-    WHERE i.job_id = j.id
+    WHERE i.job_id = k.id
 ) AS i
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE a.attempt < i.attempt) AS retries,
            count(*) FILTER (WHERE a.kind <> 'skipped') AS errors,
            count(*) FILTER (WHERE a.kind <> 'skipped' AND (a.attempt < i.attempt) IS NOT TRUE) AS fatal
-    FROM callboard.attempts AS a LEFT JOIN callboard.items AS i ON i.job_id = j.id AND i.item = a.item
-    WHERE a.job_id = j.id
+    FROM callboard.attempts AS a LEFT JOIN callboard.items AS i ON i.job_id = k.id AND i.item = a.item
+    WHERE a.job_id = k.id
 ) AS a
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(e.count), 0)::bigint AS count, coalesce(sum(e.failed), 0)::bigint AS failed
-    FROM callboard.errors AS e WHERE e.job_id = j.id
+    FROM callboard.errors AS e WHERE e.job_id = k.id
 ) AS e
 CROSS JOIN LATERAL (
     SELECT count(*) AS stages,
-           count(*) FILTER (WHERE s.finished_at IS NULL OR j.state = 'completed' AND s.state <> 'completed') AS unended
-    FROM callboard.jobs AS s WHERE s.parent_id = j.id
+           count(*) FILTER (WHERE s.finished_at IS NULL OR k.state = 'completed' AND s.state <> 'completed') AS unended
+    FROM callboard.jobs AS s WHERE s.parent_id = k.id
 ) AS s
-WHERE (j.id BETWEEN %(low)s AND %(high)s OR j.parent_id BETWEEN %(low)s AND %(high)s) AND j.leaving_at IS NULL
-ORDER BY j.id
+WHERE (k.id BETWEEN %(low)s AND %(high)s OR k.parent_id BETWEEN %(low)s AND %(high)s) AND k.leaving_at IS NULL
+ORDER BY k.id

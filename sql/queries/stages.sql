@@ -9,16 +9,10 @@ RETURNING id, xmax = 0, stages
 
 -- name: create_stages
 -- The stages of a new job of stages, in its transaction. Caller: stages.create.
-INSERT INTO callboard.jobs (
-    parent_id, stage, name, actor, queue, makes, on_failure, chunk, tenant, created_by,
-    limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadline, not_before,
-    lane_by, lane_width
-)
+INSERT INTO callboard.jobs
+    (parent_id, stage, name, actor, queue, makes, on_failure, chunk, tenant, created_by, {limits})
 SELECT %(parent)s, s.place - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, nullif(s.chunk, 1),
-       %(tenant)s, %(created_by)s,
-       %(limits)s::jsonb, %(fail_count)s::bigint, %(fail_share)s::float8, %(fail_sample)s::bigint, %(concurrency)s::int,
-       %(rate)s::float8, %(priority)s::int, %(deadline)s::timestamptz, %(not_before)s::timestamptz,
-       %(lane_by)s::text, %(lane_width)s::int
+       %(tenant)s, %(created_by)s, {limit_values}
 FROM unnest(%(names)s::text[], %(actors)s::text[], %(queues)s::text[], %(makes)s::text[], %(on_failure)s::text[],
             %(chunks)s::int[]) WITH ORDINALITY AS s (name, actor, queue, makes, on_failure, chunk, place)
 ORDER BY s.place
@@ -84,9 +78,8 @@ WITH next AS (
       AND s.finished_at IS NULL AND s.stopping IS NULL AND s.state <> 'paused' AND NOT s.sealed
       AND b.state = 'completed' AND (b.failed = 0 OR b.on_failure = 'go on')
       AND s.actor = ANY (%(actors)s) AND s.id <> ALL (%(at_work)s::bigint[])
-      AND (s.maker IS NULL OR s.maker = %(worker)s OR NOT EXISTS (
-          SELECT FROM callboard.workers AS w WHERE w.id = s.maker AND w.stopped_at IS NULL AND w.died_at IS NULL
-            AND w.beat_at > now() - make_interval(secs => %(dead_after)s)))
+      AND (s.maker IS NULL OR s.maker = %(worker)s
+           OR NOT EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s) AS w WHERE w.id = s.maker))
     ORDER BY s.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
 )
 UPDATE callboard.jobs AS j SET maker = %(worker)s, updated_at = now()

@@ -42,7 +42,8 @@ def create(
                 "queues": [s.queue for s in planned], "makes": [s.makes for s in planned],
                 "on_failure": [s.on_failure for s in planned], "chunks": [s.chunk for s in planned],
             }  # fmt: skip
-            conn.execute(statement("create_stages"), {**given, **columns, **limits.columns()})
+            kept = {**limits.columns(), "keep": None}  # as long as their parent
+            conn.execute(statement("create_stages"), {**given, **columns, **kept})
         found = of(conn, parent)
         if count is None or [(s.actor, s.makes) for s in found] != [(s.actor, s.makes) for s in planned]:
             known = ", ".join(s.name for s in found) or "none"

@@ -1,6 +1,7 @@
 """The statements: each has a name and comments, is used by exactly one function, and stands in its module's file."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def test_a_statement_begins_with_what_it_is_for_and_is_one(name: str) -> None:
     assert not body.startswith("--")
     if "DO $$" not in body:
         assert ";" not in body
+
+
+def test_every_part_is_used_more_than_once_and_none_is_left_in_a_statement() -> None:
+    for name in documented("part"):
+        assert sum(text.count(f"{{{name}}}") for text in STATEMENTS.values()) > 1, name
+    assert not [name for name in STATEMENTS if re.search(r"\{\w+\}", statement(name))]
 
 
 def test_an_unknown_name_is_an_error() -> None:
