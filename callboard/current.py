@@ -12,6 +12,7 @@ from dramatiq.middleware import SkipMessage
 
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import clean
+from callboard.sql.rows import Progress
 
 #: Characters kept of a step.
 STEP_LIMIT = 500
@@ -66,7 +67,7 @@ def progress(done: float, total: float | None = None) -> None:
     if whole == 0:
         raise ValueError("total must be above 0, or None where nobody knows it; not 0")
     part = _number("done", done)
-    attempt.progress = (part if whole is None else min(part, whole), whole)
+    attempt.progress = Progress(part if whole is None else min(part, whole), whole)
 
 
 def _number(name: str, given: object) -> float:

@@ -2,34 +2,50 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from callboard.sql.states import JOB_FINAL
 
 OutcomeState: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
 Kind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
-Progress: TypeAlias = tuple[float, float | None]
+
+# Fields that statements take as columns: see `arrays`.
+BigInt: TypeAlias = Annotated[int, "bigint"]
+Int: TypeAlias = Annotated[int, "int"]
+Float: TypeAlias = Annotated[float, "float8"]
+Bool: TypeAlias = Annotated[bool, "bool"]
+Text: TypeAlias = Annotated[str, "text"]
+Bytes: TypeAlias = Annotated[bytes, "bytea"]
+
+
+class Progress(NamedTuple):
+    """How much of an item is done, of how much (None: nobody knows)."""
+
+    done: Float
+    total: Float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt did not simply succeed. `place` is where it was raised; `size` the traceback's uncut length."""
+    """Why an attempt did not simply succeed. `place` is where it was raised; `traceback_size` the characters of the
+    traceback before it was cut.
+    """
 
-    kind: Kind
-    error_type: str
-    message: str
-    place: str = ""
-    traceback: str = ""
-    size: int = 0
+    kind: Annotated[Kind, "callboard.attempt_kind"]
+    error_type: Text
+    message: Text
+    place: Text = ""
+    traceback: Text = ""
+    traceback_size: Int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
     """The next attempt: `delay` in seconds, the message's `options` encoded (None: the item's), its timestamp (ms)."""
 
-    delay: float
-    options: bytes | None = None
-    sent_ms: int | None = None
+    delay: Float
+    options: Bytes | None = None
+    sent_ms: BigInt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +55,16 @@ class NewItem:
     `key` makes it the only one of its job with that item key; `published` says that its message is under way already.
     """
 
-    job: int
-    actor: str
-    queue: str
-    message_id: str
-    args: bytes
-    options: bytes | None
-    sent_ms: int
-    delay: float = 0.0
-    key: str | None = None
-    published: bool = False
+    job: BigInt
+    actor: Text
+    queue: Text
+    message_id: Text
+    args: Bytes
+    options: Bytes | None
+    sent_ms: BigInt
+    delay: Float = 0.0
+    key: Text | None = None
+    published: Bool = False
 
 
 @dataclass(slots=True)
@@ -58,19 +74,19 @@ class Event:
     Not frozen, as the other rows are: there is one a message, and freezing doubles the cost of making it.
     """
 
-    job: int
-    item: int
-    attempt: int
-    state: OutcomeState
-    elapsed: float
-    ended: float
-    worker: int
+    job: BigInt
+    item: Int
+    attempt: Int
+    state: Annotated[OutcomeState, "callboard.item_state"]
+    elapsed: Float
+    ended: Float
+    worker: Int
     failure: Failure | None = None
     retry: Retry | None = None
-    result: str | None = None
+    result: Text | None = None
     children: tuple[NewItem, ...] = ()
-    crashed: bool = False
-    dead: bool = False  # its message can't be rejected, so its dead letter is written
+    crashed: Bool = False
+    dead: Bool = False  # its message can't be rejected, so its dead letter is written
     ran: bool = False  # it has a row in `running`
 
 
@@ -97,15 +113,13 @@ class JobControl:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An item in hand for a while; `age` in seconds since its attempt started; `progress`: done, of how much (None:
-    nobody knows).
-    """
+    """An item that has run for a while; `age` in seconds since its attempt started."""
 
-    job: int
-    item: int
-    attempt: int
-    age: float
-    step: str | None
+    job: BigInt
+    item: Int
+    attempt: Int
+    age: Float
+    step: Text | None
     progress: Progress | None = None
 
 
@@ -113,11 +127,11 @@ class Running:
 class HangSample:
     """Where an attempt that hangs stands: `file:line in function`; and all the frames, the innermost first."""
 
-    job: int
-    item: int
-    attempt: int
-    place: str
-    text: str
+    job: BigInt
+    item: Int
+    attempt: Int
+    place: Text
+    stack: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +251,12 @@ class Submission:
 class NewStage:
     """A stage to come. `makes`: the function that makes its items, as "module:name"; None: results are its items."""
 
-    name: str
-    actor: str
-    queue: str
-    makes: str | None
-    on_failure: str
-    chunk: int = 1
+    name: Text
+    actor: Text
+    queue: Text
+    makes: Text | None
+    on_failure: Text
+    chunk: Int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The statements of `queries/`, by name. Each file holds those of one module, under a line ``-- name: …`` each.
 
 The comments below that line say what a statement is for: transition, guard, caller, rows, lock order. They are not
-sent to the server. A part that several statements share stands under ``-- part: …``, and where a statement says {…}.
+sent to the server. A part that several statements share stands under ``-- part: …``, and where a statement says {…};
+the name of a class of `rows` there is a table of such rows.
 
 Where two sets of thousands of rows meet, the planner must have no choice that a wrong estimate makes quadratic; of a
 new job it estimates one row. So a guard stands beside a join, read from the row as it is locked; items of one job are
@@ -13,6 +14,8 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Any, LiteralString
+
+from callboard.sql import arrays, rows
 
 QUERIES = Path(__file__).parent / "queries"
 _HEAD = re.compile(r"^-- (name|part): (\w+)$", re.MULTILINE)
@@ -40,10 +43,12 @@ def documented(kind: str = "name") -> dict[str, str]:
 @cache
 def _statements() -> dict[str, LiteralString]:
     parts = {name: _bare(text) for name, text in documented("part").items()}
+
+    def part(found: re.Match[str]) -> str:
+        return parts.get(found[1]) or arrays.table(getattr(rows, found[1]))
+
     # mypy takes a LiteralString for a str; psycopg wants one, and a file of this package is as much a literal.
-    return {
-        name: _PART.sub(lambda found: parts[found[1]], _bare(text)) for name, text in documented().items()
-    }
+    return {name: _PART.sub(part, _bare(text)) for name, text in documented().items()}
 
 
 def _bare(text: str) -> str:

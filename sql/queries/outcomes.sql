@@ -4,16 +4,13 @@
 -- Caller: the journal. Lock order: items by key, then their rows in `running`.
 WITH held AS (
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
-    FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(age)s::float8[], %(step)s::text[],
-                %(done)s::float8[], %(total)s::float8[])
-        AS e (job_id, item, attempt, age, step, done, total)
-    JOIN callboard.items AS i ON i.job_id = e.job_id AND i.item = e.item
+    FROM {Running} AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 )
 INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at, step, progress_done, progress_total)
-SELECT h.job_id, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.done, h.total
+SELECT h.job, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.progress_done, h.progress_total
 FROM held AS h WHERE h.open AND (SELECT count(*) FROM held) >= 0  -- these first
-ORDER BY h.job_id, h.item
+ORDER BY h.job, h.item
 ON CONFLICT (job_id, item) DO UPDATE
 SET step = excluded.step, attempt = excluded.attempt,
     progress_done = excluded.progress_done, progress_total = excluded.progress_total,
@@ -27,9 +24,7 @@ WHERE r.worker = excluded.worker
 -- Guard: the row in `running` is still this worker's and of that attempt. Caller: the journal.
 -- Lock order: items by key, then their rows in `running`.
 WITH held AS (
-    SELECT s.* FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(place)s::text[], %(stack)s::text[])
-        AS s (job_id, item, attempt, place, stack)
-    JOIN callboard.items AS i ON i.job_id = s.job_id AND i.item = s.item
+    SELECT i.job_id, s.* FROM {HangSample} AS s JOIN callboard.items AS i ON i.job_id = s.job AND i.item = s.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), lying AS (
     SELECT h.*, r.attempt = h.attempt AND r.worker = %(worker)s AS ours

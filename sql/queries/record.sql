@@ -7,53 +7,42 @@
 -- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
 -- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
--- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs: a
--- join of them with `moved`, whose size the planner can't guess, would be a nested loop.
+-- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs (so what
+-- is false may be NULL): a join of them with `moved`, whose size the planner can't guess, would be a nested loop.
 -- The guard stands beside the join, not in it: of a state that no item was in when statistics were taken, the planner
 -- thinks that one row is, and compares thousands of events with each.
 WITH event AS (
-    SELECT * FROM unnest(
-        %(job)s::bigint[], %(item)s::int[], %(attempt)s::int[], %(state)s::callboard.item_state[],
-        %(elapsed)s::float8[], %(age)s::float8[], %(crashed)s::int[], %(dead)s::int[], %(worker)s::int[],
-        %(kind)s::callboard.attempt_kind[], %(error_type)s::text[], %(place)s::text[], %(message)s::text[],
-        %(traceback)s::text[], %(traceback_size)s::int[],
-        %(retry_delay)s::float8[], %(retry_options)s::bytea[], %(retry_sent_ms)s::bigint[], %(result)s::text[]
-    ) AS e (job_id, item, attempt, state, elapsed, age, crashed, dead, worker,
-            kind, error_type, place, message, traceback, traceback_size,
-            retry_delay, retry_options, retry_sent_ms, result)
+    SELECT e.*, coalesce(e.crashed, false)::int AS charged, %(now)s::float8 - e.ended AS age FROM {Event} AS e
 ), locked_items AS (
     -- In the order of their keys: joined plainly, a small table is read as it lies, and flushes deadlock.
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
-    FROM event AS e JOIN callboard.items AS i ON i.job_id = e.job_id AND i.item = e.item
+    FROM event AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), moved AS (
     UPDATE callboard.items AS i
     SET was = i.state,
         state = e.state,
         attempt = i.attempt + (e.state = 'retrying')::int,
-        crashes = CASE WHEN e.state = 'retrying' OR e.crashed > 0 THEN i.crashes + coalesce(e.crashed, 0) ELSE 0 END,
-        acquitted = CASE WHEN e.state <> 'retrying' AND coalesce(e.crashed, 0) = 0 THEN nullif(i.crashes, 0) END,
+        crashes = CASE WHEN e.state = 'retrying' OR e.charged > 0 THEN i.crashes + e.charged ELSE 0 END,
+        acquitted = CASE WHEN e.state <> 'retrying' AND e.charged = 0 THEN nullif(i.crashes, 0) END,
         worker = e.worker,
         started_at = now() - make_interval(secs => e.age + e.elapsed),
         finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END,
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM locked_items AS e
-    WHERE i.job_id = e.job_id AND i.item = e.item AND e.open
-    RETURNING i.job_id, i.item, i.was, i.state, e.attempt, coalesce(e.crashed, 0) AS crashed, i.acquitted, e.dead, e.worker, i.started_at,
-              e.age, e.kind, e.error_type, e.place, e.message, e.traceback, e.traceback_size,
+    WHERE i.job_id = e.job AND i.item = e.item AND e.open
+    RETURNING i.job_id, i.item, i.was, i.state, i.acquitted, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
+              e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place,
+              e.failure_message AS message, e.failure_traceback AS traceback, e.failure_traceback_size AS traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result
 ), failure AS (
     SELECT m.*, m.state = 'retrying' AS retried, now() - make_interval(secs => m.age) AS ended_at
     FROM moved AS m WHERE m.kind IS NOT NULL
 ), born AS (
-    SELECT c.*, row_number() OVER (PARTITION BY c.job_id ORDER BY c.place) AS nth
-    FROM unnest(
-        %(child_job)s::bigint[], %(parent_job)s::bigint[], %(parent)s::int[], %(child_actor)s::text[],
-        %(child_queue)s::text[], %(child_message_id)s::text[], %(child_args)s::bytea[],
-        %(child_options)s::bytea[], %(child_sent_ms)s::bigint[], %(child_delay)s::float8[]
-    ) WITH ORDINALITY
-        AS c (job_id, parent_job, parent, actor, queue, message_id, args, options, sent_ms, delay, place)
-    WHERE ((c.parent_job, c.parent) IN (SELECT job_id, item FROM moved)) IS TRUE  -- no join, but hashed
+    SELECT c.*, row_number() OVER (PARTITION BY c.job ORDER BY c.nth) AS place
+    FROM {NewItem} AS c
+    WHERE (((%(parent_job)s::bigint[])[c.nth], (%(parent)s::int[])[c.nth]) IN (SELECT job_id, item FROM moved)) IS TRUE
+    -- no join, but hashed
 ), delta AS (
     SELECT job_id, sum(born) AS born, sum(retrying) AS retrying, sum(succeeded) AS succeeded, sum(failed) AS failed,
            sum(skipped) AS skipped, sum(retries) AS retries, sum(crashes) AS crashes
@@ -64,10 +53,10 @@ WITH event AS (
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'skipped') AS skipped,
                count(*) FILTER (WHERE state = 'retrying') AS retries,
-               sum(crashed) - coalesce(sum(acquitted), 0) AS crashes
+               sum(charged) - coalesce(sum(acquitted), 0) AS crashes
         FROM moved GROUP BY job_id
         UNION ALL
-        SELECT job_id, count(*), 0, 0, 0, 0, 0, 0 FROM born GROUP BY job_id
+        SELECT job, count(*), 0, 0, 0, 0, 0, 0 FROM born GROUP BY job
     ) AS part
     GROUP BY job_id
 ), locked_jobs AS (
@@ -150,19 +139,19 @@ WITH event AS (
     SELECT job_id, item, attempt + (state = 'retrying')::int,
            now() + make_interval(secs => coalesce(retry_delay - age, 0)), retry_options, retry_sent_ms,
            false, true, state = 'failed'
-    FROM moved WHERE state = 'retrying' OR state = 'failed' AND (crashed > 0 OR dead > 0)
+    FROM moved WHERE state = 'retrying' OR state = 'failed' AND (charged > 0 OR dead)
     ON CONFLICT (job_id, item) DO UPDATE
     SET attempt = excluded.attempt, due_at = excluded.due_at, options = excluded.options,
         sent_ms = excluded.sent_ms, suspect = true, claimed_until = NULL, dead = excluded.dead
 ), children AS (
     INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at)
-    SELECT b.job_id, c.first_born + b.nth - 1, b.actor, b.queue, b.message_id, b.args, b.options,
+    SELECT b.job, c.first_born + b.place - 1, b.actor, b.queue, b.message_id, b.args, b.options,
            to_timestamp(b.sent_ms / 1000.0)
-    FROM born AS b JOIN counted AS c ON c.id = b.job_id
+    FROM born AS b JOIN counted AS c ON c.id = b.job
 ), childrens_messages AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first)
-    SELECT b.job_id, c.first_born + b.nth - 1, 1, now() + make_interval(secs => b.delay), b.sent_ms, true
-    FROM born AS b JOIN counted AS c ON c.id = b.job_id
+    SELECT b.job, c.first_born + b.place - 1, 1, now() + make_interval(secs => b.delay), b.sent_ms, true
+    FROM born AS b JOIN counted AS c ON c.id = b.job
 ), ran AS (
     -- In the order of their keys, for those of stale events: their items aren't locked.
     SELECT g.* FROM unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)

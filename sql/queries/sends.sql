@@ -37,24 +37,20 @@ ORDER BY k.item_key, i.job_id DESC
 -- unless it waits for its time, or its job is one of which others wait, too (see claim_outbox).
 -- Caller: the ledger. Rows: (job_id, item, outbox id, whether it is claimed) of what is to be published.
 WITH new AS (
-    SELECT * FROM unnest(
-        %(job)s::bigint[], %(item)s::int[], %(actor)s::text[], %(queue)s::text[], %(message_id)s::text[],
-        %(args)s::bytea[], %(options)s::bytea[], %(sent_ms)s::bigint[], %(delay)s::float8[], %(key)s::text[],
-        %(published)s::bool[]
-    ) AS n (job_id, item, actor, queue, message_id, args, options, sent_ms, delay, item_key, published)
+    SELECT n.*, (%(item)s::int[])[n.nth] AS item FROM {NewItem} AS n
 ), stored AS (
     INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key)
-    SELECT job_id, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), item_key FROM new
+    SELECT job, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), key FROM new
 ), grown AS (
     UPDATE callboard.jobs AS j
     SET total = j.total + n.items, published = j.published + n.published, updated_at = now()
-    FROM (SELECT job_id, count(*) AS items, count(*) FILTER (WHERE published) AS published FROM new GROUP BY 1) AS n
-    WHERE j.id = n.job_id
+    FROM (SELECT job, count(*) AS items, count(*) FILTER (WHERE published) AS published FROM new GROUP BY 1) AS n
+    WHERE j.id = n.job
 )
 INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first, claimed_until)
-SELECT n.job_id, n.item, 1, now() + make_interval(secs => n.delay), n.sent_ms, true,
+SELECT n.job, n.item, 1, now() + make_interval(secs => n.delay), n.sent_ms, true,
        CASE WHEN n.delay = 0 AND %(publishing)s AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
                  AND j.lane_by IS NULL AND (j.not_before IS NULL OR j.not_before <= now())
             THEN now() + make_interval(secs => %(lease)s) END
-FROM new AS n JOIN callboard.jobs AS j ON j.id = n.job_id WHERE NOT n.published
+FROM new AS n JOIN callboard.jobs AS j ON j.id = n.job WHERE n.published IS NOT TRUE
 RETURNING job_id, item, id, claimed_until IS NOT NULL

@@ -11,11 +11,9 @@ RETURNING id, xmax = 0, stages
 -- The stages of a new job of stages, in its transaction. Caller: stages.create.
 INSERT INTO callboard.jobs
     (parent_id, stage, name, actor, queue, makes, on_failure, chunk, tenant, created_by, {limits})
-SELECT %(parent)s, s.place - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, nullif(s.chunk, 1),
+SELECT %(parent)s, s.nth - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, nullif(s.chunk, 1),
        %(tenant)s, %(created_by)s, {limit_values}
-FROM unnest(%(names)s::text[], %(actors)s::text[], %(queues)s::text[], %(makes)s::text[], %(on_failure)s::text[],
-            %(chunks)s::int[]) WITH ORDINALITY AS s (name, actor, queue, makes, on_failure, chunk, place)
-ORDER BY s.place
+FROM {NewStage} AS s ORDER BY s.nth
 
 -- name: stages_of
 -- The stages of a job, in order. Caller: stages.of, which mostly has the parent locked: then none that is over

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from callboard.sql import timings
+from callboard.sql.arrays import parameters
 from callboard.sql.pool import Conn
 from callboard.sql.rows import (
     NewItem,
@@ -38,17 +39,8 @@ def add_items(
     rows = conn.execute(
         statement("add_items"),
         {
-            "job": [n.job for _, n in new],
+            **parameters(NewItem, [item for _, item in new]),
             "item": [number for number, _ in new],
-            "actor": [n.actor for _, n in new],
-            "queue": [n.queue for _, n in new],
-            "message_id": [n.message_id for _, n in new],
-            "args": [n.args for _, n in new],
-            "options": [n.options for _, n in new],
-            "sent_ms": [n.sent_ms for _, n in new],
-            "delay": [n.delay for _, n in new],
-            "key": [n.key for _, n in new],
-            "published": [n.published for _, n in new],
             "publishing": publishing,
             "lease": timings.PUBLISH_LEASE_SECONDS,
         },

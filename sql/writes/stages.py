@@ -10,6 +10,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from callboard.sql import timings
+from callboard.sql.arrays import parameters
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
@@ -37,13 +38,9 @@ def create(
                  "keep": limits.columns()["keep"]}  # fmt: skip
         parent, created, count = next(conn.execute(statement("create_parent"), whole))
         if created:
-            columns = {
-                "parent": parent, "names": [s.name for s in planned], "actors": [s.actor for s in planned],
-                "queues": [s.queue for s in planned], "makes": [s.makes for s in planned],
-                "on_failure": [s.on_failure for s in planned], "chunks": [s.chunk for s in planned],
-            }  # fmt: skip
             kept = {**limits.columns(), "keep": None}  # as long as their parent
-            conn.execute(statement("create_stages"), {**given, **columns, **kept})
+            stages = parameters(NewStage, planned)
+            conn.execute(statement("create_stages"), {**given, **kept, **stages, "parent": parent})
         found = of(conn, parent)
         if count is None or [(s.actor, s.makes) for s in found] != [(s.actor, s.makes) for s in planned]:
             known = ", ".join(s.name for s in found) or "none"

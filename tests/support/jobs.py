@@ -92,10 +92,11 @@ def record(
 
 def run(
     conn: Conn, job: int, items: Iterable[int], *, worker: int = 1, step: str | None = None,
-    progress: Progress | None = None,
+    progress: tuple[float, float | None] | None = None,
 ) -> None:  # fmt: skip
     """These items have been in hand for a second."""
-    outcomes.report_running(conn, worker, [Running(job, item, 1, SECOND, step, progress) for item in items])
+    far = Progress(*progress) if progress else None
+    outcomes.report_running(conn, worker, [Running(job, item, 1, SECOND, step, far) for item in items])
 
 
 def send(conn: Conn, job: int, item: int, *, actor: str = "work", delay: float = 0.0) -> None:

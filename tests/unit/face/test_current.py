@@ -8,6 +8,7 @@ import pytest
 
 import callboard
 from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.sql.rows import Progress
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_progress_is_kept(
     ],
 )
 def test_what_is_no_number_is_refused(done: Any, total: Any, why: str, attempt: Attempt) -> None:
-    attempt.progress = (1.0, 2.0)
+    attempt.progress = Progress(1.0, 2.0)
     with pytest.raises(ValueError, match=why):
         callboard.progress(done, total)
     assert attempt.progress == (1.0, 2.0)

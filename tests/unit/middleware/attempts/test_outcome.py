@@ -197,7 +197,7 @@ def test_an_error_is_described(error: BaseException, type_name: str, message: st
     assert "test_outcome.py" in found.place
     assert found.place.endswith("in raised")
     assert type_name in found.traceback
-    assert found.size >= len(found.traceback) > 0
+    assert found.traceback_size >= len(found.traceback) > 0
 
 
 def test_an_error_of_an_own_module_says_whose_it_is() -> None:
@@ -208,7 +208,7 @@ def test_a_long_message_is_cut_behind_and_a_long_traceback_in_front() -> None:
     found = describe(raised(ValueError("x" * 50_000)))
     assert len(found.message) == failure.MESSAGE_CHARS
     assert len(found.traceback) == failure.TRACEBACK_CHARS
-    assert found.size > 50_000
+    assert found.traceback_size > 50_000
 
 
 def test_a_recursion_without_end_is_described() -> None:

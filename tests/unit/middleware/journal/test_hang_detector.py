@@ -53,7 +53,7 @@ def test_a_slow_actor_has_ten_times_its_typical_time() -> None:
     hangs.learn([("quick", 0.01)] * 5)
     assert hangs.limit("slow") == pytest.approx(300.0)
     assert hangs.limit("quick") == 60.0
-    assert hangs.look([attempt("slow"), attempt("quick")], START + 299)[0].text
+    assert hangs.look([attempt("slow"), attempt("quick")], START + 299)[0].stack
     assert len(hangs.look([attempt("slow"), attempt("quick")], START + 301)) == 2
 
 
@@ -83,10 +83,10 @@ def test_what_has_no_row_in_running_is_not_looked_at() -> None:
 
 def test_a_stack_is_told_from_the_inside_and_cut(stuck: int) -> None:
     (stack,) = HangDetector(60.0).look([attempt(thread=stuck)], START + 60)
-    frames = [line for line in stack.text.splitlines() if not line.startswith("    ")]
+    frames = [line for line in stack.stack.splitlines() if not line.startswith("    ")]
     assert (stack.job, stack.item, stack.attempt) == (1, 2, 3)
     assert len(frames) == FRAMES
-    assert len(stack.text) <= LIMIT
+    assert len(stack.stack) <= LIMIT
     assert frames[0].endswith(" in wait")
     assert stack.place.startswith("journal/test_hang_detector.py:")
     assert stack.place.endswith(" in deep")
@@ -96,7 +96,7 @@ def test_a_stack_is_told_from_the_inside_and_cut(stuck: int) -> None:
 
 def test_a_thread_that_is_gone_is_said() -> None:
     (stack,) = HangDetector(60.0).look([attempt(thread=-1)], START + 60)
-    assert stack.text == stack.place == GONE
+    assert stack.stack == stack.place == GONE
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("", 60.0), ("2.5", 2.5), ("600", 600.0)])

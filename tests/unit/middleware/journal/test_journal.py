@@ -165,7 +165,7 @@ def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
         """An actor that says a thousand things between two looks, for three of them, and the same ever after."""
         looks.append(1)
         for word in range(1000):
-            attempt.progress = (1000.0 * min(len(looks), 3) + word, None)
+            attempt.progress = Progress(1000.0 * min(len(looks), 3) + word, None)
         return [attempt]
 
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
@@ -174,13 +174,13 @@ def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
     played.journal.watch()
     assert wait_until(lambda: len(looks) > 8, 60)
     assert played.journal.close(10)
-    expected: list[Progress] = [(1999.0, None), (2999.0, None), (3999.0, None)]
+    expected = [(1999.0, None), (2999.0, None), (3999.0, None)]
     assert [running.progress for running in played.reported] == expected
 
 
 def test_what_could_not_be_written_is_written_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
     played = Played(monkeypatch, attempts=lambda: [attempt])
-    attempt = in_hand(progress=(1.0, 2.0))
+    attempt = in_hand(progress=Progress(1.0, 2.0))
     away = iter([psycopg.OperationalError("away")] * 2)
 
     def report(_: Any, __: Any, running: Sequence[Running]) -> None:

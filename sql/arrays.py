@@ -1,0 +1,77 @@
+"""Rows become arrays: a statement takes many rows at once, as one array a column.
+
+The columns of a row class are its fields whose annotation names a PostgreSQL type, and those of a row within it, after
+the name of its field: `failure_kind`. Both the parameters and the table that a statement has of them, as ``{Event}``,
+are made of these: a new field needs no other word.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from operator import attrgetter
+from types import SimpleNamespace, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+
+@cache
+def columns(row: type) -> dict[str, Any]:
+    """Of each field that has columns: the name of a PostgreSQL type, or the class of the row within."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(row, include_extras=True).items():
+        for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+            if get_origin(part) is Annotated:
+                found[name] = part.__metadata__[0]
+            elif isinstance(part, type) and columns(part):
+                found[name] = part
+    return found
+
+
+def table(row: type) -> str:
+    """What a statement says where it has ``{…}``: a table of the rows with their columns, and `nth`, from 1."""
+    names, arrays = [], []
+    for name, kind in _flat(row):
+        names.append(name)
+        arrays.append(f"%({row.__name__}_{name})s::{kind}[]")
+    values, heads = ", ".join(arrays), ", ".join(names)  # words of our own
+    return f"(SELECT * FROM unnest({values}) WITH ORDINALITY AS r ({heads}, nth))"  # noqa: S608
+
+
+def parameters(row: type, rows: Sequence[Any]) -> dict[str, Any]:
+    """The parameters of a statement that has a table of these rows."""
+    return {f"{row.__name__}_{name}": array for name, array in _arrays(row, rows)}
+
+
+def _flat(row: type) -> Iterator[tuple[str, str]]:
+    for name, kind in columns(row).items():
+        if isinstance(kind, str):
+            yield name, kind
+        else:
+            yield from ((f"{name}_{inner}", of) for inner, of in _flat(kind))
+
+
+def _arrays(row: type, rows: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    for name, kind in columns(row).items():
+        values = list(map(attrgetter(name), rows))
+        if isinstance(kind, str):
+            yield name, _array(kind, values)
+        else:
+            absent = SimpleNamespace(**dict.fromkeys(columns(kind)))
+            within = [value or absent for value in values] if any(values) else ()
+            yield from ((f"{name}_{inner}", array) for inner, array in _arrays(kind, within))
+
+
+def _array(kind: str, values: Sequence[Any]) -> Any:
+    """An array as PostgreSQL reads it, since psycopg looks at each element of a list. One without a value, or of
+    nothing but False, is empty: unnest fills it with NULL.
+    """
+    absent = values.count(None)
+    if absent == len(values) or (kind == "bool" and not any(values)):
+        return "{}"
+    if kind == "bytea":
+        return values
+    write = _quoted if kind == "text" else str
+    texts = ("NULL" if value is None else write(value) for value in values) if absent else map(write, values)
+    return "{" + ",".join(texts) + "}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
