@@ -1,8 +1,6 @@
-"""What an actor may say and ask while it runs: skip, step, progress, what it has in hand."""
+"""What an actor can do while it runs an item: skip it, report a step and progress, ask which item it is."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -14,23 +12,24 @@ from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import clean
 from callboard.sql.rows import Progress
 
-#: Characters kept of a step.
-STEP_LIMIT = 500
+#: The most characters of a step that are kept.
+STEP_CHARACTERS = 500
 
 
 class Skip(SkipMessage):
-    """Raise it in an actor to end its item as `skipped`, with the reason; it is neither a failure nor retried."""
+    """Raise it in an actor to end its item as `skipped`, with a reason. The item has not failed, and is not retried.
+
+    raise callboard.Skip("the customer has left")
+    """
 
 
 class NotInAnItem(RuntimeError):
-    """Called where no tracked item is in hand."""
+    """A function that needs a tracked item was called where none runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """The item in hand: its `job`'s id, its number, and the `attempt` at it, from 1. It is cancelled when its job was
-    stopped: an actor that takes long may look and leave.
-    """
+    """The item that runs: the id of its `job`, its number `item` in the job from 0, and the `attempt` at it from 1."""
 
     job: int
     item: int
@@ -39,28 +38,30 @@ class Current:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job was stopped meanwhile; known within about a second."""
+        """Whether the job was stopped since the item began, known within about a second. A long item can end early."""
         return self._attempt.cancelled
 
 
 def current() -> Current:
-    """What this actor has in hand; raises NotInAnItem outside a tracked actor."""
+    """Return the item that this actor runs; raises NotInAnItem outside a tracked actor."""
     attempt = _attempt("current()")
     return Current(attempt.job, attempt.item, attempt.number, attempt)
 
 
 def step(text: str) -> None:
-    """Say what the item in hand is being done now; seen within a second, on the item and on its job. Costs nothing:
-    only the last text of a tenth of a second is written. Raises NotInAnItem outside a tracked actor.
+    """Report what is being done with the item, at most 500 characters; shown within a second on the item and its job.
+
+    It costs next to nothing: only the latest text is written, ten times a second at most. Raises NotInAnItem outside a
+    tracked actor.
     """
-    _attempt("step()").step = clean(str(text), STEP_LIMIT)
+    _attempt("step()").step = clean(str(text), STEP_CHARACTERS)
 
 
 def progress(done: float, total: float | None = None) -> None:
-    """Say how far the item in hand is: `done` of `total` (None: nobody knows), in any unit; seen within a second, and
-    as cheap as `step`. `total` may be an estimate: more than it is shown as all of it. A new attempt begins anew.
+    """Report how far the item is: `done` of `total` in any unit, or of an unknown total; shown within a second.
 
-    Raises ValueError for what is no number from 0 (`total`: above 0), and NotInAnItem outside a tracked actor.
+    It is as cheap as `step`. `total` may be an estimate: `done` beyond it is shown as all of it. A new attempt starts
+    anew. Raises ValueError unless both are numbers from 0 (`total` above 0), and NotInAnItem outside a tracked actor.
     """
     attempt = _attempt("progress()")
     whole = None if total is None else _number("total", total)
@@ -82,25 +83,20 @@ def _number(name: str, given: object) -> float:
 
 
 def send_now(message: Any) -> Any:
-    """Send a message at once and for good, whatever becomes of the item in hand; see `Job` for where it is counted.
+    """Send a message at once, whatever becomes of the item that runs; return the message as it was sent.
 
-    What an actor sends by `.send()` goes only when its item succeeds.
+    What an actor sends by `.send()` instead goes out only when its item succeeds. The message belongs to its actor's
+    standing job of the day, or to the job of the `callboard.job` block that it is sent in.
     """
-    with _set_aside():
-        return dramatiq.get_broker().enqueue(message)
-
-
-@contextmanager
-def _set_aside() -> Iterator[None]:
     token = current_attempt.set(None)
     try:
-        yield
+        return dramatiq.get_broker().enqueue(message)
     finally:
         current_attempt.reset(token)
 
 
-def _attempt(asked: str) -> Attempt:
+def _attempt(function: str) -> Attempt:
     attempt = current_attempt.get()
     if attempt is None or attempt.ended:
-        raise NotInAnItem(f"{asked} was called outside a tracked actor")
+        raise NotInAnItem(f"{function} was called outside a tracked actor")
     return attempt

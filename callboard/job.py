@@ -1,22 +1,22 @@
-"""A job as its owner holds it, and the block that puts plain sends into one."""
+"""A job as its owner sees and controls it, and the block that puts plain sends into one."""
 
 import asyncio
+import functools
 import getpass
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import dramatiq
 import psycopg
 
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission import actor_lookup
-from callboard.middleware.submission.actor_lookup import Called
+from callboard.middleware.submission.actor_lookup import Callbacks
 from callboard.middleware.submission.enqueue import current_job
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.errors import cut_off
@@ -29,11 +29,26 @@ from callboard.sql.writes import actions, retry, submission
 from callboard.sql.writes.actions import NoSuchJob, Requester
 from callboard.sql.writes.retry import RetrySelection
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+#: Seconds between two looks at a job that is waited for.
+WAIT_SECONDS, EVENTS_SECONDS = 0.1, 0.25
+
+
+def _in_thread(
+    method: Callable[Concatenate["Job", P], T],
+) -> Callable[Concatenate["Job", P], Coroutine[Any, Any, T]]:
+    async def run(self: "Job", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.to_thread(method, self, *args, **kwargs)
+
+    functools.update_wrapper(run, method)
+    run.__doc__ = f"As `{method.__name__}`, without blocking the event loop."
+    return run
 
 
 class Job:
-    """A job. Everything it tells is read when it is asked for; the methods that begin with `a` block no event loop."""
+    """A job. Every call reads the database; the methods that begin with `a` do not block the event loop."""
 
     def __init__(self, number: int, runtime: Runtime) -> None:
         self.id = number
@@ -43,24 +58,29 @@ class Job:
         return f"Job({self.id})"
 
     def status(self) -> dict[str, Any]:
-        """The job as the API gives it (`state`, `total`, `succeeded`, …); raises NoSuchJob."""
+        """Return the job as the API gives it: `state`, `total`, `succeeded`, `failed`, `progress` (0 to 1) and so on.
+
+        Raises NoSuchJob if it was deleted.
+        """
         found = self._ask(queries.job(self.id))
         if found is None:
             raise NoSuchJob(f"there is no job {self.id}")
         return found
 
     def wait(self, timeout: float | None = None) -> dict[str, Any]:
-        """Wait for the job's end, at most `timeout` seconds; returns its status, raises TimeoutError."""
+        """Wait until the job has ended, at most `timeout` seconds, and return its status. Raises TimeoutError."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (status := self.status())["state"] not in JOB_FINAL:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"job {self.id} is {status['state']} after {timeout} s")
-            time.sleep(0.1)
+            time.sleep(WAIT_SECONDS)
         return status
 
     def items(self, state: str | None = None, *, stage: int | None = None) -> Iterator[dict[str, Any]]:
-        """The job's items in order, all or those of a state, read page by page; of a job of stages those of a stage
-        (0, 1, …), or of all of them one after the other: each says its `job`. Raises ValueError for no such stage.
+        """Yield the items in order, read page by page: all, or those in one state.
+
+        Of a job of stages it yields the items of one `stage` (0, 1, …), or of all stages one after the other; `job` in
+        each item says of which. Raises ValueError if there is no such stage.
         """
         stages = self.status()["stages"]
         wanted = [one["job"] for one in stages if stage in (None, one["stage"])]
@@ -73,15 +93,25 @@ class Job:
                 yield from page
 
     def errors(self) -> list[dict[str, Any]]:
-        """The job's errors, grouped by type and place, each with an example."""
+        """Return the job's errors, grouped by type and place, each with its count and an example."""
         return self._ask(queries.errors(self.id))
 
-    async def astatus(self) -> dict[str, Any]:
-        """As `status`."""
-        return await asyncio.to_thread(self.status)
+    def actions(self) -> list[dict[str, Any]]:
+        """Return who did what to the job, the latest first: `action`, `who`, `via`, `detail`, `done_at`."""
+        return self._ask(queries.actions(self.id))[0]
+
+    def callbacks(self) -> list[dict[str, Any]]:
+        """Return the job's callbacks, those of its latest end first.
+
+        Each has `id`, `on` (the state it ended in), `target`, `state` (waiting, delivered, gave up), `tries`, `due_at`,
+        and `error` of the last try.
+        """
+        return self._ask(queries.callbacks(self.id))
+
+    astatus = _in_thread(status)
 
     async def await_done(self, timeout: float | None = None) -> dict[str, Any]:
-        """As `wait`."""
+        """As `wait`, without blocking the event loop."""
         last: dict[str, Any] = {}
         async with asyncio.timeout(timeout):
             async for status in self.events():
@@ -89,34 +119,34 @@ class Job:
         return last
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """The job's status each time it changed, up to and with its end."""
+        """Yield the job's status now and each time it changes; the last one is that of its end."""
         seen = None
         while seen is None or seen["state"] not in JOB_FINAL:
             status = await self.astatus()
             if status != seen:
                 yield status
             seen = status
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(EVENTS_SECONDS)
 
     # Control ---------------------------------------------------------------------------------------------------------
 
     def cancel(self, reason: str | None = None) -> dict[str, Any]:
-        """Start nothing more of it: within a second nothing starts, and it is `cancelled` when what is in hand ended.
+        """Cancel the job, and return its status. No further item starts after a second at most; the job is `cancelled`
+        when the items that run have ended.
 
-        Returns its status, as `pause` and `resume` do; raises NotPossible when it ended otherwise, and ValueError for a
-        `reason` of more than 500 characters.
+        Raises NotPossible if it has ended otherwise, and ValueError for a `reason` of more than 500 characters.
         """
-        self._tell(lambda conn: actions.cancel(conn, self.id, acting("python"), reason=reason))
+        self._act(actions.cancel, reason=reason)
         return self.status()
 
     def pause(self) -> dict[str, Any]:
-        """Start nothing more of it until it is resumed; raises NotPossible when it is over."""
-        self._tell(lambda conn: actions.pause(conn, self.id, acting("python")))
+        """Start no further item until the job is resumed, and return its status. Raises NotPossible if it has ended."""
+        self._act(actions.pause)
         return self.status()
 
     def resume(self) -> dict[str, Any]:
-        """Go on with it after a pause; raises NotPossible when it is over."""
-        self._tell(lambda conn: actions.resume(conn, self.id, acting("python")))
+        """Go on with the job after a pause, and return its status. Raises NotPossible if it has ended."""
+        self._act(actions.resume)
         return self.status()
 
     def retry(
@@ -126,81 +156,61 @@ class Job:
         items: Iterable[int] | None = None,
         error_type: str | None = None,
     ) -> int:
-        """Give items that ended without success another attempt; a job that is over is open again. Returns how many.
+        """Give items that ended without success another attempt, and return how many; a job that has ended is open
+        again.
 
-        All that failed, or those in `states` (failed, skipped, cancelled), of these numbers, of this type of error.
-        Raises ValueError for what can't be chosen, NotPossible while the job is being stopped.
+        `states`: failed (if None), skipped, cancelled. `items`: only those with these numbers. `error_type`: only those
+        that failed with it, as `errors` names it. Raises ValueError for a choice that makes no sense, and NotPossible
+        while the job is being stopped.
         """
-        choice = RetrySelection(states, items, error_type)
-        return self._tell(lambda conn: retry.retry(conn, self.id, acting("python"), choice))
+        return self._act(retry.retry, RetrySelection(states, items, error_type))
 
-    def limit(self, **changes: Any) -> dict[str, Any]:
-        """Change what it may do at most, from now on; None takes a limit away. Returns its status.
+    def limit(self, /, **changes: Any) -> dict[str, Any]:
+        """Change the job's limits from now on, and return its status; None removes a limit.
 
-        `max_failures`, `concurrency`, `concurrency_by`, `rate`, `priority`, `deadline`, `at`, `keep`, as `submit` has
-        them. Of a job that is over, all but `keep` hold when it is opened again. Raises ValueError for what makes no
-        sense.
+        They are `max_failures`, `concurrency`, `concurrency_by`, `rate`, `priority`, `deadline`, `at` and `keep`, as in
+        `submit`. If the job has ended, all but `keep` apply when it is retried. Raises ValueError for nonsense.
         """
-        self._tell(lambda conn: actions.limit(conn, self.id, acting("python"), changes))
+        self._act(actions.limit, changes)
         return self.status()
 
     def delete(self) -> None:
-        """It is gone at once, for everybody; its rows are cleared away by the sweep, a few at a time.
+        """Delete the job with its items, results and history. It is gone at once; its rows are removed bit by bit.
 
-        Raises NotPossible while it is open, NoSuchJob when it is gone.
+        Raises NotPossible while it is open, and NoSuchJob if it is deleted already.
         """
-        self._tell(lambda conn: actions.delete(conn, self.id, acting("python")))
+        self._act(actions.delete)
 
-    async def acancel(self, reason: str | None = None) -> dict[str, Any]:
-        """As `cancel`."""
-        return await asyncio.to_thread(self.cancel, reason)
-
-    async def apause(self) -> dict[str, Any]:
-        """As `pause`."""
-        return await asyncio.to_thread(self.pause)
-
-    async def aresume(self) -> dict[str, Any]:
-        """As `resume`."""
-        return await asyncio.to_thread(self.resume)
-
-    async def alimit(self, **changes: Any) -> dict[str, Any]:
-        """As `limit`."""
-        return await asyncio.to_thread(partial(self.limit, **changes))
-
-    async def adelete(self) -> None:
-        """As `delete`."""
-        await asyncio.to_thread(self.delete)
-
-    async def aretry(self, states: Iterable[str] | None = None, **chosen: Any) -> int:
-        """As `retry`."""
-        return await asyncio.to_thread(partial(self.retry, states, **chosen))
-
-    def actions(self) -> list[dict[str, Any]]:
-        """Who did what to it, the latest first: `action`, `who`, `via`, `detail`, `done_at`."""
-        return self._ask(queries.actions(self.id))[0]
-
-    def callbacks(self) -> list[dict[str, Any]]:
-        """Whom its ends called, the latest end first: `id`, `on` (what it ended as), `target`, `state` (waiting,
-        delivered, gave up), `tries`, `due_at`, `error` of the last try.
-        """
-        return self._ask(queries.callbacks(self.id))
+    acancel = _in_thread(cancel)
+    apause = _in_thread(pause)
+    aresume = _in_thread(resume)
+    aretry = _in_thread(retry)
+    alimit = _in_thread(limit)
+    adelete = _in_thread(delete)
 
     def _ask(self, query: Query[T]) -> T:
-        return self._tell(lambda conn: queries.run(conn, query))
+        return self._write(lambda conn: queries.run(conn, query))
 
-    def _tell(self, say: Callable[[Conn], T]) -> T:
-        """Once more when its connection was lost, as when the database was restarted: said twice is done once."""
+    def _act(
+        self, action: Callable[Concatenate[Conn, int, Requester, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return self._write(lambda conn: action(conn, self.id, acting("python"), *args, **kwargs))
+
+    def _write(self, statement: Callable[[Conn], T]) -> T:
+        """Run a statement, and once more if the connection was lost, as after a restart of the database: an action that
+        is repeated changes nothing.
+        """
         try:
-            return self._runtime.write(say)
+            return self._runtime.write(statement)
         except psycopg.OperationalError as error:
             if not cut_off(error):
                 raise
             self._runtime.process.pool.check()
-            return self._runtime.write(say)
+            return self._runtime.write(statement)
 
 
 def acting(via: str) -> Requester:
-    """Who runs this process, acting `via` Python or the command line."""
+    """Return the user who runs this process, acting `via` Python or the command line."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
@@ -209,35 +219,36 @@ def acting(via: str) -> Requester:
 
 
 def get(number: int) -> Job:
-    """The job with this id; raises NoSuchJob."""
+    """Return the job with this id; raises NoSuchJob."""
     found = Job(int(number), runtime_of(dramatiq.get_broker()))
     found.status()
     return found
 
 
 async def aget(number: int) -> Job:
-    """As `get`, for async callers."""
+    """As `get`, without blocking the event loop."""
     return await asyncio.to_thread(get, number)
 
 
 @contextmanager
 def job(
-    name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None,
-    keep: timedelta | str | None = None, on_complete: Called = None, on_fail: Called = None, on_cancel: Called = None,
+    name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None, keep: timedelta | str | None = None,
+    on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None,
 ) -> Iterator[Job]:  # fmt: skip
-    """Every plain `send` inside the block becomes an item of one job; it is sealed at the end of the block.
-    `key` and `keep` are as `submit` has them.
+    """Make every plain `send` inside the block an item of one job, which is sealed at the end of the block.
 
-    When the block raises, nothing more is sent, the job is sealed all the same, and what was sent goes on. When its
-    process dies in it, nobody seals the job: without a key it is stopped, `failed`, with the reason.
-    In an actor too they go at once, whatever becomes of its item. Callbacks are those of `submit`.
+        with callboard.job("newsletter") as job:
+            for address in addresses:
+                send_mail.send(address)
+
+    The options are those of `submit`. Each message goes out at once, also from an actor, whatever becomes of its item.
+    If the block raises, the job is sealed too, and what was sent goes on. If the process dies in the block, a job
+    without a key is stopped as `failed`, with the reason.
     """
-    limits = Limits(keep=keep)
     broker = dramatiq.get_broker()
     runtime = runtime_of(broker)
-    targets = actor_lookup.targets(
-        runtime.write, broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
-    )
+    limits = Limits(keep=keep)
+    targets = actor_lookup.targets(runtime.write, broker, on_complete, on_fail, on_cancel)
     made = runtime.write(
         lambda conn: submission.create_job(
             conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, created_by=None,

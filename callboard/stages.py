@@ -1,4 +1,4 @@
-"""Stages: a job made of steps that follow one another, each made from the results of the one before."""
+"""Stages: a job of steps that follow one another, each made from the results of the step before."""
 
 import asyncio
 import inspect
@@ -17,15 +17,16 @@ from psycopg_pool import PoolTimeout
 from callboard.job import Job
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission import actor_lookup, submission
-from callboard.middleware.submission.actor_lookup import Called
+from callboard.middleware.submission.actor_lookup import Actor, Callbacks
 from callboard.middleware.submission.submission import Submission
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
 from callboard.sql.rows import NewStage, StageRow
 from callboard.sql.states import JOB_FINAL
-from callboard.sql.writes import stages as staged
+from callboard.sql.writes import stages as writes
 
 ON_FAILURE = ("stop", "go on")
+#: How a function is named: "module:name".
 PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 Make = Callable[..., Any] | str
@@ -33,18 +34,21 @@ Make = Callable[..., Any] | str
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage: runs of `actor` (an actor or its registered name), called `name`.
+    """One stage of a job: runs of `actor`, an actor or its registered name.
 
-    The first has `items`, as `submit` has them. Each later one is made when the one before is completed: by `make`, a
-    function (or its path, "module:name") that gets the items that succeeded, as `Result`s, and yields or returns items;
-    workers import it. Without `make` each result is an item; what returned nothing gives none. After a crash it is
-    called again, and what is stored is passed over: it must give the same items in the same order. `on_failure`: failed
-    items "stop" the stages after it, or they "go on". `chunk`: items that one message carries.
+    - `items`: the items of the first stage, as in `submit`; later stages have none.
+    - `make`: a function, or its path "module:name", that makes the items of a later stage when the stage before is
+      completed. It gets the `Results` of the items that succeeded, and yields or returns items. A worker imports and
+      calls it. If that worker dies, another calls it again and passes over the items that are stored, so it must give
+      the same items in the same order. None: each result is an item, except a result that is None.
+    - `name`: shown to readers; None: the actor's name.
+    - `on_failure`: if items of this stage failed, "stop" the job, or "go on" with the next stage.
+    - `chunk`: items that one message carries, as in `submit`.
 
-    Raises ValueError for what can't be a stage.
+    Raises ValueError for a stage that is not possible.
     """
 
-    actor: dramatiq.Actor[..., Any] | str
+    actor: Actor
     items: Iterable[Any] | None = None
     make: Make | None = None
     name: str | None = None
@@ -69,43 +73,36 @@ def stages(
     tenant: str | None = None, priority: int = 0, created_by: str | None = None, max_failures: int | str | None = None,
     concurrency: int | None = None, concurrency_by: str | Mapping[Any, int] | None = None, rate: str | None = None,
     delay: timedelta | str | None = None, at: datetime | str | None = None,
-    deadline: datetime | timedelta | str | None = None, keep: timedelta | str | None = None, on_complete: Called = None,
-    on_fail: Called = None, on_cancel: Called = None,
+    deadline: datetime | timedelta | str | None = None, keep: timedelta | str | None = None,
+    on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None,
 ) -> Job:  # fmt: skip
-    """Make a job of stages, and start the first; workers make the others, each when the one before is completed.
+    """Make a job of stages, store the items of the first and start it. Workers make the later stages, each when the one
+    before is completed.
 
-    The items of the first are streamed, as `submit` does; the options are its own: limits hold for each stage, and
-    who is to be called is so when the whole ends. With a `key`, the same key gives the same job, and its submission
-    goes on where it broke off.
+        callboard.stages("audit", [Stage(fetch, items=urls), Stage(check, make=pages), Stage(report, make=total)])
 
-    Raises ValueError for stages and options that make no sense, UnknownActor, BadItem, SubmittedElsewhere, and
-    psycopg.Error when the database can't be reached. A job without a key is then stopped, `failed`, with the reason.
+    The options are those of `submit`. Limits hold for each stage by itself, `keep` and the callbacks for the whole job.
+    With a `key` that has a job already, that job is returned, and a submission that broke off goes on.
+
+    Raises ValueError for stages or options that make no sense, UnknownActor, BadItem, SubmittedElsewhere, psycopg.Error
+    if the database can't be reached, and what the items raise. A job without a key is then stopped as `failed`, with
+    the reason.
     """
-    items = _checked(stages)
+    items = _first_items(stages)
     limits = Limits(
-        max_failures,
-        concurrency,
-        rate,
-        priority or None,
-        deadline,
-        submission.start(delay, at),
-        keep,
-        concurrency_by,
-    )
-    first = stages[0].actor
-    broker = dramatiq.get_broker() if isinstance(first, str) else first.broker
+        max_failures, concurrency, rate, priority or None, deadline, submission.start(delay, at), keep, concurrency_by
+    )  # fmt: skip
+    broker = actor_lookup.broker_of(stages[0].actor)
     runtime = runtime_of(broker)
-    targets = actor_lookup.targets(
-        runtime.write, broker, on_complete=on_complete, on_fail=on_fail, on_cancel=on_cancel
-    )
+    targets = actor_lookup.targets(runtime.write, broker, on_complete, on_fail, on_cancel)
     planned = [_planned(runtime, stage) for stage in stages]
     parent, found = runtime.write(
-        lambda conn: staged.create(
+        lambda conn: writes.create(
             conn, planned, name=name, key=key, tenant=tenant or "", metadata=metadata or {}, created_by=created_by,
             limits=limits, targets=targets,
         )
     )  # fmt: skip
-    _take_in(runtime, found[0], items, key)
+    _store_items(runtime, found[0], items, key)
     return Job(parent, runtime)
 
 
@@ -115,7 +112,7 @@ async def astages(name: str, stages_: Sequence[Stage], **options: Any) -> Job:
 
 
 def path(make: Make) -> str:
-    """What a function is stored as, "module:name"; raises ValueError for one that a worker could not import."""
+    """Return a function's path, "module:name"; raises ValueError for a function that a worker could not import."""
     if isinstance(make, str):
         if not PATH.fullmatch(make):
             raise ValueError(f"make must be a function, or its path as 'module:name', not {make!r}")
@@ -126,11 +123,8 @@ def path(make: Make) -> str:
     if not module or not name:
         raise ValueError(f"{make!r} can't make a stage: {advice}")
     if module == "__main__" or "<" in name:
-        where = (
-            "in the program's main module"
-            if module == "__main__"
-            else "without a name of its own in a module"
-        )
+        main = module == "__main__"
+        where = "in the program's main module" if main else "without a name of its own in a module"
         raise ValueError(f"{name} can't make a stage, for it is {where}: {advice}")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ValueError(f"{name} can't make a stage, for it is async; a plain function yields items")
@@ -142,8 +136,8 @@ def path(make: Make) -> str:
     return f"{module}:{name}"
 
 
-def _checked(stages: Sequence[Stage]) -> Iterable[Any]:
-    """The items of the first; raises ValueError for what is no row of stages."""
+def _first_items(stages: Sequence[Stage]) -> Iterable[Any]:
+    """Return the items of the first stage; raises ValueError unless these stages can follow one another."""
     if not stages or not all(isinstance(stage, Stage) for stage in stages):
         raise ValueError("stages must be a list of callboard.Stage, at least one")
     items = stages[0].items
@@ -155,22 +149,20 @@ def _checked(stages: Sequence[Stage]) -> Iterable[Any]:
 
 
 def _planned(runtime: Runtime, stage: Stage) -> NewStage:
-    broker = dramatiq.get_broker() if isinstance(stage.actor, str) else stage.actor.broker
-    actor, queue = actor_lookup.resolve(runtime.write, broker, stage.actor)
+    actor, queue = actor_lookup.resolve(runtime.write, actor_lookup.broker_of(stage.actor), stage.actor)
     makes = None if stage.make is None else path(stage.make)
     return NewStage(stage.title, actor, queue, makes, stage.on_failure, stage.chunk)
 
 
-def _take_in(runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None) -> None:
-    """Stream the items of the first stage, from where they stand."""
+def _store_items(runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None) -> None:
+    """Store the items of the first stage that are not stored yet."""
     if first.sealed or first.state in JOB_FINAL:
         return
+    submitting = Submission(runtime.process, runtime.publish_job, first.id, key, None, first.consumed)
     try:
         with runtime.submissions.held(first.id):
-            Submission(runtime.write, runtime.publish_job, first.id, key, None, first.consumed).store_all(
-                items
-            )
+            submitting.store_all(items)
     except BaseException:
-        with suppress(psycopg.Error, PoolTimeout):  # workers let it follow, too
-            runtime.write(staged.follow)
+        with suppress(psycopg.Error, PoolTimeout):  # a worker does the same soon
+            runtime.write(writes.follow)
         raise

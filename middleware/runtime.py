@@ -93,7 +93,7 @@ class Runtime:
         self.journal = self.in_flight.journal = Journal(
             self.process, self.in_flight, SendStore(self.process).store, self._wake_publisher, self._give_up
         )
-        self.submissions = SubmissionLease(self.process.write)
+        self.submissions = SubmissionLease(self.process)
         self._stage_maker = StageMaker(self.process, self.publish_job)
 
     @property

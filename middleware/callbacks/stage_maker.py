@@ -17,7 +17,8 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process, Stopping
-from callboard.middleware.submission.submission import Row, store_items
+from callboard.middleware.submission.item_encoding import Row
+from callboard.middleware.submission.submission import store_items
 from callboard.sql.pool import Conn
 from callboard.sql.rows import StageClaim
 from callboard.sql.states import FINAL

@@ -1,4 +1,4 @@
-"""What becomes of a message that an app sends: the row first, and the message when that is committed."""
+"""Sends a message of an app: its row is committed first, then the message is published."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,10 +14,10 @@ from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.sql.rows import NewItem, Outgoing, Retry
 
-#: Seconds a plain send waits for its row.
-PATIENCE = 10.0
+#: Seconds that a plain send waits for its row.
+SEND_SECONDS = 10.0
 
-#: The job that `with callboard.job(…)` names for plain sends; 0: the actor's standing job.
+#: The job that a `with callboard.job(…)` block gives to plain sends; 0: the actor's standing job.
 current_job: ContextVar[int] = ContextVar("callboard_job", default=0)
 
 
@@ -33,7 +33,7 @@ def send(
     store: Callable[[NewItem], Future[Outgoing]],
     publish: Callable[[Outgoing], None],
 ) -> Any:
-    """What `enqueue` does on a tracked broker; `delay` in milliseconds. Raises NotStored.
+    """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds. Raises NotStored.
 
     What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome.
     """
@@ -48,7 +48,7 @@ def send(
     job = current_job.get()
     if attempt is None or job:
         # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
-        _now(new_item(message, job=job, delay=delay), store, publish)
+        _send_now(new_item(message, job=job, delay=delay), store, publish)
     elif attempt.hooks:
         attempt.hooked += (new_item(message, job=attempt.job, delay=delay),)
     else:
@@ -60,7 +60,7 @@ def send(
 def new_item(
     message: Any, *, job: int, delay: int | None = None, key: str | None = None, published: bool = False
 ) -> NewItem:
-    """A message as the item that it is; `delay` in milliseconds."""
+    """Return a message as an item to store; `delay` in milliseconds."""
     args = envelope.encode_args(message.args, message.kwargs)
     options = envelope.encode_options(stamp.without(message.options))
     return NewItem(
@@ -73,17 +73,17 @@ def _is_retry(message: Any, attempt: Attempt) -> bool:
     return any(message.message_id == delivered.message_id for delivered in attempt.deliveries)
 
 
-def _now(
+def _send_now(
     item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publish: Callable[[Outgoing], None]
 ) -> None:
     stored = store(item)
     try:
         try:
-            out = stored.result(PATIENCE)
+            out = stored.result(SEND_SECONDS)
         except TimeoutError:
             if stored.cancel():
                 raise
-            out = stored.result(PATIENCE)  # it is being written just now
+            out = stored.result(SEND_SECONDS)  # the journal is writing it now
     except (psycopg.Error, PoolTimeout, TimeoutError) as error:
         why = str(error).strip() or "no answer in time"
         raise NotStored(

@@ -1,23 +1,20 @@
 """Renews the lease of the jobs that this process submits: a submission whose lease ran out has broken off."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from callboard.middleware.process.periodic import Periodic
+from callboard.middleware.process.process import Process
 from callboard.sql import timings
-from callboard.sql.pool import Conn
 from callboard.sql.writes import submission
 
 
 @dataclass(slots=True)
 class SubmissionLease:
-    """The jobs that this process submits. A thread of its own renews their leases, so that a source of items may be
-    slow, or block. `write` runs a statement on a connection of the process.
-    """
+    """The jobs that this process submits. A thread of its own renews their leases, so a source of items may be slow."""
 
-    write: Callable[[Callable[[Conn], None]], Any]
+    process: Process
     _jobs: list[int] = field(default_factory=list)
     _periodic: Periodic = field(init=False)
 
@@ -26,7 +23,7 @@ class SubmissionLease:
 
     @contextmanager
     def held(self, job: int) -> Iterator[None]:
-        """Keep the job's lease while the block runs; the job must have been created, or reopened, just before."""
+        """Keep the job's lease while the block runs; the statement that created the job has begun it."""
         self._jobs.append(job)
         self._periodic.start()
         try:
@@ -36,8 +33,8 @@ class SubmissionLease:
 
     def _renew(self) -> None:
         if jobs := set(self._jobs):
-            self.write(lambda conn: submission.keep_submitting(conn, jobs))
+            self.process.write(lambda conn: submission.keep_submitting(conn, jobs))
 
     def stop(self) -> None:
-        """End the thread: the leases run out if their submissions do not end before."""
+        """End the thread; the leases of submissions that go on run out."""
         self._periodic.stop(0)

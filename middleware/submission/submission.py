@@ -1,4 +1,4 @@
-"""Submission: items become rows of a job, chunk by chunk, from where an earlier submission of the job broke off."""
+"""Stores the items of a job chunk by chunk, from where an earlier submission of the job broke off."""
 
 import logging
 import math
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.message.failure import clean
+from callboard.middleware.process.process import Process
 from callboard.middleware.submission import item_encoding
-from callboard.middleware.submission.item_encoding import ItemKey
+from callboard.middleware.submission.item_encoding import ItemKey, Row
 from callboard.sql import timings
 from callboard.sql.limits import moment
-from callboard.sql.pool import Conn
 from callboard.sql.writes import submission, sweep
 
 #: The most items that are stored in one transaction.
@@ -28,12 +28,8 @@ ANALYZE_AFTER_ITEMS = CHUNK_ITEMS // 5
 log = logging.getLogger("callboard.submit")
 
 
-#: An item as it is stored: its encoded arguments and its item key.
-Row: TypeAlias = tuple[bytes, str | None]
-
-
 class SubmittedElsewhere(RuntimeError):
-    """Another process submits the job with this key, or the job was stopped while it was submitted."""
+    """Another submission has the job with this key, or the job was stopped while it was submitted."""
 
 
 def store_items(
@@ -44,15 +40,15 @@ def store_items(
     item_key: ItemKey = None,
     chunk_seconds: float = math.inf,
 ) -> None:
-    """Pass over the first `consumed` items, which are stored, and store the others in chunks by `store(start, rows)`;
-    `start` is the number of a chunk's first item. A chunk has 5,000 items, or those of `chunk_seconds` if that is less.
+    """Pass over the first `consumed` items, which are stored, and store the others by `store(start, rows)`, in chunks;
+    `start` is the number of a chunk's first item. A chunk ends with 5,000 items, or when `chunk_seconds` are over.
 
     Raises BadItem, and what `items` and `store` raise.
     """
     source = iter(items)
     next(islice(source, consumed, consumed), None)
     for chunk in _chunks(source, chunk_seconds):
-        store(consumed, [item_encoding.row(consumed + n, item, item_key) for n, item in enumerate(chunk)])
+        store(consumed, [item_encoding.encode(consumed + n, item, item_key) for n, item in enumerate(chunk)])
         consumed += len(chunk)
 
 
@@ -70,13 +66,12 @@ def _chunks(source: Iterator[Any], seconds: float) -> Iterator[list[Any]]:
 
 @dataclass(slots=True)
 class Submission:
-    """A bulk submission in progress: `job` takes items, and `consumed` of them are stored.
-
-    `write` runs a statement on a connection of the process, `publish` publishes the job's first items from it.
+    """A bulk submission in progress: `job` takes items, and `consumed` of them are stored. `publish_job` publishes the
+    first items of a job from this process.
     """
 
-    write: Callable[[Callable[[Conn], Any]], Any]
-    publish: Callable[[int], None]
+    process: Process
+    publish_job: Callable[[int], None]
     job: int
     key: str | None
     item_key: ItemKey
@@ -96,7 +91,7 @@ class Submission:
 
     def _store(self, start: int, rows: Sequence[Row]) -> None:
         """Store a chunk, all of it or nothing; the job starts with its first chunk."""
-        how, number = self.write(
+        how, number = self.process.write(
             lambda conn: submission.store_chunk(conn, self.job, start, rows, keyed=self.item_key is not None)
         )
         if how != "stored":
@@ -107,20 +102,20 @@ class Submission:
         if len(rows) >= ANALYZE_AFTER_ITEMS:
             self._analyze()
         if start == 0:
-            self.publish(self.job)
+            self.publish_job(self.job)
 
     def _analyze(self) -> None:
         """Renew the planner's statistics before workers query the new rows; the sweep does so too, a little later."""
         try:
-            self.write(sweep.analyze_grown)
+            self.process.write(sweep.analyze_grown)
         except (psycopg.Error, PoolTimeout):
             log.debug("the planner's statistics were not renewed", exc_info=True)
 
     def _seal(self) -> None:
-        sealed = self.write(lambda conn: submission.seal_job(conn, self.job))
+        sealed = self.process.write(lambda conn: submission.seal_job(conn, self.job))
         if not sealed and self.key is None:  # with a key another may have sealed it, with all of its items
             raise SubmittedElsewhere(f"job {self.job} was stopped before its submission was done")
-        self.publish(self.job)
+        self.publish_job(self.job)
 
     def _break_off(self, error: BaseException) -> None:
         """Stop a job that no later submission can continue; a job with a key stays open for one."""
@@ -128,20 +123,20 @@ class Submission:
             return
         reason = clean(f"its submission broke off at input {self.consumed}: {type(error).__name__}: {error}")
         try:
-            self.write(lambda conn: submission.break_job(conn, self.job, reason))
+            self.process.write(lambda conn: submission.break_job(conn, self.job, reason))
         except Exception:
             log.exception("job %d can't be marked as broken off", self.job)
 
 
 def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime | timedelta | str | None:
-    """When a job starts; raises ValueError when that is said twice, or makes no sense."""
+    """Return when a job starts; raises ValueError if both are given, or one makes no sense."""
     if delay is not None and at is not None:
         raise ValueError("delay and at say the same: give one of them")
     return at if delay is None else moment("delay", delay)
 
 
 def check_chunk(chunk: int) -> None:
-    """Raise ValueError for what can't be how many items a message carries."""
+    """Raise ValueError unless a message can carry so many items."""
     if type(chunk) is not int or not 1 <= chunk <= timings.PUBLISH_WINDOW_ITEMS:
         raise ValueError(
             f"chunk must be a whole number from 1 to {timings.PUBLISH_WINDOW_ITEMS}, not {chunk!r}"

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from callboard.commands.errors import CommandError
-from callboard.middleware.submission.item_encoding import ITEM_LIMIT
+from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES
 
 BOM = b"\xef\xbb\xbf"
 FORMATS = ("jsonl", "csv")
@@ -65,7 +65,7 @@ def json_lines(source: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 
 def _decoded(number: int, line: bytes) -> Any:
-    if len(line) > ITEM_LIMIT:
+    if len(line) > ITEM_LIMIT_BYTES:
         return _too_long(number)
     try:
         return msgspec.json.decode(line)
@@ -74,23 +74,23 @@ def _decoded(number: int, line: bytes) -> Any:
 
 
 def _too_long(number: int) -> BadLine:
-    return BadLine(number, f"more than the {ITEM_LIMIT:,} bytes that an item may have")
+    return BadLine(number, f"more than the {ITEM_LIMIT_BYTES:,} bytes that an item may have")
 
 
 def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers, from 1. A line over the limit is cut to one byte more than that."""
     number = 0
-    while line := source.readline(ITEM_LIMIT + 1):
+    while line := source.readline(ITEM_LIMIT_BYTES + 1):
         number += 1
         rest = line
-        while len(rest) > ITEM_LIMIT and not rest.endswith(b"\n"):
-            rest = source.readline(ITEM_LIMIT + 1)
+        while len(rest) > ITEM_LIMIT_BYTES and not rest.endswith(b"\n"):
+            rest = source.readline(ITEM_LIMIT_BYTES + 1)
         yield number, line.removeprefix(BOM) if number == 1 else line
 
 
 def csv_rows(source: BinaryIO) -> Iterator[tuple[int, Any]]:
     """Each row's first line and its dict of texts by the header, or BadLine; blank rows are left out."""
-    before = csv.field_size_limit(ITEM_LIMIT)
+    before = csv.field_size_limit(ITEM_LIMIT_BYTES)
     try:
         # Bytes that are not UTF-8 become surrogates, which `_row` finds: so the error names the right line.
         texts = (line.decode("utf-8", "surrogateescape") for _, line in _lines(source))
@@ -128,7 +128,7 @@ def _rows(rows: Any, header: list[str]) -> Iterator[tuple[int, Any]]:
 def _row(number: int, row: list[str], header: list[str]) -> Any:
     if len(row) != len(header):
         return BadLine(number, f"{len(row)} fields, and the header has {len(header)}")
-    if sum(map(len, row)) > ITEM_LIMIT:
+    if sum(map(len, row)) > ITEM_LIMIT_BYTES:
         return _too_long(number)
     try:
         "".join(row).encode()

@@ -1,6 +1,7 @@
 """Submitting: any iterable becomes a job, once, without blocking and without growing; and what can go wrong."""
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -169,6 +170,40 @@ def test_an_async_source_that_breaks_off_breaks_its_job_off(on: Stage) -> None:
     assert "the stream ends here" in row[0]
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, on: Stage) -> None:
+    """A source that waits for its next item, and one that always has another."""
+    name, ended = f"cancelled, {waits}", False
+
+    async def stream() -> AsyncIterator[int]:
+        nonlocal ended
+        try:
+            for n in itertools.count():
+                await asyncio.sleep(60 if waits and n == 3 else 0)
+                yield n
+        except asyncio.CancelledError:
+            ended = True
+            raise
+
+    async def main() -> None:
+        submitting = asyncio.create_task(callboard.asubmit("work", stream(), name=name))
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        submitting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        assert time.monotonic() - began < 10
+
+    asyncio.run(main())
+    row = on.conn.execute(
+        "SELECT state::text, reason FROM callboard.jobs WHERE name = %s", (name,)
+    ).fetchone()
+    assert row is not None
+    assert row[0] == "failed"
+    assert "its submission broke off" in row[1]
+    assert ended or not waits
+
+
 def test_a_bad_item_ends_an_async_source_soon(on: Stage) -> None:
     read = 0
 
@@ -280,7 +315,7 @@ def test_a_send_without_a_database_raises_and_sends_nothing(
     amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, on: Stage
 ) -> None:
     """Nor later: whoever was told that it was not sent may send it again."""
-    monkeypatch.setattr(sending, "PATIENCE", 1.0)
+    monkeypatch.setattr(sending, "SEND_SECONDS", 1.0)
     with (
         client({"DATABASE_URL": database_url, "AMQP_URL": amqp_url}, ["work"]) as broker,
         connect(database_url) as conn,
@@ -292,7 +327,7 @@ def test_a_send_without_a_database_raises_and_sends_nothing(
                 broker.get_actor("work").send(1)
             with pytest.raises(callboard.NotStored, match="DATABASE_URL"):
                 broker.get_actor("work").send(2)
-        monkeypatch.setattr(sending, "PATIENCE", TIMEOUT)
+        monkeypatch.setattr(sending, "SEND_SECONDS", TIMEOUT)
         after = broker.get_actor("work").send(3)
         stored = [row[0] for row in conn.execute("SELECT message_id FROM callboard.items ORDER BY item")]
         assert after.message_id in stored

@@ -122,7 +122,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
     assert f"up to {prefetch.MAX_PREFETCH} for fast ones" in said
     assert f"chunks of {deletion.CHUNK:,} items" in said
-    assert f"arguments: {item_encoding.ITEM_LIMIT // 2**20} MiB" in said
+    assert f"arguments: {item_encoding.ITEM_LIMIT_BYTES // 2**20} MiB" in said
     assert f"result: {int(settings.RESULT_LIMIT.default) // 2**10} KiB" in said
     assert running_rows.SLOW_SECONDS == 0.25
     assert "a quarter of a second" in said
