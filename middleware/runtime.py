@@ -177,7 +177,7 @@ class Runtime:
         self._stage_maker.actors = sorted(actors)
         self.process.threads = worker.worker_threads
         self._heartbeat = Heartbeat(
-            self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble, self._stage_maker.look
+            self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble, self._stage_maker.make_due
         )  # fmt: skip
         self._at_boot(partial(self._heartbeat.start, actors))
         self.tend()

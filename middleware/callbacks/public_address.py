@@ -1,4 +1,4 @@
-"""The way to somebody else's server: to which addresses it may lead, and how long all of it may take."""
+"""Connects to public addresses only, and within a deadline: URLs of webhooks are named by others."""
 
 import ipaddress
 import socket
@@ -9,64 +9,54 @@ from typing import Any
 
 import httpcore
 
-#: IPv6 addresses that stand for the IPv4 address in their last bits, by a translator on the way.
-TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
-#: Bytes given to the kernel between two looks at the time.
-PIECE = 16_384
-#: What an address may be instead of public, the plainest word first.
-KINDS = ("unspecified", "loopback", "link_local", "multicast", "private", "reserved")
+#: IPv6 addresses that a NAT64 translates to the IPv4 address in their last 32 bits.
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: Bytes that are sent between two looks at the deadline.
+WRITE_BYTES = 16_384
+#: Classes of addresses that are not public, as `ipaddress` has them, the most telling first.
+CLASSES = ("unspecified", "loopback", "link_local", "multicast", "private", "reserved")
 
 
 class Refused(httpcore.ConnectError):
-    """The way leads to where it must not."""
+    """None of the host's addresses is public."""
 
 
-def address_class(address: str) -> str | None:
-    """What an IP address is instead of public, as `loopback`; None: it is public."""
-    found = _meant(ipaddress.ip_address(address))
-    for word in KINDS:
-        if getattr(found, f"is_{word}"):
-            return word.replace("_", "-")
+def address_class(text: str) -> str | None:
+    """Return the class of an IP address, like `loopback`; None if it is public."""
+    found = ipaddress.ip_address(text)
+    if isinstance(found, ipaddress.IPv6Address):  # it may stand for an IPv4 address
+        if found in NAT64:
+            found = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
+        else:
+            found = found.ipv4_mapped or found.sixtofour or found
+    for name in CLASSES:
+        if getattr(found, f"is_{name}"):
+            return name.replace("_", "-")
     return None if found.is_global else "not public"
 
 
-def _meant(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
-) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address that an IPv6 one stands for."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return address
-    if address in TRANSLATED:
-        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.ipv4_mapped or address.sixtofour or address
-
-
 class PublicBackend(httpcore.NetworkBackend):
-    """Connects to public addresses only, or to any (`private`), and lets nothing go on past `deadline` (monotonic).
+    """Connects to public addresses only, or to any (`private`), and allows nothing after `deadline` (monotonic).
 
-    The name is looked up once, and the connection goes to an address that was looked at: a name that means something
-    else a moment later leads nowhere else. Raises httpcore's errors; Refused when no address is left.
+    A name is resolved once, and the connection goes to an address that was checked, so a name that resolves to another
+    address a moment later is no way around it. Raises httpcore's errors.
     """
 
     def __init__(self, deadline: float, *, private: bool) -> None:
         self._deadline = deadline
         self._private = private
-        self._plain = httpcore.SyncBackend()
+        self._backend = httpcore.SyncBackend()
 
     def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        """Try the host's addresses in turn."""
+    ) -> httpcore.NetworkStream:  # fmt: skip
+        """Try the host's addresses in turn; raises Refused if none is allowed."""
         failure: Exception = Refused(f"the host {host} has no address")
         for address in self._addresses(host, port):
             try:
-                stream = self._plain.connect_tcp(
-                    address, port, left(self._deadline, timeout), local_address, socket_options
+                stream = self._backend.connect_tcp(
+                    address, port, time_left(self._deadline, timeout), local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
@@ -90,41 +80,39 @@ class PublicBackend(httpcore.NetworkBackend):
 
 
 class DeadlineStream(httpcore.NetworkStream):
-    """A connection that ends at the deadline, however little comes or goes at a time."""
+    """A connection that fails at the deadline, however slowly bytes come or go."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What has come."""
-        return self._stream.read(max_bytes, left(self._deadline, timeout))
+        """Return bytes that have come."""
+        return self._stream.read(max_bytes, time_left(self._deadline, timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """All of it, piece by piece."""
-        for start in range(0, len(buffer), PIECE):
-            self._stream.write(buffer[start : start + PIECE], left(self._deadline, timeout))
+        """Send all of the buffer, piece by piece."""
+        for start in range(0, len(buffer), WRITE_BYTES):
+            self._stream.write(buffer[start : start + WRITE_BYTES], time_left(self._deadline, timeout))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._stream.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        """The same, encrypted."""
-        return DeadlineStream(
-            self._stream.start_tls(ssl_context, server_hostname, left(self._deadline, timeout)),
-            self._deadline,
-        )
+        """Return the connection, encrypted."""
+        timeout = time_left(self._deadline, timeout)
+        return DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
-        """As the connection has it."""
+        """Return what the connection itself returns."""
         return self._stream.get_extra_info(info)
 
 
-def left(deadline: float, timeout: float | None) -> float:
-    """Seconds that the next step may take; raises httpcore.ReadTimeout when none are left."""
+def time_left(deadline: float, timeout: float | None) -> float:
+    """Return the seconds that the next step may take; raises httpcore.ReadTimeout if none are left."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
         raise httpcore.ReadTimeout

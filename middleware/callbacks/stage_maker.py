@@ -1,4 +1,4 @@
-"""A worker makes the items of the stages whose turn it is, each in a thread, from the results of the stage before."""
+"""Makes the items of stages that are due from the results of the stages before, each in a thread of a worker."""
 
 import importlib
 import json
@@ -7,8 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from dramatiq.message import get_encoder
@@ -24,30 +23,34 @@ from callboard.sql.rows import StageClaim
 from callboard.sql.states import FINAL
 from callboard.sql.writes import stages
 
+T = TypeVar("T")
+
 log = logging.getLogger("callboard.stages")
-_complain = OutageLog(log, "a stage that is made waits for the database: %s")
+_log_outage = OutageLog(log, "the making of a stage waits for the database: %s")
 
 #: Results that are read at a time.
 PAGE_ITEMS = 100
-#: Seconds after which the items that were made so far are stored, also if they are few.
+#: Seconds after which the items made so far are stored, even if they are few.
 CHUNK_SECONDS = 1.0
-#: Stages that a process makes at the same time.
-MOST = 4
-#: Characters of a reason.
-REASON = 500
+#: The most stages that a process makes at the same time.
+STAGES_AT_ONCE = 4
+#: The most characters of a reason.
+REASON_CHARACTERS = 500
 
 
 class Ended(BaseException):
-    """This worker is to make the stage no more: it stops, or the job was paused or stopped. No function catches it."""
+    """This worker must not go on making the stage, because it stops, or the job was paused or stopped. It is raised
+    inside the user's function, which does not catch it since it is no Exception.
+    """
 
 
-class MakesOthers(ValueError):
+class FewerItems(ValueError):
     """A function gave fewer items than it did before its worker died."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An item of the stage before: its number, its arguments, how it ended, and what its actor returned."""
+    """An item of the stage before: its number `item`, its arguments, its `state`, and the `result` of its actor."""
 
     item: int
     args: tuple[Any, ...]
@@ -58,7 +61,9 @@ class Result:
 
 @dataclass(slots=True)
 class Results:
-    """The items of the stage before that succeeded, in order, read page by page; `of` gives others."""
+    """The items of the stage before, in order and read page by page. To iterate gives those that succeeded; `of` gives
+    those in other states.
+    """
 
     _page: Callable[[Sequence[str], int], list[tuple[int, bytes, str, str | None]]]
 
@@ -66,7 +71,7 @@ class Results:
         return self.of("succeeded")
 
     def of(self, *states: str) -> Iterator[Result]:
-        """The items in these states: succeeded, failed, skipped, cancelled. Raises ValueError for other words."""
+        """Give the items in these states: succeeded, failed, skipped, cancelled. Raises ValueError for another word."""
         if strange := sorted(set(states) - set(FINAL)):
             raise ValueError(f"no item of a stage that is over is {strange[0]!r}: only {', '.join(FINAL)}")
         return self._read(states)
@@ -82,109 +87,106 @@ class Results:
 
 @dataclass(slots=True)
 class StageMaker:
-    """See the module. `publish_job` publishes a job's first items from here; `actors` are those that it can run."""
+    """See the module. `publish_job` publishes the first items of a job from this process; `actors` are those that this
+    worker has.
+    """
 
     process: Process
     publish_job: Callable[[int], None]
     actors: Sequence[str] = ()
-    _threads: dict[int, threading.Thread] = field(default_factory=dict)
+    _threads: dict[int, threading.Thread] = field(default_factory=dict)  # by the job of the stage
 
-    def look(self, conn: Conn) -> None:
-        """Let jobs of stages follow their stages, and make those that are due, as many as there is room for."""
+    def make_due(self, conn: Conn) -> None:
+        """Let jobs of stages follow their stages, and begin the stages that are due, up to four at the same time."""
         stages.follow(conn)
-        for _ in range(MOST - len(self._threads)):
+        self._threads = {job: thread for job, thread in self._threads.items() if thread.is_alive()}
+        for _ in range(STAGES_AT_ONCE - len(self._threads)):
             if self.process.stopping:
                 return
-            making = stages.claim(conn, self.process.worker, self.actors, list(self._threads))
-            if making is None:
+            claim = stages.claim(conn, self.process.worker, self.actors, list(self._threads))
+            if claim is None:
                 return
-            self._start(making)
-
-    def _start(self, making: StageClaim) -> None:
-        name = f"callboard-stage-{making.job}"
-        thread = threading.Thread(target=self._run, args=(making,), name=name, daemon=True)
-        self._threads[making.job] = thread
-        try:
+            thread = threading.Thread(target=self._run, args=(claim,), daemon=True)
+            thread.name = f"callboard-stage-{claim.job}"
             thread.start()
-        except BaseException:
-            del self._threads[making.job]  # or nobody would make it: this worker lives, and has it
-            raise
+            self._threads[claim.job] = thread
 
-    def close(self, patience: float) -> None:
-        """Wait for those at work, which hear that the process stops; what stays is given back by its goodbye."""
-        until = time.monotonic() + patience
+    def close(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds for the threads, which end soon in a process that stops. A stage that is still
+        claimed then is free when the worker's end is recorded.
+        """
+        deadline = time.monotonic() + timeout
         for thread in list(self._threads.values()):
-            thread.join(max(until - time.monotonic(), 0.0))
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
     # One stage -------------------------------------------------------------------------------------------------------
 
-    def _run(self, making: StageClaim) -> None:
-        log.info("makes the items of stage %r, job %d, from job %d", making.name, making.job, making.source)
+    def _run(self, claim: StageClaim) -> None:
+        log.info("makes the items of stage %r, job %d, from job %d", claim.name, claim.job, claim.source)
         try:
-            try:
-                self._make(making)
-            except Ended:
-                self.process.write(lambda conn: stages.leave(conn, making))
-            except BaseException as error:  # noqa: BLE001 — a function of the user's may raise anything
-                self._fail(making, error)
-        except (psycopg.Error, PoolTimeout) as error:
-            log.warning(
-                "stage job %d is left, to be made on when the database answers: %s", making.job, error
-            )
-        finally:
-            del self._threads[making.job]
+            self._make(claim)
+        except Ended:
+            self._leave(claim, lambda conn: stages.leave(conn, claim))
+        except BaseException as error:  # noqa: BLE001 — a function of the user's may raise anything
+            self._fail(claim, error)
 
-    def _make(self, making: StageClaim) -> None:
+    def _make(self, claim: StageClaim) -> None:
         def store(start: int, rows: list[Row]) -> None:
-            if not self._ask(partial(stages.store, making=making, start=start, chunk=rows)):
+            if not self._write(lambda conn: stages.store(conn, claim, start, rows)):
                 raise Ended
             if start == 0:
-                self.publish_job(making.job)
+                self.publish_job(claim.job)
 
-        items = _made(making, Results(lambda *of: self._page(making, *of)))
-        store_items(items, making.consumed, store, chunk_seconds=CHUNK_SECONDS)
-        self._ask(lambda conn: stages.seal(conn, making))
+        items = _items(claim, Results(lambda states, after: self._page(claim, states, after)))
+        store_items(items, claim.consumed, store, chunk_seconds=CHUNK_SECONDS)
+        self._write(lambda conn: stages.seal(conn, claim))
 
-    def _page(self, making: StageClaim, states: Sequence[str], after: int) -> list[Any]:
+    def _page(self, claim: StageClaim, states: Sequence[str], after: int) -> list[Any]:
         def read(conn: Conn) -> list[Any] | None:
-            if not stages.holds(conn, making):
+            if not stages.holds(conn, claim):
                 return None
-            return stages.results(conn, making.source, states, after, PAGE_ITEMS)
+            return stages.results(conn, claim.source, states, after, PAGE_ITEMS)
 
-        page: list[Any] | None = self._ask(read)
+        page = self._write(read)
         if page is None:
             raise Ended
         return page
 
-    def _ask(self, ask: Callable[[Conn], Any]) -> Any:
+    def _write(self, statement: Callable[[Conn], T]) -> T:
         if self.process.stopping:
             raise Ended
         try:
-            return self.process.retry_write(ask, _complain)
+            return self.process.retry_write(statement, _log_outage)
         except Stopping:
             raise Ended from None
 
-    def _fail(self, making: StageClaim, error: BaseException) -> None:
+    def _fail(self, claim: StageClaim, error: BaseException) -> None:
         failure = describe(error)
         what = f"{failure.error_type}: {failure.message}" if failure.message else failure.error_type
-        log.error("stage %r, job %d, can't be made: %s", making.name, making.job, what, exc_info=error)
-        reason = clean(f"its items can't be made: {what}", REASON)
+        log.error("stage %r, job %d, can't be made: %s", claim.name, claim.job, what, exc_info=error)
+        reason = clean(f"its items can't be made: {what}", REASON_CHARACTERS)
         detail = {
-            "reason": f"stage '{making.name}': {reason}", "makes": making.makes, "place": failure.place,
+            "reason": f"stage '{claim.name}': {reason}", "makes": claim.makes, "place": failure.place,
             "traceback": failure.traceback,
         }  # fmt: skip
-        self.process.write(lambda conn: stages.fail(conn, making, reason, detail))
+        self._leave(claim, lambda conn: stages.fail(conn, claim, reason, detail))
+
+    def _leave(self, claim: StageClaim, statement: Callable[[Conn], None]) -> None:
+        try:
+            self.process.write(statement)
+        except (psycopg.Error, PoolTimeout) as error:
+            log.warning("stage job %d is made on when the database answers: %s", claim.job, error)
 
 
-def _made(making: StageClaim, results: Results) -> Iterator[Any]:
-    """What the stage's function makes of the results, or the results themselves; raises MakesOthers."""
+def _items(claim: StageClaim, results: Results) -> Iterator[Any]:
+    """What the stage's function makes of the results, or the results themselves; raises FewerItems."""
     count = 0
-    for item in _call(making.makes, results):
+    for item in _call(claim.makes, results):
         yield item
         count += 1
-    if count < making.consumed:
-        raise MakesOthers(
-            f"{making.makes} gave {count} items where it gave {making.consumed} before its worker ended: "
+    if count < claim.consumed:
+        raise FewerItems(
+            f"{claim.makes} gave {count} items where it gave {claim.consumed} before its worker ended: "
             "it must give the same items in the same order"
         )
 

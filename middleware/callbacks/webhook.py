@@ -6,7 +6,6 @@ import ssl
 import time
 from functools import lru_cache
 from http import HTTPStatus
-from typing import NamedTuple
 from urllib.parse import urljoin
 
 import httpcore
@@ -15,57 +14,47 @@ from callboard.middleware.callbacks.public_address import PublicBackend, Refused
 from callboard.sql import settings
 from callboard.sql.callback_targets import address, shown
 
-#: Seconds that a connection, the next sign of an answer, and all of it together may take.
-CONNECT, ANSWER, TOTAL = 5.0, 10.0, 15.0
-#: How often a receiver may send it on.
+#: Seconds to connect, seconds between two signs of an answer, and seconds for all of it, at most.
+CONNECT_SECONDS, ANSWER_SECONDS, TOTAL_SECONDS = 5.0, 10.0, 15.0
+#: The most redirects that are followed, and their statuses.
 REDIRECTS = 3
-MOVED = (301, 302, 307, 308)
-GONE = HTTPStatus.GONE
+REDIRECT_STATUSES = (301, 302, 307, 308)
 
 
 class Undelivered(Exception):
-    """A try failed; the message says why. `last`: the receiver wants no other."""
+    """A try failed; the message says why. `last`: the receiver wants no other try."""
 
     def __init__(self, why: str, *, last: bool = False) -> None:
         super().__init__(why)
         self.last = last
 
 
-class Answer(NamedTuple):
-    """What a receiver said: its status, and where it sends the request on (empty: nowhere)."""
-
-    status: int
-    location: str
-
-    @property
-    def good(self) -> bool:
-        """Whether it is any of 2xx."""
-        return self.status // 100 == HTTPStatus.OK // 100
-
-
 def sign(key: bytes, callback_id: str, timestamp: int, body: bytes) -> str:
-    """The value of the header `webhook-signature`, as the Standard Webhooks specification has it: ``v1,`` and the
-    base64 of the HMAC-SHA256 of id, timestamp (Unix seconds) and body with dots between.
+    """Return the header `webhook-signature` of Standard Webhooks: ``v1,`` and the base64 of the HMAC-SHA256 of the id,
+    the timestamp (Unix seconds) and the body with dots between.
+
+    The key comes from CALLBOARD_WEBHOOK_SECRET: what follows ``whsec_`` decoded from base64, or the UTF-8 of a secret
+    without that prefix.
     """
     signed = f"{callback_id}.{timestamp}.".encode() + body
     return f"v1,{base64.b64encode(hmac.digest(key, signed, 'sha256')).decode()}"
 
 
 def post(url: str, callback_id: str, body: bytes) -> None:
-    """Deliver the callback with this id; raises Undelivered. Whatever it is of 2xx, an answer is a delivery.
+    """Deliver a callback; any answer of 2xx is a delivery. Raises Undelivered.
 
-    A redirect is sent the same POST, when it leads to what a webhook may be.
+    A redirect gets the same POST, if a webhook may go where it leads. Without a secret nothing is sent.
     """
     headers = _headers(callback_id, body)
-    deadline = time.monotonic() + TOTAL
+    deadline = time.monotonic() + TOTAL_SECONDS
     for _ in range(1 + REDIRECTS):
-        answer = _ask(url, headers, body, deadline)
-        if answer.good:
+        status, location = _request(url, headers, body, deadline)
+        if 200 <= status < 300:  # noqa: PLR2004
             return
-        if answer.status not in MOVED or not answer.location:
-            raise Undelivered(f"the receiver answered {_status(answer.status)}", last=answer.status == GONE)
-        url = _onward(url, answer.location)
-    raise Undelivered(f"the receiver sends it on more than {REDIRECTS} times")
+        if status not in REDIRECT_STATUSES or not location:
+            raise Undelivered(f"the receiver answered {_phrase(status)}", last=status == HTTPStatus.GONE)
+        url = _redirected(url, location)
+    raise Undelivered(f"the receiver redirects more than {REDIRECTS} times")
 
 
 def _headers(callback_id: str, body: bytes) -> dict[str, str]:
@@ -85,14 +74,25 @@ def _headers(callback_id: str, body: bytes) -> dict[str, str]:
     }
 
 
-def _ask(url: str, headers: dict[str, str], body: bytes, deadline: float) -> Answer:
-    """One request; raises Undelivered where there is no answer."""
+def _request(url: str, headers: dict[str, str], body: bytes, deadline: float) -> tuple[int, str]:
+    """Send one POST; return the answer's status and where it redirects to (empty: nowhere)."""
+    backend = PublicBackend(deadline, private=settings.WEBHOOK_PRIVATE.get())
+    headers = {"Host": address(url).netloc, **headers}
+    timeouts = {
+        "connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": TOTAL_SECONDS,
+    }  # fmt: skip
     try:
-        return _exchange(url, {"Host": address(url).netloc, **headers}, body, deadline)
+        with (
+            httpcore.ConnectionPool(_tls(), max_connections=1, network_backend=backend) as pool,
+            pool.stream(
+                "POST", url, headers=[*headers.items()], content=body, extensions={"timeout": timeouts}
+            ) as got,
+        ):  # the body of the answer is not read: it may have no end
+            location = next((value for name, value in got.headers if name.lower() == b"location"), b"")
+            return got.status, location.decode("latin-1")
     except httpcore.TimeoutException:
-        raise Undelivered(
-            f"no answer in time ({CONNECT:g} s to connect, {TOTAL:g} s for all of it)"
-        ) from None
+        limits = f"{CONNECT_SECONDS:g} s to connect, {TOTAL_SECONDS:g} s for all of it"
+        raise Undelivered(f"no answer in time ({limits})") from None
     except Refused as error:
         raise Undelivered(str(error)) from None
     except httpcore.NetworkError as error:
@@ -101,38 +101,26 @@ def _ask(url: str, headers: dict[str, str], body: bytes, deadline: float) -> Ans
         raise Undelivered(f"the answer is no HTTP: {error}") from error
 
 
-def _exchange(url: str, headers: dict[str, str], body: bytes, deadline: float) -> Answer:
-    """Of the answer only the head is read: what follows may have no end."""
-    way = PublicBackend(deadline, private=settings.WEBHOOK_PRIVATE.get())
-    waits = {"timeout": {"connect": CONNECT, "read": ANSWER, "write": ANSWER, "pool": TOTAL}}
-    with (
-        httpcore.ConnectionPool(_tls(), max_connections=1, network_backend=way) as pool,
-        pool.stream("POST", url, headers=[*headers.items()], content=body, extensions=waits) as got,
-    ):
-        location = next((value for name, value in got.headers if name.lower() == b"location"), b"")
-        return Answer(got.status, location.decode("latin-1"))
-
-
-def _onward(url: str, location: str) -> str:
-    """Where a redirect leads; a webhook may be there."""
+def _redirected(url: str, location: str) -> str:
+    """Return where a redirect leads; raises Undelivered if a webhook may not go there."""
     try:
         target = urljoin(url, location)
         parts = address(target)
     except ValueError as error:
-        raise Undelivered(f"the receiver sends it on to where no webhook may be: {error}") from None
+        raise Undelivered(f"the receiver redirects to where no webhook may go: {error}") from None
     if url.startswith("https:") and parts.scheme != "https":
-        raise Undelivered(f"the receiver sends it on without encryption, to {shown(target)}")
+        raise Undelivered(f"the receiver redirects to {shown(target)}, without encryption")
     return target
 
 
-def _status(number: int) -> str:
+def _phrase(status: int) -> str:
     try:
-        return f"{number} {HTTPStatus(number).phrase}"
+        return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
-        return str(number)
+        return str(status)
 
 
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    """Made once: to read the certificates takes a while."""
+    """Made once, since reading the certificates takes a while."""
     return httpcore.default_ssl_context()

@@ -376,7 +376,7 @@ def test_private_addresses_are_refused_unless_allowed(
 def test_receivers_that_never_answer_hold_up_no_other(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook, "TOTAL", 1.0)
+    monkeypatch.setattr(webhook, "TOTAL_SECONDS", 1.0)
     monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 60.0)
     with receiver() as silent:
         silent.usual = lambda _: time.sleep(20)

@@ -127,7 +127,7 @@ def ready(conn: Conn) -> int:
 def test_all_stages_whose_turn_it_is_are_made_at_once(conn: Conn, maker: StageMaker) -> None:
     """One a look, a hundred small jobs of a few stages would take minutes."""
     made = [ready(conn) for _ in range(4)]
-    maker.look(conn)
+    maker.make_due(conn)
     assert wait_until(lambda: all(status(conn, one)["state"] == "completed" for one in made), 60)
 
 
@@ -141,8 +141,8 @@ def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", full)
         with pytest.raises(RuntimeError):
-            maker.look(conn)
-    maker.look(conn)
+            maker.make_due(conn)
+    maker.make_due(conn)
     assert wait_until(lambda: status(conn, made)["state"] == "completed", 60)
 
 
@@ -151,7 +151,6 @@ def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn,
     making = stages.claim(conn, maker.process.worker, ["work"], [])
     assert making is not None
     assert stages.store(conn, making, 0, [(ARGS, None)] * 5)
-    maker._threads[second] = threading.current_thread()
     maker._run(dataclasses.replace(making, makes="tests.support.makers:two", consumed=5))
     found = status(conn, parent)
     assert found["state"] == "failed"

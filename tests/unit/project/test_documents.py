@@ -128,7 +128,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert "a quarter of a second" in said
     assert len(list((ROOT / "actors" / "broken").iterdir())) == 5
     assert "Five files are ours" in said
-    assert f"2xx within {webhook.TOTAL:.0f} s" in said
+    assert f"2xx within {webhook.TOTAL_SECONDS:.0f} s" in said
     assert f"after {dispatcher.FIRST_PAUSE_SECONDS:.0f} s, doubling to an hour, {calls.TRIES} times" in said
     assert dispatcher.LONGEST_PAUSE_SECONDS == 3_600
     assert f"Up to {webhook.REDIRECTS} redirects" in said
