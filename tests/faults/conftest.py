@@ -1,6 +1,7 @@
-"""Services of the fault suite's own, to stop, kill and start: one PostgreSQL and one RabbitMQ for all of it.
+"""The scenario that faults happen to. It plays on the services that all tests share; a test that stops or kills one
+asks for `breakable_postgres` or `breakable_rabbitmq`, and its scenario plays on that.
 
-CALLBOARD_TEST_POSTGRES and CALLBOARD_TEST_RABBITMQ choose their releases, CALLBOARD_TEST_POOLED goes through PgBouncer.
+CALLBOARD_TEST_POSTGRES and CALLBOARD_TEST_RABBITMQ choose the releases, CALLBOARD_TEST_POOLED goes through PgBouncer.
 """
 
 import os
@@ -13,120 +14,140 @@ import psycopg
 import pytest
 
 from callboard.commands.services import Node, Server
-from callboard.sql.migrate import migrate
-from tests.faults.rig.ledger import TABLE, VARIABLE, Ledger
-from tests.faults.rig.scene import Scene, scene
-from tests.faults.rig.witness import Witness
-from tests.support.databases import database, with_database
+from tests.faults.rig.job_watcher import JobWatcher
+from tests.faults.rig.run_log import RUN_LOG_URL, TABLE, RunLog
+from tests.faults.rig.scenario import Scenario, make_scenario
+from tests.support.databases import database, migrated, with_database
 from tests.support.pgbouncer import pgbouncer
-from tests.support.services import POSTGRES_SETTINGS, postgres_programs, postgres_users
+from tests.support.services import POSTGRES_SETTINGS, SharedPostgres, postgres_programs, postgres_users
+
+POOLED = bool(os.environ.get("CALLBOARD_TEST_POOLED"))
 
 
 @pytest.fixture(scope="session")
-def the_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The PostgreSQL that faults happen to."""
+def faulty_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
+    """This process's PostgreSQL for tests that stop or kill it, and the name of its migrated database."""
     folder = tmp_path_factory.mktemp("faulty-postgres")
     settings = {**POSTGRES_SETTINGS, "autovacuum_naptime": "5s"}
-    with Server(folder, settings=settings, users=postgres_users(), programs=postgres_programs()) as server:
-        yield server
+    with (
+        Server(folder, settings=settings, users=postgres_users(), programs=postgres_programs()) as server,
+        migrated(server.url) as template,
+    ):
+        yield server, template
 
 
 @pytest.fixture(scope="session")
-def the_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The RabbitMQ that faults happen to."""
+def faulty_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """This process's RabbitMQ for tests that stop or kill it."""
     with Node(tmp_path_factory.mktemp("faulty-rabbitmq")) as node:
         yield node
         node.kill()
 
 
 @pytest.fixture
-def server(the_server: Server) -> Iterator[Server]:
-    """It, running again after each test."""
-    yield the_server
-    if not the_server.running():
-        the_server.start()
+def breakable_postgres(faulty_postgres: tuple[Server, str]) -> Server:
+    """The PostgreSQL of the scenario, to stop and kill; it runs again after the test."""
+    return faulty_postgres[0]
 
 
 @pytest.fixture
-def node(the_node: Node) -> Iterator[Node]:
-    """It, running again after each test."""
-    yield the_node
-    if not the_node.running():
-        the_node.start()
+def breakable_rabbitmq(faulty_rabbitmq: Node) -> Node:
+    """The RabbitMQ of the scenario, to stop and kill; it runs again after the test."""
+    return faulty_rabbitmq
+
+
+def revive(request: pytest.FixtureRequest) -> None:
+    """Start the services again that the test has stopped."""
+    services: list[Server | Node] = []
+    if "breakable_postgres" in request.fixturenames:
+        services.append(request.getfixturevalue("faulty_postgres")[0])
+    if "breakable_rabbitmq" in request.fixturenames:
+        services.append(request.getfixturevalue("faulty_rabbitmq"))
+    for service in services:
+        if not service.running():
+            service.start()
 
 
 @pytest.fixture
-def ledger(postgres_url: str) -> Iterator[tuple[str, Ledger]]:
-    """The table of runs, on the server that is never broken: (URL, ledger)."""
+def run_log(postgres_url: str) -> Iterator[tuple[str, RunLog]]:
+    """The log of what the actors did, on a server that no test breaks, with its URL."""
     with database(postgres_url) as name:
         url = with_database(postgres_url, name)
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute(TABLE)
-            yield url, Ledger(conn)
+            yield url, RunLog(conn)
 
 
 @pytest.fixture
-def fault_database_url(server: Server) -> Iterator[str]:
-    """A migrated database of this test's own on the server that faults happen to."""
-    name = f"callboard_{uuid.uuid4().hex}"
-    with psycopg.connect(server.url, autocommit=True) as conn:
-        conn.execute(f'CREATE DATABASE "{name}"')
-    url = with_database(server.url, name)
-    migrate(url)
-    yield url
-    if not server.running():
-        server.start()
-    with psycopg.connect(server.url, autocommit=True) as conn:
-        conn.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+def scenario_postgres(request: pytest.FixtureRequest, shared_postgres: SharedPostgres) -> SharedPostgres:
+    """The PostgreSQL of the scenario: the one that the test may break, if it asks for that."""
+    if "breakable_postgres" not in request.fixturenames:
+        return shared_postgres
+    server, template = request.getfixturevalue("faulty_postgres")
+    return SharedPostgres(server.url, template)
 
 
 @pytest.fixture
-def worker_database_url(server: Server, fault_database_url: str) -> Iterator[str]:
-    """How workers and clients reach it: directly, or through PgBouncer in transaction mode."""
-    if not os.environ.get("CALLBOARD_TEST_POOLED"):
+def fault_database_url(request: pytest.FixtureRequest, scenario_postgres: SharedPostgres) -> Iterator[str]:
+    """The URL of a migrated database of this test's own."""
+    with database(scenario_postgres.url, scenario_postgres.template) as name:
+        yield with_database(scenario_postgres.url, name)
+        revive(request)
+
+
+@pytest.fixture
+def worker_database_url(
+    request: pytest.FixtureRequest, scenario_postgres: SharedPostgres, fault_database_url: str
+) -> Iterator[str]:
+    """The URL by which workers and clients reach it: directly, or through PgBouncer in transaction mode."""
+    if not POOLED:
         yield fault_database_url
         return
-    with pgbouncer(server.url) as pooled:
-        yield with_database(pooled, urlsplit(fault_database_url).path[1:])
+    name = urlsplit(fault_database_url).path[1:]
+    if "breakable_postgres" not in request.fixturenames:
+        yield with_database(request.getfixturevalue("pooler_url"), name)
+        return
+    with pgbouncer(scenario_postgres.url) as pooled:
+        yield with_database(pooled, name)
 
 
 @pytest.fixture
-def vhost(node: Node) -> Iterator[str]:
-    """The AMQP URL of a virtual host of this test's own."""
+def vhost(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The AMQP URL of a virtual host of this test's own, on the RabbitMQ that it may break if it asks for that."""
+    if "breakable_rabbitmq" not in request.fixturenames:
+        yield request.getfixturevalue("amqp_url")
+        return
+    node: Node = request.getfixturevalue("faulty_rabbitmq")
     name = f"callboard-{uuid.uuid4().hex}"
     node.ctl("add_vhost", name)
     node.ctl("set_permissions", "-p", name, "callboard", ".*", ".*", ".*")
     yield node.url_of(name)
-    if not node.running():
-        node.start()
+    revive(request)
     node.ctl("delete_vhost", name)
 
 
 @pytest.fixture
 def environment(
-    worker_database_url: str, vhost: str, ledger: tuple[str, Ledger], monkeypatch: pytest.MonkeyPatch
+    worker_database_url: str, vhost: str, run_log: tuple[str, RunLog], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
-    """What workers run in. A test that puts a proxy in between changes it before it asks for `on`."""
-    found = {"DATABASE_URL": worker_database_url, "AMQP_URL": vhost, VARIABLE: ledger[0]}
-    if os.environ.get("CALLBOARD_TEST_POOLED"):
+    """The variables of workers. A test that puts a proxy in between changes them before it asks for `scenario`."""
+    found = {"DATABASE_URL": worker_database_url, "AMQP_URL": vhost, RUN_LOG_URL: run_log[0]}
+    if POOLED:
         found["CALLBOARD_PREPARE"] = "off"
         monkeypatch.setenv("CALLBOARD_PREPARE", "off")  # the client is in this process
     return found
 
 
 @pytest.fixture
-def on(
-    server: Server, node: Node, environment: dict[str, str], fault_database_url: str, ledger: tuple[str, Ledger],
-    tmp_path: Path,
-) -> Iterator[Scene]:  # fmt: skip
-    """The scene; whatever is done on it, the parts of its jobs add up all the while, and recounting finds what the
-    counters say.
-    """
-    with scene(server, node, ledger[1], environment, fault_database_url, tmp_path) as made:
-        with Witness(fault_database_url, reopened=True, pause=0.2) as witness:
+def scenario(
+    request: pytest.FixtureRequest, environment: dict[str, str], fault_database_url: str,
+    run_log: tuple[str, RunLog], tmp_path: Path,
+) -> Iterator[Scenario]:  # fmt: skip
+    """The scenario. Whatever happens to it, the counts of each job add up all the while, and match a recount."""
+    with make_scenario(run_log[1], environment, fault_database_url, tmp_path) as made:
+        with JobWatcher(fault_database_url, reopened=True, pause=0.2) as watcher:
             yield made
-        if not server.running():
-            server.start()
-        made.prove_true()
-    assert witness.wrong == []
-    assert witness.looks > 0
+        revive(request)
+        made.assert_counters_true()
+    assert watcher.wrong == []
+    assert watcher.looks > 0

@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-from tests.faults.rig.scene import ACTORS, Scene
+from tests.faults.rig.scenario import ACTORS, Scenario
 
 HOUR = 3600.0
 #: Seconds from one attempt to the next, and from an item's end to its child's start.
 DELAY = 2.0
-MODULES = (ACTORS, "tests.faults.rig.clock")
+MODULES = (ACTORS, "tests.faults.rig.shifted_clock")
 LATE = 40
 #: Seconds within which everything happens.
 SOON = 120.0
@@ -19,11 +19,11 @@ TIMES = (
 )
 
 
-def times(on: Scene) -> dict[str, tuple[float, float]]:
+def times(scenario: Scenario) -> dict[str, tuple[float, float]]:
     """For each of those columns with a row, its first and last time, in seconds before now."""
     found = {}
-    for table, column in on.sql(TIMES):
-        ((first, last),) = on.sql(
+    for table, column in scenario.sql(TIMES):
+        ((first, last),) = scenario.sql(
             f"SELECT extract(epoch FROM now() - min({column}))::float8,"
             f" extract(epoch FROM now() - max({column}))::float8 FROM callboard.{table}"
         )
@@ -32,9 +32,9 @@ def times(on: Scene) -> dict[str, tuple[float, float]]:
     return found
 
 
-def delays(on: Scene, job: int) -> tuple[list[float], list[float]]:
+def delays(scenario: Scenario, job: int) -> tuple[list[float], list[float]]:
     """Seconds from each first attempt's end to the second's start, and from there on to the child's start."""
-    rows = on.ledger.conn.execute(
+    rows = scenario.run_log.conn.execute(
         "SELECT item, attempt, extract(epoch FROM began)::float8, extract(epoch FROM ended)::float8 FROM runs"
         " WHERE job = %s",
         (job,),
@@ -44,7 +44,7 @@ def delays(on: Scene, job: int) -> tuple[list[float], list[float]]:
         began[item, attempt], ended[item, attempt] = start, end
     parents = {
         item: json.loads(args)["args"][0]
-        for item, args in on.sql("SELECT item, args FROM callboard.items WHERE job_id = %s", job)
+        for item, args in scenario.sql("SELECT item, args FROM callboard.items WHERE job_id = %s", job)
     }
     children = [item for item in parents if item >= LATE]
     return (
@@ -53,15 +53,15 @@ def delays(on: Scene, job: int) -> tuple[list[float], list[float]]:
     )
 
 
-def test_a_clock_an_hour_off_changes_nothing(on: Scene) -> None:
+def test_a_clock_an_hour_off_changes_nothing(scenario: Scenario) -> None:
     """One worker is an hour ahead and the other an hour behind; every item waits for time to pass, twice."""
     for off in (HOUR, -HOUR):
-        on.worker(env={"CALLBOARD_TEST_CLOCK": str(off)}, modules=MODULES, threads=4)
+        scenario.start_worker(env={"CALLBOARD_TEST_CLOCK": str(off)}, modules=MODULES, threads=4)
     seen: list[Any] = []
 
     def done(status: dict[str, Any]) -> bool:
         seen.append(
-            on.sql(
+            scenario.sql(
                 "SELECT (SELECT count(*) FROM callboard.workers WHERE died_at IS NULL AND stopped_at IS NULL)::int,"
                 " (SELECT min(holder) FROM callboard.leases),"
                 " (SELECT coalesce(max(until), now()) FROM callboard.leases) <= now() + interval '11 s',"
@@ -70,22 +70,22 @@ def test_a_clock_an_hour_off_changes_nothing(on: Scene) -> None:
         )
         return status["finished_at"] is not None
 
-    job = on.submit("late", ([n, DELAY] for n in range(LATE)))
-    with on.witness(job) as witness:
-        on.until(job, done)
-        runs = on.prove(job, total=2 * LATE, retries=LATE, witness=witness)
+    job = scenario.submit("late", ([n, DELAY] for n in range(LATE)))
+    with scenario.watch(job) as watcher:
+        scenario.wait_for(job, done)
+        runs = scenario.assert_completed(job, total=2 * LATE, retries=LATE, watcher=watcher)
     assert runs == {n: 2 if n < LATE else 1 for n in range(2 * LATE)}
-    again, after = delays(on, job.id)
+    again, after = delays(scenario, job.id)
     assert min(again + after) >= DELAY
     assert max(again + after) < SOON
-    for column, (first, last) in times(on).items():
+    for column, (first, last) in times(scenario).items():
         assert first < SOON, column
         assert last > -SOON, column
     assert {(alive, lapses, due) for alive, _, lapses, due in seen} == {(2, True, True)}
     assert len({holder for _, holder, _, _ in seen if holder}) == 1
-    assert "is dead" not in on.said()
+    assert "is dead" not in scenario.log()
     # The clocks really were off: so say the messages that these workers sent.
-    sent = on.sql(
+    sent = scenario.sql(
         "SELECT round(extract(epoch FROM sent_at - now()) / %s)::int FROM callboard.items"
         " WHERE job_id = %s AND sent_at IS NOT NULL",
         HOUR,

@@ -10,8 +10,7 @@ from callboard.middleware.journal.rescue import rescue
 from callboard.sql import timings
 from callboard.sql.pool import connect
 from callboard.sql.writes import workers
-from tests.faults.rig.points import HURRY
-from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene
+from tests.faults.rig.scenario import TIMEOUT, Scenario
 from tests.support.workers import wait_until
 
 #: Every way to die; the worker's master tells in its log how one ended.
@@ -40,18 +39,18 @@ def neighbours(poison: dict[str, Any], slow: float) -> list[dict[str, Any]]:
     return [{"number": n, **item} for n, item in enumerate([poison, *rest])]
 
 
-def died(on: Scene, job: callboard.Job) -> Counter[int]:
+def died(scenario: Scenario, job: callboard.Job) -> Counter[int]:
     """How many runs of each item ended with their process."""
-    rows = on.ledger.conn.execute(
+    rows = scenario.run_log.conn.execute(
         "SELECT item, count(*) FROM runs WHERE job = %s AND ended IS NULL GROUP BY item", (job.id,)
     )
     return Counter({row[0]: row[1] for row in rows})
 
 
-def dead_letters(on: Scene, job: callboard.Job) -> Counter[int]:
+def dead_letters(scenario: Scenario, job: callboard.Job) -> Counter[int]:
     """The items of a job that lie in the queue of the dead letters."""
     found: Counter[int] = Counter()
-    with on.channel() as channel:
+    with scenario.channel() as channel:
         while True:
             method, _, body = channel.basic_get("default.XQ")  # back in the queue when the channel is closed
             if method is None:
@@ -60,51 +59,55 @@ def dead_letters(on: Scene, job: callboard.Job) -> Counter[int]:
             found[int(item)] += its_job == str(job.id)
 
 
-def prove(on: Scene, job: callboard.Job) -> Counter[int]:
+def prove(scenario: Scenario, job: callboard.Job) -> Counter[int]:
     """The first item of the job was stopped, with one dead letter, and no other was charged with its deaths; how many
     runs of each item ended with their process.
     """
-    over = died(on, job)
-    ((told,),) = on.sql(TOLD, job.id)
+    over = died(scenario, job)
+    ((told,),) = scenario.sql(TOLD, job.id)
     assert "for the third time" in told
-    (poison, *rest) = on.sql(STANDING, job.id)
+    (poison, *rest) = scenario.sql(STANDING, job.id)
     concerned = [item for item, _, attempt, _ in rest if attempt > 1]
     assert len(concerned) <= 8 * over.total()  # the threads that the dead had
     assert (poison[1], poison[3]) == ("failed", timings.MAX_CRASHES)
     for item, state, _, crashes in rest:
         assert (state, crashes) == ("succeeded", 0), item  # acquitted, if it was there
-    assert wait_until(lambda: dead_letters(on, job) == Counter([0]), TIMEOUT), dead_letters(on, job)
+    assert wait_until(lambda: dead_letters(scenario, job) == Counter([0]), TIMEOUT), dead_letters(
+        scenario, job
+    )
     return over
 
 
-def test_each_way_to_die_ends_at_the_third_time(on: Scene) -> None:
+def test_each_way_to_die_ends_at_the_third_time(scenario: Scenario) -> None:
     """Deaths when they are known as running; one after the other, since a death of one is charged to another, too."""
     for _ in range(2):
-        on.worker(threads=4, env={HURRY: str(SECONDS)}, modules=(ACTORS, "tests.faults.rig.points"))
+        scenario.start_worker(threads=4, short_periods=SECONDS)
     for how, code in WAYS.items():
-        job = on.submit("deadly", neighbours({"how": how, "known": True}, 0.9))
-        with on.witness(job) as witness:
-            on.prove(job, total=ITEMS, failed=1, witness=witness)
-        on.tend()
-        over = prove(on, job)
+        job = scenario.submit("deadly", neighbours({"how": how, "known": True}, 0.9))
+        with scenario.watch(job) as watcher:
+            scenario.assert_completed(job, total=ITEMS, failed=1, watcher=watcher)
+        scenario.restart_ended_workers()
+        over = prove(scenario, job)
         assert over[0] == timings.MAX_CRASHES
-        assert f"code {code}" in on.said()
-        assert on.status(job)["crashes"] == timings.MAX_CRASHES
-        ((acquitted, spared),) = on.sql(CHARGED, job.id)
+        assert f"code {code}" in scenario.log()
+        assert scenario.status(job)["crashes"] == timings.MAX_CRASHES
+        ((acquitted, spared),) = scenario.sql(CHARGED, job.id)
         print(f"{how}: {over.total()} runs died, {acquitted} acquitted, {spared} deaths not theirs")
-    print(f"{on.starts} starts")
+    print(f"{scenario.starts} starts")
 
 
-def test_one_that_dies_at_once_gets_at_most_one_run_more(on: Scene) -> None:
+def test_one_that_dies_at_once_gets_at_most_one_run_more(scenario: Scenario) -> None:
     """It leaves no trace the first time: what comes back then may as well be what its worker had only fetched.
 
     Each death is found before the message is delivered again.
     """
-    worker = on.worker()
-    job = on.submit("deadly", neighbours({"how": "kill"}, 0.3))
-    with connect(on.direct_url) as conn:
-        while on.status(job)["finished_at"] is None:
-            assert wait_until(lambda: not worker.process.running() or on.status(job)["finished_at"], TIMEOUT)
+    worker = scenario.start_worker()
+    job = scenario.submit("deadly", neighbours({"how": "kill"}, 0.3))
+    with connect(scenario.database_url) as conn:
+        while scenario.status(job)["finished_at"] is None:
+            assert wait_until(
+                lambda: not worker.process.running() or scenario.status(job)["finished_at"], TIMEOUT
+            )
             if worker.process.running():
                 break
             conn.execute(
@@ -112,8 +115,8 @@ def test_one_that_dies_at_once_gets_at_most_one_run_more(on: Scene) -> None:
             )
             for dead in workers.dead_workers(conn):
                 rescue(conn, dead)
-            on.tend()
-    on.prove(job, total=ITEMS, failed=1)
-    runs = prove(on, job)[0]
+            scenario.restart_ended_workers()
+    scenario.assert_completed(job, total=ITEMS, failed=1)
+    runs = prove(scenario, job)[0]
     assert runs in (timings.MAX_CRASHES, timings.MAX_CRASHES + 1)  # a slow machine may take longer to die
     print(f"{runs} runs died")

@@ -9,13 +9,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import pika
 import pytest
 
 import callboard
-from tests.faults.rig.scene import TIMEOUT, Scene, fate
+from tests.faults.rig.scenario import TIMEOUT, Scenario, fate
+from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
 ITEMS, SLOW = 240, 30
@@ -34,11 +34,11 @@ def deep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", "1000")
 
 
-def taken(on: Scene, job: callboard.Job, count: int) -> list[bytes]:
+def taken(scenario: Scenario, job: callboard.Job, count: int) -> list[bytes]:
     """The messages of a job that nobody works on, by item: out of the queue."""
-    on.until(job, lambda status: status["queued"] == count)
+    scenario.wait_for(job, lambda status: status["queued"] == count)
     found: dict[int, bytes] = {}
-    with on.channel() as channel:
+    with scenario.channel() as channel:
         while len(found) < count:
             method, _, body = channel.basic_get("default", auto_ack=True)
             assert method is not None
@@ -53,172 +53,175 @@ def suspected(body: bytes) -> bytes:
     return json.dumps(message).encode()
 
 
-def put(on: Scene, bodies: Iterable[bytes]) -> None:
-    with on.channel() as channel:
+def put(scenario: Scenario, bodies: Iterable[bytes]) -> None:
+    with scenario.channel() as channel:
         for body in bodies:
             channel.basic_publish("", "default", body, pika.BasicProperties(delivery_mode=2))
 
 
-def drained(on: Scene) -> bool:
+def drained(broker: Broker, scenario: Scenario) -> bool:
     """Whether the queue holds nothing, delivered or not."""
-    vhost = urlsplit(on.environment["AMQP_URL"]).path[1:]
-    lines = on.node.ctl("list_queues", "-p", vhost, "name", "messages").splitlines()[1:]
-    return ["default", "0"] in [line.split("\t") for line in lines]
+    return not scenario.ready_messages() and not broker.unsettled(scenario.environment["AMQP_URL"])
 
 
-def beside(on: Scene, job: callboard.Job) -> tuple[int, int]:
+def beside(scenario: Scenario, job: callboard.Job) -> tuple[int, int]:
     """Pairs of runs of an item at the same time: in one process, in two."""
-    row = on.ledger.conn.execute(BESIDE, (job.id,)).fetchone()
+    row = scenario.run_log.conn.execute(BESIDE, (job.id,)).fetchone()
     assert row is not None
     return row[0], row[1]
 
 
-def processes(on: Scene, job: callboard.Job) -> int:
-    row = on.ledger.conn.execute("SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)).fetchone()
+def processes(scenario: Scenario, job: callboard.Job) -> int:
+    row = scenario.run_log.conn.execute(
+        "SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)
+    ).fetchone()
     return int(row[0]) if row else 0
 
 
-def running(on: Scene, job: callboard.Job) -> list[int]:
+def running(scenario: Scenario, job: callboard.Job) -> list[int]:
     """The items that are known to be in hand."""
     return [
-        item for (item,) in on.sql("SELECT item FROM callboard.running WHERE job_id = %s ORDER BY 1", job.id)
+        item
+        for (item,) in scenario.sql("SELECT item FROM callboard.running WHERE job_id = %s ORDER BY 1", job.id)
     ]
 
 
-def counts(on: Scene, job: callboard.Job) -> dict[str, Any]:
-    status = on.status(job)
+def counts(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
+    status = scenario.status(job)
     return {name: status[name] for name in ("total", "succeeded", "failed", "skipped", "retries", "state")}
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["that say so", "that do not"])
-def test_copies_on_both_processes_before_during_and_after(marked: bool, on: Scene) -> None:
+def test_copies_on_both_processes_before_during_and_after(
+    marked: bool, broker: Broker, scenario: Scenario
+) -> None:
     items = ({"number": n, "fate": fate(n), "seconds": 0.01 if n % SLOW else 1.5} for n in range(ITEMS))
-    job = on.submit("work", items)
-    bodies = taken(on, job, ITEMS)
+    job = scenario.submit("work", items)
+    bodies = taken(scenario, job, ITEMS)
     if marked:
         bodies = [suspected(body) for body in bodies]
     for _ in range(2):
-        on.worker()
+        scenario.start_worker()
     delivered = Counter({n: 1 + n % 5 for n in range(ITEMS)})
-    with on.witness(job) as witness:
-        put(on, (bodies[n] for n in delivered.elements()))
-        on.until(job, lambda _: len(running(on, job)) > 0)
-        meanwhile = running(on, job)
-        put(on, (bodies[n] for n in meanwhile for _ in range(4)))
+    with scenario.watch(job) as watcher:
+        put(scenario, (bodies[n] for n in delivered.elements()))
+        scenario.wait_for(job, lambda _: len(running(scenario, job)) > 0)
+        meanwhile = running(scenario, job)
+        put(scenario, (bodies[n] for n in meanwhile for _ in range(4)))
         delivered.update(meanwhile * 4)
-        runs = on.prove_mixed(job, ITEMS, witness=witness)
-        ended = counts(on, job)
-        put(on, bodies * 2)
+        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher)
+        ended = counts(scenario, job)
+        put(scenario, bodies * 2)
         delivered.update(list(range(ITEMS)) * 2)
-        assert wait_until(lambda: drained(on), TIMEOUT, pause=0.2)
-    assert counts(on, job) == ended
-    assert witness.wrong == []
+        assert wait_until(lambda: drained(broker, scenario), TIMEOUT)
+    assert counts(scenario, job) == ended
+    assert watcher.wrong == []
     assert ended["retries"] == sum(TRIES.get(fate(n), 1) - 1 for n in range(ITEMS))
-    assert processes(on, job) == 2
-    here, elsewhere = beside(on, job)
-    attempts = on.ledger.attempts(job.id)
+    assert processes(scenario, job) == 2
+    here, elsewhere = beside(scenario, job)
+    attempts = scenario.run_log.attempt_counts(job.id)
     assert dict(sorted(attempts)) == {n: TRIES.get(fate(n), 1) for n in range(ITEMS)}
     if marked:
-        assert on.ledger.runs(job.id) == runs
+        assert scenario.run_log.run_counts(job.id) == runs
         assert set(attempts.values()) == {1}
         assert (here, elsewhere) == (0, 0)
     else:
         assert all(attempts[n, 1] <= delivered[n] for n in range(ITEMS))
         assert all(count == 1 for (_, attempt), count in attempts.items() if attempt > 1)
-        assert on.ledger.twice(job.id) > 0
+        assert scenario.run_log.repeated(job.id) > 0
     print(
-        f"{delivered.total()} deliveries of {ITEMS} messages, {on.ledger.runs(job.id).total()} runs,"
+        f"{delivered.total()} deliveries of {ITEMS} messages, {scenario.run_log.run_counts(job.id).total()} runs,"
         f" {here} and {elsewhere} pairs beside each other, in one process and in two"
     )
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["that say so", "that do not"])
-def test_late_copies_of_an_attempt_that_fails(marked: bool, on: Scene) -> None:
+def test_late_copies_of_an_attempt_that_fails(marked: bool, broker: Broker, scenario: Scenario) -> None:
     """Begun beside it, beside the next attempt, and after that: one failure counts, and the success stays."""
     count = 6
-    job = on.submit("work", ({"number": n, "fate": "retry", "seconds": 1.0} for n in range(count)))
-    bodies = taken(on, job, count)
+    job = scenario.submit("work", ({"number": n, "fate": "retry", "seconds": 1.0} for n in range(count)))
+    bodies = taken(scenario, job, count)
     late = [suspected(body) if marked else body for body in bodies for _ in range(2)]  # one for each worker
     for _ in range(2):
-        on.worker()
+        scenario.start_worker()
     known = "SELECT item FROM callboard.running WHERE job_id = %s AND attempt = %s"
     alone = set(range(count))
 
     def all_beside(_: object) -> bool:
         """Each gets its copies as soon as it is known to be in hand."""
-        here = {item for (item,) in on.sql(known, job.id, 1)} & alone
-        put(on, (late[2 * item + copy] for item in here for copy in (0, 1)))
+        here = {item for (item,) in scenario.sql(known, job.id, 1)} & alone
+        put(scenario, (late[2 * item + copy] for item in here for copy in (0, 1)))
         alone.difference_update(here)
         return not alone
 
-    with on.witness(job) as witness:
-        put(on, bodies)
-        on.until(job, all_beside)
-        on.until(job, lambda _: bool(on.sql(known, job.id, 2)))
-        put(on, late)
-        on.prove(job, total=count, retries=count, witness=witness)
-        ended = counts(on, job)
-        put(on, late)
-        assert wait_until(lambda: drained(on), TIMEOUT, pause=0.2)
-    assert counts(on, job) == ended
-    attempts = on.ledger.attempts(job.id)
+    with scenario.watch(job) as watcher:
+        put(scenario, bodies)
+        scenario.wait_for(job, all_beside)
+        scenario.wait_for(job, lambda _: bool(scenario.sql(known, job.id, 2)))
+        put(scenario, late)
+        scenario.assert_completed(job, total=count, retries=count, watcher=watcher)
+        ended = counts(scenario, job)
+        put(scenario, late)
+        assert wait_until(lambda: drained(broker, scenario), TIMEOUT)
+    assert counts(scenario, job) == ended
+    attempts = scenario.run_log.attempt_counts(job.id)
     assert {attempts[n, 2] for n in range(count)} == {1}
     if marked:
         assert {attempts[n, 1] for n in range(count)} == {1}
     else:
         assert all(1 <= attempts[n, 1] <= 7 for n in range(count))
-        assert on.ledger.twice(job.id) > 0
-    assert on.sql("SELECT count(*) FROM callboard.attempts WHERE job_id = %s", job.id) == [(count,)]
+        assert scenario.run_log.repeated(job.id) > 0
+    assert scenario.sql("SELECT count(*) FROM callboard.attempts WHERE job_id = %s", job.id) == [(count,)]
 
 
-def begun(on: Scene, count: int) -> tuple[callboard.Job, Sequence[bytes]]:
+def begun(scenario: Scenario, count: int) -> tuple[callboard.Job, Sequence[bytes]]:
     """A job of which half the messages are being worked on, and all of its messages."""
-    job = on.submit("work", ({"number": n, "seconds": 0.02} for n in range(count)))
-    bodies = taken(on, job, count)
+    job = scenario.submit("work", ({"number": n, "seconds": 0.02} for n in range(count)))
+    bodies = taken(scenario, job, count)
     for _ in range(2):
-        on.worker()
-    put(on, bodies[: count // 2])
-    on.until(job, lambda status: status["succeeded"] == count // 2)
+        scenario.start_worker()
+    put(scenario, bodies[: count // 2])
+    scenario.wait_for(job, lambda status: status["succeeded"] == count // 2)
     return job, bodies
 
 
-def heard(on: Scene, job: callboard.Job) -> bool:
+def heard(scenario: Scenario, job: callboard.Job) -> bool:
     """Whether each worker has beaten since the job was told something, and so asked what it was told before."""
     query = (
         "SELECT count(*) = 3 AND bool_and(w.beat_at > j.told_at + interval '2.5 s')"
         " FROM callboard.workers AS w, callboard.jobs AS j WHERE j.id = %s"
     )
-    return bool(on.sql(query, job.id)[0][0])
+    return bool(scenario.sql(query, job.id)[0][0])
 
 
-def test_copies_of_a_cancelled_jobs_messages_run_nowhere(on: Scene) -> None:
+def test_copies_of_a_cancelled_jobs_messages_run_nowhere(broker: Broker, scenario: Scenario) -> None:
     """Nor in a worker that starts later."""
     count = 200
-    job, bodies = begun(on, count)
+    job, bodies = begun(scenario, count)
     job.cancel()
-    on.until(job, lambda status: status["state"] == "cancelled")
-    on.worker()
-    before, runs = on.status(job), on.ledger.runs(job.id)
+    scenario.wait_for(job, lambda status: status["state"] == "cancelled")
+    scenario.start_worker()
+    before, runs = scenario.status(job), scenario.run_log.run_counts(job.id)
     assert (before["succeeded"], before["cancelled"]) == (count // 2, count // 2)
-    put(on, [body for body in bodies for _ in range(3)])
-    assert wait_until(lambda: drained(on), TIMEOUT, pause=0.2)
-    assert on.ledger.runs(job.id) == runs
-    assert on.status(job)["cancelled"] == count // 2
-    assert on.left_over(job) == {"running": 0, "outbox": 0}
+    put(scenario, [body for body in bodies for _ in range(3)])
+    assert wait_until(lambda: drained(broker, scenario), TIMEOUT)
+    assert scenario.run_log.run_counts(job.id) == runs
+    assert scenario.status(job)["cancelled"] == count // 2
+    assert scenario.leftover_rows(job) == {"running": 0, "outbox": 0}
 
 
-def test_copies_of_a_paused_jobs_messages_are_kept_once(on: Scene) -> None:
+def test_copies_of_a_paused_jobs_messages_are_kept_once(broker: Broker, scenario: Scenario) -> None:
     count = 200
-    job, bodies = begun(on, count)
-    with on.witness(job) as witness:
+    job, bodies = begun(scenario, count)
+    with scenario.watch(job) as watcher:
         job.pause()
-        on.worker()
-        assert wait_until(lambda: heard(on, job), TIMEOUT)
-        runs = on.ledger.runs(job.id)
-        put(on, [body for body in bodies for _ in range(3)])
-        assert wait_until(lambda: drained(on), TIMEOUT, pause=0.2)
-        assert on.ledger.runs(job.id) == runs
-        assert on.status(job)["pending"] == count // 2
+        scenario.start_worker()
+        assert wait_until(lambda: heard(scenario, job), TIMEOUT)
+        runs = scenario.run_log.run_counts(job.id)
+        put(scenario, [body for body in bodies for _ in range(3)])
+        assert wait_until(lambda: drained(broker, scenario), TIMEOUT)
+        assert scenario.run_log.run_counts(job.id) == runs
+        assert scenario.status(job)["pending"] == count // 2
         job.resume()
-        again = on.prove(job, total=count, retries=0, witness=witness)
+        again = scenario.assert_completed(job, total=count, retries=0, watcher=watcher)
     assert set(again.values()) == {1}

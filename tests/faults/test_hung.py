@@ -11,7 +11,7 @@ import pytest
 
 import callboard
 from callboard.web import create_app
-from tests.faults.rig.scene import Scene
+from tests.faults.rig.scenario import Scenario
 from tests.support.programs import run, running
 from tests.support.webapp import served
 
@@ -31,67 +31,67 @@ def line_of(code: str, module: str) -> int:
     return next(n for n, line in enumerate(lines, 1) if code in line)
 
 
-def hung(on: Scene, job: callboard.Job) -> dict[str, Any]:
+def hung(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
     """What is said of the one item that hangs."""
-    on.until(job, lambda status: len(status["hung"]) == 1)
-    found: dict[str, Any] = on.status(job)["hung"][0]
+    scenario.wait_for(job, lambda status: len(status["hung"]) == 1)
+    found: dict[str, Any] = scenario.status(job)["hung"][0]
     return found
 
 
 def test_an_actor_blocked_in_recv_is_named_with_its_line(
-    on: Scene, silent: socket.socket, tmp_path: Path
+    scenario: Scenario, silent: socket.socket, tmp_path: Path
 ) -> None:
-    on.worker(env=SOON)
+    scenario.start_worker(env=SOON)
     place = f"faults/actors.py:{line_of('recv(1)', 'actors.py')} in hung"
-    job = on.submit("hung", [{"port": silent.getsockname()[1]}])
-    seen = hung(on, job)
-    (worker,) = on.sql("SELECT worker FROM callboard.running WHERE job_id = %s", job.id)
+    job = scenario.submit("hung", [{"port": silent.getsockname()[1]}])
+    seen = hung(scenario, job)
+    (worker,) = scenario.sql("SELECT worker FROM callboard.running WHERE job_id = %s", job.id)
     assert (seen["item"], seen["place"], seen["worker"]) == (0, place, worker[0])
     assert 1 <= seen["seconds"] < 60
-    with served(create_app(url=on.direct_url)) as address:
+    with served(create_app(url=scenario.database_url)) as address:
         told = httpx.get(f"{address}/api/jobs/{job.id}").json()["hung"]
         (item,) = httpx.get(f"{address}/api/jobs/{job.id}/items?state=running").json()["items"]
     assert [one["place"] for one in told] == [place]
     assert item["stack"] == f"{place}\n    connection.recv(1)"
     assert item["stack_at"] > item["started_at"]
     line = rf"hung: item 0 on worker {worker[0]}, for \d+ s, at {re.escape(place)}"
-    there = {"DATABASE_URL": on.direct_url}
+    there = {"DATABASE_URL": scenario.database_url}
     assert re.search(line, run(tmp_path, "status", str(job.id), env=there).stdout)
     with running(tmp_path, "watch", str(job.id), env=there, until=place) as shown:
         assert re.search(line, shown.log.read_text(encoding="utf-8"))
     silent.close()  # which resets the connection
-    on.prove(job, total=1, failed=1)
-    assert on.status(job)["hung"] == []
+    scenario.assert_completed(job, total=1, failed=1)
+    assert scenario.status(job)["hung"] == []
 
 
-def test_a_coroutine_that_waits_for_ever_is_named_with_its_line(on: Scene) -> None:
-    on.worker(env=SOON, modules=("tests.faults.rig.actors", "tests.faults.rig.waiting"))
+def test_a_coroutine_that_waits_for_ever_is_named_with_its_line(scenario: Scenario) -> None:
+    scenario.start_worker(env=SOON, modules=("tests.faults.rig.actors", "tests.faults.rig.async_actors"))
     waits, gathers = (line_of(code, "waiting.py") for code in ("Event().wait()", "asyncio.gather("))
     blocks, nested = (line_of(code, "waiting.py") for code in ("time.sleep(", "    await never()"))
-    job = on.submit("patient", [{"how": "nested"}, {"how": "gathers"}])
-    on.until(job, lambda status: len(status["hung"]) == 2)
+    job = scenario.submit("patient", [{"how": "nested"}, {"how": "gathers"}])
+    scenario.wait_for(job, lambda status: len(status["hung"]) == 2)
     # What stands in the standard library is the library's line; the item's stack goes on to the actor's.
-    stacks = dict(on.sql("SELECT item, stack FROM callboard.running WHERE job_id = %s", job.id))
+    stacks = dict(scenario.sql("SELECT item, stack FROM callboard.running WHERE job_id = %s", job.id))
     assert f"faults/waiting.py:{waits} in never\n" in stacks[0]
     assert stacks[0].endswith(f"faults/waiting.py:{nested} in patient\n    await never()")
     assert stacks[1].startswith(f"faults/waiting.py:{gathers} in patient\n")
     assert not re.search("dramatiq|callboard/|middleware/", "".join(stacks.values()))
     # One that keeps the loop to itself stands where the loop's thread stands.
-    job = on.submit("patient", [{"how": "blocks"}])
-    assert hung(on, job)["place"] == f"faults/waiting.py:{blocks} in patient"
-    on.prove(job, total=1)
+    job = scenario.submit("patient", [{"how": "blocks"}])
+    assert hung(scenario, job)["place"] == f"faults/waiting.py:{blocks} in patient"
+    scenario.assert_completed(job, total=1)
 
 
-def test_what_is_not_hung_has_no_stack(on: Scene) -> None:
+def test_what_is_not_hung_has_no_stack(scenario: Scenario) -> None:
     """An actor that usually takes longer than the limit hangs only after far more than that."""
-    on.worker(env={"CALLBOARD_HUNG_AFTER": "0.1"})
-    first = on.submit("work", ({"number": n, "seconds": 0.4} for n in range(8)))
-    on.prove(first, total=8)
-    on.sql(
+    scenario.start_worker(env={"CALLBOARD_HUNG_AFTER": "0.1"})
+    first = scenario.submit("work", ({"number": n, "seconds": 0.4} for n in range(8)))
+    scenario.assert_completed(first, total=8)
+    scenario.sql(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'looked at'; END$$;"
         "CREATE TRIGGER refuse BEFORE UPDATE ON callboard.running FOR EACH ROW WHEN (NEW.stack IS NOT NULL)"
         " EXECUTE FUNCTION refuse()"
     )
-    job = on.submit("work", ({"number": n, "seconds": 0.5} for n in range(100)))
-    on.prove(job, total=100)
-    assert "looked at" not in on.said()
+    job = scenario.submit("work", ({"number": n, "seconds": 0.5} for n in range(100)))
+    scenario.assert_completed(job, total=100)
+    assert "looked at" not in scenario.log()

@@ -2,41 +2,44 @@
 
 import pytest
 
-from tests.faults.rig.breakage import BREAKS, MARKS
-from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene, mixed
+from tests.faults.rig.broken_journal import BREAKS, FOLDER
+from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario, mixed
 
 ITEMS = 1_000
 
 
 @pytest.mark.parametrize("part", ["acknowledge", "attempts"])
-def test_a_worker_that_cant_record_ends(part: str, on: Scene) -> None:
+def test_a_worker_that_cant_record_ends(part: str, scenario: Scenario) -> None:
     """Not a zombie that holds messages: both processes end, the code is 1, the log says why; others do the work."""
-    worker = on.worker(
-        processes=2, env={BREAKS: part, MARKS: str(on.folder)}, modules=(ACTORS, "tests.faults.rig.breakage")
+    worker = scenario.start_worker(
+        processes=2,
+        env={BREAKS: part, FOLDER: str(scenario.folder)},
+        modules=(ACTORS, "tests.faults.rig.broken_journal"),
     )
-    job = on.submit("work", mixed(ITEMS, 0.02))
-    with on.witness(job) as witness:
-        on.until(job, lambda status: status["succeeded"] > 20)
-        (on.folder / "broken").touch()
+    job = scenario.submit("work", mixed(ITEMS, 0.02))
+    with scenario.watch(job) as watcher:
+        scenario.wait_for(job, lambda status: status["succeeded"] > 20)
+        (scenario.folder / "broken").touch()
         assert worker.process.child is not None
         assert worker.process.child.wait(TIMEOUT) == 1
-        said = on.said()
+        said = scenario.log()
         assert "the journal can't go on" in said
         assert "this worker takes no more messages and ends" in said
         assert "exited unexpectedly (code 1)" in said
-        (on.folder / "broken").unlink()
-        on.worker()
-        on.prove_mixed(job, ITEMS, witness=witness)
-    print(f"{on.ledger.twice(job.id)} runs twice")
+        (scenario.folder / "broken").unlink()
+        scenario.start_worker()
+        scenario.assert_mixed_completed(job, ITEMS, watcher=watcher)
+    print(f"{scenario.run_log.repeated(job.id)} runs twice")
 
 
-def test_an_actor_that_does_not_end_holds_no_worker_up(on: Scene) -> None:
-    worker = on.worker(
-        env={BREAKS: "acknowledge", MARKS: str(on.folder)}, modules=(ACTORS, "tests.faults.rig.breakage")
+def test_an_actor_that_does_not_end_holds_no_worker_up(scenario: Scenario) -> None:
+    worker = scenario.start_worker(
+        env={BREAKS: "acknowledge", FOLDER: str(scenario.folder)},
+        modules=(ACTORS, "tests.faults.rig.broken_journal"),
     )
-    job = on.submit("work", [{"number": 0, "seconds": 3600}, {"number": 1}])
-    (on.folder / "broken").touch()
+    job = scenario.submit("work", [{"number": 0, "seconds": 3600}, {"number": 1}])
+    (scenario.folder / "broken").touch()
     assert worker.process.child is not None
     assert worker.process.child.wait(TIMEOUT) == 1
-    assert "an actor is still running" in on.said()
-    assert on.status(job)["finished_at"] is None
+    assert "an actor is still running" in scenario.log()
+    assert scenario.status(job)["finished_at"] is None

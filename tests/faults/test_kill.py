@@ -6,63 +6,66 @@ import signal
 
 import pytest
 
-from tests.faults.rig.scene import TIMEOUT, Scene, fate, mixed
+from tests.faults.rig.scenario import TIMEOUT, Scenario, fate, mixed
 from tests.support.workers import Worker
 
 #: All of it with CALLBOARD_TEST_LONG.
 KILLS, ITEMS = (50, 24_000) if os.environ.get("CALLBOARD_TEST_LONG") else (10, 5_000)
 
 
-def at_work(on: Scene) -> list[Worker]:
+def at_work(scenario: Scenario) -> list[Worker]:
     """Those that take messages: who is killed as it starts has nothing in hand."""
-    return [worker for worker in on.workers if worker.process.running() and worker.ready()]
+    return [worker for worker in scenario.workers if worker.process.running() and worker.ready()]
 
 
-def test_killed_many_times_in_one_job(on: Scene) -> None:
+def test_killed_many_times_in_one_job(scenario: Scenario) -> None:
     """SIGKILL to a whole worker at random moments; a supervisor starts it again."""
     chance = random.Random(20261124)
     for _ in range(2):
-        on.worker()
-    job = on.submit("work", mixed(ITEMS, 0.02))
+        scenario.start_worker()
+    job = scenario.submit("work", mixed(ITEMS, 0.02))
     killed = 0
-    with on.witness(job) as witness:
-        while killed < KILLS and on.status(job)["finished_at"] is None:
-            before = on.ledger.runs(job.id).total()
+    with scenario.watch(job) as watcher:
+        while killed < KILLS and scenario.status(job)["finished_at"] is None:
+            before = scenario.run_log.run_counts(job.id).total()
             step = chance.randrange(20, 400)
-            on.until(
+            scenario.wait_for(
                 job,
                 lambda s: (
                     s["finished_at"] is not None
-                    or (on.ledger.runs(job.id).total() > before + step and at_work(on) != [])
+                    or (
+                        scenario.run_log.run_counts(job.id).total() > before + step
+                        and at_work(scenario) != []
+                    )
                 ),
             )
-            if victims := at_work(on):
+            if victims := at_work(scenario):
                 chance.choice(victims).kill()
                 killed += 1
-        runs = on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
+        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=240)
     assert killed == KILLS
     # Most found it at work: what those had in hand has no end in the ledger, and ran again.
     interrupted = "SELECT count(DISTINCT pid) FROM runs WHERE job = %s AND ended IS NULL"
-    ((hit,),) = on.ledger.conn.execute(interrupted, (job.id,)).fetchall()
+    ((hit,),) = scenario.run_log.conn.execute(interrupted, (job.id,)).fetchall()
     assert hit > killed / 2
-    twice = on.ledger.twice(job.id)
+    twice = scenario.run_log.repeated(job.id)
     print(
-        f"{killed} kills, {hit} of a worker at work, {on.starts} starts, {runs.total()} runs, {twice} runs twice"
+        f"{killed} kills, {hit} of a worker at work, {scenario.starts} starts, {runs.total()} runs, {twice} runs twice"
     )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_asked_to_stop_nothing_runs_twice(number: signal.Signals, on: Scene) -> None:
-    workers = [on.worker() for _ in range(2)]
-    job = on.submit("work", mixed(2000, 0.01))
+def test_asked_to_stop_nothing_runs_twice(number: signal.Signals, scenario: Scenario) -> None:
+    workers = [scenario.start_worker() for _ in range(2)]
+    job = scenario.submit("work", mixed(2000, 0.01))
     for part in (400, 900, 1400):
-        on.until(job, lambda s: s["succeeded"] > part and workers[0].ready())
+        scenario.wait_for(job, lambda s: s["succeeded"] > part and workers[0].ready())
         workers[0].boots += 1  # it is to be ready once more: a second signal before that ends it at once
         os.kill(workers[0].pid, number)
         if number == signal.SIGTERM:
             assert workers[0].process.child is not None
             assert workers[0].process.child.wait(TIMEOUT) == 0
-    on.prove_mixed(job, 2000)
-    assert on.ledger.twice(job.id) == 0
+    scenario.assert_mixed_completed(job, 2000)
+    assert scenario.run_log.repeated(job.id) == 0
     tries = {"fail": 3, "retry": 2}
-    assert on.ledger.runs(job.id) == {n: tries.get(fate(n), 1) for n in range(2000)}
+    assert scenario.run_log.run_counts(job.id) == {n: tries.get(fate(n), 1) for n in range(2000)}

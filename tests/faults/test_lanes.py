@@ -3,7 +3,7 @@
 from itertools import accumulate, pairwise
 
 import callboard
-from tests.faults.rig.scene import Scene
+from tests.faults.rig.scenario import Scenario
 from tests.faults.test_limits import at_once
 from tests.support.workers import wait_until
 
@@ -12,9 +12,9 @@ WIDTH = 3
 CUSTOMERS = {"large": 700, "middle": 90, "small": 20}
 
 
-def spans(on: Scene, job: callboard.Job, killed_at: float) -> dict[str, list[tuple[float, float]]]:
+def spans(scenario: Scenario, job: callboard.Job, killed_at: float) -> dict[str, list[tuple[float, float]]]:
     """When each run began and ended, by customer; runs of the worker that was killed ended then."""
-    rows = on.ledger.conn.execute(
+    rows = scenario.run_log.conn.execute(
         "SELECT item, extract(epoch FROM began)::float8,"
         " coalesce(extract(epoch FROM ended)::float8, greatest(%s, extract(epoch FROM began)::float8))"
         " FROM runs WHERE job = %s",
@@ -27,21 +27,24 @@ def spans(on: Scene, job: callboard.Job, killed_at: float) -> dict[str, list[tup
     }
 
 
-def test_a_customer_never_has_more_in_hand_than_may_be_and_blocks_no_other(on: Scene) -> None:
-    victim, _ = on.worker(), on.worker()
+def test_a_customer_never_has_more_in_hand_than_may_be_and_blocks_no_other(scenario: Scenario) -> None:
+    victim, _ = scenario.start_worker(), scenario.start_worker()
     items = (
         {"customer": customer, "seconds": 0.03, "fate": "succeed" if n % 10 else "retry"}
         for customer, count in CUSTOMERS.items()
         for n in range(count)
     )
-    with on.witness(job := on.submit("serve", items, concurrency_by={"customer": WIDTH})) as witness:
-        on.until(job, lambda status: status["succeeded"] > 150)
+    with scenario.watch(
+        job := scenario.submit("serve", items, concurrency_by={"customer": WIDTH})
+    ) as watcher:
+        scenario.wait_for(job, lambda status: status["succeeded"] > 150)
         (killed_at,) = (
-            on.ledger.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or ()
+            scenario.run_log.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+            or ()
         )
         victim.kill()
-        on.prove(job, total=sum(CUSTOMERS.values()), witness=witness, timeout=240)
-    found = spans(on, job, killed_at)
+        scenario.assert_completed(job, total=sum(CUSTOMERS.values()), watcher=watcher, timeout=240)
+    found = spans(scenario, job, killed_at)
     assert {customer: at_once(runs) for customer, runs in found.items()} == dict.fromkeys(CUSTOMERS, WIDTH)
     last = {customer: max(ended for _, ended in runs) for customer, runs in found.items()}
     # Nobody waited for those in front: the small one's own time is a twentieth of the large one's.
@@ -51,15 +54,15 @@ def test_a_customer_never_has_more_in_hand_than_may_be_and_blocks_no_other(on: S
     # Places are filled when an item ends, not at the publisher's next look.
     first = min(began for began, _ in found["large"])
     assert last["large"] - first < 60
-    assert wait_until(lambda: on.sql("SELECT count(*) FROM callboard.lanes") == [(0,)], 60)
+    assert wait_until(lambda: scenario.sql("SELECT count(*) FROM callboard.lanes") == [(0,)], 60)
 
 
-def test_the_limit_is_set_and_taken_away_on_a_run(on: Scene) -> None:
-    on.worker(processes=2)
+def test_the_limit_is_set_and_taken_away_on_a_run(scenario: Scenario) -> None:
+    scenario.start_worker(processes=2)
     items = ({"customer": "one", "seconds": 0.02} for _ in range(1_200))
-    job = on.submit("serve", items, concurrency_by="customer=1")
-    on.until(job, lambda status: status["succeeded"] >= 30)
-    assert at_once(spans(on, job, 0)["large"]) == 1
+    job = scenario.submit("serve", items, concurrency_by="customer=1")
+    scenario.wait_for(job, lambda status: status["succeeded"] >= 30)
+    assert at_once(spans(scenario, job, 0)["large"]) == 1
     assert job.limit(concurrency_by=None)["limits"] == {}
-    on.prove(job, total=1_200)
-    assert at_once(spans(on, job, 0)["large"]) > WIDTH
+    scenario.assert_completed(job, total=1_200)
+    assert at_once(spans(scenario, job, 0)["large"]) > WIDTH

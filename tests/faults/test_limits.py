@@ -5,14 +5,14 @@ import time
 import pytest
 
 import callboard
-from tests.faults.rig.scene import Scene
+from tests.faults.rig.scenario import Scenario
 
 
-def spans(on: Scene, job: callboard.Job) -> list[tuple[float, float]]:
+def spans(scenario: Scenario, job: callboard.Job) -> list[tuple[float, float]]:
     """When each run of a job began and ended, in order of their beginning; what is in hand has not ended yet."""
     return [
         (float(row[0]), float(row[1]))
-        for row in on.ledger.conn.execute(
+        for row in scenario.run_log.conn.execute(
             "SELECT extract(epoch FROM began), extract(epoch FROM coalesce(ended, 'infinity'))"
             " FROM runs WHERE job = %s ORDER BY began",
             (job.id,),
@@ -30,79 +30,81 @@ def at_once(runs: list[tuple[float, float]]) -> int:
     return most
 
 
-def test_no_more_items_are_in_hand_than_may_be_over_all_workers(on: Scene) -> None:
-    on.worker(processes=2)
+def test_no_more_items_are_in_hand_than_may_be_over_all_workers(scenario: Scenario) -> None:
+    scenario.start_worker(processes=2)
     items = ({"number": n, "seconds": 0.02, "fate": "succeed" if n % 5 else "retry"} for n in range(150))
-    job = on.submit("work", items, concurrency=3)
-    other = on.submit("work", ({"number": n, "seconds": 0.02} for n in range(300)))
-    on.prove(job, total=150, retries=30)
-    on.prove(other, total=300)
-    assert at_once(spans(on, job)) == 3
-    assert at_once(spans(on, other)) > 3
+    job = scenario.submit("work", items, concurrency=3)
+    other = scenario.submit("work", ({"number": n, "seconds": 0.02} for n in range(300)))
+    scenario.assert_completed(job, total=150, retries=30)
+    scenario.assert_completed(other, total=300)
+    assert at_once(spans(scenario, job)) == 3
+    assert at_once(spans(scenario, other)) > 3
     # Room is filled when an item ends, not at the publisher's next look.
-    runs = spans(on, job)
+    runs = spans(scenario, job)
     assert runs[-1][1] - runs[0][0] < 180 * 0.02 / 3 + 180 * 0.1
 
 
-def test_no_more_items_start_than_the_rate_allows_and_it_is_changed_on_the_run(on: Scene) -> None:
-    on.worker(processes=2)
-    job = on.submit("work", ({"number": n} for n in range(120)), rate="20/s")
-    on.until(job, lambda status: status["succeeded"] >= 60)
-    begins = [began for began, _ in spans(on, job)]
+def test_no_more_items_start_than_the_rate_allows_and_it_is_changed_on_the_run(scenario: Scenario) -> None:
+    scenario.start_worker(processes=2)
+    job = scenario.submit("work", ({"number": n} for n in range(120)), rate="20/s")
+    scenario.wait_for(job, lambda status: status["succeeded"] >= 60)
+    begins = [began for began, _ in spans(scenario, job)]
     for first in begins:
         assert sum(first <= began < first + 1 for began in begins) <= 41
     assert begins[59] - begins[0] >= 1.9
     assert job.limit(rate=None)["limits"] == {}
-    on.prove(job, total=120)
+    scenario.assert_completed(job, total=120)
 
 
-def test_a_job_past_its_failures_starts_nothing_more(on: Scene) -> None:
-    on.worker(processes=2)
-    job = on.submit(
+def test_a_job_past_its_failures_starts_nothing_more(scenario: Scenario) -> None:
+    scenario.start_worker(processes=2)
+    job = scenario.submit(
         "work",
         ({"number": n, "fate": "once", "seconds": 0.05} for n in range(2_000)),
         max_failures="5% of 40",
     )
-    on.until(job, lambda status: status["state"] == "failed")
-    ended = on.status(job)
+    scenario.wait_for(job, lambda status: status["state"] == "failed")
+    ended = scenario.status(job)
     assert ended["reason"].endswith("max_failures is 5% of 40")
     assert 40 <= ended["failed"] < 1_000
-    assert len(spans(on, job)) == ended["failed"]
+    assert len(spans(scenario, job)) == ended["failed"]
     assert ended["failed"] + ended["cancelled"] == 2_000
 
 
-def test_a_job_with_a_time_starts_then_and_one_that_is_late_is_cancelled(on: Scene) -> None:
-    on.worker()
+def test_a_job_with_a_time_starts_then_and_one_that_is_late_is_cancelled(scenario: Scenario) -> None:
+    scenario.start_worker()
     said = time.time()
-    job = on.submit("work", ({"number": n, "seconds": 0.1} for n in range(400)), delay="3s", deadline="5s")
-    ((starts, ends),) = on.sql(
+    job = scenario.submit(
+        "work", ({"number": n, "seconds": 0.1} for n in range(400)), delay="3s", deadline="5s"
+    )
+    ((starts, ends),) = scenario.sql(
         "SELECT extract(epoch FROM not_before)::float8, extract(epoch FROM deadline)::float8 FROM callboard.jobs"
     )
     assert starts - said >= 3
-    on.until(job, lambda status: status["state"] == "cancelled")
-    runs = spans(on, job)
+    scenario.wait_for(job, lambda status: status["state"] == "cancelled")
+    runs = spans(scenario, job)
     assert 0 <= runs[0][0] - starts < 2  # by a second at the most, but for a machine that is busy
     assert runs[-1][0] - ends < 2 + 1.5 + 2  # the sweep's round, what is heard of it, and the same
-    ended = on.status(job)
+    ended = scenario.status(job)
     assert ended["reason"].startswith("its deadline passed")
     assert ended["succeeded"] == len(runs)
     assert ended["succeeded"] + ended["cancelled"] == 400
 
 
-def test_a_small_job_is_not_kept_waiting_by_a_large_one(on: Scene) -> None:
+def test_a_small_job_is_not_kept_waiting_by_a_large_one(scenario: Scenario) -> None:
     """Jobs are served in turn: three times its own time alone, and what lies in the queue before it."""
-    on.worker(processes=2)
+    scenario.start_worker(processes=2)
     items = [{"number": n, "seconds": 0.02} for n in range(100)]
-    alone = on.submit("work", items)
-    on.prove(alone, total=100)
-    large = on.submit("work", ({"number": n, "seconds": 0.02} for n in range(20_000)), tenant="a")
-    on.until(large, lambda status: status["succeeded"] > 500)
-    small = on.submit("work", items, tenant="b")
-    on.prove(small, total=100)
-    taken = [on.status(job) for job in (alone, small)]
+    alone = scenario.submit("work", items)
+    scenario.assert_completed(alone, total=100)
+    large = scenario.submit("work", ({"number": n, "seconds": 0.02} for n in range(20_000)), tenant="a")
+    scenario.wait_for(large, lambda status: status["succeeded"] > 500)
+    small = scenario.submit("work", items, tenant="b")
+    scenario.assert_completed(small, total=100)
+    taken = [scenario.status(job) for job in (alone, small)]
     lasted = [
         float(
-            on.sql(
+            scenario.sql(
                 "SELECT extract(epoch FROM finished_at - created_at) FROM callboard.jobs WHERE id = %s",
                 job["id"],
             )[0][0]
@@ -110,21 +112,21 @@ def test_a_small_job_is_not_kept_waiting_by_a_large_one(on: Scene) -> None:
         for job in taken
     ]
     print(f"alone {lasted[0]:.2f} s, beside a large one {lasted[1]:.2f} s")
-    ((submitted,),) = on.sql("SELECT created_at FROM callboard.jobs WHERE id = %s", small.id)
-    ((others,),) = on.ledger.conn.execute(
+    ((submitted,),) = scenario.sql("SELECT created_at FROM callboard.jobs WHERE id = %s", small.id)
+    ((others,),) = scenario.run_log.conn.execute(
         "SELECT count(*) FROM runs WHERE job = %s"
         " AND began BETWEEN %s AND (SELECT max(began) FROM runs WHERE job = %s)",
         (large.id, submitted, small.id),
     )
     print(f"{others} of the large one began meanwhile")
     assert others < 2_000  # in turn it is what lay in the queue, and about as many as the small one has
-    assert on.status(large)["finished_at"] is None
+    assert scenario.status(large)["finished_at"] is None
     large.cancel()
-    on.until(large, lambda status: status["finished_at"] is not None)
+    scenario.wait_for(large, lambda status: status["finished_at"] is not None)
 
 
 @pytest.mark.parametrize("limits", [{"rate": "fast"}, {"concurrency": 0}, {"delay": "1s", "at": "2s"}])
-def test_limits_that_make_no_sense_leave_no_job(limits: dict[str, object], on: Scene) -> None:
+def test_limits_that_make_no_sense_leave_no_job(limits: dict[str, object], scenario: Scenario) -> None:
     with pytest.raises(ValueError, match=r"rate|concurrency|delay and at"):
         callboard.submit("work", [1], **limits)  # type: ignore[arg-type]
-    assert on.sql("SELECT count(*) FROM callboard.jobs") == [(0,)]
+    assert scenario.sql("SELECT count(*) FROM callboard.jobs") == [(0,)]

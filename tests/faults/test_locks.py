@@ -42,8 +42,7 @@ from callboard.sql.writes import (
 from callboard.sql.writes.actions import NotPossible
 from callboard.sql.writes.lanes import TakenOver, clear_lanes
 from callboard.sql.writes.retry import RetrySelection
-from tests.faults.rig import crowd
-from tests.faults.rig.crowd import BY, broken, turn_around
+from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
 from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker
 from tests.support.workers import wait_until
 
@@ -56,7 +55,7 @@ LIMITS = ({"concurrency": 20}, {"concurrency": None}, {"priority": 3}, {"concurr
           {"concurrency_by": "x=9"}, {"concurrency_by": None})  # fmt: skip
 
 
-class Crowd(crowd.Crowd):
+class Writers(ConcurrentWriters):
     """The jobs, and all that is done to them."""
 
     def __init__(self, url: str) -> None:
@@ -66,7 +65,7 @@ class Crowd(crowd.Crowd):
         with connect(url) as conn:
             self.jobs = [self._make(conn, n) for n in range(JOBS)]
             self.workers = [make_worker(conn, *ACTORS) for _ in range(3)]
-            turn_around(conn, "items", "jobs")
+            reverse_rows(conn, "items", "jobs")
 
     def _make(self, conn: Conn, number: int) -> int:
         calls = Targets((CALLED,), (CALLED,), (CALLED,)) if number % 2 else Targets()
@@ -197,19 +196,19 @@ class Crowd(crowd.Crowd):
 
     def control(self, conn: Conn, chance: random.Random) -> None:
         """What people say to jobs."""
-        saying = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "limit", "seal"))
+        action = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "limit", "seal"))
         states = chance.choice((("failed", "skipped", "cancelled"), ("failed",), ("cancelled",)))
-        given = RetrySelection(states) if saying == "retry" else chance.choice(LIMITS)
-        self.say(conn, chance.choice(self.jobs), saying, given)
+        given = RetrySelection(states) if action == "retry" else chance.choice(LIMITS)
+        self.act(conn, chance.choice(self.jobs), action, given)
 
     def again(self, conn: Conn, chance: random.Random) -> None:
         """A job is cancelled and goes on at once."""
         job = chance.choice(self.jobs)
-        self.say(conn, job, "cancel")
+        self.act(conn, job, "cancel")
         with conn.transaction():
             conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h' WHERE id = %s", (job,))
         jobs.close_stopped(conn)
-        self.say(
+        self.act(
             conn,
             job,
             "retry",
@@ -256,9 +255,9 @@ class Crowd(crowd.Crowd):
 
 
 def test_all_that_writes_at_once(fault_database_url: str) -> None:
-    crowd = Crowd(fault_database_url)
+    writers = Writers(fault_database_url)
     with connect(fault_database_url) as conn:
-        crowd.publish(conn, random.Random(0))
+        writers.publish(conn, random.Random(0))
         names = ["flush"] * 4 + [
             "publish",
             "publish",
@@ -271,13 +270,13 @@ def test_all_that_writes_at_once(fault_database_url: str) -> None:
             "send",
             "retain",
         ]
-        recounts = crowd.at_once(names, ROUNDS)
-        assert recounts > 20
-        assert crowd.wrong == []
-        for name in ("cancel", "pause", "resume", "retry", "seal", "limit"):
-            assert crowd.done[name] > crowd.done[f"{name} refused"], crowd.done
-        crowd.finish(conn)
+        every = ["cancel", "pause", "resume", "retry", "seal", "limit"]
+        writers.run(names, ROUNDS, actions=every, recounts=21)
+        assert writers.wrong == []
+        writers.finish(conn)
         assert queries.run(conn, queries.verify())["drift"] == []
-        deadlocks = broken(conn)
-    print(f"{recounts} recounts, {deadlocks} deadlocks: {dict(crowd.deadlocks)}, done: {dict(crowd.done)}")
+        deadlocks = broken_deadlocks(conn)
+    print(
+        f"{writers.recounts} recounts, {deadlocks} deadlocks: {dict(writers.deadlocks)}, done: {dict(writers.done)}"
+    )
     assert deadlocks == 0

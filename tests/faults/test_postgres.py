@@ -14,9 +14,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 import callboard
+from callboard.commands.services import Server
 from callboard.sql.pool import Conn, connect
 from tests.faults.rig.proxy import Proxy, proxy
-from tests.faults.rig.scene import Scene, mixed, seconds_since
+from tests.faults.rig.scenario import Scenario, mixed, seconds_since
 from tests.support.workers import Worker, wait_until
 
 LONG = bool(os.environ.get("CALLBOARD_TEST_LONG"))
@@ -66,62 +67,64 @@ def refused(worker: Worker) -> bool:
     return any(text in worker.output for text in TAKEN)
 
 
-def recovers(on: Scene, job: callboard.Job, since: float) -> None:
+def recovers(scenario: Scenario, job: callboard.Job, since: float) -> None:
     """The database is back since then: the job goes on."""
-    before = on.status(job)["succeeded"]
-    on.until(job, lambda status: status["succeeded"] > before or status["finished_at"] is not None)
+    before = scenario.status(job)["succeeded"]
+    scenario.wait_for(job, lambda status: status["succeeded"] > before or status["finished_at"] is not None)
     took = seconds_since(since)
     print(f"recovered after {took:.2f} s")
     assert took < RECOVERY
 
 
-def prove(on: Scene, job: callboard.Job, witness: Any) -> None:
+def prove(scenario: Scenario, job: callboard.Job, watcher: Any) -> None:
     """Everything ran and counts once, and no message was lost: none was acknowledged before its commit."""
-    on.prove_mixed(job, ITEMS, witness=witness, timeout=240)
-    assert "had lost their messages" not in on.said()
-    print(f"{on.ledger.twice(job.id)} runs twice")
+    scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=240)
+    assert "had lost their messages" not in scenario.log()
+    print(f"{scenario.run_log.repeated(job.id)} runs twice")
 
 
-def begun(on: Scene) -> callboard.Job:
+def begun(scenario: Scenario) -> callboard.Job:
     """A job that two workers are in the middle of."""
     for _ in range(2):
-        on.worker()
-    job = on.submit("work", mixed(ITEMS, 0.02))
-    on.until(job, lambda status: status["succeeded"] > 300)
+        scenario.start_worker()
+    job = scenario.submit("work", mixed(ITEMS, 0.02))
+    scenario.wait_for(job, lambda status: status["succeeded"] > 300)
     return job
 
 
-def test_stopped_for_a_while_and_a_worker_killed_meanwhile(on: Scene) -> None:
+def test_stopped_for_a_while_and_a_worker_killed_meanwhile(
+    scenario: Scenario, breakable_postgres: Server
+) -> None:
     """What the killed one had done and could not commit it had not acknowledged: it runs again, and counts once."""
-    job = begun(on)
-    with on.witness(job) as witness:
-        on.server.stop()
-        with quiet(*on.workers):
-            assert wait_until(lambda: all(AWAY in worker.output for worker in on.workers), 60)
+    job = begun(scenario)
+    with scenario.watch(job) as watcher:
+        breakable_postgres.stop()
+        with quiet(*scenario.workers):
+            assert wait_until(lambda: all(AWAY in worker.output for worker in scenario.workers), 60)
             time.sleep(60 if LONG else 8)
-            assert not on.server.running()
-        on.workers[0].kill()
-        on.server.start()
-        recovers(on, job, time.monotonic())
-        prove(on, job, witness)
-    assert on.workers[1].output.count(BACK) == 1
-    assert on.ledger.runs(job.id).total() > ITEMS
+            assert not breakable_postgres.running()
+        scenario.workers[0].kill()
+        breakable_postgres.start()
+        recovers(scenario, job, time.monotonic())
+        prove(scenario, job, watcher)
+    assert scenario.workers[1].output.count(BACK) == 1
+    assert scenario.run_log.run_counts(job.id).total() > ITEMS
 
 
 @pytest.mark.parametrize("how", ["restarted", "killed"])
-def test_restarted_or_killed(how: str, on: Scene) -> None:
-    job = begun(on)
-    with on.witness(job) as witness:
+def test_restarted_or_killed(how: str, scenario: Scenario, breakable_postgres: Server) -> None:
+    job = begun(scenario)
+    with scenario.watch(job) as watcher:
         for part in (300, 1200):
-            on.until(job, lambda status: status["succeeded"] > part)
+            scenario.wait_for(job, lambda status: status["succeeded"] > part)
             if how == "killed":
-                on.server.kill()
+                breakable_postgres.kill()
             else:
-                on.server.stop()
-            assert not on.server.running()
-            on.server.start()
-            recovers(on, job, time.monotonic())
-        prove(on, job, witness)
+                breakable_postgres.stop()
+            assert not breakable_postgres.running()
+            breakable_postgres.start()
+            recovers(scenario, job, time.monotonic())
+        prove(scenario, job, watcher)
 
 
 def terminated(admin: Conn) -> int:
@@ -132,41 +135,41 @@ def terminated(admin: Conn) -> int:
     ).rowcount
 
 
-def test_every_connection_terminated_again_and_again(on: Scene) -> None:
-    job = begun(on)
+def test_every_connection_terminated_again_and_again(scenario: Scenario) -> None:
+    job = begun(scenario)
     count = 0
-    with on.witness(job) as witness, psycopg.connect(on.direct_url, autocommit=True) as admin:
-        with quiet(*on.workers):
+    with scenario.watch(job) as watcher, psycopg.connect(scenario.database_url, autocommit=True) as admin:
+        with quiet(*scenario.workers):
             until = time.monotonic() + (20 if LONG else 5)
             while time.monotonic() < until:
                 count += terminated(admin)
                 time.sleep(0.1)
         assert count > 10
-        recovers(on, job, time.monotonic())
-        prove(on, job, witness)
+        recovers(scenario, job, time.monotonic())
+        prove(scenario, job, watcher)
     print(f"{count} connections terminated")
 
 
-def test_out_of_connections(on: Scene) -> None:
+def test_out_of_connections(scenario: Scenario, breakable_postgres: Server) -> None:
     """Other people's connections take every place as callboard's are cut, until it has none."""
-    job = begun(on)
+    job = begun(scenario)
     recorded = "SELECT succeeded FROM callboard.jobs WHERE id = %s"
-    with on.witness(job) as witness, psycopg.connect(on.direct_url, autocommit=True) as admin:
-        with quiet(*on.workers), ExitStack() as taken:
+    with scenario.watch(job) as watcher, psycopg.connect(scenario.database_url, autocommit=True) as admin:
+        with quiet(*scenario.workers), ExitStack() as taken:
             until = time.monotonic() + 90
             while True:
                 with suppress(psycopg.OperationalError):
                     while True:
-                        taken.callback(psycopg.connect(on.server.url).close)
-                if not terminated(admin) and all(map(refused, on.workers)):
+                        taken.callback(psycopg.connect(breakable_postgres.url).close)
+                if not terminated(admin) and all(map(refused, scenario.workers)):
                     stood = admin.execute(recorded, (job.id,)).fetchone()
                     time.sleep(3)
                     if not terminated(admin):  # nobody took a place that another's end left just now
                         break
                 assert time.monotonic() < until
             assert admin.execute(recorded, (job.id,)).fetchone() == stood
-        recovers(on, job, time.monotonic())
-        prove(on, job, witness)
+        recovers(scenario, job, time.monotonic())
+        prove(scenario, job, watcher)
 
 
 #: What a flush has in it, and what every statement has.
@@ -177,24 +180,24 @@ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERR
 """
 
 
-def test_the_servers_disk_is_full(on: Scene) -> None:
-    job = begun(on)
-    on.sql(FULL)
-    with on.witness(job) as witness:
-        with quiet(*on.workers):
-            on.sql(
+def test_the_servers_disk_is_full(scenario: Scenario) -> None:
+    job = begun(scenario)
+    scenario.sql(FULL)
+    with scenario.watch(job) as watcher:
+        with quiet(*scenario.workers):
+            scenario.sql(
                 "CREATE TRIGGER full_disk BEFORE UPDATE ON callboard.items EXECUTE FUNCTION callboard.full()"
             )
-            stood = on.status(job)["succeeded"]
+            stood = scenario.status(job)["succeeded"]
             assert wait_until(
-                lambda: all("No space left on device" in worker.output for worker in on.workers), 60
+                lambda: all("No space left on device" in worker.output for worker in scenario.workers), 60
             )
             time.sleep(3)
-            assert on.status(job)["succeeded"] == stood
-        on.sql("DROP TRIGGER full_disk ON callboard.items")
-        recovers(on, job, time.monotonic())
-        prove(on, job, witness)
-    assert on.status(job)["failed"] == len([n for n in range(ITEMS) if n % 20 == 0])
+            assert scenario.status(job)["succeeded"] == stood
+        scenario.sql("DROP TRIGGER full_disk ON callboard.items")
+        recovers(scenario, job, time.monotonic())
+        prove(scenario, job, watcher)
+    assert scenario.status(job)["failed"] == len([n for n in range(ITEMS) if n % 20 == 0])
 
 
 def every(nth: int, statement: bytes) -> Callable[[bytes], str]:
@@ -226,23 +229,23 @@ def between(worker_database_url: str, environment: dict[str, str]) -> Iterator[P
 
 @pytest.mark.parametrize(("nth", "statement"), [(5, FLUSH), (50, ANY)], ids=["of a flush", "of anything"])
 def test_the_connection_breaks_within_the_commit(
-    nth: int, statement: bytes, between: Proxy, on: Scene
+    nth: int, statement: bytes, between: Proxy, scenario: Scenario
 ) -> None:
     """As in a failover: it is committed and nobody knows. The same flush again changes nothing; nor do a claim, a
     heartbeat, a publisher's word on what it sent.
     """
-    job = begun(on)
-    with on.witness(job) as witness:
+    job = begun(scenario)
+    with scenario.watch(job) as watcher:
         between.judge = every(nth, statement)
-        on.until(job, lambda status: status["succeeded"] > ITEMS // 2)
+        scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS // 2)
         cuts = between.cuts
         assert cuts >= 3
-        prove(on, job, witness)
-    assert on.ledger.runs(job.id).total() == sum(
+        prove(scenario, job, watcher)
+    assert scenario.run_log.run_counts(job.id).total() == sum(
         {0: 3, 1: 2}.get(n % 20, 1) for n in range(ITEMS)
     )  # nothing runs twice
     print(f"{cuts} answers lost")
-    with connect(on.direct_url) as conn:
+    with connect(scenario.database_url) as conn:
         twice = conn.execute(
             "SELECT count(*) FROM callboard.attempts WHERE job_id = %s AND kind = 'crashed'", (job.id,)
         ).fetchone()

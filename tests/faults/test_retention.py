@@ -11,7 +11,7 @@ from psycopg import sql
 
 import callboard
 from callboard.sql.pool import connect
-from tests.faults.rig.scene import TIMEOUT, Scene, mixed
+from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
 from tests.support.workers import wait_until
 
 ITEMS = 1_000
@@ -32,19 +32,21 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def purge(on: Scene, *arguments: object, dies: str = "", times: int = 0) -> subprocess.CompletedProcess[str]:
+def purge(
+    scenario: Scenario, *arguments: object, dies: str = "", times: int = 0
+) -> subprocess.CompletedProcess[str]:
     """Run `callboard purge` in a process of its own, one that `dies` maybe."""
     return subprocess.run(
         [sys.executable, "-c", DIES, dies, str(times), "purge", *map(str, arguments)],
-        env={**os.environ, **on.environment}, check=False, timeout=120, capture_output=True, text=True,
+        env={**os.environ, **scenario.environment}, check=False, timeout=120, capture_output=True, text=True,
     )  # fmt: skip
 
 
-def left(on: Scene, job: callboard.Job) -> dict[str, int]:
+def left(scenario: Scenario, job: callboard.Job) -> dict[str, int]:
     """The tables that have rows of a job, with their number."""
     count = sql.SQL("SELECT count(*) FROM callboard.{} WHERE {} = %s")
     found = Counter[str]()
-    with connect(on.direct_url) as conn:
+    with connect(scenario.database_url) as conn:
         tables = conn.execute(
             "SELECT table_name FROM information_schema.columns"
             " WHERE table_schema = 'callboard' AND column_name = 'job_id'"
@@ -55,11 +57,11 @@ def left(on: Scene, job: callboard.Job) -> dict[str, int]:
     return dict(+found)
 
 
-def cancelled(on: Scene) -> callboard.Job:
+def cancelled(scenario: Scenario) -> callboard.Job:
     """A job that nobody worked at and that is over."""
-    job = on.submit("work", mixed(ITEMS))
+    job = scenario.submit("work", mixed(ITEMS))
     job.cancel()
-    on.until(job, lambda status: status["state"] == "cancelled")
+    scenario.wait_for(job, lambda status: status["state"] == "cancelled")
     return job
 
 
@@ -72,55 +74,57 @@ def cancelled(on: Scene) -> callboard.Job:
     ],
 )  # fmt: skip
 def test_a_purge_killed_in_the_middle_is_gone_on_with(
-    dies: str, times: int, items: int, then: str, on: Scene
+    dies: str, times: int, items: int, then: str, scenario: Scenario
 ) -> None:
-    job, other = cancelled(on), cancelled(on)
-    killed = purge(on, job.id, dies=dies, times=times)
+    job, other = cancelled(scenario), cancelled(scenario)
+    killed = purge(scenario, job.id, dies=dies, times=times)
     assert killed.returncode == -signal.SIGKILL
-    assert left(on, job).get("items", 0) == items
-    assert left(on, job)["jobs"] == 1
-    on.prove_true()
+    assert left(scenario, job).get("items", 0) == items
+    assert left(scenario, job)["jobs"] == 1
+    scenario.assert_counters_true()
     with pytest.raises(callboard.NoSuchJob):
         job.status()
     if then == "sweep":
-        on.worker()
-        assert wait_until(lambda: not left(on, job), TIMEOUT)
+        scenario.start_worker()
+        assert wait_until(lambda: not left(scenario, job), TIMEOUT)
     else:
-        done = purge(on, *([job.id] if then == "named" else []))
+        done = purge(scenario, *([job.id] if then == "named" else []))
         assert (done.returncode, done.stdout) == (0, f"deleted 1 job with {items:,} items\n"), done.stderr
-        assert left(on, job) == {}
-    assert on.status(other)["cancelled"] == ITEMS
+        assert left(scenario, job) == {}
+    assert scenario.status(other)["cancelled"] == ITEMS
 
 
-def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(on: Scene) -> None:
+def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(scenario: Scenario) -> None:
     """Nothing was redelivered, nothing may be a copy: it does not run only because workers are told of the job."""
-    worker = on.worker()
-    assert wait_until(on.consumed, TIMEOUT)
+    worker = scenario.start_worker()
+    assert wait_until(scenario.has_consumer, TIMEOUT)
     worker.stop()  # its queue is there
-    job = on.submit("work", mixed(ITEMS))
-    assert wait_until(lambda: on.depth() > 50, TIMEOUT)
+    job = scenario.submit("work", mixed(ITEMS))
+    assert wait_until(lambda: scenario.ready_messages() > 50, TIMEOUT)
     job.cancel()
-    assert wait_until(lambda: on.status(job)["state"] == "cancelled", TIMEOUT)
+    assert wait_until(lambda: scenario.status(job)["state"] == "cancelled", TIMEOUT)
     job.delete()
-    assert purge(on).returncode == 0
-    assert left(on, job) == {}
-    held = on.depth()
+    assert purge(scenario).returncode == 0
+    assert left(scenario, job) == {}
+    held = scenario.ready_messages()
     assert held > 50
-    on.workers[0].start()
-    assert wait_until(lambda: on.depth() == 0, TIMEOUT)
-    later = on.submit("work", mixed(40))
-    on.prove_mixed(later, 40)
-    assert on.ledger.runs(job.id).total() == 0
-    assert left(on, job) == {}
+    scenario.workers[0].start()
+    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT)
+    later = scenario.submit("work", mixed(40))
+    scenario.assert_mixed_completed(later, 40)
+    assert scenario.run_log.run_counts(job.id).total() == 0
+    assert left(scenario, job) == {}
 
 
-def test_a_job_is_deleted_while_others_run_and_its_time_is_over(on: Scene) -> None:
-    on.worker(processes=2)
-    first = on.submit("work", mixed(400), keep="1h")
-    on.prove_mixed(first, 400)
-    busy = on.submit("work", mixed(2_000, seconds=0.005))
-    with on.witness(busy) as witness:
-        on.sql("UPDATE callboard.jobs SET finished_at = now() - interval '2 hours' WHERE id = %s", first.id)
-        assert wait_until(lambda: not left(on, first), TIMEOUT)
-        on.prove_mixed(busy, 2_000, witness=witness)
-    assert f"job {first.id} is deleted: its time is over" in on.said()
+def test_a_job_is_deleted_while_others_run_and_its_time_is_over(scenario: Scenario) -> None:
+    scenario.start_worker(processes=2)
+    first = scenario.submit("work", mixed(400), keep="1h")
+    scenario.assert_mixed_completed(first, 400)
+    busy = scenario.submit("work", mixed(2_000, seconds=0.005))
+    with scenario.watch(busy) as watcher:
+        scenario.sql(
+            "UPDATE callboard.jobs SET finished_at = now() - interval '2 hours' WHERE id = %s", first.id
+        )
+        assert wait_until(lambda: not left(scenario, first), TIMEOUT)
+        scenario.assert_mixed_completed(busy, 2_000, watcher=watcher)
+    assert f"job {first.id} is deleted: its time is over" in scenario.log()

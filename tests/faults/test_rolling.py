@@ -12,7 +12,7 @@ import pytest
 
 import callboard
 from callboard.web import create_app
-from tests.faults.rig.scene import ACTORS, Scene, fate, mixed
+from tests.faults.rig.scenario import ACTORS, Scenario, fate, mixed
 from tests.support.paths import ROOT
 from tests.support.webapp import served
 from tests.support.workers import Worker, wait_until
@@ -45,65 +45,72 @@ def next_release(tmp_path: Path) -> Path:
     return folder
 
 
-def migrate(on: Scene, folder: Path) -> str:
+def migrate(scenario: Scenario, folder: Path) -> str:
     """`callboard migrate` of the release in a folder."""
     command = [sys.executable, "-m", "callboard.commands.main", "migrate"]
     done = subprocess.run(
-        command, cwd=folder, env={"DATABASE_URL": on.direct_url}, check=True, capture_output=True, timeout=120
+        command,
+        cwd=folder,
+        env={"DATABASE_URL": scenario.database_url},
+        check=True,
+        capture_output=True,
+        timeout=120,
     )
     return done.stdout.decode()
 
 
-def releases(on: Scene) -> list[str]:
+def releases(scenario: Scenario) -> list[str]:
     """Those of the living workers, by the API."""
-    with served(create_app(url=on.direct_url)) as address:
+    with served(create_app(url=scenario.database_url)) as address:
         workers = httpx.get(f"{address}/api/workers?state=alive").json()["workers"]
     return sorted(worker["release"] for worker in workers)
 
 
-def roll(on: Scene, old: Worker, release: str, **more: Any) -> Worker:
+def roll(scenario: Scenario, old: Worker, release: str, **more: Any) -> Worker:
     """What a deploy does: ask one to stop, start another in its place."""
     assert old.stop() == 0
-    on.workers.remove(old)
-    return on.worker(env={"CALLBOARD_RELEASE": release}, **more)
+    scenario.workers.remove(old)
+    return scenario.start_worker(env={"CALLBOARD_RELEASE": release}, **more)
 
 
-def test_workers_go_to_the_next_release_and_back_in_mid_job(on: Scene, next_release: Path) -> None:
+def test_workers_go_to_the_next_release_and_back_in_mid_job(scenario: Scenario, next_release: Path) -> None:
     """Its migration comes first, under workers that don't know it."""
     path = ("--path", str(next_release))
-    first, second = (on.worker(env={"CALLBOARD_RELEASE": "7"}) for _ in range(2))
-    work, sent = on.broker.get_actor("work"), 0
-    with callboard.job("rolling") as job, on.witness(job) as witness:
+    first, second = (scenario.start_worker(env={"CALLBOARD_RELEASE": "7"}) for _ in range(2))
+    work, sent = scenario.broker.get_actor("work"), 0
+    with callboard.job("rolling") as job, scenario.watch(job) as watcher:
 
         def go_on() -> None:
             """Send some more, and leave the most of it to be done meanwhile."""
             nonlocal sent
             for item in islice(mixed(sent + SOME, 0.1), sent, None):
                 work.send(**item)
-            on.until(job, lambda status: status["succeeded"] > sent * 0.8)
+            scenario.wait_for(job, lambda status: status["succeeded"] > sent * 0.8)
             sent += SOME
 
         go_on()
-        assert NAME in migrate(on, next_release)
+        assert NAME in migrate(scenario, next_release)
         go_on()
-        ahead = roll(on, first, "8", arguments=path)
-        assert releases(on) == ["7", "8"]
+        ahead = roll(scenario, first, "8", arguments=path)
+        assert releases(scenario) == ["7", "8"]
         go_on()
-        also = roll(on, second, "8", arguments=path)
-        assert releases(on) == ["8", "8"]
+        also = roll(scenario, second, "8", arguments=path)
+        assert releases(scenario) == ["8", "8"]
         go_on()
         # It is the copy's code that runs: this code is behind, and says so.
         assert "ahead of this code" not in ahead.output + also.output
-        back = roll(on, ahead, "7")
+        back = roll(scenario, ahead, "7")
         assert AHEAD in back.output
-        assert releases(on) == ["7", "8"]
+        assert releases(scenario) == ["7", "8"]
         go_on()
-        assert AHEAD in roll(on, also, "7").output
+        assert AHEAD in roll(scenario, also, "7").output
         go_on()
-    on.prove_mixed(job, sent, witness=witness)
-    assert on.ledger.twice(job.id) == 0
-    assert on.sql("SELECT DISTINCT hue FROM callboard.workers") == [("red",)]
-    ran = on.ledger.conn.execute("SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)).fetchone()
+    scenario.assert_mixed_completed(job, sent, watcher=watcher)
+    assert scenario.run_log.repeated(job.id) == 0
+    assert scenario.sql("SELECT DISTINCT hue FROM callboard.workers") == [("red",)]
+    ran = scenario.run_log.conn.execute(
+        "SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)
+    ).fetchone()
     assert ran == (6,)
 
 
@@ -111,37 +118,39 @@ def stalled(job: callboard.Job) -> str:
     return str(job.status()["stalled"])
 
 
-def test_an_actor_that_only_the_next_release_has_waits_for_it(on: Scene) -> None:
+def test_an_actor_that_only_the_next_release_has_waits_for_it(scenario: Scenario) -> None:
     """Both releases take messages off the same queue; then the next one goes, and comes again."""
-    modules = (ACTORS, "tests.faults.rig.renamed")
-    on.worker(threads=4)
-    ahead = on.worker(threads=4, modules=modules)
-    job = on.submit("renamed", ({"number": n, "seconds": 0.01} for n in range(ITEMS)))
-    with on.witness(job) as witness:
-        on.until(job, lambda status: status["succeeded"] > ITEMS // 20)
+    modules = (ACTORS, "tests.faults.rig.renamed_actor")
+    scenario.start_worker(threads=4)
+    ahead = scenario.start_worker(threads=4, modules=modules)
+    job = scenario.submit("renamed", ({"number": n, "seconds": 0.01} for n in range(ITEMS)))
+    with scenario.watch(job) as watcher:
+        scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS // 20)
         assert ahead.stop() == 0
-        on.workers.remove(ahead)
-        done = on.status(job)["succeeded"]
+        scenario.workers.remove(ahead)
+        done = scenario.status(job)["succeeded"]
         assert done < ITEMS
-        on.until(job, lambda status: status["stalled"] is not None)
+        scenario.wait_for(job, lambda status: status["stalled"] is not None)
         assert stalled(job) == "no worker that is alive has the actor renamed"
-        assert wait_until(lambda: on.depth() == 0, 60)  # the worker without it has looked at every message
-        on.until(job, lambda status: status["stalled"] is not None)
-        status = on.status(job)
+        assert wait_until(
+            lambda: scenario.ready_messages() == 0, 60
+        )  # the worker without it has looked at every message
+        scenario.wait_for(job, lambda status: status["stalled"] is not None)
+        status = scenario.status(job)
         assert (status["succeeded"], status["failed"], status["state"]) == (done, 0, "running")
         # What is submitted now is not even published: who would get it lacks the actor.
-        whole = on.submit("renamed", ({"number": n} for n in range(2_000)))
-        on.until(whole, lambda status: status["stalled"] is not None)
+        whole = scenario.submit("renamed", ({"number": n} for n in range(2_000)))
+        scenario.wait_for(whole, lambda status: status["stalled"] is not None)
         assert stalled(whole) == "no worker that is alive has the actor renamed"
-        assert (on.status(whole)["pending"], on.depth()) == (2_000, 0)
-        waiting = on.sql("SELECT count(*) FROM callboard.outbox WHERE job_id = %s", whole.id)
+        assert (scenario.status(whole)["pending"], scenario.ready_messages()) == (2_000, 0)
+        waiting = scenario.sql("SELECT count(*) FROM callboard.outbox WHERE job_id = %s", whole.id)
         assert waiting == [(0,)]
-        other = on.submit("work", mixed(200))
-        on.prove_mixed(other, 200)  # nobody stands in others' way
-        on.worker(threads=4, modules=modules)
-        runs = on.prove(job, total=ITEMS, retries=0, witness=witness)
-        on.prove(whole, total=2_000, retries=0)
+        other = scenario.submit("work", mixed(200))
+        scenario.assert_mixed_completed(other, 200)  # nobody stands in others' way
+        scenario.start_worker(threads=4, modules=modules)
+        runs = scenario.assert_completed(job, total=ITEMS, retries=0, watcher=watcher)
+        scenario.assert_completed(whole, total=2_000, retries=0)
     assert set(runs.values()) == {1}
-    (postponed,) = on.sql("SELECT count(*) FROM callboard.outbox")
+    (postponed,) = scenario.sql("SELECT count(*) FROM callboard.outbox")
     assert postponed == (0,)
-    assert on.depth("default.XQ") == sum(fate(n) == "fail" for n in range(200))
+    assert scenario.ready_messages("default.XQ") == sum(fate(n) == "fail" for n in range(200))

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.rig.points import HURRY
+from callboard.commands.services import Node, Server
+from tests.faults.rig import periods
 from tests.faults.rig.proxy import Proxy
-from tests.faults.rig.scene import Scene
+from tests.faults.rig.scenario import Scenario
 from tests.faults.soak.load import MODULE
 from tests.faults.soak.plan import KINDS, plan
 from tests.faults.soak.run import Soak, proxies
@@ -30,20 +31,26 @@ def by(worker_database_url: str, environment: dict[str, str]) -> Iterator[tuple[
 
 
 def test_every_kind_of_fault_in_half_a_minute(
-    direct_amqp_url: str, by: tuple[Proxy, Proxy], on: Scene
+    direct_amqp_url: str,
+    by: tuple[Proxy, Proxy],
+    scenario: Scenario,
+    breakable_postgres: Server,
+    breakable_rabbitmq: Node,
 ) -> None:
     faults = plan(SEED, LENGTH, gap=GAP, still=STILL)
     assert {fault.kind for fault in faults} == set(KINDS)
     soak = Soak(
-        on,
+        scenario,
+        breakable_postgres,
+        breakable_rabbitmq,
         direct_amqp_url,
         *by,
         SEED,
         faults,
         LENGTH,
         print,
-        {HURRY: LIMIT},
-        (MODULE, "tests.faults.rig.points"),
+        {periods.SHORT_PERIODS: LIMIT},
+        (MODULE, periods.MODULE),
     )
     print("\n".join(fault.line() for fault in faults))
     verdict = soak.run()

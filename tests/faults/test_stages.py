@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import callboard
 from callboard import Stage
+from callboard.commands.services import Server
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -16,15 +17,13 @@ from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, jobs, outcomes, publishing, retry, stages, submission, sweep
 from callboard.sql.writes.actions import NotPossible
 from callboard.sql.writes.retry import RetrySelection
-from tests.faults.rig import crowd
-from tests.faults.rig.crowd import BY, broken, turn_around
-from tests.faults.rig.points import HURRY, MARKS, POINTS, marks
-from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene
-from tests.faults.test_control import begun
+from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
+from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario
+from tests.faults.test_control import runs_begun
 from tests.support.jobs import BAD, make_worker
 from tests.support.workers import wait_until
 
-MAKERS = "tests.faults.rig.makers"
+MAKERS = "tests.faults.rig.stage_makers"
 ITEMS = 300
 NONE = {"running": 0, "outbox": 0}
 
@@ -40,104 +39,114 @@ def staged(make: str = "again", count: int = ITEMS, seconds: float = 0.0) -> cal
     return callboard.stages("staged", plan)
 
 
-def prove(on: Scene, job: callboard.Job, count: int = ITEMS) -> dict[str, Counter[int]]:
+def prove(scenario: Scenario, job: callboard.Job, count: int = ITEMS) -> dict[str, Counter[int]]:
     """It completes, each stage with exactly its items, each of them once, and in the order of the results."""
-    on.until(job, lambda status: status["state"] in JOB_FINAL, 240)
-    found = on.status(job)
+    scenario.wait_for(job, lambda status: status["state"] in JOB_FINAL, 240)
+    found = scenario.status(job)
     assert found["state"] == "completed", found
     told = [(stage["total"], stage["succeeded"]) for stage in found["stages"]]
     assert told == [(count, count), (2 * count, 2 * count), (1, 1)], found
     runs = {}
     for stage in found["stages"]:
         made = callboard.Job(stage["job"], job._runtime)
-        assert on.left_over(made) == NONE
-        runs[stage["name"]] = on.ledger.runs(stage["job"])
+        assert scenario.leftover_rows(made) == NONE
+        runs[stage["name"]] = scenario.run_log.run_counts(stage["job"])
         assert set(runs[stage["name"]]) == set(range(stage["total"]))
     second, last = (
-        on.sql("SELECT args FROM callboard.items WHERE job_id = %s ORDER BY item", stage["job"])
+        scenario.sql("SELECT args FROM callboard.items WHERE job_id = %s ORDER BY item", stage["job"])
         for stage in found["stages"][1:]
     )
     assert [json.loads(args)["kwargs"]["number"] for (args,) in second] == list(range(2 * count))
     assert json.loads(last[0][0])["args"] == [sum(range(2 * count))]
-    on.prove_true()
+    scenario.assert_counters_true()
     return runs
 
 
-def test_workers_killed_while_they_make_a_stage_go_on_where_it_stood(on: Scene) -> None:
-    marked = on.folder / "marks"
-    marked.mkdir()
-    points = "stage claimed,stage stored:3,stage stored,stage sealed,stage claimed,stage stored,stage sealed"
-    plan = {POINTS: points, MARKS: str(marked), HURRY: "3"}
+def test_workers_killed_while_they_make_a_stage_go_on_where_it_stood(scenario: Scenario) -> None:
+    plan = [
+        "stage claimed", "stage stored:3", "stage stored", "stage sealed", "stage claimed", "stage stored",
+        "stage sealed",
+    ]  # fmt: skip
     job = staged()
-    on.worker(env=plan, modules=(ACTORS, MAKERS, "tests.faults.rig.points"))
-    with on.witness(job) as witness:
-        runs = prove(on, job)
-    assert witness.wrong == []
-    assert [mark.point for mark in marks(marked)] == [point.split(":")[0] for point in points.split(",")]
+    scenario.start_worker(modules=(ACTORS, MAKERS), short_periods=3, kill_points=plan)
+    with scenario.watch(job) as watcher:
+        runs = prove(scenario, job)
+    assert watcher.wrong == []
+    assert [death.point for death in scenario.deaths()] == [point.split(":")[0] for point in plan]
     # What a worker had in hand, or not yet on record, may run again, nothing else does.
-    assert sum(count - 1 for found in runs.values() for count in found.values()) <= 16 * len(marks(marked))
+    assert sum(count - 1 for found in runs.values() for count in found.values()) <= 16 * len(
+        scenario.deaths()
+    )
 
 
-def test_a_worker_killed_between_two_stages_leaves_the_next_to_another(on: Scene) -> None:
+def test_a_worker_killed_between_two_stages_leaves_the_next_to_another(scenario: Scenario) -> None:
     """It has neither the actor nor the functions of the last stage, so the job stands before it."""
     job = staged(count=20)
-    first = on.worker(modules=(ACTORS, "tests.faults.rig.points"), env={HURRY: "3"})
-    on.until(job, lambda status: status["stages"][1]["state"] == "completed")
+    first = scenario.start_worker(short_periods=3)
+    scenario.wait_for(job, lambda status: status["stages"][1]["state"] == "completed")
     first.kill()
-    on.workers.clear()
-    assert [stage["state"] for stage in on.status(job)["stages"]] == ["completed", "completed", "pending"]
-    assert on.status(job)["state"] == "running"
-    on.worker(modules=(ACTORS, MAKERS))
-    prove(on, job, 20)
+    scenario.workers.clear()
+    assert [stage["state"] for stage in scenario.status(job)["stages"]] == [
+        "completed",
+        "completed",
+        "pending",
+    ]
+    assert scenario.status(job)["state"] == "running"
+    scenario.start_worker(modules=(ACTORS, MAKERS))
+    prove(scenario, job, 20)
 
 
-def test_a_worker_asked_to_stop_gives_a_stage_back_at_once(on: Scene) -> None:
+def test_a_worker_asked_to_stop_gives_a_stage_back_at_once(scenario: Scenario) -> None:
     job = staged("slowly")
     modules = (ACTORS, MAKERS)
-    first = on.worker(modules=modules)
-    on.until(job, lambda status: 0 < status["stages"][1]["total"] < 400)
+    first = scenario.start_worker(modules=modules)
+    scenario.wait_for(job, lambda status: 0 < status["stages"][1]["total"] < 400)
     assert first.stop() == 0
-    on.workers.clear()
-    second = on.status(job)["stages"][1]
+    scenario.workers.clear()
+    second = scenario.status(job)["stages"][1]
     assert 0 < second["total"] < 2 * ITEMS
-    assert on.sql("SELECT maker, sealed FROM callboard.jobs WHERE id = %s", second["job"]) == [(None, False)]
-    on.worker(modules=modules)
-    runs = prove(on, job)
+    assert scenario.sql("SELECT maker, sealed FROM callboard.jobs WHERE id = %s", second["job"]) == [
+        (None, False)
+    ]
+    scenario.start_worker(modules=modules)
+    runs = prove(scenario, job)
     assert sum(runs["second"].values()) == 2 * ITEMS, "asked to stop, nothing runs twice"
 
 
-def test_a_database_that_goes_away_while_a_stage_is_made_is_waited_for(on: Scene) -> None:
+def test_a_database_that_goes_away_while_a_stage_is_made_is_waited_for(
+    scenario: Scenario, breakable_postgres: Server
+) -> None:
     """The function is not called again: it goes on where it stands."""
     job = staged("slowly")
-    worker = on.worker(modules=(ACTORS, MAKERS))
-    on.until(job, lambda status: 0 < status["stages"][1]["total"] < 300)
-    on.server.kill()
-    on.server.start()
-    prove(on, job)
+    worker = scenario.start_worker(modules=(ACTORS, MAKERS))
+    scenario.wait_for(job, lambda status: 0 < status["stages"][1]["total"] < 300)
+    breakable_postgres.kill()
+    breakable_postgres.start()
+    prove(scenario, job)
     assert worker.output.count("makes the items of stage 'second'") == 1
 
 
-def test_cancelled_while_a_stage_is_made_nothing_more_is_made_or_starts(on: Scene) -> None:
+def test_cancelled_while_a_stage_is_made_nothing_more_is_made_or_starts(scenario: Scenario) -> None:
     job = staged("slowly")
-    on.worker(modules=(ACTORS, MAKERS), processes=2)
-    on.until(job, lambda status: 100 < status["stages"][1]["total"] < 500)
-    second = callboard.Job(on.status(job)["stages"][1]["job"], job._runtime)
-    with on.witness(job) as witness:
+    scenario.start_worker(modules=(ACTORS, MAKERS), processes=2)
+    scenario.wait_for(job, lambda status: 100 < status["stages"][1]["total"] < 500)
+    second = callboard.Job(scenario.status(job)["stages"][1]["job"], job._runtime)
+    with scenario.watch(job) as watcher:
         said = time.time()
         job.cancel("enough")
-        on.until(job, lambda status: status["state"] == "cancelled")
-        total = on.status(job)["total"]
+        scenario.wait_for(job, lambda status: status["state"] == "cancelled")
+        total = scenario.status(job)["total"]
         maker = "SELECT maker FROM callboard.jobs WHERE id = %s"
-        assert wait_until(lambda: on.sql(maker, second.id) == [(None,)], TIMEOUT)
-    assert witness.wrong == []
-    found = on.status(job)
+        assert wait_until(lambda: scenario.sql(maker, second.id) == [(None,)], TIMEOUT)
+    assert watcher.wrong == []
+    found = scenario.status(job)
     assert [stage["state"] for stage in found["stages"]] == ["completed", "cancelled", "cancelled"]
     assert found["total"] == total
     assert found["cancelled"] > 0
-    assert begun(on, second, said + 1.0) == 0
-    on.workers[0].kill()
+    assert runs_begun(scenario, second, said + 1.0) == 0
+    scenario.workers[0].kill()
     assert job.retry(["cancelled"]) == found["cancelled"]
-    prove(on, job)
+    prove(scenario, job)
 
 
 # Everybody at once --------------------------------------------------------------------------------------------------
@@ -145,7 +154,7 @@ def test_cancelled_while_a_stage_is_made_nothing_more_is_made_or_starts(on: Scen
 ROUNDS = 80
 
 
-class Crowd(crowd.Crowd):
+class Writers(ConcurrentWriters):
     """Jobs of stages, and all that is done to them at the same time."""
 
     def __init__(self, url: str) -> None:
@@ -153,7 +162,7 @@ class Crowd(crowd.Crowd):
         with connect(url) as conn:
             self.worker = make_worker(conn)
             self.jobs = [self._make(conn, on_failure) for on_failure in ("stop", "go on", "go on")]
-            turn_around(conn, "items", "jobs")
+            reverse_rows(conn, "items", "jobs")
 
     def _make(self, conn: Conn, on_failure: str) -> int:
         planned = [NewStage(f"s{n}", "work", "default", None, on_failure) for n in range(3)]
@@ -208,13 +217,13 @@ class Crowd(crowd.Crowd):
 
     def control(self, conn: Conn, chance: random.Random) -> None:
         """What people say."""
-        saying = chance.choice(("cancel", "pause", "pause", "resume", "resume", *["retry"] * 3, "limit"))
+        action = chance.choice(("cancel", "pause", "pause", "resume", "resume", *["retry"] * 3, "limit"))
         given = (
             RetrySelection(chance.choice((None, ("cancelled", "failed"))))
-            if saying == "retry"
+            if action == "retry"
             else {"priority": chance.randrange(5)}
         )
-        self.say(conn, chance.choice(self.jobs), saying, given)
+        self.act(conn, chance.choice(self.jobs), action, given)
 
     def sweep(self, conn: Conn, _: random.Random) -> None:
         jobs.close_stopped(conn)
@@ -249,16 +258,16 @@ class Crowd(crowd.Crowd):
 
 
 def test_all_that_writes_at_once(fault_database_url: str) -> None:
-    crowd = Crowd(fault_database_url)
+    writers = Writers(fault_database_url)
     with connect(fault_database_url) as conn:
-        recounts = crowd.at_once(["work", "work", "make", "make", "sweep", "control", "control"], ROUNDS)
-        assert recounts > 10
-        assert crowd.wrong == []
-        for name in ("cancel", "pause", "resume", "retry"):
-            assert crowd.done[name] > crowd.done[f"{name} refused"], crowd.done
-        crowd.finish(conn)
-        assert [crowd.state(conn, job) for job in crowd.jobs] == ["completed"] * 3
+        steps = ["work", "work", "make", "make", "sweep", "control", "control"]
+        writers.run(steps, ROUNDS, actions=["cancel", "pause", "resume", "retry"], recounts=11)
+        assert writers.wrong == []
+        writers.finish(conn)
+        assert [writers.state(conn, job) for job in writers.jobs] == ["completed"] * 3
         assert queries.run(conn, queries.verify())["drift"] == []
-        deadlocks = broken(conn)
-    print(f"{recounts} recounts, {deadlocks} deadlocks: {dict(crowd.deadlocks)}, done: {dict(crowd.done)}")
+        deadlocks = broken_deadlocks(conn)
+    print(
+        f"{writers.recounts} recounts, {deadlocks} deadlocks: {dict(writers.deadlocks)}, done: {dict(writers.done)}"
+    )
     assert deadlocks == 0

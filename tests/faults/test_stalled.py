@@ -8,7 +8,8 @@ import pytest
 
 import callboard
 from callboard.sql.reads import job_view
-from tests.faults.rig.scene import ACTORS, Scene
+from tests.faults.rig.scenario import ACTORS, Scenario
+from tests.support.vhosts import Broker
 
 
 @pytest.fixture(autouse=True)
@@ -26,45 +27,47 @@ def says(pattern: str) -> Callable[[dict[str, object]], bool]:
     return lambda status: re.fullmatch(pattern, str(status["stalled"])) is not None
 
 
-def test_nobody_is_alive_or_has_the_actor_or_it_waits_for_a_retry(on: Scene) -> None:
-    job = on.submit("work", [{"number": 0}])
-    on.until(job, says("no worker is alive"))
+def test_nobody_is_alive_or_has_the_actor_or_it_waits_for_a_retry(scenario: Scenario) -> None:
+    job = scenario.submit("work", [{"number": 0}])
+    scenario.wait_for(job, says("no worker is alive"))
     # One that takes messages from another queue only: it can't get to that actor's.
-    on.worker(modules=(ACTORS, "tests.faults.rig.strangers"), arguments=("--queues", "elsewhere"))
-    on.until(job, says("no worker that is alive has the actor work"))
+    scenario.start_worker(
+        modules=(ACTORS, "tests.faults.rig.other_queue_actor"), arguments=("--queues", "elsewhere")
+    )
+    scenario.wait_for(job, says("no worker that is alive has the actor work"))
     late = callboard.submit("later", [{"number": 0}])
-    on.until(late, says(r"waiting for a retry at 20[-0-9]+T[:.0-9]+Z"))
-    on.worker()
-    on.prove(job, total=1)
-    on.prove(late, total=1, retries=1)
+    scenario.wait_for(late, says(r"waiting for a retry at 20[-0-9]+T[:.0-9]+Z"))
+    scenario.start_worker()
+    scenario.assert_completed(job, total=1)
+    scenario.assert_completed(late, total=1, retries=1)
 
 
-def test_of_several_actors_one_is_missing(on: Scene) -> None:
+def test_of_several_actors_one_is_missing(scenario: Scenario) -> None:
     """A child whose actor went with the worker that had it."""
-    renamed = dramatiq.actor(actor_name="renamed", broker=on.broker)(client_half)
+    renamed = dramatiq.actor(actor_name="renamed", broker=scenario.broker)(client_half)
     with callboard.job("before") as before:
         renamed.send(number=0)
-    ahead = on.worker(modules=(ACTORS, "tests.faults.rig.renamed"))
-    on.prove(before, total=1)
+    ahead = scenario.start_worker(modules=(ACTORS, "tests.faults.rig.renamed_actor"))
+    scenario.assert_completed(before, total=1)
     assert ahead.stop() == 0
-    on.workers.remove(ahead)
-    on.worker()
+    scenario.workers.remove(ahead)
+    scenario.start_worker()
     with callboard.job("several") as job:
-        on.broker.get_actor("work").send(0)
+        scenario.broker.get_actor("work").send(0)
         renamed.send(number=1)
-    on.until(job, says("no worker that is alive has the actor renamed"))
-    assert on.status(job)["succeeded"] == 1
-    on.worker(modules=(ACTORS, "tests.faults.rig.renamed"))
-    on.prove(job, total=2)
+    scenario.wait_for(job, says("no worker that is alive has the actor renamed"))
+    assert scenario.status(job)["succeeded"] == 1
+    scenario.start_worker(modules=(ACTORS, "tests.faults.rig.renamed_actor"))
+    scenario.assert_completed(job, total=2)
 
 
-def test_its_queue_is_gone_and_may_not_be_made_again(on: Scene) -> None:
-    name = on.environment["AMQP_URL"].rpartition("/")[2]
-    on.worker()
-    job = on.submit("work", ({"number": n, "seconds": 0.05} for n in range(2_500)))
-    on.until(job, lambda status: status["succeeded"] > 50)
-    on.node.ctl("set_permissions", "-p", name, "callboard", "^$", ".*", ".*")
-    on.node.ctl("delete_queue", "default", "-p", name)
-    on.until(job, says(r".*queue 'default'.*"))
-    on.node.ctl("set_permissions", "-p", name, "callboard", ".*", ".*", ".*")
-    on.prove(job, total=2_500)
+def test_its_queue_is_gone_and_may_not_be_made_again(broker: Broker, scenario: Scenario) -> None:
+    url = scenario.environment["AMQP_URL"]
+    scenario.start_worker()
+    job = scenario.submit("work", ({"number": n, "seconds": 0.05} for n in range(2_500)))
+    scenario.wait_for(job, lambda status: status["succeeded"] > 50)
+    broker.allow_declaring(url, allowed=False)
+    broker.delete_queue(url, "default")
+    scenario.wait_for(job, says(r".*queue 'default'.*"))
+    broker.allow_declaring(url, allowed=True)
+    scenario.assert_completed(job, total=2_500)

@@ -15,18 +15,16 @@ from callboard.middleware.sweep import lost_messages, sweep
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import make_pool
 from callboard.sql.writes import sweep as leases
-from tests.faults.rig.points import HURRY
-from tests.faults.rig.scene import ACTORS, TIMEOUT, Scene, seconds_since
+from tests.faults.rig.scenario import TIMEOUT, Scenario, seconds_since
 
-POINTS = "tests.faults.rig.points"
 LEADER = "SELECT holder, until FROM callboard.leases WHERE name = 'sweep' AND until > now()"
 #: In how many seconds an item that a worker held runs again: when RabbitMQ knows that the worker is gone, and else.
 KILLED, CUT_OFF = 15.0, 60.0
 
 
-def leader(on: Scene) -> str:
+def leader(scenario: Scenario) -> str:
     """Who sweeps; nobody: an empty text."""
-    rows = on.sql(LEADER)
+    rows = scenario.sql(LEADER)
     return str(rows[0][0]) if rows else ""
 
 
@@ -38,9 +36,11 @@ def frozen(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"
 
 
-def runs(on: Scene, job: callboard.Job) -> list[tuple[int, int]]:
+def runs(scenario: Scenario, job: callboard.Job) -> list[tuple[int, int]]:
     """(item, pid) of each run, in order."""
-    return list(on.ledger.conn.execute("SELECT item, pid FROM runs WHERE job = %s ORDER BY id", (job.id,)))
+    return list(
+        scenario.run_log.conn.execute("SELECT item, pid FROM runs WHERE job = %s ORDER BY id", (job.id,))
+    )
 
 
 @pytest.fixture
@@ -56,48 +56,48 @@ def stopped() -> Iterator[list[int]]:
 
 
 def test_the_one_that_sweeps_is_killed_and_frozen_and_another_takes_over(
-    on: Scene, stopped: list[int]
+    scenario: Scenario, stopped: list[int]
 ) -> None:
     """It comes to after its lease was taken: it sweeps no more, and what it had found is sent by the other only."""
     for _ in range(3):
-        on.worker(env={HURRY: "5"}, modules=(ACTORS, POINTS), threads=2)
-    workers = list(on.workers)
-    assert wait_until(lambda: leader(on), TIMEOUT)
-    job = on.submit("work", ({"number": n, "seconds": 0.05} for n in range(1_500)))
-    with on.witness(job) as witness:
-        on.until(job, lambda status: status["succeeded"] > 100)
-        first = leader(on)
+        scenario.start_worker(short_periods=5, threads=2)
+    workers = list(scenario.workers)
+    assert wait_until(lambda: leader(scenario), TIMEOUT)
+    job = scenario.submit("work", ({"number": n, "seconds": 0.05} for n in range(1_500)))
+    with scenario.watch(job) as watcher:
+        scenario.wait_for(job, lambda status: status["succeeded"] > 100)
+        first = leader(scenario)
         os.kill(pid_of(first), signal.SIGKILL)
-        assert wait_until(lambda: leader(on) not in ("", first), TIMEOUT)
-        second = leader(on)
-        gone = on.lose()
-        on.until(job, lambda status: status["succeeded"] > 200)
+        assert wait_until(lambda: leader(scenario) not in ("", first), TIMEOUT)
+        second = leader(scenario)
+        gone = scenario.lose_messages()
+        scenario.wait_for(job, lambda status: status["succeeded"] > 200)
         os.kill(pid_of(second), signal.SIGSTOP)
         stopped.append(pid_of(second))
         assert wait_until(lambda: frozen(pid_of(second)), TIMEOUT)
-        assert wait_until(lambda: leader(on) not in ("", second), TIMEOUT)
-        third = leader(on)
-        on.until(job, lambda _: "had lost their messages" in on.said())
+        assert wait_until(lambda: leader(scenario) not in ("", second), TIMEOUT)
+        third = leader(scenario)
+        scenario.wait_for(job, lambda _: "had lost their messages" in scenario.log())
         os.kill(pid_of(second), signal.SIGCONT)
-        on.prove(job, total=1_500, witness=witness)
-        assert leader(on) == third
+        scenario.assert_completed(job, total=1_500, watcher=watcher)
+        assert leader(scenario) == third
     assert gone > 0
     assert len({first, second, third}) == 3
     assert len(workers) == 3
-    print(f"{gone} lost, {on.ledger.twice(job.id)} runs twice")
+    print(f"{gone} lost, {scenario.run_log.repeated(job.id)} runs twice")
 
 
-def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sweeps_at_once_send_nothing_twice(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not elected but told to: each does everything, at the same time. Only who has the lease sends again."""
     monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", "1000")  # all of them, though nobody works
     monkeypatch.setattr(lost_messages, "REPORT_AGE_SECONDS", 0.0)
     monkeypatch.setattr(sweep, "SEARCH_SECONDS", 0.0)
-    job = on.submit("work", ({"number": n} for n in range(300)))
-    on.until(job, lambda status: status["queued"] == 300)
-    with on.channel() as channel:
+    job = scenario.submit("work", ({"number": n} for n in range(300)))
+    scenario.wait_for(job, lambda status: status["queued"] == 300)
+    with scenario.channel() as channel:
         assert channel.queue_purge("default").method.message_count == 300
-    runtime = on.broker.runtime  # type: ignore[attr-defined]
-    with make_pool(on.direct_url, size=2) as pool:
+    runtime = scenario.broker.runtime  # type: ignore[attr-defined]
+    with make_pool(scenario.database_url, size=2) as pool:
         sweeps = [Sweep(runtime.process, runtime.make_transport) for _ in range(2)]
         with pool.connection() as conn:
             assert [leases.take_lease(conn, "sweep", one._holder, 60) for one in sweeps] == [True, False]
@@ -113,11 +113,11 @@ def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.Mo
             thread.start()
         for thread in threads:
             thread.join(TIMEOUT)
-        assert on.sql("SELECT count(*) FROM callboard.outbox WHERE job_id = %s", job.id) == [(300,)]
+        assert scenario.sql("SELECT count(*) FROM callboard.outbox WHERE job_id = %s", job.id) == [(300,)]
         with pool.connection() as conn:
             leases.drop_lease(conn, "sweep", sweeps[0]._holder)
-    on.worker()
-    found = on.prove(job, total=300, retries=0)
+    scenario.start_worker()
+    found = scenario.assert_completed(job, total=300, retries=0)
     assert set(found.values()) == {1}
 
 
@@ -125,23 +125,23 @@ def test_two_sweeps_at_once_send_nothing_twice(on: Scene, monkeypatch: pytest.Mo
     ("number", "promised"), [(signal.SIGKILL, KILLED), (signal.SIGSTOP, CUT_OFF)], ids=["killed", "cut off"]
 )
 def test_what_a_worker_held_runs_again_in_time(
-    on: Scene, stopped: list[int], number: signal.Signals, promised: float
+    scenario: Scenario, stopped: list[int], number: signal.Signals, promised: float
 ) -> None:
     """By the product's own periods: many in its hands, one not begun, none of them waits for the others though each is
     charged with the death. It was the one that sweeps, too.
     """
-    gate, modules = on.folder / "gate", (ACTORS, "tests.faults.rig.gates")
-    victim = on.worker(threads=6, modules=modules)
-    job = on.submit("gated", ({"number": n, "gate": str(gate)} for n in range(7)))
-    on.until(job, lambda status: status["running"] == 6)
-    pid = runs(on, job)[0][1]
-    survivor = on.worker(threads=8, modules=modules)
-    assert pid_of(leader(on)) == pid
+    gate = scenario.folder / "gate"
+    victim = scenario.start_worker(threads=6)
+    job = scenario.submit("work", ({"number": n, "gate": str(gate)} for n in range(7)))
+    scenario.wait_for(job, lambda status: status["running"] == 6)
+    pid = runs(scenario, job)[0][1]
+    survivor = scenario.start_worker(threads=8)
+    assert pid_of(leader(scenario)) == pid
     held = "SELECT held FROM callboard.workers WHERE pid = %s"
-    assert wait_until(lambda: on.sql(held, pid) == [(7,)], TIMEOUT)
+    assert wait_until(lambda: scenario.sql(held, pid) == [(7,)], TIMEOUT)
     if number == signal.SIGKILL:
         victim.kill()
-        on.workers.remove(victim)  # nobody starts it again
+        scenario.workers.remove(victim)  # nobody starts it again
     else:
         stopped.append(pid)
         os.kill(pid, number)
@@ -149,15 +149,15 @@ def test_what_a_worker_held_runs_again_in_time(
     moment = time.monotonic()
 
     def again() -> bool:
-        return set(range(7)) == {item for item, where in runs(on, job) if where != pid}
+        return set(range(7)) == {item for item, where in runs(scenario, job) if where != pid}
 
-    on.until(job, lambda _: again())
+    scenario.wait_for(job, lambda _: again())
     took = seconds_since(moment)
     assert took < promised
     assert survivor.process.running()
     if number == signal.SIGSTOP:
         os.kill(pid, signal.SIGCONT)
     gate.touch()
-    on.prove(job, total=7)
-    assert on.status(job)["crashes"] == 0
+    scenario.assert_completed(job, total=7)
+    assert scenario.status(job)["crashes"] == 0
     print(f"{number.name}: all run again after {took:.1f} s")

@@ -32,13 +32,13 @@ _boot = _Boot()
 logging.getLogger("dramatiq").addHandler(_boot)
 
 
-def booted() -> None:
+def wait_for_boot() -> None:
     """Wait until this worker process may die."""
     _boot.over.wait(PATIENCE)
 
 
 def die() -> NoReturn:
     """As by the kernel, when memory is short."""
-    booted()
+    wait_for_boot()
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("it lives")

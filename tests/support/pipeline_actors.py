@@ -13,7 +13,7 @@ from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import StubBackend
 
 import callboard
-from tests.support.boot_death import booted
+from tests.support.boot_death import wait_for_boot
 
 broker = callboard.install()
 broker.add_middleware(AsyncIO())
@@ -96,7 +96,7 @@ async def counts_gently(pages: int) -> None:
 @dramatiq.actor(max_retries=0)
 def deadly(number: int) -> None:
     if number == 0:
-        booted()
+        wait_for_boot()
         os._exit(9)
     time.sleep(0.05)
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -12,8 +13,8 @@ from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import StubBackend
 
 import callboard
-from tests.faults.rig.ledger import run
-from tests.support.boot_death import booted, die
+from tests.faults.rig.run_log import logged_run
+from tests.support.boot_death import die, wait_for_boot
 
 broker = callboard.install()
 #: Ways to die.
@@ -30,10 +31,14 @@ class Once(Exception):
 
 
 @dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
-def work(number: int, fate: str = "succeed", seconds: float = 0.0) -> dict[str, int] | None:
-    """Take some seconds; then fail for good, once, or until retried by hand, skip, give a result, or just succeed."""
-    with run():
+def work(number: int, fate: str = "succeed", seconds: float = 0.0, gate: str = "") -> dict[str, int] | None:
+    """Take some seconds, and wait until the file `gate` is there; then fail for good, once, or until retried by hand,
+    skip, give a result, or just succeed.
+    """
+    with logged_run():
         time.sleep(seconds)
+        while gate and not Path(gate).exists():
+            time.sleep(0.02)
         if fate == "fail":
             raise ValueError(f"number {number} can't be worked on")
         if fate == "once" and callboard.current().attempt == 1:
@@ -48,7 +53,7 @@ def work(number: int, fate: str = "succeed", seconds: float = 0.0) -> dict[str, 
 @dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
 def serve(customer: str, fate: str = "succeed", seconds: float = 0.0) -> None:
     """Take some seconds for a customer; or fail once."""
-    with run():
+    with logged_run():
         time.sleep(seconds)
         if fate == "retry" and callboard.current().attempt == 1:
             raise NotYet(f"{customer} needs another try")
@@ -57,7 +62,7 @@ def serve(customer: str, fate: str = "succeed", seconds: float = 0.0) -> None:
 @dramatiq.actor(max_retries=0)
 def leaves(number: int) -> None:
     """Work for long, and look whether that is still wanted."""
-    with run():
+    with logged_run():
         while not callboard.current().cancelled:
             time.sleep(0.05)
         raise callboard.Skip("not wanted any more")
@@ -77,12 +82,12 @@ def in_hand() -> bool:
 @dramatiq.actor(max_retries=0)
 def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) -> None:
     """Kill this very process, after some seconds, or when it is `known` that the item is in hand."""
-    with run():
+    with logged_run():
         time.sleep(seconds)
         while known and not in_hand():
             time.sleep(0.05)
         if how in DEATHS:
-            booted()
+            wait_for_boot()
         if how == "exit":
             os._exit(9)
         if how == "segfault":
@@ -95,7 +100,7 @@ def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) 
 @callboard.batch
 def uploads(items: list[dict[str, Any]]) -> list[Any]:
     """Take some seconds for all of them, or kill this very process; their numbers are those of their items."""
-    with run(*(item["number"] for item in items)):
+    with logged_run(*(item["number"] for item in items)):
         time.sleep(max(item.get("seconds", 0.0) for item in items))
         if any(item.get("how") == "kill" for item in items):
             while not in_hand():
@@ -107,14 +112,14 @@ def uploads(items: list[dict[str, Any]]) -> list[Any]:
 @dramatiq.actor(max_retries=0, time_limit=3_600_000)
 def hung(port: int) -> None:
     """Wait for ever for bytes that never come."""
-    with run(), socket.create_connection(("127.0.0.1", port)) as connection:
+    with logged_run(), socket.create_connection(("127.0.0.1", port)) as connection:
         connection.recv(1)
 
 
 @dramatiq.actor(max_retries=0)
 def parent(number: int, children: int) -> None:
     """Send children; they go when it succeeds."""
-    with run():
+    with logged_run():
         for child in range(children):
             work.send(child)
 
@@ -122,12 +127,12 @@ def parent(number: int, children: int) -> None:
 @dramatiq.actor(max_retries=0)
 def told(call: dict[str, Any]) -> str:
     """Be called when a job ended; the callback's id is its result."""
-    with run():
+    with logged_run():
         return str(call["id"])
 
 
 @dramatiq.actor(max_retries=20, min_backoff=50, max_backoff=100)
 def limited(number: int) -> None:
     """One at a time in a process; the others are raised out and tried again."""
-    with run(), MUTEX.acquire():
+    with logged_run(), MUTEX.acquire():
         time.sleep(0.02)

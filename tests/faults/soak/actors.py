@@ -2,11 +2,11 @@
 
 import dramatiq
 
-from tests.faults.rig.ledger import run
+from tests.faults.rig.run_log import logged_run
 
 
 @dramatiq.actor(max_retries=0, queue_name="foreign")
 def outsider(number: int) -> None:
     """What somebody sends who knows nothing of Callboard."""
-    with run():
+    with logged_run():
         return

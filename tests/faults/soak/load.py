@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from callboard.commands.services import Process
-from tests.faults.rig.ledger import Ledger
-from tests.faults.rig.scene import Scene, fate
+from tests.faults.rig.run_log import RunLog
+from tests.faults.rig.scenario import Scenario, fate
 from tests.faults.soak.sender import sent
 from tests.faults.soak.verdict import Found
 
@@ -77,7 +77,7 @@ class Submission:
 class Load:
     """See the module. Everything is started by the thread that calls `tend`."""
 
-    on: Scene
+    scenario: Scenario
     chance: random.Random
     submissions: list[Submission] = field(default_factory=list)
     senders: dict[str, Process] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Load:
     @property
     def environment(self) -> dict[str, str]:
         """Of submitters and senders."""
-        return {**os.environ, **self.on.environment, "CALLBOARD_ACTORS": MODULE}
+        return {**os.environ, **self.scenario.environment, "CALLBOARD_ACTORS": MODULE}
 
     def processes(self) -> list[Process]:
         """Those that submit or send now."""
@@ -105,7 +105,7 @@ class Load:
     def finish(self) -> bool:
         """Go on with the submissions that are not done; whether all are."""
         for one in self.submissions:
-            one.look(self.environment, self.on.folder / "submitters.log")
+            one.look(self.environment, self.scenario.folder / "submitters.log")
         return all(one.done for one in self.submissions)
 
     def end(self) -> None:
@@ -117,7 +117,7 @@ class Load:
         number = len(self.submissions)
         actor = "parent" if number % 3 == 2 else "work"
         count = self.chance.randrange(SMALLEST, LARGEST) // (1 + CHILDREN * (actor == "parent"))
-        file = self.on.folder / f"job-{number}.jsonl"
+        file = self.scenario.folder / f"job-{number}.jsonl"
         lines = (self._item(actor, n) for n in range(count))
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
         options = KINDS[number // 2 % len(KINDS)]
@@ -131,20 +131,20 @@ class Load:
 
     def _send(self, kind: str) -> None:
         command = [sys.executable, "-m", "tests.faults.soak.sender", kind, str(self._list(kind))]
-        log = self.on.folder / "senders.log"
+        log = self.scenario.folder / "senders.log"
         self.senders[kind] = Process(command, log=log, env=self.environment).start()
 
     def _list(self, kind: str) -> Path:
-        return self.on.folder / f"{kind}.list"
+        return self.scenario.folder / f"{kind}.list"
 
     # What it comes to ------------------------------------------------------------------------------------------------
 
     def found(self) -> list[Found]:
         """Every item of the record."""
-        runs = all_runs(self.on.ledger)
+        runs = all_runs(self.scenario.run_log)
         return [
             Found(what, state, wanted, runs[job, item], died and state == "failed")
-            for job, item, key, actor, args, message, state, died in self.on.sql(ITEMS)
+            for job, item, key, actor, args, message, state, died in self.scenario.sql(ITEMS)
             for what, wanted in [_named(key, actor, json.loads(bytes(args)), message)]
         ]
 
@@ -166,7 +166,7 @@ class Load:
             yield from ((one.key, one.actor, number) for number in range(one.items))
 
 
-def all_runs(ledger: Ledger) -> Counter[tuple[int, int]]:
+def all_runs(ledger: RunLog) -> Counter[tuple[int, int]]:
     """How often each item began, as the actors say."""
     rows = ledger.conn.execute("SELECT job, item, count(*) FROM runs GROUP BY job, item")
     return Counter({(job, item): count for job, item, count in rows})

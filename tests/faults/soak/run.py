@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from psycopg.conninfo import conninfo_to_dict
 
+from callboard.commands.services import Node, Server
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from tests.faults.rig.proxy import Proxy, proxy
-from tests.faults.rig.scene import Scene
-from tests.faults.soak.deeds import ERRORS, Deeds
+from tests.faults.rig.scenario import Scenario
+from tests.faults.soak.injector import ERRORS, FaultInjector
 from tests.faults.soak.load import MODULE, Load
 from tests.faults.soak.plan import Fault
 from tests.faults.soak.verdict import Verdict, account, growth
@@ -56,7 +57,9 @@ def proxies(environment: dict[str, str]) -> Iterator[tuple[dict[str, str], Proxy
 class Soak:
     """See the module. `say` takes a line for who looks on."""
 
-    on: Scene
+    scenario: Scenario
+    server: Server
+    node: Node
     amqp_url: str  # by no proxy
     before_database: Proxy
     before_broker: Proxy
@@ -72,34 +75,37 @@ class Soak:
     def run(self) -> Verdict:
         """All of it, from the main thread: what it starts ends with the thread that started it."""
         chance = random.Random(self.seed)
-        load = Load(self.on, chance)
-        deeds = Deeds(self.on, load, self.amqp_url, self.before_database, self.before_broker, chance)
+        load = Load(self.scenario, chance)
+        injector = FaultInjector(
+            self.scenario, self.server, self.node, load, self.amqp_url, self.before_database, self.before_broker,
+            chance,
+        )  # fmt: skip
         for _ in range(2):
-            self.on.worker(modules=self.modules, env=self.environment)
+            self.scenario.start_worker(modules=self.modules, env=self.environment)
         try:
-            with Watch(self.on) as watch:
-                self._faults(load, deeds, watch)
-                unfinished = self._calm(load, deeds, watch)
+            with Watch(self.scenario) as watch:
+                self._faults(load, injector, watch)
+                unfinished = self._calm(load, injector, watch)
                 grown, measured = self._grown(watch)
             return self._verdict(load, watch, unfinished, grown, measured)
         finally:
-            deeds.thaw(all_of_them=True)
+            injector.thaw(all_of_them=True)
             load.end()
 
-    def _faults(self, load: Load, deeds: Deeds, watch: Watch) -> None:
+    def _faults(self, load: Load, injector: FaultInjector, watch: Watch) -> None:
         began, due = time.monotonic(), list(self.plan)
         while time.monotonic() < began + self.length or due:
-            self.on.tend()
+            self.scenario.restart_ended_workers()
             load.tend(watch.open)
-            deeds.thaw()
+            injector.thaw()
             if due and time.monotonic() >= began + due[0].at:
-                self._do(due.pop(0), deeds, began)
+                self._do(due.pop(0), injector, began)
             time.sleep(0.05)
 
-    def _do(self, fault: Fault, deeds: Deeds, began: float) -> None:
+    def _do(self, fault: Fault, injector: FaultInjector, began: float) -> None:
         at = time.monotonic() - began
         try:
-            hit = deeds.do(fault)
+            hit = injector.inject(fault)
         except ERRORS as error:
             hit = 0
             self.say(f"{at:7.1f} s  {fault.kind} could not be done: {str(error).splitlines()[0]}")
@@ -107,15 +113,15 @@ class Soak:
         self.over.append((time.monotonic(), fault))
         self.say(f"{at:7.1f} s  {fault.kind}: {hit} hit")
 
-    def _calm(self, load: Load, deeds: Deeds, watch: Watch) -> list[Any]:
+    def _calm(self, load: Load, injector: FaultInjector, watch: Watch) -> list[Any]:
         """No more faults: everything ends. What has not, is given back."""
-        deeds.thaw(all_of_them=True)
+        injector.thaw(all_of_them=True)
         for process in load.senders.values():
             process.kill()
         began = time.monotonic()
 
         def ended() -> bool:
-            self.on.tend()
+            self.scenario.restart_ended_workers()
             try:
                 return load.finish() and not self._unfinished()
             except ERRORS:
@@ -127,8 +133,8 @@ class Soak:
 
     def _unfinished(self) -> list[Any]:
         """What is still open; messages of strangers may lie in RabbitMQ that nobody has heard of."""
-        waiting = self.on.depth("foreign") if self.on.node.running() else 0
-        return self.on.sql(
+        waiting = self.scenario.ready_messages("foreign") if self.node.running() else 0
+        return self.scenario.sql(
             "SELECT name, state::text, total, succeeded, failed, skipped, retrying FROM callboard.jobs"
             " WHERE finished_at IS NULL AND (succeeded + failed + skipped < total OR standing_on IS NULL)"
             " UNION ALL SELECT 'messages of strangers', '', %s, 0, 0, 0, 0 WHERE %s > 0",
@@ -141,11 +147,11 @@ class Soak:
     def _verdict(
         self, load: Load, watch: Watch, unfinished: list[Any], grown: list[str], measured: list[str]
     ) -> Verdict:
-        with connect(self.on.direct_url) as conn:
+        with connect(self.scenario.database_url) as conn:
             drift = queries.run(conn, queries.verify())["drift"]
         found = load.found()
         recoveries = [(watch.recovered(at), fault.kind) for at, fault in self.over]
-        twice = self.on.ledger.conn.execute(
+        twice = self.scenario.run_log.conn.execute(
             "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) AS n FROM runs GROUP BY job, item, attempt) AS r"
         ).fetchone()
         return Verdict(
@@ -155,7 +161,7 @@ class Soak:
 
     def _grown(self, watch: Watch) -> tuple[list[str], list[str]]:
         """What grew or is more than it may be, and what was measured."""
-        spared = self.on.workers[1]
+        spared = self.scenario.workers[1]
         pids = (spared.pid, *spared.children())
         half = self.over[len(self.over) // 2][0] if self.over else 0.0
         kept = {pid: [s for s in watch.samples[pid] if s.moment > half] for pid in pids}
@@ -177,7 +183,7 @@ class Soak:
         return len(self.before_database)
 
     def _dead_rows(self) -> list[str]:
-        rows = self.on.sql(
+        rows = self.scenario.sql(
             "SELECT relname, n_dead_tup, n_live_tup FROM pg_stat_user_tables WHERE schemaname = 'callboard'"
             " AND n_dead_tup > %s + %s * n_live_tup",
             DEAD,

@@ -12,8 +12,8 @@ import psycopg
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
-from tests.faults.rig.scene import Scene
-from tests.faults.rig.witness import FINAL
+from tests.faults.rig.job_watcher import FINAL
+from tests.faults.rig.scenario import Scenario
 from tests.faults.soak.verdict import Sample
 
 PAUSE = 0.1
@@ -25,8 +25,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class Watch:
     """A thread with a connection of its own; a database that is away is simply asked again."""
 
-    def __init__(self, on: Scene) -> None:
-        self.on = on
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
         self.open = 0
         self.progress: list[tuple[float, int]] = []  # when the number of final items grew, and to what
         self.wrong: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ class Watch:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                with connect(self.on.direct_url) as conn:
+                with connect(self.scenario.database_url) as conn:
                     while not self._stopping.wait(PAUSE):
                         self._read(queries.run(conn, queries.jobs(limit=100))[0])
                         self._sample(time.monotonic())
@@ -76,7 +76,7 @@ class Watch:
         if now - self._sampled < SAMPLE:
             return
         self._sampled = now
-        for worker in self.on.workers:
+        for worker in self.scenario.workers:
             if not worker.process.running():
                 continue
             for pid in (worker.pid, *worker.children()):

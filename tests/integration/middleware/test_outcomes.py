@@ -11,7 +11,7 @@ import pytest
 from dramatiq import Message, group
 
 import callboard
-from tests.faults.rig.witness import Witness
+from tests.faults.rig.job_watcher import JobWatcher
 from tests.support.pipeline import TIMEOUT, Stage, stage
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
@@ -29,10 +29,10 @@ def on(
 ) -> Iterator[Stage]:
     """One worker process for all of these tests; at the end it stops, and its record is true."""
     with stage(postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("outcomes")) as made:
-        with Witness(made.environment["DATABASE_URL"], pause=0.2) as witness:
+        with JobWatcher(made.environment["DATABASE_URL"], pause=0.2) as watcher:
             yield made
-        assert witness.wrong == []
-        assert witness.readings > 0
+        assert watcher.wrong == []
+        assert watcher.readings > 0
         assert made.worker is not None
         assert made.worker.stop() == 0
         assert made.drift() == []
@@ -293,7 +293,7 @@ def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Stage) -> None
         "SELECT extract(epoch FROM started_at)::float8 FROM callboard.items WHERE job_id = %s", (job.id,)
     ).fetchone()
     assert started is not None
-    assert 0 <= started[0] - row[0] < TIMEOUT  # how late it may be: tests/faults/test_schedule.py
+    assert 0 <= started[0] - row[0] < TIMEOUT  # how late it may be: tests/faults/test_restarts.py
 
 
 def test_a_send_that_amqp_cannot_say_holds_nobody_up(on: Stage) -> None:

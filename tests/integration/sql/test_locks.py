@@ -30,7 +30,7 @@ from callboard.sql.writes import (
 from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.jobs import close_stopped
 from callboard.sql.writes.retry import RetrySelection
-from tests.faults.rig.crowd import broken, turn_around
+from tests.faults.rig.concurrent_writers import broken_deadlocks, reverse_rows
 from tests.support.databases import waiting
 from tests.support.jobs import BAD, make_job, make_worker, publish
 from tests.support.workers import wait_until
@@ -83,7 +83,7 @@ def drift(conn: Conn) -> Any:
 def in_outbox(conn: Conn, job: int) -> list[int]:
     """Three messages, which lie in the reverse order of their items; their ids."""
     claims.park(conn, [(job, item, 1) for item in range(3)])
-    turn_around(conn, "outbox")
+    reverse_rows(conn, "outbox")
     return [row[0] for row in conn.execute("SELECT id FROM callboard.outbox ORDER BY item")]
 
 
@@ -107,7 +107,7 @@ def test_messages_that_are_woken_and_a_flush(conn: Conn, database_url: str) -> N
     workers.stop_worker(conn, make_worker(conn))
     for item in range(3):
         claims.postpone(conn, job, item, 1, "work")
-    turn_around(conn, "items", "outbox")
+    reverse_rows(conn, "items", "outbox")
     make_worker(conn)
     meet(database_url, MIDDLE, [job], ends(job, range(3)), claims.wake_postponed)
     assert drift(conn) == []
@@ -118,7 +118,7 @@ def test_lanes_that_go_by_another_argument_and_a_flush(conn: Conn, database_url:
     in_outbox(conn, job)
     actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
     conn.execute("UPDATE callboard.outbox SET lane = '1'")
-    turn_around(conn, "outbox")
+    reverse_rows(conn, "outbox")
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
     meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: lanes.change_lanes(c, claim, []))
@@ -156,7 +156,7 @@ def test_where_attempts_hang_and_what_is_in_hand(conn: Conn, database_url: str) 
     worker, other = make_worker(conn), make_worker(conn)
     copies = [Running(job, item, 1, 1.0, None) for item in range(3)]
     outcomes.report_running(conn, worker, copies)
-    turn_around(conn, "running")
+    reverse_rows(conn, "running")
     stacks = [HangSample(job, item, 1, "here", "there") for item in range(3)]
     meet(
         database_url, "running WHERE job_id = %s AND item = 1", [job],
@@ -228,7 +228,7 @@ def test_a_retry_and_what_a_cancelled_job_still_had_in_hand(conn: Conn, database
         database_url, "items WHERE job_id = %s AND item = 1", [job], ends(job, range(3), ok=True),
         lambda c: retry.retry(c, job, BY, RetrySelection(("failed",))),
     )  # fmt: skip
-    assert broken(conn) == 0
+    assert broken_deadlocks(conn) == 0
     assert drift(conn) == []
 
 
@@ -243,7 +243,7 @@ def test_a_retry_and_a_dead_letter_that_is_settled(conn: Conn, database_url: str
         database_url, MIDDLE, [job], lambda c: publishing.settle_outbox(c, out),
         lambda c: retry.retry(c, job, BY, RetrySelection()),
     )  # fmt: skip
-    assert broken(conn) == 0
+    assert broken_deadlocks(conn) == 0
     assert drift(conn) == []
 
 
@@ -260,7 +260,7 @@ def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: s
         database_url, MIDDLE, [job], lambda c: publishing.settle_outbox(c, out),
         lambda c: retry.retry(c, job, BY, RetrySelection(("cancelled",))),
     )  # fmt: skip
-    assert broken(conn) == 0
+    assert broken_deadlocks(conn) == 0
     assert drift(conn) == []
 
 
@@ -289,14 +289,14 @@ def late(jobs: Sequence[int]) -> Step:
 @pytest.mark.parametrize("what", ["leaves", "is due", "is retried"])
 def test_a_job_of_stages_and_late_outcomes(what: str, conn: Conn, database_url: str) -> None:
     parent, jobs = staged(conn)
-    turn_around(conn, "jobs")
+    reverse_rows(conn, "jobs")
     steps: dict[str, Step] = {
         "leaves": lambda c: retention.mark(c, [parent]),
         "is due": lambda c: retention.mark_due(c, 0.0),
         "is retried": lambda c: retry.retry(c, parent, BY, RetrySelection(("cancelled",))),
     }
     meet(database_url, "jobs WHERE id = %s", [jobs[1]], late(jobs), steps[what])
-    assert broken(conn) == 0
+    assert broken_deadlocks(conn) == 0
     if what == "is due":
         assert retention.mark_due(conn, 0.0) == [parent, *jobs]
     assert drift(conn) == []

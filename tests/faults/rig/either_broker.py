@@ -9,7 +9,7 @@ import psycopg
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 import callboard
-from tests.faults.rig.ledger import VARIABLE
+from tests.faults.rig.run_log import RUN_LOG_URL
 
 STOCK = "CALLBOARD_TEST_STOCK"
 
@@ -22,7 +22,7 @@ else:
 @dramatiq.actor(max_retries=0)
 def note(number: int, gate: str | None = None) -> None:
     """Note the run as it begins, under job 0; then wait until the gate is there, if there is to be one."""
-    with psycopg.connect(os.environ[VARIABLE], autocommit=True) as conn:
+    with psycopg.connect(os.environ[RUN_LOG_URL], autocommit=True) as conn:
         conn.execute(
             "INSERT INTO runs (job, item, attempt, pid) VALUES (0, %s, 1, %s)", (number, os.getpid())
         )

@@ -9,7 +9,7 @@ import dramatiq
 import callboard
 from callboard.middleware.callbacks import stage_maker
 from callboard.middleware.submission import submission
-from tests.faults.rig.ledger import run
+from tests.faults.rig.run_log import logged_run
 
 submission.CHUNK_ITEMS = stage_maker.PAGE_ITEMS = 50
 
@@ -17,7 +17,7 @@ submission.CHUNK_ITEMS = stage_maker.PAGE_ITEMS = 50
 @dramatiq.actor(max_retries=0)
 def summed(numbers: int) -> int:
     """What becomes of all results."""
-    with run():
+    with logged_run():
         return numbers
 
 

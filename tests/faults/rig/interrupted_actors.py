@@ -6,7 +6,7 @@ import dramatiq
 from dramatiq.middleware import Shutdown
 
 import callboard
-from tests.faults.rig.ledger import run
+from tests.faults.rig.run_log import logged_run
 
 
 def work_on() -> None:
@@ -18,7 +18,7 @@ def work_on() -> None:
 @dramatiq.actor(notify_shutdown=True, max_retries=3, min_backoff=50, max_backoff=100)
 def interrupted(how: str) -> str:
     """The first attempt works until it is told; then it breaks off, ends in its own way, or says why it does not."""
-    with run():
+    with logged_run():
         try:
             if callboard.current().attempt == 1:
                 work_on()
@@ -33,5 +33,5 @@ def interrupted(how: str) -> str:
 @dramatiq.actor(notify_shutdown=True, max_retries=0)
 def only_once() -> None:
     """It is not tried again."""
-    with run():
+    with logged_run():
         work_on()

@@ -1,6 +1,6 @@
-"""Parts of the journal that fail for ever with an error nobody thought of, imported beside the actors.
+"""A part of the journal that fails for ever with an error that no code expects, imported beside the actors.
 
-CALLBOARD_TEST_BREAKS names the part. It fails once the folder CALLBOARD_TEST_MARKS holds a file `broken`.
+CALLBOARD_TEST_BREAKS names the part. It fails once the folder CALLBOARD_TEST_BREAKS_IN holds a file `broken`.
 """
 
 import os
@@ -10,11 +10,11 @@ from typing import Any
 from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.process import fatal_exit
 
-BREAKS, MARKS = "CALLBOARD_TEST_BREAKS", "CALLBOARD_TEST_MARKS"
+BREAKS, FOLDER = "CALLBOARD_TEST_BREAKS", "CALLBOARD_TEST_BREAKS_IN"
 
 
 def install(part: str, sign: Path) -> None:
-    """Lay the fault into the product's way, and wait less for actors that don't end."""
+    """Put the failure into the product's method, and wait less for actors that don't end."""
     fatal_exit.EXIT_SECONDS = 4.0
     plain: Any = getattr(InFlight, part)
 
@@ -27,4 +27,4 @@ def install(part: str, sign: Path) -> None:
 
 
 if os.environ.get(BREAKS):
-    install(os.environ[BREAKS], Path(os.environ[MARKS]) / "broken")
+    install(os.environ[BREAKS], Path(os.environ[FOLDER]) / "broken")

@@ -7,7 +7,7 @@ import dramatiq
 from dramatiq.middleware import AsyncIO
 
 from tests.faults.rig import actors
-from tests.faults.rig.ledger import run
+from tests.faults.rig.run_log import logged_run
 
 actors.broker.add_middleware(AsyncIO())
 
@@ -20,7 +20,7 @@ async def never() -> None:
 @dramatiq.actor(max_retries=0, time_limit=3_600_000)
 async def patient(how: str) -> None:
     """Await for ever, or keep the loop to itself for a while."""
-    with run():
+    with logged_run():
         if how == "nested":
             await never()
         if how == "gathers":

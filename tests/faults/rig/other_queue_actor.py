@@ -3,7 +3,7 @@
 import dramatiq
 
 import callboard
-from tests.faults.rig.ledger import run
+from tests.faults.rig.run_log import logged_run
 
 broker = callboard.install()
 
@@ -11,6 +11,6 @@ broker = callboard.install()
 @dramatiq.actor(queue_name="elsewhere", max_retries=1, min_backoff=8_000, max_backoff=8_000)
 def later(number: int) -> None:
     """Fail once."""
-    with run():
+    with logged_run():
         if callboard.current().attempt == 1:
             raise ValueError(f"number {number} needs another try")

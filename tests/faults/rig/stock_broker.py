@@ -7,7 +7,7 @@ import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 import callboard
-from tests.faults.rig.ledger import run
+from tests.faults.rig.run_log import logged_run
 
 dramatiq.set_broker(RabbitmqBroker(url=os.environ["AMQP_URL"]))
 callboard.install(dramatiq.get_broker())
@@ -16,5 +16,5 @@ callboard.install(dramatiq.get_broker())
 @dramatiq.actor(max_retries=0)
 def plain(number: int) -> None:
     """Take a moment."""
-    with run():
+    with logged_run():
         time.sleep(0.02)

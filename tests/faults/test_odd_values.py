@@ -4,7 +4,7 @@ from typing import Any
 
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
-from tests.faults.rig.scene import ACTORS, Scene
+from tests.faults.rig.scenario import ACTORS, Scenario
 
 SAID = {
     "half": "its result can't be stored",
@@ -23,28 +23,30 @@ SAID = {
 KINDS = [*SAID, "nul", "step"]
 
 
-def attempts(on: Scene, job: int, item: int) -> list[dict[str, Any]]:
+def attempts(scenario: Scenario, job: int, item: int) -> list[dict[str, Any]]:
     """What is told of an item's attempts."""
-    with connect(on.direct_url) as conn:
+    with connect(scenario.database_url) as conn:
         return queries.run(conn, queries.attempts(job, item))
 
 
-def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(on: Scene) -> None:
-    worker = on.worker(modules=(ACTORS, "tests.faults.rig.oddities"))
+def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(scenario: Scenario) -> None:
+    worker = scenario.start_worker(modules=(ACTORS, "tests.faults.rig.odd_values"))
     kinds = [kind for kind in KINDS for kind in (kind, *["plain"] * 9)] * 2
-    job = on.submit("odd", kinds)
-    with on.witness(job) as witness:
+    job = scenario.submit("odd", kinds)
+    with scenario.watch(job) as watcher:
         failed = [n for n, kind in enumerate(kinds) if kind in SAID and kind != "skip"]
-        on.prove(job, total=len(kinds), failed=len(failed), skipped=2, witness=witness)
+        scenario.assert_completed(job, total=len(kinds), failed=len(failed), skipped=2, watcher=watcher)
     for n, kind in enumerate(kinds):
         if kind in SAID:
-            assert SAID[kind] in attempts(on, job.id, n)[-1]["message"], kind
+            assert SAID[kind] in attempts(scenario, job.id, n)[-1]["message"], kind
     for text in ("can't go on", "can't be written to", "can't be recorded at all", "Unexpected failure in"):
         assert text not in worker.output
     assert worker.process.running()
 
 
-def test_the_limit_of_results_is_set_by_a_variable(on: Scene) -> None:
-    on.worker(modules=(ACTORS, "tests.faults.rig.oddities"), env={"CALLBOARD_RESULT_LIMIT": "400000"})
-    job = on.submit("odd", ["huge"])
-    on.prove(job, total=1)
+def test_the_limit_of_results_is_set_by_a_variable(scenario: Scenario) -> None:
+    scenario.start_worker(
+        modules=(ACTORS, "tests.faults.rig.odd_values"), env={"CALLBOARD_RESULT_LIMIT": "400000"}
+    )
+    job = scenario.submit("odd", ["huge"])
+    scenario.assert_completed(job, total=1)

@@ -1,4 +1,4 @@
-"""What a fault is played on: services that may be stopped and killed, workers that are started again, and the proof."""
+"""A test database, a virtual host, a client and workers that faults happen to, and the proof that jobs survive them."""
 
 import time
 from collections import Counter
@@ -13,18 +13,22 @@ import pika
 import psycopg
 
 import callboard
-from callboard.commands.services import Node, Server
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
-from tests.faults.rig.ledger import Ledger
-from tests.faults.rig.witness import Witness
+from tests.faults.rig import periods
+from tests.faults.rig.job_watcher import JobWatcher
+from tests.faults.rig.kill_points import DEATHS, KILL_POINTS, MODULE, Death, deaths
+from tests.faults.rig.run_log import RunLog
 from tests.support.clients import client
 from tests.support.workers import Worker, wait_until
 
 ACTORS = "tests.faults.rig.actors"
 NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uploads", "told", "summed")
+#: Seconds within which everything happens that a test waits for.
 TIMEOUT = 120.0
+#: Seconds between two looks at what a test waits for.
+POLL = 0.05
 
 
 def fate(number: int) -> str:
@@ -38,14 +42,12 @@ def mixed(count: int, seconds: float = 0.0) -> Iterator[dict[str, Any]]:
 
 
 @dataclass
-class Scene:
-    """See the module. `environment` is what workers and clients run in."""
+class Scenario:
+    """See the module. `environment` is that of workers and clients; `database_url` goes by no proxy or pooler."""
 
-    server: Server
-    node: Node
     environment: dict[str, str]
-    direct_url: str  # this test's database, by no proxy or pooler
-    ledger: Ledger
+    database_url: str
+    run_log: RunLog
     broker: dramatiq.Broker
     folder: Path
     workers: list[Worker] = field(default_factory=list)
@@ -53,27 +55,49 @@ class Scene:
 
     # Workers ---------------------------------------------------------------------------------------------------------
 
-    def worker(
+    def start_worker(
         self, *, threads: int = 8, processes: int = 1, env: Mapping[str, str] | None = None,
-        modules: Sequence[str] = (ACTORS,), arguments: Sequence[str] = (),
+        modules: Sequence[str] = (ACTORS,), arguments: Sequence[str] = (), short_periods: float | None = None,
+        kill_points: Sequence[str] = (),
     ) -> Worker:  # fmt: skip
-        """A `dramatiq` of its own that takes messages; ended with the test."""
+        """A `dramatiq` of its own that takes messages; it ends with the test.
+
+        The modules `periods` and `kill_points` say what the arguments of these names do.
+        """
         log = self.folder / f"worker-{len(self.workers)}.log"
         environment = {**self.environment, **(env or {})}
+        if short_periods is not None:
+            environment[periods.SHORT_PERIODS], modules = str(short_periods), (*modules, periods.MODULE)
+        if kill_points:
+            self._deaths.mkdir(exist_ok=True)
+            environment |= {KILL_POINTS: ",".join(kill_points), DEATHS: str(self._deaths)}
+            modules = (*modules, MODULE)
         sizes = {"threads": threads, "processes": processes}
         made = Worker(modules, log, env=environment, arguments=arguments, **sizes)
         self.workers.append(made)
         self.starts += 1
         return made.start()
 
-    def tend(self) -> int:
-        """Start again, without waiting, what has ended: what a supervisor does. How many it were."""
+    def restart_ended_workers(self) -> int:
+        """Start the workers that have ended again, without waiting, as a supervisor does; how many there were."""
         ended = [worker for worker in self.workers if not worker.process.running()]
         for worker in ended:
-            worker.process.kill()  # what is left of its group
+            worker.process.kill()  # the rest of its process group
             worker.begin()
         self.starts += len(ended)
         return len(ended)
+
+    def deaths(self) -> list[Death]:
+        """The deaths so far of workers that were started with `kill_points`."""
+        return deaths(self._deaths)
+
+    @property
+    def _deaths(self) -> Path:
+        return self.folder / "deaths"
+
+    def log(self) -> str:
+        """All that the workers logged."""
+        return "".join(worker.output for worker in self.workers)
 
     # Jobs ------------------------------------------------------------------------------------------------------------
 
@@ -83,38 +107,38 @@ class Scene:
 
     def status(self, job: callboard.Job) -> dict[str, Any]:
         """The job, read without the client's pool, which a fault may have broken."""
-        with connect(self.direct_url) as conn:
+        with connect(self.database_url) as conn:
             found = queries.run(conn, queries.job(job.id))
         assert found is not None
         return found
 
-    def until(
+    def wait_for(
         self, job: callboard.Job, condition: Callable[[dict[str, Any]], bool], timeout: float = TIMEOUT
     ) -> None:
-        """Wait until a job's status is so; fails with the status."""
+        """Wait until the condition holds for the job's status; fails with the status. Restarts ended workers."""
 
-        def met() -> bool:
-            self.tend()
+        def holds() -> bool:
+            self.restart_ended_workers()
             try:
                 return condition(self.status(job))
             except psycopg.OperationalError:
                 return False
 
-        assert wait_until(met, timeout, pause=0.1), self.status(job)
+        assert wait_until(holds, timeout, pause=POLL), self.status(job)
 
-    def witness(self, job: callboard.Job, *, reopened: bool = False) -> Witness:
-        """Watch a job's identity for the length of a block; `prove` asks what it saw."""
-        return Witness(self.direct_url, job.id, reopened=reopened)
+    def watch(self, job: callboard.Job, *, reopened: bool = False) -> JobWatcher:
+        """Watch a job's counts for the length of a block; `assert_completed` asks what the watcher saw."""
+        return JobWatcher(self.database_url, job.id, reopened=reopened)
 
-    def prove(
+    def assert_completed(
         self, job: callboard.Job, *, total: int, failed: int = 0, skipped: int = 0, retries: int | None = None,
-        witness: Witness | None = None, timeout: float = TIMEOUT,
+        watcher: JobWatcher | None = None, timeout: float = TIMEOUT,
     ) -> Counter[int]:  # fmt: skip
-        """The job completes with exactly these counts, nothing drifts and nothing is left over; every item really ran.
+        """The job completes with exactly these counts, no counter drifts, no row is left over, and every item ran.
 
-        How often each ran.
+        Gives how many runs each item had.
         """
-        self.until(job, lambda status: status["finished_at"] is not None, timeout)
+        self.wait_for(job, lambda status: status["finished_at"] is not None, timeout)
         status = self.status(job)
         assert status["state"] == "completed", status
         assert sum(status[name] for name in ITEM_STATES) == total, status
@@ -122,45 +146,45 @@ class Scene:
         wanted = {"total": total, "succeeded": total - failed - skipped, "failed": failed, "skipped": skipped}
         assert found == wanted, status
         assert retries is None or status["retries"] == retries, status
-        self.prove_true()
-        assert self.left_over(job) == {"running": 0, "outbox": 0}
-        if witness is not None:
-            assert witness.wrong == []
-            assert witness.readings > 0
-        runs = self.ledger.runs(job.id)
+        self.assert_counters_true()
+        assert self.leftover_rows(job) == {"running": 0, "outbox": 0}
+        if watcher is not None:
+            assert watcher.wrong == []
+            assert watcher.readings > 0
+        runs = self.run_log.run_counts(job.id)
         assert set(runs) == set(range(total)), sorted(set(range(total)) - set(runs))[:20]
         return runs
 
-    def prove_mixed(self, job: callboard.Job, total: int, **more: Any) -> Counter[int]:
-        """The same of a job of `mixed` items; a crash gives an item another attempt, so retries are at least these."""
+    def assert_mixed_completed(self, job: callboard.Job, total: int, **more: Any) -> Counter[int]:
+        """The same of a job of `mixed` items. A crash gives an item another attempt, so retries may be more."""
         fates = Counter(fate(n) for n in range(total))
-        runs = self.prove(job, total=total, failed=fates["fail"], skipped=fates["skip"], **more)
+        runs = self.assert_completed(job, total=total, failed=fates["fail"], skipped=fates["skip"], **more)
         assert self.status(job)["retries"] >= 2 * fates["fail"] + fates["retry"]
         return runs
 
-    def prove_true(self) -> None:
-        """Recounting finds what the counters say, of every job."""
-        with connect(self.direct_url) as conn:
+    def assert_counters_true(self) -> None:
+        """A recount finds the same as the counters of every job."""
+        with connect(self.database_url) as conn:
             assert queries.run(conn, queries.verify())["drift"] == []
 
-    def left_over(self, job: callboard.Job) -> dict[str, int]:
+    def leftover_rows(self, job: callboard.Job) -> dict[str, int]:
         """Rows that a finished job has no use for, once the last have gone."""
 
         def rows() -> dict[str, int]:
-            with connect(self.direct_url) as conn:
-                found = conn.execute(
-                    "SELECT (SELECT count(*) FROM callboard.running WHERE job_id = %(job)s),"
-                    " (SELECT count(*) FROM callboard.outbox WHERE job_id = %(job)s)",
-                    {"job": job.id},
-                ).fetchone()
-            return dict(zip(("running", "outbox"), found or (), strict=True))
+            ((running, outbox),) = self.sql(
+                "SELECT (SELECT count(*) FROM callboard.running WHERE job_id = %s),"
+                " (SELECT count(*) FROM callboard.outbox WHERE job_id = %s)",
+                job.id,
+                job.id,
+            )
+            return {"running": running, "outbox": outbox}
 
-        wait_until(lambda: not any(rows().values()), TIMEOUT, pause=0.2)
+        wait_until(lambda: not any(rows().values()), TIMEOUT, pause=POLL)
         return rows()
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """What the record says, read directly, or nothing for statements that give no rows."""
-        with connect(self.direct_url) as conn:
+        """The rows that a statement gives in the test's database, by no proxy or pooler."""
+        with connect(self.database_url) as conn:
             done = conn.execute(statement, parameters or None)
             return list(done) if done.description else []
 
@@ -175,12 +199,12 @@ class Scene:
         finally:
             connection.close()
 
-    def depth(self, queue: str = "default") -> int:
-        """Messages that lie ready in a queue."""
+    def ready_messages(self, queue: str = "default") -> int:
+        """Messages in a queue that no consumer has."""
         with self.channel() as channel:
             return int(channel.queue_declare(queue, passive=True).method.message_count)
 
-    def consumed(self, queue: str = "default") -> bool:
+    def has_consumer(self, queue: str = "default") -> bool:
         """Whether a worker consumes a queue, and so has declared it: it says that it is ready before."""
         try:
             with self.channel() as channel:
@@ -188,8 +212,8 @@ class Scene:
         except pika.exceptions.ChannelClosedByBroker:
             return False
 
-    def lose(self, queue: str = "default", *, deleted: bool = False) -> int:
-        """Purge a queue, or delete it, as soon as messages lie in it; how many were lost."""
+    def lose_messages(self, queue: str = "default", *, deleted: bool = False) -> int:
+        """Purge a queue, or delete it, as soon as messages are ready in it; how many were lost."""
         with self.channel() as channel:
 
             def ready() -> int:
@@ -199,19 +223,15 @@ class Scene:
             done = channel.queue_delete(queue) if deleted else channel.queue_purge(queue)
             return int(done.method.message_count)
 
-    def said(self) -> str:
-        """All that the workers logged."""
-        return "".join(worker.output for worker in self.workers)
-
 
 @contextmanager
-def scene(
-    server: Server, node: Node, ledger: Ledger, environment: dict[str, str], direct_url: str, folder: Path
-) -> Iterator[Scene]:
-    """A scene with a client that has the actors' names; its workers end with it."""
+def make_scenario(
+    run_log: RunLog, environment: dict[str, str], database_url: str, folder: Path
+) -> Iterator[Scenario]:
+    """A scenario with a client that knows the actors' names; its workers end with it."""
     with ExitStack() as stack:
         broker = stack.enter_context(client(environment, NAMES))
-        made = Scene(server, node, environment, direct_url, ledger, broker, folder)
+        made = Scenario(environment, database_url, run_log, broker, folder)
         try:
             yield made
         finally:

@@ -8,7 +8,7 @@ from dramatiq.errors import Retry
 
 import callboard
 from tests.faults.rig.actors import work
-from tests.faults.rig.ledger import run
+from tests.faults.rig.run_log import logged_run
 
 NUL_AND_HALF = "a\x00b\ud800"
 
@@ -39,7 +39,7 @@ ERRORS: dict[str, Exception] = {
 @dramatiq.actor(max_retries=1, min_backoff=10, max_backoff=20)
 def odd(kind: str) -> Any:
     """Give a result, raise, say or send something odd; or nothing."""
-    with run():
+    with logged_run():
         if kind in ERRORS:
             raise ERRORS[kind]
         if kind == "step":

@@ -1,4 +1,4 @@
-"""The faults of a soak, done. Each says how many it hit; one that hit nothing did not happen."""
+"""Has the faults of a soak happen. Each says how many it hit; one that hit nothing did not happen."""
 
 import os
 import random
@@ -12,10 +12,10 @@ from urllib.parse import unquote, urlsplit
 import pika
 import psycopg
 
-from callboard.commands.services import NotStarted
+from callboard.commands.services import Node, NotStarted, Server
 from callboard.sql.pool import connect
 from tests.faults.rig.proxy import Proxy
-from tests.faults.rig.scene import Scene
+from tests.faults.rig.scenario import Scenario
 from tests.faults.soak.load import Load
 from tests.faults.soak.plan import Fault
 from tests.support.workers import wait_until
@@ -26,10 +26,12 @@ REVIVAL = 60.0
 
 
 @dataclass
-class Deeds:
+class FaultInjector:
     """See the module. `amqp_url` goes to RabbitMQ by no proxy."""
 
-    on: Scene
+    scenario: Scenario
+    server: Server
+    node: Node
     load: Load
     amqp_url: str
     before_database: Proxy
@@ -37,10 +39,10 @@ class Deeds:
     chance: random.Random
     thawing: dict[int, float] = field(default_factory=dict)  # process group -> when it is continued
 
-    def do(self, fault: Fault) -> int:
-        """Do it; how many processes, connections or messages it hit."""
-        deed: Callable[[Fault], int] = getattr(self, "_" + fault.kind.replace(" ", "_"))
-        return deed(fault)
+    def inject(self, fault: Fault) -> int:
+        """Have it happen; how many processes, connections or messages it hit."""
+        inject: Callable[[Fault], int] = getattr(self, "_" + fault.kind.replace(" ", "_"))
+        return inject(fault)
 
     def thaw(self, *, all_of_them: bool = False) -> None:
         """Continue the workers that stood still for long enough."""
@@ -52,18 +54,18 @@ class Deeds:
     # Workers ---------------------------------------------------------------------------------------------------------
 
     def _worker_killed(self, fault: Fault) -> int:
-        worker = self.on.workers[fault.worker]
+        worker = self.scenario.workers[fault.worker]
         hit = int(worker.process.running())
         worker.kill()
         return hit
 
     def _process_killed(self, fault: Fault) -> int:
         found = (
-            self.on.sql(
+            self.scenario.sql(
                 "SELECT pid FROM callboard.workers WHERE pid = ANY(%s)",
-                self.on.workers[fault.worker].children(),
+                self.scenario.workers[fault.worker].children(),
             )
-            if self.on.workers[fault.worker].process.running()
+            if self.scenario.workers[fault.worker].process.running()
             else []
         )
         for (pid,) in found:
@@ -77,14 +79,14 @@ class Deeds:
         return self._tell(fault, signal.SIGHUP)
 
     def _tell(self, fault: Fault, number: signal.Signals) -> int:
-        worker = self.on.workers[fault.worker]
+        worker = self.scenario.workers[fault.worker]
         if not worker.process.running():
             return 0
         worker.process.send(number)
         return 1
 
     def _worker_frozen(self, fault: Fault) -> int:
-        worker = self.on.workers[fault.worker]
+        worker = self.scenario.workers[fault.worker]
         if not worker.process.running():
             return 0
         self.thawing[worker.pid] = time.monotonic() + fault.seconds
@@ -93,12 +95,12 @@ class Deeds:
     # PostgreSQL ------------------------------------------------------------------------------------------------------
 
     def _postgres_restarted(self, fault: Fault) -> int:
-        self.on.server.stop()
+        self.server.stop()
         self._revive()
         return 1
 
     def _postgres_killed(self, fault: Fault) -> int:
-        self.on.server.kill()
+        self.server.kill()
         self._revive()
         return 1
 
@@ -107,13 +109,13 @@ class Deeds:
 
         def started() -> bool:
             with suppress(NotStarted):
-                self.on.server.start()
-            return self.on.server.running()
+                self.server.start()
+            return self.server.running()
 
         assert wait_until(started, REVIVAL, pause=0.5)
 
     def _backends_terminated(self, fault: Fault) -> int:
-        with connect(self.on.direct_url) as conn:
+        with connect(self.scenario.database_url) as conn:
             row = conn.execute(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -126,14 +128,14 @@ class Deeds:
     # RabbitMQ --------------------------------------------------------------------------------------------------------
 
     def _rabbitmq_restarted(self, fault: Fault) -> int:
-        self.on.node.stop()
-        self.on.node.start()
+        self.node.stop()
+        self.node.start()
         return 1
 
     def _connections_closed(self, fault: Fault) -> int:
         vhost = unquote(urlsplit(self.amqp_url).path[1:])
         count = len(self.before_broker)
-        self.on.node.ctl("close_all_connections", "--vhost", vhost, "closed by the soak")
+        self.node.ctl("close_all_connections", "--vhost", vhost, "closed by the soak")
         return count
 
     def _broker_cut_off(self, fault: Fault) -> int:

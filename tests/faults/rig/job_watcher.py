@@ -1,4 +1,6 @@
-"""Reads jobs again and again while faults happen: in every reading the parts must add up, and nothing may go back."""
+"""Reads jobs again and again while faults happen: in each reading the parts add up to the total, and no final count
+goes back.
+"""
 
 import threading
 from typing import Any
@@ -12,8 +14,10 @@ from callboard.sql.states import ITEM_STATES
 FINAL = ("succeeded", "failed", "skipped")
 
 
-class Witness:
-    """A thread with a connection of its own; a database that is away is simply asked again. `job`: None for all."""
+class JobWatcher:
+    """A thread with a connection of its own, which it opens again while the database is away. `job` is an id, or None
+    for all jobs; counts may go back if it is `reopened`; `pause` is the seconds between two looks.
+    """
 
     def __init__(
         self, url: str, job: int | None = None, *, reopened: bool = False, pause: float = 0.05
@@ -26,9 +30,9 @@ class Witness:
         self._pause = pause
         self._last: dict[int, dict[str, int]] = {}
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="job watcher", daemon=True)
 
-    def __enter__(self) -> "Witness":
+    def __enter__(self) -> "JobWatcher":
         self._thread.start()
         return self
 
@@ -37,7 +41,7 @@ class Witness:
         self._thread.join(30)
 
     def _run(self) -> None:
-        """At least one look, however short the test is."""
+        """Look at least once, however short the test is."""
         while True:
             try:
                 with connect(self.url) as conn:
@@ -48,7 +52,7 @@ class Witness:
             except psycopg.Error:
                 if self._stopping.wait(0.2):
                     return
-            except Exception as error:  # noqa: BLE001 — a witness that has died saw nothing wrong
+            except Exception as error:  # noqa: BLE001 — a watcher that ends early would find nothing wrong
                 self.wrong.append(error)
                 return
 

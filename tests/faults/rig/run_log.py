@@ -1,4 +1,4 @@
-"""What the actors really did: a table on a server that no test breaks, one row a run, committed as it begins."""
+"""The log of what the actors really did: a table on a server that no test breaks, one row a run, committed at once."""
 
 import os
 import threading
@@ -11,7 +11,8 @@ import psycopg
 import callboard
 from callboard.sql.pool import Conn
 
-VARIABLE = "CALLBOARD_TEST_LEDGER"
+#: The variable with the URL of the log's database.
+RUN_LOG_URL = "CALLBOARD_TEST_RUN_LOG"
 _local = threading.local()
 
 TABLE = """CREATE TABLE runs (
@@ -21,10 +22,10 @@ TABLE = """CREATE TABLE runs (
 
 
 @contextmanager
-def run(*items: int) -> Iterator[None]:
-    """An actor's body: the run is noted as it begins, and as it ends, whatever way; of a batch, one of each item."""
+def logged_run(*items: int) -> Iterator[None]:
+    """An actor's body: its run is logged as it begins, and as it ends in whatever way; of a batch one run an item."""
     if not hasattr(_local, "connection"):
-        _local.connection = psycopg.connect(os.environ[VARIABLE], autocommit=True)
+        _local.connection = psycopg.connect(os.environ[RUN_LOG_URL], autocommit=True)
     now = callboard.current()
     rows = _local.connection.execute(
         "INSERT INTO runs (job, item, attempt, pid) SELECT %s, unnest(%s::int[]), %s, %s RETURNING id",
@@ -38,30 +39,30 @@ def run(*items: int) -> Iterator[None]:
         )
 
 
-class Ledger:
-    """The table as a test reads it."""
+class RunLog:
+    """The table as a test reads it. `conn` is for queries of the test's own."""
 
     def __init__(self, conn: Conn) -> None:
         self.conn = conn
 
-    def runs(self, job: int) -> Counter[int]:
-        """How often each item of a job was begun."""
+    def run_counts(self, job: int) -> Counter[int]:
+        """How many runs of each item of a job began."""
         rows = self.conn.execute("SELECT item, count(*) FROM runs WHERE job = %s GROUP BY item", (job,))
         return Counter({row[0]: row[1] for row in rows})
 
-    def attempts(self, job: int) -> Counter[tuple[int, int]]:
-        """How often each attempt at each item of a job was begun."""
+    def attempt_counts(self, job: int) -> Counter[tuple[int, int]]:
+        """How many runs of each (item, attempt) of a job began."""
         rows = self.conn.execute(
             "SELECT item, attempt, count(*) FROM runs WHERE job = %s GROUP BY item, attempt", (job,)
         )
         return Counter({(row[0], row[1]): row[2] for row in rows})
 
-    def twice(self, job: int) -> int:
-        """How many runs were of an attempt that had been begun before."""
-        return sum(count - 1 for count in self.attempts(job).values())
+    def repeated(self, job: int) -> int:
+        """How many runs were of an attempt that had begun before."""
+        return sum(count - 1 for count in self.attempt_counts(job).values())
 
-    def open(self, job: int | None = None) -> int:
-        """How many runs have begun and not ended (for ever so, when their process was killed)."""
+    def unfinished(self, job: int | None = None) -> int:
+        """How many runs began and have not ended; runs of a killed process never end."""
         row = self.conn.execute(
             "SELECT count(*) FROM runs WHERE ended IS NULL AND (%(job)s::bigint IS NULL OR job = %(job)s)",
             {"job": job},

@@ -6,7 +6,7 @@ import dramatiq
 
 import callboard
 from tests.faults.rig.actors import work
-from tests.faults.rig.ledger import run
+from tests.faults.rig.run_log import logged_run
 from tests.faults.rig.submitter import hurry, waiting
 
 hurry()
@@ -15,6 +15,6 @@ hurry()
 @dramatiq.actor(max_retries=0)
 def opens(gate: str) -> None:
     """Send the first half of a job's items, and the second when the gate is there."""
-    with run(), callboard.job("inner"):
+    with logged_run(), callboard.job("inner"):
         for item in waiting(Path(gate)):
             work.send(item["number"])

@@ -1,0 +1,80 @@
+"""A RabbitMQ node restarted, out of memory and gone, with a job at work."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from callboard.commands.services import Node, wait_until
+from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
+from tests.faults.test_rabbitmq import CUT, sent_again
+
+BACK, PUBLISHING = "messages come from RabbitMQ at", "publishing goes on again, after"
+
+
+@pytest.fixture
+def alarmed(breakable_rabbitmq: Node) -> Iterator[Node]:
+    """The node; it has memory again after the test."""
+    yield breakable_rabbitmq
+    breakable_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> None:
+    """Once in order and once by SIGKILL; what it had confirmed is there again."""
+    for _ in range(2):
+        scenario.start_worker()
+    job = scenario.submit("work", mixed(4_000, 0.02))
+    with scenario.watch(job) as watcher:
+        for part, end in ((600, breakable_rabbitmq.stop), (2_000, breakable_rabbitmq.kill)):
+            scenario.wait_for(job, lambda status: status["succeeded"] > part)
+            before, cuts = breakable_rabbitmq.pid, scenario.log().count(CUT)
+            end()
+            assert wait_until(lambda: scenario.log().count(CUT) > cuts, TIMEOUT)
+            breakable_rabbitmq.start()
+            assert breakable_rabbitmq.pid != before
+        runs = scenario.assert_mixed_completed(job, 4_000, watcher=watcher)
+    assert sent_again(scenario) == 0
+    assert all(worker.output.count(BACK) >= 2 for worker in scenario.workers)
+    assert all(PUBLISHING in worker.output for worker in scenario.workers)
+    print(f"{runs.total()} runs, {scenario.run_log.repeated(job.id)} of them twice")
+
+
+def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node) -> None:
+    scenario.start_worker()
+    job = scenario.submit("work", mixed(3_000, 0.01))
+    with scenario.watch(job) as watcher:
+        scenario.wait_for(job, lambda status: status["succeeded"] > 300)
+        alarmed.ctl("set_vm_memory_high_watermark", "0.00001")
+        blocked = scenario.submit("work", mixed(200))
+        scenario.wait_for(blocked, lambda status: "blocks publishers" in (status["stalled"] or ""))
+        status = scenario.status(blocked)
+        assert re.fullmatch(
+            r"RabbitMQ at 127\.0\.0\.1:\d+ blocks publishers: low on memory", status["stalled"]
+        ), status["stalled"]
+        assert status["succeeded"] == 0
+        alarmed.ctl("set_vm_memory_high_watermark", "0.4")
+        scenario.assert_mixed_completed(job, 3_000, watcher=watcher)
+        scenario.assert_mixed_completed(blocked, 200)
+    assert sent_again(scenario) == 0
+
+
+def test_the_node_gone_while_retries_are_due(scenario: Scenario, breakable_rabbitmq: Node) -> None:
+    """Attempts that end meanwhile are on record; their next wait in the database, and the job says for what."""
+    scenario.start_worker()
+    assert wait_until(scenario.has_consumer, TIMEOUT)
+    # The queue was declared just now; the log of it lies in the node's memory for two seconds.
+    breakable_rabbitmq.ctl("eval", "mnesia:sync_log().")
+    job = scenario.submit("work", ({"number": n, "fate": "retry", "seconds": 0.3} for n in range(100)))
+    with scenario.watch(job) as watcher:
+        scenario.wait_for(job, lambda status: status["retries"] > 8)
+        breakable_rabbitmq.kill()
+        overdue = (
+            "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at < now() - interval '3 s'"
+        )
+        scenario.wait_for(job, lambda _: scenario.sql(overdue, job.id)[0][0] > 0)
+        refused = re.compile(r"RabbitMQ at 127\.0\.0\.1:\d+: .*refused")
+        scenario.wait_for(job, lambda status: refused.match(status["stalled"] or "") is not None)
+        breakable_rabbitmq.start()
+        runs = scenario.assert_completed(job, total=100, retries=100, watcher=watcher)
+    assert min(runs.values()) == 2
+    print(f"{runs.total()} runs of 200 attempts")

@@ -1,0 +1,153 @@
+"""Workers, PostgreSQL and RabbitMQ are all restarted over work that waits: a paused job, and messages for days later.
+
+Time is made to pass in the rows: a message that is due in a second was sent long ago.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import callboard
+from callboard.commands.services import Node, Server
+from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario
+from tests.faults.test_control import HEARD_SECONDS, going, runs_begun, unchanging
+from tests.support.workers import wait_until
+
+MODULES = (ACTORS, "tests.faults.rig.delayed_sends")
+HOUR, DAY = 3_600_000, 86_400_000
+#: Milliseconds; the last is beyond what 32 bits hold.
+DELAYS = [2 * HOUR, 3 * DAY, 60 * DAY]
+#: Seconds after its time within which a message runs.
+ON_TIME_SECONDS = 1.0
+
+
+def restart_services(postgres: Server, rabbitmq: Node) -> None:
+    rabbitmq.stop()
+    postgres.stop()
+    postgres.start()
+    rabbitmq.start()
+
+
+def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(
+    scenario: Scenario, breakable_postgres: Server, breakable_rabbitmq: Node
+) -> None:
+    job = going(scenario, 3_000)
+    with scenario.watch(job) as watcher:
+        paused_at = time.time()
+        assert job.pause()["state"] == "paused"
+        unchanging(lambda: runs_begun(scenario, job, 0))  # most probably, all that ran is recorded
+        assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT)
+        for worker in scenario.workers:
+            worker.kill()
+        restart_services(breakable_postgres, breakable_rabbitmq)
+        scenario.start_worker(processes=2)
+        scenario.wait_for(job, lambda status: status["queued"] == 0)
+        time.sleep(1)  # in which a message that is left would start
+        assert runs_begun(scenario, job, paused_at + HEARD_SECONDS) == 0
+        assert scenario.status(job)["state"] == "paused"
+        assert job.pause()["state"] == "paused"
+        job.resume()
+        runs = scenario.assert_completed(job, total=3_000, watcher=watcher)
+    repeated = [item for item, count in runs.items() if count > 1]
+    assert len(repeated) <= 16  # in flight in the killed workers, if their outcomes were slow
+    assert [action["action"] for action in job.actions()] == ["resume", "pause"]
+
+
+def due(scenario: Scenario, job: int) -> dict[int, float]:
+    """Seconds until each waiting message of a job is to be published, by its item."""
+    waiting = (
+        "SELECT item, extract(epoch FROM due_at - now())::float8 FROM callboard.outbox WHERE job_id = %s"
+    )
+    return dict(scenario.sql(waiting, job))
+
+
+def make_due_soon(scenario: Scenario, job: int, item: int) -> float:
+    """Let time pass until an item is due in a second and a half; when that is, in seconds since the epoch."""
+    scenario.sql(
+        "UPDATE callboard.outbox SET due_at = due_at - make_interval(secs => %s) WHERE job_id = %s",
+        due(scenario, job)[item] - 1.5,
+        job,
+    )
+    ((due_at,),) = scenario.sql(
+        "SELECT extract(epoch FROM due_at)::float8 FROM callboard.outbox WHERE job_id = %s AND item = %s",
+        job,
+        item,
+    )
+    return float(due_at)
+
+
+def late(scenario: Scenario, job: int, item: int, due_at: float) -> float:
+    """Seconds from when an item was due to when it began."""
+    assert wait_until(lambda: scenario.run_log.run_counts(job)[item] > 0, TIMEOUT)
+    ((began,),) = scenario.run_log.conn.execute(
+        "SELECT extract(epoch FROM began)::float8 FROM runs WHERE job = %s AND item = %s", (job, item)
+    )
+    return float(began) - due_at
+
+
+def send_plainly(scenario: Scenario) -> tuple[int, list[int]]:
+    for delay in DELAYS:
+        scenario.broker.get_actor("work").send_with_options(args=(delay,), delay=delay)
+    ((job,),) = scenario.sql("SELECT id FROM callboard.jobs WHERE actor = 'work' AND standing_on IS NOT NULL")
+    return int(job), [0, 1, 2]
+
+
+def send_by_timedelta(scenario: Scenario) -> tuple[int, list[int]]:
+    with callboard.job("by timedelta") as job:
+        for delay in DELAYS:
+            scenario.broker.get_actor("work").send_with_options(
+                args=(1,), delay=timedelta(milliseconds=delay)
+            )
+    return job.id, [0, 1, 2]
+
+
+def send_from_an_actor(scenario: Scenario) -> tuple[int, list[int]]:
+    job = scenario.submit("plans", [{"number": 1, "delays": DELAYS}])
+    scenario.wait_for(job, lambda status: status["succeeded"] == 1)
+    return job.id, [1, 2, 3]
+
+
+WAYS: tuple[Callable[[Scenario], tuple[int, list[int]]], ...] = (
+    send_plainly, send_by_timedelta, send_from_an_actor,
+)  # fmt: skip
+
+
+def test_what_is_sent_for_days_later_survives_everything_and_runs_on_time(
+    scenario: Scenario, breakable_postgres: Server, breakable_rabbitmq: Node
+) -> None:
+    """Three ways to send, each with three delays; and a job that starts in days."""
+    worker = scenario.start_worker(modules=MODULES)
+    sent = [send(scenario) for send in WAYS]
+    later = scenario.submit("work", [{"number": n} for n in range(20)], delay="60d")
+    waiting = {job: due(scenario, job) for job, _ in sent}
+    for job, items in sent:
+        for item, delay in zip(items, DELAYS, strict=True):
+            assert delay / 1000 - TIMEOUT < waiting[job][item] <= delay / 1000
+    worker.kill()
+    restart_services(breakable_postgres, breakable_rabbitmq)
+    worker.start()
+
+    for job, items in sent:
+        left = due(scenario, job)
+        assert all(waiting[job][item] - TIMEOUT < left[item] < waiting[job][item] for item in items)
+    assert scenario.ready_messages() == 0
+    assert scenario.status(later)["pending"] == 20
+    delays = []
+    for done in range(len(DELAYS)):
+        due_at = {(job, items[done]): make_due_soon(scenario, job, items[done]) for job, items in sent}
+        delays += [late(scenario, job, item, at) for (job, item), at in due_at.items()]
+        for job, items in sent:
+            runs = scenario.run_log.run_counts(job)
+            assert [runs[item] for item in items] == [1] * (done + 1) + [0] * (len(DELAYS) - done - 1)
+    assert wait_until(lambda: not any(due(scenario, job) for job, _ in sent), TIMEOUT)
+
+    scenario.sql("UPDATE callboard.jobs SET not_before = now() + interval '1.5 s' WHERE id = %s", later.id)
+    ((starts_at,),) = scenario.sql(
+        "SELECT extract(epoch FROM not_before)::float8 FROM callboard.jobs WHERE id = %s", later.id
+    )
+    assert 0 <= late(scenario, later.id, 0, starts_at) < ON_TIME_SECONDS
+    scenario.assert_completed(later, total=20)
+    print(f"late by {', '.join(f'{seconds:.2f} s' for seconds in delays)}")
+    assert min(delays) >= 0
+    assert statistics.median(delays) < ON_TIME_SECONDS  # one of them may have met a busy machine
