@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, settings
 
 from callboard.commands.services import Node, Server, ports
 from tests.support.databases import database, with_database
+from tests.support.distribution import Distribution, long_first
+from tests.support.progress import Progress
 from tests.support.services import (
     POSTGRES_SETTINGS,
     Owner,
@@ -61,6 +63,17 @@ def pytest_configure(config: pytest.Config) -> None:
         nodes.epmd = lambda: Path(folder) / "epmd"
     address = getattr(config, "workerinput", {}).get("services")
     config.stash[SERVICES] = Remote(address) if address else Owner()
+    if config.getoption("numprocesses", None) and config.get_verbosity() <= 0:
+        config.pluginmanager.register(Progress(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Spread the tests as `Distribution` says, unless `--dist` asks for another way."""
+    if config.getoption("dist") != "load":
+        return None
+    config.option.loadscopereorder = False
+    return Distribution(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -84,8 +97,12 @@ def take_ports(process: str) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests by the services they use, for `pytest -m "not rabbitmq"`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests by the services they use, for `pytest -m "not rabbitmq"`; long ones come first in a process of
+    pytest-xdist.
+    """
+    if hasattr(config, "workerinput"):
+        long_first(items)
     for item in items:
         for fixture in set(getattr(item, "fixturenames", ())) & MARKS.keys():
             item.add_marker(MARKS[fixture])

