@@ -25,28 +25,36 @@ def block(language: str, with_: str) -> str:
     return found
 
 
+def lines() -> list[str]:
+    """The lines of all shell blocks."""
+    return [line for text in blocks("sh") for line in text.splitlines()]
+
+
 def files() -> dict[str, str]:
     """The Python files that a reader saves, by name: the blocks whose first line is their name as a comment."""
     named = [(re.match(r"# (\w+\.py)\n", text), text) for text in blocks("python")]
     return {name[1]: text for name, text in named if name}
 
 
+def table(heading: str) -> list[list[str]]:
+    """The cells of each row of the one table whose heading row begins so."""
+    [rows] = re.findall(rf"^\| {re.escape(heading)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", TEXT, re.MULTILINE)
+    cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows.splitlines()]
+    return [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
+
+
 def first_column(heading: str) -> list[str]:
     """The words between backquotes in the first column of the one table whose heading row begins so."""
-    [table] = re.findall(rf"^\| {re.escape(heading)} \|.*\n.*\n((?:\|.*\n)+)", TEXT, re.MULTILINE)
-    cells = (re.split(r"(?<!\\)\|", row)[1] for row in table.splitlines())
-    return [word.replace("\\|", "|") for cell in cells for word in re.findall(r"`([^`]+)`", cell)]
+    return [word for row in table(heading) for word in re.findall(r"`([^`]+)`", row[0])]
 
 
 def commands() -> list[str]:
     """Each command line that begins with `callboard`, in prose, in tables or in a shell block."""
     prose = _BLOCK.sub("", TEXT).replace("\\|", "|")
-    lines = re.findall(r"`(callboard [^`]+)`", prose) + [
-        line.partition("#")[0] for text in blocks("sh") for line in text.splitlines()
-    ]
+    found = re.findall(r"`(callboard [^`]+)`", prose) + [line.partition("#")[0] for line in lines()]
     return [
         f"callboard {rest.strip()}"
-        for line in lines
+        for line in found
         for rest in re.findall(r"(?:^|[|\s(])callboard ((?!\.)[^|)]*(?:\|-\].*)?)", line)
     ]
 

@@ -1,23 +1,27 @@
-"""What the README has a newcomer do, done: its actor, its ways to submit, its commands, compose's web app."""
+"""What the README and the guides have a reader do, done: their files, their commands, compose's web app."""
 
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
-import callboard
 from callboard.commands.services.child_process import Process
+from callboard.commands.services.ports import free_ports
+from callboard.sql.states import ITEM_STATES
 from tests.support import documents
-from tests.support.clients import client
+from tests.support.databases import database, with_database
 from tests.support.paths import ROOT
+from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
 BIN = Path(sys.executable).parent
@@ -27,7 +31,7 @@ TIMEOUT = 120.0
 class Terminal:
     """A folder with the files that the pages show, and a shell in it."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
         self.environment = {**os.environ, **environment, "PATH": f"{BIN}:{os.environ['PATH']}"}
         for name, text in documents.files().items():
@@ -45,76 +49,157 @@ class Terminal:
             check=False,
         )
 
-    def start(self, command: str, ready: str) -> Process:
-        """Run in the background a line that names one program, and wait for what it says."""
-        variables, words = {}, shlex.split(command)
-        while "=" in words[0]:
-            name, _, variables[name] = words.pop(0).partition("=")
-        log = self.folder / f"{Path(words[0]).name}.log"
+    def printed(self, command: str) -> list[str]:
+        """The lines that a command prints; it exits with 0."""
+        done = self.run(command)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    @contextmanager
+    def started(self, command: str, ready: str) -> Iterator[Process]:
+        """Run in the background a line that names one program, once it has said `ready`."""
+        variables, words = words_of(command)
+        log = self.folder / f"{words[0]}-{len([*self.folder.glob('*.log')])}.log"
         environment = {**self.environment, **variables, "PYTHONUNBUFFERED": "1"}
         process = Process([BIN / words[0], *words[1:]], log=log, env=environment, cwd=self.folder)
         process.start().wait_ready(lambda: ready in log.read_text(encoding="utf-8"), TIMEOUT)
-        return process
+        try:
+            yield process
+        finally:
+            code = process.stop(TIMEOUT)
+        # uvicorn and a plain script leave a signal its effect.
+        assert code in (0, -signal.SIGTERM), log.read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def terminal(tmp_path: Path, environment: dict[str, str]) -> Terminal:
-    return Terminal(tmp_path, environment)
+def words_of(command: str) -> tuple[dict[str, str], list[str]]:
+    """The variables that a shell line sets for its program, and the program with its arguments."""
+    variables, words = {}, shlex.split(command, comments=True)
+    while "=" in words[0]:
+        name, _, variables[name] = words.pop(0).partition("=")
+    return variables, words
 
 
-@pytest.fixture
-def up(terminal: Terminal) -> Iterator[Process]:
-    """The README's `callboard up`, on this test's database and virtual host."""
-    [line] = documents.block("sh", "=letters callboard up").splitlines()
-    process = terminal.start(f"{line} --processes 1", "Ctrl-C stops everything")
-    yield process
-    assert process.stop(TIMEOUT) == 0
+def line(with_: str) -> str:
+    """The line of the shell blocks that begins so; several pages may have it."""
+    [found] = {line for line in documents.lines() if line.startswith(with_)}
+    return found
 
 
-def test_the_first_actor(terminal: Terminal, up: Process, environment: dict[str, str]) -> None:
-    """Submitted from the command line, then from Python; each word ends as the README says."""
-    done = terminal.run(documents.block("sh", "submit count_letters"))
-    assert done.returncode == 0, done.stderr
-    job = int(re.findall(r"^\d+", done.stdout, re.MULTILINE)[0])
-    with client(environment, ["count_letters", "add_up"]):
-        status = callboard.get(job).status()
-        assert (status["name"], status["total"], status["succeeded"], status["skipped"]) == (
-            "three words",
-            3,
-            2,
-            1,
-        )
-        assert status["retries"] == 1
-        done = terminal.run("python submit.py")
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.splitlines()
-        skipped = len(range(0, 1000, 250))
-        assert lines[0] == str(1000 - skipped)
-        assert len(lines) == 1 + skipped + 2
-        assert lines[1] == "0 an empty word"
-        assert lines[-2:] == ["completed", "1000"]
-        again = terminal.run("python submit.py")
-        assert again.stdout.splitlines()[0] == lines[0], "the same key gives the same job"
+@pytest.fixture(scope="module")
+def terminal(
+    postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Terminal]:
+    """A terminal on a database and a virtual host that the tests here share."""
+    folder = tmp_path_factory.mktemp("reader")
+    with database(postgres_url, template) as name, broker.vhost() as amqp_url:
+        yield Terminal(folder, {"DATABASE_URL": with_database(postgres_url, name), "AMQP_URL": amqp_url})
+
+
+@pytest.fixture(scope="module")
+def address(terminal: Terminal) -> Iterator[str]:
+    """The address of one `callboard up` with the modules and the variables of every page that starts one."""
+    started = [words_of(line) for line in documents.lines() if re.search(r"\w callboard up$", line)]
+    modules = {name for variables, _ in started for name in variables["CALLBOARD_ACTORS"].split(",")}
+    assert {f"{module}.py" for module in modules} <= documents.files().keys()
+    variables = {name: value for more, _ in started for name, value in more.items()}
+    variables["CALLBOARD_WEBHOOK_SECRET"] = secret()
+    variables["CALLBOARD_ACTORS"] = ",".join(sorted(modules))
+    command = (
+        f"{shlex.join(f'{name}={value}' for name, value in variables.items())} callboard up --processes 1"
+    )
+    with terminal.started(command, "Ctrl-C stops everything"):
+        yield json.loads((terminal.folder / ".callboard" / "up.json").read_text(encoding="utf-8"))["web_url"]
     assert terminal.run("callboard verify").returncode == 0
 
+
+def test_the_first_actor(terminal: Terminal, address: str) -> None:
+    """Submitted from the command line, then from Python; each word ends as the README says."""
+    [job, *_] = terminal.printed(documents.block("sh", "submit count_letters -"))
+    status = httpx.get(f"{address}api/jobs/{job}").json()
+    assert (status["name"], status["total"], status["succeeded"], status["skipped"]) == (
+        "three words",
+        3,
+        2,
+        1,
+    )
+    assert status["retries"] == 1
+    printed = terminal.printed("python submit.py")
+    skipped = range(0, 1000, 250)
+    assert printed == [str(1000 - len(skipped)), *(f"{number} an empty word" for number in skipped)]
+    assert terminal.printed("python submit.py") == printed, "the same key gives the same job"
+
+
+def test_jobs_and_control(terminal: Terminal, address: str) -> None:
+    assert terminal.printed("python many_ways.py") == ["1000", "completed"]
+
     def plain_sends_are_done() -> bool:
-        return '"succeeded":4' in terminal.run("callboard jobs --name count_letters --json").stdout.replace(
-            " ", ""
-        )
+        found = httpx.get(f"{address}api/jobs?name=count_letters").json()["jobs"]
+        return [job["succeeded"] for job in found] == [2]
 
     assert wait_until(plain_sends_are_done, TIMEOUT, pause=0.2)
+    paused, resumed, cancelled, again, history = terminal.printed("python control.py")
+    assert (paused, cancelled, again) == ("paused", "cancelled wrong file", "True completed")
+    assert resumed in ("pending", "running")
+    assert history == "['retry', 'cancel', 'resume', 'limit', 'pause']"
+    assert terminal.printed("python look.py") == ["completed 1 1 1", "[3]", "['TypeError']"]
 
 
-def test_the_stages(terminal: Terminal) -> None:
-    [line] = documents.block("sh", "=audit callboard up").splitlines()
-    process = terminal.start(f"{line} --processes 1", "Ctrl-C stops everything")
-    done = terminal.run("python run_audit.py")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["generate 1 of 1", "ask 6 of 6", "analyse 6 of 6", "score 1 of 1"]
-    (job,) = json.loads(terminal.run("callboard jobs --json").stdout)["jobs"]
-    items = terminal.run(shown("callboard items JOB --stage 1").replace("JOB", str(job["id"])))
-    assert items.stdout.count("succeeded") == 6
-    assert process.stop(TIMEOUT) == 0
+def test_commands(terminal: Terminal, address: str) -> None:
+    printed = terminal.printed(documents.block("sh", "words.csv"))
+    assert any("3 succeeded" in text for text in printed)
+
+
+def test_stages(terminal: Terminal, address: str) -> None:
+    done = ["generate 1 of 1", "ask 6 of 6", "analyse 6 of 6", "score 1 of 1"]
+    assert terminal.printed("python run_audit.py") == done
+    assert all(f"`{text}`" in documents.PAGES["docs/stages.md"] for text in done)
+    [job] = json.loads("".join(terminal.printed("callboard jobs --name Acme --json")))["jobs"]
+    items = terminal.printed(shown("callboard items JOB --stage 1").replace("JOB", str(job["id"])))
+    assert sum("succeeded" in text for text in items) == 6
+
+
+def test_callbacks(terminal: Terminal, address: str) -> None:
+    """The receiver and the script of the page, on another port."""
+    port = str(free_ports(1)[0])
+    script = terminal.folder / "report.py"
+    script.write_text(documents.files()["report.py"].replace("8099", port), encoding="utf-8")
+    command = f"CALLBOARD_WEBHOOK_SECRET={secret()} {line('python receiver.py')}".replace("8099", port)
+    with terminal.started(command, "") as receiver:
+        [job] = terminal.printed("python report.py")
+        called = f"{address}api/jobs/{job}/callbacks"
+
+        def delivered() -> bool:
+            return [one["state"] for one in httpx.get(called).json()["callbacks"]] == ["delivered"] * 2
+
+        assert wait_until(delivered, TIMEOUT, pause=0.2), httpx.get(called).json()
+        assert "words with a report completed" in receiver.log.read_text(encoding="utf-8")
+    reports = f"{address}api/jobs?actor=send_report"
+    assert wait_until(lambda: [j["succeeded"] for j in httpx.get(reports).json()["jobs"]] == [1], TIMEOUT)
+
+
+def secret() -> str:
+    """The secret that the page of callbacks exports."""
+    return line("export CALLBOARD_WEBHOOK_SECRET=").partition("=")[2]
+
+
+def test_the_api(terminal: Terminal, address: str) -> None:
+    terminal.printed(documents.block("sh", "submit count_letters -"))
+    printed = terminal.printed(f"python over_http.py {address}")
+    assert printed == ["three words completed 2 of 3", "2 skipped an empty word", "retry 1"]
+    [job] = httpx.get(f"{address}api/jobs?limit=1").json()["jobs"]
+    assert set(documents.first_column("field")) == set(job)
+    assert sum(job[state] for state in ITEM_STATES) == job["total"]
+
+
+def test_how_it_works(terminal: Terminal, address: str) -> None:
+    terminal.printed(documents.block("sh", "submit count_letters -"))
+    printed = terminal.printed("python rows.py")
+    assert printed[printed.index("three words 3 2 1 1") :][:4] == [
+        "three words 3 2 1 1",
+        "  item 0: succeeded, attempt 1",
+        "  item 1: succeeded, attempt 2",
+        "  item 2: skipped, attempt 1",
+    ]
 
 
 def shown(text: str) -> str:
@@ -125,22 +210,40 @@ def shown(text: str) -> str:
 
 @pytest.mark.parametrize("command", ["jobs", "workers", "verify", "config", "migrate"])
 def test_a_command_that_needs_no_job_gives_its_document(command: str, terminal: Terminal) -> None:
-    done = terminal.run(f"callboard {command} --json")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("{")
+    assert terminal.printed(f"callboard {command} --json")[0].startswith("{")
+
+
+def test_an_existing_app(environment: dict[str, str], tmp_path: Path) -> None:
+    """The app with the one line: its worker, its script, and what the page shows of it."""
+    terminal = Terminal(tmp_path, environment)
+    terminal.printed(line("callboard migrate"))
+    with terminal.started(line("dramatiq app"), "Worker process is ready for action."):
+        terminal.printed(line("python app.py"))
+
+        def done() -> bool:
+            jobs = json.loads("".join(terminal.printed("callboard jobs --json")))["jobs"]
+            return [(job["name"], job["succeeded"]) for job in jobs] == [("greet", 3)]
+
+        assert wait_until(done, TIMEOUT, pause=0.2)
+    terminal.printed(line("callboard verify"))
+
+
+def test_the_page_in_another_app(terminal: Terminal) -> None:
+    port = str(free_ports(1)[0])
+    with terminal.started(line("uvicorn mounted:app").replace("8001", port), "Application startup complete"):
+        jobs = f"http://127.0.0.1:{port}/callboard/api/jobs"
+        assert httpx.get(jobs).status_code == 401
+        assert httpx.get(jobs, headers={"Authorization": "Bearer change-me"}).status_code == 200
 
 
 def test_the_web_app_of_compose_starts_and_knows_its_names(terminal: Terminal) -> None:
     """As its container has it, on another port."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
     command = [word.replace("--port=8000", "--port=0") for word in compose["services"]["web"]["command"]]
-    process = terminal.start(shlex.join(command), "Callboard is at ")
-    try:
+    with terminal.started(shlex.join(command), "Callboard is at ") as process:
         log = process.log.read_text(encoding="utf-8")
         port = re.findall(r":(\d+)/", log)[0]
-        address = f"http://127.0.0.1:{port}/api/jobs"
+        jobs = f"http://127.0.0.1:{port}/api/jobs"
         names = {"localhost:8000": 200, "127.0.0.1": 200, "elsewhere.example": 421}
-        answers = {name: httpx.get(address, headers={"Host": name}).status_code for name in names}
+        answers = {name: httpx.get(jobs, headers={"Host": name}).status_code for name in names}
         assert answers == names
-    finally:
-        process.stop()

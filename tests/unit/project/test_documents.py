@@ -1,8 +1,10 @@
 """The README and the guides match the code: commands, options, routes, settings, files, states, names, numbers."""
 
 import ast
+import inspect
 import re
 import subprocess
+from dataclasses import fields
 
 import pytest
 import typer
@@ -17,6 +19,7 @@ from callboard.middleware.process import process
 from callboard.middleware.rabbitmq import prefetch
 from callboard.middleware.submission import item_encoding
 from callboard.sql import settings, states, timings
+from callboard.sql.limits import Limits
 from callboard.sql.writes import callbacks as calls
 from callboard.sql.writes import retention as deletion
 from callboard.web import app as web
@@ -105,6 +108,26 @@ def test_the_api_is_listed() -> None:
     assert set(documents.first_column("POST")) == posts
 
 
+def test_the_table_of_settings_is_that_of_config() -> None:
+    rows = [(name.strip("`"), default.strip("`")) for name, default, _ in documents.table("setting")]
+    assert rows == [(setting.name, setting.default) for setting in settings.SETTINGS]
+
+
+def test_every_option_of_submit_is_explained() -> None:
+    names = [*inspect.signature(callboard.submit).parameters]
+    assert sorted(documents.first_column("option")) == sorted(names)
+    changeable = {name for name, mark in documents.table("option") if mark.startswith("✎")}
+    assert {name.strip("`") for name in changeable} == {field.name for field in fields(Limits)}
+
+
+def test_every_fault_names_its_test_and_every_test_of_faults_is_named() -> None:
+    text = documents.PAGES["docs/what-survives-what.md"]
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "what happens" not in row]
+    assert [row for row in rows if "](../tests/" not in row] == []
+    tests = {path.name for path in (ROOT / "tests" / "faults").glob("test_*.py")}
+    assert {name for name in tests if f"/faults/{name})" not in text} == set()
+
+
 def test_settings_are_those_of_config() -> None:
     known = {setting.name for setting in settings.SETTINGS}
     named = set(re.findall(r"\b(?:CALLBOARD_\w+|DATABASE_URL|AMQP_URL)\b", documents.TEXT))
@@ -112,23 +135,23 @@ def test_settings_are_those_of_config() -> None:
 
 
 def test_the_days_that_a_job_stays_are_the_default() -> None:
-    assert f"leaves after {settings.KEEP.default.removesuffix('d')} days" in documents.TEXT
+    assert f"deleted {settings.KEEP.default.removesuffix('d')} days after its end" in documents.TEXT
 
 
 def test_numbers_are_those_of_the_code() -> None:
     said = " ".join(documents.TEXT.split())
     assert f"at most {process.CONNECTIONS} database connections" in said
-    assert f"At most {database.CONNECTIONS} database connections" in said
+    assert f"at most {database.CONNECTIONS} database connections" in said
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
     assert f"up to {prefetch.MAX_PREFETCH} for fast ones" in said
     assert f"chunks of {deletion.CHUNK:,} items" in said
-    assert f"arguments: {item_encoding.ITEM_LIMIT_BYTES // 2**20} MiB" in said
+    assert f"arguments of an item: {item_encoding.ITEM_LIMIT_BYTES // 2**20} MiB" in said
     assert f"result: {int(settings.RESULT_LIMIT.default) // 2**10} KiB" in said
     assert running_rows.SLOW_SECONDS == 0.25
     assert "a quarter of a second" in said
     assert len(list((ROOT / "actors" / "broken").iterdir())) == 5
     assert "Five files are ours" in said
-    assert f"2xx within {webhook.TOTAL_SECONDS:.0f} s" in said
+    assert f"2xx answer within {webhook.TOTAL_SECONDS:.0f} s" in said
     assert f"after {dispatcher.FIRST_PAUSE_SECONDS:.0f} s, doubling to an hour, {calls.TRIES} times" in said
     assert dispatcher.LONGEST_PAUSE_SECONDS == 3_600
     assert f"Up to {webhook.REDIRECTS} redirects" in said
