@@ -6,6 +6,7 @@ that the actor returned before anything else can go wrong.
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from dramatiq.middleware import Middleware, Retries, SkipMessage
 from callboard.middleware.attempts.outcome import Ending, decide
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.middleware.message.delivery import Delivery, Tag
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.outage import ThrottleFilter, disconnected
 from callboard.middleware.process.process import Stopping
@@ -43,14 +45,14 @@ class Tracking(Middleware):
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Take the attempt in hand; raises Discard for a message that must not run."""
-        message.judged = True  # type: ignore[attr-defined]
+        delivery = delivery_of(message)
+        delivery.judged = True
         if self._unpacked(message):
             raise Discard("it carried many items, which come again one by one")
-        attempt = self.runtime.in_flight.admit(message)
-        if attempt is None:
+        delivery.attempt = self.runtime.in_flight.admit(message)
+        if delivery.attempt is None:
             raise Discard("a copy of a message that is done, in hand elsewhere, or will come again")
-        message.attempt = attempt  # type: ignore[attr-defined]
-        current_attempt.set(attempt)
+        current_attempt.set(delivery.attempt)
 
     def _unpacked(self, message: MessageProxy) -> bool:
         """Whether it carries many items, and a consumer that isn't ours did not take them apart."""
@@ -95,31 +97,31 @@ class Tracking(Middleware):
         This is the consumer's thread, which must not wait for the database or for the item's turn.
         """
         _keep_abandoned(message)
-        if not getattr(message, "judged", False) and (mark := stamp.read(message.options)):
-            message.aside = True  # type: ignore[attr-defined]
-            self._side_thread.run(partial(self._reject, broker, message, mark))
+        delivery = delivery_of(message)
+        if not delivery.judged and delivery.stamp:
+            delivery.aside = True
+            self._side_thread.run(partial(self._reject, broker, message, delivery, delivery.stamp))
 
-    def _reject(self, broker: dramatiq.Broker, message: MessageProxy, mark: Stamp) -> None:
+    def _reject(self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, own: Stamp) -> None:
         message.failed = False  # a copy that must not run goes, like any other
         if self._unpacked(message):
             return
-        if hasattr(message, "settle") and self._postponed(message, mark):
+        if delivery.acks is not NO_ACKS and self._postponed(message, delivery, own):
             return
-        attempt = self.runtime.in_flight.admit(message)
-        if attempt is not None:
+        delivery.attempt = self.runtime.in_flight.admit(message)
+        if delivery.attempt is not None:
             message.fail()
-            message.attempt = attempt  # type: ignore[attr-defined]
-            self._end(broker, message, attempt, exception=ActorNotFound(message.actor_name))
-        elif hasattr(message, "settle"):
-            message.settle()
+            self._end(broker, message, delivery.attempt, exception=ActorNotFound(message.actor_name))
+        else:
+            delivery.finish(failed=message.failed)
 
-    def _postponed(self, message: Any, mark: Stamp) -> bool:
+    def _postponed(self, message: MessageProxy, delivery: Delivery, own: Stamp) -> bool:
         try:
-            postponed = self.runtime.postpone(mark, message.actor_name)
+            postponed = self.runtime.postpone(own, message.actor_name)
         except Stopping:
             return True  # unacknowledged, so it comes again
         if postponed:
-            message.settle()
+            delivery.finish(failed=False)
         return postponed
 
     def _end(
@@ -218,15 +220,35 @@ def _discards(record: logging.LogRecord) -> bool:
     return " returned a value that is not None" not in str(record.msg)
 
 
+class _NoAcks:
+    """Of a consumer that isn't ours: it acknowledges by itself."""
+
+    def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
+        """Do nothing."""
+
+
+NO_ACKS = _NoAcks()
+
+
+def delivery_of(message: MessageProxy) -> Delivery:
+    """The message's delivery."""
+    found: Delivery | None = getattr(message, "delivery", None)
+    if found is None:
+        redelivered = getattr(message, "redelivered", False)
+        found = Delivery(NO_ACKS, 0, stamp.read(message.options), redelivered)
+        message.delivery = found  # type: ignore[attr-defined]
+    return found
+
+
 def _keep_abandoned(message: MessageProxy) -> None:
     """End this worker thread rather than let it acknowledge what is not on record; its process ends with it."""
-    attempt: Attempt | None = getattr(message, "attempt", None)
+    attempt = delivery_of(message).attempt
     if attempt is not None and attempt.abandoned:
         raise SystemExit
 
 
 def _in_hand(message: MessageProxy) -> Attempt | None:
-    attempt: Attempt | None = getattr(message, "attempt", None)
+    attempt = delivery_of(message).attempt
     return None if attempt is None or attempt.ended else attempt
 
 

@@ -56,7 +56,7 @@ def _together(lead: Attempt | None) -> Iterator[list[Any]]:
     taken: list[Any] = []
     others: list[tuple[Any, Exception | None]] = []  # and why they don't run
     try:
-        _begin(getattr(lead.deliveries[0], "mates", []), taken, others)
+        _begin(lead.deliveries[0].mates, taken, others)
         current_attempt.set(lead)
         yield taken
     finally:
@@ -76,7 +76,7 @@ def _begin(waiting: list[Any], taken: list[Any], others: list[tuple[Any, Excepti
         except Exception as error:  # noqa: BLE001 — a middleware's word on this one
             others.append((mate, error))
         except BaseException as error:
-            if getattr(mate, "attempt", None) is not None:
+            if mate.delivery.attempt is not None:
                 taken.append(waiting.pop(0))
             _end(taken, [error] * len(taken))
             raise
@@ -91,7 +91,7 @@ def _begin(waiting: list[Any], taken: list[Any], others: list[tuple[Any, Excepti
 def _end(mates: Iterable[Any], outcomes: Iterable[Any]) -> None:
     """As Dramatiq's worker ends a message. An interrupt that strikes here comes too late to change what happened."""
     for mate, outcome in zip(mates, outcomes, strict=True):
-        current_attempt.set(getattr(mate, "attempt", None))
+        current_attempt.set(mate.delivery.attempt)
         with suppress(Interrupt):
             try:
                 _tell(mate, outcome)
@@ -112,7 +112,7 @@ def _tell(mate: Any, outcome: Any) -> None:
 def _settle(mate: Any) -> None:
     signal = "nack" if mate.failed else "ack"
     mate.broker.emit_before(signal, mate)
-    mate.settle()
+    mate.delivery.finish(failed=mate.failed)
     mate.broker.emit_after(signal, mate)
     mate.clear_exception()
 

@@ -3,35 +3,33 @@
 import logging
 
 from callboard.middleware.journal.rescue import rescue
-from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.message.attempt import Attempt
 from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Claim
 from callboard.sql.writes import claims
 
 log = logging.getLogger("callboard.tracking")
-_complain = OutageLog(log, "a message waits for the database: %s")
 
 
 class Failed(RuntimeError):
     """The item has failed, by the very attempt that the message carries: it belongs to the dead letters."""
 
 
-def claim(conn: Conn, mark: Stamp, worker: int) -> Claim | None:
+def claim(conn: Conn, attempt: Attempt, worker: int) -> Claim | None:
     """Claim the item of a suspect message for `worker`, which does not run it; None when it must not run: it is final,
     has another attempt by now, or somebody else holds it. Raises Failed.
     """
-    found = claims.claim_item(conn, mark.job, mark.item, mark.attempt, worker)
+    found = claims.claim_item(conn, *attempt.key, attempt.number, worker)
     if found is None:
-        log.warning("a message carries item %d/%d, which the database doesn't have", mark.job, mark.item)
+        log.warning("a message carries item %d/%d, which the database doesn't have", *attempt.key)
     elif found.taken or found.holder == worker:  # held here and not run: the answer to its claim was lost
         return found
     elif found.holder is not None and not found.holder_alive:
         # What it held is given back, this item too, under its next attempt: this message has done its work.
         rescue(conn, found.holder)
-    elif found.state == "failed" and found.attempt == mark.attempt and found.crashes < timings.MAX_CRASHES:
+    elif found.state == "failed" and found.attempt == attempt.number and found.crashes < timings.MAX_CRASHES:
         raise Failed
     else:
-        log.info("a copy of the message of item %d/%d is dropped: it is %s", mark.job, mark.item, found.state)
+        log.info("a copy of the message of item %d/%d is dropped: it is %s", *attempt.key, found.state)
     return None

@@ -1,10 +1,9 @@
-"""What a process has in hand: attempts from their message's arrival to the commit of their outcome."""
+"""The attempts of this process, from their message's arrival to the commit of their outcome."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from dramatiq.broker import MessageProxy
 
@@ -13,8 +12,8 @@ from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import Outcome
 from callboard.middleware.attempts.parking import Parking
 from callboard.middleware.journal.journal import Entry, Journal
-from callboard.middleware.message import stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
 from callboard.middleware.submission.enqueue import new_item
@@ -27,7 +26,7 @@ log = logging.getLogger("callboard.tracking")
 
 
 class InFlight:
-    """The attempts of this process, by item; to be given its `journal` before the first ends.
+    """The attempts in flight, by item. Set `journal` before the first attempt ends.
 
     `defers`: the consumer acknowledges after the commit by itself, so that no worker thread needs to wait for it.
     `open_deliveries` counts the messages that the process was given and that are not acknowledged, `prefetched` names
@@ -50,153 +49,65 @@ class InFlight:
         self._open_deliveries = open_deliveries
         self._prefetched = prefetched
         self._lock = threading.RLock()
-        self._turns = Isolation(process)
+        self._isolation = Isolation(process)
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, JobControl] = {}
 
+    # A message arrives -----------------------------------------------------------------------------------------------
+
     def admit(self, message: MessageProxy) -> Attempt | None:
-        """The attempt that a delivered message carries; None when it must not run."""
-        if getattr(message, "stale", False):
-            return None  # its connection is gone: RabbitMQ delivers it again
+        """Return the attempt that a message carries, which begins now; None when it must not run.
+
+        Waits for the database and for the item's turn, raises nothing. A message that must not run is to be
+        acknowledged, unless this made its delivery `deferred`; or rejected, if this made the message fail.
+        """
+        delivery: Delivery = message.delivery
+        if delivery.stale:
+            return None
         try:
-            return self._admit(message)
+            return self._admit(message, delivery)
         except Stopping:
-            message.deferred = True  # type: ignore[attr-defined]
+            delivery.deferred = True  # never acknowledged, it is delivered again
         except Failed:
-            # Its worker died before it could reject it. A copy of it, never delivered before, simply goes.
-            message.failed = getattr(message, "redelivered", False)
+            # Its worker died before it could reject it. A copy of it that was never delivered before is acknowledged.
+            message.failed = delivery.redelivered
         except DATA_ERRORS as error:
             log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
             message.fail()
         except Exception:
-            # Raised on, Dramatiq would log it and run the actor, of which nothing would be on record.
-            log.exception("a message can't be begun; it comes again when this worker has ended")
-            message.deferred = True  # type: ignore[attr-defined]
+            # Dramatiq would log it and run the actor, untracked.
+            log.exception("a message can't be begun; it is delivered again when this worker has ended")
+            delivery.deferred = True
         return None
 
-    def _admit(self, message: MessageProxy) -> Attempt | None:
-        mark = stamp.read(message.options)
-        suspect = getattr(message, "redelivered", False)
-        if mark is None:
-            mark, known = self._adopt(message)
+    def _admit(self, message: MessageProxy, delivery: Delivery) -> Attempt | None:
+        stamp, suspect = delivery.stamp, delivery.redelivered
+        if stamp is None:
+            stamp, known = self._adopt(message)
             suspect = suspect or known
-        attempt = Attempt(mark.job, mark.item, mark.attempt, [message], self._controls)
-        twin = self._attempts.get(attempt.key)
-        if (twin is not None and self._join(twin, attempt)) or self._held_back(mark, attempt):
+        attempt = Attempt(
+            stamp.job, stamp.item, stamp.attempt, [delivery], self._controls, stamp.epoch, message.actor_name,
+            message.message_id,
+        )  # fmt: skip
+        other = self._attempts.get(attempt.key)
+        if (other is not None and self._join(other, attempt)) or self._held_back(attempt):
             return None
-        if suspect or mark.suspect or twin is not None or self._outdated(mark):
-            return attempt if self._may_run(mark, attempt) else None
-        self._turns.enter(attempt, lead=current_attempt.get())
-        runs = False
+        if suspect or stamp.suspect or other is not None or self._outdated(attempt):
+            return attempt if self._begin_claimed(attempt) else None
+        self._isolation.enter(attempt, lead=current_attempt.get())
+        begun = False
         try:
-            runs = not self._gone(attempt) and not self._held_back(mark, attempt)  # it may have waited
-            if runs:
+            begun = not self._is_stale(attempt) and not self._held_back(attempt)  # it may have waited
+            if begun:
                 self._begin(attempt)
         finally:
-            if not runs:
-                self._turns.leave(attempt)
-        return attempt if runs else None
-
-    def _held_back(self, mark: Stamp, attempt: Attempt) -> bool:
-        """Whether its job was stopped, so that its message goes, or paused, so that it is kept for later."""
-        told = self._told(mark)
-        if told is not None and not told.over:
-            self._keep(attempt)
-        return told is not None
-
-    def _told(self, mark: Stamp) -> JobControl | None:
-        """What keeps it from running: its job is paused, or over. A message newer than what was heard of its job was
-        sent because the job goes on.
-        """
-        control = self._controls.get(mark.job)
-        if control is None or control.epoch < mark.epoch:
-            return None
-        return control if control.over or control.state == "paused" else None
-
-    def _keep(self, attempt: Attempt) -> None:
-        for message in attempt.deliveries:
-            message.deferred = self._defers
-        self._parking.park(attempt)
-
-    def _begin(self, attempt: Attempt) -> None:
-        attempt.started = time.monotonic()  # it may have waited
-        self._attempts[attempt.key] = attempt
-
-    def _join(self, twin: Attempt, copy: Attempt) -> bool:
-        """A copy of what is in hand is settled with it; False when that is another attempt, or no longer in hand."""
-        with self._lock:
-            if twin.number != copy.number or self._attempts.get(twin.key) is not twin:
-                return False
-            self._share(twin, copy)
-            return True
-
-    def _share(self, twin: Attempt, copy: Attempt) -> None:
-        twin.deliveries += copy.deliveries
-        for message in copy.deliveries:
-            message.deferred = self._defers
-
-    def _outdated(self, mark: Stamp) -> bool:
-        control = self._controls.get(mark.job)
-        return control is not None and control.epoch > mark.epoch
-
-    def _may_run(self, mark: Stamp, attempt: Attempt) -> bool:
-        """A copy that comes while the item is asked for is settled with it: the connection of the first may be gone by
-        now, and then the copy is its message. The next attempt's message is none: a worker that died before it
-        acknowledged leaves both in the queue, and dropped beside the outdated one it would be lost.
-        """
-        claiming = (*attempt.key, attempt.number)
-        with self._lock:
-            twin = self._attempts.get(attempt.key)
-            if twin is None or twin.number != attempt.number:
-                twin = self._claiming.setdefault(claiming, attempt)
-            if twin is not attempt:
-                self._share(twin, attempt)
-                return False
-        runs, told = False, None
-        try:
-            claimed = self._claimed(mark, attempt)
-            told = self._told(mark) if claimed else None
-            if told is not None:
-                self._give_back(mark)
-            elif claimed:
-                attempt.running = attempt.reported = True  # a claim is a row in `running`
-                self._begin(attempt)
-                runs = True
-        finally:
-            self._answered(attempt)
-            if not runs:
-                self._turns.leave(attempt)
-                if told is None or told.over:
-                    self._drop(attempt.deliveries[1:])
-        if told is not None and not told.over:
-            self._keep(attempt)
-        return runs
-
-    def _claimed(self, mark: Stamp, attempt: Attempt) -> Claim | None:
-        """An item waits for its turn without a claim: with one it would be in hand, and charged with a crash itself."""
-        self._turns.enter(attempt, lead=current_attempt.get())
-        claimed = None if self._gone(attempt) else self._claim(mark)
-        if claimed is not None and claimed.crashes >= timings.MAX_CRASHES - 1:
-            self._give_back(mark)
-            self._turns.enter(attempt, alone=True)
-            claimed = None if self._gone(attempt) else self._claim(mark)
-        return claimed
-
-    def _gone(self, attempt: Attempt) -> bool:
-        """Whether every connection that brought it is gone meanwhile: RabbitMQ delivers it again, and that copy asks
-        for itself.
-        """
-        with self._lock:
-            gone = all(getattr(message, "stale", False) for message in attempt.deliveries)
-            if gone:
-                self._answered(attempt)
-            return gone
+            if not begun:
+                self._isolation.leave(attempt)
+        return attempt if begun else None
 
     def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:
-        """Record a message that has no stamp; return its stamp, and whether it was on record before. Raises Stopping
-        while the process stops: then its message comes again.
-        """
+        """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping."""
         item = new_item(message, job=0, key=f"message:{message.message_id}", published=True)
         out = self._process.retry(lambda: self._stored(item))
         return Stamp(out.job, out.item, 1), out.suspect
@@ -211,47 +122,142 @@ class InFlight:
                     waiting.cancel()
                     raise Stopping from None
 
-    def _claim(self, mark: Stamp) -> Claim | None:
-        return self._process.retry_write(lambda conn: claim(conn, mark, self._process.worker))
+    def _held_back(self, attempt: Attempt) -> bool:
+        """Return whether its job has stopped, or is paused: then the message is parked."""
+        control = self._holding(attempt)
+        if control is not None and not control.over:
+            self._park(attempt)
+        return control is not None
 
-    def _give_back(self, mark: Stamp) -> None:
+    def _holding(self, attempt: Attempt) -> JobControl | None:
+        """The control state that keeps it from running: its job is paused, or over; else None. A message of a newer
+        epoch was sent because the job goes on.
+        """
+        control = self._controls.get(attempt.job)
+        if control is None or control.epoch < attempt.epoch:
+            return None
+        return control if control.over or control.state == "paused" else None
+
+    def _outdated(self, attempt: Attempt) -> bool:
+        control = self._controls.get(attempt.job)
+        return control is not None and control.epoch > attempt.epoch
+
+    def _park(self, attempt: Attempt) -> None:
+        for delivery in attempt.deliveries:
+            delivery.deferred = self._defers
+        self._parking.park(attempt)
+
+    def _begin(self, attempt: Attempt) -> None:
+        attempt.started = time.monotonic()  # it may have waited
+        self._attempts[attempt.key] = attempt
+
+    def _join(self, running: Attempt, copy: Attempt) -> bool:
+        """Have a copy of what runs acknowledged with it; False when another attempt runs, or none any more."""
+        with self._lock:
+            if running.number != copy.number or self._attempts.get(running.key) is not running:
+                return False
+            self._share(running, copy)
+            return True
+
+    def _share(self, first: Attempt, copy: Attempt) -> None:
+        first.deliveries += copy.deliveries
+        for delivery in copy.deliveries:
+            delivery.deferred = self._defers
+
+    # Messages that may be a second copy ------------------------------------------------------------------------------
+
+    def _begin_claimed(self, attempt: Attempt) -> bool:
+        """Claim the item and begin; return False when the attempt must not run. Raises Stopping, Failed, DATA_ERRORS.
+
+        A copy that comes meanwhile is acknowledged with this one: the connection of this one may be gone by then, and
+        the copy is its message. The message of the next attempt is no copy: a worker that died before it acknowledged
+        leaves both in the queue, and dropped beside the outdated one the newer one would be lost.
+        """
+        with self._lock:
+            first = self._attempts.get(attempt.key)
+            if first is None or first.number != attempt.number:
+                first = self._claiming.setdefault((*attempt.key, attempt.number), attempt)
+            if first is not attempt:
+                self._share(first, attempt)
+                return False
+        begun, control = False, None
+        try:
+            claimed = self._claimed(attempt)
+            control = self._holding(attempt) if claimed else None
+            if control is not None:
+                self._give_back(attempt)
+            elif claimed:
+                attempt.running = attempt.reported = True  # a claim is a row in `running`
+                self._begin(attempt)
+                begun = True
+        finally:
+            self._take_no_more_copies(attempt)
+            if not begun:
+                self._isolation.leave(attempt)
+                if control is None or control.over:
+                    self._acknowledge_copies(attempt)
+        if control is not None and not control.over:
+            self._park(attempt)
+        return begun
+
+    def _claimed(self, attempt: Attempt) -> Claim | None:
+        """Wait for the item's turn, then claim it: a claimed item is in flight, so it would be charged with a crash."""
+        self._isolation.enter(attempt, lead=current_attempt.get())
+        claimed = None if self._is_stale(attempt) else self._claim(attempt)
+        if claimed is not None and claimed.crashes >= timings.MAX_CRASHES - 1:
+            self._give_back(attempt)
+            self._isolation.enter(attempt, alone=True)
+            claimed = None if self._is_stale(attempt) else self._claim(attempt)
+        return claimed
+
+    def _claim(self, attempt: Attempt) -> Claim | None:
+        return self._process.retry_write(lambda conn: claim(conn, attempt, self._process.worker))
+
+    def _give_back(self, attempt: Attempt) -> None:
         worker = self._process.worker
-        self._process.retry_write(lambda conn: claims.give_back(conn, mark.job, mark.item, worker))
+        self._process.retry_write(lambda conn: claims.give_back(conn, *attempt.key, worker))
 
-    def _answered(self, attempt: Attempt) -> None:
-        """From here on no copy joins what is asked for."""
+    def _is_stale(self, attempt: Attempt) -> bool:
+        """Return whether every connection that brought it is gone: RabbitMQ delivers it again, and that copy claims."""
+        with self._lock:
+            stale = all(delivery.stale for delivery in attempt.deliveries)
+            if stale:
+                self._take_no_more_copies(attempt)
+            return stale
+
+    def _take_no_more_copies(self, attempt: Attempt) -> None:
         with self._lock:
             claiming = (*attempt.key, attempt.number)
             if self._claiming.get(claiming) is attempt:
                 del self._claiming[claiming]
 
-    def _drop(self, copies: Sequence[Any]) -> None:
-        """Copies of what must not run go with it; but what a process that stops leaves behind comes again."""
+    def _acknowledge_copies(self, attempt: Attempt) -> None:
+        """Acknowledge the copies of what must not run; those that a stopping process leaves are delivered again."""
         if self._defers and not self._process.stopping:
-            for message in copies:
-                message.acks.release([message.tag], [])
+            release((copy, False) for copy in attempt.deliveries[1:])
+
+    # An attempt ends -------------------------------------------------------------------------------------------------
 
     def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
-        """Hand an attempt that ended to the journal; returns whether its message is to be dead-lettered."""
+        """Give an attempt that ended to the journal; return whether its message is to be dead-lettered."""
         attempt.ended = True
         ended = time.monotonic()
         attempt.result = None
         children = attempt.hooked
         if outcome.state in ("succeeded", "skipped"):
             children = attempt.sent + attempt.hooked
-        elif attempt.returned:  # its result can't be kept, but the hooks took it for a success
+        elif attempt.returned:  # its result can't be stored, but the hooks took it for a success
             children = ()
+        failed = outcome.state == "failed"
         event = Event(
             attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended,
-            self._process.worker,
-            outcome.failure, outcome.retry, outcome.result, children,
-            ran=attempt.running,
-            dead=outcome.state == "failed" and all(_carried(m) for m in attempt.deliveries),
+            self._process.worker, outcome.failure, outcome.retry, outcome.result, children, ran=attempt.running,
+            dead=failed and all(delivery.carried for delivery in attempt.deliveries),
         )  # fmt: skip
-        entry = Entry(attempt, event, outcome.state == "failed")
+        entry = Entry(attempt, event, failed)
         if self._defers:
-            for message in attempt.deliveries:
-                message.deferred = True
+            for delivery in attempt.deliveries:
+                delivery.deferred = True
             self.journal.add(entry)
         else:
             entry.recorded = threading.Event()
@@ -263,25 +269,23 @@ class InFlight:
         return entry.dead_letter
 
     def acknowledge(self, entries: Sequence[Entry]) -> None:
-        """These are committed: now, and only now, their messages may be acknowledged."""
-        trackers: dict[Any, tuple[list[Any], list[Any]]] = {}
+        """Acknowledge the messages of these attempts: their outcomes are committed."""
+        ended: list[tuple[Delivery, bool]] = []
         with self._lock:
             for entry in entries:
                 attempt = entry.attempt
                 if self._attempts.get(attempt.key) is attempt:
                     del self._attempts[attempt.key]
-                self._turns.leave(
-                    attempt
-                )  # not as it ends: until it is on record a death would be charged to it
-                if self._defers:
-                    for message in attempt.deliveries:
-                        rejected = entry.dead_letter and not _carried(message)
-                        trackers.setdefault(message.acks, ([], []))[rejected].append(message.tag)
-        for tracker, (acks, nacks) in trackers.items():
-            tracker.release(acks, nacks)
+                # Not when it ends: until the commit the death of this process would be charged to it.
+                self._isolation.leave(attempt)
+                ended += [(delivery, entry.dead_letter) for delivery in attempt.deliveries]
+        if self._defers:
+            release(ended)
         for entry in entries:
             if entry.recorded is not None:
                 entry.recorded.set()
+
+    # What is in flight -----------------------------------------------------------------------------------------------
 
     def attempts(self) -> list[Attempt]:
         """The attempts whose outcome is not committed."""
@@ -292,19 +296,15 @@ class InFlight:
         return list({*self._attempts, *self._prefetched()})
 
     def expects_more(self, ended: int) -> bool:
-        """Whether the process holds more messages than the `ended` ones, so that a flush is worth waiting for."""
+        """Return whether the process holds more messages than the `ended` ones, so a flush waits for them."""
         return len(self._attempts) > ended or self._open_deliveries() > ended
 
     def apply_controls(self, controls: Iterable[JobControl]) -> None:
-        """Take what jobs say; from the next message on it holds. What was said before may arrive after it. Most jobs
-        say nothing in all their life, and there are many in that of a worker.
+        """Take control states of jobs, which hold from the next message on; an older state may come after a newer one.
+
+        Those of jobs that simply run are not kept: a worker sees many jobs in its life.
         """
         for control in controls:
             known = self._controls.get(control.job)
             if not control.plain and (known is None or known.epoch <= control.epoch):
                 self._controls[control.job] = control
-
-
-def _carried(message: Any) -> bool:
-    """Whether its delivery carries others, so that it is acknowledged in any case."""
-    return getattr(message, "carried", False)

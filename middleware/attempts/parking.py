@@ -3,9 +3,9 @@
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.message.delivery import release
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
 from callboard.sql.writes import claims
@@ -70,12 +70,8 @@ class Parking:
         return True
 
     def _settle(self, batch: Sequence[Attempt]) -> None:
-        trackers: dict[Any, list[int]] = {}
         if self._defers:
-            for message in (message for attempt in batch for message in attempt.deliveries):
-                trackers.setdefault(message.acks, []).append(message.tag)
-        for acks, tags in trackers.items():
-            acks.release(tags, [])
+            release((delivery, False) for attempt in batch for delivery in attempt.deliveries)
         with self._changed:
             if not self._defers:
                 self._parked.update(batch)

@@ -56,18 +56,18 @@ class HangDetector:
 
     def look(self, attempts: Iterable[Attempt], now: float) -> list[HangSample]:
         """The stacks of those that hang and have not been looked at for a while."""
-        due = [a for a in attempts if a.reported and now - max(a.looked, a.started) >= self._wait(a)]
+        due = [a for a in attempts if a.reported and now - max(a.sampled, a.started) >= self._wait(a)]
         if not due:
             return []
         frames = sys._current_frames()  # noqa: SLF001 — documented, and the only way to another thread's stack
         found = [HangSample(*a.key, a.number, *_told(_shown(_places(frames, a.thread)))) for a in due]
         for attempt in due:
-            attempt.looked = now
+            attempt.sampled = now
         # One that ended meanwhile may have left its thread to the next.
         return [stack for a, stack in zip(due, found, strict=True) if not a.ended]
 
     def _wait(self, attempt: Attempt) -> float:
-        return AGAIN if attempt.looked else self.limit(attempt.actor)
+        return AGAIN if attempt.sampled else self.limit(attempt.actor)
 
 
 def _places(frames: dict[int, FrameType], thread: int) -> list[Place]:

@@ -45,7 +45,7 @@ class RunningRows:
             return
         self._looked = now
         attempts = [a for a in in_flight() if not a.ended]
-        slow = [a for a in attempts if (now - a.started > SLOW_SECONDS and not a.reported) or a.says_more]
+        slow = [a for a in attempts if (now - a.started > SLOW_SECONDS and not a.reported) or a.unreported]
         steps = {a.job: None for a in attempts if a.job not in self._started_jobs} | {
             a.job: a.step for a in slow if a.step != a.step_reported
         }

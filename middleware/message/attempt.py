@@ -1,4 +1,4 @@
-"""One try at an item, while it is in a worker thread's hands."""
+"""One try at an item, from its message's arrival to the commit of its outcome."""
 
 import time
 from collections.abc import Mapping
@@ -7,21 +7,25 @@ from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
 
+from callboard.middleware.message.delivery import Delivery
 from callboard.sql.rows import JobControl, NewItem, Progress, Retry
 
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One try. Written by its worker thread until it is noted in the journal, read by the journal's thread."""
+    """One try. Its worker thread writes it until it ends, the journal's thread reads it."""
 
     job: int
     item: int
-    number: int
-    deliveries: list[Any]  # the consumer's message proxies, copies included
-    controls: Mapping[int, JobControl]  # what jobs said last
+    number: int  # from 1, over the item's life
+    deliveries: list[Delivery]  # of its message, copies included
+    controls: Mapping[int, JobControl]  # the last known control states of jobs
+    epoch: int = 0  # of its message
+    actor: str = ""
+    message_id: str = ""
     started: float = field(default_factory=time.monotonic)
-    thread: int = field(default_factory=get_ident)  # whose stack shows where it hangs
-    looked: float = 0.0  # when that was last looked at
+    thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs
+    sampled: float = 0.0  # when that stack was last read
     running: bool = False  # it has, or is about to have, a row in `running`
     reported: bool = False  # that row is committed
     step: str | None = None
@@ -32,12 +36,10 @@ class Attempt:
     result: Any = None
     hooks: bool = False  # the actor is done, the other middleware's hooks run
     ended: bool = False
-    abandoned: bool = (
-        False  # the process ends before its end is on record: its message must stay unacknowledged
-    )
+    abandoned: bool = False  # its process ends first: its message must stay unacknowledged
     retry: Retry | None = None
-    sent: tuple[NewItem, ...] = ()  # by the actor: go with a success or a skip only
-    hooked: tuple[NewItem, ...] = ()  # by callbacks: go with any outcome
+    sent: tuple[NewItem, ...] = ()  # by the actor: stored with a success or a skip only
+    hooked: tuple[NewItem, ...] = ()  # by callbacks: stored with any outcome
 
     @property
     def key(self) -> tuple[int, int]:
@@ -45,21 +47,16 @@ class Attempt:
         return self.job, self.item
 
     @property
-    def actor(self) -> str:
-        """Its actor's name."""
-        return str(self.deliveries[0].actor_name)
-
-    @property
-    def says_more(self) -> bool:
-        """Whether its actor said something that is not written yet."""
+    def unreported(self) -> bool:
+        """Whether its actor set a step or progress that is not written yet."""
         return self.step != self.step_reported or self.progress != self.progress_reported
 
     @property
     def cancelled(self) -> bool:
-        """Whether its job was stopped meanwhile."""
+        """Whether its job has stopped."""
         control = self.controls.get(self.job)
         return control is not None and control.over
 
 
-#: The attempt that this thread (or the task an async actor runs in) has in hand.
+#: The attempt that this thread runs, or the task of an async actor.
 current_attempt: ContextVar[Attempt | None] = ContextVar("callboard_attempt", default=None)

@@ -9,10 +9,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeAlias
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+
+from callboard.middleware.message.delivery import Delivery, Tag
 
 log = logging.getLogger("callboard.rabbitmq")
 
@@ -22,10 +23,6 @@ UNREADABLE = object()
 MANY = object()
 #: Seconds that an acknowledgement may wait above a message that isn't done, before it is sent by itself.
 STRAGGLER = 0.1
-
-
-#: What is settled: a delivery's tag, or the tag of one that carries many items, and which of them.
-Tag: TypeAlias = int | tuple[int, int]
 
 
 class AckTracker:
@@ -38,24 +35,24 @@ class AckTracker:
         self._connection = connection
         self._channel = channel
         self._due: dict[int, float] = {}  # tag -> when it fell due
-        self.open: OrderedDict[int, Any] = OrderedDict()  # tag -> message, in order of delivery
-        self._parts: dict[int, dict[int, Any]] = {}  # tag of a delivery of many -> those that are open
+        self.open: OrderedDict[int, Delivery | object] = OrderedDict()  # by tag, in order of delivery
+        self._parts: dict[int, dict[int, Delivery]] = {}  # tag of a delivery of many -> those that are open
         self.dead = False
         self.held = 0  # messages that are open, each of those that a delivery carries
         self.settled = 0
 
-    def enter(self, tag: int, message: Any) -> None:
-        """A message was delivered."""
-        self.open[tag] = message
+    def enter(self, tag: int, delivery: Delivery | object) -> None:
+        """Note a delivery, or something that is UNREADABLE."""
+        self.open[tag] = delivery
         self.held += 1
 
-    def enter_many(self, tag: int, messages: Sequence[Any]) -> None:
-        """A delivery carries these; the tag of each is (tag, its place)."""
-        self._parts[tag] = dict(enumerate(messages))
+    def enter_many(self, tag: int, parts: Sequence[Delivery]) -> None:
+        """Note a delivery that carries many items; the tag of each part is (tag, its place)."""
+        self._parts[tag] = dict(enumerate(parts))
         self.open[tag] = MANY
-        self.held += len(messages)
+        self.held += len(parts)
 
-    def release(self, acks: Sequence[Tag], nacks: Sequence[int]) -> None:
+    def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
         """Settle these: from any thread. On a connection that is gone it does nothing, for so are its messages."""
         if self.dead:
             return
@@ -64,12 +61,12 @@ class AckTracker:
         except pika.exceptions.AMQPError:
             self.dead = True
 
-    def _settle(self, acks: Sequence[Tag], nacks: Sequence[int]) -> None:
+    def _settle(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
         """Nacks first: then one multiple ack covers nothing but what is due."""
         now, before = time.monotonic(), len(self.open)
-        nacks = [tag for tag in nacks if self._close(tag) is not None]
+        rejected = [tag for tag in map(self._close, nacks) if tag is not None]
         self._due.update([(tag, now) for tag in map(self._close, acks) if tag is not None])
-        for tag in nacks:
+        for tag in rejected:
             self._channel.basic_nack(tag, requeue=False)
         self.settled += before - len(self.open)
         self.flush(now)
@@ -110,11 +107,11 @@ class AckTracker:
             self._channel.basic_ack(tag)
             del self._due[tag]
 
-    def messages(self) -> list[Any]:
-        """What was delivered and isn't settled; from any thread."""
+    def deliveries(self) -> list[Delivery]:
+        """What was delivered and is not acknowledged, but for what is unreadable; from any thread."""
         while True:
             try:
-                single = [message for message in self.open.values() if message is not MANY]
+                single = [delivery for delivery in self.open.values() if isinstance(delivery, Delivery)]
                 return single + [part for parts in list(self._parts.values()) for part in parts.values()]
             except RuntimeError:  # it changed meanwhile; asked every two seconds, so locks would cost more
                 continue
@@ -122,9 +119,8 @@ class AckTracker:
     def discard(self) -> None:
         """The connection is gone: RabbitMQ delivers all of it again."""
         self.dead = True
-        for message in self.messages():
-            if message is not UNREADABLE:
-                message.stale = True
+        for delivery in self.deliveries():
+            delivery.stale = True
         self.open.clear()
         self._parts.clear()
         self.held = 0

@@ -18,8 +18,9 @@ from dramatiq.worker import QUEUE_PREFETCH
 
 from callboard.middleware.attempts.batch import takes_batches
 from callboard.middleware.message import envelope, stamp
+from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.process.outage import disconnected, reason
-from callboard.middleware.rabbitmq.acks import UNREADABLE, AckTracker, Tag
+from callboard.middleware.rabbitmq.acks import UNREADABLE, AckTracker
 from callboard.middleware.rabbitmq.confirms import address
 from callboard.middleware.rabbitmq.frames import delivery_reader
 from callboard.middleware.rabbitmq.prefetch import Prefetch
@@ -32,36 +33,12 @@ log = logging.getLogger("callboard.rabbitmq")
 
 
 class RabbitmqMessage(MessageProxy):
-    """A delivered message, or one of those that a delivery carries, bound to the book of its connection.
+    """A delivered message, or one of those that a delivery carries."""
 
-    `mates`: those that came with it and are to be begun with it, or after it when it is not.
-    """
-
-    def __init__(
-        self, broker: RabbitmqBroker, message: Message[Any], acks: AckTracker, tag: Tag, *, redelivered: bool
-    ) -> None:
+    def __init__(self, broker: RabbitmqBroker, message: Message[Any], delivery: Delivery) -> None:
         super().__init__(message)
         self.broker = broker
-        self.mates: list[RabbitmqMessage] = []
-        self.acks = acks
-        self.tag = tag
-        self.redelivered = redelivered
-        self.stale = False
-        self.deferred = False  # the journal settles it, after its commit
-        self.aside = False  # a thread of its own does, or leaves it to the journal
-
-    @property
-    def carried(self) -> bool:
-        """Whether others came in the same delivery: it is acknowledged, whatever becomes of each."""
-        return isinstance(self.tag, tuple)
-
-    def settle(self) -> None:
-        """Acknowledge it, or have it dead-lettered, unless the journal does."""
-        if not self.deferred:
-            if self.failed and isinstance(self.tag, int):
-                self.acks.release([], [self.tag])
-            else:
-                self.acks.release([self.tag], [])
+        self.delivery = delivery
 
 
 class Consumers:
@@ -72,18 +49,13 @@ class Consumers:
         self.cut_off: dict[str, str] = {}  # queue -> why nothing comes from it
 
     def open_deliveries(self) -> int:
-        """How many messages were delivered and are not settled."""
+        """How many messages were delivered and are not acknowledged."""
         return sum(acks.held for acks in list(self.trackers))
 
     def prefetched(self) -> list[tuple[int, int]]:
         """(job, item) of each of them."""
-        marks = (
-            stamp.read(m.options)
-            for acks in list(self.trackers)
-            for m in acks.messages()
-            if m is not UNREADABLE
-        )
-        return [(mark.job, mark.item) for mark in marks if mark]
+        stamps = (delivery.stamp for acks in list(self.trackers) for delivery in acks.deliveries())
+        return [(stamp.job, stamp.item) for stamp in stamps if stamp]
 
     def why_cut_off(self) -> str | None:
         """Why nothing comes from a queue, if nothing does."""
@@ -103,7 +75,7 @@ class RabbitmqConsumer(Consumer):
         self.broker = broker
         self.queue_name = queue_name
         self.timeout = timeout / 1000
-        self.inbox: deque[RabbitmqMessage] = deque()
+        self.inbox: deque[MessageProxy] = deque()
         self.cancelled = False
         adapts = queue_name == q_name(queue_name) and not QUEUE_PREFETCH
         self.prefetch = Prefetch(prefetch, (runtime.process.threads if adapts else 0) or None)
@@ -151,19 +123,20 @@ class RabbitmqConsumer(Consumer):
         if more:
             self._take_many(tag, [first, *more], redelivered=redelivered)
             return
-        proxy = RabbitmqMessage(self.broker, first, self.acks, tag, redelivered=redelivered)
-        self.acks.enter(tag, proxy)
-        self.inbox.append(proxy)
+        delivery = Delivery(self.acks, tag, stamp.read(first.options), redelivered)
+        self.acks.enter(tag, delivery)
+        self.inbox.append(RabbitmqMessage(self.broker, first, delivery))
 
     def _take_many(self, tag: int, messages: list[Message[Any]], *, redelivered: bool) -> None:
         """Each is a message of its own from here on; to an actor that takes batches the first brings the others."""
-        proxies = [
-            RabbitmqMessage(self.broker, message, self.acks, (tag, place), redelivered=redelivered)
+        parts = [
+            Delivery(self.acks, (tag, place), stamp.read(message.options), redelivered)
             for place, message in enumerate(messages)
         ]
-        self.acks.enter_many(tag, proxies)
+        self.acks.enter_many(tag, parts)
+        proxies = [RabbitmqMessage(self.broker, *part) for part in zip(messages, parts, strict=True)]
         if takes_batches(self.broker.actors.get(messages[0].actor_name)):
-            proxies[0].mates = proxies[1:]
+            parts[0].mates.extend(proxies[1:])
             del proxies[1:]
         self.inbox.extend(proxies)
 
@@ -220,21 +193,19 @@ class RabbitmqConsumer(Consumer):
         return ConnectionClosed(why)
 
     def ack(self, message: MessageProxy) -> None:
-        """Acknowledge a message, on its own connection, unless the journal does."""
-        message.settle()
-        self._pass_on(message)
+        """Acknowledge a message, on its own connection, unless that is deferred."""
+        self._finish(message.delivery, failed=False)
 
     def nack(self, message: MessageProxy) -> None:
         """Have a message dead-lettered, likewise."""
-        if not message.aside:
-            message.settle()
-        self._pass_on(message)
+        self._finish(message.delivery, failed=True)
 
-    def _pass_on(self, message: Any) -> None:
-        """It was not begun, and so did not take its mates along: the next of them does."""
-        if message.mates:
-            following, *rest = message.mates
-            message.mates, following.mates = [], rest
+    def _finish(self, delivery: Delivery, *, failed: bool) -> None:
+        if not delivery.aside:
+            delivery.finish(failed=failed)
+        if delivery.mates:  # it was not begun, so the next of its mates is
+            following, *rest = delivery.mates
+            delivery.mates, following.delivery.mates = [], rest
             self.inbox.append(following)
             with suppress(pika.exceptions.AMQPError):  # else its messages come again
                 self.connection.add_callback_threadsafe(_nothing)

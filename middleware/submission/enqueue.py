@@ -11,7 +11,7 @@ from dramatiq.middleware import MiddlewareError
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.message import envelope, stamp
-from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.middleware.message.attempt import current_attempt
 from callboard.sql.rows import NewItem, Outgoing, Retry
 
 #: Seconds that a plain send waits for its row.
@@ -40,7 +40,7 @@ def send(
     attempt = current_attempt.get()
     if attempt is not None and attempt.ended:
         attempt = None
-    if attempt is not None and attempt.hooks and _is_retry(message, attempt):
+    if attempt is not None and attempt.hooks and message.message_id == attempt.message_id:
         options = envelope.encode_options(stamp.without(message.options))
         attempt.retry = Retry((delay or 0) / 1000, options, message.message_timestamp)
         return message
@@ -67,10 +67,6 @@ def new_item(
         job, message.actor_name, message.queue_name, message.message_id, args, options, message.message_timestamp,
         (delay or 0) / 1000, key, published,
     )  # fmt: skip
-
-
-def _is_retry(message: Any, attempt: Attempt) -> bool:
-    return any(message.message_id == delivered.message_id for delivered in attempt.deliveries)
 
 
 def _send_now(

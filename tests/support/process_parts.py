@@ -8,7 +8,6 @@ from typing import Any
 from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.journal.journal import Entry
 from callboard.middleware.message.attempt import Attempt
-from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.process import Process
 from callboard.sql.rows import Claim, JobControl
 
@@ -58,11 +57,11 @@ class RecordedAttempts:
 class PlayedInFlight(InFlight):
     """Attempts in flight without a database: `claim` answers for it. Notes what ended, was given back or parked."""
 
-    def __init__(self, claim: Callable[[Stamp], Claim | None] | None = None) -> None:
+    def __init__(self, claim: Callable[[Attempt], Claim | None] | None = None) -> None:
         self.process = process_without_database()
         super().__init__(self.process, defers=True)
         self.ended: list[Entry] = []
-        self.given_back: list[Stamp] = []
+        self.given_back: list[Attempt] = []
         self.done: list[str] = []  # in order
         self.claim = claim
         played: Any = SimpleNamespace(add=self.ended.append)
@@ -70,10 +69,10 @@ class PlayedInFlight(InFlight):
         parking: Any = SimpleNamespace(park=lambda _: self.done.append("parked"))
         self._parking = parking
 
-    def _claim(self, mark: Stamp) -> Claim | None:
+    def _claim(self, attempt: Attempt) -> Claim | None:
         assert self.claim is not None, "this message must not be claimed"
-        return self.claim(mark)
+        return self.claim(attempt)
 
-    def _give_back(self, mark: Stamp) -> None:
-        self.given_back.append(mark)
+    def _give_back(self, attempt: Attempt) -> None:
+        self.given_back.append(attempt)
         self.done.append("given back")

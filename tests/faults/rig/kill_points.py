@@ -15,7 +15,6 @@ from threading import Timer
 from typing import Any, NamedTuple
 
 from callboard.middleware.attempts.in_flight import InFlight
-from callboard.middleware.message import stamp
 from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.sql.writes import callbacks, claims, outcomes, publishing, stages
 from tests.support.boot_death import die, wait_for_boot
@@ -110,8 +109,8 @@ def _claimed(found: Any, conn: Any, job: int, item: int, *rest: Any) -> list[Key
 
 
 def _open_tags(_: None, tracker: AckTracker, acks: Any, nacks: Any) -> list[Key]:
-    found = (stamp.read(tracker.open[tag].options) for tag in (*acks, *nacks) if tag in tracker.open)
-    return [(mark.job, mark.item) for mark in found if mark]
+    found = (getattr(tracker.open.get(tag), "stamp", None) for tag in (*acks, *nacks))
+    return [(stamp.job, stamp.item) for stamp in found if stamp]
 
 
 def _done(result: Any, *_: Any) -> list[Key] | None:
@@ -132,7 +131,7 @@ POINTS = {
     "claim": Point(claims, "claim_item", _claimed, after=True),
     # Committed, and the actor has not begun.
     "claimed": Point(
-        InFlight, "_may_run", lambda may, _, __, attempt: [attempt.key] if may else None, after=True
+        InFlight, "_begin_claimed", lambda begun, _, attempt: [attempt.key] if begun else None, after=True
     ),
     # Not acknowledged yet.
     "parked": Point(claims, "park", lambda _, __, rows: [(job, item) for job, item, ___ in rows], after=True),

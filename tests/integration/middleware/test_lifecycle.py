@@ -99,12 +99,11 @@ def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
         with connect(database_url) as conn:
             job = make_job(conn, 1)
             runtime.process.worker = make_worker(conn)
-            message: Any = Delivered(Stamp(job, 0, 1), redelivered=True)
-            attempt = runtime.in_flight.admit(message)
+            attempt = runtime.in_flight.admit(Delivered(Stamp(job, 0, 1), redelivered=True))
             assert lost
             assert lost[0].taken
             assert attempt is not None
-            assert runtime.in_flight.admit(Delivered(Stamp(job, 0, 1), redelivered=True)) is None  # type: ignore[arg-type]
+            assert runtime.in_flight.admit(Delivered(Stamp(job, 0, 1), redelivered=True)) is None
             runtime.in_flight.finish(attempt, SUCCEEDED)
             assert wait_until(
                 lambda: (queries.run(conn, queries.job(job)) or {})["state"] == "completed", TIMEOUT
@@ -156,7 +155,7 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
         hand = InFlight(process, defers=True)
         journal = hand.journal = Journal(process, hand, lambda *_: None)
         job = make_job(conn, 1)
-        attempt = Attempt(job, 0, 1, [Delivered(Stamp(job, 0, 1))], {}, started=time.monotonic() - 1)
+        attempt = Attempt(job, 0, 1, [Delivered(Stamp(job, 0, 1)).delivery], {}, started=time.monotonic() - 1)
         hand._attempts[attempt.key] = attempt
         journal.watch()
         assert wait_until(lambda: not hand.attempts(), TIMEOUT)

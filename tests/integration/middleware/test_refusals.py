@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
-from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process import outage
 from callboard.middleware.process.process import Process
 from callboard.sql.pool import Conn, connect
@@ -22,6 +20,7 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewItem, Retry
 from callboard.sql.writes import claims, outcomes, workers
 from tests.support.databases import waits
+from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, make_job, make_worker, status
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.workers import wait_until
@@ -44,10 +43,8 @@ class RestartState:
         """Have these written together, as one flush."""
         with self.journal._wake:
             for one in events:
-                attempt = Attempt(
-                    one.job, one.item, one.attempt, [SimpleNamespace(actor_name="work")], {}, ended=True
-                )
-                self.journal.add(Entry(attempt, one, dead_letter=False))
+                ended = make_attempt(one.job, one.item, one.attempt, ended=True)
+                self.journal.add(Entry(ended, one, dead_letter=False))
 
     def done(self, count: int, timeout: float = 20) -> bool:
         """Whether so many are settled; waits for it."""

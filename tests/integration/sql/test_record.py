@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -26,7 +25,6 @@ from hypothesis.stateful import (
 
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
-from callboard.middleware.message.attempt import Attempt
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -37,6 +35,7 @@ from callboard.sql.writes.claims import claim_item
 from callboard.sql.writes.jobs import close_jobs, lock_jobs
 from callboard.sql.writes.workers import beat, dead_workers
 from tests.support.databases import waits
+from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, record
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.workers import wait_until
@@ -429,8 +428,7 @@ def _ignore(*_: object) -> None:
 
 def entry(ended: Event) -> Entry:
     """What a worker thread notes of an attempt that ended."""
-    deliveries = [SimpleNamespace(actor_name="work")]
-    return Entry(Attempt(ended.job, ended.item, ended.attempt, deliveries, {}), ended, dead_letter=False)
+    return Entry(make_attempt(ended.job, ended.item, ended.attempt), ended, dead_letter=False)
 
 
 def _flush_all(journal: Journal, jobs: Sequence[int], items: range) -> None:

@@ -17,7 +17,6 @@ from psycopg import sql
 from callboard.commands.main import main
 from callboard.middleware.attempts.claim import claim
 from callboard.middleware.callbacks.dispatcher import payload
-from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.sweep import retention
 from callboard.middleware.sweep.retention import Retention
 from callboard.sql.callback_targets import Message, Targets
@@ -46,6 +45,7 @@ from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
 from tests.support.databases import waits
+from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send
 from tests.support.webapp import served
 from tests.support.workers import wait_until
@@ -408,7 +408,7 @@ def test_a_message_of_a_job_that_is_gone_is_dropped_with_a_line(
     job = stopped(conn)
     actions.delete(conn, job, ANNA)
     clear(conn, job)
-    assert claim(conn, Stamp(job, 3, 1, suspect=True), make_worker(conn)) is None
+    assert claim(conn, make_attempt(job, 3), make_worker(conn)) is None
     assert caplog.text.count(f"a message carries item {job}/3, which the database doesn't have") == 1
 
 

@@ -35,7 +35,7 @@ def test_progress_is_kept(
 ) -> None:
     callboard.progress(*said)
     assert attempt.progress == kept
-    assert attempt.says_more
+    assert attempt.unreported
 
 
 @pytest.mark.parametrize(

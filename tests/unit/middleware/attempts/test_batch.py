@@ -11,12 +11,13 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, MiddlewareError, TimeLimit, TimeLimitExceeded
 
 import callboard
-from callboard.middleware.message.attempt import current_attempt
+from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.middleware.rabbitmq.consumer import RabbitmqMessage
 from callboard.middleware.tracking import Returned, Tracking
 from callboard.sql.rows import Claim
+from tests.support.deliveries import RecordedAcks
 from tests.support.process_parts import PlayedInFlight
 
 Hook = Callable[[int], object]
@@ -47,8 +48,8 @@ class Batch:
     """A message with these items, begun as a worker thread begins it."""
 
     def __init__(self, *items: int, before: Hook = abs, after: Hook = abs, final: int | None = None) -> None:
-        def claim(mark: Stamp) -> Claim | None:
-            return None if mark.item == final else Claim("waiting", 1, 0, 1, taken=True, holder_alive=True)
+        def claim(attempt: Attempt) -> Claim | None:
+            return None if attempt.item == final else Claim("waiting", 1, 0, 1, taken=True, holder_alive=True)
 
         self.hand = PlayedInFlight(claim)
         self.limit = TimeLimit()
@@ -65,15 +66,16 @@ class Batch:
             self.got += given
 
         self.work = work
-        self.lead, *self.lead.mates = (self._message(number, item) for number, item in enumerate(items))
+        self.lead, *mates = (self._message(number, item) for number, item in enumerate(items))
+        self.lead.delivery.mates = mates
 
     def _message(self, number: int, item: int) -> Any:
-        acks: Any = AckTracker(None, None)
-        acks.dead = True
+        stamp = Stamp(1, number, 1)
         message: dramatiq.Message[Any] = dramatiq.Message(
-            "default", "work", (item,), {}, {"callboard": Stamp(1, number, 1).option()}
+            "default", "work", (item,), {}, {"callboard": stamp.option()}
         )
-        return RabbitmqMessage(self.broker, message, acks, (1, number), redelivered=True)  # type: ignore[arg-type]
+        delivery = Delivery(RecordedAcks(), (1, number), stamp, redelivered=True)
+        return RabbitmqMessage(self.broker, message, delivery)  # type: ignore[arg-type]
 
     def run(self) -> None:
         self.broker.emit_before("process_message", self.lead)
@@ -127,7 +129,7 @@ def test_what_was_begun_ends_when_the_time_is_over_before_all_are() -> None:
         batch.run()
     assert batch.got == []
     assert batch.ended == [(1, "failed"), (2, "failed")]
-    assert [mate.args for mate in batch.lead.mates] == [(4,)]
+    assert [mate.args for mate in batch.lead.delivery.mates] == [(4,)]
 
 
 def test_an_interrupt_that_strikes_as_one_ends_leaves_none_in_hand() -> None:

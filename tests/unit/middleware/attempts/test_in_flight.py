@@ -1,15 +1,13 @@
 """Of the messages that come for one item, the one that carries its attempt runs, and none is acknowledged before."""
 
 import threading
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.stamp import Stamp
 from callboard.sql.rows import Claim, JobControl
-from tests.support.deliveries import Delivered
+from tests.support.deliveries import Delivered, RecordedAcks
 from tests.support.process_parts import PlayedInFlight
 from tests.support.workers import wait_until
 
@@ -20,8 +18,8 @@ def test_the_next_attempt_runs_though_a_copy_of_the_last_is_being_asked_for() ->
     """A worker that was killed between a commit and its acknowledgement leaves both."""
     asked, go_on = threading.Event(), threading.Event()
 
-    def claim(mark: Stamp) -> Claim | None:
-        if mark.attempt == 1:
+    def claim(attempt: Attempt) -> Claim | None:
+        if attempt.number == 1:
             asked.set()
             assert go_on.wait(TIMEOUT)
             return None
@@ -31,8 +29,7 @@ def test_the_next_attempt_runs_though_a_copy_of_the_last_is_being_asked_for() ->
     last: list[Attempt | None] = []
 
     def take(attempt: int) -> Attempt | None:
-        message: Any = Delivered(Stamp(1, 0, attempt, suspect=attempt > 1), redelivered=True)
-        return hand.admit(message)
+        return hand.admit(Delivered(Stamp(1, 0, attempt, suspect=attempt > 1), redelivered=True))
 
     asking = threading.Thread(target=lambda: last.append(take(1)))
     asking.start()
@@ -51,11 +48,11 @@ class Waiting:
 
     def __init__(self, *, redelivered: bool = True, state: str = "waiting") -> None:
         self.taken: list[Attempt | None] = []
-        self.acknowledged: list[int] = []
+        self.acks = RecordedAcks()
         found = Claim(state, 1, 0, 1, taken=True, holder_alive=True) if state == "waiting" else None
         self.hand = PlayedInFlight(lambda _: found)
         self.alone = Attempt(1, 9, 3, [], {})
-        self.hand._turns.enter(self.alone, alone=True)
+        self.hand._isolation.enter(self.alone, alone=True)
         self.first = self.message(1, redelivered=redelivered)
         self.thread = threading.Thread(
             target=lambda: self.taken.append(self.hand.admit(self.first)), daemon=True
@@ -63,14 +60,11 @@ class Waiting:
         self.thread.start()
         assert wait_until(lambda: not redelivered or len(self.hand._claiming) == 1, TIMEOUT)
 
-    def message(self, tag: int, *, redelivered: bool = True) -> Any:
-        message: Any = Delivered(Stamp(1, 0, 1), redelivered=redelivered)
-        message.tag, message.stale = tag, False
-        message.acks = SimpleNamespace(release=lambda acks, _: self.acknowledged.extend(acks))
-        return message
+    def message(self, tag: int, *, redelivered: bool = True) -> Delivered:
+        return Delivered(Stamp(1, 0, 1), redelivered=redelivered, acks=self.acks, tag=tag)
 
     def go_on(self) -> Attempt | None:
-        self.hand._turns.leave(self.alone)
+        self.hand._isolation.leave(self.alone)
         self.thread.join(TIMEOUT)
         (taken,) = self.taken
         return taken
@@ -79,14 +73,14 @@ class Waiting:
 def test_a_copy_of_what_waits_is_settled_with_it() -> None:
     """The connection of the first is gone meanwhile, so that only the copy is left of the message."""
     waiting = Waiting()
-    waiting.first.stale = True
+    waiting.first.delivery.stale = True
     copy = waiting.message(2)
     assert waiting.hand.admit(copy) is None
-    assert copy.deferred
+    assert copy.delivery.deferred
     taken = waiting.go_on()
     assert taken is not None
-    assert taken.deliveries == [waiting.first, copy]
-    assert waiting.acknowledged == []
+    assert taken.deliveries == [waiting.first.delivery, copy.delivery]
+    assert waiting.acks.acknowledged == []
 
 
 def test_a_copy_of_what_waits_comes_again_when_the_worker_stops() -> None:
@@ -95,24 +89,24 @@ def test_a_copy_of_what_waits_comes_again_when_the_worker_stops() -> None:
     assert waiting.hand.admit(copy) is None
     waiting.hand.process.stopping = True
     waiting.thread.join(TIMEOUT)
-    assert waiting.first.deferred
-    assert copy.deferred
-    assert waiting.acknowledged == []
+    assert waiting.first.delivery.deferred
+    assert copy.delivery.deferred
+    assert waiting.acks.acknowledged == []
 
 
 def test_a_copy_of_what_must_not_run_goes() -> None:
     waiting = Waiting(state="succeeded")
     assert waiting.hand.admit(waiting.message(2)) is None
     assert waiting.go_on() is None
-    assert not waiting.first.deferred
-    assert waiting.acknowledged == [2]
+    assert not waiting.first.delivery.deferred
+    assert waiting.acks.acknowledged == [2]
 
 
 @pytest.mark.parametrize("redelivered", [True, False])
 def test_what_waited_does_not_run_when_its_connection_is_gone(redelivered: bool) -> None:
     """It is delivered again, and would run twice."""
     waiting = Waiting(redelivered=redelivered)
-    waiting.first.stale = True
+    waiting.first.delivery.stale = True
     assert waiting.go_on() is None
     assert waiting.hand._claiming == {}
     assert waiting.hand.held() == []
@@ -126,22 +120,22 @@ def test_what_a_paused_job_keeps_is_given_back_before() -> None:
     waiting.hand.apply_controls([JobControl(1, "paused", 1)])
     assert waiting.go_on() is None
     assert waiting.hand.done == ["given back", "parked"]
-    assert waiting.first.deferred
-    assert copy.deferred
-    assert waiting.acknowledged == []
+    assert waiting.first.delivery.deferred
+    assert copy.delivery.deferred
+    assert waiting.acks.acknowledged == []
 
 
 def test_a_message_that_can_not_be_judged_comes_again_instead_of_running_untracked(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def claim(_: Stamp) -> Claim:
+    def claim(_: Attempt) -> Claim:
         raise ZeroDivisionError
 
     hand = PlayedInFlight(claim)
-    message: Any = Delivered(Stamp(1, 0, 1), redelivered=True)
+    message = Delivered(Stamp(1, 0, 1), redelivered=True)
     assert hand.admit(message) is None
-    assert message.deferred
-    assert "comes again" in caplog.text
+    assert message.delivery.deferred
+    assert "is delivered again" in caplog.text
     assert hand.attempts() == []
     assert hand._claiming == {}
 
@@ -156,9 +150,9 @@ def test_what_can_not_be_kept_after_its_turn_came_leaves_its_turn(caplog: pytest
     waiting.hand._parking.park = park  # type: ignore[assignment,method-assign]
     waiting.hand.apply_controls([JobControl(1, "paused", 1)])
     assert waiting.go_on() is None
-    assert waiting.first.deferred
+    assert waiting.first.delivery.deferred
     assert "can't be begun" in caplog.text
-    assert waiting.hand._turns._inside == set()
+    assert waiting.hand._isolation._inside == set()
 
 
 def test_what_jobs_say_that_keeps_nothing_from_running_is_not_remembered() -> None:

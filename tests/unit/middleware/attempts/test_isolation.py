@@ -24,10 +24,10 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
     """Were it to begin before, its death would be charged to what had ended, too."""
     asked: list[int] = []
 
-    def claim(mark: Stamp) -> Claim:
-        asked.append(mark.item)
+    def claim(attempt: Attempt) -> Claim:
+        asked.append(attempt.item)
         return Claim(
-            "waiting", 1, timings.MAX_CRASHES - 1 if mark.item else 0, None, taken=True, holder_alive=True
+            "waiting", 1, timings.MAX_CRASHES - 1 if attempt.item else 0, None, taken=True, holder_alive=True
         )
 
     hand = PlayedInFlight(claim)
@@ -36,9 +36,9 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
     taken: list[Attempt | None] = []
     alone = threading.Thread(target=lambda: taken.append(hand.admit(_copy(1))))
     alone.start()
-    assert wait_until(lambda: [mark.item for mark in hand.given_back] == [1], TIMEOUT)
+    assert wait_until(lambda: [attempt.item for attempt in hand.given_back] == [1], TIMEOUT)
     hand.finish(beside, SUCCEEDED)
-    assert beside in hand._turns._inside
+    assert beside in hand._isolation._inside
     assert hand.admit(_copy(0)) is None
     assert taken == []
     assert asked == [0, 1]

@@ -1,6 +1,5 @@
 """Messages of paused jobs are kept, whatever the database says at first."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -8,22 +7,14 @@ import pytest
 
 from callboard.middleware.attempts.parking import Parking
 from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.process import process
 from callboard.sql.writes import claims
+from tests.support.deliveries import RecordedAcks
 from tests.support.process_parts import process_without_database
 from tests.support.workers import wait_until
 
 TIMEOUT = 60.0
-
-
-class AckTracker:
-    """Notes what it is to acknowledge."""
-
-    def __init__(self) -> None:
-        self.acknowledged: list[int] = []
-
-    def release(self, acks: list[int], nacks: list[int]) -> None:
-        self.acknowledged += acks
 
 
 def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +23,7 @@ def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.
     """
     answers = [psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT"), None]
     kept: list[Any] = []
-    acks = AckTracker()
+    acks = RecordedAcks()
 
     def park(_: Any, messages: list[Any]) -> None:
         if (error := answers.pop(0)) is not None:
@@ -41,7 +32,7 @@ def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.
 
     monkeypatch.setattr(claims, "park", park)
     monkeypatch.setattr(process, "RETRY_SECONDS", 0.01)
-    message = SimpleNamespace(acks=acks, tag=7)
-    Parking(process_without_database(), defers=True).park(Attempt(1, 2, 3, [message], {}))
+    parked = Attempt(1, 2, 3, [Delivery(acks, 7, None)], {})
+    Parking(process_without_database(), defers=True).park(parked)
     assert wait_until(lambda: acks.acknowledged == [7], TIMEOUT)
     assert kept == [(1, 2, 3)]

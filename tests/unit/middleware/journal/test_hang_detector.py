@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +13,7 @@ START = 1_000.0
 
 def attempt(actor: str = "work", *, thread: int | None = None, started: float = START) -> Attempt:
     """One in hand, with a row in `running`."""
-    made = Attempt(1, 2, 3, [SimpleNamespace(actor_name=actor)], {}, started=started, reported=True)
+    made = Attempt(1, 2, 3, [], {}, actor=actor, started=started, reported=True)
     made.thread = made.thread if thread is None else thread
     return made
 

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -16,6 +15,7 @@ from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process.outage import Outage
 from callboard.sql.rows import Event, JobControl, NewItem, Progress, Running
 from callboard.sql.writes import outcomes
+from tests.support.deliveries import make_attempt
 from tests.support.process_parts import RecordedAttempts, process_without_database
 from tests.support.workers import wait_until
 
@@ -75,7 +75,7 @@ class Played:
 
     def note(self, item: int) -> None:
         """An attempt that ended."""
-        attempt = Attempt(1, item, 1, [SimpleNamespace(actor_name="work")], {}, ended=True)
+        attempt = make_attempt(item=item, ended=True)
         self.journal.add(Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1), dead_letter=False))
 
     def done(self, *items: int) -> bool:
@@ -138,7 +138,7 @@ def test_looking_at_what_hangs_never_harms(part: str, monkeypatch: pytest.Monkey
     failing = Failing(10**9)
     said: list[BaseException] = []
     monkeypatch.setattr(running_rows, "_log_blind", said.append)
-    attempts = [Attempt(1, 9, 1, [SimpleNamespace(actor_name="work")], {})]
+    attempts = [make_attempt(item=9)]
     played = Played(monkeypatch, attempts=lambda: attempts)
     monkeypatch.setattr(HangDetector, part, failing)
     played.journal.watch()
@@ -153,7 +153,7 @@ def test_looking_at_what_hangs_never_harms(part: str, monkeypatch: pytest.Monkey
 
 
 def in_hand(**said: Any) -> Attempt:
-    return Attempt(1, 9, 1, [SimpleNamespace(actor_name="work")], {}, **said)
+    return make_attempt(item=9, **said)
 
 
 def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
@@ -246,7 +246,7 @@ def test_a_long_life_does_not_remember_every_job_it_saw(monkeypatch: pytest.Monk
 
     def look() -> list[Attempt]:
         looks.append(1)
-        return [Attempt(len(looks), 0, 1, [SimpleNamespace(actor_name="work")], {})]
+        return [make_attempt(len(looks))]
 
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(running_rows, "STARTED_JOBS", 5)

@@ -10,8 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
+from callboard.middleware.message.delivery import Delivery, Tag
 from callboard.middleware.rabbitmq import acks as book_module
 from callboard.middleware.rabbitmq.acks import UNREADABLE, AckTracker
+from tests.support.deliveries import RecordedAcks
 
 
 class Channel:
@@ -55,10 +57,8 @@ class Connection:
             self.callbacks.pop(0)()
 
 
-class Message:
-    """A delivered message."""
-
-    stale = False
+def delivery(tag: Tag = 1) -> Delivery:
+    return Delivery(RecordedAcks(), tag, None)
 
 
 def a_book() -> tuple[AckTracker, Channel, Connection]:
@@ -87,7 +87,7 @@ class BookMachine(RuleBasedStateMachine):
         self.last += count
         for tag in tags:
             self.channel.deliver(tag)
-            self.acks.enter(tag, Message() if readable else UNREADABLE)
+            self.acks.enter(tag, delivery(tag) if readable else UNREADABLE)
         return multiple(*tags)
 
     @rule(target=parts, count=st.integers(2, 4))
@@ -95,7 +95,7 @@ class BookMachine(RuleBasedStateMachine):
         """One delivery that carries them all."""
         self.last += 1
         self.channel.deliver(self.last)
-        self.acks.enter_many(self.last, [Message() for _ in range(count)])
+        self.acks.enter_many(self.last, [delivery((self.last, place)) for place in range(count)])
         self.carried[self.last] = set(range(count))
         return multiple(*((self.last, place) for place in range(count)))
 
@@ -142,7 +142,8 @@ class BookMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost_sight_of(self) -> None:
         assert self.channel.unsettled == set(self.acks.open) | set(self.acks._due)
-        assert self.acks.held == len(self.acks.messages())
+        unreadable = list(self.acks.open.values()).count(UNREADABLE)
+        assert self.acks.held == len(self.acks.deliveries()) + unreadable
 
     def teardown(self) -> None:
         self.connection.run()
@@ -161,7 +162,7 @@ def test_one_acknowledgement_covers_all_below_the_oldest_open_message() -> None:
     calls: list[tuple[int, bool]] = []
     channel.basic_ack = lambda tag, multiple=False: calls.append((tag, multiple))  # type: ignore[method-assign]
     for tag in range(1, 101):
-        acks.enter(tag, Message())
+        acks.enter(tag, delivery(tag))
     acks.release([tag for tag in range(1, 101) if tag != 60], [])
     connection.run()
     assert calls[0] == (59, True)
@@ -171,7 +172,7 @@ def test_one_slow_message_does_not_hold_the_others_for_long(monkeypatch: pytest.
     acks, channel, connection = a_book()
     for tag in range(1, 11):
         channel.deliver(tag)
-        acks.enter(tag, Message())
+        acks.enter(tag, delivery(tag))
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     acks.release([2, 3], [])
     connection.run()
@@ -182,24 +183,24 @@ def test_one_slow_message_does_not_hold_the_others_for_long(monkeypatch: pytest.
 
 def test_what_a_dead_connection_delivered_is_stale_and_settles_nothing() -> None:
     acks, channel, connection = a_book()
-    message = Message()
+    delivered = delivery()
     channel.deliver(1)
     channel.deliver(2)
-    acks.enter(1, message)
+    acks.enter(1, delivered)
     acks.enter(2, UNREADABLE)
     acks.release([1], [])
     acks.discard()
     connection.run()
     acks.release([1, 2], [])
     acks.flush(0, all_of_it=True)
-    assert message.stale
+    assert delivered.stale
     assert channel.unsettled == {1, 2}
-    assert acks.messages() == []
+    assert acks.deliveries() == []
 
 
 def test_a_connection_that_is_gone_takes_no_releases() -> None:
     acks, _, connection = a_book()
-    acks.enter(1, Message())
+    acks.enter(1, delivery())
     connection.gone = True
     acks.release([1], [])
     assert acks.dead

@@ -1,0 +1,62 @@
+"""One delivery of a message by a broker: where it is acknowledged, and what has become of it so far."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from dramatiq.broker import MessageProxy
+
+from callboard.middleware.message.stamp import Stamp
+
+if TYPE_CHECKING:
+    from callboard.middleware.message.attempt import Attempt
+
+#: A delivery's tag on its connection; of a delivery that carries many items, the tag and the place of one of them.
+Tag: TypeAlias = int | tuple[int, int]
+
+
+class Acks(Protocol):
+    """Acknowledges what one connection delivered."""
+
+    def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
+        """Acknowledge and reject these deliveries. Any thread may call it; it raises nothing."""
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One delivery of a message; a consumer sets it as the message's attribute `delivery`.
+
+    `stamp` is None for a message from a producer that does not know Callboard. `mates` are the other messages of its
+    batch: they are begun with it, or after it when it is not begun.
+    """
+
+    acks: Acks
+    tag: Tag
+    stamp: Stamp | None
+    redelivered: bool = False
+    mates: list[MessageProxy] = field(default_factory=list)
+    attempt: "Attempt | None" = None
+    judged: bool = False  # Tracking decided in `before_process_message` whether it runs
+    deferred: bool = False  # not acknowledged when Dramatiq says so, but after a commit, or never
+    aside: bool = False  # a side thread acknowledges it, or defers that
+    stale: bool = False  # its connection is gone: the broker delivers it again
+
+    @property
+    def carried(self) -> bool:
+        """Whether it came in a delivery that carries many items: that is always acknowledged, never rejected."""
+        return isinstance(self.tag, tuple)
+
+    def finish(self, *, failed: bool) -> None:
+        """Acknowledge it, or reject it when it `failed`, unless that is deferred."""
+        if not self.deferred:
+            release([(self, failed)])
+
+
+def release(deliveries: Iterable[tuple[Delivery, bool]]) -> None:
+    """Acknowledge these deliveries, or reject those with True; one call for each connection."""
+    by_connection: dict[Acks, tuple[list[Tag], list[Tag]]] = {}
+    for delivery, rejected in deliveries:
+        lists = by_connection.setdefault(delivery.acks, ([], []))
+        lists[rejected and not delivery.carried].append(delivery.tag)
+    for acks, (acked, nacked) in by_connection.items():
+        acks.release(acked, nacked)
