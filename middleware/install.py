@@ -1,16 +1,19 @@
-"""Tracking put onto a broker: any of Dramatiq's, or ours."""
+"""Puts tracking onto a broker: any of Dramatiq's, or ours."""
 
 import logging
 from functools import partial
 from typing import Any
 
 import dramatiq
+from dramatiq.broker import Consumer
 from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
 from dramatiq.brokers.stub import StubBroker
 
-from callboard.middleware.publish.transport import EnqueueTransport, Transport
+from callboard.middleware.deferring_consumer import DeferringConsumer
+from callboard.middleware.publish.transport import EnqueueTransport
 from callboard.middleware.rabbitmq.broker import RabbitmqBroker
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
+from callboard.middleware.rabbitmq.consumer import RabbitmqConsumer
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.tracking import track, tracking_of
 from callboard.sql import settings
@@ -32,13 +35,7 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
         broker = make_broker(database_url)
         dramatiq.set_broker(broker)
     if tracking_of(broker) is None:
-        stock = broker.enqueue
-        remote = not isinstance(broker, StubBroker)
-        address = database_address(database_url)
-        runtime = Runtime(address, partial(_link, broker, stock), remote=remote, defers=False)
-        # The one way to see a retry before it is published, on a broker that isn't ours.
-        broker.enqueue = lambda message, *, delay=None: runtime.send(broker, message, delay)  # type: ignore[method-assign]
-        track(broker, runtime)
+        _track(broker, database_address(database_url))
     return broker
 
 
@@ -51,9 +48,26 @@ def make_broker(database_url: str | None = None) -> dramatiq.Broker:
     return RabbitmqBroker(url=address, database_url=database_url)
 
 
-def _link(broker: dramatiq.Broker, stock: Any) -> Transport:
-    return (
-        ConfirmingPublisher(broker)
-        if isinstance(broker, StockRabbitmqBroker)
-        else EnqueueTransport(broker, stock)
-    )
+def _track(broker: dramatiq.Broker, database_url: str) -> None:
+    """Replace what the broker does with `enqueue` and `consume`: the one way to see a retry before it is published,
+    and to acknowledge after a commit, on a broker that isn't ours.
+    """
+    enqueue, consume = broker.enqueue, broker.consume
+    if isinstance(broker, StockRabbitmqBroker):
+        runtime = Runtime(database_url, partial(ConfirmingPublisher, broker), remote=True)
+    else:
+        transport = partial(EnqueueTransport, broker, enqueue)
+        runtime = Runtime(database_url, transport, remote=not isinstance(broker, StubBroker))
+
+    def tracked_enqueue(message: Any, *, delay: int | None = None) -> Any:
+        return runtime.send(broker, message, delay)
+
+    def tracked_consume(queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        if isinstance(broker, StockRabbitmqBroker):
+            broker.declare_queue(queue_name, ensure=True)
+            return RabbitmqConsumer(broker, queue_name, prefetch, timeout, runtime=runtime)
+        return DeferringConsumer(consume(queue_name, prefetch, timeout), runtime)
+
+    broker.enqueue = tracked_enqueue  # type: ignore[method-assign]
+    broker.consume = tracked_consume  # type: ignore[method-assign]
+    track(broker, runtime)

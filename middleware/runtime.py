@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Journal
-from callboard.middleware.message import stamp
+from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.fatal_exit import check_settings, exit_process, is_dramatiq_command
 from callboard.middleware.process.heartbeat import Heartbeat
@@ -32,7 +32,7 @@ from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql import migrate, settings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Outgoing
-from callboard.sql.writes import claims, sweep
+from callboard.sql.writes import claims
 
 log = logging.getLogger("callboard.tracking")
 
@@ -45,31 +45,14 @@ BOOT_RETRY_SECONDS = 2.0
 class Runtime:
     """Builds the parts of one process and closes them; after a fork, and after `close`, they are built anew.
 
-    `make_transport` makes a way to publish to this broker; `remote`: other processes consume the broker too; `defers`:
-    its consumer acknowledges after the commit by itself. `open_deliveries` counts the messages that the process was
-    given and that are not acknowledged, `prefetched` names their items (None: those in the worker's queue in memory);
-    `cut_off` returns why nothing comes from the broker, or None.
+    `make_transport` makes a way to publish to this broker; `remote`: other processes consume the broker too.
     """
 
-    def __init__(
-        self,
-        url: str,
-        make_transport: Callable[[], Transport],
-        *,
-        remote: bool,
-        defers: bool,
-        open_deliveries: Callable[[], int] = lambda: 0,
-        prefetched: Callable[[], list[tuple[int, int]]] | None = None,
-        cut_off: Callable[[], str | None] = lambda: None,
-    ) -> None:
+    def __init__(self, url: str, make_transport: Callable[[], Transport], *, remote: bool) -> None:
         check_settings()
         self.url = url
         self.make_transport = make_transport
         self._remote = remote
-        self._defers = defers
-        self._open_deliveries = open_deliveries
-        self._prefetched = prefetched
-        self._cut_off = cut_off
         self._build()
         os.register_at_fork(after_in_child=self._build)
         # The last messages of a short script are still to be published when it ends.
@@ -84,12 +67,8 @@ class Runtime:
         self._callbacks: CallbackDispatcher | None = None
         self._heartbeat: Heartbeat | None = None
         self.process = Process(self.url, remote=self._remote)
-        self.in_flight = InFlight(
-            self.process,
-            defers=self._defers,
-            open_deliveries=self._open_deliveries,
-            prefetched=self._prefetched or self._queued,
-        )
+        self.consumers = Consumers()
+        self.in_flight = InFlight(self.process, self.consumers)
         self.journal = self.in_flight.journal = Journal(
             self.process, self.in_flight, SendStore(self.process).store, self._wake_publisher, self._give_up
         )
@@ -127,11 +106,6 @@ class Runtime:
         return self.process.retry_write(
             lambda conn: claims.postpone(conn, mark.job, mark.item, mark.attempt, actor)
         )
-
-    def send_singly(self, marks: Sequence[Stamp]) -> None:
-        """Have these items' messages come one by one: one that carried them all came to who can't take it apart."""
-        items = [(mark.item, mark.attempt) for mark in marks]
-        self.process.retry_write(lambda conn: sweep.republish(conn, marks[0].job, items))
 
     def _publish(self, out: Outgoing) -> None:
         if out.outbox is not None:  # else another process has its claim
@@ -228,12 +202,4 @@ class Runtime:
             exit_process(self._worker)
 
     def _trouble(self) -> str | None:
-        return self.publisher.trouble or self._cut_off()
-
-    def _queued(self) -> list[tuple[int, int]]:
-        """(job, item) of what a worker of a broker that isn't ours has prefetched: it lies in its queue in memory."""
-        if self._worker is None:
-            return []
-        options = [entry.message.options for entry in list(self._worker.work_queue.queue)]
-        marks = (stamp.read(own) for own in options if stamp.CHUNK not in own)  # those come again one by one
-        return [(mark.job, mark.item) for mark in marks if mark]
+        return self.publisher.trouble or self.consumers.why_cut_off()

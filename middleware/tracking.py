@@ -6,20 +6,17 @@ that the actor returned before anything else can go wrong.
 
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
-from dramatiq.errors import ActorNotFound, DecodeError
+from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware, Retries, SkipMessage
 
 from callboard.middleware.attempts.outcome import Ending, decide
-from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
-from callboard.middleware.message.delivery import Delivery, Tag
+from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.outage import ThrottleFilter, disconnected
 from callboard.middleware.process.process import Stopping
@@ -39,29 +36,18 @@ class Tracking(Middleware):
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._side_thread = SideThread()
+        self._side_thread = SideThread("rejected")
 
     # Before ----------------------------------------------------------------------------------------------------------
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Take the attempt in hand; raises Discard for a message that must not run."""
-        delivery = delivery_of(message)
+        delivery: Delivery = message.delivery
         delivery.judged = True
-        if self._unpacked(message):
-            raise Discard("it carried many items, which come again one by one")
         delivery.attempt = self.runtime.in_flight.admit(message)
         if delivery.attempt is None:
             raise Discard("a copy of a message that is done, in hand elsewhere, or will come again")
         current_attempt.set(delivery.attempt)
-
-    def _unpacked(self, message: MessageProxy) -> bool:
-        """Whether it carries many items, and a consumer that isn't ours did not take them apart."""
-        if stamp.CHUNK not in message.options:
-            return False
-        with suppress(DecodeError):
-            marks = [stamp.read(part.options) for part in envelope.parts(message)]
-            self.runtime.send_singly([mark for mark in marks if mark])
-        return True
 
     # After -----------------------------------------------------------------------------------------------------------
 
@@ -83,7 +69,6 @@ class Tracking(Middleware):
 
     def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """An interrupt that struck in another hook kept the end from being noted: it is noted now."""
-        _keep_abandoned(message)
         attempt = _in_hand(message)
         if attempt is not None:
             self._end(
@@ -96,24 +81,21 @@ class Tracking(Middleware):
 
         This is the consumer's thread, which must not wait for the database or for the item's turn.
         """
-        _keep_abandoned(message)
-        delivery = delivery_of(message)
+        delivery: Delivery = message.delivery
         if not delivery.judged and delivery.stamp:
             delivery.aside = True
             self._side_thread.run(partial(self._reject, broker, message, delivery, delivery.stamp))
 
     def _reject(self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, own: Stamp) -> None:
         message.failed = False  # a copy that must not run goes, like any other
-        if self._unpacked(message):
-            return
-        if delivery.acks is not NO_ACKS and self._postponed(message, delivery, own):
+        if self._postponed(message, delivery, own):
             return
         delivery.attempt = self.runtime.in_flight.admit(message)
         if delivery.attempt is not None:
             message.fail()
             self._end(broker, message, delivery.attempt, exception=ActorNotFound(message.actor_name))
-        else:
-            delivery.finish(failed=message.failed)
+        elif not delivery.deferred:
+            release([(delivery, message.failed)])
 
     def _postponed(self, message: MessageProxy, delivery: Delivery, own: Stamp) -> bool:
         try:
@@ -121,7 +103,7 @@ class Tracking(Middleware):
         except Stopping:
             return True  # unacknowledged, so it comes again
         if postponed:
-            delivery.finish(failed=False)
+            release([(delivery, False)])
         return postponed
 
     def _end(
@@ -220,35 +202,8 @@ def _discards(record: logging.LogRecord) -> bool:
     return " returned a value that is not None" not in str(record.msg)
 
 
-class _NoAcks:
-    """Of a consumer that isn't ours: it acknowledges by itself."""
-
-    def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
-        """Do nothing."""
-
-
-NO_ACKS = _NoAcks()
-
-
-def delivery_of(message: MessageProxy) -> Delivery:
-    """The message's delivery."""
-    found: Delivery | None = getattr(message, "delivery", None)
-    if found is None:
-        redelivered = getattr(message, "redelivered", False)
-        found = Delivery(NO_ACKS, 0, stamp.read(message.options), redelivered)
-        message.delivery = found  # type: ignore[attr-defined]
-    return found
-
-
-def _keep_abandoned(message: MessageProxy) -> None:
-    """End this worker thread rather than let it acknowledge what is not on record; its process ends with it."""
-    attempt = delivery_of(message).attempt
-    if attempt is not None and attempt.abandoned:
-        raise SystemExit
-
-
 def _in_hand(message: MessageProxy) -> Attempt | None:
-    attempt = delivery_of(message).attempt
+    attempt: Attempt | None = message.delivery.attempt
     return None if attempt is None or attempt.ended else attempt
 
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from dramatiq.broker import MessageProxy
 
@@ -13,6 +13,7 @@ from callboard.middleware.attempts.outcome import Outcome
 from callboard.middleware.attempts.parking import Parking
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
@@ -26,28 +27,14 @@ log = logging.getLogger("callboard.tracking")
 
 
 class InFlight:
-    """The attempts in flight, by item. Set `journal` before the first attempt ends.
-
-    `defers`: the consumer acknowledges after the commit by itself, so that no worker thread needs to wait for it.
-    `open_deliveries` counts the messages that the process was given and that are not acknowledged, `prefetched` names
-    their items.
-    """
+    """The attempts in flight, by item. Set `journal` before the first attempt ends."""
 
     journal: Journal
 
-    def __init__(
-        self,
-        process: Process,
-        *,
-        defers: bool,
-        open_deliveries: Callable[[], int] = lambda: 0,
-        prefetched: Callable[[], list[tuple[int, int]]] = list,
-    ) -> None:
+    def __init__(self, process: Process, consumers: Consumers) -> None:
         self._process = process
-        self._parking = Parking(process, defers=defers)
-        self._defers = defers
-        self._open_deliveries = open_deliveries
-        self._prefetched = prefetched
+        self._consumers = consumers
+        self._parking = Parking(process)
         self._lock = threading.RLock()
         self._isolation = Isolation(process)
         self._attempts: dict[tuple[int, int], Attempt] = {}
@@ -144,7 +131,7 @@ class InFlight:
 
     def _park(self, attempt: Attempt) -> None:
         for delivery in attempt.deliveries:
-            delivery.deferred = self._defers
+            delivery.deferred = True
         self._parking.park(attempt)
 
     def _begin(self, attempt: Attempt) -> None:
@@ -162,7 +149,7 @@ class InFlight:
     def _share(self, first: Attempt, copy: Attempt) -> None:
         first.deliveries += copy.deliveries
         for delivery in copy.deliveries:
-            delivery.deferred = self._defers
+            delivery.deferred = True
 
     # Messages that may be a second copy ------------------------------------------------------------------------------
 
@@ -233,7 +220,7 @@ class InFlight:
 
     def _acknowledge_copies(self, attempt: Attempt) -> None:
         """Acknowledge the copies of what must not run; those that a stopping process leaves are delivered again."""
-        if self._defers and not self._process.stopping:
+        if not self._process.stopping:
             release((copy, False) for copy in attempt.deliveries[1:])
 
     # An attempt ends -------------------------------------------------------------------------------------------------
@@ -254,19 +241,10 @@ class InFlight:
             self._process.worker, outcome.failure, outcome.retry, outcome.result, children, ran=attempt.running,
             dead=failed and all(delivery.carried for delivery in attempt.deliveries),
         )  # fmt: skip
-        entry = Entry(attempt, event, failed)
-        if self._defers:
-            for delivery in attempt.deliveries:
-                delivery.deferred = True
-            self.journal.add(entry)
-        else:
-            entry.recorded = threading.Event()
-            self.journal.add(entry)
-            while not entry.recorded.wait(RETRY_SECONDS):
-                if self._process.stopping and not self._process.time_left():
-                    attempt.abandoned = True
-                    break
-        return entry.dead_letter
+        for delivery in attempt.deliveries:
+            delivery.deferred = True
+        self.journal.add(Entry(attempt, event, failed))
+        return failed
 
     def acknowledge(self, entries: Sequence[Entry]) -> None:
         """Acknowledge the messages of these attempts: their outcomes are committed."""
@@ -279,11 +257,7 @@ class InFlight:
                 # Not when it ends: until the commit the death of this process would be charged to it.
                 self._isolation.leave(attempt)
                 ended += [(delivery, entry.dead_letter) for delivery in attempt.deliveries]
-        if self._defers:
-            release(ended)
-        for entry in entries:
-            if entry.recorded is not None:
-                entry.recorded.set()
+        release(ended)
 
     # What is in flight -----------------------------------------------------------------------------------------------
 
@@ -293,11 +267,11 @@ class InFlight:
 
     def held(self) -> list[tuple[int, int]]:
         """(job, item) of what the process has in flight or prefetched, each once."""
-        return list({*self._attempts, *self._prefetched()})
+        return list({*self._attempts, *self._consumers.prefetched()})
 
     def expects_more(self, ended: int) -> bool:
         """Return whether the process holds more messages than the `ended` ones, so a flush waits for them."""
-        return len(self._attempts) > ended or self._open_deliveries() > ended
+        return len(self._attempts) > ended or self._consumers.open_deliveries() > ended
 
     def apply_controls(self, controls: Iterable[JobControl]) -> None:
         """Take control states of jobs, which hold from the next message on; an older state may come after a newer one.

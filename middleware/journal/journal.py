@@ -54,12 +54,11 @@ class Uncertain(psycopg.OperationalError):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """An attempt that ended, how, and whether somebody waits for it to be on record."""
+    """An attempt that ended, how, and whether its message is to be dead-lettered."""
 
     attempt: Attempt
     event: Event
     dead_letter: bool
-    recorded: threading.Event | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -267,8 +266,6 @@ class Journal:
         except DATA_ERRORS:
             # Its message stays unacknowledged, so it is not lost: it is delivered again when this worker ends.
             log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
-            if entry.recorded is not None:
-                entry.recorded.set()  # a broker that isn't ours knows no third way: it goes to the dead letters
             return
         self.attempts.acknowledge([entry])
 

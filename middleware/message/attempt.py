@@ -36,7 +36,6 @@ class Attempt:
     result: Any = None
     hooks: bool = False  # the actor is done, the other middleware's hooks run
     ended: bool = False
-    abandoned: bool = False  # its process ends first: its message must stay unacknowledged
     retry: Retry | None = None
     sent: tuple[NewItem, ...] = ()  # by the actor: stored with a success or a skip only
     hooked: tuple[NewItem, ...] = ()  # by callbacks: stored with any outcome

@@ -16,10 +16,17 @@ Tag: TypeAlias = int | tuple[int, int]
 
 
 class Acks(Protocol):
-    """Acknowledges what one connection delivered."""
+    """What one connection delivered and is not acknowledged. Any thread may use it."""
+
+    @property
+    def held(self) -> int:
+        """How many messages are not acknowledged; a delivery may carry many."""
+
+    def deliveries(self) -> "list[Delivery]":
+        """The deliveries that are not acknowledged, but for those that can't be decoded."""
 
     def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
-        """Acknowledge and reject these deliveries. Any thread may call it; it raises nothing."""
+        """Acknowledge and reject these deliveries, soon; a tag that is not open changes nothing. Raises nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +45,7 @@ class Delivery:
     attempt: "Attempt | None" = None
     judged: bool = False  # Tracking decided in `before_process_message` whether it runs
     deferred: bool = False  # not acknowledged when Dramatiq says so, but after a commit, or never
-    aside: bool = False  # a side thread acknowledges it, or defers that
+    aside: bool = False  # not acknowledged when Dramatiq says so, but by a side thread, or deferred there
     stale: bool = False  # its connection is gone: the broker delivers it again
 
     @property
@@ -47,8 +54,8 @@ class Delivery:
         return isinstance(self.tag, tuple)
 
     def finish(self, *, failed: bool) -> None:
-        """Acknowledge it, or reject it when it `failed`, unless that is deferred."""
-        if not self.deferred:
+        """Acknowledge it, or reject it when it `failed`, now that Dramatiq says so; unless that is deferred."""
+        if not self.deferred and not self.aside:
             release([(self, failed)])
 
 

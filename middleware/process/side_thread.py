@@ -1,4 +1,4 @@
-"""A thread for work that may wait for the database, so that the thread which asks for it does not wait."""
+"""A thread for work that may block, so that the thread which asks for it does not wait."""
 
 import logging
 import threading
@@ -9,18 +9,21 @@ log = logging.getLogger("callboard.tracking")
 
 
 class SideThread:
-    """Runs pieces of work in order, in one daemon thread that starts with the first."""
+    """Runs pieces of work in order, in one daemon thread ``callboard-<name>`` that starts with the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
         self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def run(self, work: Callable[[], None]) -> None:
-        """Queue a piece of work; an error of it is logged, and its message stays unacknowledged."""
+        """Queue a piece of work, from any thread; an error of it is logged, and its message stays unacknowledged."""
         self._queue.put(work)
-        if self._thread is None or not self._thread.is_alive():  # not started, or lost in a fork
-            self._thread = threading.Thread(target=self._run, name="callboard-side", daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():  # not started, or lost in a fork
+                self._thread = threading.Thread(target=self._run, name=f"callboard-{self._name}", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         while True:
@@ -28,4 +31,4 @@ class SideThread:
             try:
                 work()
             except Exception:
-                log.exception("a message could not be settled; it is delivered again when this worker ends")
+                log.exception("a message can't be acknowledged; it is delivered again when this worker ends")

@@ -12,7 +12,7 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockBroker
 from dramatiq.middleware import Middleware
 
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
-from callboard.middleware.rabbitmq.consumer import Consumers, RabbitmqConsumer
+from callboard.middleware.rabbitmq.consumer import RabbitmqConsumer
 from callboard.middleware.rabbitmq.hook_cache import HookCache
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.tracking import track
@@ -35,19 +35,15 @@ class RabbitmqBroker(StockBroker):
         self._signals = HookCache(self, logging.getLogger("dramatiq.broker.RabbitmqBroker"))
         super().__init__(url=url, middleware=middleware, **kwargs)
         self.queue_type = queue_type
-        consumers = Consumers()
         self.runtime = Runtime(
-            database_address(database_url), lambda: ConfirmingPublisher(self, takes_chunks=True), remote=True,
-            defers=True, open_deliveries=consumers.open_deliveries, prefetched=consumers.prefetched,
-            cut_off=consumers.why_cut_off,
-        )  # fmt: skip
-        self._consumer = partial(RabbitmqConsumer, consumers=consumers, runtime=self.runtime)
+            database_address(database_url), partial(ConfirmingPublisher, self), remote=True
+        )
         track(self, self.runtime)
 
     @property
     def consumer_class(self) -> Callable[..., Consumer]:
-        """What `consume` makes."""
-        return self._consumer
+        """Makes the consumer of a queue."""
+        return partial(RabbitmqConsumer, runtime=self.runtime)
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """See Signals."""

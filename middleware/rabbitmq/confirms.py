@@ -30,9 +30,10 @@ SERVE_EVERY_MESSAGES = 100
 class ConfirmingPublisher:
     """Publishes a batch, then waits for all of its confirms at once. See `publish.transport.Transport`."""
 
-    def __init__(self, broker: RabbitmqBroker, *, takes_chunks: bool = False) -> None:
+    takes_chunks = True
+
+    def __init__(self, broker: RabbitmqBroker) -> None:
         self._broker = broker
-        self.takes_chunks = takes_chunks
         self.in_order = not broker.max_priority
         self.trouble: str | None = None
         self._connection: SelectConnection | None = None

@@ -41,35 +41,13 @@ class RabbitmqMessage(MessageProxy):
         self.delivery = delivery
 
 
-class Consumers:
-    """What the consumers of one broker share: their open deliveries, and the queues that nothing comes from."""
-
-    def __init__(self) -> None:
-        self.trackers: set[AckTracker] = set()
-        self.cut_off: dict[str, str] = {}  # queue -> why nothing comes from it
-
-    def open_deliveries(self) -> int:
-        """How many messages were delivered and are not acknowledged."""
-        return sum(acks.held for acks in list(self.trackers))
-
-    def prefetched(self) -> list[tuple[int, int]]:
-        """(job, item) of each of them."""
-        stamps = (delivery.stamp for acks in list(self.trackers) for delivery in acks.deliveries())
-        return [(stamp.job, stamp.item) for stamp in stamps if stamp]
-
-    def why_cut_off(self) -> str | None:
-        """Why nothing comes from a queue, if nothing does."""
-        return next(iter(list(self.cut_off.values())), None)
-
-
 class RabbitmqConsumer(Consumer):
     """Consumes one queue on a connection of its own."""
 
     def __init__(
-        self, broker: RabbitmqBroker, queue_name: str, prefetch: int, timeout: int, *,
-        consumers: Consumers, runtime: Runtime,
-    ) -> None:  # fmt: skip
-        self._consumers = consumers
+        self, broker: RabbitmqBroker, queue_name: str, prefetch: int, timeout: int, *, runtime: Runtime
+    ) -> None:
+        self._consumers = runtime.consumers
         self._runtime = runtime
         self.logger = get_logger(__name__, type(self))
         self.broker = broker
@@ -92,7 +70,7 @@ class RabbitmqConsumer(Consumer):
         except AMQP_ERRORS as error:
             self._hang_up()
             raise self._closed(error) from None
-        consumers.trackers.add(self.acks)
+        self._consumers.acks.add(self.acks)
         self._connected()
 
     def _connected(self) -> None:
@@ -176,7 +154,7 @@ class RabbitmqConsumer(Consumer):
     def _lost(self, error: BaseException) -> None:
         self.acks.discard()
         self.inbox.clear()
-        self._consumers.trackers.discard(self.acks)
+        self._consumers.acks.discard(self.acks)
         self._hang_up()
         raise self._closed(error) from None
 
@@ -201,8 +179,7 @@ class RabbitmqConsumer(Consumer):
         self._finish(message.delivery, failed=True)
 
     def _finish(self, delivery: Delivery, *, failed: bool) -> None:
-        if not delivery.aside:
-            delivery.finish(failed=failed)
+        delivery.finish(failed=failed)
         if delivery.mates:  # it was not begun, so the next of its mates is
             following, *rest = delivery.mates
             delivery.mates, following.delivery.mates = [], rest
@@ -212,7 +189,7 @@ class RabbitmqConsumer(Consumer):
 
     def close(self) -> None:
         """Settle what is committed, waiting a moment for what is about to be, and close."""
-        self._consumers.trackers.discard(self.acks)
+        self._consumers.acks.discard(self.acks)
         try:
             if not self.acks.dead:
                 self._drain(time.monotonic() + self._runtime.process.time_left())

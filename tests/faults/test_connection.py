@@ -12,7 +12,7 @@ from tests.faults.rig.scenario import TIMEOUT, Scenario, fate
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
-#: Has the workers of `either` take Dramatiq's own broker.
+#: Has the workers of `either` take Dramatiq's own broker: as it is, or tracked.
 STOCK = "CALLBOARD_TEST_STOCK"
 MODULES = ("tests.faults.rig.either_broker",)
 #: Twelve messages, six of them fetched at a time; the fifth is in hand when the connection closes.
@@ -35,13 +35,15 @@ def begun(scenario: Scenario) -> dict[int, int]:
     return dict(scenario.run_log.run_counts(0))
 
 
-@pytest.mark.parametrize("stock", [True, False], ids=["Dramatiq's own", "ours"])
+@pytest.mark.parametrize(
+    "stock", ["as it is", "tracked", ""], ids=["Dramatiq's own", "Dramatiq's own, tracked", "ours"]
+)
 def test_a_message_that_never_ran_is_not_acknowledged_for_another(
-    stock: bool, broker: Broker, scenario: Scenario
+    stock: str, broker: Broker, scenario: Scenario
 ) -> None:
     """Dramatiq 2.2 acknowledges the number that a message had on the lost connection: another's on the new one."""
     gates = {IN_HAND: str(scenario.folder / "first"), NEXT: str(scenario.folder / "second")}
-    env = {"dramatiq_restart_delay": "200"} | ({STOCK: "1"} if stock else {})
+    env = {"dramatiq_restart_delay": "200"} | ({STOCK: stock} if stock else {})
     worker = scenario.start_worker(
         threads=1, modules=MODULES, short_periods=3, env={**env, "dramatiq_queue_prefetch": str(PREFETCH)}
     )
@@ -66,8 +68,8 @@ def test_a_message_that_never_ran_is_not_acknowledged_for_another(
     (scenario.folder / "second").touch()
     scenario.start_worker(modules=MODULES, short_periods=3, env=env)
     assert wait_until(lambda: unsettled(broker, scenario) == 0, TIMEOUT)
-    assert set(range(COUNT)) - set(begun(scenario)) == ({LOST} if stock else set())
-    if not stock:
+    assert set(range(COUNT)) - set(begun(scenario)) == ({LOST} if stock == "as it is" else set())
+    if stock != "as it is":
         states = "SELECT item, state::text FROM callboard.items ORDER BY 1"
         assert wait_until(lambda: scenario.sql(states) == [(n, "succeeded") for n in range(COUNT)], TIMEOUT)
         scenario.assert_counters_true()

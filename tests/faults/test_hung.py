@@ -42,7 +42,7 @@ def test_an_actor_blocked_in_recv_is_named_with_its_line(
     scenario: Scenario, silent: socket.socket, tmp_path: Path
 ) -> None:
     scenario.start_worker(env=SOON)
-    place = f"faults/actors.py:{line_of('recv(1)', 'actors.py')} in hung"
+    place = f"rig/actors.py:{line_of('recv(1)', 'actors.py')} in hung"
     job = scenario.submit("hung", [{"port": silent.getsockname()[1]}])
     seen = hung(scenario, job)
     (worker,) = scenario.sql("SELECT worker FROM callboard.running WHERE job_id = %s", job.id)
@@ -66,19 +66,19 @@ def test_an_actor_blocked_in_recv_is_named_with_its_line(
 
 def test_a_coroutine_that_waits_for_ever_is_named_with_its_line(scenario: Scenario) -> None:
     scenario.start_worker(env=SOON, modules=("tests.faults.rig.actors", "tests.faults.rig.async_actors"))
-    waits, gathers = (line_of(code, "waiting.py") for code in ("Event().wait()", "asyncio.gather("))
-    blocks, nested = (line_of(code, "waiting.py") for code in ("time.sleep(", "    await never()"))
+    waits, gathers = (line_of(code, "async_actors.py") for code in ("Event().wait()", "asyncio.gather("))
+    blocks, nested = (line_of(code, "async_actors.py") for code in ("time.sleep(", "    await never()"))
     job = scenario.submit("patient", [{"how": "nested"}, {"how": "gathers"}])
     scenario.wait_for(job, lambda status: len(status["hung"]) == 2)
     # What stands in the standard library is the library's line; the item's stack goes on to the actor's.
     stacks = dict(scenario.sql("SELECT item, stack FROM callboard.running WHERE job_id = %s", job.id))
-    assert f"faults/waiting.py:{waits} in never\n" in stacks[0]
-    assert stacks[0].endswith(f"faults/waiting.py:{nested} in patient\n    await never()")
-    assert stacks[1].startswith(f"faults/waiting.py:{gathers} in patient\n")
+    assert f"rig/async_actors.py:{waits} in never\n" in stacks[0]
+    assert stacks[0].endswith(f"rig/async_actors.py:{nested} in patient\n    await never()")
+    assert stacks[1].startswith(f"rig/async_actors.py:{gathers} in patient\n")
     assert not re.search("dramatiq|callboard/|middleware/", "".join(stacks.values()))
     # One that keeps the loop to itself stands where the loop's thread stands.
     job = scenario.submit("patient", [{"how": "blocks"}])
-    assert hung(scenario, job)["place"] == f"faults/waiting.py:{blocks} in patient"
+    assert hung(scenario, job)["place"] == f"rig/async_actors.py:{blocks} in patient"
     scenario.assert_completed(job, total=1)
 
 

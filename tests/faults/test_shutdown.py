@@ -57,10 +57,9 @@ def test_messages_that_wait_to_be_recorded_on_sight(scenario: Scenario, breakabl
     assert wait_until(lambda: scenario.sql(ended) == [(20,)], 60)
 
 
-def test_a_broker_that_knows_no_deferred_acknowledgements(
+def test_outcomes_of_a_stock_broker_that_wait_for_the_database(
     scenario: Scenario, breakable_postgres: Server
 ) -> None:
-    """Its threads wait for the commit; rather than acknowledge without it they end."""
     worker = scenario.start_worker(modules=("tests.faults.rig.stock_broker",))
     job = scenario.submit("plain", [[n] for n in range(1000)])
     scenario.wait_for(job, lambda status: status["succeeded"] > 200)

@@ -14,9 +14,14 @@ from callboard.middleware.message.stamp import Stamp
 class RecordedAcks:
     """Notes what is acknowledged and rejected."""
 
+    held = 0
+
     def __init__(self) -> None:
         self.acknowledged: list[Tag] = []
         self.rejected: list[Tag] = []
+
+    def deliveries(self) -> list[Delivery]:
+        return []
 
     def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
         self.acknowledged += acks

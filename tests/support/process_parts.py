@@ -8,6 +8,7 @@ from typing import Any
 from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.journal.journal import Entry
 from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.process.process import Process
 from callboard.sql.rows import Claim, JobControl
 
@@ -59,7 +60,7 @@ class PlayedInFlight(InFlight):
 
     def __init__(self, claim: Callable[[Attempt], Claim | None] | None = None) -> None:
         self.process = process_without_database()
-        super().__init__(self.process, defers=True)
+        super().__init__(self.process, Consumers())
         self.ended: list[Entry] = []
         self.given_back: list[Attempt] = []
         self.done: list[str] = []  # in order

@@ -101,7 +101,9 @@ class Broker:
     def consumers(self, url: str) -> set[tuple[str, str]]:
         """The (queue, channel) of each consumer, a moment late."""
         found = self.request("GET", f"consumers/{_vhost(url)}")
-        return {(one["queue"]["name"], one["channel_details"]["name"]) for one in found}
+        return {
+            (one["queue"]["name"], one["channel_details"]["name"]) for one in found if one["channel_details"]
+        }
 
     def connections(self, url: str) -> set[str]:
         """The names of the connections."""

@@ -1,4 +1,4 @@
-"""Dramatiq's own RabbitMQ broker, tracked: it knows no deferred acknowledgements, so threads wait for commits."""
+"""An actor on Dramatiq's own RabbitMQ broker, tracked."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The same middleware on Dramatiq's own brokers: counts exact, no acknowledgement before the commit."""
+"""Tracking on Dramatiq's own brokers: counts are exact, and nothing is acknowledged before its commit."""
 
 import threading
 from collections import Counter
@@ -8,7 +8,8 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
-from dramatiq.brokers.stub import StubBroker
+from dramatiq.brokers.stub import StubBroker, _StubConsumer
+from pika.adapters.blocking_connection import BlockingChannel
 
 import callboard
 from callboard import Stage
@@ -48,6 +49,23 @@ class BackingServices:
 
         self.act = act
         self.told = told
+
+    @property
+    def acknowledges(self) -> tuple[Any, str]:
+        """What acknowledges a message at the broker: a class, and the name of its method."""
+        return (
+            (_StubConsumer, "ack") if isinstance(self.broker, StubBroker) else (BlockingChannel, "basic_ack")
+        )
+
+    def unacknowledged(self) -> int:
+        """Messages that the process was given and has not acknowledged."""
+        return runtime_of(self.broker).consumers.open_deliveries()
+
+    def dead_letters(self) -> int:
+        if isinstance(self.broker, StubBroker):
+            return len(self.broker.dead_letters)
+        assert isinstance(self.broker, StockRabbitmqBroker)
+        return self.broker.get_queue_message_counts("default")[2]
 
     def work(self) -> None:
         self.worker = dramatiq.Worker(self.broker, worker_threads=4, worker_timeout=50)
@@ -105,32 +123,56 @@ def test_stages_follow_one_another(house: BackingServices) -> None:
 def test_nothing_is_acknowledged_before_its_commit(
     house: BackingServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the journal can't commit, the worker thread has its message, and RabbitMQ too."""
-    gate = threading.Event()
+    """And no worker thread waits for it: four threads run more than four items."""
+    gate, acknowledged = threading.Event(), threading.Event()
     record = outcomes.record
 
     def held(*args: Any) -> Any:
         assert gate.wait(TIMEOUT)
         return record(*args)
 
-    acked: list[str] = []
-    after = threading.Event()
+    acknowledge = house.acknowledges
+    plain = getattr(*acknowledge)
 
-    class Watch(dramatiq.Middleware):
-        def before_ack(self, broker: dramatiq.Broker, message: dramatiq.MessageProxy) -> None:
-            acked.append(message.message_id)
-            after.set()
+    def noted(*args: Any, **kwargs: Any) -> None:
+        acknowledged.set()
+        plain(*args, **kwargs)
 
-    house.broker.add_middleware(Watch())
+    monkeypatch.setattr(*acknowledge, noted)
     monkeypatch.setattr(outcomes, "record", held)
-    job = callboard.submit(house.act, [1])
+    job = callboard.submit(house.act, range(8))
     house.work()
-    assert wait_until(lambda: house.runs[1] == 1, TIMEOUT)
-    assert not after.wait(0.3)
+    assert wait_until(lambda: len(house.runs) == 8, TIMEOUT)
+    assert not acknowledged.wait(0.3)
     assert job.status()["succeeded"] == 0
     gate.set()
-    assert after.wait(TIMEOUT)
-    assert job.status()["succeeded"] == 1
+    assert acknowledged.wait(TIMEOUT)
+    assert job.status()["succeeded"] > 0
+    assert wait_until(lambda: house.unacknowledged() == 0, TIMEOUT)
+
+
+def test_an_item_whose_actor_no_worker_ever_had_fails_and_is_dead_lettered(house: BackingServices) -> None:
+    job = callboard.submit(house.act, [1])
+    del house.broker.actors["act"]
+    house.work()
+    assert job.wait(TIMEOUT)["failed"] == 1
+    (item,) = job.items("failed")
+    assert item["error"]["type"].endswith("ActorNotFound")
+    assert wait_until(lambda: house.dead_letters() == 1, TIMEOUT)
+    assert house.unacknowledged() == 0
+
+
+def test_an_item_whose_actor_another_worker_has_waits_for_it(house: BackingServices) -> None:
+    house.conn.execute("INSERT INTO callboard.actors (name, queue) VALUES ('act', 'default')")
+    with callboard.job("sent") as job:
+        house.act.send(1)
+    del house.broker.actors["act"]
+    house.work()
+    kept = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at = '9999-01-01Z'"
+    assert wait_until(lambda: house.conn.execute(kept, (job.id,)).fetchone() == (1,), TIMEOUT)
+    assert wait_until(lambda: house.unacknowledged() == 0, TIMEOUT)
+    assert house.dead_letters() == 0
+    assert job.status()["failed"] == 0
 
 
 def test_callbacks_children_and_pipelines_go_with_their_parent(house: BackingServices) -> None:

@@ -177,10 +177,9 @@ def test_a_batch_called_by_itself_is_the_function_of_one() -> None:
         double(KeyError("odd"))
 
 
-def test_consumers_that_are_not_ours_get_them_one_by_one(
+def test_a_worker_on_a_stock_broker_takes_them_apart(
     postgres_url: str, template: str, broker: Broker, tmp_path: Path
 ) -> None:
-    """A stock broker's worker can't take the message apart: the items' messages are sent singly, and none is lost."""
     with stage(postgres_url, template, broker, ["work"]) as on:
         job = on.submit("work", *mixed(60), chunk=20)
         assert wait_until(lambda: job.status()["queued"] == 60, TIMEOUT)
@@ -191,7 +190,7 @@ def test_consumers_that_are_not_ours_get_them_one_by_one(
             on.ended(job)
             status = job.status()
             assert (status["succeeded"], status["failed"], status["skipped"]) == (48, 6, 6)
-            assert worker.output.count(" was skipped") >= 3 + 6
+            assert worker.output.count(" was skipped") == 6
         finally:
             worker.stop()
             worker.kill()

@@ -16,6 +16,7 @@ from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.attempts.outcome import SUCCEEDED
 from callboard.middleware.journal.journal import Journal
 from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.publish.transport import EnqueueTransport
 from callboard.middleware.runtime import Runtime
@@ -83,7 +84,7 @@ def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The row in `running` is this worker's own, and nobody here runs it: it would wait for this worker's death."""
-    runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False, defers=True)
+    runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False)
     claim_item = claims.claim_item
     lost: list[Any] = []
 
@@ -117,7 +118,7 @@ def test_a_worker_whose_database_goes_away_as_it_starts_is_known_in_the_end(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else it would work unknown for as long as it lives: without a heartbeat, and taken for dead."""
-    runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False, defers=True)
+    runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False)
     register = workers.register_worker
     errors = [psycopg.OperationalError("terminating connection"), PoolTimeout("no connection")]
 
@@ -152,7 +153,7 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
 
     monkeypatch.setattr(outcomes, "report_running", ends_meanwhile)
     with connect(database_url) as conn, process_on(database_url) as process:
-        hand = InFlight(process, defers=True)
+        hand = InFlight(process, Consumers())
         journal = hand.journal = Journal(process, hand, lambda *_: None)
         job = make_job(conn, 1)
         attempt = Attempt(job, 0, 1, [Delivered(Stamp(job, 0, 1)).delivery], {}, started=time.monotonic() - 1)

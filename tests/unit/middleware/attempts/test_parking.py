@@ -33,6 +33,6 @@ def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.
     monkeypatch.setattr(claims, "park", park)
     monkeypatch.setattr(process, "RETRY_SECONDS", 0.01)
     parked = Attempt(1, 2, 3, [Delivery(acks, 7, None)], {})
-    Parking(process_without_database(), defers=True).park(parked)
+    Parking(process_without_database()).park(parked)
     assert wait_until(lambda: acks.acknowledged == [7], TIMEOUT)
     assert kept == [(1, 2, 3)]

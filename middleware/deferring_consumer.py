@@ -1,0 +1,109 @@
+"""Consumes from any broker but RabbitMQ, and acknowledges a message when its outcome is committed."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import count
+
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.errors import BrokerConnectionError
+
+from callboard.middleware.message import stamp
+from callboard.middleware.message.delivery import Delivery, Tag
+from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.process import RETRY_SECONDS
+from callboard.middleware.process.side_thread import SideThread
+from callboard.middleware.runtime import Runtime
+
+_log_outage = OutageLog(
+    logging.getLogger("callboard.tracking"),
+    "messages can't be acknowledged, trying again: %s",
+    "messages can be acknowledged again, after %.1f s",
+)
+
+
+class DeferringConsumer(Consumer):
+    """Wraps a broker's own consumer. That acknowledges in a side thread, since it may block or lose its connection."""
+
+    def __init__(self, consumer: Consumer, runtime: Runtime) -> None:
+        self._consumer = consumer
+        self._runtime = runtime
+        self._consumers = runtime.consumers
+        self._open: dict[Tag, MessageProxy] = {}
+        self._tags = count()
+        self._closed = False
+        self._side_thread = SideThread("acks")
+        self._consumers.acks.add(self)
+
+    def __next__(self) -> MessageProxy | None:
+        message = next(self._consumer)
+        if message is not None:
+            tag = next(self._tags)
+            redelivered = getattr(message, "redelivered", False)
+            message.delivery = Delivery(  # type: ignore[attr-defined]
+                self, tag, stamp.read(message.options), redelivered
+            )
+            self._open[tag] = message
+        return message
+
+    def ack(self, message: MessageProxy) -> None:
+        """Acknowledge a message, unless that is deferred."""
+        message.delivery.finish(failed=False)
+
+    def nack(self, message: MessageProxy) -> None:
+        """Move a message to the dead letters, unless that is deferred."""
+        message.delivery.finish(failed=True)
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """See `Consumer`."""
+        self._consumer.requeue(messages)
+
+    def close(self) -> None:
+        """Acknowledge what is committed, if the process stops; wait a moment for what is about to be. After a lost
+        connection the acknowledgements go on.
+        """
+        if self._runtime.process.stopping:
+            acknowledged = threading.Event()
+            self._runtime.journal.when_written(partial(self._side_thread.run, acknowledged.set))
+            acknowledged.wait(self._runtime.process.time_left())
+        self._closed = True
+        self._forget_if_done()
+        self._consumer.close()
+
+    # The deliveries that are not acknowledged ------------------------------------------------------------------------
+
+    @property
+    def held(self) -> int:
+        """How many messages are not acknowledged."""
+        return len(self._open)
+
+    def deliveries(self) -> list[Delivery]:
+        """Their deliveries."""
+        return [message.delivery for message in list(self._open.values())]
+
+    def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
+        """Acknowledge and reject these; see `Acks`."""
+        self._side_thread.run(partial(self._finish_all, acks, nacks))
+
+    def _finish_all(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
+        for finish, tags in ((self._consumer.ack, acks), (self._consumer.nack, nacks)):
+            for message in [self._open.pop(tag) for tag in tags if tag in self._open]:
+                while not self._finish(partial(finish, message)):
+                    time.sleep(RETRY_SECONDS)
+        self._forget_if_done()
+
+    @staticmethod
+    def _finish(finish: partial[None]) -> bool:
+        try:
+            finish()
+        except BrokerConnectionError as error:
+            _log_outage(error)
+            return False
+        _log_outage.over()
+        return True
+
+    def _forget_if_done(self) -> None:
+        if self._closed and not self._open:
+            self._consumers.acks.discard(self)

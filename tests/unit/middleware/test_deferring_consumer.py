@@ -1,0 +1,105 @@
+"""A broker's own consumer acknowledges when the commit is done, though it may block or lose its connection."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dramatiq import Message
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.errors import ConnectionClosed
+
+from callboard.middleware import deferring_consumer
+from callboard.middleware.deferring_consumer import DeferringConsumer
+from callboard.middleware.message.consumers import Consumers
+from callboard.middleware.message.delivery import release
+from callboard.middleware.message.stamp import Stamp
+from tests.support.process_parts import process_without_database
+from tests.support.workers import wait_until
+
+TIMEOUT = 60.0
+
+
+class Own(Consumer):
+    """A broker's own consumer of some messages; the first acknowledgements fail for want of a connection."""
+
+    def __init__(self, count: int, *, failures: int = 0) -> None:
+        options = ({"callboard": Stamp(1, number, 1).option()} for number in range(count))
+        self.messages = [MessageProxy(Message("default", "work", (), {}, own)) for own in options]
+        self.failures = failures
+        self.done: list[tuple[str, int]] = []
+        self.closed = False
+
+    def __next__(self) -> MessageProxy | None:
+        return self.messages.pop(0) if self.messages else None
+
+    def ack(self, message: MessageProxy) -> None:
+        self._finish("ack", message)
+
+    def nack(self, message: MessageProxy) -> None:
+        self._finish("nack", message)
+
+    def _finish(self, how: str, message: MessageProxy) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionClosed(ConnectionError("gone"))
+        self.done.append((how, message.options["callboard"]["item"]))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Deferring:
+    """A consumer around that, with its messages fetched."""
+
+    def __init__(self, own: Own) -> None:
+        self.process = process_without_database()
+        self.consumers = Consumers()
+        self.listeners: list[Any] = []
+        journal = SimpleNamespace(when_written=self.listeners.append)
+        runtime: Any = SimpleNamespace(process=self.process, consumers=self.consumers, journal=journal)
+        self.own = own
+        self.consumer = DeferringConsumer(own, runtime)
+        self.messages = list(iter(lambda: next(self.consumer), None))
+
+
+def test_a_message_is_acknowledged_when_that_is_deferred_no_longer() -> None:
+    on = Deferring(Own(3))
+    assert on.consumers.prefetched() == [(1, 0), (1, 1), (1, 2)]
+    first, second, third = on.messages
+    first.delivery.deferred = True
+    on.consumer.ack(first)
+    on.consumer.nack(second)
+    assert wait_until(lambda: on.own.done == [("nack", 1)], TIMEOUT)
+    release([(first.delivery, False), (third.delivery, True), (third.delivery, True)])
+    assert wait_until(lambda: on.consumers.open_deliveries() == 0, TIMEOUT)
+    assert wait_until(lambda: on.own.done == [("nack", 1), ("ack", 0), ("nack", 2)], TIMEOUT)
+
+
+def test_what_a_lost_connection_keeps_from_being_acknowledged_is_acknowledged_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when Dramatiq has closed the consumer since, and made another."""
+    monkeypatch.setattr(deferring_consumer, "RETRY_SECONDS", 0.01)
+    on = Deferring(Own(2, failures=3))
+    on.consumer.close()
+    assert on.own.closed
+    for message in on.messages:
+        on.consumer.ack(message)
+    assert wait_until(lambda: on.own.done == [("ack", 0), ("ack", 1)], TIMEOUT)
+    assert wait_until(lambda: not on.consumers.acks, TIMEOUT)
+
+
+def test_a_consumer_that_closes_waits_for_what_is_about_to_be_committed() -> None:
+    on = Deferring(Own(1))
+    on.process.stopping = True
+    closing = threading.Thread(target=on.consumer.close, daemon=True)
+    closing.start()
+    assert wait_until(lambda: len(on.listeners) == 1, TIMEOUT)
+    assert closing.is_alive()
+    release([(on.messages[0].delivery, False)])  # the commit, and then
+    on.listeners[0]()
+    closing.join(TIMEOUT)
+    assert on.own.done == [("ack", 0)]
+    assert on.own.closed
+    assert not on.consumers.acks
