@@ -1,7 +1,11 @@
 """Callboard: progress that is always true for Dramatiq actors.
 
-Everything an app needs is here: `install` tracks a broker, `submit` makes a job of any number of items, and an actor
-stays a plain function that may raise `Skip`, call `step` and `progress`, and look at `current`.
+- In the app: `install` tracks a broker, or `RabbitmqBroker` replaces Dramatiq's; then every message is recorded.
+- Many items at once: `submit` makes a job of them, `stages` a job whose steps follow one another, and `job` is a block
+  whose sends belong together. `get` finds a job again; a `Job` is read, waited for, cancelled, paused and retried.
+- In an actor, which stays a plain function: raise `Skip`, call `step` and `progress`, ask `current`. `batch` makes it
+  take many items at once, and `send_now` sends whatever becomes of its item.
+- Names that begin with `a` (`asubmit`, `aget`, …) are for async code, and do not block its event loop.
 """
 
 from callboard.current import NotInAnItem, Skip, current, progress, send_now, step
@@ -23,34 +27,8 @@ from callboard.stages import Stage, astages, stages
 from callboard.submit import asubmit, submit
 
 __all__ = [
-    "BadItem",
-    "Job",
-    "JobClosed",
-    "NoSuchJob",
-    "NotConfigured",
-    "NotInAnItem",
-    "NotPossible",
-    "NotStored",
-    "NotTracked",
-    "RabbitmqBroker",
-    "Result",
-    "Results",
-    "SchemaError",
-    "Skip",
-    "Stage",
-    "SubmittedElsewhere",
-    "UnknownActor",
-    "aget",
-    "astages",
-    "asubmit",
-    "batch",
-    "current",
-    "get",
-    "install",
-    "job",
-    "progress",
-    "send_now",
-    "stages",
-    "step",
-    "submit",
-]
+    "BadItem", "Job", "JobClosed", "NoSuchJob", "NotConfigured", "NotInAnItem", "NotPossible", "NotStored",
+    "NotTracked", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip", "Stage", "SubmittedElsewhere",
+    "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get", "install", "job", "progress",
+    "send_now", "stages", "step", "submit",
+]  # fmt: skip

@@ -2,9 +2,9 @@
 
 import base64
 import hmac
-import ssl
+import http.client
 import time
-from functools import lru_cache
+from functools import cache
 from http import HTTPStatus
 from urllib.parse import urljoin
 
@@ -19,6 +19,8 @@ CONNECT_SECONDS, ANSWER_SECONDS, TOTAL_SECONDS = 5.0, 10.0, 15.0
 #: The most redirects that are followed, and their statuses.
 REDIRECTS = 3
 REDIRECT_STATUSES = (301, 302, 307, 308)
+#: Made once, since reading the certificates takes a while.
+_tls = cache(httpcore.default_ssl_context)
 
 
 class Undelivered(Exception):
@@ -52,7 +54,8 @@ def post(url: str, callback_id: str, body: bytes) -> None:
         if 200 <= status < 300:  # noqa: PLR2004
             return
         if status not in REDIRECT_STATUSES or not location:
-            raise Undelivered(f"the receiver answered {_phrase(status)}", last=status == HTTPStatus.GONE)
+            phrase = f"{status} {http.client.responses.get(status, '')}".rstrip()
+            raise Undelivered(f"the receiver answered {phrase}", last=status == HTTPStatus.GONE)
         url = _redirected(url, location)
     raise Undelivered(f"the receiver redirects more than {REDIRECTS} times")
 
@@ -111,16 +114,3 @@ def _redirected(url: str, location: str) -> str:
     if url.startswith("https:") and parts.scheme != "https":
         raise Undelivered(f"the receiver redirects to {shown(target)}, without encryption")
     return target
-
-
-def _phrase(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)
-
-
-@lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    """Made once, since reading the certificates takes a while."""
-    return httpcore.default_ssl_context()

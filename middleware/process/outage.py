@@ -3,23 +3,34 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 #: Seconds between two log lines about the same outage.
 LOG_EVERY_SECONDS = 5.0
 
 
-class Outage:
-    """Whether something is out of order, since when, and whether that was logged. Safe to use from any thread."""
+class OutageLog:
+    """Logs an outage as a warning, at most every few seconds: call it with each error, and `over` after a success.
 
-    def __init__(self) -> None:
+    `text` has one ``%s`` for the error; `end_text`, if any, one ``%.1f`` for the seconds that the outage lasted, after
+    the arguments of `over`. Safe to use from any thread.
+    """
+
+    def __init__(self, log: logging.Logger, text: str, end_text: str = "") -> None:
+        self._log = log
+        self._text = text
+        self._end_text = end_text
         self._lock = threading.Lock()
         self._since: float | None = None
         self._logged_at = -LOG_EVERY_SECONDS
         self._logged = False
 
-    def observe(self) -> bool:
+    def __call__(self, error: BaseException) -> None:
+        """Log the error, unless one was logged a moment ago."""
+        if self.due():
+            self._log.warning(self._text, reason(error))
+
+    def due(self) -> bool:
         """Note a failure; return whether to log it now."""
         with self._lock:
             now = time.monotonic()
@@ -30,48 +41,27 @@ class Outage:
                 self._logged_at, self._logged = now, True
             return due
 
-    def end(self) -> float | None:
-        """Note that all is well; return how many seconds the outage lasted, or None if none was logged."""
+    def over(self, *args: object) -> None:
+        """Log that the outage has ended, if it was logged."""
         if self._since is None:
-            return None
+            return
         with self._lock:
             since, logged = self._since, self._logged
             self._since, self._logged = None, False
-            return time.monotonic() - since if logged and since is not None else None
+        if logged and since is not None:
+            self._log.warning(self._end_text, *args, time.monotonic() - since)
 
 
-@dataclass(slots=True)
-class OutageLog:
-    """Logs an outage as a warning, at most every few seconds. Call it with each error; call `over` after a success.
-
-    `text` has one ``%s`` for the error; `end_text`, if any, one ``%.1f`` for the seconds that the outage lasted.
-    """
-
-    log: logging.Logger
-    text: str
-    end_text: str = ""
-    _outage: Outage = field(default_factory=Outage)
-
-    def __call__(self, error: BaseException) -> None:
-        """Log the error, unless one was logged a moment ago."""
-        if self._outage.observe():
-            self.log.warning(self.text, reason(error))
-
-    def over(self) -> None:
-        """Log that the outage has ended, if it was logged."""
-        seconds = self._outage.end()
-        if seconds is not None:
-            self.log.warning(self.end_text, seconds)
-
-
-#: No messages come from RabbitMQ.
-disconnected = Outage()
+#: No messages come from RabbitMQ; Dramatiq's consumers log why.
+disconnected = OutageLog(
+    logging.getLogger("callboard.rabbitmq"), "%s", "messages come from %s again, after %.1f s"
+)
 
 
 class ThrottleFilter(logging.Filter):
     """Throttles what Dramatiq's consumers log about a lost connection, all of them together."""
 
-    def __init__(self, outage: Outage) -> None:
+    def __init__(self, outage: OutageLog) -> None:
         super().__init__()
         self._outage = outage
 
@@ -80,11 +70,11 @@ class ThrottleFilter(logging.Filter):
         text = str(record.msg)
         if text.startswith("Restarting consumer in"):
             return False
-        return not text.startswith("Consumer encountered a connection error") or self._outage.observe()
+        return not text.startswith("Consumer encountered a connection error") or self._outage.due()
 
 
 def reason(error: BaseException) -> str:
-    """The text of an error, or of the innermost error that has one: pika wraps errors in errors without a text."""
+    """Return the text of an error, or of the error inside it: pika wraps errors in errors that have no text."""
     while not str(error).strip() and (inner := _inner(error)) is not None:
         error = inner
     return str(error).strip() or type(error).__name__

@@ -1,6 +1,5 @@
 """Consumes one queue on a connection of its own; acknowledges when the journal has committed."""
 
-import logging
 import threading
 import time
 from collections import deque
@@ -29,7 +28,6 @@ from callboard.middleware.runtime import Runtime
 #: AMQP's reply code for a queue that does not exist.
 NOT_FOUND = 404
 AMQP_ERRORS = (AssertionError, pika.exceptions.AMQPConnectionError, pika.exceptions.AMQPChannelError)
-log = logging.getLogger("callboard.rabbitmq")
 
 
 class RabbitmqMessage(MessageProxy):
@@ -75,8 +73,8 @@ class RabbitmqConsumer(Consumer):
 
     def _connected(self) -> None:
         self._consumers.cut_off.pop(self.queue_name, None)
-        if not self._consumers.cut_off and (seconds := disconnected.end()) is not None:
-            log.warning("messages come from %s again, after %.1f s", address(self.broker.parameters), seconds)
+        if not self._consumers.cut_off:
+            disconnected.over(address(self.broker.parameters))
 
     def _subscribe(self, depth: int) -> str:
         self.channel.basic_qos(prefetch_count=depth)

@@ -8,7 +8,7 @@ import pytest
 from dramatiq.errors import ConnectionClosed
 
 import callboard
-from callboard.middleware.process.outage import Outage, ThrottleFilter
+from callboard.middleware.process.outage import OutageLog, ThrottleFilter
 from callboard.middleware.rabbitmq import consumer as consumer_module
 from callboard.middleware.tracking import runtime_of
 from tests.support.vhosts import Broker
@@ -53,8 +53,8 @@ def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroke
 def test_that_messages_come_again_is_said_when_the_last_consumer_is_back(
     on: callboard.RabbitmqBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spell = Outage()
-    monkeypatch.setattr(consumer_module, "disconnected", spell)
+    outage = OutageLog(logging.getLogger("callboard.test"), "", "messages come from %s again, after %.1f s")
+    monkeypatch.setattr(consumer_module, "disconnected", outage)
     queues = ("one", "other")
     for queue in queues:
         on.declare_queue(queue, ensure=True)
@@ -64,7 +64,7 @@ def test_that_messages_come_again_is_said_when_the_last_consumer_is_back(
         with pytest.raises(ConnectionClosed) as error:
             next(consumer)
         line = logging.makeLogRecord({"msg": f"Consumer encountered a connection error: {error.value}"})
-        ThrottleFilter(spell).filter(line)  # Dramatiq says so
+        ThrottleFilter(outage).filter(line)  # Dramatiq says so
     caplog.clear()
     said = []
     for queue in queues:

@@ -1,5 +1,6 @@
 """The journal's thread: an error that nobody thought of is tried again; one that stays is told, not swallowed."""
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ from callboard.middleware.journal import running_rows
 from callboard.middleware.journal.hang_detector import HangDetector
 from callboard.middleware.journal.journal import TRIES, Entry, Journal
 from callboard.middleware.message.attempt import Attempt
-from callboard.middleware.process.outage import Outage
 from callboard.sql.rows import Event, JobControl, NewItem, Progress, Running
 from callboard.sql.writes import outcomes
 from tests.support.deliveries import make_attempt
@@ -222,7 +222,7 @@ def test_the_end_of_an_outage_is_said(
     error: psycopg.Error, end: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for complaint in (module._complain, module._alarm):
-        monkeypatch.setattr(complaint, "_outage", Outage())
+        monkeypatch.setattr(complaint, "_logged_at", -math.inf)
     played = Played(monkeypatch)
     recorded, answers = outcomes.record, [error]
 

@@ -1,5 +1,6 @@
 """The publisher's thread: it survives unexpected errors, and publishes nothing whose claim may have expired."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from callboard.middleware.process.outage import Outage
 from callboard.middleware.publish import publisher as publisher_module
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
@@ -61,7 +61,7 @@ class FlakyTransport(StubTransport):
 def transport(monkeypatch: pytest.MonkeyPatch) -> FlakyTransport:
     monkeypatch.setattr(publisher_module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(publisher_module, "FULL_QUEUE_POLL_SECONDS", 0.001)
-    monkeypatch.setattr(publisher_module._log_outage, "_outage", Outage())
+    monkeypatch.setattr(publisher_module._log_outage, "_logged_at", -math.inf)
     monkeypatch.setattr(publishing_writes, "claim_outbox", lambda *_: [])
     monkeypatch.setattr(publishing_writes, "claim_bulk", lambda *_, **__: None)
     monkeypatch.setattr(publishing_writes, "settle_outbox", lambda *_: None)
