@@ -22,7 +22,7 @@ from callboard.middleware.submission.submission import SubmittedElsewhere
 from callboard.middleware.tracking import NotTracked
 from callboard.sql.migrate import SchemaError
 from callboard.sql.settings import NotConfigured
-from callboard.sql.writes.actions import NoSuchJob, NotPossible
+from callboard.sql.writes.requests import NoSuchJob, NotPossible
 from callboard.stages import Stage, astages, stages
 from callboard.submit import asubmit, submit
 

@@ -26,7 +26,7 @@ from callboard.sql.reads import queries
 from callboard.sql.reads.queries import Query
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, retry, submission
-from callboard.sql.writes.actions import NoSuchJob, Requester
+from callboard.sql.writes.requests import NoSuchJob, Requester
 from callboard.sql.writes.retry import RetrySelection
 
 P = ParamSpec("P")

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from callboard.sql.pool import Conn
 from callboard.sql.writes import actions
 from callboard.sql.writes import retry as retries
-from callboard.sql.writes.actions import NoSuchJob, NotPossible, Requester
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import parameters
 from callboard.web.api import find_job

@@ -5,7 +5,7 @@ import psycopg
 from callboard.commands.services import NotStarted
 from callboard.sql.migrate import ABSENT, SchemaError
 from callboard.sql.settings import NotConfigured
-from callboard.sql.writes.actions import NotPossible
+from callboard.sql.writes.requests import NotPossible
 
 
 class CommandError(Exception):

@@ -49,20 +49,31 @@ coalesce(sum(i.crashes), 0)::bigint AS crashes,
 count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
                          OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published
 
+-- name: pause_job
+-- Nothing of this job starts until it is resumed. Transition: pending | running -> paused.
+-- Guard: not stopping. Caller: actions.pause, retry. Rows: (id); none: see job_status.
+UPDATE callboard.jobs SET state = 'paused', epoch = epoch + 1, told_at = clock_timestamp(), updated_at = now()
+WHERE id = %s AND state IN ('pending', 'running') AND stopping IS NULL
+RETURNING id
+
+-- name: resume_job
+-- It goes on. Transition: paused -> pending | running. Guard: not stopping.
+-- Caller: actions.resume. Rows: (id); none: see job_status.
+UPDATE callboard.jobs
+SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::callboard.job_state,
+    epoch = epoch + 1, told_at = clock_timestamp(), updated_at = now()
+WHERE id = %s AND state = 'paused' AND stopping IS NULL
+RETURNING id
+
 -- name: stop_job
 -- Nothing of this job starts any more. Transition: open -> stopping; close_stopped makes it final when the last
 -- item in hand has ended. Guard: open and not stopping. A standing job gives its day to a new one.
--- Caller: controls.cancel. Rows: (id); none: see job_stand.
+-- Caller: actions.cancel. Rows: (id); none: see job_status.
 UPDATE callboard.jobs
 SET stopping = %(state)s::callboard.job_state, reason = %(reason)s, epoch = epoch + 1, told_at = clock_timestamp(),
     standing_on = NULL, updated_at = now()
 WHERE id = %(job)s AND finished_at IS NULL AND stopping IS NULL
 RETURNING id
-
--- name: note_action
--- Who did what to a job, in the transaction that does it. Caller: controls.
-INSERT INTO callboard.actions (job_id, action, who, via, detail)
-VALUES (%(job)s, %(action)s, %(who)s, %(via)s, %(detail)s::jsonb)
 
 -- name: stop_late
 -- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping.
@@ -82,7 +93,7 @@ RETURNING j.id
 -- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
 -- Guard: every worker had the time to hear of it (`heard` seconds), or nothing was ever published and no publisher is at
 -- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
--- Caller: controls.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs by id.
+-- Caller: actions.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs by id.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL

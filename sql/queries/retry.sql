@@ -1,13 +1,13 @@
 -- name: lock_stages
 -- No worker begins to make a stage while items of the one before are given another attempt; and what is over
 -- of the stages is locked in its turn.
--- Caller: controls.retry, under the parent's lock. Lock order: jobs by id.
+-- Caller: retry, under the parent's lock. Lock order: jobs by id.
 SELECT id FROM callboard.jobs
 WHERE parent_id = %s AND (stage > 0 AND NOT sealed OR finished_at IS NOT NULL) ORDER BY id FOR NO KEY UPDATE
 
 -- name: reopen_stages
 -- Stages of which nothing was made are to be made after all. Transition: failed | cancelled -> pending.
--- Guard: over, and without any item. Caller: controls.retry, under the parent's lock. Lock order: jobs by id.
+-- Guard: over, and without any item. Caller: retry, under the parent's lock. Lock order: jobs by id.
 WITH unmade AS (
     SELECT id FROM callboard.jobs
     WHERE parent_id = %s AND stage > 0 AND NOT sealed AND consumed = 0 AND finished_at IS NOT NULL
@@ -22,7 +22,7 @@ FROM unmade WHERE j.id = unmade.id
 -- name: reopen_parent
 -- Items of its stages were given another attempt, or stages that were never made are to be.
 -- Transition: completed | failed | cancelled -> pending | running. Guard: over. A deadline that passed is forgotten.
--- Caller: controls.retry, under its lock.
+-- Caller: retry, under its lock.
 UPDATE callboard.jobs
 SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::callboard.job_state,
     limits = CASE WHEN (limits ->> 'deadline')::timestamptz < now() THEN limits - 'deadline' ELSE limits END,
@@ -34,7 +34,7 @@ WHERE id = %s AND finished_at IS NOT NULL
 -- Transition: completed | failed | cancelled -> pending | running. Guard: over or not, as it was when they were chosen,
 -- and neither being stopped nor leaving. `whole`: the bulk range goes on where it was; else everything to come is in the outbox.
 -- A deadline that passed is forgotten. A stage that was partly made is made on, so it isn't sealed.
--- Caller: controls.retry. Rows: (id); none: overtaken, undo.
+-- Caller: retry. Rows: (id); none: overtaken, undo.
 UPDATE callboard.jobs AS j
 SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = cancelled + %(rest)s - %(cancelled)s,
     retries = retries + %(retries)s, crashes = crashes - %(crashes)s, redo = %(redo)s + CASE WHEN %(over)s THEN 0 ELSE redo END,
@@ -57,10 +57,10 @@ SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = c
 WHERE id = %(job)s AND stopping IS NULL AND leaving_at IS NULL AND (finished_at IS NOT NULL) = %(over)s
 RETURNING id
 
--- name: lock_retried
+-- name: lock_retried_items
 -- The items that a retry may move, and those of jobs that are over whose messages it drops or sends: all of
 -- them before the first job, as everybody does.
--- Caller: controls.retry. Rows: one, how many. Lock order: items by key.
+-- Caller: retry. Rows: one, how many. Lock order: items by key.
 WITH held AS (
     SELECT i.item FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
     WHERE i.job_id = ANY(%(jobs)s)
@@ -73,29 +73,29 @@ WITH held AS (
 )
 SELECT count(*) FROM held
 
--- name: lock_job
--- A job that is over stays so while its items are chosen. Caller: controls.retry.
+-- name: lock_ended_job
+-- A job that is over stays so while its items are chosen. Caller: retry.
 -- Rows: (watermark, items cancelled); none: it is open, or leaving.
 SELECT watermark, total - succeeded - failed - skipped FROM callboard.jobs
 WHERE id = %s AND finished_at IS NOT NULL AND leaving_at IS NULL FOR NO KEY UPDATE
 
 -- name: cancel_rest
 -- A stopped job goes on with some of its items; the others that had not ended stay cancelled.
--- Transition: waiting | retrying -> cancelled. Caller: controls.retry, under the job's lock. Rows: none, counted.
+-- Transition: waiting | retrying -> cancelled. Caller: retry, under the job's lock. Rows: none, counted.
 -- The numbers are hashed, however many: so the planner guesses ten of what it gets from a subquery. An array as it is
 -- would be gone through for each item, by a plan that is kept for any, and by PostgreSQL 14.
 UPDATE callboard.items SET was = state, state = 'cancelled', finished_at = now(), retry_options = NULL
 WHERE job_id = %(job)s AND state IN ('waiting', 'retrying') AND item NOT IN (SELECT unnest((SELECT %(keep)s::int[])))
 
--- name: open_rest
+-- name: reset_retrying
 -- Items of a stopped job that waited for a retry go on without waiting. Transition: retrying -> waiting.
--- Caller: controls.retry, under the job's lock.
+-- Caller: retry, under the job's lock.
 UPDATE callboard.items SET was = state, state = 'waiting' WHERE job_id = %s AND state = 'retrying'
 
 -- name: clear_outbox
 -- What was to be published for a stopped job, and may be under way with its old epoch, is not counted on;
 -- nor is what goes to the dead letters, though it was parked before.
--- Caller: controls.retry, under the job's lock. Rows: one, how many of them were to be published for the first time.
+-- Caller: retry, under the job's lock. Rows: one, how many of them were to be published for the first time.
 WITH dead AS (
     UPDATE callboard.outbox SET redo = false WHERE job_id = %(job)s AND dead AND redo
 ), gone AS (
@@ -103,29 +103,29 @@ WITH dead AS (
 )
 SELECT count(*) FILTER (WHERE first) FROM gone
 
--- name: send_rest
+-- name: send_open_items
 -- The open items of a stopped job that the watermark will not publish: their messages were dropped, or may lie
--- in RabbitMQ still, so they are suspect. Caller: controls.retry, under the job's lock. Rows: none, counted.
+-- in RabbitMQ still, so they are suspect. Caller: retry, under the job's lock. Rows: none, counted.
 INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
 SELECT i.job_id, i.item, i.attempt, 'infinity', false, true, true FROM callboard.items AS i
 WHERE i.job_id = %(job)s AND i.state = 'waiting' AND (i.message_id IS NOT NULL OR i.item < %(below)s)
 ORDER BY i.item
 
--- name: retry_ended
+-- name: retry_ended_items
 -- Items that ended without success get another attempt, published in their job's turn.
 -- Transition: failed | skipped -> waiting (next attempt), cancelled -> waiting. Guard: the state and the attempt, as locked.
 -- Messages of what was cancelled may lie in RabbitMQ still, so those are suspect.
 -- A first message that ran before its publisher settled it counts as published, for settling will not find it.
 -- Their attempts stay: that they were given another is seen by the item's, which is higher now. Writing it into each,
 -- with its traceback, took half of the time. Their deaths are forgotten, or the next would be their last.
--- Caller: controls.retry. Rows: one, what the job's counters lose or gain.
+-- Caller: retry. Rows: one, what the job's counters lose or gain.
 -- Sets of items are joined by their job, too, though it is one, and the guard stands beside the join: what the planner
 -- takes for a job that it doesn't know, or for a state that no item was in, is one row, compared with all others.
 -- Lock order: items by key, then their outbox rows; the job before its errors, as in a flush.
--- `held`: the items are locked, and jobs too (lock_retried): what ended since then and somebody has in hand is waited for
+-- `locked`: the items are locked, and jobs too (lock_retried_items): what ended since then and somebody has in hand is waited for
 -- by none, and left as it is.
 -- Who adds a row to the outbox of an item that is over has the item or its job locked. Should one come all the same,
--- the unique key refuses it, and controls.retry begins anew: no row needs the two steps of an ON CONFLICT.
+-- the unique key refuses it, and retry begins anew: no row needs the two steps of an ON CONFLICT.
 WITH chosen AS (
     SELECT a.job_id, a.item, a.attempt FROM callboard.attempts AS a
     WHERE a.job_id = %(job)s AND NOT a.retried
@@ -138,12 +138,12 @@ WITH chosen AS (
 ), waited AS (
     SELECT i.job_id, i.item, i.crashes, i.state, i.attempt = c.attempt AS still
     FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item
-    WHERE NOT %(held)s
+    WHERE NOT %(locked)s
     ORDER BY i.item FOR NO KEY UPDATE OF i
 ), at_once AS (
     SELECT i.job_id, i.item, i.crashes, i.state, i.attempt = c.attempt AS still
     FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item
-    WHERE %(held)s
+    WHERE %(locked)s
     FOR NO KEY UPDATE OF i SKIP LOCKED
 ), ended AS MATERIALIZED (
     SELECT job_id, item, crashes FROM (SELECT * FROM waited UNION ALL SELECT * FROM at_once) AS locked

@@ -1,11 +1,12 @@
-"""What is said to a job: cancel, pause, resume, limit, retry, delete. Each in one transaction, with who said it;
-saying it again changes nothing.
+"""Actions on a job: cancel, pause, resume, limit, delete; `retry` has a module of its own.
+
+Each is one transaction, with a line in the job's history; a repeated action changes nothing.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
 
 from psycopg.types.json import Jsonb
 
@@ -13,194 +14,123 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.rows import StageRow
 from callboard.sql.statements import statement
-from callboard.sql.states import JOB_FINAL
-from callboard.sql.writes import retention
-from callboard.sql.writes.jobs import close_stopped, note_action
-from callboard.sql.writes.stages import follow, lock, of, stop
+from callboard.sql.writes import jobs, retention, stages
+from callboard.sql.writes.requests import (
+    NoSuchJob,
+    NotPossible,
+    Requester,
+    check_text,
+    job_status,
+    note_action,
+    refuse,
+)
 
 log = logging.getLogger("callboard.control")
 
-#: Characters of a reason, and of the name of an error's type.
-LONGEST_REASON, LONGEST_TYPE = 500, 1_000
-
-
-class NoSuchJob(LookupError):
-    """There is no job with this id."""
-
-
-class NotPossible(RuntimeError):
-    """The job is not in a state in which this can be done to it; the message says what it is, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Requester:
-    """Who acts, as far as it is known, from where (`cli`, `http`, `python`), and as which tenant (None: any)."""
-
-    via: str
-    who: str = ""
-    tenant: str | None = None
-
-
-def _text(name: str, given: object, most: int) -> None:
-    """Raise ValueError for what is no text that a row can hold."""
-    if given is None:
-        return
-    if not isinstance(given, str) or len(given) > most:
-        raise ValueError(f"{name} must be a text of at most {most} characters, not {given!r:.100}")
-    if "\x00" in given or any("\ud800" <= sign <= "\udfff" for sign in given):
-        raise ValueError(
-            f"{name} holds what the database can't: a NUL character, or half of a surrogate pair"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Stand:
-    state: str
-    stopping: bool
-    failed: int
-    skipped: int
-    cancelled: int
-    staged: bool
-    parent: int | None
-
-    @property
-    def over(self) -> bool:
-        return self.state in JOB_FINAL
-
-    @property
-    def ends(self) -> bool:
-        return self.over or self.stopping
+#: Characters of a reason at most.
+MAX_REASON_CHARACTERS = 500
 
 
 def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) -> None:
-    """Nothing of the job starts any more; it is `cancelled` when the last item in hand has ended.
+    """Start nothing more of a job; it is `cancelled` once its last running item has ended.
 
     Raises NoSuchJob, NotPossible when it ended otherwise, and ValueError for a `reason` of more than 500 characters.
     """
-    _text("reason", reason, LONGEST_REASON)
+    check_text("reason", reason, MAX_REASON_CHARACTERS)
     with conn.transaction():
-        stages = _whole(conn, job, by)
-        if stop(conn, job, stages, "cancelled", reason):
-            _note(conn, job, by, "cancel", {"reason": reason} if reason else {})
-        elif (stand := _stand(conn, job, by)).state in ("completed", "failed"):
-            _refuse(job, stand, "there is nothing left to cancel")
-    close_stopped(conn)
-    follow(conn)
+        if stages.stop(conn, job, _lock_stages(conn, job, by), "cancelled", reason):
+            note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
+        elif (status := job_status(conn, job, by)).state in ("completed", "failed"):
+            refuse(job, status, "there is nothing left to cancel")
+    jobs.close_stopped(conn)
+    stages.follow(conn)
 
 
 def pause(conn: Conn, job: int, by: Requester) -> None:
-    """Nothing of the job starts until it is resumed. Raises NoSuchJob, and NotPossible when it is over."""
-    with conn.transaction():
-        stages = _whole(conn, job, by)
-        if _pause(conn, job):
-            for stage in stages:
-                _pause(conn, stage.id)
-            _note(conn, job, by, "pause")
-        elif (stand := _stand(conn, job, by)).ends:
-            _refuse(job, stand, "there is nothing left to pause")
-
-
-def _pause(conn: Conn, job: int) -> bool:
-    return conn.execute(statement("pause_job"), (job,)).fetchone() is not None
+    """Start nothing more of a job until it is resumed. Raises NoSuchJob, and NotPossible when it is over."""
+    _switch(conn, job, by, "pause", jobs.pause_job, "there is nothing left to pause")
 
 
 def resume(conn: Conn, job: int, by: Requester) -> None:
-    """A paused job goes on. Raises NoSuchJob, and NotPossible when it is over."""
+    """Let a paused job go on. Raises NoSuchJob, and NotPossible when it is over."""
+    why = "only what is paused is resumed; `retry` gives its items another attempt"
+    _switch(conn, job, by, "resume", jobs.resume_job, why)
+
+
+def _switch(
+    conn: Conn, job: int, by: Requester, action: str, change: Callable[[Conn, int], bool], why: str
+) -> None:
+    """Change a job and its stages; note it when the job was not so already; refuse when it is over."""
     with conn.transaction():
-        stages = _whole(conn, job, by)
-        if _resume(conn, job):
-            for stage in stages:
-                _resume(conn, stage.id)
-            _note(conn, job, by, "resume")
-        elif (stand := _stand(conn, job, by)).ends:
-            _refuse(job, stand, "only what is paused is resumed; `retry` gives its items another attempt")
-
-
-def _resume(conn: Conn, job: int) -> bool:
-    return conn.execute(statement("resume_job"), (job,)).fetchone() is not None
+        found = _lock_stages(conn, job, by)
+        if change(conn, job):
+            for stage in found:
+                change(conn, stage.id)
+            note_action(conn, job, by, action)
+        elif (status := job_status(conn, job, by)).ends:
+            refuse(job, status, why)
 
 
 def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> None:
-    """Change what the job may do at most (see `Limits`); None takes a limit away, what is not named stays.
+    """Change limits of a job (see `Limits`): None takes a limit away, a limit that is not named stays.
 
-    Of a job that is over they hold when it is opened again; of one with stages they hold for each of them, and what was
-    said to a stage of its own stays; a stage is kept as long as its parent. Raises NoSuchJob, and ValueError for what
-    makes no sense.
+    The limits of a job that is over hold when it is opened again. Those of a job with stages hold for each of its
+    stages, and limits that were set for one stage stay; a stage is kept as long as its parent. Raises NoSuchJob, and
+    ValueError for limits that make no sense.
     """
-    strange = sorted(set(changes) - {field.name for field in fields(Limits)})
-    if strange:
-        known = ", ".join(sorted(field.name for field in fields(Limits)))
-        raise ValueError(f"there is no limit {strange[0]!r}: only {known}")
-    meant = Limits.of(changes).words()  # a span is one from now, for all of them
+    known = {field.name for field in fields(Limits)}
+    if strange := sorted(set(changes) - known):
+        raise ValueError(f"there is no limit {strange[0]!r}: only {', '.join(sorted(known))}")
+    meant = Limits.of(changes).words()  # a span counts from now, the same now for all stages
     changes = {name: meant.get(name) for name in changes}
     with conn.transaction():
-        stand = _stand(conn, job, by)
-        if stand.parent is not None and "keep" in changes:
+        status = job_status(conn, job, by)
+        if status.parent is not None and "keep" in changes:
             raise ValueError(
-                f"job {job} is a stage of job {stand.parent}, and kept as long as that: say keep to that"
+                f"job {job} is a stage of job {status.parent}, and kept as long as that: say keep to that"
             )
-        if _limit(conn, job, changes, staged=stand.staged):
-            for stage in of(conn, job) if stand.staged else ():
-                _limit(conn, stage.id, changes, staged=False)
-            _note(conn, job, by, "limit", changes)
+        if _limit(conn, job, changes, has_stages=status.has_stages):
+            for stage in stages.of(conn, job):
+                _limit(conn, stage.id, changes, has_stages=False)
+            note_action(conn, job, by, "limit", changes)
 
 
-def _limit(conn: Conn, job: int, changes: Mapping[str, Any], *, staged: bool) -> bool:
-    """Whether that changed anything. Of a job with stages it is said, and but for `keep` holds for its stages only."""
-    known = _limits(conn, job)
+def _limit(conn: Conn, job: int, changes: Mapping[str, Any], *, has_stages: bool) -> bool:
+    """Whether that changed anything. Of a job with stages only `keep` goes into a column: the others hold for its
+    stages.
+    """
+    row = conn.execute(statement("job_limits"), (job,)).fetchone()
+    if row is None:  # it was deleted a moment ago
+        raise NoSuchJob(f"there is no job {job}")
+    known = row[0]
     limits = Limits.of({**known, **changes})
     words = limits.words()
-    columns = (Limits(keep=limits.keep) if staged else limits).columns()
+    columns = (Limits(keep=limits.keep) if has_stages else limits).columns()
     if words != known:
         conn.execute(statement("limit_job"), {"job": job, "limits": Jsonb(words), **columns})
     return bool(words != known)
 
 
-def _limits(conn: Conn, job: int) -> dict[str, Any]:
-    row = conn.execute(statement("job_limits"), (job,)).fetchone()
-    if row is None:  # it left a moment ago
-        raise NoSuchJob(f"there is no job {job}")
-    return dict(row[0])
-
-
 def delete(conn: Conn, job: int, by: Requester) -> None:
-    """A finished job is gone, for everybody and at once; its rows are cleared away by the sweep, or by `leaving.clear`.
+    """Delete a finished job: nobody sees it from now on, and the sweep or `retention.clear` deletes its rows.
 
-    Its history goes with it, so who deleted it is in the log. Raises NoSuchJob, and NotPossible while it is open.
+    Its history goes with it, so the log says who deleted it. Raises NoSuchJob, and NotPossible while it is open.
     """
     with conn.transaction():
-        stand = _stand(conn, job, by)
-        if stand.parent is not None:
-            raise NotPossible(
-                f"job {job} is a stage of job {stand.parent}: delete that, and its stages go with it"
-            )
+        parent = job_status(conn, job, by).parent
+        if parent is not None:
+            raise NotPossible(f"job {job} is a stage of job {parent}: delete that, and its stages go with it")
         if not retention.mark(conn, [job]):
-            _refuse(job, _stand(conn, job, by), "it can be deleted when it is over; `cancel` ends it")
+            refuse(job, job_status(conn, job, by), "it can be deleted when it is over; `cancel` ends it")
     log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
 
 
-def _whole(conn: Conn, job: int, by: Requester) -> list[StageRow]:
-    """The stages that a job has, locked; raises NoSuchJob, and NotPossible for a job that is a stage itself."""
-    stand = _stand(conn, job, by)
-    if stand.parent is not None:
-        raise NotPossible(f"job {job} is a stage of job {stand.parent}: say it to that")
-    if not stand.staged:
+def _lock_stages(conn: Conn, job: int, by: Requester) -> list[StageRow]:
+    """Lock a job that has stages; return these. Raises NoSuchJob, and NotPossible for a job that is a stage itself."""
+    status = job_status(conn, job, by)
+    if status.parent is not None:
+        raise NotPossible(f"job {job} is a stage of job {status.parent}: say it to that")
+    if not status.has_stages:
         return []
-    lock(conn, job)
-    return of(conn, job)
-
-
-def _stand(conn: Conn, job: int, by: Requester) -> _Stand:
-    row = conn.execute(statement("job_stand"), {"job": job, "tenant": by.tenant}).fetchone()
-    if row is None:
-        raise NoSuchJob(f"there is no job {job}")
-    return _Stand(*row)
-
-
-def _refuse(job: int, stand: _Stand, why: str) -> NoReturn:
-    state = "being stopped" if stand.stopping else stand.state
-    raise NotPossible(f"job {job} is {state}: {why}")
-
-
-def _note(conn: Conn, job: int, by: Requester, action: str, detail: Mapping[str, Any] | None = None) -> None:
-    note_action(conn, job, action, who=by.who, via=by.via, detail=dict(detail or {}))
+    stages.lock(conn, job)
+    return stages.of(conn, job)

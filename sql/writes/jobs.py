@@ -1,9 +1,6 @@
-"""Jobs are locked, recounted, stopped and closed."""
+"""Jobs are locked, recounted, paused, stopped and closed."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from psycopg.types.json import Jsonb
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
@@ -20,18 +17,22 @@ def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:
     conn.execute(statement("recount_jobs"), (list(jobs),))
 
 
+def pause_job(conn: Conn, job: int) -> bool:
+    """Start nothing more of a job until it is resumed; False when it is paused, stopped or over already."""
+    return conn.execute(statement("pause_job"), (job,)).fetchone() is not None
+
+
+def resume_job(conn: Conn, job: int) -> bool:
+    """Let a paused job go on; False when it is not paused, or stopped."""
+    return conn.execute(statement("resume_job"), (job,)).fetchone() is not None
+
+
 def stop_job(conn: Conn, job: int, state: str, reason: str | None) -> bool:
     """Start nothing more of a job: it will be in this state when what is in hand has ended; False when it is stopped
     or over already.
     """
     told = {"job": job, "state": state, "reason": reason}
     return conn.execute(statement("stop_job"), told).fetchone() is not None
-
-
-def note_action(conn: Conn, job: int, action: str, *, who: str, via: str, detail: dict[str, Any]) -> None:
-    """Keep in a job's history who did what, in the transaction that does it."""
-    noted = {"job": job, "action": action, "who": who, "via": via, "detail": Jsonb(detail)}
-    conn.execute(statement("note_action"), noted)
 
 
 def stop_late(conn: Conn) -> list[int]:

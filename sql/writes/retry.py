@@ -1,4 +1,4 @@
-"""Give items that ended without success another attempt, in one transaction."""
+"""Retry: give items that ended without success another attempt, in one transaction."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,34 +13,31 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import StageRow
 from callboard.sql.statements import statement
 from callboard.sql.states import RETRIABLE
-from callboard.sql.writes.actions import (
-    LONGEST_TYPE,
+from callboard.sql.writes import jobs, stages
+from callboard.sql.writes.requests import (
     NotPossible,
     Requester,
-    _note,
-    _pause,
-    _refuse,
-    _stand,
-    _text,
+    check_text,
+    job_status,
+    note_action,
+    refuse,
 )
-from callboard.sql.writes.jobs import close_jobs
-from callboard.sql.writes.stages import lock, of
 
-#: How often a retry is tried that others got in the way of.
+#: Tries of a retry that other transactions got in the way of.
 MAX_TRIES = 5
-#: Above every item.
-MAX_ITEM = 2**31 - 1
+#: Characters of the name of an error's type at most.
+MAX_TYPE_CHARACTERS = 1_000
 
 
 class Overtaken(RuntimeError):
-    """The job was opened or closed meanwhile: undo, and look again."""
+    """Another transaction opened or closed the job meanwhile: roll back, and try again."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySelection:
-    """Which items to retry: of these states (the default: failed; with `items`, any that is not a success), of these
-    numbers, of this type of error (with its module or without). Raises ValueError, with what is wrong and what is
-    right, for what can't be chosen.
+    """Which items to retry: those of these states (default: failed; with `items`: all without success), of these
+    numbers, and of this type of error (with its module or without). Raises ValueError, with what is allowed, for a
+    selection that makes no sense.
     """
 
     states: Iterable[str] | None = None
@@ -56,9 +53,11 @@ class RetrySelection:
         if strange:
             raise ValueError(f"items can't be retried that are {strange[0]}: only {', '.join(RETRIABLE)}")
         for item in self.items or ():
-            if type(item) is not int or not 0 <= item <= MAX_ITEM:
-                raise ValueError(f"items must be whole numbers from 0 to {MAX_ITEM}, not {item!r:.100}")
-        _text("error_type", self.error_type, LONGEST_TYPE)
+            if type(item) is not int or not 0 <= item <= timings.MAX_ITEM:
+                raise ValueError(
+                    f"items must be whole numbers from 0 to {timings.MAX_ITEM}, not {item!r:.100}"
+                )
+        check_text("error_type", self.error_type, MAX_TYPE_CHARACTERS)
         if self.error_type is not None and self.wanted != ("failed",):
             raise ValueError("only failed items have a type of error")
 
@@ -70,9 +69,23 @@ class RetrySelection:
         return ("failed",) if self.items is None or self.error_type is not None else RETRIABLE
 
     @property
-    def whole(self) -> bool:
-        """Whether it takes all that was cancelled."""
+    def all_cancelled(self) -> bool:
+        """Whether every cancelled item is selected."""
         return "cancelled" in self.wanted and self.items is None and self.error_type is None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was given, as a job's history keeps it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What statements take of it."""
+        return {
+            "states": list(self.wanted),
+            "items": None if self.items is None else list(self.items),
+            "error_type": self.error_type,
+        }
 
 
 def _listed(name: str, given: object) -> tuple[Any, ...] | None:
@@ -83,62 +96,66 @@ def _listed(name: str, given: object) -> tuple[Any, ...] | None:
     return tuple(given)
 
 
-def retry(conn: Conn, job: int, by: Requester, choice: RetrySelection) -> int:
-    """Give items that ended without success another attempt, and open a job that is over; returns how many.
+ALL_CANCELLED = RetrySelection(["cancelled"])
+NOTHING = RetrySelection(items=[])
 
-    Of a job with stages: those of all stages, and the stages that were not made yet are made then; said to a stage,
-    only its own. Stages that are made are not made again. Raises NoSuchJob, and NotPossible while it is being stopped.
+
+def retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
+    """Give selected items another attempt, and open a job that is over; return the number of items.
+
+    The selection holds for all stages of a job with stages, and stages that were not made yet are made then; a stage
+    given as `job` has only its own items retried. Stages that are made are not made again. Raises NoSuchJob, and
+    NotPossible while the job is being stopped.
     """
     for left in reversed(range(MAX_TRIES)):
         try:
-            stand = _stand(conn, job, by)
-            if stand.parent is not None:
-                return _retry_stages(conn, stand.parent, by, choice, only=job)
-            return (_retry_stages if stand.staged else _retry)(conn, job, by, choice)
+            status = job_status(conn, job, by)
+            if status.parent is not None:
+                return _retry_stages(conn, status.parent, by, selection, only=job)
+            return (_retry_stages if status.has_stages else _retry_job)(conn, job, by, selection)
         except (Overtaken, psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
-            # The last: a message of an item was parked or sent again while the job was opened.
+            # UniqueViolation: a message of an item was parked or sent again while the job was opened.
             if not left:
                 raise
     raise AssertionError  # the last try returned or raised
 
 
-def _retry(conn: Conn, job: int, by: Requester, choice: RetrySelection) -> int:
+def _retry_job(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
     count = 0
     with conn.transaction():
-        stand = _stand(conn, job, by)
-        if stand.stopping:
-            _refuse(job, stand, "its items can be retried when it has ended")
-        if not any(getattr(stand, state) for state in choice.wanted):
+        status = job_status(conn, job, by)
+        if status.stopping:
+            refuse(job, status, "its items can be retried when it has ended")
+        if not any(getattr(status, state) for state in selection.wanted):
             return 0
-        if stand.over:
-            _lock_items(conn, [job], [job], choice)
-            count, changes = _reopened(conn, job, choice)
+        if status.over:
+            _lock_items(conn, [job], [job], selection)
+            count, changes = _retry_ended_job(conn, job, selection)
         else:
-            count, changes = _retried(conn, job, choice, held=False)
+            count, changes = _retry_open_job(conn, job, selection, locked=False)
         if not count:
-            raise psycopg.Rollback  # nobody chose what was moved aside
+            raise psycopg.Rollback  # cancelled items that were not selected stay as they were
         _reopen(conn, job, changes)
-        _note(conn, job, by, "retry", {**_given(choice), "count": count})
+        note_action(conn, job, by, "retry", {**selection.given, "count": count})
     return count
 
 
 def _retry_stages(
-    conn: Conn, parent: int, by: Requester, choice: RetrySelection, only: int | None = None
+    conn: Conn, parent: int, by: Requester, selection: RetrySelection, only: int | None = None
 ) -> int:
-    if choice.items is not None and only is None:
+    """Retry items of all stages, or of the stage `only`."""
+    if selection.items is not None and only is None:
         raise NotPossible(f"job {parent} has stages, and each has its own items: say it to the stage's job")
     count = 0
     with conn.transaction():
-        stand = lock(conn, parent)
-        stages = of(conn, parent)
-        over = [stage.id for stage in stages if stage.over]
-        _lock_items(conn, [stage.id for stage in stages], over, choice)
+        locked = stages.lock(conn, parent)
+        found = stages.of(conn, parent)
+        _lock_items(conn, [s.id for s in found], [s.id for s in found if s.over], selection)
         conn.execute(statement("lock_stages"), (parent,))
-        stages = of(conn, parent)
-        if stand.stopping or any(stage.stopping for stage in stages):
+        found = stages.of(conn, parent)
+        if locked.stopping or any(stage.stopping for stage in found):
             raise NotPossible(f"job {parent} is being stopped: its items can be retried when it has ended")
-        for stage, following in zip_longest(stages, stages[1:]):
-            chosen = choice if only in (None, stage.id) else NOTHING
+        for stage, following in zip_longest(found, found[1:]):
             if following is not None and following.partly:
                 if stage.id == only:
                     raise NotPossible(
@@ -146,56 +163,60 @@ def _retry_stages(
                         "retried when that is made"
                     )
                 continue
-            count += _retry_stage(conn, stage, by, chosen, paused=stand.state == "paused")
-        if stand.over and (count or _goes_on(stages, choice)):
-            count += _reopen_rest(conn, parent, stages, choice)
+            selected = selection if only in (None, stage.id) else NOTHING
+            count += _retry_stage(conn, stage, by, selected, paused=locked.state == "paused")
+        if locked.over and (count or _makes_stages(found, selection)):
+            count += _reopen_parent(conn, parent, found, selection)
         elif not count:
-            raise psycopg.Rollback  # nobody chose what was moved aside
-        _note(
-            conn, parent, by, "retry", {**_given(choice), "count": count, **({"job": only} if only else {})}
-        )
+            raise psycopg.Rollback  # see _retry_job
+        detail = {**selection.given, "count": count, **({"job": only} if only else {})}
+        note_action(conn, parent, by, "retry", detail)
     return count
 
 
-def _retry_stage(conn: Conn, stage: StageRow, by: Requester, choice: RetrySelection, *, paused: bool) -> int:
-    """Retry what is chosen of a stage; one that was stopped ends where it is, if that is nothing."""
+def _retry_stage(
+    conn: Conn, stage: StageRow, by: Requester, selection: RetrySelection, *, paused: bool
+) -> int:
+    """Retry selected items of a stage; a stage that was stopped ends where it is, if none is selected."""
     if stage.unmade and stage.over:
-        return 0  # see _reopen_rest
+        return 0  # see _reopen_parent
     stopped = stage.over and stage.state != "completed"
-    stand = _stand(conn, stage.id, by)
-    if not stopped and (choice is NOTHING or not any(getattr(stand, state) for state in choice.wanted)):
+    status = job_status(conn, stage.id, by)
+    if not stopped and (
+        selection is NOTHING or not any(getattr(status, state) for state in selection.wanted)
+    ):
         return 0
     count = 0
     with conn.transaction():
-        count, changes = (_reopened if stage.over else _retried)(conn, stage.id, choice)
+        count, changes = (_retry_ended_job if stage.over else _retry_open_job)(conn, stage.id, selection)
         if not count and not stopped:
-            raise psycopg.Rollback  # nobody chose what was moved aside
+            raise psycopg.Rollback  # see _retry_job
         _reopen(conn, stage.id, changes)
         if paused:
-            _pause(conn, stage.id)
+            jobs.pause_job(conn, stage.id)
     return count
 
 
-def _goes_on(stages: Sequence[StageRow], choice: RetrySelection) -> bool:
-    """Whether stages are to be made that were not, though no item of the others is run again."""
-    unmade = [stage for stage in stages if stage.unmade]
+def _makes_stages(found: Sequence[StageRow], selection: RetrySelection) -> bool:
+    """Whether stages that were not made are made now, even if no item of the others runs again."""
+    unmade = [stage for stage in found if stage.unmade]
     failed = any(stage.state == "failed" for stage in unmade)
-    return bool(unmade) and ("cancelled" in choice.wanted or (failed and "failed" in choice.wanted))
+    return bool(unmade) and ("cancelled" in selection.wanted or (failed and "failed" in selection.wanted))
 
 
-def _reopen_rest(conn: Conn, parent: int, stages: Sequence[StageRow], choice: RetrySelection) -> int:
-    """Open a job of stages, and what is unmade of it; a stage that was partly made goes on whole. How many items."""
+def _reopen_parent(conn: Conn, parent: int, found: Sequence[StageRow], selection: RetrySelection) -> int:
+    """Open a job of stages and its unmade stages; all items of a partly made stage go on. Return their number."""
     count = 0
-    narrow = choice.items is not None or choice.error_type is not None
-    chosen = WHOLE if narrow else RetrySelection(("cancelled", *choice.wanted))
-    for stage in stages:
+    narrow = selection.items is not None or selection.error_type is not None
+    selected = ALL_CANCELLED if narrow else RetrySelection(("cancelled", *selection.wanted))
+    for stage in found:
         if stage.unmade and stage.consumed:
-            more, changes = _reopened(conn, stage.id, chosen)
+            more, changes = _retry_ended_job(conn, stage.id, selected)
             _reopen(conn, stage.id, changes)
             count += more
     conn.execute(statement("reopen_stages"), (parent,))
     conn.execute(statement("reopen_parent"), (parent,))
-    close_jobs(conn)  # a stage that was stopped, and of which nothing runs again
+    jobs.close_jobs(conn)  # a stage that was stopped, and of which no item runs again
     return count
 
 
@@ -204,58 +225,55 @@ def _reopen(conn: Conn, job: int, changes: Mapping[str, Any]) -> None:
         raise Overtaken(f"job {job} was opened or closed meanwhile")
 
 
-def _lock_items(conn: Conn, jobs: Sequence[int], over: Sequence[int], choice: RetrySelection) -> None:
-    """Lock what a retry may move of these jobs, some of which are over, before it locks a job."""
-    parameters = {**_parameters(choice), "jobs": list(jobs), "over": list(over), "whole": choice.whole}
-    conn.execute(statement("lock_retried"), parameters, prepare=False)  # see _ended
+def _lock_items(conn: Conn, ids: Sequence[int], over: Sequence[int], selection: RetrySelection) -> None:
+    """Lock the items that a retry may change of these jobs, some of which are over, before it locks a job."""
+    parameters = {
+        **selection.parameters,
+        "jobs": list(ids),
+        "over": list(over),
+        "whole": selection.all_cancelled,
+    }
+    conn.execute(statement("lock_retried_items"), parameters, prepare=False)  # see _retry_ended_items
 
 
-def _retried(
-    conn: Conn, job: int, choice: RetrySelection, *, held: bool = True
+def _retry_open_job(
+    conn: Conn, job: int, selection: RetrySelection, *, locked: bool = True
 ) -> tuple[int, dict[str, Any]]:
-    """Retry what ended of an open job; how many, and what the job's row gains and loses. `held`: see `_lock_items`."""
-    ended, changes = _ended(conn, job, choice, held=held)
+    """Retry ended items of an open job: (their number, what the job's row gains and loses). `locked`: see
+    `_lock_items`.
+    """
+    ended, changes = _retry_ended_items(conn, job, selection, locked=locked)
     return ended, {**changes, "over": False, "whole": False, "rest": 0}
 
 
-def _reopened(conn: Conn, job: int, choice: RetrySelection) -> tuple[int, dict[str, Any]]:
-    """Retry what ended of a job that is over, and go on with what was cancelled, as far as that is wanted."""
-    locked = conn.execute(statement("lock_job"), (job,)).fetchone()
-    if locked is None:
+def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[int, dict[str, Any]]:
+    """Retry ended items of a job that is over, and go on with its cancelled items as far as they are selected."""
+    row = conn.execute(statement("lock_ended_job"), (job,)).fetchone()
+    if row is None:
         raise Overtaken(f"job {job} was opened meanwhile")
-    watermark, cancelled = locked
+    watermark, cancelled = row
+    whole = selection.all_cancelled
     rest = 0
-    if not choice.whole:
-        keep = list(choice.items or ()) if "cancelled" in choice.wanted else []
+    if not whole:
+        keep = list(selection.items or ()) if "cancelled" in selection.wanted else []
         rest = conn.execute(statement("cancel_rest"), {"job": job, "keep": keep}).rowcount
-    conn.execute(statement("open_rest"), (job,))
+    conn.execute(statement("reset_retrying"), (job,))
     (published,) = next(conn.execute(statement("clear_outbox"), {"job": job}))
-    below = watermark if choice.whole else MAX_ITEM
-    sent = conn.execute(statement("send_rest"), {"job": job, "below": below}).rowcount
-    ended, changes = _ended(conn, job, choice, held=True)
+    below = watermark if whole else timings.MAX_ITEM
+    sent = conn.execute(statement("send_open_items"), {"job": job, "below": below}).rowcount
+    ended, changes = _retry_ended_items(conn, job, selection, locked=True)
     changes["redo"] += sent
     changes["published"] += published
-    count = ended - changes["cancelled"] + (cancelled if choice.whole else changes["cancelled"] + sent)
-    return count, {**changes, "over": True, "whole": choice.whole, "rest": rest}
+    count = ended - changes["cancelled"] + (cancelled if whole else changes["cancelled"] + sent)
+    return count, {**changes, "over": True, "whole": whole, "rest": rest}
 
 
-def _ended(conn: Conn, job: int, choice: RetrySelection, *, held: bool) -> tuple[int, dict[str, Any]]:
-    parameters = {**_parameters(choice), "job": job, "error_type": choice.error_type, "held": held}
+def _retry_ended_items(
+    conn: Conn, job: int, selection: RetrySelection, *, locked: bool
+) -> tuple[int, dict[str, Any]]:
+    parameters = {**selection.parameters, "job": job, "locked": locked}
     with conn.cursor(row_factory=dict_row) as cursor:
         # Planned for these items: a plan that is kept for any goes through all of their numbers for each that failed.
-        changes = next(cursor.execute(statement("retry_ended"), parameters, prepare=False))
+        changes = next(cursor.execute(statement("retry_ended_items"), parameters, prepare=False))
     ended = changes["failed"] + changes["skipped"] + changes["cancelled"]
     return ended, {"job": job, "window": 2 * timings.PUBLISH_WINDOW_ITEMS, **changes}
-
-
-def _parameters(choice: RetrySelection) -> dict[str, Any]:
-    return {"states": list(choice.wanted), "items": None if choice.items is None else list(choice.items)}
-
-
-def _given(choice: RetrySelection) -> dict[str, Any]:
-    return {name: value for name, value in asdict(choice).items() if value is not None}
-
-
-#: All that was cancelled, and nothing at all.
-WHOLE = RetrySelection(["cancelled"])
-NOTHING = RetrySelection(items=[])

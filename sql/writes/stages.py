@@ -17,6 +17,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
 from callboard.sql.statements import statement
 from callboard.sql.writes import jobs, submission
+from callboard.sql.writes.requests import Requester, note_action
 
 
 class StagesDiffer(ValueError):
@@ -158,9 +159,7 @@ def fail(conn: Conn, making: StageClaim, reason: str, detail: dict[str, Any]) ->
     """A stage's items can't be made: it is `failed`, and its parent's history keeps `detail`."""
     with conn.transaction():
         if holds(conn, making) and jobs.stop_job(conn, making.job, "failed", reason):
-            jobs.note_action(
-                conn, making.parent, "fail", who=f"worker {making.worker}", via="worker", detail=detail
-            )
+            note_action(conn, making.parent, Requester("worker", f"worker {making.worker}"), "fail", detail)
         leave(conn, making)
     jobs.close_stopped(conn)
     follow(conn)

@@ -6,7 +6,7 @@ from typing import Any
 
 from callboard.sql.pool import Conn, connect
 from callboard.sql.writes import actions, retry, submission
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.bench.rig import Rig
 from tests.support.jobs import make_job

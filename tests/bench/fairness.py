@@ -7,7 +7,7 @@ import psycopg
 
 from callboard.sql.pool import connect
 from callboard.sql.writes import actions
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from tests.bench.rig import Rig
 from tests.support.workers import wait_until
 

@@ -15,7 +15,7 @@ from callboard.sql.callback_targets import Message, Targets, Webhook
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure, HangSample
 from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, workers
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
 from tests.support.jobs import (
     BAD,

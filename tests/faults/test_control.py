@@ -212,13 +212,13 @@ def told(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
 DIES = """
 import os, signal, sys
 from callboard.commands.main import main
-from callboard.sql.writes import actions, jobs, retry
+from callboard.sql.writes import actions, jobs, requests, retry
 real = actions.statement
 def deadly(name):
     if name == sys.argv[1]:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(name)
-actions.statement = jobs.statement = retry.statement = deadly
+actions.statement = jobs.statement = requests.statement = retry.statement = deadly
 main(sys.argv[2:])
 """
 
@@ -227,7 +227,7 @@ main(sys.argv[2:])
     ("at", "action"),
     [
         ("note_action", "pause"), ("note_action", "resume"), ("note_action", "limit"), ("note_action", "cancel"),
-        ("cancel_rest", "retry"), ("retry_ended", "retry"), ("reopen_job", "retry"), ("note_action", "retry"),
+        ("cancel_rest", "retry"), ("retry_ended_items", "retry"), ("reopen_job", "retry"), ("note_action", "retry"),
     ],
 )  # fmt: skip
 def test_a_command_killed_in_the_middle_has_done_nothing_and_is_done_by_the_next(

@@ -39,8 +39,8 @@ from callboard.sql.writes import (
     sweep,
     workers,
 )
-from callboard.sql.writes.actions import NotPossible
 from callboard.sql.writes.lanes import TakenOver, clear_lanes
+from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
 from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker

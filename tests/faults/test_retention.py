@@ -19,15 +19,15 @@ ITEMS = 1_000
 DIES = """
 import os, signal, sys
 from callboard.commands.main import main
-from callboard.sql import leaving
+from callboard.sql.writes import retention
 name, times = sys.argv[1], int(sys.argv[2])
-real, seen = leaving.statement, []
+real, seen = retention.statement, []
 def deadly(asked):
     seen.append(asked)
     if seen.count(name) == times and asked == name:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(asked)
-leaving.statement, leaving.CHUNK = deadly, 100
+retention.statement, retention.CHUNK = deadly, 100
 sys.exit(main(sys.argv[3:]))
 """
 

@@ -15,7 +15,7 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewStage, Outgoing, StageClaim
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, jobs, outcomes, publishing, retry, stages, submission, sweep
-from callboard.sql.writes.actions import NotPossible
+from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario

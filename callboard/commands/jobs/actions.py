@@ -16,7 +16,7 @@ from callboard.sql.reads import queries
 from callboard.sql.states import RETRIABLE
 from callboard.sql.writes import actions as writes
 from callboard.sql.writes import retry as retries
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 
 app = typer.Typer()

@@ -15,7 +15,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, retry, submission
-from callboard.sql.writes.actions import NotPossible, Requester
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import Overtaken, RetrySelection
 from tests.support.workers import wait_until
 
@@ -71,7 +71,7 @@ class ConcurrentWriters:
                 submission.seal_job(conn, job)
             else:
                 getattr(actions, action)(conn, job, BY)
-        except (NotPossible, Overtaken, actions.NoSuchJob):
+        except (NotPossible, Overtaken, NoSuchJob):
             refused = 1
         with self._lock:
             self.done[action] += 1

@@ -24,8 +24,8 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import Event
 from callboard.sql.statements import documented, statement
 from callboard.sql.writes import actions, callbacks, outcomes, publishing, retry, submission
-from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
 from tests.support import documents

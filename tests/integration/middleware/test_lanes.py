@@ -13,8 +13,8 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, submission, sweep
-from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.lanes import TakenOver, clear_lanes, set_aside
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, run, send, status
 

@@ -12,7 +12,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem
 from callboard.sql.writes import actions, claims, jobs, publishing, retry, sends, submission, sweep, workers
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import NoSuchJob, Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, send, status
 from tests.support.workers import wait_until
@@ -314,7 +314,7 @@ def test_limits_are_told_and_noted(conn: Conn) -> None:
     ]
     with pytest.raises(ValueError, match="no limit 'speed'"):
         actions.limit(conn, job, ANNA, {"speed": 9})
-    with pytest.raises(actions.NoSuchJob):
+    with pytest.raises(NoSuchJob):
         actions.limit(conn, 5, ANNA, {"rate": None})
 
 

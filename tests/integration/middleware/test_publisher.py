@@ -12,7 +12,7 @@ from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes import actions, jobs, retry, sends
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import make_job, make_worker, record
 from tests.support.transports import StubTransport

@@ -4,7 +4,7 @@ import pytest
 
 from callboard.sql.pool import Conn
 from callboard.sql.writes import actions, publishing, workers
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from tests.support.jobs import make_job, make_worker, record
 
 

@@ -20,7 +20,7 @@ from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions as writes
 from callboard.sql.writes import claims, jobs, outcomes, publishing, retry, sends, submission, sweep
-from callboard.sql.writes.actions import NoSuchJob, NotPossible, Requester
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
 from tests.support.clients import client
@@ -280,7 +280,7 @@ def test_a_row_that_comes_between_is_met_by_trying_again(
 
     def meddling(name: str) -> Any:
         asked.append(name)
-        if name == "retry_ended" and asked.count(name) == 1:
+        if name == "retry_ended_items" and asked.count(name) == 1:
             holder.execute(row, (job,))
             threading.Timer(0.3, holder.commit).start()  # while the retry waits at the unique key
         return statement(name)
@@ -288,7 +288,7 @@ def test_a_row_that_comes_between_is_met_by_trying_again(
     monkeypatch.setattr(retry, "statement", meddling)
     with psycopg.connect(database_url) as holder:
         assert retry.retry(conn, job, ANNA, FAILED) == 2
-    assert asked.count("retry_ended") == 2
+    assert asked.count("retry_ended_items") == 2
     assert parts(conn, job) == {"pending": 2} == listed(conn, job)
 
 

@@ -15,8 +15,8 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, sweep
-from callboard.sql.writes.actions import NotPossible, Requester
 from callboard.sql.writes.lanes import clear_lanes
+from callboard.sql.writes.requests import NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.integration.sql.test_record import Tracking, drift, event
 from tests.support.jobs import make_job

@@ -15,7 +15,7 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import BulkClaim, Event, HangSample, NewItem, OutcomeState, Outgoing, Retry, Running
 from callboard.sql.statements import statement
 from callboard.sql.writes import actions, jobs, lanes, outcomes, publishing, retry, sweep
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.databases import waits
 from tests.support.jobs import ARGS, BAD, make_job, record, run
@@ -276,10 +276,10 @@ def failed(conn: Conn) -> int:
 @pytest.mark.parametrize("items", [None, [0]])
 def test_two_retries_at_once_give_one_attempt(items: list[int] | None, scene: Scene) -> None:
     job = failed(scene.conn)
-    given = {"job": job, "states": ["failed"], "items": items, "error_type": None, "held": False}
+    given = {"job": job, "states": ["failed"], "items": items, "error_type": None, "locked": False}
     second = scene.after(
         lambda c: retry.retry(c, job, BY, RetrySelection()),
-        lambda c: c.execute(statement("retry_ended"), given).fetchone(),
+        lambda c: c.execute(statement("retry_ended_items"), given).fetchone(),
     )
     assert second == (0,) * 7
     assert scene.one("SELECT state::text, attempt FROM callboard.items WHERE item = 0") == ("waiting", 2)
@@ -289,13 +289,13 @@ def test_two_retries_at_once_give_one_attempt(items: list[int] | None, scene: Sc
 def test_a_retry_after_a_retry_that_failed_again(scene: Scene) -> None:
     """The attempt that it chose is not the last any more."""
     job = failed(scene.conn)
-    given = {"job": job, "states": ["failed"], "items": None, "error_type": None, "held": False}
+    given = {"job": job, "states": ["failed"], "items": None, "error_type": None, "locked": False}
 
     def again(conn: Conn) -> None:
         retry.retry(conn, job, BY, RetrySelection())
         ends(job, "failed", 2)(conn)
 
-    assert scene.after(again, lambda c: c.execute(statement("retry_ended"), given).fetchone()) == (0,) * 7
+    assert scene.after(again, lambda c: c.execute(statement("retry_ended_items"), given).fetchone()) == (0,) * 7
     assert scene.one("SELECT state::text, attempt FROM callboard.items WHERE item = 0") == ("failed", 2)
     assert scene.drift == []
 
@@ -308,10 +308,10 @@ def test_two_retries_at_once_of_what_was_cancelled(scene: Scene) -> None:
     jobs.close_stopped(scene.conn)
     retry.retry(scene.conn, job, BY, RetrySelection(items=[0]))
     assert scene.one("SELECT cancelled FROM callboard.jobs") == (1,)
-    given = {"job": job, "states": ["cancelled"], "items": [1], "error_type": None, "held": False}
+    given = {"job": job, "states": ["cancelled"], "items": [1], "error_type": None, "locked": False}
     second = scene.after(
         lambda c: retry.retry(c, job, BY, RetrySelection(items=[1])),
-        lambda c: c.execute(statement("retry_ended"), given).fetchone(),
+        lambda c: c.execute(statement("retry_ended_items"), given).fetchone(),
     )
     assert second == (0,) * 7
     assert scene.drift == []

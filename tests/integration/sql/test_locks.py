@@ -27,8 +27,8 @@ from callboard.sql.writes import (
     sweep,
     workers,
 )
-from callboard.sql.writes.actions import Requester
 from callboard.sql.writes.jobs import close_stopped
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.faults.rig.concurrent_writers import broken_deadlocks, reverse_rows
 from tests.support.databases import waiting

@@ -13,7 +13,7 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import Failure
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, claims, publishing, submission, sweep, workers
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from tests.support.jobs import (
     BAD,
     MIXED,

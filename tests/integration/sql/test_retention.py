@@ -40,8 +40,8 @@ from callboard.sql.writes import (
 )
 from callboard.sql.writes import retention as deletion
 from callboard.sql.writes import stages as staged
-from callboard.sql.writes.actions import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop_late
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
 from tests.support.databases import waits

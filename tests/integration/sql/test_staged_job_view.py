@@ -17,7 +17,7 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import NewStage
 from callboard.sql.statements import statement
 from callboard.sql.writes import actions, jobs, retry, stages, submission
-from callboard.sql.writes.actions import Requester
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
 from tests.support.jobs import ARGS, BAD, age, make_staged, make_worker, publish, record, status

@@ -44,8 +44,9 @@ from callboard.sql.writes import (
     sweep,
     workers,
 )
-from callboard.sql.writes.actions import Requester, cancel
+from callboard.sql.writes.actions import cancel
 from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
+from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection, retry
 from tests.support.databases import database, with_database
 from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, record, run

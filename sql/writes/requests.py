@@ -1,0 +1,85 @@
+"""What every request to a job needs: who makes it, how the job stands, a refusal, a line in its history."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from psycopg.types.json import Jsonb
+
+from callboard.sql.pool import Conn
+from callboard.sql.statements import statement
+from callboard.sql.states import JOB_FINAL
+
+
+class NoSuchJob(LookupError):
+    """There is no job with this id."""
+
+
+class NotPossible(RuntimeError):
+    """The job is not in a state in which this can be done to it; the message says what it is, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """Who acts, as far as it is known, from where (`cli`, `http`, `python`, `worker`), as which tenant (None: any)."""
+
+    via: str
+    who: str = ""
+    tenant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """How a job stands: its state, its items that ended without success, and its place among stages."""
+
+    state: str
+    stopping: bool
+    failed: int
+    skipped: int
+    cancelled: int
+    has_stages: bool
+    parent: int | None
+
+    @property
+    def over(self) -> bool:
+        """Whether its state is final."""
+        return self.state in JOB_FINAL
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is over, or will be without being asked again."""
+        return self.over or self.stopping
+
+
+def job_status(conn: Conn, job: int, by: Requester) -> JobStatus:
+    """Read how a job stands. Raises NoSuchJob, also for a job that is not of the requester's tenant."""
+    row = conn.execute(statement("job_status"), {"job": job, "tenant": by.tenant}).fetchone()
+    if row is None:
+        raise NoSuchJob(f"there is no job {job}")
+    return JobStatus(*row)
+
+
+def refuse(job: int, status: JobStatus, why: str) -> NoReturn:
+    """Raise NotPossible, with the state that the job is in."""
+    state = "being stopped" if status.stopping else status.state
+    raise NotPossible(f"job {job} is {state}: {why}")
+
+
+def note_action(
+    conn: Conn, job: int, by: Requester, action: str, detail: Mapping[str, Any] | None = None
+) -> None:
+    """Add to a job's history who did what, in the transaction that does it."""
+    noted = {"job": job, "action": action, "who": by.who, "via": by.via, "detail": Jsonb(dict(detail or {}))}
+    conn.execute(statement("note_action"), noted)
+
+
+def check_text(name: str, given: object, most: int) -> None:
+    """Raise ValueError for anything but None or a text that a row can hold, of at most `most` characters."""
+    if given is None:
+        return
+    if not isinstance(given, str) or len(given) > most:
+        raise ValueError(f"{name} must be a text of at most {most} characters, not {given!r:.100}")
+    if "\x00" in given or any("\ud800" <= sign <= "\udfff" for sign in given):
+        raise ValueError(
+            f"{name} holds what the database can't: a NUL character, or half of a surrogate pair"
+        )
