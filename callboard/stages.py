@@ -164,5 +164,5 @@ def _store_items(runtime: Runtime, first: StageRow, items: Iterable[Any], key: s
             submitting.store_all(items)
     except BaseException:
         with suppress(psycopg.Error, PoolTimeout):  # a worker does the same soon
-            runtime.write(writes.follow)
+            runtime.write(writes.update_parents)
         raise

@@ -34,7 +34,7 @@ class SchemaError(RuntimeError):
     """The database's schema does not fit this code; the message says what to do."""
 
 
-def known() -> list[Migration]:
+def known_migrations() -> list[Migration]:
     """The migrations this code was written for, in order."""
     return [_read(path) for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))]
 
@@ -45,7 +45,7 @@ def migrate(url: str) -> list[str]:
         conn.execute(statement("prepare_schema"))
         present = _applied(conn)
         _refuse_breaking(present)
-        missing = [step for step in known() if step.number not in present]
+        missing = [step for step in known_migrations() if step.number not in present]
         for step in missing:
             conn.execute(step.text)
             conn.execute(statement("note_migration"), (step.number, step.name, step.breaking))
@@ -61,27 +61,27 @@ def check(conn: Conn) -> str | None:
         present = _applied(conn)
     except ABSENT:
         present = {}
-    return judge(present)
+    return check_applied(present)
 
 
-def judge(present: dict[int, tuple[str, bool]]) -> str | None:
+def check_applied(present: dict[int, tuple[str, bool]]) -> str | None:
     """The same for the migrations a database has had, {number: (name, breaking)}, read by either colour."""
     if not present:
         raise SchemaError("the database has no callboard schema yet: run `callboard migrate`")
-    missing = [step.name for step in known() if step.number not in present]
+    missing = [step.name for step in known_migrations() if step.number not in present]
     if missing:
         raise SchemaError(
             f"the database's schema is behind this code by {', '.join(missing)}: run `callboard migrate`"
         )
     _refuse_breaking(present)
-    ahead = [name for number, (name, _) in present.items() if number > known()[-1].number]
+    ahead = [name for number, (name, _) in present.items() if number > known_migrations()[-1].number]
     if ahead:
         return f"the database's schema is ahead of this code by {', '.join(ahead)}, which only add to it; going on"
     return None
 
 
 def _refuse_breaking(present: dict[int, tuple[str, bool]]) -> None:
-    newest = known()[-1].number
+    newest = known_migrations()[-1].number
     breaking = [name for number, (name, breaks) in present.items() if number > newest and breaks]
     if breaking:
         raise SchemaError(

@@ -8,7 +8,7 @@ import psycopg
 from starlette.requests import Request
 
 from callboard.sql import settings
-from callboard.sql.migrate import ABSENT, SchemaError, judge
+from callboard.sql.migrate import ABSENT, SchemaError, check_applied
 from callboard.sql.reads import queries
 from callboard.sql.settings import NotConfigured
 from callboard.web.api import read
@@ -39,7 +39,7 @@ async def readyz(request: Request) -> Answer:
 
 async def _database(request: Request) -> str:
     try:
-        judge(await read(request, queries.migrations()))
+        check_applied(await read(request, queries.migrations()))
     except ABSENT:
         return BEHIND
     except psycopg.OperationalError:

@@ -122,12 +122,12 @@ def _post(callback: Callback, body: bytes) -> Undelivered | None:
 
 def _record(conn: Conn, callback: Callback, failure: Undelivered | None) -> None:
     if failure is None:
-        callbacks.settle_callback(conn, callback)
+        callbacks.mark_delivered(conn, callback)
         return
     error = clean(str(failure))
     text = f"job {callback.job}: its callback {callback.id} to {_target(callback)} failed: {error}"
     pause = retry_pause(callback.tries)
-    if callbacks.put_off_callback(conn, callback, error, pause=pause, last=failure.last):
+    if callbacks.postpone_callback(conn, callback, error, pause=pause, last=failure.last):
         log.warning("%s; that was its last try (%d)", text, callback.tries)
     else:
         _log_failure(Undelivered(text))
@@ -162,14 +162,14 @@ def retry_pause(tries: int) -> float:
 
 
 def _add_item(conn: Conn, callback: Callback) -> None:
-    """Lock order: jobs by id, then the callback; see settle_callback.sql."""
+    """Lock order: jobs by id, then the callback; see the statement mark_delivered."""
     actor, queue = callback.actor or "", callback.queue or ""
     args = envelope.encode_args((payload(conn, callback),), {})
     job = sends.standing_job(conn, actor, queue)
     total, open_ = jobs.lock_jobs(conn, [job])[job]
     if not open_:
         raise Undelivered("the day of its actor's standing job just ended")
-    if callbacks.settle_callback(conn, callback):
+    if callbacks.mark_delivered(conn, callback):
         item = NewItem(job, actor, queue, callback.id, args, None, int(time.time() * 1000))
         sends.add_items(conn, [(total, item)], publishing=False)
 

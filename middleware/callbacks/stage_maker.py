@@ -98,12 +98,12 @@ class StageMaker:
 
     def make_due(self, conn: Conn) -> None:
         """Let jobs of stages follow their stages, and begin the stages that are due, up to four at the same time."""
-        stages.follow(conn)
+        stages.update_parents(conn)
         self._threads = {job: thread for job, thread in self._threads.items() if thread.is_alive()}
         for _ in range(STAGES_AT_ONCE - len(self._threads)):
             if self.process.stopping:
                 return
-            claim = stages.claim(conn, self.process.worker, self.actors, list(self._threads))
+            claim = stages.claim_stage(conn, self.process.worker, self.actors, list(self._threads))
             if claim is None:
                 return
             thread = threading.Thread(target=self._run, args=(claim,), daemon=True)
@@ -126,26 +126,26 @@ class StageMaker:
         try:
             self._make(claim)
         except Ended:
-            self._leave(claim, lambda conn: stages.leave(conn, claim))
+            self._leave(claim, lambda conn: stages.release_claim(conn, claim))
         except BaseException as error:  # noqa: BLE001 — a function of the user's may raise anything
             self._fail(claim, error)
 
     def _make(self, claim: StageClaim) -> None:
         def store(start: int, rows: list[Row]) -> None:
-            if not self._write(lambda conn: stages.store(conn, claim, start, rows)):
+            if not self._write(lambda conn: stages.store_inputs(conn, claim, start, rows)):
                 raise Ended
             if start == 0:
                 self.publish_job(claim.job)
 
         items = _items(claim, Results(lambda states, after: self._page(claim, states, after)))
         store_items(items, claim.consumed, store, chunk_seconds=CHUNK_SECONDS)
-        self._write(lambda conn: stages.seal(conn, claim))
+        self._write(lambda conn: stages.seal_stage(conn, claim))
 
     def _page(self, claim: StageClaim, states: Sequence[str], after: int) -> list[Any]:
         def read(conn: Conn) -> list[Any] | None:
-            if not stages.holds(conn, claim):
+            if not stages.holds_claim(conn, claim):
                 return None
-            return stages.results(conn, claim.source, states, after, PAGE_ITEMS)
+            return stages.results_page(conn, claim.source, states, after, PAGE_ITEMS)
 
         page = self._write(read)
         if page is None:
@@ -169,7 +169,7 @@ class StageMaker:
             "reason": f"stage '{claim.name}': {reason}", "makes": claim.makes, "place": failure.place,
             "traceback": failure.traceback,
         }  # fmt: skip
-        self._leave(claim, lambda conn: stages.fail(conn, claim, reason, detail))
+        self._leave(claim, lambda conn: stages.fail_stage(conn, claim, reason, detail))
 
     def _leave(self, claim: StageClaim, statement: Callable[[Conn], None]) -> None:
         try:

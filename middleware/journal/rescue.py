@@ -27,7 +27,7 @@ def rescue(conn: Conn, worker: int) -> int:
     except psycopg.errors.CheckViolation as error:
         if not drifted(error):
             raise
-    repair_counters(conn, [job for job, *_ in workers.held_by(conn, worker)])
+    repair_counters(conn, [job for job, *_ in workers.running_rows(conn, worker)])
     return _bury(conn, worker)
 
 
@@ -35,7 +35,7 @@ def _bury(conn: Conn, worker: int) -> int:
     with conn.transaction():
         if not workers.declare_dead(conn, worker):
             return 0
-        held = workers.held_by(conn, worker)
+        held = workers.running_rows(conn, worker)
         if held:
             now = time.monotonic()
             anew = all(crashes == 0 for _, _, _, crashes, _ in held)

@@ -42,11 +42,11 @@ def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]
     """
     by = claim.lane_by or ""
     if claim.laned_by != by:
-        lanes.change_lanes(conn, claim, _with_lanes(lanes.in_lanes(conn, claim), by))
+        lanes.change_lanes(conn, claim, _with_lanes(lanes.items_in_flight(conn, claim), by))
     watermark, aside, step = claim.watermark, 0, timings.PUBLISH_WINDOW_ITEMS
     while room > 0:
-        if late := lanes.unlaned(conn, claim, TURN_ITEMS):
-            lanes.tell_lanes(conn, claim, _with_lanes(late, by))
+        if late := lanes.messages_without_lane(conn, claim, TURN_ITEMS):
+            lanes.set_lanes(conn, claim, _with_lanes(late, by))
         batch = lanes.claim_lanes(conn, claim, min(room, timings.PUBLISH_WINDOW_ITEMS))
         room -= len(batch)
         if batch:
@@ -54,7 +54,7 @@ def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]
         elif watermark < claim.total and aside < TURN_ITEMS and claim.redo + aside < MAX_ASIDE_ITEMS:
             stop = min(claim.total, watermark + step)
             items = [(out.item, out.args) for out in publishing.bulk_items(conn, claim, watermark, stop)]
-            aside += lanes.set_aside(conn, claim, watermark, stop, _with_lanes(items, by))
+            aside += lanes.move_to_outbox(conn, claim, watermark, stop, _with_lanes(items, by))
             watermark, step = stop, min(2 * step, TURN_ITEMS)
         else:
             return

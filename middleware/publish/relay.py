@@ -44,7 +44,7 @@ class Relay:
         sent = [out for out, done in zip(batch, confirmed, strict=True) if done]
         unsent = [out for out, done in zip(batch, confirmed, strict=True) if not done]
         if sent:
-            publishing.settle_outbox(conn, sent)
+            publishing.confirm_outbox(conn, sent)
         if unsent:
             publishing.release_outbox(conn, unsent, pause=0.0 if failure else REFUSED_PAUSE_SECONDS)
         if failure is not None:
@@ -108,7 +108,7 @@ class Relay:
         """Publish up to `room` outbox messages that wait for the job's turn; return how many the broker took."""
         if not room or not (claim.redo or claim.limited):
             return 0
-        batch = publishing.claim_redo(conn, claim, min(room, timings.PUBLISH_WINDOW_ITEMS))
+        batch = publishing.claim_in_turn(conn, claim, min(room, timings.PUBLISH_WINDOW_ITEMS))
         return self.publish_outbox(conn, batch) if batch else 0
 
     def _publish_range(self, conn: Conn, claim: BulkClaim, room: int) -> int:
@@ -139,7 +139,7 @@ class Relay:
             raise _refused(claim.queue)
         if batch:
             self.backlogs.count_published(claim.queue, len(items), len(batch))
-        return publishing.publish_bulk(conn, claim, watermark=stop, published=len(items), keep=keep)
+        return publishing.advance_watermark(conn, claim, watermark=stop, published=len(items), keep=keep)
 
     @staticmethod
     def _count_confirmed(
@@ -149,13 +149,13 @@ class Relay:
         sure = next((n for n, done in enumerate(confirmed) if not done), len(confirmed))
         watermark = batch[sure].item if sure < len(batch) else stop
         published = sum(1 + len(out.more) for out in batch[:sure])
-        publishing.publish_bulk(
+        publishing.advance_watermark(
             conn, claim, watermark=watermark, published=published, suspect_below=stop, keep=False
         )
 
 
 def _release(conn: Conn, claim: BulkClaim, *, unserved: bool = False) -> None:
-    publishing.publish_bulk(
+    publishing.advance_watermark(
         conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=unserved
     )
 

@@ -33,7 +33,7 @@ class SubmissionLease:
 
     def _renew(self) -> None:
         if jobs := set(self._jobs):
-            self.process.write(lambda conn: submission.keep_submitting(conn, jobs))
+            self.process.write(lambda conn: submission.renew_submissions(conn, jobs))
 
     def stop(self) -> None:
         """End the thread; the leases of submissions that go on run out."""

@@ -10,7 +10,7 @@ from callboard.middleware.process.process import Process
 from callboard.sql.pool import Conn
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes.jobs import lock_jobs
-from callboard.sql.writes.sends import add_items, earlier_items, items_by_key, standing_job
+from callboard.sql.writes.sends import add_items, items_by_key, items_of_earlier_days, standing_job
 
 
 class JobClosed(RuntimeError):
@@ -76,7 +76,7 @@ class SendStore:
 def _resolve_earlier(conn: Conn, sends: Sequence[Send]) -> None:
     """Resolve the sends of messages that a standing job of an earlier day has as items."""
     keyed = {send.item.key: send for send in sends if send.item.key is not None and send.item.job == 0}
-    earlier = earlier_items(conn, [(s.item.actor, k) for k, s in keyed.items()]) if keyed else {}
+    earlier = items_of_earlier_days(conn, [(s.item.actor, k) for k, s in keyed.items()]) if keyed else {}
     for send in sends:
         if send.item.key in earlier:
             job, number = earlier[send.item.key]

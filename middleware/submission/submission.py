@@ -107,7 +107,7 @@ class Submission:
     def _analyze(self) -> None:
         """Renew the planner's statistics before workers query the new rows; the sweep does so too, a little later."""
         try:
-            self.process.write(sweep.analyze_grown)
+            self.process.write(sweep.analyze_grown_tables)
         except (psycopg.Error, PoolTimeout):
             log.debug("the planner's statistics were not renewed", exc_info=True)
 
@@ -123,7 +123,7 @@ class Submission:
             return
         reason = clean(f"its submission broke off at input {self.consumed}: {type(error).__name__}: {error}")
         try:
-            self.process.write(lambda conn: submission.break_job(conn, self.job, reason))
+            self.process.write(lambda conn: submission.fail_submission(conn, self.job, reason))
         except Exception:
             log.exception("job %d can't be marked as broken off", self.job)
 

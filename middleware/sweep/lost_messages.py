@@ -74,7 +74,7 @@ class LostMessageSearch:
     def run(self, conn: Conn, holder: str) -> None:
         """Search once, as `holder` of the sweep's lease. The third search at the latest finds what is lost."""
         self._number += 1
-        open_jobs = sweep.jobs_out(conn, STILL_SECONDS)
+        open_jobs = sweep.jobs_in_flight(conn, STILL_SECONDS)
         jobs = {out.job for out in open_jobs}
         self._suspects = {key: suspect for key, suspect in self._suspects.items() if key[0] in jobs}
         self._reached = {place: item for place, item in self._reached.items() if place[0] in jobs}
@@ -88,7 +88,7 @@ class LostMessageSearch:
         if all(suspect.missed is None for suspect in self._suspects.values()):
             return
         now = time.monotonic()
-        reported = now - (sweep.oldest_beat(conn) or 0.0) - REPORT_AGE_SECONDS
+        reported = now - (sweep.oldest_heartbeat_seconds(conn) or 0.0) - REPORT_AGE_SECONDS
         for suspect in self._suspects.values():
             if suspect.missed is not None and suspect.missed < reported:
                 suspect.missed, suspect.heartbeats = now, suspect.heartbeats + 1
@@ -158,8 +158,8 @@ class LostMessageSearch:
         if depth is None or not transport.in_order:
             return 0
         number, mark = self._marks.get(queue, (0, None))
-        if mark is not None and not sweep.overtaken(conn, queue, mark):
+        if mark is not None and not sweep.passed_mark(conn, queue, mark):
             return 0
-        if new_mark := sweep.mark_jobs(conn, MARK_JOBS):
+        if new_mark := sweep.publish_mark(conn, MARK_JOBS):
             self._marks[queue] = (self._number, new_mark)
         return number

@@ -28,10 +28,10 @@ class Retention:
         now = time.monotonic()
         if self._looked is None or now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            for job in retention.mark_due(conn, self.keep):
+            for job in retention.mark_expired(conn, self.keep):
                 log.info("job %d is deleted: its time is over", job)
-            retention.forget(conn, self.keep)
-        for job in retention.jobs(conn):
-            for _ in retention.clear(conn, job):
+            retention.delete_old_rows(conn, self.keep)
+        for job in retention.deleted_jobs(conn):
+            for _ in retention.delete_rows(conn, job):
                 if time.monotonic() - now > BUDGET_SECONDS:
                     return

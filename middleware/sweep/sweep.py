@@ -22,7 +22,7 @@ from callboard.sql import timings
 from callboard.sql.errors import MISCONFIGURED, TRANSIENT
 from callboard.sql.pool import Conn
 from callboard.sql.writes import claims, jobs, stages, submission, sweep, workers
-from callboard.sql.writes.lanes import clear_lanes
+from callboard.sql.writes.lanes import delete_ended_lanes
 
 log = logging.getLogger("callboard.sweep")
 _log_error = OutageLog(log, "a step of the sweep failed, and is tried again: %s")
@@ -68,7 +68,7 @@ class Sweep:
         """Stop, and give up the lease so that another process is elected at once; wait at most `timeout` seconds."""
         self._periodic.stop(timeout / 4)
         try:
-            self.process.write(lambda conn: sweep.drop_lease(conn, "sweep", self._holder), timeout / 4)
+            self.process.write(lambda conn: sweep.release_lease(conn, "sweep", self._holder), timeout / 4)
         except (psycopg.Error, PoolTimeout):
             log.debug("the lease was not given up; it lapses", exc_info=True)
 
@@ -97,10 +97,10 @@ class Sweep:
         self._looked = now
 
     def _elected(self, conn: Conn) -> bool:
-        if sweep.keep_lease(conn, "sweep", self._holder, LEASE_SECONDS):
+        if sweep.renew_lease(conn, "sweep", self._holder, LEASE_SECONDS):
             return True
         self._search.forget()
-        return sweep.take_lease(conn, "sweep", self._holder, LEASE_SECONDS)
+        return sweep.acquire_lease(conn, "sweep", self._holder, LEASE_SECONDS)
 
     def round(self, conn: Conn) -> None:
         """Run the steps that are due. Raises psycopg.Error if the connection is lost or must not be used again."""
@@ -111,15 +111,15 @@ class Sweep:
         # In an outage of the database no worker could beat: each gets the time to beat again.
         if now - self._steady_since >= timings.DEAD_AFTER_SECONDS:
             yield from (_rescue_dead, _stop_abandoned)
-        yield sweep.analyze_grown
-        yield from (_seal_standing, _stop_late, jobs.close_stopped, _close, stages.follow)
+        yield sweep.analyze_grown_tables
+        yield from (_seal_standing, _stop_late, jobs.close_stopped, _close, stages.update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
             yield from (
                 sweep.sample_jobs,
                 sweep.drop_messages_of_stopped_jobs,
-                clear_lanes,
-                claims.wake_postponed,
+                delete_ended_lanes,
+                claims.make_postponed_due,
             )
         if now - self._searched >= SEARCH_SECONDS:
             self._searched = now
@@ -152,17 +152,17 @@ def _rescue_dead(conn: Conn) -> None:
 
 
 def _stop_abandoned(conn: Conn) -> None:
-    for job in submission.break_abandoned(conn):
+    for job in submission.fail_abandoned_submissions(conn):
         log.warning("job %d is stopped: its submission broke off", job)
 
 
 def _seal_standing(conn: Conn) -> None:
-    for job in sweep.sealable_jobs(conn):
+    for job in sweep.standing_jobs_to_seal(conn):
         submission.seal_job(conn, job)
 
 
 def _stop_late(conn: Conn) -> None:
-    for job in jobs.stop_late(conn):
+    for job in jobs.stop_overdue_jobs(conn):
         log.warning("job %d is stopped: its deadline passed", job)
 
 

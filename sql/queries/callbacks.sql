@@ -1,7 +1,7 @@
 -- name: claim_callbacks
 -- Callbacks that are due, for as long as the lease lasts. It counts as a try, and fences the one before.
 -- Guard: neither delivered nor given up, due, and unclaimed or abandoned; of a webhook, its host is none of `full`.
--- Caller: middleware/callbacks.py. Rows: Callback. Lock order: nothing but rows of this table, waiting for none.
+-- Caller: the callback dispatcher. Rows: Callback. Lock order: nothing but rows of this table, waiting for none.
 WITH due AS (
     SELECT c.id FROM callboard.callbacks AS c
     WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL
@@ -14,17 +14,17 @@ SET tries = c.tries + 1, claimed_until = now() + make_interval(secs => %(lease)s
 FROM due WHERE c.id = due.id
 RETURNING c.id::text, c.job_id, c.state::text, c.tries, c.url, c.host, c.actor, c.queue, c.job
 
--- name: settle_callback
+-- name: mark_delivered
 -- A callback is delivered. Guard: it wasn't before; one that was given up meanwhile is delivered all the same.
--- Caller: middleware/callbacks.py; for a message in the transaction that makes it an item, so that it is queued once.
+-- Caller: the callback dispatcher; for a message in the transaction that makes it an item, so that it is queued once.
 -- Rows: (id); none: it was delivered, or its job is deleted. Lock order: after the jobs.
 UPDATE callboard.callbacks SET delivered_at = now(), gave_up_at = NULL, claimed_until = NULL, error = NULL
 WHERE id = %(id)s::uuid AND delivered_at IS NULL
 RETURNING id
 
--- name: put_off_callback
+-- name: postpone_callback
 -- A try failed. Transition: claimed -> waiting for its next try | given up.
--- Guard: nobody has claimed it since. Caller: middleware/callbacks.py. Rows: (given up); none: overtaken, or deleted.
+-- Guard: nobody has claimed it since. Caller: the callback dispatcher. Rows: (given up); none: overtaken, or deleted.
 UPDATE callboard.callbacks
 SET error = %(error)s, claimed_until = NULL, due_at = now() + make_interval(secs => %(pause)s),
     gave_up_at = CASE WHEN %(last)s THEN now() END

@@ -1,7 +1,7 @@
 -- name: claim_item
 -- A suspect message arrived: may this worker run its item?
 -- Guard: the row still carries the message's attempt, isn't final, and nobody holds it (a row in `running`).
--- Caller: Tracking, before the actor, and only for suspect messages.
+-- Caller: attempts/claim, before the actor, and only for suspect messages.
 -- Rows: (state, attempt, crashes, holder, taken now, the holder lives); none: no such item. A holder that only has not
 -- beaten for a while counts as living here: after an outage nobody has. The sweep knows better, and answers for it.
 WITH found AS MATERIALIZED (
@@ -18,16 +18,17 @@ SELECT found.state::text, found.attempt, found.crashes, held.worker, coalesce(he
        coalesce(w.stopped_at IS NULL AND w.died_at IS NULL, false)
 FROM found LEFT JOIN held ON true LEFT JOIN callboard.workers AS w ON w.id = held.worker
 
--- name: give_back
+-- name: release_item
 -- A claimed item is not run yet: it waits for its turn, and no death is to be charged to it meanwhile.
--- Guard: this worker holds it. Caller: Hand, for an item that is to run alone. No row: it was taken for dead and buried.
+-- Guard: this worker holds it. Caller: InFlight, for an item that is to run alone. No row: the worker was taken for dead
+-- and the item rescued.
 DELETE FROM callboard.running WHERE job_id = %(job)s AND item = %(item)s AND worker = %(worker)s
 
 -- name: postpone
 -- A message came to a worker that lacks its actor. Other workers have or had it, so the message waits as a row:
--- for a moment while one of them lives, else until one comes (wake_postponed).
+-- for a moment while one of them lives, else until one comes (make_postponed_due).
 -- Guard: the row still carries that attempt and waits, and nobody holds it.
--- Caller: Recorder.postpone. Rows: one, whether any worker ever announced the actor.
+-- Caller: Runtime.postpone. Rows: one, whether any worker ever announced the actor.
 WITH waiting AS (
     SELECT i.job_id, i.item, i.attempt FROM callboard.items AS i
     WHERE i.job_id = %(job)s AND i.item = %(item)s AND i.attempt = %(attempt)s AND i.state IN ('waiting', 'retrying')
@@ -48,7 +49,7 @@ WITH waiting AS (
 )
 SELECT EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = %(actor)s)
 
--- name: wake_postponed
+-- name: make_postponed_due
 -- A worker lives again that has the actor of these messages: they are due.
 -- Guard: they still wait. One that somebody has in hand is woken at the next look, if it waits then.
 -- Caller: the sweep. Lock order: rows of the outbox without waiting for any.
@@ -74,7 +75,7 @@ ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 -- Messages of paused jobs arrived; they leave RabbitMQ and are published again, in order, when their job goes on.
 -- Transition: retrying -> waiting, for it was published. Guard: the row still carries that attempt and isn't final.
 -- A row of the outbox that its publisher has not settled yet gets a new id, so that settling it does not lose this one.
--- Caller: Parking. Lock order: items by key, their outbox rows, then jobs by id.
+-- Caller: parking. Lock order: items by key, their outbox rows, then jobs by id.
 WITH held AS (
     SELECT i.job_id, i.item, i.attempt, i.state, i.attempt = g.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[]) AS g (job_id, item, attempt)

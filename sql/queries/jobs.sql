@@ -1,13 +1,14 @@
 -- name: lock_jobs
 -- The jobs that are about to get items, locked in order of id.
--- Caller: add_items. Rows: (id, total, open); a job that is sealed or stopped, or has stages, takes none from outside.
+-- Caller: the store of sends. Rows: (id, total, open); a job that is sealed or stopped, or has stages, takes none from
+-- outside.
 SELECT id, total, NOT sealed AND finished_at IS NULL AND stopping IS NULL AND stages IS NULL FROM callboard.jobs
 WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
 
 -- name: recount_jobs
 -- The counters of jobs, anew from their rows. They must be locked, by a statement before this one: what
 -- committed until then is counted, and what commits later adds to it.
--- Transition: none, but for a job that was completed too early: it runs again. Caller: mend.
+-- Transition: none, but for a job that was completed too early: it runs again. Caller: the repair of counters.
 UPDATE callboard.jobs AS j
 SET total = c.total,
     bulk_end = least(j.bulk_end, c.total),
@@ -75,7 +76,7 @@ SET stopping = %(state)s::callboard.job_state, reason = %(reason)s, epoch = epoc
 WHERE id = %(job)s AND finished_at IS NULL AND stopping IS NULL
 RETURNING id
 
--- name: stop_late
+-- name: stop_overdue_jobs
 -- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping.
 -- Caller: the sweep. Rows: (id). Lock order: jobs by id.
 WITH late AS (

@@ -1,4 +1,4 @@
--- name: keep_claim
+-- name: renew_claim
 -- A publisher goes on with a job.
 -- Guard: the claim is still this publisher's (its token), the job open, neither paused nor being stopped.
 -- Caller: the publisher, in each transaction that only the holder of the claim may do. Rows: (id); none: undo.
@@ -7,7 +7,7 @@ WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
   AND finished_at IS NULL AND stopping IS NULL AND state <> 'paused'
 RETURNING id
 
--- name: set_aside
+-- name: move_to_outbox
 -- A stretch of bulk items goes into the outbox, each in its lane, to be published in the job's turn. The
 -- watermark moves over it; the claim is renewed.
 -- Guard: the claim is still this publisher's (its token), the job neither paused nor being stopped; an item waits and
@@ -35,7 +35,7 @@ WHERE j.id = %(job)s AND j.publish_token = %(token)s AND j.publish_until IS NOT 
   AND j.stopping IS NULL AND j.state <> 'paused'
 RETURNING counted.aside
 
--- name: unlaned
+-- name: messages_without_lane
 -- Messages of a job that could be published in its turn and whose lane nobody has told yet: retries, what was
 -- parked or is sent again, children. Caller: the publisher, which holds the job's claim. Rows: (outbox id, args).
 SELECT o.id, i.args
@@ -47,7 +47,7 @@ WHERE o.id IN (
      WHERE o.job_id = %(job)s AND o.due_at <= now() AND o.lane IS NULL AND NOT o.dead LIMIT %(limit)s)
 )
 
--- name: tell_lanes
+-- name: set_lanes
 -- The lanes of messages in the outbox. Caller: the publisher, which holds the job's claim, and its lock. One
 -- that was settled or written anew meanwhile has another id, or none; one that somebody has in hand is told later.
 -- Lock order: the job, then rows of the outbox without waiting for any.
@@ -58,14 +58,14 @@ WITH told AS (
 )
 UPDATE callboard.outbox AS o SET lane = told.lane FROM told WHERE o.id = told.id
 
--- name: in_lanes
+-- name: items_in_flight
 -- What is in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: (item, args).
 SELECT l.item, i.args
 FROM callboard.lanes AS l
 CROSS JOIN LATERAL (SELECT args FROM callboard.items AS i WHERE i.job_id = l.job_id AND i.item = l.item OFFSET 0) AS i
 WHERE l.job_id = %s
 
--- name: forget_lanes
+-- name: clear_message_lanes
 -- Lanes go by another argument now: those of a job's messages are told anew.
 -- Caller: the publisher, which holds the job's claim. Lock order: items by key, then their outbox rows: see republish, and
 -- why OFFSET 0.
@@ -153,7 +153,7 @@ WITH RECURSIVE lane AS (
 {outgoing}
 ORDER BY c.item
 
--- name: clear_lanes
+-- name: delete_ended_lanes
 -- Of jobs that are over nothing is in flight. Caller: the sweep.
 -- Lock order: rows of lanes without waiting for any; what somebody has in hand is cleared at the next look.
 WITH over AS (

@@ -63,7 +63,7 @@ RETURNING j.id, j.publish_token, j.watermark, j.suspect_below, j.bulk_end, j.epo
           j.redo, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
           j.lane_by, j.lane_width, j.laned_by
 
--- name: claim_redo
+-- name: claim_in_turn
 -- Messages that are published in their job's turn (all of a limited job's), in order of their items, for as long as the lease lasts.
 -- Guard: unclaimed or abandoned (then it may have been published: suspect). Caller: the publisher, which holds the job's
 -- claim. Rows: Outgoing.
@@ -100,7 +100,7 @@ FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.
 SELECT item, attempt, args, coalesce(retry_options, options) FROM callboard.items
 WHERE job_id = %s AND item >= %s AND item < %s AND message_id IS NULL ORDER BY item
 
--- name: publish_bulk
+-- name: advance_watermark
 -- A stretch of bulk items is confirmed. The watermark only moves forward.
 -- Guard: the claim is still this publisher's (its token). Caller: the publisher. Rows: (go on); none: taken over, stop.
 -- `keep` renews the claim while the job goes on; otherwise it is given back, with what is uncertain beyond the watermark
@@ -119,7 +119,7 @@ RETURNING stopping IS NULL AND state <> 'paused'
 -- name: claim_outbox
 -- Messages that are due, for as long as the lease lasts.
 -- Guard: due, unclaimed or abandoned (then it may have been published: suspect), its job open, its time has come, and it
--- is neither paused nor being stopped nor limited (see claim_redo); what is for the dead letters goes there whatever
+-- is neither paused nor being stopped nor limited (see claim_in_turn); what is for the dead letters goes there whatever
 -- became of the job.
 -- Caller: the publisher. Rows: Outgoing.
 WITH due AS (
@@ -134,7 +134,7 @@ WITH due AS (
 {outgoing}
 ORDER BY c.due_at
 
--- name: settle_outbox
+-- name: confirm_outbox
 -- These messages are confirmed. Transition: retrying -> waiting; a first message counts as published, one
 -- that was published in its job's turn waits for it no more.
 -- Guard: the outbox row still holds the attempt that was sent. One that was written anew meanwhile, for the retry of an

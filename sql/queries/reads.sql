@@ -1,9 +1,9 @@
 -- name: jobs
--- Jobs by id, newest first, with all that a description is derived from (describe.py), in one snapshot.
+-- Jobs by id, newest first, with all that a description is derived from (job_view.py), in one snapshot.
 -- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten. One job:
 -- `low` = `high` = its id.
 -- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
--- Caller: reads.job, reads.jobs. Rows: one a job or stage; `moved_at` to `elsewhere` are NULL unless the job is open and
+-- Caller: queries.job, queries.jobs. Rows: one a job or stage; `moved_at` to `elsewhere` are NULL unless the job is open and
 -- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
 WITH page AS MATERIALIZED (
     SELECT j.id FROM callboard.jobs AS j
@@ -84,7 +84,7 @@ ORDER BY shown.within, j.id DESC
 -- A page of a job's items by number, of one described state or of any. One item: `after` = item - 1.
 -- The states that are rare in a large job are found where their rows are few (attempts, running, outbox), not in items:
 -- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
--- Caller: reads.items, reads.item. Rows: one an item; `args` and `result` are cut at `cap`.
+-- Caller: queries.items, queries.item. Rows: one an item; `args` and `result` are cut at `cap`.
 WITH job AS (
     SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends
     FROM callboard.jobs WHERE id = %(job)s AND leaving_at IS NULL
@@ -189,7 +189,7 @@ ORDER BY page.item
 
 -- name: item_attempts
 -- The attempts of an item that did not simply succeed, in order; `retried`: the item was given another, by
--- itself or by hand. Caller: reads.attempts.
+-- itself or by hand. Caller: queries.attempts.
 SELECT a.attempt, a.kind::text AS kind, a.attempt < i.attempt AS retried, a.worker, a.started_at, a.ended_at,
        a.error_type AS type, a.place, left(a.message, %(cap)s) AS message, left(a.traceback, %(cap)s) AS traceback,
        a.traceback_size
@@ -201,7 +201,7 @@ ORDER BY a.attempt LIMIT %(limit)s
 
 -- name: job_errors
 -- The errors of a job, or of all of its stages, one row a kind, those that cost most items first.
--- Caller: reads.errors.
+-- Caller: queries.errors.
 SELECT e.job_id AS job, j.stage, e.kind::text AS kind, e.error_type AS type, e.place, e.count, e.failed, e.first_at,
        e.last_at, e.item, left(e.message, %(cap)s) AS message
 FROM callboard.jobs AS j JOIN callboard.errors AS e ON e.job_id = j.id
@@ -209,14 +209,14 @@ WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.leaving_at IS NULL
 ORDER BY j.stage, e.failed DESC, e.count DESC, e.kind, e.error_type, e.place LIMIT %(limit)s
 
 -- name: job_actions
--- Who did what to a job, the latest first. Caller: reads.actions. Rows: one an action.
+-- Who did what to a job, the latest first. Caller: queries.actions. Rows: one an action.
 SELECT id, done_at, action, who, via, detail FROM callboard.actions
 WHERE job_id = %(job)s AND id < %(before)s
   AND EXISTS (SELECT FROM callboard.jobs AS j WHERE j.id = %(job)s AND j.leaving_at IS NULL)
 ORDER BY id DESC LIMIT %(limit)s
 
 -- name: job_callbacks
--- Whom the ends of a job called, the latest end first, and how that went. Caller: reads.callbacks.
+-- Whom the ends of a job called, the latest end first, and how that went. Caller: queries.callbacks.
 -- Rows: one a callback.
 SELECT id::text, state::text AS "on", url, actor,
        CASE WHEN delivered_at IS NOT NULL THEN 'delivered' WHEN gave_up_at IS NOT NULL THEN 'gave up' ELSE 'waiting' END AS state,
@@ -226,7 +226,7 @@ FROM callboard.callbacks WHERE job_id = %(job)s
 ORDER BY ended_at DESC, url NULLS FIRST, actor, id LIMIT %(limit)s
 
 -- name: workers
--- Worker processes, the latest first. Caller: reads.workers.
+-- Worker processes, the latest first. Caller: queries.workers.
 -- Rows: one a worker; one whose heartbeat stopped is dead, whether or not a sweep has found it yet.
 SELECT id, host, pid, threads, release, held, actors, queues, started_at, beat_at, state,
        CASE WHEN state = 'alive' THEN trouble END AS trouble,
@@ -241,14 +241,14 @@ WHERE %(state)s::text IS NULL OR state = %(state)s::text
 ORDER BY id DESC LIMIT %(limit)s
 
 -- name: known_actors
--- Every actor that any worker ever announced. Caller: reads.actors.
+-- Every actor that any worker ever announced. Caller: queries.actors.
 SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
 
 -- name: recount
 -- What the jobs say and what their rows say, in one snapshot, so it is exact while workers run.
 -- Of a job with stages, which has no items, it is told whether its state fits theirs. Of a job that is over, messages that
 -- were never published are dropped: then `published` has an upper bound only. One that is leaving is not looked at: its
--- rows go. Caller: reads.verify. Rows: one a job, each pair as stored_… and counted_….
+-- rows go. Caller: queries.verify. Rows: one a job, each pair as stored_… and counted_….
 SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
        k.total AS stored_total, i.total AS counted_total,
        k.published AS stored_published, i.published AS counted_published,

@@ -4,7 +4,7 @@
 -- ended -> completed.
 -- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).
 -- Who ends by itself is acquitted of the deaths that it was charged with: it was a neighbour's, or it passed.
--- Caller: the journal's flush; the burial of a dead worker. Events come sorted by (job, item) and at most one an item.
+-- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
 -- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
 -- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs (so what

@@ -1,9 +1,9 @@
--- name: mark_leaving
+-- name: mark_deleted
 -- Finished jobs leave. From now on nobody sees them, their keys are free, and their rows may go.
 -- Their stages, which are over with them, leave with them.
 -- Guard: a job is over, as locked. Messages of what was cancelled may lie in RabbitMQ still: workers are told for longer
--- than the job's row is there. Caller: controls.delete; the sweep and `callboard purge`, after due_jobs.
--- Rows: (id), also of stages; none: see job_stand. Lock order: jobs by id.
+-- than the job's row is there. Caller: actions.delete; the sweep and `callboard purge`, after expired_jobs.
+-- Rows: (id), also of stages; none: see job_status. Lock order: jobs by id.
 WITH whole AS (
     SELECT id FROM callboard.jobs
     WHERE id = ANY (%s) AND finished_at IS NOT NULL AND leaving_at IS NULL AND parent_id IS NULL
@@ -26,7 +26,7 @@ WITH whole AS (
 )
 SELECT id FROM left_ ORDER BY id
 
--- name: due_jobs
+-- name: expired_jobs
 -- Finished jobs whose time is over, some of them, the first to have ended first; locked until they leave.
 -- `keep`: seconds for which jobs are kept that don't say so themselves; NULL: for ever.
 -- Guard: the job, as locked, is over and has been for so long, and whom it calls has been called.
@@ -49,17 +49,17 @@ WITH due AS (
 -- Hashed, as above, however wrong the planner's guess is: counted for each, all stages were read for each.
 SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, count(*) FROM stages GROUP BY parent_id)
 
--- name: leaving_jobs
--- Jobs whose rows are to go. Caller: whoever clears them away. Rows: (id).
+-- name: deleted_jobs
+-- Jobs whose rows are to go. Caller: the sweep, `callboard purge`. Rows: (id).
 SELECT id FROM callboard.jobs WHERE leaving_at IS NOT NULL ORDER BY id
 
--- name: leaving_reach
+-- name: deletion_progress
 -- How far a leaving job is cleared away. Items are numbered from 0, without gaps, up to its total.
--- Caller: leaving.clear. Rows: (cleared, total); none: it is gone.
+-- Caller: retention.delete_rows. Rows: (cleared, total); none: it is gone.
 SELECT cleared, total FROM callboard.jobs WHERE id = %s AND leaving_at IS NOT NULL
 
--- name: forget_workers
--- Worker processes that ended long ago. Guard: nothing of theirs waits to be buried.
+-- name: delete_old_workers
+-- Worker processes that ended long ago. Guard: nothing of theirs waits to be rescued.
 -- Caller: the sweep, `callboard purge`. Rows: none, counted.
 DELETE FROM callboard.workers AS w
 WHERE w.id IN (
@@ -69,14 +69,14 @@ WHERE w.id IN (
     ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 )
 
--- name: forget_gone
+-- name: delete_old_tombstones
 -- Jobs that left so long ago that no message of theirs is left. Caller: the sweep, `callboard purge`.
 DELETE FROM callboard.gone WHERE gone_at < now() - make_interval(secs => %(after)s)
 
 -- name: delete_items
 -- A stretch of a leaving job's items goes. An outcome that is being recorded is waited for: what it adds to
 -- its item is seen by the next statement, delete_item_rows, in the same transaction. One that comes later finds no item.
--- Caller: leaving.clear. Rows: none, counted. Lock order: items by key.
+-- Caller: retention.delete_rows. Rows: none, counted. Lock order: items by key.
 WITH held AS (
     SELECT job_id, item FROM callboard.items WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
     ORDER BY item FOR UPDATE
@@ -85,7 +85,7 @@ DELETE FROM callboard.items AS i USING held AS h WHERE i.job_id = h.job_id AND i
 
 -- name: delete_item_rows
 -- What belongs to a stretch of items that are gone. Every table whose rows have a job_id and an item is
--- here, but for `errors`, whose item is an example; a test compares. Caller: leaving.clear, after delete_items.
+-- here, but for `errors`, whose item is an example; a test compares. Caller: retention.delete_rows, after delete_items.
 -- Rows: none. Lock order: nobody else holds more than one of these rows without having held its item.
 WITH r AS (
     DELETE FROM callboard.results WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
@@ -98,20 +98,20 @@ WITH r AS (
 )
 DELETE FROM callboard.outbox WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
 
--- name: note_cleared
--- Every item of a leaving job below this one is gone. Caller: leaving.clear, in the transaction that
+-- name: save_deletion_progress
+-- Every item of a leaving job below this one is gone. Caller: retention.delete_rows, in the transaction that
 -- deletes them. Lock order: items by key, then jobs by id.
 UPDATE callboard.jobs SET cleared = greatest(cleared, %(high)s) WHERE id = %(job)s AND leaving_at IS NOT NULL
 
--- name: lock_leaving
--- A leaving job, before its last rows go. Caller: leaving.clear.
+-- name: lock_deleted_job
+-- A leaving job, before its last rows go. Caller: retention.delete_rows.
 -- Rows: (whether all of its items are gone); none: it is gone itself. An outcome that adds children adds to the total
 -- under this lock, and none can come once the items are gone.
 SELECT cleared >= total FROM callboard.jobs WHERE id = %s AND leaving_at IS NOT NULL FOR UPDATE
 
--- name: delete_job
+-- name: delete_job_rows
 -- The last rows of a leaving job go, its own with them. Every table whose rows have a job_id and no item of
--- their own is here; a test compares. Guard: lock_leaving. Caller: leaving.clear.
+-- their own is here; a test compares. Guard: lock_deleted_job. Caller: retention.delete_rows.
 WITH e AS (
     DELETE FROM callboard.errors WHERE job_id = %(job)s
 ), s AS (

@@ -1,6 +1,6 @@
 -- name: standing_job
 -- The job of the day (UTC) of an actor's plain sends, made when it isn't there yet.
--- Caller: the ledger of plain sends. Rows: one, (id).
+-- Caller: the store of sends. Rows: one, (id).
 WITH made AS (
     INSERT INTO callboard.jobs (name, actor, queue, standing_on)
     VALUES (%(actor)s, %(actor)s, %(queue)s, (now() AT TIME ZONE 'UTC')::date)
@@ -14,15 +14,15 @@ LIMIT 1
 
 -- name: items_by_key
 -- Which of these item keys their jobs have already, under the jobs' locks.
--- Caller: add_items, for messages recorded on sight. Rows: (job_id, item_key, item).
+-- Caller: the store of sends, for messages recorded on sight. Rows: (job_id, item_key, item).
 SELECT i.job_id, i.item_key, i.item
 FROM unnest(%(job)s::bigint[], %(key)s::text[]) AS k (job_id, item_key)
 JOIN callboard.items AS i ON i.job_id = k.job_id AND i.item_key = k.item_key
 
--- name: earlier_items
+-- name: items_of_earlier_days
 -- Messages recorded on sight that are on record in a standing job of one of the days before: they were
 -- delivered before midnight (UTC), and come again. An item that has long ended is none of them: its message was put
--- back by somebody who wants it run again. Caller: the ledger. Rows: (item_key, job_id, item).
+-- back by somebody who wants it run again. Caller: the store of sends. Rows: (item_key, job_id, item).
 SELECT DISTINCT ON (k.item_key) k.item_key, i.job_id, i.item
 FROM unnest(%(actor)s::text[], %(key)s::text[]) AS k (actor, item_key)
 JOIN callboard.jobs AS j ON j.actor = k.actor
@@ -35,7 +35,7 @@ ORDER BY k.item_key, i.job_id DESC
 -- Plain sends and messages recorded on sight, numbered by the caller under their jobs' locks.
 -- Transition: none -> waiting; with an outbox row, unless its message is under way already. It is claimed for its sender,
 -- unless it waits for its time, or its job is one of which others wait, too (see claim_outbox).
--- Caller: the ledger. Rows: (job_id, item, outbox id, whether it is claimed) of what is to be published.
+-- Caller: the store of sends. Rows: (job_id, item, outbox id, whether it is claimed) of what is to be published.
 WITH new AS (
     SELECT n.*, (%(item)s::int[])[n.nth] AS item FROM {NewItem} AS n
 ), stored AS (

@@ -15,16 +15,16 @@ SELECT %(parent)s, s.nth - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, n
        %(tenant)s, %(created_by)s, {limit_values}
 FROM {NewStage} AS s ORDER BY s.nth
 
--- name: stages_of
--- The stages of a job, in order. Caller: stages.of, which mostly has the parent locked: then none that is over
+-- name: list_stages
+-- The stages of a job, in order. Caller: stages.list_stages, which mostly has the parent locked: then none that is over
 -- is opened meanwhile. Rows: StageRow.
 SELECT id, stage, name, coalesce(actor, ''), makes, on_failure, state::text, stopping IS NOT NULL, finished_at IS NOT NULL,
        sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL
 FROM callboard.jobs WHERE parent_id = %s ORDER BY stage
 
--- name: unsettled
+-- name: parents_to_update
 -- Open jobs of stages whose state doesn't follow that of their stages yet: one has begun, one ended in a way
--- that stops the others (and none before it is just being stopped: that is the reason then), or none is open any more. Caller: stages.follow. Rows: (id).
+-- that stops the others (and none before it is just being stopped: that is the reason then), or none is open any more. Caller: stages.update_parents. Rows: (id).
 SELECT p.id FROM callboard.jobs AS p
 WHERE p.stages IS NOT NULL AND p.finished_at IS NULL
   AND (NOT EXISTS (SELECT FROM callboard.jobs AS s WHERE s.parent_id = p.id AND s.finished_at IS NULL)
@@ -37,19 +37,19 @@ WHERE p.stages IS NOT NULL AND p.finished_at IS NULL
                              WHERE b.parent_id = p.id AND b.stage < s.stage AND b.stopping IS NOT NULL)))
 ORDER BY p.id
 
--- name: take_parent
+-- name: try_lock_parent
 -- The lock of a job of stages, if nobody has it: a heartbeat must not wait for who retries a million items.
--- Caller: stages.follow. Rows: (id); none: somebody has it; the next look comes soon.
+-- Caller: stages.update_parents. Rows: (id); none: somebody has it; the next look comes soon.
 SELECT id FROM callboard.jobs WHERE id = %s AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
 
--- name: run_parent
--- One of its stages has begun. Transition: pending -> running. Caller: stages.settle, under its lock.
+-- name: start_parent
+-- One of its stages has begun. Transition: pending -> running. Caller: stages.update_parent, under its lock.
 UPDATE callboard.jobs SET state = 'running', started_at = %(started)s, updated_at = now()
 WHERE id = %(parent)s AND state = 'pending' AND finished_at IS NULL
 
 -- name: lock_parent
 -- Whoever changes the state of a job of stages, or opens one of its stages that is over, has this lock. No
--- flush takes it, so it may be held while items are locked. Caller: stages.lock.
+-- flush takes it, so it may be held while items are locked. Caller: stages.lock_parent.
 -- Rows: (state, stopping, over); none: no such job of stages. Lock order: before all others.
 SELECT state::text, stopping::text, finished_at IS NOT NULL FROM callboard.jobs
 WHERE id = %s AND stages IS NOT NULL FOR NO KEY UPDATE
@@ -57,7 +57,7 @@ WHERE id = %s AND stages IS NOT NULL FOR NO KEY UPDATE
 -- name: end_parent
 -- None of its stages is open any more. Transition: open -> completed | failed | cancelled.
 -- The only statement that makes a job of stages final.
--- Guard: still open. Caller: stages.settle, under its lock.
+-- Guard: still open. Caller: stages.update_parent, under its lock.
 UPDATE callboard.jobs
 SET state = %(state)s::callboard.job_state, sealed = sealed OR %(state)s = 'completed', stopping = NULL,
     finished_at = now(), updated_at = now()
@@ -67,7 +67,7 @@ WHERE id = %(parent)s AND finished_at IS NULL
 -- The next stage whose items are to be made, for a worker that has its actor.
 -- Guard: open, neither paused nor being stopped nor made; the stage before is completed, and what failed of it stops
 -- nothing; nobody makes it, or a worker that is dead does, or this one did until the database was away.
--- Caller: Maker. Rows: (job, name, parent, makes, the stage before, inputs stored).
+-- Caller: the stage maker. Rows: (job, name, parent, makes, the stage before, inputs stored).
 WITH next AS (
     SELECT s.id, b.id AS source FROM callboard.jobs AS s
     JOIN callboard.jobs AS b ON b.parent_id = s.parent_id AND b.stage = s.stage - 1
@@ -84,23 +84,23 @@ UPDATE callboard.jobs AS j SET maker = %(worker)s, updated_at = now()
 FROM next WHERE j.id = next.id
 RETURNING j.id, j.name, j.parent_id, j.makes, next.source, j.consumed
 
--- name: hold_stage
+-- name: lock_claimed_stage
 -- Whether a worker is still the one that makes a stage; the row stays locked to the end of the transaction.
 -- Guard: open, neither paused nor being stopped nor sealed; and the stage before is completed: a claim that began before
 -- items of that were given another attempt did not see it, and from the claim on a retry leaves them alone.
--- Caller: stages.holds. Rows: (id); none: it is to end.
+-- Caller: stages.holds_claim. Rows: (id); none: it is to end.
 SELECT s.id FROM callboard.jobs AS s
 WHERE s.id = %s AND s.maker = %s AND NOT s.sealed AND s.finished_at IS NULL AND s.stopping IS NULL AND s.state <> 'paused'
   AND EXISTS (SELECT FROM callboard.jobs AS b
               WHERE b.parent_id = s.parent_id AND b.stage = s.stage - 1 AND b.state = 'completed')
 FOR NO KEY UPDATE OF s
 
--- name: leave_stage
--- A worker makes a stage no more. Guard: it did. Caller: stages.leave.
+-- name: release_stage
+-- A worker makes a stage no more. Guard: it did. Caller: stages.release_claim.
 UPDATE callboard.jobs SET maker = NULL, updated_at = now() WHERE id = %s AND maker = %s
 
 -- name: stage_results
--- A page of a stage's items in these states, with their results, by item. Caller: stages.results.
+-- A page of a stage's items in these states, with their results, by item. Caller: stages.results_page.
 -- Rows: (item, args, state, result).
 SELECT i.item, i.args, i.state::text, v.value
 FROM callboard.items AS i

@@ -21,7 +21,7 @@ LIMIT 1
 -- Caller: store_chunk. Rows: one, (total, consumed, sealed, stopped); none: no such job.
 SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL FROM callboard.jobs WHERE id = %s FOR NO KEY UPDATE
 
--- name: grow_job
+-- name: add_to_total
 -- A chunk was stored. Caller: store_chunk, in its transaction, under the job's lock.
 UPDATE callboard.jobs
 SET total = total + %(stored)s, bulk_end = total + %(stored)s, consumed = consumed + %(read)s, updated_at = now()
@@ -31,15 +31,15 @@ WHERE id = %(job)s
 -- A chunk of bulk items without item keys. Caller: store_chunk.
 COPY callboard.items (job_id, item, args) FROM STDIN (FORMAT BINARY)
 
--- name: stage_table
+-- name: create_staging_table
 -- Where a chunk with item keys is made unique. It ends with the transaction. Caller: store_chunk.
 CREATE TEMPORARY TABLE callboard_chunk (line integer, item_key text, args bytea) ON COMMIT DROP
 
--- name: copy_stage
+-- name: copy_to_staging
 -- A chunk with item keys, into the staging table. Caller: store_chunk.
 COPY pg_temp.callboard_chunk (line, item_key, args) FROM STDIN (FORMAT BINARY)
 
--- name: unstage
+-- name: insert_staged_items
 -- The staged inputs whose item key the job doesn't have, the first of each, numbered from its total.
 -- Caller: store_chunk, under the job's lock. The number of rows is what the total grows by.
 INSERT INTO callboard.items (job_id, item, item_key, args)
@@ -61,16 +61,16 @@ SET sealed = true,
 WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stages IS NULL
 RETURNING state::text
 
--- name: break_job
+-- name: fail_submission
 -- A submission that can't be taken up again broke off. Transition: open -> failed, with the reason.
 -- Guard: neither sealed nor stopped. Caller: submit.
 UPDATE callboard.jobs
 SET state = 'failed', reason = %s, finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp()
 WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
 
--- name: keep_submitting
+-- name: renew_submissions
 -- The submissions of these jobs are still going on, whatever their sources take their time for.
--- Guard: neither sealed nor stopped. Caller: Submitting. Lock order: jobs by id.
+-- Guard: neither sealed nor stopped. Caller: the submission lease. Lock order: jobs by id.
 WITH kept AS (
     SELECT id FROM callboard.jobs WHERE id = ANY(%(jobs)s) AND NOT sealed AND finished_at IS NULL
     ORDER BY id FOR NO KEY UPDATE
@@ -78,11 +78,11 @@ WITH kept AS (
 UPDATE callboard.jobs AS j SET submitting_until = now() + make_interval(secs => %(lease)s)
 FROM kept WHERE j.id = kept.id
 
--- name: break_abandoned
+-- name: fail_abandoned_submissions
 -- Jobs without a key whose submitter is gone: nobody can take them up again.
 -- Transition: open -> failed, with a reason that says what to do. Guard: neither sealed nor stopped, the lease lapsed.
 -- The key of a stage is its parent's.
--- One with a key stays open, and `stalled` says so (describe.py). Caller: the sweep. Rows: (id). Lock order: jobs by id.
+-- One with a key stays open, and `stalled` says so (job_view.py). Caller: the sweep. Rows: (id). Lock order: jobs by id.
 WITH abandoned AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE finished_at IS NULL AND stopping IS NULL AND NOT sealed AND key IS NULL AND submitting_until < now()

@@ -1,11 +1,11 @@
--- name: keep_lease
+-- name: renew_lease
 -- Stay the one that sweeps. Guard: the lease is this one's and has not lapsed. Caller: the sweep.
 -- Rows: one; none: it lapsed, and somebody else may have swept since.
 UPDATE callboard.leases SET until = now() + make_interval(secs => %(lease)s)
 WHERE name = %(name)s AND holder = %(holder)s AND until >= now()
 RETURNING name
 
--- name: take_lease
+-- name: acquire_lease
 -- Become the one that sweeps. Guard: nobody holds the lease, or it lapsed.
 -- Caller: the sweep. Rows: one; none: somebody else sweeps.
 INSERT INTO callboard.leases AS l (name, holder, until)
@@ -14,11 +14,11 @@ ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.unti
 WHERE l.until < now()
 RETURNING name
 
--- name: drop_lease
+-- name: release_lease
 -- Somebody else may sweep. Caller: the sweep, when it stops.
 DELETE FROM callboard.leases WHERE name = %s AND holder = %s
 
--- name: sealable_jobs
+-- name: standing_jobs_to_seal
 -- Standing jobs whose day (UTC) is over. Caller: the sweep. Rows: (id).
 SELECT id FROM callboard.jobs
 WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE 'UTC')::date ORDER BY id
@@ -48,7 +48,7 @@ FROM (
 ) AS d
 WHERE j.id = d.job_id
 
--- name: analyze_grown
+-- name: analyze_grown_tables
 -- The planner is told of tables that have grown far beyond what it was told last. On a table of a page or
 -- two it reads all of it, and keeps that plan for a prepared statement: when a million items come, each flush would read
 -- them all, until autovacuum looks, up to a minute later. ANALYZE also has every connection make its plans anew.
@@ -80,9 +80,9 @@ WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL
   AND last.final IS DISTINCT FROM j.succeeded + j.failed + j.skipped
 ON CONFLICT DO NOTHING
 
--- name: jobs_out
+-- name: jobs_in_flight
 -- Open jobs of which something is published and has no end: it lies in a queue, is held, or is lost.
--- Caller: the search for lost messages. Rows: Out; `still`: the job has not moved for a while.
+-- Caller: the search for lost messages. Rows: OpenJob; `still`: the job has not moved for a while.
 SELECT id, watermark, bulk_end, total, updated_at < now() - make_interval(secs => %(quiet)s)
 FROM callboard.jobs
 WHERE finished_at IS NULL AND stopping IS NULL AND state <> 'paused'
@@ -105,13 +105,13 @@ WHERE i.job_id = %(job)s AND i.item >= %(low)s AND i.item < %(high)s AND i.state
       WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND w.holds[n] = %(job)s))
 ORDER BY i.item LIMIT %(limit)s
 
--- name: oldest_beat
+-- name: oldest_heartbeat_seconds
 -- How long ago the live worker that has not beaten for longest did. Caller: the search for lost messages.
 -- Rows: one, (seconds); NULL: no worker lives.
 SELECT extract(epoch FROM now() - min(beat_at))::float8 FROM callboard.workers
 WHERE stopped_at IS NULL AND died_at IS NULL
 
--- name: mark_jobs
+-- name: publish_mark
 -- From which items on the messages of open jobs are yet to come: bulk items from `low` on (a publisher may
 -- be a window ahead of the watermark), any from `total` on, and all of the jobs with a higher id than `last`.
 -- Caller: the search for lost messages. Rows: (job, low, total, last), those that moved last.
@@ -119,7 +119,7 @@ SELECT id, CASE WHEN watermark + %(window)s < bulk_end THEN watermark + %(window
        (SELECT max(id) FROM callboard.jobs)
 FROM callboard.jobs WHERE finished_at IS NULL ORDER BY updated_at DESC LIMIT %(limit)s
 
--- name: overtaken
+-- name: passed_mark
 -- Whether a queue has given out a message that came into it after a mark: then it has given out all that
 -- came before. Items are looked at here and there, a few at a place: what came next may itself be lost.
 -- Caller: the search for lost messages, of queues that keep the order. Rows: one, (yes or no).

@@ -5,7 +5,7 @@ SELECT * FROM unnest(%s::text[], %s::text[]) AS n (name, queue) ORDER BY 1
 ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, seen_at = now()
 
 -- name: register_worker
--- A worker process starts. Caller: Worker.start. Rows: one, (id).
+-- A worker process starts. Caller: the heartbeat. Rows: one, (id).
 INSERT INTO callboard.workers (host, pid, threads, release, actors, queues)
 VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s)
 RETURNING id
@@ -18,11 +18,11 @@ SET beat_at = now(), died_at = NULL, held = %(held)s, holds = %(holds)s, trouble
 WHERE id = %(worker)s
 
 -- name: stop_worker
--- A worker says goodbye. Caller: Worker.stop.
+-- A worker says goodbye. Caller: the heartbeat.
 UPDATE callboard.workers SET stopped_at = now(), held = 0, holds = '{}' WHERE id = %s
 
 -- name: dead_workers
--- Workers to bury: their heartbeat stopped, or they ended and left rows in `running`.
+-- Workers to rescue items of: their heartbeat stopped, or they ended and left rows in `running`.
 -- Caller: the sweep. Rows: (id).
 SELECT id FROM callboard.workers
 WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at < now() - make_interval(secs => %(limit)s)
@@ -32,14 +32,14 @@ WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
 
 -- name: declare_dead
 -- Take a worker for dead. Guard: its heartbeat stopped, or it ended already.
--- Caller: bury. Rows: (id); none: it lives. The row stays locked to the end of the burial, so one buries at a time.
+-- Caller: the rescue. Rows: (id); none: it lives. The row stays locked to the end of the rescue, so one rescues at a time.
 UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held = 0, holds = '{}'
 WHERE id = %(worker)s
   AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(limit)s))
 RETURNING id
 
--- name: held_by
--- What a dead worker held, with the crashes of each item. Caller: bury, in order of key.
+-- name: running_rows
+-- What a dead worker held, with the crashes of each item. Caller: the rescue, in order of key.
 -- Rows: (job_id, item, attempt, crashes, seconds since its attempt started).
 SELECT r.job_id, r.item, r.attempt, i.crashes, extract(epoch FROM now() - r.started_at)::float8
 FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item)
@@ -47,7 +47,7 @@ WHERE r.worker = %s ORDER BY r.job_id, r.item
 
 -- name: job_controls
 -- What jobs tell all workers: those told something within so many seconds, or all that may still have
--- messages in RabbitMQ; and so of those that left. Caller: the heartbeat. Rows: Control.
+-- messages in RabbitMQ; and so of those that left. Caller: the heartbeat. Rows: JobControl.
 -- Apart, so that the first, which each worker asks twice a second, reads only those, down the index.
 SELECT id, state::text, epoch, stopping IS NOT NULL FROM callboard.jobs
 WHERE told_at > now() - make_interval(secs => %(within)s::float8)

@@ -38,12 +38,12 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
     """
     check_text("reason", reason, MAX_REASON_CHARACTERS)
     with conn.transaction():
-        if stages.stop(conn, job, _lock_stages(conn, job, by), "cancelled", reason):
+        if stages.stop_parent(conn, job, _lock_stages(conn, job, by), "cancelled", reason):
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
         elif (status := job_status(conn, job, by)).state in ("completed", "failed"):
             refuse(job, status, "there is nothing left to cancel")
     jobs.close_stopped(conn)
-    stages.follow(conn)
+    stages.update_parents(conn)
 
 
 def pause(conn: Conn, job: int, by: Requester) -> None:
@@ -90,7 +90,7 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
                 f"job {job} is a stage of job {status.parent}, and kept as long as that: say keep to that"
             )
         if _limit(conn, job, changes, has_stages=status.has_stages):
-            for stage in stages.of(conn, job):
+            for stage in stages.list_stages(conn, job):
                 _limit(conn, stage.id, changes, has_stages=False)
             note_action(conn, job, by, "limit", changes)
 
@@ -120,7 +120,7 @@ def delete(conn: Conn, job: int, by: Requester) -> None:
         parent = job_status(conn, job, by).parent
         if parent is not None:
             raise NotPossible(f"job {job} is a stage of job {parent}: delete that, and its stages go with it")
-        if not retention.mark(conn, [job]):
+        if not retention.mark_deleted(conn, [job]):
             refuse(job, job_status(conn, job, by), "it can be deleted when it is over; `cancel` ends it")
     log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
 
@@ -132,5 +132,5 @@ def _lock_stages(conn: Conn, job: int, by: Requester) -> list[StageRow]:
         raise NotPossible(f"job {job} is a stage of job {status.parent}: say it to that")
     if not status.has_stages:
         return []
-    stages.lock(conn, job)
-    return stages.of(conn, job)
+    stages.lock_parent(conn, job)
+    return stages.list_stages(conn, job)

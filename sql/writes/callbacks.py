@@ -7,10 +7,10 @@ from callboard.sql.rows import Callback
 from callboard.sql.statements import statement
 
 #: Seconds for which a claim holds, longer than a delivery takes: of a webhook; of a message, which is sent at once.
-LEASE = 45.0
-BRIEF = 8.0
+WEBHOOK_LEASE_SECONDS = 45.0
+MESSAGE_LEASE_SECONDS = 8.0
 #: Tries after which a callback is given up: about a day, see `middleware/callbacks.py`.
-TRIES = 40
+MAX_TRIES = 40
 
 
 def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str] = ()) -> list[Callback]:
@@ -18,21 +18,21 @@ def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[st
 
     It counts as a try.
     """
-    lease = LEASE if webhooks else BRIEF
+    lease = WEBHOOK_LEASE_SECONDS if webhooks else MESSAGE_LEASE_SECONDS
     parameters = {"webhooks": webhooks, "limit": limit, "full": list(full), "lease": lease}
     return [Callback(*row) for row in conn.execute(statement("claim_callbacks"), parameters)]
 
 
-def settle_callback(conn: Conn, callback: Callback) -> bool:
+def mark_delivered(conn: Conn, callback: Callback) -> bool:
     """It is delivered; False when it was before, or its job is deleted."""
-    return conn.execute(statement("settle_callback"), {"id": callback.id}).fetchone() is not None
+    return conn.execute(statement("mark_delivered"), {"id": callback.id}).fetchone() is not None
 
 
-def put_off_callback(conn: Conn, callback: Callback, error: str, *, pause: float, last: bool) -> bool:
+def postpone_callback(conn: Conn, callback: Callback, error: str, *, pause: float, last: bool) -> bool:
     """This try failed: another in `pause` seconds, unless it was the `last`. Whether it is given up."""
     parameters = {
         "id": callback.id, "tries": callback.tries, "error": error, "pause": pause,
-        "last": last or callback.tries >= TRIES,
+        "last": last or callback.tries >= MAX_TRIES,
     }  # fmt: skip
-    row = conn.execute(statement("put_off_callback"), parameters).fetchone()
+    row = conn.execute(statement("postpone_callback"), parameters).fetchone()
     return bool(row and row[0])

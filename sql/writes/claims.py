@@ -19,9 +19,9 @@ def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Cl
     return Claim(*row) if row else None
 
 
-def give_back(conn: Conn, job: int, item: int, worker: int) -> None:
+def release_item(conn: Conn, job: int, item: int, worker: int) -> None:
     """Take back a claim: the item waits for its turn."""
-    conn.execute(statement("give_back"), {"job": job, "item": item, "worker": worker})
+    conn.execute(statement("release_item"), {"job": job, "item": item, "worker": worker})
 
 
 def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:
@@ -36,9 +36,9 @@ def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:
     return bool(row and row[0])
 
 
-def wake_postponed(conn: Conn) -> None:
+def make_postponed_due(conn: Conn) -> None:
     """Have those sent that waited for a worker with their actor, now that there is one."""
-    conn.execute(statement("wake_postponed"), {"dead_after": timings.DEAD_AFTER_SECONDS})
+    conn.execute(statement("make_postponed_due"), {"dead_after": timings.DEAD_AFTER_SECONDS})
 
 
 def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:

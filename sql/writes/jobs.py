@@ -35,9 +35,9 @@ def stop_job(conn: Conn, job: int, state: str, reason: str | None) -> bool:
     return conn.execute(statement("stop_job"), told).fetchone() is not None
 
 
-def stop_late(conn: Conn) -> list[int]:
+def stop_overdue_jobs(conn: Conn) -> list[int]:
     """Stop the jobs whose deadline passed; returns them."""
-    return [row[0] for row in conn.execute(statement("stop_late"))]
+    return [row[0] for row in conn.execute(statement("stop_overdue_jobs"))]
 
 
 def close_stopped(conn: Conn) -> list[int]:

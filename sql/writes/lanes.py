@@ -16,14 +16,16 @@ class TakenOver(RuntimeError):
     """The claim is another publisher's now, or the job was paused or stopped: leave it."""
 
 
-def keep_claim(conn: Conn, claim: BulkClaim) -> None:
+def renew_claim(conn: Conn, claim: BulkClaim) -> None:
     """Part of a transaction that only the holder of the claim may do; raises TakenOver, which undoes it."""
     parameters = {"job": claim.job, "token": claim.token, "lease": timings.PUBLISH_LEASE_SECONDS}
-    if conn.execute(statement("keep_claim"), parameters).fetchone() is None:
+    if conn.execute(statement("renew_claim"), parameters).fetchone() is None:
         raise TakenOver(f"job {claim.job}")
 
 
-def set_aside(conn: Conn, claim: BulkClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]) -> int:
+def move_to_outbox(
+    conn: Conn, claim: BulkClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]
+) -> int:
     """Put the bulk items from `start` up to and without `stop`, as (item, lane), into the outbox; how many needed it.
 
     Raises TakenOver.
@@ -34,28 +36,28 @@ def set_aside(conn: Conn, claim: BulkClaim, start: int, stop: int, lanes: Sequen
         "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
     }  # fmt: skip
     with conn.transaction():
-        row = conn.execute(statement("set_aside"), parameters).fetchone()
+        row = conn.execute(statement("move_to_outbox"), parameters).fetchone()
         if row is None:
             raise TakenOver(f"job {claim.job}")
     return int(row[0])
 
 
-def unlaned(conn: Conn, claim: BulkClaim, limit: int) -> list[tuple[int, bytes]]:
+def messages_without_lane(conn: Conn, claim: BulkClaim, limit: int) -> list[tuple[int, bytes]]:
     """Messages that wait for the job's turn and whose lane is not known yet: (outbox id, args)."""
-    return list(conn.execute(statement("unlaned"), {"job": claim.job, "limit": limit}))
+    return list(conn.execute(statement("messages_without_lane"), {"job": claim.job, "limit": limit}))
 
 
-def tell_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
+def set_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
     """The lanes of messages, (outbox id, lane). Raises TakenOver."""
     parameters = {"id": [number for number, _ in lanes], "lane": [lane for _, lane in lanes]}
     with conn.transaction():
-        keep_claim(conn, claim)
-        conn.execute(statement("tell_lanes"), parameters)
+        renew_claim(conn, claim)
+        conn.execute(statement("set_lanes"), parameters)
 
 
-def in_lanes(conn: Conn, claim: BulkClaim) -> list[tuple[int, bytes]]:
+def items_in_flight(conn: Conn, claim: BulkClaim) -> list[tuple[int, bytes]]:
     """What is in flight of the job's lanes: (item, args)."""
-    return list(conn.execute(statement("in_lanes"), (claim.job,)))
+    return list(conn.execute(statement("items_in_flight"), (claim.job,)))
 
 
 def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
@@ -64,8 +66,8 @@ def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]])
         "job": claim.job, "by": claim.lane_by, "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
     }  # fmt: skip
     with conn.transaction():
-        conn.execute(statement("forget_lanes"), {"job": claim.job})
-        keep_claim(conn, claim)
+        conn.execute(statement("clear_message_lanes"), {"job": claim.job})
+        renew_claim(conn, claim)
         conn.execute(statement("change_lanes"), parameters)
 
 
@@ -78,11 +80,11 @@ def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
         "lease": timings.PUBLISH_LEASE_SECONDS,
     }
     with conn.transaction():
-        keep_claim(conn, claim)
+        renew_claim(conn, claim)
         conn.execute(statement("free_lanes"), {"job": claim.job})
         return [Outgoing(*row) for row in conn.execute(statement("claim_lanes"), parameters)]
 
 
-def clear_lanes(conn: Conn) -> None:
+def delete_ended_lanes(conn: Conn) -> None:
     """Of jobs that are over nothing is in flight."""
-    conn.execute(statement("clear_lanes"))
+    conn.execute(statement("delete_ended_lanes"))

@@ -26,7 +26,7 @@ def claim_bulk(
     return BulkClaim(*row) if row else None
 
 
-def claim_redo(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
+def claim_in_turn(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
     """Claim messages that are published in the turn of a claimed job."""
     parameters = {
         "job": claim.job,
@@ -34,7 +34,7 @@ def claim_redo(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
         "lease": timings.PUBLISH_LEASE_SECONDS,
         "limited": claim.limited,
     }
-    return [Outgoing(*row) for row in conn.execute(statement("claim_redo"), parameters)]
+    return [Outgoing(*row) for row in conn.execute(statement("claim_in_turn"), parameters)]
 
 
 def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgoing]:
@@ -48,7 +48,7 @@ def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgo
     ]  # fmt: skip
 
 
-def publish_bulk(
+def advance_watermark(
     conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool,
     unserved: bool = False,
 ) -> bool:  # fmt: skip
@@ -56,7 +56,7 @@ def publish_bulk(
     claim, else it is given back, and of a job that was `unserved`, its turn.
     """
     row = conn.execute(
-        statement("publish_bulk"),
+        statement("advance_watermark"),
         {
             "job": claim.job, "token": claim.token, "watermark": watermark, "published": published,
             "suspect_below": suspect_below, "keep": keep, "lease": timings.PUBLISH_LEASE_SECONDS, "unserved": unserved,
@@ -76,9 +76,9 @@ def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
     ]
 
 
-def settle_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
+def confirm_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
     """These messages of the outbox are confirmed."""
-    conn.execute(statement("settle_outbox"), _rows_of(sent))
+    conn.execute(statement("confirm_outbox"), _rows_of(sent))
 
 
 def release_outbox(conn: Conn, unsent: Sequence[Outgoing], *, pause: float = 0.0) -> None:

@@ -148,11 +148,11 @@ def _retry_stages(
         raise NotPossible(f"job {parent} has stages, and each has its own items: say it to the stage's job")
     count = 0
     with conn.transaction():
-        locked = stages.lock(conn, parent)
-        found = stages.of(conn, parent)
+        locked = stages.lock_parent(conn, parent)
+        found = stages.list_stages(conn, parent)
         _lock_items(conn, [s.id for s in found], [s.id for s in found if s.over], selection)
         conn.execute(statement("lock_stages"), (parent,))
-        found = stages.of(conn, parent)
+        found = stages.list_stages(conn, parent)
         if locked.stopping or any(stage.stopping for stage in found):
             raise NotPossible(f"job {parent} is being stopped: its items can be retried when it has ended")
         for stage, following in zip_longest(found, found[1:]):

@@ -24,10 +24,10 @@ def items_by_key(conn: Conn, keys: Sequence[tuple[int, str]]) -> dict[tuple[int,
     return {(row[0], row[1]): row[2] for row in rows}
 
 
-def earlier_items(conn: Conn, keys: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+def items_of_earlier_days(conn: Conn, keys: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
     """Which of these (actor, item key) are in a standing job of a day before: {item key: (job, item)}."""
     parameters = {"actor": [actor for actor, _ in keys], "key": [key for _, key in keys]}
-    return {row[0]: (row[1], row[2]) for row in conn.execute(statement("earlier_items"), parameters)}
+    return {row[0]: (row[1], row[2]) for row in conn.execute(statement("items_of_earlier_days"), parameters)}
 
 
 def add_items(

@@ -42,61 +42,61 @@ def create(
             kept = {**limits.columns(), "keep": None}  # as long as their parent
             stages = parameters(NewStage, planned)
             conn.execute(statement("create_stages"), {**given, **kept, **stages, "parent": parent})
-        found = of(conn, parent)
+        found = list_stages(conn, parent)
         if count is None or [(s.actor, s.makes) for s in found] != [(s.actor, s.makes) for s in planned]:
             known = ", ".join(s.name for s in found) or "none"
             raise StagesDiffer(f"the job {parent} has the key {key!r}, and other stages than these: {known}")
-        submission.keep_submitting(conn, [found[0].id])
+        submission.renew_submissions(conn, [found[0].id])
     return int(parent), found
 
 
-def of(conn: Conn, parent: int) -> list[StageRow]:
+def list_stages(conn: Conn, parent: int) -> list[StageRow]:
     """The stages of a job, in order; none when it has none."""
-    return [StageRow(*row) for row in conn.execute(statement("stages_of"), (parent,))]
+    return [StageRow(*row) for row in conn.execute(statement("list_stages"), (parent,))]
 
 
 # What becomes of the whole ------------------------------------------------------------------------------------------
 
 
-def lock(conn: Conn, parent: int) -> Parent:
+def lock_parent(conn: Conn, parent: int) -> Parent:
     """Lock a job of stages for the transaction; it is as its stages are then."""
-    settle(conn, parent)
+    update_parent(conn, parent)
     return _locked(conn, parent)
 
 
-def follow(conn: Conn) -> None:
+def update_parents(conn: Conn) -> None:
     """Let every job of stages follow its stages: anybody may, at any time; once it is done it changes nothing. It waits
     for nobody who changes one.
     """
     for _ in range(2):  # what is stopped in the first may end in the second
-        found = [row[0] for row in conn.execute(statement("unsettled"))]
+        found = [row[0] for row in conn.execute(statement("parents_to_update"))]
         for parent in found:
             with conn.transaction():
-                if conn.execute(statement("take_parent"), (parent,)).fetchone():
-                    settle(conn, parent)
+                if conn.execute(statement("try_lock_parent"), (parent,)).fetchone():
+                    update_parent(conn, parent)
         if found:
             jobs.close_stopped(conn)
 
 
-def settle(conn: Conn, parent: int) -> None:
+def update_parent(conn: Conn, parent: int) -> None:
     """Let a job of stages follow its stages, in the caller's transaction, which has its lock from here on."""
     found = _locked(conn, parent)
     if found.over:
         return
     stopping = found.stopping
-    stages = of(conn, parent)
+    stages = list_stages(conn, parent)
     begun = [stage.started_at for stage in stages if stage.started_at]
     if found.state == "pending" and begun:
-        conn.execute(statement("run_parent"), {"parent": parent, "started": min(begun)})
+        conn.execute(statement("start_parent"), {"parent": parent, "started": min(begun)})
     bad = next((stage for stage in stages if stage.bad or stage.stopping), None)
     if bad is not None and not bad.stopping and stopping is None:
         stopping = "cancelled" if bad.state == "cancelled" else "failed"
-        stop(conn, parent, stages, stopping, bad.why)
+        stop_parent(conn, parent, stages, stopping, bad.why)
     if all(stage.over for stage in stages):
         _end(conn, parent, stopping or "completed")
 
 
-def stop(conn: Conn, parent: int, stages: Sequence[StageRow], state: str, reason: str | None) -> bool:
+def stop_parent(conn: Conn, parent: int, stages: Sequence[StageRow], state: str, reason: str | None) -> bool:
     """Stop a job of stages, and those that are open; False when it was already."""
     stopped = jobs.stop_job(conn, parent, state, reason)
     for stage in stages:
@@ -119,7 +119,7 @@ def _end(conn: Conn, parent: int, state: str) -> None:
 # How a stage is made ------------------------------------------------------------------------------------------------
 
 
-def claim(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequence[int]) -> StageClaim | None:
+def claim_stage(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequence[int]) -> StageClaim | None:
     """The next stage to be made by this worker, which has these actors and makes those stages already."""
     parameters = {
         "worker": worker, "actors": list(actors), "at_work": list(at_work), "dead_after": timings.DEAD_AFTER_SECONDS,
@@ -128,49 +128,51 @@ def claim(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequence[int]
     return StageClaim(worker, *row) if row else None
 
 
-def holds(conn: Conn, making: StageClaim) -> bool:
+def holds_claim(conn: Conn, making: StageClaim) -> bool:
     """Whether a worker is to go on making; in a transaction nobody can tell it otherwise before its end."""
-    return conn.execute(statement("hold_stage"), (making.job, making.worker)).fetchone() is not None
+    return conn.execute(statement("lock_claimed_stage"), (making.job, making.worker)).fetchone() is not None
 
 
-def store(conn: Conn, making: StageClaim, start: int, chunk: Sequence[tuple[bytes, str | None]]) -> bool:
+def store_inputs(
+    conn: Conn, making: StageClaim, start: int, chunk: Sequence[tuple[bytes, str | None]]
+) -> bool:
     """Store inputs number `start` and on of a stage, all or nothing; False when its worker is to end.
 
     Said again after a commit of which nobody knows, it is done once: nobody else stores them meanwhile.
     """
     with conn.transaction():
-        if not holds(conn, making):
+        if not holds_claim(conn, making):
             return False
         how, consumed = submission.store_chunk(conn, making.job, start, chunk, keyed=False)
         return how == "stored" or consumed == start + len(chunk)
 
 
-def seal(conn: Conn, making: StageClaim) -> bool:
+def seal_stage(conn: Conn, making: StageClaim) -> bool:
     """All of a stage's items are made; False when its worker was to end."""
     with conn.transaction():
-        held = holds(conn, making)
+        held = holds_claim(conn, making)
         if held:
             submission.seal_job(conn, making.job)
-        leave(conn, making)
+        release_claim(conn, making)
     return held
 
 
-def fail(conn: Conn, making: StageClaim, reason: str, detail: dict[str, Any]) -> None:
+def fail_stage(conn: Conn, making: StageClaim, reason: str, detail: dict[str, Any]) -> None:
     """A stage's items can't be made: it is `failed`, and its parent's history keeps `detail`."""
     with conn.transaction():
-        if holds(conn, making) and jobs.stop_job(conn, making.job, "failed", reason):
+        if holds_claim(conn, making) and jobs.stop_job(conn, making.job, "failed", reason):
             note_action(conn, making.parent, Requester("worker", f"worker {making.worker}"), "fail", detail)
-        leave(conn, making)
+        release_claim(conn, making)
     jobs.close_stopped(conn)
-    follow(conn)
+    update_parents(conn)
 
 
-def leave(conn: Conn, making: StageClaim) -> None:
+def release_claim(conn: Conn, making: StageClaim) -> None:
     """A worker makes a stage no more; another may go on with it."""
-    conn.execute(statement("leave_stage"), (making.job, making.worker))
+    conn.execute(statement("release_stage"), (making.job, making.worker))
 
 
-def results(
+def results_page(
     conn: Conn, job: int, states: Sequence[str], after: int, limit: int
 ) -> list[tuple[int, bytes, str, str | None]]:
     """A page of a stage's items after `after`, in these states: (item, arguments, state, result as JSON)."""

@@ -48,7 +48,7 @@ def store_chunk(
         if sealed or stopped or consumed != start:
             return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
         stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
-        conn.execute(statement("grow_job"), {"job": job, "stored": stored, "read": len(chunk)})
+        conn.execute(statement("add_to_total"), {"job": job, "stored": stored, "read": len(chunk)})
         return "stored", stored
 
 
@@ -61,12 +61,12 @@ def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | N
 
 
 def _copy_keyed(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
-    conn.execute(statement("stage_table"))
-    with conn.cursor().copy(statement("copy_stage")) as copy:
+    conn.execute(statement("create_staging_table"))
+    with conn.cursor().copy(statement("copy_to_staging")) as copy:
         copy.set_types(["int4", "text", "bytea"])
         for line, (args, key) in enumerate(chunk):
             copy.write_row((line, key, args))
-    return conn.execute(statement("unstage"), {"job": job, "total": total}).rowcount
+    return conn.execute(statement("insert_staged_items"), {"job": job, "total": total}).rowcount
 
 
 def seal_job(conn: Conn, job: int) -> bool:
@@ -74,21 +74,21 @@ def seal_job(conn: Conn, job: int) -> bool:
     return conn.execute(statement("seal_job"), (job,)).fetchone() is not None
 
 
-def break_job(conn: Conn, job: int, reason: str) -> None:
+def fail_submission(conn: Conn, job: int, reason: str) -> None:
     """Stop a job whose submission broke off and can't be taken up again."""
-    conn.execute(statement("break_job"), (reason, job))
+    conn.execute(statement("fail_submission"), (reason, job))
 
 
-def keep_submitting(conn: Conn, jobs: Iterable[int]) -> None:
+def renew_submissions(conn: Conn, jobs: Iterable[int]) -> None:
     """The submissions of these jobs are still going on."""
     conn.execute(
-        statement("keep_submitting"), {"jobs": list(jobs), "lease": timings.SUBMISSION_LEASE_SECONDS}
+        statement("renew_submissions"), {"jobs": list(jobs), "lease": timings.SUBMISSION_LEASE_SECONDS}
     )
 
 
-def break_abandoned(conn: Conn) -> list[int]:
+def fail_abandoned_submissions(conn: Conn) -> list[int]:
     """Stop the jobs whose submitter is gone and that nobody can take up again; returns them."""
-    return [row[0] for row in conn.execute(statement("break_abandoned"))]
+    return [row[0] for row in conn.execute(statement("fail_abandoned_submissions"))]
 
 
 def known_actor(conn: Conn, name: str) -> str | None:

@@ -11,26 +11,28 @@ from callboard.sql.rows import (
 from callboard.sql.statements import statement
 
 
-def keep_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
+def renew_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
     """Stay the one that does `name` for `lease` seconds more; False when that ended meanwhile."""
-    row = conn.execute(statement("keep_lease"), {"name": name, "holder": holder, "lease": lease}).fetchone()
+    row = conn.execute(statement("renew_lease"), {"name": name, "holder": holder, "lease": lease}).fetchone()
     return row is not None
 
 
-def take_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
+def acquire_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
     """Become the one that does `name` for `lease` seconds."""
-    row = conn.execute(statement("take_lease"), {"name": name, "holder": holder, "lease": lease}).fetchone()
+    row = conn.execute(
+        statement("acquire_lease"), {"name": name, "holder": holder, "lease": lease}
+    ).fetchone()
     return row is not None
 
 
-def drop_lease(conn: Conn, name: str, holder: str) -> None:
+def release_lease(conn: Conn, name: str, holder: str) -> None:
     """Let somebody else do it."""
-    conn.execute(statement("drop_lease"), (name, holder))
+    conn.execute(statement("release_lease"), (name, holder))
 
 
-def sealable_jobs(conn: Conn) -> list[int]:
+def standing_jobs_to_seal(conn: Conn) -> list[int]:
     """Standing jobs whose day is over."""
-    return [row[0] for row in conn.execute(statement("sealable_jobs"))]
+    return [row[0] for row in conn.execute(statement("standing_jobs_to_seal"))]
 
 
 def drop_messages_of_stopped_jobs(conn: Conn) -> None:
@@ -38,9 +40,9 @@ def drop_messages_of_stopped_jobs(conn: Conn) -> None:
     conn.execute(statement("drop_messages_of_stopped_jobs"), (timings.DROP_BATCH_MESSAGES,))
 
 
-def analyze_grown(conn: Conn) -> None:
+def analyze_grown_tables(conn: Conn) -> None:
     """Have the plans of statements fit tables that have grown; nothing where none has."""
-    conn.execute(statement("analyze_grown"))
+    conn.execute(statement("analyze_grown_tables"))
 
 
 def sample_jobs(conn: Conn) -> None:
@@ -48,9 +50,9 @@ def sample_jobs(conn: Conn) -> None:
     conn.execute(statement("sample_jobs"))
 
 
-def jobs_out(conn: Conn, quiet: float) -> list[OpenJob]:
+def jobs_in_flight(conn: Conn, quiet: float) -> list[OpenJob]:
     """Open jobs of which something is published and has no end."""
-    return [OpenJob(*row) for row in conn.execute(statement("jobs_out"), {"quiet": quiet})]
+    return [OpenJob(*row) for row in conn.execute(statement("jobs_in_flight"), {"quiet": quiet})]
 
 
 def unheld_items(
@@ -61,27 +63,27 @@ def unheld_items(
     return list(conn.execute(statement("unheld_items"), parameters))
 
 
-def oldest_beat(conn: Conn) -> float | None:
+def oldest_heartbeat_seconds(conn: Conn) -> float | None:
     """Seconds since the live worker that has not beaten for longest did; None when none lives."""
-    row = conn.execute(statement("oldest_beat")).fetchone()
+    row = conn.execute(statement("oldest_heartbeat_seconds")).fetchone()
     return row[0] if row else None
 
 
-def mark_jobs(conn: Conn, limit: int) -> PublishMark | None:
+def publish_mark(conn: Conn, limit: int) -> PublishMark | None:
     """What is yet to be published, as of now; None when no job is open."""
     rows = conn.execute(
-        statement("mark_jobs"), {"window": timings.PUBLISH_WINDOW_ITEMS, "limit": limit}
+        statement("publish_mark"), {"window": timings.PUBLISH_WINDOW_ITEMS, "limit": limit}
     ).fetchall()
     return PublishMark([(row[0], row[1], row[2]) for row in rows], rows[0][3]) if rows else None
 
 
-def overtaken(conn: Conn, queue: str, mark: PublishMark) -> bool:
+def passed_mark(conn: Conn, queue: str, mark: PublishMark) -> bool:
     """Whether a queue has given out what came into it after `mark`, and so everything that came before."""
     jobs, lows, totals = zip(*mark.jobs, strict=True)
     parameters = {
         "queue": queue, "job": list(jobs), "low": list(lows), "total": list(totals), "last": mark.last,
     }  # fmt: skip
-    row = conn.execute(statement("overtaken"), parameters).fetchone()
+    row = conn.execute(statement("passed_mark"), parameters).fetchone()
     return row is not None and bool(row[0])
 
 

@@ -51,9 +51,9 @@ def declare_dead(conn: Conn, worker: int) -> bool:
     return row is not None
 
 
-def held_by(conn: Conn, worker: int) -> list[tuple[int, int, int, int, float]]:
+def running_rows(conn: Conn, worker: int) -> list[tuple[int, int, int, int, float]]:
     """What a dead worker held: (job, item, attempt, crashes, seconds in hand), in order of key."""
-    return list(conn.execute(statement("held_by"), (worker,)))
+    return list(conn.execute(statement("running_rows"), (worker,)))
 
 
 def job_controls(conn: Conn, within: float | None = None) -> list[JobControl]:

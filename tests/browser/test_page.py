@@ -227,9 +227,9 @@ def test_a_stage_that_cant_be_made_shows_its_traceback_and_may_be_made_again(
     page: Page, conn: Conn, address: str
 ) -> None:
     parent, _ = make_staged(conn, made=False)
-    making = stages.claim(conn, make_worker(conn), ["work"], [])
+    making = stages.claim_stage(conn, make_worker(conn), ["work"], [])
     assert making is not None
-    stages.fail(
+    stages.fail_stage(
         conn, making, "its items can't be made: KeyError", {"reason": "no", "traceback": "Traceback <b>"}
     )
     page.goto(f"{address}/jobs/{parent}")
@@ -366,9 +366,9 @@ def test_whom_a_job_called_is_told_without_secrets(page: Page, conn: Conn, addre
     expect(rows.nth(0)).to_contain_text("tellwhen it was completedwaiting, due")
     expect(rows.nth(1)).to_contain_text("https://shop.example/<b>?***when it was completedwaiting, due")
     [webhook] = callbacks.claim_callbacks(conn, webhooks=True, limit=1)
-    callbacks.put_off_callback(conn, webhook, "the receiver answered 503", pause=60, last=False)
+    callbacks.postpone_callback(conn, webhook, "the receiver answered 503", pause=60, last=False)
     [message] = callbacks.claim_callbacks(conn, webhooks=False, limit=1)
-    callbacks.settle_callback(conn, message)
+    callbacks.mark_delivered(conn, message)
     expect(rows.nth(0)).to_contain_text("delivered", timeout=LATER)
     expect(rows.nth(1).locator("pre")).to_have_text("the receiver answered 503")
     assert "hunter2" not in page.content()

@@ -39,7 +39,7 @@ from callboard.sql.writes import (
     sweep,
     workers,
 )
-from callboard.sql.writes.lanes import TakenOver, clear_lanes
+from callboard.sql.writes.lanes import TakenOver, delete_ended_lanes
 from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
@@ -113,10 +113,10 @@ class Writers(ConcurrentWriters):
                 self._by_lane(conn, claim, chance)
             else:
                 until = min(until + 10, claim.total)
-                self._settle(conn, publishing.claim_redo(conn, claim, 10), chance)
+                self._settle(conn, publishing.claim_in_turn(conn, claim, 10), chance)
             batch = publishing.bulk_items(conn, claim, claim.watermark, until)
             self.sent += batch
-            publishing.publish_bulk(conn, claim, watermark=until, published=len(batch), keep=False)
+            publishing.advance_watermark(conn, claim, watermark=until, published=len(batch), keep=False)
         self._settle(conn, publishing.claim_outbox(conn, 20), chance)
 
     def _by_lane(self, conn: Conn, claim: BulkClaim, chance: random.Random) -> None:
@@ -128,7 +128,7 @@ class Writers(ConcurrentWriters):
         """What RabbitMQ has may have run before that is said, and be there though nobody knows."""
         self.sent += batch
         if chance.random() < 0.7:
-            publishing.settle_outbox(conn, batch)
+            publishing.confirm_outbox(conn, batch)
         else:
             publishing.release_outbox(conn, batch)
 
@@ -137,7 +137,7 @@ class Writers(ConcurrentWriters):
         some = [(out.job, out.item, out.attempt) for out in self._some(chance, 12)]
         for job, item, attempt in some[:2]:
             claims.claim_item(conn, job, item, attempt, worker)
-        claims.give_back(conn, *some[0][:2], worker)
+        claims.release_item(conn, *some[0][:2], worker)
         outcomes.report_running(conn, worker, [Running(*one, 1.0, "a step") for one in sorted(set(some[2:]))])
         outcomes.report_stacks(conn, worker, [HangSample(*one, "here", "there") for one in set(some[2:])])
         outcomes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), "a step"))
@@ -152,13 +152,13 @@ class Writers(ConcurrentWriters):
             conn.execute(old, (chance.choice(self.workers),))
         for worker in workers.dead_workers(conn):
             rescue(conn, worker)
-        jobs.stop_late(conn)
+        jobs.stop_overdue_jobs(conn)
         jobs.close_stopped(conn)
         assert jobs.close_jobs(conn) == []
         sweep.sample_jobs(conn)
         sweep.drop_messages_of_stopped_jobs(conn)
-        clear_lanes(conn)
-        claims.wake_postponed(conn)
+        delete_ended_lanes(conn)
+        claims.make_postponed_due(conn)
         job = chance.choice(self.jobs)
         lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, job, 10)]
         sweep.republish(conn, job, lost)
@@ -185,14 +185,14 @@ class Writers(ConcurrentWriters):
     def retain(self, conn: Conn, chance: random.Random) -> None:
         """One that is over leaves, and another takes its place."""
         place = chance.randrange(JOBS)
-        if retention.mark(conn, [self.jobs[place]]):
+        if retention.mark_deleted(conn, [self.jobs[place]]):
             self.jobs[place] = self._make(conn, place)
             self.done["left"] += 1
-        retention.mark_due(conn, None)
-        for job in retention.jobs(conn):
-            for _ in retention.clear(conn, job):
+        retention.mark_expired(conn, None)
+        for job in retention.deleted_jobs(conn):
+            for _ in retention.delete_rows(conn, job):
                 pass
-        retention.forget(conn, None)
+        retention.delete_old_rows(conn, None)
 
     def control(self, conn: Conn, chance: random.Random) -> None:
         """What people say to jobs."""
@@ -241,7 +241,7 @@ class Writers(ConcurrentWriters):
         for dead in workers.dead_workers(conn):
             rescue(conn, dead)
         jobs.close_stopped(conn)
-        claims.wake_postponed(conn)
+        claims.make_postponed_due(conn)
         self.publish(conn, chance)
         now = time.monotonic()
         ends = {(out.job, out.item): out.attempt for out in self.sent if not out.dead}

@@ -27,7 +27,7 @@ def deadly(asked):
     if seen.count(name) == times and asked == name:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(asked)
-retention.statement, retention.CHUNK = deadly, 100
+retention.statement, retention.CHUNK_ITEMS = deadly, 100
 sys.exit(main(sys.argv[3:]))
 """
 
@@ -69,8 +69,8 @@ def cancelled(scenario: Scenario) -> callboard.Job:
 @pytest.mark.parametrize(
     ("dies", "times", "items"),
     [
-        ("delete_items", 1, 1000), ("delete_item_rows", 4, 700), ("note_cleared", 10, 100), ("lock_leaving", 1, 0),
-        ("delete_job", 1, 0),
+        ("delete_items", 1, 1000), ("delete_item_rows", 4, 700), ("save_deletion_progress", 10, 100),
+        ("lock_deleted_job", 1, 0), ("delete_job_rows", 1, 0),
     ],
 )  # fmt: skip
 def test_a_purge_killed_in_the_middle_is_gone_on_with(

@@ -181,10 +181,10 @@ class Writers(ConcurrentWriters):
             until = min(claim.watermark + 8, claim.total)
             sent = [
                 *publishing.bulk_items(conn, claim, claim.watermark, until),
-                *publishing.claim_redo(conn, claim, 8),
+                *publishing.claim_in_turn(conn, claim, 8),
             ]
-            publishing.settle_outbox(conn, [out for out in sent if out.outbox is not None])
-            publishing.publish_bulk(
+            publishing.confirm_outbox(conn, [out for out in sent if out.outbox is not None])
+            publishing.advance_watermark(
                 conn, claim, watermark=until, published=until - claim.watermark, keep=False
             )
         now = time.monotonic()
@@ -198,11 +198,11 @@ class Writers(ConcurrentWriters):
 
     def make(self, conn: Conn, chance: random.Random) -> None:
         """Make a stage, or a part of it."""
-        stages.follow(conn)
-        making = stages.claim(conn, self.worker, ["work"], [])
+        stages.update_parents(conn)
+        making = stages.claim_stage(conn, self.worker, ["work"], [])
         if making is None:
             return
-        rows = stages.results(conn, making.source, ["succeeded"], -1, 100)
+        rows = stages.results_page(conn, making.source, ["succeeded"], -1, 100)
         self._store(conn, making, len(rows), chance)
 
     def _store(self, conn: Conn, making: StageClaim, count: int, chance: random.Random) -> None:
@@ -210,10 +210,10 @@ class Writers(ConcurrentWriters):
             self.wrong.append(("fewer results than before", making, count))
         for at in range(making.consumed, count, 5):
             rows: list[tuple[bytes, str | None]] = [(b'{"args":[],"kwargs":{}}', None)] * min(5, count - at)
-            if chance.random() < 0.1 or not stages.store(conn, making, at, rows):
-                stages.leave(conn, making)
+            if chance.random() < 0.1 or not stages.store_inputs(conn, making, at, rows):
+                stages.release_claim(conn, making)
                 return
-        stages.seal(conn, making)
+        stages.seal_stage(conn, making)
 
     def control(self, conn: Conn, chance: random.Random) -> None:
         """What people say."""
@@ -228,7 +228,7 @@ class Writers(ConcurrentWriters):
     def sweep(self, conn: Conn, _: random.Random) -> None:
         jobs.close_stopped(conn)
         sweep.drop_messages_of_stopped_jobs(conn)
-        stages.follow(conn)
+        stages.update_parents(conn)
 
     def finish(self, conn: Conn) -> None:
         """Gone on with, and with nothing that fails, every job of stages comes to its end."""
@@ -247,11 +247,11 @@ class Writers(ConcurrentWriters):
             for _ in range(10):
                 self.work(conn, chance, fails=0)
                 self.make(conn, chance)
-            for stage in (one.id for job in self.jobs for one in stages.of(conn, job)):
+            for stage in (one.id for job in self.jobs for one in stages.list_stages(conn, job)):
                 lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, stage, 500)]
                 sweep.republish(conn, stage, lost)
             for out in publishing.claim_outbox(conn, 500):
-                publishing.settle_outbox(conn, [out])
+                publishing.confirm_outbox(conn, [out])
                 now = time.monotonic()
                 event = Event(out.job, out.item, out.attempt, "succeeded", 0.01, now, self.worker, result="1")
                 outcomes.record(conn, [event], now)

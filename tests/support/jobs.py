@@ -69,7 +69,7 @@ def publish(conn: Conn, job: int, watermark: int) -> None:
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
     more = watermark - claim.watermark
-    assert publishing.publish_bulk(conn, claim, watermark=watermark, published=more, keep=False)
+    assert publishing.advance_watermark(conn, claim, watermark=watermark, published=more, keep=False)
 
 
 def record(
@@ -150,13 +150,13 @@ def make_staged(
     submission.seal_job(conn, first)
     publish(conn, first, 10)
     record(conn, first, {"succeeded": range(8), "failed": range(8, 10)}, worker=worker)
-    stages.follow(conn)
+    stages.update_parents(conn)
     if made and on_failure == "go on":
-        making = stages.claim(conn, worker, ["work"], [])
+        making = stages.claim_stage(conn, worker, ["work"], [])
         assert making is not None
         assert (making.job, making.source, making.makes) == (second, first, "shop.stages:make")
-        assert stages.store(conn, making, 0, [(ARGS, None)] * 8)
-        stages.seal(conn, making)
+        assert stages.store_inputs(conn, making, 0, [(ARGS, None)] * 8)
+        stages.seal_stage(conn, making)
         publish(conn, second, 4)
         record(conn, second, {"succeeded": [0]}, worker=worker)
     return parent, [first, second]

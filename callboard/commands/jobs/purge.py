@@ -39,8 +39,8 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = 
         raise CommandError(str(error), code=2) from None
     with database() as conn:
         leaving = _mark_named(conn, jobs) if jobs else _mark_due(conn, seconds)
-        items = sum(sum(retention.clear(conn, job)) for job in leaving)
-        retention.forget(conn, kept_seconds)
+        items = sum(sum(retention.delete_rows(conn, job)) for job in leaving)
+        retention.delete_old_rows(conn, kept_seconds)
     if as_json:
         output.document({"jobs": len(leaving), "items": items})
     else:
@@ -49,7 +49,7 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = 
 
 def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
     """Mark all of these jobs as deleted or none; return them, sorted. One that is marked already is fine."""
-    already = set(retention.jobs(conn))
+    already = set(retention.deleted_jobs(conn))
     named = sorted(set(jobs))
     with conn.transaction():
         for job in named:
@@ -61,6 +61,6 @@ def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
 
 def _mark_due(conn: Conn, seconds: float | None) -> list[int]:
     """Mark every job that ended `seconds` ago; None: only those whose own `keep` is over. Return all that leave."""
-    while retention.mark_due(conn, seconds):
+    while retention.mark_expired(conn, seconds):
         pass
-    return retention.jobs(conn)
+    return retention.deleted_jobs(conn)

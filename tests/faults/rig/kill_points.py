@@ -136,26 +136,26 @@ POINTS = {
     # Not acknowledged yet.
     "parked": Point(claims, "park", lambda _, __, rows: [(job, item) for job, item, ___ in rows], after=True),
     # Confirmed, and still in the outbox.
-    "sent": Point(publishing, "settle_outbox", lambda _, __, sent: [(out.job, out.item) for out in sent]),
+    "sent": Point(publishing, "confirm_outbox", lambda _, __, sent: [(out.job, out.item) for out in sent]),
     # Claimed, and nothing is sent.
     "called": Point(
         callbacks, "claim_callbacks", lambda found, *_: [(one.job, 0) for one in found] or None, after=True
     ),
     # The receiver has it, and that is not recorded.
     "answered": Point(
-        callbacks, "settle_callback", lambda _, __, callback: [(callback.job, 0)] if callback.url else None
+        callbacks, "mark_delivered", lambda _, __, callback: [(callback.job, 0)] if callback.url else None
     ),
     # Delivered in a transaction that has not ended.
     "delivered": Point(
         callbacks,
-        "settle_callback",
+        "mark_delivered",
         lambda _, __, callback: [(callback.job, 0)] if callback.actor else None,
         after=True,
     ),
     # Committed.
-    "stage claimed": Point(stages, "claim", _done, after=True),
-    "stage stored": Point(stages, "store", _done, after=True),
-    "stage sealed": Point(stages, "seal", _done, after=True),
+    "stage claimed": Point(stages, "claim_stage", _done, after=True),
+    "stage stored": Point(stages, "store_inputs", _done, after=True),
+    "stage sealed": Point(stages, "seal_stage", _done, after=True),
 }
 
 if os.environ.get(KILL_POINTS):

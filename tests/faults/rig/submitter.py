@@ -78,7 +78,7 @@ STAGES: dict[str, Callable[[], None]] = {
     "before the seal": lambda: at(submission_writes, "seal_job"),
     "after the seal": lambda: at(submission_writes, "seal_job", done=True),
     "in publishing": half_sent,
-    "before it says what is published": lambda: at(publishing, "publish_bulk"),
+    "before it says what is published": lambda: at(publishing, "advance_watermark"),
 }
 
 

@@ -126,16 +126,16 @@ def by_close_jobs(conn: Conn) -> int:
     return job
 
 
-def by_break_job(conn: Conn) -> int:
+def by_fail_submission(conn: Conn) -> int:
     job = make_job(conn, 2, sealed=False, targets=ALL)
-    submission.break_job(conn, job, "its file has gone")
+    submission.fail_submission(conn, job, "its file has gone")
     return job
 
 
-def by_break_abandoned(conn: Conn) -> int:
+def by_fail_abandoned(conn: Conn) -> int:
     job = make_job(conn, 2, sealed=False, targets=ALL)
     conn.execute("UPDATE callboard.jobs SET submitting_until = now() - interval '1 s' WHERE id = %s", (job,))
-    assert submission.break_abandoned(conn) == [job]
+    assert submission.fail_abandoned_submissions(conn) == [job]
     return job
 
 
@@ -146,7 +146,7 @@ def by_end_parent(conn: Conn) -> int:
 
 ENDS = {
     "record": by_record, "seal_job": by_seal_job, "close_stopped": by_close_stopped, "close_jobs": by_close_jobs,
-    "break_job": by_break_job, "break_abandoned": by_break_abandoned, "end_parent": by_end_parent,
+    "fail_submission": by_fail_submission, "fail_abandoned_submissions": by_fail_abandoned, "end_parent": by_end_parent,
 }  # fmt: skip
 
 
@@ -177,10 +177,10 @@ def test_whatever_ends_a_job_queues_its_callbacks(name: str, conn: Conn) -> None
     # Said again, it ends nothing, and calls nobody.
     record(conn, job, {"succeeded": range(2)})
     submission.seal_job(conn, job)
-    submission.break_job(conn, job, "again")
+    submission.fail_submission(conn, job, "again")
     close_stopped(conn)
     close_jobs(conn)
-    submission.break_abandoned(conn)
+    submission.fail_abandoned_submissions(conn)
     assert len(listed(conn, job)) == 1
 
 
@@ -330,7 +330,7 @@ def test_after_its_last_try_it_is_given_up_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(callbacks, "TRIES", 3)
+    monkeypatch.setattr(callbacks, "MAX_TRIES", 3)
     here.usual = 503
     job = done(conn, hook(here, "?token=hunter2"))
     deliver(part, conn, lambda: over(conn, job))
@@ -344,7 +344,7 @@ def test_after_its_last_try_it_is_given_up_with_the_reason(
 
 
 def test_tries_last_about_a_day() -> None:
-    least = sum(delivery.retry_pause(tries) for tries in range(1, callbacks.TRIES))
+    least = sum(delivery.retry_pause(tries) for tries in range(1, callbacks.MAX_TRIES))
     assert 16 * 3600 < least < 30 * 3600
     assert 0.5 <= delivery.retry_pause(1) <= 1.0
     assert 1_800 <= delivery.retry_pause(40) <= 3_600
@@ -417,8 +417,8 @@ def test_what_a_dead_process_claimed_is_delivered_again_under_the_same_id(
     deliver(part, conn, lambda: over(conn, job))
     assert [call.id for call in here.calls] == [claimed.id]
     # The one that was taken for dead comes back, and what it has to say is no news.
-    assert not callbacks.put_off_callback(conn, claimed, "late", pause=0, last=True)
-    assert not callbacks.settle_callback(conn, claimed)
+    assert not callbacks.postpone_callback(conn, claimed, "late", pause=0, last=True)
+    assert not callbacks.mark_delivered(conn, claimed)
     assert [(c["state"], c["tries"]) for c in listed(conn, job)] == [("delivered", 2)]
 
 
@@ -447,7 +447,7 @@ def test_what_was_answered_while_the_database_was_away_is_recorded_later(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away, refused = [True], []
-    settle = callbacks.settle_callback
+    settle = callbacks.mark_delivered
 
     def settled(*given: Any) -> bool:
         if away[0]:
@@ -455,7 +455,7 @@ def test_what_was_answered_while_the_database_was_away_is_recorded_later(
             raise psycopg.OperationalError("away")
         return settle(*given)
 
-    monkeypatch.setattr(callbacks, "settle_callback", settled)
+    monkeypatch.setattr(callbacks, "mark_delivered", settled)
     job = done(conn, hook(here))
     part.start()
     assert wait_until(lambda: refused, TIMEOUT)

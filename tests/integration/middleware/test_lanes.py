@@ -13,7 +13,7 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, submission, sweep
-from callboard.sql.writes.lanes import TakenOver, clear_lanes, set_aside
+from callboard.sql.writes.lanes import TakenOver, delete_ended_lanes, move_to_outbox
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, run, send, status
@@ -43,18 +43,18 @@ def claimed(conn: Conn, job: int, room: int = 1_000) -> list[Outgoing]:
         return []
     room = room if claim.allowed is None else min(room, claim.allowed)
     found = [out for batch in lanes.batches(conn, claim, room) for out in batch]
-    publishing.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
+    publishing.advance_watermark(conn, claim, watermark=claim.watermark, published=0, keep=False)
     return found
 
 
 def published(conn: Conn, job: int, room: int = 1_000) -> list[int]:
     """The items that a publisher publishes in a job's turn."""
     batch = claimed(conn, job, room)
-    publishing.settle_outbox(conn, batch)
+    publishing.confirm_outbox(conn, batch)
     return [out.item for out in batch]
 
 
-def in_lanes(conn: Conn, job: int) -> dict[int, str]:
+def items_by_lane(conn: Conn, job: int) -> dict[int, str]:
     return dict(conn.execute("SELECT item, lane FROM callboard.lanes WHERE job_id = %s ORDER BY 1", (job,)))
 
 
@@ -185,7 +185,7 @@ def test_what_is_parked_lost_or_held_by_a_dead_worker_frees_its_place(conn: Conn
     assert rescue(conn, worker) == 1
     make_worker(conn)
     assert published(conn, job) == [0]
-    assert in_lanes(conn, job) == {0: '"a"'}
+    assert items_by_lane(conn, job) == {0: '"a"'}
 
 
 # Publishers that vanish ---------------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def test_what_a_publisher_claimed_and_left_goes_again_as_suspect_in_the_place_it
     lapse(conn)
     again = claimed(conn, job)
     assert [(out.item, out.suspect) for out in again] == [(0, True), (2, True)]
-    publishing.settle_outbox(conn, again)
-    publishing.settle_outbox(conn, left)  # the first one comes to
+    publishing.confirm_outbox(conn, again)
+    publishing.confirm_outbox(conn, left)  # the first one comes to
     record(conn, job, {"succeeded": [0]})
     assert published(conn, job) == [1]
 
@@ -240,12 +240,12 @@ def test_a_publisher_whose_claim_was_taken_over_changes_nothing(conn: Conn) -> N
     with pytest.raises(TakenOver):
         list(lanes.batches(conn, frozen, 10))
     with pytest.raises(TakenOver):
-        set_aside(conn, frozen, 0, 4, [(0, "x")])
+        move_to_outbox(conn, frozen, 0, 4, [(0, "x")])
     assert (
         conn.execute("SELECT id, item, lane, claimed_until FROM callboard.outbox ORDER BY id").fetchall()
         == before
     )
-    assert in_lanes(conn, job) == {0: '"a"', 2: '"b"'}
+    assert items_by_lane(conn, job) == {0: '"a"', 2: '"b"'}
 
 
 def test_two_publishers_never_overfill_a_lane(conn: Conn, database_url: str) -> None:
@@ -307,9 +307,9 @@ def test_the_limit_is_widened_narrowed_and_taken_away_on_the_run(conn: Conn) -> 
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
     assert (claim.lane_by, claim.limited, claim.redo) == (None, False, 3)
-    rest = publishing.claim_redo(conn, claim, 10)
+    rest = publishing.claim_in_turn(conn, claim, 10)
     assert [(out.item, out.suspect) for out in rest] == [(3, False), (4, False), (5, False)]
-    publishing.settle_outbox(conn, rest)
+    publishing.confirm_outbox(conn, rest)
     record(conn, job, {"succeeded": [2, 3, 4, 5, 6]})
     assert status(conn, job)["state"] == "completed"
 
@@ -320,7 +320,7 @@ def test_lanes_that_go_by_another_argument_are_told_anew(conn: Conn) -> None:
     assert published(conn, job) == [0, 3]
     actions.limit(conn, job, ANNA, {"concurrency_by": "0=1"})
     assert published(conn, job) == []
-    assert in_lanes(conn, job) == {0: "0", 3: "1"}
+    assert items_by_lane(conn, job) == {0: "0", 3: "1"}
     record(conn, job, {"succeeded": [3]})
     assert published(conn, job) == [1]
     record(conn, job, {"succeeded": [0]})
@@ -348,12 +348,12 @@ def test_a_job_that_is_paused_in_the_middle_of_a_turn_publishes_nothing_more(con
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
     batches = lanes.batches(conn, claim, 10)
-    publishing.settle_outbox(conn, next(batches))
+    publishing.confirm_outbox(conn, next(batches))
     actions.pause(conn, job, ANNA)
     with pytest.raises(TakenOver):
         next(batches)
     assert status(conn, job)["pending"] == 2
-    publishing.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
+    publishing.advance_watermark(conn, claim, watermark=claim.watermark, published=0, keep=False)
     actions.resume(conn, job, ANNA)
     record(conn, job, {"succeeded": [0, 2]})
     assert published(conn, job) == [1, 3]
@@ -369,8 +369,8 @@ def test_a_cancelled_job_that_is_opened_again_has_its_lanes(conn: Conn, states: 
     conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h'")
     jobs.close_stopped(conn)
     assert status(conn, job)["state"] == "cancelled"
-    clear_lanes(conn)
-    assert in_lanes(conn, job) == {}
+    delete_ended_lanes(conn)
+    assert items_by_lane(conn, job) == {}
     sweep.drop_messages_of_stopped_jobs(conn)
     retry.retry(conn, job, ANNA, RetrySelection(states))
     first, second = ([1, 3], [2, 4]) if states == ["cancelled"] else ([0], [])
@@ -382,5 +382,5 @@ def test_a_cancelled_job_that_is_opened_again_has_its_lanes(conn: Conn, states: 
 def test_lanes_of_jobs_that_go_on_are_left_alone(conn: Conn) -> None:
     job = job_of(conn, "ab")
     assert published(conn, job) == [0, 1]
-    clear_lanes(conn)
-    assert in_lanes(conn, job) == {0: '"a"', 1: '"b"'}
+    delete_ended_lanes(conn)
+    assert items_by_lane(conn, job) == {0: '"a"', 1: '"b"'}

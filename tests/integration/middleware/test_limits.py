@@ -33,10 +33,10 @@ def publish(conn: Conn, job: int) -> int:
     if claim is None:
         return 0
     room = 1_000 if claim.allowed is None else claim.allowed
-    again = publishing.claim_redo(conn, claim, room)
-    publishing.settle_outbox(conn, again)
+    again = publishing.claim_in_turn(conn, claim, room)
+    publishing.confirm_outbox(conn, again)
     end = min(claim.total, claim.watermark + room - len(again))
-    publishing.publish_bulk(conn, claim, watermark=end, published=end - claim.watermark, keep=False)
+    publishing.advance_watermark(conn, claim, watermark=end, published=end - claim.watermark, keep=False)
     return len(again) + end - claim.watermark
 
 
@@ -212,7 +212,7 @@ def test_what_is_published_once_more_is_not_in_its_own_way(
     def claimed() -> bool:
         claim = publishing.claim_bulk(conn)
         if claim is not None:
-            found.extend(out.item for out in publishing.claim_redo(conn, claim, claim.allowed or 0))
+            found.extend(out.item for out in publishing.claim_in_turn(conn, claim, claim.allowed or 0))
         return bool(found)
 
     assert wait_until(claimed, 60)
@@ -254,7 +254,7 @@ def test_lower_priority_goes_first_and_may_be_changed(conn: Conn) -> None:
     claim = publishing.claim_bulk(conn)
     assert claim is not None
     assert claim.job == second
-    publishing.publish_bulk(conn, claim, watermark=0, published=0, keep=False)
+    publishing.advance_watermark(conn, claim, watermark=0, published=0, keep=False)
     actions.limit(conn, first, ANNA, {"priority": -1})
     claim = publishing.claim_bulk(conn)
     assert claim is not None
@@ -290,15 +290,15 @@ def test_what_waits_in_the_outbox_is_not_published_before_its_jobs_time(conn: Co
 
 def test_what_is_late_is_cancelled(conn: Conn) -> None:
     job = limited(conn, 5, deadline=timedelta(hours=1))
-    assert jobs.stop_late(conn) == []
+    assert jobs.stop_overdue_jobs(conn) == []
     conn.execute("UPDATE callboard.jobs SET deadline = now() WHERE id = %s", (job,))
-    assert jobs.stop_late(conn) == [job]
+    assert jobs.stop_overdue_jobs(conn) == [job]
     jobs.close_stopped(conn)
     found = status(conn, job)
     assert (found["state"], found["reason"]) == ("cancelled", "its deadline passed with 5 items to go")
     # Opened again it has no deadline any more.
     assert retry.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 5
-    assert jobs.stop_late(conn) == []
+    assert jobs.stop_overdue_jobs(conn) == []
     assert "deadline" not in status(conn, job)["limits"]
 
 
@@ -326,10 +326,10 @@ def test_what_fails_before_its_publisher_settled_it_is_in_flight_no_more_and_onc
     actions.limit(conn, job, ANNA, {"concurrency": 2})
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
-    batch = publishing.claim_redo(conn, claim, 2)
+    batch = publishing.claim_in_turn(conn, claim, 2)
     record(conn, job, {"retrying": [0, 1]}, attempt=2)
-    publishing.settle_outbox(conn, batch)
-    publishing.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
+    publishing.confirm_outbox(conn, batch)
+    publishing.advance_watermark(conn, claim, watermark=claim.watermark, published=0, keep=False)
     found = status(conn, job)
     assert (found["pending"], found["queued"], found["retrying"]) == (4, 0, 2)
     assert publish(conn, job) == 2
@@ -342,6 +342,6 @@ def test_a_plain_send_that_fails_before_its_publisher_settled_it_counts_as_publi
     send(conn, job, 1)
     batch = publishing.claim_outbox(conn, 10)
     record(conn, job, {"retrying": [1]})
-    publishing.settle_outbox(conn, batch)
+    publishing.confirm_outbox(conn, batch)
     found = status(conn, job)
     assert (found["pending"], found["queued"], found["retrying"]) == (0, 1, 1)

@@ -36,7 +36,7 @@ class Queue(StubTransport):
 @pytest.fixture
 def conn(database_url: str) -> Iterator[Conn]:
     with connect(database_url) as connection:
-        assert sweep.take_lease(connection, "sweep", LEADER, 600)
+        assert sweep.acquire_lease(connection, "sweep", LEADER, 600)
         yield connection
 
 
@@ -93,7 +93,7 @@ def test_what_waits_in_a_queue_is_left_alone(conn: Conn, search: LostMessageSear
     sent = make_job(conn, 0, sealed=False)
     for item in range(3):
         send(conn, sent, item)
-    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
     queue.ready = 13
     for done in range(9):
         look(conn, search, worker, times=2)
@@ -144,12 +144,12 @@ def test_a_plain_send_overtakes_in_its_own_queue_only(
     worker = make_worker(conn)
     job = make_job(conn, 0, sealed=False)
     send(conn, job, 0)
-    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
     queue.ready = 5
     look(conn, search, worker, times=1)
     send(conn, job, 1)
     conn.execute("UPDATE callboard.items SET queue = %s WHERE job_id = %s AND item = 1", (later, job))
-    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
     record(conn, job, {"succeeded": [1]}, worker=worker)
     look(conn, search, worker, times=4)
     assert sent_again(conn, job) == ([0] if found else [])
@@ -191,10 +191,10 @@ def test_who_has_not_the_lease_sends_nothing(conn: Conn, search: LostMessageSear
     conn.execute("UPDATE callboard.leases SET until = now() - interval '1 s'")
     look(conn, search, times=4)
     assert sent_again(conn, job) == []
-    assert sweep.take_lease(conn, "sweep", "another", 600)
+    assert sweep.acquire_lease(conn, "sweep", "another", 600)
     look(conn, search, times=4)
     assert sent_again(conn, job) == []
-    assert not sweep.keep_lease(conn, "sweep", LEADER, 600)
+    assert not sweep.renew_lease(conn, "sweep", LEADER, 600)
 
 
 def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:

@@ -14,7 +14,7 @@ def turn(conn: Conn, *, publish: int = 1) -> int | None:
     if claim is None:
         return None
     reached = claim.watermark + publish
-    publishing.publish_bulk(conn, claim, watermark=reached, published=publish, keep=False)
+    publishing.advance_watermark(conn, claim, watermark=reached, published=publish, keep=False)
     return claim.job
 
 
@@ -62,7 +62,9 @@ def test_a_job_that_got_nothing_published_keeps_its_turn(conn: Conn) -> None:
     claim = publishing.claim_bulk(conn)
     assert claim is not None
     assert claim.job == first
-    publishing.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=True)
+    publishing.advance_watermark(
+        conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=True
+    )
     assert [turn(conn), turn(conn)] == [first, second]
 
 

@@ -63,7 +63,7 @@ def test_a_planner_that_can_not_be_told_keeps_nothing_from_being_stored(
     def fails(_: Any) -> None:
         raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
 
-    monkeypatch.setattr(sweep_writes, "analyze_grown", fails)
+    monkeypatch.setattr(sweep_writes, "analyze_grown_tables", fails)
     assert callboard.submit("work", range(CHUNK + 1)).status()["total"] == CHUNK + 1
 
 

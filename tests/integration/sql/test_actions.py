@@ -113,9 +113,9 @@ def test_a_publisher_at_work_stops_where_it_is(conn: Conn) -> None:
     job = make_job(conn, 100, published=0)
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
-    assert publishing.publish_bulk(conn, claim, watermark=10, published=10, keep=True)
+    assert publishing.advance_watermark(conn, claim, watermark=10, published=10, keep=True)
     writes.pause(conn, job, ANNA)
-    assert not publishing.publish_bulk(conn, claim, watermark=20, published=10, keep=True)
+    assert not publishing.advance_watermark(conn, claim, watermark=20, published=10, keep=True)
     assert parts(conn, job) == {"pending": 80, "queued": 20}
     assert publishing.claim_bulk(conn, job=job) is None
     writes.resume(conn, job, ANNA)
@@ -132,9 +132,9 @@ def test_parked_messages_are_published_in_their_jobs_turn_and_in_order(conn: Con
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
     assert claim.redo == 3
-    again = publishing.claim_redo(conn, claim, 2)
+    again = publishing.claim_in_turn(conn, claim, 2)
     assert [(out.item, out.attempt, out.suspect) for out in again] == [(2, 1, True), (4, 1, True)]
-    publishing.settle_outbox(conn, again)
+    publishing.confirm_outbox(conn, again)
     assert parts(conn, job) == {"pending": 5, "queued": 5} == listed(conn, job)
 
 
@@ -146,12 +146,12 @@ def test_a_message_parked_before_its_publisher_settled_it_is_not_lost(conn: Conn
     (sent,) = publishing.claim_outbox(conn, 10)
     claims.park(conn, [(job, 0, 1)])
     assert parts(conn, job) == {"pending": 1}
-    publishing.settle_outbox(conn, [sent])
+    publishing.confirm_outbox(conn, [sent])
     assert parts(conn, job) == {"pending": 1}
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
     assert claim.queue == "default"
-    assert [out.item for out in publishing.claim_redo(conn, claim, 10)] == [0]
+    assert [out.item for out in publishing.claim_in_turn(conn, claim, 10)] == [0]
 
 
 def test_copies_that_two_workers_park_at_once_are_kept_once(conn: Conn, database_url: str) -> None:
@@ -181,7 +181,7 @@ def test_a_retry_that_was_published_is_parked_as_what_it_is(conn: Conn) -> None:
     (out,) = publishing.claim_outbox(conn, 10)
     claims.park(conn, [(job, 0, 2)])
     assert parts(conn, job) == {"pending": 1}
-    publishing.settle_outbox(conn, [out])
+    publishing.confirm_outbox(conn, [out])
     assert parts(conn, job) == {"pending": 1}
 
 
@@ -248,7 +248,7 @@ def test_a_dead_letter_that_waits_becomes_the_retrys_message(conn: Conn) -> None
     assert retry.retry(conn, job, ANNA, FAILED) == 4
     assert status(conn, job)["crashes"] == 0
     assert conn.execute(rows).fetchall() == [(n, 2, False, True) for n in range(4)]
-    publishing.settle_outbox(conn, claimed)  # the publisher of the dead letters takes no row away
+    publishing.confirm_outbox(conn, claimed)  # the publisher of the dead letters takes no row away
     assert conn.execute(rows).fetchall() == [(n, 2, False, True) for n in range(4)]
     assert parts(conn, job) == {"pending": 4} == listed(conn, job)
 
@@ -262,7 +262,7 @@ def test_an_item_goes_on_that_failed_while_it_was_parked_too(conn: Conn) -> None
     assert retry.retry(conn, job, ANNA, RetrySelection()) == 1
     claim = publishing.claim_bulk(conn)
     assert claim is not None
-    assert [(out.item, out.attempt, out.dead) for out in publishing.claim_redo(conn, claim, 10)] == [
+    assert [(out.item, out.attempt, out.dead) for out in publishing.claim_in_turn(conn, claim, 10)] == [
         (0, 2, False)
     ]
 
@@ -299,7 +299,7 @@ def test_what_ran_before_its_publisher_settled_it_counts_as_published_when_it_is
     record(conn, job, {"failed": [0]})
     assert retry.retry(conn, job, ANNA, RetrySelection()) == 1
     assert queries.run(conn, queries.verify())["drift"] == []
-    publishing.settle_outbox(conn, [sent])
+    publishing.confirm_outbox(conn, [sent])
     assert queries.run(conn, queries.verify())["drift"] == []
     assert parts(conn, job) == {"pending": 1}
 
@@ -352,7 +352,7 @@ def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
     assert (claim.watermark, claim.redo) == (80, 50)
-    again = publishing.claim_redo(conn, claim, 100)
+    again = publishing.claim_in_turn(conn, claim, 100)
     assert {(out.item, out.suspect) for out in again} == {(item, True) for item in range(30, 80)}
     # Those that waited for a retry are at their second attempt.
     assert [out.attempt for out in again] == [2, 2, 2] + [1] * 47
@@ -370,7 +370,10 @@ def test_of_a_cancelled_job_only_what_is_chosen_goes_on(conn: Conn) -> None:
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
     assert claim.watermark == claim.total
-    assert [(out.item, out.attempt) for out in publishing.claim_redo(conn, claim, 10)] == [(20, 2), (99, 1)]
+    assert [(out.item, out.attempt) for out in publishing.claim_in_turn(conn, claim, 10)] == [
+        (20, 2),
+        (99, 1),
+    ]
     record(conn, job, {"succeeded": [20]}, attempt=2)
     record(conn, job, {"failed": [99]})
     found = status(conn, job)

@@ -15,7 +15,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, sweep
-from callboard.sql.writes.lanes import clear_lanes
+from callboard.sql.writes.lanes import delete_ended_lanes
 from callboard.sql.writes.requests import NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.integration.sql.test_record import Tracking, drift, event
@@ -96,7 +96,7 @@ class Controlled(Tracking):
     @rule(data=st.data())
     def be_late(self, data: st.DataObject) -> None:
         self._say(lambda job: actions.limit(self.conn, job, US, {"deadline": "0s"}), data)
-        jobs.stop_late(self.conn)
+        jobs.stop_overdue_jobs(self.conn)
 
     def _say(self, say: Any, data: st.DataObject) -> None:
         with suppress(NotPossible):
@@ -147,10 +147,10 @@ class Controlled(Tracking):
         if claim.lane_by is not None:
             self._publish_by_lane(claim, vanishes)
             return
-        due = publishing.claim_redo(self.conn, claim, 10)
+        due = publishing.claim_in_turn(self.conn, claim, 10)
         self.messages += due
         self.unsettled += due
-        publishing.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
+        publishing.advance_watermark(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
 
     def _publish_by_lane(self, claim: BulkClaim, vanishes: bool) -> None:
         """What is claimed may be sent, and settled later or never; its publisher gives the job back, or vanishes."""
@@ -167,7 +167,7 @@ class Controlled(Tracking):
                 "UPDATE callboard.jobs SET publish_until = now() - interval '1 s' WHERE id = %s", (claim.job,)
             )
         else:
-            publishing.publish_bulk(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
+            publishing.advance_watermark(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
 
     def _lanes(self, job: int) -> dict[int, str]:
         rows = self.conn.execute("SELECT item, lane FROM callboard.lanes WHERE job_id = %s", (job,))
@@ -175,7 +175,7 @@ class Controlled(Tracking):
 
     @rule()
     def lanes_of_jobs_that_are_over_are_cleared(self) -> None:
-        clear_lanes(self.conn)
+        delete_ended_lanes(self.conn)
 
     @rule()
     def drop_messages_of_stopped_jobs(self) -> None:
@@ -242,12 +242,12 @@ class Controlled(Tracking):
         found = (
             [out for batch in lanes.batches(self.conn, claim, 100) for out in batch]
             if laned
-            else publishing.claim_redo(self.conn, claim, 100)
+            else publishing.claim_in_turn(self.conn, claim, 100)
         )
-        publishing.settle_outbox(self.conn, found)
+        publishing.confirm_outbox(self.conn, found)
         bulk = [] if laned else publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
         reached = claim.watermark if laned else claim.total
-        publishing.publish_bulk(self.conn, claim, watermark=reached, published=len(bulk), keep=False)
+        publishing.advance_watermark(self.conn, claim, watermark=reached, published=len(bulk), keep=False)
         return [*found, *bulk]
 
 

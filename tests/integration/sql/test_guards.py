@@ -217,7 +217,7 @@ def claimed(conn: Conn, job: int) -> list[Outgoing]:
 def test_a_message_that_is_settled_after_its_outcome(then: OutcomeState, scene: Scene) -> None:
     job = make_job(scene.conn, 1)
     out = claimed(scene.conn, job)
-    scene.after(ends(job, then, 2), lambda c: publishing.settle_outbox(c, out))
+    scene.after(ends(job, then, 2), lambda c: publishing.confirm_outbox(c, out))
     assert scene.one(OUTBOX) == ((3, False, False) if then == "retrying" else None)
     assert scene.one(ITEM) == (then, 3 if then == "retrying" else 2)
     assert scene.drift == []
@@ -226,7 +226,7 @@ def test_a_message_that_is_settled_after_its_outcome(then: OutcomeState, scene: 
 def test_a_message_that_is_settled_after_it_was_parked(scene: Scene) -> None:
     job = make_job(scene.conn, 1)
     out = claimed(scene.conn, job)
-    scene.after(parks(job, 2), lambda c: publishing.settle_outbox(c, out))
+    scene.after(parks(job, 2), lambda c: publishing.confirm_outbox(c, out))
     assert scene.one(OUTBOX) == (2, True, False)
     assert scene.one(ITEM) == ("waiting", 2)
     assert scene.drift == []
@@ -235,7 +235,7 @@ def test_a_message_that_is_settled_after_it_was_parked(scene: Scene) -> None:
 def test_an_outcome_after_its_message_is_settled(scene: Scene) -> None:
     job = make_job(scene.conn, 1)
     out = claimed(scene.conn, job)
-    scene.after(lambda c: publishing.settle_outbox(c, out), ends(job, "retrying", 2))
+    scene.after(lambda c: publishing.confirm_outbox(c, out), ends(job, "retrying", 2))
     assert scene.one(OUTBOX) == (3, False, False)
     assert scene.one("SELECT retrying, retries FROM callboard.jobs") == (1, 2)
     assert scene.drift == []
@@ -259,7 +259,7 @@ def test_a_message_that_is_given_back_after_it_was_settled(scene: Scene) -> None
     job = make_job(scene.conn, 1)
     out = claimed(scene.conn, job)
     assert (
-        scene.after(lambda c: publishing.settle_outbox(c, out), waiting_for("release_outbox", rows_of(out)))
+        scene.after(lambda c: publishing.confirm_outbox(c, out), waiting_for("release_outbox", rows_of(out)))
         == 0
     )
     assert scene.one(OUTBOX) is None
@@ -330,7 +330,7 @@ def laned(conn: Conn) -> BulkClaim:
 def test_an_item_that_is_set_aside_after_its_outcome(then: OutcomeState, scene: Scene) -> None:
     """Sent by a publisher before, whose claim lapsed."""
     claim = laned(scene.conn)
-    aside = scene.after(ends(claim.job, then), lambda c: lanes.set_aside(c, claim, 0, 1, [(0, "a")]))
+    aside = scene.after(ends(claim.job, then), lambda c: lanes.move_to_outbox(c, claim, 0, 1, [(0, "a")]))
     assert aside == 0
     assert scene.one(OUTBOX) == (None if then == "succeeded" else (2, False, False))
     assert scene.drift == []
@@ -338,7 +338,7 @@ def test_an_item_that_is_set_aside_after_its_outcome(then: OutcomeState, scene: 
 
 def test_two_publishers_of_a_lane_claim_a_message_once(scene: Scene) -> None:
     claim = laned(scene.conn)
-    lanes.set_aside(scene.conn, claim, 0, 1, [(0, "a")])
+    lanes.move_to_outbox(scene.conn, claim, 0, 1, [(0, "a")])
     given = {"job": claim.job, "width": 1, "limit": 10, "lease": 60.0}
     second = waiting_for("claim_lanes", given)
     found: list[Any] = []
@@ -352,7 +352,7 @@ def test_two_publishers_of_a_lane_claim_a_message_once(scene: Scene) -> None:
 
 def test_a_lane_is_claimed_after_its_message_became_that_of_a_retry(scene: Scene) -> None:
     claim = laned(scene.conn)
-    lanes.set_aside(scene.conn, claim, 0, 1, [(0, "a")])
+    lanes.move_to_outbox(scene.conn, claim, 0, 1, [(0, "a")])
     given = {"job": claim.job, "width": 1, "limit": 10, "lease": 60.0}
     late = ends(claim.job, "retrying")
 

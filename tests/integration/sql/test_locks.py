@@ -109,7 +109,7 @@ def test_messages_that_are_woken_and_a_flush(conn: Conn, database_url: str) -> N
         claims.postpone(conn, job, item, 1, "work")
     reverse_rows(conn, "items", "outbox")
     make_worker(conn)
-    meet(database_url, MIDDLE, [job], ends(job, range(3)), claims.wake_postponed)
+    meet(database_url, MIDDLE, [job], ends(job, range(3)), claims.make_postponed_due)
     assert drift(conn) == []
 
 
@@ -145,7 +145,7 @@ def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> 
     aside = [(item, "") for item in range(3)]
     meet(
         database_url, "running WHERE job_id = %s", [job], ends(job, [1], worker=worker, ran=True),
-        lambda c: lanes.set_aside(c, claim, 0, 3, aside),
+        lambda c: lanes.move_to_outbox(c, claim, 0, 3, aside),
     )  # fmt: skip
     assert drift(conn) == []
 
@@ -171,10 +171,10 @@ def test_lanes_of_what_is_over_and_a_job_that_leaves(conn: Conn, database_url: s
         "INSERT INTO callboard.lanes SELECT job_id, item, '' FROM callboard.items ORDER BY item DESC"
     )
     ends(job, range(3), ok=True)(conn)
-    assert retention.mark(conn, [job])
+    assert retention.mark_deleted(conn, [job])
     meet(
         database_url, "lanes WHERE job_id = %s AND item = 1", [job],
-        lambda c: list(retention.clear(c, job)), lanes.clear_lanes,
+        lambda c: list(retention.delete_rows(c, job)), lanes.delete_ended_lanes,
     )  # fmt: skip
     assert conn.execute("SELECT count(*) FROM callboard.lanes").fetchone() == (0,)
 
@@ -200,7 +200,7 @@ def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, databas
     end = Event(job, 0, 2, "succeeded", 0.1, now, 1)
     with ThreadPoolExecutor(1) as pool, connect(database_url) as other:
         with conn.transaction():
-            publishing.settle_outbox(conn, out)
+            publishing.confirm_outbox(conn, out)
             recorded = pool.submit(outcomes.record, other, [end], now)
             assert wait_until(lambda: waiting(database_url) == 1, 60)
         assert [told.state for told in recorded.result(60)] == ["completed"]
@@ -215,7 +215,7 @@ def stop(conn: Conn, job: int) -> None:
     actions.cancel(conn, job, BY)
     conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h'")
     close_stopped(conn)
-    stages.follow(conn)
+    stages.update_parents(conn)
 
 
 def test_a_retry_and_what_a_cancelled_job_still_had_in_hand(conn: Conn, database_url: str) -> None:
@@ -240,7 +240,7 @@ def test_a_retry_and_a_dead_letter_that_is_settled(conn: Conn, database_url: str
     out = publishing.claim_outbox(conn, 10)
     assert [one.dead for one in out] == [True, True]
     meet(
-        database_url, MIDDLE, [job], lambda c: publishing.settle_outbox(c, out),
+        database_url, MIDDLE, [job], lambda c: publishing.confirm_outbox(c, out),
         lambda c: retry.retry(c, job, BY, RetrySelection()),
     )  # fmt: skip
     assert broken_deadlocks(conn) == 0
@@ -253,11 +253,11 @@ def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: s
     in_outbox(conn, job)
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
-    out = publishing.claim_redo(conn, claim, 3)
-    publishing.publish_bulk(conn, claim, watermark=3, published=0, keep=False)
+    out = publishing.claim_in_turn(conn, claim, 3)
+    publishing.advance_watermark(conn, claim, watermark=3, published=0, keep=False)
     stop(conn, job)
     meet(
-        database_url, MIDDLE, [job], lambda c: publishing.settle_outbox(c, out),
+        database_url, MIDDLE, [job], lambda c: publishing.confirm_outbox(c, out),
         lambda c: retry.retry(c, job, BY, RetrySelection(("cancelled",))),
     )  # fmt: skip
     assert broken_deadlocks(conn) == 0
@@ -291,12 +291,12 @@ def test_a_job_of_stages_and_late_outcomes(what: str, conn: Conn, database_url: 
     parent, jobs = staged(conn)
     reverse_rows(conn, "jobs")
     steps: dict[str, Step] = {
-        "leaves": lambda c: retention.mark(c, [parent]),
-        "is due": lambda c: retention.mark_due(c, 0.0),
+        "leaves": lambda c: retention.mark_deleted(c, [parent]),
+        "is due": lambda c: retention.mark_expired(c, 0.0),
         "is retried": lambda c: retry.retry(c, parent, BY, RetrySelection(("cancelled",))),
     }
     meet(database_url, "jobs WHERE id = %s", [jobs[1]], late(jobs), steps[what])
     assert broken_deadlocks(conn) == 0
     if what == "is due":
-        assert retention.mark_due(conn, 0.0) == [parent, *jobs]
+        assert retention.mark_expired(conn, 0.0) == [parent, *jobs]
     assert drift(conn) == []

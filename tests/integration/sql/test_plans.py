@@ -109,7 +109,7 @@ class Stage:
         record(self.conn, self.limited, {"retrying": range(SOME, MANY // 2)}, delay=0.0, worker=self.worker)
         claim = claim_of(self.conn, self.laned)
         start = claim.watermark
-        lanes.set_aside(self.conn, claim, start, MANY, [(n, str(n % 50)) for n in range(start, MANY)])
+        lanes.move_to_outbox(self.conn, claim, start, MANY, [(n, str(n % 50)) for n in range(start, MANY)])
         for _ in range(5):
             make_job(self.conn, MANY // 5)
         for statement in OLD:
@@ -173,18 +173,20 @@ def _bulk_items(conn: Conn, stage: Stage) -> None:
 
 def _publish_bulk(conn: Conn, stage: Stage) -> None:
     claim = claim_of(conn, stage.bulk)
-    publishing.publish_bulk(conn, claim, watermark=claim.watermark, published=0, keep=False)
+    publishing.advance_watermark(conn, claim, watermark=claim.watermark, published=0, keep=False)
 
 
 def _set_aside(conn: Conn, stage: Stage) -> None:
     claim = claim_of(conn, stage.laned)
     start = claim.watermark
-    lanes.set_aside(conn, claim, start, start + 1, [(start, "a")])
+    lanes.move_to_outbox(conn, claim, start, start + 1, [(start, "a")])
 
 
 def _tell_lanes(conn: Conn, stage: Stage) -> None:
     claim = claim_of(conn, stage.laned)
-    lanes.tell_lanes(conn, claim, [(number, "b") for number, _ in lanes.unlaned(conn, claim, SOME)])
+    lanes.set_lanes(
+        conn, claim, [(number, "b") for number, _ in lanes.messages_without_lane(conn, claim, SOME)]
+    )
 
 
 def _add_items(conn: Conn, stage: Stage) -> None:
@@ -205,26 +207,26 @@ def _report_running(conn: Conn, stage: Stage) -> None:
 
 
 def _overtaken(conn: Conn, _: Stage) -> None:
-    mark = sweep.mark_jobs(conn, 20)
+    mark = sweep.publish_mark(conn, 20)
     assert mark is not None
-    sweep.overtaken(conn, "default", mark)
+    sweep.passed_mark(conn, "default", mark)
 
 
 #: Of the many that fare so.
-HARMED = ("bulk_items", "settle_outbox")
+HARMED = ("bulk_items", "confirm_outbox")
 #: With a plan for any LIMIT, which PostgreSQL keeps only where it costs no more, all that waits is sorted; the last two
 #: look at each lane, and at every message.
 READS_MUCH = {
-    "claim_redo", "claim_outbox", "settle_outbox", "release_outbox", "tell_lanes", "claim_lanes",
+    "claim_in_turn", "claim_outbox", "confirm_outbox", "release_outbox", "set_lanes", "claim_lanes",
     "drop_messages_of_stopped_jobs",
 }  # fmt: skip
 Try = Callable[[Conn, Stage], object]
 TRIED: dict[str, Try] = {
     "record": _record,
     "claim_item": lambda c, s: claims.claim_item(c, s.bulk, s.first + 1, 1, s.worker),
-    "give_back": lambda c, s: claims.give_back(c, s.bulk, s.first + 2, s.worker),
+    "release_item": lambda c, s: claims.release_item(c, s.bulk, s.first + 2, s.worker),
     "postpone": lambda c, s: claims.postpone(c, s.bulk, s.first + 3, 1, "work"),
-    "wake_postponed": lambda c, _: claims.wake_postponed(c),
+    "make_postponed_due": lambda c, _: claims.make_postponed_due(c),
     "report_running": _report_running,
     "report_stacks": _report_stacks,
     "touch_jobs": lambda c, s: outcomes.touch_jobs(c, {s.bulk: "a step", s.plain: None}),
@@ -232,39 +234,39 @@ TRIED: dict[str, Try] = {
     "park": lambda c, s: claims.park(c, [(s.limited, item, 2 if s.first else 1) for item in s.some]),
     "beat": lambda c, s: workers.beat(c, s.worker, [(s.bulk, 1)]),
     "dead_workers": lambda c, _: workers.dead_workers(c),
-    "held_by": lambda c, s: workers.held_by(c, s.worker + 1),
+    "running_rows": lambda c, s: workers.running_rows(c, s.worker + 1),
     "standing_job": lambda c, _: sends.standing_job(c, "work", "default"),
     "items_by_key": lambda c, s: sends.items_by_key(c, [(s.plain, f"k-{n}") for n in s.some]),
-    "earlier_items": lambda c, s: sends.earlier_items(c, [("work", f"k-{n}") for n in s.some]),
+    "items_of_earlier_days": lambda c, s: sends.items_of_earlier_days(c, [("work", f"k-{n}") for n in s.some]),
     "add_items": _add_items,
-    "keep_submitting": lambda c, s: submission.keep_submitting(c, [s.plain]),
+    "renew_submissions": lambda c, s: submission.renew_submissions(c, [s.plain]),
     "claim_bulk": lambda c, _: publishing.claim_bulk(c),
-    "claim_redo": lambda c, s: publishing.claim_redo(c, claim_of(c, s.limited), SOME),
+    "claim_in_turn": lambda c, s: publishing.claim_in_turn(c, claim_of(c, s.limited), SOME),
     "bulk_items": _bulk_items,
-    "publish_bulk": _publish_bulk,
+    "advance_watermark": _publish_bulk,
     "claim_outbox": lambda c, _: _claimed(c),
-    "settle_outbox": lambda c, _: publishing.settle_outbox(c, _claimed(c)),
+    "confirm_outbox": lambda c, _: publishing.confirm_outbox(c, _claimed(c)),
     "release_outbox": lambda c, _: publishing.release_outbox(c, _claimed(c), pause=1.0),
-    "set_aside": _set_aside,
+    "move_to_outbox": _set_aside,
     "claim_lanes": lambda c, s: lanes.claim_lanes(c, claim_of(c, s.laned), SOME),
-    "tell_lanes": _tell_lanes,
-    "in_lanes": lambda c, s: lanes.in_lanes(c, claim_of(c, s.laned)),
-    "clear_lanes": lambda c, _: lanes.clear_lanes(c),
-    "stop_late": lambda c, _: jobs.stop_late(c),
+    "set_lanes": _tell_lanes,
+    "items_in_flight": lambda c, s: lanes.items_in_flight(c, claim_of(c, s.laned)),
+    "delete_ended_lanes": lambda c, _: lanes.delete_ended_lanes(c),
+    "stop_overdue_jobs": lambda c, _: jobs.stop_overdue_jobs(c),
     "close_stopped": lambda c, _: jobs.close_stopped(c),
     "close_jobs": lambda c, _: jobs.close_jobs(c),
-    "break_abandoned": lambda c, _: submission.break_abandoned(c),
-    "sealable_jobs": lambda c, _: sweep.sealable_jobs(c),
+    "fail_abandoned_submissions": lambda c, _: submission.fail_abandoned_submissions(c),
+    "standing_jobs_to_seal": lambda c, _: sweep.standing_jobs_to_seal(c),
     "sample_jobs": lambda c, _: sweep.sample_jobs(c),
     "drop_messages_of_stopped_jobs": lambda c, _: sweep.drop_messages_of_stopped_jobs(c),
-    "jobs_out": lambda c, _: sweep.jobs_out(c, 10.0),
+    "jobs_in_flight": lambda c, _: sweep.jobs_in_flight(c, 10.0),
     "unheld_items": lambda c, s: sweep.unheld_items(c, s.bulk, SOME, low=s.first, high=s.first + 50),
-    "oldest_beat": lambda c, _: sweep.oldest_beat(c),
-    "overtaken": _overtaken,
+    "oldest_heartbeat_seconds": lambda c, _: sweep.oldest_heartbeat_seconds(c),
+    "passed_mark": _overtaken,
     "republish": lambda c, s: sweep.republish(c, s.bulk, [(item, 1) for item in s.some]),
-    "follow": lambda c, _: stages.follow(c),
+    "follow": lambda c, _: stages.update_parents(c),
     "claim_callbacks": lambda c, _: callbacks.claim_callbacks(c, webhooks=True, limit=SOME),
-    "mark_due": lambda c, _: retention.mark_due(c, 1e9),
+    "mark_due": lambda c, _: retention.mark_expired(c, 1e9),
     "job": lambda c, s: queries.run(c, queries.job(s.bulk)),
     "jobs": lambda c, _: queries.run(c, queries.jobs(limit=SOME)),
     "items": lambda c, s: queries.run(c, queries.items(s.bulk, after=s.first, limit=SOME)),
@@ -374,9 +376,9 @@ def fill(conn: Conn) -> None:
 
 def test_the_planner_is_told_of_a_table_once_it_has_grown(conn: Conn) -> None:
     fill(conn)
-    sweep.analyze_grown(conn)
+    sweep.analyze_grown_tables(conn)
     assert stale(conn) == []
-    sweep.analyze_grown(conn)
+    sweep.analyze_grown_tables(conn)
     times = "SELECT analyze_count FROM pg_stat_user_tables WHERE relname = 'items'"
     wait_until(lambda: conn.execute(times).fetchone() == (1,), timeout=10)
 
@@ -386,9 +388,9 @@ def test_a_table_that_somebody_vacuums_is_not_waited_for(conn: Conn, database_ur
     with connect(database_url) as other, other.transaction():
         other.execute("LOCK TABLE callboard.items IN SHARE UPDATE EXCLUSIVE MODE")
         conn.execute("SET lock_timeout = '1ms'")
-        sweep.analyze_grown(conn)
+        sweep.analyze_grown_tables(conn)
         assert stale(conn) == ["items"]
-    sweep.analyze_grown(conn)
+    sweep.analyze_grown_tables(conn)
     assert stale(conn) == []
 
 
@@ -400,6 +402,6 @@ def test_who_does_not_own_the_tables_does_not_try(conn: Conn) -> None:
         conn.execute("CREATE ROLE stagehand")
         conn.execute("GRANT USAGE ON SCHEMA callboard TO stagehand")
         conn.execute("SET LOCAL ROLE stagehand")
-        sweep.analyze_grown(conn)
+        sweep.analyze_grown_tables(conn)
     assert said == []
     assert stale(conn) == ["items"]

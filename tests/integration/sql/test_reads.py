@@ -118,7 +118,7 @@ def test_an_item_in_the_outbox_is_pending_until_it_is_published(conn: Conn) -> N
     send(conn, job, 2)
     assert listed(conn, job, "pending") == [2]
     assert counts(conn, job)["pending"] == 1
-    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
     assert listed(conn, job, "queued") == [0, 1, 2]
     assert counts(conn, job)["queued"] == 3
 
@@ -250,14 +250,14 @@ def test_a_job_of_several_actors_names_the_one_that_nobody_has(conn: Conn) -> No
     gone = make_worker(conn, "mail")
     job = make_job(conn, 0, sealed=False)
     send(conn, job, 0, actor="mail")
-    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
     age(conn, job, 42)
     assert stalled(conn, job) == "nothing has moved for 42 s"
     workers.stop_worker(conn, gone)
     assert claims.postpone(conn, job, 0, 1, "mail")
     assert stalled(conn, job) == "no worker that is alive has the actor mail"
     make_worker(conn, "mail")
-    claims.wake_postponed(conn)
+    claims.make_postponed_due(conn)
     assert stalled(conn, job) == "nothing has moved for 42 s"
 
 

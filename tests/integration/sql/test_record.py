@@ -94,13 +94,13 @@ class Tracking(RuleBasedStateMachine):
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), sure=st.integers(0, 4))
-    def publish_bulk(self, data: st.DataObject, sure: int) -> None:
+    def advance_watermark(self, data: st.DataObject, sure: int) -> None:
         """Sent; confirmed up to somewhere. A publisher whose claim was taken over comes too late."""
         claim, batch = self.claims.pop(data.draw(st.integers(0, len(self.claims) - 1)))
         self.messages += batch
         done = batch[:sure]
         whole = len(done) == len(batch)
-        publishing.publish_bulk(
+        publishing.advance_watermark(
             self.conn, claim, watermark=claim.total if whole else batch[sure].item, published=len(done),
             suspect_below=0 if whole else claim.total, keep=False,
         )  # fmt: skip
@@ -123,12 +123,12 @@ class Tracking(RuleBasedStateMachine):
 
     @precondition(lambda self: self.unsettled)
     @rule(data=st.data(), twice=st.booleans())
-    def settle_outbox(self, data: st.DataObject, twice: bool) -> None:
+    def confirm_outbox(self, data: st.DataObject, twice: bool) -> None:
         some = data.draw(st.lists(st.sampled_from(self.unsettled), unique_by=id, min_size=1))
         self.unsettled = [out for out in self.unsettled if out not in some]
-        publishing.settle_outbox(self.conn, some)
+        publishing.confirm_outbox(self.conn, some)
         if twice:
-            publishing.settle_outbox(self.conn, some)
+            publishing.confirm_outbox(self.conn, some)
 
     @rule()
     def outbox_claims_lapse(self) -> None:
@@ -308,10 +308,12 @@ class Tracking(RuleBasedStateMachine):
         found: list[Outgoing] = []
         while (claim := publishing.claim_bulk(self.conn)) is not None and claim.lane_by is None:
             batch = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
-            publishing.publish_bulk(self.conn, claim, watermark=claim.total, published=len(batch), keep=False)
+            publishing.advance_watermark(
+                self.conn, claim, watermark=claim.total, published=len(batch), keep=False
+            )
             found += batch
         due = publishing.claim_outbox(self.conn, 100)
-        publishing.settle_outbox(self.conn, due)
+        publishing.confirm_outbox(self.conn, due)
         self._run(worker, [*found, *due])
         for job in self.jobs:
             lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(self.conn, job, 100)]
@@ -346,7 +348,7 @@ def test_a_message_that_is_confirmed_twice_at_once_counts_once(conn: Conn) -> No
         lock_jobs(conn, [job])
         sends.add_items(conn, [(0, replace(CHILD, job=job))], publishing=False)
     (out,) = publishing.claim_outbox(conn, 1)
-    publishing.settle_outbox(conn, [out, replace(out), replace(out, attempt=0)])
+    publishing.confirm_outbox(conn, [out, replace(out), replace(out, attempt=0)])
     assert drift(conn) == []
     assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (1,)
     assert conn.execute("SELECT FROM callboard.outbox").fetchall() == []
@@ -373,7 +375,7 @@ def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, datab
 def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trace(
     conn: Conn, database_url: str
 ) -> None:
-    """settle_outbox waits for the flush, and the flush's state is what it then moves, or doesn't."""
+    """confirm_outbox waits for the flush, and the flush's state is what it then moves, or doesn't."""
     job = make_job(conn, 1)
     record(conn, job, {"retrying": [0]}, delay=0.0)
     due = publishing.claim_outbox(conn, 10)
@@ -381,7 +383,7 @@ def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trac
     with connect(database_url) as blocking, ThreadPoolExecutor(1) as pool:
         with blocking.transaction():
             outcomes.record(blocking, [event(job, 0, 2, "succeeded", 1)], time.monotonic())
-            blocked = pool.submit(publishing.settle_outbox, conn, due)
+            blocked = pool.submit(publishing.confirm_outbox, conn, due)
             assert wait_until(lambda: waits(database_url), 60)
         blocked.result(60)
     assert drift(conn) == []
@@ -528,9 +530,9 @@ def test_only_one_publisher_has_a_job_and_a_late_one_moves_nothing(database_url:
     successor = publishing.claim_bulk(conn)
     assert successor is not None
     assert successor.suspect_below == timings.PUBLISH_WINDOW_ITEMS
-    assert not publishing.publish_bulk(conn, claims[0], watermark=10, published=10, keep=False)
+    assert not publishing.advance_watermark(conn, claims[0], watermark=10, published=10, keep=False)
     assert all(out.suspect for out in publishing.bulk_items(conn, successor, 0, 10))
-    assert publishing.publish_bulk(conn, successor, watermark=10, published=10, keep=False)
+    assert publishing.advance_watermark(conn, successor, watermark=10, published=10, keep=False)
     assert (queries.run(conn, queries.job(job)) or {})["queued"] == 10
     assert drift(conn) == []
 

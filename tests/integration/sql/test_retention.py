@@ -40,7 +40,7 @@ from callboard.sql.writes import (
 )
 from callboard.sql.writes import retention as deletion
 from callboard.sql.writes import stages as staged
-from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop_late
+from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop_overdue_jobs
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web import create_app
@@ -67,7 +67,7 @@ def ended(conn: Conn, items: int = 10, *, days: float = 0.0, keep: str | None = 
     if keep is not None:
         actions.limit(conn, job, ANNA, {"keep": keep})
     record(conn, job, {"retrying": [0], "failed": [1], "skipped": [2]}, delay=0.0)
-    publishing.settle_outbox(conn, publishing.claim_outbox(conn, 10))
+    publishing.confirm_outbox(conn, publishing.claim_outbox(conn, 10))
     record(conn, job, {"failed": [0]}, attempt=2)
     sweep.sample_jobs(conn)
     record(conn, job, {"succeeded": range(3, items)})
@@ -92,14 +92,14 @@ def test_who_is_to_be_called_is_called_before_its_job_leaves(conn: Conn) -> None
     conn.execute(
         "UPDATE callboard.callbacks AS c SET ended_at = j.finished_at FROM callboard.jobs AS j WHERE j.id = c.job_id"
     )
-    assert deletion.mark_due(conn, None) == []
+    assert deletion.mark_expired(conn, None) == []
     called = callbacks.claim_callbacks(conn, webhooks=False, limit=10)
     assert [callback.job for callback in called] == jobs
     for callback in called[:2]:
         assert payload(conn, callback)["limits"] == {"keep": "1s" if callback.job == jobs[0] else "forever"}
-        callbacks.settle_callback(conn, callback)
-    assert deletion.mark_due(conn, None) == jobs[:1]
-    assert deletion.mark(conn, [jobs[2]])
+        callbacks.mark_delivered(conn, callback)
+    assert deletion.mark_expired(conn, None) == jobs[:1]
+    assert deletion.mark_deleted(conn, [jobs[2]])
 
 
 def test_a_job_of_stages_leaves_as_a_whole(conn: Conn) -> None:
@@ -111,18 +111,18 @@ def test_a_job_of_stages_leaves_as_a_whole(conn: Conn) -> None:
         actions.delete(conn, first, ANNA)
     with pytest.raises(NotPossible, match="it can be deleted when it is over"):
         actions.delete(conn, parent, ANNA)
-    assert deletion.mark_due(conn, DAY) == []
+    assert deletion.mark_expired(conn, DAY) == []
     record(conn, second, {"succeeded": range(1, 8)})
-    staged.follow(conn)
+    staged.update_parents(conn)
     assert state(conn, parent) == "completed"
     for job in (first, second):
         age(conn, job, 400)
-    assert deletion.mark_due(conn, DAY) == []
+    assert deletion.mark_expired(conn, DAY) == []
     age(conn, parent, 2)
-    assert deletion.mark_due(conn, None) == [parent, first, second]
+    assert deletion.mark_expired(conn, None) == [parent, first, second]
     assert [state(conn, job) for job in (parent, first, second)] == [None] * 3
     assert drift(conn) == []
-    assert [clear(conn, job) for job in deletion.jobs(conn)] == [0, 10, 8]
+    assert [clear(conn, job) for job in deletion.deleted_jobs(conn)] == [0, 10, 8]
     assert conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() == (0,)
 
 
@@ -158,7 +158,7 @@ def rows(conn: Conn, job: int) -> dict[str, int]:
 
 
 def clear(conn: Conn, job: int) -> int:
-    return sum(deletion.clear(conn, job))
+    return sum(deletion.delete_rows(conn, job))
 
 
 # When ----------------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_a_job_leaves_when_its_time_is_over(
 ) -> None:
     job = ended(conn, days=days, keep=keep)
     make_job(conn, 1)
-    due = deletion.mark_due(conn, None if default is None else default * DAY)
+    due = deletion.mark_expired(conn, None if default is None else default * DAY)
     assert due == ([job] if leaves else [])
     assert state(conn, job) == (None if leaves else "completed")
 
@@ -191,7 +191,7 @@ def test_an_open_job_never_leaves(conn: Conn) -> None:
     actions.limit(conn, jobs[0], ANNA, {"keep": "1s"})
     actions.pause(conn, jobs[1], ANNA)
     conn.execute("UPDATE callboard.jobs SET created_at = '2020-01-01', updated_at = '2020-01-01'")
-    assert deletion.mark_due(conn, 1.0) == []
+    assert deletion.mark_expired(conn, 1.0) == []
     for job in jobs:
         with pytest.raises(NotPossible, match=r"can be deleted when it is over; `cancel` ends it"):
             actions.delete(conn, job, ANNA)
@@ -201,10 +201,10 @@ def test_an_open_job_never_leaves(conn: Conn) -> None:
 def test_how_long_is_said_at_any_time(conn: Conn) -> None:
     job = ended(conn, days=3)
     actions.limit(conn, job, ANNA, {"keep": "2d"})
-    assert deletion.mark_due(conn, 30 * DAY) == [job]
+    assert deletion.mark_expired(conn, 30 * DAY) == [job]
     other = ended(conn, days=3, keep="2d")
     actions.limit(conn, other, ANNA, {"keep": None})
-    assert deletion.mark_due(conn, 30 * DAY) == []
+    assert deletion.mark_expired(conn, 30 * DAY) == []
     made = submission.create_job(
         conn, name="kept", key=None, tenant="", actor="work", queue="default", metadata={}, created_by=None,
         limits=Limits(keep=timedelta(days=7)),
@@ -260,7 +260,7 @@ def test_a_leaving_job_is_gone_for_everybody(conn: Conn, caplog: pytest.LogCaptu
     for say in says:
         with pytest.raises(NoSuchJob, match=f"there is no job {job}"):
             say()
-    assert deletion.mark_due(conn, 0.001) == [other]
+    assert deletion.mark_expired(conn, 0.001) == [other]
 
 
 def test_its_key_and_its_day_are_free_at_once(conn: Conn) -> None:
@@ -290,10 +290,10 @@ def test_a_standing_job_of_a_past_day_leaves_and_its_messages_are_new(conn: Conn
     submission.seal_job(conn, day)
     record(conn, day, {"succeeded": [0]})
     conn.execute("UPDATE callboard.jobs SET standing_on = standing_on - 1 WHERE id = %s", (day,))
-    assert sends.earlier_items(conn, [("work", "message:m1")]) == {"message:m1": (day, 0)}
+    assert sends.items_of_earlier_days(conn, [("work", "message:m1")]) == {"message:m1": (day, 0)}
     age(conn, day, 31)
-    assert deletion.mark_due(conn, 30 * DAY) == [day]
-    assert sends.earlier_items(conn, [("work", "message:m1")]) == {}
+    assert deletion.mark_expired(conn, 30 * DAY) == [day]
+    assert sends.items_of_earlier_days(conn, [("work", "message:m1")]) == {}
     assert clear(conn, day) == 1
 
 
@@ -301,12 +301,12 @@ def test_a_standing_job_of_a_past_day_leaves_and_its_messages_are_new(conn: Conn
 
 
 def test_every_table_of_a_jobs_rows_is_cleared(conn: Conn) -> None:
-    cleared = " ".join(statement(name) for name in ("delete_items", "delete_item_rows", "delete_job"))
+    cleared = " ".join(statement(name) for name in ("delete_items", "delete_item_rows", "delete_job_rows"))
     assert set(re.findall(r"DELETE FROM callboard\.(\w+)", cleared)) == {*tables(conn), "jobs"}
 
 
 def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deletion, "CHUNK", 30)
+    monkeypatch.setattr(deletion, "CHUNK_ITEMS", 30)
     job, other = (ended(conn, 100, keep="1d", targets=CALLED) for _ in range(2))
     for one in (job, other):
         retry.retry(conn, one, ANNA, RetrySelection())
@@ -322,7 +322,7 @@ def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: 
     before = rows(conn, other)
     assert all(before.values()), before
     actions.delete(conn, job, ANNA)
-    steps = deletion.clear(conn, job)
+    steps = deletion.delete_rows(conn, job)
     sizes = []
     for size in steps:
         sizes.append(size)
@@ -336,18 +336,18 @@ def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: 
 
 
 def test_who_stops_in_between_is_gone_on_from(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deletion, "CHUNK", 10)
+    monkeypatch.setattr(deletion, "CHUNK_ITEMS", 10)
     job = ended(conn, 50)
     actions.delete(conn, job, ANNA)
-    first = deletion.clear(conn, job)
+    first = deletion.delete_rows(conn, job)
     assert [next(first), next(first)] == [10, 10]
     assert rows(conn, job)["items"] == 30
-    assert list(deletion.clear(conn, job)) == [10, 10, 10, 0]
+    assert list(deletion.delete_rows(conn, job)) == [10, 10, 10, 0]
     assert list(first) == []
 
 
 def test_a_round_of_the_sweep_does_a_little(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deletion, "CHUNK", 10)
+    monkeypatch.setattr(deletion, "CHUNK_ITEMS", 10)
     monkeypatch.setattr(retention, "BUDGET_SECONDS", -1.0)
     jobs = [ended(conn, 20, days=31), ended(conn, 20, days=31)]
     sweeps = Retention(30 * DAY)
@@ -367,9 +367,9 @@ def test_workers_that_ended_long_ago_are_forgotten(conn: Conn) -> None:
     conn.execute(f"UPDATE callboard.workers SET stopped_at = {old} WHERE id IN ({ids[0]}, {ids[3]})")
     conn.execute(f"UPDATE callboard.workers SET died_at = {old} WHERE id = {ids[1]}")
     conn.execute(f"UPDATE callboard.workers SET stopped_at = now() WHERE id = {ids[2]}")
-    deletion.forget(conn, None)
+    deletion.delete_old_rows(conn, None)
     assert len(queries.run(conn, queries.workers())[0]) == 5
-    deletion.forget(conn, 30 * DAY)
+    deletion.delete_old_rows(conn, 30 * DAY)
     # One holds an item that is to be given back, one ended just now, one lives.
     assert sorted(worker["id"] for worker in queries.run(conn, queries.workers())[0]) == ids[2:]
 
@@ -380,12 +380,12 @@ def test_workers_that_ended_long_ago_are_forgotten(conn: Conn) -> None:
 def test_late_outcomes_of_a_leaving_job_change_nothing_and_leave_nothing(
     conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deletion, "CHUNK", 5)
+    monkeypatch.setattr(deletion, "CHUNK_ITEMS", 5)
     job = stopped(conn)
     actions.delete(conn, job, ANNA)
     child = NewItem(job, "work", "default", "child", b"{}", None, 0)
     late: Mapping[Any, Any] = {"succeeded": [1, 7], "failed": [2, 8], "retrying": [3, 9]}
-    steps = deletion.clear(conn, job)
+    steps = deletion.delete_rows(conn, job)
     next(steps)
     record(conn, job, late)
     born = Event(job, 6, 1, "succeeded", 0.1, 0.0, 1, children=(child,))
@@ -426,7 +426,7 @@ def test_workers_are_told_of_jobs_that_left_with_messages_in_rabbitmq(conn: Conn
     assert workers.job_controls(conn, 20.0) == []
     assert len(workers.job_controls(conn, None)) == 1
     conn.execute("UPDATE callboard.gone SET gone_at = now() - interval '2 years'")
-    deletion.forget(conn, None)
+    deletion.delete_old_rows(conn, None)
     assert workers.job_controls(conn, None) == []
 
 
@@ -473,8 +473,8 @@ def test_a_retry_that_is_faster_than_the_sweep_keeps_the_job(conn: Conn, databas
     with connect(database_url) as other:
         with conn.transaction():
             retry.retry(conn, job, ANNA, RetrySelection())
-            assert deletion.mark_due(other, 30 * DAY) == []
-        assert deletion.mark_due(other, 30 * DAY) == []
+            assert deletion.mark_expired(other, 30 * DAY) == []
+        assert deletion.mark_expired(other, 30 * DAY) == []
     assert state(conn, job) == "running"
 
 
@@ -499,7 +499,7 @@ def test_a_purge_blocks_nobody(conn: Conn, database_url: str) -> None:
         other.execute("SET lock_timeout = '5s'")
         with conn.transaction():
             actions.delete(conn, job, ANNA)
-            for _ in deletion.clear(conn, job):
+            for _ in deletion.delete_rows(conn, job):
                 pass
             record(other, busy, {"succeeded": [0], "failed": [1], "retrying": [2]}, worker=worker)
             run(other, busy, [3], worker=worker)
@@ -511,8 +511,8 @@ def test_a_purge_blocks_nobody(conn: Conn, database_url: str) -> None:
             sweep.sample_jobs(other)
             sweep.drop_messages_of_stopped_jobs(other)
             close_jobs(other)
-            stop_late(other)
-            assert deletion.mark_due(other, 0.001) == []
+            stop_overdue_jobs(other)
+            assert deletion.mark_expired(other, 0.001) == []
             new = make_job(other, 5)
             assert drift(other) == []
             assert state(other, job) == "completed"  # until it is committed
@@ -523,7 +523,7 @@ def test_a_purge_blocks_nobody(conn: Conn, database_url: str) -> None:
 def test_two_that_clear_the_same_job_share_the_work(
     conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deletion, "CHUNK", 50)
+    monkeypatch.setattr(deletion, "CHUNK_ITEMS", 50)
     job = make_job(conn, 3000)
     record(conn, job, {"succeeded": range(2500), "failed": range(2500, 3000)})
     actions.delete(conn, job, ANNA)

@@ -18,8 +18,14 @@ from tests.support.workers import StartWorker
 
 ACTORS = "tests.support.pipeline_actors"
 #: Statements that can't be prepared: COPY, DO blocks, and what belongs to the staging table of a transaction.
-UNPREPARED = {"copy_items", "copy_stage", "stage_table", "prepare_schema", "analyze_grown"}
-STAGING = {"unstage"}
+UNPREPARED = {
+    "copy_items",
+    "copy_to_staging",
+    "create_staging_table",
+    "prepare_schema",
+    "analyze_grown_tables",
+}
+STAGING = {"insert_staged_items"}
 AHEAD = "INSERT INTO callboard.migrations (number, name, breaking) VALUES (9001, '9001_from_the_future', %s)"
 
 
@@ -39,7 +45,7 @@ def test_every_statement_can_be_prepared_on_the_schema(name: str, conn: Conn) ->
     query.convert(text, named or [None] * count)
     with conn.transaction():
         if name in STAGING:
-            conn.execute(statement("stage_table"))
+            conn.execute(statement("create_staging_table"))
         conn.execute(b"PREPARE looked_at AS " + query.query)
 
 
@@ -72,7 +78,7 @@ def test_the_states_fit_each_other() -> None:
 
 
 def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
-    names = [step.name for step in migrate.known()]
+    names = [step.name for step in migrate.known_migrations()]
     assert migrate.migrate(empty_database_url) == names
     assert migrate.migrate(empty_database_url) == []
 
@@ -86,7 +92,7 @@ def test_two_that_migrate_at_once_apply_each_step_once(empty_database_url: str) 
 
     with ThreadPoolExecutor(4) as pool:
         applied = [done for future in [pool.submit(run) for _ in range(4)] for done in future.result()]
-    assert applied == [step.name for step in migrate.known()]
+    assert applied == [step.name for step in migrate.known_migrations()]
     with connect(empty_database_url) as conn:
         assert migrate.check(conn) is None
 
@@ -95,8 +101,8 @@ def test_a_step_is_added_to_the_schema_of_an_older_release(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added = migrate.Migration(9000, "9000_added", breaking=False, text="CREATE TABLE callboard.added ()")
-    steps = [*migrate.known(), added]
-    monkeypatch.setattr(migrate, "known", lambda: steps)
+    steps = [*migrate.known_migrations(), added]
+    monkeypatch.setattr(migrate, "known_migrations", lambda: steps)
     with connect(database_url) as conn:
         with pytest.raises(SchemaError, match="behind this code by 9000_added: run `callboard migrate`"):
             migrate.check(conn)
@@ -110,8 +116,8 @@ def test_a_migration_that_fails_leaves_nothing(
     broken = migrate.Migration(
         9999, "9999_broken", breaking=False, text="CREATE TABLE callboard.x (); SELECT 1 / 0"
     )
-    steps = [*migrate.known(), broken]
-    monkeypatch.setattr(migrate, "known", lambda: steps)
+    steps = [*migrate.known_migrations(), broken]
+    monkeypatch.setattr(migrate, "known_migrations", lambda: steps)
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrate.migrate(empty_database_url)
     with connect(empty_database_url) as conn, pytest.raises(SchemaError, match="callboard migrate"):
@@ -150,7 +156,7 @@ def absent(url: str) -> None:
 
 def test_a_schema_behind_the_code_says_what_is_missing(database_url: str) -> None:
     behind(database_url)
-    with connect(database_url) as conn, pytest.raises(SchemaError, match=migrate.known()[-1].name):
+    with connect(database_url) as conn, pytest.raises(SchemaError, match=migrate.known_migrations()[-1].name):
         migrate.check(conn)
 
 

@@ -67,28 +67,28 @@ def test_a_worker_that_died_leaves_a_stage_to_another(conn: Conn) -> None:
     )
     first, other = make_worker(conn), make_worker(conn)
     submission.seal_job(conn, found[0].id)
-    assert stages.claim(conn, first, ["play"], []) is None
-    held = stages.claim(conn, first, ["work"], [])
+    assert stages.claim_stage(conn, first, ["play"], []) is None
+    held = stages.claim_stage(conn, first, ["work"], [])
     assert held is not None
-    assert stages.claim(conn, other, ["work"], []) is None
-    assert stages.claim(conn, first, ["work"], [held.job]) is None
+    assert stages.claim_stage(conn, other, ["work"], []) is None
+    assert stages.claim_stage(conn, first, ["work"], [held.job]) is None
     conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '11 s' WHERE id = %s", (first,))
-    taken = stages.claim(conn, other, ["work"], [])
+    taken = stages.claim_stage(conn, other, ["work"], [])
     assert taken is not None
     assert taken.job == held.job
     # The one that was taken for dead goes on: it stores nothing, and takes nothing back.
-    assert not stages.store(conn, held, 0, [(b"{}", None)])
-    stages.seal(conn, held)
-    stages.fail(conn, held, "no", {})
-    assert stages.store(conn, taken, 0, [(b"{}", None)] * 3)
-    assert stages.store(conn, taken, 0, [(b"{}", None)] * 3), "a commit of which nobody knows is said again"
+    assert not stages.store_inputs(conn, held, 0, [(b"{}", None)])
+    stages.seal_stage(conn, held)
+    stages.fail_stage(conn, held, "no", {})
+    assert stages.store_inputs(conn, taken, 0, [(b"{}", None)] * 3)
+    assert stages.store_inputs(conn, taken, 0, [(b"{}", None)] * 3), "a commit of which nobody knows is said again"
     assert status(conn, held.job)["total"] == 3
     actions.pause(conn, parent, ANNA)
-    assert not stages.store(conn, taken, 3, [(b"{}", None)])
-    stages.leave(conn, taken)
-    assert stages.claim(conn, other, ["work"], []) is None
+    assert not stages.store_inputs(conn, taken, 3, [(b"{}", None)])
+    stages.release_claim(conn, taken)
+    assert stages.claim_stage(conn, other, ["work"], []) is None
     actions.resume(conn, parent, ANNA)
-    again = stages.claim(conn, first, ["work"], [])
+    again = stages.claim_stage(conn, first, ["work"], [])
     assert again is not None
     assert again.consumed == 3
 
@@ -98,11 +98,11 @@ def test_no_stage_is_made_of_a_stage_that_is_being_retried(conn: Conn, database_
     worker = make_worker(conn)
     with connect(database_url) as other, other.transaction():
         other.execute(statement("lock_stages"), (parent,))
-        assert stages.claim(conn, worker, ["work"], []) is None
+        assert stages.claim_stage(conn, worker, ["work"], []) is None
     retry.retry(conn, parent, ANNA, RetrySelection())
-    assert stages.claim(conn, worker, ["work"], []) is None
+    assert stages.claim_stage(conn, worker, ["work"], []) is None
     record(conn, second - 1, {"succeeded": range(8, 10)}, attempt=2)
-    assert stages.claim(conn, worker, ["work"], []) is not None
+    assert stages.claim_stage(conn, worker, ["work"], []) is not None
 
 
 @pytest.fixture
@@ -148,9 +148,9 @@ def test_a_stage_whose_thread_did_not_start_is_made_at_the_next_look(
 
 def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn, maker: StageMaker) -> None:
     parent, [first, second] = make_staged(conn, made=False)
-    making = stages.claim(conn, maker.process.worker, ["work"], [])
+    making = stages.claim_stage(conn, maker.process.worker, ["work"], [])
     assert making is not None
-    assert stages.store(conn, making, 0, [(ARGS, None)] * 5)
+    assert stages.store_inputs(conn, making, 0, [(ARGS, None)] * 5)
     maker._run(dataclasses.replace(making, makes="tests.support.makers:two", consumed=5))
     found = status(conn, parent)
     assert found["state"] == "failed"
@@ -164,20 +164,20 @@ def test_a_stage_that_was_partly_made_goes_on_whole(conn: Conn) -> None:
     """What failed of the stage before is left alone: its results would move what is passed over."""
     parent, [first, second] = make_staged(conn, made=False)
     worker = make_worker(conn)
-    making = stages.claim(conn, worker, ["work"], [])
+    making = stages.claim_stage(conn, worker, ["work"], [])
     assert making is not None
-    assert stages.store(conn, making, 0, [(ARGS, None)] * 5)
+    assert stages.store_inputs(conn, making, 0, [(ARGS, None)] * 5)
     publish(conn, second, 3)
     record(conn, second, {"failed": [0], "succeeded": [1]}, worker=worker)
-    stages.fail(conn, making, "its items can't be made: KeyError", {"traceback": "Traceback"})
+    stages.fail_stage(conn, making, "its items can't be made: KeyError", {"traceback": "Traceback"})
     assert wait_until(lambda: jobs.close_stopped(conn) or status(conn, second)["finished_at"], 60)
-    stages.follow(conn)
+    stages.update_parents(conn)
     assert (status(conn, parent)["state"], status(conn, second)["cancelled"]) == ("failed", 3)
     assert retry.retry(conn, parent, ANNA, RetrySelection()) == 4
     found = status(conn, second)
     assert (found["state"], found["sealed"], found["pending"], found["succeeded"]) == ("running", False, 4, 1)
     assert status(conn, first)["failed"] == 2
-    again = stages.claim(conn, worker, ["work"], [])
+    again = stages.claim_stage(conn, worker, ["work"], [])
     assert again is not None
     assert again.consumed == 5
 
@@ -189,12 +189,12 @@ def test_what_sweeps_leaves_an_open_job_of_stages_alone(conn: Conn) -> None:
     )  # fmt: skip
     conn.execute("UPDATE callboard.jobs SET submitting_until = now() - interval '1 h' WHERE stage = 0")
     assert jobs.close_jobs(conn) == []
-    assert submission.break_abandoned(conn) == []
+    assert submission.fail_abandoned_submissions(conn) == []
     assert not submission.seal_job(conn, parent)
     assert jobs.lock_jobs(conn, [parent]) == {parent: (0, False)}
     conn.execute("UPDATE callboard.jobs SET key = NULL WHERE id = %s", (parent,))
-    assert submission.break_abandoned(conn) == [found[0].id]
-    stages.follow(conn)
+    assert submission.fail_abandoned_submissions(conn) == [found[0].id]
+    stages.update_parents(conn)
     assert status(conn, parent)["state"] == "failed"
 
 
@@ -205,9 +205,9 @@ def test_a_look_waits_for_nobody_who_changes_a_job_of_stages(conn: Conn, databas
     conn.execute("SET statement_timeout = '5s'")
     with connect(database_url) as other, other.transaction():
         other.execute(statement("lock_parent"), (parent,))
-        stages.follow(conn)
+        stages.update_parents(conn)
         assert status(conn, parent)["finished_at"] is None
-    stages.follow(conn)
+    stages.update_parents(conn)
     assert status(conn, parent)["state"] == "failed"
 
 
@@ -217,7 +217,7 @@ def test_a_look_reads_no_other_jobs(conn: Conn) -> None:
     conn.execute("INSERT INTO callboard.jobs (name, actor) SELECT 'n', 'work' FROM generate_series(1, 5000)")
     conn.execute("ANALYZE callboard.jobs")
     claim = {"worker": 1, "actors": ["work"], "at_work": [], "dead_after": 10.0}
-    for name, parameters in (("unsettled", {}), ("claim_stage", claim)):
+    for name, parameters in (("parents_to_update", {}), ("claim_stage", claim)):
         explain = b"EXPLAIN " + statement(name).encode()
         plan = "\n".join(row[0] for row in conn.execute(explain, parameters))
         assert "Seq Scan on jobs" not in plan, plan
@@ -311,7 +311,7 @@ def test_how_long_it_is_kept_is_said_to_the_whole(conn: Conn) -> None:
 def test_a_deadline_that_comes_before_a_stage_is_made_says_so(conn: Conn) -> None:
     parent, [_, second] = make_staged(conn, made=False)
     actions.limit(conn, parent, ANNA, {"deadline": "0s"})
-    assert jobs.stop_late(conn) == [second]
+    assert jobs.stop_overdue_jobs(conn) == [second]
     told = "its deadline passed with 0 items to go, and others not made yet"
     assert status(conn, second)["reason"] == told
 
@@ -324,7 +324,7 @@ def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     assert retry.retry(conn, parent, ANNA, RetrySelection()) == 2
     assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("running", "pending")
     record(conn, first, {"succeeded": [8], "failed": [9]}, attempt=2)
-    stages.follow(conn)
+    stages.update_parents(conn)
     assert status(conn, parent)["reason"] == "stage 'fetch': 1 of 10 items failed"
     assert status(conn, second)["state"] == "cancelled"
 
@@ -339,15 +339,15 @@ def test_a_claim_that_began_before_a_retry_makes_nothing_of_what_runs_again(
         late.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         late.execute("SELECT count(*) FROM callboard.jobs")
         assert retry.retry(conn, parent, ANNA, RetrySelection()) == 2
-        making = stages.claim(late, worker, ["work"], [])
+        making = stages.claim_stage(late, worker, ["work"], [])
         late.execute("COMMIT")
     assert making is not None
-    assert not stages.store(conn, making, 0, [(ARGS, None)])
-    stages.seal(conn, making)
+    assert not stages.store_inputs(conn, making, 0, [(ARGS, None)])
+    stages.seal_stage(conn, making)
     record(conn, first, {"succeeded": range(8, 10)}, attempt=2)
-    again = stages.claim(conn, worker, ["work"], [])
+    again = stages.claim_stage(conn, worker, ["work"], [])
     assert again is not None
-    assert stages.store(conn, again, 0, [(ARGS, None)] * 10)
+    assert stages.store_inputs(conn, again, 0, [(ARGS, None)] * 10)
     assert status(conn, second)["total"] == 10
 
 
@@ -362,7 +362,7 @@ def test_a_stage_of_which_a_retry_chose_nothing_is_left_as_it_was(conn: Conn) ->
         (first,),
     )
     assert queries.run(conn, queries.verify())["drift"] == []
-    stages.follow(conn)
+    stages.update_parents(conn)
     assert wait_until(lambda: jobs.close_stopped(conn) or status(conn, parent)["finished_at"], 60)
     assert retry.retry(conn, parent, ANNA, RetrySelection(error_type="KeyError")) == 7
     assert status(conn, first)["state"] == "completed"

@@ -187,10 +187,10 @@ class Scene:
         self.conn.execute("UPDATE callboard.jobs SET lane_by = '0', lane_width = 2 WHERE id = %s", (job,))
         return self.claim(job)
 
-    def set_aside(self, lane: Callable[[int], int]) -> BulkClaim:
+    def move_to_outbox(self, lane: Callable[[int], int]) -> BulkClaim:
         """The same, and all items are set aside, in these lanes."""
         claim = self.laned()
-        lanes.set_aside(self.conn, claim, 0, MANY, [(item, str(lane(item))) for item in range(MANY)])
+        lanes.move_to_outbox(self.conn, claim, 0, MANY, [(item, str(lane(item))) for item in range(MANY)])
         return claim
 
 
@@ -204,7 +204,7 @@ def _waiting(scene: Scene) -> None:
     """All that is waits, and some is in hand."""
     for _ in range(3):
         run(scene.conn, scene.job(), range(50), worker=scene.worker)
-    lanes.claim_lanes(scene.conn, scene.set_aside(lambda item: item % 50), MANY)
+    lanes.claim_lanes(scene.conn, scene.move_to_outbox(lambda item: item % 50), MANY)
 
 
 def _failing(scene: Scene) -> None:
@@ -289,7 +289,7 @@ def _outbox_claimed(scene: Scene) -> Act:
 
 def _outbox_settled(scene: Scene) -> Act:
     sent = scene.sent(scene.job("retrying"))
-    return lambda: publishing.settle_outbox(scene.conn, sent)
+    return lambda: publishing.confirm_outbox(scene.conn, sent)
 
 
 def _outbox_released(scene: Scene) -> Act:
@@ -301,7 +301,7 @@ def _redo_claimed(scene: Scene) -> Act:
     job = scene.job()
     claims.park(scene.conn, [(job, item, 1) for item in range(MANY)])
     claim = scene.claim(job)
-    return lambda: publishing.claim_redo(scene.conn, claim, MANY)
+    return lambda: publishing.claim_in_turn(scene.conn, claim, MANY)
 
 
 def _limited_claimed(scene: Scene) -> Act:
@@ -329,16 +329,16 @@ def _unheld(scene: Scene) -> Act:
 
 def _set_aside(scene: Scene) -> Act:
     claim = scene.laned()
-    return lambda: lanes.set_aside(scene.conn, claim, 0, MANY, [(item, "a") for item in range(MANY)])
+    return lambda: lanes.move_to_outbox(scene.conn, claim, 0, MANY, [(item, "a") for item in range(MANY)])
 
 
 def _lanes_claimed(scene: Scene) -> Act:
-    claim = scene.set_aside(lambda item: item // 2)
+    claim = scene.move_to_outbox(lambda item: item // 2)
     return lambda: lanes.claim_lanes(scene.conn, claim, MANY)
 
 
 def _more_lanes_claimed(scene: Scene) -> Act:
-    claim = scene.set_aside(lambda item: item // 2)
+    claim = scene.move_to_outbox(lambda item: item // 2)
     lanes.claim_lanes(scene.conn, claim, MANY // 2)
     return lambda: lanes.claim_lanes(scene.conn, claim, MANY)
 
@@ -355,16 +355,18 @@ def _of_many_jobs(ends: OutcomeState, failure: Failure | None = None) -> Callabl
 def _lanes_told(scene: Scene) -> Act:
     claim = scene.laned(published=MANY - 1)
     record(scene.conn, claim.job, {"retrying": range(MANY - 1)}, delay=0.0, worker=scene.worker)
-    return lambda: lanes.tell_lanes(
-        scene.conn, claim, [(number, "b") for number, _ in lanes.unlaned(scene.conn, claim, MANY)]
+    return lambda: lanes.set_lanes(
+        scene.conn,
+        claim,
+        [(number, "b") for number, _ in lanes.messages_without_lane(scene.conn, claim, MANY)],
     )
 
 
 def _lanes_changed(scene: Scene) -> Act:
-    claim = scene.set_aside(lambda item: item // 2)
+    claim = scene.move_to_outbox(lambda item: item // 2)
     lanes.claim_lanes(scene.conn, claim, MANY)
     return lambda: lanes.change_lanes(
-        scene.conn, claim, [(item, "c") for item, _ in lanes.in_lanes(scene.conn, claim)]
+        scene.conn, claim, [(item, "c") for item, _ in lanes.items_in_flight(scene.conn, claim)]
     )
 
 
@@ -398,7 +400,7 @@ def _stored_again(scene: Scene) -> Act:
 def _earlier_keys_looked_up(scene: Scene) -> Act:
     job = _keyed(scene)
     scene.conn.execute("UPDATE callboard.jobs SET standing_on = now()::date - 2 WHERE id = %s", (job,))
-    return lambda: sends.earlier_items(scene.conn, [("work", str(n)) for n in range(MANY)])
+    return lambda: sends.items_of_earlier_days(scene.conn, [("work", str(n)) for n in range(MANY)])
 
 
 def _recounted(scene: Scene) -> Act:
@@ -410,14 +412,14 @@ def _woken(scene: Scene) -> Act:
     job = scene.job("retrying")
     scene.conn.execute("UPDATE callboard.outbox SET due_at = '9999-01-01Z' WHERE job_id = %s", (job,))
     workers.beat(scene.conn, scene.worker, [])
-    return lambda: claims.wake_postponed(scene.conn)
+    return lambda: claims.make_postponed_due(scene.conn)
 
 
 def _lanes_cleared(scene: Scene) -> Act:
-    claim = scene.set_aside(lambda item: item)
+    claim = scene.move_to_outbox(lambda item: item)
     lanes.claim_lanes(scene.conn, claim, MANY)
     record(scene.conn, claim.job, {"succeeded": range(MANY)}, worker=scene.worker)
-    return lambda: lanes.clear_lanes(scene.conn)
+    return lambda: lanes.delete_ended_lanes(scene.conn)
 
 
 def _retried(choice: RetrySelection, *, ends: OutcomeState, stopped: bool = False) -> Callable[[Scene], Act]:
@@ -497,7 +499,7 @@ def _staged(scene: Scene) -> None:
 
 def _many_leave(scene: Scene) -> Act:
     _staged(scene)
-    return lambda: retention.mark_due(scene.conn, 1.0)
+    return lambda: retention.mark_expired(scene.conn, 1.0)
 
 
 def _workers_forgotten(scene: Scene) -> Act:
@@ -506,13 +508,13 @@ def _workers_forgotten(scene: Scene) -> Act:
         "SELECT 1, 1, '', '{}', '{}', '2025-01-01' FROM generate_series(1, %s)", (MANY,),
     )  # fmt: skip
     run(scene.conn, scene.job(), range(MANY), worker=scene.worker)
-    return lambda: retention.forget(scene.conn, 1.0)
+    return lambda: retention.delete_old_rows(scene.conn, 1.0)
 
 
 def _leaves(scene: Scene) -> Act:
     job = scene.job("failed")
-    retention.mark(scene.conn, [job])
-    return lambda: list(retention.clear(scene.conn, job))
+    retention.mark_deleted(scene.conn, [job])
+    return lambda: list(retention.delete_rows(scene.conn, job))
 
 
 def _verified(scene: Scene) -> Act:
@@ -536,7 +538,7 @@ def _described(scene: Scene) -> Act:
 
 def _results(scene: Scene) -> Act:
     job = scene.job("succeeded")
-    return lambda: stages.results(scene.conn, job, ["succeeded"], -1, MANY)
+    return lambda: stages.results_page(scene.conn, job, ["succeeded"], -1, MANY)
 
 
 TRIED: dict[str, Callable[[Scene], Act]] = {

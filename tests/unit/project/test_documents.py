@@ -144,7 +144,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"at most {database.CONNECTIONS} database connections" in said
     assert f"about {journal.WINDOW * 1000:.0f} ms" in said
     assert f"up to {prefetch.MAX_PREFETCH} for fast ones" in said
-    assert f"chunks of {deletion.CHUNK:,} items" in said
+    assert f"chunks of {deletion.CHUNK_ITEMS:,} items" in said
     assert f"arguments of an item: {item_encoding.ITEM_LIMIT_BYTES // 2**20} MiB" in said
     assert f"result: {int(settings.RESULT_LIMIT.default) // 2**10} KiB" in said
     assert running_rows.SLOW_SECONDS == 0.25
@@ -152,7 +152,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert len(list((ROOT / "actors" / "broken").iterdir())) == 5
     assert "Five files are ours" in said
     assert f"2xx answer within {webhook.TOTAL_SECONDS:.0f} s" in said
-    assert f"after {dispatcher.FIRST_PAUSE_SECONDS:.0f} s, doubling to an hour, {calls.TRIES} times" in said
+    assert f"after {dispatcher.FIRST_PAUSE_SECONDS:.0f} s, doubling to an hour, {calls.MAX_TRIES} times" in said
     assert dispatcher.LONGEST_PAUSE_SECONDS == 3_600
     assert f"Up to {webhook.REDIRECTS} redirects" in said
     assert f"takes {dispatcher.WEBHOOKS_PER_HOST} of the {dispatcher.WEBHOOKS_AT_ONCE} deliveries" in said
