@@ -148,12 +148,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class BulkClaim:
-    """A job that the holder of `token` may publish for: its bulk items, and `redo` messages of the outbox.
+    """A job that the holder of `token` may publish for: its bulk items, and `in_turn` messages of the outbox.
 
     `allowed`: how many its limits leave now (None: any); `limited`: the rest of its outbox waits for its turn too;
     `chunk`: how many bulk items one message carries; `served_at`: when it was served before (None: never). Of the items
-    with the same value of the argument `lane_by` `lane_width` may be in flight; `laned_by`: the argument that it went
-    by before.
+    with the same value of the argument `lane_by` `lane_width` may be in flight; `applied_lane_by`: the argument that
+    their lanes go by so far.
     """
 
     job: int
@@ -164,14 +164,14 @@ class BulkClaim:
     epoch: int
     actor: str
     queue: str
-    redo: int = 0
+    in_turn: int = 0
     allowed: int | None = None
     limited: bool = False
     chunk: int = 1
     served_at: datetime | None = None
     lane_by: str | None = None
     lane_width: int | None = None
-    laned_by: str | None = None
+    applied_lane_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

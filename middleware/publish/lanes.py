@@ -41,7 +41,7 @@ def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]
     Bulk items whose lanes are full move to the outbox until enough others are found. Raises TakenOver.
     """
     by = claim.lane_by or ""
-    if claim.laned_by != by:
+    if claim.applied_lane_by != by:
         lanes.change_lanes(conn, claim, _with_lanes(lanes.items_in_flight(conn, claim), by))
     watermark, aside, step = claim.watermark, 0, timings.PUBLISH_WINDOW_ITEMS
     while room > 0:
@@ -51,7 +51,7 @@ def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]
         room -= len(batch)
         if batch:
             yield batch
-        elif watermark < claim.total and aside < TURN_ITEMS and claim.redo + aside < MAX_ASIDE_ITEMS:
+        elif watermark < claim.total and aside < TURN_ITEMS and claim.in_turn + aside < MAX_ASIDE_ITEMS:
             stop = min(claim.total, watermark + step)
             items = [(out.item, out.args) for out in publishing.bulk_items(conn, claim, watermark, stop)]
             aside += lanes.move_to_outbox(conn, claim, watermark, stop, _with_lanes(items, by))

@@ -106,7 +106,7 @@ class Relay:
 
     def _publish_redo(self, conn: Conn, claim: BulkClaim, room: int) -> int:
         """Publish up to `room` outbox messages that wait for the job's turn; return how many the broker took."""
-        if not room or not (claim.redo or claim.limited):
+        if not room or not (claim.in_turn or claim.limited):
             return 0
         batch = publishing.claim_in_turn(conn, claim, min(room, timings.PUBLISH_WINDOW_ITEMS))
         return self.publish_outbox(conn, batch) if batch else 0

@@ -55,7 +55,7 @@ CREATE TABLE callboard.jobs (
     started_at       timestamptz,
     finished_at      timestamptz,
     updated_at       timestamptz NOT NULL DEFAULT now(),
-    told_at          timestamptz,                -- when `epoch` was last raised: workers read what was raised lately
+    control_at       timestamptz,                -- when `epoch` was last raised: workers read what was raised lately
     epoch            integer NOT NULL DEFAULT 0, -- raised by all that workers must know; a message of an older one is suspect
     state            callboard.job_state NOT NULL DEFAULT 'pending',
     stopping         callboard.job_state,        -- its state once the last running item has ended; NULL: it goes on
@@ -71,7 +71,7 @@ CREATE TABLE callboard.jobs (
     failed           bigint NOT NULL DEFAULT 0,
     skipped          bigint NOT NULL DEFAULT 0,
     cancelled        bigint NOT NULL DEFAULT 0,  -- items with that state
-    redo             bigint NOT NULL DEFAULT 0,  -- rows of the outbox with `redo`
+    in_turn          bigint NOT NULL DEFAULT 0,  -- rows of the outbox with `in_turn`
     retries          bigint NOT NULL DEFAULT 0,  -- attempts that failed and were given another
     crashes          bigint NOT NULL DEFAULT 0,  -- deaths of workers charged to its items
 
@@ -98,14 +98,14 @@ CREATE TABLE callboard.jobs (
     concurrency      integer,                    -- items in RabbitMQ or running
     priority         integer NOT NULL DEFAULT 0, -- lower is served first
     lane_width       integer,                    -- items of a lane in RabbitMQ or running: see the table `lanes`
-    lane_by          text,                       -- the argument that tells lanes: a keyword, or a position
-    laned_by         text,                       -- the argument that told the lanes of its messages
+    lane_by          text,                       -- the argument that lanes go by: a keyword, or a position
+    applied_lane_by  text,                       -- the argument that the lanes of its messages go by now
     limits           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(limits) = 'object'),
 
     -- Its retention.
-    keep             float8 CHECK (keep > 0),    -- seconds from its end until it leaves; infinity: never; NULL: the sweep's
-    leaving_at       timestamptz,                -- since when it is leaving: nobody sees it any more, and its rows go
-    cleared          bigint NOT NULL DEFAULT 0,  -- while it is leaving: every item below it is gone
+    keep             float8 CHECK (keep > 0),    -- seconds from its end to its deletion; infinity: never; NULL: as set
+    deleted_at       timestamptz,                -- nobody sees it any more, and its rows are being deleted
+    deleted_below    bigint NOT NULL DEFAULT 0,  -- once it is deleted: every item row below it is gone
 
     -- Its stages: jobs that follow one another, each a row of its own, with a parent that has no items and is never
     -- sealed while it is open.
@@ -118,7 +118,7 @@ CREATE TABLE callboard.jobs (
     on_failure       text CHECK (on_failure IN ('stop', 'go on')),  -- of a stage: what failed items do to those after it
 
     CONSTRAINT jobs_counters_not_negative CHECK (least(
-        total, consumed, bulk_end, watermark, published, retrying, succeeded, failed, skipped, cancelled, redo, retries,
+        total, consumed, bulk_end, watermark, published, retrying, succeeded, failed, skipped, cancelled, in_turn, retries,
         crashes) >= 0),
     CONSTRAINT jobs_items_add_up CHECK (succeeded + failed + skipped + cancelled + retrying <= total),
     CONSTRAINT jobs_published CHECK (published <= total AND watermark <= bulk_end AND bulk_end <= total),
@@ -131,8 +131,8 @@ CREATE TABLE callboard.jobs (
         least(fail_count, fail_sample, concurrency) > 0 AND least(fail_share, rate) > 0 AND fail_share < 1),
     CONSTRAINT jobs_fail_share CHECK ((fail_share IS NULL) = (fail_sample IS NULL)),
     CONSTRAINT jobs_lanes CHECK (lane_width > 0 AND (lane_by IS NULL) = (lane_width IS NULL)),
-    CONSTRAINT jobs_leaving CHECK (
-        leaving_at IS NULL OR finished_at IS NOT NULL AND key IS NULL AND standing_on IS NULL),
+    CONSTRAINT jobs_deletion CHECK (
+        deleted_at IS NULL OR finished_at IS NOT NULL AND key IS NULL AND standing_on IS NULL),
     CONSTRAINT jobs_parent CHECK (stages IS NULL OR stages > 0 AND total = 0 AND parent_id IS NULL),
     CONSTRAINT jobs_stage CHECK ((parent_id IS NULL) = (stage IS NULL) AND (stage IS NULL) = (on_failure IS NULL))
 ) WITH (fillfactor = 30, autovacuum_vacuum_scale_factor = 0.05);
@@ -143,13 +143,13 @@ CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE s
 CREATE UNIQUE INDEX jobs_by_parent ON callboard.jobs (parent_id, stage) WHERE parent_id IS NOT NULL;
 CREATE INDEX jobs_open ON callboard.jobs (id) WHERE finished_at IS NULL;
 CREATE INDEX jobs_staged ON callboard.jobs (id) WHERE stages IS NOT NULL AND finished_at IS NULL;
-CREATE INDEX jobs_told ON callboard.jobs (told_at) WHERE told_at IS NOT NULL;
+CREATE INDEX jobs_control ON callboard.jobs (control_at) WHERE control_at IS NOT NULL;
 CREATE INDEX jobs_deadline ON callboard.jobs (deadline) WHERE deadline IS NOT NULL AND finished_at IS NULL;
 CREATE INDEX jobs_ended ON callboard.jobs (finished_at)
-    WHERE keep IS NULL AND leaving_at IS NULL AND finished_at IS NOT NULL;
+    WHERE keep IS NULL AND deleted_at IS NULL AND finished_at IS NOT NULL;
 CREATE INDEX jobs_kept ON callboard.jobs (finished_at)
-    WHERE keep IS NOT NULL AND leaving_at IS NULL AND finished_at IS NOT NULL;
-CREATE INDEX jobs_leaving ON callboard.jobs (id) WHERE leaving_at IS NOT NULL;
+    WHERE keep IS NOT NULL AND deleted_at IS NULL AND finished_at IS NOT NULL;
+CREATE INDEX jobs_deleted ON callboard.jobs (id) WHERE deleted_at IS NOT NULL;
 
 -- 10,000,000 rows of one job are usual. No index on a column that changes, not even a partial one: each update of it
 -- would not be heap-only.
@@ -164,7 +164,7 @@ CREATE TABLE callboard.items (
     was              callboard.item_state,       -- the state left by the last transition, read as locked
     worker           integer,                    -- whose outcome was the last recorded
     crashes          smallint NOT NULL DEFAULT 0,  -- deaths of workers charged to it
-    acquitted        smallint,                   -- deaths charged to it until it ended by itself; NULL: none
+    crashes_dropped  smallint,                   -- charged to it until it ended by itself; NULL: none
     actor            text,                       -- NULL: the job's
     queue            text,                       -- NULL: the job's
     message_id       text,                       -- NULL: a bulk item, published by the watermark as "job_id-item"
@@ -249,10 +249,10 @@ CREATE TABLE callboard.outbox (
     first            boolean NOT NULL,           -- the item was never published before
     suspect          boolean NOT NULL DEFAULT false,  -- the message may be a second copy
     dead             boolean NOT NULL DEFAULT false,  -- for the dead letters: its item is failed, and no message is left
-    redo             boolean NOT NULL DEFAULT false,  -- published in its job's turn and as there is room: due at infinity
+    in_turn          boolean NOT NULL DEFAULT false,  -- published in its job's turn and as there is room: due at infinity
     -- It was published, has not run, and waits here all the same: it was lost, or came to a worker without its actor. It
     -- doesn't count against its job's limits.
-    again            boolean NOT NULL DEFAULT false,
+    resend           boolean NOT NULL DEFAULT false,
     options          bytea,                      -- the message's options from now on; NULL: the item's own
     lane             text,                       -- NULL: not known yet, or its job has no lanes
     UNIQUE (job_id, item)
@@ -260,9 +260,9 @@ CREATE TABLE callboard.outbox (
 
 CREATE INDEX outbox_due ON callboard.outbox (due_at);
 CREATE INDEX outbox_by_lane ON callboard.outbox (job_id, lane, item) WHERE lane IS NOT NULL;
-CREATE INDEX outbox_unlaned ON callboard.outbox (job_id) WHERE redo AND lane IS NULL;
+CREATE INDEX outbox_unlaned ON callboard.outbox (job_id) WHERE in_turn AND lane IS NULL;
 -- They are few, but all retries of a job may lie beside them.
-CREATE INDEX outbox_again ON callboard.outbox (job_id) WHERE again;
+CREATE INDEX outbox_resend ON callboard.outbox (job_id) WHERE resend;
 
 -- What is in flight of each lane, from before it is published until after it ended. A lane: the items of a job with the
 -- same value of one of their arguments, of which only so many may be in flight.
@@ -376,9 +376,9 @@ CREATE TABLE callboard.leases (
     until            timestamptz NOT NULL
 );
 
--- Jobs that left while messages of theirs may still have been in RabbitMQ: a worker must not run those.
-CREATE TABLE callboard.gone (
+-- Jobs that were deleted while messages of theirs may still have been in RabbitMQ: a worker must not run those.
+CREATE TABLE callboard.deleted_jobs (
     id               bigint PRIMARY KEY,         -- the job's
     epoch            integer NOT NULL,
-    gone_at          timestamptz NOT NULL DEFAULT now()
+    deleted_at       timestamptz NOT NULL DEFAULT now()
 );

@@ -13,5 +13,5 @@ limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadli
 %(lane_by)s::text, %(lane_width)s::int
 
 -- name: job_limits
--- What a job may do at most, locked while it is changed. Caller: actions.limit. Rows: (limits); none: it left meanwhile.
-SELECT limits FROM callboard.jobs WHERE id = %s AND leaving_at IS NULL FOR NO KEY UPDATE
+-- What a job may do at most, locked while it is changed. Caller: actions.limit. Rows: (limits); none: it was deleted meanwhile.
+SELECT limits FROM callboard.jobs WHERE id = %s AND deleted_at IS NULL FOR NO KEY UPDATE

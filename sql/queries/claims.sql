@@ -36,7 +36,7 @@ WITH waiting AS (
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
     FOR NO KEY UPDATE OF i
 ), kept AS (
-    INSERT INTO callboard.outbox AS o (job_id, item, attempt, due_at, first, suspect, again)
+    INSERT INTO callboard.outbox AS o (job_id, item, attempt, due_at, first, suspect, resend)
     SELECT job_id, item, attempt,
            CASE WHEN EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s) AS w WHERE %(actor)s = ANY (w.actors))
                 THEN now() + make_interval(secs => %(delay)s) ELSE timestamptz '9999-01-01Z' END,
@@ -44,7 +44,7 @@ WITH waiting AS (
     FROM waiting
     -- Delivered before its publisher said so: under another id, or that would take the row away.
     ON CONFLICT (job_id, item) DO UPDATE
-    SET id = DEFAULT, due_at = excluded.due_at, claimed_until = NULL, suspect = true, again = true
+    SET id = DEFAULT, due_at = excluded.due_at, claimed_until = NULL, suspect = true, resend = true
     WHERE o.attempt = excluded.attempt
 )
 SELECT EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = %(actor)s)
@@ -84,7 +84,7 @@ WITH held AS (
 ), open AS (
     SELECT job_id, item, attempt, state FROM held WHERE open
 ), lying AS (
-    SELECT o.job_id, o.item, o.first, o.redo
+    SELECT o.job_id, o.item, o.first, o.in_turn
     FROM open JOIN callboard.outbox AS o ON o.job_id = open.job_id AND o.item = open.item
     ORDER BY o.job_id, o.item FOR UPDATE OF o
 ), waiting AS (
@@ -92,19 +92,19 @@ WITH held AS (
     FROM open AS o WHERE i.job_id = o.job_id AND i.item = o.item AND o.state = 'retrying'
     RETURNING i.job_id
 ), parked AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, in_turn)
     SELECT o.job_id, o.item, o.attempt, 'infinity', false, true, true
     FROM open AS o WHERE (SELECT count(*) FROM lying) >= 0  -- these first
     ORDER BY o.job_id, o.item
     ON CONFLICT (job_id, item) DO UPDATE
-    SET id = DEFAULT, attempt = excluded.attempt, due_at = excluded.due_at, first = false, suspect = true, redo = true,
+    SET id = DEFAULT, attempt = excluded.attempt, due_at = excluded.due_at, first = false, suspect = true, in_turn = true,
         claimed_until = NULL
 ), delta AS (
-    SELECT job_id, sum(redo) AS redo, sum(published) AS published, sum(retrying) AS retrying
+    SELECT job_id, sum(in_turn) AS in_turn, sum(published) AS published, sum(retrying) AS retrying
     FROM (
-        SELECT job_id, count(*) AS redo, 0 AS published, 0 AS retrying FROM open GROUP BY job_id
+        SELECT job_id, count(*) AS in_turn, 0 AS published, 0 AS retrying FROM open GROUP BY job_id
         UNION ALL
-        SELECT job_id, -count(*) FILTER (WHERE redo), count(*) FILTER (WHERE first), 0 FROM lying GROUP BY job_id
+        SELECT job_id, -count(*) FILTER (WHERE in_turn), count(*) FILTER (WHERE first), 0 FROM lying GROUP BY job_id
         UNION ALL
         SELECT job_id, 0, 0, count(*) FROM waiting GROUP BY job_id
     ) AS part
@@ -113,6 +113,6 @@ WITH held AS (
     SELECT j.id FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
 )
 UPDATE callboard.jobs AS j
-SET redo = j.redo + d.redo, published = j.published + d.published, retrying = j.retrying - d.retrying, updated_at = now()
+SET in_turn = j.in_turn + d.in_turn, published = j.published + d.published, retrying = j.retrying - d.retrying, updated_at = now()
 FROM delta AS d JOIN locked AS l ON l.id = d.job_id
 WHERE j.id = d.job_id

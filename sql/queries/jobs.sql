@@ -19,7 +19,7 @@ SET total = c.total,
     failed = c.failed,
     skipped = c.skipped,
     cancelled = c.cancelled,
-    redo = c.redo,
+    in_turn = c.in_turn,
     retries = (SELECT count(*) FROM callboard.attempts AS a JOIN callboard.items AS i ON i.job_id = j.id AND i.item = a.item
                WHERE a.job_id = j.id AND a.attempt < i.attempt),
     crashes = c.crashes,
@@ -32,7 +32,7 @@ FROM (
     FROM callboard.jobs AS k
     LEFT JOIN callboard.items AS i ON i.job_id = k.id
     LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
-    WHERE k.id = ANY(%s) AND k.leaving_at IS NULL
+    WHERE k.id = ANY(%s) AND k.deleted_at IS NULL
     GROUP BY k.id
 ) AS c
 WHERE j.id = c.id
@@ -45,7 +45,7 @@ count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
 count(*) FILTER (WHERE i.state = 'failed') AS failed,
 count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
 count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
-count(*) FILTER (WHERE o.redo) AS redo,
+count(*) FILTER (WHERE o.in_turn) AS in_turn,
 coalesce(sum(i.crashes), 0)::bigint AS crashes,
 count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
                          OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published
@@ -53,7 +53,7 @@ count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
 -- name: pause_job
 -- Nothing of this job starts until it is resumed. Transition: pending | running -> paused.
 -- Guard: not stopping. Caller: actions.pause, retry. Rows: (id); none: see job_status.
-UPDATE callboard.jobs SET state = 'paused', epoch = epoch + 1, told_at = clock_timestamp(), updated_at = now()
+UPDATE callboard.jobs SET state = 'paused', epoch = epoch + 1, control_at = clock_timestamp(), updated_at = now()
 WHERE id = %s AND state IN ('pending', 'running') AND stopping IS NULL
 RETURNING id
 
@@ -62,7 +62,7 @@ RETURNING id
 -- Caller: actions.resume. Rows: (id); none: see job_status.
 UPDATE callboard.jobs
 SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::callboard.job_state,
-    epoch = epoch + 1, told_at = clock_timestamp(), updated_at = now()
+    epoch = epoch + 1, control_at = clock_timestamp(), updated_at = now()
 WHERE id = %s AND state = 'paused' AND stopping IS NULL
 RETURNING id
 
@@ -71,7 +71,7 @@ RETURNING id
 -- item in hand has ended. Guard: open and not stopping. A standing job gives its day to a new one.
 -- Caller: actions.cancel. Rows: (id); none: see job_status.
 UPDATE callboard.jobs
-SET stopping = %(state)s::callboard.job_state, reason = %(reason)s, epoch = epoch + 1, told_at = clock_timestamp(),
+SET stopping = %(state)s::callboard.job_state, reason = %(reason)s, epoch = epoch + 1, control_at = clock_timestamp(),
     standing_on = NULL, updated_at = now()
 WHERE id = %(job)s AND finished_at IS NULL AND stopping IS NULL
 RETURNING id
@@ -84,7 +84,7 @@ WITH late AS (
     WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
-SET stopping = 'cancelled', epoch = epoch + 1, told_at = clock_timestamp(), standing_on = NULL, updated_at = now(),
+SET stopping = 'cancelled', epoch = epoch + 1, control_at = clock_timestamp(), standing_on = NULL, updated_at = now(),
     reason = 'its deadline passed with ' || total - succeeded - failed - skipped - cancelled || ' items to go'
              || CASE WHEN stage > 0 AND NOT sealed THEN ', and others not made yet' ELSE '' END
 FROM late WHERE j.id = late.id
@@ -98,7 +98,7 @@ RETURNING j.id
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
-      AND (j.told_at < clock_timestamp() - make_interval(secs => %(heard)s)
+      AND (j.control_at < clock_timestamp() - make_interval(secs => %(heard)s)
            OR j.published = 0 AND j.publish_until IS NULL
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.claimed_until IS NOT NULL)
            OR NOT EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s)))
@@ -111,7 +111,7 @@ FROM done WHERE j.id = done.id AND j.stopping IS NOT NULL
 RETURNING j.id
 
 -- name: close_jobs
--- Sealed jobs with nothing left to do that nobody closed. It mends what should never happen.
+-- Sealed jobs with nothing left to do that nobody closed. It repairs what should never happen.
 -- Transition: pending | running | paused -> completed. Caller: the sweep. Rows: (id).
 WITH done AS (
     SELECT id FROM callboard.jobs

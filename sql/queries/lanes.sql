@@ -14,7 +14,7 @@ RETURNING id
 -- has no message in the outbox. Caller: the publisher. Rows: (items set aside); none: undo.
 -- Lock order: items by key, rows of the outbox, then the job: see republish, and why OFFSET 0.
 WITH aside AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo, lane)
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, in_turn, lane)
     SELECT i.job_id, i.item, i.attempt, 'infinity', false, i.item < %(suspect_below)s, true, a.lane
     FROM (SELECT * FROM unnest(%(item)s::int[], %(lane)s::text[]) AS a (item, lane) ORDER BY item) AS a
     CROSS JOIN LATERAL (
@@ -28,7 +28,7 @@ WITH aside AS (
     SELECT count(*) AS aside FROM aside
 )
 UPDATE callboard.jobs AS j
-SET watermark = %(watermark)s, published = j.published + cardinality(%(item)s::int[]), redo = j.redo + counted.aside,
+SET watermark = %(watermark)s, published = j.published + cardinality(%(item)s::int[]), in_turn = j.in_turn + counted.aside,
     publish_until = now() + make_interval(secs => %(lease)s)
 FROM counted
 WHERE j.id = %(job)s AND j.publish_token = %(token)s AND j.publish_until IS NOT NULL AND j.watermark = %(start)s
@@ -36,12 +36,12 @@ WHERE j.id = %(job)s AND j.publish_token = %(token)s AND j.publish_until IS NOT 
 RETURNING counted.aside
 
 -- name: messages_without_lane
--- Messages of a job that could be published in its turn and whose lane nobody has told yet: retries, what was
+-- Messages of a job that could be published in its turn and whose lane is not known yet: retries, what was
 -- parked or is sent again, children. Caller: the publisher, which holds the job's claim. Rows: (outbox id, args).
 SELECT o.id, i.args
 FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
 WHERE o.id IN (
-    (SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = %(job)s AND o.redo AND o.lane IS NULL LIMIT %(limit)s)
+    (SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = %(job)s AND o.in_turn AND o.lane IS NULL LIMIT %(limit)s)
     UNION
     (SELECT o.id FROM callboard.outbox AS o
      WHERE o.job_id = %(job)s AND o.due_at <= now() AND o.lane IS NULL AND NOT o.dead LIMIT %(limit)s)
@@ -49,14 +49,14 @@ WHERE o.id IN (
 
 -- name: set_lanes
 -- The lanes of messages in the outbox. Caller: the publisher, which holds the job's claim, and its lock. One
--- that was settled or written anew meanwhile has another id, or none; one that somebody has in hand is told later.
+-- that was settled or written anew meanwhile has another id, or none; one that somebody has locked is set later.
 -- Lock order: the job, then rows of the outbox without waiting for any.
-WITH told AS (
+WITH known AS (
     SELECT o.id, t.lane FROM callboard.outbox AS o
     JOIN unnest(%(id)s::bigint[], %(lane)s::text[]) AS t (id, lane) ON t.id = o.id
     FOR UPDATE OF o SKIP LOCKED
 )
-UPDATE callboard.outbox AS o SET lane = told.lane FROM told WHERE o.id = told.id
+UPDATE callboard.outbox AS o SET lane = known.lane FROM known WHERE o.id = known.id
 
 -- name: items_in_flight
 -- What is in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: (item, args).
@@ -66,7 +66,7 @@ CROSS JOIN LATERAL (SELECT args FROM callboard.items AS i WHERE i.job_id = l.job
 WHERE l.job_id = %s
 
 -- name: clear_message_lanes
--- Lanes go by another argument now: those of a job's messages are told anew.
+-- Lanes go by another argument now: those of a job's messages are found anew.
 -- Caller: the publisher, which holds the job's claim. Lock order: items by key, then their outbox rows: see republish, and
 -- why OFFSET 0.
 WITH held AS (
@@ -83,13 +83,13 @@ UPDATE callboard.outbox AS o SET lane = NULL FROM held WHERE o.job_id = held.job
 -- The lanes of what is in flight, by the argument that a job's lanes go by now.
 -- Caller: the publisher, which holds the job's claim, and its lock. Lock order: the job, then lanes, which only such a
 -- holder waits for.
-WITH told AS MATERIALIZED (
+WITH known AS MATERIALIZED (
     SELECT %(job)s::bigint AS job_id, t.* FROM unnest(%(item)s::int[], %(lane)s::text[]) AS t (item, lane)
 ), changed AS (
-    UPDATE callboard.lanes AS l SET lane = t.lane FROM told AS t WHERE l.job_id = t.job_id AND l.item = t.item
+    UPDATE callboard.lanes AS l SET lane = t.lane FROM known AS t WHERE l.job_id = t.job_id AND l.item = t.item
     RETURNING l.item
 )
-UPDATE callboard.jobs AS j SET laned_by = %(by)s
+UPDATE callboard.jobs AS j SET applied_lane_by = %(by)s
 FROM (SELECT count(*) FROM changed) AS these_first WHERE j.id = %(job)s
 
 -- name: free_lanes
@@ -125,7 +125,7 @@ WITH RECURSIVE lane AS (
     CROSS JOIN LATERAL (
         SELECT o.id, o.item FROM callboard.outbox AS o
         WHERE o.job_id = %(job)s AND o.lane = used.name AND NOT o.dead
-          AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
+          AND (o.in_turn AND o.due_at = 'infinity' OR o.due_at <= now())
           AND (o.claimed_until IS NULL OR o.claimed_until <= now())
           AND NOT EXISTS (SELECT FROM callboard.lanes AS l WHERE l.job_id = o.job_id AND l.item = o.item OFFSET 0)
         ORDER BY o.item LIMIT greatest(%(width)s - used.items, 0)
@@ -138,11 +138,11 @@ WITH RECURSIVE lane AS (
     ) AS o
     WHERE l.job_id = %(job)s
 ), due AS (
-    SELECT free.id, o.again FROM (SELECT * FROM free ORDER BY item) AS free
+    SELECT free.id, o.lapsed FROM (SELECT * FROM free ORDER BY item) AS free
     CROSS JOIN LATERAL (
-        SELECT o.claimed_until IS NOT NULL AS again FROM callboard.outbox AS o
+        SELECT o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
         -- Once more, for these are looked at as they are when they are locked.
-        WHERE o.id = free.id AND NOT o.dead AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
+        WHERE o.id = free.id AND NOT o.dead AND (o.in_turn AND o.due_at = 'infinity' OR o.due_at <= now())
           AND (o.claimed_until IS NULL OR o.claimed_until <= now()) OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS o
     LIMIT %(limit)s

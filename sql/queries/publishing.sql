@@ -20,11 +20,11 @@ WITH living AS (
     FROM callboard.jobs AS j JOIN tenants AS t ON t.tenant = j.tenant
     CROSS JOIN LATERAL (
         SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
-               greatest(j.published - j.redo - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
+               greatest(j.published - j.in_turn - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
                         - CASE WHEN j.concurrency IS NULL AND j.rate IS NULL THEN 0 ELSE (
                             SELECT count(*) FROM callboard.outbox AS o
                             JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-                            WHERE o.job_id = j.id AND o.again AND o.due_at <= now() AND NOT o.first AND NOT o.redo AND NOT o.dead
+                            WHERE o.job_id = j.id AND o.resend AND o.due_at <= now() AND NOT o.first AND NOT o.in_turn AND NOT o.dead
                               AND (o.claimed_until IS NULL OR o.claimed_until <= now()) AND i.state = 'waiting') END, 0) AS out
     ) AS l
     CROSS JOIN LATERAL (
@@ -33,7 +33,7 @@ WITH living AS (
     ) AS r
     WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
       AND (j.not_before IS NULL OR j.not_before <= now())
-      AND (j.watermark < j.bulk_end OR j.redo > 0 OR l.limited AND EXISTS (
+      AND (j.watermark < j.bulk_end OR j.in_turn > 0 OR l.limited AND EXISTS (
                SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.due_at <= now()))
       AND (j.publish_until IS NULL OR j.publish_until < now())
       AND (j.actor IS NULL OR j.actor IN (SELECT unnest(actors) FROM living) OR NOT EXISTS (SELECT FROM living)
@@ -58,18 +58,18 @@ FROM next WHERE j.id = next.id
 RETURNING j.id, j.publish_token, j.watermark, j.suspect_below, j.bulk_end, j.epoch, coalesce(j.actor, ''),
           coalesce(j.queue, (SELECT i.queue FROM callboard.outbox AS o
                              JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-                             WHERE o.job_id = j.id AND (o.redo AND o.due_at = 'infinity' OR o.due_at <= now())
+                             WHERE o.job_id = j.id AND (o.in_turn AND o.due_at = 'infinity' OR o.due_at <= now())
                              ORDER BY o.item LIMIT 1), ''),
-          j.redo, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
-          j.lane_by, j.lane_width, j.laned_by
+          j.in_turn, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
+          j.lane_by, j.lane_width, j.applied_lane_by
 
 -- name: claim_in_turn
 -- Messages that are published in their job's turn (all of a limited job's), in order of their items, for as long as the lease lasts.
 -- Guard: unclaimed or abandoned (then it may have been published: suspect). Caller: the publisher, which holds the job's
 -- claim. Rows: Outgoing.
 WITH due AS (
-    SELECT o.id, o.claimed_until IS NOT NULL AS again FROM callboard.outbox AS o
-    WHERE o.job_id = %(job)s AND (o.redo AND o.due_at = 'infinity' OR %(limited)s AND o.due_at <= now())
+    SELECT o.id, o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
+    WHERE o.job_id = %(job)s AND (o.in_turn AND o.due_at = 'infinity' OR %(limited)s AND o.due_at <= now())
       AND (o.claimed_until IS NULL OR o.claimed_until <= now())
     ORDER BY o.item LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), {claimed}
@@ -77,11 +77,11 @@ WITH due AS (
 ORDER BY c.item
 
 -- part: claimed
--- The rows of the outbox that `due` (id, again) has locked are claimed for as long as the lease lasts. One that was claimed
+-- The rows of the outbox that `due` (id, lapsed) has locked are claimed for as long as the lease lasts. One that was claimed
 -- before is suspect from now on.
 claimed AS (
     UPDATE callboard.outbox AS o
-    SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR due.again
+    SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR due.lapsed
     FROM due WHERE o.id = due.id
     RETURNING o.*
 )
@@ -123,7 +123,7 @@ RETURNING stopping IS NULL AND state <> 'paused'
 -- became of the job.
 -- Caller: the publisher. Rows: Outgoing.
 WITH due AS (
-    SELECT o.id, o.claimed_until IS NOT NULL AS again FROM callboard.outbox AS o
+    SELECT o.id, o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
     WHERE o.due_at <= now() AND (o.claimed_until IS NULL OR o.claimed_until <= now())
       AND (o.dead OR EXISTS (SELECT FROM callboard.jobs AS j
                              WHERE j.id = o.job_id AND j.finished_at IS NULL AND j.stopping IS NULL
@@ -148,23 +148,23 @@ WITH sent AS (
     JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), lying AS (
-    SELECT o.id, o.job_id, o.first, o.redo, h.waits, o.attempt = h.attempt AND o.claimed_until IS NOT NULL AS done
+    SELECT o.id, o.job_id, o.first, o.in_turn, h.waits, o.attempt = h.attempt AND o.claimed_until IS NOT NULL AS done
     FROM held AS h JOIN callboard.outbox AS o ON o.id = h.id
     FOR UPDATE OF o
 ), gone AS (
     DELETE FROM callboard.outbox AS o USING lying AS l WHERE o.id = l.id AND l.done
     RETURNING o.job_id, o.item, l.waits
 ), kept AS (
-    UPDATE callboard.outbox AS o SET first = false, redo = false
-    FROM lying AS l WHERE o.id = l.id AND NOT l.done AND (l.first OR l.redo)
+    UPDATE callboard.outbox AS o SET first = false, in_turn = false
+    FROM lying AS l WHERE o.id = l.id AND NOT l.done AND (l.first OR l.in_turn)
 ), moved AS (
     UPDATE callboard.items AS i SET was = i.state, state = 'waiting'
     FROM gone AS g WHERE i.job_id = g.job_id AND i.item = g.item AND g.waits
     RETURNING i.job_id
 ), delta AS (
-    SELECT job_id, sum(published) AS published, sum(retrying) AS retrying, sum(redo) AS redo
+    SELECT job_id, sum(published) AS published, sum(retrying) AS retrying, sum(in_turn) AS in_turn
     FROM (
-        SELECT job_id, count(*) FILTER (WHERE first) AS published, 0 AS retrying, count(*) FILTER (WHERE redo) AS redo
+        SELECT job_id, count(*) FILTER (WHERE first) AS published, 0 AS retrying, count(*) FILTER (WHERE in_turn) AS in_turn
         FROM lying GROUP BY job_id
         UNION ALL
         SELECT job_id, 0, count(*), 0 FROM moved GROUP BY job_id
@@ -174,7 +174,7 @@ WITH sent AS (
     SELECT j.id FROM callboard.jobs AS j JOIN delta AS d ON d.job_id = j.id ORDER BY j.id FOR NO KEY UPDATE OF j
 )
 UPDATE callboard.jobs AS j
-SET published = j.published + d.published, retrying = j.retrying - d.retrying, redo = j.redo - d.redo, updated_at = now()
+SET published = j.published + d.published, retrying = j.retrying - d.retrying, in_turn = j.in_turn - d.in_turn, updated_at = now()
 FROM delta AS d JOIN locked AS l ON l.id = d.job_id
 WHERE j.id = d.job_id
 

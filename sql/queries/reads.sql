@@ -8,7 +8,7 @@
 WITH page AS MATERIALIZED (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.id BETWEEN %(low)s AND %(high)s AND (j.parent_id IS NULL OR %(low)s = %(high)s)
-      AND j.leaving_at IS NULL
+      AND j.deleted_at IS NULL
       AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
       AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
       AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text OR EXISTS (
@@ -21,8 +21,8 @@ WITH page AS MATERIALIZED (
     SELECT s.id, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
 )
 SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key, j.tenant, j.actor, j.state::text AS state, j.stopping::text AS stopping, j.reason, j.sealed,
-       j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.redo, j.retries, j.crashes,
-       j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.told_at,
+       j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.in_turn, j.retries, j.crashes,
+       j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.control_at,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
        j.not_before, j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start,
        j.stages, j.parent_id, j.stage, j.makes, j.on_failure, j.maker, shown.within,
@@ -87,7 +87,7 @@ ORDER BY shown.within, j.id DESC
 -- Caller: queries.items, queries.item. Rows: one an item; `args` and `result` are cut at `cap`.
 WITH job AS (
     SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends
-    FROM callboard.jobs WHERE id = %(job)s AND leaving_at IS NULL
+    FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL
 ), wanted AS MATERIALIZED (
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text IS NULL AND i.job_id = %(job)s AND i.item > %(after)s
@@ -134,7 +134,7 @@ WITH job AS (
          SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
      ) AS i
      WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
-       AND (o.first OR o.redo) AND i.state = 'waiting'
+       AND (o.first OR o.in_turn) AND i.state = 'waiting'
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item OFFSET 0)
      ORDER BY o.item LIMIT %(limit)s)
     UNION ALL
@@ -142,7 +142,7 @@ WITH job AS (
      WHERE %(state)s::text = 'queued' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
        AND i.state = 'waiting'
        AND (i.message_id IS NOT NULL OR i.item < (SELECT watermark FROM job))
-       AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.redo) OFFSET 0)
+       AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.in_turn) OFFSET 0)
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
@@ -161,7 +161,7 @@ SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
             WHEN r.item IS NOT NULL THEN 'running'
             WHEN job.ends THEN 'cancelled'
             WHEN i.state = 'retrying' THEN 'retrying'
-            WHEN o.first OR o.redo OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
+            WHEN o.first OR o.in_turn OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
             ELSE 'queued' END AS state,
        coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step,
        r.progress_done, r.progress_total, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
@@ -195,7 +195,7 @@ SELECT a.attempt, a.kind::text AS kind, a.attempt < i.attempt AS retried, a.work
        a.traceback_size
 FROM callboard.attempts AS a
 JOIN callboard.items AS i ON i.job_id = a.job_id AND i.item = a.item
-JOIN callboard.jobs AS j ON j.id = a.job_id AND j.leaving_at IS NULL
+JOIN callboard.jobs AS j ON j.id = a.job_id AND j.deleted_at IS NULL
 WHERE a.job_id = %(job)s AND a.item = %(item)s
 ORDER BY a.attempt LIMIT %(limit)s
 
@@ -205,14 +205,14 @@ ORDER BY a.attempt LIMIT %(limit)s
 SELECT e.job_id AS job, j.stage, e.kind::text AS kind, e.error_type AS type, e.place, e.count, e.failed, e.first_at,
        e.last_at, e.item, left(e.message, %(cap)s) AS message
 FROM callboard.jobs AS j JOIN callboard.errors AS e ON e.job_id = j.id
-WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.leaving_at IS NULL
+WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.deleted_at IS NULL
 ORDER BY j.stage, e.failed DESC, e.count DESC, e.kind, e.error_type, e.place LIMIT %(limit)s
 
 -- name: job_actions
 -- Who did what to a job, the latest first. Caller: queries.actions. Rows: one an action.
 SELECT id, done_at, action, who, via, detail FROM callboard.actions
 WHERE job_id = %(job)s AND id < %(before)s
-  AND EXISTS (SELECT FROM callboard.jobs AS j WHERE j.id = %(job)s AND j.leaving_at IS NULL)
+  AND EXISTS (SELECT FROM callboard.jobs AS j WHERE j.id = %(job)s AND j.deleted_at IS NULL)
 ORDER BY id DESC LIMIT %(limit)s
 
 -- name: job_callbacks
@@ -246,8 +246,8 @@ SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
 
 -- name: recount
 -- What the jobs say and what their rows say, in one snapshot, so it is exact while workers run.
--- Of a job with stages, which has no items, it is told whether its state fits theirs. Of a job that is over, messages that
--- were never published are dropped: then `published` has an upper bound only. One that is leaving is not looked at: its
+-- Of a job with stages, which has no items, it is compared whether its state fits theirs. Of a job that is over, messages that
+-- were never published are dropped: then `published` has an upper bound only. One that is deleted is not looked at: its
 -- rows go. Caller: queries.verify. Rows: one a job, each pair as stored_… and counted_….
 SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
        k.total AS stored_total, i.total AS counted_total,
@@ -257,7 +257,7 @@ SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
        k.failed AS stored_failed, i.failed AS counted_failed,
        k.skipped AS stored_skipped, i.skipped AS counted_skipped,
        k.cancelled AS stored_cancelled, i.cancelled AS counted_cancelled,
-       k.redo AS stored_redo, i.redo AS counted_redo,
+       k.in_turn AS stored_redo, i.in_turn AS counted_redo,
        k.retries AS stored_retries, a.retries AS counted_retries,
        k.crashes AS stored_crashes, i.crashes AS counted_crashes,
        e.count AS stored_errors, a.errors AS counted_errors,
@@ -288,5 +288,5 @@ CROSS JOIN LATERAL (
            count(*) FILTER (WHERE s.finished_at IS NULL OR k.state = 'completed' AND s.state <> 'completed') AS unended
     FROM callboard.jobs AS s WHERE s.parent_id = k.id
 ) AS s
-WHERE (k.id BETWEEN %(low)s AND %(high)s OR k.parent_id BETWEEN %(low)s AND %(high)s) AND k.leaving_at IS NULL
+WHERE (k.id BETWEEN %(low)s AND %(high)s OR k.parent_id BETWEEN %(low)s AND %(high)s) AND k.deleted_at IS NULL
 ORDER BY k.id

@@ -3,7 +3,7 @@
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
 -- ended -> completed.
 -- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).
--- Who ends by itself is acquitted of the deaths that it was charged with: it was a neighbour's, or it passed.
+-- The deaths that were charged to an item are dropped when it ends by itself: a neighbour was to blame, or it passed.
 -- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
 -- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
@@ -24,14 +24,14 @@ WITH event AS (
         state = e.state,
         attempt = i.attempt + (e.state = 'retrying')::int,
         crashes = CASE WHEN e.state = 'retrying' OR e.charged > 0 THEN i.crashes + e.charged ELSE 0 END,
-        acquitted = CASE WHEN e.state <> 'retrying' AND e.charged = 0 THEN nullif(i.crashes, 0) END,
+        crashes_dropped = CASE WHEN e.state <> 'retrying' AND e.charged = 0 THEN nullif(i.crashes, 0) END,
         worker = e.worker,
         started_at = now() - make_interval(secs => e.age + e.elapsed),
         finished_at = CASE WHEN e.state <> 'retrying' THEN now() - make_interval(secs => e.age) END,
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM locked_items AS e
     WHERE i.job_id = e.job AND i.item = e.item AND e.open
-    RETURNING i.job_id, i.item, i.was, i.state, i.acquitted, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
+    RETURNING i.job_id, i.item, i.was, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
               e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place,
               e.failure_message AS message, e.failure_traceback AS traceback, e.failure_traceback_size AS traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result
@@ -53,7 +53,7 @@ WITH event AS (
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'skipped') AS skipped,
                count(*) FILTER (WHERE state = 'retrying') AS retries,
-               sum(charged) - coalesce(sum(acquitted), 0) AS crashes
+               sum(charged) - coalesce(sum(crashes_dropped), 0) AS crashes
         FROM moved GROUP BY job_id
         UNION ALL
         SELECT job, count(*), 0, 0, 0, 0, 0, 0 FROM born GROUP BY job
@@ -102,7 +102,7 @@ WITH event AS (
                       ELSE j.reason END,
         epoch = j.epoch + coalesce(l.fails, false)::int,
         standing_on = CASE WHEN l.fails THEN NULL ELSE j.standing_on END,
-        told_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.told_at END
+        control_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.control_at END
     FROM locked_jobs AS l WHERE j.id = l.id
     RETURNING j.id, j.state, j.epoch, j.stopping,
               j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,

@@ -1,11 +1,11 @@
 -- name: job_status
 -- How a job stands, before something is done to it. Caller: requests.job_status.
 -- Rows: one, (state, being stopped, failed, skipped, cancelled, has stages, whose stage it is); none: no such job (one that
--- is leaving is none), or not of this tenant.
+-- is deleted is none), or not of this tenant.
 SELECT state::text, stopping IS NOT NULL, failed, skipped,
        CASE WHEN finished_at IS NULL THEN cancelled ELSE total - succeeded - failed - skipped END,
        stages IS NOT NULL, parent_id
-FROM callboard.jobs WHERE id = %(job)s AND leaving_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 
 -- name: note_action
 -- Who did what to a job, in the transaction that does it. Caller: requests.note_action.

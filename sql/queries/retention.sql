@@ -1,12 +1,12 @@
 -- name: mark_deleted
--- Finished jobs leave. From now on nobody sees them, their keys are free, and their rows may go.
--- Their stages, which are over with them, leave with them.
+-- Finished jobs are deleted: from now on nobody sees them, their keys are free, and their rows may go.
+-- Their stages, which are over with them, go with them.
 -- Guard: a job is over, as locked. Messages of what was cancelled may lie in RabbitMQ still: workers are told for longer
 -- than the job's row is there. Caller: actions.delete; the sweep and `callboard purge`, after expired_jobs.
 -- Rows: (id), also of stages; none: see job_status. Lock order: jobs by id.
 WITH whole AS (
     SELECT id FROM callboard.jobs
-    WHERE id = ANY (%s) AND finished_at IS NOT NULL AND leaving_at IS NULL AND parent_id IS NULL
+    WHERE id = ANY (%s) AND finished_at IS NOT NULL AND deleted_at IS NULL AND parent_id IS NULL
     ORDER BY id FOR NO KEY UPDATE
 ), stages AS (
     -- By their ids, of which each is looked up: else all jobs may be compared with each.
@@ -17,24 +17,24 @@ WITH whole AS (
     ) AS one CROSS JOIN LATERAL (
         SELECT id FROM callboard.jobs AS s WHERE s.id = one.id AND s.finished_at IS NOT NULL OFFSET 0 FOR NO KEY UPDATE
     ) AS s
-), left_ AS (
-    UPDATE callboard.jobs AS j SET leaving_at = now(), key = NULL, standing_on = NULL
+), marked AS (
+    UPDATE callboard.jobs AS j SET deleted_at = now(), key = NULL, standing_on = NULL
     WHERE j.id IN (SELECT id FROM whole UNION ALL SELECT id FROM stages)
     RETURNING j.id, j.epoch, j.published > j.succeeded + j.failed + j.skipped AS out
-), told AS (
-    INSERT INTO callboard.gone (id, epoch) SELECT id, epoch FROM left_ WHERE out
+), tombstones AS (
+    INSERT INTO callboard.deleted_jobs (id, epoch) SELECT id, epoch FROM marked WHERE out
 )
-SELECT id FROM left_ ORDER BY id
+SELECT id FROM marked ORDER BY id
 
 -- name: expired_jobs
--- Finished jobs whose time is over, some of them, the first to have ended first; locked until they leave.
+-- Finished jobs whose time is over, some of them, the first to have ended first; locked until they are marked.
 -- `keep`: seconds for which jobs are kept that don't say so themselves; NULL: for ever.
 -- Guard: the job, as locked, is over and has been for so long, and whom it calls has been called.
 -- Caller: the sweep, `callboard purge`. Rows: (id). Lock order: jobs, waiting for none.
 -- One of which somebody has a stage in hand is looked at again.
 WITH due AS (
     SELECT j.id, j.stages FROM callboard.jobs AS j
-    WHERE j.finished_at IS NOT NULL AND j.leaving_at IS NULL AND j.parent_id IS NULL
+    WHERE j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND j.parent_id IS NULL
       AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
            OR j.keep IS NOT NULL AND extract(epoch FROM now() - j.finished_at) > j.keep)
       AND j.id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL)
@@ -51,12 +51,12 @@ SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, co
 
 -- name: deleted_jobs
 -- Jobs whose rows are to go. Caller: the sweep, `callboard purge`. Rows: (id).
-SELECT id FROM callboard.jobs WHERE leaving_at IS NOT NULL ORDER BY id
+SELECT id FROM callboard.jobs WHERE deleted_at IS NOT NULL ORDER BY id
 
 -- name: deletion_progress
--- How far a leaving job is cleared away. Items are numbered from 0, without gaps, up to its total.
--- Caller: retention.delete_rows. Rows: (cleared, total); none: it is gone.
-SELECT cleared, total FROM callboard.jobs WHERE id = %s AND leaving_at IS NOT NULL
+-- How far the rows of a deleted job are gone. Items are numbered from 0, without gaps, up to its total.
+-- Caller: retention.delete_rows. Rows: (deleted_below, total); none: it is gone.
+SELECT deleted_below, total FROM callboard.jobs WHERE id = %s AND deleted_at IS NOT NULL
 
 -- name: delete_old_workers
 -- Worker processes that ended long ago. Guard: nothing of theirs waits to be rescued.
@@ -70,11 +70,11 @@ WHERE w.id IN (
 )
 
 -- name: delete_old_tombstones
--- Jobs that left so long ago that no message of theirs is left. Caller: the sweep, `callboard purge`.
-DELETE FROM callboard.gone WHERE gone_at < now() - make_interval(secs => %(after)s)
+-- Jobs that were deleted so long ago that no message of theirs is left. Caller: the sweep, `callboard purge`.
+DELETE FROM callboard.deleted_jobs WHERE deleted_at < now() - make_interval(secs => %(after)s)
 
 -- name: delete_items
--- A stretch of a leaving job's items goes. An outcome that is being recorded is waited for: what it adds to
+-- A stretch of a deleted job's items goes. An outcome that is being recorded is waited for: what it adds to
 -- its item is seen by the next statement, delete_item_rows, in the same transaction. One that comes later finds no item.
 -- Caller: retention.delete_rows. Rows: none, counted. Lock order: items by key.
 WITH held AS (
@@ -99,18 +99,18 @@ WITH r AS (
 DELETE FROM callboard.outbox WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
 
 -- name: save_deletion_progress
--- Every item of a leaving job below this one is gone. Caller: retention.delete_rows, in the transaction that
+-- Every item of a deleted job below this one is gone. Caller: retention.delete_rows, in the transaction that
 -- deletes them. Lock order: items by key, then jobs by id.
-UPDATE callboard.jobs SET cleared = greatest(cleared, %(high)s) WHERE id = %(job)s AND leaving_at IS NOT NULL
+UPDATE callboard.jobs SET deleted_below = greatest(deleted_below, %(high)s) WHERE id = %(job)s AND deleted_at IS NOT NULL
 
 -- name: lock_deleted_job
--- A leaving job, before its last rows go. Caller: retention.delete_rows.
+-- A deleted job, before its last rows go. Caller: retention.delete_rows.
 -- Rows: (whether all of its items are gone); none: it is gone itself. An outcome that adds children adds to the total
 -- under this lock, and none can come once the items are gone.
-SELECT cleared >= total FROM callboard.jobs WHERE id = %s AND leaving_at IS NOT NULL FOR UPDATE
+SELECT deleted_below >= total FROM callboard.jobs WHERE id = %s AND deleted_at IS NOT NULL FOR UPDATE
 
 -- name: delete_job_rows
--- The last rows of a leaving job go, its own with them. Every table whose rows have a job_id and no item of
+-- The last rows of a deleted job go, its own with them. Every table whose rows have a job_id and no item of
 -- their own is here; a test compares. Guard: lock_deleted_job. Caller: retention.delete_rows.
 WITH e AS (
     DELETE FROM callboard.errors WHERE job_id = %(job)s
@@ -121,4 +121,4 @@ WITH e AS (
 ), c AS (
     DELETE FROM callboard.callbacks WHERE job_id = %(job)s
 )
-DELETE FROM callboard.jobs WHERE id = %(job)s AND leaving_at IS NOT NULL
+DELETE FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NOT NULL

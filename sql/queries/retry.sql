@@ -14,7 +14,7 @@ WITH unmade AS (
     ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
-SET state = 'pending', reason = NULL, finished_at = NULL, maker = NULL, epoch = epoch + 1, told_at = clock_timestamp(),
+SET state = 'pending', reason = NULL, finished_at = NULL, maker = NULL, epoch = epoch + 1, control_at = clock_timestamp(),
     limits = CASE WHEN deadline < now() THEN limits - 'deadline' ELSE limits END,
     deadline = CASE WHEN deadline >= now() THEN deadline END, updated_at = now()
 FROM unmade WHERE j.id = unmade.id
@@ -32,12 +32,12 @@ WHERE id = %s AND finished_at IS NOT NULL
 -- name: reopen_job
 -- Items of a job were given another attempt; when it was over, it is open again, and sealed as it stands.
 -- Transition: completed | failed | cancelled -> pending | running. Guard: over or not, as it was when they were chosen,
--- and neither being stopped nor leaving. `whole`: the bulk range goes on where it was; else everything to come is in the outbox.
+-- and neither being stopped nor deleted. `whole`: the bulk range goes on where it was; else everything to come is in the outbox.
 -- A deadline that passed is forgotten. A stage that was partly made is made on, so it isn't sealed.
 -- Caller: retry. Rows: (id); none: overtaken, undo.
 UPDATE callboard.jobs AS j
 SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = cancelled + %(rest)s - %(cancelled)s,
-    retries = retries + %(retries)s, crashes = crashes - %(crashes)s, redo = %(redo)s + CASE WHEN %(over)s THEN 0 ELSE redo END,
+    retries = retries + %(retries)s, crashes = crashes - %(crashes)s, in_turn = %(in_turn)s + CASE WHEN %(over)s THEN 0 ELSE in_turn END,
     retrying = CASE WHEN %(over)s THEN 0 ELSE retrying END,
     published = CASE WHEN %(over)s AND NOT %(whole)s THEN total ELSE published + %(published)s END,
     watermark = CASE WHEN %(over)s AND NOT %(whole)s THEN bulk_end ELSE watermark END,
@@ -52,9 +52,9 @@ SET failed = failed - %(failed)s, skipped = skipped - %(skipped)s, cancelled = c
     maker = CASE WHEN NOT %(over)s THEN maker END,
     finished_at = NULL,
     epoch = epoch + %(over)s::int,
-    told_at = CASE WHEN %(over)s THEN clock_timestamp() ELSE told_at END,
+    control_at = CASE WHEN %(over)s THEN clock_timestamp() ELSE control_at END,
     updated_at = now()
-WHERE id = %(job)s AND stopping IS NULL AND leaving_at IS NULL AND (finished_at IS NOT NULL) = %(over)s
+WHERE id = %(job)s AND stopping IS NULL AND deleted_at IS NULL AND (finished_at IS NOT NULL) = %(over)s
 RETURNING id
 
 -- name: lock_retried_items
@@ -75,9 +75,9 @@ SELECT count(*) FROM held
 
 -- name: lock_ended_job
 -- A job that is over stays so while its items are chosen. Caller: retry.
--- Rows: (watermark, items cancelled); none: it is open, or leaving.
+-- Rows: (watermark, items cancelled); none: it is open, or deleted.
 SELECT watermark, total - succeeded - failed - skipped FROM callboard.jobs
-WHERE id = %s AND finished_at IS NOT NULL AND leaving_at IS NULL FOR NO KEY UPDATE
+WHERE id = %s AND finished_at IS NOT NULL AND deleted_at IS NULL FOR NO KEY UPDATE
 
 -- name: cancel_rest
 -- A stopped job goes on with some of its items; the others that had not ended stay cancelled.
@@ -97,7 +97,7 @@ UPDATE callboard.items SET was = state, state = 'waiting' WHERE job_id = %s AND 
 -- nor is what goes to the dead letters, though it was parked before.
 -- Caller: retry, under the job's lock. Rows: one, how many of them were to be published for the first time.
 WITH dead AS (
-    UPDATE callboard.outbox SET redo = false WHERE job_id = %(job)s AND dead AND redo
+    UPDATE callboard.outbox SET in_turn = false WHERE job_id = %(job)s AND dead AND in_turn
 ), gone AS (
     DELETE FROM callboard.outbox WHERE job_id = %(job)s AND NOT dead RETURNING first
 )
@@ -106,7 +106,7 @@ SELECT count(*) FILTER (WHERE first) FROM gone
 -- name: send_open_items
 -- The open items of a stopped job that the watermark will not publish: their messages were dropped, or may lie
 -- in RabbitMQ still, so they are suspect. Caller: retry, under the job's lock. Rows: none, counted.
-INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, in_turn)
 SELECT i.job_id, i.item, i.attempt, 'infinity', false, true, true FROM callboard.items AS i
 WHERE i.job_id = %(job)s AND i.state = 'waiting' AND (i.message_id IS NOT NULL OR i.item < %(below)s)
 ORDER BY i.item
@@ -169,22 +169,22 @@ WITH chosen AS (
     WHERE e.job_id = %(job)s AND e.kind = r.kind AND e.error_type = r.error_type AND e.place = r.place
       AND r.kind <> 'skipped'
 ), lying AS (
-    SELECT o.item, o.redo, o.first FROM callboard.outbox AS o JOIN moved USING (job_id, item)
+    SELECT o.item, o.in_turn, o.first FROM callboard.outbox AS o JOIN moved USING (job_id, item)
     ORDER BY o.item FOR UPDATE OF o
 ), again AS (
     UPDATE callboard.outbox AS o
     SET id = DEFAULT, attempt = m.attempt, due_at = 'infinity', options = NULL, sent_ms = NULL,
-        first = false, suspect = m.was = 'cancelled', claimed_until = NULL, dead = false, redo = true
+        first = false, suspect = m.was = 'cancelled', claimed_until = NULL, dead = false, in_turn = true
     FROM moved AS m
     WHERE o.job_id = m.job_id AND o.item = m.item AND (SELECT count(*) FROM lying) >= 0  -- these first
 ), sent AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, redo)
+    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, in_turn)
     SELECT m.job_id, m.item, m.attempt, 'infinity', false, m.was = 'cancelled', true
     FROM moved AS m WHERE m.item NOT IN (SELECT item FROM lying)  -- hashed, however wrong the planner's guess is
 )
 SELECT count(*) FILTER (WHERE was = 'failed') AS failed, count(*) FILTER (WHERE was = 'skipped') AS skipped,
        count(*) FILTER (WHERE was = 'cancelled') AS cancelled, coalesce(sum(crashes), 0)::bigint AS crashes,
        (SELECT coalesce(sum(count), 0)::bigint FROM retried) AS retries,
-       count(*) - (SELECT count(*) FILTER (WHERE redo) FROM lying) AS redo,
+       count(*) - (SELECT count(*) FILTER (WHERE in_turn) FROM lying) AS in_turn,
        (SELECT count(*) FILTER (WHERE first) FROM lying) AS published
 FROM moved

@@ -65,7 +65,7 @@ RETURNING state::text
 -- A submission that can't be taken up again broke off. Transition: open -> failed, with the reason.
 -- Guard: neither sealed nor stopped. Caller: submit.
 UPDATE callboard.jobs
-SET state = 'failed', reason = %s, finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp()
+SET state = 'failed', reason = %s, finished_at = now(), updated_at = now(), epoch = epoch + 1, control_at = clock_timestamp()
 WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
 
 -- name: renew_submissions
@@ -90,7 +90,7 @@ WITH abandoned AS (
     ORDER BY j.id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
-SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, told_at = clock_timestamp(),
+SET state = 'failed', finished_at = now(), updated_at = now(), epoch = epoch + 1, control_at = clock_timestamp(),
     reason = 'its submission broke off: its process was not heard of any more. ' || total || ' items were stored, '
              || succeeded + failed + skipped || ' of them are done, and the rest is not run. Submit it anew: with a'
              || ' key it stays open, to go on where it broke off'

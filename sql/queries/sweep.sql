@@ -40,16 +40,16 @@ WITH over AS (
         SELECT id FROM callboard.outbox AS o WHERE o.id = theirs.id AND NOT o.dead OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS o
 ), gone AS (
-    DELETE FROM callboard.outbox AS o USING lying WHERE o.id = lying.id RETURNING o.job_id, o.first, o.redo
+    DELETE FROM callboard.outbox AS o USING lying WHERE o.id = lying.id RETURNING o.job_id, o.first, o.in_turn
 )
-UPDATE callboard.jobs AS j SET published = j.published + d.published, redo = j.redo - d.redo
+UPDATE callboard.jobs AS j SET published = j.published + d.published, in_turn = j.in_turn - d.in_turn
 FROM (
-    SELECT job_id, count(*) FILTER (WHERE first) AS published, count(*) FILTER (WHERE redo) AS redo FROM gone GROUP BY job_id
+    SELECT job_id, count(*) FILTER (WHERE first) AS published, count(*) FILTER (WHERE in_turn) AS in_turn FROM gone GROUP BY job_id
 ) AS d
 WHERE j.id = d.job_id
 
 -- name: analyze_grown_tables
--- The planner is told of tables that have grown far beyond what it was told last. On a table of a page or
+-- The planner learns of tables that have grown far beyond their statistics. On a table of a page or
 -- two it reads all of it, and keeps that plan for a prepared statement: when a million items come, each flush would read
 -- them all, until autovacuum looks, up to a minute later. ANALYZE also has every connection make its plans anew.
 -- Guard: ours to analyze, and nobody is at it: then the statistics come from there. Never waits.
@@ -86,7 +86,7 @@ ON CONFLICT DO NOTHING
 SELECT id, watermark, bulk_end, total, updated_at < now() - make_interval(secs => %(quiet)s)
 FROM callboard.jobs
 WHERE finished_at IS NULL AND stopping IS NULL AND state <> 'paused'
-  AND published > succeeded + failed + skipped + cancelled + retrying + redo
+  AND published > succeeded + failed + skipped + cancelled + retrying + in_turn
 ORDER BY id
 
 -- name: unheld_items
@@ -151,7 +151,7 @@ SELECT EXISTS (
 -- and comes to, that it has the lease still: another may have sent them meanwhile. Caller: the search. Rows: (item).
 -- Lock order: items by key, then their outbox rows: the inner query locks one at a time, in the order of the outer.
 -- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
-INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, again)
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, resend)
 SELECT i.job_id, i.item, i.attempt, now(), false, true, true
 FROM (SELECT * FROM unnest(%(item)s::int[], %(attempt)s::int[]) AS l (item, attempt) ORDER BY item) AS l
 CROSS JOIN LATERAL (

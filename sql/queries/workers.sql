@@ -46,15 +46,15 @@ FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item)
 WHERE r.worker = %s ORDER BY r.job_id, r.item
 
 -- name: job_controls
--- What jobs tell all workers: those told something within so many seconds, or all that may still have
--- messages in RabbitMQ; and so of those that left. Caller: the heartbeat. Rows: JobControl.
+-- What all workers must know of jobs: of those whose epoch was raised within so many seconds, or of all that may still
+-- have messages in RabbitMQ; and so of deleted ones. Caller: the heartbeat. Rows: JobControl.
 -- Apart, so that the first, which each worker asks twice a second, reads only those, down the index.
 SELECT id, state::text, epoch, stopping IS NOT NULL FROM callboard.jobs
-WHERE told_at > now() - make_interval(secs => %(within)s::float8)
+WHERE control_at > now() - make_interval(secs => %(within)s::float8)
 UNION ALL
 SELECT id, state::text, epoch, stopping IS NOT NULL FROM callboard.jobs
-WHERE %(within)s::float8 IS NULL AND told_at IS NOT NULL
+WHERE %(within)s::float8 IS NULL AND control_at IS NOT NULL
   AND (finished_at IS NULL OR published > succeeded + failed + skipped)
 UNION ALL
-SELECT id, 'cancelled', epoch, false FROM callboard.gone
-WHERE %(within)s::float8 IS NULL OR gone_at > now() - make_interval(secs => %(within)s::float8)
+SELECT id, 'cancelled', epoch, false FROM callboard.deleted_jobs
+WHERE %(within)s::float8 IS NULL OR deleted_at > now() - make_interval(secs => %(within)s::float8)

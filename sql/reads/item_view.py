@@ -19,7 +19,7 @@ CHECKS = {
     "failed": "items that failed, and item rows that did",
     "skipped": "items that were skipped, and item rows that were",
     "cancelled": "items cancelled while their job went on, and item rows that were",
-    "redo": "messages that wait for the job's turn, and rows of the outbox that do",
+    "in_turn": "messages that wait for the job's turn, and rows of the outbox that do",
     "retries": "attempts given another, and attempt rows that were",
     "crashes": "crashes charged to the job, and to its items",
     "errors": "attempts in the groups of errors, and attempt rows that are errors",

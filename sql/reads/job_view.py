@@ -62,7 +62,7 @@ def counts(row: Stored) -> dict[str, int]:
         still = {"pending": 0, "queued": 0, "running": running, "retrying": 0}
         return {**still, **settled, "cancelled": left - running}
     waiting = row["total"] - _final(row) - row["cancelled"] - row["retrying"]
-    pending = min(waiting, row["total"] - row["published"] + row["redo"])
+    pending = min(waiting, row["total"] - row["published"] + row["in_turn"])
     running = min(waiting - pending, row["in_hand"])
     queued = waiting - pending - running
     moving = {"pending": pending, "queued": queued, "running": running, "retrying": row["retrying"]}
@@ -167,7 +167,7 @@ def _rate(row: Stored) -> float | None:
     since, before = row["sampled_at"], row["sampled_final"]
     if since is None:
         since, before = row["started_at"], 0
-    if row["told_at"] and row["told_at"] > since:  # it was paused since then, or over
+    if row["control_at"] and row["control_at"] > since:  # it was paused since then, or over
         return None
     span = max((row["read_at"] - since).total_seconds(), 1.0)
     return float(round(max(_final(row) - before, 0) / span, 3))

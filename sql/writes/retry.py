@@ -262,7 +262,7 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
     below = watermark if whole else timings.MAX_ITEM
     sent = conn.execute(statement("send_open_items"), {"job": job, "below": below}).rowcount
     ended, changes = _retry_ended_items(conn, job, selection, locked=True)
-    changes["redo"] += sent
+    changes["in_turn"] += sent
     changes["published"] += published
     count = ended - changes["cancelled"] + (cancelled if whole else changes["cancelled"] + sent)
     return count, {**changes, "over": True, "whole": whole, "rest": rest}

@@ -25,9 +25,10 @@ TOLD = (
     "SELECT message FROM callboard.attempts WHERE job_id = %s AND NOT retried AND kind = 'crashed'"
     " AND error_type = 'WorkerDied'"
 )
-#: How many were acquitted, and how many deaths were another's.
+#: How many had their crashes dropped, and how many deaths were another's.
 CHARGED = (
-    "SELECT count(DISTINCT i.item) FILTER (WHERE i.acquitted > 0), count(*) FILTER (WHERE a.message LIKE '%% to blame')"
+    "SELECT count(DISTINCT i.item) FILTER (WHERE i.crashes_dropped > 0),"
+    " count(*) FILTER (WHERE a.message LIKE '%% to blame')"
     " FROM callboard.items AS i JOIN callboard.attempts AS a USING (job_id, item)"
     " WHERE job_id = %s AND i.state = 'succeeded'"
 )

@@ -188,7 +188,7 @@ def begun(scenario: Scenario, count: int) -> tuple[callboard.Job, Sequence[bytes
 def heard(scenario: Scenario, job: callboard.Job) -> bool:
     """Whether each worker has beaten since the job was told something, and so asked what it was told before."""
     query = (
-        "SELECT count(*) = 3 AND bool_and(w.beat_at > j.told_at + interval '2.5 s')"
+        "SELECT count(*) = 3 AND bool_and(w.beat_at > j.control_at + interval '2.5 s')"
         " FROM callboard.workers AS w, callboard.jobs AS j WHERE j.id = %s"
     )
     return bool(scenario.sql(query, job.id)[0][0])

@@ -206,7 +206,9 @@ class Writers(ConcurrentWriters):
         job = chance.choice(self.jobs)
         self.act(conn, job, "cancel")
         with conn.transaction():
-            conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h' WHERE id = %s", (job,))
+            conn.execute(
+                "UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE id = %s", (job,)
+            )
         jobs.close_stopped(conn)
         self.act(
             conn,

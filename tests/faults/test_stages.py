@@ -236,7 +236,7 @@ class Writers(ConcurrentWriters):
         for _ in range(40):
             conn.execute("UPDATE callboard.outbox SET claimed_until = NULL")
             conn.execute(
-                "UPDATE callboard.jobs SET told_at = now() - interval '1 h' WHERE told_at IS NOT NULL"
+                "UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE control_at IS NOT NULL"
             )
             self.sweep(conn, chance)
             for job in self.jobs:

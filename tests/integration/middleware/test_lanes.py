@@ -306,7 +306,7 @@ def test_the_limit_is_widened_narrowed_and_taken_away_on_the_run(conn: Conn) -> 
     actions.limit(conn, job, ANNA, {"concurrency_by": None})
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
-    assert (claim.lane_by, claim.limited, claim.redo) == (None, False, 3)
+    assert (claim.lane_by, claim.limited, claim.in_turn) == (None, False, 3)
     rest = publishing.claim_in_turn(conn, claim, 10)
     assert [(out.item, out.suspect) for out in rest] == [(3, False), (4, False), (5, False)]
     publishing.confirm_outbox(conn, rest)
@@ -366,7 +366,7 @@ def test_a_cancelled_job_that_is_opened_again_has_its_lanes(conn: Conn, states: 
     record(conn, job, {"failed": [0]})
     assert published(conn, job) == [1]
     actions.cancel(conn, job, ANNA)
-    conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h'")
+    conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 h'")
     jobs.close_stopped(conn)
     assert status(conn, job)["state"] == "cancelled"
     delete_ended_lanes(conn)

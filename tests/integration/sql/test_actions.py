@@ -131,7 +131,7 @@ def test_parked_messages_are_published_in_their_jobs_turn_and_in_order(conn: Con
     writes.resume(conn, job, ANNA)
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
-    assert claim.redo == 3
+    assert claim.in_turn == 3
     again = publishing.claim_in_turn(conn, claim, 2)
     assert [(out.item, out.attempt, out.suspect) for out in again] == [(2, 1, True), (4, 1, True)]
     publishing.confirm_outbox(conn, again)
@@ -165,7 +165,7 @@ def test_copies_that_two_workers_park_at_once_are_kept_once(conn: Conn, database
             assert wait_until(lambda: waits(database_url), 60)
         second.result(60)
     assert parts(conn, job) == {"pending": 10}
-    assert conn.execute("SELECT redo FROM callboard.jobs WHERE id = %s", (job,)).fetchone() == (10,)
+    assert conn.execute("SELECT in_turn FROM callboard.jobs WHERE id = %s", (job,)).fetchone() == (10,)
 
 
 def test_what_is_final_or_has_another_attempt_is_not_parked(conn: Conn) -> None:
@@ -242,7 +242,7 @@ def test_a_dead_letter_that_waits_becomes_the_retrys_message(conn: Conn) -> None
     events = [Event(job, n, 1, "failed", 0.1, 0.0, worker, died, crashed=True) for n in range(2)]
     outcomes.record(conn, events, 0.0)
     record(conn, job, {"failed": [2, 3]})
-    rows = "SELECT item, attempt, dead, redo FROM callboard.outbox ORDER BY item"
+    rows = "SELECT item, attempt, dead, in_turn FROM callboard.outbox ORDER BY item"
     assert conn.execute(rows).fetchall() == [(0, 1, True, False), (1, 1, True, False)]
     claimed = publishing.claim_outbox(conn, 10)
     assert retry.retry(conn, job, ANNA, FAILED) == 4
@@ -336,7 +336,10 @@ def test_a_job_that_is_opened_again_has_no_rate_of_days_ago(conn: Conn) -> None:
     assert (found["state"], found["rate"], found["eta"]) == ("running", None, None)
     sweep.sample_jobs(conn)
     record(conn, job, {"succeeded": range(50, 75)}, attempt=2)
-    conn.execute("UPDATE callboard.jobs SET told_at = told_at - interval '6 s' WHERE id = %s", (job,))
+    conn.execute(
+        "UPDATE callboard.jobs SET control_at = control_at - interval '6 s' WHERE id = %s",
+        (job,),
+    )
     conn.execute("UPDATE callboard.samples SET taken_at = taken_at - interval '5 s'")
     assert status(conn, job)["rate"] == pytest.approx(5, abs=0.5)
 
@@ -351,7 +354,7 @@ def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
     )
     claim = publishing.claim_bulk(conn, job=job)
     assert claim is not None
-    assert (claim.watermark, claim.redo) == (80, 50)
+    assert (claim.watermark, claim.in_turn) == (80, 50)
     again = publishing.claim_in_turn(conn, claim, 100)
     assert {(out.item, out.suspect) for out in again} == {(item, True) for item in range(30, 80)}
     # Those that waited for a retry are at their second attempt.

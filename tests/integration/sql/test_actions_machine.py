@@ -106,7 +106,7 @@ class Controlled(Tracking):
     def close_stopped(self, ended: bool) -> None:
         """Everybody has heard of it by now."""
         self.conn.execute(
-            "UPDATE callboard.jobs SET told_at = now() - interval '1 h' WHERE told_at IS NOT NULL"
+            "UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE control_at IS NOT NULL"
         )
         if ended:
             self.conn.execute("DELETE FROM callboard.running")

@@ -89,7 +89,7 @@ def waiting_for(query: str, parameters: dict[str, Any]) -> Step:
     return lambda conn: conn.execute(text, parameters).rowcount
 
 
-OUTBOX = "SELECT attempt, redo, claimed_until IS NOT NULL FROM callboard.outbox"
+OUTBOX = "SELECT attempt, in_turn, claimed_until IS NOT NULL FROM callboard.outbox"
 ITEM = "SELECT state::text, attempt FROM callboard.items"
 
 
@@ -304,7 +304,7 @@ def test_two_retries_at_once_of_what_was_cancelled(scene: Scene) -> None:
     """Its attempt stays, so that it waits again is told by its state alone."""
     job = make_job(scene.conn, 2)
     actions.cancel(scene.conn, job, BY)
-    scene.conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h'")
+    scene.conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 h'")
     jobs.close_stopped(scene.conn)
     retry.retry(scene.conn, job, BY, RetrySelection(items=[0]))
     assert scene.one("SELECT cancelled FROM callboard.jobs") == (1,)

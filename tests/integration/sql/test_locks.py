@@ -213,7 +213,7 @@ def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, databas
 def stop(conn: Conn, job: int) -> None:
     """Cancel a job of which nothing is in hand."""
     actions.cancel(conn, job, BY)
-    conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 h'")
+    conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 h'")
     close_stopped(conn)
     stages.update_parents(conn)
 

@@ -124,7 +124,7 @@ class Stage:
 
 OLD = (
     """
-    INSERT INTO callboard.jobs (name, state, sealed, started_at, finished_at, told_at)
+    INSERT INTO callboard.jobs (name, state, sealed, started_at, finished_at, control_at)
     SELECT 'old', 'completed', true, now(), now(), now() - interval '1 hour' FROM generate_series(1, %s)
     """,
     """

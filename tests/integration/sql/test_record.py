@@ -568,7 +568,7 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
     assert drift(conn) == []
 
 
-def test_who_ends_by_itself_is_acquitted(conn: Conn) -> None:
+def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None:
     """Of three that were in hand at a death; what is tried again is under suspicion still."""
     job = make_job(conn, 4)
     worker = make_worker(conn)
@@ -582,7 +582,7 @@ def test_who_ends_by_itself_is_acquitted(conn: Conn) -> None:
     }  # fmt: skip
     record(conn, job, ends, attempt=2)
     record(conn, job, ends, attempt=2)
-    rows = conn.execute("SELECT item, crashes, acquitted FROM callboard.items ORDER BY 1").fetchall()
+    rows = conn.execute("SELECT item, crashes, crashes_dropped FROM callboard.items ORDER BY 1").fetchall()
     assert rows == [(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, None)]
     assert (queries.run(conn, queries.job(job)) or {})["crashes"] == 1
     assert drift(conn) == []

@@ -130,7 +130,7 @@ def stopped(conn: Conn, items: int = 10) -> int:
     """A job that was cancelled, whose messages lie in RabbitMQ."""
     job = make_job(conn, items)
     actions.cancel(conn, job, ANNA)
-    conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 hour' WHERE id = %s", (job,))
+    conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 hour' WHERE id = %s", (job,))
     close_stopped(conn)
     return job
 
@@ -317,7 +317,7 @@ def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: 
         )
         conn.execute("INSERT INTO callboard.lanes (job_id, item, lane) VALUES (%s, 7, 'anna')", (one,))
         actions.cancel(conn, one, ANNA)
-        conn.execute("UPDATE callboard.jobs SET told_at = NULL, state = 'cancelled', stopping = NULL,"
+        conn.execute("UPDATE callboard.jobs SET control_at = NULL, state = 'cancelled', stopping = NULL,"
                      " finished_at = now() WHERE id = %s", (one,))  # fmt: skip
     before = rows(conn, other)
     assert all(before.values()), before
@@ -422,10 +422,10 @@ def test_workers_are_told_of_jobs_that_left_with_messages_in_rabbitmq(conn: Conn
         assert done not in told
         assert told[cut].over
         assert told[cut].epoch == 1
-    conn.execute("UPDATE callboard.gone SET gone_at = now() - interval '1 hour'")
+    conn.execute("UPDATE callboard.deleted_jobs SET deleted_at = now() - interval '1 hour'")
     assert workers.job_controls(conn, 20.0) == []
     assert len(workers.job_controls(conn, None)) == 1
-    conn.execute("UPDATE callboard.gone SET gone_at = now() - interval '2 years'")
+    conn.execute("UPDATE callboard.deleted_jobs SET deleted_at = now() - interval '2 years'")
     deletion.delete_old_rows(conn, None)
     assert workers.job_controls(conn, None) == []
 
@@ -433,7 +433,7 @@ def test_workers_are_told_of_jobs_that_left_with_messages_in_rabbitmq(conn: Conn
 def test_a_submission_whose_job_was_deleted_is_told(conn: Conn) -> None:
     job = make_job(conn, 1, sealed=False)
     actions.cancel(conn, job, ANNA)
-    conn.execute("UPDATE callboard.jobs SET told_at = now() - interval '1 hour'")
+    conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 hour'")
     close_stopped(conn)
     actions.delete(conn, job, ANNA)
     assert submission.store_chunk(conn, job, 1, [(b"{}", None)], keyed=False) == ("stopped", 1)

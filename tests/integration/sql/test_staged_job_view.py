@@ -356,9 +356,9 @@ def test_a_stage_of_which_a_retry_chose_nothing_is_left_as_it_was(conn: Conn) ->
     parent, [first, second] = make_staged(conn)
     record(conn, second, {"failed": range(1, 8)}, failure=dataclasses.replace(BAD, error_type="KeyError"))
     conn.execute(
-        "WITH o AS (INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, redo)"
+        "WITH o AS (INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, in_turn)"
         " VALUES (%s, 0, 1, 'infinity', false, true) RETURNING job_id)"
-        " UPDATE callboard.jobs AS j SET redo = redo + 1 FROM o WHERE j.id = o.job_id",
+        " UPDATE callboard.jobs AS j SET in_turn = in_turn + 1 FROM o WHERE j.id = o.job_id",
         (first,),
     )
     assert queries.run(conn, queries.verify())["drift"] == []

@@ -437,7 +437,7 @@ def _cancelled(scene: Scene) -> int:
     job = scene.job()
     record(scene.conn, job, {"retrying": range(MANY // 2)}, worker=scene.worker)
     cancel(scene.conn, job, ANNA)
-    scene.conn.execute("UPDATE callboard.jobs SET told_at = '2025-01-01' WHERE id = %s", (job,))
+    scene.conn.execute("UPDATE callboard.jobs SET control_at = '2025-01-01' WHERE id = %s", (job,))
     close_stopped(scene.conn)
     return job
 
@@ -466,7 +466,7 @@ def _many_done(scene: Scene) -> Act:
 
 
 def _many_stopped(scene: Scene) -> Act:
-    scene.jobs(stopping="'cancelled'", told_at="'2025-01-01'", **CALLS)
+    scene.jobs(stopping="'cancelled'", control_at="'2025-01-01'", **CALLS)
     return lambda: close_stopped(scene.conn)
 
 
@@ -558,7 +558,7 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
     "claim outbox": _outbox_claimed,
     "settle outbox": _outbox_settled,
     "release outbox": _outbox_released,
-    "claim redo": _redo_claimed,
+    "claim in_turn": _redo_claimed,
     "claim a limited job": _limited_claimed,
     "read bulk items": _bulk,
     "republish": _republished,

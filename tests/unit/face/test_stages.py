@@ -201,7 +201,7 @@ def families(draw: st.DrawFn) -> list[dict[str, Any]]:
     count = draw(st.integers(1, 4))
     parent = {**draw(rows()), "id": 1, "stages": count, "total": 0}
     parent.update(
-        dict.fromkeys(("published", "retrying", "succeeded", "failed", "skipped", "cancelled", "redo"), 0)
+        dict.fromkeys(("published", "retrying", "succeeded", "failed", "skipped", "cancelled", "in_turn"), 0)
     )
     made = [
         {**draw(rows()), "id": 2 + n, "parent_id": 1, "stage": n, "on_failure": "stop", "within": True}
