@@ -19,7 +19,7 @@ from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Callbacks
 from callboard.middleware.submission.enqueue import current_job
 from callboard.middleware.tracking import runtime_of
-from callboard.sql.errors import cut_off
+from callboard.sql.errors import is_connection_lost
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
@@ -203,7 +203,7 @@ class Job:
         try:
             return self._runtime.write(statement)
         except psycopg.OperationalError as error:
-            if not cut_off(error):
+            if not is_connection_lost(error):
                 raise
             self._runtime.process.pool.check()
             return self._runtime.write(statement)

@@ -1,8 +1,8 @@
-"""Rows become arrays: a statement takes many rows at once, as one array a column.
+"""Rows become arrays: a statement takes many rows at once, as one array for each column.
 
-The columns of a row class are its fields whose annotation names a PostgreSQL type, and those of a row within it, after
-the name of its field: `failure_kind`. Both the parameters and the table that a statement has of them, as ``{Event}``,
-are made of these: a new field needs no other word.
+The columns of a row class are its fields whose annotation names a PostgreSQL type. The columns of a row within it have
+the name of its field before theirs, as in `failure_kind`. The parameters, and the table that ``{Event}`` in a statement
+stands for, are made from these columns, so a new field is written down once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 @cache
 def columns(row: type) -> dict[str, Any]:
-    """Of each field that has columns: the name of a PostgreSQL type, or the class of the row within."""
+    """Return, for each field that has columns, the name of a PostgreSQL type, or the class of the row within."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(row, include_extras=True).items():
         for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
@@ -26,7 +26,7 @@ def columns(row: type) -> dict[str, Any]:
 
 
 def table(row: type) -> str:
-    """What a statement says where it has ``{…}``: a table of the rows with their columns, and `nth`, from 1."""
+    """Return the SQL of a table of such rows: their columns, and `nth`, from 1."""
     names, arrays = [], []
     for name, kind in _flat(row):
         names.append(name)
@@ -36,7 +36,7 @@ def table(row: type) -> str:
 
 
 def parameters(row: type, rows: Sequence[Any]) -> dict[str, Any]:
-    """The parameters of a statement that has a table of these rows."""
+    """Return the parameters of a statement with a table of these rows."""
     return {f"{row.__name__}_{name}": array for name, array in _arrays(row, rows)}
 
 
@@ -60,8 +60,8 @@ def _arrays(row: type, rows: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _array(kind: str, values: Sequence[Any]) -> Any:
-    """An array as PostgreSQL reads it, since psycopg looks at each element of a list. One without a value, or of
-    nothing but False, is empty: unnest fills it with NULL.
+    """Return an array as PostgreSQL reads it, for psycopg is slow with lists. An array without a value, or of nothing
+    but False, is empty: unnest fills it with NULL.
     """
     absent = values.count(None)
     if absent == len(values) or (kind == "bool" and not any(values)):

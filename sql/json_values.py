@@ -6,12 +6,12 @@ from typing import Any
 
 
 def iso(time: datetime | None) -> str | None:
-    """ISO 8601, UTC, to the millisecond."""
+    """Format a time as ISO 8601, in UTC, to the millisecond; None for None."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if time else None
 
 
-def plain_json(text: str) -> tuple[bool, Any]:
-    """(True, the value) of strict JSON; (False, None) of anything else, as NaN or a number beyond a float."""
+def parse_strict_json(text: str) -> tuple[bool, Any]:
+    """Parse strict JSON: (True, the value), or (False, None) for anything else, as NaN or a number beyond a float."""
     try:
         return True, json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):

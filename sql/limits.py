@@ -1,4 +1,4 @@
-"""What a job may do at most, when, and how long it is kept, in the user's words and as columns of its row."""
+"""The limits of a job, as its submitter gives them and as columns of its row: how much, when, and how long."""
 
 import math
 import re
@@ -10,29 +10,32 @@ from typing import Any, Self
 
 from callboard.sql.json_values import iso
 
-#: Items that must have ended before a share of failures means anything.
-SAMPLE = 100
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-LARGEST = 2**31 - 1
-CENTURY = 36_525 * 86_400
-#: Characters of an argument's name.
-LONGEST_NAME = 100
+#: Items that must have ended before a share of failures counts, unless the limit names a number.
+MIN_SHARE_ITEMS = 100
+#: Seconds of each unit of a span or a rate.
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+#: The greatest whole number that a column holds.
+MAX_INT = 2**31 - 1
+#: A hundred years.
+MAX_SPAN_SECONDS = 36_525 * 86_400
+#: Characters of an argument's name at most.
+MAX_NAME_CHARACTERS = 100
 
-SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%(?: of (\d+))?")
-RATE = re.compile(r"(\d+(?:\.\d+)?)/([smhd])")
-WHOLE = re.compile(r"[0-9]{1,10}")
-SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+SHARE_PATTERN = re.compile(r"(\d+(?:\.\d+)?) ?%(?: of (\d+))?")
+RATE_PATTERN = re.compile(r"(\d+(?:\.\d+)?)/([smhd])")
+WHOLE_PATTERN = re.compile(r"[0-9]{1,10}")
+SPAN_PATTERN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Each may be None: no limit. Raises ValueError, with what is wrong and what is right, for what makes no sense.
+    """None means no limit. Raises ValueError, with what is wrong and what is right, for a value that makes no sense.
 
     `max_failures`: items that may fail, as 10, or a share of those that ended, as "5%" (of at least 100) or "5% of
-    1000". `concurrency`: items in RabbitMQ and in hand. `rate`: items started, as "10/s" or "100/m". `priority`: lower
-    is first. `deadline` and `at` are times with a zone, ISO texts of such, or spans from now: a timedelta, "90s", "2h".
-    `keep`: the span from its end until it is deleted, or "forever"; None: as CALLBOARD_KEEP says. `concurrency_by`:
-    items in RabbitMQ and in hand with the same value of an argument, by its name or its position: "customer_id=5",
+    1000". `concurrency`: items in RabbitMQ or running. `rate`: items started, as "10/s" or "100/m". `priority`: lower
+    is first. `deadline` and `at`: a time with a zone, its ISO text, or a span from now: a timedelta, "90s", "2h".
+    `keep`: the span from a job's end to its deletion, or "forever"; None: as CALLBOARD_KEEP says. `concurrency_by`:
+    items in RabbitMQ or running with the same value of an argument, by its name or its position: "customer_id=5",
     "0=5", {"customer_id": 5}.
     """
 
@@ -46,30 +49,27 @@ class Limits:
     concurrency_by: str | Mapping[Any, int] | None = None
 
     def __post_init__(self) -> None:
-        by, width = _lanes(self.concurrency_by)
+        by, width = _parse_lanes(self.concurrency_by)
         object.__setattr__(self, "concurrency_by", None if by is None else f"{by}={width}")
         for name in ("deadline", "at"):
-            object.__setattr__(self, name, moment(name, getattr(self, name)))
-        self._order()
-        if isinstance(self.keep, timedelta):
-            object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
-        self.columns()
-
-    def _order(self) -> None:
+            object.__setattr__(self, name, parse_time(name, getattr(self, name)))
         at, deadline = self.at, self.deadline
         if isinstance(at, datetime) and isinstance(deadline, datetime) and deadline <= at:
             raise ValueError(
                 f"nothing can start: the deadline, {iso(deadline)}, does not lie after at, {iso(at)}"
             )
+        if isinstance(self.keep, timedelta):
+            object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
+        self.columns()
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Self:
-        """As `limits` of a job's row has them, which may be of a newer release."""
+    def from_json(cls, given: Mapping[str, Any]) -> Self:
+        """Read the column `limits` of a job's row; limits that only a newer release knows are left out."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in given.items() if name in known})
 
-    def words(self) -> dict[str, Any]:
-        """What is set, as JSON has it."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the limits that are set, as the column `limits` keeps them."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: iso(value) if isinstance(value, datetime) else value
@@ -78,24 +78,24 @@ class Limits:
         }
 
     def columns(self) -> dict[str, Any]:
-        """The columns of `jobs`."""
-        count, share, sample = _failures(self.max_failures)
-        by, width = _lanes(self.concurrency_by)
+        """Return the other columns of `jobs` that the limits are kept in."""
+        count, share, sample = _parse_failures(self.max_failures)
+        by, width = _parse_lanes(self.concurrency_by)
         return {
             "fail_count": count, "fail_share": share, "fail_sample": sample,
-            "concurrency": _whole("concurrency", self.concurrency, 1), "rate": _rate(self.rate),
-            "priority": _whole("priority", self.priority, -LARGEST) or 0, "deadline": self.deadline,
-            "not_before": self.at, "keep": None if self.keep is None else span("keep", self.keep),
+            "concurrency": _check_whole("concurrency", self.concurrency, 1), "rate": _parse_rate(self.rate),
+            "priority": _check_whole("priority", self.priority, -MAX_INT) or 0, "deadline": self.deadline,
+            "not_before": self.at, "keep": None if self.keep is None else parse_span("keep", self.keep),
             "lane_by": by, "lane_width": width,
         }  # fmt: skip
 
 
-def moment(name: str, given: datetime | timedelta | str | None) -> datetime | None:
-    """A time with its zone; a span is one from now. Raises ValueError."""
+def parse_time(name: str, given: datetime | timedelta | str | None) -> datetime | None:
+    """Read a time with its zone, or a span from now; None for None. Raises ValueError, which names the limit."""
     if given is None:
         return None
     with suppress(OverflowError):  # beyond the year 9999
-        found = _read(given) if isinstance(given, str) else given
+        found = _parse_when(given) if isinstance(given, str) else given
         if isinstance(found, timedelta) and found >= timedelta(0):
             return datetime.now(UTC) + found
         if isinstance(found, datetime) and found.tzinfo is not None:
@@ -106,42 +106,42 @@ def moment(name: str, given: datetime | timedelta | str | None) -> datetime | No
     )
 
 
-def span(name: str, given: timedelta | str) -> float:
-    """The seconds of a span, of a hundred years at most; infinity for "forever". Raises ValueError."""
+def parse_span(name: str, given: timedelta | str) -> float:
+    """Return the seconds of a span, a hundred years at most; infinity for "forever". Raises ValueError."""
     if given == "forever":
         return math.inf
-    if isinstance(given, str) and (found := SPAN.fullmatch(given)):
-        seconds = float(found[1]) * SECONDS[found[2]]
-        if 0 < seconds <= CENTURY:
+    if isinstance(given, str) and (found := SPAN_PATTERN.fullmatch(given)):
+        seconds = float(found[1]) * UNIT_SECONDS[found[2]]
+        if 0 < seconds <= MAX_SPAN_SECONDS:
             return seconds
     raise ValueError(f"{name} must be a span like 90s, 5m, 2h, 30d, or forever; not {given!r}")
 
 
-def _read(text: str) -> datetime | timedelta | None:
-    if span := SPAN.fullmatch(text):
-        return timedelta(seconds=float(span[1]) * SECONDS[span[2]])
+def _parse_when(text: str) -> datetime | timedelta | None:
+    if span := SPAN_PATTERN.fullmatch(text):
+        return timedelta(seconds=float(span[1]) * UNIT_SECONDS[span[2]])
     try:
         return datetime.fromisoformat(text)
     except ValueError:
         return None
 
 
-def _failures(given: int | str | None) -> tuple[int | None, float | None, int | None]:
+def _parse_failures(given: int | str | None) -> tuple[int | None, float | None, int | None]:
     if given is None:
         return None, None, None
-    if isinstance(given, str) and (found := SHARE.fullmatch(given.strip())):
-        share, sample = float(found[1]) / 100, int(found[2] or SAMPLE)
-        if 0 < share < 1 and 0 < sample <= LARGEST:
+    if isinstance(given, str) and (found := SHARE_PATTERN.fullmatch(given.strip())):
+        share, sample = float(found[1]) / 100, int(found[2] or MIN_SHARE_ITEMS)
+        if 0 < share < 1 and 0 < sample <= MAX_INT:
             return None, share, sample
-    elif not isinstance(given, bool) and str(given).isdecimal() and 0 < int(given) <= LARGEST:
+    elif not isinstance(given, bool) and str(given).isdecimal() and 0 < int(given) <= MAX_INT:
         return int(given), None, None
     raise ValueError(
         f"max_failures must be a number of items from 1, or a share like 5% or '5% of 1000'; not {given!r}"
     )
 
 
-def _lanes(given: object) -> tuple[str | None, int | None]:
-    """The argument whose values are told apart, and how many items of each."""
+def _parse_lanes(given: object) -> tuple[str | None, int | None]:
+    """Return the argument whose values are lanes, and the items of a lane at most; (None, None) for None."""
     if given is None:
         return None, None
     by: Any = None
@@ -152,8 +152,8 @@ def _lanes(given: object) -> tuple[str | None, int | None]:
         ((by, width),) = given.items()
     if type(by) in (str, int) and type(width) in (str, int):
         by, width = str(by).strip(), str(width).strip()
-        fits = 0 < len(by) <= LONGEST_NAME and by.isprintable() and not by.startswith("-")
-        if fits and WHOLE.fullmatch(width) and 0 < int(width) <= LARGEST:
+        fits = 0 < len(by) <= MAX_NAME_CHARACTERS and by.isprintable() and not by.startswith("-")
+        if fits and WHOLE_PATTERN.fullmatch(width) and 0 < int(width) <= MAX_INT:
             return by, int(width)
     raise ValueError(
         "concurrency_by must be the name or the position of one argument and how many items of each value, like "
@@ -161,19 +161,19 @@ def _lanes(given: object) -> tuple[str | None, int | None]:
     )
 
 
-def _rate(given: str | None) -> float | None:
+def _parse_rate(given: str | None) -> float | None:
     if given is None:
         return None
-    found = RATE.fullmatch(str(given).strip())
-    rate = float(found[1]) / SECONDS[found[2]] if found else 0.0
-    if not 1 / CENTURY <= rate <= LARGEST:  # the database could not reckon with others
+    found = RATE_PATTERN.fullmatch(str(given).strip())
+    rate = float(found[1]) / UNIT_SECONDS[found[2]] if found else 0.0
+    if not 1 / MAX_SPAN_SECONDS <= rate <= MAX_INT:  # the database can't calculate with others
         raise ValueError(f"rate must be like 10/s, 100/m or 5000/h; not {given!r}")
     return rate
 
 
-def _whole(name: str, given: int | None, least: int) -> int | None:
-    if given is not None and (type(given) is not int or not least <= given <= LARGEST):
-        raise ValueError(f"{name} must be a whole number from {least} to {LARGEST}, not {given!r}")
+def _check_whole(name: str, given: int | None, least: int) -> int | None:
+    if given is not None and (type(given) is not int or not least <= given <= MAX_INT):
+        raise ValueError(f"{name} must be a whole number from {least} to {MAX_INT}, not {given!r}")
     return given
 
 

@@ -1,8 +1,8 @@
 """Migrations: numbered files, each applied once, in order, in one transaction under a lock.
 
-A file whose first line is ``-- breaking`` may break code that is older; all others only add. Our own forty lines and
-not a library, because the bookkeeping must live in the schema `callboard` (it may be the user's own database), work
-through a pooler in transaction mode, and leave no lock behind when it is killed.
+A file whose first line is ``-- breaking`` may break older code; all others only add. No library does this, since the
+list of migrations must be in the schema `callboard` (the database may be the user's own), work through a pooler in
+transaction mode, and leave no lock behind when it is killed.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from callboard.sql.statements import statement
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-#: What a database without the schema answers.
+#: The errors of a database without the schema.
 ABSENT = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
 
 
@@ -31,16 +31,16 @@ class Migration:
 
 
 class SchemaError(RuntimeError):
-    """The database's schema does not fit this code; the message says what to do."""
+    """The schema of the database does not fit this code; the message says what to do."""
 
 
 def known_migrations() -> list[Migration]:
-    """The migrations this code was written for, in order."""
+    """Return the migrations that this code was written for, in order."""
     return [_read(path) for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))]
 
 
 def migrate(url: str) -> list[str]:
-    """Bring the schema up to date; returns the names applied now. Safe to run again and from two places at once."""
+    """Apply the migrations that the database lacks; return their names. It may run again, and in two places at once."""
     with connect(url) as conn, conn.transaction():
         conn.execute(statement("prepare_schema"))
         present = _applied(conn)
@@ -53,9 +53,9 @@ def migrate(url: str) -> list[str]:
 
 
 def check(conn: Conn) -> str | None:
-    """Whether this code may run on the schema it finds: None, or a warning to log.
+    """Check that this code fits the schema; return None, or a warning to log.
 
-    Raises SchemaError when the schema is behind, absent, or ahead by a step that breaks older code.
+    Raises SchemaError when the schema is absent, behind, or ahead by a migration that breaks older code.
     """
     try:
         present = _applied(conn)
@@ -65,7 +65,7 @@ def check(conn: Conn) -> str | None:
 
 
 def check_applied(present: dict[int, tuple[str, bool]]) -> str | None:
-    """The same for the migrations a database has had, {number: (name, breaking)}, read by either colour."""
+    """Check the same by the migrations that a database has had, {number: (name, breaking)}."""
     if not present:
         raise SchemaError("the database has no callboard schema yet: run `callboard migrate`")
     missing = [step.name for step in known_migrations() if step.number not in present]

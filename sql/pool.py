@@ -1,4 +1,4 @@
-"""Connections: where the database is, and pools that work behind any pooler in transaction mode."""
+"""Connections to the database, and pools of them that work behind any pooler in transaction mode."""
 
 import json
 import logging
@@ -21,19 +21,20 @@ AsyncConn: TypeAlias = AsyncConnection[tuple[Any, ...]]
 AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
 
 
-#: Seconds after which a pool gives up a connection, until somebody asks again; and between two lines about that.
-GIVE_UP = 3.0
-PAUSE = 5.0
+#: Seconds for which a pool tries to connect, until a connection is asked for again.
+RECONNECT_SECONDS = 3.0
+#: Seconds between two warnings that a pool can't connect.
+WARNING_PAUSE_SECONDS = 5.0
 
 
 class Pool(ConnectionPool[Conn]):
-    """Connections of this process. One on which something was amiss is not lent again: after a failover it may lead to
-    a server that only reads, after a migration it may hold statements of before.
+    """Connections of this process. A connection is closed after a MISCONFIGURED error: after a failover it may lead to
+    a read-only server, after a migration it may hold old plans.
     """
 
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[Conn]:
-        """Lend one for a block; raises PoolTimeout."""
+        """Lend a connection for a block. Raises PoolTimeout."""
         with super().connection(timeout) as conn:
             try:
                 yield conn
@@ -43,7 +44,7 @@ class Pool(ConnectionPool[Conn]):
 
 
 def database_address(url: str | None = None) -> str:
-    """The database's URL: the one given, ``DATABASE_URL``, or that of a `callboard up` that runs in this folder.
+    """Return the database's URL: `url`, or ``DATABASE_URL``, or that of a `callboard up` that runs in this folder.
 
     Raises NotConfigured where there is none, or DATABASE_URL is no address.
     """
@@ -56,7 +57,7 @@ def database_address(url: str | None = None) -> str:
 
 
 def running_here() -> dict[str, str]:
-    """The addresses of the `callboard up` that runs in this folder; nothing where none does."""
+    """Return the addresses of the `callboard up` that runs in this folder; empty where none does."""
     try:
         running = json.loads(Path(".callboard/up.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -65,7 +66,7 @@ def running_here() -> dict[str, str]:
 
 
 def connection_options() -> dict[str, Any]:
-    """What every connection is opened with: autocommit, short time-outs, keepalives that notice a dead peer in ~20 s.
+    """Return the options of every connection: autocommit, short time-outs, keepalives that find a dead server in ~20 s.
 
     ``CALLBOARD_PREPARE=off`` turns prepared statements off, for poolers that lose them.
     """
@@ -84,53 +85,54 @@ def connection_options() -> dict[str, Any]:
 
 
 def connect(url: str) -> Conn:
-    """One connection of its own; raises psycopg.OperationalError where there is no database."""
+    """Open one connection. Raises psycopg.OperationalError where there is no database."""
     return Connection.connect(url, **connection_options())
 
 
-class _Sparing(logging.Filter):
-    """Lets through why a pool can't connect, once in a while: each connection would say it, and that it broke, which
-    who used it says too.
+class _ThrottleFilter(logging.Filter):
+    """Of psycopg's warnings about our pools, lets through only why a pool can't connect, and at most one in 5 s.
+
+    Each connection of a pool warns of its own; and the code that used a broken connection logs that itself.
     """
 
-    _last = -PAUSE
+    _last = -WARNING_PAUSE_SECONDS
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See the class; the pools of others are theirs."""
+        """See the class. Warnings about other pools pass."""
         if record.levelno < logging.WARNING or not self._ours(record):
             return True
         now = time.monotonic()
-        if not str(record.msg).startswith("error connecting") or now - self._last < PAUSE:
+        if not str(record.msg).startswith("error connecting") or now - self._last < WARNING_PAUSE_SECONDS:
             return False
         self._last = now
         return True
 
     @staticmethod
     def _ours(record: logging.LogRecord) -> bool:
-        """Of a pool's own threads, or of who gave a broken connection back, on whatever thread that is."""
+        """Whether a warning comes from a thread of our pools, or is about a broken connection of theirs."""
         broken = isinstance(record.args, tuple) and any(arg in _connections for arg in record.args)
         return broken or (record.threadName or "").startswith("callboard")
 
 
-_sparing = _Sparing()
+_throttle = _ThrottleFilter()
 _connections: WeakSet[Conn] = WeakSet()
 
 
 def make_pool(url: str, *, size: int) -> Pool:
-    """A pool of at most `size` connections, opened in the background: no database yet is no error yet.
+    """Make a pool of at most `size` connections. It opens them in the background: no database yet is no error yet.
 
-    psycopg's pauses between two tries double until it gives up, and whoever asks next begins anew: giving up soon
-    keeps them short.
+    psycopg doubles its pause between two tries until it gives up, and the next request starts anew: to give up soon
+    keeps the pauses short.
     """
-    logging.getLogger("psycopg.pool").addFilter(_sparing)
+    logging.getLogger("psycopg.pool").addFilter(_throttle)
     return Pool(
         url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=True, name="callboard",
-        reconnect_timeout=GIVE_UP, check=None, configure=_connections.add,
+        reconnect_timeout=RECONNECT_SECONDS, check=None, configure=_connections.add,
     )  # fmt: skip
 
 
 def make_async_pool(url: str, *, size: int) -> AsyncPool:
-    """The same for an event loop; to be opened there by ``async with``."""
+    """Make the same for an event loop, which opens it by ``async with``."""
     return AsyncConnectionPool(
         url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=False, name="callboard-web",
     )  # fmt: skip

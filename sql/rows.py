@@ -1,4 +1,4 @@
-"""What goes into the statements and what comes out of them, as plain rows."""
+"""The rows that statements take and give."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from callboard.sql.states import JOB_FINAL
 
 OutcomeState: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
-Kind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
+AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
 
 # Fields that statements take as columns: see `arrays`.
 BigInt: TypeAlias = Annotated[int, "bigint"]
@@ -19,7 +19,7 @@ Bytes: TypeAlias = Annotated[bytes, "bytea"]
 
 
 class Progress(NamedTuple):
-    """How much of an item is done, of how much (None: nobody knows)."""
+    """How much of an item is done, of how much (None: unknown)."""
 
     done: Float
     total: Float | None
@@ -27,11 +27,11 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt did not simply succeed. `place` is where it was raised; `traceback_size` the characters of the
-    traceback before it was cut.
+    """Why an attempt did not simply succeed. `place`: file, line and function that raised; `traceback_size`: characters
+    of the traceback before it was cut.
     """
 
-    kind: Annotated[Kind, "callboard.attempt_kind"]
+    kind: Annotated[AttemptKind, "callboard.attempt_kind"]
     error_type: Text
     message: Text
     place: Text = ""
@@ -41,7 +41,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The next attempt: `delay` in seconds, the message's `options` encoded (None: the item's), its timestamp (ms)."""
+    """The next attempt: its `delay` in seconds, the encoded `options` of its message (None: the item's), and the
+    timestamp of its message in milliseconds (None: the time of publishing).
+    """
 
     delay: Float
     options: Bytes | None = None
@@ -50,9 +52,9 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class NewItem:
-    """An item sent the plain way: `args` and `options` as the app's encoder wrote them, `delay` in seconds.
+    """An item of a plain send: `args` and `options` as the app's encoder wrote them, `delay` in seconds.
 
-    `key` makes it the only one of its job with that item key; `published` says that its message is under way already.
+    `key`: its item key, unique within the job; `published`: its message was sent already.
     """
 
     job: BigInt
@@ -71,7 +73,7 @@ class NewItem:
 class Event:
     """How an attempt ended. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds.
 
-    Not frozen, as the other rows are: there is one a message, and freezing doubles the cost of making it.
+    It is not frozen, as other rows are: every message has one, and a frozen one takes twice the time to make.
     """
 
     job: BigInt
@@ -86,28 +88,28 @@ class Event:
     result: Text | None = None
     children: tuple[NewItem, ...] = ()
     crashed: Bool = False
-    dead: Bool = False  # its message can't be rejected, so its dead letter is written
+    dead: Bool = False  # its message can't be rejected, so a dead letter is written
     ran: bool = False  # it has a row in `running`
 
 
 @dataclass(frozen=True, slots=True)
 class JobControl:
-    """What a job tells the workers that hold its items."""
+    """What workers that hold items of a job must know of it."""
 
     job: int
     state: str
     epoch: int
-    stopping: bool = False  # it will be final when what is in hand has ended
-    limited: bool = False  # what it may publish next depends on what ends
+    stopping: bool = False  # it will be final when its last running item has ended
+    limited: bool = False  # what it may publish next depends on the items that end
 
     @property
     def over(self) -> bool:
-        """Whether nothing of it is to start any more, for good."""
+        """Whether no item of it may start any more."""
         return self.stopping or self.state in JOB_FINAL
 
     @property
-    def plain(self) -> bool:
-        """Whether nothing was ever said to it, so that each of its messages is treated as if nothing were known."""
+    def untouched(self) -> bool:
+        """Whether it was never paused, stopped or retried: then there is nothing to know of it."""
         return not self.epoch and not self.stopping and self.state in ("pending", "running", "completed")
 
 
@@ -125,7 +127,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class HangSample:
-    """Where an attempt that hangs stands: `file:line in function`; and all the frames, the innermost first."""
+    """Where an attempt hangs: `place` as `file:line in function`, and `stack` with all frames, the innermost first."""
 
     job: BigInt
     item: Int
@@ -136,7 +138,7 @@ class HangSample:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim found: the item's state and attempt (None: no such item), and who holds it now."""
+    """What a claim found: the item's state and attempt, the worker that holds it now, whether it was `taken` now."""
 
     state: str | None
     attempt: int
@@ -150,10 +152,9 @@ class Claim:
 class BulkClaim:
     """A job that the holder of `token` may publish for: its bulk items, and `in_turn` messages of the outbox.
 
-    `allowed`: how many its limits leave now (None: any); `limited`: the rest of its outbox waits for its turn too;
-    `chunk`: how many bulk items one message carries; `served_at`: when it was served before (None: never). Of the items
-    with the same value of the argument `lane_by` `lane_width` may be in flight; `applied_lane_by`: the argument that
-    their lanes go by so far.
+    `allowed`: messages that its limits allow now (None: any); `limited`: all of its outbox waits for its turn; `chunk`:
+    bulk items in one message; `served_at`: when it was served before (None: never). `lane_width` items with the same
+    value of the argument `lane_by` may be in flight; `applied_lane_by`: the argument that lanes went by so far.
     """
 
     job: int
@@ -176,9 +177,8 @@ class BulkClaim:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message to publish; `dead`: to the dead letters. `outbox` is its outbox row's id, None for a bulk item.
-
-    `more` are the items that it carries after the first.
+    """A message to publish; `dead`: to the dead letters. `outbox`: the id of its outbox row (None: a bulk item);
+    `more`: the items of a chunk after the first.
     """
 
     job: int
@@ -199,8 +199,8 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A callback claimed for the try number `tries`: a webhook at `url`, or a message to `actor`. `ended` is the job's
-    row when it ended, as JSON has it; `state` what it ended as.
+    """A callback, claimed for try number `tries`: a webhook at `url`, or a message to `actor`. `state`: the final state
+    of its job; `ended`: the job's row when it ended, as JSON.
     """
 
     id: str
@@ -216,19 +216,19 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """A job of which something is published and has no end; `still`: it has not moved for a while."""
+    """An open job with published items that have not ended; `quiet`: it has not moved for a while."""
 
     job: int
     watermark: int
     bulk_end: int
     total: int
-    still: bool
+    quiet: bool
 
 
 @dataclass(frozen=True, slots=True)
 class PublishMark:
-    """What was yet to be published at some time: of each job (job, its bulk items from, any items from), and all of
-    the jobs beyond `last`.
+    """What was not published yet at some time: of each job (job, first of its bulk items, first of any items), and all
+    of the jobs after `last`.
     """
 
     jobs: list[tuple[int, int, int]]
@@ -237,7 +237,7 @@ class PublishMark:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Where a job's submission stands."""
+    """How far a job's submission is: `consumed` inputs are stored or were repeated."""
 
     job: int
     created: bool
@@ -249,7 +249,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class NewStage:
-    """A stage to come. `makes`: the function that makes its items, as "module:name"; None: results are its items."""
+    """A stage to make. `makes`: the function that makes its items, as "module:name"; None: results are its items."""
 
     name: Text
     actor: Text
@@ -261,7 +261,7 @@ class NewStage:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A job of stages; `stopping`: what it will be when its stages have ended."""
+    """A job of stages; `stopping`: its state once its stages have ended (None: it goes on)."""
 
     id: int
     state: str
@@ -271,7 +271,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """A stage of a job; `made`: somebody makes its items just now."""
+    """A stage of a job; `being_made`: a worker makes its items now."""
 
     id: int
     stage: int
@@ -288,33 +288,33 @@ class StageRow:
     failed: int
     reason: str | None
     started_at: datetime | None
-    made: bool
+    being_made: bool
 
     @property
-    def bad(self) -> bool:
-        """Whether it ended in a way that stops the others."""
+    def stops_others(self) -> bool:
+        """Whether it ended in a way that stops the other stages."""
         return self.over and (self.state != "completed" or bool(self.failed and self.on_failure == "stop"))
 
     @property
-    def why(self) -> str:
-        """What is said of the whole when it is bad."""
+    def parents_reason(self) -> str:
+        """The reason of its parent when it stops the other stages."""
         failures = f"{self.failed} of {self.total} items failed"
         return f"stage '{self.name}': {failures if self.state == 'completed' else self.reason or self.state}"
 
     @property
     def unmade(self) -> bool:
-        """Whether items of it are still to be made from results."""
+        """Whether items of it are to be made yet from results."""
         return self.stage > 0 and not self.sealed
 
     @property
-    def partly(self) -> bool:
-        """Whether some of its items are made, or are just being made, and others are not."""
-        return self.unmade and (self.consumed > 0 or (self.made and not self.over))
+    def partly_made(self) -> bool:
+        """Whether some of its items are made, or are made now, and others are not."""
+        return self.unmade and (self.consumed > 0 or (self.being_made and not self.over))
 
 
 @dataclass(frozen=True, slots=True)
 class StageClaim:
-    """A stage that a worker makes from the results of the job `source`; `consumed` inputs are stored already."""
+    """A stage that `worker` makes from the results of the job `source`; `consumed` inputs are stored already."""
 
     worker: int
     job: int
@@ -327,13 +327,10 @@ class StageClaim:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker process says of itself when it starts."""
+    """What a worker process announces when it starts."""
 
     host: str
     pid: int
     threads: int
     release: str
     actors: dict[str, str] = field(default_factory=dict)  # name -> queue
-
-
-Row: TypeAlias = dict[str, Any]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from callboard.sql.limits import span
+from callboard.sql.limits import parse_span
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -65,7 +65,7 @@ def unknown() -> list[str]:
 
 def keep_span(name: str, text: str) -> float | None:
     """A span like 30d in seconds; None for "forever". Raises ValueError."""
-    seconds = span(name, text)
+    seconds = parse_span(name, text)
     return None if math.isinf(seconds) else seconds
 
 

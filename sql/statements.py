@@ -1,8 +1,8 @@
-"""The statements of `queries/`, by name. Each file holds those of one module, under a line ``-- name: …`` each.
+"""The statements of `queries/`, by name. A file holds the statements of one module, each below a line ``-- name: …``.
 
 The comments below that line say what a statement is for: transition, guard, caller, rows, lock order. They are not
-sent to the server. A part that several statements share stands under ``-- part: …``, and where a statement says {…};
-the name of a class of `rows` there is a table of such rows.
+sent to the server. A part that several statements share is below a line ``-- part: …``, and {…} in a statement stands
+for it; the name of a class of `rows` in such braces stands for a table of these rows.
 
 Where two sets of thousands of rows meet, the planner must have no choice that a wrong estimate makes quadratic; of a
 new job it estimates one row. So a guard stands beside a join, read from the row as it is locked; items of one job are
@@ -23,12 +23,12 @@ _PART = re.compile(r"\{(\w+)\}")
 
 
 def statement(name: str) -> LiteralString:
-    """The text of the statement without its comments; raises KeyError for an unknown name."""
+    """Return the text of a statement without its comments. Raises KeyError for an unknown name."""
     return _statements()[name]
 
 
 def documented(kind: str = "name") -> dict[str, str]:
-    """Every statement (or every "part") by name, with its comments. Raises ValueError where two have the same name."""
+    """Return every statement (or every "part") with its comments, by name. Raises ValueError for two of one name."""
     found: dict[str, str] = {}
     for path in sorted(QUERIES.glob("*.sql")):
         _, *pieces = _HEAD.split(path.read_text(encoding="utf-8"))
@@ -55,8 +55,8 @@ def _bare(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("--"))
 
 
-def only(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """The row of a statement that always gives one; raises RuntimeError for None."""
+def required(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """Return the row of a statement that always gives one. Raises RuntimeError for None."""
     if row is None:
         raise RuntimeError("the database gave no row where there must be one; was a row deleted by hand?")
     return row

@@ -1,14 +1,14 @@
-"""The states, written once. The enums of the migrations, the README's diagrams and these are compared by a test."""
+"""The states. Tests compare them with the enums of the schema and with the diagrams of the documents."""
 
 from typing import Final
 
-#: What an item row says. The other words an item is described with are derived; see `ITEM_STATES`.
+#: The states of an item row. The others that an item is described with are derived: see `ITEM_STATES`.
 STORED: Final = ("waiting", "retrying", "succeeded", "failed", "skipped", "cancelled")
 
 #: The final states of an item row.
 FINAL: Final = ("succeeded", "failed", "skipped", "cancelled")
 
-#: The moves of an item row that `record` makes: from the state, to the states.
+#: The transitions of an item row that `record` makes: from the state, to the states.
 MOVES: Final[dict[str, tuple[str, ...]]] = {
     "waiting": ("retrying", "succeeded", "failed", "skipped"),
     "retrying": ("waiting", "retrying", "succeeded", "failed", "skipped"),
@@ -18,28 +18,21 @@ MOVES: Final[dict[str, tuple[str, ...]]] = {
     "cancelled": (),
 }
 
-#: What `retry` gives another attempt: items that are final without success.
+#: The states of items that `retry` gives another attempt.
 RETRIABLE: Final = ("failed", "skipped", "cancelled")
 
-#: What a job's counts are given by, in the order of an item's life; they add up to its total.
+#: The states that a job's items are counted by, in the order of an item's life; the counts add up to its total.
 ITEM_STATES: Final = (
-    "pending",
-    "queued",
-    "running",
-    "retrying",
-    "succeeded",
-    "failed",
-    "skipped",
-    "cancelled",
-)
+    "pending", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled",
+)  # fmt: skip
 
 JOB_STATES: Final = ("pending", "running", "paused", "completed", "failed", "cancelled")
 
 #: The final states of a job.
 JOB_FINAL: Final = ("completed", "failed", "cancelled")
 
-#: Why an attempt did not simply succeed.
+#: The reasons why an attempt did not simply succeed.
 ATTEMPT_KINDS: Final = ("failed", "timed_out", "crashed", "skipped")
 
-#: What a worker process is, by its heartbeat.
+#: The states of a worker process, by its heartbeat.
 WORKER_STATES: Final = ("alive", "stopped", "dead")

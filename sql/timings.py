@@ -1,20 +1,20 @@
-"""Times and sizes that statements and the code around them share."""
+"""Times and sizes that several modules share."""
 
 #: Seconds without a heartbeat after which a worker is taken for dead.
 DEAD_AFTER_SECONDS = 10.0
-#: Seconds for which a publisher's claim holds, renewed with each batch. One whose answer was lost holds up its job.
+#: Seconds for which a publisher's claim holds; each batch renews it. A claim whose answer was lost holds up its job.
 PUBLISH_LEASE_SECONDS = 8.0
 #: Items that a publisher may send beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000
-#: Outbox rows of stopped jobs that are dropped at a time.
+#: Outbox rows of stopped jobs that one statement drops.
 DROP_BATCH_MESSAGES = 50_000
-#: Seconds within which every worker has heard what a job was told: it asks twice a second.
+#: Seconds within which every worker has read that a job was paused or stopped: it asks twice a second.
 CONTROLS_HEARD_SECONDS = 1.5
-#: Crashes after which an item is failed.
+#: Crashes charged to an item after which it is failed.
 MAX_CRASHES = 3
-#: Seconds for which a message waits that came to a worker without its actor, while another has it.
+#: Seconds for which a message waits that came to a worker without its actor, while another worker has the actor.
 POSTPONE_SECONDS = 1.0
-#: Seconds without a word from its submitter after which a submission is taken to have broken off.
+#: Seconds without a sign of its submitter after which a submission is taken to have broken off.
 SUBMISSION_LEASE_SECONDS = 45.0
-#: Beyond every item.
+#: The greatest item number that the database holds.
 MAX_ITEM = 2**31 - 1

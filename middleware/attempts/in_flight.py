@@ -280,5 +280,5 @@ class InFlight:
         """
         for control in controls:
             known = self._controls.get(control.job)
-            if not control.plain and (known is None or known.epoch <= control.epoch):
+            if not control.untouched and (known is None or known.epoch <= control.epoch):
                 self._controls[control.job] = control

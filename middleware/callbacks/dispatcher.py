@@ -23,7 +23,7 @@ from callboard.middleware.message.failure import clean
 from callboard.middleware.process.outage import OutageLog, reason
 from callboard.middleware.process.periodic import Periodic
 from callboard.middleware.process.process import Process, Stopping
-from callboard.sql.callback_targets import shown
+from callboard.sql.callback_targets import redact_url
 from callboard.sql.errors import TRANSIENT
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
@@ -175,7 +175,7 @@ def _add_item(conn: Conn, callback: Callback) -> None:
 
 
 def _target(callback: Callback) -> str:
-    return shown(callback.url) if callback.url else str(callback.actor)
+    return redact_url(callback.url) if callback.url else str(callback.actor)
 
 
 def _as_undelivered(error: Exception) -> Undelivered:

@@ -12,7 +12,7 @@ import httpcore
 
 from callboard.middleware.callbacks.public_address import PublicBackend, Refused
 from callboard.sql import settings
-from callboard.sql.callback_targets import address, shown
+from callboard.sql.callback_targets import parse_url, redact_url
 
 #: Seconds to connect, seconds between two signs of an answer, and seconds for all of it, at most.
 CONNECT_SECONDS, ANSWER_SECONDS, TOTAL_SECONDS = 5.0, 10.0, 15.0
@@ -80,7 +80,7 @@ def _headers(callback_id: str, body: bytes) -> dict[str, str]:
 def _request(url: str, headers: dict[str, str], body: bytes, deadline: float) -> tuple[int, str]:
     """Send one POST; return the answer's status and where it redirects to (empty: nowhere)."""
     backend = PublicBackend(deadline, private=settings.WEBHOOK_PRIVATE.get())
-    headers = {"Host": address(url).netloc, **headers}
+    headers = {"Host": parse_url(url).netloc, **headers}
     timeouts = {
         "connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": TOTAL_SECONDS,
     }  # fmt: skip
@@ -108,9 +108,9 @@ def _redirected(url: str, location: str) -> str:
     """Return where a redirect leads; raises Undelivered if a webhook may not go there."""
     try:
         target = urljoin(url, location)
-        parts = address(target)
+        parts = parse_url(target)
     except ValueError as error:
         raise Undelivered(f"the receiver redirects to where no webhook may go: {error}") from None
     if url.startswith("https:") and parts.scheme != "https":
-        raise Undelivered(f"the receiver redirects to {shown(target)}, without encryption")
+        raise Undelivered(f"the receiver redirects to {redact_url(target)}, without encryption")
     return target

@@ -20,7 +20,7 @@ from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process
-from callboard.sql.errors import DATA_ERRORS, TRANSIENT, drifted
+from callboard.sql.errors import DATA_ERRORS, TRANSIENT, is_counter_drift
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Event, JobControl, NewItem, Outgoing
 from callboard.sql.writes import outcomes
@@ -279,7 +279,7 @@ class Journal:
         try:
             return self._write_with_retry(lambda conn: outcomes.record(conn, events, time.monotonic()))
         except psycopg.errors.CheckViolation as error:
-            if not drifted(error):
+            if not is_counter_drift(error):
                 raise
         self._write_with_retry(lambda conn: repair_counters(conn, [event.job for event in events]))
         return self._write_with_retry(lambda conn: outcomes.record(conn, events, time.monotonic()))

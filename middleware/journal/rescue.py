@@ -8,7 +8,7 @@ import psycopg
 
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.sql import timings
-from callboard.sql.errors import drifted
+from callboard.sql.errors import is_counter_drift
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Event, Failure, Retry
 from callboard.sql.writes import outcomes, workers
@@ -25,7 +25,7 @@ def rescue(conn: Conn, worker: int) -> int:
     try:
         return _bury(conn, worker)
     except psycopg.errors.CheckViolation as error:
-        if not drifted(error):
+        if not is_counter_drift(error):
             raise
     repair_counters(conn, [job for job, *_ in workers.running_rows(conn, worker)])
     return _bury(conn, worker)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dramatiq.middleware import TimeLimitExceeded
 
-from callboard.sql.rows import Failure, Kind
+from callboard.sql.rows import AttemptKind, Failure
 
 #: Characters kept of an error's message and of its traceback.
 MESSAGE_CHARS = 4_000
@@ -18,7 +18,7 @@ def describe(error: BaseException | None) -> Failure:
     """An exception as it is kept: its type, message, where it was raised, and its traceback, cut from the front."""
     if error is None:
         return Failure("failed", "Rejected", "the message was failed by a middleware before the actor ran")
-    kind: Kind = "timed_out" if isinstance(error, TimeLimitExceeded) else "failed"
+    kind: AttemptKind = "timed_out" if isinstance(error, TimeLimitExceeded) else "failed"
     text = clean("".join(_format(error)), limit=None)
     return Failure(
         kind,

@@ -46,7 +46,7 @@ def targets(
     """Read a job's callbacks; raises UnknownActor, and ValueError for what can't be called."""
     callbacks = {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}
     checked = {name: [_check(name, one) for one in _listed(given)] for name, given in callbacks.items()}
-    return Targets.of(
+    return Targets.from_lists(
         {
             name: [one if isinstance(one, Webhook) else Message(*resolve(write, broker, one)) for one in ones]
             for name, ones in checked.items()

@@ -17,7 +17,7 @@ from callboard.middleware.process.process import Process
 from callboard.middleware.submission import item_encoding
 from callboard.middleware.submission.item_encoding import ItemKey, Row
 from callboard.sql import timings
-from callboard.sql.limits import moment
+from callboard.sql.limits import parse_time
 from callboard.sql.writes import submission, sweep
 
 #: The most items that are stored in one transaction.
@@ -132,7 +132,7 @@ def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime 
     """Return when a job starts; raises ValueError if both are given, or one makes no sense."""
     if delay is not None and at is not None:
         raise ValueError("delay and at say the same: give one of them")
-    return at if delay is None else moment("delay", delay)
+    return at if delay is None else parse_time("delay", delay)
 
 
 def check_chunk(chunk: int) -> None:

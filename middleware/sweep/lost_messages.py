@@ -120,7 +120,7 @@ class LostMessageSearch:
 
     def _ranges(self, out: OpenJob) -> Iterator[tuple[int, int]]:
         """The newest of what is published, where most of a loss lies, and one range further down in each search."""
-        size = STILL_RANGE_ITEMS if out.still else RANGE_ITEMS
+        size = STILL_RANGE_ITEMS if out.quiet else RANGE_ITEMS
         for start, end in ((0, out.watermark), (out.bulk_end, out.total)):
             top = max(start, end - size)
             if top < end:

@@ -20,16 +20,13 @@ WITH page AS MATERIALIZED (
     UNION ALL
     SELECT s.id, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
 )
-SELECT j.id, j.name, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key, j.tenant, j.actor, j.state::text AS state, j.stopping::text AS stopping, j.reason, j.sealed,
-       j.total, j.published, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.in_turn, j.retries, j.crashes,
-       j.step, j.limits, j.metadata, j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.control_at,
-       j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, j.consumed, now() AS read_at,
-       j.not_before, j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start,
-       j.stages, j.parent_id, j.stage, j.makes, j.on_failure, j.maker, shown.within,
+SELECT j.*, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key,  -- this one counts
+       j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, now() AS read_at,
+       j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start, shown.within,
        before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
        (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
        sample.taken_at AS sampled_at, sample.final AS sampled_final,
-       quiet.moved_at, quiet.alive, quiet.able, quiet.tended, quiet.due_at, quiet.missing, quiet.trouble,
+       quiet.moved_at, quiet.alive, quiet.able, quiet.worked_on, quiet.due_at, quiet.missing, quiet.trouble,
        quiet.elsewhere,
        hanging.hung
 FROM shown
@@ -51,7 +48,7 @@ LEFT JOIN LATERAL (
     SELECT moved.moved_at, w.alive, w.able, w.trouble,
            (SELECT count(*) FROM callboard.running AS r JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
             WHERE r.job_id = j.id)
-           + (SELECT count(*) FROM callboard.live_workers(%(dead_after)s) AS w WHERE w.id = j.maker) AS tended,
+           + (SELECT count(*) FROM callboard.live_workers(%(dead_after)s) AS w WHERE w.id = j.maker) AS worked_on,
            (SELECT count(*) FROM callboard.running AS r JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
             WHERE r.job_id <> j.id AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
            -- Of a job without any it would read those of all others, by time.
@@ -248,23 +245,12 @@ SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
 -- What the jobs say and what their rows say, in one snapshot, so it is exact while workers run.
 -- Of a job with stages, which has no items, it is compared whether its state fits theirs. Of a job that is over, messages that
 -- were never published are dropped: then `published` has an upper bound only. One that is deleted is not looked at: its
--- rows go. Caller: queries.verify. Rows: one a job, each pair as stored_… and counted_….
+-- rows go. Caller: queries.verify. Rows: one a job, `stored` and `counted` by the names of the checks.
 SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
-       k.total AS stored_total, i.total AS counted_total,
-       k.published AS stored_published, i.published AS counted_published,
-       k.retrying AS stored_retrying, i.retrying AS counted_retrying,
-       k.succeeded AS stored_succeeded, i.succeeded AS counted_succeeded,
-       k.failed AS stored_failed, i.failed AS counted_failed,
-       k.skipped AS stored_skipped, i.skipped AS counted_skipped,
-       k.cancelled AS stored_cancelled, i.cancelled AS counted_cancelled,
-       k.in_turn AS stored_redo, i.in_turn AS counted_redo,
-       k.retries AS stored_retries, a.retries AS counted_retries,
-       k.crashes AS stored_crashes, i.crashes AS counted_crashes,
-       e.count AS stored_errors, a.errors AS counted_errors,
-       e.failed AS stored_fatal, a.fatal AS counted_fatal,
-       i.retrying AS stored_parked, i.parked AS counted_parked,
-       coalesce(k.stages, 0) AS stored_stages, s.stages AS counted_stages,
-       0 AS stored_unended, CASE WHEN k.finished_at IS NULL THEN 0 ELSE s.unended END AS counted_unended
+       to_jsonb(k) || jsonb_build_object('errors', e.count, 'fatal', e.failed, 'parked', i.retrying,
+                                         'stages', coalesce(k.stages, 0), 'unended', 0) AS stored,
+       to_jsonb(i) || to_jsonb(a) || jsonb_build_object(
+           'stages', s.stages, 'unended', CASE WHEN k.finished_at IS NULL THEN 0 ELSE s.unended END) AS counted
 FROM callboard.jobs AS k
 CROSS JOIN LATERAL (
     SELECT {item_counts},

@@ -1,16 +1,16 @@
-"""What stored rows mean beside a job's own: items with arguments, results, errors; pages; a recount. Pure."""
+"""Items, errors, callbacks, pages and recounts as the API describes them. No database here."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from callboard.sql.callback_targets import shown
-from callboard.sql.json_values import iso, plain_json
+from callboard.sql.callback_targets import redact_url
+from callboard.sql.json_values import iso, parse_strict_json
 
 Rows: TypeAlias = Sequence[dict[str, Any]]
-#: The rows of a page, described, and the cursor of the next page or None.
+#: The described rows of a page, and the cursor of the next page or None.
 Page: TypeAlias = tuple[list[dict[str, Any]], int | None]
 
-#: What `verify` compares: the name of the check and what it is, stored against counted.
+#: The checks of `verify` by name: the stored number, and the counted number that it must be.
 CHECKS = {
     "total": "items the job counts, and item rows",
     "published": "items published, and item rows that are past the watermark or out of the outbox",
@@ -31,22 +31,22 @@ CHECKS = {
 
 
 def page(found: list[dict[str, Any]], limit: int, cursor: str) -> Page:
-    """One row more than the page holds was asked for: it says that there is a next page."""
+    """Return a page of `limit` rows; one row more was asked for, to know whether there is a next page."""
     return found[:limit], found[limit - 1][cursor] if len(found) > limit else None
 
 
-def only(found: list[dict[str, Any]], position: int) -> dict[str, Any] | None:
-    """The item asked for, where the page that begins there has it."""
+def item_at(found: list[dict[str, Any]], position: int) -> dict[str, Any] | None:
+    """Return the item at `position`, of a page that begins there; None when it is not there."""
     return found[0] if found and found[0]["item"] == position else None
 
 
-def timed(*columns: str) -> Callable[[Rows], list[dict[str, Any]]]:
-    """Makes rows as they are, with these columns as ISO times."""
+def with_iso_times(*columns: str) -> Callable[[Rows], list[dict[str, Any]]]:
+    """Return a function that gives rows with these columns as ISO times."""
     return lambda rows: [{**row, **{name: iso(row[name]) for name in columns}} for row in rows]
 
 
 def item(number: int, row: dict[str, Any], cap: int) -> dict[str, Any]:
-    """A row of `job_items.sql` as the API describes an item; what is longer than `cap` is cut, and text."""
+    """Describe an item by a row of `job_items`; arguments and results longer than `cap` characters are cut text."""
     same = ("item", "key", "actor", "state", "attempt", "crashes", "step", "stack", "worker")
     return {
         "job": number,
@@ -60,9 +60,9 @@ def item(number: int, row: dict[str, Any], cap: int) -> dict[str, Any]:
 
 
 def _arguments(row: dict[str, Any], cap: int) -> dict[str, Any]:
-    """As JSON where they are JSON and not cut, else as text; another encoder may have written them."""
+    """Describe arguments as JSON if they are JSON and not cut, else as text: another encoder may have written them."""
     text = bytes(row["args"]).decode("utf-8", "replace")
-    strict, value = plain_json(text) if row["args_size"] <= cap else (False, None)
+    strict, value = parse_strict_json(text) if row["args_size"] <= cap else (False, None)
     if strict and isinstance(value, dict) and set(value) == {"args", "kwargs"}:
         return {"args": value["args"], "kwargs": value["kwargs"], "args_text": None}
     return {"args": None, "kwargs": None, "args_text": text}
@@ -71,7 +71,7 @@ def _arguments(row: dict[str, Any], cap: int) -> dict[str, Any]:
 def _value(row: dict[str, Any], cap: int) -> dict[str, Any]:
     if row["result"] is None:
         return {"result": None, "result_text": None}
-    strict, value = plain_json(row["result"]) if row["result_size"] <= cap else (False, None)
+    strict, value = parse_strict_json(row["result"]) if row["result_size"] <= cap else (False, None)
     return {"result": value, "result_text": None if strict else row["result"]}
 
 
@@ -82,7 +82,7 @@ def _progress(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _short(number: float | None) -> float | int | None:
-    """3, where a float would be read as 3.0."""
+    """Return 3 for 3.0."""
     return int(number) if number is not None and number.is_integer() else number
 
 
@@ -93,34 +93,32 @@ def _error(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def callbacks(rows: Rows) -> list[dict[str, Any]]:
-    """Rows of `job_callbacks.sql` as the API describes callbacks: no secret of a URL is told."""
+    """Describe callbacks by rows of `job_callbacks`, without the secrets of their URLs."""
     same = ("id", "on", "state", "tries", "error")
     times = ("created_at", "due_at", "finished_at")
     return [
         {
             **{name: row[name] for name in same},
-            "target": row["actor"] if row["url"] is None else shown(row["url"]),
+            "target": row["actor"] if row["url"] is None else redact_url(row["url"]),
             **{name: iso(row[name]) for name in times},
         }
         for row in rows
     ]
 
 
-def verdict(rows: Rows) -> dict[str, Any]:
-    """Rows of `recount.sql` as the jobs looked at, the checks made, and each drift with both numbers."""
+def drift_report(rows: Rows) -> dict[str, Any]:
+    """Describe a recount by rows of `recount`: how many jobs, which checks, and each drift with both numbers."""
     drift = [
         {"job": row["id"], "name": row["name"], "check": check, "stored": stored, "counted": counted}
         for row in rows
         for check in CHECKS
-        if _drifts(
-            check, stored := row[f"stored_{check}"], counted := row[f"counted_{check}"], over=row["over"]
-        )
+        if _drifts(check, stored := row["stored"][check], counted := row["counted"][check], over=row["over"])
     ]
     return {"jobs": len(rows), "checks": CHECKS, "drift": drift}
 
 
 def _drifts(check: str, stored: int, counted: int, *, over: bool) -> bool:
-    """When a job is over, its unpublished messages are dropped, and nothing is to be sent any more."""
+    """Compare the numbers of a check. The unpublished messages of a job that is over are dropped."""
     if over and check == "published":
         return stored > counted
     return stored != counted and not (over and check == "parked")

@@ -1,4 +1,4 @@
-"""What stored rows mean: the derived counts, the rate, the estimate, the reason of a standstill. Pure."""
+"""A job as the API describes it: derived counts, rate, estimate, the reason of a standstill. No database here."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -7,25 +7,30 @@ from typing import Any
 from callboard.sql.json_values import iso
 from callboard.sql.states import JOB_FINAL
 
-#: Seconds without a change after which an open job is asked why.
-QUIET_AFTER = 10.0
-#: Seconds below which the time from the first flush to the last says nothing about a job's rate.
-SHORTEST = 0.05
+#: Seconds without a change after which the reason is looked for.
+QUIET_AFTER_SECONDS = 10.0
+#: Seconds between a job's first flush and its last below which they say nothing about its rate.
+SHORTEST_RUN_SECONDS = 0.05
+
+#: The times of a job.
+TIMES = ("created_at", "started_at", "finished_at", "updated_at")
 
 Stored = Mapping[str, Any]
 
 
 def job(row: Stored) -> dict[str, Any]:
-    """A row of `jobs.sql` as the API describes a job."""
+    """Describe a job by a row of the statement `jobs`."""
     rate = _rate(row)
     parts = counts(row)
     standstill = stalled(row, parts)
-    same = ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason", "sealed", "total")
     return {
-        **{name: row[name] for name in same},
+        **{
+            name: row[name]
+            for name in ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason")
+        },
+        **{name: row[name] for name in ("sealed", "total")},
         **parts,
-        "retries": row["retries"],
-        "crashes": row["crashes"],
+        **{name: row[name] for name in ("retries", "crashes")},
         "progress": progress(row),
         "rate": rate,
         "eta": None if standstill else iso(_eta(row, rate)),
@@ -34,51 +39,47 @@ def job(row: Stored) -> dict[str, Any]:
         "hung": row["hung"] or [],
         "stages": [],
         "parent": row["parent_id"],
-        "stage": row["stage"],
-        "limits": row["limits"],
-        "metadata": row["metadata"],
-        "created_by": row["created_by"],
-        **{name: iso(row[name]) for name in ("created_at", "started_at", "finished_at", "updated_at")},
+        **{name: row[name] for name in ("stage", "limits", "metadata", "created_by")},
+        **{name: iso(row[name]) for name in TIMES},
     }
 
 
-def at(row: Stored, then: Stored) -> Stored:
-    """A job's row as it was when it ended: `then` is that as JSON, `row` what `jobs.sql` gives of it now."""
-    names = ("created_at", "started_at", "finished_at", "updated_at")
-    times = {name: then[name] and datetime.fromisoformat(then[name]) for name in names}
+def as_ended(row: Stored, then: Stored) -> Stored:
+    """Return a job's row as it was when it ended: `then` is that row as JSON, `row` what `jobs` gives of it now."""
+    times = {name: then[name] and datetime.fromisoformat(then[name]) for name in TIMES}
     return {**row, **then, **times, "alive": None, "hung": None}
 
 
 def counts(row: Stored) -> dict[str, int]:
-    """How many items are in each described state, in the order of an item's life; they add up to `total`.
+    """Count the items in each state of `ITEM_STATES`; the counts add up to `total`.
 
-    Only the final ones and `retrying` are stored; the rest is what is left, so no reading can be off by one. Of a job
-    that is stopped, or being stopped, everything is cancelled that has neither ended nor is in hand.
+    Final states and `retrying` are stored, the others are derived from what is left, so no reading can be off by one.
+    Of a job that is stopped, or being stopped, every item is cancelled that has neither ended nor runs.
     """
-    settled = {name: row[name] for name in ("succeeded", "failed", "skipped")}
+    final = {name: row[name] for name in ("succeeded", "failed", "skipped")}
     if row["state"] in JOB_FINAL or row["stopping"]:
         left = row["total"] - _final(row)
         running = min(left, row["in_hand"]) if row["stopping"] else 0
         still = {"pending": 0, "queued": 0, "running": running, "retrying": 0}
-        return {**still, **settled, "cancelled": left - running}
+        return {**still, **final, "cancelled": left - running}
     waiting = row["total"] - _final(row) - row["cancelled"] - row["retrying"]
     pending = min(waiting, row["total"] - row["published"] + row["in_turn"])
     running = min(waiting - pending, row["in_hand"])
     queued = waiting - pending - running
     moving = {"pending": pending, "queued": queued, "running": running, "retrying": row["retrying"]}
-    return {**moving, **settled, "cancelled": row["cancelled"]}
+    return {**moving, **final, "cancelled": row["cancelled"]}
 
 
 def progress(row: Stored) -> float:
-    """The share of the items that the job is done with, 0 to 1; a completed job without items is done."""
+    """Return the share of the items that are final, 0 to 1; 1 for a completed job without items."""
     if not row["total"]:
         return 1.0 if row["state"] == "completed" else 0.0
     return float((_final(row) + row["cancelled"]) / row["total"])
 
 
 def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
-    """Why an open job hasn't moved for a while; None when it moves, is paused, or works on something slow."""
-    if row["alive"] is None or row["tended"]:
+    """Return why an open job has not moved for a while; None when it moves, is paused, or a worker runs its items."""
+    if row["alive"] is None or row["worked_on"]:
         return None
     if sum(parts[name] for name in ("pending", "queued", "running", "retrying")):
         return _nobody(row) or _later(row, parts) or _standstill(row, parts)
@@ -152,8 +153,8 @@ def _final(row: Stored) -> int:
 
 
 def _rate(row: Stored) -> float | None:
-    """Items per second: of a job that is over, in its whole run; else since half a minute ago, unless it was paused, or
-    over, since then.
+    """Return items per second: over the whole run of a job that is over, else over the last half minute; None before
+    its first start, and when it was paused, or over, within that half minute.
     """
     if row["started_at"] is None:
         return None
@@ -162,7 +163,7 @@ def _rate(row: Stored) -> float | None:
         spans = [
             (row["finished_at"] - start).total_seconds() for start in (row["started_at"], row["created_at"])
         ]
-        span = spans[0] if spans[0] >= SHORTEST else spans[1]
+        span = spans[0] if spans[0] >= SHORTEST_RUN_SECONDS else spans[1]
         return round(_final(row) / span, 3) if span > 0 else None
     since, before = row["sampled_at"], row["sampled_final"]
     if since is None:
@@ -174,7 +175,7 @@ def _rate(row: Stored) -> float | None:
 
 
 def _eta(row: Stored, rate: float | None) -> datetime | None:
-    """When it will be done at this rate; unknown while more items may come, it is being stopped, or nothing moves."""
+    """Return when it ends at this rate; None while more items may come, it is being stopped, or nothing moves."""
     if row["state"] != "running" or row["stopping"] or not row["sealed"] or not rate:
         return None
     try:

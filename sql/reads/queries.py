@@ -1,4 +1,4 @@
-"""Reads: each function describes one query, `run` and `arun` execute it on a connection of either colour."""
+"""Reads: each function describes one query; `run` and `arun` execute it on a sync or an async connection."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ from callboard.sql.reads.item_view import Page, Rows
 from callboard.sql.statements import statement
 
 T = TypeVar("T")
-#: Beyond every id.
-LAST = 2**63 - 1
-#: Characters of arguments, results and messages in a list, and of one item looked at alone.
-CUT = 4_096
-WHOLE = 1_048_576
-#: Errors of a job and attempts of an item shown at most; both are bounded by nature.
-MANY = 1_000
+#: The greatest id.
+MAX_ID = 2**63 - 1
+#: Characters of arguments, results and messages at most, in a list.
+LIST_CHARACTERS = 4_096
+#: Likewise, of one item.
+ITEM_CHARACTERS = 1_048_576
+#: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
+MAX_ROWS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Query(Generic[T]):
-    """A statement, its parameters, and how its rows (by column name) become the answer."""
+    """A statement, its parameters, and the function that makes the answer of its rows."""
 
     statement: LiteralString
     parameters: Mapping[str, Any]
@@ -32,26 +33,26 @@ class Query(Generic[T]):
 
 
 def run(conn: Conn, query: Query[T]) -> T:
-    """The answer, in a thread."""
+    """Execute a query and return its answer."""
     with conn.cursor(row_factory=dict_row) as cursor:
         return query.result(cursor.execute(query.statement, query.parameters).fetchall())
 
 
 async def arun(conn: AsyncConn, query: Query[T]) -> T:
-    """The answer, in an event loop."""
+    """Execute a query in an event loop and return its answer."""
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(query.statement, query.parameters)
         return query.result(await cursor.fetchall())
 
 
 def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | None]:
-    """A job as the API describes it; None when there is none with this id (or not of this tenant)."""
+    """Describe a job; None when there is none with this id, or not of this tenant (None: any)."""
     parameters = _job_parameters(number, number, limit=1, tenant=tenant)
     return Query(statement("jobs"), parameters, lambda rows: next(iter(staged_job_view.jobs(rows)), None))
 
 
 def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | None]:
-    """A job as the API described it when it ended, `then` its row as JSON; None when it is deleted."""
+    """Describe a job as it was when it ended, `then` its row of that time as JSON; None when it is deleted."""
     parameters = _job_parameters(number, number, limit=1)
     return Query(
         statement("jobs"), parameters, lambda rows: staged_job_view.ended(rows, then) if rows else None
@@ -62,8 +63,8 @@ def jobs(
     *, before: int | None = None, limit: int = 50, state: str | None = None, tenant: str | None = None,
     actor: str | None = None, name: str | None = None,
 ) -> Query[Page]:  # fmt: skip
-    """A page of jobs, newest first, older than `before`; `name` is a part of the name, case ignored."""
-    high = LAST if before is None else before - 1
+    """Describe a page of jobs with ids below `before`, newest first; `name` is a part of the name, case ignored."""
+    high = MAX_ID if before is None else before - 1
     parameters = _job_parameters(0, high, limit=limit + 1, state=state, tenant=tenant, actor=actor, name=name)
     return Query(
         statement("jobs"),
@@ -73,9 +74,9 @@ def jobs(
 
 
 def items(
-    number: int, *, state: str | None = None, after: int = -1, limit: int = 100, cap: int = CUT
+    number: int, *, state: str | None = None, after: int = -1, limit: int = 100, cap: int = LIST_CHARACTERS
 ) -> Query[Page]:
-    """A page of a job's items after item `after`, of one described state (states.ITEM_STATES) or any."""
+    """Describe a page of a job's items after item `after`, in one state of ITEM_STATES or in any."""
     parameters = {"job": number, "state": state, "after": after, "limit": limit + 1, "cap": cap}
     return Query(
         statement("job_items"),
@@ -85,41 +86,41 @@ def items(
 
 
 def item(number: int, position: int) -> Query[dict[str, Any] | None]:
-    """One item, with its whole arguments and result; None when the job has no such item."""
-    page = items(number, after=position - 1, limit=1, cap=WHOLE)
+    """Describe one item, with its whole arguments and result; None when the job has no such item."""
+    page = items(number, after=position - 1, limit=1, cap=ITEM_CHARACTERS)
     return Query(
         page.statement,
         {**page.parameters, "limit": 1},
-        lambda rows: item_view.only(page.result(rows)[0], position),
+        lambda rows: item_view.item_at(page.result(rows)[0], position),
     )
 
 
 def attempts(number: int, position: int) -> Query[list[dict[str, Any]]]:
-    """The attempts of an item that did not simply succeed, in order."""
-    parameters = {"job": number, "item": position, "cap": WHOLE, "limit": MANY}
-    return Query(statement("item_attempts"), parameters, item_view.timed("started_at", "ended_at"))
+    """Return the attempts of an item that did not simply succeed, in order."""
+    parameters = {"job": number, "item": position, "cap": ITEM_CHARACTERS, "limit": MAX_ROWS}
+    return Query(statement("item_attempts"), parameters, item_view.with_iso_times("started_at", "ended_at"))
 
 
 def errors(number: int) -> Query[list[dict[str, Any]]]:
-    """A job's errors, grouped by kind, type and place, each with an example."""
-    parameters = {"job": number, "cap": CUT, "limit": MANY}
-    return Query(statement("job_errors"), parameters, item_view.timed("first_at", "last_at"))
+    """Return a job's errors, grouped by kind, type and place, each with an example."""
+    parameters = {"job": number, "cap": LIST_CHARACTERS, "limit": MAX_ROWS}
+    return Query(statement("job_errors"), parameters, item_view.with_iso_times("first_at", "last_at"))
 
 
 def actions(number: int, *, before: int | None = None, limit: int = 100) -> Query[Page]:
-    """A page of what was done to a job, the latest first: action, who, via, detail, done_at."""
-    parameters = {"job": number, "before": LAST if before is None else before, "limit": limit + 1}
-    times = item_view.timed("done_at")
+    """Return a page of a job's history, the latest action first: action, who, via, detail, done_at."""
+    parameters = {"job": number, "before": MAX_ID if before is None else before, "limit": limit + 1}
+    times = item_view.with_iso_times("done_at")
     return Query(statement("job_actions"), parameters, lambda rows: item_view.page(times(rows), limit, "id"))
 
 
 def callbacks(number: int) -> Query[list[dict[str, Any]]]:
-    """Whom the ends of a job called, the latest end first, and how that went."""
-    return Query(statement("job_callbacks"), {"job": number, "limit": MANY}, item_view.callbacks)
+    """Describe the callbacks of a job, those of the latest end first."""
+    return Query(statement("job_callbacks"), {"job": number, "limit": MAX_ROWS}, item_view.callbacks)
 
 
 def workers(*, before: int | None = None, limit: int = 100, state: str | None = None) -> Query[Page]:
-    """A page of worker processes, the latest first; `state` alive, stopped or dead; `beat_age` in seconds."""
+    """Return a page of worker processes, the latest first; `state`: one of WORKER_STATES; `beat_age` in seconds."""
     high = 2**31 - 1 if before is None else before
     parameters = {
         "before": high,
@@ -127,23 +128,23 @@ def workers(*, before: int | None = None, limit: int = 100, state: str | None = 
         "state": state,
         "dead_after": timings.DEAD_AFTER_SECONDS,
     }
-    times = item_view.timed("started_at", "beat_at", "ended_at")
+    times = item_view.with_iso_times("started_at", "beat_at", "ended_at")
     return Query(statement("workers"), parameters, lambda rows: item_view.page(times(rows), limit, "id"))
 
 
 def actors() -> Query[list[dict[str, Any]]]:
-    """Every actor that any worker ever announced: name, queue, seen_at."""
-    return Query(statement("known_actors"), {}, item_view.timed("seen_at"))
+    """Return every actor that any worker ever announced: name, queue, seen_at."""
+    return Query(statement("known_actors"), {}, item_view.with_iso_times("seen_at"))
 
 
 def verify(number: int | None = None) -> Query[dict[str, Any]]:
-    """Recount a job, or all: the jobs looked at, the checks made, and each drift with both numbers."""
-    low, high = (0, LAST) if number is None else (number, number)
-    return Query(statement("recount"), {"low": low, "high": high}, item_view.verdict)
+    """Recount a job, or all jobs: see `drift_report`."""
+    low, high = (0, MAX_ID) if number is None else (number, number)
+    return Query(statement("recount"), {"low": low, "high": high}, item_view.drift_report)
 
 
 def migrations() -> Query[dict[int, tuple[str, bool]]]:
-    """Every migration the database has had, {number: (name, breaking)}, for `migrate.judge`."""
+    """Return the migrations that the database has had, {number: (name, breaking)}, for `migrate.check_applied`."""
     return Query(
         statement("applied_migrations"),
         {},
@@ -153,5 +154,5 @@ def migrations() -> Query[dict[int, tuple[str, bool]]]:
 
 def _job_parameters(low: int, high: int, **given: Any) -> dict[str, Any]:
     absent = dict.fromkeys(("state", "tenant", "actor", "name"))
-    bounds = {"dead_after": timings.DEAD_AFTER_SECONDS, "quiet_after": job_view.QUIET_AFTER}
+    bounds = {"dead_after": timings.DEAD_AFTER_SECONDS, "quiet_after": job_view.QUIET_AFTER_SECONDS}
     return {"low": low, "high": high, **bounds, **absent, **given}

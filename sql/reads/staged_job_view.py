@@ -1,4 +1,4 @@
-"""Jobs as the API describes them, those of stages by what their stages say. Pure."""
+"""Jobs as the API describes them, jobs of stages by their stages. No database here."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from callboard.sql.reads import job_view
 from callboard.sql.reads.job_view import Stored
 from callboard.sql.states import ITEM_STATES, JOB_FINAL
 
-#: What an open job of stages is done with at most: its last stage may still get items.
-NEARLY = 0.999
-#: What is told of each stage beside its counts.
-TOLD = (
+#: The progress of an open job of stages at most: its last stage may still get items.
+MAX_OPEN_PROGRESS = 0.999
+#: The fields of a stage beside its counts.
+STAGE_FIELDS = (
     "stage", "name", "actor", "state", "stopping", "reason", "sealed", "retries", "crashes", "progress",
     "rate", "eta", "stalled", "step", "limits", "started_at", "finished_at",
 )  # fmt: skip
@@ -20,33 +20,33 @@ Job = dict[str, Any]
 
 
 def jobs(rows: Sequence[Stored]) -> list[Job]:
-    """The rows of `jobs.sql`: each job with its stages."""
+    """Describe jobs, each with its stages, by rows of the statement `jobs`."""
     stages = defaultdict(list)
     for row in rows:
         if row["within"]:
             stages[row["parent_id"]].append(row)
     return [
-        job_view.job(row) if row["stages"] is None else whole(row, stages[row["id"]])
+        job_view.job(row) if row["stages"] is None else parent(row, stages[row["id"]])
         for row in rows
         if not row["within"]
     ]
 
 
 def ended(rows: Sequence[Stored], then: Stored) -> Job:
-    """A job as it was when it ended, `then` its row of that time as JSON, `within` it the rows of its stages."""
+    """Describe a job as it was when it ended: `then` is its row of that time, with those of its stages in `within`."""
     known = {one["id"]: {**one, "within": True} for one in then.get("within") or ()}
     known[then["id"]] = {**then, "within": False}
-    return jobs([job_view.at(row, known[row["id"]]) if row["id"] in known else row for row in rows])[0]
+    return jobs([job_view.as_ended(row, known[row["id"]]) if row["id"] in known else row for row in rows])[0]
 
 
-def whole(row: Stored, rows: Sequence[Stored]) -> Job:
-    """A job of stages: its counts are the sums of theirs; rate, estimate and step are those of the current one."""
+def parent(row: Stored, rows: Sequence[Stored]) -> Job:
+    """Describe a job of stages: counts are sums over the stages, rate, estimate and step those of the current one."""
     ordered = sorted(rows, key=lambda one: int(one["stage"]))
     stages = [{**job_view.job(one), "on_failure": one["on_failure"]} for one in ordered]
     same = job_view.job(row)
     if not stages:
         return same
-    now = current(stages)
+    now = current_stage(stages)
     begun = [stage["started_at"] for stage in stages if stage["started_at"]]
     return {
         **same,
@@ -67,21 +67,21 @@ def whole(row: Stored, rows: Sequence[Stored]) -> Job:
         "stages": [
             {
                 "job": stage["id"],
-                **{name: stage[name] for name in (*TOLD, "on_failure", "total", *ITEM_STATES)},
+                **{name: stage[name] for name in (*STAGE_FIELDS, "on_failure", "total", *ITEM_STATES)},
             }
             for stage in stages
         ],
     }
 
 
-def current(stages: Sequence[Job]) -> Job:
-    """Of the stages in order: the first that is open, or else the last that began."""
+def current_stage(stages: Sequence[Job]) -> Job:
+    """Return the first open stage, or else the last that began."""
     still = [stage for stage in stages if stage["state"] not in JOB_FINAL]
     begun = [stage for stage in stages if stage["started_at"]]
     return still[0] if still else begun[-1] if begun else stages[-1]
 
 
 def _progress(row: Stored, stages: Sequence[Job]) -> float:
-    """The mean over the stages; one without items yet is not done."""
+    """Return the mean over the stages; the progress of a stage without items yet is 0."""
     mean = sum(float(stage["progress"]) for stage in stages) / len(stages)
-    return mean if row["finished_at"] else min(mean, NEARLY)
+    return mean if row["finished_at"] else min(mean, MAX_OPEN_PROGRESS)

@@ -81,7 +81,7 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
     known = {field.name for field in fields(Limits)}
     if strange := sorted(set(changes) - known):
         raise ValueError(f"there is no limit {strange[0]!r}: only {', '.join(sorted(known))}")
-    meant = Limits.of(changes).words()  # a span counts from now, the same now for all stages
+    meant = Limits.from_json(changes).as_json()  # a span counts from now, the same now for all stages
     changes = {name: meant.get(name) for name in changes}
     with conn.transaction():
         status = job_status(conn, job, by)
@@ -103,8 +103,8 @@ def _limit(conn: Conn, job: int, changes: Mapping[str, Any], *, has_stages: bool
     if row is None:  # it was deleted a moment ago
         raise NoSuchJob(f"there is no job {job}")
     known = row[0]
-    limits = Limits.of({**known, **changes})
-    words = limits.words()
+    limits = Limits.from_json({**known, **changes})
+    words = limits.as_json()
     columns = (Limits(keep=limits.keep) if has_stages else limits).columns()
     if words != known:
         conn.execute(statement("limit_job"), {"job": job, "limits": Jsonb(words), **columns})

@@ -1,4 +1,4 @@
-"""Callbacks that the ends of jobs queued: claimed by any process, delivered or put off. Each function one statement."""
+"""Callbacks that the ends of jobs queued: any process claims, delivers or postpones them."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,8 @@ MAX_TRIES = 40
 
 
 def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str] = ()) -> list[Callback]:
-    """Claim callbacks that are due, webhooks or messages, but no webhook of the hosts that are `full`.
-
-    It counts as a try.
+    """Claim callbacks that are due, webhooks or messages, but no webhook of the hosts that are `full`. A claim counts
+    as a try.
     """
     lease = WEBHOOK_LEASE_SECONDS if webhooks else MESSAGE_LEASE_SECONDS
     parameters = {"webhooks": webhooks, "limit": limit, "full": list(full), "lease": lease}
@@ -24,12 +23,12 @@ def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[st
 
 
 def mark_delivered(conn: Conn, callback: Callback) -> bool:
-    """It is delivered; False when it was before, or its job is deleted."""
+    """Record that a callback is delivered; return False when it was before, or its job is deleted."""
     return conn.execute(statement("mark_delivered"), {"id": callback.id}).fetchone() is not None
 
 
 def postpone_callback(conn: Conn, callback: Callback, error: str, *, pause: float, last: bool) -> bool:
-    """This try failed: another in `pause` seconds, unless it was the `last`. Whether it is given up."""
+    """Record a failed try: the next is in `pause` seconds, unless this is the `last`. Return whether it is given up."""
     parameters = {
         "id": callback.id, "tries": callback.tries, "error": error, "pause": pause,
         "last": last or callback.tries >= MAX_TRIES,

@@ -1,17 +1,15 @@
-"""Whether a suspect message's item may run, and messages that wait for another worker or for a paused job."""
+"""Claims of items of suspect messages, and messages that wait for another worker or for a paused job."""
 
 from collections.abc import Iterable
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import (
-    Claim,
-)
+from callboard.sql.rows import Claim
 from callboard.sql.statements import statement
 
 
 def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Claim | None:
-    """Ask whether `worker` may run a suspect message's item; None when the database has no such item."""
+    """Claim a suspect message's item for `worker`, if it may run; None when the database has no such item."""
     row = conn.execute(
         statement("claim_item"),
         {"job": job, "item": item, "attempt": attempt, "worker": worker},
@@ -20,12 +18,12 @@ def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Cl
 
 
 def release_item(conn: Conn, job: int, item: int, worker: int) -> None:
-    """Take back a claim: the item waits for its turn."""
+    """Give up the claim of an item that does not run yet."""
     conn.execute(statement("release_item"), {"job": job, "item": item, "worker": worker})
 
 
 def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:
-    """Have a message whose actor its worker lacks wait for one that has it; False when no worker ever had it."""
+    """Let a message wait for a worker that has its actor; return False when no worker ever had it."""
     row = conn.execute(
         statement("postpone"),
         {
@@ -37,12 +35,12 @@ def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:
 
 
 def make_postponed_due(conn: Conn) -> None:
-    """Have those sent that waited for a worker with their actor, now that there is one."""
+    """Make postponed messages due whose actor a live worker has."""
     conn.execute(statement("make_postponed_due"), {"dead_after": timings.DEAD_AFTER_SECONDS})
 
 
 def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:
-    """Messages of paused jobs, (job, item, attempt), leave RabbitMQ, to be published again when their job goes on."""
+    """Put messages of paused jobs, (job, item, attempt), into the outbox, to be published when their job goes on."""
     ordered = sorted(set(messages))
     parameters = {
         "job": [job for job, _, _ in ordered],

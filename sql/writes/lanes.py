@@ -1,4 +1,4 @@
-"""Lanes: the items of a job that have the same value of an argument, of which only so many may be in flight.
+"""Lanes: a lane is the items of a job with the same value of one argument, of which only so many may be in flight.
 
 All of such a job is published from the outbox, by the publisher that holds its claim: each function here but the last
 is called by it alone.
@@ -13,11 +13,11 @@ from callboard.sql.statements import statement
 
 
 class TakenOver(RuntimeError):
-    """The claim is another publisher's now, or the job was paused or stopped: leave it."""
+    """Another publisher has the claim now, or the job was paused or stopped."""
 
 
 def renew_claim(conn: Conn, claim: BulkClaim) -> None:
-    """Part of a transaction that only the holder of the claim may do; raises TakenOver, which undoes it."""
+    """Renew the claim, in a transaction that only its holder may do. Raises TakenOver, which rolls that back."""
     parameters = {"job": claim.job, "token": claim.token, "lease": timings.PUBLISH_LEASE_SECONDS}
     if conn.execute(statement("renew_claim"), parameters).fetchone() is None:
         raise TakenOver(f"job {claim.job}")
@@ -26,7 +26,7 @@ def renew_claim(conn: Conn, claim: BulkClaim) -> None:
 def move_to_outbox(
     conn: Conn, claim: BulkClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]
 ) -> int:
-    """Put the bulk items from `start` up to and without `stop`, as (item, lane), into the outbox; how many needed it.
+    """Put the bulk items from `start` to before `stop`, (item, lane), into the outbox; return how many were added.
 
     Raises TakenOver.
     """
@@ -43,12 +43,12 @@ def move_to_outbox(
 
 
 def messages_without_lane(conn: Conn, claim: BulkClaim, limit: int) -> list[tuple[int, bytes]]:
-    """Messages that wait for the job's turn and whose lane is not known yet: (outbox id, args)."""
+    """Return messages that wait for the job's turn and whose lane is not known yet: (outbox id, args)."""
     return list(conn.execute(statement("messages_without_lane"), {"job": claim.job, "limit": limit}))
 
 
 def set_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
-    """The lanes of messages, (outbox id, lane). Raises TakenOver."""
+    """Set the lanes of messages, (outbox id, lane). Raises TakenOver."""
     parameters = {"id": [number for number, _ in lanes], "lane": [lane for _, lane in lanes]}
     with conn.transaction():
         renew_claim(conn, claim)
@@ -56,12 +56,12 @@ def set_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) ->
 
 
 def items_in_flight(conn: Conn, claim: BulkClaim) -> list[tuple[int, bytes]]:
-    """What is in flight of the job's lanes: (item, args)."""
+    """Return the items in flight of the job's lanes: (item, args)."""
     return list(conn.execute(statement("items_in_flight"), (claim.job,)))
 
 
 def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
-    """Lanes go by another argument now: what is in flight is in these, (item, lane). Raises TakenOver."""
+    """Apply `lane_by`: set the lanes of items in flight, (item, lane), clear those of messages. Raises TakenOver."""
     parameters = {
         "job": claim.job, "by": claim.lane_by, "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
     }  # fmt: skip
@@ -72,7 +72,7 @@ def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]])
 
 
 def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
-    """Claim messages of lanes with room, which they take; what ended has left them. Raises TakenOver."""
+    """Remove ended items from their lanes, and claim messages of lanes that have room. Raises TakenOver."""
     parameters = {
         "job": claim.job,
         "width": claim.lane_width,
@@ -86,5 +86,5 @@ def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
 
 
 def delete_ended_lanes(conn: Conn) -> None:
-    """Of jobs that are over nothing is in flight."""
+    """Delete the lanes of jobs that are over."""
     conn.execute(statement("delete_ended_lanes"))

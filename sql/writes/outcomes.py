@@ -1,4 +1,4 @@
-"""How attempts end, and what is reported of those that run: the statements of the journal."""
+"""Outcomes of attempts, and reports on attempts that run: the statements of the journal."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,9 +9,9 @@ from callboard.sql.statements import statement
 
 
 def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
-    """Record how attempts ended; returns the jobs touched. `now` is the monotonic time that `Event.ended` is against.
+    """Record how attempts ended, at most one event for each item; return what workers must know of the jobs.
 
-    At most one event an item. An event that is stale or repeated changes nothing.
+    `now` is the monotonic time that `Event.ended` is compared with. A stale or repeated event changes nothing.
     """
     ordered = sorted(events, key=lambda e: (e.job, e.item))
     children = [(e, child) for e in ordered for child in e.children]
@@ -33,15 +33,15 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
 
 
 def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
-    """Give items that have run for a while their row in `running`, or update its step and progress."""
+    """Insert the rows in `running` of items that have run for a while, or update step and progress."""
     conn.execute(statement("report_running"), {"worker": worker, **parameters(Running, running)})
 
 
 def report_stacks(conn: Conn, worker: int, stacks: Sequence[HangSample]) -> None:
-    """Note where attempts hang that have a row in `running`."""
+    """Save where attempts hang that have a row in `running`."""
     conn.execute(statement("report_stacks"), {"worker": worker, **parameters(HangSample, stacks)})
 
 
 def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> None:
-    """Note that items of these jobs started, with what they last said they are doing (None: nothing)."""
+    """Record that items of these jobs started, with the step that they last reported (None: no step)."""
     conn.execute(statement("touch_jobs"), {"job": list(steps), "step": list(steps.values())})

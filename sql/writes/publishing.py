@@ -1,21 +1,18 @@
-"""What goes onto the broker next: bulk ranges by watermark, everything else by the outbox."""
+"""What is published next: bulk items by the watermark of their job, all others by the outbox."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import (
-    BulkClaim,
-    Outgoing,
-)
+from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.statements import statement
 
 
 def claim_bulk(
     conn: Conn, *, full: Sequence[str] = (), passed: Sequence[int] = (), job: int | None = None
 ) -> BulkClaim | None:
-    """Claim the next job (or `job`) with something to publish in its turn, but none of `passed` and of full queues."""
+    """Claim the next job (or `job`) that has messages for its turn, but none in `passed` or of a `full` queue."""
     row = conn.execute(
         statement("claim_bulk"),
         {
@@ -27,7 +24,7 @@ def claim_bulk(
 
 
 def claim_in_turn(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
-    """Claim messages that are published in the turn of a claimed job."""
+    """Claim outbox messages that are published in the turn of a claimed job."""
     parameters = {
         "job": claim.job,
         "limit": limit,
@@ -38,7 +35,7 @@ def claim_in_turn(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
 
 
 def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgoing]:
-    """The messages of a claimed job's bulk items from `start` up to and without `end`."""
+    """Return the messages of a claimed job's bulk items from `start` to before `end`."""
     return [
         Outgoing(
             claim.job, item, attempt, claim.epoch, item < claim.suspect_below, claim.actor, claim.queue,
@@ -52,8 +49,8 @@ def advance_watermark(
     conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool,
     unserved: bool = False,
 ) -> bool:  # fmt: skip
-    """Move the watermark; False when the claim was taken over, or the job was paused or stopped. `keep` renews the
-    claim, else it is given back, and of a job that was `unserved`, its turn.
+    """Move the watermark; return False when the claim was taken over, or the job was paused or stopped. `keep` renews
+    the claim, else it is released; an `unserved` job gets its turn back.
     """
     row = conn.execute(
         statement("advance_watermark"),
@@ -67,7 +64,7 @@ def advance_watermark(
 
 
 def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
-    """Claim messages that are due."""
+    """Claim outbox messages that are due."""
     return [
         Outgoing(*row)
         for row in conn.execute(
@@ -77,12 +74,12 @@ def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
 
 
 def confirm_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
-    """These messages of the outbox are confirmed."""
+    """Delete outbox messages that the broker confirmed."""
     conn.execute(statement("confirm_outbox"), _rows_of(sent))
 
 
 def release_outbox(conn: Conn, unsent: Sequence[Outgoing], *, pause: float = 0.0) -> None:
-    """These messages of the outbox could not be published, or nobody knows; they are not due for `pause` seconds."""
+    """Release outbox messages that were not confirmed; they are due in `pause` seconds."""
     conn.execute(statement("release_outbox"), {**_rows_of(unsent), "pause": pause})
 
 

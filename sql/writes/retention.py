@@ -1,7 +1,7 @@
-"""How finished jobs leave: marked first, which makes them invisible, and then cleared away, a chunk a transaction.
+"""Deletion of finished jobs: a job is marked, which hides it, and then its rows are deleted, a chunk in a transaction.
 
-Rows of others are never locked, and those of a leaving job nobody looks at: so nothing is blocked. Whoever clears may
-end at any time, be killed or have company: what is left is cleared by the next.
+Nobody reads the rows of a deleted job, and no others are locked, so nothing is blocked. A process that deletes rows may
+be killed, and others may do the same at the same time: the next one goes on.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,13 +18,13 @@ TOMBSTONE_SECONDS = 366 * 86_400.0
 
 
 def mark_deleted(conn: Conn, jobs: Iterable[int]) -> list[int]:
-    """Finished jobs leave; returns them with their stages, but none that is not over, or leaving already."""
+    """Mark finished jobs, with their stages, as deleted; return the ids of those that were not, and were over."""
     return [row[0] for row in conn.execute(statement("mark_deleted"), (list(jobs),))]
 
 
 def mark_expired(conn: Conn, keep: float | None) -> list[int]:
-    """Finished jobs whose time is over leave, `MANY` at most; returns them. `keep`: seconds for which those are kept
-    that don't say so themselves (None: for ever).
+    """Mark finished jobs whose time is over as deleted, `BATCH_ROWS` at most; return their ids. `keep`: seconds that
+    jobs without a limit of their own are kept (None: for ever).
     """
     with conn.transaction():
         due = [row[0] for row in conn.execute(statement("expired_jobs"), {"keep": keep, "limit": BATCH_ROWS})]
@@ -32,12 +32,12 @@ def mark_expired(conn: Conn, keep: float | None) -> list[int]:
 
 
 def deleted_jobs(conn: Conn) -> list[int]:
-    """The jobs that are leaving."""
+    """Return the ids of deleted jobs that have rows yet."""
     return [row[0] for row in conn.execute(statement("deleted_jobs"))]
 
 
 def delete_rows(conn: Conn, job: int) -> Iterator[int]:
-    """Delete the rows of a leaving job; gives, after each transaction, how many items went. Not to be called in one."""
+    """Delete the rows of a deleted job, in transactions of its own; yield the number of items after each."""
     while (reach := conn.execute(statement("deletion_progress"), (job,)).fetchone()) is not None:
         cleared, total = reach
         if cleared < total:
@@ -47,7 +47,7 @@ def delete_rows(conn: Conn, job: int) -> Iterator[int]:
 
 
 def delete_old_rows(conn: Conn, keep: float | None) -> None:
-    """Drop what else would gather for ever: workers that ended `keep` seconds ago (None: none), and old farewells."""
+    """Delete workers that ended `keep` seconds ago (None: none), and what is known of jobs deleted a year ago."""
     conn.execute(statement("delete_old_workers"), {"keep": keep, "limit": BATCH_ROWS})
     conn.execute(statement("delete_old_tombstones"), {"after": TOMBSTONE_SECONDS})
 
@@ -62,7 +62,7 @@ def _chunk(conn: Conn, job: int, low: int, high: int) -> int:
 
 
 def _rest(conn: Conn, job: int) -> int:
-    """The job's own rows, unless items were born meanwhile."""
+    """Delete the job's own rows, unless it got children meanwhile."""
     with conn.transaction():
         locked = conn.execute(statement("lock_deleted_job"), (job,)).fetchone()
         if locked is not None and locked[0]:

@@ -156,7 +156,7 @@ def _retry_stages(
         if locked.stopping or any(stage.stopping for stage in found):
             raise NotPossible(f"job {parent} is being stopped: its items can be retried when it has ended")
         for stage, following in zip_longest(found, found[1:]):
-            if following is not None and following.partly:
+            if following is not None and following.partly_made:
                 if stage.id == only:
                     raise NotPossible(
                         f"stage {following.name!r} is partly made from the results of job {only}: its items can be "

@@ -1,6 +1,6 @@
-"""Jobs of stages: a parent without items, and a job for each stage, made from the results of the one before.
+"""Jobs of stages: a parent without items, and a job for each stage, made from the results of the stage before.
 
-Whoever changes a parent's state has its row locked first; then its stages are read, and none that is over is opened
+Code that changes a parent's state locks its row first and then reads its stages: no stage that is over is opened
 meanwhile.
 """
 
@@ -21,20 +21,20 @@ from callboard.sql.writes.requests import Requester, note_action
 
 
 class StagesDiffer(ValueError):
-    """The job with this key is not one of these stages."""
+    """The job with this key does not have these stages."""
 
 
 def create(
     conn: Conn, planned: Sequence[NewStage], *, name: str, key: str | None, tenant: str, metadata: dict[str, Any],
     created_by: str | None, limits: Limits, targets: Targets = NO_TARGETS,
 ) -> tuple[int, list[StageRow]]:  # fmt: skip
-    """A new job of stages, or the one that has this key; its id and stages. The submission of the first goes on from
-    now. Raises StagesDiffer.
+    """Make a job of stages, or find the one with this key; return its id and stages, and renew the submission of the
+    first stage. Raises StagesDiffer.
     """
-    limited = Jsonb(limits.words())
+    limited = Jsonb(limits.as_json())
     given = {"name": name, "key": key, "tenant": tenant, "created_by": created_by, "limits": limited}
     with conn.transaction():
-        called = (words := targets.words()) and Jsonb(words)
+        called = (words := targets.as_json()) and Jsonb(words)
         whole = {**given, "metadata": Jsonb(metadata), "stages": len(planned), "callbacks": called,
                  "keep": limits.columns()["keep"]}  # fmt: skip
         parent, created, count = next(conn.execute(statement("create_parent"), whole))
@@ -51,7 +51,7 @@ def create(
 
 
 def list_stages(conn: Conn, parent: int) -> list[StageRow]:
-    """The stages of a job, in order; none when it has none."""
+    """Return the stages of a job, in order; none for a job without."""
     return [StageRow(*row) for row in conn.execute(statement("list_stages"), (parent,))]
 
 
@@ -59,16 +59,16 @@ def list_stages(conn: Conn, parent: int) -> list[StageRow]:
 
 
 def lock_parent(conn: Conn, parent: int) -> Parent:
-    """Lock a job of stages for the transaction; it is as its stages are then."""
+    """Lock a job of stages for the transaction, after its state is updated by its stages."""
     update_parent(conn, parent)
     return _locked(conn, parent)
 
 
 def update_parents(conn: Conn) -> None:
-    """Let every job of stages follow its stages: anybody may, at any time; once it is done it changes nothing. It waits
-    for nobody who changes one.
+    """Update the state of every job of stages by its stages. Any process may do it at any time: it is idempotent, and
+    skips a job that another transaction changes.
     """
-    for _ in range(2):  # what is stopped in the first may end in the second
+    for _ in range(2):  # a stage stopped in the first round may end in the second
         found = [row[0] for row in conn.execute(statement("parents_to_update"))]
         for parent in found:
             with conn.transaction():
@@ -79,7 +79,7 @@ def update_parents(conn: Conn) -> None:
 
 
 def update_parent(conn: Conn, parent: int) -> None:
-    """Let a job of stages follow its stages, in the caller's transaction, which has its lock from here on."""
+    """Update the state of a job of stages by its stages, and keep it locked in the caller's transaction."""
     found = _locked(conn, parent)
     if found.over:
         return
@@ -88,16 +88,16 @@ def update_parent(conn: Conn, parent: int) -> None:
     begun = [stage.started_at for stage in stages if stage.started_at]
     if found.state == "pending" and begun:
         conn.execute(statement("start_parent"), {"parent": parent, "started": min(begun)})
-    bad = next((stage for stage in stages if stage.bad or stage.stopping), None)
+    bad = next((stage for stage in stages if stage.stops_others or stage.stopping), None)
     if bad is not None and not bad.stopping and stopping is None:
         stopping = "cancelled" if bad.state == "cancelled" else "failed"
-        stop_parent(conn, parent, stages, stopping, bad.why)
+        stop_parent(conn, parent, stages, stopping, bad.parents_reason)
     if all(stage.over for stage in stages):
         _end(conn, parent, stopping or "completed")
 
 
 def stop_parent(conn: Conn, parent: int, stages: Sequence[StageRow], state: str, reason: str | None) -> bool:
-    """Stop a job of stages, and those that are open; False when it was already."""
+    """Stop a job and its open stages; return False when it was stopped or over already."""
     stopped = jobs.stop_job(conn, parent, state, reason)
     for stage in stages:
         if not stage.over:
@@ -120,7 +120,7 @@ def _end(conn: Conn, parent: int, state: str) -> None:
 
 
 def claim_stage(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequence[int]) -> StageClaim | None:
-    """The next stage to be made by this worker, which has these actors and makes those stages already."""
+    """Claim a stage for a worker with these actors that makes the stages `at_work` already; None when none waits."""
     parameters = {
         "worker": worker, "actors": list(actors), "at_work": list(at_work), "dead_after": timings.DEAD_AFTER_SECONDS,
     }  # fmt: skip
@@ -129,16 +129,16 @@ def claim_stage(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequenc
 
 
 def holds_claim(conn: Conn, making: StageClaim) -> bool:
-    """Whether a worker is to go on making; in a transaction nobody can tell it otherwise before its end."""
+    """Whether the worker may go on making the stage; in a transaction that holds until its end."""
     return conn.execute(statement("lock_claimed_stage"), (making.job, making.worker)).fetchone() is not None
 
 
 def store_inputs(
     conn: Conn, making: StageClaim, start: int, chunk: Sequence[tuple[bytes, str | None]]
 ) -> bool:
-    """Store inputs number `start` and on of a stage, all or nothing; False when its worker is to end.
+    """Store the inputs of a stage from number `start`, all or nothing; return False when the worker may not go on.
 
-    Said again after a commit of which nobody knows, it is done once: nobody else stores them meanwhile.
+    Repeated after an uncertain commit it stores them once, since no other worker stores them meanwhile.
     """
     with conn.transaction():
         if not holds_claim(conn, making):
@@ -148,7 +148,7 @@ def store_inputs(
 
 
 def seal_stage(conn: Conn, making: StageClaim) -> bool:
-    """All of a stage's items are made; False when its worker was to end."""
+    """Seal a stage whose items are all made, and release it; return False when the worker may not go on."""
     with conn.transaction():
         held = holds_claim(conn, making)
         if held:
@@ -158,7 +158,7 @@ def seal_stage(conn: Conn, making: StageClaim) -> bool:
 
 
 def fail_stage(conn: Conn, making: StageClaim, reason: str, detail: dict[str, Any]) -> None:
-    """A stage's items can't be made: it is `failed`, and its parent's history keeps `detail`."""
+    """Fail a stage whose items can't be made; its parent's history keeps `detail`."""
     with conn.transaction():
         if holds_claim(conn, making) and jobs.stop_job(conn, making.job, "failed", reason):
             note_action(conn, making.parent, Requester("worker", f"worker {making.worker}"), "fail", detail)
@@ -168,13 +168,13 @@ def fail_stage(conn: Conn, making: StageClaim, reason: str, detail: dict[str, An
 
 
 def release_claim(conn: Conn, making: StageClaim) -> None:
-    """A worker makes a stage no more; another may go on with it."""
+    """Release a stage; another worker may go on with it."""
     conn.execute(statement("release_stage"), (making.job, making.worker))
 
 
 def results_page(
     conn: Conn, job: int, states: Sequence[str], after: int, limit: int
 ) -> list[tuple[int, bytes, str, str | None]]:
-    """A page of a stage's items after `after`, in these states: (item, arguments, state, result as JSON)."""
+    """Return items of a stage after item `after`, in these states: (item, arguments, state, result as JSON)."""
     parameters = {"job": job, "states": list(states), "after": after, "limit": limit}
     return list(conn.execute(statement("stage_results"), parameters))

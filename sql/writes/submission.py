@@ -1,4 +1,4 @@
-"""A job is made, filled and sealed."""
+"""Submission: make a job, store its items, seal it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,10 +9,8 @@ from callboard.sql import timings
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn
-from callboard.sql.rows import (
-    Submission,
-)
-from callboard.sql.statements import only, statement
+from callboard.sql.rows import Submission
+from callboard.sql.statements import required, statement
 
 
 def create_job(
@@ -20,25 +18,25 @@ def create_job(
     metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
     chunk: int = 1,
 ) -> Submission:  # fmt: skip
-    """A new job, or the one that has this key already; its submission goes on from now."""
+    """Make a job, or find the one with this key, and renew its submission."""
     parameters = {
         "name": name, "key": key, "tenant": tenant, "actor": actor, "queue": queue,
         "metadata": Jsonb(metadata), "created_by": created_by, "lease": timings.SUBMISSION_LEASE_SECONDS,
-        "chunk": chunk, "callbacks": (words := targets.words()) and Jsonb(words),
-        "limits": Jsonb(limits.words()), **limits.columns(),
+        "chunk": chunk, "callbacks": (words := targets.as_json()) and Jsonb(words),
+        "limits": Jsonb(limits.as_json()), **limits.columns(),
     }  # fmt: skip
     row = conn.execute(statement("create_job"), parameters).fetchone()
     # As in standing_job: lost to a transaction that commits between the two halves.
-    return Submission(*(row or only(conn.execute(statement("create_job"), parameters).fetchone())))
+    return Submission(*(row or required(conn.execute(statement("create_job"), parameters).fetchone())))
 
 
 def store_chunk(
     conn: Conn, job: int, start: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool
 ) -> tuple[str, int]:
-    """Store inputs number `start` and on, each (args, item key), if that is where the submission stands.
+    """Store the inputs from number `start`, each (args, item key), all or nothing, if `start` inputs are consumed.
 
-    Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key got ahead,
-    ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`). All or nothing.
+    Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key is ahead,
+    ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`).
     """
     with conn.transaction():
         found = conn.execute(statement("lock_submission"), (job,)).fetchone()
@@ -70,28 +68,28 @@ def _copy_keyed(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, s
 
 
 def seal_job(conn: Conn, job: int) -> bool:
-    """No more items come from outside; False when the job was sealed or stopped before."""
+    """Seal a job; return False when it was sealed or stopped before."""
     return conn.execute(statement("seal_job"), (job,)).fetchone() is not None
 
 
 def fail_submission(conn: Conn, job: int, reason: str) -> None:
-    """Stop a job whose submission broke off and can't be taken up again."""
+    """Fail a job whose submission broke off and can't be continued."""
     conn.execute(statement("fail_submission"), (reason, job))
 
 
 def renew_submissions(conn: Conn, jobs: Iterable[int]) -> None:
-    """The submissions of these jobs are still going on."""
+    """Renew the leases of the submissions of these jobs."""
     conn.execute(
         statement("renew_submissions"), {"jobs": list(jobs), "lease": timings.SUBMISSION_LEASE_SECONDS}
     )
 
 
 def fail_abandoned_submissions(conn: Conn) -> list[int]:
-    """Stop the jobs whose submitter is gone and that nobody can take up again; returns them."""
+    """Fail the jobs without a key whose submission lease lapsed; return their ids."""
     return [row[0] for row in conn.execute(statement("fail_abandoned_submissions"))]
 
 
 def known_actor(conn: Conn, name: str) -> str | None:
-    """The queue of an actor that some worker announced."""
+    """Return the queue of an actor that some worker announced; None for an unknown actor."""
     row = conn.execute(statement("known_actor"), (name,)).fetchone()
     return row[0] if row else None

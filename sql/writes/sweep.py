@@ -1,24 +1,21 @@
-"""What the elected sweep looks for and repairs."""
+"""What the elected sweep finds and repairs."""
 
 from collections.abc import Sequence
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import (
-    OpenJob,
-    PublishMark,
-)
+from callboard.sql.rows import OpenJob, PublishMark
 from callboard.sql.statements import statement
 
 
 def renew_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
-    """Stay the one that does `name` for `lease` seconds more; False when that ended meanwhile."""
+    """Hold the lease `name` for `lease` seconds more; return False when it lapsed."""
     row = conn.execute(statement("renew_lease"), {"name": name, "holder": holder, "lease": lease}).fetchone()
     return row is not None
 
 
 def acquire_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
-    """Become the one that does `name` for `lease` seconds."""
+    """Take the lease `name` for `lease` seconds; return False when another process has it."""
     row = conn.execute(
         statement("acquire_lease"), {"name": name, "holder": holder, "lease": lease}
     ).fetchone()
@@ -26,51 +23,51 @@ def acquire_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
 
 
 def release_lease(conn: Conn, name: str, holder: str) -> None:
-    """Let somebody else do it."""
+    """Release a lease."""
     conn.execute(statement("release_lease"), (name, holder))
 
 
 def standing_jobs_to_seal(conn: Conn) -> list[int]:
-    """Standing jobs whose day is over."""
+    """Return the standing jobs whose day is over."""
     return [row[0] for row in conn.execute(statement("standing_jobs_to_seal"))]
 
 
 def drop_messages_of_stopped_jobs(conn: Conn) -> None:
-    """What was to be published for jobs that are over never is."""
+    """Drop outbox messages of jobs that are over, `DROP_BATCH_MESSAGES` at most."""
     conn.execute(statement("drop_messages_of_stopped_jobs"), (timings.DROP_BATCH_MESSAGES,))
 
 
 def analyze_grown_tables(conn: Conn) -> None:
-    """Have the plans of statements fit tables that have grown; nothing where none has."""
+    """Have PostgreSQL analyze the tables that have grown, so that plans fit them."""
     conn.execute(statement("analyze_grown_tables"))
 
 
 def sample_jobs(conn: Conn) -> None:
-    """A point for each open job that moved."""
+    """Add a sample for each open job that moved."""
     conn.execute(statement("sample_jobs"))
 
 
 def jobs_in_flight(conn: Conn, quiet: float) -> list[OpenJob]:
-    """Open jobs of which something is published and has no end."""
+    """Return open jobs with published items that have not ended; `quiet`: seconds without a change."""
     return [OpenJob(*row) for row in conn.execute(statement("jobs_in_flight"), {"quiet": quiet})]
 
 
 def unheld_items(
     conn: Conn, job: int, limit: int, *, low: int = 0, high: int = timings.MAX_ITEM
 ) -> list[tuple[int, int, str]]:
-    """Published open items from `low` up to and without `high` that nobody is known to hold: (item, attempt, queue)."""
+    """Return published open items from `low` to before `high` that no worker holds: (item, attempt, queue)."""
     parameters = {"job": job, "low": low, "high": high, "limit": limit}
     return list(conn.execute(statement("unheld_items"), parameters))
 
 
 def oldest_heartbeat_seconds(conn: Conn) -> float | None:
-    """Seconds since the live worker that has not beaten for longest did; None when none lives."""
+    """Return the age of the oldest heartbeat of a live worker, in seconds; None when no worker lives."""
     row = conn.execute(statement("oldest_heartbeat_seconds")).fetchone()
     return row[0] if row else None
 
 
 def publish_mark(conn: Conn, limit: int) -> PublishMark | None:
-    """What is yet to be published, as of now; None when no job is open."""
+    """Return what is not published yet, in `limit` jobs at most; None when no job is open."""
     rows = conn.execute(
         statement("publish_mark"), {"window": timings.PUBLISH_WINDOW_ITEMS, "limit": limit}
     ).fetchall()
@@ -78,7 +75,7 @@ def publish_mark(conn: Conn, limit: int) -> PublishMark | None:
 
 
 def passed_mark(conn: Conn, queue: str, mark: PublishMark) -> bool:
-    """Whether a queue has given out what came into it after `mark`, and so everything that came before."""
+    """Whether a queue has delivered a message published after `mark`, and so all that were published before."""
     jobs, lows, totals = zip(*mark.jobs, strict=True)
     parameters = {
         "queue": queue, "job": list(jobs), "low": list(lows), "total": list(totals), "last": mark.last,
@@ -88,7 +85,7 @@ def passed_mark(conn: Conn, queue: str, mark: PublishMark) -> bool:
 
 
 def republish(conn: Conn, job: int, items: Sequence[tuple[int, int]], holder: str | None = None) -> int:
-    """Send lost items, (item, attempt), again, if `holder` still has the lease; returns how many needed it."""
+    """Put lost items, (item, attempt), into the outbox, if `holder` has the lease (None: always); return how many."""
     parameters = {
         "job": job,
         "item": [i[0] for i in items],

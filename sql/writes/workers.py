@@ -1,18 +1,15 @@
-"""Worker processes: registered, alive, dead, and what they hold."""
+"""Worker processes: registration, heartbeats, deaths, and what a dead worker held."""
 
 from collections.abc import Sequence
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import (
-    JobControl,
-    WorkerInfo,
-)
-from callboard.sql.statements import only, statement
+from callboard.sql.rows import JobControl, WorkerInfo
+from callboard.sql.statements import required, statement
 
 
 def register_worker(conn: Conn, info: WorkerInfo) -> int:
-    """A worker process starts; returns its id."""
+    """Register a worker process that starts; return its id."""
     actors = sorted(info.actors)
     queues = [info.actors[name] for name in actors]
     conn.execute(statement("announce_actors"), (actors, queues))
@@ -23,28 +20,28 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
             "actors": actors, "queues": sorted(set(queues)),
         },
     ).fetchone()  # fmt: skip
-    return int(only(row)[0])
+    return int(required(row)[0])
 
 
 def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]], trouble: str | None = None) -> None:
-    """A worker lives, holds these (job, item), and has this trouble with its broker."""
+    """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing)."""
     flat = [number for pair in holds for number in pair]
     parameters = {"worker": worker, "held": len(holds), "holds": flat, "trouble": trouble}
     conn.execute(statement("beat"), parameters)
 
 
 def stop_worker(conn: Conn, worker: int) -> None:
-    """A worker says goodbye."""
+    """Record that a worker stops."""
     conn.execute(statement("stop_worker"), (worker,))
 
 
 def dead_workers(conn: Conn) -> list[int]:
-    """Workers to bury."""
+    """Return the workers whose heartbeat stopped, or that ended and left rows in `running`."""
     return [row[0] for row in conn.execute(statement("dead_workers"), {"limit": timings.DEAD_AFTER_SECONDS})]
 
 
 def declare_dead(conn: Conn, worker: int) -> bool:
-    """Take a worker for dead; False when it lives. To be called in the burial's transaction."""
+    """Mark a worker as dead, in the transaction that rescues its items; return False when it lives."""
     row = conn.execute(
         statement("declare_dead"), {"worker": worker, "limit": timings.DEAD_AFTER_SECONDS}
     ).fetchone()
@@ -52,10 +49,10 @@ def declare_dead(conn: Conn, worker: int) -> bool:
 
 
 def running_rows(conn: Conn, worker: int) -> list[tuple[int, int, int, int, float]]:
-    """What a dead worker held: (job, item, attempt, crashes, seconds in hand), in order of key."""
+    """Return a worker's rows in `running`: (job, item, attempt, crashes, seconds since its start), in order of key."""
     return list(conn.execute(statement("running_rows"), (worker,)))
 
 
 def job_controls(conn: Conn, within: float | None = None) -> list[JobControl]:
-    """What jobs were told within so many seconds; None: all that may still have messages in RabbitMQ."""
+    """Return the controls of jobs changed `within` so many seconds; None: of all that may have messages in RabbitMQ."""
     return [JobControl(*row) for row in conn.execute(statement("job_controls"), {"within": within})]

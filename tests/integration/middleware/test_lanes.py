@@ -72,9 +72,9 @@ def lapse(conn: Conn) -> None:
 @pytest.mark.parametrize("given", ["customer=5", " customer = 5", {"customer": 5}, {"customer": "5"}])
 def test_a_limit_by_an_argument_is_said_as_a_text_or_an_object(given: Any) -> None:
     limits = Limits(concurrency_by=given)
-    assert limits.words() == {"concurrency_by": "customer=5"}
+    assert limits.as_json() == {"concurrency_by": "customer=5"}
     assert (limits.columns()["lane_by"], limits.columns()["lane_width"]) == ("customer", 5)
-    assert Limits.of(limits.words()) == limits
+    assert Limits.from_json(limits.as_json()) == limits
     assert Limits(concurrency_by={0: 5}) == Limits(concurrency_by="0=5")
 
 

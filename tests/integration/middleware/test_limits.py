@@ -72,10 +72,10 @@ def test_limits_are_columns_and_words() -> None:
     assert (columns["fail_count"], columns["fail_share"], columns["fail_sample"]) == (None, 0.025, 400)
     assert (columns["concurrency"], columns["rate"], columns["priority"]) == (8, 1.5, -3)
     assert columns["deadline"] - datetime.now(UTC) > timedelta(minutes=119)
-    words = limits.words()
+    words = limits.as_json()
     assert words["at"] == f"{at:%Y-%m-%dT%H:%M:%S}.000Z"
     # What is kept as words reads as the same columns.
-    assert Limits.of({**words, "of_a_newer_release": 1}).columns()["rate"] == 1.5
+    assert Limits.from_json({**words, "of_a_newer_release": 1}).columns()["rate"] == 1.5
     assert Limits("7").columns()["fail_count"] == 7
 
 

@@ -295,7 +295,9 @@ def test_a_retry_after_a_retry_that_failed_again(scene: Scene) -> None:
         retry.retry(conn, job, BY, RetrySelection())
         ends(job, "failed", 2)(conn)
 
-    assert scene.after(again, lambda c: c.execute(statement("retry_ended_items"), given).fetchone()) == (0,) * 7
+    assert (
+        scene.after(again, lambda c: c.execute(statement("retry_ended_items"), given).fetchone()) == (0,) * 7
+    )
     assert scene.one("SELECT state::text, attempt FROM callboard.items WHERE item = 0") == ("failed", 2)
     assert scene.drift == []
 

@@ -150,7 +150,7 @@ def test_what_is_not_json_or_too_long_is_told_as_text(conn: Conn) -> None:
     assert [row["args"] for row in rows] == [None, None, None]
     assert rows[0]["args_text"].endswith("pickled")
     assert "NaN" in rows[1]["args_text"]
-    assert len(rows[2]["args_text"]) == queries.CUT
+    assert len(rows[2]["args_text"]) == queries.LIST_CHARACTERS
     whole = queries.run(conn, queries.item(job, 2))
     assert whole is not None
     assert whole["args"] == ["x" * 10_000]

@@ -81,7 +81,9 @@ def test_a_worker_that_died_leaves_a_stage_to_another(conn: Conn) -> None:
     stages.seal_stage(conn, held)
     stages.fail_stage(conn, held, "no", {})
     assert stages.store_inputs(conn, taken, 0, [(b"{}", None)] * 3)
-    assert stages.store_inputs(conn, taken, 0, [(b"{}", None)] * 3), "a commit of which nobody knows is said again"
+    assert stages.store_inputs(conn, taken, 0, [(b"{}", None)] * 3), (
+        "a commit of which nobody knows is said again"
+    )
     assert status(conn, held.job)["total"] == 3
     actions.pause(conn, parent, ANNA)
     assert not stages.store_inputs(conn, taken, 3, [(b"{}", None)])

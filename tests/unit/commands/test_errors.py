@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from callboard.sql.errors import cut_off
+from callboard.sql.errors import is_connection_lost
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from callboard.sql.errors import cut_off
     ],
 )
 def test_a_connection_was_lost_or_something_else(error: Exception, lost: bool) -> None:
-    assert cut_off(error) is lost
+    assert is_connection_lost(error) is lost

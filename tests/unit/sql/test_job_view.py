@@ -39,7 +39,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "finished_at": draw(TIMES) if state in JOB_FINAL else None,
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
-        "tended": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
+        "worked_on": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
         **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "missing": draw(st.none() | st.just("mail")),
@@ -90,7 +90,7 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 
 
 STUCK: dict[str, Any] = {
-    "alive": 1, "able": 1, "tended": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
+    "alive": 1, "able": 1, "worked_on": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
     "actor": "work", "submitting": None, "consumed": 500, "key": None, "stage": None, "waits": False, "maker": None,
     "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
     "limits": {"rate": "1/m"}, "missing": None,
@@ -103,7 +103,7 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
     [
         ({}, {}, "nothing has moved for 42 s"),
         ({"alive": None}, {}, None),
-        ({"tended": 2}, {}, None),
+        ({"worked_on": 2}, {}, None),
         ({"alive": 0, "able": 0}, {}, "no worker is alive"),
         ({"able": 0}, {}, "no worker that is alive has the actor work"),
         ({"due_at": NOW + timedelta(minutes=1)}, {}, "nothing has moved for 42 s"),
@@ -184,7 +184,7 @@ def test_a_standstill_has_a_reason(row: dict[str, Any], parts: dict[str, int], r
 
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "{", "", "[" * 100_000])
 def test_what_is_not_strict_json_is_text(text: str) -> None:
-    assert json_values.plain_json(text) == (False, None)
+    assert json_values.parse_strict_json(text) == (False, None)
 
 
 def test_a_time_is_told_in_utc() -> None:

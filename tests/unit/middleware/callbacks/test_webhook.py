@@ -13,7 +13,7 @@ import standardwebhooks
 from callboard.middleware.callbacks import public_address, webhook
 from callboard.middleware.callbacks.webhook import Undelivered, post, sign
 from callboard.sql import settings
-from callboard.sql.callback_targets import MOST, Message, Targets, Webhook, shown
+from callboard.sql.callback_targets import MAX_TARGETS, Message, Targets, Webhook, redact_url
 from tests.support.receiver import Receiver, receiver, sends_on
 
 ID = "9b1c2f6e-0000-4000-8000-000000000000"
@@ -329,17 +329,19 @@ def test_a_url_that_is_none_is_refused_with_what_is_right(url: str, says: str) -
 
 def test_targets_are_words_by_the_end_that_calls_them() -> None:
     hook, actor = Webhook("https://Shop.example:8443/hook?token=1"), Message("tell", "mail")
-    targets = Targets.of({"on_complete": [hook, actor, hook], "on_cancel": [actor]})
-    assert targets.words() == {
+    targets = Targets.from_lists({"on_complete": [hook, actor, hook], "on_cancel": [actor]})
+    assert targets.as_json() == {
         "completed": [
             {"url": "https://Shop.example:8443/hook?token=1", "host": "shop.example:8443"},
             {"actor": "tell", "queue": "mail"},
         ],
         "cancelled": [{"actor": "tell", "queue": "mail"}],
     }
-    assert Targets().words() is None
-    with pytest.raises(ValueError, match=f"on_fail has {MOST + 1} callbacks, and {MOST} are allowed"):
-        Targets.of({"on_fail": [Message(f"a{n}", "q") for n in range(MOST + 1)]})
+    assert Targets().as_json() is None
+    with pytest.raises(
+        ValueError, match=f"on_fail has {MAX_TARGETS + 1} callbacks, and {MAX_TARGETS} are allowed"
+    ):
+        Targets.from_lists({"on_fail": [Message(f"a{n}", "q") for n in range(MAX_TARGETS + 1)]})
 
 
 @pytest.mark.parametrize(
@@ -351,4 +353,4 @@ def test_targets_are_words_by_the_end_that_calls_them() -> None:
     ],
 )  # fmt: skip
 def test_what_may_be_a_secret_in_a_url_is_not_shown(url: str, as_: str) -> None:
-    assert shown(url) == as_
+    assert redact_url(url) == as_
