@@ -556,7 +556,11 @@ def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Co
     [
         (("cancel", 5), 1, "no job 5"),
         (("pause", "JOB"), 1, "is being stopped: there is nothing left to pause"),
-        (("retry", "JOB", "--state", "succeeded"), 2, "'succeeded' is none of failed, skipped, cancelled"),
+        (
+            ("retry", "JOB", "--state", "succeeded"),
+            2,
+            "must be one of failed, skipped, cancelled, not 'succeeded'",
+        ),
         (
             ("retry", "JOB", "--state", "skipped", "--error-type", "X"),
             2,
