@@ -62,12 +62,12 @@ SELECT deleted_below, total FROM callboard.jobs WHERE id = %s AND deleted_at IS 
 -- Worker processes that ended long ago. Guard: nothing of theirs waits to be rescued.
 -- Caller: the sweep, `callboard purge`. Rows: none, counted.
 DELETE FROM callboard.workers AS w
-WHERE w.id IN (
+WHERE w.id = ANY (ARRAY(
     SELECT o.id FROM callboard.workers AS o
     WHERE coalesce(o.stopped_at, o.died_at) < now() - make_interval(secs => %(keep)s::float8)
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.worker = o.id)
     ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-)
+))
 
 -- name: delete_old_tombstones
 -- Jobs that were deleted so long ago that no message of theirs is left. Caller: the sweep, `callboard purge`.
