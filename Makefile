@@ -5,6 +5,9 @@
 
 BIN := .venv/bin
 ARGS ?=
+# Tests wait more than they work: more processes than cores.
+PROCESSES ?= 6
+MINUTES := 6
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | sort | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -13,9 +16,11 @@ demo: .venv/run.stamp  ## everything on this machine and one real job (ARGS="--p
 	$(BIN)/callboard demo $(ARGS)
 
 test: .venv/dev.stamp  ## checks and all tests on real services (ARGS="tests/unit -k name")
+	@echo "callboard: checks (half a minute), then the tests on real PostgreSQL, RabbitMQ, PgBouncer and Chromium"
+	@$(if $(ARGS),,echo "callboard: all of it takes about $(MINUTES) minutes on two idle cores; the first tests take a minute")
 	tests/install/services
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest $(or $(ARGS),-n 4 --dist loadfile --no-loadscope-reorder)
+	$(BIN)/pytest $(or $(ARGS),-n $(PROCESSES))
 
 check: .venv/dev.stamp  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

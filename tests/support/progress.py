@@ -16,9 +16,19 @@ class Progress:
         self._percent = 0
         self._began = time.monotonic()
         self._written = 0.0
+        self._announced = False
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self._session = session
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
+        """Say once how many tests there are."""
+        if not self._announced:
+            self._announced = True
+            self._write(
+                f"{len(ids):,} tests, {self._config.getoption('numprocesses')} at a time; a line a percent:"
+            )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
