@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import HealthCheck, settings
 
-from callboard.commands.services import Node, Server, ports
+from callboard.commands.services import Server, ports
 from tests.support.databases import database, with_database
 from tests.support.distribution import Distribution, long_first
+from tests.support.nodes import Node
 from tests.support.progress import Progress
 from tests.support.services import (
     POSTGRES_SETTINGS,

@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from callboard.commands.services import Node, Server
+from callboard.commands.services import Server
 from tests.faults.rig.job_watcher import JobWatcher
 from tests.faults.rig.run_log import RUN_LOG_URL, TABLE, RunLog
 from tests.faults.rig.scenario import Scenario, make_scenario
 from tests.support.databases import database, migrated, with_database
+from tests.support.nodes import Node
 from tests.support.pgbouncer import pgbouncer
 from tests.support.services import POSTGRES_SETTINGS, SharedPostgres, postgres_programs, postgres_users
 

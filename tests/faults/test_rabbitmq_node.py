@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from callboard.commands.services import Node, wait_until
+from callboard.commands.services import wait_until
 from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
 from tests.faults.test_rabbitmq import CUT, sent_again
+from tests.support.nodes import Node
 
 BACK, PUBLISHING = "messages come from RabbitMQ at", "publishing goes on again, after"
 

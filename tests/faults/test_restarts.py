@@ -9,9 +9,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import callboard
-from callboard.commands.services import Node, Server
+from callboard.commands.services import Server
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario
 from tests.faults.test_control import HEARD_SECONDS, going, runs_begun, unchanging
+from tests.support.nodes import Node
 from tests.support.workers import wait_until
 
 MODULES = (ACTORS, "tests.faults.rig.delayed_sends")

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from callboard.commands.services import Node, Server
+from callboard.commands.services import Server
 from tests.faults.rig import periods
 from tests.faults.rig.proxy import Proxy
 from tests.faults.rig.scenario import Scenario
 from tests.faults.soak.load import MODULE
 from tests.faults.soak.plan import KINDS, plan
 from tests.faults.soak.run import Soak, proxies
+from tests.support.nodes import Node
 
 SEED = 20261124
 #: Faults follow each other as fast as they can be done; workers are missed after some seconds.

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from callboard.commands.services import Node, Server
+from callboard.commands.services import Server
 from tests.support.databases import migrated
+from tests.support.nodes import Node
 from tests.support.pgbouncer import NOBODY, pgbouncer
 from tests.support.vhosts import Broker
 
 #: The tests' data may be lost when the power fails; and all tests of a run share the connections.
 POSTGRES_SETTINGS = {"fsync": "off", "max_connections": "500", "max_wal_size": "4GB"}
-MANAGEMENT = "rabbitmq_management"
 #: The counts of messages that the management API gives are as old as this, in milliseconds.
 RABBITMQ_CONFIG = "[{rabbit, [{collect_statistics_interval, 500}]}].\n"
 
@@ -178,7 +178,7 @@ def _rabbitmq(services: Owner) -> Iterator[Broker]:
     folder = services.folder / "rabbitmq"
     folder.mkdir()
     (folder / "advanced.config").write_text(RABBITMQ_CONFIG, encoding="ascii")
-    with Node(folder, plugins=[MANAGEMENT]) as node:
+    with Node(folder, management=True) as node:
         try:
             yield Broker.of(node)
         finally:

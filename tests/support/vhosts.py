@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from callboard.commands.services import Node
 from callboard.commands.services.rabbitmq_programs import scripts
+from tests.support.nodes import Node
 
 
 @dataclass

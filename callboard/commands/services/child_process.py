@@ -1,4 +1,4 @@
-"""A child process that becomes ready, stops, and never outlives the one that started it."""
+"""A child process that becomes ready, stops, and ends with the process that started it."""
 
 import os
 import signal

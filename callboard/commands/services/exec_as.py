@@ -1,11 +1,11 @@
-"""Becomes another program: as another user if asked, and gone when the process that started it is.
+"""Becomes another program, as another user if asked, that ends when the process that started it ends.
 
 `python -I -S exec_as.py PARENT SIGNAL UID GID REACH PROGRAM ARGUMENT…`, run before the program instead of a
 `preexec_fn`, which isn't safe beside threads. Needs nothing but the standard library.
 
-PARENT is the caller's pid and SIGNAL the number sent when it ends, however it ends (Linux; elsewhere nothing
-is sent). UID and GID of -1 keep the user. REACH of 1 lets the new user still look through folders that only
-root can open, such as a clone under /root; it can write nowhere new.
+PARENT is the caller's pid. The program gets the signal of number SIGNAL when PARENT ends, however it ends (on Linux
+only). UID and GID of -1 keep the user. REACH of 1 lets the new user read in folders that only root can open, such as a
+clone under /root; it can write nowhere new.
 """
 
 import ctypes
@@ -20,13 +20,13 @@ DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2
 
 
 def prctl(*arguments: int) -> bool:
-    """Whether the system call of this name took these arguments, filled up to five with zeros."""
+    """Make the system call with these arguments, filled up to five with zeros; return whether it succeeded."""
     padded = [*arguments, 0, 0, 0, 0][:5]
     return bool(ctypes.CDLL(None).prctl(padded[0], *map(ctypes.c_ulong, padded[1:])) == 0)
 
 
 def keep_capability(number: int) -> bool:
-    """Carry one capability of root over to the program; whether it worked."""
+    """Carry one capability of root over to the program; return whether that succeeded."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     wanted = (ctypes.c_uint32 * 6)(*[1 << number] * 3, 0, 0, 0)
     taken = ctypes.CDLL(None).capset(header, wanted) == 0

@@ -104,12 +104,12 @@ class Server:
     def close(self) -> None:
         """Stop it for good."""
         self.stop()
-        # A folder that isn't empty is in use by another server.
+        # It fails if another server uses the folder: then the folder is not empty.
         with suppress(OSError):
             self.sockets.rmdir()
 
     def _ready(self) -> bool:
-        # Another server on the same folder would answer too, until ours has noticed it and given up.
+        # Another server on the same folder would answer too, until this one has noticed it and ended.
         try:
             pid = (self.folder / "postgres" / "postmaster.pid").read_text(encoding="ascii").partition("\n")[0]
             if self._process is None or pid != str(self._process.pid):

@@ -5,17 +5,16 @@ the system runs: its Erlang port mapper (epmd) is its own too, so that nothing s
 """
 
 import socket
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
 from callboard.commands.services.child_process import NotStarted, Process
-from callboard.commands.services.rabbitmq_files import MANAGEMENT, NodeFolder
+from callboard.commands.services.rabbitmq_files import NodeFolder
 from callboard.commands.services.rabbitmq_programs import epmd, installed, scripts
 
-__all__ = ["Node", "installed"]
+__all__ = ["Node", "installed", "listens", "scripts"]
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -28,12 +27,11 @@ class Node:
     Its messages, ports and password stay the same when it starts again.
     """
 
-    def __init__(self, folder: Path, *, plugins: Sequence[str] = ()) -> None:
-        self.files = NodeFolder.at(folder, plugins)
+    def __init__(self, folder: Path) -> None:
+        self.files = NodeFolder.at(folder)
         self.log = self.files.folder / "rabbitmq.log"
         self._epmd: Process | None = None
         self._server: Process | None = None
-        self._booted = False
 
     def __enter__(self) -> Self:
         try:
@@ -55,16 +53,6 @@ class Node:
         server = f"callboard:{self.files.password}@127.0.0.1:{self.files.ports.amqp}"
         return f"amqp://{server}/{quote(vhost, safe='')}"
 
-    @property
-    def management_url(self) -> str:
-        """The address of the management plugin's HTTP API, without user and password."""
-        return f"http://127.0.0.1:{self.files.ports.management}/api"
-
-    @property
-    def pid(self) -> int:
-        """The pid of the Erlang machine."""
-        return self._started().pid
-
     def begin(self) -> Self:
         """Start it without waiting: booting takes seconds in which the caller may start other things.
 
@@ -75,19 +63,24 @@ class Node:
             raise NotStarted(
                 "no RabbitMQ here; set AMQP_URL, or install rabbitmq-server with the system's packages"
             )
-        self.files.configure()
+        self.configure()
         port = self.files.ports.epmd
         if self._epmd is None or not self._epmd.running():
             self._epmd = self._process([mapper, "-port", str(port), "-address", "127.0.0.1"])
-            self._epmd.wait_ready(lambda: _listens(port), EPMD_SECONDS)
+            self._epmd.wait_ready(lambda: listens(port), EPMD_SECONDS)
         self._server = self._process([place / "rabbitmq-server"])
-        self._booted = False
         return self
+
+    def configure(self) -> None:
+        """Write the files that it starts from."""
+        self.files.configure()
 
     def wait(self) -> Self:
         """Wait until it takes connections. Raises NotStarted with the end of its log if it doesn't."""
+        if self._server is None:
+            raise RuntimeError("the RabbitMQ node was not started")
         try:
-            self._started().wait_ready(self._ready, START_SECONDS)
+            self._server.wait_ready(self.ready, START_SECONDS)
         except NotStarted:
             self.kill()
             raise
@@ -113,26 +106,6 @@ class Node:
         """Whether its process runs."""
         return self._server is not None and self._server.running()
 
-    def ctl(self, *arguments: str, timeout: float = 60) -> str:
-        """Run `rabbitmqctl`, which takes about a second; return what it prints. Raises CalledProcessError."""
-        if not self._booted:
-            # Until the last boot step is done, which is after the listeners are, a list of queues is empty.
-            self._run_ctl(("await_startup",), timeout)
-            self._booted = True
-        return self._run_ctl(arguments, timeout)
-
-    def _run_ctl(self, arguments: Sequence[str], timeout: float) -> str:
-        command = [str((scripts() or Path()) / "rabbitmqctl"), "--quiet", *arguments]
-        done = subprocess.run(
-            command, env=self.files.environment(), capture_output=True, text=True, timeout=timeout, check=True
-        )
-        return done.stdout
-
-    def _started(self) -> Process:
-        if self._server is None:
-            raise RuntimeError("the RabbitMQ node was not started")
-        return self._server
-
     def _stop_epmd(self) -> None:
         if self._epmd is not None:
             self._epmd.stop()
@@ -141,12 +114,12 @@ class Node:
     def _process(self, command: Sequence[str | Path]) -> Process:
         return Process(command, log=self.log, env=self.files.environment(), cwd=self.files.folder).start()
 
-    def _ready(self) -> bool:
-        # The listener opens as the last boot step but one; plugins' listeners come after it.
-        ports = self.files.ports
-        return _listens(ports.amqp) and (MANAGEMENT not in self.files.plugins or _listens(ports.management))
+    def ready(self) -> bool:
+        """Whether it takes connections. The listener opens as the last boot step but one."""
+        return listens(self.files.ports.amqp)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -2,13 +2,10 @@
 
 import os
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
 from callboard.commands.services.ports import free_ports
-
-MANAGEMENT = "rabbitmq_management"
 
 
 class Ports(NamedTuple):
@@ -17,21 +14,19 @@ class Ports(NamedTuple):
     amqp: int
     distribution: int
     epmd: int
-    management: int
 
 
 class NodeFolder(NamedTuple):
     """A node's folder. Its ports are new for each object; cookie, password and data stay."""
 
     folder: Path
-    plugins: Sequence[str]
     ports: Ports
 
     @classmethod
-    def at(cls, folder: Path, plugins: Sequence[str]) -> Self:
+    def at(cls, folder: Path) -> Self:
         """The folder at this path, which it makes."""
         folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder.resolve(), tuple(plugins), Ports(*free_ports(4)))
+        return cls(folder.resolve(), Ports(*free_ports(3)))
 
     @property
     def password(self) -> str:
@@ -41,15 +36,13 @@ class NodeFolder(NamedTuple):
     def configure(self) -> None:
         """Write the node's files. Password and cookie are written once, since the data belongs to them."""
         _secret(self.folder / ".erlang.cookie")
-        (self.folder / "plugins").write_text(f"[{','.join(self.plugins)}].\n", encoding="utf-8")
+        (self.folder / "plugins").write_text("[].\n", encoding="utf-8")
         lines = [
             f"listeners.tcp.default = 127.0.0.1:{self.ports.amqp}",
             "default_user = callboard",
             f"default_pass = {self.password}",
             "default_user_tags.administrator = true",
         ]
-        if MANAGEMENT in self.plugins:
-            lines += ["management.tcp.ip = 127.0.0.1", f"management.tcp.port = {self.ports.management}"]
         config = self.folder / "rabbitmq.conf"
         config.touch(mode=0o600)
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ import shutil
 from itertools import chain
 from pathlib import Path
 
-# Where packages put RabbitMQ's own scripts. Those that Debian has in the PATH insist on the system's user.
+# Folders of RabbitMQ's own scripts. Debian's wrappers in the PATH refuse every user but the system's.
 PLACES = (
     "/usr/lib/rabbitmq/bin",
     "/opt/rabbitmq/sbin",
@@ -16,7 +16,7 @@ PLACES = (
     "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin",
 )
 
-# Where Erlang may be though the PATH does not lead there.
+# Folders in which Erlang may be though they are not in the PATH.
 MORE_PATH = ("/opt/homebrew/bin", "/usr/local/bin")
 
 

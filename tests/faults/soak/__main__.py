@@ -11,12 +11,13 @@ from pathlib import Path
 
 import psycopg
 
-from callboard.commands.services import Node, Server, ends_on_sigterm
+from callboard.commands.services import Server, ends_on_sigterm
 from callboard.sql.migrate import migrate
 from tests.faults.rig.run_log import RUN_LOG_URL, TABLE, RunLog
 from tests.faults.rig.scenario import make_scenario
 from tests.faults.soak.plan import KINDS, plan
 from tests.faults.soak.run import Soak, proxies
+from tests.support.nodes import Node
 
 #: A server that is killed shall find its data; autovacuum looks every ten seconds, so that a short soak sees it too.
 SETTINGS = {"max_connections": "100", "autovacuum_naptime": "10s"}

@@ -12,12 +12,13 @@ from urllib.parse import unquote, urlsplit
 import pika
 import psycopg
 
-from callboard.commands.services import Node, NotStarted, Server
+from callboard.commands.services import NotStarted, Server
 from callboard.sql.pool import connect
 from tests.faults.rig.proxy import Proxy
 from tests.faults.rig.scenario import Scenario
 from tests.faults.soak.load import Load
 from tests.faults.soak.plan import Fault
+from tests.support.nodes import Node
 from tests.support.workers import wait_until
 
 QUEUE = "default"

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from psycopg.conninfo import conninfo_to_dict
 
-from callboard.commands.services import Node, Server
+from callboard.commands.services import Server
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from tests.faults.rig.proxy import Proxy, proxy
@@ -22,6 +22,7 @@ from tests.faults.soak.load import MODULE, Load
 from tests.faults.soak.plan import Fault
 from tests.faults.soak.verdict import Verdict, account, growth
 from tests.faults.soak.watch import Watch
+from tests.support.nodes import Node
 from tests.support.workers import wait_until
 
 #: Seconds for everything to end when no more faults come.

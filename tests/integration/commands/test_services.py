@@ -1,4 +1,4 @@
-"""The services start, stop, survive a kill, run side by side, and never outlive the one that started them."""
+"""Services start, stop, survive a kill, run side by side, and end with the process that started them."""
 
 import os
 import pwd
@@ -14,7 +14,6 @@ import psycopg
 import pytest
 
 from callboard.commands.services import (
-    Node,
     NotStarted,
     Process,
     Server,
@@ -23,6 +22,7 @@ from callboard.commands.services import (
 )
 from callboard.commands.services.child_process import User
 from callboard.commands.services.ports import free_ports
+from tests.support.nodes import Node
 
 HOLD = """
 import signal, sys
@@ -51,20 +51,20 @@ def child(tmp_path: Path, *command: str) -> Process:
     return Process(command, log=tmp_path / "log")
 
 
-def test_process_that_ends_early_says_why(tmp_path: Path) -> None:
+def test_a_process_that_ends_early_raises_its_log(tmp_path: Path) -> None:
     process = child(tmp_path, "sh", "-c", "echo no such thing; exit 3").start()
     with pytest.raises(NotStarted, match=r"sh ended before it was ready.*\n?no such thing"):
         process.wait_ready(lambda: False, 60)
 
 
-def test_process_that_never_gets_ready_is_killed(tmp_path: Path) -> None:
+def test_a_process_that_never_gets_ready_is_killed(tmp_path: Path) -> None:
     process = child(tmp_path, "sleep", "600").start()
     with pytest.raises(NotStarted, match="did not become ready in time"):
         process.wait_ready(lambda: False, 0.1)
     assert not process.running()
 
 
-def test_process_that_ignores_its_signal_is_killed_with_its_children(tmp_path: Path) -> None:
+def test_a_process_that_ignores_its_signal_is_killed_with_its_children(tmp_path: Path) -> None:
     process = child(tmp_path, "sh", "-c", "trap '' TERM; sleep 611 & echo up; wait; wait").start()
     process.wait_ready(lambda: "up" in process.log.read_text(), 60)
     assert process.stop(timeout=0.1) == -signal.SIGKILL
@@ -73,7 +73,7 @@ def test_process_that_ignores_its_signal_is_killed_with_its_children(tmp_path: P
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
 @pytest.mark.parametrize("reach", [True, False])
-def test_process_of_another_user_reads_where_only_root_can_if_told(tmp_path: Path, reach: bool) -> None:
+def test_a_process_with_reach_reads_where_only_root_can(tmp_path: Path, reach: bool) -> None:
     tmp_path.chmod(0o700)
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\n")
@@ -87,7 +87,7 @@ def test_process_of_another_user_reads_where_only_root_can_if_told(tmp_path: Pat
     assert (process.kill() == 0) == reach
 
 
-def test_ports_differ() -> None:
+def test_free_ports_differ() -> None:
     assert len(set(free_ports(20))) == 20
 
 
@@ -165,7 +165,7 @@ def test_node_that_cannot_boot_shows_its_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("service", "signals"), [("Server", [signal.SIGKILL, signal.SIGTERM]), ("Node", [signal.SIGKILL])]
 )
-def test_service_dies_with_its_starter(
+def test_a_service_ends_with_the_process_that_started_it(
     tmp_path: Path, service: str, signals: Sequence[signal.Signals]
 ) -> None:
     for number in signals:

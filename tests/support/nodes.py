@@ -1,0 +1,61 @@
+"""A private RabbitMQ node with what only tests need: `rabbitmqctl`, its pid, and the management plugin."""
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from callboard.commands.services import rabbitmq
+from callboard.commands.services.ports import free_ports
+
+
+class Node(rabbitmq.Node):
+    """A node that a test can ask and watch. `management` enables that plugin, on a port of its own."""
+
+    def __init__(self, folder: Path, *, management: bool = False) -> None:
+        super().__init__(folder)
+        self._management_port = free_ports(1)[0] if management else None
+        self._booted = False
+
+    @property
+    def management_url(self) -> str:
+        """The address of the management plugin's HTTP API, without user and password."""
+        return f"http://127.0.0.1:{self._management_port}/api"
+
+    @property
+    def pid(self) -> int:
+        """The pid of the Erlang machine."""
+        assert self._server is not None
+        return self._server.pid
+
+    def begin(self) -> Self:
+        self._booted = False
+        return super().begin()
+
+    def configure(self) -> None:
+        super().configure()
+        if self._management_port is not None:
+            (self.files.folder / "plugins").write_text("[rabbitmq_management].\n", encoding="ascii")
+            with (self.files.folder / "rabbitmq.conf").open("a", encoding="ascii") as config:
+                config.write("management.tcp.ip = 127.0.0.1\n")
+                config.write(f"management.tcp.port = {self._management_port}\n")
+
+    def ready(self) -> bool:
+        # The listeners of plugins open after RabbitMQ's own.
+        port = self._management_port
+        return super().ready() and (port is None or rabbitmq.listens(port))
+
+    def ctl(self, *arguments: str, timeout: float = 60) -> str:
+        """Run `rabbitmqctl`, which takes about a second; return what it prints. Raises CalledProcessError."""
+        if not self._booted:
+            # Until the last boot step is done, which is after the listeners are, a list of queues is empty.
+            self._run_ctl(("await_startup",), timeout)
+            self._booted = True
+        return self._run_ctl(arguments, timeout)
+
+    def _run_ctl(self, arguments: Sequence[str], timeout: float) -> str:
+        command = [str((rabbitmq.scripts() or Path()) / "rabbitmqctl"), "--quiet", *arguments]
+        done = subprocess.run(
+            command, env=self.files.environment(), capture_output=True, text=True, timeout=timeout, check=True
+        )
+        return done.stdout
