@@ -1,4 +1,4 @@
-"""Actors for `dramatiq callboard.actors`: those in this folder, and those of the modules in ``CALLBOARD_ACTORS``."""
+"""Actors for `dramatiq callboard.actors`: those in this folder, and those of the modules in CALLBOARD_ACTORS."""
 
 import importlib
 import pkgutil
@@ -9,11 +9,14 @@ from callboard.sql import settings
 
 
 class NotImported(ImportError):
-    """A module of actors can't be imported; the message says which and why."""
+    """A module of actors can't be imported. The message says which one, and why."""
 
 
 def load(names: str, whose: str = "CALLBOARD_ACTORS names") -> None:
-    """Import modules by their names, between which are commas or spaces. Raises NotImported."""
+    """Import modules by their names, with commas or spaces between. `whose` begins the text of an error.
+
+    Raises NotImported.
+    """
     for name in names.replace(",", " ").split():
         try:
             importlib.import_module(name)
@@ -23,11 +26,11 @@ def load(names: str, whose: str = "CALLBOARD_ACTORS names") -> None:
 
 
 def modules(folders: Iterable[str]) -> str:
-    """The names of the modules in this folder: a clone may have more of them than those that ship."""
+    """The names of the modules in these folders, with spaces between. A clone may have modules of its own here."""
     return " ".join(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(folders))
 
 
-# Actors belong to the broker that is there when they are declared.
+# Before any actor is declared: an actor belongs to the broker of that moment.
 callboard.install()
 load(modules(__path__), "the folder actors has")
 load(settings.ACTORS.get())

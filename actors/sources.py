@@ -1,4 +1,4 @@
-"""An actor that measures Python sources: what `callboard demo` runs over a standard library."""
+"""An actor that measures Python sources; `callboard demo` runs it over the standard library."""
 
 import ast
 import io
@@ -15,10 +15,10 @@ import dramatiq
 
 import callboard
 
-#: What a Python source is called.
+#: The endings of a Python source's name.
 SUFFIXES = (".py", ".pyi", ".pyw")
-#: Bytes; a syntax tree takes about a hundred times its source.
-LARGEST = 8 * 1024 * 1024
+#: The largest source that is measured; a syntax tree takes about a hundred times its source.
+LARGEST_BYTES = 8 * 1024 * 1024
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITIONS = (*FUNCTIONS, ast.ClassDef)
@@ -26,15 +26,15 @@ LOOPS = (ast.For, ast.AsyncFor, ast.While)
 BLOCKS = (*DEFINITIONS, *LOOPS, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.TryStar, ast.Match)
 BRANCHES = (*LOOPS, ast.If, ast.IfExp, ast.ExceptHandler, ast.BoolOp, ast.comprehension, ast.Match)
 IMPORTS = (ast.Import, ast.ImportFrom)
-# Most of a tree, with nothing below them: to leave them out makes it three times as fast.
+# Most nodes of a tree, with nothing below them. Without them the walk is three times as fast.
 LEAVES = {ast.Name, ast.Constant, ast.Load, ast.Store, ast.Del, ast.alias}
 
-# A comment or a string: ten times as fast as the tokenizer, which shows when there are thousands of files.
+# A comment or a string. This is ten times as fast as the tokenizer, which matters for thousands of files.
 STRING = re.compile(
     r"""#[^\n]*|(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL
 )
 
-# The compiler warns of what it reads; that is the source's matter, and no line for a worker's log.
+# The compiler warns about the sources that it parses; those warnings do not belong into a worker's log.
 UNNAMED = "callboard-measures"
 warnings.filterwarnings("ignore", module=UNNAMED)
 
@@ -43,22 +43,21 @@ warnings.filterwarnings("ignore", module=UNNAMED)
 def measure_source(path: str) -> dict[str, Any]:
     """Measure one Python source: see `measure` for the result.
 
-    Skipped is what claims to be no Python source, or is too large. What claims to be one and isn't fails, with a
-    SyntaxError or UnicodeDecodeError; so does a path that doesn't exist (FileNotFoundError), since a wrong path must
-    not look like work done.
+    A file with another name, or one that is too large, is skipped. A source that can't be parsed fails with SyntaxError
+    or UnicodeDecodeError, and a missing file with FileNotFoundError: a wrong path must not look like work done.
     """
     return measure(read(Path(path)), Path(path).name)
 
 
 def read(path: Path) -> bytes:
-    """A source's bytes; raises Skip for what is none, OSError for what can't be read."""
+    """The bytes of a source. Raises Skip for a file that is none, and OSError for one that can't be read."""
     if path.suffix.lower() not in SUFFIXES:
         raise callboard.Skip(f"not a Python source: its name ends in none of {', '.join(SUFFIXES)}")
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise callboard.Skip("not a file")
-    if found.st_size > LARGEST:
-        raise callboard.Skip(f"{found.st_size:,} bytes, and {LARGEST:,} are measured at most")
+    if found.st_size > LARGEST_BYTES:
+        raise callboard.Skip(f"{found.st_size:,} bytes, and {LARGEST_BYTES:,} are measured at most")
     return path.read_bytes()
 
 
@@ -91,7 +90,7 @@ def parse(text: str, name: str) -> ast.Module:
 
 
 def lines(text: str) -> dict[str, int]:
-    """How many lines there are of each kind. A line of a string that spans many is code, also when it looks blank."""
+    """The number of lines of each kind. A line inside a long string is code, also when it looks blank."""
     stripped = [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
     for line in inside_strings(text):
         stripped[line] = "code"
@@ -106,7 +105,7 @@ def lines(text: str) -> dict[str, int]:
 
 
 def inside_strings(text: str) -> Iterator[int]:
-    """The lines, from 0, that hold a part of a string that spans many."""
+    """The numbers, from 0, of the lines that hold a part of a string of several lines."""
     line = at = 0
     for found in STRING.finditer(text):
         spans = found[0].count("\n")
@@ -119,8 +118,8 @@ def inside_strings(text: str) -> Iterator[int]:
 
 @dataclass(slots=True)
 class Structure:
-    """What a syntax tree holds. A function's complexity is one and its decisions, without those of functions in it;
-    decisions outside any function are the module's.
+    """The structure of a syntax tree. A function's complexity is 1 plus its decisions, without those of inner ones;
+    decisions outside any function count for the module.
     """
 
     classes: int = 0
@@ -130,7 +129,7 @@ class Structure:
     outside: int = 1
 
     def walk(self, tree: ast.Module) -> Self:
-        """Take in a whole tree; without recursion, since sources nest deeper than Python's stack."""
+        """Count a whole tree. Not recursive: sources may nest deeper than Python's stack."""
         todo: list[tuple[ast.AST, Place]] = [(tree, Place())]
         while todo:
             node, place = todo.pop()
@@ -142,7 +141,7 @@ class Structure:
                 self._decide(decisions(node), place)
             children = [child for child in ast.iter_child_nodes(node) if type(child) not in LEAVES]
             if isinstance(node, ast.If) and is_chained(node):
-                # An `elif` is an `if` in an `else`, and no deeper than the one it belongs to.
+                # An `elif` is an `if` in an `else`, and as deep as the `if` that it belongs to.
                 todo.append((children.pop(), place._replace(depth=place.depth - 1)))
             todo += [(child, place) for child in children]
         return self
@@ -155,14 +154,14 @@ class Structure:
             self.functions.setdefault(within.function, 1)
         return within
 
-    def _decide(self, ways: int, place: "Place") -> None:
+    def _decide(self, count: int, place: "Place") -> None:
         if place.function is None:
-            self.outside += ways
+            self.outside += count
         else:
-            self.functions[place.function] += ways
+            self.functions[place.function] += count
 
     def figures(self) -> dict[str, Any]:
-        """As `measure` gives them."""
+        """The figures, under the names of `measure`."""
         highest = max(self.functions, key=self.functions.__getitem__, default=None)
         return {
             "functions": len(self.functions),
@@ -175,14 +174,14 @@ class Structure:
 
 
 class Place(NamedTuple):
-    """Where a node stands: the names around it, the function it belongs to, how many blocks deep."""
+    """A node's place: the names around it, the function that it belongs to, and how many blocks deep it is."""
 
     name: str = ""
     function: str | None = None
     depth: int = 0
 
     def within(self, block: ast.AST) -> "Place":
-        """The place of what a block holds that stands here."""
+        """The place of the nodes inside a block that is here."""
         if not isinstance(block, DEFINITIONS):
             return self._replace(depth=self.depth + 1)
         name = f"{self.name}.{block.name}".lstrip(".")
@@ -191,7 +190,7 @@ class Place(NamedTuple):
 
 
 def is_chained(node: ast.If) -> bool:
-    """Whether an `elif` follows; it is the last of the node's children."""
+    """Whether an `elif` follows: it is the last of the node's children."""
     match node.orelse:
         case [ast.If(col_offset=column)]:
             return column == node.col_offset
@@ -199,7 +198,7 @@ def is_chained(node: ast.If) -> bool:
 
 
 def decisions(node: ast.AST) -> int:
-    """The ways that a node adds to those through its function."""
+    """The number of ways through its function that a node adds."""
     if isinstance(node, ast.BoolOp):
         return len(node.values) - 1
     if isinstance(node, ast.comprehension):
@@ -208,7 +207,7 @@ def decisions(node: ast.AST) -> int:
 
 
 def imported(node: ast.AST) -> Iterator[str]:
-    """The modules that a node imports; a relative one begins with its dots."""
+    """The modules that a node imports; the name of a relative one begins with its dots."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):

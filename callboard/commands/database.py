@@ -25,7 +25,7 @@ def database() -> Iterator[Conn]:
 
 @contextmanager
 def reach(url: str) -> Iterator[None]:
-    """Turn the error of a connection that can't be made into a CommandError that says where to, without a password."""
+    """In its block a connection that can't be made raises a CommandError that names the server, without a password."""
     try:
         yield
     except psycopg.OperationalError as error:

@@ -49,7 +49,7 @@ def serve(
     if not open_to_everyone and not _loopback(host):
         raise CommandError(
             f"{host} can be reached from other machines, and there is no login: listen on 127.0.0.1, "
-            "or say --open-to-everyone",
+            "or use --open-to-everyone",
             code=2,
         )
     names = None if open_to_everyone and not allow_host else [*LOCAL, host, *(allow_host or [])]
@@ -86,4 +86,4 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         why = error.strerror or error
-        raise CommandError(f"can't listen on {host}:{port}: {why}; say another --port") from None
+        raise CommandError(f"can't listen on {host}:{port}: {why}; use another --port") from None

@@ -10,7 +10,7 @@ MASK = "***"
 
 def described() -> list[dict[str, Any]]:
     """Each setting with its value, secrets masked; last the variables that look like ours and are not."""
-    # Nobody knows what those hold: it may be a secret.
+    # The value of an unknown variable may be a secret.
     strange = [_row(name, MASK, "", "not a setting of Callboard: misspelt?") for name in unknown()]
     return [*(_row(one.name, _shown(one), one.default, one.meaning) for one in SETTINGS), *strange]
 

@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """An empty page; an error in it, or a policy that was broken, fails the test."""
+    """An empty page. A script error or a violation of the page's policy fails the test."""
     expect.set_options(timeout=15_000)
     context = browser.new_context()
     page = context.new_page()

@@ -1,4 +1,4 @@
-"""The pages in a real browser: they move, they say when they are cut off, and others' text stays text."""
+"""The pages in a real browser: they follow a job live, show a lost connection, and never run text from actors."""
 
 import re
 import statistics
@@ -31,9 +31,9 @@ from tests.support.jobs import (
 from tests.support.webapp import served
 from tests.support.workers import wait_until
 
-#: Seconds in which a change is to be seen.
-SEEN = 1.5
-#: Milliseconds in which it has to be seen on a machine that has much else to do; and what comes after some tries.
+#: The most seconds until a change is shown, as a median.
+SHOWN_SECONDS = 1.5
+#: The most milliseconds on a busy machine: until a change is shown, and until something that takes several tries.
 SOON, LATER = 15_000, 30_000
 
 
@@ -51,7 +51,7 @@ def address(database_url: str) -> Iterator[str]:
         yield url
 
 
-def test_a_job_moves_before_ones_eyes(page: Page, conn: Conn, address: str) -> None:
+def test_the_page_of_a_job_shows_changes_within_seconds(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 10, name="Autumn ads")
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#percent")).to_have_text("0.0 %")
@@ -62,7 +62,7 @@ def test_a_job_moves_before_ones_eyes(page: Page, conn: Conn, address: str) -> N
         began = time.monotonic()
         expect(bar).to_have_attribute("aria-valuenow", str((done + 1) * 10), timeout=SOON)
         took.append(time.monotonic() - began)
-    assert statistics.median(took) < SEEN, took
+    assert statistics.median(took) < SHOWN_SECONDS, took
     record(conn, job, {"failed": range(5, 10)})
     expect(page.locator("#state")).to_have_text("completed", timeout=SOON)
     expect(page.locator("#state")).to_have_attribute("aria-live", "polite")
@@ -83,7 +83,7 @@ def test_a_job_without_items_is_done(page: Page, conn: Conn, address: str) -> No
     assert widths(page) == {"succeeded": "100%"}
 
 
-def test_a_job_is_shown_in_its_parts(page: Page, conn: Conn, address: str) -> None:
+def test_the_page_shows_states_running_items_and_errors(page: Page, conn: Conn, address: str) -> None:
     job = make_mixed_job(conn)
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#legend li")).to_have_count(7)
@@ -94,7 +94,7 @@ def test_a_job_is_shown_in_its_parts(page: Page, conn: Conn, address: str) -> No
     expect(page.locator("#errors pre")).to_have_text(BAD.message)
 
 
-def test_an_item_in_hand_tells_how_far_it_is(page: Page, conn: Conn, address: str) -> None:
+def test_a_running_item_shows_its_progress(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 3)
     run(conn, job, [0, 1], progress=(3.0, 10.0))
     run(conn, job, [2])
@@ -107,7 +107,7 @@ def test_an_item_in_hand_tells_how_far_it_is(page: Page, conn: Conn, address: st
     expect(gauges.first.locator("progress")).to_be_hidden()
 
 
-def test_what_is_said_in_an_item_is_seen_within_a_second(page: Page, conn: Conn, address: str) -> None:
+def test_progress_is_shown_within_a_second(page: Page, conn: Conn, address: str) -> None:
     """It takes a tenth of a second to its row, and a look a little: the page pauses for less than the rest."""
     job = make_job(conn, 1)
     run(conn, job, [0], progress=(3.0, 10.0))
@@ -124,7 +124,7 @@ def test_what_is_said_in_an_item_is_seen_within_a_second(page: Page, conn: Conn,
     assert page.evaluate("Math.max(...pauses)") <= 750
 
 
-def test_limits_are_shown_and_so_is_who_changed_them(page: Page, conn: Conn, address: str) -> None:
+def test_limits_are_shown_with_who_changed_them(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 3)
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#state")).to_have_text("pending")
@@ -143,7 +143,7 @@ def test_limits_are_shown_and_so_is_who_changed_them(page: Page, conn: Conn, add
     expect(rows.nth(1)).to_contain_text("limit: rate 10/s, concurrency 5anna@shop, by cli")
 
 
-def test_others_text_stays_text(page: Page, conn: Conn, address: str) -> None:
+def test_text_from_actors_is_never_markup(page: Page, conn: Conn, address: str) -> None:
     evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
     job = make_job(conn, 2, name=evil)
     record(conn, job, {"failed": [0]}, failure=Failure("failed", evil, evil, evil))
@@ -159,7 +159,7 @@ def test_others_text_stays_text(page: Page, conn: Conn, address: str) -> None:
     expect(page).not_to_have_title("taken")
 
 
-def test_a_job_that_hangs_or_stands_still_says_where_or_why(page: Page, conn: Conn, address: str) -> None:
+def test_a_hung_item_and_a_stalled_job_are_shown(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 3)
     age(conn, job, 42)
     page.goto(f"{address}/jobs/{job}")
@@ -177,7 +177,7 @@ def test_a_job_that_hangs_or_stands_still_says_where_or_why(page: Page, conn: Co
     expect(page.locator("#hung")).to_be_hidden(timeout=SOON)
 
 
-def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: Conn, address: str) -> None:
+def test_the_board_lists_new_jobs_and_links_to_them(page: Page, conn: Conn, address: str) -> None:
     page.goto(address)
     expect(page.locator("#note")).to_contain_text("No job yet")
     expect(page.locator("#workers")).to_have_text("no worker alive")
@@ -201,7 +201,7 @@ def test_the_board_lists_jobs_as_they_come_and_leads_to_each(page: Page, conn: C
     expect(page.locator("#jobs li")).to_have_count(1)
 
 
-def test_a_job_of_stages_shows_each_and_leads_to_it(page: Page, conn: Conn, address: str) -> None:
+def test_a_job_with_stages_shows_and_links_each(page: Page, conn: Conn, address: str) -> None:
     parent, [first, second] = make_staged(conn)
     page.goto(address)
     expect(page.locator("#jobs li")).to_have_count(1)
@@ -223,7 +223,7 @@ def test_a_job_of_stages_shows_each_and_leads_to_it(page: Page, conn: Conn, addr
     expect(page.locator("#stages .pill").last).to_have_text("paused", timeout=SOON)
 
 
-def test_a_stage_that_cant_be_made_shows_its_traceback_and_may_be_made_again(
+def test_a_stage_that_fails_to_be_made_shows_its_traceback_and_can_be_retried(
     page: Page, conn: Conn, address: str
 ) -> None:
     parent, _ = make_staged(conn, made=False)
@@ -243,7 +243,7 @@ def test_a_stage_that_cant_be_made_shows_its_traceback_and_may_be_made_again(
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
 
 
-def test_a_lost_connection_is_said_and_found_again(page: Page, conn: Conn, database_url: str) -> None:
+def test_a_lost_connection_is_shown_until_it_is_back(page: Page, conn: Conn, database_url: str) -> None:
     make_job(conn, 1)
     app = create_app(url=database_url)
     with served(app) as address:
@@ -255,13 +255,13 @@ def test_a_lost_connection_is_said_and_found_again(page: Page, conn: Conn, datab
         expect(page.locator("#link")).to_have_text("live", timeout=LATER)
 
 
-def test_a_job_that_does_not_exist_is_said(page: Page, address: str) -> None:
+def test_a_job_that_does_not_exist_is_a_note(page: Page, address: str) -> None:
     page.goto(f"{address}/jobs/5")
     expect(page.locator("#note")).to_have_text("there is no job 5")
     expect(page.locator("#job")).to_be_hidden()
 
 
-def test_it_works_under_a_prefix(page: Page, conn: Conn, database_url: str) -> None:
+def test_the_pages_work_under_a_prefix(page: Page, conn: Conn, database_url: str) -> None:
     make_job(conn, 1, name="Autumn ads")
     with served(Starlette(routes=[Mount("/in/side", create_app(url=database_url))])) as address:
         page.goto(f"{address}/in/side")
@@ -271,7 +271,9 @@ def test_it_works_under_a_prefix(page: Page, conn: Conn, database_url: str) -> N
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_in_either_colour(page: Page, conn: Conn, address: str, scheme: str) -> None:
+def test_the_pages_fit_a_phone_in_both_colour_schemes(
+    page: Page, conn: Conn, address: str, scheme: str
+) -> None:
     job = make_mixed_job(conn, name="a_name_without_any_place_to_break_it_" * 4)
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     page.set_viewport_size({"width": 360, "height": 740})
@@ -310,7 +312,7 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
     expect(page.locator("#state")).to_have_text("running", timeout=SOON)
 
 
-def test_who_presses_keys_goes_on_where_they_are(page: Page, conn: Conn, address: str) -> None:
+def test_the_keyboard_focus_moves_to_the_next_button(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 2)
     page.goto(f"{address}/jobs/{job}")
     page.get_by_role("button", name="Pause").focus()
@@ -326,7 +328,7 @@ def test_who_presses_keys_goes_on_where_they_are(page: Page, conn: Conn, address
     expect(page.locator("#name")).to_be_focused(timeout=SOON)
 
 
-def test_what_was_done_is_seen_though_a_look_was_under_way(page: Page, conn: Conn, address: str) -> None:
+def test_an_action_is_shown_though_an_older_read_was_under_way(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 2)
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#state")).to_have_text("pending")
@@ -342,7 +344,7 @@ def test_what_was_done_is_seen_though_a_look_was_under_way(page: Page, conn: Con
     expect(page.locator("#state")).to_have_text("paused", timeout=SOON)
 
 
-def test_a_job_that_is_deleted_meanwhile_is_shown_no_more(page: Page, conn: Conn, address: str) -> None:
+def test_a_job_that_is_deleted_meanwhile_is_hidden(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 3)
     page.goto(f"{address}/jobs/{job}")
     record(conn, job, {"succeeded": [0, 1]})
@@ -353,7 +355,7 @@ def test_a_job_that_is_deleted_meanwhile_is_shown_no_more(page: Page, conn: Conn
     expect(page.locator("#job")).to_be_hidden()
 
 
-def test_whom_a_job_called_is_told_without_secrets(page: Page, conn: Conn, address: str) -> None:
+def test_callbacks_are_shown_without_secrets(page: Page, conn: Conn, address: str) -> None:
     job = make_job(
         conn, 1, targets=Targets((Message("tell", "mail"), Webhook("https://shop.example/<b>?key=hunter2")))
     )
@@ -374,9 +376,7 @@ def test_whom_a_job_called_is_told_without_secrets(page: Page, conn: Conn, addre
     assert "hunter2" not in page.content()
 
 
-def test_a_finished_job_is_deleted_by_its_button_when_one_is_sure(
-    page: Page, conn: Conn, address: str
-) -> None:
+def test_a_finished_job_is_deleted_after_a_question(page: Page, conn: Conn, address: str) -> None:
     job, other = make_job(conn, 2, name="done"), make_job(conn, 1, name="another")
     page.goto(f"{address}/jobs/{job}")
     button = page.get_by_role("button", name="Delete")
@@ -402,7 +402,7 @@ def test_a_finished_job_is_deleted_by_its_button_when_one_is_sure(
     expect(page.locator("#note")).to_have_text(f"there is no job {job}")
 
 
-def test_what_is_refused_is_said(page: Page, conn: Conn, address: str) -> None:
+def test_a_refused_action_is_shown(page: Page, conn: Conn, address: str) -> None:
     job = make_mixed_job(conn)
     page.goto(f"{address}/jobs/{job}")
     page.route("**/pause", lambda route: route.continue_(url=route.request.url.replace("pause", "resum")))

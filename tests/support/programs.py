@@ -1,4 +1,4 @@
-"""`callboard` as a user runs it: in a process of its own, in a folder of its own."""
+"""Runs `callboard` as a user does, in a process and a folder of its own."""
 
 import os
 import subprocess
@@ -10,14 +10,14 @@ from pathlib import Path
 from callboard.commands.services import Process, wait_until
 
 COMMAND = (sys.executable, "-m", "callboard.commands.main")
-#: What would lead a command elsewhere than its test means.
-STRANGE = ("DATABASE_URL", "AMQP_URL", "CALLBOARD_")
+#: Variables that would lead a command to other services than its test means.
+FOREIGN = ("DATABASE_URL", "AMQP_URL", "CALLBOARD_")
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """This process's variables without addresses, and those given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(STRANGE)}
-    return {**kept, "PYTHONUNBUFFERED": "1", **given}
+    """This process's variables without addresses and settings, and the given ones."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return {**ours, "PYTHONUNBUFFERED": "1", **given}
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
 def fault(
     folder: Path, *arguments: str, env: Mapping[str, str] | None = None, given: bytes = b"", code: int = 1
 ) -> str:
-    """Run what must fail with this code and one line; the line."""
+    """Run a command that must fail with this code and one line; return the line."""
     done = run(folder, *arguments, env=env, given=given)
     assert done.returncode == code, (done.stdout, done.stderr)
     assert done.stdout == ""
@@ -54,8 +54,8 @@ def fault(
     return last
 
 
-#: Defines `peak()`: the most memory that a program has used, in MiB (`VmHWM`, proc(5)). What `getrusage` calls so
-#: includes that of whoever started the program.
+#: Defines `peak()`: the most memory that a program has used, in MiB (`VmHWM`, proc(5)). The figure of `getrusage`
+#: includes the memory of the program that started it.
 PEAK = """
 def peak():
     with open("/proc/self/status") as status:
@@ -67,7 +67,7 @@ def peak():
 def running(
     folder: Path, *arguments: str, env: Mapping[str, str] | None = None, until: str = "Callboard is at "
 ) -> Iterator[Process]:
-    """Run it until the end of the block, from when its output holds `until`."""
+    """Run it for a block, which begins when its output contains `until`."""
     log = folder / "output.log"
     log.unlink(missing_ok=True)
     process = Process([*COMMAND, *arguments], log=log, env=environment(env or {}), cwd=folder).start()

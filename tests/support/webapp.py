@@ -15,7 +15,7 @@ from callboard.commands.services.child_process import wait_until
 
 
 def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[httpx.Response]:
-    """The answers to these GETs, asked at once, of an app in an event loop of its own."""
+    """The answers of an app to these GETs, sent at the same time in an event loop of its own."""
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -31,7 +31,7 @@ def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[ht
 
 @contextmanager
 def served(app: Starlette, port: int = 0) -> Iterator[str]:
-    """The app's address, while it is served by a thread."""
+    """Serve the app in a thread for a block; yields its address."""
     with socket.create_server(("127.0.0.1", port)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

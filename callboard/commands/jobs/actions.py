@@ -95,7 +95,7 @@ def limit(
         name: None if value == "none" else _number(name, value) for name, value in given.items() if value
     }
     if not changes:
-        raise CommandError("say what to limit: --concurrency 5, --rate 10/s, …", code=2)
+        raise CommandError("give a limit to change: --concurrency 5, --rate 10/s, …", code=2)
     _act(job, lambda conn, by: writes.limit(conn, job, by, changes), as_json=as_json)
 
 
@@ -138,7 +138,7 @@ def actions(job: JobId, *, after: After = None, limit: Limit = 50, as_json: AsJs
 
 
 def _detail(action: Row) -> str:
-    """The detail in words, without a traceback: JSON and the page have it. A limit that was removed is `none`."""
+    """The detail in words. A removed limit is `none`; a traceback is left out, JSON and the page have it."""
     limits = action["action"] == "limit"
     parts = [
         f"{name} {_words(value)}"

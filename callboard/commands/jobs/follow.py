@@ -61,14 +61,14 @@ def _shower(console: Console, *, quiet: bool) -> Iterator[Callable[[Job | None],
 
 
 class _ChangeLog:
-    """Prints a line whenever something changed that a reader of a log wants to know."""
+    """Prints a line whenever the summary of a job changes: its state, its whole percent, what is stalled or hung."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.last: tuple[object, ...] | None = None
 
     def show(self, job: Job | None) -> None:
-        """Print the job if its state or its whole percent is another than at the last call; at its end all of it."""
+        """Print a headline if the job's summary differs from that of the last call; a finished job in full."""
         now = (None,) if job is None else _summary(job)
         if now == self.last:
             return

@@ -31,7 +31,7 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = 
     It may be stopped at any time: the jobs are gone already, and the sweep deletes the rest of their rows.
     """
     if jobs and older_than:
-        raise CommandError("say which jobs, or how old, not both", code=2)
+        raise CommandError("give jobs or --older-than, not both", code=2)
     kept_seconds = settings.KEEP.get()
     try:
         seconds = settings.keep_span("--older-than", older_than) if older_than else kept_seconds
@@ -48,7 +48,10 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = 
 
 
 def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
-    """Mark all of these jobs as deleted or none; return them, sorted. One that is marked already is fine."""
+    """Mark all of these jobs for deletion or none; return them, sorted. A job may be marked already.
+
+    Raises CommandError for an unknown job, and NotPossible for one that is open.
+    """
     already = set(retention.deleted_jobs(conn))
     named = sorted(set(jobs))
     with conn.transaction():

@@ -180,7 +180,7 @@ def _job_of_stage(job: Row, stage: int | None) -> int:
         if one["stage"] == stage:
             return int(one["job"])
     there = ", ".join(f"{one['stage']} ({one['name']})" for one in job["stages"])
-    has = f"stages: say --stage {there}" if there else "no stages"
+    has = f"stages: use --stage {there}" if there else "no stages"
     raise CommandError(f"job {job['id']} has {has}", code=2)
 
 

@@ -13,17 +13,7 @@ import callboard
 from callboard.commands import actor_modules, output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError, first_line
-from callboard.commands.jobs import follow, input_file
-from callboard.commands.jobs.actions import (
-    CONCURRENCY,
-    At,
-    ConcurrencyBy,
-    Deadline,
-    Delay,
-    Keep,
-    MaxFailures,
-    Rate,
-)
+from callboard.commands.jobs import actions, follow, input_file
 from callboard.commands.jobs.input_file import BadLine
 from callboard.commands.jobs.show import find_job
 from callboard.commands.output import AsJson, one_of
@@ -40,7 +30,7 @@ REFUSALS = (callboard.UnknownActor, callboard.BadItem, callboard.SubmittedElsewh
 
 
 def callback_option(end: str) -> Any:
-    """The option that names what to call at one of a job's ends."""
+    """The option for the callbacks at one of a job's ends; `end` completes the sentence “when the job …”."""
     text = f"Call this actor, or the URL of a webhook, when the job {end} (may be repeated)."
     return typer.Option(metavar="ACTOR|URL", help=text)
 
@@ -80,17 +70,17 @@ def submit(
     chunk: Annotated[
         int, typer.Option(min=1, max=timings.PUBLISH_WINDOW_ITEMS, help="Items that one message carries.")
     ] = 1,
-    max_failures: MaxFailures = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=CONCURRENCY)] = None,
-    concurrency_by: ConcurrencyBy = None,
-    rate: Rate = None,
-    deadline: Deadline = None,
-    delay: Delay = None,
-    at: At = None,
+    max_failures: actions.MaxFailures = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=actions.CONCURRENCY)] = None,
+    concurrency_by: actions.ConcurrencyBy = None,
+    rate: actions.Rate = None,
+    deadline: actions.Deadline = None,
+    delay: actions.Delay = None,
+    at: actions.At = None,
     on_complete: Annotated[list[str] | None, callback_option("completes")] = None,
     on_fail: Annotated[list[str] | None, callback_option("fails")] = None,
     on_cancel: Annotated[list[str] | None, callback_option("is cancelled")] = None,
-    keep: Keep = None,
+    keep: actions.Keep = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Follow it; exit 0 only if every item succeeded or was skipped.")
     ] = False,
@@ -135,7 +125,7 @@ def check(source: BinaryIO, form: str, item_key: str | None, *, skip_bad: bool) 
     more = f" and {count - NAMED_BAD_LINES:,} more" if count > NAMED_BAD_LINES else ""
     bad = f"{output.count(count, 'bad line')}: {'; '.join(map(str, named))}{more}"
     if not skip_bad:
-        raise CommandError(f"nothing is stored, for it has {bad}; correct that, or say --skip-bad")
+        raise CommandError(f"nothing is stored, since the file has {bad}; correct it, or use --skip-bad")
     return bad
 
 

@@ -64,7 +64,7 @@ def stop(children: Sequence[Child]) -> None:
     for child in children:
         child.ask_to_end()
     for child in children:
-        # A worker says goodbye after the timeout that it has for its items.
+        # A worker needs some seconds more after the timeout that its items have.
         child.stop(STOP_SECONDS + 10)
 
 
@@ -83,7 +83,7 @@ class InProcessWorker:
 
 
 def _last_line(log: str) -> str:
-    """The log's last line; a line of Dramatiq's master only if there is no other: it says just that a child ended."""
+    """The log's last line. Lines of Dramatiq's master count only if there are no others: they name no reason."""
     lines = [line for line in log.splitlines() if line.strip()]
     own = [line for line in lines if "[dramatiq.MainProcess]" not in line]
     return (own or lines or [""])[-1]

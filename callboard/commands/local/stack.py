@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -20,9 +20,6 @@ from callboard.commands.settings import masked
 from callboard.sql import settings
 from callboard.sql.migrate import migrate
 
-#: Its addresses, for commands that run in the same folder.
-UP = "up.json"
-
 
 class LocalStack:
     """Runs everything for as long as its block. `folder` holds data, logs and `up.json`.
@@ -32,15 +29,8 @@ class LocalStack:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        processes: int,
-        threads: int,
-        port: int,
-        in_process: bool,
-        throwaway: bool = False,
-    ) -> None:
+        self, folder: Path, *, processes: int, threads: int, port: int, in_process: bool, throwaway: bool = False
+    ) -> None:  # fmt: skip
         self.folder = folder
         self.processes = processes
         self.threads = threads
@@ -49,7 +39,8 @@ class LocalStack:
         self.throwaway = throwaway
         self.web_url = f"http://127.0.0.1:{self.port}/"
         self._database_url = settings.DATABASE_URL.get()
-        self._amqp_url = None if in_process else settings.AMQP_URL.get() or None
+        self._amqp_url = "" if in_process else settings.AMQP_URL.get()
+        self._up_file = folder / "up.json"
         self._node: Node | None = None
         self._supervisor = Supervisor()
         self._stopping = ExitStack()
@@ -71,18 +62,21 @@ class LocalStack:
     def _start(self) -> None:
         # In the main thread: the system ends children together with the thread that started them.
         self._stopping.callback(self._supervisor.close)
-        (self.folder / UP).unlink(missing_ok=True)  # of a run that was killed
+        self._up_file.unlink(missing_ok=True)  # of a run that was killed
         self._begin_broker()
         self._start_database()
-        addresses = {"database_url": self._database_url, "amqp_url": self._amqp_url}
-        self._stopping.enter_context(variables({name.upper(): url for name, url in addresses.items()}))
+        # For this process and its children.
+        os.environ["DATABASE_URL"] = self._database_url
+        os.environ.pop("AMQP_URL", None)
+        if self._amqp_url:
+            os.environ["AMQP_URL"] = self._amqp_url
         web = processes.web(self.port, self.folder)
         self._start_children([web])
         if self._node is not None:
             self._node.wait()
         self._start_workers()
         web.wait()
-        self._stopping.enter_context(announced(self.folder, {**addresses, "web_url": self.web_url}))
+        self._announce()
         self._supervisor.start()
         self._stopping.callback(self._supervisor.stop_restarting)
 
@@ -137,39 +131,14 @@ class LocalStack:
             child.start()
             self._supervise(child.name, child, child.start)
 
+    def _announce(self) -> None:
+        """Write the addresses for commands that run in the same folder; only the owner may read them."""
+        addresses = {"database_url": self._database_url, "amqp_url": self._amqp_url or None}
+        self._up_file.touch(mode=0o600)
+        self._stopping.callback(self._up_file.unlink, missing_ok=True)
+        self._up_file.write_text(json.dumps({**addresses, "web_url": self.web_url}) + "\n", encoding="utf-8")
+
     def _supervise(
         self, name: str, service: Server | Node | processes.Child, start: Callable[[], object]
     ) -> None:
         self._supervisor.processes.append(ManagedProcess(name, service.running, start, service.log))
-
-
-@contextmanager
-def variables(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables of this process and its children for a block; None unsets one."""
-    before = {name: os.environ.get(name) for name in values}
-    _set(values)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
-
-
-@contextmanager
-def announced(folder: Path, addresses: Mapping[str, str | None]) -> Iterator[None]:
-    """Keep `up.json` in the folder for a block; only its owner may read it."""
-    path, new = folder / UP, folder / f"{UP}.new"
-    new.unlink(missing_ok=True)
-    new.touch(mode=0o600)
-    new.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
-    new.replace(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)

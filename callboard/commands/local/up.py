@@ -16,7 +16,7 @@ from callboard.commands.services import ends_on_sigterm, wait_for_the_end
 app = typer.Typer()
 
 FOLDER = Path(".callboard")
-#: Worker processes, if nobody says how many.
+#: The default number of worker processes.
 PROCESSES = min(os.cpu_count() or 1, 4)
 
 Processes = Annotated[

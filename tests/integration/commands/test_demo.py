@@ -1,4 +1,4 @@
-"""`callboard demo`: one job over real files, told truthfully, and nothing left of it."""
+"""`callboard demo` runs one job over real files, reports it truthfully, and leaves nothing behind."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ BROKEN = 5
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """A folder of sources, one of them not in order."""
+    """A folder of sources, one of which is broken."""
     folder = tmp_path / "sources"
     (folder / "deeper").mkdir(parents=True)
     for n in range(30):
@@ -39,7 +39,7 @@ def place() -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("broker", ["RabbitMQ", "in-process"])
-def test_demo_tells_what_became_of_each_source(
+def test_demo_counts_each_source_by_its_outcome(
     tmp_path: Path, sources: Path, place: dict[str, str], broker: str
 ) -> None:
     options = ["--in-process"] if broker == "in-process" else []
@@ -59,7 +59,7 @@ def test_demo_tells_what_became_of_each_source(
     assert summary["web_url"] in done.stderr
 
 
-def test_demo_prints_a_summary_and_is_kept_until_it_is_ended(
+def test_demo_prints_a_summary_and_with_keep_runs_until_it_is_ended(
     tmp_path: Path, sources: Path, place: dict[str, str]
 ) -> None:
     options = ["--path", str(sources), "--in-process", "--keep"]
@@ -77,7 +77,7 @@ def test_demo_prints_a_summary_and_is_kept_until_it_is_ended(
 @pytest.mark.parametrize(
     ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, ["--in-process"])]
 )
-def test_demo_that_is_broken_off_leaves_nothing(
+def test_an_interrupted_demo_leaves_nothing(
     tmp_path: Path, place: dict[str, str], number: signal.Signals, options: list[str]
 ) -> None:
     with running(tmp_path, "demo", *options, env=place, until=" running ") as process:
@@ -87,11 +87,11 @@ def test_demo_that_is_broken_off_leaves_nothing(
         assert "Traceback" not in process.log.read_text()
 
 
-def test_demo_of_no_folder_is_wrong_use(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_wrong_usage(tmp_path: Path) -> None:
     assert "does not exist" in fault(tmp_path, "demo", "--path", "nowhere", code=2)
 
 
-def test_standard_library_is_taken_without_what_others_installed() -> None:
+def test_the_standard_library_is_measured_without_installed_packages() -> None:
     found = [Path(path) for path in demo.python_sources(demo.standard_library())]
     assert demo.standard_library().resolve() / "ast.py" in found
     assert not [path for path in found if {"site-packages", "dist-packages"} & set(path.parts)]

@@ -1,4 +1,4 @@
-"""The commands that look and operate: what they print, and how they end."""
+"""Commands that show and operate: their output and their exit codes."""
 
 import json
 import os
@@ -46,8 +46,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 
 @pytest.fixture
-def look(call: Call, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """The same on this test's database."""
+def on_database(call: Call, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs a command on this test's database."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     return call
 
@@ -58,14 +58,14 @@ def environment(database_url: str) -> dict[str, str]:
 
 
 def document(answer: tuple[int, str, str]) -> Any:
-    """The JSON document of a command that went well."""
+    """The JSON document of a command that succeeded."""
     code, out, err = answer
     assert (code, err) == (0, "")
     return json.loads(out)
 
 
 def line(answer: tuple[int, str, str], code: int = 1) -> str:
-    """The one line of a command that did not."""
+    """The one error line of a command that failed."""
     assert answer[0] == code
     assert answer[2].startswith("callboard: ")
     assert answer[2].count("\n") == 1
@@ -73,71 +73,71 @@ def line(answer: tuple[int, str, str], code: int = 1) -> str:
     return answer[2]
 
 
-def test_status_tells_a_job_in_words_and_in_json(look: Call, conn: Conn) -> None:
+def test_status_prints_a_job_in_words_and_in_json(on_database: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    found = document(look("status", job, "--json"))
+    found = document(on_database("status", job, "--json"))
     assert {state: found[state] for state in ITEM_STATES} == MIXED
-    code, out, _ = look("status", job)
+    code, out, _ = on_database("status", job)
     assert code == 0
     assert "20 pending · 44 queued · 3 running · 3 retrying · 20 succeeded · 5 failed · 5 skipped" in out
     assert "30.0 % of 100" in out
 
 
-def test_jobs_are_listed_in_pages(look: Call, conn: Conn) -> None:
+def test_jobs_are_listed_in_pages(on_database: Call, conn: Conn) -> None:
     older, newer = make_job(conn, 1, name="older"), make_job(conn, 1, name="newer")
-    page = document(look("jobs", "--limit", 1, "--json"))
+    page = document(on_database("jobs", "--limit", 1, "--json"))
     assert ([job["id"] for job in page["jobs"]], page["next"]) == ([newer], newer)
-    code, out, _ = look("jobs", "--after", newer)
+    code, out, _ = on_database("jobs", "--after", newer)
     assert code == 0
     assert str(older) in out
     assert "newer" not in out
-    assert look("jobs", "--state", "paused")[1] == "no jobs\n"
+    assert on_database("jobs", "--state", "paused")[1] == "no jobs\n"
 
 
-def test_items_errors_and_workers_are_listed(look: Call, conn: Conn) -> None:
+def test_items_errors_and_workers_are_listed(on_database: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    items = document(look("items", job, "--state", "failed", "--json"))
+    items = document(on_database("items", job, "--state", "failed", "--json"))
     assert [item["item"] for item in items["items"]] == [20, 21, 22, 23, 24]
-    assert "ValueError: not a number" in look("items", job, "--state", "failed")[1]
-    (error,) = document(look("errors", job, "--json"))["errors"]
+    assert "ValueError: not a number" in on_database("items", job, "--state", "failed")[1]
+    (error,) = document(on_database("errors", job, "--json"))["errors"]
     assert (error["type"], error["count"]) == ("ValueError", 8)
-    assert "shop/prices.py:88" in look("errors", job)[1]
-    (worker,) = document(look("workers", "--json"))["workers"]
+    assert "shop/prices.py:88" in on_database("errors", job)[1]
+    (worker,) = document(on_database("workers", "--json"))["workers"]
     assert worker["state"] == "alive"
-    assert "backstage" in look("workers")[1]
+    assert "backstage" in on_database("workers")[1]
 
 
-def test_two_releases_at_once_are_listed_as_such(look: Call, conn: Conn) -> None:
+def test_two_releases_at_once_are_listed_as_such(on_database: Call, conn: Conn) -> None:
     for release in ("2026.11", "2026.12"):
         make_worker(conn, release=release)
-    listed = document(look("workers", "--json"))["workers"]
+    listed = document(on_database("workers", "--json"))["workers"]
     assert [worker["release"] for worker in listed] == ["2026.12", "2026.11"]
-    assert re.search(r"2026\.12.*\n.*2026\.11", look("workers")[1])
+    assert re.search(r"2026\.12.*\n.*2026\.11", on_database("workers")[1])
 
 
-def test_items_tell_how_far_they_are(look: Call, conn: Conn) -> None:
+def test_items_are_listed_with_their_progress(on_database: Call, conn: Conn) -> None:
     job = make_job(conn, 3)
     run(conn, job, [0], progress=(1200.0, 5000.0))
     run(conn, job, [1], progress=(2.5, None))
-    items = document(look("items", job, "--json"))["items"]
+    items = document(on_database("items", job, "--json"))["items"]
     assert [item["progress"] for item in items] == [
         {"done": 1200, "total": 5000},
         {"done": 2.5, "total": None},
         None,
     ]
-    out = look("items", job)[1]
+    out = on_database("items", job)[1]
     assert "1,200 of 5,000" in out
     assert "2.5" in out
 
 
-def test_watch_ends_with_the_job(look: Call, conn: Conn) -> None:
+def test_watch_ends_with_the_job(on_database: Call, conn: Conn) -> None:
     job = make_job(conn, 3)
     record(conn, job, {"succeeded": [0, 1, 2]})
-    code, out, _ = look("watch", job)
+    code, out, _ = on_database("watch", job)
     assert code == 0
     assert "completed" in out
     assert "100 %" in out
-    assert document(look("watch", job, "--json"))["state"] == "completed"
+    assert document(on_database("watch", job, "--json"))["state"] == "completed"
 
 
 def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path: Path) -> None:
@@ -155,33 +155,37 @@ def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path:
         assert watch.kill() == 0
 
 
-def test_verify_ends_with_1_on_any_drift(look: Call, conn: Conn) -> None:
+def test_verify_ends_with_1_on_any_drift(on_database: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    assert look("verify")[:2] == (0, f"no drift: 1 job, {len(CHECKS)} checks each\n")
-    assert document(look("verify", job, "--json"))["drift"] == []
+    assert on_database("verify")[:2] == (0, f"no drift: 1 job, {len(CHECKS)} checks each\n")
+    assert document(on_database("verify", job, "--json"))["drift"] == []
     conn.execute("UPDATE callboard.jobs SET failed = failed + 1 WHERE id = %s", (job,))
-    code, out, _ = look("verify", "--json")
+    code, out, _ = on_database("verify", "--json")
     assert code == 1
     assert [(d["job"], d["check"], d["stored"], d["counted"]) for d in json.loads(out)["drift"]] == [
         (job, "failed", 6, 5)
     ]
-    assert look("verify", job)[0] == 1
+    assert on_database("verify", job)[0] == 1
 
 
 @pytest.mark.parametrize("command", ["status", "watch", "items", "errors", "verify"])
-def test_an_unknown_job_is_one_line(look: Call, command: str) -> None:
-    assert "no job 5" in line(look(command, 5))
+def test_an_unknown_job_is_an_error_of_one_line(on_database: Call, command: str) -> None:
+    assert "no job 5" in line(on_database(command, 5))
 
 
 @pytest.mark.parametrize(
     "arguments", [("status",), ("status", "x"), ("status", "-1"), ("items", "1", "--state", "odd"), ("nope",)]
 )
-def test_a_misuse_is_one_line_and_ends_with_2(look: Call, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_is_an_error_of_one_line_and_exit_code_2(
+    on_database: Call, arguments: tuple[str, ...]
+) -> None:
     known = arguments[0] in ("status", "items")
-    assert f"(see `callboard{f' {arguments[0]}' if known else ''} --help`)" in line(look(*arguments), 2)
+    assert f"(see `callboard{f' {arguments[0]}' if known else ''} --help`)" in line(
+        on_database(*arguments), 2
+    )
 
 
-def test_without_an_address_it_says_so(call: Call) -> None:
+def test_a_missing_address_is_an_error(call: Call) -> None:
     assert "DATABASE_URL is not set and no `callboard up` is running here" in line(call("jobs"))
 
 
@@ -192,7 +196,9 @@ def test_the_address_of_a_running_up_is_used(call: Call, database_url: str, tmp_
     assert document(call("jobs", "--json")) == {"jobs": [], "next": None}
 
 
-def test_a_database_that_is_not_there_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_database_is_an_error_without_the_password(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://anna:hunter2@127.0.0.1:1/shop")
     said = line(call("jobs"))
     assert "127.0.0.1:1/shop" in said
@@ -200,7 +206,7 @@ def test_a_database_that_is_not_there_is_one_line(call: Call, monkeypatch: pytes
     assert "hunter2" not in said
 
 
-def test_an_address_that_is_none_is_not_repeated(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_address_is_not_repeated(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "anna:hunter2@")
     assert "hunter2" not in line(call("jobs"))
 
@@ -214,13 +220,13 @@ def test_migrate_makes_the_schema_and_again_changes_nothing(
     assert call("migrate")[:2] == (0, "the schema is up to date\n")
 
 
-def test_a_schema_that_is_ahead_by_a_breaking_step_is_refused(look: Call, conn: Conn) -> None:
+def test_a_schema_that_is_ahead_by_a_breaking_step_is_refused(on_database: Call, conn: Conn) -> None:
     conn.execute("INSERT INTO callboard.migrations (number, name, breaking) VALUES (9998, 'more', false)")
-    code, _, err = look("jobs")
+    code, _, err = on_database("jobs")
     assert code == 0
     assert "ahead" in err
     conn.execute("INSERT INTO callboard.migrations (number, name, breaking) VALUES (9999, 'other', true)")
-    assert "ahead" in line(look("jobs"))
+    assert "ahead" in line(on_database("jobs"))
 
 
 def test_config_lists_every_setting_without_secrets(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,8 +253,8 @@ def test_config_shows_the_addresses_of_a_running_up(call: Call, tmp_path: Path) 
     )
 
 
-def test_serve_refuses_to_be_open_unless_told(look: Call) -> None:
-    assert "--open-to-everyone" in line(look("serve", "--host", "0.0.0.0"), 2)  # noqa: S104
+def test_serve_refuses_a_public_address_without_a_login(on_database: Call) -> None:
+    assert "--open-to-everyone" in line(on_database("serve", "--host", "0.0.0.0"), 2)  # noqa: S104
 
 
 def test_serve_serves_until_it_is_interrupted(database_url: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`callboard submit`: every line an item, nothing stored of a file with a bad line, each error one line."""
+"""`callboard submit`: each line is an item, a file with a bad line stores nothing, each error is one line."""
 
 import json
 import subprocess
@@ -62,7 +62,7 @@ def test_csv_rows_are_items_by_header(env: Env, tmp_path: Path) -> None:
     assert arguments_of(env, int(done.stdout)) == expected
 
 
-def test_standard_input_and_format(env: Env, tmp_path: Path) -> None:
+def test_items_are_read_from_standard_input_in_the_given_format(env: Env, tmp_path: Path) -> None:
     for arguments in (["-", "--format", "csv"], ["--format", "csv"], ["/dev/stdin", "--format", "csv"]):
         done = run(tmp_path, "submit", ACTOR, *arguments, env=env, given=b"path\nx.py\n")
         assert arguments_of(env, int(done.stdout)) == [([], {"path": "x.py"})]
@@ -113,16 +113,16 @@ def test_options_reach_the_job(env: Env, tmp_path: Path) -> None:
         ("csv", b"a\ncaf\xe9\n", "line 2: not UTF-8"),
     ],
 )
-def test_bad_line_is_named_and_nothing_stored(
+def test_a_bad_line_is_named_and_nothing_is_stored(
     env: Env, tmp_path: Path, form: str, lines: bytes, said: str
 ) -> None:
     line = fault(tmp_path, "submit", ACTOR, "--format", form, env=env, given=lines)
-    assert "nothing is stored, for it has 1 bad line: " in line
+    assert "nothing is stored, since the file has 1 bad line: " in line
     assert said in line
     assert jobs(env) == []
 
 
-def test_skip_bad_leaves_them_out_and_says_which(env: Env, tmp_path: Path) -> None:
+def test_skip_bad_leaves_bad_lines_out_and_names_them(env: Env, tmp_path: Path) -> None:
     lines = b'"a"\n' + b"bad\n" * 12 + b'"b"\n'
     done = run(tmp_path, "submit", ACTOR, "--skip-bad", env=env, given=lines)
     assert arguments_of(env, int(done.stdout)) == [(["a"], {}), (["b"], {})]
@@ -130,7 +130,7 @@ def test_skip_bad_leaves_them_out_and_says_which(env: Env, tmp_path: Path) -> No
     assert done.stderr.endswith(" and 2 more\n")
 
 
-def test_line_without_item_key_is_bad(env: Env, tmp_path: Path) -> None:
+def test_a_line_without_the_item_key_is_bad(env: Env, tmp_path: Path) -> None:
     given = b'{"path": "a"}\n"b"\n{"other": 1}\n'
     line = fault(tmp_path, "submit", ACTOR, "--item-key", "path", env=env, given=given)
     assert "line 2: it has no 'path' for its item key; line 3: " in line
@@ -158,7 +158,9 @@ def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None
         ([], "Missing argument 'ACTOR' (see `callboard submit --help`)", 2),
     ],
 )
-def test_wrong_use_is_one_line(env: Env, tmp_path: Path, arguments: list[str], said: str, code: int) -> None:
+def test_a_refused_submission_is_an_error_of_one_line(
+    env: Env, tmp_path: Path, arguments: list[str], said: str, code: int
+) -> None:
     assert said in fault(tmp_path, "submit", *arguments, env=env, given=b'"a"\n', code=code)
     assert jobs(env) == []
 
@@ -194,7 +196,9 @@ def test_unreachable_database_and_missing_schema(empty_database_url: str, tmp_pa
     assert "callboard migrate" in behind
 
 
-def test_wait_tells_whether_all_went_well(environment: Env, worker: StartWorker, tmp_path: Path) -> None:
+def test_wait_exits_with_0_only_if_every_item_succeeded_or_was_skipped(
+    environment: Env, worker: StartWorker, tmp_path: Path
+) -> None:
     worker("callboard.actors")
     (tmp_path / "good.py").write_text("x = 1\n")
     (tmp_path / "notes.txt").touch()
@@ -218,7 +222,7 @@ print(peak())
 """
 
 
-def test_memory_stays_flat(env: Env, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(env: Env, tmp_path: Path) -> None:
     with (tmp_path / "many.jsonl").open("w") as file:
         file.writelines(f'{{"path": "/some/where/file-{n}.py"}}\n' for n in range(200_000))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`callboard up`: everything runs, what dies comes back, and nothing is left when it ends, however it ends."""
+"""`callboard up` runs everything, restarts what dies, and leaves nothing behind, however it ends."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def children(pid: int, *words: str) -> list[int]:
     return found
 
 
-def test_up_runs_everything_and_starts_again_what_dies(tmp_path: Path) -> None:
+def test_up_runs_everything_and_restarts_killed_processes(tmp_path: Path) -> None:
     with running(tmp_path, "up", "--processes", "2", "--threads", "2", until="Ctrl-C") as up:
         assert stat.S_IMODE((tmp_path / ".callboard" / "up.json").stat().st_mode) == 0o600
         assert works(tmp_path)
@@ -72,7 +72,7 @@ def served(folder: Path) -> bool:
     return True
 
 
-def test_up_keeps_its_data_and_takes_the_broker_in_this_process(tmp_path: Path) -> None:
+def test_up_in_process_keeps_its_data(tmp_path: Path) -> None:
     with running(tmp_path, "up", "--in-process", until="Ctrl-C") as up:
         assert "broker: Dramatiq's in-process one, as asked for" in up.log.read_text()
         assert addresses(tmp_path)["amqp_url"] is None
@@ -87,7 +87,7 @@ def test_up_keeps_its_data_and_takes_the_broker_in_this_process(tmp_path: Path) 
         assert run(tmp_path, "verify").returncode == 0
 
 
-def test_up_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+def test_a_killed_up_leaves_no_process(tmp_path: Path) -> None:
     with running(tmp_path, "up", until="Ctrl-C") as up:
         os.kill(up.pid, signal.SIGKILL)
         assert wait_until(lambda: not left(tmp_path), 60), left(tmp_path)
@@ -95,7 +95,7 @@ def test_up_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         assert works(tmp_path)
 
 
-def test_up_takes_what_the_environment_names(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_up_uses_the_services_that_the_environment_names(tmp_path: Path, environment: dict[str, str]) -> None:
     with running(tmp_path, "up", env=environment, until="Ctrl-C"):
         assert addresses(tmp_path)["amqp_url"] == environment["AMQP_URL"]
         assert works(tmp_path)
@@ -112,14 +112,16 @@ def test_up_takes_what_the_environment_names(tmp_path: Path, environment: dict[s
         ({"CALLBOARD_ACTORS": "nomodule"}, "CALLBOARD_ACTORS names 'nomodule', which can't be imported"),
     ],
 )
-def test_up_that_cannot_start_says_why_in_one_line(tmp_path: Path, env: Mapping[str, str], said: str) -> None:
+def test_an_up_that_cannot_start_is_an_error_of_one_line(
+    tmp_path: Path, env: Mapping[str, str], said: str
+) -> None:
     line = fault(tmp_path, "up", env=env)
     assert said in line
     assert "secret" not in line
     assert wait_until(lambda: not left(tmp_path), 60), left(tmp_path)
 
 
-def test_up_without_rabbitmq_says_what_it_takes_instead(
+def test_up_without_rabbitmq_says_that_it_uses_the_in_process_broker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("callboard.commands.local.stack.installed", lambda: False)
@@ -132,7 +134,7 @@ def test_up_without_rabbitmq_says_what_it_takes_instead(
     assert "RabbitMQ isn't installed here and AMQP_URL isn't set" in capsys.readouterr().err
 
 
-def test_sweep_publishes_what_waits_and_ends_in_order(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_sweep_publishes_waiting_items_and_ends_in_order(tmp_path: Path, environment: dict[str, str]) -> None:
     database = {"DATABASE_URL": environment["DATABASE_URL"]}
     job = run(tmp_path, "submit", ACTOR, env=database, given=b'"a.py"\n"b.py"\n').stdout.strip()
     with running(tmp_path, "sweep", env=environment, until="sweeping") as sweep:

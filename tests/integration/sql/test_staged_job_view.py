@@ -256,7 +256,7 @@ def test_the_commands_tell_of_stages(call: Call, conn: Conn) -> None:
     for arguments in ((), ("--stage", 2)):
         code, out, err = call("items", parent, *arguments)
         assert (code, out) == (2, "")
-        assert err.endswith(f"job {parent} has stages: say --stage 0 (fetch), 1 (sum up)\n")
+        assert err.endswith(f"job {parent} has stages: use --stage 0 (fetch), 1 (sum up)\n")
     assert call("items", first, "--stage", 0)[0] == 2
     assert call("errors", parent)[1].splitlines()[0].startswith("stage")
     assert "sum up" not in call("jobs")[1]

@@ -1,4 +1,4 @@
-"""The HTTP API on a real database: shapes, statuses, prefixes, and what it says when something is down."""
+"""The HTTP API on a real database: fields, statuses, prefixes, and answers while something is down."""
 
 import asyncio
 import socket
@@ -42,7 +42,7 @@ def app(database_url: str) -> Starlette:
 
 
 def problem(answer: httpx.Response, status: int) -> str:
-    """What a problem says, after a look at its form."""
+    """The detail of a problem, whose form is checked."""
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     body = answer.json()
@@ -62,7 +62,7 @@ def test_a_job_has_the_fields_of_the_contract(conn: Conn, app: Starlette) -> Non
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_lists_say_where_they_go_on(conn: Conn, app: Starlette) -> None:
+def test_a_page_names_the_start_of_the_next(conn: Conn, app: Starlette) -> None:
     job = make_mixed_job(conn)
     make_job(conn, 1)
     jobs, items, errors, workers = get(
@@ -85,7 +85,7 @@ def test_an_item_comes_with_its_attempts(conn: Conn, app: Starlette) -> None:
     assert [attempt["type"] for attempt in answer.json()["attempts"]] == ["ValueError"]
 
 
-def test_a_result_that_json_only_just_allows_is_answered(conn: Conn, app: Starlette) -> None:
+def test_a_result_that_strict_json_can_not_say_is_answered_as_text(conn: Conn, app: Starlette) -> None:
     job = make_job(conn, 3)
     record(conn, job, {"succeeded": [0]}, result='"\\ud800"')
     record(conn, job, {"succeeded": [1]}, result="NaN")
@@ -105,7 +105,7 @@ def test_a_result_that_json_only_just_allows_is_answered(conn: Conn, app: Starle
         "/static/nothing.js",
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_a_404(app: Starlette, path: str) -> None:
+def test_a_missing_thing_is_a_404(app: Starlette, path: str) -> None:
     problem(get(app, path)[0], 404)
 
 
@@ -121,7 +121,7 @@ def test_a_bad_parameter_is_a_400_that_names_it(app: Starlette, query: str, name
     assert problem(get(app, f"/api/jobs?{query}")[0], 400).startswith(names)
 
 
-def test_another_method_is_a_405_that_says_which_are_served(app: Starlette) -> None:
+def test_another_method_is_a_405_with_the_allowed_ones(app: Starlette) -> None:
     async def post() -> httpx.Response:
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url="http://test"
@@ -133,7 +133,7 @@ def test_another_method_is_a_405_that_says_which_are_served(app: Starlette) -> N
     assert answer.headers["allow"] in {"GET, HEAD", "HEAD, GET"}
 
 
-def test_it_works_under_any_prefix_without_its_lifespan(conn: Conn, app: Starlette) -> None:
+def test_the_app_works_under_any_prefix_without_its_lifespan(conn: Conn, app: Starlette) -> None:
     job = make_mixed_job(conn)
     outer = Starlette(routes=[Mount("/some/where", app)])
     paths = [
@@ -146,17 +146,17 @@ def test_it_works_under_any_prefix_without_its_lifespan(conn: Conn, app: Starlet
     assert 'src="../static/job.js"' in answers[1].text
 
 
-def test_it_works_in_one_event_loop_after_another(conn: Conn, app: Starlette) -> None:
+def test_the_app_works_in_one_event_loop_after_another(conn: Conn, app: Starlette) -> None:
     for _ in range(2):
         assert get(app, "/api/jobs", lifespan=False)[0].status_code == 200
 
 
-def test_its_event_loop_ends_while_there_is_no_database() -> None:
+def test_the_event_loop_ends_while_the_database_is_away() -> None:
     (answer,) = get(create_app(url="postgresql://127.0.0.1:1/none"), "/api/jobs", lifespan=False)
     assert "PostgreSQL" in problem(answer, 503)
 
 
-def test_many_at_once_share_few_connections(conn: Conn, app: Starlette) -> None:
+def test_many_requests_share_few_connections(conn: Conn, app: Starlette) -> None:
     job = make_mixed_job(conn)
     answers = get(app, *[f"/api/jobs/{job}"] * 200)
     assert {answer.status_code for answer in answers} == {200}
@@ -184,7 +184,9 @@ def only_anna_in_a_thread(request: Request) -> str | None:
 
 
 @pytest.mark.parametrize("authenticate", [only_anna, only_anna_in_a_thread, partial(only_anna)])
-def test_who_is_not_let_in_gets_a_401_and_probes_are_let_in(database_url: str, authenticate: Any) -> None:
+def test_a_request_without_a_login_is_a_401_and_probes_need_none(
+    database_url: str, authenticate: Any
+) -> None:
     app = create_app(url=database_url, authenticate=authenticate)
     outer = Starlette(routes=[Mount("/in", app)])
     for one, prefix in ((app, ""), (outer, "/in")):
@@ -197,7 +199,7 @@ def test_who_is_not_let_in_gets_a_401_and_probes_are_let_in(database_url: str, a
         assert let_in.status_code == 200
 
 
-def test_a_page_of_another_name_can_not_read_it(database_url: str) -> None:
+def test_an_unknown_host_name_is_a_421(database_url: str) -> None:
     app = create_app(url=database_url, hosts=["localhost", "[::1]"])
     for host, status in (
         ("localhost:8000", 200),
@@ -208,7 +210,7 @@ def test_a_page_of_another_name_can_not_read_it(database_url: str) -> None:
         assert get(app, "/api/jobs", headers={"Host": host})[0].status_code == status
 
 
-def test_an_error_of_ours_is_told_without_its_traceback(database_url: str) -> None:
+def test_a_bug_is_a_500_without_its_traceback(database_url: str) -> None:
     def broken(request: Request) -> None:
         raise RuntimeError("secret")
 
@@ -216,7 +218,7 @@ def test_an_error_of_ours_is_told_without_its_traceback(database_url: str) -> No
     assert "secret" not in detail
 
 
-def test_it_is_ready_when_database_and_broker_answer(
+def test_readyz_is_ready_when_database_and_broker_answer(
     app: Starlette, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMQP_URL", f"amqp://127.0.0.1:1;{amqp_url}")
@@ -224,7 +226,7 @@ def test_it_is_ready_when_database_and_broker_answer(
     assert answer.json() == {"status": "ready", "checks": {"database": "ok", "broker": "ok"}}
 
 
-def test_it_is_not_ready_without_a_broker(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readyz_is_a_503_without_a_broker(app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AMQP_URL", f"amqp://anna:hunter2@127.0.0.1:{silent.getsockname()[1]}")
         (answer,) = get(app, "/readyz")
@@ -233,7 +235,7 @@ def test_it_is_not_ready_without_a_broker(app: Starlette, monkeypatch: pytest.Mo
     assert answer.json()["checks"]["database"] == "ok"
 
 
-def test_it_is_not_ready_on_a_database_without_the_schema(
+def test_readyz_is_a_503_on_a_database_without_the_schema(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AMQP_URL", raising=False)
@@ -242,7 +244,7 @@ def test_it_is_not_ready_on_a_database_without_the_schema(
     assert "callboard migrate" in problem(jobs, 503)
 
 
-def test_nobody_said_where_the_database_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_database_url_is_a_503(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)
     jobs, ready, health = get(create_app(), "/api/jobs", "/readyz", "/healthz")

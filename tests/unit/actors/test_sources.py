@@ -1,4 +1,4 @@
-"""The figures of a Python source are right, and whatever is none has a clear outcome."""
+"""The figures of a Python source are right; any other file is skipped or fails."""
 
 import io
 import os
@@ -40,7 +40,7 @@ PIECES = (
 
 @pytest.fixture(scope="module")
 def sources() -> Iterator[Any]:
-    """The module; importing it tracks a broker, which no other test shall find."""
+    """The module. Importing it makes a tracked broker the global one, which is undone afterwards."""
     kept = dramatiq.broker.global_broker
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
@@ -54,13 +54,13 @@ def measured(sources: Any, text: str) -> dict[str, Any]:
     return found
 
 
-def test_empty_source_has_figures_too(sources: Any) -> None:
+def test_an_empty_source_has_figures(sources: Any) -> None:
     figures = measured(sources, "")
     assert (figures["lines"], figures["functions"], figures["complexity"]) == (0, 0, 1)
     assert figures["highest"] is None
 
 
-def test_each_decision_counts_where_it_is_made(sources: Any) -> None:
+def test_a_decision_counts_for_the_function_it_is_in(sources: Any) -> None:
     figures = measured(
         sources,
         "import os.path\nfrom . import near\nfrom ..up import it\n"
@@ -95,7 +95,9 @@ def test_depth_is_that_of_blocks(sources: Any, text: str, depth: int) -> None:
 
 
 @given(pieces=st.lists(st.sampled_from(PIECES)), newline=st.sampled_from(["\n", "\r\n"]), end=st.booleans())
-def test_lines_are_those_of_the_tokenizer(sources: Any, pieces: list[str], newline: str, end: bool) -> None:
+def test_lines_are_counted_as_the_tokenizer_counts_them(
+    sources: Any, pieces: list[str], newline: str, end: bool
+) -> None:
     text = "\n".join(pieces) + "\n" * end
     found = sources.measure(text.replace("\n", newline).encode(), "some.py")
     assert {name: found[name] for name in ("lines", "code", "comments", "blank")} == counted(text)
@@ -135,7 +137,7 @@ def test_shipped_broken_sources_are_labelled_and_fail(sources: Any) -> None:
     assert errors == {SyntaxError, IndentationError, UnicodeDecodeError}
 
 
-def test_declared_encoding_is_heeded(sources: Any) -> None:
+def test_the_declared_encoding_is_used(sources: Any) -> None:
     assert sources.measure("# coding: latin-1\ncafé = 1\n".encode("latin-1"), "some.py")["code"] == 1
     with pytest.raises(SyntaxError, match="unknown encoding"):
         sources.measure(b"# coding: nonsense\n", "some.py")
@@ -148,7 +150,7 @@ def test_binary_data_fails_and_names_the_file(sources: Any) -> None:
         measured(sources, "x = = 1")
 
 
-def test_what_is_no_python_source_is_skipped(sources: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_python_source_is_skipped(sources: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "folder.py").mkdir()
     os.mkfifo(tmp_path / "pipe.py")
@@ -157,15 +159,15 @@ def test_what_is_no_python_source_is_skipped(sources: Any, tmp_path: Path) -> No
             sources.read(tmp_path / name)
 
 
-def test_too_large_a_source_is_skipped(sources: Any, tmp_path: Path) -> None:
+def test_a_source_that_is_too_large_is_skipped(sources: Any, tmp_path: Path) -> None:
     source = tmp_path / "large.py"
     with source.open("wb") as file:
-        file.truncate(sources.LARGEST + 1)
+        file.truncate(sources.LARGEST_BYTES + 1)
     with pytest.raises(callboard.Skip, match="bytes, and"):
         sources.read(source)
 
 
-def test_vanished_source_fails(sources: Any, tmp_path: Path) -> None:
+def test_a_missing_source_fails(sources: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sources.read(tmp_path / "gone.py")
 
@@ -184,9 +186,7 @@ def test_module_that_cannot_be_imported_is_named(sources: Any) -> None:
         actors.load("json,no_such_module")
 
 
-def test_a_module_that_is_put_into_the_folder_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_in_the_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     actors = import_module("callboard.actors")
     (tmp_path / "letters.py").write_text("FOUND = True\n", encoding="utf-8")
     (tmp_path / "wrong.py").write_text("1 / 0\n", encoding="utf-8")

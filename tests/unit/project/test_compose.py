@@ -34,24 +34,24 @@ KNOWN = {
 }
 
 
-def test_has_every_part() -> None:
+def test_every_service_is_there() -> None:
     assert SERVICES.keys() == {"postgres", "rabbitmq", "migrate", "workers", "web"}
     assert SERVICES["postgres"]["image"] == "postgres:18"
     assert re.fullmatch(r"rabbitmq:4(\.\d+)*-management", SERVICES["rabbitmq"]["image"])
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_uses_known_keys(name: str) -> None:
+def test_a_service_has_known_keys_alone(name: str) -> None:
     assert SERVICES[name].keys() <= KNOWN
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"migrate"}))
-def test_lives_on(name: str) -> None:
+def test_a_service_is_restarted_and_has_a_health_check(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
     assert SERVICES[name]["healthcheck"].keys() >= {"test", "interval", "timeout", "retries", "start_period"}
 
 
-def test_waits_for_what_it_needs() -> None:
+def test_a_service_waits_for_the_ones_it_needs() -> None:
     for service in SERVICES.values():
         for name, need in service.get("depends_on", {}).items():
             done = "service_completed_successfully" if name == "migrate" else "service_healthy"
@@ -60,12 +60,12 @@ def test_waits_for_what_it_needs() -> None:
     assert all("migrate" in SERVICES[name]["depends_on"] for name in ("workers", "web"))
 
 
-def test_publishes_on_loopback_alone() -> None:
+def test_ports_are_published_on_loopback_alone() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_takes_no_default_password() -> None:
+def test_no_password_has_a_default() -> None:
     passwords = re.findall(r"\$\{(\w*PASSWORD)([^}]*)\}", TEXT)
     assert {name for name, _ in passwords} == {"POSTGRES_PASSWORD", "RABBITMQ_PASSWORD"}
     assert all(rest.startswith(":?") for _, rest in passwords)
@@ -77,7 +77,7 @@ def test_workers_get_the_secret_that_they_sign_with() -> None:
     assert given.items() > SERVICES["migrate"]["environment"].items()
 
 
-def test_keeps_data_in_named_volumes() -> None:
+def test_data_is_in_named_volumes() -> None:
     assert SERVICES["postgres"]["volumes"] == ["postgres:/var/lib/postgresql"]
     assert SERVICES["rabbitmq"]["volumes"] == ["rabbitmq:/var/lib/rabbitmq"]
     assert COMPOSE["volumes"].keys() == {"postgres", "rabbitmq"}

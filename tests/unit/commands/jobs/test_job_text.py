@@ -1,4 +1,4 @@
-"""What a job looks like in a terminal."""
+"""A job as terminal text."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def job(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_bar_stands_on_a_line_of_its_own(terminal: bool) -> None:
+def test_the_bar_has_a_line_of_its_own(terminal: bool) -> None:
     console = Console(width=80, force_terminal=terminal, color_system=None)
     with console.capture() as captured:
         console.print(job_text.lines(job(succeeded=2, queued=2)))
@@ -37,7 +37,7 @@ def test_the_bar_stands_on_a_line_of_its_own(terminal: bool) -> None:
     assert counts == "2 queued · 2 succeeded"
 
 
-def test_what_is_over_has_no_step_and_one_retry_is_one() -> None:
+def test_a_finished_job_has_no_step_and_one_retry_is_singular() -> None:
     console = Console(width=120, color_system=None)
     with console.capture() as captured:
         console.print(job_text.lines(job(step="counting", retries=1, crashes=2)))
@@ -48,14 +48,14 @@ def test_what_is_over_has_no_step_and_one_retry_is_one() -> None:
     assert told.count("step: counting") == 1
 
 
-def test_what_it_may_do_at_most_is_told_in_the_words_by_which_it_is_said() -> None:
+def test_limits_have_the_names_of_the_options() -> None:
     console = Console(width=120, color_system=None)
     with console.capture() as captured:
         console.print(job_text.lines(job(limits={"concurrency": 5, "rate": "10/s"})))
     assert captured.get().splitlines()[-1] == "limits: concurrency 5, rate 10/s"
 
 
-def test_what_hangs_is_named_with_its_line() -> None:
+def test_a_hung_item_is_named_with_its_line_of_code() -> None:
     console = Console(width=120, color_system=None)
     one = {"item": 3, "seconds": 93, "worker": 12, "place": "shop/prices.py:88 in fetch"}
     with console.capture() as captured:

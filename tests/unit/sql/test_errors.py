@@ -1,4 +1,4 @@
-"""What an error of the database means."""
+"""An error of the database is read as a lost connection, or as something else."""
 
 import psycopg
 import pytest
@@ -19,5 +19,5 @@ from callboard.sql.errors import is_connection_lost
         (psycopg.DataError("a NUL"), False),
     ],
 )
-def test_a_connection_was_lost_or_something_else(error: Exception, lost: bool) -> None:
+def test_a_lost_connection_is_told_from_other_errors(error: Exception, lost: bool) -> None:
     assert is_connection_lost(error) is lost
