@@ -70,7 +70,11 @@ class Runtime:
         self.consumers = Consumers()
         self.in_flight = InFlight(self.process, self.consumers)
         self.journal = self.in_flight.journal = Journal(
-            self.process, self.in_flight, SendStore(self.process).store, self._wake_publisher, self._give_up
+            self.process,
+            self.in_flight,
+            SendStore(self.process).store,
+            self._wake_publisher,
+            self._exit_broken,
         )
         self.submissions = SubmissionLease(self.process)
         self._stage_maker = StageMaker(self.process, self.publish_job)
@@ -101,10 +105,10 @@ class Runtime:
         if self.process.publishes:
             self.publisher.publish_job(job)
 
-    def postpone(self, mark: Stamp, actor: str) -> bool:
-        """Have a message wait for a worker that has its actor; False when no worker ever had it. Raises Stopping."""
+    def postpone(self, stamp: Stamp, actor: str) -> bool:
+        """Requeue a message for a worker that has its actor; return False if no worker ever had it. Raises Stopping."""
         return self.process.retry_write(
-            lambda conn: claims.postpone(conn, mark.job, mark.item, mark.attempt, actor)
+            lambda conn: claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, actor)
         )
 
     def _publish(self, out: Outgoing) -> None:
@@ -118,7 +122,7 @@ class Runtime:
     # The worker ------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Wait for the database, and compare its schema; SystemExit, with a line that says why, when it can't work."""
+        """Wait for the database and compare its schema; a line in the log and SystemExit when this can't work."""
         if warning := self._at_boot(self._compare):
             log.warning(warning)
 
@@ -126,15 +130,15 @@ class Runtime:
         with connect(self.url) as conn:
             return migrate.check(conn)
 
-    def _at_boot(self, ask: Callable[[], T]) -> T:
-        """What a starting worker asks of a database that may come only now, or go again just then.
+    def _at_boot(self, query: Callable[[], T]) -> T:
+        """Run a query of a starting worker, whose database may start later, or restart.
 
-        SystemExit when it can't work, since an ordinary exception in this hook would only be logged.
+        SystemExit when this can't work: Dramatiq would only log an ordinary exception of this hook.
         """
         deadline = time.monotonic() + BOOT_SECONDS
         while True:
             try:
-                return ask()
+                return query()
             except migrate.SchemaError as error:
                 log.critical("%s", error)
                 sys.exit(1)
@@ -154,12 +158,12 @@ class Runtime:
             self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble, self._stage_maker.make_due
         )  # fmt: skip
         self._at_boot(partial(self._heartbeat.start, actors))
-        self.tend()
+        self.maintain()
         self.journal.watch()
 
-    def tend(self) -> None:
-        """Publish what is due, deliver callbacks, and sweep: what a worker does beside its work, and `callboard sweep`
-        alone.
+    def maintain(self) -> None:
+        """Publish what is due, deliver callbacks, and sweep, in threads: what a worker does beside its items, and
+        `callboard sweep` alone.
         """
         self.publisher.start()
         self._sweep = Sweep(self.process, self.make_transport)
@@ -167,22 +171,36 @@ class Runtime:
         self._callbacks = CallbackDispatcher(self.process)
         self._callbacks.start()
 
+    def _trouble(self) -> str | None:
+        """Why the process can't reach its broker, or None."""
+        return self.publisher.trouble or self.consumers.why_cut_off()
+
+    def _exit_broken(self, error: BaseException) -> None:
+        if self._worker is not None and not self._broken:
+            self._broken = True
+            log.critical(
+                "this worker takes no more messages and ends, since it can't record outcomes: %r", error
+            )
+            exit_process(self._worker)
+
     def end(self) -> None:
-        """The worker process ends; raises SystemExit when it could not do its work."""
+        """Close the parts of a worker process; SystemExit when it ends because it can't record outcomes."""
         broken = self._broken
         self.close()
         if broken and is_dramatiq_command():
             sys.exit(1)
 
     def close(self) -> None:
-        """Write what there is, give back every claim, say goodbye."""
+        """Write and publish what is left, end all threads, and give back what the process has claimed."""
         process = self.process
         process.stopping = True
         self.submissions.stop()
         if self._sweep:
             self._sweep.stop(process.time_left())
         if not self.journal.close(process.time_left()):
-            log.warning("%d outcomes could not be written; their messages come again", self.journal.pending)
+            log.warning(
+                "%d outcomes could not be written; their messages are delivered again", self.journal.pending
+            )
         if self._publisher:
             self._publisher.close(process.time_left())
         self._stage_maker.close(process.time_left() / 4)
@@ -192,14 +210,3 @@ class Runtime:
             self._callbacks.close(process.time_left())
         process.close()
         self._build()
-
-    def _give_up(self, error: BaseException) -> None:
-        if self._worker is not None and not self._broken:
-            self._broken = True
-            log.critical(
-                "this worker takes no more messages and ends, since it can't record outcomes: %r", error
-            )
-            exit_process(self._worker)
-
-    def _trouble(self) -> str | None:
-        return self.publisher.trouble or self.consumers.why_cut_off()

@@ -1,7 +1,7 @@
-"""The hooks: they note how each attempt starts and ends, and leave the writing to the journal.
+"""The hooks: they see how each attempt starts and ends, decide its outcome, and give it to the journal.
 
-`Tracking` stands first in the broker's list, so it sees what all others decided; `Returned` stands last, so it knows
-that the actor returned before anything else can go wrong.
+`Tracking` stands first in the broker's list of middleware: its `after` hooks run last, when all others have decided.
+`Returned` stands last: its `after` hooks run first, before another hook can fail.
 """
 
 import logging
@@ -14,7 +14,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware, Retries, SkipMessage
 
-from callboard.middleware.attempts.outcome import Ending, decide
+from callboard.middleware.attempts.outcome import decide
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.stamp import Stamp
@@ -24,152 +24,138 @@ from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
 
 log = logging.getLogger("callboard.tracking")
-_sparing = ThrottleFilter(disconnected)
+_throttle = ThrottleFilter(disconnected)
 
 
 class Discard(SkipMessage):
-    """The message is a copy that must not run; it goes away and its item stays as it is."""
+    """The message must not run; its item stays as it is."""
 
 
 class Tracking(Middleware):
-    """Records every message's start, success, failure and retry. The state of messages is in `runtime`."""
+    """Records the start, the success, the failure and the retry of every message."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self._side_thread = SideThread("rejected")
 
-    # Before ----------------------------------------------------------------------------------------------------------
+    # One message -----------------------------------------------------------------------------------------------------
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """Take the attempt in hand; raises Discard for a message that must not run."""
+        """Begin the attempt that the message carries; raises Discard when it must not run."""
         delivery: Delivery = message.delivery
-        delivery.judged = True
+        delivery.seen = True
         delivery.attempt = self.runtime.in_flight.admit(message)
         if delivery.attempt is None:
-            raise Discard("a copy of a message that is done, in hand elsewhere, or will come again")
+            raise Discard("its item is done, runs elsewhere, or its message is delivered again")
         current_attempt.set(delivery.attempt)
-
-    # After -----------------------------------------------------------------------------------------------------------
 
     def after_process_message(
         self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None,
         exception: BaseException | None = None,
     ) -> None:  # fmt: skip
-        """The attempt ended; the other hooks have decided what becomes of the message."""
-        attempt = _in_hand(message)
-        if attempt is not None:
-            self._end(broker, message, attempt, exception=exception)
+        """End the attempt."""
+        self._end(broker, message, exception=exception)
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """The actor raised Skip, or a middleware dropped the message (its age limit)."""
-        attempt = _in_hand(message)
-        if attempt is not None:
-            # Dramatiq calls this from its handler of the SkipMessage.
-            self._end(broker, message, attempt, skip=str(sys.exc_info()[1] or ""))
+        """End the attempt: the actor raised Skip, or a middleware dropped the message (its age limit)."""
+        # Dramatiq calls this from its handler of the SkipMessage.
+        self._end(broker, message, skip=str(sys.exc_info()[1] or ""))
 
     def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """An interrupt that struck in another hook kept the end from being noted: it is noted now."""
-        attempt = _in_hand(message)
-        if attempt is not None:
-            self._end(
-                broker, message, attempt, exception=sys.exc_info()[1] or RuntimeError("a hook broke off")
-            )
+        """End the attempt if an interrupt in another hook kept `after_process_message` from it."""
+        self._end(broker, message, exception=sys.exc_info()[1] or RuntimeError("a hook broke off"))
 
     def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """A message that Dramatiq rejects unseen, for want of its actor, waits for a worker of another release that has
-        it; when there never was one, it takes its item with it.
+        """Dramatiq nacks a message whose actor is missing before any other hook runs. Requeue it for a worker that has
+        the actor; fail the item if no worker ever had it.
 
-        This is the consumer's thread, which must not wait for the database or for the item's turn.
+        Runs in the consumer's thread, which must not block.
         """
         delivery: Delivery = message.delivery
-        if not delivery.judged and delivery.stamp:
+        if not delivery.seen and delivery.stamp:
             delivery.aside = True
             self._side_thread.run(partial(self._reject, broker, message, delivery, delivery.stamp))
 
-    def _reject(self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, own: Stamp) -> None:
-        message.failed = False  # a copy that must not run goes, like any other
-        if self._postponed(message, delivery, own):
-            return
-        delivery.attempt = self.runtime.in_flight.admit(message)
+    def _reject(
+        self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, stamp: Stamp
+    ) -> None:
+        message.failed = False  # a copy that must not run is acknowledged, like any other
+        try:
+            postponed = self.runtime.postpone(stamp, message.actor_name)
+        except Stopping:
+            return  # never acknowledged, it is delivered again
+        if not postponed:
+            delivery.attempt = self.runtime.in_flight.admit(message)
         if delivery.attempt is not None:
             message.fail()
-            self._end(broker, message, delivery.attempt, exception=ActorNotFound(message.actor_name))
+            self._end(broker, message, exception=ActorNotFound(message.actor_name))
         elif not delivery.deferred:
             release([(delivery, message.failed)])
 
-    def _postponed(self, message: MessageProxy, delivery: Delivery, own: Stamp) -> bool:
-        try:
-            postponed = self.runtime.postpone(own, message.actor_name)
-        except Stopping:
-            return True  # unacknowledged, so it comes again
-        if postponed:
-            release([(delivery, False)])
-        return postponed
-
     def _end(
-        self, broker: dramatiq.Broker, message: MessageProxy, attempt: Attempt, *,
-        exception: BaseException | None = None, skip: str | None = None,
+        self, broker: dramatiq.Broker, message: MessageProxy, *, exception: BaseException | None = None,
+        skip: str | None = None,
     ) -> None:  # fmt: skip
+        """End the message's attempt, if it has one that has not ended, and set whether the message has failed."""
+        attempt: Attempt | None = message.delivery.attempt
+        if attempt is None:
+            return
         current_attempt.set(None)
         outcome = decide(
-            Ending(
-                returned=attempt.returned,
-                result=attempt.result,
-                skip=skip,
-                exception=exception,
-                failed=message.failed,
-                retry=attempt.retry,
-                retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
-            )
-        )
+            returned=attempt.returned, result=attempt.result, skip=skip, exception=exception, failed=message.failed,
+            retry=attempt.retry,
+            has_retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
+        )  # fmt: skip
         message.failed = self.runtime.in_flight.finish(attempt, outcome)
+        message.delivery.attempt = None
 
     # The process -----------------------------------------------------------------------------------------------------
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        """Stand at the right places, refuse a database that doesn't fit, be known as a worker from now on."""
+        """Check the middleware's order and the database, and register the process as a worker."""
         place(broker, self)
         self.runtime.check()
-        # Not after the boot: the consumers that start in between ask how many threads there are.
-        self.runtime.open(worker, _actors(broker, worker.consumer_whitelist))
+        # Not after the boot: the consumers start in between, and need to know the number of threads.
+        actors = {a.actor_name: a.queue_name for a in broker.actors.values()}
+        only = worker.consumer_whitelist
+        self.runtime.open(worker, {a: queue for a, queue in actors.items() if not only or queue in only})
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
-        """An outage of the broker is one event, not a line for each queue every three seconds."""
-        if _sparing not in thread.logger.filters:
-            thread.logger.addFilter(_sparing)
+        """Log an outage of the broker now and then, not for each queue every three seconds."""
+        if _throttle not in thread.logger.filters:
+            thread.logger.addFilter(_throttle)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        """From now on nobody waits for a database that is away."""
+        """From now on no thread waits for a database that is away."""
         self.runtime.process.stopping = True
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        """Write what there is and say goodbye."""
+        """Write what is left and close."""
         self.runtime.end()
 
 
 class Returned(Middleware):
-    """Notes, before any other hook runs, that the actor returned, and what."""
+    """Notes that the actor returned, and its result, before any other hook runs."""
 
     def after_process_message(
         self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None,
         exception: BaseException | None = None,
     ) -> None:  # fmt: skip
-        """A success that a time limit strikes in a later hook stays a success."""
-        attempt = _in_hand(message)
+        """Note a success, which stays one when a time limit strikes in a later hook."""
+        attempt: Attempt | None = message.delivery.attempt
         if attempt is not None and not attempt.hooks:
             attempt.hooks = True
             if exception is None and not message.failed:
                 attempt.returned, attempt.result = True, result
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """What comes from here on is not the actor's."""
-        attempt = _in_hand(message)
-        if attempt is not None:
-            attempt.hooks = True
+        """Note that the actor is done: hooks send what is sent from now on."""
+        if message.delivery.attempt is not None:
+            message.delivery.attempt.hooks = True
 
 
 def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
-    """Put Tracking first and Returned last; other middleware may have been added since."""
+    """Put Tracking first and Returned last in the broker's list, also after other middleware was added."""
     last = next((m for m in broker.middleware if isinstance(m, Returned)), None) or Returned()
     others = [m for m in broker.middleware if not isinstance(m, Tracking | Returned)]
     broker.middleware[:] = [tracking, *others, last]
@@ -177,38 +163,26 @@ def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
         log.warning("the broker has no Retries middleware: an item that raises is failed at once")
 
 
-def _actors(broker: dramatiq.Broker, only: set[str] | None) -> dict[str, str]:
-    """The actors ({name: queue}) of a worker that takes messages from `only` these queues, if any are named."""
-    actors = broker.actors.values()
-    return {a.actor_name: a.queue_name for a in actors if not only or a.queue_name in only}
-
-
 def track(broker: dramatiq.Broker, runtime: Runtime) -> None:
-    """Put the hooks at both ends of a broker's list of middleware."""
+    """Put the hooks onto a broker."""
     place(broker, Tracking(runtime))
-    # A tracked actor's return value is its item's result, so Dramatiq's warning that it is discarded is not true.
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
-    if _discards not in logger.filters:
-        logger.addFilter(_discards)
+    if _keeps_result not in logger.filters:
+        logger.addFilter(_keeps_result)
 
 
 def tracking_of(broker: dramatiq.Broker) -> Tracking | None:
-    """The Tracking that is on a broker."""
+    """Return the broker's Tracking, or None."""
     return next((m for m in broker.middleware if isinstance(m, Tracking)), None)
 
 
-def _discards(record: logging.LogRecord) -> bool:
-    # Dramatiq puts the actor's name into the text itself.
+def _keeps_result(record: logging.LogRecord) -> bool:
+    """Filter Dramatiq's warning that a return value is discarded: it becomes the item's result."""
     return " returned a value that is not None" not in str(record.msg)
 
 
-def _in_hand(message: MessageProxy) -> Attempt | None:
-    attempt: Attempt | None = message.delivery.attempt
-    return None if attempt is None or attempt.ended else attempt
-
-
 def runtime_of(broker: dramatiq.Broker) -> Runtime:
-    """The broker's runtime; raises NotTracked."""
+    """Return the broker's runtime; raises NotTracked."""
     tracking = tracking_of(broker)
     if tracking is None:
         raise NotTracked("this broker is not tracked: call callboard.install() where the broker is made")
@@ -216,4 +190,4 @@ def runtime_of(broker: dramatiq.Broker) -> Runtime:
 
 
 class NotTracked(RuntimeError):
-    """The broker knows nothing of Callboard."""
+    """The broker is not tracked."""

@@ -29,6 +29,6 @@ def sweep() -> None:
             )
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
         logging.getLogger("pika").setLevel(logging.CRITICAL)
-        runtime_of(broker).tend()
+        runtime_of(broker).maintain()
         typer.echo("sweeping", err=True)
         wait_for_the_end()

@@ -1,4 +1,4 @@
-"""Actors that take their items in batches: one call for all that a message carries, and an outcome for each."""
+"""Actors that take their items in batches: one call for all items of a message, and an outcome for each."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 import dramatiq
+from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Interrupt, SkipMessage
 
 from callboard.middleware.message.attempt import Attempt, current_attempt
@@ -16,9 +17,10 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
     """Declare that an actor takes a list of items, as for a remote API that takes batches: put it below
     ``@dramatiq.actor``, and submit with `chunk`.
 
-    The list has each item as it was submitted; one that is tried again, or was sent by itself, comes as a list of one.
-    It returns None, or for each item its result, or an exception: a `Skip` skips that item, any other is that item's
-    failure, with the actor's retries. What it raises holds for all of them. Raises TypeError for an async function.
+    The list has each item as it was submitted; an item that is tried again, or was sent singly, comes as a list of one.
+    The function returns None, or a list with each item's result or exception: a `Skip` skips that item, any other
+    exception fails it, with the actor's retries. An exception that it raises holds for all items. Raises TypeError for
+    an async function.
     """
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"{function.__qualname__} is async: a batch is a plain function")
@@ -43,65 +45,72 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
 
 
 def takes_batches(actor: dramatiq.Actor[..., Any] | None) -> bool:
-    """Whether an actor was declared so."""
+    """Return whether an actor was declared with `batch`."""
     return getattr(getattr(actor, "fn", None), "batch", False)
 
 
 @contextmanager
-def _together(lead: Attempt | None) -> Iterator[list[Any]]:
-    """Take the lead's mates in hand; those that may run. In the block the lead is the current attempt."""
+def _together(lead: Attempt | None) -> Iterator[list[MessageProxy]]:
+    """Begin the messages of the lead's batch; yield those that may run. The lead is the current attempt then."""
     if lead is None:
         yield []
         return
-    taken: list[Any] = []
-    others: list[tuple[Any, Exception | None]] = []  # and why they don't run
+    begun: list[MessageProxy] = []
+    refused: list[
+        tuple[MessageProxy, Exception | None]
+    ] = []  # and the error of the middleware that refused it
     try:
-        _begin(lead.deliveries[0].mates, taken, others)
+        _begin(lead.deliveries[0].mates, begun, refused)
         current_attempt.set(lead)
-        yield taken
+        yield begun
     finally:
-        # Not before: with the first message that ends on a thread Dramatiq takes the time limit off it.
-        _end([mate for mate, _ in others], [why for _, why in others])
+        # Not before: Dramatiq takes the time limit off a thread with the first message that ends there.
+        _end([mate for mate, _ in refused], [error for _, error in refused])
         current_attempt.set(lead)
 
 
-def _begin(waiting: list[Any], taken: list[Any], others: list[tuple[Any, Exception | None]]) -> None:
-    """As Dramatiq's worker begins a message. When the time is over meanwhile, those that were not begun come after the
-    lead.
+def _begin(
+    mates: list[MessageProxy], begun: list[MessageProxy], refused: list[tuple[MessageProxy, Exception | None]]
+) -> None:
+    """Begin messages as Dramatiq's worker does, and take them off `mates`. Those that are left when the time limit
+    strikes are begun after the lead.
     """
-    while waiting:
-        mate = waiting[0]
+    while mates:
+        mate = mates[0]
         try:
             mate.broker.emit_before("process_message", mate)
-        except Exception as error:  # noqa: BLE001 — a middleware's word on this one
-            others.append((mate, error))
+        except Exception as error:  # noqa: BLE001 — a middleware may raise anything
+            refused.append((mate, error))
         except BaseException as error:
             if mate.delivery.attempt is not None:
-                taken.append(waiting.pop(0))
-            _end(taken, [error] * len(taken))
+                begun.append(mates.pop(0))
+            _end(begun, [error] * len(begun))
             raise
         else:
             if mate.failed:
-                others.append((mate, None))
+                refused.append((mate, None))
             else:
-                taken.append(mate)
-        waiting.pop(0)
+                begun.append(mate)
+        mates.pop(0)
 
 
-def _end(mates: Iterable[Any], outcomes: Iterable[Any]) -> None:
-    """As Dramatiq's worker ends a message. An interrupt that strikes here comes too late to change what happened."""
+def _end(mates: Iterable[MessageProxy], outcomes: Iterable[Any]) -> None:
+    """End messages as Dramatiq's worker does. An interrupt that strikes here does not change what happened."""
     for mate, outcome in zip(mates, outcomes, strict=True):
         current_attempt.set(mate.delivery.attempt)
         with suppress(Interrupt):
             try:
-                _tell(mate, outcome)
+                _emit_end(mate, outcome)
             finally:
-                _settle(mate)
+                _acknowledge(mate)
 
 
-def _tell(mate: Any, outcome: Any) -> None:
+def _emit_end(mate: MessageProxy, outcome: Any) -> None:
     if isinstance(outcome, SkipMessage):
-        _skip(mate, outcome)
+        try:
+            raise outcome  # Tracking reads the reason from the exception that is being handled
+        except SkipMessage:
+            mate.broker.emit_after("skip_message", mate)
     elif isinstance(outcome, BaseException):
         mate.stuff_exception(outcome)
         mate.broker.emit_after("process_message", mate, exception=outcome)
@@ -109,20 +118,12 @@ def _tell(mate: Any, outcome: Any) -> None:
         mate.broker.emit_after("process_message", mate, result=outcome)
 
 
-def _settle(mate: Any) -> None:
+def _acknowledge(mate: MessageProxy) -> None:
     signal = "nack" if mate.failed else "ack"
     mate.broker.emit_before(signal, mate)
     mate.delivery.finish(failed=mate.failed)
     mate.broker.emit_after(signal, mate)
     mate.clear_exception()
-
-
-def _skip(mate: Any, reason: SkipMessage) -> None:
-    # Tracking looks for the reason where Dramatiq has it: in the exception being handled.
-    try:
-        raise reason
-    except SkipMessage:
-        mate.broker.emit_after("skip_message", mate)
 
 
 def _outcomes(returned: Sequence[Any] | None, count: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What a worker asks the database before it runs a message that is not plainly the only one of its item."""
+"""Claims the item of a message that may be a second copy, before it runs."""
 
 import logging
 
@@ -13,21 +13,20 @@ log = logging.getLogger("callboard.tracking")
 
 
 class Failed(RuntimeError):
-    """The item has failed, by the very attempt that the message carries: it belongs to the dead letters."""
+    """The item failed for good with the attempt that the message carries: the message belongs to the dead letters."""
 
 
 def claim(conn: Conn, attempt: Attempt, worker: int) -> Claim | None:
-    """Claim the item of a suspect message for `worker`, which does not run it; None when it must not run: it is final,
-    has another attempt by now, or somebody else holds it. Raises Failed.
+    """Claim an attempt's item for `worker`, which must not run it yet; return None when the attempt must not run: the
+    item is final, has a newer attempt, or another worker holds it. Raises Failed, psycopg.Error.
     """
     found = claims.claim_item(conn, *attempt.key, attempt.number, worker)
     if found is None:
         log.warning("a message carries item %d/%d, which the database doesn't have", *attempt.key)
-    elif found.taken or found.holder == worker:  # held here and not run: the answer to its claim was lost
+    elif found.taken or found.holder == worker:  # an earlier claim of this worker, whose answer was lost
         return found
     elif found.holder is not None and not found.holder_alive:
-        # What it held is given back, this item too, under its next attempt: this message has done its work.
-        rescue(conn, found.holder)
+        rescue(conn, found.holder)  # requeues this item too, so this message is not needed any more
     elif found.state == "failed" and found.attempt == attempt.number and found.crashes < timings.MAX_CRASHES:
         raise Failed
     else:

@@ -1,4 +1,4 @@
-"""What an attempt's end means. Pure: everything it needs is in the `Ending`."""
+"""Decides what an attempt's end means for its item."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,33 +9,16 @@ from callboard.middleware.message.failure import clean, describe
 from callboard.sql import settings
 from callboard.sql.rows import Failure, OutcomeState, Retry
 
-#: Seconds after which an attempt is repeated whose retry could not be scheduled by Dramatiq.
-LOST_RETRY_DELAY = 15.0
+#: Seconds before the next attempt when Dramatiq could not schedule it.
+LOST_RETRY_SECONDS = 15.0
 
 
 class ResultNotStored(ValueError):
-    """An actor returned what can't be kept as the item's result."""
-
-
-class Ending(NamedTuple):
-    """How an attempt ended, as the hooks saw it.
-
-    `returned`: the actor returned `result`, whatever came after. `skip`: the reason of a SkipMessage. `failed`:
-    Dramatiq gave the message up. `retry`: what Retries scheduled. `retries`: the broker has Retries,
-    so an exception without either is a retry that was lost.
-    """
-
-    returned: bool = False
-    result: Any = None
-    skip: str | None = None
-    exception: BaseException | None = None
-    failed: bool = False
-    retry: Retry | None = None
-    retries: bool = True
+    """An actor's return value can't be stored as the item's result."""
 
 
 class Outcome(NamedTuple):
-    """The state the item goes to, why when it did not simply succeed, its next attempt, and its result as JSON."""
+    """The item's new state, why if it did not succeed, its next attempt, and its result as JSON."""
 
     state: OutcomeState
     failure: Failure | None = None
@@ -46,29 +29,38 @@ class Outcome(NamedTuple):
 SUCCEEDED = Outcome("succeeded")
 
 
-def decide(ending: Ending) -> Outcome:
-    """The first that holds: returned → succeeded; given up → failed; skipped → skipped; retry → retrying."""
-    if ending.returned:
-        return SUCCEEDED if ending.result is None else _with_result(ending.result)
-    if ending.skip is not None:
-        if ending.failed:
-            return Outcome("failed", Failure("timed_out", "SkipMessage", clean(ending.skip)))
-        return Outcome("skipped", Failure("skipped", "Skip", clean(ending.skip)))
-    failure = describe(ending.exception)
-    if ending.failed or (ending.retry is None and not ending.retries):
+def decide(
+    *, returned: bool = False, result: Any = None, skip: str | None = None, exception: BaseException | None = None,
+    failed: bool = False, retry: Retry | None = None, has_retries: bool = True,
+) -> Outcome:  # fmt: skip
+    """Decide what an attempt's end means. The first that holds: returned → succeeded, skipped → skipped (or failed),
+    failed → failed, else retrying.
+
+    `returned`: the actor returned `result`, whatever came after. `skip`: the reason of a SkipMessage. `failed`:
+    Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: the broker has the Retries
+    middleware, so an exception with neither `failed` nor `retry` means that a retry was lost.
+    """
+    if returned:
+        return SUCCEEDED if result is None else _with_result(result)
+    if skip is not None:
+        if failed:
+            return Outcome("failed", Failure("timed_out", "SkipMessage", clean(skip)))
+        return Outcome("skipped", Failure("skipped", "Skip", clean(skip)))
+    failure = describe(exception)
+    if failed or (retry is None and not has_retries):
         return Outcome("failed", failure)
-    return Outcome("retrying", failure, ending.retry or Retry(LOST_RETRY_DELAY))
+    return Outcome("retrying", failure, retry or Retry(LOST_RETRY_SECONDS))
 
 
 def _with_result(result: Any) -> Outcome:
     try:
         return Outcome("succeeded", result=encode_result(result))
-    except Exception as error:  # noqa: BLE001 — it is the actor's own object that is looked at
+    except Exception as error:  # noqa: BLE001 — the actor's own object may raise anything
         return Outcome("failed", describe(ResultNotStored(f"its result can't be stored: {error}")))
 
 
 def encode_result(result: Any) -> str:
-    """A return value as JSON text; raises TypeError for what has no JSON form, ResultNotStored over the limit."""
+    """Return a return value as JSON text; raises TypeError if it has no JSON form, ResultNotStored over the limit."""
     text = msgspec.json.encode(result)
     if b"null" in text:
         _refuse_infinite(msgspec.to_builtins(result))
@@ -81,10 +73,9 @@ def encode_result(result: Any) -> str:
 
 
 def _refuse_infinite(value: Any) -> None:
-    """Of what JSON has no number for, msgspec makes a null: another result than the actor gave."""
+    """Raise ResultNotStored for a NaN or an infinity in it: msgspec writes them as null, which is another result."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ResultNotStored(f"{value} is no number in JSON")
-    for part in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    ):
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for part in parts:
         _refuse_infinite(part)

@@ -1,4 +1,4 @@
-"""Counters that don't fit their rows: it can't be, and if it is, it is mended and said, and never in anybody's way."""
+"""Recounts a job whose counters do not fit its rows. That must not happen; if it does, it holds up no item."""
 
 import logging
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ log = logging.getLogger("callboard.journal")
 
 
 def repair_counters(conn: Conn, jobs: Iterable[int]) -> None:
-    """Recount these jobs, and raise an alarm for each that had drifted."""
+    """Recount these jobs in one transaction; log each counter that had drifted as an alarm."""
     numbers = sorted(set(jobs))
     with conn.transaction():
         lock_jobs(conn, numbers)
         for number in numbers:
             for found in queries.run(conn, queries.verify(number))["drift"]:
                 log.critical(
-                    "job %d said that %s is %d, and counted it is %d; it is mended. Please report this",
+                    "job %d: %s was %d, and the rows give %d; it is repaired. Please report this",
                     number, found["check"], found["stored"], found["counted"],
                 )  # fmt: skip
         recount_jobs(conn, numbers)

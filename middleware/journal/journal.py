@@ -1,6 +1,6 @@
 """The journal: many events become one transaction, and no message is acknowledged before its outcome is committed.
 
-Worker threads hand over what ended and go on; senders hand over what they send and wait. One thread writes.
+Worker threads add the attempts that ended and go on; senders add what they send and wait. One thread writes.
 """
 
 import logging
@@ -28,28 +28,32 @@ from callboard.sql.writes import outcomes
 log = logging.getLogger("callboard.journal")
 
 T = TypeVar("T")
-_complain = OutageLog(
+_log_outage = OutageLog(
     log,
-    "the database can't be written to, trying on; nothing is lost: %s",
+    "the database can't be written to; trying again, nothing is lost: %s",
     "the database can be written to again, after %.1f s",
 )
-_alarm = OutageLog(
+_log_misconfigured = OutageLog(
     log,
-    "the database does not let anything be recorded, trying on; nothing is lost: %s",
-    "the database lets outcomes be recorded again, after %.1f s",
+    "the database refuses to record outcomes; trying again, nothing is lost: %s",
+    "the database records outcomes again, after %.1f s",
 )
 
-#: Seconds for which events gather; a flush does not wait them out when nothing more can come.
-WINDOW = 0.020
-#: Events in one transaction.
-BATCH = 1_000
-#: Tries in a row that may end with an error nobody thought of, and the seconds between two.
-TRIES = 4
-REST = 0.25
+#: Seconds for which events gather; a flush does not wait for them when no more can come.
+FLUSH_SECONDS = 0.020
+#: The most events in one transaction.
+BATCH_EVENTS = 1_000
+#: Unexpected errors in a row that end the thread, and the seconds between two.
+MAX_ERRORS = 4
+ERROR_PAUSE_SECONDS = 0.25
+#: Seconds before a write is tried again while the database is away: doubled each time, up to the second.
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
+#: The longest wait, in seconds, of the thread of a process that is no worker.
+IDLE_SECONDS = 1.0
 
 
 class Uncertain(psycopg.OperationalError):
-    """The connection broke in the COMMIT of what plain sends wait for; written again it might be there twice."""
+    """The connection broke in the COMMIT of plain sends: stored they may be, and a second try would repeat them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -70,19 +74,19 @@ class Send:
 
 
 class Attempts(Protocol):
-    """The attempts in flight in this process, as the journal needs them (`InFlight`)."""
+    """The attempts in flight, as the journal needs them: `InFlight`."""
 
     def attempts(self) -> list[Attempt]:
         """The attempts whose outcome is not committed."""
 
     def expects_more(self, ended: int) -> bool:
-        """Whether the process holds more messages than the `ended` ones, so that a flush is worth waiting for."""
+        """Return whether the process holds more messages than the `ended` ones."""
 
     def acknowledge(self, entries: Sequence[Entry]) -> None:
         """Acknowledge the messages of these attempts: their outcomes are committed."""
 
     def apply_controls(self, controls: Sequence[JobControl]) -> None:
-        """Take the control states of jobs whose outcomes were committed."""
+        """Take the control states of the jobs whose outcomes were committed."""
 
 
 @dataclass(slots=True)
@@ -106,242 +110,245 @@ class Journal:
     _running_rows: RunningRows = field(init=False)
 
     def __post_init__(self) -> None:
-        self._running_rows = RunningRows(self.process, _complain)
+        self._running_rows = RunningRows(self.process, _log_outage)
 
     def add(self, entry: Entry) -> None:
-        """Take an attempt that ended. Never blocks, never raises."""
+        """Take an attempt that ended. Does not block, raises nothing."""
         with self._wake:
             self._entries.append(entry)
             waiting = len(self._entries)
             if waiting == 1 or not self.attempts.expects_more(waiting):
                 self._start()
-                self._wake.notify()
 
     def send(self, item: NewItem) -> Future[Outgoing]:
-        """Take an item to be stored; the future gives it as stored, or why it was not."""
-        waiting = Send(item)
+        """Take an item to be stored; return a future of the stored item. Its errors are those of `store`."""
+        send = Send(item)
         with self._wake:
-            self._sends.append(waiting)
+            self._sends.append(send)
             self._start()
-            self._wake.notify()
-        return waiting.stored
+        return send.stored
+
+    def watch(self) -> None:
+        """Report running attempts from now on, also before any ended."""
+        with self._wake:
+            self._start()
+
+    def when_written(self, call: Callable[[], None]) -> None:
+        """Call `call` once: when everything added so far is committed and acknowledged, or no thread is left for it."""
+        with self._wake:
+            if self._alive() and (self._entries or self._writing):
+                self._listeners.append(call)
+            else:
+                call()
 
     def close(self, timeout: float) -> bool:
-        """Write what there is and end the thread; False when that took longer than `timeout` seconds."""
+        """Write what there is and end the thread; return False when that takes longer than `timeout` seconds."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread is None:
-            return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def when_written(self, tell: Callable[[], None]) -> None:
-        """Call `tell`, once, when everything noted so far is committed and settled, or nobody is there to do it."""
-        with self._wake:
-            busy = self._thread is not None and self._thread.is_alive()
-            if not busy or not (self._entries or self._writing):
-                tell()
-            else:
-                self._listeners.append(tell)
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return not self._alive()
 
     @property
     def pending(self) -> int:
-        """Events that are not committed yet."""
+        """How many events are not committed."""
         return len(self._entries)
 
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def _start(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
+        if not self._alive():
             self._thread = threading.Thread(target=self._run, name="callboard-journal", daemon=True)
             self._thread.start()
-
-    def watch(self) -> None:
-        """Have the thread look after what is in hand, before anything ended."""
-        with self._wake:
-            self._start()
+        self._wake.notify()
 
     # The thread ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Until it is closed. An error that nobody thought of may pass: what it struck is written again, which changes
-        nothing if it was. One that doesn't pass ends the thread, and not in silence.
+        """Write until the journal is closed. After an unexpected error the same is written again, which is idempotent;
+        one that does not pass ends the thread.
         """
         errors = 0
         while True:
             try:
-                if not self._turn():
+                if not self._write_gathered():
                     return
                 errors = 0
-            except BaseException as error:  # whatever it is: without this thread nothing is acknowledged
+            except BaseException as error:  # any error: without this thread nothing is acknowledged
                 errors += 1
-                if errors == TRIES:
-                    self._end(error)
+                if errors == MAX_ERRORS:
+                    self._break_down(error)
                     return
-                log.warning("the journal met an error it doesn't know, and tries again", exc_info=True)
-                time.sleep(REST)
+                log.warning("unexpected error in the journal; trying again", exc_info=True)
+                time.sleep(ERROR_PAUSE_SECONDS)
 
-    def _turn(self) -> bool:
-        """Write what gathered; False when that was the last."""
+    def _write_gathered(self) -> bool:
+        """Write what has gathered; return whether more may come."""
         entries, sends = self._gather()
         try:
             if sends:
-                self._store(sends)
+                # A sender that gave up has cancelled its future, so its item must not be stored.
+                self._store([send for send in sends if send.stored.set_running_or_notify_cancel()])
             if entries:
-                self._record(_dedupe(entries, later=self._put_back))
+                now, later = _dedupe(entries)
+                with self._wake:
+                    self._entries += later
+                self._record(now)
         except BaseException as error:
-            self._take_back(entries)
-            self._tell(sends, error)
+            with self._wake:
+                self._entries[:0] = [entry for entry in entries if entry not in self._entries]
+            _fail(sends, error)
             raise
         self._running_rows.report(self.attempts.attempts)
         with self._wake:
             self._writing = False
-            if not self._entries:
-                while self._listeners:
-                    self._listeners.pop()()
+            while self._listeners and not self._entries:
+                self._listeners.pop()()
             return not (self._closing and not self._entries and not self._sends)
-
-    def _end(self, error: BaseException) -> None:
-        """Those who wait are told. Outcomes stay, unacknowledged, so their messages come again elsewhere."""
-        log.critical("the journal can't go on; %d outcomes are not recorded", self.pending, exc_info=error)
-        with self._wake:
-            sends, self._sends = self._sends, []
-            listeners, self._listeners = self._listeners, []
-        self._tell(sends, error)
-        for tell in listeners:
-            tell()
-        self.on_broken(error)
 
     def _gather(self) -> tuple[list[Entry], list[Send]]:
         with self._wake:
             if not self._entries and not self._sends and not self._closing:
-                self._wake.wait(LOOK_SECONDS if self.process.worker else 1.0)
-            deadline = time.monotonic() + WINDOW
+                self._wake.wait(LOOK_SECONDS if self.process.worker else IDLE_SECONDS)
+            deadline = time.monotonic() + FLUSH_SECONDS
             while self._entries and not self._sends and not self._closing:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self.attempts.expects_more(len(self._entries)):
                     break
                 self._wake.wait(left)
-            entries, self._entries = self._entries[:BATCH], self._entries[BATCH:]
+            entries, self._entries = self._entries[:BATCH_EVENTS], self._entries[BATCH_EVENTS:]
+            sends, self._sends = self._sends[:BATCH_EVENTS], self._sends[BATCH_EVENTS:]
             self._writing = bool(entries)
-            sends, self._sends = self._sends[:BATCH], self._sends[BATCH:]
         return entries, sends
 
-    def _put_back(self, entry: Entry) -> None:
+    def _break_down(self, error: BaseException) -> None:
+        """Tell those who wait. The outcomes stay unacknowledged, so their messages are delivered again elsewhere."""
+        log.critical("the journal can't go on; %d outcomes are not recorded", self.pending, exc_info=error)
         with self._wake:
-            self._entries.append(entry)
+            sends, self._sends = self._sends, []
+            listeners, self._listeners = self._listeners, []
+        _fail(sends, error)
+        for call in listeners:
+            call()
+        self.on_broken(error)
 
-    def _take_back(self, entries: Sequence[Entry]) -> None:
-        with self._wake:
-            self._entries[:0] = [entry for entry in entries if entry not in self._entries]
+    # Outcomes --------------------------------------------------------------------------------------------------------
 
     def _record(self, entries: Sequence[Entry]) -> None:
-        """Commit, whatever it takes; an event whose data the database refuses becomes a failure that says so."""
+        """Commit outcomes, however long it takes, then acknowledge. An outcome whose data the database refuses becomes
+        a failure that says so.
+        """
         for entry in entries:
             if entry.attempt.running:
-                entry.event.ran = True  # reported while it ended
+                entry.event.ran = True  # its row in `running` was written while it ended
         try:
-            controls = self._write([e.event for e in entries])
+            controls = self._commit([entry.event for entry in entries])
         except DATA_ERRORS as error:
             if len(entries) > 1:
                 middle = len(entries) // 2
                 self._record(entries[:middle])
                 self._record(entries[middle:])
             else:
-                self._record_refusal(entries[0], error)
-            return
-        self._apply(controls)
-        self.attempts.acknowledge(entries)
-        self._running_rows.learn((e.attempt.actor, e.event.elapsed) for e in entries)
+                self._record_refused(entries[0], error)
+        else:
+            self._acknowledge(entries, controls)
 
-    def _record_refusal(self, entry: Entry, error: BaseException) -> None:
+    def _record_refused(self, entry: Entry, error: BaseException) -> None:
         log.error("item %s/%s can't be recorded as it ended: %s", *entry.attempt.key, error)
         found = describe(error)
         failure = replace(found, message=f"it can't be recorded as it ended: {found.message}", traceback="")
-        refused = replace(
+        entry.event = replace(
             entry.event, state="failed", failure=failure, retry=None, result=None, children=(), crashed=False
         )
-        entry.event, entry.dead_letter = refused, True
+        entry.dead_letter = True
         try:
-            self._apply(self._write([refused]))
+            controls = self._commit([entry.event])
         except DATA_ERRORS:
-            # Its message stays unacknowledged, so it is not lost: it is delivered again when this worker ends.
+            # Its message stays unacknowledged, so it is delivered again when this worker ends.
             log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
-            return
-        self.attempts.acknowledge([entry])
+        else:
+            self._acknowledge([entry], controls)
 
-    def _apply(self, controls: Sequence[JobControl]) -> None:
-        self.attempts.apply_controls(controls)
-        if any(control.limited for control in controls):
-            self.on_room()
-
-    def _write(self, events: Sequence[Event]) -> list[JobControl]:
-        """Raises what the data is to blame for. Counters that drifted are no event's fault: they are mended first."""
+    def _commit(self, events: Sequence[Event]) -> list[JobControl]:
+        """Commit outcomes; return the control states of their jobs. Counters that drifted are repaired first, since no
+        item is to blame. Raises DATA_ERRORS.
+        """
         try:
-            return self._write_with_retry(lambda conn: outcomes.record(conn, events, time.monotonic()))
+            return self._write_until_done(lambda conn: outcomes.record(conn, events, time.monotonic()))
         except psycopg.errors.CheckViolation as error:
             if not is_counter_drift(error):
                 raise
-        self._write_with_retry(lambda conn: repair_counters(conn, [event.job for event in events]))
-        return self._write_with_retry(lambda conn: outcomes.record(conn, events, time.monotonic()))
+        self._write_until_done(lambda conn: repair_counters(conn, [event.job for event in events]))
+        return self._write_until_done(lambda conn: outcomes.record(conn, events, time.monotonic()))
 
-    def _write_with_retry(self, write: Callable[[Conn], T]) -> T:
-        """Write, and while the database is away go on trying: what waits here is not acknowledged, so nothing is lost.
+    def _acknowledge(self, entries: Sequence[Entry], controls: Sequence[JobControl]) -> None:
+        self.attempts.apply_controls(controls)
+        if any(control.limited for control in controls):
+            self.on_room()
+        self.attempts.acknowledge(entries)
+        self._running_rows.learn((e.attempt.actor, e.event.elapsed) for e in entries)
 
-        An uncertain COMMIT is harmless: the same flush again changes nothing. Raises what the data is to blame for.
+    def _write_until_done(self, statement: Callable[[Conn], T]) -> T:
+        """Write until it is committed, also while the process stops; idempotent, so an uncertain COMMIT is harmless.
+
+        Raises DATA_ERRORS.
         """
-        pause = 0.05
+        pause = FIRST_RETRY_SECONDS
         while True:
             try:
-                written = self.process.write(write)
-                _complain.over()
-                _alarm.over()
-                return written
+                written = self.process.write(statement)
             except DATA_ERRORS:
                 raise
             except (psycopg.Error, PoolTimeout) as error:
-                (_complain if isinstance(error, TRANSIENT) else _alarm)(error)
+                (_log_outage if isinstance(error, TRANSIENT) else _log_misconfigured)(error)
                 time.sleep(pause)
-                pause = min(pause * 2, 2.0)
+                pause = min(pause * 2, LAST_RETRY_SECONDS)
+            else:
+                _log_outage.over()
+                _log_misconfigured.over()
+                return written
+
+    # Plain sends -----------------------------------------------------------------------------------------------------
 
     def _store(self, sends: Sequence[Send]) -> None:
-        """Store what plain sends wait for; tried once more when the connection was stale, then they are told.
-
-        Who doesn't wait any more was told that nothing was sent.
+        """Store plain sends in one transaction, twice if the connection was stale; when the database refuses the data
+        of one, the others without it. Each is told how it ended.
         """
-        self._store_some([send for send in sends if send.stored.set_running_or_notify_cancel()])
-
-    def _store_some(self, sends: Sequence[Send]) -> None:
-        """All of them in one transaction; when the database refuses one's data, the others without it."""
-        for again in (True, False):
+        for last in (False, True):
             try:
                 self.process.write(lambda conn: self.store(conn, sends))
-            except TRANSIENT as error:
-                if again and not isinstance(error, (Uncertain, *DATA_ERRORS)):
+            except Exception as error:  # noqa: BLE001 — the senders get it
+                refused = isinstance(error, DATA_ERRORS)
+                if (
+                    not last
+                    and isinstance(error, TRANSIENT)
+                    and not refused
+                    and not isinstance(error, Uncertain)
+                ):
                     continue
-                self._bisect(sends, error)
-            except Exception as error:  # noqa: BLE001 — it is theirs, and they are told
-                self._bisect(sends, error)
+                if refused and len(sends) > 1:
+                    middle = len(sends) // 2
+                    self._store(sends[:middle])
+                    self._store(sends[middle:])
+                else:
+                    _fail(sends, error)
             return
 
-    def _bisect(self, sends: Sequence[Send], error: Exception) -> None:
-        if isinstance(error, DATA_ERRORS) and len(sends) > 1:
-            middle = len(sends) // 2
-            self._store_some(sends[:middle])
-            self._store_some(sends[middle:])
-        else:
-            self._tell(sends, error)
 
-    @staticmethod
-    def _tell(sends: Sequence[Send], error: BaseException) -> None:
-        for send in sends:
-            if not send.stored.done():
-                send.stored.set_exception(error)
-
-
-def _dedupe(entries: Iterable[Entry], later: Callable[[Entry], None]) -> list[Entry]:
-    """At most one event an item, success first; the others wait for the next flush, where the guard judges them."""
+def _dedupe(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Choose one event for each item, a success first; the rest waits for the next flush, whose guard decides."""
     chosen: dict[tuple[int, int], Entry] = {}
-    for entry in sorted(entries, key=lambda e: e.event.state != "succeeded"):
-        if chosen.setdefault(entry.attempt.key, entry) is not entry:
-            later(entry)
-    return list(chosen.values())
+    later = [
+        entry
+        for entry in sorted(entries, key=lambda e: e.event.state != "succeeded")
+        if chosen.setdefault(entry.attempt.key, entry) is not entry
+    ]
+    return list(chosen.values()), later
+
+
+def _fail(sends: Sequence[Send], error: BaseException) -> None:
+    for send in sends:
+        if not send.stored.done():
+            send.stored.set_exception(error)

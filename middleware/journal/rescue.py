@@ -1,8 +1,7 @@
-"""What becomes of the items that a dead worker held."""
+"""Requeues the items of a dead worker."""
 
 import logging
 import time
-from collections.abc import Sequence
 
 import psycopg
 
@@ -17,42 +16,44 @@ log = logging.getLogger("callboard.worker")
 
 
 def rescue(conn: Conn, worker: int) -> int:
-    """Give back what a dead worker held, in one transaction; returns how many items. A worker that lives keeps its own.
+    """Requeue a dead worker's items in one transaction; return how many, 0 if it lives.
 
-    The death is charged to the items in hand that had crashed before, if there are any, else to each: whoever ends by
-    itself is acquitted then (`record`). Charged `MAX_CRASHES` times an item is failed; the last of them it was alone.
+    Its death counts as a crash of those that had crashed before, else of all; an item that ends normally later has its
+    crash count reset (`record`). An item with `MAX_CRASHES` crashes fails; before the last of them it ran alone.
     """
     try:
-        return _bury(conn, worker)
+        return _rescue(conn, worker)
     except psycopg.errors.CheckViolation as error:
         if not is_counter_drift(error):
             raise
     repair_counters(conn, [job for job, *_ in workers.running_rows(conn, worker)])
-    return _bury(conn, worker)
+    return _rescue(conn, worker)
 
 
-def _bury(conn: Conn, worker: int) -> int:
+def _rescue(conn: Conn, worker: int) -> int:
     with conn.transaction():
         if not workers.declare_dead(conn, worker):
             return 0
         held = workers.running_rows(conn, worker)
         if held:
             now = time.monotonic()
-            anew = all(crashes == 0 for _, _, _, crashes, _ in held)
-            outcomes.record(conn, [_event(h, worker, now, charged=anew or h[3] > 0) for h in held], now)
-    log.warning("worker %d is dead; %d of its items go on elsewhere", worker, len(held))
+            suspected = any(crashes for _, _, _, crashes, _ in held)
+            events = [_event(worker, now, *row, charged=not suspected or row[3] > 0) for row in held]
+            outcomes.record(conn, events, now)
+    log.warning("worker %d is dead; its %d items run again elsewhere", worker, len(held))
     return len(held)
 
 
-def _event(held: Sequence[float], worker: int, now: float, *, charged: bool) -> Event:
-    job, item, attempt, crashes = (int(n) for n in held[:4])
-    over = charged and crashes + 1 >= timings.MAX_CRASHES
+def _event(
+    worker: int, now: float, job: int, item: int, attempt: int, crashes: int, elapsed: float, *, charged: bool
+) -> Event:
+    final = charged and crashes + 1 >= timings.MAX_CRASHES
     why = f"its worker died while it was running (worker {worker})"
-    if over:
+    if final:
         why += "; for the third time, so it is not tried again"
     elif not charged:
-        why += "; another item in that worker's hands is to blame"
+        why += "; another item of that worker is to blame"
     return Event(
-        job, item, attempt, "failed" if over else "retrying", held[4], now, worker,
-        failure=Failure("crashed", "WorkerDied", why), retry=None if over else Retry(0.0), crashed=charged, ran=True,
+        job, item, attempt, "failed" if final else "retrying", elapsed, now, worker,
+        failure=Failure("crashed", "WorkerDied", why), retry=None if final else Retry(0.0), crashed=charged, ran=True,
     )  # fmt: skip

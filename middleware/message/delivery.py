@@ -42,8 +42,8 @@ class Delivery:
     stamp: Stamp | None
     redelivered: bool = False
     mates: list[MessageProxy] = field(default_factory=list)
-    attempt: "Attempt | None" = None
-    judged: bool = False  # Tracking decided in `before_process_message` whether it runs
+    attempt: "Attempt | None" = None  # until it ends
+    seen: bool = False  # `before_process_message` ran
     deferred: bool = False  # not acknowledged when Dramatiq says so, but after a commit, or never
     aside: bool = False  # not acknowledged when Dramatiq says so, but by a side thread, or deferred there
     stale: bool = False  # its connection is gone: the broker delivers it again

@@ -1,4 +1,4 @@
-"""A stored item as the message that carries it: the body as Dramatiq encodes it, and real AMQP properties. And back."""
+"""Turns a stored item into the message that carries it, with AMQP properties, and a message's bytes back into it."""
 
 import json
 import time
@@ -17,24 +17,24 @@ from dramatiq.message import get_encoder
 from callboard.middleware.message import stamp
 from callboard.sql.rows import Outgoing
 
-#: The arguments of a message that carries those of many items.
-NOTHING = b'"args":[],"kwargs":{}'
-#: The largest number an AMQP octet holds: a priority, or the bytes of a short string.
-OCTET = 255
+#: The arguments of a message that carries many items: each item has its own.
+NO_ARGS = b'"args":[],"kwargs":{}'
+#: The largest priority in AMQP, and the most bytes of a short string.
+MAX_OCTET = 255
 
 
 def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> bytes:
-    """An item's arguments as they are stored; raises what the app's encoder raises for what it can't write."""
+    """Return an item's arguments as they are stored; raises what the app's encoder raises for what it can't encode."""
     return get_encoder().encode({"args": args, "kwargs": kwargs})
 
 
 def encode_options(options: dict[str, Any]) -> bytes | None:
-    """A message's own options as they are stored; None for none."""
+    """Return a message's own options as they are stored; None if it has none."""
     return get_encoder().encode(options) if options else None
 
 
 def message(out: Outgoing) -> Message[Any]:
-    """The message itself, stamped."""
+    """Return the message of a row, stamped."""
     decode = get_encoder().decode
     call = decode(out.args)
     options = decode(out.options) if out.options else {}
@@ -49,15 +49,15 @@ def message(out: Outgoing) -> Message[Any]:
 
 
 def body(out: Outgoing) -> bytes:
-    """The message's bytes. With Dramatiq's own encoder they are put together from the stored parts as they are:
-    decoding and encoding them again would cost as much as the rest of publishing.
+    """Return the bytes of that message. With Dramatiq's own encoder they are joined from the stored bytes: decoding and
+    encoding those again would cost as much as the rest of publishing.
     """
     if type(get_encoder()) is not JSONEncoder:
         return message(out).encode()
     own = out.options[1:-1] + b"," if out.options else b""
     args = out.args[1:-1]
     if out.more:
-        own, args = b'"%s":[%s],' % (stamp.CHUNK.encode(), b",".join(map(_part, (out, *out.more)))), NOTHING
+        own, args = b'"%s":[%s],' % (stamp.CHUNK.encode(), b",".join(map(_part, (out, *out.more)))), NO_ARGS
     return b'{"queue_name":%s,"actor_name":%s,%s,"options":{%s"%s":%s},"message_id":%s,"message_timestamp":%d}' % (
         _name(out.queue), _name(out.actor), args, own, stamp.OPTION.encode(), _stamp(out).encode(),
         _quoted(message_id(out)), _timestamp(out),
@@ -69,17 +69,19 @@ def _part(out: Outgoing) -> bytes:
 
 
 def parts(carrier: Message[Any] | MessageProxy) -> list[Message[Any]]:
-    """The messages of the items that one carries; itself, if that is one. Raises DecodeError for what is no run."""
+    """Return the messages of the items that a message carries; itself if it carries one. Raises DecodeError if what it
+    carries is malformed.
+    """
     run = carrier.options.get(stamp.CHUNK)
     if run is None:
         return [carrier]  # type: ignore[list-item]
     if (mark := stamp.read(carrier.options)) and run:
         with suppress(TypeError, KeyError):
-            return [_fit(_alone(carrier, mark._replace(item=part["item"]), part)) for part in run]
-    raise DecodeError("what it carries is no run of items", run, None)
+            return [_checked(_single(carrier, mark._replace(item=part["item"]), part)) for part in run]
+    raise DecodeError("the items that it carries are malformed", run, None)
 
 
-def _alone(carrier: Message[Any] | MessageProxy, mark: stamp.Stamp, part: dict[str, Any]) -> Message[Any]:
+def _single(carrier: Message[Any] | MessageProxy, mark: stamp.Stamp, part: dict[str, Any]) -> Message[Any]:
     return Message(
         carrier.queue_name, carrier.actor_name, tuple(part["args"]), part["kwargs"], {stamp.OPTION: mark.option()},
         f"{mark.job}-{mark.item}", carrier.message_timestamp,
@@ -87,7 +89,7 @@ def _alone(carrier: Message[Any] | MessageProxy, mark: stamp.Stamp, part: dict[s
 
 
 def message_id(out: Outgoing) -> str:
-    """The message's id; of one that carries many items, one of its own."""
+    """Return the message's id; a message that carries many items has one of its own."""
     return f"{out.message_id}-{out.more[-1].item}" if out.more else out.message_id
 
 
@@ -107,25 +109,19 @@ _fields = msgspec.json.Decoder(_Fields)
 
 
 def read(body: bytes) -> Message[Any]:
-    """The message; raises DecodeError for what is none, or would stop the threads that look at it.
+    """Return the message of these bytes; raises DecodeError for any that would break a worker's thread.
 
-    JSON is read by msgspec, in a quarter of the time; what it refuses (NaN, half a surrogate pair) is left to Dramatiq.
+    msgspec decodes JSON in a quarter of the time; Dramatiq decodes what it refuses (NaN, half a surrogate pair).
     """
     try:
         if type(get_encoder()) is JSONEncoder:
-            found = _fields.decode(body)
-            return _fit(
-                Message(
-                    found.queue_name, found.actor_name, found.args, found.kwargs, found.options, found.message_id,
-                    found.message_timestamp,
-                )
-            )  # fmt: skip
+            return _checked(Message(*msgspec.structs.astuple(_fields.decode(body))))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
-    return _fit(Message.decode(body))
+    return _checked(Message.decode(body))
 
 
-def _fit(message: Message[Any]) -> Message[Any]:
+def _checked(message: Message[Any]) -> Message[Any]:
     names = (message.actor_name, message.queue_name, message.message_id)
     if (
         type(message.options) is type(message.kwargs) is dict
@@ -133,11 +129,11 @@ def _fit(message: Message[Any]) -> Message[Any]:
         and all(type(name) is str and name.isprintable() for name in names)
     ):
         return message
-    raise DecodeError("its fields are not those of a message", message, None)
+    raise DecodeError("its fields have the wrong types", message, None)
 
 
 def properties(out: Outgoing) -> pika.BasicProperties:
-    """What RabbitMQ's management UI shows of it, and what stays on a dead letter."""
+    """Return its AMQP properties: RabbitMQ's management UI shows them, and a dead letter keeps them."""
     return pika.BasicProperties(
         content_type="application/json" if type(get_encoder()) is JSONEncoder else "application/octet-stream",
         delivery_mode=2,
@@ -151,18 +147,18 @@ def properties(out: Outgoing) -> pika.BasicProperties:
 
 
 def _priority(out: Outgoing) -> int | None:
-    """The option `broker_priority`, where it is one that AMQP can say."""
+    """The option `broker_priority`; None if it is not a priority of AMQP."""
     if not out.options or b"broker_prio" not in out.options:
         return None
     found = get_encoder().decode(out.options).get("broker_priority")
-    return found if type(found) is int and 0 <= found <= OCTET else None
+    return found if type(found) is int and 0 <= found <= MAX_OCTET else None
 
 
 def _short(text: str) -> str:
-    """At most 255 bytes: a longer property would be refused, and with it all that is published beside it."""
-    if text.isascii() and len(text) <= OCTET:
+    """The text cut to 255 bytes: RabbitMQ would close the channel for a longer one."""
+    if text.isascii() and len(text) <= MAX_OCTET:
         return text
-    return text.encode(errors="replace")[:OCTET].decode(errors="ignore")
+    return text.encode(errors="replace")[:MAX_OCTET].decode(errors="ignore")
 
 
 def _stamp(out: Outgoing) -> stamp.Stamp:

@@ -15,7 +15,7 @@ SAID = {
     "deep": "its result can't be stored: ",
     "odd error": "a\\x00b\\ud800",
     "huge error": "yyyy",
-    "mute error": "its text can't be had",
+    "mute error": "(no text: ",
     "far retry": "out of range",
     "child": "it can't be recorded as it ended: 'utf-8' codec can't encode character",
     "skip": "a\\x00b\\ud800",

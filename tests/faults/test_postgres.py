@@ -28,7 +28,7 @@ RECOVERY = 10.0
 FIRST_LINES = 6
 SHARE = 0.25
 ITEMS_LOGGERS = ("[dramatiq.worker.WorkerThread]", "[dramatiq.middleware.retries.Retries]")
-AWAY, BACK = "the database can't be written to, trying on", "the database can be written to again, after"
+AWAY, BACK = "the database can't be written to; trying again", "the database can be written to again, after"
 #: What is said to who finds no place, by the server or by PgBouncer, which found none.
 TAKEN = ("too many clients", "server login has been failing")
 

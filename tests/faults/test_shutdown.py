@@ -31,7 +31,7 @@ def test_outcomes_that_wait_for_the_database(scenario: Scenario, breakable_postg
     breakable_postgres.stop()
     assert wait_until(lambda: "the database can't be written to" in worker.output, 60)
     stops(worker)
-    assert "outcomes could not be written; their messages come again" in worker.output
+    assert "outcomes could not be written; their messages are delivered again" in worker.output
     breakable_postgres.start()
     worker.start()
     scenario.assert_mixed_completed(job, 1000)

@@ -109,7 +109,7 @@ def _claimed(found: Any, conn: Any, job: int, item: int, *rest: Any) -> list[Key
 
 
 def _open_tags(_: None, tracker: AckTracker, acks: Any, nacks: Any) -> list[Key]:
-    found = (getattr(tracker.open.get(tag), "stamp", None) for tag in (*acks, *nacks))
+    found = (getattr(tracker._deliveries.get(tag), "stamp", None) for tag in (*acks, *nacks))
     return [(stamp.job, stamp.item) for stamp in found if stamp]
 
 
@@ -124,7 +124,7 @@ POINTS = {
     # Committed.
     "settle": Point(InFlight, "acknowledge", lambda _, __, entries: [entry.attempt.key for entry in entries]),
     # Not sent to RabbitMQ yet.
-    "ack": Point(AckTracker, "_settle", _open_tags),
+    "ack": Point(AckTracker, "_finish", _open_tags),
     "running": Point(
         outcomes, "report_running", lambda _, __, ___, rows: [(row.job, row.item) for row in rows], after=True
     ),

@@ -142,7 +142,7 @@ def test_numbers_are_those_of_the_code() -> None:
     said = " ".join(documents.TEXT.split())
     assert f"at most {process.CONNECTIONS} database connections" in said
     assert f"at most {database.CONNECTIONS} database connections" in said
-    assert f"about {journal.WINDOW * 1000:.0f} ms" in said
+    assert f"about {journal.FLUSH_SECONDS * 1000:.0f} ms" in said
     assert f"up to {prefetch.MAX_PREFETCH} for fast ones" in said
     assert f"chunks of {deletion.CHUNK_ITEMS:,} items" in said
     assert f"arguments of an item: {item_encoding.ITEM_LIMIT_BYTES // 2**20} MiB" in said

@@ -152,7 +152,7 @@ def test_what_can_not_be_kept_after_its_turn_came_leaves_its_turn(caplog: pytest
     assert waiting.go_on() is None
     assert waiting.first.delivery.deferred
     assert "can't be begun" in caplog.text
-    assert waiting.hand._isolation._inside == set()
+    assert waiting.hand._isolation._running == set()
 
 
 def test_what_jobs_say_that_keeps_nothing_from_running_is_not_remembered() -> None:

@@ -38,7 +38,7 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
     alone.start()
     assert wait_until(lambda: [attempt.item for attempt in hand.given_back] == [1], TIMEOUT)
     hand.finish(beside, SUCCEEDED)
-    assert beside in hand._isolation._inside
+    assert beside in hand._isolation._running
     assert hand.admit(_copy(0)) is None
     assert taken == []
     assert asked == [0, 1]

@@ -27,8 +27,7 @@ STATES: Any = st.sampled_from(["succeeded", "failed", "skipped", "retrying"])
 
 @given(st.lists(st.builds(entry, st.integers(0, 3), st.integers(1, 3), cast("Any", STATES)), max_size=12))
 def test_a_flush_has_one_event_an_item_and_success_goes_first(entries: list[Entry]) -> None:
-    later: list[Entry] = []
-    now = _dedupe(entries, later.append)
+    now, later = _dedupe(entries)
     assert len({e.event.item for e in now}) == len(now)
     assert {id(e) for e in entries} == {id(e) for e in now} | {id(e) for e in later}
     assert len(now) + len(later) == len(entries)

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from callboard.middleware.journal.hang_detector import AGAIN, FRAMES, GONE, LIMIT, HangDetector
+from callboard.middleware.journal.hang_detector import (
+    GONE,
+    SAMPLE_SECONDS,
+    STACK_CHARS,
+    STACK_FRAMES,
+    HangDetector,
+)
 from callboard.middleware.message.attempt import Attempt
 
 START = 1_000.0
@@ -68,10 +74,10 @@ def test_the_typical_time_follows_what_changes() -> None:
 def test_it_is_looked_at_again_after_a_while_and_no_more_when_it_ended() -> None:
     hangs, one = HangDetector(60.0), attempt()
     assert hangs.look([one], START + 60)
-    assert hangs.look([one], START + 60 + AGAIN / 2) == []
-    assert hangs.look([one], START + 60 + AGAIN)
+    assert hangs.look([one], START + 60 + SAMPLE_SECONDS / 2) == []
+    assert hangs.look([one], START + 60 + SAMPLE_SECONDS)
     one.ended = True
-    assert hangs.look([one], START + 60 + 2 * AGAIN) == []
+    assert hangs.look([one], START + 60 + 2 * SAMPLE_SECONDS) == []
 
 
 def test_what_has_no_row_in_running_is_not_looked_at() -> None:
@@ -84,8 +90,8 @@ def test_a_stack_is_told_from_the_inside_and_cut(stuck: int) -> None:
     (stack,) = HangDetector(60.0).look([attempt(thread=stuck)], START + 60)
     frames = [line for line in stack.stack.splitlines() if not line.startswith("    ")]
     assert (stack.job, stack.item, stack.attempt) == (1, 2, 3)
-    assert len(frames) == FRAMES
-    assert len(stack.stack) <= LIMIT
+    assert len(frames) == STACK_FRAMES
+    assert len(stack.stack) <= STACK_CHARS
     assert frames[0].endswith(" in wait")
     assert stack.place.startswith("journal/test_hang_detector.py:")
     assert stack.place.endswith(" in deep")

@@ -11,7 +11,7 @@ import pytest
 from callboard.middleware.journal import journal as module
 from callboard.middleware.journal import running_rows
 from callboard.middleware.journal.hang_detector import HangDetector
-from callboard.middleware.journal.journal import TRIES, Entry, Journal
+from callboard.middleware.journal.journal import MAX_ERRORS, Entry, Journal
 from callboard.middleware.message.attempt import Attempt
 from callboard.sql.rows import Event, JobControl, NewItem, Progress, Running
 from callboard.sql.writes import outcomes
@@ -49,7 +49,7 @@ class Played:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **parts: Callable[..., Any]) -> None:
         self.recorded: list[int] = []
         self.broken: list[BaseException] = []
-        monkeypatch.setattr(module, "REST", 0.01)
+        monkeypatch.setattr(module, "ERROR_PAUSE_SECONDS", 0.01)
         monkeypatch.setattr(outcomes, "record", self._record)
         self.reported: list[Running] = []
         monkeypatch.setattr(outcomes, "report_running", lambda _, __, running: self.reported.extend(running))
@@ -89,12 +89,12 @@ class Played:
 
 @pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
 def test_an_error_that_passes_costs_nothing(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing = Failing(TRIES - 1, [] if part == "attempts" else None)
+    failing = Failing(MAX_ERRORS - 1, [] if part == "attempts" else None)
     played = Played(monkeypatch, **{part: failing})
     played.journal.watch()
     played.note(0)
     assert played.done(0)
-    assert wait_until(lambda: failing.calls > TRIES - 1, 60)
+    assert wait_until(lambda: failing.calls > MAX_ERRORS - 1, 60)
     played.note(1)
     assert played.done(0, 1)
     assert played.journal.close(10)
@@ -145,7 +145,7 @@ def test_looking_at_what_hangs_never_harms(part: str, monkeypatch: pytest.Monkey
     for item in range(3):
         played.note(item)
         assert played.done(*range(item + 1))
-        assert wait_until(lambda: failing.calls > TRIES or part == "learn", 60)
+        assert wait_until(lambda: failing.calls > MAX_ERRORS or part == "learn", 60)
     assert played.journal.close(10)
     assert played.recorded == [0, 1, 2]
     assert played.broken == []
@@ -215,14 +215,14 @@ def test_who_says_nothing_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> Non
     ("error", "end"),
     [
         (psycopg.OperationalError("away"), "the database can be written to again, after"),
-        (psycopg.errors.ReadOnlySqlTransaction("reads only"), "lets outcomes be recorded again, after"),
+        (psycopg.errors.ReadOnlySqlTransaction("reads only"), "records outcomes again, after"),
     ],
 )
 def test_the_end_of_an_outage_is_said(
     error: psycopg.Error, end: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for complaint in (module._complain, module._alarm):
-        monkeypatch.setattr(complaint, "_logged_at", -math.inf)
+    for outage_log in (module._log_outage, module._log_misconfigured):
+        monkeypatch.setattr(outage_log, "_logged_at", -math.inf)
     played = Played(monkeypatch)
     recorded, answers = outcomes.record, [error]
 

@@ -1,4 +1,4 @@
-"""The book of a connection, against a model of RabbitMQ: every tag settled once, and only when it is due."""
+"""The ack tracker of a channel against a model of RabbitMQ: every tag is settled once, and only when it is due."""
 
 import time
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from callboard.middleware.message.delivery import Delivery, Tag
-from callboard.middleware.rabbitmq import acks as book_module
-from callboard.middleware.rabbitmq.acks import UNREADABLE, AckTracker
+from callboard.middleware.rabbitmq import acks as acks_module
+from callboard.middleware.rabbitmq.acks import AckTracker
 from tests.support.deliveries import RecordedAcks
 
 
@@ -61,12 +61,12 @@ def delivery(tag: Tag = 1) -> Delivery:
     return Delivery(RecordedAcks(), tag, None)
 
 
-def a_book() -> tuple[AckTracker, Channel, Connection]:
+def a_tracker() -> tuple[AckTracker, Channel, Connection]:
     channel, connection = Channel(), Connection()
     return AckTracker(cast("Any", connection), cast("Any", channel)), channel, connection
 
 
-class BookMachine(RuleBasedStateMachine):
+class TrackerMachine(RuleBasedStateMachine):
     """Deliveries, releases in any order and from any thread, time passing, a closing."""
 
     tags: Bundle[int] = Bundle("tags")
@@ -74,20 +74,20 @@ class BookMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.acks, self.channel, self.connection = a_book()
+        self.acks, self.channel, self.connection = a_tracker()
         self.now = 1000.0
         self.last = 0
         self.may_ack: set[int] = set()
         self.may_nack: set[int] = set()
         self.carried: dict[int, set[int]] = {}
 
-    @rule(target=tags, count=st.integers(1, 6), readable=st.booleans())
-    def deliver(self, count: int, readable: bool) -> Any:
+    @rule(target=tags, count=st.integers(1, 6))
+    def deliver(self, count: int) -> Any:
         tags = range(self.last + 1, self.last + count + 1)
         self.last += count
         for tag in tags:
             self.channel.deliver(tag)
-            self.acks.enter(tag, delivery(tag) if readable else UNREADABLE)
+            self.acks.enter(tag, [delivery(tag)])
         return multiple(*tags)
 
     @rule(target=parts, count=st.integers(2, 4))
@@ -95,7 +95,7 @@ class BookMachine(RuleBasedStateMachine):
         """One delivery that carries them all."""
         self.last += 1
         self.channel.deliver(self.last)
-        self.acks.enter_many(self.last, [delivery((self.last, place)) for place in range(count)])
+        self.acks.enter(self.last, [delivery((self.last, place)) for place in range(count)])
         self.carried[self.last] = set(range(count))
         return multiple(*((self.last, place) for place in range(count)))
 
@@ -141,9 +141,8 @@ class BookMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost_sight_of(self) -> None:
-        assert self.channel.unsettled == set(self.acks.open) | set(self.acks._due)
-        unreadable = list(self.acks.open.values()).count(UNREADABLE)
-        assert self.acks.held == len(self.acks.deliveries()) + unreadable
+        assert self.channel.unsettled == set(self.acks._open) | set(self.acks._due)
+        assert self.acks.held == sum(self.acks._open.values()) == len(self.acks.deliveries())
 
     def teardown(self) -> None:
         self.connection.run()
@@ -153,41 +152,41 @@ class BookMachine(RuleBasedStateMachine):
         assert self.channel.unsettled == set(range(1, self.last + 1)) - released
 
 
-TestBook = pytest.mark.filterwarnings("default")(BookMachine.TestCase)
-TestBook.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+TestTracker = pytest.mark.filterwarnings("default")(TrackerMachine.TestCase)
+TestTracker.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
 
 
 def test_one_acknowledgement_covers_all_below_the_oldest_open_message() -> None:
-    acks, channel, connection = a_book()
+    acks, channel, connection = a_tracker()
     calls: list[tuple[int, bool]] = []
     channel.basic_ack = lambda tag, multiple=False: calls.append((tag, multiple))  # type: ignore[method-assign]
     for tag in range(1, 101):
-        acks.enter(tag, delivery(tag))
+        acks.enter(tag, [delivery(tag)])
     acks.release([tag for tag in range(1, 101) if tag != 60], [])
     connection.run()
     assert calls[0] == (59, True)
 
 
 def test_one_slow_message_does_not_hold_the_others_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    acks, channel, connection = a_book()
+    acks, channel, connection = a_tracker()
     for tag in range(1, 11):
         channel.deliver(tag)
-        acks.enter(tag, delivery(tag))
+        acks.enter(tag, [delivery(tag)])
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     acks.release([2, 3], [])
     connection.run()
     assert channel.acked == set()
-    acks.flush(1000.0 + book_module.STRAGGLER * 1.5)
+    acks.flush(1000.0 + acks_module.STRAGGLER_SECONDS * 1.5)
     assert channel.acked == {2, 3}
 
 
 def test_what_a_dead_connection_delivered_is_stale_and_settles_nothing() -> None:
-    acks, channel, connection = a_book()
+    acks, channel, connection = a_tracker()
     delivered = delivery()
     channel.deliver(1)
     channel.deliver(2)
-    acks.enter(1, delivered)
-    acks.enter(2, UNREADABLE)
+    acks.enter(1, [delivered])
+    acks.enter(2, [delivery(2)])
     acks.release([1], [])
     acks.discard()
     connection.run()
@@ -199,8 +198,8 @@ def test_what_a_dead_connection_delivered_is_stale_and_settles_nothing() -> None
 
 
 def test_a_connection_that_is_gone_takes_no_releases() -> None:
-    acks, _, connection = a_book()
-    acks.enter(1, delivery())
+    acks, _, connection = a_tracker()
+    acks.enter(1, [delivery()])
     connection.gone = True
     acks.release([1], [])
     assert acks.dead
