@@ -90,20 +90,20 @@ class DeferringConsumer(Consumer):
     def _finish_all(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
         for finish, tags in ((self._consumer.ack, acks), (self._consumer.nack, nacks)):
             for message in [self._open.pop(tag) for tag in tags if tag in self._open]:
-                while not self._finish(partial(finish, message)):
+                while not _succeeds(partial(finish, message)):
                     time.sleep(RETRY_SECONDS)
         self._forget_if_done()
-
-    @staticmethod
-    def _finish(finish: partial[None]) -> bool:
-        try:
-            finish()
-        except BrokerConnectionError as error:
-            _log_outage(error)
-            return False
-        _log_outage.over()
-        return True
 
     def _forget_if_done(self) -> None:
         if self._closed and not self._open:
             self._consumers.acks.discard(self)
+
+
+def _succeeds(finish: partial[None]) -> bool:
+    try:
+        finish()
+    except BrokerConnectionError as error:
+        _log_outage(error)
+        return False
+    _log_outage.over()
+    return True

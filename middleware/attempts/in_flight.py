@@ -80,18 +80,10 @@ class InFlight:
         other = self._attempts.get(attempt.key)
         if (other is not None and self._join(other, attempt)) or self._held_back(attempt):
             return None
-        if suspect or stamp.suspect or other is not None or self._outdated(attempt):
-            return attempt if self._begin_claimed(attempt) else None
-        self._isolation.enter(attempt, lead=current_attempt.get())
-        begun = False
-        try:
-            begun = not self._is_stale(attempt) and not self._held_back(attempt)  # it may have waited
-            if begun:
-                self._begin(attempt)
-        finally:
-            if not begun:
-                self._isolation.leave(attempt)
-        return attempt if begun else None
+        suspect = suspect or stamp.suspect or other is not None or self._outdated(attempt)
+        if suspect and self._is_claimed_meanwhile(attempt):
+            return None
+        return attempt if self._begin(attempt, suspect=suspect) else None
 
     def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:
         """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping."""
@@ -134,10 +126,6 @@ class InFlight:
             delivery.deferred = True
         self._parking.park(attempt)
 
-    def _begin(self, attempt: Attempt) -> None:
-        attempt.started = time.monotonic()  # it may have waited
-        self._attempts[attempt.key] = attempt
-
     def _join(self, running: Attempt, copy: Attempt) -> bool:
         """Have a copy of what runs acknowledged with it; False when another attempt runs, or none any more."""
         with self._lock:
@@ -151,34 +139,24 @@ class InFlight:
         for delivery in copy.deliveries:
             delivery.deferred = True
 
-    # Messages that may be a second copy ------------------------------------------------------------------------------
-
-    def _begin_claimed(self, attempt: Attempt) -> bool:
-        """Claim the item and begin; return False when the attempt must not run. Raises Stopping, Failed, DATA_ERRORS.
-
-        A copy that comes meanwhile is acknowledged with this one: the connection of this one may be gone by then, and
-        the copy is its message. The message of the next attempt is no copy: a worker that died before it acknowledged
-        leaves both in the queue, and dropped beside the outdated one the newer one would be lost.
+    def _begin(self, attempt: Attempt, *, suspect: bool) -> bool:
+        """Wait for the item's turn, claim the item if the message is suspect, and begin; return False when the attempt
+        must not run. Raises Stopping, Failed, DATA_ERRORS.
         """
-        with self._lock:
-            first = self._attempts.get(attempt.key)
-            if first is None or first.number != attempt.number:
-                first = self._claiming.setdefault((*attempt.key, attempt.number), attempt)
-            if first is not attempt:
-                self._share(first, attempt)
-                return False
         begun, control = False, None
         try:
-            claimed = self._claimed(attempt)
-            control = self._holding(attempt) if claimed else None
-            if control is not None:
-                self._give_back(attempt)
-            elif claimed:
-                attempt.running = attempt.reported = True  # a claim is a row in `running`
-                self._begin(attempt)
-                begun = True
+            if self._may_begin(attempt, suspect=suspect):
+                control = self._holding(attempt)  # it may have changed meanwhile
+                if control is None:
+                    attempt.started = time.monotonic()
+                    attempt.running = attempt.reported = suspect  # a claim is a row in `running`
+                    self._attempts[attempt.key] = attempt
+                    begun = True
+                elif suspect:
+                    self._give_back(attempt)
         finally:
-            self._take_no_more_copies(attempt)
+            if suspect:
+                self._take_no_more_copies(attempt)
             if not begun:
                 self._isolation.leave(attempt)
                 if control is None or control.over:
@@ -187,15 +165,38 @@ class InFlight:
             self._park(attempt)
         return begun
 
-    def _claimed(self, attempt: Attempt) -> Claim | None:
-        """Wait for the item's turn, then claim it: a claimed item is in flight, so it would be charged with a crash."""
+    # Messages that may be a second copy ------------------------------------------------------------------------------
+
+    def _is_claimed_meanwhile(self, attempt: Attempt) -> bool:
+        """Return whether its item is in flight, or being claimed, for the same attempt: then this message is a copy.
+
+        The copy is acknowledged with the first: the connection of that may be gone by then, so that the copy is all
+        that is left of it. The message of the next attempt is no copy: a worker that died before it acknowledged leaves
+        both in the queue, and the newer one, dropped beside the outdated one, would be lost.
+        """
+        with self._lock:
+            first = self._attempts.get(attempt.key)
+            if first is None or first.number != attempt.number:
+                first = self._claiming.setdefault((*attempt.key, attempt.number), attempt)
+            if first is not attempt:
+                self._share(first, attempt)
+            return first is not attempt
+
+    def _may_begin(self, attempt: Attempt, *, suspect: bool) -> bool:
+        """Wait for the item's turn, then claim it: while it waits, a claimed item would be charged with a crash of
+        those that run. One whose next crash is its last runs alone.
+        """
         self._isolation.enter(attempt, lead=current_attempt.get())
-        claimed = None if self._is_stale(attempt) else self._claim(attempt)
+        if self._is_stale(attempt):
+            return False
+        if not suspect:
+            return True
+        claimed = self._claim(attempt)
         if claimed is not None and claimed.crashes >= timings.MAX_CRASHES - 1:
             self._give_back(attempt)
             self._isolation.enter(attempt, alone=True)
             claimed = None if self._is_stale(attempt) else self._claim(attempt)
-        return claimed
+        return claimed is not None
 
     def _claim(self, attempt: Attempt) -> Claim | None:
         return self._process.retry_write(lambda conn: claim(conn, attempt, self._process.worker))

@@ -23,7 +23,7 @@ class Acks(Protocol):
         """How many messages are not acknowledged; a delivery may carry many."""
 
     def deliveries(self) -> "list[Delivery]":
-        """The deliveries that are not acknowledged, but for those that can't be decoded."""
+        """The deliveries that are not acknowledged, each of those that one carries."""
 
     def release(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
         """Acknowledge and reject these deliveries, soon; a tag that is not open changes nothing. Raises nothing."""
@@ -33,8 +33,8 @@ class Acks(Protocol):
 class Delivery:
     """One delivery of a message; a consumer sets it as the message's attribute `delivery`.
 
-    `stamp` is None for a message from a producer that does not know Callboard. `mates` are the other messages of its
-    batch: they are begun with it, or after it when it is not begun.
+    `stamp` is None for a message from a producer that doesn't know Callboard, or one that can't be decoded. `mates` are
+    the other messages of its batch: they are begun with it, or after it when it is not begun.
     """
 
     acks: Acks

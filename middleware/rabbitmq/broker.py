@@ -1,6 +1,4 @@
-"""The drop-in for Dramatiq's RabbitMQ broker: acknowledgements after the commit, in batches, on the right connection;
-delays that are rows in the outbox; a prefetch that follows what the actors take.
-"""
+"""The drop-in for Dramatiq's RabbitMQ broker: tracked, with quorum queues, and with hooks that are looked up once."""
 
 import logging
 from collections.abc import Callable
@@ -18,8 +16,6 @@ from callboard.middleware.runtime import Runtime
 from callboard.middleware.tracking import track
 from callboard.sql.pool import database_address
 
-log = logging.getLogger("callboard.rabbitmq")
-
 
 class RabbitmqBroker(StockBroker):
     """Dramatiq's RabbitmqBroker, tracked. All of its parameters hold; `database_url` defaults to ``DATABASE_URL``.
@@ -32,7 +28,7 @@ class RabbitmqBroker(StockBroker):
         self, *, url: str | list[str] | None = None, middleware: list[Middleware] | None = None,
         database_url: str | None = None, queue_type: Literal["classic", "quorum"] = "classic", **kwargs: Any,
     ) -> None:  # fmt: skip
-        self._signals = HookCache(self, logging.getLogger("dramatiq.broker.RabbitmqBroker"))
+        self._hooks = HookCache(self, logging.getLogger("dramatiq.broker.RabbitmqBroker"))
         super().__init__(url=url, middleware=middleware, **kwargs)
         self.queue_type = queue_type
         self.runtime = Runtime(
@@ -42,19 +38,19 @@ class RabbitmqBroker(StockBroker):
 
     @property
     def consumer_class(self) -> Callable[..., Consumer]:
-        """Makes the consumer of a queue."""
+        """Makes the consumer of a queue, for `consume`."""
         return partial(RabbitmqConsumer, runtime=self.runtime)
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """See Signals."""
-        self._signals.before(signal, *args, **kwargs)
+        """See `HookCache`."""
+        self._hooks.before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """See Signals."""
-        self._signals.after(signal, *args, **kwargs)
+        """See `HookCache`."""
+        self._hooks.after(signal, *args, **kwargs)
 
     def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
-        """Record a message, then publish it; `delay` in milliseconds. Raises NotStored when it can't be recorded."""
+        """Record a message, then publish it, `delay` milliseconds later. Raises NotStored when it can't be recorded."""
         return self.runtime.send(self, message, delay)
 
     def _build_queue_arguments(self, queue_name: str) -> dict[str, Any]:

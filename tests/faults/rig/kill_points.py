@@ -131,7 +131,10 @@ POINTS = {
     "claim": Point(claims, "claim_item", _claimed, after=True),
     # Committed, and the actor has not begun.
     "claimed": Point(
-        InFlight, "_begin_claimed", lambda begun, _, attempt: [attempt.key] if begun else None, after=True
+        InFlight,
+        "_begin",
+        lambda begun, _, attempt: [attempt.key] if begun and attempt.reported else None,
+        after=True,
     ),
     # Not acknowledged yet.
     "parked": Point(claims, "park", lambda _, __, rows: [(job, item) for job, item, ___ in rows], after=True),
