@@ -1,0 +1,1 @@
+"""Outcomes and plain sends are committed in groups; then, and only then, messages are acknowledged."""

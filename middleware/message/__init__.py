@@ -1,0 +1,1 @@
+"""The vocabulary: a message's stamp, its bytes, its delivery, its attempt, and the failure of one."""

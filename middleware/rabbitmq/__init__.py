@@ -1,0 +1,1 @@
+"""Our RabbitMQ broker: consuming and acknowledging, publishing with confirms, and Dramatiq's hooks made fast."""
