@@ -1,4 +1,4 @@
-"""An app that knows nothing of Callboard takes it up with messages in its queues, and lays it down again."""
+"""An app without Callboard adopts it with messages in its queues, and gives it up again."""
 
 import json
 import os
@@ -183,7 +183,7 @@ def swept(app: App) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", CHANGES)
-def test_taken_up_and_laid_down_again(
+def test_an_app_adopts_callboard_and_gives_it_up_again(
     way: str, empty_database_url: str, amqp_url: str, worker: StartWorker, tmp_path: Path
 ) -> None:
     app = App(tmp_path, {"DATABASE_URL": empty_database_url, "AMQP_URL": amqp_url})

@@ -23,8 +23,8 @@ from tests.support.workers import wait_until
 TIMEOUT = 60.0
 
 
-class BackingServices:
-    """A tracked broker in this process with actors that note their runs, and a worker when it is asked for."""
+class TrackedBroker:
+    """A tracked broker in this process, with actors that count their runs; `work` starts a worker."""
 
     def __init__(self, broker: dramatiq.Broker, conn: Conn) -> None:
         self.broker = broker
@@ -44,15 +44,15 @@ class BackingServices:
             return {"number": number} if fate == "result" else None
 
         @dramatiq.actor(broker=broker, max_retries=0)
-        def told(message: dict[str, Any], result: Any) -> None:
-            self.runs["told", result["number"]] += 1
+        def on_success(message: dict[str, Any], result: Any) -> None:
+            self.runs["on_success", result["number"]] += 1
 
         self.act = act
-        self.told = told
+        self.on_success = on_success
 
     @property
     def acknowledges(self) -> tuple[Any, str]:
-        """What acknowledges a message at the broker: a class, and the name of its method."""
+        """The class and the name of the method that acknowledges a message at the broker."""
         return (
             (_StubConsumer, "ack") if isinstance(self.broker, StubBroker) else (BlockingChannel, "basic_ack")
         )
@@ -79,7 +79,7 @@ class BackingServices:
 
 
 @pytest.fixture(params=["in process", "stock"])
-def house(request: pytest.FixtureRequest, database_url: str) -> Iterator[BackingServices]:
+def tracked(request: pytest.FixtureRequest, database_url: str) -> Iterator[TrackedBroker]:
     stock = request.param == "stock"
     broker = StockRabbitmqBroker(url=request.getfixturevalue("amqp_url")) if stock else StubBroker()
     before = dramatiq.broker.global_broker
@@ -87,7 +87,7 @@ def house(request: pytest.FixtureRequest, database_url: str) -> Iterator[Backing
     assert callboard.install(broker, database_url=database_url) is broker
     assert callboard.install(broker, database_url=database_url) is broker
     with connect(database_url) as conn:
-        made = BackingServices(broker, conn)
+        made = TrackedBroker(broker, conn)
         try:
             yield made
         finally:
@@ -99,31 +99,31 @@ def house(request: pytest.FixtureRequest, database_url: str) -> Iterator[Backing
 FATES = ["succeed", "retry", "fail", "skip", "result"]
 
 
-def test_a_mixed_job_is_counted_exactly(house: BackingServices) -> None:
-    job = callboard.submit(house.act, ({"number": n, "fate": FATES[n % 5]} for n in range(100)))
-    house.work()
+def test_a_mixed_job_is_counted_exactly(tracked: TrackedBroker) -> None:
+    job = callboard.submit(tracked.act, ({"number": n, "fate": FATES[n % 5]} for n in range(100)))
+    tracked.work()
     status = job.wait(TIMEOUT)
     assert status["state"] == "completed"
     assert (status["succeeded"], status["failed"], status["skipped"]) == (60, 20, 20)
     assert status["retries"] == 20 + 40
-    assert house.runs == {n: {"retry": 2, "fail": 3}.get(FATES[n % 5], 1) for n in range(100)}
+    assert tracked.runs == {n: {"retry": 2, "fail": 3}.get(FATES[n % 5], 1) for n in range(100)}
     assert [item["result"] for item in job.items()][4] == {"number": 4}
 
 
-def test_stages_follow_one_another(house: BackingServices) -> None:
+def test_stages_follow_one_another(tracked: TrackedBroker) -> None:
     items = ({"number": n, "fate": "result"} for n in range(20))
-    plan = [Stage(house.act, items=items), Stage(house.act, make=makers.onwards, name="next")]
+    plan = [Stage(tracked.act, items=items), Stage(tracked.act, make=makers.onwards, name="next")]
     job = callboard.stages("in stages", plan)
-    house.work()
+    tracked.work()
     status = job.wait(TIMEOUT)
     assert (status["state"], status["succeeded"]) == ("completed", 40)
-    assert house.runs == {n: 1 for start in (0, 1000) for n in range(start, start + 20)}
+    assert tracked.runs == {n: 1 for start in (0, 1000) for n in range(start, start + 20)}
 
 
 def test_nothing_is_acknowledged_before_its_commit(
-    house: BackingServices, monkeypatch: pytest.MonkeyPatch
+    tracked: TrackedBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no worker thread waits for it: four threads run more than four items."""
+    """No worker thread waits for the commit either: four threads run more than four items."""
     gate, acknowledged = threading.Event(), threading.Event()
     record = outcomes.record
 
@@ -131,7 +131,7 @@ def test_nothing_is_acknowledged_before_its_commit(
         assert gate.wait(TIMEOUT)
         return record(*args)
 
-    acknowledge = house.acknowledges
+    acknowledge = tracked.acknowledges
     plain = getattr(*acknowledge)
 
     def noted(*args: Any, **kwargs: Any) -> None:
@@ -140,74 +140,74 @@ def test_nothing_is_acknowledged_before_its_commit(
 
     monkeypatch.setattr(*acknowledge, noted)
     monkeypatch.setattr(outcomes, "record", held)
-    job = callboard.submit(house.act, range(8))
-    house.work()
-    assert wait_until(lambda: len(house.runs) == 8, TIMEOUT)
+    job = callboard.submit(tracked.act, range(8))
+    tracked.work()
+    assert wait_until(lambda: len(tracked.runs) == 8, TIMEOUT)
     assert not acknowledged.wait(0.3)
     assert job.status()["succeeded"] == 0
     gate.set()
     assert acknowledged.wait(TIMEOUT)
     assert job.status()["succeeded"] > 0
-    assert wait_until(lambda: house.unacknowledged() == 0, TIMEOUT)
+    assert wait_until(lambda: tracked.unacknowledged() == 0, TIMEOUT)
 
 
-def test_an_item_whose_actor_no_worker_ever_had_fails_and_is_dead_lettered(house: BackingServices) -> None:
-    job = callboard.submit(house.act, [1])
-    del house.broker.actors["act"]
-    house.work()
+def test_an_item_whose_actor_no_worker_ever_had_fails_and_is_dead_lettered(tracked: TrackedBroker) -> None:
+    job = callboard.submit(tracked.act, [1])
+    del tracked.broker.actors["act"]
+    tracked.work()
     assert job.wait(TIMEOUT)["failed"] == 1
     (item,) = job.items("failed")
     assert item["error"]["type"].endswith("ActorNotFound")
-    assert wait_until(lambda: house.dead_letters() == 1, TIMEOUT)
-    assert house.unacknowledged() == 0
+    assert wait_until(lambda: tracked.dead_letters() == 1, TIMEOUT)
+    assert tracked.unacknowledged() == 0
 
 
-def test_an_item_whose_actor_another_worker_has_waits_for_it(house: BackingServices) -> None:
-    house.conn.execute("INSERT INTO callboard.actors (name, queue) VALUES ('act', 'default')")
+def test_an_item_whose_actor_another_worker_has_waits_for_it(tracked: TrackedBroker) -> None:
+    tracked.conn.execute("INSERT INTO callboard.actors (name, queue) VALUES ('act', 'default')")
     with callboard.job("sent") as job:
-        house.act.send(1)
-    del house.broker.actors["act"]
-    house.work()
+        tracked.act.send(1)
+    del tracked.broker.actors["act"]
+    tracked.work()
     kept = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at = '9999-01-01Z'"
-    assert wait_until(lambda: house.conn.execute(kept, (job.id,)).fetchone() == (1,), TIMEOUT)
-    assert wait_until(lambda: house.unacknowledged() == 0, TIMEOUT)
-    assert house.dead_letters() == 0
+    assert wait_until(lambda: tracked.conn.execute(kept, (job.id,)).fetchone() == (1,), TIMEOUT)
+    assert wait_until(lambda: tracked.unacknowledged() == 0, TIMEOUT)
+    assert tracked.dead_letters() == 0
     assert job.status()["failed"] == 0
 
 
-def test_callbacks_children_and_pipelines_go_with_their_parent(house: BackingServices) -> None:
+def test_callbacks_children_and_pipelines_belong_to_the_job_of_their_parent(tracked: TrackedBroker) -> None:
     with callboard.job("sends") as job:
-        house.act.send_with_options(args=(1, "result"), on_success=house.told)
-        house.act.send(2, "parent")
-        house.act.send(3, "skip")
-    house.work()
+        tracked.act.send_with_options(args=(1, "result"), on_success=tracked.on_success)
+        tracked.act.send(2, "parent")
+        tracked.act.send(3, "skip")
+    tracked.work()
     status = job.wait(TIMEOUT)
     assert (status["succeeded"], status["skipped"], status["total"]) == (4, 1, 5)
-    assert house.runs["told", 1] == 1
-    assert house.runs[1002] == 1
+    assert tracked.runs["on_success", 1] == 1
+    assert tracked.runs[1002] == 1
 
 
-def test_a_delayed_send_comes_from_the_outbox(house: BackingServices) -> None:
+def test_a_delayed_send_comes_from_the_outbox(tracked: TrackedBroker) -> None:
     with callboard.job("later") as job:
-        house.act.send_with_options(args=(1,), delay=600)
-    assert house.conn.execute("SELECT count(*) FROM callboard.outbox").fetchone() == (1,)
-    house.work()
+        tracked.act.send_with_options(args=(1,), delay=600)
+    assert tracked.conn.execute("SELECT count(*) FROM callboard.outbox").fetchone() == (1,)
+    tracked.work()
     assert job.wait(TIMEOUT)["succeeded"] == 1
 
 
-def test_what_was_sent_before_the_worker_came_and_after_runs_once(house: BackingServices) -> None:
+def test_a_message_sent_before_or_after_the_worker_starts_runs_once(tracked: TrackedBroker) -> None:
     with callboard.job("before and after") as job:
-        house.act.send(1)
-        house.work()
+        tracked.act.send(1)
+        tracked.work()
         for n in range(2, 60):
-            house.act.send(n)
+            tracked.act.send(n)
     assert job.wait(TIMEOUT)["succeeded"] == 59
-    assert wait_until(lambda: not house.conn.execute("SELECT 1 FROM callboard.outbox").fetchone(), TIMEOUT)
-    house.close()
-    assert set(house.runs.values()) == {1}, {n: times for n, times in house.runs.items() if times > 1}
+    assert wait_until(lambda: not tracked.conn.execute("SELECT 1 FROM callboard.outbox").fetchone(), TIMEOUT)
+    tracked.close()
+    assert set(tracked.runs.values()) == {1}, {n: times for n, times in tracked.runs.items() if times > 1}
 
 
-def test_current_is_refused_where_there_is_no_item(house: BackingServices) -> None:
+def test_current_raises_outside_an_item(tracked: TrackedBroker) -> None:
     for ask in (callboard.current, lambda: callboard.step("nowhere"), lambda: callboard.progress(1, 2)):
         with pytest.raises(callboard.NotInAnItem, match="outside a tracked actor"):
             ask()

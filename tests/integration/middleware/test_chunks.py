@@ -46,7 +46,7 @@ def test_each_item_of_a_chunk_has_its_own_outcome(on: Stage) -> None:
     assert [item["attempt"] for item in items[:5]] == [3, 2, 1, 1, 1]
 
 
-def test_what_fails_in_a_chunk_at_once_gets_its_dead_letter(on: Stage) -> None:
+def test_an_item_of_a_chunk_that_fails_at_once_has_a_dead_letter(on: Stage) -> None:
     """The message that carried it is acknowledged: its others succeeded."""
     job = on.submit("noted", *({"number": n} if n % 20 else {"wrong": n} for n in range(60)), chunk=30)
     on.ended(job)
@@ -58,7 +58,7 @@ def test_what_fails_in_a_chunk_at_once_gets_its_dead_letter(on: Stage) -> None:
     assert ids == {f"{job.id}-{n}" for n in (0, 20, 40)}
 
 
-def test_an_actor_that_takes_batches_gets_all_that_a_message_carries(on: Stage) -> None:
+def test_an_actor_that_takes_batches_gets_all_items_of_a_message(on: Stage) -> None:
     job = on.submit("together", *({"number": n} for n in range(100)), chunk=25)
     assert all(item["result"] == {"of": 25} for item in on.ended(job))
     calls = [what.split()[1:] for _, _, what in on.runs(job.id)]
@@ -82,7 +82,7 @@ def test_each_item_of_a_batch_has_its_own_outcome(on: Stage) -> None:
 
 
 @pytest.mark.parametrize(("fate", "error"), [("raise", "NotYet"), ("short", "ValueError")])
-def test_what_a_batch_raises_holds_for_all_of_it(fate: str, error: str, on: Stage) -> None:
+def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, on: Stage) -> None:
     job = on.submit("together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4)
     assert [item["attempt"] for item in on.ended(job)] == [2] * 4
     assert job.status()["retries"] == 4
@@ -93,7 +93,7 @@ def test_what_a_batch_raises_holds_for_all_of_it(fate: str, error: str, on: Stag
 
 
 def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(on: Stage) -> None:
-    """A copy of the whole message comes again: what has ended does not run."""
+    """A copy of the whole message is delivered: the items that ended do not run again."""
     job = on.submit("together", *({"number": n} for n in range(4)), chunk=4)
     on.ended(job)
     on.conn.execute(
@@ -126,7 +126,7 @@ def carrier_of(on: Stage, job: callboard.Job, items: range, *, suspect: bool = F
     ).encode()  # fmt: skip
 
 
-def test_a_run_that_is_none_goes_to_the_dead_letters(on: Stage) -> None:
+def test_a_malformed_chunk_is_dead_lettered(on: Stage) -> None:
     job = on.submit("together", {"number": 1})
     on.ended(job)
     whole = json.loads(carrier_of(on, job, range(2)))
@@ -139,7 +139,7 @@ def test_a_run_that_is_none_goes_to_the_dead_letters(on: Stage) -> None:
         assert json.loads(body)["message_id"] == f"odd-{run}"
 
 
-def test_an_actor_that_nobody_has_gets_none_of_the_run(on: Stage) -> None:
+def test_the_items_of_a_chunk_wait_for_a_worker_that_has_their_actor(on: Stage) -> None:
     on.conn.execute(
         "INSERT INTO callboard.actors (name, queue) VALUES ('nobody_has', 'default') ON CONFLICT DO NOTHING"
     )
@@ -152,7 +152,7 @@ def test_an_actor_that_nobody_has_gets_none_of_the_run(on: Stage) -> None:
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1001, True, "5", 2.0])
-def test_a_chunk_that_makes_no_sense_is_refused(chunk: Any, on: Stage) -> None:
+def test_a_chunk_size_that_makes_no_sense_is_refused(chunk: Any, on: Stage) -> None:
     with pytest.raises(ValueError, match="chunk must be a whole number from 1 to 1000"):
         on.submit("work", 1, chunk=chunk)
 
@@ -164,7 +164,7 @@ def test_an_async_batch_is_refused() -> None:
         callboard.batch(gently)  # type: ignore[arg-type]
 
 
-def test_a_batch_called_by_itself_is_the_function_of_one() -> None:
+def test_a_batch_that_is_called_directly_gets_a_list_of_one() -> None:
     @dramatiq.actor(broker=StubBroker())
     @callboard.batch
     def double(items: list[Any]) -> list[Any]:
@@ -177,7 +177,7 @@ def test_a_batch_called_by_itself_is_the_function_of_one() -> None:
         double(KeyError("odd"))
 
 
-def test_a_worker_on_a_stock_broker_takes_them_apart(
+def test_a_worker_on_a_stock_broker_takes_chunks_apart(
     postgres_url: str, template: str, broker: Broker, tmp_path: Path
 ) -> None:
     with stage(postgres_url, template, broker, ["work"]) as on:

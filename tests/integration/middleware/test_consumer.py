@@ -1,4 +1,4 @@
-"""A consumer's connection: it is opened again where that can help, and none is left behind."""
+"""A consumer's connection is opened again where that helps, and none is left open."""
 
 import logging
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ def on(broker: Broker) -> Iterator[callboard.RabbitmqBroker]:
         made.close()
 
 
-def test_a_queue_that_went_while_nobody_was_connected_is_declared_again(
+def test_a_queue_that_was_deleted_while_nobody_was_connected_is_declared_again(
     on: callboard.RabbitmqBroker,
 ) -> None:
-    """As with a node that lost its disk."""
+    """For example by a node that lost its disk."""
     on.declare_queue("work", ensure=True)
     on.channel.queue_delete("work")
     with pytest.raises(ConnectionClosed, match="no queue 'work'"):
@@ -39,7 +39,7 @@ def test_a_queue_that_went_while_nobody_was_connected_is_declared_again(
 
 
 def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroker) -> None:
-    """Though nothing is to be acknowledged: RabbitMQ does so when an item takes longer than half an hour."""
+    """Also when nothing is to be acknowledged: RabbitMQ closes it when an item takes longer than half an hour."""
     on.declare_queue("work", ensure=True)
     consumer: Any = on.consume("work", timeout=1000)
     consumer.channel.basic_ack(5)
@@ -50,7 +50,7 @@ def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroke
         consumer.close()
 
 
-def test_that_messages_come_again_is_said_when_the_last_consumer_is_back(
+def test_the_end_of_an_outage_is_logged_when_the_last_consumer_is_back(
     on: callboard.RabbitmqBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     outage = OutageLog(logging.getLogger("callboard.test"), "", "messages come from %s again, after %.1f s")

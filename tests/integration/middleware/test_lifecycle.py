@@ -1,4 +1,4 @@
-"""What workers live through: a poison item, a stop in mid-job, a queue that is deleted, answers that get lost."""
+"""Workers survive a poison item, a stop during a job, a database that goes away, and answers that are lost."""
 
 import time
 from collections import Counter
@@ -41,7 +41,7 @@ def on(postgres_url: str, template: str, broker: Broker, tmp_path: Path) -> Iter
         assert made.drift() == []
 
 
-def test_a_poison_item_is_stopped_and_its_neighbours_succeed(on: Stage) -> None:
+def test_a_poison_item_fails_and_the_others_succeed(on: Stage) -> None:
     """The supervisor starts the worker again after each death; heartbeats are aged instead of waited for."""
     assert on.worker is not None
     job = on.submit("deadly", *({"number": n} for n in range(60)))
@@ -66,7 +66,7 @@ def test_a_poison_item_is_stopped_and_its_neighbours_succeed(on: Stage) -> None:
     assert starts <= timings.MAX_CRASHES + 3
 
 
-def test_a_stop_in_mid_job_runs_nothing_twice(on: Stage) -> None:
+def test_a_worker_that_stops_during_a_job_runs_no_item_twice(on: Stage) -> None:
     assert on.worker is not None
     job = on.submit("noted", *({"number": n, "seconds": 0.01} for n in range(4000)))
     for part in (100, 400):
@@ -80,10 +80,10 @@ def test_a_stop_in_mid_job_runs_nothing_twice(on: Stage) -> None:
     assert set(runs.values()) == {1}
 
 
-def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
+def test_a_claim_whose_answer_was_lost_is_tried_again_and_runs(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The row in `running` is this worker's own, and nobody here runs it: it would wait for this worker's death."""
+    """Its row in `running` is this worker's, and the item does not run here: it would wait for this worker to die."""
     runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False)
     claim_item = claims.claim_item
     lost: list[Any] = []
@@ -114,10 +114,10 @@ def test_a_claim_whose_answer_got_lost_is_asked_again_and_runs(
         runtime.close()
 
 
-def test_a_worker_whose_database_goes_away_as_it_starts_is_known_in_the_end(
+def test_a_worker_whose_database_goes_away_at_its_start_registers_in_the_end(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would work unknown for as long as it lives: without a heartbeat, and taken for dead."""
+    """Unregistered it would have no heartbeat, so it would count as dead."""
     runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False)
     register = workers.register_worker
     errors = [psycopg.OperationalError("terminating connection"), PoolTimeout("no connection")]
@@ -143,22 +143,22 @@ def test_a_worker_whose_database_goes_away_as_it_starts_is_known_in_the_end(
 def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a row would keep the item's retry from being run until this worker ends."""
+    """Such a row would hold up the item's retry until this worker ends."""
     report = outcomes.report_running
 
     def ends_meanwhile(*args: Any) -> None:
         if not attempt.ended:
-            hand.finish(attempt, SUCCEEDED)
+            in_flight.finish(attempt, SUCCEEDED)
         report(*args)
 
     monkeypatch.setattr(outcomes, "report_running", ends_meanwhile)
     with connect(database_url) as conn, process_on(database_url) as process:
-        hand = InFlight(process, Consumers())
-        journal = hand.journal = Journal(process, hand, lambda *_: None)
+        in_flight = InFlight(process, Consumers())
+        journal = in_flight.journal = Journal(process, in_flight, lambda *_: None)
         job = make_job(conn, 1)
         attempt = Attempt(job, 0, 1, [Delivered(Stamp(job, 0, 1)).delivery], {}, started=time.monotonic() - 1)
-        hand._attempts[attempt.key] = attempt
+        in_flight._attempts[attempt.key] = attempt
         journal.watch()
-        assert wait_until(lambda: not hand.attempts(), TIMEOUT)
+        assert wait_until(lambda: not in_flight.attempts(), TIMEOUT)
         assert journal.close(10)
         assert conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)

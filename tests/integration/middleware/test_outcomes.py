@@ -1,4 +1,4 @@
-"""What becomes of an item, on real parts: one worker process takes them all, and at the end nothing has drifted."""
+"""The outcomes of items in a real worker process; at the end no counter has drifted."""
 
 import json
 import time
@@ -101,7 +101,7 @@ def test_an_endless_actor_is_timed_out(on: Stage) -> None:
     assert item["error"]["type"].endswith("TimeLimitExceeded")
 
 
-def test_a_time_limit_that_strikes_after_the_actor_returned_takes_nothing_back(on: Stage) -> None:
+def test_a_time_limit_that_strikes_after_the_actor_returned_changes_nothing(on: Stage) -> None:
     job = on.submit("struck_late", 7)
     item = on.only(job)
     assert (item["state"], item["result"]) == ("succeeded", 7)
@@ -134,7 +134,7 @@ def test_an_actor_that_raises_no_exception_ends_its_item_only(actor: str, error:
 
 
 @pytest.mark.parametrize(("kind", "text"), [("nul", "a \\x00 in it"), ("surrogate", "half \\ud800 a pair")])
-def test_an_error_text_that_no_database_takes_is_kept_readable(kind: str, text: str, on: Stage) -> None:
+def test_an_error_text_that_no_database_stores_stays_readable(kind: str, text: str, on: Stage) -> None:
     assert on.only(on.submit("bad_text", kind))["error"]["message"] == text
 
 
@@ -146,7 +146,7 @@ def test_a_result_that_cannot_be_stored_fails_its_item(kind: str, on: Stage) -> 
 
 
 def test_a_success_whose_result_cannot_be_stored_sends_nothing(on: Stage) -> None:
-    """Its hooks took it for a success, and its item has failed: neither callback goes."""
+    """Its hooks took it for a success, and its item failed, so neither callback is sent."""
     with callboard.job("no result") as job:
         on.actor("bad_result").send_with_options(args=("large",), on_success=on.actor("on_success"))
         (on.actor("bad_result").message("large") | on.actor("noted").message()).run()
@@ -154,7 +154,7 @@ def test_a_success_whose_result_cannot_be_stored_sends_nothing(on: Stage) -> Non
     assert on.runs(job.id) == []
 
 
-def test_an_item_with_no_tries_left_sends_what_it_says(on: Stage) -> None:
+def test_an_item_with_no_tries_left_sends_its_on_retry_exhausted(on: Stage) -> None:
     """Once, and not for what its actor throws."""
     with callboard.job("exhausted") as job:
         options: dict[str, Any] = {"on_retry_exhausted": "on_exhausted"}
@@ -165,7 +165,7 @@ def test_an_item_with_no_tries_left_sends_what_it_says(on: Stage) -> None:
     assert [what for _, _, what in on.runs(job.id) if what != "stubborn"] == ["on_exhausted 2 of 2"]
 
 
-def test_a_rate_limiter_puts_items_off_until_it_lets_them_in(on: Stage) -> None:
+def test_items_that_a_rate_limiter_refuses_are_tried_again(on: Stage) -> None:
     job = on.submit("limited", *range(6))
     items = on.ended(job)
     assert {item["state"] for item in items} == {"succeeded"}
@@ -181,7 +181,7 @@ def test_a_result_is_stored_as_it_is(on: Stage) -> None:
     assert on.only(on.submit("work", {"number": 3}))["result"] is None
 
 
-def test_an_item_without_an_actor_in_the_worker_fails_and_its_message_is_kept(on: Stage) -> None:
+def test_an_item_whose_actor_no_worker_has_fails_and_its_message_is_dead_lettered(on: Stage) -> None:
     """The dead letter has the properties it was published with."""
     job = on.submit("nobody_has", {"number": 1})
     item = on.only(job)
@@ -194,7 +194,7 @@ def test_an_item_without_an_actor_in_the_worker_fails_and_its_message_is_kept(on
     assert json.loads(body)["kwargs"] == {"number": 1}
 
 
-def test_async_actors_have_their_item_in_hand_too(on: Stage) -> None:
+def test_async_actors_have_a_current_item_too(on: Stage) -> None:
     job = on.submit("gently", 1, 2)
     items = on.ended(job)
     assert len(items) == 4
@@ -219,7 +219,7 @@ def test_a_parent_that_fails_sends_no_children(on: Stage) -> None:
     assert on.runs(job.id) == []
 
 
-def test_callbacks_go_by_the_outcome(on: Stage) -> None:
+def test_callbacks_are_sent_by_the_outcome(on: Stage) -> None:
     with callboard.job("callbacks") as job:
         options: dict[str, Any] = {"on_failure": on.actor("on_failure"), "on_success": on.actor("on_success")}
         on.actor("add").send_with_options(args=(1, 2), **options)
@@ -233,7 +233,7 @@ def test_callbacks_go_by_the_outcome(on: Stage) -> None:
     assert len(items) == 5  # Dramatiq's on_failure goes with each attempt that failed
 
 
-def test_what_is_sent_at_once_goes_even_when_its_sender_fails(on: Stage) -> None:
+def test_a_message_of_send_now_is_sent_even_when_its_sender_fails(on: Stage) -> None:
     job = on.submit("hasty", 41)
     assert on.only(job)["state"] == "failed"
     assert wait_until(lambda: any(i["args"] == [41] for i in _all(on, "noted")), TIMEOUT)
@@ -296,7 +296,7 @@ def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Stage) -> None
     assert 0 <= started[0] - row[0] < TIMEOUT  # how late it may be: tests/faults/test_restarts.py
 
 
-def test_a_send_that_amqp_cannot_say_holds_nobody_up(on: Stage) -> None:
+def test_a_send_with_a_strange_priority_does_not_hold_up_others(on: Stage) -> None:
     with callboard.job("odd") as job:
         on.actor("noted").send_with_options(args=(1,), broker_priority="high")
         on.actor("noted").send(2)
@@ -324,7 +324,7 @@ def items_of(on: Stage, message_id: str) -> list[tuple[int, int, str]]:
     return [(row[0], row[1], row[2]) for row in found]
 
 
-def test_a_foreign_message_is_recorded_on_sight_and_retried_like_any(on: Stage) -> None:
+def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_other(on: Stage) -> None:
     message = foreign("stubborn", 1, 3)
     put(on, message.encode())
     assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
@@ -372,7 +372,7 @@ def test_a_foreign_message_that_comes_twice_is_one_item(on: Stage) -> None:
     ],
     ids=["bytes", "text", "list", "null", "other", "args", "options", "actor", "id", "nul"],
 )
-def test_a_message_that_is_none_goes_to_the_dead_letters_and_holds_nobody_up(body: bytes, on: Stage) -> None:
+def test_a_malformed_message_is_dead_lettered_and_does_not_hold_up_others(body: bytes, on: Stage) -> None:
     put(on, body)
     assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
     on.dead_letter(lambda _, found: found == body)
@@ -395,7 +395,7 @@ def test_two_copies_of_a_message_count_once(on: Stage) -> None:
     assert job.status()["succeeded"] == 1
 
 
-def test_a_message_of_an_item_that_is_not_there_is_dropped(on: Stage) -> None:
+def test_a_message_of_an_unknown_item_is_dropped(on: Stage) -> None:
     gone = {"callboard": {"job": 1, "item": 0, "attempt": 1, "epoch": 0, "suspect": True}}
     put(on, foreign("noted", 1, **gone).encode())
     assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
@@ -471,7 +471,7 @@ def test_only_slow_items_get_a_row_in_running(on: Stage) -> None:
     on.conn.execute("DROP TRIGGER see ON callboard.running")
 
 
-def test_a_worker_is_known_and_beats(on: Stage) -> None:
+def test_a_worker_is_registered_and_beats(on: Stage) -> None:
     def beat() -> object:
         row = on.conn.execute("SELECT beat_at FROM callboard.workers WHERE stopped_at IS NULL").fetchone()
         assert row is not None

@@ -1,4 +1,4 @@
-"""The whole path on real parts: rows, RabbitMQ, worker processes, the record, the page's numbers."""
+"""The whole path on real services: rows, RabbitMQ, worker processes, outcomes, and the page's numbers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What can't be written: bad data fails its own item, drifted counters are mended, and all else is tried on."""
+"""Errors of a flush: bad data fails its own item, drifted counters are repaired, any other write is tried again."""
 
 import logging
 import time
@@ -28,42 +28,42 @@ from tests.support.workers import wait_until
 CHILD = NewItem(0, "work", "default", "m", b"{}", None, 0)
 
 
-class RestartState:
-    """A journal, and what it settled."""
+class FlushedJournal:
+    """A journal, and the entries that it acknowledged."""
 
     def __init__(self, process: Process) -> None:
         self.attempts = RecordedAttempts()
         self.journal = Journal(process, self.attempts, lambda *_: None)
 
     @property
-    def settled(self) -> list[Entry]:
+    def acknowledged(self) -> list[Entry]:
         return self.attempts.acknowledged
 
     def flush(self, events: Sequence[Event]) -> None:
-        """Have these written together, as one flush."""
+        """Write these events in one flush."""
         with self.journal._wake:
             for one in events:
                 ended = make_attempt(one.job, one.item, one.attempt, ended=True)
                 self.journal.add(Entry(ended, one, dead_letter=False))
 
     def done(self, count: int, timeout: float = 20) -> bool:
-        """Whether so many are settled; waits for it."""
-        return wait_until(lambda: len(self.settled) >= count, timeout)
+        """Wait until so many are acknowledged; return whether they are."""
+        return wait_until(lambda: len(self.acknowledged) >= count, timeout)
 
 
 @contextmanager
-def kept(url: str) -> Iterator[RestartState]:
+def kept(url: str) -> Iterator[FlushedJournal]:
     """A journal on a database."""
     with process_on(url) as process:
-        made = RestartState(process)
+        made = FlushedJournal(process)
         made.journal.watch()
         yield made
         assert made.journal.close(30)
 
 
 @pytest.fixture
-def journal(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RestartState]:
-    """A journal, no line of which is spared."""
+def journal(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FlushedJournal]:
+    """A journal that logs every line of an outage."""
     monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
     with kept(database_url) as made:
         yield made
@@ -85,7 +85,7 @@ def drift(conn: Conn) -> Any:
     return queries.run(conn, queries.verify())["drift"]
 
 
-def test_bad_data_fails_its_own_item_and_no_other(journal: RestartState, conn: Conn) -> None:
+def test_bad_data_fails_its_own_item_and_no_other(journal: FlushedJournal, conn: Conn) -> None:
     job = make_job(conn, 200)
     bad: dict[int, dict[str, Any]] = {
         11: {"result": "a\x00b"},
@@ -104,7 +104,7 @@ def test_bad_data_fails_its_own_item_and_no_other(journal: RestartState, conn: C
     assert "out of range" in why[58]
     assert "out of range" in why[120]
     assert "NUL" in why[199]
-    assert {e.attempt.item for e in journal.settled if e.dead_letter} == set(bad)
+    assert {e.attempt.item for e in journal.acknowledged if e.dead_letter} == set(bad)
     assert drift(conn) == []
 
 
@@ -118,10 +118,10 @@ TAMPERED = [
 
 
 @pytest.mark.parametrize("tampered", TAMPERED)
-def test_counters_that_drifted_are_no_items_fault(
-    tampered: str, journal: RestartState, conn: Conn, caplog: pytest.LogCaptureFixture
+def test_no_item_fails_because_counters_drifted(
+    tampered: str, journal: FlushedJournal, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are mended with an alarm, and everything is recorded as it ended."""
+    """They are repaired with an alarm, and everything is recorded as it ended."""
     other, job = make_job(conn, 10), make_job(conn, 40)
     parked = Event(job, 0, 1, "retrying", 0.1, time.monotonic(), 1, BAD, Retry(0.0))
     journal.flush([parked, *(good(job, n) for n in range(1, 10))])
@@ -170,7 +170,7 @@ def test_a_recount_waits_for_a_flush_and_counts_it(conn: Conn, database_url: str
     assert drift(conn) == []
 
 
-def test_a_burial_minds_no_drift(conn: Conn) -> None:
+def test_a_rescue_works_when_counters_drifted(conn: Conn) -> None:
     job, worker = make_job(conn, 1), make_worker(conn)
     assert claims.claim_item(conn, job, 0, 1, worker) is not None
     workers.stop_worker(conn, worker)
@@ -180,10 +180,10 @@ def test_a_burial_minds_no_drift(conn: Conn) -> None:
 
 
 @pytest.mark.parametrize("table", ["attempts", "jobs"])
-def test_a_table_that_is_not_there_is_waited_for(
-    table: str, journal: RestartState, conn: Conn, caplog: pytest.LogCaptureFixture
+def test_the_journal_waits_for_a_missing_table(
+    table: str, journal: FlushedJournal, conn: Conn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is nobody's data: nothing fails, it is said, and when the table is there again all goes on."""
+    """No data is to blame: nothing fails, the error is logged, and all goes on when the table is there again."""
     job = make_job(conn, 10)
     conn.execute(f"ALTER TABLE callboard.{table} RENAME TO elsewhere")
     journal.flush([good(job, n) for n in range(10)])
@@ -191,13 +191,13 @@ def test_a_table_that_is_not_there_is_waited_for(
         lambda: caplog.text.count("the database refuses to record outcomes; trying again") >= 3, 60
     )
     assert f'relation "callboard.{table}" does not exist' in caplog.text
-    assert journal.settled == []
+    assert journal.acknowledged == []
     conn.execute(f"ALTER TABLE callboard.elsewhere RENAME TO {table}")
     assert journal.done(10)
     assert (status(conn, job)["succeeded"], drift(conn)) == (10, [])
 
 
-def test_a_plan_of_before_a_migration_is_thrown_away(journal: RestartState, conn: Conn) -> None:
+def test_a_plan_from_before_a_migration_is_not_used_again(journal: FlushedJournal, conn: Conn) -> None:
     job = make_job(conn, 30)
     for n in range(20):
         journal.flush([good(job, n)])
@@ -208,8 +208,8 @@ def test_a_plan_of_before_a_migration_is_thrown_away(journal: RestartState, conn
     assert (status(conn, job)["succeeded"], status(conn, job)["failed"]) == (30, 0)
 
 
-def test_connections_to_a_server_that_only_reads_are_not_kept(database_url: str, conn: Conn) -> None:
-    """As after a failover: the address leads to the new server by then, and the old connections do not."""
+def test_connections_to_a_read_only_server_are_not_kept(database_url: str, conn: Conn) -> None:
+    """After a failover the address leads to the new server, and connections made before do not."""
     job = make_job(conn, 10)
     name = conn.info.dbname
     conn.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')

@@ -1,4 +1,4 @@
-"""A broker's own consumer acknowledges when the commit is done, though it may block or lose its connection."""
+"""The wrapped consumer of a broker acknowledges after the commit, also if it blocks or loses its connection."""
 
 import threading
 from types import SimpleNamespace
@@ -20,8 +20,8 @@ from tests.support.workers import wait_until
 TIMEOUT = 60.0
 
 
-class Own(Consumer):
-    """A broker's own consumer of some messages; the first acknowledgements fail for want of a connection."""
+class StockConsumer(Consumer):
+    """A consumer with `count` messages; its first `failures` acknowledgements lose the connection."""
 
     def __init__(self, count: int, *, failures: int = 0) -> None:
         options = ({"callboard": Stamp(1, number, 1).option()} for number in range(count))
@@ -52,46 +52,46 @@ class Own(Consumer):
 class Deferring:
     """A consumer around that, with its messages fetched."""
 
-    def __init__(self, own: Own) -> None:
+    def __init__(self, stock: StockConsumer) -> None:
         self.process = process_without_database()
         self.consumers = Consumers()
         self.listeners: list[Any] = []
         journal = SimpleNamespace(when_written=self.listeners.append)
         runtime: Any = SimpleNamespace(process=self.process, consumers=self.consumers, journal=journal)
-        self.own = own
-        self.consumer = DeferringConsumer(own, runtime)
+        self.stock = stock
+        self.consumer = DeferringConsumer(stock, runtime)
         self.messages = list(iter(lambda: next(self.consumer), None))
 
 
-def test_a_message_is_acknowledged_when_that_is_deferred_no_longer() -> None:
-    on = Deferring(Own(3))
+def test_a_deferred_message_is_acknowledged_when_it_is_released() -> None:
+    on = Deferring(StockConsumer(3))
     assert on.consumers.prefetched() == [(1, 0), (1, 1), (1, 2)]
     first, second, third = on.messages
     first.delivery.deferred = True
     on.consumer.ack(first)
     on.consumer.nack(second)
-    assert wait_until(lambda: on.own.done == [("nack", 1)], TIMEOUT)
+    assert wait_until(lambda: on.stock.done == [("nack", 1)], TIMEOUT)
     release([(first.delivery, False), (third.delivery, True), (third.delivery, True)])
     assert wait_until(lambda: on.consumers.open_deliveries() == 0, TIMEOUT)
-    assert wait_until(lambda: on.own.done == [("nack", 1), ("ack", 0), ("nack", 2)], TIMEOUT)
+    assert wait_until(lambda: on.stock.done == [("nack", 1), ("ack", 0), ("nack", 2)], TIMEOUT)
 
 
-def test_what_a_lost_connection_keeps_from_being_acknowledged_is_acknowledged_later(
+def test_an_acknowledgement_is_tried_again_after_the_connection_was_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also when Dramatiq has closed the consumer since, and made another."""
     monkeypatch.setattr(deferring_consumer, "RETRY_SECONDS", 0.01)
-    on = Deferring(Own(2, failures=3))
+    on = Deferring(StockConsumer(2, failures=3))
     on.consumer.close()
-    assert on.own.closed
+    assert on.stock.closed
     for message in on.messages:
         on.consumer.ack(message)
-    assert wait_until(lambda: on.own.done == [("ack", 0), ("ack", 1)], TIMEOUT)
+    assert wait_until(lambda: on.stock.done == [("ack", 0), ("ack", 1)], TIMEOUT)
     assert wait_until(lambda: not on.consumers.acks, TIMEOUT)
 
 
-def test_a_consumer_that_closes_waits_for_what_is_about_to_be_committed() -> None:
-    on = Deferring(Own(1))
+def test_a_closing_consumer_waits_for_the_commit_in_progress() -> None:
+    on = Deferring(StockConsumer(1))
     on.process.stopping = True
     closing = threading.Thread(target=on.consumer.close, daemon=True)
     closing.start()
@@ -100,6 +100,6 @@ def test_a_consumer_that_closes_waits_for_what_is_about_to_be_committed() -> Non
     release([(on.messages[0].delivery, False)])  # the commit, and then
     on.listeners[0]()
     closing.join(TIMEOUT)
-    assert on.own.done == [("ack", 0)]
-    assert on.own.closed
+    assert on.stock.done == [("ack", 0)]
+    assert on.stock.closed
     assert not on.consumers.acks

@@ -24,7 +24,7 @@ Hook = Callable[[int], object]
 
 
 class Hooks(Middleware):
-    """What somebody's own middleware does before and after each item."""
+    """A middleware of the app, with a hook before and after each item."""
 
     def __init__(self, before: Hook, after: Hook) -> None:
         self.before, self.after = before, after
@@ -51,10 +51,10 @@ class Batch:
         def claim(attempt: Attempt) -> Claim | None:
             return None if attempt.item == final else Claim("waiting", 1, 0, 1, taken=True, holder_alive=True)
 
-        self.hand = PlayedInFlight(claim)
+        self.in_flight = PlayedInFlight(claim)
         self.limit = TimeLimit()
         self.hooks = Hooks(before, after)
-        tracking = Tracking(SimpleNamespace(in_flight=self.hand))  # type: ignore[arg-type]
+        tracking = Tracking(SimpleNamespace(in_flight=self.in_flight))  # type: ignore[arg-type]
         self.broker = StubBroker(middleware=[tracking, self.limit, self.hooks, Returned()])
         self.got: list[int] = []
         self.timed = False
@@ -86,18 +86,18 @@ class Batch:
 
     @property
     def ended(self) -> Sequence[tuple[int, str]]:
-        """(item, state) of those that ended, the lead apart."""
-        return sorted((entry.event.item, entry.event.state) for entry in self.hand.ended)
+        """(item, state) of those that ended, without the lead."""
+        return sorted((entry.event.item, entry.event.state) for entry in self.in_flight.ended)
 
 
-def test_what_a_middleware_fails_is_not_handed_to_the_actor() -> None:
+def test_an_item_that_a_middleware_fails_is_not_given_to_the_actor() -> None:
     batch = Batch(1, -2, 3)
     batch.run()
     assert batch.got == [1, 3]
     assert batch.ended == [(1, "failed"), (2, "succeeded")]
 
 
-def test_what_a_middleware_refuses_is_tried_again_alone() -> None:
+def test_an_item_that_a_middleware_refuses_is_tried_again_alone() -> None:
     def refuse(item: int) -> None:
         if item == 2:
             raise MiddlewareError("not now")
@@ -110,15 +110,15 @@ def test_what_a_middleware_refuses_is_tried_again_alone() -> None:
 
 
 def test_the_time_limit_holds_though_the_last_item_is_a_copy_that_does_not_run() -> None:
-    """Dramatiq takes it off the thread with the first message that ends there."""
+    """Dramatiq removes the time limit of a thread with the first message that ends there."""
     batch = Batch(1, 2, 3, final=2)
     batch.run()
     assert batch.got == [1, 2]
     assert batch.timed
 
 
-def test_what_was_begun_ends_when_the_time_is_over_before_all_are() -> None:
-    """In hand for ever it would never run again; the others come after the lead."""
+def test_items_that_had_begun_end_when_the_time_limit_strikes_before_all_have() -> None:
+    """In flight for ever they would never run again. The others run after the lead."""
 
     def late(item: int) -> None:
         if item == 3:
@@ -132,7 +132,7 @@ def test_what_was_begun_ends_when_the_time_is_over_before_all_are() -> None:
     assert [mate.args for mate in batch.lead.delivery.mates] == [(4,)]
 
 
-def test_an_interrupt_that_strikes_as_one_ends_leaves_none_in_hand() -> None:
+def test_an_interrupt_that_strikes_when_an_item_ends_leaves_none_in_flight() -> None:
     def late(item: int) -> None:
         if item == 2:
             raise TimeLimitExceeded

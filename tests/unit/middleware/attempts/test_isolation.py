@@ -1,4 +1,4 @@
-"""An item whose next crash would be its last runs with nothing beside it that could be charged with its death."""
+"""An item whose next crash is its last runs alone, so that its death counts for no other item."""
 
 import threading
 from typing import Any
@@ -20,8 +20,8 @@ def _copy(item: int) -> Any:
     return Delivered(Stamp(1, item, 1), redelivered=True)
 
 
-def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
-    """Were it to begin before, its death would be charged to what had ended, too."""
+def test_an_isolated_item_waits_until_the_outcomes_beside_it_are_committed() -> None:
+    """If it began before, its death would count as a crash of those, too."""
     asked: list[int] = []
 
     def claim(attempt: Attempt) -> Claim:
@@ -30,41 +30,41 @@ def test_it_waits_until_what_ended_beside_it_is_on_record() -> None:
             "waiting", 1, timings.MAX_CRASHES - 1 if attempt.item else 0, None, taken=True, holder_alive=True
         )
 
-    hand = PlayedInFlight(claim)
-    beside = hand.admit(_copy(0))
+    in_flight = PlayedInFlight(claim)
+    beside = in_flight.admit(_copy(0))
     assert beside is not None
     taken: list[Attempt | None] = []
-    alone = threading.Thread(target=lambda: taken.append(hand.admit(_copy(1))))
+    alone = threading.Thread(target=lambda: taken.append(in_flight.admit(_copy(1))))
     alone.start()
-    assert wait_until(lambda: [attempt.item for attempt in hand.given_back] == [1], TIMEOUT)
-    hand.finish(beside, SUCCEEDED)
-    assert beside in hand._isolation._running
-    assert hand.admit(_copy(0)) is None
+    assert wait_until(lambda: [attempt.item for attempt in in_flight.given_back] == [1], TIMEOUT)
+    in_flight.finish(beside, SUCCEEDED)
+    assert beside in in_flight._isolation._running
+    assert in_flight.admit(_copy(0)) is None
     assert taken == []
     assert asked == [0, 1]
-    hand.acknowledge(hand.ended)
+    in_flight.acknowledge(in_flight.ended)
     alone.join(TIMEOUT)
     assert [one.key for one in taken if one] == [(1, 1)]
     assert asked == [0, 1, 1]
 
 
-def test_who_is_led_by_one_that_runs_does_not_wait_for_one_that_waits_for_it() -> None:
-    """A batch is one call: its items have their turn together."""
-    turns = Isolation(process_without_database())
+def test_an_attempt_whose_lead_runs_does_not_wait_for_one_that_waits_for_the_lead() -> None:
+    """A batch is one call, so its items run together."""
+    isolation = Isolation(process_without_database())
     lead, mate, alone = (Attempt(1, item, 1, [], {}) for item in range(3))
-    turns.enter(lead)
+    isolation.enter(lead)
     entered = threading.Event()
 
     def wait() -> None:
-        turns.enter(alone, alone=True)
+        isolation.enter(alone, alone=True)
         entered.set()
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    assert wait_until(lambda: turns._alone is alone, TIMEOUT)
-    turns.enter(mate, lead=lead)
-    turns.leave(lead)
+    assert wait_until(lambda: isolation._alone is alone, TIMEOUT)
+    isolation.enter(mate, lead=lead)
+    isolation.leave(lead)
     assert not entered.is_set()
-    turns.leave(mate)
+    isolation.leave(mate)
     assert entered.wait(TIMEOUT)
     waiting.join(TIMEOUT)

@@ -1,4 +1,4 @@
-"""What an attempt's end means, and how an error is kept: whatever an actor raises has one clear, storable outcome."""
+"""Every end of an attempt has one outcome, and every error that an actor raises can be stored."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ TEXTS = st.text(st.characters(), max_size=200) | st.sampled_from(["\x00", "\ud80
 
 
 class Mute(Exception):
-    """It can't be told what it is about."""
+    """Its `__str__` raises an error."""
 
     def __str__(self) -> str:
         raise KeyError("nothing")
@@ -39,7 +39,7 @@ def raised(error: BaseException) -> BaseException:
     """The error with a traceback."""
     try:
         raise error  # noqa: TRY301
-    except BaseException as caught:  # noqa: BLE001 — it is the thing looked at
+    except BaseException as caught:  # noqa: BLE001 — the error is what the tests look at
         return caught
 
 
@@ -72,12 +72,12 @@ def test_a_scheduled_retry_is_kept_as_it_was_scheduled() -> None:
     assert decide(exception=ERROR, retry=LATER).retry == LATER
 
 
-def test_a_retry_that_got_lost_is_scheduled_again() -> None:
+def test_a_lost_retry_is_scheduled_again() -> None:
     lost = decide(exception=ERROR).retry
     assert lost == Retry(outcome.LOST_RETRY_SECONDS)
 
 
-def test_a_time_limit_is_told_from_another_error() -> None:
+def test_a_time_limit_has_a_kind_of_its_own() -> None:
     struck = decide(exception=TimeLimitExceeded(), failed=True).failure
     assert struck is not None
     assert struck.kind == "timed_out"
@@ -106,7 +106,7 @@ ENDINGS: st.SearchStrategy[dict[str, Any]] = st.builds(
 
 
 @given(ENDINGS)
-def test_every_outcome_tells_what_its_state_needs(ending: dict[str, Any]) -> None:
+def test_every_outcome_has_what_its_state_needs(ending: dict[str, Any]) -> None:
     """A success has no failure; all else has one. A retry goes with `retrying`, and nothing else does."""
     found: Outcome = decide(**ending)
     assert (found.failure is None) == (found.state == "succeeded")
@@ -200,11 +200,11 @@ def test_an_error_is_described(error: BaseException, type_name: str, message: st
     assert found.traceback_size >= len(found.traceback) > 0
 
 
-def test_an_error_of_an_own_module_says_whose_it_is() -> None:
+def test_the_type_of_an_error_has_its_module() -> None:
     assert describe(Mute()).error_type == f"{__name__}.Mute"
 
 
-def test_a_long_message_is_cut_behind_and_a_long_traceback_in_front() -> None:
+def test_a_long_message_loses_its_end_and_a_long_traceback_its_start() -> None:
     found = describe(raised(ValueError("x" * 50_000)))
     assert len(found.message) == failure.MESSAGE_CHARS
     assert len(found.traceback) == failure.TRACEBACK_CHARS
@@ -241,12 +241,12 @@ def test_an_error_that_was_never_raised_has_no_place() -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("within", [lambda n: n, lambda n: [1, n], lambda n: {"a": {"b": (n,)}}])
-def test_a_number_that_json_does_not_have_is_not_made_a_null(number: float, within: Any) -> None:
+def test_a_number_that_json_does_not_have_is_not_stored_as_null(number: float, within: Any) -> None:
     found = decide(returned=True, result=within(number))
     assert found.state == "failed"
     assert found.failure is not None
     assert found.failure.message == f"its result can't be stored: {number} is no number in JSON"
 
 
-def test_a_null_stays_one() -> None:
+def test_a_none_in_a_result_is_stored_as_null() -> None:
     assert decide(returned=True, result={"a": None}).result == '{"a":null}'

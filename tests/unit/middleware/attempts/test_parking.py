@@ -1,4 +1,4 @@
-"""Messages of paused jobs are kept, whatever the database says at first."""
+"""Messages of paused jobs are parked also when the database refuses that at first."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ from tests.support.workers import wait_until
 TIMEOUT = 60.0
 
 
-def test_they_are_kept_when_the_database_takes_writes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a failover to a server that only reads yet. Given up they would stay with their worker: held, so that
-    nobody looks for them, and never run.
+def test_messages_are_parked_when_the_database_takes_writes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may be read-only for a moment after a failover. Messages that were given up would stay held by their
+    worker, so that the search for lost messages would not republish them.
     """
     answers = [psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT"), None]
     kept: list[Any] = []

@@ -1,4 +1,4 @@
-"""What is taken for hung, and how its stack is told."""
+"""Which attempts hang, and what their stacks show."""
 
 import threading
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ START = 1_000.0
 
 
 def attempt(actor: str = "work", *, thread: int | None = None, started: float = START) -> Attempt:
-    """One in hand, with a row in `running`."""
+    """An attempt in flight that has a row in `running`."""
     made = Attempt(1, 2, 3, [], {}, actor=actor, started=started, reported=True)
     made.thread = made.thread if thread is None else thread
     return made
 
 
 def deep(depth: int, stands: threading.Event, go: threading.Event) -> None:
-    """Stand `depth` frames deep until told to go."""
+    """Wait `depth` frames deep until `go` is set."""
     if depth:
         deep(depth - 1, stands, go)
     else:
@@ -35,7 +35,7 @@ def deep(depth: int, stands: threading.Event, go: threading.Event) -> None:
 
 @pytest.fixture
 def stuck() -> Iterator[int]:
-    """A thread that stands deep in its actor."""
+    """A thread that waits deep in its actor."""
     stands, go = threading.Event(), threading.Event()
     thread = threading.Thread(target=deep, args=(50, stands, go))
     thread.start()
@@ -45,14 +45,14 @@ def stuck() -> Iterator[int]:
     thread.join(60)
 
 
-def test_an_unknown_actor_has_the_least_time() -> None:
+def test_an_unknown_actor_hangs_after_the_least_time() -> None:
     hangs = HangDetector(60.0)
     assert hangs.limit("work") == 60.0
     assert hangs.look([attempt()], START + 59) == []
     assert len(hangs.look([attempt()], START + 60)) == 1
 
 
-def test_a_slow_actor_has_ten_times_its_typical_time() -> None:
+def test_a_slow_actor_hangs_after_ten_times_its_typical_time() -> None:
     hangs = HangDetector(60.0)
     hangs.learn([("slow", 30.0)] * 5)
     hangs.learn([("quick", 0.01)] * 5)
@@ -62,7 +62,7 @@ def test_a_slow_actor_has_ten_times_its_typical_time() -> None:
     assert len(hangs.look([attempt("slow"), attempt("quick")], START + 301)) == 2
 
 
-def test_the_typical_time_follows_what_changes() -> None:
+def test_the_typical_time_follows_changes() -> None:
     hangs = HangDetector(1.0)
     hangs.learn([("work", 1.0)])
     hangs.learn([("work", 100.0)])
@@ -71,7 +71,7 @@ def test_the_typical_time_follows_what_changes() -> None:
     assert hangs.limit("work") == pytest.approx(1000.0, rel=0.01)
 
 
-def test_it_is_looked_at_again_after_a_while_and_no_more_when_it_ended() -> None:
+def test_an_attempt_is_sampled_again_after_a_while_and_not_when_it_ended() -> None:
     hangs, one = HangDetector(60.0), attempt()
     assert hangs.look([one], START + 60)
     assert hangs.look([one], START + 60 + SAMPLE_SECONDS / 2) == []
@@ -80,13 +80,13 @@ def test_it_is_looked_at_again_after_a_while_and_no_more_when_it_ended() -> None
     assert hangs.look([one], START + 60 + 2 * SAMPLE_SECONDS) == []
 
 
-def test_what_has_no_row_in_running_is_not_looked_at() -> None:
+def test_an_attempt_without_a_row_in_running_is_not_sampled() -> None:
     one = attempt()
     one.reported = False
     assert HangDetector(60.0).look([one], START + 1000) == []
 
 
-def test_a_stack_is_told_from_the_inside_and_cut(stuck: int) -> None:
+def test_a_stack_starts_with_the_innermost_frame_and_is_cut(stuck: int) -> None:
     (stack,) = HangDetector(60.0).look([attempt(thread=stuck)], START + 60)
     frames = [line for line in stack.stack.splitlines() if not line.startswith("    ")]
     assert (stack.job, stack.item, stack.attempt) == (1, 2, 3)
@@ -99,7 +99,7 @@ def test_a_stack_is_told_from_the_inside_and_cut(stuck: int) -> None:
     assert "journal/test_hang_detector.py" in frames[-1]
 
 
-def test_a_thread_that_is_gone_is_said() -> None:
+def test_the_stack_of_an_ended_thread_says_so() -> None:
     (stack,) = HangDetector(60.0).look([attempt(thread=-1)], START + 60)
     assert stack.stack == stack.place == GONE
 

@@ -1,4 +1,4 @@
-"""The journal's thread: an error that nobody thought of is tried again; one that stays is told, not swallowed."""
+"""The journal's thread tries again after an unexpected error, and reports one that stays."""
 
 import math
 import threading
@@ -22,8 +22,8 @@ from tests.support.workers import wait_until
 ITEM = NewItem(0, "work", "default", "m1", b"{}", None, 0)
 
 
-class Unthought(Exception):
-    """What nobody thought of."""
+class Unexpected(Exception):
+    """An error that no code expects."""
 
 
 class Failing:
@@ -36,11 +36,11 @@ class Failing:
     def __call__(self, *_: Any, **__: Any) -> Any:
         self.calls += 1
         if self.calls <= self.times:
-            raise Unthought("something is wrong")
+            raise Unexpected("something is wrong")
         return self.answer
 
 
-class Played:
+class JournalWithoutDatabase:
     """A journal without a database, one of whose parts may fail; `recorded` are the items, in order of flushes.
 
     `parts` replace methods of the attempts in flight, or `store`.
@@ -79,7 +79,7 @@ class Played:
         self.journal.add(Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1), dead_letter=False))
 
     def done(self, *items: int) -> bool:
-        """Whether these, and no others, were settled; waits for it."""
+        """Wait until these items, and no others, are acknowledged; return whether they are."""
         return wait_until(lambda: set(self.acknowledged) == set(items) and not self.journal.pending, 60)
 
     @property
@@ -88,81 +88,83 @@ class Played:
 
 
 @pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
-def test_an_error_that_passes_costs_nothing(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_that_passes_loses_nothing(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = Failing(MAX_ERRORS - 1, [] if part == "attempts" else None)
-    played = Played(monkeypatch, **{part: failing})
-    played.journal.watch()
-    played.note(0)
-    assert played.done(0)
+    on = JournalWithoutDatabase(monkeypatch, **{part: failing})
+    on.journal.watch()
+    on.note(0)
+    assert on.done(0)
     assert wait_until(lambda: failing.calls > MAX_ERRORS - 1, 60)
-    played.note(1)
-    assert played.done(0, 1)
-    assert played.journal.close(10)
-    assert played.broken == []
+    on.note(1)
+    assert on.done(0, 1)
+    assert on.journal.close(10)
+    assert on.broken == []
 
 
 @pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
-def test_an_error_that_stays_ends_the_thread_and_is_told(
+def test_an_unexpected_error_that_stays_ends_the_thread_and_is_reported(
     part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    played = Played(monkeypatch, **{part: Failing(10**9)})
-    played.journal.watch()
-    played.note(0)
-    assert wait_until(lambda: bool(played.broken), 60)
-    assert isinstance(played.broken[0], Unthought)
+    on = JournalWithoutDatabase(monkeypatch, **{part: Failing(10**9)})
+    on.journal.watch()
+    on.note(0)
+    assert wait_until(lambda: bool(on.broken), 60)
+    assert isinstance(on.broken[0], Unexpected)
     assert "the journal can't go on" in caplog.text
-    told = threading.Event()
-    played.journal.when_written(told.set)
-    assert told.is_set()  # nobody waits for a thread that has ended
+    called = threading.Event()
+    on.journal.when_written(called.set)
+    assert called.is_set()  # nobody waits for a thread that has ended
     if part in ("acknowledge", "apply_controls"):
-        assert played.acknowledged == []  # nothing is acknowledged that was not settled
-        assert played.journal.pending == 1
+        assert on.acknowledged == []  # nothing is acknowledged that was not settled
+        assert on.journal.pending == 1
 
 
-def test_a_listener_that_fails_harms_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, told = threading.Event(), threading.Event()
-    played = Played(monkeypatch, apply_controls=lambda _: gate.wait(20))
-    played.note(0)
-    assert wait_until(lambda: bool(played.recorded), 60)
-    played.journal.when_written(told.set)
-    played.journal.when_written(Failing(1))
+def test_a_listener_that_fails_does_not_stop_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, called = threading.Event(), threading.Event()
+    on = JournalWithoutDatabase(monkeypatch, apply_controls=lambda _: gate.wait(20))
+    on.note(0)
+    assert wait_until(lambda: bool(on.recorded), 60)
+    on.journal.when_written(called.set)
+    on.journal.when_written(Failing(1))
     gate.set()
-    assert told.wait(20)
-    played.note(1)
-    assert played.done(0, 1)
-    assert played.broken == []
+    assert called.wait(20)
+    on.note(1)
+    assert on.done(0, 1)
+    assert on.broken == []
 
 
 @pytest.mark.parametrize("part", ["look", "learn"])
-def test_looking_at_what_hangs_never_harms(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_hang_detector_does_not_stop_the_journal(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failing = Failing(10**9)
     said: list[BaseException] = []
     monkeypatch.setattr(running_rows, "_log_blind", said.append)
     attempts = [make_attempt(item=9)]
-    played = Played(monkeypatch, attempts=lambda: attempts)
+    on = JournalWithoutDatabase(monkeypatch, attempts=lambda: attempts)
     monkeypatch.setattr(HangDetector, part, failing)
-    played.journal.watch()
+    on.journal.watch()
     for item in range(3):
-        played.note(item)
-        assert played.done(*range(item + 1))
+        on.note(item)
+        assert on.done(*range(item + 1))
         assert wait_until(lambda: failing.calls > MAX_ERRORS or part == "learn", 60)
-    assert played.journal.close(10)
-    assert played.recorded == [0, 1, 2]
-    assert played.broken == []
+    assert on.journal.close(10)
+    assert on.recorded == [0, 1, 2]
+    assert on.broken == []
     assert said
 
 
-def in_hand(**said: Any) -> Attempt:
+def attempt_nine(**said: Any) -> Attempt:
     return make_attempt(item=9, **said)
 
 
-def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
+def test_only_the_last_progress_before_a_look_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attempt, looks = in_hand(), list[int]()
+    attempt, looks = attempt_nine(), list[int]()
 
     def look() -> list[Attempt]:
-        """An actor that says a thousand things between two looks, for three of them, and the same ever after."""
+        """The actor reports progress a thousand times between two looks, for three looks, then the same again."""
         looks.append(1)
         for word in range(1000):
             attempt.progress = Progress(1000.0 * min(len(looks), 3) + word, None)
@@ -170,45 +172,47 @@ def test_of_many_words_on_progress_only_the_last_before_a_look_is_written(
 
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(running_rows, "SLOW_SECONDS", 3600.0)
-    played = Played(monkeypatch, attempts=look)
-    played.journal.watch()
+    on = JournalWithoutDatabase(monkeypatch, attempts=look)
+    on.journal.watch()
     assert wait_until(lambda: len(looks) > 8, 60)
-    assert played.journal.close(10)
+    assert on.journal.close(10)
     expected = [(1999.0, None), (2999.0, None), (3999.0, None)]
-    assert [running.progress for running in played.reported] == expected
+    assert [running.progress for running in on.reported] == expected
 
 
-def test_what_could_not_be_written_is_written_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    played = Played(monkeypatch, attempts=lambda: [attempt])
-    attempt = in_hand(progress=Progress(1.0, 2.0))
+def test_progress_that_could_not_be_written_is_written_at_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on = JournalWithoutDatabase(monkeypatch, attempts=lambda: [attempt])
+    attempt = attempt_nine(progress=Progress(1.0, 2.0))
     away = iter([psycopg.OperationalError("away")] * 2)
 
     def report(_: Any, __: Any, running: Sequence[Running]) -> None:
         for error in away:
             raise error
-        played.reported.extend(running)
+        on.reported.extend(running)
 
     monkeypatch.setattr(outcomes, "report_running", report)
-    played.journal.watch()
-    assert wait_until(lambda: bool(played.reported), 60)
-    assert played.journal.close(10)
-    assert [running.progress for running in played.reported] == [(1.0, 2.0)]
+    on.journal.watch()
+    assert wait_until(lambda: bool(on.reported), 60)
+    assert on.journal.close(10)
+    assert [running.progress for running in on.reported] == [(1.0, 2.0)]
 
 
-def test_who_says_nothing_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_without_news_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = list[int]()
 
     def look() -> list[Attempt]:
         looks.append(1)
         return [attempt]
 
-    attempt = in_hand(reported=True)
+    attempt = attempt_nine(reported=True)
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
-    played = Played(monkeypatch, attempts=look)
-    played.journal.watch()
+    on = JournalWithoutDatabase(monkeypatch, attempts=look)
+    on.journal.watch()
     assert wait_until(lambda: len(looks) > 5, 60)
-    assert played.journal.close(10)
-    assert played.reported == []
+    assert on.journal.close(10)
+    assert on.reported == []
 
 
 @pytest.mark.parametrize(
@@ -218,12 +222,12 @@ def test_who_says_nothing_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> Non
         (psycopg.errors.ReadOnlySqlTransaction("reads only"), "records outcomes again, after"),
     ],
 )
-def test_the_end_of_an_outage_is_said(
+def test_the_end_of_an_outage_is_logged(
     error: psycopg.Error, end: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for outage_log in (module._log_outage, module._log_misconfigured):
         monkeypatch.setattr(outage_log, "_logged_at", -math.inf)
-    played = Played(monkeypatch)
+    on = JournalWithoutDatabase(monkeypatch)
     recorded, answers = outcomes.record, [error]
 
     def record(*given: Any) -> list[JobControl]:
@@ -233,15 +237,15 @@ def test_the_end_of_an_outage_is_said(
 
     monkeypatch.setattr(outcomes, "record", record)
     for item in range(3):
-        played.note(item)
-        assert played.done(*range(item + 1))
-    assert played.journal.close(10)
+        on.note(item)
+        assert on.done(*range(item + 1))
+    assert on.journal.close(10)
     assert len(caplog.messages) == 2
     assert str(error) in caplog.messages[0]
     assert end in caplog.messages[1]
 
 
-def test_a_long_life_does_not_remember_every_job_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     looks, touched = list[int](), list[int]()
 
     def look() -> list[Attempt]:
@@ -250,19 +254,19 @@ def test_a_long_life_does_not_remember_every_job_it_saw(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(running_rows, "STARTED_JOBS", 5)
-    played = Played(monkeypatch, attempts=look)
+    on = JournalWithoutDatabase(monkeypatch, attempts=look)
     monkeypatch.setattr(outcomes, "touch_jobs", lambda _, jobs: touched.extend(jobs))
-    played.journal.watch()
+    on.journal.watch()
     assert wait_until(lambda: len(looks) > 20, 20)
-    assert played.journal.close(10)
+    assert on.journal.close(10)
     assert touched == list(range(1, len(looks) + 1))
-    assert 0 < len(played.journal._running_rows._started_jobs) <= 5
+    assert 0 < len(on.journal._running_rows._started_jobs) <= 5
 
 
-def test_who_sends_is_told_of_an_error_that_nobody_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    played = Played(monkeypatch, acknowledge=Failing(10**9))
-    played.note(0)
-    assert wait_until(lambda: bool(played.broken), 60)
-    failing = Played(monkeypatch, store=Failing(1))
-    assert isinstance(failing.journal.send(ITEM).exception(20), Unthought)
+def test_a_sender_gets_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = JournalWithoutDatabase(monkeypatch, acknowledge=Failing(10**9))
+    on.note(0)
+    assert wait_until(lambda: bool(on.broken), 60)
+    failing = JournalWithoutDatabase(monkeypatch, store=Failing(1))
+    assert isinstance(failing.journal.send(ITEM).exception(20), Unexpected)
     assert failing.journal.close(10)

@@ -1,4 +1,4 @@
-"""A stored item as a message: put together from its parts, it is what Dramatiq itself would have written."""
+"""The message of a stored item has the bytes that Dramatiq would write, and is read as Dramatiq decodes it."""
 
 import json
 from collections.abc import Iterator
@@ -98,7 +98,7 @@ def carrier(calls: list[tuple[list[Any], dict[str, Any]]]) -> Outgoing:
 
 
 @given(CALLS)
-def test_a_message_that_carries_many_comes_apart_into_what_each_would_be(calls: list[Any]) -> None:
+def test_a_message_that_carries_many_items_comes_apart_into_their_messages(calls: list[Any]) -> None:
     out = carrier(calls)
     body = envelope.body(out)
     assert json.loads(body) == json.loads(envelope.message(out).encode())
@@ -110,18 +110,18 @@ def test_a_message_that_carries_many_comes_apart_into_what_each_would_be(calls: 
         assert part == alone
 
 
-def test_what_carries_many_tells_so_in_the_management_ui() -> None:
+def test_the_properties_of_a_message_that_carries_many_items_say_so() -> None:
     found = envelope.properties(carrier([([1], {}), ([2], {})]))
     assert (found.correlation_id, found.message_id) == ("7/3-4", "7-3-4")
 
 
 @pytest.mark.usefixtures("pickled")
-def test_another_encoder_carries_many_too() -> None:
+def test_a_message_of_another_encoder_carries_many_items_too() -> None:
     parts = envelope.parts(envelope.read(envelope.body(carrier([([(1, 2)], {}), ([b"x"], {"a": {1}})]))))
     assert [(part.args, part.kwargs) for part in parts] == [(((1, 2),), {}), ((b"x",), {"a": {1}})]
 
 
-def test_not_a_number_goes_through_as_dramatiq_lets_it() -> None:
+def test_nan_is_encoded_as_dramatiq_encodes_it() -> None:
     decoded = Message.decode(envelope.body(outgoing([float("nan"), float("inf")])))
     assert str(decoded.args) == "(nan, inf)"
 
@@ -156,18 +156,18 @@ def test_the_properties_tell_what_the_message_is() -> None:
     assert found.priority == 4
 
 
-def test_a_priority_is_an_option_and_nothing_that_looks_like_it() -> None:
+def test_a_priority_is_read_from_the_option_only() -> None:
     assert envelope.properties(outgoing(options={"note": "broker_priority"})).priority is None
 
 
 @pytest.mark.parametrize("priority", ["high", 300, -1, 1.5, None, [1]])
-def test_a_priority_that_amqp_cannot_say_is_left_out(priority: Any) -> None:
-    """The publisher would stumble over it for ever, and all that is published beside it with it."""
+def test_a_priority_that_amqp_does_not_have_is_left_out(priority: Any) -> None:
+    """It would make the publisher fail again and again, with all that is published in the same batch."""
     assert envelope.properties(outgoing(options={"broker_priority": priority})).priority is None
 
 
 @pytest.mark.parametrize("text", ["x" * 300, "ä" * 200, "half \ud800 a pair"])
-def test_a_name_that_amqp_cannot_say_is_cut(text: str) -> None:
+def test_a_name_that_is_too_long_for_amqp_is_cut(text: str) -> None:
     found = envelope.properties(outgoing(actor=text, message_id=text))
     found.encode()
     assert len(found.type.encode()) <= 255
@@ -197,7 +197,7 @@ def assert_same(body: bytes) -> None:
 
 
 def fits(message: Any) -> bool:
-    """Whether the threads that look at a message's fields can."""
+    """Return whether a worker's threads can use the message's fields."""
     names = (message.actor_name, message.queue_name, message.message_id)
     return (
         all(isinstance(name, str) and name.isprintable() for name in names)
@@ -221,7 +221,7 @@ FIELDS = st.fixed_dictionaries(
 
 
 @given(FIELDS, st.booleans(), st.booleans())
-def test_reading_is_decoding(fields: dict[str, Any], ascii_: bool, spaced: bool) -> None:
+def test_a_body_is_read_as_dramatiq_decodes_it(fields: dict[str, Any], ascii_: bool, spaced: bool) -> None:
     text = json.dumps(fields, ensure_ascii=ascii_, separators=None if spaced else (",", ":"))
     assert_same(text.encode("utf-8", "surrogatepass"))
 
@@ -229,7 +229,7 @@ def test_reading_is_decoding(fields: dict[str, Any], ascii_: bool, spaced: bool)
 @given(
     FIELDS, st.sampled_from(sorted(["queue_name", "args", "kwargs", "options", "message_timestamp"])), JSON
 )
-def test_reading_what_is_no_message(fields: dict[str, Any], name: str, value: Any) -> None:
+def test_a_body_that_is_no_message_is_refused(fields: dict[str, Any], name: str, value: Any) -> None:
     assert_same(json.dumps({**fields, name: value}).encode())
     assert_same(json.dumps({**fields, name + "_": value}).encode())
     assert_same(json.dumps({key: found for key, found in fields.items() if key != name}).encode())
@@ -245,18 +245,18 @@ def test_reading_what_is_no_message(fields: dict[str, Any], name: str, value: An
         '["\x7f"]', '["\x01"]', "[" + "1" * 5000 + "]",
     ],
 )  # fmt: skip
-def test_reading_numbers_and_texts_at_the_edge(args: str) -> None:
+def test_extreme_numbers_and_texts_are_read_as_dramatiq_decodes_them(args: str) -> None:
     rest = '"kwargs":{},"options":{},"message_id":"1","message_timestamp":5'
     assert_same(f'{{"queue_name":"default","actor_name":"work","args":{args},{rest}}}'.encode())
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b"\xff\xfe", b'{"args":', b'{"args":[]}\x00'])
-def test_reading_what_is_no_json(body: bytes) -> None:
+def test_a_body_that_is_no_json_is_refused(body: bytes) -> None:
     with pytest.raises(DecodeError):
         envelope.read(body)
 
 
 @pytest.mark.usefixtures("pickled")
-def test_reading_what_another_encoder_wrote() -> None:
+def test_a_body_of_another_encoder_is_read_by_that() -> None:
     out = outgoing([{1, 2}], {"when": b"\x00"})
     assert envelope.read(envelope.body(out)).args == ({1, 2},)

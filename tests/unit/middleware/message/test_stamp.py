@@ -1,4 +1,4 @@
-"""The stamp: what goes into a message comes out of it, and what isn't ours is foreign."""
+"""A stamp is read as it was written; anything else is no stamp."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ STAMPS = st.builds(
 
 
 @given(STAMPS)
-def test_a_stamp_comes_out_as_it_went_in(mark: Stamp) -> None:
-    assert stamp.read({OPTION: mark.option(), "max_retries": 3}) == mark
+def test_a_stamp_is_read_as_it_was_written(stamped: Stamp) -> None:
+    assert stamp.read({OPTION: stamped.option(), "max_retries": 3}) == stamped
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_a_stamp_comes_out_as_it_went_in(mark: Stamp) -> None:
         {OPTION: {"job": True, "item": 1, "attempt": 1}},
     ],
 )
-def test_what_is_no_stamp_is_none(options: dict[str, Any]) -> None:
+def test_a_malformed_stamp_is_read_as_none(options: dict[str, Any]) -> None:
     assert stamp.read(options) is None
 
 
 def test_a_stamp_of_a_later_release_is_read() -> None:
-    """Workers are rolled forward and back: a field that this release doesn't know is no reason to lose the item."""
-    mark = Stamp(1, 2, 3, 4)
-    assert stamp.read({OPTION: {**mark.option(), "later": True}}) == mark
+    """Releases may run side by side: a field that this one doesn't know must not lose the item."""
+    stamped = Stamp(1, 2, 3, 4)
+    assert stamp.read({OPTION: {**stamped.option(), "later": True}}) == stamped
 
 
 @given(STAMPS)
-def test_a_message_without_its_stamp_has_its_own_options_only(mark: Stamp) -> None:
-    options = {OPTION: mark.option(), "eta": 5, "retries": 1, "broker_priority": 2}
+def test_a_message_without_its_stamp_has_its_own_options_only(stamped: Stamp) -> None:
+    options = {OPTION: stamped.option(), "eta": 5, "retries": 1, "broker_priority": 2}
     assert stamp.without(options) == {"retries": 1, "broker_priority": 2}

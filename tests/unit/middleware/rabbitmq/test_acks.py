@@ -17,7 +17,7 @@ from tests.support.deliveries import RecordedAcks
 
 
 class Channel:
-    """RabbitMQ's side of a channel: it knows what it delivered, and closes when a settled tag is named."""
+    """RabbitMQ's side of a channel; naming a settled tag is an error there."""
 
     def __init__(self) -> None:
         self.unsettled: set[int] = set()
@@ -41,7 +41,7 @@ class Channel:
 
 
 class Connection:
-    """The thread of a connection: it runs callbacks when it is its time."""
+    """The connection's thread, which runs callbacks when the test says so."""
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], None]] = []
@@ -119,7 +119,7 @@ class TrackerMachine(RuleBasedStateMachine):
 
     @rule(tag=tags)
     def release_twice(self, tag: int) -> None:
-        """A message joined by its copy is named by both."""
+        """A message and its copy may both name it."""
         self.may_ack.add(tag)
         self.acks.release([tag], [])
         self.acks.release([tag], [])
@@ -167,7 +167,7 @@ def test_one_acknowledgement_covers_all_below_the_oldest_open_message() -> None:
     assert calls[0] == (59, True)
 
 
-def test_one_slow_message_does_not_hold_the_others_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_slow_message_does_not_hold_up_the_others_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     acks, channel, connection = a_tracker()
     for tag in range(1, 11):
         channel.deliver(tag)
@@ -180,7 +180,7 @@ def test_one_slow_message_does_not_hold_the_others_for_long(monkeypatch: pytest.
     assert channel.acked == {2, 3}
 
 
-def test_what_a_dead_connection_delivered_is_stale_and_settles_nothing() -> None:
+def test_a_delivery_of_a_dead_connection_is_stale_and_is_not_acknowledged() -> None:
     acks, channel, connection = a_tracker()
     delivered = delivery()
     channel.deliver(1)
@@ -197,7 +197,7 @@ def test_what_a_dead_connection_delivered_is_stale_and_settles_nothing() -> None
     assert acks.deliveries() == []
 
 
-def test_a_connection_that_is_gone_takes_no_releases() -> None:
+def test_a_release_on_a_lost_connection_does_nothing() -> None:
     acks, _, connection = a_tracker()
     acks.enter(1, [delivery()])
     connection.gone = True
