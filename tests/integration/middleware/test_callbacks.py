@@ -52,7 +52,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 @pytest.fixture
 def part(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CallbackDispatcher]:
-    """What delivers, in this process, and tries again soon; its thread isn't running."""
+    """A dispatcher that retries soon; its thread is not running."""
     monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 0.05)
     made = CallbackDispatcher(Process(database_url))
     yield made
@@ -68,7 +68,7 @@ def hook(here: Receiver, path: str = "") -> Targets:
 
 
 def deliver(part: CallbackDispatcher, conn: Conn, until: Callable[[], Any]) -> None:
-    """Let it work until then."""
+    """Run the dispatcher's turns until then."""
 
     def turn() -> bool:
         part.turn(conn)
@@ -82,7 +82,7 @@ def listed(conn: Conn, job: int) -> list[dict[str, Any]]:
 
 
 def over(conn: Conn, job: int) -> bool:
-    """Whether all of its callbacks are delivered or given up."""
+    """Whether all of the job's callbacks are delivered or given up."""
     return all(callback["state"] != "waiting" for callback in listed(conn, job))
 
 
@@ -158,13 +158,13 @@ def ends_jobs(name: str) -> bool:
     return any(re.search(r"\bfinished_at = (?!NULL)", update.partition("WHERE")[0]) for update in updates)
 
 
-def test_every_statement_that_ends_a_job_is_tried_here() -> None:
-    """One that is new has its way here."""
+def test_every_statement_that_ends_a_job_is_tested_here() -> None:
+    """A new statement must be added to ENDS."""
     assert {name for name in documented() if ends_jobs(name)} == set(ENDS)
 
 
 @pytest.mark.parametrize("name", sorted(ENDS))
-def test_whatever_ends_a_job_queues_its_callbacks(name: str, conn: Conn) -> None:
+def test_each_end_of_a_job_queues_its_callbacks(name: str, conn: Conn) -> None:
     job = ENDS[name](conn)
     now = status(conn, job)
     [callback] = listed(conn, job)
@@ -184,7 +184,7 @@ def test_whatever_ends_a_job_queues_its_callbacks(name: str, conn: Conn) -> None
     assert len(listed(conn, job)) == 1
 
 
-def test_only_those_of_its_end_are_called(conn: Conn) -> None:
+def test_only_the_callbacks_of_the_final_state_are_queued(conn: Conn) -> None:
     job = done(
         conn, Targets(on_complete=(TELL, Webhook("https://a/b?token=1")), on_fail=(Message("other", "q"),))
     )
@@ -196,7 +196,7 @@ def test_only_those_of_its_end_are_called(conn: Conn) -> None:
     assert listed(conn, done(conn, Targets())) == []
 
 
-def test_a_flush_that_ends_one_of_its_jobs_calls_for_that_one(conn: Conn) -> None:
+def test_a_flush_queues_the_callbacks_of_the_jobs_that_it_ends(conn: Conn) -> None:
     jobs = [make_job(conn, 2, targets=ALL) for _ in range(3)]
     now = time.monotonic()
     events = [
@@ -208,7 +208,7 @@ def test_a_flush_that_ends_one_of_its_jobs_calls_for_that_one(conn: Conn) -> Non
     assert [len(listed(conn, job)) for job in jobs] == [0, 1, 0]
 
 
-def test_a_job_opened_again_calls_again_with_a_new_id_and_tells_each_end_as_it_was(conn: Conn) -> None:
+def test_a_retried_job_calls_again_with_a_new_id_and_each_call_describes_its_own_end(conn: Conn) -> None:
     job = make_job(conn, 2, targets=ALL)
     record(conn, job, {"succeeded": [0], "failed": [1]})
     first = status(conn, job)
@@ -224,7 +224,7 @@ def test_a_job_opened_again_calls_again_with_a_new_id_and_tells_each_end_as_it_w
     assert len({one["id"] for one in told}) == 2
 
 
-def test_an_end_that_is_rolled_back_calls_nobody(conn: Conn) -> None:
+def test_an_end_that_is_rolled_back_queues_no_callback(conn: Conn) -> None:
     job = make_job(conn, 2, targets=ALL)
     with conn.transaction(force_rollback=True):
         record(conn, job, {"succeeded": range(2)})
@@ -232,7 +232,7 @@ def test_an_end_that_is_rolled_back_calls_nobody(conn: Conn) -> None:
     assert listed(conn, job) == []
 
 
-def test_what_changes_a_job_after_its_end_calls_nobody_again(conn: Conn) -> None:
+def test_a_change_after_the_end_queues_no_callback(conn: Conn) -> None:
     job = done(conn, ALL)
     conn.execute("UPDATE callboard.jobs SET finished_at = now() - interval '1 d' WHERE id = %s", (job,))
     recount_jobs(conn, [job])
@@ -255,7 +255,7 @@ def test_webhooks_and_messages_are_claimed_apart_and_no_webhook_of_a_full_host(c
 # Webhooks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_webhook_is_told_what_the_api_tells_signed(
+def test_a_webhook_gets_the_job_as_the_api_gives_it_signed(
     conn: Conn, here: Receiver, part: CallbackDispatcher
 ) -> None:
     job = done(conn, hook(here, "?token=1"))
@@ -272,7 +272,7 @@ def test_a_webhook_is_told_what_the_api_tells_signed(
 
 
 def verified(headers: Any, body: bytes) -> bool:
-    """What the README has receivers do, and a ready library does."""
+    """Verify as the guide shows, and as the library of Standard Webhooks does."""
     names: dict[str, Any] = {}
     exec(documents.block("python", "hmac.compare_digest"), names)  # noqa: S102
     genuine = bool(names["genuine"](SECRET, headers, body))
@@ -297,7 +297,7 @@ def test_a_receiver_that_fails_is_tried_again_under_the_same_id(
     assert (len(here.calls), callback["state"], callback["tries"]) == (3, "delivered", 3)
 
 
-def test_while_it_waits_it_is_said_why(
+def test_a_waiting_callback_shows_why_its_last_try_failed(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 60.0)
@@ -323,7 +323,7 @@ def test_a_receiver_that_is_gone_is_given_up_at_once(
     assert callback["due_at"] is None
 
 
-def test_after_its_last_try_it_is_given_up_with_the_reason(
+def test_after_the_last_try_a_callback_is_given_up_with_the_reason(
     conn: Conn,
     here: Receiver,
     part: CallbackDispatcher,
@@ -350,7 +350,7 @@ def test_tries_last_about_a_day() -> None:
     assert 1_800 <= delivery.retry_pause(40) <= 3_600
 
 
-def test_without_a_secret_it_is_said_and_tried_again(
+def test_without_a_secret_the_error_says_so_and_it_is_tried_again(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CALLBOARD_WEBHOOK_SECRET")
@@ -406,7 +406,7 @@ def test_several_processes_share_what_is_due(conn: Conn, here: Receiver, databas
     assert len({call.id for call in here.calls}) == 40
 
 
-def test_what_a_dead_process_claimed_is_delivered_again_under_the_same_id(
+def test_a_webhook_that_a_dead_process_claimed_is_delivered_under_the_same_id(
     conn: Conn, here: Receiver, part: CallbackDispatcher
 ) -> None:
     job = done(conn, hook(here))
@@ -422,7 +422,7 @@ def test_what_a_dead_process_claimed_is_delivered_again_under_the_same_id(
     assert [(c["state"], c["tries"]) for c in listed(conn, job)] == [("delivered", 2)]
 
 
-def test_a_process_that_stops_waits_for_no_receiver_longer_than_it_may(
+def test_a_stopping_process_waits_for_a_receiver_until_its_deadline(
     conn: Conn, here: Receiver, part: CallbackDispatcher
 ) -> None:
     here.usual = lambda _: time.sleep(20)
@@ -436,14 +436,14 @@ def test_a_process_that_stops_waits_for_no_receiver_longer_than_it_may(
     assert (callback["state"], callback["tries"]) == ("waiting", 1)
 
 
-def test_a_process_that_stops_begins_nothing(conn: Conn, here: Receiver, part: CallbackDispatcher) -> None:
+def test_a_stopping_process_begins_no_delivery(conn: Conn, here: Receiver, part: CallbackDispatcher) -> None:
     jobs = [done(conn, hook(here)), done(conn, ALL)]
     part.process.stopping = True
     part._periodic.run_step()
     assert [callback["tries"] for job in jobs for callback in listed(conn, job)] == [0, 0]
 
 
-def test_what_was_answered_while_the_database_was_away_is_recorded_later(
+def test_an_answer_is_recorded_after_an_outage_of_the_database(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away, refused = [True], []
@@ -464,7 +464,7 @@ def test_what_was_answered_while_the_database_was_away_is_recorded_later(
     assert len(here.calls) == 1
 
 
-def test_callbacks_of_a_deleted_job_disturb_nobody(
+def test_callbacks_of_a_deleted_job_are_given_up(
     conn: Conn, here: Receiver, part: CallbackDispatcher
 ) -> None:
     gone, job = done(conn, hook(here)), done(conn, hook(here))
@@ -483,7 +483,7 @@ def test_callbacks_of_a_deleted_job_disturb_nobody(
 
 
 def items_of(conn: Conn, actor: str) -> list[dict[str, Any]]:
-    """The calls in the actor's standing job."""
+    """The arguments of the calls in the actor's standing job."""
     [(job,)] = conn.execute(
         "SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL", (actor,)
     )
@@ -508,7 +508,7 @@ def test_a_message_becomes_an_item_of_its_actors_standing_job_once(
     assert len(items_of(conn, "tell")) == 3
 
 
-def test_two_that_send_the_same_message_send_it_once(conn: Conn, part: CallbackDispatcher) -> None:
+def test_a_message_that_is_sent_twice_is_stored_once(conn: Conn, part: CallbackDispatcher) -> None:
     done(conn, ALL)
     [claimed] = callbacks.claim_callbacks(conn, webhooks=False, limit=9)
     part._send(conn, claimed)
@@ -516,10 +516,10 @@ def test_two_that_send_the_same_message_send_it_once(conn: Conn, part: CallbackD
     assert len(items_of(conn, "tell")) == 1
 
 
-def test_a_message_that_a_dead_process_claimed_waits_for_seconds_only(
+def test_a_message_that_a_dead_process_claimed_is_sent_after_seconds(
     conn: Conn, part: CallbackDispatcher
 ) -> None:
-    """To send it takes milliseconds, and twice it is sent once; a webhook may take its time."""
+    """Sending takes milliseconds, and a message that is sent twice is stored once; a webhook may take its time."""
     job = done(conn, Targets((TELL, Webhook("https://a/"))))
     for webhooks in (True, False):
         assert len(callbacks.claim_callbacks(conn, webhooks=webhooks, limit=9)) == 1
@@ -531,7 +531,7 @@ def test_a_message_that_a_dead_process_claimed_waits_for_seconds_only(
     }
 
 
-def test_a_message_that_was_cut_off_is_neither_delivered_nor_half_there(
+def test_a_message_that_can_not_be_encoded_is_retried_and_leaves_nothing(
     conn: Conn, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = done(conn, ALL)
@@ -587,14 +587,14 @@ def test_actors_and_webhooks_are_called_when_a_job_completes(on: Stage) -> None:
     assert len(on.conn.execute("SELECT FROM runs WHERE what = %s", (f"told {ids['told']}",)).fetchall()) == 1
 
 
-def test_a_callback_that_fails_is_retried_as_any_message(on: Stage) -> None:
+def test_a_callback_actor_that_fails_is_retried_as_any_message(on: Stage) -> None:
     job = on.submit("work", {"number": 1}, name="flaky", on_complete=on.actor("told"))
     assert wait_until(lambda: told(on, job), TIMEOUT)
     assert job.status()["state"] == "completed"
     assert [callback["state"] for callback in job.callbacks()] == ["delivered"]
 
 
-def test_a_job_that_is_cancelled_fails_or_is_opened_again_calls(on: Stage) -> None:
+def test_a_cancelled_a_failed_and_a_retried_job_call(on: Stage) -> None:
     targets: dict[str, Any] = {"on_complete": "told", "on_fail": ["told"], "on_cancel": ["told"]}
     job = on.submit("slow", *[{"number": n, "seconds": 0.2} for n in range(60)], **targets)
     job.cancel("wrong file")
@@ -615,13 +615,13 @@ def test_a_job_that_is_cancelled_fails_or_is_opened_again_calls(on: Stage) -> No
     assert len(first.callbacks()) == 2
 
 
-def test_a_block_of_sends_calls_when_it_is_done(on: Stage) -> None:
+def test_a_block_of_sends_calls_when_its_items_ended(on: Stage) -> None:
     with callboard.job("in a block", on_complete="told") as job:
         on.actor("work").send(1)
     assert wait_until(lambda: told(on, job), TIMEOUT)
 
 
-def test_what_cant_be_called_leaves_no_job(on: Stage) -> None:
+def test_a_target_that_can_not_be_called_is_refused_before_a_job_is_made(on: Stage) -> None:
     count = on.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone()
     wrong: list[tuple[Any, type[Exception], str]] = [
         ("nobody", callboard.UnknownActor, "no actor 'nobody'"), (["told", "nobody"], callboard.UnknownActor, "nobody"),

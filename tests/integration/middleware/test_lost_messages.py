@@ -1,4 +1,4 @@
-"""The search for lost messages, on a real database and a broker that says what a test wants."""
+"""The search for lost messages, on a real database and a broker that answers as a test sets it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ LEADER = "the one that sweeps"
 
 
 class Queue(StubTransport):
-    """A broker with one number: how many messages lie ready."""
+    """A broker that has `ready` messages in every queue."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def search(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> LostMessageSearch:
 
 
 def look(conn: Conn, search: LostMessageSearch, *workers: int, times: int = 3, holds: Any = ()) -> None:
-    """So many searches; in between a second passes, in the rows and in what the search knows, and these beat."""
+    """Search so many times, with a heartbeat of these workers before and a second in between."""
     for _ in range(times):
         for worker in workers:
             beat(conn, worker, holds)
@@ -68,10 +68,10 @@ def sent_again(conn: Conn, job: int) -> list[int]:
     return [row[0] for row in rows]
 
 
-def test_what_lies_in_no_queue_and_in_nobodys_hands_is_sent_again_once(
+def test_a_message_that_no_queue_and_no_worker_has_is_sent_again_once(
     conn: Conn, search: LostMessageSearch
 ) -> None:
-    """Not what ended, what waits in the outbox, what runs, what is held, what is not published."""
+    """Items that ended, wait in the outbox, run, are held or are not published are left alone."""
     worker = make_worker(conn)
     job = make_job(conn, 20, published=12)
     record(conn, job, {"succeeded": [0, 1], "failed": [2], "skipped": [3], "retrying": [4]}, worker=worker)
@@ -87,7 +87,9 @@ def test_what_lies_in_no_queue_and_in_nobodys_hands_is_sent_again_once(
     assert sent_again(conn, job) == [4, 9, 10, 11]
 
 
-def test_what_waits_in_a_queue_is_left_alone(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
+def test_a_message_that_waits_in_its_queue_is_left_alone(
+    conn: Conn, search: LostMessageSearch, queue: Queue
+) -> None:
     worker = make_worker(conn)
     job = make_job(conn, 10)
     sent = make_job(conn, 0, sealed=False)
@@ -106,10 +108,10 @@ def test_what_waits_in_a_queue_is_left_alone(conn: Conn, search: LostMessageSear
     assert (sent_again(conn, job), sent_again(conn, sent)) == ([9], [0, 1, 2])
 
 
-def test_of_a_queue_that_is_never_empty_what_was_overtaken_is_sent_again(
+def test_in_a_queue_that_is_never_empty_overtaken_messages_are_sent_again(
     conn: Conn, search: LostMessageSearch, queue: Queue
 ) -> None:
-    """By a later item of its job, beyond the window of a publisher; or of a job that came later."""
+    """Overtaken by a later item of its job, beyond the publisher's window, or by an item of a later job."""
     worker = make_worker(conn)
     job = make_job(conn, 3_000, published=100)
     queue.ready = 50
@@ -170,8 +172,8 @@ def test_a_queue_that_keeps_no_order_has_to_be_empty(
     assert sent_again(conn, job) == []
 
 
-def test_every_live_worker_has_to_say_what_it_holds_twice(conn: Conn, search: LostMessageSearch) -> None:
-    """One that was frozen has not even read yet what it was given when it first beats again."""
+def test_every_live_worker_must_report_twice_what_it_holds(conn: Conn, search: LostMessageSearch) -> None:
+    """A worker that was frozen has not read its messages yet when it beats for the first time."""
     one, frozen = make_worker(conn), make_worker(conn)
     job = make_job(conn, 1)
     look(conn, search, one, times=6)
@@ -185,7 +187,7 @@ def test_every_live_worker_has_to_say_what_it_holds_twice(conn: Conn, search: Lo
     assert sent_again(conn, job) == [0]
 
 
-def test_who_has_not_the_lease_sends_nothing(conn: Conn, search: LostMessageSearch) -> None:
+def test_a_process_without_the_lease_sends_nothing(conn: Conn, search: LostMessageSearch) -> None:
     job = make_job(conn, 1)
     look(conn, search, times=2)
     conn.execute("UPDATE callboard.leases SET until = now() - interval '1 s'")
@@ -207,7 +209,9 @@ def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: LostMessageSea
     assert sent_again(conn, job) == [0]
 
 
-def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
+def test_the_broker_is_not_asked_while_no_message_is_open(
+    conn: Conn, search: LostMessageSearch, queue: Queue
+) -> None:
     record(conn, make_job(conn, 5), {"succeeded": range(5)})
     paused = make_job(conn, 1)
     conn.execute("UPDATE callboard.jobs SET state = 'paused' WHERE id = %s", (paused,))
@@ -221,7 +225,7 @@ def test_nothing_is_asked_while_nothing_is_out(conn: Conn, search: LostMessageSe
 def test_a_large_job_is_searched_a_range_at_a_time(
     conn: Conn, search: LostMessageSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First its end, where most of a loss lies; and children, numbered after its bulk."""
+    """Its end comes first, where most of a loss lies; children are numbered after the bulk items."""
     monkeypatch.setattr(lost_messages, "RANGE_ITEMS", 100)
     job = make_job(conn, 1_000)
     kept = {5, 555, 950}
@@ -246,7 +250,7 @@ def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
         assert "items_pkey" in plan
 
 
-def test_a_queue_in_which_many_wait_keeps_no_other_from_being_searched(
+def test_a_long_queue_does_not_stop_the_search_of_another(
     conn: Conn, search: LostMessageSearch, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lost_messages, "QUEUE_SUSPECTS", 10)

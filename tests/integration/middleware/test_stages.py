@@ -24,7 +24,7 @@ TIMEOUT = 120.0
 def on(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[pipeline.Stage]:
-    """One worker with the actors and the functions; whatever was done, recounting finds what the counters say."""
+    """One worker with the actors and the functions; at the end a recount finds no drift."""
     folder = tmp_path_factory.mktemp("stages")
     modules = ["tests.support.stage_actors"]
     with pipeline.stage(postgres_url, template, broker, NAMES, folder, modules) as found:
@@ -96,7 +96,7 @@ def test_an_empty_stage_makes_an_empty_one(on: pipeline.Stage) -> None:
 
 
 class Column(list[int]):
-    """As a column of a data frame: whether it is true, it does not say."""
+    """Like a column of a data frame, it raises when it is asked for its truth value."""
 
     def __bool__(self) -> bool:
         raise ValueError("the truth value of a column is ambiguous")
@@ -106,7 +106,7 @@ def test_items_may_be_any_iterable(on: pipeline.Stage) -> None:
     assert ended(callboard.stages("column", [Stage("number", items=Column([1, 2]))]))["succeeded"] == 2
 
 
-def test_what_an_item_sends_belongs_to_its_stage_which_waits_for_it(on: pipeline.Stage) -> None:
+def test_a_child_belongs_to_the_stage_of_its_parent_and_the_stage_waits_for_it(on: pipeline.Stage) -> None:
     job = callboard.stages("children", [Stage("spreads", items=range(20)), Stage("number")])
     assert ended(job)["state"] == "completed"
     assert told(job) == [("spreads", "completed", 40, 40, 0), ("number", "completed", 20, 20, 0)]
@@ -156,7 +156,9 @@ def test_failures_stop_the_stages_after_it_until_they_are_retried(on: pipeline.S
     assert [action["action"] for action in job.actions()] == ["retry"]
 
 
-def test_failures_that_stop_nothing_go_on_without_their_results(on: pipeline.Stage, tmp_path: Path) -> None:
+def test_with_go_on_the_next_stage_is_made_without_the_failed_items(
+    on: pipeline.Stage, tmp_path: Path
+) -> None:
     job = asked("go on", tmp_path / "away")
     found = ended(job)
     assert (found["state"], found["failed"]) == ("completed", 5)
@@ -168,7 +170,7 @@ def test_failures_that_stop_nothing_go_on_without_their_results(on: pipeline.Sta
     assert told(job)[1:] == [("ask", "completed", 15, 15, 0), ("score", "completed", 1, 1, 0)]
 
 
-def test_too_many_failures_stop_the_whole(on: pipeline.Stage, tmp_path: Path) -> None:
+def test_too_many_failures_stop_the_job_of_stages(on: pipeline.Stage, tmp_path: Path) -> None:
     job = asked("go on", tmp_path / "away", count=40, max_failures=3, concurrency=2)
     found = ended(job)
     assert found["state"] == "failed"
@@ -177,7 +179,7 @@ def test_too_many_failures_stop_the_whole(on: pipeline.Stage, tmp_path: Path) ->
     assert told(job)[2] == ("score", "cancelled", 0, 0, 0)
 
 
-def test_a_stage_that_failed_may_be_made_of_what_failed(on: pipeline.Stage, tmp_path: Path) -> None:
+def test_a_stage_may_be_made_of_the_failed_items(on: pipeline.Stage, tmp_path: Path) -> None:
     (tmp_path / "away").touch()
     one = {"query": "q", "fails": str(tmp_path / "away")}
     job = callboard.stages(
@@ -224,7 +226,7 @@ def test_a_stage_that_cant_be_made_fails_the_job_with_its_traceback(
 
 
 def test_a_stage_that_could_not_be_made_is_made_by_a_retry(on: pipeline.Stage) -> None:
-    """Here it fails again; what it made before is not made twice."""
+    """The items that it made before are not made twice."""
     job = callboard.stages("again", [Stage("number", items=range(9)), Stage("number", make=made.stumbles)])
     found = ended(job)
     assert found["state"] == "failed"
@@ -237,8 +239,8 @@ def test_a_stage_that_could_not_be_made_is_made_by_a_retry(on: pipeline.Stage) -
     assert [item["args"][0] for item in job.items(stage=1)] == list(range(5_200))
 
 
-def test_the_whole_calls_when_it_ends_and_its_stages_do_not(on: pipeline.Stage, tmp_path: Path) -> None:
-    """It tells what it was at its end, also when it is opened again before that is told."""
+def test_callbacks_are_called_for_the_job_and_not_for_its_stages(on: pipeline.Stage, tmp_path: Path) -> None:
+    """The call describes the end, also if the job was opened again before the call."""
     job = asked("stop", tmp_path / "away", on_fail="heard", on_complete="heard")
     assert ended(job)["state"] == "failed"
     (tmp_path / "away").unlink()
@@ -257,7 +259,7 @@ def test_the_whole_calls_when_it_ends_and_its_stages_do_not(on: pipeline.Stage, 
 
 
 def heard(on: pipeline.Stage) -> list[dict[str, Any]]:
-    """What `heard` was told, in the order of the ends."""
+    """The arguments of `heard`, in the order of the ends."""
     standing = on.standing("heard")
     told = [item["args"][0] for item in standing.items()] if standing else []
     return sorted(told, key=lambda one: str(one["finished_at"]))
@@ -303,7 +305,7 @@ def test_cancelled_within_a_stage(on: pipeline.Stage, tmp_path: Path) -> None:
     assert next(job.items(stage=2))["result"] == {"answers": 30, "sum": 30}
 
 
-def test_of_a_cancelled_job_only_what_is_chosen_runs_again(on: pipeline.Stage, tmp_path: Path) -> None:
+def test_of_a_cancelled_job_only_the_chosen_items_run_again(on: pipeline.Stage, tmp_path: Path) -> None:
     (tmp_path / "away").touch()
     gate = tmp_path / "gate"
     items = [
@@ -325,7 +327,7 @@ def test_of_a_cancelled_job_only_what_is_chosen_runs_again(on: pipeline.Stage, t
     assert next(job.items(stage=1))["result"]["answers"] == succeeded + 1
 
 
-def test_paused_nothing_starts_and_no_stage_is_made(on: pipeline.Stage, tmp_path: Path) -> None:
+def test_a_paused_job_starts_no_item_and_makes_no_stage(on: pipeline.Stage, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     job = waiting(gate, count=2)
     in_hand(job)
@@ -361,7 +363,7 @@ def test_paused_and_cancelled_while_a_stage_is_made(on: pipeline.Stage) -> None:
 
 
 def test_cancelled_between_two_stages(on: pipeline.Stage) -> None:
-    """Nobody has the actor of the second: the job stands between them, and says why."""
+    """No worker has the actor of the second stage: the job stands between them, and shows why."""
     job = callboard.stages("between", [Stage("number", items=[1]), Stage("elsewhere")])
     assert wait_until(lambda: told(job)[0][1] == "completed", TIMEOUT)
     assert status(job)["state"] == "running"
@@ -402,7 +404,7 @@ def test_limits_hold_for_every_stage_and_are_changed_for_all(on: pipeline.Stage,
     assert found["stages"][2]["state"] == "cancelled"
 
 
-def test_a_stage_is_told_nothing_but_its_limits_and_a_retry(on: pipeline.Stage, tmp_path: Path) -> None:
+def test_a_stage_by_itself_takes_only_limits_and_a_retry(on: pipeline.Stage, tmp_path: Path) -> None:
     job = asked("stop", tmp_path / "away")
     stages = ended(job)["stages"]
     one = callboard.get(stages[1]["job"])
@@ -420,7 +422,7 @@ def test_a_stage_is_told_nothing_but_its_limits_and_a_retry(on: pipeline.Stage, 
     assert [action["detail"]["job"] for action in job.actions()] == [one.id, one.id]
 
 
-def test_what_has_a_stage_partly_made_of_it_is_not_retried(on: pipeline.Stage) -> None:
+def test_items_that_a_stage_is_partly_made_of_are_not_retried(on: pipeline.Stage) -> None:
     items = [{"query": "q", "provider": who, "fails": "/"} for who in ("one",) * 30 + ("two",)]
     job = callboard.stages(
         "half", [Stage("ask", items=items, on_failure="go on"), Stage("number", make=made.slowly)]
@@ -477,7 +479,7 @@ def test_without_a_key_a_submission_that_breaks_off_fails_the_job(on: pipeline.S
     assert found["reason"].startswith("stage 'number': its submission broke off at input 0: OSError")
 
 
-def test_lists_have_the_whole_and_its_stages_within(on: pipeline.Stage) -> None:
+def test_lists_show_the_job_with_its_stages_in_it(on: pipeline.Stage) -> None:
     job = callboard.stages("listed", [Stage("number", items=[1]), Stage("score", make=made.counted)])
     found = ended(job)
     page, _ = queries.run(on.conn, queries.jobs(limit=500))

@@ -1,4 +1,4 @@
-"""Submitting: any iterable becomes a job, once, without blocking and without growing; and what can go wrong."""
+"""Submissions: any iterable becomes one job, without blocking and in bounded memory; and their errors."""
 
 import asyncio
 import itertools
@@ -33,7 +33,7 @@ CHUNK = submission.CHUNK_ITEMS
 
 @pytest.fixture(scope="module")
 def on(postgres_url: str, template: str, broker: Broker) -> Iterator[Stage]:
-    """Nobody works here."""
+    """A broker without a worker."""
     with stage(postgres_url, template, broker, ["work", "noted"]) as made:
         yield made
         assert made.drift() == []
@@ -50,16 +50,14 @@ def test_items_are_arguments_by_their_shape(on: Stage) -> None:
     assert [item["args"] for item in items] == [[], [1, "b"], [2], ["text"], [None], [1e16]]
 
 
-def test_the_planner_knows_what_is_stored_before_it_is_run(on: Stage) -> None:
+def test_the_planner_has_statistics_of_the_stored_items_before_they_run(on: Stage) -> None:
     on.conn.execute("ALTER TABLE callboard.items SET (autovacuum_enabled = off)")
     callboard.submit("work", range(4 * CHUNK))
     known = "SELECT 5 * relpages >= pg_relation_size(oid) / 8192 FROM pg_class WHERE oid = 'callboard.items'::regclass"
     assert on.conn.execute(known).fetchone() == (True,)
 
 
-def test_a_planner_that_can_not_be_told_keeps_nothing_from_being_stored(
-    on: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_analyze_does_not_stop_a_submission(on: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: Any) -> None:
         raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
 
@@ -102,7 +100,7 @@ def test_an_item_key_is_stored_once(on: Stage) -> None:
         assert [item["kwargs"]["n"] for item in job.items()] == list(range(7))
 
 
-def test_an_actor_that_nobody_knows_is_refused(on: Stage) -> None:
+def test_an_unknown_actor_is_refused(on: Stage) -> None:
     with pytest.raises(callboard.UnknownActor, match="no actor 'nobody'"):
         callboard.submit("nobody", [1])
     with pytest.raises(ValueError, match="is one of the actor 'work', not 'noted'"):
@@ -139,7 +137,7 @@ async def slowly(count: int) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_the_event_loop_goes_on_while_100000_items_go_in(kind: str, on: Stage) -> None:
+def test_the_event_loop_runs_while_100000_items_are_stored(kind: str, on: Stage) -> None:
     async def main() -> tuple[callboard.Job, list[float]]:
         source = slowly(100_000) if kind == "async" else iter(range(100_000))
         storing = asyncio.create_task(callboard.asubmit("work", source))
@@ -282,7 +280,7 @@ def test_messages_carry_real_properties(database_url: str, amqp_url: str, on: St
 
 
 def test_a_send_that_the_database_refuses_fails_alone(database_url: str, amqp_url: str) -> None:
-    """Held up together, they are stored together: one with an impossible time, and two without a fault."""
+    """Three sends wait and are stored together: one has an impossible time, the others are correct."""
     with (
         client({"DATABASE_URL": database_url, "AMQP_URL": amqp_url}, ["work"]) as broker,
         connect(database_url) as conn,
@@ -314,7 +312,7 @@ def waits_for_a_lock(url: str) -> bool:
 def test_a_send_without_a_database_raises_and_sends_nothing(
     amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, on: Stage
 ) -> None:
-    """Nor later: whoever was told that it was not sent may send it again."""
+    """Nor is it sent later, since the caller may send it again."""
     monkeypatch.setattr(sending, "SEND_SECONDS", 1.0)
     with (
         client({"DATABASE_URL": database_url, "AMQP_URL": amqp_url}, ["work"]) as broker,

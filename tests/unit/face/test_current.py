@@ -1,4 +1,4 @@
-"""What an actor may say of its item: what is taken, what is refused, and where."""
+"""Progress that an actor reports: what is accepted, what is refused, and where."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -13,7 +13,7 @@ from callboard.sql.rows import Progress
 
 @pytest.fixture
 def attempt() -> Iterator[Attempt]:
-    """An attempt in hand."""
+    """An attempt that runs."""
     made = Attempt(1, 2, 1, [], {})
     token = current_attempt.set(made)
     yield made
@@ -53,14 +53,14 @@ def test_progress_is_kept(
         (Decimal(1), None, "done must be a number from 0"),
     ],
 )
-def test_what_is_no_number_is_refused(done: Any, total: Any, why: str, attempt: Attempt) -> None:
+def test_progress_must_be_a_number(done: Any, total: Any, why: str, attempt: Attempt) -> None:
     attempt.progress = Progress(1.0, 2.0)
     with pytest.raises(ValueError, match=why):
         callboard.progress(done, total)
     assert attempt.progress == (1.0, 2.0)
 
 
-def test_there_is_no_progress_where_there_is_no_item(attempt: Attempt) -> None:
+def test_progress_outside_an_item_is_refused(attempt: Attempt) -> None:
     attempt.ended = True
     with pytest.raises(callboard.NotInAnItem, match=r"progress\(\) was called outside a tracked actor"):
         callboard.progress(1, 2)

@@ -1,4 +1,4 @@
-"""What can't be a stage, what is derived of a job of stages, and how items are gathered to be stored."""
+"""Stages that are refused, what is derived of a job of stages, and the chunks in which items are stored."""
 
 import functools
 import time
@@ -130,7 +130,7 @@ def test_a_function_that_no_worker_could_import_is_refused(given: Any, says: str
         ),
     ],
 )
-def test_what_is_no_row_of_stages_is_refused(stages: Any, says: str) -> None:
+def test_stages_that_can_not_follow_one_another_are_refused(stages: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         callboard.stages("a job", stages)
 
@@ -162,7 +162,7 @@ def page(states: Any, after: int) -> list[Any]:
     return [row for row in found if row[0] > after and row[2] in states][: stage_maker.PAGE_ITEMS]
 
 
-def test_results_are_those_that_succeeded_unless_others_are_asked_for() -> None:
+def test_results_are_of_the_items_that_succeeded_unless_other_states_are_named() -> None:
     results = Results(page)
     assert [one.item for one in results] == [n for n in range(250) if n % 3]
     assert [one.args for one in results.of("failed")] == [(n,) for n in range(0, 250, 3)]

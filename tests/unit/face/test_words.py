@@ -1,4 +1,4 @@
-"""What can be said to a job has the same words in Python, on the command line and over HTTP."""
+"""Actions on a job and their options have the same names in Python, on the command line and over HTTP."""
 
 import dataclasses
 import inspect
@@ -18,12 +18,12 @@ from callboard.web.app import ROUTES
 
 ACTIONS = {"cancel", "pause", "resume", "retry", "limit"}
 LIMITS = {field.name for field in dataclasses.fields(Limits)}
-#: What only a command has: where its items come from, what it prints, and whether it waits.
+#: Options that only commands have.
 OF_COMMANDS = {"file", "form", "skip_bad", "wait", "as_json", "job"}
 
 
 def options(command: str) -> set[str]:
-    """The names of what a command may be given."""
+    """The names of a command's options."""
     group: Any = typer.main.get_command(app)
     return {str(parameter.name) for parameter in group.commands[command].params} - OF_COMMANDS
 
@@ -32,7 +32,7 @@ def parameters(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters) - {"self"}
 
 
-def test_limits_have_the_same_words_wherever_they_are_said() -> None:
+def test_limits_have_the_same_names_everywhere() -> None:
     assert options("limit") == LIMITS
     # `Job.limit` and PATCH take whatever is one, and name them all when something is none.
     assert LIMITS - {"at"} <= parameters(callboard.submit)
@@ -42,7 +42,7 @@ def test_a_submission_has_the_same_options_in_python_and_on_the_command_line() -
     assert parameters(callboard.submit) - {"items", "created_by"} == options("submit")
 
 
-def test_a_choice_has_the_same_words_wherever_it_is_made() -> None:
+def test_options_of_retry_and_cancel_have_the_same_names_everywhere() -> None:
     choice = {field.name for field in dataclasses.fields(RetrySelection)}
     assert (
         parameters(callboard.Job.retry) == choice == {field.name for field in msgspec.structs.fields(Retry)}
@@ -53,7 +53,7 @@ def test_a_choice_has_the_same_words_wherever_it_is_made() -> None:
     assert [field.name for field in msgspec.structs.fields(Cancel)] == ["reason"]
 
 
-def test_every_action_is_there_in_all_three_ways() -> None:
+def test_every_action_exists_in_python_as_a_command_and_over_http() -> None:
     group: Any = typer.main.get_command(app)
     assert set(group.commands) >= ACTIONS
     routes = [route for route in ROUTES if isinstance(route, Route)]

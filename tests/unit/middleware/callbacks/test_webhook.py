@@ -1,4 +1,4 @@
-"""Webhooks: where they may go, how they are signed, and what becomes of a receiver that answers oddly or never."""
+"""Webhooks: the addresses they may go to, their signature, and receivers that answer oddly or never."""
 
 import socket
 import time
@@ -35,7 +35,7 @@ def here() -> Iterator[Receiver]:
 
 @pytest.fixture
 def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The receiver's address is taken for public, and everything else for what it is."""
+    """The receiver's address counts as public; every other address is classified as usual."""
     monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "off")
     address_class = public_address.address_class
     monkeypatch.setattr(
@@ -59,14 +59,14 @@ def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
         ("240.0.0.1", "private"), ("255.255.255.255", "private"), ("100.64.0.1", "not public"),
     ],
 )  # fmt: skip
-def test_addresses_are_told_apart(address: str, expected: str | None) -> None:
+def test_an_address_is_public_or_has_a_class(address: str, expected: str | None) -> None:
     assert public_address.address_class(address) == expected
 
 
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]"]
 )
-def test_nothing_goes_to_a_private_address_however_it_is_written(
+def test_a_private_address_is_refused_however_it_is_written(
     host: str, here: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "off")
@@ -77,7 +77,7 @@ def test_nothing_goes_to_a_private_address_however_it_is_written(
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
-    """What names mean, the first of the lists at the first question, and so on."""
+    """The addresses that each name resolves to: the first list at the first lookup, and so on."""
     names: dict[str, list[list[str]]] = {}
     plain: Callable[..., list[Any]] = socket.getaddrinfo
 
@@ -89,10 +89,10 @@ def named(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[list[str]]]:
     return names
 
 
-def test_the_address_that_was_looked_at_is_the_one_connected_to(
+def test_the_address_that_was_checked_is_the_one_connected_to(
     here: Receiver, only_here: None, named: dict[str, list[list[str]]]
 ) -> None:
-    """A name that is public when it is looked at, and private a moment later."""
+    """The name resolves to a public address first, and to a private one a moment later."""
     named["rebinds.example"] = [["127.0.0.1"], ["127.0.0.2"]]
     url = f"http://rebinds.example:{here.port}/"
     post(url, ID, BODY)
@@ -102,7 +102,7 @@ def test_the_address_that_was_looked_at_is_the_one_connected_to(
         post(url, ID, BODY)
 
 
-def test_of_a_hosts_addresses_the_public_ones_are_tried_in_turn(
+def test_the_public_addresses_of_a_host_are_tried_in_turn(
     here: Receiver, monkeypatch: pytest.MonkeyPatch, named: dict[str, list[list[str]]]
 ) -> None:
     monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "off")
@@ -148,7 +148,7 @@ def test_a_redirect_leads_only_where_a_webhook_may_be(
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_redirect_without_end_or_aim_is_a_failure(here: Receiver) -> None:
+def test_an_endless_redirect_or_one_without_a_location_fails(here: Receiver) -> None:
     here.usual = sends_on("/again")
     with pytest.raises(Undelivered, match="redirects more than 3 times"):
         post(here.url, ID, BODY)
@@ -158,7 +158,7 @@ def test_a_redirect_without_end_or_aim_is_a_failure(here: Receiver) -> None:
         post(here.url, ID, BODY)
 
 
-def test_what_was_encrypted_is_not_sent_on_in_the_open() -> None:
+def test_a_redirect_from_https_to_http_is_refused() -> None:
     with pytest.raises(Undelivered, match=r"redirects to http://b/\?\*\*\*, without encryption"):
         webhook._redirected("https://a/", "http://b/?token=1")
 
@@ -167,8 +167,8 @@ def test_what_was_encrypted_is_not_sent_on_in_the_open() -> None:
 
 
 @pytest.mark.parametrize("secret", [SECRET, SECRET.rstrip("="), "hunter2"])
-def test_what_is_sent_is_signed(secret: str, here: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a receiver verifies it who uses the library of Standard Webhooks."""
+def test_a_post_is_signed(secret: str, here: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver verifies it with the library of Standard Webhooks."""
     monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", secret)
     post(f"{here.url}?for=me", ID, BODY)
     [call] = here.calls
@@ -180,7 +180,7 @@ def test_what_is_sent_is_signed(secret: str, here: Receiver, monkeypatch: pytest
         receives.verify(call.body + b" ", dict(call.headers))
 
 
-def test_a_signature_is_what_it_ever_was() -> None:
+def test_a_signature_has_the_form_of_the_specification() -> None:
     """Receivers have it in their code."""
     key = settings.WEBHOOK_SECRET.get()
     body = b'{"test": 2432232314}'
@@ -192,7 +192,7 @@ def test_a_signature_is_what_it_ever_was() -> None:
     assert len(varied) == 16
 
 
-def test_nothing_is_sent_unsigned(here: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_secret_nothing_is_sent(here: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     for secret in (None, ""):
         monkeypatch.delenv("CALLBOARD_WEBHOOK_SECRET") if secret is None else monkeypatch.setenv(
             "CALLBOARD_WEBHOOK_SECRET", secret
@@ -215,7 +215,7 @@ def test_any_2xx_is_a_delivery(status: int, here: Receiver) -> None:
         (599, "599", False), (410, "410 Gone", True),
     ],
 )  # fmt: skip
-def test_any_other_status_is_none_and_gone_is_the_last(
+def test_any_other_status_is_a_failure_and_410_is_the_last(
     status: int, says: str, last: bool, here: Receiver
 ) -> None:
     here.usual = status
@@ -257,7 +257,7 @@ def _endless_head(handler: BaseHTTPRequestHandler) -> None:
     [(_nothing, "no answer in time"), (_trickle, "no answer in time"), (_no_http, "no HTTP"),
      (_hang_up, "no HTTP|connection failed"), (_endless_head, "no HTTP")],
 )  # fmt: skip
-def test_a_receiver_that_does_not_answer_is_left_in_time(
+def test_a_receiver_that_does_not_answer_is_given_up_in_time(
     answer: Callable[[BaseHTTPRequestHandler], None],
     says: str,
     here: Receiver,
@@ -284,7 +284,7 @@ def test_an_endless_body_is_not_read(here: Receiver) -> None:
     assert time.monotonic() - began < webhook.ANSWER_SECONDS
 
 
-def test_a_receiver_that_reads_nothing_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_that_reads_nothing_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "TOTAL_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         began = time.monotonic()
@@ -293,7 +293,7 @@ def test_a_receiver_that_reads_nothing_is_left_in_time(monkeypatch: pytest.Monke
         assert time.monotonic() - began < 5
 
 
-def test_a_receiver_that_is_not_there_is_said_to_be() -> None:
+def test_the_error_says_that_a_receiver_is_not_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     with pytest.raises(Undelivered, match=r"connection failed: .*refused"):
@@ -321,13 +321,13 @@ def test_a_certificate_that_does_not_fit_is_refused(here: Receiver) -> None:
         ("https://a/" + "b" * 3_000, "2,048 characters"), ("", "ASCII"),
     ],
 )  # fmt: skip
-def test_a_url_that_is_none_is_refused_with_what_is_right(url: str, says: str) -> None:
+def test_a_bad_url_is_refused_with_what_is_right(url: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as refused:
         Webhook(url)
     assert "hunter2" not in str(refused.value)
 
 
-def test_targets_are_words_by_the_end_that_calls_them() -> None:
+def test_targets_are_stored_by_the_state_that_calls_them() -> None:
     hook, actor = Webhook("https://Shop.example:8443/hook?token=1"), Message("tell", "mail")
     targets = Targets.from_lists({"on_complete": [hook, actor, hook], "on_cancel": [actor]})
     assert targets.as_json() == {
@@ -352,5 +352,5 @@ def test_targets_are_words_by_the_end_that_calls_them() -> None:
         ("https://a/@b", "https://a/@b"),
     ],
 )  # fmt: skip
-def test_what_may_be_a_secret_in_a_url_is_not_shown(url: str, as_: str) -> None:
+def test_the_query_and_the_password_of_a_url_are_not_shown(url: str, as_: str) -> None:
     assert redact_url(url) == as_

@@ -1,4 +1,4 @@
-"""What is said of an outage, and that it is over."""
+"""The log lines of an outage and of its end."""
 
 import logging
 import time
@@ -35,7 +35,9 @@ def away(caplog: pytest.LogCaptureFixture) -> OutageLog:
     return OutageLog(logging.getLogger("callboard.test"), "away: %s", "back after %.1f s")
 
 
-def test_an_outage_is_said_once_and_so_is_its_end(away: OutageLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_logged_once_and_so_is_its_end(
+    away: OutageLog, caplog: pytest.LogCaptureFixture
+) -> None:
     away.over()
     for _ in range(3):
         away(REFUSED)
@@ -44,8 +46,10 @@ def test_an_outage_is_said_once_and_so_is_its_end(away: OutageLog, caplog: pytes
     assert caplog.messages == [f"away: {REFUSED}", "back after 0.0 s"]
 
 
-def test_of_an_outage_that_was_not_said_no_end_is(away: OutageLog, caplog: pytest.LogCaptureFixture) -> None:
-    """One after another, of which the first is said."""
+def test_the_end_of_an_outage_that_was_not_logged_is_not_logged(
+    away: OutageLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of three outages in a row only the first is logged."""
     for _ in range(3):
         away(REFUSED)
         away.over()
