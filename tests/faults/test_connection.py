@@ -8,7 +8,7 @@ import pytest
 from dramatiq import Message
 
 from tests.faults.rig.proxy import Proxy, proxy
-from tests.faults.rig.scenario import TIMEOUT, Scenario, fate
+from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, fate
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -93,7 +93,7 @@ def test_what_was_fetched_before_does_not_run_twice(
     """The copies in memory go, those in flight are joined by what comes again, and all is counted once."""
     count, gate = 1_500, scenario.folder / "gate"
     worker = scenario.start_worker(env={"dramatiq_restart_delay": "200"})
-    assert wait_until(scenario.has_consumer, TIMEOUT)
+    assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     items = [{"number": n, "fate": fate(n), "seconds": 0.01 if n % 30 else 0.5} for n in range(count)]
     # The last ones stay in flight until the end, so that the job goes on however slow this test is.
     for item in items[-4:]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import callboard
-from tests.faults.rig.scenario import TIMEOUT, Scenario
+from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario
 from tests.support.workers import wait_until
 
 #: Seconds after an action within which every worker has heard of it.
@@ -61,7 +61,7 @@ def test_a_cancelled_job_starts_nothing_more_and_ends_with_what_ran(scenario: Sc
     assert ended["reason"] == "wrong file"
     assert ended["stopping"] is None
     # What RabbitMQ holds is dropped on delivery.
-    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT)
+    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT, pause=POLL)
     assert runs_begun(scenario, job, said + HEARD_SECONDS) == 0
     assert runs_begun(scenario, job, 0) == ended["succeeded"]
     assert ended["succeeded"] + ended["cancelled"] == 5_000
@@ -85,7 +85,7 @@ def test_what_was_parked_comes_back_in_order(scenario: Scenario) -> None:
     job = going(scenario, 1_500, processes=1)
     job.pause()
     still(scenario, job)
-    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT)
+    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT, pause=POLL)
     unchanging(lambda: scenario.status(job)["pending"])
     said = time.time()
     job.resume()

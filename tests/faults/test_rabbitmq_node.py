@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from callboard.commands.services import wait_until
-from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
+from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, mixed
 from tests.faults.test_rabbitmq import CUT, sent_again
 from tests.support.nodes import Node
 
@@ -62,7 +62,7 @@ def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node)
 def test_the_node_gone_while_retries_are_due(scenario: Scenario, breakable_rabbitmq: Node) -> None:
     """Attempts that end meanwhile are on record; their next wait in the database, and the job says for what."""
     scenario.start_worker()
-    assert wait_until(scenario.has_consumer, TIMEOUT)
+    assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     # The queue was declared just now; the log of it lies in the node's memory for two seconds.
     breakable_rabbitmq.ctl("eval", "mnesia:sync_log().")
     job = scenario.submit("work", ({"number": n, "fate": "retry", "seconds": 0.3} for n in range(100)))

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import callboard
 from callboard.commands.services import Server
-from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario
+from tests.faults.rig.scenario import ACTORS, POLL, TIMEOUT, Scenario
 from tests.faults.test_control import HEARD_SECONDS, going, runs_begun, unchanging
 from tests.support.nodes import Node
 from tests.support.workers import wait_until
@@ -38,7 +38,7 @@ def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(
         paused_at = time.time()
         assert job.pause()["state"] == "paused"
         unchanging(lambda: runs_begun(scenario, job, 0))  # most probably, all that ran is recorded
-        assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT)
+        assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT, pause=POLL)
         for worker in scenario.workers:
             worker.kill()
         restart_services(breakable_postgres, breakable_rabbitmq)

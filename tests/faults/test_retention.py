@@ -11,7 +11,7 @@ from psycopg import sql
 
 import callboard
 from callboard.sql.pool import connect
-from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
+from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, mixed
 from tests.support.workers import wait_until
 
 ITEMS = 1_000
@@ -65,42 +65,45 @@ def cancelled(scenario: Scenario) -> callboard.Job:
     return job
 
 
+#: The statement before which a purge dies, at which time, and how many items are left then.
+DEATHS = [
+    ("delete_items", 1, 1000), ("delete_item_rows", 4, 700), ("save_deletion_progress", 10, 100),
+    ("lock_deleted_job", 1, 0), ("delete_job_rows", 1, 0),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("then", ["named", "due", "sweep"])
-@pytest.mark.parametrize(
-    ("dies", "times", "items"),
-    [
-        ("delete_items", 1, 1000), ("delete_item_rows", 4, 700), ("save_deletion_progress", 10, 100),
-        ("lock_deleted_job", 1, 0), ("delete_job_rows", 1, 0),
-    ],
-)  # fmt: skip
-def test_a_purge_killed_in_the_middle_is_gone_on_with(
-    dies: str, times: int, items: int, then: str, scenario: Scenario
-) -> None:
-    job, other = cancelled(scenario), cancelled(scenario)
-    killed = purge(scenario, job.id, dies=dies, times=times)
-    assert killed.returncode == -signal.SIGKILL
-    assert left(scenario, job).get("items", 0) == items
-    assert left(scenario, job)["jobs"] == 1
+def test_a_purge_killed_in_the_middle_is_gone_on_with(then: str, scenario: Scenario) -> None:
+    """By a purge that is given the jobs, by one that takes what is due, by a worker's sweep."""
+    jobs, other = [cancelled(scenario) for _ in DEATHS], cancelled(scenario)
+    for job, (dies, times, items) in zip(jobs, DEATHS, strict=True):
+        killed = purge(scenario, job.id, dies=dies, times=times)
+        assert killed.returncode == -signal.SIGKILL, dies
+        assert left(scenario, job).get("items", 0) == items, dies
+        assert left(scenario, job)["jobs"] == 1, dies
+        with pytest.raises(callboard.NoSuchJob):
+            job.status()
     scenario.assert_counters_true()
-    with pytest.raises(callboard.NoSuchJob):
-        job.status()
     if then == "sweep":
         scenario.start_worker()
-        assert wait_until(lambda: not left(scenario, job), TIMEOUT)
+        assert wait_until(lambda: not any(left(scenario, job) for job in jobs), TIMEOUT)
     else:
-        done = purge(scenario, *([job.id] if then == "named" else []))
-        assert (done.returncode, done.stdout) == (0, f"deleted 1 job with {items:,} items\n"), done.stderr
-        assert left(scenario, job) == {}
+        done = purge(scenario, *[job.id for job in jobs if then == "named"])
+        items = sum(left for _, _, left in DEATHS)
+        assert (done.returncode, done.stdout) == (0, f"deleted {len(jobs)} jobs with {items:,} items\n"), (
+            done.stderr
+        )
+        assert not any(left(scenario, job) for job in jobs)
     assert scenario.status(other)["cancelled"] == ITEMS
 
 
 def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(scenario: Scenario) -> None:
     """Nothing was redelivered, nothing may be a copy: it does not run only because workers are told of the job."""
     worker = scenario.start_worker()
-    assert wait_until(scenario.has_consumer, TIMEOUT)
+    assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     worker.stop()  # its queue is there
     job = scenario.submit("work", mixed(ITEMS))
-    assert wait_until(lambda: scenario.ready_messages() > 50, TIMEOUT)
+    assert wait_until(lambda: scenario.ready_messages() > 50, TIMEOUT, pause=POLL)
     job.cancel()
     assert wait_until(lambda: scenario.status(job)["state"] == "cancelled", TIMEOUT)
     job.delete()
@@ -109,7 +112,7 @@ def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(scenario: Scenario) -> 
     held = scenario.ready_messages()
     assert held > 50
     scenario.workers[0].start()
-    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT)
+    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT, pause=POLL)
     later = scenario.submit("work", mixed(40))
     scenario.assert_mixed_completed(later, 40)
     assert scenario.run_log.run_counts(job.id).total() == 0

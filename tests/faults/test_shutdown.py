@@ -7,7 +7,7 @@ import time
 from dramatiq import Message
 
 from callboard.commands.services import Server
-from tests.faults.rig.scenario import ACTORS, Scenario, mixed, seconds_since
+from tests.faults.rig.scenario import ACTORS, POLL, Scenario, mixed, seconds_since
 from tests.support.workers import Worker, wait_until
 
 #: Seconds in which it ends, well before Kubernetes' patience of 30 is over: eight in which it tries to write, five for
@@ -42,15 +42,15 @@ def test_outcomes_that_wait_for_the_database(scenario: Scenario, breakable_postg
 def test_messages_that_wait_to_be_recorded_on_sight(scenario: Scenario, breakable_postgres: Server) -> None:
     """Without our stamp, as from a foreign producer: their worker threads wait for the journal."""
     worker = scenario.start_worker()
-    assert wait_until(scenario.has_consumer, 60)
+    assert wait_until(scenario.has_consumer, 60, pause=POLL)
     breakable_postgres.stop()
     with scenario.channel() as channel:
         for n in range(20):
             message: Message[None] = Message("default", "work", (n,), {}, {})
             channel.basic_publish("", "default", message.encode())
-    assert wait_until(lambda: scenario.ready_messages() < 20, 60)
+    assert wait_until(lambda: scenario.ready_messages() < 20, 60, pause=POLL)
     stops(worker)
-    assert wait_until(lambda: scenario.ready_messages() == 20, 60)
+    assert wait_until(lambda: scenario.ready_messages() == 20, 60, pause=POLL)
     breakable_postgres.start()
     worker.start()
     ended = "SELECT count(*) FROM callboard.items WHERE state = 'succeeded'"

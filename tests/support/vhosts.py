@@ -84,26 +84,28 @@ class Broker:
             (queue, channel) for queue, channel in self._list("consumers", url, "queue_name", "channel_pid")
         }
 
-    def _list(self, kind: str, url: str, *columns: str) -> list[list[str]]:
-        """The rows that `rabbitmqctl` lists, in half a second of processor time."""
-        place = scripts() or Path()
+    def _ctl(self, *arguments: str) -> str:
+        """What `rabbitmqctl` prints, in half a second of processor time."""
         done = subprocess.run(
-            [place / "rabbitmqctl", "--quiet", "--no-table-headers", f"list_{kind}", "-p", _vhost(url), *columns],
+            [(scripts() or Path()) / "rabbitmqctl", "--quiet", *arguments],
             env=dict(self.environment), check=False, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return [line.split("\t") for line in done.stdout.splitlines()]
+        return done.stdout
+
+    def _list(self, kind: str, url: str, *columns: str) -> list[list[str]]:
+        printed = self._ctl(f"list_{kind}", "--no-table-headers", "-p", _vhost(url), *columns)
+        return [line.split("\t") for line in printed.splitlines()]
 
     def delete_queue(self, url: str, queue: str) -> None:
         """Delete a queue with all that is in it."""
-        self.request("DELETE", f"queues/{_vhost(url)}/{quote(queue, safe='')}")
+        self._ctl("delete_queue", queue, "-p", _vhost(url))
 
     def consumers(self, url: str) -> set[tuple[str, str]]:
-        """The (queue, channel) of each consumer, a moment late."""
+        """The (queue, channel) of each consumer, a moment late. A channel that is still unknown is left out."""
         found = self.request("GET", f"consumers/{_vhost(url)}")
-        return {
-            (one["queue"]["name"], one["channel_details"]["name"]) for one in found if one["channel_details"]
-        }
+        known = [one for one in found if one["channel_details"]]
+        return {(one["queue"]["name"], one["channel_details"]["name"]) for one in known}
 
     def connections(self, url: str) -> set[str]:
         """The names of the connections."""

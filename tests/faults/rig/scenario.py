@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dramatiq
 import pika
 import psycopg
 
 import callboard
-from callboard.sql.pool import connect
+from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
 from tests.faults.rig import periods
@@ -28,7 +28,8 @@ NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uplo
 #: Seconds within which everything happens that a test waits for.
 TIMEOUT = 120.0
 #: Seconds between two looks at what a test waits for.
-POLL = 0.05
+POLL = 0.1
+Result = TypeVar("Result")
 
 
 def fate(number: int) -> str:
@@ -52,6 +53,7 @@ class Scenario:
     folder: Path
     workers: list[Worker] = field(default_factory=list)
     starts: int = 0
+    _conn: Conn | None = None
 
     # Workers ---------------------------------------------------------------------------------------------------------
 
@@ -107,8 +109,7 @@ class Scenario:
 
     def status(self, job: callboard.Job) -> dict[str, Any]:
         """The job, read without the client's pool, which a fault may have broken."""
-        with connect(self.database_url) as conn:
-            found = queries.run(conn, queries.job(job.id))
+        found = self._ask(lambda conn: queries.run(conn, queries.job(job.id)))
         assert found is not None
         return found
 
@@ -164,8 +165,7 @@ class Scenario:
 
     def assert_counters_true(self) -> None:
         """A recount finds the same as the counters of every job."""
-        with connect(self.database_url) as conn:
-            assert queries.run(conn, queries.verify())["drift"] == []
+        assert self._ask(lambda conn: queries.run(conn, queries.verify()))["drift"] == []
 
     def leftover_rows(self, job: callboard.Job) -> dict[str, int]:
         """Rows that a finished job has no use for, once the last have gone."""
@@ -184,9 +184,31 @@ class Scenario:
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """The rows that a statement gives in the test's database, by no proxy or pooler."""
-        with connect(self.database_url) as conn:
+
+        def rows(conn: Conn) -> list[tuple[Any, ...]]:
             done = conn.execute(statement, parameters or None)
             return list(done) if done.description else []
+
+        return self._ask(rows)
+
+    def _ask(self, ask: Callable[[Conn], Result]) -> Result:
+        """The answer by a connection that is kept; by a new one if a fault has broken it. Raises OperationalError."""
+        if self._conn is not None:
+            try:
+                return ask(self._conn)
+            except psycopg.OperationalError:
+                if not self._conn.broken:
+                    raise
+        self.close()
+        self._conn = connect(self.database_url)
+        self._conn.prepare_threshold = None  # tests change the schema under it
+        return ask(self._conn)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
 
     # RabbitMQ --------------------------------------------------------------------------------------------------------
 
@@ -237,6 +259,7 @@ def make_scenario(
         finally:
             for worker in made.workers:
                 worker.kill()
+            made.close()
 
 
 def seconds_since(moment: float) -> float:
