@@ -80,12 +80,8 @@ class RetrySelection:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What statements take of it."""
-        return {
-            "states": list(self.wanted),
-            "items": None if self.items is None else list(self.items),
-            "error_type": self.error_type,
-        }
+        """The parameters that every statement about the selected items takes."""
+        return {"states": list(self.wanted), "items": None if self.items is None else list(self.items)}
 
 
 def _listed(name: str, given: object) -> tuple[Any, ...] | None:
@@ -271,7 +267,7 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
 def _retry_ended_items(
     conn: Conn, job: int, selection: RetrySelection, *, locked: bool
 ) -> tuple[int, dict[str, Any]]:
-    parameters = {**selection.parameters, "job": job, "locked": locked}
+    parameters = {**selection.parameters, "job": job, "error_type": selection.error_type, "locked": locked}
     with conn.cursor(row_factory=dict_row) as cursor:
         # Planned for these items: a plan that is kept for any goes through all of their numbers for each that failed.
         changes = next(cursor.execute(statement("retry_ended_items"), parameters, prepare=False))
