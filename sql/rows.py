@@ -71,7 +71,8 @@ class NewItem:
 
 @dataclass(slots=True)
 class Event:
-    """How an attempt ended. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds.
+    """How an attempt ended. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds; `worker`
+    is None for one that no worker could begin.
 
     It is not frozen, as other rows are: every message has one, and a frozen one takes twice the time to make.
     """
@@ -82,7 +83,7 @@ class Event:
     state: Annotated[OutcomeState, "callboard.item_state"]
     elapsed: Float
     ended: Float
-    worker: Int
+    worker: Int | None
     failure: Failure | None = None
     retry: Retry | None = None
     result: Text | None = None

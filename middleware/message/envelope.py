@@ -140,7 +140,7 @@ def properties(out: Outgoing) -> pika.BasicProperties:
         priority=_priority(out),
         correlation_id=f"{out.job}/{out.item}" + (f"-{out.more[-1].item}" if out.more else ""),
         message_id=_short(message_id(out)),
-        timestamp=_timestamp(out) // 1000,
+        timestamp=max(_timestamp(out), 0) // 1000,  # AMQP has none before 1970
         type=_short(out.actor),
         app_id="callboard",
     )

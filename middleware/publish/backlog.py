@@ -22,6 +22,7 @@ class QueueBacklog:
 
     target_items: int = MIN_BACKLOG_ITEMS
     full_until: float = 0.0  # monotonic; 0: the queue has room, as far as is known
+    refused_until: float = 0.0  # monotonic; the broker refuses its messages
     items_per_message: float = 1.0  # average of what was published last
 
     def count_published(self, items: int, messages: int) -> None:
@@ -58,9 +59,15 @@ class QueueBacklogs:
     _backlogs: dict[str, QueueBacklog] = field(default_factory=dict)
 
     def full_queues(self) -> list[str]:
-        """Return the queues that were full a moment ago."""
+        """Return the queues that were full a moment ago, or refused."""
         now = time.monotonic()
-        return [queue for queue, backlog in self._backlogs.items() if backlog.full_until > now]
+        return [
+            q for q, backlog in self._backlogs.items() if max(backlog.full_until, backlog.refused_until) > now
+        ]
+
+    def refuse(self, queue: str, seconds: float) -> None:
+        """Count a queue as full for so long, since the broker refuses its messages."""
+        self._backlogs[queue].refused_until = time.monotonic() + seconds
 
     def queues_to_poll(self) -> list[str]:
         """Return the queues that were full when they were last asked.

@@ -14,8 +14,8 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish.backlog import QueueBacklogs
-from callboard.middleware.publish.relay import Relay, log_refusal
-from callboard.middleware.publish.transport import RefusedByBroker, Transport, Unreachable
+from callboard.middleware.publish.relay import Relay
+from callboard.middleware.publish.transport import Transport, Unreachable
 from callboard.sql import timings
 from callboard.sql.pool import Pool
 from callboard.sql.rows import Outgoing
@@ -117,7 +117,7 @@ class Publisher:
                 if self.transport.trouble is None:  # a process that only sends connects when it has a message
                     _log_outage.over()
             except (Unreachable, psycopg.Error, PoolTimeout) as error:
-                (log_refusal if isinstance(error, RefusedByBroker) else _log_outage)(error)
+                _log_outage(error)
                 worked = False
                 if not self._closing:
                     time.sleep(POLL_SECONDS)

@@ -4,54 +4,81 @@ Bulk items are counted by their job's watermark, which only moves forward; an ou
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+import psycopg
+
+from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish import lanes
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.chunking import into_chunks
-from callboard.middleware.publish.transport import RefusedByBroker, Transport, Unreachable
+from callboard.middleware.publish.transport import (
+    Answer,
+    Transport,
+    Unpublishable,
+    Unreachable,
+)
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import BulkClaim, Outgoing
-from callboard.sql.writes import publishing
-from callboard.sql.writes.lanes import TakenOver
+from callboard.sql.rows import BulkClaim, Event, Outgoing
+from callboard.sql.writes import outcomes, publishing
+from callboard.sql.writes.lanes import TakenOver, renew_claim
 
 log = logging.getLogger("callboard.publisher")
-log_refusal = OutageLog(log, "the broker refuses messages; they are tried again and nothing is lost: %s")
+_log_refusal = OutageLog(log, "the broker refuses messages; they are tried again and nothing is lost: %s")
 
-#: Seconds after which refused messages are due again, behind all others that are due.
+#: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
+
+
+class _Refused(RuntimeError):
+    """The broker takes no message for a queue at present; it may take messages for others."""
 
 
 @dataclass(slots=True)
 class Relay:
-    """See the module. Each method raises Unreachable when the broker can't be reached, and gives its claim back."""
+    """See the module. Each method raises Unreachable when the broker can't be reached, and gives its claim back.
+
+    Claims are renewed while the broker is slow. A message that can't be published fails its item, and no other.
+    """
 
     transport: Transport
     backlogs: QueueBacklogs
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
-    def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing]) -> int:
-        """Publish messages whose outbox rows are claimed, and settle the rows; return how many the broker took."""
+    def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing], claim: BulkClaim | None = None) -> int:
+        """Publish messages whose outbox rows are claimed, and settle the rows; return how many rows that were.
+
+        `claim` is that of the job in whose turn they are published, if any.
+        """
+        failure: Unreachable | None = None
         try:
-            confirmed, failure = self.transport.publish(batch), None
+            with self._renewing(conn, claim, batch):
+                answers = self.transport.publish(batch)
         except Unreachable as error:
-            confirmed, failure = error.confirmed, error
-        confirmed += [False] * (len(batch) - len(confirmed))
-        sent = [out for out, done in zip(batch, confirmed, strict=True) if done]
-        unsent = [out for out, done in zip(batch, confirmed, strict=True) if not done]
+            failure = error
+            answers = error.answers + [False] * (len(batch) - len(error.answers))
+        sent = [out for out, answer in zip(batch, answers, strict=True) if answer is True]
+        unsent = [out for out, answer in zip(batch, answers, strict=True) if answer is False]
+        broken = _broken(batch, answers)
         if sent:
             publishing.confirm_outbox(conn, sent)
+        if broken:
+            with conn.transaction():
+                publishing.confirm_outbox(conn, [out for out, _ in broken])
+                _fail(conn, broken)
         if unsent:
             publishing.release_outbox(conn, unsent, pause=0.0 if failure else REFUSED_PAUSE_SECONDS)
         if failure is not None:
             raise failure
         if unsent:
-            log_refusal(_refused(unsent[0].queue))
-        return len(sent)
+            _log_refusal(self._refusal(unsent[0].queue))
+        return len(sent) + len(broken)
 
     # Jobs in their turn ----------------------------------------------------------------------------------------------
 
@@ -71,13 +98,18 @@ class Relay:
         if claim is None:
             return None
         try:
-            room = self.backlogs.room(claim.queue)
+            with self._renewing(conn, claim):
+                room = self.backlogs.room(claim.queue)
             if claim.allowed is not None:
                 room = min(room, claim.allowed)
             if claim.lane_by is not None:
                 return self._publish_lanes(conn, claim, room, passed_over)
             again = self._publish_redo(conn, claim, room)
             reached = self._publish_range(conn, claim, room - again)
+        except _Refused as error:
+            _log_refusal(error)
+            self.backlogs.refuse(claim.queue, REFUSED_PAUSE_SECONDS)
+            again, reached = 0, claim.watermark
         except Unreachable:
             _release(conn, claim)
             raise
@@ -93,7 +125,7 @@ class Relay:
         sent = 0
         try:
             for batch in lanes.batches(conn, claim, room):
-                taken = self.publish_outbox(conn, batch)
+                taken = self.publish_outbox(conn, batch, claim)
                 sent += taken
                 if taken < len(batch):
                     break
@@ -105,11 +137,11 @@ class Relay:
         return bool(sent)
 
     def _publish_redo(self, conn: Conn, claim: BulkClaim, room: int) -> int:
-        """Publish up to `room` outbox messages that wait for the job's turn; return how many the broker took."""
+        """Publish up to `room` outbox messages that wait for the job's turn; return how many left the outbox."""
         if not room or not (claim.in_turn or claim.limited):
             return 0
         batch = publishing.claim_in_turn(conn, claim, min(room, timings.PUBLISH_WINDOW_ITEMS))
-        return self.publish_outbox(conn, batch) if batch else 0
+        return self.publish_outbox(conn, batch, claim) if batch else 0
 
     def _publish_range(self, conn: Conn, claim: BulkClaim, room: int) -> int:
         """Publish up to `room` bulk items; return the watermark that was reached."""
@@ -126,39 +158,110 @@ class Relay:
         """Publish the bulk items from `start` to before `stop` and move the watermark.
 
         `keep` renews the claim. Returns False when another publisher has claimed the job, or it was paused or stopped.
+        Raises _Refused and Unreachable.
         """
         items = publishing.bulk_items(conn, claim, start, stop)
         batch = into_chunks(items, claim.chunk if self.transport.takes_chunks else 1)
         try:
-            confirmed = self.transport.publish(batch)
+            with self._renewing(conn, claim):
+                batch, answers = self._publish_bulk(batch)
         except Unreachable as error:
-            self._count_confirmed(conn, claim, batch, error.confirmed, stop)
+            self._count_answered(conn, claim, batch, error.answers, stop)
             raise
-        if not all(confirmed):
-            self._count_confirmed(conn, claim, batch, confirmed, stop)
-            raise _refused(claim.queue)
+        if not all(answers):
+            self._count_answered(conn, claim, batch, answers, stop)
+            raise self._refusal(claim.queue)
         if batch:
             self.backlogs.count_published(claim.queue, len(items), len(batch))
-        return publishing.advance_watermark(conn, claim, watermark=stop, published=len(items), keep=keep)
+        with conn.transaction():
+            _fail(conn, _broken(batch, answers))
+            return publishing.advance_watermark(conn, claim, watermark=stop, published=len(items), keep=keep)
+
+    def _publish_bulk(self, batch: Sequence[Outgoing]) -> tuple[list[Outgoing], list[Answer]]:
+        """Publish a batch; publish the items of a chunk that can't be published one by one. Raises Unreachable."""
+        answers = self.transport.publish(batch)
+        chunks = [out for out, _ in _broken(batch, answers) if out.more]
+        if not chunks:
+            return list(batch), answers
+        singles = [single for chunk in chunks for single in (replace(chunk, more=()), *chunk.more)]
+        try:
+            again = self.transport.publish(singles)
+        except Unreachable as error:
+            raise Unreachable(str(error), [answer is True for answer in answers]) from error
+        by_item = {out.item: (out, answer) for out, answer in zip(batch, answers, strict=True)}
+        by_item |= {out.item: (out, answer) for out, answer in zip(singles, again, strict=True)}
+        pairs = [by_item[item] for item in sorted(by_item)]
+        return [out for out, _ in pairs], [answer for _, answer in pairs]
 
     @staticmethod
-    def _count_confirmed(
-        conn: Conn, claim: BulkClaim, batch: Sequence[Outgoing], confirmed: Sequence[bool], stop: int
+    def _count_answered(
+        conn: Conn, claim: BulkClaim, batch: Sequence[Outgoing], answers: Sequence[Answer], stop: int
     ) -> None:
-        """Move the watermark to the first message that isn't confirmed; items beyond it, up to `stop`, are suspect."""
-        sure = next((n for n, done in enumerate(confirmed) if not done), len(confirmed))
+        """Move the watermark to the first message that isn't answered; items beyond it, up to `stop`, are suspect."""
+        sure = next((n for n, answer in enumerate(answers) if answer is False), len(answers))
         watermark = batch[sure].item if sure < len(batch) else stop
         published = sum(1 + len(out.more) for out in batch[:sure])
-        publishing.advance_watermark(
-            conn, claim, watermark=watermark, published=published, suspect_below=stop, keep=False
+        with conn.transaction():
+            _fail(conn, _broken(batch[:sure], answers[:sure]))
+            publishing.advance_watermark(
+                conn, claim, watermark=watermark, published=published, suspect_below=stop, keep=False
+            )
+
+    def _refusal(self, queue: str) -> _Refused:
+        return _Refused(self.transport.trouble or f"the broker refused messages for the queue {queue!r}")
+
+    @contextmanager
+    def _renewing(
+        self, conn: Conn, claim: BulkClaim | None, batch: Sequence[Outgoing] = ()
+    ) -> Iterator[None]:
+        """Renew the claims of a job and of outbox messages while the transport waits for the broker."""
+
+        def renew() -> None:
+            try:
+                if claim is not None:
+                    renew_claim(conn, claim)
+                if batch:
+                    publishing.renew_outbox(conn, batch)
+            except (psycopg.Error, TakenOver):
+                log.debug(
+                    "claims could not be renewed; those that expire are published again as suspect",
+                    exc_info=True,
+                )
+
+        self.transport.while_waiting = renew
+        try:
+            yield
+        finally:
+            self.transport.while_waiting = None
+
+
+def _broken(batch: Sequence[Outgoing], answers: Sequence[Answer]) -> list[tuple[Outgoing, Unpublishable]]:
+    return [(out, a) for out, a in zip(batch, answers, strict=False) if isinstance(a, Unpublishable)]
+
+
+def _fail(conn: Conn, broken: Sequence[tuple[Outgoing, Unpublishable]]) -> None:
+    """Record the items of messages that can't be published as failed."""
+    if not broken:
+        return
+    now = time.monotonic()
+    events = {}
+    for out, error in broken:
+        failure = replace(describe(error), error_type=type(error).__name__, place="")
+        events[out.job, out.item] = Event(
+            out.job, out.item, out.attempt, "failed", 0.0, now, None, failure=failure
         )
+    first, why = broken[0]
+    log.error(
+        "the message of item %d/%d can't be published, so it fails, as %d others do: %s",
+        first.job,
+        first.item,
+        len(events) - 1,
+        why,
+    )
+    outcomes.record(conn, events.values(), now)
 
 
 def _release(conn: Conn, claim: BulkClaim, *, unserved: bool = False) -> None:
     publishing.advance_watermark(
         conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=unserved
     )
-
-
-def _refused(queue: str) -> RefusedByBroker:
-    return RefusedByBroker(f"RabbitMQ refused messages for the queue {queue!r}")

@@ -1,36 +1,49 @@
 """How messages get onto a broker: its own `enqueue` for any broker; `rabbitmq.confirms` has the one for RabbitMQ."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from dramatiq import Broker
+from dramatiq.errors import QueueNotFound
 
 from callboard.middleware.message import envelope
+from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import reason
 from callboard.sql.rows import Outgoing
 
 
+class Unpublishable(ValueError):
+    """A message can never be published: it can't be encoded, or the broker does not take it."""
+
+
+#: What became of a message: the broker has confirmed it, or has not taken it now, or never takes it.
+Answer: TypeAlias = bool | Unpublishable
+
+
 class Unreachable(RuntimeError):
-    """The broker can't be reached, or doesn't answer. `confirmed` says which messages of the batch it has."""
+    """The broker can't be reached, or doesn't answer. `answers` are those to the batch; what is unknown is False."""
 
-    def __init__(self, why: str, confirmed: Sequence[bool] = ()) -> None:
+    def __init__(self, why: str, answers: Sequence[Answer] = ()) -> None:
         super().__init__(why)
-        self.confirmed = list(confirmed)
-
-
-class RefusedByBroker(Unreachable):
-    """The broker takes no message for one queue at present; it may take messages for others."""
+        self.answers = list(answers)
 
 
 class Transport(Protocol):
     """What the publisher needs of a broker. It belongs to one thread; any thread may read `trouble`."""
 
-    trouble: str | None  # what keeps messages from the broker; None: nothing that is known
     takes_chunks: bool  # the broker's consumers take messages that carry many items apart
     in_order: bool  # a queue delivers its messages in the order in which they were published
+    while_waiting: Callable[[], None] | None  # called every few seconds while a call waits for the broker
 
-    def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
-        """Publish a batch; return for each message whether the broker has it. Raises Unreachable."""
+    @property
+    def trouble(self) -> str | None:
+        """What keeps messages from the broker; None when nothing is known to."""
+
+    def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
+        """Publish a batch; return an answer for each message. Raises Unreachable.
+
+        All messages are encoded before the first is published, so one that can't be does not stop the others.
+        """
 
     def depth(self, queue: str) -> int | None:
         """Return how many messages are ready in a queue; None when the broker can't tell. Raises Unreachable."""
@@ -55,20 +68,33 @@ class EnqueueTransport:
         self._broker = broker
         self._enqueue = enqueue
         self.trouble: str | None = None
+        self.while_waiting: Callable[[], None] | None = None
 
-    def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
+    def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         """See Transport. Dead letters are dropped: only RabbitMQ keeps them in a queue of their own."""
-        confirmed: list[bool] = []
+        answers: list[Answer] = []
         for out in batch:
             try:
-                if not out.dead:
-                    self._enqueue(envelope.message(out))
+                answers.append(out.dead or self._publish_one(out))
+            except Unpublishable as error:
+                answers.append(error)
             except Exception as error:
                 self.trouble = f"{type(self._broker).__name__} refused a message: {reason(error)}"
-                raise Unreachable(self.trouble, confirmed) from error
-            confirmed.append(True)
+                raise Unreachable(self.trouble, answers) from error
         self.trouble = None
-        return confirmed
+        return answers
+
+    def _publish_one(self, out: Outgoing) -> bool:
+        try:
+            message = envelope.message(out)
+            message.encode()
+        except Exception as error:
+            raise cannot_encode(error) from error
+        try:
+            self._enqueue(message)
+        except QueueNotFound:
+            return False  # it may be declared later
+        return True
 
     def depth(self, queue: str) -> int | None:
         """See Transport."""
@@ -82,3 +108,9 @@ class EnqueueTransport:
 
     def close(self) -> None:
         """See Transport."""
+
+
+def cannot_encode(error: Exception) -> Unpublishable:
+    """Return the error of a message whose encoding raised `error`."""
+    found = describe(error)
+    return Unpublishable(f"the message can't be encoded: {found.error_type}: {found.message}")

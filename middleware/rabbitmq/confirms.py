@@ -2,8 +2,11 @@
 
 import logging
 import random
-from collections.abc import Sequence
-from typing import Any
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pika
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
@@ -14,17 +17,45 @@ from pika.channel import Channel
 
 from callboard.middleware.message import envelope
 from callboard.middleware.process.outage import reason
-from callboard.middleware.publish.transport import Unreachable
+from callboard.middleware.publish.transport import Answer, Unpublishable, Unreachable, cannot_encode
+from callboard.sql import timings
 from callboard.sql.rows import Outgoing
 
 log = logging.getLogger("callboard.publisher")
 
 #: Seconds to wait for a connection, or for the confirms of a batch, before the connection is given up.
 CONFIRM_SECONDS = 20.0
-#: Seconds for which a batch waits after RabbitMQ has blocked the connection: shorter than a claim holds.
+#: Seconds for which a batch waits after RabbitMQ has blocked the connection.
 BLOCKED_SECONDS = 5.0
+#: Seconds between two calls of `while_waiting`, which renews claims.
+RENEW_SECONDS = timings.PUBLISH_LEASE_SECONDS / 4
 #: Messages that are written before the connection is served.
 SERVE_EVERY_MESSAGES = 100
+#: AMQP reply codes with which RabbitMQ closes the channel or connection because of a message: it is too large, or
+#: malformed.
+CONTENT_TOO_LARGE, PRECONDITION_FAILED, FRAME_ERROR, SYNTAX_ERROR = 311, 406, 501, 502
+MESSAGE_FAULTS = (CONTENT_TOO_LARGE, PRECONDITION_FAILED, FRAME_ERROR, SYNTAX_ERROR)
+#: What pika raises on a channel that is being closed; and its reasons for one that was closed by this process.
+CLOSING = (pika.exceptions.AMQPChannelError, pika.exceptions.AMQPConnectionError)
+CLOSED_BY_US = (pika.exceptions.ChannelClosedByClient, pika.exceptions.ConnectionClosedByClient)
+#: Bytes of a queue's name, since AMQP allows 255, and the names of its delay and dead-letter queues are longer.
+QUEUE_BYTES = 252
+#: The reply code for what the user may not do.
+ACCESS_REFUSED = 403
+#: What RabbitMQ says of a message that is larger than its `max_message_size`.
+TOO_LARGE = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
+
+
+class _Message(NamedTuple):
+    """A message as pika publishes it."""
+
+    queue: str
+    body: bytes
+    properties: pika.BasicProperties
+
+
+class _Rejected(Unreachable):
+    """RabbitMQ closed the channel because of one of the messages."""
 
 
 class ConfirmingPublisher:
@@ -35,7 +66,9 @@ class ConfirmingPublisher:
     def __init__(self, broker: RabbitmqBroker) -> None:
         self._broker = broker
         self.in_order = not broker.max_priority
-        self.trouble: str | None = None
+        self._trouble: str | None = None
+        self._refused: dict[str, str] = {}  # by queue: why it can't be declared
+        self.while_waiting: Callable[[], None] | None = None
         self._connection: SelectConnection | None = None
         self._channel: Channel | None = None
         self._depth_channel: Channel | None = None
@@ -43,64 +76,114 @@ class ConfirmingPublisher:
         self._close_reason = ""  # why the connection was closed
         self._depth_error = ""  # why the channel that asks for depths was closed
         self._blocked = ""  # why RabbitMQ blocks the connection; empty: it doesn't
-        self._first_tag = self._next_tag = 1  # delivery tags: of the batch's first message, of the next one
-        self._lowest_tag = 1  # the lowest that no multiple confirm has covered
-        self._unconfirmed: set[int] = set()
-        self._nacked: set[int] = set()
-        self._returned: list[tuple[str, str]] = []  # (message id, queue)
+        self._close_code: int | None = None
+        self._max_bytes: int | None = None  # the largest body that RabbitMQ takes; None: not known
+        self._next_tag = 1  # the delivery tag of the next message
+        self._lowest_tag = 1  # the lowest tag that no multiple confirm has covered
+        self._unconfirmed: dict[int, int] = {}  # by tag: the message's number in its batch
+        self._confirmed: set[int] = set()  # numbers
+        self._returned: set[str] = set()  # correlation ids of messages without a queue
+        self._stopped = False
+
+    @property
+    def trouble(self) -> str | None:
+        """See Transport."""
+        return self._trouble or next(iter(self._refused.values()), None)
 
     # Publishing ------------------------------------------------------------------------------------------------------
 
-    def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
+    def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         """See Transport. A queue that does not exist is declared, and its messages are published once more."""
+        answers: list[Answer] = [False] * len(batch)
         try:
-            confirmed = self._publish(batch)
+            self._publish(batch, answers)
         except Unreachable as error:
-            self.trouble = str(error)
-            raise
-        self.trouble = None
-        return confirmed
+            self._trouble = str(error)
+            raise Unreachable(str(error), answers) from error
+        self._trouble = None
+        return answers
 
-    def _publish(self, batch: Sequence[Outgoing]) -> list[bool]:
-        confirmed = self._send(batch)
-        if not self._returned:
-            return confirmed
+    def _publish(self, batch: Sequence[Outgoing], answers: list[Answer]) -> None:
         try:
-            for queue in {q_name(queue) for _, queue in self._returned}:
-                self._declare(queue)
-        except BrokerConnectionError as error:
-            raise Unreachable(f"a queue can't be declared: {reason(error)}", confirmed) from error
-        again = [n for n, done in enumerate(confirmed) if not done]
-        try:
-            answers = self._send([batch[n] for n in again])
-        except Unreachable as error:
-            raise Unreachable(str(error), _merged(confirmed, again, error.confirmed)) from error
-        return _merged(confirmed, again, answers)
+            self._send_declared(self._encode_all(enumerate(batch), answers), answers)
+        except _Rejected:
+            # Each alone, to find the one that RabbitMQ rejects. It may have taken others, so they are suspect now.
+            for n, out in enumerate(batch):
+                if answers[n] is False:
+                    self._publish_alone(n, replace(out, suspect=True), answers)
 
-    def _send(self, batch: Sequence[Outgoing]) -> list[bool]:
+    def _publish_alone(self, n: int, out: Outgoing, answers: list[Answer]) -> None:
+        try:
+            self._send_declared(self._encode_all([(n, out)], answers), answers)
+        except _Rejected as error:
+            answers[n] = Unpublishable(f"RabbitMQ rejects the message: {error}")
+
+    def _encode_all(
+        self, numbered: Iterable[tuple[int, Outgoing]], answers: list[Answer]
+    ) -> dict[int, _Message]:
+        """Return the messages that can be published, by their number; set the answers of the others."""
+        messages = {}
+        for n, out in numbered:
+            try:
+                messages[n] = _encode(out, self._max_bytes)
+            except Unpublishable as error:
+                answers[n] = error
+        return messages
+
+    def _send_declared(self, messages: dict[int, _Message], answers: list[Answer]) -> None:
+        """Publish messages, and once more those whose queue does not exist; set the answers."""
+        returned = self._send(messages, answers)
+        if not returned:
+            return
+        for queue in {q_name(messages[n].queue) for n in returned}:
+            self._declare(queue)
+        self._send({n: messages[n] for n in returned}, answers)
+
+    def _send(self, messages: dict[int, _Message], answers: list[Answer]) -> list[int]:
+        """Publish messages, wait for their confirms, and set the answers; return the numbers of those without a queue.
+
+        Raises Unreachable; it is _Rejected when RabbitMQ closed the channel because of a message.
+        """
+        if not messages:
+            return []
         channel = self._open()
         self._check_blocked()  # RabbitMQ would read each attempt after the alarm, and deliver every copy
-        self._first_tag, self._returned, self._nacked = self._next_tag, [], set()
-        self._unconfirmed = set()
-        for n, out in enumerate(batch, 1):
-            self._unconfirmed.add(self._next_tag)
+        self._write(channel, messages, answers)
+        self._await_confirms()
+        returned = [n for n, m in messages.items() if m.properties.correlation_id in self._returned]
+        for n in self._confirmed.difference(returned):
+            answers[n] = True
+            self._refused.pop(q_name(messages[n].queue), None)
+        if self._unconfirmed or self._channel is None:
+            self._give_up()
+        return returned
+
+    def _write(self, channel: Channel, messages: dict[int, _Message], answers: list[Answer]) -> None:
+        """Write messages to the connection; each that was written has a delivery tag and awaits its confirm."""
+        self._unconfirmed, self._confirmed, self._returned = {}, set(), set()
+        for count, (n, message) in enumerate(messages.items(), 1):
+            try:
+                channel.basic_publish("", message.queue, message.body, message.properties, mandatory=True)
+            except CLOSING:
+                break
+            except Exception as error:  # noqa: BLE001 — pika encodes all of a message before it writes any of it
+                answers[n] = cannot_encode(error)
+                continue
+            self._unconfirmed[self._next_tag] = n
             self._next_tag += 1
-            channel.basic_publish(
-                "", _queue(out), envelope.body(out), envelope.properties(out), mandatory=True
-            )
-            if n % SERVE_EVERY_MESSAGES == 0:
+            if count % SERVE_EVERY_MESSAGES == 0:
                 self._run_loop(0)
             if self._channel is None:
                 break
-        self._await_confirms()
-        confirmed = self._confirmed(batch)
-        if self._blocked and self._unconfirmed:
-            raise Unreachable(self._blocked, confirmed)
-        if self._unconfirmed or self._channel is None:
-            why = self._close_reason or f"{self._address} confirmed nothing within {CONFIRM_SECONDS:.0f} s"
-            self.close()
-            raise Unreachable(why, confirmed)
-        return confirmed
+
+    def _give_up(self) -> None:
+        """Raise the error of a batch that is not confirmed."""
+        if self._blocked and self._channel is not None:
+            raise Unreachable(self._blocked)
+        why = self._close_reason or f"{self._address} confirmed nothing within {CONFIRM_SECONDS:.0f} s"
+        rejected = self._close_code in MESSAGE_FAULTS
+        self.close()
+        raise _Rejected(why) if rejected else Unreachable(why)
 
     def _await_confirms(self) -> None:
         if self._awaits_confirms():
@@ -111,53 +194,53 @@ class ConfirmingPublisher:
     def _awaits_confirms(self) -> bool:
         return bool(self._unconfirmed) and self._channel is not None
 
-    def _confirmed(self, batch: Sequence[Outgoing]) -> list[bool]:
-        sent = self._next_tag - self._first_tag
-        missed = self._unconfirmed | self._nacked
-        returned = {message_id for message_id, _ in self._returned}
-        return [
-            n < sent and self._first_tag + n not in missed and envelope.message_id(out) not in returned
-            for n, out in enumerate(batch)
-        ]
-
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
         first = self._lowest_tag if method.multiple else method.delivery_tag
         tags = range(first, method.delivery_tag + 1)
         if method.multiple:
             self._lowest_tag = method.delivery_tag + 1
-        self._unconfirmed.difference_update(tags)
-        if isinstance(method, pika.spec.Basic.Nack):
-            self._nacked.update(tags)
-        if not self._unconfirmed:
+        numbers = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
+        if isinstance(method, pika.spec.Basic.Ack):
+            self._confirmed.update(numbers)
+        if numbers and not self._unconfirmed:
             self._stop_loop()
 
     def _on_return(
         self, channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes
     ) -> None:
-        self._returned.append((properties.message_id or "", method.routing_key))
+        self._returned.add(properties.correlation_id or "")
 
     def _declare(self, queue: str) -> None:
         """Declare a missing queue, with its delay and dead-letter queues, as the broker would.
 
         The broker's `declare_queue` would make a worker consume the queue, even one that has none of its actors.
+        Its messages wait when the user may not declare it. Raises Unreachable.
         """
         self._broker.queues_pending.add(queue)
-        self._broker._ensure_queue(queue)  # noqa: SLF001
+        try:
+            self._broker._ensure_queue(queue)  # noqa: SLF001
+        except BrokerConnectionError as error:
+            why = f"the queue {queue!r} does not exist and can't be declared: {reason(error)}"
+            if getattr(error.args[0], "reply_code", None) != ACCESS_REFUSED:
+                raise Unreachable(why) from error
+            self._refused[queue] = why
 
     # Queue depth -----------------------------------------------------------------------------------------------------
 
     def depth(self, queue: str) -> int:
-        """See Transport. Returns 0 for a queue that does not exist yet."""
+        """See Transport. Returns 0 for a queue that does not exist yet, or that the user may not ask for."""
         try:
             found = self._depth(queue)
         except Unreachable as error:
-            self.trouble = str(error)
+            self._trouble = str(error)
             raise
-        self.trouble = None
+        self._trouble = None
         return found
 
     def _depth(self, queue: str) -> int:
+        if _too_long(queue):
+            return 0
         self._open()
         self._check_blocked()  # RabbitMQ would not read the question
         answer: list[int] = []
@@ -179,7 +262,7 @@ class ConfirmingPublisher:
             raise Unreachable(
                 f"{self._address} tells nothing of the queue {queue!r} within {CONFIRM_SECONDS:.0f} s"
             )
-        if not answer and "NOT_FOUND - no queue" not in self._depth_error:
+        if not answer and not re.search("NOT_FOUND - no queue|ACCESS_REFUSED", self._depth_error):
             raise Unreachable(self._depth_error)
         return answer[0] if answer else 0
 
@@ -216,7 +299,7 @@ class ConfirmingPublisher:
 
     def _connect(self, parameters: pika.connection.Parameters) -> Channel | None:
         self.close()  # a node that did not answer left a connection
-        self._close_reason = self._blocked = ""
+        self._close_reason, self._close_code, self._blocked = "", None, ""
         self._address = address(parameters)
         self._connection = SelectConnection(
             parameters,
@@ -241,8 +324,8 @@ class ConfirmingPublisher:
         self._blocked = ""
 
     def _on_channel(self, channel: Channel) -> None:
-        self._first_tag = self._next_tag = self._lowest_tag = 1
-        self._unconfirmed = set()
+        self._next_tag = self._lowest_tag = 1
+        self._unconfirmed = {}
         channel.add_on_close_callback(lambda _, error: self._on_lost(error))
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=lambda _: self._on_ready(channel))
@@ -253,31 +336,43 @@ class ConfirmingPublisher:
 
     def _on_lost(self, error: BaseException) -> None:
         self._close_reason = f"{self._address}: {reason(error)}"
+        self._close_code = getattr(error, "reply_code", None)
+        if found := TOO_LARGE.search(self._close_reason):
+            self._max_bytes = int(found[1])
+        elif not isinstance(error, CLOSED_BY_US):
+            self._max_bytes = None  # the node may come back with another limit
         self._channel = self._depth_channel = None
         self._stop_loop()
 
     def _stop_loop(self) -> None:
+        self._stopped = True
         if self._connection is not None:
             self._connection.ioloop.stop()
 
     def _run_loop(self, seconds: float) -> None:
-        """Serve the connection until `_stop_loop` is called, for `seconds` at most."""
+        """Serve the connection until `_stop_loop` is called, for `seconds` at most; call `while_waiting` meanwhile."""
         if self._connection is None:
             return
-        loop = self._connection.ioloop
-        timer = loop.call_later(seconds, loop.stop)
-        loop.start()
-        loop.remove_timeout(timer)
+        loop, end, self._stopped = self._connection.ioloop, time.monotonic() + seconds, False
+        while True:
+            left = max(end - time.monotonic(), 0.0)
+            timer = loop.call_later(min(left, RENEW_SECONDS), loop.stop)
+            loop.start()
+            loop.remove_timeout(timer)
+            if self._stopped or left <= RENEW_SECONDS:
+                return
+            if self.while_waiting is not None:
+                self.while_waiting()
 
     def serve(self, *, reconnect: bool = False) -> None:
         """See Transport."""
         if self._channel is not None:
             self._run_loop(0)
         if self._channel is None and self._connection is not None:
-            self.trouble = self._close_reason
-        if reconnect and self.trouble:
+            self._trouble = self._close_reason
+        if reconnect and self._trouble:
             self._open()
-            self.trouble = self._blocked or None
+            self._trouble = self._blocked or None
         if reconnect:
             self._check_blocked()
 
@@ -308,11 +403,20 @@ def address(parameters: Any) -> str:
     return "RabbitMQ at " + " or ".join(f"{node.host}:{node.port}" for node in nodes)
 
 
-def _merged(confirmed: Sequence[bool], again: Sequence[int], answers: Sequence[bool]) -> list[bool]:
-    """Return what is confirmed of a batch whose messages `again` were published twice; `answers` may be fewer."""
-    late = {n for n, done in zip(again, answers, strict=False) if done}
-    return [done or n in late for n, done in enumerate(confirmed)]
+def _encode(out: Outgoing, max_bytes: int | None) -> _Message:
+    """Return the message as pika publishes it. Raises Unpublishable."""
+    if _too_long(out.queue):
+        raise Unpublishable(
+            f"the name of its queue has {len(out.queue.encode())} bytes, and {QUEUE_BYTES} are allowed"
+        )
+    try:
+        body, properties = envelope.body(out), envelope.properties(out)
+    except Exception as error:
+        raise cannot_encode(error) from error
+    if max_bytes is not None and len(body) > max_bytes:
+        raise Unpublishable(f"the message has {len(body):,} bytes, and RabbitMQ takes {max_bytes:,} at most")
+    return _Message(str(xq_name(out.queue)) if out.dead else out.queue, body, properties)
 
 
-def _queue(out: Outgoing) -> str:
-    return str(xq_name(out.queue)) if out.dead else out.queue
+def _too_long(queue: str) -> bool:
+    return len(queue.encode()) > QUEUE_BYTES

@@ -12,6 +12,8 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import current_attempt
+from callboard.middleware.message.failure import TRACEBACK_CHARS
+from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem
 from callboard.sql.rows import NewItem, Outgoing, Retry
 
 #: Seconds that a plain send waits for its row.
@@ -33,7 +35,9 @@ def send(
     store: Callable[[NewItem], Future[Outgoing]],
     publish: Callable[[Outgoing], None],
 ) -> Any:
-    """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds. Raises NotStored.
+    """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds.
+
+    Raises NotStored, and BadItem for a message whose arguments are too large.
 
     What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome.
     """
@@ -41,18 +45,18 @@ def send(
     if attempt is not None and attempt.ended:
         attempt = None
     if attempt is not None and attempt.hooks and message.message_id == attempt.message_id:
-        options = envelope.encode_options(stamp.without(message.options))
+        options = envelope.encode_options(_retry_options(message))
         attempt.retry = Retry((delay or 0) / 1000, options, message.message_timestamp)
         return message
     broker.emit_before("enqueue", message, delay)
     job = current_job.get()
     if attempt is None or job:
         # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
-        _send_now(new_item(message, job=job, delay=delay), store, publish)
+        _send_now(_within_limit(new_item(message, job=job, delay=delay)), store, publish)
     elif attempt.hooks:
-        attempt.hooked += (new_item(message, job=attempt.job, delay=delay),)
+        attempt.hooked += (_within_limit(new_item(message, job=attempt.job, delay=delay)),)
     else:
-        attempt.sent += (new_item(message, job=attempt.job, delay=delay),)
+        attempt.sent += (_within_limit(new_item(message, job=attempt.job, delay=delay)),)
     broker.emit_after("enqueue", message, delay)
     return message
 
@@ -67,6 +71,23 @@ def new_item(
         job, message.actor_name, message.queue_name, message.message_id, args, options, message.message_timestamp,
         (delay or 0) / 1000, key, published,
     )  # fmt: skip
+
+
+def _within_limit(item: NewItem) -> NewItem:
+    """Return the item; raise BadItem when its arguments are larger than `submit` would take them."""
+    if len(item.args) > ITEM_LIMIT_BYTES:
+        raise BadItem(
+            f"the message has {len(item.args):,} bytes of arguments, and {ITEM_LIMIT_BYTES:,} are allowed"
+        )
+    return item
+
+
+def _retry_options(message: Any) -> dict[str, Any]:
+    """Return a retried message's own options, with the end of the traceback that Dramatiq keeps there."""
+    options = stamp.without(message.options)
+    if isinstance(text := options.get("traceback"), str):
+        options["traceback"] = text[-TRACEBACK_CHARS:]
+    return options
 
 
 def _send_now(

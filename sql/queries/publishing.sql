@@ -134,6 +134,18 @@ WITH due AS (
 {outgoing}
 ORDER BY c.due_at
 
+-- name: renew_outbox
+-- The broker is slow to confirm these messages: their claims hold for longer.
+-- Guard: the row is still claimed, for the attempt that was sent; a claim that expired may be another publisher's.
+-- Caller: the publisher. Lock order: rows of the outbox, without waiting for any: of one that is locked the claim expires.
+WITH held AS (
+    SELECT o.id FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt)
+    JOIN callboard.outbox AS o ON o.id = s.id AND o.attempt = s.attempt AND o.claimed_until > now()
+    FOR UPDATE OF o SKIP LOCKED
+)
+UPDATE callboard.outbox AS o SET claimed_until = now() + make_interval(secs => %(lease)s)
+FROM held AS h WHERE o.id = h.id
+
 -- name: confirm_outbox
 -- These messages are confirmed. Transition: retrying -> waiting; a first message counts as published, one
 -- that was published in its job's turn waits for it no more.

@@ -73,6 +73,11 @@ def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
     ]
 
 
+def renew_outbox(conn: Conn, batch: Sequence[Outgoing]) -> None:
+    """Renew the claims of outbox messages, except those that have expired."""
+    conn.execute(statement("renew_outbox"), {**_rows_of(batch), "lease": timings.PUBLISH_LEASE_SECONDS})
+
+
 def confirm_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
     """Delete outbox messages that the broker confirmed."""
     conn.execute(statement("confirm_outbox"), _rows_of(sent))

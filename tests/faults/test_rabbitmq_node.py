@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+import callboard
 from callboard.commands.services import wait_until
 from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, mixed
 from tests.faults.test_rabbitmq import CUT, sent_again
@@ -18,6 +20,43 @@ def alarmed(breakable_rabbitmq: Node) -> Iterator[Node]:
     """The node; it has memory again after the test."""
     yield breakable_rabbitmq
     breakable_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+@pytest.fixture
+def narrow(breakable_rabbitmq: Node) -> Iterator[None]:
+    """The node takes messages of at most 100,000 bytes."""
+    breakable_rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 100000).")
+    yield
+    breakable_rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+
+
+@pytest.mark.usefixtures("narrow")
+def test_messages_larger_than_rabbitmq_takes(scenario: Scenario) -> None:
+    """Each fails alone, with its reason, whichever way it is published; all others are delivered once."""
+    scenario.start_worker()
+    large = {13, 14, 500}
+
+    def items() -> Iterator[dict[str, Any]]:
+        return ({"number": n, "fate": "x" * 200_000 if n in large else "succeed"} for n in range(600))
+
+    jobs = [scenario.submit("work", items(), chunk=chunk) for chunk in (1, 20)]
+    with callboard.job("sent") as sent:
+        for item in items():
+            scenario.broker.get_actor("work").send_with_options(kwargs=item, delay=100)
+    for job in (*jobs, sent):
+        scenario.wait_for(job, lambda status: status["finished_at"] is not None)
+        status = scenario.status(job)
+        assert (status["succeeded"], status["failed"]) == (597, 3), status
+        failed = scenario.sql(
+            "SELECT item, kind::text, error_type, message FROM callboard.attempts WHERE job_id = %s ORDER BY item",
+            job.id,
+        )
+        assert [item for item, *_ in failed] == sorted(large)
+        for _, kind, error_type, message in failed:
+            assert (kind, error_type) == ("failed", "Unpublishable")
+            assert re.fullmatch(r"the message has 200,\d+ bytes, and RabbitMQ takes 100,000 at most", message)
+        assert scenario.leftover_rows(job) == {"running": 0, "outbox": 0}
+        assert scenario.run_log.repeated(job.id) == 0
 
 
 def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> None:

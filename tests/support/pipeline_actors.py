@@ -42,6 +42,8 @@ def work(number: int, fate: str = "succeed") -> dict[str, int] | None:
         raise ValueError(f"number {number} can't be worked on")
     if fate == "retry" and callboard.current().attempt == 1:
         raise NotYet(f"number {number} needs another try")
+    if fate == "long" and callboard.current().attempt == 1:
+        raise NotYet("x" * 2_000_000)
     if fate == "skip":
         raise callboard.Skip("already done")
     return {"number": number} if fate == "result" else None

@@ -1,7 +1,8 @@
 """A transport without a broker."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from callboard.middleware.publish.transport import Answer
 from callboard.sql.rows import Outgoing
 
 
@@ -11,11 +12,12 @@ class StubTransport:
     trouble: str | None = None
     takes_chunks = False
     in_order = True
+    while_waiting: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         self.depth_calls = 0
 
-    def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
+    def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         return [True] * len(batch)
 
     def depth(self, queue: str) -> int | None:

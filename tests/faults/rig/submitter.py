@@ -18,6 +18,7 @@ import psycopg
 
 import callboard
 from callboard.commands.main import main
+from callboard.middleware.publish.transport import Answer
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.middleware.submission import submission
 from callboard.sql import timings
@@ -61,7 +62,7 @@ def half_sent() -> None:
     """Die when the broker has half of a batch, and nobody says so to the database."""
     real = ConfirmingPublisher.publish
 
-    def deadly(transport: ConfirmingPublisher, batch: Sequence[Outgoing]) -> list[bool]:
+    def deadly(transport: ConfirmingPublisher, batch: Sequence[Outgoing]) -> list[Answer]:
         if batch:
             real(transport, batch[: len(batch) // 2])
             die()

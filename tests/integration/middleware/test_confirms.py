@@ -1,22 +1,44 @@
-"""Publishing to RabbitMQ over a connection that stands still for a while."""
+"""Publishing to RabbitMQ: over a connection that stands still, and what RabbitMQ does not take."""
 
 import gc
+import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from select import select
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+import pika
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
-from callboard.middleware.publish.transport import Unreachable
+from callboard.middleware.message import envelope
+from callboard.middleware.publish.transport import Unpublishable, Unreachable
 from callboard.middleware.rabbitmq import confirms as module
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.sql.rows import Outgoing
 from tests.faults.rig.proxy import Proxy, proxy
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
+
+
+def outgoing(item: int, queue: str = "work", message_id: str = "") -> Outgoing:
+    """A message."""
+    return Outgoing(
+        1, item, 1, 0, suspect=False, actor="a", queue=queue, message_id=message_id or f"m{item}",
+        args=b'{"args":[],"kwargs":{}}', options=None, sent_ms=0, outbox=item,
+    )  # fmt: skip
+
+
+@contextmanager
+def transport_to(url: str) -> Iterator[ConfirmingPublisher]:
+    """A publisher on a virtual host."""
+    stock = RabbitmqBroker(url=url)
+    transport = ConfirmingPublisher(stock)
+    yield transport
+    transport.close()
+    stock.close()
 
 
 @pytest.fixture
@@ -49,10 +71,69 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(
     if transport._connection is not None:
         socket: Any = transport._connection._transport._sock
         assert wait_until(lambda: bool(select([socket], [], [], 0)[0]), 20)  # here it is
-    batch = [
-        Outgoing(1, n, 1, 0, suspect=False, actor="a", queue="work", message_id=f"m{n}",
-                 args=b'{"args":[],"kwargs":{}}', options=None, sent_ms=0, outbox=n)
-        for n in range(50)
-    ]  # fmt: skip
-    assert transport.publish(batch) == [True] * 50
+    assert transport.publish([outgoing(n) for n in range(50)]) == [True] * 50
     assert transport.depth("work") == 50
+
+
+def test_a_message_that_pika_cant_write_does_not_stop_the_others(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no delivery tag: counted, the next batch waited for a confirm that never came."""
+    real = envelope.properties
+
+    def properties(out: Outgoing) -> pika.BasicProperties:
+        made = real(out)
+        made.timestamp = -1 if out.item == 1 else 1
+        return made
+
+    monkeypatch.setattr(envelope, "properties", properties)
+    monkeypatch.setattr(module, "CONFIRM_SECONDS", 5.0)
+    with transport_to(amqp_url) as transport:
+        answers = transport.publish([outgoing(n) for n in range(3)])
+        assert (answers[0], answers[2]) == (True, True)
+        assert isinstance(answers[1], Unpublishable)
+        assert transport.publish([outgoing(n) for n in range(3, 6)]) == [True] * 3
+        assert transport.depth("work") == 5
+
+
+def test_messages_for_a_queue_that_the_user_may_not_declare_wait_and_the_others_do_not(
+    broker: Broker, amqp_url: str
+) -> None:
+    parts = urlsplit(amqp_url)
+    vhost = unquote(parts.path[1:])
+    allowed = {"configure": "^open", "write": ".*", "read": ".*"}
+    broker.request("PUT", f"users/{vhost}", {"password": "secret", "tags": ""})
+    broker.request("PUT", f"permissions/{vhost}/{vhost}", allowed)
+    url = urlunsplit(parts._replace(netloc=f"{vhost}:secret@{parts.hostname}:{parts.port}"))
+    try:
+        with transport_to(url) as transport:
+            assert transport.depth("secret") == 0
+            answers = transport.publish([outgoing(0, "secret"), outgoing(1, "open"), outgoing(2, "secret")])
+            assert answers == [False, True, False]
+            assert re.search(
+                "'secret' does not exist and can't be declared: .*ACCESS_REFUSED", transport.trouble or ""
+            )
+            assert transport.publish([outgoing(3, "open")]) == [True]
+            assert "'secret'" in (transport.trouble or "")
+            broker.request("PUT", f"permissions/{vhost}/{vhost}", {**allowed, "configure": ".*"})
+            assert transport.publish([outgoing(0, "secret")]) == [True]
+            assert transport.trouble is None
+    finally:
+        broker.request("DELETE", f"users/{vhost}")
+
+
+def test_a_queue_whose_name_is_too_long_does_not_stop_the_others(amqp_url: str) -> None:
+    with transport_to(amqp_url) as transport:
+        assert transport.depth("q" * 256) == 0
+        answers = transport.publish([outgoing(0, "q" * 256), outgoing(1)])
+        assert isinstance(answers[0], Unpublishable)
+        assert answers[1] is True
+        assert transport.depth("work") == 1
+
+
+def test_a_message_whose_id_is_cut_reaches_a_queue_that_had_to_be_declared(amqp_url: str) -> None:
+    """AMQP's ids have 255 bytes; by the whole id a returned message was taken for one that was delivered."""
+    with transport_to(amqp_url) as transport:
+        batch = [outgoing(n, message_id="m" * 300 + str(n)) for n in range(2)]
+        assert transport.publish(batch) == [True, True]
+        assert transport.depth("work") == 2

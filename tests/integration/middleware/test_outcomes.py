@@ -89,6 +89,14 @@ def test_an_error_in_throws_is_not_tried_again(on: Stage) -> None:
     assert item["error"]["type"] == "KeyError"
 
 
+def test_a_retry_keeps_only_the_end_of_a_long_traceback(on: Stage) -> None:
+    """Dramatiq puts all of it into the message, which RabbitMQ may not take then."""
+    job = callboard.submit("work", [{"number": 1, "fate": "long"}])
+    assert [item["state"] for item in on.ended(job)] == ["succeeded"]
+    too_long = "SELECT count(*) FROM callboard.items WHERE job_id = %s AND length(retry_options) > 20000"
+    assert on.conn.execute(too_long, (job.id,)).fetchone() == (0,)
+
+
 def test_retry_when_decides(on: Stage) -> None:
     item = on.only(on.submit("picky", []))
     assert (item["state"], item["attempt"]) == ("failed", 2)
@@ -324,8 +332,13 @@ def items_of(on: Stage, message_id: str) -> list[tuple[int, int, str]]:
     return [(row[0], row[1], row[2]) for row in found]
 
 
-def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_other(on: Stage) -> None:
+@pytest.mark.parametrize("timestamp", [None, -1])
+def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_other(
+    on: Stage, timestamp: int | None
+) -> None:
     message = foreign("stubborn", 1, 3)
+    if timestamp is not None:
+        message = message.copy(message_timestamp=timestamp)
     put(on, message.encode())
     assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
     ((job, item, _),) = items_of(on, message.message_id)

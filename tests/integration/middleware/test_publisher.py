@@ -8,34 +8,56 @@ import pytest
 from callboard.middleware.publish import publisher as publisher_module
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
+from callboard.middleware.publish.transport import Answer, Unpublishable, Unreachable
+from callboard.sql import timings
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
-from callboard.sql.writes import actions, jobs, retry, sends
+from callboard.sql.writes import actions, jobs, publishing, retry, sends
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
-from tests.support.jobs import make_job, make_worker, record
+from tests.support.jobs import make_job, make_worker, publish, record, status
 from tests.support.transports import StubTransport
 
 ANNA = Requester("python", "anna")
 
 
 class RefusingTransport(StubTransport):
-    """A broker that refuses messages for the queues `refused`."""
+    """A broker that refuses messages for the queues `refused`, and never takes those of the items `unpublishable`.
+
+    It goes away after the item `last`.
+    """
 
     takes_chunks = True
 
     def __init__(self) -> None:
         super().__init__()
         self.refused: set[str] = set()
+        self.unpublishable: set[int] = set()
+        self.last = 1_000_000
         self.sent: list[int] = []
         self.tried = 0
 
-    def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
+    def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         self.tried += len(batch)
-        taken = [out.queue not in self.refused for out in batch]
-        self.sent += [out.item for out, done in zip(batch, taken, strict=True) if done]
-        return taken
+        if self.while_waiting is not None:
+            self.while_waiting()
+        answers = [self._answer(out) for out in batch]
+        self.sent += [
+            one.item
+            for out, answer in zip(batch, answers, strict=True)
+            if answer is True
+            for one in (out, *out.more)
+        ]
+        if any(out.item > self.last for out in batch):
+            raise Unreachable("it is away", answers)
+        return answers
+
+    def _answer(self, out: Outgoing) -> Answer:
+        if out.queue in self.refused or out.item > self.last:
+            return False
+        broken = self.unpublishable.intersection(one.item for one in (out, *out.more))
+        return Unpublishable(f"{len(broken)} too large") if broken else True
 
 
 @pytest.fixture
@@ -115,3 +137,159 @@ def test_a_process_that_only_sends_does_not_poll_full_queues(
     threading.Timer(0.15, publisher.wake).start()
     publisher._wait_for_work()
     assert transport.depth_calls == 0
+
+
+# What can't be published --------------------------------------------------------------------------------------------
+
+BROKEN = ("failed", False, "Unpublishable", "1 too large", None)
+
+
+def attempts(conn: Conn, job: int, item: int) -> list[tuple[object, ...]]:
+    """The attempts of an item: kind, whether it was retried, type, message, worker."""
+    rows = conn.execute(
+        "SELECT kind::text, retried, error_type, message, worker FROM callboard.attempts"
+        " WHERE job_id = %s AND item = %s ORDER BY attempt",
+        (job, item),
+    )
+    return rows.fetchall()
+
+
+def in_outbox(conn: Conn) -> list[int]:
+    """The items of which a message is in the outbox."""
+    return [item for (item,) in conn.execute("SELECT item FROM callboard.outbox ORDER BY item")]
+
+
+def test_a_message_of_the_outbox_that_cant_be_published_fails_its_item_alone(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport
+) -> None:
+    job = make_job(conn, 0, sealed=False)
+    for item in range(3):
+        send(conn, job, item, "default")
+    transport.unpublishable = {1}
+    assert publisher._round([], []) is True
+    assert transport.sent == [0, 2]
+    assert in_outbox(conn) == []
+    assert attempts(conn, job, 1) == [BROKEN]
+    found = status(conn, job)
+    assert (found["failed"], found["queued"], found["pending"]) == (1, 2, 0)
+
+
+@pytest.mark.parametrize("limit", [{}, {"concurrency": 5}, {"concurrency_by": "0=5"}])
+def test_a_retry_that_cant_be_published_fails_its_item_alone(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport, limit: dict[str, object]
+) -> None:
+    job = make_job(conn, 5)
+    actions.limit(conn, job, ANNA, limit)
+    record(conn, job, {"retrying": range(3)}, delay=0.0)
+    record(conn, job, {"failed": [3, 4]})
+    assert retry.retry(conn, job, ANNA, RetrySelection()) == 2
+    transport.unpublishable = {1, 3}
+    while publisher._round([], []):
+        continue
+    assert sorted(transport.sent) == [0, 2, 4]
+    assert in_outbox(conn) == []
+    assert attempts(conn, job, 1)[1:] == attempts(conn, job, 3)[1:] == [BROKEN]
+    found = status(conn, job)
+    assert (found["failed"], found["queued"], found["retrying"]) == (2, 3, 0)
+    record(conn, job, {"succeeded": [0, 2, 4]}, attempt=2)
+    assert status(conn, job)["state"] == "completed"
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_a_bulk_item_that_cant_be_published_fails_alone(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport, chunk: int | None
+) -> None:
+    job = make_job(conn, 8, published=0)
+    conn.execute("UPDATE callboard.jobs SET chunk = %s", (chunk,))
+    transport.unpublishable = {0, 4}
+    assert publisher._round([], []) is True
+    assert sorted(transport.sent) == [1, 2, 3, 5, 6, 7]
+    assert attempts(conn, job, 0) == attempts(conn, job, 4) == [BROKEN]
+    found = status(conn, job)
+    assert (found["failed"], found["queued"], found["pending"]) == (2, 6, 0)
+    record(conn, job, {"succeeded": transport.sent})
+    assert status(conn, job)["state"] == "completed"
+
+
+def test_a_bulk_item_that_cant_be_published_fails_once_when_the_broker_goes_away_behind_it(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport
+) -> None:
+    job = make_job(conn, 8, published=0)
+    transport.unpublishable, transport.last = {1, 5}, 3
+    with pytest.raises(Unreachable):
+        publisher._round([], [])
+    found = status(conn, job)
+    assert (found["failed"], found["queued"], found["pending"]) == (1, 3, 4)
+    transport.last = 1_000_000
+    assert publisher._round([], []) is True
+    assert transport.sent == [0, 2, 3, 4, 6, 7]
+    found = status(conn, job)
+    assert (found["failed"], found["queued"], found["pending"]) == (2, 6, 0)
+    assert attempts(conn, job, 1) == attempts(conn, job, 5) == [BROKEN]
+
+
+def test_items_that_cant_be_published_count_for_max_failures(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport
+) -> None:
+    job = make_job(conn, 8, published=0)
+    actions.limit(conn, job, ANNA, {"max_failures": 1})
+    transport.unpublishable = {1, 5}
+    publisher._round([], [])
+    row = conn.execute("SELECT stopping::text FROM callboard.jobs").fetchone()
+    assert row == ("failed",)
+
+
+# A slow broker ------------------------------------------------------------------------------------------------------
+
+
+def lapsing(conn: Conn) -> None:
+    """Let all claims expire in a second."""
+    conn.execute(
+        "UPDATE callboard.jobs SET publish_until = now() + interval '1 s' WHERE publish_until IS NOT NULL"
+    )
+    conn.execute(
+        "UPDATE callboard.outbox SET claimed_until = now() + interval '1 s' WHERE claimed_until IS NOT NULL"
+    )
+
+
+@pytest.mark.parametrize("kind", ["bulk", "sent", "redo", "lanes"])
+def test_claims_are_renewed_while_the_broker_is_slow(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Seconds that the claims hold still, after the transport has waited."""
+    job = make_job(conn, 0 if kind == "sent" else 3, published=0, sealed=False)
+    if kind == "sent":
+        send(conn, job, 0, "default")
+    elif kind == "lanes":
+        actions.limit(conn, job, ANNA, {"concurrency_by": "0=5"})
+    elif kind == "redo":
+        publish(conn, job, 3)
+        record(conn, job, {"failed": range(3)})
+        retry.retry(conn, job, ANNA, RetrySelection())
+    left: list[tuple[object, ...]] = []
+    publish_batch = RefusingTransport.publish
+
+    def slow(transport: RefusingTransport, batch: Sequence[Outgoing]) -> list[Answer]:
+        lapsing(conn)
+        answers = publish_batch(transport, batch)
+        row = conn.execute(
+            "SELECT (SELECT extract(epoch FROM min(publish_until) - now())::int FROM callboard.jobs),"
+            " (SELECT extract(epoch FROM min(claimed_until) - now())::int FROM callboard.outbox)"
+        ).fetchone()
+        left.append(row or ())
+        return answers
+
+    monkeypatch.setattr(RefusingTransport, "publish", slow)
+    assert publisher._round([], []) is True
+    lease = int(timings.PUBLISH_LEASE_SECONDS)
+    assert left == [(None if kind == "sent" else lease, None if kind == "bulk" else lease)]
+
+
+def test_a_claim_that_expired_is_not_renewed(conn: Conn) -> None:
+    """Another publisher may have it by now."""
+    job = make_job(conn, 0, sealed=False)
+    send(conn, job, 0, "default")
+    claimed = publishing.claim_outbox(conn, 10)
+    conn.execute("UPDATE callboard.outbox SET claimed_until = now() - interval '1 s'")
+    publishing.renew_outbox(conn, claimed)
+    assert [out.suspect for out in publishing.claim_outbox(conn, 10)] == [True]

@@ -129,6 +129,16 @@ def test_a_bad_item_is_named_by_its_number(
         callboard.submit("work", items, **options)
 
 
+def test_a_send_takes_no_more_than_an_item_may_have(on: Stage) -> None:
+    with callboard.job("sent") as job:
+        with pytest.raises(
+            callboard.BadItem, match=r"1,100,0.. bytes of arguments, and 1,048,576 are allowed"
+        ):
+            on.actor("work").send("x" * 1_100_000)
+        on.actor("work").send(1)
+    assert [item["args"] for item in job.items()] == [[1]]
+
+
 async def slowly(count: int) -> AsyncIterator[int]:
     for n in range(count):
         if n % 1000 == 0:

@@ -12,7 +12,7 @@ import pytest
 from callboard.middleware.publish import publisher as publisher_module
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
-from callboard.middleware.publish.transport import Unreachable
+from callboard.middleware.publish.transport import Answer, Unreachable
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import publishing as publishing_writes
 from tests.support.transports import StubTransport
@@ -41,7 +41,7 @@ class FlakyTransport(StubTransport):
         self.tries = 0
         self.sent: list[int] = []
 
-    def publish(self, batch: Sequence[Outgoing]) -> list[bool]:
+    def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         self.sent += [out.item for out in batch]
         return super().publish(batch)
 

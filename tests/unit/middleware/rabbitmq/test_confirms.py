@@ -1,17 +1,22 @@
 """Publishing to RabbitMQ: which messages it reports as confirmed, and what it leaves open."""
 
 import gc
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pika
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.encoder import PickleEncoder
 
 from callboard.commands.services.ports import free_ports
-from callboard.middleware.publish.transport import Unreachable
-from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
+from callboard.middleware.message import envelope
+from callboard.middleware.publish.transport import Answer, Unpublishable, Unreachable
+from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher, _encode
 from callboard.sql.rows import Outgoing
 
 #: The files that this process has open.
@@ -21,8 +26,8 @@ OPEN = Path("/proc/self/fd")
 def outgoing(item: int, queue: str) -> Outgoing:
     """A message of the outbox."""
     return Outgoing(
-        1, item, 1, 0, suspect=False, actor="a", queue=queue, message_id=f"m-{item}", args=b"{}", options=None,
-        sent_ms=0, outbox=item,
+        1, item, 1, 0, suspect=False, actor="a", queue=queue, message_id=f"m-{item}",
+        args=b'{"args":[],"kwargs":{}}', options=None, sent_ms=0, outbox=item,
     )  # fmt: skip
 
 
@@ -33,17 +38,18 @@ def test_confirms_of_a_second_try_are_merged_with_those_of_the_first(
     transport = ConfirmingPublisher(RabbitmqBroker(url="amqp://nobody"))
     batch = [outgoing(0, "one"), outgoing(1, "two"), outgoing(2, "three")]
 
-    def send(tried: Sequence[Outgoing]) -> list[bool]:
-        if len(tried) == 3:
-            transport._returned = [("m-1", "two"), ("m-2", "three")]
-            return [True, False, False]
-        raise Unreachable("gone", [False, True])
+    def send(messages: dict[int, object], answers: list[Answer]) -> list[int]:
+        if len(messages) == 3:
+            answers[0] = True
+            return [1, 2]
+        answers[2] = True
+        raise Unreachable("gone")
 
     monkeypatch.setattr(transport, "_send", send)
     monkeypatch.setattr(transport, "_declare", lambda _: None)
     with pytest.raises(Unreachable, match="gone") as caught:
         transport.publish(batch)
-    assert caught.value.confirmed == [True, False, True]
+    assert caught.value.answers == [True, False, True]
 
 
 @contextmanager
@@ -70,3 +76,38 @@ def test_nodes_that_are_away_leave_no_socket_open() -> None:
             before = before or sum(1 for _ in OPEN.iterdir())
         assert sum(1 for _ in OPEN.iterdir()) == before
     transport.close()
+
+
+# What can't be published --------------------------------------------------------------------------------------------
+
+
+def test_a_message_larger_than_rabbitmq_takes_is_unpublishable() -> None:
+    out = replace(outgoing(1, "work"), args=b'{"args":["%s"],"kwargs":{}}' % (b"x" * 2_000))
+    size = len(envelope.body(out))
+    assert len(_encode(out, size).body) == size
+    with pytest.raises(Unpublishable, match=f"has {size:,} bytes, and RabbitMQ takes {size - 1:,} at most"):
+        _encode(out, size - 1)
+
+
+@pytest.mark.parametrize("name", ["q" * 253, "q" * 251 + "é"])
+def test_a_message_for_a_queue_whose_name_is_too_long_is_unpublishable(name: str) -> None:
+    assert _encode(outgoing(1, "q" * 252), None).queue == "q" * 252
+    with pytest.raises(Unpublishable, match="name of its queue has 253 bytes, and 252 are allowed"):
+        _encode(outgoing(1, name), None)
+
+
+def test_a_message_whose_encoder_raises_is_unpublishable(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(PickleEncoder):
+        def decode(self, data: bytes) -> Any:
+            raise AttributeError("no class Thing")
+
+    monkeypatch.setattr(envelope, "get_encoder", Broken)
+    with pytest.raises(Unpublishable, match="can't be encoded: AttributeError: no class Thing"):
+        _encode(outgoing(1, "work"), None)
+
+
+@pytest.mark.parametrize("sent_ms", [-1, -(2**63), 2**63 - 1])
+def test_a_message_with_any_timestamp_can_be_written(sent_ms: int) -> None:
+    message = _encode(replace(outgoing(1, "work"), sent_ms=sent_ms), None)
+    assert pika.frame.Header(1, 0, message.properties).marshal()
+    assert json.loads(message.body)["message_timestamp"] == sent_ms
