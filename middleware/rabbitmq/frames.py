@@ -1,8 +1,9 @@
 """Reads a consumer's deliveries off its connection.
 
 pika makes three frame objects of each message, decodes all of its properties, and looks each frame up in a table of
-callbacks: together a third of what a worker that only receives has to do. A consumer needs four things of a delivery.
-Every other frame is pika's, and so is a delivery should pika ever read its connections in another way.
+callbacks. A consumer needs four fields of a delivery. Measured: with pika's own reading a worker needs 20 % more CPU
+time an item. Frames that are no part of a delivery go to pika, and so do deliveries should pika ever read its
+connections in another way.
 """
 
 from struct import Struct
@@ -10,44 +11,46 @@ from typing import Protocol
 
 import pika
 
-#: A frame, by the AMQP 0-9-1 specification: type, channel, size of what follows; that; one octet that ends it.
-FRAME = Struct(">BHL")
+#: The head of a frame, by the AMQP 0-9-1 specification: type, channel, bytes of the payload. One octet ends the frame.
+FRAME_HEAD = Struct(">BHL")
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
-#: Class and method of Basic.Deliver; after the consumer's tag come the delivery's, and whether it came before.
+#: Class and method of Basic.Deliver. After the consumer's tag come the delivery tag and the flag `redelivered`.
 DELIVER = b"\x00\x3c\x00\x3c"
-TAG = Struct(">QB")
-#: In a header: the size of the body.
+TAG_AND_FLAG = Struct(">QB")
+#: In a header frame: bytes of the body.
 BODY_SIZE = Struct(">Q")
 
 
-class Take(Protocol):
-    """What becomes of a delivery."""
+class OnDelivery(Protocol):
+    """Called with each complete delivery, on the connection's thread."""
 
     def __call__(self, tag: int, body: bytes, *, redelivered: bool) -> None:
-        """Take the delivery with this tag, as soon as all of its body is there."""
+        """Take the delivery with this delivery tag."""
         ...
 
 
 class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
-    """A connection with one channel that consumes."""
+    """A connection with one channel that consumes; `delivery_reader` makes a class with an `_on_delivery`."""
 
-    _take: Take
-    _rest = b""
-    _coming: tuple[int, int, bool] | None = None  # channel, tag, redelivered of the delivery being read
-    _missing = 0  # bytes of its body
-    _parts: list[bytes]
+    _on_delivery: OnDelivery
+    _unread = b""  # the start of a frame whose end has not come yet
+    _delivery: tuple[int, int, bool] | None = (
+        None  # channel, tag, redelivered of the delivery that is being read
+    )
+    _missing = 0  # bytes of its body that have not come yet
+    _parts: list[bytes]  # of its body
 
     def _on_data_available(self, data_in: bytes) -> None:
-        data = self._rest + data_in if self._rest else data_in
+        data = self._unread + data_in if self._unread else data_in
         start, size = 0, len(data)
-        while start + FRAME.size <= size:
-            kind, channel, length = FRAME.unpack_from(data, start)
+        while start + FRAME_HEAD.size <= size:
+            kind, channel, length = FRAME_HEAD.unpack_from(data, start)
             if kind not in (METHOD, HEADER, BODY, HEARTBEAT):
                 break  # no frame: a server that speaks another protocol
-            payload = start + FRAME.size
+            payload = start + FRAME_HEAD.size
             end = payload + length + 1
             if end > size:
-                self._rest = data[start:]
+                self._unread = data[start:]
                 return
             if self._read(kind, channel, data, payload, end - 1):
                 self.bytes_received += end - start  # by which pika knows that the server is alive
@@ -55,19 +58,19 @@ class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
                 super()._on_data_available(data[start:end])
             start = end
         else:
-            self._rest = data[start:]
+            self._unread = data[start:]
             return
         super()._on_data_available(data[start:])
 
     def _read(self, kind: int, channel: int, data: bytes, payload: int, end: int) -> bool:
-        """Whether this frame was part of a delivery."""
+        """Read one frame, whose payload is `data[payload:end]`; return whether it was part of a delivery."""
         if kind == METHOD:
             if data[payload : payload + 4] != DELIVER:
                 return False
-            tag, redelivered = TAG.unpack_from(data, payload + 5 + data[payload + 4])
-            self._coming, self._parts = (channel, tag, bool(redelivered & 1)), []
+            tag, redelivered = TAG_AND_FLAG.unpack_from(data, payload + 5 + data[payload + 4])
+            self._delivery, self._parts = (channel, tag, bool(redelivered & 1)), []
             return True
-        if self._coming is None or channel != self._coming[0]:
+        if self._delivery is None or channel != self._delivery[0]:
             return False
         if kind == HEADER:
             (self._missing,) = BODY_SIZE.unpack_from(data, payload + 4)
@@ -75,11 +78,11 @@ class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
             self._parts.append(data[payload:end])
             self._missing -= end - payload
         if self._missing <= 0:
-            (_, tag, redelivered), self._coming = self._coming, None
-            self._take(tag, b"".join(self._parts), redelivered=redelivered)
+            (_, tag, redelivered), self._delivery = self._delivery, None
+            self._on_delivery(tag, b"".join(self._parts), redelivered=redelivered)
         return True
 
 
-def delivery_reader(take: Take) -> type[pika.SelectConnection]:
-    """The class of a connection that hands its deliveries to `take`, on the connection's thread."""
-    return type("Reading", (DeliveryReader,), {"_take": staticmethod(take)})
+def delivery_reader(on_delivery: OnDelivery) -> type[pika.SelectConnection]:
+    """Return a class of connections that call `on_delivery` with each delivery."""
+    return type("DeliveryReader", (DeliveryReader,), {"_on_delivery": staticmethod(on_delivery)})

@@ -1,4 +1,4 @@
-"""Reading deliveries off a connection: each arrives once and whole however the bytes are cut, all else is pika's."""
+"""Reading deliveries off a connection: each arrives once and complete, and all other frames go to pika."""
 
 from itertools import pairwise
 from typing import Any
@@ -32,7 +32,7 @@ def delivery(tag: int, body: bytes, limit: int = 3, *, again: bool = False) -> b
 HEARTBEAT = frame.Heartbeat().marshal()
 CONSUMED = frame.Method(1, spec.Basic.ConsumeOk("ctag1.é")).marshal()
 CLOSE = frame.Method(1, spec.Channel.Close(406, "PRECONDITION_FAILED", 60, 80)).marshal()
-#: A message that came back: its header and body are no delivery's.
+#: A returned message: its header and body frames are no part of a delivery.
 RETURNED = (
     frame.Method(1, spec.Basic.Return(312, "NO_ROUTE", "", "gone")).marshal()
     + frame.Header(1, 4, pika.BasicProperties()).marshal()
@@ -42,7 +42,7 @@ DELIVERIES = st.tuples(st.integers(1, 2**63), st.binary(max_size=40), st.boolean
 
 
 class Connection:
-    """A connection that only reads: what was taken, and what was left to pika."""
+    """A connection that only reads. `taken` has the deliveries, `left` the bytes that went to pika."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken: list[Taken] = []
@@ -68,10 +68,10 @@ class Connection:
     st.lists(st.integers(0, 400), max_size=8),
     st.integers(1, 50),
 )
-def test_however_it_is_cut(
+def test_deliveries_are_complete_however_the_bytes_are_cut(
     monkeypatch: pytest.MonkeyPatch, sent: list[Any], cuts: list[int], limit: int
 ) -> None:
-    """Several in one piece, one in several, and others' frames in between."""
+    """Several frames in one piece, one in several pieces, and other frames in between."""
     with monkeypatch.context() as patch:
         connection = Connection(patch)
         stream = b"".join(
@@ -84,7 +84,7 @@ def test_however_it_is_cut(
         assert connection.left == b"".join(one for one in sent if isinstance(one, bytes))
 
 
-def test_heartbeat_in_a_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_inside_a_delivery_goes_to_pika(monkeypatch: pytest.MonkeyPatch) -> None:
     """A heartbeat may stand between the frames of one message."""
     connection = Connection(monkeypatch)
     whole = delivery(5, b"abcdef")
@@ -94,16 +94,16 @@ def test_heartbeat_in_a_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
     assert connection.left == HEARTBEAT
 
 
-def test_what_was_read_counts_as_received(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else pika takes a server that sends nothing but messages for dead: it is sent no heartbeats then."""
+def test_bytes_of_deliveries_count_as_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise pika closes the connection to a busy server, which sends messages and no heartbeats."""
     connection = Connection(monkeypatch)
     whole = delivery(5, b"abcdef")
     connection.feed(whole)
     assert connection.pika.bytes_received == len(whole)
 
 
-def test_no_amqp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no frame at all is pika's to refuse: a server of another version answers with its protocol header."""
+def test_bytes_that_are_no_frame_go_to_pika(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of another protocol version answers with its protocol header, which pika refuses."""
     connection = Connection(monkeypatch)
     connection.feed(delivery(5, b"x") + b"AMQP\x00\x00\x09\x01")
     assert connection.taken == [(5, b"x", False)]
