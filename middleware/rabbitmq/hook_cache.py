@@ -1,7 +1,7 @@
 """Calls the hooks of a broker's middleware, and only of those that define the hook.
 
 Dramatiq calls four hooks a message on some nine middleware, most of which define none of them. Measured: without this a
-worker needs 16 % more CPU time an item.
+worker needs 15 % more CPU time an item.
 """
 
 import logging
