@@ -49,8 +49,8 @@ def make_broker(database_url: str | None = None) -> dramatiq.Broker:
 
 
 def _track(broker: dramatiq.Broker, database_url: str) -> None:
-    """Replace what the broker does with `enqueue` and `consume`: the one way to see a retry before it is published,
-    and to acknowledge after a commit, on a broker that isn't ours.
+    """Replace the broker's `enqueue` and `consume`. A broker of another class offers no other way to see a retry before
+    it is published, and to acknowledge after a commit.
     """
     enqueue, consume = broker.enqueue, broker.consume
     if isinstance(broker, StockRabbitmqBroker):

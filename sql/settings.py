@@ -58,7 +58,7 @@ def check() -> None:
 
 
 def unknown() -> list[str]:
-    """The variables that are named like ours and are none of ours: misspelt, perhaps."""
+    """Return the `CALLBOARD_*` variables that are no known setting: they may be misspelt."""
     known = {setting.name for setting in SETTINGS}
     return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
 

@@ -78,10 +78,10 @@ class InFlight:
             message.message_id,
         )  # fmt: skip
         other = self._attempts.get(attempt.key)
-        if (other is not None and self._join(other, attempt)) or self._held_back(attempt):
+        if (other is not None and self._join(other, attempt)) or self._is_blocked(attempt):
             return None
         suspect = suspect or stamp.suspect or other is not None or self._outdated(attempt)
-        if suspect and self._is_claimed_meanwhile(attempt):
+        if suspect and self._joins_claim(attempt):
             return None
         return attempt if self._begin(attempt, suspect=suspect) else None
 
@@ -101,16 +101,16 @@ class InFlight:
                     waiting.cancel()
                     raise Stopping from None
 
-    def _held_back(self, attempt: Attempt) -> bool:
-        """Return whether its job has stopped, or is paused: then the message is parked."""
-        control = self._holding(attempt)
+    def _is_blocked(self, attempt: Attempt) -> bool:
+        """Return whether its job has stopped or is paused; park the message of a paused job."""
+        control = self._blocking_control(attempt)
         if control is not None and not control.over:
             self._park(attempt)
         return control is not None
 
-    def _holding(self, attempt: Attempt) -> JobControl | None:
-        """The control state that keeps it from running: its job is paused, or over; else None. A message of a newer
-        epoch was sent because the job goes on.
+    def _blocking_control(self, attempt: Attempt) -> JobControl | None:
+        """Return the control state of a job that is paused or over, else None. A message of a newer epoch than that was
+        sent because the job goes on.
         """
         control = self._controls.get(attempt.job)
         if control is None or control.epoch < attempt.epoch:
@@ -146,7 +146,7 @@ class InFlight:
         begun, control = False, None
         try:
             if self._may_begin(attempt, suspect=suspect):
-                control = self._holding(attempt)  # it may have changed meanwhile
+                control = self._blocking_control(attempt)  # it may have changed meanwhile
                 if control is None:
                     attempt.started = time.monotonic()
                     attempt.running = attempt.reported = suspect  # a claim is a row in `running`
@@ -167,12 +167,12 @@ class InFlight:
 
     # Messages that may be a second copy ------------------------------------------------------------------------------
 
-    def _is_claimed_meanwhile(self, attempt: Attempt) -> bool:
+    def _joins_claim(self, attempt: Attempt) -> bool:
         """Return whether its item is in flight, or being claimed, for the same attempt: then this message is a copy.
 
-        The copy is acknowledged with the first: the connection of that may be gone by then, so that the copy is all
-        that is left of it. The message of the next attempt is no copy: a worker that died before it acknowledged leaves
-        both in the queue, and the newer one, dropped beside the outdated one, would be lost.
+        The copy is acknowledged with the first message, whose connection may be gone by then: then only the copy is
+        left. The message of the next attempt is no copy: a worker that died before it acknowledged leaves both in the
+        queue, and the newer one must not be dropped.
         """
         with self._lock:
             first = self._attempts.get(attempt.key)
@@ -183,8 +183,8 @@ class InFlight:
             return first is not attempt
 
     def _may_begin(self, attempt: Attempt, *, suspect: bool) -> bool:
-        """Wait for the item's turn, then claim it: while it waits, a claimed item would be charged with a crash of
-        those that run. One whose next crash is its last runs alone.
+        """Wait for the item's turn, then claim it; return whether it may begin. The claim comes last: if this process
+        dies, the crash counts for every claimed item. An item whose next crash would be its last runs alone.
         """
         self._isolation.enter(attempt, lead=current_attempt.get())
         if self._is_stale(attempt):

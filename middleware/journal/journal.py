@@ -224,7 +224,7 @@ class Journal:
         return entries, sends
 
     def _break_down(self, error: BaseException) -> None:
-        """Tell those who wait. The outcomes stay unacknowledged, so their messages are delivered again elsewhere."""
+        """Fail all sends, call all listeners. Outcomes stay unacknowledged: their messages are delivered elsewhere."""
         log.critical("the journal can't go on; %d outcomes are not recorded", self.pending, exc_info=error)
         with self._wake:
             sends, self._sends = self._sends, []
@@ -313,8 +313,8 @@ class Journal:
     # Plain sends -----------------------------------------------------------------------------------------------------
 
     def _store(self, sends: Sequence[Send]) -> None:
-        """Store plain sends in one transaction, twice if the connection was stale; when the database refuses the data
-        of one, the others without it. Each is told how it ended.
+        """Store plain sends in one transaction; retry once after a lost connection. If the database refuses one send,
+        store the others. Resolves the future of each send.
         """
         for last in (False, True):
             try:

@@ -52,9 +52,9 @@ class Attempt:
 
     @property
     def cancelled(self) -> bool:
-        """Whether its job has stopped."""
+        """Whether its job has stopped since its message was sent; an older control state says nothing about it."""
         control = self.controls.get(self.job)
-        return control is not None and control.over
+        return control is not None and control.over and control.epoch >= self.epoch
 
 
 #: The attempt that this thread runs, or the task of an async actor.

@@ -45,7 +45,7 @@ class Delivery:
     attempt: "Attempt | None" = None  # until it ends
     seen: bool = False  # `before_process_message` ran
     deferred: bool = False  # not acknowledged when Dramatiq says so, but after a commit, or never
-    aside: bool = False  # not acknowledged when Dramatiq says so, but by a side thread, or deferred there
+    aside: bool = False  # a side thread acknowledges or defers it; Dramatiq's ack is ignored
     stale: bool = False  # its connection is gone: the broker delivers it again
 
     @property

@@ -104,7 +104,7 @@ class Relay:
                 room = min(room, claim.allowed)
             if claim.lane_by is not None:
                 return self._publish_lanes(conn, claim, room, passed_over)
-            again = self._publish_redo(conn, claim, room)
+            again = self._publish_in_turn(conn, claim, room)
             reached = self._publish_range(conn, claim, room - again)
         except _Refused as error:
             _log_refusal(error)
@@ -136,7 +136,7 @@ class Relay:
             passed_over.append(claim.job)
         return bool(sent)
 
-    def _publish_redo(self, conn: Conn, claim: BulkClaim, room: int) -> int:
+    def _publish_in_turn(self, conn: Conn, claim: BulkClaim, room: int) -> int:
         """Publish up to `room` outbox messages that wait for the job's turn; return how many left the outbox."""
         if not room or not (claim.in_turn or claim.limited):
             return 0

@@ -49,7 +49,7 @@ class AckTracker:
             self.dead = True
 
     def _finish(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
-        """Reject first: then one multiple acknowledgement covers nothing but what is due."""
+        """Reject, then acknowledge: a multiple acknowledgement would otherwise cover the tags to reject, too."""
         now, before = time.monotonic(), len(self._open)
         for tag in [tag for tag in map(self._close, nacks) if tag is not None]:
             self._channel.basic_nack(tag, requeue=False)

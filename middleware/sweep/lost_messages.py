@@ -21,7 +21,7 @@ from callboard.sql.writes import sweep
 
 log = logging.getLogger("callboard.sweep")
 
-#: Items in one range that is searched: of a job that moves, and of one that stands still.
+#: Items per searched range: for a job that changed lately, and for a job that stands still.
 RANGE_ITEMS, STILL_RANGE_ITEMS = 100_000, 1_000_000
 #: Items that one search looks at.
 SEARCH_ITEMS = 2_000_000
@@ -31,8 +31,8 @@ RANGE_SUSPECTS, QUEUE_SUSPECTS = 20_000, 50_000
 STILL_SECONDS = 5.0
 #: Seconds by which what a heartbeat reports may be older than the heartbeat.
 REPORT_AGE_SECONDS = 0.5
-#: Heartbeats of every worker that a lost message is missing from. A worker that was frozen reports in its first one
-#: nothing of what it has not read yet.
+#: A message counts as lost after it was missing from this many heartbeats of every worker. Two, since the first
+#: heartbeat of a worker that was frozen omits the messages that it has not read yet.
 HEARTBEATS = 2
 #: Jobs in the mark by which a queue is seen to have moved on.
 MARK_JOBS = 50
@@ -119,7 +119,7 @@ class LostMessageSearch:
                         known[queue] += 1
 
     def _ranges(self, out: OpenJob) -> Iterator[tuple[int, int]]:
-        """The newest of what is published, where most of a loss lies, and one range further down in each search."""
+        """Yield the newest published range, where most losses lie, and one older range, further down in each search."""
         size = STILL_RANGE_ITEMS if out.quiet else RANGE_ITEMS
         for start, end in ((0, out.watermark), (out.bulk_end, out.total)):
             top = max(start, end - size)
@@ -150,7 +150,7 @@ class LostMessageSearch:
                 suspect.missed = now
 
     def _delivered(self, conn: Conn, transport: Transport, queue: str) -> int:
-        """The latest search before which all that was published has been delivered from the queue; 0: none is known."""
+        """Return the number of the latest search whose earlier messages have all left the queue; 0 if unknown."""
         depth = transport.depth(queue)
         if depth == 0:
             self._marks.pop(queue, None)

@@ -87,7 +87,7 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
         status = job_status(conn, job, by)
         if status.parent is not None and "keep" in changes:
             raise ValueError(
-                f"job {job} is a stage of job {status.parent}, and kept as long as that: say keep to that"
+                f"job {job} is a stage of job {status.parent}, and kept as long: set keep on job {status.parent}"
             )
         if _limit(conn, job, changes, has_stages=status.has_stages):
             for stage in stages.list_stages(conn, job):
@@ -129,7 +129,7 @@ def _lock_stages(conn: Conn, job: int, by: Requester) -> list[StageRow]:
     """Lock a job that has stages; return these. Raises NoSuchJob, and NotPossible for a job that is a stage itself."""
     status = job_status(conn, job, by)
     if status.parent is not None:
-        raise NotPossible(f"job {job} is a stage of job {status.parent}: say it to that")
+        raise NotPossible(f"job {job} is a stage of job {status.parent}: apply this to job {status.parent}")
     if not status.has_stages:
         return []
     stages.lock_parent(conn, job)

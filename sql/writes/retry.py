@@ -141,7 +141,9 @@ def _retry_stages(
 ) -> int:
     """Retry items of all stages, or of the stage `only`."""
     if selection.items is not None and only is None:
-        raise NotPossible(f"job {parent} has stages, and each has its own items: say it to the stage's job")
+        raise NotPossible(
+            f"job {parent} has stages, and each has its own items: retry them in the stage's job"
+        )
     count = 0
     with conn.transaction():
         locked = stages.lock_parent(conn, parent)

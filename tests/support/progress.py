@@ -54,3 +54,4 @@ class Progress:
     def _write(self, line: str) -> None:
         terminal: Any = self._config.pluginmanager.get_plugin("terminalreporter")
         terminal.write_line(line)
+        terminal.flush()

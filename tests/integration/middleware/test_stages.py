@@ -410,9 +410,11 @@ def test_a_stage_by_itself_takes_only_limits_and_a_retry(on: pipeline.Stage, tmp
     one = callboard.get(stages[1]["job"])
     assert (one.status()["parent"], one.status()["stage"]) == (job.id, 1)
     for say in (one.cancel, one.pause, one.resume):
-        with pytest.raises(callboard.NotPossible, match=f"is a stage of job {job.id}: say it to that"):
+        with pytest.raises(
+            callboard.NotPossible, match=f"is a stage of job {job.id}: apply this to job {job.id}"
+        ):
             say()
-    with pytest.raises(callboard.NotPossible, match="each has its own items: say it to the stage's job"):
+    with pytest.raises(callboard.NotPossible, match="each has its own items: retry them in the stage's job"):
         job.retry(items=[1])
     (tmp_path / "away").unlink()
     assert one.retry(items=[1]) == 1

@@ -8,7 +8,7 @@ import pytest
 
 import callboard
 from callboard.middleware.message.attempt import Attempt, current_attempt
-from callboard.sql.rows import Progress
+from callboard.sql.rows import JobControl, Progress
 
 
 @pytest.fixture
@@ -64,3 +64,26 @@ def test_progress_outside_an_item_is_refused(attempt: Attempt) -> None:
     attempt.ended = True
     with pytest.raises(callboard.NotInAnItem, match=r"progress\(\) was called outside a tracked actor"):
         callboard.progress(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "control", "cancelled"),
+    [
+        (0, None, False),
+        (0, JobControl(1, "cancelled", 1), True),
+        (0, JobControl(1, "running", 0, stopping=True), True),
+        (1, JobControl(1, "failed", 1), True),
+        # The job was retried since; this worker has not heard of it yet.
+        (2, JobControl(1, "cancelled", 1), False),
+        (2, JobControl(1, "paused", 2), False),
+    ],
+)
+def test_an_item_is_cancelled_by_what_happened_to_its_job_after_its_message_was_sent(
+    epoch: int, control: JobControl | None, cancelled: bool
+) -> None:
+    made = Attempt(1, 2, 1, [], {} if control is None else {1: control}, epoch)
+    token = current_attempt.set(made)
+    try:
+        assert callboard.current().cancelled is cancelled
+    finally:
+        current_attempt.reset(token)

@@ -34,7 +34,7 @@ def parameters(function: Callable[..., Any]) -> set[str]:
 
 def test_limits_have_the_same_names_everywhere() -> None:
     assert options("limit") == LIMITS
-    # `Job.limit` and PATCH take whatever is one, and name them all when something is none.
+    # `Job.limit` and PATCH accept any limit's name; their error for an unknown one lists all of them.
     assert LIMITS - {"at"} <= parameters(callboard.submit)
 
 
