@@ -304,7 +304,9 @@ def test_a_stage_whose_turn_it_just_is_stands_still_for_as_long_as_that(conn: Co
 
 def test_how_long_it_is_kept_is_said_to_the_whole(conn: Conn) -> None:
     parent, [first, _] = make_staged(conn)
-    with pytest.raises(ValueError, match=f"job {first} is a stage of job {parent}, and kept as long: set keep on job"):
+    with pytest.raises(
+        ValueError, match=f"job {first} is a stage of job {parent}, and kept as long: set keep on job"
+    ):
         actions.limit(conn, first, ANNA, {"keep": "1s", "concurrency": 2})
     assert status(conn, first)["limits"] == {}
     actions.limit(conn, parent, ANNA, {"keep": "1d"})
