@@ -378,18 +378,18 @@ def test_private_addresses_are_refused_unless_allowed(
 def test_receivers_that_never_answer_hold_up_no_other(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook, "TOTAL_SECONDS", 1.0)
+    monkeypatch.setattr(webhook, "TOTAL_SECONDS", 4.0)  # longer than the good ones take on a busy machine
     monkeypatch.setattr(delivery, "FIRST_PAUSE_SECONDS", 60.0)
     with receiver() as silent:
         silent.usual = lambda _: time.sleep(20)
-        stuck = [done(conn, hook(silent)) for _ in range(6)]
+        stuck = [done(conn, hook(silent)) for _ in range(4)]
         good = [done(conn, hook(here)) for _ in range(20)]
         deliver(part, conn, lambda: all(over(conn, job) for job in good))
         assert len(here.calls) == 20
         assert len(silent.calls) == delivery.WEBHOOKS_PER_HOST, "and the rest has not begun"
         deliver(part, conn, lambda: all(listed(conn, job)[0]["error"] for job in stuck))
     errors = {listed(conn, job)[0]["error"] for job in stuck}
-    assert errors == {"no answer in time (5 s to connect, 1 s for all of it)"}
+    assert errors == {"no answer in time (5 s to connect, 4 s for all of it)"}
     assert wait_until(lambda: not any(post.is_alive() for post in part._posts), TIMEOUT)
 
 
