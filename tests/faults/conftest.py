@@ -15,7 +15,7 @@ import pytest
 
 from callboard.commands.services import Server
 from tests.faults.rig.job_watcher import JobWatcher
-from tests.faults.rig.run_log import RUN_LOG_URL, TABLE, RunLog
+from tests.faults.rig.run_log import RUN_LOG, RunLog
 from tests.faults.rig.scenario import Scenario, make_scenario
 from tests.support.databases import database, migrated, with_database
 from tests.support.nodes import Node
@@ -70,13 +70,13 @@ def revive(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def run_log(postgres_url: str) -> Iterator[tuple[str, RunLog]]:
-    """The log of what the actors did, on a server that no test breaks, with its URL."""
-    with database(postgres_url) as name:
-        url = with_database(postgres_url, name)
-        with psycopg.connect(url, autocommit=True) as conn:
-            conn.execute(TABLE)
-            yield url, RunLog(conn)
+def run_log(postgres_url: str, tmp_path: Path) -> Iterator[RunLog]:
+    """The log of what the actors did; it is read into a database on the server that no test breaks."""
+    with (
+        database(postgres_url) as name,
+        psycopg.connect(with_database(postgres_url, name), autocommit=True) as conn,
+    ):
+        yield RunLog(conn, tmp_path / "runs")
 
 
 @pytest.fixture
@@ -129,10 +129,10 @@ def vhost(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def environment(
-    worker_database_url: str, vhost: str, run_log: tuple[str, RunLog], monkeypatch: pytest.MonkeyPatch
+    worker_database_url: str, vhost: str, run_log: RunLog, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
     """The variables of workers. A test that puts a proxy in between changes them before it asks for `scenario`."""
-    found = {"DATABASE_URL": worker_database_url, "AMQP_URL": vhost, RUN_LOG_URL: run_log[0]}
+    found = {"DATABASE_URL": worker_database_url, "AMQP_URL": vhost, RUN_LOG: str(run_log.folder)}
     if POOLED:
         found["CALLBOARD_PREPARE"] = "off"
         monkeypatch.setenv("CALLBOARD_PREPARE", "off")  # the client is in this process
@@ -142,10 +142,10 @@ def environment(
 @pytest.fixture
 def scenario(
     request: pytest.FixtureRequest, environment: dict[str, str], fault_database_url: str,
-    run_log: tuple[str, RunLog], tmp_path: Path,
+    run_log: RunLog, tmp_path: Path,
 ) -> Iterator[Scenario]:  # fmt: skip
     """The scenario. Whatever happens to it, the counts of each job add up all the while, and match a recount."""
-    with make_scenario(run_log[1], environment, fault_database_url, tmp_path) as made:
+    with make_scenario(run_log, environment, fault_database_url, tmp_path) as made:
         with JobWatcher(fault_database_url, reopened=True, pause=0.2) as watcher:
             yield made
         revive(request)

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+import callboard
 from tests.faults.rig.scenario import TIMEOUT, Scenario, fate, mixed
 from tests.support.workers import Worker
 
@@ -13,9 +14,17 @@ from tests.support.workers import Worker
 KILLS, ITEMS = (50, 24_000) if os.environ.get("CALLBOARD_TEST_LONG") else (10, 5_000)
 
 
-def at_work(scenario: Scenario) -> list[Worker]:
-    """Those that take messages: who is killed as it starts has nothing in hand."""
-    return [worker for worker in scenario.workers if worker.process.running() and worker.ready()]
+INTERRUPTED = "SELECT DISTINCT pid FROM runs WHERE job = %s AND ended IS NULL"
+
+
+def at_work(scenario: Scenario, job: callboard.Job) -> list[Worker]:
+    """The workers in which an item of the job is in flight."""
+    pids = {pid for (pid,) in scenario.run_log.conn.execute(INTERRUPTED, (job.id,))}
+    return [
+        worker
+        for worker in scenario.workers
+        if worker.process.running() and not pids.isdisjoint(worker.children())
+    ]
 
 
 def test_killed_many_times_in_one_job(scenario: Scenario) -> None:
@@ -35,18 +44,17 @@ def test_killed_many_times_in_one_job(scenario: Scenario) -> None:
                     s["finished_at"] is not None
                     or (
                         scenario.run_log.run_counts(job.id).total() > before + step
-                        and at_work(scenario) != []
+                        and at_work(scenario, job) != []
                     )
                 ),
             )
-            if victims := at_work(scenario):
+            if victims := at_work(scenario, job):
                 chance.choice(victims).kill()
                 killed += 1
         runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=240)
     assert killed == KILLS
-    # Most found it at work: what those had in hand has no end in the ledger, and ran again.
-    interrupted = "SELECT count(DISTINCT pid) FROM runs WHERE job = %s AND ended IS NULL"
-    ((hit,),) = scenario.run_log.conn.execute(interrupted, (job.id,)).fetchall()
+    # Most hit a worker at work: the runs that were in flight in it have no end, and ran again.
+    hit = len(scenario.run_log.conn.execute(INTERRUPTED, (job.id,)).fetchall())
     assert hit > killed / 2
     twice = scenario.run_log.repeated(job.id)
     print(

@@ -5,11 +5,10 @@ import time
 from pathlib import Path
 
 import dramatiq
-import psycopg
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 import callboard
-from tests.faults.rig.run_log import RUN_LOG_URL
+from tests.faults.rig.run_log import log_begin
 
 STOCK = "CALLBOARD_TEST_STOCK"
 
@@ -23,9 +22,6 @@ if stock != "as it is":
 @dramatiq.actor(max_retries=0)
 def note(number: int, gate: str | None = None) -> None:
     """Note the run as it begins, under job 0; then wait until the gate is there, if there is to be one."""
-    with psycopg.connect(os.environ[RUN_LOG_URL], autocommit=True) as conn:
-        conn.execute(
-            "INSERT INTO runs (job, item, attempt, pid) VALUES (0, %s, 1, %s)", (number, os.getpid())
-        )
+    log_begin(0, number, 1)
     while gate is not None and not Path(gate).exists():
         time.sleep(0.02)

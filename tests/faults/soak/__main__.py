@@ -13,7 +13,7 @@ import psycopg
 
 from callboard.commands.services import Server, ends_on_sigterm
 from callboard.sql.migrate import migrate
-from tests.faults.rig.run_log import RUN_LOG_URL, TABLE, RunLog
+from tests.faults.rig.run_log import RUN_LOG, RunLog
 from tests.faults.rig.scenario import make_scenario
 from tests.faults.soak.plan import KINDS, plan
 from tests.faults.soak.run import Soak, proxies
@@ -53,13 +53,12 @@ def main() -> int:
             Node(folder / "rabbitmq") as node,
             Server(folder / "faulty", settings=SETTINGS) as server,
             Server(folder / "steady") as steady,
-            proxies({"DATABASE_URL": server.url, "AMQP_URL": node.url, RUN_LOG_URL: steady.url}) as by,
+            proxies({"DATABASE_URL": server.url, "AMQP_URL": node.url, RUN_LOG: str(folder / "runs")}) as by,
             psycopg.connect(steady.url, autocommit=True) as conn,
         ):
             migrate(server.url)
-            conn.execute(TABLE)
             environment, database, broker = by
-            with make_scenario(RunLog(conn), environment, server.url, folder) as scenario:
+            with make_scenario(RunLog(conn, folder / "runs"), environment, server.url, folder) as scenario:
                 made = Soak(
                     scenario, server, node, node.url, database, broker, given.seed, faults, given.minutes * 60, say,
                 )  # fmt: skip
