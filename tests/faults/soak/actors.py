@@ -2,6 +2,7 @@
 
 import dramatiq
 
+from tests.faults.rig import actors  # noqa: F401 — `dramatiq` is given this module only
 from tests.faults.rig.run_log import logged_run
 
 
