@@ -65,6 +65,7 @@ class Stage:
     limited: int = field(init=False)
     laned: int = field(init=False)
     first: int = 0
+    blocks_before: int = 0  # that the connection had read when the statement in question began
 
     def __post_init__(self) -> None:
         self.worker = make_worker(self.conn)
@@ -167,11 +168,11 @@ def _claimed(conn: Conn) -> list[Outgoing]:
     return publishing.claim_outbox(conn, SOME)
 
 
-def _renew_outbox(conn: Conn, _: Stage) -> None:
-    """Of rows claimed by their ids: `claim_outbox` itself reads much."""
+def _renew_outbox(conn: Conn, stage: Stage) -> None:
+    """Claim rows, which reads much, and count from there."""
     rows = conn.execute(
         "UPDATE callboard.outbox SET claimed_until = now() + interval '1 min'"
-        " WHERE id IN (SELECT id FROM callboard.outbox ORDER BY id DESC LIMIT %s) RETURNING job_id, item, attempt, id",
+        " WHERE id IN (SELECT id FROM callboard.outbox ORDER BY id LIMIT %s) RETURNING job_id, item, attempt, id",
         (SOME,),
     )
     claimed = [
@@ -181,6 +182,7 @@ def _renew_outbox(conn: Conn, _: Stage) -> None:
         )
         for job, item, attempt, number in rows
     ]  # fmt: skip
+    stage.blocks_before = _number(conn)
     publishing.renew_outbox(conn, claimed)
 
 
@@ -317,9 +319,9 @@ def prepared(url: str, tried: Try, stage: Stage) -> Conn:
 def read(conn: Conn, tried: Try, stage: Stage) -> int:
     """Blocks of tables and indexes that it reads, or NO_END; what it did is undone."""
     with suppress(psycopg.errors.QueryCanceled), conn, conn.transaction(force_rollback=True):
-        before = _number(conn)
+        stage.blocks_before = _number(conn)
         tried(conn, stage)
-        return _number(conn) - before
+        return _number(conn) - stage.blocks_before
     return NO_END
 
 
