@@ -5,10 +5,12 @@
   whose sends belong together. `get` finds a job again; a `Job` is read, waited for, cancelled, paused and retried.
 - In an actor, which stays a plain function: raise `Skip`, call `step` and `progress`, ask `current`. `batch` makes it
   take many items at once, and `send_now` sends whatever becomes of its item.
+- In a web app of your own: `Identity`, which the login of the mounted pages and API returns.
 - Names that begin with `a` (`asubmit`, `aget`, …) are for async code, and do not block its event loop.
 """
 
 from callboard.current import NotInAnItem, Skip, current, progress, send_now, step
+from callboard.identity import Identity
 from callboard.job import Job, aget, get, job
 from callboard.middleware.attempts.batch import batch
 from callboard.middleware.callbacks.stage_maker import Result, Results
@@ -27,7 +29,7 @@ from callboard.stages import Stage, astages, stages
 from callboard.submit import asubmit, submit
 
 __all__ = [
-    "BadItem", "Job", "JobClosed", "NoSuchJob", "NotConfigured", "NotInAnItem", "NotPossible", "NotStored",
+    "BadItem", "Identity", "Job", "JobClosed", "NoSuchJob", "NotConfigured", "NotInAnItem", "NotPossible", "NotStored",
     "NotTracked", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip", "Stage", "SubmittedElsewhere",
     "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get", "install", "job", "progress",
     "send_now", "stages", "step", "submit",

@@ -1,23 +1,39 @@
 """Who may use the web app, and what a browser may do with its answers."""
 
 import inspect
+import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from callboard.web.problems import Problem
+from callboard.identity import Identity
+from callboard.sql.reads import queries
+from callboard.web import parameters
+from callboard.web.problems import Problem, refused
 
-#: Returns who sends the request, or None for nobody. A plain function runs in a thread.
-Authenticate: TypeAlias = Callable[[Request], Any | Awaitable[Any]]
+log = logging.getLogger("callboard.web")
+
+#: What a login gives: who sends the request, nobody (the answer is 401), or the answer itself.
+Admission: TypeAlias = Identity | Response | None
+#: The login. A plain function runs in a thread.
+Authenticate: TypeAlias = Callable[[Request], Admission | Awaitable[Admission]]
 
 #: Paths that need no login: probes have no credentials, and the static files hold no data.
 OPEN = ("/healthz", "/readyz", "/static/")
+
+#: The key of the request's scope under which the identity of its sender is kept.
+IDENTITY = "callboard.identity"
+MISTAKEN = (
+    "the login of this app gave an answer that Callboard does not take; the server's log says what to return"
+)
 
 #: Methods that change nothing.
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -56,29 +72,82 @@ class AccessControl:
             answer = Problem(
                 403, "a page of another site sent this request, and may not change anything here"
             )
-        elif not await self._authenticated(scope, receive):
-            answer = Problem(
-                401, "this needs credentials that this app knows", {"WWW-Authenticate": "Bearer"}
-            )
+        elif self.authenticate is not None and not _is_open(scope):
+            request = Request(scope, receive)
+            found = await _admission(self.authenticate, request)
+            if isinstance(found, Response):  # of another app: its headers are its own
+                await found(scope, receive, send)
+                return
+            scope[IDENTITY] = found
+            answer = _refusal(found, request) or self.app
         await answer(scope, receive, _with_headers(send))
 
     def _knows_host(self, scope: Scope) -> bool:
         host = Headers(scope=scope).get("host", "")
         return self.hosts is None or re.sub(r":\d+$", "", host).lower() in self.hosts
 
-    async def _authenticated(self, scope: Scope, receive: Receive) -> bool:
-        """Whether the request may pass; the one who sends it is kept as `request.state.who`."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self.authenticate is None or path.startswith(OPEN):
-            return True
-        request = Request(scope, receive)
-        if inspect.iscoroutinefunction(self.authenticate):
-            who = await self.authenticate(request)
+
+def identity(request: Request) -> Identity | None:
+    """Who sends the request; None where the app has no login."""
+    return request.scope.get(IDENTITY)
+
+
+def tenant(request: Request) -> str | None:
+    """The only tenant whose jobs the request may concern; None: it may concern every job."""
+    who = identity(request)
+    return None if who is None else who.tenant
+
+
+async def job(request: Request) -> int:
+    """The id of the job in the path. Raises HTTPException 404 for a job of a tenant that the sender is not of.
+
+    Every handler of a job gets its id here.
+    """
+    number, only = parameters.job(request), tenant(request)
+    if only is not None and not await request.app.state.database.read(queries.is_of_tenant(number, only)):
+        raise HTTPException(404, f"there is no job {number}")
+    return number
+
+
+def no_tenant(request: Request) -> None:
+    """Raise HTTPException 403 for a sender who sees only one tenant, where all tenants share what is asked for."""
+    if tenant(request) is not None:
+        raise HTTPException(403, "this is shared by all tenants, and this login sees the jobs of one")
+
+
+async def _admission(authenticate: Authenticate, request: Request) -> Admission:
+    """Ask the login. What is neither an identity, nor None, nor an answer admits nobody."""
+    try:
+        if inspect.iscoroutinefunction(authenticate):
+            found = await authenticate(request)
         else:
-            who = await run_in_threadpool(self.authenticate, request)
-        # A lambda or an object with an async __call__ returns an awaitable too.
-        request.state.who = await who if inspect.isawaitable(who) else who
-        return request.state.who is not None
+            found = await run_in_threadpool(authenticate, request)
+        if inspect.isawaitable(found):  # of a lambda, or of an object with an async __call__
+            found = await found
+    except HTTPException as error:
+        return await refused(request, error)
+    if found is None or isinstance(found, (Identity, Response)):
+        return found
+    log.error(
+        "authenticate() returned a %s, so the request was refused: return callboard.Identity(name) to let somebody in, "
+        "None to let nobody in, or a Response to answer with",
+        type(found).__qualname__,
+    )  # fmt: skip
+    return Problem(500, MISTAKEN)
+
+
+def _refusal(who: Identity | None, request: Request) -> Problem | None:
+    if who is None:
+        return Problem(401, "this needs credentials that this app knows", {"WWW-Authenticate": "Bearer"})
+    needed = "read" if request.method in SAFE else "control"
+    if needed not in who.scopes:
+        return Problem(403, f"this needs the scope {needed}, which this login does not have")
+    return None
+
+
+def _is_open(scope: Scope) -> bool:
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.startswith(OPEN)
 
 
 def _cross_site(scope: Scope) -> bool:

@@ -13,7 +13,7 @@ from callboard.sql.writes import actions
 from callboard.sql.writes import retry as retries
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
-from callboard.web import parameters
+from callboard.web import access, parameters
 from callboard.web.api import find_job
 from callboard.web.problems import Answer
 
@@ -85,8 +85,8 @@ async def _act(request: Request, kind: type[T], write: Write[T]) -> Answer:
 
 async def _write(request: Request, kind: type[T], write: Write[T]) -> int:
     """Run `write` with the request's job, its sender and its body, of type `kind`; return the job's id."""
-    job, body = parameters.job(request), await parameters.body(request, kind)
-    by = Requester("http", _sender(request))
+    job, body = await access.job(request), await parameters.body(request, kind)
+    by = Requester("http", _sender(request), access.tenant(request))
     try:
         await request.app.state.database.write(lambda conn: write(conn, job, by, body))
     except NoSuchJob as error:
@@ -100,7 +100,6 @@ async def _write(request: Request, kind: type[T], write: Write[T]) -> int:
 
 def _sender(request: Request) -> str:
     """The name that the login gave, or else the address that the request came from."""
-    who = getattr(request.state, "who", None)
-    if isinstance(who, str):
-        return who
+    if who := access.identity(request):
+        return who.name
     return request.client.host if request.client else ""

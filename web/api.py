@@ -8,7 +8,7 @@ from starlette.requests import Request
 from callboard.sql.reads import queries
 from callboard.sql.reads.queries import Query
 from callboard.sql.states import ITEM_STATES, JOB_STATES, WORKER_STATES
-from callboard.web import parameters
+from callboard.web import access, parameters
 from callboard.web.problems import Answer
 
 T = TypeVar("T")
@@ -16,11 +16,14 @@ T = TypeVar("T")
 
 async def jobs(request: Request) -> Answer:
     """GET /api/jobs: newest first; `state`, `tenant`, `actor`, `name` (a part of it), `after`, `limit`."""
+    wanted, only = parameters.text(request, "tenant"), access.tenant(request)
+    if only is not None and wanted not in (None, only):
+        return Answer({"jobs": [], "next": None})
     query = queries.jobs(
         before=parameters.cursor(request, parameters.IDS),
         limit=parameters.limit(request),
         state=parameters.choice(request, "state", JOB_STATES),
-        tenant=parameters.text(request, "tenant"),
+        tenant=wanted if only is None else only,
         actor=parameters.text(request, "actor"),
         name=parameters.text(request, "name"),
     )
@@ -30,12 +33,12 @@ async def jobs(request: Request) -> Answer:
 
 async def job(request: Request) -> Answer:
     """GET /api/jobs/{job}."""
-    return Answer(await find_job(request, parameters.job(request)))
+    return Answer(await find_job(request, await access.job(request)))
 
 
 async def items(request: Request) -> Answer:
     """GET /api/jobs/{job}/items: in order; `state`, `after`, `limit`; `stage`, for a job that has stages."""
-    number, stage = parameters.job(request), parameters.stage(request)
+    number, stage = await access.job(request), parameters.stage(request)
     if stage is not None:
         number = _job_of_stage(await find_job(request, number), stage)
     after = parameters.cursor(request, parameters.ITEMS)
@@ -61,7 +64,7 @@ def _job_of_stage(job: dict[str, Any], stage: int) -> int:
 
 async def item(request: Request) -> Answer:
     """GET /api/jobs/{job}/items/{item}: whole, with its attempts except a simple success."""
-    number, position = parameters.job(request), parameters.item(request)
+    number, position = await access.job(request), parameters.item(request)
     found = await read(request, queries.item(number, position))
     if found is None:
         raise HTTPException(404, f"there is no item {position} of job {number}")
@@ -70,25 +73,26 @@ async def item(request: Request) -> Answer:
 
 async def errors(request: Request) -> Answer:
     """GET /api/jobs/{job}/errors: in groups of one kind, type and place; first those by which most items failed."""
-    number = parameters.job(request)
+    number = await access.job(request)
     return await _list(request, "errors", number, await read(request, queries.errors(number)))
 
 
 async def actions(request: Request) -> Answer:
     """GET /api/jobs/{job}/actions: who did what to it, the latest first; `after`, `limit`."""
-    number, before = parameters.job(request), parameters.cursor(request, parameters.IDS)
+    number, before = await access.job(request), parameters.cursor(request, parameters.IDS)
     query = queries.actions(number, before=before, limit=parameters.limit(request))
     return await _list(request, "actions", number, *await read(request, query))
 
 
 async def callbacks(request: Request) -> Answer:
     """GET /api/jobs/{job}/callbacks: the callbacks of its ends and their deliveries, the latest end first."""
-    number = parameters.job(request)
+    number = await access.job(request)
     return await _list(request, "callbacks", number, await read(request, queries.callbacks(number)))
 
 
 async def workers(request: Request) -> Answer:
     """GET /api/workers: the latest first; `state`, `after`, `limit`."""
+    access.no_tenant(request)
     query = queries.workers(
         before=parameters.cursor(request, parameters.ITEMS),
         limit=parameters.limit(request),

@@ -41,10 +41,12 @@ def create_app(
 ) -> Starlette:
     """An app for the database at `url` (None: DATABASE_URL, read at the first request).
 
-    `authenticate(request)`, async or not, returns who sends the request (a text is noted in a job's history), or None:
-    the answer is 401. /healthz, /readyz and /static need no login. `hosts` are the host names that the app answers to
-    (None: any); without a login they keep other sites' pages from reading it through a browser on its machine. The app
-    may be mounted in another one, whose lifespan does not run this one's: it opens its pool at the first request.
+    `authenticate(request)`, async or not, returns the `callboard.Identity` of who sends the request, None for nobody
+    (the answer is 401), or a Response, which is sent; an HTTPException that it raises is answered as such. Anything
+    else lets nobody in and is answered with 500. /healthz, /readyz and /static need no login. `hosts` are the host
+    names that the app answers to (None: any); without a login they keep other sites' pages from reading it through a
+    browser on its machine. The app may be mounted in another one, whose lifespan does not run this one's: it opens
+    its pool at the first request.
     """
     database = Database(url)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
+from http.client import responses
 from typing import Any
 
 import psycopg
@@ -35,7 +35,7 @@ class Problem(Answer):
     media_type = "application/problem+json"
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
-        title = HTTPStatus(status).phrase
+        title = responses.get(status, "")
         content = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
         super().__init__(content, status, headers)
 
@@ -43,7 +43,7 @@ class Problem(Answer):
 async def refused(request: Request, error: HTTPException) -> Problem:
     """Answer a request that a handler or the route table refused."""
     detail = error.detail
-    if detail == HTTPStatus(error.status_code).phrase:
+    if detail == responses.get(error.status_code) and error.status_code in (404, 405):
         detail = f"{request.method} {request.url.path} is not served here"
     return Problem(error.status_code, detail, dict(error.headers or {}))
 

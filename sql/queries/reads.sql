@@ -77,6 +77,10 @@ LEFT JOIN LATERAL (
 ) AS hanging ON j.finished_at IS NULL
 ORDER BY shown.within, j.id DESC
 
+-- name: job_of_tenant
+-- Whether there is such a job of this tenant. Caller: queries.is_of_tenant. Rows: one, or none.
+SELECT FROM callboard.jobs WHERE id = %(job)s AND tenant = %(tenant)s AND deleted_at IS NULL
+
 -- name: job_items
 -- A page of a job's items by number, of one described state or of any. One item: `after` = item - 1.
 -- The states that are rare in a large job are found where their rows are few (attempts, running, outbox), not in items:

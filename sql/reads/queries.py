@@ -59,6 +59,11 @@ def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | No
     )
 
 
+def is_of_tenant(number: int, tenant: str) -> Query[bool]:
+    """Return whether there is such a job of this tenant."""
+    return Query(statement("job_of_tenant"), {"job": number, "tenant": tenant}, bool)
+
+
 def jobs(
     *, before: int | None = None, limit: int = 50, state: str | None = None, tenant: str | None = None,
     actor: str | None = None, name: str | None = None,

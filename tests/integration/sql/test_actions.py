@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 import callboard
+from callboard import Identity
 from callboard.commands.main import main
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -687,7 +688,7 @@ def test_saying_it_takes_a_post(http: httpx.Client, conn: Conn) -> None:
 
 
 def test_the_history_names_who_the_login_names(database_url: str, conn: Conn) -> None:
-    app = create_app(url=database_url, authenticate=lambda _request: "anna")
+    app = create_app(url=database_url, authenticate=lambda _request: Identity("anna"))
     job = make_mixed_job(conn)
     with served(app) as address:
         httpx.post(f"{address}/api/jobs/{job}/pause", headers={"Sec-Fetch-Site": "same-origin"})

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 
+from callboard import Identity
 from callboard.commands.services import Server
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import Conn, connect
@@ -173,14 +174,14 @@ def test_pages_allow_nothing_inline_and_nothing_from_elsewhere(app: Starlette) -
     assert "style=" not in page.text
 
 
-async def only_anna(request: Request) -> str | None:
+async def only_anna(request: Request) -> Identity | None:
     """Lets one in."""
-    return "anna" if request.headers.get("authorization") == "Bearer anna" else None
+    return Identity("anna") if request.headers.get("authorization") == "Bearer anna" else None
 
 
-def only_anna_in_a_thread(request: Request) -> str | None:
+def only_anna_in_a_thread(request: Request) -> Identity | None:
     """Likewise, as a plain function."""
-    return "anna" if request.headers.get("authorization") == "Bearer anna" else None
+    return Identity("anna") if request.headers.get("authorization") == "Bearer anna" else None
 
 
 @pytest.mark.parametrize("authenticate", [only_anna, only_anna_in_a_thread, partial(only_anna)])

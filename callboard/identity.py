@@ -1,0 +1,30 @@
+"""Who uses the web app, as the login of the app that mounts it says."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+#: What an identity may do: look, or also change jobs.
+SCOPES = ("read", "control")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who sends a request: what `authenticate` returns for somebody who may use the web app.
+
+    `name` is noted in the history of a job. `tenant`: sees and changes the jobs of this tenant only; None: of all.
+    `scopes`: "read" allows to look, "control" to change. Raises TypeError or ValueError for anything else.
+    """
+
+    name: str
+    tenant: str | None = None
+    scopes: Collection[str] = SCOPES
+
+    def __post_init__(self) -> None:
+        for field, value in (("name", self.name), ("tenant", self.tenant)):
+            if not (isinstance(value, str) or (field == "tenant" and value is None)):
+                raise TypeError(f"{field} must be a text, not a {type(value).__name__}")
+            if value is not None and (not value or "\x00" in value):
+                raise ValueError(f"{field} must not be empty or contain a NUL character")
+        if isinstance(self.scopes, str) or not set(self.scopes) <= set(SCOPES):
+            raise ValueError(f"scopes must be a collection of {' and '.join(SCOPES)}, not {self.scopes!r}")
+        object.__setattr__(self, "scopes", frozenset(self.scopes))
