@@ -106,7 +106,10 @@ class Runtime:
             self.publisher.publish_job(job)
 
     def postpone(self, stamp: Stamp, actor: str) -> bool:
-        """Requeue a message for a worker that has its actor; return False if no worker ever had it. Raises Stopping."""
+        """Requeue a message for a worker that has its actor; return False if none has announced it for too long.
+
+        Raises Stopping.
+        """
         return self.process.retry_write(
             lambda conn: claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, actor)
         )

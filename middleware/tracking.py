@@ -67,7 +67,7 @@ class Tracking(Middleware):
 
     def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Dramatiq nacks a message whose actor is missing before any other hook runs. Requeue it for a worker that has
-        the actor; fail the item if no worker ever had it.
+        the actor; fail the item if no worker has announced that for too long.
 
         Runs in the consumer's thread, which must not block.
         """
@@ -88,7 +88,8 @@ class Tracking(Middleware):
             delivery.attempt = self.runtime.in_flight.admit(message)
         if delivery.attempt is not None:
             message.fail()
-            self._end(broker, message, exception=ActorNotFound(message.actor_name))
+            why = f"no worker announced the actor {message.actor_name} in the time that CALLBOARD_ACTOR_WAIT gives"
+            self._end(broker, message, exception=ActorNotFound(why))
         elif not delivery.deferred:
             release([(delivery, message.failed)])
 

@@ -159,6 +159,10 @@ ACTORS = Setting(
     "CALLBOARD_ACTORS", "", _text,
     "modules with your actors, commas between: for `up`, `submit` and `dramatiq callboard.actors`",
 )  # fmt: skip
+ACTOR_WAIT = Setting(
+    "CALLBOARD_ACTOR_WAIT", "1d", keep_span,
+    "how long items wait for an actor that no worker ever announced, until they fail; or forever",
+)  # fmt: skip
 HUNG_AFTER = Setting(
     "CALLBOARD_HUNG_AFTER", "60", _seconds, "seconds that an item runs before it can count as hung"
 )
@@ -185,6 +189,6 @@ WEBHOOK_SECRET = Setting(
 )  # fmt: skip
 
 SETTINGS: tuple[Setting[object], ...] = (
-    DATABASE_URL, AMQP_URL, ACTORS, HUNG_AFTER, KEEP, PREPARE, QUEUE_DEPTH, RELEASE, RESULT_LIMIT, WEBHOOK_PRIVATE,
-    WEBHOOK_SECRET,
+    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, PREPARE, QUEUE_DEPTH, RELEASE, RESULT_LIMIT,
+    WEBHOOK_PRIVATE, WEBHOOK_SECRET,
 )  # fmt: skip

@@ -120,6 +120,7 @@ class Sweep:
                 sweep.drop_messages_of_stopped_jobs,
                 delete_ended_lanes,
                 claims.make_postponed_due,
+                _stop_without_actor,
             )
         if now - self._searched >= SEARCH_SECONDS:
             self._searched = now
@@ -164,6 +165,11 @@ def _seal_standing(conn: Conn) -> None:
 def _stop_late(conn: Conn) -> None:
     for job in jobs.stop_overdue_jobs(conn):
         log.warning("job %d is stopped: its deadline passed", job)
+
+
+def _stop_without_actor(conn: Conn) -> None:
+    for job in jobs.stop_jobs_without_actor(conn):
+        log.warning("job %d is stopped: no worker announced its actor", job)
 
 
 def _close(conn: Conn) -> None:

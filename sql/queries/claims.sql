@@ -25,16 +25,18 @@ FROM found LEFT JOIN held ON true LEFT JOIN callboard.workers AS w ON w.id = hel
 DELETE FROM callboard.running WHERE job_id = %(job)s AND item = %(item)s AND worker = %(worker)s
 
 -- name: postpone
--- A message came to a worker that lacks its actor. Other workers have or had it, so the message waits as a row:
--- for a moment while one of them lives, else until one comes (make_postponed_due).
+-- A message came to a worker that lacks its actor. It waits as a row: for a moment while a worker that has the actor
+-- lives, else until one comes (make_postponed_due), or has not come for too long.
 -- Guard: the row still carries that attempt and waits, and nobody holds it.
--- Caller: Runtime.postpone. Rows: one, whether any worker ever announced the actor.
-WITH waiting AS (
-    SELECT i.job_id, i.item, i.attempt FROM callboard.items AS i
+-- Caller: Runtime.postpone. Rows: one, whether the item is to fail now.
+WITH found AS MATERIALIZED (
+    SELECT i.job_id, i.item, i.attempt, {unknown_too_long} AS fails
+    FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
     WHERE i.job_id = %(job)s AND i.item = %(item)s AND i.attempt = %(attempt)s AND i.state IN ('waiting', 'retrying')
-      AND EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = %(actor)s)
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
     FOR NO KEY UPDATE OF i
+), waiting AS (
+    SELECT job_id, item, attempt FROM found WHERE NOT fails
 ), kept AS (
     INSERT INTO callboard.outbox AS o (job_id, item, attempt, due_at, first, suspect, resend)
     SELECT job_id, item, attempt,
@@ -47,10 +49,17 @@ WITH waiting AS (
     SET id = DEFAULT, due_at = excluded.due_at, claimed_until = NULL, suspect = true, resend = true
     WHERE o.attempt = excluded.attempt
 )
-SELECT EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = %(actor)s)
+SELECT EXISTS (SELECT FROM found WHERE fails)
+
+-- part: unknown_too_long
+-- Whether the item `i` of the job `j` has an actor of its own that no worker announced in the time for that. If it is the
+-- job's actor, the job is stopped: see stop_jobs_without_actor.
+coalesce(i.actor <> coalesce(j.actor, '')
+         AND NOT EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = i.actor)
+         AND greatest(i.sent_at, j.not_before, j.control_at) < now() - make_interval(secs => %(actor_wait)s::float8), false)
 
 -- name: make_postponed_due
--- A worker lives again that has the actor of these messages: they are due.
+-- A worker lives again that has the actor of these messages, or none has announced it for too long: they are due.
 -- Guard: they still wait. One that somebody has in hand is woken at the next look, if it waits then.
 -- Caller: the sweep. Lock order: rows of the outbox without waiting for any.
 WITH able AS (
@@ -59,7 +68,8 @@ WITH able AS (
     SELECT o.id
     FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
     JOIN callboard.jobs AS j ON j.id = o.job_id
-    WHERE o.due_at = timestamptz '9999-01-01Z' AND coalesce(i.actor, j.actor) IN (SELECT actor FROM able)
+    WHERE o.due_at = timestamptz '9999-01-01Z'
+      AND (coalesce(i.actor, j.actor) IN (SELECT actor FROM able) OR {unknown_too_long})
     FOR UPDATE OF o SKIP LOCKED
 )
 UPDATE callboard.outbox AS o SET due_at = now() FROM waiting WHERE o.id = waiting.id

@@ -90,6 +90,27 @@ SET stopping = 'cancelled', epoch = epoch + 1, control_at = clock_timestamp(), s
 FROM late WHERE j.id = late.id
 RETURNING j.id
 
+-- name: stop_jobs_without_actor
+-- Jobs whose actor no worker announced in the time for that. Transition: open -> stopping, to be failed, with the reason.
+-- Guard: neither paused nor stopping; of a stage, the one before has ended. The time begins when the job could have run.
+-- Caller: the sweep. Rows: (id). Lock order: jobs by id.
+WITH waiting AS (
+    SELECT j.id FROM callboard.jobs AS j
+    LEFT JOIN callboard.jobs AS before ON before.parent_id = j.parent_id AND before.stage = j.stage - 1
+    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
+      AND j.actor IS NOT NULL AND j.actor NOT IN (SELECT name FROM callboard.actors)
+      AND (before.id IS NULL OR before.finished_at IS NOT NULL)
+      AND greatest(j.created_at, j.not_before, j.control_at, before.finished_at)
+          < now() - make_interval(secs => %(actor_wait)s::float8)
+    ORDER BY j.id FOR NO KEY UPDATE OF j
+)
+UPDATE callboard.jobs AS j
+SET stopping = 'failed', epoch = epoch + 1, control_at = clock_timestamp(), standing_on = NULL, updated_at = now(),
+    reason = 'no worker announced the actor ' || actor || ' in the time that CALLBOARD_ACTOR_WAIT gives: start a worker'
+             || ' that has it, and retry the job'
+FROM waiting WHERE j.id = waiting.id
+RETURNING j.id
+
 -- name: close_stopped
 -- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
 -- Guard: every worker had the time to hear of it (`heard` seconds), or nothing was ever published and no publisher is at

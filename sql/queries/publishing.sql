@@ -2,8 +2,7 @@
 -- The next job that has something to publish in its turn, for as long as the lease lasts.
 -- Guard: open, its time has come, neither paused nor being stopped, its limits leave something, and no publisher at work.
 -- A job whose actor no living worker has stays where it is while some worker lives: it would look at each message, and
--- make a row of it again. With none alive messages wait on the broker, as deep as a queue may be; and what no worker ever
--- had is sent, and fails.
+-- make a row of it again. With none alive messages wait on the broker, as deep as a queue may be.
 -- Tenants are served in turn, and so are the jobs of a tenant: who was served longest ago is next.
 -- What a rate allows, gathered over a second at most, is used up by the claim.
 -- Of a limited job is out what was published and has not ended, but for what is to be published once more: was it lost, or
@@ -36,8 +35,7 @@ WITH living AS (
       AND (j.watermark < j.bulk_end OR j.in_turn > 0 OR l.limited AND EXISTS (
                SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.due_at <= now()))
       AND (j.publish_until IS NULL OR j.publish_until < now())
-      AND (j.actor IS NULL OR j.actor IN (SELECT unnest(actors) FROM living) OR NOT EXISTS (SELECT FROM living)
-           OR NOT EXISTS (SELECT FROM callboard.actors AS a WHERE a.name = j.actor))
+      AND (j.actor IS NULL OR j.actor IN (SELECT unnest(actors) FROM living) OR NOT EXISTS (SELECT FROM living))
       AND (j.concurrency IS NULL OR l.out < j.concurrency)
       AND (j.rate IS NULL
            OR r.base <= now() - make_interval(secs => 1 / j.rate)

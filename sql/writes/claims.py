@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from callboard.sql import timings
+from callboard.sql import settings, timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Claim
-from callboard.sql.statements import statement
+from callboard.sql.statements import required, statement
 
 
 def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Claim | None:
@@ -23,20 +23,25 @@ def release_item(conn: Conn, job: int, item: int, worker: int) -> None:
 
 
 def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:
-    """Let a message wait for a worker that has its actor; return False when no worker ever had it."""
+    """Let a message wait for a worker that has its actor; return False when its item is to fail, since no worker has
+    announced that actor for too long.
+    """
     row = conn.execute(
         statement("postpone"),
         {
             "job": job, "item": item, "attempt": attempt, "actor": actor, "delay": timings.POSTPONE_SECONDS,
-            "dead_after": timings.DEAD_AFTER_SECONDS,
+            "dead_after": timings.DEAD_AFTER_SECONDS, "actor_wait": settings.ACTOR_WAIT.get(),
         },
     ).fetchone()  # fmt: skip
-    return bool(row and row[0])
+    return not required(row)[0]
 
 
 def make_postponed_due(conn: Conn) -> None:
-    """Make postponed messages due whose actor a live worker has."""
-    conn.execute(statement("make_postponed_due"), {"dead_after": timings.DEAD_AFTER_SECONDS})
+    """Make postponed messages due whose actor a live worker has, or no worker has announced for too long."""
+    conn.execute(
+        statement("make_postponed_due"),
+        {"dead_after": timings.DEAD_AFTER_SECONDS, "actor_wait": settings.ACTOR_WAIT.get()},
+    )
 
 
 def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from callboard.sql import timings
+from callboard.sql import settings, timings
 from callboard.sql.pool import Conn
 from callboard.sql.statements import statement
 
@@ -38,6 +38,12 @@ def stop_job(conn: Conn, job: int, state: str, reason: str | None) -> bool:
 def stop_overdue_jobs(conn: Conn) -> list[int]:
     """Stop the jobs whose deadline passed; return their ids."""
     return [row[0] for row in conn.execute(statement("stop_overdue_jobs"))]
+
+
+def stop_jobs_without_actor(conn: Conn) -> list[int]:
+    """Stop the jobs whose actor no worker has announced for too long; return their ids."""
+    parameters = {"actor_wait": settings.ACTOR_WAIT.get()}
+    return [row[0] for row in conn.execute(statement("stop_jobs_without_actor"), parameters)]
 
 
 def close_stopped(conn: Conn) -> list[int]:

@@ -151,28 +151,51 @@ def test_nothing_is_acknowledged_before_its_commit(
     assert wait_until(lambda: tracked.unacknowledged() == 0, TIMEOUT)
 
 
-def test_an_item_whose_actor_no_worker_ever_had_fails_and_is_dead_lettered(tracked: TrackedBroker) -> None:
-    job = callboard.submit(tracked.act, [1])
+def postponed(tracked: TrackedBroker, job: callboard.Job, count: int) -> bool:
+    kept = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at = '9999-01-01Z'"
+    return wait_until(lambda: tracked.conn.execute(kept, (job.id,)).fetchone() == (count,), TIMEOUT)
+
+
+def test_a_job_whose_actor_no_worker_announced_waits_for_one_and_fails_after_its_time(
+    tracked: TrackedBroker,
+) -> None:
+    job = callboard.submit(tracked.act, [1, 2])
     del tracked.broker.actors["act"]
     tracked.work()
-    assert job.wait(TIMEOUT)["failed"] == 1
-    (item,) = job.items("failed")
-    assert item["error"]["type"].endswith("ActorNotFound")
-    assert wait_until(lambda: tracked.dead_letters() == 1, TIMEOUT)
-    assert tracked.unacknowledged() == 0
+    if not isinstance(
+        tracked.broker, StubBroker
+    ):  # there a worker publishes, and this job has none that it could
+        assert postponed(tracked, job, 2)
+    tracked.conn.execute("UPDATE callboard.jobs SET updated_at = now() - interval '1 minute'")
+    status = job.status()
+    assert (status["failed"], status["stalled"]) == (0, "no worker that is alive has the actor act")
+    tracked.conn.execute("UPDATE callboard.jobs SET created_at = now() - interval '1 day'")
+    status = job.wait(TIMEOUT)
+    assert (status["state"], status["failed"], status["cancelled"]) == ("failed", 0, 2)
+    assert status["reason"].startswith(
+        "no worker announced the actor act in the time that CALLBOARD_ACTOR_WAIT gives"
+    )
+    assert tracked.dead_letters() == tracked.unacknowledged() == 0
 
 
-def test_an_item_whose_actor_another_worker_has_waits_for_it(tracked: TrackedBroker) -> None:
-    tracked.conn.execute("INSERT INTO callboard.actors (name, queue) VALUES ('act', 'default')")
+def test_an_item_whose_own_actor_no_worker_announced_waits_for_one_and_fails_after_its_time(
+    tracked: TrackedBroker,
+) -> None:
     with callboard.job("sent") as job:
         tracked.act.send(1)
     del tracked.broker.actors["act"]
     tracked.work()
-    kept = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at = '9999-01-01Z'"
-    assert wait_until(lambda: tracked.conn.execute(kept, (job.id,)).fetchone() == (1,), TIMEOUT)
+    assert postponed(tracked, job, 1)
     assert wait_until(lambda: tracked.unacknowledged() == 0, TIMEOUT)
     assert tracked.dead_letters() == 0
     assert job.status()["failed"] == 0
+    tracked.conn.execute("UPDATE callboard.items SET sent_at = now() - interval '1 day'")
+    assert job.wait(TIMEOUT)["failed"] == 1
+    (item,) = job.items("failed")
+    assert item["error"]["type"].endswith("ActorNotFound")
+    assert "no worker announced the actor act" in item["error"]["message"]
+    assert wait_until(lambda: tracked.dead_letters() == 1, TIMEOUT)
+    assert tracked.unacknowledged() == 0
 
 
 def test_callbacks_children_and_pipelines_belong_to_the_job_of_their_parent(tracked: TrackedBroker) -> None:

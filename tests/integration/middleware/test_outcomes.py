@@ -19,7 +19,7 @@ from tests.support.workers import wait_until
 ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty", "opens_a_job",
-    "gently", "nobody_has", "on_exhausted", "limited", "counts", "counts_gently",
+    "gently", "on_exhausted", "limited", "counts", "counts_gently",
 ]  # fmt: skip
 
 
@@ -189,17 +189,14 @@ def test_a_result_is_stored_as_it_is(on: Stage) -> None:
     assert on.only(on.submit("work", {"number": 3}))["result"] is None
 
 
-def test_an_item_whose_actor_no_worker_has_fails_and_its_message_is_dead_lettered(on: Stage) -> None:
-    """The dead letter has the properties it was published with."""
-    job = on.submit("nobody_has", {"number": 1})
-    item = on.only(job)
-    assert item["state"] == "failed"
-    assert item["error"]["type"].endswith("ActorNotFound")
+def test_a_dead_letter_has_the_properties_it_was_published_with(on: Stage) -> None:
+    job = on.submit("stubborn", {"number": 1, "wins_at": 9})
+    assert on.only(job)["state"] == "failed"
     properties, body = on.dead_letter(lambda properties, _: properties.message_id == f"{job.id}-0")
     assert properties.correlation_id == f"{job.id}/0"
-    assert properties.type == "nobody_has"
+    assert properties.type == "stubborn"
     assert properties.app_id == "callboard"
-    assert json.loads(body)["kwargs"] == {"number": 1}
+    assert json.loads(body)["kwargs"] == {"number": 1, "wins_at": 9}
 
 
 def test_async_actors_have_a_current_item_too(on: Stage) -> None:

@@ -392,7 +392,7 @@ def test_late_outcomes_of_a_leaving_job_change_nothing_and_leave_nothing(
     outcomes.record(conn, [born, Event(job, 0, 1, "retrying", 0.1, 0.0, 1, BAD, Retry(0.0))], 0.0)
     run(conn, job, [0, 5])
     claims.park(conn, [(job, 1, 1), (job, 5, 1)])
-    assert claims.postpone(conn, job, 0, 1, "work") is False
+    assert claims.postpone(conn, job, 0, 1, "work")
     assert state(conn, job) is None
     assert sum(steps) == 6  # the five that were left, and the child
     assert set(rows(conn, job).values()) == {0}
