@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from dramatiq.broker import MessageProxy
 
@@ -17,7 +18,7 @@ from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
-from callboard.middleware.submission.enqueue import new_item
+from callboard.middleware.submission.enqueue import foreign_item
 from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.rows import Claim, Event, JobControl, NewItem, Outgoing
@@ -86,9 +87,14 @@ class InFlight:
         return attempt if self._begin(attempt, suspect=suspect) else None
 
     def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:
-        """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping."""
-        item = new_item(message, job=0, key=f"message:{message.message_id}", published=True)
+        """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping.
+
+        A message without an id that is no second delivery is another message, however equal to the first.
+        """
+        item = foreign_item(message)
         out = self._process.retry(lambda: self._stored(item))
+        if out.suspect and not message.message_id and not message.delivery.redelivered:
+            out = self._process.retry(lambda: self._stored(replace(item, key=None)))
         return Stamp(out.job, out.item, 1), out.suspect
 
     def _stored(self, item: NewItem) -> Outgoing:

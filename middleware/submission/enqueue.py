@@ -1,13 +1,19 @@
 """Sends a message of an app: its row is committed first, then the message is published."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
+from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 
 import dramatiq
 import psycopg
+from dramatiq.encoder import JSONEncoder
+from dramatiq.message import get_encoder
 from dramatiq.middleware import MiddlewareError
+from dramatiq.worker import ConsumerThread
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.message import envelope, stamp
@@ -52,7 +58,8 @@ def send(
     job = current_job.get()
     if attempt is None or job:
         # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
-        _send_now(_within_limit(new_item(message, job=job, delay=delay)), store, publish)
+        item = _within_limit(new_item(message, job=job, delay=delay))
+        _send_now(_keyed(item) if _comes_off_delay_queue() else item, store, publish)
     elif attempt.hooks:
         attempt.hooked += (_within_limit(new_item(message, job=attempt.job, delay=delay)),)
     else:
@@ -61,16 +68,41 @@ def send(
     return message
 
 
-def new_item(
-    message: Any, *, job: int, delay: int | None = None, key: str | None = None, published: bool = False
-) -> NewItem:
+def new_item(message: Any, *, job: int, delay: int | None = None) -> NewItem:
     """Return a message as an item to store; `delay` in milliseconds."""
     args = envelope.encode_args(message.args, message.kwargs)
     options = envelope.encode_options(stamp.without(message.options))
     return NewItem(
         job, message.actor_name, message.queue_name, message.message_id, args, options, message.message_timestamp,
-        (delay or 0) / 1000, key, published,
+        (delay or 0) / 1000,
     )  # fmt: skip
+
+
+def foreign_item(message: Any) -> NewItem:
+    """Return a message that a producer without Callboard has published as an item to store."""
+    return replace(_keyed(new_item(message, job=0)), published=True)
+
+
+def _keyed(item: NewItem) -> NewItem:
+    """Give an item the key of its message, by which a second copy of it is known.
+
+    The key is the message's id, and a digest of its call: producers in other languages, which write JSON, may give all
+    of their messages one id. Another encoder may write an equal call in another way.
+    """
+    key = f"message:{item.message_id}"
+    if type(get_encoder()) is JSONEncoder:
+        call = b"%s %d %s" % (item.actor.encode(), item.sent_ms, item.args)
+        key += ":" + blake2b(call, digest_size=8).hexdigest()
+    return replace(item, key=key)
+
+
+def _comes_off_delay_queue() -> bool:
+    """Return whether Dramatiq moves a delayed message to its queue: a consumer's thread sends nothing else.
+
+    A stock producer has put it into the delay queue. The message comes again when this process dies before its
+    acknowledgement.
+    """
+    return isinstance(threading.current_thread(), ConsumerThread)
 
 
 def _within_limit(item: NewItem) -> NewItem:

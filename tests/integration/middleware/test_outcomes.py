@@ -363,6 +363,31 @@ def test_a_foreign_message_that_comes_twice_is_one_item(on: Stage) -> None:
     )  # two at the same moment may both run; once counted
 
 
+@pytest.mark.parametrize("message_id", ["", "always this one"])
+def test_messages_of_another_language_with_one_id_all_run(message_id: str, on: Stage) -> None:
+    messages = [foreign("noted", n).copy(message_id=message_id) for n in (1, 2, 2)]
+    if message_id:
+        messages[2] = messages[2].copy(message_timestamp=messages[1].message_timestamp + 1)
+    else:  # equal in every field
+        messages[2] = messages[1]
+    put(on, *(message.encode() for message in messages))
+    done = ["succeeded"] * 3
+    assert wait_until(lambda: [s for _, _, s in items_of(on, message_id)] == done, TIMEOUT)
+
+
+def test_a_delayed_message_of_a_stock_producer_that_comes_twice_is_one_item(on: Stage) -> None:
+    """As when its worker dies between the record and the acknowledgement."""
+    message = foreign("noted", 80, eta=int(time.time() * 1000)).copy(queue_name="default.DQ")
+    after = foreign("noted", 81, eta=message.options["eta"] + 1).copy(queue_name="default.DQ")
+    with on.channel() as channel:
+        for one in (message, message, after):
+            channel.basic_publish("", "default.DQ", one.encode(), pika.BasicProperties(delivery_mode=2))
+    assert wait_until(lambda: [s for _, _, s in items_of(on, after.message_id)] == ["succeeded"], TIMEOUT)
+    assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
+    ((job, item, _),) = items_of(on, message.message_id)
+    assert len([i for i, _, _ in on.runs(job) if i == item]) == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [
