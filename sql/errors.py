@@ -12,7 +12,12 @@ DATA_ERRORS = (
     TypeError,
 )
 #: The database is away or busy: the same write may succeed later.
-TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+TRANSIENT = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    PoolTimeout,
+)
 #: A table that isn't there, a right that was taken away, a server that became read-only: somebody has to repair it, but
 #: it may hold for this connection only.
 MISCONFIGURED = (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedError)

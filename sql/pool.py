@@ -4,12 +4,14 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, LiteralString, TypeAlias
 from weakref import WeakSet
 
+import psycopg
 from psycopg import AsyncConnection, Connection
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from callboard.sql import settings
@@ -25,6 +27,13 @@ AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
 RECONNECT_SECONDS = 3.0
 #: Seconds between two warnings that a pool can't connect.
 WARNING_PAUSE_SECONDS = 5.0
+
+
+#: Begins a transaction. The server ends it when its client sends nothing for five seconds: a client that is frozen
+#: or unplugged must not hold its locks for longer. LOCAL, since a pooler gives the connection to others afterwards.
+_BEGIN: LiteralString = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
+)
 
 
 class Pool(ConnectionPool[Conn]):
@@ -116,6 +125,29 @@ class _ThrottleFilter(logging.Filter):
 
 _throttle = _ThrottleFilter()
 _connections: WeakSet[Conn] = WeakSet()
+
+
+@contextmanager
+def transaction(conn: Conn) -> Iterator[None]:
+    """Run a block in a transaction, or in a savepoint of the open one; `psycopg.Rollback` ends it without an error.
+
+    The server ends the session when the client sends nothing for five seconds; the next statement then raises
+    psycopg.errors.IdleInTransactionSessionTimeout, or OperationalError through a pooler.
+    """
+    if conn.info.transaction_status != TransactionStatus.IDLE:
+        with conn.transaction():
+            yield
+        return
+    conn.execute(_BEGIN, prepare=False)  # two statements in one round trip
+    try:
+        yield
+    except BaseException as error:
+        with suppress(psycopg.Error):
+            conn.rollback()
+        if not isinstance(error, psycopg.Rollback):
+            raise
+    else:
+        conn.commit()
 
 
 def make_pool(url: str, *, size: int) -> Pool:

@@ -25,7 +25,7 @@ from callboard.middleware.process.periodic import Periodic
 from callboard.middleware.process.process import Process, Stopping
 from callboard.sql.callback_targets import redact_url
 from callboard.sql.errors import TRANSIENT
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import Callback, NewItem
 from callboard.sql.writes import callbacks, jobs, sends
@@ -85,7 +85,7 @@ class CallbackDispatcher:
 
     def _send(self, conn: Conn, callback: Callback) -> None:
         """Add the message to its actor's standing job, in the transaction that records the delivery."""
-        with _recording_failure(conn, callback), conn.transaction():
+        with _recording_failure(conn, callback), transaction(conn):
             _add_item(conn, callback)
 
     def _post_next(self, conn: Conn) -> bool:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.reads import queries
 from callboard.sql.writes.jobs import lock_jobs, recount_jobs
 
@@ -13,7 +13,7 @@ log = logging.getLogger("callboard.journal")
 def repair_counters(conn: Conn, jobs: Iterable[int]) -> None:
     """Recount these jobs in one transaction; log each counter that had drifted as an alarm."""
     numbers = sorted(set(jobs))
-    with conn.transaction():
+    with transaction(conn):
         lock_jobs(conn, numbers)
         for number in numbers:
             for found in queries.run(conn, queries.verify(number))["drift"]:

@@ -6,12 +6,13 @@ Worker threads add the attempts that ended and go on; senders add what they send
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal.counter_repair import repair_counters
@@ -38,11 +39,19 @@ _log_misconfigured = OutageLog(
     "the database refuses to record outcomes; trying again, nothing is lost: %s",
     "the database records outcomes again, after %.1f s",
 )
+_log_locked = OutageLog(
+    log,
+    "outcomes wait, those of other jobs are recorded meanwhile: %s",
+    "the outcomes that waited for a lock are recorded, after %.1f s",
+)
 
 #: Seconds for which events gather; a flush does not wait for them when no more can come.
 FLUSH_SECONDS = 0.020
 #: The most events in one transaction.
 BATCH_EVENTS = 1_000
+#: Seconds between two looks whether a job is still locked, and after which its outcomes are tried all the same: a row
+#: that many want may be locked at each look.
+LOCKED_PAUSE_SECONDS, LOCKED_RETRY_SECONDS = 0.25, 5.0
 #: Unexpected errors in a row that end the thread, and the seconds between two.
 MAX_ERRORS = 4
 ERROR_PAUSE_SECONDS = 0.25
@@ -63,6 +72,14 @@ class Entry:
     attempt: Attempt
     event: Event
     dead_letter: bool
+
+
+@dataclass(slots=True)
+class LockedJob:
+    """The outcomes of a job that another transaction has locked, and until when they wait for it (monotonic)."""
+
+    retry_at: float
+    entries: list[Entry] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -102,6 +119,8 @@ class Journal:
     on_broken: Callable[[BaseException], None] = lambda _: None
     _entries: list[Entry] = field(default_factory=list)
     _sends: list[Send] = field(default_factory=list)
+    _locked: dict[int, LockedJob] = field(default_factory=dict)
+    _looked: float = 0.0
     _wake: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
     _closing: bool = False
@@ -116,8 +135,8 @@ class Journal:
         """Take an attempt that ended. Does not block, raises nothing."""
         with self._wake:
             self._entries.append(entry)
-            waiting = len(self._entries)
-            if waiting == 1 or not self.attempts.expects_more(waiting):
+            waiting = self.pending
+            if len(self._entries) == 1 or not self.attempts.expects_more(waiting):
                 self._start()
 
     def send(self, item: NewItem) -> Future[Outgoing]:
@@ -136,7 +155,7 @@ class Journal:
     def when_written(self, call: Callable[[], None]) -> None:
         """Call `call` once: when everything added so far is committed and acknowledged, or no thread is left for it."""
         with self._wake:
-            if self._alive() and (self._entries or self._writing):
+            if self._alive() and (self.pending or self._writing):
                 self._listeners.append(call)
             else:
                 call()
@@ -153,7 +172,8 @@ class Journal:
     @property
     def pending(self) -> int:
         """How many events are not committed."""
-        return len(self._entries)
+        with self._wake:
+            return len(self._entries) + sum(len(job.entries) for job in self._locked.values())
 
     def _alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -196,26 +216,31 @@ class Journal:
                 with self._wake:
                     self._entries += later
                 self._record(now)
+            if self._locked:
+                self._look_at_locked()
         except BaseException as error:
             with self._wake:
-                self._entries[:0] = [entry for entry in entries if entry not in self._entries]
+                waiting = [entry for job in self._locked.values() for entry in job.entries]
+                self._entries[:0] = [e for e in entries if e not in self._entries and e not in waiting]
             _fail(sends, error)
             raise
         self._running_rows.report(self.attempts.attempts)
         with self._wake:
             self._writing = False
-            while self._listeners and not self._entries:
+            while self._listeners and not self.pending:
                 self._listeners.pop()()
-            return not (self._closing and not self._entries and not self._sends)
+            return not (self._closing and not self.pending and not self._sends)
 
     def _gather(self) -> tuple[list[Entry], list[Send]]:
         with self._wake:
             if not self._entries and not self._sends and not self._closing:
                 self._wake.wait(LOOK_SECONDS if self.process.worker else IDLE_SECONDS)
+            elif self._closing and self._locked and not self._entries:
+                self._wake.wait(LOCKED_PAUSE_SECONDS)
             deadline = time.monotonic() + FLUSH_SECONDS
             while self._entries and not self._sends and not self._closing:
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.attempts.expects_more(len(self._entries)):
+                if left <= 0 or not self.attempts.expects_more(self.pending):
                     break
                 self._wake.wait(left)
             entries, self._entries = self._entries[:BATCH_EVENTS], self._entries[BATCH_EVENTS:]
@@ -243,8 +268,13 @@ class Journal:
         for entry in entries:
             if entry.attempt.running:
                 entry.event.ran = True  # its row in `running` was written while it ended
+        entries = [entry for entry in entries if not self._waits(entry)]
+        if not entries:
+            return
         try:
             controls = self._commit([entry.event for entry in entries])
+        except LockNotAvailable:
+            self._set_aside(entries)
         except DATA_ERRORS as error:
             if len(entries) > 1:
                 middle = len(entries) // 2
@@ -254,6 +284,44 @@ class Journal:
                 self._record_refused(entries[0], error)
         else:
             self._acknowledge(entries, controls)
+
+    def _waits(self, entry: Entry) -> bool:
+        """Keep an outcome whose job is locked with the others of that job; return whether it is."""
+        locked = self._locked.get(entry.attempt.job)
+        if locked is not None:
+            locked.entries.append(entry)
+        return locked is not None
+
+    def _set_aside(self, entries: Sequence[Entry]) -> None:
+        """Let the outcomes wait whose job another transaction has locked, and record the others."""
+        holder = self._write_until_done(outcomes.longest_lock)
+        free = self._unlocked(entries)
+        jobs = {entry.attempt.job for entry in entries}
+        locked = jobs - free or jobs  # none is locked any more, but some lock was in the way
+        self._looked = time.monotonic()
+        with self._wake:
+            self._locked.update((job, LockedJob(self._looked + LOCKED_RETRY_SECONDS)) for job in locked)
+        _log_locked(TimeoutError(f"{_jobs(locked)} is locked by {holder}"))
+        self._record(entries)
+
+    def _look_at_locked(self) -> None:
+        """Take the outcomes up again whose job is not locked any more, or was for long."""
+        now = time.monotonic()
+        if now - self._looked < LOCKED_PAUSE_SECONDS:
+            return
+        self._looked = now
+        free = self._unlocked([entry for locked in self._locked.values() for entry in locked.entries])
+        free |= {job for job, locked in self._locked.items() if now >= locked.retry_at}
+        with self._wake:
+            for job in free:
+                self._entries[:0] = self._locked.pop(job).entries
+        if not self._locked:
+            _log_locked.over()
+
+    def _unlocked(self, entries: Sequence[Entry]) -> set[int]:
+        return self._write_until_done(
+            lambda conn: outcomes.unlocked_jobs(conn, (entry.attempt.key for entry in entries))
+        )
 
     def _record_refused(self, entry: Entry, error: BaseException) -> None:
         log.error("item %s/%s can't be recorded as it ended: %s", *entry.attempt.key, error)
@@ -265,6 +333,8 @@ class Journal:
         entry.dead_letter = True
         try:
             controls = self._commit([entry.event])
+        except LockNotAvailable:
+            self._set_aside([entry])
         except DATA_ERRORS:
             # Its message stays unacknowledged, so it is delivered again when this worker ends.
             log.critical("item %s/%s can't be recorded at all", *entry.attempt.key, exc_info=True)
@@ -273,7 +343,7 @@ class Journal:
 
     def _commit(self, events: Sequence[Event]) -> list[JobControl]:
         """Commit outcomes; return the control states of their jobs. Counters that drifted are repaired first, since no
-        item is to blame. Raises DATA_ERRORS.
+        item is to blame. Raises DATA_ERRORS and LockNotAvailable.
         """
         try:
             return self._write_until_done(lambda conn: outcomes.record(conn, events, time.monotonic()))
@@ -293,13 +363,13 @@ class Journal:
     def _write_until_done(self, statement: Callable[[Conn], T]) -> T:
         """Write until it is committed, also while the process stops; idempotent, so an uncertain COMMIT is harmless.
 
-        Raises DATA_ERRORS.
+        Raises DATA_ERRORS and LockNotAvailable.
         """
         pause = FIRST_RETRY_SECONDS
         while True:
             try:
                 written = self.process.write(statement)
-            except DATA_ERRORS:
+            except (*DATA_ERRORS, LockNotAvailable):
                 raise
             except (psycopg.Error, PoolTimeout) as error:
                 (_log_outage if isinstance(error, TRANSIENT) else _log_misconfigured)(error)
@@ -346,6 +416,12 @@ def _dedupe(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
         if chosen.setdefault(entry.attempt.key, entry) is not entry
     ]
     return list(chosen.values()), later
+
+
+def _jobs(numbers: Collection[int]) -> str:
+    """The first of some jobs, and how many more there are."""
+    more = f" (and {len(numbers) - 1} others)" if len(numbers) > 1 else ""
+    return f"job {min(numbers)}{more}"
 
 
 def _fail(sends: Sequence[Send], error: BaseException) -> None:

@@ -8,7 +8,7 @@ import psycopg
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.sql import timings
 from callboard.sql.errors import is_counter_drift
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Failure, Retry
 from callboard.sql.writes import outcomes, workers
 
@@ -31,7 +31,7 @@ def rescue(conn: Conn, worker: int) -> int:
 
 
 def _rescue(conn: Conn, worker: int) -> int:
-    with conn.transaction():
+    with transaction(conn):
         if not workers.declare_dead(conn, worker):
             return 0
         held = workers.running_rows(conn, worker)

@@ -23,7 +23,7 @@ from callboard.middleware.publish.transport import (
     Unreachable,
 )
 from callboard.sql import timings
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import BulkClaim, Event, Outgoing
 from callboard.sql.writes import outcomes, publishing
 from callboard.sql.writes.lanes import TakenOver, renew_claim
@@ -69,7 +69,7 @@ class Relay:
         if sent:
             publishing.confirm_outbox(conn, sent)
         if broken:
-            with conn.transaction():
+            with transaction(conn):
                 publishing.confirm_outbox(conn, [out for out, _ in broken])
                 _fail(conn, broken)
         if unsent:
@@ -173,7 +173,7 @@ class Relay:
             raise self._refusal(claim.queue)
         if batch:
             self.backlogs.count_published(claim.queue, len(items), len(batch))
-        with conn.transaction():
+        with transaction(conn):
             _fail(conn, _broken(batch, answers))
             return publishing.advance_watermark(conn, claim, watermark=stop, published=len(items), keep=keep)
 
@@ -201,7 +201,7 @@ class Relay:
         sure = next((n for n, answer in enumerate(answers) if answer is False), len(answers))
         watermark = batch[sure].item if sure < len(batch) else stop
         published = sum(1 + len(out.more) for out in batch[:sure])
-        with conn.transaction():
+        with transaction(conn):
             _fail(conn, _broken(batch[:sure], answers[:sure]))
             publishing.advance_watermark(
                 conn, claim, watermark=watermark, published=published, suspect_below=stop, keep=False

@@ -7,7 +7,7 @@ import psycopg
 
 from callboard.middleware.journal.journal import Send, Uncertain
 from callboard.middleware.process.process import Process
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes.jobs import lock_jobs
 from callboard.sql.writes.sends import add_items, items_by_key, items_of_earlier_days, standing_job
@@ -45,7 +45,7 @@ class SendStore:
         named = [(send, replace(send.item, job=self._job(conn, send.item))) for send in sends]
         committing = False
         try:
-            with conn.transaction():
+            with transaction(conn):
                 jobs = lock_jobs(conn, (item.job for _, item in named))
                 totals = {job: total for job, (total, open_) in jobs.items() if open_}
                 numbered = _number(conn, [(send, item) for send, item in named if item.job in totals], totals)

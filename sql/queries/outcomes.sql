@@ -51,3 +51,26 @@ SET state = CASE WHEN j.state = 'pending' THEN 'running' ELSE j.state END,
     updated_at = now()
 FROM seen AS s JOIN locked AS l ON l.id = s.job_id
 WHERE j.id = s.job_id
+
+-- name: unlocked_jobs
+-- Of which jobs no other transaction has locked the row, or one of these items. Caller: the journal, of outcomes that wait.
+WITH wanted AS (
+    SELECT * FROM unnest(%(job)s::bigint[], %(item)s::int[]) AS w (job, item)
+), free_items AS (
+    SELECT i.job_id, i.item FROM callboard.items AS i JOIN wanted AS w ON i.job_id = w.job AND i.item = w.item
+    FOR NO KEY UPDATE OF i SKIP LOCKED
+)
+SELECT j.id FROM callboard.jobs AS j
+WHERE j.id = ANY(%(job)s) AND ARRAY(SELECT w.item FROM wanted AS w WHERE w.job = j.id ORDER BY 1)
+                            = ARRAY(SELECT f.item FROM free_items AS f WHERE f.job_id = j.id ORDER BY 1)
+FOR NO KEY UPDATE SKIP LOCKED
+
+-- name: longest_lock
+-- The session whose transaction has held locks for longest, as one line of text. Caller: the journal's warning.
+SELECT concat('process ', a.pid, ' of ', coalesce(nullif(a.application_name, ''), 'an application without a name'),
+              ' on ', coalesce(a.client_addr::text, 'the database host'), ', ', a.state, ' for ',
+              round(extract(epoch FROM clock_timestamp() - a.state_change)), ' s')
+FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.relation IN ('callboard.jobs'::regclass, 'callboard.items'::regclass) AND l.mode <> 'AccessShareLock'
+      AND l.pid <> pg_backend_pid()
+ORDER BY a.xact_start LIMIT 1

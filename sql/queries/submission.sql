@@ -19,7 +19,10 @@ LIMIT 1
 -- name: lock_submission
 -- Where a job's submission stands, locked until its next chunk is committed.
 -- Caller: store_chunk. Rows: one, (total, consumed, sealed, stopped); none: no such job.
-SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL FROM callboard.jobs WHERE id = %s FOR NO KEY UPDATE
+-- A client that is frozen in the COPY that follows counts as active: the statement's own limit ends it.
+SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL
+FROM callboard.jobs, (SELECT set_config('statement_timeout', '20s', true)) AS copy_limit
+WHERE id = %s FOR NO KEY UPDATE OF jobs
 
 -- name: add_to_total
 -- A chunk was stored. Caller: store_chunk, in its transaction, under the job's lock.

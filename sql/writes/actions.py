@@ -11,7 +11,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from callboard.sql.limits import Limits
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import StageRow
 from callboard.sql.statements import statement
 from callboard.sql.writes import jobs, retention, stages
@@ -37,7 +37,7 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
     Raises NoSuchJob, NotPossible when it ended otherwise, and ValueError for a `reason` of more than 500 characters.
     """
     check_text("reason", reason, MAX_REASON_CHARACTERS)
-    with conn.transaction():
+    with transaction(conn):
         if stages.stop_parent(conn, job, _lock_stages(conn, job, by), "cancelled", reason):
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
         elif (status := job_status(conn, job, by)).state in ("completed", "failed"):
@@ -61,7 +61,7 @@ def _switch(
     conn: Conn, job: int, by: Requester, action: str, change: Callable[[Conn, int], bool], why: str
 ) -> None:
     """Change a job and its stages; note it when the job was not so already; refuse when it is over."""
-    with conn.transaction():
+    with transaction(conn):
         found = _lock_stages(conn, job, by)
         if change(conn, job):
             for stage in found:
@@ -83,7 +83,7 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
         raise ValueError(f"there is no limit {strange[0]!r}: only {', '.join(sorted(known))}")
     meant = Limits.from_json(changes).as_json()  # a span counts from now, the same now for all stages
     changes = {name: meant.get(name) for name in changes}
-    with conn.transaction():
+    with transaction(conn):
         status = job_status(conn, job, by)
         if status.parent is not None and "keep" in changes:
             raise ValueError(
@@ -116,7 +116,7 @@ def delete(conn: Conn, job: int, by: Requester) -> None:
 
     Its history goes with it, so the log says who deleted it. Raises NoSuchJob, and NotPossible while it is open.
     """
-    with conn.transaction():
+    with transaction(conn):
         parent = job_status(conn, job, by).parent
         if parent is not None:
             raise NotPossible(f"job {job} is a stage of job {parent}: delete that, and its stages go with it")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from callboard.sql import settings, timings
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Claim
 from callboard.sql.statements import required, statement
 
@@ -52,6 +52,6 @@ def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:
         "item": [item for _, item, _ in ordered],
         "attempt": [attempt for _, _, attempt in ordered],
     }
-    with conn.transaction():
+    with transaction(conn):
         conn.execute(statement("lock_parked"), parameters)
         conn.execute(statement("park"), parameters)

@@ -7,7 +7,7 @@ is called by it alone.
 from collections.abc import Sequence
 
 from callboard.sql import timings
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.statements import statement
 
@@ -35,7 +35,7 @@ def move_to_outbox(
         "suspect_below": claim.suspect_below, "start": start, "watermark": stop,
         "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
     }  # fmt: skip
-    with conn.transaction():
+    with transaction(conn):
         row = conn.execute(statement("move_to_outbox"), parameters).fetchone()
         if row is None:
             raise TakenOver(f"job {claim.job}")
@@ -50,7 +50,7 @@ def messages_without_lane(conn: Conn, claim: BulkClaim, limit: int) -> list[tupl
 def set_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
     """Set the lanes of messages, (outbox id, lane). Raises TakenOver."""
     parameters = {"id": [number for number, _ in lanes], "lane": [lane for _, lane in lanes]}
-    with conn.transaction():
+    with transaction(conn):
         renew_claim(conn, claim)
         conn.execute(statement("set_lanes"), parameters)
 
@@ -65,7 +65,7 @@ def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]])
     parameters = {
         "job": claim.job, "by": claim.lane_by, "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
     }  # fmt: skip
-    with conn.transaction():
+    with transaction(conn):
         conn.execute(statement("clear_message_lanes"), {"job": claim.job})
         renew_claim(conn, claim)
         conn.execute(statement("change_lanes"), parameters)
@@ -79,7 +79,7 @@ def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
         "limit": limit,
         "lease": timings.PUBLISH_LEASE_SECONDS,
     }
-    with conn.transaction():
+    with transaction(conn):
         renew_claim(conn, claim)
         conn.execute(statement("free_lanes"), {"job": claim.job})
         return [Outgoing(*row) for row in conn.execute(statement("claim_lanes"), parameters)]

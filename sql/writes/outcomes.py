@@ -11,7 +11,8 @@ from callboard.sql.statements import statement
 def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
     """Record how attempts ended, at most one event for each item; return what workers must know of the jobs.
 
-    `now` is the monotonic time that `Event.ended` is compared with. A stale or repeated event changes nothing.
+    `now` is the monotonic time that `Event.ended` is compared with. A stale or repeated event changes nothing. Raises
+    psycopg.errors.LockNotAvailable when another transaction holds one of the rows for 1.5 s.
     """
     ordered = sorted(events, key=lambda e: (e.job, e.item))
     children = [(e, child) for e in ordered for child in e.children]
@@ -30,6 +31,19 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
         },
     )
     return [JobControl(*row) for row in rows]
+
+
+def unlocked_jobs(conn: Conn, items: Iterable[tuple[int, int]]) -> set[int]:
+    """Return the jobs of which no other transaction has locked the row or one of these items, (job, item)."""
+    ordered = sorted(set(items))
+    parameters = {"job": [job for job, _ in ordered], "item": [item for _, item in ordered]}
+    return {row[0] for row in conn.execute(statement("unlocked_jobs"), parameters)}
+
+
+def longest_lock(conn: Conn) -> str:
+    """Describe the session whose transaction has held locks of jobs or items for longest."""
+    row = conn.execute(statement("longest_lock")).fetchone()
+    return row[0] if row else "a session that has ended meanwhile"
 
 
 def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:

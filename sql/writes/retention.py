@@ -6,7 +6,7 @@ be killed, and others may do the same at the same time: the next one goes on.
 
 from collections.abc import Iterable, Iterator
 
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.statements import statement
 
 #: Items deleted in one transaction.
@@ -26,7 +26,7 @@ def mark_expired(conn: Conn, keep: float | None) -> list[int]:
     """Mark finished jobs whose time is over as deleted, `BATCH_ROWS` at most; return their ids. `keep`: seconds that
     jobs without a limit of their own are kept (None: for ever).
     """
-    with conn.transaction():
+    with transaction(conn):
         due = [row[0] for row in conn.execute(statement("expired_jobs"), {"keep": keep, "limit": BATCH_ROWS})]
         return mark_deleted(conn, due) if due else []
 
@@ -54,7 +54,7 @@ def delete_old_rows(conn: Conn, keep: float | None) -> None:
 
 def _chunk(conn: Conn, job: int, low: int, high: int) -> int:
     stretch = {"job": job, "low": low, "high": high}
-    with conn.transaction():
+    with transaction(conn):
         count = conn.execute(statement("delete_items"), stretch).rowcount
         conn.execute(statement("delete_item_rows"), stretch)
         conn.execute(statement("save_deletion_progress"), {"job": job, "high": high})
@@ -63,7 +63,7 @@ def _chunk(conn: Conn, job: int, low: int, high: int) -> int:
 
 def _rest(conn: Conn, job: int) -> int:
     """Delete the job's own rows, unless it got children meanwhile."""
-    with conn.transaction():
+    with transaction(conn):
         locked = conn.execute(statement("lock_deleted_job"), (job,)).fetchone()
         if locked is not None and locked[0]:
             conn.execute(statement("delete_job_rows"), {"job": job})

@@ -9,7 +9,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from callboard.sql import timings
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import StageRow
 from callboard.sql.statements import statement
 from callboard.sql.states import RETRIABLE
@@ -118,7 +118,7 @@ def retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int
 
 def _retry_job(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
     count = 0
-    with conn.transaction():
+    with transaction(conn):
         status = job_status(conn, job, by)
         if status.stopping:
             refuse(job, status, "its items can be retried when it has ended")
@@ -145,7 +145,7 @@ def _retry_stages(
             f"job {parent} has stages, and each has its own items: retry them in the stage's job"
         )
     count = 0
-    with conn.transaction():
+    with transaction(conn):
         locked = stages.lock_parent(conn, parent)
         found = stages.list_stages(conn, parent)
         _lock_items(conn, [s.id for s in found], [s.id for s in found if s.over], selection)
@@ -185,7 +185,7 @@ def _retry_stage(
     ):
         return 0
     count = 0
-    with conn.transaction():
+    with transaction(conn):
         count, changes = (_retry_ended_job if stage.over else _retry_open_job)(conn, stage.id, selection)
         if not count and not stopped:
             raise psycopg.Rollback  # see _retry_job

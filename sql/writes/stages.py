@@ -13,7 +13,7 @@ from callboard.sql import timings
 from callboard.sql.arrays import parameters
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import Limits
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
 from callboard.sql.statements import statement
 from callboard.sql.writes import jobs, submission
@@ -33,7 +33,7 @@ def create(
     """
     limited = Jsonb(limits.as_json())
     given = {"name": name, "key": key, "tenant": tenant, "created_by": created_by, "limits": limited}
-    with conn.transaction():
+    with transaction(conn):
         called = (words := targets.as_json()) and Jsonb(words)
         whole = {**given, "metadata": Jsonb(metadata), "stages": len(planned), "callbacks": called,
                  "keep": limits.columns()["keep"]}  # fmt: skip
@@ -71,7 +71,7 @@ def update_parents(conn: Conn) -> None:
     for _ in range(2):  # a stage stopped in the first round may end in the second
         found = [row[0] for row in conn.execute(statement("parents_to_update"))]
         for parent in found:
-            with conn.transaction():
+            with transaction(conn):
                 if conn.execute(statement("try_lock_parent"), (parent,)).fetchone():
                     update_parent(conn, parent)
         if found:
@@ -140,7 +140,7 @@ def store_inputs(
 
     Repeated after an uncertain commit it stores them once, since no other worker stores them meanwhile.
     """
-    with conn.transaction():
+    with transaction(conn):
         if not holds_claim(conn, making):
             return False
         how, consumed = submission.store_chunk(conn, making.job, start, chunk, keyed=False)
@@ -149,7 +149,7 @@ def store_inputs(
 
 def seal_stage(conn: Conn, making: StageClaim) -> bool:
     """Seal a stage whose items are all made, and release it; return False when the worker may not go on."""
-    with conn.transaction():
+    with transaction(conn):
         held = holds_claim(conn, making)
         if held:
             submission.seal_job(conn, making.job)
@@ -159,7 +159,7 @@ def seal_stage(conn: Conn, making: StageClaim) -> bool:
 
 def fail_stage(conn: Conn, making: StageClaim, reason: str, detail: dict[str, Any]) -> None:
     """Fail a stage whose items can't be made; its parent's history keeps `detail`."""
-    with conn.transaction():
+    with transaction(conn):
         if holds_claim(conn, making) and jobs.stop_job(conn, making.job, "failed", reason):
             note_action(conn, making.parent, Requester("worker", f"worker {making.worker}"), "fail", detail)
         release_claim(conn, making)

@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 from callboard.sql import timings
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import NO_LIMITS, Limits
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Submission
 from callboard.sql.statements import required, statement
 
@@ -38,7 +38,7 @@ def store_chunk(
     Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key is ahead,
     ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`).
     """
-    with conn.transaction():
+    with transaction(conn):
         found = conn.execute(statement("lock_submission"), (job,)).fetchone()
         if found is None:
             return "deleted", start

@@ -1,7 +1,10 @@
-"""A worker that stands still for longer than its heartbeat may, is taken for dead, and goes on."""
+"""Processes that stand still: a worker that is taken for dead and goes on, a sender in the middle of a transaction."""
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +115,57 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, sce
     assert ran > 0
     runs = scenario.run_log.run_counts(job.id).total()
     print(f"{len(held)} items in flight, {len(twice)} ended after all, {runs} runs of {ITEMS}")
+
+
+#: Freezes in the transaction that stores its second send, and with it holds the actor's standing job.
+FROZEN_SENDER = """
+import os, signal
+import dramatiq, callboard
+from callboard.middleware.submission import send_store
+
+@dramatiq.actor
+def work(number): pass
+
+work.send(0)
+store = send_store.add_items
+def freeze(*args, **options):
+    send_store.add_items = store
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return store(*args, **options)
+send_store.add_items = freeze
+try:
+    work.send(1)
+except callboard.NotStored as error:
+    print("not stored:", error)
+"""
+
+
+def test_a_sender_that_is_frozen_in_a_transaction_holds_up_nobody_for_long(scenario: Scenario) -> None:
+    """The database ends its transaction; other jobs, and the same job, go on before that sender does."""
+    scenario.start_worker(threads=4)
+    sender = subprocess.Popen(
+        [sys.executable, "-c", "import callboard; callboard.install()" + FROZEN_SENDER],
+        env={**os.environ, **scenario.environment}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert wait_until(lambda: _stopped(sender.pid), 60)
+        job = scenario.submit("work", ({"number": n, "seconds": 0.01} for n in range(200)))
+        scenario.broker.get_actor("work").send(2)
+        scenario.assert_completed(job, total=200)
+        standing = "SELECT succeeded FROM callboard.jobs WHERE standing_on IS NOT NULL"
+        assert wait_until(lambda: scenario.sql(standing) == [(2,)], 60)
+        assert _stopped(sender.pid)
+        os.kill(sender.pid, signal.SIGCONT)
+        output, _ = sender.communicate(timeout=60)
+    finally:
+        sender.kill()
+        sender.wait()
+    # It tried once more, since nothing of the transaction is stored.
+    assert output == ""
+    assert wait_until(lambda: scenario.sql(standing) == [(3,)], 60)
+    scenario.assert_counters_true()
+
+
+def _stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

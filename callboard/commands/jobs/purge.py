@@ -12,7 +12,7 @@ from callboard.commands.jobs.show import find_job
 from callboard.commands.output import AsJson
 from callboard.job import acting
 from callboard.sql import settings
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.writes import actions, retention
 
 app = typer.Typer()
@@ -54,7 +54,7 @@ def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
     """
     already = set(retention.deleted_jobs(conn))
     named = sorted(set(jobs))
-    with conn.transaction():
+    with transaction(conn):
         for job in named:
             if job not in already:
                 find_job(conn, job)

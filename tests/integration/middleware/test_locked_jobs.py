@@ -1,0 +1,174 @@
+"""Nobody holds others up for long: outcomes of a job that is locked wait alone, and a frozen client loses its locks."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from callboard.middleware.journal import journal as module
+from callboard.middleware.journal.journal import Entry, Journal
+from callboard.middleware.process import outage
+from callboard.sql.pool import Conn, connect, transaction
+from callboard.sql.reads import queries
+from callboard.sql.rows import Event
+from callboard.sql.writes import outcomes, submission
+from tests.support.deliveries import make_attempt
+from tests.support.jobs import make_job
+from tests.support.process_parts import RecordedAttempts, process_on
+from tests.support.workers import wait_until
+
+LOCK_JOB = "SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE"
+LOCK_ITEM = "SELECT FROM callboard.items WHERE job_id = %s AND item = 0 FOR UPDATE"
+SLOW = 60.0
+#: Stops itself in a transaction that holds a job.
+FROZEN = """
+import os, signal, sys
+from callboard.sql.pool import connect, transaction
+with connect(sys.argv[1]) as conn, transaction(conn):
+    conn.execute("SELECT FROM callboard.jobs WHERE id = " + sys.argv[2] + " FOR UPDATE")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    conn.execute("SELECT 1")
+"""
+
+
+@contextmanager
+def locked(url: str, row: str, job: int) -> Iterator[Conn]:
+    """Another session holds a row."""
+    with connect(url) as other, other.transaction():
+        other.execute(row, (job,))
+        yield other
+
+
+@contextmanager
+def journal_on(url: str) -> Iterator[tuple[Journal, RecordedAttempts]]:
+    with process_on(url) as process:
+        attempts = RecordedAttempts()
+        yield Journal(process, attempts, lambda *_: None), attempts
+
+
+def end(journal: Journal, job: int, item: int) -> None:
+    event = Event(job, item, 1, "succeeded", 0.1, time.monotonic(), 1)
+    journal.add(Entry(make_attempt(job, item, ended=True), event, dead_letter=False))
+
+
+def succeeded(conn: Conn, job: int) -> int:
+    return int((queries.run(conn, queries.job(job)) or {})["succeeded"])
+
+
+@pytest.mark.parametrize("row", [LOCK_JOB, LOCK_ITEM])
+def test_outcomes_of_other_jobs_are_recorded_while_a_job_is_locked(
+    row: str, conn: Conn, database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", 0.0)
+    held, other = make_job(conn, 3), make_job(conn, 3)
+    caplog.set_level(logging.WARNING)
+    with journal_on(database_url) as (journal, attempts):
+        with locked(database_url, row, held):
+            for job in (held, other):
+                end(journal, job, 0)
+            assert wait_until(lambda: succeeded(conn, other) == 1, SLOW)
+            assert f"job {held} is locked by process" in caplog.text
+            end(journal, held, 1)
+            end(journal, other, 1)
+            assert wait_until(lambda: succeeded(conn, other) == 2, SLOW)
+            assert wait_until(lambda: len(attempts.acknowledged) == 2, SLOW)
+            assert journal.pending == 2
+            assert "of callboard on" in caplog.text
+            assert "idle in transaction for" in caplog.text
+            assert succeeded(conn, held) == 0
+        assert wait_until(lambda: journal.pending == 0, SLOW)
+        assert journal.close(SLOW)
+    assert succeeded(conn, held) == succeeded(conn, other) == 2
+    assert "the outcomes that waited for a lock are recorded" in caplog.text
+
+
+def test_a_job_that_is_locked_at_each_look_is_tried_all_the_same(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many processes that want the same row leave no moment in which it is free."""
+    monkeypatch.setattr(outcomes, "unlocked_jobs", lambda *_: set())
+    monkeypatch.setattr(module, "LOCKED_RETRY_SECONDS", 0.5)
+    job = make_job(conn, 1)
+    with journal_on(database_url) as (journal, _):
+        with locked(database_url, LOCK_JOB, job):
+            end(journal, job, 0)
+            assert wait_until(lambda: bool(journal._locked), SLOW)
+        assert wait_until(lambda: succeeded(conn, job) == 1, SLOW)
+        assert journal.close(SLOW)
+
+
+def test_a_journal_that_closes_waits_for_a_locked_job(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 1)
+    written = []
+    with journal_on(database_url) as (journal, attempts):
+        with locked(database_url, LOCK_JOB, job):
+            end(journal, job, 0)
+            journal.when_written(lambda: written.append(len(attempts.acknowledged)))
+            assert not journal.close(1.5)
+            assert written == []
+        assert journal.close(SLOW)
+    assert succeeded(conn, job) == 1
+    assert written == [1]
+
+
+def test_a_process_that_is_frozen_in_a_transaction_loses_its_locks(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 1)
+    frozen = subprocess.Popen(
+        [sys.executable, "-c", FROZEN, database_url, str(job)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert wait_until(lambda: _is_locked(conn, job), SLOW)
+        assert wait_until(lambda: not _is_locked(conn, job), SLOW)
+        os.kill(frozen.pid, signal.SIGCONT)
+        _, errors = frozen.communicate(timeout=SLOW)
+    finally:
+        frozen.kill()
+        frozen.wait()
+    assert "idle-in-transaction timeout" in errors
+
+
+def test_a_submission_has_a_limit_of_its_own(conn: Conn) -> None:
+    """PostgreSQL takes a session whose client is frozen in a COPY for active."""
+    job = make_job(conn, 0, sealed=False)
+    with transaction(conn):
+        submission.store_chunk(conn, job, 0, [], keyed=False)
+        assert conn.execute("SHOW statement_timeout").fetchone() == ("20s",)
+        assert conn.execute("SHOW idle_in_transaction_session_timeout").fetchone() == ("5s",)
+    assert conn.execute("SHOW statement_timeout").fetchone() == ("0",)
+
+
+@pytest.mark.parametrize("ends", ["well", "with an error", "rolled back"])
+def test_a_transaction_ends_with_its_block(ends: str, conn: Conn) -> None:
+    errors = {"with an error": KeyError("x"), "rolled back": psycopg.Rollback()}
+
+    def end(error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+
+    def run() -> None:
+        with transaction(conn):
+            conn.execute("CREATE TEMPORARY TABLE t ()")
+            with transaction(conn):
+                conn.execute("CREATE TEMPORARY TABLE inner_t ()")
+                end(psycopg.Rollback())
+            end(errors.get(ends))
+
+    if ends == "with an error":
+        with pytest.raises(KeyError):
+            run()
+    else:
+        run()
+    made = conn.execute("SELECT to_regclass('pg_temp.t') IS NOT NULL, to_regclass('pg_temp.inner_t') IS NULL")
+    assert made.fetchone() == (ends == "well", True)
+
+
+def _is_locked(conn: Conn, job: int) -> bool:
+    free = "SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE SKIP LOCKED"
+    return conn.execute(free, (job,)).fetchone() is None
