@@ -217,13 +217,14 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """An open job with published items that have not ended; `quiet`: it has not moved for a while."""
+    """An open job; `quiet`: it has not moved for a while; `in_flight`: published items of it have not ended."""
 
     job: int
     watermark: int
     bulk_end: int
     total: int
     quiet: bool
+    in_flight: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ twice what it holds.
 """
 
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,8 @@ log = logging.getLogger("callboard.sweep")
 
 #: Items per searched range: for a job that changed lately, and for a job that stands still.
 RANGE_ITEMS, STILL_RANGE_ITEMS = 100_000, 1_000_000
-#: Items that one search looks at.
-SEARCH_ITEMS = 2_000_000
+#: The most open jobs, and items of theirs, that one search looks at; and the ranges that one statement does.
+SEARCH_JOBS, SEARCH_ITEMS, RANGES_AT_ONCE = 1_000, 2_000_000, 100
 #: The most suspects that one range adds, and that a queue has at a time, so that none is crowded out by another.
 RANGE_SUSPECTS, QUEUE_SUSPECTS = 20_000, 50_000
 #: Seconds without a change after which a job stands still.
@@ -64,7 +65,7 @@ class LostMessageSearch:
     _suspects: dict[Key, Suspect] = field(default_factory=dict)
     _marks: dict[str, tuple[int, PublishMark]] = field(default_factory=dict)  # by queue, with their search
     _reached: dict[tuple[int, int], int] = field(default_factory=dict)  # by job and start of what is searched
-    _last_job: int = 0
+    _last_job: int = 0  # after which the next search begins
 
     def forget(self) -> None:
         """Drop all suspects: another process may have searched meanwhile, and republished them."""
@@ -72,14 +73,21 @@ class LostMessageSearch:
         self._marks.clear()
 
     def run(self, conn: Conn, holder: str) -> None:
-        """Search once, as `holder` of the sweep's lease. The third search at the latest finds what is lost."""
+        """Search once, as `holder` of the sweep's lease. The third search of a job at the latest finds what is lost."""
         self._number += 1
-        open_jobs = sweep.jobs_in_flight(conn, STILL_SECONDS)
-        jobs = {out.job for out in open_jobs}
-        self._suspects = {key: suspect for key, suspect in self._suspects.items() if key[0] in jobs}
-        self._reached = {place: item for place, item in self._reached.items() if place[0] in jobs}
+        after, found = (
+            self._last_job,
+            sweep.open_jobs(conn, STILL_SECONDS, after=self._last_job, limit=SEARCH_JOBS),
+        )
+        self._last_job = found[-1].job if len(found) == SEARCH_JOBS else 0
+        jobs = {out.job for out in found if out.in_flight}
+        gone = range(after + 1, self._last_job + 1) if self._last_job else range(after + 1, sys.maxsize)
+        self._suspects = {
+            k: suspect for k, suspect in self._suspects.items() if k[0] in jobs or k[0] not in gone
+        }
+        self._reached = {k: item for k, item in self._reached.items() if k[0] in jobs or k[0] not in gone}
         self._republish(conn, holder)
-        self._add_suspects(conn, open_jobs)
+        self._add_suspects(conn, [out for out in found if out.in_flight])
         if self._suspects:
             self._check_queues(conn)
 
@@ -101,22 +109,24 @@ class LostMessageSearch:
             del self._suspects[key]  # those that were not republished are held, or have ended
 
     def _add_suspects(self, conn: Conn, open_jobs: Sequence[OpenJob]) -> None:
-        """Look for items that no worker holds, in each job in turn: a search of ten million items takes no longer."""
-        left = SEARCH_ITEMS
-        known = Counter(suspect.queue for suspect in self._suspects.values())
-        for out in sorted(open_jobs, key=lambda out: (out.job <= self._last_job, out.job)):
+        """Look for items that no worker holds, `SEARCH_ITEMS` at most; the next search goes on where this one ends."""
+        left, ranges = SEARCH_ITEMS, list[tuple[int, int, int]]()
+        for out in open_jobs:
+            found = list(self._ranges(out))
+            ranges += [(out.job, low, high) for low, high in found]
+            left -= sum(high - low for low, high in found)
             if left <= 0:
-                return
-            self._last_job = out.job
-            for low, high in self._ranges(out):
-                left -= high - low
-                for item, attempt, queue in sweep.unheld_items(
-                    conn, out.job, RANGE_SUSPECTS, low=low, high=high
-                ):
-                    key = (out.job, item, attempt)
-                    if key not in self._suspects and known[queue] < QUEUE_SUSPECTS:
-                        self._suspects[key] = Suspect(queue, self._number)
-                        known[queue] += 1
+                self._last_job = out.job if out is not open_jobs[-1] else self._last_job
+                break
+        known = Counter(suspect.queue for suspect in self._suspects.values())
+        for n in range(0, len(ranges), RANGES_AT_ONCE):
+            for job, item, attempt, queue in sweep.unheld_items(
+                conn, ranges[n : n + RANGES_AT_ONCE], RANGE_SUSPECTS
+            ):
+                key = (job, item, attempt)
+                if key not in self._suspects and known[queue] < QUEUE_SUSPECTS:
+                    self._suspects[key] = Suspect(queue, self._number)
+                    known[queue] += 1
 
     def _ranges(self, out: OpenJob) -> Iterator[tuple[int, int]]:
         """Yield the newest published range, where most losses lie, and one older range, further down in each search."""

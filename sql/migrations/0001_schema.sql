@@ -288,7 +288,8 @@ CREATE TABLE callboard.workers (
     trouble          text,                       -- what keeps it from publishing, as of its last beat; NULL: nothing
     actors           text[] NOT NULL,
     queues           text[] NOT NULL,
-    holds            bigint[] NOT NULL DEFAULT '{}'  -- what it held at its last beat: job, item, job, item …
+    held_jobs        bigint[] NOT NULL DEFAULT '{}',  -- what it held at its last beat: the jobs of its items,
+    held_items       integer[] NOT NULL DEFAULT '{}'  -- and their numbers, in the same order
 ) WITH (fillfactor = 50);
 
 CREATE INDEX workers_alive ON callboard.workers (id) WHERE stopped_at IS NULL AND died_at IS NULL;

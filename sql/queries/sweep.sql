@@ -80,30 +80,42 @@ WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL
   AND last.final IS DISTINCT FROM j.succeeded + j.failed + j.skipped
 ON CONFLICT DO NOTHING
 
--- name: jobs_in_flight
--- Open jobs of which something is published and has no end: it lies in a queue, is held, or is lost.
--- Caller: the search for lost messages. Rows: OpenJob; `still`: the job has not moved for a while.
-SELECT id, watermark, bulk_end, total, updated_at < now() - make_interval(secs => %(quiet)s)
-FROM callboard.jobs
-WHERE finished_at IS NULL AND stopping IS NULL AND state <> 'paused'
-  AND published > succeeded + failed + skipped + cancelled + retrying + in_turn
+-- name: open_jobs
+-- The next open jobs by id, and whether something of each is published and has no end: then it lies in a queue, is held,
+-- or is lost. Caller: the search for lost messages. Rows: OpenJob; `quiet`: the job has not moved for a while.
+SELECT id, watermark, bulk_end, total, updated_at < now() - make_interval(secs => %(quiet)s),
+       stopping IS NULL AND state <> 'paused'
+       AND published > succeeded + failed + skipped + cancelled + retrying + in_turn
+FROM (SELECT * FROM callboard.jobs WHERE finished_at IS NULL AND id > %(after)s ORDER BY id LIMIT %(limit)s) AS j
 ORDER BY id
 
+-- part: held
+-- The items of the jobs `job` that live workers held at their last beats. Each array is unpacked once.
+held AS MATERIALIZED (
+    SELECT h.job_id, h.item
+    FROM callboard.workers AS w CROSS JOIN LATERAL unnest(w.held_jobs, w.held_items) AS h (job_id, item)
+    WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND h.job_id = ANY (%(job)s::bigint[])
+)
+
 -- name: unheld_items
--- Published items of a stretch of a job that are open and that nobody is known to hold: not in the
+-- Published items of stretches of jobs that are open and that nobody is known to hold: not in the
 -- outbox, not in `running`, not in any live worker's hands at its last beat. They are queued, or lost.
 -- OFFSET 0: looked up for each, whatever the planner makes of a job that it doesn't know.
--- Caller: the search for lost messages. Rows: (item, attempt, queue), by item.
-SELECT i.item, i.attempt, coalesce(i.queue, j.queue)
-FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
-WHERE i.job_id = %(job)s AND i.item >= %(low)s AND i.item < %(high)s AND i.state = 'waiting'
-  AND (i.message_id IS NOT NULL OR i.item < j.watermark)
-  AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item OFFSET 0)
-  AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
-  AND NOT (i.item = ANY (
-      SELECT w.holds[n + 1] FROM callboard.workers AS w, generate_series(1, cardinality(w.holds), 2) AS n
-      WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND w.holds[n] = %(job)s))
-ORDER BY i.item LIMIT %(limit)s
+-- Caller: the search for lost messages. Rows: (job, item, attempt, queue), by job and item, `limit` of a stretch at most.
+WITH {held}
+SELECT r.job_id, i.item, i.attempt, coalesce(i.queue, j.queue)
+FROM unnest(%(job)s::bigint[], %(low)s::int[], %(high)s::int[]) AS r (job_id, low, high)
+JOIN callboard.jobs AS j ON j.id = r.job_id
+CROSS JOIN LATERAL (
+    SELECT i.item, i.attempt, i.queue FROM callboard.items AS i
+    WHERE i.job_id = r.job_id AND i.item >= r.low AND i.item < r.high AND i.state = 'waiting'
+      AND (i.message_id IS NOT NULL OR i.item < j.watermark)
+      AND (i.job_id, i.item) NOT IN (SELECT job_id, item FROM held)  -- hashed
+      AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item OFFSET 0)
+      AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
+    ORDER BY i.item LIMIT %(limit)s
+) AS i
+ORDER BY r.job_id, i.item
 
 -- name: oldest_heartbeat_seconds
 -- How long ago the live worker that has not beaten for longest did. Caller: the search for lost messages.
@@ -151,19 +163,18 @@ SELECT EXISTS (
 -- and comes to, that it has the lease still: another may have sent them meanwhile. Caller: the search. Rows: (item).
 -- Lock order: items by key, then their outbox rows: the inner query locks one at a time, in the order of the outer.
 -- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
+WITH {held}
 INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, resend)
 SELECT i.job_id, i.item, i.attempt, now(), false, true, true
 FROM (SELECT * FROM unnest(%(item)s::int[], %(attempt)s::int[]) AS l (item, attempt) ORDER BY item) AS l
 CROSS JOIN LATERAL (
     SELECT job_id, item, attempt, state FROM callboard.items AS i
-    WHERE i.job_id = %(job)s AND i.item = l.item OFFSET 0 FOR NO KEY UPDATE
+    WHERE i.job_id = (%(job)s::bigint[])[1] AND i.item = l.item OFFSET 0 FOR NO KEY UPDATE
 ) AS i
 WHERE i.attempt = l.attempt AND i.state = 'waiting'
   AND (%(holder)s::text IS NULL OR EXISTS (
       SELECT FROM callboard.leases AS s WHERE s.name = 'sweep' AND s.holder = %(holder)s AND s.until >= now()))
   AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
-  AND NOT (i.item = ANY (
-      SELECT w.holds[n + 1] FROM callboard.workers AS w, generate_series(1, cardinality(w.holds), 2) AS n
-      WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND w.holds[n] = %(job)s))
+  AND (i.job_id, i.item) NOT IN (SELECT job_id, item FROM held)  -- hashed
 ON CONFLICT (job_id, item) DO NOTHING
 RETURNING item

@@ -14,12 +14,13 @@ RETURNING id
 -- A worker lives, holds these items, and has this trouble with its broker. One that was found dead and is not comes back to life.
 -- Caller: the heartbeat.
 UPDATE callboard.workers
-SET beat_at = now(), died_at = NULL, held = %(held)s, holds = %(holds)s, trouble = %(trouble)s
+SET beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
+    trouble = %(trouble)s
 WHERE id = %(worker)s
 
 -- name: stop_worker
 -- A worker says goodbye. Caller: the heartbeat.
-UPDATE callboard.workers SET stopped_at = now(), held = 0, holds = '{}' WHERE id = %s
+UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}' WHERE id = %s
 
 -- name: dead_workers
 -- Workers to rescue items of: their heartbeat stopped, or they ended and left rows in `running`.
@@ -33,7 +34,7 @@ WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
 -- name: declare_dead
 -- Take a worker for dead. Guard: its heartbeat stopped, or it ended already.
 -- Caller: the rescue. Rows: (id); none: it lives. The row stays locked to the end of the rescue, so one rescues at a time.
-UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held = 0, holds = '{}'
+UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held = 0, held_jobs = '{}', held_items = '{}'
 WHERE id = %(worker)s
   AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(limit)s))
 RETURNING id

@@ -47,16 +47,25 @@ def sample_jobs(conn: Conn) -> None:
     conn.execute(statement("sample_jobs"))
 
 
-def jobs_in_flight(conn: Conn, quiet: float) -> list[OpenJob]:
-    """Return open jobs with published items that have not ended; `quiet`: seconds without a change."""
-    return [OpenJob(*row) for row in conn.execute(statement("jobs_in_flight"), {"quiet": quiet})]
+def open_jobs(conn: Conn, quiet: float, *, after: int = 0, limit: int = timings.MAX_ITEM) -> list[OpenJob]:
+    """Return the next open jobs with an id higher than `after`; `quiet`: seconds without a change."""
+    parameters = {"quiet": quiet, "after": after, "limit": limit}
+    return [OpenJob(*row) for row in conn.execute(statement("open_jobs"), parameters)]
 
 
 def unheld_items(
-    conn: Conn, job: int, limit: int, *, low: int = 0, high: int = timings.MAX_ITEM
-) -> list[tuple[int, int, str]]:
-    """Return published open items from `low` to before `high` that no worker holds: (item, attempt, queue)."""
-    parameters = {"job": job, "low": low, "high": high, "limit": limit}
+    conn: Conn, ranges: Sequence[tuple[int, int, int]], limit: int
+) -> list[tuple[int, int, int, str]]:
+    """Return published open items that no worker holds, (job, item, attempt, queue), `limit` of a range at most.
+
+    A range is (job, first item, item after the last).
+    """
+    parameters = {
+        "job": [job for job, _, _ in ranges],
+        "low": [low for _, low, _ in ranges],
+        "high": [high for _, _, high in ranges],
+        "limit": limit,
+    }
     return list(conn.execute(statement("unheld_items"), parameters))
 
 
@@ -87,7 +96,7 @@ def passed_mark(conn: Conn, queue: str, mark: PublishMark) -> bool:
 def republish(conn: Conn, job: int, items: Sequence[tuple[int, int]], holder: str | None = None) -> int:
     """Put lost items, (item, attempt), into the outbox, if `holder` has the lease (None: always); return how many."""
     parameters = {
-        "job": job,
+        "job": [job],
         "item": [i[0] for i in items],
         "attempt": [i[1] for i in items],
         "holder": holder,

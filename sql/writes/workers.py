@@ -25,9 +25,8 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
 
 def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]], trouble: str | None = None) -> None:
     """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing)."""
-    flat = [number for pair in holds for number in pair]
-    parameters = {"worker": worker, "held": len(holds), "holds": flat, "trouble": trouble}
-    conn.execute(statement("beat"), parameters)
+    jobs, items = [job for job, _ in holds], [item for _, item in holds]
+    conn.execute(statement("beat"), {"worker": worker, "jobs": jobs, "items": items, "trouble": trouble})
 
 
 def stop_worker(conn: Conn, worker: int) -> None:

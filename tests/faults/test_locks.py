@@ -43,7 +43,7 @@ from callboard.sql.writes.lanes import TakenOver, delete_ended_lanes
 from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
-from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker
+from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, unheld
 from tests.support.workers import wait_until
 
 JOBS, ITEMS, ROUNDS = 8, 60, 150
@@ -160,7 +160,7 @@ class Writers(ConcurrentWriters):
         delete_ended_lanes(conn)
         claims.make_postponed_due(conn)
         job = chance.choice(self.jobs)
-        lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, job, 10)]
+        lost = unheld(conn, job, 10)
         sweep.republish(conn, job, lost)
 
     def call(self, conn: Conn, _: random.Random) -> None:
@@ -251,7 +251,7 @@ class Writers(ConcurrentWriters):
             conn, [Event(*key, attempt, "succeeded", 0.01, now, worker) for key, attempt in ends.items()], now
         )
         for job in self.jobs:
-            lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, job, 500)]
+            lost = unheld(conn, job, 500)
             sweep.republish(conn, job, lost)
         return False
 

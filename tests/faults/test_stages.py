@@ -20,7 +20,7 @@ from callboard.sql.writes.retry import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario
 from tests.faults.test_control import runs_begun
-from tests.support.jobs import BAD, make_worker
+from tests.support.jobs import BAD, make_worker, unheld
 from tests.support.workers import wait_until
 
 MAKERS = "tests.faults.rig.stage_makers"
@@ -248,7 +248,7 @@ class Writers(ConcurrentWriters):
                 self.work(conn, chance, fails=0)
                 self.make(conn, chance)
             for stage in (one.id for job in self.jobs for one in stages.list_stages(conn, job)):
-                lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(conn, stage, 500)]
+                lost = unheld(conn, stage, 500)
                 sweep.republish(conn, stage, lost)
             for out in publishing.claim_outbox(conn, 500):
                 publishing.confirm_outbox(conn, [out])

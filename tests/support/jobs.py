@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from callboard.sql import timings
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn
@@ -21,7 +22,7 @@ from callboard.sql.rows import (
     WorkerInfo,
 )
 from callboard.sql.states import ITEM_STATES
-from callboard.sql.writes import jobs, outcomes, publishing, sends, stages, submission, workers
+from callboard.sql.writes import jobs, outcomes, publishing, sends, stages, submission, sweep, workers
 
 BAD = Failure(
     "failed", "ValueError", "not a number: <b>12,5</b>", "shop/prices.py:88 in parse", "Traceback …", 11
@@ -97,6 +98,12 @@ def run(
     """These items have been in hand for a second."""
     far = Progress(*progress) if progress else None
     outcomes.report_running(conn, worker, [Running(job, item, 1, SECOND, step, far) for item in items])
+
+
+def unheld(conn: Conn, job: int, limit: int) -> list[tuple[int, int]]:
+    """Items of a job that are published and that no worker holds: (item, attempt)."""
+    found = sweep.unheld_items(conn, [(job, 0, timings.MAX_ITEM)], limit)
+    return [(item, attempt) for _, item, attempt, _ in found]
 
 
 def send(conn: Conn, job: int, item: int, *, actor: str = "work", delay: float = 0.0) -> None:

@@ -241,8 +241,13 @@ def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
     make_job(conn, 20_000)
     record(conn, job, {"succeeded": range(19_000)}, result=None)
     conn.execute("ANALYZE callboard.items")
-    some = {"job": job, "low": 18_000, "high": 19_500, "limit": 100}
-    lost_messages = {"job": job, "item": list(range(19_000, 19_500)), "attempt": [1] * 500, "holder": LEADER}
+    some = {"job": [job], "low": [18_000], "high": [19_500], "limit": 100}
+    lost_messages = {
+        "job": [job],
+        "item": list(range(19_000, 19_500)),
+        "attempt": [1] * 500,
+        "holder": LEADER,
+    }
     for name, parameters in (("unheld_items", some), ("republish", lost_messages)):
         explain = b"EXPLAIN " + statement(name).encode()
         plan = "\n".join(row[0] for row in conn.execute(explain, parameters))
@@ -260,3 +265,28 @@ def test_a_long_queue_does_not_stop_the_search_of_another(
     look(conn, search, times=4)
     assert (sent_again(conn, waiting), sent_again(conn, gone)) == ([], [0])
     assert len(search._suspects) == 10
+
+
+def test_what_workers_hold_is_unpacked_once(conn: Conn) -> None:
+    """An array that was unpacked for each element made a statement of 3.2 s of 16,000 items in one worker's hands."""
+    worker, job = make_worker(conn), make_job(conn, 1_000)
+    beat(conn, worker, [(job + 1, 3 * item * item) for item in range(16_000)])
+    ranges = {"job": [job], "low": [0], "high": [1_000], "limit": 1_000}
+    lost_messages = {"job": [job], "item": list(range(1_000)), "attempt": [1] * 1_000, "holder": LEADER}
+    for name, parameters in (("unheld_items", ranges), ("republish", lost_messages)):
+        explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement(name).encode()
+        row = conn.execute(explain, parameters).fetchone()
+        assert row is not None
+        assert row[0][0]["Plan"]["Shared Hit Blocks"] < 20_000
+
+
+def test_a_search_goes_on_where_the_last_ended(
+    conn: Conn, search: LostMessageSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cost does not grow with the number of open jobs."""
+    monkeypatch.setattr(lost_messages, "SEARCH_JOBS", 2)
+    jobs = [make_job(conn, 1) for _ in range(5)]
+    look(conn, search, times=3)
+    assert [sent_again(conn, job) for job in jobs[2:]] == [[], [], []]
+    look(conn, search, times=12)
+    assert [sent_again(conn, job) for job in jobs] == [[0]] * 5

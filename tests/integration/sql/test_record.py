@@ -36,7 +36,7 @@ from callboard.sql.writes.jobs import close_jobs, lock_jobs
 from callboard.sql.writes.workers import beat, dead_workers
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, record
+from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, record, unheld
 from tests.support.process_parts import RecordedAttempts, process_on
 from tests.support.workers import wait_until
 
@@ -230,7 +230,7 @@ class Tracking(RuleBasedStateMachine):
     def search(self, data: st.DataObject) -> None:
         """The sweep finds that nobody holds some items, and sends them again."""
         job = data.draw(st.sampled_from(self.jobs))
-        lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(self.conn, job, 10)]
+        lost = unheld(self.conn, job, 10)
         sweep.republish(self.conn, job, lost)
 
     # What always holds -----------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class Tracking(RuleBasedStateMachine):
               AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE (r.job_id, r.item) = (i.job_id, i.item))
             """
         ).fetchall()
-        found = {(job, item) for job in self.jobs for item, _, _ in sweep.unheld_items(self.conn, job, 100)}
+        found = {(job, item) for job in self.jobs for item, _ in unheld(self.conn, job, 100)}
         assert {(job, item) for job, item, _ in rows} <= found, rows
 
     def teardown(self) -> None:
@@ -316,7 +316,7 @@ class Tracking(RuleBasedStateMachine):
         publishing.confirm_outbox(self.conn, due)
         self._run(worker, [*found, *due])
         for job in self.jobs:
-            lost = [(item, attempt) for item, attempt, _ in sweep.unheld_items(self.conn, job, 100)]
+            lost = unheld(self.conn, job, 100)
             sweep.republish(self.conn, job, lost)
 
     def _run(self, worker: int, messages: Sequence[Outgoing]) -> None:

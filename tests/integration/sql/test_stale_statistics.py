@@ -324,7 +324,7 @@ def _republished(scene: Scene) -> Act:
 def _unheld(scene: Scene) -> Act:
     job = scene.job()
     run(scene.conn, job, range(MANY // 2), worker=scene.worker)
-    return lambda: sweep.unheld_items(scene.conn, job, MANY, low=0, high=MANY)
+    return lambda: sweep.unheld_items(scene.conn, [(job, 0, MANY)], MANY)
 
 
 def _set_aside(scene: Scene) -> Act:
