@@ -12,7 +12,7 @@ from typing import Any
 import dramatiq
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import ActorNotFound
-from dramatiq.middleware import Middleware, Retries, SkipMessage
+from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
 
 from callboard.middleware.attempts.outcome import decide
 from callboard.middleware.message.attempt import Attempt, current_attempt
@@ -31,12 +31,28 @@ class Discard(SkipMessage):
     """The message must not run; its item stays as it is."""
 
 
+class BadOption(MiddlewareError, ValueError):
+    """An actor is declared with an option of Callboard that has no such value."""
+
+
 class Tracking(Middleware):
-    """Records the start, the success, the failure and the retry of every message."""
+    """Records the start, the success, the failure and the retry of every message.
+
+    An actor may have the option ``results="strict"``: an item whose result can't be kept fails.
+    """
+
+    actor_options = {"results"}  # noqa: RUF012 — Dramatiq's own do so
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self._side_thread = SideThread("rejected")
+
+    def before_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
+        """Raise BadOption for an option `results` that says nothing."""
+        if (given := actor.options.get("results")) not in (None, "strict"):
+            raise BadOption(
+                f"the option results of {actor.actor_name} must be 'strict' or None, not {given!r}"
+            )
 
     # One message -----------------------------------------------------------------------------------------------------
 
@@ -106,6 +122,7 @@ class Tracking(Middleware):
             returned=attempt.returned, result=attempt.result, skip=skip, exception=exception, failed=message.failed,
             retry=attempt.retry,
             has_retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
+            strict=attempt.returned and broker.get_actor(message.actor_name).options.get("results") == "strict",
         )  # fmt: skip
         message.failed = self.runtime.in_flight.finish(attempt, outcome)
         message.delivery.attempt = None
@@ -167,6 +184,7 @@ def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
 def track(broker: dramatiq.Broker, runtime: Runtime) -> None:
     """Put the hooks onto a broker."""
     place(broker, Tracking(runtime))
+    broker.actor_options |= Tracking.actor_options
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
     if _keeps_result not in logger.filters:
         logger.addFilter(_keeps_result)

@@ -87,6 +87,7 @@ class Event:
     failure: Failure | None = None
     retry: Retry | None = None
     result: Text | None = None
+    unkept: Text | None = None  # why its result is not kept
     children: tuple[NewItem, ...] = ()
     crashed: Bool = False
     dead: Bool = False  # its message can't be rejected, so a dead letter is written

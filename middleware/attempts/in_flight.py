@@ -240,13 +240,13 @@ class InFlight:
         children = attempt.hooked
         if outcome.state in ("succeeded", "skipped"):
             children = attempt.sent + attempt.hooked
-        elif attempt.returned:  # its result can't be stored, but the hooks took it for a success
+        elif attempt.returned:  # its result must be kept and can't be; the hooks took it for a success
             children = ()
         failed = outcome.state == "failed"
         event = Event(
             attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended,
-            self._process.worker, outcome.failure, outcome.retry, outcome.result, children, ran=attempt.running,
-            dead=failed and all(delivery.carried for delivery in attempt.deliveries),
+            self._process.worker, outcome.failure, outcome.retry, outcome.result, outcome.unkept, children,
+            ran=attempt.running, dead=failed and all(delivery.carried for delivery in attempt.deliveries),
         )  # fmt: skip
         for delivery in attempt.deliveries:
             delivery.deferred = True

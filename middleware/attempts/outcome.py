@@ -1,6 +1,6 @@
 """Decides what an attempt's end means for its item."""
 
-import math
+import json
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,17 +13,18 @@ from callboard.sql.rows import Failure, OutcomeState, Retry
 LOST_RETRY_SECONDS = 15.0
 
 
-class ResultNotStored(ValueError):
-    """An actor's return value can't be stored as the item's result."""
+class ResultNotKept(ValueError):
+    """An actor's return value can't be kept as the item's result."""
 
 
 class Outcome(NamedTuple):
-    """The item's new state, why if it did not succeed, its next attempt, and its result as JSON."""
+    """The item's new state, why if it did not succeed, its next attempt, its result as JSON, or why it is not kept."""
 
     state: OutcomeState
     failure: Failure | None = None
     retry: Retry | None = None
     result: str | None = None
+    unkept: str | None = None
 
 
 SUCCEEDED = Outcome("succeeded")
@@ -31,17 +32,18 @@ SUCCEEDED = Outcome("succeeded")
 
 def decide(
     *, returned: bool = False, result: Any = None, skip: str | None = None, exception: BaseException | None = None,
-    failed: bool = False, retry: Retry | None = None, has_retries: bool = True,
+    failed: bool = False, retry: Retry | None = None, has_retries: bool = True, strict: bool = False,
 ) -> Outcome:  # fmt: skip
     """Decide what an attempt's end means. The first that holds: returned → succeeded, skipped → skipped (or failed),
     failed → failed, else retrying.
 
     `returned`: the actor returned `result`, whatever came after. `skip`: the reason of a SkipMessage. `failed`:
     Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: the broker has the Retries
-    middleware, so an exception with neither `failed` nor `retry` means that a retry was lost.
+    middleware, so an exception with neither `failed` nor `retry` means that a retry was lost. `strict`: an item whose
+    result can't be kept fails.
     """
     if returned:
-        return SUCCEEDED if result is None else _with_result(result)
+        return SUCCEEDED if result is None else _with_result(result, strict=strict)
     if skip is not None:
         if failed:
             return Outcome("failed", Failure("timed_out", "SkipMessage", clean(skip)))
@@ -52,30 +54,35 @@ def decide(
     return Outcome("retrying", failure, retry or Retry(LOST_RETRY_SECONDS))
 
 
-def _with_result(result: Any) -> Outcome:
+def _with_result(result: Any, *, strict: bool) -> Outcome:
     try:
         return Outcome("succeeded", result=encode_result(result))
     except Exception as error:  # noqa: BLE001 — the actor's own object may raise anything
-        return Outcome("failed", describe(ResultNotStored(f"its result can't be stored: {error}")))
+        failure = describe(error)
+    why = failure.message or failure.error_type
+    if strict:
+        return Outcome("failed", describe(ResultNotKept(f"its result can't be kept: {why}")))
+    return Outcome("succeeded", unkept=why)
 
 
 def encode_result(result: Any) -> str:
-    """Return a return value as JSON text; raises TypeError if it has no JSON form, ResultNotStored over the limit."""
-    text = msgspec.json.encode(result)
-    if b"null" in text:
-        _refuse_infinite(msgspec.to_builtins(result))
-    limit = settings.RESULT_LIMIT.get()
-    if len(text) > limit:
-        raise ResultNotStored(
-            f"{len(text):,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)"
-        )
-    return text.decode()
+    """Return a return value as JSON text; raises TypeError or ValueError if it has no JSON form, or is over the limit.
+
+    msgspec is fast, and knows times and dataclasses; Python's own tool knows subclasses of text and numbers, the keys
+    True and None, and half a surrogate pair, and refuses NaN, which msgspec writes as null.
+    """
+    try:
+        text = msgspec.json.encode(result).decode()
+    except Exception:  # noqa: BLE001 — the other tool decides
+        text = _dumps(result)
+    else:
+        if "null" in text:
+            text = _dumps(msgspec.to_builtins(result))
+    size, limit = len(text.encode()), settings.RESULT_LIMIT.get()
+    if size > limit:
+        raise ResultNotKept(f"{size:,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)")
+    return text
 
 
-def _refuse_infinite(value: Any) -> None:
-    """Raise ResultNotStored for a NaN or an infinity in it: msgspec writes them as null, which is another result."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ResultNotStored(f"{value} is no number in JSON")
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    for part in parts:
-        _refuse_infinite(part)
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), default=msgspec.to_builtins)

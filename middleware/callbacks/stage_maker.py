@@ -50,13 +50,16 @@ class FewerItems(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An item of the stage before: its number `item`, its arguments, its `state`, and the `result` of its actor."""
+    """An item of the stage before: its number `item`, its arguments, its `state`, and the `result` of its actor;
+    `unkept`: why that result is not kept.
+    """
 
     item: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     state: str
     result: Any
+    unkept: str | None = None
 
 
 @dataclass(slots=True)
@@ -65,7 +68,7 @@ class Results:
     those in other states.
     """
 
-    _page: Callable[[Sequence[str], int], list[tuple[int, bytes, str, str | None]]]
+    _page: Callable[[Sequence[str], int], list[tuple[int, bytes, str, str | None, str | None]]]
 
     def __iter__(self) -> Iterator[Result]:
         return self.of("succeeded")
@@ -79,10 +82,10 @@ class Results:
     def _read(self, states: Sequence[str]) -> Iterator[Result]:
         after = -1
         while page := self._page(states, after):
-            for after, args, state, result in page:
+            for after, args, state, result, unkept in page:
                 call = get_encoder().decode(args)
                 value = None if result is None else json.loads(result)
-                yield Result(after, tuple(call["args"]), call["kwargs"], state, value)
+                yield Result(after, tuple(call["args"]), call["kwargs"], state, value, unkept)
 
 
 @dataclass(slots=True)
@@ -193,7 +196,7 @@ def _items(claim: StageClaim, results: Results) -> Iterator[Any]:
 
 def _call(makes: str | None, results: Results) -> Iterable[Any]:
     if makes is None:
-        return (one.result for one in results if one.result is not None)
+        return _as_items(results)
     module, _, name = makes.partition(":")
     function: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -202,3 +205,12 @@ def _call(makes: str | None, results: Results) -> Iterable[Any]:
     if not isinstance(made, Iterable) or isinstance(made, str | bytes | dict):
         raise TypeError(f"{makes} gave {type(made).__name__}: it must yield items, or return a list of them")
     return made
+
+
+def _as_items(results: Results) -> Iterator[Any]:
+    """The results that are not None; raises ValueError for one that is not kept."""
+    for one in results:
+        if one.unkept is not None:
+            raise ValueError(f"the result of item {one.item} of the stage before is not kept: {one.unkept}")
+        if one.result is not None:
+            yield one.result

@@ -63,7 +63,7 @@ CREATE TABLE callboard.jobs (
     reason           text,                       -- why it stopped
     step             text,                       -- what an item last said it is doing
 
-    -- Its counters, of items but for the last three.
+    -- Its counters, of items but for `in_turn`, `retries` and `crashes`.
     total            bigint NOT NULL DEFAULT 0,  -- items stored
     published        bigint NOT NULL DEFAULT 0,  -- items published at least once
     retrying         bigint NOT NULL DEFAULT 0,
@@ -74,6 +74,7 @@ CREATE TABLE callboard.jobs (
     in_turn          bigint NOT NULL DEFAULT 0,  -- rows of the outbox with `in_turn`
     retries          bigint NOT NULL DEFAULT 0,  -- attempts that failed and were given another
     crashes          bigint NOT NULL DEFAULT 0,  -- deaths of workers charged to its items
+    unkept           bigint NOT NULL DEFAULT 0,  -- items that succeeded and whose result is not kept
 
     -- Its submission.
     consumed         bigint NOT NULL DEFAULT 0,  -- inputs read, repeated item keys included: where a submission goes on
@@ -119,7 +120,7 @@ CREATE TABLE callboard.jobs (
 
     CONSTRAINT jobs_counters_not_negative CHECK (least(
         total, consumed, bulk_end, watermark, published, retrying, succeeded, failed, skipped, cancelled, in_turn, retries,
-        crashes) >= 0),
+        crashes, unkept) >= 0),
     CONSTRAINT jobs_items_add_up CHECK (succeeded + failed + skipped + cancelled + retrying <= total),
     CONSTRAINT jobs_published CHECK (published <= total AND watermark <= bulk_end AND bulk_end <= total),
     CONSTRAINT jobs_pending CHECK (state <> 'pending' OR started_at IS NULL),
@@ -182,8 +183,10 @@ CREATE UNIQUE INDEX items_by_key ON callboard.items (job_id, item_key) WHERE ite
 CREATE TABLE callboard.results (
     job_id           bigint NOT NULL,
     item             integer NOT NULL,
-    value            text NOT NULL,              -- JSON; text, since jsonb changes numbers and refuses NUL
-    PRIMARY KEY (job_id, item)
+    value            text,                       -- JSON; text, since jsonb changes numbers and refuses NUL
+    unkept           text,                       -- why the value is not kept
+    PRIMARY KEY (job_id, item),
+    CONSTRAINT results_kept CHECK ((value IS NULL) <> (unkept IS NULL))
 );
 
 -- Every attempt that did not simply succeed. Rows are added and never changed.

@@ -23,6 +23,7 @@ SET total = c.total,
     retries = (SELECT count(*) FROM callboard.attempts AS a JOIN callboard.items AS i ON i.job_id = j.id AND i.item = a.item
                WHERE a.job_id = j.id AND a.attempt < i.attempt),
     crashes = c.crashes,
+    unkept = c.unkept,
     state = CASE WHEN c.early THEN 'running' ELSE j.state END,
     finished_at = CASE WHEN NOT c.early THEN j.finished_at END,
     updated_at = now()
@@ -47,6 +48,7 @@ count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
 count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
 count(*) FILTER (WHERE o.in_turn) AS in_turn,
 coalesce(sum(i.crashes), 0)::bigint AS crashes,
+(SELECT count(v.unkept) FROM callboard.results AS v WHERE v.job_id = k.id) AS unkept,
 count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
                          OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published
 

@@ -169,7 +169,7 @@ SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
        coalesce(r.started_at, i.started_at) AS started_at, i.finished_at,
        CASE WHEN o.due_at < 'infinity' THEN o.due_at END AS due_at,
        substring(i.args FROM 1 FOR %(cap)s) AS args, octet_length(i.args) AS args_size,
-       left(v.value, %(cap)s) AS result, length(v.value) AS result_size,
+       left(v.value, %(cap)s) AS result, length(v.value) AS result_size, left(v.unkept, %(cap)s) AS result_unkept,
        e.kind::text AS error_kind, e.error_type, left(e.message, %(cap)s) AS error_message, e.place AS error_place
 FROM page
 CROSS JOIN job

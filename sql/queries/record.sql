@@ -37,7 +37,7 @@ WITH event AS (
     RETURNING i.job_id, i.item, i.was, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
               e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place,
               e.failure_message AS message, e.failure_traceback AS traceback, e.failure_traceback_size AS traceback_size,
-              e.retry_delay, e.retry_options, e.retry_sent_ms, e.result
+              e.retry_delay, e.retry_options, e.retry_sent_ms, e.result, e.unkept
 ), failure AS (
     SELECT m.*, m.state = 'retrying' AS retried, now() - make_interval(secs => m.age) AS ended_at
     FROM moved AS m WHERE m.kind IS NOT NULL
@@ -48,7 +48,7 @@ WITH event AS (
     -- no join, but hashed
 ), delta AS (
     SELECT job_id, sum(born) AS born, sum(retrying) AS retrying, sum(succeeded) AS succeeded, sum(failed) AS failed,
-           sum(skipped) AS skipped, sum(retries) AS retries, sum(crashes) AS crashes
+           sum(skipped) AS skipped, sum(retries) AS retries, sum(crashes) AS crashes, sum(unkept) AS unkept
     FROM (
         SELECT job_id, 0 AS born,
                count(*) FILTER (WHERE state = 'retrying') - count(*) FILTER (WHERE was = 'retrying') AS retrying,
@@ -56,10 +56,10 @@ WITH event AS (
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'skipped') AS skipped,
                count(*) FILTER (WHERE state = 'retrying') AS retries,
-               sum(charged) - coalesce(sum(crashes_dropped), 0) AS crashes
+               sum(charged) - coalesce(sum(crashes_dropped), 0) AS crashes, count(unkept) AS unkept
         FROM moved GROUP BY job_id
         UNION ALL
-        SELECT job, count(*), 0, 0, 0, 0, 0, 0 FROM born GROUP BY job
+        SELECT job, count(*), 0, 0, 0, 0, 0, 0, 0 FROM born GROUP BY job
     ) AS part
     GROUP BY job_id
 ), locked_jobs AS (
@@ -76,7 +76,7 @@ WITH event AS (
     CROSS JOIN LATERAL (
         SELECT j.total + d.born AS total, j.retrying + d.retrying AS retrying, j.succeeded + d.succeeded AS succeeded,
                j.failed + d.failed AS failed, j.skipped + d.skipped AS skipped, j.retries + d.retries AS retries,
-               j.crashes + d.crashes AS crashes
+               j.crashes + d.crashes AS crashes, j.unkept + d.unkept AS unkept
     ) AS n
     ORDER BY j.id FOR NO KEY UPDATE OF j
 ), counted AS (
@@ -90,6 +90,7 @@ WITH event AS (
         sealed = l.sealed,
         retries = l.retries,
         crashes = l.crashes,
+        unkept = l.unkept,
         started_at = coalesce(l.started_at, now()),
         updated_at = now(),
         state = CASE
@@ -133,8 +134,8 @@ WITH event AS (
         last_at = greatest(e.last_at, excluded.last_at)
 ), kept_results AS (
     -- An item succeeds once, so no result is there yet.
-    INSERT INTO callboard.results (job_id, item, value)
-    SELECT job_id, item, result FROM moved WHERE result IS NOT NULL
+    INSERT INTO callboard.results (job_id, item, value, unkept)
+    SELECT job_id, item, result, unkept FROM moved WHERE coalesce(result, unkept) IS NOT NULL
 ), messages AS (
     -- The next attempt's, or a dead letter: a death that was the last leaves no message to reject, and one that carried
     -- others is acknowledged.

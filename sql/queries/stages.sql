@@ -101,11 +101,11 @@ UPDATE callboard.jobs SET maker = NULL, updated_at = now() WHERE id = %s AND mak
 
 -- name: stage_results
 -- A page of a stage's items in these states, with their results, by item. Caller: stages.results_page.
--- Rows: (item, args, state, result).
-SELECT i.item, i.args, i.state::text, v.value
+-- Rows: (item, args, state, result, why it is not kept).
+SELECT i.item, i.args, i.state::text, v.value, v.unkept
 FROM callboard.items AS i
 LEFT JOIN LATERAL (
-    SELECT value FROM callboard.results AS v WHERE v.job_id = i.job_id AND v.item = i.item OFFSET 0
+    SELECT * FROM callboard.results AS v WHERE v.job_id = i.job_id AND v.item = i.item OFFSET 0
 ) AS v ON true
 WHERE i.job_id = %(job)s AND i.item > %(after)s AND i.state::text = ANY (%(states)s)
 ORDER BY i.item LIMIT %(limit)s

@@ -22,6 +22,7 @@ CHECKS = {
     "in_turn": "messages that wait for the job's turn, and rows of the outbox that do",
     "retries": "attempts given another, and attempt rows that were",
     "crashes": "crashes charged to the job, and to its items",
+    "unkept": "items whose result is not kept, and rows of results that say why",
     "errors": "attempts in the groups of errors, and attempt rows that are errors",
     "fatal": "attempts in the groups of errors that ended their item, and attempt rows that did",
     "stages": "stages the job says it has, and job rows that are stages of it",
@@ -70,9 +71,9 @@ def _arguments(row: dict[str, Any], cap: int) -> dict[str, Any]:
 
 def _value(row: dict[str, Any], cap: int) -> dict[str, Any]:
     if row["result"] is None:
-        return {"result": None, "result_text": None}
+        return {"result": None, "result_text": None, "result_unkept": row["result_unkept"]}
     strict, value = parse_strict_json(row["result"]) if row["result_size"] <= cap else (False, None)
-    return {"result": value, "result_text": None if strict else row["result"]}
+    return {"result": value, "result_text": None if strict else row["result"], "result_unkept": None}
 
 
 def _progress(row: dict[str, Any]) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ def job(row: Stored) -> dict[str, Any]:
         },
         **{name: row[name] for name in ("sealed", "total")},
         **parts,
-        **{name: row[name] for name in ("retries", "crashes")},
+        **{name: row[name] for name in ("retries", "crashes", "unkept")},
         "progress": progress(row),
         "rate": rate,
         "eta": None if standstill else iso(_eta(row, rate)),

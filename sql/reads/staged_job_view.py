@@ -12,8 +12,8 @@ from callboard.sql.states import ITEM_STATES, JOB_FINAL
 MAX_OPEN_PROGRESS = 0.999
 #: The fields of a stage beside its counts.
 STAGE_FIELDS = (
-    "stage", "name", "actor", "state", "stopping", "reason", "sealed", "retries", "crashes", "progress",
-    "rate", "eta", "stalled", "step", "limits", "started_at", "finished_at",
+    "stage", "name", "actor", "state", "stopping", "reason", "sealed", "retries", "crashes", "unkept",
+    "progress", "rate", "eta", "stalled", "step", "limits", "started_at", "finished_at",
 )  # fmt: skip
 
 Job = dict[str, Any]
@@ -52,7 +52,7 @@ def parent(row: Stored, rows: Sequence[Stored]) -> Job:
         **same,
         **{
             name: sum(stage[name] for stage in stages)
-            for name in ("total", *ITEM_STATES, "retries", "crashes")
+            for name in ("total", *ITEM_STATES, "retries", "crashes", "unkept")
         },
         "state": "running" if same["state"] == "pending" and begun else same["state"],
         "sealed": all(stage["sealed"] for stage in stages),

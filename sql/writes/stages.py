@@ -174,7 +174,9 @@ def release_claim(conn: Conn, making: StageClaim) -> None:
 
 def results_page(
     conn: Conn, job: int, states: Sequence[str], after: int, limit: int
-) -> list[tuple[int, bytes, str, str | None]]:
-    """Return items of a stage after item `after`, in these states: (item, arguments, state, result as JSON)."""
+) -> list[tuple[int, bytes, str, str | None, str | None]]:
+    """Return items of a stage after item `after`, in these states: (item, arguments, state, result as JSON, why that is
+    not kept).
+    """
     parameters = {"job": job, "states": list(states), "after": after, "limit": limit}
     return list(conn.execute(statement("stage_results"), parameters))

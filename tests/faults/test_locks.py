@@ -101,8 +101,8 @@ class Writers(ConcurrentWriters):
         )
         return Event(
             out.job, out.item, attempt, state, 0.01, now, chance.choice(self.workers), FAILURES.get(state),
-            Retry(0.0) if state == "retrying" else None, None, (child,) if chance.random() < 0.02 else (), ran=True,
-            dead=state == "failed" and chance.random() < 0.5,
+            Retry(0.0) if state == "retrying" else None, None, None, (child,) if chance.random() < 0.02 else (),
+            ran=True, dead=state == "failed" and chance.random() < 0.5,
         )  # fmt: skip
 
     def publish(self, conn: Conn, chance: random.Random) -> None:

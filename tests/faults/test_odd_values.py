@@ -6,13 +6,14 @@ from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from tests.faults.rig.scenario import ACTORS, Scenario
 
+UNKEPT = {
+    "nan": "Out of range float values are not JSON compliant",
+    "infinite": "Out of range float values are not JSON compliant",
+    "huge": "300,002 bytes as JSON, and 262,144 are allowed (CALLBOARD_RESULT_LIMIT)",
+    "object": "Encoding objects of type object is unsupported",
+    "deep": "recursion",
+}
 SAID = {
-    "half": "its result can't be stored",
-    "nan": "its result can't be stored: nan is no number in JSON",
-    "infinite": "its result can't be stored: -inf is no number in JSON",
-    "huge": "its result can't be stored: 300,002 bytes as JSON, and 262,144 are allowed (CALLBOARD_RESULT_LIMIT)",
-    "object": "its result can't be stored: Encoding objects of type object is unsupported",
-    "deep": "its result can't be stored: ",
     "odd error": "a\\x00b\\ud800",
     "huge error": "yyyy",
     "mute error": "(no text: ",
@@ -20,7 +21,7 @@ SAID = {
     "child": "it can't be recorded as it ended: 'utf-8' codec can't encode character",
     "skip": "a\\x00b\\ud800",
 }
-KINDS = [*SAID, "nul", "step"]
+KINDS = [*UNKEPT, *SAID, "half", "nul", "step"]
 
 
 def attempts(scenario: Scenario, job: int, item: int) -> list[dict[str, Any]]:
@@ -39,6 +40,11 @@ def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(scenario: Sce
     for n, kind in enumerate(kinds):
         if kind in SAID:
             assert SAID[kind] in attempts(scenario, job.id, n)[-1]["message"], kind
+    items = list(job.items(state="succeeded"))
+    assert {kinds[i["item"]] for i in items if i["result_unkept"]} == set(UNKEPT)
+    for item in items:
+        assert UNKEPT.get(kinds[item["item"]], "") in (item["result_unkept"] or ""), item
+    assert job.status()["unkept"] == 2 * len(UNKEPT)
     for text in ("can't go on", "can't be written to", "can't be recorded at all", "Unexpected failure in"):
         assert text not in worker.output
     assert worker.process.running()

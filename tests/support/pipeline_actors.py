@@ -169,7 +169,15 @@ def bad_text(kind: str) -> None:
 
 @dramatiq.actor(max_retries=0)
 def bad_result(kind: str) -> object:
+    if kind != "nul":
+        noted.send(1)
     return {"large": "x" * 300_000, "object": object(), "nul": "a \x00 in it"}[kind]
+
+
+@dramatiq.actor(max_retries=0, results="strict")
+def strict_result() -> str:
+    noted.send(1)
+    return "x" * 300_000
 
 
 @dramatiq.actor(max_retries=0, time_limit=300)

@@ -71,6 +71,7 @@ function facts(job) {
   show("hung", hung(job.hung));
   show("reason", job.reason);
   show("limits", Object.keys(job.limits).length && `Limits: ${limits(job.limits)}`);
+  show("unkept", job.unkept && `Results not kept: ${number(job.unkept)}. Each of these items says why`);
   show("step", job.step && !over && `Now: ${job.step}`);
   const ended = job.finished_at ? `, ended ${date(job.finished_at)}` : "";
   const by = job.created_by ? ` by ${job.created_by}` : "";

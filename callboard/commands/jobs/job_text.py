@@ -77,14 +77,17 @@ def _counts(job: Job) -> Text:
 
 
 def _pace(job: Job) -> Text:
-    """Rate, time left, retries and crashes, as far as there are any."""
+    """Rate, time left, retries, crashes and results that are not kept, as far as there are any."""
     parts = [] if job["rate"] is None else [f"{job['rate']:,.1f} items/s"]
     if job["eta"]:
         left = datetime.fromisoformat(job["eta"]) - datetime.now(UTC)
         left = timedelta(seconds=max(round(left.total_seconds()), 0))
         parts.append(f"{'its stage ' if job['stages'] else ''}done in {left}")
-    words = {"retries": "retry", "crashes": "crash"}
-    parts += [f"{job[many]:,} {one if job[many] == 1 else many}" for many, one in words.items() if job[many]]
+    words = {
+        "retries": ("retry", "retries"), "crashes": ("crash", "crashes"),
+        "unkept": ("result is not kept", "results are not kept"),
+    }  # fmt: skip
+    parts += [f"{job[name]:,} {forms[job[name] != 1]}" for name, forms in words.items() if job[name]]
     return Text(" · ".join(parts), style="dim")
 
 

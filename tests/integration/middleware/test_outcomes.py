@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import dramatiq
 import pika
 import pytest
 from dramatiq import Message, group
@@ -18,8 +19,8 @@ from tests.support.workers import wait_until
 
 ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
-    "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty", "opens_a_job",
-    "gently", "on_exhausted", "limited", "counts", "counts_gently",
+    "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
+    "opens_a_job", "gently", "on_exhausted", "limited", "counts", "counts_gently",
 ]  # fmt: skip
 
 
@@ -146,20 +147,41 @@ def test_an_error_text_that_no_database_stores_stays_readable(kind: str, text: s
     assert on.only(on.submit("bad_text", kind))["error"]["message"] == text
 
 
-@pytest.mark.parametrize("kind", ["large", "object"])
-def test_a_result_that_cannot_be_stored_fails_its_item(kind: str, on: Stage) -> None:
-    item = on.only(on.submit("bad_result", kind))
-    assert item["state"] == "failed"
-    assert item["error"]["type"].endswith("ResultNotStored")
+def test_a_success_whose_result_cannot_be_kept_says_so_and_sends_what_it_sent(on: Stage) -> None:
+    """Also its callback and the rest of its pipeline."""
+    with callboard.job("no result") as job:
+        on.actor("bad_result").send_with_options(args=("object",))
+        on.actor("bad_result").send_with_options(args=("large",), on_success=on.actor("on_success"))
+        (
+            on.actor("bad_result").message("large")
+            | on.actor("noted").message_with_options(pipe_ignore=True, args=(2,))
+        ).run()
+    first, *others = on.ended(job)
+    assert (first["state"], first["result"], first["error"]) == ("succeeded", None, None)
+    assert first["result_unkept"] == "Encoding objects of type object is unsupported"
+    assert {item["state"] for item in others} == {"succeeded"}
+    ran = sorted(what.split(" x")[0] for _, _, what in on.runs(job.id))
+    assert ran == ["noted"] * 4 + ["on_success"]
+    assert job.status()["unkept"] == 3
 
 
-def test_a_success_whose_result_cannot_be_stored_sends_nothing(on: Stage) -> None:
+def test_a_strict_actor_fails_by_a_result_that_cannot_be_kept_and_sends_nothing(on: Stage) -> None:
     """Its hooks took it for a success, and its item failed, so neither callback is sent."""
     with callboard.job("no result") as job:
-        on.actor("bad_result").send_with_options(args=("large",), on_success=on.actor("on_success"))
-        (on.actor("bad_result").message("large") | on.actor("noted").message()).run()
-    assert [item["state"] for item in on.ended(job)] == ["failed", "failed"]
+        on.actor("strict_result").send_with_options(on_success=on.actor("on_success"))
+        (on.actor("strict_result").message() | on.actor("noted").message()).run()
+    items = on.ended(job)
+    assert [item["state"] for item in items] == ["failed", "failed"]
+    assert items[0]["error"]["type"].endswith("ResultNotKept")
     assert on.runs(job.id) == []
+    assert job.status()["unkept"] == 0
+
+
+def test_an_unknown_value_of_the_option_results_is_refused_where_the_actor_is_declared(on: Stage) -> None:
+    with pytest.raises(
+        ValueError, match="the option results of sloppy must be 'strict' or None, not 'Strict'"
+    ):
+        dramatiq.actor(broker=on.broker, actor_name="sloppy", results="Strict")(lambda: None)
 
 
 def test_an_item_with_no_tries_left_sends_its_on_retry_exhausted(on: Stage) -> None:

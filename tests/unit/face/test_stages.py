@@ -156,7 +156,7 @@ def test_options_are_refused_before_anything_is_stored() -> None:
 def page(states: Any, after: int) -> list[Any]:
     """A stage of 250 items, of which every third failed."""
     found = [
-        (n, b'{"args":[%d],"kwargs":{}}' % n, "failed" if n % 3 == 0 else "succeeded", "null")
+        (n, b'{"args":[%d],"kwargs":{}}' % n, "failed" if n % 3 == 0 else "succeeded", "null", None)
         for n in range(250)
     ]
     return [row for row in found if row[0] > after and row[2] in states][: stage_maker.PAGE_ITEMS]
@@ -169,6 +169,17 @@ def test_results_are_of_the_items_that_succeeded_unless_other_states_are_named()
     assert [one.item for one in results.of("failed", "succeeded")] == list(range(250))
     with pytest.raises(ValueError, match="no item of a stage that is over is 'done'"):
         results.of("done")
+
+
+def test_a_result_that_is_not_kept_is_no_item_that_may_be_missing() -> None:
+    def page(states: Any, after: int) -> list[Any]:
+        return [] if after > 0 else [(7, b'{"args":[],"kwargs":{}}', "succeeded", None, "it is too large")]
+
+    assert [(one.result, one.unkept) for one in Results(page)] == [(None, "it is too large")]
+    with pytest.raises(
+        ValueError, match="the result of item 7 of the stage before is not kept: it is too large"
+    ):
+        list(stage_maker._as_items(Results(page)))
 
 
 def stored(items: Iterable[Any], consumed: int = 0, **options: Any) -> list[tuple[int, int]]:

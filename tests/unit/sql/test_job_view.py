@@ -31,6 +31,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "id": 1, "name": "n", "tenant": "", "limits": {"rate": "1/m"}, "metadata": {}, "state": state, "total": total,
         "sealed": state == "completed" or draw(st.booleans()), "standing": draw(st.booleans()),
         "published": draw(st.integers(0, total)), "retrying": retrying, **settled, "retries": 0, "crashes": 0,
+        "unkept": 0,
         "stopping": draw(st.sampled_from(("failed", "cancelled"))) if stopping else None,
         "in_turn": draw(st.integers(0, 10**9)),
         "hung": None, "in_hand": draw(st.integers(0, 10**4)), "read_at": NOW, "created_at": draw(TIMES),

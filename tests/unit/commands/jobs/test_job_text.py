@@ -11,7 +11,7 @@ from callboard.sql.states import ITEM_STATES
 
 def job(**more: Any) -> dict[str, Any]:
     none = dict.fromkeys(("rate", "eta", "step", "reason", "stalled", "stopping"))
-    counts = {"hung": [], **dict.fromkeys((*ITEM_STATES, "retries", "crashes"), 0)}
+    counts = {"hung": [], **dict.fromkeys((*ITEM_STATES, "retries", "crashes", "unkept"), 0)}
     return {
         "id": 17,
         "name": "words",
