@@ -93,7 +93,11 @@ class Job:
                 yield from page
 
     def errors(self) -> list[dict[str, Any]]:
-        """Return the job's errors, grouped by type and place, each with its count and an example."""
+        """Return the job's errors in groups of one type, place and `pattern` of the message.
+
+        Each has how many items `failed` for good, how many attempts were `retried`, and an example. `pattern` is None
+        for messages beyond the number of groups that a job may have.
+        """
         return self._ask(queries.errors(self.id))
 
     def actions(self) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
+from callboard.sql.error_patterns import pattern
 from callboard.sql.states import JOB_FINAL
 
 OutcomeState: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
@@ -28,7 +29,7 @@ class Progress(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an attempt did not simply succeed. `place`: file, line and function that raised; `traceback_size`: characters
-    of the traceback before it was cut.
+    of the traceback before it was cut; `pattern`: see `error_patterns`.
     """
 
     kind: Annotated[AttemptKind, "callboard.attempt_kind"]
@@ -37,6 +38,13 @@ class Failure:
     place: Text = ""
     traceback: Text = ""
     traceback_size: Int = 0
+    pattern: Text = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        if self.kind == "crashed":  # one group, whatever became of the items
+            object.__setattr__(self, "pattern", self.error_type)
+        elif self.kind != "skipped":  # skipped items are in no group of errors
+            object.__setattr__(self, "pattern", pattern(self.message))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ DROP_BATCH_MESSAGES = 50_000
 CONTROLS_HEARD_SECONDS = 1.5
 #: Crashes charged to an item after which it is failed.
 MAX_CRASHES = 3
+#: Groups of errors of a job; messages of further patterns share one group of their type and place.
+MAX_ERROR_GROUPS = 100
 #: Seconds for which a message waits that came to a worker without its actor, while another worker has the actor.
 POSTPONE_SECONDS = 1.0
 #: Seconds without a sign of its submitter after which a submission is taken to have broken off.

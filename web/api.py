@@ -72,7 +72,7 @@ async def item(request: Request) -> Answer:
 
 
 async def errors(request: Request) -> Answer:
-    """GET /api/jobs/{job}/errors: in groups of one kind, type and place; first those by which most items failed."""
+    """GET /api/jobs/{job}/errors: in groups; first those by which most items failed."""
     number = await access.job(request)
     return await _list(request, "errors", number, await read(request, queries.errors(number)))
 

@@ -202,24 +202,27 @@ CREATE TABLE callboard.attempts (
     retried          boolean NOT NULL,           -- another attempt was scheduled
     error_type       text NOT NULL,
     place            text NOT NULL DEFAULT '',   -- file, line and function that raised
+    pattern          text NOT NULL,              -- of the group of errors that it counts in
     message          text NOT NULL,
     traceback        text NOT NULL DEFAULT '',
     PRIMARY KEY (job_id, item, attempt)
 );
 
--- One row per kind of error: its type and the place that raised it. Bounded by the code, not by the number of items.
+-- One row per kind of error: its type, the place that raised it, and the pattern of its message. Bounded: beyond a number
+-- of groups, messages of further patterns share the row with the empty pattern (see `record`).
 CREATE TABLE callboard.errors (
     job_id           bigint NOT NULL,
     count            bigint NOT NULL,            -- attempts
     failed           bigint NOT NULL,            -- of them, those that ended their item
     first_at         timestamptz NOT NULL,
     last_at          timestamptz NOT NULL,
-    item             integer NOT NULL,           -- the example's
+    item             integer NOT NULL,           -- the example's: one that failed for good, where there is one
     kind             callboard.attempt_kind NOT NULL,
     error_type       text NOT NULL,
     place            text NOT NULL,
+    pattern          text NOT NULL,
     message          text NOT NULL,              -- the example's
-    PRIMARY KEY (job_id, kind, error_type, place)
+    PRIMARY KEY (job_id, kind, error_type, place, pattern)
 ) WITH (fillfactor = 70);
 
 -- Attempts that have run for a while. Small: never more rows than there are worker threads.

@@ -201,13 +201,13 @@ WHERE a.job_id = %(job)s AND a.item = %(item)s
 ORDER BY a.attempt LIMIT %(limit)s
 
 -- name: job_errors
--- The errors of a job, or of all of its stages, one row a kind, those that cost most items first.
+-- The errors of a job, or of all of its stages, one row a group, those that cost most items first.
 -- Caller: queries.errors.
-SELECT e.job_id AS job, j.stage, e.kind::text AS kind, e.error_type AS type, e.place, e.count, e.failed, e.first_at,
-       e.last_at, e.item, left(e.message, %(cap)s) AS message
+SELECT e.job_id AS job, j.stage, e.kind::text AS kind, e.error_type AS type, e.place, nullif(e.pattern, '') AS pattern,
+       e.count, e.failed, e.count - e.failed AS retried, e.first_at, e.last_at, e.item, left(e.message, %(cap)s) AS message
 FROM callboard.jobs AS j JOIN callboard.errors AS e ON e.job_id = j.id
 WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.deleted_at IS NULL
-ORDER BY j.stage, e.failed DESC, e.count DESC, e.kind, e.error_type, e.place LIMIT %(limit)s
+ORDER BY j.stage, e.failed DESC, e.count DESC, e.kind, e.error_type, e.place, e.pattern LIMIT %(limit)s
 
 -- name: job_actions
 -- Who did what to a job, the latest first. Caller: queries.actions. Rows: one an action.

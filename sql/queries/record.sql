@@ -35,11 +35,29 @@ WITH event AS (
     FROM locked_items AS e
     WHERE i.job_id = e.job AND i.item = e.item AND e.open
     RETURNING i.job_id, i.item, i.was, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
-              e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place,
+              e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place, e.failure_pattern AS pattern,
               e.failure_message AS message, e.failure_traceback AS traceback, e.failure_traceback_size AS traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result, e.unkept
+), new_group AS (
+    SELECT g.job_id, g.kind, g.error_type, g.place, g.pattern, row_number() OVER (PARTITION BY g.job_id) AS nth
+    FROM (SELECT DISTINCT job_id, kind, error_type, place, pattern FROM moved WHERE kind <> 'skipped') AS g
+    WHERE NOT EXISTS (
+        SELECT FROM callboard.errors AS e
+        WHERE e.job_id = g.job_id AND e.kind = g.kind AND e.error_type = g.error_type AND e.place = g.place
+          AND e.pattern = g.pattern OFFSET 0)
+), beyond AS (
+    -- Those for which their job has too many groups: they share the one with the empty pattern.
+    SELECT job_id, kind, error_type, place, pattern
+    FROM (
+        SELECT g.*, max(CASE WHEN nth = 1 THEN (SELECT count(*) FROM callboard.errors AS e WHERE e.job_id = g.job_id) END)
+                    OVER (PARTITION BY job_id) AS others
+        FROM new_group AS g
+    ) AS g
+    WHERE nth + others > %(groups)s
 ), failure AS (
-    SELECT m.*, m.state = 'retrying' AS retried, now() - make_interval(secs => m.age) AS ended_at
+    SELECT m.*, m.state = 'retrying' AS retried, now() - make_interval(secs => m.age) AS ended_at,
+           CASE WHEN ((job_id, kind, error_type, place, pattern) IN (SELECT * FROM beyond)) IS TRUE THEN ''
+                ELSE coalesce(pattern, '') END AS error_group
     FROM moved AS m WHERE m.kind IS NOT NULL
 ), born AS (
     SELECT c.*, row_number() OVER (PARTITION BY c.job ORDER BY c.nth) AS place
@@ -114,23 +132,26 @@ WITH event AS (
 ), kept_attempts AS (
     INSERT INTO callboard.attempts
         (job_id, item, attempt, kind, retried, worker, started_at, ended_at,
-         error_type, place, message, traceback, traceback_size)
+         error_type, place, pattern, message, traceback, traceback_size)
     SELECT f.job_id, f.item, f.attempt, f.kind, f.retried, f.worker, f.started_at, f.ended_at,
-           f.error_type, f.place, f.message, f.traceback, f.traceback_size
+           f.error_type, f.place, f.error_group, f.message, f.traceback, f.traceback_size
     FROM failure AS f
     ON CONFLICT DO NOTHING
 ), kept_errors AS (
     INSERT INTO callboard.errors AS e
-        (job_id, kind, error_type, place, count, failed, first_at, last_at, item, message)
-    SELECT f.job_id, f.kind, f.error_type, f.place, count(*), count(*) FILTER (WHERE NOT f.retried),
-           min(f.ended_at), max(f.ended_at), min(f.item), (array_agg(f.message ORDER BY f.item))[1]
+        (job_id, kind, error_type, place, pattern, count, failed, first_at, last_at, item, message)
+    SELECT f.job_id, f.kind, f.error_type, f.place, f.error_group, count(*), count(*) FILTER (WHERE NOT f.retried),
+           min(f.ended_at), max(f.ended_at), (array_agg(f.item ORDER BY f.retried, f.item))[1],
+           (array_agg(f.message ORDER BY f.retried, f.item))[1]
     FROM failure AS f
     WHERE f.kind <> 'skipped' AND (f.job_id IN (SELECT id FROM counted)) IS TRUE  -- these first
-    GROUP BY f.job_id, f.kind, f.error_type, f.place
-    ORDER BY f.job_id, f.kind, f.error_type, f.place
-    ON CONFLICT (job_id, kind, error_type, place) DO UPDATE
+    GROUP BY f.job_id, f.kind, f.error_type, f.place, f.error_group
+    ORDER BY f.job_id, f.kind, f.error_type, f.place, f.error_group
+    ON CONFLICT (job_id, kind, error_type, place, pattern) DO UPDATE
     SET count = e.count + excluded.count,
         failed = e.failed + excluded.failed,
+        item = CASE WHEN e.failed = 0 AND excluded.failed > 0 THEN excluded.item ELSE e.item END,
+        message = CASE WHEN e.failed = 0 AND excluded.failed > 0 THEN excluded.message ELSE e.message END,
         last_at = greatest(e.last_at, excluded.last_at)
 ), kept_results AS (
     -- An item succeeds once, so no result is there yet.

@@ -155,19 +155,32 @@ WITH chosen AS (
     FROM ended AS e WHERE i.job_id = e.job_id AND i.item = e.item
     RETURNING i.job_id, i.item, i.attempt, i.was, e.crashes
 ), retried AS (
-    SELECT a.kind, a.error_type, a.place, count(*) AS count
+    SELECT a.kind, a.error_type, a.place, a.pattern, count(*) AS count
     FROM moved AS m
     JOIN callboard.attempts AS a ON a.job_id = m.job_id AND a.item = m.item AND a.attempt = m.attempt - 1
     WHERE m.was <> 'cancelled'
-    GROUP BY 1, 2, 3
+    GROUP BY 1, 2, 3, 4
 ), locked AS (
     SELECT j.id FROM callboard.jobs AS j CROSS JOIN (SELECT count(*) FROM moved) AS m  -- these first
     WHERE j.id = %(job)s FOR NO KEY UPDATE OF j
 ), regrouped AS (
-    UPDATE callboard.errors AS e SET failed = e.failed - r.count
+    -- The example stays one of an item that failed for good, as long as there is one.
+    UPDATE callboard.errors AS e
+    SET failed = e.failed - r.count,
+        (item, message) = (
+            (SELECT a.item, a.message FROM callboard.attempts AS a
+             CROSS JOIN LATERAL (
+                 SELECT state, attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
+             ) AS i
+             WHERE e.failed > r.count AND e.item IN (SELECT item FROM moved)
+               AND a.job_id = e.job_id AND a.kind = e.kind AND a.error_type = e.error_type AND a.place = e.place
+               AND a.pattern = e.pattern AND i.state = 'failed' AND i.attempt = a.attempt
+               AND a.item NOT IN (SELECT item FROM moved)
+             LIMIT 1)
+            UNION ALL SELECT e.item, e.message LIMIT 1)
     FROM retried AS r CROSS JOIN locked
     WHERE e.job_id = %(job)s AND e.kind = r.kind AND e.error_type = r.error_type AND e.place = r.place
-      AND r.kind <> 'skipped'
+      AND e.pattern = r.pattern AND r.kind <> 'skipped'
 ), lying AS (
     SELECT o.item, o.in_turn, o.first FROM callboard.outbox AS o JOIN moved USING (job_id, item)
     ORDER BY o.item FOR UPDATE OF o

@@ -107,7 +107,7 @@ def attempts(number: int, position: int) -> Query[list[dict[str, Any]]]:
 
 
 def errors(number: int) -> Query[list[dict[str, Any]]]:
-    """Return a job's errors, grouped by kind, type and place, each with an example."""
+    """Return a job's errors, grouped by kind, type, place and pattern of the message, each with an example."""
     parameters = {"job": number, "cap": LIST_CHARACTERS, "limit": MAX_ROWS}
     return Query(statement("job_errors"), parameters, item_view.with_iso_times("first_at", "last_at"))
 

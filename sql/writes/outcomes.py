@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from callboard.sql import timings
 from callboard.sql.arrays import parameters
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Event, HangSample, JobControl, NewItem, Running
@@ -21,6 +22,7 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
         statement("record"),
         {
             "now": now,
+            "groups": timings.MAX_ERROR_GROUPS,
             **parameters(Event, ordered),
             **parameters(NewItem, [child for _, child in children]),
             "parent_job": [e.job for e, _ in children],

@@ -122,7 +122,7 @@ async function errors(job) {
   const now = `${job.failed}-${job.retries}-${job.crashes}`;
   if (now === errorsShown) return;
   const { errors: groups } = await get(`api/jobs/${id}/errors`);
-  section("errors", groups, (e) => JSON.stringify([e.job, e.kind, e.type, e.place]), errorRow, fillError);
+  section("errors", groups, (e) => JSON.stringify([e.job, e.kind, e.type, e.place, e.pattern]), errorRow, fillError);
   errorsShown = now;
 }
 
@@ -132,11 +132,12 @@ function errorRow(error) {
 }
 
 function fillError(element, error) {
-  const failed = error.failed ? `${count(error.failed, "item")} failed by it, ` : "";
+  const kind = error.kind === "failed" ? "" : ` (${error.kind.replace("_", " ")})`;
+  const retried = error.retried ? `${count(error.retried, "attempt")} retried, ` : "";
   put(element, {
-    ".count": `${number(error.count)} ×`,
-    ".what": error.kind === "failed" ? error.type : `${error.type} (${error.kind.replace("_", " ")})`,
-    ".push": `${failed}last at ${date(error.last_at)}`,
+    ".count": `${number(error.failed)} failed`,
+    ".what": `${error.type}${kind}${error.pattern === null ? ", other messages" : ""}`,
+    ".push": `${retried}last at ${date(error.last_at)}`,
     pre: error.message,
     ".aside .mono": error.place,
   });

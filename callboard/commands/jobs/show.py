@@ -90,12 +90,12 @@ def items(
 
 @app.command()
 def errors(job: JobId, *, as_json: AsJson = False) -> None:
-    """List a job's errors in groups of one kind, type and place, each with an example."""
+    """List a job's errors in groups of one kind, type, place and form of message, each with an example."""
     with database() as conn:
         find_job(conn, job)
         found = queries.run(conn, queries.errors(job))
     stage = "stage " if any(error["stage"] is not None for error in found) else ""
-    columns = f"{stage}count failed kind type place last_at item message"
+    columns = f"{stage}failed retried kind type place last_at item message"
     print_page("errors", (found, None), columns, as_json=as_json)
 
 
