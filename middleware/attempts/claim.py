@@ -16,17 +16,26 @@ class Failed(RuntimeError):
     """The item failed for good with the attempt that the message carries: the message belongs to the dead letters."""
 
 
+class MovedBack(RuntimeError):
+    """The item failed for good, and somebody has moved its message from the dead letters back to the queue."""
+
+
 def claim(conn: Conn, attempt: Attempt, worker: int) -> Claim | None:
     """Claim an attempt's item for `worker`, which must not run it yet; return None when the attempt must not run: the
-    item is final, has a newer attempt, or another worker holds it. Raises Failed, psycopg.Error.
+    item is final, has a newer attempt, or another worker holds it. Raises Failed, MovedBack, psycopg.Error.
     """
     found = claims.claim_item(conn, *attempt.key, attempt.number, worker)
+    was_dead = any(delivery.was_dead for delivery in attempt.deliveries)
     if found is None:
         log.warning("a message carries item %d/%d, which the database doesn't have", *attempt.key)
+        if was_dead:
+            raise Failed
     elif found.taken or found.holder == worker:  # an earlier claim of this worker, whose answer was lost
         return found
     elif found.holder is not None and not found.holder_alive:
         rescue(conn, found.holder)  # requeues this item too, so this message is not needed any more
+    elif was_dead and found.state == "failed":
+        raise MovedBack
     elif found.state == "failed" and found.attempt == attempt.number and found.crashes < timings.MAX_CRASHES:
         raise Failed
     else:

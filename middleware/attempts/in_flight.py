@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from dramatiq.broker import MessageProxy
 
-from callboard.middleware.attempts.claim import Failed, claim
+from callboard.middleware.attempts.claim import Failed, MovedBack, claim
 from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import Outcome
-from callboard.middleware.attempts.parking import Parking
+from callboard.middleware.attempts.parking import Parking, park, retry_moved_back
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.consumers import Consumers
@@ -35,7 +35,8 @@ class InFlight:
     def __init__(self, process: Process, consumers: Consumers) -> None:
         self._process = process
         self._consumers = consumers
-        self._parking = Parking(process)
+        self._parking = Parking(process, park)
+        self._moved_back = Parking(process, retry_moved_back)
         self._lock = threading.RLock()
         self._isolation = Isolation(process)
         self._attempts: dict[tuple[int, int], Attempt] = {}
@@ -59,7 +60,7 @@ class InFlight:
             delivery.deferred = True  # never acknowledged, it is delivered again
         except Failed:
             # Its worker died before it could reject it. A copy of it that was never delivered before is acknowledged.
-            message.failed = delivery.redelivered
+            message.failed = delivery.redelivered or delivery.was_dead
         except DATA_ERRORS as error:
             log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
             message.fail()
@@ -70,7 +71,7 @@ class InFlight:
         return None
 
     def _admit(self, message: MessageProxy, delivery: Delivery) -> Attempt | None:
-        stamp, suspect = delivery.stamp, delivery.redelivered
+        stamp, suspect = delivery.stamp, delivery.redelivered or delivery.was_dead
         if stamp is None:
             stamp, known = self._adopt(message)
             suspect = suspect or known
@@ -79,12 +80,18 @@ class InFlight:
             message.message_id,
         )  # fmt: skip
         other = self._attempts.get(attempt.key)
-        if (other is not None and self._join(other, attempt)) or self._is_blocked(attempt):
+        if other is not None and self._join(other, attempt):
             return None
+        if not delivery.was_dead and self._is_blocked(attempt):
+            return None  # whether it is moved back is asked first
         suspect = suspect or stamp.suspect or other is not None or self._outdated(attempt)
         if suspect and self._joins_claim(attempt):
             return None
-        return attempt if self._begin(attempt, suspect=suspect) else None
+        try:
+            return attempt if self._begin(attempt, suspect=suspect) else None
+        except MovedBack:
+            self._park(attempt, self._moved_back)
+            return None
 
     def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:
         """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping.
@@ -93,7 +100,11 @@ class InFlight:
         """
         item = foreign_item(message)
         out = self._process.retry(lambda: self._stored(item))
-        if out.suspect and not message.message_id and not message.delivery.redelivered:
+        if (
+            out.suspect
+            and not message.message_id
+            and not (message.delivery.redelivered or message.delivery.was_dead)
+        ):
             out = self._process.retry(lambda: self._stored(replace(item, key=None)))
         return Stamp(out.job, out.item, 1), out.suspect
 
@@ -111,7 +122,7 @@ class InFlight:
         """Return whether its job has stopped or is paused; park the message of a paused job."""
         control = self._blocking_control(attempt)
         if control is not None and not control.over:
-            self._park(attempt)
+            self._park(attempt, self._parking)
         return control is not None
 
     def _blocking_control(self, attempt: Attempt) -> JobControl | None:
@@ -127,10 +138,10 @@ class InFlight:
         control = self._controls.get(attempt.job)
         return control is not None and control.epoch > attempt.epoch
 
-    def _park(self, attempt: Attempt) -> None:
+    def _park(self, attempt: Attempt, parking: Parking) -> None:
         for delivery in attempt.deliveries:
             delivery.deferred = True
-        self._parking.park(attempt)
+        parking.park(attempt)
 
     def _join(self, running: Attempt, copy: Attempt) -> bool:
         """Have a copy of what runs acknowledged with it; False when another attempt runs, or none any more."""
@@ -147,7 +158,7 @@ class InFlight:
 
     def _begin(self, attempt: Attempt, *, suspect: bool) -> bool:
         """Wait for the item's turn, claim the item if the message is suspect, and begin; return False when the attempt
-        must not run. Raises Stopping, Failed, DATA_ERRORS.
+        must not run. Raises Stopping, Failed, MovedBack, DATA_ERRORS.
         """
         begun, control = False, None
         try:
@@ -168,7 +179,7 @@ class InFlight:
                 if control is None or control.over:
                     self._acknowledge_copies(attempt)
         if control is not None and not control.over:
-            self._park(attempt)
+            self._park(attempt, self._parking)
         return begun
 
     # Messages that may be a second copy ------------------------------------------------------------------------------

@@ -1,35 +1,53 @@
-"""Messages of paused jobs leave the broker: they are kept in the outbox and published again when their job goes on."""
+"""Messages that are not to run now leave the broker: they are kept in the outbox and published again later.
+
+Those of paused jobs wait until their job goes on. Dead letters that somebody has moved back to their queue become
+another attempt at their items.
+"""
 
 import logging
 from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import TypeAlias
 
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.delivery import release
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process, Stopping
 from callboard.middleware.process.side_thread import SideThread
+from callboard.sql.pool import Conn
 from callboard.sql.writes import claims
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
+from callboard.sql.writes.retry import RetrySelection, retry
 
 log = logging.getLogger("callboard.tracking")
-_log_outage = OutageLog(log, "messages of paused jobs wait for the database: %s")
+_log_outage = OutageLog(log, "messages that are not to run now wait for the database: %s")
 
 #: Messages that are parked in one transaction.
 BATCH_MESSAGES = 1_000
+#: Who asks for the retry, as the job's history says.
+MOVED_BACK = Requester("worker", "dead letters moved back")
+
+#: Job, item and number of an attempt.
+Key: TypeAlias = tuple[int, int, int]
 
 
 class Parking:
-    """Parks messages, then acknowledges them, in a side thread: worker threads go on with other jobs.
+    """Keeps messages, then acknowledges them, in a side thread: worker threads go on with other messages.
 
-    What can't be parked before the process stops is not acknowledged, so it is delivered again.
+    `keep` puts attempts into the outbox, and returns those that it refuses: their messages are rejected. What can't be
+    kept before the process stops is not acknowledged, so it is delivered again.
     """
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, keep: Callable[[Conn, Sequence[Key]], Collection[Key]]) -> None:
         self._process = process
+        self._keep = keep
         self._waiting: deque[Attempt] = deque()
         self._side_thread = SideThread("parking")
 
     def park(self, attempt: Attempt) -> None:
-        """Park an attempt that has not begun; its deliveries must be deferred."""
+        """Keep an attempt that has not begun; its deliveries must be deferred."""
         self._waiting.append(attempt)
         self._side_thread.run(self._park_waiting)
 
@@ -39,7 +57,35 @@ class Parking:
             return
         keys = [(*attempt.key, attempt.number) for attempt in batch]
         try:
-            self._process.retry_write(lambda conn: claims.park(conn, keys), _log_outage)
+            refused = self._process.retry_write(lambda conn: self._keep(conn, keys), _log_outage)
         except Stopping:
             return
-        release((delivery, False) for attempt in batch for delivery in attempt.deliveries)
+        release(
+            (delivery, key in refused)
+            for key, attempt in zip(keys, batch, strict=True)
+            for delivery in attempt.deliveries
+        )
+
+
+def park(conn: Conn, keys: Sequence[Key]) -> Collection[Key]:
+    """Park messages of paused jobs; see `Parking`."""
+    claims.park(conn, keys)
+    return ()
+
+
+def retry_moved_back(conn: Conn, keys: Sequence[Key]) -> Collection[Key]:
+    """Give the failed items of dead letters that were moved back another attempt; see `Parking`."""
+    refused: list[Key] = []
+    for job, found in groupby(sorted(keys), itemgetter(0)):
+        of_job = list(found)
+        try:
+            retry(conn, job, MOVED_BACK, RetrySelection(["failed"], [item for _, item, _ in of_job]))
+        except (NoSuchJob, NotPossible) as error:
+            log.warning(
+                "%d dead letters of job %d were moved back, and stay dead letters: %s",
+                len(of_job),
+                job,
+                error,
+            )
+            refused += of_job
+    return refused

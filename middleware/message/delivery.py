@@ -41,6 +41,7 @@ class Delivery:
     tag: Tag
     stamp: Stamp | None
     redelivered: bool = False
+    was_dead: bool = False  # it came from the dead letters: somebody has moved it back to its queue
     mates: list[MessageProxy] = field(default_factory=list)
     attempt: "Attempt | None" = None  # until it ends
     seen: bool = False  # `before_process_message` ran

@@ -19,6 +19,8 @@ from callboard.sql.rows import Outgoing
 
 #: The arguments of a message that carries many items: each item has its own.
 NO_ARGS = b'"args":[],"kwargs":{}'
+#: A header of a dead letter; its name holds that of RabbitMQ's own, which the other dead letters have.
+DEAD_LETTER_HEADER = "callboard-x-death"
 #: The largest priority in AMQP, and the most bytes of a short string.
 MAX_OCTET = 255
 
@@ -137,6 +139,7 @@ def properties(out: Outgoing) -> pika.BasicProperties:
     return pika.BasicProperties(
         content_type="application/json" if type(get_encoder()) is JSONEncoder else "application/octet-stream",
         delivery_mode=2,
+        headers={DEAD_LETTER_HEADER: True} if out.dead else None,
         priority=_priority(out),
         correlation_id=f"{out.job}/{out.item}" + (f"-{out.more[-1].item}" if out.more else ""),
         message_id=_short(message_id(out)),

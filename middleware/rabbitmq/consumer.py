@@ -84,9 +84,10 @@ class RabbitmqConsumer(Consumer):
         self._cancelled = True  # the queue was deleted
 
     def _on_message(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._on_delivery(method.delivery_tag, body, redelivered=method.redelivered)
+        was_dead = any("x-death" in name for name in properties.headers or ())
+        self._on_delivery(method.delivery_tag, body, redelivered=method.redelivered, was_dead=was_dead)
 
-    def _on_delivery(self, tag: int, body: bytes, *, redelivered: bool) -> None:
+    def _on_delivery(self, tag: int, body: bytes, *, redelivered: bool, was_dead: bool) -> None:
         try:
             messages = envelope.parts(envelope.read(body))
         except DecodeError:
@@ -99,7 +100,9 @@ class RabbitmqConsumer(Consumer):
         tags: list[Tag] = [tag] if len(messages) == 1 else [(tag, place) for place in range(len(messages))]
         proxies = [
             RabbitmqMessage(
-                self.broker, message, Delivery(self._acks, own, stamp.read(message.options), redelivered)
+                self.broker,
+                message,
+                Delivery(self._acks, own, stamp.read(message.options), redelivered, was_dead),
             )
             for message, own in zip(messages, tags, strict=True)
         ]

@@ -17,6 +17,8 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 #: Class and method of Basic.Deliver. After the consumer's tag come the delivery tag and the flag `redelivered`.
 DELIVER = b"\x00\x3c\x00\x3c"
 TAG_AND_FLAG = Struct(">QB")
+#: In the header frame of a dead letter: the name of a header that RabbitMQ, or `envelope.properties`, has set.
+X_DEATH = b"x-death"
 #: In a header frame: bytes of the body.
 BODY_SIZE = Struct(">Q")
 
@@ -24,8 +26,8 @@ BODY_SIZE = Struct(">Q")
 class OnDelivery(Protocol):
     """Called with each complete delivery, on the connection's thread."""
 
-    def __call__(self, tag: int, body: bytes, *, redelivered: bool) -> None:
-        """Take the delivery with this delivery tag."""
+    def __call__(self, tag: int, body: bytes, *, redelivered: bool, was_dead: bool) -> None:
+        """Take the delivery with this delivery tag; `was_dead`: the message was a dead letter."""
         ...
 
 
@@ -37,6 +39,7 @@ class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
     _delivery: tuple[int, int, bool] | None = (
         None  # channel, tag, redelivered of the delivery that is being read
     )
+    _was_dead = False  # whether its message was a dead letter
     _missing = 0  # bytes of its body that have not come yet
     _parts: list[bytes]  # of its body
 
@@ -74,12 +77,13 @@ class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
             return False
         if kind == HEADER:
             (self._missing,) = BODY_SIZE.unpack_from(data, payload + 4)
+            self._was_dead = data.find(X_DEATH, payload, end) >= 0
         else:
             self._parts.append(data[payload:end])
             self._missing -= end - payload
         if self._missing <= 0:
             (_, tag, redelivered), self._delivery = self._delivery, None
-            self._on_delivery(tag, b"".join(self._parts), redelivered=redelivered)
+            self._on_delivery(tag, b"".join(self._parts), redelivered=redelivered, was_dead=self._was_dead)
         return True
 
 

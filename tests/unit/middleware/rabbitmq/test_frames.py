@@ -11,13 +11,14 @@ from pika import frame, spec
 
 from callboard.middleware.rabbitmq.frames import delivery_reader
 
-Taken = tuple[int, bytes, bool]
+Taken = tuple[int, bytes, bool, bool]
 
 
-def delivery(tag: int, body: bytes, limit: int = 3, *, again: bool = False) -> bytes:
+def delivery(tag: int, body: bytes, limit: int = 3, *, again: bool = False, dead: bool = False) -> bytes:
     """The frames of a delivery as a server with this frame limit sends them."""
     method = spec.Basic.Deliver("ctag1.é", tag, again, "", "default")
-    properties = pika.BasicProperties(headers={"a": 1}, message_id="m", delivery_mode=2)
+    headers = {"a": 1, "x-death": [{"count": 1, "reason": "rejected"}]} if dead else {"a": 1}
+    properties = pika.BasicProperties(headers=headers, message_id="m", delivery_mode=2)
     parts = [body[at : at + limit] for at in range(0, len(body), limit)]
     return b"".join(
         piece.marshal()
@@ -38,7 +39,7 @@ RETURNED = (
     + frame.Header(1, 4, pika.BasicProperties()).marshal()
     + frame.Body(1, b"\x00\x3c\x00\x3c").marshal()
 )
-DELIVERIES = st.tuples(st.integers(1, 2**63), st.binary(max_size=40), st.booleans())
+DELIVERIES = st.tuples(st.integers(1, 2**63), st.binary(max_size=40), st.booleans(), st.booleans())
 
 
 class Connection:
@@ -52,8 +53,8 @@ class Connection:
         self.pika.bytes_received = 0
         monkeypatch.setattr(pika.SelectConnection, "_on_data_available", self._leave)
 
-    def _take(self, tag: int, body: bytes, *, redelivered: bool) -> None:
-        self.taken.append((tag, body, redelivered))
+    def _take(self, tag: int, body: bytes, *, redelivered: bool, was_dead: bool) -> None:
+        self.taken.append((tag, body, redelivered, was_dead))
 
     def _leave(self, data: bytes) -> None:
         self.left += data
@@ -75,7 +76,8 @@ def test_deliveries_are_complete_however_the_bytes_are_cut(
     with monkeypatch.context() as patch:
         connection = Connection(patch)
         stream = b"".join(
-            one if isinstance(one, bytes) else delivery(one[0], one[1], limit, again=one[2]) for one in sent
+            one if isinstance(one, bytes) else delivery(one[0], one[1], limit, again=one[2], dead=one[3])
+            for one in sent
         )
         places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
         for start, end in pairwise(places):
@@ -90,7 +92,7 @@ def test_a_heartbeat_inside_a_delivery_goes_to_pika(monkeypatch: pytest.MonkeyPa
     whole = delivery(5, b"abcdef")
     cut = whole.index(b"abc") - 7
     connection.feed(whole[:cut] + HEARTBEAT + whole[cut:])
-    assert connection.taken == [(5, b"abcdef", False)]
+    assert connection.taken == [(5, b"abcdef", False, False)]
     assert connection.left == HEARTBEAT
 
 
@@ -106,5 +108,5 @@ def test_bytes_that_are_no_frame_go_to_pika(monkeypatch: pytest.MonkeyPatch) -> 
     """A server of another protocol version answers with its protocol header, which pika refuses."""
     connection = Connection(monkeypatch)
     connection.feed(delivery(5, b"x") + b"AMQP\x00\x00\x09\x01")
-    assert connection.taken == [(5, b"x", False)]
+    assert connection.taken == [(5, b"x", False, False)]
     assert connection.left == b"AMQP\x00\x00\x09\x01"

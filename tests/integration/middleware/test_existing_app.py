@@ -1,0 +1,76 @@
+"""What an app that used Dramatiq before meets, in a real worker process."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pika
+import pytest
+from dramatiq import Message
+
+import callboard
+from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.vhosts import Broker
+from tests.support.workers import wait_until
+
+ACTORS = ["work", "stubborn"]
+
+
+@pytest.fixture(scope="module")
+def on(
+    postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """One worker process for all of these tests."""
+    with stage(postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("existing")) as made:
+        yield made
+        assert made.worker is not None
+        assert made.worker.stop() == 0
+        assert made.drift() == []
+
+
+def put(on: Stage, body: bytes, properties: pika.BasicProperties | None = None) -> None:
+    with on.channel() as channel:
+        channel.basic_publish("", "default", body, properties)
+
+
+def item_of(on: Stage, message_id: str) -> tuple[Any, ...]:
+    """(job, item) of a message, when it is on record."""
+    found: list[tuple[Any, ...]] = []
+
+    def look() -> bool:
+        where = "SELECT job_id, item FROM callboard.items WHERE message_id = %s"
+        found.extend(on.conn.execute(where, (message_id,)))
+        return bool(found)
+
+    assert wait_until(look, TIMEOUT)
+    return found[0]
+
+
+@pytest.mark.parametrize("carried", ["alone", "in a chunk", "foreign"])
+def test_a_dead_letter_that_is_moved_back_is_a_retry_of_its_item(carried: str, on: Stage) -> None:
+    """As by "Move messages" of RabbitMQ's page, or a shovel: with its properties."""
+    if carried == "foreign":
+        message: Message[None] = Message("default", "stubborn", (1, 4), {}, {})
+        put(on, message.encode())
+        number, item = item_of(on, message.message_id)
+        job = callboard.get(number)
+    else:
+        calls = [{"number": n, "wins_at": 4} for n in range(2)]
+        job, item = on.submit("stubborn", *calls, chunk=2 if carried == "in a chunk" else 1), 0
+    mine = f'"job":{job.id},"item":{item},'.encode()
+    properties, body = on.dead_letter(lambda _, body: mine in body)
+
+    def state() -> str:
+        (found,) = (i for i in job.items() if i["item"] == item)
+        return str(found["state"])
+
+    assert state() == "failed"
+    put(on, body, properties)
+    assert wait_until(lambda: state() == "succeeded", TIMEOUT)
+    assert [attempt for i, attempt, _ in on.runs(job.id) if i == item] == [1, 2, 3, 4]
+    put(on, body, properties)  # another time: its item has succeeded
+    assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
+    assert len([1 for i, _, _ in on.runs(job.id) if i == item]) == 4
+    retries = on.conn.execute(
+        "SELECT who FROM callboard.actions WHERE job_id = %s AND action = 'retry'", (job.id,)
+    )
+    assert retries.fetchall() == [("dead letters moved back",)]
