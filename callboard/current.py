@@ -1,9 +1,13 @@
 """What an actor can do while it runs an item: skip it, report a step and progress, ask which item it is."""
 
+import logging
 import math
+import reprlib
+from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import dramatiq
 from dramatiq.middleware import SkipMessage
@@ -12,6 +16,10 @@ from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import clean
 from callboard.sql.rows import Progress
 
+log = logging.getLogger("callboard")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 #: The most characters of a step that are kept.
 STEP_CHARACTERS = 500
 
@@ -24,7 +32,7 @@ class Skip(SkipMessage):
 
 
 class NotInAnItem(RuntimeError):
-    """A function that needs a tracked item was called where none runs."""
+    """`current` was called where no tracked item runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +52,81 @@ class Current:
 
 def current() -> Current:
     """Return the item that this actor runs; raises NotInAnItem outside a tracked actor."""
-    attempt = _attempt("current()")
+    attempt = _attempt()
+    if attempt is None:
+        raise NotInAnItem("current() was called outside a tracked actor")
     return Current(attempt.job, attempt.item, attempt.number, attempt)
 
 
 def step(text: str) -> None:
     """Report what is being done with the item, at most 500 characters; shown within a second on the item and its job.
 
-    It costs next to nothing: only the latest text is written, ten times a second at most. Raises NotInAnItem outside a
-    tracked actor.
+    It costs next to nothing: only the latest text is written, ten times a second at most. It does nothing outside a
+    tracked actor, and raises nothing.
     """
-    _attempt("step()").step = clean(str(text), STEP_CHARACTERS)
+    attempt = _attempt()
+    if attempt is None:
+        return
+    try:
+        attempt.step = clean(str(text), STEP_CHARACTERS)
+    except Exception as error:  # noqa: BLE001 — a text that can't be had must not fail the work
+        _log_nonsense(attempt, f"step() was given a text that can't be had: {reprlib.repr(error)}")
 
 
 def progress(done: float, total: float | None = None) -> None:
     """Report how far the item is: `done` of `total` in any unit, or of an unknown total; shown within a second.
 
     It is as cheap as `step`. `total` may be an estimate: `done` beyond it is shown as all of it. A new attempt starts
-    anew. Raises ValueError unless both are numbers from 0 (`total` above 0), and NotInAnItem outside a tracked actor.
+    anew. It does nothing outside a tracked actor, and raises nothing: a `total` that is no number above 0 counts as
+    unknown, a `done` that is no number from 0 changes nothing, and the log says so once for each actor.
     """
-    attempt = _attempt("progress()")
-    whole = None if total is None else _number("total", total)
-    if whole == 0:
-        raise ValueError("total must be above 0, or None where nobody knows it; not 0")
-    part = _number("done", done)
-    attempt.progress = Progress(part if whole is None else min(part, whole), whole)
+    attempt = _attempt()
+    if attempt is None:
+        return
+    part, whole = _number(done), _number(total)
+    if part is None or (whole is None and total is not None):
+        _log_nonsense(
+            attempt, f"progress({reprlib.repr(done)}, {reprlib.repr(total)}): both must be numbers from 0"
+        )
+    if part is not None:
+        attempt.progress = Progress(min(part, whole), whole) if whole else Progress(part, None)
 
 
-def _number(name: str, given: object) -> float:
-    if not isinstance(given, bool) and isinstance(given, Real):
-        try:
-            number = float(given)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number) and number >= 0:
-            return number
-    raise ValueError(f"{name} must be a number from 0, not {given!r:.100}")
+def in_context(function: Callable[P, T]) -> Callable[P, T]:
+    """Return the function so that it runs for the item, and in the `job` block, of this place, also in other threads.
+
+    pool.map(callboard.in_context(fetch), urls)
+
+    Python gives these to tasks and to `asyncio.to_thread`, and not to the threads of a pool.
+    """
+    context = copy_context()
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return context.copy().run(
+            function, *args, **kwargs
+        )  # no context can be entered twice at the same time
+
+    return run
+
+
+def _number(given: Any) -> float | None:
+    """The number from 0, finite; None for anything else."""
+    try:
+        number = float(given)
+    except Exception:  # noqa: BLE001 — to tell the progress must not fail the work
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+#: The actors whose nonsense was logged.
+_logged: set[str] = set()
+
+
+def _log_nonsense(attempt: Attempt, what: str) -> None:
+    if attempt.actor not in _logged:
+        _logged.add(attempt.actor)
+        log.warning("actor %s: %s; ignored, and not logged again", attempt.actor, what)
 
 
 def send_now(message: Any) -> Any:
@@ -95,8 +142,7 @@ def send_now(message: Any) -> Any:
         current_attempt.reset(token)
 
 
-def _attempt(function: str) -> Attempt:
+def _attempt() -> Attempt | None:
+    """The attempt that runs here, or None."""
     attempt = current_attempt.get()
-    if attempt is None or attempt.ended:
-        raise NotInAnItem(f"{function} was called outside a tracked actor")
-    return attempt
+    return None if attempt is None or attempt.ended else attempt

@@ -245,18 +245,18 @@ class InFlight:
 
     def finish(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Give an attempt that ended to the journal; return whether its message is to be dead-lettered."""
-        attempt.ended = True
+        attempt.end()
         ended = time.monotonic()
         attempt.result = None
         children = attempt.hooked
         if outcome.state in ("succeeded", "skipped"):
             children = attempt.sent + attempt.hooked
         elif attempt.returned:  # its result must be kept and can't be; the hooks took it for a success
-            children = ()
+            children = []
         failed = outcome.state == "failed"
         event = Event(
             attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended,
-            self._process.worker, outcome.failure, outcome.retry, outcome.result, outcome.unkept, children,
+            self._process.worker, outcome.failure, outcome.retry, outcome.result, outcome.unkept, tuple(children),
             ran=attempt.running, dead=failed and all(delivery.carried for delivery in attempt.deliveries),
         )  # fmt: skip
         for delivery in attempt.deliveries:

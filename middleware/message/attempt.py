@@ -1,5 +1,6 @@
 """One try at an item, from its message's arrival to the commit of its outcome."""
 
+import threading
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -37,8 +38,8 @@ class Attempt:
     hooks: bool = False  # the actor is done, the other middleware's hooks run
     ended: bool = False
     retry: Retry | None = None
-    sent: tuple[NewItem, ...] = ()  # by the actor: stored with a success or a skip only
-    hooked: tuple[NewItem, ...] = ()  # by callbacks: stored with any outcome
+    sent: list[NewItem] = field(default_factory=list)  # by the actor: stored with a success or a skip only
+    hooked: list[NewItem] = field(default_factory=list)  # by callbacks: stored with any outcome
 
     @property
     def key(self) -> tuple[int, int]:
@@ -56,6 +57,21 @@ class Attempt:
         control = self.controls.get(self.job)
         return control is not None and control.over and control.epoch >= self.epoch
 
+    def add_child(self, item: NewItem) -> bool:
+        """Keep what is sent until the outcome is recorded; return False if it comes too late. Thread-safe."""
+        with _ending:
+            if not self.ended:
+                (self.hooked if self.hooks else self.sent).append(item)
+            return not self.ended
+
+    def end(self) -> None:
+        """Take no more children."""
+        with _ending:
+            self.ended = True
+
+
+#: Threads of an actor's own may send while it ends. One lock serves all attempts, since it is held for an instant.
+_ending = threading.Lock()
 
 #: The attempt that this thread runs, or the task of an async actor.
 current_attempt: ContextVar[Attempt | None] = ContextVar("callboard_attempt", default=None)

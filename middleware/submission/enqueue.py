@@ -56,14 +56,10 @@ def send(
         return message
     broker.emit_before("enqueue", message, delay)
     job = current_job.get()
-    if attempt is None or job:
-        # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
-        item = _within_limit(new_item(message, job=job, delay=delay))
+    item = _within_limit(new_item(message, job=job, delay=delay))
+    # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
+    if attempt is None or job or not attempt.add_child(replace(item, job=attempt.job)):
         _send_now(_keyed(item) if _comes_off_delay_queue() else item, store, publish)
-    elif attempt.hooks:
-        attempt.hooked += (_within_limit(new_item(message, job=attempt.job, delay=delay)),)
-    else:
-        attempt.sent += (_within_limit(new_item(message, job=attempt.job, delay=delay)),)
     broker.emit_after("enqueue", message, delay)
     return message
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dramatiq
@@ -109,6 +110,14 @@ def parent(number: int, children: int, *, fails: bool = False) -> None:
         noted.send(n)
     if fails:
         raise ValueError("after sending")
+
+
+@dramatiq.actor(max_retries=0)
+def in_threads(children: int) -> int:
+    """Sends from threads of its own."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(callboard.in_context(noted.send), range(children)))
+    return children
 
 
 @dramatiq.actor(max_retries=0)

@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dramatiq
@@ -20,7 +21,7 @@ from tests.support.workers import wait_until
 ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
-    "opens_a_job", "gently", "on_exhausted", "limited", "counts", "counts_gently",
+    "opens_a_job", "gently", "in_threads", "on_exhausted", "limited", "counts", "counts_gently",
 ]  # fmt: skip
 
 
@@ -237,6 +238,14 @@ def test_children_belong_to_their_parents_job(on: Stage) -> None:
     items = on.ended(job)
     assert [item["actor"] for item in items] == ["parent", "noted", "noted", "noted"]
     assert [item for item, _, _ in on.runs(job.id)] == [1, 2, 3]
+
+
+def test_what_an_actors_threads_send_belongs_to_its_item(on: Stage) -> None:
+    job = on.submit("in_threads", 40)
+    assert len(on.ended(job)) == 41
+    with callboard.job("a block") as block, ThreadPoolExecutor(4) as pool:
+        list(pool.map(callboard.in_context(on.actor("noted").send), range(5)))
+    assert block.wait(TIMEOUT)["total"] == 5
 
 
 def test_a_parent_that_fails_sends_no_children(on: Stage) -> None:

@@ -1,14 +1,26 @@
-"""Progress that an actor reports: what is accepted, what is refused, and where."""
+"""What an actor reports and asks: what is kept, what is ignored, and where."""
 
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
 import callboard
 from callboard.middleware.message.attempt import Attempt, current_attempt
-from callboard.sql.rows import JobControl, Progress
+from callboard.sql.rows import JobControl, NewItem, Progress
+
+
+class BadText:
+    """Neither a text nor a number."""
+
+    def __str__(self) -> str:
+        raise KeyError("no text")
+
+    __repr__ = __str__
 
 
 @pytest.fixture
@@ -28,6 +40,9 @@ def attempt() -> Iterator[Attempt]:
         ((7,), (7.0, None)),
         ((10, 10), (10.0, 10.0)),
         ((11, 10), (10.0, 10.0)),  # an estimate that was passed
+        ((0, 0), (0.0, None)),  # an empty file
+        ((Decimal(1), Decimal(4)), (1.0, 4.0)),
+        ((Fraction(1, 2), None), (0.5, None)),
     ],
 )
 def test_progress_is_kept(
@@ -38,32 +53,63 @@ def test_progress_is_kept(
     assert attempt.unreported
 
 
-@pytest.mark.parametrize(
-    ("done", "total", "why"),
-    [
-        (-1, 10, "done must be a number from 0, not -1"),
-        (1, -10, "total must be a number from 0, not -10"),
-        (0, 0, "total must be above 0, or None"),
-        (float("nan"), 10, "done must be a number from 0, not nan"),
-        (1, float("nan"), "total must be a number from 0, not nan"),
-        (float("inf"), None, "done must be a number from 0, not inf"),
-        (10**400, None, "done must be a number from 0, not 1000"),
-        ("3", 10, "done must be a number from 0, not '3'"),
-        (True, None, "done must be a number from 0, not True"),
-        (Decimal(1), None, "done must be a number from 0"),
-    ],
-)
-def test_progress_must_be_a_number(done: Any, total: Any, why: str, attempt: Attempt) -> None:
-    attempt.progress = Progress(1.0, 2.0)
-    with pytest.raises(ValueError, match=why):
+NONSENSE: list[tuple[Any, Any, Progress | None]] = [
+    (-1, 10, None), (float("nan"), 10, None), (float("inf"), None, None), (10**400, None, None), (None, 10, None),
+    (object(), 10, None), (BadText(), 10, None),
+    (1, -10, Progress(1.0, None)), (1, float("nan"), Progress(1.0, None)), (1, BadText(), Progress(1.0, None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("done", "total", "kept"), NONSENSE)
+def test_a_progress_that_is_no_number_fails_nothing_and_is_logged_once_for_each_actor(
+    done: Any, total: Any, kept: Progress | None, attempt: Attempt, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt.actor, attempt.progress = uuid.uuid4().hex, Progress(1.0, 2.0)
+    for _ in range(3):
         callboard.progress(done, total)
-    assert attempt.progress == (1.0, 2.0)
+    assert attempt.progress == (kept or (1.0, 2.0))
+    (logged,) = caplog.records
+    assert "both must be numbers from 0" in logged.getMessage()
 
 
-def test_progress_outside_an_item_is_refused(attempt: Attempt) -> None:
+def test_a_step_whose_text_cannot_be_had_fails_nothing(
+    attempt: Attempt, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt.actor = uuid.uuid4().hex
+    callboard.step(BadText())  # type: ignore[arg-type]
+    assert attempt.step is None
+    assert "text that can't be had: KeyError" in caplog.text
+
+
+def test_what_is_told_outside_an_item_is_ignored(attempt: Attempt) -> None:
     attempt.ended = True
-    with pytest.raises(callboard.NotInAnItem, match=r"progress\(\) was called outside a tracked actor"):
-        callboard.progress(1, 2)
+    callboard.progress(1, 2)
+    callboard.progress(None, 2)  # type: ignore[arg-type]
+    callboard.step("somewhere")
+    assert (attempt.progress, attempt.step) == (None, None)
+    with pytest.raises(callboard.NotInAnItem, match=r"current\(\) was called outside a tracked actor"):
+        callboard.current()
+
+
+def test_the_threads_of_a_pool_run_for_the_item_that_they_are_given_it_by(attempt: Attempt) -> None:
+    def tell(number: int) -> int:
+        callboard.progress(number, 4)
+        return callboard.current().item
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(callboard.in_context(tell), range(4))) == [2] * 4
+        with pytest.raises(callboard.NotInAnItem):
+            pool.submit(callboard.current).result()
+    assert attempt.progress is not None
+
+
+def test_a_thread_may_go_on_when_its_item_has_ended(attempt: Attempt) -> None:
+    """It sends as code outside an item does, and no child is lost between."""
+    children = [NewItem(1, "a", "q", str(n), b"", None, 0) for n in range(2)]
+    assert attempt.add_child(children[0])
+    attempt.end()
+    assert not attempt.add_child(children[1])
+    assert attempt.sent == children[:1]
 
 
 @pytest.mark.parametrize(
