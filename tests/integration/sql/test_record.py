@@ -569,7 +569,7 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
 
 
 def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None:
-    """Of three that were in hand at a death; what is tried again is under suspicion still."""
+    """Of three that were in hand at a death; what is tried again is under suspicion still. The history keeps the death."""
     job = make_job(conn, 4)
     worker = make_worker(conn)
     for item in range(4):
@@ -584,6 +584,8 @@ def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None
     record(conn, job, ends, attempt=2)
     rows = conn.execute("SELECT item, crashes, crashes_dropped FROM callboard.items ORDER BY 1").fetchall()
     assert rows == [(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 1, None)]
+    kinds = [[a["kind"] for a in queries.run(conn, queries.attempts(job, item))] for item in range(4)]
+    assert kinds == [["crashed"], ["crashed", "failed"], ["crashed", "skipped"], ["crashed", "failed"]]
     assert (queries.run(conn, queries.job(job)) or {})["crashes"] == 1
     assert drift(conn) == []
 
