@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 async def jobs(request: Request) -> Answer:
-    """GET /api/jobs: newest first; `state`, `tenant`, `actor`, `name` (a part of it), `after`, `limit`."""
+    """GET /api/jobs: newest first; `state`, `tenant`, `actor`, `name` (a part of it), `standing`, `after`, `limit`."""
     wanted, only = parameters.text(request, "tenant"), access.tenant(request)
     if only is not None and wanted not in (None, only):
         return Answer({"jobs": [], "next": None})
@@ -26,6 +26,7 @@ async def jobs(request: Request) -> Answer:
         tenant=wanted if only is None else only,
         actor=parameters.text(request, "actor"),
         name=parameters.text(request, "name"),
+        standing=parameters.flag(request, "standing"),
     )
     found, following = await read(request, query)
     return Answer({"jobs": found, "next": following})

@@ -41,6 +41,12 @@ def choice(request: Request, name: str, choices: Sequence[str]) -> str | None:
     return value or None
 
 
+def flag(request: Request, name: str) -> bool | None:
+    """A parameter that is true or false; None where it is missing or empty."""
+    value = choice(request, name, ("true", "false"))
+    return None if value is None else value == "true"
+
+
 def text(request: Request, name: str) -> str | None:
     """A parameter of any text that the database can store; None where it is missing or empty."""
     value = request.query_params.get(name)

@@ -319,6 +319,7 @@ CREATE TABLE callboard.samples (
     taken_at         timestamptz NOT NULL DEFAULT now(),
     final            bigint NOT NULL,            -- items that ended, of the counters of the job
     failed           bigint NOT NULL,
+    in_part          float8 NOT NULL DEFAULT 0,  -- items that the parts make up which were done of those in flight
     PRIMARY KEY (job_id, taken_at)
 );
 

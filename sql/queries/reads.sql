@@ -10,6 +10,7 @@ WITH page AS MATERIALIZED (
     WHERE j.id BETWEEN %(low)s AND %(high)s AND (j.parent_id IS NULL OR %(low)s = %(high)s)
       AND j.deleted_at IS NULL
       AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
+      AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
       AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
       AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text OR EXISTS (
           SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.actor = %(actor)s::text))
@@ -24,22 +25,25 @@ SELECT j.*, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = 
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, now() AS read_at,
        j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start, shown.within,
        before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
-       (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) AS in_hand,
-       sample.taken_at AS sampled_at, sample.final AS sampled_final,
+       hand.in_hand, hand.in_part,
+       sample.taken_at AS sampled_at, sample.final AS sampled_final, sample.in_part AS sampled_in_part,
        quiet.moved_at, quiet.alive, quiet.able, quiet.worked_on, quiet.due_at, quiet.missing, quiet.trouble,
        quiet.elsewhere,
        hanging.hung
 FROM shown
 JOIN callboard.jobs AS j ON j.id = shown.id
+CROSS JOIN LATERAL (
+    SELECT count(*) AS in_hand, {done_in_part} AS in_part FROM callboard.running AS r WHERE r.job_id = j.id
+) AS hand
 LEFT JOIN LATERAL (
     SELECT b.id, b.finished_at FROM callboard.jobs AS b WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 OFFSET 0
 ) AS before ON true
 LEFT JOIN LATERAL (
-    (SELECT s.taken_at, s.final FROM callboard.samples AS s
+    (SELECT s.taken_at, s.final, s.in_part FROM callboard.samples AS s
      WHERE s.job_id = j.id AND s.taken_at BETWEEN now() - interval '30 seconds' AND now() - interval '2 seconds'
      ORDER BY s.taken_at LIMIT 1)
     UNION ALL
-    (SELECT s.taken_at, s.final FROM callboard.samples AS s
+    (SELECT s.taken_at, s.final, s.in_part FROM callboard.samples AS s
      WHERE s.job_id = j.id AND s.taken_at < now() - interval '30 seconds'
      ORDER BY s.taken_at DESC LIMIT 1)
     ORDER BY taken_at DESC LIMIT 1
@@ -76,6 +80,12 @@ LEFT JOIN LATERAL (
     ) AS h
 ) AS hanging ON j.finished_at IS NULL
 ORDER BY shown.within, j.id DESC
+
+-- part: done_in_part
+-- How many items the parts make up that are done of those in flight: the rows `r` of `running` whose actor says how far it is.
+-- Far less than a part of an item counts as nothing: a quotient out of range is an error.
+coalesce(sum(CASE WHEN r.progress_done > r.progress_total * 1e-9 THEN least(r.progress_done / r.progress_total, 0.99) ELSE 0 END)
+         FILTER (WHERE r.progress_total > 1e-9), 0)
 
 -- name: job_of_tenant
 -- Whether there is such a job of this tenant. Caller: queries.is_of_tenant. Rows: one, or none.
@@ -166,7 +176,8 @@ SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
             ELSE 'queued' END AS state,
        coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step,
        r.progress_done, r.progress_total, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
-       coalesce(r.started_at, i.started_at) AS started_at, i.finished_at,
+       coalesce(r.started_at, i.started_at) AS started_at, coalesce(first.started_at, r.started_at, i.started_at) AS first_started_at,
+       i.finished_at,
        CASE WHEN o.due_at < 'infinity' THEN o.due_at END AS due_at,
        substring(i.args FROM 1 FOR %(cap)s) AS args, octet_length(i.args) AS args_size,
        left(v.value, %(cap)s) AS result, length(v.value) AS result_size, left(v.unkept, %(cap)s) AS result_unkept,
@@ -186,6 +197,10 @@ LEFT JOIN LATERAL (
     SELECT * FROM callboard.attempts AS a
     WHERE a.job_id = i.job_id AND a.item = i.item AND i.state <> 'succeeded' ORDER BY a.attempt DESC LIMIT 1
 ) AS e ON true
+LEFT JOIN LATERAL (
+    SELECT a.started_at FROM callboard.attempts AS a
+    WHERE a.job_id = i.job_id AND a.item = i.item AND i.attempt > 1 ORDER BY a.attempt LIMIT 1
+) AS first ON true
 ORDER BY page.item
 
 -- name: item_attempts

@@ -70,14 +70,18 @@ END $$
 
 -- name: sample_jobs
 -- A point for each open job that moved since its last. Caller: the sweep.
-INSERT INTO callboard.samples (job_id, final, failed)
-SELECT j.id, j.succeeded + j.failed + j.skipped, j.failed
+WITH flying AS MATERIALIZED (
+    SELECT r.job_id, {done_in_part} AS in_part FROM callboard.running AS r GROUP BY r.job_id
+)
+INSERT INTO callboard.samples (job_id, final, failed, in_part)
+SELECT j.id, j.succeeded + j.failed + j.skipped, j.failed, coalesce(hand.in_part, 0)
 FROM callboard.jobs AS j
 LEFT JOIN LATERAL (
-    SELECT s.final FROM callboard.samples AS s WHERE s.job_id = j.id ORDER BY s.taken_at DESC LIMIT 1
+    SELECT s.final, s.in_part FROM callboard.samples AS s WHERE s.job_id = j.id ORDER BY s.taken_at DESC LIMIT 1
 ) AS last ON true
+LEFT JOIN flying AS hand ON hand.job_id = j.id
 WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL
-  AND last.final IS DISTINCT FROM j.succeeded + j.failed + j.skipped
+  AND (last.final, last.in_part) IS DISTINCT FROM (j.succeeded + j.failed + j.skipped, coalesce(hand.in_part, 0))
 ON CONFLICT DO NOTHING
 
 -- name: open_jobs

@@ -12,6 +12,9 @@ QUIET_AFTER_SECONDS = 10.0
 #: Seconds between a job's first flush and its last below which they say nothing about its rate.
 SHORTEST_RUN_SECONDS = 0.05
 
+#: The part of an item in flight that counts as done at most: its end is still to come.
+LARGEST_PART = 0.99
+
 #: The times of a job.
 TIMES = ("created_at", "started_at", "finished_at", "updated_at")
 
@@ -28,7 +31,7 @@ def job(row: Stored) -> dict[str, Any]:
             name: row[name]
             for name in ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason")
         },
-        **{name: row[name] for name in ("sealed", "total")},
+        **{name: row[name] for name in ("standing", "sealed", "total")},
         **parts,
         **{name: row[name] for name in ("retries", "crashes", "unkept")},
         "progress": progress(row),
@@ -71,10 +74,12 @@ def counts(row: Stored) -> dict[str, int]:
 
 
 def progress(row: Stored) -> float:
-    """Return the share of the items that are final, 0 to 1; 1 for a completed job without items."""
+    """Return the share of the items that is done, 0 to 1, with the parts of items in flight whose actor says how far it
+    is; 1 only when every item is final, and for a completed job without items.
+    """
     if not row["total"]:
         return 1.0 if row["state"] == "completed" else 0.0
-    return float((_final(row) + row["cancelled"]) / row["total"])
+    return float((_final(row) + row["cancelled"] + _in_part(row)) / row["total"])
 
 
 def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
@@ -152,6 +157,12 @@ def _final(row: Stored) -> int:
     return int(row["succeeded"] + row["failed"] + row["skipped"])
 
 
+def _in_part(row: Stored) -> float:
+    """Return how many items the parts make up that are done of those in flight: fewer than the items that are left."""
+    left = row["total"] - _final(row) - row["cancelled"]
+    return 0.0 if row["finished_at"] else float(min(row["in_part"], left * LARGEST_PART))
+
+
 def _rate(row: Stored) -> float | None:
     """Return items per second: over the whole run of a job that is over, else over the last half minute; None before
     its first start, and when it was paused, or over, within that half minute.
@@ -159,19 +170,27 @@ def _rate(row: Stored) -> float | None:
     if row["started_at"] is None:
         return None
     if row["finished_at"]:
-        # A short job may begin and end in one flush: then its creation is the better beginning.
-        spans = [
-            (row["finished_at"] - start).total_seconds() for start in (row["started_at"], row["created_at"])
-        ]
-        span = spans[0] if spans[0] >= SHORTEST_RUN_SECONDS else spans[1]
-        return round(_final(row) / span, 3) if span > 0 else None
-    since, before = row["sampled_at"], row["sampled_final"]
+        return whole_rate(row, _final(row), row["started_at"])
+    since, before = row["sampled_at"], (row["sampled_final"] or 0) + (row["sampled_in_part"] or 0.0)
     if since is None:
-        since, before = row["started_at"], 0
+        since, before = row["started_at"], 0.0
     if row["control_at"] and row["control_at"] > since:  # it was paused since then, or over
         return None
     span = max((row["read_at"] - since).total_seconds(), 1.0)
-    return float(round(max(_final(row) - before, 0) / span, 3))
+    return _rounded(max(_final(row) + _in_part(row) - before, 0.0) / span)
+
+
+def whole_rate(row: Stored, final: int, started: datetime) -> float | None:
+    """Return the items per second of a whole run, from `started` to the end of the job."""
+    # A short job may begin and end in one flush: then its creation is the better beginning.
+    spans = [(row["finished_at"] - start).total_seconds() for start in (started, row["created_at"])]
+    span = spans[0] if spans[0] >= SHORTEST_RUN_SECONDS else spans[1]
+    return _rounded(final / span) if span > 0 else None
+
+
+def _rounded(rate: float) -> float:
+    """Return a rate with three decimals, or three digits where it is small: an item may take an hour."""
+    return round(rate, 3) if rate >= 1 else float(f"{rate:.3g}")
 
 
 def _eta(row: Stored, rate: float | None) -> datetime | None:
@@ -180,7 +199,7 @@ def _eta(row: Stored, rate: float | None) -> datetime | None:
         return None
     try:
         done: datetime = row["read_at"] + timedelta(
-            seconds=(row["total"] - _final(row) - row["cancelled"]) / rate
+            seconds=(row["total"] - _final(row) - row["cancelled"] - _in_part(row)) / rate
         )
     except OverflowError:
         return None

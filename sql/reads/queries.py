@@ -66,11 +66,16 @@ def is_of_tenant(number: int, tenant: str) -> Query[bool]:
 
 def jobs(
     *, before: int | None = None, limit: int = 50, state: str | None = None, tenant: str | None = None,
-    actor: str | None = None, name: str | None = None,
+    actor: str | None = None, name: str | None = None, standing: bool | None = None,
 ) -> Query[Page]:  # fmt: skip
-    """Describe a page of jobs with ids below `before`, newest first; `name` is a part of the name, case ignored."""
+    """Describe a page of jobs with ids below `before`, newest first; `name` is a part of the name, case ignored.
+
+    `standing`: only the standing jobs of plain sends, or only the others.
+    """
     high = MAX_ID if before is None else before - 1
-    parameters = _job_parameters(0, high, limit=limit + 1, state=state, tenant=tenant, actor=actor, name=name)
+    parameters = _job_parameters(
+        0, high, limit=limit + 1, state=state, tenant=tenant, actor=actor, name=name, standing=standing
+    )
     return Query(
         statement("jobs"),
         parameters,
@@ -158,6 +163,6 @@ def migrations() -> Query[dict[int, tuple[str, bool]]]:
 
 
 def _job_parameters(low: int, high: int, **given: Any) -> dict[str, Any]:
-    absent = dict.fromkeys(("state", "tenant", "actor", "name"))
+    absent = dict.fromkeys(("state", "tenant", "actor", "name", "standing"))
     bounds = {"dead_after": timings.DEAD_AFTER_SECONDS, "quiet_after": job_view.QUIET_AFTER_SECONDS}
     return {"low": low, "high": high, **bounds, **absent, **given}

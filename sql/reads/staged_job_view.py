@@ -40,7 +40,9 @@ def ended(rows: Sequence[Stored], then: Stored) -> Job:
 
 
 def parent(row: Stored, rows: Sequence[Stored]) -> Job:
-    """Describe a job of stages: counts are sums over the stages, rate, estimate and step those of the current one."""
+    """Describe a job of stages: counts are sums over the stages; estimate and step are those of the current one. So
+    is the rate until the end; then it is that of the whole run.
+    """
     ordered = sorted(rows, key=lambda one: int(one["stage"]))
     stages = [{**job_view.job(one), "on_failure": one["on_failure"]} for one in ordered]
     same = job_view.job(row)
@@ -48,6 +50,10 @@ def parent(row: Stored, rows: Sequence[Stored]) -> Job:
         return same
     now = current_stage(stages)
     begun = [stage["started_at"] for stage in stages if stage["started_at"]]
+    rate = now["rate"]
+    if row["finished_at"] and begun:
+        ended = sum(stage[name] for stage in stages for name in ("succeeded", "failed", "skipped"))
+        rate = job_view.whole_rate(row, ended, min(one["started_at"] for one in rows if one["started_at"]))
     return {
         **same,
         **{
@@ -57,7 +63,7 @@ def parent(row: Stored, rows: Sequence[Stored]) -> Job:
         "state": "running" if same["state"] == "pending" and begun else same["state"],
         "sealed": all(stage["sealed"] for stage in stages),
         "progress": _progress(row, stages),
-        "rate": now["rate"],
+        "rate": rate,
         "eta": now["eta"],
         "stalled": now["stalled"] and f"stage '{now['name']}': {now['stalled']}",
         "step": now["step"],

@@ -54,7 +54,8 @@ export function pill(element, job) {
 
 export function rate(job) {
   if (job.rate === null) return "–";
-  return `${job.rate >= 100 ? number(Math.round(job.rate)) : job.rate.toFixed(1)}/s`;
+  const [pace, unit] = job.rate >= 0.1 || !job.rate ? [job.rate, "s"] : job.rate >= 0.1 / 60 ? [job.rate * 60, "min"] : [job.rate * 3600, "h"];
+  return `${pace >= 100 ? number(Math.round(pace)) : pace.toFixed(1)}/${unit}`;
 }
 
 export function legendEntry(state) {

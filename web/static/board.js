@@ -6,6 +6,7 @@ import { count, date, duration, find, get, keep, link, make, number, poll, put, 
 const PAUSE_MS = 900;
 const STEP = 50;
 const MOST = 500;
+const STANDING = 20;
 
 let limit = STEP;
 
@@ -33,10 +34,14 @@ function fill(element, job) {
 }
 
 const update = poll(async () => {
-  const [{ jobs, next }] = await Promise.all([get(`api/jobs?limit=${limit}`), showWorkers()]);
+  const [{ jobs, next }, { jobs: standing }] = await Promise.all([
+    get(`api/jobs?limit=${limit}&standing=false`), get(`api/jobs?limit=${STANDING}&standing=true`), showWorkers(),
+  ]);
   keep(find("jobs"), jobs, (job) => job.id, card, fill);
+  keep(find("standing"), standing, (job) => job.id, card, fill);
+  find("standing-part").hidden = !standing.length;
   find("more").hidden = next === null || limit >= MOST;
-  show("note", jobs.length ? "" : "No job yet. Submit one, and it appears here by itself.");
+  show("note", jobs.length || standing.length ? "" : "No job yet. Submit one, and it appears here by itself.");
   return PAUSE_MS;
 });
 

@@ -13,6 +13,8 @@ from callboard.commands.output import STYLES, plain, state
 from callboard.sql.states import ITEM_STATES, JOB_FINAL
 
 Job = dict[str, Any]
+#: The least number that has a digit other than 0 when it is shown.
+SLOWEST = 0.1
 
 
 def lines(job: Job) -> RenderableType:
@@ -78,7 +80,7 @@ def _counts(job: Job) -> Text:
 
 def _pace(job: Job) -> Text:
     """Rate, time left, retries, crashes and results that are not kept, as far as there are any."""
-    parts = [] if job["rate"] is None else [f"{job['rate']:,.1f} items/s"]
+    parts = [] if job["rate"] is None else [pace(job["rate"])]
     if job["eta"]:
         left = datetime.fromisoformat(job["eta"]) - datetime.now(UTC)
         left = timedelta(seconds=max(round(left.total_seconds()), 0))
@@ -102,3 +104,10 @@ def _item(one: Job) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes:,} min {rest} s" if minutes else f"{rest} s"
+
+
+def pace(rate: float) -> str:
+    """A rate in items per second, or per minute or hour where that would be 0.0."""
+    units = [(1, "s"), (60, "min"), (3_600, "h")] if rate else [(1, "s")]
+    seconds, unit = next((u for u in units if rate * u[0] >= SLOWEST), units[-1])
+    return f"{rate * seconds:,.1f} items/{unit}"

@@ -34,6 +34,12 @@ def jobs(
     actor: Annotated[str | None, typer.Option(help="Only jobs of this actor.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Only jobs of this tenant.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs with this text in their name.")] = None,
+    standing: Annotated[
+        bool | None,
+        typer.Option(
+            "--standing/--no-standing", help="Only, or no, jobs that hold the plain sends of a day."
+        ),
+    ] = None,
     after: After = None,
     limit: Limit = 20,
     as_json: AsJson = False,
@@ -41,7 +47,16 @@ def jobs(
     """List jobs, the newest first."""
     with database() as conn:
         page = queries.run(
-            conn, queries.jobs(before=after, limit=limit, state=state, tenant=tenant, actor=actor, name=name)
+            conn,
+            queries.jobs(
+                before=after,
+                limit=limit,
+                state=state,
+                tenant=tenant,
+                actor=actor,
+                name=name,
+                standing=standing,
+            ),
         )
     print_page(
         "jobs", page, "id name state progress total succeeded failed skipped created_at stalled",

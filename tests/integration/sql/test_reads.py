@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from psycopg import AsyncConnection
@@ -12,8 +13,9 @@ from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.reads import queries
 from callboard.sql.rows import Failure
 from callboard.sql.states import ITEM_STATES
-from callboard.sql.writes import actions, claims, publishing, submission, sweep, workers
+from callboard.sql.writes import actions, claims, publishing, retry, sends, submission, sweep, workers
 from callboard.sql.writes.requests import Requester
+from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import (
     BAD,
     MIXED,
@@ -26,6 +28,7 @@ from tests.support.jobs import (
     record,
     run,
     send,
+    status,
 )
 
 
@@ -223,6 +226,61 @@ def test_the_rate_of_a_job_that_runs_is_that_of_the_last_half_minute(conn: Conn)
     found = queries.run(conn, queries.job(job))
     assert found is not None
     assert found["rate"] == pytest.approx(2.0, rel=0.05)
+
+
+def test_standing_jobs_are_listed_apart(conn: Conn) -> None:
+    standing = sends.standing_job(conn, "work", "default")
+    job = make_job(conn, 1)
+    for wanted, found in ((None, [job, standing]), (True, [standing]), (False, [job])):
+        assert [one["id"] for one in queries.run(conn, queries.jobs(standing=wanted))[0]] == found
+    assert [status(conn, one)["standing"] for one in (standing, job)] == [True, False]
+
+
+def test_a_retried_item_keeps_its_first_start(conn: Conn) -> None:
+    job = make_job(conn, 3)
+    record(conn, job, {"retrying": [0], "failed": [1]})
+    conn.execute("UPDATE callboard.attempts SET started_at = '2026-01-01 12:00Z' WHERE job_id = %s", (job,))
+    retry.retry(conn, job, Requester("cli"), RetrySelection())
+    record(conn, job, {"succeeded": [0, 1]}, attempt=2)
+    found, _ = queries.run(conn, queries.items(job))
+    assert [item["first_started_at"] for item in found] == ["2026-01-01T12:00:00.000Z"] * 2 + [None]
+    assert all(item["started_at"] > "2026-01-01T12:00:00.000Z" for item in found[:2])
+
+
+def test_the_parts_that_are_done_of_items_in_flight_count(conn: Conn) -> None:
+    job, other = make_job(conn, 4), make_job(conn, 1)
+    run(conn, other, [0], progress=(1.0, 1.0))
+    assert (status(conn, job)["progress"], status(conn, other)["progress"]) == (0.0, 0.99)
+    run(conn, job, [0], progress=(3.0, 4.0))
+    run(conn, job, [1], progress=(5.0, None))  # of an unknown total
+    run(conn, job, [2], progress=(1e-300, 1e300))
+    run(conn, job, [3])
+    assert status(conn, job)["progress"] == 0.1875
+    record(conn, job, {"succeeded": [0]})
+    conn.execute("DELETE FROM callboard.running WHERE job_id = %s AND item = 0", (job,))
+    assert status(conn, job)["progress"] == 0.25
+
+
+def test_the_estimate_follows_the_progress_of_a_long_item(conn: Conn) -> None:
+    job = make_job(conn, 1)
+    conn.execute(
+        "UPDATE callboard.jobs SET state = 'running', started_at = now() - interval '100 s' WHERE id = %s",
+        (job,),
+    )
+    run(conn, job, [0], progress=(20.0, 100.0))
+    sweep.sample_jobs(conn)
+    sweep.sample_jobs(conn)  # it has not moved, and gets one point
+    conn.execute("UPDATE callboard.samples SET taken_at = now() - interval '20 s'")
+    run(conn, job, [0], progress=(40.0, 100.0))
+    found = status(conn, job)
+    assert (found["progress"], found["rate"]) == (0.4, pytest.approx(0.01, rel=0.05))
+    left = datetime.fromisoformat(found["eta"]) - datetime.now(UTC)
+    assert left.total_seconds() == pytest.approx(60, abs=5)
+    sweep.sample_jobs(conn)
+    rows = conn.execute(
+        "SELECT final, in_part FROM callboard.samples WHERE job_id = %s ORDER BY taken_at", (job,)
+    )
+    assert rows.fetchall() == [(0, 0.2), (0, 0.4)]
 
 
 def test_a_job_that_stands_still_says_why(conn: Conn) -> None:

@@ -569,7 +569,9 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
 
 
 def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None:
-    """Of three that were in hand at a death; what is tried again is under suspicion still. The history keeps the death."""
+    """Of three that were in hand at a death; what is tried again is under suspicion still.
+    The history keeps the death.
+    """
     job = make_job(conn, 4)
     worker = make_worker(conn)
     for item in range(4):

@@ -60,6 +60,19 @@ def test_the_whole_is_the_sum_of_its_stages(conn: Conn) -> None:
     assert (status(conn, first)["parent"], status(conn, first)["stages"]) == (parent, [])
 
 
+def test_the_rate_of_a_job_of_stages_that_is_over_is_that_of_its_whole_run(conn: Conn) -> None:
+    parent, [first, second] = make_staged(conn)
+    publish(conn, second, 8)
+    record(conn, second, {"succeeded": range(1, 8)})
+    stages.update_parents(conn)
+    assert status(conn, parent)["state"] == "completed"
+    times = "UPDATE callboard.jobs SET started_at = now() - make_interval(secs => %s), finished_at = now()"
+    for job, seconds in ((parent, 9), (first, 9), (second, 2)):
+        conn.execute(f"{times} WHERE id = %s", (seconds, job))
+    assert status(conn, parent)["rate"] == 2.0  # 18 items in 9 s
+    assert status(conn, second)["rate"] == 4.0
+
+
 def test_a_worker_that_died_leaves_a_stage_to_another(conn: Conn) -> None:
     planned = [NewStage("a", "work", "default", None, "stop"), NewStage("b", "work", "default", None, "stop")]
     parent, found = stages.create(

@@ -23,9 +23,9 @@ from tests.support.jobs import MIXED, make_job, make_mixed_job, record
 from tests.support.webapp import get
 
 JOB_FIELDS = """
-id name key tenant actor state stopping reason sealed total pending queued running retrying succeeded failed skipped
-cancelled retries crashes unkept progress rate eta stalled step hung stages parent stage limits metadata created_by
-created_at started_at finished_at updated_at
+id name key tenant actor state stopping reason standing sealed total pending queued running retrying succeeded
+failed skipped cancelled retries crashes unkept progress rate eta stalled step hung stages parent stage limits
+metadata created_by created_at started_at finished_at updated_at
 """
 
 

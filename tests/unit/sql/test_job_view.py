@@ -39,6 +39,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "started_at": None if state == "pending" else draw(TIMES),
         "finished_at": draw(TIMES) if state in JOB_FINAL else None,
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
+        "in_part": draw(st.floats(0, 1e4)), "sampled_in_part": draw(st.floats(0, 1e4)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
         "worked_on": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
         **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
