@@ -164,8 +164,9 @@ ACTOR_WAIT = Setting(
     "how long items wait for an actor that no worker ever announced, until they fail; or forever",
 )  # fmt: skip
 HUNG_AFTER = Setting(
-    "CALLBOARD_HUNG_AFTER", "60", _seconds, "seconds that an item runs before it can count as hung"
-)
+    "CALLBOARD_HUNG_AFTER", "60", _seconds,
+    "seconds that an item runs, without a new step or progress, before it can count as hung",
+)  # fmt: skip
 KEEP = Setting(
     "CALLBOARD_KEEP", "30d", keep_span, "how long a finished job stays unless it has a `keep` of its own; or forever"
 )  # fmt: skip

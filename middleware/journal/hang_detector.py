@@ -16,7 +16,7 @@ from callboard.middleware.message.failure import NAME_CHARS, clean
 from callboard.sql import settings
 from callboard.sql.rows import HangSample
 
-#: An attempt hangs when it takes this many times as long as its actor typically does.
+#: An attempt hangs when it takes this many times as long as its actor typically does, without a new step or progress.
 HANG_FACTOR = 10.0
 #: Seconds between two samples of an attempt that hangs.
 SAMPLE_SECONDS = 10.0
@@ -56,8 +56,13 @@ class HangDetector:
         return max(self.least, HANG_FACTOR * self._typical.get(actor, 0.0))
 
     def look(self, attempts: Iterable[Attempt], now: float) -> list[HangSample]:
-        """Return samples of the attempts that hang and were not sampled for a while; `now` is monotonic."""
-        due = [a for a in attempts if a.reported and now - max(a.sampled, a.started) >= self._wait(a)]
+        """Return samples of the attempts that hang and were not sampled for a while; `now` is monotonic.
+
+        An attempt that says something new does not hang: its time begins anew.
+        """
+        due = [
+            a for a in attempts if a.reported and now - max(a.sampled, a.moved, a.started) >= self._wait(a)
+        ]
         if not due:
             return []
         threads = sys._current_frames()  # noqa: SLF001 — documented, and the only way to another thread's stack
@@ -68,7 +73,7 @@ class HangDetector:
         return [sample for a, sample in zip(due, found, strict=True) if not a.ended]
 
     def _wait(self, attempt: Attempt) -> float:
-        return SAMPLE_SECONDS if attempt.sampled else self.limit(attempt.actor)
+        return SAMPLE_SECONDS if attempt.sampled > attempt.moved else self.limit(attempt.actor)
 
 
 def _stack(threads: dict[int, FrameType], thread: int) -> list[FrameType]:

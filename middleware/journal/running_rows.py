@@ -85,4 +85,6 @@ class RunningRows:
             self._started_jobs.clear()
         self._started_jobs.update(steps)
         for attempt, row in zip(slow, rows, strict=True):
+            if (row.step, row.progress) != (attempt.step_reported, attempt.progress_reported):
+                attempt.moved = now
             attempt.reported, attempt.step_reported, attempt.progress_reported = True, row.step, row.progress

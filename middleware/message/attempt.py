@@ -27,6 +27,7 @@ class Attempt:
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs
     sampled: float = 0.0  # when that stack was last read
+    moved: float = 0.0  # when a new step or progress of it was last written
     running: bool = False  # it has, or is about to have, a row in `running`
     reported: bool = False  # that row is committed
     step: str | None = None

@@ -14,9 +14,7 @@ ORDER BY h.job, h.item
 ON CONFLICT (job_id, item) DO UPDATE
 SET step = excluded.step, attempt = excluded.attempt,
     progress_done = excluded.progress_done, progress_total = excluded.progress_total,
-    place = CASE WHEN r.attempt = excluded.attempt THEN r.place END,
-    stack = CASE WHEN r.attempt = excluded.attempt THEN r.stack END,
-    stack_at = CASE WHEN r.attempt = excluded.attempt THEN r.stack_at END
+    place = NULL, stack = NULL, stack_at = NULL  -- it says something new, or is another attempt: it does not hang
 WHERE r.worker = excluded.worker
 
 -- name: report_stacks

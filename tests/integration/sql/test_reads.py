@@ -11,9 +11,19 @@ from psycopg import AsyncConnection
 
 from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.reads import queries
-from callboard.sql.rows import Failure
+from callboard.sql.rows import Failure, HangSample
 from callboard.sql.states import ITEM_STATES
-from callboard.sql.writes import actions, claims, publishing, retry, sends, submission, sweep, workers
+from callboard.sql.writes import (
+    actions,
+    claims,
+    outcomes,
+    publishing,
+    retry,
+    sends,
+    submission,
+    sweep,
+    workers,
+)
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import (
@@ -281,6 +291,14 @@ def test_the_estimate_follows_the_progress_of_a_long_item(conn: Conn) -> None:
         "SELECT final, in_part FROM callboard.samples WHERE job_id = %s ORDER BY taken_at", (job,)
     )
     assert rows.fetchall() == [(0, 0.2), (0, 0.4)]
+
+
+def test_what_says_something_new_is_not_shown_as_hung(conn: Conn) -> None:
+    job = make_job(conn, 2)
+    run(conn, job, [0, 1], step="reading")
+    outcomes.report_stacks(conn, 1, [HangSample(job, item, 1, "a.py:1 in f", "…") for item in range(2)])
+    run(conn, job, [1], step="writing")
+    assert [one["item"] for one in status(conn, job)["hung"]] == [0]
 
 
 def test_a_job_that_stands_still_says_why(conn: Conn) -> None:

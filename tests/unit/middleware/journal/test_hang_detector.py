@@ -80,6 +80,17 @@ def test_an_attempt_is_sampled_again_after_a_while_and_not_when_it_ended() -> No
     assert hangs.look([one], START + 60 + 2 * SAMPLE_SECONDS) == []
 
 
+def test_an_attempt_that_says_something_new_does_not_hang() -> None:
+    hangs, one = HangDetector(60.0), attempt()
+    one.moved = START + 50
+    assert hangs.look([one], START + 109) == []
+    assert hangs.look([one], START + 110)
+    one.moved = START + 115
+    assert hangs.look([one], START + 110 + SAMPLE_SECONDS) == []
+    assert hangs.look([one], START + 174) == []
+    assert hangs.look([one], START + 175)
+
+
 def test_an_attempt_without_a_row_in_running_is_not_sampled() -> None:
     one = attempt()
     one.reported = False

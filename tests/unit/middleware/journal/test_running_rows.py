@@ -1,0 +1,57 @@
+"""What is reported of attempts in flight, and what is taken for hung."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from callboard.middleware.journal import running_rows
+from callboard.middleware.journal.running_rows import LOOK_SECONDS, SLOW_SECONDS, RunningRows
+from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.process.outage import OutageLog
+from callboard.sql.writes import outcomes
+from tests.support.process_parts import process_without_database
+
+
+class Clock:
+    """A clock that the test turns on."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock that reports go by."""
+    made = Clock()
+    monkeypatch.setattr(running_rows, "time", made)
+    return made
+
+
+def test_an_attempt_that_says_something_new_is_not_taken_for_hung(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALLBOARD_HUNG_AFTER", "60")
+    written: list[Any] = []
+    sampled: list[Any] = []
+    monkeypatch.setattr(outcomes, "report_running", lambda *given: written.append(given[-1]))
+    monkeypatch.setattr(outcomes, "report_stacks", lambda *given: sampled.append(given[-1]))
+    monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: None)
+    rows = RunningRows(process_without_database(), OutageLog(logging.getLogger("callboard"), "%s"))
+    one = Attempt(1, 2, 1, [], {}, actor="work", started=clock.now)
+    clock.now += SLOW_SECONDS + LOOK_SECONDS
+    for second in range(300):
+        one.step = f"page {second}"
+        rows.report(lambda: [one])
+        clock.now += 1
+    assert (len(written), sampled) == (300, [])
+    for _ in range(58):
+        rows.report(lambda: [one])
+        clock.now += 1
+    assert sampled == []
+    for _ in range(3):
+        rows.report(lambda: [one])
+        clock.now += 1
+    assert len(sampled) == 1
