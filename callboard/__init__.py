@@ -26,12 +26,13 @@ from callboard.middleware.tracking import NotTracked
 from callboard.sql.migrate import SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NoSuchJob, NotPossible
+from callboard.sql.writes.submission import KeyInUse
 from callboard.stages import Stage, astages, stages
 from callboard.submit import asubmit, submit
 
 __all__ = [
-    "BadItem", "Identity", "Job", "JobClosed", "NoSuchJob", "NotConfigured", "NotInAnItem", "NotPossible", "NotStored",
-    "NotTracked", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip", "Stage", "SubmittedElsewhere",
-    "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get", "in_context", "install", "job", "progress",
-    "send_now", "stages", "step", "submit",
+    "BadItem", "Identity", "Job", "JobClosed", "KeyInUse", "NoSuchJob", "NotConfigured", "NotInAnItem", "NotPossible",
+    "NotStored", "NotTracked", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip", "Stage",
+    "SubmittedElsewhere", "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get", "in_context",
+    "install", "job", "progress", "send_now", "stages", "step", "submit",
 ]  # fmt: skip

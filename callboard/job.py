@@ -237,7 +237,7 @@ async def aget(number: int) -> Job:
 @contextmanager
 def job(
     name: str, *, metadata: dict[str, Any] | None = None, key: str | None = None, keep: timedelta | str | None = None,
-    on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None,
+    on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None, key_reuse: bool = False,
 ) -> Iterator[Job]:  # fmt: skip
     """Make every plain `send` inside the block an item of one job, which is sealed at the end of the block.
 
@@ -256,7 +256,7 @@ def job(
     made = runtime.write(
         lambda conn: submission.create_job(
             conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, created_by=None,
-            limits=limits, targets=targets,
+            limits=limits, targets=targets, key_reuse=key_reuse,
         )
     )  # fmt: skip
     token = current_job.set(made.job)

@@ -74,7 +74,7 @@ def stages(
     concurrency: int | None = None, concurrency_by: str | Mapping[Any, int] | None = None, rate: str | None = None,
     delay: timedelta | str | None = None, at: datetime | str | None = None,
     deadline: datetime | timedelta | str | None = None, keep: timedelta | str | None = None,
-    on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None,
+    on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None, key_reuse: bool = False,
 ) -> Job:  # fmt: skip
     """Make a job of stages, store the items of the first and start it. Workers make the later stages, each when the one
     before is completed.
@@ -84,9 +84,9 @@ def stages(
     The options are those of `submit`. Limits hold for each stage by itself, `keep` and the callbacks for the whole job.
     With a `key` that has a job already, that job is returned, and a submission that broke off goes on.
 
-    Raises ValueError for stages or options that make no sense, UnknownActor, BadItem, SubmittedElsewhere, psycopg.Error
-    if the database can't be reached, and what the items raise. A job without a key is then stopped as `failed`, with
-    the reason.
+    Raises ValueError for stages or options that make no sense, KeyInUse, UnknownActor, BadItem, SubmittedElsewhere,
+    psycopg.Error if the database can't be reached, and what the items raise. A job without a key is then stopped as
+    `failed`, with the reason.
     """
     items = _first_items(stages)
     limits = Limits(
@@ -99,7 +99,7 @@ def stages(
     parent, found = runtime.write(
         lambda conn: writes.create(
             conn, planned, name=name, key=key, tenant=tenant or "", metadata=metadata or {}, created_by=created_by,
-            limits=limits, targets=targets,
+            limits=limits, targets=targets, key_reuse=key_reuse,
         )
     )  # fmt: skip
     _store_items(runtime, found[0], items, key)
@@ -156,9 +156,12 @@ def _planned(runtime: Runtime, stage: Stage) -> NewStage:
 
 def _store_items(runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None) -> None:
     """Store the items of the first stage that are not stored yet."""
+    submitting = Submission(
+        runtime.process, runtime.publish_job, first.id, key, None, first.consumed, first.digest
+    )
     if first.sealed or first.state in JOB_FINAL:
+        submitting.check(items, sealed=first.sealed)
         return
-    submitting = Submission(runtime.process, runtime.publish_job, first.id, key, None, first.consumed)
     try:
         with runtime.submissions.held(first.id):
             submitting.store_all(items)

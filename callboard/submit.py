@@ -15,8 +15,8 @@ from callboard.sql.limits import Limits
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import submission as writes
 
-#: Items that are read from an async source at a time.
-READ_ITEMS = 1_000
+#: Items that are read from an async source at a time: each may have a megabyte.
+READ_ITEMS = 100
 
 
 def submit(
@@ -26,7 +26,7 @@ def submit(
     rate: str | None = None, delay: timedelta | str | None = None, at: datetime | str | None = None,
     deadline: datetime | timedelta | str | None = None, keep: timedelta | str | None = None, chunk: int = 1,
     on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None,
-    concurrency_by: str | Mapping[Any, int] | None = None,
+    concurrency_by: str | Mapping[Any, int] | None = None, key_reuse: bool = False,
 ) -> Job:  # fmt: skip
     """Make a job of `items`, each of which is one run of `actor`, and start it. Return it when all items are stored.
 
@@ -44,8 +44,9 @@ def submit(
     What the job is:
 
     - `name`: shown to readers; None: the actor's name.
-    - `key`: the same key gives the same job. If its first submission broke off, this one goes on after the items that
-      are stored, so it needs the same items in the same order.
+    - `key`: the same submission with the same key gives the same job. If its first submission broke off, this one goes
+      on after the items that are stored. Other options or items, or another order, raise KeyInUse. `key_reuse`: if the
+      job with this key is over, it loses the key, and this is a new one.
     - `item_key`: a field of the items, or a function of an item. Of items with the same item key, one is stored.
     - `metadata`: a dict that is kept with the job as JSON. `tenant`, `created_by`: whose job it is.
 
@@ -69,10 +70,10 @@ def submit(
       `Job.status` gives it, its id as `job`, and the callback's own id as `id`. A job that is retried calls again when
       it ends again, with a new `id`. A job that `key` found keeps the callbacks it has.
 
-    Raises ValueError for an option that makes no sense, UnknownActor, BadItem for an item that can't be stored,
-    SubmittedElsewhere, psycopg.Error if the database can't be reached, and what `items` raises. A job with a key then
-    stays open, to be submitted again. A job without one is stopped as `failed`, with the reason; so it is, within a
-    minute, if the process dies.
+    Raises ValueError for an option that makes no sense, KeyInUse, UnknownActor, BadItem for an item that can't be
+    stored, SubmittedElsewhere, psycopg.Error if the database can't be reached, and what `items` raises. A job with a
+    key then stays open, to be submitted again. A job without one is stopped as `failed`, with the reason; so it is,
+    within a minute, if the process dies.
     """
     limits = Limits(
         max_failures, concurrency, rate, priority or None, deadline, start(delay, at), keep, concurrency_by
@@ -86,14 +87,15 @@ def submit(
         lambda conn: writes.create_job(
             conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
             metadata=metadata or {}, created_by=created_by, limits=limits, targets=targets, chunk=chunk,
+            key_reuse=key_reuse,
         )
     )  # fmt: skip
-    if made.actor != actor_name:
-        raise ValueError(
-            f"the job with the key {key!r} is one of the actor {made.actor!r}, not {actor_name!r}"
-        )
-    if not made.sealed and made.state not in JOB_FINAL:
-        submitting = Submission(runtime.process, runtime.publish_job, made.job, key, item_key, made.consumed)
+    submitting = Submission(
+        runtime.process, runtime.publish_job, made.job, key, item_key, made.consumed, made.digest
+    )
+    if made.sealed or made.state in JOB_FINAL:
+        submitting.check(items, sealed=made.sealed)
+    else:
         with runtime.submissions.held(made.job):
             submitting.store_all(items)
     return Job(made.job, runtime)

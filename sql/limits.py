@@ -4,8 +4,8 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
 from typing import Any, Self
 
 from callboard.sql.json_values import iso
@@ -16,6 +16,8 @@ MIN_SHARE_ITEMS = 100
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 #: The greatest whole number that a column holds.
 MAX_INT = 2**31 - 1
+#: The limits that are times.
+TIMES = ("deadline", "at")
 #: A hundred years.
 MAX_SPAN_SECONDS = 36_525 * 86_400
 #: Characters of an argument's name at most.
@@ -51,12 +53,14 @@ class Limits:
     def __post_init__(self) -> None:
         by, width = _parse_lanes(self.concurrency_by)
         object.__setattr__(self, "concurrency_by", None if by is None else f"{by}={width}")
-        for name in ("deadline", "at"):
+        for name in TIMES:
             object.__setattr__(self, name, parse_time(name, getattr(self, name)))
         at, deadline = self.at, self.deadline
-        if isinstance(at, datetime) and isinstance(deadline, datetime) and deadline <= at:
+        if (isinstance(at, datetime) and isinstance(deadline, datetime) and deadline <= at) or (
+            isinstance(at, timedelta) and isinstance(deadline, timedelta) and deadline <= at
+        ):
             raise ValueError(
-                f"nothing can start: the deadline, {iso(deadline)}, does not lie after at, {iso(at)}"
+                f"nothing can start: the deadline, {_time_text(deadline)}, does not lie after at, {_time_text(at)}"
             )
         if isinstance(self.keep, timedelta):
             object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
@@ -72,13 +76,25 @@ class Limits:
         """Return the limits that are set, as the column `limits` keeps them."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            name: iso(value) if isinstance(value, datetime) else value
+            name: _time_text(value) if name in TIMES else value
             for name, value in found.items()
             if value is not None
         }
 
+    @property
+    def has_spans(self) -> bool:
+        """Whether a time of it is a span from now."""
+        return any(isinstance(getattr(self, name), timedelta) for name in TIMES)
+
+    def counted_from(self, now: datetime) -> Self:
+        """Return the limits with times for spans: those that a row keeps. Raises ValueError."""
+        deadline, at = (
+            now + time if isinstance(time, timedelta) else time for time in (self.deadline, self.at)
+        )
+        return replace(self, deadline=deadline, at=at)
+
     def columns(self) -> dict[str, Any]:
-        """Return the other columns of `jobs` that the limits are kept in."""
+        """Return the other columns of `jobs` that the limits are kept in; those of times are wrong for a span."""
         count, share, sample = _parse_failures(self.max_failures)
         by, width = _parse_lanes(self.concurrency_by)
         return {
@@ -90,14 +106,17 @@ class Limits:
         }  # fmt: skip
 
 
-def parse_time(name: str, given: datetime | timedelta | str | None) -> datetime | None:
-    """Read a time with its zone, or a span from now; None for None. Raises ValueError, which names the limit."""
+def parse_time(name: str, given: datetime | timedelta | str | None) -> datetime | timedelta | None:
+    """Read a time with its zone, or a span from now; None for None. Raises ValueError, which names the limit.
+
+    A span stays one: the database counts it from its own now, since the clock of this machine may be wrong.
+    """
     if given is None:
         return None
-    with suppress(OverflowError):  # beyond the year 9999
+    with suppress(OverflowError):
         found = _parse_when(given) if isinstance(given, str) else given
-        if isinstance(found, timedelta) and found >= timedelta(0):
-            return datetime.now(UTC) + found
+        if isinstance(found, timedelta) and timedelta(0) <= found <= timedelta(seconds=MAX_SPAN_SECONDS):
+            return found
         if isinstance(found, datetime) and found.tzinfo is not None:
             return found
     raise ValueError(
@@ -115,6 +134,10 @@ def parse_span(name: str, given: timedelta | str) -> float:
         if 0 < seconds <= MAX_SPAN_SECONDS:
             return seconds
     raise ValueError(f"{name} must be a span like 90s, 5m, 2h, 30d, or forever; not {given!r}")
+
+
+def _time_text(time: object) -> str:
+    return f"{time.total_seconds():g}s" if isinstance(time, timedelta) else str(iso(time))  # type: ignore[arg-type]
 
 
 def _parse_when(text: str) -> datetime | timedelta | None:

@@ -248,14 +248,14 @@ class PublishMark:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """How far a job's submission is: `consumed` inputs are stored or were repeated."""
+    """How far a job's submission is: `consumed` inputs, whose digest is `digest`, are stored or were repeated."""
 
     job: int
     created: bool
     state: str
     sealed: bool
     consumed: int
-    actor: str
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +300,7 @@ class StageRow:
     reason: str | None
     started_at: datetime | None
     being_made: bool
+    digest: bytes
 
     @property
     def stops_others(self) -> bool:

@@ -16,8 +16,8 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process, Stopping
-from callboard.middleware.submission.item_encoding import Row
-from callboard.middleware.submission.submission import store_items
+from callboard.middleware.submission.item_encoding import Row, encode_all
+from callboard.middleware.submission.submission import store_rows
 from callboard.sql.pool import Conn
 from callboard.sql.rows import StageClaim
 from callboard.sql.states import FINAL
@@ -141,7 +141,8 @@ class StageMaker:
                 self.publish_job(claim.job)
 
         items = _items(claim, Results(lambda states, after: self._page(claim, states, after)))
-        store_items(items, claim.consumed, store, chunk_seconds=CHUNK_SECONDS)
+        rows = encode_all(items, stored=claim.consumed)
+        store_rows(rows, claim.consumed, store, chunk_seconds=CHUNK_SECONDS)
         self._write(lambda conn: stages.seal_stage(conn, claim))
 
     def _page(self, claim: StageClaim, states: Sequence[str], after: int) -> list[Any]:

@@ -19,7 +19,7 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import current_attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
-from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem
+from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem, key_text
 from callboard.sql.rows import NewItem, Outgoing, Retry
 
 #: Seconds that a plain send waits for its row.
@@ -89,7 +89,7 @@ def _keyed(item: NewItem) -> NewItem:
     if type(get_encoder()) is JSONEncoder:
         call = b"%s %d %s" % (item.actor.encode(), item.sent_ms, item.args)
         key += ":" + blake2b(call, digest_size=8).hexdigest()
-    return replace(item, key=key)
+    return replace(item, key=key_text(key))
 
 
 def _comes_off_delay_queue() -> bool:

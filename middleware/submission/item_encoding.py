@@ -1,13 +1,23 @@
 """Encodes an item of a job as it is stored."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeAlias
 
 from callboard.middleware.message import envelope
-from callboard.middleware.message.failure import clean
+from callboard.sql.writes.requests import is_storable
 
 #: The most bytes that an item's encoded arguments may have.
 ITEM_LIMIT_BYTES = 1_048_576
+#: The most bytes of an item key that is stored as it is: an index holds it.
+KEY_BYTES = 500
+#: How a digest begins that stands for a longer item key.
+DIGEST = "sha256:"
+
+#: The characters that JSON begins with.
+JSON_BEGINS = '"[{-0123456789tfnNI'
 
 #: A field of the items, or a function of an item.
 ItemKey: TypeAlias = str | Callable[[Any], Any] | None
@@ -17,6 +27,19 @@ Row: TypeAlias = tuple[bytes, str | None]
 
 class BadItem(ValueError):
     """An item can't be stored; the message says which one, counting from 0, and why."""
+
+
+def encode_all(items: Iterable[Any], *, stored: int = 0, item_key: ItemKey = None) -> Iterator[Row]:
+    """Encode the items after the first `stored` ones, which are passed over. Raises BadItem."""
+    source = iter(items)
+    next(islice(source, stored, stored), None)
+    return (encode(number, item, item_key) for number, item in enumerate(source, stored))
+
+
+def add_to_digest(digest: bytes, row: Row) -> bytes:
+    """Return the digest of some items and one more."""
+    args, key = row
+    return hashlib.sha256(b"%b%d:%b%b" % (digest, len(args), args, (key or "").encode())).digest()
 
 
 def encode(number: int, item: Any, item_key: ItemKey = None) -> Row:
@@ -37,8 +60,33 @@ def encode(number: int, item: Any, item_key: ItemKey = None) -> Row:
 def _key(number: int, item: Any, item_key: str | Callable[[Any], Any]) -> str:
     try:
         value = item_key(item) if callable(item_key) else item[item_key]
+        if value is not None:
+            return key_text(value)
     except Exception as error:
         raise BadItem(f"item {number} has no item key: {type(error).__name__}: {error}") from error
-    if value is None:
-        raise BadItem(f"item {number} has no item key: it is None")
-    return clean(str(value))
+    raise BadItem(f"item {number} has no item key: it is None")
+
+
+def key_text(value: Any) -> str:
+    """Return the text that a row keeps of an item key: different values have different texts.
+
+    A text stays as it is, other values become JSON. A text that would read as JSON is quoted, so "1" is not 1. What is
+    too long for an index, or no text for PostgreSQL, becomes a digest.
+    """
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    if isinstance(value, str) and (
+        value.startswith(DIGEST) or (value[:1] in JSON_BEGINS and _is_json(value))
+    ):
+        text = json.dumps(value)
+    encoded = text.encode(errors="surrogatepass")
+    if len(encoded) <= KEY_BYTES and is_storable(text):
+        return text
+    return DIGEST + hashlib.sha256(encoded).hexdigest()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

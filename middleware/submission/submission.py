@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any
 
 import psycopg
@@ -19,9 +18,10 @@ from callboard.middleware.submission.item_encoding import ItemKey, Row
 from callboard.sql import timings
 from callboard.sql.limits import parse_time
 from callboard.sql.writes import submission, sweep
+from callboard.sql.writes.submission import KeyInUse
 
-#: The most items that are stored in one transaction.
-CHUNK_ITEMS = 5_000
+#: The most items that are stored in one transaction, and the bytes of their arguments that end it.
+CHUNK_ITEMS, CHUNK_BYTES = 5_000, 2**22
 #: A chunk with this many items is worth new statistics for PostgreSQL's planner.
 ANALYZE_AFTER_ITEMS = CHUNK_ITEMS // 5
 
@@ -32,42 +32,42 @@ class SubmittedElsewhere(RuntimeError):
     """Another submission has the job with this key, or the job was stopped while it was submitted."""
 
 
-def store_items(
-    items: Iterable[Any],
-    consumed: int,
+def store_rows(
+    rows: Iterable[Row],
+    start: int,
     store: Callable[[int, list[Row]], None],
     *,
-    item_key: ItemKey = None,
     chunk_seconds: float = math.inf,
 ) -> None:
-    """Pass over the first `consumed` items, which are stored, and store the others by `store(start, rows)`, in chunks;
-    `start` is the number of a chunk's first item. A chunk ends with 5,000 items, or when `chunk_seconds` are over.
+    """Store encoded items by `store(start, rows)`, in chunks; `start` is the number of a chunk's first item. A chunk
+    ends with 5,000 items, with 4 MiB, or when `chunk_seconds` are over.
 
-    Raises BadItem, and what `items` and `store` raise.
+    Raises what `rows` and `store` raise.
     """
-    source = iter(items)
-    next(islice(source, consumed, consumed), None)
-    for chunk in _chunks(source, chunk_seconds):
-        store(consumed, [item_encoding.encode(consumed + n, item, item_key) for n, item in enumerate(chunk)])
-        consumed += len(chunk)
+    for chunk in _chunks(rows, chunk_seconds):
+        store(start, chunk)
+        start += len(chunk)
 
 
-def _chunks(source: Iterator[Any], seconds: float) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    due = time.monotonic() + seconds
-    for item in source:
-        chunk.append(item)
-        if len(chunk) == CHUNK_ITEMS or time.monotonic() >= due:
+def _chunks(rows: Iterable[Row], seconds: float) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    size, due = 0, time.monotonic() + seconds
+    for row in rows:
+        chunk.append(row)
+        size += len(row[0])
+        if len(chunk) == CHUNK_ITEMS or size >= CHUNK_BYTES or time.monotonic() >= due:
             yield chunk
-            chunk, due = [], time.monotonic() + seconds
+            chunk, size, due = [], 0, time.monotonic() + seconds
     if chunk:
         yield chunk
 
 
 @dataclass(slots=True)
 class Submission:
-    """A bulk submission in progress: `job` takes items, and `consumed` of them are stored. `publish_job` publishes the
-    first items of a job from this process.
+    """A bulk submission of `job`: `consumed` items, whose digest is `stored`, are in the database. `publish_job`
+    publishes the first items of a job from this process.
+
+    With a `key` the items before must be the same again, so each is encoded and its digest compared.
     """
 
     process: Process
@@ -76,23 +76,48 @@ class Submission:
     key: str | None
     item_key: ItemKey
     consumed: int
+    stored: bytes
+    _digest: bytes = b""  # of the items read so far, if there is a key
 
     def store_all(self, items: Iterable[Any]) -> None:
         """Store the items that are not stored yet, then seal the job.
 
-        Raises BadItem, SubmittedElsewhere, psycopg.Error, PoolTimeout, and what `items` raises.
+        Raises BadItem, KeyInUse, SubmittedElsewhere, psycopg.Error, PoolTimeout, and what `items` raises.
         """
         try:
-            store_items(items, self.consumed, self._store, item_key=self.item_key)
+            store_rows(self._new_rows(items), self.consumed, self._store)
             self._seal()
         except BaseException as error:
             self._break_off(error)
             raise
 
+    def check(self, items: Iterable[Any], *, sealed: bool) -> None:
+        """Compare the items with those of a job that takes none any more; of one that is not `sealed`, those that it
+        has. Raises KeyInUse, BadItem, and what `items` raises.
+        """
+        if next(self._new_rows(items), None) is not None and sealed:
+            raise KeyInUse(self.key, self.job, f"{self.consumed:,} items, and these are more")
+
+    def _new_rows(self, items: Iterable[Any]) -> Iterator[Row]:
+        """Encode the items and give those that are not stored yet. Raises KeyInUse if the others differ."""
+        count, consumed = 0, self.consumed
+        for row in item_encoding.encode_all(items, item_key=self.item_key):
+            count += 1
+            if self.key is not None:
+                self._digest = item_encoding.add_to_digest(self._digest, row)
+            if count > consumed:
+                yield row
+            elif count == consumed and self._digest != self.stored:
+                raise KeyInUse(self.key, self.job, f"other items than the first {consumed:,} of these")
+        if count < consumed:
+            raise KeyInUse(self.key, self.job, f"{consumed:,} items, and these are {count:,}")
+
     def _store(self, start: int, rows: Sequence[Row]) -> None:
         """Store a chunk, all of it or nothing; the job starts with its first chunk."""
         how, number = self.process.write(
-            lambda conn: submission.store_chunk(conn, self.job, start, rows, keyed=self.item_key is not None)
+            lambda conn: submission.store_chunk(
+                conn, self.job, start, rows, keyed=self.item_key is not None, digest=self._digest
+            )
         )
         if how != "stored":
             raise SubmittedElsewhere(

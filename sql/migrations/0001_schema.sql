@@ -78,6 +78,8 @@ CREATE TABLE callboard.jobs (
 
     -- Its submission.
     consumed         bigint NOT NULL DEFAULT 0,  -- inputs read, repeated item keys included: where a submission goes on
+    digest           bytea NOT NULL DEFAULT '',  -- of these inputs, if it has a key: by it they are known again
+    asked            jsonb,                      -- digests of the options that it was submitted with, if it has a key
     submitting_until timestamptz,                -- past, and not sealed: its submitter is gone; NULL: nobody says
 
     -- Its publishing.
@@ -354,7 +356,7 @@ CREATE INDEX callbacks_by_job ON callboard.callbacks (job_id);
 CREATE FUNCTION callboard.queue_callbacks() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, job)
     SELECT NEW.id, NEW.finished_at, NEW.state, t ->> 'url', t ->> 'host', t ->> 'actor', t ->> 'queue',
-           to_jsonb(NEW) - 'callbacks' || jsonb_build_object('within', (
+           to_jsonb(NEW) - '{callbacks,asked,digest}'::text[] || jsonb_build_object('within', (
                SELECT jsonb_agg(to_jsonb(s) ORDER BY s.stage) FROM callboard.jobs AS s WHERE s.parent_id = NEW.id))
     FROM jsonb_array_elements(NEW.callbacks -> NEW.state::text) AS t;
     RETURN NULL;

@@ -7,6 +7,10 @@ SELECT state::text, stopping IS NOT NULL, failed, skipped,
        stages IS NOT NULL, parent_id
 FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 
+-- name: database_time
+-- The time that a span of a limit counts from: clocks of other machines may be wrong. Caller: requests.at_database_time.
+SELECT now()
+
 -- name: note_action
 -- Who did what to a job, in the transaction that does it. Caller: requests.note_action.
 INSERT INTO callboard.actions (job_id, action, who, via, detail)

@@ -1,11 +1,11 @@
 -- name: create_parent
 -- A job of stages, or the one that has this key already. Its limits but for `keep` are words only: they
--- hold for its stages. Caller: stages.create. Rows: one, (id, created, stages: NULL for a job that has none).
-INSERT INTO callboard.jobs AS j (name, key, tenant, metadata, created_by, callbacks, limits, keep, stages)
-VALUES (%(name)s, %(key)s, %(tenant)s, %(metadata)s::jsonb, %(created_by)s, %(callbacks)s::jsonb, %(limits)s::jsonb,
-        %(keep)s, %(stages)s)
+-- hold for its stages. Caller: stages.create. Rows: one, (id, created, asked).
+INSERT INTO callboard.jobs AS j (name, key, tenant, metadata, created_by, callbacks, asked, limits, keep, stages)
+VALUES (%(name)s, %(key)s, %(tenant)s, %(metadata)s::jsonb, %(created_by)s, %(callbacks)s::jsonb, %(asked)s::jsonb,
+        %(limits)s::jsonb, %(keep)s, %(stages)s)
 ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET key = j.key
-RETURNING id, xmax = 0, stages
+RETURNING id, xmax = 0, asked
 
 -- name: create_stages
 -- The stages of a new job of stages, in its transaction. Caller: stages.create.
@@ -19,7 +19,7 @@ FROM {NewStage} AS s ORDER BY s.nth
 -- The stages of a job, in order. Caller: stages.list_stages, which mostly has the parent locked: then none that is over
 -- is opened meanwhile. Rows: StageRow.
 SELECT id, stage, name, coalesce(actor, ''), makes, on_failure, state::text, stopping IS NOT NULL, finished_at IS NOT NULL,
-       sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL
+       sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL, digest
 FROM callboard.jobs WHERE parent_id = %s ORDER BY stage
 
 -- name: parents_to_update

@@ -1,20 +1,26 @@
 -- name: create_job
 -- A job that is being submitted, or the one that has this key already: while it is open it is taken up.
--- Caller: submit, job(). Rows: one, (id, created, state, sealed, consumed, actor).
+-- Caller: submit, job(). Rows: one, (id, created, state, sealed, consumed, digest, asked).
 WITH made AS (
     INSERT INTO callboard.jobs AS j
-        (name, key, tenant, actor, queue, metadata, created_by, submitting_until, chunk, callbacks, {limits})
+        (name, key, tenant, actor, queue, metadata, created_by, submitting_until, chunk, callbacks, asked,
+         {limits})
     VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(created_by)s,
-            now() + make_interval(secs => %(lease)s), nullif(%(chunk)s::int, 1), %(callbacks)s::jsonb, {limit_values})
+            now() + make_interval(secs => %(lease)s), nullif(%(chunk)s::int, 1), %(callbacks)s::jsonb, %(asked)s::jsonb,
+            {limit_values})
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
     WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
-    RETURNING id, xmax = 0 AS created, state, sealed, consumed, actor
+    RETURNING id, xmax = 0 AS created, state, sealed, consumed, digest, asked
 )
-SELECT id, created, state::text, sealed, consumed, coalesce(actor, '') FROM made
+SELECT id, created, state::text, sealed, consumed, digest, asked FROM made
 UNION ALL
-SELECT id, false, state::text, sealed, consumed, coalesce(actor, '') FROM callboard.jobs
+SELECT id, false, state::text, sealed, consumed, digest, asked FROM callboard.jobs
 WHERE key = %(key)s AND tenant = %(tenant)s
 LIMIT 1
+
+-- name: free_key
+-- A job that is over gives its key to a new one. Guard: it is over. Caller: create_job, stages.create.
+UPDATE callboard.jobs SET key = NULL WHERE tenant = %(tenant)s AND key = %(key)s AND finished_at IS NOT NULL
 
 -- name: lock_submission
 -- Where a job's submission stands, locked until its next chunk is committed.
@@ -27,7 +33,8 @@ WHERE id = %s FOR NO KEY UPDATE OF jobs
 -- name: add_to_total
 -- A chunk was stored. Caller: store_chunk, in its transaction, under the job's lock.
 UPDATE callboard.jobs
-SET total = total + %(stored)s, bulk_end = total + %(stored)s, consumed = consumed + %(read)s, updated_at = now()
+SET total = total + %(stored)s, bulk_end = total + %(stored)s, consumed = consumed + %(read)s,
+    digest = coalesce(%(digest)s::bytea, digest), updated_at = now()
 WHERE id = %(job)s
 
 -- name: copy_items

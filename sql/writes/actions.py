@@ -19,6 +19,7 @@ from callboard.sql.writes.requests import (
     NoSuchJob,
     NotPossible,
     Requester,
+    at_database_time,
     check_text,
     job_status,
     note_action,
@@ -81,9 +82,10 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
     known = {field.name for field in fields(Limits)}
     if strange := sorted(set(changes) - known):
         raise ValueError(f"there is no limit {strange[0]!r}: only {', '.join(sorted(known))}")
-    meant = Limits.from_json(changes).as_json()  # a span counts from now, the same now for all stages
-    changes = {name: meant.get(name) for name in changes}
+    given = Limits.from_json(changes)
     with transaction(conn):
+        meant = at_database_time(conn, given).as_json()  # the same now for all stages
+        changes = {name: meant.get(name) for name in changes}
         status = job_status(conn, job, by)
         if status.parent is not None and "keep" in changes:
             raise ValueError(

@@ -1,14 +1,20 @@
 """What every request to a job needs: who makes it, how the job stands, a refusal, a line in its history."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from psycopg.types.json import Jsonb
 
+from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
-from callboard.sql.statements import statement
+from callboard.sql.statements import required, statement
 from callboard.sql.states import JOB_FINAL
+
+#: NUL as JSON writes it.
+NUL_PATTERN = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class NoSuchJob(LookupError):
@@ -79,7 +85,33 @@ def check_text(name: str, given: object, most: int) -> None:
         return
     if not isinstance(given, str) or len(given) > most:
         raise ValueError(f"{name} must be a text of at most {most} characters, not {given!r:.100}")
-    if "\x00" in given or any("\ud800" <= sign <= "\udfff" for sign in given):
+    if not is_storable(given):
         raise ValueError(
             f"{name} holds what the database can't: a NUL character, or half of a surrogate pair"
         )
+
+
+def is_storable(text: str) -> bool:
+    """Return whether PostgreSQL can hold a text: it has no NUL character, and no half of a surrogate pair."""
+    return "\x00" not in text and (text.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in text))
+
+
+def at_database_time(conn: Conn, limits: Limits) -> Limits:
+    """Return limits whose spans count from the database's now. Raises ValueError."""
+    if not limits.has_spans:
+        return limits
+    return limits.counted_from(required(conn.execute(statement("database_time")).fetchone())[0])
+
+
+def json_object(name: str, given: object) -> Jsonb:
+    """Return a dict as the database takes it. Raises ValueError for anything else, and for what its JSON can't hold."""
+    try:
+        text = json.dumps(given, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} must be a dict that JSON can hold: {error}") from None
+    if not isinstance(given, dict) or not is_storable(text) or NUL_PATTERN.search(text):
+        raise ValueError(
+            f"{name} must be a dict of values that the database can hold, without NUL characters and halves of "
+            f"surrogate pairs; not {given!r:.100}"
+        )
+    return Jsonb(given, dumps=lambda _: text)

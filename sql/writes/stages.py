@@ -7,8 +7,6 @@ meanwhile.
 from collections.abc import Sequence
 from typing import Any
 
-from psycopg.types.json import Jsonb
-
 from callboard.sql import timings
 from callboard.sql.arrays import parameters
 from callboard.sql.callback_targets import NO_TARGETS, Targets
@@ -20,32 +18,29 @@ from callboard.sql.writes import jobs, submission
 from callboard.sql.writes.requests import Requester, note_action
 
 
-class StagesDiffer(ValueError):
-    """The job with this key does not have these stages."""
-
-
 def create(
     conn: Conn, planned: Sequence[NewStage], *, name: str, key: str | None, tenant: str, metadata: dict[str, Any],
-    created_by: str | None, limits: Limits, targets: Targets = NO_TARGETS,
+    created_by: str | None, limits: Limits, targets: Targets = NO_TARGETS, key_reuse: bool = False,
 ) -> tuple[int, list[StageRow]]:  # fmt: skip
     """Make a job of stages, or find the one with this key; return its id and stages, and renew the submission of the
-    first stage. Raises StagesDiffer.
+    first stage. The rest is as with `create_job`.
     """
-    limited = Jsonb(limits.as_json())
-    given = {"name": name, "key": key, "tenant": tenant, "created_by": created_by, "limits": limited}
+    asked = {"stages": [(s.actor, s.makes, s.on_failure, s.chunk) for s in planned]}
     with transaction(conn):
-        called = (words := targets.as_json()) and Jsonb(words)
-        whole = {**given, "metadata": Jsonb(metadata), "stages": len(planned), "callbacks": called,
-                 "keep": limits.columns()["keep"]}  # fmt: skip
-        parent, created, count = next(conn.execute(statement("create_parent"), whole))
+        given = submission.job_parameters(
+            conn, asked, name=name, key=key, tenant=tenant, metadata=metadata, created_by=created_by, limits=limits,
+            targets=targets,
+        )  # fmt: skip
+        if key_reuse:
+            submission.free_key(conn, tenant, key)
+        whole = {**given, "stages": len(planned)}
+        parent, created, known = next(conn.execute(statement("create_parent"), whole))
+        submission.check_asked(key, parent, known, given)
         if created:
-            kept = {**limits.columns(), "keep": None}  # as long as their parent
             stages = parameters(NewStage, planned)
-            conn.execute(statement("create_stages"), {**given, **kept, **stages, "parent": parent})
+            kept = {**given, "keep": None}  # as long as their parent
+            conn.execute(statement("create_stages"), {**kept, **stages, "parent": parent})
         found = list_stages(conn, parent)
-        if count is None or [(s.actor, s.makes) for s in found] != [(s.actor, s.makes) for s in planned]:
-            known = ", ".join(s.name for s in found) or "none"
-            raise StagesDiffer(f"the job {parent} has the key {key!r}, and other stages than these: {known}")
         submission.renew_submissions(conn, [found[0].id])
     return int(parent), found
 

@@ -1,6 +1,9 @@
 """Submission: make a job, store its items, seal it."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -11,29 +14,97 @@ from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Submission
 from callboard.sql.statements import required, statement
+from callboard.sql.writes.requests import at_database_time, check_text, json_object
+
+#: The most characters of a job's name, and of what an index holds of it.
+NAME_CHARACTERS, KEY_CHARACTERS = 1_000, 300
+
+
+class KeyInUse(ValueError):
+    """The key is that of a job that was submitted with something else; the message says with what, and what to do."""
+
+    def __init__(self, key: str | None, job: int, differs: str) -> None:
+        super().__init__(
+            f"the key {key!r} is that of job {job}, which was submitted with {differs}: take another key, or pass "
+            "key_reuse to start a new job when that one is over"
+        )
 
 
 def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
     metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
-    chunk: int = 1,
+    chunk: int = 1, key_reuse: bool = False,
 ) -> Submission:  # fmt: skip
-    """Make a job, or find the one with this key, and renew its submission."""
+    """Make a job, or find the one with this key, and renew its submission. `key_reuse`: a job that is over gives its
+    key to the new one. Raises KeyInUse, and ValueError for a text or metadata that a row can't hold.
+    """
+    asked = {"actor": actor, "chunk": chunk}
     parameters = {
-        "name": name, "key": key, "tenant": tenant, "actor": actor, "queue": queue,
-        "metadata": Jsonb(metadata), "created_by": created_by, "lease": timings.SUBMISSION_LEASE_SECONDS,
-        "chunk": chunk, "callbacks": (words := targets.as_json()) and Jsonb(words),
-        "limits": Jsonb(limits.as_json()), **limits.columns(),
+        **job_parameters(
+            conn, asked, name=name, key=key, tenant=tenant, metadata=metadata, created_by=created_by, limits=limits,
+            targets=targets,
+        ),
+        "actor": actor, "queue": queue, "chunk": chunk, "lease": timings.SUBMISSION_LEASE_SECONDS,
     }  # fmt: skip
-    row = conn.execute(statement("create_job"), parameters).fetchone()
-    # As in standing_job: lost to a transaction that commits between the two halves.
-    return Submission(*(row or required(conn.execute(statement("create_job"), parameters).fetchone())))
+    with transaction(conn) if key_reuse else nullcontext():
+        if key_reuse:
+            free_key(conn, tenant, key)
+        row = conn.execute(statement("create_job"), parameters).fetchone()
+        # As in standing_job: lost to a transaction that commits between the two halves.
+        row = row or required(conn.execute(statement("create_job"), parameters).fetchone())
+    *found, known = row
+    made = Submission(*found)
+    check_asked(key, made.job, known, parameters)
+    return made
+
+
+def job_parameters(
+    conn: Conn, asked: Mapping[str, Any], *, name: str, key: str | None, tenant: str, metadata: dict[str, Any],
+    created_by: str | None, limits: Limits, targets: Targets,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the parameters of the statements that make a job. `asked`: what else the same submission must say again.
+
+    Raises ValueError for a text or metadata that a row can't hold.
+    """
+    check_text("name", name, NAME_CHARACTERS)
+    for option, text in (("key", key), ("tenant", tenant), ("created_by", created_by)):
+        check_text(option, text, KEY_CHARACTERS)
+    kept = json_object("metadata", metadata)
+    callbacks = targets.as_json()
+    options = {**asked, "metadata": metadata, "callbacks": callbacks, **limits.as_json()}
+    limits = at_database_time(conn, limits)
+    return {
+        "name": name, "key": key, "tenant": tenant, "created_by": created_by, "metadata": kept,
+        "callbacks": callbacks and Jsonb(callbacks), "limits": Jsonb(limits.as_json()), **limits.columns(),
+        "asked": None if key is None else Jsonb({option: _digest(value) for option, value in options.items()}),
+    }  # fmt: skip
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_asked(
+    key: str | None, job: int, known: Mapping[str, str] | None, parameters: Mapping[str, Any]
+) -> None:
+    """Raise KeyInUse if the job with this key was submitted with other options than these."""
+    if key is not None:
+        known, asked = known or {}, parameters["asked"].obj
+        if differ := sorted(o for o in {**known, **asked} if known.get(o) != asked.get(o)):
+            raise KeyInUse(key, job, f"other options ({', '.join(differ)})")
+
+
+def free_key(conn: Conn, tenant: str, key: str | None) -> None:
+    """Take its key from the job that has it, if that is over."""
+    conn.execute(statement("free_key"), {"tenant": tenant, "key": key})
 
 
 def store_chunk(
-    conn: Conn, job: int, start: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool
-) -> tuple[str, int]:
+    conn: Conn, job: int, start: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool,
+    digest: bytes | None = None,
+) -> tuple[str, int]:  # fmt: skip
     """Store the inputs from number `start`, each (args, item key), all or nothing, if `start` inputs are consumed.
+    `digest`: that of all inputs up to the last of these, by which the same submission is known again.
 
     Returns ("stored", items stored), ("elsewhere", inputs consumed) when another submission of the same key is ahead,
     ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`).
@@ -46,7 +117,8 @@ def store_chunk(
         if sealed or stopped or consumed != start:
             return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
         stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
-        conn.execute(statement("add_to_total"), {"job": job, "stored": stored, "read": len(chunk)})
+        added = {"job": job, "stored": stored, "read": len(chunk), "digest": digest}
+        conn.execute(statement("add_to_total"), added)
         return "stored", stored
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import msgspec
-import psycopg
 import typer
 
 import callboard
@@ -57,6 +56,9 @@ def submit(
     key: Annotated[
         str | None, typer.Option(help="The same key gives the same job; a submission that broke off goes on.")
     ] = None,
+    key_reuse: Annotated[
+        bool, typer.Option("--key-reuse", help="If the job with this key is over, start a new one.")
+    ] = False,
     item_key: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Store items with the same value in this field once.")
     ] = None,
@@ -97,10 +99,10 @@ def submit(
         pass
     form = form or input_file.SUFFIXES.get(Path(file).suffix.lower(), "jsonl")
     options = {
-        "name": name, "key": key, "item_key": item_key, "metadata": metadata, "tenant": tenant, "priority": priority,
-        "chunk": chunk, "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by,
-        "rate": rate, "deadline": deadline, "delay": delay, "at": at, "keep": keep, "on_complete": on_complete,
-        "on_fail": on_fail, "on_cancel": on_cancel,
+        "name": name, "key": key, "key_reuse": key_reuse, "item_key": item_key, "metadata": metadata, "tenant": tenant,
+        "priority": priority, "chunk": chunk, "max_failures": max_failures, "concurrency": concurrency,
+        "concurrency_by": concurrency_by, "rate": rate, "deadline": deadline, "delay": delay, "at": at, "keep": keep,
+        "on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel,
     }  # fmt: skip
     with input_file.opened(file) as source:
         bad = check(source, form, item_key, skip_bad=skip_bad)
@@ -144,8 +146,6 @@ def store(actor: str, items: Iterator[Any], *, print_id: bool, **options: Any) -
             job = callboard.submit(actor, items, **options).id
             if print_id:
                 typer.echo(job)
-    except psycopg.DataError as error:
-        raise CommandError(f"the database can't hold one of the options: {first_line(error)}") from error
     except REFUSALS as error:
         raise CommandError(first_line(error)) from error
     except ValueError as error:  # of an option

@@ -150,7 +150,7 @@ def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None
         ([ACTOR, "."], "can't read .: Is a directory", 1),
         ([ACTOR, "--format", "xml"], "must be one of jsonl, csv, not 'xml'", 2),
         ([ACTOR, "--metadata", "[1]"], "no JSON object", 2),
-        ([ACTOR, "--metadata", '{"a": "\\u0000"}'], "the database can't hold one of the options", 1),
+        ([ACTOR, "--metadata", '{"a": "\\u0000"}'], "metadata must be a dict of values", 2),
         ([ACTOR, "--priority", "9999999999"], "--priority", 2),
         ([ACTOR, "--rate", "10"], "rate must be like 10/s", 2),
         ([ACTOR, "--delay", "soon"], "delay must be a time with its zone", 2),
@@ -170,7 +170,11 @@ def test_key_of_another_actors_job_is_refused(env: Env, tmp_path: Path) -> None:
     env = {**env, "CALLBOARD_ACTORS": "others"}
     assert run(tmp_path, "submit", "other", "--key", "k", env=env).returncode == 0
     said = fault(tmp_path, "submit", ACTOR, "--key", "k", env=env, code=2)
-    assert "is one of the actor 'other'" in said
+    assert "which was submitted with other options (actor): take another key" in said
+    given = tmp_path / "letters.jsonl"
+    given.write_text('"a"\n')
+    made = run(tmp_path, "submit", ACTOR, str(given), "--key", "k2", env=env).stdout
+    assert run(tmp_path, "submit", ACTOR, str(given), "--key", "k2", "--key-reuse", env=env).stdout == made
 
 
 def test_actors_module_that_cannot_be_imported(env: Env, tmp_path: Path) -> None:

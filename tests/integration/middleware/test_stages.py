@@ -459,18 +459,22 @@ def test_the_same_key_gives_the_same_job_and_its_submission_goes_on(on: pipeline
         callboard.stages("keyed", [Stage("number", items=range(7_000)), Stage("number")], key="k").id
         == job.id
     )
-    with pytest.raises(ValueError, match="the key 'k', and other stages than these: number, number"):
-        callboard.stages("keyed", [Stage("number", items=[1])], key="k")
-    with pytest.raises(ValueError, match="not 'number'"):
+    with pytest.raises(callboard.KeyInUse, match=rf"that of job {job.id}, .* other options \(stages\)"):
+        callboard.stages("keyed", [Stage("number", items=range(7_000))], key="k")
+    with pytest.raises(callboard.KeyInUse, match="other items"):
+        callboard.stages("keyed", [Stage("number", items=range(1, 7_001)), Stage("number")], key="k")
+    with pytest.raises(callboard.KeyInUse, match="other options"):
         callboard.submit("number", [1], key="k")
     plain = callboard.submit("number", [1], key="plain")
-    with pytest.raises(
-        ValueError, match=f"job {plain.id} has the key 'plain', and other stages than these: none"
-    ):
+    with pytest.raises(callboard.KeyInUse, match=f"that of job {plain.id}, .* other options"):
         callboard.stages("plain", [Stage("number", items=[1])], key="plain")
-    with callboard.job("keyed", key="k"), pytest.raises(callboard.JobClosed):
-        on.actor("number").send(1)
+    with pytest.raises(callboard.KeyInUse), callboard.job("keyed", key="k"):
+        pass
     assert status(job)["state"] == "completed"
+    again = callboard.stages("keyed", [Stage("number", items=[1])], key="k", key_reuse=True)
+    assert again.id != job.id
+    assert (status(job)["key"], status(again)["key"]) == (None, "k")
+    assert ended(again)["state"] == "completed"
 
 
 def test_without_a_key_a_submission_that_breaks_off_fails_the_job(on: pipeline.Stage) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -20,6 +22,7 @@ import callboard
 from callboard.middleware.submission import enqueue as sending
 from callboard.middleware.submission import submission
 from callboard.middleware.tracking import runtime_of
+from callboard.sql import limits
 from callboard.sql.pool import connect
 from callboard.sql.writes import sweep as sweep_writes
 from tests.support.clients import client
@@ -88,8 +91,76 @@ def test_a_source_with_a_key_is_taken_up_where_it_broke_off(on: Stage) -> None:
     assert job.status()["sealed"]
     assert job.status()["total"] == CHUNK + 20
     assert [item["args"] for item in job.items()] == [[n] for n in range(CHUNK + 20)]
-    assert callboard.submit("work", range(5), key="again").id == job.id
+    assert callboard.submit("work", range(CHUNK + 20), key="again").id == job.id
     assert job.status()["total"] == CHUNK + 20
+
+
+def test_a_source_that_changed_since_it_broke_off_is_refused(on: Stage) -> None:
+    """As when a row was removed, or a query has no ORDER BY: items would be lost, and others be there twice."""
+    with pytest.raises(OSError, match="the file ends here"):
+        callboard.submit("work", breaking_off(CHUNK + 10), key="changed")
+    for items in (range(1, CHUNK + 20), range(5)):
+        with pytest.raises(callboard.KeyInUse):
+            callboard.submit("work", items, key="changed")
+    job = callboard.submit("work", range(CHUNK + 10), key="changed")
+    assert [item["args"] for item in job.items()] == [[n] for n in range(CHUNK + 10)]
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "differs"),
+    [
+        ([2, 1], {}, "other items than the first 2 of these"),
+        ([1], {}, "2 items, and these are 1"),
+        ([1, 2, 3], {}, "2 items, and these are more"),
+        ([1, 2], {"item_key": str}, "other items"),
+        ([1, 2], {"rate": "1/s", "chunk": 5}, r"other options \(chunk, rate\)"),
+        ([1, 2], {"metadata": {"a": 1}, "delay": "3h"}, r"other options \(at, metadata\)"),
+        ([1, 2], {"on_fail": "noted", "name": "another"}, r"other options \(callbacks\)"),
+    ],
+)
+def test_a_key_is_of_one_submission(
+    items: list[int], options: dict[str, Any], differs: str, on: Stage
+) -> None:
+    given: dict[str, Any] = {"key": f"one of {differs}", "delay": "2h"}
+    job = callboard.submit("work", [1, 2], **given)
+    assert callboard.submit("work", (n for n in (1, 2)), **given).id == job.id
+    with pytest.raises(callboard.KeyInUse, match=f"that of job {job.id}, which was submitted with {differs}"):
+        callboard.submit("work", items, **{**given, **options})
+    again = {**given, **options, "key_reuse": True}
+    with pytest.raises(callboard.KeyInUse):  # it is not over
+        callboard.submit("work", items, **again)
+    job.cancel()
+    assert wait_until(lambda: job.status()["state"] == "cancelled", TIMEOUT)
+    other = callboard.submit("work", items, **again)
+    assert (other.status()["total"], other.status()["key"]) == (len(items), given["key"])
+    assert job.status()["key"] is None
+
+
+def test_a_span_counts_from_the_databases_time(on: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of this machine may be wrong; and the same words are the same submission an hour later."""
+
+    class Kind(type):
+        def __instancecheck__(cls, thing: object) -> bool:
+            return isinstance(thing, datetime)
+
+    class Behind(metaclass=Kind):
+        fromisoformat = datetime.fromisoformat
+
+        @staticmethod
+        def now(tz: Any = None) -> datetime:
+            return datetime.now(tz) - timedelta(hours=1)
+
+    monkeypatch.setattr(limits, "datetime", Behind)
+    job = callboard.submit("work", [1], delay="30m", deadline=timedelta(hours=2), key="spans")
+    job.limit(deadline="3h")
+    row = on.conn.execute(
+        "SELECT extract(epoch FROM not_before - now()), extract(epoch FROM deadline - now()), limits"
+        " FROM callboard.jobs WHERE id = %s", (job.id,)
+    ).fetchone()  # fmt: skip
+    assert row is not None
+    assert 1700 < row[0] <= 1800
+    assert 10700 < row[1] <= 10800
+    assert row[2].keys() == {"at", "deadline"}
 
 
 def test_an_item_key_is_stored_once(on: Stage) -> None:
@@ -103,13 +174,38 @@ def test_an_item_key_is_stored_once(on: Stage) -> None:
 def test_an_unknown_actor_is_refused(on: Stage) -> None:
     with pytest.raises(callboard.UnknownActor, match="no actor 'nobody'"):
         callboard.submit("nobody", [1])
-    with pytest.raises(ValueError, match="is one of the actor 'work', not 'noted'"):
+    with pytest.raises(callboard.KeyInUse, match=r"other options \(actor\)"):
         callboard.submit("noted", [1], key=_keyed("work"))
 
 
 def _keyed(actor: str) -> str:
     callboard.submit(actor, [1], key=f"of {actor}")
     return f"of {actor}"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"key": "k" * 301}, "key must be a text of at most 300 characters"),
+        ({"key": 5}, "key must be a text of at most 300 characters, not 5"),
+        ({"key": "a\x00"}, "key holds what the database can't"),
+        ({"tenant": "\ud800"}, "tenant holds what the database can't"),
+        ({"name": "a\x00"}, "name holds what the database can't"),
+        ({"created_by": ["me"]}, "created_by must be a text"),
+        ({"metadata": {"when": object()}}, "metadata must be a dict that JSON can hold"),
+        ({"metadata": {"ratio": math.nan}}, "metadata must be a dict that JSON can hold"),
+        ({"metadata": {"text": "a\x00"}}, "metadata must be a dict of values that the database can hold"),
+        ({"metadata": {"text": "\ud800"}}, "metadata must be a dict of values that the database can hold"),
+        ({"metadata": [1]}, "metadata must be a dict"),
+    ],
+)
+def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
+    options: dict[str, Any], says: str, on: Stage
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        callboard.submit("work", [1], **options)
+    kept = callboard.submit("work", [1], metadata={"text": "\\u0000 is no NUL"}).status()["metadata"]
+    assert kept == {"text": "\\u0000 is no NUL"}
 
 
 @pytest.mark.parametrize(
@@ -239,11 +335,13 @@ broker.runtime.publish_job = lambda job: None  # rows only
 before = peak()
 job = callboard.submit(work, ({{"number": n}} for n in range(1_000_000)))
 assert job.status()["total"] == 1_000_000
+job = callboard.submit(work, ({{"number": "x" * 204_800}} for n in range(1_000)))
+assert job.status()["total"] == 1_000
 print(before, peak())
 """
 
 
-def test_a_million_items_need_no_more_memory_than_a_few(on: Stage) -> None:
+def test_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few(on: Stage) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MILLION], env={**os.environ, **on.environment}, check=True, capture_output=True,
         text=True, timeout=120,

@@ -15,6 +15,7 @@ import callboard
 from callboard import Results, Stage
 from callboard.middleware.callbacks import stage_maker
 from callboard.middleware.submission import submission
+from callboard.middleware.submission.item_encoding import encode_all
 from callboard.sql.reads import job_view, staged_job_view
 from callboard.sql.states import ITEM_STATES, JOB_FINAL, JOB_STATES
 from callboard.stages import path
@@ -185,7 +186,8 @@ def test_a_result_that_is_not_kept_is_no_item_that_may_be_missing() -> None:
 def stored(items: Iterable[Any], consumed: int = 0, **options: Any) -> list[tuple[int, int]]:
     """Each chunk's first number and size."""
     chunks: list[tuple[int, int]] = []
-    submission.store_items(items, consumed, lambda start, rows: chunks.append((start, len(rows))), **options)
+    rows = encode_all(items, stored=consumed)
+    submission.store_rows(rows, consumed, lambda start, rows: chunks.append((start, len(rows))), **options)
     return chunks
 
 
@@ -195,6 +197,12 @@ def test_items_are_stored_in_chunks_after_those_that_are_stored() -> None:
     assert stored(range(10), 7) == [(7, 3)]
     assert stored(range(10), 10) == []
     assert stored(()) == []
+
+
+def test_a_chunk_of_large_items_has_few_of_them() -> None:
+    large = submission.CHUNK_BYTES // 5
+    sizes = [size for _, size in stored("x" * large for _ in range(12))]
+    assert sizes == [5, 5, 2]
 
 
 def test_items_that_come_slowly_do_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
