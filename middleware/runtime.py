@@ -19,7 +19,12 @@ from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Journal
 from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.process.fatal_exit import check_settings, exit_process, is_dramatiq_command
+from callboard.middleware.process.fatal_exit import (
+    check_settings,
+    exit_process,
+    is_dramatiq_command,
+    stop_process,
+)
 from callboard.middleware.process.heartbeat import Heartbeat
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
@@ -62,6 +67,7 @@ class Runtime:
         self._lock = threading.Lock()
         self._worker: dramatiq.Worker | None = None
         self._broken = False
+        self._lost_threads = 0
         self._publisher: Publisher | None = None
         self._sweep: Sweep | None = None
         self._callbacks: CallbackDispatcher | None = None
@@ -175,8 +181,26 @@ class Runtime:
         self._callbacks.start()
 
     def _trouble(self) -> str | None:
-        """Why the process can't reach its broker, or None."""
-        return self.publisher.trouble or self.consumers.why_cut_off()
+        """Why the process can't reach its broker, or has fewer threads than it should; None: it is well."""
+        return self._replace_threads() or self.publisher.trouble or self.consumers.why_cut_off()
+
+    def _replace_threads(self) -> str | None:
+        """End a worker process that has lost threads, so that it is started again; return what it has lost, or None.
+
+        A hook of a middleware that raises what is no Exception ends the thread, and Dramatiq starts no other.
+        """
+        threads = [] if self._worker is None else self._worker.workers
+        lost = self._lost_threads if self.process.stopping else sum(not t.is_alive() for t in threads)
+        if not lost:
+            return None
+        trouble = f"{lost} of its {len(threads)} worker threads ended by an error in a middleware's hook"
+        if lost != self._lost_threads:
+            log.critical("this worker must be started again: %s", trouble)
+            if not self._lost_threads and is_dramatiq_command():
+                self._broken = True
+                stop_process()
+            self._lost_threads = lost
+        return trouble
 
     def _exit_broken(self, error: BaseException) -> None:
         if self._worker is not None and not self._broken:
@@ -187,7 +211,7 @@ class Runtime:
             exit_process(self._worker)
 
     def end(self) -> None:
-        """Close the parts of a worker process; SystemExit when it ends because it can't record outcomes."""
+        """Close the parts of a worker process; SystemExit when it ends because it can't work."""
         broken = self._broken
         self.close()
         if broken and is_dramatiq_command():

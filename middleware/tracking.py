@@ -17,6 +17,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessag
 from callboard.middleware.attempts.outcome import decide
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery, release
+from callboard.middleware.message.failure import text_of
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.outage import ThrottleFilter, disconnected
 from callboard.middleware.process.process import Stopping
@@ -75,11 +76,13 @@ class Tracking(Middleware):
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """End the attempt: the actor raised Skip, or a middleware dropped the message (its age limit)."""
         # Dramatiq calls this from its handler of the SkipMessage.
-        self._end(broker, message, skip=str(sys.exc_info()[1] or ""))
+        reason = sys.exc_info()[1]
+        self._end(broker, message, skip="" if reason is None else text_of(reason))
 
     def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """End the attempt if an interrupt in another hook kept `after_process_message` from it."""
-        self._end(broker, message, exception=sys.exc_info()[1] or RuntimeError("a hook broke off"))
+        error = sys.exc_info()[1]
+        self._end(broker, message, exception=RuntimeError("a hook broke off") if error is None else error)
 
     def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Dramatiq nacks a message whose actor is missing before any other hook runs. Requeue it for a worker that has
@@ -118,6 +121,16 @@ class Tracking(Middleware):
         if attempt is None:
             return
         current_attempt.set(None)
+        end = partial(self._finish, broker, message, attempt, exception=exception, skip=skip)
+        try:
+            end()
+        except BaseException:  # noqa: BLE001 — an interrupt came too late for the actor, and would end this thread
+            end()
+
+    def _finish(
+        self, broker: dramatiq.Broker, message: MessageProxy, attempt: Attempt, *, exception: BaseException | None,
+        skip: str | None,
+    ) -> None:  # fmt: skip
         outcome = decide(
             returned=attempt.returned, result=attempt.result, skip=skip, exception=exception, failed=message.failed,
             retry=attempt.retry,

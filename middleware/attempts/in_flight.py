@@ -64,8 +64,8 @@ class InFlight:
         except DATA_ERRORS as error:
             log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
             message.fail()
-        except Exception:
-            # Dramatiq would log it and run the actor, untracked.
+        except BaseException:
+            # Dramatiq would log it and run the actor, untracked; or it would end the thread.
             log.exception("a message can't be begun; it is delivered again when this worker has ended")
             delivery.deferred = True
         return None
@@ -247,7 +247,6 @@ class InFlight:
         """Give an attempt that ended to the journal; return whether its message is to be dead-lettered."""
         attempt.end()
         ended = time.monotonic()
-        attempt.result = None
         children = attempt.hooked
         if outcome.state in ("succeeded", "skipped"):
             children = attempt.sent + attempt.hooked
@@ -262,6 +261,7 @@ class InFlight:
         for delivery in attempt.deliveries:
             delivery.deferred = True
         self.journal.add(Entry(attempt, event, failed))
+        attempt.result = None
         return failed
 
     def acknowledge(self, entries: Sequence[Entry]) -> None:

@@ -57,7 +57,7 @@ def decide(
 def _with_result(result: Any, *, strict: bool) -> Outcome:
     try:
         return Outcome("succeeded", result=encode_result(result))
-    except Exception as error:  # noqa: BLE001 — the actor's own object may raise anything
+    except BaseException as error:  # noqa: BLE001 — the actor's own object may raise anything
         failure = describe(error)
     why = failure.message or failure.error_type
     if strict:

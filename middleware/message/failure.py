@@ -15,13 +15,31 @@ NAME_CHARS = 300
 
 
 def describe(error: BaseException | None) -> Failure:
-    """Return the failure of an exception; None: a middleware failed the message. A long traceback loses its start."""
+    """Return the failure of an exception; None: a middleware failed the message. A long traceback loses its start.
+
+    Raises nothing, whatever the exception's own code raises: SystemExit would end a worker's thread.
+    """
     if error is None:
         return Failure("failed", "Rejected", "the message was failed by a middleware before the actor ran")
+    try:
+        return _describe(error)
+    except BaseException as broken:  # noqa: BLE001 — see above
+        return Failure("failed", "Unknown", f"an error that can't be described: {object.__repr__(broken)}")
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, as it can be stored. Raises nothing, as `describe`."""
+    try:
+        return clean(str(error))
+    except BaseException as broken:  # noqa: BLE001 — see above
+        return f"(no text: {type(broken).__name__} in __str__)"
+
+
+def _describe(error: BaseException) -> Failure:
     kind: AttemptKind = "timed_out" if isinstance(error, TimeLimitExceeded) else "failed"
     text = clean("".join(_format(error)), limit=None)
     type_name = clean(_type_name(error), NAME_CHARS)
-    return Failure(kind, type_name, clean(_message(error)), _place(error), text[-TRACEBACK_CHARS:], len(text))
+    return Failure(kind, type_name, text_of(error), _place(error), text[-TRACEBACK_CHARS:], len(text))
 
 
 def clean(text: str, limit: int | None = MESSAGE_CHARS) -> str:
@@ -37,17 +55,10 @@ def _type_name(error: BaseException) -> str:
     return name if module in ("builtins", "__main__") else f"{module}.{name}"
 
 
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as broken:  # noqa: BLE001 — its __str__ may raise anything
-        return f"(no text: {type(broken).__name__} in __str__)"
-
-
 def _format(error: BaseException) -> list[str]:
     try:
         return traceback.format_exception(error, limit=-50)
-    except Exception:  # noqa: BLE001 — so may the error that is its cause
+    except BaseException:  # noqa: BLE001 — its own code, or its cause's, may raise anything
         return traceback.format_tb(error.__traceback__, limit=-50)
 
 

@@ -42,7 +42,12 @@ def exit_process(worker: dramatiq.Worker) -> None:
         timer = threading.Timer(EXIT_SECONDS, _exit)
         timer.daemon = True
         timer.start()
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop_process()
+
+
+def stop_process() -> None:
+    """Stop this process of Dramatiq's command in order: its actors that run may end."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_dramatiq_command() -> bool:

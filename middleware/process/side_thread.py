@@ -30,5 +30,5 @@ class SideThread:
             work = self._queue.get()
             try:
                 work()
-            except Exception:
+            except BaseException:  # an encoder of the app's may raise anything
                 log.exception("a message can't be acknowledged; it is delivered again when this worker ends")

@@ -32,6 +32,19 @@ def test_a_worker_that_cant_record_ends(part: str, scenario: Scenario) -> None:
     print(f"{scenario.run_log.repeated(job.id)} runs twice")
 
 
+def test_a_worker_that_has_lost_a_thread_says_so_and_is_replaced(scenario: Scenario) -> None:
+    """Not a worker that beats, holds messages and runs them with fewer threads, or with none."""
+    worker = scenario.start_worker(threads=2, modules=(ACTORS, "tests.faults.rig.ending_middleware"))
+    job = scenario.submit("work", [{"number": n} for n in range(100)])
+    assert worker.process.child is not None
+    assert worker.process.child.wait(TIMEOUT) == 1
+    why = "1 of its 2 worker threads ended by an error in a middleware's hook"
+    assert f"this worker must be started again: {why}" in scenario.log()
+    assert scenario.sql("SELECT trouble FROM callboard.workers") == [(why,)]
+    scenario.start_worker()
+    scenario.assert_completed(job, total=100)
+
+
 def test_an_actor_that_does_not_end_holds_no_worker_up(scenario: Scenario) -> None:
     worker = scenario.start_worker(
         env={BREAKS: "acknowledge", FOLDER: str(scenario.folder)},

@@ -17,6 +17,7 @@ SAID = {
     "odd error": "a\\x00b\\ud800",
     "huge error": "yyyy",
     "mute error": "(no text: ",
+    "leaving error": "(no text: SystemExit in __str__)",
     "far retry": "out of range",
     "child": "it can't be recorded as it ended: 'utf-8' codec can't encode character",
     "skip": "a\\x00b\\ud800",
@@ -48,6 +49,7 @@ def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(scenario: Sce
     for text in ("can't go on", "can't be written to", "can't be recorded at all", "Unexpected failure in"):
         assert text not in worker.output
     assert worker.process.running()
+    assert scenario.sql("SELECT trouble FROM callboard.workers") == [(None,)]
 
 
 def test_the_limit_of_results_is_set_by_a_variable(scenario: Scenario) -> None:

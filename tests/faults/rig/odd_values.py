@@ -20,6 +20,13 @@ class Mute(Exception):
         raise KeyError("no text")
 
 
+class Leaving(Exception):
+    """Its text would end the thread that asks for it."""
+
+    def __str__(self) -> str:
+        raise SystemExit("no text")
+
+
 RESULTS = {
     "nul": "a\x00b",
     "half": "\ud800",
@@ -32,6 +39,7 @@ ERRORS: dict[str, Exception] = {
     "odd error": ValueError(NUL_AND_HALF),
     "huge error": ValueError("y" * 5_000_000),
     "mute error": Mute(),
+    "leaving error": Leaving(),
     "far retry": Retry(delay=10**30),
 }
 

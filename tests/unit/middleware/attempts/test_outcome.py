@@ -32,6 +32,22 @@ class Mute(Exception):
         raise KeyError("nothing")
 
 
+class Leaving(Exception):
+    """Its `__str__` would end the thread."""
+
+    def __str__(self) -> str:
+        raise SystemExit("leaving")
+
+
+class Strange(type):
+    """Of a class whose very module can't be had."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name == "__module__":
+            raise SystemExit("leaving")
+        return super().__getattribute__(name)
+
+
 class NotText(Exception):
     """Its `__str__` gives no text."""
 
@@ -241,6 +257,7 @@ def test_text_within_the_limit_is_kept_as_it_is() -> None:
         (ValueError("half \ud800 a pair"), "ValueError", "half \\ud800 a pair"),
         (Mute(), "Mute", "(no text: KeyError in __str__)"),
         (NotText(), "NotText", "(no text: TypeError in __str__)"),
+        (Leaving(), "Leaving", "(no text: SystemExit in __str__)"),
         (
             ExceptionGroup("several", [ValueError("a"), Mute()]),
             "ExceptionGroup",
@@ -257,6 +274,24 @@ def test_an_error_is_described(error: BaseException, type_name: str, message: st
     assert found.place.endswith("in raised")
     assert type_name in found.traceback
     assert found.traceback_size >= len(found.traceback) > 0
+
+
+def test_an_error_that_lets_nothing_be_read_ends_no_thread() -> None:
+    found = describe(raised(Strange("Odd", (Exception,), {})()))
+    assert (found.kind, found.error_type) == ("failed", "Unknown")
+    assert "can't be described: <SystemExit object" in found.message
+
+
+def test_a_result_that_would_end_the_thread_is_not_kept() -> None:
+    @dataclass
+    class Lazy:
+        @property
+        def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+            raise SystemExit("leaving")
+
+    found = decide(returned=True, result={Leaving(): Lazy()})
+    assert (found.state, found.result) == ("succeeded", None)
+    assert found.unkept
 
 
 def test_the_type_of_an_error_has_its_module() -> None:

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -69,9 +68,11 @@ def test_a_step_says_when_it_runs_next(step: Counted, slow: Periodic) -> None:
     assert slow.run_step() == 0.0
 
 
-@pytest.mark.parametrize("error", [ValueError("strange"), psycopg.OperationalError("away")])
+@pytest.mark.parametrize(
+    "error", [ValueError("strange"), psycopg.OperationalError("away"), SystemExit("leaving")]
+)
 def test_an_error_does_not_end_the_thread(
-    error: Exception, step: Counted, slow: Periodic, caplog: pytest.LogCaptureFixture
+    error: BaseException, step: Counted, slow: Periodic, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     step.fails = error
@@ -94,26 +95,6 @@ def test_an_outage_is_logged_as_its_owner_wants(caplog: pytest.LogCaptureFixture
     assert Periodic("test", 0.5, fails, seen.append).run_step() == 0.5
     assert seen == [error]
     assert caplog.text == ""
-
-
-def test_a_thread_that_died_is_started_again(
-    step: Counted, slow: Periodic, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only what is no Exception ends it, as an interrupt that Dramatiq raises in a thread; and a fork."""
-    said: list[Any] = []
-    monkeypatch.setattr(threading, "excepthook", said.append)
-    step.fails = KeyboardInterrupt()
-    slow.start()
-    slow.wake()
-    assert step.runs_again()
-    assert slow._thread is not None
-    slow._thread.join(TIMEOUT)
-    assert len(said) == 1
-    step.fails = None
-    slow.wake()
-    assert not step.runs_again(0.05)
-    slow.start()
-    assert step.runs_again()
 
 
 def test_a_stop_waits_for_a_step_at_most_so_long() -> None:
