@@ -56,8 +56,8 @@ def submit(
     - `concurrency`: the most items that are in RabbitMQ or running, over all workers. `concurrency_by`: the same for
       each value of one argument, by name or position: "customer_id=5", "0=5", {"customer_id": 5}.
     - `rate`: the most items that start, like "10/s" or "100/m".
-    - `max_failures`: if more items fail, the job is stopped as `failed`: 10, "5%" (of at least 100 that ended), "5% of
-      1000".
+    - `max_failures`: if more items fail, the job is stopped as `failed`: 0, 10, "5%" (of at least 100 that ended), "5%
+      of 1000".
     - `delay`, `at`: no item starts before. `deadline`: items that have not started by then are cancelled.
     - `keep`: how long the job stays after its end, or "forever"; None: as CALLBOARD_KEEP says.
 

@@ -33,7 +33,7 @@ SPAN_PATTERN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 class Limits:
     """None means no limit. Raises ValueError, with what is wrong and what is right, for a value that makes no sense.
 
-    `max_failures`: items that may fail, as 10, or a share of those that ended, as "5%" (of at least 100) or "5% of
+    `max_failures`: items that may fail, as 10 or 0, or a share of those that ended, as "5%" (of at least 100) or "5% of
     1000". `concurrency`: items in RabbitMQ or running. `rate`: items started, as "10/s" or "100/m". `priority`: lower
     is first. `deadline` and `at`: a time with a zone, its ISO text, or a span from now: a timedelta, "90s", "2h".
     `keep`: the span from a job's end to its deletion, or "forever"; None: as CALLBOARD_KEEP says. `concurrency_by`:
@@ -156,10 +156,10 @@ def _parse_failures(given: int | str | None) -> tuple[int | None, float | None, 
         share, sample = float(found[1]) / 100, int(found[2] or MIN_SHARE_ITEMS)
         if 0 < share < 1 and 0 < sample <= MAX_INT:
             return None, share, sample
-    elif not isinstance(given, bool) and str(given).isdecimal() and 0 < int(given) <= MAX_INT:
+    elif not isinstance(given, bool) and str(given).isdecimal() and 0 <= int(given) <= MAX_INT:
         return int(given), None, None
     raise ValueError(
-        f"max_failures must be a number of items from 1, or a share like 5% or '5% of 1000'; not {given!r}"
+        f"max_failures must be a number of items from 0, or a share like 5% or '5% of 1000'; not {given!r}"
     )
 
 

@@ -131,7 +131,7 @@ CREATE TABLE callboard.jobs (
         state <> 'completed' OR (sealed AND succeeded + failed + skipped + cancelled = total)),
     CONSTRAINT jobs_stopping CHECK (stopping IS NULL OR stopping IN ('failed', 'cancelled') AND finished_at IS NULL),
     CONSTRAINT jobs_limits CHECK (
-        least(fail_count, fail_sample, concurrency) > 0 AND least(fail_share, rate) > 0 AND fail_share < 1),
+        fail_count >= 0 AND least(fail_sample, concurrency) > 0 AND least(fail_share, rate) > 0 AND fail_share < 1),
     CONSTRAINT jobs_fail_share CHECK ((fail_share IS NULL) = (fail_sample IS NULL)),
     CONSTRAINT jobs_lanes CHECK (lane_width > 0 AND (lane_by IS NULL) = (lane_width IS NULL)),
     CONSTRAINT jobs_deletion CHECK (

@@ -1,7 +1,7 @@
 -- name: record
 -- What ended, and everything that belongs to it, in one statement and so in one transaction.
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
--- ended -> completed.
+-- ended -> completed, or failed if it passed its max_failures.
 -- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).
 -- The deaths that were charged to an item are dropped when it ends by itself: a neighbour was to blame, or it passed.
 -- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
@@ -113,6 +113,7 @@ WITH event AS (
         updated_at = now(),
         state = CASE
             WHEN NOT l.open THEN l.state
+            WHEN l.ends AND l.fails THEN 'failed'
             WHEN l.ends THEN 'completed'
             WHEN l.state = 'pending' THEN 'running'
             ELSE l.state END,

@@ -46,7 +46,7 @@ def publish(conn: Conn, job: int) -> int:
 @pytest.mark.parametrize(
     ("given", "wrong"),
     [
-        ({"max_failures": 0}, "max_failures"), ({"max_failures": -1}, "max_failures"),
+        ({"max_failures": -1}, "max_failures"),
         ({"max_failures": "200%"}, "max_failures"), ({"max_failures": "0%"}, "max_failures"),
         ({"max_failures": "5% of 0"}, "max_failures"), ({"max_failures": True}, "max_failures"),
         ({"max_failures": "many"}, "max_failures"), ({"concurrency": 0}, "concurrency"),
@@ -121,11 +121,29 @@ def test_a_share_of_failures_needs_its_sample(conn: Conn) -> None:
     assert status(conn, job)["stopping"] == "failed"
 
 
-def test_a_job_that_is_done_is_done_however_many_failed(conn: Conn) -> None:
+@pytest.mark.parametrize(("most", "failing"), [(0, 1), ("0", 4), (3, 4)])
+def test_a_job_whose_last_items_pass_its_failures_is_failed(
+    conn: Conn, most: int | str, failing: int
+) -> None:
     job = make_job(conn, 4)
-    actions.limit(conn, job, ANNA, {"max_failures": 1})
-    record(conn, job, {"failed": range(4)})
-    assert (status(conn, job)["state"], status(conn, job)["stopping"]) == ("completed", None)
+    actions.limit(conn, job, ANNA, {"max_failures": most})
+    record(conn, job, {"succeeded": range(4 - failing)})
+    record(conn, job, {"failed": range(4 - failing, 4)})
+    found = status(conn, job)
+    assert (found["state"], found["stopping"], found["cancelled"]) == ("failed", None, 0)
+    assert found["reason"] == f"{failing} of 4 items failed, and max_failures is {most}"
+    assert retry.retry(conn, job, ANNA, RetrySelection()) == failing
+    record(conn, job, {"succeeded": range(4 - failing, 4)}, attempt=2)
+    assert (status(conn, job)["state"], status(conn, job)["reason"]) == ("completed", None)
+
+
+def test_a_job_that_may_have_no_failure_stops_at_the_first(conn: Conn) -> None:
+    job = make_job(conn, 4)
+    actions.limit(conn, job, ANNA, {"max_failures": 0})
+    record(conn, job, {"retrying": [0]})
+    assert status(conn, job)["stopping"] is None
+    record(conn, job, {"failed": [0]}, attempt=2)
+    assert (status(conn, job)["stopping"], status(conn, job)["cancelled"]) == ("failed", 3)
 
 
 # Concurrency, rate, order, time -------------------------------------------------------------------------------------
