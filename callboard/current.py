@@ -132,8 +132,8 @@ def _log_nonsense(attempt: Attempt, what: str) -> None:
 def send_now(message: Any) -> Any:
     """Send a message at once, whatever becomes of the item that runs; return the message as it was sent.
 
-    What an actor sends by `.send()` instead goes out only when its item succeeds. The message belongs to its actor's
-    standing job of the day, or to the job of the `callboard.job` block that it is sent in.
+    What an item of a job sends by `.send()` instead goes out only when the item succeeds. The message belongs to its
+    actor's standing job of the day, or to the job of the `callboard.job` block that it is sent in.
     """
     token = current_attempt.set(None)
     try:

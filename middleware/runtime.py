@@ -17,6 +17,7 @@ from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Journal
+from callboard.middleware.message.attempt import current_attempt
 from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.fatal_exit import (
@@ -30,7 +31,7 @@ from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
 from callboard.middleware.publish.transport import Transport
-from callboard.middleware.submission.enqueue import send
+from callboard.middleware.submission.enqueue import send, send_kept
 from callboard.middleware.submission.lease import SubmissionLease
 from callboard.middleware.submission.send_store import SendStore
 from callboard.middleware.sweep.sweep import Sweep
@@ -105,6 +106,12 @@ class Runtime:
     def send(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> Any:
         """See `enqueue.send`."""
         return send(broker, message, delay, store=self.journal.send, publish=self._publish)
+
+    def send_kept(self) -> None:
+        """Send at once what this thread's attempt keeps until its outcome is recorded. Raises NotStored, JobClosed."""
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.sent and not attempt.ended:
+            send_kept(attempt, store=partial(self.journal.send, child=True), publish=self._publish)
 
     def publish_job(self, job: int) -> None:
         """Publish a job's first items from here, if this process can; workers publish the rest in any case."""

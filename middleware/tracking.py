@@ -6,13 +6,14 @@
 
 import logging
 import sys
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
+from dramatiq.results import Results
 
 from callboard.middleware.attempts.outcome import decide
 from callboard.middleware.message.attempt import Attempt, current_attempt
@@ -145,6 +146,7 @@ class Tracking(Middleware):
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Check the middleware's order and the database, and register the process as a worker."""
         place(broker, self)
+        _send_before_results(broker, self.runtime)
         self.runtime.check()
         # Not after the boot: the consumers start in between, and need to know the number of threads.
         actors = {a.actor_name: a.queue_name for a in broker.actors.values()}
@@ -201,6 +203,20 @@ def track(broker: dramatiq.Broker, runtime: Runtime) -> None:
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
     if _keeps_result not in logger.filters:
         logger.addFilter(_keeps_result)
+
+
+def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:
+    """Have an attempt's messages sent before it asks for a result: of a message that it keeps there will be none."""
+    for backend in (m.backend for m in broker.middleware if isinstance(m, Results)):
+        if "get_result" not in vars(backend):
+            get_result = backend.get_result
+
+            @wraps(get_result)
+            def sent_before(*args: Any, _get: Any = get_result, **options: Any) -> Any:
+                runtime.send_kept()
+                return _get(*args, **options)
+
+            backend.get_result = sent_before
 
 
 def tracking_of(broker: dramatiq.Broker) -> Tracking | None:

@@ -188,7 +188,7 @@ class BulkClaim:
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """A message to publish; `dead`: to the dead letters. `outbox`: the id of its outbox row (None: a bulk item);
-    `more`: the items of a chunk after the first.
+    `standing`: its job is an actor's standing job; `more`: the items of a chunk after the first.
     """
 
     job: int
@@ -204,6 +204,7 @@ class Outgoing:
     sent_ms: int | None
     outbox: int | None = None
     dead: bool = False
+    standing: bool = False
     more: tuple["Outgoing", ...] = ()
 
 

@@ -77,7 +77,7 @@ class InFlight:
             suspect = suspect or known
         attempt = Attempt(
             stamp.job, stamp.item, stamp.attempt, [delivery], self._controls, stamp.epoch, message.actor_name,
-            message.message_id,
+            message.message_id, stamp.standing,
         )  # fmt: skip
         other = self._attempts.get(attempt.key)
         if other is not None and self._join(other, attempt):
@@ -106,7 +106,7 @@ class InFlight:
             and not (message.delivery.redelivered or message.delivery.was_dead)
         ):
             out = self._process.retry(lambda: self._stored(replace(item, key=None)))
-        return Stamp(out.job, out.item, 1), out.suspect
+        return Stamp(out.job, out.item, 1, standing=True), out.suspect
 
     def _stored(self, item: NewItem) -> Outgoing:
         waiting = self.journal.send(item)

@@ -166,7 +166,7 @@ def _add_item(conn: Conn, callback: Callback) -> None:
     actor, queue = callback.actor or "", callback.queue or ""
     args = envelope.encode_args((payload(conn, callback),), {})
     job = sends.standing_job(conn, actor, queue)
-    total, open_ = jobs.lock_jobs(conn, [job])[job]
+    total, open_, _ = jobs.lock_jobs(conn, [job])[job]
     if not open_:
         raise Undelivered("the day of its actor's standing job just ended")
     if callbacks.mark_delivered(conn, callback):

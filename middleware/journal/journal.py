@@ -84,9 +84,10 @@ class LockedJob:
 
 @dataclass(slots=True, eq=False)
 class Send:
-    """An item that a plain send waits to have stored."""
+    """An item that a plain send waits to have stored; `child`: an item of the same job sends it, while it runs."""
 
     item: NewItem
+    child: bool = False
     stored: Future[Outgoing] = field(default_factory=Future)
 
 
@@ -139,9 +140,12 @@ class Journal:
             if len(self._entries) == 1 or not self.attempts.expects_more(waiting):
                 self._start()
 
-    def send(self, item: NewItem) -> Future[Outgoing]:
-        """Take an item to be stored; return a future of the stored item. Its errors are those of `store`."""
-        send = Send(item)
+    def send(self, item: NewItem, *, child: bool = False) -> Future[Outgoing]:
+        """Take an item to be stored; return a future of the stored item. Its errors are those of `store`.
+
+        `child`: an item of the same job sends it, which may be sealed.
+        """
+        send = Send(item, child)
         with self._wake:
             self._sends.append(send)
             self._start()

@@ -24,6 +24,7 @@ class Attempt:
     epoch: int = 0  # of its message
     actor: str = ""
     message_id: str = ""
+    standing: bool = False  # in its actor's standing job: what it sends goes at once, as without Callboard
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs
     sampled: float = 0.0  # when that stack was last read
@@ -64,6 +65,12 @@ class Attempt:
             if not self.ended:
                 (self.hooked if self.hooks else self.sent).append(item)
             return not self.ended
+
+    def take_sent(self) -> list[NewItem]:
+        """Return what the actor has sent so far, and keep it no longer. Thread-safe."""
+        with _ending:
+            sent, self.sent = self.sent, []
+        return sent
 
     def end(self) -> None:
         """Take no more children."""

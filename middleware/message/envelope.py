@@ -165,7 +165,7 @@ def _short(text: str) -> str:
 
 
 def _stamp(out: Outgoing) -> stamp.Stamp:
-    return stamp.Stamp(out.job, out.item, out.attempt, out.epoch, out.suspect)
+    return stamp.Stamp(out.job, out.item, out.attempt, out.epoch, out.suspect, out.standing)
 
 
 def _timestamp(out: Outgoing) -> int:

@@ -11,25 +11,26 @@ BIGINT, INTEGER = 2**63, 2**31
 
 
 class Stamp(NamedTuple):
-    """The attempt that a message carries, its job's epoch then, and whether the message may be a second copy."""
+    """The attempt that a message carries, its job's epoch then, whether the message may be a second copy, and whether
+    its job is an actor's standing job.
+    """
 
     job: int
     item: int
     attempt: int
     epoch: int = 0
     suspect: bool = False
+    standing: bool = False
 
     def option(self) -> dict[str, Any]:
-        """Return the option's value; `suspect` is left out of most messages, which are not."""
-        value: dict[str, Any] = self._asdict()
-        if not self.suspect:
-            del value["suspect"]
-        return value
+        """Return the option's value; what is false is left out."""
+        return {name: value for name, value in self._asdict().items() if value is not False}
 
     def encode(self) -> bytes:
         """Return the option's value as JSON; joined by hand, since every message has one."""
         suspect = b',"suspect":true' if self.suspect else b""
-        return b'{"job":%d,"item":%d,"attempt":%d,"epoch":%d%s}' % (*self[:4], suspect)
+        standing = b',"standing":true' if self.standing else b""
+        return b'{"job":%d,"item":%d,"attempt":%d,"epoch":%d%s%s}' % (*self[:4], suspect, standing)
 
 
 def read(options: Mapping[str, Any]) -> Stamp | None:
@@ -43,7 +44,7 @@ def read(options: Mapping[str, Any]) -> Stamp | None:
         return None
     if not (0 < job < BIGINT and 0 <= item < INTEGER and 0 < attempt < INTEGER and 0 <= epoch < INTEGER):
         return None  # the database would refuse it
-    return Stamp(job, item, attempt, epoch, value.get("suspect") is True)
+    return Stamp(job, item, attempt, epoch, value.get("suspect") is True, value.get("standing") is True)
 
 
 def without(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dramatiq.worker import ConsumerThread
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.message import envelope, stamp
-from callboard.middleware.message.attempt import current_attempt
+from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem, key_text
 from callboard.sql.rows import NewItem, Outgoing, Retry
@@ -45,7 +45,8 @@ def send(
 
     Raises NotStored, and BadItem for a message whose arguments are too large.
 
-    What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome.
+    What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome. What an
+    attempt of a standing job sends before its actor returns goes at once, as an app expects that adds `install` only.
     """
     attempt = current_attempt.get()
     if attempt is not None and attempt.ended:
@@ -58,10 +59,23 @@ def send(
     job = current_job.get()
     item = _within_limit(new_item(message, job=job, delay=delay))
     # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
-    if attempt is None or job or not attempt.add_child(replace(item, job=attempt.job)):
+    if (
+        attempt is None
+        or job
+        or (attempt.standing and not attempt.hooks)
+        or not attempt.add_child(replace(item, job=attempt.job))
+    ):
         _send_now(_keyed(item) if _comes_off_delay_queue() else item, store, publish)
     broker.emit_after("enqueue", message, delay)
     return message
+
+
+def send_kept(
+    attempt: Attempt, *, store: Callable[[NewItem], Future[Outgoing]], publish: Callable[[Outgoing], None]
+) -> None:
+    """Send what an attempt has kept until its outcome is recorded, since its actor waits for that. Raises NotStored."""
+    for item in attempt.take_sent():
+        _send_now(item, store, publish)
 
 
 def new_item(message: Any, *, job: int, delay: int | None = None) -> NewItem:

@@ -47,12 +47,11 @@ class SendStore:
         try:
             with transaction(conn):
                 jobs = lock_jobs(conn, (item.job for _, item in named))
-                totals = {job: total for job, (total, open_) in jobs.items() if open_}
-                numbered = _number(conn, [(send, item) for send, item in named if item.job in totals], totals)
-                new = {(i.job, n): (n, i) for _, n, i in numbered if n >= totals[i.job]}
-                claimed = (
-                    add_items(conn, list(new.values()), publishing=self.process.publishes) if new else {}
-                )
+                taken = [(s, i) for s, i in named if i.job in jobs and jobs[i.job][2 if s.child else 1]]
+                totals = {item.job: jobs[item.job][0] for _, item in taken}
+                numbered = _number(conn, taken, totals)
+                new = [(number, item) for _, number, item, seen in numbered if not seen]
+                claimed = add_items(conn, new, publishing=self.process.publishes) if new else {}
                 committing = True
         except psycopg.OperationalError as error:
             if committing:
@@ -60,10 +59,10 @@ class SendStore:
                     "the connection broke while it was committed: it may be recorded, and then it runs"
                 ) from error
             raise
-        for send, number, item in numbered:
-            seen = number < totals[item.job]
-            send.stored.set_result(_outgoing(item, number, claimed.get((item.job, number)), seen=seen))
-        return [send for send, item in named if item.job not in totals]
+        for send, number, item, seen in numbered:
+            outbox = None if seen else claimed.get((item.job, number))
+            _resolve(send, item.job, number, outbox, seen=seen)
+        return [send for send, _ in named if not send.stored.done()]
 
     def _job(self, conn: Conn, item: NewItem) -> int:
         if item.job:
@@ -79,32 +78,34 @@ def _resolve_earlier(conn: Conn, sends: Sequence[Send]) -> None:
     earlier = items_of_earlier_days(conn, [(s.item.actor, k) for k, s in keyed.items()]) if keyed else {}
     for send in sends:
         if send.item.key in earlier:
-            job, number = earlier[send.item.key]
-            send.stored.set_result(_outgoing(replace(send.item, job=job), number, None, seen=True))
+            _resolve(send, *earlier[send.item.key], None, seen=True)
 
 
 def _number(
     conn: Conn, sends: Sequence[tuple[Send, NewItem]], totals: dict[int, int]
-) -> list[tuple[Send, int, NewItem]]:
-    """Number the items from their jobs' totals on; an item key that is stored, or comes twice, has one number."""
+) -> list[tuple[Send, int, NewItem, bool]]:
+    """Number the items from their jobs' totals on; return (send, number, item, whether an item has its key already)."""
     keys = [(item.job, item.key) for _, item in sends if item.key is not None]
     known = items_by_key(conn, keys) if keys else {}
     following = dict(totals)
     numbered = []
     for send, item in sends:
         number = None if item.key is None else known.get((item.job, item.key))
+        seen = number is not None
         if number is None:
             number = following[item.job]
             following[item.job] += 1
             if item.key is not None:
                 known[item.job, item.key] = number
-        numbered.append((send, number, item))
+        numbered.append((send, number, item, seen))
     return numbered
 
 
-def _outgoing(item: NewItem, number: int, outbox: int | None, *, seen: bool) -> Outgoing:
-    """The message of an item; `outbox`: the claimed row, or None; `seen`: the item was stored before."""
-    return Outgoing(
-        item.job, number, 1, 0, seen, item.actor, item.queue, item.message_id, item.args, item.options,
-        item.sent_ms, outbox=outbox,
+def _resolve(send: Send, job: int, number: int, outbox: int | None, *, seen: bool) -> None:
+    """Give a sender its item's message; `outbox`: the claimed row, or None; `seen`: the item was stored before."""
+    item = send.item
+    out = Outgoing(
+        job, number, 1, 0, seen, item.actor, item.queue, item.message_id, item.args, item.options, item.sent_ms,
+        outbox=outbox, standing=item.job == 0,
     )  # fmt: skip
+    send.stored.set_result(out)

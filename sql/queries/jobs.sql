@@ -1,9 +1,10 @@
 -- name: lock_jobs
 -- The jobs that are about to get items, locked in order of id.
--- Caller: the store of sends. Rows: (id, total, open); a job that is sealed or stopped, or has stages, takes none from
--- outside.
-SELECT id, total, NOT sealed AND finished_at IS NULL AND stopping IS NULL AND stages IS NULL FROM callboard.jobs
-WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
+-- Caller: the store of sends. Rows: (id, total, open, takes children); a job that is sealed takes none from outside, but
+-- from its own items; one that was stopped, or has stages, takes none at all.
+SELECT id, total, takes AND NOT sealed, takes FROM callboard.jobs
+CROSS JOIN LATERAL (SELECT finished_at IS NULL AND stopping IS NULL AND stages IS NULL AS takes) AS whether
+WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE OF jobs
 
 -- name: recount_jobs
 -- The counters of jobs, anew from their rows. They must be locked, by a statement before this one: what

@@ -89,7 +89,8 @@ claimed AS (
 SELECT c.job_id, c.item, c.attempt, j.epoch, c.suspect, coalesce(i.actor, j.actor), coalesce(i.queue, j.queue),
        coalesce(i.message_id, c.job_id || '-' || c.item), i.args,
        coalesce(c.options, i.retry_options, i.options),
-       coalesce(c.sent_ms, (extract(epoch FROM i.sent_at) * 1000)::bigint), c.id, c.dead
+       coalesce(c.sent_ms, (extract(epoch FROM i.sent_at) * 1000)::bigint), c.id, c.dead,
+       j.standing_on IS NOT NULL
 FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.jobs AS j ON j.id = c.job_id
 
 -- name: bulk_items

@@ -7,9 +7,11 @@ from callboard.sql.pool import Conn
 from callboard.sql.statements import statement
 
 
-def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, tuple[int, bool]]:
-    """Lock jobs that are about to get items; return {job: (total, whether it takes items)}."""
-    return {row[0]: (row[1], row[2]) for row in conn.execute(statement("lock_jobs"), (sorted(set(jobs)),))}
+def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, tuple[int, bool, bool]]:
+    """Lock jobs that are about to get items; return {job: (total, takes items, takes children)}."""
+    return {
+        row[0]: (row[1], row[2], row[3]) for row in conn.execute(statement("lock_jobs"), (sorted(set(jobs)),))
+    }
 
 
 def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:

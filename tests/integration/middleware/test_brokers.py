@@ -7,8 +7,11 @@ from typing import Any
 
 import dramatiq
 import pytest
+from dramatiq import group
 from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
 from dramatiq.brokers.stub import StubBroker, _StubConsumer
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
 from pika.adapters.blocking_connection import BlockingChannel
 
 import callboard
@@ -208,6 +211,76 @@ def test_callbacks_children_and_pipelines_belong_to_the_job_of_their_parent(trac
     assert (status["succeeded"], status["skipped"], status["total"]) == (4, 1, 5)
     assert tracked.runs["on_success", 1] == 1
     assert tracked.runs[1002] == 1
+
+
+def test_a_plain_item_sends_at_once_and_an_item_of_a_job_with_its_success(tracked: TrackedBroker) -> None:
+    """Only `install` was added to an app, and its actors may rely on a send before an error."""
+
+    @dramatiq.actor(broker=tracked.broker, max_retries=0)
+    def breaks(number: int) -> None:
+        tracked.act.send(number)
+        raise OSError("after its send")
+
+    breaks.send(1)
+    with callboard.job("named") as named:
+        breaks.send(2)
+    submitted = callboard.submit(breaks, [3])
+    tracked.work()
+    for job in (named, submitted):
+        assert (job.wait(TIMEOUT)["failed"], job.status()["total"]) == (1, 1)
+    assert wait_until(lambda: tracked.runs == {1: 1}, TIMEOUT)
+    standing = (
+        "SELECT actor, succeeded, failed FROM callboard.jobs WHERE standing_on IS NOT NULL ORDER BY actor"
+    )
+    wanted = [("act", 1, 0), ("breaks", 0, 1)]
+    assert wait_until(lambda: tracked.conn.execute(standing).fetchall() == wanted, TIMEOUT)
+
+
+def test_an_actor_may_wait_for_the_results_of_its_own_messages(tracked: TrackedBroker) -> None:
+    """What an item of a job keeps until its success is sent when it asks for a result, into the same job."""
+    tracked.broker.add_middleware(Results(backend=StubBackend()))
+
+    @dramatiq.actor(broker=tracked.broker, max_retries=0, store_results=True)
+    def part(number: int) -> int:
+        return number * number
+
+    @dramatiq.actor(broker=tracked.broker, max_retries=0, store_results=True)
+    def whole(number: int, *, fails: bool = False) -> int:
+        parts = group([part.message(n) for n in range(number)], broker=tracked.broker).run()
+        found: int = sum(parts.get_results(block=True, timeout=int(TIMEOUT) * 1000))
+        if fails:
+            raise OSError(found)
+        return found
+
+    job = callboard.submit(whole, [4, {"number": 3, "fails": True}])
+    plain = whole.send(5)
+    tracked.work()
+    assert plain.get_result(block=True, timeout=int(TIMEOUT) * 1000) == 30
+    status = job.wait(TIMEOUT)
+    assert (status["total"], status["succeeded"], status["failed"]) == (2 + 4 + 3, 1 + 4 + 3, 1)
+    assert next(item["result"] for item in job.items()) == 14
+
+
+def test_an_actor_of_a_cancelled_job_is_told_that_it_can_send_no_more(tracked: TrackedBroker) -> None:
+    tracked.broker.add_middleware(Results(backend=StubBackend()))
+    errors: list[BaseException] = []
+
+    @dramatiq.actor(broker=tracked.broker, max_retries=0, store_results=True)
+    def waits(number: int) -> None:
+        message = tracked.act.send(number)
+        assert wait_until(lambda: callboard.current().cancelled, TIMEOUT)
+        try:
+            message.get_result(block=True)
+        except RuntimeError as error:
+            errors.append(error)
+
+    job = callboard.submit(waits, [1])
+    tracked.work()
+    assert wait_until(lambda: job.status()["running"] == 1, TIMEOUT)
+    job.cancel()
+    assert job.wait(TIMEOUT)["state"] == "cancelled"
+    assert wait_until(lambda: bool(errors), TIMEOUT)
+    assert "the job takes no more items" in str(errors[0])
 
 
 def test_a_delayed_send_comes_from_the_outbox(tracked: TrackedBroker) -> None:

@@ -218,7 +218,7 @@ class Tracking(RuleBasedStateMachine):
         assume(self.children < 6)
         job = data.draw(st.sampled_from(self.jobs))
         with self.conn.transaction():
-            total, takes = lock_jobs(self.conn, [job])[job]
+            total, takes, _ = lock_jobs(self.conn, [job])[job]
             if takes:
                 self.children += count
                 new = [
