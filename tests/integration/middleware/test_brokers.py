@@ -164,7 +164,7 @@ def test_a_job_whose_actor_no_worker_announced_waits_for_one_and_fails_after_its
 ) -> None:
     job = callboard.submit(tracked.act, [1, 2])
     del tracked.broker.actors["act"]
-    # In process a worker publishes, and this job has none that could; elsewhere this process does, before that is known.
+    # In process a worker publishes, and this job has none that could; elsewhere this process does, before it knows.
     remote = not isinstance(tracked.broker, StubBroker)
     if remote:
         assert wait_until(lambda: job.status()["queued"] == 2, TIMEOUT)
