@@ -16,6 +16,7 @@ from dramatiq.middleware import MiddlewareError
 from dramatiq.worker import ConsumerThread
 from psycopg_pool import PoolTimeout
 
+from callboard.middleware.journal.journal import Uncertain
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
@@ -30,7 +31,7 @@ current_job: ContextVar[int] = ContextVar("callboard_job", default=0)
 
 
 class NotStored(MiddlewareError):
-    """A message could not be recorded, so it was not sent."""
+    """A message could not be recorded, so it was not sent; or it is not known whether it was, as the text says."""
 
 
 def send(
@@ -145,6 +146,10 @@ def _send_now(
             out = stored.result(SEND_SECONDS)  # the journal is writing it now
     except (psycopg.Error, PoolTimeout, TimeoutError) as error:
         why = str(error).strip() or "no answer in time"
+        if isinstance(error, Uncertain) or not stored.done():
+            raise NotStored(
+                f"it is not known whether the message is recorded, and if it is, it runs (DATABASE_URL): {why}"
+            ) from error
         raise NotStored(
             f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}"
         ) from error

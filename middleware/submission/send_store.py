@@ -55,9 +55,7 @@ class SendStore:
                 committing = True
         except psycopg.OperationalError as error:
             if committing:
-                raise Uncertain(
-                    "the connection broke while it was committed: it may be recorded, and then it runs"
-                ) from error
+                raise Uncertain("the connection broke while it was committed") from error
             raise
         for send, number, item, seen in numbered:
             outbox = None if seen else claimed.get((item.job, number))
