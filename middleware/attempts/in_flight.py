@@ -220,7 +220,9 @@ class InFlight:
 
     def _give_back(self, attempt: Attempt) -> None:
         worker = self._process.worker
-        self._process.retry_write(lambda conn: claims.release_item(conn, *attempt.key, worker))
+        self._process.retry_write(
+            lambda conn: claims.release_item(conn, *attempt.key, attempt.number, worker)
+        )
 
     def _is_stale(self, attempt: Attempt) -> bool:
         """Return whether every connection that brought it is gone: RabbitMQ delivers it again, and that copy claims."""

@@ -20,9 +20,10 @@ FROM found LEFT JOIN held ON true LEFT JOIN callboard.workers AS w ON w.id = hel
 
 -- name: release_item
 -- A claimed item is not run yet: it waits for its turn, and no death is to be charged to it meanwhile.
--- Guard: this worker holds it. Caller: InFlight, for an item that is to run alone. No row: the worker was taken for dead
+-- Guard: this worker holds it for that attempt. Caller: InFlight, for an item that is to run alone. No row: the worker was taken for dead
 -- and the item rescued.
-DELETE FROM callboard.running WHERE job_id = %(job)s AND item = %(item)s AND worker = %(worker)s
+DELETE FROM callboard.running
+WHERE job_id = %(job)s AND item = %(item)s AND attempt = %(attempt)s AND worker = %(worker)s
 
 -- name: postpone
 -- A message came to a worker that lacks its actor. It waits as a row: for a moment while a worker that has the actor

@@ -179,9 +179,13 @@ WITH event AS (
     SELECT b.job, c.first_born + b.place - 1, 1, now() + make_interval(secs => b.delay), b.sent_ms, true
     FROM born AS b JOIN counted AS c ON c.id = b.job
 ), ran AS (
-    -- In the order of their keys, for those of stale events: their items aren't locked.
-    SELECT g.* FROM unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_worker)s::int[]) AS g (job_id, item, worker)
-    JOIN callboard.running AS r ON r.job_id = g.job_id AND r.item = g.item AND r.worker = g.worker
+    -- In the order of their keys, for those of stale events: their items aren't locked. The row of a later attempt, which
+    -- the same worker may have in hand, stays.
+    SELECT g.*
+    FROM unnest(%(ran_job)s::bigint[], %(ran_item)s::int[], %(ran_attempt)s::int[], %(ran_worker)s::int[])
+         AS g (job_id, item, attempt, worker)
+    JOIN callboard.running AS r
+        ON r.job_id = g.job_id AND r.item = g.item AND r.attempt <= g.attempt AND r.worker = g.worker
     ORDER BY r.job_id, r.item FOR UPDATE OF r
 ), ended AS (
     DELETE FROM callboard.running AS r USING ran

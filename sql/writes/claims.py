@@ -17,9 +17,9 @@ def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Cl
     return Claim(*row) if row else None
 
 
-def release_item(conn: Conn, job: int, item: int, worker: int) -> None:
+def release_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> None:
     """Give up the claim of an item that does not run yet."""
-    conn.execute(statement("release_item"), {"job": job, "item": item, "worker": worker})
+    conn.execute(statement("release_item"), {"job": job, "item": item, "attempt": attempt, "worker": worker})
 
 
 def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:

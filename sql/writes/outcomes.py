@@ -29,6 +29,7 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
             "parent": [e.item for e, _ in children],
             "ran_job": [e.job for e in ran],
             "ran_item": [e.item for e in ran],
+            "ran_attempt": [e.attempt for e in ran],
             "ran_worker": [e.worker for e in ran],
         },
     )

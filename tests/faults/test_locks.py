@@ -137,7 +137,7 @@ class Writers(ConcurrentWriters):
         some = [(out.job, out.item, out.attempt) for out in self._some(chance, 12)]
         for job, item, attempt in some[:2]:
             claims.claim_item(conn, job, item, attempt, worker)
-        claims.release_item(conn, *some[0][:2], worker)
+        claims.release_item(conn, *some[0], worker)
         outcomes.report_running(conn, worker, [Running(*one, 1.0, "a step") for one in sorted(set(some[2:]))])
         outcomes.report_stacks(conn, worker, [HangSample(*one, "here", "there") for one in set(some[2:])])
         outcomes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), "a step"))

@@ -243,7 +243,7 @@ Try = Callable[[Conn, Stage], object]
 TRIED: dict[str, Try] = {
     "record": _record,
     "claim_item": lambda c, s: claims.claim_item(c, s.bulk, s.first + 1, 1, s.worker),
-    "release_item": lambda c, s: claims.release_item(c, s.bulk, s.first + 2, s.worker),
+    "release_item": lambda c, s: claims.release_item(c, s.bulk, s.first + 2, 1, s.worker),
     "postpone": lambda c, s: claims.postpone(c, s.bulk, s.first + 3, 1, "work"),
     "make_postponed_due": lambda c, _: claims.make_postponed_due(c),
     "report_running": _report_running,

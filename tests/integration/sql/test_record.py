@@ -31,7 +31,7 @@ from callboard.sql.reads import queries
 from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, OutcomeState, Outgoing, Retry, Running
 from callboard.sql.states import FINAL, MOVES
 from callboard.sql.writes import outcomes, publishing, sends, submission, sweep
-from callboard.sql.writes.claims import claim_item
+from callboard.sql.writes.claims import claim_item, release_item
 from callboard.sql.writes.jobs import close_jobs, lock_jobs
 from callboard.sql.writes.workers import beat, dead_workers
 from tests.support.databases import waits
@@ -589,6 +589,26 @@ def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None
     kinds = [[a["kind"] for a in queries.run(conn, queries.attempts(job, item))] for item in range(4)]
     assert kinds == [["crashed"], ["crashed", "failed"], ["crashed", "skipped"], ["crashed", "failed"]]
     assert (queries.run(conn, queries.job(job)) or {})["crashes"] == 1
+    assert drift(conn) == []
+
+
+def test_a_stale_end_leaves_the_next_attempt_of_the_same_worker_in_hand(conn: Conn) -> None:
+    """Its worker was frozen, was taken for dead, goes on, and gets the item's next attempt."""
+    job, worker, other = make_job(conn, 1), make_worker(conn), make_worker(conn)
+    outcomes.report_running(conn, worker, [Running(job, 0, 1, 1.0, None)])
+    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
+    assert rescue(conn, worker) == 1
+    beat(conn, worker, [])
+    assert claim_item(conn, job, 0, 2, worker)
+    outcomes.record(conn, [event(job, 0, 1, "succeeded", worker, ran=True)], time.monotonic())
+    release_item(conn, job, 0, 1, worker)
+    held = conn.execute("SELECT attempt, worker FROM callboard.running").fetchall()
+    assert held == [(2, worker)]
+    copy = claim_item(conn, job, 0, 2, other)
+    assert copy is not None
+    assert (copy.taken, copy.holder) == (False, worker)
+    outcomes.record(conn, [event(job, 0, 2, "succeeded", worker, ran=True)], time.monotonic())
+    assert conn.execute("SELECT FROM callboard.running").rowcount == 0
     assert drift(conn) == []
 
 
