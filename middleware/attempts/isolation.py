@@ -1,42 +1,52 @@
 """Runs an item that may kill its worker alone, so that no other item is charged with the death."""
 
 import threading
+import time
 from collections.abc import Callable
 
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
 
+#: An attempt that has run for so many seconds has shown that it does not kill its worker at once.
+DEADLY_SECONDS = 10.0
+
 
 class Isolation:
-    """The attempts that run in this process. One whose next crash would be its last runs with no other beside it."""
+    """The attempts that run in this process. While one whose next crash would be its last is in its first seconds, no
+    other one is. So it waits for no long one, and no other waits long for it.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._changed = threading.Condition(threading.Lock())
-        self._running: set[Attempt] = set()
+        self._running: dict[Attempt, float] = {}  # since when, monotonic
         self._alone: Attempt | None = None  # runs alone, or waits to
 
     def enter(self, attempt: Attempt, *, alone: bool = False, lead: Attempt | None = None) -> None:
-        """Block until the attempt may run; always pair with `leave`, also after an error. `alone`: with no other beside
-        it. `lead`: the attempt that waits for this one, as in a batch; this one need not wait while that runs.
+        """Block until the attempt may run; always pair with `leave`, also after an error. `alone`: no other may be in
+        its first `DEADLY_SECONDS` beside it. `lead`: the attempt that waits for this one, as in a batch; this one need
+        not wait while that runs.
 
         Raises Stopping when the process stops meanwhile.
         """
         with self._changed:
             self._leave(attempt)  # one that is to run alone may have entered before
-            self._wait(lambda: self._alone is None or lead in self._running)
+            self._wait(lambda: self._alone is None or lead in self._running or self._has_run(self._alone))
             if alone:
                 self._alone = attempt
-                self._wait(lambda: not self._running)
-            self._running.add(attempt)
+                self._wait(lambda: all(map(self._has_run, self._running)))
+            self._running[attempt] = time.monotonic()
 
     def leave(self, attempt: Attempt) -> None:
         """Let others run: the attempt ended, or must not begin."""
         with self._changed:
             self._leave(attempt)
 
+    def _has_run(self, attempt: Attempt) -> bool:
+        return attempt in self._running and time.monotonic() - self._running[attempt] >= DEADLY_SECONDS
+
     def _leave(self, attempt: Attempt) -> None:
-        self._running.discard(attempt)
+        self._running.pop(attempt, None)
         if self._alone is attempt:
             self._alone = None
         self._changed.notify_all()

@@ -19,7 +19,8 @@ def rescue(conn: Conn, worker: int) -> int:
     """Requeue a dead worker's items in one transaction; return how many, 0 if it lives.
 
     Its death counts as a crash of those that had crashed before, else of all; an item that ends normally later has its
-    crash count reset (`record`). An item with `MAX_CRASHES` crashes fails; before the last of them it ran alone.
+    crash count reset (`record`). An item with `MAX_CRASHES` crashes fails; before the last of them it ran alone (see
+    `Isolation`).
     """
     try:
         return _rescue(conn, worker)

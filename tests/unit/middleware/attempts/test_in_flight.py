@@ -152,7 +152,7 @@ def test_a_message_that_can_not_be_parked_leaves_its_turn(caplog: pytest.LogCapt
     assert waiting.proceed() is None
     assert waiting.first.delivery.deferred
     assert "can't be begun" in caplog.text
-    assert waiting.in_flight._isolation._running == set()
+    assert waiting.in_flight._isolation._running == {}
 
 
 def test_the_state_of_a_job_that_simply_runs_is_not_kept() -> None:

@@ -1,7 +1,10 @@
 """An item whose next crash is its last runs alone, so that its death counts for no other item."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import pytest
 
 from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import SUCCEEDED
@@ -68,3 +71,31 @@ def test_an_attempt_whose_lead_runs_does_not_wait_for_one_that_waits_for_the_lea
     isolation.leave(mate)
     assert entered.wait(TIMEOUT)
     waiting.join(TIMEOUT)
+
+
+def test_an_isolated_item_waits_for_no_long_one_and_no_other_waits_for_it_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one item that takes an hour would keep the process idle for an hour."""
+    isolation = Isolation(process_without_database())
+    long, alone, young, second = (Attempt(1, item, 1, [], {}) for item in range(4))
+    isolation.enter(long)
+    with ThreadPoolExecutor(3) as pool:
+        monkeypatch.setattr("callboard.middleware.attempts.isolation.DEADLY_SECONDS", TIMEOUT)
+        waits = [pool.submit(isolation.enter, alone, alone=True)]
+        assert wait_until(lambda: isolation._alone is alone, TIMEOUT)
+        waits.append(pool.submit(isolation.enter, young))
+        assert not any(one.done() for one in waits)
+        isolation._running[long] -= TIMEOUT  # it has run for long
+        waits[0].result(TIMEOUT)
+        assert not waits[1].done()
+        isolation._running[alone] -= TIMEOUT
+        waits[1].result(TIMEOUT)
+        waits.append(pool.submit(isolation.enter, second, alone=True))  # waits for the young one only
+        assert wait_until(lambda: isolation._alone is second, TIMEOUT)
+        isolation.leave(alone)
+        assert not waits[2].done()
+        isolation.leave(young)
+        waits[2].result(TIMEOUT)
+    isolation.leave(second)
+    isolation.enter(young)
