@@ -186,13 +186,13 @@ class ConfirmingPublisher:
         raise _Rejected(why) if rejected else Unreachable(why)
 
     def _await_confirms(self) -> None:
-        if self._awaits_confirms():
-            self._run_loop(BLOCKED_SECONDS if self._blocked else CONFIRM_SECONDS)
-        if self._blocked and self._awaits_confirms():
-            self._run_loop(BLOCKED_SECONDS)  # it was blocked meanwhile, which ended the first wait
-
-    def _awaits_confirms(self) -> bool:
-        return bool(self._unconfirmed) and self._channel is not None
+        """Wait until all messages are confirmed, or the channel is closed, or the time for that is over."""
+        blocked = self._blocked
+        deadline = time.monotonic() + (BLOCKED_SECONDS if blocked else CONFIRM_SECONDS)
+        while self._unconfirmed and self._channel is not None and (left := deadline - time.monotonic()) > 0:
+            self._run_loop(left)  # any event may end it: the depth channel's end, say
+            if self._blocked and not blocked:
+                blocked, deadline = self._blocked, time.monotonic() + BLOCKED_SECONDS
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method

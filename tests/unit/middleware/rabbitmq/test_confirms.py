@@ -16,6 +16,7 @@ from dramatiq.encoder import PickleEncoder
 from callboard.commands.services.ports import free_ports
 from callboard.middleware.message import envelope
 from callboard.middleware.publish.transport import Answer, Unpublishable, Unreachable
+from callboard.middleware.rabbitmq import confirms as module
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher, _encode
 from callboard.sql.rows import Outgoing
 
@@ -50,6 +51,50 @@ def test_confirms_of_a_second_try_are_merged_with_those_of_the_first(
     with pytest.raises(Unreachable, match="gone") as caught:
         transport.publish(batch)
     assert caught.value.answers == [True, False, True]
+
+
+class Events(ConfirmingPublisher):
+    """A publisher whose loop runs these steps, one each time; `waits` are the seconds that it was given."""
+
+    def __init__(self, *steps: str) -> None:
+        super().__init__(RabbitmqBroker(url="amqp://nobody"))
+        channel: Any = object()
+        self._channel = channel
+        self._unconfirmed = {1: 0, 2: 1}
+        self.steps, self.waits = list(steps), list[float]()
+
+    def _run_loop(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        step = self.steps.pop(0)
+        if step == "confirm":
+            self._unconfirmed.popitem()
+        elif step == "close":
+            self._channel = None
+        elif step == "block":
+            self._blocked = "memory is low"
+
+
+@pytest.mark.parametrize(
+    ("steps", "left"),
+    [
+        (["another channel ended", "confirm", "another channel ended", "confirm"], 0),
+        (["confirm", "close"], 1),
+        (["block", "confirm", "confirm"], 0),
+    ],
+)
+def test_the_wait_for_confirms_outlasts_other_events(steps: list[str], left: int) -> None:
+    events = Events(*steps)
+    events._await_confirms()
+    assert (len(events._unconfirmed), events.steps) == (left, [])
+    assert events.waits[0] > module.BLOCKED_SECONDS
+    assert (events.waits[-1] <= module.BLOCKED_SECONDS) == ("block" in steps)
+
+
+def test_the_wait_for_confirms_ends_with_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONFIRM_SECONDS", 0.0)
+    events = Events()
+    events._await_confirms()
+    assert events.waits == []
 
 
 @contextmanager
