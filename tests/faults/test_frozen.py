@@ -119,7 +119,7 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, sce
 
 #: Freezes in the transaction that stores its second send, and with it holds the actor's standing job.
 FROZEN_SENDER = """
-import os, signal
+import signal, threading
 import dramatiq, callboard
 from callboard.middleware.submission import send_store
 
@@ -130,7 +130,7 @@ work.send(0)
 store = send_store.add_items
 def freeze(*args, **options):
     send_store.add_items = store
-    os.kill(os.getpid(), signal.SIGSTOP)
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread goes no further
     return store(*args, **options)
 send_store.add_items = freeze
 try:
