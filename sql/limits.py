@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from callboard.sql.json_values import iso
@@ -20,6 +20,8 @@ MAX_INT = 2**31 - 1
 TIMES = ("deadline", "at")
 #: A hundred years.
 MAX_SPAN_SECONDS = 36_525 * 86_400
+#: The years between which a time lies.
+YEARS = 1, 9999
 #: Characters of an argument's name at most.
 MAX_NAME_CHARACTERS = 100
 
@@ -117,10 +119,12 @@ def parse_time(name: str, given: datetime | timedelta | str | None) -> datetime 
         found = _parse_when(given) if isinstance(given, str) else given
         if isinstance(found, timedelta) and timedelta(0) <= found <= timedelta(seconds=MAX_SPAN_SECONDS):
             return found
-        if isinstance(found, datetime) and found.tzinfo is not None:
+        # In any zone the year has four digits: a client could not read it otherwise.
+        if isinstance(found, datetime) and found.tzinfo and YEARS[0] < found.astimezone(UTC).year < YEARS[1]:
             return found
     raise ValueError(
-        f"{name} must be a time with its zone like 2027-01-31T12:00:00Z, or a span ahead like 90s, 5m, 2h, 1d; "
+        f"{name} must be a time with its zone like 2027-01-31T12:00:00Z, before the year 9999, or a span ahead like "
+        "90s, 5m, 2h, 1d; "
         f"not {given!r}"
     )
 

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import LiteralString, TypeVar
 
-from psycopg import OperationalError
+from psycopg import OperationalError, errors
 from psycopg_pool import PoolTimeout
 from starlette.concurrency import run_in_threadpool
 
@@ -13,10 +13,19 @@ from callboard.sql.reads.queries import Query, arun
 
 T = TypeVar("T")
 
-#: The most connections that read; a read holds one for a millisecond or two.
+#: The most connections; a read holds one for a millisecond or two.
 CONNECTIONS = 4
+#: Of them, those that change jobs: a change may wait for locks, and reads must not wait for it.
+WRITERS = 2
 #: Seconds that a request waits for a connection before it is answered with 503.
 WAIT_SECONDS = 3.0
+#: Begins a read, which the server stops after five seconds: a few slow ones must not hold up all others. LOCAL, since a
+#: pooler gives the connection to others afterwards.
+_BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s'"
+
+
+class Busy(OperationalError):
+    """Other changes hold every connection that makes changes."""
 
 
 class Database:
@@ -28,13 +37,16 @@ class Database:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closer: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()
+        self._writers = asyncio.Semaphore(WRITERS)
 
     async def read(self, query: Query[T]) -> T:
-        """Run a query. Raises NotConfigured, or psycopg's OperationalError where there is no database."""
+        """Run a query. Raises NotConfigured, psycopg's QueryCanceled for one that takes too long, and OperationalError
+        where there is no database.
+        """
         pool = await self.pool()
         try:
             return await _run(pool, query)
-        except PoolTimeout:
+        except (PoolTimeout, errors.QueryCanceled):
             raise
         except OperationalError:
             # After a restart of the server idle connections are broken; new ones may work.
@@ -42,25 +54,39 @@ class Database:
             return await _run(pool, query)
 
     async def write(self, write: Callable[[Conn], T]) -> T:
-        """Run a write in a thread on a connection of its own: writes are rare, and may take long."""
+        """Run a write in a thread on a connection of its own: writes are rare, and may take long. Raises Busy."""
 
         def run() -> T:
             with connect(database_address(self._url)) as conn:
                 return write(conn)
 
-        return await run_in_threadpool(run)
+        self._enter_loop()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._writers.acquire()  # before the thread: blocked writes must not use up all threads
+        except TimeoutError:
+            raise Busy from None
+        try:
+            return await run_in_threadpool(run)
+        finally:
+            self._writers.release()
 
     async def pool(self) -> AsyncPool:
         """The pool of the running loop; its connections are made in the background. Raises NotConfigured."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._pool, self._loop, self._opening = None, loop, asyncio.Lock()
+        self._enter_loop()
         async with self._opening:
             if self._pool is None:
-                pool = make_async_pool(database_address(self._url), size=CONNECTIONS)
+                pool = make_async_pool(database_address(self._url), size=CONNECTIONS - WRITERS)
                 await pool.open()
                 self._pool, self._closer = pool, asyncio.create_task(_close_at_end(pool))
             return self._pool
+
+    def _enter_loop(self) -> None:
+        """Begin anew on a loop that is not the one of before."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._pool, self._loop = None, loop
+            self._opening, self._writers = asyncio.Lock(), asyncio.Semaphore(WRITERS)
 
     async def close(self) -> None:
         """Close the running loop's pool, if there is one; the next read opens another."""
@@ -72,6 +98,9 @@ class Database:
 
 async def _run(pool: AsyncPool, query: Query[T]) -> T:
     async with pool.connection(timeout=WAIT_SECONDS) as conn:
+        await conn.execute(
+            _BEGIN, prepare=False
+        )  # two statements in one round trip; the end of the block commits
         return await arun(conn, query)
 
 

@@ -12,11 +12,14 @@ from starlette.responses import JSONResponse
 
 from callboard.sql.migrate import ABSENT
 from callboard.sql.settings import NotConfigured
+from callboard.web.database import Busy
 
 UNREACHABLE = (
     "the database can't be reached: check that PostgreSQL runs and that DATABASE_URL leads to it; "
     "this works again by itself as soon as it does"
 )
+SLOW = "this took longer than 5 s and was stopped: ask for less, by a smaller limit or another filter"
+BUSY = "other changes are still waiting for the database, and nothing was changed: try again"
 BEHIND = "the database's schema does not fit this code: run `callboard migrate`"
 BROKEN = "this request met an error in Callboard itself; the server's log has its traceback"
 
@@ -62,6 +65,8 @@ def problem(
 HANDLERS: dict[Any, Any] = {
     HTTPException: refused,
     psycopg.OperationalError: problem(503, UNREACHABLE, {"Retry-After": "1"}),
+    psycopg.errors.QueryCanceled: problem(503, SLOW),
+    Busy: problem(503, BUSY, {"Retry-After": "1"}),
     NotConfigured: problem(503),
     **dict.fromkeys((*ABSENT, psycopg.errors.UndefinedColumn), problem(503, BEHIND)),
     Exception: problem(500, BROKEN),

@@ -55,6 +55,8 @@ def publish(conn: Conn, job: int) -> int:
         ({"priority": "first"}, "priority"), ({"deadline": "soon"}, "deadline"),
         ({"deadline": datetime(2027, 1, 1)}, "deadline"),  # noqa: DTZ001 — without a zone it may be any time
         ({"deadline": timedelta(seconds=-1)}, "deadline"), ({"at": 5}, "at"), ({"at": "2027-01-01T00:00:00"}, "at"),
+        ({"deadline": "9999-12-31T23:59:59-12:00"}, "deadline"),
+        ({"at": "0001-01-01T00:00:00+12:00"}, "at"), ({"deadline": "9999-01-01T00:00:00Z"}, "deadline"),
         ({"deadline": "9999999d"}, "deadline"), ({"at": "9" * 20 + "d"}, "at"), ({"at": timedelta.max}, "at"),
         ({"at": "2h", "deadline": "1h"}, "nothing can start: the deadline, 3600s, does not lie after at, 7200s"),
         ({"rate": "3000000000/s"}, "rate"), ({"rate": "9" * 400 + "/d"}, "rate"), ({"rate": "0.00001/d"}, "rate"),

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from callboard.commands.services import Server
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
-from callboard.web import create_app
+from callboard.web import create_app, database
 from tests.support.jobs import MIXED, make_job, make_mixed_job, record
 from tests.support.webapp import get
+from tests.support.workers import wait_until
 
 JOB_FIELDS = """
 id name key tenant actor state stopping reason standing sealed total pending queued running retrying succeeded
@@ -279,3 +280,75 @@ def test_a_database_that_is_down_is_a_503_until_it_is_back(private_server: Serve
     assert "PostgreSQL" in problem(jobs, 503)
     assert "PostgreSQL" in problem(ready, 503)
     assert jobs.headers["retry-after"] == "1"
+
+
+def sessions(conn: Conn, where: str) -> int:
+    """How many other sessions of this test's database are like this."""
+    found = conn.execute(
+        f"SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND {where}"
+    )
+    return found.rowcount
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it holds, while the event loop goes on."""
+    assert await asyncio.to_thread(wait_until, condition, 30)
+
+
+def test_changes_that_wait_hold_up_neither_reads_nor_pages(
+    conn: Conn, app: Starlette, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0.5)
+    monkeypatch.delenv("AMQP_URL", raising=False)
+    job, changes = make_job(conn, 1), 60
+
+    async def while_the_job_is_locked() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            with connect(database_url) as other, other.transaction():
+                other.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (job,))
+                posts = [asyncio.ensure_future(client.post(f"/api/jobs/{job}/pause")) for _ in range(changes)]
+                await until(lambda: sessions(conn, "wait_event_type = 'Lock'") == database.WRITERS)
+                paths = ("/", f"/api/jobs/{job}", "/readyz") * 10
+                for answer in await asyncio.gather(*(client.get(path) for path in paths)):
+                    assert answer.status_code == 200
+                assert sessions(conn, "true") <= database.CONNECTIONS + 1  # `other`
+                await until(lambda: sum(post.done() for post in posts) == changes - database.WRITERS)
+            answers = await asyncio.gather(*posts)
+            await app.state.database.close()
+        return answers
+
+    answers = asyncio.run(while_the_job_is_locked())
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200] * database.WRITERS + [503] * (changes - database.WRITERS)
+    busy = next(answer for answer in answers if answer.status_code == 503)
+    assert "nothing was changed" in problem(busy, 503)
+
+
+def test_a_read_that_takes_too_long_is_stopped_on_the_server(
+    conn: Conn, app: Starlette, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BEGIN", database._BEGIN.replace("5s", "100ms"))
+    with conn.transaction():
+        conn.execute("LOCK TABLE callboard.jobs")
+        for answer in get(app, *["/api/jobs"] * 3, lifespan=False):
+            assert "took longer" in problem(answer, 503)
+        with connect(database_url) as other:
+            assert sessions(other, "wait_event_type = 'Lock'") == 0
+    assert get(app, "/api/jobs", lifespan=False)[0].status_code == 200
+
+
+def test_a_time_that_no_client_could_read_is_a_422(conn: Conn, app: Starlette) -> None:
+    job = make_job(conn, 1)
+
+    async def patch(body: dict[str, str]) -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            answer = await client.patch(f"/api/jobs/{job}", json=body)
+            await app.state.database.close()
+            return answer
+
+    for name in ("deadline", "at"):
+        for when in ("9999-12-31T23:59:59-12:00", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00+12:00"):
+            assert "before the year 9999" in problem(asyncio.run(patch({name: when})), 422)
+    assert get(app, f"/api/jobs/{job}")[0].status_code == 200
