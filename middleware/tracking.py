@@ -16,6 +16,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessag
 from dramatiq.results import Results
 
 from callboard.middleware.attempts.outcome import decide
+from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.failure import text_of
@@ -24,6 +25,7 @@ from callboard.middleware.process.outage import ThrottleFilter, disconnected
 from callboard.middleware.process.process import Stopping
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
+from callboard.sql.rows import Retry
 
 log = logging.getLogger("callboard.tracking")
 _throttle = ThrottleFilter(disconnected)
@@ -45,8 +47,9 @@ class Tracking(Middleware):
 
     actor_options = {"results"}  # noqa: RUF012 — Dramatiq's own do so
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, hooks: HookCache) -> None:
         self.runtime = runtime
+        self._hooks = hooks
         self._side_thread = SideThread("rejected")
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
@@ -64,6 +67,7 @@ class Tracking(Middleware):
         delivery.seen = True
         delivery.attempt = self.runtime.in_flight.admit(message)
         if delivery.attempt is None:
+            delivery.dropped = not message.failed
             raise Discard("its item is done, runs elsewhere, or its message is delivered again")
         current_attempt.set(delivery.attempt)
 
@@ -85,7 +89,7 @@ class Tracking(Middleware):
         error = sys.exc_info()[1]
         self._end(broker, message, exception=RuntimeError("a hook broke off") if error is None else error)
 
-    def before_nack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+    def put_aside(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Dramatiq nacks a message whose actor is missing before any other hook runs. Requeue it for a worker that has
         the actor; fail the item if no worker has announced that for too long.
 
@@ -93,7 +97,7 @@ class Tracking(Middleware):
         """
         delivery: Delivery = message.delivery
         if not delivery.seen and delivery.stamp:
-            delivery.aside = True
+            delivery.seen = delivery.aside = delivery.dropped = True
             self._side_thread.run(partial(self._reject, broker, message, delivery, delivery.stamp))
 
     def _reject(
@@ -110,6 +114,8 @@ class Tracking(Middleware):
             message.fail()
             why = f"no worker announced the actor {message.actor_name} in the time that CALLBOARD_ACTOR_WAIT gives"
             self._end(broker, message, exception=ActorNotFound(why))
+            self._hooks.before("nack", message)
+            self._hooks.after("nack", message)
         elif not delivery.deferred:
             release([(delivery, message.failed)])
 
@@ -132,9 +138,10 @@ class Tracking(Middleware):
         self, broker: dramatiq.Broker, message: MessageProxy, attempt: Attempt, *, exception: BaseException | None,
         skip: str | None,
     ) -> None:  # fmt: skip
+        again = attempt.retry
         outcome = decide(
             returned=attempt.returned, result=attempt.result, skip=skip, exception=exception, failed=message.failed,
-            retry=attempt.retry,
+            retry=None if again is None else Retry(again.delay, again.options, again.sent_ms),
             has_retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
             strict=attempt.returned and broker.get_actor(message.actor_name).options.get("results") == "strict",
         )  # fmt: skip
@@ -176,7 +183,9 @@ class Returned(Middleware):
     ) -> None:  # fmt: skip
         """Note a success, which stays one when a time limit strikes in a later hook."""
         attempt: Attempt | None = message.delivery.attempt
-        if attempt is not None and not attempt.hooks:
+        if attempt is not None and attempt.hooks:
+            attempt.struck = True
+        elif attempt is not None:
             attempt.hooks = True
             if exception is None and not message.failed:
                 attempt.returned, attempt.result = True, result
@@ -196,9 +205,9 @@ def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
         log.warning("the broker has no Retries middleware: an item that raises is failed at once")
 
 
-def track(broker: dramatiq.Broker, runtime: Runtime) -> None:
+def track(broker: dramatiq.Broker, tracking: Tracking) -> None:
     """Put the hooks onto a broker."""
-    place(broker, Tracking(runtime))
+    place(broker, tracking)
     broker.actor_options |= Tracking.actor_options
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
     if _keeps_result not in logger.filters:

@@ -77,7 +77,7 @@ class InFlight:
             suspect = suspect or known
         attempt = Attempt(
             stamp.job, stamp.item, stamp.attempt, [delivery], self._controls, stamp.epoch, message.actor_name,
-            message.message_id, stamp.standing,
+            message, stamp.standing,
         )  # fmt: skip
         other = self._attempts.get(attempt.key)
         if other is not None and self._join(other, attempt):
@@ -254,6 +254,8 @@ class InFlight:
             children = attempt.sent + attempt.hooked
         elif attempt.returned:  # its result must be kept and can't be; the hooks took it for a success
             children = []
+        if attempt.retry is not None and outcome.state != "retrying" and not attempt.returned:
+            children = [*children, attempt.retry]
         failed = outcome.state == "failed"
         event = Event(
             attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended,

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any
 
+from dramatiq.broker import MessageProxy
+
 from callboard.middleware.message.delivery import Delivery
-from callboard.sql.rows import JobControl, NewItem, Progress, Retry
+from callboard.sql.rows import JobControl, NewItem, Progress
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +25,7 @@ class Attempt:
     controls: Mapping[int, JobControl]  # the last known control states of jobs
     epoch: int = 0  # of its message
     actor: str = ""
-    message_id: str = ""
+    message: MessageProxy | None = None
     standing: bool = False  # in its actor's standing job: what it sends goes at once, as without Callboard
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs
@@ -38,8 +40,9 @@ class Attempt:
     returned: bool = False
     result: Any = None
     hooks: bool = False  # the actor is done, the other middleware's hooks run
+    struck: bool = False  # an interrupt broke them off, and they run once more, as for a failure
     ended: bool = False
-    retry: Retry | None = None
+    retry: NewItem | None = None  # the same message, sent once more by a hook
     sent: list[NewItem] = field(default_factory=list)  # by the actor: stored with a success or a skip only
     hooked: list[NewItem] = field(default_factory=list)  # by callbacks: stored with any outcome
 

@@ -45,6 +45,7 @@ class Delivery:
     mates: list[MessageProxy] = field(default_factory=list)
     attempt: "Attempt | None" = None  # until it ends
     seen: bool = False  # `before_process_message` ran
+    dropped: bool = False  # it must not run, and no other middleware hears of it
     deferred: bool = False  # not acknowledged when Dramatiq says so, but after a commit, or never
     aside: bool = False  # a side thread acknowledges or defers it; Dramatiq's ack is ignored
     stale: bool = False  # its connection is gone: the broker delivers it again

@@ -1,6 +1,7 @@
 """How messages get onto a broker: its own `enqueue` for any broker; `rabbitmq.confirms` has the one for RabbitMQ."""
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
 
 from dramatiq import Broker
@@ -10,6 +11,9 @@ from callboard.middleware.message import envelope
 from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import reason
 from callboard.sql.rows import Outgoing
+
+#: Whether this thread publishes what is stored: its hooks have run when it was sent.
+publishing: ContextVar[bool] = ContextVar("callboard_publishing", default=False)
 
 
 class Unpublishable(ValueError):
@@ -90,10 +94,13 @@ class EnqueueTransport:
             message.encode()
         except Exception as error:
             raise cannot_encode(error) from error
+        token = publishing.set(True)
         try:
             self._enqueue(message)
         except QueueNotFound:
             return False  # it may be declared later
+        finally:
+            publishing.reset(token)
         return True
 
     def depth(self, queue: str) -> int | None:

@@ -21,7 +21,7 @@ from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem, key_text
-from callboard.sql.rows import NewItem, Outgoing, Retry
+from callboard.sql.rows import NewItem, Outgoing
 
 #: Seconds that a plain send waits for its row.
 SEND_SECONDS = 10.0
@@ -49,16 +49,19 @@ def send(
     What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome. What an
     attempt of a standing job sends before its actor returns goes at once, as an app expects that adds `install` only.
     """
+    broker.emit_before("enqueue", message, delay)
     attempt = current_attempt.get()
     if attempt is not None and attempt.ended:
         attempt = None
-    if attempt is not None and attempt.hooks and message.message_id == attempt.message_id:
-        options = envelope.encode_options(_retry_options(message))
-        attempt.retry = Retry((delay or 0) / 1000, options, message.message_timestamp)
-        return message
-    broker.emit_before("enqueue", message, delay)
     job = current_job.get()
-    item = _within_limit(new_item(message, job=job, delay=delay))
+    item = new_item(message, job=job, delay=delay)
+    if attempt is not None and _is_retry(attempt, message, item):
+        attempt.retry = replace(
+            item, job=attempt.job, options=envelope.encode_options(_retry_options(message))
+        )
+        broker.emit_after("enqueue", message, delay)
+        return message
+    _check_size(item)
     # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
     if (
         attempt is None
@@ -66,7 +69,7 @@ def send(
         or (attempt.standing and not attempt.hooks)
         or not attempt.add_child(replace(item, job=attempt.job))
     ):
-        _send_now(_keyed(item) if _comes_off_delay_queue() else item, store, publish)
+        _send_now(_keyed(item) if comes_off_delay_queue() else item, store, publish)
     broker.emit_after("enqueue", message, delay)
     return message
 
@@ -107,7 +110,7 @@ def _keyed(item: NewItem) -> NewItem:
     return replace(item, key=key_text(key))
 
 
-def _comes_off_delay_queue() -> bool:
+def comes_off_delay_queue() -> bool:
     """Return whether Dramatiq moves a delayed message to its queue: a consumer's thread sends nothing else.
 
     A stock producer has put it into the delay queue. The message comes again when this process dies before its
@@ -116,13 +119,30 @@ def _comes_off_delay_queue() -> bool:
     return isinstance(threading.current_thread(), ConsumerThread)
 
 
-def _within_limit(item: NewItem) -> NewItem:
-    """Return the item; raise BadItem when its arguments are larger than `submit` would take them."""
+def _is_retry(attempt: Attempt, message: Any, item: NewItem) -> bool:
+    """Return whether a message that a hook sends is the next try of the attempt that ends: the same call once more.
+
+    A middleware may send the same id with other arguments, or to another queue, or again after a success: these are
+    messages of their own.
+    """
+    own = attempt.message
+    return (
+        own is not None
+        and attempt.hooks
+        and (attempt.struck or not attempt.returned)
+        and attempt.retry is None
+        and (message.message_id, message.queue_name, message.actor_name)
+        == (own.message_id, own.queue_name, own.actor_name)
+        and (message.args is own.args or item.args == envelope.encode_args(own.args, own.kwargs))
+    )
+
+
+def _check_size(item: NewItem) -> None:
+    """Raise BadItem when the item's arguments are larger than `submit` would take them."""
     if len(item.args) > ITEM_LIMIT_BYTES:
         raise BadItem(
             f"the message has {len(item.args):,} bytes of arguments, and {ITEM_LIMIT_BYTES:,} are allowed"
         )
-    return item
 
 
 def _retry_options(message: Any) -> dict[str, Any]:

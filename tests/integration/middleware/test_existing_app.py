@@ -74,3 +74,16 @@ def test_a_dead_letter_that_is_moved_back_is_a_retry_of_its_item(carried: str, o
         "SELECT who FROM callboard.actions WHERE job_id = %s AND action = 'retry'", (job.id,)
     )
     assert retries.fetchall() == [("dead letters moved back",)]
+
+
+def test_the_retry_of_an_item_that_a_stock_worker_ran_is_that_items(on: Stage) -> None:
+    """During a deploy some workers have Callboard, and some don't; these keep a retry in the delay queue."""
+    job = on.submit("stubborn", {"number": 1, "wins_at": 1}, delay="1h")
+    options = {"callboard": {"job": job.id, "item": 0, "attempt": 1, "epoch": 0}, "retries": 1, "eta": 1}
+    message: Message[None] = Message("default.DQ", "stubborn", (1, 1), {}, options)
+    with on.channel() as channel:
+        channel.basic_publish("", "default.DQ", message.encode())
+    assert job.wait(TIMEOUT)["succeeded"] == 1
+    assert on.conn.execute(
+        "SELECT count(*) FROM callboard.items WHERE message_id = %s", (message.message_id,)
+    ).fetchone() == (0,)

@@ -11,6 +11,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, MiddlewareError, TimeLimit, TimeLimitExceeded
 
 import callboard
+from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.message.stamp import Stamp
@@ -54,8 +55,9 @@ class Batch:
         self.in_flight = PlayedInFlight(claim)
         self.limit = TimeLimit()
         self.hooks = Hooks(before, after)
-        tracking = Tracking(SimpleNamespace(in_flight=self.in_flight))  # type: ignore[arg-type]
-        self.broker = StubBroker(middleware=[tracking, self.limit, self.hooks, Returned()])
+        self.broker = StubBroker(middleware=[self.limit, self.hooks, Returned()])
+        runtime: Any = SimpleNamespace(in_flight=self.in_flight)
+        self.broker.middleware.insert(0, Tracking(runtime, HookCache(self.broker)))
         self.got: list[int] = []
         self.timed = False
 

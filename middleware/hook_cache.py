@@ -4,7 +4,6 @@ Dramatiq calls four hooks a message on some nine middleware, most of which defin
 worker needs 15 % more CPU time an item.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,9 +15,8 @@ from dramatiq.middleware import Middleware, MiddlewareError
 class HookCache:
     """The hooks of a broker's middleware, looked up once for as long as its list of middleware stays the same."""
 
-    def __init__(self, broker: dramatiq.Broker, log: logging.Logger) -> None:
+    def __init__(self, broker: dramatiq.Broker) -> None:
         self._broker = broker
-        self._log = log
         self._middleware: list[Middleware] = []
         self._hooks: dict[str, Sequence[Callable[..., Any]]] = {}
 
@@ -29,16 +27,16 @@ class HookCache:
                 hook(*args, **kwargs)
             except MiddlewareError:
                 raise
-            except Exception:  # noqa: BLE001 — as Dramatiq does: a broken hook does not stop the message
-                self._log.critical("Unexpected failure in before_%s.", signal, exc_info=True)
+            except Exception:
+                self._broker.logger.critical("Unexpected failure in before_%s.", signal, exc_info=True)
 
     def after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call the hooks `after_<signal>` in reverse order; exceptions are logged."""
         for hook in self._find(f"after_{signal}"):
             try:
                 hook(*args, **kwargs)
-            except Exception:  # noqa: BLE001 — as above
-                self._log.critical("Unexpected failure in after_%s.", signal, exc_info=True)
+            except Exception:
+                self._broker.logger.critical("Unexpected failure in after_%s.", signal, exc_info=True)
 
     def _find(self, name: str) -> Sequence[Callable[..., Any]]:
         """Return the hooks of this name in the order in which they are called."""

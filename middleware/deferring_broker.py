@@ -1,0 +1,32 @@
+"""Any of Dramatiq's brokers but RabbitMQ's, tracked."""
+
+from functools import partial
+from typing import Any
+
+from dramatiq.broker import Consumer
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import QueueNotFound
+
+from callboard.middleware.deferring_consumer import DeferringConsumer
+from callboard.middleware.publish.transport import EnqueueTransport
+from callboard.middleware.runtime import Runtime
+from callboard.middleware.tracked_broker import TrackedBroker
+
+
+class DeferringBroker(TrackedBroker):
+    """See TrackedBroker. What is stored is published by the `enqueue` of Dramatiq's class."""
+
+    def start_tracking(self, database_url: str) -> None:
+        """See TrackedBroker."""
+        transport = partial(EnqueueTransport, self, super(TrackedBroker, self).enqueue)
+        self._track(Runtime(database_url, transport, remote=not isinstance(self, StubBroker)))
+
+    def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+        """See TrackedBroker. Raises QueueNotFound for a queue that was not declared, as StubBroker does."""
+        if isinstance(self, StubBroker) and message.queue_name not in self.queues:
+            raise QueueNotFound(message.queue_name)
+        return super().enqueue(message, delay=delay)
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        """Make a consumer that acknowledges a message when its outcome is committed."""
+        return DeferringConsumer(super().consume(queue_name, prefetch, timeout), self.runtime)

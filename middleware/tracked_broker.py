@@ -1,0 +1,69 @@
+"""What tracking changes of a broker, whatever its class."""
+
+from typing import Any
+
+import dramatiq
+
+from callboard.middleware.hook_cache import HookCache
+from callboard.middleware.message import stamp
+from callboard.middleware.publish.transport import publishing
+from callboard.middleware.runtime import Runtime
+from callboard.middleware.submission.enqueue import comes_off_delay_queue
+from callboard.middleware.tracking import Tracking, track
+
+
+class TrackedBroker(dramatiq.Broker):
+    """Stands before Dramatiq's class of a broker, and behind a class of the app's own, whose `enqueue` runs first."""
+
+    runtime: Runtime
+    _tracking: Tracking | None = None  # until the middleware of its constructor is added
+
+    def _track(self, runtime: Runtime) -> None:
+        """Have the broker use the parts of this process."""
+        self.runtime = runtime
+        self._hooks = HookCache(self)
+        self._tracking = Tracking(runtime, self._hooks)
+        track(self, self._tracking)
+
+    def start_tracking(self, database_url: str) -> None:
+        """Make the parts of this process, with which the broker is tracked from now on."""
+        raise NotImplementedError
+
+    def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+        """Record a message, then publish it, `delay` milliseconds later. Raises NotStored when it can't be recorded."""
+        if comes_off_delay_queue() and (known := stamp.read(message.options)):
+            # A worker without Callboard has run an item, and its retry is due. The item may have been sent again since.
+            message.options[stamp.OPTION] = known._replace(suspect=True).option()
+            return super().enqueue(message)
+        return self.runtime.send(self, message, delay)
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Call the hooks `before_<signal>`, unless no middleware is to hear of it."""
+        if self._tracking is None:
+            super().emit_before(signal, *args, **kwargs)
+            return
+        if signal == "nack":
+            self._tracking.put_aside(self, *args)
+        if not _is_silent(signal, args):
+            self._hooks.before(signal, *args, **kwargs)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Call the hooks `after_<signal>`, likewise."""
+        if self._tracking is None:
+            super().emit_after(signal, *args, **kwargs)
+        elif not _is_silent(signal, args):
+            self._hooks.after(signal, *args, **kwargs)
+
+    def close(self) -> None:
+        """Write and publish what is left, end all threads, and close the connections."""
+        self.runtime.close()
+        super().close()
+
+
+def _is_silent(signal: str, args: tuple[Any, ...]) -> bool:
+    """Return whether no middleware hears of this: the message must not run, and was dropped before any other saw it; or
+    it is published, and the hooks ran when it was sent.
+    """
+    if signal == "enqueue":
+        return publishing.get()
+    return signal in ("skip_message", "ack", "nack") and args[0].delivery.dropped

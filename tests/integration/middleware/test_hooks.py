@@ -1,0 +1,325 @@
+"""What an app's own middleware, and its own class of a broker, hear of a tracked broker."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import QueueNotFound
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
+
+import callboard
+from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.tracked_broker import TrackedBroker
+from callboard.middleware.tracking import runtime_of
+from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
+from tests.support.workers import wait_until
+
+TIMEOUT = 60.0
+HOOKS = ("before_process_message", "after_process_message", "after_skip_message", "after_ack", "after_nack")
+
+
+class Heard(dramatiq.Middleware):
+    """Counts what it hears, by the first argument of the message."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, Any]] = Counter()
+        self.enqueued: list[tuple[str, str, Any]] = []  # hook, thread, number of the retry
+        for hook in HOOKS:
+            setattr(self, hook, self._counter(hook))
+
+    def _counter(self, hook: str) -> Callable[..., None]:
+        def count(_broker: Any, message: Any, **_: Any) -> None:
+            self.counts[hook, message.args[0]] += 1
+
+        return count
+
+    def before_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self._enqueue("before", message)
+
+    def after_enqueue(self, broker: Any, message: Any, delay: Any) -> None:
+        self._enqueue("after", message)
+
+    def _enqueue(self, hook: str, message: Any) -> None:
+        thread = threading.current_thread()
+        name = "sender" if thread is threading.main_thread() else type(thread).__name__
+        self.enqueued.append((hook, name, message.options.get("retries")))
+
+
+class App:
+    """An app on a tracked broker, with middleware of its own; `start` starts a worker."""
+
+    def __init__(self, broker: dramatiq.Broker, conn: Conn) -> None:
+        self.broker = broker
+        self.conn = conn
+        self.heard = Heard()
+        self.runs: Counter[Any] = Counter()
+        self.worker: dramatiq.Worker | None = None
+
+    def use(self, *middleware: dramatiq.Middleware) -> None:
+        for one in (*middleware, self.heard):
+            self.broker.add_middleware(one)
+
+    def start(self) -> None:
+        self.worker = dramatiq.Worker(self.broker, worker_threads=4, worker_timeout=50)
+        self.worker.start()
+
+    def copy(self, message: dramatiq.Message[Any]) -> None:
+        """Publish another copy of a message that was sent."""
+        row = self.conn.execute(
+            "SELECT job_id, item FROM callboard.items WHERE message_id = %s", (message.message_id,)
+        ).fetchone()
+        assert row is not None
+        mark = Stamp(row[0], row[1], 1, suspect=True).option()
+        super(TrackedBroker, self.broker).enqueue(message.copy(options={"callboard": mark}))  # type: ignore[misc]
+
+    def unacknowledged(self) -> int:
+        return runtime_of(self.broker).consumers.open_deliveries()
+
+    def states(self) -> Counter[str]:
+        rows = self.conn.execute("SELECT state::text, count(*) FROM callboard.items GROUP BY 1")
+        return Counter(dict(rows.fetchall()))
+
+    def close(self) -> None:
+        if self.worker is not None:
+            self.worker.stop()
+        self.broker.close()
+
+
+def make_broker(kind: str, request: pytest.FixtureRequest) -> dramatiq.Broker:
+    if kind == "in process":
+        return StubBroker()
+    url = request.getfixturevalue("amqp_url")
+    if kind == "ours":
+        return callboard.RabbitmqBroker(url=url, database_url=request.getfixturevalue("database_url"))
+    return StockRabbitmqBroker(url=url)
+
+
+@pytest.fixture(params=["in process", "stock", "ours"])
+def app(request: pytest.FixtureRequest, database_url: str) -> Iterator[App]:
+    before = dramatiq.broker.global_broker
+    broker = callboard.install(make_broker(request.param, request), database_url=database_url)
+    dramatiq.set_broker(broker)
+    with connect(database_url) as conn:
+        made = App(broker, conn)
+        try:
+            yield made
+        finally:
+            made.close()
+            dramatiq.broker.global_broker = before
+        assert queries.run(conn, queries.verify())["drift"] == []
+
+
+def test_no_middleware_hears_of_a_copy_and_the_result_stays(app: App) -> None:
+    app.use(Results(backend=StubBackend()))
+    begun, gate = threading.Event(), threading.Event()
+
+    @dramatiq.actor(store_results=True)
+    def add(first: int, second: int) -> int:
+        begun.set()
+        assert gate.wait(TIMEOUT)
+        return first + second
+
+    app.start()
+    message = add.send(2, 3)
+    assert begun.wait(TIMEOUT)
+    app.copy(message)
+    assert wait_until(lambda: app.unacknowledged() == 2, TIMEOUT)
+    gate.set()
+    assert message.get_result(block=True, timeout=60_000) == 5
+    app.copy(message)
+    assert add.send(3, 4).get_result(block=True, timeout=60_000) == 7
+    assert wait_until(lambda: app.unacknowledged() == 0, TIMEOUT)
+    assert message.get_result() == 5
+    assert app.heard.counts == {
+        (hook, n): 1
+        for hook in ("before_process_message", "after_process_message", "after_ack")
+        for n in (2, 3)
+    }
+
+
+def test_a_message_that_is_parked_has_no_result_yet(app: App) -> None:
+    app.use(Results(backend=StubBackend()))
+
+    @dramatiq.actor(store_results=True)
+    def double(number: int) -> int:
+        return 2 * number
+
+    with callboard.job("paused") as job:
+        message = double.send(4)
+    job.pause()
+    app.copy(message)
+    app.start()
+    parked = "SELECT 1 FROM callboard.outbox WHERE due_at = 'infinity'"
+    assert wait_until(lambda: app.conn.execute(parked).fetchone() is not None, TIMEOUT)
+    assert wait_until(lambda: app.unacknowledged() == 0, TIMEOUT)
+    assert app.heard.counts == {}
+    job.resume()
+    assert message.get_result(block=True, timeout=60_000) == 8
+
+
+def test_hooks_of_enqueue_run_once_in_the_senders_thread_and_for_each_retry(app: App) -> None:
+    app.use()
+
+    @dramatiq.actor(max_retries=2, min_backoff=10, max_backoff=20)
+    def fails(number: int) -> None:
+        raise ValueError(number)
+
+    fails.send(1)
+    app.start()
+    assert wait_until(lambda: app.states() == {"failed": 1}, TIMEOUT)
+    senders = [("sender", None), ("WorkerThread", 1), ("WorkerThread", 2)]
+    assert app.heard.enqueued == [
+        (hook, thread, retry) for thread, retry in senders for hook in ("before", "after")
+    ]
+
+
+class Moves(dramatiq.Middleware):
+    """Sends a busy tenant's message to another queue."""
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        if isinstance(exception, dramatiq.RateLimitExceeded) and message.queue_name == "default":
+            message.options["max_retries"] = 0
+            broker.enqueue(message.copy(queue_name="slow"))
+
+
+class Repeats(dramatiq.Middleware):
+    """Runs a message again after it succeeded."""
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        left = message.options.get("repeat", 0)
+        if exception is None and left:
+            broker.enqueue(message.copy(options={"repeat": left - 1}), delay=10)
+
+
+class Narrows(dramatiq.Middleware):
+    """Tries only what is left."""
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        if isinstance(exception, ValueError) and len(message.args[0]) > 1:
+            message.options["max_retries"] = 0
+            broker.enqueue(message.copy(args=(message.args[0][1:],)))
+
+
+class Again(dramatiq.Middleware):
+    """Sends the same once more though it has failed for good."""
+
+    def after_process_message(
+        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+    ) -> None:
+        if isinstance(exception, KeyError) and "again" not in message.options:
+            message.options["max_retries"] = 0
+            message.options["again"] = True
+            broker.enqueue(message)
+
+
+@pytest.mark.parametrize(
+    ("middleware", "argument", "runs", "states"),
+    [
+        (Moves(), "busy", ["busy", "busy"], {"failed": 1, "succeeded": 1}),
+        (Repeats(), "repeat", ["repeat", "repeat", "repeat"], {"succeeded": 3}),
+        (Narrows(), [1, 2, 3], [[1, 2, 3], [2, 3], [3]], {"failed": 3}),
+        (Again(), "again", ["again", "again"], {"failed": 2}),
+    ],
+    ids=["another queue", "after a success", "other arguments", "and failed"],
+)
+def test_a_message_that_a_middleware_sends_again_runs(
+    middleware: dramatiq.Middleware, argument: Any, runs: list[Any], states: dict[str, int], app: App
+) -> None:
+    app.use(middleware)
+    app.broker.declare_queue("slow")
+    ran: list[Any] = []
+
+    @dramatiq.actor(max_retries=0)
+    def work(given: Any) -> None:
+        ran.append(given)
+        if given == "busy" and len(ran) == 1:
+            raise dramatiq.RateLimitExceeded("busy")
+        if given == "again":
+            raise KeyError(given)
+        if argument != given or given == [1, 2, 3]:
+            raise ValueError(given)
+
+    work.send_with_options(args=(argument,), repeat=2 if argument == "repeat" else 0)
+    app.start()
+    assert wait_until(lambda: app.states() == states, TIMEOUT), app.states()
+    assert ran == runs
+
+
+@pytest.mark.parametrize("kind", ["in process", "stock", "ours"])
+def test_an_enqueue_of_the_apps_own_class_is_called_for_each_send_and_retry(
+    kind: str, request: pytest.FixtureRequest, database_url: str
+) -> None:
+    calls: list[Any] = []
+    plain = {"in process": StubBroker, "stock": StockRabbitmqBroker, "ours": callboard.RabbitmqBroker}[kind]
+
+    class Own(plain):  # type: ignore[misc,valid-type]
+        def enqueue(self, message: Any, *, delay: int | None = None) -> Any:
+            calls.append(message.options.get("retries"))
+            return super().enqueue(message, delay=delay)
+
+    arguments = {} if kind == "in process" else {"url": request.getfixturevalue("amqp_url")}
+    if kind == "ours":
+        arguments["database_url"] = database_url
+    broker = callboard.install(Own(**arguments), database_url=database_url)
+    assert isinstance(broker, Own)
+    with connect(database_url) as conn:
+        app = App(broker, conn)
+
+        @dramatiq.actor(broker=broker, max_retries=1, min_backoff=10, max_backoff=20)
+        def fails(number: int) -> None:
+            raise ValueError(number)
+
+        fails.send(1)
+        app.start()
+        assert wait_until(lambda: app.states() == {"failed": 1}, TIMEOUT)
+        app.close()
+    assert calls == [None, 1]
+
+
+def test_install_tracks_the_broker_that_the_app_has_set(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMQP_URL", "amqp://nowhere")
+    broker = StubBroker()
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    assert callboard.install(database_url=database_url) is broker
+    assert runtime_of(broker) is runtime_of(callboard.install())
+    broker.close()
+
+
+def test_an_undeclared_queue_is_refused_in_process(database_url: str) -> None:
+    broker = callboard.install(StubBroker(), database_url=database_url)
+    message: dramatiq.Message[None] = dramatiq.Message("nowhere", "work", (), {}, {})
+    with pytest.raises(QueueNotFound, match="nowhere"):
+        broker.enqueue(message)
+    broker.close()
+
+
+def test_a_closed_broker_leaves_no_connection_and_no_thread(app: App) -> None:
+    before = set(threading.enumerate())
+
+    @dramatiq.actor
+    def work(number: int) -> None:
+        pass
+
+    work.send(1)
+    assert runtime_of(app.broker).process.pool.get_stats()["pool_size"] > 0
+    app.broker.close()
+    left = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    assert wait_until(lambda: app.conn.execute(left).fetchone() == (0,), TIMEOUT)
+    assert wait_until(lambda: not set(threading.enumerate()) - before, TIMEOUT), threading.enumerate()
