@@ -160,11 +160,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class BulkClaim:
-    """A job that the holder of `token` may publish for: its bulk items, and `in_turn` messages of the outbox.
+    """A job that the holder of `token` may publish for: bulk items up to `total`, and `in_turn` messages of the outbox.
 
     `allowed`: messages that its limits allow now (None: any); `limited`: all of its outbox waits for its turn; `chunk`:
     bulk items in one message; `served_at`: when it was served before (None: never). `lane_width` items with the same
     value of the argument `lane_by` may be in flight; `applied_lane_by`: the argument that lanes went by so far.
+    `turn` and `seq` are of its row in `turns`: which of the job's messages are published, and what they were.
     """
 
     job: int
@@ -183,6 +184,17 @@ class BulkClaim:
     lane_by: str | None = None
     lane_width: int | None = None
     applied_lane_by: str | None = None
+    turn: str = ""
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DueQueue:
+    """A queue for which something is to be published: messages of the `outbox`, or jobs `in_turn`."""
+
+    queue: str
+    outbox: bool
+    in_turn: bool
 
 
 @dataclass(frozen=True, slots=True)

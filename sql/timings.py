@@ -4,10 +4,12 @@
 DEAD_AFTER_SECONDS = 10.0
 #: Seconds for which a publisher's claim holds; each batch renews it. A claim whose answer was lost holds up its job.
 PUBLISH_LEASE_SECONDS = 8.0
+#: Seconds after which a job is looked at again whose turn came and of which nothing could be published.
+TURN_PAUSE_SECONDS = 1.0
 #: Items that a publisher may send beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000
-#: Outbox rows of stopped jobs that one statement drops.
-DROP_BATCH_MESSAGES = 50_000
+#: Outbox rows of stopped jobs that one statement drops, and of how many jobs.
+DROP_BATCH_MESSAGES, DROP_BATCH_JOBS = 50_000, 1_000
 #: Seconds within which every worker has read that a job was paused or stopped: it asks twice a second.
 CONTROLS_HEARD_SECONDS = 1.5
 #: Crashes charged to an item after which it is failed.

@@ -65,6 +65,11 @@ class QueueBacklogs:
             q for q, backlog in self._backlogs.items() if max(backlog.full_until, backlog.refused_until) > now
         ]
 
+    def poll_full_queues(self) -> None:
+        """Ask the broker which of the queues that were full still are. Raises nothing."""
+        for queue in self.queues_to_poll():
+            self.has_room(queue)
+
     def refuse(self, queue: str, seconds: float) -> None:
         """Count a queue as full for so long, since the broker refuses its messages."""
         self._backlogs[queue].refused_until = time.monotonic() + seconds

@@ -14,12 +14,11 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish.backlog import QueueBacklogs
-from callboard.middleware.publish.relay import Relay
+from callboard.middleware.publish.relay import OUTBOX_BATCH_MESSAGES, Relay
 from callboard.middleware.publish.transport import Transport, Unreachable
 from callboard.sql import timings
 from callboard.sql.pool import Pool
 from callboard.sql.rows import Outgoing
-from callboard.sql.writes import publishing
 
 log = logging.getLogger("callboard.publisher")
 _log_outage = OutageLog(
@@ -34,8 +33,6 @@ SENDER_POLL_SECONDS = 5.0
 #: Seconds between two polls of a queue that was full. All of its backlog runs before a job that is submitted now, and
 #: what its workers take between two polls must lie in it.
 FULL_QUEUE_POLL_SECONDS = 0.03
-#: Messages of the outbox that are claimed at a time.
-OUTBOX_BATCH_MESSAGES = 500
 #: Seconds for which a message that this process stored is published from here: its claim holds for longer.
 OWN_MESSAGE_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
 
@@ -175,7 +172,5 @@ class Publisher:
             for job in jobs:
                 worked |= bool(self._relay.publish_job(conn, job, []))
             if self._polls and not self._closing:
-                due = publishing.claim_outbox(conn, OUTBOX_BATCH_MESSAGES)
-                worked |= bool(due) and self._relay.publish_outbox(conn, due) > 0
-                worked |= self._relay.publish_next_job(conn)
+                worked |= self._relay.publish_due(conn)
         return worked

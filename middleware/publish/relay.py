@@ -31,6 +31,8 @@ from callboard.sql.writes.lanes import TakenOver, renew_claim
 log = logging.getLogger("callboard.publisher")
 _log_refusal = OutageLog(log, "the broker refuses messages; they are tried again and nothing is lost: %s")
 
+#: Messages of the outbox that are claimed at a time.
+OUTBOX_BATCH_MESSAGES = 500
 #: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
 
@@ -82,7 +84,22 @@ class Relay:
 
     # Jobs in their turn ----------------------------------------------------------------------------------------------
 
-    def publish_next_job(self, conn: Conn) -> bool:
+    def publish_due(self, conn: Conn) -> bool:
+        """Publish a batch of what is due in the outbox, and the next job in turn; return whether there was any.
+
+        A queue that has no room is passed over.
+        """
+        self.backlogs.poll_full_queues()
+        due = publishing.due_queues(conn, self.backlogs.full_queues())
+        rooms = {d.queue: self.backlogs.room(d.queue) for d in due if d.outbox and d.queue}
+        published = 0
+        if any(d.outbox for d in due):
+            rooms = {queue: room for queue, room in rooms.items() if room > 0}
+            batch = publishing.claim_outbox(conn, OUTBOX_BATCH_MESSAGES, rooms)
+            published = self.publish_outbox(conn, batch) if batch else 0
+        return (any(d.in_turn for d in due) and self._publish_next_job(conn)) or published > 0
+
+    def _publish_next_job(self, conn: Conn) -> bool:
         """Publish the next job in turn whose queue has room; return whether there was one."""
         passed_over: list[int] = []
         while (published := self.publish_job(conn, None, passed_over)) is False:
@@ -114,7 +131,7 @@ class Relay:
             _release(conn, claim)
             raise
         if reached == claim.watermark:
-            _release(conn, claim, unserved=not again)
+            _release(conn, claim, unserved=not again, pause=_pause(room))
         if again or reached > claim.watermark:
             return True
         passed_over.append(claim.job)
@@ -131,7 +148,7 @@ class Relay:
                     break
         except TakenOver:
             log.debug("job %d was paused, stopped, or claimed by another publisher", claim.job)
-        _release(conn, claim, unserved=not sent)
+        _release(conn, claim, unserved=not sent, pause=_pause(room))
         if not sent:
             passed_over.append(claim.job)
         return bool(sent)
@@ -261,7 +278,13 @@ def _fail(conn: Conn, broken: Sequence[tuple[Outgoing, Unpublishable]]) -> None:
     outcomes.record(conn, events.values(), now)
 
 
-def _release(conn: Conn, claim: BulkClaim, *, unserved: bool = False) -> None:
+def _pause(room: int) -> float:
+    """Seconds until a job comes again of which nothing could be published: none, if only its queue was full."""
+    return timings.TURN_PAUSE_SECONDS if room > 0 else 0.0
+
+
+def _release(conn: Conn, claim: BulkClaim, *, unserved: bool = False, pause: float = 0.0) -> None:
     publishing.advance_watermark(
-        conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=unserved
-    )
+        conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=unserved,
+        pause=pause if unserved else 0.0,
+    )  # fmt: skip

@@ -22,7 +22,6 @@ from callboard.sql import timings
 from callboard.sql.errors import MISCONFIGURED, TRANSIENT
 from callboard.sql.pool import Conn
 from callboard.sql.writes import claims, jobs, stages, submission, sweep, workers
-from callboard.sql.writes.lanes import delete_ended_lanes
 
 log = logging.getLogger("callboard.sweep")
 _log_error = OutageLog(log, "a step of the sweep failed, and is tried again: %s")
@@ -118,7 +117,6 @@ class Sweep:
             yield from (
                 sweep.sample_jobs,
                 sweep.drop_messages_of_stopped_jobs,
-                delete_ended_lanes,
                 claims.make_postponed_due,
                 _stop_without_actor,
             )

@@ -88,7 +88,6 @@ CREATE TABLE callboard.jobs (
     suspect_below    bigint NOT NULL DEFAULT 0,  -- a bulk item below it may have been published before
     publish_token    bigint NOT NULL DEFAULT 0,  -- fences a publisher whose claim was taken over
     publish_until    timestamptz,                -- the claim of the publisher at work; past: it was abandoned
-    served_at        timestamptz,                -- when a publisher last took a batch: jobs are served in turn
     rate_ready       timestamptz,                -- up to when what `rate` allows has been used
 
     -- Its limits. `limits` has them in the user's words. Those of a parent are its stages', so all but `keep` are NULL.
@@ -262,15 +261,102 @@ CREATE TABLE callboard.outbox (
     -- doesn't count against its job's limits.
     resend           boolean NOT NULL DEFAULT false,
     options          bytea,                      -- the message's options from now on; NULL: the item's own
+    queue            text NOT NULL DEFAULT '',   -- its item's; '': its job's
     lane             text,                       -- NULL: not known yet, or its job has no lanes
     UNIQUE (job_id, item)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
-CREATE INDEX outbox_due ON callboard.outbox (due_at);
+-- What is due of a job is read without what is not, and without what a publisher has in hand.
+CREATE INDEX outbox_waiting ON callboard.outbox (job_id, queue, due_at, item) WHERE claimed_until IS NULL;
+CREATE INDEX outbox_claimed ON callboard.outbox (job_id, queue, claimed_until) WHERE claimed_until IS NOT NULL;
+CREATE INDEX outbox_dead ON callboard.outbox (due_at) WHERE dead;
+CREATE INDEX outbox_postponed ON callboard.outbox (job_id, item) WHERE due_at = timestamptz '9999-01-01Z';
 CREATE INDEX outbox_by_lane ON callboard.outbox (job_id, lane, item) WHERE lane IS NOT NULL;
 CREATE INDEX outbox_unlaned ON callboard.outbox (job_id) WHERE in_turn AND lane IS NULL;
 -- They are few, but all retries of a job may lie beside them.
 CREATE INDEX outbox_resend ON callboard.outbox (job_id) WHERE resend;
+
+-- Whose turn it is to be published: a narrow row per queue of each open job that has had something to publish. Publishers
+-- find by it what is due, and read neither the jobs nor the messages that wait for their time. It is never too late: what
+-- adds to a job, or lets it go on, sets the time to now, and a publisher that found nothing sets it to what is next.
+CREATE TABLE callboard.turns (
+    job_id           bigint NOT NULL,
+    bulk_at          timestamptz NOT NULL DEFAULT 'infinity',  -- when its bulk items and messages `in_turn` are looked at
+    due_at           timestamptz NOT NULL DEFAULT 'infinity',  -- no other message of it is due before
+    served_at        timestamptz,                -- when a publisher last took a batch
+    not_before       timestamptz,                -- of its job, as are the next five
+    seq              bigint NOT NULL DEFAULT 0,  -- raised by each change: what was found before it may not be all
+    priority         integer NOT NULL,
+    limited          boolean NOT NULL,           -- by concurrency, rate or lanes: all of it is published in its job's turn
+    held             boolean NOT NULL,           -- paused, or being stopped
+    over             boolean NOT NULL,           -- ended: its messages are to be dropped
+    tenant           text COLLATE "C" NOT NULL,
+    queue            text COLLATE "C" NOT NULL,  -- as in the outbox; '': of bulk items, too
+    target           text COLLATE "C" NOT NULL,  -- the name of the queue
+    PRIMARY KEY (job_id, queue)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE INDEX turns_next ON callboard.turns (least(bulk_at, due_at)) WHERE NOT held AND NOT over;
+CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
+
+-- The only code that adds turns, beside the next function: whichever statement gives the outbox a message to publish.
+CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF EXISTS (SELECT FROM added) THEN
+        INSERT INTO callboard.turns AS t
+            (job_id, queue, target, bulk_at, due_at, tenant, priority, not_before, limited, held, over)
+        SELECT a.job_id, a.queue, coalesce(nullif(a.queue, ''), j.queue, ''), a.bulk_at, a.due_at,
+               j.tenant, j.priority, j.not_before,
+               j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL,
+               j.state = 'paused' OR j.stopping IS NOT NULL, j.finished_at IS NOT NULL
+        FROM (
+            SELECT job_id, queue, coalesce(min(now()) FILTER (WHERE due_at = 'infinity'), 'infinity') AS bulk_at,
+                   coalesce(min(greatest(due_at, claimed_until)) FILTER (WHERE due_at < 'infinity'), 'infinity') AS due_at
+            FROM added
+            WHERE NOT dead AND (TG_OP = 'INSERT' OR claimed_until IS NULL OR claimed_until <= now())
+            GROUP BY job_id, queue
+        ) AS a JOIN callboard.jobs AS j ON j.id = a.job_id
+        ORDER BY a.job_id, a.queue
+        ON CONFLICT (job_id, queue) DO UPDATE
+        SET bulk_at = least(t.bulk_at, excluded.bulk_at), due_at = least(t.due_at, excluded.due_at), seq = t.seq + 1;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER add_turns AFTER INSERT ON callboard.outbox REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION callboard.add_turns();
+CREATE TRIGGER change_turns AFTER UPDATE ON callboard.outbox REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION callboard.add_turns();
+
+-- A job has more bulk items, or is paused, stopped, limited, opened again, or over: its turns follow.
+CREATE FUNCTION callboard.change_job_turns() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE
+    is_limited boolean := NEW.concurrency IS NOT NULL OR NEW.rate IS NOT NULL OR NEW.lane_by IS NOT NULL;
+    is_held boolean := NEW.state = 'paused' OR NEW.stopping IS NOT NULL;
+BEGIN
+    IF NEW.finished_at IS NULL AND NEW.watermark < NEW.bulk_end THEN
+        INSERT INTO callboard.turns AS t
+            (job_id, queue, target, bulk_at, tenant, priority, not_before, limited, held, over)
+        VALUES (NEW.id, '', coalesce(NEW.queue, ''), now(), NEW.tenant, NEW.priority, NEW.not_before, is_limited, is_held, false)
+        ON CONFLICT (job_id, queue) DO UPDATE SET bulk_at = least(t.bulk_at, now()), seq = t.seq + 1;
+    END IF;
+    IF TG_OP = 'UPDATE' AND OLD.bulk_end >= NEW.bulk_end THEN
+        UPDATE callboard.turns
+        SET tenant = NEW.tenant, priority = NEW.priority, not_before = NEW.not_before,
+            limited = is_limited, held = is_held, over = NEW.finished_at IS NOT NULL,
+            bulk_at = least(bulk_at, now()), due_at = least(due_at, now()), seq = seq + 1
+        WHERE job_id = NEW.id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER add_job_turns AFTER INSERT ON callboard.jobs FOR EACH ROW
+    WHEN (NEW.watermark < NEW.bulk_end) EXECUTE FUNCTION callboard.change_job_turns();
+CREATE TRIGGER change_job_turns AFTER UPDATE ON callboard.jobs FOR EACH ROW
+    WHEN (OLD.bulk_end < NEW.bulk_end OR NEW.watermark < OLD.watermark
+          OR (OLD.finished_at IS NULL) <> (NEW.finished_at IS NULL) OR (OLD.stopping IS NULL) <> (NEW.stopping IS NULL)
+          OR (OLD.state = 'paused') <> (NEW.state = 'paused')
+          OR (OLD.priority, OLD.not_before, OLD.concurrency, OLD.rate, OLD.lane_by, OLD.lane_width)
+             IS DISTINCT FROM (NEW.priority, NEW.not_before, NEW.concurrency, NEW.rate, NEW.lane_by, NEW.lane_width))
+    EXECUTE FUNCTION callboard.change_job_turns();
 
 -- What is in flight of each lane, from before it is published until after it ended. A lane: the items of a job with the
 -- same value of one of their arguments, of which only so many may be in flight.

@@ -31,16 +31,16 @@ WHERE job_id = %(job)s AND item = %(item)s AND attempt = %(attempt)s AND worker 
 -- Guard: the row still carries that attempt and waits, and nobody holds it.
 -- Caller: Runtime.postpone. Rows: one, whether the item is to fail now.
 WITH found AS MATERIALIZED (
-    SELECT i.job_id, i.item, i.attempt, {unknown_too_long} AS fails
+    SELECT i.job_id, i.item, i.attempt, i.queue, {unknown_too_long} AS fails
     FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
     WHERE i.job_id = %(job)s AND i.item = %(item)s AND i.attempt = %(attempt)s AND i.state IN ('waiting', 'retrying')
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item)
     FOR NO KEY UPDATE OF i
 ), waiting AS (
-    SELECT job_id, item, attempt FROM found WHERE NOT fails
+    SELECT job_id, item, attempt, queue FROM found WHERE NOT fails
 ), kept AS (
-    INSERT INTO callboard.outbox AS o (job_id, item, attempt, due_at, first, suspect, resend)
-    SELECT job_id, item, attempt,
+    INSERT INTO callboard.outbox AS o (job_id, item, attempt, queue, due_at, first, suspect, resend)
+    SELECT job_id, item, attempt, coalesce(queue, ''),
            CASE WHEN EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s) AS w WHERE %(actor)s = ANY (w.actors))
                 THEN now() + make_interval(secs => %(delay)s) ELSE timestamptz '9999-01-01Z' END,
            false, true, true
@@ -88,12 +88,12 @@ ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 -- A row of the outbox that its publisher has not settled yet gets a new id, so that settling it does not lose this one.
 -- Caller: parking. Lock order: items by key, their outbox rows, then jobs by id.
 WITH held AS (
-    SELECT i.job_id, i.item, i.attempt, i.state, i.attempt = g.attempt AND i.state IN ('waiting', 'retrying') AS open
+    SELECT i.job_id, i.item, i.attempt, i.queue, i.state, i.attempt = g.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM unnest(%(job)s::bigint[], %(item)s::int[], %(attempt)s::int[]) AS g (job_id, item, attempt)
     JOIN callboard.items AS i ON i.job_id = g.job_id AND i.item = g.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), open AS (
-    SELECT job_id, item, attempt, state FROM held WHERE open
+    SELECT job_id, item, attempt, queue, state FROM held WHERE open
 ), lying AS (
     SELECT o.job_id, o.item, o.first, o.in_turn
     FROM open JOIN callboard.outbox AS o ON o.job_id = open.job_id AND o.item = open.item
@@ -103,8 +103,8 @@ WITH held AS (
     FROM open AS o WHERE i.job_id = o.job_id AND i.item = o.item AND o.state = 'retrying'
     RETURNING i.job_id
 ), parked AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, in_turn)
-    SELECT o.job_id, o.item, o.attempt, 'infinity', false, true, true
+    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
+    SELECT o.job_id, o.item, o.attempt, coalesce(o.queue, ''), 'infinity', false, true, true
     FROM open AS o WHERE (SELECT count(*) FROM lying) >= 0  -- these first
     ORDER BY o.job_id, o.item
     ON CONFLICT (job_id, item) DO UPDATE

@@ -43,8 +43,17 @@ FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND 
 WHERE o.id IN (
     (SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = %(job)s AND o.in_turn AND o.lane IS NULL LIMIT %(limit)s)
     UNION
-    (SELECT o.id FROM callboard.outbox AS o
-     WHERE o.job_id = %(job)s AND o.due_at <= now() AND o.lane IS NULL AND NOT o.dead LIMIT %(limit)s)
+    (SELECT o.id FROM callboard.turns AS t CROSS JOIN LATERAL (
+         SELECT o.id FROM callboard.outbox AS o
+         WHERE o.job_id = t.job_id AND o.queue = t.queue AND o.claimed_until IS NULL AND o.due_at <= now()
+           AND o.lane IS NULL AND NOT o.dead LIMIT %(limit)s) AS o
+     WHERE t.job_id = %(job)s)
+    UNION
+    (SELECT o.id FROM callboard.turns AS t CROSS JOIN LATERAL (
+         SELECT o.id FROM callboard.outbox AS o
+         WHERE o.job_id = t.job_id AND o.queue = t.queue AND o.claimed_until <= now()
+           AND o.lane IS NULL AND NOT o.dead LIMIT %(limit)s) AS o
+     WHERE t.job_id = %(job)s)
 )
 
 -- name: set_lanes
@@ -152,12 +161,3 @@ WITH RECURSIVE lane AS (
 )
 {outgoing}
 ORDER BY c.item
-
--- name: delete_ended_lanes
--- Of jobs that are over nothing is in flight. Caller: the sweep.
--- Lock order: rows of lanes without waiting for any; what somebody has in hand is cleared at the next look.
-WITH over AS (
-    SELECT l.job_id, l.item FROM callboard.lanes AS l JOIN callboard.jobs AS j ON j.id = l.job_id
-    WHERE j.finished_at IS NOT NULL FOR UPDATE OF l SKIP LOCKED
-)
-DELETE FROM callboard.lanes AS l USING over WHERE l.job_id = over.job_id AND l.item = over.item

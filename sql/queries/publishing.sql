@@ -1,3 +1,16 @@
+-- name: due_queues
+-- The queues for which something is to be published. Caller: the publisher, each round; none: it has nothing to do.
+-- Rows: (queue, whether claim_outbox finds it, whether claim_bulk does).
+SELECT target, bool_or(NOT limited AND due_at <= now()), bool_or(bulk_at <= now() OR limited AND due_at <= now())
+FROM callboard.turns
+WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() AND (not_before IS NULL OR not_before <= now())
+  AND target <> ALL (%(full)s)
+GROUP BY target
+UNION ALL
+SELECT '', true, false
+WHERE EXISTS (SELECT FROM callboard.outbox
+              WHERE dead AND due_at <= now() AND (claimed_until IS NULL OR claimed_until <= now()))
+
 -- name: claim_bulk
 -- The next job that has something to publish in its turn, for as long as the lease lasts.
 -- Guard: open, its time has come, neither paused nor being stopped, its limits leave something, and no publisher at work.
@@ -8,68 +21,113 @@
 -- Of a limited job is out what was published and has not ended, but for what is to be published once more: was it lost, or
 -- did it come to a worker without its actor, it would hold its place against itself.
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
--- Caller: the publisher. Rows: BulkClaim; its queue is that of the first message when the job has none. None: no such job.
+-- When none of the first turns can be served, they are looked at again after a pause, or once their job changes.
+-- Caller: the publisher. Rows: BulkClaim. None: no such job.
+-- Lock order: the job, without waiting, then its turn; turns that can't be served, without waiting for any.
 WITH living AS (
     SELECT actors FROM callboard.live_workers(%(dead_after)s)
-), tenants AS (
-    SELECT t.tenant, max(t.served_at) AS served_at FROM callboard.jobs AS t WHERE t.finished_at IS NULL GROUP BY t.tenant
-), next AS (
-    SELECT j.id, j.served_at, l.limited, j.publish_until IS NOT NULL AS abandoned, l.out, r.base,
-           CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
-    FROM callboard.jobs AS j JOIN tenants AS t ON t.tenant = j.tenant
-    CROSS JOIN LATERAL (
-        SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
-               greatest(j.published - j.in_turn - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
-                        - CASE WHEN j.concurrency IS NULL AND j.rate IS NULL THEN 0 ELSE (
-                            SELECT count(*) FROM callboard.outbox AS o
-                            JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-                            WHERE o.job_id = j.id AND o.resend AND o.due_at <= now() AND NOT o.first AND NOT o.in_turn AND NOT o.dead
-                              AND (o.claimed_until IS NULL OR o.claimed_until <= now()) AND i.state = 'waiting') END, 0) AS out
-    ) AS l
-    CROSS JOIN LATERAL (
-        SELECT greatest(coalesce(j.rate_ready, now() - make_interval(secs => 1 / j.rate)),
-                        now() - make_interval(secs => greatest(1, 1 / j.rate))) AS base
-    ) AS r
-    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
-      AND (j.not_before IS NULL OR j.not_before <= now())
-      AND (j.watermark < j.bulk_end OR j.in_turn > 0 OR l.limited AND EXISTS (
-               SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.due_at <= now()))
-      AND (j.publish_until IS NULL OR j.publish_until < now())
-      AND (j.actor IS NULL OR j.actor IN (SELECT unnest(actors) FROM living) OR NOT EXISTS (SELECT FROM living))
-      AND (j.concurrency IS NULL OR l.out < j.concurrency)
-      AND (j.rate IS NULL
-           OR r.base <= now() - make_interval(secs => 1 / j.rate)
-              AND l.out - (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) < greatest(ceil(j.rate), 1))
-      AND (j.queue IS NULL OR j.queue <> ALL (%(full)s)) AND j.id <> ALL (%(passed)s::bigint[])
-      AND (%(job)s::bigint IS NULL OR j.id = %(job)s)
-    ORDER BY j.priority, t.served_at NULLS FIRST, j.served_at NULLS FIRST, j.id
-    LIMIT 1 FOR NO KEY UPDATE OF j SKIP LOCKED
+), turn AS (
+    SELECT *, max(served_at) OVER (PARTITION BY tenant) AS tenant_served_at
+    FROM callboard.turns WHERE NOT over AND (%(job)s::bigint IS NULL OR job_id = %(job)s)
+), waiting AS MATERIALIZED (
+    SELECT job_id, queue, target, seq, served_at FROM turn
+    WHERE NOT held AND (bulk_at <= now() OR limited AND due_at <= now() OR %(job)s::bigint IS NOT NULL)
+      AND (not_before IS NULL OR not_before <= now())
+      AND target <> ALL (%(full)s) AND job_id <> ALL (%(passed)s::bigint[])
+    ORDER BY priority, tenant_served_at NULLS FIRST, served_at NULLS FIRST, job_id, queue LIMIT 200
+), next AS MATERIALIZED (
+    -- In the order of `waiting`, and no further than to the first that can be served.
+    SELECT w.queue, w.target, w.seq, w.served_at, j.*
+    FROM waiting AS w CROSS JOIN LATERAL (
+        SELECT j.id, l.limited, j.publish_until IS NOT NULL AS abandoned, l.out, r.base,
+               CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
+        FROM callboard.jobs AS j
+        CROSS JOIN LATERAL (
+            SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
+                   greatest(j.published - j.in_turn - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
+                            - CASE WHEN j.concurrency IS NULL AND j.rate IS NULL THEN 0 ELSE (
+                                SELECT count(*) FROM callboard.outbox AS o
+                                JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
+                                WHERE o.job_id = j.id AND o.resend AND o.due_at <= now() AND NOT o.first AND NOT o.in_turn AND NOT o.dead
+                                  AND (o.claimed_until IS NULL OR o.claimed_until <= now()) AND i.state = 'waiting') END, 0) AS out
+        ) AS l
+        CROSS JOIN LATERAL (
+            SELECT greatest(coalesce(j.rate_ready, now() - make_interval(secs => 1 / j.rate)),
+                            now() - make_interval(secs => greatest(1, 1 / j.rate))) AS base
+        ) AS r
+        WHERE j.id = w.job_id AND j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
+          AND (w.queue = '' AND j.watermark < j.bulk_end
+               -- Down the index: an EXISTS may read all of the outbox for a job that it takes to have many messages.
+               OR (SELECT o.id FROM callboard.outbox AS o
+                   WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until IS NULL AND o.due_at = 'infinity'
+                   ORDER BY o.item LIMIT 1) IS NOT NULL
+               OR (SELECT o.id FROM callboard.outbox AS o
+                   WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until <= now()
+                     AND (o.due_at = 'infinity' OR l.limited AND o.due_at <= now())
+                   ORDER BY o.claimed_until LIMIT 1) IS NOT NULL
+               OR l.limited AND (
+                   SELECT o.id FROM callboard.outbox AS o
+                   WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until IS NULL AND o.due_at <= now()
+                   ORDER BY o.due_at LIMIT 1) IS NOT NULL)
+          AND (j.publish_until IS NULL OR j.publish_until < now())
+          AND (j.actor IS NULL OR j.actor IN (SELECT unnest(actors) FROM living) OR NOT EXISTS (SELECT FROM living))
+          AND (j.concurrency IS NULL OR l.out < j.concurrency)
+          AND (j.rate IS NULL
+               OR r.base <= now() - make_interval(secs => 1 / j.rate)
+                  AND l.out - (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) < greatest(ceil(j.rate), 1))
+        OFFSET 0 FOR NO KEY UPDATE OF j SKIP LOCKED
+    ) AS j
+    LIMIT 1
+), blocked AS (
+    -- Items that end don't tell when a rate allows more.
+    SELECT t.job_id, t.queue,
+           CASE WHEN (SELECT rate FROM callboard.jobs AS j WHERE j.id = t.job_id) IS NULL THEN %(pause)s::float8
+                ELSE %(pause)s::float8 / 5 END AS pause
+    FROM waiting AS w JOIN callboard.turns AS t ON t.job_id = w.job_id AND t.queue = w.queue AND t.seq = w.seq
+    WHERE NOT EXISTS (SELECT FROM next) AND %(job)s::bigint IS NULL
+    FOR UPDATE OF t SKIP LOCKED
+), passed_over AS (
+    UPDATE callboard.turns AS t
+    SET bulk_at = greatest(t.bulk_at, now() + make_interval(secs => b.pause)), seq = t.seq + 1,
+        due_at = CASE WHEN t.limited THEN greatest(t.due_at, now() + make_interval(secs => b.pause)) ELSE t.due_at END
+    FROM blocked AS b WHERE t.job_id = b.job_id AND t.queue = b.queue
+), turned AS (
+    UPDATE callboard.turns AS t
+    SET served_at = clock_timestamp(), seq = t.seq + 1, bulk_at = now() + make_interval(secs => %(lease)s),
+        due_at = CASE WHEN t.limited THEN now() + make_interval(secs => %(lease)s) ELSE t.due_at END
+    FROM next AS n WHERE t.job_id = n.id AND t.queue = n.queue AND t.seq = n.seq
 )
 UPDATE callboard.jobs AS j
 SET publish_token = j.publish_token + 1,
     publish_until = now() + make_interval(secs => %(lease)s),
-    served_at = clock_timestamp(),
     rate_ready = CASE WHEN j.rate IS NOT NULL THEN next.base + make_interval(secs => next.starts / j.rate) END,
     suspect_below = CASE WHEN next.abandoned THEN greatest(j.suspect_below, j.watermark + %(window)s)
                          ELSE j.suspect_below END
 FROM next WHERE j.id = next.id
-RETURNING j.id, j.publish_token, j.watermark, j.suspect_below, j.bulk_end, j.epoch, coalesce(j.actor, ''),
-          coalesce(j.queue, (SELECT i.queue FROM callboard.outbox AS o
-                             JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-                             WHERE o.job_id = j.id AND (o.in_turn AND o.due_at = 'infinity' OR o.due_at <= now())
-                             ORDER BY o.item LIMIT 1), ''),
+RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
+          CASE WHEN next.queue = '' THEN j.bulk_end ELSE j.watermark END, j.epoch, coalesce(j.actor, ''), next.target,
           j.in_turn, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
-          j.lane_by, j.lane_width, j.applied_lane_by
+          j.lane_by, j.lane_width, j.applied_lane_by, next.queue, next.seq + 1
 
 -- name: claim_in_turn
--- Messages that are published in their job's turn (all of a limited job's), in order of their items, for as long as the lease lasts.
+-- Messages that are published in their job's turn (all of a limited job's), for as long as the lease lasts.
 -- Guard: unclaimed or abandoned (then it may have been published: suspect). Caller: the publisher, which holds the job's
 -- claim. Rows: Outgoing.
-WITH due AS (
-    SELECT o.id, o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
-    WHERE o.job_id = %(job)s AND (o.in_turn AND o.due_at = 'infinity' OR %(limited)s AND o.due_at <= now())
-      AND (o.claimed_until IS NULL OR o.claimed_until <= now())
+WITH in_turn AS (
+    SELECT o.id, false AS lapsed FROM callboard.outbox AS o
+    WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NULL AND o.due_at = 'infinity'
     ORDER BY o.item LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), timed AS (
+    SELECT o.id, false AS lapsed FROM callboard.outbox AS o
+    WHERE %(limited)s AND o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NULL AND o.due_at <= now()
+    ORDER BY o.due_at, o.item LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), abandoned AS (
+    SELECT o.id, true AS lapsed FROM callboard.outbox AS o
+    WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until <= now()
+      AND (o.due_at = 'infinity' OR %(limited)s AND o.due_at <= now())
+    ORDER BY o.claimed_until LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+), due AS (
+    SELECT * FROM (SELECT * FROM abandoned UNION ALL SELECT * FROM timed UNION ALL SELECT * FROM in_turn) AS o LIMIT %(limit)s
 ), {claimed}
 {outgoing}
 ORDER BY c.item
@@ -103,33 +161,106 @@ WHERE job_id = %s AND item >= %s AND item < %s AND message_id IS NULL ORDER BY i
 -- A stretch of bulk items is confirmed. The watermark only moves forward.
 -- Guard: the claim is still this publisher's (its token). Caller: the publisher. Rows: (go on); none: taken over, stop.
 -- `keep` renews the claim while the job goes on; otherwise it is given back, with what is uncertain beyond the watermark
--- marked suspect. `unserved`: nothing was published, so its turn is given back too.
-UPDATE callboard.jobs
-SET watermark = greatest(watermark, %(watermark)s),
-    published = published + %(published)s,
-    suspect_below = greatest(suspect_below, %(suspect_below)s),
-    publish_until = CASE WHEN %(keep)s AND stopping IS NULL AND state <> 'paused'
-                         THEN now() + make_interval(secs => %(lease)s) END,
-    served_at = CASE WHEN %(unserved)s THEN %(served_at)s ELSE served_at END,
-    updated_at = CASE WHEN %(published)s > 0 THEN now() ELSE updated_at END
-WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
-RETURNING stopping IS NULL AND state <> 'paused'
+-- marked suspect, and the job's turn comes when it has something: now, if something was added since the claim, but not
+-- before a `pause`. `unserved`: nothing was published, so its turn is given back too. Lock order: the job, then its turn.
+WITH moved AS (
+    UPDATE callboard.jobs
+    SET watermark = greatest(watermark, %(watermark)s),
+        published = published + %(published)s,
+        suspect_below = greatest(suspect_below, %(suspect_below)s),
+        publish_until = CASE WHEN %(keep)s AND stopping IS NULL AND state <> 'paused'
+                             THEN now() + make_interval(secs => %(lease)s) END,
+        updated_at = CASE WHEN %(published)s > 0 THEN now() ELSE updated_at END
+    WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
+    RETURNING id, stopping IS NULL AND state <> 'paused' AS goes_on, watermark < bulk_end AS more
+), next AS (
+    SELECT m.id,
+           CASE WHEN m.more AND %(turn)s = '' OR (
+                    SELECT o.id FROM callboard.outbox AS o
+                    WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NULL AND o.due_at = 'infinity'
+                    ORDER BY o.item LIMIT 1) IS NOT NULL
+                THEN now() ELSE coalesce((
+                    SELECT o.claimed_until FROM callboard.outbox AS o
+                    WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NOT NULL AND o.due_at = 'infinity'
+                    ORDER BY o.claimed_until LIMIT 1), 'infinity') END AS bulk_at,
+           coalesce(least((
+               SELECT o.due_at FROM callboard.outbox AS o
+               WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NULL AND o.due_at < 'infinity'
+                 AND NOT o.dead ORDER BY o.due_at LIMIT 1), (
+               SELECT o.claimed_until FROM callboard.outbox AS o
+               WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NOT NULL AND o.due_at < 'infinity'
+                 AND NOT o.dead ORDER BY o.claimed_until LIMIT 1)), 'infinity') AS due_at,
+           now() + make_interval(secs => %(pause)s) AS earliest
+    FROM moved AS m WHERE NOT %(keep)s
+), turned AS (
+    UPDATE callboard.turns AS t
+    SET served_at = CASE WHEN %(unserved)s THEN %(served_at)s ELSE t.served_at END, seq = t.seq + 1,
+        bulk_at = greatest(CASE WHEN t.seq = %(seq)s THEN n.bulk_at ELSE now() END, n.earliest),
+        due_at = CASE WHEN NOT t.limited THEN t.due_at WHEN t.seq = %(seq)s THEN greatest(n.due_at, n.earliest)
+                      ELSE n.earliest END
+    FROM next AS n WHERE t.job_id = n.id AND t.queue = %(turn)s
+)
+SELECT goes_on FROM moved
 
 -- name: claim_outbox
--- Messages that are due, for as long as the lease lasts.
+-- Messages that are due of jobs without limits, for as long as the lease lasts: of each queue as many as it has room for,
+-- of many jobs the same number each. Tenants come in turn, and the jobs of a tenant.
 -- Guard: due, unclaimed or abandoned (then it may have been published: suspect), its job open, its time has come, and it
 -- is neither paused nor being stopped nor limited (see claim_in_turn); what is for the dead letters goes there whatever
--- became of the job.
--- Caller: the publisher. Rows: Outgoing.
-WITH due AS (
-    SELECT o.id, o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
-    WHERE o.due_at <= now() AND (o.claimed_until IS NULL OR o.claimed_until <= now())
-      AND (o.dead OR EXISTS (SELECT FROM callboard.jobs AS j
-                             WHERE j.id = o.job_id AND j.finished_at IS NULL AND j.stopping IS NULL
-                                   AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
-                                   AND j.lane_by IS NULL AND (j.not_before IS NULL OR j.not_before <= now())))
+-- became of the job. `queue`, `room`: NULL: any queue has room for `limit`.
+-- Caller: the publisher. Rows: Outgoing. Lock order: rows of the outbox, then turns, without waiting for any.
+WITH placed AS (
+    SELECT t.*, max(t.served_at) OVER (PARTITION BY t.tenant) AS tenant_served_at,
+           row_number() OVER (PARTITION BY t.target, t.priority, t.tenant ORDER BY t.served_at NULLS FIRST, t.job_id) AS place
+    FROM callboard.turns AS t
+    WHERE NOT t.held AND NOT t.over AND NOT t.limited AND t.due_at <= now() AND least(t.bulk_at, t.due_at) <= now()
+      AND (t.not_before IS NULL OR t.not_before <= now())
+      AND (%(queue)s::text[] IS NULL OR t.target = ANY (%(queue)s::text[]))
+), picked AS MATERIALIZED (
+    SELECT job_id, queue, seq,
+           ceil(coalesce((SELECT r.room FROM unnest(%(queue)s::text[], %(room)s::int[]) AS r (queue, room) WHERE r.queue = target),
+                         %(limit)s)::float8 / count(*) OVER (PARTITION BY target))::int AS share
+    FROM (
+        SELECT *, row_number() OVER (
+            PARTITION BY target ORDER BY priority, place, tenant_served_at NULLS FIRST, served_at NULLS FIRST, job_id) AS nth
+        FROM placed
+    ) AS p WHERE nth <= 50
+), timed AS MATERIALIZED (
+    SELECT o.*, false AS lapsed FROM picked AS p CROSS JOIN LATERAL (
+        SELECT o.id, o.job_id, o.queue FROM callboard.outbox AS o
+        WHERE o.job_id = p.job_id AND o.queue = p.queue AND o.claimed_until IS NULL AND o.due_at <= now() AND NOT o.dead
+        ORDER BY o.due_at, o.item LIMIT p.share FOR UPDATE SKIP LOCKED
+    ) AS o
+), abandoned AS MATERIALIZED (
+    SELECT o.*, true AS lapsed FROM picked AS p CROSS JOIN LATERAL (
+        SELECT o.id, o.job_id, o.queue FROM callboard.outbox AS o
+        WHERE o.job_id = p.job_id AND o.queue = p.queue AND o.claimed_until <= now() AND o.due_at <= now() AND NOT o.dead
+        ORDER BY o.claimed_until LIMIT p.share FOR UPDATE SKIP LOCKED
+    ) AS o
+), dead AS MATERIALIZED (
+    SELECT o.id, o.job_id, o.queue, o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
+    WHERE o.dead AND o.due_at <= now() AND (o.claimed_until IS NULL OR o.claimed_until <= now())
     ORDER BY o.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-), {claimed}
+), due AS MATERIALIZED (
+    SELECT * FROM (SELECT * FROM dead UNION ALL SELECT * FROM abandoned UNION ALL SELECT * FROM timed) AS o LIMIT %(limit)s
+), {claimed}, seen AS (
+    SELECT t.job_id, t.queue, p.share, (SELECT count(*) FROM due AS d WHERE d.job_id = p.job_id AND d.queue = p.queue) AS taken
+    FROM picked AS p JOIN callboard.turns AS t ON t.job_id = p.job_id AND t.queue = p.queue AND t.seq = p.seq
+    FOR UPDATE OF t SKIP LOCKED
+), turned AS (
+    UPDATE callboard.turns AS t
+    SET seq = t.seq + 1, served_at = CASE WHEN s.taken > 0 THEN clock_timestamp() ELSE t.served_at END,
+        due_at = CASE WHEN s.taken >= least(s.share, %(limit)s) OR (SELECT count(*) FROM due) >= %(limit)s THEN now()
+            ELSE coalesce(least((
+                SELECT o.due_at FROM callboard.outbox AS o
+                WHERE o.job_id = s.job_id AND o.queue = s.queue AND o.claimed_until IS NULL AND o.due_at > now()
+                  AND o.due_at < 'infinity' AND NOT o.dead ORDER BY o.due_at LIMIT 1), (
+                SELECT o.claimed_until FROM callboard.outbox AS o
+                WHERE o.job_id = s.job_id AND o.queue = s.queue AND o.claimed_until IS NOT NULL AND o.due_at < 'infinity'
+                  AND NOT o.dead ORDER BY o.claimed_until LIMIT 1),
+                CASE WHEN s.taken > 0 THEN now() + make_interval(secs => %(lease)s) END), 'infinity') END
+    FROM seen AS s WHERE t.job_id = s.job_id AND t.queue = s.queue
+)
 {outgoing}
 ORDER BY c.due_at
 

@@ -55,10 +55,11 @@ LEFT JOIN LATERAL (
            + (SELECT count(*) FROM callboard.live_workers(%(dead_after)s) AS w WHERE w.id = j.maker) AS worked_on,
            (SELECT count(*) FROM callboard.running AS r JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
             WHERE r.job_id <> j.id AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
-           -- Of a job without any it would read those of all others, by time.
-           CASE WHEN (SELECT o.item FROM callboard.outbox AS o WHERE o.job_id = j.id ORDER BY o.item LIMIT 1) IS NOT NULL
-                THEN (SELECT min(o.due_at) FROM callboard.outbox AS o
-                      WHERE o.job_id = j.id AND o.due_at < timestamptz '9999-01-01Z') END AS due_at,
+           (SELECT min(o.due_at) FROM callboard.turns AS t CROSS JOIN LATERAL (
+                SELECT o.due_at FROM callboard.outbox AS o
+                WHERE o.job_id = t.job_id AND o.queue = t.queue AND o.claimed_until IS NULL
+                  AND o.due_at < timestamptz '9999-01-01Z' ORDER BY o.due_at LIMIT 1
+            ) AS o WHERE t.job_id = j.id) AS due_at,
            (SELECT coalesce((SELECT i.actor FROM callboard.items AS i WHERE i.job_id = j.id AND i.item = one.item), j.actor)
             FROM (SELECT o.item FROM callboard.outbox AS o
                   WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS one

@@ -34,7 +34,7 @@ WITH event AS (
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM locked_items AS e
     WHERE i.job_id = e.job AND i.item = e.item AND e.open
-    RETURNING i.job_id, i.item, i.was, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
+    RETURNING i.job_id, i.item, i.queue, i.was, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
               e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place, e.failure_pattern AS pattern,
               e.failure_message AS message, e.failure_traceback AS traceback, e.failure_traceback_size AS traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result, e.unkept
@@ -130,6 +130,17 @@ WITH event AS (
     RETURNING j.id, j.state, j.epoch, j.stopping,
               j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
               l.first_born
+), free AS (
+    -- What ended leaves room for others of its job: a turn that was passed over for want of it is looked at again. One that
+    -- somebody has locked is being looked at, or added to.
+    SELECT t.job_id, t.queue FROM counted AS c JOIN callboard.turns AS t ON t.job_id = c.id
+    WHERE c.limited AND least(t.bulk_at, t.due_at) < 'infinity' FOR NO KEY UPDATE OF t SKIP LOCKED
+), freed AS (
+    UPDATE callboard.turns AS t
+    SET seq = t.seq + 1,
+        bulk_at = CASE WHEN t.bulk_at <= now() + make_interval(secs => %(pause)s) THEN least(t.bulk_at, now()) ELSE t.bulk_at END,
+        due_at = CASE WHEN t.due_at <= now() + make_interval(secs => %(pause)s) THEN least(t.due_at, now()) ELSE t.due_at END
+    FROM free AS f WHERE t.job_id = f.job_id AND t.queue = f.queue
 ), kept_attempts AS (
     INSERT INTO callboard.attempts
         (job_id, item, attempt, kind, retried, worker, started_at, ended_at,
@@ -161,8 +172,8 @@ WITH event AS (
 ), messages AS (
     -- The next attempt's, or a dead letter: a death that was the last leaves no message to reject, and one that carried
     -- others is acknowledged.
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, options, sent_ms, first, suspect, dead)
-    SELECT job_id, item, attempt + (state = 'retrying')::int,
+    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, options, sent_ms, first, suspect, dead)
+    SELECT job_id, item, attempt + (state = 'retrying')::int, coalesce(queue, ''),
            now() + make_interval(secs => coalesce(retry_delay - age, 0)), retry_options, retry_sent_ms,
            false, true, state = 'failed'
     FROM moved WHERE state = 'retrying' OR state = 'failed' AND (charged > 0 OR dead)
@@ -175,8 +186,8 @@ WITH event AS (
            to_timestamp(b.sent_ms / 1000.0)
     FROM born AS b JOIN counted AS c ON c.id = b.job
 ), childrens_messages AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first)
-    SELECT b.job, c.first_born + b.place - 1, 1, now() + make_interval(secs => b.delay), b.sent_ms, true
+    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, sent_ms, first)
+    SELECT b.job, c.first_born + b.place - 1, 1, b.queue, now() + make_interval(secs => b.delay), b.sent_ms, true
     FROM born AS b JOIN counted AS c ON c.id = b.job
 ), ran AS (
     -- In the order of their keys, for those of stale events: their items aren't locked. The row of a later attempt, which

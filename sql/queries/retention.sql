@@ -120,5 +120,7 @@ WITH e AS (
     DELETE FROM callboard.actions WHERE job_id = %(job)s
 ), c AS (
     DELETE FROM callboard.callbacks WHERE job_id = %(job)s
+), t AS (
+    DELETE FROM callboard.turns WHERE job_id = %(job)s
 )
 DELETE FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NOT NULL

@@ -106,8 +106,8 @@ SELECT count(*) FILTER (WHERE first) FROM gone
 -- name: send_open_items
 -- The open items of a stopped job that the watermark will not publish: their messages were dropped, or may lie
 -- in RabbitMQ still, so they are suspect. Caller: retry, under the job's lock. Rows: none, counted.
-INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, in_turn)
-SELECT i.job_id, i.item, i.attempt, 'infinity', false, true, true FROM callboard.items AS i
+INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
+SELECT i.job_id, i.item, i.attempt, coalesce(i.queue, ''), 'infinity', false, true, true FROM callboard.items AS i
 WHERE i.job_id = %(job)s AND i.state = 'waiting' AND (i.message_id IS NOT NULL OR i.item < %(below)s)
 ORDER BY i.item
 
@@ -153,7 +153,7 @@ WITH chosen AS (
     SET was = i.state, state = 'waiting', attempt = i.attempt + (i.state <> 'cancelled')::int,
         crashes = 0, finished_at = NULL, retry_options = NULL
     FROM ended AS e WHERE i.job_id = e.job_id AND i.item = e.item
-    RETURNING i.job_id, i.item, i.attempt, i.was, e.crashes
+    RETURNING i.job_id, i.item, i.attempt, i.queue, i.was, e.crashes
 ), retried AS (
     SELECT a.kind, a.error_type, a.place, a.pattern, count(*) AS count
     FROM moved AS m
@@ -191,8 +191,8 @@ WITH chosen AS (
     FROM moved AS m
     WHERE o.job_id = m.job_id AND o.item = m.item AND (SELECT count(*) FROM lying) >= 0  -- these first
 ), sent AS (
-    INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, in_turn)
-    SELECT m.job_id, m.item, m.attempt, 'infinity', false, m.was = 'cancelled', true
+    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
+    SELECT m.job_id, m.item, m.attempt, coalesce(m.queue, ''), 'infinity', false, m.was = 'cancelled', true
     FROM moved AS m WHERE m.item NOT IN (SELECT item FROM lying)  -- hashed, however wrong the planner's guess is
 )
 SELECT count(*) FILTER (WHERE was = 'failed') AS failed, count(*) FILTER (WHERE was = 'skipped') AS skipped,

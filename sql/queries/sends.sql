@@ -47,8 +47,8 @@ WITH new AS (
     FROM (SELECT job, count(*) AS items, count(*) FILTER (WHERE published) AS published FROM new GROUP BY 1) AS n
     WHERE j.id = n.job
 )
-INSERT INTO callboard.outbox (job_id, item, attempt, due_at, sent_ms, first, claimed_until)
-SELECT n.job, n.item, 1, now() + make_interval(secs => n.delay), n.sent_ms, true,
+INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, sent_ms, first, claimed_until)
+SELECT n.job, n.item, 1, n.queue, now() + make_interval(secs => n.delay), n.sent_ms, true,
        CASE WHEN n.delay = 0 AND %(publishing)s AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
                  AND j.lane_by IS NULL AND (j.not_before IS NULL OR j.not_before <= now())
             THEN now() + make_interval(secs => %(lease)s) END

@@ -23,24 +23,39 @@ DELETE FROM callboard.leases WHERE name = %s AND holder = %s
 SELECT id FROM callboard.jobs
 WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE 'UTC')::date ORDER BY id
 
--- name: drop_messages_of_stopped_jobs
+-- name: ended_turns
+-- Jobs that ended and have turns left, so perhaps messages and lanes. Caller: the sweep. Rows: (id).
+SELECT DISTINCT job_id FROM callboard.turns WHERE over ORDER BY job_id LIMIT %s
+
+-- name: drop_messages_of_ended_jobs
 -- What was to be published for jobs that are over never is; what waits for the dead
--- letters goes there. It counts as published, so that what is left to publish stays exact.
+-- letters goes there. It counts as published, so that what is left to publish stays exact. Of a job without such messages
+-- the lanes and turns are deleted: nothing of it is in flight.
 -- Guard: the job, locked, is still over; what a publisher or a retry has in hand is left to it. Caller: the sweep.
--- Rows: none. Lock order: jobs by id, then rows of the outbox without waiting for any.
+-- Rows: none. Lock order: jobs by id, then rows of the outbox without waiting for any, then lanes and turns.
 WITH over AS (
     SELECT j.id FROM callboard.jobs AS j
-    WHERE j.id IN (SELECT o.job_id FROM callboard.outbox AS o WHERE NOT o.dead) AND j.finished_at IS NOT NULL
+    WHERE j.id = ANY (%(jobs)s) AND j.finished_at IS NOT NULL
     ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
 ), theirs AS MATERIALIZED (
-    -- Hashed, however wrong the planner's guess is: joined, each message was compared with each job.
-    SELECT o.id FROM callboard.outbox AS o WHERE NOT o.dead AND (o.job_id IN (SELECT id FROM over)) IS TRUE LIMIT %s
+    SELECT o.id, over.id AS job_id FROM over CROSS JOIN LATERAL (
+        -- In order, so that the planner takes the index, which is of one job, whatever it takes the job for.
+        SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = over.id AND NOT o.dead ORDER BY o.item LIMIT %(limit)s
+    ) AS o LIMIT %(limit)s
 ), lying AS (
     SELECT o.id FROM theirs CROSS JOIN LATERAL (
         SELECT id FROM callboard.outbox AS o WHERE o.id = theirs.id AND NOT o.dead OFFSET 0 FOR UPDATE SKIP LOCKED
     ) AS o
 ), gone AS (
     DELETE FROM callboard.outbox AS o USING lying WHERE o.id = lying.id RETURNING o.job_id, o.first, o.in_turn
+), clear AS (
+    SELECT id FROM over WHERE id NOT IN (SELECT job_id FROM theirs) AND (SELECT count(*) FROM theirs) < %(limit)s  -- hashed
+), in_lanes AS (
+    SELECT l.job_id, l.item FROM clear JOIN callboard.lanes AS l ON l.job_id = clear.id FOR UPDATE OF l SKIP LOCKED
+), laneless AS (
+    DELETE FROM callboard.lanes AS l USING in_lanes AS i WHERE l.job_id = i.job_id AND l.item = i.item
+), turnless AS (
+    DELETE FROM callboard.turns AS t USING clear WHERE t.job_id = clear.id
 )
 UPDATE callboard.jobs AS j SET published = j.published + d.published, in_turn = j.in_turn - d.in_turn
 FROM (
@@ -168,11 +183,11 @@ SELECT EXISTS (
 -- Lock order: items by key, then their outbox rows: the inner query locks one at a time, in the order of the outer.
 -- OFFSET 0 keeps the planner from reading all of a large job for some thousand of its items.
 WITH {held}
-INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, suspect, resend)
-SELECT i.job_id, i.item, i.attempt, now(), false, true, true
+INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, resend)
+SELECT i.job_id, i.item, i.attempt, coalesce(i.queue, ''), now(), false, true, true
 FROM (SELECT * FROM unnest(%(item)s::int[], %(attempt)s::int[]) AS l (item, attempt) ORDER BY item) AS l
 CROSS JOIN LATERAL (
-    SELECT job_id, item, attempt, state FROM callboard.items AS i
+    SELECT job_id, item, attempt, queue, state FROM callboard.items AS i
     WHERE i.job_id = (%(job)s::bigint[])[1] AND i.item = l.item OFFSET 0 FOR NO KEY UPDATE
 ) AS i
 WHERE i.attempt = l.attempt AND i.state = 'waiting'

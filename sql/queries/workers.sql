@@ -5,7 +5,15 @@ SELECT * FROM unnest(%s::text[], %s::text[]) AS n (name, queue) ORDER BY 1
 ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, seen_at = now()
 
 -- name: register_worker
--- A worker process starts. Caller: the heartbeat. Rows: one, (id).
+-- A worker process starts, and the turns of jobs that may have waited for it are looked at. Caller: the heartbeat.
+-- Rows: one, (id). Lock order: turns without waiting for any.
+WITH waiting AS (
+    SELECT t.job_id, t.queue FROM callboard.turns AS t JOIN callboard.jobs AS j ON j.id = t.job_id
+    WHERE t.bulk_at > now() AND t.bulk_at < 'infinity' AND j.actor = ANY (%(actors)s::text[]) FOR UPDATE OF t SKIP LOCKED
+), woken AS (
+    UPDATE callboard.turns AS t SET bulk_at = now(), seq = t.seq + 1
+    FROM waiting AS w WHERE t.job_id = w.job_id AND t.queue = w.queue
+)
 INSERT INTO callboard.workers (host, pid, threads, release, actors, queues)
 VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s)
 RETURNING id

@@ -83,8 +83,3 @@ def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
         renew_claim(conn, claim)
         conn.execute(statement("free_lanes"), {"job": claim.job})
         return [Outgoing(*row) for row in conn.execute(statement("claim_lanes"), parameters)]
-
-
-def delete_ended_lanes(conn: Conn) -> None:
-    """Delete the lanes of jobs that are over."""
-    conn.execute(statement("delete_ended_lanes"))

@@ -23,6 +23,7 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
         {
             "now": now,
             "groups": timings.MAX_ERROR_GROUPS,
+            "pause": timings.TURN_PAUSE_SECONDS,
             **parameters(Event, ordered),
             **parameters(NewItem, [child for _, child in children]),
             "parent_job": [e.job for e, _ in children],

@@ -1,12 +1,17 @@
 """What is published next: bulk items by the watermark of their job, all others by the outbox."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import BulkClaim, Outgoing
+from callboard.sql.rows import BulkClaim, DueQueue, Outgoing
 from callboard.sql.statements import statement
+
+
+def due_queues(conn: Conn, full: Sequence[str] = ()) -> list[DueQueue]:
+    """Return the queues that are not `full` and for which something is to be published."""
+    return [DueQueue(*row) for row in conn.execute(statement("due_queues"), {"full": list(full)})]
 
 
 def claim_bulk(
@@ -18,6 +23,7 @@ def claim_bulk(
         {
             "full": list(full), "passed": list(passed), "job": job, "lease": timings.PUBLISH_LEASE_SECONDS,
             "window": timings.PUBLISH_WINDOW_ITEMS, "dead_after": timings.DEAD_AFTER_SECONDS,
+            "pause": timings.TURN_PAUSE_SECONDS,
         },
     ).fetchone()  # fmt: skip
     return BulkClaim(*row) if row else None
@@ -27,6 +33,7 @@ def claim_in_turn(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
     """Claim outbox messages that are published in the turn of a claimed job."""
     parameters = {
         "job": claim.job,
+        "turn": claim.turn,
         "limit": limit,
         "lease": timings.PUBLISH_LEASE_SECONDS,
         "limited": claim.limited,
@@ -47,30 +54,31 @@ def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgo
 
 def advance_watermark(
     conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool,
-    unserved: bool = False,
+    unserved: bool = False, pause: float = 0.0,
 ) -> bool:  # fmt: skip
     """Move the watermark; return False when the claim was taken over, or the job was paused or stopped. `keep` renews
-    the claim, else it is released; an `unserved` job gets its turn back.
+    the claim, else it is released; an `unserved` job gets its turn back, and comes again after `pause` seconds.
     """
     row = conn.execute(
         statement("advance_watermark"),
         {
             "job": claim.job, "token": claim.token, "watermark": watermark, "published": published,
             "suspect_below": suspect_below, "keep": keep, "lease": timings.PUBLISH_LEASE_SECONDS, "unserved": unserved,
-            "served_at": claim.served_at,
+            "served_at": claim.served_at, "turn": claim.turn, "seq": claim.seq, "pause": pause,
         },
     ).fetchone()  # fmt: skip
     return row is not None and bool(row[0])
 
 
-def claim_outbox(conn: Conn, limit: int) -> list[Outgoing]:
-    """Claim outbox messages that are due."""
-    return [
-        Outgoing(*row)
-        for row in conn.execute(
-            statement("claim_outbox"), {"limit": limit, "lease": timings.PUBLISH_LEASE_SECONDS}
-        )
-    ]
+def claim_outbox(conn: Conn, limit: int, rooms: Mapping[str, int] | None = None) -> list[Outgoing]:
+    """Claim outbox messages that are due, `limit` at most, and of a queue about as many as its room (None: any)."""
+    parameters = {
+        "limit": limit,
+        "lease": timings.PUBLISH_LEASE_SECONDS,
+        "queue": None if rooms is None else list(rooms),
+        "room": None if rooms is None else list(rooms.values()),
+    }
+    return [Outgoing(*row) for row in conn.execute(statement("claim_outbox"), parameters)]
 
 
 def renew_outbox(conn: Conn, batch: Sequence[Outgoing]) -> None:

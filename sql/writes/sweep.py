@@ -33,8 +33,11 @@ def standing_jobs_to_seal(conn: Conn) -> list[int]:
 
 
 def drop_messages_of_stopped_jobs(conn: Conn) -> None:
-    """Drop outbox messages of jobs that are over, `DROP_BATCH_MESSAGES` at most."""
-    conn.execute(statement("drop_messages_of_stopped_jobs"), (timings.DROP_BATCH_MESSAGES,))
+    """Drop outbox messages of jobs that are over, `DROP_BATCH_MESSAGES` at most, and the lanes and turns of others."""
+    jobs = [row[0] for row in conn.execute(statement("ended_turns"), (timings.DROP_BATCH_JOBS,))]
+    if jobs:
+        parameters = {"jobs": jobs, "limit": timings.DROP_BATCH_MESSAGES}
+        conn.execute(statement("drop_messages_of_ended_jobs"), parameters)
 
 
 def analyze_grown_tables(conn: Conn) -> None:

@@ -39,7 +39,7 @@ from callboard.sql.writes import (
     sweep,
     workers,
 )
-from callboard.sql.writes.lanes import TakenOver, delete_ended_lanes
+from callboard.sql.writes.lanes import TakenOver
 from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
@@ -157,7 +157,6 @@ class Writers(ConcurrentWriters):
         assert jobs.close_jobs(conn) == []
         sweep.sample_jobs(conn)
         sweep.drop_messages_of_stopped_jobs(conn)
-        delete_ended_lanes(conn)
         claims.make_postponed_due(conn)
         job = chance.choice(self.jobs)
         lost = unheld(conn, job, 10)

@@ -15,7 +15,6 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, sweep
-from callboard.sql.writes.lanes import delete_ended_lanes
 from callboard.sql.writes.requests import NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.integration.sql.test_record import Tracking, drift, event
@@ -172,10 +171,6 @@ class Controlled(Tracking):
     def _lanes(self, job: int) -> dict[int, str]:
         rows = self.conn.execute("SELECT item, lane FROM callboard.lanes WHERE job_id = %s", (job,))
         return {row[0]: row[1] for row in rows}
-
-    @rule()
-    def lanes_of_jobs_that_are_over_are_cleared(self) -> None:
-        delete_ended_lanes(self.conn)
 
     @rule()
     def drop_messages_of_stopped_jobs(self) -> None:

@@ -271,7 +271,6 @@ TRIED: dict[str, Try] = {
     "claim_lanes": lambda c, s: lanes.claim_lanes(c, claim_of(c, s.laned), SOME),
     "set_lanes": _tell_lanes,
     "items_in_flight": lambda c, s: lanes.items_in_flight(c, claim_of(c, s.laned)),
-    "delete_ended_lanes": lambda c, _: lanes.delete_ended_lanes(c),
     "stop_overdue_jobs": lambda c, _: jobs.stop_overdue_jobs(c),
     "close_stopped": lambda c, _: jobs.close_stopped(c),
     "close_jobs": lambda c, _: jobs.close_jobs(c),
@@ -376,7 +375,7 @@ def test_once_the_sweep_has_looked_a_plan_is_as_good_as_a_new_one(name: str, mea
 
 @pytest.mark.parametrize("name", sorted(set(TRIED) - READS_MUCH))
 def test_what_a_statement_reads_does_not_depend_on_the_size_of_tables(name: str, measured: Measured) -> None:
-    assert measured.told[name] <= 80 * SOME
+    assert measured.told[name] <= 90 * SOME
 
 
 # Telling the planner -------------------------------------------------------------------------------------------------

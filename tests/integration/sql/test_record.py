@@ -527,7 +527,7 @@ def test_only_one_publisher_has_a_job_and_a_late_one_moves_nothing(database_url:
     ]
     assert len(claims) == 1
     conn.execute("UPDATE callboard.jobs SET publish_until = now() - interval '1 s'")
-    successor = publishing.claim_bulk(conn)
+    successor = publishing.claim_bulk(conn, job=job)
     assert successor is not None
     assert successor.suspect_below == timings.PUBLISH_WINDOW_ITEMS
     assert not publishing.advance_watermark(conn, claims[0], watermark=10, published=10, keep=False)

@@ -419,7 +419,7 @@ def _lanes_cleared(scene: Scene) -> Act:
     claim = scene.move_to_outbox(lambda item: item)
     lanes.claim_lanes(scene.conn, claim, MANY)
     record(scene.conn, claim.job, {"succeeded": range(MANY)}, worker=scene.worker)
-    return lambda: lanes.delete_ended_lanes(scene.conn)
+    return lambda: sweep.drop_messages_of_stopped_jobs(scene.conn)
 
 
 def _retried(choice: RetrySelection, *, ends: OutcomeState, stopped: bool = False) -> Callable[[Scene], Act]:

@@ -62,8 +62,7 @@ def transport(monkeypatch: pytest.MonkeyPatch) -> FlakyTransport:
     monkeypatch.setattr(publisher_module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(publisher_module, "FULL_QUEUE_POLL_SECONDS", 0.001)
     monkeypatch.setattr(publisher_module._log_outage, "_logged_at", -math.inf)
-    monkeypatch.setattr(publishing_writes, "claim_outbox", lambda *_: [])
-    monkeypatch.setattr(publishing_writes, "claim_bulk", lambda *_, **__: None)
+    monkeypatch.setattr(publishing_writes, "due_queues", lambda *_: [])
     monkeypatch.setattr(publishing_writes, "confirm_outbox", lambda *_: None)
     return FlakyTransport()
 
