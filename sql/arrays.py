@@ -30,7 +30,9 @@ def table(row: type) -> str:
     names, arrays = [], []
     for name, kind in _flat(row):
         names.append(name)
-        arrays.append(f"%({row.__name__}_{name})s::{kind}[]")
+        # As text each byte would be written as two, and read again.
+        format_ = "b" if kind == "bytea" else "s"
+        arrays.append(f"%({row.__name__}_{name}){format_}::{kind}[]")
     values, heads = ", ".join(arrays), ", ".join(names)  # words of our own
     return f"(SELECT * FROM unnest({values}) WITH ORDINALITY AS r ({heads}, nth))"  # noqa: S608
 
@@ -65,7 +67,7 @@ def _array(kind: str, values: Sequence[Any]) -> Any:
     """
     absent = values.count(None)
     if absent == len(values) or (kind == "bool" and not any(values)):
-        return "{}"
+        return [] if kind == "bytea" else "{}"
     if kind == "bytea":
         return values
     write = _quoted if kind == "text" else str

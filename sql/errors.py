@@ -3,7 +3,7 @@
 import psycopg
 from psycopg_pool import PoolTimeout
 
-#: The data is to blame: SQLSTATE classes 22, 23 and 54, or a value that can't be sent.
+#: The data is to blame: SQLSTATE classes 22 and 23, 54000, or a value that can't be sent.
 DATA_ERRORS = (
     psycopg.DataError,
     psycopg.IntegrityError,
@@ -26,6 +26,21 @@ MISCONFIGURED = (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSup
 def is_counter_drift(error: BaseException) -> bool:
     """Whether a write failed since a job's counters do not fit its items."""
     return isinstance(error, psycopg.errors.CheckViolation) and error.diag.table_name == "jobs"
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Whether a write needs more memory than there is, or passes a limit of the server (SQLSTATE 53200 and class 54).
+
+    PostgreSQL and libpq have no code for an allocation of more than 1 GB.
+    """
+    if isinstance(error, psycopg.Error):
+        code, text = error.sqlstate, str(error)
+        return (
+            code == "53200"
+            or (code or "").startswith("54")
+            or (code in (None, "XX000") and ("cannot allocate" in text or "memory alloc" in text))
+        )
+    return isinstance(error, MemoryError)
 
 
 def is_connection_lost(error: BaseException) -> bool:

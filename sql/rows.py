@@ -18,6 +18,9 @@ Bool: TypeAlias = Annotated[bool, "bool"]
 Text: TypeAlias = Annotated[str, "text"]
 Bytes: TypeAlias = Annotated[bytes, "bytea"]
 
+#: About how many bytes a child has beside its arguments.
+CHILD_BYTES = 200
+
 
 class Progress(NamedTuple):
     """How much of an item is done, of how much (None: unknown)."""
@@ -100,6 +103,14 @@ class Event:
     crashed: Bool = False
     dead: Bool = False  # its message can't be rejected, so a dead letter is written
     ran: bool = False  # it has a row in `running`
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it is to record."""
+        size = len(self.result or "") + sum(CHILD_BYTES + len(child.args) for child in self.children)
+        return (
+            size if self.failure is None else size + len(self.failure.message) + len(self.failure.traceback)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.running_rows import LOOK_SECONDS, RunningRows
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import describe
-from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.outage import OutageLog, reason
 from callboard.middleware.process.process import Process
-from callboard.sql.errors import DATA_ERRORS, TRANSIENT, is_counter_drift
+from callboard.sql.errors import DATA_ERRORS, TRANSIENT, is_counter_drift, is_too_large
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Event, JobControl, NewItem, Outgoing
 from callboard.sql.writes import outcomes
@@ -47,8 +47,11 @@ _log_locked = OutageLog(
 
 #: Seconds for which events gather; a flush does not wait for them when no more can come.
 FLUSH_SECONDS = 0.020
-#: The most events in one transaction.
+#: The most events in one transaction, and the most bytes of more than one.
 BATCH_EVENTS = 1_000
+BATCH_BYTES = 16 * 2**20
+#: Bytes of an outcome that always has room: if the database has none, it is tried again.
+SMALL_BYTES = 2**20
 #: Seconds between two looks whether a job is still locked, and after which its outcomes are tried all the same: a row
 #: that many want may be locked at each look.
 LOCKED_PAUSE_SECONDS, LOCKED_RETRY_SECONDS = 0.25, 5.0
@@ -63,6 +66,10 @@ IDLE_SECONDS = 1.0
 
 class Uncertain(psycopg.OperationalError):
     """The connection broke in the COMMIT of plain sends: stored they may be, and a second try would repeat them."""
+
+
+class TooLarge(ValueError):
+    """The database has no room for a write, and would never have."""
 
 
 @dataclass(slots=True, eq=False)
@@ -247,8 +254,10 @@ class Journal:
                 if left <= 0 or not self.attempts.expects_more(self.pending):
                     break
                 self._wake.wait(left)
-            entries, self._entries = self._entries[:BATCH_EVENTS], self._entries[BATCH_EVENTS:]
-            sends, self._sends = self._sends[:BATCH_EVENTS], self._sends[BATCH_EVENTS:]
+            first = _batch(entry.event.size for entry in self._entries)
+            entries, self._entries = self._entries[:first], self._entries[first:]
+            first = _batch(len(send.item.args) for send in self._sends)
+            sends, self._sends = self._sends[:first], self._sends[first:]
             self._writing = bool(entries)
         return entries, sends
 
@@ -330,9 +339,13 @@ class Journal:
     def _record_refused(self, entry: Entry, error: BaseException) -> None:
         log.error("item %s/%s can't be recorded as it ended: %s", *entry.attempt.key, error)
         found = describe(error)
+        if entry.event.result is not None:
+            entry.event = replace(entry.event, result=None, unkept=found.message)
+            self._record([entry])
+            return
         failure = replace(found, message=f"it can't be recorded as it ended: {found.message}", traceback="")
         entry.event = replace(
-            entry.event, state="failed", failure=failure, retry=None, result=None, children=(), crashed=False
+            entry.event, state="failed", failure=failure, retry=None, unkept=None, children=(), crashed=False
         )
         entry.dead_letter = True
         try:
@@ -349,8 +362,9 @@ class Journal:
         """Commit outcomes; return the control states of their jobs. Counters that drifted are repaired first, since no
         item is to blame. Raises DATA_ERRORS and LockNotAvailable.
         """
+        size = sum(event.size for event in events)
         try:
-            return self._write_until_done(lambda conn: outcomes.record(conn, events, time.monotonic()))
+            return self._write_until_done(lambda conn: outcomes.record(conn, events, time.monotonic()), size)
         except psycopg.errors.CheckViolation as error:
             if not is_counter_drift(error):
                 raise
@@ -364,10 +378,10 @@ class Journal:
         self.attempts.acknowledge(entries)
         self._running_rows.learn((e.attempt.actor, e.event.elapsed) for e in entries)
 
-    def _write_until_done(self, statement: Callable[[Conn], T]) -> T:
+    def _write_until_done(self, statement: Callable[[Conn], T], size: int = 0) -> T:
         """Write until it is committed, also while the process stops; idempotent, so an uncertain COMMIT is harmless.
 
-        Raises DATA_ERRORS and LockNotAvailable.
+        Raises DATA_ERRORS and LockNotAvailable; TooLarge if the database has no room for a write of so many bytes.
         """
         pause = FIRST_RETRY_SECONDS
         while True:
@@ -375,7 +389,11 @@ class Journal:
                 written = self.process.write(statement)
             except (*DATA_ERRORS, LockNotAvailable):
                 raise
-            except (psycopg.Error, PoolTimeout) as error:
+            except (psycopg.Error, PoolTimeout, MemoryError) as error:
+                if size > SMALL_BYTES and is_too_large(error):
+                    raise TooLarge(
+                        f"{size:,} bytes are too much for the database: {reason(error)}"
+                    ) from error
                 (_log_outage if isinstance(error, TRANSIENT) else _log_misconfigured)(error)
                 time.sleep(pause)
                 pause = min(pause * 2, LAST_RETRY_SECONDS)
@@ -394,7 +412,7 @@ class Journal:
             try:
                 self.process.write(lambda conn: self.store(conn, sends))
             except Exception as error:  # noqa: BLE001 — the senders get it
-                refused = isinstance(error, DATA_ERRORS)
+                refused = isinstance(error, DATA_ERRORS) or is_too_large(error)
                 if (
                     not last
                     and isinstance(error, TRANSIENT)
@@ -420,6 +438,16 @@ def _dedupe(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
         if chosen.setdefault(entry.attempt.key, entry) is not entry
     ]
     return list(chosen.values()), later
+
+
+def _batch(sizes: Iterable[int]) -> int:
+    """Return how many of the first go into one transaction, by their bytes; at least one."""
+    total = 0
+    for count, size in enumerate(sizes):
+        total += size
+        if count == BATCH_EVENTS or (count and total > BATCH_BYTES):
+            return count
+    return BATCH_EVENTS
 
 
 def _jobs(numbers: Collection[int]) -> str:

@@ -45,6 +45,8 @@ class Attempt:
     retry: NewItem | None = None  # the same message, sent once more by a hook
     sent: list[NewItem] = field(default_factory=list)  # by the actor: stored with a success or a skip only
     hooked: list[NewItem] = field(default_factory=list)  # by callbacks: stored with any outcome
+    children: int = 0  # of both
+    child_bytes: int = 0  # of their arguments
 
     @property
     def key(self) -> tuple[int, int]:
@@ -67,12 +69,15 @@ class Attempt:
         with _ending:
             if not self.ended:
                 (self.hooked if self.hooks else self.sent).append(item)
+                self.children += 1
+                self.child_bytes += len(item.args)
             return not self.ended
 
     def take_sent(self) -> list[NewItem]:
         """Return what the actor has sent so far, and keep it no longer. Thread-safe."""
         with _ending:
             sent, self.sent = self.sent, []
+            self.children = self.child_bytes = 0
         return sent
 
     def end(self) -> None:

@@ -23,6 +23,8 @@ from callboard.middleware.message.failure import TRACEBACK_CHARS
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem, key_text
 from callboard.sql.rows import NewItem, Outgoing
 
+#: What an item may send at most, as it is recorded in one transaction: messages, and bytes of their arguments.
+CHILDREN_LIMIT, CHILDREN_LIMIT_BYTES = 100_000, 64 * 2**20
 #: Seconds that a plain send waits for its row.
 SEND_SECONDS = 10.0
 
@@ -44,7 +46,7 @@ def send(
 ) -> Any:
     """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds.
 
-    Raises NotStored, and BadItem for a message whose arguments are too large.
+    Raises NotStored, and BadItem for a message whose arguments are too large, or for the last of too many in one item.
 
     What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome. What an
     attempt of a standing job sends before its actor returns goes at once, as an app expects that adds `install` only.
@@ -67,7 +69,7 @@ def send(
         attempt is None
         or job
         or (attempt.standing and not attempt.hooks)
-        or not attempt.add_child(replace(item, job=attempt.job))
+        or not attempt.add_child(_within_limits(replace(item, job=attempt.job), attempt))
     ):
         _send_now(_keyed(item) if comes_off_delay_queue() else item, store, publish)
     broker.emit_after("enqueue", message, delay)
@@ -143,6 +145,16 @@ def _check_size(item: NewItem) -> None:
         raise BadItem(
             f"the message has {len(item.args):,} bytes of arguments, and {ITEM_LIMIT_BYTES:,} are allowed"
         )
+
+
+def _within_limits(item: NewItem, attempt: Attempt) -> NewItem:
+    """Return an item that an attempt sends; raise BadItem when it sends too many, or too much, for one transaction."""
+    if attempt.children >= CHILDREN_LIMIT or attempt.child_bytes + len(item.args) > CHILDREN_LIMIT_BYTES:
+        raise BadItem(
+            f"an item may send {CHILDREN_LIMIT:,} messages, of {CHILDREN_LIMIT_BYTES // 2**20} MiB together, since "
+            "they go out when it succeeds: send more in a block `with callboard.job(…)`, or by callboard.submit"
+        )
+    return item
 
 
 def _retry_options(message: Any) -> dict[str, Any]:

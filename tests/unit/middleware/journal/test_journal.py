@@ -3,6 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -32,11 +33,12 @@ class Failing:
     def __init__(self, times: int, answer: Any = None) -> None:
         self.times, self.answer = times, answer
         self.calls = 0
+        self.error: Exception = Unexpected("something is wrong")
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         self.calls += 1
         if self.calls <= self.times:
-            raise Unexpected("something is wrong")
+            raise self.error
         return self.answer
 
 
@@ -73,10 +75,12 @@ class JournalWithoutDatabase:
         self.recorded += [event.item for event in events]
         return []
 
-    def note(self, item: int) -> None:
+    def note(self, item: int, **more: Any) -> None:
         """An attempt that ended."""
         attempt = make_attempt(item=item, ended=True)
-        self.journal.add(Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1), dead_letter=False))
+        self.journal.add(
+            Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1, **more), dead_letter=False)
+        )
 
     def done(self, *items: int) -> bool:
         """Wait until these items, and no others, are acknowledged; return whether they are."""
@@ -85,6 +89,73 @@ class JournalWithoutDatabase:
     @property
     def acknowledged(self) -> list[int]:
         return [entry.attempt.item for entry in self.attempts.acknowledged]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batches"),
+    [
+        ([], []), ([1] * 1001, [1000, 1]), ([10**9] * 3, [1, 1, 1]), ([10 * 2**20, 6 * 2**20, 1, 1], [2, 2]),
+    ],
+)  # fmt: skip
+def test_a_batch_is_bounded_by_its_bytes(sizes: list[int], batches: list[int]) -> None:
+    found = []
+    while sizes:
+        found.append(len(sizes[: module._batch(sizes)]))
+        sizes = sizes[found[-1] :]
+    assert found == batches
+
+
+NO_ROOM = [
+    psycopg.errors.OutOfMemory("out of memory"),
+    psycopg.errors.StatementTooComplex("stack depth limit exceeded"),
+    psycopg.errors.InternalError_("invalid memory alloc request size 1073741824"),
+    psycopg.OperationalError("cannot allocate memory for output buffer"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_ROOM, ids=[type(error).__name__ for error in NO_ROOM])
+def test_an_outcome_for_which_the_database_has_no_room_is_its_items_failure(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be tried again for ever, and the outcomes behind it would wait. A result alone fails no item."""
+    on = JournalWithoutDatabase(monkeypatch)
+    ends: dict[int, Event] = {}
+
+    def record(_: Any, events: Sequence[Event], __: float) -> list[JobControl]:
+        if sum(event.size for event in events) > 2 * 2**20:
+            raise error
+        ends.update((event.item, event) for event in events)
+        return []
+
+    monkeypatch.setattr(outcomes, "record", record)
+    child = replace(ITEM, args=b"x" * 2**20)
+    on.note(0)
+    on.note(1, children=(child,) * 3)
+    on.note(2, result="x" * 3 * 2**20)
+    on.note(3)
+    assert on.done(0, 1, 2, 3)
+    assert on.journal.close(10)
+    assert {n: end.state for n, end in ends.items()} == {
+        0: "succeeded",
+        1: "failed",
+        2: "succeeded",
+        3: "succeeded",
+    }
+    assert "too much for the database" in (ends[1].failure.message if ends[1].failure else "")
+    assert "too much for the database" in (ends[2].unkept or "")
+    assert (ends[1].children, ends[2].result) == ((), None)
+
+
+def test_a_small_outcome_waits_until_the_database_has_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = JournalWithoutDatabase(monkeypatch)
+    failing = Failing(2, [])
+    failing.error = psycopg.errors.OutOfMemory("out of memory")
+    monkeypatch.setattr(outcomes, "record", failing)
+    on.note(0)
+    assert on.done(0)
+    assert failing.calls == 3
+    assert on.journal.close(10)
 
 
 @pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
