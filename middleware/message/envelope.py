@@ -1,6 +1,7 @@
 """Turns a stored item into the message that carries it, with AMQP properties, and a message's bytes back into it."""
 
 import json
+import math
 import time
 from contextlib import suppress
 from functools import lru_cache
@@ -23,6 +24,8 @@ NO_ARGS = b'"args":[],"kwargs":{}'
 DEAD_LETTER_HEADER = "callboard-x-death"
 #: The largest priority in AMQP, and the most bytes of a short string.
 MAX_OCTET = 255
+#: Milliseconds of the first and last moment that PostgreSQL and Python both can say: the years 1 and 9999.
+FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
 def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> bytes:
@@ -123,7 +126,16 @@ def read(body: bytes) -> Message[Any]:
     return _checked(Message.decode(body))
 
 
+def timestamp_ms(given: object) -> int:
+    """Return a message's time as it is stored; other packages' messages have fractions, and some have none at all."""
+    if not isinstance(given, int | float) or not math.isfinite(given):
+        given = time.time() * 1000
+    return int(min(max(given, FIRST_MS), LAST_MS))
+
+
 def _checked(message: Message[Any]) -> Message[Any]:
+    if isinstance(message.message_timestamp, float | None):
+        message = message.copy(message_timestamp=timestamp_ms(message.message_timestamp))
     names = (message.actor_name, message.queue_name, message.message_id)
     if (
         type(message.options) is type(message.kwargs) is dict

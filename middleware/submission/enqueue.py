@@ -89,8 +89,8 @@ def new_item(message: Any, *, job: int, delay: int | None = None) -> NewItem:
     args = envelope.encode_args(message.args, message.kwargs)
     options = envelope.encode_options(stamp.without(message.options))
     return NewItem(
-        job, message.actor_name, message.queue_name, message.message_id, args, options, message.message_timestamp,
-        (delay or 0) / 1000,
+        job, message.actor_name, message.queue_name, message.message_id, args, options,
+        envelope.timestamp_ms(message.message_timestamp), (delay or 0) / 1000,
     )  # fmt: skip
 
 

@@ -394,6 +394,23 @@ def test_a_foreign_message_that_comes_twice_is_one_item(on: Stage) -> None:
     )  # two at the same moment may both run; once counted
 
 
+@pytest.mark.parametrize("how", ["sent", "foreign"])
+def test_a_message_runs_whatever_its_timestamp(how: str, on: Stage) -> None:
+    """Other packages write fractions, or none; AMQP producers in other languages may write nanoseconds."""
+    times: list[Any] = [time.time() * 1000, None, 10**18, -(10**18)]
+    messages = [foreign("noted", n).copy(message_timestamp=when) for n, when in enumerate(times)]
+    if how == "sent":
+        for message in messages:
+            on.broker.enqueue(message)
+    else:
+        put(on, *(message.encode() for message in messages))
+    for message in messages:
+        done = wait_until(
+            lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT
+        )
+        assert done, message
+
+
 @pytest.mark.parametrize("message_id", ["", "always this one"])
 def test_messages_of_another_language_with_one_id_all_run(message_id: str, on: Stage) -> None:
     messages = [foreign("noted", n).copy(message_id=message_id) for n in (1, 2, 2)]

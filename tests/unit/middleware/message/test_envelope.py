@@ -1,6 +1,7 @@
 """The message of a stored item has the bytes that Dramatiq would write, and is read as Dramatiq decodes it."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -192,6 +193,8 @@ def assert_same(body: bytes) -> None:
     except DecodeError:  # fields that are not a message's
         assert not fits(wanted)
         return
+    if isinstance(wanted.message_timestamp, float | None):
+        wanted = wanted.copy(message_timestamp=envelope.timestamp_ms(wanted.message_timestamp))
     # As text too: 1 is not 1.0, and NaN is not itself.
     assert repr(found) == repr(wanted)
 
@@ -202,8 +205,22 @@ def fits(message: Any) -> bool:
     return (
         all(isinstance(name, str) and name.isprintable() for name in names)
         and type(message.options) is type(message.kwargs) is dict
-        and type(message.message_timestamp) is int
+        and type(message.message_timestamp) in (int, float, type(None))
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (1_700_000_000_000, 1_700_000_000_000), (1_700_000_000_000.75, 1_700_000_000_000), (0, 0), (-1, -1),
+        (None, 1_000), (math.nan, 1_000), (math.inf, 1_000), ("soon", 1_000),
+        (10**18, envelope.LAST_MS), (1e300, envelope.LAST_MS), (-(10**18), envelope.FIRST_MS),
+    ],
+)  # fmt: skip
+@patch("time.time", lambda: 1.0)
+def test_any_time_of_a_message_has_one_that_can_be_stored(given: object, stored: int) -> None:
+    assert envelope.timestamp_ms(given) == stored
+    assert type(envelope.timestamp_ms(given)) is int
 
 
 NUMBERS = st.integers() | st.floats()
