@@ -404,11 +404,8 @@ def test_a_message_runs_whatever_its_timestamp(how: str, on: Stage) -> None:
             on.broker.enqueue(message)
     else:
         put(on, *(message.encode() for message in messages))
-    for message in messages:
-        done = wait_until(
-            lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT
-        )
-        assert done, message
+    states = lambda: [s for m in messages for _, _, s in items_of(on, m.message_id)]  # noqa: E731
+    assert wait_until(lambda: states() == ["succeeded"] * len(times), TIMEOUT), states()
 
 
 @pytest.mark.parametrize("message_id", ["", "always this one"])
