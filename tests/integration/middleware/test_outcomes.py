@@ -404,7 +404,10 @@ def test_a_message_runs_whatever_its_timestamp(how: str, on: Stage) -> None:
             on.broker.enqueue(message)
     else:
         put(on, *(message.encode() for message in messages))
-    states = lambda: [s for m in messages for _, _, s in items_of(on, m.message_id)]  # noqa: E731
+
+    def states() -> list[str]:
+        return [s for m in messages for _, _, s in items_of(on, m.message_id)]
+
     assert wait_until(lambda: states() == ["succeeded"] * len(times), TIMEOUT), states()
 
 
