@@ -22,6 +22,7 @@ from callboard.middleware.submission.submission import Submission
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
 from callboard.sql.rows import NewStage, StageRow
+from callboard.sql.signature import Signature
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import stages as writes
 
@@ -96,13 +97,15 @@ def stages(
     runtime = runtime_of(broker)
     targets = actor_lookup.targets(runtime.write, broker, on_complete, on_fail, on_cancel)
     planned = [_planned(runtime, stage) for stage in stages]
+    if limits.lane_by:
+        _check_lane([_signature(runtime, stage) for stage in stages], limits.lane_by)
     parent, found = runtime.write(
         lambda conn: writes.create(
             conn, planned, name=name, key=key, tenant=tenant or "", metadata=metadata or {}, created_by=created_by,
             limits=limits, targets=targets, key_reuse=key_reuse,
         )
     )  # fmt: skip
-    _store_items(runtime, found[0], items, key)
+    _store_items(runtime, found[0], items, key, actor_lookup.signature_here(broker, stages[0].actor))
     return Job(parent, runtime)
 
 
@@ -143,6 +146,7 @@ def _first_items(stages: Sequence[Stage]) -> Iterable[Any]:
     items = stages[0].items
     if items is None or stages[0].make is not None:
         raise ValueError("the first stage has items, and no function that makes them")
+    submission.check_items(items)
     if late := next((stage for stage in stages[1:] if stage.items is not None), None):
         raise ValueError(f"only the first stage has items; those of {late.title!r} are made from results")
     return items
@@ -154,10 +158,23 @@ def _planned(runtime: Runtime, stage: Stage) -> NewStage:
     return NewStage(stage.title, actor, queue, makes, stage.on_failure, stage.chunk)
 
 
-def _store_items(runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None) -> None:
+def _signature(runtime: Runtime, stage: Stage) -> Signature | None:
+    return actor_lookup.signature(runtime.write, actor_lookup.broker_of(stage.actor), stage.actor)
+
+
+def _check_lane(signatures: Sequence[Signature | None], by: str) -> None:
+    """Raise ValueError unless the actor of a stage has the argument that lanes go by: other stages are one lane."""
+    known = [signature for signature in signatures if signature is not None]
+    if len(known) == len(signatures) and not any(signature.has_argument(by) for signature in known):
+        known[0].check_lane(by)
+
+
+def _store_items(
+    runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None, signature: Signature | None
+) -> None:
     """Store the items of the first stage that are not stored yet."""
     submitting = Submission(
-        runtime.process, runtime.publish_job, first.id, key, None, first.consumed, first.digest
+        runtime.process, runtime.publish_job, first.id, key, None, first.consumed, first.digest, signature
     )
     if first.sealed or first.state in JOB_FINAL:
         submitting.check(items, sealed=first.sealed)

@@ -9,7 +9,7 @@ from callboard.job import Job
 from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Actor, Callbacks
 from callboard.middleware.submission.item_encoding import ItemKey
-from callboard.middleware.submission.submission import Submission, check_chunk, start
+from callboard.middleware.submission.submission import Submission, check_chunk, check_items, start
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
 from callboard.sql.states import JOB_FINAL
@@ -79,10 +79,13 @@ def submit(
         max_failures, concurrency, rate, priority or None, deadline, start(delay, at), keep, concurrency_by
     )
     check_chunk(chunk)
+    check_items(items)
     broker = actor_lookup.broker_of(actor)
     runtime = runtime_of(broker)
     targets = actor_lookup.targets(runtime.write, broker, on_complete, on_fail, on_cancel)
     actor_name, queue_name = actor_lookup.resolve(runtime.write, broker, actor)
+    if limits.lane_by and (signature := actor_lookup.signature(runtime.write, broker, actor)) is not None:
+        signature.check_lane(limits.lane_by)
     made = runtime.write(
         lambda conn: writes.create_job(
             conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
@@ -91,7 +94,14 @@ def submit(
         )
     )  # fmt: skip
     submitting = Submission(
-        runtime.process, runtime.publish_job, made.job, key, item_key, made.consumed, made.digest
+        runtime.process,
+        runtime.publish_job,
+        made.job,
+        key,
+        item_key,
+        made.consumed,
+        made.digest,
+        actor_lookup.signature_here(broker, actor),
     )
     if made.sealed or made.state in JOB_FINAL:
         submitting.check(items, sealed=made.sealed)

@@ -41,7 +41,10 @@ def make_broker(database_url: str | None = None) -> dramatiq.Broker:
     """The broker at ``AMQP_URL`` (several nodes separated by ``;``), or one in this process."""
     address = settings.AMQP_URL.get()
     if not address:
-        log.info("AMQP_URL is not set: messages stay in this process")
+        log.warning(
+            "AMQP_URL is not set: messages stay in this process, no worker of another process gets them, and they are "
+            "lost when it ends; set AMQP_URL, or pass a broker to callboard.install()"
+        )
         return StubBroker()
     return RabbitmqBroker(url=address, database_url=database_url)
 

@@ -38,6 +38,7 @@ from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql import migrate, settings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Outgoing
+from callboard.sql.signature import Signature
 from callboard.sql.writes import claims
 
 log = logging.getLogger("callboard.tracking")
@@ -98,8 +99,12 @@ class Runtime:
             return self._publisher
 
     def write(self, statement: Callable[[Conn], T]) -> T:
-        """See `Process.write`."""
-        return self.process.write(statement)
+        """See `Process.write`. Raises SchemaError, which says what to do, if the schema does not fit this code."""
+        try:
+            return self.process.write(statement)
+        except migrate.ABSENT:
+            self._compare()
+            raise
 
     # What the hooks need ---------------------------------------------------------------------------------------------
 
@@ -165,7 +170,9 @@ class Runtime:
                 log.warning("waiting for the database (DATABASE_URL): %s", str(error).strip().splitlines()[0])
                 time.sleep(BOOT_RETRY_SECONDS)
 
-    def open(self, worker: dramatiq.Worker, actors: dict[str, str]) -> None:
+    def open(
+        self, worker: dramatiq.Worker, actors: dict[str, str], signatures: dict[str, Signature] | None = None
+    ) -> None:
         """Make this process a worker with these actors ({name: queue}): registered, publishing and sweeping."""
         self._worker = worker
         self._stage_maker.actors = sorted(actors)
@@ -173,7 +180,7 @@ class Runtime:
         self._heartbeat = Heartbeat(
             self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble, self._stage_maker.make_due
         )  # fmt: skip
-        self._at_boot(partial(self._heartbeat.start, actors))
+        self._at_boot(partial(self._heartbeat.start, actors, signatures or {}))
         self.maintain()
         self.journal.watch()
 

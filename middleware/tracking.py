@@ -25,6 +25,7 @@ from callboard.middleware.process.outage import ThrottleFilter, disconnected
 from callboard.middleware.process.process import Stopping
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
+from callboard.middleware.submission.actor_lookup import own_signature
 from callboard.sql.rows import Retry
 
 log = logging.getLogger("callboard.tracking")
@@ -156,9 +157,10 @@ class Tracking(Middleware):
         _send_before_results(broker, self.runtime)
         self.runtime.check()
         # Not after the boot: the consumers start in between, and need to know the number of threads.
-        actors = {a.actor_name: a.queue_name for a in broker.actors.values()}
         only = worker.consumer_whitelist
-        self.runtime.open(worker, {a: queue for a, queue in actors.items() if not only or queue in only})
+        actors = [a for a in broker.actors.values() if not only or a.queue_name in only]
+        signatures = {a.actor_name: found for a in actors if (found := own_signature(a)) is not None}
+        self.runtime.open(worker, {a.actor_name: a.queue_name for a in actors}, signatures)
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
         """Log an outage of the broker now and then, not for each queue every three seconds."""

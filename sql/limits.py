@@ -84,6 +84,11 @@ class Limits:
         }
 
     @property
+    def lane_by(self) -> str | None:
+        """The argument that lanes go by: a name, or a position; None without lanes."""
+        return _parse_lanes(self.concurrency_by)[0]
+
+    @property
     def has_spans(self) -> bool:
         """Whether a time of it is a span from now."""
         return any(isinstance(getattr(self, name), timedelta) for name in TIMES)

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from callboard.sql.error_patterns import pattern
+from callboard.sql.signature import Signature
 from callboard.sql.states import JOB_FINAL
 
 OutcomeState: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
@@ -370,3 +371,4 @@ class WorkerInfo:
     threads: int
     release: str
     actors: dict[str, str] = field(default_factory=dict)  # name -> queue
+    signatures: dict[str, Signature] = field(default_factory=dict)  # of the actors, as far as they are known

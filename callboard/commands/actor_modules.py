@@ -1,6 +1,7 @@
 """The actors that a command imports: those that ship, and those of the modules in CALLBOARD_ACTORS."""
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -19,10 +20,17 @@ def assemble() -> dramatiq.Broker:
     use_running_stack()
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `dramatiq` does: a user's module lies in the current folder
+    quiet = logging.getLogger("callboard")
+    level = quiet.level
+    quiet.setLevel(
+        logging.ERROR
+    )  # without AMQP_URL a command stores rows all the same, and workers publish them
     try:
         importlib.import_module("callboard.actors")
     except ImportError as error:
         raise CommandError(str(error)) from error
+    finally:
+        quiet.setLevel(level)
     return dramatiq.get_broker()
 
 

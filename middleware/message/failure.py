@@ -30,7 +30,7 @@ def describe(error: BaseException | None) -> Failure:
 def text_of(error: BaseException) -> str:
     """Return the text of an exception, as it can be stored. Raises nothing, as `describe`."""
     try:
-        return clean(str(error))
+        return clean(str(error)) or ("its time limit passed" if isinstance(error, TimeLimitExceeded) else "")
     except BaseException as broken:  # noqa: BLE001 — see above
         return f"(no text: {type(broken).__name__} in __str__)"
 

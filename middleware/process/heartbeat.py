@@ -15,6 +15,7 @@ from callboard.middleware.process.process import Process
 from callboard.sql import settings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import JobControl, WorkerInfo
+from callboard.sql.signature import Signature
 from callboard.sql.writes import jobs, workers
 
 log = logging.getLogger("callboard.worker")
@@ -48,13 +49,15 @@ class Heartbeat:
     def __post_init__(self) -> None:
         self._periodic = Periodic("heartbeat", min(POLL_SECONDS, BEAT_SECONDS / 2), self._step)
 
-    def start(self, actors: dict[str, str]) -> None:
+    def start(self, actors: dict[str, str], signatures: dict[str, Signature]) -> None:
         """Register the process as a worker with these actors ({name: queue}), and beat from now on.
 
         Raises psycopg.Error and PoolTimeout.
         """
         release = settings.RELEASE.get()
-        info = WorkerInfo(socket.gethostname(), os.getpid(), self.process.threads, release, actors)
+        info = WorkerInfo(
+            socket.gethostname(), os.getpid(), self.process.threads, release, actors, signatures
+        )
         with self.process.pool.connection() as conn:
             self.process.worker = workers.register_worker(conn, info)
             self._poll_controls(conn)  # before a message of a stopped job can arrive

@@ -1,12 +1,15 @@
 """Finds the queue of an actor, and reads the callbacks that a job is given."""
 
+import inspect
 from collections.abc import Callable, Sequence
+from inspect import Parameter
 from typing import Any, TypeAlias
 
 import dramatiq
 
 from callboard.sql.callback_targets import Message, Targets, Webhook
 from callboard.sql.pool import Conn
+from callboard.sql.signature import Signature
 from callboard.sql.writes import submission
 
 #: Runs a statement on one of the process's connections.
@@ -22,7 +25,11 @@ class UnknownActor(LookupError):
 
 
 def broker_of(actor: Actor) -> dramatiq.Broker:
-    """The broker of an actor; Dramatiq's global one for a name."""
+    """The broker of an actor; Dramatiq's global one for a name. Raises TypeError for what is neither."""
+    if not isinstance(actor, dramatiq.Actor | str):
+        raise TypeError(
+            f"actor must be an actor or its registered name, not {actor!r}: put @dramatiq.actor above it"
+        )
     return dramatiq.get_broker() if isinstance(actor, str) else actor.broker
 
 
@@ -32,12 +39,59 @@ def resolve(write: Write, broker: dramatiq.Broker, actor: Actor) -> tuple[str, s
         return actor.actor_name, actor.queue_name
     if actor in broker.actors:
         return actor, broker.actors[actor].queue_name
-    queue_name = write(lambda conn: submission.known_actor(conn, actor))
-    if queue_name is None:
+    known = write(lambda conn: submission.known_actor(conn, actor))
+    if known is None:
         raise UnknownActor(
             f"no actor {actor!r}: import its module (CALLBOARD_ACTORS), or start a worker that has it"
         )
-    return actor, queue_name
+    return actor, known[0]
+
+
+def signature(write: Write, broker: dramatiq.Broker, actor: Actor) -> Signature | None:
+    """Return what arguments an actor takes: by its function here, else as a worker announced it; None: nobody knows.
+
+    A worker may be of an older release than who submits: that is enough for an error of a person who waits for it.
+    """
+    if (found := signature_here(broker, actor)) is not None:
+        return found
+    name = actor if isinstance(actor, str) else actor.actor_name
+    known = write(lambda conn: submission.known_actor(conn, name))
+    return known[1] if known else None
+
+
+def signature_here(broker: dramatiq.Broker, actor: Actor) -> Signature | None:
+    """Return what arguments an actor takes by its function in this process; None where it has none."""
+    here = broker.actors.get(actor) if isinstance(actor, str) else actor
+    return None if here is None else own_signature(here)
+
+
+def own_signature(actor: dramatiq.Actor[..., Any]) -> Signature | None:
+    """Return what arguments an actor's function takes; None for one that has no parameter of its own: it may stand for
+    an actor that runs elsewhere, or pass on what it gets, as `batch` does.
+    """
+    function = actor.fn
+    if inspect.iscoroutinefunction(
+        getattr(function, "__wrapped__", None)
+    ):  # Dramatiq's own wrapper of async actors
+        function = function.__wrapped__  # type: ignore[attr-defined]
+    try:
+        given = inspect.signature(function, follow_wrapped=False).parameters
+    except (TypeError, ValueError):
+        return None
+    kinds = {name: parameter.kind for name, parameter in given.items()}
+    named = [
+        name for name, kind in kinds.items() if kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    ]
+    if not named:
+        return None
+    return Signature(
+        actor.actor_name,
+        tuple(name for name in named if kinds[name] is not Parameter.KEYWORD_ONLY),
+        frozenset(name for name in named if kinds[name] is not Parameter.POSITIONAL_ONLY),
+        frozenset(name for name in named if given[name].default is Parameter.empty),
+        Parameter.VAR_POSITIONAL in kinds.values(),
+        Parameter.VAR_KEYWORD in kinds.values(),
+    )
 
 
 def targets(

@@ -21,6 +21,7 @@ from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem, key_text
+from callboard.sql.migrate import ABSENT
 from callboard.sql.rows import NewItem, Outgoing
 
 #: What an item may send at most, as it is recorded in one transaction: messages, and bytes of their arguments.
@@ -182,6 +183,8 @@ def _send_now(
             raise NotStored(
                 f"it is not known whether the message is recorded, and if it is, it runs (DATABASE_URL): {why}"
             ) from error
+        if isinstance(error, ABSENT):
+            why = "it has no callboard schema; run `callboard migrate`"
         raise NotStored(
             f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}"
         ) from error

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from callboard.middleware.message import envelope
+from callboard.sql.signature import Signature
 from callboard.sql.writes.requests import is_storable
 
 #: The most bytes that an item's encoded arguments may have.
@@ -29,11 +30,22 @@ class BadItem(ValueError):
     """An item can't be stored; the message says which one, counting from 0, and why."""
 
 
-def encode_all(items: Iterable[Any], *, stored: int = 0, item_key: ItemKey = None) -> Iterator[Row]:
-    """Encode the items after the first `stored` ones, which are passed over. Raises BadItem."""
+def encode_all(
+    items: Iterable[Any], *, stored: int = 0, item_key: ItemKey = None, signature: Signature | None = None
+) -> Iterator[Row]:
+    """Encode the items after the first `stored` ones, which are passed over. `signature`: what arguments their actor
+    takes, None if nobody knows. Raises BadItem.
+    """
     source = iter(items)
     next(islice(source, stored, stored), None)
-    return (encode(number, item, item_key) for number, item in enumerate(source, stored))
+    return (encode(number, item, item_key, signature) for number, item in enumerate(source, stored))
+
+
+def call_of(item: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments that an item stands for, by position and by keyword."""
+    if isinstance(item, dict):
+        return [], item
+    return list(item) if isinstance(item, list | tuple) else [item], {}
 
 
 def add_to_digest(digest: bytes, row: Row) -> bytes:
@@ -42,12 +54,11 @@ def add_to_digest(digest: bytes, row: Row) -> bytes:
     return hashlib.sha256(b"%b%d:%b%b" % (digest, len(args), args, (key or "").encode())).digest()
 
 
-def encode(number: int, item: Any, item_key: ItemKey = None) -> Row:
+def encode(number: int, item: Any, item_key: ItemKey = None, signature: Signature | None = None) -> Row:
     """Encode the item that has this number in the input; raises BadItem."""
-    if isinstance(item, dict):
-        args, kwargs = [], item
-    else:
-        args, kwargs = list(item) if isinstance(item, list | tuple) else [item], {}
+    args, kwargs = call_of(item)
+    if signature is not None and (wrong := signature.misfit(args, kwargs)):
+        raise BadItem(f"item {number} does not fit its actor: {wrong}")
     try:
         encoded = envelope.encode_args(args, kwargs)
     except Exception as error:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from callboard.middleware.submission import item_encoding
 from callboard.middleware.submission.item_encoding import ItemKey, Row
 from callboard.sql import timings
 from callboard.sql.limits import parse_time
+from callboard.sql.signature import Signature
 from callboard.sql.writes import submission, sweep
 from callboard.sql.writes.submission import KeyInUse
 
@@ -67,6 +68,7 @@ class Submission:
     """A bulk submission of `job`: `consumed` items, whose digest is `stored`, are in the database. `publish_job`
     publishes the first items of a job from this process.
 
+    `signature`: what arguments the actor takes, None if nobody knows.
     With a `key` the items before must be the same again, so each is encoded and its digest compared.
     """
 
@@ -77,6 +79,7 @@ class Submission:
     item_key: ItemKey
     consumed: int
     stored: bytes
+    signature: Signature | None = None
     _digest: bytes = b""  # of the items read so far, if there is a key
 
     def store_all(self, items: Iterable[Any]) -> None:
@@ -101,7 +104,7 @@ class Submission:
     def _new_rows(self, items: Iterable[Any]) -> Iterator[Row]:
         """Encode the items and give those that are not stored yet. Raises KeyInUse if the others differ."""
         count, consumed = 0, self.consumed
-        for row in item_encoding.encode_all(items, item_key=self.item_key):
+        for row in item_encoding.encode_all(items, item_key=self.item_key, signature=self.signature):
             count += 1
             if self.key is not None:
                 self._digest = item_encoding.add_to_digest(self._digest, row)
@@ -158,6 +161,16 @@ def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime 
     if delay is not None and at is not None:
         raise ValueError("delay and at say the same: give one of them")
     return at if delay is None else parse_time("delay", delay)
+
+
+def check_items(items: object) -> None:
+    """Raise TypeError for one item in the place of many."""
+    if isinstance(items, str | bytes | bytearray | Mapping) or not isinstance(
+        items, Iterable | AsyncIterable
+    ):
+        raise TypeError(
+            f"items must be an iterable of items, not {items!r:.100}: for one item, a list of one"
+        )
 
 
 def check_chunk(chunk: int) -> None:

@@ -398,6 +398,7 @@ $$;
 CREATE TABLE callboard.actors (
     name             text PRIMARY KEY,
     queue            text NOT NULL,
+    signature        jsonb,                      -- the arguments it takes: {"positional": […], …}; NULL: nobody knows
     seen_at          timestamptz NOT NULL DEFAULT now()
 );
 

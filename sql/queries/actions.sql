@@ -12,6 +12,11 @@ limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadli
 %(rate)s::float8, %(priority)s::int, %(deadline)s::timestamptz, %(not_before)s::timestamptz, %(keep)s::float8,
 %(lane_by)s::text, %(lane_width)s::int
 
+-- name: job_signature
+-- The job's actor and the arguments that it takes, as a worker announced them. Caller: actions.limit.
+-- Rows: one, (name, signature); none: its items have several actors, or nobody announced it.
+SELECT a.name, a.signature FROM callboard.jobs AS j JOIN callboard.actors AS a ON a.name = j.actor WHERE j.id = %s
+
 -- name: job_limits
 -- What a job may do at most, locked while it is changed. Caller: actions.limit. Rows: (limits); none: it was deleted meanwhile.
 SELECT limits FROM callboard.jobs WHERE id = %s AND deleted_at IS NULL FOR NO KEY UPDATE

@@ -108,5 +108,5 @@ FROM abandoned WHERE j.id = abandoned.id
 RETURNING j.id
 
 -- name: known_actor
--- The queue of an actor that some worker announced. Caller: submit by name. Rows: (queue) or none.
-SELECT queue FROM callboard.actors WHERE name = %s
+-- The queue and the arguments of an actor that some worker announced. Caller: submit. Rows: (queue, signature) or none.
+SELECT queue, signature FROM callboard.actors WHERE name = %s

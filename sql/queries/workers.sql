@@ -1,8 +1,8 @@
 -- name: announce_actors
 -- What a worker can run. Caller: register_worker.
-INSERT INTO callboard.actors AS a (name, queue)
-SELECT * FROM unnest(%s::text[], %s::text[]) AS n (name, queue) ORDER BY 1
-ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, seen_at = now()
+INSERT INTO callboard.actors AS a (name, queue, signature)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::jsonb[]) AS n (name, queue, signature) ORDER BY 1
+ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, signature = excluded.signature, seen_at = now()
 
 -- name: register_worker
 -- A worker process starts, and the turns of jobs that may have waited for it are looked at. Caller: the heartbeat.

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import StageRow
+from callboard.sql.signature import Signature
 from callboard.sql.statements import statement
 from callboard.sql.writes import jobs, retention, stages
 from callboard.sql.writes.requests import (
@@ -91,6 +92,10 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
             raise ValueError(
                 f"job {job} is a stage of job {status.parent}, and kept as long: set keep on job {status.parent}"
             )
+        if row := conn.execute(statement("job_signature"), (job,)).fetchone():
+            signature = Signature.from_json(*row)
+            if signature is not None:
+                signature.check_lane(given.lane_by)
         if _limit(conn, job, changes, has_stages=status.has_stages):
             for stage in stages.list_stages(conn, job):
                 _limit(conn, stage.id, changes, has_stages=False)

@@ -13,6 +13,7 @@ from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Submission
+from callboard.sql.signature import Signature
 from callboard.sql.statements import required, statement
 from callboard.sql.writes.requests import at_database_time, check_text, json_object
 
@@ -161,7 +162,7 @@ def fail_abandoned_submissions(conn: Conn) -> list[int]:
     return [row[0] for row in conn.execute(statement("fail_abandoned_submissions"))]
 
 
-def known_actor(conn: Conn, name: str) -> str | None:
-    """Return the queue of an actor that some worker announced; None for an unknown actor."""
+def known_actor(conn: Conn, name: str) -> tuple[str, Signature | None] | None:
+    """Return the queue and the signature of an actor that some worker announced; None for an unknown actor."""
     row = conn.execute(statement("known_actor"), (name,)).fetchone()
-    return row[0] if row else None
+    return (row[0], Signature.from_json(name, row[1])) if row else None

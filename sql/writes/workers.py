@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from psycopg.types.json import Jsonb
+
 from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import JobControl, WorkerInfo
@@ -12,7 +14,8 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
     """Register a worker process that starts; return its id."""
     actors = sorted(info.actors)
     queues = [info.actors[name] for name in actors]
-    conn.execute(statement("announce_actors"), (actors, queues))
+    signatures = [known and Jsonb(known.as_json()) for known in map(info.signatures.get, actors)]
+    conn.execute(statement("announce_actors"), (actors, queues, signatures))
     row = conn.execute(
         statement("register_worker"),
         {

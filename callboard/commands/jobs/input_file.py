@@ -1,9 +1,11 @@
 """Reads items from a file, as a stream: a line of JSON Lines or a row of CSV is an item."""
 
+import codecs
 import csv
+import io
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,44 +19,99 @@ from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES
 
 BOM = b"\xef\xbb\xbf"
 FORMATS = ("jsonl", "csv")
-SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+#: What the marks of other encodings than UTF-8 at the beginning of a file say; of two that fit, the longer.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+#: What may stand between the columns of CSV, beside the comma.
+DELIMITERS = ";\t|"
+NOT_UTF8 = "not UTF-8: give the file's encoding, like --encoding cp1252"
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no item: its number, from 1, and why."""
+    """A line that is no item, or the first of some: its number, from 1, why, and the number of the last."""
 
     line: int
     why: str
+    last: int = 0
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.why}"
+        more = f" (lines {self.line} to {self.last}, {self.last - self.line + 1} rows)"
+        return f"line {self.line}: {self.why}{more if self.last > self.line else ''}"
 
 
 @contextmanager
-def opened(file: str) -> Iterator[BinaryIO]:
-    """Open a file that can be read twice; `-` and pipes are copied to a temporary file first.
+def opened(file: str, encoding: str | None, say: Callable[[str], None]) -> Iterator[BinaryIO]:
+    """Open a file as UTF-8 that can be read twice; `-` and pipes are copied to a temporary file first, and so is a file
+    in another encoding. `encoding` None: UTF-8, or what the file's first bytes say, which `say` is told.
 
-    Raises CommandError for a file that can't be read.
+    Raises CommandError for a file that can't be read, or has another encoding.
     """
     try:
         with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source:
             if file != "-" and Path(file).is_file():
-                yield source
+                with _utf8(source, encoding, say) as text:
+                    yield text
                 return
             with TemporaryFile(prefix="callboard-") as spooled:
                 shutil.copyfileobj(source, spooled)
-                yield spooled
+                with _utf8(spooled, encoding, say) as text:
+                    yield text
     except OSError as error:
         raise CommandError(f"can't read {file}: {error.strerror or error}") from error
 
 
-def items(source: BinaryIO, form: str, item_key: str | None) -> Iterator[Any]:
-    """The item of each line from the beginning of the file, or a BadLine. Raises CommandError for a bad CSV header."""
+@contextmanager
+def _utf8(source: BinaryIO, encoding: str | None, say: Callable[[str], None]) -> Iterator[BinaryIO]:
     source.seek(0)
-    for number, item in (csv_rows if form == "csv" else json_lines)(source):
+    head = source.read(4096)
+    source.seek(0)
+    if encoding is None and (marked := next((MARKS[mark] for mark in MARKS if head.startswith(mark)), None)):
+        encoding = marked
+        say(f"the file is read as {encoding.upper()}, as its first bytes say")
+    if encoding is None and b"\x00" in head:
+        raise CommandError("the file has NUL characters: if it is UTF-16, say so by --encoding utf-16-le")
+    if encoding is None:
+        yield source
+        return
+    with TemporaryFile(prefix="callboard-") as text:
+        try:
+            with io.TextIOWrapper(source, encoding, newline="") as decoded:
+                shutil.copyfileobj(decoded, codecs.getwriter("utf-8")(text))
+        except LookupError:
+            raise CommandError(f"there is no encoding {encoding!r}", code=2) from None
+        except UnicodeError as error:
+            raise CommandError(f"the file is not {encoding}: {error}") from None
+        yield text
+
+
+def delimiter(source: BinaryIO, say: Callable[[str], None]) -> str:
+    """Return what stands between the columns of a CSV file: the one sign of `DELIMITERS` that its header has if that
+    has no comma, which `say` is told; else a comma.
+    """
+    source.seek(0)
+    header = source.readline(ITEM_LIMIT_BYTES).decode(errors="replace")
+    found = [sign for sign in DELIMITERS if sign in header]
+    if "," in header or len(found) != 1:
+        return ","
+    say(f"the columns are read as divided by {found[0]!r}; --delimiter says otherwise")
+    return found[0]
+
+
+def items(
+    source: BinaryIO, form: str, item_key: str | None, divided_by: str = ","
+) -> Iterator[tuple[int, Any]]:
+    """Each line's number and item from the beginning of the file, or a BadLine.
+
+    Raises CommandError for a bad CSV header.
+    """
+    source.seek(0)
+    for number, item in csv_rows(source, divided_by) if form == "csv" else json_lines(source):
         keyed = item_key is None or isinstance(item, BadLine) or (isinstance(item, dict) and item_key in item)
-        yield item if keyed else BadLine(number, f"it has no {item_key!r} for its item key")
+        yield number, item if keyed else BadLine(number, f"it has no {item_key!r} for its item key")
 
 
 def json_lines(source: BinaryIO) -> Iterator[tuple[int, Any]]:
@@ -88,13 +145,29 @@ def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield number, line.removeprefix(BOM) if number == 1 else line
 
 
-def csv_rows(source: BinaryIO) -> Iterator[tuple[int, Any]]:
+def check_no_array(source: BinaryIO) -> None:
+    """Raise CommandError for a file that is one JSON array: its elements are meant, and not its lines."""
+    source.seek(0)
+    lines = (line for _, line in _lines(source) if line.strip())
+    first = next(lines, b"")
+    alone = next(lines, None) is None
+    item = _decoded(1, first)
+    objects = isinstance(item, list) and len(item) > 1 and all(isinstance(one, dict) for one in item)
+    broken = isinstance(item, BadLine) and first.lstrip().startswith(b"[") and not alone
+    if broken or (objects and alone):
+        raise CommandError(
+            "the file is one JSON array, and a line is an item: `jq -c '.[]'` makes lines of its elements; with "
+            "--format jsonl its lines are read as they are"
+        )
+
+
+def csv_rows(source: BinaryIO, divided_by: str = ",") -> Iterator[tuple[int, Any]]:
     """Each row's first line and its dict of texts by the header, or BadLine; blank rows are left out."""
     before = csv.field_size_limit(ITEM_LIMIT_BYTES)
     try:
         # Bytes that are not UTF-8 become surrogates, which `_row` finds: so the error names the right line.
         texts = (line.decode("utf-8", "surrogateescape") for _, line in _lines(source))
-        rows = csv.reader(texts, strict=True)
+        rows = csv.reader(texts, strict=True, delimiter=divided_by)
         header = _header(rows)
         yield from _rows(rows, header)
     finally:
@@ -106,6 +179,8 @@ def _header(rows: Any) -> list[str]:
         header: list[str] = next(rows, [])
     except csv.Error as error:
         raise CommandError(f"line 1: no CSV header: {error}") from None
+    if wrong := _unreadable(header):
+        raise CommandError(f"line 1: {wrong}")
     if not all(header) or len(set(header)) < len(header):
         raise CommandError("line 1: a column of the header has no name, or two have the same")
     return header
@@ -117,21 +192,28 @@ def _rows(rows: Any, header: list[str]) -> Iterator[tuple[int, Any]]:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            yield number, BadLine(number, f"no CSV: {error}")
+            yield number, BadLine(number, f"no CSV: {error}", rows.line_num)
             continue
         if row is None:
             return
         if row:
-            yield number, _row(number, row, header)
+            yield number, _row(number, rows.line_num, row, header)
 
 
-def _row(number: int, row: list[str], header: list[str]) -> Any:
+def _row(number: int, last: int, row: list[str], header: list[str]) -> Any:
     if len(row) != len(header):
-        return BadLine(number, f"{len(row)} fields, and the header has {len(header)}")
+        return BadLine(number, f"{len(row)} fields, and the header has {len(header)}", last)
     if sum(map(len, row)) > ITEM_LIMIT_BYTES:
         return _too_long(number)
-    try:
-        "".join(row).encode()
-    except UnicodeEncodeError:
-        return BadLine(number, "not UTF-8")
+    if wrong := _unreadable(row):
+        return BadLine(number, wrong, last)
     return dict(zip(header, row, strict=True))
+
+
+def _unreadable(row: list[str]) -> str | None:
+    text = "".join(row)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return NOT_UTF8
+    return "a NUL character" if "\x00" in text else None

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -16,7 +17,10 @@ from callboard.commands.jobs import actions, follow, input_file
 from callboard.commands.jobs.input_file import BadLine
 from callboard.commands.jobs.show import find_job
 from callboard.commands.output import AsJson, one_of
+from callboard.middleware.submission import actor_lookup, item_encoding
+from callboard.middleware.tracking import runtime_of
 from callboard.sql import timings
+from callboard.sql.signature import Signature
 
 app = typer.Typer()
 
@@ -50,6 +54,12 @@ def submit(
     form: Annotated[
         str | None,
         one_of(input_file.FORMATS, "The file's format, if its name does not say", "--format", metavar="FORMAT"),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="The file's encoding, like cp1252; else UTF-8, or as its first bytes say.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What divides the columns of CSV; else a comma, or as the header says.")
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that are no items.")] = False,
     name: Annotated[str | None, typer.Option(help="The job's name; else the actor's.")] = None,
@@ -97,6 +107,7 @@ def submit(
     """
     with database():  # a database that is away or has no schema is an error before the file is read
         pass
+    given = form
     form = form or input_file.SUFFIXES.get(Path(file).suffix.lower(), "jsonl")
     options = {
         "name": name, "key": key, "key_reuse": key_reuse, "item_key": item_key, "metadata": metadata, "tenant": tenant,
@@ -104,21 +115,36 @@ def submit(
         "concurrency_by": concurrency_by, "rate": rate, "deadline": deadline, "delay": delay, "at": at, "keep": keep,
         "on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel,
     }  # fmt: skip
-    with input_file.opened(file) as source:
-        bad = check(source, form, item_key, skip_bad=skip_bad)
-        job = store(actor, good(source, form, item_key), print_id=not as_json, **options)
+    if delimiter is not None and len(delimiter) != 1:
+        raise CommandError(f"--delimiter is one character, not {delimiter!r}", code=2)
+    with refusals(), PublishingWarning(), actor_modules.assembled() as broker:
+        signature = actor_lookup.signature(runtime_of(broker).write, broker, actor)
+        with input_file.opened(file, encoding, say) as source:
+            if given is None and form == "jsonl":
+                input_file.check_no_array(source)
+            divided_by = delimiter or (input_file.delimiter(source, say) if form == "csv" else ",")
+            bad = check(input_file.items(source, form, item_key, divided_by), signature, skip_bad=skip_bad)
+            items = good(input_file.items(source, form, item_key, divided_by), signature)
+            job = callboard.submit(actor, items, **options).id
+            if not as_json:
+                typer.echo(job)
     if bad:
         typer.echo(f"callboard: left out {bad}", err=True)
     finish(job, wait=wait, as_json=as_json)
 
 
-def check(source: BinaryIO, form: str, item_key: str | None, *, skip_bad: bool) -> str:
+def say(what: str) -> None:
+    """Print a line on stderr."""
+    typer.echo(f"callboard: {what}", err=True)
+
+
+def check(items: Iterator[tuple[int, Any]], signature: Signature | None, *, skip_bad: bool) -> str:
     """Read the whole file; return a text about its bad lines, empty if there are none.
 
     Raises CommandError for bad lines unless `skip_bad`.
     """
     count, named = 0, list[BadLine]()
-    for item in input_file.items(source, form, item_key):
+    for item in fitting(items, signature):
         if isinstance(item, BadLine):
             count += 1
             named += [item][: NAMED_BAD_LINES - len(named)]
@@ -131,26 +157,29 @@ def check(source: BinaryIO, form: str, item_key: str | None, *, skip_bad: bool) 
     return bad
 
 
-def good(source: BinaryIO, form: str, item_key: str | None) -> Iterator[Any]:
+def good(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:
     """The items of the file, without its bad lines."""
-    return (item for item in input_file.items(source, form, item_key) if not isinstance(item, BadLine))
+    return (item for item in fitting(items, signature) if not isinstance(item, BadLine))
 
 
-def store(actor: str, items: Iterator[Any], *, print_id: bool, **options: Any) -> int:
-    """Store the items, publish the first of them, and return the job's id. A broker that is away is only a warning.
+def fitting(items: Iterator[tuple[int, Any]], signature: Signature | None) -> Iterator[Any]:
+    """The items, or a BadLine for one that is not what the actor takes."""
+    for number, item in items:
+        wrong = None
+        if signature is not None and not isinstance(item, BadLine):
+            wrong = signature.misfit(*item_encoding.call_of(item))
+        yield BadLine(number, wrong) if wrong else item
 
-    Raises CommandError for an actor, an item or an option that is refused.
-    """
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """In its block an actor, an item or an option that is refused raises a CommandError."""
     try:
-        with PublishingWarning(), actor_modules.assembled():
-            job = callboard.submit(actor, items, **options).id
-            if print_id:
-                typer.echo(job)
+        yield
     except REFUSALS as error:
         raise CommandError(first_line(error)) from error
     except ValueError as error:  # of an option
         raise CommandError(first_line(error), code=2) from error
-    return job
 
 
 class PublishingWarning(logging.Handler):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
+import dramatiq
 import psycopg
 import pytest
 from dramatiq import Message
@@ -24,7 +25,10 @@ from callboard.middleware.submission import submission
 from callboard.middleware.tracking import runtime_of
 from callboard.sql import limits
 from callboard.sql.pool import connect
+from callboard.sql.rows import WorkerInfo
+from callboard.sql.signature import Signature
 from callboard.sql.writes import sweep as sweep_writes
+from callboard.sql.writes import workers
 from tests.support.clients import client
 from tests.support.pipeline import TIMEOUT, Stage, stage
 from tests.support.programs import PEAK
@@ -223,6 +227,71 @@ def test_a_bad_item_is_named_by_its_number(
 ) -> None:
     with pytest.raises(callboard.BadItem, match=says):
         callboard.submit("work", items, **options)
+
+
+@pytest.fixture(scope="module")
+def pay(on: Stage) -> str:
+    """The name of an actor whose function this process has."""
+
+    @dramatiq.actor(broker=on.broker)
+    def pay(customer: int, amount: int = 0) -> None: ...
+
+    return pay.actor_name
+
+
+@pytest.fixture(scope="module")
+def quote(on: Stage) -> str:
+    """The name of an actor whose arguments a worker announced."""
+    known = Signature("quote", ("customer",), frozenset({"customer"}), frozenset({"customer"}))
+    info = WorkerInfo("h", 1, 1, "", {"quote": "default"}, {"quote": known})
+    workers.stop_worker(on.conn, workers.register_worker(on.conn, info))
+    return "quote"
+
+
+def test_items_that_do_not_fit_the_actor_are_refused_before_anything_is_stored(pay: str, on: Stage) -> None:
+    before = on.conn.execute("SELECT count(*) FROM callboard.items").fetchone()
+    says = "item 1 does not fit its actor: pay has no argument 'custmer' and needs 'customer'"
+    with pytest.raises(callboard.BadItem, match=says):
+        callboard.submit(pay, [{"customer": 1}, {"custmer": 2}])
+    with pytest.raises(callboard.BadItem, match="pay takes 2 arguments by position, not 3"):
+        callboard.stages("staged", [callboard.Stage(pay, items=[(1, 2, 3)])])
+    assert on.conn.execute("SELECT count(*) FROM callboard.items").fetchone() == before
+
+
+def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(pay: str, quote: str, on: Stage) -> None:
+    for actor in (pay, quote):
+        lanes = f"concurrency_by: {actor} has no argument 'custmer_id'; it has 'customer'"
+        with pytest.raises(ValueError, match=lanes):
+            callboard.submit(actor, [1], concurrency_by="custmer_id=5")
+        with pytest.raises(ValueError, match=lanes):
+            callboard.stages("staged", [callboard.Stage(actor, items=[1])], concurrency_by="custmer_id=5")
+    job = callboard.submit(quote, [{"customer": 1}], concurrency_by="customer=5")
+    with pytest.raises(ValueError, match="quote has no argument"):
+        job.limit(concurrency_by="custmer_id=5")
+    job.limit(concurrency_by="customer=6")
+
+
+@pytest.mark.parametrize("items", ["abc", b"abc", {"a": 1}, 5, None])
+def test_one_item_in_the_place_of_many_is_refused(items: Any, on: Stage) -> None:
+    with pytest.raises(
+        TypeError, match=r"items must be an iterable of items, not .*: for one item, a list of one"
+    ):
+        callboard.submit("work", items)
+
+
+def test_a_function_that_is_no_actor_is_refused(on: Stage) -> None:
+    with pytest.raises(
+        TypeError, match="actor must be an actor or its registered name, not <built-in function len>"
+    ):
+        callboard.submit(len, [1])  # type: ignore[arg-type]
+
+
+def test_a_database_without_the_schema_is_named(empty_database_url: str, amqp_url: str) -> None:
+    with client({"DATABASE_URL": empty_database_url, "AMQP_URL": amqp_url}, ["work"]) as broker:
+        with pytest.raises(callboard.SchemaError, match="run `callboard migrate`"):
+            callboard.submit("work", [1])
+        with pytest.raises(callboard.NotStored, match="it has no callboard schema; run `callboard migrate`"):
+            broker.get_actor("work").send(1)
 
 
 def test_a_send_takes_no_more_than_an_item_may_have(on: Stage) -> None:

@@ -19,7 +19,7 @@ from callboard.web.app import ROUTES
 ACTIONS = {"cancel", "pause", "resume", "retry", "limit"}
 LIMITS = {field.name for field in dataclasses.fields(Limits)}
 #: Options that only commands have.
-OF_COMMANDS = {"file", "form", "skip_bad", "wait", "as_json", "job"}
+OF_COMMANDS = {"file", "form", "encoding", "delimiter", "skip_bad", "wait", "as_json", "job"}
 
 
 def options(command: str) -> set[str]:

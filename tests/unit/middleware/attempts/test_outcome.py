@@ -100,6 +100,8 @@ def test_a_lost_retry_is_scheduled_again() -> None:
 def test_a_time_limit_has_a_kind_of_its_own() -> None:
     struck = decide(exception=TimeLimitExceeded(), failed=True).failure
     assert struck is not None
+    assert struck.message == "its time limit passed"
+    assert struck is not None
     assert struck.kind == "timed_out"
     other = decide(exception=ERROR, failed=True).failure
     assert other is not None

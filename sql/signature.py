@@ -1,0 +1,71 @@
+"""What arguments an actor takes: workers announce it, so that who submits need not import the actor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The names that the actor takes by position, in order, and by keyword; those that it needs; and whether it takes
+    any others.
+    """
+
+    actor: str
+    positional: tuple[str, ...] = ()
+    keyword: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    any_positional: bool = False
+    any_keyword: bool = False
+
+    @classmethod
+    def from_json(cls, actor: str, given: Mapping[str, Any] | None) -> Self | None:
+        """Read the column `signature` of an actor; None for one that nobody knows."""
+        if given is None:
+            return None
+        return cls(
+            actor, tuple(given["positional"]), frozenset(given["keyword"]), frozenset(given["required"]),
+            given["any_positional"], given["any_keyword"],
+        )  # fmt: skip
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as the column keeps it."""
+        return {
+            "positional": self.positional, "keyword": sorted(self.keyword), "required": sorted(self.required),
+            "any_positional": self.any_positional, "any_keyword": self.any_keyword,
+        }  # fmt: skip
+
+    def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Return what does not fit in a call with these arguments, or None."""
+        if (
+            not args
+            and self.required <= kwargs.keys()
+            and (self.any_keyword or kwargs.keys() <= self.keyword)
+        ):
+            return None
+        strange = [] if self.any_keyword else [name for name in kwargs if name not in self.keyword]
+        missing = self.required - set(self.positional[: len(args)]) - (kwargs.keys() & self.keyword)
+        wrong = []
+        if len(args) > len(self.positional) and not self.any_positional:
+            wrong.append(f"takes {len(self.positional)} arguments by position, not {len(args)}")
+        if strange:
+            wrong.append(f"has no argument {_names(strange)}")
+        if missing:
+            wrong.append(f"needs {_names(sorted(missing))}")
+        return f"{self.actor} {' and '.join(wrong)}" if wrong else None
+
+    def has_argument(self, by: str) -> bool:
+        """Return whether the actor has an argument of this name, or at this position."""
+        if by.isdecimal():
+            return self.any_positional or int(by) < len(self.positional)
+        return self.any_keyword or by in self.keyword
+
+    def check_lane(self, by: str | None) -> None:
+        """Raise ValueError if the actor has no argument `by`, a name or a position, that lanes could go by."""
+        if by is not None and not self.has_argument(by):
+            has = [*self.positional, *sorted(self.keyword.difference(self.positional))]
+            raise ValueError(f"concurrency_by: {self.actor} has no argument {by!r}; it has {_names(has)}")
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,91 @@
+"""What an actor takes, and what of an item does not fit it."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware.asyncio import AsyncIO
+
+import callboard
+from callboard.middleware.submission.actor_lookup import own_signature
+from callboard.middleware.submission.item_encoding import call_of
+from callboard.sql.signature import Signature
+
+
+def resize(photo: str, size: int = 5, *, quality: int = 90) -> None: ...
+def only_by_name(*, photo: str) -> None: ...
+def by_position(photo: str, /, size: int = 5) -> None: ...
+def some(photo: str, *more: int, **named: int) -> None: ...
+async def gently(photo: str) -> None: ...
+
+
+def signature(function: Callable[..., Any]) -> Signature | None:
+    broker = StubBroker()
+    broker.add_middleware(AsyncIO())
+    found = own_signature(dramatiq.actor(broker=broker)(function))
+    # A worker announces it, and another process reads it.
+    assert found is None or Signature.from_json(found.actor, found.as_json()) == found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("function", "item", "wrong"),
+    [
+        (resize, {"photo": 1}, None),
+        (resize, {"photo": 1, "size": 2, "quality": 3}, None),
+        (resize, [1, 2], None),
+        (resize, "one", None),
+        (resize, {"path;size": 1}, "resize has no argument 'path;size' and needs 'photo'"),
+        (resize, {}, "resize needs 'photo'"),
+        (resize, [], "resize needs 'photo'"),
+        (resize, [1, 2, 3], "resize takes 2 arguments by position, not 3"),
+        (only_by_name, 1, "only_by_name takes 0 arguments by position, not 1 and needs 'photo'"),
+        (by_position, {"photo": 1}, "by_position has no argument 'photo' and needs 'photo'"),
+        (by_position, [1], None),
+        (some, [1, 2, 3], None),
+        (some, {"photo": 1, "other": 2}, None),
+        (some, {"other": 2}, "some needs 'photo'"),
+        (gently, {"photos": 1}, "gently has no argument 'photos' and needs 'photo'"),
+    ],
+)
+def test_what_does_not_fit_is_named(function: Callable[..., Any], item: Any, wrong: str | None) -> None:
+    found = signature(function)
+    assert found is not None
+    assert found.misfit(*call_of(item)) == wrong
+
+
+def test_nothing_is_known_of_a_function_that_takes_what_it_gets() -> None:
+    """It may stand for an actor that runs elsewhere, or give what it gets, and more, to another function."""
+
+    @wraps(resize)
+    def injects(*args: Any, **kwargs: Any) -> None:
+        resize("a photo", *args, **kwargs)
+
+    def stub() -> None: ...
+    def in_batches(items: list[Any]) -> None: ...
+
+    assert [signature(one) for one in (injects, stub, callboard.batch(in_batches))] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("function", "by", "known"),
+    [
+        (resize, "photo", True), (resize, "quality", True), (resize, "1", True), (resize, "photos", False),
+        (resize, "2", False), (some, "anything", True), (some, "9", True), (by_position, "photo", False),
+    ],
+)  # fmt: skip
+def test_a_lane_goes_by_an_argument_that_the_actor_has(
+    function: Callable[..., Any], by: str, known: bool
+) -> None:
+    found = signature(function)
+    assert found is not None
+    if known:
+        found.check_lane(by)
+    else:
+        with pytest.raises(
+            ValueError, match=f"concurrency_by: {found.actor} has no argument '{by}'; it has 'photo', "
+        ):
+            found.check_lane(by)
