@@ -1,5 +1,7 @@
 """Errors that a user can do something about, each as one line."""
 
+import errno
+
 import psycopg
 
 from callboard.commands.services import NotStarted
@@ -16,7 +18,7 @@ class CommandError(Exception):
         self.code = code
 
 
-def explain(error: Exception) -> str | None:
+def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for each kind of error
     """The line for an error; None for a bug of ours."""
     if isinstance(error, (CommandError, SchemaError, NotConfigured, NotPossible)):
         return str(error)
@@ -28,6 +30,8 @@ def explain(error: Exception) -> str | None:
         return "the database has no callboard schema that fits this code: run `callboard migrate`"
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return f"the database refuses this user: {first_line(error)}; give it the right, or use another user"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"can't write the output: {error.strerror}"
     if isinstance(error, psycopg.OperationalError):
         return f"the connection to the database was lost: {first_line(error)}; try again"
     return None

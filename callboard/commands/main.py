@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from callboard.commands import server, sweep
+from callboard.commands import output, server, sweep
 from callboard.commands.errors import CommandError, explain
 from callboard.commands.jobs import actions, purge, show, submit
 from callboard.commands.local import demo, up
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises what `explain` has no line for: a bug.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    output.prepare_streams()
     try:
         code = app(given or ["--help"], standalone_mode=False, prog_name="callboard")
     except TyperException as error:
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.format_message().rstrip('.')} (see `{command} --help`)", error.exit_code)
     except typer.Abort:
         return _fail("stopped", 1)
+    except BrokenPipeError:
+        output.drop_stdout()  # its reader wants no more
+        return 1
     except Exception as error:
         line = explain(error)
         if line is None:

@@ -1,8 +1,11 @@
 """Prints to the terminal: one JSON document, or tables and lines in which control characters are escaped."""
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +26,22 @@ STYLES = {
     **dict.fromkeys(("retrying", "paused"), "yellow"),
     **dict.fromkeys(("cancelled", "skipped", "stopped"), "bright_black"),
 }
+
+
+def prepare_streams() -> None:
+    """Let everything be printed: what the encoding of a stream lacks is escaped, and a closed stream takes it too."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_stdout() -> None:
+    """Send what is still to be written to standard output nowhere: Python writes it when it ends."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def console() -> Console:

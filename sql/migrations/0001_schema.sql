@@ -284,7 +284,8 @@ CREATE TABLE callboard.turns (
     bulk_at          timestamptz NOT NULL DEFAULT 'infinity',  -- when its bulk items and messages `in_turn` are looked at
     due_at           timestamptz NOT NULL DEFAULT 'infinity',  -- no other message of it is due before
     served_at        timestamptz,                -- when a publisher last took a batch
-    not_before       timestamptz,                -- of its job, as are the next five
+    not_before       timestamptz,                -- of its job, as are the next six
+    deadline         timestamptz,
     seq              bigint NOT NULL DEFAULT 0,  -- raised by each change: what was found before it may not be all
     priority         integer NOT NULL,
     limited          boolean NOT NULL,           -- by concurrency, rate or lanes: all of it is published in its job's turn
@@ -303,9 +304,9 @@ CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
 CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     IF EXISTS (SELECT FROM added) THEN
         INSERT INTO callboard.turns AS t
-            (job_id, queue, target, bulk_at, due_at, tenant, priority, not_before, limited, held, over)
+            (job_id, queue, target, bulk_at, due_at, tenant, priority, not_before, deadline, limited, held, over)
         SELECT a.job_id, a.queue, coalesce(nullif(a.queue, ''), j.queue, ''), a.bulk_at, a.due_at,
-               j.tenant, j.priority, j.not_before,
+               j.tenant, j.priority, j.not_before, j.deadline,
                j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL,
                j.state = 'paused' OR j.stopping IS NOT NULL, j.finished_at IS NOT NULL
         FROM (
@@ -334,13 +335,14 @@ CREATE FUNCTION callboard.change_job_turns() RETURNS trigger LANGUAGE plpgsql AS
 BEGIN
     IF NEW.finished_at IS NULL AND NEW.watermark < NEW.bulk_end THEN
         INSERT INTO callboard.turns AS t
-            (job_id, queue, target, bulk_at, tenant, priority, not_before, limited, held, over)
-        VALUES (NEW.id, '', coalesce(NEW.queue, ''), now(), NEW.tenant, NEW.priority, NEW.not_before, is_limited, is_held, false)
+            (job_id, queue, target, bulk_at, tenant, priority, not_before, deadline, limited, held, over)
+        VALUES (NEW.id, '', coalesce(NEW.queue, ''), now(), NEW.tenant, NEW.priority, NEW.not_before, NEW.deadline,
+                is_limited, is_held, false)
         ON CONFLICT (job_id, queue) DO UPDATE SET bulk_at = least(t.bulk_at, now()), seq = t.seq + 1;
     END IF;
     IF TG_OP = 'UPDATE' AND OLD.bulk_end >= NEW.bulk_end THEN
         UPDATE callboard.turns
-        SET tenant = NEW.tenant, priority = NEW.priority, not_before = NEW.not_before,
+        SET tenant = NEW.tenant, priority = NEW.priority, not_before = NEW.not_before, deadline = NEW.deadline,
             limited = is_limited, held = is_held, over = NEW.finished_at IS NOT NULL,
             bulk_at = least(bulk_at, now()), due_at = least(due_at, now()), seq = seq + 1
         WHERE job_id = NEW.id;
@@ -354,8 +356,8 @@ CREATE TRIGGER change_job_turns AFTER UPDATE ON callboard.jobs FOR EACH ROW
     WHEN (OLD.bulk_end < NEW.bulk_end OR NEW.watermark < OLD.watermark
           OR (OLD.finished_at IS NULL) <> (NEW.finished_at IS NULL) OR (OLD.stopping IS NULL) <> (NEW.stopping IS NULL)
           OR (OLD.state = 'paused') <> (NEW.state = 'paused')
-          OR (OLD.priority, OLD.not_before, OLD.concurrency, OLD.rate, OLD.lane_by, OLD.lane_width)
-             IS DISTINCT FROM (NEW.priority, NEW.not_before, NEW.concurrency, NEW.rate, NEW.lane_by, NEW.lane_width))
+          OR (OLD.priority, OLD.not_before, OLD.deadline, OLD.concurrency, OLD.rate, OLD.lane_by, OLD.lane_width)
+             IS DISTINCT FROM (NEW.priority, NEW.not_before, NEW.deadline, NEW.concurrency, NEW.rate, NEW.lane_by, NEW.lane_width))
     EXECUTE FUNCTION callboard.change_job_turns();
 
 -- What is in flight of each lane, from before it is published until after it ended. A lane: the items of a job with the

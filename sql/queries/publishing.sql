@@ -3,7 +3,7 @@
 -- Rows: (queue, whether claim_outbox finds it, whether claim_bulk does).
 SELECT target, bool_or(NOT limited AND due_at <= now()), bool_or(bulk_at <= now() OR limited AND due_at <= now())
 FROM callboard.turns
-WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() AND (not_before IS NULL OR not_before <= now())
+WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() AND {its_time_is}
   AND target <> ALL (%(full)s)
 GROUP BY target
 UNION ALL
@@ -32,7 +32,7 @@ WITH living AS (
 ), waiting AS MATERIALIZED (
     SELECT job_id, queue, target, seq, served_at FROM turn
     WHERE NOT held AND (bulk_at <= now() OR limited AND due_at <= now() OR %(job)s::bigint IS NOT NULL)
-      AND (not_before IS NULL OR not_before <= now())
+      AND {its_time_is}
       AND target <> ALL (%(full)s) AND job_id <> ALL (%(passed)s::bigint[])
     ORDER BY priority, tenant_served_at NULLS FIRST, served_at NULLS FIRST, job_id, queue LIMIT 200
 ), next AS MATERIALIZED (
@@ -168,11 +168,11 @@ WITH moved AS (
     SET watermark = greatest(watermark, %(watermark)s),
         published = published + %(published)s,
         suspect_below = greatest(suspect_below, %(suspect_below)s),
-        publish_until = CASE WHEN %(keep)s AND stopping IS NULL AND state <> 'paused'
+        publish_until = CASE WHEN %(keep)s AND stopping IS NULL AND state <> 'paused' AND {its_time_is}
                              THEN now() + make_interval(secs => %(lease)s) END,
         updated_at = CASE WHEN %(published)s > 0 THEN now() ELSE updated_at END
     WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
-    RETURNING id, stopping IS NULL AND state <> 'paused' AS goes_on, watermark < bulk_end AS more
+    RETURNING id, stopping IS NULL AND state <> 'paused' AND {its_time_is} AS goes_on, watermark < bulk_end AS more
 ), next AS (
     SELECT m.id,
            CASE WHEN m.more AND %(turn)s = '' OR (
@@ -202,6 +202,10 @@ WITH moved AS (
 )
 SELECT goes_on FROM moved
 
+-- part: its_time_is
+-- Whether items of a job may start now, by its times in a job's row or a turn. Soon after its deadline the sweep stops it.
+(not_before IS NULL OR not_before <= now()) AND (deadline IS NULL OR deadline > now())
+
 -- name: claim_outbox
 -- Messages that are due of jobs without limits, for as long as the lease lasts: of each queue as many as it has room for,
 -- of many jobs the same number each. Tenants come in turn, and the jobs of a tenant.
@@ -214,7 +218,7 @@ WITH placed AS (
            row_number() OVER (PARTITION BY t.target, t.priority, t.tenant ORDER BY t.served_at NULLS FIRST, t.job_id) AS place
     FROM callboard.turns AS t
     WHERE NOT t.held AND NOT t.over AND NOT t.limited AND t.due_at <= now() AND least(t.bulk_at, t.due_at) <= now()
-      AND (t.not_before IS NULL OR t.not_before <= now())
+      AND {its_time_is}
       AND (%(queue)s::text[] IS NULL OR t.target = ANY (%(queue)s::text[]))
 ), picked AS MATERIALIZED (
     SELECT job_id, queue, seq,

@@ -50,7 +50,7 @@ WITH new AS (
 INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, sent_ms, first, claimed_until)
 SELECT n.job, n.item, 1, n.queue, now() + make_interval(secs => n.delay), n.sent_ms, true,
        CASE WHEN n.delay = 0 AND %(publishing)s AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
-                 AND j.lane_by IS NULL AND (j.not_before IS NULL OR j.not_before <= now())
+                 AND j.lane_by IS NULL AND {its_time_is}
             THEN now() + make_interval(secs => %(lease)s) END
 FROM new AS n JOIN callboard.jobs AS j ON j.id = n.job WHERE n.published IS NOT TRUE
 RETURNING job_id, item, id, claimed_until IS NOT NULL

@@ -50,6 +50,8 @@ def opened(file: str, encoding: str | None, say: Callable[[str], None]) -> Itera
 
     Raises CommandError for a file that can't be read, or has another encoding.
     """
+    if file == "-" and sys.stdin is None:
+        raise CommandError("there is no standard input: give the items in a FILE", code=2)
     try:
         with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source:
             if file != "-" and Path(file).is_file():

@@ -189,9 +189,29 @@ def test_a_job_without_a_queue_of_its_own_has_that_of_its_first_message(conn: Co
     assert (claim.job, claim.queue) == (job, "default")
 
 
+def test_nothing_starts_of_a_job_whose_deadline_has_passed(conn: Conn) -> None:
+    """Also before the sweep looks, and of what is being published as it passes."""
+    job, other = make_job(conn, 3, published=0), make_job(conn, 3, published=0)
+    for one in (job, other):
+        send(conn, one, 3)
+    claim = publishing.claim_bulk(conn, job=other)
+    assert claim is not None
+    for one in (job, other):
+        actions.limit(conn, one, ANNA, {"deadline": "2026-01-01T00:00:00Z"})
+    assert not publishing.advance_watermark(conn, claim, watermark=1, published=1, keep=True)
+    assert publish(conn, job) == 0
+    assert publishing.claim_outbox(conn, 10) == []
+    assert sorted(jobs.stop_overdue_jobs(conn)) == [job, other]
+    assert status(conn, job)["cancelled"] == 4
+
+
 @pytest.mark.parametrize(
-    "limit", [{"concurrency": 1}, {"rate": "1/m"}, {"concurrency_by": "a=1"}, {"at": "1h"}, {}]
-)
+    "limit",
+    [
+        {"concurrency": 1}, {"rate": "1/m"}, {"concurrency_by": "a=1"}, {"at": "1h"},
+        {"deadline": "2026-01-01T00:00:00Z"}, {},
+    ],
+)  # fmt: skip
 def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(
     conn: Conn, limit: dict[str, Any]
 ) -> None:
