@@ -27,6 +27,11 @@ class DeferringBroker(TrackedBroker):
             raise QueueNotFound(message.queue_name)
         return super().enqueue(message, delay=delay)
 
+    def join(self, queue_name: str, *, timeout: int | None = None, **options: Any) -> None:
+        """Wait until all items of a queue have ended, and its messages are acknowledged."""
+        left = self.join_items(queue_name, timeout)
+        super().join(queue_name, timeout=left, **options)
+
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Make a consumer that acknowledges a message when its outcome is committed."""
         return DeferringConsumer(super().consume(queue_name, prefetch, timeout), self.runtime)

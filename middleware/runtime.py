@@ -39,7 +39,7 @@ from callboard.sql import migrate, settings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Outgoing
 from callboard.sql.signature import Signature
-from callboard.sql.writes import claims
+from callboard.sql.writes import claims, jobs
 
 log = logging.getLogger("callboard.tracking")
 
@@ -131,6 +131,16 @@ class Runtime:
         return self.process.retry_write(
             lambda conn: claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, actor)
         )
+
+    def has_open_items(self, queue: str) -> bool:
+        """Return whether an item of a queue did not end, and its job goes on."""
+        return self.write(lambda conn: jobs.queue_has_open_items(conn, queue))
+
+    def drop_queue(self, queue: str) -> None:
+        """Cancel the jobs that have messages in a queue, or are to publish some."""
+        if self._publisher:
+            self._publisher.forget(queue)
+        self.in_flight.apply_controls(self.write(lambda conn: jobs.stop_jobs_of_queue(conn, queue)))
 
     def _publish(self, out: Outgoing) -> None:
         if out.outbox is not None:  # else another process has its claim

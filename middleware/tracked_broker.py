@@ -1,8 +1,11 @@
 """What tracking changes of a broker, whatever its class."""
 
+import time
 from typing import Any
 
 import dramatiq
+from dramatiq.common import q_name
+from dramatiq.errors import QueueJoinTimeout
 
 from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.message import stamp
@@ -10,6 +13,9 @@ from callboard.middleware.publish.transport import publishing
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.enqueue import comes_off_delay_queue
 from callboard.middleware.tracking import Tracking, track
+
+#: Seconds between two looks at the items that `join` waits for.
+JOIN_SECONDS = 0.1
 
 
 class TrackedBroker(dramatiq.Broker):
@@ -53,6 +59,24 @@ class TrackedBroker(dramatiq.Broker):
             super().emit_after(signal, *args, **kwargs)
         elif not _is_silent(signal, args):
             self._hooks.after(signal, *args, **kwargs)
+
+    def flush(self, queue_name: str) -> None:
+        """Drop the messages of a queue, and those that are to be published to it: their jobs are cancelled."""
+        if queue_name == q_name(queue_name):
+            self.runtime.drop_queue(queue_name)
+        super().flush(queue_name)
+
+    def join_items(self, queue_name: str, timeout: int | None) -> int | None:
+        """Wait until all items of a queue have ended; return how much is left of `timeout`, in milliseconds.
+
+        Raises QueueJoinTimeout. Items of paused jobs are not waited for.
+        """
+        end = None if timeout is None else time.monotonic() + timeout / 1000
+        while self.runtime.has_open_items(queue_name):
+            if end is not None and time.monotonic() > end:
+                raise QueueJoinTimeout(queue_name)
+            time.sleep(JOIN_SECONDS)
+        return None if end is None else max(1, round((end - time.monotonic()) * 1000))
 
     def close(self) -> None:
         """Write and publish what is left, end all threads, and close the connections."""

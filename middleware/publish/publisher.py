@@ -70,6 +70,13 @@ class Publisher:
             self._ensure_thread()
             self._changed.notify()
 
+    def forget(self, queue: str) -> None:
+        """Publish none of the messages that were added for a queue."""
+        with self._changed:
+            kept = [one for one in self._added if one[1].queue != queue]
+            self._added.clear()
+            self._added.extend(kept)
+
     def publish_job(self, job: int) -> None:
         """Publish a job's first items now, as many as its queue has room for."""
         with self._changed:

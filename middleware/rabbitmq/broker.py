@@ -27,6 +27,14 @@ class TrackedRabbitmqBroker(TrackedBroker, StockBroker):
         """Makes the consumer of a queue, for `consume`."""
         return partial(RabbitmqConsumer, runtime=self.runtime)
 
+    def join(
+        self, queue_name: str, min_successes: int = 10, idle_time: int = 100, *, timeout: int | None = None
+    ) -> None:
+        """Wait until all items of a queue have ended, and no message of another producer lies in it."""
+        left = self.join_items(queue_name, timeout)
+        super().join(queue_name, min_successes, idle_time, timeout=left)
+        self.join_items(queue_name, left)
+
 
 class RabbitmqBroker(TrackedRabbitmqBroker):
     """Dramatiq's RabbitmqBroker, tracked. All of its parameters hold; `database_url` defaults to ``DATABASE_URL``.

@@ -114,6 +114,33 @@ SET stopping = 'failed', epoch = epoch + 1, control_at = clock_timestamp(), stan
 FROM waiting WHERE j.id = waiting.id
 RETURNING j.id
 
+-- name: stop_jobs_of_queue
+-- The messages of a queue are dropped. Transition: open -> stopping, to be cancelled. Guard: not stopping, has items that
+-- did not end, and the queue is its own, or that of such an item. A standing job gives its day to a new one.
+-- Caller: TrackedBroker.flush. Rows: (id, state, epoch, stopping). Lock order: jobs by id.
+WITH dropped AS (
+    SELECT j.id FROM callboard.jobs AS j
+    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
+      AND j.total > j.succeeded + j.failed + j.skipped + j.cancelled
+      AND (j.queue = %(queue)s
+           OR EXISTS (SELECT FROM callboard.items AS i
+                      WHERE i.job_id = j.id AND i.queue = %(queue)s AND i.state IN ('waiting', 'retrying')))
+    ORDER BY j.id FOR NO KEY UPDATE
+)
+UPDATE callboard.jobs AS j
+SET stopping = 'cancelled', epoch = epoch + 1, control_at = clock_timestamp(), standing_on = NULL, updated_at = now(),
+    reason = 'the messages of the queue ' || %(queue)s::text || ' were dropped'
+FROM dropped WHERE j.id = dropped.id
+RETURNING j.id, j.state::text, j.epoch, true
+
+-- name: queue_has_open_items
+-- Whether an item of a queue did not end, and its job goes on. Caller: TrackedBroker.join. Rows: one.
+SELECT EXISTS (
+    SELECT FROM callboard.jobs AS j JOIN callboard.items AS i ON i.job_id = j.id
+    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
+      AND i.state IN ('waiting', 'retrying') AND coalesce(i.queue, j.queue) = %(queue)s
+)
+
 -- name: close_stopped
 -- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
 -- Guard: every worker had the time to hear of it (`heard` seconds), or nothing was ever published and no publisher is at

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from callboard.sql import settings, timings
 from callboard.sql.pool import Conn
+from callboard.sql.rows import JobControl
 from callboard.sql.statements import statement
 
 
@@ -46,6 +47,17 @@ def stop_jobs_without_actor(conn: Conn) -> list[int]:
     """Stop the jobs whose actor no worker has announced for too long; return their ids."""
     parameters = {"actor_wait": settings.ACTOR_WAIT.get()}
     return [row[0] for row in conn.execute(statement("stop_jobs_without_actor"), parameters)]
+
+
+def stop_jobs_of_queue(conn: Conn, queue: str) -> list[JobControl]:
+    """Stop the jobs that have messages in a queue or are to publish some; return their control states."""
+    return [JobControl(*row) for row in conn.execute(statement("stop_jobs_of_queue"), {"queue": queue})]
+
+
+def queue_has_open_items(conn: Conn, queue: str) -> bool:
+    """Return whether an item of a queue did not end, and its job goes on."""
+    (found,) = next(conn.execute(statement("queue_has_open_items"), {"queue": queue}))
+    return bool(found)
 
 
 def close_stopped(conn: Conn) -> list[int]:

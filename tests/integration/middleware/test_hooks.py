@@ -9,7 +9,7 @@ import dramatiq
 import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockRabbitmqBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.errors import QueueNotFound
+from dramatiq.errors import QueueJoinTimeout, QueueNotFound
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
@@ -306,6 +306,50 @@ def test_an_undeclared_queue_is_refused_in_process(database_url: str) -> None:
     with pytest.raises(QueueNotFound, match="nowhere"):
         broker.enqueue(message)
     broker.close()
+
+
+def test_join_waits_for_what_was_just_sent_for_retries_delays_and_children(app: App) -> None:
+    """As the recipe for tests of Dramatiq's guide has it."""
+
+    @dramatiq.actor(max_retries=1, min_backoff=300, max_backoff=300)
+    def work(number: int) -> None:
+        app.runs[number] += 1
+        if number == 1 and app.runs[number] == 1:
+            raise ValueError(number)
+        if number == 2:
+            work.send(3)
+
+    app.start()
+    work.send(1)
+    work.send(2)
+    work.send_with_options(args=(4,), delay=300)
+    app.broker.join("default", timeout=60_000)
+    assert app.runs == {1: 2, 2: 1, 3: 1, 4: 1}
+    with callboard.job("paused") as job:
+        work.send_with_options(args=(5,), delay=60_000)
+    with pytest.raises(QueueJoinTimeout):
+        app.broker.join("default", timeout=100)
+    job.pause()
+    app.broker.join("default")
+
+
+def test_flush_drops_what_was_just_sent_and_what_waits(app: App) -> None:
+    @dramatiq.actor
+    def work(number: int) -> None:
+        app.runs[number] += 1
+
+    work.send(1)
+    work.send_with_options(args=(2,), delay=100)
+    with callboard.job("sent") as job:
+        work.send(3)
+    app.broker.flush_all()
+    assert job.status()["reason"] == "the messages of the queue default were dropped"
+    app.start()
+    work.send(4)
+    app.broker.join("default", timeout=60_000)
+    assert app.runs == {4: 1}
+    assert job.wait(TIMEOUT)["cancelled"] == 1
+    assert wait_until(lambda: app.states() == {"succeeded": 1, "waiting": 3}, TIMEOUT), app.states()
 
 
 def test_a_closed_broker_leaves_no_connection_and_no_thread(app: App) -> None:
