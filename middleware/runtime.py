@@ -26,11 +26,11 @@ from callboard.middleware.process.fatal_exit import (
     is_dramatiq_command,
     stop_process,
 )
-from callboard.middleware.process.heartbeat import Heartbeat
+from callboard.middleware.process.heartbeat import Heartbeat, OtherBroker
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
-from callboard.middleware.publish.transport import Transport
+from callboard.middleware.publish.transport import Transport, Unreachable
 from callboard.middleware.submission.enqueue import send, send_kept
 from callboard.middleware.submission.lease import SubmissionLease
 from callboard.middleware.submission.send_store import SendStore
@@ -170,7 +170,7 @@ class Runtime:
         while True:
             try:
                 return query()
-            except migrate.SchemaError as error:
+            except (migrate.SchemaError, OtherBroker) as error:
                 log.critical("%s", error)
                 sys.exit(1)
             except psycopg.OperationalError as error:
@@ -190,9 +190,18 @@ class Runtime:
         self._heartbeat = Heartbeat(
             self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble, self._stage_maker.make_due
         )  # fmt: skip
-        self._at_boot(partial(self._heartbeat.start, actors, signatures or {}))
+        self._at_boot(partial(self._heartbeat.start, actors, signatures or {}, self._broker_name()))
         self.maintain()
         self.journal.watch()
+
+    def _broker_name(self) -> str | None:
+        transport = self.make_transport()
+        try:
+            return transport.name()
+        except Unreachable:
+            return None  # the worker starts all the same, and waits for its broker
+        finally:
+            transport.close()
 
     def maintain(self) -> None:
         """Publish what is due, deliver callbacks, and sweep, in threads: what a worker does beside its items, and

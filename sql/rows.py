@@ -372,3 +372,4 @@ class WorkerInfo:
     release: str
     actors: dict[str, str] = field(default_factory=dict)  # name -> queue
     signatures: dict[str, Signature] = field(default_factory=dict)  # of the actors, as far as they are known
+    broker: str | None = None  # its cluster and virtual host

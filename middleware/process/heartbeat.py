@@ -28,6 +28,10 @@ POLL_SECONDS = 0.5
 CONTROLS_SECONDS = 20.0
 
 
+class OtherBroker(RuntimeError):
+    """Workers of another broker use the same database."""
+
+
 @dataclass(slots=True)
 class Heartbeat:
     """The heartbeat of this worker.
@@ -49,17 +53,26 @@ class Heartbeat:
     def __post_init__(self) -> None:
         self._periodic = Periodic("heartbeat", min(POLL_SECONDS, BEAT_SECONDS / 2), self._step)
 
-    def start(self, actors: dict[str, str], signatures: dict[str, Signature]) -> None:
-        """Register the process as a worker with these actors ({name: queue}), and beat from now on.
+    def start(self, actors: dict[str, str], signatures: dict[str, Signature], broker: str | None) -> None:
+        """Register the process as a worker with these actors ({name: queue}), and beat from now on. `broker` names the
+        broker; None where it isn't known.
 
-        Raises psycopg.Error and PoolTimeout.
+        Raises OtherBroker, psycopg.Error and PoolTimeout.
         """
         release = settings.RELEASE.get()
         info = WorkerInfo(
-            socket.gethostname(), os.getpid(), self.process.threads, release, actors, signatures
+            socket.gethostname(), os.getpid(), self.process.threads, release, actors, signatures, broker
         )
         with self.process.pool.connection() as conn:
             self.process.worker = workers.register_worker(conn, info)
+            if found := workers.other_broker(conn, self.process.worker):
+                workers.stop_worker(conn, self.process.worker)
+                other, host, theirs = found
+                raise OtherBroker(
+                    f"this worker is on {broker}, and worker {other} at {host} uses the same database on {theirs}: "
+                    "messages would go to the wrong one. Give each broker and virtual host a database of its own; to "
+                    "move to another broker, stop the old workers first"
+                )
             self._poll_controls(conn)  # before a message of a stopped job can arrive
         self._beaten = time.monotonic()
         self._periodic.start()

@@ -52,6 +52,9 @@ class Transport(Protocol):
     def depth(self, queue: str) -> int | None:
         """Return how many messages are ready in a queue; None when the broker can't tell. Raises Unreachable."""
 
+    def name(self) -> str | None:
+        """Return which broker it is, however it is addressed; None when the broker can't tell. Raises Unreachable."""
+
     def serve(self, *, reconnect: bool = False) -> None:
         """Process what the connection has to do (heartbeats), without waiting.
 
@@ -109,6 +112,10 @@ class EnqueueTransport:
         if not isinstance(waiting, dict):
             return None
         return int(waiting[queue].qsize()) if queue in waiting else 0
+
+    def name(self) -> str | None:
+        """See Transport."""
+        return None
 
     def serve(self, *, reconnect: bool = False) -> None:
         """See Transport."""

@@ -281,6 +281,15 @@ class ConfirmingPublisher:
         channel.add_on_close_callback(on_close)
         self._run_loop(CONFIRM_SECONDS)
 
+    def name(self) -> str | None:
+        """See Transport: the name that RabbitMQ gives its cluster, and the virtual host."""
+        self._open()
+        connection: Any = self._connection
+        cluster = (connection.server_properties or {}).get("cluster_name")
+        if isinstance(cluster, bytes):
+            cluster = cluster.decode(errors="replace")
+        return f"{cluster}, virtual host {connection.params.virtual_host}" if cluster else None
+
     # The connection --------------------------------------------------------------------------------------------------
 
     def _open(self) -> Channel:

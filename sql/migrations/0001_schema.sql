@@ -381,6 +381,7 @@ CREATE TABLE callboard.workers (
     died_at          timestamptz,                -- it was found dead
     host             text NOT NULL,
     release          text NOT NULL DEFAULT '',
+    broker           text,                       -- its RabbitMQ cluster and virtual host; NULL: not known
     trouble          text,                       -- what keeps it from publishing, as of its last beat; NULL: nothing
     actors           text[] NOT NULL,
     queues           text[] NOT NULL,

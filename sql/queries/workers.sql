@@ -14,9 +14,15 @@ WITH waiting AS (
     UPDATE callboard.turns AS t SET bulk_at = now(), seq = t.seq + 1
     FROM waiting AS w WHERE t.job_id = w.job_id AND t.queue = w.queue
 )
-INSERT INTO callboard.workers (host, pid, threads, release, actors, queues)
-VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s)
+INSERT INTO callboard.workers (host, pid, threads, release, actors, queues, broker)
+VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s, %(broker)s)
 RETURNING id
+
+-- name: other_broker
+-- A worker that lives, and registered before this one, on another broker. Caller: the heartbeat. Rows: (id, host, broker).
+SELECT o.id, o.host, o.broker
+FROM callboard.workers AS w JOIN callboard.live_workers(%(dead_after)s) AS o ON o.id < w.id AND o.broker <> w.broker
+WHERE w.id = %(worker)s ORDER BY o.id LIMIT 1
 
 -- name: beat
 -- A worker lives, holds these items, and has this trouble with its broker. One that was found dead and is not comes back to life.

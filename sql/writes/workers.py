@@ -20,10 +20,17 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
         statement("register_worker"),
         {
             "host": info.host, "pid": info.pid, "threads": info.threads, "release": info.release,
-            "actors": actors, "queues": sorted(set(queues)),
+            "actors": actors, "queues": sorted(set(queues)), "broker": info.broker,
         },
     ).fetchone()  # fmt: skip
     return int(required(row)[0])
+
+
+def other_broker(conn: Conn, worker: int) -> tuple[int, str, str] | None:
+    """Return (id, host, broker) of a worker that lives and registered before this one, on another broker; or None."""
+    parameters = {"worker": worker, "dead_after": timings.DEAD_AFTER_SECONDS}
+    row = conn.execute(statement("other_broker"), parameters).fetchone()
+    return (row[0], row[1], row[2]) if row else None
 
 
 def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]], trouble: str | None = None) -> None:

@@ -17,6 +17,9 @@ class StubTransport:
     def __init__(self) -> None:
         self.depth_calls = 0
 
+    def name(self) -> str | None:
+        return None
+
     def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         return [True] * len(batch)
 

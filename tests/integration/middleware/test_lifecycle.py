@@ -1,10 +1,12 @@
 """Workers survive a poison item, a stop during a job, a database that goes away, and answers that are lost."""
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dramatiq
 import psycopg
@@ -29,7 +31,7 @@ from tests.support.jobs import make_job, make_worker
 from tests.support.pipeline import Stage, stage
 from tests.support.process_parts import process_on
 from tests.support.vhosts import Broker
-from tests.support.workers import wait_until
+from tests.support.workers import StartWorker, Worker, wait_until
 
 TIMEOUT = 120.0
 
@@ -138,6 +140,29 @@ def test_a_worker_whose_database_goes_away_at_its_start_registers_in_the_end(
     finally:
         runtime.close()
         broker.close()
+
+
+def test_a_worker_of_another_broker_does_not_start_on_the_same_database(
+    worker: StartWorker, broker: Broker, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It would publish the other's messages on its own broker. When the other has ended, it starts."""
+    first = worker("callboard.actors")
+    with broker.vhost() as elsewhere:
+        other = {**environment, "AMQP_URL": elsewhere}
+        refused = Worker(["callboard.actors"], tmp_path / "refused.log", env=other).begin()
+        assert wait_until(lambda: not refused.process.running(), TIMEOUT)
+        assert refused.process.kill() != 0
+        assert "stop the old workers first" in refused.output
+        assert "Traceback" not in refused.output
+        again = worker("callboard.actors")
+        with connect(environment["DATABASE_URL"]) as conn:
+            query = "SELECT DISTINCT broker FROM callboard.workers WHERE stopped_at IS NULL"
+            ((name,),) = conn.execute(query).fetchall()
+        assert name.endswith(
+            f"@{socket.gethostname().split('.')[0]}, virtual host {urlsplit(environment['AMQP_URL']).path[1:]}"
+        )
+        assert first.stop() == again.stop() == 0
+        worker("callboard.actors", env=other)
 
 
 def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
