@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 from dramatiq.broker import Consumer
 from dramatiq.brokers.rabbitmq import RabbitmqBroker as StockBroker
+from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware
 
-from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
+from callboard.middleware.process.outage import reason
+from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher, address
 from callboard.middleware.rabbitmq.consumer import RabbitmqConsumer
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.tracked_broker import TrackedBroker
@@ -26,6 +28,15 @@ class TrackedRabbitmqBroker(TrackedBroker, StockBroker):
     def consumer_class(self) -> Callable[..., Consumer]:
         """Makes the consumer of a queue, for `consume`."""
         return partial(RabbitmqConsumer, runtime=self.runtime)
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
+        """Make a consumer; why its queue can't be declared is noted for the jobs in it. Raises ConnectionClosed."""
+        try:
+            self.declare_queue(queue_name, ensure=True)
+        except ConnectionClosed as error:
+            self.runtime.consumers.cut_off[queue_name] = f"{address(self.parameters)}: {reason(error)}"
+            raise
+        return self.consumer_class(self, queue_name, prefetch, timeout)
 
     def join(
         self, queue_name: str, min_successes: int = 10, idle_time: int = 100, *, timeout: int | None = None

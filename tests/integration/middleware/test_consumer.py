@@ -38,6 +38,20 @@ def test_a_queue_that_was_deleted_while_nobody_was_connected_is_declared_again(
     consumer.close()
 
 
+def test_a_queue_that_was_declared_otherwise_is_why_its_jobs_stand_still(
+    on: callboard.RabbitmqBroker,
+) -> None:
+    on.channel.queue_declare("work", durable=True)  # as an app without dead letters does
+    consumers = runtime_of(on).consumers
+    with pytest.raises(ConnectionClosed, match="PRECONDITION_FAILED"):
+        on.consume("work")
+    assert "RabbitMQ at 127.0.0.1:" in (why := consumers.why_cut_off() or "")
+    assert "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-exchange' for queue 'work'" in why
+    on.channel.queue_delete("work")
+    on.consume("work").close()
+    assert consumers.why_cut_off() is None
+
+
 def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroker) -> None:
     """Also when nothing is to be acknowledged: RabbitMQ closes it when an item takes longer than half an hour."""
     on.declare_queue("work", ensure=True)
