@@ -41,12 +41,18 @@ class DeferringConsumer(Consumer):
         message = next(self._consumer)
         if message is not None:
             tag = next(self._tags)
-            redelivered = getattr(message, "redelivered", False)
             message.delivery = Delivery(  # type: ignore[attr-defined]
-                self, tag, stamp.read(message.options), redelivered
+                self, tag, stamp.read(message.options), self._may_come_again(message)
             )
             self._open[tag] = message
         return message
+
+    def _may_come_again(self, message: MessageProxy) -> bool:
+        """Return whether a message may have been delivered before. Redis does not say so: its broker requeues the
+        messages of a worker that it has not heard of for some time, and none that are younger.
+        """
+        silence = getattr(getattr(self._consumer, "broker", None), "heartbeat_timeout", None)
+        return silence is not None and time.time() * 1000 - message.message_timestamp > silence / 2
 
     def ack(self, message: MessageProxy) -> None:
         """Acknowledge a message, unless that is deferred."""

@@ -146,9 +146,9 @@ class Runtime:
         if out.outbox is not None:  # else another process has its claim
             self.publisher.add(out)
 
-    def _wake_publisher(self) -> None:
+    def _wake_publisher(self, after: float) -> None:
         if self._publisher:
-            self._publisher.wake()
+            self._publisher.wake(after)
 
     # The worker ------------------------------------------------------------------------------------------------------
 

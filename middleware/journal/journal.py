@@ -60,6 +60,8 @@ MAX_ERRORS = 4
 ERROR_PAUSE_SECONDS = 0.25
 #: Seconds before a write is tried again while the database is away: doubled each time, up to the second.
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
+#: The longest delay of a retry, in seconds, for which the publisher is woken: it polls as often by itself.
+SOON_SECONDS = 0.2
 #: The longest wait, in seconds, of the thread of a process that is no worker.
 IDLE_SECONDS = 1.0
 
@@ -116,14 +118,14 @@ class Attempts(Protocol):
 
 @dataclass(slots=True)
 class Journal:
-    """See the module. `store` stores plain sends; `on_room` is called when a job with limits may publish more,
-    `on_broken` when the thread ends by an error that does not pass.
+    """See the module. `store` stores plain sends; `on_work` is called with the seconds after which there is more to
+    publish, `on_broken` when the thread ends by an error that does not pass.
     """
 
     process: Process
     attempts: Attempts
     store: Callable[[Conn, Sequence[Send]], None]
-    on_room: Callable[[], None] = lambda: None
+    on_work: Callable[[float], None] = lambda _: None
     on_broken: Callable[[BaseException], None] = lambda _: None
     _entries: list[Entry] = field(default_factory=list)
     _sends: list[Send] = field(default_factory=list)
@@ -373,8 +375,9 @@ class Journal:
 
     def _acknowledge(self, entries: Sequence[Entry], controls: Sequence[JobControl]) -> None:
         self.attempts.apply_controls(controls)
-        if any(control.limited for control in controls):
-            self.on_room()
+        due = _due_seconds([entry.event for entry in entries], limited=any(c.limited for c in controls))
+        if due is not None:
+            self.on_work(due)
         self.attempts.acknowledge(entries)
         self._running_rows.learn((e.attempt.actor, e.event.elapsed) for e in entries)
 
@@ -427,6 +430,17 @@ class Journal:
                 else:
                     _fail(sends, error)
             return
+
+
+def _due_seconds(events: Sequence[Event], *, limited: bool) -> float | None:
+    """Return in how many seconds the first message is due for what was recorded: a retry, a child, or the next item of
+    a limited job. None: not before the publisher polls by itself.
+    """
+    now = time.monotonic()
+    due = [
+        max(0.0, e.retry.delay - (now - e.ended)) for e in events if e.retry and e.retry.delay < SOON_SECONDS
+    ]
+    return 0.0 if limited or any(e.children for e in events) else min(due, default=None)
 
 
 def _dedupe(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:

@@ -4,6 +4,7 @@ Each process may publish any job: it claims a job's next batch, and the claim ex
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -51,7 +52,7 @@ class Publisher:
     _thread: threading.Thread | None = None
     _closing: bool = False
     _polls: bool = False
-    _woken: bool = False
+    _poll_at: float = math.inf  # monotonic
 
     def __post_init__(self) -> None:
         self._relay = Relay(self.transport, self.backlogs)
@@ -84,10 +85,10 @@ class Publisher:
             self._ensure_thread()
             self._changed.notify()
 
-    def wake(self) -> None:
-        """Poll for work now: an item of a limited job has ended, so another may start."""
+    def wake(self, after: float) -> None:
+        """Poll for work in `after` seconds: an item has ended, and its next attempt is due then, or others may go."""
         with self._changed:
-            self._woken = True
+            self._poll_at = min(self._poll_at, time.monotonic() + after)
             self._changed.notify()
 
     @property
@@ -165,11 +166,15 @@ class Publisher:
 
     def _wait_for_change(self, seconds: float) -> bool:
         def changed() -> bool:
-            return bool(self._added or self._jobs or self._closing or self._woken)
+            return bool(self._added or self._jobs or self._closing or self._poll_at <= time.monotonic())
 
+        end = time.monotonic() + seconds
         with self._changed:
-            found = self._changed.wait_for(changed, seconds)
-            self._woken = False
+            while not changed() and (left := min(end, self._poll_at) - time.monotonic()) > 0:
+                self._changed.wait(left)
+            found = changed()
+            if self._poll_at <= time.monotonic():
+                self._poll_at = math.inf
         return found
 
     def _round(self, added: list[Outgoing], jobs: list[int]) -> bool:

@@ -109,9 +109,16 @@ class EnqueueTransport:
     def depth(self, queue: str) -> int | None:
         """See Transport."""
         waiting = getattr(self._broker, "queues", {})
-        if not isinstance(waiting, dict):
+        if isinstance(waiting, dict):  # the broker of this process
+            return int(waiting[queue].qsize()) if queue in waiting else 0
+        redis = getattr(self._broker, "client", None)
+        if redis is None:
             return None
-        return int(waiting[queue].qsize()) if queue in waiting else 0
+        try:
+            return int(redis.llen(f"{self._broker.namespace}:{queue}"))  # type: ignore[attr-defined]
+        except Exception as error:
+            self.trouble = f"Redis does not tell how long the queue {queue!r} is: {reason(error)}"
+            raise Unreachable(self.trouble) from error
 
     def name(self) -> str | None:
         """See Transport."""

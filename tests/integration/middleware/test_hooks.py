@@ -1,6 +1,7 @@
 """What an app's own middleware, and its own class of a broker, hear of a tracked broker."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from dramatiq.results.backends import StubBackend
 
 import callboard
 from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.publish import publisher
 from callboard.middleware.tracked_broker import TrackedBroker
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.pool import Conn, connect
@@ -367,3 +369,24 @@ def test_a_closed_broker_leaves_no_connection_and_no_thread(app: App) -> None:
     )
     assert wait_until(lambda: app.conn.execute(left).fetchone() == (0,), TIMEOUT)
     assert wait_until(lambda: not set(threading.enumerate()) - before, TIMEOUT), threading.enumerate()
+
+
+def test_retries_and_children_start_without_a_poll_in_between(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "POLL_SECONDS", 5.0)
+
+    @dramatiq.actor(max_retries=10, min_backoff=1, max_backoff=2)
+    def work(number: int) -> None:
+        app.runs[number] += 1
+        if number == 1 and app.runs[number] < 5:
+            raise ValueError(number)
+        if number < 5:
+            work.send(number + 1)
+
+    app.start()
+    with callboard.job("chain"):
+        work.send(1)
+    begun = time.monotonic()
+    assert wait_until(lambda: app.runs[5] == 1, TIMEOUT)
+    assert time.monotonic() - begun < 4.0

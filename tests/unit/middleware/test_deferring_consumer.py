@@ -1,6 +1,7 @@
 """The wrapped consumer of a broker acknowledges after the commit, also if it blocks or loses its connection."""
 
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_a_deferred_message_is_acknowledged_when_it_is_released() -> None:
     release([(first.delivery, False), (third.delivery, True), (third.delivery, True)])
     assert wait_until(lambda: on.consumers.open_deliveries() == 0, TIMEOUT)
     assert wait_until(lambda: on.stock.done == [("nack", 1), ("ack", 0), ("nack", 2)], TIMEOUT)
+
+
+@pytest.mark.parametrize(("age", "claimed"), [(10.0, False), (31.0, True)])
+def test_an_old_message_of_redis_may_come_for_the_second_time(age: float, *, claimed: bool) -> None:
+    """Its broker requeues what a worker has in hand that it has not heard of for a minute, and does not say so."""
+    stock: Any = StockConsumer(0)
+    stock.broker = SimpleNamespace(heartbeat_timeout=60_000)
+    sent = int((time.time() - age) * 1000)
+    stock.messages = [MessageProxy(Message("default", "work", (), {}, {}, message_timestamp=sent))]
+    assert [message.delivery.redelivered for message in Deferring(stock).messages] == [claimed]
 
 
 def test_an_acknowledgement_is_tried_again_after_the_connection_was_lost(
