@@ -249,6 +249,16 @@ class Callback:
     ended: dict[str, Any]
 
 
+class JobPage(NamedTuple):
+    """The jobs with an id higher than `after`, and not higher than `last`."""
+
+    after: int
+    last: int
+
+
+ALL_JOBS = JobPage(0, 2**63 - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class OpenJob:
     """An open job; `quiet`: it has not moved for a while; `in_flight`: published items of it have not ended."""

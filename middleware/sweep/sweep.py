@@ -21,6 +21,7 @@ from callboard.middleware.sweep.retention import Retention
 from callboard.sql import timings
 from callboard.sql.errors import MISCONFIGURED, TRANSIENT
 from callboard.sql.pool import Conn
+from callboard.sql.rows import ALL_JOBS, JobPage
 from callboard.sql.writes import claims, jobs, stages, submission, sweep, workers
 
 log = logging.getLogger("callboard.sweep")
@@ -33,6 +34,8 @@ PERIOD_SECONDS = 2.0
 LEASE_SECONDS = 10.0
 #: Seconds between two samples of a job.
 SAMPLE_SECONDS = 4.0
+#: Open jobs that are looked at at a time.
+PAGE_JOBS = 1_000
 #: Seconds between two searches for lost messages.
 SEARCH_SECONDS = 5.0
 
@@ -49,6 +52,7 @@ class Sweep:
     _looked: float = 0.0  # when the database was last asked for the lease
     _steady_since: float = 0.0  # since when the database has answered every time; 0: it did not answer
     _sampled: float = 0.0
+    _page_end: int = 0  # the last of the open jobs that were looked at
     _searched: float = 0.0
     _search: LostMessageSearch = field(init=False)
     _retention: Retention = field(default_factory=Retention)
@@ -111,19 +115,25 @@ class Sweep:
         if now - self._steady_since >= timings.DEAD_AFTER_SECONDS:
             yield from (_rescue_dead, _stop_abandoned)
         yield sweep.analyze_grown_tables
-        yield from (_seal_standing, _stop_late, jobs.close_stopped, _close, stages.update_parents)
+        yield from (_seal_standing, _stop_late, jobs.close_stopped, stages.update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
             yield from (
-                sweep.sample_jobs,
+                self._look_at_jobs,
                 sweep.drop_messages_of_stopped_jobs,
                 claims.make_postponed_due,
-                _stop_without_actor,
             )
         if now - self._searched >= SEARCH_SECONDS:
             self._searched = now
             yield lambda conn: self._search.run(conn, self._holder)
         yield self._retention.round
+
+    def _look_at_jobs(self, conn: Conn) -> None:
+        """Sample, close and stop the open jobs of the next page, however many there are."""
+        page = sweep.page_of_open_jobs(conn, self._page_end, PAGE_JOBS)
+        self._page_end = 0 if page.last == ALL_JOBS.last else page.last
+        steps = (sweep.sample_jobs, _close, _stop_without_actor)
+        _run(conn, [partial(step, page=page) for step in steps])
 
 
 def _run(conn: Conn, steps: Iterable[Step]) -> None:
@@ -165,11 +175,11 @@ def _stop_late(conn: Conn) -> None:
         log.warning("job %d is stopped: its deadline passed", job)
 
 
-def _stop_without_actor(conn: Conn) -> None:
-    for job in jobs.stop_jobs_without_actor(conn):
+def _stop_without_actor(conn: Conn, page: JobPage) -> None:
+    for job in jobs.stop_jobs_without_actor(conn, page):
         log.warning("job %d is stopped: no worker announced its actor", job)
 
 
-def _close(conn: Conn) -> None:
-    for job in jobs.close_jobs(conn):
+def _close(conn: Conn, page: JobPage) -> None:
+    for job in jobs.close_jobs(conn, page):
         log.error("job %d had ended and was not closed; it is closed now. Please report this", job)

@@ -147,10 +147,19 @@ CREATE INDEX jobs_open ON callboard.jobs (id) WHERE finished_at IS NULL;
 CREATE INDEX jobs_staged ON callboard.jobs (id) WHERE stages IS NOT NULL AND finished_at IS NULL;
 CREATE INDEX jobs_control ON callboard.jobs (control_at) WHERE control_at IS NOT NULL;
 CREATE INDEX jobs_deadline ON callboard.jobs (deadline) WHERE deadline IS NOT NULL AND finished_at IS NULL;
+CREATE INDEX jobs_unsealed ON callboard.jobs (id) WHERE NOT sealed AND finished_at IS NULL;
+CREATE INDEX jobs_stopping ON callboard.jobs (id) WHERE stopping IS NOT NULL AND finished_at IS NULL;
 CREATE INDEX jobs_ended ON callboard.jobs (finished_at)
-    WHERE keep IS NULL AND deleted_at IS NULL AND finished_at IS NOT NULL;
-CREATE INDEX jobs_kept ON callboard.jobs (finished_at)
-    WHERE keep IS NOT NULL AND deleted_at IS NULL AND finished_at IS NOT NULL;
+    WHERE keep IS NULL AND deleted_at IS NULL AND finished_at IS NOT NULL AND parent_id IS NULL;
+
+-- When a job that is kept for so many seconds after its end is to leave. Immutable: an interval of seconds is the same in
+-- each time zone.
+CREATE FUNCTION callboard.expiry(ended timestamptz, keep float8) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN keep < 1e10 THEN ended + make_interval(secs => keep) ELSE 'infinity' END
+$$;
+
+CREATE INDEX jobs_kept ON callboard.jobs (callboard.expiry(finished_at, keep))
+    WHERE keep IS NOT NULL AND deleted_at IS NULL AND finished_at IS NOT NULL AND parent_id IS NULL;
 CREATE INDEX jobs_deleted ON callboard.jobs (id) WHERE deleted_at IS NOT NULL;
 
 -- 10,000,000 rows of one job are usual. No index on a column that changes, not even a partial one: each update of it
@@ -261,7 +270,7 @@ CREATE TABLE callboard.outbox (
     -- doesn't count against its job's limits.
     resend           boolean NOT NULL DEFAULT false,
     options          bytea,                      -- the message's options from now on; NULL: the item's own
-    queue            text NOT NULL DEFAULT '',   -- its item's; '': its job's
+    queue            text COLLATE "C" NOT NULL DEFAULT '',  -- its item's; '': its job's
     lane             text,                       -- NULL: not known yet, or its job has no lanes
     UNIQUE (job_id, item)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
@@ -390,6 +399,8 @@ CREATE TABLE callboard.workers (
 ) WITH (fillfactor = 50);
 
 CREATE INDEX workers_alive ON callboard.workers (id) WHERE stopped_at IS NULL AND died_at IS NULL;
+CREATE INDEX workers_ended ON callboard.workers (coalesce(stopped_at, died_at))
+    WHERE coalesce(stopped_at, died_at) IS NOT NULL;
 
 -- The workers that live: they have beaten within so many seconds. The planner replaces a call by its text.
 CREATE FUNCTION callboard.live_workers(dead_after float8) RETURNS SETOF callboard.workers LANGUAGE sql STABLE AS $$
@@ -438,7 +449,9 @@ CREATE TABLE callboard.callbacks (
     CONSTRAINT callbacks_end CHECK (delivered_at IS NULL OR gave_up_at IS NULL)
 ) WITH (fillfactor = 70);
 
-CREATE INDEX callbacks_due ON callboard.callbacks (due_at) WHERE delivered_at IS NULL AND gave_up_at IS NULL;
+-- By host, '' for messages: what waits for a host that has its share is not read.
+CREATE INDEX callbacks_due ON callboard.callbacks (coalesce(host, ''), due_at)
+    WHERE delivered_at IS NULL AND gave_up_at IS NULL;
 CREATE INDEX callbacks_by_job ON callboard.callbacks (job_id);
 
 -- The only code that queues callbacks: whichever statement ends a job, they are queued in its transaction. So none is
@@ -482,3 +495,5 @@ CREATE TABLE callboard.deleted_jobs (
     epoch            integer NOT NULL,
     deleted_at       timestamptz NOT NULL DEFAULT now()
 );
+
+CREATE INDEX deleted_jobs_by_time ON callboard.deleted_jobs (deleted_at);

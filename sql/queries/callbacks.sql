@@ -2,12 +2,33 @@
 -- Callbacks that are due, for as long as the lease lasts. It counts as a try, and fences the one before.
 -- Guard: neither delivered nor given up, due, and unclaimed or abandoned; of a webhook, its host is none of `full`.
 -- Caller: the callback dispatcher. Rows: Callback. Lock order: nothing but rows of this table, waiting for none.
-WITH due AS (
-    SELECT c.id FROM callboard.callbacks AS c
-    WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL
-      AND c.due_at <= now() AND (c.claimed_until IS NULL OR c.claimed_until <= now())
-      AND (c.host IS NOT NULL) = %(webhooks)s AND coalesce(c.host, '') <> ALL (%(full)s::text[])
-    ORDER BY c.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+WITH RECURSIVE host AS (
+    -- Each host for which something waits, '' for messages, by one step down the index a host.
+    SELECT CASE WHEN %(webhooks)s THEN (
+        SELECT coalesce(c.host, '') FROM callboard.callbacks AS c
+        WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND coalesce(c.host, '') > ''
+        ORDER BY coalesce(c.host, '') LIMIT 1) ELSE '' END AS name
+    UNION ALL
+    SELECT (SELECT coalesce(c.host, '') FROM callboard.callbacks AS c
+            WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND coalesce(c.host, '') > host.name
+            ORDER BY coalesce(c.host, '') LIMIT 1)
+    FROM host WHERE %(webhooks)s AND host.name IS NOT NULL
+), waiting AS MATERIALIZED (
+    SELECT c.id, c.due_at FROM host CROSS JOIN LATERAL (
+        SELECT c.id, c.due_at FROM callboard.callbacks AS c
+        WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND coalesce(c.host, '') = host.name
+          AND c.due_at <= now() AND (c.claimed_until IS NULL OR c.claimed_until <= now())
+        ORDER BY c.due_at LIMIT %(limit)s
+    ) AS c
+    WHERE host.name <> ALL (%(full)s::text[])
+    ORDER BY c.due_at LIMIT %(limit)s + 20  -- as others may claim at the same time
+), due AS (
+    SELECT c.id FROM waiting AS w CROSS JOIN LATERAL (
+        SELECT c.id FROM callboard.callbacks AS c
+        WHERE c.id = w.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL
+          AND c.due_at <= now() AND (c.claimed_until IS NULL OR c.claimed_until <= now())
+        OFFSET 0 FOR UPDATE SKIP LOCKED
+    ) AS c LIMIT %(limit)s
 )
 UPDATE callboard.callbacks AS c
 SET tries = c.tries + 1, claimed_until = now() + make_interval(secs => %(lease)s)

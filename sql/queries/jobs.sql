@@ -100,7 +100,7 @@ RETURNING j.id
 WITH waiting AS (
     SELECT j.id FROM callboard.jobs AS j
     LEFT JOIN callboard.jobs AS before ON before.parent_id = j.parent_id AND before.stage = j.stage - 1
-    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
+    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused' AND j.id > %(after)s AND j.id <= %(last)s
       AND j.actor IS NOT NULL AND j.actor NOT IN (SELECT name FROM callboard.actors)
       AND (before.id IS NULL OR before.finished_at IS NOT NULL)
       AND greatest(j.created_at, j.not_before, j.control_at, before.finished_at)
@@ -167,6 +167,7 @@ RETURNING j.id
 WITH done AS (
     SELECT id FROM callboard.jobs
     WHERE finished_at IS NULL AND sealed AND stopping IS NULL AND succeeded + failed + skipped + cancelled = total
+      AND id > %(after)s AND id <= %(last)s
     ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j SET state = 'completed', finished_at = now(), updated_at = now()

@@ -32,13 +32,28 @@ SELECT id FROM marked ORDER BY id
 -- Guard: the job, as locked, is over and has been for so long, and whom it calls has been called.
 -- Caller: the sweep, `callboard purge`. Rows: (id). Lock order: jobs, waiting for none.
 -- One of which somebody has a stage in hand is looked at again.
-WITH due AS (
-    SELECT j.id, j.stages FROM callboard.jobs AS j
-    WHERE j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND j.parent_id IS NULL
-      AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
-           OR j.keep IS NOT NULL AND extract(epoch FROM now() - j.finished_at) > j.keep)
-      AND j.id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL)
-    ORDER BY j.finished_at LIMIT %(limit)s FOR NO KEY UPDATE OF j SKIP LOCKED
+WITH expired AS MATERIALIZED (
+    (SELECT j.id, j.finished_at FROM callboard.jobs AS j
+     WHERE j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND j.parent_id IS NULL
+       AND j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
+       AND NOT EXISTS (SELECT FROM callboard.callbacks AS c
+                       WHERE c.job_id = j.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL OFFSET 0)
+     ORDER BY j.finished_at LIMIT %(limit)s)
+    UNION ALL
+    (SELECT j.id, j.finished_at FROM callboard.jobs AS j
+     WHERE j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND j.parent_id IS NULL
+       AND j.keep IS NOT NULL AND callboard.expiry(j.finished_at, j.keep) < now()
+       AND NOT EXISTS (SELECT FROM callboard.callbacks AS c
+                       WHERE c.job_id = j.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL OFFSET 0)
+     ORDER BY callboard.expiry(j.finished_at, j.keep) LIMIT %(limit)s)
+), due AS (
+    SELECT j.id, j.stages FROM (SELECT * FROM expired ORDER BY finished_at) AS e CROSS JOIN LATERAL (
+        SELECT j.id, j.stages FROM callboard.jobs AS j
+        WHERE j.id = e.id AND j.deleted_at IS NULL
+          AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
+               OR j.keep IS NOT NULL AND callboard.expiry(j.finished_at, j.keep) < now())
+        OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+    ) AS j LIMIT %(limit)s
 ), stages AS (
     -- Looked up for each: else all jobs may be compared with each.
     SELECT s.parent_id FROM due CROSS JOIN LATERAL (
@@ -66,7 +81,7 @@ WHERE w.id = ANY (ARRAY(
     SELECT o.id FROM callboard.workers AS o
     WHERE coalesce(o.stopped_at, o.died_at) < now() - make_interval(secs => %(keep)s::float8)
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.worker = o.id)
-    ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ORDER BY coalesce(o.stopped_at, o.died_at) LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ))
 
 -- name: delete_old_tombstones

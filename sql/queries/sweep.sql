@@ -83,8 +83,13 @@ BEGIN
     END LOOP;
 END $$
 
+-- name: page_of_open_jobs
+-- Where the next page of open jobs ends. Caller: the sweep. Rows: one, (the last id; NULL: it is the last page).
+SELECT CASE WHEN count(*) = %(limit)s THEN max(id) END
+FROM (SELECT id FROM callboard.jobs WHERE finished_at IS NULL AND id > %(after)s ORDER BY id LIMIT %(limit)s) AS j
+
 -- name: sample_jobs
--- A point for each open job that moved since its last. Caller: the sweep.
+-- A point for each open job of a page that moved since its last. Caller: the sweep.
 WITH flying AS MATERIALIZED (
     SELECT r.job_id, {done_in_part} AS in_part FROM callboard.running AS r GROUP BY r.job_id
 )
@@ -95,7 +100,7 @@ LEFT JOIN LATERAL (
     SELECT s.final, s.in_part FROM callboard.samples AS s WHERE s.job_id = j.id ORDER BY s.taken_at DESC LIMIT 1
 ) AS last ON true
 LEFT JOIN flying AS hand ON hand.job_id = j.id
-WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL
+WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL AND j.id > %(after)s AND j.id <= %(last)s
   AND (last.final, last.in_part) IS DISTINCT FROM (j.succeeded + j.failed + j.skipped, coalesce(hand.in_part, 0))
 ON CONFLICT DO NOTHING
 

@@ -72,4 +72,6 @@ WHERE %(within)s::float8 IS NULL AND control_at IS NOT NULL
   AND (finished_at IS NULL OR published > succeeded + failed + skipped)
 UNION ALL
 SELECT id, 'cancelled', epoch, false FROM callboard.deleted_jobs
-WHERE %(within)s::float8 IS NULL OR deleted_at > now() - make_interval(secs => %(within)s::float8)
+WHERE deleted_at > now() - make_interval(secs => %(within)s::float8)
+UNION ALL
+SELECT id, 'cancelled', epoch, false FROM callboard.deleted_jobs WHERE %(within)s::float8 IS NULL

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from callboard.sql import settings, timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import JobControl
+from callboard.sql.rows import ALL_JOBS, JobControl, JobPage
 from callboard.sql.statements import statement
 
 
@@ -43,9 +43,9 @@ def stop_overdue_jobs(conn: Conn) -> list[int]:
     return [row[0] for row in conn.execute(statement("stop_overdue_jobs"))]
 
 
-def stop_jobs_without_actor(conn: Conn) -> list[int]:
+def stop_jobs_without_actor(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
     """Stop the jobs whose actor no worker has announced for too long; return their ids."""
-    parameters = {"actor_wait": settings.ACTOR_WAIT.get()}
+    parameters = {"actor_wait": settings.ACTOR_WAIT.get(), "after": page.after, "last": page.last}
     return [row[0] for row in conn.execute(statement("stop_jobs_without_actor"), parameters)]
 
 
@@ -66,6 +66,7 @@ def close_stopped(conn: Conn) -> list[int]:
     return [row[0] for row in conn.execute(statement("close_stopped"), parameters)]
 
 
-def close_jobs(conn: Conn) -> list[int]:
+def close_jobs(conn: Conn, page: JobPage = ALL_JOBS) -> list[int]:
     """Close sealed jobs whose items are all final, should `record` have missed them; return their ids."""
-    return [row[0] for row in conn.execute(statement("close_jobs"))]
+    parameters = {"after": page.after, "last": page.last}
+    return [row[0] for row in conn.execute(statement("close_jobs"), parameters)]

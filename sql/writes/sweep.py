@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import OpenJob, PublishMark
-from callboard.sql.statements import statement
+from callboard.sql.rows import ALL_JOBS, JobPage, OpenJob, PublishMark
+from callboard.sql.statements import required, statement
 
 
 def renew_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
@@ -45,9 +45,15 @@ def analyze_grown_tables(conn: Conn) -> None:
     conn.execute(statement("analyze_grown_tables"))
 
 
-def sample_jobs(conn: Conn) -> None:
+def page_of_open_jobs(conn: Conn, after: int, limit: int) -> JobPage:
+    """Return the page of `limit` open jobs with ids higher than `after`; the last page has no end."""
+    row = required(conn.execute(statement("page_of_open_jobs"), {"after": after, "limit": limit}).fetchone())
+    return JobPage(after, ALL_JOBS.last if row[0] is None else row[0])
+
+
+def sample_jobs(conn: Conn, page: JobPage = ALL_JOBS) -> None:
     """Add a sample for each open job that moved."""
-    conn.execute(statement("sample_jobs"))
+    conn.execute(statement("sample_jobs"), {"after": page.after, "last": page.last})
 
 
 def open_jobs(conn: Conn, quiet: float, *, after: int = 0, limit: int = timings.MAX_ITEM) -> list[OpenJob]:
