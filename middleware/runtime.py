@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, TypeVar
 
 import dramatiq
@@ -62,8 +63,10 @@ class Runtime:
         self._remote = remote
         self._build()
         os.register_at_fork(after_in_child=self._build)
-        # The last messages of a short script are still to be published when it ends.
+        # The last messages of a short script are still to be published when it ends. A child of multiprocessing calls
+        # only what was registered in it.
         atexit.register(self.close)
+        register_after_fork(self, lambda runtime: Finalize(None, runtime.close, exitpriority=0))
 
     def _build(self) -> None:
         self._lock = threading.Lock()

@@ -3,6 +3,7 @@
 import logging
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -12,7 +13,9 @@ import pika
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.common import q_name, xq_name
 from dramatiq.errors import BrokerConnectionError
-from pika.adapters.select_connection import SelectConnection
+from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.utils.nbio_interface import AbstractIOReference
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 from pika.channel import Channel
 
 from callboard.middleware.message import envelope
@@ -56,6 +59,36 @@ class _Message(NamedTuple):
 
 class _Rejected(Unreachable):
     """RabbitMQ closed the channel because of one of the messages."""
+
+
+class _Resolver(SelectorIOServicesAdapter):  # type: ignore[misc]
+    """Looks up addresses in the thread of the connection. Pika starts a thread for that, and from Python 3.12 on a
+    process that ends can't: a short script would end before what it sent is published.
+    """
+
+    def getaddrinfo(
+        self, host: str, port: int, on_done: Callable[..., None], family: int = 0, socktype: int = 0, proto: int = 0,
+        flags: int = 0,
+    ) -> Any:  # fmt: skip
+        """See pika: `on_done` is called, by the loop, with the addresses or the error."""
+        found: Any
+        try:
+            found = socket.getaddrinfo(host, port, family, socktype, proto, flags)
+        except Exception as error:  # noqa: BLE001 — as pika does
+            found = error
+        return _Lookup(self.call_later(0, lambda: on_done(found)))
+
+
+class _Lookup(AbstractIOReference):  # type: ignore[misc]
+    """A lookup whose answer has not been given yet."""
+
+    def __init__(self, timer: Any) -> None:
+        self._timer = timer
+
+    def cancel(self) -> bool:
+        """Give no answer."""
+        self._timer.cancel()
+        return True
 
 
 class ConfirmingPublisher:
@@ -315,6 +348,7 @@ class ConfirmingPublisher:
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._on_channel),
             on_open_error_callback=lambda _, error: self._on_lost(error),
             on_close_callback=lambda _, error: self._on_lost(error),
+            custom_ioloop=_Resolver(IOLoop()),
         )
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)

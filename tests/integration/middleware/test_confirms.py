@@ -137,3 +137,21 @@ def test_a_message_whose_id_is_cut_reaches_a_queue_that_had_to_be_declared(amqp_
         batch = [outgoing(n, message_id="m" * 300 + str(n)) for n in range(2)]
         assert transport.publish(batch) == [True, True]
         assert transport.depth("work") == 2
+
+
+def test_a_process_that_ends_connects_without_a_new_thread(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Python 3.12 on it can start none: what a short script has sent would come seconds late, from a worker."""
+    with broker.vhost() as url, transport_to(url) as transport:
+        transport._broker.declare_queue("work", ensure=True)
+        monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("a thread is started"))
+        assert transport.publish([outgoing(1)]) == [True]
+
+
+def test_a_name_that_is_no_hosts_is_an_outage_that_says_so() -> None:
+    with (
+        transport_to("amqp://nowhere.invalid:5672/") as transport,
+        pytest.raises(Unreachable, match=r"nowhere\.invalid"),
+    ):
+        transport.publish([outgoing(1)])

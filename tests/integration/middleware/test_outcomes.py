@@ -1,10 +1,14 @@
 """The outcomes of items in a real worker process; at the end no counter has drifted."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -14,10 +18,27 @@ from dramatiq import Message, group
 
 import callboard
 from tests.faults.rig.job_watcher import JobWatcher
+from tests.support.paths import ROOT
 from tests.support.pipeline import TIMEOUT, Stage, stage
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
+#: A program whose child sends a message and ends.
+CHILD_SENDS = """
+import multiprocessing, sys
+import callboard
+from tests.support.pipeline_actors import noted
+
+def send():
+    with callboard.job("of a child"):
+        noted.send(1)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context(sys.argv[1]).Process(target=send)
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+"""
 ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
@@ -312,6 +333,21 @@ def test_a_plain_send_is_an_item_of_the_actors_standing_job(on: Stage) -> None:
         "SELECT count(*) FROM callboard.items WHERE message_id = %s", (sent.message_id,)
     ).fetchone()
     assert row == (1,)
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
+    how: str, on: Stage, tmp_path: Path
+) -> None:
+    """Such a child calls no exit handler of its parent's, and the claim of its message held for eight seconds."""
+    script = tmp_path / "script.py"
+    script.write_text(CHILD_SENDS)
+    environment = {**os.environ, **on.environment, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, script, how], env=environment, check=True, timeout=TIMEOUT)
+    mine = (
+        "FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id WHERE j.name = 'of a child'"
+    )
+    assert on.conn.execute(f"SELECT {mine}").rowcount == 0
 
 
 def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Stage) -> None:
