@@ -5,6 +5,8 @@ list of migrations must be in the schema `callboard` (the database may be the us
 transaction mode, and leave no lock behind when it is killed.
 """
 
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import LiteralString
@@ -13,6 +15,11 @@ import psycopg
 
 from callboard.sql.pool import Conn, connect
 from callboard.sql.statements import statement
+
+log = logging.getLogger("callboard.migrate")
+
+#: Seconds for which a migration that waits for locks is tried, and between two tries.
+LOCK_TRIES_SECONDS, LOCK_PAUSE_SECONDS = 300.0, 1.0
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -40,8 +47,40 @@ def known_migrations() -> list[Migration]:
 
 
 def migrate(url: str) -> list[str]:
-    """Apply the migrations that the database lacks; return their names. It may run again, and in two places at once."""
-    with connect(url) as conn, conn.transaction():
+    """Apply the migrations that the database lacks; return their names. It may run again, and in two places at once.
+
+    A step that waits for a lock has everybody else who needs the table wait behind it. So it waits for two seconds,
+    lets the others go, and tries again, for five minutes. Raises SchemaError, also for a database that can't work.
+    """
+    deadline = time.monotonic() + LOCK_TRIES_SECONDS
+    with connect(url) as conn:
+        check_encoding(conn)
+        while True:
+            try:
+                return _apply(conn)
+            except psycopg.errors.LockNotAvailable:
+                if time.monotonic() > deadline:
+                    raise SchemaError(
+                        "the schema can't be changed, since another session holds a lock on a table of it: end that "
+                        "session (see pg_stat_activity), and run `callboard migrate` again"
+                    ) from None
+                log.warning("a table of the schema is in use; the migration is tried again")
+                time.sleep(LOCK_PAUSE_SECONDS)
+
+
+def check_encoding(conn: Conn) -> None:
+    """Raise SchemaError for a database whose encoding can't hold every text."""
+    encoding = conn.info.parameter_status("server_encoding") or "UTF8"
+    if encoding != "UTF8":
+        raise SchemaError(
+            f"the database has the encoding {encoding}, in which not every text can be stored: use one with UTF8, as "
+            "`createdb --encoding UTF8 --template template0 --locale C callboard` makes it"
+        )
+
+
+def _apply(conn: Conn) -> list[str]:
+    with conn.transaction():
+        conn.execute(statement("bound_lock_waits"))
         conn.execute(statement("prepare_schema"))
         present = _applied(conn)
         _refuse_breaking(present)
@@ -55,8 +94,10 @@ def migrate(url: str) -> list[str]:
 def check(conn: Conn) -> str | None:
     """Check that this code fits the schema; return None, or a warning to log.
 
-    Raises SchemaError when the schema is absent, behind, or ahead by a migration that breaks older code.
+    Raises SchemaError when the schema is absent, behind, or ahead by a migration that breaks older code, and for a
+    database that can't work.
     """
+    check_encoding(conn)
     try:
         present = _applied(conn)
     except ABSENT:

@@ -4,13 +4,13 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, LiteralString, TypeAlias
+from typing import Any, LiteralString, Self, TypeAlias
 from weakref import WeakSet
 
 import psycopg
-from psycopg import AsyncConnection, Connection
+from psycopg import AsyncConnection, BaseConnection, Connection
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
@@ -34,6 +34,53 @@ WARNING_PAUSE_SECONDS = 5.0
 _BEGIN: LiteralString = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
 )
+#: The one setting of a session: poolers in transaction mode keep it for their clients, as they keep the encoding.
+_SET_DATES: LiteralString = "SET datestyle = 'ISO'"
+
+
+class PlainConnection(Connection[tuple[Any, ...]]):
+    """A connection on which statements run as we rely on, whatever the defaults of the database are.
+
+    Where another isolation level is the default, a single statement runs in a transaction of its own, which sets it: a
+    setting of the session would be lost behind a pooler, or reach others. An error's text has no DETAIL: that holds
+    rows, and goes into logs.
+    """
+
+    isolated = False  # another isolation level is the default
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **options: Any) -> Self:
+        """Connect, and ask for the defaults. Raises psycopg.OperationalError where there is no database."""
+        conn = super().connect(conninfo, **options)
+        row = conn.execute("SHOW default_transaction_isolation", prepare=False).fetchone()
+        conn.isolated = row != ("read committed",)
+        if not _has_iso_dates(conn):
+            conn.execute(_SET_DATES, prepare=False)
+        return conn
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        """See `psycopg.Connection`."""
+        alone = query is not _BEGIN and self.info.transaction_status == TransactionStatus.IDLE
+        try:
+            with transaction(self) if self.isolated and alone else nullcontext():
+                return super().execute(query, params, **options)
+        except psycopg.Error as error:
+            _drop_detail(error)
+            raise
+
+
+def _has_iso_dates(conn: BaseConnection[Any]) -> bool:
+    return (conn.info.parameter_status("DateStyle") or "ISO").startswith("ISO")
+
+
+async def _set_up(conn: AsyncConn) -> None:
+    if not _has_iso_dates(conn):
+        await conn.execute(_SET_DATES, prepare=False)
+
+
+def _drop_detail(error: BaseException) -> None:
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        error.args = (error.diag.message_primary,)
 
 
 class Pool(ConnectionPool[Conn]):
@@ -82,6 +129,7 @@ def connection_options() -> dict[str, Any]:
     options: dict[str, Any] = {
         "autocommit": True,
         "application_name": "callboard",
+        "client_encoding": "utf8",
         "connect_timeout": 5,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -95,7 +143,7 @@ def connection_options() -> dict[str, Any]:
 
 def connect(url: str) -> Conn:
     """Open one connection. Raises psycopg.OperationalError where there is no database."""
-    return Connection.connect(url, **connection_options())
+    return PlainConnection.connect(url, **connection_options())
 
 
 class _ThrottleFilter(logging.Filter):
@@ -142,6 +190,7 @@ def transaction(conn: Conn) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        _drop_detail(error)
         with suppress(psycopg.Error):
             conn.rollback()
         if not isinstance(error, psycopg.Rollback):
@@ -158,8 +207,8 @@ def make_pool(url: str, *, size: int) -> Pool:
     """
     logging.getLogger("psycopg.pool").addFilter(_throttle)
     return Pool(
-        url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=True, name="callboard",
-        reconnect_timeout=RECONNECT_SECONDS, check=None, configure=_connections.add,
+        url, connection_class=PlainConnection, kwargs=connection_options(), min_size=1, max_size=size, timeout=10,
+        open=True, name="callboard", reconnect_timeout=RECONNECT_SECONDS, check=None, configure=_connections.add,
     )  # fmt: skip
 
 
@@ -167,4 +216,5 @@ def make_async_pool(url: str, *, size: int) -> AsyncPool:
     """Make the same for an event loop, which opens it by ``async with``."""
     return AsyncConnectionPool(
         url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=False, name="callboard-web",
+        configure=_set_up,
     )  # fmt: skip

@@ -107,6 +107,7 @@ CREATE TABLE callboard.jobs (
     -- Its retention.
     keep             float8 CHECK (keep > 0),    -- seconds from its end to its deletion; infinity: never; NULL: as set
     deleted_at       timestamptz,                -- nobody sees it any more, and its rows are being deleted
+    deletion_after   timestamptz,                -- it could not be deleted, for `reason`: when it is tried again
     deleted_below    bigint NOT NULL DEFAULT 0,  -- once it is deleted: every item row below it is gone
 
     -- Its stages: jobs that follow one another, each a row of its own, with a parent that has no items and is never

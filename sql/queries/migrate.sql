@@ -1,3 +1,7 @@
+-- name: bound_lock_waits
+-- A step of a migration waits so long for a lock, since all others wait behind it. Caller: migrate, in its transaction.
+SET LOCAL lock_timeout = '2s'
+
 -- name: prepare_schema
 -- The schema and the list of its migrations, under a lock that ends with the transaction.
 -- Caller: migrate, first thing. CREATE … IF NOT EXISTS alone isn't safe when two start at once: hence the lock.

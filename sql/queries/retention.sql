@@ -65,8 +65,20 @@ WITH expired AS MATERIALIZED (
 SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, count(*) FROM stages GROUP BY parent_id)
 
 -- name: deleted_jobs
--- Jobs whose rows are to go. Caller: the sweep, `callboard purge`. Rows: (id).
-SELECT id FROM callboard.jobs WHERE deleted_at IS NOT NULL ORDER BY id
+-- Jobs whose rows are to go now. Caller: the sweep, `callboard purge`. Rows: (id).
+SELECT id FROM callboard.jobs
+WHERE deleted_at IS NOT NULL AND (deletion_after IS NULL OR deletion_after < now()) ORDER BY id
+
+-- name: set_aside
+-- A deleted job that can't be deleted, since a row of another table refers to it: others go first.
+-- Caller: retention.delete_rows. Lock order: one job.
+UPDATE callboard.jobs SET deletion_after = now() + make_interval(secs => %(pause)s), reason = %(reason)s
+WHERE id = %(job)s AND deleted_at IS NOT NULL
+
+-- name: jobs_set_aside
+-- Why these jobs could not be deleted. Caller: `callboard purge`. Rows: (id, reason).
+SELECT id, reason FROM callboard.jobs
+WHERE id = ANY (%s) AND deleted_at IS NOT NULL AND deletion_after IS NOT NULL ORDER BY id
 
 -- name: deletion_progress
 -- How far the rows of a deleted job are gone. Items are numbered from 0, without gaps, up to its total.

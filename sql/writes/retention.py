@@ -4,11 +4,20 @@ Nobody reads the rows of a deleted job, and no others are locked, so nothing is 
 be killed, and others may do the same at the same time: the next one goes on.
 """
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+import psycopg
 
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.statements import statement
 
+log = logging.getLogger("callboard.sweep")
+
+#: A row of another table refers to a job, or a trigger on ours refuses.
+REFUSED = (psycopg.IntegrityError, psycopg.errors.RaiseException)
+#: Seconds until a job that could not be deleted is tried again.
+SET_ASIDE_SECONDS = 3600.0
 #: Items deleted in one transaction.
 CHUNK_ITEMS = 10_000
 #: Jobs marked, and workers forgotten, by one statement.
@@ -37,13 +46,28 @@ def deleted_jobs(conn: Conn) -> list[int]:
 
 
 def delete_rows(conn: Conn, job: int) -> Iterator[int]:
-    """Delete the rows of a deleted job, in transactions of its own; yield the number of items after each."""
+    """Delete the rows of a deleted job, in transactions of its own; yield the number of items after each.
+
+    A job that a row of a table of the user's refers to is set aside, with the reason; it is tried again an hour later.
+    """
     while (reach := conn.execute(statement("deletion_progress"), (job,)).fetchone()) is not None:
         cleared, total = reach
-        if cleared < total:
-            yield _chunk(conn, job, cleared, min(cleared + CHUNK_ITEMS, total))
-        else:
-            yield _rest(conn, job)
+        try:
+            if cleared < total:
+                count = _chunk(conn, job, cleared, min(cleared + CHUNK_ITEMS, total))
+            else:
+                count = _rest(conn, job)
+        except REFUSED as error:
+            reason = f"it can't be deleted: {error}; declare the foreign key ON DELETE CASCADE, or delete those rows"
+            conn.execute(statement("set_aside"), {"job": job, "reason": reason, "pause": SET_ASIDE_SECONDS})
+            log.warning("job %d is set aside: %s", job, reason)
+            return
+        yield count
+
+
+def set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
+    """Return those of these deleted jobs that could not be deleted, each with the reason."""
+    return dict(conn.execute(statement("jobs_set_aside"), (list(jobs),)))
 
 
 def delete_old_rows(conn: Conn, keep: float | None) -> None:

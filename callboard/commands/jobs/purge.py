@@ -41,10 +41,14 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, as_json: AsJson = 
         leaving = _mark_named(conn, jobs) if jobs else _mark_due(conn, seconds)
         items = sum(sum(retention.delete_rows(conn, job)) for job in leaving)
         retention.delete_old_rows(conn, kept_seconds)
+        refused = retention.set_aside(conn, leaving)
+    gone = len(leaving) - len(refused)
     if as_json:
-        output.document({"jobs": len(leaving), "items": items})
+        output.document({"jobs": gone, "items": items})
     else:
-        typer.echo(f"deleted {output.count(len(leaving), 'job')} with {output.count(items, 'item')}")
+        typer.echo(f"deleted {output.count(gone, 'job')} with {output.count(items, 'item')}")
+    if refused:
+        raise CommandError("; ".join(f"job {job}: {reason}" for job, reason in refused.items()))
 
 
 def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:

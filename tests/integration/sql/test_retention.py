@@ -374,6 +374,30 @@ def test_workers_that_ended_long_ago_are_forgotten(conn: Conn) -> None:
     assert sorted(worker["id"] for worker in queries.run(conn, queries.workers())[0]) == ids[2:]
 
 
+def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
+    conn: Conn, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, cascading, plain = (ended(conn, name=name, days=40) for name in ("kept", "cascading", "plain"))
+    conn.execute("CREATE TABLE strict (job bigint REFERENCES callboard.jobs)")
+    conn.execute("CREATE TABLE follows (job bigint REFERENCES callboard.jobs ON DELETE CASCADE)")
+    conn.execute("INSERT INTO strict VALUES (%s)", (kept,))
+    conn.execute("INSERT INTO follows VALUES (%s)", (cascading,))
+    conn.execute("CREATE TABLE last (job bigint REFERENCES callboard.jobs DEFERRABLE INITIALLY DEFERRED)")
+    late = ended(conn, name="late", days=40)
+    conn.execute("INSERT INTO last VALUES (%s)", (late,))
+    Retention(30 * DAY).round(conn)
+    assert deletion.deleted_jobs(conn) == []
+    assert set(deletion.set_aside(conn, [kept, cascading, plain, late])) == {kept, late}
+    assert conn.execute("SELECT count(*) FROM follows").fetchone() == (0,)
+    reason = deletion.set_aside(conn, [kept])[kept]
+    assert 'violates foreign key constraint "strict_job_fkey" on table "strict"' in reason
+    assert reason.endswith("declare the foreign key ON DELETE CASCADE, or delete those rows")
+    assert f"job {kept} is set aside: {reason}" in caplog.text
+    conn.execute("DELETE FROM strict")
+    assert list(deletion.delete_rows(conn, kept)) == [0]
+    assert deletion.set_aside(conn, [kept]) == {}
+
+
 # Late and at once ----------------------------------------------------------------------------------------------------
 
 

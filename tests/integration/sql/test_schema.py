@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -12,9 +13,12 @@ from psycopg import sql
 from callboard.commands.services.child_process import NotStarted
 from callboard.sql import migrate, states
 from callboard.sql.migrate import SchemaError
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn, connect, transaction
+from callboard.sql.reads import queries
 from callboard.sql.statements import documented, statement
-from tests.support.workers import StartWorker
+from tests.support.databases import with_database
+from tests.support.jobs import make_job, record
+from tests.support.workers import StartWorker, wait_until
 
 ACTORS = "tests.support.pipeline_actors"
 #: Statements that can't be prepared: COPY, DO blocks, and what belongs to the staging table of a transaction.
@@ -22,6 +26,7 @@ UNPREPARED = {
     "copy_items",
     "copy_to_staging",
     "create_staging_table",
+    "bound_lock_waits",
     "prepare_schema",
     "analyze_grown_tables",
 }
@@ -81,6 +86,95 @@ def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
     names = [step.name for step in migrate.known_migrations()]
     assert migrate.migrate(empty_database_url) == names
     assert migrate.migrate(empty_database_url) == []
+
+
+def test_a_migration_lets_others_work_while_it_waits_for_a_long_reader(
+    database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "ALTER TABLE callboard.jobs ADD COLUMN hue text"
+    step = migrate.Migration(9002, "9002_adds_a_column", breaking=False, text=text)
+    known = migrate.known_migrations()
+    monkeypatch.setattr(migrate, "known_migrations", lambda: [*known, step])
+    monkeypatch.setattr(migrate, "LOCK_PAUSE_SECONDS", 0.2)
+    with ThreadPoolExecutor() as threads, connect(database_url) as reader:
+        with reader.transaction():
+            reader.execute("SELECT count(*) FROM callboard.jobs")
+            migrating = threads.submit(migrate.migrate, database_url)
+            waits = (
+                "SELECT count(*) FROM pg_locks WHERE relation = 'callboard.jobs'::regclass AND NOT granted"
+            )
+            assert wait_until(lambda: conn.execute(waits).fetchone() == (1,), 60)
+            conn.execute("SET statement_timeout = '30s'")
+            conn.execute("SELECT count(*) FROM callboard.jobs")  # behind it, for two seconds at most
+            assert not migrating.done()
+        assert migrating.result(60) == [step.name]
+        monkeypatch.setattr(migrate, "LOCK_TRIES_SECONDS", 0.0)
+        monkeypatch.setattr(migrate, "known_migrations", lambda: [*known, step, replace(step, number=9003)])
+        with reader.transaction():
+            reader.execute("SELECT count(*) FROM callboard.jobs")
+            with pytest.raises(SchemaError, match="another session holds a lock on a table of it"):
+                migrate.migrate(database_url)
+
+
+# Databases as companies have them -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_in_which_not_every_text_can_be_stored_is_refused(
+    encoding: str, postgres_url: str
+) -> None:
+    name = f"callboard_{encoding.lower()}"
+    how = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} {how}")
+        try:
+            with pytest.raises(
+                SchemaError, match=f"the database has the encoding {encoding}, in which not every text"
+            ):
+                migrate.migrate(with_database(postgres_url, name))
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("through", ["database_url", "pooled_url"])
+@pytest.mark.parametrize(
+    "default", ["datestyle = 'German, DMY'", "default_transaction_isolation = 'repeatable read'"]
+)
+def test_statements_do_not_depend_on_the_defaults_of_the_database(
+    default: str, through: str, database_url: str, request: pytest.FixtureRequest
+) -> None:
+    with connect(database_url) as admin:
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET {default}")
+    url = request.getfixturevalue(through)
+    with connect(url) as conn, connect(url) as other:
+        job = make_job(conn, 2)
+        assert conn.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+        found = queries.run(conn, queries.job(job))
+        assert found is not None
+        assert found["created_at"].endswith("Z")
+        with ThreadPoolExecutor() as threads:
+            with transaction(other):
+                record(other, job, {"succeeded": [0]})
+                recording = threads.submit(record, conn, job, {"succeeded": [1]})
+                waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+                assert wait_until(lambda: other.execute(waits).fetchone() == (1,), 60)
+            recording.result(60)  # it waits for the row, and is not refused since the row has changed
+        assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
+        assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+def test_the_text_of_an_error_has_no_rows(conn: Conn) -> None:
+    job = make_job(conn, 1)
+    with pytest.raises(psycopg.errors.CheckViolation) as raised:
+        conn.execute(
+            "UPDATE callboard.jobs SET name = '', metadata = '{\"secret\": 1}' WHERE id = %s", (job,)
+        )
+    assert raised.value.diag.message_detail is not None
+    assert "secret" not in str(raised.value)
+    copying = conn.cursor().copy("COPY callboard.items (job_id, item, args) FROM STDIN")
+    with pytest.raises(psycopg.errors.UniqueViolation) as copied, transaction(conn), copying as copy:
+        copy.write_row((job, 0, b"secret"))
+    assert str(copied.value) == 'duplicate key value violates unique constraint "items_pkey"'
 
 
 def test_two_that_migrate_at_once_apply_each_step_once(empty_database_url: str) -> None:
