@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import count
+from typing import Any
 
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import BrokerConnectionError
@@ -36,6 +37,10 @@ class DeferringConsumer(Consumer):
         self._closed = False
         self._side_thread = SideThread("acks")
         self._consumers.acks.add(self)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what an app may ask of its broker's own consumer."""
+        return getattr(self._consumer, name)
 
     def __next__(self) -> MessageProxy | None:
         message = next(self._consumer)

@@ -87,6 +87,13 @@ def test_an_old_message_of_redis_may_come_for_the_second_time(age: float, *, cla
     assert [message.delivery.redelivered for message in Deferring(stock).messages] == [claimed]
 
 
+def test_a_consumer_of_a_brokers_own_class_can_be_asked_as_before() -> None:
+    consumer: Any = Deferring(StockConsumer(2)).consumer
+    assert consumer.failures == 0
+    with pytest.raises(AttributeError, match="queued_message_ids"):
+        consumer.queued_message_ids  # noqa: B018
+
+
 def test_an_acknowledgement_is_tried_again_after_the_connection_was_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
