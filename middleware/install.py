@@ -10,9 +10,9 @@ from dramatiq.brokers.stub import StubBroker
 from callboard.middleware.deferring_broker import DeferringBroker
 from callboard.middleware.rabbitmq.broker import RabbitmqBroker, TrackedRabbitmqBroker
 from callboard.middleware.tracked_broker import TrackedBroker
-from callboard.middleware.tracking import tracking_of
+from callboard.middleware.tracking import Tracking, tracking_of
 from callboard.sql import settings
-from callboard.sql.pool import database_address
+from callboard.sql.pool import database_address, is_database_named
 
 log = logging.getLogger("callboard")
 
@@ -22,14 +22,21 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
 
     Without one, the broker that Dramatiq has been given is tracked. If it has none, one is made from ``AMQP_URL`` (the
     in-process one when that isn't set) and becomes Dramatiq's. Call it where the broker is made, before actors are
-    declared or after; raises NotConfigured without a database.
+    declared or after. Raises NotConfigured without a database, but for a StubBroker of the app's, which runs its actors
+    untracked then: an app's own tests need no database.
     """
     if broker is None:
         broker = dramatiq.broker.global_broker
     if broker is None:
+        database_address(database_url)  # a broker of ours without a database would be an app's mistake
         broker = make_broker(database_url)
         dramatiq.set_broker(broker)
-    if tracking_of(broker) is None:
+    if isinstance(broker, StubBroker) and not is_database_named(database_url):
+        log.warning(
+            "DATABASE_URL is not set: the StubBroker runs its actors, and nothing of them is recorded"
+        )
+        broker.actor_options |= Tracking.actor_options
+    elif tracking_of(broker) is None:
         address = database_address(database_url)
         if not isinstance(broker, TrackedBroker):
             broker.__class__ = _tracked_class(type(broker))

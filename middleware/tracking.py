@@ -244,7 +244,9 @@ def runtime_of(broker: dramatiq.Broker) -> Runtime:
     """Return the broker's runtime; raises NotTracked."""
     tracking = tracking_of(broker)
     if tracking is None:
-        raise NotTracked("this broker is not tracked: call callboard.install() where the broker is made")
+        raise NotTracked(
+            "this broker is not tracked: call callboard.install() where the broker is made, with DATABASE_URL set"
+        )
     return tracking.runtime
 
 

@@ -104,12 +104,21 @@ def database_address(url: str | None = None) -> str:
 
     Raises NotConfigured where there is none, or DATABASE_URL is no address.
     """
-    found = url or settings.DATABASE_URL.get() or running_here().get("database_url")
+    found = _find_address(url)
     if not found:
         raise NotConfigured(
             "DATABASE_URL is not set and no `callboard up` is running here: set it, or run that"
         )
     return found
+
+
+def is_database_named(url: str | None = None) -> bool:
+    """Return whether `database_address` finds one. Raises NotConfigured if DATABASE_URL is no address."""
+    return bool(_find_address(url))
+
+
+def _find_address(url: str | None) -> str | None:
+    return url or settings.DATABASE_URL.get() or running_here().get("database_url")
 
 
 def running_here() -> dict[str, str]:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -333,6 +334,54 @@ def test_join_waits_for_what_was_just_sent_for_retries_delays_and_children(app: 
         app.broker.join("default", timeout=100)
     job.pause()
     app.broker.join("default")
+
+
+def test_join_raises_what_an_actor_raised_in_process(database_url: str) -> None:
+    """As Dramatiq's StubBroker does for the tests of an app."""
+    broker = callboard.install(StubBroker(), database_url=database_url)
+
+    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=10, max_backoff=10)
+    def fails() -> None:
+        raise LookupError("the app's own")
+
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    fails.send()
+    with pytest.raises(LookupError, match="the app's own"):
+        broker.join("default", timeout=60_000)
+    worker.stop()
+    broker.close()
+
+
+def test_the_in_process_broker_runs_untracked_without_a_database(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An app whose module calls `install` can be imported by its unit tests."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    broker = StubBroker()
+    assert callboard.install(broker) is broker
+    assert "nothing of them is recorded" in caplog.text
+    ran = []
+
+    @dramatiq.actor(broker=broker, results="strict")
+    def work(number: int) -> None:
+        callboard.step("at work")
+        callboard.progress(1, 2)
+        ran.append(number)
+
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    work.send(1)
+    broker.join("default", timeout=60_000)
+    worker.stop()
+    assert ran == [1]
+    with pytest.raises(callboard.NotConfigured, match="DATABASE_URL is not set"):
+        callboard.install(StockRabbitmqBroker(url="amqp://127.0.0.1"))
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    for _ in range(2):
+        with pytest.raises(callboard.NotConfigured, match="DATABASE_URL is not set"):
+            callboard.install()
 
 
 def test_flush_drops_what_was_just_sent_and_what_waits(app: App) -> None:
