@@ -19,6 +19,7 @@ from callboard.middleware.attempts.outcome import decide
 from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery, release
+from callboard.middleware.message.envelope import is_name
 from callboard.middleware.message.failure import text_of
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.outage import ThrottleFilter, disconnected
@@ -28,6 +29,9 @@ from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.actor_lookup import own_signature
 from callboard.sql.rows import Retry
 
+#: The most characters of an actor's name: an index holds it.
+NAME_CHARACTERS = 300
+
 log = logging.getLogger("callboard.tracking")
 _throttle = ThrottleFilter(disconnected)
 
@@ -36,8 +40,8 @@ class Discard(SkipMessage):
     """The message must not run; its item stays as it is."""
 
 
-class BadOption(MiddlewareError, ValueError):
-    """An actor is declared with an option of Callboard that has no such value."""
+class BadDeclaration(MiddlewareError, ValueError):
+    """An actor is declared with a name that can't be recorded, or an option of Callboard that has no such value."""
 
 
 class Tracking(Middleware):
@@ -54,9 +58,14 @@ class Tracking(Middleware):
         self._side_thread = SideThread("rejected")
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
-        """Raise BadOption for an option `results` that says nothing."""
+        """Raise BadDeclaration for a name that can't be recorded, or an option `results` that says nothing."""
+        name = actor.actor_name
+        if not 0 < len(name) <= NAME_CHARACTERS or not is_name(name):
+            raise BadDeclaration(
+                f"an actor's name has 1 to {NAME_CHARACTERS} characters, and no control characters, not {name!r:.100}"
+            )
         if (given := actor.options.get("results")) not in (None, "strict"):
-            raise BadOption(
+            raise BadDeclaration(
                 f"the option results of {actor.actor_name} must be 'strict' or None, not {given!r}"
             )
 
@@ -210,6 +219,8 @@ def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
 def track(broker: dramatiq.Broker, tracking: Tracking) -> None:
     """Put the hooks onto a broker."""
     place(broker, tracking)
+    for actor in broker.actors.values():
+        tracking.before_declare_actor(broker, actor)
     broker.actor_options |= Tracking.actor_options
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
     if _keeps_result not in logger.filters:

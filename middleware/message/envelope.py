@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import unicodedata
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -133,6 +134,13 @@ def timestamp_ms(given: object) -> int:
     return int(min(max(given, FIRST_MS), LAST_MS))
 
 
+def is_name(text: str) -> bool:
+    """Return whether a text can name an actor, a queue or a message: it has no control characters and no halves of
+    surrogate pairs. The marks and blanks of any script are as good as its letters.
+    """
+    return text.isprintable() or all(unicodedata.category(sign) not in ("Cc", "Cs") for sign in text)
+
+
 def _checked(message: Message[Any]) -> Message[Any]:
     if isinstance(message.message_timestamp, float | None):
         message = message.copy(message_timestamp=timestamp_ms(message.message_timestamp))
@@ -140,7 +148,7 @@ def _checked(message: Message[Any]) -> Message[Any]:
     if (
         type(message.options) is type(message.kwargs) is dict
         and type(message.message_timestamp) is int
-        and all(type(name) is str and name.isprintable() for name in names)
+        and all(type(name) is str and is_name(name) for name in names)
     ):
         return message
     raise DecodeError("its fields have the wrong types", message, None)

@@ -113,6 +113,23 @@ def test_a_mixed_job_is_counted_exactly(tracked: TrackedBroker) -> None:
     assert [item["result"] for item in job.items()][4] == {"number": 4}
 
 
+def test_actors_are_named_in_any_script(tracked: TrackedBroker) -> None:
+    """With joiners, blanks and marks that Python does not call printable; control characters are refused."""
+    names = ["レポート作成", "レポート\u3000作成", "گزارش\u200cها", "mise\u00a0à jour", "👩\u200d🔧"]
+    actors = [dramatiq.actor(broker=tracked.broker, actor_name=name)(tracked.act.fn) for name in names]
+    jobs = [callboard.submit(actor, [n]) for n, actor in enumerate(actors)]
+    with callboard.job("sent") as sent:
+        for n, actor in enumerate(actors):
+            actor.send(n)
+    tracked.work()
+    assert [job.wait(TIMEOUT)["succeeded"] for job in [*jobs, sent]] == [1] * 5 + [5]
+    for name in ("a\nb", "a\x00", "\ud800", "x" * 301):
+        with pytest.raises(
+            ValueError, match="an actor's name has 1 to 300 characters, and no control characters"
+        ):
+            dramatiq.actor(broker=tracked.broker, actor_name=name)(tracked.act.fn)
+
+
 def test_stages_follow_one_another(tracked: TrackedBroker) -> None:
     items = ({"number": n, "fate": "result"} for n in range(20))
     plan = [Stage(tracked.act, items=items), Stage(tracked.act, make=makers.onwards, name="next")]
