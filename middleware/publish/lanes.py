@@ -53,7 +53,8 @@ def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]
             yield batch
         elif watermark < claim.total and aside < TURN_ITEMS and claim.in_turn + aside < MAX_ASIDE_ITEMS:
             stop = min(claim.total, watermark + step)
-            items = [(out.item, out.args) for out in publishing.bulk_items(conn, claim, watermark, stop)]
+            found, stop = publishing.bulk_items(conn, claim, watermark, stop)
+            items = [(out.item, out.args) for out in found]
             aside += lanes.move_to_outbox(conn, claim, watermark, stop, _with_lanes(items, by))
             watermark, step = stop, min(2 * step, TURN_ITEMS)
         else:

@@ -165,19 +165,21 @@ class Relay:
         watermark = claim.watermark
         end = min(claim.total, watermark + min(room, 2 * timings.PUBLISH_WINDOW_ITEMS))
         while watermark < end:
-            stop = min(end, watermark + timings.PUBLISH_WINDOW_ITEMS)
-            if not self._publish_window(conn, claim, watermark, stop, keep=stop < end):
+            window = min(end, watermark + timings.PUBLISH_WINDOW_ITEMS)
+            items, stop = publishing.bulk_items(conn, claim, watermark, window)
+            if not self._publish_window(conn, claim, items, stop, keep=stop < end):
                 return stop
             watermark = stop
         return watermark
 
-    def _publish_window(self, conn: Conn, claim: BulkClaim, start: int, stop: int, *, keep: bool) -> bool:
-        """Publish the bulk items from `start` to before `stop` and move the watermark.
+    def _publish_window(
+        self, conn: Conn, claim: BulkClaim, items: Sequence[Outgoing], stop: int, *, keep: bool
+    ) -> bool:
+        """Publish the bulk items before `stop` and move the watermark to it.
 
         `keep` renews the claim. Returns False when another publisher has claimed the job, or it was paused or stopped.
         Raises _Refused and Unreachable.
         """
-        items = publishing.bulk_items(conn, claim, start, stop)
         batch = into_chunks(items, claim.chunk if self.transport.takes_chunks else 1)
         try:
             with self._renewing(conn, claim):

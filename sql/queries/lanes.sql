@@ -37,8 +37,10 @@ RETURNING counted.aside
 
 -- name: messages_without_lane
 -- Messages of a job that could be published in its turn and whose lane is not known yet: retries, what was
--- parked or is sent again, children. Caller: the publisher, which holds the job's claim. Rows: (outbox id, args).
-SELECT o.id, i.args
+-- parked or is sent again, children. Caller: the publisher, which holds the job's claim. Rows: (outbox id, args); as many
+-- as have `bytes` of arguments, one at least.
+SELECT id, args FROM (
+SELECT o.id, i.args, sum(octet_length(i.args)) OVER (ORDER BY o.id) - octet_length(i.args) AS before
 FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
 WHERE o.id IN (
     (SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = %(job)s AND o.in_turn AND o.lane IS NULL LIMIT %(limit)s)
@@ -55,6 +57,8 @@ WHERE o.id IN (
            AND o.lane IS NULL AND NOT o.dead LIMIT %(limit)s) AS o
      WHERE t.job_id = %(job)s)
 )
+) AS o
+WHERE before < %(bytes)s
 
 -- name: set_lanes
 -- The lanes of messages in the outbox. Caller: the publisher, which holds the job's claim, and its lock. One

@@ -133,12 +133,16 @@ WITH in_turn AS (
 ORDER BY c.item
 
 -- part: claimed
--- The rows of the outbox that `due` (id, lapsed) has locked are claimed for as long as the lease lasts. One that was claimed
--- before is suspect from now on.
-claimed AS (
+-- The rows of the outbox that `due` (id, lapsed) has locked are claimed for as long as the lease lasts, as many as have
+-- `bytes` of arguments, one at least. One that was claimed before is suspect from now on.
+sized AS (
+    SELECT o.id, o.lapsed, sum(octet_length(i.args)) OVER (ORDER BY o.id) - octet_length(i.args) AS before
+    FROM due AS o JOIN callboard.outbox AS b ON b.id = o.id
+    JOIN callboard.items AS i ON i.job_id = b.job_id AND i.item = b.item
+), claimed AS (
     UPDATE callboard.outbox AS o
-    SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR due.lapsed
-    FROM due WHERE o.id = due.id
+    SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR sized.lapsed
+    FROM sized WHERE o.id = sized.id AND sized.before < %(bytes)s
     RETURNING o.*
 )
 
@@ -153,9 +157,15 @@ FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.
 
 -- name: bulk_items
 -- What lies in a stretch of a job's bulk range. Children stored in between have a message id and their own
--- path. Caller: the publisher. Rows: (item, attempt, args, options), by item.
-SELECT item, attempt, args, coalesce(retry_options, options) FROM callboard.items
-WHERE job_id = %s AND item >= %s AND item < %s AND message_id IS NULL ORDER BY item
+-- path. Caller: the publisher. Rows: (item, attempt, args, options), by item; as many as have `bytes` of arguments, one at
+-- least.
+SELECT item, attempt, args, options FROM (
+    SELECT item, attempt, args, coalesce(retry_options, options) AS options,
+           sum(octet_length(args)) OVER (ORDER BY item) - octet_length(args) AS before
+    FROM callboard.items
+    WHERE job_id = %(job)s AND item >= %(start)s AND item < %(end)s AND message_id IS NULL
+) AS i
+WHERE before < %(bytes)s ORDER BY item
 
 -- name: advance_watermark
 -- A stretch of bulk items is confirmed. The watermark only moves forward.
@@ -254,7 +264,8 @@ WITH placed AS (
 ), turned AS (
     UPDATE callboard.turns AS t
     SET seq = t.seq + 1, served_at = CASE WHEN s.taken > 0 THEN clock_timestamp() ELSE t.served_at END,
-        due_at = CASE WHEN s.taken >= least(s.share, %(limit)s) OR (SELECT count(*) FROM due) >= %(limit)s THEN now()
+        due_at = CASE WHEN s.taken >= least(s.share, %(limit)s) OR (SELECT count(*) FROM due) >= %(limit)s
+                           OR (SELECT count(*) FROM claimed) < (SELECT count(*) FROM due) THEN now()
             ELSE coalesce(least((
                 SELECT o.due_at FROM callboard.outbox AS o
                 WHERE o.job_id = s.job_id AND o.queue = s.queue AND o.claimed_until IS NULL AND o.due_at > now()

@@ -10,6 +10,7 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import BulkClaim, Outgoing
 from callboard.sql.statements import statement
+from callboard.sql.writes.publishing import BATCH_BYTES
 
 
 class TakenOver(RuntimeError):
@@ -44,7 +45,8 @@ def move_to_outbox(
 
 def messages_without_lane(conn: Conn, claim: BulkClaim, limit: int) -> list[tuple[int, bytes]]:
     """Return messages that wait for the job's turn and whose lane is not known yet: (outbox id, args)."""
-    return list(conn.execute(statement("messages_without_lane"), {"job": claim.job, "limit": limit}))
+    parameters = {"job": claim.job, "limit": limit, "bytes": BATCH_BYTES}
+    return list(conn.execute(statement("messages_without_lane"), parameters))
 
 
 def set_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
@@ -78,6 +80,7 @@ def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
         "width": claim.lane_width,
         "limit": limit,
         "lease": timings.PUBLISH_LEASE_SECONDS,
+        "bytes": BATCH_BYTES,
     }
     with transaction(conn):
         renew_claim(conn, claim)

@@ -8,6 +8,9 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import BulkClaim, DueQueue, Outgoing
 from callboard.sql.statements import statement
 
+#: Bytes of arguments that are read at a time: a message may have a mebibyte.
+BATCH_BYTES = 8 * 1_048_576
+
 
 def due_queues(conn: Conn, full: Sequence[str] = ()) -> list[DueQueue]:
     """Return the queues that are not `full` and for which something is to be published."""
@@ -37,19 +40,24 @@ def claim_in_turn(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
         "limit": limit,
         "lease": timings.PUBLISH_LEASE_SECONDS,
         "limited": claim.limited,
+        "bytes": BATCH_BYTES,
     }
     return [Outgoing(*row) for row in conn.execute(statement("claim_in_turn"), parameters)]
 
 
-def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> list[Outgoing]:
-    """Return the messages of a claimed job's bulk items from `start` to before `end`."""
-    return [
+def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> tuple[list[Outgoing], int]:
+    """Return the messages of a claimed job's bulk items from `start`, and the item before which they end: `end`, or an
+    earlier one where they have `BATCH_BYTES`.
+    """
+    parameters = {"job": claim.job, "start": start, "end": end, "bytes": BATCH_BYTES}
+    found = [
         Outgoing(
             claim.job, item, attempt, claim.epoch, item < claim.suspect_below, claim.actor, claim.queue,
             f"{claim.job}-{item}", args, options, None,
         )
-        for item, attempt, args, options in conn.execute(statement("bulk_items"), (claim.job, start, end))
+        for item, attempt, args, options in conn.execute(statement("bulk_items"), parameters)
     ]  # fmt: skip
+    return found, found[-1].item + 1 if sum(len(out.args) for out in found) >= BATCH_BYTES else end
 
 
 def advance_watermark(
@@ -75,6 +83,7 @@ def claim_outbox(conn: Conn, limit: int, rooms: Mapping[str, int] | None = None)
     parameters = {
         "limit": limit,
         "lease": timings.PUBLISH_LEASE_SECONDS,
+        "bytes": BATCH_BYTES,
         "queue": None if rooms is None else list(rooms),
         "room": None if rooms is None else list(rooms.values()),
     }

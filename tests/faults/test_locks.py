@@ -114,7 +114,7 @@ class Writers(ConcurrentWriters):
             else:
                 until = min(until + 10, claim.total)
                 self._settle(conn, publishing.claim_in_turn(conn, claim, 10), chance)
-            batch = publishing.bulk_items(conn, claim, claim.watermark, until)
+            batch, _ = publishing.bulk_items(conn, claim, claim.watermark, until)
             self.sent += batch
             publishing.advance_watermark(conn, claim, watermark=until, published=len(batch), keep=False)
         self._settle(conn, publishing.claim_outbox(conn, 20), chance)

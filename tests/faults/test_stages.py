@@ -180,7 +180,7 @@ class Writers(ConcurrentWriters):
         if claim is not None:
             until = min(claim.watermark + 8, claim.total)
             sent = [
-                *publishing.bulk_items(conn, claim, claim.watermark, until),
+                *publishing.bulk_items(conn, claim, claim.watermark, until)[0],
                 *publishing.claim_in_turn(conn, claim, 8),
             ]
             publishing.confirm_outbox(conn, [out for out in sent if out.outbox is not None])

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
-from callboard.sql.writes import actions, jobs, publishing, retry, sends
+from callboard.sql.writes import actions, jobs, lanes, publishing, retry, sends
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import make_job, make_worker, publish, record, status
@@ -36,10 +37,12 @@ class RefusingTransport(StubTransport):
         self.unpublishable: set[int] = set()
         self.last = 1_000_000
         self.sent: list[int] = []
+        self.sizes: list[int] = []  # of the batches, in bytes of arguments
         self.tried = 0
 
     def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         self.tried += len(batch)
+        self.sizes.append(sum(len(one.args) for out in batch for one in (out, *out.more)))
         if self.while_waiting is not None:
             self.while_waiting()
         answers = [self._answer(out) for out in batch]
@@ -91,6 +94,37 @@ def send(conn: Conn, job: int, item: int, queue: str) -> None:
     with conn.transaction():
         jobs.lock_jobs(conn, [job])
         sends.add_items(conn, [(item, new)], publishing=False)
+
+
+@pytest.mark.parametrize("how", ["bulk", "chunks", "sent", "in turn", "in lanes"])
+def test_a_publisher_reads_no_more_bytes_at_a_time_than_it_may(
+    how: str, conn: Conn, publisher: Publisher, transport: RefusingTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand messages of a mebibyte each would be a gibibyte in every worker."""
+    for module in (publishing, lanes):
+        monkeypatch.setattr(module, "BATCH_BYTES", 10_000)
+    if how == "sent":
+        job = make_job(conn, 0, sealed=False)
+        for item in range(20):
+            send(conn, job, item, "default")
+    else:
+        limits: dict[str, dict[str, Any]] = {
+            "in lanes": {"concurrency_by": "0=20"}, "in turn": {"concurrency": 50},
+        }  # fmt: skip
+        job = make_job(conn, 20, published=0 if how != "in turn" else None)
+        if how == "in turn":
+            record(conn, job, {"failed": range(20)})
+            retry.retry(conn, job, ANNA, RetrySelection())
+        actions.limit(conn, job, ANNA, limits.get(how, {}))
+        if how == "chunks":
+            conn.execute("UPDATE callboard.jobs SET chunk = 20")
+    args = b'{"args":["%s"],"kwargs":{}}' % (b"x" * 3_000)
+    conn.execute("UPDATE callboard.items SET args = %s", (args,))
+    for _ in range(20):
+        publisher._round([], [])
+    assert sorted(transport.sent) == list(range(20))
+    # As many as have 10,000 bytes, the last one included.
+    assert set(transport.sizes) == {4 * len(args)}
 
 
 def test_refused_messages_do_not_hold_up_others(

@@ -136,7 +136,9 @@ class Controlled(Tracking):
         if claim is not None and claim.lane_by is not None:
             self._publish_by_lane(claim, vanishes)
         elif claim is not None:
-            self.claims.append((claim, publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)))
+            self.claims.append(
+                (claim, publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)[0])
+            )
 
     @rule(vanishes=st.booleans())
     def publish_in_turn(self, vanishes: bool) -> None:
@@ -240,7 +242,7 @@ class Controlled(Tracking):
             else publishing.claim_in_turn(self.conn, claim, 100)
         )
         publishing.confirm_outbox(self.conn, found)
-        bulk = [] if laned else publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
+        bulk = [] if laned else publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)[0]
         reached = claim.watermark if laned else claim.total
         publishing.advance_watermark(self.conn, claim, watermark=reached, published=len(bulk), keep=False)
         return [*found, *bulk]

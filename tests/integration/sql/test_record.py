@@ -89,7 +89,7 @@ class Tracking(RuleBasedStateMachine):
     def claim_bulk(self) -> None:
         claim = publishing.claim_bulk(self.conn)
         if claim is not None:
-            batch = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
+            batch, _ = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
             self.claims.append((claim, batch))
 
     @precondition(lambda self: self.claims)
@@ -307,7 +307,7 @@ class Tracking(RuleBasedStateMachine):
         self.outbox_claims_lapse()
         found: list[Outgoing] = []
         while (claim := publishing.claim_bulk(self.conn)) is not None and claim.lane_by is None:
-            batch = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
+            batch, _ = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
             publishing.advance_watermark(
                 self.conn, claim, watermark=claim.total, published=len(batch), keep=False
             )
@@ -531,7 +531,7 @@ def test_only_one_publisher_has_a_job_and_a_late_one_moves_nothing(database_url:
     assert successor is not None
     assert successor.suspect_below == timings.PUBLISH_WINDOW_ITEMS
     assert not publishing.advance_watermark(conn, claims[0], watermark=10, published=10, keep=False)
-    assert all(out.suspect for out in publishing.bulk_items(conn, successor, 0, 10))
+    assert all(out.suspect for out in publishing.bulk_items(conn, successor, 0, 10)[0])
     assert publishing.advance_watermark(conn, successor, watermark=10, published=10, keep=False)
     assert (queries.run(conn, queries.job(job)) or {})["queued"] == 10
     assert drift(conn) == []

@@ -92,7 +92,7 @@ def numbered(query: str, params: Any) -> tuple[str, list[Any]]:
     """A statement as PREPARE takes it, with $1, $2 …, and their values."""
     if isinstance(params, dict):
         names = list(params)
-        text = re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", query)
+        text = re.sub(r"%\((\w+)\)[sb]", lambda found: f"${names.index(found[1]) + 1}", query)
         return text.replace("%%", "%"), list(params.values())
     places = count(1)
     return re.sub("%s", lambda _: f"${next(places)}", query).replace("%%", "%"), list(params or ())
