@@ -170,7 +170,7 @@ def test_a_process_that_only_sends_does_not_poll_full_queues(
 ) -> None:
     publisher._polls = False
     publisher.backlogs._backlogs["default"] = QueueBacklog(full_until=1.0)
-    threading.Timer(0.15, publisher.wake).start()
+    threading.Timer(0.15, publisher.wake, [0.0]).start()
     publisher._wait_for_work()
     assert transport.depth_calls == 0
 
