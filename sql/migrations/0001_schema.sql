@@ -144,6 +144,11 @@ CREATE TABLE callboard.jobs (
 CREATE UNIQUE INDEX jobs_by_key ON callboard.jobs (tenant, key) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE standing_on IS NOT NULL;
 CREATE UNIQUE INDEX jobs_by_parent ON callboard.jobs (parent_id, stage) WHERE parent_id IS NOT NULL;
+CREATE INDEX jobs_by_tenant ON callboard.jobs (tenant, id) WHERE parent_id IS NULL;
+CREATE INDEX jobs_by_actor ON callboard.jobs (actor, id) WHERE parent_id IS NULL;
+CREATE INDEX jobs_by_stage_actor ON callboard.jobs (actor, parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX jobs_by_end ON callboard.jobs (state, id) WHERE finished_at IS NOT NULL;
+CREATE INDEX jobs_of_sends ON callboard.jobs (id) WHERE standing_on IS NOT NULL;
 CREATE INDEX jobs_open ON callboard.jobs (id) WHERE finished_at IS NULL;
 CREATE INDEX jobs_staged ON callboard.jobs (id) WHERE stages IS NOT NULL AND finished_at IS NULL;
 CREATE INDEX jobs_control ON callboard.jobs (control_at) WHERE control_at IS NOT NULL;

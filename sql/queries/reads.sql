@@ -5,17 +5,67 @@
 -- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
 -- Caller: queries.job, queries.jobs. Rows: one a job or stage; `moved_at` to `elsewhere` are NULL unless the job is open and
 -- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
+-- The jobs of a list are found down the index of one filter, by the first branch whose filter is given; without one, down the
+-- primary key. Pairs are compared where the planner could take the primary key for the better way. A list that begins anywhere reads the jobs that it shows, and those that only its other filters leave out.
 WITH page AS MATERIALIZED (
-    SELECT j.id FROM callboard.jobs AS j
-    WHERE j.id BETWEEN %(low)s AND %(high)s AND (j.parent_id IS NULL OR %(low)s = %(high)s)
-      AND j.deleted_at IS NULL
-      AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
-      AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
-      AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
-      AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text OR EXISTS (
-          SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.actor = %(actor)s::text))
-      AND (%(name)s::text IS NULL OR strpos(lower(j.name), lower(%(name)s::text)) > 0)
-    ORDER BY j.id DESC LIMIT %(limit)s
+    SELECT id FROM (
+        (SELECT j.id FROM callboard.jobs AS j
+         WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NOT NULL
+           AND j.actor = %(actor)s::text AND j.parent_id IS NULL
+           AND (j.actor, j.id) >= (%(actor)s::text, %(low)s::bigint) AND (j.actor, j.id) <= (%(actor)s::text, %(high)s::bigint)
+           AND {job_filter}
+         ORDER BY j.actor DESC, j.id DESC LIMIT %(limit)s)
+        UNION ALL
+        (SELECT s.parent_id
+         FROM callboard.jobs AS s CROSS JOIN LATERAL (
+             SELECT FROM callboard.jobs AS j WHERE j.id = s.parent_id AND {job_filter} OFFSET 0
+         ) AS j
+         WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NOT NULL
+           AND s.actor = %(actor)s::text AND s.parent_id BETWEEN %(low)s::bigint AND %(high)s::bigint
+         GROUP BY s.parent_id ORDER BY s.parent_id DESC LIMIT %(limit)s)
+        UNION ALL
+        (SELECT j.id FROM callboard.jobs AS j
+         WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NULL AND %(tenant)s::text IS NOT NULL
+           AND j.tenant = %(tenant)s::text AND j.parent_id IS NULL
+           AND (j.tenant, j.id) >= (%(tenant)s::text, %(low)s::bigint) AND (j.tenant, j.id) <= (%(tenant)s::text, %(high)s::bigint)
+           AND {job_filter}
+         ORDER BY j.tenant DESC, j.id DESC LIMIT %(limit)s)
+        UNION ALL
+        (SELECT j.id FROM callboard.jobs AS j
+         WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL AND %(standing)s::bool
+           AND j.standing_on IS NOT NULL AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
+         ORDER BY j.id DESC LIMIT %(limit)s)
+        UNION ALL
+        (SELECT j.id FROM callboard.jobs AS j
+         WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL
+           AND %(standing)s::bool IS NOT TRUE AND %(state)s::callboard.job_state IN ('pending', 'running', 'paused')
+           AND j.finished_at IS NULL AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
+         ORDER BY j.id DESC LIMIT %(limit)s)
+        UNION ALL
+        (SELECT j.id FROM callboard.jobs AS j
+         WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL
+           AND %(standing)s::bool IS NOT TRUE AND %(state)s::callboard.job_state IN ('completed', 'failed', 'cancelled')
+           AND j.finished_at IS NOT NULL AND j.state = %(state)s::callboard.job_state
+           AND (j.state, j.id) >= (%(state)s::callboard.job_state, %(low)s::bigint)
+           AND (j.state, j.id) <= (%(state)s::callboard.job_state, %(high)s::bigint) AND {job_filter}
+         ORDER BY j.state DESC, j.id DESC LIMIT %(limit)s)
+        UNION ALL
+        (SELECT j.id FROM callboard.jobs AS j
+         WHERE (%(low)s::bigint = %(high)s::bigint
+                OR coalesce(%(actor)s::text, %(tenant)s::text, %(state)s::text) IS NULL AND %(standing)s::bool IS NOT TRUE)
+           AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
+         ORDER BY j.id DESC LIMIT %(limit)s)
+    ) AS found
+    ORDER BY id DESC LIMIT %(limit)s
+), living AS MATERIALIZED (
+    SELECT id, actors, trouble FROM callboard.live_workers(%(dead_after)s)
+), hands AS MATERIALIZED (
+    -- Of all living workers (actor NULL), and of those that have an actor: how many, their trouble, the items they have in hand.
+    SELECT a.actor, count(*) AS able, max(w.trouble) AS trouble, coalesce(sum(r.items), 0)::bigint AS items
+    FROM living AS w
+    LEFT JOIN (SELECT worker, count(*) AS items FROM callboard.running GROUP BY worker) AS r ON r.worker = w.id
+    CROSS JOIN LATERAL (SELECT NULL AS actor UNION ALL SELECT DISTINCT unnest(w.actors)) AS a
+    GROUP BY a.actor
 ), shown AS (
     SELECT id, false AS within FROM page
     UNION ALL
@@ -49,12 +99,11 @@ LEFT JOIN LATERAL (
     ORDER BY taken_at DESC LIMIT 1
 ) AS sample ON j.finished_at IS NULL
 LEFT JOIN LATERAL (
-    SELECT moved.moved_at, w.alive, w.able, w.trouble,
-           (SELECT count(*) FROM callboard.running AS r JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
-            WHERE r.job_id = j.id)
-           + (SELECT count(*) FROM callboard.live_workers(%(dead_after)s) AS w WHERE w.id = j.maker) AS worked_on,
-           (SELECT count(*) FROM callboard.running AS r JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
-            WHERE r.job_id <> j.id AND (j.actor IS NULL OR j.actor = ANY (w.actors))) AS elsewhere,
+    SELECT moved.moved_at, coalesce((SELECT able FROM hands WHERE actor IS NULL), 0) AS alive,
+           coalesce(w.able, 0) AS able, w.trouble,
+           (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id AND r.worker IN (SELECT id FROM living))
+           + coalesce(j.maker IN (SELECT id FROM living), false)::int AS worked_on,
+           coalesce(w.items, 0) AS elsewhere,  -- if a living worker has none of its own, else nobody asks
            (SELECT min(o.due_at) FROM callboard.turns AS t CROSS JOIN LATERAL (
                 SELECT o.due_at FROM callboard.outbox AS o
                 WHERE o.job_id = t.job_id AND o.queue = t.queue AND o.claimed_until IS NULL
@@ -65,10 +114,7 @@ LEFT JOIN LATERAL (
                   WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS one
            ) AS missing  -- see postpone
     FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS alive, count(*) FILTER (WHERE able) AS able, max(trouble) FILTER (WHERE able) AS trouble
-        FROM (SELECT trouble, j.actor IS NULL OR j.actor = ANY (actors) AS able FROM callboard.live_workers(%(dead_after)s)) AS w
-    ) AS w
+    LEFT JOIN LATERAL (SELECT * FROM hands WHERE actor IS NOT DISTINCT FROM j.actor) AS w ON true
     WHERE j.finished_at IS NULL AND j.state <> 'paused'
       AND moved.moved_at < now() - make_interval(secs => %(quiet_after)s)
     OFFSET 0  -- else all of this is looked up for every job
@@ -81,6 +127,14 @@ LEFT JOIN LATERAL (
     ) AS h
 ) AS hanging ON j.finished_at IS NULL
 ORDER BY shown.within, j.id DESC
+
+-- part: job_filter
+-- Whether the job `j` is in the list that is asked for; but for its actor, and where the list begins.
+(j.parent_id IS NULL OR %(low)s::bigint = %(high)s::bigint) AND j.deleted_at IS NULL
+         AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
+         AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
+         AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
+         AND (%(name)s::text IS NULL OR strpos(lower(j.name), lower(%(name)s::text)) > 0)
 
 -- part: done_in_part
 -- How many items the parts make up that are done of those in flight: the rows `r` of `running` whose actor says how far it is.
@@ -96,17 +150,29 @@ SELECT FROM callboard.jobs WHERE id = %(job)s AND tenant = %(tenant)s AND delete
 -- A page of a job's items by number, of one described state or of any. One item: `after` = item - 1.
 -- The states that are rare in a large job are found where their rows are few (attempts, running, outbox), not in items:
 -- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
--- Caller: queries.items, queries.item. Rows: one an item; `args` and `result` are cut at `cap`.
+-- Others are looked for among a number of items, for no index has the state of an item; `looked_at` is the last of them
+-- when there are more.
+-- Caller: queries.items, queries.item. Rows: one an item, at least one of the job; `args` and `result` are cut at `cap`.
 WITH job AS (
-    SELECT watermark, actor, finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends
-    FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL
+    SELECT j.watermark, j.actor, e.over, e.ends, %(after)s::bigint + %(look_at)s::bigint AS last_look,
+           CASE %(state)s::text
+               WHEN 'succeeded' THEN j.succeeded > 0
+               WHEN 'queued' THEN NOT e.ends AND l.items > j.retrying
+               WHEN 'cancelled' THEN j.cancelled > 0 OR e.ends AND l.items > 0
+           END AS looks,
+           j.total
+    FROM callboard.jobs AS j
+    CROSS JOIN LATERAL (SELECT finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends) AS e
+    CROSS JOIN LATERAL (SELECT total - succeeded - failed - skipped - j.cancelled AS items) AS l
+    WHERE j.id = %(job)s AND j.deleted_at IS NULL
 ), wanted AS MATERIALIZED (
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text IS NULL AND i.job_id = %(job)s AND i.item > %(after)s
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'succeeded' AND i.job_id = %(job)s AND i.item > %(after)s AND i.state = 'succeeded'
+     WHERE %(state)s::text = 'succeeded' AND (SELECT looks FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
+       AND i.item <= (SELECT last_look FROM job) AND i.state = 'succeeded'
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
     (SELECT a.item FROM callboard.attempts AS a
@@ -151,15 +217,16 @@ WITH job AS (
      ORDER BY o.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'queued' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
-       AND i.state = 'waiting'
+     WHERE %(state)s::text = 'queued' AND (SELECT looks FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
+       AND i.item <= (SELECT last_look FROM job) AND i.state = 'waiting'
        AND (i.message_id IS NOT NULL OR i.item < (SELECT watermark FROM job))
        AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.in_turn) OFFSET 0)
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'cancelled' AND i.job_id = %(job)s AND i.item > %(after)s
+     WHERE %(state)s::text = 'cancelled' AND (SELECT looks FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
+       AND i.item <= (SELECT last_look FROM job)
        AND (i.state = 'cancelled'
             OR (SELECT ends FROM job) AND i.state IN ('waiting', 'retrying')
                AND NOT EXISTS (SELECT FROM callboard.running AS r
@@ -168,7 +235,8 @@ WITH job AS (
 ), page AS MATERIALIZED (
     SELECT DISTINCT item FROM wanted ORDER BY item LIMIT %(limit)s
 )
-SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
+SELECT page.item, CASE WHEN job.looks AND job.last_look < job.total - 1 THEN job.last_look END AS looked_at,
+       i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
        CASE WHEN i.state IN ('succeeded', 'failed', 'skipped', 'cancelled') THEN i.state::text
             WHEN r.item IS NOT NULL THEN 'running'
             WHEN job.ends THEN 'cancelled'
@@ -177,17 +245,17 @@ SELECT page.item, i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
             ELSE 'queued' END AS state,
        coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step,
        r.progress_done, r.progress_total, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
-       coalesce(r.started_at, i.started_at) AS started_at, coalesce(first.started_at, r.started_at, i.started_at) AS first_started_at,
-       i.finished_at,
+       coalesce(first.started_at, r.started_at, i.started_at) AS first_started_at,
+       coalesce(r.started_at, i.started_at) AS started_at, i.finished_at,
        CASE WHEN o.due_at < 'infinity' THEN o.due_at END AS due_at,
        substring(i.args FROM 1 FOR %(cap)s) AS args, octet_length(i.args) AS args_size,
        left(v.value, %(cap)s) AS result, length(v.value) AS result_size, left(v.unkept, %(cap)s) AS result_unkept,
        e.kind::text AS error_kind, e.error_type, left(e.message, %(cap)s) AS error_message, e.place AS error_place
-FROM page
-CROSS JOIN job
-CROSS JOIN LATERAL (
+FROM job
+LEFT JOIN page ON true
+LEFT JOIN LATERAL (
     SELECT * FROM callboard.items AS i WHERE i.job_id = %(job)s AND i.item = page.item OFFSET 0
-) AS i
+) AS i ON true
 LEFT JOIN callboard.running AS r
     ON r.job_id = i.job_id AND r.item = i.item AND i.state IN ('waiting', 'retrying') AND NOT job.over
 LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item

@@ -36,6 +36,14 @@ def page(found: list[dict[str, Any]], limit: int, cursor: str) -> Page:
     return found[:limit], found[limit - 1][cursor] if len(found) > limit else None
 
 
+def items(number: int, rows: Rows, cap: int, limit: int) -> Page:
+    """Describe a page of items by rows of `job_items`; see `page` and `item`."""
+    found, following = page(
+        [item(number, row, cap) for row in rows if row["item"] is not None], limit, "item"
+    )
+    return found, rows[0]["looked_at"] if rows and following is None else following
+
+
 def item_at(found: list[dict[str, Any]], position: int) -> dict[str, Any] | None:
     """Return the item at `position`, of a page that begins there; None when it is not there."""
     return found[0] if found and found[0]["item"] == position else None

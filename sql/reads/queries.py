@@ -19,6 +19,8 @@ MAX_ID = 2**63 - 1
 LIST_CHARACTERS = 4_096
 #: Likewise, of one item.
 ITEM_CHARACTERS = 1_048_576
+#: Items among which those of a state are looked for that no index has.
+LOOK_AT_ITEMS = 50_000
 #: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
 MAX_ROWS = 1_000
 
@@ -86,12 +88,18 @@ def jobs(
 def items(
     number: int, *, state: str | None = None, after: int = -1, limit: int = 100, cap: int = LIST_CHARACTERS
 ) -> Query[Page]:
-    """Describe a page of a job's items after item `after`, in one state of ITEM_STATES or in any."""
-    parameters = {"job": number, "state": state, "after": after, "limit": limit + 1, "cap": cap}
+    """Describe a page of a job's items after item `after`, in one state of ITEM_STATES or in any.
+
+    A page of succeeded, queued or cancelled items may be short, or empty, and have a next one all the same: only so
+    many items are looked at for it.
+    """
+    parameters = {
+        "job": number, "state": state, "after": after, "limit": limit + 1, "cap": cap, "look_at": LOOK_AT_ITEMS,
+    }  # fmt: skip
     return Query(
         statement("job_items"),
         parameters,
-        lambda rows: item_view.page([item_view.item(number, row, cap) for row in rows], limit, "item"),
+        lambda rows: item_view.items(number, rows, cap, limit),
     )
 
 

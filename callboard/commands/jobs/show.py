@@ -94,8 +94,9 @@ def items(
     """List a job's items: arguments, state, attempt, error. Of a job with stages, give --stage."""
     with database() as conn:
         number = _job_of_stage(find_job(conn, job), stage)
-        query = queries.items(number, state=state, after=-1 if after is None else after, limit=limit)
-        page = queries.run(conn, query)
+        page: Page = ([], -1 if after is None else after)
+        while not page[0] and page[1] is not None:  # of a rare state many pages may be empty
+            page = queries.run(conn, queries.items(number, state=state, after=page[1], limit=limit))
     print_page(
         "items", page, "item key actor state attempt worker step progress started_at finished_at error",
         as_json=as_json,

@@ -1,0 +1,166 @@
+"""What lists read of a large database, by a plan for any parameters and by one for those that are given."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
+from callboard.sql.reads.queries import Query
+from tests.support.databases import database, with_database
+
+#: Jobs that are over, open jobs that do not move, items of the one large job, items that wait for a retry.
+JOBS, QUIET, ITEMS, RETRIES = 30_000, 400, 120_000, 50_000
+#: Workers, and items that they have in hand.
+WORKERS, IN_HAND = 1_000, 4_000
+BLOCKS = (
+    "SELECT sum(pg_stat_get_xact_blocks_fetched(oid))::bigint FROM pg_class"
+    " WHERE relnamespace = 'callboard'::regnamespace"
+)
+FILL = """
+    INSERT INTO callboard.workers (pid, threads, host, actors, queues, beat_at)
+    SELECT n, 8, 'h', ARRAY['work', 'mail ' || n % 10], ARRAY['default'], now() + interval '1 hour'
+    FROM generate_series(1, {WORKERS}) n;
+    INSERT INTO callboard.jobs (name, actor, queue, tenant, sealed, state, started_at, finished_at)
+    SELECT 'job ' || n, 'work', 'default', 'tenant ' || n % 20, true, 'completed', now(), now()
+    FROM generate_series(1, {JOBS}) n;
+    INSERT INTO callboard.jobs (name, actor, queue, sealed, total, consumed, bulk_end, watermark, published, succeeded,
+                                state, started_at, updated_at)
+    VALUES ('large', 'work', 'default', true, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS} - 1,
+            'running', now(), now());
+    INSERT INTO callboard.items (job_id, item, args, state, started_at, finished_at, worker)
+    SELECT j.id, n, '{{}}', CASE WHEN n < {ITEMS} - 1 THEN 'succeeded' ELSE 'waiting' END::callboard.item_state, now(),
+           CASE WHEN n < {ITEMS} - 1 THEN now() END, 1
+    FROM callboard.jobs AS j, generate_series(0, {ITEMS} - 1) n WHERE j.name = 'large';
+    INSERT INTO callboard.jobs (name, actor, queue, sealed, total, consumed, bulk_end, watermark, published, retrying,
+                                state, started_at, updated_at)
+    VALUES ('retries', 'work', 'default', true, {RETRIES}, {RETRIES}, {RETRIES}, {RETRIES}, {RETRIES}, {RETRIES},
+            'running', now(), now() - interval '1 minute'),
+           ('small', 'work', 'default', true, 1, 1, 1, 1, 1, 1, 'running', now(), now() - interval '1 minute');
+    INSERT INTO callboard.items (job_id, item, args, state, attempt)
+    SELECT j.id, n, '{{}}', 'retrying', 2
+    FROM callboard.jobs AS j, generate_series(0, {RETRIES} - 1) n
+    WHERE j.name = 'retries' OR j.name = 'small' AND n = 0;
+    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect)
+    SELECT i.job_id, i.item, 2, 'default',
+           now() + CASE WHEN j.name = 'small' THEN interval '5 h' ELSE interval '1 h' END, false, true
+    FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id WHERE j.name IN ('retries', 'small');
+    INSERT INTO callboard.jobs (name, actor, queue, sealed, total, consumed, bulk_end, watermark, published, state,
+                                started_at, updated_at)
+    SELECT 'quiet', 'work', 'default', true, 10, 10, 10, 10, 10, 'running', now(), now() - interval '1 minute'
+    FROM generate_series(1, {QUIET}) n;
+    INSERT INTO callboard.running (job_id, started_at, item, attempt, worker)
+    SELECT j.id, now(), n, 1, (SELECT min(id) FROM callboard.workers) + n % {WORKERS}
+    FROM generate_series(1, {IN_HAND}) n JOIN callboard.jobs AS j ON j.name = 'job ' || n / 5 + 1;
+"""
+
+
+@dataclass(frozen=True)
+class Large:
+    """A database with much of everything."""
+
+    conn: Conn
+
+    def job(self, name: str) -> int:
+        (found,) = self.conn.execute("SELECT id FROM callboard.jobs WHERE name = %s", (name,)).fetchall()
+        return int(found[0])
+
+    def read(self, query: Query[Any], plan: str) -> tuple[Any, int]:
+        """The answer, and how many blocks were read for it."""
+        with self.conn.transaction():
+            self.conn.execute(f"SET LOCAL plan_cache_mode = force_{plan}_plan".encode())
+            before = self.conn.execute(BLOCKS).fetchone()
+            answer = queries.run(self.conn, query)
+            after = self.conn.execute(BLOCKS).fetchone()
+        assert before is not None
+        assert after is not None
+        return answer, after[0] - before[0]
+
+
+@pytest.fixture(scope="module")
+def large(postgres_url: str, template: str) -> Iterator[Large]:
+    sizes = {
+        "WORKERS": WORKERS,
+        "JOBS": JOBS,
+        "QUIET": QUIET,
+        "ITEMS": ITEMS,
+        "RETRIES": RETRIES,
+        "IN_HAND": IN_HAND,
+    }
+    with database(postgres_url, template) as name, connect(with_database(postgres_url, name)) as conn:
+        conn.execute(FILL.format(**sizes).encode())
+        conn.execute("VACUUM (ANALYZE)")
+        conn.prepare_threshold = 0
+        yield Large(conn)
+
+
+PLANS = ("generic", "custom")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"tenant": "nobody"}, {"actor": "nobody"}, {"state": "paused"}, {"state": "failed"}, {"standing": True},
+        {"tenant": "nobody", "state": "completed"}, {"actor": "nobody", "tenant": "tenant 1", "name": "x"},
+        {"state": "cancelled", "standing": False, "name": "job"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_filter_without_a_hit_reads_no_other_jobs(large: Large, plan: str, filters: dict[str, Any]) -> None:
+    answer, blocks = large.read(queries.jobs(**filters), plan)
+    assert (answer, blocks < 250) == (([], None), True), blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    "filters",
+    [{}, {"tenant": "tenant 7"}, {"actor": "work"}, {"state": "completed"}, {"standing": False}],
+    ids=str,
+)
+def test_a_list_reads_the_jobs_that_it_shows(large: Large, plan: str, filters: dict[str, Any]) -> None:
+    before = large.job("large")
+    (found, following), blocks = large.read(queries.jobs(before=before, limit=20, **filters), plan)
+    assert (len(found), following) == (20, found[-1]["id"])
+    assert blocks < 500, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_list_of_quiet_jobs_looks_at_workers_once(large: Large, plan: str) -> None:
+    (found, _), blocks = large.read(queries.jobs(limit=QUIET), plan)
+    assert {job["stalled"].partition("; ")[2] for job in found} == {
+        f"its workers have items of other jobs in hand ({IN_HAND})"
+    }
+    assert blocks < 40 * QUIET, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_status_of_a_job_does_not_read_the_retries_of_another(large: Large, plan: str) -> None:
+    answer, blocks = large.read(queries.job(large.job("small")), plan)
+    assert answer["stalled"].startswith("waiting for a retry at ")
+    assert blocks < 1_000, blocks  # workers and what they have in hand
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_items_of_a_state_that_none_is_in_are_not_looked_for(large: Large, plan: str) -> None:
+    for state in ("cancelled", "failed", "retrying"):
+        answer, blocks = large.read(queries.items(large.job("large"), state=state), plan)
+        assert (answer, blocks < 150) == (([], None), True), (state, blocks)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_items_of_a_rare_state_are_looked_for_in_steps(large: Large, plan: str) -> None:
+    job, after, found, steps = large.job("large"), -1, [], 0
+    while True:
+        (page, following), blocks = large.read(queries.items(job, state="queued", after=after), plan)
+        assert blocks < queries.LOOK_AT_ITEMS / 10, blocks
+        found += [item["item"] for item in page]
+        steps += 1
+        if following is None:
+            break
+        after = following
+    assert (found, steps) == ([ITEMS - 1], 3)
+    last = queries.items(job, state="queued", after=2**31 - 1)
+    assert large.read(last, plan)[0] == ([], None)
