@@ -145,9 +145,9 @@ class Runtime:
             self._publisher.forget(queue)
         self.in_flight.apply_controls(self.write(lambda conn: jobs.stop_jobs_of_queue(conn, queue)))
 
-    def _publish(self, out: Outgoing) -> None:
+    def _publish(self, out: Outgoing, claimed_at: float) -> None:
         if out.outbox is not None:  # else another process has its claim
-            self.publisher.add(out)
+            self.publisher.add(out, claimed_at)
 
     def _wake_publisher(self, after: float) -> None:
         if self._publisher:

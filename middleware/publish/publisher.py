@@ -63,11 +63,11 @@ class Publisher:
         with self._changed:
             self._ensure_thread()
 
-    def add(self, out: Outgoing) -> None:
-        """Publish a message whose outbox row this process has just stored and claimed."""
+    def add(self, out: Outgoing, claimed_at: float) -> None:
+        """Publish a message whose outbox row this process has stored and claimed; the claim began after that time."""
         with self._changed:
+            self._added.append((claimed_at, out))
             self._drop_stale()
-            self._added.append((time.monotonic(), out))
             self._ensure_thread()
             self._changed.notify()
 
@@ -140,7 +140,9 @@ class Publisher:
         with self._changed:
             self._drop_stale()
             count = min(len(self._added), OUTBOX_BATCH_MESSAGES)
-            added = [self._added.popleft()[1] for _ in range(count)]
+            oldest = time.monotonic() - OWN_MESSAGE_SECONDS
+            taken = [self._added.popleft() for _ in range(count)]
+            added = [out for claimed_at, out in taken if claimed_at >= oldest]
             jobs, self._jobs = self._jobs, []
         return added, jobs
 

@@ -1,12 +1,13 @@
 """Sends a message of an app: its row is committed first, then the message is published."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
 import dramatiq
 import psycopg
@@ -29,6 +30,9 @@ CHILDREN_LIMIT, CHILDREN_LIMIT_BYTES = 100_000, 64 * 2**20
 #: Seconds that a plain send waits for its row.
 SEND_SECONDS = 10.0
 
+#: Publishes a stored message, whose claim began after this monotonic time.
+Publish: TypeAlias = Callable[[Outgoing, float], None]
+
 #: The job that a `with callboard.job(…)` block gives to plain sends; 0: the actor's standing job.
 current_job: ContextVar[int] = ContextVar("callboard_job", default=0)
 
@@ -43,7 +47,7 @@ def send(
     delay: int | None,
     *,
     store: Callable[[NewItem], Future[Outgoing]],
-    publish: Callable[[Outgoing], None],
+    publish: Publish,
 ) -> Any:
     """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds.
 
@@ -77,9 +81,7 @@ def send(
     return message
 
 
-def send_kept(
-    attempt: Attempt, *, store: Callable[[NewItem], Future[Outgoing]], publish: Callable[[Outgoing], None]
-) -> None:
+def send_kept(attempt: Attempt, *, store: Callable[[NewItem], Future[Outgoing]], publish: Publish) -> None:
     """Send what an attempt has kept until its outcome is recorded, since its actor waits for that. Raises NotStored."""
     for item in attempt.take_sent():
         _send_now(item, store, publish)
@@ -166,9 +168,8 @@ def _retry_options(message: Any) -> dict[str, Any]:
     return options
 
 
-def _send_now(
-    item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publish: Callable[[Outgoing], None]
-) -> None:
+def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publish: Publish) -> None:
+    began = time.monotonic()  # before the claim does: its COMMIT may take long
     stored = store(item)
     try:
         try:
@@ -189,4 +190,4 @@ def _send_now(
             f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}"
         ) from error
     if item.delay == 0:
-        publish(out)
+        publish(out, began)

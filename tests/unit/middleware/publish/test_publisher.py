@@ -92,10 +92,11 @@ def test_a_message_whose_claim_may_have_expired_is_left_to_others(
     monkeypatch.setattr(publisher_module, "OWN_MESSAGE_SECONDS", 0.05)
     transport.away = True
     publisher = start_publisher(transport)
-    publisher.add(OUT)
     added = time.monotonic()
+    publisher.add(OUT, added)
     assert wait_until(lambda: time.monotonic() - added > 0.05, TIMEOUT)
-    publisher.add(replace(OUT, item=1))
+    publisher.add(replace(OUT, item=1), time.monotonic())
+    publisher.add(replace(OUT, item=2), time.monotonic() - 0.06)  # its COMMIT took that long
     monkeypatch.setattr(publisher_module, "OWN_MESSAGE_SECONDS", TIMEOUT)
     transport.away = False
     assert wait_until(lambda: 1 in transport.sent, TIMEOUT)
