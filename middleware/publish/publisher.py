@@ -66,8 +66,9 @@ class Publisher:
     def add(self, out: Outgoing, claimed_at: float) -> None:
         """Publish a message whose outbox row this process has stored and claimed; the claim began after that time."""
         with self._changed:
-            self._added.append((claimed_at, out))
             self._drop_stale()
+            if claimed_at >= time.monotonic() - OWN_MESSAGE_SECONDS:
+                self._added.append((claimed_at, out))
             self._ensure_thread()
             self._changed.notify()
 
