@@ -96,15 +96,12 @@ class App:
 
 
 def make_broker(kind: str, request: pytest.FixtureRequest) -> dramatiq.Broker:
-    if kind == "in process":
-        return StubBroker()
-    url = request.getfixturevalue("amqp_url")
-    if kind == "ours":
-        return callboard.RabbitmqBroker(url=url, database_url=request.getfixturevalue("database_url"))
-    return StockRabbitmqBroker(url=url)
+    return (
+        StubBroker() if kind == "in process" else StockRabbitmqBroker(url=request.getfixturevalue("amqp_url"))
+    )
 
 
-@pytest.fixture(params=["in process", "stock", "ours"])
+@pytest.fixture(params=["in process", "stock"])
 def app(request: pytest.FixtureRequest, database_url: str) -> Iterator[App]:
     before = dramatiq.broker.global_broker
     broker = callboard.install(make_broker(request.param, request), database_url=database_url)
