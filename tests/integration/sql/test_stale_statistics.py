@@ -525,6 +525,9 @@ def _verified(scene: Scene) -> Act:
 def _listed(state: str | None) -> Callable[[Scene], Act]:
     def prepare(scene: Scene) -> Act:
         job = scene.busy()
+        # Or it is not looked for those.
+        record(scene.conn, job, {"succeeded": [MANY - 1]})
+        scene.conn.execute("UPDATE callboard.jobs SET cancelled = 1, total = total + 1 WHERE id = %s", (job,))
         return lambda: queries.run(scene.conn, queries.items(job, state=state, limit=MANY))
 
     return prepare
