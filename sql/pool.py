@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, LiteralString, Self, TypeAlias
 from weakref import WeakSet
@@ -60,10 +60,15 @@ class PlainConnection(Connection[tuple[Any, ...]]):
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         """See `psycopg.Connection`."""
-        alone = query is not _BEGIN and self.info.transaction_status == TransactionStatus.IDLE
         try:
-            with transaction(self) if self.isolated and alone else nullcontext():
-                return super().execute(query, params, **options)
+            if (
+                self.isolated
+                and query is not _BEGIN
+                and self.info.transaction_status == TransactionStatus.IDLE
+            ):
+                with transaction(self):
+                    return super().execute(query, params, **options)
+            return super().execute(query, params, **options)
         except psycopg.Error as error:
             _drop_detail(error)
             raise

@@ -81,6 +81,34 @@ def test_limits_are_columns_and_words() -> None:
     assert Limits("7").columns()["fail_count"] == 7
 
 
+# Actors that nobody has ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_waits_for_its_actor_from_when_it_could_run(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_worker(conn, "known")
+    plain, paused, later, known = (
+        make_job(conn, 2, actor=actor, published=0) for actor in ("new", "new", "new", "known")
+    )
+    actions.pause(conn, paused, ANNA)
+    actions.limit(conn, later, ANNA, {"at": "1h"})
+    monkeypatch.setenv("CALLBOARD_ACTOR_WAIT", "forever")
+    conn.execute("UPDATE callboard.jobs SET created_at = now() - interval '2 days', control_at = NULL")
+    assert jobs.stop_jobs_without_actor(conn) == []
+    monkeypatch.setenv("CALLBOARD_ACTOR_WAIT", "36h")
+    assert jobs.stop_jobs_without_actor(conn) == [plain]
+    found = status(conn, plain)
+    assert (found["stopping"], found["cancelled"]) == ("failed", 2)
+    assert found["reason"].startswith(
+        "no worker announced the actor new in the time that CALLBOARD_ACTOR_WAIT gives"
+    )
+    assert wait_until(lambda: jobs.close_stopped(conn) == [plain], 60)
+    assert retry.retry(conn, plain, ANNA, RetrySelection(["cancelled"])) == 2
+    assert jobs.stop_jobs_without_actor(conn) == []  # its time begins anew
+    assert status(conn, known)["state"] == "pending"
+
+
 # Failures -----------------------------------------------------------------------------------------------------------
 
 
