@@ -10,7 +10,7 @@
 - Names that begin with `a` (`asubmit`, `aget`, …) are for async code, and do not block its event loop.
 """
 
-from callboard.current import NotInAnItem, Skip, current, in_context, progress, send_now, step
+from callboard.current import NotInAnItem, Skip, current, progress, send_now, step
 from callboard.identity import Identity
 from callboard.job import Job, aget, get, job
 from callboard.middleware.attempts.batch import batch
@@ -22,6 +22,7 @@ from callboard.middleware.submission.enqueue import NotStored
 from callboard.middleware.submission.item_encoding import BadItem
 from callboard.middleware.submission.send_store import JobClosed
 from callboard.middleware.submission.submission import SubmittedElsewhere
+from callboard.middleware.submission.threads import in_context
 from callboard.middleware.tracking import NotTracked
 from callboard.sql.migrate import SchemaError
 from callboard.sql.settings import NotConfigured

@@ -3,11 +3,8 @@
 import logging
 import math
 import reprlib
-from collections.abc import Callable
-from contextvars import copy_context
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import dramatiq
 from dramatiq.middleware import SkipMessage
@@ -18,8 +15,6 @@ from callboard.sql.rows import Progress
 
 log = logging.getLogger("callboard")
 
-P = ParamSpec("P")
-T = TypeVar("T")
 #: The most characters of a step that are kept.
 STEP_CHARACTERS = 500
 
@@ -90,24 +85,6 @@ def progress(done: float, total: float | None = None) -> None:
         )
     if part is not None:
         attempt.progress = Progress(min(part, whole), whole) if whole else Progress(part, None)
-
-
-def in_context(function: Callable[P, T]) -> Callable[P, T]:
-    """Return the function so that it runs for the item, and in the `job` block, of this place, also in other threads.
-
-    pool.map(callboard.in_context(fetch), urls)
-
-    Python gives these to tasks and to `asyncio.to_thread`, and not to the threads of a pool.
-    """
-    context = copy_context()
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        return context.copy().run(
-            function, *args, **kwargs
-        )  # no context can be entered twice at the same time
-
-    return run
 
 
 def _number(given: Any) -> float | None:

@@ -12,6 +12,7 @@ from callboard.middleware.message import stamp
 from callboard.middleware.publish.transport import publishing
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.enqueue import comes_off_delay_queue
+from callboard.middleware.submission.threads import carry_into_pools
 from callboard.middleware.tracking import Tracking, track
 
 #: Seconds between two looks at the items that `join` waits for.
@@ -26,6 +27,7 @@ class TrackedBroker(dramatiq.Broker):
 
     def _track(self, runtime: Runtime) -> None:
         """Have the broker use the parts of this process."""
+        carry_into_pools()
         self.runtime = runtime
         self._hooks = HookCache(self)
         self._tracking = Tracking(runtime, self._hooks)

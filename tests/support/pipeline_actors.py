@@ -116,7 +116,7 @@ def parent(number: int, children: int, *, fails: bool = False) -> None:
 def in_threads(children: int) -> int:
     """Sends from threads of its own."""
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(callboard.in_context(noted.send), range(children)))
+        list(pool.map(noted.send, range(children)))
     return children
 
 

@@ -265,7 +265,7 @@ def test_what_an_actors_threads_send_belongs_to_its_item(on: Stage) -> None:
     job = on.submit("in_threads", 40)
     assert len(on.ended(job)) == 41
     with callboard.job("a block") as block, ThreadPoolExecutor(4) as pool:
-        list(pool.map(callboard.in_context(on.actor("noted").send), range(5)))
+        list(pool.map(on.actor("noted").send, range(5)))
     assert block.wait(TIMEOUT)["total"] == 5
 
 

@@ -1,5 +1,6 @@
 """What an actor reports and asks: what is kept, what is ignored, and where."""
 
+import contextvars
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import pytest
 
 import callboard
 from callboard.middleware.message.attempt import Attempt, current_attempt
+from callboard.middleware.submission.threads import carry_into_pools
 from callboard.sql.rows import JobControl, NewItem, Progress
 
 
@@ -91,15 +93,19 @@ def test_what_is_told_outside_an_item_is_ignored(attempt: Attempt) -> None:
         callboard.current()
 
 
-def test_the_threads_of_a_pool_run_for_the_item_that_they_are_given_it_by(attempt: Attempt) -> None:
+def test_other_threads_run_for_the_item_that_gives_them_work(attempt: Attempt) -> None:
     def tell(number: int) -> int:
         callboard.progress(number, 4)
         return callboard.current().item
 
+    carry_into_pools()
+    carry_into_pools()
+    outside = contextvars.Context()
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(callboard.in_context(tell), range(4))) == [2] * 4
+        assert list(pool.map(tell, range(4))) == [2] * 4
         with pytest.raises(callboard.NotInAnItem):
-            pool.submit(callboard.current).result()
+            outside.run(pool.submit, callboard.current).result()
+        assert outside.run(pool.submit, callboard.in_context(tell), 3).result() == 2
     assert attempt.progress is not None
 
 

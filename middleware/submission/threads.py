@@ -1,0 +1,50 @@
+"""Takes the item that runs, and the job of a block, along into other threads."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from callboard.middleware.message.attempt import current_attempt
+from callboard.middleware.submission.enqueue import current_job
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def in_context(function: Callable[P, T]) -> Callable[P, T]:
+    """Return the function so that it runs for the item, and in the `job` block, of this place, also in other threads.
+
+    threading.Thread(target=callboard.in_context(watch)).start()
+
+    Tasks, `asyncio.to_thread` and a `ThreadPoolExecutor` need no help.
+    """
+    context = copy_context()
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        # A copy: no context can be entered twice at the same time.
+        return context.copy().run(function, *args, **kwargs)
+
+    return run
+
+
+def carry_into_pools() -> None:
+    """Have what an item, or a `job` block, gives to a ThreadPoolExecutor run for it: Python's pools carry no context.
+
+    It replaces the method of the class, once in a process: a pool of the actor's own is made by no code of ours.
+    """
+    plain: Any = ThreadPoolExecutor.submit
+    if getattr(plain, "carries", False):
+        return
+
+    @wraps(plain)
+    def submit(self: ThreadPoolExecutor, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        if current_attempt.get() is not None or current_job.get():
+            fn = in_context(fn)
+        done: Future[T] = plain(self, fn, *args, **kwargs)
+        return done
+
+    submit.carries = True  # type: ignore[attr-defined]
+    ThreadPoolExecutor.submit = submit  # type: ignore[assignment,method-assign]
