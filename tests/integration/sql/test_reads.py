@@ -383,7 +383,7 @@ def test_a_recount_of_what_was_written_finds_no_drift(conn: Conn) -> None:
 
 
 @pytest.mark.parametrize(
-    "counter", ["published", "retrying", "succeeded", "failed", "skipped", "retries", "crashes"]
+    "counter", ["published", "retrying", "succeeded", "failed", "skipped", "retries", "crashes", "unkept"]
 )
 def test_a_recount_reports_each_drift_with_both_numbers(conn: Conn, counter: str) -> None:
     make_mixed_job(conn)

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
 from callboard.sql import timings
@@ -610,6 +611,24 @@ def test_a_stale_end_leaves_the_next_attempt_of_the_same_worker_in_hand(conn: Co
     outcomes.record(conn, [event(job, 0, 2, "succeeded", worker, ran=True)], time.monotonic())
     assert conn.execute("SELECT FROM callboard.running").rowcount == 0
     assert drift(conn) == []
+
+
+def test_a_result_that_is_not_kept_is_counted_once_and_says_why(conn: Conn) -> None:
+    job, now = make_job(conn, 2), time.monotonic()
+    for _ in range(2):
+        outcomes.record(conn, [Event(job, 0, 1, "succeeded", 0.1, now, 1, unkept="too large")], now)
+    outcomes.record(conn, [Event(job, 1, 1, "succeeded", 0.1, now, 1, result="1")], now)
+    first, second = (
+        queries.run(conn, queries.item(job, 0)) or {},
+        queries.run(conn, queries.item(job, 1)) or {},
+    )
+    assert (first["state"], first["result"], first["result_unkept"]) == ("succeeded", None, "too large")
+    assert (second["result"], second["result_unkept"]) == (1, None)
+    assert (queries.run(conn, queries.job(job)) or {})["unkept"] == 1
+    assert drift(conn) == []
+    conn.execute("UPDATE callboard.jobs SET unkept = 7 WHERE id = %s", (job,))
+    repair_counters(conn, [job])
+    assert (queries.run(conn, queries.job(job)) or {})["unkept"] == 1
 
 
 def test_an_interrupted_flush_changes_nothing(conn: Conn) -> None:
