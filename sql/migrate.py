@@ -55,6 +55,7 @@ def migrate(url: str) -> list[str]:
     deadline = time.monotonic() + LOCK_TRIES_SECONDS
     with connect(url) as conn:
         check_encoding(conn)
+        waiting = False
         while True:
             try:
                 return _apply(conn)
@@ -64,7 +65,9 @@ def migrate(url: str) -> list[str]:
                         "the schema can't be changed, since another session holds a lock on a table of it: end that "
                         "session (see pg_stat_activity), and run `callboard migrate` again"
                     ) from None
-                log.warning("a table of the schema is in use; the migration is tried again")
+                if not waiting:
+                    log.warning("a table of the schema is in use; the migration is tried for five minutes")
+                    waiting = True
                 time.sleep(LOCK_PAUSE_SECONDS)
 
 

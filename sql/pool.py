@@ -73,6 +73,14 @@ class PlainConnection(Connection[tuple[Any, ...]]):
             _drop_detail(error)
             raise
 
+    def commit(self) -> None:
+        """See `psycopg.Connection`."""
+        try:
+            super().commit()
+        except psycopg.Error as error:
+            _drop_detail(error)
+            raise
+
 
 def _has_iso_dates(conn: BaseConnection[Any]) -> bool:
     return (conn.info.parameter_status("DateStyle") or "ISO").startswith("ISO")

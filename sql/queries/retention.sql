@@ -65,9 +65,9 @@ WITH expired AS MATERIALIZED (
 SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, count(*) FROM stages GROUP BY parent_id)
 
 -- name: deleted_jobs
--- Jobs whose rows are to go now. Caller: the sweep, `callboard purge`. Rows: (id).
+-- Jobs whose rows are to go; those that were set aside only if asked for. Caller: the sweep, `callboard purge`. Rows: (id).
 SELECT id FROM callboard.jobs
-WHERE deleted_at IS NOT NULL AND (deletion_after IS NULL OR deletion_after < now()) ORDER BY id
+WHERE deleted_at IS NOT NULL AND (%(aside)s OR deletion_after IS NULL OR deletion_after < now()) ORDER BY id
 
 -- name: set_aside
 -- A deleted job that can't be deleted, since a row of another table refers to it: others go first.

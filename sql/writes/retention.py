@@ -4,15 +4,12 @@ Nobody reads the rows of a deleted job, and no others are locked, so nothing is 
 be killed, and others may do the same at the same time: the next one goes on.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import psycopg
 
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.statements import statement
-
-log = logging.getLogger("callboard.sweep")
 
 #: A row of another table refers to a job, or a trigger on ours refuses.
 REFUSED = (psycopg.IntegrityError, psycopg.errors.RaiseException)
@@ -40,9 +37,9 @@ def mark_expired(conn: Conn, keep: float | None) -> list[int]:
         return mark_deleted(conn, due) if due else []
 
 
-def deleted_jobs(conn: Conn) -> list[int]:
-    """Return the ids of deleted jobs that have rows yet."""
-    return [row[0] for row in conn.execute(statement("deleted_jobs"))]
+def deleted_jobs(conn: Conn, *, aside: bool = False) -> list[int]:
+    """Return the ids of deleted jobs that have rows yet; `aside`: also of those set aside lately."""
+    return [row[0] for row in conn.execute(statement("deleted_jobs"), {"aside": aside})]
 
 
 def delete_rows(conn: Conn, job: int) -> Iterator[int]:
@@ -60,7 +57,6 @@ def delete_rows(conn: Conn, job: int) -> Iterator[int]:
         except REFUSED as error:
             reason = f"it can't be deleted: {error}; declare the foreign key ON DELETE CASCADE, or delete those rows"
             conn.execute(statement("set_aside"), {"job": job, "reason": reason, "pause": SET_ASIDE_SECONDS})
-            log.warning("job %d is set aside: %s", job, reason)
             return
         yield count
 

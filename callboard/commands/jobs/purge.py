@@ -56,7 +56,7 @@ def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
 
     Raises CommandError for an unknown job, and NotPossible for one that is open.
     """
-    already = set(retention.deleted_jobs(conn))
+    already = set(retention.deleted_jobs(conn, aside=True))
     named = sorted(set(jobs))
     with transaction(conn):
         for job in named:
@@ -70,4 +70,4 @@ def _mark_due(conn: Conn, seconds: float | None) -> list[int]:
     """Mark every job that ended `seconds` ago; None: only those whose own `keep` is over. Return all that leave."""
     while retention.mark_expired(conn, seconds):
         pass
-    return retention.deleted_jobs(conn)
+    return retention.deleted_jobs(conn, aside=True)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -47,6 +48,7 @@ from callboard.web import create_app
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send
+from tests.support.programs import run as command
 from tests.support.webapp import served
 from tests.support.workers import wait_until
 
@@ -375,7 +377,7 @@ def test_workers_that_ended_long_ago_are_forgotten(conn: Conn) -> None:
 
 
 def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
-    conn: Conn, caplog: pytest.LogCaptureFixture
+    conn: Conn, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept, cascading, plain = (ended(conn, name=name, days=40) for name in ("kept", "cascading", "plain"))
     conn.execute("CREATE TABLE strict (job bigint REFERENCES callboard.jobs)")
@@ -393,6 +395,11 @@ def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
     assert 'violates foreign key constraint "strict_job_fkey" on table "strict"' in reason
     assert reason.endswith("declare the foreign key ON DELETE CASCADE, or delete those rows")
     assert f"job {kept} is set aside: {reason}" in caplog.text
+    assert "DETAIL" not in caplog.text
+    env = {"DATABASE_URL": database_url}
+    purged = command(tmp_path, "purge", str(kept), env=env)
+    assert (purged.returncode, purged.stdout) == (1, "deleted 0 jobs with 0 items\n")
+    assert purged.stderr == f"callboard: job {kept}: {reason}\n"
     conn.execute("DELETE FROM strict")
     assert list(deletion.delete_rows(conn, kept)) == [0]
     assert deletion.set_aside(conn, [kept]) == {}
