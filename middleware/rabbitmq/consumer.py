@@ -3,7 +3,9 @@
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pika
@@ -17,13 +19,16 @@ from dramatiq.worker import QUEUE_PREFETCH
 
 from callboard.middleware.attempts.batch import takes_batches
 from callboard.middleware.message import envelope, stamp
-from callboard.middleware.message.delivery import Delivery, Tag
+from callboard.middleware.message.delivery import Delivery, Tag, release
 from callboard.middleware.process.outage import disconnected, reason
 from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.middleware.rabbitmq.confirms import address
 from callboard.middleware.rabbitmq.frames import delivery_reader
 from callboard.middleware.rabbitmq.prefetch import Prefetch
 from callboard.middleware.runtime import Runtime
+from callboard.middleware.submission.enqueue import delayed_item
+from callboard.sql.errors import DATA_ERRORS
+from callboard.sql.rows import Outgoing
 
 #: AMQP's reply code for a queue that does not exist.
 NOT_FOUND = 404
@@ -110,7 +115,30 @@ class RabbitmqConsumer(Consumer):
         if len(proxies) > 1 and takes_batches(self.broker.actors.get(messages[0].actor_name)):
             proxies[0].delivery.mates.extend(proxies[1:])
             del proxies[1:]
-        self._inbox.extend(proxies)
+        if self.queue_name == q_name(self.queue_name) or not self._keep_delayed(proxies[0]):
+            self._inbox.extend(proxies)
+
+    def _keep_delayed(self, message: RabbitmqMessage) -> bool:
+        """Have a stock producer's delayed message become a row, and acknowledge it then; return False for any other.
+
+        Dramatiq would keep it in memory, and move it to its queue at its time: one by one, with a commit for each.
+        """
+        eta = message.options.get("eta")
+        if message.delivery.stamp is not None or not isinstance(eta, int | float):
+            return False
+        stored = self._runtime.journal.send(delayed_item(message, eta))
+        stored.add_done_callback(partial(self._end_delayed, message))
+        return True
+
+    def _end_delayed(self, message: RabbitmqMessage, stored: Future[Outgoing]) -> None:
+        error = stored.exception()
+        if error is None:
+            release([(message.delivery, False)])
+        elif isinstance(error, DATA_ERRORS):
+            self.logger.error("A delayed message can't be recorded; it goes to the dead letters: %s", error)
+            release([(message.delivery, True)])
+        else:  # the database is away: Dramatiq keeps it until its time
+            self._inbox.append(message)
 
     def __next__(self) -> MessageProxy | None:
         if not self._inbox:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import dramatiq
 import psycopg
+from dramatiq.common import q_name
 from dramatiq.encoder import JSONEncoder
 from dramatiq.message import get_encoder
 from dramatiq.middleware import MiddlewareError
@@ -100,6 +101,13 @@ def new_item(message: Any, *, job: int, delay: int | None = None) -> NewItem:
 def foreign_item(message: Any) -> NewItem:
     """Return a message that a producer without Callboard has published as an item to store."""
     return replace(_keyed(new_item(message, job=0)), published=True)
+
+
+def delayed_item(message: Any, eta: float) -> NewItem:
+    """Return a message of a delay queue as an item to store; `eta` is its time in milliseconds since 1970."""
+    canonical = message.copy(queue_name=q_name(message.queue_name))
+    # With a delay, however short: a message without one would be claimed for this process.
+    return replace(_keyed(new_item(canonical, job=0)), delay=max(0.001, eta / 1000 - time.time()))
 
 
 def _keyed(item: NewItem) -> NewItem:

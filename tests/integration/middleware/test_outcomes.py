@@ -472,6 +472,24 @@ def test_a_delayed_message_of_a_stock_producer_that_comes_twice_is_one_item(on: 
     assert len([i for i, _, _ in on.runs(job) if i == item]) == 1
 
 
+def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(on: Stage) -> None:
+    """Not in a worker's memory; one that no row can hold is a dead letter, and holds up no other."""
+    hour = int(time.time() * 1000) + 3_600_000
+    broken = foreign("noted", 1, eta=1e300).copy(queue_name="default.DQ")
+    message = foreign("noted", 82, eta=hour).copy(queue_name="default.DQ")
+    with on.channel() as channel:
+        for one in (broken, message):
+            channel.basic_publish("", "default.DQ", one.encode(), pika.BasicProperties(delivery_mode=2))
+    due = (
+        "SELECT i.queue FROM callboard.items AS i JOIN callboard.outbox AS o USING (job_id, item)"
+        " WHERE i.message_id = %s AND o.due_at > now() + interval '50 minutes'"
+    )
+    assert wait_until(lambda: on.conn.execute(due, (message.message_id,)).fetchone() == ("default",), TIMEOUT)
+    on.dead_letter(lambda _, body: body == broken.encode())
+    on.conn.execute("UPDATE callboard.outbox SET due_at = now() WHERE due_at > now() + interval '50 minutes'")
+    assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
+
+
 @pytest.mark.parametrize(
     "body",
     [
