@@ -4,8 +4,9 @@
 DEAD_AFTER_SECONDS = 10.0
 #: Seconds for which a publisher's claim holds; each batch renews it. A claim whose answer was lost holds up its job.
 PUBLISH_LEASE_SECONDS = 8.0
-#: Seconds after which a job is looked at again whose turn came and of which nothing could be published.
-TURN_PAUSE_SECONDS = 1.0
+#: Seconds after which a job is looked at again whose turn came and of which nothing could be published, unless an item
+#: of it ends before. A message whose time comes meanwhile waits a second; nothing tells when a rate allows more.
+TURN_PAUSE_SECONDS, DUE_PAUSE_SECONDS, RATE_PAUSE_SECONDS = 5.0, 1.0, 0.2
 #: Items that a publisher may send beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000
 #: Outbox rows of stopped jobs that one statement drops, and of how many jobs.

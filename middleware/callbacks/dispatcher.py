@@ -75,6 +75,8 @@ class CallbackDispatcher:
 
     def turn(self, conn: Conn) -> float | None:
         """Begin what is due; return 0 if there may be more, else None."""
+        if not callbacks.any_due(conn):
+            return None
         messages = callbacks.claim_callbacks(conn, webhooks=False, limit=BATCH_MESSAGES)
         for callback in messages:
             self._send(conn, callback)

@@ -56,7 +56,7 @@ class Relay:
     def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing], claim: BulkClaim | None = None) -> int:
         """Publish messages whose outbox rows are claimed, and settle the rows; return how many rows that were.
 
-        `claim` is that of the job in whose turn they are published, if any.
+        `claim` is that of the job in whose turn they are published, if any; then raises _Refused if none is taken.
         """
         failure: Unreachable | None = None
         try:
@@ -78,6 +78,8 @@ class Relay:
             publishing.release_outbox(conn, unsent, pause=0.0 if failure else REFUSED_PAUSE_SECONDS)
         if failure is not None:
             raise failure
+        if unsent and claim is not None and not sent:
+            raise self._refusal(unsent[0].queue)
         if unsent:
             _log_refusal(self._refusal(unsent[0].queue))
         return len(sent) + len(broken)
@@ -121,17 +123,18 @@ class Relay:
                 room = min(room, claim.allowed)
             if claim.lane_by is not None:
                 return self._publish_lanes(conn, claim, room, passed_over)
+            pause = _pause(room)
             again = self._publish_in_turn(conn, claim, room)
             reached = self._publish_range(conn, claim, room - again)
         except _Refused as error:
             _log_refusal(error)
             self.backlogs.refuse(claim.queue, REFUSED_PAUSE_SECONDS)
-            again, reached = 0, claim.watermark
+            again, reached, pause = 0, claim.watermark, REFUSED_PAUSE_SECONDS
         except Unreachable:
             _release(conn, claim)
             raise
         if reached == claim.watermark:
-            _release(conn, claim, unserved=not again, pause=_pause(room))
+            _release(conn, claim, unserved=not again, pause=pause)
         if again or reached > claim.watermark:
             return True
         passed_over.append(claim.job)

@@ -458,6 +458,8 @@ CREATE TABLE callboard.callbacks (
 -- By host, '' for messages: what waits for a host that has its share is not read.
 CREATE INDEX callbacks_due ON callboard.callbacks (coalesce(host, ''), due_at)
     WHERE delivered_at IS NULL AND gave_up_at IS NULL;
+CREATE INDEX callbacks_next ON callboard.callbacks (greatest(due_at, claimed_until))
+    WHERE delivered_at IS NULL AND gave_up_at IS NULL;
 CREATE INDEX callbacks_by_job ON callboard.callbacks (job_id);
 
 -- The only code that queues callbacks: whichever statement ends a job, they are queued in its transaction. So none is

@@ -79,17 +79,17 @@ WITH living AS (
     ) AS j
     LIMIT 1
 ), blocked AS (
-    -- Items that end don't tell when a rate allows more.
     SELECT t.job_id, t.queue,
            CASE WHEN (SELECT rate FROM callboard.jobs AS j WHERE j.id = t.job_id) IS NULL THEN %(pause)s::float8
-                ELSE %(pause)s::float8 / 5 END AS pause
+                ELSE %(rate_pause)s::float8 END AS pause
     FROM waiting AS w JOIN callboard.turns AS t ON t.job_id = w.job_id AND t.queue = w.queue AND t.seq = w.seq
     WHERE NOT EXISTS (SELECT FROM next) AND %(job)s::bigint IS NULL
     FOR UPDATE OF t SKIP LOCKED
 ), passed_over AS (
     UPDATE callboard.turns AS t
     SET bulk_at = greatest(t.bulk_at, now() + make_interval(secs => b.pause)), seq = t.seq + 1,
-        due_at = CASE WHEN t.limited THEN greatest(t.due_at, now() + make_interval(secs => b.pause)) ELSE t.due_at END
+        due_at = CASE WHEN t.limited THEN greatest(t.due_at, now() + make_interval(secs => least(b.pause, %(due_pause)s)))
+                      ELSE t.due_at END
     FROM blocked AS b WHERE t.job_id = b.job_id AND t.queue = b.queue
 ), turned AS (
     UPDATE callboard.turns AS t
@@ -200,14 +200,15 @@ WITH moved AS (
                SELECT o.claimed_until FROM callboard.outbox AS o
                WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NOT NULL AND o.due_at < 'infinity'
                  AND NOT o.dead ORDER BY o.claimed_until LIMIT 1)), 'infinity') AS due_at,
-           now() + make_interval(secs => %(pause)s) AS earliest
+           now() + make_interval(secs => %(pause)s) AS earliest,
+           now() + make_interval(secs => least(%(pause)s, %(due_pause)s)) AS due_earliest
     FROM moved AS m WHERE NOT %(keep)s
 ), turned AS (
     UPDATE callboard.turns AS t
     SET served_at = CASE WHEN %(unserved)s THEN %(served_at)s ELSE t.served_at END, seq = t.seq + 1,
         bulk_at = greatest(CASE WHEN t.seq = %(seq)s THEN n.bulk_at ELSE now() END, n.earliest),
-        due_at = CASE WHEN NOT t.limited THEN t.due_at WHEN t.seq = %(seq)s THEN greatest(n.due_at, n.earliest)
-                      ELSE n.earliest END
+        due_at = CASE WHEN NOT t.limited THEN t.due_at WHEN t.seq = %(seq)s THEN greatest(n.due_at, n.due_earliest)
+                      ELSE n.due_earliest END
     FROM next AS n WHERE t.job_id = n.id AND t.queue = %(turn)s
 )
 SELECT goes_on FROM moved

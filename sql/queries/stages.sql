@@ -22,6 +22,10 @@ SELECT id, stage, name, coalesce(actor, ''), makes, on_failure, state::text, sto
        sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL, digest
 FROM callboard.jobs WHERE parent_id = %s ORDER BY stage
 
+-- name: any_open_parent
+-- Whether any job of stages is open. Caller: the stage maker, in each heartbeat. Rows: one.
+SELECT EXISTS (SELECT FROM callboard.jobs WHERE stages IS NOT NULL AND finished_at IS NULL)
+
 -- name: parents_to_update
 -- Open jobs of stages whose state doesn't follow that of their stages yet: one has begun, one ended in a way
 -- that stops the others (and none before it is just being stopped: that is the reason then), or none is open any more. Caller: stages.update_parents. Rows: (id).

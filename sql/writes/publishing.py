@@ -26,7 +26,8 @@ def claim_bulk(
         {
             "full": list(full), "passed": list(passed), "job": job, "lease": timings.PUBLISH_LEASE_SECONDS,
             "window": timings.PUBLISH_WINDOW_ITEMS, "dead_after": timings.DEAD_AFTER_SECONDS,
-            "pause": timings.TURN_PAUSE_SECONDS,
+            "pause": timings.TURN_PAUSE_SECONDS, "due_pause": timings.DUE_PAUSE_SECONDS,
+            "rate_pause": timings.RATE_PAUSE_SECONDS,
         },
     ).fetchone()  # fmt: skip
     return BulkClaim(*row) if row else None
@@ -73,6 +74,7 @@ def advance_watermark(
             "job": claim.job, "token": claim.token, "watermark": watermark, "published": published,
             "suspect_below": suspect_below, "keep": keep, "lease": timings.PUBLISH_LEASE_SECONDS, "unserved": unserved,
             "served_at": claim.served_at, "turn": claim.turn, "seq": claim.seq, "pause": pause,
+            "due_pause": timings.DUE_PAUSE_SECONDS,
         },
     ).fetchone()  # fmt: skip
     return row is not None and bool(row[0])

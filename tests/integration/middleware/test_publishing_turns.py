@@ -102,7 +102,7 @@ def test_with_no_worker_alive_jobs_are_published_as_deep_as_a_queue_may_be(conn:
     assert turn(conn) is None
     conn.execute(f"UPDATE callboard.workers SET {end} WHERE id = {worker}")
     assert turn(conn) is None  # it was looked at a moment ago
-    conn.execute("UPDATE callboard.turns SET bulk_at = bulk_at - interval '1 s'")
+    conn.execute("UPDATE callboard.turns SET bulk_at = bulk_at - interval '5 s'")
     assert turn(conn) == job
 
 
