@@ -144,6 +144,27 @@ def test_no_middleware_hears_of_a_copy_and_the_result_stays(app: App) -> None:
     }
 
 
+def test_nobody_hears_that_a_message_waits_for_a_worker_that_has_its_actor(app: App) -> None:
+    """`Results` would store a failure for it."""
+    app.use()
+
+    @dramatiq.actor
+    def work(number: int) -> None:
+        app.runs[number] += 1
+
+    with callboard.job("elsewhere"):
+        work.send(1)
+    actor = app.broker.actors.pop("work")
+    app.start()
+    kept = "SELECT 1 FROM callboard.outbox WHERE due_at = '9999-01-01Z'"
+    assert wait_until(lambda: app.conn.execute(kept).fetchone() is not None, TIMEOUT)
+    assert wait_until(lambda: app.unacknowledged() == 0, TIMEOUT)
+    assert app.heard.counts == {}
+    app.broker.actors["work"] = actor
+    app.conn.execute("UPDATE callboard.outbox SET due_at = now()")
+    assert wait_until(lambda: app.runs[1] == 1, TIMEOUT)
+
+
 def test_a_message_that_is_parked_has_no_result_yet(app: App) -> None:
     app.use(Results(backend=StubBackend()))
 
