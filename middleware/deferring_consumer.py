@@ -53,9 +53,11 @@ class DeferringConsumer(Consumer):
         return message
 
     def _may_come_again(self, message: MessageProxy) -> bool:
-        """Return whether a message may have been delivered before. Redis does not say so: its broker requeues the
-        messages of a worker that it has not heard of for some time, and none that are younger.
+        """Return whether a message may have been delivered before. Some brokers say so. Redis's does not: it requeues
+        the messages of a worker that it has not heard of for some time, and none that are younger.
         """
+        if getattr(message, "redelivered", False):
+            return True
         silence = getattr(getattr(self._consumer, "broker", None), "heartbeat_timeout", None)
         return silence is not None and time.time() * 1000 - message.message_timestamp > silence / 2
 

@@ -87,6 +87,12 @@ def test_an_old_message_of_redis_may_come_for_the_second_time(age: float, *, cla
     assert [message.delivery.redelivered for message in Deferring(stock).messages] == [claimed]
 
 
+def test_a_broker_may_say_that_a_message_comes_again() -> None:
+    stock = StockConsumer(2)
+    stock.messages[1].redelivered = True  # type: ignore[attr-defined]
+    assert [message.delivery.redelivered for message in Deferring(stock).messages] == [False, True]
+
+
 def test_a_consumer_of_a_brokers_own_class_can_be_asked_as_before() -> None:
     consumer: Any = Deferring(StockConsumer(2)).consumer
     assert consumer.failures == 0
