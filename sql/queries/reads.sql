@@ -3,60 +3,67 @@
 -- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten. One job:
 -- `low` = `high` = its id.
 -- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
--- Caller: queries.job, queries.jobs. Rows: one a job or stage; `moved_at` to `elsewhere` are NULL unless the job is open and
+-- A part of a name is looked for among `look_at` jobs (else that is `limit`), for no index finds it; `looked_at` is the last of
+-- them, when there may be more.
+-- Caller: queries.job, queries.jobs. Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job is open and
 -- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
 -- The jobs of a list are found down the index of one filter, by the first branch whose filter is given; without one, down the
 -- primary key. Pairs are compared where the planner could take the primary key for the better way. A list that begins anywhere reads the jobs that it shows, and those that only its other filters leave out.
-WITH page AS MATERIALIZED (
-    SELECT id FROM (
-        (SELECT j.id FROM callboard.jobs AS j
+WITH candidate AS MATERIALIZED (
+    SELECT id, name FROM (
+        (SELECT j.id, j.name FROM callboard.jobs AS j
          WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NOT NULL
            AND j.actor = %(actor)s::text AND j.parent_id IS NULL
            AND (j.actor, j.id) >= (%(actor)s::text, %(low)s::bigint) AND (j.actor, j.id) <= (%(actor)s::text, %(high)s::bigint)
            AND {job_filter}
-         ORDER BY j.actor DESC, j.id DESC LIMIT %(limit)s)
+         ORDER BY j.actor DESC, j.id DESC LIMIT %(look_at)s)
         UNION ALL
-        (SELECT s.parent_id
+        (SELECT s.parent_id, min(j.name)
          FROM callboard.jobs AS s CROSS JOIN LATERAL (
-             SELECT FROM callboard.jobs AS j WHERE j.id = s.parent_id AND {job_filter} OFFSET 0
+             SELECT j.name FROM callboard.jobs AS j WHERE j.id = s.parent_id AND {job_filter} OFFSET 0
          ) AS j
          WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NOT NULL
            AND s.actor = %(actor)s::text AND s.parent_id BETWEEN %(low)s::bigint AND %(high)s::bigint
-         GROUP BY s.parent_id ORDER BY s.parent_id DESC LIMIT %(limit)s)
+         GROUP BY s.parent_id ORDER BY s.parent_id DESC LIMIT %(look_at)s)
         UNION ALL
-        (SELECT j.id FROM callboard.jobs AS j
+        (SELECT j.id, j.name FROM callboard.jobs AS j
          WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NULL AND %(tenant)s::text IS NOT NULL
            AND j.tenant = %(tenant)s::text AND j.parent_id IS NULL
            AND (j.tenant, j.id) >= (%(tenant)s::text, %(low)s::bigint) AND (j.tenant, j.id) <= (%(tenant)s::text, %(high)s::bigint)
            AND {job_filter}
-         ORDER BY j.tenant DESC, j.id DESC LIMIT %(limit)s)
+         ORDER BY j.tenant DESC, j.id DESC LIMIT %(look_at)s)
         UNION ALL
-        (SELECT j.id FROM callboard.jobs AS j
+        (SELECT j.id, j.name FROM callboard.jobs AS j
          WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL AND %(standing)s::bool
            AND j.standing_on IS NOT NULL AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
-         ORDER BY j.id DESC LIMIT %(limit)s)
+         ORDER BY j.id DESC LIMIT %(look_at)s)
         UNION ALL
-        (SELECT j.id FROM callboard.jobs AS j
+        (SELECT j.id, j.name FROM callboard.jobs AS j
          WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL
            AND %(standing)s::bool IS NOT TRUE AND %(state)s::callboard.job_state IN ('pending', 'running', 'paused')
            AND j.finished_at IS NULL AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
-         ORDER BY j.id DESC LIMIT %(limit)s)
+         ORDER BY j.id DESC LIMIT %(look_at)s)
         UNION ALL
-        (SELECT j.id FROM callboard.jobs AS j
+        (SELECT j.id, j.name FROM callboard.jobs AS j
          WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL
            AND %(standing)s::bool IS NOT TRUE AND %(state)s::callboard.job_state IN ('completed', 'failed', 'cancelled')
            AND j.finished_at IS NOT NULL AND j.state = %(state)s::callboard.job_state
            AND (j.state, j.id) >= (%(state)s::callboard.job_state, %(low)s::bigint)
            AND (j.state, j.id) <= (%(state)s::callboard.job_state, %(high)s::bigint) AND {job_filter}
-         ORDER BY j.state DESC, j.id DESC LIMIT %(limit)s)
+         ORDER BY j.state DESC, j.id DESC LIMIT %(look_at)s)
         UNION ALL
-        (SELECT j.id FROM callboard.jobs AS j
+        (SELECT j.id, j.name FROM callboard.jobs AS j
          WHERE (%(low)s::bigint = %(high)s::bigint
                 OR coalesce(%(actor)s::text, %(tenant)s::text, %(state)s::text) IS NULL AND %(standing)s::bool IS NOT TRUE)
            AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
-         ORDER BY j.id DESC LIMIT %(limit)s)
+         ORDER BY j.id DESC LIMIT %(look_at)s)
     ) AS found
-    ORDER BY id DESC LIMIT %(limit)s
+    ORDER BY id DESC LIMIT %(look_at)s
+), page AS MATERIALIZED (
+    SELECT id FROM candidate
+    WHERE %(name)s::text IS NULL OR strpos(lower(name), lower(%(name)s::text)) > 0 ORDER BY id DESC LIMIT %(limit)s
+), looked AS (
+    SELECT min(id) AS looked_at FROM candidate HAVING %(name)s::text IS NOT NULL AND count(*) >= %(look_at)s
 ), living AS MATERIALIZED (
     SELECT id, actors, trouble FROM callboard.live_workers(%(dead_after)s)
 ), hands AS MATERIALIZED (
@@ -79,9 +86,10 @@ SELECT j.*, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = 
        sample.taken_at AS sampled_at, sample.final AS sampled_final, sample.in_part AS sampled_in_part,
        quiet.moved_at, quiet.alive, quiet.able, quiet.worked_on, quiet.due_at, quiet.missing, quiet.trouble,
        quiet.elsewhere,
-       hanging.hung
-FROM shown
-JOIN callboard.jobs AS j ON j.id = shown.id
+       hanging.hung, (SELECT looked_at FROM looked) AS looked_at
+FROM (SELECT) AS one
+LEFT JOIN shown ON true
+LEFT JOIN callboard.jobs AS j ON j.id = shown.id
 CROSS JOIN LATERAL (
     SELECT count(*) AS in_hand, {done_in_part} AS in_part FROM callboard.running AS r WHERE r.job_id = j.id
 ) AS hand
@@ -129,12 +137,11 @@ LEFT JOIN LATERAL (
 ORDER BY shown.within, j.id DESC
 
 -- part: job_filter
--- Whether the job `j` is in the list that is asked for; but for its actor, and where the list begins.
+-- Whether the job `j` is in the list that is asked for; but for its actor and name, and where the list begins.
 (j.parent_id IS NULL OR %(low)s::bigint = %(high)s::bigint) AND j.deleted_at IS NULL
          AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
          AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
          AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
-         AND (%(name)s::text IS NULL OR strpos(lower(j.name), lower(%(name)s::text)) > 0)
 
 -- part: done_in_part
 -- How many items the parts make up that are done of those in flight: the rows `r` of `running` whose actor says how far it is.

@@ -19,6 +19,8 @@ MAX_ID = 2**63 - 1
 LIST_CHARACTERS = 4_096
 #: Likewise, of one item.
 ITEM_CHARACTERS = 1_048_576
+#: Jobs among which those with a part of a name are looked for.
+LOOK_AT_JOBS = 20_000
 #: Items among which those of a state are looked for that no index has.
 LOOK_AT_ITEMS = 50_000
 #: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
@@ -50,14 +52,18 @@ async def arun(conn: AsyncConn, query: Query[T]) -> T:
 def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | None]:
     """Describe a job; None when there is none with this id, or not of this tenant (None: any)."""
     parameters = _job_parameters(number, number, limit=1, tenant=tenant)
-    return Query(statement("jobs"), parameters, lambda rows: next(iter(staged_job_view.jobs(rows)), None))
+    return Query(
+        statement("jobs"), parameters, lambda rows: next(iter(staged_job_view.jobs(_shown(rows))), None)
+    )
 
 
 def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | None]:
     """Describe a job as it was when it ended, `then` its row of that time as JSON; None when it is deleted."""
     parameters = _job_parameters(number, number, limit=1)
     return Query(
-        statement("jobs"), parameters, lambda rows: staged_job_view.ended(rows, then) if rows else None
+        statement("jobs"),
+        parameters,
+        lambda rows: staged_job_view.ended(rows, then) if _shown(rows) else None,
     )
 
 
@@ -72,7 +78,8 @@ def jobs(
 ) -> Query[Page]:  # fmt: skip
     """Describe a page of jobs with ids below `before`, newest first; `name` is a part of the name, case ignored.
 
-    `standing`: only the standing jobs of plain sends, or only the others.
+    `standing`: only the standing jobs of plain sends, or only the others. A page of a `name` may be short, or empty,
+    and have a next one all the same: only so many jobs are looked at for it.
     """
     high = MAX_ID if before is None else before - 1
     parameters = _job_parameters(
@@ -81,7 +88,7 @@ def jobs(
     return Query(
         statement("jobs"),
         parameters,
-        lambda rows: item_view.page(staged_job_view.jobs(rows), limit, "id"),
+        lambda rows: _page_of_jobs(rows, limit),
     )
 
 
@@ -173,4 +180,15 @@ def migrations() -> Query[dict[int, tuple[str, bool]]]:
 def _job_parameters(low: int, high: int, **given: Any) -> dict[str, Any]:
     absent = dict.fromkeys(("state", "tenant", "actor", "name", "standing"))
     bounds = {"dead_after": timings.DEAD_AFTER_SECONDS, "quiet_after": job_view.QUIET_AFTER_SECONDS}
-    return {"low": low, "high": high, **bounds, **absent, **given}
+    look_at = given["limit"] if given.get("name") is None else max(LOOK_AT_JOBS, given["limit"])
+    return {"low": low, "high": high, "look_at": look_at, **bounds, **absent, **given}
+
+
+def _page_of_jobs(rows: Rows, limit: int) -> Page:
+    found, following = item_view.page(staged_job_view.jobs(_shown(rows)), limit, "id")
+    return found, rows[0]["looked_at"] if following is None else following
+
+
+def _shown(rows: Rows) -> Rows:
+    """Return the rows of jobs: a list without any has one row without an id."""
+    return [row for row in rows if row["id"] is not None]

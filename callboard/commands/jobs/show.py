@@ -46,18 +46,20 @@ def jobs(
 ) -> None:
     """List jobs, the newest first."""
     with database() as conn:
-        page = queries.run(
-            conn,
-            queries.jobs(
-                before=after,
+        page: Page = ([], after)
+        while True:  # of a rare name many pages may be empty
+            query = queries.jobs(
+                before=page[1],
                 limit=limit,
                 state=state,
                 tenant=tenant,
                 actor=actor,
                 name=name,
                 standing=standing,
-            ),
-        )
+            )
+            page = queries.run(conn, query)
+            if page[0] or page[1] is None:
+                break
     print_page(
         "jobs", page, "id name state progress total succeeded failed skipped created_at stalled",
         as_json=as_json, cells=lambda job: {**job, "progress": job_text.percentage(job)},

@@ -26,6 +26,7 @@ FILL = """
     INSERT INTO callboard.jobs (name, actor, queue, tenant, sealed, state, started_at, finished_at)
     SELECT 'job ' || n, 'work', 'default', 'tenant ' || n % 20, true, 'completed', now(), now()
     FROM generate_series(1, {JOBS}) n;
+    UPDATE callboard.jobs SET name = 'job 1700 of the night' WHERE name = 'job 1700';
     INSERT INTO callboard.jobs (name, actor, queue, sealed, total, consumed, bulk_end, watermark, published, succeeded,
                                 state, started_at, updated_at)
     VALUES ('large', 'work', 'default', true, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS} - 1,
@@ -125,6 +126,22 @@ def test_a_list_reads_the_jobs_that_it_shows(large: Large, plan: str, filters: d
     (found, following), blocks = large.read(queries.jobs(before=before, limit=20, **filters), plan)
     assert (len(found), following) == (20, found[-1]["id"])
     assert blocks < 500, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_name_is_looked_for_in_steps(large: Large, plan: str) -> None:
+    before, found, steps = None, [], 0
+    while True:
+        (page, following), blocks = large.read(queries.jobs(before=before, name="OB 1700 ", limit=5), plan)
+        assert blocks < queries.LOOK_AT_JOBS / 5, blocks
+        found += [job["name"] for job in page]
+        steps += 1
+        if following is None:
+            break
+        before = following
+    assert (found, steps) == (["job 1700 of the night"], 2)
+    (page, following), _ = large.read(queries.jobs(name="job", limit=5), plan)
+    assert (len(page), following) == (5, page[-1]["id"])
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -67,8 +67,9 @@ def test_the_rate_of_a_job_of_stages_that_is_over_is_that_of_its_whole_run(conn:
     stages.update_parents(conn)
     assert status(conn, parent)["state"] == "completed"
     times = "UPDATE callboard.jobs SET started_at = now() - make_interval(secs => %s), finished_at = now()"
-    for job, seconds in ((parent, 9), (first, 9), (second, 2)):
-        conn.execute(f"{times} WHERE id = %s", (seconds, job))
+    with conn.transaction():  # one now()
+        for job, seconds in ((parent, 9), (first, 9), (second, 2)):
+            conn.execute(f"{times} WHERE id = %s", (seconds, job))
     assert status(conn, parent)["rate"] == 2.0  # 18 items in 9 s
     assert status(conn, second)["rate"] == 4.0
 
