@@ -29,6 +29,10 @@ MAX_OCTET = 255
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
+class OtherEncoder(RuntimeError):
+    """A row was written by another encoder than that of this process, so only other processes can publish it."""
+
+
 def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> bytes:
     """Return an item's arguments as they are stored; raises what the app's encoder raises for what it can't encode."""
     return get_encoder().encode({"args": args, "kwargs": kwargs})
@@ -37,6 +41,15 @@ def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> by
 def encode_options(options: dict[str, Any]) -> bytes | None:
     """Return a message's own options as they are stored; None if it has none."""
     return get_encoder().encode(options) if options else None
+
+
+def check_encoder(out: Outgoing) -> None:
+    """Raise OtherEncoder when this process has Dramatiq's own encoder, and the row is not JSON."""
+    if type(get_encoder()) is JSONEncoder and not (out.args.startswith(b"{") and out.args.endswith(b"}")):
+        raise OtherEncoder(
+            f"item {out.job}/{out.item} was written by another encoder than that of this process: name the module that"
+            " calls dramatiq.set_encoder() in CALLBOARD_ACTORS. Workers that have it publish the item"
+        )
 
 
 def message(out: Outgoing) -> Message[Any]:

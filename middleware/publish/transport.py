@@ -93,8 +93,11 @@ class EnqueueTransport:
 
     def _publish_one(self, out: Outgoing) -> bool:
         try:
+            envelope.check_encoder(out)
             message = envelope.message(out)
             message.encode()
+        except envelope.OtherEncoder:
+            return False
         except Exception as error:
             raise cannot_encode(error) from error
         token = publishing.set(True)

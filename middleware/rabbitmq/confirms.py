@@ -158,7 +158,10 @@ class ConfirmingPublisher:
         messages = {}
         for n, out in numbered:
             try:
+                envelope.check_encoder(out)
                 messages[n] = _encode(out, self._max_bytes)
+            except envelope.OtherEncoder as error:
+                self._refused[out.queue] = str(error)
             except Unpublishable as error:
                 answers[n] = error
         return messages

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -156,3 +157,15 @@ def test_a_message_with_any_timestamp_can_be_written(sent_ms: int) -> None:
     message = _encode(replace(outgoing(1, "work"), sent_ms=sent_ms), None)
     assert pika.frame.Header(1, 0, message.properties).marshal()
     assert json.loads(message.body)["message_timestamp"] == sent_ms
+
+
+def test_a_row_of_another_encoder_is_left_to_the_processes_that_have_it() -> None:
+    """A publisher without the app's encoder, as of `callboard sweep`, would fail items that nothing is wrong with."""
+    publisher = ConfirmingPublisher(RabbitmqBroker(url="amqp://nobody"))
+    pickled = replace(outgoing(0, "work"), args=pickle.dumps({"args": [1], "kwargs": {}}))
+    answers: list[Any] = [False, False]
+    messages = publisher._encode_all(enumerate([pickled, outgoing(1, "work")]), answers)
+    assert (list(messages), answers) == ([1], [False, False])
+    assert "name the module that calls dramatiq.set_encoder() in CALLBOARD_ACTORS" in (
+        publisher.trouble or ""
+    )
