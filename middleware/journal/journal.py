@@ -60,6 +60,8 @@ MAX_ERRORS = 4
 ERROR_PAUSE_SECONDS = 0.25
 #: Seconds before a write is tried again while the database is away: doubled each time, up to the second.
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.05, 2.0
+#: Seconds by which the database's clock, which decides what is due, may run behind that of a write.
+CLOCK_SECONDS = 0.01
 #: The longest delay of a retry, in seconds, for which the publisher is woken: it polls as often by itself.
 SOON_SECONDS = 0.2
 #: The longest wait, in seconds, of the thread of a process that is no worker.
@@ -440,7 +442,9 @@ def _due_seconds(events: Sequence[Event], *, limited: bool) -> float | None:
     due = [
         max(0.0, e.retry.delay - (now - e.ended)) for e in events if e.retry and e.retry.delay < SOON_SECONDS
     ]
-    return 0.0 if limited or any(e.children for e in events) else min(due, default=None)
+    if limited or 0.0 in due or any(e.children for e in events):
+        return 0.0
+    return min(due) + CLOCK_SECONDS if due else None
 
 
 def _dedupe(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
