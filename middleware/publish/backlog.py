@@ -1,6 +1,9 @@
 """How many items lie in each queue of the broker: enough to keep its workers busy, and no more."""
 
+import math
 import time
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from callboard.middleware.publish.transport import Transport
@@ -8,6 +11,8 @@ from callboard.middleware.publish.transport import Transport
 #: The fewest and the most items that are kept in a queue; in between, about as many as its workers take in two rounds.
 MIN_BACKLOG_ITEMS = 50
 MAX_BACKLOG_ITEMS = 20_000
+#: Seconds within which the workers must have nearly emptied a queue for its target to grow.
+EMPTIED_SECONDS = 0.25
 #: Seconds for which a queue that was found full counts as full.
 FULL_SECONDS = 0.1
 
@@ -16,18 +21,20 @@ FULL_SECONDS = 0.1
 class QueueBacklog:
     """The target backlog of one queue, in items: small, so that jobs take turns, and large enough for its workers.
 
-    The target doubles when the workers have nearly emptied the queue. While they leave it full, it halves within a
-    second.
+    The target doubles when the workers have nearly emptied the queue soon after something was published. While they
+    leave it full, it halves within a second.
     """
 
     target_items: int = MIN_BACKLOG_ITEMS
     full_until: float = 0.0  # monotonic; 0: the queue has room, as far as is known
     refused_until: float = 0.0  # monotonic; the broker refuses its messages
     items_per_message: float = 1.0  # average of what was published last
+    published_at: float = -math.inf  # monotonic
 
-    def count_published(self, items: int, messages: int) -> None:
-        """Count `items` that were published in `messages`."""
+    def count_published(self, items: int, messages: int, now: float) -> None:
+        """Count `items` that were published in `messages` until `now`, a monotonic time."""
         self.items_per_message = (self.items_per_message + items / messages) / 2
+        self.published_at = now
 
     def is_full(self, ready: int) -> bool:
         """Return whether a queue with `ready` messages has too little room for a batch."""
@@ -39,7 +46,7 @@ class QueueBacklog:
         Zero marks the queue as full for `FULL_SECONDS` from `now`, a monotonic time.
         """
         items = int(ready * self.items_per_message)
-        if items < self.target_items // 4:
+        if items < self.target_items // 4 and now - self.published_at < EMPTIED_SECONDS:
             self.target_items = min(self.target_items * 2, MAX_BACKLOG_ITEMS)
         elif items > self.target_items * 3 // 4:
             self.target_items = max(self.target_items * 31 // 32, MIN_BACKLOG_ITEMS)
@@ -96,7 +103,12 @@ class QueueBacklogs:
 
     def count_published(self, queue: str, items: int, messages: int) -> None:
         """Count `items` that were published to a queue in `messages`."""
-        self._backlogs[queue].count_published(items, messages)
+        self._backlogs.setdefault(queue, QueueBacklog()).count_published(items, messages, time.monotonic())
+
+    def count_messages(self, queues: Iterable[str]) -> None:
+        """Count messages of one item each that were published to these queues."""
+        for queue, count in Counter(queues).items():
+            self.count_published(queue, count, count)
 
     def has_room(self, queue: str) -> bool:
         """Ask the broker whether a queue that was full has room; return True when it can't be asked.

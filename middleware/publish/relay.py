@@ -70,6 +70,7 @@ class Relay:
         broken = _broken(batch, answers)
         if sent:
             publishing.confirm_outbox(conn, sent)
+            self.backlogs.count_messages(out.queue for out in sent)
         if broken:
             with transaction(conn):
                 publishing.confirm_outbox(conn, [out for out, _ in broken])

@@ -1,5 +1,7 @@
 """How many items lie in each queue: enough for its workers, and no more."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,10 +28,20 @@ def test_a_queue_never_gets_more_than_its_target(depths: list[int]) -> None:
 def test_the_target_grows_when_a_queue_is_emptied_and_shrinks_while_it_is_full() -> None:
     backlog = QueueBacklog()
     for _ in range(3):
+        backlog.count_published(1, 1, 0.0)
         backlog.room(0, 0.0)
     assert backlog.target_items == MIN_BACKLOG_ITEMS * 8
     for _ in range(100):
         backlog.room(backlog.target_items, 0.0)
+    assert backlog.target_items == MIN_BACKLOG_ITEMS
+
+
+def test_the_target_does_not_grow_when_nothing_was_published_for_long() -> None:
+    """The queue is empty since there was nothing to publish, or since the messages of a cancelled job left at once."""
+    backlog = QueueBacklog()
+    backlog.room(0, 0.0)
+    backlog.count_published(50, 50, 0.0)
+    backlog.room(0, 1.0)
     assert backlog.target_items == MIN_BACKLOG_ITEMS
 
 
@@ -49,7 +61,7 @@ def test_an_empty_queue_has_room_at_first() -> None:
 def test_a_queue_of_chunks_is_measured_in_items() -> None:
     backlog = QueueBacklog()
     for _ in range(20):
-        backlog.count_published(50, 1)
+        backlog.count_published(50, 1, -math.inf)
     assert backlog.items_per_message == pytest.approx(50, rel=0.01)
     assert backlog.room(3, 0.0) < MIN_BACKLOG_ITEMS
     assert backlog.room(4, 0.0) <= MIN_BACKLOG_ITEMS // 4 or backlog.full_until
