@@ -138,7 +138,8 @@ WITH event AS (
 ), freed AS (
     UPDATE callboard.turns AS t
     SET seq = t.seq + 1,
-        bulk_at = CASE WHEN t.bulk_at <= now() + make_interval(secs => %(pause)s) THEN least(t.bulk_at, now()) ELSE t.bulk_at END,
+        -- However far it was put off: this transaction may have begun before the one that did that.
+        bulk_at = CASE WHEN t.bulk_at < 'infinity' THEN least(t.bulk_at, now()) ELSE t.bulk_at END,
         due_at = CASE WHEN t.due_at <= now() + make_interval(secs => %(pause)s) THEN least(t.due_at, now()) ELSE t.due_at END
     FROM free AS f WHERE t.job_id = f.job_id AND t.queue = f.queue
 ), kept_attempts AS (

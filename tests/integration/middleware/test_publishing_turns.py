@@ -191,6 +191,18 @@ def test_a_job_at_its_limit_is_looked_at_again_once_an_item_ends(conn: Conn) -> 
     assert turn(conn) == job
 
 
+def test_an_item_that_ended_before_its_job_was_put_off_lets_it_go_on(conn: Conn, database_url: str) -> None:
+    """The transaction of its outcome began earlier, so the time that the turn was put off to is further for it."""
+    job = make_job(conn, 9, published=0)
+    actions.limit(conn, job, Requester("python"), {"concurrency": 1})
+    assert turn(conn) == job
+    with connect(database_url) as other, other.transaction():
+        other.execute("SELECT now()")
+        assert turn(conn) is None
+        record(other, job, {"succeeded": [0]})
+    assert turn(conn) == job
+
+
 def test_a_paused_job_has_no_turn_until_it_is_resumed(conn: Conn) -> None:
     job = make_job(conn, 20)
     record(conn, job, {"retrying": range(20)}, delay=0.0)
