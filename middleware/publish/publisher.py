@@ -183,9 +183,12 @@ class Publisher:
     def _round(self, added: list[Outgoing], jobs: list[int]) -> bool:
         """Publish one batch of each kind of work; return whether there was any."""
         with self.pool.connection() as conn:
-            worked = bool(added) and self._relay.publish_outbox(conn, added) > 0
+            # Where nobody polls, what is left for later would be left for good.
+            polls = self._polls and not self._closing
+            publish = self._relay.publish_sent if polls else self._relay.publish_outbox
+            worked = bool(added) and publish(conn, added) > 0
             for job in jobs:
                 worked |= bool(self._relay.publish_job(conn, job, []))
-            if self._polls and not self._closing:
+            if polls:
                 worked |= self._relay.publish_due(conn)
         return worked

@@ -87,6 +87,25 @@ class Relay:
 
     # Jobs in their turn ----------------------------------------------------------------------------------------------
 
+    def publish_sent(self, conn: Conn, sent: Sequence[Outgoing]) -> int:
+        """Publish messages that this process sent, as many as their queues have room for; return how many that were.
+
+        The others wait for the turn of their job, as all do.
+        """
+        try:
+            rooms = {queue: self.backlogs.room(queue) for queue in {out.queue for out in sent}}
+        except Unreachable:
+            publishing.release_outbox(conn, sent, tried=False)
+            raise
+        now: list[Outgoing] = []
+        later: list[Outgoing] = []
+        for out in sent:
+            rooms[out.queue] -= 1
+            (now if rooms[out.queue] >= 0 else later).append(out)
+        if later:
+            publishing.release_outbox(conn, later, tried=False)
+        return self.publish_outbox(conn, now) if now else 0
+
     def publish_due(self, conn: Conn) -> bool:
         """Publish a batch of what is due in the outbox, and the next job in turn; return whether there was any.
 

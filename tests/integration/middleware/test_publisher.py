@@ -146,6 +146,20 @@ def test_refused_messages_do_not_hold_up_others(
     assert sorted(transport.sent) == [0, 1, 2, 3]
 
 
+def test_what_a_worker_sends_goes_out_as_its_queue_has_room(
+    conn: Conn, pool: Pool, transport: RefusingTransport
+) -> None:
+    """Else what one item sends lies before all that others have; the rest waits for its turn, sent by nobody yet."""
+    publisher = Publisher(pool, transport, QueueBacklogs(transport, 10), _polls=True)
+    job = make_job(conn, 0, sealed=False)
+    for item in range(40):
+        send(conn, job, item, "default")
+    assert publisher._round(publishing.claim_outbox(conn, 40), []) is True
+    assert len(transport.sent) == 20  # ten from here, and ten of its turn
+    left = "SELECT count(*), bool_or(suspect), bool_or(claimed_until IS NOT NULL) FROM callboard.outbox"
+    assert conn.execute(left).fetchone() == (20, False, False)
+
+
 @pytest.mark.parametrize("limit", [{}, {"concurrency": 5}, {"concurrency_by": "0=5"}])
 def test_a_round_in_which_all_was_refused_counts_as_no_work(
     conn: Conn, publisher: Publisher, transport: RefusingTransport, limit: dict[str, object],
