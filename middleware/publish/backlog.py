@@ -29,7 +29,7 @@ class QueueBacklog:
     full_until: float = 0.0  # monotonic; 0: the queue has room, as far as is known
     refused_until: float = 0.0  # monotonic; the broker refuses its messages
     items_per_message: float = 1.0  # average of what was published last
-    published_at: float = -math.inf  # monotonic
+    published_at: float = math.inf  # monotonic; not yet: the first batch may be twice the smallest target
 
     def count_published(self, items: int, messages: int, now: float) -> None:
         """Count `items` that were published in `messages` until `now`, a monotonic time."""

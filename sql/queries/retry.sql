@@ -200,4 +200,4 @@ SELECT count(*) FILTER (WHERE was = 'failed') AS failed, count(*) FILTER (WHERE 
        (SELECT coalesce(sum(count), 0)::bigint FROM retried) AS retries,
        count(*) - (SELECT count(*) FILTER (WHERE in_turn) FROM lying) AS in_turn,
        (SELECT count(*) FILTER (WHERE first) FROM lying) AS published
-FROM moved
+FROM moved WHERE (SELECT count(*) FROM locked) >= 0  -- the job before its turns, which the outbox's trigger writes

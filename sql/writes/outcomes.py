@@ -13,7 +13,7 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
     """Record how attempts ended, at most one event for each item; return what workers must know of the jobs.
 
     `now` is the monotonic time that `Event.ended` is compared with. A stale or repeated event changes nothing. Raises
-    psycopg.errors.LockNotAvailable when another transaction holds one of the rows for 1.5 s.
+    psycopg.errors.LockNotAvailable when another transaction holds one of the rows for `LOCK_WAIT_SECONDS`.
     """
     ordered = sorted(events, key=lambda e: (e.job, e.item))
     children = [(e, child) for e in ordered for child in e.children]
@@ -22,6 +22,7 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
         statement("record"),
         {
             "now": now,
+            "lock_wait": f"{timings.LOCK_WAIT_SECONDS * 1000:.0f}ms",
             "groups": timings.MAX_ERROR_GROUPS,
             "pause": timings.TURN_PAUSE_SECONDS,
             **parameters(Event, ordered),

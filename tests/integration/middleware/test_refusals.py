@@ -97,9 +97,12 @@ def test_bad_data_fails_its_own_item_and_no_other(journal: FlushedJournal, conn:
     journal.flush([replace(good(job, n), **bad.get(n, {})) for n in range(200)])
     assert journal.done(200)
     found = status(conn, job)
-    assert (found["state"], found["succeeded"], found["failed"]) == ("completed", 195, 5)
+    assert (found["state"], found["succeeded"], found["failed"], found["unkept"]) == ("completed", 196, 4, 1)
+    unkept = queries.run(conn, queries.item(job, 11)) or {}
+    assert (unkept["state"], unkept["result"]) == ("succeeded", None)  # the work is done
+    assert "NUL" in unkept["result_unkept"]
+    del bad[11]
     why = {n: (queries.run(conn, queries.attempts(job, n))[0]["message"]).splitlines()[0] for n in bad}
-    assert "NUL" in why[11]
     assert "surrogates not allowed" in why[57]
     assert "out of range" in why[58]
     assert "out of range" in why[120]

@@ -16,7 +16,7 @@ from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.statements import documented, statement
-from tests.support.databases import with_database
+from tests.support.databases import waiting, with_database
 from tests.support.jobs import make_job, record
 from tests.support.workers import StartWorker, wait_until
 
@@ -156,8 +156,7 @@ def test_statements_do_not_depend_on_the_defaults_of_the_database(
             with transaction(other):
                 record(other, job, {"succeeded": [0]})
                 recording = threads.submit(record, conn, job, {"succeeded": [1]})
-                waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-                assert wait_until(lambda: other.execute(waits).fetchone() == (1,), 60)
+                assert wait_until(lambda: waiting(database_url) == 1, 60)
             recording.result(60)  # it waits for the row, and is not refused since the row has changed
         assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE

@@ -39,10 +39,11 @@ def test_the_target_grows_when_a_queue_is_emptied_and_shrinks_while_it_is_full()
 def test_the_target_does_not_grow_when_nothing_was_published_for_long() -> None:
     """The queue is empty since there was nothing to publish, or since the messages of a cancelled job left at once."""
     backlog = QueueBacklog()
-    backlog.room(0, 0.0)
+    assert backlog.room(0, 0.0) == 2 * MIN_BACKLOG_ITEMS
     backlog.count_published(50, 50, 0.0)
-    backlog.room(0, 1.0)
-    assert backlog.target_items == MIN_BACKLOG_ITEMS
+    for _ in range(3):
+        backlog.room(0, 1.0)
+    assert backlog.target_items == 2 * MIN_BACKLOG_ITEMS
 
 
 @given(st.integers(MIN_BACKLOG_ITEMS, MAX_BACKLOG_ITEMS), st.integers(0, 50_000))
