@@ -23,17 +23,11 @@ WITH RECURSIVE host AS (
         SELECT c.id, c.due_at FROM callboard.callbacks AS c
         WHERE c.delivered_at IS NULL AND c.gave_up_at IS NULL AND coalesce(c.host, '') = host.name
           AND c.due_at <= now() AND (c.claimed_until IS NULL OR c.claimed_until <= now())
-        ORDER BY c.due_at LIMIT %(limit)s
+        ORDER BY c.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     ) AS c
     WHERE host.name <> ALL (%(full)s::text[])
-    ORDER BY c.due_at LIMIT %(limit)s + 20  -- as others may claim at the same time
 ), due AS (
-    SELECT c.id FROM waiting AS w CROSS JOIN LATERAL (
-        SELECT c.id FROM callboard.callbacks AS c
-        WHERE c.id = w.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL
-          AND c.due_at <= now() AND (c.claimed_until IS NULL OR c.claimed_until <= now())
-        OFFSET 0 FOR UPDATE SKIP LOCKED
-    ) AS c LIMIT %(limit)s
+    SELECT id FROM waiting ORDER BY due_at LIMIT %(limit)s
 )
 UPDATE callboard.callbacks AS c
 SET tries = c.tries + 1, claimed_until = now() + make_interval(secs => %(lease)s)

@@ -151,7 +151,7 @@ WITH RECURSIVE lane AS (
     ) AS o
     WHERE l.job_id = %(job)s
 ), due AS (
-    SELECT free.id, o.lapsed FROM (SELECT * FROM free ORDER BY item) AS free
+    SELECT free.id, %(job)s::bigint AS job_id, free.item, o.lapsed FROM (SELECT * FROM free ORDER BY item) AS free
     CROSS JOIN LATERAL (
         SELECT o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
         -- Once more, for these are looked at as they are when they are locked.

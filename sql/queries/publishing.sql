@@ -114,15 +114,15 @@ RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
 -- Guard: unclaimed or abandoned (then it may have been published: suspect). Caller: the publisher, which holds the job's
 -- claim. Rows: Outgoing.
 WITH in_turn AS (
-    SELECT o.id, false AS lapsed FROM callboard.outbox AS o
+    SELECT o.id, o.job_id, o.item, false AS lapsed FROM callboard.outbox AS o
     WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NULL AND o.due_at = 'infinity'
     ORDER BY o.item LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), timed AS (
-    SELECT o.id, false AS lapsed FROM callboard.outbox AS o
+    SELECT o.id, o.job_id, o.item, false AS lapsed FROM callboard.outbox AS o
     WHERE %(limited)s AND o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NULL AND o.due_at <= now()
     ORDER BY o.due_at, o.item LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), abandoned AS (
-    SELECT o.id, true AS lapsed FROM callboard.outbox AS o
+    SELECT o.id, o.job_id, o.item, true AS lapsed FROM callboard.outbox AS o
     WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until <= now()
       AND (o.due_at = 'infinity' OR %(limited)s AND o.due_at <= now())
     ORDER BY o.claimed_until LIMIT %(limit)s FOR UPDATE SKIP LOCKED
@@ -133,12 +133,13 @@ WITH in_turn AS (
 ORDER BY c.item
 
 -- part: claimed
--- The rows of the outbox that `due` (id, lapsed) has locked are claimed for as long as the lease lasts, as many as have
+-- The rows of the outbox that `due` (id, job_id, item, lapsed) has locked are claimed for as long as the lease lasts, as many as have
 -- `bytes` of arguments, one at least. One that was claimed before is suspect from now on.
 sized AS (
-    SELECT o.id, o.lapsed, sum(octet_length(i.args)) OVER (ORDER BY o.id) - octet_length(i.args) AS before
-    FROM due AS o JOIN callboard.outbox AS b ON b.id = o.id
-    JOIN callboard.items AS i ON i.job_id = b.job_id AND i.item = b.item
+    SELECT o.id, o.lapsed, sum(i.bytes) OVER (ORDER BY o.id) - i.bytes AS before
+    FROM due AS o CROSS JOIN LATERAL (
+        SELECT octet_length(args) AS bytes FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+    ) AS i
 ), claimed AS (
     UPDATE callboard.outbox AS o
     SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR sized.lapsed
@@ -242,18 +243,18 @@ WITH placed AS (
     ) AS p WHERE nth <= 50
 ), timed AS MATERIALIZED (
     SELECT o.*, false AS lapsed FROM picked AS p CROSS JOIN LATERAL (
-        SELECT o.id, o.job_id, o.queue FROM callboard.outbox AS o
+        SELECT o.id, o.job_id, o.item, o.queue FROM callboard.outbox AS o
         WHERE o.job_id = p.job_id AND o.queue = p.queue AND o.claimed_until IS NULL AND o.due_at <= now() AND NOT o.dead
         ORDER BY o.due_at, o.item LIMIT p.share FOR UPDATE SKIP LOCKED
     ) AS o
 ), abandoned AS MATERIALIZED (
     SELECT o.*, true AS lapsed FROM picked AS p CROSS JOIN LATERAL (
-        SELECT o.id, o.job_id, o.queue FROM callboard.outbox AS o
+        SELECT o.id, o.job_id, o.item, o.queue FROM callboard.outbox AS o
         WHERE o.job_id = p.job_id AND o.queue = p.queue AND o.claimed_until <= now() AND o.due_at <= now() AND NOT o.dead
         ORDER BY o.claimed_until LIMIT p.share FOR UPDATE SKIP LOCKED
     ) AS o
 ), dead AS MATERIALIZED (
-    SELECT o.id, o.job_id, o.queue, o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
+    SELECT o.id, o.job_id, o.item, o.queue, o.claimed_until IS NOT NULL AS lapsed FROM callboard.outbox AS o
     WHERE o.dead AND o.due_at <= now() AND (o.claimed_until IS NULL OR o.claimed_until <= now())
     ORDER BY o.due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ), due AS MATERIALIZED (

@@ -36,15 +36,13 @@ WITH expired AS MATERIALIZED (
     (SELECT j.id, j.finished_at FROM callboard.jobs AS j
      WHERE j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND j.parent_id IS NULL
        AND j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
-       AND NOT EXISTS (SELECT FROM callboard.callbacks AS c
-                       WHERE c.job_id = j.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL OFFSET 0)
+       AND j.id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL)  -- hashed
      ORDER BY j.finished_at LIMIT %(limit)s)
     UNION ALL
     (SELECT j.id, j.finished_at FROM callboard.jobs AS j
      WHERE j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND j.parent_id IS NULL
        AND j.keep IS NOT NULL AND callboard.expiry(j.finished_at, j.keep) < now()
-       AND NOT EXISTS (SELECT FROM callboard.callbacks AS c
-                       WHERE c.job_id = j.id AND c.delivered_at IS NULL AND c.gave_up_at IS NULL OFFSET 0)
+       AND j.id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL)  -- hashed
      ORDER BY callboard.expiry(j.finished_at, j.keep) LIMIT %(limit)s)
 ), due AS (
     SELECT j.id, j.stages FROM (SELECT * FROM expired ORDER BY finished_at) AS e CROSS JOIN LATERAL (

@@ -27,6 +27,10 @@ WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE '
 -- Jobs that ended and have turns left, so perhaps messages and lanes. Caller: the sweep. Rows: (id).
 SELECT DISTINCT job_id FROM callboard.turns WHERE over ORDER BY job_id LIMIT %s
 
+-- name: search_by_index
+-- The rest of the transaction searches large tables by their indexes, also one that the planner takes for tiny.
+SELECT set_config('enable_seqscan', 'off', true)
+
 -- name: drop_messages_of_ended_jobs
 -- What was to be published for jobs that are over never is; what waits for the dead
 -- letters goes there. It counts as published, so that what is left to publish stays exact. Of a job without such messages

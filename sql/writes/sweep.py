@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from callboard.sql import timings
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import ALL_JOBS, JobPage, OpenJob, PublishMark
 from callboard.sql.statements import required, statement
 
@@ -37,7 +37,9 @@ def drop_messages_of_stopped_jobs(conn: Conn) -> None:
     jobs = [row[0] for row in conn.execute(statement("ended_turns"), (timings.DROP_BATCH_JOBS,))]
     if jobs:
         parameters = {"jobs": jobs, "limit": timings.DROP_BATCH_MESSAGES}
-        conn.execute(statement("drop_messages_of_ended_jobs"), parameters)
+        with transaction(conn):
+            conn.execute(statement("search_by_index"))
+            conn.execute(statement("drop_messages_of_ended_jobs"), parameters)
 
 
 def analyze_grown_tables(conn: Conn) -> None:
