@@ -28,7 +28,8 @@ WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE '
 SELECT DISTINCT job_id FROM callboard.turns WHERE over ORDER BY job_id LIMIT %s
 
 -- name: search_by_index
--- The rest of the transaction searches large tables by their indexes, also one that the planner takes for tiny.
+-- The rest of the transaction searches tables by their indexes, also one that the planner takes for tiny.
+-- Caller: the sweep. Rows: one, of no use.
 SELECT set_config('enable_seqscan', 'off', true)
 
 -- name: drop_messages_of_ended_jobs
