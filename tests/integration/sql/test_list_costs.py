@@ -1,6 +1,6 @@
 """What lists read of a large database, by a plan for any parameters and by one for those that are given."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,18 @@ class Large:
         assert after is not None
         return answer, after[0] - before[0]
 
+    def read_in_steps(
+        self, page: Callable[[Any], Query[Any]], cursor: int | None, plan: str, most: float
+    ) -> tuple[list[Any], int]:
+        """All rows of a list from a cursor on, and in how many pages; each page reads fewer than `most` blocks."""
+        rows, steps = list[Any](), 0
+        while cursor is not None or not steps:
+            (found, cursor), blocks = self.read(page(cursor), plan)
+            assert blocks < most, blocks
+            rows += found
+            steps += 1
+        return rows, steps
+
 
 @pytest.fixture(scope="module")
 def large(postgres_url: str, template: str) -> Iterator[Large]:
@@ -130,16 +142,13 @@ def test_a_list_reads_the_jobs_that_it_shows(large: Large, plan: str, filters: d
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_name_is_looked_for_in_steps(large: Large, plan: str) -> None:
-    before, found, steps = None, [], 0
-    while True:
-        (page, following), blocks = large.read(queries.jobs(before=before, name="OB 1700 ", limit=5), plan)
-        assert blocks < queries.LOOK_AT_JOBS / 5, blocks
-        found += [job["name"] for job in page]
-        steps += 1
-        if following is None:
-            break
-        before = following
-    assert (found, steps) == (["job 1700 of the night"], 2)
+    found, steps = large.read_in_steps(
+        lambda before: queries.jobs(before=before, name="OB 1700 ", limit=5),
+        None,
+        plan,
+        queries.LOOK_AT_JOBS / 5,
+    )
+    assert ([job["name"] for job in found], steps) == (["job 1700 of the night"], 2)
     (page, following), _ = large.read(queries.jobs(name="job", limit=5), plan)
     assert (len(page), following) == (5, page[-1]["id"])
 
@@ -169,15 +178,10 @@ def test_items_of_a_state_that_none_is_in_are_not_looked_for(large: Large, plan:
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_items_of_a_rare_state_are_looked_for_in_steps(large: Large, plan: str) -> None:
-    job, after, found, steps = large.job("large"), -1, [], 0
-    while True:
-        (page, following), blocks = large.read(queries.items(job, state="queued", after=after), plan)
-        assert blocks < queries.LOOK_AT_ITEMS / 10, blocks
-        found += [item["item"] for item in page]
-        steps += 1
-        if following is None:
-            break
-        after = following
-    assert (found, steps) == ([ITEMS - 1], 3)
+    job = large.job("large")
+    found, steps = large.read_in_steps(
+        lambda after: queries.items(job, state="queued", after=after), -1, plan, queries.LOOK_AT_ITEMS / 10
+    )
+    assert ([item["item"] for item in found], steps) == ([ITEMS - 1], 3)
     last = queries.items(job, state="queued", after=2**31 - 1)
     assert large.read(last, plan)[0] == ([], None)
