@@ -35,6 +35,8 @@ MISTAKEN = (
     "the login of this app gave an answer that Callboard does not take; the server's log says what to return"
 )
 
+NO_LOGIN = "this needs credentials that this app knows"
+
 #: Methods that change nothing.
 SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -79,7 +81,8 @@ class AccessControl:
                 await found(scope, receive, send)
                 return
             scope[IDENTITY] = found
-            answer = _refusal(found, request) or self.app
+            if found is None:
+                answer = Problem(401, NO_LOGIN, {"WWW-Authenticate": "Bearer"})
         await answer(scope, receive, _with_headers(send))
 
     def _knows_host(self, scope: Scope) -> bool:
@@ -103,15 +106,22 @@ async def job(request: Request) -> int:
 
     Every handler of a job gets its id here.
     """
-    number, only = parameters.job(request), tenant(request)
+    number, only = parameters.path_number(request, "job", parameters.IDS, "job"), tenant(request)
     if only is not None and not await request.app.state.database.read(queries.is_of_tenant(number, only)):
         raise HTTPException(404, f"there is no job {number}")
     return number
 
 
-def no_tenant(request: Request) -> None:
-    """Raise HTTPException 403 for a sender who sees only one tenant, where all tenants share what is asked for."""
-    if tenant(request) is not None:
+def check_scope(request: Request, scope: str, *, for_all_tenants: bool) -> None:
+    """Raise HTTPException 403 for a sender whose login does not allow this, or who sees one tenant where the answer is
+    for who sees all.
+    """
+    who = identity(request)
+    if who is None:
+        return
+    if scope not in who.scopes:
+        raise HTTPException(403, f"this needs the scope {scope}, which this login does not have")
+    if for_all_tenants and who.tenant is not None:
         raise HTTPException(403, "this is shared by all tenants, and this login sees the jobs of one")
 
 
@@ -134,15 +144,6 @@ async def _admission(authenticate: Authenticate, request: Request) -> Admission:
         type(found).__qualname__,
     )  # fmt: skip
     return Problem(500, MISTAKEN)
-
-
-def _refusal(who: Identity | None, request: Request) -> Problem | None:
-    if who is None:
-        return Problem(401, "this needs credentials that this app knows", {"WWW-Authenticate": "Bearer"})
-    needed = "read" if request.method in SAFE else "control"
-    if needed not in who.scopes:
-        return Problem(403, f"this needs the scope {needed}, which this login does not have")
-    return None
 
 
 def _is_open(scope: Scope) -> bool:

@@ -5,32 +5,23 @@ from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount, Route
 
 from callboard.sql.settings import NotConfigured
-from callboard.web import actions, api, health, pages
+from callboard.web import health, pages
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
+from callboard.web.endpoints import ENDPOINTS
 from callboard.web.problems import HANDLERS
 
+API = [one.route() for one in ENDPOINTS]
 ROUTES = [
     Route("/", pages.board),
     Route("/jobs/{job}", pages.job),
     Mount("/static", pages.static),
-    Route("/api/jobs", api.jobs),
-    Route("/api/jobs/{job}", api.job),
-    Route("/api/jobs/{job}", actions.limit, methods=["PATCH"]),
-    Route("/api/jobs/{job}", actions.delete, methods=["DELETE"]),
-    Route("/api/jobs/{job}/items", api.items),
-    Route("/api/jobs/{job}/items/{item}", api.item),
-    Route("/api/jobs/{job}/errors", api.errors),
-    Route("/api/jobs/{job}/actions", api.actions),
-    Route("/api/jobs/{job}/callbacks", api.callbacks),
-    Route("/api/jobs/{job}/cancel", actions.cancel, methods=["POST"]),
-    Route("/api/jobs/{job}/pause", actions.pause, methods=["POST"]),
-    Route("/api/jobs/{job}/resume", actions.resume, methods=["POST"]),
-    Route("/api/jobs/{job}/retry", actions.retry, methods=["POST"]),
-    Route("/api/workers", api.workers),
+    Mount("/api/v1", routes=API),
+    Mount("/api", routes=API),
     Route("/healthz", health.healthz),
     Route("/readyz", health.readyz),
 ]
@@ -58,6 +49,9 @@ def create_app(
         await database.close()
 
     access = Middleware(AccessControl, authenticate=authenticate, hosts=hosts)
-    app = Starlette(routes=ROUTES, middleware=[access], exception_handlers=HANDLERS, lifespan=lifespan)
+    packed = Middleware(GZipMiddleware, minimum_size=1024)
+    app = Starlette(
+        routes=ROUTES, middleware=[access, packed], exception_handlers=HANDLERS, lifespan=lifespan
+    )
     app.state.database = database
     return app

@@ -11,8 +11,7 @@ from callboard.sql import settings
 from callboard.sql.migrate import ABSENT, SchemaError, check_applied
 from callboard.sql.reads import queries
 from callboard.sql.settings import NotConfigured
-from callboard.web.api import read
-from callboard.web.problems import BEHIND, UNREACHABLE, Answer, Problem
+from callboard.web.problems import BEHIND, UNREACHABLE, Json, Problem
 
 #: Seconds that a broker has to answer.
 ANSWER_SECONDS = 2.0
@@ -22,24 +21,24 @@ UNASKED = "not asked, since AMQP_URL is not set"
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 
-async def healthz(_request: Request) -> Answer:
+async def healthz(_request: Request) -> Json:
     """GET /healthz: the process answers."""
-    return Answer({"status": "ok"})
+    return Json({"status": "ok"})
 
 
-async def readyz(request: Request) -> Answer:
+async def readyz(request: Request) -> Json:
     """GET /readyz: the database answers and its schema fits this code; a node of AMQP_URL answers."""
     database, broker = await asyncio.gather(_database(request), _broker())
     checks = {"database": database, "broker": broker}
     failed = [f"{name}: {what}" for name, what in checks.items() if what not in (OK, UNASKED)]
     if failed:
         return Problem(503, "; ".join(failed), checks=checks)
-    return Answer({"status": "ready", "checks": checks})
+    return Json({"status": "ready", "checks": checks})
 
 
 async def _database(request: Request) -> str:
     try:
-        check_applied(await read(request, queries.migrations()))
+        check_applied(await request.app.state.database.read(queries.migrations()))
     except ABSENT:
         return BEHIND
     except psycopg.OperationalError:

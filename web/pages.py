@@ -20,5 +20,5 @@ async def board(_request: Request) -> FileResponse:
 
 async def job(request: Request) -> FileResponse:
     """GET /jobs/{job}: one job."""
-    parameters.job(request)
+    parameters.path_number(request, "job", parameters.IDS, "job")
     return FileResponse(STATIC / "job.html")

@@ -1,13 +1,13 @@
-"""The parameters of a request, checked. Every function raises an HTTPException that says what is wrong."""
+"""The parameters and the body of a request, checked by their types. Every function raises `Refused`."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+import re
+from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 #: Rows of a page, if nobody says how many, and at most.
 LIMIT, MOST = 100, 500
@@ -16,53 +16,64 @@ BODY_BYTES = 1_048_576
 #: The largest number of an item, and the largest id.
 ITEMS, IDS = 2**31 - 1, 2**63 - 1
 
-
-def limit(request: Request) -> int:
-    """`limit`: the rows of a page."""
-    found = _integer(request, "limit", 1, MOST)
-    return LIMIT if found is None else found
-
-
-def cursor(request: Request, most: int) -> int | None:
-    """`after`: the `next` of the page before; None for the first page."""
-    return _integer(request, "after", 0, most)
+Limit: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MOST, description="rows of a page at most")]
+After: TypeAlias = Annotated[
+    str | None, msgspec.Meta(description="`next` of the page before; nothing: the first page")
+]
 
 
-def stage(request: Request) -> int | None:
-    """`stage`: the number of one of a job's stages."""
-    return _integer(request, "stage", 0, ITEMS)
+class Refused(HTTPException):
+    """What was sent is wrong. `errors`: each wrong part, as `pointer` and `detail`."""
+
+    def __init__(
+        self, status: int, detail: str, *, code: str, errors: list[dict[str, str]] | None = None
+    ) -> None:
+        super().__init__(status, detail)
+        self.code = code
+        self.errors = errors or []
 
 
-def choice(request: Request, name: str, choices: Sequence[str]) -> str | None:
-    """A parameter that is one of a few words; None where it is missing or empty."""
-    value = request.query_params.get(name)
-    if value and value not in choices:
-        raise HTTPException(400, f"{name} must be one of {', '.join(choices)}, not {value!r}")
-    return value or None
+class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """No parameters."""
 
 
-def flag(request: Request, name: str) -> bool | None:
-    """A parameter that is true or false; None where it is missing or empty."""
-    value = choice(request, name, ("true", "false"))
-    return None if value is None else value == "true"
+class Page(msgspec.Struct, forbid_unknown_fields=True):
+    """Which part of a list."""
+
+    limit: Limit = LIMIT
+    after: After = None
 
 
-def text(request: Request, name: str) -> str | None:
-    """A parameter of any text that the database can store; None where it is missing or empty."""
-    value = request.query_params.get(name)
-    if value and "\x00" in value:
-        raise HTTPException(400, f"{name} contains a NUL character, which no stored text does")
-    return value or None
+def query(request: Request, kind: type[T]) -> T:
+    """The query's parameters. One that is empty counts as missing; a field that is a list takes a repeated one, and
+    `metadata.x` gives the entry x of a field `metadata`.
+    """
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if "\x00" in value:
+            raise wrong(name, "contains a NUL character, which no stored text does")
+        if value or name in ("after", "limit"):
+            _give(given, hints, name, value)
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(400, "parameter", error, kind) from None
 
 
-def job(request: Request) -> int:
-    """The job's id in the path. A text that can't be an id is an unknown job."""
-    return _path(request, "job", "job", IDS)
-
-
-def item(request: Request) -> int:
-    """The item's number in the path."""
-    return _path(request, "item", f"item of job {request.path_params['job']}", ITEMS)
+def _give(given: dict[str, Any], hints: dict[str, Any], name: str, value: str) -> None:
+    field, _, entry = name.partition(".")
+    if entry and _is(hints.get(field), dict):
+        given.setdefault(field, {})[entry] = value
+    elif name not in hints or _is(hints[name], dict):
+        names = ", ".join(f"{one}.NAME" if _is(hint, dict) else one for one, hint in hints.items())
+        raise wrong(name, f"is no parameter here; {f'there are {names}' if names else 'there are none'}")
+    elif _is(hints[name], list):
+        given.setdefault(name, []).append(value)
+    elif name in given:
+        raise wrong(name, "is given twice")
+    else:
+        given[name] = value
 
 
 async def body(request: Request, kind: type[T]) -> T:
@@ -71,32 +82,91 @@ async def body(request: Request, kind: type[T]) -> T:
     async for part in request.stream():
         sent += part
         if len(sent) > BODY_BYTES:
-            raise HTTPException(413, f"the body is larger than {BODY_BYTES} bytes")
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            raise Refused(413, f"the body is larger than {BODY_BYTES} bytes", code="too_large")
+    media = media_type(request)
     if sent and media != "application/json":
-        raise HTTPException(415, f"the body must be application/json, not {media or 'of no type'}")
+        raise Refused(
+            415, f"the body must be application/json, not {media or 'of no type'}", code="media_type"
+        )
+    return decode(sent or b"{}", kind)
+
+
+def decode(document: bytes, kind: type[T]) -> T:
+    """A JSON document of this type."""
     try:
-        return msgspec.json.decode(sent or b"{}", type=kind)
+        return msgspec.json.decode(document, type=kind)
     except msgspec.ValidationError as error:
-        raise HTTPException(422, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise HTTPException(400, f"the body is no JSON: {error}") from None
+        raise _invalid(422, "field", error, kind) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(400, f"the body is no JSON: {error}", code="json") from None
 
 
-def _path(request: Request, name: str, noun: str, most: int) -> int:
-    value = request.path_params[name]
-    if not _is_number(value) or int(value) > most:
+def media_type(request: Request) -> str:
+    """The type of the body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def cursor(after: str | None, rows: str, most: int = IDS) -> int | None:
+    """The position of `after` in the list of these rows; None for the first page."""
+    if after is None:
+        return None
+    found = re.fullmatch(rf"{rows}-(\d{{1,19}})", after, re.ASCII)
+    if found is None or int(found[1]) > most:
+        raise wrong("after", f"must be `next` of another page of these {rows}, not {after[:40]!r}")
+    return int(found[1])
+
+
+def next_page(position: int | None, rows: str) -> str | None:
+    """The cursor of the page that begins behind `position`."""
+    return None if position is None else f"{rows}-{position}"
+
+
+def path_number(request: Request, name: str, most: int, noun: str) -> int:
+    """A number of the path; what can't be one is unknown."""
+    value = str(request.path_params[name])
+    # The length first: Python refuses to make an integer of thousands of digits.
+    if len(value) > len(str(IDS)) or not (value.isascii() and value.isdigit()) or int(value) > most:
         raise HTTPException(404, f"there is no {noun} {value[:40]!r}")
     return int(value)
 
 
-def _integer(request: Request, name: str, least: int, most: int) -> int | None:
-    value = request.query_params.get(name)
-    if value is not None and not (_is_number(value) and least <= int(value) <= most):
-        raise HTTPException(400, f"{name} must be a whole number from {least} to {most}, not {value[:40]!r}")
-    return None if value is None else int(value)
+def wrong(name: str, why: str) -> Refused:
+    """A parameter that makes no sense."""
+    said = f"{name[:40]} {why}"
+    return Refused(400, said, code="parameter", errors=[{"pointer": f"#/{name[:40]}", "detail": why}])
 
 
-def _is_number(value: str) -> bool:
-    # The length first: Python refuses to make an integer of thousands of digits.
-    return len(value) <= len(str(IDS)) and value.isascii() and value.isdigit()
+def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> Refused:
+    """Say which part is wrong, and what it must be, by the error and the type that was expected."""
+    said, _, where = str(error).partition(" - at `$")
+    place = where.rstrip("`").lstrip(".")
+    unknown = re.search(r"unknown field `(.*)`", said)
+    if unknown:
+        names = ", ".join(kind.__struct_fields__) if not place else "other fields"
+        said, place = f"is not known here; there are {names}", ".".join(filter(None, (place, unknown[1])))
+    elif place and (rule := _rule(kind, place)):
+        said = f"must be {rule}"
+    pointer = "#/" + re.sub(r"\[(\w+)\]", r".\1", place).replace(".", "/")
+    detail = f"{place} {said}" if place else said
+    return Refused(status, detail, code=code, errors=[{"pointer": pointer, "detail": said}])
+
+
+def _rule(kind: type[msgspec.Struct], place: str) -> str | None:
+    """What a field of the top level must be; None where its type doesn't say it in a few words."""
+    (_, schemas) = msgspec.json.schema_components([kind])
+    schema = schemas.get(kind.__name__, {}).get("properties", {}).get(place.partition("[")[0])
+    choices = schema.get("anyOf", [schema]) if schema else ()
+    for one in [choice.get("items", choice) for choice in choices]:
+        if "enum" in one:
+            return f"one of {', '.join(map(str, one['enum']))}"
+        if one.get("type") == "integer":
+            least, most = one.get("minimum"), one.get("maximum")
+            return "a whole number" + (f" from {least} to {most}" if None not in (least, most) else "")
+        if one.get("type") == "boolean":
+            return "true or false"
+    return None
+
+
+def _is(hint: Any, kind: type) -> bool:
+    """Whether a type is this generic one, or that or None."""
+    return any(get_origin(one) is kind for one in (hint, *get_args(hint)))

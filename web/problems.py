@@ -5,14 +5,16 @@ from collections.abc import Awaitable, Callable
 from http.client import responses
 from typing import Any
 
+import msgspec
 import psycopg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from callboard.sql.migrate import ABSENT
 from callboard.sql.settings import NotConfigured
 from callboard.web.database import Busy
+from callboard.web.parameters import Refused
 
 UNREACHABLE = (
     "the database can't be reached: check that PostgreSQL runs and that DATABASE_URL leads to it; "
@@ -23,23 +25,48 @@ BUSY = "other changes are still waiting for the database, and nothing was change
 BEHIND = "the database's schema does not fit this code: run `callboard migrate`"
 BROKEN = "this request met an error in Callboard itself; the server's log has its traceback"
 
+#: What a problem is called where the code that refused has no name of its own for it.
+CODES = {
+    400: "bad_request", 401: "no_login", 403: "forbidden", 404: "not_found", 405: "method", 409: "conflict",
+    413: "too_large", 415: "media_type", 421: "host", 422: "invalid", 429: "too_many", 500: "internal",
+    503: "unavailable",
+}  # fmt: skip
 
-class Answer(JSONResponse):
-    """JSON in ASCII: a result may contain half of a surrogate pair, which only an escape can carry."""
+
+def encode(content: Any) -> bytes:
+    """JSON. A result may contain half of a surrogate pair, which only an escape can carry, or a number of any size."""
+    try:
+        return msgspec.json.encode(content)
+    except (UnicodeEncodeError, OverflowError):
+        plain = msgspec.to_builtins(content, builtin_types=(int,))
+        return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class Json(Response):
+    """An answer of JSON."""
+
+    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """The body."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return encode(content)
 
 
-class Problem(Answer):
-    """An error: `detail` says what is wrong and what to do."""
+class Problem(Json):
+    """An error: `detail` says what is wrong and what to do, `code` is its name for programs."""
 
     media_type = "application/problem+json"
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
-        title = responses.get(status, "")
-        content = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
+        title, code = responses.get(status, ""), CODES.get(status, "error")
+        content = {
+            "type": "about:blank",
+            "title": title,
+            "status": status,
+            "code": code,
+            "detail": detail,
+            **more,
+        }
         super().__init__(content, status, headers)
 
 
@@ -48,7 +75,8 @@ async def refused(request: Request, error: HTTPException) -> Problem:
     detail = error.detail
     if detail == responses.get(error.status_code) and error.status_code in (404, 405):
         detail = f"{request.method} {request.url.path} is not served here"
-    return Problem(error.status_code, detail, dict(error.headers or {}))
+    more = {"code": error.code, "errors": error.errors} if isinstance(error, Refused) else {}
+    return Problem(error.status_code, detail, dict(error.headers or {}), **more)
 
 
 def problem(

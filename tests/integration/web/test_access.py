@@ -12,23 +12,17 @@ from starlette.authentication import UnauthenticatedUser
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
 
 from callboard import Identity
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.web import create_app
-from callboard.web.app import ROUTES
+from callboard.web.endpoints import ENDPOINTS
 from tests.support.jobs import make_job, make_mixed_job, status
 from tests.support.webapp import get
 
 #: Every route of one job's data, with its methods.
-OF_A_JOB = [
-    (method, route.path)
-    for route in ROUTES
-    if isinstance(route, Route) and "{job}" in route.path and route.path.startswith("/api/")
-    for method in sorted(route.methods or ())
-]
+OF_A_JOB = [(one.method, f"/api/v1{one.path}") for one in ENDPOINTS if "{job}" in one.path]
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ from typing import Any
 
 import msgspec
 import typer.main
-from starlette.routing import Route
 
 import callboard
 from callboard.commands.main import app
 from callboard.sql.limits import Limits
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web.actions import Cancel, Retry
-from callboard.web.app import ROUTES
+from callboard.web.endpoints import ENDPOINTS
 
 ACTIONS = {"cancel", "pause", "resume", "retry", "limit"}
 LIMITS = {field.name for field in dataclasses.fields(Limits)}
@@ -56,10 +55,9 @@ def test_options_of_retry_and_cancel_have_the_same_names_everywhere() -> None:
 def test_every_action_exists_in_python_as_a_command_and_over_http() -> None:
     group: Any = typer.main.get_command(app)
     assert set(group.commands) >= ACTIONS
-    routes = [route for route in ROUTES if isinstance(route, Route)]
-    paths = {(method, route.path) for route in routes for method in route.methods or ()}
-    said = {("POST", f"/api/jobs/{{job}}/{action}") for action in ACTIONS - {"limit"}}
-    assert said | {("PATCH", "/api/jobs/{job}"), ("DELETE", "/api/jobs/{job}")} <= paths
+    paths = {(one.method, one.path) for one in ENDPOINTS}
+    said = {("POST", f"/jobs/{{job}}/{action}") for action in ACTIONS - {"limit"}}
+    assert said | {("PATCH", "/jobs/{job}"), ("DELETE", "/jobs/{job}")} <= paths
     for action in (*ACTIONS, "delete"):
         assert callable(getattr(callboard.Job, action))
         assert inspect.iscoroutinefunction(getattr(callboard.Job, f"a{action}"))

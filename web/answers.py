@@ -1,0 +1,287 @@
+"""What the API answers, as types: the dispatcher builds them, and the OpenAPI document describes them."""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+ItemState: TypeAlias = Literal[
+    "pending", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"
+]
+JobState: TypeAlias = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
+AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
+WorkerState: TypeAlias = Literal["alive", "stopped", "dead"]
+
+#: A time in UTC.
+Time: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+#: The start of the next page: a text to give back as `after`.
+Cursor: TypeAlias = Annotated[
+    str | None, msgspec.Meta(description="`after` of the next page; null on the last page")
+]
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A JSON object that the API answers."""
+
+
+class Hung(Answer):
+    """An item that may hang, and the line at which it does."""
+
+    item: Count
+    seconds: float
+    worker: int
+    place: str | None
+    job: int | None = None
+
+
+class Counts(Answer):
+    """Items by state; they add up to `total`."""
+
+    total: Count
+    pending: Count
+    queued: Count
+    running: Count
+    retrying: Count
+    succeeded: Count
+    failed: Count
+    skipped: Count
+    cancelled: Count
+
+
+class Stage(Counts):
+    """A stage of a job."""
+
+    job: int
+    stage: Count
+    name: str
+    actor: str | None
+    state: JobState
+    stopping: JobState | None
+    reason: str | None
+    sealed: bool
+    retries: Count
+    crashes: Count
+    unkept: Count
+    progress: Share
+    rate: float | None
+    eta: Time | None
+    stalled: str | None
+    step: str | None
+    limits: dict[str, Any]
+    started_at: Time | None
+    finished_at: Time | None
+    on_failure: Literal["stop", "go on"]
+
+
+class Job(Answer):
+    """A job: a set of items of one actor, or of stages."""
+
+    id: int
+    name: str
+    key: str | None
+    tenant: str
+    actor: str | None
+    state: JobState
+    stopping: JobState | None
+    reason: str | None
+    standing: bool
+    sealed: bool
+    total: Count
+    pending: Count
+    queued: Count
+    running: Count
+    retrying: Count
+    succeeded: Count
+    failed: Count
+    skipped: Count
+    cancelled: Count
+    retries: Count
+    crashes: Count
+    unkept: Count
+    progress: Share
+    rate: Annotated[float | None, msgspec.Meta(description="items a second")]
+    eta: Time | None
+    stalled: Annotated[str | None, msgspec.Meta(description="why the job does not move")]
+    step: str | None
+    hung: list[Hung]
+    stages: list[Stage]
+    parent: int | None
+    stage: Count | None
+    limits: dict[str, Any]
+    metadata: dict[str, Any]
+    created_by: str | None
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    updated_at: Time
+
+
+class Jobs(Answer):
+    """A page of jobs."""
+
+    jobs: list[Job]
+    next: Cursor
+
+
+class Progress(Answer):
+    """How far an item in flight is, as its actor says."""
+
+    done: float
+    total: float
+
+
+class ItemError(Answer):
+    """How the last attempt of an item ended that did not succeed."""
+
+    kind: AttemptKind
+    type: str | None
+    message: str | None
+    place: str | None
+
+
+class Item(Answer):
+    """An item of a job. Arguments and results that are too long, or no JSON, are in `args_text` and `result_text`."""
+
+    job: int
+    item: Count
+    key: str | None
+    actor: str | None
+    state: ItemState
+    attempt: Annotated[int, msgspec.Meta(ge=1)]
+    crashes: Count
+    step: str | None
+    stack: str | None
+    worker: int | None
+    args: list[Any] | None
+    kwargs: dict[str, Any] | None
+    args_text: str | None
+    result: Any
+    result_text: str | None
+    result_unkept: str | None
+    progress: Progress | None
+    error: ItemError | None
+    due_at: Time | None
+    first_started_at: Time | None
+    started_at: Time | None
+    stack_at: Time | None
+    finished_at: Time | None
+
+
+class Items(Answer):
+    """A page of items."""
+
+    items: list[Item]
+    next: Cursor
+
+
+class Attempt(Answer):
+    """An attempt that did not simply succeed."""
+
+    attempt: Annotated[int, msgspec.Meta(ge=1)]
+    kind: AttemptKind
+    retried: bool
+    worker: int | None
+    started_at: Time | None
+    ended_at: Time
+    type: str | None
+    place: str | None
+    message: str | None
+    traceback: str | None
+    traceback_size: Annotated[int | None, msgspec.Meta(description="characters, before it was cut")]
+
+
+class ItemWithAttempts(Item):
+    """An item of a job, with its attempts except a simple success."""
+
+    attempts: list[Attempt]
+
+
+class ErrorGroup(Answer):
+    """The attempts of a job that ended alike: the same kind, type, place, and pattern of the message."""
+
+    job: int
+    stage: Count | None
+    kind: AttemptKind
+    type: str | None
+    place: str | None
+    pattern: str | None
+    count: Count
+    failed: Annotated[int, msgspec.Meta(description="attempts that ended their item")]
+    retried: Count
+    first_at: Time
+    last_at: Time
+    item: Annotated[int, msgspec.Meta(description="the item that `message` is of")]
+    message: str | None
+
+
+class Errors(Answer):
+    """The errors of a job in groups."""
+
+    errors: list[ErrorGroup]
+    next: Cursor
+
+
+class Action(Answer):
+    """Something that was done to a job."""
+
+    id: int
+    done_at: Time
+    action: str
+    who: str
+    via: str
+    detail: dict[str, Any]
+
+
+class Actions(Answer):
+    """A page of a job's history, the latest action first."""
+
+    actions: list[Action]
+    next: Cursor
+
+
+class Callback(Answer):
+    """A callback of one end of a job."""
+
+    id: str
+    on: JobState
+    target: str
+    state: Literal["waiting", "delivered", "gave up"]
+    tries: Count
+    error: str | None
+    created_at: Time
+    due_at: Time | None
+    finished_at: Time | None
+
+
+class Callbacks(Answer):
+    """The callbacks of the ends of a job, those of the latest end first."""
+
+    callbacks: list[Callback]
+    next: Cursor
+
+
+class Worker(Answer):
+    """A worker process."""
+
+    id: int
+    host: str
+    pid: int
+    threads: int
+    release: str
+    held: Annotated[int, msgspec.Meta(description="items running or prefetched")]
+    actors: list[str]
+    queues: list[str]
+    started_at: Time
+    beat_at: Time
+    state: WorkerState
+    trouble: Annotated[str | None, msgspec.Meta(description="what keeps it from publishing")]
+    beat_age: Annotated[float, msgspec.Meta(description="seconds since its last heartbeat")]
+    ended_at: Time | None
+
+
+class Workers(Answer):
+    """A page of worker processes, the latest first."""
+
+    workers: list[Worker]
+    next: Cursor

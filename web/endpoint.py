@@ -1,0 +1,137 @@
+"""An endpoint: who may ask it for what, in which form, and how its answer is sent. The only way to the handlers."""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from callboard.identity import Identity
+from callboard.sql.pool import Conn
+from callboard.sql.reads import queries
+from callboard.sql.reads.queries import Query
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
+from callboard.web import access, parameters
+from callboard.web.parameters import NoQuery
+from callboard.web.problems import Json
+
+T = TypeVar("T")
+#: The type of a call's parameters.
+Q = TypeVar("Q")
+#: The type of its body.
+B = TypeVar("B")
+
+
+class NoBody(msgspec.Struct, forbid_unknown_fields=True):
+    """No body, or an empty object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Q, B]):
+    """A request that may be answered: its sender was asked for, and its parameters are checked.
+
+    `job`: the id in the path, a job that the sender may see; 0 where the path has none. `tenant`: the only one whose
+    jobs the sender may see; None: all. A handler of several jobs asks for those of `tenant` alone.
+    """
+
+    request: Request
+    job: int
+    tenant: str | None
+    who: Identity | None
+    query: Q
+    body: B
+
+    async def read(self, query: Query[T]) -> T:
+        """Run a query on the app's database."""
+        answer: T = await self.request.app.state.database.read(query)
+        return answer
+
+    async def find_job(self, number: int) -> dict[str, Any]:
+        """The job as the API describes it. Raises HTTPException 404 when there is none with this id."""
+        found = await self.read(queries.job(number))
+        if found is None:
+            raise HTTPException(404, f"there is no job {number}")
+        return found
+
+    async def write(self, write: Callable[[Conn], T]) -> T:
+        """Run a change of the app's database; what is wrong with it becomes an HTTPException."""
+        try:
+            answer: T = await self.request.app.state.database.write(write)
+        except NoSuchJob as error:
+            raise HTTPException(404, str(error)) from None
+        except NotPossible as error:
+            raise HTTPException(409, str(error)) from None
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        return answer
+
+    @property
+    def requester(self) -> Requester:
+        """Who asks for a change, for the history: the name that the login gave, or else the sender's address."""
+        address = self.request.client.host if self.request.client else ""
+        return Requester("http", self.who.name if self.who else address, self.tenant)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One method of one path below the API's prefix.
+
+    - `answer`: the type of what the handler returns; None: it returns a Response. `query`, `body`: what it takes.
+    - `scope`: what the sender's login must allow.
+    - `for_all_tenants`: its answer is shared by all tenants, so a sender who sees only one is refused.
+    - `shared`: also for who holds a token to look at the one job in the path.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Any], Awaitable[Any]]
+    answer: type[msgspec.Struct] | None
+    query: type[msgspec.Struct] = NoQuery
+    body: type[msgspec.Struct] = NoBody
+    scope: str = "read"
+    status: int = 200
+    for_all_tenants: bool = False
+    shared: bool = False
+    #: The statuses of its problems, beside those that every endpoint has.
+    problems: tuple[int, ...] = field(default=())
+
+    @property
+    def reads(self) -> bool:
+        """Whether it changes nothing."""
+        return self.method == "GET"
+
+    def route(self) -> Route:
+        """The route that serves it."""
+        return Route(self.path, self._serve, methods=[self.method])
+
+    async def _serve(self, request: Request) -> Response:
+        access.check_scope(request, self.scope, for_all_tenants=self.for_all_tenants)
+        job = await access.job(request) if "{job}" in self.path else 0
+        query = parameters.query(request, self.query)
+        body = NoBody() if self.reads else await self._body(request)
+        call = Call(request, job, access.tenant(request), access.identity(request), query, body)
+        found = await self.handler(call)
+        if self.answer is None:
+            answer: Response = found
+            return answer
+        answer = Json(msgspec.convert(found, self.answer), self.status)
+        return _conditional(request, answer) if self.reads else answer
+
+    async def _body(self, request: Request) -> msgspec.Struct:
+        return await parameters.body(request, self.body)
+
+
+def _conditional(request: Request, answer: Response) -> Response:
+    """The answer with its ETag, or a 304 to who has it already. The tag is weak, since the body may be sent packed."""
+    tag = f'W/"{hashlib.blake2b(bytes(answer.body), digest_size=12).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    known = request.headers.get("if-none-match", "")
+    if tag in (one.strip() for one in known.split(",")):
+        return Response(status_code=304, headers=headers)
+    answer.headers.update(headers)
+    return answer

@@ -1,0 +1,24 @@
+"""All endpoints of the API, as /api/v1 and /api serve them and as the OpenAPI document describes them."""
+
+from callboard.web import actions, answers, items, jobs, workers
+from callboard.web.endpoint import Endpoint
+from callboard.web.parameters import Page
+
+ENDPOINTS = [
+    Endpoint("GET", "/jobs", jobs.jobs, answers.Jobs, query=jobs.JobFilter),
+    Endpoint("GET", "/jobs/{job}", jobs.job, answers.Job, shared=True),
+    Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.Limits, scope="control"),
+    Endpoint("DELETE", "/jobs/{job}", actions.delete, None, scope="control", status=204),
+    Endpoint("GET", "/jobs/{job}/items", items.items, answers.Items, query=items.ItemFilter),
+    Endpoint("GET", "/jobs/{job}/items/{item}", items.item, answers.ItemWithAttempts),
+    Endpoint("GET", "/jobs/{job}/errors", jobs.errors, answers.Errors),
+    Endpoint("GET", "/jobs/{job}/actions", jobs.actions, answers.Actions, query=Page),
+    Endpoint("GET", "/jobs/{job}/callbacks", jobs.callbacks, answers.Callbacks),
+    Endpoint("POST", "/jobs/{job}/cancel", actions.cancel, answers.Job, body=actions.Cancel, scope="control"),
+    Endpoint("POST", "/jobs/{job}/pause", actions.pause, answers.Job, scope="control"),
+    Endpoint("POST", "/jobs/{job}/resume", actions.resume, answers.Job, scope="control"),
+    Endpoint("POST", "/jobs/{job}/retry", actions.retry, answers.Job, body=actions.Retry, scope="control"),
+    Endpoint(
+        "GET", "/workers", workers.workers, answers.Workers, query=workers.WorkerFilter, for_all_tenants=True
+    ),
+]

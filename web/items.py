@@ -1,0 +1,53 @@
+"""Endpoints of a job's items."""
+
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+
+from callboard.sql.reads import queries
+from callboard.web import parameters
+from callboard.web.answers import Count, ItemState
+from callboard.web.endpoint import Call, NoBody
+from callboard.web.parameters import ITEMS, After, Limit, NoQuery
+
+
+class ItemFilter(msgspec.Struct, forbid_unknown_fields=True):
+    """Which items: those in a state; `stage`: those of one of the job's stages."""
+
+    state: ItemState | None = None
+    stage: Count | None = None
+    limit: Limit = parameters.LIMIT
+    after: After = None
+
+
+async def items(call: Call[ItemFilter, NoBody]) -> dict[str, Any]:
+    """List a job's items in order."""
+    number, wanted = call.job, call.query
+    if wanted.stage is not None:
+        number = _job_of_stage(await call.find_job(number), wanted.stage)
+    after = parameters.cursor(wanted.after, "items", ITEMS)
+    query = queries.items(
+        number, state=wanted.state, after=-1 if after is None else after, limit=wanted.limit
+    )
+    found, following = await call.read(query)
+    if not found and (stages := (await call.find_job(number))["stages"]):
+        there = ", ".join(f"stage={one['stage']} ({one['name']})" for one in stages)
+        raise HTTPException(400, f"job {number} has stages, and each has its own items: ask with {there}")
+    return {"items": found, "next": parameters.next_page(following, "items")}
+
+
+def _job_of_stage(job: dict[str, Any], stage: int) -> int:
+    for one in job["stages"]:
+        if one["stage"] == stage:
+            return int(one["job"])
+    raise HTTPException(400, f"job {job['id']} has no stage {stage}")
+
+
+async def item(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
+    """Get an item whole, with its attempts except a simple success."""
+    position = parameters.path_number(call.request, "item", ITEMS, f"item of job {call.job}")
+    found = await call.read(queries.item(call.job, position))
+    if found is None:
+        raise HTTPException(404, f"there is no item {position} of job {call.job}")
+    return {**found, "attempts": await call.read(queries.attempts(call.job, position))}
