@@ -128,7 +128,7 @@ class Progress(Answer):
     """How far an item in flight is, as its actor says."""
 
     done: float
-    total: float
+    total: float | None
 
 
 class ItemError(Answer):
