@@ -65,8 +65,12 @@ async def resume(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
 
 async def retry(call: Call[NoQuery, Retry]) -> dict[str, Any]:
     """Retry items of a job that ended without success: all that failed, if nothing else is said."""
-    wanted = RetrySelection(call.body.states, call.body.items, call.body.error_type)
-    return await _act(call, lambda conn, job, by: retries.retry(conn, job, by, wanted))
+
+    def write(conn: Conn, job: int, by: Requester) -> int:
+        wanted = RetrySelection(call.body.states, call.body.items, call.body.error_type)
+        return retries.retry(conn, job, by, wanted)
+
+    return await _act(call, write)
 
 
 async def delete(call: Call[NoQuery, NoBody]) -> Response:

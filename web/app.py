@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -9,13 +10,13 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount, Route
 
 from callboard.sql.settings import NotConfigured
-from callboard.web import health, pages
+from callboard.web import health, openapi, pages
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS
 from callboard.web.problems import HANDLERS
 
-API = [one.route() for one in ENDPOINTS]
+API = [one.route() for one in (*ENDPOINTS, openapi.endpoint(ENDPOINTS, version("callboard")))]
 ROUTES = [
     Route("/", pages.board),
     Route("/jobs/{job}", pages.job),

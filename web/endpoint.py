@@ -1,7 +1,7 @@
 """An endpoint: who may ask it for what, in which form, and how its answer is sent. The only way to the handlers."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -97,8 +97,16 @@ class Endpoint:
     status: int = 200
     for_all_tenants: bool = False
     shared: bool = False
-    #: The statuses of its problems, beside those that every endpoint has.
-    problems: tuple[int, ...] = field(default=())
+    #: What its body may be, and what it answers if not the JSON of `answer`.
+    consumes: tuple[str, ...] = ("application/json",)
+    produces: tuple[str, ...] = ()
+    #: The problems that it may answer with beside those of its kind, by their statuses: see `openapi`.
+    problems: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What it is called in the OpenAPI document."""
+        return f"{self.handler.__module__.rpartition('.')[2]}.{self.handler.__name__}"
 
     @property
     def reads(self) -> bool:

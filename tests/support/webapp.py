@@ -12,6 +12,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from callboard.commands.services.child_process import wait_until
+from callboard.web import create_app
 
 
 def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[httpx.Response]:
@@ -42,3 +43,8 @@ def served(app: Starlette, port: int = 0) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def open_app(url: str, **options: Any) -> Starlette:
+    """The app on a database, open to everybody."""
+    return create_app(url=url, **options)

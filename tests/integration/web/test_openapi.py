@@ -1,0 +1,71 @@
+"""The OpenAPI document is true: whatever fits it, or does not, gets an answer that it describes, and never a 500."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import positive_data_acceptance, unsupported_method
+from starlette.applications import Starlette
+from starlette.requests import Request
+
+from callboard import Identity
+from callboard.identity import SCOPES
+from callboard.sql.pool import connect
+from callboard.web import create_app
+from callboard.web.endpoint import Endpoint
+from callboard.web.endpoints import ENDPOINTS
+from tests.support.jobs import make_job, make_mixed_job
+from tests.support.webapp import get
+
+LOGIN = {"Authorization": "Bearer cb_right"}
+#: What the document can't say: rules of values, as of a limit's text; and that a path has a page beside the API.
+UNTRUE = [positive_data_acceptance, unsupported_method]
+
+
+@pytest.fixture
+def app(database_url: str) -> Starlette:
+    """The app, to which one token is a login."""
+
+    def authenticate(request: Request) -> Identity | None:
+        known = request.headers.get("authorization") == LOGIN["Authorization"]
+        return Identity("anna", scopes=SCOPES) if known else None
+
+    return create_app(url=database_url, authenticate=authenticate)
+
+
+@pytest.fixture
+def job(database_url: str) -> Iterator[int]:
+    """A job with items in every state."""
+    with connect(database_url) as conn:
+        make_job(conn, 3, tenant="other")
+        yield make_mixed_job(conn)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda one: f"{one.method} {one.path}")
+def test_every_answer_is_one_that_the_document_describes(
+    endpoint: Endpoint, app: Starlette, job: int
+) -> None:
+    api = schemathesis.openapi.from_asgi("/api/v1/openapi.json", app, headers=LOGIN)
+
+    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(case=api[endpoint.path][endpoint.method].as_strategy(), of_a_job=st.booleans())
+    def answers(case: Any, of_a_job: bool) -> None:
+        if "job" in case.path_parameters and of_a_job:
+            case.path_parameters["job"] = job
+        case.call_and_validate(headers=LOGIN, excluded_checks=UNTRUE)
+
+    answers()
+
+
+def test_the_document_has_every_endpoint(app: Starlette) -> None:
+    (answer,) = get(app, "/api/openapi.json", headers=LOGIN)
+    paths = answer.json()["paths"]
+    assert {(one.method.lower(), one.path) for one in ENDPOINTS} == {
+        (method, path) for path, methods in paths.items() for method in methods
+    }
+    operations = [one for methods in paths.values() for one in methods.values()]
+    assert len({one["operationId"] for one in operations}) == len(operations)
+    assert all(one["summary"] for one in operations)

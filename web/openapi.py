@@ -1,0 +1,173 @@
+"""The OpenAPI document, made of the endpoints and of the types of what they take and answer."""
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from callboard.web.endpoint import Call, Endpoint, NoBody
+from callboard.web.parameters import NoQuery
+from callboard.web.problems import Json
+
+Schema = dict[str, Any]
+
+#: Where a schema of the document stands.
+SCHEMAS = "#/components/schemas/{name}"
+#: What each problem is: the statuses that every endpoint may answer, those of one with a path, and those of a change.
+ALWAYS = {
+    400: "A parameter makes no sense.",
+    401: "The request needs a login.",
+    403: "The login does not allow this, or a page of another site sent it.",
+    421: "The app does not answer to this host name.",
+    503: "The database does not answer, or not in time.",
+}
+OF_A_PATH = {404: "There is no such thing, or not for this login."}
+OF_A_CHANGE = {
+    409: "This makes no sense in the state that the job is in.",
+    413: "The body is too large.",
+    415: "The body has another type.",
+    422: "A field of the body makes no sense.",
+}
+
+
+class WrongPart(msgspec.Struct):
+    """A part of a request that makes no sense."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(msgspec.Struct):
+    """An error (RFC 9457): `detail` says what is wrong and what to do, `code` is its name for programs."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[WrongPart] | msgspec.UnsetType = msgspec.UNSET
+    line: int | msgspec.UnsetType = msgspec.UNSET
+
+
+def endpoint(endpoints: Sequence[Endpoint], version: str) -> Endpoint:
+    """The endpoint that serves the document of these endpoints."""
+
+    async def openapi(call: Call[NoQuery, NoBody]) -> Response:
+        """Get this document."""
+        return Json({**document(endpoints, version), "servers": [{"url": call.request.scope["root_path"]}]})
+
+    return Endpoint("GET", "/openapi.json", openapi, None, produces=("application/json",))
+
+
+def document(endpoints: Sequence[Endpoint], version: str) -> Schema:
+    """The document as OpenAPI 3.1 has it."""
+    types: set[type[msgspec.Struct]] = {Problem}
+    for one in endpoints:
+        types |= {one.query, one.body, *([one.answer] if one.answer else [])}
+    ordered = sorted(types, key=lambda kind: kind.__name__)
+    _, schemas = msgspec.json.schema_components(ordered, ref_template=SCHEMAS)
+    queries = {one.query.__name__ for one in endpoints}
+    paths: Schema = {}
+    for one in endpoints:
+        paths.setdefault(one.path, {})[one.method.lower()] = _operation(one, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Callboard",
+            "version": version,
+            "description": "Jobs of many items: submit, follow and control them.",
+        },
+        "security": [{"token": []}, {"session": []}],
+        "paths": paths,
+        "components": {
+            "schemas": {name: one for name, one in schemas.items() if name not in queries},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "session": {"type": "apiKey", "in": "cookie", "name": "callboard"},
+            },
+        },
+    }
+
+
+def _operation(one: Endpoint, schemas: Schema) -> Schema:
+    summary, _, more = inspect.cleandoc(one.handler.__doc__ or "").partition("\n\n")
+    operation: Schema = {
+        "operationId": one.name,
+        "tags": [one.handler.__module__.rpartition(".")[2]],
+        "summary": summary.replace("\n", " ").removesuffix("."),
+        "description": "\n\n".join(filter(None, (more, f"Needs the scope `{one.scope}`."))),
+        "parameters": [*_path_parameters(one.path), *_query_parameters(schemas[one.query.__name__])],
+        "responses": _responses(one),
+    }
+    if not one.reads and one.method != "DELETE":
+        content = {kind: {"schema": _content(one, kind)} for kind in one.consumes}
+        operation["requestBody"] = {"content": content, "required": _is_needed(schemas, one.body)}
+    return operation
+
+
+def _content(one: Endpoint, kind: str) -> Schema:
+    """The schema of a body of this type. Of a stream of lines it says nothing."""
+    return _reference(one.body) if kind == "application/json" else {"type": "string"}
+
+
+def _is_needed(schemas: Schema, kind: type[msgspec.Struct]) -> bool:
+    return bool(schemas[kind.__name__].get("required"))
+
+
+def _path_parameters(path: str) -> list[Schema]:
+    integers = {"type": "integer", "minimum": 0}
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": integers if name in ("job", "item", "token") else {"type": "string"},
+        }
+        for name in re.findall(r"\{(\w+)\}", path)
+    ]
+
+
+def _query_parameters(schema: Schema) -> list[Schema]:
+    """The fields of a query. A field of many entries, as `metadata.x`, has no form in OpenAPI but its description."""
+    found = []
+    for name, field in schema.get("properties", {}).items():
+        said = {key: value for key, value in field.items() if key != "description"}
+        plain = [one for one in said.get("anyOf", [said]) if one.get("type") != "null"]
+        if any(one.get("type") == "object" for one in plain):
+            continue
+        default = {"default": said["default"]} if said.get("default") is not None else {}
+        one: Schema = {"name": name, "in": "query", "schema": {**plain[0], **default}}
+        if "description" in field:
+            one["description"] = field["description"]
+        found.append(one)
+    return found
+
+
+def _responses(one: Endpoint) -> Schema:
+    problems = {
+        **ALWAYS,
+        **(OF_A_PATH if "{" in one.path else {}),
+        **({} if one.reads else OF_A_CHANGE),
+        **one.problems,
+    }
+    content: Schema = {kind: {"schema": {"type": "string"}} for kind in one.produces}
+    if one.answer is not None:
+        content = {"application/json": {"schema": _reference(one.answer)}}
+    elif "application/json" in content:
+        content = {"application/json": {"schema": {"type": "object"}}}
+    done: Schema = {str(one.status): {"description": "Done."}}
+    if content:
+        done[str(one.status)]["content"] = content
+    if one.reads and one.answer is not None:
+        done["304"] = {"description": "The answer is the one whose ETag the request has."}
+    problem = {"application/problem+json": {"schema": _reference(Problem)}}
+    return done | {
+        str(status): {"description": said, "content": problem} for status, said in sorted(problems.items())
+    }
+
+
+def _reference(kind: type[msgspec.Struct]) -> Schema:
+    return {"$ref": SCHEMAS.format(name=kind.__name__)}
