@@ -142,6 +142,12 @@ def _brokers(name: str, text: str) -> str:
     return _text(name, text)
 
 
+def _http(name: str, text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?", text):
+        raise ValueError(f"{name} must be an address like http://host:15672, without a login; not {text!r}")
+    return _text(name, text)
+
+
 def _is_broker(address: str) -> bool:
     parts = urlsplit(address.strip())
     return (
@@ -177,6 +183,10 @@ QUEUE_DEPTH = Setting(
     "CALLBOARD_QUEUE_DEPTH", "", _depth,
     "messages kept ready in each queue of RabbitMQ; other items wait as rows. Unset: as many as the workers need",
 )  # fmt: skip
+RABBITMQ_API = Setting(
+    "CALLBOARD_RABBITMQ_API", "", _http,
+    "RabbitMQ's management API, for the page of queues. Unset: port 15672 of AMQP_URL's host, with its login",
+)  # fmt: skip
 RELEASE = Setting("CALLBOARD_RELEASE", "", _text, "the release of your code, shown with each worker")
 RESULT_LIMIT = Setting(
     "CALLBOARD_RESULT_LIMIT", "262144", _whole(2**28, "bytes"), "most bytes of JSON that an actor's result may have"
@@ -190,6 +200,7 @@ WEBHOOK_SECRET = Setting(
 )  # fmt: skip
 
 SETTINGS: tuple[Setting[object], ...] = (
-    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, PREPARE, QUEUE_DEPTH, RELEASE, RESULT_LIMIT,
+    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, PREPARE, QUEUE_DEPTH, RABBITMQ_API, RELEASE,
+    RESULT_LIMIT,
     WEBHOOK_PRIVATE, WEBHOOK_SECRET,
 )  # fmt: skip

@@ -285,3 +285,54 @@ class Workers(Answer):
 
     workers: list[Worker]
     next: Cursor
+
+
+class Queue(Answer):
+    """A queue of RabbitMQ. A number is null where nobody can tell it: AMQP doesn't tell what is unacknowledged."""
+
+    name: str
+    actors: list[str]
+    unserved: Annotated[list[str], msgspec.Meta(description="its actors that no worker has")]
+    pending: Annotated[int, msgspec.Meta(description="items of open jobs that wait as rows")]
+    ready: Count | None
+    unacknowledged: Count | None
+    delayed: Annotated[
+        int | None, msgspec.Meta(description="messages of other programs that wait for a time")
+    ]
+    dead: Annotated[int | None, msgspec.Meta(description="dead letters")]
+    consumers: Count | None
+
+
+class Queues(Answer):
+    """The queues of all known actors."""
+
+    queues: list[Queue]
+    trouble: Annotated[str | None, msgspec.Meta(description="why RabbitMQ's numbers are missing")]
+    next: Cursor
+
+
+class DeadLetter(Answer):
+    """A message in a dead-letter queue, and the error of its item."""
+
+    message_id: str | None
+    actor: str | None
+    job: int | None
+    item: int | None
+    reason: Annotated[str | None, msgspec.Meta(description="RabbitMQ's word for why, as `rejected`")]
+    error: str | None
+    died_at: Time | None
+    body: Annotated[str, msgspec.Meta(description="the beginning of its body")]
+
+
+class DeadLetters(Answer):
+    """The oldest dead letters of a queue."""
+
+    dead_letters: list[DeadLetter]
+    next: Cursor
+
+
+class Moved(Answer):
+    """How many dead letters were put back, and how many are left."""
+
+    put_back: Count
+    left: Count

@@ -1,10 +1,10 @@
 """All endpoints of the API, as /api/v1 and /api serve them and as the OpenAPI document describes them."""
 
-from callboard.web import actions, answers, items, jobs, workers
+from callboard.web import actions, answers, items, jobs, queues, workers
 from callboard.web.endpoint import Endpoint
 from callboard.web.parameters import Page
 
-ENDPOINTS = [
+ENDPOINTS: list[Endpoint] = [
     Endpoint("GET", "/jobs", jobs.jobs, answers.Jobs, query=jobs.JobFilter),
     Endpoint("GET", "/jobs/{job}", jobs.job, answers.Job, shared=True),
     Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.Limits, scope="control"),
@@ -20,5 +20,18 @@ ENDPOINTS = [
     Endpoint("POST", "/jobs/{job}/retry", actions.retry, answers.Job, body=actions.Retry, scope="control"),
     Endpoint(
         "GET", "/workers", workers.workers, answers.Workers, query=workers.WorkerFilter, for_all_tenants=True
+    ),
+    Endpoint("GET", "/queues", queues.queues, answers.Queues, for_all_tenants=True),
+    Endpoint(
+        "GET", "/queues/{queue}/dead-letters", queues.dead_letters, answers.DeadLetters, for_all_tenants=True
+    ),
+    Endpoint(
+        "POST",
+        "/queues/{queue}/put-back",
+        queues.put_back,
+        answers.Moved,
+        body=queues.PutBack,
+        scope="control",
+        for_all_tenants=True,
     ),
 ]

@@ -336,6 +336,33 @@ ORDER BY id DESC LIMIT %(limit)s
 -- Every actor that any worker ever announced. Caller: queries.actors.
 SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
 
+-- name: queues
+-- The queues that actors of any worker ever had, with what the open jobs still have to publish to them: of a job whose
+-- items name other queues, to its own. Caller: queries.queues.
+-- Rows: one a queue; `unserved` are its actors that no worker which lives has.
+SELECT a.queue AS name, array_agg(a.name ORDER BY a.name) AS actors,
+       array_agg(a.name ORDER BY a.name) FILTER (WHERE l.name IS NULL) AS unserved,
+       coalesce(max(p.items), 0)::bigint AS pending
+FROM callboard.actors AS a
+LEFT JOIN (
+    SELECT DISTINCT unnest(actors) AS name FROM callboard.live_workers(%(dead_after)s)
+) AS l ON l.name = a.name
+LEFT JOIN (
+    SELECT queue, sum(least(total - published + in_turn, total - succeeded - failed - skipped - cancelled)) AS items
+    FROM callboard.jobs WHERE finished_at IS NULL AND stopping IS NULL GROUP BY queue
+) AS p ON p.queue = a.queue
+GROUP BY a.queue ORDER BY a.queue
+
+-- name: last_errors
+-- How the last attempts of some items ended. Caller: queries.last_errors. Rows: one an item that has such an attempt.
+SELECT w.job, w.item, j.tenant, e.kind::text AS kind, e.error_type AS type, left(e.message, %(cap)s) AS message
+FROM unnest(%(jobs)s::bigint[], %(items)s::integer[]) AS w (job, item)
+JOIN callboard.jobs AS j ON j.id = w.job AND j.deleted_at IS NULL
+CROSS JOIN LATERAL (
+    SELECT * FROM callboard.attempts AS a
+    WHERE a.job_id = w.job AND a.item = w.item ORDER BY a.attempt DESC LIMIT 1
+) AS e
+
 -- name: recount
 -- What the jobs say and what their rows say, in one snapshot, so it is exact while workers run.
 -- Of a job with stages, which has no items, it is compared whether its state fits theirs. Of a job that is over, messages that

@@ -1,6 +1,6 @@
 """Reads: each function describes one query; `run` and `arun` execute it on a sync or an async connection."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, LiteralString, TypeVar
 
@@ -160,6 +160,26 @@ def workers(*, before: int | None = None, limit: int = 100, state: str | None = 
 def actors() -> Query[list[dict[str, Any]]]:
     """Return every actor that any worker ever announced: name, queue, seen_at."""
     return Query(statement("known_actors"), {}, item_view.with_iso_times("seen_at"))
+
+
+def queues() -> Query[list[dict[str, Any]]]:
+    """Return every queue of a known actor: name, actors, those that no worker has (`unserved`), and items `pending`."""
+    parameters = {"dead_after": timings.DEAD_AFTER_SECONDS}
+    return Query(
+        statement("queues"),
+        parameters,
+        lambda rows: [{**row, "unserved": row["unserved"] or []} for row in rows],
+    )
+
+
+def last_errors(items: Sequence[tuple[int, int]]) -> Query[dict[tuple[int, int], dict[str, Any]]]:
+    """Return how the last attempts of items, each (job, item), ended that did not simply succeed."""
+    parameters = {
+        "jobs": [job for job, _ in items], "items": [item for _, item in items], "cap": LIST_CHARACTERS,
+    }  # fmt: skip
+    return Query(
+        statement("last_errors"), parameters, lambda rows: {(row["job"], row["item"]): row for row in rows}
+    )
 
 
 def verify(number: int | None = None) -> Query[dict[str, Any]]:

@@ -1,0 +1,208 @@
+"""RabbitMQ's queues as an operator sees them, and dead letters put back. Each call has a connection of its own."""
+
+import logging
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpcore
+import msgspec
+import pika
+from dramatiq.common import dq_name, xq_name
+from pika.adapters.blocking_connection import BlockingChannel
+
+from callboard.middleware.process.outage import reason
+from callboard.middleware.rabbitmq import confirms
+
+#: Seconds that a node has to answer.
+ANSWER_SECONDS = 3.0
+#: The ports of the management API, without and with TLS.
+MANAGEMENT_PORTS = {"amqp": 15672, "amqps": 15671}
+#: The most dead letters that are shown, and put back by one call.
+MAX_SHOWN, MAX_MOVED = 50, 1_000
+#: Bytes of a body that are shown.
+BODY_BYTES = 1_000
+#: Deliveries after which a dead letter that was looked at is replaced by a copy: a quorum queue drops a message at its
+#: delivery limit, which is 20 by default.
+DELIVERIES = 10
+#: What asking the management API may end with where there is none.
+UNREACHABLE = (
+    httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol,
+)  # fmt: skip
+
+log = logging.getLogger("callboard.rabbitmq")
+
+
+class NoAnswer(RuntimeError):
+    """RabbitMQ can't be asked, or refuses; the message says why, without a password."""
+
+
+@dataclass(slots=True)
+class Depth:
+    """Messages of a queue (ready, delivered and not acknowledged, waiting for their time, dead), and its consumers.
+
+    None: not known. `unacknowledged` is known from the management API only.
+    """
+
+    ready: int | None = None
+    unacknowledged: int | None = None
+    delayed: int | None = None
+    dead: int | None = None
+    consumers: int | None = None
+
+
+@dataclass(slots=True)
+class DeadLetter:
+    """A message in a dead-letter queue. `reason`: RabbitMQ's word for why; `of`: "job/item", if it is an item's."""
+
+    message_id: str | None
+    actor: str | None
+    of: str | None
+    reason: str | None
+    died_at: float | None
+    body: str
+
+
+def depths(addresses: str, queues: Iterable[str], management: str = "") -> dict[str, Depth]:
+    """Return the depths of these queues, by the management API (at `management`, or where it usually is) if it answers,
+    else by AMQP. `addresses`: as in AMQP_URL. Raises NoAnswer.
+    """
+    wanted = list(queues)
+    found: dict[str, dict[str, Any]] | None = None
+    for address in addresses.split(";"):
+        found = found or _managed(address.strip(), management)
+    if found is None:
+        with _connected(addresses) as connection:
+            names = [name for queue in wanted for name in (queue, dq_name(queue), xq_name(queue))]
+            found = {name: _declared(connection, name) for name in names}
+    return {queue: _depth(found, queue) for queue in wanted}
+
+
+def _depth(found: dict[str, dict[str, Any]], queue: str) -> Depth:
+    own, delayed, dead = (found.get(name, {}) for name in (queue, dq_name(queue), xq_name(queue)))
+    return Depth(
+        own.get("messages_ready"), own.get("messages_unacknowledged"), delayed.get("messages_ready"),
+        dead.get("messages_ready"), own.get("consumers"),
+    )  # fmt: skip
+
+
+def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:
+    """What the management API says of all queues of the virtual host, by name; None if it can't be asked."""
+    parts, parameters = urlsplit(address), pika.URLParameters(address)
+    scheme = "https" if parts.scheme == "amqps" else "http"
+    base = management or f"{scheme}://{parameters.host}:{MANAGEMENT_PORTS[parts.scheme]}"
+    columns = "name,messages_ready,messages_unacknowledged,consumers"
+    url = f"{base.rstrip('/')}/api/queues/{quote(parameters.virtual_host, safe='')}?columns={columns}"
+    login = parameters.credentials
+    timeouts = dict.fromkeys(("connect", "read", "write", "pool"), ANSWER_SECONDS)
+    try:
+        with httpcore.ConnectionPool() as pool:
+            headers = [("Authorization", _basic(login.username, login.password))]
+            answer = pool.request("GET", url, headers=headers, extensions={"timeout": timeouts})
+            rows = msgspec.json.decode(answer.content) if answer.status == HTTPStatus.OK else None
+    except (*UNREACHABLE, msgspec.DecodeError) as error:
+        log.debug("the management API does not answer at %s: %s", base, error)
+        return None
+    return {row["name"]: row for row in rows} if isinstance(rows, list) else None
+
+
+def _basic(name: str, password: str) -> str:
+    return f"Basic {b64encode(f'{name}:{password}'.encode()).decode()}"
+
+
+@contextmanager
+def _connected(addresses: str) -> Iterator[pika.BlockingConnection]:
+    """A connection to the first node that answers. Raises NoAnswer, also for what fails in the block."""
+    why = ""
+    for address in addresses.split(";"):
+        parameters = pika.URLParameters(address.strip())
+        parameters.socket_timeout = parameters.stack_timeout = ANSWER_SECONDS
+        parameters.blocked_connection_timeout = ANSWER_SECONDS
+        try:
+            connection = pika.BlockingConnection(parameters)
+        except (pika.exceptions.AMQPError, OSError) as error:
+            why = f"{confirms.address(parameters)}: {reason(error)}"
+            continue
+        try:
+            yield connection
+        except (pika.exceptions.AMQPError, OSError) as error:
+            raise NoAnswer(f"{confirms.address(parameters)}: {reason(error)}") from None
+        finally:
+            with suppress(pika.exceptions.AMQPError):
+                connection.close()
+        return
+    raise NoAnswer(why)
+
+
+def _declared(connection: pika.BlockingConnection, name: str) -> dict[str, Any]:
+    """What AMQP tells of a queue; nothing of one that is missing or may not be asked for, which ends the channel."""
+    try:
+        with connection.channel() as channel:
+            found = channel.queue_declare(name, passive=True).method
+            return {"messages_ready": found.message_count, "consumers": found.consumer_count}
+    except pika.exceptions.ChannelClosedByBroker:
+        return {}
+
+
+def dead_letters(addresses: str, queue: str, most: int = MAX_SHOWN) -> list[DeadLetter]:
+    """Return the oldest dead letters of a queue, which stay where they are. Raises NoAnswer."""
+    found = []
+    with _connected(addresses) as connection:
+        channel = connection.channel()
+        try:
+            channel.confirm_delivery()
+            for _ in range(most):
+                method, properties, body = channel.basic_get(xq_name(queue))
+                if method is None:
+                    break
+                found.append(_described(properties, body))
+                if ((properties.headers or {}).get("x-delivery-count") or 0) >= DELIVERIES:
+                    _move(channel, xq_name(queue), method, properties, body)
+        except pika.exceptions.ChannelClosedByBroker as error:
+            raise NoAnswer(f"the dead letters of {queue} can't be read: {error.reply_text}") from None
+        # What is not acknowledged goes back to its place when the channel is closed.
+    return found
+
+
+def _described(properties: pika.BasicProperties, body: bytes) -> DeadLetter:
+    deaths = (properties.headers or {}).get("x-death") or [{}]
+    died = deaths[0].get("time")
+    return DeadLetter(
+        properties.message_id, properties.type, properties.correlation_id, deaths[0].get("reason"),
+        died.timestamp() if died else None, body[:BODY_BYTES].decode(errors="replace"),
+    )  # fmt: skip
+
+
+def put_back(addresses: str, queue: str, most: int = MAX_MOVED) -> tuple[int, int]:
+    """Move the oldest dead letters of a queue back to it, those only that are there now; return how many, and how many
+    are left. Each is confirmed before it leaves the dead letters. Its item gets another attempt. Raises NoAnswer.
+    """
+    moved = 0
+    with _connected(addresses) as connection:
+        channel = connection.channel()
+        try:
+            there = channel.queue_declare(xq_name(queue), passive=True).method.message_count
+            channel.confirm_delivery()
+            while moved < min(there, most):
+                method, properties, body = channel.basic_get(xq_name(queue))
+                if method is None:
+                    break
+                _move(channel, queue, method, properties, body)
+                moved += 1
+        except (pika.exceptions.ChannelClosedByBroker, pika.exceptions.UnroutableError) as error:
+            raise NoAnswer(
+                f"{moved} dead letters of {queue} were put back, and then RabbitMQ refused: {error}"
+            ) from None
+    return moved, there - moved
+
+
+def _move(
+    channel: BlockingChannel, queue: str, method: Any, properties: pika.BasicProperties, body: bytes
+) -> None:
+    properties.expiration = None
+    channel.basic_publish("", queue, body, properties, mandatory=True)
+    channel.basic_ack(method.delivery_tag)

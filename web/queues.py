@@ -1,0 +1,105 @@
+"""Endpoints of RabbitMQ's queues and of their dead letters. All tenants share them."""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from callboard.middleware.rabbitmq import queue_admin
+from callboard.middleware.rabbitmq.queue_admin import DeadLetter, Depth, NoAnswer
+from callboard.sql import settings
+from callboard.sql.json_values import iso
+from callboard.sql.reads import queries
+from callboard.web.endpoint import Call, NoBody
+from callboard.web.parameters import IDS, ITEMS, NoQuery
+
+T = TypeVar("T")
+
+NO_BROKER = "AMQP_URL is not set, so RabbitMQ can't be asked"
+
+
+class PutBack(msgspec.Struct, forbid_unknown_fields=True):
+    """How many dead letters, the oldest first."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=queue_admin.MAX_MOVED)] = queue_admin.MAX_MOVED
+
+
+async def queues(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
+    """List the queues of all known actors, with what waits in each."""
+    known = await call.read(queries.queues())
+    names, trouble = [row["name"] for row in known], None
+    depths: dict[str, Depth] = {}
+    try:
+        management = settings.RABBITMQ_API.get()
+        depths = await _ask(lambda addresses: queue_admin.depths(addresses, names, management))
+    except NoAnswer as error:
+        trouble = str(error)
+    rows = [{**row, **asdict(depths.get(row["name"], Depth()))} for row in known]
+    return {"queues": rows, "trouble": trouble, "next": None}
+
+
+async def dead_letters(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
+    """List the oldest dead letters of a queue, each with the error of its item; they stay where they are."""
+    queue = await _queue(call)
+    try:
+        found = await _ask(lambda addresses: queue_admin.dead_letters(addresses, queue))
+    except NoAnswer as error:
+        raise HTTPException(503, str(error)) from None
+    items = {letter.of: _item(letter.of) for letter in found}
+    errors = await call.read(queries.last_errors([item for item in items.values() if item]))
+    return {"dead_letters": [_described(one, items[one.of], errors) for one in found], "next": None}
+
+
+async def put_back(call: Call[NoQuery, PutBack]) -> dict[str, Any]:
+    """Move dead letters back to their queue: the item of each gets another attempt."""
+    queue = await _queue(call)
+    try:
+        moved, left = await _ask(lambda addresses: queue_admin.put_back(addresses, queue, call.body.limit))
+    except NoAnswer as error:
+        raise HTTPException(503, str(error)) from None
+    return {"put_back": moved, "left": left}
+
+
+async def _queue(call: Call[Any, Any]) -> str:
+    """The queue in the path. Raises HTTPException 404 for one that no known actor has: others are not Callboard's."""
+    name = str(call.request.path_params["queue"])
+    if name not in (row["name"] for row in await call.read(queries.queues())):
+        raise HTTPException(404, f"no known actor has a queue {name[:40]!r}")
+    return name
+
+
+async def _ask(question: Callable[[str], T]) -> T:
+    """Ask RabbitMQ in a thread. Raises NoAnswer."""
+    addresses = settings.AMQP_URL.get()
+    if not addresses:
+        raise NoAnswer(NO_BROKER)
+    return await run_in_threadpool(question, addresses)
+
+
+def _item(of: str | None) -> tuple[int, int] | None:
+    """The job and the item that a dead letter is of; of a chunk, its first."""
+    found = re.match(r"(\d{1,19})/(\d{1,10})(?:-\d+)?$", of or "", re.ASCII)
+    job, item = (int(found[1]), int(found[2])) if found else (IDS + 1, 0)
+    return (job, item) if job <= IDS and item <= ITEMS else None
+
+
+def _described(
+    letter: DeadLetter, item: tuple[int, int] | None, errors: dict[tuple[int, int], dict[str, Any]]
+) -> dict[str, Any]:
+    error = errors.get(item) if item else None
+    died = None if letter.died_at is None else iso(datetime.fromtimestamp(letter.died_at, UTC))
+    return {
+        "message_id": letter.message_id,
+        "actor": letter.actor,
+        "job": item[0] if item else None,
+        "item": item[1] if item else None,
+        "reason": letter.reason,
+        "error": error and f"{error['type'] or error['kind']}: {error['message']}",
+        "died_at": died,
+        "body": letter.body,
+    }
