@@ -76,6 +76,12 @@ class HangDetector:
         return SAMPLE_SECONDS if attempt.sampled > attempt.moved else self.limit(attempt.actor)
 
 
+def place_of(thread: int | None) -> str:
+    """Return where a thread stands: file, line and function, outside of Python's own library where there is such."""
+    found = sys._current_frames().get(thread or 0)  # noqa: SLF001 — as above
+    return _describe(_frames(found))[0]
+
+
 def _stack(threads: dict[int, FrameType], thread: int) -> list[FrameType]:
     """The frames of a worker thread, the innermost first: those of the actor, or of the coroutine that it waits for."""
     frames = _frames(threads.get(thread))

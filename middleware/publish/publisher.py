@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from callboard.middleware.journal.hang_detector import place_of
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.relay import OUTBOX_BATCH_MESSAGES, Relay
@@ -34,6 +35,8 @@ SENDER_POLL_SECONDS = 5.0
 #: Seconds between two polls of a queue that was full. All of its backlog runs before a job that is submitted now, and
 #: what its workers take between two polls must lie in it.
 FULL_QUEUE_POLL_SECONDS = 0.03
+#: Seconds that a round may take until it counts as a standstill: several batches, each of which waits for its confirms.
+STANDSTILL_SECONDS = 60.0
 #: Seconds for which a message that this process stored is published from here: its claim holds for longer.
 OWN_MESSAGE_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
 
@@ -53,6 +56,7 @@ class Publisher:
     _closing: bool = False
     _polls: bool = False
     _poll_at: float = math.inf  # monotonic
+    _round_began: float = math.inf  # monotonic
 
     def __post_init__(self) -> None:
         self._relay = Relay(self.transport, self.backlogs)
@@ -95,7 +99,14 @@ class Publisher:
     @property
     def trouble(self) -> str | None:
         """What keeps this process from publishing; None when nothing is known to."""
-        return self.transport.trouble
+        return self.transport.trouble or self._standstill()
+
+    def _standstill(self) -> str | None:
+        """Where the thread stands in a round that has taken too long: each wait in it has a limit of its own."""
+        seconds = time.monotonic() - self._round_began
+        if seconds < STANDSTILL_SECONDS or self._thread is None:
+            return None
+        return f"its publisher has stood still for {seconds:.0f} s, at {place_of(self._thread.ident)}"
 
     def close(self, timeout: float) -> bool:
         """Publish what was added, and end; return False when that takes longer than `timeout` seconds."""
@@ -116,6 +127,7 @@ class Publisher:
 
     def _run(self) -> None:
         while True:
+            self._round_began = time.monotonic()
             try:
                 # First: nothing is claimed while nothing can be published.
                 self.transport.serve(reconnect=self._polls and not self._closing)
@@ -127,7 +139,7 @@ class Publisher:
                 worked = False
                 if not self._closing:
                     time.sleep(POLL_SECONDS)
-            except Exception:
+            except BaseException:  # an encoder of the app's may raise anything
                 log.exception("unexpected error in the publisher; it goes on")
                 worked = False
                 time.sleep(POLL_SECONDS)

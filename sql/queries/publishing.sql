@@ -270,7 +270,8 @@ WITH placed AS (
                            OR (SELECT count(*) FROM claimed) < (SELECT count(*) FROM due) THEN now()
             ELSE coalesce(least((
                 SELECT o.due_at FROM callboard.outbox AS o
-                WHERE o.job_id = s.job_id AND o.queue = s.queue AND o.claimed_until IS NULL AND o.due_at > now()
+                WHERE o.job_id = s.job_id AND o.queue = s.queue AND o.claimed_until IS NULL
+                  AND o.due_at > CASE WHEN s.taken > 0 THEN now() ELSE '-infinity' END
                   AND o.due_at < 'infinity' AND NOT o.dead ORDER BY o.due_at LIMIT 1), (
                 SELECT o.claimed_until FROM callboard.outbox AS o
                 WHERE o.job_id = s.job_id AND o.queue = s.queue AND o.claimed_until IS NOT NULL AND o.due_at < 'infinity'

@@ -167,6 +167,22 @@ def test_a_message_of_a_vanished_publisher_is_due_when_its_claim_ends(conn: Conn
     assert claimed(conn, 10) == {job: 1}
 
 
+def test_messages_that_somebody_else_holds_for_a_moment_are_looked_at_again(
+    conn: Conn, database_url: str
+) -> None:
+    """A transaction that is rolled back, or a publisher that claims them and vanishes, tells nobody of them."""
+    job = make_sends(conn, 3)
+    with connect(database_url) as other:
+        with other.transaction():
+            other.execute("SELECT FROM callboard.outbox FOR UPDATE")
+            assert claimed(conn, 10) == {}
+        assert [due.queue for due in publishing.due_queues(conn)] == ["default"]
+        with other.transaction():
+            other.execute("UPDATE callboard.outbox SET claimed_until = now() + interval '1 ms'")
+            assert claimed(conn, 10) == {}
+    assert claimed(conn, 10) == {job: 3}
+
+
 def test_a_retry_is_due_at_its_time_however_many_wait_longer(conn: Conn) -> None:
     job = make_job(conn, 20)
     record(conn, job, {"retrying": range(1, 20)}, delay=3_600.0)

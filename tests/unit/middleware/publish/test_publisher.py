@@ -1,6 +1,8 @@
 """The publisher's thread: it survives unexpected errors, and publishes nothing whose claim may have expired."""
 
 import math
+import re
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ class FlakyTransport(StubTransport):
     def __init__(self) -> None:
         super().__init__()
         self.away = self.broken = False
+        self.error: BaseException = ZeroDivisionError()
         self.tries = 0
         self.sent: list[int] = []
 
@@ -48,7 +51,7 @@ class FlakyTransport(StubTransport):
     def depth(self, queue: str) -> int | None:
         if self.broken:
             self.broken = False
-            raise ZeroDivisionError
+            raise self.error
         return super().depth(queue)
 
     def serve(self, *, reconnect: bool = False) -> None:
@@ -75,9 +78,10 @@ def start_publisher(transport: FlakyTransport) -> Publisher:
     return publisher
 
 
-def test_an_error_between_two_rounds_does_not_end_it(transport: FlakyTransport) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit("as the text of an exception may")])
+def test_an_error_between_two_rounds_does_not_end_it(transport: FlakyTransport, error: BaseException) -> None:
     publisher = start_publisher(transport)
-    transport.broken = True
+    transport.error, transport.broken = error, True
     publisher.backlogs._backlogs["q"] = QueueBacklog(full_until=time.monotonic() + TIMEOUT)
     assert wait_until(lambda: not transport.broken, TIMEOUT)
     tries = transport.tries
@@ -125,3 +129,26 @@ def test_an_outage_of_a_process_that_only_sends_ends_when_the_broker_takes_a_mes
     assert wait_until(lambda: transport.tries > tries + 3, TIMEOUT)
     assert publisher.close(TIMEOUT)
     assert len(caplog.messages) == 1
+
+
+def test_a_round_that_does_not_end_is_the_trouble_of_its_process(
+    transport: FlakyTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "STANDSTILL_SECONDS", 0.1)
+    entered, let_go = threading.Event(), threading.Event()
+
+    def stand(_batch: Sequence[Outgoing]) -> list[Answer]:
+        entered.set()
+        let_go.wait(TIMEOUT)
+        return [True]
+
+    monkeypatch.setattr(transport, "publish", stand)
+    publisher = start_publisher(transport)
+    assert not publisher.trouble
+    publisher.add(OUT, time.monotonic())
+    assert entered.wait(TIMEOUT)
+    found = r"its publisher has stood still for \d+ s, at .*test_publisher.py:\d+ in stand"
+    assert wait_until(lambda: bool(re.fullmatch(found, publisher.trouble or "")), TIMEOUT)
+    let_go.set()
+    assert wait_until(lambda: not publisher.trouble, TIMEOUT)
+    assert publisher.close(TIMEOUT)
