@@ -1,4 +1,4 @@
-"""How times and numbers are written in JSON."""
+"""How times and numbers are written in JSON, and what PostgreSQL can hold of it."""
 
 import json
 from datetime import UTC, datetime
@@ -8,6 +8,11 @@ from typing import Any
 def iso(time: datetime | None) -> str | None:
     """Format a time as ISO 8601, in UTC, to the millisecond; None for None."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if time else None
+
+
+def is_storable(text: str) -> bool:
+    """Return whether PostgreSQL can hold a text: it has no NUL character, and no half of a surrogate pair."""
+    return "\x00" not in text and (text.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in text))
 
 
 def parse_strict_json(text: str) -> tuple[bool, Any]:

@@ -44,11 +44,15 @@ def documented(kind: str = "name") -> dict[str, str]:
 def _statements() -> dict[str, LiteralString]:
     parts = {name: _bare(text) for name, text in documented("part").items()}
 
+    def filled(text: str) -> str:
+        return _PART.sub(part, text)
+
     def part(found: re.Match[str]) -> str:
-        return parts.get(found[1]) or arrays.table(getattr(rows, found[1]))
+        name = found[1]
+        return filled(parts[name]) if name in parts else arrays.table(getattr(rows, name))
 
     # mypy takes a LiteralString for a str; psycopg wants one, and a file of this package is as much a literal.
-    return {name: _PART.sub(part, _bare(text)) for name, text in documented().items()}
+    return {name: filled(_bare(text)) for name, text in documented().items()}
 
 
 def _bare(text: str) -> str:

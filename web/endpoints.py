@@ -5,7 +5,7 @@ from callboard.web.endpoint import Endpoint
 from callboard.web.parameters import Page
 
 ENDPOINTS: list[Endpoint] = [
-    Endpoint("GET", "/jobs", jobs.jobs, answers.Jobs, query=jobs.JobFilter),
+    Endpoint("GET", "/jobs", jobs.jobs, answers.Jobs, query=jobs.JobQuery),
     Endpoint("GET", "/jobs/{job}", jobs.job, answers.Job, shared=True),
     Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.Limits, scope="control"),
     Endpoint("DELETE", "/jobs/{job}", actions.delete, None, scope="control", status=204),

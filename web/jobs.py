@@ -1,43 +1,81 @@
 """Endpoints that read a job, its errors, its history and its callbacks."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from callboard.sql.reads import queries
+from callboard.sql.reads import job_filter, queries
 from callboard.web import parameters
 from callboard.web.answers import JobState
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import After, Limit, NoQuery, Page
 
 
-class JobFilter(msgspec.Struct, forbid_unknown_fields=True):
-    """Which jobs: `name` is a part of the name, case ignored; `standing`: those of plain sends, or the others."""
+class JobFilter(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which jobs: those for which all that is given holds. The words of `q` say the same in one text.
 
-    state: JobState | None = None
-    tenant: str | None = None
+    `name` is a part of the name, case ignored. Times are times with a zone, days, or spans before now like 24h.
+    `standing`: those of plain sends; `stalled`: that do not move; `failing`: that failed, or have items that did.
+    """
+
+    q: str | None = None
+    state: list[JobState] | None = None
     actor: str | None = None
+    tenant: str | None = None
+    key: str | None = None
     name: str | None = None
+    metadata: dict[str, str] | None = None
+    created_after: str | None = None
+    created_before: str | None = None
+    ended_after: str | None = None
     standing: bool | None = None
+    stalled: bool | None = None
+    failing: bool | None = None
+
+    def read(self) -> job_filter.JobFilter:
+        """The filter as queries take it. Raises Refused, which names the parameter."""
+        moments: dict[str, Any] = {}
+        for name in job_filter.TIMES.values():
+            if text := getattr(self, name):
+                try:
+                    moments[name] = job_filter.parse_moment(name, text)
+                except ValueError as error:
+                    raise parameters.wrong(name, str(error).removeprefix(f"{name} ")) from None
+        try:
+            given = job_filter.JobFilter(
+                states=frozenset(self.state) if self.state else None,
+                names=(self.name,) if self.name else (),
+                metadata=self.metadata or {},
+                **{one: getattr(self, one) for one in (*job_filter.TEXTS, *job_filter.FLAGS)},
+                **moments,
+            )
+            return given.also(job_filter.parse_search(self.q or ""))
+        except ValueError as error:
+            raise parameters.wrong("q", f"makes no sense: {error}") from None
+
+
+class JobQuery(JobFilter, kw_only=True):
+    """Which jobs, and which part of their list."""
+
     limit: Limit = parameters.LIMIT
     after: After = None
 
 
-async def jobs(call: Call[JobFilter, NoBody]) -> dict[str, Any]:
+def seen(call: Call[Any, Any], wanted: JobFilter) -> job_filter.JobFilter | None:
+    """The filter of the jobs that the sender may see; None where there can be none."""
+    found = wanted.read()
+    if call.tenant is None:
+        return found
+    return replace(found, tenant=call.tenant) if found.tenant in (None, call.tenant) else None
+
+
+async def jobs(call: Call[JobQuery, NoBody]) -> dict[str, Any]:
     """List jobs, the newest first."""
-    wanted = call.query
-    if call.tenant is not None and wanted.tenant not in (None, call.tenant):
+    wanted, before = seen(call, call.query), parameters.cursor(call.query.after, "jobs")
+    if wanted is None:
         return {"jobs": [], "next": None}
-    query = queries.jobs(
-        before=parameters.cursor(wanted.after, "jobs"),
-        limit=wanted.limit,
-        state=wanted.state,
-        tenant=wanted.tenant if call.tenant is None else call.tenant,
-        actor=wanted.actor,
-        name=wanted.name,
-        standing=wanted.standing,
-    )
-    found, following = await call.read(query)
+    found, following = await call.read(queries.jobs(wanted, before=before, limit=call.query.limit))
     return {"jobs": found, "next": parameters.next_page(following, "jobs")}
 
 

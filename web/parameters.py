@@ -51,8 +51,8 @@ def query(request: Request, kind: type[T]) -> T:
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
-        if "\x00" in value:
-            raise wrong(name, "contains a NUL character, which no stored text does")
+        if "\x00" in name + value:
+            raise wrong(name.replace("\x00", ""), "contains a NUL character, which no stored text does")
         if value or name in ("after", "limit"):
             _give(given, hints, name, value)
     try:
@@ -140,6 +140,8 @@ def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[
     """Say which part is wrong, and what it must be, by the error and the type that was expected."""
     said, _, where = str(error).partition(" - at `$")
     place = where.rstrip("`").lstrip(".")
+    if code == "parameter":
+        place = place.partition("[")[0]  # of one that may be repeated
     unknown = re.search(r"unknown field `(.*)`", said)
     if unknown:
         names = ", ".join(kind.__struct_fields__) if not place else "other fields"

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from callboard.middleware.message import envelope
+from callboard.sql.json_values import is_storable
 from callboard.sql.signature import Signature
-from callboard.sql.writes.requests import is_storable
 
 #: The most bytes that an item's encoded arguments may have.
 ITEM_LIMIT_BYTES = 1_048_576

@@ -141,12 +141,12 @@ CREATE TABLE callboard.jobs (
 ) WITH (fillfactor = 30, autovacuum_vacuum_scale_factor = 0.05);
 
 -- No counter is in an index: each flush updates a job row, and must stay a heap-only update.
-CREATE UNIQUE INDEX jobs_by_key ON callboard.jobs (tenant, key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX jobs_by_key ON callboard.jobs (key, tenant) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE standing_on IS NOT NULL;
 CREATE UNIQUE INDEX jobs_by_parent ON callboard.jobs (parent_id, stage) WHERE parent_id IS NOT NULL;
 CREATE INDEX jobs_by_tenant ON callboard.jobs (tenant, id) WHERE parent_id IS NULL;
-CREATE INDEX jobs_by_actor ON callboard.jobs (actor, id) WHERE parent_id IS NULL;
-CREATE INDEX jobs_by_stage_actor ON callboard.jobs (actor, parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX jobs_by_actor ON callboard.jobs (actor, coalesce(parent_id, id));
+CREATE INDEX jobs_by_time ON callboard.jobs (created_at) WHERE parent_id IS NULL;
 CREATE INDEX jobs_by_end ON callboard.jobs (state, id) WHERE finished_at IS NOT NULL;
 CREATE INDEX jobs_of_sends ON callboard.jobs (id) WHERE standing_on IS NOT NULL;
 CREATE INDEX jobs_open ON callboard.jobs (id) WHERE finished_at IS NULL;

@@ -1,70 +1,149 @@
--- name: jobs
--- Jobs by id, newest first, with all that a description is derived from (job_view.py), in one snapshot.
--- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten. One job:
--- `low` = `high` = its id.
--- After the jobs come the stages that they have; a stage is listed only with its parent, or when it is asked for alone.
--- A part of a name is looked for among `look_at` jobs (else that is `limit`), for no index finds it; `looked_at` is the last of
--- them, when there may be more.
--- Caller: queries.job, queries.jobs. Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job is open and
--- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
--- The jobs of a list are found down the index of one filter, by the first branch whose filter is given; without one, down the
--- primary key. Pairs are compared where the planner could take the primary key for the better way. A list that begins anywhere reads the jobs that it shows, and those that only its other filters leave out.
-WITH candidate AS MATERIALIZED (
-    SELECT id, name FROM (
-        (SELECT j.id, j.name FROM callboard.jobs AS j
-         WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NOT NULL
-           AND j.actor = %(actor)s::text AND j.parent_id IS NULL
-           AND (j.actor, j.id) >= (%(actor)s::text, %(low)s::bigint) AND (j.actor, j.id) <= (%(actor)s::text, %(high)s::bigint)
-           AND {job_filter}
-         ORDER BY j.actor DESC, j.id DESC LIMIT %(look_at)s)
-        UNION ALL
-        (SELECT s.parent_id, min(j.name)
-         FROM callboard.jobs AS s CROSS JOIN LATERAL (
-             SELECT j.name FROM callboard.jobs AS j WHERE j.id = s.parent_id AND {job_filter} OFFSET 0
-         ) AS j
-         WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NOT NULL
-           AND s.actor = %(actor)s::text AND s.parent_id BETWEEN %(low)s::bigint AND %(high)s::bigint
-         GROUP BY s.parent_id ORDER BY s.parent_id DESC LIMIT %(look_at)s)
-        UNION ALL
-        (SELECT j.id, j.name FROM callboard.jobs AS j
-         WHERE %(low)s::bigint < %(high)s::bigint AND %(actor)s::text IS NULL AND %(tenant)s::text IS NOT NULL
-           AND j.tenant = %(tenant)s::text AND j.parent_id IS NULL
-           AND (j.tenant, j.id) >= (%(tenant)s::text, %(low)s::bigint) AND (j.tenant, j.id) <= (%(tenant)s::text, %(high)s::bigint)
-           AND {job_filter}
-         ORDER BY j.tenant DESC, j.id DESC LIMIT %(look_at)s)
-        UNION ALL
-        (SELECT j.id, j.name FROM callboard.jobs AS j
-         WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL AND %(standing)s::bool
-           AND j.standing_on IS NOT NULL AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
-         ORDER BY j.id DESC LIMIT %(look_at)s)
-        UNION ALL
-        (SELECT j.id, j.name FROM callboard.jobs AS j
-         WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL
-           AND %(standing)s::bool IS NOT TRUE AND %(state)s::callboard.job_state IN ('pending', 'running', 'paused')
-           AND j.finished_at IS NULL AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
-         ORDER BY j.id DESC LIMIT %(look_at)s)
-        UNION ALL
-        (SELECT j.id, j.name FROM callboard.jobs AS j
-         WHERE %(low)s::bigint < %(high)s::bigint AND coalesce(%(actor)s::text, %(tenant)s::text) IS NULL
-           AND %(standing)s::bool IS NOT TRUE AND %(state)s::callboard.job_state IN ('completed', 'failed', 'cancelled')
-           AND j.finished_at IS NOT NULL AND j.state = %(state)s::callboard.job_state
-           AND (j.state, j.id) >= (%(state)s::callboard.job_state, %(low)s::bigint)
-           AND (j.state, j.id) <= (%(state)s::callboard.job_state, %(high)s::bigint) AND {job_filter}
-         ORDER BY j.state DESC, j.id DESC LIMIT %(look_at)s)
-        UNION ALL
-        (SELECT j.id, j.name FROM callboard.jobs AS j
-         WHERE (%(low)s::bigint = %(high)s::bigint
-                OR coalesce(%(actor)s::text, %(tenant)s::text, %(state)s::text) IS NULL AND %(standing)s::bool IS NOT TRUE)
-           AND j.id BETWEEN %(low)s::bigint AND %(high)s::bigint AND {job_filter}
-         ORDER BY j.id DESC LIMIT %(look_at)s)
-    ) AS found
-    ORDER BY id DESC LIMIT %(look_at)s
-), page AS MATERIALIZED (
-    SELECT id FROM candidate
-    WHERE %(name)s::text IS NULL OR strpos(lower(name), lower(%(name)s::text)) > 0 ORDER BY id DESC LIMIT %(limit)s
+-- name: job
+-- One job, and the stages that it has, in one snapshot. Caller: queries.job, queries.ended_job. Rows: as of `jobs`.
+WITH page AS MATERIALIZED (
+    SELECT id FROM callboard.jobs
+    WHERE id = %(job)s::bigint AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s::text)
 ), looked AS (
-    SELECT min(id) AS looked_at FROM candidate HAVING %(name)s::text IS NOT NULL AND count(*) >= %(look_at)s
-), living AS MATERIALIZED (
+    SELECT NULL::bigint AS looked_at WHERE false
+), {described_jobs}
+
+-- name: jobs
+-- A page of jobs by id, the newest first; a stage is in none. This one and the next six differ in `source`: the jobs that
+-- the index of one filter finds. The page is looked for among them, `look_at` at most, for no index has the other filters;
+-- it ends where it has `limit` jobs. So a list reads the jobs that it shows, and of those that it does not show `look_at`
+-- at most. Pairs are compared where the planner could take the primary key for the better way, and `look_at` is kept from
+-- it: for so many it would read and sort all.
+-- Caller: queries.jobs. Rows: one a job of the page or stage of one, or else one without an id (see `described_jobs`).
+WITH {created_span}, source AS NOT MATERIALIZED (
+    SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+    WHERE j.parent_id IS NULL AND j.deleted_at IS NULL
+      AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+    ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+), {page_of_jobs}, {described_jobs}
+
+-- name: jobs_of_key
+-- See `jobs`: a tenant has one of this key. Caller: queries.jobs. Rows: as of `jobs`.
+WITH {created_span}, source AS MATERIALIZED (
+    SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+    WHERE j.key = %(key)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL
+      AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+), {page_of_jobs}, {described_jobs}
+
+-- name: jobs_open
+-- See `jobs`: those that are not over. Caller: queries.jobs. Rows: as of `jobs`.
+WITH {created_span}, source AS NOT MATERIALIZED (
+    SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+    WHERE j.finished_at IS NULL AND j.parent_id IS NULL
+      AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+    ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+), {page_of_jobs}, {described_jobs}
+
+-- name: jobs_of_actor
+-- See `jobs`: those of an actor, and those with a stage of it. Caller: queries.jobs. Rows: as of `jobs`.
+WITH {created_span}, source AS NOT MATERIALIZED (
+    SELECT one.id, {filtered_columns}
+    FROM (
+        SELECT DISTINCT coalesce(s.parent_id, s.id) AS id FROM callboard.jobs AS s
+        WHERE s.actor = %(actor)s::text AND s.deleted_at IS NULL
+          AND coalesce(s.parent_id, s.id) >= (SELECT low FROM span)
+          AND coalesce(s.parent_id, s.id) <= (SELECT high FROM span)
+        ORDER BY id DESC LIMIT (SELECT %(look_at)s::bigint)
+    ) AS one
+    CROSS JOIN LATERAL (SELECT * FROM callboard.jobs AS j WHERE j.id = one.id OFFSET 0) AS j
+    ORDER BY one.id DESC
+), {page_of_jobs}, {described_jobs}
+
+-- name: jobs_of_tenant
+-- See `jobs`: those of a tenant. Caller: queries.jobs. Rows: as of `jobs`.
+WITH {created_span}, source AS NOT MATERIALIZED (
+    SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+    WHERE j.tenant = %(tenant)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL
+      AND (j.tenant, j.id) >= (%(tenant)s::text, (SELECT low FROM span))
+      AND (j.tenant, j.id) <= (%(tenant)s::text, (SELECT high FROM span))
+    ORDER BY j.tenant DESC, j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+), {page_of_jobs}, {described_jobs}
+
+-- name: jobs_of_state
+-- See `jobs`: those that ended in one state. Caller: queries.jobs. Rows: as of `jobs`.
+WITH {created_span}, source AS NOT MATERIALIZED (
+    SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+    WHERE j.state = %(state)s::callboard.job_state AND j.finished_at IS NOT NULL
+      AND j.parent_id IS NULL AND j.deleted_at IS NULL
+      AND (j.state, j.id) >= (%(state)s::callboard.job_state, (SELECT low FROM span))
+      AND (j.state, j.id) <= (%(state)s::callboard.job_state, (SELECT high FROM span))
+    ORDER BY j.state DESC, j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+), {page_of_jobs}, {described_jobs}
+
+-- name: jobs_of_sends
+-- See `jobs`: the standing jobs. Caller: queries.jobs. Rows: as of `jobs`.
+WITH {created_span}, source AS NOT MATERIALIZED (
+    SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+    WHERE j.standing_on IS NOT NULL AND j.parent_id IS NULL
+      AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+    ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+), {page_of_jobs}, {described_jobs}
+
+-- part: created_span
+-- Between which ids the page lies. Jobs get their ids in the order in which they are created, but for those of the same
+-- moment, or when the clock was set back: so a time bounds the ids, with a hundred jobs to spare.
+span AS MATERIALIZED (
+    SELECT CASE WHEN created.after IS NULL THEN %(low)s::bigint ELSE coalesce((
+               SELECT min(id) FROM (
+                   SELECT j.id FROM callboard.jobs AS j WHERE j.parent_id IS NULL AND j.created_at >= created.after
+                   ORDER BY j.created_at LIMIT 100
+               ) AS near), %(high)s::bigint + 1) END AS low,
+           CASE WHEN created.before IS NULL THEN %(high)s::bigint ELSE least(%(high)s::bigint, (
+               SELECT coalesce(max(id), -1) FROM (
+                   SELECT j.id FROM callboard.jobs AS j WHERE j.parent_id IS NULL AND j.created_at < created.before
+                   ORDER BY j.created_at DESC LIMIT 100
+               ) AS near)) END AS high,
+           created.after, created.before,
+           coalesce(%(ended_after)s::timestamptz, now() - %(ended_after_ago)s::interval) AS ended_after
+    FROM (SELECT coalesce(%(created_after)s::timestamptz, now() - %(created_after_ago)s::interval) AS after,
+                 coalesce(%(created_before)s::timestamptz, now() - %(created_before_ago)s::interval) AS before) AS created
+)
+
+-- part: filtered_columns
+-- The columns of a job `j` that filters read.
+j.name, j.actor, j.tenant, j.key, j.state, j.metadata, j.standing_on, j.created_at, j.updated_at, j.finished_at, j.failed, j.stages
+
+-- part: page_of_jobs
+-- The jobs of `source` for which all filters hold, `limit` at most; `looked_at` is the last that was looked at, where fewer
+-- were found and there may be more.
+page AS MATERIALIZED (
+    SELECT j.id FROM source AS j
+    WHERE (%(states)s::callboard.job_state[] IS NULL OR j.state = ANY (%(states)s::callboard.job_state[]))
+      AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
+      AND (%(key)s::text IS NULL OR j.key = %(key)s::text)
+      AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text OR j.stages IS NOT NULL AND EXISTS (
+          SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.actor = %(actor)s::text OFFSET 0))
+      AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
+      AND (%(failing)s::bool IS NULL OR %(failing)s::bool = (j.failed > 0 OR j.state = 'failed'
+          OR j.stages IS NOT NULL AND EXISTS (
+              SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.failed > 0 OFFSET 0)))
+      AND (%(stalled)s::bool IS NOT TRUE OR j.finished_at IS NULL AND j.state <> 'paused' AND (
+          j.stages IS NOT NULL OR j.updated_at < now() - make_interval(secs => %(quiet_after)s)))
+      AND (%(created_after)s::timestamptz IS NULL AND %(created_after_ago)s::interval IS NULL
+           OR j.created_at >= (SELECT after FROM span))
+      AND (%(created_before)s::timestamptz IS NULL AND %(created_before_ago)s::interval IS NULL
+           OR j.created_at < (SELECT before FROM span))
+      AND (%(ended_after)s::timestamptz IS NULL AND %(ended_after_ago)s::interval IS NULL
+           OR j.finished_at >= (SELECT ended_after FROM span))
+      AND NOT EXISTS (SELECT FROM unnest(%(names)s::text[]) AS part WHERE strpos(lower(j.name), lower(part)) = 0 OFFSET 0)
+      AND NOT EXISTS (SELECT FROM unnest(%(fields)s::text[], %(values)s::text[]) AS m (field, value)
+                      WHERE (j.metadata ->> m.field) IS DISTINCT FROM m.value OFFSET 0)
+    ORDER BY j.id DESC LIMIT %(limit)s
+), looked AS (
+    SELECT min(id) AS looked_at FROM (SELECT id FROM source WHERE (SELECT count(*) FROM page) < %(limit)s) AS s
+    HAVING count(*) >= %(look_at)s
+)
+
+-- part: described_jobs
+-- The jobs of `page` with all that a description is derived from (job_view.py), then their stages, in one snapshot.
+-- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten.
+-- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job is open and
+-- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
+living AS MATERIALIZED (
     SELECT id, actors, trouble FROM callboard.live_workers(%(dead_after)s)
 ), hands AS MATERIALIZED (
     -- Of all living workers (actor NULL), and of those that have an actor: how many, their trouble, the items they have in hand.
@@ -135,13 +214,6 @@ LEFT JOIN LATERAL (
     ) AS h
 ) AS hanging ON j.finished_at IS NULL
 ORDER BY shown.within, j.id DESC
-
--- part: job_filter
--- Whether the job `j` is in the list that is asked for; but for its actor and name, and where the list begins.
-(j.parent_id IS NULL OR %(low)s::bigint = %(high)s::bigint) AND j.deleted_at IS NULL
-         AND (%(state)s::callboard.job_state IS NULL OR j.state = %(state)s::callboard.job_state)
-         AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
-         AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
 
 -- part: done_in_part
 -- How many items the parts make up that are done of those in flight: the rows `r` of `running` whose actor says how far it is.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Generic, LiteralString, TypeVar
 
 from psycopg.rows import dict_row
@@ -10,6 +11,7 @@ from callboard.sql import timings
 from callboard.sql.pool import AsyncConn, Conn
 from callboard.sql.reads import item_view, job_view, staged_job_view
 from callboard.sql.reads.item_view import Page, Rows
+from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.statements import statement
 
 T = TypeVar("T")
@@ -19,12 +21,19 @@ MAX_ID = 2**63 - 1
 LIST_CHARACTERS = 4_096
 #: Likewise, of one item.
 ITEM_CHARACTERS = 1_048_576
-#: Jobs among which those with a part of a name are looked for.
+#: Jobs among which those are looked for that no index finds.
 LOOK_AT_JOBS = 20_000
+#: Jobs that are described to find those that are stalled.
+LOOK_AT_STALLED = 200
 #: Items among which those of a state are looked for that no index has.
 LOOK_AT_ITEMS = 50_000
 #: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
 MAX_ROWS = 1_000
+
+
+ALL_JOBS = JobFilter()
+#: The fields of a filter that are parameters of the same name.
+_SAME = frozenset(("actor", "tenant", "key", "standing", "stalled", "failing"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +60,18 @@ async def arun(conn: AsyncConn, query: Query[T]) -> T:
 
 def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | None]:
     """Describe a job; None when there is none with this id, or not of this tenant (None: any)."""
-    parameters = _job_parameters(number, number, limit=1, tenant=tenant)
     return Query(
-        statement("jobs"), parameters, lambda rows: next(iter(staged_job_view.jobs(_shown(rows))), None)
+        statement("job"),
+        {"job": number, "tenant": tenant, **_description()},
+        lambda rows: next(iter(staged_job_view.jobs(_shown(rows))), None),
     )
 
 
 def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | None]:
     """Describe a job as it was when it ended, `then` its row of that time as JSON; None when it is deleted."""
-    parameters = _job_parameters(number, number, limit=1)
     return Query(
-        statement("jobs"),
-        parameters,
+        statement("job"),
+        {"job": number, "tenant": None, **_description()},
         lambda rows: staged_job_view.ended(rows, then) if _shown(rows) else None,
     )
 
@@ -72,24 +81,48 @@ def is_of_tenant(number: int, tenant: str) -> Query[bool]:
     return Query(statement("job_of_tenant"), {"job": number, "tenant": tenant}, bool)
 
 
-def jobs(
-    *, before: int | None = None, limit: int = 50, state: str | None = None, tenant: str | None = None,
-    actor: str | None = None, name: str | None = None, standing: bool | None = None,
-) -> Query[Page]:  # fmt: skip
-    """Describe a page of jobs with ids below `before`, newest first; `name` is a part of the name, case ignored.
+def jobs(wanted: JobFilter = ALL_JOBS, *, before: int | None = None, limit: int = 50) -> Query[Page]:
+    """Describe a page of the `wanted` jobs with ids below `before`, newest first.
 
-    `standing`: only the standing jobs of plain sends, or only the others. A page of a `name` may be short, or empty,
-    and have a next one all the same: only so many jobs are looked at for it.
+    A page may be short, or empty, and have a next one all the same: where no index has the filters, LOOK_AT_JOBS jobs
+    are looked at for a page, and to find those that are stalled LOOK_AT_STALLED are described.
     """
-    high = MAX_ID if before is None else before - 1
-    parameters = _job_parameters(
-        0, high, limit=limit + 1, state=state, tenant=tenant, actor=actor, name=name, standing=standing
-    )
+    source, its_fields = _source(wanted)
+    looks = bool(wanted.given.keys() - its_fields)
+    described = max(limit + 1, LOOK_AT_STALLED) if wanted.stalled else limit + 1
+    parameters = {
+        **{name: getattr(wanted, name) for name in _SAME},
+        **_moments(wanted),
+        "states": None if wanted.states is None else sorted(wanted.states),
+        "state": next(iter(wanted.states or ()), None),
+        "names": list(wanted.names),
+        "fields": list(wanted.metadata),
+        "values": list(wanted.metadata.values()),
+        "low": 0,
+        "high": MAX_ID - 1 if before is None else before - 1,
+        "limit": described,
+        "look_at": max(LOOK_AT_JOBS, described) if looks else described,
+        **_description(),
+    }
     return Query(
-        statement("jobs"),
-        parameters,
-        lambda rows: _page_of_jobs(rows, limit),
+        source, parameters, lambda rows: _page_of_jobs(rows, described, limit, stalled=wanted.stalled)
     )
+
+
+def _source(wanted: JobFilter) -> tuple[LiteralString, set[str]]:
+    """The statement that finds the fewest jobs for a filter, and the fields of the filter that its index has."""
+    states = wanted.states
+    if wanted.key is not None:
+        return statement("jobs_of_key"), {"key"}
+    if wanted.stalled or (states is not None and states <= JOB_OPEN):
+        return statement("jobs_open"), {"states"} if states == JOB_OPEN else set()
+    if wanted.actor is not None:
+        return statement("jobs_of_actor"), {"actor"}
+    if wanted.tenant is not None:
+        return statement("jobs_of_tenant"), {"tenant"}
+    if states is not None and len(states) == 1:
+        return statement("jobs_of_state"), {"states"}
+    return (statement("jobs_of_sends"), {"standing"}) if wanted.standing else (statement("jobs"), set())
 
 
 def items(
@@ -197,16 +230,26 @@ def migrations() -> Query[dict[int, tuple[str, bool]]]:
     )
 
 
-def _job_parameters(low: int, high: int, **given: Any) -> dict[str, Any]:
-    absent = dict.fromkeys(("state", "tenant", "actor", "name", "standing"))
-    bounds = {"dead_after": timings.DEAD_AFTER_SECONDS, "quiet_after": job_view.QUIET_AFTER_SECONDS}
-    look_at = given["limit"] if given.get("name") is None else max(LOOK_AT_JOBS, given["limit"])
-    return {"low": low, "high": high, "look_at": look_at, **bounds, **absent, **given}
+def _description() -> dict[str, Any]:
+    return {"dead_after": timings.DEAD_AFTER_SECONDS, "quiet_after": job_view.QUIET_AFTER_SECONDS}
 
 
-def _page_of_jobs(rows: Rows, limit: int) -> Page:
-    found, following = item_view.page(staged_job_view.jobs(_shown(rows)), limit, "id")
-    return found, rows[0]["looked_at"] if following is None else following
+def _moments(wanted: JobFilter) -> dict[str, Any]:
+    """The times of a filter: each is a time, or a span before the database's now."""
+    found: dict[str, Any] = {}
+    for name in ("created_after", "created_before", "ended_after"):
+        moment = getattr(wanted, name)
+        ago = isinstance(moment, timedelta)
+        found |= {name: None if ago else moment, f"{name}_ago": moment if ago else None}
+    return found
+
+
+def _page_of_jobs(rows: Rows, most: int, limit: int, *, stalled: bool | None) -> Page:
+    """Return `limit` of the jobs that were found, `most` at most: those that are stalled, or are not, or all (None)."""
+    found = staged_job_view.jobs(_shown(rows))
+    following = found[-1]["id"] if len(found) >= most else rows[0]["looked_at"]
+    kept = [job for job in found if stalled is None or (job["stalled"] is not None) == stalled]
+    return (kept[:limit], kept[limit - 1]["id"]) if len(kept) > limit else (kept, following)
 
 
 def _shown(rows: Rows) -> Rows:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from psycopg.types.json import Jsonb
 
+from callboard.sql.json_values import is_storable
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.statements import required, statement
@@ -89,11 +90,6 @@ def check_text(name: str, given: object, most: int) -> None:
         raise ValueError(
             f"{name} holds what the database can't: a NUL character, or half of a surrogate pair"
         )
-
-
-def is_storable(text: str) -> bool:
-    """Return whether PostgreSQL can hold a text: it has no NUL character, and no half of a surrogate pair."""
-    return "\x00" not in text and (text.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in text))
 
 
 def at_database_time(conn: Conn, limits: Limits) -> Limits:

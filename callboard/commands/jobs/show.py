@@ -1,6 +1,6 @@
 """Commands that show: `jobs status watch items errors callbacks workers verify`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -11,8 +11,9 @@ from callboard.commands.errors import CommandError
 from callboard.commands.jobs import follow, job_text
 from callboard.commands.output import AsJson, one_of
 from callboard.sql.pool import Conn
-from callboard.sql.reads import queries
-from callboard.sql.states import ITEM_STATES, JOB_STATES, WORKER_STATES
+from callboard.sql.reads import job_filter, queries
+from callboard.sql.reads.job_filter import JobFilter
+from callboard.sql.states import ITEM_STATES, WORKER_STATES
 
 app = typer.Typer()
 
@@ -22,48 +23,41 @@ Page = tuple[list[Row], int | None]
 JobId = Annotated[int, typer.Argument(metavar="JOB", min=0, help="The job's id.", show_default=False)]
 Limit = Annotated[int, typer.Option(min=1, max=500, help="The most rows to list.")]
 After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `next` of the page before.")]
-JobState = Annotated[str | None, one_of(JOB_STATES, "Only jobs in this state")]
 ItemState = Annotated[str | None, one_of(ITEM_STATES, "Only items in this state")]
 WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
 
 
 @app.command()
 def jobs(
-    *,
-    state: JobState = None,
-    actor: Annotated[str | None, typer.Option(help="Only jobs of this actor.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Only jobs of this tenant.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs with this text in their name.")] = None,
-    standing: Annotated[
-        bool | None,
-        typer.Option(
-            "--standing/--no-standing", help="Only, or no, jobs that hold the plain sends of a day."
-        ),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORD…]", help=f"Only jobs for which all of these hold: {job_filter.WORDS}."),
     ] = None,
+    *,
     after: After = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs, the newest first: `callboard jobs state:failed since:24h metadata.customer:17 ads`."""
+    wanted = read_words(words or ())
     with database() as conn:
         page: Page = ([], after)
-        while True:  # of a rare name many pages may be empty
-            query = queries.jobs(
-                before=page[1],
-                limit=limit,
-                state=state,
-                tenant=tenant,
-                actor=actor,
-                name=name,
-                standing=standing,
-            )
-            page = queries.run(conn, query)
+        while True:  # of what is rare many pages may be empty
+            page = queries.run(conn, queries.jobs(wanted, before=page[1], limit=limit))
             if page[0] or page[1] is None:
                 break
     print_page(
         "jobs", page, "id name state progress total succeeded failed skipped created_at stalled",
         as_json=as_json, cells=lambda job: {**job, "progress": job_text.percentage(job)},
     )  # fmt: skip
+
+
+def read_words(words: Iterable[str]) -> JobFilter:
+    """Read the words of a search, of which the shell has taken the quotes. Raises CommandError, code 2."""
+    try:
+        return job_filter.parse_arguments(words)
+    except ValueError as error:
+        raise CommandError(str(error), code=2) from None
 
 
 @app.command()

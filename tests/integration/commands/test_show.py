@@ -91,7 +91,13 @@ def test_jobs_are_listed_in_pages(on_database: Call, conn: Conn) -> None:
     assert code == 0
     assert str(older) in out
     assert "newer" not in out
-    assert on_database("jobs", "--state", "paused")[1] == "no jobs\n"
+    assert on_database("jobs", "state:paused")[1] == "no jobs\n"
+    assert [job["id"] for job in document(on_database("jobs", "is:open", "older", "--json"))["jobs"]] == [
+        older
+    ]
+    code, _, err = on_database("jobs", "state:odd")
+    assert code == 2
+    assert "state:odd is no word of a search; there are state:pending|" in err
 
 
 def test_items_errors_and_workers_are_listed(on_database: Call, conn: Conn) -> None:

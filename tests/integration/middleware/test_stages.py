@@ -10,6 +10,7 @@ import pytest
 import callboard
 from callboard import Stage
 from callboard.sql.reads import queries
+from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.states import ITEM_STATES
 from tests.support import makers as made
 from tests.support import pipeline
@@ -480,7 +481,7 @@ def test_the_same_key_gives_the_same_job_and_its_submission_goes_on(on: pipeline
 def test_without_a_key_a_submission_that_breaks_off_fails_the_job(on: pipeline.Stage) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         callboard.stages("broken off", [Stage("number", items=breaks(3)), Stage("number")])
-    [found] = queries.run(on.conn, queries.jobs(name="broken off"))[0]
+    [found] = queries.run(on.conn, queries.jobs(JobFilter(names=("broken off",))))[0]
     assert found["state"] == "failed"
     assert found["reason"].startswith("stage 'number': its submission broke off at input 0: OSError")
 
@@ -491,5 +492,7 @@ def test_lists_show_the_job_with_its_stages_in_it(on: pipeline.Stage) -> None:
     page, _ = queries.run(on.conn, queries.jobs(limit=500))
     assert [one for one in page if one["id"] == job.id or one["parent"] == job.id] == [found]
     for actor in ("number", "score"):
-        assert job.id in [one["id"] for one in queries.run(on.conn, queries.jobs(actor=actor, limit=500))[0]]
+        assert job.id in [
+            one["id"] for one in queries.run(on.conn, queries.jobs(JobFilter(actor=actor), limit=500))[0]
+        ]
     assert queries.run(on.conn, queries.verify(job.id))["jobs"] == 3

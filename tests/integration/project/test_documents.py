@@ -153,7 +153,7 @@ def test_stages(terminal: Terminal, address: str) -> None:
     done = ["generate 1 of 1", "ask 6 of 6", "analyse 6 of 6", "score 1 of 1"]
     assert terminal.printed("python run_audit.py") == done
     assert all(f"`{text}`" in documents.PAGES["docs/stages.md"] for text in done)
-    [job] = json.loads("".join(terminal.printed("callboard jobs --name Acme --json")))["jobs"]
+    [job] = json.loads("".join(terminal.printed("callboard jobs Acme --json")))["jobs"]
     items = terminal.printed(shown("callboard items JOB --stage 1").replace("JOB", str(job["id"])))
     assert sum("succeeded" in text for text in items) == 6
 

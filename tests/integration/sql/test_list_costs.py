@@ -8,6 +8,7 @@ import pytest
 
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
+from callboard.sql.reads.job_filter import JobFilter, parse_search
 from callboard.sql.reads.queries import Query
 from tests.support.databases import database, with_database
 
@@ -23,10 +24,12 @@ FILL = """
     INSERT INTO callboard.workers (pid, threads, host, actors, queues, beat_at)
     SELECT n, 8, 'h', ARRAY['work', 'mail ' || n % 10], ARRAY['default'], now() + interval '1 hour'
     FROM generate_series(1, {WORKERS}) n;
-    INSERT INTO callboard.jobs (name, actor, queue, tenant, sealed, state, started_at, finished_at)
-    SELECT 'job ' || n, 'work', 'default', 'tenant ' || n % 20, true, 'completed', now(), now()
+    INSERT INTO callboard.jobs
+        (name, actor, queue, tenant, metadata, sealed, state, created_at, started_at, finished_at)
+    SELECT 'job ' || n, 'work', 'default', n % 20, jsonb_build_object('customer', n % 20), true, 'completed',
+           now() - make_interval(secs => 40000 - n), now(), now()
     FROM generate_series(1, {JOBS}) n;
-    UPDATE callboard.jobs SET name = 'job 1700 of the night' WHERE name = 'job 1700';
+    UPDATE callboard.jobs SET name = 'job 1700 of the night', metadata = '{{"rare": "yes"}}' WHERE name = 'job 1700';
     INSERT INTO callboard.jobs (name, actor, queue, sealed, total, consumed, bulk_end, watermark, published, succeeded,
                                 state, started_at, updated_at)
     VALUES ('large', 'work', 'default', true, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS}, {ITEMS} - 1,
@@ -114,43 +117,92 @@ PLANS = ("generic", "custom")
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize(
-    "filters",
+    "words",
     [
-        {"tenant": "nobody"}, {"actor": "nobody"}, {"state": "paused"}, {"state": "failed"}, {"standing": True},
-        {"tenant": "nobody", "state": "completed"}, {"actor": "nobody", "tenant": "tenant 1", "name": "x"},
-        {"state": "cancelled", "standing": False, "name": "job"},
+        "tenant:nobody", "actor:nobody", "state:failed", "state:cancelled not:standing job", "is:standing", "key:none",
+        "tenant:nobody state:completed", "actor:nobody tenant:1 x", "tenant:nobody metadata.customer:17",
+        "since:2200-01-01", "until:2001-01-01", "tenant:nobody since:24h",
     ],
-    ids=str,
 )  # fmt: skip
-def test_a_filter_without_a_hit_reads_no_other_jobs(large: Large, plan: str, filters: dict[str, Any]) -> None:
-    answer, blocks = large.read(queries.jobs(**filters), plan)
+def test_a_filter_without_a_hit_reads_no_other_jobs(large: Large, plan: str, words: str) -> None:
+    answer, blocks = large.read(queries.jobs(parse_search(words)), plan)
     assert (answer, blocks < 250) == (([], None), True), blocks
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(
-    "filters",
-    [{}, {"tenant": "tenant 7"}, {"actor": "work"}, {"state": "completed"}, {"standing": False}],
-    ids=str,
-)
-def test_a_list_reads_the_jobs_that_it_shows(large: Large, plan: str, filters: dict[str, Any]) -> None:
-    before = large.job("large")
-    (found, following), blocks = large.read(queries.jobs(before=before, limit=20, **filters), plan)
-    assert (len(found), following) == (20, found[-1]["id"])
-    assert blocks < 500, blocks
+@pytest.mark.parametrize("words", ["state:paused", "is:open tenant:nobody", "is:stalled actor:nobody"])
+def test_a_filter_of_open_jobs_reads_those_that_are_open(large: Large, plan: str, words: str) -> None:
+    answer, blocks = large.read(queries.jobs(parse_search(words)), plan)
+    assert (answer, blocks < 3 * QUIET) == (([], None), True), blocks
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_name_is_looked_for_in_steps(large: Large, plan: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "", "tenant:7", "actor:work", "state:completed", "not:standing", "actor:work tenant:7", "is:ended",
+        "metadata.customer:7", "job", "since:24h", "until:2200-01-01", "tenant:7 since:24h", "ended:1h", "not:failing",
+        "actor:work state:completed metadata.customer:7", "not:stalled",
+    ],
+)  # fmt: skip
+def test_a_list_reads_the_jobs_that_it_shows(large: Large, plan: str, words: str) -> None:
+    """Where one in twenty is in it, those between are read, too."""
+    before = large.job("large")
+    (found, following), blocks = large.read(queries.jobs(parse_search(words), before=before, limit=20), plan)
+    assert (len(found), following) == (20, found[-1]["id"])
+    assert blocks < (3_000 if words.startswith("actor:work ") else 900), blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        '"OB 1700 "',
+        "metadata.rare:yes",
+        'state:completed "B 1700 "',
+        "actor:work metadata.rare:yes",
+        'is:ended "B 1700 "',
+    ],
+)
+def test_what_no_index_has_is_looked_for_in_steps(large: Large, plan: str, words: str) -> None:
     found, steps = large.read_in_steps(
-        lambda before: queries.jobs(before=before, name="OB 1700 ", limit=5),
+        lambda before: queries.jobs(parse_search(words), before=before, limit=5),
         None,
         plan,
-        queries.LOOK_AT_JOBS / 5,
+        6 * queries.LOOK_AT_JOBS if words.startswith("actor") else queries.LOOK_AT_JOBS / 2,
     )
     assert ([job["name"] for job in found], steps) == (["job 1700 of the night"], 2)
-    (page, following), _ = large.read(queries.jobs(name="job", limit=5), plan)
-    assert (len(page), following) == (5, page[-1]["id"])
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_jobs_of_a_time_are_found_without_those_after_it(large: Large, plan: str) -> None:
+    newest, oldest = (
+        large.conn.execute(
+            f"SELECT {one}(created_at) FROM callboard.jobs WHERE name LIKE 'job %%'".encode()
+        ).fetchone()
+        for one in ("max", "min")
+    )
+    assert newest is not None
+    assert oldest is not None
+    middle = oldest[0] + (newest[0] - oldest[0]) / 2
+    found, blocks = large.read(queries.jobs(JobFilter(created_before=middle), limit=20), plan)
+    assert len(found[0]) == 20
+    assert blocks < 900, blocks
+    (found, following), blocks = large.read(queries.jobs(JobFilter(created_after=newest[0]), limit=500), plan)
+    assert following is None
+    assert [job["name"] for job in found if job["name"].startswith("job ")] == [f"job {JOBS}"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_stalled_jobs_are_found_among_those_that_are_open(large: Large, plan: str) -> None:
+    found, steps = large.read_in_steps(
+        lambda before: queries.jobs(JobFilter(stalled=True), before=before),
+        None,
+        plan,
+        40 * queries.LOOK_AT_STALLED,
+    )
+    assert ({job["name"] for job in found}, len(found)) == ({"quiet", "retries", "small"}, QUIET + 2)
+    assert steps < 12
 
 
 @pytest.mark.parametrize("plan", PLANS)

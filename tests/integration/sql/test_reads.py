@@ -11,6 +11,7 @@ from psycopg import AsyncConnection
 
 from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.reads import queries
+from callboard.sql.reads.job_filter import JobFilter, parse_search
 from callboard.sql.rows import Failure, HangSample
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import (
@@ -33,6 +34,7 @@ from tests.support.jobs import (
     cancel,
     make_job,
     make_mixed_job,
+    make_staged,
     make_worker,
     publish,
     record,
@@ -177,17 +179,57 @@ def test_jobs_come_in_pages_the_newest_first(conn: Conn) -> None:
     assert end is None
 
 
-def test_jobs_are_found_by_state_actor_tenant_and_part_of_the_name(conn: Conn) -> None:
-    one = make_job(conn, 1, name="100 % of A_B", actor="other", tenant="t")
-    make_job(conn, 1, name="100 of AxB")
-    for query in (
-        queries.jobs(name="% of a_b"),
-        queries.jobs(actor="other"),
-        queries.jobs(tenant="t"),
-        queries.jobs(state="pending", tenant="t"),
-    ):
-        assert [job["id"] for job in queries.run(conn, query)[0]] == [one]
-    assert queries.run(conn, queries.jobs(state="paused")) == ([], None)
+FOUND = {
+    '"% of a_b"': "mixed-case", "name:100 name:A_": "mixed-case", "tenant:t": "mixed-case",
+    "actor:other": "staged mixed-case", "state:pending tenant:t": "mixed-case", "state:paused": "",
+    "state:cancelled state:failed": "stopped", "key:k": "keyed", "key:k tenant:t": "",
+    "metadata.customer:17": "keyed stopped", "metadata.customer:17 metadata.shop:berlin": "keyed",
+    "metadata.customer:1": "", "metadata.deep:{}": "", "since:1h until:1h": "", "until:1h": "stopped",
+    "since:1h state:cancelled": "", "ended:24h": "", "ended:3d": "stopped", "is:ended": "stopped",
+    "is:failing": "staged stopped", "is:failing is:open": "staged", "not:failing is:ended": "",
+    "is:stalled": "quiet", "is:stalled tenant:t": "", "not:stalled name:e": "staged keyed stopped mixed-case",
+    "is:standing": "work", "is:open not:standing": "quiet staged keyed mixed-case", "is:open is:ended": "",
+}  # fmt: skip
+
+
+def test_jobs_are_found_by_all_that_is_given(conn: Conn) -> None:
+    make_job(conn, 1, name="100 % of A_B (mixed-case)", actor="other", tenant="t")
+    stopped = make_job(conn, 1, name="stopped")
+    record(conn, stopped, {"failed": [0]})
+    conn.execute(
+        "UPDATE callboard.jobs SET state = 'cancelled', created_at = now() - interval '2 days',"
+        """ finished_at = now() - interval '2 days', metadata = '{"customer": "17"}' WHERE id = %s""",
+        (stopped,),
+    )
+    keyed = make_job(conn, 1, name="keyed")
+    conn.execute(
+        """UPDATE callboard.jobs SET key = 'k', metadata = '{"customer": 17, "shop": "berlin", "deep": {"a": 1}}'"""
+        " WHERE id = %s",
+        (keyed,),
+    )
+    sends.standing_job(conn, "work", "default")
+    parent, (first, _) = make_staged(conn)
+    conn.execute("UPDATE callboard.jobs SET name = 'staged' WHERE id = %s", (parent,))
+    conn.execute("UPDATE callboard.jobs SET actor = 'other' WHERE id = %s", (first,))
+    age(conn, make_job(conn, 1, name="quiet", actor="nobody has it", published=0), 60)
+    for words, names in FOUND.items():
+        page, following = queries.run(conn, queries.jobs(parse_search(words)))
+        assert [job["name"].partition("(")[2].strip(")") or job["name"] for job in page] == names.split(), (
+            words
+        )
+        assert following is None
+
+
+def test_a_page_of_stalled_jobs_has_a_next_one_as_long_as_there_may_be_more(conn: Conn) -> None:
+    made = [make_job(conn, 1, actor="nobody has it", published=0) for _ in range(5)]
+    for job in made[:1] + made[2:]:
+        age(conn, job, 60)
+    found, before, pages = list[int](), None, 0
+    while before is not None or not pages:
+        page, before = queries.run(conn, queries.jobs(JobFilter(stalled=True), before=before, limit=2))
+        found += [job["id"] for job in page]
+        pages += 1
+    assert (found, pages) == ([made[n] for n in (4, 3, 2, 0)], 2)
 
 
 def test_errors_are_grouped_with_an_example(conn: Conn) -> None:
@@ -242,7 +284,7 @@ def test_standing_jobs_are_listed_apart(conn: Conn) -> None:
     standing = sends.standing_job(conn, "work", "default")
     job = make_job(conn, 1)
     for wanted, found in ((None, [job, standing]), (True, [standing]), (False, [job])):
-        assert [one["id"] for one in queries.run(conn, queries.jobs(standing=wanted))[0]] == found
+        assert [one["id"] for one in queries.run(conn, queries.jobs(JobFilter(standing=wanted)))[0]] == found
     assert [status(conn, one)["standing"] for one in (standing, job)] == [True, False]
 
 

@@ -125,7 +125,8 @@ def test_a_tenant_sees_and_changes_its_own_jobs_only(conn: Conn, database_url: s
 
     assert [job["id"] for job in send(app, "GET", "/api/jobs").json()["jobs"]] == [mine]
     assert [job["id"] for job in send(app, "GET", "/api/jobs?tenant=mine").json()["jobs"]] == [mine]
-    assert send(app, "GET", "/api/jobs?tenant=other").json() == {"jobs": [], "next": None}
+    for query in ("tenant=other", "q=tenant:other", f"q=name:{other}", "q=is:stalled"):
+        assert send(app, "GET", f"/api/jobs?{query}").json() == {"jobs": [], "next": None}
     assert send(app, "GET", "/api/workers").status_code == 403
 
 

@@ -19,7 +19,7 @@ from callboard.sql.migrate import migrate
 from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app, database
-from tests.support.jobs import MIXED, make_job, make_mixed_job, record
+from tests.support.jobs import MIXED, cancel, make_job, make_mixed_job, record
 from tests.support.webapp import get
 from tests.support.workers import wait_until
 
@@ -130,12 +130,31 @@ def test_a_missing_thing_is_a_404(app: Starlette, path: str) -> None:
         ("limit=0", "limit"), ("limit=x", "limit"), ("limit=501", "limit"), ("limit=" + "9" * 5000, "limit"),
         ("after=-1", "after"), ("after=", "after"), ("after=items-5", "after"), ("after=jobs-" + "9" * 19, "after"),
         ("state=odd", "state must be one of cancelled, completed,"), ("name=%00", "name"), ("limit=%C2%B2", "limit"),
-        ("standing=perhaps", "standing must be true or false"), ("odd=1", "odd is no parameter here; there are state,"),
-        ("metadata.x=1", "metadata.x"), ("state=failed&state=failed", "state is given twice"),
+        ("standing=perhaps", "standing must be true or false"), ("odd=1", "odd is no parameter here; there are q, "),
+        ("name=a&name=b", "name is given twice"), ("created_after=soon", "created_after must be a span before now"),
+        ("q=state:odd", "q makes no sense: state:odd is no word of a search; there are state:pending|"),
+        ("q=actor:a&actor=b", "q makes no sense: actor is given twice, as b and as a"),
+        ("metadata=1", "metadata is no"),
+        ("metadata.%00=1", "metadata. contains a NUL"), ("stalled=2", "stalled must be true or false"),
+        ("q=" + "x" * 2001, "q makes no sense: a search has 2000 characters at most"),
     ],
 )  # fmt: skip
 def test_a_bad_parameter_is_a_400_that_names_it(app: Starlette, query: str, names: str) -> None:
     assert problem(get(app, f"/api/jobs?{query}")[0], 400).startswith(names)
+
+
+def test_jobs_are_found_by_parameters_and_by_the_words_of_a_search(conn: Conn, app: Starlette) -> None:
+    one, two = make_job(conn, 1, name="autumn ads", actor="charge"), make_job(conn, 1, name="winter ads")
+    stopped = make_job(conn, 1, tenant="acme")
+    cancel(conn, stopped)
+    for query, found in {
+        "": [stopped, two, one], "state=running&state=pending": [two, one], "metadata.a=1&name=ADS": [two, one],
+        "metadata.a=1&metadata.b=1": [], "q=autumn&actor=charge": [one], "q=%22autumn+ads%22+is:open": [one],
+        "q=state:cancelled&state=pending": [], "tenant=acme&created_after=1h": [stopped],
+        "created_before=2026-01-01": [], "failing=true": [], "key=": [stopped, two, one],
+    }.items():  # fmt: skip
+        (answer,) = get(app, f"/api/jobs?{query}")
+        assert [job["id"] for job in answer.json()["jobs"]] == found, (query, answer.text)
 
 
 def test_another_method_is_a_405_with_the_allowed_ones(app: Starlette) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callboard.middleware.submission.item_encoding import KEY_BYTES, key_text
-from callboard.sql.writes.requests import is_storable
+from callboard.sql.json_values import is_storable
 
 LONG = "https://shop.example/search?filter=" + "red,green," * 450
 
