@@ -21,7 +21,9 @@ SET total = c.total,
     skipped = c.skipped,
     cancelled = c.cancelled,
     in_turn = c.in_turn,
-    retries = (SELECT count(*) FROM callboard.attempts AS a JOIN callboard.items AS i ON i.job_id = j.id AND i.item = a.item
+    retries = (SELECT count(*) FROM callboard.attempts AS a CROSS JOIN LATERAL (
+                   SELECT attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
+               ) AS i
                WHERE a.job_id = j.id AND a.attempt < i.attempt),
     crashes = c.crashes,
     unkept = c.unkept,
@@ -29,29 +31,36 @@ SET total = c.total,
     finished_at = CASE WHEN NOT c.early THEN j.finished_at END,
     updated_at = now()
 FROM (
-    SELECT k.id, k.state = 'completed' AND count(i.item) FILTER (WHERE i.finished_at IS NOT NULL) < count(i.item) AS early,
-           {item_counts}
-    FROM callboard.jobs AS k
-    LEFT JOIN callboard.items AS i ON i.job_id = k.id
-    LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
-    WHERE k.id = ANY(%s) AND k.deleted_at IS NULL
-    GROUP BY k.id
+    SELECT k.id, k.state = 'completed' AND c.ended < c.total AS early, c.*
+    FROM callboard.jobs AS k {counted_items} WHERE k.id = ANY(%s) AND k.deleted_at IS NULL
 ) AS c
 WHERE j.id = c.id
 
--- part: item_counts
--- What the counters of the job `k` must be, by its items `i` with their rows in the outbox `o`.
-count(i.item) AS total,
-count(*) FILTER (WHERE i.state = 'retrying') AS retrying,
-count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
-count(*) FILTER (WHERE i.state = 'failed') AS failed,
-count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
-count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
-count(*) FILTER (WHERE o.in_turn) AS in_turn,
-coalesce(sum(i.crashes), 0)::bigint AS crashes,
-(SELECT count(v.unkept) FROM callboard.results AS v WHERE v.job_id = k.id) AS unkept,
-count(i.item) FILTER (WHERE i.message_id IS NULL AND i.item < k.watermark
-                         OR i.message_id IS NOT NULL AND o.first IS DISTINCT FROM true) AS published
+-- part: counted_items
+-- What the counters of the job `k` must be, by its items and their rows in the outbox: the row `c`.
+-- Each row of the outbox looks up its item: to join them, the planner may compare all of a job that it doesn't know.
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE o.in_turn) AS in_turn, count(*) FILTER (WHERE i.state = 'retrying') AS parked,
+           count(*) FILTER (WHERE o.first AND i.message_id IS NOT NULL) AS to_come
+    FROM callboard.outbox AS o CROSS JOIN LATERAL (
+        SELECT state, message_id FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+    ) AS i
+    WHERE o.job_id = k.id
+) AS o
+CROSS JOIN LATERAL (
+    SELECT count(*) AS total,
+           count(*) FILTER (WHERE i.state = 'retrying') AS retrying,
+           count(*) FILTER (WHERE i.state = 'succeeded') AS succeeded,
+           count(*) FILTER (WHERE i.state = 'failed') AS failed,
+           count(*) FILTER (WHERE i.state = 'skipped') AS skipped,
+           count(*) FILTER (WHERE i.state = 'cancelled') AS cancelled,
+           count(i.finished_at) AS ended,
+           coalesce(sum(i.crashes), 0)::bigint AS crashes,
+           (SELECT count(v.unkept) FROM callboard.results AS v WHERE v.job_id = k.id) AS unkept,
+           count(*) FILTER (WHERE i.message_id IS NOT NULL OR i.item < k.watermark) - o.to_come AS published,
+           o.in_turn, o.parked
+    FROM callboard.items AS i WHERE i.job_id = k.id
+) AS c
 
 -- name: pause_job
 -- Nothing of this job starts until it is resumed. Transition: pending | running -> paused.

@@ -441,22 +441,20 @@ CROSS JOIN LATERAL (
 -- were never published are dropped: then `published` has an upper bound only. One that is deleted is not looked at: its
 -- rows go. Caller: queries.verify. Rows: one a job, `stored` and `counted` by the names of the checks.
 SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
-       to_jsonb(k) || jsonb_build_object('errors', e.count, 'fatal', e.failed, 'parked', i.retrying,
+       to_jsonb(k) || jsonb_build_object('errors', e.count, 'fatal', e.failed, 'parked', c.retrying,
                                          'stages', coalesce(k.stages, 0), 'unended', 0) AS stored,
-       to_jsonb(i) || to_jsonb(a) || jsonb_build_object(
+       to_jsonb(c) || to_jsonb(a) || jsonb_build_object(
            'stages', s.stages, 'unended', CASE WHEN k.finished_at IS NULL THEN 0 ELSE s.unended END) AS counted
 FROM callboard.jobs AS k
-CROSS JOIN LATERAL (
-    SELECT {item_counts},
-           count(*) FILTER (WHERE i.state = 'retrying' AND o.item IS NOT NULL) AS parked
-    FROM callboard.items AS i LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
-    WHERE i.job_id = k.id
-) AS i
+{counted_items}
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE a.attempt < i.attempt) AS retries,
            count(*) FILTER (WHERE a.kind <> 'skipped') AS errors,
            count(*) FILTER (WHERE a.kind <> 'skipped' AND (a.attempt < i.attempt) IS NOT TRUE) AS fatal
-    FROM callboard.attempts AS a LEFT JOIN callboard.items AS i ON i.job_id = k.id AND i.item = a.item
+    FROM callboard.attempts AS a
+    LEFT JOIN LATERAL (
+        SELECT attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
+    ) AS i ON true
     WHERE a.job_id = k.id
 ) AS a
 CROSS JOIN LATERAL (

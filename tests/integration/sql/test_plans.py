@@ -95,9 +95,11 @@ class Stage:
         return range(self.first, self.first + SOME)
 
     def settle(self) -> None:
-        """Give back what a statement that was tried has claimed."""
-        self.conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
-        self.conn.execute("UPDATE callboard.outbox SET claimed_until = NULL")
+        """Give back what a statement that was tried has claimed, and rewrite no other row: while any transaction of the
+        server is open, old versions of rows may stay, and each is read.
+        """
+        for table, claim in (("jobs", "publish_until"), ("outbox", "claimed_until")):
+            self.conn.execute(f"UPDATE callboard.{table} SET {claim} = NULL WHERE {claim} IS NOT NULL".encode())
 
     def grow(self) -> None:
         """Many of everything."""
@@ -385,7 +387,7 @@ def test_once_the_sweep_has_looked_a_plan_is_as_good_as_a_new_one(name: str, mea
 
 @pytest.mark.parametrize("name", sorted(set(TRIED) - READS_MUCH))
 def test_what_a_statement_reads_does_not_depend_on_the_size_of_tables(name: str, measured: Measured) -> None:
-    assert measured.told[name] <= 120 * SOME
+    assert measured.told[name] <= 90 * SOME
 
 
 def test_a_large_retry_is_claimed_and_confirmed_at_once(postgres_url: str, template: str) -> None:
