@@ -99,7 +99,9 @@ class Stage:
         server is open, old versions of rows may stay, and each is read.
         """
         for table, claim in (("jobs", "publish_until"), ("outbox", "claimed_until")):
-            self.conn.execute(f"UPDATE callboard.{table} SET {claim} = NULL WHERE {claim} IS NOT NULL".encode())
+            self.conn.execute(
+                f"UPDATE callboard.{table} SET {claim} = NULL WHERE {claim} IS NOT NULL".encode()
+            )
 
     def grow(self) -> None:
         """Many of everything."""
