@@ -1,8 +1,10 @@
-"""What an actor can do while it runs an item: skip it, report a step and progress, ask which item it is."""
+"""What an actor can do while it runs an item: skip it, report a step and progress, save rows, ask which item it is."""
 
 import logging
 import math
 import reprlib
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +12,16 @@ import dramatiq
 from dramatiq.middleware import SkipMessage
 
 from callboard.middleware.message.attempt import Attempt, current_attempt
-from callboard.middleware.message.failure import clean
+from callboard.middleware.message.failure import clean, place
 from callboard.sql.rows import Progress
+from callboard.sql.writes import saves
 
 log = logging.getLogger("callboard")
 
 #: The most characters of a step that are kept.
 STEP_CHARACTERS = 500
+#: What an item may save at most: it is written in one transaction.
+SAVES_LIMIT, SAVES_LIMIT_BYTES = 1_000, 16 * 2**20
 
 
 class Skip(SkipMessage):
@@ -27,7 +32,7 @@ class Skip(SkipMessage):
 
 
 class NotInAnItem(RuntimeError):
-    """`current` was called where no tracked item runs."""
+    """`current` was called where no tracked item runs, or `save` after its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,34 @@ def _log_nonsense(attempt: Attempt, what: str) -> None:
     if attempt.actor not in _logged:
         _logged.add(attempt.actor)
         log.warning("actor %s: %s; ignored, and not logged again", attempt.actor, what)
+
+
+def save(
+    sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, item: int | None = None
+) -> None:
+    """Run a statement of your own in the transaction that records the item as succeeded: both commit, or neither does.
+
+    So it takes effect exactly once if the item succeeds, whatever is killed, delivered again or retried, and not at all
+    otherwise. It is one INSERT, UPDATE, DELETE, MERGE, SELECT, WITH or CALL, on tables in Callboard's database, with
+    parameters as psycopg takes them. The statements run in the order of the calls when the actor has returned. One that
+    fails makes the item `failed`, with its error. It does nothing outside a tracked actor.
+
+    `item`: in a batch, the position in its list of the item that this belongs to. Raises ValueError for more than 1,000
+    statements of an item, or 16 MiB; and what psycopg raises for a value that has no form in PostgreSQL.
+    """
+    attempt = current_attempt.get()
+    if attempt is None:
+        return
+    if attempt.batch is not None:
+        if item is None:
+            raise TypeError("in a batch, save() needs item=…, the position of the item in the list")
+        attempt = attempt.batch[item]
+    elif item is not None:
+        raise TypeError("save() takes item=… in a batch only")
+    caller = sys._getframe(1)  # noqa: SLF001 — documented, and `inspect` reads source files
+    statement, size = saves.frozen(sql, params, place(caller.f_code, caller.f_lineno))
+    if not attempt.add_save(statement, size, most=SAVES_LIMIT, limit=SAVES_LIMIT_BYTES):
+        raise NotInAnItem("save() was called when its item had ended")
 
 
 def send_now(message: Any) -> Any:

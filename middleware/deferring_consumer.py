@@ -79,7 +79,7 @@ class DeferringConsumer(Consumer):
         """
         if self._runtime.process.stopping:
             acknowledged = threading.Event()
-            self._runtime.journal.when_written(partial(self._side_thread.run, acknowledged.set))
+            self._runtime.when_written(partial(self._side_thread.run, acknowledged.set))
             acknowledged.wait(self._runtime.process.time_left())
         self._closed = True
         self._forget_if_done()

@@ -80,13 +80,15 @@ class Runtime:
         self.process = Process(self.url, remote=self._remote)
         self.consumers = Consumers()
         self.in_flight = InFlight(self.process, self.consumers)
-        self.journal = self.in_flight.journal = Journal(
+        parts = (
             self.process,
             self.in_flight,
             SendStore(self.process).store,
             self._wake_publisher,
             self._exit_broken,
         )
+        self.journal = self.in_flight.journal = Journal(*parts)
+        self._saving = self.in_flight.saving = Journal(*parts, reported_by=self.journal)
         self.submissions = SubmissionLease(self.process)
         self._stage_maker = StageMaker(self.process, self.publish_job)
 
@@ -108,6 +110,10 @@ class Runtime:
         except migrate.ABSENT:
             self._compare()
             raise
+
+    def when_written(self, call: Callable[[], None]) -> None:
+        """Call `call` once: when all outcomes so far are committed and acknowledged; see `Journal.when_written`."""
+        self._saving.when_written(partial(self.journal.when_written, call))
 
     # What the hooks need ---------------------------------------------------------------------------------------------
 
@@ -260,10 +266,11 @@ class Runtime:
         self.submissions.stop()
         if self._sweep:
             self._sweep.stop(process.time_left())
-        if not self.journal.close(process.time_left()):
-            log.warning(
-                "%d outcomes could not be written; their messages are delivered again", self.journal.pending
-            )
+        for journal in (self.journal, self._saving):
+            if not journal.close(process.time_left()):
+                log.warning(
+                    "%d outcomes could not be written; their messages are delivered again", journal.pending
+                )
         if self._publisher:
             self._publisher.close(process.time_left())
         self._stage_maker.close(process.time_left() / 4)

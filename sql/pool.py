@@ -70,7 +70,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
                     return super().execute(query, params, **options)
             return super().execute(query, params, **options)
         except psycopg.Error as error:
-            _drop_detail(error)
+            drop_detail(error)
             raise
 
     def commit(self) -> None:
@@ -78,7 +78,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
         try:
             super().commit()
         except psycopg.Error as error:
-            _drop_detail(error)
+            drop_detail(error)
             raise
 
 
@@ -91,7 +91,8 @@ async def _set_up(conn: AsyncConn) -> None:
         await conn.execute(_SET_DATES, prepare=False)
 
 
-def _drop_detail(error: BaseException) -> None:
+def drop_detail(error: BaseException) -> None:
+    """Take the DETAIL off an error's text: it holds rows, and the text goes into logs."""
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         error.args = (error.diag.message_primary,)
 
@@ -212,7 +213,7 @@ def transaction(conn: Conn) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _drop_detail(error)
+        drop_detail(error)
         with suppress(psycopg.Error):
             conn.rollback()
         if not isinstance(error, psycopg.Rollback):

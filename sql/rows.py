@@ -81,6 +81,27 @@ class NewItem:
     published: Bool = False
 
 
+class Save(NamedTuple):
+    """A statement of the user's own, with its parameters as psycopg takes them, and the place in his code."""
+
+    text: str
+    params: Any
+    place: str
+
+
+@dataclass(slots=True, eq=False)
+class Saves:
+    """What an item saves with its outcome: `size` in bytes. `busy_since`: since when a lock or a slow server keeps it
+    from that (monotonic; None: nothing does), `tries` times; `breaks`: the statements at which the connection broke.
+    """
+
+    statements: list[Save] = field(default_factory=list)
+    size: int = 0
+    busy_since: float | None = None
+    tries: int = 0
+    breaks: list[Save] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class Event:
     """How an attempt ended. `elapsed` is its duration, `ended` the monotonic time of its end, both in seconds; `worker`
@@ -101,6 +122,7 @@ class Event:
     result: Text | None = None
     unkept: Text | None = None  # why its result is not kept
     children: tuple[NewItem, ...] = ()
+    saves: Saves | None = None
     crashed: Bool = False
     dead: Bool = False  # its message can't be rejected, so a dead letter is written
     ran: bool = False  # it has a row in `running`
@@ -109,6 +131,8 @@ class Event:
     def size(self) -> int:
         """About how many bytes it is to record."""
         size = len(self.result or "") + sum(CHILD_BYTES + len(child.args) for child in self.children)
+        if self.saves is not None:
+            size += self.saves.size
         return (
             size if self.failure is None else size + len(self.failure.message) + len(self.failure.traceback)
         )

@@ -30,6 +30,8 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
         lead = current_attempt.get()
         with _together(lead) as mates:
             items = [_item(args, kwargs), *(_item(mate.args, mate.kwargs) for mate in mates)]
+            if lead is not None:
+                lead.batch = [lead, *(mate.delivery.attempt for mate in mates)]
             try:
                 first, *rest = _outcomes(function(items), len(items))
             except BaseException as error:

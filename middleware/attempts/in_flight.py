@@ -28,9 +28,12 @@ log = logging.getLogger("callboard.tracking")
 
 
 class InFlight:
-    """The attempts in flight, by item. Set `journal` before the first attempt ends."""
+    """The attempts in flight, by item. Set the journals before the first attempt ends; `saving` is that of the items
+    that save something.
+    """
 
     journal: Journal
+    saving: Journal
 
     def __init__(self, process: Process, consumers: Consumers) -> None:
         self._process = process
@@ -260,11 +263,12 @@ class InFlight:
         event = Event(
             attempt.job, attempt.item, attempt.number, outcome.state, ended - attempt.started, ended,
             self._process.worker, outcome.failure, outcome.retry, outcome.result, outcome.unkept, tuple(children),
-            ran=attempt.running, dead=failed and all(delivery.carried for delivery in attempt.deliveries),
+            attempt.saves if outcome.state == "succeeded" else None, ran=attempt.running,
+            dead=failed and all(delivery.carried for delivery in attempt.deliveries),
         )  # fmt: skip
         for delivery in attempt.deliveries:
             delivery.deferred = True
-        self.journal.add(Entry(attempt, event, failed))
+        (self.journal if event.saves is None else self.saving).add(Entry(attempt, event, failed))
         attempt.result = None
         return failed
 

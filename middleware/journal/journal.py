@@ -1,6 +1,9 @@
 """The journal: many events become one transaction, and no message is acknowledged before its outcome is committed.
 
 Worker threads add the attempts that ended and go on; senders add what they send and wait. One thread writes.
+
+What an item saves by statements of the user's own is written with its outcome. These may wait for locks of the user's,
+so a process has a second journal for such items: it holds up no other outcome, and locks no job while they run.
 """
 
 import logging
@@ -9,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import psycopg
@@ -18,13 +22,13 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.running_rows import LOOK_SECONDS, RunningRows
 from callboard.middleware.message.attempt import Attempt
-from callboard.middleware.message.failure import describe
+from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog, reason
 from callboard.middleware.process.process import Process
 from callboard.sql.errors import DATA_ERRORS, TRANSIENT, is_counter_drift, is_too_large
-from callboard.sql.pool import Conn
-from callboard.sql.rows import Event, JobControl, NewItem, Outgoing
-from callboard.sql.writes import outcomes
+from callboard.sql.pool import Conn, transaction
+from callboard.sql.rows import Event, Failure, JobControl, NewItem, Outgoing, Save
+from callboard.sql.writes import outcomes, saves
 
 log = logging.getLogger("callboard.journal")
 
@@ -38,6 +42,11 @@ _log_misconfigured = OutageLog(
     log,
     "the database refuses to record outcomes; trying again, nothing is lost: %s",
     "the database records outcomes again, after %.1f s",
+)
+_log_busy = OutageLog(
+    log,
+    "an item can't save yet, which is tried again; other jobs' outcomes are recorded meanwhile: %s",
+    "items could save again, after %.1f s",
 )
 _log_locked = OutageLog(
     log,
@@ -55,6 +64,11 @@ SMALL_BYTES = 2**20
 #: Seconds between two looks whether a job is still locked, and after which its outcomes are tried all the same: a row
 #: that many want may be locked at each look.
 LOCKED_PAUSE_SECONDS, LOCKED_RETRY_SECONDS = 0.25, 5.0
+#: Seconds for which items of a job wait after a statement that one of them saves found a lock or took too long: doubled
+#: each time that none of them could save anything, up to the second.
+FIRST_BUSY_SECONDS, LAST_BUSY_SECONDS = 0.25, 4.0
+#: Characters of a statement in the error of an item that it fails.
+STATEMENT_CHARS = 1_000
 #: Unexpected errors in a row that end the thread, and the seconds between two.
 MAX_ERRORS = 4
 ERROR_PAUSE_SECONDS = 0.25
@@ -84,13 +98,24 @@ class Entry:
     event: Event
     dead_letter: bool
 
+    def fail(self, failure: Failure) -> None:
+        """Make it a failure for good: it can't be recorded as it ended."""
+        self.event = replace(
+            self.event, state="failed", failure=failure, retry=None, result=None, unkept=None, children=(), saves=None,
+            crashed=False, dead=all(delivery.carried for delivery in self.attempt.deliveries),
+        )  # fmt: skip
+        self.dead_letter = True
+
 
 @dataclass(slots=True)
 class LockedJob:
-    """The outcomes of a job that another transaction has locked, and until when they wait for it (monotonic)."""
+    """The outcomes of a job that another transaction has locked: they wait for it until `retry_at` (monotonic), and in
+    any case until `not_before`.
+    """
 
     retry_at: float
     entries: list[Entry] = field(default_factory=list)
+    not_before: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +146,8 @@ class Attempts(Protocol):
 @dataclass(slots=True)
 class Journal:
     """See the module. `store` stores plain sends; `on_work` is called with the seconds after which there is more to
-    publish, `on_broken` when the thread ends by an error that does not pass.
+    publish, `on_broken` when the thread ends by an error that does not pass. `reported_by`: the journal that reports
+    what runs; None: this one does.
     """
 
     process: Process
@@ -129,19 +155,22 @@ class Journal:
     store: Callable[[Conn, Sequence[Send]], None]
     on_work: Callable[[float], None] = lambda _: None
     on_broken: Callable[[BaseException], None] = lambda _: None
+    reported_by: "Journal | None" = None
     _entries: list[Entry] = field(default_factory=list)
     _sends: list[Send] = field(default_factory=list)
     _locked: dict[int, LockedJob] = field(default_factory=dict)
+    _pauses: dict[int, float] = field(default_factory=dict)  # of jobs with busy items, in seconds
     _looked: float = 0.0
     _wake: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
     _closing: bool = False
     _writing: bool = False
     _listeners: list[Callable[[], None]] = field(default_factory=list)
-    _running_rows: RunningRows = field(init=False)
+    running_rows: RunningRows = field(init=False)
 
     def __post_init__(self) -> None:
-        self._running_rows = RunningRows(self.process, _log_outage)
+        other = self.reported_by
+        self.running_rows = other.running_rows if other else RunningRows(self.process, _log_outage)
 
     def add(self, entry: Entry) -> None:
         """Take an attempt that ended. Does not block, raises nothing."""
@@ -239,7 +268,8 @@ class Journal:
                 self._entries[:0] = [e for e in entries if e not in self._entries and e not in waiting]
             _fail(sends, error)
             raise
-        self._running_rows.report(self.attempts.attempts)
+        if self.reported_by is None:
+            self.running_rows.report(self.attempts.attempts)
         with self._wake:
             self._writing = False
             while self._listeners and not self.pending:
@@ -289,7 +319,7 @@ class Journal:
         if not entries:
             return
         try:
-            controls = self._commit([entry.event for entry in entries])
+            controls, busy = self._commit(entries)
         except LockNotAvailable:
             self._set_aside(entries)
         except DATA_ERRORS as error:
@@ -300,7 +330,8 @@ class Journal:
             else:
                 self._record_refused(entries[0], error)
         else:
-            self._acknowledge(entries, controls)
+            self._acknowledge([entry for entry in entries if entry not in busy], controls)
+            self._put_off(busy)
 
     def _waits(self, entry: Entry) -> bool:
         """Keep an outcome whose job is locked with the others of that job; return whether it is."""
@@ -327,8 +358,9 @@ class Journal:
         if now - self._looked < LOCKED_PAUSE_SECONDS:
             return
         self._looked = now
-        free = self._unlocked([entry for locked in self._locked.values() for entry in locked.entries])
-        free |= {job for job, locked in self._locked.items() if now >= locked.retry_at}
+        due = {job: locked for job, locked in self._locked.items() if now >= locked.not_before}
+        free = self._unlocked([entry for locked in due.values() for entry in locked.entries])
+        free |= {job for job, locked in due.items() if now >= locked.retry_at}
         with self._wake:
             for job in free:
                 self._entries[:0] = self._locked.pop(job).entries
@@ -347,13 +379,9 @@ class Journal:
             entry.event = replace(entry.event, result=None, unkept=found.message)
             self._record([entry])
             return
-        failure = replace(found, message=f"it can't be recorded as it ended: {found.message}", traceback="")
-        entry.event = replace(
-            entry.event, state="failed", failure=failure, retry=None, unkept=None, children=(), crashed=False
-        )
-        entry.dead_letter = True
+        entry.fail(replace(found, message=f"it can't be recorded as it ended: {found.message}", traceback=""))
         try:
-            controls = self._commit([entry.event])
+            controls, _ = self._commit([entry])
         except LockNotAvailable:
             self._set_aside([entry])
         except DATA_ERRORS:
@@ -362,18 +390,32 @@ class Journal:
         else:
             self._acknowledge([entry], controls)
 
-    def _commit(self, events: Sequence[Event]) -> list[JobControl]:
-        """Commit outcomes; return the control states of their jobs. Counters that drifted are repaired first, since no
-        item is to blame. Raises DATA_ERRORS and LockNotAvailable.
+    def _commit(self, entries: Sequence[Entry]) -> tuple[list[JobControl], set[Entry]]:
+        """Commit outcomes, with what the items save; return the control states of their jobs, and the outcomes that are
+        put off, since saving waits. Counters that drifted are repaired first, since no item is to blame.
+
+        Raises DATA_ERRORS and LockNotAvailable.
         """
-        size = sum(event.size for event in events)
+        size = sum(entry.event.size for entry in entries)
         try:
-            return self._write_until_done(lambda conn: outcomes.record(conn, events, time.monotonic()), size)
+            return self._write_until_done(partial(_write, entries), size)
         except psycopg.errors.CheckViolation as error:
             if not is_counter_drift(error):
                 raise
-        self._write_until_done(lambda conn: repair_counters(conn, [event.job for event in events]))
-        return self._write_until_done(lambda conn: outcomes.record(conn, events, time.monotonic()))
+        self._write_until_done(lambda conn: repair_counters(conn, [entry.attempt.job for entry in entries]))
+        return self._write_until_done(partial(_write, entries))
+
+    def _put_off(self, entries: Collection[Entry]) -> None:
+        """Take outcomes up later that could not be saved yet: those of a job with a busy item after a pause."""
+        now = time.monotonic()
+        waiting: dict[int, LockedJob] = {}
+        for job in {e.event.job for e in entries if e.event.saves and e.event.saves.busy_since}:
+            pause = self._pauses.get(job, FIRST_BUSY_SECONDS)
+            self._pauses[job] = min(2 * pause, LAST_BUSY_SECONDS)
+            waiting[job] = LockedJob(now + pause, not_before=now + pause)
+        with self._wake:
+            self._locked.update(waiting)
+            self._entries[:0] = [entry for entry in entries if not self._waits(entry)]
 
     def _acknowledge(self, entries: Sequence[Entry], controls: Sequence[JobControl]) -> None:
         self.attempts.apply_controls(controls)
@@ -381,7 +423,10 @@ class Journal:
         if due is not None:
             self.on_work(due)
         self.attempts.acknowledge(entries)
-        self._running_rows.learn((e.attempt.actor, e.event.elapsed) for e in entries)
+        for entry in entries:
+            if self._pauses.pop(entry.attempt.job, None) and not self._pauses:
+                _log_busy.over()
+        self.running_rows.learn((e.attempt.actor, e.event.elapsed) for e in entries)
 
     def _write_until_done(self, statement: Callable[[Conn], T], size: int = 0) -> T:
         """Write until it is committed, also while the process stops; idempotent, so an uncertain COMMIT is harmless.
@@ -432,6 +477,32 @@ class Journal:
                 else:
                     _fail(sends, error)
             return
+
+
+def _write(entries: Sequence[Entry], conn: Conn) -> tuple[list[JobControl], set[Entry]]:
+    """Record outcomes and run what the items save, in one transaction; see `Journal._commit`. An item of which a
+    statement is refused becomes a failure.
+    """
+    saving = {entry.attempt.key: entry for entry in entries if entry.event.saves}
+    if not saving:
+        return outcomes.record(conn, [entry.event for entry in entries], time.monotonic()), set()
+    with transaction(conn):
+        found = saves.lock_succeeding(conn, [entry.event for entry in entries])
+        unsaved = saves.run(conn, [saving[key].event for key in found if key in saving])
+        for key, (save, error) in unsaved.refused.items():
+            saving[key].fail(_failure(save, error))
+        events = [entry.event for entry in entries if entry.attempt.key not in unsaved.later]
+        controls = outcomes.record(conn, events, time.monotonic()) if events else []
+    if unsaved.busy:
+        _log_busy(next(iter(unsaved.busy.values())))
+    return controls, {saving[key] for key in unsaved.later}
+
+
+def _failure(save: Save, error: Exception) -> Failure:
+    """The failure of an item by a statement that it saves."""
+    found = describe(error)
+    text = clean(" ".join(save.text.split()), STATEMENT_CHARS)
+    return replace(found, message=f"{found.message}; it saves: {text}", place=save.place, traceback="")
 
 
 def _due_seconds(events: Sequence[Event], *, limited: bool) -> float | None:

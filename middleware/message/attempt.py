@@ -11,7 +11,7 @@ from typing import Any
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware.message.delivery import Delivery
-from callboard.sql.rows import JobControl, NewItem, Progress
+from callboard.sql.rows import JobControl, NewItem, Progress, Save, Saves
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +45,10 @@ class Attempt:
     retry: NewItem | None = None  # the same message, sent once more by a hook
     sent: list[NewItem] = field(default_factory=list)  # by the actor: stored with a success or a skip only
     hooked: list[NewItem] = field(default_factory=list)  # by callbacks: stored with any outcome
+    saves: Saves | None = None  # with its outcome, if that is a success
+    batch: "list[Attempt] | None" = (
+        None  # of those whose call its actor is, if it takes batches: itself first
+    )
     children: int = 0  # of both
     child_bytes: int = 0  # of their arguments
 
@@ -80,8 +84,25 @@ class Attempt:
             self.children = self.child_bytes = 0
         return sent
 
+    def add_save(self, save: Save, size: int, *, most: int, limit: int) -> bool:
+        """Keep a statement that runs with its outcome, `size` bytes of it; return False if it comes too late. Raises
+        ValueError for more than `most`, or than `limit` bytes together. Thread-safe.
+        """
+        with _ending:
+            if self.ended:
+                return False
+            if self.saves is None:
+                self.saves = Saves()
+            if len(self.saves.statements) == most or self.saves.size + size > limit:
+                raise ValueError(
+                    f"an item may save {most:,} statements, of {limit // 2**20} MiB with their parameters together"
+                )
+            self.saves.statements.append(save)
+            self.saves.size += size
+            return True
+
     def end(self) -> None:
-        """Take no more children."""
+        """Take no more children, and nothing more to save."""
         with _ending:
             self.ended = True
 

@@ -2,6 +2,7 @@
 
 import traceback
 from pathlib import Path
+from types import CodeType
 
 from dramatiq.middleware import TimeLimitExceeded
 
@@ -68,6 +69,10 @@ def _place(error: BaseException) -> str:
         return ""
     while step.tb_next is not None:
         step = step.tb_next
-    code = step.tb_frame.f_code
+    return place(step.tb_frame.f_code, step.tb_lineno)
+
+
+def place(code: CodeType, line: int) -> str:
+    """Return a line of a function as `file:line in function`."""
     file = "/".join(Path(code.co_filename).parts[-2:])
-    return clean(f"{file}:{step.tb_lineno} in {code.co_name}", NAME_CHARS)
+    return clean(f"{file}:{line} in {code.co_name}", NAME_CHARS)

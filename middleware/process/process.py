@@ -15,8 +15,8 @@ from callboard.sql.pool import Conn, Pool, make_pool
 
 T = TypeVar("T")
 
-#: The most connections that a process opens: for the journal, the heartbeat or sweep, the publisher, and a claim.
-CONNECTIONS = 4
+#: The most connections that a process opens: for the two journals, the heartbeat or sweep, the publisher, and a claim.
+CONNECTIONS = 5
 #: Seconds that a stopping process waits for what is still to be written, all of its parts together.
 STOP_SECONDS = 8.0
 #: Seconds that one try of `retry_write` waits for a connection.

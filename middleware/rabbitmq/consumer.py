@@ -225,7 +225,7 @@ class RabbitmqConsumer(Consumer):
 
     def _drain(self, deadline: float) -> None:
         written = threading.Event()
-        self._runtime.journal.when_written(written.set)
+        self._runtime.when_written(written.set)
         while not written.is_set() and time.monotonic() < deadline:
             self.connection.process_data_events(0.02)
         self.connection.process_data_events(0)

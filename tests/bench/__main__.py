@@ -1,11 +1,11 @@
-"""`python -m tests.bench [drain] [publish] [submit] [control] [fairness] [--pairs N] [--items N]`: tables on stdout."""
+"""`python -m tests.bench [drain] [saves] [publish] … [--pairs N] [--items N]`: tables on stdout."""
 
 import argparse
 
-from tests.bench import control, drain, fairness, publish
+from tests.bench import control, drain, fairness, publish, saves
 from tests.bench.rig import rig
 
-WHAT = ["drain", "publish", "submit", "control", "fairness"]
+WHAT = ["drain", "saves", "publish", "submit", "control", "fairness"]
 
 
 def main() -> None:
@@ -18,6 +18,8 @@ def main() -> None:
     with rig() as here:
         if "drain" in what:
             print("\n".join(["", *drain.table(here, given.items, given.pairs)]), flush=True)
+        if "saves" in what:
+            print("\n".join(["", *saves.table(here, given.items, given.pairs)]), flush=True)
         if "publish" in what:
             print("\n".join(["", *publish.table(here, given.items, given.pairs)]), flush=True)
         if "submit" in what:

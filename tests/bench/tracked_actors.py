@@ -1,4 +1,4 @@
-"""The tracked side: the same actor, one that returns a result of 70 bytes, and one that takes 20 ms."""
+"""The tracked side: the same actor, one that returns a result of 70 bytes, one that saves it, one that takes 20 ms."""
 
 import time
 
@@ -23,6 +23,13 @@ def result(number: int) -> dict[str, str]:
 @callboard.batch
 def many(numbers: list[int]) -> None:
     """Nothing, for all that a message carries."""
+
+
+@dramatiq.actor(max_retries=0)
+def saving(number: int) -> None:
+    """Save one row of the app's own."""
+    now = callboard.current()
+    callboard.save("INSERT INTO scores VALUES (%s, %s, %s)", (now.job, now.item, "x" * 58))
 
 
 @dramatiq.actor(max_retries=0)

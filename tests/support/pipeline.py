@@ -106,14 +106,15 @@ class Stage:
 @contextmanager
 def stage(
     postgres_url: str, template: str, rabbitmq: Broker, actors: Sequence[str], folder: Path | None = None,
-    modules: Sequence[str] = (ACTORS,), threads: int = 8,
+    modules: Sequence[str] = (ACTORS,), threads: int = 8, tables: str = "",
 ) -> Iterator[Stage]:  # fmt: skip
-    """A stage of its own; with a `folder` for its log, one worker process plays on it."""
+    """A stage of its own, with `tables` of the app; with a `folder` for its log, one worker process plays on it."""
     with ExitStack() as stack:
         name = stack.enter_context(database(postgres_url, template))
         url = with_database(postgres_url, name)
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute("CREATE TABLE runs (job bigint, item int, attempt int, what text)")
+            conn.execute(tables.encode())
         environment = {"DATABASE_URL": url, "AMQP_URL": stack.enter_context(rabbitmq.vhost())}
         worker = None
         if folder is not None:

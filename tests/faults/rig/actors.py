@@ -50,6 +50,20 @@ def work(number: int, fate: str = "succeed", seconds: float = 0.0, gate: str = "
         return {"number": number} if fate == "result" else None
 
 
+@dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
+def saves(number: int, fate: str = "succeed", seconds: float = 0.0) -> None:
+    """Save a row, or one that the table refuses; take some seconds; then end as its fate is."""
+    now = callboard.current()
+    row = (now.job, now.item, now.attempt, fate)
+    with logged_run():
+        callboard.save("INSERT INTO saved (job, item, attempt, fate) VALUES (%s, %s, %s, %s)", row)
+        time.sleep(seconds)
+        if fate == "fail" or (fate == "retry" and now.attempt == 1):
+            raise NotYet(f"number {number} needs another try")
+        if fate == "skip":
+            raise callboard.Skip("already done")
+
+
 @dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
 def serve(customer: str, fate: str = "succeed", seconds: float = 0.0) -> None:
     """Take some seconds for a customer; or fail once."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.rabbitmq.acks import AckTracker
-from callboard.sql.writes import callbacks, claims, outcomes, publishing, stages
+from callboard.sql.writes import callbacks, claims, outcomes, publishing, saves, stages
 from tests.support.boot_death import die, wait_for_boot
 
 MODULE = "tests.faults.rig.kill_points"
@@ -121,6 +121,10 @@ POINTS = {
     # The actors returned, and nothing is recorded; the statement is under way, or just was.
     "outcome": Point(outcomes, "record", _ended),
     "flush": Point(outcomes, "record", _ended, seconds_later=0.001),
+    # Run in a transaction that has not ended.
+    "saved": Point(
+        saves, "run", lambda _, __, events: [(event.job, event.item) for event in events] or None, after=True
+    ),
     # Committed.
     "settle": Point(InFlight, "acknowledge", lambda _, __, entries: [entry.attempt.key for entry in entries]),
     # Not sent to RabbitMQ yet.

@@ -24,7 +24,19 @@ from tests.support.clients import client
 from tests.support.workers import Worker, wait_until
 
 ACTORS = "tests.faults.rig.actors"
-NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uploads", "told", "summed")
+NAMES = (
+    "work",
+    "serve",
+    "leaves",
+    "deadly",
+    "hung",
+    "parent",
+    "limited",
+    "uploads",
+    "told",
+    "summed",
+    "saves",
+)
 #: Seconds within which everything happens that a test waits for.
 TIMEOUT = 120.0
 #: Seconds between two looks at what a test waits for.

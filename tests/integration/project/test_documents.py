@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 import yaml
 
@@ -147,6 +148,19 @@ def test_jobs_and_control(terminal: Terminal, address: str) -> None:
 def test_commands(terminal: Terminal, address: str) -> None:
     printed = terminal.printed(documents.block("sh", "words.csv"))
     assert any("3 succeeded" in text for text in printed)
+
+
+def test_saving_results(terminal: Terminal, address: str) -> None:
+    printed = terminal.printed("python run_scores.py")
+    error = 'invalid input syntax for type date: "no day"'
+    assert printed == ["3 succeeded, 1 failed", "[('ACME', 40), ('INITECH', 70)]", error]
+    text = " ".join(documents.PAGES["docs/saving-results.md"].split())
+    assert all(f"`{said}`" in text for said in (printed[0], error))
+    terminal.printed("callboard purge")
+    with psycopg.connect(terminal.environment["DATABASE_URL"]) as conn:
+        assert wait_until(
+            lambda: conn.execute("SELECT count(*) FROM scores").fetchone() == (0,), TIMEOUT, pause=0.2
+        )
 
 
 def test_stages(terminal: Terminal, address: str) -> None:

@@ -57,8 +57,9 @@ class Deferring:
         self.process = process_without_database()
         self.consumers = Consumers()
         self.listeners: list[Any] = []
-        journal = SimpleNamespace(when_written=self.listeners.append)
-        runtime: Any = SimpleNamespace(process=self.process, consumers=self.consumers, journal=journal)
+        runtime: Any = SimpleNamespace(
+            process=self.process, consumers=self.consumers, when_written=self.listeners.append
+        )
         self.stock = stock
         self.consumer = DeferringConsumer(stock, runtime)
         self.messages = list(iter(lambda: next(self.consumer), None))

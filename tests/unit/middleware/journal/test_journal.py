@@ -331,7 +331,7 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
     assert wait_until(lambda: len(looks) > 20, 20)
     assert on.journal.close(10)
     assert touched == list(range(1, len(looks) + 1))
-    assert 0 < len(on.journal._running_rows._started_jobs) <= 5
+    assert 0 < len(on.journal.running_rows._started_jobs) <= 5
 
 
 def test_a_sender_gets_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
