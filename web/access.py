@@ -31,6 +31,8 @@ OPEN = ("/healthz", "/readyz", "/static/")
 
 #: The key of the request's scope under which the identity of its sender is kept.
 IDENTITY = "callboard.identity"
+#: Likewise the login that gave it.
+LOGIN = "callboard.login"
 MISTAKEN = (
     "the login of this app gave an answer that Callboard does not take; the server's log says what to return"
 )
@@ -80,7 +82,7 @@ class AccessControl:
             if isinstance(found, Response):  # of another app: its headers are its own
                 await found(scope, receive, send)
                 return
-            scope[IDENTITY] = found
+            scope[IDENTITY], scope[LOGIN] = found, self.authenticate
             if found is None:
                 answer = Problem(401, NO_LOGIN, {"WWW-Authenticate": "Bearer"})
         await answer(scope, receive, _with_headers(send))
@@ -93,6 +95,12 @@ class AccessControl:
 def identity(request: Request) -> Identity | None:
     """Who sends the request; None where the app has no login."""
     return request.scope.get(IDENTITY)
+
+
+async def is_still_admitted(request: Request) -> bool:
+    """Whether the login admits the sender as it did at first: for an answer that goes on."""
+    login = request.scope.get(LOGIN)
+    return login is None or await _admission(login, request) == identity(request)
 
 
 def tenant(request: Request) -> str | None:

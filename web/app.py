@@ -10,7 +10,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount, Route
 
 from callboard.sql.settings import NotConfigured
-from callboard.web import health, openapi, pages
+from callboard.web import events, health, openapi, pages
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS
@@ -54,5 +54,5 @@ def create_app(
     app = Starlette(
         routes=ROUTES, middleware=[access, packed], exception_handlers=HANDLERS, lifespan=lifespan
     )
-    app.state.database = database
+    app.state.database, app.state.events = database, events.loops()
     return app

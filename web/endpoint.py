@@ -135,11 +135,16 @@ class Endpoint:
 
 
 def _conditional(request: Request, answer: Response) -> Response:
-    """The answer with its ETag, or a 304 to who has it already. The tag is weak, since the body may be sent packed."""
-    tag = f'W/"{hashlib.blake2b(bytes(answer.body), digest_size=12).hexdigest()}"'
+    """The answer with its ETag, or a 304 to who has it already."""
+    tag = etag(bytes(answer.body))
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     known = request.headers.get("if-none-match", "")
     if tag in (one.strip() for one in known.split(",")):
         return Response(status_code=304, headers=headers)
     answer.headers.update(headers)
     return answer
+
+
+def etag(body: bytes) -> str:
+    """The ETag of an answer; it is weak, since the body may be sent packed."""
+    return f'W/"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'

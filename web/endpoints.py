@@ -1,6 +1,6 @@
 """All endpoints of the API, as /api/v1 and /api serve them and as the OpenAPI document describes them."""
 
-from callboard.web import actions, answers, items, jobs, queues, workers
+from callboard.web import actions, answers, events, items, jobs, queues, workers
 from callboard.web.endpoint import Endpoint
 from callboard.web.parameters import Page
 
@@ -9,6 +9,7 @@ ENDPOINTS: list[Endpoint] = [
     Endpoint("GET", "/jobs/{job}", jobs.job, answers.Job, shared=True),
     Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.Limits, scope="control"),
     Endpoint("DELETE", "/jobs/{job}", actions.delete, None, scope="control", status=204),
+    Endpoint("GET", "/jobs/{job}/events", events.job, None, shared=True, produces=events.TYPES),
     Endpoint("GET", "/jobs/{job}/items", items.items, answers.Items, query=items.ItemFilter),
     Endpoint("GET", "/jobs/{job}/items/{item}", items.item, answers.ItemWithAttempts),
     Endpoint("GET", "/jobs/{job}/errors", jobs.errors, answers.Errors),
@@ -18,6 +19,7 @@ ENDPOINTS: list[Endpoint] = [
     Endpoint("POST", "/jobs/{job}/pause", actions.pause, answers.Job, scope="control"),
     Endpoint("POST", "/jobs/{job}/resume", actions.resume, answers.Job, scope="control"),
     Endpoint("POST", "/jobs/{job}/retry", actions.retry, answers.Job, body=actions.Retry, scope="control"),
+    Endpoint("GET", "/events", events.jobs, None, query=jobs.JobQuery, produces=events.TYPES),
     Endpoint(
         "GET", "/workers", workers.workers, answers.Workers, query=workers.WorkerFilter, for_all_tenants=True
     ),

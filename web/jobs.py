@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from callboard.sql.reads import job_filter, queries
+from callboard.sql.reads import item_view, job_filter, queries
+from callboard.sql.reads.queries import Query
 from callboard.web import parameters
 from callboard.web.answers import JobState
 from callboard.web.endpoint import Call, NoBody
@@ -70,12 +71,17 @@ def seen(call: Call[Any, Any], wanted: JobFilter) -> job_filter.JobFilter | None
     return replace(found, tenant=call.tenant) if found.tenant in (None, call.tenant) else None
 
 
-async def jobs(call: Call[JobQuery, NoBody]) -> dict[str, Any]:
-    """List jobs, the newest first."""
+def listing(call: Call[JobQuery, NoBody]) -> Query[item_view.Page]:
+    """The page of jobs that is asked for, of those that the sender may see."""
     wanted, before = seen(call, call.query), parameters.cursor(call.query.after, "jobs")
     if wanted is None:
-        return {"jobs": [], "next": None}
-    found, following = await call.read(queries.jobs(wanted, before=before, limit=call.query.limit))
+        wanted, before = job_filter.JobFilter(tenant=call.tenant), 0  # no job has such an id
+    return queries.jobs(wanted, before=before, limit=call.query.limit)
+
+
+async def jobs(call: Call[JobQuery, NoBody]) -> dict[str, Any]:
+    """List jobs, the newest first."""
+    found, following = await call.read(listing(call))
     return {"jobs": found, "next": parameters.next_page(following, "jobs")}
 
 

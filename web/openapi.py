@@ -16,6 +16,8 @@ Schema = dict[str, Any]
 
 #: Where a schema of the document stands.
 SCHEMAS = "#/components/schemas/{name}"
+#: The type of a stream of events.
+EVENTS = "text/event-stream"
 #: What each problem is: the statuses that every endpoint may answer, those of one with a path, and those of a change.
 ALWAYS = {
     400: "A parameter makes no sense.",
@@ -154,6 +156,8 @@ def _responses(one: Endpoint) -> Schema:
         **one.problems,
     }
     content: Schema = {kind: {"schema": {"type": "string"}} for kind in one.produces}
+    if EVENTS in content:  # OpenAPI 3.1 can't describe an event
+        content[EVENTS] = {}
     if one.answer is not None:
         content = {"application/json": {"schema": _reference(one.answer)}}
     elif "application/json" in content:
@@ -163,6 +167,8 @@ def _responses(one: Endpoint) -> Schema:
         done[str(one.status)]["content"] = content
     if one.reads and one.answer is not None:
         done["304"] = {"description": "The answer is the one whose ETag the request has."}
+    if EVENTS in content:
+        done["204"] = {"description": "The job is over, and `Last-Event-ID` says that its end is known."}
     problem = {"application/problem+json": {"schema": _reference(Problem)}}
     return done | {
         str(status): {"description": said, "content": problem} for status, said in sorted(problems.items())

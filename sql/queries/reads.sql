@@ -7,6 +7,14 @@ WITH page AS MATERIALIZED (
     SELECT NULL::bigint AS looked_at WHERE false
 ), {described_jobs}
 
+-- name: jobs_by_id
+-- Those of some jobs that exist, and their stages, in one snapshot. Caller: queries.jobs_by_id. Rows: as of `jobs`.
+WITH page AS MATERIALIZED (
+    SELECT id FROM callboard.jobs WHERE id = ANY (%(jobs)s::bigint[]) AND deleted_at IS NULL
+), looked AS (
+    SELECT NULL::bigint AS looked_at WHERE false
+), {described_jobs}
+
 -- name: jobs
 -- A page of jobs by id, the newest first; a stage is in none. This one and the next six differ in `source`: the jobs that
 -- the index of one filter finds. The page is looked for among them, `look_at` at most, for no index has the other filters;

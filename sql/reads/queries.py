@@ -76,6 +76,15 @@ def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | No
     )
 
 
+def jobs_by_id(numbers: Sequence[int]) -> Query[dict[int, dict[str, Any]]]:
+    """Describe those of these jobs that exist, by id."""
+    return Query(
+        statement("jobs_by_id"),
+        {"jobs": numbers, **_description()},
+        lambda rows: {found["id"]: found for found in staged_job_view.jobs(_shown(rows))},
+    )
+
+
 def is_of_tenant(number: int, tenant: str) -> Query[bool]:
     """Return whether there is such a job of this tenant."""
     return Query(statement("job_of_tenant"), {"job": number, "tenant": tenant}, bool)

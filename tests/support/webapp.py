@@ -1,11 +1,12 @@
 """The web app for tests: called in process, and served on a port of its own."""
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import uvicorn
@@ -13,6 +14,9 @@ from starlette.applications import Starlette
 
 from callboard.commands.services.child_process import wait_until
 from callboard.web import create_app
+
+#: The type of a stream of events.
+TYPE = "text/event-stream; charset=utf-8"
 
 
 def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[httpx.Response]:
@@ -48,3 +52,32 @@ def served(app: Starlette, port: int = 0) -> Iterator[str]:
 def open_app(url: str, **options: Any) -> Starlette:
     """The app on a database, open to everybody."""
     return create_app(url=url, **options)
+
+
+class Event(NamedTuple):
+    """A server-sent event."""
+
+    name: str
+    data: Any
+    id: str | None
+
+
+@contextmanager
+def followed(url: str, *, headers: dict[str, str] | None = None) -> Iterator[Iterator[Event]]:
+    """Follow a stream of events for a block."""
+    with httpx.stream("GET", url, headers=headers, timeout=30) as answer:
+        assert (answer.status_code, answer.headers["content-type"]) == (200, TYPE), answer.read()
+        yield events(answer.iter_lines())
+
+
+def events(lines: Iterator[str]) -> Iterator[Event]:
+    """The events of a stream; one without data is none."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(": ")
+        if line:
+            fields[name] = value
+            continue
+        if "data" in fields:
+            yield Event(fields["event"], json.loads(fields["data"]), fields.get("id"))
+        fields = {}

@@ -1,0 +1,12 @@
+"""What the tests of the web app share."""
+
+import pytest
+
+from callboard.web import events
+
+
+@pytest.fixture(autouse=True)
+def streams_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of events ends with its first one, but where it is tried: a client in process waits for its end."""
+    if request.path.stem != "test_events":
+        monkeypatch.setattr(events, "_server_stops", lambda: True)
