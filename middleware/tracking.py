@@ -22,6 +22,7 @@ from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.envelope import is_name
 from callboard.middleware.message.failure import text_of
 from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.ping import PING, add_ping
 from callboard.middleware.process.outage import ThrottleFilter, disconnected
 from callboard.middleware.process.process import Stopping
 from callboard.middleware.process.side_thread import SideThread
@@ -167,9 +168,11 @@ class Tracking(Middleware):
         self.runtime.check()
         # Not after the boot: the consumers start in between, and need to know the number of threads.
         only = worker.consumer_whitelist
-        actors = [a for a in broker.actors.values() if not only or a.queue_name in only]
+        own = [a for a in broker.actors.values() if a.actor_name != PING]
+        actors = [a for a in own if not only or a.queue_name in only]
         signatures = {a.actor_name: found for a in actors if (found := own_signature(a)) is not None}
         self.runtime.open(worker, {a.actor_name: a.queue_name for a in actors}, signatures)
+        add_ping(broker)
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
         """Log an outage of the broker now and then, not for each queue every three seconds."""

@@ -66,9 +66,9 @@ def document(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
     """`1 job`, `2 jobs`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def plain(value: object) -> Text:

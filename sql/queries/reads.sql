@@ -416,6 +416,10 @@ ORDER BY id DESC LIMIT %(limit)s
 -- Every actor that any worker ever announced. Caller: queries.actors.
 SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
 
+-- name: server
+-- The database's clock, and the server process that this comes from. Caller: queries.server. Rows: one.
+SELECT clock_timestamp() AS now, pg_backend_pid() AS pid
+
 -- name: queues
 -- The queues that actors of any worker ever had, with what the open jobs still have to publish to them: of a job whose
 -- items name other queues, to its own. Caller: queries.queues.

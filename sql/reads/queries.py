@@ -204,6 +204,11 @@ def actors() -> Query[list[dict[str, Any]]]:
     return Query(statement("known_actors"), {}, item_view.with_iso_times("seen_at"))
 
 
+def server() -> Query[dict[str, Any]]:
+    """Return the time of the database (`now`) and the server process that answers (`pid`)."""
+    return Query(statement("server"), {}, lambda rows: rows[0])
+
+
 def queues() -> Query[list[dict[str, Any]]]:
     """Return every queue of a known actor: name, actors, those that no worker has (`unserved`), and items `pending`."""
     parameters = {"dead_after": timings.DEAD_AFTER_SECONDS}

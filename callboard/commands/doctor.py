@@ -1,0 +1,275 @@
+"""`callboard doctor`: what is there, what is wrong, and what to do about it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any, NamedTuple
+
+import pika
+import typer
+from rich.text import Text
+
+from callboard.commands import actor_modules, output
+from callboard.commands.database import reach
+from callboard.commands.errors import CommandError
+from callboard.commands.local.broker import reach_broker
+from callboard.commands.output import AsJson
+from callboard.middleware.ping import PING
+from callboard.middleware.rabbitmq import queue_admin
+from callboard.middleware.rabbitmq.queue_admin import Depth, NoAnswer
+from callboard.middleware.submission import item_encoding
+from callboard.sql import migrate, settings
+from callboard.sql.migrate import SchemaError
+from callboard.sql.pool import Conn, connect, database_address
+from callboard.sql.reads import queries
+from callboard.sql.reads.job_filter import JobFilter
+from callboard.sql.settings import NotConfigured
+from callboard.sql.states import JOB_FINAL
+from callboard.sql.writes import actions, submission
+from callboard.sql.writes.requests import NotPossible, Requester
+
+app = typer.Typer()
+
+#: Seconds that the clock of this machine may differ from that of the database.
+CLOCK_SECONDS = 2.0
+#: Seconds between two looks at a ping.
+LOOK_SECONDS = 0.02
+#: Stalled jobs that are named.
+STALLED = 5
+OK, NOTE, WRONG = "ok", "note", "wrong"
+STYLES = {OK: "green", NOTE: "yellow", WRONG: "bold red"}
+ASKED = Requester("cli", "doctor")
+
+
+class Finding(NamedTuple):
+    """What was looked at, how it is (ok, note or wrong), what was found, and what to do about it."""
+
+    about: str
+    state: str
+    found: str
+    do: str = ""
+
+
+@app.command()
+def doctor(
+    *,
+    ping: Annotated[bool, typer.Option(help="Send a message through every queue that a worker has.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for each of these.")] = 15.0,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what is wrong when nothing happens: database, broker, queues, workers, jobs. Exit 1 if something is.
+
+    It changes nothing, but for a job of one item a queue, which it deletes again.
+    """
+    actor_modules.use_running_stack()
+    findings = []
+    for finding in examine(timeout if ping else None):
+        findings.append(finding)
+        if not as_json:
+            _print(finding)
+    wrong = [finding for finding in findings if finding.state == WRONG]
+    if as_json:
+        output.document({"findings": [finding._asdict() for finding in findings], "wrong": len(wrong)})
+    elif not wrong:
+        typer.echo("nothing is wrong")
+    raise typer.Exit(1 if wrong else 0)
+
+
+def examine(timeout: float | None) -> Iterator[Finding]:
+    """Look at everything, in the order in which a message meets it. `timeout`: seconds for a ping; None: send none."""
+    yield from _settings()
+    addresses = settings.AMQP_URL.get()
+    try:
+        url = database_address()
+        with reach(url), connect(url) as conn:
+            yield from _database(conn)
+            yield from _broker(addresses)
+            yield from _workers(conn)
+            yield from _queues(conn, addresses)
+            yield from _jobs(conn)
+            if timeout is not None:
+                yield from _pings(conn, timeout)
+    except NotConfigured as error:
+        yield Finding("database", WRONG, "no address", str(error))
+    except CommandError as error:
+        found, _, do = str(error).partition("; ")
+        yield Finding("database", WRONG, found, do)
+        yield from _broker(addresses)
+    except SchemaError as error:
+        found, _, do = str(error).partition(": ")
+        yield Finding("schema", WRONG, found, do)
+
+
+def _settings() -> Iterator[Finding]:
+    for name in settings.unknown():
+        yield Finding("settings", NOTE, f"{name} is no setting", "see `callboard config` for those there are")
+    yield Finding("settings", OK, "each has a value that makes sense")  # main() has checked them
+
+
+def _database(conn: Conn) -> Iterator[Finding]:
+    began = time.perf_counter()
+    server = queries.run(conn, queries.server())
+    took = (time.perf_counter() - began) * 1000
+    version = conn.info.server_version
+    yield Finding("database", OK, f"PostgreSQL {version // 10000}, answers in {took:.1f} ms")
+    warning = migrate.check(conn)
+    yield Finding("schema", NOTE if warning else OK, warning or "fits this code")
+    apart = abs((datetime.now(UTC) - server["now"]).total_seconds())
+    if apart > CLOCK_SECONDS:
+        yield Finding(
+            "clock", NOTE, f"this machine and the database are {apart:.0f} s apart",
+            "set the clocks: limits and times go by the database's",
+        )  # fmt: skip
+    if conn.info.backend_pid != server["pid"]:
+        yield _pooler()
+
+
+def _pooler() -> Finding:
+    """Finding: the server process is not the one that this connection was told of, so a pooler stands between."""
+    if settings.PREPARE.get():
+        do = "if it is PgBouncer before 1.21, or has max_prepared_statements = 0: set CALLBOARD_PREPARE=off"
+        return Finding("pooler", NOTE, "there is one, and prepared statements are on", do)
+    return Finding("pooler", OK, "there is one, and prepared statements are off")
+
+
+def _broker(addresses: str) -> Iterator[Finding]:
+    if not addresses:
+        yield Finding(
+            "broker", NOTE, "AMQP_URL is not set", "set it, unless one process both sends and runs everything"
+        )
+        return
+    for address in addresses.split(";"):
+        parameters = pika.URLParameters(address.strip())
+        place = f"{parameters.host}:{parameters.port}"
+        try:
+            began = time.perf_counter()
+            reach_broker(address)
+            took = (time.perf_counter() - began) * 1000
+        except CommandError as error:
+            found, _, do = str(error).partition("; ")
+            yield Finding("broker", WRONG, found, do)
+        else:
+            yield Finding("broker", OK, f"RabbitMQ at {place} takes a connection in {took:.0f} ms")
+
+
+def _workers(conn: Conn) -> Iterator[Finding]:
+    alive, _ = queries.run(conn, queries.workers(state="alive", limit=500))
+    if not alive:
+        yield Finding("workers", WRONG, "none is alive", "start one: dramatiq YOUR_MODULE")
+        return
+    threads = sum(worker["threads"] for worker in alive)
+    yield Finding("workers", OK, f"{output.count(len(alive), 'process', 'processes')}, {threads} threads")
+    for worker in alive:
+        if worker["trouble"]:
+            yield Finding(f"worker {worker['id']}", WRONG, worker["trouble"])
+    if len(releases := sorted({worker["release"] for worker in alive})) > 1:
+        yield Finding("workers", NOTE, f"of several releases: {', '.join(releases)}")
+
+
+def _queues(conn: Conn, addresses: str) -> Iterator[Finding]:
+    known = queries.run(conn, queries.queues())
+    depths: dict[str, Depth] = {}
+    with suppress(NoAnswer):  # `_broker` has said so
+        if addresses:
+            depths = queue_admin.depths(
+                addresses, [row["name"] for row in known], settings.RABBITMQ_API.get()
+            )
+    for row in known:
+        yield from _queue(row, depths.get(row["name"], Depth()))
+
+
+def _queue(row: dict[str, Any], depth: Depth) -> Iterator[Finding]:
+    about = f"queue {row['name']}"
+    if row["unserved"] and row["pending"]:
+        yield Finding(
+            about, NOTE, f"no worker that is alive has {', '.join(row['unserved'])}",
+            "if jobs need it, start a worker with its module",
+        )  # fmt: skip
+    if depth.dead:
+        yield Finding(
+            about, NOTE, f"{output.count(depth.dead, 'dead letter')}",
+            f"look at the errors of their jobs, then `callboard retry JOB` or `callboard put-back {row['name']}`",
+        )  # fmt: skip
+    if depth.ready is not None and not depth.consumers and depth.ready:
+        yield Finding(
+            about, WRONG, f"{depth.ready:,} messages are ready, and nobody consumes them", "start a worker"
+        )
+    else:
+        ready = "" if depth.ready is None else f"{depth.ready:,} ready, "
+        yield Finding(about, OK, f"{ready}{row['pending']:,} items wait as rows")
+
+
+def _jobs(conn: Conn) -> Iterator[Finding]:
+    stalled, following = queries.run(conn, queries.jobs(JobFilter(stalled=True), limit=STALLED))
+    for job in stalled:
+        yield Finding(f"job {job['id']}", WRONG, f"{job['name']}: {job['stalled']}")
+    if not stalled:
+        yield Finding("jobs", OK, "none stands still")
+    elif following is not None:
+        yield Finding("jobs", NOTE, "more stand still", "callboard jobs is:stalled")
+
+
+def _pings(conn: Conn, timeout: float) -> Iterator[Finding]:
+    alive, _ = queries.run(conn, queries.workers(state="alive", limit=500))
+    for queue in sorted({queue for worker in alive for queue in worker["queues"]}):
+        yield _ping(conn, queue, timeout)
+
+
+def _ping(conn: Conn, queue: str, timeout: float) -> Finding:
+    """Send a job of one item through a queue, time its hops, and delete it."""
+    about, began = f"ping through {queue}", time.monotonic()
+    made = submission.create_job(
+        conn, name=f"doctor: ping through {queue}", key=None, tenant="", actor=PING, queue=queue, metadata={},
+        created_by="doctor",
+    )  # fmt: skip
+    submission.store_chunk(conn, made.job, 0, [item_encoding.encode(0, [])], keyed=False)
+    submission.seal_job(conn, made.job)
+    stored = time.monotonic()
+    job: dict[str, Any] = {"state": "pending"}
+    while job["state"] not in JOB_FINAL and time.monotonic() - stored < timeout:
+        time.sleep(LOOK_SECONDS)
+        found = queries.run(conn, queries.job(made.job))
+        job = {"state": "cancelled"} if found is None else found  # None: somebody has deleted it
+    seen = time.monotonic()
+    try:
+        if job["state"] != "completed":
+            return _unanswered(conn, made.job, about, job, timeout)
+        (item,), _ = queries.run(conn, queries.items(made.job))
+        created, started, finished = (
+            datetime.fromisoformat(job["created_at"]), datetime.fromisoformat(item["started_at"]),
+            datetime.fromisoformat(job["finished_at"]),
+        )  # fmt: skip
+        hops = {
+            "row": stored - began, "publish and delivery": (started - created).total_seconds() - (stored - began),
+            "outcome": (finished - started).total_seconds(),
+            "read": (seen - began) - (finished - created).total_seconds(),
+        }  # fmt: skip
+        return Finding(
+            about, OK, ", ".join(f"{name} {max(took, 0) * 1000:.0f} ms" for name, took in hops.items())
+        )
+    finally:
+        with suppress(NotPossible):
+            actions.delete(conn, made.job, ASKED)
+
+
+def _unanswered(conn: Conn, number: int, about: str, job: dict[str, Any], timeout: float) -> Finding:
+    actions.cancel(conn, number, ASKED, reason="no answer in time")
+    where = (
+        "its row was not published"
+        if job.get("pending")
+        else "its message was published and did not come back"
+    )
+    why = f": {job['stalled']}" if job.get("stalled") else ""
+    return Finding(
+        about, WRONG, f"no answer within {timeout:g} s, {where}{why}",
+        "look at the log of a worker that has this queue; it may be busy with long items, or of an older release",
+    )  # fmt: skip
+
+
+def _print(finding: Finding) -> None:
+    line = Text(f"{finding.state:<6}", style=STYLES[finding.state])
+    line.append(f"{finding.about}: ", style="bold").append_text(output.plain(finding.found))
+    output.console().print(line)
+    if finding.do:
+        output.console().print(Text("       → ").append_text(output.plain(finding.do)))

@@ -1,0 +1,22 @@
+"""An actor that every worker has, by which `callboard doctor` tries a queue from end to end."""
+
+from typing import Any
+
+import dramatiq
+
+#: Its name. No worker announces it: it is no actor of the app's.
+PING = "callboard.ping"
+
+
+def answer() -> str:
+    """What a ping runs."""
+    return "pong"
+
+
+def add_ping(broker: dramatiq.Broker) -> None:
+    """Let the broker's workers run pings. The actor is not declared: that would declare a queue for it."""
+    queue = next((actor.queue_name for actor in broker.actors.values()), "default")
+    actor: dramatiq.Actor[..., Any] = dramatiq.Actor(
+        answer, broker=broker, actor_name=PING, queue_name=queue, priority=0, options={"max_retries": 0}
+    )
+    broker.actors[PING] = actor

@@ -1,0 +1,152 @@
+"""`callboard doctor` on real services: all is well, and each thing that is not."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from callboard.commands.main import main
+from callboard.middleware.ping import PING
+from callboard.sql.pool import connect
+from callboard.sql.reads import queries
+from callboard.sql.writes import submission
+from tests.support.databases import with_database
+from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.vhosts import Broker
+
+
+@pytest.fixture(scope="module")
+def on(
+    postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """One worker process for these tests."""
+    folder = tmp_path_factory.mktemp("doctor")
+    with stage(postgres_url, template, broker, ["work", "stubborn"], folder) as made:
+        yield made
+
+
+@pytest.fixture
+def here(on: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """This process has the worker's database and broker."""
+    for name in ("DATABASE_URL", "AMQP_URL"):
+        monkeypatch.setenv(name, on.environment[name])
+    return on
+
+
+def examined(
+    capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """The exit code, and the findings by what they are about."""
+    capsys.readouterr()
+    code = main(["doctor", "--json", *options])
+    found: dict[str, list[dict[str, Any]]] = {}
+    for finding in json.loads(capsys.readouterr().out)["findings"]:
+        found.setdefault(finding["about"], []).append(finding)
+    return code, found
+
+
+def test_a_ping_goes_through_every_queue_and_leaves_nothing(
+    here: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = examined(capsys)
+    assert code == 0, found
+    assert not [f for findings in found.values() for f in findings if f["state"] == "wrong"]
+    pings = {about: findings[0]["found"] for about, findings in found.items() if about.startswith("ping")}
+    queues = queries.run(here.conn, queries.workers(state="alive"))[0][0]["queues"]
+    assert set(pings) == {f"ping through {queue}" for queue in queues}
+    for hops in pings.values():
+        assert [hop.rsplit(" ", 2)[0] for hop in hops.split(", ")] == [
+            "row",
+            "publish and delivery",
+            "outcome",
+            "read",
+        ]
+    assert queries.run(here.conn, queries.jobs())[0] == []
+    (worker,) = queries.run(here.conn, queries.workers(state="alive"))[0]
+    assert PING not in worker["actors"]
+    assert main(["doctor", "--no-ping"]) == 0
+    assert capsys.readouterr().out.endswith("nothing is wrong\n")
+
+
+def test_what_stands_still_is_named_with_what_to_do(here: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    failed = here.submit("stubborn", {"number": 1, "wins_at": 4})
+    assert failed.wait(TIMEOUT)["failed"] == 1
+    with connect(here.environment["DATABASE_URL"]) as conn:
+        stuck = submission.create_job(
+            conn,
+            name="stuck",
+            key=None,
+            tenant="",
+            actor="nobody_has_it",
+            queue="default",
+            metadata={},
+            created_by=None,
+        ).job
+        submission.store_chunk(conn, stuck, 0, [(b"{}", None)], keyed=False)
+        conn.execute(
+            "UPDATE callboard.jobs SET updated_at = now() - interval '1 minute' WHERE id = %s", (stuck,)
+        )
+        try:
+            code, found = examined(capsys, "--no-ping")
+        finally:
+            conn.execute("DELETE FROM callboard.jobs WHERE id = %s", (stuck,))
+    assert code == 1
+    assert found[f"job {stuck}"][0]["state"] == "wrong"
+    assert "nobody_has_it" in found[f"job {stuck}"][0]["found"]
+    (letters,) = (f for f in found["queue default"] if "dead letter" in f["found"])
+    assert (letters["state"], "callboard put-back default" in letters["do"]) == ("note", True)
+
+
+def test_a_queue_whose_worker_does_not_answer_is_wrong(
+    here: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert here.worker is not None
+    frozen = here.worker.children()
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        code, found = examined(capsys, "--timeout", "1")
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    (ping,) = found["ping through default"]
+    assert (code, ping["state"]) == (1, "wrong")
+    assert "no answer within 1 s" in ping["found"]
+    assert "log of a worker" in ping["do"]
+
+
+def test_a_pooler_with_prepared_statements_is_noted(
+    here: Stage, pooler_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = urlsplit(here.environment["DATABASE_URL"]).path[1:]
+    monkeypatch.setenv("DATABASE_URL", with_database(pooler_url, name))
+    assert examined(capsys, "--no-ping")[1]["pooler"][0]["do"].endswith("set CALLBOARD_PREPARE=off")
+    monkeypatch.setenv("CALLBOARD_PREPARE", "off")
+    assert examined(capsys, "--no-ping")[1]["pooler"][0]["state"] == "ok"
+
+
+def test_what_is_missing_is_named(
+    empty_database_url: str,
+    database_url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AMQP_URL", "amqp://anna:hunter2@127.0.0.1:1")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://anna:hunter2@127.0.0.1:1/none")
+    code, found = examined(capsys)
+    assert (code, found["database"][0]["state"], found["broker"][0]["state"]) == (1, "wrong", "wrong")
+    assert "hunter2" not in str(found)
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    code, found = examined(capsys)
+    assert (code, found["schema"][0]["do"]) == (1, "run `callboard migrate`")
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.delenv("AMQP_URL")
+    monkeypatch.setenv("CALLBOARD_KEEPS", "1d")
+    code, found = examined(capsys)
+    assert (code, found["workers"][0]["found"]) == (1, "none is alive")
+    assert found["broker"][0]["state"] == "note"
+    assert "CALLBOARD_KEEPS" in found["settings"][0]["found"]
