@@ -18,6 +18,7 @@ from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Callbacks
 from callboard.middleware.submission.enqueue import current_job
+from callboard.middleware.submission.item_encoding import key_texts
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.errors import is_connection_lost
 from callboard.sql.limits import Limits
@@ -76,8 +77,16 @@ class Job:
             time.sleep(WAIT_SECONDS)
         return status
 
-    def items(self, state: str | None = None, *, stage: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the items in order, read page by page: all, or those in one state.
+    def items(
+        self,
+        state: str | None = None,
+        *,
+        error: str | None = None,
+        key: str | None = None,
+        stage: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the items in order, read page by page: all, or those in one state, that failed by an `error` (the `id`
+        or the `type` of a group of `errors`), or with a `key`.
 
         Of a job of stages it yields the items of one `stage` (0, 1, …), or of all stages one after the other; `job` in
         each item says of which. Raises ValueError if there is no such stage.
@@ -86,17 +95,19 @@ class Job:
         wanted = [one["job"] for one in stages if stage in (None, one["stage"])]
         if stage is not None and not wanted:
             raise ValueError(f"job {self.id} has no stage {stage}")
+        keys = () if key is None else key_texts(key)
         for job in wanted or [self.id]:
             after: int | None = -1
             while after is not None:
-                page, after = self._ask(queries.items(job, state=state, after=after, limit=1000))
+                query = queries.items(job, state=state, error=error, keys=keys, after=after, limit=1000)
+                page, after = self._ask(query)
                 yield from page
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the job's errors in groups of one type, place and `pattern` of the message.
 
-        Each has how many items `failed` for good, how many attempts were `retried`, and an example. `pattern` is None
-        for messages beyond the number of groups that a job may have.
+        Each has an `id`, how many items `failed` for good, how many attempts were `retried`, and an example. `pattern`
+        is None for messages beyond the number of groups that a job may have.
         """
         return self._ask(queries.errors(self.id))
 
@@ -158,16 +169,16 @@ class Job:
         states: Iterable[str] | None = None,
         *,
         items: Iterable[int] | None = None,
-        error_type: str | None = None,
+        error: str | None = None,
     ) -> int:
         """Give items that ended without success another attempt, and return how many; a job that has ended is open
         again.
 
-        `states`: failed (if None), skipped, cancelled. `items`: only those with these numbers. `error_type`: only those
-        that failed with it, as `errors` names it. Raises ValueError for a choice that makes no sense, and NotPossible
-        while the job is being stopped.
+        `states`: failed (if None), skipped, cancelled. `items`: only those with these numbers. `error`: only those that
+        failed by it, the `id` or the `type` of a group of `errors`. Raises ValueError for a choice that makes no sense,
+        and NotPossible while the job is being stopped.
         """
-        return self._act(retry.retry, RetrySelection(states, items, error_type))
+        return self._act(retry.retry, RetrySelection(states, items, error))
 
     def limit(self, /, **changes: Any) -> dict[str, Any]:
         """Change the job's limits from now on, and return its status; None removes a limit.

@@ -22,11 +22,11 @@ class Cancel(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Retry(msgspec.Struct, forbid_unknown_fields=True):
-    """Which items to retry, if not all that failed."""
+    """Which items to retry, if not all that failed; `error`: the id of a group of errors, or a type."""
 
     states: list[str] | None = None
     items: Annotated[list[int], msgspec.Meta(min_length=1, max_length=100_000)] | None = None
-    error_type: str | None = None
+    error: str | None = None
 
 
 class Limits(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,7 +67,7 @@ async def retry(call: Call[NoQuery, Retry]) -> dict[str, Any]:
     """Retry items of a job that ended without success: all that failed, if nothing else is said."""
 
     def write(conn: Conn, job: int, by: Requester) -> int:
-        wanted = RetrySelection(call.body.states, call.body.items, call.body.error_type)
+        wanted = RetrySelection(call.body.states, call.body.items, call.body.error)
         return retries.retry(conn, job, by, wanted)
 
     return await _act(call, write)

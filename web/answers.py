@@ -200,6 +200,7 @@ class ItemWithAttempts(Item):
 class ErrorGroup(Answer):
     """The attempts of a job that ended alike: the same kind, type, place, and pattern of the message."""
 
+    id: str
     job: int
     stage: Count | None
     kind: AttemptKind
@@ -213,6 +214,14 @@ class ErrorGroup(Answer):
     last_at: Time
     item: Annotated[int, msgspec.Meta(description="the item that `message` is of")]
     message: str | None
+
+
+class ErrorWithTraceback(ErrorGroup):
+    """A group of errors with the traceback of its example, if that is kept."""
+
+    attempt: Annotated[int | None, msgspec.Meta(description="the attempt of `item` that `traceback` is of")]
+    traceback: str | None
+    traceback_size: Annotated[int | None, msgspec.Meta(description="characters, before it was cut")]
 
 
 class Errors(Answer):

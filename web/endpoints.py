@@ -13,6 +13,7 @@ ENDPOINTS: list[Endpoint] = [
     Endpoint("GET", "/jobs/{job}/items", items.items, answers.Items, query=items.ItemFilter),
     Endpoint("GET", "/jobs/{job}/items/{item}", items.item, answers.ItemWithAttempts),
     Endpoint("GET", "/jobs/{job}/errors", jobs.errors, answers.Errors),
+    Endpoint("GET", "/jobs/{job}/errors/{error}", jobs.error, answers.ErrorWithTraceback),
     Endpoint("GET", "/jobs/{job}/actions", jobs.actions, answers.Actions, query=Page),
     Endpoint("GET", "/jobs/{job}/callbacks", jobs.callbacks, answers.Callbacks),
     Endpoint("POST", "/jobs/{job}/cancel", actions.cancel, answers.Job, body=actions.Cancel, scope="control"),

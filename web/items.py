@@ -1,21 +1,29 @@
 """Endpoints of a job's items."""
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from starlette.exceptions import HTTPException
 
+from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.reads import queries
 from callboard.web import parameters
 from callboard.web.answers import Count, ItemState
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import ITEMS, After, Limit, NoQuery
 
+#: A group of errors.
+Error: TypeAlias = Annotated[
+    str | None, msgspec.Meta(description="items that failed by it: the `id` of a group of errors, or a type")
+]
+
 
 class ItemFilter(msgspec.Struct, forbid_unknown_fields=True):
-    """Which items: those in a state; `stage`: those of one of the job's stages."""
+    """Which items: those for which all that is given holds; `stage`: those of one of the job's stages."""
 
     state: ItemState | None = None
+    error: Error = None
+    key: Annotated[str | None, msgspec.Meta(description="the item's key")] = None
     stage: Count | None = None
     limit: Limit = parameters.LIMIT
     after: After = None
@@ -28,7 +36,12 @@ async def items(call: Call[ItemFilter, NoBody]) -> dict[str, Any]:
         number = _job_of_stage(await call.find_job(number), wanted.stage)
     after = parameters.cursor(wanted.after, "items", ITEMS)
     query = queries.items(
-        number, state=wanted.state, after=-1 if after is None else after, limit=wanted.limit
+        number,
+        state=wanted.state,
+        error=wanted.error,
+        keys=() if wanted.key is None else key_texts(wanted.key),
+        after=-1 if after is None else after,
+        limit=wanted.limit,
     )
     found, following = await call.read(query)
     if not found and (stages := (await call.find_job(number))["stages"]):

@@ -4,7 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+from starlette.exceptions import HTTPException
 
+from callboard.sql.json_values import is_storable
 from callboard.sql.reads import item_view, job_filter, queries
 from callboard.sql.reads.queries import Query
 from callboard.web import parameters
@@ -94,6 +96,15 @@ async def errors(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """List the errors of a job in groups; first those by which most items failed."""
     found = await call.read(queries.errors(call.job))
     return await page(call, "errors", found)
+
+
+async def error(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
+    """Get a group of a job's errors, with the traceback of its example."""
+    group = str(call.request.path_params["error"])
+    found = await call.read(queries.error(call.job, group)) if is_storable(group) else None
+    if found is None:
+        raise HTTPException(404, f"there is no group of errors {group[:40]!r} of job {call.job}")
+    return found
 
 
 async def actions(call: Call[Page, NoBody]) -> dict[str, Any]:

@@ -140,13 +140,14 @@ def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[
     """Say which part is wrong, and what it must be, by the error and the type that was expected."""
     said, _, where = str(error).partition(" - at `$")
     place = where.rstrip("`").lstrip(".")
+    rule = _rule(kind, place)
     if code == "parameter":
         place = place.partition("[")[0]  # of one that may be repeated
     unknown = re.search(r"unknown field `(.*)`", said)
     if unknown:
         names = ", ".join(kind.__struct_fields__) if not place else "other fields"
         said, place = f"is not known here; there are {names}", ".".join(filter(None, (place, unknown[1])))
-    elif place and (rule := _rule(kind, place)):
+    elif rule:
         said = f"must be {rule}"
     pointer = "#/" + re.sub(r"\[(\w+)\]", r".\1", place).replace(".", "/")
     detail = f"{place} {said}" if place else said
@@ -156,9 +157,10 @@ def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[
 def _rule(kind: type[msgspec.Struct], place: str) -> str | None:
     """What a field of the top level must be; None where its type doesn't say it in a few words."""
     (_, schemas) = msgspec.json.schema_components([kind])
-    schema = schemas.get(kind.__name__, {}).get("properties", {}).get(place.partition("[")[0])
+    field, entry, _ = place.partition("[")
+    schema = schemas.get(kind.__name__, {}).get("properties", {}).get(field)
     choices = schema.get("anyOf", [schema]) if schema else ()
-    for one in [choice.get("items", choice) for choice in choices]:
+    for one in [choice.get("items", choice) if entry else choice for choice in choices]:
         if "enum" in one:
             return f"one of {', '.join(map(str, one['enum']))}"
         if one.get("type") == "integer":

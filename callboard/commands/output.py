@@ -78,6 +78,12 @@ def plain(value: object) -> Text:
     return Text("".join(printable))
 
 
+def lines(text: str) -> None:
+    """Print a text of several lines, with control characters escaped."""
+    for line in text.splitlines():
+        console().print(plain(line))
+
+
 def state(word: str) -> Text:
     """A state in its colour."""
     return Text(word, style=STYLES.get(word, ""))

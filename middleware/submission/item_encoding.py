@@ -95,6 +95,11 @@ def key_text(value: Any) -> str:
     return DIGEST + hashlib.sha256(encoded).hexdigest()
 
 
+def key_texts(key: str) -> tuple[str, str]:
+    """Return what a row may keep of a key that somebody looks for: the text as it is, as a row shows it, or encoded."""
+    return key, key_text(key)
+
+
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)

@@ -234,11 +234,12 @@ coalesce(sum(CASE WHEN r.progress_done > r.progress_total * 1e-9 THEN least(r.pr
 SELECT FROM callboard.jobs WHERE id = %(job)s AND tenant = %(tenant)s AND deleted_at IS NULL
 
 -- name: job_items
--- A page of a job's items by number, of one described state or of any. One item: `after` = item - 1.
+-- A page of a job's items by number: of one described state (of those that failed, by one `error`), with one of two
+-- `keys` (`state` is 'key' then), or of any. One item: `after` = item - 1.
 -- The states that are rare in a large job are found where their rows are few (attempts, running, outbox), not in items:
 -- OFFSET 0 keeps the planner, which may know nothing of a new job yet, from beginning at the items all the same.
--- Others are looked for among a number of items, for no index has the state of an item; `looked_at` is the last of them
--- when there are more.
+-- Others are looked for among a number of items, for no index has the state of an item; those that failed or were skipped
+-- among a number of attempts, some of which were retried. `looked_at` is the last of them when there are more.
 -- Caller: queries.items, queries.item. Rows: one an item, at least one of the job; `args` and `result` are cut at `cap`.
 WITH job AS (
     SELECT j.watermark, j.actor, e.over, e.ends, %(after)s::bigint + %(look_at)s::bigint AS last_look,
@@ -252,7 +253,20 @@ WITH job AS (
     CROSS JOIN LATERAL (SELECT finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends) AS e
     CROSS JOIN LATERAL (SELECT total - succeeded - failed - skipped - j.cancelled AS items) AS l
     WHERE j.id = %(job)s AND j.deleted_at IS NULL
+), groups AS MATERIALIZED (
+    SELECT e.kind, e.error_type, e.place, e.pattern FROM callboard.errors AS e WHERE e.job_id = %(job)s AND {is_error}
+), tries AS NOT MATERIALIZED (
+    SELECT a.item, a.attempt, a.retried, a.kind, a.error_type, a.place, a.pattern FROM callboard.attempts AS a
+    WHERE %(state)s::text IN ('failed', 'skipped') AND a.job_id = %(job)s AND a.item > %(after)s
+    ORDER BY a.item LIMIT (SELECT %(look_at_tries)s::bigint)
 ), wanted AS MATERIALIZED (
+    (SELECT i.item FROM callboard.items AS i
+     WHERE %(state)s::text = 'key' AND i.job_id = %(job)s AND i.item_key = ANY (%(keys)s::text[]) AND i.item > %(after)s
+       AND (%(error)s::text IS NULL OR i.state = 'failed' AND EXISTS (
+           SELECT FROM callboard.attempts AS a
+           WHERE a.job_id = i.job_id AND a.item = i.item AND a.attempt = i.attempt
+             AND (a.kind, a.error_type, a.place, a.pattern) IN (SELECT * FROM groups))))
+    UNION ALL
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text IS NULL AND i.job_id = %(job)s AND i.item > %(after)s
      ORDER BY i.item LIMIT %(limit)s)
@@ -262,12 +276,12 @@ WITH job AS (
        AND i.item <= (SELECT last_look FROM job) AND i.state = 'succeeded'
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
-    (SELECT a.item FROM callboard.attempts AS a
+    (SELECT a.item FROM tries AS a
      CROSS JOIN LATERAL (
-         SELECT state, attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
+         SELECT state, attempt FROM callboard.items AS i WHERE i.job_id = %(job)s AND i.item = a.item OFFSET 0
      ) AS i
-     WHERE %(state)s::text IN ('failed', 'skipped') AND a.job_id = %(job)s AND a.item > %(after)s
-       AND NOT a.retried AND a.attempt = i.attempt AND i.state::text = %(state)s::text
+     WHERE NOT a.retried AND a.attempt = i.attempt AND i.state::text = %(state)s::text
+       AND (%(error)s::text IS NULL OR (a.kind, a.error_type, a.place, a.pattern) IN (SELECT * FROM groups))
      ORDER BY a.item LIMIT %(limit)s)
     UNION ALL
     (SELECT r.item FROM callboard.running AS r
@@ -321,8 +335,13 @@ WITH job AS (
      ORDER BY i.item LIMIT %(limit)s)
 ), page AS MATERIALIZED (
     SELECT DISTINCT item FROM wanted ORDER BY item LIMIT %(limit)s
+), last_try AS (
+    SELECT max(item) AS item FROM (SELECT item FROM tries WHERE (SELECT count(*) FROM page) < %(limit)s) AS t
+    HAVING count(*) >= %(look_at_tries)s
 )
-SELECT page.item, CASE WHEN job.looks AND job.last_look < job.total - 1 THEN job.last_look END AS looked_at,
+SELECT page.item,
+       CASE WHEN job.looks AND job.last_look < job.total - 1 THEN job.last_look ELSE (SELECT item FROM last_try) END
+           AS looked_at,
        i.item_key AS key, coalesce(i.actor, job.actor) AS actor,
        CASE WHEN i.state IN ('succeeded', 'failed', 'skipped', 'cancelled') THEN i.state::text
             WHEN r.item IS NOT NULL THEN 'running'
@@ -374,11 +393,37 @@ ORDER BY a.attempt LIMIT %(limit)s
 -- name: job_errors
 -- The errors of a job, or of all of its stages, one row a group, those that cost most items first.
 -- Caller: queries.errors.
-SELECT e.job_id AS job, j.stage, e.kind::text AS kind, e.error_type AS type, e.place, nullif(e.pattern, '') AS pattern,
-       e.count, e.failed, e.count - e.failed AS retried, e.first_at, e.last_at, e.item, left(e.message, %(cap)s) AS message
+SELECT {error_columns}
 FROM callboard.jobs AS j JOIN callboard.errors AS e ON e.job_id = j.id
 WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.deleted_at IS NULL
 ORDER BY j.stage, e.failed DESC, e.count DESC, e.kind, e.error_type, e.place, e.pattern LIMIT %(limit)s
+
+-- name: job_error
+-- One group of errors of a job, or of one of its stages, with the traceback of its example. Caller: queries.error.
+-- Rows: one, or none.
+SELECT {error_columns}, a.attempt, left(a.traceback, %(cap)s) AS traceback, a.traceback_size
+FROM callboard.jobs AS j
+JOIN callboard.errors AS e ON e.job_id = j.id
+LEFT JOIN LATERAL (
+    SELECT * FROM callboard.attempts AS a
+    WHERE a.job_id = e.job_id AND a.item = e.item AND a.kind = e.kind AND a.error_type = e.error_type
+      AND a.place = e.place AND a.pattern = e.pattern ORDER BY a.message = e.message DESC, a.attempt DESC LIMIT 1
+) AS a ON true
+WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.deleted_at IS NULL AND {error_id} = %(error)s
+
+-- part: error_columns
+-- What is told of a group of errors `e` of the job `j`.
+{error_id} AS id, e.job_id AS job, j.stage, e.kind::text AS kind, e.error_type AS type, e.place,
+nullif(e.pattern, '') AS pattern, e.count, e.failed, e.count - e.failed AS retried, e.first_at, e.last_at, e.item,
+left(e.message, %(cap)s) AS message
+
+-- part: error_id
+-- The id of a group of errors `e`. Its job is in it: a group of one stage is not that of another.
+left(encode(sha256(convert_to(concat_ws(chr(31), e.job_id, e.kind, e.error_type, e.place, e.pattern), 'UTF8')), 'hex'), 16)
+
+-- part: is_error
+-- Whether a group of errors `e` is meant: by its id, or by its type with or without the module.
+%(error)s IN ({error_id}, e.error_type, regexp_replace(e.error_type, '^.*[.]', ''))
 
 -- name: job_actions
 -- Who did what to a job, the latest first. Caller: queries.actions. Rows: one an action.

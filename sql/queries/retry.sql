@@ -130,11 +130,13 @@ WITH chosen AS (
     SELECT a.job_id, a.item, a.attempt FROM callboard.attempts AS a
     WHERE a.job_id = %(job)s AND NOT a.retried
       AND (%(items)s::int[] IS NULL OR a.item = ANY (%(items)s::int[]))
-      AND (%(error_type)s::text IS NULL OR %(error_type)s IN (a.error_type, regexp_replace(a.error_type, '^.*[.]', '')))
+      AND (%(error)s::text IS NULL OR (a.kind, a.error_type, a.place, a.pattern) IN (
+          SELECT e.kind, e.error_type, e.place, e.pattern FROM callboard.errors AS e
+          WHERE e.job_id = %(job)s AND {is_error}))
     UNION ALL
     SELECT i.job_id, i.item, i.attempt FROM callboard.items AS i
     WHERE i.job_id = %(job)s AND i.state = 'cancelled' AND 'cancelled' = ANY (%(states)s::text[])
-      AND (%(items)s::int[] IS NULL OR i.item = ANY (%(items)s::int[])) AND %(error_type)s::text IS NULL
+      AND (%(items)s::int[] IS NULL OR i.item = ANY (%(items)s::int[])) AND %(error)s::text IS NULL
 ), waited AS (
     SELECT i.job_id, i.item, i.crashes, i.state, i.attempt = c.attempt AS still
     FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item

@@ -27,6 +27,8 @@ LOOK_AT_JOBS = 20_000
 LOOK_AT_STALLED = 200
 #: Items among which those of a state are looked for that no index has.
 LOOK_AT_ITEMS = 50_000
+#: Attempts among which those are looked for by which items failed or were skipped.
+LOOK_AT_ATTEMPTS = 20_000
 #: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
 MAX_ROWS = 1_000
 
@@ -135,21 +137,32 @@ def _source(wanted: JobFilter) -> tuple[LiteralString, set[str]]:
 
 
 def items(
-    number: int, *, state: str | None = None, after: int = -1, limit: int = 100, cap: int = LIST_CHARACTERS
-) -> Query[Page]:
-    """Describe a page of a job's items after item `after`, in one state of ITEM_STATES or in any.
+    number: int, *, state: str | None = None, error: str | None = None, keys: Sequence[str] = (), after: int = -1,
+    limit: int = 100, cap: int = LIST_CHARACTERS,
+) -> Query[Page]:  # fmt: skip
+    """Describe a page of a job's items after item `after`: those for which all that is given holds.
 
-    A page of succeeded, queued or cancelled items may be short, or empty, and have a next one all the same: only so
-    many items are looked at for it.
+    `state`: one of ITEM_STATES. `error`: they failed by it, the id of a group of errors or a type with its module or
+    without. `keys`: they have one of these keys. A page may be short, or empty, and have a next one all the same: only
+    so many items are looked at for it, or attempts for those that failed or were skipped.
     """
     parameters = {
-        "job": number, "state": state, "after": after, "limit": limit + 1, "cap": cap, "look_at": LOOK_AT_ITEMS,
-    }  # fmt: skip
-    return Query(
-        statement("job_items"),
-        parameters,
-        lambda rows: item_view.items(number, rows, cap, limit),
-    )
+        "job": number,
+        "state": "key" if keys else "failed" if error is not None else state,
+        "error": error,
+        "keys": list(keys),
+        "after": after,
+        "limit": limit + 1,
+        "cap": cap,
+        "look_at": LOOK_AT_ITEMS,
+        "look_at_tries": max(LOOK_AT_ATTEMPTS, limit + 1),
+    }
+
+    def page(rows: Rows) -> Page:
+        found, following = item_view.items(number, rows, cap, limit)
+        return [item for item in found if state in (None, item["state"])], following
+
+    return Query(statement("job_items"), parameters, page)
 
 
 def item(number: int, position: int) -> Query[dict[str, Any] | None]:
@@ -172,6 +185,13 @@ def errors(number: int) -> Query[list[dict[str, Any]]]:
     """Return a job's errors, grouped by kind, type, place and pattern of the message, each with an example."""
     parameters = {"job": number, "cap": LIST_CHARACTERS, "limit": MAX_ROWS}
     return Query(statement("job_errors"), parameters, item_view.with_iso_times("first_at", "last_at"))
+
+
+def error(number: int, group: str) -> Query[dict[str, Any] | None]:
+    """Return one group of a job's errors by its id, with the traceback of its example; None when it has none such."""
+    parameters = {"job": number, "error": group, "cap": ITEM_CHARACTERS}
+    times = item_view.with_iso_times("first_at", "last_at")
+    return Query(statement("job_error"), parameters, lambda rows: next(iter(times(rows)), None))
 
 
 def actions(number: int, *, before: int | None = None, limit: int = 100) -> Query[Page]:

@@ -25,8 +25,8 @@ from callboard.sql.writes.requests import (
 
 #: Tries of a retry that other transactions got in the way of.
 MAX_TRIES = 5
-#: Characters of the name of an error's type at most.
-MAX_TYPE_CHARACTERS = 1_000
+#: Characters of an error's type at most.
+MAX_ERROR_CHARACTERS = 1_000
 
 
 class Overtaken(RuntimeError):
@@ -36,13 +36,13 @@ class Overtaken(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class RetrySelection:
     """Which items to retry: those of these states (default: failed; with `items`: all without success), of these
-    numbers, and of this type of error (with its module or without). Raises ValueError, with what is allowed, for a
-    selection that makes no sense.
+    numbers, and of this error: the id of a group of errors, or a type with its module or without. Raises ValueError,
+    with what is allowed, for a selection that makes no sense.
     """
 
     states: Iterable[str] | None = None
     items: Iterable[int] | None = None
-    error_type: str | None = None
+    error: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("states", "items"):
@@ -57,21 +57,21 @@ class RetrySelection:
                 raise ValueError(
                     f"items must be whole numbers from 0 to {timings.MAX_ITEM}, not {item!r:.100}"
                 )
-        check_text("error_type", self.error_type, MAX_TYPE_CHARACTERS)
-        if self.error_type is not None and self.wanted != ("failed",):
-            raise ValueError("only failed items have a type of error")
+        check_text("error", self.error, MAX_ERROR_CHARACTERS)
+        if self.error is not None and self.wanted != ("failed",):
+            raise ValueError("only failed items have an error")
 
     @property
     def wanted(self) -> tuple[str, ...]:
         """The states."""
         if self.states is not None:
             return tuple(self.states)
-        return ("failed",) if self.items is None or self.error_type is not None else RETRIABLE
+        return ("failed",) if self.items is None or self.error is not None else RETRIABLE
 
     @property
     def all_cancelled(self) -> bool:
         """Whether every cancelled item is selected."""
-        return "cancelled" in self.wanted and self.items is None and self.error_type is None
+        return "cancelled" in self.wanted and self.items is None and self.error is None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _makes_stages(found: Sequence[StageRow], selection: RetrySelection) -> bool:
 def _reopen_parent(conn: Conn, parent: int, found: Sequence[StageRow], selection: RetrySelection) -> int:
     """Open a job of stages and its unmade stages; all items of a partly made stage go on. Return their number."""
     count = 0
-    narrow = selection.items is not None or selection.error_type is not None
+    narrow = selection.items is not None or selection.error is not None
     selected = ALL_CANCELLED if narrow else RetrySelection(("cancelled", *selection.wanted))
     for stage in found:
         if stage.unmade and stage.consumed:
@@ -269,7 +269,7 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
 def _retry_ended_items(
     conn: Conn, job: int, selection: RetrySelection, *, locked: bool
 ) -> tuple[int, dict[str, Any]]:
-    parameters = {**selection.parameters, "job": job, "error_type": selection.error_type, "locked": locked}
+    parameters = {**selection.parameters, "job": job, "error": selection.error, "locked": locked}
     with conn.cursor(row_factory=dict_row) as cursor:
         # Planned for these items: a plan that is kept for any goes through all of their numbers for each that failed.
         changes = next(cursor.execute(statement("retry_ended_items"), parameters, prepare=False))

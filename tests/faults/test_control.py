@@ -151,9 +151,9 @@ def test_chosen_items_of_a_cancelled_job_are_retried_and_the_rest_stays_cancelle
     scenario.wait_for(job, lambda status: status["state"] == "cancelled")
     before = scenario.status(job)
     assert before["failed"] == 40
-    assert job.retry(error_type="KeyError") == 0
+    assert job.retry(error="KeyError") == 0
     assert scenario.status(job)["state"] == "cancelled"
-    assert job.retry(error_type="Once") == 40
+    assert job.retry(error="Once") == 40
     scenario.wait_for(job, lambda status: status["state"] == "completed")
     after = scenario.status(job)
     assert after["succeeded"] == before["succeeded"] + 40

@@ -38,7 +38,7 @@ export function limits(given) {
   return Object.entries(given).map(([name, set]) => `${name} ${value(name, set)}`).join(", ");
 }
 
-function retried({ count: items, states, items: chosen, error_type: error }) {
+function retried({ count: items, states, items: chosen, error }) {
   const which = [states?.join(", "), chosen && `of ${count(chosen.length, "chosen item")}`, error].filter(Boolean).join(", ");
   return `${count(items, "item")}${which ? ` (${which})` : ""}`;
 }

@@ -112,13 +112,13 @@ def retry(
     *,
     state: Annotated[list[str] | None, one_of(RETRIABLE, "Items in this state (may be repeated)")] = None,
     item: Annotated[list[int] | None, typer.Option(min=0, help="This item (may be repeated).")] = None,
-    error_type: Annotated[str | None, typer.Option(help="Items that failed by an error of this type.")] = None,
+    error: Annotated[str | None, typer.Option(help="Items that failed by it: a type, or the id of a group.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Give items another attempt: all that failed, or those chosen. A finished job is open again."""
     count = _act(
         job,
-        lambda conn, by: retries.retry(conn, job, by, RetrySelection(state or None, item or None, error_type)),
+        lambda conn, by: retries.retry(conn, job, by, RetrySelection(state or None, item or None, error)),
         as_json=as_json,
     )  # fmt: skip
     if not as_json:

@@ -10,6 +10,7 @@ from callboard.commands.database import database
 from callboard.commands.errors import CommandError
 from callboard.commands.jobs import follow, job_text
 from callboard.commands.output import AsJson, one_of
+from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.pool import Conn
 from callboard.sql.reads import job_filter, queries
 from callboard.sql.reads.job_filter import JobFilter
@@ -82,6 +83,11 @@ def items(
     job: JobId,
     *,
     state: ItemState = None,
+    error: Annotated[
+        str | None,
+        typer.Option(help="Only items that failed by this error: its type, or the id of a group."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Only the item with this key.")] = None,
     stage: Annotated[int | None, typer.Option(min=0, help="Only this stage of the job, from 0.")] = None,
     after: After = None,
     limit: Limit = 50,
@@ -91,8 +97,10 @@ def items(
     with database() as conn:
         number = _job_of_stage(find_job(conn, job), stage)
         page: Page = ([], -1 if after is None else after)
+        keys = () if key is None else key_texts(key)
         while not page[0] and page[1] is not None:  # of a rare state many pages may be empty
-            page = queries.run(conn, queries.items(number, state=state, after=page[1], limit=limit))
+            query = queries.items(number, state=state, error=error, keys=keys, after=page[1], limit=limit)
+            page = queries.run(conn, query)
     print_page(
         "items", page, "item key actor state attempt worker step progress started_at finished_at error",
         as_json=as_json,
@@ -101,13 +109,21 @@ def items(
 
 
 @app.command()
-def errors(job: JobId, *, as_json: AsJson = False) -> None:
+def errors(
+    job: JobId,
+    error: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this group, with a traceback.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """List a job's errors in groups of one kind, type, place and form of message, each with an example."""
     with database() as conn:
         find_job(conn, job)
+        if error is not None:
+            print_error(conn, job, error, as_json=as_json)
+            return
         found = queries.run(conn, queries.errors(job))
     stage = "stage " if any(error["stage"] is not None for error in found) else ""
-    columns = f"{stage}failed retried kind type place last_at item message"
+    columns = f"id {stage}failed retried kind type place last_at item message"
     print_page("errors", (found, None), columns, as_json=as_json)
 
 
@@ -182,6 +198,20 @@ def print_page(
             typer.echo(f"more: --after {following}")
     else:
         typer.echo(f"no {name}")
+
+
+def print_error(conn: Conn, job: int, group: str, *, as_json: bool) -> None:
+    """Print a group of errors, with the traceback of its example. Raises CommandError when the job has none such."""
+    found = queries.run(conn, queries.error(job, group))
+    if found is None:
+        raise CommandError(
+            f"job {job} has no group of errors {group!r}: `callboard errors {job}` lists those it has"
+        )
+    if as_json:
+        output.document(found)
+    else:
+        output.table([found], ("failed", "retried", "kind", "type", "place", "last_at", "item", "message"))
+        output.lines(found["traceback"] or "")
 
 
 def _job_of_stage(job: Row, stage: int | None) -> int:

@@ -213,8 +213,8 @@ def test_a_retry_looks_at_an_items_last_attempt_only(conn: Conn) -> None:
     )
     assert listed(conn, job) == {"failed": 3}
     assert status(conn, job)["retries"] == 3
-    assert retry.retry(conn, job, ANNA, RetrySelection(error_type=BAD.error_type)) == 0
-    assert retry.retry(conn, job, ANNA, RetrySelection(error_type="Full", items=[1])) == 1
+    assert retry.retry(conn, job, ANNA, RetrySelection(error=BAD.error_type)) == 0
+    assert retry.retry(conn, job, ANNA, RetrySelection(error="Full", items=[1])) == 1
     assert status(conn, job)["retries"] == 4
     groups = {
         group["type"]: (group["count"], group["failed"]) for group in queries.run(conn, queries.errors(job))
@@ -224,6 +224,25 @@ def test_a_retry_looks_at_an_items_last_attempt_only(conn: Conn) -> None:
         attempt["retried"] for item in range(2) for attempt in queries.run(conn, queries.attempts(job, item))
     ]
     assert told == [True, False, True, True]
+
+
+def test_a_retry_of_a_group_of_errors_gives_its_items_another_attempt(conn: Conn) -> None:
+    job, other = make_job(conn, 9), make_job(conn, 9)
+    for one in (job, other):
+        record(conn, one, {"failed": range(3)})
+        record(
+            conn, one, {"failed": range(3, 9)}, failure=Failure("failed", "ValueError", "else", "a.py:1 in b")
+        )
+    groups = queries.run(conn, queries.errors(job))
+    for group, count in zip(groups, (6, 3), strict=True):
+        assert group["failed"] == count
+        assert retry.retry(conn, other, ANNA, RetrySelection(error=group["id"])) == 0
+        assert retry.retry(conn, job, ANNA, RetrySelection(error=group["id"])) == count
+        assert queries.run(conn, queries.actions(job))[0][0]["detail"] == {
+            "error": group["id"],
+            "count": count,
+        }
+    assert retry.retry(conn, other, ANNA, RetrySelection(error="ValueError")) == 9
 
 
 def test_a_retry_writes_nothing_into_attempts(conn: Conn) -> None:
@@ -308,8 +327,8 @@ def test_what_ran_before_its_publisher_settled_it_counts_as_published_when_it_is
 def test_a_retry_takes_what_is_chosen(conn: Conn) -> None:
     job = make_mixed_job(conn)
     assert retry.retry(conn, job, ANNA, RetrySelection(items=[20, 25, 0, 40, 99_999])) == 2
-    assert retry.retry(conn, job, ANNA, RetrySelection(error_type="KeyError")) == 0
-    assert retry.retry(conn, job, ANNA, RetrySelection(error_type=BAD.error_type)) == 4
+    assert retry.retry(conn, job, ANNA, RetrySelection(error="KeyError")) == 0
+    assert retry.retry(conn, job, ANNA, RetrySelection(error=BAD.error_type)) == 4
     assert retry.retry(conn, job, ANNA, RetrySelection(["skipped"])) == 4
     assert status(conn, job)["failed"] == status(conn, job)["skipped"] == 0
 
@@ -365,7 +384,7 @@ def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
 def test_of_a_cancelled_job_only_what_is_chosen_goes_on(conn: Conn) -> None:
     job = make_mixed_job(conn)
     stop(conn, job)
-    assert retry.retry(conn, job, ANNA, RetrySelection(error_type="KeyError")) == 0
+    assert retry.retry(conn, job, ANNA, RetrySelection(error="KeyError")) == 0
     assert status(conn, job)["state"] == "cancelled"
     assert retry.retry(conn, job, ANNA, RetrySelection(items=[20, 99])) == 2
     assert parts(conn, job) == {
@@ -487,11 +506,11 @@ def test_said_twice_is_done_once(conn: Conn) -> None:
         ({"states": ["succeeded"]}, "that are succeeded: only failed, skipped, cancelled"),
         ({"states": "failed"}, "states must be a list, not 'failed'"),
         ({"states": []}, "states is empty: name some of failed, skipped, cancelled, or leave it out"),
-        ({"states": ["skipped"], "error_type": "KeyError"}, "only failed items have a type of error"),
+        ({"states": ["skipped"], "error": "KeyError"}, "only failed items have an error"),
         ({"items": 7}, "items must be a list, not 7"),
         *(({"items": [0, item]}, "items must be whole numbers") for item in (-1, 2**31, "7", 1.0, True)),
-        ({"error_type": KeyError}, "error_type must be a text"),
-        ({"error_type": "a\x00"}, "error_type holds what the database can't"),
+        ({"error": KeyError}, "error must be a text"),
+        ({"error": "a\x00"}, "error holds what the database can't"),
     ],
 )
 def test_a_choice_must_make_sense(given: dict[str, Any], said: str) -> None:
@@ -563,9 +582,9 @@ def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Co
             "must be one of failed, skipped, cancelled, not 'succeeded'",
         ),
         (
-            ("retry", "JOB", "--state", "skipped", "--error-type", "X"),
+            ("retry", "JOB", "--state", "skipped", "--error", "X"),
             2,
-            "only failed items have a type of error",
+            "only failed items have an error",
         ),
         (("retry", "JOB", "--item", "-1"), 2, "greater than or equal to 0"),
         (("retry", "JOB", "--item", 2**31), 2, "items must be whole numbers from 0 to 2147483647"),
@@ -617,11 +636,11 @@ def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
         ("5/actions", None, 404, "there is no job 5"),
         ("JOB/resume", {}, 409, "only what is paused is resumed"),
         ("JOB/retry", {"json": {"states": ["succeeded"]}}, 422, "can't be retried"),
-        ("JOB/retry", {"json": {"state": "failed"}}, 422, "unknown field `state`"),
+        ("JOB/retry", {"json": {"state": "failed"}}, 422, "state is not known here; there are states, "),
         ("JOB/retry", {"json": {"items": [-1]}}, 422, "items must be whole numbers from 0 to"),
         ("JOB/retry", {"json": {"items": [2**31]}}, 422, "items must be whole numbers from 0 to"),
         ("JOB/retry", {"json": {"states": []}}, 422, "states is empty"),
-        ("JOB/retry", {"json": {"error_type": 5}}, 422, "error_type"),
+        ("JOB/retry", {"json": {"error": 5}}, 422, "error"),
         ("JOB/retry", {"json": {"items": []}}, 422, "length >= 1"),
         ("JOB/cancel", {"json": {"reason": "a \x00"}}, 422, "reason holds what the database can't"),
         ("JOB/cancel", {"json": {"reason": "x" * 501}}, 422, "reason must be a text of at most 500"),

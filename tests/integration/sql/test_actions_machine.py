@@ -30,7 +30,7 @@ CHOICES: Any = st.sampled_from(
     [
         RetrySelection(), RetrySelection(["cancelled"]), RetrySelection(["failed", "skipped", "cancelled"]),
         RetrySelection(["skipped"]), RetrySelection(items=[0, 2]),
-        RetrySelection(error_type="ValueError"), RetrySelection(error_type="KeyError"),
+        RetrySelection(error="ValueError"), RetrySelection(error="KeyError"),
     ]
 )  # fmt: skip
 

@@ -276,7 +276,7 @@ def failed(conn: Conn) -> int:
 @pytest.mark.parametrize("items", [None, [0]])
 def test_two_retries_at_once_give_one_attempt(items: list[int] | None, scene: Scene) -> None:
     job = failed(scene.conn)
-    given = {"job": job, "states": ["failed"], "items": items, "error_type": None, "locked": False}
+    given = {"job": job, "states": ["failed"], "items": items, "error": None, "locked": False}
     second = scene.after(
         lambda c: retry.retry(c, job, BY, RetrySelection()),
         lambda c: c.execute(statement("retry_ended_items"), given).fetchone(),
@@ -289,7 +289,7 @@ def test_two_retries_at_once_give_one_attempt(items: list[int] | None, scene: Sc
 def test_a_retry_after_a_retry_that_failed_again(scene: Scene) -> None:
     """The attempt that it chose is not the last any more."""
     job = failed(scene.conn)
-    given = {"job": job, "states": ["failed"], "items": None, "error_type": None, "locked": False}
+    given = {"job": job, "states": ["failed"], "items": None, "error": None, "locked": False}
 
     def again(conn: Conn) -> None:
         retry.retry(conn, job, BY, RetrySelection())
@@ -310,7 +310,7 @@ def test_two_retries_at_once_of_what_was_cancelled(scene: Scene) -> None:
     jobs.close_stopped(scene.conn)
     retry.retry(scene.conn, job, BY, RetrySelection(items=[0]))
     assert scene.one("SELECT cancelled FROM callboard.jobs") == (1,)
-    given = {"job": job, "states": ["cancelled"], "items": [1], "error_type": None, "locked": False}
+    given = {"job": job, "states": ["cancelled"], "items": [1], "error": None, "locked": False}
     second = scene.after(
         lambda c: retry.retry(c, job, BY, RetrySelection(items=[1])),
         lambda c: c.execute(statement("retry_ended_items"), given).fetchone(),

@@ -5,10 +5,12 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from psycopg import AsyncConnection
 
+from callboard.middleware.submission.item_encoding import key_text, key_texts
 from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter, parse_search
@@ -28,6 +30,7 @@ from callboard.sql.writes import (
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from tests.support.jobs import (
+    ARGS,
     BAD,
     MIXED,
     age,
@@ -239,6 +242,56 @@ def test_errors_are_grouped_with_an_example(conn: Conn) -> None:
     first, second = queries.run(conn, queries.errors(job))
     assert (first["type"], first["count"], first["failed"], first["item"]) == ("ValueError", 8, 5, 20)
     assert (second["kind"], second["count"]) == ("timed_out", 1)
+    assert len({first["id"], second["id"]}) == 2
+
+
+def test_a_group_of_errors_is_found_by_its_id_with_its_items_and_a_traceback(conn: Conn) -> None:
+    job, other = make_mixed_job(conn), make_mixed_job(conn)
+    record(
+        conn,
+        job,
+        {"failed": [50, 51]},
+        failure=Failure("failed", "shop.Full", "no", "a.py:1 in b", "Trace 2", 7),
+    )
+    record(
+        conn,
+        job,
+        {"retrying": [52]},
+        failure=Failure("failed", "shop.Full", "no", "a.py:1 in b", "Trace 3", 7),
+    )
+    bad, full = queries.run(conn, queries.errors(job))
+    found = queries.run(conn, queries.error(job, full["id"]))
+    assert found == {**full, "attempt": 1, "traceback": "Trace 2", "traceback_size": 7}
+    assert queries.run(conn, queries.error(other, full["id"])) is None
+    assert queries.run(conn, queries.error(job, "shop.Full")) is None
+
+    def numbers(**given: Any) -> list[int]:
+        return [item["item"] for item in queries.run(conn, queries.items(job, **given))[0]]
+
+    assert [numbers(error=one) for one in (bad["id"], full["id"], "Full", "shop.Full", "full", "")] == [
+        [*range(20, 25)], [50, 51], [50, 51], [50, 51], [], [],
+    ]  # fmt: skip
+    assert numbers(error=full["id"], state="failed", after=50) == [51]
+    assert numbers(error=full["id"], state="retrying") == []
+    assert numbers(error=full["id"], keys=["k"]) == []
+
+
+def test_an_item_is_found_by_its_key(conn: Conn) -> None:
+    job = make_job(conn, 0, sealed=False)
+    keys = ["a", key_text("1"), key_text(1), key_text("x" * 2_000)]
+    submission.store_chunk(conn, job, 0, [(ARGS, key) for key in keys], keyed=True)
+    publish(conn, job, 4)
+    record(conn, job, {"failed": [0]})
+    for given, found in {"a": [0], '"1"': [1], "1": [1, 2], "x" * 2_000: [3], "b": []}.items():
+        page, following = queries.run(conn, queries.items(job, keys=key_texts(given)))
+        assert ([item["item"] for item in page], following) == (found, None)
+    for query, count in (
+        (queries.items(job, keys=["a"], state="failed"), 1),
+        (queries.items(job, keys=["a"], state="queued"), 0),
+        (queries.items(job, keys=["a", "1"], error=BAD.error_type), 1),
+        (queries.items(job, keys=["a"], after=0), 0),
+    ):
+        assert len(queries.run(conn, query)[0]) == count
 
 
 def test_a_worker_is_alive_stopped_or_dead(conn: Conn) -> None:

@@ -337,7 +337,7 @@ def test_a_deadline_that_comes_before_a_stage_is_made_says_so(conn: Conn) -> Non
 def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     parent, [first, second] = make_staged(conn, on_failure="stop")
     assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("failed", "cancelled")
-    assert retry.retry(conn, parent, ANNA, RetrySelection(error_type="KeyError")) == 0
+    assert retry.retry(conn, parent, ANNA, RetrySelection(error="KeyError")) == 0
     assert status(conn, parent)["state"] == "failed"
     assert retry.retry(conn, parent, ANNA, RetrySelection()) == 2
     assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("running", "pending")
@@ -382,5 +382,5 @@ def test_a_stage_of_which_a_retry_chose_nothing_is_left_as_it_was(conn: Conn) ->
     assert queries.run(conn, queries.verify())["drift"] == []
     stages.update_parents(conn)
     assert wait_until(lambda: jobs.close_stopped(conn) or status(conn, parent)["finished_at"], 60)
-    assert retry.retry(conn, parent, ANNA, RetrySelection(error_type="KeyError")) == 7
+    assert retry.retry(conn, parent, ANNA, RetrySelection(error="KeyError")) == 7
     assert status(conn, first)["state"] == "completed"

@@ -578,7 +578,7 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
     "look up earlier keys": _earlier_keys_looked_up,
     "store keys again": _stored_again,
     "retry failed": _retried(RetrySelection(), ends="failed"),
-    "retry failed by type": _retried(RetrySelection(error_type="ValueError"), ends="failed"),
+    "retry failed by type": _retried(RetrySelection(error="ValueError"), ends="failed"),
     "retry by number": _retried(RetrySelection(items=range(MANY)), ends="failed"),
     "retry skipped": _retried(RetrySelection(["skipped"]), ends="skipped"),
     "retry failed of a finished job": _retried(RetrySelection(), ends="failed", stopped=True),

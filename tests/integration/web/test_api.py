@@ -93,6 +93,20 @@ def test_a_page_names_the_start_of_the_next(conn: Conn, app: Starlette) -> None:
     assert [row["state"] for row in workers.json()["workers"]] == ["alive"]
 
 
+def test_a_group_of_errors_leads_to_its_traceback_and_items(conn: Conn, app: Starlette) -> None:
+    path = f"/api/jobs/{make_mixed_job(conn)}"
+    [group] = get(app, f"{path}/errors")[0].json()["errors"]
+    one, items, none, missing, strange = get(
+        app, f"{path}/errors/{group['id']}", f"{path}/items?error={group['id']}&limit=2", f"{path}/items?key=none",
+        f"{path}/errors/0", f"{path}/errors/%00",
+    )  # fmt: skip
+    assert one.json()["traceback"] == "Traceback …"
+    assert ([item["item"] for item in items.json()["items"]], items.json()["next"]) == ([20, 21], "items-21")
+    assert none.json() == {"items": [], "next": None}
+    for answer in (missing, strange):
+        assert problem(answer, 404).startswith("there is no group of errors")
+
+
 def test_an_item_comes_with_its_attempts(conn: Conn, app: Starlette) -> None:
     job = make_mixed_job(conn)
     (answer,) = get(app, f"/api/jobs/{job}/items/20")
