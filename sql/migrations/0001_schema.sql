@@ -278,6 +278,7 @@ CREATE TABLE callboard.outbox (
     options          bytea,                      -- the message's options from now on; NULL: the item's own
     queue            text COLLATE "C" NOT NULL DEFAULT '',  -- its item's; '': its job's
     lane             text,                       -- NULL: not known yet, or its job has no lanes
+    awaits           text,                       -- of one due in the year 9999: its actor
     UNIQUE (job_id, item)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05);
 
@@ -286,6 +287,7 @@ CREATE INDEX outbox_waiting ON callboard.outbox (job_id, queue, due_at, item) WH
 CREATE INDEX outbox_claimed ON callboard.outbox (job_id, queue, claimed_until) WHERE claimed_until IS NOT NULL;
 CREATE INDEX outbox_dead ON callboard.outbox (due_at) WHERE dead;
 CREATE INDEX outbox_postponed ON callboard.outbox (job_id, item) WHERE due_at = timestamptz '9999-01-01Z';
+CREATE INDEX outbox_awaiting ON callboard.outbox (awaits, id) WHERE due_at = timestamptz '9999-01-01Z';
 CREATE INDEX outbox_by_lane ON callboard.outbox (job_id, lane, item) WHERE lane IS NOT NULL;
 CREATE INDEX outbox_unlaned ON callboard.outbox (job_id) WHERE in_turn AND lane IS NULL;
 -- They are few, but all retries of a job may lie beside them.

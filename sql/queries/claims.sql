@@ -39,15 +39,16 @@ WITH found AS MATERIALIZED (
 ), waiting AS (
     SELECT job_id, item, attempt, queue FROM found WHERE NOT fails
 ), kept AS (
-    INSERT INTO callboard.outbox AS o (job_id, item, attempt, queue, due_at, first, suspect, resend)
-    SELECT job_id, item, attempt, coalesce(queue, ''),
+    INSERT INTO callboard.outbox AS o (job_id, item, attempt, queue, awaits, due_at, first, suspect, resend)
+    SELECT job_id, item, attempt, coalesce(queue, ''), %(actor)s,
            CASE WHEN EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s) AS w WHERE %(actor)s = ANY (w.actors))
                 THEN now() + make_interval(secs => %(delay)s) ELSE timestamptz '9999-01-01Z' END,
            false, true, true
     FROM waiting
     -- Delivered before its publisher said so: under another id, or that would take the row away.
     ON CONFLICT (job_id, item) DO UPDATE
-    SET id = DEFAULT, due_at = excluded.due_at, claimed_until = NULL, suspect = true, resend = true
+    SET id = DEFAULT, awaits = excluded.awaits, due_at = excluded.due_at, claimed_until = NULL, suspect = true,
+        resend = true
     WHERE o.attempt = excluded.attempt
 )
 SELECT EXISTS (SELECT FROM found WHERE fails)
@@ -61,19 +62,41 @@ coalesce(i.actor <> coalesce(j.actor, '')
 
 -- name: make_postponed_due
 -- A worker lives again that has the actor of these messages, or none has announced it for too long: they are due.
--- Guard: they still wait. One that somebody has in hand is woken at the next look, if it waits then.
+-- Guard: they still wait. One that somebody has in hand is woken at the next look, if it waits then. Of an actor that no
+-- worker announced the oldest are looked at, `limit` of them: those behind have waited for less long.
 -- Caller: the sweep. Lock order: rows of the outbox without waiting for any.
-WITH able AS (
+WITH RECURSIVE awaited AS (
+    -- Each actor that is waited for, by one step down the index.
+    (SELECT o.awaits AS actor FROM callboard.outbox AS o
+     WHERE o.due_at = timestamptz '9999-01-01Z' ORDER BY o.awaits LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.awaits FROM callboard.outbox AS o
+            WHERE o.due_at = timestamptz '9999-01-01Z' AND o.awaits > awaited.actor ORDER BY o.awaits LIMIT 1)
+    FROM awaited WHERE awaited.actor IS NOT NULL
+), able AS (
     SELECT DISTINCT unnest(actors) AS actor FROM callboard.live_workers(%(dead_after)s)
-), waiting AS (
-    SELECT o.id
-    FROM callboard.outbox AS o JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-    JOIN callboard.jobs AS j ON j.id = o.job_id
-    WHERE o.due_at = timestamptz '9999-01-01Z'
-      AND (coalesce(i.actor, j.actor) IN (SELECT actor FROM able) OR {unknown_too_long})
-    FOR UPDATE OF o SKIP LOCKED
+), known AS (
+    SELECT o.id FROM awaited AS a CROSS JOIN LATERAL (
+        SELECT o.id FROM callboard.outbox AS o
+        WHERE o.due_at = timestamptz '9999-01-01Z' AND o.awaits = a.actor OFFSET 0 FOR UPDATE SKIP LOCKED
+    ) AS o
+    WHERE a.actor IN (SELECT actor FROM able)
+), unknown AS (
+    SELECT o.id FROM awaited AS a CROSS JOIN LATERAL (
+        SELECT o.id, o.job_id, o.item FROM callboard.outbox AS o
+        WHERE o.due_at = timestamptz '9999-01-01Z' AND o.awaits = a.actor
+        ORDER BY o.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    ) AS o
+    CROSS JOIN LATERAL (
+        SELECT actor, sent_at FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+    ) AS i
+    CROSS JOIN LATERAL (
+        SELECT actor, not_before, control_at FROM callboard.jobs AS j WHERE j.id = o.job_id OFFSET 0
+    ) AS j
+    WHERE a.actor NOT IN (SELECT name FROM callboard.actors) AND {unknown_too_long}
 )
-UPDATE callboard.outbox AS o SET due_at = now() FROM waiting WHERE o.id = waiting.id
+UPDATE callboard.outbox AS o SET due_at = now()
+FROM (SELECT id FROM known UNION ALL SELECT id FROM unknown) AS waiting WHERE o.id = waiting.id
 
 -- name: lock_parked
 -- Items whose messages are about to be parked, locked by a statement of its own: what two workers that park

@@ -204,10 +204,8 @@ LEFT JOIN LATERAL (
                 WHERE o.job_id = t.job_id AND o.queue = t.queue AND o.claimed_until IS NULL
                   AND o.due_at < timestamptz '9999-01-01Z' ORDER BY o.due_at LIMIT 1
             ) AS o WHERE t.job_id = j.id) AS due_at,
-           (SELECT coalesce((SELECT i.actor FROM callboard.items AS i WHERE i.job_id = j.id AND i.item = one.item), j.actor)
-            FROM (SELECT o.item FROM callboard.outbox AS o
-                  WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS one
-           ) AS missing  -- see postpone
+           (SELECT o.awaits FROM callboard.outbox AS o
+            WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS missing
     FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
     LEFT JOIN LATERAL (SELECT * FROM hands WHERE actor IS NOT DISTINCT FROM j.actor) AS w ON true
     WHERE j.finished_at IS NULL AND j.state <> 'paused'

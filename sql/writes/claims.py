@@ -7,6 +7,9 @@ from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Claim
 from callboard.sql.statements import required, statement
 
+#: Messages that are looked at of an actor that no worker has announced; and looks in a row while all of them are due.
+OLDEST_AWAITING, MAX_LOOKS = 50, 20
+
 
 def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Claim | None:
     """Claim a suspect message's item for `worker`, if it may run; None when the database has no such item."""
@@ -38,10 +41,12 @@ def postpone(conn: Conn, job: int, item: int, attempt: int, actor: str) -> bool:
 
 def make_postponed_due(conn: Conn) -> None:
     """Make postponed messages due whose actor a live worker has, or no worker has announced for too long."""
-    conn.execute(
-        statement("make_postponed_due"),
-        {"dead_after": timings.DEAD_AFTER_SECONDS, "actor_wait": settings.ACTOR_WAIT.get()},
-    )
+    parameters = {
+        "dead_after": timings.DEAD_AFTER_SECONDS, "actor_wait": settings.ACTOR_WAIT.get(), "limit": OLDEST_AWAITING,
+    }  # fmt: skip
+    for _ in range(MAX_LOOKS):
+        if conn.execute(statement("make_postponed_due"), parameters).rowcount < OLDEST_AWAITING:
+            return
 
 
 def park(conn: Conn, messages: Iterable[tuple[int, int, int]]) -> None:

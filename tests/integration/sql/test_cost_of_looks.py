@@ -23,11 +23,12 @@ from tests.support.transports import StubTransport
 
 #: A job of 60 items, and many of them: 55 items have ended, five are in flight, and 20 of other jobs wait for a retry.
 OPEN_JOBS, ITEMS, RETRYING = 5_000, 60, 20
-#: Messages that are due of a paused job, and of one at its limit.
+#: Messages that are due of a paused job, and of one at its limit; and that wait for an actor of a worker that is gone,
+#: and for one that no worker announced.
 DUE = 100_000
 STORED = f"""
 SET session_replication_role = replica;  -- without triggers
-INSERT INTO callboard.actors (name, queue) VALUES ('work', 'default');
+INSERT INTO callboard.actors (name, queue) VALUES ('work', 'default'), ('gone', 'default');
 INSERT INTO callboard.workers (pid, threads, host, actors, queues, beat_at, held_jobs, held_items)
 SELECT n, 8, 'h', '{{work}}', '{{default}}', now() + interval '1 hour',
        array_fill(1::bigint, ARRAY[100]), array_fill(n, ARRAY[100])
@@ -59,6 +60,15 @@ FROM generate_series(10006, 10007) AS j, generate_series(0, {DUE - 1}) AS i;
 INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first)
 SELECT j, i, 2, now() - interval '1 hour', false
 FROM generate_series(10006, 10007) AS j, generate_series(5, {DUE - 1}) AS i;
+INSERT INTO callboard.jobs
+    (id, name, actor, queue, sealed, total, consumed, published, state, started_at)
+SELECT n, 'postponed', 'work', 'default', true, t, t, t, 'running', now()
+FROM generate_series(10008, 10009) AS n, (VALUES ({DUE})) AS u (t);
+INSERT INTO callboard.items (job_id, item, args, actor, sent_at)
+SELECT j, i, '{{}}', CASE j WHEN 10008 THEN 'gone' ELSE 'misspelt' END, now()
+FROM generate_series(10008, 10009) AS j, generate_series(0, {DUE - 1}) AS i;
+INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, resend, awaits)
+SELECT job_id, item, 1, '9999-01-01Z', false, true, actor FROM callboard.items WHERE job_id IN (10008, 10009);
 INSERT INTO callboard.turns (job_id, queue, target, due_at, tenant, priority, limited, held, over, served_at)
 SELECT o.job_id, '', 'default', min(o.due_at), j.tenant, 0, j.concurrency IS NOT NULL, j.state = 'paused', false, now()
 FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id GROUP BY o.job_id, j.id;

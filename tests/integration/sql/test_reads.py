@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -498,12 +497,11 @@ def test_reads_go_through_a_pooler_in_transaction_mode(conn: Conn, pooled_url: s
             assert len(listed(pooled, job, "failed")) == 5
 
 
-def test_the_read_of_a_job_touches_no_item_but_one_that_lacks_its_actor(conn: Conn) -> None:
+def test_the_read_of_a_job_touches_no_item(conn: Conn) -> None:
     job = make_mixed_job(conn)
     query = queries.job(job)
     plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), query.parameters))
-    assert re.findall(r"\S.*items.*", plan)[0].startswith("->  Index Scan using items_pkey on items")
-    assert plan.count(" on items") == 1
+    assert " on items" not in plan
     assert "jobs_pkey" in plan
 
 

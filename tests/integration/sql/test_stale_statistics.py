@@ -410,7 +410,9 @@ def _recounted(scene: Scene) -> Act:
 
 def _woken(scene: Scene) -> Act:
     job = scene.job("retrying")
-    scene.conn.execute("UPDATE callboard.outbox SET due_at = '9999-01-01Z' WHERE job_id = %s", (job,))
+    scene.conn.execute(
+        "UPDATE callboard.outbox SET due_at = '9999-01-01Z', awaits = 'work' WHERE job_id = %s", (job,)
+    )
     workers.beat(scene.conn, scene.worker, [])
     return lambda: claims.make_postponed_due(scene.conn)
 
