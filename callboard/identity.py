@@ -1,10 +1,12 @@
-"""Who uses the web app, as the login of the app that mounts it says."""
+"""Who uses the web app: whom a token lets in, or whom the login of the app that mounts it says."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
-#: What an identity may do: look, or also change jobs.
-SCOPES = ("read", "control")
+from callboard.sql import states
+
+#: What an identity may do: look, make jobs, change them, give out tokens.
+SCOPES = states.SCOPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,12 +14,14 @@ class Identity:
     """Who sends a request: what `authenticate` returns for somebody who may use the web app.
 
     `name` is noted in the history of a job. `tenant`: sees and changes the jobs of this tenant only; None: of all.
-    `scopes`: "read" allows to look, "control" to change. Raises TypeError or ValueError for anything else.
+    `scopes`: "read" allows to look, "submit" to make jobs, "control" to change them, "admin" to give out tokens; none
+    includes another. `job`: may look at this job and at nothing else. Raises TypeError or ValueError for anything else.
     """
 
     name: str
     tenant: str | None = None
-    scopes: Collection[str] = SCOPES
+    scopes: Collection[str] = states.DEFAULT_SCOPES
+    job: int | None = None
 
     def __post_init__(self) -> None:
         for field, value in (("name", self.name), ("tenant", self.tenant)):
@@ -26,5 +30,7 @@ class Identity:
             if value is not None and (not value or "\x00" in value):
                 raise ValueError(f"{field} must not be empty or contain a NUL character")
         if isinstance(self.scopes, str) or not set(self.scopes) <= set(SCOPES):
-            raise ValueError(f"scopes must be a collection of {' and '.join(SCOPES)}, not {self.scopes!r}")
+            raise ValueError(f"scopes must be a collection of {', '.join(SCOPES)}, not {self.scopes!r}")
+        if not (self.job is None or isinstance(self.job, int)):
+            raise TypeError(f"job must be the id of a job, not a {type(self.job).__name__}")
         object.__setattr__(self, "scopes", frozenset(self.scopes))

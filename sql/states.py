@@ -1,4 +1,4 @@
-"""The states. Tests compare them with the enums of the schema and with the diagrams of the documents."""
+"""The states, and scopes. Tests compare them with the enums of the schema and with the diagrams of the documents."""
 
 from typing import Final
 
@@ -36,3 +36,8 @@ ATTEMPT_KINDS: Final = ("failed", "timed_out", "crashed", "skipped")
 
 #: The states of a worker process, by its heartbeat.
 WORKER_STATES: Final = ("alive", "stopped", "dead")
+
+#: What a login may allow: to look, to make jobs, to change them, and to give out tokens.
+SCOPES: Final = ("read", "submit", "control", "admin")
+#: Those of a login that names none.
+DEFAULT_SCOPES: Final = ("read", "submit", "control")

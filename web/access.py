@@ -4,8 +4,9 @@ import inspect
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from callboard.identity import Identity
+from callboard.identity import SCOPES, Identity
 from callboard.sql.reads import queries
 from callboard.web import parameters
-from callboard.web.problems import Problem, refused
+from callboard.web.doors import QUERY, Doors
+from callboard.web.paths import path_within
+from callboard.web.problems import HANDLED, Problem, problem_of, refused
 
 log = logging.getLogger("callboard.web")
 
@@ -26,25 +29,28 @@ Admission: TypeAlias = Identity | Response | None
 #: The login. A plain function runs in a thread.
 Authenticate: TypeAlias = Callable[[Request], Admission | Awaitable[Admission]]
 
-#: Paths that need no login: probes have no credentials, and the static files hold no data.
-OPEN = ("/healthz", "/readyz", "/static/")
+#: Paths that need no login: probes have no credentials, static files hold no data, and the login is for who has none.
+OPEN = ("/healthz", "/readyz", "/login", "/logout")
+#: Whoever sends a request to an app that is open to everyone.
+EVERYONE = Identity("everyone", scopes=SCOPES)
 
-#: The key of the request's scope under which the identity of its sender is kept.
-IDENTITY = "callboard.identity"
-#: Likewise the login that gave it.
-LOGIN = "callboard.login"
+#: The keys of the request's scope under which the identity of its sender is kept, and the function that finds it.
+IDENTITY, ADMIT = "callboard.identity", "callboard.admit"
 MISTAKEN = (
     "the login of this app gave an answer that Callboard does not take; the server's log says what to return"
 )
-
 NO_LOGIN = "this needs credentials that this app knows"
+UNKNOWN_SENDER = (
+    "this needs a token that is known here: send the header `Authorization: Bearer cb_…`. One that is refused is "
+    "mistyped, revoked, or its time is over; `callboard token create` makes another"
+)
 
 #: Methods that change nothing.
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -56,9 +62,17 @@ class AccessControl:
     """ASGI middleware that refuses a request by its host name, its origin or its login, and adds headers to answers."""
 
     def __init__(
-        self, app: ASGIApp, authenticate: Authenticate | None = None, hosts: Sequence[str] | None = None
+        self,
+        app: ASGIApp,
+        doors: Doors | None,
+        authenticate: Authenticate | None,
+        hosts: Sequence[str] | None,
     ) -> None:
+        """`authenticate`: a login instead of `doors`, which still knows the tokens that share a job. Without either the
+        app is open to everyone.
+        """
         self.app = app
+        self.doors = doors
         self.authenticate = authenticate
         self.hosts = hosts
 
@@ -67,46 +81,72 @@ class AccessControl:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer: ASGIApp = self.app
+        share = _take_share_token(scope)
+        answer = self._refusal(scope) or await self._ask(Request(scope, receive), share) or self.app
+        # An answer of the other app's login has that app's headers.
+        foreign = self.authenticate is not None and isinstance(answer, Response)
+        await answer(
+            scope, receive, send if foreign and not isinstance(answer, Problem) else _with_headers(send)
+        )
+
+    def _refusal(self, scope: Scope) -> Problem | None:
         if not self._knows_host(scope):
-            answer = Problem(
-                421, "this app does not answer to that host name: start it with --allow-host NAME"
-            )
-        elif _cross_site(scope):
-            answer = Problem(
-                403, "a page of another site sent this request, and may not change anything here"
-            )
-        elif self.authenticate is not None and not _is_open(scope):
-            request = Request(scope, receive)
-            found = await _admission(self.authenticate, request)
-            if isinstance(found, Response):  # of another app: its headers are its own
-                await found(scope, receive, send)
-                return
-            scope[IDENTITY], scope[LOGIN] = found, self.authenticate
-            if found is None:
-                answer = Problem(401, NO_LOGIN, {"WWW-Authenticate": "Bearer"})
-        await answer(scope, receive, _with_headers(send))
+            return Problem(421, "this app does not answer to that host name: start it with --allow-host NAME")
+        if _cross_site(scope):
+            return Problem(403, "a page of another site sent this request, and may not change anything here")
+        return None
+
+    async def _ask(self, request: Request, share: str | None) -> Response | None:
+        """Find out who sends a request; return the answer to somebody who is not let in."""
+        if _is_open(request):
+            return None
+        own = share is not None or self.authenticate is None
+        admit = request.scope[ADMIT] = partial(self._admit, share=share)
+        try:
+            found = await admit(request)
+        except HANDLED as error:
+            if not own:
+                raise
+            return await problem_of(request, error)
+        if found is None:
+            return Problem(401, UNKNOWN_SENDER if own else NO_LOGIN, {"WWW-Authenticate": "Bearer"})
+        if isinstance(found, Response):
+            return found
+        request.scope[IDENTITY] = found
+        return None
+
+    async def _admit(self, request: Request, share: str | None) -> Admission:
+        """Whom a token in the query lets in, or else the login."""
+        if self.doors is None:
+            return EVERYONE
+        if share is not None:
+            return await self.doors.find(share, QUERY)
+        if self.authenticate is None:
+            return await self.doors.authenticate(request)
+        return await _admission(self.authenticate, request)
 
     def _knows_host(self, scope: Scope) -> bool:
         host = Headers(scope=scope).get("host", "")
         return self.hosts is None or re.sub(r":\d+$", "", host).lower() in self.hosts
 
 
-def identity(request: Request) -> Identity | None:
-    """Who sends the request; None where the app has no login."""
-    return request.scope.get(IDENTITY)
-
-
-async def is_still_admitted(request: Request) -> bool:
-    """Whether the login admits the sender as it did at first: for an answer that goes on."""
-    login = request.scope.get(LOGIN)
-    return login is None or await _admission(login, request) == identity(request)
+def identity(request: Request) -> Identity:
+    """Who sends the request. Raises HTTPException 401 on a path that needs no login: nobody was asked there."""
+    found = request.scope.get(IDENTITY)
+    if not isinstance(found, Identity):
+        raise HTTPException(401, UNKNOWN_SENDER, {"WWW-Authenticate": "Bearer"})
+    return found
 
 
 def tenant(request: Request) -> str | None:
     """The only tenant whose jobs the request may concern; None: it may concern every job."""
-    who = identity(request)
-    return None if who is None else who.tenant
+    return identity(request).tenant
+
+
+async def is_still_admitted(request: Request) -> bool:
+    """Whether the login admits the sender as it did at first: for an answer that goes on."""
+    found = await request.scope[ADMIT](request)
+    return bool(found == identity(request))
 
 
 async def job(request: Request) -> int:
@@ -114,23 +154,27 @@ async def job(request: Request) -> int:
 
     Every handler of a job gets its id here.
     """
-    number, only = parameters.path_number(request, "job", parameters.IDS, "job"), tenant(request)
-    if only is not None and not await request.app.state.database.read(queries.is_of_tenant(number, only)):
+    number, who = parameters.path_number(request, "job", parameters.IDS, "job"), identity(request)
+    is_hidden = who.job not in (None, number) or (
+        who.tenant is not None
+        and not await request.app.state.database.read(queries.is_of_tenant(number, who.tenant))
+    )
+    if is_hidden:
         raise HTTPException(404, f"there is no job {number}")
     return number
 
 
-def check_scope(request: Request, scope: str, *, for_all_tenants: bool) -> None:
+def check_scope(request: Request, scope: str, *, for_all_tenants: bool, shared: bool) -> None:
     """Raise HTTPException 403 for a sender whose login does not allow this, or who sees one tenant where the answer is
-    for who sees all.
+    for who sees all, or one job where it is not `shared`.
     """
     who = identity(request)
-    if who is None:
-        return
     if scope not in who.scopes:
         raise HTTPException(403, f"this needs the scope {scope}, which this login does not have")
     if for_all_tenants and who.tenant is not None:
         raise HTTPException(403, "this is shared by all tenants, and this login sees the jobs of one")
+    if not shared and who.job is not None:
+        raise HTTPException(403, f"this login shows job {who.job} and nothing else")
 
 
 async def _admission(authenticate: Authenticate, request: Request) -> Admission:
@@ -154,9 +198,19 @@ async def _admission(authenticate: Authenticate, request: Request) -> Admission:
     return Problem(500, MISTAKEN)
 
 
-def _is_open(scope: Scope) -> bool:
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path.startswith(OPEN)
+def _is_open(request: Request) -> bool:
+    path = path_within(request)
+    return path in OPEN or path.startswith("/static/")
+
+
+def _take_share_token(scope: Scope) -> str | None:
+    """Take the token out of the query, where it stands in the address of a page that is shared; None: there is none."""
+    parts = scope.get("query_string", b"").split(b"&")
+    given = [part for part in parts if part.startswith(b"token=")]
+    if not given:
+        return None
+    scope["query_string"] = b"&".join(part for part in parts if part not in given)
+    return unquote_plus(given[-1].removeprefix(b"token=").decode("latin-1"))
 
 
 def _cross_site(scope: Scope) -> bool:

@@ -9,6 +9,7 @@ ItemState: TypeAlias = Literal[
 ]
 JobState: TypeAlias = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
 AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
+Scope: TypeAlias = Literal["read", "submit", "control", "admin"]
 WorkerState: TypeAlias = Literal["alive", "stopped", "dead"]
 
 #: A time in UTC.
@@ -345,3 +346,31 @@ class Moved(Answer):
 
     put_back: Count
     left: Count
+
+
+class Token(Answer):
+    """What lets somebody in. A session is a browser that is logged in; a share token reads one job."""
+
+    id: int
+    kind: Literal["api", "link", "session", "share"]
+    name: str
+    tenant: str | None
+    scopes: list[Scope]
+    job: int | None
+    created_at: Time
+    created_by: str
+    expires_at: Time | None
+    used_at: Annotated[Time | None, msgspec.Meta(description="to the minute")]
+
+
+class MadeToken(Token):
+    """A token that was made just now, with its secret, which is not told again."""
+
+    token: str
+
+
+class Tokens(Answer):
+    """A page of tokens, the latest first."""
+
+    tokens: list[Token]
+    next: Cursor

@@ -10,7 +10,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount, Route
 
 from callboard.sql.settings import NotConfigured
-from callboard.web import events, health, openapi, pages
+from callboard.web import doors, events, health, openapi, pages
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS
@@ -29,17 +29,27 @@ ROUTES = [
 
 
 def create_app(
-    *, url: str | None = None, authenticate: Authenticate | None = None, hosts: Sequence[str] | None = None
+    *,
+    url: str | None = None,
+    authenticate: Authenticate | None = None,
+    open_to_everyone: bool = False,
+    hosts: Sequence[str] | None = None,
 ) -> Starlette:
     """An app for the database at `url` (None: DATABASE_URL, read at the first request).
 
-    `authenticate(request)`, async or not, returns the `callboard.Identity` of who sends the request, None for nobody
-    (the answer is 401), or a Response, which is sent; an HTTPException that it raises is answered as such. Anything
-    else lets nobody in and is answered with 500. /healthz, /readyz and /static need no login. `hosts` are the host
-    names that the app answers to (None: any); without a login they keep other sites' pages from reading it through a
-    browser on its machine. The app may be mounted in another one, whose lifespan does not run this one's: it opens
-    its pool at the first request.
+    It lets in who has a token (`callboard token create`), and browsers by its login page; or, if it is
+    `open_to_everyone`, anybody. /healthz, /readyz and /static need no login.
+
+    `authenticate(request)`, async or not, is another login instead: it returns the `callboard.Identity` of who sends
+    the request, None for nobody (the answer is 401), or a Response, which is sent; an HTTPException that it raises is
+    answered as such. Anything else lets nobody in and is answered with 500.
+
+    `hosts` are the host names that the app answers to (None: any); where it is open they keep other sites' pages from
+    reading it through a browser on its machine. The app may be mounted in another one, whose lifespan does not run this
+    one's: it opens its pool at the first request. Raises ValueError for an app that is open and has a login.
     """
+    if authenticate is not None and open_to_everyone:
+        raise ValueError("an app is open_to_everyone or has a login (authenticate), not both")
     database = Database(url)
 
     @asynccontextmanager
@@ -49,10 +59,14 @@ def create_app(
         yield
         await database.close()
 
-    access = Middleware(AccessControl, authenticate=authenticate, hosts=hosts)
+    own = None if open_to_everyone else doors.Doors(database)
+    access = Middleware(AccessControl, doors=own, authenticate=authenticate, hosts=hosts)
     packed = Middleware(GZipMiddleware, minimum_size=1024)
     app = Starlette(
-        routes=ROUTES, middleware=[access, packed], exception_handlers=HANDLERS, lifespan=lifespan
+        routes=ROUTES if authenticate or own is None else [*ROUTES, *doors.ROUTES],
+        middleware=[access, packed],
+        exception_handlers=HANDLERS,
+        lifespan=lifespan,
     )
-    app.state.database, app.state.events = database, events.loops()
+    app.state.database, app.state.doors, app.state.events = database, own, events.loops()
     return app

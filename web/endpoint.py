@@ -42,7 +42,7 @@ class Call(Generic[Q, B]):
     request: Request
     job: int
     tenant: str | None
-    who: Identity | None
+    who: Identity
     query: Q
     body: B
 
@@ -74,7 +74,7 @@ class Call(Generic[Q, B]):
     def requester(self) -> Requester:
         """Who asks for a change, for the history: the name that the login gave, or else the sender's address."""
         address = self.request.client.host if self.request.client else ""
-        return Requester("http", self.who.name if self.who else address, self.tenant)
+        return Requester("http", address if self.who is access.EVERYONE else self.who.name, self.tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +113,16 @@ class Endpoint:
         """Whether it changes nothing."""
         return self.method == "GET"
 
+    def __post_init__(self) -> None:
+        if self.shared and "{job}" not in self.path:
+            raise ValueError(f"{self.path} can't be shared: a token to look at one job is checked by {{job}}")
+
     def route(self) -> Route:
         """The route that serves it."""
         return Route(self.path, self._serve, methods=[self.method])
 
     async def _serve(self, request: Request) -> Response:
-        access.check_scope(request, self.scope, for_all_tenants=self.for_all_tenants)
+        access.check_scope(request, self.scope, for_all_tenants=self.for_all_tenants, shared=self.shared)
         job = await access.job(request) if "{job}" in self.path else 0
         query = parameters.query(request, self.query)
         body = NoBody() if self.reads else await self._body(request)

@@ -1,6 +1,6 @@
 """All endpoints of the API, as /api/v1 and /api serve them and as the OpenAPI document describes them."""
 
-from callboard.web import actions, answers, events, items, jobs, queues, workers
+from callboard.web import actions, answers, events, items, jobs, queues, tokens, workers
 from callboard.web.endpoint import Endpoint
 from callboard.web.parameters import Page
 
@@ -37,4 +37,16 @@ ENDPOINTS: list[Endpoint] = [
         scope="control",
         for_all_tenants=True,
     ),
+    Endpoint("GET", "/tokens", tokens.tokens, answers.Tokens, query=Page, scope="admin"),
+    Endpoint(
+        "POST",
+        "/tokens",
+        tokens.create,
+        answers.MadeToken,
+        body=tokens.NewToken,
+        scope="admin",
+        status=201,
+        problems={404: "There is no such job, or not for this login."},
+    ),
+    Endpoint("DELETE", "/tokens/{token}", tokens.revoke, None, scope="admin", status=204),
 ]

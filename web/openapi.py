@@ -28,6 +28,7 @@ ALWAYS = {
 }
 OF_A_PATH = {404: "There is no such thing, or not for this login."}
 OF_A_CHANGE = {
+    408: "The body came too slowly.",
     409: "This makes no sense in the state that the job is in.",
     413: "The body is too large.",
     415: "The body has another type.",

@@ -1,7 +1,9 @@
 """The parameters and the body of a request, checked by their types. Every function raises `Refused`."""
 
+import asyncio
 import re
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -11,8 +13,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 #: Rows of a page, if nobody says how many, and at most.
 LIMIT, MOST = 100, 500
-#: Bytes of a body.
-BODY_BYTES = 1_048_576
+#: Bytes of a body, and of a form; seconds that either may take to arrive.
+BODY_BYTES, FORM_BYTES = 1_048_576, 65_536
+BODY_SECONDS = 30.0
 #: The largest number of an item, and the largest id.
 ITEMS, IDS = 2**31 - 1, 2**63 - 1
 
@@ -78,17 +81,35 @@ def _give(given: dict[str, Any], hints: dict[str, Any], name: str, value: str) -
 
 async def body(request: Request, kind: type[T]) -> T:
     """The body, a JSON document of this type; an empty body is an empty object."""
-    sent = b""
-    async for part in request.stream():
-        sent += part
-        if len(sent) > BODY_BYTES:
-            raise Refused(413, f"the body is larger than {BODY_BYTES} bytes", code="too_large")
+    sent = await _read(request, BODY_BYTES)
     media = media_type(request)
     if sent and media != "application/json":
         raise Refused(
             415, f"the body must be application/json, not {media or 'of no type'}", code="media_type"
         )
     return decode(sent or b"{}", kind)
+
+
+async def form(request: Request) -> dict[str, str]:
+    """The fields of a form that a page sent."""
+    sent = await _read(request, FORM_BYTES)
+    if sent and (media := media_type(request)) != "application/x-www-form-urlencoded":
+        raise Refused(415, f"the body must be a form, not {media or 'of no type'}", code="media_type")
+    return dict(parse_qsl(sent.decode("utf-8", "replace"), keep_blank_values=True))
+
+
+async def _read(request: Request, most: int) -> bytes:
+    """The body, which must be whole in a few seconds: a sender that dribbles would hold the request open for ever."""
+    sent = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                sent += part
+                if len(sent) > most:
+                    raise Refused(413, f"the body is larger than {most} bytes", code="too_large")
+    except TimeoutError:
+        raise Refused(408, f"the body was not whole after {BODY_SECONDS:.0f} s", code="slow") from None
+    return bytes(sent)
 
 
 def decode(document: bytes, kind: type[T]) -> T:

@@ -27,8 +27,8 @@ BROKEN = "this request met an error in Callboard itself; the server's log has it
 
 #: What a problem is called where the code that refused has no name of its own for it.
 CODES = {
-    400: "bad_request", 401: "no_login", 403: "forbidden", 404: "not_found", 405: "method", 409: "conflict",
-    413: "too_large", 415: "media_type", 421: "host", 422: "invalid", 429: "too_many", 500: "internal",
+    400: "bad_request", 401: "no_login", 403: "forbidden", 404: "not_found", 405: "method", 408: "slow",
+    409: "conflict", 413: "too_large", 415: "media_type", 421: "host", 422: "invalid", 429: "too_many", 500: "internal",
     503: "unavailable",
 }  # fmt: skip
 
@@ -99,3 +99,12 @@ HANDLERS: dict[Any, Any] = {
     **dict.fromkeys((*ABSENT, psycopg.errors.UndefinedColumn), problem(503, BEHIND)),
     Exception: problem(500, BROKEN),
 }
+#: The errors that have a handler of their own.
+HANDLED = tuple(kind for kind in HANDLERS if kind is not Exception)
+
+
+async def problem_of(request: Request, error: Exception) -> Response:
+    """Answer one of HANDLED that was met outside of the handlers."""
+    kind = next(kind for kind in type(error).__mro__ if kind in HANDLERS)
+    answer: Response = await HANDLERS[kind](request, error)
+    return answer

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from callboard.commands import doctor, output, queues, server, sweep
+from callboard.commands import doctor, output, queues, server, sweep, tokens
 from callboard.commands.errors import CommandError, explain
 from callboard.commands.jobs import actions, purge, show, submit
 from callboard.commands.local import demo, up
 from callboard.sql import settings
 
 #: Each module has commands in a typer `app` of its own; a new module is added here.
-GROUPS = (up, demo, submit, show, actions, queues, doctor, server, sweep, purge)
+GROUPS = (up, demo, submit, show, actions, queues, doctor, server, sweep, purge, tokens)
 
 app = typer.Typer(
     help="Progress that is always true for Dramatiq actors. Start with `callboard demo` or `callboard up`.",

@@ -4,15 +4,17 @@ import ipaddress
 import socket
 from typing import Annotated
 
+import psycopg
 import typer
 import uvicorn
 
-from callboard.commands import actor_modules, output, settings
+from callboard.commands import actor_modules, output, settings, tokens
 from callboard.commands.database import reach
-from callboard.commands.errors import CommandError
+from callboard.commands.errors import CommandError, first_line
 from callboard.commands.output import AsJson
 from callboard.sql import migrate as migrations
-from callboard.sql.pool import database_address
+from callboard.sql.pool import connect, database_address
+from callboard.sql.reads import queries
 from callboard.web import create_app
 
 app = typer.Typer()
@@ -44,20 +46,50 @@ def serve(
     open_to_everyone: Annotated[
         bool, typer.Option("--open-to-everyone", help="Let anybody who reaches HOST use it, without a login.")
     ] = False,
+    link: Annotated[
+        bool, typer.Option("--link/--no-link", help="On loopback, print a link that logs in once.")
+    ] = True,
 ) -> None:
-    """Serve the web app and the API until Ctrl-C."""
-    if not open_to_everyone and not _loopback(host):
-        raise CommandError(
-            f"{host} can be reached from other machines, and there is no login: listen on 127.0.0.1, "
-            "or use --open-to-everyone",
-            code=2,
-        )
-    names = None if open_to_everyone and not allow_host else [*LOCAL, host, *(allow_host or [])]
-    web = create_app(url=database_address(), hosts=names)
+    """Serve the web app and the API until Ctrl-C.
+
+    It lets in who has a token: `callboard token create`. On loopback it prints a link that logs a browser in, once.
+    """
+    url, loopback = database_address(), _loopback(host)
+    if not open_to_everyone and not loopback:
+        _check_login(url, host)
+    # A login keeps other sites' pages out; without one, only the host name tells them from those of this app.
+    guarded = bool(allow_host) or (open_to_everyone and loopback)
+    names = [*LOCAL, host, *(allow_host or [])] if guarded else None
+    web = create_app(url=url, open_to_everyone=open_to_everyone, hosts=names)
     listener = _listen(host, port)
     bound = f"[{host}]" if ":" in host else host
-    typer.echo(f"Callboard is at http://{bound}:{listener.getsockname()[1]}/")
+    address = f"http://{bound}:{listener.getsockname()[1]}/"
+    shown = loopback and link and not open_to_everyone
+    typer.echo(f"Callboard is at {_login_link(url, address) if shown else address}")
     uvicorn.Server(uvicorn.Config(web, log_level="warning")).run(sockets=[listener])
+
+
+def _check_login(url: str, host: str) -> None:
+    """Raise CommandError where other machines reach the app and nobody can log in."""
+    with reach(url), connect(url) as conn:
+        if not queries.run(conn, queries.any_login()):
+            raise CommandError(
+                f"{host} can be reached from other machines, and there is no token to log in with: "
+                "run `callboard token create`, or listen on 127.0.0.1, or use --open-to-everyone",
+                code=2,
+            )
+
+
+def _login_link(url: str, address: str) -> str:
+    """A link that logs in once; the plain address while the database does not answer: the app waits for it."""
+    try:
+        with connect(url) as conn:
+            return tokens.make_login_link(conn, address)
+    except psycopg.Error as error:
+        typer.echo(
+            f"callboard: no link to log in, since the database refused it: {first_line(error)}", err=True
+        )
+        return address
 
 
 @app.command()

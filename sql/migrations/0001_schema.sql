@@ -500,6 +500,31 @@ CREATE TABLE callboard.actions (
 
 CREATE INDEX actions_by_job ON callboard.actions (job_id, id);
 
+-- What lets somebody in. A secret is 256 random bits, of which only the SHA-256 is kept: what somebody reads here opens
+-- nothing. One that was revoked, used up, or whose time is over is as good as gone; the sweep deletes it.
+CREATE TABLE callboard.tokens (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    opened_by        bigint,                     -- of a session: what it was opened with, which takes it along when revoked
+    job_id           bigint,                     -- of a share token: all that it lets one read
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    expires_at       timestamptz,                -- NULL: never
+    used_at          timestamptz,                -- its last use, to the minute
+    revoked_at       timestamptz,                -- or when a link was used, which works once
+    kind             text NOT NULL CHECK (kind IN ('api', 'link', 'session', 'share')),
+    digest           bytea NOT NULL UNIQUE CHECK (octet_length(digest) = 32),
+    name             text NOT NULL CHECK (name <> ''),  -- of whom it lets in, as the history of jobs has it
+    tenant           text CHECK (tenant <> ''),  -- the only one whose jobs it is for; NULL: all
+    scopes           text[] NOT NULL,
+    created_by       text NOT NULL DEFAULT '',
+    CONSTRAINT tokens_share CHECK ((kind = 'share') = (job_id IS NOT NULL)),
+    CONSTRAINT tokens_session CHECK ((kind = 'session') = (opened_by IS NOT NULL))
+);
+
+CREATE INDEX tokens_ending ON callboard.tokens (least(revoked_at, expires_at))
+    WHERE least(revoked_at, expires_at) IS NOT NULL;
+CREATE INDEX tokens_by_job ON callboard.tokens (job_id) WHERE job_id IS NOT NULL;
+CREATE INDEX tokens_by_opener ON callboard.tokens (opened_by) WHERE opened_by IS NOT NULL;
+
 -- Which process does what only one may do, and until when.
 CREATE TABLE callboard.leases (
     name             text PRIMARY KEY,           -- sweep

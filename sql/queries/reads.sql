@@ -440,6 +440,22 @@ SELECT id::text, state::text AS "on", url, actor,
 FROM callboard.callbacks WHERE job_id = %(job)s
 ORDER BY ended_at DESC, url NULLS FIRST, actor, id LIMIT %(limit)s
 
+-- name: token
+-- Whom a secret lets in by one of these kinds of token. Caller: queries.token.
+-- Rows: one; none: nobody. `unnoted`: its last use was not noted within the last minute.
+SELECT {token_columns}, coalesce(t.used_at < now() - interval '1 minute', true) AS unnoted
+FROM callboard.tokens AS t WHERE t.digest = %(digest)s AND t.kind = ANY (%(kinds)s) AND {token_lives}
+
+-- name: tokens
+-- The tokens that let somebody in, the latest first. Caller: queries.tokens. Rows: one a token.
+SELECT {token_columns} FROM callboard.tokens AS t
+WHERE t.id < %(before)s AND (%(tenant)s::text IS NULL OR t.tenant = %(tenant)s) AND {token_lives}
+ORDER BY t.id DESC LIMIT %(limit)s
+
+-- name: any_login
+-- Whether anything lets somebody in that sees more than one job. Caller: queries.any_login. Rows: one, if so.
+SELECT 1 AS found FROM callboard.tokens AS t WHERE t.kind <> 'share' AND {token_lives} LIMIT 1
+
 -- name: workers
 -- Worker processes, the latest first. Caller: queries.workers.
 -- Rows: one a worker; one whose heartbeat stopped is dead, whether or not a sweep has found it yet.

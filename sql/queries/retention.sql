@@ -94,6 +94,13 @@ WHERE w.id = ANY (ARRAY(
     ORDER BY coalesce(o.stopped_at, o.died_at) LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ))
 
+-- name: delete_ended_tokens
+-- Tokens that let nobody in any more, some of them. Caller: the sweep, `callboard purge`. Rows: none, counted.
+DELETE FROM callboard.tokens WHERE id = ANY (ARRAY(
+    SELECT id FROM callboard.tokens WHERE least(revoked_at, expires_at) <= now()
+    ORDER BY least(revoked_at, expires_at) LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+))
+
 -- name: delete_old_tombstones
 -- Jobs that were deleted so long ago that no message of theirs is left. Caller: the sweep, `callboard purge`.
 DELETE FROM callboard.deleted_jobs WHERE deleted_at < now() - make_interval(secs => %(after)s)
@@ -147,5 +154,7 @@ WITH e AS (
     DELETE FROM callboard.callbacks WHERE job_id = %(job)s
 ), t AS (
     DELETE FROM callboard.turns WHERE job_id = %(job)s
+), shared AS (
+    DELETE FROM callboard.tokens WHERE job_id = %(job)s
 )
 DELETE FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NOT NULL

@@ -29,6 +29,8 @@ LOOK_AT_STALLED = 200
 LOOK_AT_ITEMS = 50_000
 #: Attempts among which those are looked for by which items failed or were skipped.
 LOOK_AT_ATTEMPTS = 20_000
+#: The rows of tokens, with their times as texts.
+_tokens = item_view.with_iso_times("created_at", "expires_at", "used_at")
 #: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
 MAX_ROWS = 1_000
 
@@ -204,6 +206,26 @@ def actions(number: int, *, before: int | None = None, limit: int = 100) -> Quer
 def callbacks(number: int) -> Query[list[dict[str, Any]]]:
     """Describe the callbacks of a job, those of the latest end first."""
     return Query(statement("job_callbacks"), {"job": number, "limit": MAX_ROWS}, item_view.callbacks)
+
+
+def token(digest: bytes, kinds: Sequence[str]) -> Query[dict[str, Any] | None]:
+    """Describe the token of one of these kinds whose secret has this digest; None: it lets nobody in."""
+    return Query(
+        statement("token"),
+        {"digest": digest, "kinds": list(kinds)},
+        lambda rows: next(iter(_tokens(rows)), None),
+    )
+
+
+def tokens(*, before: int | None = None, limit: int = 100, tenant: str | None = None) -> Query[Page]:
+    """Describe a page of the tokens that let somebody in, of a tenant (None: all), the latest first."""
+    parameters = {"before": MAX_ID if before is None else before, "limit": limit + 1, "tenant": tenant}
+    return Query(statement("tokens"), parameters, lambda rows: item_view.page(_tokens(rows), limit, "id"))
+
+
+def any_login() -> Query[bool]:
+    """Return whether there is a token by which somebody can log in."""
+    return Query(statement("any_login"), {}, bool)
 
 
 def workers(*, before: int | None = None, limit: int = 100, state: str | None = None) -> Query[Page]:

@@ -67,9 +67,12 @@ def set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
 
 
 def delete_old_rows(conn: Conn, keep: float | None) -> None:
-    """Delete workers that ended `keep` seconds ago (None: none), and what is known of jobs deleted a year ago."""
+    """Delete workers that ended `keep` seconds ago (None: none), what is known of jobs deleted a year ago, and tokens
+    that let nobody in any more.
+    """
     conn.execute(statement("delete_old_workers"), {"keep": keep, "limit": BATCH_ROWS})
     conn.execute(statement("delete_old_tombstones"), {"after": TOMBSTONE_SECONDS})
+    conn.execute(statement("delete_ended_tokens"), {"limit": BATCH_ROWS})
 
 
 def _chunk(conn: Conn, job: int, low: int, high: int) -> int:

@@ -16,7 +16,6 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure, HangSample
 from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, workers
 from callboard.sql.writes.requests import Requester
-from callboard.web import create_app
 from tests.support.jobs import (
     BAD,
     age,
@@ -28,7 +27,7 @@ from tests.support.jobs import (
     record,
     run,
 )
-from tests.support.webapp import served
+from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
 
 #: The most seconds until a change is shown, as a median.
@@ -47,7 +46,7 @@ def conn(database_url: str) -> Iterator[Conn]:
 @pytest.fixture
 def address(database_url: str) -> Iterator[str]:
     """Where the app is."""
-    with served(create_app(url=database_url)) as url:
+    with served(open_app(database_url)) as url:
         yield url
 
 
@@ -245,7 +244,7 @@ def test_a_stage_that_fails_to_be_made_shows_its_traceback_and_can_be_retried(
 
 def test_a_lost_connection_is_shown_until_it_is_back(page: Page, conn: Conn, database_url: str) -> None:
     make_job(conn, 1)
-    app = create_app(url=database_url)
+    app = open_app(database_url)
     with served(app) as address:
         page.goto(address)
         expect(page.locator("#link")).to_have_text("live")
@@ -263,7 +262,7 @@ def test_a_job_that_does_not_exist_is_a_note(page: Page, address: str) -> None:
 
 def test_the_pages_work_under_a_prefix(page: Page, conn: Conn, database_url: str) -> None:
     make_job(conn, 1, name="Autumn ads")
-    with served(Starlette(routes=[Mount("/in/side", create_app(url=database_url))])) as address:
+    with served(Starlette(routes=[Mount("/in/side", open_app(database_url))])) as address:
         page.goto(f"{address}/in/side")
         page.locator("#jobs a").click()
         expect(page.locator("#name")).to_have_text("Autumn ads")

@@ -10,10 +10,9 @@ import httpx
 import pytest
 
 import callboard
-from callboard.web import create_app
 from tests.faults.rig.scenario import Scenario
 from tests.support.programs import run, running
-from tests.support.webapp import served
+from tests.support.webapp import open_app, served
 
 SOON = {"CALLBOARD_HUNG_AFTER": "1"}
 
@@ -48,7 +47,7 @@ def test_an_actor_blocked_in_recv_is_named_with_its_line(
     (worker,) = scenario.sql("SELECT worker FROM callboard.running WHERE job_id = %s", job.id)
     assert (seen["item"], seen["place"], seen["worker"]) == (0, place, worker[0])
     assert 1 <= seen["seconds"] < 60
-    with served(create_app(url=scenario.database_url)) as address:
+    with served(open_app(scenario.database_url)) as address:
         told = httpx.get(f"{address}/api/jobs/{job.id}").json()["hung"]
         (item,) = httpx.get(f"{address}/api/jobs/{job.id}/items?state=running").json()["items"]
     assert [one["place"] for one in told] == [place]

@@ -11,10 +11,9 @@ import httpx
 import pytest
 
 import callboard
-from callboard.web import create_app
 from tests.faults.rig.scenario import ACTORS, Scenario, fate, mixed
 from tests.support.paths import ROOT
-from tests.support.webapp import served
+from tests.support.webapp import open_app, served
 from tests.support.workers import Worker, wait_until
 
 PARTS = ("callboard", "sql", "middleware", "web", "actors")
@@ -61,7 +60,7 @@ def migrate(scenario: Scenario, folder: Path) -> str:
 
 def releases(scenario: Scenario) -> list[str]:
     """Those of the living workers, by the API."""
-    with served(create_app(url=scenario.database_url)) as address:
+    with served(open_app(scenario.database_url)) as address:
         workers = httpx.get(f"{address}/api/workers?state=alive").json()["workers"]
     return sorted(worker["release"] for worker in workers)
 

@@ -49,9 +49,9 @@ def served(app: Starlette, port: int = 0) -> Iterator[str]:
             thread.join()
 
 
-def open_app(url: str, **options: Any) -> Starlette:
+def open_app(url: str | None, **options: Any) -> Starlette:
     """The app on a database, open to everybody."""
-    return create_app(url=url, **options)
+    return create_app(url=url, open_to_everyone=True, **options)
 
 
 class Event(NamedTuple):

@@ -52,7 +52,7 @@ def demo(
         with LocalStack(
             folder, processes=processes, threads=threads, port=port, in_process=in_process, throwaway=True
         ) as stack:
-            typer.echo(f"Callboard is at {stack.web_url}", err=as_json)
+            typer.echo(f"Callboard is at {stack.login_link}", err=as_json)
             summary = run(stack, path or standard_library(), folder, quiet=as_json)
             output.document(summary) if as_json else print_summary(summary)
             if keep:

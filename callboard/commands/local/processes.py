@@ -55,7 +55,7 @@ def worker(number: int, threads: int, folder: Path) -> Child:
 
 def web(port: int, folder: Path) -> Child:
     """`callboard serve`."""
-    command = ["callboard.commands.main", "serve", "--port", str(port)]
+    command = ["callboard.commands.main", "serve", "--no-link", "--port", str(port)]
     return Child("the web app", folder / "web.log", "Callboard is at ", *command)
 
 

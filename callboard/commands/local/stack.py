@@ -9,6 +9,7 @@ from typing import Self
 
 import typer
 
+from callboard.commands import tokens
 from callboard.commands.database import reach
 from callboard.commands.local import processes
 from callboard.commands.local.broker import reach_broker
@@ -19,6 +20,7 @@ from callboard.commands.services.signals import ignores_signals
 from callboard.commands.settings import masked
 from callboard.sql import settings
 from callboard.sql.migrate import migrate
+from callboard.sql.pool import connect
 
 
 class LocalStack:
@@ -38,6 +40,7 @@ class LocalStack:
         self.in_process = in_process
         self.throwaway = throwaway
         self.web_url = f"http://127.0.0.1:{self.port}/"
+        self.login_link = ""  # works once
         self._database_url = settings.DATABASE_URL.get()
         self._amqp_url = "" if in_process else settings.AMQP_URL.get()
         self._up_file = folder / "up.json"
@@ -76,6 +79,8 @@ class LocalStack:
             self._node.wait()
         self._start_workers()
         web.wait()
+        with connect(self._database_url) as conn:
+            self.login_link = tokens.make_login_link(conn, self.web_url)
         self._announce()
         self._supervisor.start()
         self._stopping.callback(self._supervisor.stop_restarting)

@@ -47,7 +47,7 @@ def up(
         locked(folder),
         LocalStack(folder, processes=processes, threads=threads, port=port, in_process=in_process) as stack,
     ):
-        typer.echo(f"Callboard is at {stack.web_url}")
+        typer.echo(f"Callboard is at {stack.login_link}")
         typer.echo("Ctrl-C stops everything", err=True)
         wait_for_the_end()
 

@@ -259,8 +259,10 @@ def test_config_shows_the_addresses_of_a_running_up(call: Call, tmp_path: Path) 
     )
 
 
-def test_serve_refuses_a_public_address_without_a_login(on_database: Call) -> None:
-    assert "--open-to-everyone" in line(on_database("serve", "--host", "0.0.0.0"), 2)  # noqa: S104
+def test_serve_refuses_a_public_address_where_nobody_can_log_in(on_database: Call) -> None:
+    said = line(on_database("serve", "--host", "0.0.0.0"), 2)  # noqa: S104
+    assert "`callboard token create`" in said
+    assert "--open-to-everyone" in said
 
 
 def test_serve_serves_until_it_is_interrupted(database_url: str, tmp_path: Path) -> None:
@@ -268,10 +270,12 @@ def test_serve_serves_until_it_is_interrupted(database_url: str, tmp_path: Path)
     serve = Process([CALLBOARD, "serve", "--port", "0"], log=log, env=environment(database_url)).start()
     try:
         assert wait_until(lambda: "http://" in log.read_text(encoding="utf-8"), 60)
-        found = re.search(r"http://\S+", log.read_text(encoding="utf-8"))
+        found = re.search(r"(http://\S+)login\?link=(\S+)", log.read_text(encoding="utf-8"))
         assert found
-        assert httpx.get(f"{found[0]}api/jobs").json() == {"jobs": [], "next": None}
-        assert httpx.get(found[0], headers={"Host": "evil.example"}).status_code == 421
+        assert httpx.get(f"{found[1]}api/jobs").status_code == 401
+        with httpx.Client(base_url=found[1], follow_redirects=True) as browser:
+            assert browser.post("login", data={"link": found[2]}).url == found[1]
+            assert browser.get("api/jobs").json() == {"jobs": [], "next": None}
         os.kill(serve.pid, signal.SIGINT)
         assert wait_until(lambda: not serve.running(), 60)
         assert "Traceback" not in log.read_text(encoding="utf-8")

@@ -66,7 +66,7 @@ def test_up_runs_everything_and_restarts_killed_processes(tmp_path: Path) -> Non
 
 def served(folder: Path) -> bool:
     try:
-        urllib.request.urlopen(addresses(folder)["web_url"]).close()
+        urllib.request.urlopen(addresses(folder)["web_url"] + "healthz").close()
     except OSError:
         return False
     return True

@@ -27,13 +27,12 @@ from callboard.sql.writes import actions, callbacks, outcomes, publishing, retry
 from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
-from callboard.web import create_app
 from tests.support import documents
 from tests.support.jobs import make_job, make_staged, record, status
 from tests.support.pipeline import TIMEOUT, Stage, stage
 from tests.support.receiver import Receiver, receiver
 from tests.support.vhosts import Broker
-from tests.support.webapp import get
+from tests.support.webapp import get, open_app
 from tests.support.workers import wait_until
 
 ANNA = Requester("python", "anna")
@@ -649,7 +648,7 @@ def test_the_api_lists_callbacks(
     job = done(conn, Targets((TELL, Webhook(f"{here.url}?token=hunter2"))))
     other = done(conn, Targets())
     deliver(part, conn, lambda: over(conn, job))
-    app = create_app(url=database_url)
+    app = open_app(database_url)
     found, none, unknown = get(app, *(f"/api/jobs/{n}/callbacks" for n in (job, other, 5)))
     assert found.json() == {"callbacks": listed(conn, job), "next": None}
     assert {tuple(one) for one in found.json()["callbacks"]} == {

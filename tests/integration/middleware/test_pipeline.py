@@ -59,7 +59,8 @@ def drift(url: str) -> list[Any]:
 def served(environment: dict[str, str], log: Path) -> Iterator[Callable[[str], Any]]:
     """The web app in a process of its own; gives a function that GETs a path as JSON."""
     port = free_ports(1)[0]
-    command: list[str | Path] = [Path(sys.executable).with_name("callboard"), "serve", "--port", str(port)]
+    options = ["--open-to-everyone", "--port", str(port)]
+    command: list[str | Path] = [Path(sys.executable).with_name("callboard"), "serve", *options]
     process = Process(command, log=log, env={**os.environ, **environment})
 
     def get(path: str) -> Any:

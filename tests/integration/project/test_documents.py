@@ -97,8 +97,8 @@ def terminal(
 
 
 @pytest.fixture(scope="module")
-def address(terminal: Terminal) -> Iterator[str]:
-    """The address of one `callboard up` with the modules and the variables of every page that starts one."""
+def web(terminal: Terminal) -> Iterator[httpx.Client]:
+    """The web app of one `callboard up` with the modules and the variables of every page that starts one."""
     started = [words_of(line) for line in documents.lines() if re.search(r"\w callboard up$", line)]
     modules = {name for variables, _ in started for name in variables["CALLBOARD_ACTORS"].split(",")}
     assert {f"{module}.py" for module in modules} <= documents.files().keys()
@@ -109,14 +109,17 @@ def address(terminal: Terminal) -> Iterator[str]:
         f"{shlex.join(f'{name}={value}' for name, value in variables.items())} callboard up --processes 1"
     )
     with terminal.started(command, "Ctrl-C stops everything"):
-        yield json.loads((terminal.folder / ".callboard" / "up.json").read_text(encoding="utf-8"))["web_url"]
+        up = json.loads((terminal.folder / ".callboard" / "up.json").read_text(encoding="utf-8"))
+        [token] = terminal.printed("callboard token create")
+        with httpx.Client(base_url=up["web_url"], headers={"Authorization": f"Bearer {token}"}) as client:
+            yield client
     assert terminal.run("callboard verify").returncode == 0
 
 
-def test_the_first_actor(terminal: Terminal, address: str) -> None:
+def test_the_first_actor(terminal: Terminal, web: httpx.Client) -> None:
     """Submitted from the command line, then from Python; each word ends as the README says."""
     [job, *_] = terminal.printed(documents.block("sh", "submit count_letters -"))
-    status = httpx.get(f"{address}api/jobs/{job}").json()
+    status = web.get(f"api/jobs/{job}").json()
     assert (status["name"], status["total"], status["succeeded"], status["skipped"]) == (
         "three words",
         3,
@@ -130,11 +133,11 @@ def test_the_first_actor(terminal: Terminal, address: str) -> None:
     assert terminal.printed("python submit.py") == printed, "the same key gives the same job"
 
 
-def test_jobs_and_control(terminal: Terminal, address: str) -> None:
+def test_jobs_and_control(terminal: Terminal, web: httpx.Client) -> None:
     assert terminal.printed("python many_ways.py") == ["1000", "completed"]
 
     def plain_sends_are_done() -> bool:
-        found = httpx.get(f"{address}api/jobs?name=count_letters").json()["jobs"]
+        found = web.get("api/jobs?name=count_letters").json()["jobs"]
         return [job["succeeded"] for job in found] == [2]
 
     assert wait_until(plain_sends_are_done, TIMEOUT, pause=0.2)
@@ -145,12 +148,12 @@ def test_jobs_and_control(terminal: Terminal, address: str) -> None:
     assert terminal.printed("python look.py") == ["completed 1 1 1", "[3]", "['TypeError']"]
 
 
-def test_commands(terminal: Terminal, address: str) -> None:
+def test_commands(terminal: Terminal, web: httpx.Client) -> None:
     printed = terminal.printed(documents.block("sh", "words.csv"))
     assert any("3 succeeded" in text for text in printed)
 
 
-def test_saving_results(terminal: Terminal, address: str) -> None:
+def test_saving_results(terminal: Terminal, web: httpx.Client) -> None:
     printed = terminal.printed("python run_scores.py")
     error = 'invalid input syntax for type date: "no day"'
     assert printed == ["3 succeeded, 1 failed", "[('ACME', 40), ('INITECH', 70)]", error]
@@ -163,7 +166,7 @@ def test_saving_results(terminal: Terminal, address: str) -> None:
         )
 
 
-def test_stages(terminal: Terminal, address: str) -> None:
+def test_stages(terminal: Terminal, web: httpx.Client) -> None:
     done = ["generate 1 of 1", "ask 6 of 6", "analyse 6 of 6", "score 1 of 1"]
     assert terminal.printed("python run_audit.py") == done
     assert all(f"`{text}`" in documents.PAGES["docs/stages.md"] for text in done)
@@ -172,7 +175,7 @@ def test_stages(terminal: Terminal, address: str) -> None:
     assert sum("succeeded" in text for text in items) == 6
 
 
-def test_callbacks(terminal: Terminal, address: str) -> None:
+def test_callbacks(terminal: Terminal, web: httpx.Client) -> None:
     """The receiver and the script of the page, on another port."""
     port = str(free_ports(1)[0])
     script = terminal.folder / "report.py"
@@ -180,15 +183,15 @@ def test_callbacks(terminal: Terminal, address: str) -> None:
     command = f"CALLBOARD_WEBHOOK_SECRET={secret()} {line('python receiver.py')}".replace("8099", port)
     with terminal.started(command, "") as receiver:
         [job] = terminal.printed("python report.py")
-        called = f"{address}api/jobs/{job}/callbacks"
+        called = f"api/jobs/{job}/callbacks"
 
         def delivered() -> bool:
-            return [one["state"] for one in httpx.get(called).json()["callbacks"]] == ["delivered"] * 2
+            return [one["state"] for one in web.get(called).json()["callbacks"]] == ["delivered"] * 2
 
-        assert wait_until(delivered, TIMEOUT, pause=0.2), httpx.get(called).json()
+        assert wait_until(delivered, TIMEOUT, pause=0.2), web.get(called).json()
         assert "words with a report completed" in receiver.log.read_text(encoding="utf-8")
-    reports = f"{address}api/jobs?actor=send_report"
-    assert wait_until(lambda: [j["succeeded"] for j in httpx.get(reports).json()["jobs"]] == [1], TIMEOUT)
+    reports = "api/jobs?actor=send_report"
+    assert wait_until(lambda: [j["succeeded"] for j in web.get(reports).json()["jobs"]] == [1], TIMEOUT)
 
 
 def secret() -> str:
@@ -196,16 +199,18 @@ def secret() -> str:
     return line("export CALLBOARD_WEBHOOK_SECRET=").partition("=")[2]
 
 
-def test_the_api(terminal: Terminal, address: str) -> None:
+def test_the_api(terminal: Terminal, web: httpx.Client) -> None:
     terminal.printed(documents.block("sh", "submit count_letters -"))
-    printed = terminal.printed(f"python over_http.py {address}")
+    printed = terminal.printed(
+        documents.block("sh", "python over_http.py").replace("http://127.0.0.1:8000", str(web.base_url))
+    )
     assert printed == ["three words completed 2 of 3", "2 skipped an empty word", "retry 1"]
-    [job] = httpx.get(f"{address}api/jobs?limit=1").json()["jobs"]
+    [job] = web.get("api/jobs?limit=1").json()["jobs"]
     assert set(documents.first_column("field")) == set(job)
     assert sum(job[state] for state in ITEM_STATES) == job["total"]
 
 
-def test_how_it_works(terminal: Terminal, address: str) -> None:
+def test_how_it_works(terminal: Terminal, web: httpx.Client) -> None:
     terminal.printed(documents.block("sh", "submit count_letters -"))
     printed = terminal.printed("python rows.py")
     assert printed[printed.index("three words 3 2 1 1") :][:4] == [
@@ -254,10 +259,16 @@ def test_the_web_app_of_compose_starts_and_knows_its_names(terminal: Terminal) -
     """As its container has it, on another port."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
     command = [word.replace("--port=8000", "--port=0") for word in compose["services"]["web"]["command"]]
+    made = line("docker compose run --rm web callboard token create").removeprefix(
+        "docker compose run --rm web "
+    )
+    token = terminal.printed(made)[-1]
     with terminal.started(shlex.join(command), "Callboard is at ") as process:
         log = process.log.read_text(encoding="utf-8")
         port = re.findall(r":(\d+)/", log)[0]
         jobs = f"http://127.0.0.1:{port}/api/jobs"
+        login = {"Authorization": f"Bearer {token}"}
         names = {"localhost:8000": 200, "127.0.0.1": 200, "elsewhere.example": 421}
-        answers = {name: httpx.get(jobs, headers={"Host": name}).status_code for name in names}
+        answers = {name: httpx.get(jobs, headers={**login, "Host": name}).status_code for name in names}
         assert answers == names
+        assert httpx.get(jobs).status_code == 401

@@ -27,7 +27,7 @@ from callboard.web import create_app
 from tests.support.clients import client
 from tests.support.databases import waits
 from tests.support.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker, record, send, status
-from tests.support.webapp import served
+from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
 
 ANNA = Requester("python", "anna")
@@ -609,7 +609,7 @@ def test_the_commands_refuse(
 @pytest.fixture
 def http(database_url: str) -> Iterator[httpx.Client]:
     """A client of the app."""
-    with served(create_app(url=database_url)) as address, httpx.Client(base_url=address) as client:
+    with served(open_app(database_url)) as address, httpx.Client(base_url=address) as client:
         yield client
 
 

@@ -37,6 +37,7 @@ from callboard.sql.writes import (
     sends,
     submission,
     sweep,
+    tokens,
     workers,
 )
 from callboard.sql.writes import retention as deletion
@@ -44,12 +45,11 @@ from callboard.sql.writes import stages as staged
 from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop_overdue_jobs
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry import RetrySelection
-from callboard.web import create_app
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send
 from tests.support.programs import run as command
-from tests.support.webapp import served
+from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
 
 ANNA = Requester("python", "anna")
@@ -318,6 +318,7 @@ def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: 
             (one,),
         )
         conn.execute("INSERT INTO callboard.lanes (job_id, item, lane) VALUES (%s, 7, 'anna')", (one,))
+        tokens.create(conn, ANNA, name="anna", job=one)
         actions.cancel(conn, one, ANNA)
         conn.execute("UPDATE callboard.jobs SET control_at = NULL, state = 'cancelled', stopping = NULL,"
                      " finished_at = now() WHERE id = %s", (one,))  # fmt: skip
@@ -654,7 +655,7 @@ def test_keep_is_said_by_the_command(call: Callable[..., tuple[int, str, str]], 
 
 def test_the_api_deletes(conn: Conn, database_url: str) -> None:
     done, open_ = ended(conn), make_job(conn, 1)
-    with served(create_app(url=database_url)) as address, httpx.Client(base_url=address) as http:
+    with served(open_app(database_url)) as address, httpx.Client(base_url=address) as http:
         where = f"/api/jobs/{done}"
         foreign = http.delete(where, headers={"Sec-Fetch-Site": "cross-site"})
         assert (foreign.status_code, state(conn, done)) == (403, "completed")

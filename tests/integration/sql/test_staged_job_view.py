@@ -19,9 +19,8 @@ from callboard.sql.statements import statement
 from callboard.sql.writes import actions, jobs, retry, stages, submission
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
-from callboard.web import create_app
 from tests.support.jobs import ARGS, BAD, age, make_staged, make_worker, publish, record, status
-from tests.support.webapp import served
+from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
 
 Call = Callable[..., tuple[int, str, str]]
@@ -44,7 +43,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], da
 @pytest.fixture
 def http(database_url: str) -> Iterator[httpx.Client]:
     """A client of the app."""
-    with served(create_app(url=database_url)) as address, httpx.Client(base_url=address) as client:
+    with served(open_app(database_url)) as address, httpx.Client(base_url=address) as client:
         yield client
 
 

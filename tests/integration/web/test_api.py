@@ -20,7 +20,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app, database
 from tests.support.jobs import MIXED, cancel, make_job, make_mixed_job, record
-from tests.support.webapp import get
+from tests.support.webapp import get, open_app
 from tests.support.workers import wait_until
 
 JOB_FIELDS = """
@@ -40,7 +40,7 @@ def conn(database_url: str) -> Iterator[Conn]:
 @pytest.fixture
 def app(database_url: str) -> Starlette:
     """The app on this test's database."""
-    return create_app(url=database_url)
+    return open_app(database_url)
 
 
 def problem(answer: httpx.Response, status: int) -> str:
@@ -202,7 +202,7 @@ def test_the_app_works_in_one_event_loop_after_another(conn: Conn, app: Starlett
 
 
 def test_the_event_loop_ends_while_the_database_is_away() -> None:
-    (answer,) = get(create_app(url="postgresql://127.0.0.1:1/none"), "/api/jobs", lifespan=False)
+    (answer,) = get(open_app("postgresql://127.0.0.1:1/none"), "/api/jobs", lifespan=False)
     assert "PostgreSQL" in problem(answer, 503)
 
 
@@ -250,7 +250,7 @@ def test_a_request_without_a_login_is_a_401_and_probes_need_none(
 
 
 def test_an_unknown_host_name_is_a_421(database_url: str) -> None:
-    app = create_app(url=database_url, hosts=["localhost", "[::1]"])
+    app = open_app(database_url, hosts=["localhost", "[::1]"])
     for host, status in (
         ("localhost:8000", 200),
         ("[::1]:8000", 200),
@@ -289,7 +289,7 @@ def test_readyz_is_a_503_on_a_database_without_the_schema(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AMQP_URL", raising=False)
-    ready, jobs = get(create_app(url=empty_database_url), "/readyz", "/api/jobs")
+    ready, jobs = get(open_app(empty_database_url), "/readyz", "/api/jobs")
     assert "callboard migrate" in problem(ready, 503)
     assert "callboard migrate" in problem(jobs, 503)
 
@@ -297,7 +297,7 @@ def test_readyz_is_a_503_on_a_database_without_the_schema(
 def test_a_missing_database_url_is_a_503(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DATABASE_URL", raising=False)
-    jobs, ready, health = get(create_app(), "/api/jobs", "/readyz", "/healthz")
+    jobs, ready, health = get(open_app(None), "/api/jobs", "/readyz", "/healthz")
     assert "DATABASE_URL" in problem(jobs, 503)
     assert "DATABASE_URL" in problem(ready, 503)
     assert health.status_code == 200
@@ -305,7 +305,7 @@ def test_a_missing_database_url_is_a_503(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_a_database_that_is_down_is_a_503_until_it_is_back(private_server: Server) -> None:
     migrate(private_server.url)
-    app = create_app(url=private_server.url)
+    app = open_app(private_server.url)
 
     async def through_a_restart() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=app)

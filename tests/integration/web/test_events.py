@@ -25,12 +25,14 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.reads.queries import Query
+from callboard.sql.writes import tokens
+from callboard.sql.writes.requests import Requester
 from callboard.web import create_app, events
 from callboard.web.database import Database
 from callboard.web.events import JobTopic, ListTopic
 from tests.support.databases import database, with_database
 from tests.support.jobs import cancel, make_job, make_staged, record
-from tests.support.webapp import TYPE, followed, served
+from tests.support.webapp import TYPE, followed, open_app, served
 from tests.support.webapp import events as parsed
 from tests.support.workers import wait_until
 
@@ -54,7 +56,7 @@ def conn(url: str) -> Iterator[Conn]:
 @pytest.fixture(scope="module")
 def api(url: str) -> Iterator[str]:
     """The API of an app that is mounted in another, whose lifespan does not run this one's."""
-    app = create_app(url=url)
+    app = open_app(url)
     with served(Starlette(routes=[Mount("/in", app)])) as address:
         yield f"{address}/in/api/v1"
         assert wait_until(lambda: not watched(app), 10), "somebody is still taken for a watcher"
@@ -223,7 +225,7 @@ def test_a_database_that_is_away_is_told_and_the_stream_goes_on(private_server: 
     migrate(private_server.url)
     with connect(private_server.url) as conn:
         job = make_job(conn, 2, published=0)
-    with served(create_app(url=private_server.url)) as address:
+    with served(open_app(private_server.url)) as address:
         paths = [f"{address}/api/v1/{path}" for path in (f"jobs/{job}/events", "events")]
         with followed(paths[0]) as one, followed(paths[1]) as list_:
             assert (next(one).name, next(list_).name) == ("job", "jobs")
@@ -262,10 +264,12 @@ def uvicorn(app: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[by
 
 def test_a_server_that_stops_ends_its_streams(url: str, conn: Conn, tmp_path: Path) -> None:
     job = make_job(conn, 1, published=0)
+    secret, _ = tokens.create(conn, Requester("cli", "anna"), name="ci")
+    login = {"Authorization": f"Bearer {secret}"}
     with (
         uvicorn("callboard.web:app", url, tmp_path / "log") as (server, address),
-        followed(f"{address}/api/v1/jobs/{job}/events") as one,
-        followed(f"{address}/api/v1/events") as all_,
+        followed(f"{address}/api/v1/jobs/{job}/events", headers=login) as one,
+        followed(f"{address}/api/v1/events", headers=login) as all_,
     ):
         next(one)
         next(all_)
@@ -309,7 +313,7 @@ async def data(answer: httpx.Response) -> AsyncIterator[str]:
 
 def test_all_watchers_share_one_reader(url: str, conn: Conn) -> None:
     watched_jobs = [make_job(conn, 200, actor=f"shared{number}", published=0) for number in range(2)]
-    app = create_app(url=url)
+    app = open_app(url)
     reads: list[Query[Any]] = []
     read = app.state.database.read
 

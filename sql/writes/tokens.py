@@ -1,0 +1,118 @@
+"""Tokens: what lets somebody into the web app. The secret is told once; its SHA-256 is what is kept.
+
+A secret is 256 random bits, so nobody can guess it, and a slow hash would not make it safer. Kinds: `api`, sent with
+requests or typed into the login page; `link`, which logs in once; `session`, the cookie of a browser that logged in;
+`share`, which reads one job.
+"""
+
+import hashlib
+import logging
+import math
+import secrets
+from collections.abc import Collection
+from typing import Any
+
+from psycopg.rows import dict_row
+
+from callboard.sql.json_values import iso
+from callboard.sql.limits import parse_span
+from callboard.sql.pool import Conn, transaction
+from callboard.sql.statements import statement
+from callboard.sql.states import DEFAULT_SCOPES, SCOPES
+from callboard.sql.writes.requests import Requester, check_text, job_status, note_action
+
+log = logging.getLogger("callboard.tokens")
+
+#: How a secret begins, so that people and secret scanners know it.
+PREFIX = "cb_"
+#: How long a link waits to be used, and a browser stays logged in at most.
+LINK_LIFE = "1d"
+SESSION_SECONDS = 30 * 86_400.0
+#: Characters of a name or a tenant at most.
+MAX_CHARACTERS = 200
+
+
+def digest(secret: str) -> bytes:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
+
+
+def scopes_of(given: Collection[str] | None) -> list[str]:
+    """The scopes of a token, in their order; None: the default. Raises ValueError for none and for others."""
+    wanted = set(DEFAULT_SCOPES if given is None else given)
+    if not wanted or not wanted <= set(SCOPES):
+        raise ValueError(
+            f"scopes must be one or more of {', '.join(SCOPES)}, not {', '.join(sorted(wanted)) or 'none'}"
+        )
+    return [scope for scope in SCOPES if scope in wanted]
+
+
+def create(
+    conn: Conn, by: Requester, *, name: str, kind: str = "api", scopes: Collection[str] | None = None,
+    tenant: str | None = None, job: int | None = None, expires: str | None = None,
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    """Make a token; return its secret, and its row. `expires`: a span as "30d", or "forever"; None: a day for a link,
+    and else for ever. With a `job` it is of the kind `share`, reads that job alone, and the job's history says so.
+
+    Raises ValueError for what makes no sense, and NoSuchJob.
+    """
+    if job is not None:
+        kind, scopes = "share", ("read",)
+    for what, text in (("name", name), ("tenant", tenant)):
+        check_text(what, text, MAX_CHARACTERS)
+        if text == "":
+            raise ValueError(f"{what} must not be empty")
+    life = parse_span("expires", expires or (LINK_LIFE if kind == "link" else "forever"))
+    if life <= 0:
+        raise ValueError("expires must be a span ahead like 12h or 30d")
+    secret = PREFIX + secrets.token_urlsafe(32)
+    row = {
+        "kind": kind, "digest": digest(secret), "name": name, "tenant": tenant, "scopes": scopes_of(scopes), "job": job,
+        "by": by.who, "seconds": None if math.isinf(life) else life,
+    }  # fmt: skip
+    with transaction(conn), conn.cursor(row_factory=dict_row) as cursor:
+        if job is not None:
+            job_status(conn, job, by)
+        (found,) = cursor.execute(statement("add_token"), row).fetchall()
+        made = {**found, **{at: iso(found[at]) for at in ("created_at", "expires_at", "used_at")}}
+        if job is not None:
+            note_action(conn, job, by, "share", {"token": made["id"], "expires_at": made["expires_at"]})
+    log.info("token %d, %s of %s, is made by %s, %s", made["id"], kind, name, by.who or "somebody", by.via)
+    return secret, made
+
+
+def revoke(conn: Conn, number: int, by: Requester) -> bool:
+    """Let a token, and the sessions that were opened with it, let nobody in any more; return whether there was one."""
+    with transaction(conn):
+        row = conn.execute(statement("revoke_token"), {"id": number, "tenant": by.tenant}).fetchone()
+        if row is None:
+            return False
+        name, job = row
+        conn.execute(statement("revoke_sessions"), (number,))
+        if job is not None:
+            note_action(conn, job, by, "unshare", {"token": number})
+    log.info("token %d of %s is revoked by %s, %s", number, name, by.who or "somebody", by.via)
+    return True
+
+
+def log_in(conn: Conn, secret: str) -> tuple[str, float] | None:
+    """Open a session with the secret of a link or of an API token; return the session's secret and for how many
+    seconds it lasts; None: nobody is let in. A link works once.
+    """
+    session = PREFIX + secrets.token_urlsafe(32)
+    opening = {"opener": digest(secret), "digest": digest(session), "seconds": SESSION_SECONDS}
+    row = conn.execute(statement("open_session"), opening).fetchone()
+    if row is None:
+        return None
+    log.info("session %d of %s begins", row[0], row[1])
+    return session, row[2]
+
+
+def log_out(conn: Conn, session: str) -> None:
+    """End a session."""
+    conn.execute(statement("end_session"), (digest(session),))
+
+
+def note_use(conn: Conn, number: int) -> None:
+    """Note that a token is used, to the minute."""
+    conn.execute(statement("note_token_use"), (number,))

@@ -1,0 +1,172 @@
+"""The app's own login: tokens for programs, and for browsers a page that opens a session."""
+
+import asyncio
+import re
+import time
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+import psycopg
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from callboard.identity import Identity
+from callboard.sql.reads import queries
+from callboard.sql.writes import tokens
+from callboard.web import parameters
+from callboard.web.database import Database
+from callboard.web.paths import path_within
+
+#: Seconds for which a token that was found is taken for valid without another look: what is revoked ends so much later.
+KNOWN_SECONDS = 2.0
+#: Tokens that are remembered so at most.
+KNOWN_TOKENS = 1_000
+#: Characters of a secret, and of where to go after the login, at most.
+SECRET_CHARACTERS, NEXT_CHARACTERS = 100, 1_000
+#: The kinds of token that each door opens to.
+HEADER, COOKIE, QUERY = ("api", "share"), ("session",), ("share",)
+
+SPENT = "This link was used already, or its time is over. Ask for another one."
+UNKNOWN = "This token is not known here: it may be mistyped, revoked, or its time is over."
+
+_templates = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True
+)
+
+
+class Doors:
+    """Finds out by tokens who sends a request. What it found it remembers for KNOWN_SECONDS, so that most requests cost
+    no query of their own.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[tuple[bytes, tuple[str, ...]], tuple[float, Identity]] = {}
+        self._noting: dict[int, asyncio.Task[None]] = {}
+
+    async def authenticate(self, request: Request) -> Identity | Response | None:
+        """Whom the bearer token of a request lets in, or else its cookie. A browser without is sent to the login."""
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return await self.find(secret.strip(), HEADER)
+        return await self.find(request.cookies.get(cookie(request), ""), COOKIE) or _to_login(request)
+
+    async def find(self, secret: str, kinds: tuple[str, ...]) -> Identity | None:
+        """Whom a secret of one of these kinds lets in."""
+        if not secret.startswith(tokens.PREFIX) or len(secret) > SECRET_CHARACTERS:
+            return None
+        key = (tokens.digest(secret), kinds)
+        until, who = self._known.get(key, (0.0, None))
+        if who is not None and time.monotonic() < until:
+            return who
+        found = await self._database.read(queries.token(*key))
+        self._known.pop(key, None)
+        if found is None:
+            return None
+        if found["unnoted"]:
+            self._note_use(found["id"])
+        who = Identity(found["name"], found["tenant"], found["scopes"], found["job"])
+        if len(self._known) >= KNOWN_TOKENS:
+            self._known.clear()
+        self._known[key] = (time.monotonic() + KNOWN_SECONDS, who)
+        return who
+
+    def forget(self) -> None:
+        """Look again at every token."""
+        self._known.clear()
+
+    def _note_use(self, number: int) -> None:
+        """Note in the background that a token is used: no request waits for it, or fails with it."""
+
+        async def note() -> None:
+            with suppress(psycopg.Error):
+                await self._database.write(lambda conn: tokens.note_use(conn, number))
+            self._noting.pop(number, None)
+
+        if number not in self._noting:
+            self._noting[number] = asyncio.create_task(note())
+
+
+def cookie(request: Request) -> str:
+    """The name of the session's cookie. Browsers keep cookies by host name alone, and several apps may share one."""
+    port = re.search(r":(\d+)$", request.headers.get("host", ""))
+    return re.sub(
+        r"\W+", "_", f"callboard {port[1] if port else ''}{request.scope.get('root_path', '')}"
+    ).strip("_")
+
+
+def _to_login(request: Request) -> Response | None:
+    """Send a browser that asks for a page to the login, with where to go from there; None for any other request."""
+    path = path_within(request)
+    if request.method not in ("GET", "HEAD") or "text/html" not in request.headers.get("accept", ""):
+        return None
+    if path.startswith("/api/"):
+        return None
+    wanted = path.lstrip("/") + (f"?{request.url.query}" if request.url.query else "")
+    # Relative, since a proxy may have taken a prefix away.
+    login = "../" * (path.count("/") - 1) + "login"
+    if 0 < len(wanted) <= NEXT_CHARACTERS:
+        login += f"?next={quote(wanted, safe='')}"
+    return RedirectResponse(login, 303)
+
+
+async def login(request: Request) -> Response:
+    """GET, POST /login: ask for a token, and open a session with it or with the secret of a link."""
+    doors: Doors = request.app.state.doors
+    given = await parameters.form(request) if request.method == "POST" else dict(request.query_params)
+    link, secret, wanted = given.get("link", ""), given.get("token", "").strip(), given.get("next", "")
+    if request.method != "POST" and await doors.find(request.cookies.get(cookie(request), ""), COOKIE):
+        return _to_page(wanted)
+    if request.method != "POST" and not (link and _is_opened_by_hand(request)):
+        return _page(wanted, link=link)
+    opened = await request.app.state.database.write(lambda conn: tokens.log_in(conn, link or secret))
+    if opened is None:
+        return _page(wanted, wrong=SPENT if link else UNKNOWN)
+    session, seconds = opened
+    answer = _to_page(wanted)
+    answer.set_cookie(
+        cookie(request),
+        session,
+        max_age=int(seconds),
+        path=request.scope.get("root_path") or "/",
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="lax",
+    )
+    return answer
+
+
+async def logout(request: Request) -> Response:
+    """POST /logout: end the session of this browser."""
+    if session := request.cookies.get(cookie(request)):
+        await request.app.state.database.write(lambda conn: tokens.log_out(conn, session))
+        request.app.state.doors.forget()
+    answer = RedirectResponse("login", 303)
+    answer.delete_cookie(cookie(request), path=request.scope.get("root_path") or "/", httponly=True)
+    return answer
+
+
+def _is_opened_by_hand(request: Request) -> bool:
+    """Whether somebody opened this address: not a program that looks where a link leads, nor a browser that fetches it
+    ahead, nor another site's page. These get a page with a button, so that none of them uses the link up.
+    """
+    said = request.headers
+    navigated = (said.get("sec-fetch-mode"), said.get("sec-fetch-site")) == ("navigate", "none")
+    return request.method == "GET" and navigated and "sec-purpose" not in said
+
+
+def _to_page(wanted: str) -> Response:
+    """Go where a sender wanted to. Behind `./` no text leads out of this site."""
+    return RedirectResponse(f"./{wanted[:NEXT_CHARACTERS].lstrip('/')}", 303)
+
+
+def _page(wanted: str, *, link: str = "", wrong: str = "") -> Response:
+    text = _templates.get_template("login.html").render(next=wanted[:NEXT_CHARACTERS], link=link, wrong=wrong)
+    return HTMLResponse(text, 401 if wrong else 200, {"WWW-Authenticate": "Bearer"} if wrong else None)
+
+
+#: They need no login, and are there only where the app has its own.
+ROUTES = [Route("/login", login, methods=["GET", "POST"]), Route("/logout", logout, methods=["POST"])]
