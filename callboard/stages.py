@@ -18,6 +18,7 @@ from callboard.job import Job
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission import actor_lookup, submission
 from callboard.middleware.submission.actor_lookup import Actor, Callbacks
+from callboard.middleware.submission.item_encoding import encode_all
 from callboard.middleware.submission.submission import Submission
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
@@ -173,15 +174,14 @@ def _store_items(
     runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None, signature: Signature | None
 ) -> None:
     """Store the items of the first stage that are not stored yet."""
-    submitting = Submission(
-        runtime.process, runtime.publish_job, first.id, key, None, first.consumed, first.digest, signature
-    )
+    submitting = Submission(runtime.process, runtime.publish_job, first.id, key, first.consumed, first.digest)
+    rows = encode_all(items, signature=signature)
     if first.sealed or first.state in JOB_FINAL:
-        submitting.check(items, sealed=first.sealed)
+        submitting.check(rows, sealed=first.sealed)
         return
     try:
         with runtime.submissions.held(first.id):
-            submitting.store_all(items)
+            submitting.store_all(rows)
     except BaseException:
         with suppress(psycopg.Error, PoolTimeout):  # a worker does the same soon
             runtime.write(writes.update_parents)

@@ -1,14 +1,15 @@
 """Submit: any number of items become the rows of a job, in chunks; no more than one chunk is in memory."""
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from callboard.job import Job
 from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Actor, Callbacks
-from callboard.middleware.submission.item_encoding import ItemKey
+from callboard.middleware.submission.async_source import AsyncSource
+from callboard.middleware.submission.item_encoding import ItemKey, encode_all
 from callboard.middleware.submission.submission import Submission, check_chunk, check_items, start
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
@@ -94,20 +95,14 @@ def submit(
         )
     )  # fmt: skip
     submitting = Submission(
-        runtime.process,
-        runtime.publish_job,
-        made.job,
-        key,
-        item_key,
-        made.consumed,
-        made.digest,
-        actor_lookup.signature_here(broker, actor),
-    )
+        runtime.process, runtime.publish_job, made.job, key, made.consumed, made.digest, keyed=item_key is not None
+    )  # fmt: skip
+    rows = encode_all(items, item_key=item_key, signature=actor_lookup.signature_here(broker, actor))
     if made.sealed or made.state in JOB_FINAL:
-        submitting.check(items, sealed=made.sealed)
+        submitting.check(rows, sealed=made.sealed)
     else:
         with runtime.submissions.held(made.job):
-            submitting.store_all(items)
+            submitting.store_all(rows)
     return Job(made.job, runtime)
 
 
@@ -118,42 +113,5 @@ async def asubmit(actor: Actor, items: Iterable[Any] | AsyncIterable[Any], **opt
     """
     if not isinstance(items, AsyncIterable):
         return await asyncio.to_thread(submit, actor, items, **options)
-    source = _AsyncSource(items)
-    storing = asyncio.create_task(asyncio.to_thread(submit, actor, source, **options))
-    try:
-        return await asyncio.shield(storing)
-    except asyncio.CancelledError:
-        source.cancel()
-        await asyncio.gather(storing, return_exceptions=True)
-        raise
-
-
-class _AsyncSource:
-    """An async iterable, read in the event loop that is running now, as an iterable for another thread."""
-
-    def __init__(self, items: AsyncIterable[Any]) -> None:
-        self._source = aiter(items)
-        self._loop = asyncio.get_running_loop()
-        self._reading: asyncio.Task[Any] | None = None
-        self._cancelled = False
-
-    def __iter__(self) -> Iterator[Any]:
-        while chunk := asyncio.run_coroutine_threadsafe(self._read(), self._loop).result():
-            yield from chunk
-
-    async def _read(self) -> list[Any]:
-        if self._cancelled:
-            raise asyncio.CancelledError
-        self._reading = asyncio.current_task()
-        chunk = []
-        async for item in self._source:
-            chunk.append(item)
-            if len(chunk) == READ_ITEMS:
-                break
-        return chunk
-
-    def cancel(self) -> None:
-        """Have the other thread's iteration raise CancelledError; called in the event loop."""
-        self._cancelled = True
-        if self._reading is not None:
-            self._reading.cancel()
+    source = AsyncSource(items, READ_ITEMS)
+    return await source.read_by(asyncio.to_thread(submit, actor, source, **options))

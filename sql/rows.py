@@ -307,7 +307,10 @@ class PublishMark:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """How far a job's submission is: `consumed` inputs, whose digest is `digest`, are stored or were repeated."""
+    """How far a job's submission is: `consumed` inputs, whose digest is `digest`, are stored or were repeated.
+
+    `held`: nothing of it is published before it is sealed. `elsewhere`: another process submits it now.
+    """
 
     job: int
     created: bool
@@ -315,6 +318,8 @@ class Submission:
     sealed: bool
     consumed: int
     digest: bytes
+    held: bool = False
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,9 @@ class Job(Answer):
     reason: str | None
     standing: bool
     sealed: bool
+    consumed: Annotated[
+        int, msgspec.Meta(ge=0, description="inputs read; a submission that broke off goes on there")
+    ]
     total: Count
     pending: Count
     queued: Count

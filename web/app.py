@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount, Route
@@ -15,6 +16,7 @@ from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS
 from callboard.web.problems import HANDLERS
+from callboard.web.submitter import Submitter
 
 API = [one.route() for one in (*ENDPOINTS, openapi.endpoint(ENDPOINTS, version("callboard")))]
 ROUTES = [
@@ -50,7 +52,7 @@ def create_app(
     """
     if authenticate is not None and open_to_everyone:
         raise ValueError("an app is open_to_everyone or has a login (authenticate), not both")
-    database = Database(url)
+    database, submitter = Database(url), Submitter(url)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -58,6 +60,7 @@ def create_app(
             await database.pool()
         yield
         await database.close()
+        await run_in_threadpool(submitter.close)
 
     own = None if open_to_everyone else doors.Doors(database)
     access = Middleware(AccessControl, doors=own, authenticate=authenticate, hosts=hosts)
@@ -69,4 +72,5 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.database, app.state.doors, app.state.events = database, own, events.loops()
+    app.state.submitter = submitter
     return app

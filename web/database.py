@@ -14,9 +14,10 @@ from callboard.sql.reads.queries import Query, arun
 T = TypeVar("T")
 
 #: The most connections; a read holds one for a millisecond or two.
-CONNECTIONS = 4
-#: Of them, those that change jobs: a change may wait for locks, and reads must not wait for it.
-WRITERS = 2
+CONNECTIONS = 6
+#: Of them, those that change jobs, and those that store items: a change may wait for locks, and none must wait for it
+#: that reads.
+WRITERS, SUBMITTERS = 2, 2
 #: Seconds that a request waits for a connection before it is answered with 503.
 WAIT_SECONDS = 3.0
 #: Begins a read, which the server stops after five seconds: a few slow ones must not hold up all others. LOCAL, since a
@@ -76,7 +77,7 @@ class Database:
         self._enter_loop()
         async with self._opening:
             if self._pool is None:
-                pool = make_async_pool(database_address(self._url), size=CONNECTIONS - WRITERS)
+                pool = make_async_pool(database_address(self._url), size=CONNECTIONS - WRITERS - SUBMITTERS)
                 await pool.open()
                 self._pool, self._closer = pool, asyncio.create_task(_close_at_end(pool))
             return self._pool

@@ -27,6 +27,10 @@ Q = TypeVar("Q")
 B = TypeVar("B")
 
 
+#: JSON Lines: the handler reads such a body.
+LINES = "application/x-ndjson"
+
+
 class NoBody(msgspec.Struct, forbid_unknown_fields=True):
     """No body, or an empty object."""
 
@@ -78,12 +82,22 @@ class Call(Generic[Q, B]):
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """What a handler returns that decides about the status, or gives headers. `content`: as others return it."""
+
+    content: Any
+    status: int
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One method of one path below the API's prefix.
 
     - `answer`: the type of what the handler returns; None: it returns a Response. `query`, `body`: what it takes.
     - `scope`: what the sender's login must allow.
     - `for_all_tenants`: its answer is shared by all tenants, so a sender who sees only one is refused.
+    - `replays`: a request that is repeated by its key is answered with 200.
     - `shared`: also for who holds a token to look at the one job in the path.
     """
 
@@ -96,6 +110,7 @@ class Endpoint:
     scope: str = "read"
     status: int = 200
     for_all_tenants: bool = False
+    replays: bool = False
     shared: bool = False
     #: What its body may be, and what it answers if not the JSON of `answer`.
     consumes: tuple[str, ...] = ("application/json",)
@@ -131,11 +146,15 @@ class Endpoint:
         if self.answer is None:
             answer: Response = found
             return answer
-        answer = Json(msgspec.convert(found, self.answer), self.status)
+        reply = found if isinstance(found, Reply) else Reply(found, self.status, {})
+        answer = Json(msgspec.convert(reply.content, self.answer), reply.status, reply.headers)
         return _conditional(request, answer) if self.reads else answer
 
-    async def _body(self, request: Request) -> msgspec.Struct:
-        return await parameters.body(request, self.body)
+    async def _body(self, request: Request) -> msgspec.Struct | None:
+        """The body; None for lines, which the handler reads as they come."""
+        if parameters.media_type(request) == LINES and LINES in self.consumes:
+            return None
+        return await parameters.body(request, self.body, self.consumes)
 
 
 def _conditional(request: Request, answer: Response) -> Response:

@@ -1,11 +1,22 @@
 """All endpoints of the API, as /api/v1 and /api serve them and as the OpenAPI document describes them."""
 
-from callboard.web import actions, answers, events, items, jobs, queues, tokens, workers
-from callboard.web.endpoint import Endpoint
+from callboard.web import actions, answers, events, items, jobs, queues, submissions, tokens, workers
+from callboard.web.endpoint import LINES, Endpoint
 from callboard.web.parameters import Page
 
 ENDPOINTS: list[Endpoint] = [
     Endpoint("GET", "/jobs", jobs.jobs, answers.Jobs, query=jobs.JobQuery),
+    Endpoint(
+        "POST",
+        "/jobs",
+        submissions.submit,
+        answers.Job,
+        body=submissions.NewJob,
+        scope="submit",
+        status=201,
+        consumes=("application/json", LINES),
+        replays=True,
+    ),
     Endpoint("GET", "/jobs/{job}", jobs.job, answers.Job, shared=True),
     Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.Limits, scope="control"),
     Endpoint("DELETE", "/jobs/{job}", actions.delete, None, scope="control", status=204),

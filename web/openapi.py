@@ -166,6 +166,11 @@ def _responses(one: Endpoint) -> Schema:
     done: Schema = {str(one.status): {"description": "Done."}}
     if content:
         done[str(one.status)]["content"] = content
+    if one.replays:
+        done["200"] = {
+            **done[str(one.status)],
+            "description": "It was done before, by a request with this key.",
+        }
     if one.reads and one.answer is not None:
         done["304"] = {"description": "The answer is the one whose ETag the request has."}
     if EVENTS in content:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -26,14 +27,16 @@ After: TypeAlias = Annotated[
 
 
 class Refused(HTTPException):
-    """What was sent is wrong. `errors`: each wrong part, as `pointer` and `detail`."""
+    """What was sent is wrong. `errors`: each wrong part, as `pointer` and `detail`; `line`: the first bad line."""
 
     def __init__(
-        self, status: int, detail: str, *, code: str, errors: list[dict[str, str]] | None = None
-    ) -> None:
+        self, status: int, detail: str, *, code: str, errors: list[dict[str, str]] | None = None,
+        line: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(status, detail)
         self.code = code
         self.errors = errors or []
+        self.line = line
 
 
 class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,13 +82,13 @@ def _give(given: dict[str, Any], hints: dict[str, Any], name: str, value: str) -
         given[name] = value
 
 
-async def body(request: Request, kind: type[T]) -> T:
-    """The body, a JSON document of this type; an empty body is an empty object."""
-    sent = await _read(request, BODY_BYTES)
+async def body(request: Request, kind: type[T], consumes: Sequence[str] = ("application/json",)) -> T:
+    """The body, a JSON document of this type; an empty body is an empty object. `consumes`: the types it may have."""
+    sent = await _read(request, BODY_BYTES, *consumes[1:])
     media = media_type(request)
     if sent and media != "application/json":
         raise Refused(
-            415, f"the body must be application/json, not {media or 'of no type'}", code="media_type"
+            415, f"the body must be {' or '.join(consumes)}, not {media or 'of no type'}", code="media_type"
         )
     return decode(sent or b"{}", kind)
 
@@ -98,15 +101,19 @@ async def form(request: Request) -> dict[str, str]:
     return dict(parse_qsl(sent.decode("utf-8", "replace"), keep_blank_values=True))
 
 
-async def _read(request: Request, most: int) -> bytes:
-    """The body, which must be whole in a few seconds: a sender that dribbles would hold the request open for ever."""
+async def _read(request: Request, most: int, *larger: str) -> bytes:
+    """The body, which must be whole in a few seconds: a sender that dribbles would hold the request open for ever.
+
+    `larger`: a type in which a larger one may be sent.
+    """
     sent = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.stream():
                 sent += part
                 if len(sent) > most:
-                    raise Refused(413, f"the body is larger than {most} bytes", code="too_large")
+                    advice = f": send it as {larger[0]}" if larger else ""
+                    raise Refused(413, f"the body is larger than {most} bytes{advice}", code="too_large")
     except TimeoutError:
         raise Refused(408, f"the body was not whole after {BODY_SECONDS:.0f} s", code="slow") from None
     return bytes(sent)

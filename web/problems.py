@@ -75,7 +75,9 @@ async def refused(request: Request, error: HTTPException) -> Problem:
     detail = error.detail
     if detail == responses.get(error.status_code) and error.status_code in (404, 405):
         detail = f"{request.method} {request.url.path} is not served here"
-    more = {"code": error.code, "errors": error.errors} if isinstance(error, Refused) else {}
+    more: dict[str, Any] = {}
+    if isinstance(error, Refused):
+        more = {"code": error.code, "errors": error.errors, **({"line": error.line} if error.line else {})}
     return Problem(error.status_code, detail, dict(error.headers or {}), **more)
 
 

@@ -35,12 +35,13 @@ class Process:
     """What the parts of one process share. Any thread may use it.
 
     `worker` is the process's id in `workers` and `threads` the number of its worker threads; both are 0 in a process
-    that is no worker. `remote`: other processes consume the broker too.
+    that is no worker. `remote`: other processes consume the broker too. `connections`: that it opens at most.
     """
 
-    def __init__(self, url: str, *, remote: bool = True) -> None:
+    def __init__(self, url: str, *, remote: bool = True, connections: int = CONNECTIONS) -> None:
         self._url = url
         self._remote = remote
+        self._connections = connections
         self._lock = threading.Lock()
         self._pool: Pool | None = None
         self._stop_by: float | None = None
@@ -53,7 +54,7 @@ class Process:
         """The process's connections; opened when first needed."""
         with self._lock:
             if self._pool is None:
-                self._pool = make_pool(self._url, size=CONNECTIONS)
+                self._pool = make_pool(self._url, size=self._connections)
             return self._pool
 
     @property

@@ -33,17 +33,16 @@ def broker_of(actor: Actor) -> dramatiq.Broker:
     return dramatiq.get_broker() if isinstance(actor, str) else actor.broker
 
 
-def resolve(write: Write, broker: dramatiq.Broker, actor: Actor) -> tuple[str, str]:
-    """Return an actor's registered name and its queue; raises UnknownActor."""
+def resolve(write: Write, broker: dramatiq.Broker | None, actor: Actor) -> tuple[str, str]:
+    """Return an actor's registered name and its queue; `broker` None: only workers know actors. Raises UnknownActor."""
     if not isinstance(actor, str):
         return actor.actor_name, actor.queue_name
-    if actor in broker.actors:
+    if broker is not None and actor in broker.actors:
         return actor, broker.actors[actor].queue_name
     known = write(lambda conn: submission.known_actor(conn, actor))
     if known is None:
-        raise UnknownActor(
-            f"no actor {actor!r}: import its module (CALLBOARD_ACTORS), or start a worker that has it"
-        )
+        here = "" if broker is None else "import its module (CALLBOARD_ACTORS), or "
+        raise UnknownActor(f"no actor {actor!r}: {here}start a worker that has it")
     return actor, known[0]
 
 
@@ -95,7 +94,11 @@ def own_signature(actor: dramatiq.Actor[..., Any]) -> Signature | None:
 
 
 def targets(
-    write: Write, broker: dramatiq.Broker, on_complete: Callbacks, on_fail: Callbacks, on_cancel: Callbacks
+    write: Write,
+    broker: dramatiq.Broker | None,
+    on_complete: Callbacks,
+    on_fail: Callbacks,
+    on_cancel: Callbacks,
 ) -> Targets:
     """Read a job's callbacks; raises UnknownActor, and ValueError for what can't be called."""
     callbacks = {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}

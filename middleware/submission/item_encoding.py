@@ -38,7 +38,8 @@ def encode_all(
     """
     source = iter(items)
     next(islice(source, stored, stored), None)
-    return (encode(number, item, item_key, signature) for number, item in enumerate(source, stored))
+    for number, item in enumerate(source, stored):
+        yield encode(number, item, item_key, signature)
 
 
 def call_of(item: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -54,28 +55,30 @@ def add_to_digest(digest: bytes, row: Row) -> bytes:
     return hashlib.sha256(b"%b%d:%b%b" % (digest, len(args), args, (key or "").encode())).digest()
 
 
-def encode(number: int, item: Any, item_key: ItemKey = None, signature: Signature | None = None) -> Row:
-    """Encode the item that has this number in the input; raises BadItem."""
+def encode(
+    number: int, item: Any, item_key: ItemKey = None, signature: Signature | None = None, noun: str = "item"
+) -> Row:
+    """Encode the item, or `noun`, that has this number in the input; raises BadItem."""
     args, kwargs = call_of(item)
     if signature is not None and (wrong := signature.misfit(args, kwargs)):
-        raise BadItem(f"item {number} does not fit its actor: {wrong}")
+        raise BadItem(f"{noun} {number} does not fit its actor: {wrong}")
     try:
         encoded = envelope.encode_args(args, kwargs)
     except Exception as error:
-        raise BadItem(f"item {number} can't be written as a message: {error}") from error
+        raise BadItem(f"{noun} {number} can't be written as a message: {error}") from error
     if len(encoded) > ITEM_LIMIT_BYTES:
-        raise BadItem(f"item {number} has {len(encoded):,} bytes, and {ITEM_LIMIT_BYTES:,} are allowed")
-    return encoded, None if item_key is None else _key(number, item, item_key)
+        raise BadItem(f"{noun} {number} has {len(encoded):,} bytes, and {ITEM_LIMIT_BYTES:,} are allowed")
+    return encoded, None if item_key is None else _key(f"{noun} {number}", item, item_key)
 
 
-def _key(number: int, item: Any, item_key: str | Callable[[Any], Any]) -> str:
+def _key(which: str, item: Any, item_key: str | Callable[[Any], Any]) -> str:
     try:
         value = item_key(item) if callable(item_key) else item[item_key]
         if value is not None:
             return key_text(value)
     except Exception as error:
-        raise BadItem(f"item {number} has no item key: {type(error).__name__}: {error}") from error
-    raise BadItem(f"item {number} has no item key: it is None")
+        raise BadItem(f"{which} has no item key: {type(error).__name__}: {error}") from error
+    raise BadItem(f"{which} has no item key: it is None")
 
 
 def key_text(value: Any) -> str:

@@ -6,7 +6,6 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -14,10 +13,10 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.message.failure import clean
 from callboard.middleware.process.process import Process
 from callboard.middleware.submission import item_encoding
-from callboard.middleware.submission.item_encoding import ItemKey, Row
+from callboard.middleware.submission.item_encoding import Row
 from callboard.sql import timings
 from callboard.sql.limits import parse_time
-from callboard.sql.signature import Signature
+from callboard.sql.pool import Conn
 from callboard.sql.writes import submission, sweep
 from callboard.sql.writes.submission import KeyInUse
 
@@ -68,7 +67,8 @@ class Submission:
     """A bulk submission of `job`: `consumed` items, whose digest is `stored`, are in the database. `publish_job`
     publishes the first items of a job from this process.
 
-    `signature`: what arguments the actor takes, None if nobody knows.
+    `keyed`: the items have item keys. `open`: the job is not sealed, but open for more items. `held`: nothing of it is
+    published before all is stored, so an item that is refused leaves no job behind.
     With a `key` the items before must be the same again, so each is encoded and its digest compared.
     """
 
@@ -76,35 +76,36 @@ class Submission:
     publish_job: Callable[[int], None]
     job: int
     key: str | None
-    item_key: ItemKey
     consumed: int
     stored: bytes
-    signature: Signature | None = None
+    keyed: bool = False
+    open: bool = False
+    held: bool = False
     _digest: bytes = b""  # of the items read so far, if there is a key
 
-    def store_all(self, items: Iterable[Any]) -> None:
-        """Store the items that are not stored yet, then seal the job.
+    def store_all(self, rows: Iterable[Row]) -> None:
+        """Store the encoded items that are not stored yet, then seal the job.
 
-        Raises BadItem, KeyInUse, SubmittedElsewhere, psycopg.Error, PoolTimeout, and what `items` raises.
+        Raises BadItem, KeyInUse, SubmittedElsewhere, psycopg.Error, PoolTimeout, and what `rows` raises.
         """
         try:
-            store_rows(self._new_rows(items), self.consumed, self._store)
+            store_rows(self._new_rows(rows), self.consumed, self._store)
             self._seal()
         except BaseException as error:
             self._break_off(error)
             raise
 
-    def check(self, items: Iterable[Any], *, sealed: bool) -> None:
+    def check(self, rows: Iterable[Row], *, sealed: bool) -> None:
         """Compare the items with those of a job that takes none any more; of one that is not `sealed`, those that it
-        has. Raises KeyInUse, BadItem, and what `items` raises.
+        has. Raises KeyInUse, BadItem, and what `rows` raises.
         """
-        if next(self._new_rows(items), None) is not None and sealed:
+        if next(self._new_rows(rows), None) is not None and sealed:
             raise KeyInUse(self.key, self.job, f"{self.consumed:,} items, and these are more")
 
-    def _new_rows(self, items: Iterable[Any]) -> Iterator[Row]:
-        """Encode the items and give those that are not stored yet. Raises KeyInUse if the others differ."""
+    def _new_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Give the items that are not stored yet. Raises KeyInUse if the others differ."""
         count, consumed = 0, self.consumed
-        for row in item_encoding.encode_all(items, item_key=self.item_key, signature=self.signature):
+        for row in rows:
             count += 1
             if self.key is not None:
                 self._digest = item_encoding.add_to_digest(self._digest, row)
@@ -119,7 +120,7 @@ class Submission:
         """Store a chunk, all of it or nothing; the job starts with its first chunk."""
         how, number = self.process.write(
             lambda conn: submission.store_chunk(
-                conn, self.job, start, rows, keyed=self.item_key is not None, digest=self._digest
+                conn, self.job, start, rows, keyed=self.keyed, digest=self._digest
             )
         )
         if how != "stored":
@@ -140,18 +141,27 @@ class Submission:
             log.debug("the planner's statistics were not renewed", exc_info=True)
 
     def _seal(self) -> None:
-        sealed = self.process.write(lambda conn: submission.seal_job(conn, self.job))
+        end = submission.open_job if self.open else submission.seal_job
+        sealed = self.process.write(lambda conn: end(conn, self.job))
         if not sealed and self.key is None:  # with a key another may have sealed it, with all of its items
             raise SubmittedElsewhere(f"job {self.job} was stopped before its submission was done")
         self.publish_job(self.job)
 
     def _break_off(self, error: BaseException) -> None:
         """Stop a job that no later submission can continue; a job with a key stays open for one."""
-        if self.key is not None:
-            return
         reason = clean(f"its submission broke off at input {self.consumed}: {type(error).__name__}: {error}")
+
+        def write(conn: Conn) -> None:
+            refused = self.held and isinstance(error, item_encoding.BadItem)
+            if refused and submission.discard_job(conn, self.job):
+                return
+            if self.key is None:
+                submission.fail_submission(conn, self.job, reason)
+            elif not isinstance(error, SubmittedElsewhere):  # the other one goes on
+                submission.release_submission(conn, self.job)
+
         try:
-            self.process.write(lambda conn: submission.fail_submission(conn, self.job, reason))
+            self.process.write(write)
         except Exception:
             log.exception("job %d can't be marked as broken off", self.job)
 

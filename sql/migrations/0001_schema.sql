@@ -80,7 +80,9 @@ CREATE TABLE callboard.jobs (
     consumed         bigint NOT NULL DEFAULT 0,  -- inputs read, repeated item keys included: where a submission goes on
     digest           bytea NOT NULL DEFAULT '',  -- of these inputs, if it has a key: by it they are known again
     asked            jsonb,                      -- digests of the options that it was submitted with, if it has a key
-    submitting_until timestamptz,                -- past, and not sealed: its submitter is gone; NULL: nobody says
+    submitting_until timestamptz,                -- past, and not sealed: its submitter is gone; NULL: nobody submits it, and
+                                                 -- it is open for more items, if it is neither standing nor of stages
+    held             boolean NOT NULL DEFAULT false,  -- none of its bulk items is published before all are stored
 
     -- Its publishing.
     bulk_end         bigint NOT NULL DEFAULT 0,  -- every bulk item is below it

@@ -1,20 +1,23 @@
 -- name: create_job
--- A job that is being submitted, or the one that has this key already: while it is open it is taken up.
--- Caller: submit, job(). Rows: one, (id, created, state, sealed, consumed, digest, asked).
+-- A job that is being submitted, or the one that has this key already: while it is open it is taken up; `alone`: unless
+-- another submission of it goes on. One that is open for more items is not taken up.
+-- Caller: submit, job(). Rows: one, Submission and `asked`.
 WITH made AS (
     INSERT INTO callboard.jobs AS j
-        (name, key, tenant, actor, queue, metadata, created_by, submitting_until, chunk, callbacks, asked,
+        (name, key, tenant, actor, queue, metadata, created_by, submitting_until, held, chunk, callbacks, asked,
          {limits})
     VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(created_by)s,
-            now() + make_interval(secs => %(lease)s), nullif(%(chunk)s::int, 1), %(callbacks)s::jsonb, %(asked)s::jsonb,
-            {limit_values})
+            now() + make_interval(secs => %(lease)s), %(held)s, nullif(%(chunk)s::int, 1), %(callbacks)s::jsonb,
+            %(asked)s::jsonb, {limit_values})
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
     WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
-    RETURNING id, xmax = 0 AS created, state, sealed, consumed, digest, asked
+      AND j.submitting_until IS NOT NULL AND (NOT %(alone)s OR j.submitting_until <= now())
+    RETURNING id, xmax = 0 AS created, state, sealed, consumed, digest, held, false AS elsewhere, asked
 )
-SELECT id, created, state::text, sealed, consumed, digest, asked FROM made
+SELECT id, created, state::text, sealed, consumed, digest, held, elsewhere, asked FROM made
 UNION ALL
-SELECT id, false, state::text, sealed, consumed, digest, asked FROM callboard.jobs
+SELECT id, false, state::text, sealed, consumed, digest, held,
+       NOT sealed AND finished_at IS NULL AND coalesce(submitting_until > now(), false), asked FROM callboard.jobs
 WHERE key = %(key)s AND tenant = %(tenant)s
 LIMIT 1
 
@@ -33,7 +36,8 @@ WHERE id = %s FOR NO KEY UPDATE OF jobs
 -- name: add_to_total
 -- A chunk was stored. Caller: store_chunk, in its transaction, under the job's lock.
 UPDATE callboard.jobs
-SET total = total + %(stored)s, bulk_end = total + %(stored)s, consumed = consumed + %(read)s,
+SET total = total + %(stored)s, bulk_end = CASE WHEN held THEN bulk_end ELSE total + %(stored)s END,
+    consumed = consumed + %(read)s,
     digest = coalesce(%(digest)s::bytea, digest), updated_at = now()
 WHERE id = %(job)s
 
@@ -64,7 +68,7 @@ FROM (
 -- No more items come from outside. Transition: open -> sealed; and completed when nothing is left to do.
 -- Guard: neither sealed nor stopped, nor a job of stages. Caller: submit, job(), the sweep. Rows: (state); none: sealed or stopped before.
 UPDATE callboard.jobs
-SET sealed = true,
+SET sealed = true, held = false, bulk_end = CASE WHEN held THEN total ELSE bulk_end END,
     state = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN 'completed' ELSE state END,
     finished_at = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN now() END,
     updated_at = now()
@@ -77,6 +81,42 @@ RETURNING state::text
 UPDATE callboard.jobs
 SET state = 'failed', reason = %s, finished_at = now(), updated_at = now(), epoch = epoch + 1, control_at = clock_timestamp()
 WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
+
+-- name: open_job
+-- All items of a submission are stored, and others may come from outside until the job is sealed.
+-- Guard: neither sealed nor stopped. Caller: submit over HTTP. Rows: (id); none: sealed or stopped before.
+UPDATE callboard.jobs
+SET submitting_until = NULL, held = false, bulk_end = CASE WHEN held THEN total ELSE bulk_end END, updated_at = now()
+WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
+RETURNING id
+
+-- name: release_submission
+-- A submission broke off that may be taken up again at once. Guard: open, and not open for more items.
+-- Caller: submit over HTTP.
+UPDATE callboard.jobs SET submitting_until = now()
+WHERE id = %s AND NOT sealed AND finished_at IS NULL AND submitting_until > now()
+
+-- name: discard_submission
+-- A submission was refused, and nothing of it was published: it leaves nothing behind, so nobody is called, and the job,
+-- with its stages, may be marked as deleted. Transition: open -> failed. Guard: held, neither sealed nor stopped.
+-- Caller: submission.discard_job. Rows: (id of the whole job), one a job. Lock order: jobs by id.
+WITH whole AS (
+    SELECT coalesce(parent_id, id) AS id FROM callboard.jobs
+    WHERE id = %(job)s AND held AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
+), refused AS (
+    SELECT j.id FROM (
+        SELECT id FROM whole UNION ALL
+        SELECT s.id FROM whole CROSS JOIN LATERAL (
+            SELECT id FROM callboard.jobs AS s WHERE s.parent_id = whole.id OFFSET 0
+        ) AS s ORDER BY id
+    ) AS one CROSS JOIN LATERAL (
+        SELECT id FROM callboard.jobs AS j
+        WHERE j.id = one.id AND j.finished_at IS NULL AND j.stopping IS NULL AND NOT j.sealed OFFSET 0 FOR NO KEY UPDATE
+    ) AS j
+)
+UPDATE callboard.jobs AS j SET state = 'failed', finished_at = now(), callbacks = NULL
+WHERE j.id IN (SELECT id FROM refused)
+RETURNING coalesce(parent_id, id)
 
 -- name: renew_submissions
 -- The submissions of these jobs are still going on, whatever their sources take their time for.

@@ -31,7 +31,7 @@ def job(row: Stored) -> dict[str, Any]:
             name: row[name]
             for name in ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason")
         },
-        **{name: row[name] for name in ("standing", "sealed", "total")},
+        **{name: row[name] for name in ("standing", "sealed", "consumed", "total")},
         **parts,
         **{name: row[name] for name in ("retries", "crashes", "unkept")},
         "progress": progress(row),
@@ -86,6 +86,8 @@ def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
     """Return why an open job has not moved for a while; None when it moves, is paused, or a worker runs its items."""
     if row["alive"] is None or row["worked_on"]:
         return None
+    if row["held"]:
+        return _unsealed(row)
     if sum(parts[name] for name in ("pending", "queued", "running", "retrying")):
         return _nobody(row) or _later(row, parts) or _standstill(row, parts)
     if row["sealed"] or row["standing"] or row["waits"]:
@@ -101,7 +103,7 @@ def _unmade(row: Stored) -> str:
 
 def _unsealed(row: Stored) -> str:
     if row["submitting"] is None:
-        return "not sealed: its submission broke off or is still going on"
+        return "not sealed: it is open for more items until somebody seals it"
     if row["submitting"]:
         return "not sealed: its submission is still going on"
     how = "submit it again with the same key, and it goes on" if row["key"] else "it will be stopped"

@@ -62,6 +62,7 @@ def parent(row: Stored, rows: Sequence[Stored]) -> Job:
         },
         "state": "running" if same["state"] == "pending" and begun else same["state"],
         "sealed": all(stage["sealed"] for stage in stages),
+        "consumed": stages[0]["consumed"],
         "progress": _progress(row, stages),
         "rate": rate,
         "eta": now["eta"],

@@ -4,19 +4,24 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from callboard.sql import timings
 from callboard.sql.callback_targets import NO_TARGETS, Targets
+from callboard.sql.json_values import is_storable
 from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Submission
 from callboard.sql.signature import Signature
 from callboard.sql.statements import required, statement
+from callboard.sql.writes import retention
 from callboard.sql.writes.requests import at_database_time, check_text, json_object
 
+#: No further options.
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 #: The most characters of a job's name, and of what an index holds of it.
 NAME_CHARACTERS, KEY_CHARACTERS = 1_000, 300
 
@@ -34,18 +39,23 @@ class KeyInUse(ValueError):
 def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
     metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
-    chunk: int = 1, key_reuse: bool = False,
+    chunk: int = 1, key_reuse: bool = False, held: bool = False, alone: bool = False,
+    also_asked: Mapping[str, Any] = NOTHING,
 ) -> Submission:  # fmt: skip
     """Make a job, or find the one with this key, and renew its submission. `key_reuse`: a job that is over gives its
-    key to the new one. Raises KeyInUse, and ValueError for a text or metadata that a row can't hold.
+    key to the new one. `held`: nothing of a new job is published before it is sealed. `alone`: not while another
+    submission of the job goes on; then `elsewhere` of the answer says so. `also_asked`: see `job_parameters`.
+
+    Raises KeyInUse, and ValueError for a text or metadata that a row can't hold.
     """
-    asked = {"actor": actor, "chunk": chunk}
+    asked = {"actor": actor, "chunk": chunk, **also_asked}
     parameters = {
         **job_parameters(
             conn, asked, name=name, key=key, tenant=tenant, metadata=metadata, created_by=created_by, limits=limits,
             targets=targets,
         ),
-        "actor": actor, "queue": queue, "chunk": chunk, "lease": timings.SUBMISSION_LEASE_SECONDS,
+        "actor": actor, "queue": queue, "chunk": chunk, "lease": timings.SUBMISSION_LEASE_SECONDS, "held": held,
+        "alone": alone,
     }  # fmt: skip
     with transaction(conn) if key_reuse else nullcontext():
         if key_reuse:
@@ -145,6 +155,23 @@ def seal_job(conn: Conn, job: int) -> bool:
     return conn.execute(statement("seal_job"), (job,)).fetchone() is not None
 
 
+def open_job(conn: Conn, job: int) -> bool:
+    """Open a job, whose submission is done, for more items; return False when it was sealed or stopped before."""
+    return conn.execute(statement("open_job"), (job,)).fetchone() is not None
+
+
+def release_submission(conn: Conn, job: int) -> None:
+    """Let the next submission of a job go on at once, since this one broke off."""
+    conn.execute(statement("release_submission"), (job,))
+
+
+def discard_job(conn: Conn, job: int) -> bool:
+    """Delete a job whose submission was refused; return False for one of which something may have run."""
+    with transaction(conn):
+        found = conn.execute(statement("discard_submission"), {"job": job}).fetchall()
+        return bool(found and retention.mark_deleted(conn, [found[0][0]]))
+
+
 def fail_submission(conn: Conn, job: int, reason: str) -> None:
     """Fail a job whose submission broke off and can't be continued."""
     conn.execute(statement("fail_submission"), (reason, job))
@@ -164,5 +191,5 @@ def fail_abandoned_submissions(conn: Conn) -> list[int]:
 
 def known_actor(conn: Conn, name: str) -> tuple[str, Signature | None] | None:
     """Return the queue and the signature of an actor that some worker announced; None for an unknown actor."""
-    row = conn.execute(statement("known_actor"), (name,)).fetchone()
+    row = conn.execute(statement("known_actor"), (name,)).fetchone() if is_storable(name) else None
     return (row[0], Signature.from_json(name, row[1])) if row else None

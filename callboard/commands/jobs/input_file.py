@@ -7,17 +7,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-import msgspec
-
 from callboard.commands.errors import CommandError
+from callboard.middleware.submission import json_lines
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES
+from callboard.middleware.submission.json_lines import BadLine
 
-BOM = b"\xef\xbb\xbf"
 FORMATS = ("jsonl", "csv")
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 #: What the marks of other encodings than UTF-8 at the beginning of a file say; of two that fit, the longer.
@@ -28,19 +26,6 @@ MARKS = {
 #: What may stand between the columns of CSV, beside the comma.
 DELIMITERS = ";\t|"
 NOT_UTF8 = "not UTF-8: give the file's encoding, like --encoding cp1252"
-
-
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line that is no item, or the first of some: its number, from 1, why, and the number of the last."""
-
-    line: int
-    why: str
-    last: int = 0
-
-    def __str__(self) -> str:
-        more = f" (lines {self.line} to {self.last}, {self.last - self.line + 1} rows)"
-        return f"line {self.line}: {self.why}{more if self.last > self.line else ''}"
 
 
 @contextmanager
@@ -111,49 +96,20 @@ def items(
     Raises CommandError for a bad CSV header.
     """
     source.seek(0)
-    for number, item in csv_rows(source, divided_by) if form == "csv" else json_lines(source):
+    for number, item in (
+        csv_rows(source, divided_by) if form == "csv" else json_lines.values(json_lines.lines(source))
+    ):
         keyed = item_key is None or isinstance(item, BadLine) or (isinstance(item, dict) and item_key in item)
         yield number, item if keyed else BadLine(number, f"it has no {item_key!r} for its item key")
-
-
-def json_lines(source: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """Each line's number and JSON value, or BadLine; blank lines are left out."""
-    for number, line in _lines(source):
-        if line.strip():
-            yield number, _decoded(number, line)
-
-
-def _decoded(number: int, line: bytes) -> Any:
-    if len(line) > ITEM_LIMIT_BYTES:
-        return _too_long(number)
-    try:
-        return msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return BadLine(number, f"no JSON: {error}")
-
-
-def _too_long(number: int) -> BadLine:
-    return BadLine(number, f"more than the {ITEM_LIMIT_BYTES:,} bytes that an item may have")
-
-
-def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, from 1. A line over the limit is cut to one byte more than that."""
-    number = 0
-    while line := source.readline(ITEM_LIMIT_BYTES + 1):
-        number += 1
-        rest = line
-        while len(rest) > ITEM_LIMIT_BYTES and not rest.endswith(b"\n"):
-            rest = source.readline(ITEM_LIMIT_BYTES + 1)
-        yield number, line.removeprefix(BOM) if number == 1 else line
 
 
 def check_no_array(source: BinaryIO) -> None:
     """Raise CommandError for a file that is one JSON array: its elements are meant, and not its lines."""
     source.seek(0)
-    lines = (line for _, line in _lines(source) if line.strip())
+    lines = (line for _, line in json_lines.lines(source) if line.strip())
     first = next(lines, b"")
     alone = next(lines, None) is None
-    item = _decoded(1, first)
+    item = json_lines.value(1, first)
     objects = isinstance(item, list) and len(item) > 1 and all(isinstance(one, dict) for one in item)
     broken = isinstance(item, BadLine) and first.lstrip().startswith(b"[") and not alone
     if broken or (objects and alone):
@@ -168,7 +124,7 @@ def csv_rows(source: BinaryIO, divided_by: str = ",") -> Iterator[tuple[int, Any
     before = csv.field_size_limit(ITEM_LIMIT_BYTES)
     try:
         # Bytes that are not UTF-8 become surrogates, which `_row` finds: so the error names the right line.
-        texts = (line.decode("utf-8", "surrogateescape") for _, line in _lines(source))
+        texts = (line.decode("utf-8", "surrogateescape") for _, line in json_lines.lines(source))
         rows = csv.reader(texts, strict=True, delimiter=divided_by)
         header = _header(rows)
         yield from _rows(rows, header)
@@ -206,7 +162,7 @@ def _row(number: int, last: int, row: list[str], header: list[str]) -> Any:
     if len(row) != len(header):
         return BadLine(number, f"{len(row)} fields, and the header has {len(header)}", last)
     if sum(map(len, row)) > ITEM_LIMIT_BYTES:
-        return _too_long(number)
+        return json_lines.too_long(number)
     if wrong := _unreadable(row):
         return BadLine(number, wrong, last)
     return dict(zip(header, row, strict=True))

@@ -14,10 +14,10 @@ from callboard.commands import actor_modules, output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError, first_line
 from callboard.commands.jobs import actions, follow, input_file
-from callboard.commands.jobs.input_file import BadLine
 from callboard.commands.jobs.show import find_job
 from callboard.commands.output import AsJson, one_of
 from callboard.middleware.submission import actor_lookup, item_encoding
+from callboard.middleware.submission.json_lines import BadLine
 from callboard.middleware.tracking import runtime_of
 from callboard.sql import timings
 from callboard.sql.signature import Signature

@@ -45,7 +45,8 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "missing": draw(st.none() | st.just("mail")),
-        "submitting": draw(st.none() | st.booleans()), "consumed": draw(st.integers(0, 10**9)),
+        "submitting": draw(st.none() | st.booleans()), "held": draw(st.booleans()),
+        "consumed": draw(st.integers(0, 10**9)),
         **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
         "within": False,
     }  # fmt: skip
@@ -93,7 +94,8 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 
 STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "worked_on": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
-    "actor": "work", "submitting": None, "consumed": 500, "key": None, "stage": None, "waits": False, "maker": None,
+    "actor": "work", "submitting": None, "held": False, "consumed": 500,
+    "key": None, "stage": None, "waits": False, "maker": None,
     "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
     "limits": {"rate": "1/m"}, "missing": None,
 }  # fmt: skip
@@ -161,7 +163,7 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             {},
             "nothing has moved for 42 s; its workers have items of other jobs in hand (8)",
         ),
-        ({"sealed": False}, {"queued": 0}, "not sealed: its submission broke off or is still going on"),
+        ({"sealed": False}, {"queued": 0}, "not sealed: it is open for more items until somebody seals it"),
         (
             {"sealed": False, "submitting": True},
             {"queued": 0},
@@ -178,6 +180,11 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             "not sealed: its submission broke off at input 500; submit it again with the same key, and it goes on",
         ),
         ({"sealed": False, "standing": True}, {"queued": 0}, None),
+        (
+            {"sealed": False, "held": True, "submitting": False, "key": "k"},
+            {"queued": 0, "pending": 5},
+            "not sealed: its submission broke off at input 500; submit it again with the same key, and it goes on",
+        ),
     ],
 )
 def test_a_standstill_has_a_reason(row: dict[str, Any], parts: dict[str, int], reason: str | None) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from callboard.commands.errors import CommandError
 from callboard.commands.jobs import input_file
-from callboard.commands.jobs.input_file import BadLine
+from callboard.middleware.submission.json_lines import BadLine
 
 
 def read(

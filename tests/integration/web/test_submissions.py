@@ -1,0 +1,322 @@
+"""Jobs that are submitted over HTTP: what is stored, what is refused, and what becomes of a body that breaks off."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from callboard import Identity
+from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
+from callboard.sql.rows import WorkerInfo
+from callboard.sql.signature import Signature
+from callboard.sql.writes import workers
+from callboard.web import create_app
+from tests.support.jobs import status
+from tests.support.webapp import served
+from tests.support.workers import wait_until
+
+LINES = {"Content-Type": "application/x-ndjson"}
+
+
+@pytest.fixture
+def conn(database_url: str) -> Iterator[Conn]:
+    """A connection to a database in which a worker has announced the actor `work(n, text=…)`."""
+    with connect(database_url) as connection:
+        takes = Signature("work", ("n", "text"), frozenset(["n", "text"]), frozenset(["n"]))
+        known = WorkerInfo(
+            "backstage", 1, 8, "2026.11", {"work": "default", "other": "default"}, {"work": takes}
+        )
+        workers.register_worker(connection, known)
+        yield connection
+        assert queries.run(connection, queries.verify())["drift"] == []
+
+
+@pytest.fixture
+def app(database_url: str, conn: Conn) -> Iterator[Starlette]:
+    """The app on this test's database."""
+    app = create_app(url=database_url, open_to_everyone=True)
+    yield app
+    app.state.submitter.close()
+
+
+def post(app: Starlette, body: Any, path: str = "/api/v1/jobs", **headers: str) -> httpx.Response:
+    """The answer to a POST of JSON, or of lines if the body is bytes."""
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            if isinstance(body, bytes):
+                return await client.post(path, content=body, headers=LINES | headers)
+            return await client.post(path, json=body, headers=headers)
+
+    return asyncio.run(ask())
+
+
+def lines(*values: Any) -> bytes:
+    return b"".join(
+        value if isinstance(value, bytes) else json.dumps(value).encode() + b"\n" for value in values
+    )
+
+
+def calls(conn: Conn, job: int) -> list[Any]:
+    """The arguments of a job's items."""
+    page, _ = queries.run(conn, queries.items(job))
+    return [item["kwargs"] or item["args"] for item in page]
+
+
+def left(conn: Conn) -> list[tuple[str, int]]:
+    """The jobs that anybody can see: state and items."""
+    return [(job["state"], job["total"]) for job in queries.run(conn, queries.jobs())[0]]
+
+
+def test_a_job_is_submitted_as_json(conn: Conn, app: Starlette) -> None:
+    body = {
+        "actor": "work",
+        "items": [{"n": 1}, [2, "two"], 3],
+        "name": "three",
+        "metadata": {"a": 1},
+        "rate": "5/s",
+    }
+    answer = post(app, body)
+    assert answer.status_code == 201
+    job = answer.json()
+    assert answer.headers["location"] == f"/api/v1/jobs/{job['id']}"
+    assert (job["name"], job["sealed"], job["total"], job["pending"]) == ("three", True, 3, 3)
+    assert (job["limits"], job["metadata"], job["created_by"]) == ({"rate": "5/s"}, {"a": 1}, "127.0.0.1")
+    assert calls(conn, job["id"]) == [{"n": 1}, [2, "two"], [3]]
+    (done,) = queries.run(conn, queries.actions(job["id"]))[0]
+    assert (done["action"], done["who"], done["via"]) == ("submit", "127.0.0.1", "http")
+
+
+def test_a_job_is_submitted_as_lines(conn: Conn, app: Starlette) -> None:
+    answer = post(
+        app, lines({"actor": "work", "item_key": "n"}, {"n": 1}, b"\n", {"n": 2}, {"n": 1}, b'{"n": 3}')
+    )
+    assert answer.status_code == 201
+    job = answer.json()
+    assert (job["total"], job["consumed"]) == (3, 4)
+    assert calls(conn, job["id"]) == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+def test_the_same_submission_gives_the_same_job(conn: Conn, app: Starlette) -> None:
+    body = {"actor": "work", "items": [1, 2]}
+    first = post(app, body, **{"Idempotency-Key": '"k"'})
+    again = post(app, {**body, "key": "k"})
+    streamed = post(app, lines({"actor": "work", "key": "k"}, 1, 2))
+    assert [one.status_code for one in (first, again, streamed)] == [201, 200, 200]
+    assert first.json()["id"] == again.json()["id"] == streamed.json()["id"]
+    for other in (
+        {**body, "items": [1, 3]}, {**body, "items": [1]}, {**body, "items": [1, 2, 3]}, {**body, "actor": "other"},
+        {**body, "rate": "1/s"},
+    ):  # fmt: skip
+        refused = post(app, other, **{"Idempotency-Key": "k"})
+        assert (refused.status_code, refused.json()["code"]) == (422, "key_in_use")
+    assert left(conn) == [("pending", 2)]
+
+
+def test_a_bad_line_is_named_and_leaves_nothing_behind(conn: Conn, app: Starlette) -> None:
+    wrong = [
+        b"{\n",
+        {"m": 1},
+        b"\n",
+        b'"\\ud800"\n',
+        b"[" * 5000 + b"\n",
+        b"1" * 1_048_577 + b"\n",
+        b"\xff\n",
+    ]
+    for key in (None, "k"):
+        answer = post(app, lines({"actor": "work", "key": key}, *range(6000), *wrong, 9))
+        problem = answer.json()
+        assert (answer.status_code, problem["code"], problem["line"]) == (422, "bad_items", 6002)
+        assert [one["pointer"] for one in problem["errors"]] == [
+            f"#/line/{n}" for n in (6002, 6003, 6005, 6006, 6007, 6008)
+        ]
+        assert "line 6003 does not fit its actor: work has no argument 'm'" in problem["detail"]
+    assert left(conn) == []
+    assert conn.execute(
+        "SELECT count(*) FROM callboard.jobs WHERE deleted_at IS NULL OR key IS NOT NULL"
+    ).fetchone() == (0,)
+    skipping = post(app, lines({"actor": "work", "key": "k", "skip_bad": True}, 1, *wrong, 9))
+    assert (skipping.status_code, skipping.json()["total"]) == (201, 2)
+    (done,) = queries.run(conn, queries.actions(skipping.json()["id"]))[0]
+    assert len(done["detail"]["left_out"]) == 6
+
+
+def test_a_bad_item_of_json_is_named_and_leaves_nothing_behind(conn: Conn, app: Starlette) -> None:
+    answer = post(app, {"actor": "work", "items": [1, {"m": 1}, {"n": 2, "text": "é" * 300_000}]})
+    assert answer.status_code == 422
+    assert [one["pointer"] for one in answer.json()["errors"]] == ["#/items/1", "#/items/2"]
+    assert left(conn) == []
+
+
+#: A change of a job that is right, the status of the answer, and how its detail begins.
+NONSENSE: list[tuple[dict[str, Any], int, str]] = [
+    ({"actor": None}, 422, "actor"), ({"actor": "nobody"}, 422, "no actor 'nobody'"),
+    ({"actor": "\0"}, 422, "no actor"), ({"actor": "a" * 5000}, 422, "no actor"), ({"items": {}}, 422, "items"),
+    ({"odd": 1}, 422, "odd"), ({"name": "a\0"}, 422, "name"), ({"name": "a" * 2000}, 422, "name"),
+    ({"name": 1}, 422, "name"), ({"key": "a\0"}, 422, "key"), ({"metadata": {"a": "\0"}}, 422, "metadata"),
+    ({"metadata": []}, 422, "metadata"), ({"tenant": "\0"}, 422, "tenant"), ({"rate": "fast"}, 422, "rate"),
+    ({"chunk": 0}, 422, "chunk"), ({"chunk": 10**30}, 422, "chunk"), ({"priority": 2**40}, 422, "priority"),
+    ({"priority": 1.5}, 422, "priority"), ({"max_failures": "x"}, 422, "max_failures"),
+    ({"concurrency": 0}, 422, "concurrency"), ({"concurrency_by": "odd=1"}, 422, "concurrency_by"),
+    ({"at": "soon"}, 422, "at"), ({"delay": "x"}, 422, "delay"), ({"deadline": "2020"}, 422, "deadline"),
+    ({"keep": "x"}, 422, "keep"), ({"on_fail": "nobody"}, 422, "no actor"),
+    ({"on_complete": "ftp://a"}, 422, "a webhook"), ({"on_cancel": ["http://a/\0"]}, 422, "a webhook"),
+    ({"on_cancel": [f"http://a/{n}" for n in range(21)]}, 422, "on_cancel"),
+    ({"item_key": "m"}, 422, "nothing is stored"), ({"item_key": "\0"}, 422, "nothing is stored"),
+    ({"items": [[[]] * 400_000]}, 413, "the body is larger"),
+]  # fmt: skip
+#: First lines that are no job, and the status of the answer.
+NO_JOBS = [
+    (b"", 422), (b"\n\n", 422), (b"1", 422), (b"{", 400), (b"[" * 9000, 422), (b"\xff\xfe", 400), (b"\0", 400),
+    (b'{"actor": "\\ud800"}', 400), (b'{"actor": "work", "items": [1]}\n2', 422), (b'{"a": 1' + b" " * 2**20, 413),
+]  # fmt: skip
+
+
+def test_what_makes_no_sense_is_refused(conn: Conn, app: Starlette) -> None:
+    for change, code, names in NONSENSE:
+        answer = post(app, {"actor": "work", "items": [1], **change})
+        assert answer.status_code == code, change
+        assert answer.json()["detail"].startswith(names), change
+        streamed = post(app, lines({"actor": "work", **change}, 1))
+        assert streamed.status_code in ((413, 422) if "items" in change else (code,)), change
+    assert left(conn) == []
+
+
+def test_a_first_line_that_is_no_job_is_refused(conn: Conn, app: Starlette) -> None:
+    for body, code in NO_JOBS:
+        answer = post(app, body)
+        assert (answer.status_code, answer.headers["content-type"]) == (code, "application/problem+json"), (
+            body[:40]
+        )
+    assert left(conn) == []
+
+
+def test_other_types_of_bodies_are_refused(app: Starlette) -> None:
+    answer = post(app, b"a,b", **{"Content-Type": "text/csv"})
+    assert answer.status_code == 415
+    assert "application/json or application/x-ndjson" in answer.json()["detail"]
+
+
+def test_a_login_submits_for_its_tenant_and_under_its_name(conn: Conn, database_url: str) -> None:
+    def seen_by(who: Identity) -> Starlette:
+        return create_app(url=database_url, authenticate=lambda _request: who)
+
+    body = {"actor": "work", "items": [1]}
+    bound = seen_by(Identity("anna", tenant="mine"))
+    answer = post(bound, body)
+    assert (answer.status_code, answer.json()["tenant"], answer.json()["created_by"]) == (201, "mine", "anna")
+    assert post(bound, {**body, "tenant": "mine"}).status_code == 201
+    assert post(bound, {**body, "tenant": "other"}).status_code == 403
+    assert post(seen_by(Identity("root")), {**body, "tenant": "other"}).json()["tenant"] == "other"
+    assert post(seen_by(Identity("eve", scopes=["read", "control"])), body).status_code == 403
+    assert len(left(conn)) == 3
+
+
+# Bodies that break off -----------------------------------------------------------------------------------------------
+
+
+class Sender:
+    """A client that sends a chunked body bit by bit, and reads the answer."""
+
+    def __init__(self, address: str, key: str | None = None) -> None:
+        host, port = address.removeprefix("http://").split(":")
+        self.connection = socket.create_connection((host, int(port)), 10)
+        self.connection.sendall(
+            b"POST /api/v1/jobs HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Type: application/x-ndjson\r\n\r\n"
+        )
+        self.send(lines({"actor": "work", "key": key}))
+
+    def send(self, data: bytes) -> None:
+        self.connection.sendall(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end(self) -> bytes:
+        self.connection.sendall(b"0\r\n\r\n")
+        with self.connection:
+            return self.connection.recv(65536)
+
+
+def wait_for_items(conn: Conn, total: int) -> int:
+    """The newest job, once it has so many items."""
+
+    def there() -> bool:
+        return any(n >= total for _, n in left(conn)[:1])
+
+    wait_until(there, 30)
+    return int(queries.run(conn, queries.jobs())[0][0]["id"])
+
+
+def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: Starlette) -> None:
+    with served(app) as address:
+        first = Sender(address, "k")
+        first.send(lines(*range(5100)))
+        job = wait_for_items(conn, 5000)
+        assert status(conn, job)["pending"] == 5000
+        assert conn.execute("SELECT count(*) FROM callboard.turns").fetchone() == (0,)
+        body = lines({"actor": "work", "key": "k"}, *range(6000))
+        busy = httpx.post(f"{address}/api/v1/jobs", content=body, headers=LINES)
+        assert (busy.status_code, busy.headers["retry-after"]) == (409, "5")
+        first.connection.close()
+
+        def again() -> bool:
+            return httpx.post(f"{address}/api/v1/jobs", content=body, headers=LINES).status_code == 201
+
+        wait_until(again, 30)
+        found = httpx.get(f"{address}/api/v1/jobs/{job}").json()
+        assert (found["consumed"], found["total"], found["sealed"]) == (6000, 6000, True)
+        assert conn.execute("SELECT count(*) FROM callboard.turns").fetchone() == (1,)
+
+
+def test_without_a_key_a_body_that_breaks_off_is_a_failed_job_of_which_nothing_ran(
+    conn: Conn, app: Starlette
+) -> None:
+    with served(app) as address:
+        sender = Sender(address)
+        sender.send(lines(*range(5100)))
+        job = wait_for_items(conn, 5000)
+        sender.connection.close()
+        wait_until(lambda: status(conn, job)["state"] == "failed", 30)
+        found = status(conn, job)
+        assert (found["cancelled"], found["total"]) == (5000, 5000)
+        assert found["reason"].startswith("its submission broke off at input 5000: ClientDisconnect")
+        httpx.post(f"{address}/api/v1/jobs/{job}/retry", json={"states": ["cancelled"]}).raise_for_status()
+    found = status(conn, job)
+    assert (found["state"], found["pending"], found["sealed"]) == ("pending", 5000, True)
+
+
+def test_a_body_that_does_not_go_on_is_given_up(
+    conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("callboard.web.submitter.IDLE_SECONDS", 0.2)
+    with served(app) as address:
+        sender = Sender(address)
+        assert sender.connection.recv(100).startswith(b"HTTP/1.1 408 ")
+        sender.connection.close()
+    assert [state for state, _ in left(conn)] == ["failed"]
+
+
+async def stream(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+def test_a_line_may_come_in_parts(conn: Conn, app: Starlette) -> None:
+    body = lines({"actor": "work"}, {"n": 1, "text": "é"}, 2)
+    answer = post_parts(app, *(body[n : n + 1] for n in range(len(body))))
+    assert calls(conn, answer.json()["id"]) == [{"n": 1, "text": "é"}, [2]]
+
+
+def post_parts(app: Starlette, *parts: bytes) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/api/jobs", content=stream(*parts), headers=LINES)
+
+    return asyncio.run(ask())

@@ -1,0 +1,243 @@
+"""Endpoints that make jobs."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from callboard.middleware.submission import actor_lookup, item_encoding, json_lines
+from callboard.middleware.submission import submission as submissions
+from callboard.middleware.submission.actor_lookup import UnknownActor
+from callboard.middleware.submission.item_encoding import BadItem, Row
+from callboard.middleware.submission.json_lines import BadLine
+from callboard.middleware.submission.submission import SubmittedElsewhere
+from callboard.sql.limits import Limits
+from callboard.sql.signature import Signature
+from callboard.sql.states import JOB_FINAL
+from callboard.sql.writes import submission as writes
+from callboard.sql.writes.requests import note_action
+from callboard.sql.writes.submission import KeyInUse
+from callboard.web import parameters
+from callboard.web.endpoint import Call, Reply
+from callboard.web.parameters import NoQuery, Refused
+
+#: Bad items that a problem names; it only counts the others.
+NAMED_BAD_ITEMS = 10
+#: Seconds after which somebody whose key is being submitted may ask again.
+RETRY_SECONDS = "5"
+
+Callbacks = str | list[str] | None
+
+
+class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A job to submit: the options of `callboard.submit`, by the same names."""
+
+    actor: str
+    items: Annotated[
+        list[Any] | None,
+        msgspec.Meta(description="an object: keyword arguments; an array: arguments; else: one argument"),
+    ] = None
+    name: str | None = None
+    key: str | None = None
+    key_reuse: bool = False
+    item_key: str | None = None
+    metadata: dict[str, Any] = {}
+    tenant: str | None = None
+    priority: int = 0
+    chunk: int = 1
+    max_failures: int | str | None = None
+    concurrency: int | None = None
+    concurrency_by: str | dict[str, int] | None = None
+    rate: str | None = None
+    delay: str | None = None
+    at: str | None = None
+    deadline: str | None = None
+    keep: str | None = None
+    on_complete: Callbacks = None
+    on_fail: Callbacks = None
+    on_cancel: Callbacks = None
+    skip_bad: Annotated[bool, msgspec.Meta(description="leave out items that are wrong")] = False
+
+
+class BadItems(BadItem):
+    """Items that can't be stored: `named`, the number and what is wrong of the first ones, of `count`."""
+
+    def __init__(self, noun: str, named: list[tuple[int, str]], count: int) -> None:
+        more = f" and {count - len(named):,} more" if count > len(named) else ""
+        super().__init__(f"{'; '.join(why for _, why in named)}{more}")
+        self.noun = noun
+        self.named = named
+
+
+async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
+    """Submit a job.
+
+    The body is the job with its items; or any number of lines of JSON: the first is the job, each other one an item.
+    Nothing starts before all items are stored, and one that is wrong leaves nothing behind. With a key (or the header
+    `Idempotency-Key`) a submission that broke off goes on when it is sent again.
+    """
+    with _refusals():
+        if call.body is None:
+            read = call.request.app.state.submitter.read
+            job, status = await read(call.request.stream(), partial(_store_lines, call))
+        else:
+            items = enumerate(call.body.items or ())
+            job, status = await run_in_threadpool(_store, call, call.body, items, "item")
+    return Reply(await call.find_job(job), status, {"Location": location(call.request, job)})
+
+
+def location(request: Request, job: int) -> str:
+    """Where a job is, below the same prefix."""
+    return f"{request.scope['root_path']}/jobs/{job}"
+
+
+def _store_lines(call: Call[NoQuery, Any], source: BinaryIO) -> tuple[int, int]:
+    lines = json_lines.lines(source)
+    number, head = next(((number, line) for number, line in lines if line.strip()), (1, b""))
+    if len(head) > parameters.BODY_BYTES:
+        raise Refused(
+            413, f"line {number} is larger than {parameters.BODY_BYTES} bytes", code="too_large", line=number
+        )
+    try:
+        job = parameters.decode(head or b"{}", NewJob)
+    except Refused as error:
+        error.line = number
+        raise
+    if job.items is not None:
+        raise _wrong("items", "must not be given here: each line after the first is an item")
+    return _store(call, job, json_lines.values(lines), "line")
+
+
+def _store(
+    call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, Any]], noun: str
+) -> tuple[int, int]:
+    """Store a job with its items; return its id, and the status: 201, or 200 if it is there already."""
+    submitter = call.request.app.state.submitter
+    process = submitter.process
+    key = _key(call.request, given.key)
+    limits = _limits(given)
+    submissions.check_chunk(given.chunk)
+    targets = actor_lookup.targets(process.write, None, given.on_complete, given.on_fail, given.on_cancel)
+    known = process.write(lambda conn: writes.known_actor(conn, given.actor))
+    if known is None:
+        raise UnknownActor(f"no actor {given.actor!r}: start a worker that has it")
+    queue, signature = known
+    if signature is not None:
+        signature.check_lane(limits.lane_by)
+    made = process.write(
+        lambda conn: writes.create_job(
+            conn, name=given.name or given.actor, key=key, tenant=_tenant(call, given.tenant), actor=given.actor,
+            queue=queue, metadata=given.metadata, created_by=call.requester.who or None, limits=limits,
+            targets=targets, chunk=given.chunk, key_reuse=given.key_reuse, held=True, alone=True,
+        )
+    )  # fmt: skip
+    if made.elsewhere:
+        said = f"job {made.job} with this key is being submitted: send this again when that has ended"
+        raise HTTPException(409, said, {"Retry-After": RETRY_SECONDS})
+    left_out: list[tuple[int, str]] = []
+    rows = _encoded(items, given, signature, noun, left_out)
+    submission = submissions.Submission(
+        process, _nobody_publishes, made.job, key, made.consumed, made.digest, keyed=given.item_key is not None,
+        held=made.held,
+    )  # fmt: skip
+    if made.sealed or made.state in JOB_FINAL:
+        submission.check(rows, sealed=made.sealed)
+        return made.job, 200
+    with submitter.lease.held(made.job):
+        submission.store_all(rows)
+    detail = {"left_out": [why for _, why in left_out]} if left_out else {}
+    process.write(lambda conn: note_action(conn, made.job, call.requester, "submit", detail))
+    return made.job, 201
+
+
+def _nobody_publishes(_job: int) -> None:
+    """Workers do: the web app has no broker."""
+
+
+def _encoded(
+    items: Iterable[tuple[int, Any]], given: NewJob, signature: Signature | None, noun: str,
+    named: list[tuple[int, str]],
+) -> Iterator[Row]:  # fmt: skip
+    """Encode items. The first ones that are wrong are added to `named`, and all of them left out if that is asked for;
+    else no others follow, and BadItems is raised at the end.
+    """
+    count = 0
+    for number, item in items:
+        try:
+            if isinstance(item, BadLine):
+                raise BadItem(str(item))  # noqa: TRY301 — as what `encode` refuses
+            row = item_encoding.encode(number, item, given.item_key, signature, noun)
+        except BadItem as error:
+            count += 1
+            if len(named) < NAMED_BAD_ITEMS:
+                named.append((number, str(error)))
+        else:
+            if given.skip_bad or not count:
+                yield row
+    if count and not given.skip_bad:
+        raise BadItems(noun, named, count)
+
+
+def _limits(given: NewJob) -> Limits:
+    start = submissions.start(given.delay, given.at)
+    return Limits(
+        given.max_failures, given.concurrency, given.rate, given.priority or None, given.deadline, start, given.keep,
+        given.concurrency_by,
+    )  # fmt: skip
+
+
+def _key(request: Request, key: str | None) -> str | None:
+    header = request.headers.get("idempotency-key")
+    if header is None:
+        return key
+    said = header.removeprefix('"').removesuffix('"')
+    if not said or key not in (None, said):
+        raise _wrong("key", "must be a text, and the same in the body and in the header Idempotency-Key")
+    return said
+
+
+def _tenant(call: Call[Any, Any], given: str | None) -> str:
+    if call.tenant is not None and given not in (None, call.tenant):
+        raise Refused(403, "this login submits for its own tenant only: leave tenant out", code="tenant")
+    return call.tenant or given or ""
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """In its block, what is wrong with a submission becomes an HTTPException."""
+    try:
+        yield
+    except BadItems as error:
+        of_lines = error.noun == "line"
+        where = "#/line" if of_lines else "#/items"
+        raise Refused(
+            422, f"nothing is stored: {error}; correct this, or pass skip_bad", code="bad_items",
+            errors=[{"pointer": f"{where}/{number}", "detail": why} for number, why in error.named],
+            line=error.named[0][0] if of_lines else None,
+        ) from None  # fmt: skip
+    except UnknownActor as error:
+        raise Refused(
+            422, str(error), code="unknown_actor", errors=[{"pointer": "#/actor", "detail": str(error)}]
+        ) from None
+    except KeyInUse as error:
+        raise Refused(
+            422, str(error), code="key_in_use", errors=[{"pointer": "#/key", "detail": str(error)}]
+        ) from None
+    except SubmittedElsewhere as error:
+        raise HTTPException(409, str(error)) from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the body did not come to its end") from None
+    except ValueError as error:
+        field = str(error).partition(" ")[0].rstrip(":")
+        if field in NewJob.__struct_fields__:
+            raise _wrong(field, str(error).removeprefix(field).lstrip(": ")) from None
+        raise HTTPException(422, str(error)) from None
+
+
+def _wrong(field: str, why: str) -> Refused:
+    return Refused(422, f"{field} {why}", code="field", errors=[{"pointer": f"#/{field}", "detail": why}])

@@ -1,0 +1,109 @@
+"""What the web app submits with: connections, the leases of its submissions, and threads that read bodies of lines."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import BinaryIO, TypeVar, cast
+
+from starlette.exceptions import HTTPException
+
+from callboard.middleware.process.process import Process
+from callboard.middleware.submission.async_source import AsyncSource
+from callboard.middleware.submission.lease import SubmissionLease
+from callboard.sql.pool import database_address
+from callboard.web.database import SUBMITTERS
+from callboard.web.parameters import Refused
+
+T = TypeVar("T")
+
+#: Bodies of lines that are read at the same time: each has a thread, which waits for the database or for its client.
+STREAMS = 8
+#: Seconds without a byte after which a body is given up.
+IDLE_SECONDS = 30.0
+BUSY = f"{STREAMS} submissions are being read, and nothing was stored: try again"
+
+
+class Submitter:
+    """Stores items in the database at `url` (None: DATABASE_URL). It has no broker: workers publish what it stores."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self._reading = 0
+
+    @cached_property
+    def process(self) -> Process:
+        """The connections that store items. Raises NotConfigured."""
+        return Process(database_address(self._url), connections=SUBMITTERS)
+
+    @cached_property
+    def lease(self) -> SubmissionLease:
+        """The leases of the submissions that go on here."""
+        return SubmissionLease(self.process)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(STREAMS, "callboard-submit")
+
+    async def read(self, parts: AsyncIterator[bytes], work: Callable[[BinaryIO], T]) -> T:
+        """Have `work` read a body in a thread, as far as it has come; the loop reads no more than that thread asks for.
+
+        Raises HTTPException when too many are being read, and Refused for a body that does not go on.
+        """
+        if self._reading == STREAMS:
+            raise HTTPException(503, BUSY, {"Retry-After": "1"})
+        self._reading += 1
+        try:
+            source = AsyncSource(_while_it_goes_on(parts))
+            body = cast("BinaryIO", io.BufferedReader(_Parts(iter(source))))
+            loop = asyncio.get_running_loop()
+            return await source.read_by(loop.run_in_executor(self._threads, work, body))
+        finally:
+            self._reading -= 1
+
+    def close(self) -> None:
+        """Close what was opened."""
+        opened = self.__dict__  # what was never used is not made for this
+        if "lease" in opened:
+            self.lease.stop()
+        if "_threads" in opened:
+            self._threads.shutdown(wait=False)
+        if "process" in opened:
+            self.process.close()
+        for name in ("lease", "_threads", "process"):
+            opened.pop(name, None)
+
+
+async def _while_it_goes_on(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            said = f"nothing was sent for {IDLE_SECONDS:.0f} s, so the submission broke off"
+            raise Refused(408, said, code="slow") from None
+        yield part
+
+
+class _Parts(io.RawIOBase):
+    """The parts of a body as a file."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._rest:
+            part = next(self._parts, None)
+            if part is None:
+                return 0
+            self._rest = memoryview(part)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
