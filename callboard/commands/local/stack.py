@@ -11,8 +11,10 @@ import typer
 
 from callboard.commands import tokens
 from callboard.commands.database import reach
+from callboard.commands.errors import CommandError
 from callboard.commands.local import processes
 from callboard.commands.local.broker import reach_broker
+from callboard.commands.local.reload import SourceWatch
 from callboard.commands.local.supervisor import ManagedProcess, Supervisor
 from callboard.commands.services import Node, Server, installed
 from callboard.commands.services.ports import free_ports
@@ -28,10 +30,12 @@ class LocalStack:
 
     `throwaway`: nobody needs the data afterwards, so RabbitMQ is killed; an orderly stop takes seconds. `in_process`
     becomes true also where there is no RabbitMQ: then Dramatiq's in-process broker and the worker are in this process.
+    `reload`: a folder with Python sources; workers end their items and start again when one of them changes.
     """
 
     def __init__(
-        self, folder: Path, *, processes: int, threads: int, port: int, in_process: bool, throwaway: bool = False
+        self, folder: Path, *, processes: int, threads: int, port: int, in_process: bool, throwaway: bool = False,
+        reload: Path | None = None,
     ) -> None:  # fmt: skip
         self.folder = folder
         self.processes = processes
@@ -39,6 +43,7 @@ class LocalStack:
         self.port = port or free_ports(1)[0]
         self.in_process = in_process
         self.throwaway = throwaway
+        self.reload = reload
         self.web_url = f"http://127.0.0.1:{self.port}/"
         self.login_link = ""  # works once
         self._database_url = settings.DATABASE_URL.get()
@@ -67,6 +72,10 @@ class LocalStack:
         self._stopping.callback(self._supervisor.close)
         self._up_file.unlink(missing_ok=True)  # of a run that was killed
         self._begin_broker()
+        if self.in_process and self.reload is not None:
+            raise CommandError(
+                "--reload replaces worker processes, and Dramatiq's in-process broker has none", code=2
+            )
         self._start_database()
         # For this process and its children.
         os.environ["DATABASE_URL"] = self._database_url
@@ -82,6 +91,8 @@ class LocalStack:
         with connect(self._database_url) as conn:
             self.login_link = tokens.make_login_link(conn, self.web_url)
         self._announce()
+        if self.reload is not None:
+            self._supervisor.changed = SourceWatch(self.reload).changed
         self._supervisor.start()
         self._stopping.callback(self._supervisor.stop_restarting)
 
@@ -122,19 +133,21 @@ class LocalStack:
             migrate(self._database_url)
 
     def _start_workers(self) -> None:
+        if not self.processes:
+            return
         if self.in_process:
             self._stopping.callback(processes.InProcessWorker(self.threads, self.folder).stop)
             return
         workers = [processes.worker(n, self.threads, self.folder) for n in range(1, self.processes + 1)]
-        self._start_children(workers)
+        self._start_children(workers, reload=True)
         for worker in workers:
             worker.wait()
 
-    def _start_children(self, children: Sequence[processes.Child]) -> None:
+    def _start_children(self, children: Sequence[processes.Child], *, reload: bool = False) -> None:
         self._stopping.callback(processes.stop, children)
         for child in children:
             child.start()
-            self._supervise(child.name, child, child.start)
+            self._supervise(child.name, child, child.start, ask_to_end=child.ask_to_end if reload else None)
 
     def _announce(self) -> None:
         """Write the addresses for commands that run in the same folder; only the owner may read them."""
@@ -144,6 +157,8 @@ class LocalStack:
         self._up_file.write_text(json.dumps({**addresses, "web_url": self.web_url}) + "\n", encoding="utf-8")
 
     def _supervise(
-        self, name: str, service: Server | Node | processes.Child, start: Callable[[], object]
-    ) -> None:
-        self._supervisor.processes.append(ManagedProcess(name, service.running, start, service.log))
+        self, name: str, service: Server | Node | processes.Child, start: Callable[[], object],
+        ask_to_end: Callable[[], object] | None = None,
+    ) -> None:  # fmt: skip
+        managed = ManagedProcess(name, service.running, start, service.log, ask_to_end)
+        self._supervisor.processes.append(managed)

@@ -13,6 +13,8 @@ from callboard.commands.services import NotStarted
 
 #: Seconds between two checks.
 CHECK_SECONDS = 0.2
+#: Seconds between two looks at the sources.
+WATCH_SECONDS = 1.0
 #: Seconds before the first restart. The pause doubles with each further one, up to the longest.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 #: Seconds after which a process has started well: its next pause is the first one again.
@@ -21,12 +23,17 @@ STEADY_SECONDS = 30.0
 
 @dataclass(slots=True)
 class ManagedProcess:
-    """A process to keep running. `start` starts it, again if need be, and may raise NotStarted or OSError."""
+    """A process to keep running. `start` starts it, again if need be, and may raise NotStarted or OSError.
+
+    `ask_to_end` lets it finish what it has in hand; None: it is not replaced when sources change.
+    """
 
     name: str
     running: Callable[[], bool]
     start: Callable[[], object]
     log: Path
+    ask_to_end: Callable[[], object] | None = None
+    replaced: bool = False  # it was asked to end, and is started again at once
     restarts: int = 0  # since it last ran for STEADY_SECONDS
     started_at: float = field(default_factory=time.monotonic)
     restart_at: float | None = None  # None while it runs
@@ -34,14 +41,27 @@ class ManagedProcess:
     def check(self, now: float) -> None:
         """Notice that it has ended, or restart it after its pause. `now` is a reading of time.monotonic()."""
         if self.restart_at is None:
-            if not self.running():
+            if not self.running() and self.replaced:
+                self.restart_at = now
+            elif not self.running():
                 self._pause(now, f"{self.name} ended by itself (its log: {self.log})")
         elif now >= self.restart_at:
-            self.started_at, self.restart_at = now, None
+            self.started_at, self.restart_at, self.replaced = now, None, False
             try:
                 self.start()
             except (NotStarted, OSError) as error:
                 self._pause(now, first_line(error))
+
+    def replace(self, now: float) -> None:
+        """Have it end and start again; one that waits for its restart starts at once."""
+        if self.ask_to_end is None:
+            return
+        self.restarts = 0
+        if self.restart_at is not None:
+            self.restart_at = now
+        else:
+            self.replaced = True
+            self.ask_to_end()
 
     def _pause(self, now: float, why: str) -> None:
         if now - self.started_at > STEADY_SECONDS:
@@ -57,10 +77,13 @@ class Supervisor:
     """Checks its processes in a thread. The system ends with that thread whatever it restarted: close it last."""
 
     processes: list[ManagedProcess] = field(default_factory=list)
+    #: Gives the sources that changed since the last look; None: nobody looks.
+    changed: Callable[[], list[str]] | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _closing: threading.Event = field(default_factory=threading.Event)
     _checking: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
+    _look_at: float = 0.0  # monotonic
 
     def start(self) -> None:
         """Check the processes from now on."""
@@ -82,7 +105,20 @@ class Supervisor:
     def _run(self) -> None:
         while not self._stopping.wait(CHECK_SECONDS):
             with self._checking:
+                self._replace_changed()
                 for process in self.processes:
                     if not self._stopping.is_set():
                         process.check(time.monotonic())
         self._closing.wait()
+
+    def _replace_changed(self) -> None:
+        if self.changed is None or time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + WATCH_SECONDS
+        if sources := self.changed():
+            typer.echo(
+                f"callboard: {', '.join(sources[:3])} changed: workers end their items and start again",
+                err=True,
+            )
+            for process in self.processes:
+                process.replace(time.monotonic())

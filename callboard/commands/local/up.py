@@ -31,13 +31,25 @@ InProcess = Annotated[
 
 @app.command()
 def up(
-    *, processes: Processes = PROCESSES, threads: Threads = 8, port: Port = 0, in_process: InProcess = False
+    *,
+    processes: Processes = PROCESSES,
+    threads: Threads = 8,
+    port: Port = 0,
+    in_process: InProcess = False,
+    reload: Annotated[
+        bool,
+        typer.Option("--reload", help="Replace the workers when a Python source in this folder changes."),
+    ] = False,
+    no_workers: Annotated[
+        bool, typer.Option("--no-workers", help="Run database, broker and web app; start workers yourself.")
+    ] = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C: database, broker, workers, web app.
 
     It uses the database and the RabbitMQ that DATABASE_URL and AMQP_URL name.
     For one that is unset it starts its own in .callboard/.
     CALLBOARD_ACTORS names the modules with your actors.
+    With --reload a worker whose sources changed first ends the items that it runs: none fails, and none is lost.
     """
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / ".gitignore").write_text("*\n", encoding="ascii")
@@ -45,7 +57,14 @@ def up(
     with (
         ends_on_sigterm(),
         locked(folder),
-        LocalStack(folder, processes=processes, threads=threads, port=port, in_process=in_process) as stack,
+        LocalStack(
+            folder,
+            processes=0 if no_workers else processes,
+            threads=threads,
+            port=port,
+            in_process=in_process,
+            reload=Path.cwd() if reload else None,
+        ) as stack,
     ):
         typer.echo(f"Callboard is at {stack.login_link}")
         typer.echo("Ctrl-C stops everything", err=True)

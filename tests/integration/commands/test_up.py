@@ -146,3 +146,50 @@ def test_sweep_publishes_waiting_items_and_ends_in_order(tmp_path: Path, environ
 
         assert wait_until(published, 60)
         assert sweep.stop(30) == 0
+
+
+RELOADED = """
+import time, dramatiq, callboard
+callboard.install()
+
+@dramatiq.actor(max_retries=0)
+def slow(number):
+    time.sleep(0.2)
+    return VERSION
+"""
+
+
+def results(folder: Path, job: str) -> list[Any]:
+    """The results of a job's items that have succeeded, in order."""
+    found = json.loads(run(folder, "items", job, "--state", "succeeded", "--limit", "500", "--json").stdout)
+    return [item["result"] for item in found["items"]]
+
+
+def test_up_replaces_workers_when_a_source_changes_and_loses_no_item(tmp_path: Path) -> None:
+    module = tmp_path / "reloaded.py"
+    module.write_text(RELOADED.replace("VERSION", "1"))
+    options = ("--reload", "--processes", "1", "--threads", "4")
+    with running(tmp_path, "up", *options, env={"CALLBOARD_ACTORS": "reloaded"}, until="Ctrl-C") as up:
+        given = "\n".join(map(str, range(200))).encode()
+        job = run(tmp_path, "submit", "slow", given=given).stdout.strip()
+        assert wait_until(lambda: results(tmp_path, job), 60)
+        module.write_text("this is no Python")
+        assert wait_until(lambda: "worker 1 ended by itself" in up.log.read_text(), 60)
+        module.write_text(RELOADED.replace("VERSION", "2"))
+        assert run(tmp_path, "watch", job).returncode == 0
+        assert "reloaded.py changed" in up.log.read_text()
+        status = json.loads(run(tmp_path, "status", job, "--json").stdout)
+        assert {name: status[name] for name in ("succeeded", "failed", "retries", "crashes")} == {
+            "succeeded": 200, "failed": 0, "retries": 0, "crashes": 0,
+        }  # fmt: skip
+        assert set(results(tmp_path, job)) == {1, 2}
+        assert up.stop(60) == 0
+
+
+def test_up_without_workers_runs_the_servers_only(tmp_path: Path) -> None:
+    with running(tmp_path, "up", "--no-workers", until="Ctrl-C") as up:
+        assert children(up.pid, "dramatiq") == []
+        assert served(tmp_path)
+        assert "none is alive" in run(tmp_path, "doctor", "--no-ping").stdout
+        assert up.stop(60) == 0
+    assert "in-process broker has none" in fault(tmp_path, "up", "--reload", "--in-process", code=2)
