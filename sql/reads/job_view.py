@@ -12,6 +12,10 @@ QUIET_AFTER_SECONDS = 10.0
 #: Seconds between a job's first flush and its last below which they say nothing about its rate.
 SHORTEST_RUN_SECONDS = 0.05
 
+#: Seconds between two values of the rate of a job that does not change.
+STEP_SECONDS = 5.0
+MINUTE_SECONDS = 60
+
 #: The part of an item in flight that counts as done at most: its end is still to come.
 LARGEST_PART = 0.99
 
@@ -98,7 +102,7 @@ def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
 def _unmade(row: Stored) -> str:
     if row["maker"] is not None:
         return "the worker that made its items died; another will go on"
-    return _nobody(row) or f"its items are still to be made, and nothing has moved for {_quiet(row)} s"
+    return _nobody(row) or f"its items are still to be made, and nothing has moved for {_quiet(row)}"
 
 
 def _unsealed(row: Stored) -> str:
@@ -148,11 +152,13 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
     others = (
         f"; its workers have items of other jobs in hand ({row['elsewhere']})" if row["elsewhere"] else ""
     )
-    return f"nothing has moved for {_quiet(row)} s{others}"
+    return f"nothing has moved for {_quiet(row)}{others}"
 
 
 def _quiet(row: Stored) -> str:
-    return f"{(row['read_at'] - row['moved_at']).total_seconds():.0f}"
+    """Return for how long nothing has moved, in steps: a text that changes each second would be news each second."""
+    still = int((row["read_at"] - row["moved_at"]).total_seconds())
+    return f"{still // 60} min" if still >= MINUTE_SECONDS else f"{still // 10 * 10} s"
 
 
 def _final(row: Stored) -> int:
@@ -178,7 +184,7 @@ def _rate(row: Stored) -> float | None:
         since, before = row["started_at"], 0.0
     if row["control_at"] and row["control_at"] > since:  # it was paused since then, or over
         return None
-    span = max((row["read_at"] - since).total_seconds(), 1.0)
+    span = max((_as_of(row) - since).total_seconds(), 1.0)
     return _rounded(max(_final(row) + _in_part(row) - before, 0.0) / span)
 
 
@@ -191,18 +197,28 @@ def whole_rate(row: Stored, final: int, started: datetime) -> float | None:
 
 
 def _rounded(rate: float) -> float:
-    """Return a rate with three decimals, or three digits where it is small: an item may take an hour."""
-    return round(rate, 3) if rate >= 1 else float(f"{rate:.3g}")
+    """Return a rate with three digits: an item may take an hour."""
+    return float(f"{rate:.3g}")
+
+
+def _as_of(row: Stored) -> datetime:
+    """Return the time that rate and estimate are of: when the job last changed, and each few seconds after that. So two
+    readings with nothing new between them are the same.
+    """
+    still = (row["read_at"] - row["updated_at"]).total_seconds()
+    changed: datetime = row["updated_at"]
+    return changed + timedelta(seconds=max(still // STEP_SECONDS, 0) * STEP_SECONDS)
 
 
 def _eta(row: Stored, rate: float | None) -> datetime | None:
-    """Return when it ends at this rate; None while more items may come, it is being stopped, or nothing moves."""
+    """Return when it ends at this rate, to the second; None while more items may come, it is being stopped, or nothing
+    moves.
+    """
     if row["state"] != "running" or row["stopping"] or not row["sealed"] or not rate:
         return None
     try:
-        done: datetime = row["read_at"] + timedelta(
-            seconds=(row["total"] - _final(row) - row["cancelled"] - _in_part(row)) / rate
-        )
+        left = (row["total"] - _final(row) - row["cancelled"] - _in_part(row)) / rate
+        done: datetime = max(_as_of(row) + timedelta(seconds=left), row["read_at"])
+        return (done + timedelta(seconds=1)).replace(microsecond=0)
     except OverflowError:
         return None
-    return done

@@ -123,7 +123,7 @@ def errors(
             return
         found = queries.run(conn, queries.errors(job))
     stage = "stage " if any(error["stage"] is not None for error in found) else ""
-    columns = f"id {stage}failed retried kind type place last_at item message"
+    columns = f"{stage}id failed retried kind type place last_at item message"
     print_page("errors", (found, None), columns, as_json=as_json)
 
 

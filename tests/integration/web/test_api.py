@@ -71,6 +71,19 @@ def test_an_answer_that_is_known_is_not_sent_again(conn: Conn, app: Starlette) -
     assert (again.status_code, again.content) == (304, b"")
 
 
+def test_a_job_that_runs_is_not_sent_again_until_it_moves(conn: Conn, app: Starlette) -> None:
+    job = make_job(conn, 1_000)
+    record(conn, job, {"succeeded": range(10)})
+    conn.execute("UPDATE callboard.jobs SET started_at = now() - interval '7 s' WHERE id = %s", (job,))
+    path = f"/api/v1/jobs/{job}"
+    (first,) = get(app, path)
+    assert (first.json()["rate"], first.json()["eta"][-5:]) == (1.43, ".000Z")
+    headers = {"If-None-Match": first.headers["etag"]}
+    assert [get(app, path, headers=headers)[0].status_code for _ in range(5)] == [304] * 5
+    record(conn, job, {"succeeded": range(10, 20)})
+    assert get(app, path, headers=headers)[0].status_code == 200
+
+
 def test_a_long_answer_is_packed(conn: Conn, app: Starlette) -> None:
     path = f"/api/v1/jobs/{make_mixed_job(conn)}/items"
     plain, packed = (get(app, path, headers={"Accept-Encoding": how})[0] for how in ("identity", "gzip"))

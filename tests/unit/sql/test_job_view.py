@@ -92,6 +92,31 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
         assert job["eta"] >= (json_values.iso(NOW) or "")
 
 
+@given(rows(), st.floats(0, 4.9))
+def test_two_readings_with_nothing_new_are_the_same(row: dict[str, Any], later: float) -> None:
+    """But for an estimate that has passed."""
+    first, second = (
+        job_view.job({**row, "read_at": row["updated_at"] + timedelta(seconds=seconds)})
+        for seconds in (0, later)
+    )
+    assert (first["rate"], first["progress"]) == (second["rate"], second["progress"])
+    if first["eta"] and first["eta"] > (json_values.iso(row["updated_at"] + timedelta(seconds=7)) or ""):
+        assert first["eta"] == second["eta"]
+
+
+def test_rate_and_estimate_follow_in_steps_when_nothing_moves() -> None:
+    row = {
+        "started_at": NOW, "finished_at": None, "sampled_at": None, "sampled_final": None, "sampled_in_part": None,
+        "control_at": None, "updated_at": NOW + timedelta(seconds=100), "succeeded": 1_000, "failed": 0, "skipped": 0,
+        "cancelled": 0, "total": 2_000, "in_part": 0.0,
+    }  # fmt: skip
+    rates = [
+        job_view._rate({**row, "read_at": row["updated_at"] + timedelta(seconds=seconds)})
+        for seconds in (0, 4.9, 5, 9.9, 10)
+    ]
+    assert rates == [10, 10, 9.52, 9.52, 9.09]
+
+
 STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "worked_on": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
     "actor": "work", "submitting": None, "held": False, "consumed": 500,
@@ -105,12 +130,12 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
 @pytest.mark.parametrize(
     ("row", "parts", "reason"),
     [
-        ({}, {}, "nothing has moved for 42 s"),
+        ({}, {}, "nothing has moved for 40 s"),
         ({"alive": None}, {}, None),
         ({"worked_on": 2}, {}, None),
         ({"alive": 0, "able": 0}, {}, "no worker is alive"),
         ({"able": 0}, {}, "no worker that is alive has the actor work"),
-        ({"due_at": NOW + timedelta(minutes=1)}, {}, "nothing has moved for 42 s"),
+        ({"due_at": NOW + timedelta(minutes=1)}, {}, "nothing has moved for 40 s"),
         (
             {"due_at": NOW + timedelta(minutes=1)},
             {"queued": 0, "retrying": 1},
@@ -131,8 +156,8 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             {"queued": 0, "pending": 1},
             "its rate is 1/m: the next item starts at 2026-11-22T12:01:00.000Z",
         ),
-        ({"next_start": NOW}, {"queued": 0, "pending": 1}, "nothing has moved for 42 s"),
-        ({"next_start": NOW + timedelta(minutes=1)}, {"queued": 1}, "nothing has moved for 42 s"),
+        ({"next_start": NOW}, {"queued": 0, "pending": 1}, "nothing has moved for 40 s"),
+        ({"next_start": NOW + timedelta(minutes=1)}, {"queued": 1}, "nothing has moved for 40 s"),
         (
             {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory"},
             {},
@@ -161,7 +186,7 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
         (
             {"elsewhere": 8},
             {},
-            "nothing has moved for 42 s; its workers have items of other jobs in hand (8)",
+            "nothing has moved for 40 s; its workers have items of other jobs in hand (8)",
         ),
         ({"sealed": False}, {"queued": 0}, "not sealed: it is open for more items until somebody seals it"),
         (
