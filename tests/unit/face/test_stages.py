@@ -253,7 +253,7 @@ def test_the_parts_of_a_job_of_stages_are_its_total_and_its_stages(found: list[d
         ({"maker": 7}, "the worker that made its items died; another will go on"),
         ({"alive": 0}, "no worker is alive"),
         ({"able": 0}, "no worker that is alive has the actor work"),
-        ({}, "its items are still to be made, and nothing has moved for 42 s"),
+        ({}, "its items are still to be made, and nothing has moved for 40 s"),
     ],
 )
 def test_a_stage_that_is_not_made_has_a_reason(row: dict[str, Any], reason: str | None) -> None:

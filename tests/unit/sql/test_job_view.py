@@ -105,7 +105,7 @@ def test_two_readings_with_nothing_new_are_the_same(row: dict[str, Any], later: 
 
 
 def test_rate_and_estimate_follow_in_steps_when_nothing_moves() -> None:
-    row = {
+    row: dict[str, Any] = {
         "started_at": NOW, "finished_at": None, "sampled_at": None, "sampled_final": None, "sampled_in_part": None,
         "control_at": None, "updated_at": NOW + timedelta(seconds=100), "succeeded": 1_000, "failed": 0, "skipped": 0,
         "cancelled": 0, "total": 2_000, "in_part": 0.0,
