@@ -4,13 +4,13 @@
 - Many items at once: `submit` makes a job of them, `stages` a job whose steps follow one another, and `job` is a block
   whose sends belong together. `get` finds a job again; a `Job` is read, waited for, cancelled, paused and retried.
 - In an actor, which stays a plain function: raise `Skip`, call `step` and `progress`, ask `current`, and `save` rows of
-  your own with the item's outcome. `batch` makes it take many items at once, `send_now` sends whatever becomes of its
-  item, and `in_context` takes the item along into other threads.
+  your own with the item's outcome. `LogContext` has its log lines name the item. `batch` makes it take many items at
+  once, `send_now` sends whatever becomes of its item, and `in_context` takes the item along into other threads.
 - In a web app of your own: `Identity`, which the login of the mounted pages and API returns.
 - Names that begin with `a` (`asubmit`, `aget`, …) are for async code, and do not block its event loop.
 """
 
-from callboard.current import NotInAnItem, Skip, current, progress, save, send_now, step
+from callboard.current import LogContext, NotInAnItem, Skip, current, progress, save, send_now, step
 from callboard.identity import Identity
 from callboard.job import Job, aget, get, job
 from callboard.middleware.attempts.batch import batch
@@ -32,8 +32,8 @@ from callboard.stages import Stage, astages, stages
 from callboard.submit import asubmit, submit
 
 __all__ = [
-    "BadItem", "Identity", "Job", "JobClosed", "KeyInUse", "NoSuchJob", "NotConfigured", "NotInAnItem", "NotPossible",
-    "NotStored", "NotTracked", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip", "Stage",
+    "BadItem", "Identity", "Job", "JobClosed", "KeyInUse", "LogContext", "NoSuchJob", "NotConfigured", "NotInAnItem",
+    "NotPossible", "NotStored", "NotTracked", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip", "Stage",
     "SubmittedElsewhere", "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get", "in_context",
     "install", "job", "progress", "save", "send_now", "stages", "step", "submit",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """What an actor can do while it runs an item: skip it, report a step and progress, save rows, ask which item it is."""
 
+import json
 import logging
 import math
 import reprlib
@@ -45,6 +46,22 @@ class Current:
     _attempt: Attempt
 
     @property
+    def tenant(self) -> str:
+        """Whose job it is; empty: nobody said. This, `key` and `metadata` are read from the database once a job."""
+        return self._attempt.read_facts(self.job).tenant
+
+    @property
+    def key(self) -> str | None:
+        """The key of the job; None: it has none."""
+        return self._attempt.read_facts(self.job).key
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was given to keep with the job, as it was when this worker first read it: a copy."""
+        found: dict[str, Any] = json.loads(self._attempt.read_facts(self.job).metadata)
+        return found
+
+    @property
     def cancelled(self) -> bool:
         """Whether the job was stopped since the item began, known within about a second. A long item can end early."""
         return self._attempt.cancelled
@@ -56,6 +73,33 @@ def current() -> Current:
     if attempt is None:
         raise NotInAnItem("current() was called outside a tracked actor")
     return Current(attempt.job, attempt.item, attempt.number, attempt)
+
+
+class LogContext(logging.Filter):
+    """Has each line that is logged while an item runs say which: add it to a handler.
+
+    handler.addFilter(callboard.LogContext())
+
+    The line begins with ``[item 12/3, attempt 1, worker 5]``: 12 is the job, 3 the item in it. With ``prefix=False``
+    the line stays as it is. The record has the attributes `job`, `item`, `attempt` and `worker` in both cases, for a
+    format of your own; they are None outside an item.
+    """
+
+    def __init__(self, *, prefix: bool = True) -> None:
+        super().__init__()
+        self._prefix = prefix
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See the class; each record passes."""
+        if getattr(record, "in_context", False):
+            return True  # by the filter of another handler
+        attempt, record.in_context = current_attempt.get(), True
+        found = (None,) * 4 if attempt is None else (*attempt.key, attempt.number, attempt.worker)
+        record.job, record.item, record.attempt, record.worker = found
+        if attempt is not None and self._prefix:
+            where = f"[item {attempt.job}/{attempt.item}, attempt {attempt.number}, worker {attempt.worker}]"
+            record.msg = f"{where} {record.msg}"
+        return True
 
 
 def step(text: str) -> None:

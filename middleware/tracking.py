@@ -4,15 +4,18 @@
 `Returned` stands last: its `after` hooks run first, before another hook can fail.
 """
 
+import inspect
 import logging
 import sys
-from functools import partial, wraps
+from contextlib import suppress
+from functools import lru_cache, partial, wraps
 from typing import Any
 
 import dramatiq
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
+from dramatiq.middleware.asyncio import AsyncIO
 from dramatiq.results import Results
 
 from callboard.middleware.attempts.outcome import decide
@@ -81,6 +84,10 @@ class Tracking(Middleware):
             delivery.dropped = not message.failed
             raise Discard("its item is done, runs elsewhere, or its message is delivered again")
         current_attempt.set(delivery.attempt)
+        if is_async(broker.get_actor(message.actor_name)):
+            # Here, for in the coroutine it would block the event loop of all.
+            with suppress(Stopping):
+                delivery.attempt.read_facts(delivery.attempt.job)
 
     def after_process_message(
         self, broker: dramatiq.Broker, message: MessageProxy, *, result: Any = None,
@@ -164,6 +171,7 @@ class Tracking(Middleware):
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Check the middleware's order and the database, and register the process as a worker."""
         place(broker, self)
+        _start_event_loop(broker, worker)
         _send_before_results(broker, self.runtime)
         self.runtime.check()
         # Not after the boot: the consumers start in between, and need to know the number of threads.
@@ -228,6 +236,21 @@ def track(broker: dramatiq.Broker, tracking: Tracking) -> None:
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
     if _keeps_result not in logger.filters:
         logger.addFilter(_keeps_result)
+
+
+@lru_cache(maxsize=1024)
+def is_async(actor: dramatiq.Actor[..., Any]) -> bool:
+    """Return whether an actor is an `async def`."""
+    return inspect.iscoroutinefunction(inspect.unwrap(actor.fn))
+
+
+def _start_event_loop(broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+    """Add Dramatiq's middleware that runs coroutines, if an actor needs it and the app has not added it."""
+    needed = any(is_async(actor) for actor in broker.actors.values())
+    if needed and not any(isinstance(m, AsyncIO) for m in broker.middleware):
+        event_loop = AsyncIO()
+        broker.middleware.insert(-1, event_loop)
+        event_loop.before_worker_boot(broker, worker)  # the hooks that are being called were looked up before
 
 
 def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:

@@ -138,6 +138,14 @@ class Event:
         )
 
 
+class JobFacts(NamedTuple):
+    """What an app has said of a job; `metadata` as JSON."""
+
+    tenant: str
+    key: str | None
+    metadata: str
+
+
 @dataclass(frozen=True, slots=True)
 class JobControl:
     """What workers that hold items of a job must know of it."""

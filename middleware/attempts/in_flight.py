@@ -10,12 +10,13 @@ from dramatiq.broker import MessageProxy
 
 from callboard.middleware.attempts.claim import Failed, MovedBack, claim
 from callboard.middleware.attempts.isolation import Isolation
+from callboard.middleware.attempts.known_jobs import KnownJobs
 from callboard.middleware.attempts.outcome import Outcome
 from callboard.middleware.attempts.parking import Parking, park, retry_moved_back
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.consumers import Consumers
-from callboard.middleware.message.delivery import Delivery, release
+from callboard.middleware.message.delivery import Acks, Delivery, release
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
 from callboard.middleware.submission.enqueue import foreign_item
@@ -42,6 +43,7 @@ class InFlight:
         self._moved_back = Parking(process, retry_moved_back)
         self._lock = threading.RLock()
         self._isolation = Isolation(process)
+        self._job_facts = KnownJobs(process)
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, JobControl] = {}
@@ -80,7 +82,7 @@ class InFlight:
             suspect = suspect or known
         attempt = Attempt(
             stamp.job, stamp.item, stamp.attempt, [delivery], self._controls, stamp.epoch, message.actor_name,
-            message, stamp.standing,
+            message, stamp.standing, self._process.worker, self._job_facts.of,
         )  # fmt: skip
         other = self._attempts.get(attempt.key)
         if other is not None and self._join(other, attempt):
@@ -294,6 +296,10 @@ class InFlight:
     def held(self) -> list[tuple[int, int]]:
         """(job, item) of what the process has in flight or prefetched, each once."""
         return list({*self._attempts, *self._consumers.prefetched()})
+
+    def held_up(self, acks: Acks) -> int:
+        """Return how many deliveries of a connection belong to attempts whose outcome waits for a lock."""
+        return sum(d.acks is acks for a in self.attempts() if a.put_off for d in a.deliveries)
 
     def expects_more(self, ended: int) -> bool:
         """Return whether the process holds more messages than the `ended` ones, so a flush waits for them."""

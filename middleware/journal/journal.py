@@ -337,6 +337,7 @@ class Journal:
         """Keep an outcome whose job is locked with the others of that job; return whether it is."""
         locked = self._locked.get(entry.attempt.job)
         if locked is not None:
+            entry.attempt.put_off = True
             locked.entries.append(entry)
         return locked is not None
 

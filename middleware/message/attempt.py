@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from threading import get_ident
@@ -11,7 +11,11 @@ from typing import Any
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware.message.delivery import Delivery
-from callboard.sql.rows import JobControl, NewItem, Progress, Save, Saves
+from callboard.sql.rows import JobControl, JobFacts, NewItem, Progress, Save, Saves
+
+
+def _unknown(job: int) -> JobFacts:
+    raise LookupError(f"nothing is known of job {job}")
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +31,8 @@ class Attempt:
     actor: str = ""
     message: MessageProxy | None = None
     standing: bool = False  # in its actor's standing job: what it sends goes at once, as without Callboard
+    worker: int = 0
+    read_facts: Callable[[int], JobFacts] = _unknown  # of a job; may read the database
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs
     sampled: float = 0.0  # when that stack was last read
@@ -42,6 +48,7 @@ class Attempt:
     hooks: bool = False  # the actor is done, the other middleware's hooks run
     struck: bool = False  # an interrupt broke them off, and they run once more, as for a failure
     ended: bool = False
+    put_off: bool = False  # its outcome waits for a lock, and others are recorded before
     retry: NewItem | None = None  # the same message, sent once more by a hook
     sent: list[NewItem] = field(default_factory=list)  # by the actor: stored with a success or a skip only
     hooked: list[NewItem] = field(default_factory=list)  # by callbacks: stored with any outcome

@@ -149,7 +149,7 @@ class RabbitmqConsumer(Consumer):
         try:
             now = time.monotonic()
             self._acks.flush(now)
-            if self._prefetch.adapt(now, self._acks.finished):
+            if self._prefetch.adapt(now, self._acks.finished, self._runtime.in_flight.held_up(self._acks)):
                 self._resubscribe()
             self.connection.process_data_events(self._timeout)
         except AMQP_ERRORS as error:

@@ -7,6 +7,8 @@ import time
 COVER_SECONDS = 0.08
 #: The largest prefetch, in messages.
 MAX_PREFETCH = 500
+#: The most messages by which it grows beyond that for those whose outcome waits for a lock.
+MAX_EXTRA = 1_000
 #: Seconds between two measurements; shorter at first, so that a worker is fast soon after its start.
 MEASURE_SECONDS = 0.10
 FIRST_MEASURE_SECONDS = 0.02
@@ -29,20 +31,21 @@ class Prefetch:
         self._settled = 0
         self._shrinking = 0
 
-    def adapt(self, now: float, settled: int) -> bool:
+    def adapt(self, now: float, settled: int, held_up: int = 0) -> bool:
         """Adapt `depth` to the rate of settled messages; return whether it changed.
 
-        `now` is monotonic, `settled` counts the messages settled since the start. Nothing is measured before its time.
+        `now` is monotonic, `settled` counts the messages settled since the start, `held_up` those that have ended and
+        whose outcome waits for a lock: they must not keep others away. Nothing is measured before its time.
         """
         if self._threads is None or now - self._measured_at < self._pause:
             return False
-        if not settled:
+        if not settled and not held_up:
             self._measured_at = now
             return False
         self._pause = min(self._pause * 2, MEASURE_SECONDS)
         rate = (settled - self._settled) / (now - self._measured_at)
         self._measured_at, self._settled = now, settled
-        wanted = wanted_prefetch(self._threads, rate)
+        wanted = wanted_prefetch(self._threads, rate) + min(2 * held_up, MAX_EXTRA)
         self._shrinking = self._shrinking + 1 if wanted * 2 < self.depth else 0
         if wanted * 2 > self.depth * 3 or self._shrinking >= SHRINK_AFTER_MEASUREMENTS:
             self.depth, self._shrinking = wanted, 0

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from callboard.sql import settings, timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import ALL_JOBS, JobControl, JobPage
+from callboard.sql.rows import ALL_JOBS, JobControl, JobFacts, JobPage
 from callboard.sql.statements import statement
 
 
@@ -13,6 +13,12 @@ def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, tuple[int, bool, boo
     return {
         row[0]: (row[1], row[2], row[3]) for row in conn.execute(statement("lock_jobs"), (sorted(set(jobs)),))
     }
+
+
+def job_facts(conn: Conn, job: int) -> JobFacts:
+    """Return what an app has said of a job; of one that is deleted, nothing."""
+    row = conn.execute(statement("job_facts"), (job,)).fetchone()
+    return JobFacts(*row) if row else JobFacts("", None, "{}")
 
 
 def recount_jobs(conn: Conn, jobs: Sequence[int]) -> None:

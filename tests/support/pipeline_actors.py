@@ -9,7 +9,6 @@ from typing import Any
 
 import dramatiq
 import psycopg
-from dramatiq.middleware.asyncio import AsyncIO
 from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import StubBackend
 
@@ -17,7 +16,6 @@ import callboard
 from tests.support.boot_death import wait_for_boot
 
 broker = callboard.install()
-broker.add_middleware(AsyncIO())
 _local = threading.local()
 MUTEX = ConcurrentRateLimiter(StubBackend(), "outcomes", limit=1)
 
@@ -258,6 +256,21 @@ def opens_a_job(number: int) -> int:
         for n in range(number):
             noted.send(n)
     return inner.id
+
+
+def facts() -> list[Any]:
+    now = callboard.current()
+    return [now.tenant, now.key, now.metadata]
+
+
+@dramatiq.actor(max_retries=0)
+def knows(number: int) -> list[Any]:
+    return facts()
+
+
+@dramatiq.actor(max_retries=0)
+async def knows_gently(number: int) -> list[Any]:
+    return facts()
 
 
 @dramatiq.actor(max_retries=0)

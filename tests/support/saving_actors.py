@@ -1,19 +1,19 @@
 """Actors that save rows of a table of the app's own with the outcome of their item."""
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dramatiq
-from dramatiq.middleware.asyncio import AsyncIO
 
 import callboard
 from tests.support.pipeline_actors import note_run
 
 broker = callboard.install()
-if not any(isinstance(m, AsyncIO) for m in broker.middleware):
-    broker.add_middleware(AsyncIO())
+for handler in logging.getLogger().handlers:
+    handler.addFilter(callboard.LogContext())
 
 
 class NotYet(Exception):
@@ -36,6 +36,7 @@ def saves(mark: str | None = None, fate: str = "succeed", sql: str = "", params:
     save_mark(mark)
     if sql:
         callboard.save(sql, params)
+    logging.getLogger("shop.saving").info("100 %% saved in %s", fate)
     if fate == "fail" or (fate == "retry" and callboard.current().attempt == 1):
         raise NotYet(fate)
     if fate == "skip":
@@ -64,6 +65,8 @@ def forgetful(limit: str) -> None:
 async def saves_gently(mark: str) -> None:
     await asyncio.sleep(0.01)
     save_mark(mark)
+    if mark == "skipped":
+        raise callboard.Skip("not needed")
 
 
 @dramatiq.actor(max_retries=0)

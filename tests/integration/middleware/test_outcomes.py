@@ -43,6 +43,7 @@ ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
     "opens_a_job", "gently", "in_threads", "on_exhausted", "limited", "counts", "counts_gently",
+    "knows", "knows_gently",
 ]  # fmt: skip
 
 
@@ -241,6 +242,14 @@ def test_a_dead_letter_has_the_properties_it_was_published_with(on: Stage) -> No
     assert properties.type == "stubborn"
     assert properties.app_id == "callboard"
     assert json.loads(body)["kwargs"] == {"number": 1, "wins_at": 9}
+
+
+@pytest.mark.parametrize("actor", ["knows", "knows_gently"])
+def test_an_item_knows_what_was_said_of_its_job(actor: str, on: Stage) -> None:
+    said = {"tenant": "acme", "key": f"facts of {actor}", "metadata": {"phase": [1, "ü"]}}
+    for item in on.ended(on.submit(actor, 1, 2, **said)):
+        assert item["result"] == list(said.values())
+    assert on.only(on.submit("knows", 1))["result"] == ["", None, {}]
 
 
 def test_async_actors_have_a_current_item_too(on: Stage) -> None:

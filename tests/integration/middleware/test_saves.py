@@ -56,6 +56,14 @@ def test_a_success_saves_and_another_end_does_not(on: Stage) -> None:
     job = on.submit("saves", *({"fate": fate} for fate in fates))
     assert [item["state"] for item in on.ended(job)] == ["succeeded", "succeeded", "failed", "skipped"]
     assert saved(on, job) == [(0, 1, None), (1, 2, None)]
+    assert on.worker is not None
+    worker = on.conn.execute("SELECT max(id) FROM callboard.workers").fetchone()
+    assert worker is not None
+    for line in (
+        f"[shop.saving] [INFO] [item {job.id}/1, attempt 2, worker {worker[0]}] 100 % saved in retry",
+        f"[item {job.id}/2, attempt 3, worker {worker[0]}] Failed to process message",
+    ):
+        assert line in on.worker.output
 
 
 @pytest.mark.parametrize(
@@ -119,9 +127,10 @@ def test_parameters_are_saved_as_they_were(on: Stage) -> None:
 
 
 def test_async_actors_and_threads_of_an_actor_save_too(on: Stage) -> None:
-    gently = on.submit("saves_gently", {"mark": "gently"})
+    gently = on.submit("saves_gently", {"mark": "gently"}, {"mark": "skipped"})
     threads = on.submit("saves_in_threads", {"count": 50})
-    assert on.only(gently)["state"] == on.only(threads)["state"] == "succeeded"
+    assert [item["state"] for item in on.ended(gently)] == ["succeeded", "skipped"]
+    assert on.only(threads)["state"] == "succeeded"
     assert saved(on, gently) == [(0, 1, "gently")]
     assert saved(on, threads) == [(0, 1, None)] * 50
 

@@ -1,6 +1,7 @@
 """What an actor reports and asks: what is kept, what is ignored, and where."""
 
 import contextvars
+import logging
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 import callboard
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.submission.threads import carry_into_pools
-from callboard.sql.rows import JobControl, NewItem, Progress
+from callboard.sql.rows import JobControl, JobFacts, NewItem, Progress
 
 
 class BadText:
@@ -32,6 +33,36 @@ def attempt() -> Iterator[Attempt]:
     token = current_attempt.set(made)
     yield made
     current_attempt.reset(token)
+
+
+def test_a_log_line_names_its_item_once(attempt: Attempt) -> None:
+    """However many handlers have the filter; outside an item it stays as it is."""
+    attempt.worker = 7
+    record = logging.LogRecord("app", logging.INFO, "app.py", 1, "half of %s", ("it",), None)
+    for _ in range(2):
+        assert callboard.LogContext().filter(record)
+    assert record.getMessage() == "[item 1/2, attempt 1, worker 7] half of it"
+    plain = logging.LogRecord("app", logging.INFO, "app.py", 1, "100 %", (), None)
+    callboard.LogContext(prefix=False).filter(plain)
+    assert (plain.getMessage(), plain.__dict__["job"], plain.__dict__["worker"]) == ("100 %", 1, 7)
+    current_attempt.set(None)
+    outside = logging.LogRecord("app", logging.INFO, "app.py", 1, "nothing", (), None)
+    callboard.LogContext().filter(outside)
+    assert (outside.getMessage(), outside.__dict__["job"]) == ("nothing", None)
+
+
+def test_what_is_asked_of_the_job_is_read_when_it_is_asked(attempt: Attempt) -> None:
+    asked: list[int] = []
+
+    def read(job: int) -> JobFacts:
+        asked.append(job)
+        return JobFacts("acme", "k", '{"a": [1]}')
+
+    attempt.read_facts = read
+    now = callboard.current()
+    assert asked == []
+    now.metadata["a"].append(2)
+    assert (now.tenant, now.key, now.metadata) == ("acme", "k", {"a": [1]})
 
 
 @pytest.mark.parametrize(

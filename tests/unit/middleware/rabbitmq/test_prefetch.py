@@ -1,5 +1,6 @@
 """How deep a worker prefetches: enough to cover a flush, and few enough not to hoard slow items."""
 
+import time
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from callboard.middleware.rabbitmq.prefetch import (
     COVER_SECONDS,
     FIRST_MEASURE_SECONDS,
+    MAX_EXTRA,
     MAX_PREFETCH,
     MEASURE_SECONDS,
     SHRINK_AFTER_MEASUREMENTS,
@@ -37,6 +39,21 @@ def test_slow_items_are_not_hoarded() -> None:
 
 def test_fast_items_cover_what_a_flush_takes() -> None:
     assert wanted_prefetch(8, 4000) >= 4000 * COVER_SECONDS
+
+
+def test_what_waits_for_a_lock_leaves_room_for_others_and_for_no_more_than_a_limit() -> None:
+    """Also before anything is settled; and when it waits no more, the prefetch shrinks."""
+    prefetch, now, depths = Prefetch(16, 8), time.monotonic(), [16]
+    for _ in range(20):
+        now += MEASURE_SECONDS * 1.01
+        prefetch.adapt(now, 0, held_up=depths[-1])
+        depths.append(prefetch.depth)
+    assert depths[1] > 32
+    assert MAX_EXTRA / 1.5 <= depths[-1] <= wanted_prefetch(8, 0.0) + MAX_EXTRA
+    for _ in range(SHRINK_AFTER_MEASUREMENTS):
+        now += MEASURE_SECONDS * 1.01
+        prefetch.adapt(now, 1)
+    assert prefetch.depth < 32
 
 
 @dataclass
