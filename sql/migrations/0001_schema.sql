@@ -117,6 +117,7 @@ CREATE TABLE callboard.jobs (
     parent_id        bigint,                     -- of a stage: its parent
     stages           integer,                    -- of a parent: how many it has
     stage            integer,                    -- of a stage: its number, from 0
+    to_make          boolean NOT NULL DEFAULT false,  -- of a stage: the one before was completed, so its items can be made
     maker            integer,                    -- of a stage: the worker that makes its items; a dead one has left it
     makes            text,                       -- of a stage: the function that makes its items, "module:name"; NULL:
                                                  -- the results of the stage before are its items
@@ -155,7 +156,9 @@ CREATE INDEX jobs_open ON callboard.jobs (id) WHERE finished_at IS NULL;
 CREATE INDEX jobs_staged ON callboard.jobs (id) WHERE stages IS NOT NULL AND finished_at IS NULL;
 CREATE INDEX jobs_control ON callboard.jobs (control_at) WHERE control_at IS NOT NULL;
 CREATE INDEX jobs_deadline ON callboard.jobs (deadline) WHERE deadline IS NOT NULL AND finished_at IS NULL;
-CREATE INDEX jobs_unsealed ON callboard.jobs (id) WHERE NOT sealed AND finished_at IS NULL;
+CREATE INDEX jobs_unsealed ON callboard.jobs (id)
+    WHERE NOT sealed AND finished_at IS NULL AND stages IS NULL AND coalesce(stage, 0) = 0;
+CREATE INDEX jobs_to_make ON callboard.jobs (actor, id) WHERE to_make AND NOT sealed AND finished_at IS NULL;
 CREATE INDEX jobs_stopping ON callboard.jobs (id) WHERE stopping IS NOT NULL AND finished_at IS NULL;
 CREATE INDEX jobs_ended ON callboard.jobs (finished_at)
     WHERE keep IS NULL AND deleted_at IS NULL AND finished_at IS NOT NULL AND parent_id IS NULL;
@@ -169,6 +172,26 @@ $$;
 CREATE INDEX jobs_kept ON callboard.jobs (callboard.expiry(finished_at, keep))
     WHERE keep IS NOT NULL AND deleted_at IS NULL AND finished_at IS NOT NULL AND parent_id IS NULL;
 CREATE INDEX jobs_deleted ON callboard.jobs (id) WHERE deleted_at IS NOT NULL;
+
+-- Jobs of stages that have yet to follow a stage that began, ended, was stopped or opened again. Apart from the jobs: what
+-- a flush does to a stage must not wait for the lock of its parent.
+CREATE TABLE callboard.stage_changes (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    parent_id        bigint NOT NULL
+);
+
+CREATE INDEX stage_changes_by_parent ON callboard.stage_changes (parent_id);
+
+CREATE FUNCTION callboard.note_stage_change() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO callboard.stage_changes (parent_id) VALUES (NEW.parent_id);
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER note_stage_change AFTER UPDATE ON callboard.jobs FOR EACH ROW
+    WHEN (NEW.parent_id IS NOT NULL
+          AND ((OLD.started_at IS NULL) <> (NEW.started_at IS NULL) OR (OLD.finished_at IS NULL) <> (NEW.finished_at IS NULL)
+               OR (OLD.stopping IS NULL) <> (NEW.stopping IS NULL)))
+    EXECUTE FUNCTION callboard.note_stage_change();
 
 -- 10,000,000 rows of one job are usual. No index on a column that changes, not even a partial one: each update of it
 -- would not be heap-only.

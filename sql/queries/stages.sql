@@ -27,19 +27,22 @@ FROM callboard.jobs WHERE parent_id = %s ORDER BY stage
 SELECT EXISTS (SELECT FROM callboard.jobs WHERE stages IS NOT NULL AND finished_at IS NULL)
 
 -- name: parents_to_update
--- Open jobs of stages whose state doesn't follow that of their stages yet: one has begun, one ended in a way
--- that stops the others (and none before it is just being stopped: that is the reason then), or none is open any more. Caller: stages.update_parents. Rows: (id).
-SELECT p.id FROM callboard.jobs AS p
-WHERE p.stages IS NOT NULL AND p.finished_at IS NULL
-  AND (NOT EXISTS (SELECT FROM callboard.jobs AS s WHERE s.parent_id = p.id AND s.finished_at IS NULL)
-       OR p.state = 'pending' AND EXISTS (
-           SELECT FROM callboard.jobs AS s WHERE s.parent_id = p.id AND s.started_at IS NOT NULL)
-       OR p.stopping IS NULL AND EXISTS (
-           SELECT FROM callboard.jobs AS s WHERE s.parent_id = p.id AND s.finished_at IS NOT NULL
-             AND (s.state <> 'completed' OR s.failed > 0 AND s.on_failure = 'stop')
-             AND NOT EXISTS (SELECT FROM callboard.jobs AS b
-                             WHERE b.parent_id = p.id AND b.stage < s.stage AND b.stopping IS NOT NULL)))
-ORDER BY p.id
+-- Open jobs of stages that have yet to follow a change of a stage. The changes of others are forgotten: who opens one
+-- again opens a stage of it, too. Caller: stages.update_parents. Rows: (id).
+WITH gone AS (
+    DELETE FROM callboard.stage_changes AS c
+    WHERE NOT EXISTS (SELECT FROM callboard.jobs AS p WHERE p.id = c.parent_id AND p.finished_at IS NULL OFFSET 0)
+)
+SELECT DISTINCT parent_id FROM callboard.stage_changes ORDER BY parent_id
+
+-- name: forget_stage_changes
+-- A job of stages is about to follow all changes of them that are seen from now on.
+-- Caller: stages.update_parents, under its lock.
+DELETE FROM callboard.stage_changes WHERE parent_id = %s
+
+-- name: mark_stages_to_make
+-- The stage before each of these is completed. Caller: stages.update_parent, under the parent's lock.
+UPDATE callboard.jobs SET to_make = true WHERE id = ANY (%s) AND NOT to_make
 
 -- name: try_lock_parent
 -- The lock of a job of stages, if nobody has it: a heartbeat must not wait for who retries a million items.
@@ -77,7 +80,7 @@ WITH next AS (
     JOIN callboard.jobs AS b ON b.parent_id = s.parent_id AND b.stage = s.stage - 1
     JOIN callboard.jobs AS p ON p.id = s.parent_id
     WHERE p.stages IS NOT NULL AND p.finished_at IS NULL AND p.stopping IS NULL
-      AND s.finished_at IS NULL AND s.stopping IS NULL AND s.state <> 'paused' AND NOT s.sealed
+      AND s.to_make AND s.finished_at IS NULL AND s.stopping IS NULL AND s.state <> 'paused' AND NOT s.sealed
       AND b.state = 'completed' AND (b.failed = 0 OR b.on_failure = 'go on')
       AND s.actor = ANY (%(actors)s) AND s.id <> ALL (%(at_work)s::bigint[])
       AND (s.maker IS NULL OR s.maker = %(worker)s

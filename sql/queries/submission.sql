@@ -131,11 +131,12 @@ FROM kept WHERE j.id = kept.id
 -- name: fail_abandoned_submissions
 -- Jobs without a key whose submitter is gone: nobody can take them up again.
 -- Transition: open -> failed, with a reason that says what to do. Guard: neither sealed nor stopped, the lease lapsed.
--- The key of a stage is its parent's.
+-- Of a job of stages only the first stage is submitted; its key is its parent's.
 -- One with a key stays open, and `stalled` says so (job_view.py). Caller: the sweep. Rows: (id). Lock order: jobs by id.
 WITH abandoned AS (
     SELECT j.id FROM callboard.jobs AS j
-    WHERE finished_at IS NULL AND stopping IS NULL AND NOT sealed AND key IS NULL AND submitting_until < now()
+    WHERE finished_at IS NULL AND stopping IS NULL AND NOT sealed AND stages IS NULL AND coalesce(stage, 0) = 0
+      AND key IS NULL AND submitting_until < now()
       AND NOT EXISTS (SELECT FROM callboard.jobs AS p WHERE p.id = j.parent_id AND p.key IS NOT NULL)
     ORDER BY j.id FOR NO KEY UPDATE
 )

@@ -5,6 +5,7 @@ meanwhile.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from callboard.sql import timings
@@ -65,14 +66,15 @@ def any_open(conn: Conn) -> bool:
 
 
 def update_parents(conn: Conn) -> None:
-    """Update the state of every job of stages by its stages. Any process may do it at any time: it is idempotent, and
-    skips a job that another transaction changes.
+    """Update the state of each job of stages whose stages changed. Any process may do it at any time: it is
+    idempotent, and skips a job that another transaction changes.
     """
     for _ in range(2):  # a stage stopped in the first round may end in the second
         found = [row[0] for row in conn.execute(statement("parents_to_update"))]
         for parent in found:
             with transaction(conn):
                 if conn.execute(statement("try_lock_parent"), (parent,)).fetchone():
+                    conn.execute(statement("forget_stage_changes"), (parent,))
                     update_parent(conn, parent)
         if found:
             jobs.close_stopped(conn)
@@ -92,6 +94,8 @@ def update_parent(conn: Conn, parent: int) -> None:
     if bad is not None and not bad.stopping and stopping is None:
         stopping = "cancelled" if bad.state == "cancelled" else "failed"
         stop_parent(conn, parent, stages, stopping, bad.parents_reason)
+    if to_make := [s.id for before, s in pairwise(stages) if before.state == "completed" and not s.sealed]:
+        conn.execute(statement("mark_stages_to_make"), (to_make,))
     if all(stage.over for stage in stages):
         _end(conn, parent, stopping or "completed")
 

@@ -60,6 +60,13 @@ FROM generate_series(10006, 10007) AS j, generate_series(0, {DUE - 1}) AS i;
 INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first)
 SELECT j, i, 2, now() - interval '1 hour', false
 FROM generate_series(10006, 10007) AS j, generate_series(5, {DUE - 1}) AS i;
+INSERT INTO callboard.jobs (id, name, stages, state, started_at)
+SELECT 100000 + 10 * n, 'of stages', 3, 'running', now() FROM generate_series(1, {OPEN_JOBS}) AS n;
+INSERT INTO callboard.jobs
+    (id, name, parent_id, stage, on_failure, actor, queue, sealed, total, consumed, state, started_at)
+SELECT p.id + 1 + s, 'a stage', p.id, s, 'stop', 'work', 'default', s = 0, t, t,
+       CASE s WHEN 0 THEN 'running' ELSE 'pending' END::callboard.job_state, CASE s WHEN 0 THEN now() END
+FROM callboard.jobs AS p, (VALUES (0, 1), (1, 0), (2, 0)) AS v (s, t) WHERE p.stages = 3;
 INSERT INTO callboard.jobs
     (id, name, actor, queue, sealed, total, consumed, published, state, started_at)
 SELECT n, 'postponed', 'work', 'default', true, t, t, t, 'running', now()
