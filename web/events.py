@@ -42,7 +42,7 @@ LOGIN_SECONDS = 60.0
 #: The age in seconds of what a new watcher gets first, at most.
 FRESH_SECONDS = 1.0
 #: Jobs that one query reads, and watchers that are woken, before other requests have their turn.
-JOBS_AT_ONCE, WATCHERS_AT_ONCE = 50, 25
+JOBS_AT_ONCE, WATCHERS_AT_ONCE = 50, 10
 
 TYPES = ("text/event-stream",)
 START, COMMENT = b"retry: 2000\n\n", b":\n\n"

@@ -2,10 +2,10 @@
 
 import argparse
 
-from tests.bench import control, drain, fairness, publish, saves
+from tests.bench import control, drain, fairness, publish, saves, watchers
 from tests.bench.rig import rig
 
-WHAT = ["drain", "saves", "publish", "submit", "control", "fairness"]
+WHAT = ["drain", "saves", "publish", "submit", "control", "fairness", "watchers"]
 
 
 def main() -> None:
@@ -28,6 +28,8 @@ def main() -> None:
             print("\n".join(["", *control.table(here, 1_000_000)]), flush=True)
         if "fairness" in what:
             print("\n".join(["", *fairness.table(here, given.pairs)]), flush=True)
+        if "watchers" in what:
+            print("", *watchers.table(here), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
