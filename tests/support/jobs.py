@@ -115,10 +115,10 @@ def send(conn: Conn, job: int, item: int, *, actor: str = "work", delay: float =
         sends.add_items(conn, [(item, new)], publishing=False)
 
 
-def make_mixed_job(conn: Conn, name: str = "mixed") -> int:
+def make_mixed_job(conn: Conn, name: str = "mixed", tenant: str = "") -> int:
     """A job of 100 items with some in every state but cancelled: see MIXED."""
     worker = make_worker(conn)
-    job = make_job(conn, 100, name=name, published=80)
+    job = make_job(conn, 100, name=name, published=80, tenant=tenant)
     moves: dict[OutcomeState, Iterable[int]] = {
         "succeeded": range(20),
         "failed": range(20, 25),
