@@ -133,6 +133,19 @@ def test_the_first_actor(terminal: Terminal, web: httpx.Client) -> None:
     assert terminal.printed("python submit.py") == printed, "the same key gives the same job"
 
 
+def test_coming_from_elsewhere(terminal: Terminal, web: httpx.Client) -> None:
+    with psycopg.connect(terminal.environment["DATABASE_URL"], autocommit=True) as conn:
+        for name in ("from_fastapi", "from_celery", "from_a_table"):
+            table = f"import {name} as m; print(getattr(m, 'TABLE', 'SELECT 1'))"
+            [statement] = terminal.printed(f'python -c "{table}"')
+            conn.execute(statement)
+            [job] = terminal.printed(f'python -c "import {name}; print({name}.start())"')
+            assert terminal.run(f"callboard watch {job}").returncode == 0
+            status = web.get(f"api/jobs/{job}").json()
+            assert (status["state"], status["succeeded"]) == ("completed", 20), status
+        assert conn.execute("SELECT count(*) FROM prices").fetchone() == (20,)
+
+
 def test_jobs_and_control(terminal: Terminal, web: httpx.Client) -> None:
     assert terminal.printed("python many_ways.py") == ["1000", "completed"]
 

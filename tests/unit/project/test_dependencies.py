@@ -42,7 +42,7 @@ def distributions(folders: Iterable[str]) -> set[str]:
 
 
 def test_the_product_imports_what_it_declares_and_nothing_else() -> None:
-    assert distributions(PRODUCT) == declared()
+    assert distributions(PRODUCT) == declared("testing")
 
 
 def test_the_tests_import_what_the_project_declares_and_nothing_else() -> None:

@@ -1,0 +1,143 @@
+"""A pytest plug-in: an app's actors run in the process of its tests, tracked, without RabbitMQ.
+
+    # conftest.py
+    pytest_plugins = ["callboard.testing"]
+
+    # test_shop.py
+    def test_a_charge(callboard_worker):
+        done = callboard_worker.run(shop.charge, [{"customer": 7}])
+        assert done.results == ["charged"]
+
+It needs a PostgreSQL: the one of ``callboard[embedded]``, which it starts when first needed, or the database that
+``--callboard-database URL`` names, which gets the schema. DATABASE_URL and AMQP_URL are never used: they may be those
+of production. An actor that is called as a plain function needs neither a database nor this plug-in.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+
+from callboard.commands.services import Server
+from callboard.job import Job
+from callboard.middleware.install import install
+from callboard.middleware.tracking import Returned, Tracking
+from callboard.sql.migrate import migrate
+from callboard.submit import submit
+
+#: Threads of the worker, and seconds that a test waits for a job unless it says otherwise.
+THREADS, TIMEOUT_SECONDS = 4, 30.0
+_PLACE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+_BEFORE = pytest.StashKey[Any]()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A job that has ended: its `status`, its `items` in order, their `results`, and its `errors` in groups, all as the
+    API gives them. The result of an item that did not succeed is None.
+    """
+
+    job: Job
+    status: dict[str, Any]
+    items: list[dict[str, Any]]
+    errors: list[dict[str, Any]]
+
+    @property
+    def results(self) -> list[Any]:
+        """What the actor returned for each item."""
+        return [item["result"] for item in self.items]
+
+
+class CallboardWorker:
+    """A worker in this process, for the length of a test. The app may send and submit as it always does."""
+
+    def run(self, actor: Any, items: Any, *, timeout: float = TIMEOUT_SECONDS, **options: Any) -> Done:
+        """Submit a job of these items, with the options of `callboard.submit`, and wait for its end: see `wait`."""
+        return self.wait(submit(actor, items, **options), timeout=timeout)
+
+    def wait(self, job: Job, *, timeout: float = TIMEOUT_SECONDS) -> Done:
+        """Wait until a job of the app's has ended. Raises TimeoutError, which says how it stands."""
+        try:
+            status = job.wait(timeout)
+        except TimeoutError:
+            raise TimeoutError(f"the job has not ended after {timeout:g} s: {job.status()}") from None
+        return Done(job, status, list(job.items()), job.errors())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--callboard-database`."""
+    parser.addoption(
+        "--callboard-database",
+        metavar="URL",
+        help="run callboard_worker on this database, not an embedded one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before the app's modules are imported: their `callboard.install()` is to find the database of the tests."""
+    config.stash[_BEFORE] = {
+        name: os.environ[name] for name in ("DATABASE_URL", "AMQP_URL") if name in os.environ
+    }
+    config.stash[_PLACE] = tempfile.TemporaryDirectory(prefix="callboard-test-", ignore_cleanup_errors=True)
+    os.environ.pop("AMQP_URL", None)
+    os.environ["DATABASE_URL"] = config.getoption("--callboard-database") or _server(config).url
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Undo that."""
+    os.environ.pop("DATABASE_URL", None)
+    before: dict[str, str] = config.stash[_BEFORE]
+    os.environ.update(before)
+    config.stash[_PLACE].cleanup()
+
+
+def _server(config: pytest.Config) -> Server:
+    return Server(Path(config.stash[_PLACE].name) / "db")
+
+
+@pytest.fixture(scope="session")
+def _callboard_database(pytestconfig: pytest.Config) -> Iterator[str]:
+    url = os.environ["DATABASE_URL"]
+    if pytestconfig.getoption("--callboard-database"):
+        migrate(url)
+        yield url
+        return
+    with _server(pytestconfig):
+        migrate(url)
+        yield url
+
+
+@pytest.fixture
+def callboard_worker(_callboard_database: str) -> Iterator[CallboardWorker]:
+    """A worker that runs all actors of Dramatiq's broker, whatever its kind, in this process."""
+    app = dramatiq.get_broker()
+    broker = app if isinstance(app, StubBroker) else _moved(app)
+    install(broker, database_url=_callboard_database)
+    dramatiq.set_broker(broker)
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=THREADS)
+    worker.start()
+    try:
+        yield CallboardWorker()
+    finally:
+        worker.stop()
+        if broker is not app:
+            for actor in app.actors.values():
+                actor.broker = app
+            broker.close()
+        dramatiq.set_broker(app)
+
+
+def _moved(app: dramatiq.Broker) -> StubBroker:
+    """Move the actors of an app's broker to one in this process, with the app's own middleware."""
+    own = [one for one in app.middleware if not isinstance(one, Tracking | Returned)]
+    broker = StubBroker(middleware=own)
+    for actor in app.actors.values():
+        actor.broker = broker
+        broker.declare_actor(actor)
+    return broker

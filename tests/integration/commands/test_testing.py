@@ -1,0 +1,83 @@
+"""The pytest plug-in `callboard.testing`, as an app's tests use it, in a pytest of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import documents
+from tests.support.programs import environment
+
+OWN_BROKER = """
+import os
+import callboard, dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+
+broker = RabbitmqBroker(url="amqp://127.0.0.1:1")
+dramatiq.set_broker(broker)
+callboard.install(broker)
+
+
+@dramatiq.actor
+def parent(children):
+    for number in range(children):
+        child.send(number)
+
+
+@dramatiq.actor(max_retries=0)
+def child(number):
+    callboard.step("at work")
+    return number
+
+
+def test_children_belong_to_the_job(callboard_worker):
+    done = callboard_worker.run(parent, [3])
+    assert sorted(result for result in done.results if result is not None) == [0, 1, 2]
+    assert child.broker is not broker
+
+
+def test_the_broker_is_the_apps_again_and_a_second_worker_works(callboard_worker):
+    assert callboard_worker.run(child, [1]).results == [1]
+
+
+def test_a_job_that_does_not_end_is_shown(callboard_worker):
+    try:
+        callboard_worker.run(child, [1], delay="1h", timeout=0.2)
+    except TimeoutError as error:
+        assert "has not ended after 0.2 s: {'id'" in str(error)
+    else:
+        assert False
+
+
+def teardown_module():
+    assert child.broker is broker and dramatiq.get_broker() is broker
+    assert "production" not in os.environ["DATABASE_URL"]
+"""
+
+
+def run_pytest(folder: Path, *options: str) -> str:
+    """What it says; every test passes."""
+    production = {"DATABASE_URL": "postgresql://127.0.0.1:1/production", "AMQP_URL": "amqp://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *options], check=False,
+        cwd=folder, env=environment(production), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_files_of_the_guide_pass(tmp_path: Path) -> None:
+    for name in ("conftest.py", "shop.py", "test_shop.py"):
+        (tmp_path / name).write_text(documents.files()[name])
+    assert "3 passed" in run_pytest(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["embedded", "a database"])
+def test_an_app_with_a_broker_of_its_own_is_run_in_process(
+    tmp_path: Path, empty_database_url: str, given: str
+) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["callboard.testing"]\n')
+    (tmp_path / "test_app.py").write_text(OWN_BROKER)
+    options = ["--callboard-database", empty_database_url] if given == "a database" else []
+    assert "3 passed" in run_pytest(tmp_path, *options)
