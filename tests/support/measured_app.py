@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
-from callboard.web import create_app
+from tests.support.webapp import open_app
 
 #: Seconds between two turns that the measure takes.
 PAUSE_SECONDS = 0.005
@@ -72,5 +72,5 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
 
 
 app = Starlette(
-    routes=[Route("/lag", lag), Route("/block", block), Mount("/", create_app())], lifespan=lifespan
+    routes=[Route("/lag", lag), Route("/block", block), Mount("/", open_app(None))], lifespan=lifespan
 )

@@ -7,9 +7,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -219,8 +222,35 @@ def test_the_api(terminal: Terminal, web: httpx.Client) -> None:
     )
     assert printed == ["three words completed 2 of 3", "2 skipped an empty word", "retry 1"]
     [job] = web.get("api/jobs?limit=1").json()["jobs"]
+    with without_events(job) as address:
+        for url in (f"{web.base_url}api/v1/jobs/{job['id']}", address):
+            lines = terminal.printed(f"{line('export TOKEN=')} && python follow.py {url}")
+            assert lines[-1] == "completed 2 of 3"
     assert set(documents.first_column("field")) == set(job)
     assert sum(job[state] for state in ITEM_STATES) == job["total"]
+
+
+@contextmanager
+def without_events(job: dict[str, Any]) -> Iterator[str]:
+    """A server that has a job, which ends after the first answer, and no events."""
+    states = iter([{**job, "finished_at": None}, job])
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            has_none = self.path.endswith("/events")
+            self.send_response(503 if has_none else 200)
+            self.end_headers()
+            self.wfile.write(b"" if has_none else json.dumps(next(states)).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/job"
+        server.shutdown()
+        thread.join()
 
 
 def test_how_it_works(terminal: Terminal, web: httpx.Client) -> None:

@@ -261,6 +261,7 @@ def uvicorn(app: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[by
         assert server.wait(10) in (0, -signal.SIGTERM)
     finally:
         server.kill()
+        server.wait()
     assert log.read_text(encoding="utf-8") == ""
 
 

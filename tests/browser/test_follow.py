@@ -1,0 +1,39 @@
+"""The script of docs/api.md that follows a job in a browser."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page
+
+from callboard.sql.pool import connect
+from tests.support import documents
+from tests.support.jobs import make_job, record
+from tests.support.webapp import open_app, served
+
+
+@pytest.fixture
+def address(database_url: str) -> Iterator[str]:
+    with served(open_app(database_url)) as url:
+        yield url
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_a_page_follows_a_job_to_its_end(page: Page, database_url: str, address: str, events: bool) -> None:
+    """By events; and where there are none by questions."""
+    [script] = documents.blocks("js", "docs/api.md")
+    if not events:
+        page.route("**/events", lambda route: route.fulfill(status=503))
+    with connect(database_url) as conn:
+        job = make_job(conn, 3, published=0)
+        page.goto(f"{address}/healthz")
+        page.evaluate(
+            f"() => {{ {script} window.seen = []; follow('/api/v1/jobs/{job}', (job) => seen.push(job.succeeded)) }}"
+        )
+        page.wait_for_function("seen.at(-1) === 0")
+        record(conn, job, {"succeeded": [0]})
+        page.wait_for_function("seen.at(-1) === 1")
+        record(conn, job, {"succeeded": [1, 2]})
+        page.wait_for_function("seen.at(-1) === 3")
+    count = page.evaluate("seen.length")
+    page.wait_for_timeout(2500)  # it does not ask any more
+    assert page.evaluate("seen.length") == count
