@@ -128,6 +128,16 @@ class Jobs(Answer):
     next: Cursor
 
 
+class JobCounts(Answer):
+    """How many jobs there are for each view of a page; `all` is `open` and `ended`."""
+
+    open: Annotated[int, msgspec.Meta(description="`is:open`")]
+    stalled: Annotated[int, msgspec.Meta(description="`is:stalled`")]
+    failed_today: Annotated[int, msgspec.Meta(description="`is:failing ended:24h`")]
+    ended: Annotated[int, msgspec.Meta(description="`is:ended`")]
+    all: Count
+
+
 class Progress(Answer):
     """How far an item in flight is, as its actor says."""
 

@@ -17,6 +17,7 @@ ENDPOINTS: list[Endpoint] = [
         consumes=("application/json", LINES),
         replays=True,
     ),
+    Endpoint("GET", "/jobs/counts", jobs.counts, answers.JobCounts, query=jobs.Tenant),
     Endpoint("GET", "/jobs/{job}", jobs.job, answers.Job, shared=True),
     Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.Limits, scope="control"),
     Endpoint("DELETE", "/jobs/{job}", actions.delete, None, scope="control", status=204),

@@ -9,10 +9,13 @@ from starlette.exceptions import HTTPException
 from callboard.sql.json_values import is_storable
 from callboard.sql.reads import item_view, job_filter, queries
 from callboard.sql.reads.queries import Query
-from callboard.web import parameters
+from callboard.web import answers, parameters
 from callboard.web.answers import JobState
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import After, Limit, NoQuery, Page
+
+#: Pages of stalled jobs that are counted.
+LOOKS_FOR_STALLED = 5
 
 
 class JobFilter(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -85,6 +88,30 @@ async def jobs(call: Call[JobQuery, NoBody]) -> dict[str, Any]:
     """List jobs, the newest first."""
     found, following = await call.read(listing(call))
     return {"jobs": found, "next": parameters.next_page(following, "jobs")}
+
+
+class Tenant(msgspec.Struct, forbid_unknown_fields=True):
+    """Of which tenant."""
+
+    tenant: str | None = None
+
+
+async def counts(call: Call[Tenant, NoBody]) -> dict[str, int]:
+    """Count the jobs of each view: open, stalled, failed today, ended, all.
+
+    For those that are stalled a thousand jobs are looked at that are open and have not changed for a while.
+    """
+    wanted = seen(call, JobFilter(tenant=call.query.tenant, stalled=True))
+    if wanted is None:
+        return dict.fromkeys(answers.JobCounts.__struct_fields__, 0)
+    found = await call.read(queries.job_counts(wanted.tenant))
+    stalled, before = 0, None
+    for _ in range(LOOKS_FOR_STALLED):
+        page, before = await call.read(queries.jobs(wanted, before=before, limit=queries.LOOK_AT_STALLED))
+        stalled += len(page)
+        if before is None:
+            break
+    return {**found, "stalled": stalled, "all": found["open"] + found["ended"]}
 
 
 async def job(call: Call[NoQuery, NoBody]) -> dict[str, Any]:

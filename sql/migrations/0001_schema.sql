@@ -147,8 +147,10 @@ CREATE TABLE callboard.jobs (
 CREATE UNIQUE INDEX jobs_by_key ON callboard.jobs (key, tenant) WHERE key IS NOT NULL;
 CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE standing_on IS NOT NULL;
 CREATE UNIQUE INDEX jobs_by_parent ON callboard.jobs (parent_id, stage) WHERE parent_id IS NOT NULL;
-CREATE INDEX jobs_by_tenant ON callboard.jobs (tenant, id) WHERE parent_id IS NULL;
+CREATE INDEX jobs_by_tenant ON callboard.jobs (tenant, id) INCLUDE (state) WHERE parent_id IS NULL AND deleted_at IS NULL;
 CREATE INDEX jobs_by_actor ON callboard.jobs (actor, coalesce(parent_id, id));
+CREATE INDEX jobs_by_finish ON callboard.jobs (finished_at)
+    WHERE finished_at IS NOT NULL AND parent_id IS NULL AND deleted_at IS NULL;
 CREATE INDEX jobs_by_time ON callboard.jobs (created_at) WHERE parent_id IS NULL;
 CREATE INDEX jobs_by_end ON callboard.jobs (state, id) WHERE finished_at IS NOT NULL;
 CREATE INDEX jobs_of_sends ON callboard.jobs (id) WHERE standing_on IS NOT NULL;

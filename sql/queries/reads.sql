@@ -126,9 +126,7 @@ page AS MATERIALIZED (
       AND (%(actor)s::text IS NULL OR j.actor = %(actor)s::text OR j.stages IS NOT NULL AND EXISTS (
           SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.actor = %(actor)s::text OFFSET 0))
       AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
-      AND (%(failing)s::bool IS NULL OR %(failing)s::bool = (j.failed > 0 OR j.state = 'failed'
-          OR j.stages IS NOT NULL AND EXISTS (
-              SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.failed > 0 OFFSET 0)))
+      AND (%(failing)s::bool IS NULL OR %(failing)s::bool = {is_failing})
       AND (%(stalled)s::bool IS NOT TRUE OR j.finished_at IS NULL AND j.state <> 'paused' AND (
           j.stages IS NOT NULL OR j.updated_at < now() - make_interval(secs => %(quiet_after)s)))
       AND (%(created_after)s::timestamptz IS NULL AND %(created_after_ago)s::interval IS NULL
@@ -226,6 +224,27 @@ ORDER BY shown.within, j.id DESC
 -- Far less than a part of an item counts as nothing: a quotient out of range is an error.
 coalesce(sum(CASE WHEN r.progress_done > r.progress_total * 1e-9 THEN least(r.progress_done / r.progress_total, 0.99) ELSE 0 END)
          FILTER (WHERE r.progress_total > 1e-9), 0)
+
+-- name: job_counts
+-- How many jobs the views of a page show, by entries of indexes; those that failed lately are read. Caller: queries.job_counts.
+-- Rows: one, (open, ended, failed of those that ended within a day).
+SELECT coalesce(sum(n) FILTER (WHERE state IN ('pending', 'running', 'paused')), 0)::bigint AS open,
+       coalesce(sum(n) FILTER (WHERE state IN ('completed', 'failed', 'cancelled')), 0)::bigint AS ended,
+       (SELECT count(*) FROM callboard.jobs AS j
+        WHERE j.finished_at >= now() - interval '1 day' AND j.parent_id IS NULL AND j.deleted_at IS NULL
+          AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text) AND {is_failing}) AS failed_today
+FROM (
+    SELECT j.state, count(*) AS n FROM callboard.jobs AS j
+    WHERE %(tenant)s::text IS NULL AND j.parent_id IS NULL AND j.deleted_at IS NULL GROUP BY j.state
+    UNION ALL
+    SELECT j.state, count(*) FROM callboard.jobs AS j
+    WHERE j.tenant = %(tenant)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL GROUP BY j.state
+) AS one
+
+-- part: is_failing
+-- Whether the job `j` failed, or has items that did.
+(j.failed > 0 OR j.state = 'failed' OR j.stages IS NOT NULL AND EXISTS (
+    SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.failed > 0 OFFSET 0))
 
 -- name: job_of_tenant
 -- Whether there is such a job of this tenant. Caller: queries.is_of_tenant. Rows: one, or none.

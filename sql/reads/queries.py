@@ -138,6 +138,13 @@ def _source(wanted: JobFilter) -> tuple[LiteralString, set[str]]:
     return (statement("jobs_of_sends"), {"standing"}) if wanted.standing else (statement("jobs"), set())
 
 
+def job_counts(tenant: str | None = None) -> Query[dict[str, int]]:
+    """Count the jobs of a tenant (None: all): `open`, `ended`, and `failed_today`, those that failed or have failed
+    items of those that ended within 24 hours.
+    """
+    return Query(statement("job_counts"), {"tenant": tenant}, lambda rows: dict(rows[0]))
+
+
 def items(
     number: int, *, state: str | None = None, error: str | None = None, keys: Sequence[str] = (), after: int = -1,
     limit: int = 100, cap: int = LIST_CHARACTERS,

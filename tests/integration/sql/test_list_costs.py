@@ -27,7 +27,7 @@ FILL = """
     INSERT INTO callboard.jobs
         (name, actor, queue, tenant, metadata, sealed, state, created_at, started_at, finished_at)
     SELECT 'job ' || n, 'work', 'default', n % 20, jsonb_build_object('customer', n % 20), true, 'completed',
-           now() - make_interval(secs => 40000 - n), now(), now()
+           now() - make_interval(secs => 40000 - n), now(), now() - interval '2 days'
     FROM generate_series(1, {JOBS}) n;
     UPDATE callboard.jobs SET name = 'job 1700 of the night', metadata = '{{"rare": "yes"}}' WHERE name = 'job 1700';
     INSERT INTO callboard.jobs (name, actor, queue, sealed, total, consumed, bulk_end, watermark, published, succeeded,
@@ -157,7 +157,7 @@ def test_a_filter_of_open_jobs_reads_those_that_are_open(large: Large, plan: str
     "words",
     [
         "", "tenant:7", "actor:work", "state:completed", "not:standing", "actor:work tenant:7", "is:ended",
-        "metadata.customer:7", "job", "since:24h", "until:2200-01-01", "tenant:7 since:24h", "ended:1h", "not:failing",
+        "metadata.customer:7", "job", "since:24h", "until:2200-01-01", "tenant:7 since:24h", "ended:3d", "not:failing",
         "actor:work state:completed metadata.customer:7", "not:stalled",
     ],
 )  # fmt: skip
@@ -207,6 +207,17 @@ def test_jobs_of_a_time_are_found_without_those_after_it(large: Large, plan: str
     (found, following), blocks = large.read(queries.jobs(JobFilter(created_after=newest[0]), limit=500), plan)
     assert following is None
     assert [job["name"] for job in found if job["name"].startswith("job ")] == [f"job {JOBS}"]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("tenant", "most"), [(None, JOBS / 50), ("7", 100), ("nobody", 70)])
+def test_jobs_are_counted_by_entries_of_an_index(
+    large: Large, plan: str, tenant: str | None, most: float
+) -> None:
+    """But for those that ended within a day, here none."""
+    answer, blocks = large.read(queries.job_counts(tenant), plan)
+    assert answer["ended"] == {None: JOBS, "7": JOBS / 20, "nobody": 0}[tenant]
+    assert blocks < most, blocks
 
 
 @pytest.mark.parametrize("plan", PLANS)

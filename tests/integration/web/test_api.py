@@ -19,7 +19,7 @@ from callboard.sql.migrate import migrate
 from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app, database
-from tests.support.jobs import MIXED, cancel, make_job, make_mixed_job, record
+from tests.support.jobs import MIXED, age, cancel, make_job, make_mixed_job, make_staged, record
 from tests.support.webapp import get, open_app
 from tests.support.workers import wait_until
 
@@ -182,6 +182,26 @@ def test_jobs_are_found_by_parameters_and_by_the_words_of_a_search(conn: Conn, a
     }.items():  # fmt: skip
         (answer,) = get(app, f"/api/jobs?{query}")
         assert [job["id"] for job in answer.json()["jobs"]] == found, (query, answer.text)
+
+
+def test_each_view_has_its_exact_count(conn: Conn, app: Starlette) -> None:
+    views = {
+        "open": "is:open", "stalled": "is:stalled", "failed_today": "is:failing ended:24h", "ended": "is:ended",
+        "all": "",
+    }  # fmt: skip
+    make_staged(conn)
+    for tenant in ("", "acme"):
+        for _ in range(2):
+            failing = make_job(conn, 1, tenant=tenant)
+            record(conn, failing, {"failed": [0]})
+        age(conn, make_job(conn, 1, tenant=tenant), 60)
+        cancel(conn, make_job(conn, 1, tenant=tenant))
+    conn.execute("UPDATE callboard.jobs SET finished_at = now() - interval '25 h' WHERE id = %s", (failing,))
+    for tenant, expected in {"": [3, 2, 3, 6, 9], "acme": [1, 1, 1, 3, 4], "other": [0] * 5}.items():
+        (answer,) = get(app, f"/api/jobs/counts?tenant={tenant}")
+        assert answer.json() == dict(zip(views, expected, strict=True))
+        lists = get(app, *(f"/api/jobs?tenant={tenant}&q={words}" for words in views.values()))
+        assert [len(one.json()["jobs"]) for one in lists] == expected
 
 
 def test_another_method_is_a_405_with_the_allowed_ones(app: Starlette) -> None:
