@@ -196,6 +196,14 @@ class Job:
         """
         self._act(actions.delete)
 
+    def seal(self) -> dict[str, Any]:
+        """Take no more items from outside, and return the job's status: of a job that was submitted as `open`, or whose
+        submission broke off. Raises NotPossible for a job that is being submitted, or was stopped.
+        """
+        self._act(actions.seal)
+        return self.status()
+
+    aseal = _in_thread(seal)
     acancel = _in_thread(cancel)
     apause = _in_thread(pause)
     aresume = _in_thread(resume)

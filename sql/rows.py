@@ -317,7 +317,8 @@ class PublishMark:
 class Submission:
     """How far a job's submission is: `consumed` inputs, whose digest is `digest`, are stored or were repeated.
 
-    `held`: nothing of it is published before it is sealed. `elsewhere`: another process submits it now.
+    `held`: nothing of it is published before it is sealed. `elsewhere`: another process submits it now. `open`: it was
+    submitted, and takes more items.
     """
 
     job: int
@@ -328,6 +329,7 @@ class Submission:
     digest: bytes
     held: bool = False
     elsewhere: bool = False
+    open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

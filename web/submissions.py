@@ -17,17 +17,22 @@ from callboard.middleware.submission.item_encoding import BadItem, Row
 from callboard.middleware.submission.json_lines import BadLine
 from callboard.middleware.submission.submission import SubmittedElsewhere
 from callboard.sql.limits import Limits
+from callboard.sql.reads import queries
 from callboard.sql.signature import Signature
 from callboard.sql.states import JOB_FINAL
+from callboard.sql.writes import actions
 from callboard.sql.writes import submission as writes
-from callboard.sql.writes.requests import note_action
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, note_action
 from callboard.sql.writes.submission import KeyInUse
 from callboard.web import parameters
-from callboard.web.endpoint import Call, Reply
+from callboard.web.answers import Count
+from callboard.web.endpoint import Call, NoBody, Reply
 from callboard.web.parameters import NoQuery, Refused
 
 #: Bad items that a problem names; it only counts the others.
 NAMED_BAD_ITEMS = 10
+#: Items that are added to an open job at once, and bytes of their arguments: they are stored in one transaction.
+ADDED_ITEMS, ADDED_BYTES = 10_000, 4 * 2**20
 #: Seconds after which somebody whose key is being submitted may ask again.
 RETRY_SECONDS = "5"
 
@@ -62,6 +67,22 @@ class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     on_fail: Callbacks = None
     on_cancel: Callbacks = None
     skip_bad: Annotated[bool, msgspec.Meta(description="leave out items that are wrong")] = False
+    open: Annotated[bool, msgspec.Meta(description="the job takes more items until it is sealed")] = False
+
+
+class NewItems(msgspec.Struct, forbid_unknown_fields=True):
+    """Items to add to a job."""
+
+    items: list[Any]
+
+
+class AddedTo(msgspec.Struct, forbid_unknown_fields=True):
+    """How items are added."""
+
+    start: Annotated[
+        Count | None, msgspec.Meta(description="`consumed` of the job before: an addition is not repeated")
+    ] = None
+    item_key: Annotated[str | None, msgspec.Meta(description="as it was submitted")] = None
 
 
 class BadItems(BadItem):
@@ -72,6 +93,16 @@ class BadItems(BadItem):
         super().__init__(f"{'; '.join(why for _, why in named)}{more}")
         self.noun = noun
         self.named = named
+
+    def refused(self) -> Refused:
+        """The same as a problem."""
+        of_lines = self.noun == "line"
+        where = "#/line" if of_lines else "#/items"
+        return Refused(
+            422, f"nothing is stored: {self}; correct this, or pass skip_bad", code="bad_items",
+            errors=[{"pointer": f"{where}/{number}", "detail": why} for number, why in self.named],
+            line=self.named[0][0] if of_lines else None,
+        )  # fmt: skip
 
 
 async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
@@ -89,6 +120,51 @@ async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
             items = enumerate(call.body.items or ())
             job, status = await run_in_threadpool(_store, call, call.body, items, "item")
     return Reply(await call.find_job(job), status, {"Location": location(call.request, job)})
+
+
+async def add(call: Call[AddedTo, NewItems | None]) -> dict[str, Any]:
+    """Add items to a job that is open for more.
+
+    All of them are stored, or none: at most 10,000 items of 4 MiB. As lines, each is an item. With `start` they are
+    only added behind so many inputs: so a request whose answer was lost can be sent again.
+    """
+    with _refusals():
+        if call.body is None:
+            read = call.request.app.state.submitter.read
+            await read(call.request.stream(), partial(_add_lines, call))
+        else:
+            await run_in_threadpool(_add, call, enumerate(call.body.items), "item")
+    return await call.find_job(call.job)
+
+
+async def seal(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
+    """Seal a job: it takes no more items, and completes with those that it has."""
+    await call.write(lambda conn: actions.seal(conn, call.job, call.requester))
+    return await call.find_job(call.job)
+
+
+def _add_lines(call: Call[AddedTo, Any], source: BinaryIO) -> None:
+    _add(call, json_lines.values(json_lines.lines(source)), "line")
+
+
+def _add(call: Call[AddedTo, Any], items: Iterable[tuple[int, Any]], noun: str) -> None:
+    process = call.request.app.state.submitter.process
+    found = process.write(lambda conn: queries.run(conn, queries.job(call.job)))
+    actor = found["actor"] if found else None
+    known = process.write(lambda conn: writes.known_actor(conn, actor)) if actor else None
+    item_key, start = call.query.item_key, call.query.start
+    rows, size = list[Row](), 0
+    for row in _encoded(items, item_key, known[1] if known else None, noun, []):
+        rows.append(row)
+        size += len(row[0])
+        if len(rows) > ADDED_ITEMS or size > ADDED_BYTES:
+            most = f"{ADDED_ITEMS:,} items of {ADDED_BYTES // 2**20} MiB"
+            raise Refused(413, f"at most {most} are added at once: send these in parts", code="too_large")
+    process.write(
+        lambda conn: writes.add_items(
+            conn, call.job, call.requester, rows, keyed=item_key is not None, start=start
+        )
+    )
 
 
 def location(request: Request, job: int) -> str:
@@ -134,19 +210,22 @@ def _store(
             conn, name=given.name or given.actor, key=key, tenant=_tenant(call, given.tenant), actor=given.actor,
             queue=queue, metadata=given.metadata, created_by=call.requester.who or None, limits=limits,
             targets=targets, chunk=given.chunk, key_reuse=given.key_reuse, held=True, alone=True,
+            also_asked={"open": True} if given.open else {},
         )
     )  # fmt: skip
     if made.elsewhere:
         said = f"job {made.job} with this key is being submitted: send this again when that has ended"
         raise HTTPException(409, said, {"Retry-After": RETRY_SECONDS})
     left_out: list[tuple[int, str]] = []
-    rows = _encoded(items, given, signature, noun, left_out)
+    rows = _encoded(items, given.item_key, signature, noun, left_out, skip_bad=given.skip_bad)
     submission = submissions.Submission(
         process, _nobody_publishes, made.job, key, made.consumed, made.digest, keyed=given.item_key is not None,
-        held=made.held,
+        held=made.held, open=given.open,
     )  # fmt: skip
     if made.sealed or made.state in JOB_FINAL:
         submission.check(rows, sealed=made.sealed)
+        return made.job, 200
+    if made.open:
         return made.job, 200
     with submitter.lease.held(made.job):
         submission.store_all(rows)
@@ -160,8 +239,8 @@ def _nobody_publishes(_job: int) -> None:
 
 
 def _encoded(
-    items: Iterable[tuple[int, Any]], given: NewJob, signature: Signature | None, noun: str,
-    named: list[tuple[int, str]],
+    items: Iterable[tuple[int, Any]], item_key: str | None, signature: Signature | None, noun: str,
+    named: list[tuple[int, str]], *, skip_bad: bool = False,
 ) -> Iterator[Row]:  # fmt: skip
     """Encode items. The first ones that are wrong are added to `named`, and all of them left out if that is asked for;
     else no others follow, and BadItems is raised at the end.
@@ -171,15 +250,15 @@ def _encoded(
         try:
             if isinstance(item, BadLine):
                 raise BadItem(str(item))  # noqa: TRY301 — as what `encode` refuses
-            row = item_encoding.encode(number, item, given.item_key, signature, noun)
+            row = item_encoding.encode(number, item, item_key, signature, noun)
         except BadItem as error:
             count += 1
             if len(named) < NAMED_BAD_ITEMS:
                 named.append((number, str(error)))
         else:
-            if given.skip_bad or not count:
+            if skip_bad or not count:
                 yield row
-    if count and not given.skip_bad:
+    if count and not skip_bad:
         raise BadItems(noun, named, count)
 
 
@@ -213,22 +292,14 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except BadItems as error:
-        of_lines = error.noun == "line"
-        where = "#/line" if of_lines else "#/items"
-        raise Refused(
-            422, f"nothing is stored: {error}; correct this, or pass skip_bad", code="bad_items",
-            errors=[{"pointer": f"{where}/{number}", "detail": why} for number, why in error.named],
-            line=error.named[0][0] if of_lines else None,
-        ) from None  # fmt: skip
-    except UnknownActor as error:
-        raise Refused(
-            422, str(error), code="unknown_actor", errors=[{"pointer": "#/actor", "detail": str(error)}]
-        ) from None
-    except KeyInUse as error:
-        raise Refused(
-            422, str(error), code="key_in_use", errors=[{"pointer": "#/key", "detail": str(error)}]
-        ) from None
-    except SubmittedElsewhere as error:
+        raise error.refused() from None
+    except (UnknownActor, KeyInUse) as error:
+        field, code = ("actor", "unknown_actor") if isinstance(error, UnknownActor) else ("key", "key_in_use")
+        wrong = [{"pointer": f"#/{field}", "detail": str(error)}]
+        raise Refused(422, str(error), code=code, errors=wrong) from None
+    except NoSuchJob as error:
+        raise HTTPException(404, str(error)) from None
+    except (SubmittedElsewhere, NotPossible) as error:
         raise HTTPException(409, str(error)) from None
     except ClientDisconnect:
         raise HTTPException(400, "the body did not come to its end") from None

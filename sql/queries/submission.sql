@@ -12,12 +12,13 @@ WITH made AS (
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
     WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
       AND j.submitting_until IS NOT NULL AND (NOT %(alone)s OR j.submitting_until <= now())
-    RETURNING id, xmax = 0 AS created, state, sealed, consumed, digest, held, false AS elsewhere, asked
+    RETURNING id, xmax = 0 AS created, state, sealed, consumed, digest, held, false AS elsewhere, false AS open, asked
 )
-SELECT id, created, state::text, sealed, consumed, digest, held, elsewhere, asked FROM made
+SELECT id, created, state::text, sealed, consumed, digest, held, elsewhere, open, asked FROM made
 UNION ALL
 SELECT id, false, state::text, sealed, consumed, digest, held,
-       NOT sealed AND finished_at IS NULL AND coalesce(submitting_until > now(), false), asked FROM callboard.jobs
+       NOT sealed AND finished_at IS NULL AND coalesce(submitting_until > now(), false),
+       NOT sealed AND finished_at IS NULL AND submitting_until IS NULL, asked FROM callboard.jobs
 WHERE key = %(key)s AND tenant = %(tenant)s
 LIMIT 1
 
@@ -27,9 +28,12 @@ UPDATE callboard.jobs SET key = NULL WHERE tenant = %(tenant)s AND key = %(key)s
 
 -- name: lock_submission
 -- Where a job's submission stands, locked until its next chunk is committed.
--- Caller: store_chunk. Rows: one, (total, consumed, sealed, stopped); none: no such job.
+-- Caller: store_chunk, add_items, seal. Rows: one, (total, consumed, sealed, stopped, open for items, being submitted; NULL:
+-- nobody ever said); none: no such job.
 -- A client that is frozen in the COPY that follows counts as active: the statement's own limit ends it.
-SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL
+SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL,
+       submitting_until IS NULL AND standing_on IS NULL AND stages IS NULL AND stage IS NULL,
+       submitting_until > now()
 FROM callboard.jobs, (SELECT set_config('statement_timeout', '20s', true)) AS copy_limit
 WHERE id = %s FOR NO KEY UPDATE OF jobs
 

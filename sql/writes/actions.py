@@ -14,8 +14,8 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import StageRow
 from callboard.sql.signature import Signature
-from callboard.sql.statements import statement
-from callboard.sql.writes import jobs, retention, stages
+from callboard.sql.statements import required, statement
+from callboard.sql.writes import jobs, retention, stages, submission
 from callboard.sql.writes.requests import (
     NoSuchJob,
     NotPossible,
@@ -71,6 +71,29 @@ def _switch(
             note_action(conn, job, by, action)
         elif (status := job_status(conn, job, by)).ends:
             refuse(job, status, why)
+
+
+def seal(conn: Conn, job: int, by: Requester) -> None:
+    """Take no more items from outside: the job completes with those that it has. It may be open for more, or a
+    submission that broke off.
+
+    Raises NoSuchJob, and NotPossible for a job that was stopped, is being submitted, or is not sealed by hand.
+    """
+    with transaction(conn):
+        status = job_status(conn, job, by)
+        _, _, sealed, stopped, is_open, submitting = required(
+            conn.execute(statement("lock_submission"), (job,)).fetchone()
+        )
+        if sealed:
+            return
+        if stopped:
+            refuse(job, status, "there is nothing left to seal")
+        if submitting:
+            refuse(job, status, "its submission goes on, and seals it at its end")
+        if status.parent is not None or (submitting is None and not is_open):
+            refuse(job, status, "Callboard seals it itself")
+        submission.seal_job(conn, job)
+        note_action(conn, job, by, "seal")
 
 
 def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> None:

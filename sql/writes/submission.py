@@ -18,7 +18,14 @@ from callboard.sql.rows import Submission
 from callboard.sql.signature import Signature
 from callboard.sql.statements import required, statement
 from callboard.sql.writes import retention
-from callboard.sql.writes.requests import at_database_time, check_text, json_object
+from callboard.sql.writes.requests import (
+    Requester,
+    at_database_time,
+    check_text,
+    job_status,
+    json_object,
+    refuse,
+)
 
 #: No further options.
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -124,13 +131,47 @@ def store_chunk(
         found = conn.execute(statement("lock_submission"), (job,)).fetchone()
         if found is None:
             return "deleted", start
-        total, consumed, sealed, stopped = found
+        total, consumed, sealed, stopped, _, _ = found
         if sealed or stopped or consumed != start:
             return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
-        stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
-        added = {"job": job, "stored": stored, "read": len(chunk), "digest": digest}
-        conn.execute(statement("add_to_total"), added)
-        return "stored", stored
+        return "stored", _store(conn, job, total, chunk, keyed=keyed, digest=digest)
+
+
+def add_items(
+    conn: Conn, job: int, by: Requester, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool,
+    start: int | None = None,
+) -> None:  # fmt: skip
+    """Add items, each (args, item key), to a job that is open for more: all or nothing. `start`: the number of inputs
+    that it must have consumed before.
+
+    Raises NoSuchJob, and NotPossible for a job that takes none, or has consumed another number.
+    """
+    with transaction(conn):
+        status = job_status(conn, job, by)
+        total, consumed, sealed, stopped, is_open, _ = required(
+            conn.execute(statement("lock_submission"), (job,)).fetchone()
+        )
+        if sealed or stopped:
+            refuse(job, status, "it takes no more items")
+        if not is_open:
+            refuse(
+                job, status, "it takes no items beside those of its submission, since it was not made `open`"
+            )
+        if start not in (None, consumed):
+            refuse(job, status, f"{consumed:,} inputs were added to it, and not {start:,}")
+        _store(conn, job, total, chunk, keyed=keyed)
+
+
+def _store(
+    conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool,
+    digest: bytes | None = None,
+) -> int:  # fmt: skip
+    """Store items of a locked job behind its `total` items; return how many."""
+    stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
+    conn.execute(
+        statement("add_to_total"), {"job": job, "stored": stored, "read": len(chunk), "digest": digest}
+    )
+    return stored
 
 
 def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:

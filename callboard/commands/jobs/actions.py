@@ -73,6 +73,12 @@ def resume(job: JobId, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def seal(job: JobId, *, as_json: AsJson = False) -> None:
+    """Take no more items from outside: of a job that is open for more, or whose submission broke off."""
+    _act(job, lambda conn, by: writes.seal(conn, job, by), as_json=as_json)
+
+
+@app.command()
 def limit(
     job: JobId,
     *,

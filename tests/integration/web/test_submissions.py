@@ -15,9 +15,9 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import WorkerInfo
 from callboard.sql.signature import Signature
-from callboard.sql.writes import workers
+from callboard.sql.writes import submission, workers
 from callboard.web import create_app
-from tests.support.jobs import status
+from tests.support.jobs import make_job, status
 from tests.support.webapp import served
 from tests.support.workers import wait_until
 
@@ -217,6 +217,47 @@ def test_a_login_submits_for_its_tenant_and_under_its_name(conn: Conn, database_
     assert post(seen_by(Identity("root")), {**body, "tenant": "other"}).json()["tenant"] == "other"
     assert post(seen_by(Identity("eve", scopes=["read", "control"])), body).status_code == 403
     assert len(left(conn)) == 3
+
+
+def test_an_open_job_takes_items_until_it_is_sealed(conn: Conn, app: Starlette) -> None:
+    opened = post(app, {"actor": "work", "open": True, "key": "k", "item_key": "n", "items": [{"n": 1}]})
+    job = opened.json()
+    assert (opened.status_code, job["sealed"], job["total"]) == (201, False, 1)
+    assert conn.execute("SELECT submitting_until, held, bulk_end FROM callboard.jobs").fetchone() == (
+        None,
+        False,
+        1,
+    )
+    path = f"/api/v1/jobs/{job['id']}"
+    assert post(app, lines({"n": 2}, {"n": 1}), f"{path}/items?item_key=n&start=1").json()["consumed"] == 3
+    again = post(app, lines({"n": 2}, {"n": 1}), f"{path}/items?item_key=n&start=1")
+    assert (again.status_code, "3 inputs were added" in again.json()["detail"]) == (409, True)
+    assert post(app, {"items": [{"n": 3}]}, f"{path}/items?item_key=n").json()["total"] == 3
+    for body in (
+        lines({"n": 4}, {"m": 5}),
+        {"items": [{"n": 4}, {"m": 5}]},
+        {"items": 1},
+        {"odd": 1},
+        lines(b"{"),
+    ):
+        assert post(app, body, f"{path}/items").status_code == 422
+    assert post(app, lines(*range(10_001)), f"{path}/items").status_code == 413
+    assert (
+        post(app, {"actor": "work", "open": True, "key": "k", "item_key": "n", "items": []}).status_code
+        == 200
+    )
+    assert submission.fail_abandoned_submissions(conn) == []
+    sealed = post(app, {}, f"{path}/seal")
+    assert (sealed.status_code, sealed.json()["sealed"], sealed.json()["total"]) == (200, True, 3)
+    assert post(app, {}, f"{path}/seal").status_code == 200
+    assert post(app, {"items": [1]}, f"{path}/items").status_code == 409
+    assert calls(conn, job["id"]) == [{"n": 1}, {"n": 2}, {"n": 3}]
+    done = [one["action"] for one in queries.run(conn, queries.actions(job["id"]))[0]]
+    assert done == ["seal", "submit"]
+    other = make_job(conn, 1, sealed=False)
+    for what in ("items", "seal"):
+        answer = post(app, {"items": [1]} if what == "items" else {}, f"/api/jobs/{other}/{what}")
+        assert answer.status_code == 409
 
 
 # Bodies that break off -----------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ PLAIN = {"/", "/jobs/{job}", "/healthz", "/readyz", "/login", "/logout", "/stati
 #: Bodies that endpoints accept which need one; {other} is the id of the other tenant's job.
 BODIES: dict[str, Any] = {
     "POST /jobs": {"actor": "work", "items": [1]},
+    "POST /jobs/{job}/items": {"items": [1]},
     "PATCH /jobs/{job}": {"rate": None},
     "POST /tokens": {"name": "ci"},
     "POST /worse": {"job": "{other}"},

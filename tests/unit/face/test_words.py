@@ -15,7 +15,7 @@ from callboard.sql.writes.retry import RetrySelection
 from callboard.web.actions import Cancel, Retry
 from callboard.web.endpoints import ENDPOINTS
 
-ACTIONS = {"cancel", "pause", "resume", "retry", "limit"}
+ACTIONS = {"cancel", "pause", "resume", "seal", "retry", "limit"}
 LIMITS = {field.name for field in dataclasses.fields(Limits)}
 #: Options that only commands have.
 OF_COMMANDS = {"file", "form", "encoding", "delimiter", "skip_bad", "wait", "as_json", "job"}
