@@ -9,6 +9,7 @@ from callboard.sql.pool import connect
 from tests.support import documents
 from tests.support.jobs import make_job, record
 from tests.support.webapp import open_app, served
+from tests.support.workers import wait_until
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def test_a_page_follows_a_job_to_its_end(page: Page, database_url: str, address:
         page.evaluate(
             f"() => {{ {script} window.seen = []; follow('/api/v1/jobs/{job}', (job) => seen.push(job.succeeded)) }}"
         )
-        page.wait_for_function("seen.at(-1) === 0")
+        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 0, 15)
         record(conn, job, {"succeeded": [0]})
-        page.wait_for_function("seen.at(-1) === 1")
+        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 1, 15)
         record(conn, job, {"succeeded": [1, 2]})
-        page.wait_for_function("seen.at(-1) === 3")
-    count = page.evaluate("seen.length")
+        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 3, 15)
+    count = page.evaluate("() => seen.length")
     page.wait_for_timeout(2500)  # it does not ask any more
-    assert page.evaluate("seen.length") == count
+    assert page.evaluate("() => seen.length") == count
