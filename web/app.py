@@ -3,26 +3,28 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from callboard.sql.settings import NotConfigured
-from callboard.web import doors, events, health, openapi, pages
+from callboard.web import doors, events, health, openapi
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS
+from callboard.web.pages.pages import PAGES
 from callboard.web.problems import HANDLERS
 from callboard.web.submitter import Submitter
 
 API = [one.route() for one in (*ENDPOINTS, openapi.endpoint(ENDPOINTS, version("callboard")))]
 ROUTES = [
-    Route("/", pages.board),
-    Route("/jobs/{job}", pages.job),
-    Mount("/static", pages.static),
+    *(one.route() for one in PAGES),
+    Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
     Mount("/api/v1", routes=API),
     Mount("/api", routes=API),
     Route("/healthz", health.healthz),

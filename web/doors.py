@@ -116,7 +116,7 @@ def _to_login(request: Request) -> Response | None:
 async def login(request: Request) -> Response:
     """GET, POST /login: ask for a token, and open a session with it or with the secret of a link."""
     doors: Doors = request.app.state.doors
-    given = await parameters.form(request) if request.method == "POST" else dict(request.query_params)
+    given = dict(await parameters.form(request) if request.method == "POST" else request.query_params)
     link, secret, wanted = given.get("link", ""), given.get("token", "").strip(), given.get("next", "")
     if request.method != "POST" and await doors.find(request.cookies.get(cookie(request), ""), COOKIE):
         return _to_page(wanted)

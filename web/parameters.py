@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -54,9 +54,18 @@ def query(request: Request, kind: type[T]) -> T:
     """The query's parameters. One that is empty counts as missing; a field that is a list takes a repeated one, and
     `metadata.x` gives the entry x of a field `metadata`.
     """
+    return _texts(400, "parameter", request.query_params.multi_items(), kind)
+
+
+def fields(form: Iterable[tuple[str, str]], kind: type[T]) -> T:
+    """The fields of a form, taken as `query` takes parameters."""
+    return _texts(422, "field", form, kind)
+
+
+def _texts(status: int, code: str, pairs: Iterable[tuple[str, str]], kind: type[T]) -> T:
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
-    for name, value in request.query_params.multi_items():
+    for name, value in pairs:
         if "\x00" in name + value:
             raise wrong(name.replace("\x00", ""), "contains a NUL character, which no stored text does")
         if value or name in ("after", "limit"):
@@ -64,7 +73,7 @@ def query(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise _invalid(400, "parameter", error, kind) from None
+        raise _invalid(status, code, error, kind) from None
 
 
 def _give(given: dict[str, Any], hints: dict[str, Any], name: str, value: str) -> None:
@@ -93,12 +102,12 @@ async def body(request: Request, kind: type[T], consumes: Sequence[str] = ("appl
     return decode(sent or b"{}", kind)
 
 
-async def form(request: Request) -> dict[str, str]:
+async def form(request: Request) -> list[tuple[str, str]]:
     """The fields of a form that a page sent."""
     sent = await _read(request, FORM_BYTES)
     if sent and (media := media_type(request)) != "application/x-www-form-urlencoded":
         raise Refused(415, f"the body must be a form, not {media or 'of no type'}", code="media_type")
-    return dict(parse_qsl(sent.decode("utf-8", "replace"), keep_blank_values=True))
+    return parse_qsl(sent.decode("utf-8", "replace"), keep_blank_values=True)
 
 
 async def _read(request: Request, most: int, *larger: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A browser: the system's Chromium, without a window."""
+"""A browser: the system's Chromium, without a window; and the app, on a database that the tests of a module share."""
 
 import os
 import shutil
@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from callboard.sql.pool import Conn, connect
+from tests.support.databases import database, with_database
+from tests.support.webapp import open_app, served
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -25,11 +29,32 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def shared_url(postgres_url: str, template: str) -> Iterator[str]:
+    """The URL of a migrated database of this module's own."""
+    with database(postgres_url, template) as name:
+        yield with_database(postgres_url, name)
+
+
+@pytest.fixture(scope="module")
+def conn(shared_url: str) -> Iterator[Conn]:
+    """A connection to it."""
+    with connect(shared_url) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def address(shared_url: str) -> Iterator[str]:
+    """Where the app is."""
+    with served(open_app(shared_url)) as url:
+        yield url
+
+
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """An empty page. A script error or a violation of the page's policy fails the test."""
     expect.set_options(timeout=15_000)
-    context = browser.new_context()
+    context = browser.new_context(viewport={"width": 1280, "height": 3000})  # all of a page is on screen
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -40,3 +65,12 @@ def page(browser: Browser) -> Iterator[Page]:
     yield page
     context.close()
     assert not errors
+
+
+@pytest.fixture
+def plain_page(browser: Browser) -> Iterator[Page]:
+    """A page without JavaScript."""
+    expect.set_options(timeout=15_000)
+    context = browser.new_context(java_script_enabled=False)
+    yield context.new_page()
+    context.close()

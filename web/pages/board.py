@@ -1,0 +1,61 @@
+"""The page of the jobs."""
+
+from dataclasses import replace
+from typing import Any
+
+from starlette.responses import Response
+
+from callboard.sql.reads import job_filter
+from callboard.web import jobs
+from callboard.web.endpoint import Call, NoBody
+from callboard.web.jobs import JobQuery
+from callboard.web.pages.page import render, wanted_parts
+from callboard.web.parameters import Refused
+
+#: Jobs of a page, and standing jobs.
+JOBS, STANDING = 50, 20
+PARTS = ("jobs", "standing")
+#: The views, by the words of a search.
+VIEWS = {
+    "All": "", "Open": "is:open", "Stalled": "is:stalled", "Failed today": "is:failing ended:24h", "Ended": "is:ended",
+}  # fmt: skip
+
+
+class BoardQuery(JobQuery, kw_only=True):
+    """Which jobs, and which parts of the page."""
+
+    part: list[str] = []  # noqa: RUF012 - a Struct copies it
+
+
+async def board(call: Call[BoardQuery, NoBody]) -> Response:
+    """Show the jobs, the newest first."""
+    query, trouble = call.query, None
+    wanted = wanted_parts(query.part, PARTS)
+    found: dict[str, dict[str, Any]] = {name: {"jobs": [], "next": None} for name in PARTS}
+    try:
+        filtered = query.read().given
+        if "jobs" in wanted:
+            standing = None if filtered else False
+            found["jobs"] = await _jobs(
+                call, standing=standing, limit=min(query.limit, JOBS), after=query.after
+            )
+        if "standing" in wanted and not filtered:
+            found["standing"] = await _jobs(call, standing=True, limit=STANDING)
+    except Refused as error:
+        trouble = error.detail
+    shown = {
+        "q": query.q or "",
+        "after": query.after,
+        "views": VIEWS,
+        "words": job_filter.WORDS,
+        "trouble": trouble,
+        "filtered": trouble or filtered,
+    }
+    return render(call.request, "board.html", query.part, {**shown, **found}, status=400 if trouble else 200)
+
+
+async def _jobs(call: Call[BoardQuery, NoBody], **part: Any) -> dict[str, Any]:
+    """What the API answers."""
+    given = {name: getattr(call.query, name) for name in JobQuery.__struct_fields__}
+    asked: Call[Any, NoBody] = call
+    return await jobs.jobs(replace(asked, query=JobQuery(**{**given, **part})))

@@ -1,0 +1,82 @@
+"""The forms of the pages: each does what an endpoint of the API does, and then leads to a page."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.responses import RedirectResponse, Response
+
+from callboard.web import actions
+from callboard.web.endpoint import Call, NoBody
+from callboard.web.pages import words
+from callboard.web.pages.page import render, wanted_parts
+from callboard.web.parameters import Refused
+
+#: Of more items than this, the deletion of a job asks for the job's name.
+DELETED_WITHOUT_NAME = 10_000
+
+
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    """Which parts of the page."""
+
+    part: list[str] = []
+
+
+class Delete(msgspec.Struct, forbid_unknown_fields=True):
+    """The name of the job, where it is asked for."""
+
+    name: str | None = None
+
+
+def form(
+    act: Callable[[Call[Any, Any]], Awaitable[object]],
+) -> Callable[[Call[Any, Any]], Awaitable[Response]]:
+    """A handler that does this to a job and leads to its page."""
+
+    async def handler(call: Call[Any, Any]) -> Response:
+        await act(call)
+        return RedirectResponse(f"../{call.job}", 303)
+
+    return handler
+
+
+async def confirm_cancel(call: Call[Part, NoBody]) -> Response:
+    """Ask before a job is cancelled."""
+    job = await call.find_job(call.job)
+    left = job["total"] - words.done(job) - job["cancelled"]
+    return _confirm(
+        call, f"Cancel {job['name']}?",
+        consequence=f"{words.count(left, 'item')} that did not end will not start, unless they are run again by hand.",
+        verb="Cancel the job", leave="Leave it running", reason=True,
+    )  # fmt: skip
+
+
+async def confirm_delete(call: Call[Part, NoBody]) -> Response:
+    """Ask before a job is deleted."""
+    job = await call.find_job(call.job)
+    return _confirm(
+        call, f"Delete {job['name']}?",
+        consequence=f"Its {words.count(job['total'], 'item')}, with results, errors and history, are lost for ever.",
+        verb="Delete the job", leave="Keep it", name_of=job["name"] if _asks_for_name(job) else None,
+    )  # fmt: skip
+
+
+async def delete(call: Call[Any, Any]) -> Response:
+    """Delete a job that is over."""
+    job = await call.find_job(call.job)
+    if _asks_for_name(job) and call.body.name != job["name"]:
+        raise Refused(422, "nothing was deleted: the name that was typed is not the job's", code="name")
+    await actions.delete(call)
+    return RedirectResponse("../../", 303)
+
+
+def _asks_for_name(job: dict[str, Any]) -> bool:
+    return int(job["total"]) > DELETED_WITHOUT_NAME
+
+
+def _confirm(
+    call: Call[Part, NoBody], question: str, *, name_of: str | None = None, reason: bool = False, **texts: str
+) -> Response:
+    wanted_parts(call.query.part, ("confirm",))
+    shown = {"question": question, "name_of": name_of, "reason": reason, "back": f"../{call.job}", **texts}
+    return render(call.request, "confirm.html", call.query.part, shown)

@@ -1,0 +1,91 @@
+"""The page of a job, and its forms."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from callboard.sql.reads import queries
+from callboard.web import parameters
+from callboard.web.answers import ItemState, Job
+from callboard.web.endpoint import Call, NoBody
+from callboard.web.pages.page import data, render, wanted_parts
+from callboard.web.parameters import ITEMS, After
+
+#: Rows of each list.
+ROWS, ITEM_ROWS = 20, 50
+
+
+class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """Which items, and which parts of the page."""
+
+    state: ItemState | None = None
+    after: After = None
+    part: list[str] = []
+
+
+Row = dict[str, Any]
+JobCall = Call[JobQuery, NoBody]
+
+
+async def _head(_call: JobCall, _job: Row) -> None:
+    return None
+
+
+async def _running(call: JobCall, job: Row) -> list[Row]:
+    """The items in hand, of a job of stages those of the stage that has some."""
+    if not job["running"]:
+        return []
+    owner = next((stage["job"] for stage in job["stages"] if stage["running"]), job["id"])
+    found, _ = await call.read(queries.items(owner, state="running", limit=ROWS))
+    return found
+
+
+async def _errors(call: JobCall, job: Row) -> list[Row]:
+    return await call.read(queries.errors(job["id"]))
+
+
+async def _items(call: JobCall, job: Row) -> dict[str, Any]:
+    after = parameters.cursor(call.query.after, "items", ITEMS)
+    if job["stages"]:
+        return {"rows": [], "next": None}
+    query = queries.items(
+        job["id"], state=call.query.state, after=-1 if after is None else after, limit=ITEM_ROWS
+    )
+    found, following = await call.read(query)
+    return {"rows": found, "next": parameters.next_page(following, "items")}
+
+
+async def _callbacks(call: JobCall, job: Row) -> list[Row]:
+    return (await call.read(queries.callbacks(job["id"])))[:ROWS]
+
+
+async def _history(call: JobCall, job: Row) -> list[Row]:
+    found, _ = await call.read(queries.actions(job["id"], limit=ROWS))
+    return found
+
+
+#: The parts of the page that are made anew by themselves, and what reads their rows.
+PARTS: dict[str, Callable[[JobCall, Row], Awaitable[Any]]] = {
+    "head": _head,
+    "stages": _head,
+    "errors": _errors,
+    "running": _running,
+    "items": _items,
+    "callbacks": _callbacks,
+    "history": _history,
+    "about": _head,
+}
+
+
+async def job(call: JobCall) -> Response:
+    """Show a job."""
+    found = await call.find_job(call.job)
+    rows = {name: await PARTS[name](call, found) for name in wanted_parts(call.query.part, tuple(PARTS))}
+    return render(
+        call.request,
+        "job.html",
+        call.query.part,
+        {"job": found, "data": data(found, Job), "query": call.query, **rows},
+    )

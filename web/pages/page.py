@@ -1,0 +1,80 @@
+"""A page: an endpoint that answers with HTML, its problems too. Its forms answer with the page to go to."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from callboard.web import access, parameters
+from callboard.web.endpoint import Endpoint
+from callboard.web.pages import words
+from callboard.web.paths import path_within
+from callboard.web.problems import HANDLED, encode, problem_of
+
+_jinja = Environment(
+    loader=FileSystemLoader(Path(__file__).parent.parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+_jinja.globals["words"] = words
+_jinja.globals["ui"] = _jinja.get_template("macros.html").module
+#: The pages of the bar at the top.
+NAV = (("", "Jobs"),)
+
+
+class PageEndpoint(Endpoint):
+    """One method of one path of the pages; a body comes from a form."""
+
+    __slots__ = ()
+
+    async def _serve(self, request: Request) -> Response:
+        try:
+            return await super()._serve(request)
+        except HANDLED as error:
+            problem = await problem_of(request, error)
+            shown = {"problem": msgspec.json.decode(problem.body)}
+            return render(request, "problem.html", (), shown, status=problem.status_code)
+
+    async def _body(self, request: Request) -> msgspec.Struct:
+        return parameters.fields(await parameters.form(request), self.body)
+
+
+def render(
+    request: Request, template: str, parts: Sequence[str], context: Mapping[str, Any], *, status: int = 200
+) -> HTMLResponse:
+    """A page; or only `parts` of it, which are blocks of its template, if any are given."""
+    who = access.identity(request)
+    page = _jinja.get_template(template)
+    values = page.new_context(
+        {
+            "root": "../" * (path_within(request).count("/") - 1) or "./",
+            "nav": NAV,
+            "who": None if who is access.EVERYONE else who,
+            "sees_all": who.tenant is None,
+            "may_control": "control" in who.scopes,
+            **context,
+        }
+    )
+    blocks = [page.blocks[name] for name in parts] or [page.root_render_func]
+    # A result may contain half of a surrogate pair.
+    made = "".join(text for block in blocks for text in block(values))
+    return HTMLResponse(made.encode("utf-8", "replace"), status)
+
+
+def data(value: Any, kind: type[msgspec.Struct]) -> str:
+    """What the API answers, for a script of the page, in an element that holds data: no text can end that element."""
+    return encode(msgspec.convert(value, kind)).decode().replace("<", "\\u003c")
+
+
+def wanted_parts(given: Sequence[str], all_parts: Sequence[str]) -> Sequence[str]:
+    """The parts of a page that are to be made. Raises Refused for one that the page does not have."""
+    for name in given:
+        if name not in all_parts:
+            raise parameters.wrong("part", f"must be one of {', '.join(all_parts)}")
+    return given or all_parts

@@ -1,0 +1,25 @@
+"""All pages and their forms."""
+
+from typing import Any
+
+from callboard.web import actions
+from callboard.web.pages import board, forms, job
+from callboard.web.pages.forms import form
+from callboard.web.pages.page import PageEndpoint
+
+
+def _post(path: str, handler: Any, **more: Any) -> PageEndpoint:
+    return PageEndpoint("POST", path, handler, None, scope="control", **more)
+
+
+PAGES = [
+    PageEndpoint("GET", "/", board.board, None, query=board.BoardQuery),
+    PageEndpoint("GET", "/jobs/{job}", job.job, None, query=job.JobQuery),
+    PageEndpoint("GET", "/jobs/{job}/cancel", forms.confirm_cancel, None, query=forms.Part, scope="control"),
+    PageEndpoint("GET", "/jobs/{job}/delete", forms.confirm_delete, None, query=forms.Part, scope="control"),
+    _post("/jobs/{job}/pause", form(actions.pause)),
+    _post("/jobs/{job}/resume", form(actions.resume)),
+    _post("/jobs/{job}/cancel", form(actions.cancel), body=actions.Cancel),
+    _post("/jobs/{job}/retry", form(actions.retry), body=actions.Retry),
+    _post("/jobs/{job}/delete", forms.delete, body=forms.Delete),
+]

@@ -1,0 +1,188 @@
+"""How the pages say numbers, times and what was done to a job. The scripts say what they update in the same words."""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from callboard.sql.states import JOB_FINAL
+
+Job = Mapping[str, Any]
+
+#: The units of a time span, in seconds.
+UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+#: From which a rate is told in a unit, and from which it is told without decimals.
+LEAST_PACE, WHOLE_PACE = 0.1, 100
+#: Seconds below which a span is told with its tenths.
+SHORT_SECONDS = 10
+#: In the order of the bar, finished states first: the left part of the bar only ever grows.
+STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
+
+
+def number(value: float | None) -> str:
+    """A number with its thousands apart."""
+    return "–" if value is None else f"{value:,}"
+
+
+def count(value: int, noun: str) -> str:
+    """So many of these."""
+    plural = noun.removesuffix("y") + "ies" if noun.endswith("try") else f"{noun}s"
+    return f"{value:,} {noun if value == 1 else plural}"
+
+
+def percent(progress: float) -> str:
+    """Rounded down: only a job that is done shows 100 %, and 99.96 % shows 99.9 %."""
+    return "100 %" if progress == 1 else f"{int(progress * 1000) / 10:.1f} %"
+
+
+def done(job: Job) -> int:
+    """How many items have an outcome."""
+    return int(job["succeeded"] + job["failed"] + job["skipped"])
+
+
+def rate(value: float | None) -> str:
+    """Items a second, a minute or an hour, whichever is a number to read."""
+    if value is None:
+        return "–"
+    pace, unit = value, "s"
+    for more in ("min", "h"):
+        if 0 < pace < LEAST_PACE:
+            pace, unit = pace * 60, more
+    return f"{pace:,.0f}/{unit}" if pace >= WHOLE_PACE else f"{pace:.1f}/{unit}"
+
+
+def duration(seconds: float) -> str:
+    """A time span, in its two largest units."""
+    whole = max(0, round(seconds))
+    for (larger, unit), (smaller, lesser) in pairwise(UNITS):
+        if whole >= larger:
+            return f"{whole // larger} {unit} {whole % larger // smaller} {lesser}"
+    return f"{whole} s"
+
+
+def parsed(time: str) -> datetime:
+    """A time of the API."""
+    return datetime.fromisoformat(time)
+
+
+def since(time: str) -> float:
+    """Seconds since a time; negative for one to come."""
+    return (datetime.now(UTC) - parsed(time)).total_seconds()
+
+
+def between(first: str, last: str) -> str:
+    """How long it took from one time to another; short ones with their tenths."""
+    took = (parsed(last) - parsed(first)).total_seconds()
+    return f"{max(took, 0):.1f} s" if took < SHORT_SECONDS else duration(took)
+
+
+def utc(time: str) -> str:
+    """A time for who has no script that knows the reader's zone."""
+    return f"{parsed(time):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def left(job: Job) -> str:
+    """How long a job still takes at its rate; nothing where nobody knows."""
+    return duration(-since(job["eta"])) if job["eta"] else ""
+
+
+def took(job: Job) -> str:
+    """How long a job took that is over."""
+    return between(job["started_at"], job["finished_at"]) if job["started_at"] and is_over(job) else ""
+
+
+def is_over(job: Job) -> bool:
+    """Whether it ended."""
+    return job["state"] in JOB_FINAL
+
+
+def shown_state(job: Job) -> str:
+    """Its state, or that it is being stopped."""
+    return "stopping" if job["stopping"] else str(job["state"])
+
+
+def bar(job: Job) -> list[tuple[str, float, float]]:
+    """The parts of a job's bar: state, where it begins, how wide it is, in percent; those that failed last, on top."""
+    parts, begin = [], 0.0
+    for state in STATES:
+        width = 100 * _share(job, state)
+        parts.append((state, round(begin, 3), round(width, 3) or 0))
+        begin += width
+    return sorted(parts, key=lambda part: part[0] == "failed")
+
+
+def _share(job: Job, state: str) -> float:
+    """The share of the bar that a state has. Stages have equal parts of it, as they have of the percent: a stage
+    without items yet leaves its part empty.
+    """
+    if stages := job.get("stages"):
+        return sum(_share(stage, state) for stage in stages) / len(stages)
+    if job["total"]:
+        return float(job[state] / job["total"])
+    return float(job["progress"]) if state == "succeeded" else 0.0
+
+
+def limits(given: Mapping[str, Any]) -> str:
+    """Limits by the names that the API and the command line have for them; one that was removed is `none`."""
+    return ", ".join(f"{name} {'none' if value is None else value}" for name, value in given.items())
+
+
+def _retried(detail: Mapping[str, Any]) -> str:
+    items = detail.get("items")
+    which = [
+        ", ".join(detail.get("states") or ()),
+        f"of {count(len(items), 'chosen item')}" if items else "",
+        detail.get("error_type") or "",
+    ]
+    named = ", ".join(filter(None, which))
+    return count(detail["count"], "item") + (f" ({named})" if named else "")
+
+
+_ACTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {"limit": limits, "retry": _retried}
+
+
+def action(row: Mapping[str, Any]) -> str:
+    """What was done to a job."""
+    words = _ACTIONS.get(row["action"], lambda detail: detail.get("reason"))(row["detail"])
+    return f"{row['action']}: {words}" if words else str(row["action"])
+
+
+def has_unmade_stage(job: Job, state: str) -> bool:
+    """Whether it ended so since one of its stages was never made."""
+    return job["state"] == state and any(
+        not stage["sealed"] and stage["state"] == state for stage in job["stages"]
+    )
+
+
+def parts(stage: Job) -> str:
+    """How many items of a stage are in which state."""
+    present = ", ".join(f"{stage[state]:,} {state}" for state in STATES if stage[state])
+    return present or ("no items" if stage["sealed"] else "not made yet")
+
+
+def pace(job: Job) -> str:
+    """The rate of a job that moves."""
+    return rate(job["rate"]) if done(job) and not job["stalled"] else ""
+
+
+def plain(value: Any) -> str:
+    """A value as JSON; a text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def arguments(item: Mapping[str, Any]) -> str:
+    """The arguments of an item as a call has them."""
+    if item["args"] is None:
+        return str(item["args_text"] or "")
+    named = (f"{name}={plain(value)}" for name, value in item["kwargs"].items())
+    return ", ".join((*map(plain, item["args"]), *named))
+
+
+def outcome(item: Mapping[str, Any]) -> str:
+    """What came of an item: its error, or its result."""
+    if error := item["error"]:
+        return ": ".join(filter(None, (error["type"], error["message"])))
+    if item["result_text"] is not None:
+        return str(item["result_text"])
+    return "" if item["result"] is None else plain(item["result"])

@@ -1,0 +1,65 @@
+// Forms without a reload: an action is sent, and the page made anew; a question opens in a dialog.
+
+import { Lost, ask, refreshAll } from "./live.js";
+import { text } from "./words.js";
+
+const dialog = document.getElementById("dialog");
+const refused = document.getElementById("refused");
+
+const parsed = (html) => new DOMParser().parseFromString(html, "text/html");
+
+export function show(...nodes) {
+  dialog.replaceChildren(...nodes);
+  if (!dialog.open) dialog.showModal();
+}
+
+async function question(url) {
+  const here = new URL(url);
+  here.searchParams.append("part", "confirm");
+  const answer = await ask(here);
+  if (!answer.ok) return refuse(await answer.text());
+  const form = parsed(await answer.text()).querySelector("form");
+  form.action = url;
+  show(form);
+}
+
+async function act(form, button) {
+  const body = new URLSearchParams(new FormData(form, button));
+  const answer = await ask(form.action, { method: "POST", body, signal: null });  // it may take long
+  dialog.close();
+  if (!answer.ok) return refuse(await answer.text());
+  refused.hidden = true;
+  if (new URL(answer.url).pathname !== document.location.pathname) return document.location.assign(answer.url);
+  await refreshAll();
+  // The button may be gone, and the focus with it: somebody with a keyboard goes on at the next one.
+  if (document.activeElement === document.body) document.querySelector(".acts button, h1")?.focus();
+}
+
+function refuse(html) {
+  text(refused, parsed(html).querySelector("#problem .detail")?.textContent ?? "the server did not answer as it should");
+  refused.hidden = false;
+  refused.scrollIntoView({ block: "nearest" });
+}
+
+export function forms() {
+  document.addEventListener("submit", async (event) => {
+    const form = event.target;
+    if (!form.matches("[data-act]") || form.hasAttribute("aria-busy")) return;
+    event.preventDefault();
+    form.setAttribute("aria-busy", "true");
+    try {
+      await (form.method === "get" ? question(form.action) : act(form, event.submitter));
+    } catch (error) {
+      if (!(error instanceof Lost)) throw error;
+      dialog.close();
+      text(refused, "the server can't be reached, so nothing is known of what it did");
+      refused.hidden = false;
+    }
+    form.removeAttribute("aria-busy");
+  });
+  dialog.addEventListener("click", (event) => {
+    if (event.target !== dialog && !event.target.closest("[data-close]")) return;
+    event.preventDefault();
+    dialog.close();
+  });
+}

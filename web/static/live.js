@@ -1,0 +1,233 @@
+// Keeps a page true: numbers come by an event stream, lists as parts of the page, both by polling where no stream is to be
+// had. One stream a tab, closed while the tab is hidden.
+
+import { morph } from "./morph.js";
+import { FINAL, count, fill, number, percent, tell, text } from "./words.js";
+
+export const root = new URL(document.documentElement.dataset.root, document.location.href);
+const ANSWER_MS = 5000;
+const POLL_MS = 1000;
+const FINAL_POLL_MS = 5000;
+const PART_MS = 2000;
+const STREAM_AGAIN_MS = 5000;
+const SPEAK_MS = 10000;
+
+const pill = document.getElementById("live");
+const page = document.querySelector("[data-poll]");
+const onScreen = new Set();
+const stale = new Set();
+const watched = new Map();
+const made = new Map();
+let source = null;
+let timer = 0;
+let streamAgain = 0;
+let paused = false;
+let latest = null;
+let shown = 0;
+let refreshed = 0;
+let refreshing = false;
+let spoken = ["", 0];
+
+// The states of the pill: live, paused, reconnecting. What a page that lost its connection shows is dimmed.
+function connected(yes) {
+  const state = paused ? "paused" : yes ? "live" : "reconnecting";
+  pill.dataset.live = state;
+  text(pill, state);
+  document.body.classList.toggle("lost", state === "reconnecting");
+}
+
+// The server did not answer, or is in trouble.
+export class Lost extends Error {}
+
+export async function ask(url, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(url, { signal: AbortSignal.timeout(ANSWER_MS), ...options });
+  } catch (error) {
+    throw new Lost(error.message);
+  }
+  if (answer.status >= 500) throw new Lost(`the server answered ${answer.status}`);
+  return answer;
+}
+
+// Runs what asks the server; shows when it is lost.
+async function attempt(work) {
+  try {
+    await work();
+    connected(true);
+    return true;
+  } catch (error) {
+    if (!(error instanceof Lost)) throw error;
+    connected(false);
+    return false;
+  }
+}
+
+function start() {
+  stop();
+  connected(true);
+  if (paused || document.hidden) return;
+  if (page?.dataset.events && performance.now() >= streamAgain) stream();
+  else if (page) poll();
+  for (const part of document.querySelectorAll("[data-every]")) stale.add(part.id);
+}
+
+function stop() {
+  source?.close();
+  source = null;
+  clearTimeout(timer);
+}
+
+function stream() {
+  source = new EventSource(new URL(page.dataset.events, root));
+  source.onopen = () => connected(true);
+  source.onerror = () => {
+    streamAgain = performance.now() + STREAM_AGAIN_MS;
+    poll();
+  };
+  source.addEventListener("job", (event) => attempt(() => takeJob(JSON.parse(event.data))));
+  source.addEventListener("jobs", (event) => attempt(() => takeJobs(JSON.parse(event.data))));
+  source.addEventListener("resync", (event) => attempt(() => takeJobs(JSON.parse(event.data))));
+  source.addEventListener("problem", () => connected(false));
+  source.addEventListener("gone", () => document.location.reload());
+  source.addEventListener("end", poll);
+}
+
+async function poll() {
+  source?.close();
+  source = null;
+  clearTimeout(timer);
+  let pause = POLL_MS;
+  const there = await attempt(async () => {
+    const answer = await ask(new URL(page.dataset.poll, root));
+    if (!answer.ok) return document.location.reload();
+    const found = await answer.json();
+    if (FINAL.includes(found.state)) pause = FINAL_POLL_MS;
+    found.jobs ? takeJobs(found) : takeJob(found);
+  });
+  if (paused || document.hidden) return;
+  if (there && pause === POLL_MS && performance.now() >= streamAgain) start();
+  else timer = setTimeout(poll, pause);
+}
+
+function takeJob(job) {
+  if (Date.parse(job.updated_at) < shown) return;  // it was read before something that the page shows
+  latest = job;
+  fill(document, job);
+  document.title = `${percent(job)} ${job.name} – Callboard`;
+  for (const id of moved(job)) stale.add(id);
+  speak(`${job.stopping ? "stopping" : job.state}, ${Math.floor(job.progress * 10)}0 %`);
+  tell(document);
+  refreshStale();
+}
+
+// The parts of which something that they watch is not as it was.
+function moved(job) {
+  const found = [...document.querySelectorAll("[data-watch]")].filter((part) => {
+    const now = JSON.stringify(part.dataset.watch.split(" ").map((name) => job[name]));
+    const before = watched.get(part.id);
+    watched.set(part.id, now);
+    return before !== now;
+  });
+  return found.map((part) => part.id);
+}
+
+// Rows are filled in their places; jobs that came meanwhile wait behind a link, so that nothing moves under the pointer.
+function takeJobs({ jobs, order = jobs.map((job) => job.id) }) {
+  const shownRows = new Map([...document.querySelectorAll("[data-job]")].map((row) => [Number(row.dataset.job), row]));
+  for (const job of jobs) if (shownRows.has(job.id)) fill(shownRows.get(job.id), job);
+  const newest = Math.max(0, ...[...document.querySelectorAll("#jobs [data-job]")].map((row) => Number(row.dataset.job)));
+  const waiting = order.filter((id) => id > newest);
+  tell(document);
+  const more = document.getElementById("more");
+  if (waiting.length && !newest) return refresh(["jobs"]);  // there is nothing that could move
+  more.hidden = !waiting.length;
+  text(more.firstElementChild, `${waiting.length === order.length ? "more than " : ""}${number(waiting.length)} new`);
+}
+
+function speak(words) {
+  const [last, at] = spoken;
+  if (last === words || performance.now() - at < SPEAK_MS) return;
+  if (last) text(document.getElementById("said"), words);
+  spoken = [words, performance.now()];
+}
+
+const allParts = () => [...document.querySelectorAll("[data-part]")].map((part) => part.id);
+const isShown = (id) => onScreen.has(id) || document.getElementById(id)?.hidden;
+
+function refreshStale() {
+  const wanted = [...stale].filter(isShown);
+  if (!wanted.length || paused || document.hidden || performance.now() - refreshed < PART_MS) return;
+  refresh(wanted);
+}
+
+// Makes parts of the page anew.
+export async function refresh(ids) {
+  if (refreshing || !ids.length) return;
+  refreshing = true;
+  refreshed = performance.now();
+  for (const id of ids) stale.delete(id);
+  const url = new URL(document.location.href);
+  for (const id of ids) url.searchParams.append("part", id);
+  const there = await attempt(async () => {
+    const answer = await ask(url);
+    if (!answer.ok) return document.location.reload();
+    take(await answer.text());
+  });
+  if (!there) for (const id of ids) stale.add(id);
+  refreshing = false;
+}
+
+function take(html) {
+  const parts = new DOMParser().parseFromString(html, "text/html").body;
+  tell(parts);
+  for (const part of [...parts.children]) {
+    const old = document.getElementById(part.id);
+    const at = Date.parse(part.dataset.updated);
+    if (at > shown) shown = at;
+    if (latest && at <= Date.parse(latest.updated_at)) fill(part, latest);
+    if (old) morph(old, part);
+    made.set(part.id, performance.now());
+  }
+  tell(document);
+}
+
+function tick() {
+  tell(document);
+  for (const part of document.querySelectorAll("[data-every]")) {
+    if (performance.now() - (made.get(part.id) ?? 0) > 1000 * Number(part.dataset.every)) stale.add(part.id);
+  }
+  refreshStale();
+}
+
+export function refreshAll() {
+  refreshing = false;
+  return refresh(allParts());
+}
+
+export function togglePause() {
+  paused = !paused;
+  paused ? (stop(), connected(true)) : start();
+}
+
+export function live() {
+  const seen = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) isIntersecting ? onScreen.add(target.id) : onScreen.delete(target.id);
+    refreshStale();
+  });
+  for (const part of document.querySelectorAll("[data-part]")) {
+    seen.observe(part);
+    made.set(part.id, performance.now());
+  }
+  const data = document.getElementById("data");
+  if (data) {
+    const job = JSON.parse(data.textContent);
+    shown = Date.parse(job.updated_at);
+    moved(job);
+  }
+  pill.hidden = !document.querySelector("[data-part]");
+  pill.addEventListener("click", togglePause);
+  document.addEventListener("visibilitychange", () => (document.hidden ? stop() : start()));
+  setInterval(tick, 1000);
+  start();
+}

@@ -1,0 +1,99 @@
+// Numbers, times and the progress of a job in words, as web/pages/words.py says them.
+
+export const FINAL = ["completed", "failed", "cancelled"];
+// In the order of the bar.
+const STATES = ["succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending"];
+
+export const number = (value) => (value === null ? "–" : value.toLocaleString("en"));
+export const count = (value, noun) => `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
+
+export const percent = (job) => (job.progress === 1 ? "100 %" : `${(Math.floor(job.progress * 1000) / 10).toFixed(1)} %`);
+const done = (job) => job.succeeded + job.failed + job.skipped;
+
+function rate({ rate: value }) {
+  if (value === null) return "–";
+  const [pace, unit] = value >= 0.1 || !value ? [value, "s"] : value >= 0.1 / 60 ? [value * 60, "min"] : [value * 3600, "h"];
+  return `${pace >= 100 ? number(Math.round(pace)) : pace.toFixed(1)}/${unit}`;
+}
+
+export function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 86400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
+}
+
+const since = (time) => (Date.now() - Date.parse(time)) / 1000;
+
+function left(job) {
+  if (job.eta) return duration(-since(job.eta));
+  if (!FINAL.includes(job.state) || !job.started_at) return "";
+  const took = (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000;
+  return took < 10 ? `${took.toFixed(1)} s` : duration(took);
+}
+
+// What a page shows of a job that is not simply one of its numbers.
+const SHOWN = {
+  percent, rate, left, done: (job) => number(done(job)), items: (job) => count(job.total, "item"),
+  pace: (job) => (done(job) && !job.stalled ? rate(job) : ""), stalled: (job) => job.stalled ?? "", eta: (job) => job.eta ?? "",
+};
+
+// Writes what moved of a job into the nodes that show it.
+export function fill(part, job) {
+  for (const node of part.querySelectorAll("[data-of]")) {
+    const name = node.dataset.of;
+    if (node.tagName === "TIME") node.dateTime = job[name] ?? "";
+    else text(node, SHOWN[name] ? SHOWN[name](job) || "–" : number(job[name]));
+  }
+  for (const node of part.querySelectorAll("[data-when]")) {
+    const name = node.dataset.when;
+    node.hidden = !(SHOWN[name] ? SHOWN[name](job) : job[name]) && !node.hasAttribute("aria-current");
+  }
+  for (const bar of part.querySelectorAll("svg[data-bar]")) fillBar(bar, (job.stages ?? []).find((stage) => String(stage.job) === bar.dataset.bar) ?? job);
+  for (const pill of part.querySelectorAll(".pill[data-pill]")) {
+    pill.dataset.state = job.stopping ?? job.state;
+    text(pill, job.stopping ? "stopping" : job.state);
+  }
+}
+
+function fillBar(bar, job) {
+  let begin = 0;
+  for (const state of STATES) {
+    const part = bar.querySelector(`[data-state="${state}"]`);
+    const width = 100 * share(job, state);
+    part.setAttribute("x", `${begin.toFixed(3)}%`);
+    part.setAttribute("width", width ? `${width.toFixed(3)}%` : "0%");
+    begin += width;
+  }
+  bar.setAttribute("aria-valuenow", String(Math.floor(job.progress * 100)));
+  bar.setAttribute("aria-valuetext", `${percent(job)}, ${number(done(job))} of ${count(job.total, "item")}`);
+}
+
+// Stages have equal parts of the bar, as they have of the percent.
+function share(job, state) {
+  if (job.stages?.length) return job.stages.reduce((sum, stage) => sum + share(stage, state), 0) / job.stages.length;
+  if (job.total) return job[state] / job.total;
+  return state === "succeeded" ? job.progress : 0;
+}
+
+// An equal text is left alone, so nothing flickers, and a selection stays.
+export function text(node, value) {
+  if (node.textContent !== value) node.textContent = value;
+}
+
+const store = (key, value) => { try { return value === undefined ? localStorage[key] : (localStorage[key] = value); } catch { return undefined; } };
+export const zone = () => (store("callboard-zone") === "UTC" ? "UTC" : Intl.DateTimeFormat().resolvedOptions().timeZone);
+export const toggleZone = () => store("callboard-zone", zone() === "UTC" ? "local" : "UTC");
+
+// Times in the chosen zone, and spans up to now. The day is left out when it is today.
+export function tell(part) {
+  const now = new Date().toLocaleString("sv", { timeZone: zone() });
+  for (const node of part.querySelectorAll("time[datetime]")) {
+    if (!node.dateTime) continue;
+    const when = new Date(node.dateTime).toLocaleString("sv", { timeZone: zone() });
+    text(node, when.slice(0, 10) === now.slice(0, 10) ? when.slice(11) : when.slice(0, 16));
+    node.title = `${when} ${zone()}`;
+  }
+  for (const node of part.querySelectorAll("[data-since]")) text(node, duration(since(node.dataset.since)));
+}
