@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -11,6 +15,7 @@ import pytest
 from starlette.applications import Starlette
 
 from callboard import Identity
+from callboard.commands.services import ports
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import WorkerInfo
@@ -18,10 +23,13 @@ from callboard.sql.signature import Signature
 from callboard.sql.writes import submission, workers
 from callboard.web import create_app
 from tests.support.jobs import make_job, status
+from tests.support.paths import ROOT
 from tests.support.webapp import served
 from tests.support.workers import wait_until
 
 LINES = {"Content-Type": "application/x-ndjson"}
+#: Lines of a body that would take far more memory than is allowed, were they kept.
+MANY_LINES = 200_000
 
 
 @pytest.fixture
@@ -361,3 +369,49 @@ def post_parts(app: Starlette, *parts: bytes) -> httpx.Response:
             return await client.post("/api/jobs", content=stream(*parts), headers=LINES)
 
     return asyncio.run(ask())
+
+
+# Memory and the event loop --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def measured_app(database_url: str) -> Iterator[httpx.Client]:
+    """A client of the app in a process of its own, which has submitted a first job."""
+    [port] = ports.free_ports(1)
+    environment = {**os.environ, "DATABASE_URL": database_url}
+    command = [sys.executable, "-m", "tests.support.measured_app", str(port)]
+    with (
+        subprocess.Popen(command, env=environment, cwd=ROOT) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
+    ):
+        try:
+            wait_until(lambda: answers(client), 30)
+            client.post("/api/jobs", json={"actor": "work", "items": [1]}).raise_for_status()
+            client.get("/measured").raise_for_status()
+            yield client
+        finally:
+            process.terminate()
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_large_body_takes_no_memory_and_does_not_hold_up_the_event_loop(
+    conn: Conn, database_url: str
+) -> None:
+    def body() -> Iterator[bytes]:
+        yield lines({"actor": "other"})
+        for start in range(0, MANY_LINES, 1000):
+            yield b"".join(b'{"customer": %d, "amount": 12.5}\n' % n for n in range(start, start + 1000))
+
+    with measured_app(database_url) as client:
+        before = client.get("/measured").json()
+        answer = client.post("/api/jobs", content=body(), headers=LINES)
+        assert (answer.status_code, answer.json()["total"]) == (201, MANY_LINES)
+        after = client.get("/measured").json()
+    assert after["memory"] - before["memory"] < 64
+    assert after["p99"] < 0.1
