@@ -183,8 +183,9 @@ class Job:
     def limit(self, /, **changes: Any) -> dict[str, Any]:
         """Change the job's limits from now on, and return its status; None removes a limit.
 
-        They are `max_failures`, `concurrency`, `concurrency_by`, `rate`, `priority`, `deadline`, `at` and `keep`, as in
-        `submit`. If the job has ended, all but `keep` apply when it is retried. Raises ValueError for nonsense.
+        They are `max_failures`, `concurrency`, `concurrency_by`, `lanes`, `rate`, `priority`, `deadline`, `at` and
+        `keep`, as in `submit`. If the job has ended, all but `keep` apply when it is retried. Raises ValueError for
+        nonsense.
         """
         self._act(actions.limit, changes)
         return self.status()

@@ -77,6 +77,7 @@ def stages(
     delay: timedelta | str | None = None, at: datetime | str | None = None,
     deadline: datetime | timedelta | str | None = None, keep: timedelta | str | None = None,
     on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None, key_reuse: bool = False,
+    lanes: int | None = None,
 ) -> Job:  # fmt: skip
     """Make a job of stages, store the items of the first and start it. Workers make the later stages, each when the one
     before is completed.
@@ -92,7 +93,8 @@ def stages(
     """
     items = _first_items(stages)
     limits = Limits(
-        max_failures, concurrency, rate, priority or None, deadline, submission.start(delay, at), keep, concurrency_by
+        max_failures, concurrency, rate, priority or None, deadline, submission.start(delay, at), keep,
+        concurrency_by, lanes,
     )  # fmt: skip
     broker = actor_lookup.broker_of(stages[0].actor)
     runtime = runtime_of(broker)

@@ -27,7 +27,7 @@ def submit(
     rate: str | None = None, delay: timedelta | str | None = None, at: datetime | str | None = None,
     deadline: datetime | timedelta | str | None = None, keep: timedelta | str | None = None, chunk: int = 1,
     on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None,
-    concurrency_by: str | Mapping[Any, int] | None = None, key_reuse: bool = False,
+    concurrency_by: str | Mapping[Any, int] | None = None, lanes: int | None = None, key_reuse: bool = False,
 ) -> Job:  # fmt: skip
     """Make a job of `items`, each of which is one run of `actor`, and start it. Return it when all items are stored.
 
@@ -55,7 +55,8 @@ def submit(
 
     - `priority`: jobs with a lower number go first, as with Dramatiq.
     - `concurrency`: the most items that are in RabbitMQ or running, over all workers. `concurrency_by`: the same for
-      each value of one argument, by name or position: "customer_id=5", "0=5", {"customer_id": 5}.
+      each value of one argument, by name or position: "customer_id=5", "0=5", {"customer_id": 5}. `lanes`: the most
+      values of that argument at once.
     - `rate`: the most items that start, like "10/s" or "100/m".
     - `max_failures`: if more items fail, the job is stopped as `failed`: 0, 10, "5%" (of at least 100 that ended), "5%
       of 1000".
@@ -77,8 +78,9 @@ def submit(
     within a minute, if the process dies.
     """
     limits = Limits(
-        max_failures, concurrency, rate, priority or None, deadline, start(delay, at), keep, concurrency_by
-    )
+        max_failures, concurrency, rate, priority or None, deadline, start(delay, at), keep, concurrency_by,
+        lanes,
+    )  # fmt: skip
     check_chunk(chunk)
     check_items(items)
     broker = actor_lookup.broker_of(actor)

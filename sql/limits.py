@@ -40,7 +40,7 @@ class Limits:
     is first. `deadline` and `at`: a time with a zone, its ISO text, or a span from now: a timedelta, "90s", "2h".
     `keep`: the span from a job's end to its deletion, or "forever"; None: as CALLBOARD_KEEP says. `concurrency_by`:
     items in RabbitMQ or running with the same value of an argument, by its name or its position: "customer_id=5",
-    "0=5", {"customer_id": 5}.
+    "0=5", {"customer_id": 5}. `lanes`: values of that argument of which items are in RabbitMQ or running.
     """
 
     max_failures: int | str | None = None
@@ -51,6 +51,7 @@ class Limits:
     at: datetime | timedelta | str | None = None
     keep: timedelta | str | None = None
     concurrency_by: str | Mapping[Any, int] | None = None
+    lanes: int | None = None
 
     def __post_init__(self) -> None:
         by, width = _parse_lanes(self.concurrency_by)
@@ -66,7 +67,7 @@ class Limits:
             )
         if isinstance(self.keep, timedelta):
             object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
-        self.columns()
+        self._columns()
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Self:
@@ -101,7 +102,17 @@ class Limits:
         return replace(self, deadline=deadline, at=at)
 
     def columns(self) -> dict[str, Any]:
-        """Return the other columns of `jobs` that the limits are kept in; those of times are wrong for a span."""
+        """Return the other columns of `jobs` that the limits are kept in; those of times are wrong for a span.
+
+        Raises ValueError for `lanes` without lanes.
+        """
+        if self.lanes is not None and self.concurrency_by is None:
+            raise ValueError(
+                "lanes limits the values of the argument that concurrency_by names: give that too, like customer_id=5"
+            )
+        return self._columns()
+
+    def _columns(self) -> dict[str, Any]:
         count, share, sample = _parse_failures(self.max_failures)
         by, width = _parse_lanes(self.concurrency_by)
         return {
@@ -109,7 +120,7 @@ class Limits:
             "concurrency": _check_whole("concurrency", self.concurrency, 1), "rate": _parse_rate(self.rate),
             "priority": _check_whole("priority", self.priority, -MAX_INT) or 0, "deadline": self.deadline,
             "not_before": self.at, "keep": None if self.keep is None else parse_span("keep", self.keep),
-            "lane_by": by, "lane_width": width,
+            "lane_by": by, "lane_width": width, "lanes": _check_whole("lanes", self.lanes, 1),
         }  # fmt: skip
 
 

@@ -208,7 +208,8 @@ class BulkClaim:
 
     `allowed`: messages that its limits allow now (None: any); `limited`: all of its outbox waits for its turn; `chunk`:
     bulk items in one message; `served_at`: when it was served before (None: never). `lane_width` items with the same
-    value of the argument `lane_by` may be in flight; `applied_lane_by`: the argument that lanes went by so far.
+    value of the argument `lane_by` may be in flight, and so many `lanes`; `applied_lane_by`: the argument that lanes
+    went by so far.
     `turn` and `seq` are of its row in `turns`: which of the job's messages are published, and what they were.
     """
 
@@ -227,6 +228,7 @@ class BulkClaim:
     served_at: datetime | None = None
     lane_by: str | None = None
     lane_width: int | None = None
+    lanes: int | None = None
     applied_lane_by: str | None = None
     turn: str = ""
     seq: int = 0

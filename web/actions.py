@@ -35,6 +35,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
     max_failures: int | str | msgspec.UnsetType | None = msgspec.UNSET
     concurrency: int | msgspec.UnsetType | None = msgspec.UNSET
     concurrency_by: str | dict[str, int] | msgspec.UnsetType | None = msgspec.UNSET
+    lanes: int | msgspec.UnsetType | None = msgspec.UNSET
     rate: str | msgspec.UnsetType | None = msgspec.UNSET
     priority: int | msgspec.UnsetType | None = msgspec.UNSET
     deadline: str | msgspec.UnsetType | None = msgspec.UNSET

@@ -58,6 +58,7 @@ class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     max_failures: int | str | None = None
     concurrency: int | None = None
     concurrency_by: str | dict[str, int] | None = None
+    lanes: int | None = None
     rate: str | None = None
     delay: str | None = None
     at: str | None = None
@@ -266,7 +267,7 @@ def _limits(given: NewJob) -> Limits:
     start = submissions.start(given.delay, given.at)
     return Limits(
         given.max_failures, given.concurrency, given.rate, given.priority or None, given.deadline, start, given.keep,
-        given.concurrency_by,
+        given.concurrency_by, given.lanes,
     )  # fmt: skip
 
 

@@ -51,6 +51,8 @@ def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]
         room -= len(batch)
         if batch:
             yield batch
+        elif claim.lanes is not None and _all_full(conn, claim):
+            return
         elif watermark < claim.total and aside < TURN_ITEMS and claim.in_turn + aside < MAX_ASIDE_ITEMS:
             stop = min(claim.total, watermark + step)
             found, stop = publishing.bulk_items(conn, claim, watermark, stop)
@@ -59,6 +61,11 @@ def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]
             watermark, step = stop, min(2 * step, TURN_ITEMS)
         else:
             return
+
+
+def _all_full(conn: Conn, claim: BulkClaim) -> bool:
+    """Return whether as many lanes as may be are full: then no other item can be found."""
+    return len(lanes.items_in_flight(conn, claim)) >= (claim.lanes or 0) * (claim.lane_width or 0)
 
 
 def _with_lanes(rows: list[tuple[int, bytes]], by: str) -> list[tuple[int, str]]:

@@ -103,6 +103,7 @@ CREATE TABLE callboard.jobs (
     priority         integer NOT NULL DEFAULT 0, -- lower is served first
     lane_width       integer,                    -- items of a lane in RabbitMQ or running: see the table `lanes`
     lane_by          text,                       -- the argument that lanes go by: a keyword, or a position
+    lanes            integer,                    -- lanes of which items are in RabbitMQ or running
     applied_lane_by  text,                       -- the argument that the lanes of its messages go by now
     limits           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(limits) = 'object'),
 
@@ -136,7 +137,8 @@ CREATE TABLE callboard.jobs (
     CONSTRAINT jobs_limits CHECK (
         fail_count >= 0 AND least(fail_sample, concurrency) > 0 AND least(fail_share, rate) > 0 AND fail_share < 1),
     CONSTRAINT jobs_fail_share CHECK ((fail_share IS NULL) = (fail_sample IS NULL)),
-    CONSTRAINT jobs_lanes CHECK (lane_width > 0 AND (lane_by IS NULL) = (lane_width IS NULL)),
+    CONSTRAINT jobs_lanes CHECK (
+        least(lane_width, lanes) > 0 AND (lane_by IS NULL) = (lane_width IS NULL) AND (lanes IS NULL OR lane_by IS NOT NULL)),
     CONSTRAINT jobs_deletion CHECK (
         deleted_at IS NULL OR finished_at IS NOT NULL AND key IS NULL AND standing_on IS NULL),
     CONSTRAINT jobs_parent CHECK (stages IS NULL OR stages > 0 AND total = 0 AND parent_id IS NULL),
@@ -408,8 +410,10 @@ CREATE TRIGGER change_job_turns AFTER UPDATE ON callboard.jobs FOR EACH ROW
     WHEN (OLD.bulk_end < NEW.bulk_end OR NEW.watermark < OLD.watermark
           OR (OLD.finished_at IS NULL) <> (NEW.finished_at IS NULL) OR (OLD.stopping IS NULL) <> (NEW.stopping IS NULL)
           OR (OLD.state = 'paused') <> (NEW.state = 'paused')
-          OR (OLD.priority, OLD.not_before, OLD.deadline, OLD.concurrency, OLD.rate, OLD.lane_by, OLD.lane_width)
-             IS DISTINCT FROM (NEW.priority, NEW.not_before, NEW.deadline, NEW.concurrency, NEW.rate, NEW.lane_by, NEW.lane_width))
+          OR (OLD.priority, OLD.not_before, OLD.deadline, OLD.concurrency, OLD.rate, OLD.lane_by, OLD.lane_width,
+           OLD.lanes)
+             IS DISTINCT FROM (NEW.priority, NEW.not_before, NEW.deadline, NEW.concurrency, NEW.rate, NEW.lane_by,
+                               NEW.lane_width, NEW.lanes))
     EXECUTE FUNCTION callboard.change_job_turns();
 
 -- What is in flight of each lane, from before it is published until after it ended. A lane: the items of a job with the

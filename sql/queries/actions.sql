@@ -4,13 +4,13 @@ UPDATE callboard.jobs SET ({limits}) = ROW ({limit_values}), updated_at = now() 
 
 -- part: limits
 -- The columns of what a job may do at most.
-limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadline, not_before, keep, lane_by, lane_width
+limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadline, not_before, keep, lane_by, lane_width, lanes
 
 -- part: limit_values
 -- Their values, in this order.
 %(limits)s::jsonb, %(fail_count)s::bigint, %(fail_share)s::float8, %(fail_sample)s::bigint, %(concurrency)s::int,
 %(rate)s::float8, %(priority)s::int, %(deadline)s::timestamptz, %(not_before)s::timestamptz, %(keep)s::float8,
-%(lane_by)s::text, %(lane_width)s::int
+%(lane_by)s::text, %(lane_width)s::int, %(lanes)s::int
 
 -- name: job_signature
 -- The job's actor and the arguments that it takes, as a worker announced them. Caller: actions.limit.

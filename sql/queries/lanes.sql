@@ -133,8 +133,21 @@ WITH RECURSIVE lane AS (
     FROM (SELECT name, 0 AS items FROM lane WHERE name IS NOT NULL
           UNION ALL SELECT l.lane, 1 FROM callboard.lanes AS l WHERE l.job_id = %(job)s) AS part
     GROUP BY name
+), next AS (
+    -- The lanes with items in flight, and as many others as may be, by the first item that waits in each.
+    SELECT name, items FROM (
+        SELECT used.*, row_number() OVER (ORDER BY used.items = 0, o.item) AS place
+        FROM used LEFT JOIN LATERAL (
+            SELECT o.item FROM callboard.outbox AS o
+            WHERE %(lanes)s::int IS NOT NULL AND used.items = 0 AND o.job_id = %(job)s AND o.lane = used.name AND NOT o.dead
+              AND (o.in_turn AND o.due_at = 'infinity' OR o.due_at <= now())
+              AND (o.claimed_until IS NULL OR o.claimed_until <= now())
+            ORDER BY o.item LIMIT 1
+        ) AS o ON true
+    ) AS placed
+    WHERE items > 0 OR %(lanes)s::int IS NULL OR place <= %(lanes)s::int
 ), free AS (
-    SELECT o.id, o.item FROM used
+    SELECT o.id, o.item FROM next AS used
     CROSS JOIN LATERAL (
         SELECT o.id, o.item FROM callboard.outbox AS o
         WHERE o.job_id = %(job)s AND o.lane = used.name AND NOT o.dead

@@ -108,7 +108,7 @@ FROM next WHERE j.id = next.id
 RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
           CASE WHEN next.queue = '' THEN j.bulk_end ELSE j.watermark END, j.epoch, coalesce(j.actor, ''), next.target,
           j.in_turn, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
-          j.lane_by, j.lane_width, j.applied_lane_by, next.queue, next.seq + 1
+          j.lane_by, j.lane_width, j.lanes, j.applied_lane_by, next.queue, next.seq + 1
 
 -- name: claim_in_turn
 -- Messages that are published in their job's turn (all of a limited job's), for as long as the lease lasts.

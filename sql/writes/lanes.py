@@ -78,6 +78,7 @@ def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
     parameters = {
         "job": claim.job,
         "width": claim.lane_width,
+        "lanes": claim.lanes,
         "limit": limit,
         "lease": timings.PUBLISH_LEASE_SECONDS,
         "bytes": BATCH_BYTES,

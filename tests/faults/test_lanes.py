@@ -66,3 +66,32 @@ def test_the_limit_is_set_and_taken_away_on_a_run(scenario: Scenario) -> None:
     assert job.limit(concurrency_by=None)["limits"] == {}
     scenario.assert_completed(job, total=1_200)
     assert at_once(spans(scenario, job, 0)["large"]) > WIDTH
+
+
+def test_only_so_many_customers_are_in_hand_at_once(scenario: Scenario) -> None:
+    """Also when a worker dies that has items of some of them."""
+    customers, items, lanes = 12, 30, 4
+    victim, _ = scenario.start_worker(), scenario.start_worker()
+    job = scenario.submit(
+        "serve",
+        ({"customer": f"{n % customers}", "seconds": 0.02} for n in range(customers * items)),
+        concurrency_by={"customer": 2},
+        lanes=lanes,
+    )
+    scenario.wait_for(job, lambda status: status["succeeded"] > 60)
+    (killed_at,) = (
+        scenario.run_log.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or ()
+    )
+    victim.kill()
+    scenario.assert_completed(job, total=customers * items, timeout=240)
+    rows = scenario.run_log.conn.execute(
+        "SELECT item %% %s, extract(epoch FROM began)::float8,"
+        " coalesce(extract(epoch FROM ended)::float8, greatest(%s, extract(epoch FROM began)::float8))"
+        " FROM runs WHERE job = %s",
+        (customers, killed_at, job.id),
+    ).fetchall()
+    busy = [len({c for c, began, ended in rows if began <= moment < ended}) for _, moment, _ in rows]
+    assert max(busy) == lanes
+    for customer in range(customers):
+        assert at_once([(began, ended) for c, began, ended in rows if c == customer]) <= 2
+    assert wait_until(lambda: scenario.sql("SELECT count(*) FROM callboard.lanes") == [(0,)], 60)

@@ -28,6 +28,7 @@ MaxFailures = Annotated[
     str | None,
     typer.Option(metavar="N|N%", help="Stop it when more items than this failed: 10, 5%, '5% of 1000'."),
 ]
+LANES = "The most values of that argument in RabbitMQ or running."
 ConcurrencyBy = Annotated[
     str | None,
     typer.Option(
@@ -85,6 +86,7 @@ def limit(
     max_failures: MaxFailures = None,
     concurrency: Annotated[str | None, typer.Option(metavar="N", help=CONCURRENCY)] = None,
     concurrency_by: ConcurrencyBy = None,
+    lanes: Annotated[str | None, typer.Option(metavar="N", help=LANES)] = None,
     rate: Rate = None,
     priority: Annotated[str | None, typer.Option(metavar="N", help="Jobs with a lower number go first.")] = None,
     deadline: Deadline = None,
@@ -94,8 +96,8 @@ def limit(
 ) -> None:  # fmt: skip
     """Change the limits of a job, from now on: `callboard limit 17 --rate 10/s`. `none` removes a limit."""
     given: dict[str, str | None] = {
-        "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "rate": rate,
-        "priority": priority, "deadline": deadline, "at": at, "keep": keep,
+        "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "lanes": lanes,
+        "rate": rate, "priority": priority, "deadline": deadline, "at": at, "keep": keep,
     }  # fmt: skip
     changes = {
         name: None if value == "none" else _number(name, value) for name, value in given.items() if value
@@ -107,7 +109,7 @@ def limit(
 
 def _number(name: str, value: str) -> str | int:
     try:
-        return int(value) if name in ("concurrency", "priority") else value
+        return int(value) if name in ("concurrency", "lanes", "priority") else value
     except ValueError:
         raise CommandError(f"{name} must be a whole number, not {value!r}", code=2) from None
 

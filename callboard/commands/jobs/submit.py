@@ -85,6 +85,7 @@ def submit(
     max_failures: actions.MaxFailures = None,
     concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=actions.CONCURRENCY)] = None,
     concurrency_by: actions.ConcurrencyBy = None,
+    lanes: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=actions.LANES)] = None,
     rate: actions.Rate = None,
     deadline: actions.Deadline = None,
     delay: actions.Delay = None,
@@ -112,7 +113,8 @@ def submit(
     options = {
         "name": name, "key": key, "key_reuse": key_reuse, "item_key": item_key, "metadata": metadata, "tenant": tenant,
         "priority": priority, "chunk": chunk, "max_failures": max_failures, "concurrency": concurrency,
-        "concurrency_by": concurrency_by, "rate": rate, "deadline": deadline, "delay": delay, "at": at, "keep": keep,
+        "concurrency_by": concurrency_by, "lanes": lanes, "rate": rate, "deadline": deadline, "delay": delay, "at": at,
+        "keep": keep,
         "on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel,
     }  # fmt: skip
     if delimiter is not None and len(delimiter) != 1:

@@ -84,7 +84,18 @@ def test_options_reach_the_job(env: Env, tmp_path: Path) -> None:
         '{"a": [1]}',
         "--tenant",
         "t",
-        *("--priority", "-3", "--max-failures", "5%", "--concurrency", "5", "--concurrency-by", "path=2"),
+        *(
+            "--priority",
+            "-3",
+            "--max-failures",
+            "5%",
+            "--concurrency",
+            "5",
+            "--concurrency-by",
+            "path=2",
+            "--lanes",
+            "5",
+        ),
         *("--rate", "10/s", "--delay", "1h", "--deadline", "2h", "--keep", "7d"),
     ]
     given = b'{"path": "a"}\n{"path": "b"}\n{"path": "a"}\n'
@@ -95,8 +106,8 @@ def test_options_reach_the_job(env: Env, tmp_path: Path) -> None:
     delayed, late = (datetime.fromisoformat(job["limits"].pop(name)) for name in ("at", "deadline"))
     assert timedelta(minutes=50) < late - delayed < timedelta(minutes=70)
     assert job["limits"] == {
-        "priority": -3, "max_failures": "5%", "concurrency": 5, "concurrency_by": "path=2", "rate": "10/s",
-        "keep": "7d",
+        "priority": -3, "max_failures": "5%", "concurrency": 5, "concurrency_by": "path=2", "lanes": 5,
+        "rate": "10/s", "keep": "7d",
     }  # fmt: skip
     again = run(tmp_path, "submit", ACTOR, *options, "--item-key", "path", env=env, given=given)
     assert int(again.stdout) == job["id"]

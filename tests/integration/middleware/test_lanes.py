@@ -91,6 +91,17 @@ def test_a_limit_by_an_argument_that_makes_no_sense_is_refused(given: Any) -> No
         Limits(concurrency_by=given)
 
 
+def test_so_many_lanes_is_a_whole_number_and_needs_lanes() -> None:
+    limits = Limits(concurrency_by="customer=2", lanes=5)
+    assert limits.as_json() == {"concurrency_by": "customer=2", "lanes": 5}
+    assert limits.columns()["lanes"] == 5
+    for wrong in (0, -1, True, "5", 1.5):
+        with pytest.raises(ValueError, match="lanes must be a whole number from 1"):
+            Limits(concurrency_by="customer=2", lanes=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lanes limits the values of the argument that concurrency_by names"):
+        Limits(lanes=5).columns()
+
+
 # Turns --------------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +116,53 @@ def test_lanes_are_served_by_item_and_full_ones_are_passed_over(conn: Conn) -> N
     assert published(conn, job) == [2]
     record(conn, job, {"succeeded": [0, 2, 4, 5]})
     assert status(conn, job)["state"] == "completed"
+
+
+def test_so_many_lanes_are_in_flight_at_once(conn: Conn) -> None:
+    """Another takes the place of one that has nothing in flight: that of the first item that waits."""
+    job = job_of(conn, "aabbccddaa", concurrency_by="customer=2", lanes=2)
+    assert published(conn, job) == [0, 1, 2, 3]
+    record(conn, job, {"succeeded": [2]})
+    assert published(conn, job) == []
+    record(conn, job, {"succeeded": [0]})
+    assert published(conn, job) == [8]
+    record(conn, job, {"succeeded": [3]})
+    assert published(conn, job) == [4, 5]
+    assert set(items_by_lane(conn, job).values()) == {'"a"', '"c"'}
+    record(conn, job, {"succeeded": [1, 8]})
+    assert published(conn, job) == [6, 7]
+
+
+def test_a_limit_of_lanes_is_changed_on_a_run(conn: Conn) -> None:
+    job = job_of(conn, "abcdef", concurrency_by="customer=1", lanes=1)
+    assert published(conn, job) == [0]
+    actions.limit(conn, job, ANNA, {"lanes": 3})
+    assert published(conn, job) == [1, 2]
+    with pytest.raises(ValueError, match="lanes limits the values"):
+        actions.limit(conn, job, ANNA, {"concurrency_by": None})
+    actions.limit(conn, job, ANNA, {"lanes": None})
+    assert published(conn, job) == [3, 4, 5]
+
+
+def test_a_retry_in_its_lane_waits_for_a_place_too(conn: Conn) -> None:
+    job = job_of(conn, "abb", concurrency_by="customer=1", lanes=1)
+    assert published(conn, job) == [0]
+    record(conn, job, {"retrying": [0]}, delay=0.0)
+    assert published(conn, job) == [0]  # the first that waits
+    record(conn, job, {"retrying": [0]}, attempt=2, delay=60.0)
+    assert published(conn, job) == [1]
+    conn.execute("UPDATE callboard.outbox SET due_at = now() WHERE item = 0")
+    assert published(conn, job) == []
+    record(conn, job, {"succeeded": [1]})
+    assert published(conn, job) == [0]
+
+
+def test_lanes_that_are_all_full_have_no_more_items_set_aside(conn: Conn) -> None:
+    job = job_of(conn, [n % 50 for n in range(3_000)], concurrency_by="customer=1", lanes=3)
+    assert published(conn, job) == [0, 1, 2]
+    before = conn.execute("SELECT watermark FROM callboard.jobs WHERE id = %s", (job,)).fetchone()
+    assert published(conn, job) == []
+    assert conn.execute("SELECT watermark FROM callboard.jobs WHERE id = %s", (job,)).fetchone() == before
 
 
 def test_lanes_may_go_by_a_positional_argument(conn: Conn) -> None:

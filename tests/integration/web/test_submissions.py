@@ -173,6 +173,7 @@ NONSENSE: list[tuple[dict[str, Any], int, str]] = [
     ({"chunk": 0}, 422, "chunk"), ({"chunk": 10**30}, 422, "chunk"), ({"priority": 2**40}, 422, "priority"),
     ({"priority": 1.5}, 422, "priority"), ({"max_failures": "x"}, 422, "max_failures"),
     ({"concurrency": 0}, 422, "concurrency"), ({"concurrency_by": "odd=1"}, 422, "concurrency_by"),
+    ({"lanes": 5}, 422, "lanes"), ({"concurrency_by": "n=1", "lanes": 0}, 422, "lanes"),
     ({"at": "soon"}, 422, "at"), ({"delay": "x"}, 422, "delay"), ({"deadline": "2020"}, 422, "deadline"),
     ({"keep": "x"}, 422, "keep"), ({"on_fail": "nobody"}, 422, "no actor"),
     ({"on_complete": "ftp://a"}, 422, "a webhook"), ({"on_cancel": ["http://a/\0"]}, 422, "a webhook"),
