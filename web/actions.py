@@ -1,18 +1,19 @@
 """Endpoints that change a job. Each answers with the job as it is then; after a DELETE there is none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from starlette.responses import Response
 
 from callboard.sql.pool import Conn
-from callboard.sql.writes import actions
+from callboard.sql.reads import queries
+from callboard.sql.writes import actions, refusals
 from callboard.sql.writes import retry as retries
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
 from callboard.web.endpoint import Call, NoBody
-from callboard.web.parameters import NoQuery
+from callboard.web.parameters import DryRun, NoQuery
 
 
 class Cancel(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,40 +47,65 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
 async def limit(call: Call[NoQuery, Limits]) -> dict[str, Any]:
     """Change limits of a job; null removes one."""
     changes = msgspec.to_builtins(call.body)
-    return await _act(call, lambda conn, job, by: actions.limit(conn, job, by, changes))
+    return await _act(call, "limit", lambda conn, job, by: actions.limit(conn, job, by, changes))
 
 
-async def cancel(call: Call[NoQuery, Cancel]) -> dict[str, Any]:
+async def cancel(call: Call[DryRun, Cancel]) -> dict[str, Any]:
     """Cancel a job: no further item starts."""
-    return await _act(call, lambda conn, job, by: actions.cancel(conn, job, by, reason=call.body.reason))
+    return await _act(
+        call, "cancel", lambda conn, job, by: actions.cancel(conn, job, by, reason=call.body.reason)
+    )
 
 
 async def pause(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """Pause a job: no further item starts until it is resumed."""
-    return await _act(call, actions.pause)
+    return await _act(call, "pause", actions.pause)
 
 
 async def resume(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """Go on with a paused job."""
-    return await _act(call, actions.resume)
+    return await _act(call, "resume", actions.resume)
 
 
-async def retry(call: Call[NoQuery, Retry]) -> dict[str, Any]:
+async def retry(call: Call[DryRun, Retry]) -> dict[str, Any]:
     """Retry items of a job that ended without success: all that failed, if nothing else is said."""
+    given = call.body
 
-    def write(conn: Conn, job: int, by: Requester) -> int:
-        wanted = RetrySelection(call.body.states, call.body.items, call.body.error)
-        return retries.retry(conn, job, by, wanted)
+    def write(conn: Conn, job: int, by: Requester) -> object:
+        wanted = RetrySelection(given.states, given.items, given.error)
+        if not call.query.dry_run:
+            return retries.retry(conn, job, by, wanted)
+        refusals.check(conn, job, by, "retry", some_items=wanted.items is not None)
+        return queries.run(conn, queries.retried_items(job, wanted.wanted, given.items, given.error))
 
-    return await _act(call, write)
+    if call.query.dry_run:
+        return {"items": await call.write(lambda conn: write(conn, call.job, call.requester))}
+    return await _act(call, "retry", write)
 
 
-async def delete(call: Call[NoQuery, NoBody]) -> Response:
+async def delete(call: Call[DryRun, NoBody]) -> Response | dict[str, Any]:
     """Delete a job that is over, and all of its rows."""
+    if call.query.dry_run:
+        return await _act(call, "delete", actions.delete)
     await call.write(lambda conn: actions.delete(conn, call.job, call.requester))
     return Response(status_code=204)
 
 
-async def _act(call: Call[Any, Any], write: Callable[[Conn, int, Requester], object]) -> dict[str, Any]:
+def concerned(job: dict[str, Any], action: str, states: Sequence[str] = ("failed",)) -> int:
+    """How many items of a job an action concerns: those that a retry gives another attempt, those that a deletion
+    deletes; for the others, those that have not started.
+    """
+    names = {"retry": states, "delete": ("total",)}.get(action, ("pending", "queued", "retrying"))
+    return sum(job[name] for name in names)
+
+
+async def _act(
+    call: Call[Any, Any], action: str, write: Callable[[Conn, int, Requester], object]
+) -> dict[str, Any]:
+    """Do it and return the job; for a trial, check it and return how many items it concerns."""
+    trial = isinstance(call.query, DryRun) and call.query.dry_run
+    if trial:
+        await call.write(lambda conn: refusals.check(conn, call.job, call.requester, action))
+        return {"items": concerned(await call.find_job(call.job), action)}
     await call.write(lambda conn: write(conn, call.job, call.requester))
     return await call.find_job(call.job)

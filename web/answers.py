@@ -128,6 +128,33 @@ class Jobs(Answer):
     next: Cursor
 
 
+class Trial(Answer):
+    """What a change would concern, if it were no `dry_run`."""
+
+    items: Count
+
+
+class Refusal(Answer):
+    """A job to which something was not done, and why."""
+
+    job: int
+    detail: str
+
+
+class BulkAction(Answer):
+    """To how many jobs something was done, with how many items; of those to which it was not, at most a hundred."""
+
+    action: str
+    dry_run: bool
+    jobs: Count
+    items: Count
+    refused: Count
+    refusals: list[Refusal]
+    next: Annotated[
+        str | None, msgspec.Meta(description="`after` of the request that goes on; null: all is done")
+    ]
+
+
 class JobCounts(Answer):
     """How many jobs there are for each view of a page; `all` is `open` and `ended`."""
 

@@ -16,8 +16,8 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.reads.queries import Query
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
-from callboard.web import access, parameters
-from callboard.web.parameters import NoQuery
+from callboard.web import access, answers, parameters
+from callboard.web.parameters import DryRun, NoQuery
 from callboard.web.problems import Json
 
 T = TypeVar("T")
@@ -143,6 +143,8 @@ class Endpoint:
         body = NoBody() if self.reads else await self._body(request)
         call = Call(request, job, access.tenant(request), access.identity(request), query, body)
         found = await self.handler(call)
+        if isinstance(query, DryRun) and query.dry_run:
+            return Json(msgspec.convert(found, answers.Trial))
         if self.answer is None:
             answer: Response = found
             return answer

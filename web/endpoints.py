@@ -1,8 +1,8 @@
 """All endpoints of the API, as /api/v1 and /api serve them and as the OpenAPI document describes them."""
 
-from callboard.web import actions, answers, events, items, jobs, queues, submissions, tokens, workers
+from callboard.web import actions, answers, bulk, events, items, jobs, queues, submissions, tokens, workers
 from callboard.web.endpoint import LINES, Endpoint
-from callboard.web.parameters import Page
+from callboard.web.parameters import DryRun, Page
 
 ENDPOINTS: list[Endpoint] = [
     Endpoint("GET", "/jobs", jobs.jobs, answers.Jobs, query=jobs.JobQuery),
@@ -20,7 +20,7 @@ ENDPOINTS: list[Endpoint] = [
     Endpoint("GET", "/jobs/counts", jobs.counts, answers.JobCounts, query=jobs.Tenant),
     Endpoint("GET", "/jobs/{job}", jobs.job, answers.Job, shared=True),
     Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.Limits, scope="control"),
-    Endpoint("DELETE", "/jobs/{job}", actions.delete, None, scope="control", status=204),
+    Endpoint("DELETE", "/jobs/{job}", actions.delete, None, query=DryRun, scope="control", status=204),
     Endpoint("GET", "/jobs/{job}/events", events.job, None, shared=True, produces=events.TYPES),
     Endpoint(
         "POST",
@@ -39,10 +39,27 @@ ENDPOINTS: list[Endpoint] = [
     Endpoint("GET", "/jobs/{job}/errors/{error}", jobs.error, answers.ErrorWithTraceback),
     Endpoint("GET", "/jobs/{job}/actions", jobs.actions, answers.Actions, query=Page),
     Endpoint("GET", "/jobs/{job}/callbacks", jobs.callbacks, answers.Callbacks),
-    Endpoint("POST", "/jobs/{job}/cancel", actions.cancel, answers.Job, body=actions.Cancel, scope="control"),
+    Endpoint("POST", "/jobs/actions", bulk.act, answers.BulkAction, body=bulk.ManyJobs, scope="control"),
+    Endpoint(
+        "POST",
+        "/jobs/{job}/cancel",
+        actions.cancel,
+        answers.Job,
+        query=DryRun,
+        body=actions.Cancel,
+        scope="control",
+    ),
     Endpoint("POST", "/jobs/{job}/pause", actions.pause, answers.Job, scope="control"),
     Endpoint("POST", "/jobs/{job}/resume", actions.resume, answers.Job, scope="control"),
-    Endpoint("POST", "/jobs/{job}/retry", actions.retry, answers.Job, body=actions.Retry, scope="control"),
+    Endpoint(
+        "POST",
+        "/jobs/{job}/retry",
+        actions.retry,
+        answers.Job,
+        query=DryRun,
+        body=actions.Retry,
+        scope="control",
+    ),
     Endpoint("GET", "/events", events.jobs, None, query=jobs.JobQuery, produces=events.TYPES),
     Endpoint(
         "GET", "/workers", workers.workers, answers.Workers, query=workers.WorkerFilter, for_all_tenants=True

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from callboard.web import answers, parameters
 from callboard.web.endpoint import Call, Endpoint, NoBody
 from callboard.web.parameters import NoQuery
 from callboard.web.problems import Json
@@ -67,7 +68,7 @@ def endpoint(endpoints: Sequence[Endpoint], version: str) -> Endpoint:
 
 def document(endpoints: Sequence[Endpoint], version: str) -> Schema:
     """The document as OpenAPI 3.1 has it."""
-    types: set[type[msgspec.Struct]] = {Problem}
+    types: set[type[msgspec.Struct]] = {Problem, answers.Trial}
     for one in endpoints:
         types |= {one.query, one.body, *([one.answer] if one.answer else [])}
     ordered = sorted(types, key=lambda kind: kind.__name__)
@@ -156,21 +157,15 @@ def _responses(one: Endpoint) -> Schema:
         **({} if one.reads else OF_A_CHANGE),
         **one.problems,
     }
-    content: Schema = {kind: {"schema": {"type": "string"}} for kind in one.produces}
-    if EVENTS in content:  # OpenAPI 3.1 can't describe an event
-        content[EVENTS] = {}
-    if one.answer is not None:
-        content = {"application/json": {"schema": _reference(one.answer)}}
-    elif "application/json" in content:
-        content = {"application/json": {"schema": {"type": "object"}}}
+    content = _answers(one)
     done: Schema = {str(one.status): {"description": "Done."}}
     if content:
         done[str(one.status)]["content"] = content
     if one.replays:
-        done["200"] = {
-            **done[str(one.status)],
-            "description": "It was done before, by a request with this key.",
-        }
+        before = {"description": "It was done before, by a request with this key."}
+        done["200"] = {**done[str(one.status)], **before}
+    if issubclass(one.query, parameters.DryRun):
+        done["200"] = _done_or_tried(one)
     if one.reads and one.answer is not None:
         done["304"] = {"description": "The answer is the one whose ETag the request has."}
     if EVENTS in content:
@@ -179,6 +174,25 @@ def _responses(one: Endpoint) -> Schema:
     return done | {
         str(status): {"description": said, "content": problem} for status, said in sorted(problems.items())
     }
+
+
+def _answers(one: Endpoint) -> Schema:
+    """The types of its answer, each with its schema."""
+    if one.answer is not None:
+        return {"application/json": {"schema": _reference(one.answer)}}
+    content: Schema = {kind: {"schema": {"type": "string"}} for kind in one.produces}
+    if EVENTS in content:  # OpenAPI 3.1 can't describe an event
+        content[EVENTS] = {}
+    if "application/json" in content:
+        content["application/json"] = {"schema": {"type": "object"}}
+    return content
+
+
+def _done_or_tried(one: Endpoint) -> Schema:
+    trial = _reference(answers.Trial)
+    schema = {"anyOf": [_reference(one.answer), trial]} if one.answer else trial
+    content = {"application/json": {"schema": schema}}
+    return {"description": "Done, or, with `dry_run`, what it would concern.", "content": content}
 
 
 def _reference(kind: type[msgspec.Struct]) -> Schema:

@@ -43,6 +43,12 @@ class NoQuery(msgspec.Struct, forbid_unknown_fields=True):
     """No parameters."""
 
 
+class DryRun(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether to change nothing, and only say how many items this would concern."""
+
+    dry_run: bool = False
+
+
 class Page(msgspec.Struct, forbid_unknown_fields=True):
     """Which part of a list."""
 

@@ -442,6 +442,34 @@ left(encode(sha256(convert_to(concat_ws(chr(31), e.job_id, e.kind, e.error_type,
 -- Whether a group of errors `e` is meant: by its id, or by its type with or without the module.
 %(error)s IN ({error_id}, e.error_type, regexp_replace(e.error_type, '^.*[.]', ''))
 
+-- name: retried_items
+-- How many items of a job, or of its stages, a retry would give another attempt. All of a state and all of an error are
+-- counted by the counters of the job and of its groups of errors; only items that are named are looked at.
+-- Caller: queries.retried_items. Rows: one.
+WITH job AS MATERIALIZED (
+    SELECT j.id, j.finished_at IS NOT NULL AS over, j.failed, j.skipped,
+           CASE WHEN j.finished_at IS NULL THEN j.cancelled ELSE j.total - j.succeeded - j.failed - j.skipped END AS cancelled
+    FROM callboard.jobs AS j WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.deleted_at IS NULL
+), groups AS MATERIALIZED (
+    SELECT e.* FROM job AS j JOIN callboard.errors AS e ON e.job_id = j.id WHERE {is_error}
+)
+SELECT coalesce(CASE
+    WHEN %(items)s::int[] IS NOT NULL THEN (
+        SELECT count(*) FROM job AS j JOIN callboard.items AS i ON i.job_id = j.id AND i.item = ANY (%(items)s::int[])
+        WHERE (i.state::text = ANY (%(states)s::text[])
+               OR 'cancelled' = ANY (%(states)s::text[]) AND j.over AND i.state IN ('waiting', 'retrying'))
+          AND (%(error)s::text IS NULL OR EXISTS (
+              SELECT FROM callboard.attempts AS a
+              JOIN groups AS g ON g.job_id = a.job_id AND g.kind = a.kind AND g.error_type = a.error_type
+                              AND g.place = a.place AND g.pattern = a.pattern
+              WHERE a.job_id = i.job_id AND a.item = i.item AND a.attempt = i.attempt)))
+    WHEN %(error)s::text IS NOT NULL THEN (SELECT sum(failed) FROM groups)
+    ELSE (
+        SELECT sum(CASE WHEN 'failed' = ANY (%(states)s::text[]) THEN j.failed ELSE 0 END
+                   + CASE WHEN 'skipped' = ANY (%(states)s::text[]) THEN j.skipped ELSE 0 END
+                   + CASE WHEN 'cancelled' = ANY (%(states)s::text[]) THEN j.cancelled ELSE 0 END) FROM job AS j)
+    END, 0)::bigint AS items
+
 -- name: job_actions
 -- Who did what to a job, the latest first. Caller: queries.actions. Rows: one an action.
 SELECT id, done_at, action, who, via, detail FROM callboard.actions

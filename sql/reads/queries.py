@@ -196,6 +196,19 @@ def errors(number: int) -> Query[list[dict[str, Any]]]:
     return Query(statement("job_errors"), parameters, item_view.with_iso_times("first_at", "last_at"))
 
 
+def retried_items(
+    number: int, states: Sequence[str], items: Sequence[int] | None = None, error: str | None = None
+) -> Query[int]:
+    """Count the items that a retry of these would give another attempt: see `RetrySelection`."""
+    parameters = {
+        "job": number,
+        "states": list(states),
+        "items": None if items is None else list(items),
+        "error": error,
+    }
+    return Query(statement("retried_items"), parameters, lambda rows: int(rows[0]["items"]))
+
+
 def error(number: int, group: str) -> Query[dict[str, Any] | None]:
     """Return one group of a job's errors by its id, with the traceback of its example; None when it has none such."""
     parameters = {"job": number, "error": group, "cap": ITEM_CHARACTERS}

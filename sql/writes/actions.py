@@ -16,9 +16,9 @@ from callboard.sql.rows import StageRow
 from callboard.sql.signature import Signature
 from callboard.sql.statements import required, statement
 from callboard.sql.writes import jobs, retention, stages, submission
+from callboard.sql.writes.refusals import WHY, refuse_deletion_of_stage, refuse_stage
 from callboard.sql.writes.requests import (
     NoSuchJob,
-    NotPossible,
     Requester,
     at_database_time,
     check_text,
@@ -43,25 +43,22 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
         if stages.stop_parent(conn, job, _lock_stages(conn, job, by), "cancelled", reason):
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
         elif (status := job_status(conn, job, by)).state in ("completed", "failed"):
-            refuse(job, status, "there is nothing left to cancel")
+            refuse(job, status, WHY["cancel"])
     jobs.close_stopped(conn)
     stages.update_parents(conn)
 
 
 def pause(conn: Conn, job: int, by: Requester) -> None:
     """Start nothing more of a job until it is resumed. Raises NoSuchJob, and NotPossible when it is over."""
-    _switch(conn, job, by, "pause", jobs.pause_job, "there is nothing left to pause")
+    _switch(conn, job, by, "pause", jobs.pause_job)
 
 
 def resume(conn: Conn, job: int, by: Requester) -> None:
     """Let a paused job go on. Raises NoSuchJob, and NotPossible when it is over."""
-    why = "only what is paused is resumed; `retry` gives its items another attempt"
-    _switch(conn, job, by, "resume", jobs.resume_job, why)
+    _switch(conn, job, by, "resume", jobs.resume_job)
 
 
-def _switch(
-    conn: Conn, job: int, by: Requester, action: str, change: Callable[[Conn, int], bool], why: str
-) -> None:
+def _switch(conn: Conn, job: int, by: Requester, action: str, change: Callable[[Conn, int], bool]) -> None:
     """Change a job and its stages; note it when the job was not so already; refuse when it is over."""
     with transaction(conn):
         found = _lock_stages(conn, job, by)
@@ -70,7 +67,7 @@ def _switch(
                 change(conn, stage.id)
             note_action(conn, job, by, action)
         elif (status := job_status(conn, job, by)).ends:
-            refuse(job, status, why)
+            refuse(job, status, WHY[action])
 
 
 def seal(conn: Conn, job: int, by: Requester) -> None:
@@ -147,19 +144,16 @@ def delete(conn: Conn, job: int, by: Requester) -> None:
     Its history goes with it, so the log says who deleted it. Raises NoSuchJob, and NotPossible while it is open.
     """
     with transaction(conn):
-        parent = job_status(conn, job, by).parent
-        if parent is not None:
-            raise NotPossible(f"job {job} is a stage of job {parent}: delete that, and its stages go with it")
+        refuse_deletion_of_stage(job, job_status(conn, job, by))
         if not retention.mark_deleted(conn, [job]):
-            refuse(job, job_status(conn, job, by), "it can be deleted when it is over; `cancel` ends it")
+            refuse(job, job_status(conn, job, by), WHY["delete"])
     log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
 
 
 def _lock_stages(conn: Conn, job: int, by: Requester) -> list[StageRow]:
     """Lock a job that has stages; return these. Raises NoSuchJob, and NotPossible for a job that is a stage itself."""
     status = job_status(conn, job, by)
-    if status.parent is not None:
-        raise NotPossible(f"job {job} is a stage of job {status.parent}: apply this to job {status.parent}")
+    refuse_stage(job, status)
     if not status.has_stages:
         return []
     stages.lock_parent(conn, job)

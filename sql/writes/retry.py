@@ -14,6 +14,7 @@ from callboard.sql.rows import StageRow
 from callboard.sql.statements import statement
 from callboard.sql.states import RETRIABLE
 from callboard.sql.writes import jobs, stages
+from callboard.sql.writes.refusals import WHY, refuse_items_of_stages
 from callboard.sql.writes.requests import (
     NotPossible,
     Requester,
@@ -121,7 +122,7 @@ def _retry_job(conn: Conn, job: int, by: Requester, selection: RetrySelection) -
     with transaction(conn):
         status = job_status(conn, job, by)
         if status.stopping:
-            refuse(job, status, "its items can be retried when it has ended")
+            refuse(job, status, WHY["retry"])
         if not any(getattr(status, state) for state in selection.wanted):
             return 0
         if status.over:
@@ -141,9 +142,7 @@ def _retry_stages(
 ) -> int:
     """Retry items of all stages, or of the stage `only`."""
     if selection.items is not None and only is None:
-        raise NotPossible(
-            f"job {parent} has stages, and each has its own items: retry them in the stage's job"
-        )
+        refuse_items_of_stages(parent)
     count = 0
     with transaction(conn):
         locked = stages.lock_parent(conn, parent)

@@ -39,6 +39,7 @@ BODIES: dict[str, Any] = {
     "POST /jobs/{job}/items": {"items": [1]},
     "PATCH /jobs/{job}": {"rate": None},
     "POST /tokens": {"name": "ci"},
+    "POST /jobs/actions": {"action": "pause", "filter": {"state": ["running"]}},
     "POST /worse": {"job": "{other}"},
 }
 #: Statuses by which an endpoint accepts a request in form: the job may be in a state in which it makes no sense.

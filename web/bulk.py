@@ -1,0 +1,131 @@
+"""The endpoint that does something to many jobs: to those of a filter, or to those that are named."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from callboard.sql.pool import Conn
+from callboard.sql.reads import queries
+from callboard.sql.reads.job_filter import JobFilter
+from callboard.sql.writes import actions, refusals
+from callboard.sql.writes import retry as retries
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester, check_text
+from callboard.sql.writes.retry import RetrySelection
+from callboard.web import jobs, parameters
+from callboard.web.actions import concerned
+from callboard.web.endpoint import Call
+from callboard.web.parameters import IDS, After, NoQuery, Refused
+
+#: Seconds after which a request takes no further job: the answer says where the next one goes on.
+WORK_SECONDS = 2.0
+#: Jobs that are read at once.
+PAGE_JOBS = 100
+#: Refused jobs that an answer names; it counts the others.
+NAMED_REFUSALS = 100
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=IDS)]
+
+
+class ManyJobs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What to do to which jobs: to those of a `filter`, or to those with these `ids`.
+
+    `reason`: of a cancellation. `states`: of the items to retry, if not those that failed.
+    """
+
+    action: Literal["cancel", "pause", "resume", "retry", "delete"]
+    filter: jobs.JobFilter | None = None
+    ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=1_000)] | None = None
+    dry_run: bool = False
+    reason: str | None = None
+    states: list[str] | None = None
+    after: After = None
+
+
+@dataclass(slots=True)
+class Done:
+    """What was done to how many jobs, with how many items, and where to go on."""
+
+    jobs: int = 0
+    items: int = 0
+    refused: int = 0
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    following: int | None = None
+
+
+async def act(call: Call[NoQuery, ManyJobs]) -> dict[str, Any]:
+    """Do something to many jobs, the newest first, each in a transaction of its own.
+
+    A request works for two seconds; `next` is the `after` of the request that goes on. `dry_run` changes nothing: it
+    says how many jobs and items this would concern.
+    """
+    body = call.body
+    if (body.filter is None) == (body.ids is None):
+        raise Refused(400, "give either filter or ids: to which jobs this is done", code="filter")
+    wanted = None if body.filter is None else jobs.seen(call, body.filter)
+    if body.filter is not None and not body.filter.read().given:
+        raise Refused(400, "the filter is empty, and would be all jobs: say which", code="filter")
+    before = parameters.cursor(body.after, "jobs")
+    done = await call.write(lambda conn: _act(conn, call.requester, body, wanted, before))
+    return {
+        "action": body.action,
+        "dry_run": body.dry_run,
+        "jobs": done.jobs,
+        "items": done.items,
+        "refused": done.refused,
+        "refusals": done.refusals,
+        "next": parameters.next_page(done.following, "jobs"),
+    }
+
+
+def _act(conn: Conn, by: Requester, body: ManyJobs, wanted: JobFilter | None, before: int | None) -> Done:
+    selection = RetrySelection(body.states)
+    check_text("reason", body.reason, actions.MAX_REASON_CHARACTERS)
+    one = {
+        "cancel": lambda job: actions.cancel(conn, job, by, reason=body.reason),
+        "pause": lambda job: actions.pause(conn, job, by),
+        "resume": lambda job: actions.resume(conn, job, by),
+        "retry": lambda job: retries.retry(conn, job, by, selection),
+        "delete": lambda job: actions.delete(conn, job, by),
+    }[body.action]  # fmt: skip
+    act = (lambda job: refusals.check(conn, job, by, body.action)) if body.dry_run else one
+    done, end = Done(), time.monotonic() + WORK_SECONDS
+    for job, following in _each(conn, by, body.ids, wanted, before):
+        _try(done, act, job, lambda job: concerned(job, body.action, selection.wanted))
+        done.following = following
+        if time.monotonic() > end:
+            break
+    return done
+
+
+def _try(
+    done: Done, act: Callable[[int], object], job: dict[str, Any], count: Callable[[dict[str, Any]], int]
+) -> None:
+    try:
+        act(job["id"])
+    except (NoSuchJob, NotPossible) as error:
+        done.refused += 1
+        if len(done.refusals) < NAMED_REFUSALS:
+            done.refusals.append({"job": job["id"], "detail": str(error)})
+    else:
+        done.jobs += 1
+        done.items += count(job)
+
+
+def _each(
+    conn: Conn, by: Requester, ids: list[int] | None, wanted: JobFilter | None, before: int | None
+) -> Iterator[tuple[dict[str, Any], int | None]]:
+    """Yield the jobs, the newest first, each with where to go on behind it: its id, or None for the last."""
+    if ids is not None:
+        left = sorted({one for one in ids if before is None or one < before}, reverse=True)
+        for one in left:
+            found = queries.run(conn, queries.job(one, tenant=by.tenant))
+            yield found or {"id": one}, None if one == left[-1] else one
+    more = wanted is not None
+    while more and wanted is not None:
+        page, before = queries.run(conn, queries.jobs(wanted, before=before, limit=PAGE_JOBS))
+        more = before is not None
+        for job in page:
+            yield job, job["id"] if more or job is not page[-1] else None
