@@ -29,6 +29,7 @@ from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, retry, submission
 from callboard.sql.writes.requests import NoSuchJob, Requester
 from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.run_again import Again, run_again
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -204,6 +205,24 @@ class Job:
         self._act(actions.seal)
         return self.status()
 
+    def run_again(
+        self, /, states: Iterable[str] | None = None, *, name: str | None = None, key: str | None = None,
+        metadata: dict[str, Any] | None = None, **limits: Any,
+    ) -> "Job":  # fmt: skip
+        """Make a new job of the items of this one, which has ended, and return it. The database copies the items.
+
+        `states`: only those that ended succeeded, failed, skipped or cancelled. The other options are those of
+        `submit`, and the old job's if they are not given, but for `at` and `deadline`; of a limit, None removes it.
+        Items that others have sent are not copied. Raises NotPossible while the job is open, KeyInUse, and ValueError
+        for nonsense.
+        """
+        again = Again(states, name, key, metadata, limits)
+        number, new = run_again(self._write, self.id, acting("python"), again)
+        if new:
+            self._runtime.publish_job(number)
+        return Job(number, self._runtime)
+
+    arun_again = _in_thread(run_again)
     aseal = _in_thread(seal)
     acancel = _in_thread(cancel)
     apause = _in_thread(pause)

@@ -59,6 +59,18 @@ class Targets:
         """Make them of lists by option, each target once, in order."""
         return cls(**{field.name: tuple(dict.fromkeys(given.get(field.name, ()))) for field in fields(cls)})
 
+    @classmethod
+    def from_json(cls, given: dict[str, list[dict[str, str]]] | None) -> Self:
+        """Read the column `callbacks` of a job's row."""
+        found = {
+            option: [
+                Webhook(one["url"]) if "url" in one else Message(one["actor"], one["queue"])
+                for one in (given or {}).get(state, ())
+            ]
+            for option, state in END_STATES.items()
+        }
+        return cls.from_lists(found)
+
     def as_json(self) -> dict[str, Any] | None:
         """Return them by the state that a job ends with, as its row keeps them; None when there is none."""
         found = {

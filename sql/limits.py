@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
@@ -74,6 +74,13 @@ class Limits:
         """Read the column `limits` of a job's row; limits that only a newer release knows are left out."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in given.items() if name in known})
+
+    @classmethod
+    def check_names(cls, given: Iterable[str]) -> None:
+        """Raise ValueError for a name that no limit has."""
+        known = {field.name for field in fields(cls)}
+        if strange := sorted(set(given) - known):
+            raise ValueError(f"there is no limit {strange[0]!r}: only {', '.join(sorted(known))}")
 
     def as_json(self) -> dict[str, Any]:
         """Return the limits that are set, as the column `limits` keeps them."""

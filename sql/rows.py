@@ -335,6 +335,21 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class OldJob:
+    """What a job was submitted with."""
+
+    name: str
+    tenant: str
+    actor: str | None
+    queue: str | None
+    metadata: dict[str, Any]
+    chunk: int
+    callbacks: dict[str, list[dict[str, str]]] | None
+    limits: dict[str, Any]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewStage:
     """A stage to make. `makes`: the function that makes its items, as "module:name"; None: results are its items."""
 

@@ -23,8 +23,11 @@ from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions
 from callboard.sql.writes import submission as writes
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, note_action
+from callboard.sql.writes.run_again import Again
+from callboard.sql.writes.run_again import run_again as run_again_
 from callboard.sql.writes.submission import KeyInUse
 from callboard.web import parameters
+from callboard.web.actions import Limits as LimitChanges
 from callboard.web.answers import Count
 from callboard.web.endpoint import Call, NoBody, Reply
 from callboard.web.parameters import NoQuery, Refused
@@ -142,6 +145,32 @@ async def seal(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """Seal a job: it takes no more items, and completes with those that it has."""
     await call.write(lambda conn: actions.seal(conn, call.job, call.requester))
     return await call.find_job(call.job)
+
+
+class RunAgain(LimitChanges):
+    """Which items to run again (`states`: those that ended so), and what differs from the old job."""
+
+    states: list[str] | None = None
+    name: str | None = None
+    key: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+async def run_again(call: Call[NoQuery, RunAgain]) -> Reply:
+    """Make a new job of the items of one that has ended: all of them, or those in some states.
+
+    They are copied in the database, and nothing of it starts before all are. What is not given is as in the old job,
+    but for the limits `at` and `deadline`.
+    """
+    given = msgspec.to_builtins(call.body)
+    options = {name: given.pop(name, None) for name in ("states", "name", "key", "metadata")}
+    options["key"] = _key(call.request, call.body.key)
+    write = call.request.app.state.submitter.process.write
+    with _refusals():
+        again = Again(**options, limits=given)
+        job, new = await run_in_threadpool(run_again_, write, call.job, call.requester, again)
+    status = 201 if new else 200
+    return Reply(await call.find_job(job), status, {"Location": location(call.request, job)})
 
 
 def _add_lines(call: Call[AddedTo, Any], source: BinaryIO) -> None:

@@ -5,7 +5,6 @@ Each is one transaction, with a line in the job's history; a repeated action cha
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -100,9 +99,7 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
     stages, and limits that were set for one stage stay; a stage is kept as long as its parent. Raises NoSuchJob, and
     ValueError for limits that make no sense.
     """
-    known = {field.name for field in fields(Limits)}
-    if strange := sorted(set(changes) - known):
-        raise ValueError(f"there is no limit {strange[0]!r}: only {', '.join(sorted(known))}")
+    Limits.check_names(changes)
     given = Limits.from_json(changes)
     with transaction(conn):
         meant = at_database_time(conn, given).as_json()  # the same now for all stages

@@ -201,9 +201,9 @@ def open_job(conn: Conn, job: int) -> bool:
     return conn.execute(statement("open_job"), (job,)).fetchone() is not None
 
 
-def release_submission(conn: Conn, job: int) -> None:
-    """Let the next submission of a job go on at once, since this one broke off."""
-    conn.execute(statement("release_submission"), (job,))
+def release_submission(conn: Conn, job: int) -> bool:
+    """Let the next submission of a job go on at once, since this one broke off; return False when none would."""
+    return bool(conn.execute(statement("release_submission"), (job,)).rowcount)
 
 
 def discard_job(conn: Conn, job: int) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
+import msgspec
 import typer
 
 from callboard.commands import output
@@ -13,15 +14,26 @@ from callboard.commands.output import AsJson, one_of
 from callboard.job import acting
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
-from callboard.sql.states import RETRIABLE
+from callboard.sql.states import FINAL, RETRIABLE
 from callboard.sql.writes import actions as writes
 from callboard.sql.writes import retry as retries
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.run_again import Again
+from callboard.sql.writes.run_again import run_again as run_again_
 
 app = typer.Typer()
 
 T = TypeVar("T")
+
+
+def json_object(value: str) -> dict[str, Any]:
+    """Parse an option that is a JSON object."""
+    try:
+        return msgspec.json.decode(value, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise typer.BadParameter(f"no JSON object: {error}") from None
+
 
 CONCURRENCY = "The most items of it that are in RabbitMQ or running, over all workers."
 MaxFailures = Annotated[
@@ -99,12 +111,15 @@ def limit(
         "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "lanes": lanes,
         "rate": rate, "priority": priority, "deadline": deadline, "at": at, "keep": keep,
     }  # fmt: skip
-    changes = {
-        name: None if value == "none" else _number(name, value) for name, value in given.items() if value
-    }
+    changes = _changes(given)
     if not changes:
         raise CommandError("give a limit to change: --concurrency 5, --rate 10/s, …", code=2)
     _act(job, lambda conn, by: writes.limit(conn, job, by, changes), as_json=as_json)
+
+
+def _changes(given: dict[str, str | None]) -> dict[str, str | int | None]:
+    """The limits that are given; `none` becomes None."""
+    return {name: None if value == "none" else _number(name, value) for name, value in given.items() if value}
 
 
 def _number(name: str, value: str) -> str | int:
@@ -131,6 +146,47 @@ def retry(
     )  # fmt: skip
     if not as_json:
         typer.echo(f"{output.count(count, 'item')} given another attempt")
+
+
+@app.command()
+def run_again(
+    job: JobId,
+    *,
+    state: Annotated[list[str] | None, one_of(FINAL, "Items in this state (may be repeated)")] = None,
+    name: Annotated[str | None, typer.Option(help="The new job's name; else the old one's.")] = None,
+    key: Annotated[str | None, typer.Option(help="The same key gives the same new job.")] = None,
+    metadata: Annotated[
+        Any, typer.Option(parser=json_object, metavar="JSON", help="An object to keep with the new job.")
+    ] = None,
+    max_failures: MaxFailures = None,
+    concurrency: Annotated[str | None, typer.Option(metavar="N", help=CONCURRENCY)] = None,
+    concurrency_by: ConcurrencyBy = None,
+    rate: Rate = None,
+    priority: Annotated[str | None, typer.Option(metavar="N", help="Jobs with a lower number go first.")] = None,
+    deadline: Deadline = None,
+    at: At = None,
+    keep: Keep = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Make a new job of the items of one that has ended: all, or those in some states. Prints the new job's id.
+
+    Options that are not given are the old job's, but for --at and --deadline; `none` removes a limit.
+    """
+    given: dict[str, str | None] = {
+        "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "rate": rate,
+        "priority": priority, "deadline": deadline, "at": at, "keep": keep,
+    }  # fmt: skip
+    with database() as conn:
+        find_job(conn, job)
+        try:
+            again = Again(state or None, name, key, metadata, _changes(given))
+            number, _ = run_again_(lambda statement: statement(conn), job, acting("cli"), again)
+        except ValueError as error:
+            raise CommandError(str(error), code=2) from None
+        if as_json:
+            output.document(find_job(conn, number))
+        else:
+            typer.echo(number)
 
 
 @app.command()

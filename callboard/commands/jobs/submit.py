@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 import callboard
@@ -38,14 +37,6 @@ def callback_option(end: str) -> Any:
     return typer.Option(metavar="ACTOR|URL", help=text)
 
 
-def json_object(value: str) -> dict[str, Any]:
-    """Parse an option that is a JSON object."""
-    try:
-        return msgspec.json.decode(value, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise typer.BadParameter(f"no JSON object: {error}") from None
-
-
 @app.command()
 def submit(
     actor: Annotated[str, typer.Argument(metavar="ACTOR", help="The actor's name.", show_default=False)],
@@ -73,7 +64,7 @@ def submit(
         str | None, typer.Option(metavar="FIELD", help="Store items with the same value in this field once.")
     ] = None,
     metadata: Annotated[
-        Any, typer.Option(parser=json_object, metavar="JSON", help="An object to keep with the job.")
+        Any, typer.Option(parser=actions.json_object, metavar="JSON", help="An object to keep with the job.")
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The tenant that the job belongs to.")] = None,
     priority: Annotated[

@@ -20,13 +20,18 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import WorkerInfo
 from callboard.sql.signature import Signature
-from callboard.sql.writes import submission, workers
+from callboard.sql.writes import actions, retry, submission, workers
+from callboard.sql.writes import run_again as copies
+from callboard.sql.writes.requests import NotPossible, Requester
+from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.run_again import Again
 from callboard.web import create_app
-from tests.support.jobs import make_job, status
+from tests.support.jobs import cancel, make_job, make_mixed_job, send, status
 from tests.support.paths import ROOT
 from tests.support.webapp import served
 from tests.support.workers import wait_until
 
+US = Requester("http", "anna")
 LINES = {"Content-Type": "application/x-ndjson"}
 #: Lines of a body that would take far more memory than is allowed, were they kept.
 MANY_LINES = 200_000
@@ -267,6 +272,96 @@ def test_an_open_job_takes_items_until_it_is_sealed(conn: Conn, app: Starlette) 
     for what in ("items", "seal"):
         answer = post(app, {"items": [1]} if what == "items" else {}, f"/api/jobs/{other}/{what}")
         assert answer.status_code == 409
+
+
+# Run again -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_run_again_as_a_new_one(conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "CHUNK_ITEMS", 7)
+    old = make_mixed_job(conn)
+    path = f"/api/v1/jobs/{old}/run-again"
+    assert post(app, {}, path).status_code == 409  # it is open
+    actions.limit(conn, old, US, {"rate": "5/s", "priority": 3})
+    cancel(conn, old)
+    conn.execute("DELETE FROM callboard.running")
+    answer = post(app, {}, path)
+    new = answer.json()
+    assert (answer.status_code, answer.headers["location"]) == (201, f"/api/v1/jobs/{new['id']}")
+    assert (new["total"], new["pending"], new["sealed"], new["consumed"]) == (100, 100, True, 100)
+    assert (new["name"], new["metadata"]) == ("mixed", {"a": 1})
+    assert new["limits"] == {"rate": "5/s", "priority": 3}
+    assert calls(conn, new["id"]) == calls(conn, old)
+
+    given: dict[str, Any] = {
+        "states": ["failed", "skipped"],
+        "name": "once more",
+        "rate": None,
+        "keep": "1d",
+        "key": "k",
+        "metadata": {},
+    }
+    some = post(app, given, path).json()
+    assert calls(conn, some["id"]) == [[n] for n in range(20, 30)]
+    assert (some["name"], some["limits"], some["metadata"]) == (
+        "once more",
+        {"priority": 3, "keep": "1d"},
+        {},
+    )
+    again = post(app, given, path)
+    assert (again.status_code, again.json()["id"]) == (200, some["id"])
+    assert post(app, {**given, "states": ["failed"]}, path).json()["code"] == "key_in_use"
+    assert post(app, {"states": ["cancelled"]}, path).json()["total"] == 70
+    assert [one["detail"]["count"] for one in queries.run(conn, queries.actions(old))[0][:3]] == [70, 10, 100]
+    for body, code in (
+        ({"states": ["queued"]}, 422), ({"states": []}, 422), ({"states": "failed"}, 422), ({"odd": 1}, 422),
+        ({"rate": "x"}, 422), ({"name": "\0"}, 422), ({"key": "\0"}, 422), ({"metadata": {"a": "\0"}}, 422),
+    ):  # fmt: skip
+        assert post(app, body, path).status_code == code, body
+    before = len(left(conn))
+    sent = make_job(conn, 0, sealed=False)
+    send(conn, sent, 0)
+    cancel(conn, sent)
+    assert post(app, {}, f"/api/jobs/{sent}/run-again").status_code == 409
+    assert len(left(conn)) == before + 1
+
+
+def test_a_copy_that_breaks_off_leaves_nothing_or_goes_on_by_its_key(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "CHUNK_ITEMS", 7)
+    old = make_job(conn, 20)
+    cancel(conn, old)
+
+    for key, then in ((None, []), ("k", [("pending", 7)])):
+        statements = iter(range(100))
+
+        def write(statement: Any, count: Iterator[int] = statements) -> Any:
+            if next(count) == 2:  # after the making of the job, and the first chunk
+                raise ConnectionError
+            return statement(conn)
+
+        with pytest.raises(ConnectionError):
+            copies.run_again(write, old, US, Again(key=key))
+        assert left(conn)[:-1] == then
+    new, fresh = copies.run_again(lambda statement: statement(conn), old, US, Again(key="k"))
+    assert (fresh, calls(conn, new)) == (True, calls(conn, old))
+
+
+def test_a_job_that_is_opened_again_is_copied_no_further(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "CHUNK_ITEMS", 7)
+    old = make_job(conn, 20)
+    cancel(conn, old)
+    statements = iter(range(100))
+
+    def write(statement: Any) -> Any:
+        if next(statements) == 2:
+            retry.retry(conn, old, US, RetrySelection(["cancelled"]))
+        return statement(conn)
+
+    with pytest.raises(NotPossible, match="was opened again"):
+        copies.run_again(write, old, US, Again())
+    assert len(left(conn)) == 1
 
 
 # Bodies that break off -----------------------------------------------------------------------------------------------

@@ -12,8 +12,10 @@ import callboard
 from callboard.commands.main import app
 from callboard.sql.limits import Limits
 from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.run_again import Again
 from callboard.web.actions import Cancel, Retry
 from callboard.web.endpoints import ENDPOINTS
+from callboard.web.submissions import NewJob, RunAgain
 
 ACTIONS = {"cancel", "pause", "resume", "seal", "retry", "limit"}
 LIMITS = {field.name for field in dataclasses.fields(Limits)}
@@ -61,3 +63,19 @@ def test_every_action_exists_in_python_as_a_command_and_over_http() -> None:
     for action in (*ACTIONS, "delete"):
         assert callable(getattr(callboard.Job, action))
         assert inspect.iscoroutinefunction(getattr(callboard.Job, f"a{action}"))
+
+
+def test_what_runs_again_has_the_same_options_everywhere() -> None:
+    fields = {field.name for field in dataclasses.fields(Again)} - {"limits"}
+    assert parameters(callboard.Job.run_again) - {"limits"} == fields
+    assert options("run-again") - {"state"} | {"states"} == fields | LIMITS
+    assert {field.name for field in msgspec.structs.fields(RunAgain)} == fields | LIMITS
+    assert ("POST", "/jobs/{job}/run-again") in {(one.method, one.path) for one in ENDPOINTS}
+    assert inspect.iscoroutinefunction(callboard.Job.arun_again)
+
+
+def test_a_submission_over_http_has_the_options_of_submit() -> None:
+    of_http = {"open", "skip_bad"}
+    assert {field.name for field in msgspec.structs.fields(NewJob)} - of_http == parameters(
+        callboard.submit
+    ) - {"created_by"}

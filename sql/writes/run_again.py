@@ -1,0 +1,142 @@
+"""Run again: the items of a job that is over become those of a new one, copied in the database chunk by chunk."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import psycopg
+
+from callboard.sql.callback_targets import Targets
+from callboard.sql.limits import Limits
+from callboard.sql.pool import Conn, transaction
+from callboard.sql.rows import OldJob, Submission
+from callboard.sql.statements import required, statement
+from callboard.sql.states import FINAL, JOB_FINAL
+from callboard.sql.writes import submission
+from callboard.sql.writes.requests import (
+    NoSuchJob,
+    NotPossible,
+    Requester,
+    job_status,
+    note_action,
+    refuse,
+)
+
+T = TypeVar("T")
+
+#: Items that one transaction looks at.
+CHUNK_ITEMS = 20_000
+#: Limits that are times: a new job does not take them over.
+TIMES = ("deadline", "at")
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Which items to run again, as which job. `states`: only those that ended so. None takes the old job's `name` and
+    `metadata`; `limits`: those that differ, None removes one. `key`: as in `submit`. Raises ValueError for nonsense.
+    """
+
+    states: Iterable[str] | None = None
+    name: str | None = None
+    key: str | None = None
+    metadata: dict[str, Any] | None = None
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.states is not None:
+            if isinstance(self.states, str) or not isinstance(self.states, Iterable):
+                raise ValueError(f"states must be a list, not {self.states!r:.100}")
+            object.__setattr__(self, "states", tuple(self.states))
+            if not self.states or not set(self.states) <= set(FINAL):
+                raise ValueError(f"states must be some of {', '.join(FINAL)}, not {list(self.states)!r:.100}")
+        Limits.check_names(self.limits)
+
+
+def run_again(
+    write: Callable[[Callable[[Conn], Any]], Any], job: int, by: Requester, again: Again
+) -> tuple[int, bool]:
+    """Make a job of the items of another one that is over; return its id, and whether it is new. `write` runs each
+    transaction. Nothing of it starts before all is copied; if that fails, it is as if it had never been, but for one
+    with a key, which goes on when it is asked for again.
+
+    Raises NoSuchJob, KeyInUse, ValueError for nonsense, and NotPossible for a job that is open, or has no such items.
+    """
+    made: Submission = write(lambda conn: _create(conn, job, by, again))
+    if made.elsewhere:
+        raise NotPossible(f"job {made.job} with this key is being made: ask again when that has ended")
+    if made.sealed or made.state in JOB_FINAL:
+        return made.job, False
+    try:
+        while not write(lambda conn: _copy_chunk(conn, made.job, job, by, again)):
+            pass
+    except BaseException as error:
+        goes_on = again.key is not None and not isinstance(error, NotPossible)
+        end = submission.release_submission if goes_on else submission.discard_job
+        with suppress(psycopg.Error):  # its lease ends anyway
+            write(lambda conn: end(conn, made.job))
+        raise
+    return made.job, True
+
+
+def _create(conn: Conn, job: int, by: Requester, again: Again) -> Submission:
+    status = job_status(conn, job, by)
+    if status.has_stages:
+        refuse(
+            job, status, "it has stages, and each has its own items: run one of these again, by its own id"
+        )
+    if not status.over:
+        refuse(job, status, "its items can be run again when it has ended")
+    row = conn.execute(statement("job_to_run_again"), {"job": job, "tenant": by.tenant}).fetchone()
+    if row is None:
+        raise NoSuchJob(f"there is no job {job}")
+    old = OldJob(*row)
+    if old.actor is None:
+        raise _nothing(job)
+    kept = {name: value for name, value in old.limits.items() if name not in TIMES}
+    known = submission.known_actor(conn, old.actor)
+    return submission.create_job(
+        conn, name=again.name or old.name, key=again.key, tenant=old.tenant, actor=old.actor,
+        queue=known[0] if known else old.queue, chunk=old.chunk, created_by=by.who or None,
+        metadata=old.metadata if again.metadata is None else again.metadata,
+        limits=Limits.from_json({**kept, **again.limits}), targets=Targets.from_json(old.callbacks),
+        held=True, alone=True, also_asked={"again": [job, again.states]},
+    )  # fmt: skip
+
+
+def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) -> bool:
+    """Copy the next items of `source`, from the input on that the job has consumed; seal it behind the last ones.
+    Return whether these were the last.
+    """
+    states = None if again.states is None else list(again.states)
+    with transaction(conn):
+        row = conn.execute(statement("lock_source"), (source,)).fetchone()
+        if row is None:
+            raise NotPossible(f"job {source} was opened again or deleted, while its items were copied")
+        total, low, sealed, stopped, _, _ = required(
+            conn.execute(statement("lock_submission"), (job,)).fetchone()
+        )
+        if stopped:
+            raise NotPossible(f"job {job} was stopped, while items were copied into it")
+        if sealed:
+            return True
+        high = min(low + CHUNK_ITEMS, row[0])
+        stretch = {"job": job, "total": total, "source": source, "low": low, "high": high, "states": states}
+        stored = conn.execute(statement("copy_old_items"), stretch).rowcount
+        added = {"job": job, "stored": stored, "read": high - low, "digest": None}
+        conn.execute(statement("add_to_total"), added)
+        submission.renew_submissions(conn, [job])
+        if high < row[0]:
+            return False
+        if not total + stored:
+            raise _nothing(source)
+        submission.seal_job(conn, job)
+        note_action(conn, source, by, "run again", {"job": job, "states": states, "count": total + stored})
+        note_action(conn, job, by, "submit", {"items_of": source})
+    return True
+
+
+def _nothing(job: int) -> NotPossible:
+    return NotPossible(
+        f"job {job} has no such items: those that were submitted with it are run again, and not what was sent"
+    )
