@@ -25,7 +25,7 @@ _jinja = Environment(
 _jinja.globals["words"] = words
 _jinja.globals["ui"] = _jinja.get_template("macros.html").module
 #: The pages of the bar at the top.
-NAV = (("", "Jobs"),)
+NAV = (("", "Jobs"), ("docs", "API"))
 
 
 class PageEndpoint(Endpoint):

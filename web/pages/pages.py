@@ -3,7 +3,7 @@
 from typing import Any
 
 from callboard.web import actions
-from callboard.web.pages import board, forms, job
+from callboard.web.pages import board, docs, forms, job
 from callboard.web.pages.forms import form
 from callboard.web.pages.page import PageEndpoint
 
@@ -14,6 +14,7 @@ def _post(path: str, handler: Any, **more: Any) -> PageEndpoint:
 
 PAGES = [
     PageEndpoint("GET", "/", board.board, None, query=board.BoardQuery),
+    PageEndpoint("GET", "/docs", docs.docs, None),
     PageEndpoint("GET", "/jobs/{job}", job.job, None, query=job.JobQuery),
     PageEndpoint("GET", "/jobs/{job}/cancel", forms.confirm_cancel, None, query=forms.Part, scope="control"),
     PageEndpoint("GET", "/jobs/{job}/delete", forms.confirm_delete, None, query=forms.Part, scope="control"),

@@ -1,5 +1,6 @@
 """The OpenAPI document is true: whatever fits it, or does not, gets an answer that it describes, and never a 500."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,3 +70,14 @@ def test_the_document_has_every_endpoint(app: Starlette) -> None:
     operations = [one for methods in paths.values() for one in methods.values()]
     assert len({one["operationId"] for one in operations}) == len(operations)
     assert all(one["summary"] for one in operations)
+
+
+def test_the_page_of_the_api_shows_every_endpoint_and_leads_to_every_type(app: Starlette) -> None:
+    (page,) = get(app, "/docs", headers=LOGIN)
+    assert page.status_code == 200
+    (document,) = get(app, "/api/openapi.json", headers=LOGIN)
+    for methods in document.json()["paths"].values():
+        assert all(f'id="{one["operationId"]}"' in page.text for one in methods.values())
+    targets = set(re.findall(r'href="#(\w+)"', page.text))
+    assert targets
+    assert all(f'id="{name}"' in page.text for name in targets - {"main"})
