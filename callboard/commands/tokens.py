@@ -55,7 +55,7 @@ def create(
             find_job(conn, job)
         try:
             secret, row = tokens.create(
-                conn, by, name=name or by.who, kind="link" if link else "api",
+                conn, by, name=by.who if name is None else name, kind="link" if link else "api",
                 scopes=scope or (SCOPES if link else None), tenant=tenant, job=job, expires=expires,
             )  # fmt: skip
         except ValueError as error:

@@ -12,8 +12,8 @@ RETURNING {token_columns}
 id, kind, name, tenant, scopes, job_id AS job, created_at, created_by, expires_at, used_at
 
 -- part: token_lives
--- Whether a token t lets anybody in.
-(least(t.revoked_at, t.expires_at) IS NULL OR least(t.revoked_at, t.expires_at) > now())
+-- Whether a token t lets anybody in. When it was revoked does not matter: that may be after this transaction began.
+(t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now()))
 
 -- name: open_session
 -- Somebody logs in: a session begins, which lasts no longer than what it is opened with. A link is used up by it.

@@ -1,6 +1,7 @@
 """The doors of the app: tokens, the login page, sessions, shares of one job; each is tried with what opens it not."""
 
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import retention, tokens
 from callboard.sql.writes.requests import Requester
-from callboard.web import create_app, doors
+from callboard.web import create_app, doors, parameters
 from tests.support.jobs import make_job
 from tests.support.webapp import served
 from tests.support.workers import wait_until
@@ -350,6 +351,108 @@ def test_an_admin_of_a_tenant_gives_out_and_sees_tokens_of_it_alone(conn: Conn, 
     names = [one["name"] for one in httpx.get(f"{address}/api/tokens", headers=admin).json()["tokens"]]
     assert names == ["ci", "ci", "share", "admin"]
     assert httpx.delete(f"{address}/api/tokens/{everyones['id']}", headers=admin).status_code == 404
+
+
+#: Paths as they go over the wire: a client would tidy them up.
+TRICKS = [
+    "//api/jobs", "/api//jobs", "/%2e%2e/api/jobs", "/static/../api/jobs", "/static/%2e%2e/api/jobs",
+    "/static/..%2fapi/jobs", "/static/%2e%2e%2f%2e%2e%2fapi/jobs", "/static//api/jobs", "/healthz/../api/jobs",
+    "/healthz/api/jobs", "/login/../api/jobs", "/login/api/jobs", "/login;/api/jobs",
+    "/logout/../jobs/1", "/api/v1/../jobs",
+    "/API/jobs", "/api/jobs/", "/api/jobs;x=/static/", "/api/jobs?/static/", "/api/jobs%3f/healthz", "/%61pi/jobs",
+    "/api%2fjobs", "/api/jobs%00", "/./api/jobs", "/api/./jobs", "/jobs/1", "/jobs/%2e%2e/healthz", "/\\api/jobs",
+    "http://127.0.0.1/healthz/../api/jobs",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "/static", "/in/login"])
+def test_no_path_leads_past_the_login(conn: Conn, database_url: str, prefix: str) -> None:
+    job = make_job(conn, 1, name="what nobody may see")
+    app = create_app(url=database_url)
+    with served(Starlette(routes=[Mount(prefix, app)]) if prefix else app) as address:
+        for path in (*TRICKS, f"/api/jobs/{job}", f"/healthz/../api/jobs/{job}"):
+            for one in {path, prefix + path}:
+                head, body = over_the_wire(address, f"GET {one} HTTP/1.1")
+                assert re.match(r"HTTP/1.1 (30[37]|40[014]|421) ", head), (one, head)
+                assert "what nobody may see" not in body, one
+
+
+def over_the_wire(address: str, *lines: str, body: bytes = b"") -> tuple[str, str]:
+    """Send a request as it is; return the head of the answer, and its body."""
+    url = httpx.URL(address)
+    with socket.create_connection((url.host, url.port), timeout=20) as wire:
+        head = [*lines, f"Host: 127.0.0.1:{url.port}", "Connection: close"]
+        wire.sendall("\r\n".join([*head, "", ""]).encode() + body)
+        answer = b"".join(iter(lambda: wire.recv(65_536), b"")).decode()
+    head_, _, text = answer.partition("\r\n\r\n")
+    return head_, text
+
+
+def test_headers_of_others_name_nobody_and_lead_nowhere(conn: Conn, address: str) -> None:
+    forwarded = {
+        "X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/healthz", "X-Original-URL": "/healthz",
+        "X-Rewrite-URL": "/healthz", "X-HTTP-Method-Override": "GET", "Forwarded": "host=evil.example",
+    }  # fmt: skip
+    assert httpx.get(f"{address}/api/jobs", headers=forwarded).status_code == 401
+    sent = httpx.get(f"{address}/jobs/1", headers={**BROWSER, **forwarded})
+    assert sent.headers["location"] == "../login?next=jobs%2F1"
+    body = f"token={token(conn)}".encode()
+    form = ["Content-Type: application/x-www-form-urlencoded", f"Content-Length: {len(body)}"]
+    head, _ = over_the_wire(
+        address, "POST /login HTTP/1.1", "Host: a;Domain=evil.example:1", *form, body=body
+    )
+    assert "evil" not in head
+
+
+@pytest.mark.parametrize(
+    ("path", "media", "most"),
+    [
+        ("/login", "application/x-www-form-urlencoded", parameters.FORM_BYTES),
+        ("/api/tokens", "application/json", parameters.BODY_BYTES),
+    ],
+)
+def test_a_body_that_is_too_large_or_never_ends_is_refused(
+    conn: Conn, address: str, monkeypatch: pytest.MonkeyPatch, path: str, media: str, most: int
+) -> None:
+    login = {**bearer(token(conn, scopes=["admin"])), "Content-Type": media}
+    large = httpx.post(f"{address}{path}", headers=login, content=b"a" * (most + 1))
+    assert (large.status_code, large.json()["code"]) == (413, "too_large")
+    streamed = httpx.post(
+        f"{address}{path}", headers=login, content=iter([b"a" * 1_000] * (most // 1_000 + 2))
+    )
+    assert streamed.status_code == 413
+    assert (
+        httpx.post(
+            f"{address}{path}", headers={**login, "Content-Type": "text/plain"}, content=b"a"
+        ).status_code
+        == 415
+    )
+
+    monkeypatch.setattr(parameters, "BODY_SECONDS", 0.2)
+    said = [f"{name}: {value}" for name, value in login.items()]
+    head, body = over_the_wire(address, f"POST {path} HTTP/1.1", *said, "Content-Length: 10", body=b"{")
+    assert (head.split()[1], '"code":"slow"' in body) == ("408", True)
+
+
+def test_what_is_remembered_of_tokens_is_bounded(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doors, "KNOWN_TOKENS", 3)
+    app = create_app(url=database_url)
+    with served(app) as address:
+        for _ in range(5):
+            assert httpx.get(f"{address}/api/jobs", headers=bearer(token(conn))).status_code == 200
+            assert httpx.get(f"{address}/api/jobs", headers=bearer("cb_unknown")).status_code == 401
+    assert len(app.state.doors._known) <= 3
+
+
+def test_without_its_database_the_app_lets_nobody_in_and_says_why() -> None:
+    with served(create_app(url="postgresql://127.0.0.1:1/none")) as address:
+        answer = httpx.get(f"{address}/api/jobs", headers=bearer("cb_any"))
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "PostgreSQL" in answer.json()["detail"]
+        assert httpx.get(f"{address}/login").status_code == 200
+        assert httpx.get(f"{address}/healthz").status_code == 200
 
 
 def test_an_app_is_open_or_has_a_login() -> None:
