@@ -1,6 +1,18 @@
 """All endpoints of the API, as /api/v1 and /api serve them and as the OpenAPI document describes them."""
 
-from callboard.web import actions, answers, bulk, events, items, jobs, queues, submissions, tokens, workers
+from callboard.web import (
+    actions,
+    answers,
+    bulk,
+    events,
+    exports,
+    items,
+    jobs,
+    queues,
+    submissions,
+    tokens,
+    workers,
+)
 from callboard.web.endpoint import LINES, Endpoint
 from callboard.web.parameters import DryRun, Page
 
@@ -45,6 +57,14 @@ ENDPOINTS: list[Endpoint] = [
     Endpoint("POST", "/jobs/{job}/seal", submissions.seal, answers.Job, scope="submit"),
     Endpoint("GET", "/jobs/{job}/items", items.items, answers.Items, query=items.ItemFilter),
     Endpoint("GET", "/jobs/{job}/items/{item}", items.item, answers.ItemWithAttempts),
+    Endpoint(
+        "GET",
+        "/jobs/{job}/export",
+        exports.export,
+        None,
+        query=exports.Wanted,
+        produces=tuple(exports.TYPES.values()),
+    ),
     Endpoint("GET", "/jobs/{job}/errors", jobs.errors, answers.Errors),
     Endpoint("GET", "/jobs/{job}/errors/{error}", jobs.error, answers.ErrorWithTraceback),
     Endpoint("GET", "/jobs/{job}/actions", jobs.actions, answers.Actions, query=Page),

@@ -33,7 +33,7 @@ async def items(call: Call[ItemFilter, NoBody]) -> dict[str, Any]:
     """List a job's items in order."""
     number, wanted = call.job, call.query
     if wanted.stage is not None:
-        number = _job_of_stage(await call.find_job(number), wanted.stage)
+        number = job_of_stage(await call.find_job(number), wanted.stage)
     after = parameters.cursor(wanted.after, "items", ITEMS)
     query = queries.items(
         number,
@@ -50,7 +50,8 @@ async def items(call: Call[ItemFilter, NoBody]) -> dict[str, Any]:
     return {"items": found, "next": parameters.next_page(following, "items")}
 
 
-def _job_of_stage(job: dict[str, Any], stage: int) -> int:
+def job_of_stage(job: dict[str, Any], stage: int) -> int:
+    """The id of a stage of the job. Raises HTTPException 400 where there is none with this number."""
     for one in job["stages"]:
         if one["stage"] == stage:
             return int(one["job"])

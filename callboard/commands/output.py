@@ -66,6 +66,13 @@ def document(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def write(content: bytes) -> None:
+    """Write bytes to standard output as they are."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
 def count(number: int, noun: str, plural: str = "") -> str:
     """`1 job`, `2 jobs`."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

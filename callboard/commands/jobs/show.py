@@ -9,10 +9,11 @@ from callboard.commands import output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError
 from callboard.commands.jobs import follow, job_text
+from callboard.commands.jobs.input_file import FORMATS
 from callboard.commands.output import AsJson, one_of
 from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.pool import Conn
-from callboard.sql.reads import job_filter, queries
+from callboard.sql.reads import exports, job_filter, queries
 from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.states import ITEM_STATES, WORKER_STATES
 
@@ -109,6 +110,34 @@ def items(
 
 
 @app.command()
+def export(
+    job: JobId,
+    *,
+    form: Annotated[str, one_of(FORMATS, "A line of this an item", "--format", metavar="FORMAT")] = "jsonl",
+    state: ItemState = None,
+    error: Annotated[
+        str | None,
+        typer.Option(help="Only items that failed by this error: its type, or the id of a group."),
+    ] = None,
+    stage: Annotated[int | None, typer.Option(min=0, help="Only this stage of the job, from 0.")] = None,
+) -> None:
+    """Print all items of a job with arguments, results and errors, one a line: `callboard export 17 > items.jsonl`."""
+    write = exports.csv_lines if form == "csv" else exports.json_lines
+    with database() as conn:
+        found = find_job(conn, job)
+        stages = [int(one["job"]) for one in found["stages"]] if stage is None else []
+        if form == "csv":
+            output.write(exports.csv_header())
+        for number in stages or [_job_of_stage(found, stage)]:
+            after: int | None = -1
+            while after is not None:
+                query = queries.items(number, state=state, error=error, after=after, limit=exports.PAGE_ITEMS)
+                page, after = queries.run(conn, query)
+                whole = [(item, exports.rest(item)) for item in page]
+                output.write(write([(query and queries.run(conn, query)) or item for item, query in whole]))
+
+
+@app.command()
 def errors(
     job: JobId,
     error: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this group, with a traceback.")] = None,
@@ -167,6 +196,12 @@ def verify(
     else:
         typer.echo(f"no drift: {output.count(verdict['jobs'], 'job')}, {len(verdict['checks'])} checks each")
     raise typer.Exit(1 if verdict["drift"] else 0)
+
+
+def _whole(conn: Conn, item: Row) -> Row:
+    query = exports.rest(item)
+    found = None if query is None else queries.run(conn, query)
+    return found or item
 
 
 def find_job(conn: Conn, job: int) -> Row:

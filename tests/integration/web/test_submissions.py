@@ -509,5 +509,9 @@ def test_a_large_body_takes_no_memory_and_does_not_hold_up_the_event_loop(
         answer = client.post("/api/jobs", content=body(), headers=LINES)
         assert (answer.status_code, answer.json()["total"]) == (201, MANY_LINES)
         after = client.get("/measured").json()
-    assert after["memory"] - before["memory"] < 64
-    assert after["p99"] < 0.1
+        with client.stream("GET", f"/api/jobs/{answer.json()['id']}/export") as exported:
+            assert sum(part.count(b"\n") for part in exported.iter_bytes()) == MANY_LINES
+        exporting = client.get("/measured").json()
+    for measured in (after, exporting):
+        assert measured["memory"] - before["memory"] < 64
+        assert measured["p99"] < 0.1

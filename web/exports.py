@@ -1,0 +1,62 @@
+"""The export of a job's items, as a stream."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+from starlette.responses import Response, StreamingResponse
+
+from callboard.sql.reads import exports, queries
+from callboard.web.answers import Count, ItemState
+from callboard.web.endpoint import LINES, Call, NoBody
+from callboard.web.items import Error, job_of_stage
+
+#: The types of the formats.
+TYPES = {"csv": "text/csv", "ndjson": LINES}
+
+
+class Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    """Which items, and how: all of them, or those for which all that is given holds."""
+
+    format: Literal["csv", "ndjson"] = "ndjson"
+    state: ItemState | None = None
+    error: Error = None
+    stage: Count | None = None
+
+
+async def export(call: Call[Wanted, NoBody]) -> Response:
+    """Export a job's items with arguments, results and errors.
+
+    They are read page by page while they are sent: what ends meanwhile may be in it or not. Of a job of stages all
+    items are sent, stage by stage. A stream that breaks off has no proper end.
+    """
+    found = await call.find_job(call.job)
+    jobs = [stage["job"] for stage in found["stages"]] or [call.job]
+    if call.query.stage is not None:
+        jobs = [job_of_stage(found, call.query.stage)]
+    form = call.query.format
+    headers = {"Content-Disposition": f'attachment; filename="job-{call.job}.{form}"'}
+    return StreamingResponse(_stream(call, jobs), media_type=TYPES[form], headers=headers)
+
+
+async def _stream(call: Call[Wanted, NoBody], jobs: Sequence[int]) -> AsyncIterator[bytes]:
+    wanted = call.query
+    if wanted.format == "csv":
+        yield exports.csv_header()
+    write = exports.csv_lines if wanted.format == "csv" else exports.json_lines
+    for job in jobs:
+        after: int | None = -1
+        while after is not None:
+            query = queries.items(
+                job, state=wanted.state, error=wanted.error, after=after, limit=exports.PAGE_ITEMS
+            )
+            page, after = await call.read(query)
+            items = [await _whole(call, item) for item in page]
+            if items:
+                yield write(items)
+
+
+async def _whole(call: Call[Any, Any], item: dict[str, Any]) -> dict[str, Any]:
+    query = exports.rest(item)
+    found = None if query is None else await call.read(query)
+    return found or item
