@@ -194,7 +194,7 @@ class Runtime:
     ) -> None:
         """Make this process a worker with these actors ({name: queue}): registered, publishing and sweeping."""
         self._worker = worker
-        self._stage_maker.actors = sorted(actors)
+        self._stage_maker.actors = {name: (signatures or {}).get(name) for name in actors}
         self.process.threads = worker.worker_threads
         self._heartbeat = Heartbeat(
             self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble, self._stage_maker.make_due

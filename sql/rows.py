@@ -423,6 +423,7 @@ class StageClaim:
     job: int
     name: str
     parent: int
+    actor: str
     makes: str | None
     source: int
     consumed: int

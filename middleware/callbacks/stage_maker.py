@@ -5,7 +5,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,10 +17,11 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.message.failure import clean, describe
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process, Stopping
-from callboard.middleware.submission.item_encoding import Row, encode_all
+from callboard.middleware.submission.item_encoding import BadItem, Row, encode_all
 from callboard.middleware.submission.submission import store_rows
 from callboard.sql.pool import Conn
 from callboard.sql.rows import StageClaim
+from callboard.sql.signature import Signature
 from callboard.sql.states import FINAL
 from callboard.sql.writes import stages
 
@@ -34,8 +36,9 @@ PAGE_ITEMS = 100
 CHUNK_SECONDS = 1.0
 #: The most stages that a process makes at the same time.
 STAGES_AT_ONCE = 4
-#: The most characters of a reason.
+#: The most characters of a reason, and of an item in it.
 REASON_CHARACTERS = 500
+ITEM_CHARACTERS = 100
 
 
 class Ended(BaseException):
@@ -91,12 +94,12 @@ class Results:
 @dataclass(slots=True)
 class StageMaker:
     """See the module. `publish_job` publishes the first items of a job from this process; `actors` are those that this
-    worker has.
+    worker has, each with the arguments that it takes (None: nobody knows).
     """
 
     process: Process
     publish_job: Callable[[int], None]
-    actors: Sequence[str] = ()
+    actors: Mapping[str, Signature | None] = field(default_factory=dict)
     _threads: dict[int, threading.Thread] = field(default_factory=dict)  # by the job of the stage
 
     def make_due(self, conn: Conn) -> None:
@@ -108,7 +111,7 @@ class StageMaker:
         for _ in range(STAGES_AT_ONCE - len(self._threads)):
             if self.process.stopping:
                 return
-            claim = stages.claim_stage(conn, self.process.worker, self.actors, list(self._threads))
+            claim = stages.claim_stage(conn, self.process.worker, sorted(self.actors), list(self._threads))
             if claim is None:
                 return
             thread = threading.Thread(target=self._run, args=(claim,), daemon=True)
@@ -142,9 +145,17 @@ class StageMaker:
             if start == 0:
                 self.publish_job(claim.job)
 
-        items = _items(claim, Results(lambda states, after: self._page(claim, states, after)))
-        rows = encode_all(items, stored=claim.consumed)
-        store_rows(rows, claim.consumed, store, chunk_seconds=CHUNK_SECONDS)
+        given: deque[Any] = deque(maxlen=1)
+        items = _items(claim, Results(lambda states, after: self._page(claim, states, after)), given)
+        rows = encode_all(items, stored=claim.consumed, signature=self.actors.get(claim.actor))
+        try:
+            store_rows(rows, claim.consumed, store, chunk_seconds=CHUNK_SECONDS)
+        except BadItem as error:
+            source = f"{claim.makes} gave" if claim.makes else "the stage before returned"
+            raise BadItem(
+                f"{error}; {source} {given[-1]!r:.{ITEM_CHARACTERS}}, and an item is a dict of its actor's arguments, "
+                "a list of them, or a single one"
+            ) from error
         self._write(lambda conn: stages.seal_stage(conn, claim))
 
     def _page(self, claim: StageClaim, states: Sequence[str], after: int) -> list[Any]:
@@ -184,10 +195,13 @@ class StageMaker:
             log.warning("stage job %d is made on when the database answers: %s", claim.job, error)
 
 
-def _items(claim: StageClaim, results: Results) -> Iterator[Any]:
-    """What the stage's function makes of the results, or the results themselves; raises FewerItems."""
+def _items(claim: StageClaim, results: Results, given: deque[Any]) -> Iterator[Any]:
+    """What the stage's function makes of the results, or the results themselves; `given` gets each, too. Raises
+    FewerItems.
+    """
     count = 0
     for item in _call(claim.makes, results):
+        given.append(item)
         yield item
         count += 1
     if count < claim.consumed:

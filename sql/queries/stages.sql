@@ -74,7 +74,7 @@ WHERE id = %(parent)s AND finished_at IS NULL
 -- The next stage whose items are to be made, for a worker that has its actor.
 -- Guard: open, neither paused nor being stopped nor made; the stage before is completed, and what failed of it stops
 -- nothing; nobody makes it, or a worker that is dead does, or this one did until the database was away.
--- Caller: the stage maker. Rows: (job, name, parent, makes, the stage before, inputs stored).
+-- Caller: the stage maker. Rows: (job, name, parent, actor, makes, the stage before, inputs stored).
 WITH next AS (
     SELECT s.id, b.id AS source FROM callboard.jobs AS s
     JOIN callboard.jobs AS b ON b.parent_id = s.parent_id AND b.stage = s.stage - 1
@@ -89,7 +89,7 @@ WITH next AS (
 )
 UPDATE callboard.jobs AS j SET maker = %(worker)s, updated_at = now()
 FROM next WHERE j.id = next.id
-RETURNING j.id, j.name, j.parent_id, j.makes, next.source, j.consumed
+RETURNING j.id, j.name, j.parent_id, j.actor, j.makes, next.source, j.consumed
 
 -- name: lock_claimed_stage
 -- Whether a worker is still the one that makes a stage; the row stays locked to the end of the transaction.

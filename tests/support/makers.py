@@ -52,6 +52,11 @@ def unfit(results: Results) -> list[object]:
     return [1, object()]
 
 
+def misnamed(results: Results) -> list[dict[str, Any]]:
+    """Items of which the second has an argument that its actor does not take."""
+    return [{"value": 1}, {"valve": 2}]
+
+
 def nothing(results: Results) -> None:
     """Gives nothing at all."""
 

@@ -201,6 +201,13 @@ def test_a_stage_may_be_made_of_the_failed_items(on: pipeline.Stage, tmp_path: P
     [
         (made.broken, "RuntimeError: no idea how to go on"),
         (made.unfit, "BadItem: item 1 can't be written as a message"),
+        (
+            made.misnamed,
+            (
+                "BadItem: item 1 does not fit its actor: number has no argument 'valve' and needs 'value'; "
+                "tests.support.makers:misnamed gave {'valve': 2}, and an item is a dict of its actor's arguments,"
+            ),
+        ),
         (made.nothing, "gave NoneType: it must yield items, or return a list of them"),
         (
             "tests.support.makers:absent",

@@ -126,7 +126,7 @@ def maker(conn: Conn, database_url: str) -> Iterator[StageMaker]:
     """What makes stages in a worker process, without its heartbeat."""
     process = Process(database_url)
     process.worker = make_worker(conn)
-    yield StageMaker(process, lambda _: None, ["work"])
+    yield StageMaker(process, lambda _: None, {"work": None})
     process.close()
 
 
