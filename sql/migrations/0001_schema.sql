@@ -39,7 +39,7 @@ CREATE TABLE callboard.jobs (
 
     -- What was asked for.
     created_at       timestamptz NOT NULL DEFAULT now(),
-    standing_on      date,                       -- the UTC day of a standing job
+    standing_on      date,                       -- the UTC day of a standing job; one that is sealed has left it to another
     chunk            integer CHECK (chunk > 1),  -- bulk items that one message carries at most; NULL: one
     name             text NOT NULL CHECK (name <> ''),
     key              text,                       -- the same key of the same tenant gives the same job
@@ -147,7 +147,7 @@ CREATE TABLE callboard.jobs (
 
 -- No counter is in an index: each flush updates a job row, and must stay a heap-only update.
 CREATE UNIQUE INDEX jobs_by_key ON callboard.jobs (key, tenant) WHERE key IS NOT NULL;
-CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE standing_on IS NOT NULL;
+CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE standing_on IS NOT NULL AND NOT sealed;
 CREATE UNIQUE INDEX jobs_by_parent ON callboard.jobs (parent_id, stage) WHERE parent_id IS NOT NULL;
 CREATE INDEX jobs_by_tenant ON callboard.jobs (tenant, id) INCLUDE (state) WHERE parent_id IS NULL AND deleted_at IS NULL;
 CREATE INDEX jobs_by_actor ON callboard.jobs (actor, coalesce(parent_id, id));

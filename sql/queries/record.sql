@@ -105,7 +105,7 @@ WITH event AS (
         failed = l.failed,
         skipped = l.skipped,
         cancelled = l.cancelled,
-        sealed = l.sealed,
+        sealed = l.sealed OR coalesce(l.fails, false) AND j.standing_on IS NOT NULL,
         retries = l.retries,
         crashes = l.crashes,
         unkept = l.unkept,
@@ -124,7 +124,6 @@ WITH event AS (
                            || (j.limits ->> 'max_failures')
                       ELSE j.reason END,
         epoch = j.epoch + coalesce(l.fails, false)::int,
-        standing_on = CASE WHEN l.fails THEN NULL ELSE j.standing_on END,
         control_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.control_at END
     FROM locked_jobs AS l WHERE j.id = l.id
     RETURNING j.id, j.state, j.epoch, j.stopping,

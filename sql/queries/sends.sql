@@ -4,12 +4,13 @@
 WITH made AS (
     INSERT INTO callboard.jobs (name, actor, queue, standing_on)
     VALUES (%(actor)s, %(actor)s, %(queue)s, (now() AT TIME ZONE 'UTC')::date)
-    ON CONFLICT (actor, standing_on) WHERE standing_on IS NOT NULL DO NOTHING
+    ON CONFLICT (actor, standing_on) WHERE standing_on IS NOT NULL AND NOT sealed DO NOTHING
     RETURNING id
 )
 SELECT id FROM made
 UNION ALL
-SELECT id FROM callboard.jobs WHERE actor = %(actor)s AND standing_on = (now() AT TIME ZONE 'UTC')::date
+SELECT id FROM callboard.jobs
+WHERE actor = %(actor)s AND standing_on = (now() AT TIME ZONE 'UTC')::date AND NOT sealed
 LIMIT 1
 
 -- name: items_by_key

@@ -16,6 +16,7 @@ from callboard import Identity
 from callboard.commands.main import main
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
+from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.rows import Event, Failure
 from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
@@ -108,6 +109,27 @@ def test_what_is_being_stopped_takes_nothing_more(conn: Conn) -> None:
     assert jobs.lock_jobs(conn, [job]) == {job: (10, False, False)}
     assert publishing.claim_bulk(conn, job=job) is None
     assert publishing.claim_outbox(conn, 10) == []
+
+
+def test_a_standing_job_that_was_stopped_stays_one_and_leaves_its_day_to_another(conn: Conn) -> None:
+    """Else what its items send once they are retried is sent as that of a submitted job, and it is listed as one."""
+    day = sends.standing_job(conn, "work", "default")
+    send(conn, day, 0)
+    assert publishing.claim_outbox(conn, 1)[0].standing
+    stop(conn, day)
+    following = sends.standing_job(conn, "work", "default")
+    assert following not in (day, None)
+    assert sends.standing_job(conn, "work", "default") == following
+    retry.retry(conn, day, ANNA, RetrySelection(["cancelled"]))
+    claim = publishing.claim_bulk(conn, job=day)
+    assert claim is not None
+    assert [out.standing for out in publishing.claim_in_turn(conn, claim, 1)] == [True]
+    found, _ = queries.run(conn, queries.jobs(JobFilter(standing=True)))
+    assert {job["id"] for job in found} == {day, following}
+    send(conn, following, 0)
+    writes.limit(conn, following, ANNA, {"max_failures": 0})
+    record(conn, following, {"failed": [0]})
+    assert sends.standing_job(conn, "work", "default") not in (day, following)
 
 
 def test_a_publisher_at_work_stops_where_it_is(conn: Conn) -> None:
