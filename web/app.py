@@ -16,7 +16,7 @@ from callboard.sql.settings import NotConfigured
 from callboard.web import doors, events, health, openapi
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
-from callboard.web.endpoints import ENDPOINTS
+from callboard.web.endpoints import ENDPOINTS, METRICS
 from callboard.web.pages.pages import PAGES
 from callboard.web.problems import HANDLERS
 from callboard.web.submitter import Submitter
@@ -29,6 +29,7 @@ ROUTES = [
     Mount("/api", routes=API),
     Route("/healthz", health.healthz),
     Route("/readyz", health.readyz),
+    METRICS.route(),
 ]
 
 

@@ -8,6 +8,7 @@ from callboard.web import (
     exports,
     items,
     jobs,
+    metrics,
     queues,
     submissions,
     tokens,
@@ -120,3 +121,6 @@ ENDPOINTS: list[Endpoint] = [
     ),
     Endpoint("DELETE", "/tokens/{token}", tokens.revoke, None, scope="admin", status=204),
 ]
+
+#: Outside of the API: Prometheus asks for it at the root.
+METRICS = Endpoint("GET", "/metrics", metrics.metrics, None, for_all_tenants=True)

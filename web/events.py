@@ -152,6 +152,11 @@ class Events:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
+    @property
+    def watchers(self) -> int:
+        """How many watch."""
+        return sum(len(topic.watchers) for topic in self._topics.values())
+
     async def topic(self, key: Hashable, new: Topic) -> Topic:
         """What is watched by this key, as of a second ago at most; else `new`. Raises what reading it raises."""
         topic = self._topics.setdefault(key, new)

@@ -563,6 +563,19 @@ CREATE TABLE callboard.leases (
     until            timestamptz NOT NULL
 );
 
+-- What the counters of jobs have lost, by jobs that left and items that were given another attempt: with it their sums never
+-- fall. Rows are only added, for nobody is to wait for another here; the sweep makes one of those of an actor and queue.
+CREATE TABLE callboard.totals (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    succeeded        bigint NOT NULL,
+    failed           bigint NOT NULL,
+    skipped          bigint NOT NULL,
+    retries          bigint NOT NULL,
+    crashes          bigint NOT NULL,
+    actor            text NOT NULL,              -- '': of jobs without one of their own
+    queue            text NOT NULL               -- likewise
+);
+
 -- Jobs that were deleted while messages of theirs may still have been in RabbitMQ: a worker must not run those.
 CREATE TABLE callboard.deleted_jobs (
     id               bigint PRIMARY KEY,         -- the job's

@@ -586,3 +586,50 @@ CROSS JOIN LATERAL (
 ) AS s
 WHERE (k.id BETWEEN %(low)s AND %(high)s OR k.parent_id BETWEEN %(low)s AND %(high)s) AND k.deleted_at IS NULL
 ORDER BY k.id
+
+-- name: metric_items
+-- Items by actor and queue: the open ones by state, and the counters of all that ever ended. The rows of all jobs are read, and
+-- none of their items. Caller: queries.metrics_of_items. Rows: one an actor and queue.
+WITH held AS (
+    SELECT job_id, count(*) AS in_hand FROM callboard.running GROUP BY job_id
+), one AS (
+    SELECT coalesce(j.actor, '') AS actor, coalesce(j.queue, '') AS queue, j.succeeded, j.failed, j.skipped, j.retries, j.crashes,
+           CASE WHEN j.finished_at IS NULL THEN j.retrying ELSE 0 END AS retrying, w.waiting,
+           least(w.waiting, j.total - j.published + j.in_turn) AS pending, coalesce(h.in_hand, 0) AS in_hand
+    FROM callboard.jobs AS j
+    LEFT JOIN held AS h ON h.job_id = j.id
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN j.finished_at IS NULL AND j.stopping IS NULL
+                    THEN j.total - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying ELSE 0 END AS waiting
+    ) AS w
+    WHERE j.deleted_at IS NULL
+    UNION ALL
+    SELECT actor, queue, succeeded, failed, skipped, retries, crashes, 0, 0, 0, 0 FROM callboard.totals
+)
+SELECT actor, queue, sum(succeeded)::bigint AS succeeded, sum(failed)::bigint AS failed, sum(skipped)::bigint AS skipped,
+       sum(retries)::bigint AS retries, sum(crashes)::bigint AS crashes, sum(retrying)::bigint AS retrying,
+       sum(pending)::bigint AS pending, sum(least(waiting - pending, in_hand))::bigint AS running,
+       sum(waiting - pending - least(waiting - pending, in_hand))::bigint AS queued
+FROM one GROUP BY actor, queue ORDER BY actor, queue
+
+-- name: metric_facts
+-- How many jobs and workers there are, and how long what should not wait has waited, in seconds: the oldest job of which nothing
+-- has started that may, the publishers, a worker's heartbeat, and the sweep. Stages count with their parents.
+-- Caller: queries.metrics_of_all. Rows: one.
+SELECT (SELECT jsonb_object_agg(s.state, s.jobs) FROM (
+            SELECT state, count(*) AS jobs FROM callboard.jobs WHERE deleted_at IS NULL AND parent_id IS NULL GROUP BY state
+        ) AS s) AS jobs,
+       (SELECT extract(epoch FROM now() - min(greatest(created_at, not_before)))::float8 FROM callboard.jobs
+        WHERE finished_at IS NULL AND state = 'pending' AND started_at IS NULL AND total > 0 AND coalesce(not_before < now(), true)
+       ) AS oldest_pending,
+       (SELECT extract(epoch FROM now() - min(least(bulk_at, due_at)))::float8 FROM callboard.turns
+        WHERE NOT held AND NOT over AND least(bulk_at, due_at) < now()) AS publish_delay,
+       w.workers, w.threads, w.held, w.heartbeat_age,
+       (SELECT extract(epoch FROM now() - until)::float8 FROM callboard.leases WHERE name = 'sweep') AS sweep_overdue
+FROM (
+    SELECT count(*) FILTER (WHERE alive) AS workers, coalesce(sum(threads) FILTER (WHERE alive), 0)::bigint AS threads,
+           coalesce(sum(held) FILTER (WHERE alive), 0)::bigint AS held, max(age)::float8 AS heartbeat_age
+    FROM (SELECT threads, held, extract(epoch FROM now() - beat_at) AS age,
+                 beat_at > now() - make_interval(secs => %(dead_after)s) AS alive
+          FROM callboard.workers WHERE stopped_at IS NULL AND died_at IS NULL) AS one
+) AS w

@@ -20,9 +20,13 @@ WITH whole AS (
 ), marked AS (
     UPDATE callboard.jobs AS j SET deleted_at = now(), key = NULL, standing_on = NULL
     WHERE j.id IN (SELECT id FROM whole UNION ALL SELECT id FROM stages)
-    RETURNING j.id, j.epoch, j.published > j.succeeded + j.failed + j.skipped AS out
+    RETURNING j.*
 ), tombstones AS (
-    INSERT INTO callboard.deleted_jobs (id, epoch) SELECT id, epoch FROM marked WHERE out
+    INSERT INTO callboard.deleted_jobs (id, epoch) SELECT id, epoch FROM marked WHERE published > succeeded + failed + skipped
+), kept AS (
+    INSERT INTO callboard.totals (actor, queue, succeeded, failed, skipped, retries, crashes)
+    SELECT coalesce(actor, ''), coalesce(queue, ''), sum(succeeded), sum(failed), sum(skipped), sum(retries), sum(crashes)
+    FROM marked GROUP BY 1, 2 HAVING sum(succeeded + failed + skipped + retries + crashes) > 0
 )
 SELECT id FROM marked ORDER BY id
 
@@ -100,6 +104,20 @@ DELETE FROM callboard.tokens WHERE id = ANY (ARRAY(
     SELECT id FROM callboard.tokens WHERE least(revoked_at, expires_at) <= now()
     ORDER BY least(revoked_at, expires_at) LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 ))
+
+-- name: merge_totals
+-- What jobs have lost becomes one row an actor and queue; others may do the same. Caller: the sweep, `callboard purge`.
+-- Rows: none. Lock order: waits for none.
+WITH several AS (
+    SELECT actor, queue FROM callboard.totals GROUP BY actor, queue HAVING count(*) > 1
+), gone AS (
+    DELETE FROM callboard.totals WHERE id = ANY (ARRAY(
+        SELECT t.id FROM callboard.totals AS t WHERE (t.actor, t.queue) IN (SELECT actor, queue FROM several)
+        ORDER BY t.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    )) RETURNING *
+)
+INSERT INTO callboard.totals (actor, queue, succeeded, failed, skipped, retries, crashes)
+SELECT actor, queue, sum(succeeded), sum(failed), sum(skipped), sum(retries), sum(crashes) FROM gone GROUP BY actor, queue
 
 -- name: delete_old_tombstones
 -- Jobs that were deleted so long ago that no message of theirs is left. Caller: the sweep, `callboard purge`.

@@ -68,11 +68,12 @@ def set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
 
 def delete_old_rows(conn: Conn, keep: float | None) -> None:
     """Delete workers that ended `keep` seconds ago (None: none), what is known of jobs deleted a year ago, and tokens
-    that let nobody in any more.
+    that let nobody in any more; merge what is kept of jobs that left.
     """
     conn.execute(statement("delete_old_workers"), {"keep": keep, "limit": BATCH_ROWS})
     conn.execute(statement("delete_old_tombstones"), {"after": TOMBSTONE_SECONDS})
     conn.execute(statement("delete_ended_tokens"), {"limit": BATCH_ROWS})
+    conn.execute(statement("merge_totals"), {"limit": BATCH_ROWS})
 
 
 def _chunk(conn: Conn, job: int, low: int, high: int) -> int:

@@ -119,7 +119,7 @@ def test_the_api_is_listed() -> None:
 
     assert set(re.findall(r"`PATCH ([^`]+)`", documents.TEXT)) == served("PATCH")
     assert set(re.findall(r"`DELETE ([^`]+)`", documents.TEXT)) == served("DELETE")
-    others = {"/healthz", "/readyz", "/api/openapi.json"}
+    others = {"/healthz", "/readyz", "/metrics", "/api/openapi.json"}
     assert {path for path in documents.first_column("GET") if path.startswith("/")} == served("GET") | others
     assert set(documents.first_column("POST")) == served("POST")
 

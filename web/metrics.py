@@ -1,0 +1,89 @@
+"""What Prometheus reads of the database. Counters are sums over rows, so all web processes tell the same."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from callboard.sql.reads import queries
+from callboard.sql.states import JOB_STATES
+from callboard.web.endpoint import Call, NoBody
+from callboard.web.parameters import NoQuery
+
+#: The counters of items by what they count, and what they are.
+COUNTERS = {
+    "retries": "Attempts that failed and were given another.",
+    "crashes": "Deaths of workers that were charged to items.",
+}
+#: The numbers of the one row of all, and what they are; the times are 0 where nothing waits.
+FACTS = {
+    "oldest_pending": (
+        "oldest_pending_job_seconds",
+        "Age of the oldest job that may start and of which nothing has.",
+    ),
+    "publish_delay": (
+        "publish_delay_seconds",
+        "How long the oldest message that is due waits for a publisher.",
+    ),
+    "heartbeat_age": (
+        "worker_heartbeat_age_seconds",
+        "Age of the oldest heartbeat of a worker that did not end.",
+    ),
+    "sweep_overdue": (
+        "sweep_overdue_seconds",
+        "How long ago the lease of the sweep lapsed; below 0: it holds.",
+    ),
+    "workers": ("workers", "Worker processes that are alive."),
+    "threads": ("worker_threads", "Their threads."),
+    "held": ("worker_held_items", "Items that they run or have prefetched."),
+}
+
+
+class Found(Collector):
+    """What was read, as metrics."""
+
+    def __init__(self, items: Iterable[Mapping[str, Any]], facts: Mapping[str, Any], watchers: int) -> None:
+        self.items, self.facts, self.watchers = list(items), facts, watchers
+
+    def collect(self) -> Iterable[Metric]:
+        """All of them."""
+        names = ["actor", "queue"]
+        ended = CounterMetricFamily(
+            "callboard_items_ended", "Items that ended, each time that they did.", labels=[*names, "state"]
+        )
+        still = GaugeMetricFamily(
+            "callboard_items_open", "Items that have not ended.", labels=[*names, "state"]
+        )
+        counters = {
+            name: CounterMetricFamily(f"callboard_item_{name}", said, labels=names)
+            for name, said in COUNTERS.items()
+        }
+        for row in self.items:
+            labels = [row["actor"], row["queue"]]
+            for state in ("succeeded", "failed", "skipped"):
+                ended.add_metric([*labels, state], row[state])
+            for state in ("pending", "queued", "running", "retrying"):
+                still.add_metric([*labels, state], row[state])
+            for name, counter in counters.items():
+                counter.add_metric(labels, row[name])
+        jobs = GaugeMetricFamily("callboard_jobs", "Jobs that there are.", labels=["state"])
+        for state in JOB_STATES:
+            jobs.add_metric([state], (self.facts["jobs"] or {}).get(state, 0))
+        yield from (jobs, still, ended, *counters.values())
+        for field, (name, said) in FACTS.items():
+            yield GaugeMetricFamily(f"callboard_{name}", said, value=self.facts[field] or 0.0)
+        yield GaugeMetricFamily(
+            "callboard_watchers", "Streams of events that this web process serves.", value=self.watchers
+        )
+
+
+async def metrics(call: Call[NoQuery, NoBody]) -> Response:
+    """Get metrics for Prometheus."""
+    items, facts = await call.read(queries.metrics_of_items()), await call.read(queries.metrics_of_all())
+    watchers = sum(events.watchers for events in call.request.app.state.events.values())
+    registry = CollectorRegistry()
+    registry.register(Found(items, facts, watchers))
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
