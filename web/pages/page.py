@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from callboard.web import access, parameters
+from callboard.web.doors import cookie
 from callboard.web.endpoint import Endpoint
 from callboard.web.pages import words
 from callboard.web.paths import path_within
@@ -56,6 +57,7 @@ def render(
             "root": "../" * (path_within(request).count("/") - 1) or "./",
             "nav": NAV,
             "who": None if who is access.EVERYONE else who,
+            "has_session": who is not access.EVERYONE and cookie(request) in request.cookies,
             "sees_all": who.tenant is None,
             "may_control": "control" in who.scopes,
             **context,

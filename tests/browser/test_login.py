@@ -1,0 +1,61 @@
+"""The login in a real browser: by a link, by a token, without JavaScript, under a prefix, and out again."""
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from callboard.sql.pool import Conn
+from callboard.sql.writes import tokens
+from callboard.sql.writes.requests import Requester
+from callboard.web import create_app
+from tests.support.jobs import make_job
+from tests.support.webapp import served
+
+ANNA = Requester("cli", "anna")
+
+
+@pytest.mark.parametrize("prefix", ["", "/in/side"])
+@pytest.mark.parametrize("script", ["page", "plain_page"])
+def test_a_browser_logs_in_and_out(
+    request: pytest.FixtureRequest, conn: Conn, shared_url: str, script: str, prefix: str
+) -> None:
+    page: Page = request.getfixturevalue(script)
+    job = make_job(conn, 1, name="Autumn ads")
+    secret, _ = tokens.create(conn, ANNA, name="anna", scopes=["read", "control"])
+    link, _ = tokens.create(conn, ANNA, name="bert", kind="link")
+    app = create_app(url=shared_url)
+    with served(Starlette(routes=[Mount(prefix, app)]) if prefix else app) as address:
+        page.goto(f"{address}{prefix}/jobs/{job}")
+        page.get_by_label("Token").fill("cb_wrong")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("alert")).to_contain_text("not known here")
+        page.get_by_label("Token").fill(secret)
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(f"{address}{prefix}/jobs/{job}")
+        expect(page).to_have_title(re.compile("Autumn ads"))
+        expect(page.get_by_text("anna", exact=True).first).to_be_visible()
+
+        page.get_by_role("button", name="Log out").click()
+        expect(page).to_have_url(f"{address}{prefix}/login")
+        page.goto(f"{address}{prefix}/login?link={link}")
+        expect(page).to_have_url(f"{address}{prefix}/")
+        expect(page.get_by_text("bert", exact=True)).to_be_visible()
+        page.get_by_role("button", name="Log out").click()
+        page.goto(f"{address}{prefix}/login?link={link}")
+        expect(page.get_by_role("alert")).to_contain_text("used already")
+
+
+def test_a_page_of_another_site_uses_no_link_up(page: Page, conn: Conn, shared_url: str) -> None:
+    link, _ = tokens.create(conn, ANNA, name="anna", kind="link")
+    with served(create_app(url=shared_url)) as address:
+        other = address.replace("127.0.0.1", "localhost")
+        page.route("http://evil.example/", lambda route: route.fulfill(
+            content_type="text/html", body=f'<a href="{other}/login?link={link}">look</a>'))  # fmt: skip
+        page.goto("http://evil.example/")
+        page.get_by_text("look").click()
+        expect(page.get_by_text("This link logs this browser in, once.")).to_be_visible()
+        page.get_by_role("button", name="Log in").click()
+        expect(page).to_have_url(f"{other}/")
