@@ -290,6 +290,73 @@ class Actions(Answer):
     next: Cursor
 
 
+class Point(Answer):
+    """How far a job was at a time."""
+
+    at: Time
+    ended: Count
+    failed: Count
+    rate: Annotated[float, msgspec.Meta(description="items a second since the point before")]
+
+
+class Samples(Answer):
+    """How a job went over time, and what was done to it, the oldest first."""
+
+    points: list[Point]
+    marks: list[Action]
+
+
+class Lane(Answer):
+    """The items of a job with the same value of an argument."""
+
+    lane: Annotated[
+        str, msgspec.Meta(description="the value as JSON, or its digest; empty: without that argument")
+    ]
+    in_flight: Count
+    width: Count
+    waiting: Annotated[int, msgspec.Meta(description="published when there is room; a thousand are counted")]
+
+
+class Lanes(Answer):
+    """Lanes of a job, fifty at most."""
+
+    lanes: list[Lane]
+    next: Cursor
+
+
+class Drift(Answer):
+    """A number of a job that is not what its rows say."""
+
+    job: int
+    name: str
+    check: str
+    stored: int
+    counted: int
+
+
+class Recount(Answer):
+    """What a job's numbers were compared with, and which differ."""
+
+    jobs: Annotated[int, msgspec.Meta(description="the job and its stages")]
+    checks: dict[str, str]
+    drift: list[Drift]
+
+
+class KnownActor(Answer):
+    """An actor that a worker announced at some time."""
+
+    name: str
+    queue: str
+    seen_at: Time
+
+
+class Actors(Answer):
+    """All actors that any worker ever announced."""
+
+    actors: list[KnownActor]
+    next: Cursor
+
+
 class Callback(Answer):
     """A callback of one end of a job."""
 

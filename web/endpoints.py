@@ -4,6 +4,7 @@ from callboard.web import (
     actions,
     answers,
     bulk,
+    charts,
     events,
     exports,
     items,
@@ -70,6 +71,10 @@ ENDPOINTS: list[Endpoint] = [
     Endpoint("GET", "/jobs/{job}/errors/{error}", jobs.error, answers.ErrorWithTraceback),
     Endpoint("GET", "/jobs/{job}/actions", jobs.actions, answers.Actions, query=Page),
     Endpoint("GET", "/jobs/{job}/callbacks", jobs.callbacks, answers.Callbacks),
+    Endpoint("GET", "/jobs/{job}/samples", charts.samples, answers.Samples),
+    Endpoint("GET", "/jobs/{job}/lanes", charts.lanes, answers.Lanes),
+    Endpoint("POST", "/jobs/{job}/verify", charts.verify, answers.Recount),
+    Endpoint("GET", "/actors", workers.actors, answers.Actors, for_all_tenants=True),
     Endpoint("POST", "/jobs/actions", bulk.act, answers.BulkAction, body=bulk.ManyJobs, scope="control"),
     Endpoint(
         "POST",

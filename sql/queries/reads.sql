@@ -442,6 +442,66 @@ left(encode(sha256(convert_to(concat_ws(chr(31), e.job_id, e.kind, e.error_type,
 -- Whether a group of errors `e` is meant: by its id, or by its type with or without the module.
 %(error)s IN ({error_id}, e.error_type, regexp_replace(e.error_type, '^.*[.]', ''))
 
+-- name: samples
+-- How a job, or its stages together, went from its start to its end or to now: the samples nearest to so many equal steps,
+-- so a job of months costs the same as one of hours. Caller: queries.samples. Rows: one a point, in order of time.
+WITH job AS MATERIALIZED (
+    SELECT j.id, j.started_at, j.finished_at, j.succeeded + j.failed + j.skipped AS ended, j.failed FROM callboard.jobs AS j
+    WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.deleted_at IS NULL
+), span AS MATERIALIZED (
+    SELECT min(started_at) AS since, CASE WHEN bool_and(finished_at IS NOT NULL) THEN max(finished_at) ELSE now() END AS until
+    FROM job
+), point AS MATERIALIZED (
+    SELECT since AS at FROM span
+    UNION
+    SELECT until FROM span WHERE since IS NOT NULL
+    UNION
+    SELECT (SELECT max(s.taken_at) FROM job CROSS JOIN LATERAL (
+                SELECT s.taken_at FROM callboard.samples AS s
+                WHERE s.job_id = job.id AND s.taken_at <= span.since + (span.until - span.since) * n / %(steps)s
+                ORDER BY s.taken_at DESC LIMIT 1) AS s)
+    FROM span CROSS JOIN generate_series(1, %(steps)s) AS n WHERE span.until > span.since
+)
+SELECT point.at, sum(CASE WHEN whether.over THEN job.ended ELSE coalesce(s.final, 0) END)::bigint AS ended,
+       sum(CASE WHEN whether.over THEN job.failed ELSE coalesce(s.failed, 0) END)::bigint AS failed
+FROM span JOIN point ON point.at BETWEEN span.since AND span.until
+CROSS JOIN job
+CROSS JOIN LATERAL (SELECT span.until = point.at OR job.finished_at <= point.at AS over) AS whether
+LEFT JOIN LATERAL (
+    SELECT s.final, s.failed FROM callboard.samples AS s
+    WHERE s.job_id = job.id AND s.taken_at <= point.at ORDER BY s.taken_at DESC LIMIT 1
+) AS s ON true
+GROUP BY point.at ORDER BY point.at
+
+-- name: lanes
+-- Lanes of a job: those with items in flight, most first, then those of which some wait in the outbox, found one after
+-- another. Of the items of a lane that wait `most` are counted. Caller: queries.lanes. Rows: one a lane, `limit` at most.
+WITH RECURSIVE flying AS MATERIALIZED (
+    SELECT l.lane, count(*) AS in_flight FROM callboard.lanes AS l WHERE l.job_id = %(job)s
+    GROUP BY l.lane ORDER BY count(*) DESC, l.lane LIMIT %(limit)s
+), waits (lane, nth) AS (
+    (SELECT o.lane, 1 FROM callboard.outbox AS o
+     WHERE o.job_id = %(job)s AND o.lane IS NOT NULL ORDER BY o.lane LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.lane FROM callboard.outbox AS o
+            WHERE o.job_id = %(job)s AND o.lane > w.lane ORDER BY o.lane LIMIT 1), w.nth + 1
+    FROM waits AS w WHERE w.lane IS NOT NULL AND w.nth < %(limit)s
+)
+SELECT one.lane, one.in_flight, j.lane_width AS width, waiting.items AS waiting
+FROM callboard.jobs AS j
+CROSS JOIN (
+    SELECT lane, in_flight FROM flying
+    UNION ALL
+    SELECT lane, 0 FROM waits WHERE lane IS NOT NULL AND lane NOT IN (SELECT lane FROM flying)
+) AS one
+CROSS JOIN LATERAL (
+    SELECT count(*) AS items FROM (
+        SELECT FROM callboard.outbox AS o WHERE o.job_id = %(job)s AND o.lane = one.lane LIMIT %(most)s
+    ) AS o
+) AS waiting
+WHERE j.id = %(job)s AND j.deleted_at IS NULL AND j.lane_width IS NOT NULL
+ORDER BY one.in_flight DESC, waiting.items DESC, one.lane LIMIT %(limit)s
+
 -- name: retried_items
 -- How many items of a job, or of its stages, a retry would give another attempt. All of a state and all of an error are
 -- counted by the counters of the job and of its groups of errors; only items that are named are looked at.

@@ -118,6 +118,17 @@ def callbacks(rows: Rows) -> list[dict[str, Any]]:
     ]
 
 
+def points(rows: Rows) -> list[dict[str, Any]]:
+    """Describe the points of a chart by rows of `samples`. No rate is below 0: a retry takes back items that ended."""
+    found, before = [], None
+    for row in rows:
+        seconds = (row["at"] - before["at"]).total_seconds() if before else 0.0
+        rate = max(row["ended"] - before["ended"], 0) / seconds if before and seconds > 0 else 0.0
+        found.append({**row, "at": iso(row["at"]), "rate": float(f"{rate:.3g}")})
+        before = row
+    return found
+
+
 def drift_report(rows: Rows) -> dict[str, Any]:
     """Describe a recount by rows of `recount`: how many jobs, which checks, and each drift with both numbers."""
     drift = [

@@ -31,6 +31,8 @@ LOOK_AT_ITEMS = 50_000
 LOOK_AT_ATTEMPTS = 20_000
 #: The rows of tokens, with their times as texts.
 _tokens = item_view.with_iso_times("created_at", "expires_at", "used_at")
+#: Points of a chart, beside its first and its last; and lanes that are shown.
+SAMPLES, LANES = 200, 50
 #: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
 MAX_ROWS = 1_000
 
@@ -289,6 +291,17 @@ def last_errors(items: Sequence[tuple[int, int]]) -> Query[dict[tuple[int, int],
     return Query(
         statement("last_errors"), parameters, lambda rows: {(row["job"], row["item"]): row for row in rows}
     )
+
+
+def samples(number: int) -> Query[list[dict[str, Any]]]:
+    """Return how a job went, in SAMPLES points and two: each has `at`, `ended`, `failed`, and `rate` since the last."""
+    return Query(statement("samples"), {"job": number, "steps": SAMPLES}, item_view.points)
+
+
+def lanes(number: int) -> Query[list[dict[str, Any]]]:
+    """Return lanes of a job, LANES at most: `lane`, items `in_flight` of `width`, and `waiting`, MAX_ROWS at most."""
+    parameters = {"job": number, "limit": LANES, "most": MAX_ROWS}
+    return Query(statement("lanes"), parameters, list)
 
 
 def verify(number: int | None = None) -> Query[dict[str, Any]]:

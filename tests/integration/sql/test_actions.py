@@ -702,7 +702,8 @@ def test_limits_are_said_by_the_command_and_the_api(
     }  # fmt: skip
     assert call("limit", job, "--concurrency-by", "customer=2")[0] == 0
     assert http.get(where).json()["limits"]["concurrency_by"] == "customer=2"
-    answer = http.patch(where, json={"concurrency_by": {"customer": 3}})
+    assert http.patch(where, json={"keep": "90d"}).json()["limits"]["keep"] == "90d"
+    answer = http.patch(where, json={"concurrency_by": {"customer": 3}, "keep": None})
     assert answer.json()["limits"]["concurrency_by"] == "customer=3"
     assert call("limit", job, "--concurrency-by", "none")[0] == 0
     assert "concurrency_by" not in http.get(where).json()["limits"]

@@ -71,6 +71,10 @@ FILL = """
                                 started_at, updated_at)
     SELECT 'quiet', 'work', 'default', true, 10, 10, 10, 10, 10, 'running', now(), now() - interval '1 minute'
     FROM generate_series(1, {QUIET}) n;
+    UPDATE callboard.jobs SET started_at = now() - interval '10 d' WHERE name = 'large';
+    INSERT INTO callboard.samples (job_id, taken_at, final, failed)
+    SELECT j.id, now() - make_interval(secs => 4 * n), {ITEMS} - n, 0
+    FROM callboard.jobs AS j, generate_series(1, {ITEMS}) n WHERE j.name = 'large';
     INSERT INTO callboard.running (job_id, started_at, item, attempt, worker)
     SELECT j.id, now(), n, 1, (SELECT min(id) FROM callboard.workers) + n % {WORKERS}
     FROM generate_series(1, {IN_HAND}) n JOIN callboard.jobs AS j ON j.name = 'job ' || n / 5 + 1;
@@ -279,3 +283,10 @@ def test_items_of_an_error_are_looked_for_in_steps(large: Large, plan: str) -> N
     (page, following), blocks = large.read(queries.items(job, keys=["key 40000", "key 1"]), plan)
     assert ([item["item"] for item in page], following) == ([1, 40_000], None)
     assert blocks < 150, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_chart_of_many_samples_reads_its_points(large: Large, plan: str) -> None:
+    points, blocks = large.read(queries.samples(large.job("large")), plan)
+    assert 100 < len(points) <= queries.SAMPLES + 2
+    assert blocks < 10 * queries.SAMPLES, blocks

@@ -18,6 +18,8 @@ SHARED = {
     "job": {"queries.job", "queries.ended_job"},
 }
 FILES = {"queries": "reads"}
+#: Reads that count items: a recount, and those of a retry that are named one by one.
+COUNTING = {"recount", "retried_items"}
 
 
 def calls(path: Path) -> list[tuple[str, str]]:
@@ -84,3 +86,25 @@ def test_every_part_is_used_more_than_once_and_none_is_left_in_a_statement() -> 
 def test_an_unknown_name_is_an_error() -> None:
     with pytest.raises(KeyError):
         statement("no_such_statement")
+
+
+def selects(text: str) -> list[str]:
+    """The parts of a statement, each without those in parentheses."""
+    text, found = text.replace("count(*)", "counted"), []
+    while inner := re.search(r"\(([^()]*)\)", text):
+        alone = re.match(r"\s*(SELECT|WITH|UPDATE|INSERT|DELETE)\b", inner[1])
+        found += [inner[1]] if alone else []
+        text = text[: inner.start()] + ("" if alone else f" {inner[1]} ") + text[inner.end() :]
+    return [*found, text]
+
+
+def test_no_read_counts_items() -> None:
+    """A job of ten million items costs what one of ten costs: its numbers are in its row."""
+    read = {name for name, user in USES if user.startswith("queries.")}
+    counted = {
+        name
+        for name in read
+        for part in selects(statement(name))
+        if "counted" in part and re.search(r"(FROM|JOIN|,) callboard\.items\b", part)
+    }
+    assert counted == COUNTING
