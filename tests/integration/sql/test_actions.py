@@ -720,7 +720,7 @@ def test_limits_are_said_by_the_command_and_the_api(
     for arguments in (("--rate", "fast"), ("--concurrency", "many"), ("--concurrency-by", "customer"), ()):
         code, _, error = call("limit", job, *arguments)
         assert (code, error.count("\n")) == (2, 1)
-    assert actions(conn, job) == ["limit"] * 5
+    assert actions(conn, job) == ["limit"] * 6
 
 
 def test_saying_it_takes_a_post(http: httpx.Client, conn: Conn) -> None:
