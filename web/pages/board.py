@@ -5,7 +5,6 @@ from typing import Any
 
 from starlette.responses import Response
 
-from callboard.sql.reads import job_filter
 from callboard.web import jobs
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.jobs import JobQuery
@@ -14,11 +13,15 @@ from callboard.web.parameters import Refused
 
 #: Jobs of a page, and standing jobs.
 JOBS, STANDING = 50, 20
-PARTS = ("jobs", "standing")
-#: The views, by the words of a search.
+PARTS = ("views", "jobs", "standing")
+#: The views: the words of a search, and the name of their count.
 VIEWS = {
-    "All": "", "Open": "is:open", "Stalled": "is:stalled", "Failed today": "is:failing ended:24h", "Ended": "is:ended",
-}  # fmt: skip
+    "All": ("", "all"),
+    "Open": ("is:open", "open"),
+    "Stalled": ("is:stalled", "stalled"),
+    "Failed today": ("is:failing ended:24h", "failed_today"),
+    "Ended": ("is:ended", "ended"),
+}
 
 
 class BoardQuery(JobQuery, kw_only=True):
@@ -31,7 +34,7 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
     """Show the jobs, the newest first."""
     query, trouble = call.query, None
     wanted = wanted_parts(query.part, PARTS)
-    found: dict[str, dict[str, Any]] = {name: {"jobs": [], "next": None} for name in PARTS}
+    found: dict[str, Any] = {name: {"jobs": [], "next": None} for name in ("jobs", "standing")}
     try:
         filtered = query.read().given
         if "jobs" in wanted:
@@ -43,11 +46,13 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
             found["standing"] = await _jobs(call, standing=True, limit=STANDING)
     except Refused as error:
         trouble = error.detail
+    if "views" in wanted:
+        asked: Call[Any, NoBody] = call
+        found["counts"] = await jobs.counts(replace(asked, query=jobs.Tenant()))
     shown = {
         "q": query.q or "",
         "after": query.after,
         "views": VIEWS,
-        "words": job_filter.WORDS,
         "trouble": trouble,
         "filtered": trouble or filtered,
     }

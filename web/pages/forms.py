@@ -1,6 +1,7 @@
 """The forms of the pages: each does what an endpoint of the API does, and then leads to a page."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from callboard.web import actions
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.pages import words
 from callboard.web.pages.page import render, wanted_parts
-from callboard.web.parameters import Refused
+from callboard.web.parameters import DryRun, Refused
 
 #: Of more items than this, the deletion of a job asks for the job's name.
 DELETED_WITHOUT_NAME = 10_000
@@ -34,7 +35,7 @@ def form(
     """A handler that does this to a job and leads to its page."""
 
     async def handler(call: Call[Any, Any]) -> Response:
-        await act(call)
+        await act(replace(call, query=DryRun()))
         return RedirectResponse(f"../{call.job}", 303)
 
     return handler
@@ -43,10 +44,10 @@ def form(
 async def confirm_cancel(call: Call[Part, NoBody]) -> Response:
     """Ask before a job is cancelled."""
     job = await call.find_job(call.job)
-    left = job["total"] - words.done(job) - job["cancelled"]
+    left = await _concerned(call, actions.cancel)
     return _confirm(
         call, f"Cancel {job['name']}?",
-        consequence=f"{words.count(left, 'item')} that did not end will not start, unless they are run again by hand.",
+        consequence=f"{words.count(left, 'item')} that did not start will not, unless they are run again by hand.",
         verb="Cancel the job", leave="Leave it running", reason=True,
     )  # fmt: skip
 
@@ -54,9 +55,10 @@ async def confirm_cancel(call: Call[Part, NoBody]) -> Response:
 async def confirm_delete(call: Call[Part, NoBody]) -> Response:
     """Ask before a job is deleted."""
     job = await call.find_job(call.job)
+    items = await _concerned(call, actions.delete)
     return _confirm(
         call, f"Delete {job['name']}?",
-        consequence=f"Its {words.count(job['total'], 'item')}, with results, errors and history, are lost for ever.",
+        consequence=f"Its {words.count(items, 'item')}, with results, errors and history, are lost for ever.",
         verb="Delete the job", leave="Keep it", name_of=job["name"] if _asks_for_name(job) else None,
     )  # fmt: skip
 
@@ -66,8 +68,14 @@ async def delete(call: Call[Any, Any]) -> Response:
     job = await call.find_job(call.job)
     if _asks_for_name(job) and call.body.name != job["name"]:
         raise Refused(422, "nothing was deleted: the name that was typed is not the job's", code="name")
-    await actions.delete(call)
+    await actions.delete(replace(call, query=DryRun()))
     return RedirectResponse("../../", 303)
+
+
+async def _concerned(call: Call[Any, Any], act: Callable[[Call[Any, Any]], Awaitable[Any]]) -> int:
+    """How many items an action would concern. Raises HTTPException where it can't be done."""
+    found = await act(replace(call, query=DryRun(dry_run=True)))
+    return int(found["items"])
 
 
 def _asks_for_name(job: dict[str, Any]) -> bool:

@@ -6,21 +6,25 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.reads import queries
 from callboard.web import parameters
 from callboard.web.answers import ItemState, Job
 from callboard.web.endpoint import Call, NoBody
+from callboard.web.pages import chart
 from callboard.web.pages.page import data, render, wanted_parts
 from callboard.web.parameters import ITEMS, After
 
 #: Rows of each list.
-ROWS, ITEM_ROWS = 20, 50
+ROWS, ITEM_ROWS = 20, 25
 
 
 class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Which items, and which parts of the page."""
 
     state: ItemState | None = None
+    error: str | None = None
+    key: str | None = None
     after: After = None
     part: list[str] = []
 
@@ -42,16 +46,33 @@ async def _running(call: JobCall, job: Row) -> list[Row]:
     return found
 
 
+async def _chart(call: JobCall, job: Row) -> dict[str, Any]:
+    if job["started_at"] is None and not job["stages"]:
+        return {"columns": []}
+    samples = await call.read(queries.samples(job["id"]))
+    found = chart.columns(samples)
+    return {
+        "columns": found,
+        "rows": chart.rows(found),
+        "marks": chart.marks(samples, await _history(call, job)),
+    }
+
+
 async def _errors(call: JobCall, job: Row) -> list[Row]:
     return await call.read(queries.errors(job["id"]))
 
 
 async def _items(call: JobCall, job: Row) -> dict[str, Any]:
-    after = parameters.cursor(call.query.after, "items", ITEMS)
+    wanted, after = call.query, parameters.cursor(call.query.after, "items", ITEMS)
     if job["stages"]:
         return {"rows": [], "next": None}
     query = queries.items(
-        job["id"], state=call.query.state, after=-1 if after is None else after, limit=ITEM_ROWS
+        job["id"],
+        state=wanted.state,
+        error=wanted.error,
+        keys=() if wanted.key is None else key_texts(wanted.key),
+        after=-1 if after is None else after,
+        limit=ITEM_ROWS,
     )
     found, following = await call.read(query)
     return {"rows": found, "next": parameters.next_page(following, "items")}
@@ -69,6 +90,7 @@ async def _history(call: JobCall, job: Row) -> list[Row]:
 #: The parts of the page that are made anew by themselves, and what reads their rows.
 PARTS: dict[str, Callable[[JobCall, Row], Awaitable[Any]]] = {
     "head": _head,
+    "chart": _chart,
     "stages": _head,
     "errors": _errors,
     "running": _running,

@@ -26,7 +26,7 @@ _jinja = Environment(
 _jinja.globals["words"] = words
 _jinja.globals["ui"] = _jinja.get_template("macros.html").module
 #: The pages of the bar at the top.
-NAV = (("", "Jobs"), ("docs", "API"))
+NAV = (("", "Jobs"), ("workers", "Workers"), ("queues", "Queues"), ("docs", "API"))
 
 
 class PageEndpoint(Endpoint):
@@ -55,7 +55,7 @@ def render(
     values = page.new_context(
         {
             "root": "../" * (path_within(request).count("/") - 1) or "./",
-            "nav": NAV,
+            "nav": NAV if who.tenant is None else (NAV[0], NAV[-1]),
             "who": None if who is access.EVERYONE else who,
             "has_session": who is not access.EVERYONE and cookie(request) in request.cookies,
             "sees_all": who.tenant is None,

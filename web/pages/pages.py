@@ -3,9 +3,10 @@
 from typing import Any
 
 from callboard.web import actions
-from callboard.web.pages import board, docs, forms, job
+from callboard.web.pages import board, docs, forms, item, job, queues, workers
 from callboard.web.pages.forms import form
 from callboard.web.pages.page import PageEndpoint
+from callboard.web.queues import PutBack
 
 
 def _post(path: str, handler: Any, **more: Any) -> PageEndpoint:
@@ -18,6 +19,19 @@ PAGES = [
     PageEndpoint("GET", "/jobs/{job}", job.job, None, query=job.JobQuery),
     PageEndpoint("GET", "/jobs/{job}/cancel", forms.confirm_cancel, None, query=forms.Part, scope="control"),
     PageEndpoint("GET", "/jobs/{job}/delete", forms.confirm_delete, None, query=forms.Part, scope="control"),
+    PageEndpoint("GET", "/jobs/{job}/items/{item}", item.item, None, query=item.ItemQuery),
+    PageEndpoint("GET", "/workers", workers.workers, None, query=workers.WorkersQuery, for_all_tenants=True),
+    PageEndpoint("GET", "/queues", queues.queues, None, query=queues.QueuesQuery, for_all_tenants=True),
+    PageEndpoint(
+        "GET",
+        "/queues/{queue}/dead-letters",
+        queues.dead_letters,
+        None,
+        query=queues.QueuesQuery,
+        for_all_tenants=True,
+    ),
+    _post("/queues/{queue}/put-back", queues.put_back, body=PutBack, for_all_tenants=True),
+    _post("/jobs/{job}/items/{item}/retry", item.retry),
     _post("/jobs/{job}/pause", form(actions.pause)),
     _post("/jobs/{job}/resume", form(actions.resume)),
     _post("/jobs/{job}/cancel", form(actions.cancel), body=actions.Cancel),

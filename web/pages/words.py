@@ -123,6 +123,28 @@ def _share(job: Job, state: str) -> float:
     return float(job["progress"]) if state == "succeeded" else 0.0
 
 
+def mean_rate(job: Job) -> str:
+    """The rate since the start, in words."""
+    if not job["started_at"] or not done(job):
+        return "–"
+    seconds = (
+        (parsed(job["finished_at"]) - parsed(job["started_at"])).total_seconds()
+        if is_over(job)
+        else since(job["started_at"])
+    )
+    return rate(done(job) / seconds) if seconds > 0 else "–"
+
+
+def budget(job: Job) -> str:
+    """How much of the failures that it may have a job has had; nothing where it may have any."""
+    most = job["limits"].get("max_failures")
+    if most is None:
+        return ""
+    if isinstance(most, str) and "%" in most:
+        return f"{100 * job['failed'] / max(done(job), 1):.1f} % of {most.replace('%', ' %')}"
+    return f"{job['failed']:,} of {most:,}" if isinstance(most, int) else f"{job['failed']:,} of {most}"
+
+
 def limits(given: Mapping[str, Any]) -> str:
     """Limits by the names that the API and the command line have for them; one that was removed is `none`."""
     return ", ".join(f"{name} {'none' if value is None else value}" for name, value in given.items())
@@ -163,12 +185,26 @@ def parts(stage: Job) -> str:
 
 def pace(job: Job) -> str:
     """The rate of a job that moves."""
-    return rate(job["rate"]) if done(job) and not job["stalled"] else ""
+    return rate(job["rate"]) if done(job) and not job["stalled"] and job["rate"] is not None else ""
 
 
 def plain(value: Any) -> str:
     """A value as JSON; a text as it is."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def given(item: Mapping[str, Any]) -> Any:
+    """The arguments of an item: those by position, those by name, or both."""
+    if item["args"] is None:
+        return item["args_text"]
+    if item["args"] and item["kwargs"]:
+        return {"args": item["args"], "kwargs": item["kwargs"]}
+    return item["args"] or item["kwargs"]
+
+
+def pretty(value: Any) -> str:
+    """A value as JSON over several lines; a text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def arguments(item: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 // What every page does with JavaScript; without it each is a plain page with plain forms.
 
+import { chart } from "./chart.js";
 import { forms } from "./forms.js";
 import { keys } from "./keys.js";
 import { live } from "./live.js";
@@ -19,6 +20,7 @@ button.addEventListener("click", () => {
   showZone();
 });
 showZone();
+chart();
 forms();
 keys();
 live();

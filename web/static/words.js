@@ -33,10 +33,20 @@ function left(job) {
   return took < 10 ? `${took.toFixed(1)} s` : duration(took);
 }
 
+function mean(job) {
+  const end = FINAL.includes(job.state) ? Date.parse(job.finished_at) : Date.now();
+  return job.started_at && done(job) ? rate({ rate: (1000 * done(job)) / Math.max(end - Date.parse(job.started_at), 1) }) : "–";
+}
+
+function budget({ limits: { max_failures: most }, ...job }) {
+  const failed = String(most).includes("%") ? `${((100 * job.failed) / Math.max(done(job), 1)).toFixed(1)} %` : number(job.failed);
+  return `${failed} of ${typeof most === "number" ? number(most) : most.replace("%", " %")}`;
+}
+
 // What a page shows of a job that is not simply one of its numbers.
 const SHOWN = {
-  percent, rate, left, done: (job) => number(done(job)), items: (job) => count(job.total, "item"),
-  pace: (job) => (done(job) && !job.stalled ? rate(job) : ""), stalled: (job) => job.stalled ?? "", eta: (job) => job.eta ?? "",
+  percent, rate, mean, budget, left, done: (job) => number(done(job)), items: (job) => count(job.total, "item"),
+  pace: (job) => (done(job) && !job.stalled && job.rate !== null ? rate(job) : ""), stalled: (job) => job.stalled ?? "", eta: (job) => job.eta ?? "",
 };
 
 // Writes what moved of a job into the nodes that show it.

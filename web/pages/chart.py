@@ -1,0 +1,89 @@
+"""The chart of a job: items that ended, and failed, over time, with marks of what was done to it."""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+from callboard.web.pages import words
+
+Row = Mapping[str, Any]
+
+#: Columns of the chart, rows of its table, and seconds below which a run has neither.
+COLUMNS, TABLE_ROWS, LEAST_SECONDS = 60, 12, 10.0
+
+
+def columns(points: Sequence[Row]) -> list[dict[str, Any]]:
+    """The columns of the chart: from when to when, the rate, how many failed, and where each is drawn, in percent."""
+    whole = _whole(points)
+    if not whole:
+        return []
+    known = [(_seconds(points[0]["at"], one["at"]), one) for one in points]
+    begin, size = words.parsed(points[0]["at"]), whole / COLUMNS
+    edges = [(begin + timedelta(seconds=n * size), *_at(known, n * size)) for n in range(COLUMNS + 1)]
+    found: list[dict[str, Any]] = [
+        {
+            "from": from_.isoformat(),
+            "to": to.isoformat(),
+            "ended": round(ended),
+            # Items that are retried by hand have not ended any more.
+            "rate": max(ended - ended_before, 0.0) / size,
+            "failed_items": max(round(failed) - round(failed_before), 0),
+            "failed_rate": max(failed - failed_before, 0.0) / size,
+        }
+        for (from_, ended_before, failed_before), (to, ended, failed) in pairwise(edges)
+    ]
+    top = max(one["rate"] for one in found) or 1.0
+    for place, one in enumerate(found):
+        one |= {
+            "x": round(100 * place / COLUMNS, 3),
+            "width": round(80 / COLUMNS, 3),
+            "height": round(100 * one["rate"] / top, 2),
+            "failed": round(100 * min(one["failed_rate"], one["rate"]) / top, 2),
+        }
+    return found
+
+
+def _at(known: Sequence[tuple[float, Row]], second: float) -> tuple[float, float]:
+    """How many items had ended, and had failed, at a second of the run, between two points that are known."""
+    for (before, first), (after, last) in pairwise(known):
+        if second <= after:
+            share = (second - before) / (after - before) if after > before else 1.0
+            ended, failed = (first[name] + share * (last[name] - first[name]) for name in ("ended", "failed"))
+            return ended, failed
+    return float(known[-1][1]["ended"]), float(known[-1][1]["failed"])
+
+
+def rows(found: Sequence[Row]) -> list[dict[str, Any]]:
+    """The same as a table: a few longer spans."""
+    size = max(1, -(-len(found) // TABLE_ROWS))
+    groups = [found[at : at + size] for at in range(0, len(found), size)]
+    return [
+        {
+            "from": group[0]["from"],
+            "to": group[-1]["to"],
+            "rate": sum(one["rate"] for one in group) / len(group),
+            "failed_items": sum(one["failed_items"] for one in group),
+            "ended": group[-1]["ended"],
+        }
+        for group in groups
+    ]
+
+
+def marks(samples: Sequence[Row], history: Sequence[Row]) -> list[dict[str, Any]]:
+    """What was done to the job while it ran, and where on the chart that is, in percent."""
+    whole = _whole(samples)
+    if not whole:
+        return []
+    found = [(_seconds(samples[0]["at"], one["done_at"]) / whole, one) for one in history]
+    return [{"x": round(100 * share, 3), "action": one} for share, one in found if 0 <= share <= 1]
+
+
+def _whole(samples: Sequence[Row]) -> float:
+    """The seconds that a job ran; 0 for one that is too short for a chart."""
+    whole = _seconds(samples[0]["at"], samples[-1]["at"]) if samples else 0.0
+    return whole if whole >= LEAST_SECONDS else 0.0
+
+
+def _seconds(first: str, last: str) -> float:
+    return (words.parsed(last) - words.parsed(first)).total_seconds()
