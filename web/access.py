@@ -3,7 +3,7 @@
 import inspect
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 from urllib.parse import unquote_plus, urlsplit
@@ -56,6 +56,8 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+#: Likewise of an answer to who has a token that shares a job, and nothing else: any site may read it.
+SHARED = {**HEADERS, "Cross-Origin-Resource-Policy": "cross-origin", "Access-Control-Allow-Origin": "*"}
 
 
 class AccessControl:
@@ -85,9 +87,9 @@ class AccessControl:
         answer = self._refusal(scope) or await self._ask(Request(scope, receive), share) or self.app
         # An answer of the other app's login has that app's headers.
         foreign = self.authenticate is not None and isinstance(answer, Response)
-        await answer(
-            scope, receive, send if foreign and not isinstance(answer, Problem) else _with_headers(send)
-        )
+        if not foreign or isinstance(answer, Problem):
+            send = _with_headers(send, HEADERS if share is None or self.doors is None else SHARED)
+        await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Problem | None:
         if not self._knows_host(scope):
@@ -224,11 +226,11 @@ def _cross_site(scope: Scope) -> bool:
     return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
-def _with_headers(send: Send) -> Send:
+def _with_headers(send: Send, added: Mapping[str, str]) -> Send:
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
+            for name, value in added.items():
                 headers.setdefault(name, value)
             # Answers go out of date within a second. A static file has an ETag, by which a browser asks again.
             headers.setdefault("Cache-Control", "no-cache" if "etag" in headers else "no-store")

@@ -285,6 +285,24 @@ def test_a_share_token_shows_its_job_and_nothing_else(conn: Conn, address: str) 
     assert httpx.get(f"{address}/api/jobs/{job}?token={secret}").status_code == 401
 
 
+def test_a_page_of_another_site_reads_what_is_shared_and_nothing_else(
+    conn: Conn, address: str, database_url: str
+) -> None:
+    job = make_job(conn, 1)
+    share = token(conn, job=job)
+    shared = f"/api/jobs/{job}?token={share}"
+    assert httpx.get(f"{address}{shared}").headers["access-control-allow-origin"] == "*"
+    for path, login in (
+        ("/api/jobs", bearer(token(conn))),
+        (f"/api/jobs/{job}", bearer(share)),
+        (f"/api/jobs/{job}", {}),
+    ):
+        assert "access-control-allow-origin" not in httpx.get(f"{address}{path}", headers=login).headers
+    with served(create_app(url=database_url, open_to_everyone=True)) as open_to_everyone:
+        answer = httpx.get(f"{open_to_everyone}{shared}")
+        assert (answer.status_code, "access-control-allow-origin" in answer.headers) == (200, False)
+
+
 def test_a_share_opens_an_app_that_has_another_login(conn: Conn, database_url: str) -> None:
     job = make_job(conn, 1)
     share, api = token(conn, job=job), token(conn)
