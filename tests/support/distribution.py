@@ -11,8 +11,8 @@ from tests.support.paths import ROOT
 #: time of each process.
 LONG_FIRST = (
     "tests/faults/test_rabbitmq_node.py", "tests/faults/test_restarts.py", "tests/faults/test_soak.py",
-    "tests/integration/sql/test_stale_statistics.py", "tests/faults/", "tests/integration/commands/",
-    "tests/browser/", "tests/integration/middleware/", "tests/integration/",
+    "tests/integration/sql/test_stale_statistics.py", "tests/faults/", "tests/pipelines/",
+    "tests/integration/commands/", "tests/browser/", "tests/integration/middleware/", "tests/integration/",
 )  # fmt: skip
 
 

@@ -74,6 +74,24 @@ def test_demo_prints_a_summary_and_with_keep_runs_until_it_is_ended(
         assert process.stop(60) == 0
 
 
+def test_demo_runs_a_pipeline_with_its_services(tmp_path: Path, place: dict[str, str]) -> None:
+    done = run(tmp_path, "demo", "planning", "--in-process", "--json", env=place)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["job"]["state"], summary["job"]["succeeded"]) == ("completed", 40)
+    assert summary["figures"]["calls"] == 40
+    assert set(summary["wanted"]) < set(summary["figures"])
+    assert summary["figures"]["seconds"] > 0
+
+
+def test_demo_lists_the_pipelines_and_starts_nothing(tmp_path: Path) -> None:
+    rows = json.loads(run(tmp_path, "demo", "--list", "--json").stdout)["pipelines"]
+    assert [row["name"] for row in rows] == ["ads", "stocks", "audit", "pages", "planning"]
+    assert "audit" in run(tmp_path, "demo", "--list").stdout
+    assert "must be one of ads, stocks" in fault(tmp_path, "demo", "shares", code=2)
+    assert "leave --path out" in fault(tmp_path, "demo", "ads", "--path", str(tmp_path), code=2)
+
+
 @pytest.mark.parametrize(
     ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, ["--in-process"])]
 )

@@ -14,7 +14,9 @@ SOURCES = {
 }
 #: Modules that make the environment of a child process or of this one.
 MAKERS = {
+    "actors/remote.py",
     "callboard/commands/actor_modules.py",
+    "callboard/commands/local/pipelines.py",
     "callboard/commands/local/processes.py",
     "callboard/commands/local/stack.py",
     "callboard/commands/services/postgres_data.py",

@@ -1,0 +1,52 @@
+"""Stocks: an analysis of each listed symbol, one result per symbol and day."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from statistics import fmean, stdev
+from typing import Any
+
+import dramatiq
+
+import callboard
+from callboard.actors.remote import call, is_passing
+
+#: A migration of the app. A result leaves with the item that wrote it; the prices lie apart from what is listed.
+TABLES = """
+CREATE TABLE IF NOT EXISTS stock_results (
+    symbol text, day date, score float8, verdict text, entry float8, target float8, job bigint, item integer,
+    PRIMARY KEY (symbol, day), FOREIGN KEY (job, item) REFERENCES callboard.items ON DELETE CASCADE);
+CREATE INDEX IF NOT EXISTS stock_results_by_item ON stock_results (job, item);
+CREATE TABLE IF NOT EXISTS stock_prices (
+    symbol text, day date, prices float8[],
+    PRIMARY KEY (symbol, day), FOREIGN KEY (symbol, day) REFERENCES stock_results ON DELETE CASCADE);
+"""
+RESULT = """
+INSERT INTO stock_results
+VALUES (%(symbol)s, %(day)s, %(score)s, %(verdict)s, %(entry)s, %(target)s, %(job)s, %(item)s)
+ON CONFLICT (symbol, day) DO UPDATE SET (score, verdict, entry, target, job, item)
+    = (excluded.score, excluded.verdict, excluded.entry, excluded.target, excluded.job, excluded.item)
+"""
+PRICES = """
+INSERT INTO stock_prices VALUES (%s, %s, %s) ON CONFLICT (symbol, day) DO UPDATE SET prices = excluded.prices
+"""
+
+
+@dramatiq.actor(queue_name="callboard", retry_when=is_passing, min_backoff=200)
+def analyse_stock(symbol: str, capital: float, day: str) -> dict[str, Any]:
+    """Score a symbol by its prices of a year; `day` is an ISO date."""
+    prices = call(f"quotes/{symbol}")["prices"]
+    callboard.step(f"{len(prices)} prices of {symbol}")
+    score, entry = round((prices[-1] - fmean(prices)) / stdev(prices), 3), prices[-1]
+    verdict = "buy" if score > 1 else "hold" if score > -1 else "sell"
+    found = {"score": score, "verdict": verdict, "entry": entry, "target": round(entry * (1 + score / 20), 2)}
+    here = callboard.current()
+    callboard.save(RESULT, {**found, "symbol": symbol, "day": day, "job": here.job, "item": here.item})
+    callboard.save(PRICES, (symbol, day, prices))
+    return {"verdict": verdict, "shares": capital // entry}
+
+
+def submit(symbols: Sequence[str], capital: float, **options: Any) -> callboard.Job:
+    """A job of symbols, each of which is analysed once, as of today."""
+    day = datetime.now(UTC).date().isoformat()
+    items = ({"symbol": symbol, "capital": capital, "day": day} for symbol in symbols)
+    return callboard.submit(analyse_stock, items, name="all stocks", item_key="symbol", **options)
