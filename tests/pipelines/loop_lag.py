@@ -1,0 +1,36 @@
+"""Measures in a worker how late its event loop is. The worst lag, in seconds, is in the file that LOOP_LAG names."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import dramatiq
+from dramatiq.asyncio import get_event_loop_thread
+
+MODULE, FILE = "tests.pipelines.loop_lag", "LOOP_LAG"
+
+
+class LoopLag(dramatiq.Middleware):
+    """Asks the event loop for a sign of life, again and again."""
+
+    def after_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        threading.Thread(target=measure, args=(Path(os.environ[FILE]),), daemon=True).start()
+
+
+def measure(file: Path) -> None:
+    worst, thread = 0.0, get_event_loop_thread()
+    assert thread is not None
+    while True:
+        began, alive = time.monotonic(), threading.Event()
+        thread.loop.call_soon_threadsafe(alive.set)
+        alive.wait()
+        lag = time.monotonic() - began
+        if lag > worst:
+            worst = lag
+            file.write_text(f"{worst:.3f}", encoding="ascii")
+        time.sleep(0.01)
+
+
+if FILE in os.environ:
+    dramatiq.get_broker().add_middleware(LoopLag())

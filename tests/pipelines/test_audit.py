@@ -1,0 +1,94 @@
+"""Audit: stages of one job, which a kill or a cancel breaks off and which go on; the event loop is never blocked."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import callboard
+from tests.pipelines import loop_lag
+from tests.pipelines.rig import TIMEOUT, Rig, make_rig
+from tests.support.services import SharedPostgres
+from tests.support.vhosts import Broker
+from tests.support.workers import wait_until
+
+STAGES = ["generate_queries", "ask_provider", "analyse_answer", "score_providers", "save_insight"]
+ASKED = 45 * 3
+
+
+@pytest.fixture(scope="module")
+def rig(
+    shared_postgres: SharedPostgres, broker: Broker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("rig")
+    lag = {loop_lag.FILE: str(folder / "lag")}
+    with make_rig(shared_postgres, broker, folder, modules=(loop_lag.MODULE,), more=lag) as made:
+        made.make_tables("audit")
+        yield made
+
+
+def asking(job: callboard.Job, count: int) -> bool:
+    """Wait until so many questions are answered, while others are open."""
+    return wait_until(
+        lambda: count <= job.status()["stages"][1]["succeeded"] < ASKED - 20, TIMEOUT, pause=0.01
+    )
+
+
+def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:
+    """While the job's row is locked for a second, nothing of it can be written, and the event loop goes on."""
+    rig.world.seconds = 0.05
+    (job,) = rig.submit("audit", "audit.submit('Acme')")
+    with rig.watched(job) as seen:
+        assert asking(job, 5)
+        rig.restart_worker()
+        assert asking(job, 20)
+        with psycopg.connect(rig.environment["DATABASE_URL"]) as other:
+            other.execute("SELECT FROM callboard.jobs WHERE parent_id = %s FOR UPDATE", (job.id,))
+            other.execute("SELECT pg_sleep(1)")
+        status = job.wait(TIMEOUT)
+    assert status["state"] == "completed"
+    stages = {stage["name"]: stage for stage in status["stages"]}
+    withheld = stages["ask_provider"]["failed"]
+    assert withheld > 0
+    assert {name: (stage["total"], stage["succeeded"]) for name, stage in stages.items()} == {
+        "generate_queries": (1, 1), "ask_provider": (ASKED, ASKED - withheld),
+        "analyse_answer": (ASKED - withheld, ASKED - withheld), "score_providers": (1, 1), "save_insight": (3, 3),
+    }  # fmt: skip
+    # A stage begins when the one before it is completed.
+    for (now,) in seen:
+        states = [stage["state"] for stage in now["stages"]]
+        assert states == sorted(states, key=["completed", "running", "pending"].index), states
+    (error,) = [group for group in job.errors() if group["failed"]]
+    assert (error["message"], error["failed"]) == ("422: the answer was withheld by a filter", withheld)
+    assert [item["state"] for item in job.items(stage=1)].count("succeeded") == ASKED - withheld
+    assert rig.rows("SELECT provider, insight <> '' FROM audits WHERE company = 'Acme' ORDER BY 1") == [
+        ("north", True), ("south", True), ("west", True)
+    ]  # fmt: skip
+    lag = float(Path(rig.environment[loop_lag.FILE]).read_text(encoding="ascii"))
+    print(f"the event loop was late by {1000 * lag:.0f} ms at most")  # noqa: T201 — measured
+    assert lag < 0.5
+    rig.assert_nothing_left()
+
+
+def test_a_cancelled_audit_asks_nothing_more_and_goes_on_when_it_is_retried(rig: Rig) -> None:
+    rig.world.seconds = 0.1
+    (job,) = rig.submit("audit", "audit.submit('Initech')")
+    assert asking(job, 10)
+    assert job.cancel("enough")["state"] in ("running", "cancelled")
+    status = job.wait(10)
+    assert (status["state"], status["reason"]) == ("cancelled", "enough")
+    assert status["started_at"] < status["finished_at"]
+    asked, answered = rig.world.calls["ask"], status["stages"][1]["succeeded"]
+    assert 10 <= answered < ASKED
+    assert status["stages"][1]["cancelled"] > 0
+    assert [stage["total"] for stage in status["stages"][2:]] == [0, 0, 0]
+
+    rig.world.seconds = 0.01
+    job.retry(["cancelled", "skipped"])
+    status = job.wait(TIMEOUT)
+    assert status["state"] == "completed"
+    again = ASKED - answered
+    assert again <= rig.world.calls["ask"] - asked < ASKED, "what was answered is not asked again"
+    assert rig.rows("SELECT count(*) FROM audits WHERE company = 'Initech'") == [(3,)]
+    rig.assert_nothing_left()

@@ -1,0 +1,92 @@
+"""Stocks: one result per symbol and day, tied to its job, whatever is submitted twice or killed."""
+
+from pathlib import Path
+from time import monotonic
+
+from callboard.sql.states import JOB_FINAL
+from tests.pipelines.rig import TIMEOUT, Rig
+from tests.support.workers import wait_until
+
+DELISTED = {"X025", "X050", "X075", "X100"}
+SYMBOLS = '[f\'{"S" if n % 25 else "X"}{n:03}\' for n in range(1, 101)]'
+RESULTS = "SELECT symbol, day::text, score, verdict, entry, target FROM stock_results ORDER BY symbol"
+
+
+def test_a_hundred_stocks(rig: Rig) -> None:
+    """How fast; an error and a time for each that failed; the prices lie apart; the rows leave with their job."""
+    rig.make_tables("stocks")
+    (job,) = rig.submit("stocks", f"stocks.submit({SYMBOLS} * 2, 10_000)")
+    with rig.watched(job) as seen:
+        status = job.wait(TIMEOUT)
+    print(f"100 stocks in {job_seconds(rig, job.id):.1f} s (wanted: 10 s)")  # noqa: T201 — measured
+    assert {now["state"] for (now,) in seen} <= {"pending", "running", "completed"}
+    assert (status["total"], status["succeeded"], status["failed"]) == (100, 96, 4)
+    failed = list(job.items("failed"))
+    assert {item["kwargs"]["symbol"]: item["error"]["message"] for item in failed} == {
+        symbol: f"404: {symbol} was delisted" for symbol in DELISTED
+    }
+    assert all(item["started_at"] and item["finished_at"] for item in job.items())
+    listed = rig.rows(RESULTS)
+    assert len(listed) == 96
+    assert {verdict for *_, verdict, _, _ in listed} <= {"buy", "hold", "sell"}
+    assert rig.rows("SELECT count(*), min(cardinality(prices)) FROM stock_prices") == [(96, 250)]
+
+    before = monotonic()
+    job.status()
+    print(f"progress read in {1000 * (monotonic() - before):.1f} ms (wanted: 20 ms)")  # noqa: T201 — measured
+
+    job.delete()
+    assert wait_until(lambda: rig.rows("SELECT FROM stock_results") == [], TIMEOUT, pause=0.1)
+    assert rig.rows("SELECT FROM stock_prices") == []
+
+
+def job_seconds(rig: Rig, job: int) -> float:
+    ((seconds,),) = rig.rows(
+        "SELECT extract(epoch FROM finished_at - created_at)::float FROM callboard.jobs WHERE id = %s", job
+    )
+    return float(seconds)
+
+
+def test_one_result_per_symbol_and_day_under_duplicates_and_a_kill(rig: Rig) -> None:
+    """Two jobs analyse the same symbols at once; the worker is killed in the middle."""
+    rig.make_tables("stocks")
+    rig.world.seconds = 0.05
+    jobs = rig.submit("stocks", *[f"stocks.submit({SYMBOLS}, 10_000)"] * 2)
+    assert rig.reaches(jobs[0], 0.2)
+    rig.restart_worker()
+    for job in jobs:
+        status = job.wait(TIMEOUT)
+        assert (status["state"], status["succeeded"], status["failed"]) == ("completed", 96, 4)
+    owners = [owner for (owner,) in rig.rows("SELECT job FROM stock_results")]
+    assert len(owners) == 96
+    assert set(owners) <= {job.id for job in jobs}
+
+    symbol = "S001"
+    rig.conn.execute("INSERT INTO stock_results SELECT symbol, day - 1, 0, 'hold', 1, 1 FROM stock_results")
+    history = "SELECT day, score FROM stock_results WHERE symbol = %s ORDER BY day DESC"
+    assert len(rig.rows(history, symbol)) == 2
+    rig.conn.execute("SET enable_seqscan = off")
+    assert "stock_results_pkey" in str(rig.rows(f"EXPLAIN {history}", symbol))
+    rig.assert_nothing_left()
+
+
+def test_a_hundred_jobs_at_once(rig: Rig) -> None:
+    """They all end, and the worker needs no more memory for them."""
+    rig.make_tables("stocks")
+    rig.world.seconds = 0.005
+    before = memory(rig)
+    jobs = rig.submit("stocks", "*(stocks.submit([f'S{n}', 'S0'], 10_000) for n in range(1, 101))")
+    assert wait_until(lambda: all(job.status()["state"] in JOB_FINAL for job in jobs), TIMEOUT, pause=0.5)
+    assert {job.status()["succeeded"] for job in jobs} == {2}
+    grown = memory(rig) - before
+    print(f"100 jobs at once: {grown:+} MiB in the worker")  # noqa: T201 — measured
+    assert grown < 40
+    rig.assert_nothing_left()
+
+
+def memory(rig: Rig) -> int:
+    """MiB of the worker's processes."""
+    lines = [
+        line for pid in rig.worker.children() for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    ]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) // 1024

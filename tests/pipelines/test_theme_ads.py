@@ -1,0 +1,75 @@
+"""Theme ads: exact counts while they run, whatever is killed; customers are limited; jobs run side by side."""
+
+from pathlib import Path
+
+import httpx
+
+from callboard.commands.services.ports import free_ports
+from tests.pipelines.rig import TIMEOUT, Rig
+from tests.support.programs import running
+
+COUNTS = ("pending", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled")
+#: Ads at most that a worker has created when it is killed, and whose outcomes are not recorded.
+LOST = 30
+
+
+def test_a_thousand_ads_while_worker_and_web_app_are_killed(rig: Rig, tmp_path: Path) -> None:
+    """Each percentage is seen on the way, and the counts are right at the end."""
+    rig.world.seconds = 0.08
+    (port,) = free_ports(1)
+    serve, address = ("serve", "--port", str(port)), f"http://127.0.0.1:{port}/api/v1/jobs"
+    token = rig.token()
+    (job,) = rig.submit(
+        "theme_ads", "theme_ads.submit(((c, g) for g in range(50) for c in range(1, 21)), delay='1s')"
+    )
+    with rig.watched(job) as seen:
+        with running(tmp_path, *serve, env=rig.environment) as web:
+            assert rig.reaches(job, 0.2)
+            rig.restart_worker()
+            assert rig.reaches(job, 0.5)
+            web.kill()
+        with running(tmp_path, *serve, env=rig.environment):
+            while not (there := httpx.get(f"{address}/{job.id}", headers=token).json())["finished_at"]:
+                assert 0.5 <= there["progress"] < 1
+        assert rig.reaches(job, 1)
+    status = job.wait(TIMEOUT)
+    assert {int(100 * now["progress"]) for (now,) in seen} >= set(range(1, 101))
+    assert all(sum(now[name] for name in COUNTS) == now["total"] for (now,) in seen if now["sealed"])
+    # An ad that a killed worker had created exists already when its item runs again.
+    assert (status["state"], status["total"], status["failed"]) == ("completed", 1000, 20)
+    assert 40 <= status["skipped"] <= 40 + LOST
+    assert status["succeeded"] == 1000 - 20 - status["skipped"]
+    assert {item["error"]["message"] for item in job.items("skipped")} == {
+        "Already processed",
+        "No existing ad",
+    }
+    (policy,) = {group["message"].partition(":")[0] for group in job.errors() if group["failed"]}
+    assert policy == "400"
+    made = [item["result"]["new_ad_resource"] for item in job.items("succeeded")]
+    assert len(set(made)) == status["succeeded"]
+    assert (rig.world.most_customers, rig.world.most_of_one) == (5, 2)
+    rig.assert_nothing_left()
+
+
+def test_three_jobs_at_once_at_an_api_that_limits_rates(rig: Rig) -> None:
+    """All three go on at once, with few connections; an answer of 429 fails nothing."""
+    rig.world.seconds, rig.world.customer_rate = 0.005, 8
+    jobs = rig.submit(
+        "theme_ads",
+        *(
+            f"theme_ads.submit((c, g) for g in range(100, 150) for c in ({n}, {n + 1}))"
+            for n in (100, 200, 300)
+        ),
+    )
+    connections = 0
+    with rig.watched(*jobs) as seen:
+        while not all(job.status()["finished_at"] for job in jobs):
+            ((now,),) = rig.rows("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+            connections = max(connections, now)
+    assert any(all(0 < one["progress"] < 1 for one in now) for now in seen)
+    for job in jobs:
+        status = job.status()
+        assert (status["state"], status["succeeded"]) == ("completed", 100), status
+        assert "429: too many requests" in {group["message"] for group in job.errors()}
+    assert connections < 16
+    rig.assert_nothing_left()
