@@ -171,7 +171,6 @@ class Tracking(Middleware):
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Check the middleware's order and the database, and register the process as a worker."""
         place(broker, self)
-        _start_event_loop(broker, worker)
         _send_before_results(broker, self.runtime)
         self.runtime.check()
         # Not after the boot: the consumers start in between, and need to know the number of threads.
@@ -181,6 +180,8 @@ class Tracking(Middleware):
         signatures = {a.actor_name: found for a in actors if (found := own_signature(a)) is not None}
         self.runtime.open(worker, {a.actor_name: a.queue_name for a in actors}, signatures)
         add_ping(broker)
+        # Last: the thread of the loop would keep a process alive that refuses to start.
+        _start_event_loop(broker, worker)
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
         """Log an outage of the broker now and then, not for each queue every three seconds."""
