@@ -3,9 +3,10 @@
 - In the app: `install` tracks a broker, or `RabbitmqBroker` replaces Dramatiq's; then every message is recorded.
 - Many items at once: `submit` makes a job of them, `stages` a job whose steps follow one another, and `job` is a block
   whose sends belong together. `get` finds a job again; a `Job` is read, waited for, cancelled, paused and retried.
-- In an actor, which stays a plain function: raise `Skip`, call `step` and `progress`, ask `current`, and `save` rows of
-  your own with the item's outcome. `LogContext` has its log lines name the item. `batch` makes it take many items at
-  once, `send_now` sends whatever becomes of its item, and `in_context` takes the item along into other threads.
+- In an actor, which stays a plain function: raise `Skip` or `Postpone`, call `step` and `progress`, ask `current`, and
+  `save` rows of your own with the item's outcome. `LogContext` has its log lines name the item. `batch` makes it take
+  many items at once, `send_now` sends whatever becomes of its item, and `in_context` takes the item along into other
+  threads.
 - In a web app of your own: `Identity`, which the login of the mounted pages and API returns.
 - Names that begin with `a` (`asubmit`, `aget`, …) are for async code, and do not block its event loop.
 """
@@ -14,6 +15,7 @@ from callboard.current import LogContext, NotInAnItem, Skip, current, progress, 
 from callboard.identity import Identity
 from callboard.job import Job, aget, get, job
 from callboard.middleware.attempts.batch import batch
+from callboard.middleware.attempts.outcome import Postpone
 from callboard.middleware.callbacks.stage_maker import Result, Results
 from callboard.middleware.install import install
 from callboard.middleware.rabbitmq.broker import RabbitmqBroker
@@ -33,7 +35,7 @@ from callboard.submit import asubmit, submit
 
 __all__ = [
     "BadItem", "Identity", "Job", "JobClosed", "KeyInUse", "LogContext", "NoSuchJob", "NotConfigured", "NotInAnItem",
-    "NotPossible", "NotStored", "NotTracked", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip", "Stage",
-    "SubmittedElsewhere", "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get", "in_context",
-    "install", "job", "progress", "save", "send_now", "stages", "step", "submit",
+    "NotPossible", "NotStored", "NotTracked", "Postpone", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip",
+    "Stage", "SubmittedElsewhere", "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get",
+    "in_context", "install", "job", "progress", "save", "send_now", "stages", "step", "submit",
 ]  # fmt: skip

@@ -18,11 +18,11 @@ from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessag
 from dramatiq.middleware.asyncio import AsyncIO
 from dramatiq.results import Results
 
-from callboard.middleware.attempts.outcome import decide
+from callboard.middleware.attempts.outcome import Postpone, decide
 from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery, release
-from callboard.middleware.message.envelope import is_name
+from callboard.middleware.message.envelope import is_name, timestamp_ms
 from callboard.middleware.message.failure import text_of
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.ping import PING, add_ping
@@ -100,7 +100,10 @@ class Tracking(Middleware):
         """End the attempt: the actor raised Skip, or a middleware dropped the message (its age limit)."""
         # Dramatiq calls this from its handler of the SkipMessage.
         reason = sys.exc_info()[1]
-        self._end(broker, message, skip="" if reason is None else text_of(reason))
+        self._end(
+            broker, message, skip="" if reason is None else text_of(reason),
+            postpone=reason if isinstance(reason, Postpone) else None,
+        )  # fmt: skip
 
     def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """End the attempt if an interrupt in another hook kept `after_process_message` from it."""
@@ -139,14 +142,16 @@ class Tracking(Middleware):
 
     def _end(
         self, broker: dramatiq.Broker, message: MessageProxy, *, exception: BaseException | None = None,
-        skip: str | None = None,
+        skip: str | None = None, postpone: Postpone | None = None,
     ) -> None:  # fmt: skip
         """End the message's attempt, if it has one that has not ended, and set whether the message has failed."""
         attempt: Attempt | None = message.delivery.attempt
         if attempt is None:
             return
         current_attempt.set(None)
-        end = partial(self._finish, broker, message, attempt, exception=exception, skip=skip)
+        end = partial(
+            self._finish, broker, message, attempt, exception=exception, skip=skip, postpone=postpone
+        )
         try:
             end()
         except BaseException:  # noqa: BLE001 — an interrupt came too late for the actor, and would end this thread
@@ -154,12 +159,15 @@ class Tracking(Middleware):
 
     def _finish(
         self, broker: dramatiq.Broker, message: MessageProxy, attempt: Attempt, *, exception: BaseException | None,
-        skip: str | None,
+        skip: str | None, postpone: Postpone | None,
     ) -> None:  # fmt: skip
         again = attempt.retry
+        retry = None if again is None else Retry(again.delay, again.options, again.sent_ms)
+        if postpone is not None:
+            retry = Retry(postpone.seconds, sent_ms=timestamp_ms(message.message_timestamp))
         outcome = decide(
             returned=attempt.returned, result=attempt.result, skip=skip, exception=exception, failed=message.failed,
-            retry=None if again is None else Retry(again.delay, again.options, again.sent_ms),
+            retry=retry, postponed=postpone is not None,
             has_retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
             strict=attempt.returned and broker.get_actor(message.actor_name).options.get("results") == "strict",
         )  # fmt: skip

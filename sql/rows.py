@@ -9,7 +9,7 @@ from callboard.sql.signature import Signature
 from callboard.sql.states import JOB_FINAL
 
 OutcomeState: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
-AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
+AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped", "postponed"]
 
 # Fields that statements take as columns: see `arrays`.
 BigInt: TypeAlias = Annotated[int, "bigint"]
@@ -47,7 +47,7 @@ class Failure:
     def __post_init__(self) -> None:
         if self.kind == "crashed":  # one group, whatever became of the items
             object.__setattr__(self, "pattern", self.error_type)
-        elif self.kind != "skipped":  # skipped items are in no group of errors
+        elif self.kind not in ("skipped", "postponed"):  # these are in no group of errors
             object.__setattr__(self, "pattern", pattern(self.message))
 
 

@@ -32,7 +32,7 @@ JOB_STATES: Final = ("pending", "running", "paused", "completed", "failed", "can
 JOB_FINAL: Final = ("completed", "failed", "cancelled")
 
 #: The reasons why an attempt did not simply succeed.
-ATTEMPT_KINDS: Final = ("failed", "timed_out", "crashed", "skipped")
+ATTEMPT_KINDS: Final = ("failed", "timed_out", "crashed", "skipped", "postponed")
 
 #: The states of a worker process, by its heartbeat.
 WORKER_STATES: Final = ("alive", "stopped", "dead")

@@ -8,7 +8,7 @@ ItemState: TypeAlias = Literal[
     "pending", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"
 ]
 JobState: TypeAlias = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
-AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped"]
+AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped", "postponed"]
 Scope: TypeAlias = Literal["read", "submit", "control", "admin"]
 WorkerState: TypeAlias = Literal["alive", "stopped", "dead"]
 

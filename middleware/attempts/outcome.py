@@ -4,9 +4,11 @@ import json
 from typing import Any, NamedTuple
 
 import msgspec
+from dramatiq.middleware import SkipMessage
 
 from callboard.middleware.message.failure import clean, describe
 from callboard.sql import settings
+from callboard.sql.limits import MAX_SPAN_SECONDS
 from callboard.sql.rows import Failure, OutcomeState, Retry
 
 #: Seconds before the next attempt when Dramatiq could not schedule it.
@@ -15,6 +17,23 @@ LOST_RETRY_SECONDS = 15.0
 
 class ResultNotKept(ValueError):
     """An actor's return value can't be kept as the item's result."""
+
+
+class Postpone(SkipMessage):
+    """Raise it in an actor to have its item tried again after `seconds`: a remote API says 429, and when to come back.
+
+    raise callboard.Postpone(30, "the API allows no more calls")
+
+    The attempt has not failed: it counts neither towards the actor's `max_retries` nor as a retry or an error of the
+    job, and sends and saves nothing. No thread waits meanwhile. As it is a SkipMessage, Dramatiq's Retries leave it
+    alone. Raises ValueError for seconds that are no number from 0.
+    """
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        if not 0 <= seconds <= MAX_SPAN_SECONDS:
+            raise ValueError(f"an item is postponed by seconds from 0, not {seconds!r}")
+        super().__init__(reason)
+        self.seconds = float(seconds)
 
 
 class Outcome(NamedTuple):
@@ -33,6 +52,7 @@ SUCCEEDED = Outcome("succeeded")
 def decide(
     *, returned: bool = False, result: Any = None, skip: str | None = None, exception: BaseException | None = None,
     failed: bool = False, retry: Retry | None = None, has_retries: bool = True, strict: bool = False,
+    postponed: bool = False,
 ) -> Outcome:  # fmt: skip
     """Decide what an attempt's end means. The first that holds: returned → succeeded, skipped → skipped (or failed),
     failed → failed, else retrying.
@@ -40,13 +60,15 @@ def decide(
     `returned`: the actor returned `result`, whatever came after. `skip`: the reason of a SkipMessage. `failed`:
     Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: the broker has the Retries
     middleware, so an exception with neither `failed` nor `retry` means that a retry was lost. `strict`: an item whose
-    result can't be kept fails.
+    result can't be kept fails. `postponed`: by a SkipMessage that says so, until the time of `retry`.
     """
     if returned:
         return SUCCEEDED if result is None else _with_result(result, strict=strict)
     if skip is not None:
         if failed:
             return Outcome("failed", Failure("timed_out", "SkipMessage", clean(skip)))
+        if postponed:
+            return Outcome("retrying", Failure("postponed", "Postpone", clean(skip)), retry)
         return Outcome("skipped", Failure("skipped", "Skip", clean(skip)))
     failure = describe(exception)
     if failed or (retry is None and not has_retries):

@@ -24,7 +24,8 @@ CREATE TYPE callboard.attempt_kind AS ENUM (
     'failed',     -- the actor raised
     'timed_out',  -- its time limit or the message's age limit struck
     'crashed',    -- its worker died while it held the item
-    'skipped'     -- the actor raised Skip
+    'skipped',    -- the actor raised Skip
+    'postponed'   -- the actor raised Postpone: no failure, and another attempt has its time
 );
 
 -- Starting at the seconds since 2025 keeps the ids of a database that was made anew apart from those of the one
@@ -72,7 +73,7 @@ CREATE TABLE callboard.jobs (
     skipped          bigint NOT NULL DEFAULT 0,
     cancelled        bigint NOT NULL DEFAULT 0,  -- items with that state
     in_turn          bigint NOT NULL DEFAULT 0,  -- rows of the outbox with `in_turn`
-    retries          bigint NOT NULL DEFAULT 0,  -- attempts that failed and were given another
+    retries          bigint NOT NULL DEFAULT 0,  -- attempts that failed and were given another; not those postponed
     crashes          bigint NOT NULL DEFAULT 0,  -- deaths of workers charged to its items
     unkept           bigint NOT NULL DEFAULT 0,  -- items that succeeded and whose result is not kept
 

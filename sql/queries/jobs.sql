@@ -24,7 +24,7 @@ SET total = c.total,
     retries = (SELECT count(*) FROM callboard.attempts AS a CROSS JOIN LATERAL (
                    SELECT attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0
                ) AS i
-               WHERE a.job_id = j.id AND a.attempt < i.attempt),
+               WHERE a.job_id = j.id AND a.attempt < i.attempt AND a.kind <> 'postponed'),
     crashes = c.crashes,
     unkept = c.unkept,
     state = CASE WHEN c.early THEN 'running' ELSE j.state END,

@@ -626,9 +626,9 @@ SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
 FROM callboard.jobs AS k
 {counted_items}
 CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE a.attempt < i.attempt) AS retries,
-           count(*) FILTER (WHERE a.kind <> 'skipped') AS errors,
-           count(*) FILTER (WHERE a.kind <> 'skipped' AND (a.attempt < i.attempt) IS NOT TRUE) AS fatal
+    SELECT count(*) FILTER (WHERE a.kind <> 'postponed' AND a.attempt < i.attempt) AS retries,
+           count(*) FILTER (WHERE a.kind NOT IN ('skipped', 'postponed')) AS errors,
+           count(*) FILTER (WHERE a.kind NOT IN ('skipped', 'postponed') AND (a.attempt < i.attempt) IS NOT TRUE) AS fatal
     FROM callboard.attempts AS a
     LEFT JOIN LATERAL (
         SELECT attempt FROM callboard.items AS i WHERE i.job_id = a.job_id AND i.item = a.item OFFSET 0

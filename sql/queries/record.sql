@@ -40,7 +40,7 @@ WITH event AS (
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result, e.unkept
 ), new_group AS (
     SELECT g.job_id, g.kind, g.error_type, g.place, g.pattern, row_number() OVER (PARTITION BY g.job_id) AS nth
-    FROM (SELECT DISTINCT job_id, kind, error_type, place, pattern FROM moved WHERE kind <> 'skipped') AS g
+    FROM (SELECT DISTINCT job_id, kind, error_type, place, pattern FROM moved WHERE kind NOT IN ('skipped', 'postponed')) AS g
     WHERE NOT EXISTS (
         SELECT FROM callboard.errors AS e
         WHERE e.job_id = g.job_id AND e.kind = g.kind AND e.error_type = g.error_type AND e.place = g.place
@@ -73,7 +73,7 @@ WITH event AS (
                count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'skipped') AS skipped,
-               count(*) FILTER (WHERE state = 'retrying') AS retries,
+               count(*) FILTER (WHERE state = 'retrying' AND kind IS DISTINCT FROM 'postponed') AS retries,
                sum(charged) - coalesce(sum(crashes_dropped), 0) AS crashes, count(unkept) AS unkept
         FROM moved GROUP BY job_id
         UNION ALL
@@ -156,7 +156,7 @@ WITH event AS (
            min(f.ended_at), max(f.ended_at), (array_agg(f.item ORDER BY f.retried, f.item))[1],
            (array_agg(f.message ORDER BY f.retried, f.item))[1]
     FROM failure AS f
-    WHERE f.kind <> 'skipped' AND (f.job_id IN (SELECT id FROM counted)) IS TRUE  -- these first
+    WHERE f.kind NOT IN ('skipped', 'postponed') AND (f.job_id IN (SELECT id FROM counted)) IS TRUE  -- these first
     GROUP BY f.job_id, f.kind, f.error_type, f.place, f.error_group
     ORDER BY f.job_id, f.kind, f.error_type, f.place, f.error_group
     ON CONFLICT (job_id, kind, error_type, place, pattern) DO UPDATE

@@ -119,6 +119,21 @@ def in_threads(children: int) -> int:
 
 
 @dramatiq.actor(max_retries=0)
+def asks_to_wait(times: int) -> int:
+    """Is postponed so many times; what it sends then is not sent."""
+    attempt = callboard.current().attempt
+    noted.send(attempt)
+    if attempt <= times:
+        raise callboard.Postpone(0.05, f"the API says 429, {attempt}")
+    return attempt
+
+
+@dramatiq.actor(max_retries=0)
+async def postpones_for_long() -> None:
+    raise callboard.Postpone(86_400, "come back tomorrow")
+
+
+@dramatiq.actor(max_retries=0)
 def add(first: int, second: int) -> int:
     return first + second
 

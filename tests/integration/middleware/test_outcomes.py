@@ -43,7 +43,7 @@ ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
     "opens_a_job", "gently", "in_threads", "on_exhausted", "limited", "counts", "counts_gently",
-    "knows", "knows_gently",
+    "knows", "knows_gently", "asks_to_wait", "postpones_for_long",
 ]  # fmt: skip
 
 
@@ -105,6 +105,32 @@ def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(on: Stage) -> 
     assert item["state"] == "succeeded", on.attempts(job)
     (attempt,) = on.attempts(job)
     assert attempt["type"] == "dramatiq.errors.Retry"
+
+
+def test_an_item_that_is_postponed_has_not_failed(on: Stage) -> None:
+    """However often; it neither counts as a retry, nor towards those of its actor, nor as an error."""
+    job = on.submit("asks_to_wait", 3)
+    first, *children = on.ended(job)
+    assert (first["state"], first["attempt"], first["result"]) == ("succeeded", 4, 4)
+    assert [child["args"] for child in children] == [[4]]
+    kept = on.attempts(job)
+    assert [(a["kind"], a["message"], a["retried"]) for a in kept] == [
+        ("postponed", f"the API says 429, {n}", True) for n in (1, 2, 3)
+    ]
+    assert job.status()["retries"] == 0
+    assert job.errors() == []
+
+
+def test_a_postponed_item_waits_as_a_row_and_says_why(on: Stage) -> None:
+    job = on.submit("asks_to_wait", 1)
+    long = on.submit("postpones_for_long", [])
+    assert wait_until(lambda: long.status()["retrying"] == 1, TIMEOUT)
+    (waiting,) = long.items("retrying")
+    assert (waiting["error"]["kind"], waiting["error"]["message"]) == ("postponed", "come back tomorrow")
+    assert waiting["due_at"]
+    on.ended(job)
+    long.cancel()
+    assert wait_until(lambda: long.status()["state"] == "cancelled", TIMEOUT)
 
 
 def test_an_error_in_throws_is_not_tried_again(on: Stage) -> None:

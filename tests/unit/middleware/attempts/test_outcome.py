@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from callboard.middleware.attempts import outcome
-from callboard.middleware.attempts.outcome import Outcome, decide
+from callboard.middleware.attempts.outcome import Outcome, Postpone, decide
 from callboard.middleware.message import failure
 from callboard.middleware.message.failure import clean, describe
 from callboard.sql.rows import Retry
@@ -337,3 +337,17 @@ def test_an_error_that_was_never_raised_has_no_place() -> None:
 
 def test_a_none_in_a_result_is_stored_as_null() -> None:
     assert decide(returned=True, result={"a": None}).result == '{"a":null}'
+
+
+def test_a_postponed_attempt_has_another_and_has_not_failed() -> None:
+    found = decide(skip="429", retry=LATER, postponed=True)
+    assert (found.state, found.retry) == ("retrying", LATER)
+    assert found.failure is not None
+    assert (found.failure.kind, found.failure.message, found.failure.pattern) == ("postponed", "429", "")
+    assert decide(skip="too old", failed=True, retry=LATER, postponed=True).state == "failed"
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e12])
+def test_an_item_is_postponed_by_seconds_that_make_sense(seconds: float) -> None:
+    with pytest.raises(ValueError, match="an item is postponed by seconds from 0"):
+        Postpone(seconds)
