@@ -187,6 +187,7 @@ class Tracking(Middleware):
         actors = [a for a in own if not only or a.queue_name in only]
         signatures = {a.actor_name: found for a in actors if (found := own_signature(a)) is not None}
         self.runtime.open(worker, {a.actor_name: a.queue_name for a in actors}, signatures)
+        _start_event_loop(broker, worker)  # last: its thread would keep a process alive that can't start
         add_ping(broker)
         # Last: the thread of the loop would keep a process alive that refuses to start.
         _start_event_loop(broker, worker)
