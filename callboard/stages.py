@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.job import Job
 from callboard.middleware.runtime import Runtime
-from callboard.middleware.submission import actor_lookup, submission
+from callboard.middleware.submission import actor_lookup, stage_plan, submission
 from callboard.middleware.submission.actor_lookup import Actor, Callbacks
 from callboard.middleware.submission.item_encoding import encode_all
 from callboard.middleware.submission.submission import Submission
@@ -26,10 +25,6 @@ from callboard.sql.rows import NewStage, StageRow
 from callboard.sql.signature import Signature
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import stages as writes
-
-ON_FAILURE = ("stop", "go on")
-#: How a function is named: "module:name".
-PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 Make = Callable[..., Any] | str
 
@@ -58,8 +53,7 @@ class Stage:
     chunk: int = 1
 
     def __post_init__(self) -> None:
-        if self.on_failure not in ON_FAILURE:
-            raise ValueError(f"on_failure must be 'stop' or 'go on', not {self.on_failure!r}")
+        stage_plan.check_on_failure(self.on_failure)
         submission.check_chunk(self.chunk)
         if self.make is not None:
             path(self.make)
@@ -101,7 +95,7 @@ def stages(
     targets = actor_lookup.targets(runtime.write, broker, on_complete, on_fail, on_cancel)
     planned = [_planned(runtime, stage) for stage in stages]
     if limits.lane_by:
-        _check_lane([_signature(runtime, stage) for stage in stages], limits.lane_by)
+        stage_plan.check_lane([_signature(runtime, stage) for stage in stages], limits.lane_by)
     parent, found = runtime.write(
         lambda conn: writes.create(
             conn, planned, name=name, key=key, tenant=tenant or "", metadata=metadata or {}, created_by=created_by,
@@ -120,9 +114,7 @@ async def astages(name: str, stages_: Sequence[Stage], **options: Any) -> Job:
 def path(make: Make) -> str:
     """Return a function's path, "module:name"; raises ValueError for a function that a worker could not import."""
     if isinstance(make, str):
-        if not PATH.fullmatch(make):
-            raise ValueError(f"make must be a function, or its path as 'module:name', not {make!r}")
-        return make
+        return stage_plan.check_path(make)
     function: Any = make.fn if isinstance(make, dramatiq.Actor) else make
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     advice = "workers import it by its name: write it as a plain function at the top of a module of yours"
@@ -163,13 +155,6 @@ def _planned(runtime: Runtime, stage: Stage) -> NewStage:
 
 def _signature(runtime: Runtime, stage: Stage) -> Signature | None:
     return actor_lookup.signature(runtime.write, actor_lookup.broker_of(stage.actor), stage.actor)
-
-
-def _check_lane(signatures: Sequence[Signature | None], by: str) -> None:
-    """Raise ValueError unless the actor of a stage has the argument that lanes go by: other stages are one lane."""
-    known = [signature for signature in signatures if signature is not None]
-    if len(known) == len(signatures) and not any(signature.has_argument(by) for signature in known):
-        known[0].check_lane(by)
 
 
 def _store_items(

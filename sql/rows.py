@@ -373,7 +373,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class StageRow:
-    """A stage of a job; `being_made`: a worker makes its items now."""
+    """A stage of a job; `being_made`: a worker makes its items now; `submitting`: its items are being submitted."""
 
     id: int
     stage: int
@@ -392,6 +392,7 @@ class StageRow:
     started_at: datetime | None
     being_made: bool
     digest: bytes
+    submitting: bool
 
     @property
     def stops_others(self) -> bool:

@@ -1,35 +1,36 @@
 """Endpoints that make jobs."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Annotated, Any, BinaryIO
 
 import msgspec
+import psycopg
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from callboard.middleware.submission import actor_lookup, item_encoding, json_lines
+from callboard.middleware.submission import item_encoding, json_lines
 from callboard.middleware.submission import submission as submissions
 from callboard.middleware.submission.actor_lookup import UnknownActor
 from callboard.middleware.submission.item_encoding import BadItem, Row
 from callboard.middleware.submission.json_lines import BadLine
 from callboard.middleware.submission.submission import SubmittedElsewhere
-from callboard.sql.limits import Limits
 from callboard.sql.reads import queries
 from callboard.sql.signature import Signature
 from callboard.sql.states import JOB_FINAL
-from callboard.sql.writes import actions
+from callboard.sql.writes import actions, stages
 from callboard.sql.writes import submission as writes
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, note_action
 from callboard.sql.writes.run_again import Again
 from callboard.sql.writes.run_again import run_again as run_again_
 from callboard.sql.writes.submission import KeyInUse
-from callboard.web import parameters
+from callboard.web import new_job, parameters
 from callboard.web.actions import Limits as LimitChanges
 from callboard.web.answers import Count
 from callboard.web.endpoint import Call, NoBody, Reply
+from callboard.web.new_job import NewJob, wrong
 from callboard.web.parameters import NoQuery, Refused
 
 #: Bad items that a problem names; it only counts the others.
@@ -38,40 +39,6 @@ NAMED_BAD_ITEMS = 10
 ADDED_ITEMS, ADDED_BYTES = 10_000, 4 * 2**20
 #: Seconds after which somebody whose key is being submitted may ask again.
 RETRY_SECONDS = "5"
-
-Callbacks = str | list[str] | None
-
-
-class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A job to submit: the options of `callboard.submit`, by the same names."""
-
-    actor: str
-    items: Annotated[
-        list[Any] | None,
-        msgspec.Meta(description="an object: keyword arguments; an array: arguments; else: one argument"),
-    ] = None
-    name: str | None = None
-    key: str | None = None
-    key_reuse: bool = False
-    item_key: str | None = None
-    metadata: dict[str, Any] = {}
-    tenant: str | None = None
-    priority: int = 0
-    chunk: int = 1
-    max_failures: int | str | None = None
-    concurrency: int | None = None
-    concurrency_by: str | dict[str, int] | None = None
-    lanes: int | None = None
-    rate: str | None = None
-    delay: str | None = None
-    at: str | None = None
-    deadline: str | None = None
-    keep: str | None = None
-    on_complete: Callbacks = None
-    on_fail: Callbacks = None
-    on_cancel: Callbacks = None
-    skip_bad: Annotated[bool, msgspec.Meta(description="leave out items that are wrong")] = False
-    open: Annotated[bool, msgspec.Meta(description="the job takes more items until it is sealed")] = False
 
 
 class NewItems(msgspec.Struct, forbid_unknown_fields=True):
@@ -101,7 +68,7 @@ class BadItems(BadItem):
     def refused(self) -> Refused:
         """The same as a problem."""
         of_lines = self.noun == "line"
-        where = "#/line" if of_lines else "#/items"
+        where = {"line": "#/line", "item": "#/items"}[self.noun]
         return Refused(
             422, f"nothing is stored: {self}; correct this, or pass skip_bad", code="bad_items",
             errors=[{"pointer": f"{where}/{number}", "detail": why} for number, why in self.named],
@@ -121,7 +88,7 @@ async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
             read = call.request.app.state.submitter.read
             job, status = await read(call.request.stream(), partial(_store_lines, call))
         else:
-            items = enumerate(call.body.items or ())
+            items = enumerate(call.body.first_items or ())
             job, status = await run_in_threadpool(_store, call, call.body, items, "item")
     return Reply(await call.find_job(job), status, {"Location": location(call.request, job)})
 
@@ -214,8 +181,8 @@ def _store_lines(call: Call[NoQuery, Any], source: BinaryIO) -> tuple[int, int]:
     except Refused as error:
         error.line = number
         raise
-    if job.items is not None:
-        raise _wrong("items", "must not be given here: each line after the first is an item")
+    if job.first_items is not None:
+        raise wrong("items", "must not be given here: each line after the first is an item")
     return _store(call, job, json_lines.values(lines), "line")
 
 
@@ -226,42 +193,33 @@ def _store(
     submitter = call.request.app.state.submitter
     process = submitter.process
     key = _key(call.request, given.key)
-    limits = _limits(given)
-    submissions.check_chunk(given.chunk)
-    targets = actor_lookup.targets(process.write, None, given.on_complete, given.on_fail, given.on_cancel)
-    known = process.write(lambda conn: writes.known_actor(conn, given.actor))
-    if known is None:
-        raise UnknownActor(f"no actor {given.actor!r}: start a worker that has it")
-    queue, signature = known
-    if signature is not None:
-        signature.check_lane(limits.lane_by)
-    made = process.write(
-        lambda conn: writes.create_job(
-            conn, name=given.name or given.actor, key=key, tenant=_tenant(call, given.tenant), actor=given.actor,
-            queue=queue, metadata=given.metadata, created_by=call.requester.who or None, limits=limits,
-            targets=targets, chunk=given.chunk, key_reuse=given.key_reuse, held=True, alone=True,
-            also_asked={"open": True} if given.open else {},
-        )
-    )  # fmt: skip
+    new = new_job.make(call, process.write, given, key)
+    made = new.submission
     if made.elsewhere:
-        said = f"job {made.job} with this key is being submitted: send this again when that has ended"
+        said = f"job {new.job} with this key is being submitted: send this again when that has ended"
         raise HTTPException(409, said, {"Retry-After": RETRY_SECONDS})
     left_out: list[tuple[int, str]] = []
-    rows = _encoded(items, given.item_key, signature, noun, left_out, skip_bad=given.skip_bad)
+    rows = _encoded(items, given.item_key, new.signature, noun, left_out, skip_bad=given.skip_bad)
     submission = submissions.Submission(
         process, _nobody_publishes, made.job, key, made.consumed, made.digest, keyed=given.item_key is not None,
         held=made.held, open=given.open,
     )  # fmt: skip
     if made.sealed or made.state in JOB_FINAL:
         submission.check(rows, sealed=made.sealed)
-        return made.job, 200
+        return new.job, 200
     if made.open:
-        return made.job, 200
-    with submitter.lease.held(made.job):
-        submission.store_all(rows)
+        return new.job, 200
+    try:
+        with submitter.lease.held(made.job):
+            submission.store_all(rows)
+    except BaseException:
+        if given.stages is not None:
+            with suppress(psycopg.Error):  # a worker does the same soon
+                process.write(stages.update_parents)
+        raise
     detail = {"left_out": [why for _, why in left_out]} if left_out else {}
-    process.write(lambda conn: note_action(conn, made.job, call.requester, "submit", detail))
-    return made.job, 201
+    process.write(lambda conn: note_action(conn, new.job, call.requester, "submit", detail))
+    return new.job, 201
 
 
 def _nobody_publishes(_job: int) -> None:
@@ -292,28 +250,14 @@ def _encoded(
         raise BadItems(noun, named, count)
 
 
-def _limits(given: NewJob) -> Limits:
-    start = submissions.start(given.delay, given.at)
-    return Limits(
-        given.max_failures, given.concurrency, given.rate, given.priority or None, given.deadline, start, given.keep,
-        given.concurrency_by, given.lanes,
-    )  # fmt: skip
-
-
 def _key(request: Request, key: str | None) -> str | None:
     header = request.headers.get("idempotency-key")
     if header is None:
         return key
     said = header.removeprefix('"').removesuffix('"')
     if not said or key not in (None, said):
-        raise _wrong("key", "must be a text, and the same in the body and in the header Idempotency-Key")
+        raise wrong("key", "must be a text, and the same in the body and in the header Idempotency-Key")
     return said
-
-
-def _tenant(call: Call[Any, Any], given: str | None) -> str:
-    if call.tenant is not None and given not in (None, call.tenant):
-        raise Refused(403, "this login submits for its own tenant only: leave tenant out", code="tenant")
-    return call.tenant or given or ""
 
 
 @contextmanager
@@ -325,8 +269,8 @@ def _refusals() -> Iterator[None]:
         raise error.refused() from None
     except (UnknownActor, KeyInUse) as error:
         field, code = ("actor", "unknown_actor") if isinstance(error, UnknownActor) else ("key", "key_in_use")
-        wrong = [{"pointer": f"#/{field}", "detail": str(error)}]
-        raise Refused(422, str(error), code=code, errors=wrong) from None
+        parts = [{"pointer": f"#/{field}", "detail": str(error)}]
+        raise Refused(422, str(error), code=code, errors=parts) from None
     except NoSuchJob as error:
         raise HTTPException(404, str(error)) from None
     except (SubmittedElsewhere, NotPossible) as error:
@@ -336,9 +280,5 @@ def _refusals() -> Iterator[None]:
     except ValueError as error:
         field = str(error).partition(" ")[0].rstrip(":")
         if field in NewJob.__struct_fields__:
-            raise _wrong(field, str(error).removeprefix(field).lstrip(": ")) from None
+            raise wrong(field, str(error).removeprefix(field).lstrip(": ")) from None
         raise HTTPException(422, str(error)) from None
-
-
-def _wrong(field: str, why: str) -> Refused:
-    return Refused(422, f"{field} {why}", code="field", errors=[{"pointer": f"#/{field}", "detail": why}])

@@ -10,16 +10,17 @@ RETURNING id, xmax = 0, asked
 -- name: create_stages
 -- The stages of a new job of stages, in its transaction. Caller: stages.create.
 INSERT INTO callboard.jobs
-    (parent_id, stage, name, actor, queue, makes, on_failure, chunk, tenant, created_by, {limits})
+    (parent_id, stage, name, actor, queue, makes, on_failure, chunk, held, tenant, created_by, {limits})
 SELECT %(parent)s, s.nth - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, nullif(s.chunk, 1),
-       %(tenant)s, %(created_by)s, {limit_values}
+       %(held)s AND s.nth = 1, %(tenant)s, %(created_by)s, {limit_values}
 FROM {NewStage} AS s ORDER BY s.nth
 
 -- name: list_stages
 -- The stages of a job, in order. Caller: stages.list_stages, which mostly has the parent locked: then none that is over
 -- is opened meanwhile. Rows: StageRow.
 SELECT id, stage, name, coalesce(actor, ''), makes, on_failure, state::text, stopping IS NOT NULL, finished_at IS NOT NULL,
-       sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL, digest
+       sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL, digest,
+       NOT sealed AND finished_at IS NULL AND coalesce(submitting_until > now(), false)
 FROM callboard.jobs WHERE parent_id = %s ORDER BY stage
 
 -- name: any_open_parent

@@ -16,16 +16,20 @@ from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
 from callboard.sql.statements import required, statement
 from callboard.sql.writes import jobs, submission
-from callboard.sql.writes.requests import Requester, note_action
+from callboard.sql.writes.requests import Requester, check_text, note_action
 
 
 def create(
     conn: Conn, planned: Sequence[NewStage], *, name: str, key: str | None, tenant: str, metadata: dict[str, Any],
     created_by: str | None, limits: Limits, targets: Targets = NO_TARGETS, key_reuse: bool = False,
+    held: bool = False, alone: bool = False,
 ) -> tuple[int, list[StageRow]]:  # fmt: skip
     """Make a job of stages, or find the one with this key; return its id and stages, and renew the submission of the
-    first stage. The rest is as with `create_job`.
+    first stage; `alone`: unless another one goes on, as `submitting` of that stage says. The rest is as with
+    `create_job`.
     """
+    for stage in planned:
+        check_text("name", stage.name, submission.NAME_CHARACTERS)
     asked = {"stages": [(s.actor, s.makes, s.on_failure, s.chunk) for s in planned]}
     with transaction(conn):
         given = submission.job_parameters(
@@ -40,9 +44,10 @@ def create(
         if created:
             stages = parameters(NewStage, planned)
             kept = {**given, "keep": None}  # as long as their parent
-            conn.execute(statement("create_stages"), {**kept, **stages, "parent": parent})
+            conn.execute(statement("create_stages"), {**kept, **stages, "parent": parent, "held": held})
         found = list_stages(conn, parent)
-        submission.renew_submissions(conn, [found[0].id])
+        if not (alone and found[0].submitting):
+            submission.renew_submissions(conn, [found[0].id])
     return int(parent), found
 
 

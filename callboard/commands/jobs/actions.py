@@ -161,6 +161,7 @@ def run_again(
     max_failures: MaxFailures = None,
     concurrency: Annotated[str | None, typer.Option(metavar="N", help=CONCURRENCY)] = None,
     concurrency_by: ConcurrencyBy = None,
+    lanes: Annotated[str | None, typer.Option(metavar="N", help=LANES)] = None,
     rate: Rate = None,
     priority: Annotated[str | None, typer.Option(metavar="N", help="Jobs with a lower number go first.")] = None,
     deadline: Deadline = None,
@@ -173,8 +174,8 @@ def run_again(
     Options that are not given are the old job's, but for --at and --deadline; `none` removes a limit.
     """
     given: dict[str, str | None] = {
-        "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "rate": rate,
-        "priority": priority, "deadline": deadline, "at": at, "keep": keep,
+        "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "lanes": lanes,
+        "rate": rate, "priority": priority, "deadline": deadline, "at": at, "keep": keep,
     }  # fmt: skip
     with database() as conn:
         find_job(conn, job)

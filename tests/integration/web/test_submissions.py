@@ -274,6 +274,84 @@ def test_an_open_job_takes_items_until_it_is_sealed(conn: Conn, app: Starlette) 
         assert answer.status_code == 409
 
 
+# Stages --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_of_stages_is_submitted(conn: Conn, app: Starlette, database_url: str) -> None:
+    stages: list[dict[str, Any]] = [
+        {"actor": "work", "items": [1, {"n": 2}]},
+        {"actor": "other", "make": "shop.stages:make", "name": "sum up", "on_failure": "go on", "chunk": 5},
+        {"actor": "other"},
+    ]
+    body = {"name": "audit", "stages": stages, "rate": "5/s", "key": "k"}
+    answer = post(app, body)
+    job = answer.json()
+    assert (answer.status_code, job["name"], job["total"], job["consumed"]) == (201, "audit", 2, 2)
+    assert [(one["name"], one["actor"], one["on_failure"], one["sealed"]) for one in job["stages"]] == [
+        ("work", "work", "stop", True), ("sum up", "other", "go on", False), ("other", "other", "stop", False),
+    ]  # fmt: skip
+    assert calls(conn, job["stages"][0]["job"]) == [[1], {"n": 2}]
+    made = conn.execute(
+        "SELECT makes, chunk, held, bulk_end FROM callboard.jobs WHERE stage IS NOT NULL ORDER BY stage"
+    )
+    assert made.fetchall() == [
+        (None, None, False, 2),
+        ("shop.stages:make", 5, False, 0),
+        (None, None, False, 0),
+    ]
+    assert (post(app, body).status_code, post(app, body).json()["id"]) == (200, job["id"])
+    without = [{"actor": "work"}, *stages[1:]]
+    streamed = post(app, lines({**body, "stages": without}, 1, {"n": 2}))
+    assert (streamed.status_code, streamed.json()["id"]) == (200, job["id"])
+
+    for key in (None, "other"):
+        bad = post(
+            app, lines({**body, "stages": without, "key": key, "on_fail": "work"}, *range(5001), {"m": 1})
+        )
+        assert (bad.status_code, bad.json()["line"]) == (422, 5003)
+    assert len(left(conn)) == 1
+    assert conn.execute("SELECT count(*) FROM callboard.callbacks").fetchone() == (0,)
+    nonsense: list[dict[str, Any]] = [
+        {"name": None}, {"actor": "work"}, {"items": [1]}, {"chunk": 2}, {"open": True}, {"item_key": "n"},
+        {"stages": []}, {"stages": [{}]}, {"stages": [stages[1]]}, {"stages": [stages[0], stages[0]]},
+        {"stages": [{"actor": "nobody"}]}, {"stages": [{**stages[0], "odd": 1}]},
+        {"stages": [{**stages[0], "chunk": 0}]},
+        {"stages": [stages[0], {"actor": "other", "make": "no path"}]}, {"rate": "x"},
+        {"stages": [stages[0], {"actor": "other", "on_failure": "odd"}]}, {"stages": [{**stages[0], "name": "\0"}]},
+    ]  # fmt: skip
+    for change in nonsense:
+        assert post(app, {**body, "key": None, **change}).status_code == 422, change
+    assert len(left(conn)) == 1
+
+    login = create_app(url=database_url, authenticate=lambda _request: Identity("anna"))
+    refused = post(login, {**body, "key": None})
+    assert (refused.status_code, "scope admin" in refused.json()["detail"]) == (403, True)
+    assert post(login, {**body, "key": None, "stages": [stages[0], stages[2]]}).status_code == 201
+
+
+def test_a_body_of_stages_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: Starlette) -> None:
+    head: dict[str, Any] = {"name": "audit", "stages": [{"actor": "work"}, {"actor": "other"}]}
+    with served(app) as address:
+        first = Sender(address, {**head, "key": "k"})
+        first.send(lines(*range(5100)))
+        job = wait_for_items(conn, 5000)
+        body = lines({**head, "key": "k"}, *range(5100))
+        assert httpx.post(f"{address}/api/jobs", content=body, headers=LINES).status_code == 409
+        first.connection.close()
+
+        def again() -> bool:
+            return httpx.post(f"{address}/api/jobs", content=body, headers=LINES).status_code == 201
+
+        wait_until(again, 30)
+        assert (status(conn, job)["total"], status(conn, job)["state"]) == (5100, "pending")
+        other = Sender(address, head)
+        other.send(lines(*range(5100)))
+        wait_until(lambda: len(left(conn)) == 2, 30)
+        wait_for_items(conn, 5000)
+        other.connection.close()
+        wait_until(lambda: left(conn)[0] == ("failed", 5000), 30)
+
+
 # Run again -----------------------------------------------------------------------------------------------------------
 
 
@@ -370,14 +448,14 @@ def test_a_job_that_is_opened_again_is_copied_no_further(conn: Conn, monkeypatch
 class Sender:
     """A client that sends a chunked body bit by bit, and reads the answer."""
 
-    def __init__(self, address: str, key: str | None = None) -> None:
+    def __init__(self, address: str, head: dict[str, Any]) -> None:
         host, port = address.removeprefix("http://").split(":")
         self.connection = socket.create_connection((host, int(port)), 10)
         self.connection.sendall(
             b"POST /api/v1/jobs HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n"
             b"Content-Type: application/x-ndjson\r\n\r\n"
         )
-        self.send(lines({"actor": "work", "key": key}))
+        self.send(lines(head))
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(b"%x\r\n%b\r\n" % (len(data), data))
@@ -400,7 +478,7 @@ def wait_for_items(conn: Conn, total: int) -> int:
 
 def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: Starlette) -> None:
     with served(app) as address:
-        first = Sender(address, "k")
+        first = Sender(address, {"actor": "work", "key": "k"})
         first.send(lines(*range(5100)))
         job = wait_for_items(conn, 5000)
         assert status(conn, job)["pending"] == 5000
@@ -423,7 +501,7 @@ def test_without_a_key_a_body_that_breaks_off_is_a_failed_job_of_which_nothing_r
     conn: Conn, app: Starlette
 ) -> None:
     with served(app) as address:
-        sender = Sender(address)
+        sender = Sender(address, {"actor": "work"})
         sender.send(lines(*range(5100)))
         job = wait_for_items(conn, 5000)
         sender.connection.close()
@@ -441,7 +519,7 @@ def test_a_body_that_does_not_go_on_is_given_up(
 ) -> None:
     monkeypatch.setattr("callboard.web.submitter.IDLE_SECONDS", 0.2)
     with served(app) as address:
-        sender = Sender(address)
+        sender = Sender(address, {"actor": "work"})
         assert sender.connection.recv(100).startswith(b"HTTP/1.1 408 ")
         sender.connection.close()
     assert [state for state, _ in left(conn)] == ["failed"]

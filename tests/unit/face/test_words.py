@@ -15,7 +15,8 @@ from callboard.sql.writes.retry import RetrySelection
 from callboard.sql.writes.run_again import Again
 from callboard.web.actions import Cancel, Retry
 from callboard.web.endpoints import ENDPOINTS
-from callboard.web.submissions import NewJob, RunAgain
+from callboard.web.new_job import NewJob, NewStage
+from callboard.web.submissions import RunAgain
 
 ACTIONS = {"cancel", "pause", "resume", "seal", "retry", "limit"}
 LIMITS = {field.name for field in dataclasses.fields(Limits)}
@@ -75,7 +76,8 @@ def test_what_runs_again_has_the_same_options_everywhere() -> None:
 
 
 def test_a_submission_over_http_has_the_options_of_submit() -> None:
-    of_http = {"open", "skip_bad"}
+    of_http = {"open", "skip_bad", "stages"}
+    assert {field.name for field in msgspec.structs.fields(NewStage)} == parameters(callboard.Stage)
     assert {field.name for field in msgspec.structs.fields(NewJob)} - of_http == parameters(
         callboard.submit
     ) - {"created_by"}
