@@ -61,7 +61,7 @@ def serve(
     guarded = bool(allow_host) or (open_to_everyone and loopback)
     names = [*LOCAL, host, *(allow_host or [])] if guarded else None
     web = create_app(url=url, open_to_everyone=open_to_everyone, hosts=names)
-    listener = _listen(host, port)
+    listener = listen(host, port)
     bound = f"[{host}]" if ":" in host else host
     address = f"http://{bound}:{listener.getsockname()[1]}/"
     shown = loopback and link and not open_to_everyone
@@ -113,9 +113,17 @@ def _loopback(host: str) -> bool:
         return False
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on an address. Raises CommandError where that is not possible.
+
+    Its connections send at once what is written: asyncio sees to that only where a socket names its protocol, and the
+    second part of each answer would wait 40 ms for the client to acknowledge the first.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         why = error.strerror or error
         raise CommandError(f"can't listen on {host}:{port}: {why}; use another --port") from None
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -1,35 +1,35 @@
 """`python -m tests.bench [drain] [saves] [publish] … [--pairs N] [--items N]`: tables on stdout."""
 
 import argparse
+from collections.abc import Callable, Iterable
 
-from tests.bench import control, drain, fairness, publish, saves, watchers
-from tests.bench.rig import rig
+from tests.bench import control, drain, fairness, publish, saves, watchers, web
+from tests.bench.rig import Rig, rig
 
-WHAT = ["drain", "saves", "publish", "submit", "control", "fairness", "watchers"]
+#: The tables by name, each of a rig, a number of items and a number of pairs; some have their own numbers.
+TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
+    "drain": drain.table,
+    "saves": saves.table,
+    "publish": publish.table,
+    "submit": lambda rig, _items, _pairs: [publish.submitting(rig, 1_000_000)],
+    "control": lambda rig, _items, _pairs: control.table(rig, 1_000_000),
+    "fairness": lambda rig, _items, pairs: fairness.table(rig, pairs),
+    "watchers": lambda rig, _items, _pairs: watchers.table(rig),
+    "web": lambda rig, _items, pairs: web.table(rig, pairs),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", nargs="*", choices=[*WHAT, []], default=[])
+    parser.add_argument("what", nargs="*", choices=[*TABLES, []], default=[])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--items", type=int, default=40_000)
     given = parser.parse_args()
-    what = given.what or WHAT
     with rig() as here:
-        if "drain" in what:
-            print("\n".join(["", *drain.table(here, given.items, given.pairs)]), flush=True)
-        if "saves" in what:
-            print("\n".join(["", *saves.table(here, given.items, given.pairs)]), flush=True)
-        if "publish" in what:
-            print("\n".join(["", *publish.table(here, given.items, given.pairs)]), flush=True)
-        if "submit" in what:
-            print("", publish.submitting(here, 1_000_000), sep="\n", flush=True)
-        if "control" in what:
-            print("\n".join(["", *control.table(here, 1_000_000)]), flush=True)
-        if "fairness" in what:
-            print("\n".join(["", *fairness.table(here, given.pairs)]), flush=True)
-        if "watchers" in what:
-            print("", *watchers.table(here), sep="\n", flush=True)
+        for name in given.what or TABLES:
+            print()
+            for line in TABLES[name](here, given.items, given.pairs):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import httpx
 import uvicorn
 from starlette.applications import Starlette
 
+from callboard.commands import server as servers
 from callboard.commands.services.child_process import wait_until
 from callboard.web import create_app
 
@@ -37,7 +37,7 @@ def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[ht
 @contextmanager
 def served(app: Starlette, port: int = 0) -> Iterator[str]:
     """Serve the app in a thread for a block; yields its address."""
-    with socket.create_server(("127.0.0.1", port)) as listener:
+    with servers.listen("127.0.0.1", port) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
