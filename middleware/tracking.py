@@ -7,6 +7,7 @@
 import inspect
 import logging
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial, wraps
 from typing import Any
@@ -20,6 +21,7 @@ from dramatiq.results import Results
 
 from callboard.middleware.attempts.outcome import Postpone, decide
 from callboard.middleware.hook_cache import HookCache
+from callboard.middleware.journal import metrics
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.envelope import is_name, timestamp_ms
@@ -31,6 +33,7 @@ from callboard.middleware.process.process import Stopping
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.actor_lookup import own_signature
+from callboard.sql import settings
 from callboard.sql.rows import Retry
 
 #: The most characters of an actor's name: an index holds it.
@@ -60,6 +63,7 @@ class Tracking(Middleware):
         self.runtime = runtime
         self._hooks = hooks
         self._side_thread = SideThread("rejected")
+        self._shares_metrics = False
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
         """Raise BadDeclaration for a name that can't be recorded, or an option `results` that says nothing."""
@@ -176,6 +180,20 @@ class Tracking(Middleware):
 
     # The process -----------------------------------------------------------------------------------------------------
 
+    @property
+    def forks(self) -> list[Callable[[], int]]:
+        """What Dramatiq runs in processes of their own: the server of the metrics, unless its own is there."""
+        wanted = settings.METRICS_PORT.get() is not None and not self._shares_metrics
+        return [metrics.serve] if wanted else []
+
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:
+        """Count for Prometheus, if it is wanted; before the app's modules may import its client."""
+        dramatiqs = sys.modules.get("dramatiq.middleware.prometheus")  # to import it makes its folder
+        used = dramatiqs is not None and any(isinstance(m, dramatiqs.Prometheus) for m in broker.middleware)
+        shared = dramatiqs.DB_PATH if dramatiqs is not None and used else None
+        self._shares_metrics = shared is not None
+        metrics.start(shared)
+
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Check the middleware's order and the database, and register the process as a worker."""
         place(broker, self)
@@ -204,6 +222,7 @@ class Tracking(Middleware):
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Write what is left and close."""
         self.runtime.end()
+        metrics.stop()
 
 
 class Returned(Middleware):

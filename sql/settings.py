@@ -117,6 +117,10 @@ def _whole(most: int, what: str) -> Callable[[str, str], int]:
     return parse
 
 
+def _port(name: str, text: str) -> int | None:
+    return _whole(65535, "ports")(name, text) if text else None
+
+
 def _depth(name: str, text: str) -> int | None:
     return _whole(2**31 - 1, "messages")(name, text) if text else None
 
@@ -176,6 +180,12 @@ HUNG_AFTER = Setting(
 KEEP = Setting(
     "CALLBOARD_KEEP", "30d", keep_span, "how long a finished job stays unless it has a `keep` of its own; or forever"
 )  # fmt: skip
+METRICS_PORT = Setting(
+    "CALLBOARD_METRICS_PORT",
+    "",
+    _port,
+    "the port at which workers tell Prometheus what they count; unset: they don't",
+)
 PREPARE = Setting(
     "CALLBOARD_PREPARE", "on", _on_or_off, "off: use no prepared statements, for a pooler that loses them"
 )
@@ -200,7 +210,6 @@ WEBHOOK_SECRET = Setting(
 )  # fmt: skip
 
 SETTINGS: tuple[Setting[object], ...] = (
-    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, PREPARE, QUEUE_DEPTH, RABBITMQ_API, RELEASE,
-    RESULT_LIMIT,
-    WEBHOOK_PRIVATE, WEBHOOK_SECRET,
+    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, METRICS_PORT, PREPARE, QUEUE_DEPTH, RABBITMQ_API,
+    RELEASE, RESULT_LIMIT, WEBHOOK_PRIVATE, WEBHOOK_SECRET,
 )  # fmt: skip

@@ -19,6 +19,7 @@ import psycopg
 from psycopg.errors import LockNotAvailable
 from psycopg_pool import PoolTimeout
 
+from callboard.middleware.journal import metrics
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.running_rows import LOOK_SECONDS, RunningRows
 from callboard.middleware.message.attempt import Attempt
@@ -397,13 +398,19 @@ class Journal:
 
         Raises DATA_ERRORS and LockNotAvailable.
         """
-        size = sum(entry.event.size for entry in entries)
+        size, began = sum(entry.event.size for entry in entries), time.monotonic()
         try:
-            return self._write_until_done(partial(_write, entries), size)
+            written = self._write_until_done(partial(_write, entries), size)
         except psycopg.errors.CheckViolation as error:
             if not is_counter_drift(error):
                 raise
-        self._write_until_done(lambda conn: repair_counters(conn, [entry.attempt.job for entry in entries]))
+        else:
+            took = time.monotonic() - began
+            metrics.count(lambda m: m.count_flush(len(entries), took, self.pending))
+            return written
+        jobs = {entry.attempt.job for entry in entries}
+        self._write_until_done(lambda conn: repair_counters(conn, jobs))
+        metrics.count(lambda m: m.count_repairs(len(jobs)))
         return self._write_until_done(partial(_write, entries))
 
     def _put_off(self, entries: Collection[Entry]) -> None:
@@ -424,6 +431,7 @@ class Journal:
         if due is not None:
             self.on_work(due)
         self.attempts.acknowledge(entries)
+        metrics.count(lambda m: m.count_ended((entry.attempt, entry.event) for entry in entries))
         for entry in entries:
             if self._pauses.pop(entry.attempt.job, None) and not self._pauses:
                 _log_busy.over()

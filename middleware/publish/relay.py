@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import psycopg
 
+from callboard.middleware.journal import metrics
 from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish import lanes
@@ -70,6 +71,7 @@ class Relay:
         broken = _broken(batch, answers)
         if sent:
             publishing.confirm_outbox(conn, sent)
+            metrics.count(lambda m: m.count_published(len(sent)))
             self.backlogs.count_messages(out.queue for out in sent)
         if broken:
             with transaction(conn):
@@ -215,6 +217,7 @@ class Relay:
             raise self._refusal(claim.queue)
         if batch:
             self.backlogs.count_published(claim.queue, len(items), len(batch))
+            metrics.count(lambda m: m.count_published(len(items)))
         with transaction(conn):
             _fail(conn, _broken(batch, answers))
             return publishing.advance_watermark(conn, claim, watermark=stop, published=len(items), keep=keep)

@@ -21,6 +21,7 @@ MAKERS = {
     "callboard/commands/local/stack.py",
     "callboard/commands/services/postgres_data.py",
     "callboard/commands/services/rabbitmq_files.py",
+    "middleware/journal/metrics.py",
 }
 
 

@@ -1,0 +1,189 @@
+"""What a worker process counts for Prometheus, if CALLBOARD_METRICS_PORT is set.
+
+The processes of a `dramatiq` command write into one folder, and a process of their own serves it, as of Dramatiq's own
+middleware. Where an app has that one, too, its folder and its server are the ones: Prometheus' client has one folder.
+"""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from callboard.middleware.message.attempt import Attempt
+from callboard.sql import settings
+from callboard.sql.rows import Event
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+log = logging.getLogger("callboard.journal")
+
+#: The variable that tells Prometheus' client the folder.
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+#: Seconds that an item takes or waits, up to which it is counted.
+SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 5, 20, 60, 300, 1800, 7200)
+#: Likewise of a flush, and the outcomes of one.
+FLUSH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10)
+FLUSH_OUTCOMES = (1, 3, 10, 30, 100, 300, 1000)
+
+
+class Metrics:
+    """The counters of this process."""
+
+    def __init__(self) -> None:
+        # Here, for the client asks for the folder when it is imported.
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415
+
+        registry, names = CollectorRegistry(), ["actor", "queue"]
+        self._took = Histogram(
+            "callboard_attempt_seconds",
+            "How long an attempt took.",
+            names,
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._waited = Histogram(
+            "callboard_queue_wait_seconds", "From the message of a first attempt to its start.", names,
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self._attempts = Counter(
+            "callboard_attempts", "Attempts by how they ended.", [*names, "state"], registry=registry
+        )
+        self._flush = Histogram(
+            "callboard_flush_seconds", "How long a transaction of outcomes took.", buckets=FLUSH_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self._outcomes = Histogram(
+            "callboard_flush_outcomes",
+            "Outcomes in one transaction.",
+            buckets=FLUSH_OUTCOMES,
+            registry=registry,
+        )
+        self._backlog = Gauge(
+            "callboard_journal_backlog", "Outcomes that are not committed.", multiprocess_mode="livesum",
+            registry=registry,
+        )  # fmt: skip
+        self._published = Counter("callboard_published", "Items published.", registry=registry)
+        self._repairs = Counter(
+            "callboard_counter_repairs", "Jobs whose counters had drifted.", registry=registry
+        )
+
+    def count_flush(self, outcomes: int, seconds: float, backlog: int) -> None:
+        """Note a transaction of so many outcomes that took so many seconds, and how many outcomes wait."""
+        self._flush.observe(seconds)
+        self._outcomes.observe(outcomes)
+        self._backlog.set(backlog)
+
+    def count_ended(self, ended: Iterable[tuple[Attempt, Event]]) -> None:
+        """Note attempts whose outcomes are committed."""
+        now, clock = time.monotonic(), time.time()
+        for attempt, event in ended:
+            message = attempt.message
+            labels = (attempt.actor, message.queue_name if message is not None else "")
+            self._attempts.labels(*labels, event.state).inc()
+            self._took.labels(*labels).observe(event.elapsed)
+            if event.attempt == 1 and message is not None:
+                started = clock - (now - event.ended) - event.elapsed
+                self._waited.labels(*labels).observe(max(started - message.message_timestamp / 1000, 0.0))
+
+    def count_published(self, items: int) -> None:
+        """Note items that a broker has confirmed."""
+        self._published.inc(items)
+
+    def count_repairs(self, jobs: int) -> None:
+        """Note jobs that were recounted since their counters did not fit."""
+        self._repairs.inc(jobs)
+
+
+#: Those of this process; None: it counts nothing.
+current: Metrics | None = None
+
+
+def count(note: Callable[[Metrics], None]) -> None:
+    """Have something counted, if anything is. An error, as of a full disk, ends the counting, not what is counted."""
+    global current  # noqa: PLW0603
+    if current is not None:
+        try:
+            note(current)
+        except Exception:
+            current = None
+            log.exception("metrics can't be written, and are not counted any more")
+
+
+def start(shared: str | None) -> None:
+    """Count from now on, into the folder `shared`, or that of PROMETHEUS_MULTIPROC_DIR, or one of our own."""
+    global current  # noqa: PLW0603
+    port = settings.METRICS_PORT.get()
+    if port is not None:
+        folder = os.environ.setdefault(FOLDER, shared or _own_folder(port))
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        current = Metrics()
+
+
+def stop() -> None:
+    """Forget what is counted of a living process only."""
+    if current is not None:
+        from prometheus_client import multiprocess  # noqa: PLC0415
+
+        multiprocess.mark_process_dead(os.getpid())
+
+
+def serve() -> int:
+    """Serve what the processes count until the process is stopped; Dramatiq runs this in one of its own."""
+    port = settings.METRICS_PORT.get()
+    if port is not None:
+        os.environ.setdefault(FOLDER, _own_folder(port))
+        Path(os.environ[FOLDER]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(KeyboardInterrupt):
+            ThreadingHTTPServer(("", port), _Handler).serve_forever()
+    return 0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415
+
+        body = generate_latest(_Ours())
+        self.send_response(200)
+        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Log nothing."""
+
+
+class _Ours:
+    """Of what lies in the folder, what is ours: an app may have its own there."""
+
+    def collect(self) -> Sequence["Metric"]:
+        """The metrics of all processes."""
+        from prometheus_client import CollectorRegistry, multiprocess  # noqa: PLC0415
+
+        folder = Path(os.environ[FOLDER])
+        for path in folder.glob("gauge_live*_*.db"):  # of a process that was killed
+            pid = int(path.stem.rpartition("_")[2])
+            if not _is_alive(pid):
+                multiprocess.mark_process_dead(pid, str(folder))
+        found = multiprocess.MultiProcessCollector(CollectorRegistry(), str(folder)).collect()
+        return [one for one in found if one.name.startswith("callboard_")]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _own_folder(port: int) -> str:
+    return str(Path(tempfile.gettempdir()) / f"callboard-metrics-{os.getuid()}-{port}")
