@@ -47,18 +47,25 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {page_of_jobs}, {described_jobs}
 
 -- name: jobs_of_actor
--- See `jobs`: those of an actor, and those with a stage of it. Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: those of an actor, and those with a stage of it, by the first of these. Caller: queries.jobs. Rows: as of `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
-    SELECT one.id, {filtered_columns}
+    SELECT s.root AS id, {filtered_columns}
     FROM (
-        SELECT DISTINCT coalesce(s.parent_id, s.id) AS id FROM callboard.jobs AS s
+        SELECT s.*, coalesce(s.parent_id, s.id) AS root FROM callboard.jobs AS s
         WHERE s.actor = %(actor)s::text AND s.deleted_at IS NULL
           AND coalesce(s.parent_id, s.id) >= (SELECT low FROM span)
           AND coalesce(s.parent_id, s.id) <= (SELECT high FROM span)
-        ORDER BY id DESC LIMIT (SELECT %(look_at)s::bigint)
-    ) AS one
-    CROSS JOIN LATERAL (SELECT * FROM callboard.jobs AS j WHERE j.id = one.id OFFSET 0) AS j
-    ORDER BY one.id DESC
+          AND (s.parent_id IS NULL OR NOT EXISTS (
+              SELECT FROM callboard.jobs AS b
+              WHERE b.parent_id = s.parent_id AND b.stage < s.stage AND b.actor = s.actor OFFSET 0))
+        ORDER BY coalesce(s.parent_id, s.id) DESC LIMIT (SELECT %(look_at)s::bigint)
+    ) AS s
+    CROSS JOIN LATERAL (
+        SELECT {filtered_columns} FROM (SELECT s.*) AS j WHERE s.parent_id IS NULL
+        UNION ALL
+        SELECT {filtered_columns} FROM callboard.jobs AS j WHERE j.id = s.parent_id
+    ) AS j
+    ORDER BY s.root DESC
 ), {page_of_jobs}, {described_jobs}
 
 -- name: jobs_of_tenant

@@ -170,7 +170,7 @@ def test_a_list_reads_the_jobs_that_it_shows(large: Large, plan: str, words: str
     before = large.job("large")
     (found, following), blocks = large.read(queries.jobs(parse_search(words), before=before, limit=20), plan)
     assert (len(found), following) == (20, found[-1]["id"])
-    assert blocks < (3_000 if words.startswith("actor:work ") else 900), blocks
+    assert blocks < 900, blocks
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -189,7 +189,7 @@ def test_what_no_index_has_is_looked_for_in_steps(large: Large, plan: str, words
         lambda before: queries.jobs(parse_search(words), before=before, limit=5),
         None,
         plan,
-        6 * queries.LOOK_AT_JOBS if words.startswith("actor") else queries.LOOK_AT_JOBS / 2,
+        queries.LOOK_AT_JOBS / 2,
     )
     assert ([job["name"] for job in found], steps) == (["job 1700 of the night"], 2)
 

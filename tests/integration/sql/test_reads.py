@@ -220,6 +220,14 @@ def test_jobs_are_found_by_all_that_is_given(conn: Conn) -> None:
             words
         )
         assert following is None
+    conn.execute("UPDATE callboard.jobs SET actor = 'work' WHERE id = %s", (first,))
+    page, _ = queries.run(conn, queries.jobs(JobFilter(actor="work")))
+    assert [job["name"] for job in page] == [
+        "staged",
+        "work",
+        "keyed",
+        "stopped",
+    ]  # with two stages of it, once
 
 
 def test_a_page_of_stalled_jobs_has_a_next_one_as_long_as_there_may_be_more(conn: Conn) -> None:
