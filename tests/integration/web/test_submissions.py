@@ -15,6 +15,7 @@ import pytest
 from starlette.applications import Starlette
 
 from callboard import Identity
+from callboard.commands.main import main
 from callboard.commands.services import ports
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -402,6 +403,27 @@ def test_a_job_is_run_again_as_a_new_one(conn: Conn, app: Starlette, monkeypatch
     cancel(conn, sent)
     assert post(app, {}, f"/api/jobs/{sent}/run-again").status_code == 409
     assert len(left(conn)) == before + 1
+
+
+def test_commands_run_a_job_again_and_seal_one(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    old = make_job(conn, 5)
+    assert main(["run-again", str(old)]) == 1
+    cancel(conn, old)
+    capsys.readouterr()
+    assert (
+        main(["run-again", str(old), "--rate", "5/s", "--state", "cancelled", "--metadata", '{"b": 2}']) == 0
+    )
+    new = status(conn, int(capsys.readouterr().out))
+    assert (new["total"], new["limits"], new["metadata"]) == (5, {"rate": "5/s"}, {"b": 2})
+    assert main(["run-again", str(old), "--rate", "fast"]) == 2
+    app = create_app(url=database_url, open_to_everyone=True)
+    opened = post(app, {"actor": "work", "open": True}).json()["id"]
+    assert main(["seal", str(opened)]) == 0
+    assert status(conn, opened)["state"] == "completed"
+    app.state.submitter.close()
 
 
 def test_a_copy_that_breaks_off_leaves_nothing_or_goes_on_by_its_key(
