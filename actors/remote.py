@@ -6,7 +6,6 @@ from http import HTTPStatus
 from typing import Any
 
 import httpcore
-from dramatiq.errors import Retry
 
 #: For all threads of a process, and for its event loop.
 POOL, ASYNC_POOL = httpcore.ConnectionPool(max_connections=100), httpcore.AsyncConnectionPool()
@@ -36,7 +35,7 @@ async def acall(path: str, **sent: Any) -> Any:
 def is_passing(tries: int, error: Exception) -> bool:
     """Whether an item gets another attempt: after errors that may go away, `TRIES` times. A bug fails at once."""
     busy = isinstance(error, Refused) and error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return isinstance(error, Retry) or ((busy or isinstance(error, NETWORK)) and tries < TRIES)
+    return (busy or isinstance(error, NETWORK)) and tries < TRIES
 
 
 def _request(path: str, sent: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import dramatiq
-from dramatiq.errors import Retry
 
 import callboard
 from callboard.actors.remote import Refused, call, is_passing
@@ -17,7 +16,7 @@ def create_ad(customer_id: int, ad_group_id: int) -> dict[str, str]:
         answer = call(f"ads/{customer_id}", ad_group_id=ad_group_id)
     except Refused as error:
         if error.retry_after:
-            raise Retry(str(error), delay=round(1000 * error.retry_after)) from error
+            raise callboard.Postpone(error.retry_after, str(error)) from error
         if error.said == "No existing ad":
             raise callboard.Skip(error.said) from error
         raise

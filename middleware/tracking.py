@@ -207,8 +207,6 @@ class Tracking(Middleware):
         self.runtime.open(worker, {a.actor_name: a.queue_name for a in actors}, signatures)
         _start_event_loop(broker, worker)  # last: its thread would keep a process alive that can't start
         add_ping(broker)
-        # Last: the thread of the loop would keep a process alive that refuses to start.
-        _start_event_loop(broker, worker)
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
         """Log an outage of the broker now and then, not for each queue every three seconds."""
