@@ -60,7 +60,8 @@ class Doors:
             return None
         key = (tokens.digest(secret), kinds)
         until, who = self._known.get(key, (0.0, None))
-        if who is not None and time.monotonic() < until:
+        now = time.monotonic()  # before the look, which may take a while
+        if who is not None and now < until:
             return who
         found = await self._database.read(queries.token(*key))
         self._known.pop(key, None)
@@ -71,7 +72,7 @@ class Doors:
         who = Identity(found["name"], found["tenant"], found["scopes"], found["job"])
         if len(self._known) >= KNOWN_TOKENS:
             self._known.clear()
-        self._known[key] = (time.monotonic() + KNOWN_SECONDS, who)
+        self._known[key] = (now + KNOWN_SECONDS, who)
         return who
 
     def forget(self) -> None:
@@ -82,9 +83,11 @@ class Doors:
         """Note in the background that a token is used: no request waits for it, or fails with it."""
 
         async def note() -> None:
-            with suppress(psycopg.Error):
-                await self._database.write(lambda conn: tokens.note_use(conn, number))
-            self._noting.pop(number, None)
+            try:
+                with suppress(psycopg.Error):
+                    await self._database.write(lambda conn: tokens.note_use(conn, number))
+            finally:
+                self._noting.pop(number, None)
 
         if number not in self._noting:
             self._noting[number] = asyncio.create_task(note())
