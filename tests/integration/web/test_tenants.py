@@ -1,6 +1,6 @@
 """Every route asks whose job it is, and what the sender's login allows: all are walked, and one that asks not is found.
 
-A new endpoint is walked by itself. Give BODIES a body that it accepts, or PATHS a value of a new kind in its path.
+A new endpoint is walked by itself. Give BODIES a body that it accepts, and `Scene.path` what its path names.
 """
 
 import re
@@ -42,6 +42,8 @@ BODIES: dict[str, Any] = {
     "POST /jobs/actions": {"action": "pause", "filter": {"state": ["running"]}},
     "POST /worse": {"job": "{other}"},
 }
+#: Paths whose POST changes nothing: a recount takes long, so that no browser may ask for it ahead.
+READ_BY_POST = {"/jobs/{job}/verify"}
 #: Statuses by which an endpoint accepts a request in form: the job may be in a state in which it makes no sense.
 ACCEPTED = {200, 201, 202, 204, 303, 409}
 
@@ -230,7 +232,7 @@ def test_every_endpoint_asks_for_its_scope_before_anything_else(scene: Scene) ->
                 others = who(scopes=[scope for scope in SCOPES if scope != one.scope])
                 status, text = sent(client, scene, path, one, others, scene.mine)
                 assert (status, f"the scope {one.scope}" in text) == (403, True), (one.method, path)
-                assert one.reads or one.scope != "read", path
+                assert one.reads or one.scope != "read" or one.path in READ_BY_POST, path
     assert scene.content(scene.mine, "mine") == before
 
 
