@@ -56,8 +56,10 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-#: Likewise of an answer to who has a token that shares a job, and nothing else: any site may read it.
+#: Likewise of an answer that any site may read: to who has a token that shares a job, and of a static file.
 SHARED = {**HEADERS, "Cross-Origin-Resource-Policy": "cross-origin", "Access-Control-Allow-Origin": "*"}
+#: The policy of a page that a page of any site may show within it.
+EMBEDDED = HEADERS["Content-Security-Policy"].replace("frame-ancestors 'none'", "frame-ancestors *")
 
 
 class AccessControl:
@@ -88,7 +90,10 @@ class AccessControl:
         # An answer of the other app's login has that app's headers.
         foreign = self.authenticate is not None and isinstance(answer, Response)
         if not foreign or isinstance(answer, Problem):
-            send = _with_headers(send, HEADERS if share is None or self.doors is None else SHARED)
+            shared = path_within(Request(scope)).startswith("/static/") or not (
+                share is None or self.doors is None
+            )
+            send = _with_headers(send, SHARED if shared else HEADERS)
         await answer(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Problem | None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import RedirectResponse, Response
 
-from callboard.web import actions
+from callboard.web import actions, charts, submissions
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.pages import words
 from callboard.web.pages.page import render, wanted_parts
@@ -27,6 +27,16 @@ class Delete(msgspec.Struct, forbid_unknown_fields=True):
     """The name of the job, where it is asked for."""
 
     name: str | None = None
+
+
+class SomeLimits(msgspec.Struct, forbid_unknown_fields=True):
+    """Limits, as they are typed."""
+
+    max_failures: str | None = None
+    concurrency: str | None = None
+    rate: str | None = None
+    priority: str | None = None
+    keep: str | None = None
 
 
 def form(
@@ -70,6 +80,30 @@ async def delete(call: Call[Any, Any]) -> Response:
         raise Refused(422, "nothing was deleted: the name that was typed is not the job's", code="name")
     await actions.delete(replace(call, query=DryRun()))
     return RedirectResponse("../../", 303)
+
+
+async def run_again(call: Call[Any, Any]) -> Response:
+    """Run the items of a job that ended again, as a new job."""
+    made = await submissions.run_again(call)
+    return RedirectResponse(f"../{made.content['id']}", 303)
+
+
+async def limit(call: Call[Any, Any]) -> Response:
+    """Change limits of a job: a field that is empty stays as it is, and the word none takes a limit away."""
+    given = {name: value.strip() for name, value in msgspec.to_builtins(call.body).items() if value}
+    changes = {name: None if value == "none" else value for name, value in given.items()}
+    try:
+        body = msgspec.convert(changes, actions.Limits, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refused(422, f"nothing was changed: {error}", code="field") from None
+    await actions.limit(replace(call, body=body))
+    return RedirectResponse(f"../{call.job}", 303)
+
+
+async def recount(call: Call[Any, Any]) -> Response:
+    """Recount a job from its items, and show what differs."""
+    found = await charts.verify(call)
+    return render(call.request, "recount.html", (), {"found": found, "job": await call.find_job(call.job)})
 
 
 async def _concerned(call: Call[Any, Any], act: Callable[[Call[Any, Any]], Awaitable[Any]]) -> int:

@@ -62,6 +62,12 @@ async def _errors(call: JobCall, job: Row) -> list[Row]:
     return await call.read(queries.errors(job["id"]))
 
 
+async def _lanes(call: JobCall, job: Row) -> list[Row]:
+    if not job["limits"].get("concurrency_by"):
+        return []
+    return await call.read(queries.lanes(job["id"]))
+
+
 async def _items(call: JobCall, job: Row) -> dict[str, Any]:
     wanted, after = call.query, parameters.cursor(call.query.after, "items", ITEMS)
     if job["stages"]:
@@ -94,6 +100,7 @@ PARTS: dict[str, Callable[[JobCall, Row], Awaitable[Any]]] = {
     "stages": _head,
     "errors": _errors,
     "running": _running,
+    "lanes": _lanes,
     "items": _items,
     "callbacks": _callbacks,
     "history": _history,

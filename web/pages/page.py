@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from callboard.identity import Identity
 from callboard.web import access, parameters
 from callboard.web.doors import cookie
 from callboard.web.endpoint import Endpoint
@@ -55,11 +56,13 @@ def render(
     values = page.new_context(
         {
             "root": "../" * (path_within(request).count("/") - 1) or "./",
-            "nav": NAV if who.tenant is None else (NAV[0], NAV[-1]),
+            "nav": _nav(who),
             "who": None if who is access.EVERYONE else who,
             "has_session": who is not access.EVERYONE and cookie(request) in request.cookies,
             "sees_all": who.tenant is None,
             "may_control": "control" in who.scopes,
+            "may_submit": "submit" in who.scopes,
+            "may_share": "admin" in who.scopes,
             **context,
         }
     )
@@ -67,6 +70,14 @@ def render(
     # A result may contain half of a surrogate pair.
     made = "".join(text for block in blocks for text in block(values))
     return HTMLResponse(made.encode("utf-8", "replace"), status)
+
+
+def _nav(who: Identity) -> Sequence[tuple[str, str]]:
+    """The pages that somebody may see."""
+    if who.job is not None:
+        return ()
+    seen = NAV if who.tenant is None else (NAV[0], NAV[-1])
+    return (*seen, ("tokens", "Tokens")) if "admin" in who.scopes and who is not access.EVERYONE else seen
 
 
 def data(value: Any, kind: type[msgspec.Struct]) -> str:

@@ -3,10 +3,12 @@
 from typing import Any
 
 from callboard.web import actions
-from callboard.web.pages import board, docs, forms, item, job, queues, workers
+from callboard.web.pages import board, docs, forms, item, job, queues, share, tokens, workers
 from callboard.web.pages.forms import form
 from callboard.web.pages.page import PageEndpoint
 from callboard.web.queues import PutBack
+from callboard.web.submissions import RunAgain
+from callboard.web.tokens import NewToken
 
 
 def _post(path: str, handler: Any, **more: Any) -> PageEndpoint:
@@ -30,8 +32,18 @@ PAGES = [
         query=queues.QueuesQuery,
         for_all_tenants=True,
     ),
+    PageEndpoint("GET", "/share/{job}", share.share, None, query=share.ShareQuery, shared=True),
+    PageEndpoint("GET", "/embed/{job}", share.embed, None, query=share.ShareQuery, shared=True),
+    PageEndpoint("GET", "/badge/{job}.svg", share.badge, None, shared=True),
+    PageEndpoint("POST", "/jobs/{job}/share", share.make, None, body=share.Share, scope="admin"),
+    PageEndpoint("GET", "/tokens", tokens.tokens, None, query=tokens.TokensQuery, scope="admin"),
+    PageEndpoint("POST", "/tokens", tokens.create, None, body=NewToken, scope="admin"),
+    PageEndpoint("POST", "/tokens/{token}/revoke", tokens.revoke, None, scope="admin"),
     _post("/queues/{queue}/put-back", queues.put_back, body=PutBack, for_all_tenants=True),
     _post("/jobs/{job}/items/{item}/retry", item.retry),
+    _post("/jobs/{job}/limits", forms.limit, body=forms.SomeLimits),
+    PageEndpoint("POST", "/jobs/{job}/recount", forms.recount, None),
+    PageEndpoint("POST", "/jobs/{job}/run-again", forms.run_again, None, body=RunAgain, scope="submit"),
     _post("/jobs/{job}/pause", form(actions.pause)),
     _post("/jobs/{job}/resume", form(actions.resume)),
     _post("/jobs/{job}/cancel", form(actions.cancel), body=actions.Cancel),

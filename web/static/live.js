@@ -12,7 +12,16 @@ const PART_MS = 2000;
 const STREAM_AGAIN_MS = 5000;
 const SPEAK_MS = 10000;
 
-const pill = document.getElementById("live");
+// The address of a page that is shared has a token in it, which its requests need, too.
+const token = new URLSearchParams(document.location.search).get("token");
+
+function api(path) {
+  const url = new URL(path, root);
+  if (token) url.searchParams.set("token", token);
+  return url;
+}
+
+const pill = document.getElementById("live") ?? document.createElement("button");  // an embedded page has none
 const page = document.querySelector("[data-poll]");
 const onScreen = new Set();
 const stale = new Set();
@@ -79,7 +88,7 @@ function stop() {
 }
 
 function stream() {
-  source = new EventSource(new URL(page.dataset.events, root));
+  source = new EventSource(api(page.dataset.events));
   source.onopen = () => connected(true);
   source.onerror = () => {
     streamAgain = performance.now() + STREAM_AGAIN_MS;
@@ -99,7 +108,7 @@ async function poll() {
   clearTimeout(timer);
   let pause = POLL_MS;
   const there = await attempt(async () => {
-    const answer = await ask(new URL(page.dataset.poll, root));
+    const answer = await ask(api(page.dataset.poll));
     if (!answer.ok) return document.location.reload();
     const found = await answer.json();
     if (FINAL.includes(found.state)) pause = FINAL_POLL_MS;

@@ -6,6 +6,7 @@ export function morph(old, wanted) {
     if (old.nodeValue !== wanted.nodeValue) old.nodeValue = wanted.nodeValue;
     return;
   }
+  if (old.hasAttribute("data-read")) return;  // a script fills it
   for (const { name, value } of wanted.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   for (const { name } of [...old.attributes]) if (!wanted.hasAttribute(name) && !kept(old, name)) old.removeAttribute(name);
   const ids = new Set([...wanted.children].map((child) => child.id));

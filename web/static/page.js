@@ -14,12 +14,14 @@ function showZone() {
   tell(document);
 }
 
-button.hidden = false;
-button.addEventListener("click", () => {
-  toggleZone();
+if (button) {
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    toggleZone();
+    showZone();
+  });
   showZone();
-});
-showZone();
+}
 chart();
 forms();
 keys();

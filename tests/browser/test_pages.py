@@ -1,0 +1,258 @@
+"""The other pages in a browser: items, workers, queues, tokens, what is shared; all are accessible and quick."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from callboard.sql.pool import Conn
+from callboard.sql.rows import Failure
+from callboard.sql.writes import tokens
+from callboard.sql.writes.requests import Requester
+from callboard.web import create_app
+from tests.support.jobs import BAD, make_job, make_mixed_job, make_staged, make_worker, record, run
+from tests.support.webapp import served
+
+SOON = 15_000
+ANNA = Requester("cli", "anna")
+EVIL = "</pre><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+
+
+@pytest.fixture(autouse=True)
+def no_worker_left(conn: Conn) -> Iterator[None]:
+    """The tests share a database."""
+    yield
+    conn.execute("DELETE FROM callboard.workers")
+
+
+@pytest.mark.parametrize("script", ["page", "plain_page"])
+def test_an_item_shows_its_life_and_is_retried(
+    request: pytest.FixtureRequest, conn: Conn, address: str, script: str
+) -> None:
+    page: Page = request.getfixturevalue(script)
+    job = make_mixed_job(conn)
+    page.goto(f"{address}/jobs/{job}?state=failed")
+    page.locator("#items tbody a").first.click()
+    expect(page.locator("#name")).to_have_text("item 20")
+    expect(page.locator("#attempts")).to_contain_text(BAD.message)
+    expect(page.locator("#attempts details pre")).to_have_text(BAD.traceback or "")
+    expect(page.locator("#timeline li")).to_have_text([re.compile("started"), re.compile("attempt 1 failed")])
+    expect(page.locator("#values pre")).to_have_text(re.compile(r"\[\s*20\s*\]"))
+    page.get_by_role("link", name="Next failed").click()
+    expect(page.locator("#name")).to_have_text("item 21")
+    page.get_by_role("button", name="Retry this item").click()
+    expect(page.locator("#head .pill, #item .pill").first).to_have_text(
+        re.compile("pending|queued"), timeout=SOON
+    )
+    assert page.url.endswith(("/21", "/21?state=failed"))
+
+
+def test_a_group_of_errors_leads_to_its_items_and_is_retried(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 10)
+    record(conn, job, {"failed": [1, 2]})
+    record(
+        conn, job, {"failed": [3]}, failure=Failure("failed", "OSError", "no", "a.py:1 in b", "Traceback", 9)
+    )
+    page.goto(f"{address}/jobs/{job}")
+    group = page.locator("#errors li").filter(has_text="OSError")
+    group.get_by_role("link", name="Items").click()
+    expect(page.locator("#items tbody tr")).to_have_count(1)
+    expect(page.locator("#item-3")).to_contain_text("OSError: no")
+    page.locator("#errors li").filter(has_text="ValueError").get_by_role(
+        "button", name="Retry these 2"
+    ).click()
+    expect(page.locator("#errors li").filter(has_text="ValueError")).to_contain_text("0 failed", timeout=SOON)
+    expect(page.locator("#head .legend")).to_contain_text("1 failed")
+
+
+def test_an_item_is_found_by_its_key(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 40)
+    conn.execute("UPDATE callboard.items SET item_key = 'c-' || item WHERE job_id = %s", (job,))
+    page.goto(f"{address}/jobs/{job}")
+    page.get_by_label("Find an item by its key").fill("c-33")
+    page.keyboard.press("Enter")
+    expect(page.locator("#items tbody tr")).to_have_count(1)
+    expect(page.locator("#item-33")).to_contain_text("c-33")
+
+
+def test_text_of_others_is_never_markup_on_any_page(page: Page, conn: Conn, address: str) -> None:
+    worker = make_worker(conn, EVIL)
+    conn.execute("UPDATE callboard.workers SET host = %s, release = %s, trouble = %s", (EVIL, EVIL, EVIL))
+    job = make_job(conn, 2, name=EVIL, actor=EVIL)
+    run(conn, job, [1], step=EVIL, worker=worker)
+    record(conn, job, {"failed": [0]}, failure=Failure("failed", EVIL, EVIL, EVIL, EVIL, 9))
+    args = json.dumps({"args": [EVIL], "kwargs": {"x": EVIL}}).encode()
+    conn.execute(
+        "UPDATE callboard.items SET args = %s, item_key = %s || item WHERE job_id = %s", (args, EVIL, job)
+    )
+    for path in ("/workers", "/queues", f"/jobs/{job}/items/0", f"/jobs/{job}/items/1", f"/share/{job}"):
+        page.goto(f"{address}{path}")
+        expect(page.locator("main")).to_contain_text("document.title='taken'")
+        assert page.locator("main img, main script:not(#data)").count() == 0, path
+        expect(page).not_to_have_title("taken")
+    answer = page.request.get(f"{address}/badge/{job}.svg")
+    assert "<img" not in answer.text()
+    assert "<script" not in answer.text()
+
+
+def test_the_chart_shows_how_a_job_went_and_what_was_done_to_it(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 100)
+    record(conn, job, {"succeeded": range(50), "failed": range(50, 60)})
+    conn.execute("UPDATE callboard.jobs SET started_at = now() - interval '10 min' WHERE id = %s", (job,))
+    conn.execute(
+        "INSERT INTO callboard.samples (job_id, taken_at, final, failed)"
+        " SELECT %s, now() - interval '10 min' + n * interval '1 min', 6 * n, n FROM generate_series(1, 9) AS n",
+        (job,),
+    )
+    page.goto(f"{address}/jobs/{job}")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#chart g")).to_have_count(60, timeout=SOON)
+    expect(page.locator("#chart .marks")).to_contain_text("pause", timeout=SOON)
+    page.locator("#chart g").nth(30).hover()
+    expect(page.locator("[data-read]")).to_have_text(re.compile(r"0\.1/s|6\.0/min"))
+    page.get_by_text("As a table").click()
+    expect(page.locator("#chart tbody tr")).to_have_count(12)
+    expect(page.locator("#chart tbody tr").last).to_contain_text("60")
+    record(conn, job, {"succeeded": [60]})
+    expect(page.locator("#head .legend")).to_contain_text("51 succeeded", timeout=SOON)
+    expect(page.locator("#chart details")).to_have_attribute("open", "")
+
+
+def test_workers_come_and_go_on_their_page(page: Page, conn: Conn, address: str) -> None:
+    page.goto(f"{address}/workers")
+    expect(page.get_by_role("heading", level=1)).to_have_text("No worker is alive")
+    make_worker(conn, "shop:charge")
+    expect(page.get_by_role("heading", level=1)).to_have_text("1 worker, 8 threads", timeout=SOON)
+    make_worker(conn, release="2026.12")
+    expect(page.get_by_role("heading", level=1)).to_have_text(
+        "2 workers, 16 threads, releases 2026.11 and 2026.12", timeout=SOON
+    )
+    expect(page.locator("tbody").first).to_contain_text("shop:charge")
+
+
+def test_queues_are_shown_without_rabbitmq_too(page: Page, conn: Conn, address: str) -> None:
+    make_worker(conn, "shop:charge")
+    page.goto(f"{address}/queues")
+    expect(page.locator("#queues")).to_contain_text("AMQP_URL is not set")
+    expect(page.locator("#queues tbody")).to_contain_text("shop:charge")
+
+
+def test_a_job_is_shared_and_embedded_and_its_token_revoked(
+    browser: Browser, conn: Conn, shared_url: str
+) -> None:
+    job, other = make_job(conn, 4, name="shared"), make_job(conn, 1)
+    admin, _ = tokens.create(conn, ANNA, name="anna", scopes=["read", "control", "admin"])
+    context = browser.new_context()
+    page = context.new_page()
+    with served(create_app(url=shared_url)) as address:
+        page.goto(f"{address}/jobs/{job}")
+        page.get_by_label("Token").fill(admin)
+        page.keyboard.press("Enter")
+        page.get_by_text("More", exact=True).click()
+        page.get_by_role("button", name="Share").click()
+        link = page.locator("#shared dd a").first.get_attribute("href") or ""
+        token = link.rpartition("token=")[2]
+        guest = browser.new_context().new_page()
+        guest.goto(link)
+        expect(guest.locator("#name")).to_have_text("shared")
+        expect(guest.get_by_role("button", name="Pause")).to_have_count(0)
+        record(conn, job, {"succeeded": [0]})
+        expect(guest.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=SOON)
+        for path in (f"/jobs/{job}", f"/jobs/{job}/items/0", f"/share/{other}", "/", "/workers"):
+            assert guest.request.get(f"{address}{path}?token={token}").status in (403, 404), path
+        with served(elsewhere(address, job, token)) as foreign:
+            guest.goto(foreign)
+            expect(guest.locator("callboard-progress")).to_contain_text("25.0 %", timeout=SOON)
+            expect(guest.frame_locator("iframe").locator("#name")).to_have_text("shared")
+            assert (
+                guest.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 50
+            )
+            record(conn, job, {"succeeded": [1]})
+            expect(guest.locator("callboard-progress")).to_contain_text("50.0 %", timeout=SOON)
+            expect(guest.frame_locator("iframe").locator("[data-of=percent]")).to_have_text(
+                "50.0 %", timeout=SOON
+            )
+        page.goto(f"{address}/tokens")
+        page.get_by_role("row", name=f"share of job {job}").get_by_role("button", name="Revoke").click()
+        expect(page.get_by_role("row", name=f"share of job {job}")).to_have_count(0)
+        page.get_by_label("Whose it is").fill("a program")
+        page.get_by_role("button", name="Make it").click()
+        expect(page.locator("#secret")).to_contain_text("cb_")
+        time.sleep(2.1)  # a token that was found is known for two seconds
+        assert guest.request.get(link).status == 401
+    context.close()
+
+
+def elsewhere(address: str, job: int, token: str) -> Starlette:
+    """An app of another origin that shows a job."""
+
+    async def shows(_request: Request) -> Response:
+        return HTMLResponse(
+            f'<!doctype html><script type="module" src="{address}/static/callboard-progress.js"></script>'
+            f'<callboard-progress job="{job}" token="{token}"></callboard-progress>'
+            f'<img src="{address}/badge/{job}.svg?token={token}">'
+            f'<iframe src="{address}/embed/{job}?token={token}"></iframe>'
+        )
+
+    return Starlette(routes=[Route("/", shows)])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, conn: Conn, address: str, scheme: str) -> None:
+    make_worker(conn)
+    job, (parent, _) = make_mixed_job(conn), make_staged(conn)
+    context = browser.new_context(bypass_csp=True, color_scheme="dark" if scheme == "dark" else "light")
+    page = context.new_page()
+    paths = [
+        *("/", "/?q=odd:1", "/workers", "/queues", "/tokens", "/docs", "/jobs/5"),
+        *(f"/jobs/{job}", f"/jobs/{parent}", f"/jobs/{job}/items/20", f"/share/{job}", f"/jobs/{job}/cancel"),
+    ]
+    found = {}
+    for path in paths:
+        page.goto(f"{address}{path}")
+        page.evaluate(AXE)
+        result = page.evaluate("axe.run()")
+        found[path] = [
+            (one["id"], [node["html"][:200] for node in one["nodes"][:3]])
+            for one in result["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+    context.close()
+    assert not any(found.values()), {path: rules for path, rules in found.items() if rules}
+
+
+def test_large_jobs_and_many_jobs_stay_quick(page: Page, conn: Conn, address: str) -> None:
+    small = make_job(conn, 10)
+    large = make_job(conn, 1, name="large")
+    conn.execute(
+        "INSERT INTO callboard.items SELECT (jsonb_populate_record(i, jsonb_build_object('item', n))).*"
+        " FROM callboard.items AS i, generate_series(1, 99999) AS n WHERE i.job_id = %s AND i.item = 0",
+        (large,),
+    )
+    conn.execute("UPDATE callboard.jobs SET total = 100000, bulk_end = 100000 WHERE id = %s", (large,))
+    conn.execute(
+        "INSERT INTO callboard.jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', j.id + n))).*"
+        " FROM callboard.jobs AS j, generate_series(1000, 4000) AS n WHERE j.id = %s",
+        (small,),
+    )
+    conn.execute("ANALYZE callboard.items, callboard.jobs")
+    took = {}
+    for path in (f"/jobs/{small}", f"/jobs/{large}", "/"):
+        seconds = []
+        for _ in range(5):
+            began = time.monotonic()
+            assert page.request.get(f"{address}{path}").ok
+            seconds.append(time.monotonic() - began)
+        took[path] = min(seconds)
+    assert took[f"/jobs/{large}"] < 3 * took[f"/jobs/{small}"] + 0.05, took
+    assert took["/"] < 1, took

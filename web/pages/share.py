@@ -1,0 +1,68 @@
+"""What shows one job to whoever has a token for it: a page, a page to embed, a badge; and the form that makes it."""
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from callboard.web import access, tokens
+from callboard.web.answers import Job
+from callboard.web.endpoint import Call, NoBody
+from callboard.web.pages.page import data, render, wanted_parts
+
+
+class ShareQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """Which parts of the page."""
+
+    part: list[str] = []
+
+
+class Share(msgspec.Struct, forbid_unknown_fields=True):
+    """How long the token lasts, as a span like 30d; nothing: for ever."""
+
+    expires: str | None = None
+
+
+async def share(call: Call[ShareQuery, NoBody]) -> Response:
+    """Show how far a job is, and nothing of its items."""
+    return await _page(call, embedded=False)
+
+
+async def embed(call: Call[ShareQuery, NoBody]) -> Response:
+    """Likewise, to be shown within a page of any site."""
+    answer = await _page(call, embedded=True)
+    answer.headers["Content-Security-Policy"] = access.EMBEDDED
+    return answer
+
+
+async def badge(call: Call[Any, NoBody]) -> Response:
+    """Show how far a job is as an image."""
+    answer = render(call.request, "badge.svg", (), {"job": await call.find_job(call.job)})
+    answer.headers["Content-Type"] = "image/svg+xml"
+    return answer
+
+
+async def make(call: Call[Any, Any]) -> Response:
+    """Make a token that shows this job, and say where."""
+    job = await call.find_job(call.job)
+    wanted = tokens.NewToken(name=f"share of job {call.job}"[:100], job=call.job, expires=call.body.expires)
+    made = await tokens.create(replace(call, body=wanted))
+    base = str(call.request.url).rpartition("/jobs/")[0]
+    return render(
+        call.request,
+        "shared.html",
+        (),
+        {"job": job, "token": made["token"], "base": base, "expires": made["expires_at"]},
+    )
+
+
+async def _page(call: Call[ShareQuery, NoBody], *, embedded: bool) -> Response:
+    wanted_parts(call.query.part, ("head",))
+    job = await call.find_job(call.job)
+    return render(
+        call.request,
+        "share.html",
+        call.query.part,
+        {"job": job, "data": data(job, Job), "embedded": embedded},
+    )

@@ -1,0 +1,81 @@
+// <callboard-progress job="17" token="cb_…">: how far a job is, in a page of any site. It follows the job by events, and asks
+// again and again where there are none.
+
+import { FINAL, percent, fill } from "./words.js";
+
+const AGAIN_MS = 2000;
+const STATES = ["succeeded", "skipped", "cancelled", "retrying", "running", "queued", "pending", "failed"];
+const SHEET = new CSSStyleSheet();
+SHEET.replaceSync(`
+  :host { display: block; font: 14px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
+  svg { display: block; width: 100%; height: .6rem; border-radius: 99px; overflow: hidden; background: #e3ded6; }
+  rect { transition: width .5s, x .5s; } rect[width="0%"] { display: none; }
+  [data-state=succeeded] { fill: #2e9a62; } [data-state=skipped] { fill: #9a8fb8; } [data-state=failed] { fill: #cf3f36; }
+  [data-state=cancelled] { fill: #8d867d; } [data-state=retrying] { fill: #e0a021; } [data-state=running] { fill: #3a7bd0; }
+  [data-state=queued] { fill: #b9cdea; } [data-state=pending] { fill: #e3ded6; }
+  p { margin: 0 0 .3rem; } [part=state]::before { content: " · "; } .lost { opacity: .6; }
+`);
+
+class CallboardProgress extends HTMLElement {
+  static observedAttributes = ["job", "token"];
+
+  connectedCallback() {
+    if (!this.shadowRoot) this.#build();
+    this.#follow();
+  }
+
+  disconnectedCallback() {
+    this.source?.close();
+    clearTimeout(this.timer);
+  }
+
+  attributeChangedCallback() {
+    if (this.shadowRoot) this.#follow();
+  }
+
+  #build() {
+    const shadow = this.attachShadow({ mode: "open" });
+    shadow.adoptedStyleSheets = [SHEET];
+    const rects = STATES.map((state) => `<rect data-state="${state}" y="0" width="0%" height="100%"/>`).join("");
+    shadow.innerHTML = `<p part="text"><b part="name"></b> <span data-of="percent">–</span> <span part="state"></span></p>
+      <svg data-bar="" role="progressbar" aria-valuemin="0" aria-valuemax="100">${rects}</svg>`;
+  }
+
+  #address(path) {
+    const url = new URL(`../api/v1/jobs/${encodeURIComponent(this.getAttribute("job"))}${path}`, import.meta.url);
+    url.searchParams.set("token", this.getAttribute("token") ?? "");
+    return url;
+  }
+
+  #follow() {
+    this.disconnectedCallback();
+    this.source = new EventSource(this.#address("/events"));
+    this.source.addEventListener("job", (event) => this.#show(JSON.parse(event.data)));
+    this.source.addEventListener("end", () => this.source.close());
+    this.source.onerror = () => this.#ask();
+  }
+
+  async #ask() {
+    this.source.close();
+    let job = null;
+    try {
+      const answer = await fetch(this.#address(""));
+      if (answer.ok) this.#show((job = await answer.json()));
+    } catch {
+      // asked again below
+    }
+    this.shadowRoot.querySelector("p").classList.toggle("lost", !job);
+    if (this.isConnected && !FINAL.includes(job?.state)) this.timer = setTimeout(() => this.#follow(), AGAIN_MS);
+  }
+
+  #show(job) {
+    this.shadowRoot.querySelector("[part=name]").textContent = job.name;
+    this.shadowRoot.querySelector("[part=state]").textContent = job.stopping ? "stopping" : job.state;
+    this.shadowRoot.querySelector("svg").setAttribute("aria-label", job.name);
+    fill(this.shadowRoot, job);
+    this.setAttribute("aria-label", `${job.name}, ${percent(job)}`);
+    this.dispatchEvent(new CustomEvent("progress", { detail: job }));
+  }
+}
+
+customElements.define("callboard-progress", CallboardProgress);
