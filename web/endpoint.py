@@ -150,6 +150,9 @@ class Endpoint:
             return answer
         reply = found if isinstance(found, Reply) else Reply(found, self.status, {})
         answer = Json(msgspec.convert(reply.content, self.answer), reply.status, reply.headers)
+        if self.reads and (following := reply.content.get("next")):
+            query_of_next = request.url.include_query_params(after=following).query
+            answer.headers["Link"] = f'<?{query_of_next}>; rel="next"'
         return _conditional(request, answer) if self.reads else answer
 
     async def _body(self, request: Request) -> msgspec.Struct | None:

@@ -74,7 +74,9 @@ def test_an_answer_that_is_known_is_not_sent_again(conn: Conn, app: Starlette) -
 def test_a_job_that_runs_is_not_sent_again_until_it_moves(conn: Conn, app: Starlette) -> None:
     job = make_job(conn, 1_000)
     record(conn, job, {"succeeded": range(10)})
-    conn.execute("UPDATE callboard.jobs SET started_at = now() - interval '7 s' WHERE id = %s", (job,))
+    # As if it had moved this moment, however long the readings take.
+    moved = "updated_at = now() + interval '60 s', started_at = now() + interval '53 s'"
+    conn.execute(f"UPDATE callboard.jobs SET {moved} WHERE id = %s".encode(), (job,))
     path = f"/api/v1/jobs/{job}"
     (first,) = get(app, path)
     assert (first.json()["rate"], first.json()["eta"][-5:]) == (1.43, ".000Z")
@@ -98,7 +100,9 @@ def test_a_page_names_the_start_of_the_next(conn: Conn, app: Starlette) -> None:
         f"/api/jobs/{job}/errors", "/api/workers",
     )  # fmt: skip
     assert len(jobs.json()["jobs"]) == 1
+    assert jobs.headers["link"] == f'<?limit=1&after={jobs.json()["next"]}>; rel="next"'
     (rest,) = get(app, f"/api/jobs?limit=1&after={jobs.json()['next']}")
+    assert "link" not in rest.headers
     assert [row["id"] for row in rest.json()["jobs"]] == [job]
     assert rest.json()["next"] is None
     assert [row["item"] for row in items.json()["items"]] == [20, 21, 22, 23, 24]
