@@ -83,6 +83,21 @@ def test_status_prints_a_job_in_words_and_in_json(on_database: Call, conn: Conn)
     assert "30.0 % of 100" in out
 
 
+def test_a_group_of_errors_is_shown_with_its_traceback_and_leads_to_its_items(
+    on_database: Call, conn: Conn
+) -> None:
+    job = make_mixed_job(conn)
+    [group] = document(on_database("errors", job, "--json"))["errors"]
+    assert document(on_database("errors", job, group["id"], "--json"))["traceback"] == "Traceback …"
+    assert "Traceback …" in on_database("errors", job, group["id"])[1]
+    code, _, err = on_database("errors", job, "none")
+    assert (code, f"job {job} has no group of errors 'none'" in err) == (1, True)
+    for error in (group["id"], "ValueError"):
+        found = document(on_database("items", job, "--error", error, "--json"))["items"]
+        assert [item["item"] for item in found] == [20, 21, 22, 23, 24]
+    assert on_database("items", job, "--key", "none")[1] == "no items\n"
+
+
 def test_jobs_are_listed_in_pages(on_database: Call, conn: Conn) -> None:
     older, newer = make_job(conn, 1, name="older"), make_job(conn, 1, name="newer")
     page = document(on_database("jobs", "--limit", 1, "--json"))
