@@ -15,10 +15,24 @@ from callboard.sql import settings
 #: Each module has commands in a typer `app` of its own; a new module is added here.
 GROUPS = (up, demo, submit, show, actions, queues, doctor, server, sweep, purge, tokens)
 
+HELP = """Progress that is always true for Dramatiq actors.
+
+Start with `callboard demo`, or with `callboard up` in the folder of your actors. Then, in another terminal there:
+
+callboard submit ACTOR items.jsonl --name "a first job"
+
+callboard watch @latest
+
+callboard errors @latest
+
+callboard retry @latest
+
+`callboard --install-completion` has the shell complete commands and options.
+"""
+
 app = typer.Typer(
-    help="Progress that is always true for Dramatiq actors. Start with `callboard demo` or `callboard up`.",
+    help=HELP,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 

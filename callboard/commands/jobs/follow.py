@@ -1,84 +1,143 @@
-"""Follows a job to its end: a live bar on a terminal, elsewhere a line for each change."""
+"""Follows jobs to their ends: live on a terminal, elsewhere a line for each change."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from callboard.commands import output
 from callboard.commands.errors import CommandError
 from callboard.commands.jobs import job_text
-from callboard.sql.pool import Conn, connect, database_address
+from callboard.sql.pool import Conn, connect, database_address, running_here
 from callboard.sql.reads import queries
 from callboard.sql.states import JOB_FINAL
 
-#: Seconds between two reads of the job.
-READ_SECONDS = 0.5
+#: Seconds between two reads of the jobs, and between two lines of a job that is not shown live.
+READ_SECONDS, LINE_SECONDS = 0.5, 10.0
+#: Items in hand that are read to find those that are the longest.
+HELD_ITEMS = 100
 LOST = Text("connection to the database lost; trying again", style="yellow")
 
 Job = dict[str, Any]
 
 
-def follow(number: int, *, quiet: bool = False) -> Job:
-    """Show a job until it ends; return it as it ended. A lost connection is shown, and made anew.
+def follow(numbers: Sequence[int], *, quiet: bool = False, timeout: float | None = None) -> list[Job]:
+    """Show jobs until all have ended; return them as they ended. A lost connection is shown, and made anew.
 
-    `quiet`: show nothing. Raises CommandError when the job is deleted meanwhile.
+    `quiet`: show nothing. Raises CommandError when a job is deleted meanwhile, after `timeout` seconds, and at Ctrl-C.
     """
-    with _shower(output.console(), quiet=quiet) as show:
-        while True:
-            with suppress(psycopg.OperationalError), connect(database_address()) as conn:
-                return _follow(conn, number, show)
-            show(None)
-            time.sleep(READ_SECONDS)
+    end = None if timeout is None else time.monotonic() + timeout
+    try:
+        with _shower(output.console(), quiet=quiet) as show:
+            while True:
+                with suppress(psycopg.OperationalError), connect(database_address()) as conn:
+                    return _follow(conn, numbers, show, end)
+                show(None, None)
+                _pause(end)
+    except TimeoutError:
+        raise CommandError(f"after {timeout:g} s {_still(numbers)}") from None
+    except KeyboardInterrupt:
+        raise CommandError(_still(numbers)) from None
 
 
-def _follow(conn: Conn, number: int, show: Callable[[Job], None]) -> Job:
+def _follow(
+    conn: Conn,
+    numbers: Sequence[int],
+    show: Callable[[list[Job] | None, Conn | None], None],
+    end: float | None,
+) -> list[Job]:
     while True:
-        job = queries.run(conn, queries.job(number))
-        if job is None:
-            raise CommandError(f"job {number} was deleted while it was watched")
-        show(job)
-        if job["state"] in JOB_FINAL:
-            return job
-        time.sleep(READ_SECONDS)
+        found = queries.run(conn, queries.jobs_by_id(numbers))
+        for number in numbers:
+            if number not in found:
+                raise CommandError(f"job {number} was deleted while it was watched")
+        jobs = [found[number] for number in numbers]
+        show(jobs, conn)
+        if all(job["state"] in JOB_FINAL for job in jobs):
+            return jobs
+        _pause(end)
+
+
+def _pause(end: float | None) -> None:
+    """Wait until the next read. Raises TimeoutError."""
+    if end is not None and time.monotonic() >= end:
+        raise TimeoutError
+    time.sleep(READ_SECONDS if end is None else max(min(READ_SECONDS, end - time.monotonic()), 0.0))
+
+
+def _still(numbers: Sequence[int]) -> str:
+    """What goes on without anybody who watches, and where to see it."""
+    ids = " ".join(map(str, numbers))
+    goes = f"job {ids} goes on" if len(numbers) == 1 else f"jobs {ids} go on"
+    again = f"`callboard watch {ids}` follows {'it' if len(numbers) == 1 else 'them'} again"
+    page = running_here().get("web_url")
+    there = "" if page is None else f", and so does {page}{f'jobs/{ids}' if len(numbers) == 1 else ''}"
+    return f"{goes}; {again}{there}"
 
 
 @contextmanager
-def _shower(console: Console, *, quiet: bool) -> Iterator[Callable[[Job | None], None]]:
-    """A function that shows a job as it is now; None stands for a lost connection."""
+def _shower(console: Console, *, quiet: bool) -> Iterator[Callable[[list[Job] | None, Conn | None], None]]:
+    """A function that shows jobs as they are now; None stands for a lost connection."""
     if quiet:
-        yield lambda _: None
+        yield lambda _jobs, _conn: None
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            yield lambda job: live.update(job_text.lines(job) if job else LOST, refresh=True)
+            yield lambda jobs, conn: live.update(_screen(jobs, conn), refresh=True)
     else:
-        yield _ChangeLog(console).show
+        log = _ChangeLog(console)
+        yield lambda jobs, _conn: log.show(jobs)
+
+
+def _screen(jobs: list[Job] | None, conn: Conn | None) -> RenderableType:
+    if jobs is None or conn is None:
+        return LOST
+    if len(jobs) > 1:
+        return Group(*map(job_text.line, jobs))
+    [job] = jobs
+    return Group(job_text.lines(job), *details(conn, job))
+
+
+def details(conn: Conn, job: Job) -> list[RenderableType]:
+    """The errors of a job by which most items failed, and the items that are in hand for the longest time."""
+    held: list[Job] = []
+    if job["running"]:
+        for number in [one["job"] for one in job["stages"] if one["running"]] or [job["id"]]:
+            held += queries.run(conn, queries.items(number, state="running", limit=HELD_ITEMS))[0]
+    errors: list[Job] = queries.run(conn, queries.errors(job["id"]))
+    return job_text.details(errors, held)
 
 
 class _ChangeLog:
-    """Prints a line whenever the summary of a job changes: its state, its whole percent, what is stalled or hung."""
+    """Prints a line whenever the summary of a job changes: its state, its whole percent, what is stalled or hung; and
+    every ten seconds while it goes on.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.last: tuple[object, ...] | None = None
+        self.last: dict[int, tuple[float, tuple[object, ...]]] = {}
 
-    def show(self, job: Job | None) -> None:
-        """Print a headline if the job's summary differs from that of the last call; a finished job in full."""
-        now = (None,) if job is None else _summary(job)
-        if now == self.last:
-            return
-        self.last = now
-        if job is None:
-            self.console.print(LOST)
-        elif job["state"] in JOB_FINAL:
-            self.console.print(job_text.lines(job))
-        else:
-            self.console.print(job_text.headline(job), *job_text.hung(job), sep="\n")
+    def show(self, jobs: list[Job] | None) -> None:
+        """Print a headline of each job whose summary differs from that of its last line; a finished job in full."""
+        if jobs is None:
+            self._line(0, (None,), LOST)
+        for job in jobs or ():
+            whole = (
+                [job_text.lines(job)]
+                if job["state"] in JOB_FINAL
+                else [job_text.headline(job), *job_text.hung(job)]
+            )
+            self._line(job["id"], _summary(job), *whole, ends=job["state"] in JOB_FINAL)
+
+    def _line(self, number: int, now: tuple[object, ...], *text: RenderableType, ends: bool = False) -> None:
+        at, before = self.last.get(number, (0.0, ()))
+        if now != before or (not ends and time.monotonic() - at >= LINE_SECONDS):
+            self.last[number] = time.monotonic(), now
+            self.console.print(*text, sep="\n")
 
 
 def _summary(job: Job) -> tuple[object, ...]:

@@ -1,6 +1,7 @@
 """A job as terminal text: a headline, a bar, and lines for what is known of it."""
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,8 @@ from callboard.sql.states import ITEM_STATES, JOB_FINAL
 Job = dict[str, Any]
 #: The least number that has a digit other than 0 when it is shown.
 SLOWEST = 0.1
+#: Cells of the bar of a job in a line; errors and items in hand that are shown at most; characters of a message.
+CELLS, MOST_ERRORS, MOST_ITEMS, MESSAGE_CHARS = 10, 3, 5, 100
 
 
 def lines(job: Job) -> RenderableType:
@@ -32,6 +35,53 @@ def lines(job: Job) -> RenderableType:
     if job["stalled"]:
         parts.append(_warning("stalled", job["stalled"]))
     return Group(*parts, *hung(job))
+
+
+def line(job: Job) -> Text:
+    """A job among others, in a line: its headline with a bar, what failed, its rate and how long it takes yet."""
+    more = [pace(job["rate"])] if job["rate"] and job["state"] == "running" else []
+    more += [f"{job['failed']:,} failed"] if job["failed"] else []
+    more += [f"{left(job)} left"] if job["eta"] else []
+    more += [job["stalled"]] if job["stalled"] else []
+    return Text.assemble(
+        cells(job), " ", headline(job), *(Text(" · ").append_text(plain(one)) for one in more)
+    )
+
+
+def cells(job: Job) -> Text:
+    """A bar of ten cells; only that of a job that is done is full."""
+    full = math.floor(job["progress"] * CELLS)
+    return Text("█" * full + "░" * (CELLS - full), style=STYLES.get(job["state"], "blue"))
+
+
+def details(errors: Sequence[Job], held: Sequence[Job]) -> list[RenderableType]:
+    """Lines of the first errors of a job, and of those of its items in hand that began first."""
+    found: list[RenderableType] = []
+    for error in [one for one in errors if one["failed"]][:MOST_ERRORS]:
+        text = (
+            f"{error['type'] or error['kind']}: {' '.join((error['message'] or '').split())[:MESSAGE_CHARS]}"
+        )
+        found.append(Text(f"{error['failed']:,} failed: ", style="red").append_text(plain(text)))
+    for item in sorted(held, key=lambda one: one["started_at"] or "")[:MOST_ITEMS]:
+        began = datetime.fromisoformat(item["started_at"]) if item["started_at"] else datetime.now(UTC)
+        took = _duration((datetime.now(UTC) - began).total_seconds())
+        step = f", {item['step']}" if item["step"] else ""
+        found.append(plain(f"item {item['item']} for {took} on worker {item['worker']}{step}"))
+    return found
+
+
+def next_words(job: Job) -> Text:
+    """What to type next."""
+    number, then = job["id"], []
+    if job["failed"]:
+        then += [f"callboard errors {number}", f"callboard retry {number}"]
+    if job["state"] in JOB_FINAL:
+        then += [f"callboard export {number}"]
+    elif job["state"] == "paused":
+        then += [f"callboard resume {number}"]
+    else:
+        then += [f"callboard watch {number}", f"callboard pause {number}"]
+    return Text(" · ".join(then), style="dim")
 
 
 def headline(job: Job) -> Text:
@@ -82,15 +132,30 @@ def _pace(job: Job) -> Text:
     """Rate, time left, retries, crashes and results that are not kept, as far as there are any."""
     parts = [] if job["rate"] is None else [pace(job["rate"])]
     if job["eta"]:
-        left = datetime.fromisoformat(job["eta"]) - datetime.now(UTC)
-        left = timedelta(seconds=max(round(left.total_seconds()), 0))
-        parts.append(f"{'its stage ' if job['stages'] else ''}done in {left}")
+        parts.append(f"{'its stage ' if job['stages'] else ''}done in {left(job)}")
     words = {
         "retries": ("retry", "retries"), "crashes": ("crash", "crashes"),
         "unkept": ("result is not kept", "results are not kept"),
     }  # fmt: skip
     parts += [f"{job[name]:,} {forms[job[name] != 1]}" for name, forms in words.items() if job[name]]
     return Text(" · ".join(parts), style="dim")
+
+
+def left(job: Job) -> str:
+    """The time that is left of a job with an estimate; empty for one without."""
+    if not job["eta"]:
+        return ""
+    span = datetime.fromisoformat(job["eta"]) - datetime.now(UTC)
+    return str(timedelta(seconds=max(round(span.total_seconds()), 0)))
+
+
+def age(job: Job) -> str:
+    """The time since a job was created, in its largest unit."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(job["created_at"])).total_seconds()
+    size, unit = next(
+        ((n, u) for n, u in ((86_400, "d"), (3_600, "h"), (60, "min")) if seconds >= n), (1, "s")
+    )
+    return f"{max(seconds, 0) / size:.0f} {unit}"
 
 
 def _warning(label: str, text: str) -> Text:

@@ -1,5 +1,6 @@
 """Commands that show: `jobs status watch items errors callbacks workers verify`."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -14,15 +15,39 @@ from callboard.commands.output import AsJson, one_of
 from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.pool import Conn
 from callboard.sql.reads import exports, job_filter, queries
-from callboard.sql.reads.job_filter import JobFilter
+from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.states import ITEM_STATES, WORKER_STATES
 
 app = typer.Typer()
 
+#: The jobs that `watch` follows if none is named, and how many at most.
+OPEN, MOST_WATCHED = JobFilter(states=JOB_OPEN, standing=False), 50
+
 Row = dict[str, Any]
 Page = tuple[list[Row], int | None]
 
-JobId = Annotated[int, typer.Argument(metavar="JOB", min=0, help="The job's id.", show_default=False)]
+LATEST = "@latest"
+
+
+def job_id(text: str | int) -> int:
+    """A job by its id, or by `@latest`. Raises CommandError where there is none yet."""
+    if text == LATEST:
+        with database() as conn:
+            page, _ = queries.run(conn, queries.jobs(JobFilter(standing=False), limit=1))
+        if not page:
+            raise CommandError("there is no job yet: `callboard submit --help` says how to make one")
+        return int(page[0]["id"])
+    if not re.fullmatch(r"[0-9]{1,19}", str(text)) or int(text) > queries.MAX_ID:
+        raise typer.BadParameter(f"must be the id of a job, or {LATEST}, not {text!r}")
+    return int(text)
+
+
+JobId = Annotated[
+    int,
+    typer.Argument(
+        metavar="JOB", parser=job_id, help=f"The job's id, or {LATEST}: the newest.", show_default=False
+    ),
+]
 Limit = Annotated[int, typer.Option(min=1, max=500, help="The most rows to list.")]
 After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `next` of the page before.")]
 ItemState = Annotated[str | None, one_of(ITEM_STATES, "Only items in this state")]
@@ -49,9 +74,15 @@ def jobs(
             if page[0] or page[1] is None:
                 break
     print_page(
-        "jobs", page, "id name state progress total succeeded failed skipped created_at stalled",
-        as_json=as_json, cells=lambda job: {**job, "progress": job_text.percentage(job)},
+        "jobs", page, "id name state bar progress total failed rate left age stalled",
+        as_json=as_json, cells=_cells_of_job,
     )  # fmt: skip
+
+
+def _cells_of_job(job: Row) -> Row:
+    rate = job_text.pace(job["rate"]) if job["rate"] and job["state"] == "running" else ""
+    shown = {"bar": job_text.cells(job).plain, "progress": job_text.percentage(job), "rate": rate}
+    return {**job, **shown, "left": job_text.left(job), "age": job_text.age(job)}
 
 
 def read_words(words: Iterable[str]) -> JobFilter:
@@ -64,19 +95,37 @@ def read_words(words: Iterable[str]) -> JobFilter:
 
 @app.command()
 def status(job: JobId, *, as_json: AsJson = False) -> None:
-    """Show a job: its state, its items by state, its rate, and why it stands still, if it does."""
+    """Show a job: its state, its items by state, its rate, its errors, and why it stands still, if it does."""
     with database() as conn:
-        print_job(find_job(conn, job), as_json=as_json)
+        found = find_job(conn, job)
+        print_job(found, as_json=as_json)
+        if not as_json:
+            output.console().print(*follow.details(conn, found), job_text.next_words(found), sep="\n")
 
 
 @app.command()
-def watch(job: JobId, *, as_json: AsJson = False) -> None:
-    """Follow a job until it ends. Ctrl-C ends the watching, not the job."""
+def watch(
+    jobs: Annotated[
+        list[int] | None,
+        typer.Argument(
+            metavar="JOB", parser=job_id, show_default=False,
+            help=f"Ids, or {LATEST}. None: all jobs that are open now, a line each.",
+        ),
+    ] = None,
+    *,
+    timeout: Annotated[float | None, typer.Option(min=0, help="End after so many seconds, with exit code 1.")] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Follow jobs until they end: `callboard watch @latest`. Ctrl-C ends the watching, not the jobs."""
     with database() as conn:
-        find_job(conn, job)
-    end = follow.follow(job, quiet=as_json)
+        for job in jobs or ():
+            find_job(conn, job)
+        numbers = jobs or [job["id"] for job in queries.run(conn, queries.jobs(OPEN, limit=MOST_WATCHED))[0]]
+    if not numbers:
+        raise CommandError("no job is open: `callboard jobs` lists all")
+    ends = follow.follow(numbers, quiet=as_json, timeout=timeout)
     if as_json:
-        output.document(end)
+        output.document(ends[0] if jobs and len(jobs) == 1 else {"jobs": ends})
 
 
 @app.command()

@@ -199,7 +199,7 @@ class PublishingWarning(logging.Handler):
 def finish(number: int, *, wait: bool, as_json: bool) -> None:
     """Follow the job if asked to; print it as JSON if asked to. `wait` decides the exit code."""
     if wait:
-        job = follow.follow(number, quiet=as_json)
+        [job] = follow.follow([number], quiet=as_json)
     elif as_json:
         with database() as conn:
             job = find_job(conn, number)

@@ -115,7 +115,7 @@ def run(stack: LocalStack, start: Callable[[], callboard.Job], *, quiet: bool) -
     # The in-process worker has assembled the actors already, and goes on with their broker.
     with nullcontext() if stack.in_process else actor_modules.assembled():
         job = start().id
-    end = follow.follow(job, quiet=quiet)
+    [end] = follow.follow([job], quiet=quiet)
     with connect(database_address()) as conn:
         errors = [*errors_by_type(conn, job)]
     broker = "in-process" if stack.in_process else "RabbitMQ"

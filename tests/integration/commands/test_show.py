@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from callboard.commands.jobs import follow
 from callboard.commands.main import main
 from callboard.commands.services.child_process import Process, wait_until
 from callboard.sql.pool import Conn, connect
@@ -174,6 +176,79 @@ def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path:
         assert "completed" in log.read_text(encoding="utf-8")
     finally:
         assert watch.kill() == 0
+
+
+def test_several_jobs_are_watched_a_line_each(on_database: Call, conn: Conn) -> None:
+    assert "no job is open" in line(on_database("watch"))
+    first, second = make_job(conn, 4, name="first"), make_job(conn, 4, name="second")
+    record(conn, first, {"succeeded": range(4)})
+    record(conn, second, {"failed": [0]})
+    code, out, err = on_database("watch", first, "@latest", "--timeout", "0.6")
+    assert code == 1
+    assert f"{first} first completed 100 %" in out
+    assert f"{second} second running 25.0 % of 4" in out
+    again = f"jobs {first} {second} go on; `callboard watch {first} {second}` follows them again"
+    assert err == f"callboard: after 0.6 s {again}\n"
+    assert on_database("watch", "--timeout", "0")[2] == f"callboard: after 0 s {again}\n".replace(
+        f"jobs {first} {second} go on; `callboard watch {first} {second}` follows them",
+        f"job {second} goes on; `callboard watch {second}` follows it",
+    )
+
+
+def test_ctrl_c_ends_the_watching_and_says_that_the_job_goes_on(
+    database_url: str, conn: Conn, tmp_path: Path
+) -> None:
+    job = make_job(conn, 4)
+    (tmp_path / ".callboard").mkdir()
+    (tmp_path / ".callboard" / "up.json").write_text('{"web_url": "http://127.0.0.1:8000/"}')
+    command = [str(CALLBOARD), "watch", str(job)]
+    pipe = subprocess.PIPE
+    watch = subprocess.Popen(
+        command,
+        env={**os.environ, **environment(database_url)},
+        cwd=tmp_path,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+    )
+    assert watch.stdout is not None
+    assert "0.0 %" in watch.stdout.readline()
+    watch.send_signal(signal.SIGINT)
+    _, err = watch.communicate(timeout=60)
+    assert watch.returncode == 1
+    assert err == (
+        f"callboard: job {job} goes on; `callboard watch {job}` follows it again, and so does http://127.0.0.1:8000/jobs/{job}\n"
+    )
+
+
+def test_a_job_that_is_not_shown_live_has_a_line_now_and_then(
+    on_database: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "LINE_SECONDS", 0.5)
+    make_job(conn, 4)
+    assert len(on_database("watch", "@latest", "--timeout", "1.6")[1].splitlines()) in (2, 3, 4)
+
+
+def test_a_job_is_shown_on_one_screen_with_what_to_type_next(on_database: Call, conn: Conn) -> None:
+    assert "there is no job yet" in line(on_database("status", "@latest"))
+    job = make_mixed_job(conn)
+    code, out, _ = on_database("status", "@latest")
+    assert code == 0
+    assert "5 failed: ValueError: not a number: <b>12,5</b>" in out
+    assert re.search(r"item 40 for \d+ s on worker \d+, page 3", out)
+    words = ("errors", "retry", "watch", "pause")
+    assert out.splitlines()[-1] == " · ".join(f"callboard {word} {job}" for word in words)
+    assert "@latest" in line(on_database("status", "latest"), 2)
+
+
+def test_jobs_are_listed_with_bars(on_database: Call, conn: Conn) -> None:
+    make_mixed_job(conn)
+    assert re.search(r"mixed +running +███░{7} +30.0 % +100 +5 ", on_database("jobs")[1])
+
+
+def test_the_shell_can_complete(call: Call) -> None:
+    assert "--install-completion" in call("--help")[1]
+    assert "@latest" in call("--help")[1]
 
 
 def test_verify_ends_with_1_on_any_drift(on_database: Call, conn: Conn) -> None:
