@@ -11,7 +11,7 @@
 - Names that begin with `a` (`asubmit`, `aget`, …) are for async code, and do not block its event loop.
 """
 
-from callboard.current import LogContext, NotInAnItem, Skip, current, progress, save, send_now, step
+from callboard.current import LogContext, NotInAnItem, Skip, current, hold, progress, save, send_now, step
 from callboard.identity import Identity
 from callboard.job import Job, aget, get, job
 from callboard.middleware.attempts.batch import batch
@@ -36,6 +36,6 @@ from callboard.submit import asubmit, submit
 __all__ = [
     "BadItem", "Identity", "Job", "JobClosed", "KeyInUse", "LogContext", "NoSuchJob", "NotConfigured", "NotInAnItem",
     "NotPossible", "NotStored", "NotTracked", "Postpone", "RabbitmqBroker", "Result", "Results", "SchemaError", "Skip",
-    "Stage", "SubmittedElsewhere", "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get",
+    "Stage", "SubmittedElsewhere", "UnknownActor", "aget", "astages", "asubmit", "batch", "current", "get", "hold",
     "in_context", "install", "job", "progress", "save", "send_now", "stages", "step", "submit",
 ]  # fmt: skip

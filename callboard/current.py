@@ -14,6 +14,7 @@ from dramatiq.middleware import SkipMessage
 
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import clean, place
+from callboard.sql.limits import MAX_SPAN_SECONDS
 from callboard.sql.rows import Progress
 from callboard.sql.writes import saves
 
@@ -181,6 +182,19 @@ def save(
     statement, size = saves.frozen(sql, params, place(caller.f_code, caller.f_lineno))
     if not attempt.add_save(statement, size, most=SAVES_LIMIT, limit=SAVES_LIMIT_BYTES):
         raise NotInAnItem("save() was called when its item had ended")
+
+
+def hold(seconds: float, reason: str = "") -> None:
+    """Hold back the lane of the item that runs, or its job if it has no lanes, since a remote API has said to wait:
+    nothing more of it goes to RabbitMQ for some seconds. While nothing else of the job moves, it says so.
+
+    What RabbitMQ holds of it already runs: raise `Postpone` there. `hold` returns at once, and does nothing outside a
+    tracked actor. Raises ValueError for seconds that are no number from 0.
+    """
+    if not 0 <= seconds <= MAX_SPAN_SECONDS:
+        raise ValueError(f"a lane is held back for seconds from 0, not {seconds!r}")
+    if (attempt := _attempt()) is not None:
+        attempt.hold_back(attempt.key, float(seconds), clean(str(reason), STEP_CHARACTERS))
 
 
 def send_now(message: Any) -> Any:

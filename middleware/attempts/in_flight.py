@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from dramatiq.broker import MessageProxy
@@ -19,11 +20,12 @@ from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.delivery import Acks, Delivery, release
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
+from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.submission.enqueue import foreign_item
 from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.rows import Claim, Event, JobControl, NewItem, Outgoing
-from callboard.sql.writes import claims
+from callboard.sql.writes import claims, lanes
 
 log = logging.getLogger("callboard.tracking")
 
@@ -44,6 +46,7 @@ class InFlight:
         self._lock = threading.RLock()
         self._isolation = Isolation(process)
         self._job_facts = KnownJobs(process)
+        self._holds = SideThread("holds")
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, JobControl] = {}
@@ -82,7 +85,8 @@ class InFlight:
             suspect = suspect or known
         attempt = Attempt(
             stamp.job, stamp.item, stamp.attempt, [delivery], self._controls, stamp.epoch, message.actor_name,
-            message, stamp.standing, self._process.worker, self._job_facts.of,
+            message, stamp.standing, self._process.worker, self._hold_back,
+            self._job_facts.of,
         )  # fmt: skip
         other = self._attempts.get(attempt.key)
         if other is not None and self._join(other, attempt):
@@ -296,6 +300,15 @@ class InFlight:
     def held(self) -> list[tuple[int, int]]:
         """(job, item) of what the process has in flight or prefetched, each once."""
         return list({*self._attempts, *self._consumers.prefetched()})
+
+    def _hold_back(self, key: tuple[int, int], seconds: float, reason: str) -> None:
+        """Hold back an item's lane, or its job, in a side thread: the actor goes on."""
+
+        def write() -> None:
+            with suppress(Stopping):
+                self._process.retry_write(lambda conn: lanes.hold(conn, *key, seconds, reason))
+
+        self._holds.run(write)
 
     def held_up(self, acks: Acks) -> int:
         """Return how many deliveries of a connection belong to attempts whose outcome waits for a lock."""

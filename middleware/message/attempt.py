@@ -18,6 +18,10 @@ def _unknown(job: int) -> JobFacts:
     raise LookupError(f"nothing is known of job {job}")
 
 
+def _hold_nothing(key: tuple[int, int], seconds: float, reason: str) -> None:
+    """Of an attempt that nothing delivered."""
+
+
 @dataclass(slots=True, eq=False)
 class Attempt:
     """One try. Its worker thread writes it until it ends, the journal's thread reads it."""
@@ -32,6 +36,7 @@ class Attempt:
     message: MessageProxy | None = None
     standing: bool = False  # in its actor's standing job: what it sends goes at once, as without Callboard
     worker: int = 0
+    hold_back: Callable[[tuple[int, int], float, str], None] = _hold_nothing  # (job, item), seconds, reason
     read_facts: Callable[[int], JobFacts] = _unknown  # of a job; may read the database
     started: float = field(default_factory=time.monotonic)
     thread: int = field(default_factory=get_ident)  # its stack shows where the attempt hangs

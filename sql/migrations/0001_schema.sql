@@ -105,6 +105,8 @@ CREATE TABLE callboard.jobs (
     lane_width       integer,                    -- items of a lane in RabbitMQ or running: see the table `lanes`
     lane_by          text,                       -- the argument that lanes go by: a keyword, or a position
     lanes            integer,                    -- lanes of which items are in RabbitMQ or running
+    -- Lanes that its items have asked to hold back: {"lane": {"until": …, "reason": …}}; "*": all of it, and see not_before.
+    holds            jsonb CHECK (jsonb_typeof(holds) = 'object'),
     applied_lane_by  text,                       -- the argument that the lanes of its messages go by now
     limits           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(limits) = 'object'),
 

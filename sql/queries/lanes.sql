@@ -134,10 +134,15 @@ WITH RECURSIVE lane AS (
           UNION ALL SELECT l.lane, 1 FROM callboard.lanes AS l WHERE l.job_id = %(job)s) AS part
     GROUP BY name
 ), next AS (
-    -- The lanes with items in flight, and as many others as may be, by the first item that waits in each.
+    -- The lanes with items in flight, and as many others as may be, by the first item that waits in each: none that is held back.
     SELECT name, items FROM (
-        SELECT used.*, row_number() OVER (ORDER BY used.items = 0, o.item) AS place
-        FROM used LEFT JOIN LATERAL (
+        SELECT used.*, h.held, row_number() OVER (ORDER BY used.items = 0, h.held, o.item) AS place
+        FROM used
+        CROSS JOIN (SELECT holds FROM callboard.jobs WHERE id = %(job)s) AS j
+        CROSS JOIN LATERAL (
+            SELECT coalesce((j.holds -> used.name ->> 'until')::timestamptz > now(), false) AS held
+        ) AS h
+        LEFT JOIN LATERAL (
             SELECT o.item FROM callboard.outbox AS o
             WHERE %(lanes)s::int IS NOT NULL AND used.items = 0 AND o.job_id = %(job)s AND o.lane = used.name AND NOT o.dead
               AND (o.in_turn AND o.due_at = 'infinity' OR o.due_at <= now())
@@ -145,7 +150,7 @@ WITH RECURSIVE lane AS (
             ORDER BY o.item LIMIT 1
         ) AS o ON true
     ) AS placed
-    WHERE items > 0 OR %(lanes)s::int IS NULL OR place <= %(lanes)s::int
+    WHERE NOT held AND (items > 0 OR %(lanes)s::int IS NULL OR place <= %(lanes)s::int)
 ), free AS (
     SELECT o.id, o.item FROM next AS used
     CROSS JOIN LATERAL (
@@ -178,3 +183,19 @@ WITH RECURSIVE lane AS (
 )
 {outgoing}
 ORDER BY c.item
+
+-- name: hold
+-- An item asks to hold back its lane for a while, or its job if it is in none. Guard: open, and not being stopped.
+-- Holds that are over are dropped. Caller: a worker whose actor calls callboard.hold. Lock order: the job, then its turns.
+WITH asked AS (
+    SELECT coalesce((SELECT lane FROM callboard.lanes AS l WHERE l.job_id = %(job)s AND l.item = %(item)s), '*') AS lane,
+           now() + make_interval(secs => %(seconds)s) AS until
+)
+UPDATE callboard.jobs AS j
+SET not_before = CASE WHEN asked.lane = '*' THEN greatest(j.not_before, asked.until) ELSE j.not_before END,
+    holds = (SELECT coalesce(jsonb_object_agg(h.key, h.value), '{}') FROM jsonb_each(j.holds) AS h
+             WHERE (h.value ->> 'until')::timestamptz > now())
+            || jsonb_build_object(asked.lane, jsonb_build_object(
+                'until', greatest(asked.until, (j.holds -> asked.lane ->> 'until')::timestamptz), 'reason', %(reason)s::text)),
+    updated_at = now()
+FROM asked WHERE j.id = %(job)s AND j.finished_at IS NULL AND j.stopping IS NULL

@@ -127,6 +127,8 @@ def _unable(actor: str) -> str:
 def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
     if parts["queued"] + parts["running"]:
         return None
+    if held := _holds(row):
+        return held
     ahead = {name: row[name] for name in ("not_before", "next_start", "due_at") if _ahead(row, name)}
     if "not_before" in ahead:
         return f"waiting for its time at {iso(ahead['not_before'])}"
@@ -135,6 +137,19 @@ def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
     if "due_at" in ahead:
         return f"waiting for {'a retry' if parts['retrying'] else 'its time'} at {iso(ahead['due_at'])}"
     return None
+
+
+def _holds(row: Stored) -> str | None:
+    """Return what its items have asked to hold back, until when and why; None: nothing, or no more."""
+    until = {lane: datetime.fromisoformat(one["until"]) for lane, one in (row["holds"] or {}).items()}
+    ahead = sorted((time, lane) for lane, time in until.items() if time > row["read_at"])
+    if not ahead:
+        return None
+    time, lane = ahead[0]
+    what = "held back" if lane == "*" else f"{lane or 'its lane'} is held back"
+    others = f" (and {len(ahead) - 1} others)" if len(ahead) > 1 else ""
+    reason = row["holds"][lane]["reason"]
+    return f"{what} until {iso(time)}{others}{reason and f': {reason}'}"
 
 
 def _ahead(row: Stored, name: str) -> bool:

@@ -1,7 +1,7 @@
 """Lanes: a lane is the items of a job with the same value of one argument, of which only so many may be in flight.
 
-All of such a job is published from the outbox, by the publisher that holds its claim: each function here but the last
-is called by it alone.
+All of such a job is published from the outbox, by the publisher that holds its claim: each function here but `hold` is
+called by it alone.
 """
 
 from collections.abc import Sequence
@@ -87,3 +87,9 @@ def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
         renew_claim(conn, claim)
         conn.execute(statement("free_lanes"), {"job": claim.job})
         return [Outgoing(*row) for row in conn.execute(statement("claim_lanes"), parameters)]
+
+
+def hold(conn: Conn, job: int, item: int, seconds: float, reason: str) -> None:
+    """Publish nothing of an item's lane, or of its job if it is in none, for some seconds from now."""
+    parameters = {"job": job, "item": item, "seconds": seconds, "reason": reason}
+    conn.execute(statement("hold"), parameters)

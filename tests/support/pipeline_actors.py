@@ -129,6 +129,15 @@ def asks_to_wait(times: int) -> int:
 
 
 @dramatiq.actor(max_retries=0)
+async def holds_back(number: int) -> int:
+    """Holds back its lane, or its job, and comes back later."""
+    if callboard.current().attempt == 1:
+        callboard.hold(1, "the API says 429")
+        raise callboard.Postpone(0.05)
+    return callboard.current().attempt
+
+
+@dramatiq.actor(max_retries=0)
 async def postpones_for_long() -> None:
     raise callboard.Postpone(86_400, "come back tomorrow")
 

@@ -13,6 +13,7 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, submission, sweep
+from callboard.sql.writes import lanes as lanes_of
 from callboard.sql.writes.lanes import TakenOver, move_to_outbox
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry import RetrySelection
@@ -155,6 +156,40 @@ def test_a_retry_in_its_lane_waits_for_a_place_too(conn: Conn) -> None:
     assert published(conn, job) == []
     record(conn, job, {"succeeded": [1]})
     assert published(conn, job) == [0]
+
+
+def test_a_lane_that_an_item_holds_back_waits_and_others_do_not(conn: Conn) -> None:
+    """Nor does it keep the place of another; the job says why it waits."""
+    job = job_of(conn, "aabbc", concurrency_by="customer=1", lanes=2)
+    assert published(conn, job) == [0, 2]
+    lanes_of.hold(conn, job, 0, 3600, "the API said so")
+    lanes_of.hold(conn, job, 0, 60, "and again")  # the longest counts
+    record(conn, job, {"succeeded": [0]})
+    assert published(conn, job) == [4]
+    record(conn, job, {"succeeded": [4]})
+    assert published(conn, job) == []
+    record(conn, job, {"succeeded": [2]})
+    assert published(conn, job) == [3]
+    record(conn, job, {"succeeded": [3]})
+    make_worker(conn)
+    conn.execute("UPDATE callboard.jobs SET updated_at = now() - interval '1 min'")
+    assert '"a" is held back until ' in status(conn, job)["stalled"]
+    assert status(conn, job)["stalled"].endswith(": and again")
+    conn.execute(
+        """UPDATE callboard.jobs SET holds = '{"\\"a\\"": {"until": "2020-01-01T00:00:00Z", "reason": ""}}'"""
+    )
+    assert published(conn, job) == [1]
+
+
+def test_an_item_without_a_lane_holds_back_its_job(conn: Conn) -> None:
+    job = make_job(conn, 3, published=0)
+    make_worker(conn)
+    lanes_of.hold(conn, job, 0, 3600, "")
+    assert publishing.claim_bulk(conn) is None
+    conn.execute("UPDATE callboard.jobs SET updated_at = now() - interval '1 min'")
+    assert status(conn, job)["stalled"].startswith("held back until 20")
+    conn.execute("UPDATE callboard.jobs SET not_before = now()")
+    assert publishing.claim_bulk(conn) is not None
 
 
 def test_lanes_that_are_all_full_have_no_more_items_set_aside(conn: Conn) -> None:

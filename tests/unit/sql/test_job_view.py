@@ -45,7 +45,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "missing": draw(st.none() | st.just("mail")),
-        "submitting": draw(st.none() | st.booleans()), "held": draw(st.booleans()),
+        "holds": None, "submitting": draw(st.none() | st.booleans()), "held": draw(st.booleans()),
         "consumed": draw(st.integers(0, 10**9)),
         **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
         "within": False,
@@ -119,7 +119,7 @@ def test_rate_and_estimate_follow_in_steps_when_nothing_moves() -> None:
 
 STUCK: dict[str, Any] = {
     "alive": 1, "able": 1, "worked_on": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
-    "actor": "work", "submitting": None, "held": False, "consumed": 500,
+    "actor": "work", "holds": None, "submitting": None, "held": False, "consumed": 500,
     "key": None, "stage": None, "waits": False, "maker": None,
     "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
     "limits": {"rate": "1/m"}, "missing": None,
@@ -155,6 +155,16 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             {"not_before": NOW - timedelta(minutes=1), "next_start": NOW + timedelta(minutes=1)},
             {"queued": 0, "pending": 1},
             "its rate is 1/m: the next item starts at 2026-11-22T12:01:00.000Z",
+        ),
+        (
+            {
+                "holds": {
+                    "*": {"until": "2026-11-22T12:01:00+00:00", "reason": "429"},
+                    "1": {"until": "2026-11-22T12:00:00+00:00", "reason": "over"},
+                }
+            },
+            {"queued": 0, "pending": 1},
+            "held back until 2026-11-22T12:01:00.000Z: 429",
         ),
         ({"next_start": NOW}, {"queued": 0, "pending": 1}, "nothing has moved for 40 s"),
         ({"next_start": NOW + timedelta(minutes=1)}, {"queued": 1}, "nothing has moved for 40 s"),
