@@ -28,6 +28,7 @@ from callboard.commands.services import Server
 from callboard.job import Job
 from callboard.middleware.install import install
 from callboard.middleware.tracking import Returned, Tracking
+from callboard.sql import settings
 from callboard.sql.migrate import migrate
 from callboard.submit import submit
 
@@ -81,9 +82,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before the app's modules are imported: their `callboard.install()` is to find the database of the tests."""
-    config.stash[_BEFORE] = {
-        name: os.environ[name] for name in ("DATABASE_URL", "AMQP_URL") if name in os.environ
-    }
+    named = (settings.DATABASE_URL, settings.AMQP_URL)
+    config.stash[_BEFORE] = {setting.name: setting.text for setting in named if setting.text}
     config.stash[_PLACE] = tempfile.TemporaryDirectory(prefix="callboard-test-", ignore_cleanup_errors=True)
     os.environ.pop("AMQP_URL", None)
     os.environ["DATABASE_URL"] = config.getoption("--callboard-database") or _server(config).url

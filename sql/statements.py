@@ -13,10 +13,11 @@ IN … IS TRUE. `tests/integration/sql/test_stale_statistics.py` holds the state
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import LiteralString, TypeVar
 
 from callboard.sql import arrays, rows
 
+T = TypeVar("T")
 QUERIES = Path(__file__).parent / "queries"
 _HEAD = re.compile(r"^-- (name|part): (\w+)$", re.MULTILINE)
 _PART = re.compile(r"\{(\w+)\}")
@@ -59,7 +60,7 @@ def _bare(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("--"))
 
 
-def required(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
+def required(row: T | None) -> T:
     """Return the row of a statement that always gives one. Raises RuntimeError for None."""
     if row is None:
         raise RuntimeError("the database gave no row where there must be one; was a row deleted by hand?")

@@ -28,8 +28,7 @@ UPDATE callboard.jobs SET key = NULL WHERE tenant = %(tenant)s AND key = %(key)s
 
 -- name: lock_submission
 -- Where a job's submission stands, locked until its next chunk is committed.
--- Caller: store_chunk, add_items, seal. Rows: one, (total, consumed, sealed, stopped, open for items, being submitted; NULL:
--- nobody ever said); none: no such job.
+-- Caller: submission.lock. Rows: SubmissionState; none: no such job.
 -- A client that is frozen in the COPY that follows counts as active: the statement's own limit ends it.
 SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL,
        submitting_until IS NULL AND standing_on IS NULL AND stages IS NULL AND stage IS NULL,
@@ -38,7 +37,7 @@ FROM callboard.jobs, (SELECT set_config('statement_timeout', '20s', true)) AS co
 WHERE id = %s FOR NO KEY UPDATE OF jobs
 
 -- name: add_to_total
--- A chunk was stored. Caller: store_chunk, in its transaction, under the job's lock.
+-- Items were stored. Caller: submission.add_to_total, in their transaction, under the job's lock.
 UPDATE callboard.jobs
 SET total = total + %(stored)s, bulk_end = CASE WHEN held THEN bulk_end ELSE total + %(stored)s END,
     consumed = consumed + %(read)s,

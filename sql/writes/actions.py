@@ -77,16 +77,14 @@ def seal(conn: Conn, job: int, by: Requester) -> None:
     """
     with transaction(conn):
         status = job_status(conn, job, by)
-        _, _, sealed, stopped, is_open, submitting = required(
-            conn.execute(statement("lock_submission"), (job,)).fetchone()
-        )
-        if sealed:
+        found = required(submission.lock(conn, job))
+        if found.sealed:
             return
-        if stopped:
+        if found.stopped:
             refuse(job, status, "there is nothing left to seal")
-        if submitting:
+        if found.submitting:
             refuse(job, status, "its submission goes on, and seals it at its end")
-        if status.parent is not None or (submitting is None and not is_open):
+        if status.parent is not None or (found.submitting is None and not found.is_open):
             refuse(job, status, "Callboard seals it itself")
         submission.seal_job(conn, job)
         note_action(conn, job, by, "seal")

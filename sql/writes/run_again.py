@@ -113,25 +113,27 @@ def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) 
         row = conn.execute(statement("lock_source"), (source,)).fetchone()
         if row is None:
             raise NotPossible(f"job {source} was opened again or deleted, while its items were copied")
-        total, low, sealed, stopped, _, _ = required(
-            conn.execute(statement("lock_submission"), (job,)).fetchone()
-        )
-        if stopped:
+        found = required(submission.lock(conn, job))
+        if found.stopped:
             raise NotPossible(f"job {job} was stopped, while items were copied into it")
-        if sealed:
+        if found.sealed:
             return True
+        low = found.consumed
         high = min(low + CHUNK_ITEMS, row[0])
-        stretch = {"job": job, "total": total, "source": source, "low": low, "high": high, "states": states}
+        stretch = {
+            "job": job, "total": found.total, "source": source, "low": low, "high": high, "states": states,
+        }  # fmt: skip
         stored = conn.execute(statement("copy_old_items"), stretch).rowcount
-        added = {"job": job, "stored": stored, "read": high - low, "digest": None}
-        conn.execute(statement("add_to_total"), added)
+        submission.add_to_total(conn, job, stored=stored, read=high - low)
         submission.renew_submissions(conn, [job])
         if high < row[0]:
             return False
-        if not total + stored:
+        if not found.total + stored:
             raise _nothing(source)
         submission.seal_job(conn, job)
-        note_action(conn, source, by, "run again", {"job": job, "states": states, "count": total + stored})
+        note_action(
+            conn, source, by, "run again", {"job": job, "states": states, "count": found.total + stored}
+        )
         note_action(conn, job, by, "submit", {"items_of": source})
     return True
 

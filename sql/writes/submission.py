@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
@@ -117,6 +117,25 @@ def free_key(conn: Conn, tenant: str, key: str | None) -> None:
     conn.execute(statement("free_key"), {"tenant": tenant, "key": key})
 
 
+class SubmissionState(NamedTuple):
+    """Where a job's submission stands. `is_open`: it takes items until it is sealed by hand. `submitting`: whether
+    somebody submits it now; None: nobody ever did.
+    """
+
+    total: int
+    consumed: int
+    sealed: bool
+    stopped: bool
+    is_open: bool
+    submitting: bool | None
+
+
+def lock(conn: Conn, job: int) -> SubmissionState | None:
+    """Lock a job until the end of the transaction; return where its submission stands, None if there is no such job."""
+    row = conn.execute(statement("lock_submission"), (job,)).fetchone()
+    return None if row is None else SubmissionState(*row)
+
+
 def store_chunk(
     conn: Conn, job: int, start: int, chunk: Sequence[tuple[bytes, str | None]], *, keyed: bool,
     digest: bytes | None = None,
@@ -128,13 +147,13 @@ def store_chunk(
     ("sealed", inputs consumed), ("stopped", inputs consumed), or ("deleted", `start`).
     """
     with transaction(conn):
-        found = conn.execute(statement("lock_submission"), (job,)).fetchone()
+        found = lock(conn, job)
         if found is None:
             return "deleted", start
-        total, consumed, sealed, stopped, _, _ = found
-        if sealed or stopped or consumed != start:
-            return ("sealed" if sealed else "stopped" if stopped else "elsewhere"), consumed
-        return "stored", _store(conn, job, total, chunk, keyed=keyed, digest=digest)
+        if found.sealed or found.stopped or found.consumed != start:
+            how = "sealed" if found.sealed else "stopped" if found.stopped else "elsewhere"
+            return how, found.consumed
+        return "stored", _store(conn, job, found.total, chunk, keyed=keyed, digest=digest)
 
 
 def add_items(
@@ -148,18 +167,16 @@ def add_items(
     """
     with transaction(conn):
         status = job_status(conn, job, by)
-        total, consumed, sealed, stopped, is_open, _ = required(
-            conn.execute(statement("lock_submission"), (job,)).fetchone()
-        )
-        if sealed or stopped:
+        found = required(lock(conn, job))
+        if found.sealed or found.stopped:
             refuse(job, status, "it takes no more items")
-        if not is_open:
+        if not found.is_open:
             refuse(
                 job, status, "it takes no items beside those of its submission, since it was not made `open`"
             )
-        if start not in (None, consumed):
-            refuse(job, status, f"{consumed:,} inputs were added to it, and not {start:,}")
-        _store(conn, job, total, chunk, keyed=keyed)
+        if start not in (None, found.consumed):
+            refuse(job, status, f"{found.consumed:,} inputs were added to it, and not {start:,}")
+        _store(conn, job, found.total, chunk, keyed=keyed)
 
 
 def _store(
@@ -168,10 +185,14 @@ def _store(
 ) -> int:  # fmt: skip
     """Store items of a locked job behind its `total` items; return how many."""
     stored = _copy_keyed(conn, job, total, chunk) if keyed else _copy(conn, job, total, chunk)
-    conn.execute(
-        statement("add_to_total"), {"job": job, "stored": stored, "read": len(chunk), "digest": digest}
-    )
+    add_to_total(conn, job, stored=stored, read=len(chunk), digest=digest)
     return stored
+
+
+def add_to_total(conn: Conn, job: int, *, stored: int, read: int, digest: bytes | None = None) -> None:
+    """Count `stored` items of `read` inputs in a job that is locked."""
+    counted = {"job": job, "stored": stored, "read": read, "digest": digest}
+    conn.execute(statement("add_to_total"), counted)
 
 
 def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:

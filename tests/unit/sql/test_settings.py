@@ -20,6 +20,7 @@ MAKERS = {
     "callboard/commands/local/processes.py",
     "callboard/commands/local/stack.py",
     "callboard/commands/services/postgres_data.py",
+    "callboard/testing.py",
     "callboard/commands/services/rabbitmq_files.py",
     "middleware/journal/metrics.py",
 }
