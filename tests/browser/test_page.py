@@ -50,7 +50,7 @@ def pill(page: Page) -> Locator:
 
 def buttons(page: Page) -> Locator:
     """What the page offers to do to its job."""
-    return page.get_by_role("group", name="Control").get_by_role("button")
+    return page.get_by_role("group", name="Control").locator(":scope > form button").filter(visible=True)
 
 
 def widths(page: Page) -> dict[str, float]:

@@ -45,7 +45,7 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
         if "standing" in wanted and not filtered:
             found["standing"] = await _jobs(call, standing=True, limit=STANDING)
     except Refused as error:
-        trouble = error.detail
+        trouble = error.detail.removeprefix("q makes no sense: ")
     if "views" in wanted:
         asked: Call[Any, NoBody] = call
         found["counts"] = await jobs.counts(replace(asked, query=jobs.Tenant()))

@@ -9,8 +9,10 @@ from callboard.web.pages import words
 
 Row = Mapping[str, Any]
 
-#: Columns of the chart, rows of its table, and seconds below which a run has neither.
-COLUMNS, TABLE_ROWS, LEAST_SECONDS = 60, 12, 10.0
+#: Columns of the chart, and rows of its table.
+COLUMNS, TABLE_ROWS = 60, 12
+#: Seconds of a run, and points that are known of it, below which it has no chart.
+LEAST_SECONDS, LEAST_POINTS = 10.0, 4
 
 
 def columns(points: Sequence[Row]) -> list[dict[str, Any]]:
@@ -80,8 +82,8 @@ def marks(samples: Sequence[Row], history: Sequence[Row]) -> list[dict[str, Any]
 
 
 def _whole(samples: Sequence[Row]) -> float:
-    """The seconds that a job ran; 0 for one that is too short for a chart."""
-    whole = _seconds(samples[0]["at"], samples[-1]["at"]) if samples else 0.0
+    """The seconds that a job ran; 0 for one that is too short for a chart, or of which too little is known."""
+    whole = _seconds(samples[0]["at"], samples[-1]["at"]) if len(samples) >= LEAST_POINTS else 0.0
     return whole if whole >= LEAST_SECONDS else 0.0
 
 
