@@ -160,11 +160,12 @@ def copy_broken(folder: Path) -> Iterator[str]:
 
 
 def errors_by_type(conn: Conn, job: int) -> Iterator[dict[str, Any]]:
-    """The job's errors by type, the most frequent first; each with one message as example, and the source it is in."""
+    """The errors of the failed items by type, the most frequent first; with one message as example, and its item."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for group in queries.run(conn, queries.errors(job)):
-        groups.setdefault(group["type"], []).append(group)
-    counts = {name: sum(group["count"] for group in same) for name, same in groups.items()}
+        if group["failed"]:
+            groups.setdefault(group["type"], []).append(group)
+    counts = {name: sum(group["failed"] for group in same) for name, same in groups.items()}
     for name in sorted(counts, key=counts.__getitem__, reverse=True):
         example = groups[name][0]
         item = queries.run(conn, queries.item(example["job"], example["item"])) or {}

@@ -75,11 +75,16 @@ def test_demo_prints_a_summary_and_with_keep_runs_until_it_is_ended(
 
 
 def test_demo_runs_a_pipeline_with_its_services(tmp_path: Path, place: dict[str, str]) -> None:
-    done = run(tmp_path, "demo", "planning", "--in-process", "--json", env=place)
+    """An error that a retry mends is none of the errors of failed items."""
+    done = run(tmp_path, "demo", "stocks", "--in-process", "--json", env=place)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["job"]["state"], summary["job"]["succeeded"]) == ("completed", 40)
-    assert summary["figures"]["calls"] == 40
+    counts = {name: summary["job"][name] for name in ("state", "succeeded", "failed")}
+    assert counts == {"state": "completed", "succeeded": 96, "failed": 4}
+    assert summary["job"]["retries"] > 0
+    (error,) = summary["errors"]
+    assert (error["count"], "was delisted" in error["example"]) == (4, True)
+    assert summary["figures"]["calls"] == 100 + summary["job"]["retries"]
     assert set(summary["wanted"]) < set(summary["figures"])
     assert summary["figures"]["seconds"] > 0
 
