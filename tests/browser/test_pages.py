@@ -105,6 +105,33 @@ def test_text_of_others_is_never_markup_on_any_page(page: Page, conn: Conn, addr
     assert "<script" not in answer.text()
 
 
+@pytest.mark.parametrize("script", ["page", "plain_page"])
+def test_chosen_jobs_are_paused_and_deleted_together(
+    request: pytest.FixtureRequest, conn: Conn, address: str, script: str
+) -> None:
+    page: Page = request.getfixturevalue(script)
+    names = [f"{script} together {n}" for n in range(3)]
+    first, second, third = (make_job(conn, 2, name=name) for name in names)
+    page.goto(f'{address}/?q="{script} together"')
+    expect(page.locator("#bulk")).to_be_hidden()
+    page.get_by_label(f"Choose {names[0]}").check()
+    page.get_by_label(f"Choose {names[1]}").check()
+    page.locator("#bulk").get_by_role("button", name="Pause").click()
+    for job, state in ((first, "paused"), (second, "paused"), (third, "pending")):
+        expect(page.locator(f"#job-{job} .pill")).to_have_text(state, timeout=SOON)
+    for job in (first, second):
+        record(conn, job, {"succeeded": range(2)})
+    page.goto(f'{address}/?q="{script} together"')
+    page.get_by_label(f"Choose {names[0]}").check()
+    page.get_by_label("all that match").check()
+    page.locator("#bulk").get_by_role("button", name="Delete").click()
+    expect(page.locator("#confirm")).to_contain_text("Delete 2 jobs?")
+    expect(page.locator("#confirm")).to_contain_text("This concerns 4 items. 1 job can't be")
+    page.get_by_role("button", name="Delete 2 jobs").click()
+    expect(page.locator("#jobs li")).to_have_count(1, timeout=SOON)
+    expect(page.locator(f"#job-{third}")).to_be_visible()
+
+
 def test_the_chart_shows_how_a_job_went_and_what_was_done_to_it(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 100)
     record(conn, job, {"succeeded": range(50), "failed": range(50, 60)})

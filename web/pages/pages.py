@@ -3,7 +3,7 @@
 from typing import Any
 
 from callboard.web import actions
-from callboard.web.pages import board, docs, forms, item, job, queues, share, tokens, workers
+from callboard.web.pages import board, docs, forms, item, job, many, queues, share, tokens, workers
 from callboard.web.pages.forms import form
 from callboard.web.pages.page import PageEndpoint
 from callboard.web.queues import PutBack
@@ -41,6 +41,7 @@ PAGES = [
     PageEndpoint("POST", "/tokens/{token}/revoke", tokens.revoke, None, scope="admin"),
     _post("/queues/{queue}/put-back", queues.put_back, body=PutBack, for_all_tenants=True),
     _post("/jobs/{job}/items/{item}/retry", item.retry),
+    _post("/jobs/actions", many.many, body=many.Many),
     _post("/jobs/{job}/limits", forms.limit, body=forms.SomeLimits),
     PageEndpoint("POST", "/jobs/{job}/recount", forms.recount, None),
     PageEndpoint("POST", "/jobs/{job}/run-again", forms.run_again, None, body=RunAgain, scope="submit"),

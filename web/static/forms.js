@@ -27,8 +27,14 @@ async function act(form, button) {
   const body = new URLSearchParams(new FormData(form, button));
   const answer = await ask(form.action, { method: "POST", body, signal: null });  // it may take long
   dialog.close();
-  if (!answer.ok) return refuse(await answer.text());
+  const html = await answer.text();
+  if (!answer.ok) return refuse(html);
   refused.hidden = true;
+  const asked = parsed(html).querySelector("#confirm");
+  if (asked) {
+    asked.action = answer.url;
+    return show(asked);
+  }
   if (new URL(answer.url).pathname !== document.location.pathname) return document.location.assign(answer.url);
   await refreshAll();
   // The button may be gone, and the focus with it: somebody with a keyboard goes on at the next one.

@@ -1,0 +1,82 @@
+"""The form of the list that does something to many jobs: it asks before what can't be taken back, with exact counts."""
+
+from dataclasses import replace
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+import msgspec
+from starlette.responses import RedirectResponse, Response
+
+from callboard.web import bulk
+from callboard.web.endpoint import Call
+from callboard.web.jobs import JobFilter
+from callboard.web.pages import words
+from callboard.web.pages.page import render
+from callboard.web.parameters import Refused
+
+#: What needs no question.
+HARMLESS = ("pause", "resume")
+
+
+class Many(msgspec.Struct, forbid_unknown_fields=True):
+    """What to do to which jobs: to those that are chosen, or to all of a search."""
+
+    what: Literal["pause", "resume", "retry", "cancel", "delete"]
+    ids: list[int] | None = None
+    q: str | None = None
+    all: bool = False
+    sure: bool = False
+
+
+async def many(call: Call[Any, Any]) -> Response:
+    """Do it, or ask first."""
+    body: Many = call.body
+    if not body.all and not body.ids:
+        raise Refused(422, "no job is chosen", code="ids")
+    if body.sure or body.what in HARMLESS:
+        await _act(call, dry_run=False)
+        return RedirectResponse("../?" + urlencode({"q": body.q or ""}), 303)
+    found = await _act(call, dry_run=True)
+    jobs, items = words.count(found["jobs"], "job"), words.count(found["items"], "item")
+    refused = f" {words.count(found['refused'], 'job')} can't be: {found['why']}." if found["refused"] else ""
+    return render(
+        call.request,
+        "confirm.html",
+        (),
+        {
+            "question": f"{body.what.capitalize()} {jobs}?",
+            "consequence": f"This concerns {items}.{refused}",
+            "verb": f"{body.what.capitalize()} {jobs}",
+            "leave": "Leave them as they are",
+            "back": "../?" + urlencode({"q": body.q or ""}),
+            "fields": [
+                ("what", body.what),
+                ("q", body.q or ""),
+                ("all", str(body.all).lower()),
+                ("sure", "true"),
+            ]
+            + [("ids", one) for one in body.ids or ()],
+        },
+    )
+
+
+async def _act(call: Call[Any, Any], *, dry_run: bool) -> dict[str, Any]:
+    """Do it to all of them, in as many steps as the API takes; return the counts, and why the first refusal was."""
+    body: Many = call.body
+    done, after = {"jobs": 0, "items": 0, "refused": 0, "why": ""}, None
+    while True:
+        wanted = bulk.ManyJobs(
+            action=body.what,
+            filter=JobFilter(q=body.q) if body.all else None,
+            ids=None if body.all else body.ids,
+            dry_run=dry_run,
+            after=after,
+        )
+        found = await bulk.act(replace(call, body=wanted))
+        for name in ("jobs", "items", "refused"):
+            done[name] += found[name]
+        if found["refusals"] and not done["why"]:
+            done["why"] = found["refusals"][0]["detail"]
+        after = found["next"]
+        if after is None:
+            return done
