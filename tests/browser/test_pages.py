@@ -5,8 +5,10 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import axe_playwright_python
+import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from starlette.applications import Starlette
@@ -14,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Failure
 from callboard.sql.writes import tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
 from tests.support.jobs import BAD, make_job, make_mixed_job, make_staged, make_worker, record, run
-from tests.support.webapp import served
+from tests.support.webapp import open_app, served
 
 SOON = 15_000
 ANNA = Requester("cli", "anna")
@@ -283,3 +285,20 @@ def test_large_jobs_and_many_jobs_stay_quick(page: Page, conn: Conn, address: st
         took[path] = min(seconds)
     assert took[f"/jobs/{large}"] < 3 * took[f"/jobs/{small}"] + 0.05, took
     assert took["/"] < 1, took
+
+
+def test_a_page_heals_when_the_database_is_back(page: Page, postgres_url: str, database_url: str) -> None:
+    name = urlsplit(database_url).path.lstrip("/")
+    with connect(database_url) as conn:
+        job = make_job(conn, 4)
+    with served(open_app(database_url)) as address, psycopg.connect(postgres_url, autocommit=True) as admin:
+        page.goto(f"{address}/jobs/{job}")
+        expect(page.locator("#live")).to_have_text("live")
+        admin.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        expect(page.locator("#live")).to_have_text("reconnecting", timeout=2 * SOON)
+        admin.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+        with connect(database_url) as conn:
+            record(conn, job, {"succeeded": [0]})
+        expect(page.locator("#live")).to_have_text("live", timeout=2 * SOON)
+        expect(page.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=2 * SOON)
