@@ -72,7 +72,7 @@ def _row(address: str, conn: Conn, jobs: list[int], items: Iterator[int], what: 
 @contextmanager
 def _served(rig: Rig) -> Iterator[str]:
     (port,) = ports.free_ports(1)
-    app = ["tests.support.measured_app:app", "--port", str(port), "--log-level", "warning"]
+    app = ["tests.support.lag_app:app", "--port", str(port), "--log-level", "warning"]
     server = subprocess.Popen([sys.executable, "-m", "uvicorn", *app], env={**os.environ, **rig.environment})
     address = f"http://127.0.0.1:{port}"
     try:
