@@ -16,7 +16,8 @@ def create_ad(customer_id: int, ad_group_id: int) -> dict[str, str]:
         answer = call(f"ads/{customer_id}", ad_group_id=ad_group_id)
     except Refused as error:
         if error.retry_after:
-            raise callboard.Postpone(error.retry_after, str(error)) from error
+            callboard.hold(error.retry_after, error.said)  # this customer's other ad groups, too
+            raise callboard.Postpone(error.retry_after, error.said) from error
         if error.said == "No existing ad":
             raise callboard.Skip(error.said) from error
         raise

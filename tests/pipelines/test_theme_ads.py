@@ -52,12 +52,12 @@ def test_a_thousand_ads_while_worker_and_web_app_are_killed(rig: Rig, tmp_path: 
 
 
 def test_three_jobs_at_once_at_an_api_that_limits_rates(rig: Rig) -> None:
-    """All three go on at once, with few connections; an answer of 429 fails nothing."""
+    """All three go on at once, with few connections; an answer of 429 is no error."""
     rig.world.seconds, rig.world.customer_rate = 0.005, 5
     jobs = rig.submit(
         "theme_ads",
         *(
-            f"theme_ads.submit((c, g) for g in range(100, 150) for c in ({n}, {n + 1}))"
+            f"theme_ads.submit((c, g) for g in range(100, 130) for c in ({n}, {n + 1}))"
             for n in (100, 200, 300)
         ),
     )
@@ -69,7 +69,7 @@ def test_three_jobs_at_once_at_an_api_that_limits_rates(rig: Rig) -> None:
     assert any(all(0 < one["progress"] < 1 for one in now) for now in seen)
     for job in jobs:
         status = job.status()
-        assert (status["state"], status["succeeded"]) == ("completed", 100), status
+        assert (status["state"], status["succeeded"]) == ("completed", 60), status
         assert "429: too many requests" not in {group["message"] for group in job.errors()}
         postponed = "SELECT FROM callboard.attempts WHERE job_id = %s AND kind = 'postponed'"
         assert rig.rows(postponed, job.id)
