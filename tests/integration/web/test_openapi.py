@@ -52,8 +52,8 @@ def test_every_answer_is_one_that_the_document_describes(
     api = schemathesis.openapi.from_asgi("/api/v1/openapi.json", app, headers=LOGIN)
 
     @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-    @given(case=api[endpoint.path][endpoint.method].as_strategy(), of_a_job=st.booleans())
-    def answers(case: Any, of_a_job: bool) -> None:
+    @given(of_a_job=st.booleans(), case=api[endpoint.path][endpoint.method].as_strategy())
+    def answers(of_a_job: bool, case: Any) -> None:
         if "job" in case.path_parameters and of_a_job:
             case.path_parameters["job"] = job
         case.call_and_validate(headers=LOGIN, excluded_checks=UNTRUE)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -24,6 +25,7 @@ from callboard.sql.writes import actions, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
 from callboard.web.endpoint import Call, Endpoint, NoBody
+from callboard.web.pages.page import PageEndpoint
 from callboard.web.parameters import NoQuery
 from tests.support.databases import database, with_database
 from tests.support.jobs import make_mixed_job
@@ -42,8 +44,13 @@ BODIES: dict[str, Any] = {
     "POST /jobs/actions": {"action": "pause", "filter": {"state": ["running"]}},
     "POST /worse": {"job": "{other}"},
 }
+#: Likewise, fields of forms.
+FORMS: dict[str, Any] = {
+    "POST /tokens": {"name": "ci"},
+    "POST /jobs/actions": {"what": "pause", "all": "true", "q": "state:running"},
+}
 #: Paths whose POST changes nothing: a recount takes long, so that no browser may ask for it ahead.
-READ_BY_POST = {"/jobs/{job}/verify"}
+READ_BY_POST = {"/jobs/{job}/verify", "/jobs/{job}/recount"}
 #: Statuses by which an endpoint accepts a request in form: the job may be in a state in which it makes no sense.
 ACCEPTED = {200, 201, 202, 204, 303, 409}
 
@@ -133,14 +140,16 @@ def sent(
     client: httpx.Client, scene: Scene, path: str, one: Endpoint, headers: dict[str, str], job: int, **more: str
 ) -> tuple[int, str]:  # fmt: skip
     """Send a request in good form, with these fields; return its status and its text, of a stream the beginning."""
-    body = BODIES.get(f"{one.method} {one.path}", {}) | ({} if one.reads else more)
+    is_form = isinstance(one, PageEndpoint)
+    body = (FORMS if is_form else BODIES).get(f"{one.method} {one.path}", {}) | ({} if one.reads else more)
     text = msgspec.json.encode(body).decode().replace('"{other}"', str(scene.other))
+    kind = "application/x-www-form-urlencoded" if is_form else "application/json"
     request = client.build_request(
         one.method,
         scene.path(path, job),
         params=more if one.reads else {},
-        content=None if one.reads else text,
-        headers={"Content-Type": "application/json", **headers},
+        content=None if one.reads else urlencode(body) if is_form else text,
+        headers={"Content-Type": kind, **headers},
     )
     said = ""
     answer = client.send(request, stream=True)
