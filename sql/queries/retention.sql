@@ -57,10 +57,11 @@ WITH expired AS MATERIALIZED (
         OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
     ) AS j LIMIT %(limit)s
 ), stages AS (
-    -- Looked up for each: else all jobs may be compared with each.
+    -- Looked up for each by its parent: else all jobs may be compared with each. A condition that an index of ended jobs
+    -- has would let all of these be read for each, while the planner takes them for few.
     SELECT s.parent_id FROM due CROSS JOIN LATERAL (
         SELECT parent_id FROM callboard.jobs AS s
-        WHERE s.parent_id = due.id AND s.finished_at IS NOT NULL OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
+        WHERE s.parent_id = due.id AND coalesce(s.finished_at, 'infinity') < 'infinity' OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
     ) AS s
 )
 -- Hashed, as above, however wrong the planner's guess is: counted for each, all stages were read for each.
