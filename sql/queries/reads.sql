@@ -220,8 +220,10 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_object('item', h.item, 'seconds', h.seconds, 'worker', h.worker, 'place', h.place)) AS hung
     FROM (
-        SELECT r.item, r.worker, 10 * floor(extract(epoch FROM now() - r.started_at) / 10) AS seconds, r.place
-        FROM callboard.running AS r WHERE r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
+        SELECT r.item, r.worker, CASE WHEN t.seconds < 10 THEN t.seconds ELSE 10 * floor(t.seconds / 10) END AS seconds, r.place
+        FROM callboard.running AS r
+        CROSS JOIN LATERAL (SELECT floor(extract(epoch FROM now() - r.started_at)) AS seconds) AS t
+        WHERE r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
     ) AS h
 ) AS hanging ON j.finished_at IS NULL
 ORDER BY shown.within, j.id DESC
