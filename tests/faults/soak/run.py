@@ -30,7 +30,7 @@ CALM = 180.0
 #: Connections that a worker's process may have: to PostgreSQL, as the README says; to RabbitMQ one for each of two
 #: queues, for what is delayed in each, and for publishing, and as many again by which these threads declare a queue
 #: that was gone.
-TO_POSTGRES, TO_RABBITMQ = 4, 2 * (2 * 2 + 1)
+TO_POSTGRES, TO_RABBITMQ = 5, 2 * (2 * 2 + 1)
 #: Dead rows of a table that autovacuum leaves: its base threshold, the share that our migrations set, and what comes
 #: while it sleeps.
 DEAD, DEAD_SHARE = 1_000, 0.2
