@@ -1,8 +1,10 @@
 """The web app for tests: called in process, and served on a port of its own."""
 
 import asyncio
+import gc
 import json
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -47,6 +49,11 @@ def served(app: Starlette, port: int = 0) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+            # uvicorn leaves the connection of a client that is still there to the garbage collector, which would warn
+            # in some later test.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
 
 
 def open_app(url: str | None, **options: Any) -> Starlette:

@@ -45,6 +45,10 @@ def job(database_url: str) -> Iterator[int]:
         yield make_mixed_job(conn)
 
 
+# Said of strategies while another thread takes a random number: the pool's, between two tries to connect.
+@pytest.mark.filterwarnings(
+    "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning"
+)
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda one: f"{one.method} {one.path}")
 def test_every_answer_is_one_that_the_document_describes(
     endpoint: Endpoint, app: Starlette, job: int
