@@ -90,7 +90,12 @@ def document(endpoints: Sequence[Endpoint], version: str) -> Schema:
             "schemas": {name: one for name, one in schemas.items() if name not in queries},
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer"},
-                "session": {"type": "apiKey", "in": "cookie", "name": "callboard"},
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": "callboard",
+                    "description": "The cookie of a login. Its name goes on with the port and the prefix of the app.",
+                },
             },
         },
     }
