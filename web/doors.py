@@ -4,10 +4,8 @@ import asyncio
 import re
 import time
 from contextlib import suppress
-from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
 import psycopg
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -19,6 +17,7 @@ from callboard.sql.writes import tokens
 from callboard.web import parameters
 from callboard.web.database import Database
 from callboard.web.paths import path_within
+from callboard.web.templating import JINJA
 
 #: Seconds for which a token that was found is taken for valid without another look: what is revoked ends so much later.
 KNOWN_SECONDS = 2.0
@@ -31,10 +30,6 @@ HEADER, COOKIE, QUERY = ("api", "share"), ("session",), ("share",)
 
 SPENT = "This link was used already, or its time is over. Ask for another one."
 UNKNOWN = "This token is not known here: it may be mistyped, revoked, or its time is over."
-
-_templates = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True
-)
 
 
 class Doors:
@@ -167,7 +162,7 @@ def _to_page(wanted: str) -> Response:
 
 
 def _page(wanted: str, *, link: str = "", wrong: str = "") -> Response:
-    text = _templates.get_template("login.html").render(next=wanted[:NEXT_CHARACTERS], link=link, wrong=wrong)
+    text = JINJA.get_template("login.html").render(next=wanted[:NEXT_CHARACTERS], link=link, wrong=wrong)
     return HTMLResponse(text, 401 if wrong else 200, {"WWW-Authenticate": "Bearer"} if wrong else None)
 
 

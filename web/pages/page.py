@@ -1,11 +1,9 @@
 """A page: an endpoint that answers with HTML, its problems too. Its forms answer with the page to go to."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -16,16 +14,10 @@ from callboard.web.endpoint import Endpoint
 from callboard.web.pages import words
 from callboard.web.paths import path_within
 from callboard.web.problems import HANDLED, encode, problem_of
+from callboard.web.templating import JINJA
 
-_jinja = Environment(
-    loader=FileSystemLoader(Path(__file__).parent.parent / "templates"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
-_jinja.globals["words"] = words
-_jinja.globals["ui"] = _jinja.get_template("macros.html").module
+JINJA.globals["words"] = words
+JINJA.globals["ui"] = JINJA.get_template("macros.html").module
 #: The pages of the bar at the top.
 NAV = (("", "Jobs"), ("workers", "Workers"), ("queues", "Queues"), ("docs", "API"))
 
@@ -52,7 +44,7 @@ def render(
 ) -> HTMLResponse:
     """A page; or only `parts` of it, which are blocks of its template, if any are given."""
     who = access.identity(request)
-    page = _jinja.get_template(template)
+    page = JINJA.get_template(template)
     values = page.new_context(
         {
             "root": "../" * (path_within(request).count("/") - 1) or "./",
