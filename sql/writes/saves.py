@@ -160,7 +160,7 @@ _Sent: TypeAlias = tuple[int, Save, psycopg.Cursor[Any]]
 
 
 def _send(conn: Conn, events: Sequence[Event]) -> tuple[int, _Failed | None]:
-    """Run the statements of these events in one round trip; return the place of the event that failed, and what did."""
+    """Run the statements of these events; return the place of the event that failed, and what did."""
     sent: list[_Sent] = []
     error = _send_all(conn, events, sent)
     if error is None:
@@ -176,16 +176,25 @@ def _send(conn: Conn, events: Sequence[Event]) -> tuple[int, _Failed | None]:
 
 def _send_all(conn: Conn, events: Sequence[Event], sent: list[_Sent]) -> Exception | None:
     """Run the statements of these events and add them to `sent`; return the first error."""
+    pairs = [(place, save) for place, event in enumerate(events) for save in _saves(event).statements]
+    # A broken connection may keep the answers of the statements before the one that broke it. The next time each runs
+    # in a round trip of its own, so that only that one has no answer.
+    size = 1 if any(_saves(event).breaks for event in events) else len(pairs)
+    parts = (pairs[start : start + size] for start in range(0, len(pairs), size))
+    return next(filter(None, (_send_part(conn, part, sent) for part in parts)), None)
+
+
+def _send_part(conn: Conn, part: Sequence[tuple[int, Save]], sent: list[_Sent]) -> Exception | None:
+    """Run these statements in one round trip and add them to `sent`; return the first error."""
     found: Exception | None = None
     try:
         with (
             conn.pipeline()
         ):  # it also refuses two statements in one, of which the second could end the transaction
             try:
-                for place, event in enumerate(events):
-                    for save in _saves(event).statements:
-                        sent.append((place, save, conn.cursor()))
-                        sent[-1][2].execute(save.text.encode(), save.params)
+                for place, save in part:
+                    sent.append((place, save, conn.cursor()))
+                    sent[-1][2].execute(save.text.encode(), save.params)
             except Exception as error:  # noqa: BLE001 — raised here, psycopg would log those that follow from it
                 found = error
     except psycopg.Error as error:
