@@ -13,6 +13,7 @@ from functools import lru_cache, partial, wraps
 from typing import Any
 
 import dramatiq
+from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware, MiddlewareError, Retries, SkipMessage
@@ -205,7 +206,7 @@ class Tracking(Middleware):
         actors = [a for a in own if not only or a.queue_name in only]
         signatures = {a.actor_name: found for a in actors if (found := own_signature(a)) is not None}
         self.runtime.open(worker, {a.actor_name: a.queue_name for a in actors}, signatures)
-        _start_event_loop(broker, worker)  # last: its thread would keep a process alive that can't start
+        _start_event_loop(broker, worker)
         add_ping(broker)
 
     def after_consumer_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
@@ -271,11 +272,24 @@ def is_async(actor: dramatiq.Actor[..., Any]) -> bool:
     return inspect.iscoroutinefunction(inspect.unwrap(actor.fn))
 
 
+class EventLoop(AsyncIO):
+    """Dramatiq's event loop, in a thread that keeps no process alive: a second SIGTERM, or a worker that refuses to
+    start, ends the main thread alone.
+    """
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        """Start the thread."""
+        thread = EventLoopThread(self.logger)
+        thread.daemon = True
+        thread.start(timeout=1.0)
+        set_event_loop_thread(thread)
+
+
 def _start_event_loop(broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
     """Add Dramatiq's middleware that runs coroutines, if an actor needs it and the app has not added it."""
     needed = any(is_async(actor) for actor in broker.actors.values())
     if needed and not any(isinstance(m, AsyncIO) for m in broker.middleware):
-        event_loop = AsyncIO()
+        event_loop = EventLoop()
         broker.middleware.insert(-1, event_loop)
         event_loop.before_worker_boot(broker, worker)  # the hooks that are being called were looked up before
 

@@ -2,6 +2,7 @@
 interrupted ends as Dramatiq says, or runs again.
 """
 
+import signal
 import time
 
 from dramatiq import Message
@@ -108,3 +109,14 @@ def test_items_that_a_shutdown_interrupts(scenario: Scenario) -> None:
         assert scenario.run_log.repeated(one.id) == 0
         assert scenario.status(one)["crashes"] == 0
     assert scenario.ready_messages("default.XQ") == 2
+
+
+def test_a_second_signal_kills_a_worker_that_runs_coroutines(scenario: Scenario) -> None:
+    """As Dramatiq's own workers: no thread outlives the main one, and works on where no signal reaches it."""
+    worker = scenario.start_worker(modules=(ACTORS, "tests.faults.rig.interrupted_actors"))
+    job = scenario.submit("waits", [[]])
+    scenario.wait_for(job, lambda status: status["running"] == 1)
+    worker.process.send(signal.SIGTERM)
+    assert wait_until(lambda: "Stopping worker process..." in worker.output, 60)
+    worker.process.send(signal.SIGTERM)
+    assert wait_until(lambda: not worker.process.running(), 60)

@@ -48,7 +48,8 @@ class Process:
     """A program in a process group of its own, its output in a file.
 
     On Linux it gets the signal `farewell` when the *thread* that called `start` ends, however it ends: start services
-    from the main thread. Signals go to the program alone, but `kill` goes to the whole group.
+    from the main thread. It gets it twice when a process of several threads is killed. Signals go to the program alone,
+    but `kill` goes to the whole group.
     """
 
     command: Sequence[str | Path]

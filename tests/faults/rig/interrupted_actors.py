@@ -1,5 +1,6 @@
 """Actors that are told when their worker is asked to stop: Dramatiq raises Shutdown in them."""
 
+import asyncio
 import time
 
 import dramatiq
@@ -35,3 +36,10 @@ def only_once() -> None:
     """It is not tried again."""
     with logged_run():
         work_on()
+
+
+@dramatiq.actor(max_retries=0)
+async def waits() -> None:
+    """It does not end before its worker."""
+    with logged_run():
+        await asyncio.sleep(3600)
