@@ -26,9 +26,9 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.reads.queries import Query
 from callboard.sql.states import JOB_FINAL
-from callboard.sql.writes import actions, retry, submission
+from callboard.sql.writes import actions, retry_action, submission
 from callboard.sql.writes.requests import NoSuchJob, Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again, run_again
 
 P = ParamSpec("P")
@@ -179,7 +179,7 @@ class Job:
         failed by it, the `id` or the `type` of a group of `errors`. Raises ValueError for a choice that makes no sense,
         and NotPossible while the job is being stopped.
         """
-        return self._act(retry.retry, RetrySelection(states, items, error))
+        return self._act(retry_action.retry, RetrySelection(states, items, error))
 
     def limit(self, /, **changes: Any) -> dict[str, Any]:
         """Change the job's limits from now on, and return its status; None removes a limit.

@@ -203,7 +203,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class BulkClaim:
+class PublishClaim:
     """A job that the holder of `token` may publish for: bulk items up to `total`, and `in_turn` messages of the outbox.
 
     `allowed`: messages that its limits allow now (None: any); `limited`: all of its outbox waits for its turn; `chunk`:
@@ -316,7 +316,7 @@ class PublishMark:
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
+class SubmittedJob:
     """How far a job's submission is: `consumed` inputs, whose digest is `digest`, are stored or were repeated.
 
     `held`: nothing of it is published before it is sealed. `elsewhere`: another process submits it now. `open`: it was

@@ -8,10 +8,9 @@ from starlette.responses import Response
 
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
-from callboard.sql.writes import actions, refusals
-from callboard.sql.writes import retry as retries
+from callboard.sql.writes import actions, refusals, retry_action
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import DryRun, NoQuery
 
@@ -74,7 +73,7 @@ async def retry(call: Call[DryRun, Retry]) -> dict[str, Any]:
     def write(conn: Conn, job: int, by: Requester) -> object:
         wanted = RetrySelection(given.states, given.items, given.error)
         if not call.query.dry_run:
-            return retries.retry(conn, job, by, wanted)
+            return retry_action.retry(conn, job, by, wanted)
         refusals.check(conn, job, by, "retry", some_items=wanted.items is not None)
         return queries.run(conn, queries.retried_items(job, wanted.wanted, given.items, given.error))
 

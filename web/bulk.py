@@ -10,10 +10,9 @@ import msgspec
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
-from callboard.sql.writes import actions, refusals
-from callboard.sql.writes import retry as retries
+from callboard.sql.writes import actions, refusals, retry_action
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester, check_text
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import jobs, parameters
 from callboard.web.actions import concerned
 from callboard.web.endpoint import Call
@@ -87,7 +86,7 @@ def _act(conn: Conn, by: Requester, body: ManyJobs, wanted: JobFilter | None, be
         "cancel": lambda job: actions.cancel(conn, job, by, reason=body.reason),
         "pause": lambda job: actions.pause(conn, job, by),
         "resume": lambda job: actions.resume(conn, job, by),
-        "retry": lambda job: retries.retry(conn, job, by, selection),
+        "retry": lambda job: retry_action.retry(conn, job, by, selection),
         "delete": lambda job: actions.delete(conn, job, by),
     }[body.action]  # fmt: skip
     act = (lambda job: refusals.check(conn, job, by, body.action)) if body.dry_run else one

@@ -79,7 +79,7 @@ class Made:
     """
 
     job: int
-    submission: rows.Submission
+    submitted: rows.SubmittedJob
     signature: Signature | None
 
 
@@ -127,7 +127,7 @@ def _make_stages(call: Call[Any, Any], write: Write, given: NewJob, options: dic
         stage_plan.check_lane(signatures, options["limits"].lane_by)
     parent, found = write(lambda conn: stages.create(conn, planned, name=name, **options))
     first: rows.StageRow = found[0]
-    made = rows.Submission(
+    made = rows.SubmittedJob(
         first.id, created=False, state=first.state, sealed=first.sealed, consumed=first.consumed, digest=first.digest,
         held=True, elsewhere=first.submitting,
     )  # fmt: skip

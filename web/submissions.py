@@ -194,7 +194,7 @@ def _store(
     process = submitter.process
     key = _key(call.request, given.key)
     new = new_job.make(call, process.write, given, key)
-    made = new.submission
+    made = new.submitted
     if made.elsewhere:
         said = f"job {new.job} with this key is being submitted: send this again when that has ended"
         raise HTTPException(409, said, {"Retry-After": RETRY_SECONDS})

@@ -19,7 +19,7 @@ from callboard.middleware.process.side_thread import SideThread
 from callboard.sql.pool import Conn
 from callboard.sql.writes import claims
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
-from callboard.sql.writes.retry import RetrySelection, retry
+from callboard.sql.writes.retry_action import RetrySelection, retry
 
 log = logging.getLogger("callboard.tracking")
 _log_outage = OutageLog(log, "messages that are not to run now wait for the database: %s")

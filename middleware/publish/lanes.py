@@ -8,7 +8,7 @@ from dramatiq.message import get_encoder
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import BulkClaim, Outgoing
+from callboard.sql.rows import Outgoing, PublishClaim
 from callboard.sql.writes import lanes, publishing
 
 #: Characters of a lane's name; a longer value is named by its digest.
@@ -35,7 +35,7 @@ def _name(value: object) -> str:
     return text if len(text) <= NAME_CHARS else hashlib.sha256(text.encode()).hexdigest()
 
 
-def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]:
+def batches(conn: Conn, claim: PublishClaim, room: int) -> Iterator[list[Outgoing]]:
     """Yield claimed messages of lanes that are not full, `room` in all.
 
     Bulk items whose lanes are full move to the outbox until enough others are found. Raises TakenOver.
@@ -63,7 +63,7 @@ def batches(conn: Conn, claim: BulkClaim, room: int) -> Iterator[list[Outgoing]]
             return
 
 
-def _all_full(conn: Conn, claim: BulkClaim) -> bool:
+def _all_full(conn: Conn, claim: PublishClaim) -> bool:
     """Return whether as many lanes as may be are full: then no other item can be found."""
     return len(lanes.items_in_flight(conn, claim)) >= (claim.lanes or 0) * (claim.lane_width or 0)
 

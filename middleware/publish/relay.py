@@ -25,7 +25,7 @@ from callboard.middleware.publish.transport import (
 )
 from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import BulkClaim, Event, Outgoing
+from callboard.sql.rows import Event, Outgoing, PublishClaim
 from callboard.sql.writes import outcomes, publishing
 from callboard.sql.writes.lanes import TakenOver, renew_claim
 
@@ -54,7 +54,7 @@ class Relay:
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
-    def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing], claim: BulkClaim | None = None) -> int:
+    def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None) -> int:
         """Publish messages whose outbox rows are claimed, and settle the rows; return how many rows that were.
 
         `claim` is that of the job in whose turn they are published, if any; then raises _Refused if none is taken.
@@ -135,7 +135,7 @@ class Relay:
 
         Returns False when nothing was published, and adds the job to `passed_over`; None when there is no job.
         """
-        claim = publishing.claim_bulk(conn, full=self.backlogs.full_queues(), passed=passed_over, job=job)
+        claim = publishing.claim_job(conn, full=self.backlogs.full_queues(), passed=passed_over, job=job)
         if claim is None:
             return None
         try:
@@ -162,7 +162,7 @@ class Relay:
         passed_over.append(claim.job)
         return False
 
-    def _publish_lanes(self, conn: Conn, claim: BulkClaim, room: int, passed_over: list[int]) -> bool:
+    def _publish_lanes(self, conn: Conn, claim: PublishClaim, room: int, passed_over: list[int]) -> bool:
         """Publish what the job's lanes have room for, and release the claim; see `publish_job`."""
         sent = 0
         try:
@@ -178,14 +178,14 @@ class Relay:
             passed_over.append(claim.job)
         return bool(sent)
 
-    def _publish_in_turn(self, conn: Conn, claim: BulkClaim, room: int) -> int:
+    def _publish_in_turn(self, conn: Conn, claim: PublishClaim, room: int) -> int:
         """Publish up to `room` outbox messages that wait for the job's turn; return how many left the outbox."""
         if not room or not (claim.in_turn or claim.limited):
             return 0
         batch = publishing.claim_in_turn(conn, claim, min(room, timings.PUBLISH_WINDOW_ITEMS))
         return self.publish_outbox(conn, batch, claim) if batch else 0
 
-    def _publish_range(self, conn: Conn, claim: BulkClaim, room: int) -> int:
+    def _publish_range(self, conn: Conn, claim: PublishClaim, room: int) -> int:
         """Publish up to `room` bulk items; return the watermark that was reached."""
         watermark = claim.watermark
         end = min(claim.total, watermark + min(room, 2 * timings.PUBLISH_WINDOW_ITEMS))
@@ -198,7 +198,7 @@ class Relay:
         return watermark
 
     def _publish_window(
-        self, conn: Conn, claim: BulkClaim, items: Sequence[Outgoing], stop: int, *, keep: bool
+        self, conn: Conn, claim: PublishClaim, items: Sequence[Outgoing], stop: int, *, keep: bool
     ) -> bool:
         """Publish the bulk items before `stop` and move the watermark to it.
 
@@ -240,7 +240,7 @@ class Relay:
 
     @staticmethod
     def _count_answered(
-        conn: Conn, claim: BulkClaim, batch: Sequence[Outgoing], answers: Sequence[Answer], stop: int
+        conn: Conn, claim: PublishClaim, batch: Sequence[Outgoing], answers: Sequence[Answer], stop: int
     ) -> None:
         """Move the watermark to the first message that isn't answered; items beyond it, up to `stop`, are suspect."""
         sure = next((n for n, answer in enumerate(answers) if answer is False), len(answers))
@@ -257,7 +257,7 @@ class Relay:
 
     @contextmanager
     def _renewing(
-        self, conn: Conn, claim: BulkClaim | None, batch: Sequence[Outgoing] = ()
+        self, conn: Conn, claim: PublishClaim | None, batch: Sequence[Outgoing] = ()
     ) -> Iterator[None]:
         """Renew the claims of a job and of outbox messages while the transport waits for the broker."""
 
@@ -311,7 +311,7 @@ def _pause(room: int) -> float:
     return timings.TURN_PAUSE_SECONDS if room > 0 else 0.0
 
 
-def _release(conn: Conn, claim: BulkClaim, *, unserved: bool = False, pause: float = 0.0) -> None:
+def _release(conn: Conn, claim: PublishClaim, *, unserved: bool = False, pause: float = 0.0) -> None:
     publishing.advance_watermark(
         conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=unserved,
         pause=pause if unserved else 0.0,

@@ -210,7 +210,7 @@ CREATE TABLE callboard.items (
     item             integer NOT NULL CHECK (item >= 0),
     attempt          integer NOT NULL DEFAULT 1 CHECK (attempt >= 1),  -- the next, the running, or the last attempt
     state            callboard.item_state NOT NULL DEFAULT 'waiting',
-    was              callboard.item_state,       -- the state left by the last transition, read as locked
+    state_before     callboard.item_state,       -- the state left by the last transition, read as locked
     worker           integer,                    -- whose outcome was the last recorded
     crashes          smallint NOT NULL DEFAULT 0,  -- deaths of workers charged to it
     crashes_dropped  smallint,                   -- charged to it until it ended by itself; NULL: none

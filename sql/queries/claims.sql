@@ -122,7 +122,7 @@ WITH held AS (
     FROM open JOIN callboard.outbox AS o ON o.job_id = open.job_id AND o.item = open.item
     ORDER BY o.job_id, o.item FOR UPDATE OF o
 ), waiting AS (
-    UPDATE callboard.items AS i SET was = i.state, state = 'waiting'
+    UPDATE callboard.items AS i SET state_before = i.state, state = 'waiting'
     FROM open AS o WHERE i.job_id = o.job_id AND i.item = o.item AND o.state = 'retrying'
     RETURNING i.job_id
 ), parked AS (

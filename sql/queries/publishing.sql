@@ -1,6 +1,6 @@
 -- name: due_queues
 -- The queues for which something is to be published. Caller: the publisher, each round; none: it has nothing to do.
--- Rows: (queue, whether claim_outbox finds it, whether claim_bulk does).
+-- Rows: (queue, whether claim_outbox finds it, whether claim_job does).
 SELECT target, bool_or(NOT limited AND due_at <= now()), bool_or(bulk_at <= now() OR limited AND due_at <= now())
 FROM callboard.turns
 WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() AND {its_time_is}
@@ -11,7 +11,7 @@ SELECT '', true, false
 WHERE EXISTS (SELECT FROM callboard.outbox
               WHERE dead AND due_at <= now() AND (claimed_until IS NULL OR claimed_until <= now()))
 
--- name: claim_bulk
+-- name: claim_job
 -- The next job that has something to publish in its turn, for as long as the lease lasts.
 -- Guard: open, its time has come, neither paused nor being stopped, its limits leave something, and no publisher at work.
 -- A job whose actor no living worker has stays where it is while some worker lives: it would look at each message, and
@@ -22,7 +22,7 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- did it come to a worker without its actor, it would hold its place against itself.
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
 -- When none of the first turns can be served, they are looked at again after a pause, or once their job changes.
--- Caller: the publisher. Rows: BulkClaim. None: no such job.
+-- Caller: the publisher. Rows: PublishClaim. None: no such job.
 -- Lock order: the job, without waiting, then its turn; turns that can't be served, without waiting for any.
 WITH living AS (
     SELECT actors FROM callboard.live_workers(%(dead_after)s)
@@ -319,7 +319,7 @@ WITH sent AS (
     UPDATE callboard.outbox AS o SET first = false, in_turn = false
     FROM lying AS l WHERE o.id = l.id AND NOT l.done AND (l.first OR l.in_turn)
 ), moved AS (
-    UPDATE callboard.items AS i SET was = i.state, state = 'waiting'
+    UPDATE callboard.items AS i SET state_before = i.state, state = 'waiting'
     FROM gone AS g WHERE i.job_id = g.job_id AND i.item = g.item AND g.waits
     RETURNING i.job_id
 ), delta AS (

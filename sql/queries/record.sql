@@ -2,7 +2,7 @@
 -- What ended, and everything that belongs to it, in one statement and so in one transaction.
 -- Transition: items waiting | retrying -> succeeded | failed | skipped | retrying (next attempt); a job whose last item
 -- ended -> completed, or failed if it passed its max_failures.
--- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`was`).
+-- Guard: the row still carries the attempt that ended and is not final, as locked by the update (`state_before`).
 -- The deaths that were charged to an item are dropped when it ends by itself: a neighbour was to blame, or it passed.
 -- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
@@ -23,7 +23,7 @@ WITH event AS (
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 ), moved AS (
     UPDATE callboard.items AS i
-    SET was = i.state,
+    SET state_before = i.state,
         state = e.state,
         attempt = i.attempt + (e.state = 'retrying')::int,
         crashes = CASE WHEN e.state = 'retrying' OR e.charged > 0 THEN i.crashes + e.charged ELSE 0 END,
@@ -34,7 +34,7 @@ WITH event AS (
         retry_options = CASE WHEN e.state = 'retrying' THEN coalesce(e.retry_options, i.retry_options) END
     FROM locked_items AS e
     WHERE i.job_id = e.job AND i.item = e.item AND e.open
-    RETURNING i.job_id, i.item, i.queue, i.was, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
+    RETURNING i.job_id, i.item, i.queue, i.state_before, i.state, i.crashes_dropped, i.started_at, e.attempt, e.charged, e.dead, e.worker, e.age,
               e.failure_kind AS kind, e.failure_error_type AS error_type, e.failure_place AS place, e.failure_pattern AS pattern,
               e.failure_message AS message, e.failure_traceback AS traceback, e.failure_traceback_size AS traceback_size,
               e.retry_delay, e.retry_options, e.retry_sent_ms, e.result, e.unkept
@@ -69,7 +69,7 @@ WITH event AS (
            sum(skipped) AS skipped, sum(retries) AS retries, sum(crashes) AS crashes, sum(unkept) AS unkept
     FROM (
         SELECT job_id, 0 AS born,
-               count(*) FILTER (WHERE state = 'retrying') - count(*) FILTER (WHERE was = 'retrying') AS retrying,
+               count(*) FILTER (WHERE state = 'retrying') - count(*) FILTER (WHERE state_before = 'retrying') AS retrying,
                count(*) FILTER (WHERE state = 'succeeded') AS succeeded,
                count(*) FILTER (WHERE state = 'failed') AS failed,
                count(*) FILTER (WHERE state = 'skipped') AS skipped,

@@ -1,7 +1,7 @@
 -- name: create_job
 -- A job that is being submitted, or the one that has this key already: while it is open it is taken up; `alone`: unless
 -- another submission of it goes on. One that is open for more items is not taken up.
--- Caller: submit, job(). Rows: one, Submission and `asked`.
+-- Caller: submit, job(). Rows: one, SubmittedJob and `asked`.
 WITH made AS (
     INSERT INTO callboard.jobs AS j
         (name, key, tenant, actor, queue, metadata, created_by, submitting_until, held, chunk, callbacks, asked,

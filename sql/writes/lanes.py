@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import BulkClaim, Outgoing
+from callboard.sql.rows import Outgoing, PublishClaim
 from callboard.sql.statements import statement
 from callboard.sql.writes.publishing import BATCH_BYTES
 
@@ -17,7 +17,7 @@ class TakenOver(RuntimeError):
     """Another publisher has the claim now, or the job was paused or stopped."""
 
 
-def renew_claim(conn: Conn, claim: BulkClaim) -> None:
+def renew_claim(conn: Conn, claim: PublishClaim) -> None:
     """Renew the claim, in a transaction that only its holder may do. Raises TakenOver, which rolls that back."""
     parameters = {"job": claim.job, "token": claim.token, "lease": timings.PUBLISH_LEASE_SECONDS}
     if conn.execute(statement("renew_claim"), parameters).fetchone() is None:
@@ -25,7 +25,7 @@ def renew_claim(conn: Conn, claim: BulkClaim) -> None:
 
 
 def move_to_outbox(
-    conn: Conn, claim: BulkClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]
+    conn: Conn, claim: PublishClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]
 ) -> int:
     """Put the bulk items from `start` to before `stop`, (item, lane), into the outbox; return how many were added.
 
@@ -43,13 +43,13 @@ def move_to_outbox(
     return int(row[0])
 
 
-def messages_without_lane(conn: Conn, claim: BulkClaim, limit: int) -> list[tuple[int, bytes]]:
+def messages_without_lane(conn: Conn, claim: PublishClaim, limit: int) -> list[tuple[int, bytes]]:
     """Return messages that wait for the job's turn and whose lane is not known yet: (outbox id, args)."""
     parameters = {"job": claim.job, "limit": limit, "bytes": BATCH_BYTES}
     return list(conn.execute(statement("messages_without_lane"), parameters))
 
 
-def set_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
+def set_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str]]) -> None:
     """Set the lanes of messages, (outbox id, lane). Raises TakenOver."""
     parameters = {"id": [number for number, _ in lanes], "lane": [lane for _, lane in lanes]}
     with transaction(conn):
@@ -57,12 +57,12 @@ def set_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) ->
         conn.execute(statement("set_lanes"), parameters)
 
 
-def items_in_flight(conn: Conn, claim: BulkClaim) -> list[tuple[int, bytes]]:
+def items_in_flight(conn: Conn, claim: PublishClaim) -> list[tuple[int, bytes]]:
     """Return the items in flight of the job's lanes: (item, args)."""
     return list(conn.execute(statement("items_in_flight"), (claim.job,)))
 
 
-def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]]) -> None:
+def change_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str]]) -> None:
     """Apply `lane_by`: set the lanes of items in flight, (item, lane), clear those of messages. Raises TakenOver."""
     parameters = {
         "job": claim.job, "by": claim.lane_by, "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
@@ -73,7 +73,7 @@ def change_lanes(conn: Conn, claim: BulkClaim, lanes: Sequence[tuple[int, str]])
         conn.execute(statement("change_lanes"), parameters)
 
 
-def claim_lanes(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
+def claim_lanes(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
     """Remove ended items from their lanes, and claim messages of lanes that have room. Raises TakenOver."""
     parameters = {
         "job": claim.job,

@@ -5,7 +5,7 @@ from typing import Any
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import BulkClaim, DueQueue, Outgoing
+from callboard.sql.rows import DueQueue, Outgoing, PublishClaim
 from callboard.sql.statements import statement
 
 #: Bytes of arguments that are read at a time: a message may have a mebibyte.
@@ -17,12 +17,12 @@ def due_queues(conn: Conn, full: Sequence[str] = ()) -> list[DueQueue]:
     return [DueQueue(*row) for row in conn.execute(statement("due_queues"), {"full": list(full)})]
 
 
-def claim_bulk(
+def claim_job(
     conn: Conn, *, full: Sequence[str] = (), passed: Sequence[int] = (), job: int | None = None
-) -> BulkClaim | None:
+) -> PublishClaim | None:
     """Claim the next job (or `job`) that has messages for its turn, but none in `passed` or of a `full` queue."""
     row = conn.execute(
-        statement("claim_bulk"),
+        statement("claim_job"),
         {
             "full": list(full), "passed": list(passed), "job": job, "lease": timings.PUBLISH_LEASE_SECONDS,
             "window": timings.PUBLISH_WINDOW_ITEMS, "dead_after": timings.DEAD_AFTER_SECONDS,
@@ -30,10 +30,10 @@ def claim_bulk(
             "rate_pause": timings.RATE_PAUSE_SECONDS,
         },
     ).fetchone()  # fmt: skip
-    return BulkClaim(*row) if row else None
+    return PublishClaim(*row) if row else None
 
 
-def claim_in_turn(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
+def claim_in_turn(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
     """Claim outbox messages that are published in the turn of a claimed job."""
     parameters = {
         "job": claim.job,
@@ -46,7 +46,7 @@ def claim_in_turn(conn: Conn, claim: BulkClaim, limit: int) -> list[Outgoing]:
     return [Outgoing(*row) for row in conn.execute(statement("claim_in_turn"), parameters)]
 
 
-def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> tuple[list[Outgoing], int]:
+def bulk_items(conn: Conn, claim: PublishClaim, start: int, end: int) -> tuple[list[Outgoing], int]:
     """Return the messages of a claimed job's bulk items from `start`, and the item before which they end: `end`, or an
     earlier one where they have `BATCH_BYTES`.
     """
@@ -62,7 +62,7 @@ def bulk_items(conn: Conn, claim: BulkClaim, start: int, end: int) -> tuple[list
 
 
 def advance_watermark(
-    conn: Conn, claim: BulkClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool,
+    conn: Conn, claim: PublishClaim, *, watermark: int, published: int, suspect_below: int = 0, keep: bool,
     unserved: bool = False, pause: float = 0.0,
 ) -> bool:  # fmt: skip
     """Move the watermark; return False when the claim was taken over, or the job was paused or stopped. `keep` renews

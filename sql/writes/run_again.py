@@ -10,7 +10,7 @@ import psycopg
 from callboard.sql.callback_targets import Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import OldJob, Submission
+from callboard.sql.rows import OldJob, SubmittedJob
 from callboard.sql.statements import required, statement
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import submission
@@ -62,7 +62,7 @@ def run_again(
 
     Raises NoSuchJob, KeyInUse, ValueError for nonsense, and NotPossible for a job that is open, or has no such items.
     """
-    made: Submission = write(lambda conn: _create(conn, job, by, again))
+    made: SubmittedJob = write(lambda conn: _create(conn, job, by, again))
     if made.elsewhere:
         raise NotPossible(f"job {made.job} with this key is being made: ask again when that has ended")
     if made.sealed or made.state in JOB_FINAL:
@@ -79,7 +79,7 @@ def run_again(
     return made.job, True
 
 
-def _create(conn: Conn, job: int, by: Requester, again: Again) -> Submission:
+def _create(conn: Conn, job: int, by: Requester, again: Again) -> SubmittedJob:
     status = job_status(conn, job, by)
     if status.has_stages:
         refuse(

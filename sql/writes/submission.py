@@ -14,7 +14,7 @@ from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import Submission
+from callboard.sql.rows import SubmittedJob
 from callboard.sql.signature import Signature
 from callboard.sql.statements import required, statement
 from callboard.sql.writes import retention
@@ -48,7 +48,7 @@ def create_job(
     metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
     chunk: int = 1, key_reuse: bool = False, held: bool = False, alone: bool = False,
     also_asked: Mapping[str, Any] = NOTHING,
-) -> Submission:  # fmt: skip
+) -> SubmittedJob:  # fmt: skip
     """Make a job, or find the one with this key, and renew its submission. `key_reuse`: a job that is over gives its
     key to the new one. `held`: nothing of a new job is published before it is sealed. `alone`: not while another
     submission of the job goes on; then `elsewhere` of the answer says so. `also_asked`: see `job_parameters`.
@@ -71,7 +71,7 @@ def create_job(
         # As in standing_job: lost to a transaction that commits between the two halves.
         row = row or required(conn.execute(statement("create_job"), parameters).fetchone())
     *found, known = row
-    made = Submission(*found)
+    made = SubmittedJob(*found)
     check_asked(key, made.job, known, parameters)
     return made
 

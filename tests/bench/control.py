@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from callboard.sql.pool import Conn, connect
-from callboard.sql.writes import actions, retry, submission
+from callboard.sql.writes import actions, retry_action, submission
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.bench.rig import Rig
 from tests.support.jobs import make_job
 
@@ -16,7 +16,7 @@ CHUNK = 100_000
 
 FAILED = """
 WITH failed AS (
-    UPDATE callboard.items SET was = state, state = 'failed', finished_at = now(), started_at = now()
+    UPDATE callboard.items SET state_before = state, state = 'failed', finished_at = now(), started_at = now()
     WHERE job_id = %(job)s RETURNING item
 ), counted AS (
     UPDATE callboard.jobs SET failed = total, state = 'completed', published = total, watermark = bulk_end,
@@ -41,13 +41,17 @@ def table(rig: Rig, items: int) -> list[str]:
             _row(
                 conn,
                 "run again what was cancelled",
-                lambda: retry.retry(conn, job, WE, RetrySelection(["cancelled"])),
+                lambda: retry_action.retry(conn, job, WE, RetrySelection(["cancelled"])),
             ),
         ]
         ended = _job(conn, items)
         conn.execute(FAILED, {"job": ended})
         rows.append(
-            _row(conn, "retry all of them, failed", lambda: retry.retry(conn, ended, WE, RetrySelection()))
+            _row(
+                conn,
+                "retry all of them, failed",
+                lambda: retry_action.retry(conn, ended, WE, RetrySelection()),
+            )
         )
     return [f"| {items:,} items | seconds | MiB written to tables |", "|---|---|---|", *rows]
 

@@ -212,13 +212,13 @@ def told(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
 DIES = """
 import os, signal, sys
 from callboard.commands.main import main
-from callboard.sql.writes import actions, jobs, requests, retry
+from callboard.sql.writes import actions, jobs, requests, retry_action
 real = actions.statement
 def deadly(name):
     if name == sys.argv[1]:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(name)
-actions.statement = jobs.statement = requests.statement = retry.statement = deadly
+actions.statement = jobs.statement = requests.statement = retry_action.statement = deadly
 main(sys.argv[2:])
 """
 

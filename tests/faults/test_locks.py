@@ -16,13 +16,13 @@ from callboard.sql.callback_targets import Message, Targets
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import (
-    BulkClaim,
     Event,
     Failure,
     HangSample,
     NewItem,
     OutcomeState,
     Outgoing,
+    PublishClaim,
     Retry,
     Running,
 )
@@ -41,7 +41,7 @@ from callboard.sql.writes import (
 )
 from callboard.sql.writes.lanes import TakenOver
 from callboard.sql.writes.requests import NotPossible
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
 from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, unheld
 from tests.support.workers import wait_until
@@ -106,7 +106,7 @@ class Writers(ConcurrentWriters):
         )  # fmt: skip
 
     def publish(self, conn: Conn, chance: random.Random) -> None:
-        claim = publishing.claim_bulk(conn)
+        claim = publishing.claim_job(conn)
         if claim is not None:
             until = claim.watermark
             if claim.lane_by is not None:
@@ -119,7 +119,7 @@ class Writers(ConcurrentWriters):
             publishing.advance_watermark(conn, claim, watermark=until, published=len(batch), keep=False)
         self._settle(conn, publishing.claim_outbox(conn, 20), chance)
 
-    def _by_lane(self, conn: Conn, claim: BulkClaim, chance: random.Random) -> None:
+    def _by_lane(self, conn: Conn, claim: PublishClaim, chance: random.Random) -> None:
         with suppress(TakenOver):
             for batch in lanes.batches(conn, claim, 20):
                 self._settle(conn, batch, chance)

@@ -14,9 +14,9 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, NewStage, Outgoing, StageClaim
 from callboard.sql.states import JOB_FINAL
-from callboard.sql.writes import actions, jobs, outcomes, publishing, retry, stages, submission, sweep
+from callboard.sql.writes import actions, jobs, outcomes, publishing, retry_action, stages, submission, sweep
 from callboard.sql.writes.requests import NotPossible
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario
 from tests.faults.test_control import runs_begun
@@ -175,7 +175,7 @@ class Writers(ConcurrentWriters):
 
     def work(self, conn: Conn, chance: random.Random, *, fails: float = 0.15) -> None:
         """Publish the next of a job, and record how that ended."""
-        claim = publishing.claim_bulk(conn)
+        claim = publishing.claim_job(conn)
         sent: list[Outgoing] = []
         if claim is not None:
             until = min(claim.watermark + 8, claim.total)
@@ -243,7 +243,7 @@ class Writers(ConcurrentWriters):
                 with suppress(NotPossible):
                     actions.resume(conn, job, BY)
                 with suppress(NotPossible):
-                    retry.retry(conn, job, BY, RetrySelection(("cancelled", "failed")))
+                    retry_action.retry(conn, job, BY, RetrySelection(("cancelled", "failed")))
             for _ in range(10):
                 self.work(conn, chance, fails=0)
                 self.make(conn, chance)

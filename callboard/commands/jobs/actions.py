@@ -16,9 +16,9 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.states import FINAL, RETRIABLE
 from callboard.sql.writes import actions as writes
-from callboard.sql.writes import retry as retries
+from callboard.sql.writes import retry_action
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again
 from callboard.sql.writes.run_again import run_again as run_again_
 
@@ -141,7 +141,7 @@ def retry(
     """Give items another attempt: all that failed, or those chosen. A finished job is open again."""
     count = _act(
         job,
-        lambda conn, by: retries.retry(conn, job, by, RetrySelection(state or None, item or None, error)),
+        lambda conn, by: retry_action.retry(conn, job, by, RetrySelection(state or None, item or None, error)),
         as_json=as_json,
     )  # fmt: skip
     if not as_json:

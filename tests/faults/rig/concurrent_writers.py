@@ -14,9 +14,9 @@ import psycopg
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
-from callboard.sql.writes import actions, retry, submission
+from callboard.sql.writes import actions, retry_action, submission
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
-from callboard.sql.writes.retry import Overtaken, RetrySelection
+from callboard.sql.writes.retry_action import Overtaken, RetrySelection
 from tests.support.workers import wait_until
 
 BY = Requester("python", "somebody")
@@ -64,7 +64,7 @@ class ConcurrentWriters:
         refused = 0
         try:
             if action == "retry":
-                retry.retry(conn, job, BY, given or RetrySelection())
+                retry_action.retry(conn, job, BY, given or RetrySelection())
             elif action == "limit":
                 actions.limit(conn, job, BY, given)
             elif action == "seal":

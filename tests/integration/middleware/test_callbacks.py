@@ -23,10 +23,10 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
 from callboard.sql.statements import documented, statement
-from callboard.sql.writes import actions, callbacks, outcomes, publishing, retry, submission
+from callboard.sql.writes import actions, callbacks, outcomes, publishing, retry_action, submission
 from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support import documents
 from tests.support.jobs import make_job, make_staged, record, status
 from tests.support.pipeline import TIMEOUT, Stage, stage
@@ -213,7 +213,7 @@ def test_a_retried_job_calls_again_with_a_new_id_and_each_call_describes_its_own
     job = make_job(conn, 2, targets=ALL)
     record(conn, job, {"succeeded": [0], "failed": [1]})
     first = status(conn, job)
-    retry.retry(conn, job, ANNA, RetrySelection())
+    retry_action.retry(conn, job, ANNA, RetrySelection())
     record(conn, job, {"succeeded": [1]}, attempt=2)
     second = status(conn, job)
     found = callbacks.claim_callbacks(conn, webhooks=False, limit=9)

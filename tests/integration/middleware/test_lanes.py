@@ -12,11 +12,11 @@ from callboard.sql import timings
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
-from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, submission, sweep
+from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry_action, submission, sweep
 from callboard.sql.writes import lanes as lanes_of
 from callboard.sql.writes.lanes import TakenOver, move_to_outbox
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, run, send, status
 
 ANNA = Requester("python", "anna")
@@ -39,7 +39,7 @@ def job_of(conn: Conn, customers: Sequence[Any], *, sealed: bool = True, **limit
 
 def claimed(conn: Conn, job: int, room: int = 1_000) -> list[Outgoing]:
     """What a publisher claims in a job's turn, and has in hand."""
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     if claim is None:
         return []
     room = room if claim.allowed is None else min(room, claim.allowed)
@@ -185,11 +185,11 @@ def test_an_item_without_a_lane_holds_back_its_job(conn: Conn) -> None:
     job = make_job(conn, 3, published=0)
     make_worker(conn)
     lanes_of.hold(conn, job, 0, 3600, "")
-    assert publishing.claim_bulk(conn) is None
+    assert publishing.claim_job(conn) is None
     conn.execute("UPDATE callboard.jobs SET updated_at = now() - interval '1 min'")
     assert status(conn, job)["stalled"].startswith("held back until 20")
     conn.execute("UPDATE callboard.jobs SET not_before = now()")
-    assert publishing.claim_bulk(conn) is not None
+    assert publishing.claim_job(conn) is not None
 
 
 def test_lanes_that_are_all_full_have_no_more_items_set_aside(conn: Conn) -> None:
@@ -325,7 +325,7 @@ def test_what_failed_before_its_publisher_gave_up_leaves_its_lane(conn: Conn) ->
 
 def test_a_publisher_whose_claim_was_taken_over_changes_nothing(conn: Conn) -> None:
     job = job_of(conn, "aabb")
-    frozen = publishing.claim_bulk(conn, job=job)
+    frozen = publishing.claim_job(conn, job=job)
     assert frozen is not None
     lapse(conn)
     assert published(conn, job) == [0, 2]
@@ -344,12 +344,12 @@ def test_a_publisher_whose_claim_was_taken_over_changes_nothing(conn: Conn) -> N
 def test_two_publishers_never_overfill_a_lane(conn: Conn, database_url: str) -> None:
     """The second is let in only when the first is done or gone; then it counts what the first gave out."""
     job = job_of(conn, "aaaa", concurrency_by="customer=2")
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     batches = lanes.batches(conn, claim, 1)
     assert [out.item for out in next(batches)] == [0]
     with connect(database_url) as other:
-        assert publishing.claim_bulk(other, job=job) is None
+        assert publishing.claim_job(other, job=job) is None
         lapse(other)
         assert published(other, job) == [0, 1]
     with pytest.raises(TakenOver):
@@ -397,7 +397,7 @@ def test_the_limit_is_widened_narrowed_and_taken_away_on_the_run(conn: Conn) -> 
     record(conn, job, {"succeeded": [0, 1]})
     assert published(conn, job) == []
     actions.limit(conn, job, ANNA, {"concurrency_by": None})
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     assert (claim.lane_by, claim.limited, claim.in_turn) == (None, False, 3)
     rest = publishing.claim_in_turn(conn, claim, 10)
@@ -431,14 +431,14 @@ def test_lanes_of_many_messages_are_told_some_at_a_time(conn: Conn, monkeypatch:
     monkeypatch.setattr(lanes, "TURN_ITEMS", 2)
     job = make_job(conn, 5)
     record(conn, job, {"failed": range(5)})
-    assert retry.retry(conn, job, ANNA, RetrySelection()) == 5
+    assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 5
     actions.limit(conn, job, ANNA, {"concurrency_by": "0=1"})
     assert sorted(published(conn, job)) == [0, 1, 2, 3, 4]
 
 
 def test_a_job_that_is_paused_in_the_middle_of_a_turn_publishes_nothing_more(conn: Conn) -> None:
     job = job_of(conn, "aabb")
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     batches = lanes.batches(conn, claim, 10)
     publishing.confirm_outbox(conn, next(batches))
@@ -465,7 +465,7 @@ def test_a_cancelled_job_that_is_opened_again_has_its_lanes(conn: Conn, states: 
     for _ in range(2):  # first its messages
         sweep.drop_messages_of_stopped_jobs(conn)
     assert items_by_lane(conn, job) == {}
-    retry.retry(conn, job, ANNA, RetrySelection(states))
+    retry_action.retry(conn, job, ANNA, RetrySelection(states))
     first, second = ([1, 3], [2, 4]) if states == ["cancelled"] else ([0], [])
     assert published(conn, job) == first
     record(conn, job, {"succeeded": first}, attempt=1 if second else 2)

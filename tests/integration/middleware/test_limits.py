@@ -11,9 +11,19 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem
-from callboard.sql.writes import actions, claims, jobs, publishing, retry, sends, submission, sweep, workers
+from callboard.sql.writes import (
+    actions,
+    claims,
+    jobs,
+    publishing,
+    retry_action,
+    sends,
+    submission,
+    sweep,
+    workers,
+)
 from callboard.sql.writes.requests import NoSuchJob, Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, send, status
 from tests.support.workers import wait_until
 
@@ -29,7 +39,7 @@ def limited(conn: Conn, items: int, **limits: Any) -> int:
 
 def publish(conn: Conn, job: int) -> int:
     """What a publisher does in a job's turn; how many it sent."""
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     if claim is None:
         return 0
     room = 1_000 if claim.allowed is None else claim.allowed
@@ -104,7 +114,7 @@ def test_a_job_waits_for_its_actor_from_when_it_could_run(
         "no worker announced the actor new in the time that CALLBOARD_ACTOR_WAIT gives"
     )
     assert wait_until(lambda: jobs.close_stopped(conn) == [plain], 60)
-    assert retry.retry(conn, plain, ANNA, RetrySelection(["cancelled"])) == 2
+    assert retry_action.retry(conn, plain, ANNA, RetrySelection(["cancelled"])) == 2
     assert jobs.stop_jobs_without_actor(conn) == []  # its time begins anew
     assert status(conn, known)["state"] == "pending"
 
@@ -124,7 +134,7 @@ def test_a_job_past_its_failures_stops_with_the_reason(conn: Conn) -> None:
     assert any(control.job == job and control.stopping for control in workers.job_controls(conn, 5))
     assert wait_until(lambda: jobs.close_stopped(conn) == [job], 60)
     assert status(conn, job)["state"] == "failed"
-    assert retry.retry(conn, job, ANNA, RetrySelection(["failed", "cancelled"])) == 17
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(["failed", "cancelled"])) == 17
 
 
 def test_a_standing_job_past_its_failures_gives_its_day_to_a_new_one(conn: Conn) -> None:
@@ -162,7 +172,7 @@ def test_a_job_whose_last_items_pass_its_failures_is_failed(
     found = status(conn, job)
     assert (found["state"], found["stopping"], found["cancelled"]) == ("failed", None, 0)
     assert found["reason"] == f"{failing} of 4 items failed, and max_failures is {most}"
-    assert retry.retry(conn, job, ANNA, RetrySelection()) == failing
+    assert retry_action.retry(conn, job, ANNA, RetrySelection()) == failing
     record(conn, job, {"succeeded": range(4 - failing, 4)}, attempt=2)
     assert (status(conn, job)["state"], status(conn, job)["reason"]) == ("completed", None)
 
@@ -212,7 +222,7 @@ def test_a_job_without_a_queue_of_its_own_has_that_of_its_first_message(conn: Co
     ).job
     actions.limit(conn, job, ANNA, {"concurrency": 1})
     send(conn, job, 0)
-    claim = publishing.claim_bulk(conn)
+    claim = publishing.claim_job(conn)
     assert claim is not None
     assert (claim.job, claim.queue) == (job, "default")
 
@@ -222,7 +232,7 @@ def test_nothing_starts_of_a_job_whose_deadline_has_passed(conn: Conn) -> None:
     job, other = make_job(conn, 3, published=0), make_job(conn, 3, published=0)
     for one in (job, other):
         send(conn, one, 3)
-    claim = publishing.claim_bulk(conn, job=other)
+    claim = publishing.claim_job(conn, job=other)
     assert claim is not None
     for one in (job, other):
         actions.limit(conn, one, ANNA, {"deadline": "2026-01-01T00:00:00Z"})
@@ -273,12 +283,12 @@ def test_what_is_published_once_more_is_not_in_its_own_way(
 ) -> None:
     job = make_job(conn, 10, published=3)
     actions.limit(conn, job, ANNA, limit)
-    assert wait_until(lambda: publishing.claim_bulk(conn) is None, 60)  # whatever the rate gathered
+    assert wait_until(lambda: publishing.claim_job(conn) is None, 60)  # whatever the rate gathered
     come_back(conn, job)
     found: list[int] = []
 
     def claimed() -> bool:
-        claim = publishing.claim_bulk(conn)
+        claim = publishing.claim_job(conn)
         if claim is not None:
             found.extend(out.item for out in publishing.claim_in_turn(conn, claim, claim.allowed or 0))
         return bool(found)
@@ -319,12 +329,12 @@ def test_what_a_rate_published_and_nobody_started_holds_it_back(conn: Conn) -> N
 
 def test_lower_priority_goes_first_and_may_be_changed(conn: Conn) -> None:
     first, second = limited(conn, 5, priority=5), limited(conn, 5)
-    claim = publishing.claim_bulk(conn)
+    claim = publishing.claim_job(conn)
     assert claim is not None
     assert claim.job == second
     publishing.advance_watermark(conn, claim, watermark=0, published=0, keep=False)
     actions.limit(conn, first, ANNA, {"priority": -1})
-    claim = publishing.claim_bulk(conn)
+    claim = publishing.claim_job(conn)
     assert claim is not None
     assert claim.job == first
 
@@ -365,7 +375,7 @@ def test_what_is_late_is_cancelled(conn: Conn) -> None:
     found = status(conn, job)
     assert (found["state"], found["reason"]) == ("cancelled", "its deadline passed with 5 items to go")
     # Opened again it has no deadline any more.
-    assert retry.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 5
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 5
     assert jobs.stop_overdue_jobs(conn) == []
     assert "deadline" not in status(conn, job)["limits"]
 
@@ -390,9 +400,9 @@ def test_what_fails_before_its_publisher_settled_it_is_in_flight_no_more_and_onc
     """Its row in the outbox is that of the retry by then; it waits for its job's turn no more, and is published."""
     job = make_job(conn, 6)
     record(conn, job, {"failed": range(6)})
-    assert retry.retry(conn, job, ANNA, RetrySelection()) == 6
+    assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 6
     actions.limit(conn, job, ANNA, {"concurrency": 2})
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     batch = publishing.claim_in_turn(conn, claim, 2)
     record(conn, job, {"retrying": [0, 1]}, attempt=2)

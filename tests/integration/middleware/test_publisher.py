@@ -14,9 +14,9 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
-from callboard.sql.writes import actions, jobs, lanes, publishing, retry, sends
+from callboard.sql.writes import actions, jobs, lanes, publishing, retry_action, sends
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, publish, record, status
 from tests.support.transports import StubTransport
 
@@ -114,7 +114,7 @@ def test_a_publisher_reads_no_more_bytes_at_a_time_than_it_may(
         job = make_job(conn, 20, published=0 if how != "in turn" else None)
         if how == "in turn":
             record(conn, job, {"failed": range(20)})
-            retry.retry(conn, job, ANNA, RetrySelection())
+            retry_action.retry(conn, job, ANNA, RetrySelection())
         actions.limit(conn, job, ANNA, limits.get(how, {}))
         if how == "chunks":
             conn.execute("UPDATE callboard.jobs SET chunk = 20")
@@ -170,7 +170,7 @@ def test_a_round_in_which_all_was_refused_counts_as_no_work(
     transport.refused = {"default"}
     job = make_job(conn, 5)
     record(conn, job, {"failed": range(5)})
-    assert retry.retry(conn, job, ANNA, RetrySelection()) == 5
+    assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 5
     actions.limit(conn, job, ANNA, limit)
     assert publisher._round([], []) is False
     assert transport.tried == 5
@@ -232,7 +232,7 @@ def test_a_retry_that_cant_be_published_fails_its_item_alone(
     actions.limit(conn, job, ANNA, limit)
     record(conn, job, {"retrying": range(3)}, delay=0.0)
     record(conn, job, {"failed": [3, 4]})
-    assert retry.retry(conn, job, ANNA, RetrySelection()) == 2
+    assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 2
     transport.unpublishable = {1, 3}
     while publisher._round([], []):
         continue
@@ -315,7 +315,7 @@ def test_claims_are_renewed_while_the_broker_is_slow(
     elif kind == "redo":
         publish(conn, job, 3)
         record(conn, job, {"failed": range(3)})
-        retry.retry(conn, job, ANNA, RetrySelection())
+        retry_action.retry(conn, job, ANNA, RetrySelection())
     left: list[tuple[object, ...]] = []
     publish_batch = RefusingTransport.publish
 

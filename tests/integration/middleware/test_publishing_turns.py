@@ -14,7 +14,7 @@ from tests.support.jobs import ARGS, make_job, make_worker, record
 
 def turn(conn: Conn, *, publish: int = 1) -> int | None:
     """The job that is served next, and gets so many items published; None: nobody is."""
-    claim = publishing.claim_bulk(conn)
+    claim = publishing.claim_job(conn)
     if claim is None:
         return None
     reached = claim.watermark + publish
@@ -63,7 +63,7 @@ def test_priority_goes_before_the_turn_of_tenants(conn: Conn) -> None:
 def test_a_job_that_got_nothing_published_keeps_its_turn(conn: Conn) -> None:
     first, second = (make_job(conn, 9, published=0, tenant=name) for name in "ab")
     assert [turn(conn), turn(conn)] == [first, second]
-    claim = publishing.claim_bulk(conn)
+    claim = publishing.claim_job(conn)
     assert claim is not None
     assert claim.job == first
     publishing.advance_watermark(
@@ -82,7 +82,7 @@ def test_a_job_whose_actor_no_living_worker_has_is_passed_over_until_one_comes(c
     assert {turn(conn), turn(conn)} == {gone, other}
     workers.stop_worker(conn, had)
     assert [turn(conn) for _ in range(3)] == [other] * 3
-    assert publishing.claim_bulk(conn, job=gone) is None
+    assert publishing.claim_job(conn, job=gone) is None
     make_worker(conn, "gone")
     assert gone in {turn(conn), turn(conn)}
 

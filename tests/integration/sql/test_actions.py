@@ -21,9 +21,9 @@ from callboard.sql.rows import Event, Failure
 from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions as writes
-from callboard.sql.writes import claims, jobs, outcomes, publishing, retry, sends, submission, sweep
+from callboard.sql.writes import claims, jobs, outcomes, publishing, retry_action, sends, submission, sweep
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import create_app
 from tests.support.clients import client
 from tests.support.databases import waits
@@ -70,7 +70,7 @@ def test_a_job_that_was_never_published_is_cancelled_at_once(conn: Conn) -> None
     writes.cancel(conn, job, ANNA, reason="wrong file")
     found = status(conn, job)
     assert (found["state"], found["reason"], found["cancelled"]) == ("cancelled", "wrong file", 10)
-    assert publishing.claim_bulk(conn, job=job) is None
+    assert publishing.claim_job(conn, job=job) is None
 
 
 def test_no_item_is_written_to_pause_resume_or_cancel_a_job(conn: Conn) -> None:
@@ -107,7 +107,7 @@ def test_what_is_being_stopped_takes_nothing_more(conn: Conn) -> None:
     writes.cancel(conn, job, ANNA)
     assert submission.store_chunk(conn, job, 10, [(b"{}", None)], keyed=False) == ("stopped", 10)
     assert jobs.lock_jobs(conn, [job]) == {job: (10, False, False)}
-    assert publishing.claim_bulk(conn, job=job) is None
+    assert publishing.claim_job(conn, job=job) is None
     assert publishing.claim_outbox(conn, 10) == []
 
 
@@ -120,8 +120,8 @@ def test_a_standing_job_that_was_stopped_stays_one_and_leaves_its_day_to_another
     following = sends.standing_job(conn, "work", "default")
     assert following not in (day, None)
     assert sends.standing_job(conn, "work", "default") == following
-    retry.retry(conn, day, ANNA, RetrySelection(["cancelled"]))
-    claim = publishing.claim_bulk(conn, job=day)
+    retry_action.retry(conn, day, ANNA, RetrySelection(["cancelled"]))
+    claim = publishing.claim_job(conn, job=day)
     assert claim is not None
     assert [out.standing for out in publishing.claim_in_turn(conn, claim, 1)] == [True]
     found, _ = queries.run(conn, queries.jobs(JobFilter(standing=True)))
@@ -134,15 +134,15 @@ def test_a_standing_job_that_was_stopped_stays_one_and_leaves_its_day_to_another
 
 def test_a_publisher_at_work_stops_where_it_is(conn: Conn) -> None:
     job = make_job(conn, 100, published=0)
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     assert publishing.advance_watermark(conn, claim, watermark=10, published=10, keep=True)
     writes.pause(conn, job, ANNA)
     assert not publishing.advance_watermark(conn, claim, watermark=20, published=10, keep=True)
     assert parts(conn, job) == {"pending": 80, "queued": 20}
-    assert publishing.claim_bulk(conn, job=job) is None
+    assert publishing.claim_job(conn, job=job) is None
     writes.resume(conn, job, ANNA)
-    assert publishing.claim_bulk(conn, job=job) is not None
+    assert publishing.claim_job(conn, job=job) is not None
 
 
 def test_parked_messages_are_published_in_their_jobs_turn_and_in_order(conn: Conn) -> None:
@@ -150,9 +150,9 @@ def test_parked_messages_are_published_in_their_jobs_turn_and_in_order(conn: Con
     writes.pause(conn, job, ANNA)
     claims.park(conn, [(job, item, 1) for item in (5, 2, 4, 2)])
     assert parts(conn, job) == {"pending": 7, "queued": 3} == listed(conn, job)
-    assert publishing.claim_bulk(conn, job=job) is None
+    assert publishing.claim_job(conn, job=job) is None
     writes.resume(conn, job, ANNA)
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     assert claim.in_turn == 3
     again = publishing.claim_in_turn(conn, claim, 2)
@@ -171,7 +171,7 @@ def test_a_message_parked_before_its_publisher_settled_it_is_not_lost(conn: Conn
     assert parts(conn, job) == {"pending": 1}
     publishing.confirm_outbox(conn, [sent])
     assert parts(conn, job) == {"pending": 1}
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     assert claim.queue == "default"
     assert [out.item for out in publishing.claim_in_turn(conn, claim, 10)] == [0]
@@ -210,8 +210,8 @@ def test_a_retry_that_was_published_is_parked_as_what_it_is(conn: Conn) -> None:
 
 def test_a_retry_moves_the_counts_back_and_keeps_the_attempts(conn: Conn) -> None:
     job = make_mixed_job(conn)
-    assert retry.retry(conn, job, ANNA, FAILED) == 5
-    assert retry.retry(conn, job, ANNA, FAILED) == 0
+    assert retry_action.retry(conn, job, ANNA, FAILED) == 5
+    assert retry_action.retry(conn, job, ANNA, FAILED) == 0
     expected = {name: count for name, count in {**MIXED, "failed": 0, "pending": 25}.items() if count}
     assert parts(conn, job) == expected == listed(conn, job)
     assert status(conn, job)["retries"] == 8
@@ -229,14 +229,14 @@ def test_a_retry_looks_at_an_items_last_attempt_only(conn: Conn) -> None:
     """What it failed by before, and was retried for by hand, chooses it no more and counts no more."""
     job = make_job(conn, 3)
     record(conn, job, {"failed": range(3)})
-    assert retry.retry(conn, job, ANNA, FAILED) == 3
+    assert retry_action.retry(conn, job, ANNA, FAILED) == 3
     record(
         conn, job, {"failed": range(3)}, attempt=2, failure=Failure("failed", "app.Full", "no", "a.py:1 in b")
     )
     assert listed(conn, job) == {"failed": 3}
     assert status(conn, job)["retries"] == 3
-    assert retry.retry(conn, job, ANNA, RetrySelection(error=BAD.error_type)) == 0
-    assert retry.retry(conn, job, ANNA, RetrySelection(error="Full", items=[1])) == 1
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(error=BAD.error_type)) == 0
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(error="Full", items=[1])) == 1
     assert status(conn, job)["retries"] == 4
     groups = {
         group["type"]: (group["count"], group["failed"]) for group in queries.run(conn, queries.errors(job))
@@ -258,13 +258,13 @@ def test_a_retry_of_a_group_of_errors_gives_its_items_another_attempt(conn: Conn
     groups = queries.run(conn, queries.errors(job))
     for group, count in zip(groups, (6, 3), strict=True):
         assert group["failed"] == count
-        assert retry.retry(conn, other, ANNA, RetrySelection(error=group["id"])) == 0
-        assert retry.retry(conn, job, ANNA, RetrySelection(error=group["id"])) == count
+        assert retry_action.retry(conn, other, ANNA, RetrySelection(error=group["id"])) == 0
+        assert retry_action.retry(conn, job, ANNA, RetrySelection(error=group["id"])) == count
         assert queries.run(conn, queries.actions(job))[0][0]["detail"] == {
             "error": group["id"],
             "count": count,
         }
-    assert retry.retry(conn, other, ANNA, RetrySelection(error="ValueError")) == 9
+    assert retry_action.retry(conn, other, ANNA, RetrySelection(error="ValueError")) == 9
 
 
 def test_a_retry_writes_nothing_into_attempts(conn: Conn) -> None:
@@ -273,7 +273,7 @@ def test_a_retry_writes_nothing_into_attempts(conn: Conn) -> None:
     record(conn, job, {"failed": range(50)})
     where = "SELECT item, attempt, ctid, xmin, xmax FROM callboard.attempts ORDER BY 1, 2"
     before = conn.execute(where).fetchall()
-    assert retry.retry(conn, job, ANNA, FAILED) == 50
+    assert retry_action.retry(conn, job, ANNA, FAILED) == 50
     assert conn.execute(where).fetchall() == before
 
 
@@ -287,7 +287,7 @@ def test_a_dead_letter_that_waits_becomes_the_retrys_message(conn: Conn) -> None
     rows = "SELECT item, attempt, dead, in_turn FROM callboard.outbox ORDER BY item"
     assert conn.execute(rows).fetchall() == [(0, 1, True, False), (1, 1, True, False)]
     claimed = publishing.claim_outbox(conn, 10)
-    assert retry.retry(conn, job, ANNA, FAILED) == 4
+    assert retry_action.retry(conn, job, ANNA, FAILED) == 4
     assert status(conn, job)["crashes"] == 0
     assert conn.execute(rows).fetchall() == [(n, 2, False, True) for n in range(4)]
     publishing.confirm_outbox(conn, claimed)  # the publisher of the dead letters takes no row away
@@ -301,8 +301,8 @@ def test_an_item_goes_on_that_failed_while_it_was_parked_too(conn: Conn) -> None
     claims.park(conn, [(job, 0, 1)])
     now = time.monotonic()
     outcomes.record(conn, [Event(job, 0, 1, "failed", 0.1, now, 1, BAD, dead=True)], now)
-    assert retry.retry(conn, job, ANNA, RetrySelection()) == 1
-    claim = publishing.claim_bulk(conn)
+    assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 1
+    claim = publishing.claim_job(conn)
     assert claim is not None
     assert [(out.item, out.attempt, out.dead) for out in publishing.claim_in_turn(conn, claim, 10)] == [
         (0, 2, False)
@@ -327,9 +327,9 @@ def test_a_row_that_comes_between_is_met_by_trying_again(
             threading.Timer(0.3, holder.commit).start()  # while the retry waits at the unique key
         return statement(name)
 
-    monkeypatch.setattr(retry, "statement", meddling)
+    monkeypatch.setattr(retry_action, "statement", meddling)
     with psycopg.connect(database_url) as holder:
-        assert retry.retry(conn, job, ANNA, FAILED) == 2
+        assert retry_action.retry(conn, job, ANNA, FAILED) == 2
     assert asked.count("retry_ended_items") == 2
     assert parts(conn, job) == {"pending": 2} == listed(conn, job)
 
@@ -339,7 +339,7 @@ def test_what_ran_before_its_publisher_settled_it_counts_as_published_when_it_is
     send(conn, job, 0)
     (sent,) = publishing.claim_outbox(conn, 10)
     record(conn, job, {"failed": [0]})
-    assert retry.retry(conn, job, ANNA, RetrySelection()) == 1
+    assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 1
     assert queries.run(conn, queries.verify())["drift"] == []
     publishing.confirm_outbox(conn, [sent])
     assert queries.run(conn, queries.verify())["drift"] == []
@@ -348,10 +348,10 @@ def test_what_ran_before_its_publisher_settled_it_counts_as_published_when_it_is
 
 def test_a_retry_takes_what_is_chosen(conn: Conn) -> None:
     job = make_mixed_job(conn)
-    assert retry.retry(conn, job, ANNA, RetrySelection(items=[20, 25, 0, 40, 99_999])) == 2
-    assert retry.retry(conn, job, ANNA, RetrySelection(error="KeyError")) == 0
-    assert retry.retry(conn, job, ANNA, RetrySelection(error=BAD.error_type)) == 4
-    assert retry.retry(conn, job, ANNA, RetrySelection(["skipped"])) == 4
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(items=[20, 25, 0, 40, 99_999])) == 2
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(error="KeyError")) == 0
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(error=BAD.error_type)) == 4
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(["skipped"])) == 4
     assert status(conn, job)["failed"] == status(conn, job)["skipped"] == 0
 
 
@@ -359,7 +359,7 @@ def test_a_completed_job_opens_again_and_completes_again(conn: Conn) -> None:
     job = make_job(conn, 4)
     record(conn, job, {"succeeded": [0, 1], "failed": [2, 3]})
     assert status(conn, job)["state"] == "completed"
-    assert retry.retry(conn, job, ANNA, RetrySelection(items=[3])) == 1
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(items=[3])) == 1
     found = status(conn, job)
     assert (found["state"], found["finished_at"]) == ("running", None)
     assert parts(conn, job) == {"pending": 1, "succeeded": 2, "failed": 1}
@@ -373,7 +373,7 @@ def test_a_job_that_is_opened_again_has_no_rate_of_days_ago(conn: Conn) -> None:
     record(conn, job, {"succeeded": range(50), "failed": range(50, 100)})
     ago = "UPDATE callboard.jobs SET started_at = now() - interval '2 d' WHERE id = %s"
     conn.execute(ago, (job,))
-    retry.retry(conn, job, ANNA, RetrySelection())
+    retry_action.retry(conn, job, ANNA, RetrySelection())
     found = status(conn, job)
     assert (found["state"], found["rate"], found["eta"]) == ("running", None, None)
     sweep.sample_jobs(conn)
@@ -390,11 +390,11 @@ def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
     """What was published comes again from the outbox, what was not by the watermark."""
     job = make_mixed_job(conn)
     stop(conn, job)
-    assert retry.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 70
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 70
     assert (
         parts(conn, job) == {"pending": 70, "succeeded": 20, "failed": 5, "skipped": 5} == listed(conn, job)
     )
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     assert (claim.watermark, claim.in_turn) == (80, 50)
     again = publishing.claim_in_turn(conn, claim, 100)
@@ -406,13 +406,13 @@ def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
 def test_of_a_cancelled_job_only_what_is_chosen_goes_on(conn: Conn) -> None:
     job = make_mixed_job(conn)
     stop(conn, job)
-    assert retry.retry(conn, job, ANNA, RetrySelection(error="KeyError")) == 0
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(error="KeyError")) == 0
     assert status(conn, job)["state"] == "cancelled"
-    assert retry.retry(conn, job, ANNA, RetrySelection(items=[20, 99])) == 2
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(items=[20, 99])) == 2
     assert parts(conn, job) == {
         "pending": 2, "succeeded": 20, "failed": 4, "skipped": 5, "cancelled": 69,
     } == listed(conn, job)  # fmt: skip
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     assert claim.watermark == claim.total
     assert [(out.item, out.attempt) for out in publishing.claim_in_turn(conn, claim, 10)] == [
@@ -423,7 +423,7 @@ def test_of_a_cancelled_job_only_what_is_chosen_goes_on(conn: Conn) -> None:
     record(conn, job, {"failed": [99]})
     found = status(conn, job)
     assert (found["state"], found["cancelled"], found["progress"]) == ("completed", 69, 1.0)
-    assert retry.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 69
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 69
     assert parts(conn, job) == {"pending": 69, "succeeded": 21, "failed": 5, "skipped": 5}
 
 
@@ -435,7 +435,7 @@ def test_children_of_a_cancelled_job_go_on_too(conn: Conn) -> None:
     send(conn, job, 4)
     stop(conn, job)
     sweep.drop_messages_of_stopped_jobs(conn)
-    assert retry.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 5
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 5
     assert parts(conn, job) == {"pending": 5}
     assert status(conn, job)["sealed"]
 
@@ -454,7 +454,7 @@ def test_two_that_press_at_once_do_it_once(conn: Conn, database_url: str) -> Non
     def press() -> None:
         with connect(database_url) as own:
             gate.wait()
-            done.append(retry.retry(own, job, ANNA, RetrySelection(["failed", "cancelled"])))
+            done.append(retry_action.retry(own, job, ANNA, RetrySelection(["failed", "cancelled"])))
 
     threads = [threading.Thread(target=press) for _ in range(4)]
     for thread in threads:
@@ -483,7 +483,7 @@ SAY: dict[str, Callable[[Conn, int], Any]] = {
     "cancel": lambda conn, job: writes.cancel(conn, job, ANNA),
     "pause": lambda conn, job: writes.pause(conn, job, ANNA),
     "resume": lambda conn, job: writes.resume(conn, job, ANNA),
-    "retry": lambda conn, job: retry.retry(conn, job, ANNA, FAILED),
+    "retry": lambda conn, job: retry_action.retry(conn, job, ANNA, FAILED),
 }
 
 
@@ -551,8 +551,8 @@ def test_a_reason_that_cant_be_kept_cancels_nothing(reason: Any, conn: Conn) -> 
 
 def test_items_may_be_any_iterable(conn: Conn) -> None:
     job = make_mixed_job(conn)
-    assert retry.retry(conn, job, ANNA, RetrySelection(items=(n for n in (20, 25)))) == 2
-    assert retry.retry(conn, job, ANNA, RetrySelection(items=[])) == 0
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(items=(n for n in (20, 25)))) == 2
+    assert retry_action.retry(conn, job, ANNA, RetrySelection(items=[])) == 0
     assert queries.run(conn, queries.actions(job))[0][0]["detail"] == {"items": [20, 25], "count": 2}
 
 

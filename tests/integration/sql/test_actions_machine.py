@@ -12,11 +12,11 @@ from hypothesis.stateful import initialize, invariant, precondition, rule, run_s
 
 from callboard.middleware.publish import lanes
 from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import BulkClaim, Outgoing
+from callboard.sql.rows import Outgoing, PublishClaim
 from callboard.sql.states import FINAL, JOB_FINAL
-from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry, sweep
+from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry_action, sweep
 from callboard.sql.writes.requests import NotPossible, Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.integration.sql.test_record import Tracking, drift, event
 from tests.support.jobs import make_job
 
@@ -70,7 +70,7 @@ class Controlled(Tracking):
 
     @rule(data=st.data(), choice=CHOICES)
     def retry(self, data: st.DataObject, choice: RetrySelection) -> None:
-        self._say(lambda job: retry.retry(self.conn, job, US, choice), data)
+        self._say(lambda job: retry_action.retry(self.conn, job, US, choice), data)
         # By hand what was final may have another attempt.
         self.finals.clear()
 
@@ -131,8 +131,8 @@ class Controlled(Tracking):
         self.messages = [one for one in self.messages if one is not out]
 
     @rule(vanishes=st.booleans())
-    def claim_bulk(self, vanishes: bool) -> None:
-        claim = publishing.claim_bulk(self.conn)
+    def claim_job(self, vanishes: bool) -> None:
+        claim = publishing.claim_job(self.conn)
         if claim is not None and claim.lane_by is not None:
             self._publish_by_lane(claim, vanishes)
         elif claim is not None:
@@ -142,7 +142,7 @@ class Controlled(Tracking):
 
     @rule(vanishes=st.booleans())
     def publish_in_turn(self, vanishes: bool) -> None:
-        claim = publishing.claim_bulk(self.conn)
+        claim = publishing.claim_job(self.conn)
         if claim is None:
             return
         if claim.lane_by is not None:
@@ -153,7 +153,7 @@ class Controlled(Tracking):
         self.unsettled += due
         publishing.advance_watermark(self.conn, claim, watermark=claim.watermark, published=0, keep=False)
 
-    def _publish_by_lane(self, claim: BulkClaim, vanishes: bool) -> None:
+    def _publish_by_lane(self, claim: PublishClaim, vanishes: bool) -> None:
         """What is claimed may be sent, and settled later or never; its publisher gives the job back, or vanishes."""
         before = self._lanes(claim.job)
         batch = [out for batch in lanes.batches(self.conn, claim, 3) for out in batch]
@@ -213,7 +213,7 @@ class Controlled(Tracking):
             actions.limit(self.conn, job, US, {"deadline": None})
             with suppress(NotPossible):
                 actions.resume(self.conn, job, US)
-            retry.retry(self.conn, job, US, RetrySelection(["cancelled"]))
+            retry_action.retry(self.conn, job, US, RetrySelection(["cancelled"]))
             assert self._job(job)["cancelled"] == 0
         super().teardown()
         self.conn.execute("TRUNCATE callboard.actions, callboard.lanes")
@@ -232,7 +232,7 @@ class Controlled(Tracking):
 
     def _in_turn(self, job: int) -> list[Outgoing]:
         """Publish all of a job that may be published now."""
-        claim = publishing.claim_bulk(self.conn, job=job)
+        claim = publishing.claim_job(self.conn, job=job)
         if claim is None:
             return []
         laned = claim.lane_by is not None

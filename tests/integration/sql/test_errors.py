@@ -8,9 +8,9 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import AttemptKind, Event, Failure, Retry
-from callboard.sql.writes import outcomes, retry
+from callboard.sql.writes import outcomes, retry_action
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, record
 
 
@@ -42,9 +42,9 @@ def test_the_example_is_of_an_item_that_failed_for_good(conn: Conn) -> None:
     assert groups_of(conn, job) == [("row # is bad", 1, 2, 1, "row 1 is bad")]
     record(conn, job, {"failed": [3]}, failure=said("row 3 is bad"))
     assert groups_of(conn, job) == [("row # is bad", 2, 2, 1, "row 1 is bad")]
-    assert retry.retry(conn, job, Requester("cli"), RetrySelection(items=[1])) == 1
+    assert retry_action.retry(conn, job, Requester("cli"), RetrySelection(items=[1])) == 1
     assert groups_of(conn, job) == [("row # is bad", 1, 3, 3, "row 3 is bad")]
-    assert retry.retry(conn, job, Requester("cli"), RetrySelection(items=[3])) == 1
+    assert retry_action.retry(conn, job, Requester("cli"), RetrySelection(items=[3])) == 1
     assert groups_of(conn, job) == [("row # is bad", 0, 4, 3, "row 3 is bad")]
     record(conn, job, {"failed": [1]}, attempt=2, failure=said("row 1 is bad still 5"))
     record(conn, job, {"failed": [3]}, attempt=2, failure=said("row 33 is bad"))
@@ -73,5 +73,5 @@ def test_a_job_has_a_bounded_number_of_groups(conn: Conn) -> None:
     assert sum(group[2] for group in groups_of(conn, job)) == 150
     assert len(groups_of(conn, job)) == most + 1
     # Each is taken from the group that it was counted in.
-    assert retry.retry(conn, job, Requester("cli"), RetrySelection(items=range(150))) == 150
+    assert retry_action.retry(conn, job, Requester("cli"), RetrySelection(items=range(150))) == 150
     assert {group[1] for group in groups_of(conn, job)} == {0}

@@ -12,11 +12,20 @@ import pytest
 
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import BulkClaim, Event, HangSample, NewItem, OutcomeState, Outgoing, Retry, Running
+from callboard.sql.rows import (
+    Event,
+    HangSample,
+    NewItem,
+    OutcomeState,
+    Outgoing,
+    PublishClaim,
+    Retry,
+    Running,
+)
 from callboard.sql.statements import statement
-from callboard.sql.writes import actions, jobs, lanes, outcomes, publishing, retry, sweep
+from callboard.sql.writes import actions, jobs, lanes, outcomes, publishing, retry_action, sweep
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import waits
 from tests.support.jobs import ARGS, BAD, make_job, record, run
 from tests.support.workers import wait_until
@@ -130,7 +139,9 @@ def test_an_outcome_after_its_retry_by_hand(scene: Scene) -> None:
     """A copy of the message ends when its item has another attempt."""
     job = make_job(scene.conn, 2)
     record(scene.conn, job, {"failed": [0]})
-    assert scene.after(lambda c: retry.retry(c, job, BY, RetrySelection()), ends(job, "succeeded")) == []
+    assert (
+        scene.after(lambda c: retry_action.retry(c, job, BY, RetrySelection()), ends(job, "succeeded")) == []
+    )
     assert scene.one("SELECT state::text, attempt FROM callboard.items WHERE item = 0") == ("waiting", 2)
     assert scene.drift == []
 
@@ -278,7 +289,7 @@ def test_two_retries_at_once_give_one_attempt(items: list[int] | None, scene: Sc
     job = failed(scene.conn)
     given = {"job": job, "states": ["failed"], "items": items, "error": None, "locked": False}
     second = scene.after(
-        lambda c: retry.retry(c, job, BY, RetrySelection()),
+        lambda c: retry_action.retry(c, job, BY, RetrySelection()),
         lambda c: c.execute(statement("retry_ended_items"), given).fetchone(),
     )
     assert second == (0,) * 7
@@ -292,7 +303,7 @@ def test_a_retry_after_a_retry_that_failed_again(scene: Scene) -> None:
     given = {"job": job, "states": ["failed"], "items": None, "error": None, "locked": False}
 
     def again(conn: Conn) -> None:
-        retry.retry(conn, job, BY, RetrySelection())
+        retry_action.retry(conn, job, BY, RetrySelection())
         ends(job, "failed", 2)(conn)
 
     assert (
@@ -308,22 +319,22 @@ def test_two_retries_at_once_of_what_was_cancelled(scene: Scene) -> None:
     actions.cancel(scene.conn, job, BY)
     scene.conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 h'")
     jobs.close_stopped(scene.conn)
-    retry.retry(scene.conn, job, BY, RetrySelection(items=[0]))
+    retry_action.retry(scene.conn, job, BY, RetrySelection(items=[0]))
     assert scene.one("SELECT cancelled FROM callboard.jobs") == (1,)
     given = {"job": job, "states": ["cancelled"], "items": [1], "error": None, "locked": False}
     second = scene.after(
-        lambda c: retry.retry(c, job, BY, RetrySelection(items=[1])),
+        lambda c: retry_action.retry(c, job, BY, RetrySelection(items=[1])),
         lambda c: c.execute(statement("retry_ended_items"), given).fetchone(),
     )
     assert second == (0,) * 7
     assert scene.drift == []
 
 
-def laned(conn: Conn) -> BulkClaim:
+def laned(conn: Conn) -> PublishClaim:
     """The claim of a job whose item is in a lane."""
     job = make_job(conn, 1, published=0)
     actions.limit(conn, job, BY, {"concurrency_by": "0=1"})
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     return claim
 

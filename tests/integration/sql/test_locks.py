@@ -21,7 +21,7 @@ from callboard.sql.writes import (
     outcomes,
     publishing,
     retention,
-    retry,
+    retry_action,
     stages,
     submission,
     sweep,
@@ -29,7 +29,7 @@ from callboard.sql.writes import (
 )
 from callboard.sql.writes.jobs import close_stopped
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import broken_deadlocks, reverse_rows
 from tests.support.databases import waiting
 from tests.support.jobs import BAD, make_job, make_worker, publish
@@ -119,7 +119,7 @@ def test_lanes_that_go_by_another_argument_and_a_flush(conn: Conn, database_url:
     actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
     conn.execute("UPDATE callboard.outbox SET lane = '1'")
     reverse_rows(conn, "outbox")
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     meet(database_url, MIDDLE, [job], ends(job, range(3)), lambda c: lanes.change_lanes(c, claim, []))
     assert conn.execute("SELECT count(*) FROM callboard.outbox WHERE lane IS NOT NULL").fetchone() == (0,)
@@ -140,7 +140,7 @@ def test_items_that_are_set_aside_and_a_flush(conn: Conn, database_url: str) -> 
     worker = make_worker(conn)
     outcomes.report_running(conn, worker, [Running(job, 1, 1, 1.0, None)])
     actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     aside = [(item, "") for item in range(3)]
     meet(
@@ -184,7 +184,7 @@ def test_nobody_publishes_by_lane_what_is_over(conn: Conn) -> None:
     job = make_job(conn, 1)
     actions.limit(conn, job, BY, {"concurrency_by": "x=1"})
     claims.park(conn, [(job, 0, 1)])
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     ends(job, [0], ok=True)(conn)
     with pytest.raises(lanes.TakenOver):
@@ -226,7 +226,7 @@ def test_a_retry_and_what_a_cancelled_job_still_had_in_hand(conn: Conn, database
     stop(conn, job)
     meet(
         database_url, "items WHERE job_id = %s AND item = 1", [job], ends(job, range(3), ok=True),
-        lambda c: retry.retry(c, job, BY, RetrySelection(("failed",))),
+        lambda c: retry_action.retry(c, job, BY, RetrySelection(("failed",))),
     )  # fmt: skip
     assert broken_deadlocks(conn) == 0
     assert drift(conn) == []
@@ -241,7 +241,7 @@ def test_a_retry_and_a_dead_letter_that_is_settled(conn: Conn, database_url: str
     assert [one.dead for one in out] == [True, True]
     meet(
         database_url, MIDDLE, [job], lambda c: publishing.confirm_outbox(c, out),
-        lambda c: retry.retry(c, job, BY, RetrySelection()),
+        lambda c: retry_action.retry(c, job, BY, RetrySelection()),
     )  # fmt: skip
     assert broken_deadlocks(conn) == 0
     assert drift(conn) == []
@@ -251,14 +251,14 @@ def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: s
     """Sent before their job was cancelled, confirmed after."""
     job = make_job(conn, 3)
     in_outbox(conn, job)
-    claim = publishing.claim_bulk(conn, job=job)
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     out = publishing.claim_in_turn(conn, claim, 3)
     publishing.advance_watermark(conn, claim, watermark=3, published=0, keep=False)
     stop(conn, job)
     meet(
         database_url, MIDDLE, [job], lambda c: publishing.confirm_outbox(c, out),
-        lambda c: retry.retry(c, job, BY, RetrySelection(("cancelled",))),
+        lambda c: retry_action.retry(c, job, BY, RetrySelection(("cancelled",))),
     )  # fmt: skip
     assert broken_deadlocks(conn) == 0
     assert drift(conn) == []
@@ -293,7 +293,7 @@ def test_a_job_of_stages_and_late_outcomes(what: str, conn: Conn, database_url: 
     steps: dict[str, Step] = {
         "leaves": lambda c: retention.mark_deleted(c, [parent]),
         "is due": lambda c: retention.mark_expired(c, 0.0),
-        "is retried": lambda c: retry.retry(c, parent, BY, RetrySelection(("cancelled",))),
+        "is retried": lambda c: retry_action.retry(c, parent, BY, RetrySelection(("cancelled",))),
     }
     meet(database_url, "jobs WHERE id = %s", [jobs[1]], late(jobs), steps[what])
     assert broken_deadlocks(conn) == 0

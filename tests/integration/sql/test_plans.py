@@ -17,7 +17,16 @@ import pytest
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import BulkClaim, Event, HangSample, NewItem, OutcomeState, Outgoing, Retry, Running
+from callboard.sql.rows import (
+    Event,
+    HangSample,
+    NewItem,
+    OutcomeState,
+    Outgoing,
+    PublishClaim,
+    Retry,
+    Running,
+)
 from callboard.sql.writes import (
     callbacks,
     claims,
@@ -26,7 +35,7 @@ from callboard.sql.writes import (
     outcomes,
     publishing,
     retention,
-    retry,
+    retry_action,
     sends,
     stages,
     submission,
@@ -152,8 +161,8 @@ def _sent(job: int, number: int) -> NewItem:
 # What is tried -------------------------------------------------------------------------------------------------------
 
 
-def claim_of(conn: Conn, job: int) -> BulkClaim:
-    claim = publishing.claim_bulk(conn, job=job)
+def claim_of(conn: Conn, job: int) -> PublishClaim:
+    claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     return claim
 
@@ -261,7 +270,7 @@ TRIED: dict[str, Try] = {
     "items_of_earlier_days": lambda c, s: sends.items_of_earlier_days(c, [("work", f"k-{n}") for n in s.some]),
     "add_items": _add_items,
     "renew_submissions": lambda c, s: submission.renew_submissions(c, [s.plain]),
-    "claim_bulk": lambda c, _: publishing.claim_bulk(c),
+    "claim_job": lambda c, _: publishing.claim_job(c),
     "claim_in_turn": lambda c, s: publishing.claim_in_turn(c, claim_of(c, s.limited), SOME),
     "bulk_items": _bulk_items,
     "advance_watermark": _publish_bulk,
@@ -402,7 +411,7 @@ def test_a_large_retry_is_claimed_and_confirmed_at_once(postgres_url: str, templ
         publisher = opened(with_database(postgres_url, name))
 
         def publish_again() -> int:
-            claim = publishing.claim_bulk(publisher, job=job)
+            claim = publishing.claim_job(publisher, job=job)
             sent = publishing.claim_in_turn(publisher, claim, 1_000) if claim else []
             publishing.confirm_outbox(publisher, sent)
             if claim:
@@ -410,9 +419,9 @@ def test_a_large_retry_is_claimed_and_confirmed_at_once(postgres_url: str, templ
             return len(sent)
 
         assert publish_again() == 0
-        publishing.claim_in_turn(publisher, BulkClaim(job, 0, 0, 0, 0, 0, "", ""), 1_000)
+        publishing.claim_in_turn(publisher, PublishClaim(job, 0, 0, 0, 0, 0, "", ""), 1_000)
         publishing.confirm_outbox(publisher, [])
-        retry.retry(conn, job, Requester("python"), retry.RetrySelection())
+        retry_action.retry(conn, job, Requester("python"), retry_action.RetrySelection())
         row = conn.execute("SELECT last_analyze IS NOT NULL, relpages > 50 FROM pg_stat_user_tables AS s"
                            " JOIN pg_class AS c ON c.oid = s.relid WHERE s.relname = 'outbox'").fetchone()  # fmt: skip
         assert row == (True, True)

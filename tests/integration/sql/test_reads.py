@@ -20,14 +20,14 @@ from callboard.sql.writes import (
     claims,
     outcomes,
     publishing,
-    retry,
+    retry_action,
     sends,
     submission,
     sweep,
     workers,
 )
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import (
     ARGS,
     BAD,
@@ -352,7 +352,7 @@ def test_a_retried_item_keeps_its_first_start(conn: Conn) -> None:
     job = make_job(conn, 3)
     record(conn, job, {"retrying": [0], "failed": [1]})
     conn.execute("UPDATE callboard.attempts SET started_at = '2026-01-01 12:00Z' WHERE job_id = %s", (job,))
-    retry.retry(conn, job, Requester("cli"), RetrySelection())
+    retry_action.retry(conn, job, Requester("cli"), RetrySelection())
     record(conn, job, {"succeeded": [0, 1]}, attempt=2)
     found, _ = queries.run(conn, queries.items(job))
     assert [item["first_started_at"] for item in found] == ["2026-01-01T12:00:00.000Z"] * 2 + [None]

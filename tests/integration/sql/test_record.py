@@ -29,7 +29,7 @@ from callboard.middleware.journal.rescue import rescue
 from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import BulkClaim, Event, Failure, NewItem, OutcomeState, Outgoing, Retry, Running
+from callboard.sql.rows import Event, Failure, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.states import FINAL, MOVES
 from callboard.sql.writes import outcomes, publishing, sends, submission, sweep
 from callboard.sql.writes.claims import claim_item, release_item
@@ -73,7 +73,7 @@ class Tracking(RuleBasedStateMachine):
         self.conn = conn
         self.messages: list[Outgoing] = []
         self.unsettled: list[Outgoing] = []
-        self.claims: list[tuple[BulkClaim, list[Outgoing]]] = []
+        self.claims: list[tuple[PublishClaim, list[Outgoing]]] = []
         self.workers = [make_worker(conn) for _ in range(2)]
         self.jobs: list[int] = []
         self.children = 0
@@ -87,8 +87,8 @@ class Tracking(RuleBasedStateMachine):
     # Publishing ------------------------------------------------------------------------------------------------------
 
     @rule()
-    def claim_bulk(self) -> None:
-        claim = publishing.claim_bulk(self.conn)
+    def claim_job(self) -> None:
+        claim = publishing.claim_job(self.conn)
         if claim is not None:
             batch, _ = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
             self.claims.append((claim, batch))
@@ -307,7 +307,7 @@ class Tracking(RuleBasedStateMachine):
             rescue(self.conn, dead)
         self.outbox_claims_lapse()
         found: list[Outgoing] = []
-        while (claim := publishing.claim_bulk(self.conn)) is not None and claim.lane_by is None:
+        while (claim := publishing.claim_job(self.conn)) is not None and claim.lane_by is None:
             batch, _ = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
             publishing.advance_watermark(
                 self.conn, claim, watermark=claim.total, published=len(batch), keep=False
@@ -522,13 +522,11 @@ def test_a_chunk_that_two_store_at_once_is_stored_once(database_url: str, conn: 
 def test_only_one_publisher_has_a_job_and_a_late_one_moves_nothing(database_url: str, conn: Conn) -> None:
     job = make_job(conn, 10, published=0)
     claims = [
-        claim
-        for claim in at_once(database_url, 6, lambda c, _: publishing.claim_bulk(c))
-        if claim is not None
+        claim for claim in at_once(database_url, 6, lambda c, _: publishing.claim_job(c)) if claim is not None
     ]
     assert len(claims) == 1
     conn.execute("UPDATE callboard.jobs SET publish_until = now() - interval '1 s'")
-    successor = publishing.claim_bulk(conn, job=job)
+    successor = publishing.claim_job(conn, job=job)
     assert successor is not None
     assert successor.suspect_below == timings.PUBLISH_WINDOW_ITEMS
     assert not publishing.advance_watermark(conn, claims[0], watermark=10, published=10, keep=False)

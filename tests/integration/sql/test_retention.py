@@ -33,7 +33,7 @@ from callboard.sql.writes import (
     claims,
     outcomes,
     publishing,
-    retry,
+    retry_action,
     sends,
     submission,
     sweep,
@@ -44,7 +44,7 @@ from callboard.sql.writes import retention as deletion
 from callboard.sql.writes import stages as staged
 from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop_overdue_jobs
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send
@@ -257,7 +257,8 @@ def test_a_leaving_job_is_gone_for_everybody(conn: Conn, caplog: pytest.LogCaptu
     says: list[Callable[[], Any]] = [
         lambda: actions.delete(conn, job, ANNA), lambda: actions.cancel(conn, job, ANNA),
         lambda: actions.pause(conn, job, ANNA), lambda: actions.resume(conn, job, ANNA),
-        lambda: actions.limit(conn, job, ANNA, {"rate": "1/s"}), lambda: retry.retry(conn, job, ANNA, RetrySelection()),
+        lambda: actions.limit(conn, job, ANNA, {"rate": "1/s"}),
+        lambda: retry_action.retry(conn, job, ANNA, RetrySelection()),
     ]  # fmt: skip
     for say in says:
         with pytest.raises(NoSuchJob, match=f"there is no job {job}"):
@@ -311,7 +312,7 @@ def test_all_of_its_rows_go_in_chunks_and_nobody_elses(conn: Conn, monkeypatch: 
     monkeypatch.setattr(deletion, "CHUNK_ITEMS", 30)
     job, other = (ended(conn, 100, keep="1d", targets=CALLED) for _ in range(2))
     for one in (job, other):
-        retry.retry(conn, one, ANNA, RetrySelection())
+        retry_action.retry(conn, one, ANNA, RetrySelection())
         run(conn, one, [5], worker=make_worker(conn))  # as a fault might leave it
         conn.execute(
             "INSERT INTO callboard.running (job_id, item, attempt, worker, started_at) VALUES (%s, 6, 1, 1, now())",
@@ -479,7 +480,7 @@ def test_a_retry_races_a_deletion_and_one_wins(first: str, conn: Conn, database_
     """The second waits for the first's transaction, and then sees what became of the job."""
     job = ended(conn)
     by: dict[str, Callable[[Conn], Any]] = {
-        "retry": lambda c: retry.retry(c, job, ANNA, RetrySelection()),
+        "retry": lambda c: retry_action.retry(c, job, ANNA, RetrySelection()),
         "delete": lambda c: actions.delete(c, job, ANNA),
     }
     second = "delete" if first == "retry" else "retry"
@@ -504,7 +505,7 @@ def test_a_retry_that_is_faster_than_the_sweep_keeps_the_job(conn: Conn, databas
     job = ended(conn, days=31)
     with connect(database_url) as other:
         with conn.transaction():
-            retry.retry(conn, job, ANNA, RetrySelection())
+            retry_action.retry(conn, job, ANNA, RetrySelection())
             assert deletion.mark_expired(other, 30 * DAY) == []
         assert deletion.mark_expired(other, 30 * DAY) == []
     assert state(conn, job) == "running"
@@ -537,9 +538,9 @@ def test_a_purge_blocks_nobody(conn: Conn, database_url: str) -> None:
             run(other, busy, [3], worker=worker)
             send(other, busy, 10)
             assert publishing.claim_outbox(other, 100)
-            assert publishing.claim_bulk(other) is None
+            assert publishing.claim_job(other) is None
             workers.beat(other, worker, [(busy, 3)])
-            retry.retry(other, busy, ANNA, RetrySelection())
+            retry_action.retry(other, busy, ANNA, RetrySelection())
             sweep.sample_jobs(other)
             sweep.drop_messages_of_stopped_jobs(other)
             close_jobs(other)

@@ -16,9 +16,9 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewStage
 from callboard.sql.statements import statement
-from callboard.sql.writes import actions, jobs, retry, stages, submission
+from callboard.sql.writes import actions, jobs, retry_action, stages, submission
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import ARGS, BAD, age, make_staged, make_worker, publish, record, status
 from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
@@ -115,7 +115,7 @@ def test_no_stage_is_made_of_a_stage_that_is_being_retried(conn: Conn, database_
     with connect(database_url) as other, other.transaction():
         other.execute(statement("lock_stages"), (parent,))
         assert stages.claim_stage(conn, worker, ["work"], []) is None
-    retry.retry(conn, parent, ANNA, RetrySelection())
+    retry_action.retry(conn, parent, ANNA, RetrySelection())
     assert stages.claim_stage(conn, worker, ["work"], []) is None
     record(conn, second - 1, {"succeeded": range(8, 10)}, attempt=2)
     assert stages.claim_stage(conn, worker, ["work"], []) is not None
@@ -189,7 +189,7 @@ def test_a_stage_that_was_partly_made_goes_on_whole(conn: Conn) -> None:
     assert wait_until(lambda: jobs.close_stopped(conn) or status(conn, second)["finished_at"], 60)
     stages.update_parents(conn)
     assert (status(conn, parent)["state"], status(conn, second)["cancelled"]) == ("failed", 3)
-    assert retry.retry(conn, parent, ANNA, RetrySelection()) == 4
+    assert retry_action.retry(conn, parent, ANNA, RetrySelection()) == 4
     found = status(conn, second)
     assert (found["state"], found["sealed"], found["pending"], found["succeeded"]) == ("running", False, 4, 1)
     assert status(conn, first)["failed"] == 2
@@ -325,9 +325,9 @@ def test_a_deadline_that_comes_before_a_stage_is_made_says_so(conn: Conn) -> Non
 def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     parent, [first, second] = make_staged(conn, on_failure="stop")
     assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("failed", "cancelled")
-    assert retry.retry(conn, parent, ANNA, RetrySelection(error="KeyError")) == 0
+    assert retry_action.retry(conn, parent, ANNA, RetrySelection(error="KeyError")) == 0
     assert status(conn, parent)["state"] == "failed"
-    assert retry.retry(conn, parent, ANNA, RetrySelection()) == 2
+    assert retry_action.retry(conn, parent, ANNA, RetrySelection()) == 2
     assert (status(conn, parent)["state"], status(conn, second)["state"]) == ("running", "pending")
     record(conn, first, {"succeeded": [8], "failed": [9]}, attempt=2)
     stages.update_parents(conn)
@@ -344,7 +344,7 @@ def test_a_claim_that_began_before_a_retry_makes_nothing_of_what_runs_again(
     with connect(database_url) as late:
         late.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         late.execute("SELECT count(*) FROM callboard.jobs")
-        assert retry.retry(conn, parent, ANNA, RetrySelection()) == 2
+        assert retry_action.retry(conn, parent, ANNA, RetrySelection()) == 2
         making = stages.claim_stage(late, worker, ["work"], [])
         late.execute("COMMIT")
     assert making is not None
@@ -370,5 +370,5 @@ def test_a_stage_of_which_a_retry_chose_nothing_is_left_as_it_was(conn: Conn) ->
     assert queries.run(conn, queries.verify())["drift"] == []
     stages.update_parents(conn)
     assert wait_until(lambda: jobs.close_stopped(conn) or status(conn, parent)["finished_at"], 60)
-    assert retry.retry(conn, parent, ANNA, RetrySelection(error="KeyError")) == 7
+    assert retry_action.retry(conn, parent, ANNA, RetrySelection(error="KeyError")) == 7
     assert status(conn, first)["state"] == "completed"

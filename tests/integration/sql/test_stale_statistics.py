@@ -20,13 +20,13 @@ from callboard.middleware.journal.rescue import rescue
 from callboard.sql.pool import connection_options
 from callboard.sql.reads import queries
 from callboard.sql.rows import (
-    BulkClaim,
     Event,
     Failure,
     HangSample,
     NewItem,
     OutcomeState,
     Outgoing,
+    PublishClaim,
     Retry,
     Running,
 )
@@ -47,7 +47,7 @@ from callboard.sql.writes import (
 from callboard.sql.writes.actions import cancel
 from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection, retry
+from callboard.sql.writes.retry_action import RetrySelection, retry
 from tests.support.databases import database, with_database
 from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, record, run
 
@@ -169,9 +169,9 @@ class Scene:
         run(self.conn, job, range(2 * part, MANY), worker=self.worker)
         return job
 
-    def claim(self, job: int) -> BulkClaim:
+    def claim(self, job: int) -> PublishClaim:
         """A publisher's claim of it."""
-        claim = publishing.claim_bulk(self.conn, job=job)
+        claim = publishing.claim_job(self.conn, job=job)
         assert claim is not None
         return claim
 
@@ -181,13 +181,13 @@ class Scene:
         assert {message.job for message in claimed} == {job}
         return claimed
 
-    def laned(self, *, published: int = 0) -> BulkClaim:
+    def laned(self, *, published: int = 0) -> PublishClaim:
         """The claim of a job whose items have lanes of two, which nobody was told yet."""
         job = self.job(published=published)
         self.conn.execute("UPDATE callboard.jobs SET lane_by = '0', lane_width = 2 WHERE id = %s", (job,))
         return self.claim(job)
 
-    def move_to_outbox(self, lane: Callable[[int], int]) -> BulkClaim:
+    def move_to_outbox(self, lane: Callable[[int], int]) -> PublishClaim:
         """The same, and all items are set aside, in these lanes."""
         claim = self.laned()
         lanes.move_to_outbox(self.conn, claim, 0, MANY, [(item, str(lane(item))) for item in range(MANY)])

@@ -8,9 +8,9 @@ from starlette.applications import Starlette
 
 from callboard import Identity
 from callboard.sql.pool import Conn, connect
-from callboard.sql.writes import actions, retention, retry
+from callboard.sql.writes import actions, retention, retry_action
 from callboard.sql.writes.requests import Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import create_app
 from tests.support.jobs import MIXED, cancel, make_job, make_mixed_job, make_staged, record
 from tests.support.webapp import get, open_app
@@ -72,7 +72,7 @@ def test_counters_never_fall(conn: Conn, app: Starlette) -> None:
     name = "items_ended_total"
     before = read(app)
     assert before[name, "work", "default", "failed"] == 6
-    assert retry.retry(conn, job, BY, RetrySelection()) == 4
+    assert retry_action.retry(conn, job, BY, RetrySelection()) == 4
     assert counters(read(app)) == counters(before) | {("item_retries_total", "work", "default"): 4}
     record(conn, job, {"failed": range(6, 10)}, attempt=2)
     after = read(app)

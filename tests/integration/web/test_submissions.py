@@ -21,10 +21,10 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import WorkerInfo
 from callboard.sql.signature import Signature
-from callboard.sql.writes import actions, retry, submission, workers
+from callboard.sql.writes import actions, retry_action, submission, workers
 from callboard.sql.writes import run_again as copies
 from callboard.sql.writes.requests import NotPossible, Requester
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again
 from callboard.web import create_app
 from tests.support.jobs import cancel, make_job, make_mixed_job, send, status
@@ -456,7 +456,7 @@ def test_a_job_that_is_opened_again_is_copied_no_further(conn: Conn, monkeypatch
 
     def write(statement: Any) -> Any:
         if next(statements) == 2:
-            retry.retry(conn, old, US, RetrySelection(["cancelled"]))
+            retry_action.retry(conn, old, US, RetrySelection(["cancelled"]))
         return statement(conn)
 
     with pytest.raises(NotPossible, match="was opened again"):

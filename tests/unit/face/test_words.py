@@ -11,7 +11,7 @@ import typer.main
 import callboard
 from callboard.commands.main import app
 from callboard.sql.limits import Limits
-from callboard.sql.writes.retry import RetrySelection
+from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again
 from callboard.web.actions import Cancel, Retry
 from callboard.web.endpoints import ENDPOINTS

@@ -93,13 +93,13 @@ WHERE id = %s AND finished_at IS NOT NULL AND deleted_at IS NULL FOR NO KEY UPDA
 -- Transition: waiting | retrying -> cancelled. Caller: retry, under the job's lock. Rows: none, counted.
 -- The numbers are hashed, however many: so the planner guesses ten of what it gets from a subquery. An array as it is
 -- would be gone through for each item, by a plan that is kept for any, and by PostgreSQL 14.
-UPDATE callboard.items SET was = state, state = 'cancelled', finished_at = now(), retry_options = NULL
+UPDATE callboard.items SET state_before = state, state = 'cancelled', finished_at = now(), retry_options = NULL
 WHERE job_id = %(job)s AND state IN ('waiting', 'retrying') AND item NOT IN (SELECT unnest((SELECT %(keep)s::int[])))
 
 -- name: reset_retrying
 -- Items of a stopped job that waited for a retry go on without waiting. Transition: retrying -> waiting.
 -- Caller: retry, under the job's lock.
-UPDATE callboard.items SET was = state, state = 'waiting' WHERE job_id = %s AND state = 'retrying'
+UPDATE callboard.items SET state_before = state, state = 'waiting' WHERE job_id = %s AND state = 'retrying'
 
 -- name: clear_outbox
 -- What was to be published for a stopped job, and may be under way with its old epoch, is not counted on;
@@ -161,15 +161,15 @@ WITH chosen AS (
     WHERE still AND state IN ('failed', 'skipped', 'cancelled') AND state::text = ANY (%(states)s::text[])
 ), moved AS (
     UPDATE callboard.items AS i
-    SET was = i.state, state = 'waiting', attempt = i.attempt + (i.state <> 'cancelled')::int,
+    SET state_before = i.state, state = 'waiting', attempt = i.attempt + (i.state <> 'cancelled')::int,
         crashes = 0, finished_at = NULL, retry_options = NULL
     FROM ended AS e WHERE i.job_id = e.job_id AND i.item = e.item
-    RETURNING i.job_id, i.item, i.attempt, i.queue, i.was, e.crashes
+    RETURNING i.job_id, i.item, i.attempt, i.queue, i.state_before, e.crashes
 ), retried AS (
     SELECT a.kind, a.error_type, a.place, a.pattern, count(*) AS count
     FROM moved AS m
     JOIN callboard.attempts AS a ON a.job_id = m.job_id AND a.item = m.item AND a.attempt = m.attempt - 1
-    WHERE m.was <> 'cancelled'
+    WHERE m.state_before <> 'cancelled'
     GROUP BY 1, 2, 3, 4
 ), locked AS (
     SELECT j.id FROM callboard.jobs AS j CROSS JOIN (SELECT count(*) FROM moved) AS m  -- these first
@@ -198,16 +198,16 @@ WITH chosen AS (
 ), again AS (
     UPDATE callboard.outbox AS o
     SET id = DEFAULT, attempt = m.attempt, due_at = 'infinity', options = NULL, sent_ms = NULL,
-        first = false, suspect = m.was = 'cancelled', claimed_until = NULL, dead = false, in_turn = true
+        first = false, suspect = m.state_before = 'cancelled', claimed_until = NULL, dead = false, in_turn = true
     FROM moved AS m
     WHERE o.job_id = m.job_id AND o.item = m.item AND (SELECT count(*) FROM lying) >= 0  -- these first
 ), sent AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, first, suspect, in_turn)
-    SELECT m.job_id, m.item, m.attempt, coalesce(m.queue, ''), 'infinity', false, m.was = 'cancelled', true
+    SELECT m.job_id, m.item, m.attempt, coalesce(m.queue, ''), 'infinity', false, m.state_before = 'cancelled', true
     FROM moved AS m WHERE m.item NOT IN (SELECT item FROM lying)  -- hashed, however wrong the planner's guess is
 )
-SELECT count(*) FILTER (WHERE was = 'failed') AS failed, count(*) FILTER (WHERE was = 'skipped') AS skipped,
-       count(*) FILTER (WHERE was = 'cancelled') AS cancelled, coalesce(sum(crashes), 0)::bigint AS crashes,
+SELECT count(*) FILTER (WHERE state_before = 'failed') AS failed, count(*) FILTER (WHERE state_before = 'skipped') AS skipped,
+       count(*) FILTER (WHERE state_before = 'cancelled') AS cancelled, coalesce(sum(crashes), 0)::bigint AS crashes,
        (SELECT coalesce(sum(count), 0)::bigint FROM retried) AS retries,
        count(*) - (SELECT count(*) FILTER (WHERE in_turn) FROM lying) AS in_turn,
        (SELECT count(*) FILTER (WHERE first) FROM lying) AS published
