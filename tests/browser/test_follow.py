@@ -30,11 +30,11 @@ def test_a_page_follows_a_job_to_its_end(page: Page, database_url: str, address:
         page.evaluate(
             f"() => {{ {script} window.seen = []; follow('/api/v1/jobs/{job}', (job) => seen.push(job.succeeded)) }}"
         )
-        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 0, 15)
+        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 0, 300)
         record(conn, job, {"succeeded": [0]})
-        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 1, 15)
+        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 1, 300)
         record(conn, job, {"succeeded": [1, 2]})
-        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 3, 15)
+        assert wait_until(lambda: page.evaluate("() => seen.at(-1)") == 3, 300)
     count = page.evaluate("() => seen.length")
     page.wait_for_timeout(2500)  # it does not ask any more
     assert page.evaluate("() => seen.length") == count

@@ -33,7 +33,7 @@ from tests.support.workers import wait_until
 #: The most seconds until a change is shown, as a median.
 SHOWN_SECONDS = 1.5
 #: The most milliseconds on a busy machine: until a change is shown, and until something that takes several tries.
-SOON, LATER = 15_000, 30_000
+SOON, LATER = 60_000, 120_000
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from callboard.web import create_app
 from tests.support.jobs import BAD, make_job, make_mixed_job, make_staged, make_worker, record, run
 from tests.support.webapp import open_app, served
 
-SOON = 15_000
+SOON = 60_000
 ANNA = Requester("cli", "anna")
 EVIL = "</pre><img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()

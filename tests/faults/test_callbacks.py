@@ -70,7 +70,7 @@ def test_a_worker_killed_in_the_middle_of_a_callback(scenario: Scenario, there: 
             jobs.append(scenario.submit("work", mixed(40), on_complete=["told", there.url]))
         return len(scenario.deaths()) == len(PLAN)
 
-    assert wait_until(has_died_at_each, 240, pause=0.1), scenario.deaths()
+    assert wait_until(has_died_at_each, 600, pause=0.1), scenario.deaths()
     for job in jobs:
         scenario.wait_for(job, lambda status: status["finished_at"] is not None)
     scenario.wait_for(jobs[0], lambda _: not waiting(scenario))

@@ -33,7 +33,7 @@ def test_killed_many_times_with_items_one_by_one(scenario: Scenario) -> None:
     job = scenario.submit("work", mixed(ITEMS, 0.02), chunk=CHUNK)
     with scenario.watch(job) as watcher:
         kill_again_and_again(scenario, job)
-        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=240)
+        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=600)
     again = scenario.run_log.repeated(job.id)
     assert again < KILLS * 16 * 20  # far less than whole messages for each thread
     print(f"{KILLS} kills, {runs.total()} runs, {again} runs twice")
@@ -48,7 +48,7 @@ def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:
     job = scenario.submit("uploads", items, chunk=CHUNK)
     with scenario.watch(job) as watcher:
         kill_again_and_again(scenario, job)
-        runs = scenario.assert_completed(job, total=ITEMS, failed=ITEMS // 20, watcher=watcher, timeout=240)
+        runs = scenario.assert_completed(job, total=ITEMS, failed=ITEMS // 20, watcher=watcher, timeout=600)
     print(f"{KILLS} kills, {runs.total()} runs, {scenario.run_log.repeated(job.id)} runs twice")
 
 
@@ -59,7 +59,7 @@ def test_a_batch_with_an_item_that_kills_its_worker(scenario: Scenario) -> None:
     scenario.start_worker(short_periods=4)
     job = scenario.submit("uploads", items, chunk=CHUNK)
     with scenario.watch(job) as watcher:
-        runs = scenario.assert_completed(job, total=100, failed=1, watcher=watcher, timeout=240)
+        runs = scenario.assert_completed(job, total=100, failed=1, watcher=watcher, timeout=600)
     (failed,) = scenario.sql(
         "SELECT item, crashes FROM callboard.items WHERE job_id = %s AND crashes > 0", job.id
     )

@@ -53,7 +53,7 @@ def stand_still(scenario: Scenario, worker: Worker) -> None:
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
         " AND query_start < %s"
     )
-    assert wait_until(lambda: scenario.sql(under_way, moment) == [(0,)], 60)
+    assert wait_until(lambda: scenario.sql(under_way, moment) == [(0,)], 300)
 
 
 def run_elsewhere(scenario: Scenario, job: callboard.Job, held: dict[int, int]) -> bool:
@@ -74,16 +74,16 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, sce
         scenario.wait_for(job, lambda s: s["succeeded"] > 5 and len(in_hand(scenario, job, worker)) == 4)
         stand_still(scenario, frozen)
         held = in_hand(scenario, job, worker)
-        assert wait_until(lambda: state_of(scenario, pid) == (worker, "dead"), 60)
+        assert wait_until(lambda: state_of(scenario, pid) == (worker, "dead"), 300)
         if until == "the job is done":
             scenario.wait_for(job, lambda status: status["finished_at"] is not None)
         else:
-            assert wait_until(lambda: run_elsewhere(scenario, job, held), 60)
+            assert wait_until(lambda: run_elsewhere(scenario, job, held), 300)
         (now,) = scenario.run_log.conn.execute("SELECT clock_timestamp()").fetchone() or ()
         os.killpg(frozen.pid, signal.SIGCONT)
-        assert wait_until(lambda: state_of(scenario, pid) == (worker, "alive"), 60)
+        assert wait_until(lambda: state_of(scenario, pid) == (worker, "alive"), 300)
         scenario.assert_mixed_completed(job, ITEMS, watcher=watcher)
-    assert wait_until(lambda: scenario.run_log.unfinished(job.id) == 0, 60)
+    assert wait_until(lambda: scenario.run_log.unfinished(job.id) == 0, 300)
     late: dict[int, int] = dict(
         scenario.run_log.conn.execute(
             "SELECT item, attempt FROM runs WHERE job = %s AND pid = %s AND began < %s AND ended > %s",
@@ -150,12 +150,12 @@ def test_a_sender_that_is_frozen_in_a_transaction_holds_up_nobody_for_long(scena
         env={**os.environ, **scenario.environment}, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert wait_until(lambda: _stopped(sender.pid), 60)
+        assert wait_until(lambda: _stopped(sender.pid), 300)
         job = scenario.submit("work", ({"number": n, "seconds": 0.01} for n in range(200)))
         scenario.broker.get_actor("work").send(2)
         scenario.assert_completed(job, total=200)
         standing = "SELECT succeeded FROM callboard.jobs WHERE standing_on IS NOT NULL"
-        assert wait_until(lambda: scenario.sql(standing) == [(2,)], 60)
+        assert wait_until(lambda: scenario.sql(standing) == [(2,)], 300)
         assert _stopped(sender.pid)
         os.kill(sender.pid, signal.SIGCONT)
         output, _ = sender.communicate(timeout=60)
@@ -164,7 +164,7 @@ def test_a_sender_that_is_frozen_in_a_transaction_holds_up_nobody_for_long(scena
         sender.wait()
     # It tried once more, since nothing of the transaction is stored.
     assert output == ""
-    assert wait_until(lambda: scenario.sql(standing) == [(3,)], 60)
+    assert wait_until(lambda: scenario.sql(standing) == [(3,)], 300)
     scenario.assert_counters_true()
 
 

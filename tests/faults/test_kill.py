@@ -51,7 +51,7 @@ def test_killed_many_times_in_one_job(scenario: Scenario) -> None:
             if victims := at_work(scenario, job):
                 chance.choice(victims).kill()
                 killed += 1
-        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=240)
+        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=600)
     assert killed == KILLS
     # Most hit a worker at work: the runs that were in flight in it have no end, and ran again.
     hit = len(scenario.run_log.conn.execute(INTERRUPTED, (job.id,)).fetchall())

@@ -36,8 +36,8 @@ def test_what_is_recorded_never_runs_again_and_what_is_not_does(scenario: Scenar
     job = scenario.submit("work", some_slow(ITEMS))
     with scenario.watch(job) as watcher:
         scenario.start_worker(short_periods=5, kill_points=PLAN)
-        scenario.wait_for(job, lambda _: len(scenario.deaths()) == len(PLAN), timeout=240)
-        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=240)
+        scenario.wait_for(job, lambda _: len(scenario.deaths()) == len(PLAN), timeout=600)
+        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=600)
     died = scenario.deaths()
     assert [death.point for death in died] == [point.partition(":")[0] for point in PLAN]
     assert scenario.starts >= 1 + len(PLAN)

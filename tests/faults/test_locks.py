@@ -227,7 +227,7 @@ class Writers(ConcurrentWriters):
         conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
         last = make_worker(conn, *ACTORS)
         chance = random.Random(0)
-        assert wait_until(lambda: self._finished(conn, last, chance), 60), [
+        assert wait_until(lambda: self._finished(conn, last, chance), 300), [
             self.state(conn, job) for job in self.jobs
         ]
 

@@ -76,7 +76,7 @@ def test_all_kinds_in_one_queue(broker: Broker, scenario: Scenario) -> None:
     gate, url = scenario.folder / "gate", scenario.environment["AMQP_URL"]
     dramatiq.actor(actor_name="nobody", broker=scenario.broker)(client_half)
     worker = scenario.start_worker(env={"CALLBOARD_ACTOR_WAIT": "5s"})
-    assert wait_until(lambda: len(broker.channels(url)) == 2, 60)
+    assert wait_until(lambda: len(broker.channels(url)) == 2, 300)
     before = broker.channels(url)
     sent: list[Message[Any]] = []
     unreadable: list[bytes] = []
@@ -102,7 +102,7 @@ def test_all_kinds_in_one_queue(broker: Broker, scenario: Scenario) -> None:
     scenario.wait_for(unknown, lambda status: (status["state"], status["cancelled"]) == ("failed", UNKNOWN))
     each = 2 * ROUNDS * DISTURBANCE
     wanted = Counter(succeeded=each, failed=each, skipped=each)
-    assert wait_until(lambda: recorded(scenario) == wanted, 60), recorded(scenario)
+    assert wait_until(lambda: recorded(scenario) == wanted, 300), recorded(scenario)
     assert scenario.status(slow)["running"] == SLOW  # all the others passed by them, on the same channel
     assert broker.channels(url) == before
 
@@ -119,7 +119,7 @@ def test_all_kinds_in_one_queue(broker: Broker, scenario: Scenario) -> None:
         found.extend(dead_letters(scenario))
         return len(found) >= len(expected)
 
-    assert wait_until(all_there, 60), len(found)
+    assert wait_until(all_there, 300), len(found)
     assert Counter(map(name, found)) == Counter(expected)
     log = broker.log.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = [line for line in log if urlsplit(url).path[1:] in line]

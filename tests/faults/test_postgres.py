@@ -78,7 +78,7 @@ def recovers(scenario: Scenario, job: callboard.Job, since: float) -> None:
 
 def prove(scenario: Scenario, job: callboard.Job, watcher: Any) -> None:
     """Everything ran and counts once, and no message was lost: none was acknowledged before its commit."""
-    scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=240)
+    scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=600)
     assert "had lost their messages" not in scenario.log()
     print(f"{scenario.run_log.repeated(job.id)} runs twice")
 
@@ -100,7 +100,7 @@ def test_stopped_for_a_while_and_a_worker_killed_meanwhile(
     with scenario.watch(job) as watcher:
         breakable_postgres.stop()
         with quiet(*scenario.workers):
-            assert wait_until(lambda: all(AWAY in worker.output for worker in scenario.workers), 60)
+            assert wait_until(lambda: all(AWAY in worker.output for worker in scenario.workers), 300)
             time.sleep(60 if LONG else 8)
             assert not breakable_postgres.running()
         scenario.workers[0].kill()

@@ -31,9 +31,9 @@ def test_it_is_saved_once_if_and_only_if_it_succeeded(
         bodies = taken(scenario, job, ITEMS)
         put(scenario, [body for body in bodies for _ in range(copies)])
     scenario.start_worker(short_periods=5, kill_points=PLAN)
-    scenario.wait_for(job, lambda _: len(scenario.deaths()) == len(PLAN), timeout=240)
+    scenario.wait_for(job, lambda _: len(scenario.deaths()) == len(PLAN), timeout=600)
     of_a_kind = ITEMS // 20
-    scenario.assert_completed(job, total=ITEMS, failed=2 * of_a_kind, skipped=of_a_kind, timeout=240)
+    scenario.assert_completed(job, total=ITEMS, failed=2 * of_a_kind, skipped=of_a_kind, timeout=600)
     died = scenario.deaths()
     assert [death.point for death in died] == [point.partition(":")[0] for point in PLAN]
     assert all(death.keys for death in died)

@@ -11,9 +11,9 @@ from callboard.commands.services import Server
 from tests.faults.rig.scenario import ACTORS, POLL, Scenario, mixed, seconds_since
 from tests.support.workers import Worker, wait_until
 
-#: Seconds in which it ends, well before Kubernetes' patience of 30 is over: eight in which it tries to write, five for
-#: the pool, whose connections a pooler may hold up, and the time that Dramatiq takes.
-SOON = 20.0
+#: Seconds in which it ends, before Kubernetes' patience of 30 is over: eight in which it tries to write, five for the
+#: pool, whose connections a pooler may hold up, and the time that Dramatiq takes; the rest is for a busy machine.
+SOON = 29.0
 
 
 def stops(worker: Worker) -> None:
@@ -30,7 +30,7 @@ def test_outcomes_that_wait_for_the_database(scenario: Scenario, breakable_postg
     job = scenario.submit("work", mixed(1000, 0.02))
     scenario.wait_for(job, lambda status: status["succeeded"] > 200)
     breakable_postgres.stop()
-    assert wait_until(lambda: "the database can't be written to" in worker.output, 60)
+    assert wait_until(lambda: "the database can't be written to" in worker.output, 300)
     stops(worker)
     assert "outcomes could not be written; their messages are delivered again" in worker.output
     breakable_postgres.start()
@@ -43,19 +43,19 @@ def test_outcomes_that_wait_for_the_database(scenario: Scenario, breakable_postg
 def test_messages_that_wait_to_be_recorded_on_sight(scenario: Scenario, breakable_postgres: Server) -> None:
     """Without our stamp, as from a foreign producer: their worker threads wait for the journal."""
     worker = scenario.start_worker()
-    assert wait_until(scenario.has_consumer, 60, pause=POLL)
+    assert wait_until(scenario.has_consumer, 300, pause=POLL)
     breakable_postgres.stop()
     with scenario.channel() as channel:
         for n in range(20):
             message: Message[None] = Message("default", "work", (n,), {}, {})
             channel.basic_publish("", "default", message.encode())
-    assert wait_until(lambda: scenario.ready_messages() < 20, 60, pause=POLL)
+    assert wait_until(lambda: scenario.ready_messages() < 20, 300, pause=POLL)
     stops(worker)
-    assert wait_until(lambda: scenario.ready_messages() == 20, 60, pause=POLL)
+    assert wait_until(lambda: scenario.ready_messages() == 20, 300, pause=POLL)
     breakable_postgres.start()
     worker.start()
     ended = "SELECT count(*) FROM callboard.items WHERE state = 'succeeded'"
-    assert wait_until(lambda: scenario.sql(ended) == [(20,)], 60)
+    assert wait_until(lambda: scenario.sql(ended) == [(20,)], 300)
 
 
 def test_outcomes_of_a_stock_broker_that_wait_for_the_database(
@@ -65,7 +65,7 @@ def test_outcomes_of_a_stock_broker_that_wait_for_the_database(
     job = scenario.submit("plain", [[n] for n in range(1000)])
     scenario.wait_for(job, lambda status: status["succeeded"] > 200)
     breakable_postgres.stop()
-    assert wait_until(lambda: "the database can't be written to" in worker.output, 60)
+    assert wait_until(lambda: "the database can't be written to" in worker.output, 300)
     stops(worker)
     breakable_postgres.start()
     worker.start()
@@ -117,6 +117,6 @@ def test_a_second_signal_kills_a_worker_that_runs_coroutines(scenario: Scenario)
     job = scenario.submit("waits", [[]])
     scenario.wait_for(job, lambda status: status["running"] == 1)
     worker.process.send(signal.SIGTERM)
-    assert wait_until(lambda: "Stopping worker process..." in worker.output, 60)
+    assert wait_until(lambda: "Stopping worker process..." in worker.output, 300)
     worker.process.send(signal.SIGTERM)
-    assert wait_until(lambda: not worker.process.running(), 60)
+    assert wait_until(lambda: not worker.process.running(), 300)

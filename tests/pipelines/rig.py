@@ -23,7 +23,7 @@ from tests.support.services import SharedPostgres
 from tests.support.vhosts import Broker
 from tests.support.workers import Worker, wait_until
 
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 #: Seconds without a heartbeat after which a worker is taken for dead.
 DEAD_AFTER = "3"
 

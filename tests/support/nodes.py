@@ -45,7 +45,7 @@ class Node(rabbitmq.Node):
         port = self._management_port
         return super().ready() and (port is None or rabbitmq.listens(port))
 
-    def ctl(self, *arguments: str, timeout: float = 60) -> str:
+    def ctl(self, *arguments: str, timeout: float = 300) -> str:
         """Run `rabbitmqctl`, which takes about a second; return what it prints. Raises CalledProcessError."""
         if not self._booted:
             # Until the last boot step is done, which is after the listeners are, a list of queues is empty.

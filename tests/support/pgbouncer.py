@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from callboard.commands.services.child_process import NotStarted, Process, User
 
-START_TIMEOUT = 60.0
+START_TIMEOUT = 300.0
 NOBODY = "nobody"
 
 #: By its defaults it looks for a server that is back every 15 s, and says for two minutes nothing to those who wait.

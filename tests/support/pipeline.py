@@ -19,7 +19,7 @@ from tests.support.vhosts import Broker
 from tests.support.workers import Worker, wait_until
 
 ACTORS = "tests.support.pipeline_actors"
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 
 @dataclass

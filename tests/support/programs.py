@@ -25,7 +25,7 @@ def run(
     *arguments: str,
     env: Mapping[str, str] | None = None,
     given: bytes = b"",
-    timeout: float = 120,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     done = subprocess.run(
@@ -72,12 +72,12 @@ def running(
     log.unlink(missing_ok=True)
     process = Process([*COMMAND, *arguments], log=log, env=environment(env or {}), cwd=folder).start()
     try:
-        process.wait_ready(lambda: until in log.read_text(), 180)
+        process.wait_ready(lambda: until in log.read_text(), 300)
         yield process
-        process.stop(60)
+        process.stop(300)
     finally:
         process.kill()
-        assert wait_until(lambda: not left(folder), 60), left(folder)
+        assert wait_until(lambda: not left(folder), 300), left(folder)
 
 
 def left(folder: Path) -> list[str]:

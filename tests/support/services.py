@@ -23,7 +23,7 @@ from tests.support.pgbouncer import NOBODY, pgbouncer
 from tests.support.vhosts import Broker
 
 #: The tests' data may be lost when the power fails; and all tests of a run share the connections.
-POSTGRES_SETTINGS = {"fsync": "off", "max_connections": "500", "max_wal_size": "4GB"}
+POSTGRES_SETTINGS = {"fsync": "off", "max_connections": "500", "max_wal_size": "1GB"}
 #: The counts of messages that the management API gives are as old as this, in milliseconds.
 RABBITMQ_CONFIG = "[{rabbit, [{collect_statistics_interval, 500}]}].\n"
 

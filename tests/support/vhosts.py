@@ -44,7 +44,7 @@ class Broker:
             "Authorization": "Basic " + base64.b64encode(user.encode()).decode(),
             "Content-Type": "application/json",
         }
-        connection = HTTPConnection(place.netloc, timeout=60)
+        connection = HTTPConnection(place.netloc, timeout=300)
         try:
             text = None if body is None else json.dumps(body)
             connection.request(method, f"{place.path}/{path}", text, headers)
@@ -88,7 +88,7 @@ class Broker:
         """What `rabbitmqctl` prints, in half a second of processor time."""
         done = subprocess.run(
             [(scripts() or Path()) / "rabbitmqctl", "--quiet", *arguments],
-            env=dict(self.environment), check=False, capture_output=True, text=True, timeout=60,
+            env=dict(self.environment), check=False, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout

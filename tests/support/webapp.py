@@ -44,7 +44,7 @@ def served(app: Starlette, port: int = 0) -> Iterator[str]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            wait_until(lambda: server.started, 60)
+            wait_until(lambda: server.started, 300)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
@@ -72,7 +72,7 @@ class Event(NamedTuple):
 @contextmanager
 def followed(url: str, *, headers: dict[str, str] | None = None) -> Iterator[Iterator[Event]]:
     """Follow a stream of events for a block."""
-    with httpx.stream("GET", url, headers=headers, timeout=30) as answer:
+    with httpx.stream("GET", url, headers=headers, timeout=300) as answer:
         assert (answer.status_code, answer.headers["content-type"]) == (200, TYPE), answer.read()
         yield events(answer.iter_lines())
 

@@ -12,8 +12,8 @@ from tests.support.boot_death import READY
 
 __all__ = ["StartWorker", "Worker", "wait_until"]
 
-BOOT_TIMEOUT = 120.0
-STOP_TIMEOUT = 120.0
+BOOT_TIMEOUT = 300.0
+STOP_TIMEOUT = 300.0
 
 
 class Worker:

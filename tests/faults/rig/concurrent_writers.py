@@ -127,7 +127,7 @@ def broken_deadlocks(conn: Conn) -> int:
     others = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    assert wait_until(lambda: conn.execute(others).fetchone() == (0,), 60)
+    assert wait_until(lambda: conn.execute(others).fetchone() == (0,), 300)
     row = conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
     assert row is not None
     return int(row[0])

@@ -38,7 +38,7 @@ class JobWatcher:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join(30)
+        self._thread.join(300)
 
     def _run(self) -> None:
         """Look at least once, however short the test is."""

@@ -58,7 +58,7 @@ class Proxy:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(300)
         self.cut()
 
     def _accept(self) -> None:

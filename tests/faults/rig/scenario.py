@@ -38,7 +38,7 @@ NAMES = (
     "saves",
 )
 #: Seconds within which everything happens that a test waits for.
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 #: Seconds between two looks at what a test waits for.
 POLL = 0.1
 Result = TypeVar("Result")

@@ -34,7 +34,7 @@ def place() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o711)
         yield {"TMPDIR": folder}
-        assert wait_until(lambda: not left(Path(folder)), 60), left(Path(folder))
+        assert wait_until(lambda: not left(Path(folder)), 300), left(Path(folder))
         assert list(Path(folder).iterdir()) == []
 
 
@@ -105,7 +105,7 @@ def test_an_interrupted_demo_leaves_nothing(
 ) -> None:
     with running(tmp_path, "demo", *options, env=place, until=" running ") as process:
         process.send(number)
-        assert wait_until(lambda: not process.running(), 60)
+        assert wait_until(lambda: not process.running(), 300)
         assert process.kill() != 0
         assert "Traceback" not in process.log.read_text()
 

@@ -68,7 +68,7 @@ def test_a_process_that_ignores_its_signal_is_killed_with_its_children(tmp_path:
     process = child(tmp_path, "sh", "-c", "trap '' TERM; sleep 611 & echo up; wait; wait").start()
     process.wait_ready(lambda: "up" in process.log.read_text(), 60)
     assert process.stop(timeout=0.1) == -signal.SIGKILL
-    assert wait_until(lambda: not running("sleep 611"), 60)
+    assert wait_until(lambda: not running("sleep 611"), 300)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
@@ -83,7 +83,7 @@ def test_a_process_with_reach_reads_where_only_root_can(tmp_path: Path, reach: b
     with tempfile.NamedTemporaryFile(dir="/tmp") as log:
         user = User(nobody.pw_uid, nobody.pw_gid, reach)
         process = Process(command, log=Path(log.name), user=user, cwd=Path("/")).start()
-        assert wait_until(lambda: not process.running(), 60)
+        assert wait_until(lambda: not process.running(), 300)
     assert (process.kill() == 0) == reach
 
 
@@ -122,7 +122,7 @@ def test_postgres_lets_no_other_user_in(tmp_path: Path) -> None:
         ident.write_text('callboard "someone-else" postgres\n', encoding="utf-8")
         with psycopg.connect(server.url) as connection:
             connection.execute("SELECT pg_reload_conf()")
-        assert wait_until(lambda: refused(server.url), 60)
+        assert wait_until(lambda: refused(server.url), 300)
 
 
 def refused(url: str) -> bool:
@@ -174,7 +174,7 @@ def test_a_service_ends_with_the_process_that_started_it(
             assert starter.stdout
             assert starter.stdout.readline() == b"up\n"
             starter.send_signal(number)
-        assert wait_until(lambda: not running(str(tmp_path)), 60)
+        assert wait_until(lambda: not running(str(tmp_path)), 300)
 
 
 def bare_environment() -> dict[str, str]:

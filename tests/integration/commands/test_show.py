@@ -168,11 +168,11 @@ def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path:
     log = tmp_path / "watch.log"
     watch = Process([CALLBOARD, "watch", str(job)], log=log, env=environment(database_url)).start()
     try:
-        assert wait_until(lambda: "0.0 %" in log.read_text(encoding="utf-8"), 60)
+        assert wait_until(lambda: "0.0 %" in log.read_text(encoding="utf-8"), 300)
         record(conn, job, {"succeeded": [0, 1]})
-        assert wait_until(lambda: "50.0 %" in log.read_text(encoding="utf-8"), 60)
+        assert wait_until(lambda: "50.0 %" in log.read_text(encoding="utf-8"), 300)
         record(conn, job, {"succeeded": [2, 3]})
-        assert wait_until(lambda: not watch.running(), 60)
+        assert wait_until(lambda: not watch.running(), 300)
         assert "completed" in log.read_text(encoding="utf-8")
     finally:
         assert watch.kill() == 0
@@ -359,7 +359,7 @@ def test_serve_serves_until_it_is_interrupted(database_url: str, tmp_path: Path)
     log = tmp_path / "serve.log"
     serve = Process([CALLBOARD, "serve", "--port", "0"], log=log, env=environment(database_url)).start()
     try:
-        assert wait_until(lambda: "http://" in log.read_text(encoding="utf-8"), 60)
+        assert wait_until(lambda: "http://" in log.read_text(encoding="utf-8"), 300)
         found = re.search(r"(http://\S+)login\?link=(\S+)", log.read_text(encoding="utf-8"))
         assert found
         assert httpx.get(f"{found[1]}api/jobs").status_code == 401
@@ -367,7 +367,7 @@ def test_serve_serves_until_it_is_interrupted(database_url: str, tmp_path: Path)
             assert browser.post("login", data={"link": found[2]}).url == found[1]
             assert browser.get("api/jobs").json() == {"jobs": [], "next": None}
         os.kill(serve.pid, signal.SIGINT)
-        assert wait_until(lambda: not serve.running(), 60)
+        assert wait_until(lambda: not serve.running(), 300)
         assert "Traceback" not in log.read_text(encoding="utf-8")
     finally:
         serve.kill()

@@ -23,7 +23,7 @@ from tests.support import documents
 from tests.support.workers import StartWorker, wait_until
 
 BIN = Path(sys.executable).parent
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 
 #: The app as it was. `odd` fails for good, and `later` succeeds when it is tried again.
 APP = """

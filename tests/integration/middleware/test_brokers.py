@@ -23,7 +23,7 @@ from callboard.sql.writes import outcomes
 from tests.support import makers
 from tests.support.workers import wait_until
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 
 class TrackedBroker:

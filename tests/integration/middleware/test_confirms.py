@@ -70,7 +70,7 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(
     goes_on.set()
     if transport._connection is not None:
         socket: Any = transport._connection._transport._sock
-        assert wait_until(lambda: bool(select([socket], [], [], 0)[0]), 20)  # here it is
+        assert wait_until(lambda: bool(select([socket], [], [], 0)[0]), 300)  # here it is
     assert transport.publish([outgoing(n) for n in range(50)]) == [True] * 50
     assert transport.depth("work") == 50
 

@@ -24,7 +24,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from tests.support.workers import wait_until
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 HOOKS = ("before_process_message", "after_process_message", "after_skip_message", "after_ack", "after_nack")
 
 

@@ -33,7 +33,7 @@ from tests.support.process_parts import process_on
 from tests.support.vhosts import Broker
 from tests.support.workers import StartWorker, Worker, wait_until
 
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_a_job_waits_for_its_actor_from_when_it_could_run(
     assert found["reason"].startswith(
         "no worker announced the actor new in the time that CALLBOARD_ACTOR_WAIT gives"
     )
-    assert wait_until(lambda: jobs.close_stopped(conn) == [plain], 60)
+    assert wait_until(lambda: jobs.close_stopped(conn) == [plain], 300)
     assert retry_action.retry(conn, plain, ANNA, RetrySelection(["cancelled"])) == 2
     assert jobs.stop_jobs_without_actor(conn) == []  # its time begins anew
     assert status(conn, known)["state"] == "pending"
@@ -132,7 +132,7 @@ def test_a_job_past_its_failures_stops_with_the_reason(conn: Conn) -> None:
     assert (found["stopping"], found["cancelled"]) == ("failed", 13)
     assert found["reason"] == "4 of 7 items failed, and max_failures is 3"
     assert any(control.job == job and control.stopping for control in workers.job_controls(conn, 5))
-    assert wait_until(lambda: jobs.close_stopped(conn) == [job], 60)
+    assert wait_until(lambda: jobs.close_stopped(conn) == [job], 300)
     assert status(conn, job)["state"] == "failed"
     assert retry_action.retry(conn, job, ANNA, RetrySelection(["failed", "cancelled"])) == 17
 
@@ -283,7 +283,7 @@ def test_what_is_published_once_more_is_not_in_its_own_way(
 ) -> None:
     job = make_job(conn, 10, published=3)
     actions.limit(conn, job, ANNA, limit)
-    assert wait_until(lambda: publishing.claim_job(conn) is None, 60)  # whatever the rate gathered
+    assert wait_until(lambda: publishing.claim_job(conn) is None, 300)  # whatever the rate gathered
     come_back(conn, job)
     found: list[int] = []
 
@@ -293,7 +293,7 @@ def test_what_is_published_once_more_is_not_in_its_own_way(
             found.extend(out.item for out in publishing.claim_in_turn(conn, claim, claim.allowed or 0))
         return bool(found)
 
-    assert wait_until(claimed, 60)
+    assert wait_until(claimed, 300)
     assert set(found) <= set(range(3))
 
 
@@ -313,7 +313,7 @@ def test_no_more_is_published_than_the_rate_allows(conn: Conn) -> None:
 @pytest.mark.parametrize("rate", ["2147483647/s", "0.001/d"])
 def test_the_highest_and_the_lowest_rate_hold_up_nobody(conn: Conn, rate: str) -> None:
     job, other = limited(conn, 5, rate=rate), limited(conn, 5)
-    assert wait_until(lambda: publish(conn, job) > 0, 60)
+    assert wait_until(lambda: publish(conn, job) > 0, 300)
     assert publish(conn, other) == 5
 
 

@@ -26,7 +26,7 @@ from tests.support.workers import wait_until
 
 LOCK_JOB = "SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE"
 LOCK_ITEM = "SELECT FROM callboard.items WHERE job_id = %s AND item = 0 FOR UPDATE"
-SLOW = 60.0
+SLOW = 300.0
 #: Stops itself in a transaction that holds a job.
 FROZEN = """
 import os, signal, sys

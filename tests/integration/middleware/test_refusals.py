@@ -156,7 +156,7 @@ def test_a_flush_that_waits_for_a_recount_adds_to_it(conn: Conn, database_url: s
             repair_counters(mending, [job])
             events = [good(job, n) for n in range(10)]
             flushed = pool.submit(outcomes.record, conn, events, time.monotonic())
-            assert wait_until(lambda: waits(database_url), 60)
+            assert wait_until(lambda: waits(database_url), 300)
         flushed.result(60)
     assert drift(conn) == []
 
@@ -168,7 +168,7 @@ def test_a_recount_waits_for_a_flush_and_counts_it(conn: Conn, database_url: str
         with flushing.transaction():
             outcomes.record(flushing, [good(job, n) for n in range(10)], time.monotonic())
             mended = pool.submit(repair_counters, conn, [job])
-            assert wait_until(lambda: waits(database_url), 60)
+            assert wait_until(lambda: waits(database_url), 300)
         mended.result(60)
     assert drift(conn) == []
 
@@ -217,7 +217,7 @@ def test_connections_to_a_read_only_server_are_not_kept(database_url: str, conn:
     name = conn.info.dbname
     conn.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     with kept(database_url) as journal:
-        assert wait_until(lambda: journal.journal.process.pool.get_stats().get("pool_available", 0) > 0, 60)
+        assert wait_until(lambda: journal.journal.process.pool.get_stats().get("pool_available", 0) > 0, 300)
         conn.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
         journal.flush([good(job, n) for n in range(10)])
         assert journal.done(10)

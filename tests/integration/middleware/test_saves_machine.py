@@ -137,7 +137,7 @@ def written(url: str, entries: Sequence[Entry]) -> None:
         journal = Journal(process, attempts, lambda *_: None)
         for one in entries:
             journal.add(one)
-        assert wait_until(lambda: len(attempts.acknowledged) == len(entries), 60)
+        assert wait_until(lambda: len(attempts.acknowledged) == len(entries), 300)
         assert journal.close(10)
 
 

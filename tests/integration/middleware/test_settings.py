@@ -17,7 +17,7 @@ def test_a_worker_refuses_nonsense_at_its_start(name: str, value: str, tmp_path:
     env = {**NOWHERE, name: value}
     worker = Worker(["callboard.actors"], tmp_path / "worker.log", env=env, threads=1)
     worker.begin()
-    assert wait_until(lambda: not worker.process.running(), 60)
+    assert wait_until(lambda: not worker.process.running(), 300)
     assert worker.process.kill() != 0
     lines = [line for line in worker.output.splitlines() if name in line]
     assert len(lines) == 1, worker.output

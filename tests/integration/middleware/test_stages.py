@@ -18,7 +18,7 @@ from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
 NAMES = ("generate", "ask", "analyse", "score", "spreads", "number", "noted", "elsewhere", "heard")
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 
 
 @pytest.fixture(scope="module")

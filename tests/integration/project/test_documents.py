@@ -29,7 +29,7 @@ from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
 BIN = Path(sys.executable).parent
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 
 
 class Terminal:

@@ -51,7 +51,7 @@ def test_vhost_is_empty_and_its_own(broker: Broker, amqp_url: str) -> None:
         connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
         connection.channel().queue_declare("here")
         connection.close()
-        assert wait_until(lambda: broker.queues(amqp_url), 60)
+        assert wait_until(lambda: broker.queues(amqp_url), 300)
         assert set(broker.queues(amqp_url)) == {"here"}
         assert broker.queues(other) == {}
 
@@ -60,7 +60,7 @@ def test_worker_runs_dies_and_runs_again(amqp_url: str, worker: StartWorker, tmp
     one = worker("tests.support.plain_actors", env={"DATABASE_URL": "", "AMQP_URL": amqp_url}, processes=2)
     children = one.children()
     one.kill()
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 60)
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 300)
     one.start()
     sender = RabbitmqBroker(url=amqp_url)
     path = tmp_path / "pid"
@@ -70,5 +70,5 @@ def test_worker_runs_dies_and_runs_again(amqp_url: str, worker: StartWorker, tmp
         )
     )
     sender.close()
-    assert wait_until(path.exists, 60)
+    assert wait_until(path.exists, 300)
     assert one.stop() == 0

@@ -54,7 +54,7 @@ def stop(conn: Conn, job: int) -> None:
     """Cancel a job, and see it closed."""
     writes.cancel(conn, job, ANNA)
     conn.execute("DELETE FROM callboard.running WHERE job_id = %s", (job,))
-    assert wait_until(lambda: jobs.close_stopped(conn) or status(conn, job)["finished_at"], 60)
+    assert wait_until(lambda: jobs.close_stopped(conn) or status(conn, job)["finished_at"], 300)
 
 
 def actions(conn: Conn, job: int) -> list[str]:
@@ -95,7 +95,7 @@ def test_a_job_with_items_in_hand_is_being_stopped_until_they_end(conn: Conn) ->
     assert parts(conn, job) == moved == listed(conn, job)
     record(conn, job, {"succeeded": range(40, 42), "failed": [42]})
     conn.execute("DELETE FROM callboard.running")
-    assert wait_until(lambda: jobs.close_stopped(conn) == [job], 60)
+    assert wait_until(lambda: jobs.close_stopped(conn) == [job], 300)
     ended = {"succeeded": 22, "failed": 6, "skipped": 5, "cancelled": 67}
     assert parts(conn, job) == ended == listed(conn, job)
     assert status(conn, job)["state"] == "cancelled"
@@ -185,7 +185,7 @@ def test_copies_that_two_workers_park_at_once_are_kept_once(conn: Conn, database
         with first.transaction():
             claims.park(first, messages)
             second = pool.submit(claims.park, conn, messages)
-            assert wait_until(lambda: waits(database_url), 60)
+            assert wait_until(lambda: waits(database_url), 300)
         second.result(60)
     assert parts(conn, job) == {"pending": 10}
     assert conn.execute("SELECT in_turn FROM callboard.jobs WHERE id = %s", (job,)).fetchone() == (10,)

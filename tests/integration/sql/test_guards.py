@@ -54,7 +54,7 @@ class Scene:
             with ahead.transaction():
                 first(ahead)
                 late = pool.submit(second, behind)
-                assert wait_until(lambda: waits(self.url), 60)
+                assert wait_until(lambda: waits(self.url), 300)
             return late.result(60)
 
     def one(self, query: str) -> tuple[Any, ...] | None:

@@ -57,9 +57,9 @@ def meet(url: str, stopped_at: str, row: Sequence[object], first: Step, second: 
         with gate.transaction():
             gate.execute(f"SELECT FROM callboard.{stopped_at} FOR UPDATE", row)
             runs = [pool.submit(run, first)]
-            assert wait_until(lambda: waiting(url) == 1, 60)
+            assert wait_until(lambda: waiting(url) == 1, 300)
             runs.append(pool.submit(run, second))
-            assert wait_until(lambda: waiting(url) == 2 or runs[1].done(), 60)
+            assert wait_until(lambda: waiting(url) == 2 or runs[1].done(), 300)
         for done in runs:
             done.result(60)
 
@@ -202,7 +202,7 @@ def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, databas
         with conn.transaction():
             publishing.confirm_outbox(conn, out)
             recorded = pool.submit(outcomes.record, other, [end], now)
-            assert wait_until(lambda: waiting(database_url) == 1, 60)
+            assert wait_until(lambda: waiting(database_url) == 1, 300)
         assert [told.state for told in recorded.result(60)] == ["completed"]
     assert drift(conn) == []
 

@@ -365,7 +365,7 @@ def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, datab
         with blocking.transaction():
             outcomes.record(blocking, first, time.monotonic())
             blocked = pool.submit(outcomes.record, conn, second, time.monotonic())
-            assert wait_until(lambda: waits(database_url), 60)
+            assert wait_until(lambda: waits(database_url), 300)
         assert blocked.result(60) == []
     assert drift(conn) == []
     found = queries.run(conn, queries.job(job))
@@ -385,7 +385,7 @@ def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trac
         with blocking.transaction():
             outcomes.record(blocking, [event(job, 0, 2, "succeeded", 1)], time.monotonic())
             blocked = pool.submit(publishing.confirm_outbox, conn, due)
-            assert wait_until(lambda: waits(database_url), 60)
+            assert wait_until(lambda: waits(database_url), 300)
         blocked.result(60)
     assert drift(conn) == []
     assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
@@ -460,7 +460,7 @@ def test_a_deadlock_is_only_the_same_flush_again(conn: Conn, database_url: str) 
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (other,))
             for job in (one, other):
                 journal.add(entry(event(job, 0, 1, "succeeded", 1)))
-            assert wait_until(lambda: waits(database_url), 60)
+            assert wait_until(lambda: waits(database_url), 300)
             rival.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (one,))
         assert journal.close(30)
     assert len(attempts.acknowledged) == 2

@@ -488,7 +488,7 @@ def test_a_retry_races_a_deletion_and_one_wins(first: str, conn: Conn, database_
         with conn.transaction():
             by[first](conn)
             waiting = pool.submit(by[second], other)
-            assert wait_until(lambda: waits(database_url), 60)
+            assert wait_until(lambda: waits(database_url), 300)
         error = waiting.exception(20)
     if first == "retry":
         assert isinstance(error, NotPossible)
@@ -519,7 +519,7 @@ def test_a_flush_that_is_under_way_is_waited_for(conn: Conn, database_url: str) 
         with conn.transaction():
             record(conn, job, {"succeeded": [1], "failed": [2], "retrying": [3]})
             waiting = pool.submit(clear, other, job)
-            assert wait_until(lambda: waits(database_url), 60)
+            assert wait_until(lambda: waits(database_url), 300)
         assert waiting.result(60) == 10
     assert set(rows(conn, job).values()) == {0}
 

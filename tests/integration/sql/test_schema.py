@@ -103,7 +103,7 @@ def test_a_migration_lets_others_work_while_it_waits_for_a_long_reader(
             waits = (
                 "SELECT count(*) FROM pg_locks WHERE relation = 'callboard.jobs'::regclass AND NOT granted"
             )
-            assert wait_until(lambda: conn.execute(waits).fetchone() == (1,), 60)
+            assert wait_until(lambda: conn.execute(waits).fetchone() == (1,), 300)
             conn.execute("SET statement_timeout = '30s'")
             conn.execute("SELECT count(*) FROM callboard.jobs")  # behind it, for two seconds at most
             assert not migrating.done()
@@ -156,7 +156,7 @@ def test_statements_do_not_depend_on_the_defaults_of_the_database(
             with transaction(other):
                 record(other, job, {"succeeded": [0]})
                 recording = threads.submit(record, conn, job, {"succeeded": [1]})
-                assert wait_until(lambda: waiting(database_url) == 1, 60)
+                assert wait_until(lambda: waiting(database_url) == 1, 300)
             recording.result(60)  # it waits for the row, and is not refused since the row has changed
         assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE

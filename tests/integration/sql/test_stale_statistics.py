@@ -638,7 +638,7 @@ def test_no_statement_compares_all_with_all(name: str, scene: Scene) -> None:
         for joins, settings in JOINS.items():
             scene.conn.did.clear()
             with scene.conn.transaction(force_rollback=True):
-                scene.conn.execute(settings + "; SET LOCAL statement_timeout = '10s'")
+                scene.conn.execute(settings + "; SET LOCAL statement_timeout = '300s'")
                 with scene.conn.watched():
                     act()
             assert scene.conn.did

@@ -61,7 +61,7 @@ def api(url: str) -> Iterator[str]:
     app = open_app(url)
     with served(Starlette(routes=[Mount("/in", app)])) as address:
         yield f"{address}/in/api/v1"
-        assert wait_until(lambda: not watched(app), 10), "somebody is still taken for a watcher"
+        assert wait_until(lambda: not watched(app), 300), "somebody is still taken for a watcher"
 
 
 def watched(app: Starlette) -> int:
@@ -255,7 +255,7 @@ def uvicorn(app: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[by
         server = subprocess.Popen(command, env={**os.environ, "DATABASE_URL": url}, stdout=out, stderr=out)
     address = f"http://127.0.0.1:{port}"
     try:
-        assert wait_until(lambda: answers(address), 60)
+        assert wait_until(lambda: answers(address), 300)
         yield server, address
         server.terminate()
         assert server.wait(10) in (0, -signal.SIGTERM)
@@ -296,7 +296,7 @@ async def watchers(address: str, paths: list[str]) -> AsyncIterator[list[AsyncIt
     limits = httpx.Limits(max_connections=None)
     async with (
         AsyncExitStack() as stack,
-        httpx.AsyncClient(base_url=address, limits=limits, timeout=30) as client,
+        httpx.AsyncClient(base_url=address, limits=limits, timeout=300) as client,
     ):
         opened = await asyncio.gather(
             *(stack.enter_async_context(client.stream("GET", path)) for path in paths)
@@ -348,9 +348,9 @@ def test_all_watchers_share_one_reader(url: str, conn: Conn) -> None:
         looked = asyncio.run(watch(address))
         looks = (time.monotonic() - began) / events.LOOK_SECONDS + 1
         assert looked <= 3 * looks, "one for all jobs, and one for each list"
-        assert wait_until(lambda: not watched(app), 10)
+        assert wait_until(lambda: not watched(app), 300)
         (hub,) = app.state.events.values()
-        assert wait_until(hub._task.done, 10), "nobody watches, and it still reads"
+        assert wait_until(hub._task.done, 300), "nobody watches, and it still reads"
 
 
 def test_nothing_blocks_the_event_loop(url: str, conn: Conn, tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_nothing_blocks_the_event_loop(url: str, conn: Conn, tmp_path: Path) -> 
     ]
 
     async def load(address: str) -> float:
-        async with watchers(address, streams), httpx.AsyncClient(base_url=address, timeout=30) as client:
+        async with watchers(address, streams), httpx.AsyncClient(base_url=address, timeout=300) as client:
             await client.get("/lag")
             for item in range(8):
                 await asyncio.to_thread(record, conn, numbers[item], {"succeeded": range(20)})

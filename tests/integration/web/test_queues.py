@@ -40,7 +40,7 @@ def http(on: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
         monkeypatch.setenv(name, on.environment[name])
     with (
         served(open_app(on.environment["DATABASE_URL"])) as address,
-        httpx.Client(base_url=address, timeout=30) as client,
+        httpx.Client(base_url=address, timeout=300) as client,
     ):
         yield client
 

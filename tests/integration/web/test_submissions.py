@@ -343,14 +343,14 @@ def test_a_body_of_stages_that_breaks_off_goes_on_when_it_is_sent_again(conn: Co
         def again() -> bool:
             return httpx.post(f"{address}/api/jobs", content=body, headers=LINES).status_code == 201
 
-        wait_until(again, 30)
+        wait_until(again, 300)
         assert (status(conn, job)["total"], status(conn, job)["state"]) == (5100, "pending")
         other = Sender(address, head)
         other.send(lines(*range(5100)))
-        wait_until(lambda: len(left(conn)) == 2, 30)
+        wait_until(lambda: len(left(conn)) == 2, 300)
         wait_for_items(conn, 5000)
         other.connection.close()
-        wait_until(lambda: left(conn)[0] == ("failed", 5000), 30)
+        wait_until(lambda: left(conn)[0] == ("failed", 5000), 300)
 
 
 # Run again -----------------------------------------------------------------------------------------------------------
@@ -494,7 +494,7 @@ def wait_for_items(conn: Conn, total: int) -> int:
     def there() -> bool:
         return any(n >= total for _, n in left(conn)[:1])
 
-    wait_until(there, 30)
+    wait_until(there, 300)
     return int(queries.run(conn, queries.jobs())[0][0]["id"])
 
 
@@ -513,7 +513,7 @@ def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: S
         def again() -> bool:
             return httpx.post(f"{address}/api/v1/jobs", content=body, headers=LINES).status_code == 201
 
-        wait_until(again, 30)
+        wait_until(again, 300)
         found = httpx.get(f"{address}/api/v1/jobs/{job}").json()
         assert (found["consumed"], found["total"], found["sealed"]) == (6000, 6000, True)
         assert conn.execute("SELECT count(*) FROM callboard.turns").fetchone() == (1,)
@@ -527,7 +527,7 @@ def test_without_a_key_a_body_that_breaks_off_is_a_failed_job_of_which_nothing_r
         sender.send(lines(*range(5100)))
         job = wait_for_items(conn, 5000)
         sender.connection.close()
-        wait_until(lambda: status(conn, job)["state"] == "failed", 30)
+        wait_until(lambda: status(conn, job)["state"] == "failed", 300)
         found = status(conn, job)
         assert (found["cancelled"], found["total"]) == (5000, 5000)
         assert found["reason"].startswith("its submission broke off at input 5000: ClientDisconnect")
@@ -581,7 +581,7 @@ def measured_app(database_url: str) -> Iterator[httpx.Client]:
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
     ):
         try:
-            wait_until(lambda: answers(client), 30)
+            wait_until(lambda: answers(client), 300)
             client.post("/api/jobs", json={"actor": "work", "items": [1]}).raise_for_status()
             client.get("/measured").raise_for_status()
             yield client

@@ -166,7 +166,7 @@ def sent(
 def leaks(scene: Scene, app: Starlette) -> list[str]:
     """What lets a sender of the tenant `mine` see or change a job of the tenant `other`, or was not tried."""
     found = list[str]()
-    with served(app) as address, httpx.Client(base_url=address, timeout=20) as client:
+    with served(app) as address, httpx.Client(base_url=address, timeout=300) as client:
         for path, one in routes(app):
             if one is not None:
                 found += leaks_of(client, scene, path, one)
@@ -235,7 +235,7 @@ def test_a_route_that_does_not_ask_whose_job_it_is_is_found(
 def test_every_endpoint_asks_for_its_scope_before_anything_else(scene: Scene) -> None:
     app = scene.app()
     before = scene.content(scene.mine, "mine")
-    with served(app) as address, httpx.Client(base_url=address, timeout=20) as client:
+    with served(app) as address, httpx.Client(base_url=address, timeout=300) as client:
         for path, one in routes(app):
             if one is not None:
                 others = who(scopes=[scope for scope in SCOPES if scope != one.scope])
@@ -248,7 +248,7 @@ def test_every_endpoint_asks_for_its_scope_before_anything_else(scene: Scene) ->
 def test_who_is_shared_one_job_sees_it_and_nothing_else(scene: Scene) -> None:
     app, shared = scene.app(), set()
     shown = who(job=scene.mine, scopes=["read"])
-    with served(app) as address, httpx.Client(base_url=address, timeout=20) as client:
+    with served(app) as address, httpx.Client(base_url=address, timeout=300) as client:
         for path, one in routes(app):
             if one is None:
                 continue

@@ -18,7 +18,7 @@ from callboard.middleware.message.stamp import Stamp
 from tests.support.process_parts import process_without_database
 from tests.support.workers import wait_until
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 
 class StockConsumer(Consumer):

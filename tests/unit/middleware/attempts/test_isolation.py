@@ -16,7 +16,7 @@ from tests.support.deliveries import Delivered
 from tests.support.process_parts import PlayedInFlight, process_without_database
 from tests.support.workers import wait_until
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 
 def _copy(item: int) -> Any:

@@ -14,7 +14,7 @@ from tests.support.deliveries import RecordedAcks
 from tests.support.process_parts import process_without_database
 from tests.support.workers import wait_until
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 
 def test_messages_are_parked_when_the_database_takes_writes_again(monkeypatch: pytest.MonkeyPatch) -> None:

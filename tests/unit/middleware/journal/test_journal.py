@@ -84,7 +84,7 @@ class JournalWithoutDatabase:
 
     def done(self, *items: int) -> bool:
         """Wait until these items, and no others, are acknowledged; return whether they are."""
-        return wait_until(lambda: set(self.acknowledged) == set(items) and not self.journal.pending, 60)
+        return wait_until(lambda: set(self.acknowledged) == set(items) and not self.journal.pending, 300)
 
     @property
     def acknowledged(self) -> list[int]:
@@ -165,7 +165,7 @@ def test_an_unexpected_error_that_passes_loses_nothing(part: str, monkeypatch: p
     on.journal.watch()
     on.note(0)
     assert on.done(0)
-    assert wait_until(lambda: failing.calls > MAX_ERRORS - 1, 60)
+    assert wait_until(lambda: failing.calls > MAX_ERRORS - 1, 300)
     on.note(1)
     assert on.done(0, 1)
     assert on.journal.close(10)
@@ -179,7 +179,7 @@ def test_an_unexpected_error_that_stays_ends_the_thread_and_is_reported(
     on = JournalWithoutDatabase(monkeypatch, **{part: Failing(10**9)})
     on.journal.watch()
     on.note(0)
-    assert wait_until(lambda: bool(on.broken), 60)
+    assert wait_until(lambda: bool(on.broken), 300)
     assert isinstance(on.broken[0], Unexpected)
     assert "the journal can't go on" in caplog.text
     called = threading.Event()
@@ -194,7 +194,7 @@ def test_a_listener_that_fails_does_not_stop_the_journal(monkeypatch: pytest.Mon
     gate, called = threading.Event(), threading.Event()
     on = JournalWithoutDatabase(monkeypatch, apply_controls=lambda _: gate.wait(20))
     on.note(0)
-    assert wait_until(lambda: bool(on.recorded), 60)
+    assert wait_until(lambda: bool(on.recorded), 300)
     on.journal.when_written(called.set)
     on.journal.when_written(Failing(1))
     gate.set()
@@ -218,7 +218,7 @@ def test_a_failing_hang_detector_does_not_stop_the_journal(
     for item in range(3):
         on.note(item)
         assert on.done(*range(item + 1))
-        assert wait_until(lambda: failing.calls > MAX_ERRORS or part == "learn", 60)
+        assert wait_until(lambda: failing.calls > MAX_ERRORS or part == "learn", 300)
     assert on.journal.close(10)
     assert on.recorded == [0, 1, 2]
     assert on.broken == []
@@ -245,7 +245,7 @@ def test_only_the_last_progress_before_a_look_is_written(
     monkeypatch.setattr(running_rows, "SLOW_SECONDS", 3600.0)
     on = JournalWithoutDatabase(monkeypatch, attempts=look)
     on.journal.watch()
-    assert wait_until(lambda: len(looks) > 8, 60)
+    assert wait_until(lambda: len(looks) > 8, 300)
     assert on.journal.close(10)
     expected = [(1999.0, None), (2999.0, None), (3999.0, None)]
     assert [running.progress for running in on.reported] == expected
@@ -265,7 +265,7 @@ def test_progress_that_could_not_be_written_is_written_at_the_next_look(
 
     monkeypatch.setattr(outcomes, "report_running", report)
     on.journal.watch()
-    assert wait_until(lambda: bool(on.reported), 60)
+    assert wait_until(lambda: bool(on.reported), 300)
     assert on.journal.close(10)
     assert [running.progress for running in on.reported] == [(1.0, 2.0)]
 
@@ -281,7 +281,7 @@ def test_an_attempt_without_news_costs_no_write(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
     on = JournalWithoutDatabase(monkeypatch, attempts=look)
     on.journal.watch()
-    assert wait_until(lambda: len(looks) > 5, 60)
+    assert wait_until(lambda: len(looks) > 5, 300)
     assert on.journal.close(10)
     assert on.reported == []
 
@@ -328,7 +328,7 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
     on = JournalWithoutDatabase(monkeypatch, attempts=look)
     monkeypatch.setattr(outcomes, "touch_jobs", lambda _, jobs: touched.extend(jobs))
     on.journal.watch()
-    assert wait_until(lambda: len(looks) > 20, 20)
+    assert wait_until(lambda: len(looks) > 20, 300)
     assert on.journal.close(10)
     assert touched == list(range(1, len(looks) + 1))
     assert 0 < len(on.journal.running_rows._started_jobs) <= 5
@@ -337,7 +337,7 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
 def test_a_sender_gets_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
     on = JournalWithoutDatabase(monkeypatch, acknowledge=Failing(10**9))
     on.note(0)
-    assert wait_until(lambda: bool(on.broken), 60)
+    assert wait_until(lambda: bool(on.broken), 300)
     failing = JournalWithoutDatabase(monkeypatch, store=Failing(1))
     assert isinstance(failing.journal.send(ITEM).exception(20), Unexpected)
     assert failing.journal.close(10)
