@@ -186,10 +186,11 @@ def save(
 
 def hold(seconds: float, reason: str = "") -> None:
     """Hold back the lane of the item that runs, or its job if it has no lanes, since a remote API has said to wait:
-    nothing more of it goes to RabbitMQ for some seconds. While nothing else of the job moves, it says so.
+    nothing more of it starts for some seconds. While nothing else of the job moves, it says so.
 
-    What RabbitMQ holds of it already runs: raise `Postpone` there. `hold` returns at once, and does nothing outside a
-    tracked actor. Raises ValueError for seconds that are no number from 0.
+    What a worker receives of it meanwhile goes back to the database; what runs already goes on, so raise `Postpone`
+    there. `hold` returns at once, and does nothing outside a tracked actor. Raises ValueError for seconds that are no
+    number from 0.
     """
     if not 0 <= seconds <= MAX_SPAN_SECONDS:
         raise ValueError(f"a lane is held back for seconds from 0, not {seconds!r}")

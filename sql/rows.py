@@ -1,5 +1,6 @@
 """The rows that statements take and give."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
@@ -155,6 +156,9 @@ class JobControl:
     epoch: int
     stopping: bool = False  # it will be final when its last running item has ended
     limited: bool = False  # what it may publish next depends on the items that end
+    lane_by: str | None = None  # the argument that its lanes go by
+    #: The lanes that are held back, with the seconds from now; "*": all of it. None: not known.
+    holds: Mapping[str, float] | None = None
 
     @property
     def over(self) -> bool:

@@ -21,6 +21,7 @@ from callboard.middleware.message.delivery import Acks, Delivery, release
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
 from callboard.middleware.process.side_thread import SideThread
+from callboard.middleware.publish.lanes import lane_of_call
 from callboard.middleware.submission.enqueue import foreign_item
 from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS
@@ -50,6 +51,7 @@ class InFlight:
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, JobControl] = {}
+        self._held_back: dict[int, tuple[JobControl, float]] = {}  # with the monotonic time of arrival
 
     # A message arrives -----------------------------------------------------------------------------------------------
 
@@ -128,20 +130,33 @@ class InFlight:
                     raise Stopping from None
 
     def _is_blocked(self, attempt: Attempt) -> bool:
-        """Return whether its job has stopped or is paused; park the message of a paused job."""
+        """Return whether its job has stopped, is paused or held back; park its message unless the job has stopped."""
         control = self._blocking_control(attempt)
         if control is not None and not control.over:
             self._park(attempt, self._parking)
         return control is not None
 
     def _blocking_control(self, attempt: Attempt) -> JobControl | None:
-        """Return the control state of a job that is paused or over, else None. A message of a newer epoch than that was
-        sent because the job goes on.
+        """Return the control state of a job that is over, paused, or held back in this attempt's lane, else None. A
+        message of a newer epoch than that was sent because the job goes on.
         """
         control = self._controls.get(attempt.job)
-        if control is None or control.epoch < attempt.epoch:
+        if (
+            control is None
+            or control.epoch < attempt.epoch
+            or not (control.over or control.state == "paused")
+        ):
+            return self._holding_control(attempt)
+        return control
+
+    def _holding_control(self, attempt: Attempt) -> JobControl | None:
+        if (found := self._held_back.get(attempt.job)) is None or attempt.message is None:
             return None
-        return control if control.over or control.state == "paused" else None
+        control, message = found[0], attempt.message
+        lane = (
+            None if control.lane_by is None else lane_of_call(message.args, message.kwargs, control.lane_by)
+        )
+        return None if held_lanes(*found).isdisjoint({"*", lane}) else control
 
     def _outdated(self, attempt: Attempt) -> bool:
         control = self._controls.get(attempt.job)
@@ -306,7 +321,9 @@ class InFlight:
 
         def write() -> None:
             with suppress(Stopping):
-                self._process.retry_write(lambda conn: lanes.hold(conn, *key, seconds, reason))
+                self.apply_controls(
+                    self._process.retry_write(lambda conn: lanes.hold(conn, *key, seconds, reason))
+                )
 
         self._holds.run(write)
 
@@ -324,6 +341,18 @@ class InFlight:
         Those of jobs that simply run are not kept: a worker sees many jobs in its life.
         """
         for control in controls:
+            if control.holds:
+                self._held_back = {
+                    job: one for job, one in self._held_back.copy().items() if held_lanes(*one)
+                }
+                self._held_back[control.job] = control, time.monotonic()
+            elif control.holds is not None:
+                self._held_back.pop(control.job, None)
             known = self._controls.get(control.job)
             if not control.untouched and (known is None or known.epoch <= control.epoch):
                 self._controls[control.job] = control
+
+
+def held_lanes(control: JobControl, heard: float) -> set[str]:
+    """The lanes that are held back still, by a control state that came at the monotonic time `heard`."""
+    return {lane for lane, seconds in (control.holds or {}).items() if heard + seconds > time.monotonic()}

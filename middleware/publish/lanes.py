@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from dramatiq.message import get_encoder
 
@@ -25,8 +25,16 @@ def lane_of(args: bytes, by: str) -> str:
     """
     try:
         call = get_encoder().decode(args)
-        return _name(call["args"][int(by)] if by.isdecimal() else call["kwargs"][by])
+        return lane_of_call(call["args"], call["kwargs"], by)
     except Exception:  # noqa: BLE001 — the app's encoder may raise anything
+        return ""
+
+
+def lane_of_call(args: Sequence[object], kwargs: Mapping[str, object], by: str) -> str:
+    """As `lane_of`, for arguments that are decoded."""
+    try:
+        return _name(args[int(by)] if by.isdecimal() else kwargs[by])
+    except Exception:  # noqa: BLE001 — a value's repr may raise anything
         return ""
 
 

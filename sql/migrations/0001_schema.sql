@@ -170,6 +170,15 @@ CREATE INDEX jobs_stopping ON callboard.jobs (id) WHERE stopping IS NOT NULL AND
 CREATE INDEX jobs_ended ON callboard.jobs (finished_at)
     WHERE keep IS NULL AND deleted_at IS NULL AND finished_at IS NOT NULL AND parent_id IS NULL;
 
+-- `updated_at` only moves forward: a transaction that began early may be the last to lock the row.
+CREATE FUNCTION callboard.advance_updated_at() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    NEW.updated_at := greatest(clock_timestamp(), OLD.updated_at + interval '1 microsecond');
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER advance_updated_at BEFORE UPDATE OF updated_at ON callboard.jobs FOR EACH ROW
+    WHEN (NEW.updated_at = now()) EXECUTE FUNCTION callboard.advance_updated_at();
+
 -- When a job that is kept for so many seconds after its end is to leave. Immutable: an interval of seconds is the same in
 -- each time zone.
 CREATE FUNCTION callboard.expiry(ended timestamptz, keep float8) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS $$
@@ -352,8 +361,16 @@ CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
 -- The only code that adds turns, beside the next function: whichever statement gives the outbox a message to publish.
 -- One that gives it very many has the planner learn of them before they can be seen: with the plan of a tiny table a
 -- publisher would compare each message that it claims with all of them. See analyze_grown_tables.
+-- What makes the first turn of a queue must see its job as it stays: a change of the job that is under way does not find
+-- that turn yet, and would leave it, say, held for good. So it waits, with the lock of the job.
 CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     IF EXISTS (SELECT FROM added) THEN
+        PERFORM FROM callboard.jobs AS j
+        WHERE TG_OP = 'INSERT' AND j.id IN (
+            SELECT a.job_id FROM (SELECT DISTINCT job_id, queue FROM added) AS a
+            WHERE NOT EXISTS (
+                SELECT FROM callboard.turns AS t WHERE t.job_id = a.job_id AND t.queue = a.queue OFFSET 0))
+        ORDER BY j.id FOR SHARE;
         INSERT INTO callboard.turns AS t
             (job_id, queue, target, bulk_at, due_at, tenant, priority, not_before, deadline, limited, held, over)
         SELECT a.job_id, a.queue, coalesce(nullif(a.queue, ''), j.queue, ''), a.bulk_at, a.due_at,

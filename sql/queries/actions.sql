@@ -2,6 +2,11 @@
 -- What a job may do at most, from now on. Caller: actions.limit, which has the row locked.
 UPDATE callboard.jobs SET ({limits}) = ROW ({limit_values}), updated_at = now() WHERE id = %(job)s
 
+-- name: keep_hold
+-- The job stays held back as a whole until the time that an item asked for. Caller: actions.limit, which has the row locked.
+UPDATE callboard.jobs SET not_before = greatest(not_before, (holds -> '*' ->> 'until')::timestamptz)
+WHERE id = %s AND (holds -> '*' ->> 'until')::timestamptz > now()
+
 -- part: limits
 -- The columns of what a job may do at most.
 limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadline, not_before, keep, lane_by, lane_width, lanes

@@ -93,7 +93,7 @@ WITH held AS (
 UPDATE callboard.outbox AS o SET lane = NULL FROM held WHERE o.job_id = held.job_id AND o.item = held.item
 
 -- name: change_lanes
--- The lanes of what is in flight, by the argument that a job's lanes go by now.
+-- The lanes of what is in flight, by the argument that a job's lanes go by now. Those that were held back were others.
 -- Caller: the publisher, which holds the job's claim, and its lock. Lock order: the job, then lanes, which only such a
 -- holder waits for.
 WITH known AS MATERIALIZED (
@@ -102,7 +102,9 @@ WITH known AS MATERIALIZED (
     UPDATE callboard.lanes AS l SET lane = t.lane FROM known AS t WHERE l.job_id = t.job_id AND l.item = t.item
     RETURNING l.item
 )
-UPDATE callboard.jobs AS j SET applied_lane_by = %(by)s
+UPDATE callboard.jobs AS j
+SET applied_lane_by = %(by)s, holds = jsonb_strip_nulls(jsonb_build_object('*', j.holds -> '*')),
+    control_at = CASE WHEN j.holds IS NULL THEN j.control_at ELSE clock_timestamp() END
 FROM (SELECT count(*) FROM changed) AS these_first WHERE j.id = %(job)s
 
 -- name: free_lanes
@@ -186,7 +188,8 @@ ORDER BY c.item
 
 -- name: hold
 -- An item asks to hold back its lane for a while, or its job if it is in none. Guard: open, and not being stopped.
--- Holds that are over are dropped. Caller: a worker whose actor calls callboard.hold. Lock order: the job, then its turns.
+-- Holds that are over are dropped. Workers hear of it: they park messages of the lane that RabbitMQ holds already.
+-- Caller: a worker whose actor calls callboard.hold. Rows: JobControl. Lock order: the job, then its turns.
 WITH asked AS (
     SELECT coalesce((SELECT lane FROM callboard.lanes AS l WHERE l.job_id = %(job)s AND l.item = %(item)s), '*') AS lane,
            now() + make_interval(secs => %(seconds)s) AS until
@@ -197,5 +200,6 @@ SET not_before = CASE WHEN asked.lane = '*' THEN greatest(j.not_before, asked.un
              WHERE (h.value ->> 'until')::timestamptz > now())
             || jsonb_build_object(asked.lane, jsonb_build_object(
                 'until', greatest(asked.until, (j.holds -> asked.lane ->> 'until')::timestamptz), 'reason', %(reason)s::text)),
-    updated_at = now()
+    control_at = clock_timestamp(), updated_at = now()
 FROM asked WHERE j.id = %(job)s AND j.finished_at IS NULL AND j.stopping IS NULL
+RETURNING {control}

@@ -174,7 +174,7 @@ WHERE before < %(bytes)s ORDER BY item
 -- Guard: the claim is still this publisher's (its token). Caller: the publisher. Rows: (go on); none: taken over, stop.
 -- `keep` renews the claim while the job goes on; otherwise it is given back, with what is uncertain beyond the watermark
 -- marked suspect, and the job's turn comes when it has something: now, if something was added since the claim, but not
--- before a `pause`. `unserved`: nothing was published, so its turn is given back too. Lock order: the job, then its turn.
+-- before a `pause`, or before a lane of it is no longer held back. `unserved`: nothing was published, so its turn is given back too. Lock order: the job, then its turn.
 WITH moved AS (
     UPDATE callboard.jobs
     SET watermark = greatest(watermark, %(watermark)s),
@@ -184,7 +184,7 @@ WITH moved AS (
                              THEN now() + make_interval(secs => %(lease)s) END,
         updated_at = CASE WHEN %(published)s > 0 THEN now() ELSE updated_at END
     WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
-    RETURNING id, stopping IS NULL AND state <> 'paused' AND {its_time_is} AS goes_on, watermark < bulk_end AS more
+    RETURNING id, stopping IS NULL AND state <> 'paused' AND {its_time_is} AS goes_on, watermark < bulk_end AS more, holds
 ), next AS (
     SELECT m.id,
            CASE WHEN m.more AND %(turn)s = '' OR (
@@ -202,9 +202,12 @@ WITH moved AS (
                SELECT o.claimed_until FROM callboard.outbox AS o
                WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NOT NULL AND o.due_at < 'infinity'
                  AND NOT o.dead ORDER BY o.claimed_until LIMIT 1)), 'infinity') AS due_at,
-           now() + make_interval(secs => %(pause)s) AS earliest,
-           now() + make_interval(secs => least(%(pause)s, %(due_pause)s)) AS due_earliest
-    FROM moved AS m WHERE NOT %(keep)s
+           least(now() + make_interval(secs => %(pause)s), h.ends) AS earliest,
+           least(now() + make_interval(secs => least(%(pause)s, %(due_pause)s)), h.ends) AS due_earliest
+    FROM moved AS m CROSS JOIN LATERAL (
+        SELECT min((h.value ->> 'until')::timestamptz) AS ends FROM jsonb_each(m.holds) AS h
+        WHERE (h.value ->> 'until')::timestamptz > now()
+    ) AS h WHERE NOT %(keep)s
 ), turned AS (
     UPDATE callboard.turns AS t
     SET served_at = CASE WHEN %(unserved)s THEN %(served_at)s ELSE t.served_at END, seq = t.seq + 1,

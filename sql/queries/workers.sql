@@ -61,17 +61,23 @@ FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item)
 WHERE r.worker = %s ORDER BY r.job_id, r.item
 
 -- name: job_controls
--- What all workers must know of jobs: of those whose epoch was raised within so many seconds, or of all that may still
+-- What all workers must know of jobs: of those that were changed within so many seconds, or of all that may still
 -- have messages in RabbitMQ; and so of deleted ones. Caller: the heartbeat. Rows: JobControl.
 -- Apart, so that the first, which each worker asks twice a second, reads only those, down the index.
-SELECT id, state::text, epoch, stopping IS NOT NULL FROM callboard.jobs
+SELECT {control} FROM callboard.jobs AS j
 WHERE control_at > now() - make_interval(secs => %(within)s::float8)
 UNION ALL
-SELECT id, state::text, epoch, stopping IS NOT NULL FROM callboard.jobs
+SELECT {control} FROM callboard.jobs AS j
 WHERE %(within)s::float8 IS NULL AND control_at IS NOT NULL
   AND (finished_at IS NULL OR published > succeeded + failed + skipped)
 UNION ALL
-SELECT id, 'cancelled', epoch, false FROM callboard.deleted_jobs
+SELECT id, 'cancelled', epoch, false, false, NULL, NULL FROM callboard.deleted_jobs
 WHERE deleted_at > now() - make_interval(secs => %(within)s::float8)
 UNION ALL
-SELECT id, 'cancelled', epoch, false FROM callboard.deleted_jobs WHERE %(within)s::float8 IS NULL
+SELECT id, 'cancelled', epoch, false, false, NULL, NULL FROM callboard.deleted_jobs WHERE %(within)s::float8 IS NULL
+
+-- part: control
+-- What workers must know of the job `j`. The holds: seconds from now by lane, of those that are not over.
+j.id, j.state::text, j.epoch, j.stopping IS NOT NULL, false, j.applied_lane_by, (
+    SELECT coalesce(jsonb_object_agg(h.key, extract(epoch FROM (h.value ->> 'until')::timestamptz - now())), '{}')
+    FROM jsonb_each(j.holds) AS h WHERE (h.value ->> 'until')::timestamptz > now())

@@ -130,6 +130,7 @@ def _limit(conn: Conn, job: int, changes: Mapping[str, Any], *, has_stages: bool
     columns = (Limits(keep=limits.keep) if has_stages else limits).columns()
     if words != known:
         conn.execute(statement("limit_job"), {"job": job, "limits": Jsonb(words), **columns})
+        conn.execute(statement("keep_hold"), (job,))
     return bool(words != known)
 
 

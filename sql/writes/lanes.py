@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import Outgoing, PublishClaim
+from callboard.sql.rows import JobControl, Outgoing, PublishClaim
 from callboard.sql.statements import statement
 from callboard.sql.writes.publishing import BATCH_BYTES
 
@@ -89,7 +89,9 @@ def claim_lanes(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
         return [Outgoing(*row) for row in conn.execute(statement("claim_lanes"), parameters)]
 
 
-def hold(conn: Conn, job: int, item: int, seconds: float, reason: str) -> None:
-    """Publish nothing of an item's lane, or of its job if it is in none, for some seconds from now."""
+def hold(conn: Conn, job: int, item: int, seconds: float, reason: str) -> list[JobControl]:
+    """Publish nothing of an item's lane, or of its job if it is in none, for some seconds from now; return what workers
+    must know of the job now, none if it is over.
+    """
     parameters = {"job": job, "item": item, "seconds": seconds, "reason": reason}
-    conn.execute(statement("hold"), parameters)
+    return [JobControl(*row) for row in conn.execute(statement("hold"), parameters)]

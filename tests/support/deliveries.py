@@ -34,9 +34,10 @@ class Delivered(MessageProxy):
     delivery: Delivery
 
     def __init__(
-        self, stamp: Stamp, *, redelivered: bool = False, acks: Acks | None = None, tag: Tag = 1
-    ) -> None:
-        super().__init__(Message("default", "work", (), {}, {"callboard": stamp.option()}))
+        self, stamp: Stamp, *, redelivered: bool = False, acks: Acks | None = None, tag: Tag = 1,
+        args: tuple[object, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(Message("default", "work", args, {}, {"callboard": stamp.option()}))
         self.delivery = Delivery(acks or RecordedAcks(), tag, stamp, redelivered)
 
 

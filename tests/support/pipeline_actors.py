@@ -138,6 +138,15 @@ async def holds_back(number: int) -> int:
 
 
 @dramatiq.actor(max_retries=0)
+def first_holds_back(number: int) -> None:
+    """The first item holds back its job; the others take a moment."""
+    if number:
+        time.sleep(0.05)
+    else:
+        callboard.hold(5, "enough")
+
+
+@dramatiq.actor(max_retries=0)
 async def postpones_for_long() -> None:
     raise callboard.Postpone(86_400, "come back tomorrow")
 

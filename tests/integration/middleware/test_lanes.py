@@ -12,7 +12,17 @@ from callboard.sql import timings
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
-from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry_action, submission, sweep
+from callboard.sql.writes import (
+    actions,
+    claims,
+    jobs,
+    outcomes,
+    publishing,
+    retry_action,
+    submission,
+    sweep,
+    workers,
+)
 from callboard.sql.writes import lanes as lanes_of
 from callboard.sql.writes.lanes import TakenOver, move_to_outbox
 from callboard.sql.writes.requests import Requester
@@ -190,6 +200,44 @@ def test_an_item_without_a_lane_holds_back_its_job(conn: Conn) -> None:
     assert status(conn, job)["stalled"].startswith("held back until 20")
     conn.execute("UPDATE callboard.jobs SET not_before = now()")
     assert publishing.claim_job(conn) is not None
+
+
+def test_the_publisher_looks_again_when_a_hold_ends(conn: Conn) -> None:
+    """Not seconds later, as at lanes that are full."""
+    job = job_of(conn, "aa", concurrency_by="customer=1")
+    assert published(conn, job) == [0]
+    lanes_of.hold(conn, job, 0, 2.5, "")
+    record(conn, job, {"succeeded": [0]})
+    claim = publishing.claim_job(conn)
+    assert claim is not None
+    assert [*lanes.batches(conn, claim, 10)] == []
+    publishing.advance_watermark(
+        conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=True, pause=60.0
+    )
+    at_its_end = """
+        SELECT t.bulk_at = (h.value ->> 'until')::timestamptz
+        FROM callboard.turns AS t JOIN callboard.jobs AS j ON j.id = t.job_id, jsonb_each(j.holds) AS h
+    """
+    assert conn.execute(at_its_end).fetchall() == [(True,)]
+
+
+def test_a_changed_limit_drops_no_hold_of_the_whole_job(conn: Conn) -> None:
+    job = make_job(conn, 3, published=0)
+    lanes_of.hold(conn, job, 0, 3600, "")
+    actions.limit(conn, job, ANNA, {"concurrency": 2})
+    assert publishing.claim_job(conn) is None
+
+
+def test_a_hold_of_a_lane_ends_when_lanes_go_by_another_argument(conn: Conn) -> None:
+    """Its name may be that of another lane then."""
+    job = job_of(conn, "aab", concurrency_by="customer=1")
+    assert published(conn, job) == [0, 2]
+    (control,) = lanes_of.hold(conn, job, 0, 3600, "")
+    assert (control.lane_by, control.holds and [*control.holds]) == ("customer", ['"a"'])
+    actions.limit(conn, job, ANNA, {"concurrency_by": "0=2"})
+    assert published(conn, job) == [1]
+    (control,) = workers.job_controls(conn)
+    assert (control.lane_by, control.holds) == ("0", {})
 
 
 def test_lanes_that_are_all_full_have_no_more_items_set_aside(conn: Conn) -> None:

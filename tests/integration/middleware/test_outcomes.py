@@ -43,7 +43,7 @@ ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
     "opens_a_job", "gently", "in_threads", "on_exhausted", "limited", "counts", "counts_gently",
-    "knows", "knows_gently", "asks_to_wait", "postpones_for_long", "holds_back",
+    "knows", "knows_gently", "asks_to_wait", "postpones_for_long", "holds_back", "first_holds_back",
 ]  # fmt: skip
 
 
@@ -137,13 +137,25 @@ def test_a_postponed_item_waits_as_a_row_and_says_why(on: Stage) -> None:
 def test_an_item_holds_back_what_it_belongs_to(by: Any, on: Stage) -> None:
     job = on.submit("holds_back", {"number": 1}, concurrency_by=by)
     item = on.only(job)
-    assert (item["state"], item["result"]) == ("succeeded", 2)
+    assert (item["state"], item["result"]) == ("succeeded", 2), item
     row = on.conn.execute(
         "SELECT h.key, h.value ->> 'reason', finished_at - created_at > interval '1 s'"
         " FROM callboard.jobs, jsonb_each(holds) AS h WHERE id = %s",
         (job.id,),
     ).fetchone()
     assert row == ("1" if by else "*", "the API says 429", True)
+
+
+def test_what_lies_in_rabbitmq_of_a_job_that_is_held_back_does_not_start(on: Stage) -> None:
+    """Its items take two seconds in all, and the first has it held back for five."""
+    job = on.submit("first_holds_back", *range(300))
+    on.ended(job)
+    last = on.conn.execute(
+        "SELECT max(i.started_at) > (j.holds -> '*' ->> 'until')::timestamptz"
+        " FROM callboard.jobs AS j JOIN callboard.items AS i ON i.job_id = j.id WHERE j.id = %s GROUP BY j.id",
+        (job.id,),
+    )
+    assert last.fetchone() == (True,)
 
 
 def test_an_error_in_throws_is_not_tried_again(on: Stage) -> None:

@@ -174,3 +174,35 @@ def test_a_state_that_keeps_messages_from_running_is_kept() -> None:
         [JobControl(control.job, "running", 0) for control in said[:3]]
     )  # said before, and late
     assert list(in_flight._controls.values()) == said
+
+
+def admitted(in_flight: PlayedInFlight, item: int, customer: str) -> bool:
+    """Whether the message of an item of a customer begins; else it is parked, and not acknowledged by the worker."""
+    message = Delivered(Stamp(1, item, 1), args=(customer,))
+    began = in_flight.admit(message) is not None
+    assert (in_flight.done, message.delivery.deferred) == ([] if began else ["parked"], not began)
+    in_flight.done.clear()
+    return began
+
+
+def test_a_message_of_a_lane_that_is_held_back_is_parked() -> None:
+    in_flight = PlayedInFlight()
+    in_flight.apply_controls([JobControl(1, "running", 0, lane_by="0", holds={'"a"': 60.0, '"b"': -1.0})])
+    in_flight.apply_controls([JobControl(1, "running", 0)])  # of a flush, which does not know of holds
+    assert [admitted(in_flight, n, name) for n, name in enumerate("abc")] == [False, True, True]
+    in_flight.apply_controls([JobControl(1, "running", 0, lane_by="0", holds={})])
+    assert admitted(in_flight, 3, "a")
+
+
+def test_a_message_of_a_job_that_is_held_back_is_parked() -> None:
+    in_flight = PlayedInFlight()
+    in_flight.apply_controls([JobControl(1, "running", 0, holds={"*": 60.0})])
+    assert not admitted(in_flight, 0, "a")
+    in_flight.apply_controls([JobControl(1, "running", 0, holds={"*": -1.0})])
+    assert admitted(in_flight, 1, "a")
+
+
+def test_a_hold_that_is_over_is_not_kept() -> None:
+    in_flight = PlayedInFlight()
+    in_flight.apply_controls([JobControl(job, "running", 0, holds={"*": -1.0}) for job in range(1, 100)])
+    assert list(in_flight._held_back) == [99]
