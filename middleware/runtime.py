@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, TypeVar
@@ -199,18 +200,11 @@ class Runtime:
         self._heartbeat = Heartbeat(
             self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble, self._stage_maker.make_due
         )  # fmt: skip
-        self._at_boot(partial(self._heartbeat.start, actors, signatures or {}, self._broker_name()))
+        with closing(self.make_transport()) as transport:
+            start = partial(self._heartbeat.start, actors, signatures or {})
+            self._at_boot(partial(start, _name(transport), partial(_is_same, transport)))
         self.maintain()
         self.journal.watch()
-
-    def _broker_name(self) -> str | None:
-        transport = self.make_transport()
-        try:
-            return transport.name()
-        except Unreachable:
-            return None  # the worker starts all the same, and waits for its broker
-        finally:
-            transport.close()
 
     def maintain(self) -> None:
         """Publish what is due, deliver callbacks, and sweep, in threads: what a worker does beside its items, and
@@ -280,3 +274,20 @@ class Runtime:
             self._callbacks.close(process.time_left())
         process.close()
         self._build()
+
+
+# A worker whose broker can't be reached starts all the same, and waits for it.
+
+
+def _name(transport: Transport) -> str | None:
+    try:
+        return transport.name()
+    except Unreachable:
+        return None
+
+
+def _is_same(transport: Transport, name: str) -> bool:
+    try:
+        return transport.gave_name(name)
+    except Unreachable:
+        return True

@@ -53,9 +53,12 @@ class Heartbeat:
     def __post_init__(self) -> None:
         self._periodic = Periodic("heartbeat", min(POLL_SECONDS, BEAT_SECONDS / 2), self._step)
 
-    def start(self, actors: dict[str, str], signatures: dict[str, Signature], broker: str | None) -> None:
+    def start(
+        self, actors: dict[str, str], signatures: dict[str, Signature], broker: str | None,
+        is_same: Callable[[str], bool],
+    ) -> None:  # fmt: skip
         """Register the process as a worker with these actors ({name: queue}), and beat from now on. `broker` names the
-        broker; None where it isn't known.
+        broker, None where it isn't known; `is_same` tells whether it has another name, too.
 
         Raises OtherBroker, psycopg.Error and PoolTimeout.
         """
@@ -65,13 +68,15 @@ class Heartbeat:
         )
         with self.process.pool.connection() as conn:
             self.process.worker = workers.register_worker(conn, info)
-            if found := workers.other_broker(conn, self.process.worker):
+            for other, host, theirs in workers.other_brokers(conn, self.process.worker):
+                if is_same(theirs):
+                    continue
                 workers.stop_worker(conn, self.process.worker)
-                other, host, theirs = found
                 raise OtherBroker(
                     f"this worker is on {broker}, and worker {other} at {host} uses the same database on {theirs}: "
                     "messages would go to the wrong one. Give each broker and virtual host a database of its own; to "
-                    "move to another broker, stop the old workers first"
+                    "move to another broker, stop the old workers first. Nodes of one cluster whose user may not "
+                    "declare exchanges need a common name: rabbitmqctl set_cluster_name"
                 )
             self._poll_controls(conn)  # before a message of a stopped job can arrive
         self._beaten = time.monotonic()

@@ -55,6 +55,9 @@ class Transport(Protocol):
     def name(self) -> str | None:
         """Return which broker it is, however it is addressed; None when the broker can't tell. Raises Unreachable."""
 
+    def gave_name(self, name: str) -> bool:
+        """Return whether the broker gave this `name` to a worker: a cluster may have several. Raises Unreachable."""
+
     def serve(self, *, reconnect: bool = False) -> None:
         """Process what the connection has to do (heartbeats), without waiting.
 
@@ -126,6 +129,10 @@ class EnqueueTransport:
     def name(self) -> str | None:
         """See Transport."""
         return None
+
+    def gave_name(self, name: str) -> bool:
+        """See Transport."""
+        return False
 
     def serve(self, *, reconnect: bool = False) -> None:
         """See Transport."""

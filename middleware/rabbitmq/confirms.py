@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import pika
@@ -43,6 +44,8 @@ CLOSING = (pika.exceptions.AMQPChannelError, pika.exceptions.AMQPConnectionError
 CLOSED_BY_US = (pika.exceptions.ChannelClosedByClient, pika.exceptions.ConnectionClosedByClient)
 #: Bytes of a queue's name, since AMQP allows 255, and the names of its delay and dead-letter queues are longer.
 QUEUE_BYTES = 252
+#: Bytes of an exchange's name.
+EXCHANGE_BYTES = 255
 #: The reply code for what the user may not do.
 ACCESS_REFUSED = 403
 #: What RabbitMQ says of a message that is larger than its `max_message_size`.
@@ -104,10 +107,10 @@ class ConfirmingPublisher:
         self.while_waiting: Callable[[], None] | None = None
         self._connection: SelectConnection | None = None
         self._channel: Channel | None = None
-        self._depth_channel: Channel | None = None
+        self._question_channel: Channel | None = None
         self._address = ""
         self._close_reason = ""  # why the connection was closed
-        self._depth_error = ""  # why the channel that asks for depths was closed
+        self._question_error = ""  # why the channel for questions was closed
         self._blocked = ""  # why RabbitMQ blocks the connection; empty: it doesn't
         self._close_code: int | None = None
         self._max_bytes: int | None = None  # the largest body that RabbitMQ takes; None: not known
@@ -226,7 +229,7 @@ class ConfirmingPublisher:
         blocked = self._blocked
         deadline = time.monotonic() + (BLOCKED_SECONDS if blocked else CONFIRM_SECONDS)
         while self._unconfirmed and self._channel is not None and (left := deadline - time.monotonic()) > 0:
-            self._run_loop(left)  # any event may end it: the depth channel's end, say
+            self._run_loop(left)  # any event may end it: the question channel's end, say
             if self._blocked and not blocked:
                 blocked, deadline = self._blocked, time.monotonic() + BLOCKED_SECONDS
 
@@ -277,40 +280,47 @@ class ConfirmingPublisher:
     def _depth(self, queue: str) -> int:
         if _too_long(queue):
             return 0
+        declared = self._ask(queue, partial(Channel.queue_declare, queue=queue, passive=True))
+        return int(declared.message_count) if declared else 0
+
+    # Questions -------------------------------------------------------------------------------------------------------
+
+    def _ask(self, what: str, ask: Callable[..., object]) -> Any:
+        """Return the method by which RabbitMQ answers `ask(channel, callback=…)` about `what`; None if there is no such
+        thing, or the user may not ask for it. Raises Unreachable.
+        """
         self._open()
         self._check_blocked()  # RabbitMQ would not read the question
-        answer: list[int] = []
+        answer: list[Any] = []
 
-        def on_declared(frame: Any) -> None:
-            answer.append(frame.method.message_count)
+        def on_answer(frame: Any) -> None:
+            answer.append(frame.method)
             self._stop_loop()
 
-        self._depth_error = ""
-        if self._depth_channel is None and self._connection is not None:
-            self._open_depth_channel(self._connection)
-        if self._depth_channel is not None:
-            self._depth_channel.queue_declare(queue, passive=True, callback=on_declared)
+        self._question_error = ""
+        if self._question_channel is None and self._connection is not None:
+            self._open_question_channel(self._connection)
+        if self._question_channel is not None:
+            ask(self._question_channel, callback=on_answer)
             self._run_loop(CONFIRM_SECONDS)
         if self._channel is None:
             raise Unreachable(self._close_reason)
-        if not answer and not self._depth_error:
+        if not answer and not self._question_error:
             self.close()  # a late answer would be taken for the confirm of the next batch
-            raise Unreachable(
-                f"{self._address} tells nothing of the queue {queue!r} within {CONFIRM_SECONDS:.0f} s"
-            )
-        if not answer and not re.search("NOT_FOUND - no queue|ACCESS_REFUSED", self._depth_error):
-            raise Unreachable(self._depth_error)
-        return answer[0] if answer else 0
+            raise Unreachable(f"{self._address} tells nothing of {what!r} within {CONFIRM_SECONDS:.0f} s")
+        if not answer and not re.search("NOT_FOUND - no |ACCESS_REFUSED", self._question_error):
+            raise Unreachable(self._question_error)
+        return answer[0] if answer else None
 
-    def _open_depth_channel(self, connection: SelectConnection) -> None:
-        """Open the channel that asks for depths; RabbitMQ closes it when a queue is missing, or its node is down."""
+    def _open_question_channel(self, connection: SelectConnection) -> None:
+        """Open the channel for questions; RabbitMQ closes it when a queue is missing, or its node is down."""
 
         def on_open(channel: Channel) -> None:
-            self._depth_channel = channel
+            self._question_channel = channel
             self._stop_loop()
 
         def on_close(_channel: Channel, reason: Exception) -> None:
-            self._depth_channel, self._depth_error = None, str(reason)
+            self._question_channel, self._question_error = None, str(reason)
             self._stop_loop()
 
         channel = connection.channel(on_open_callback=on_open)
@@ -318,13 +328,25 @@ class ConfirmingPublisher:
         self._run_loop(CONFIRM_SECONDS)
 
     def name(self) -> str | None:
-        """See Transport: the name that RabbitMQ gives its cluster, and the virtual host."""
+        """See Transport: the name that RabbitMQ gives its cluster, and the virtual host.
+
+        Until somebody gives the cluster a name, each of its nodes has another. An exchange keeps each name that was
+        given, since the nodes share the exchanges.
+        """
         self._open()
         connection: Any = self._connection
         cluster = (connection.server_properties or {}).get("cluster_name")
         if isinstance(cluster, bytes):
             cluster = cluster.decode(errors="replace")
-        return f"{cluster}, virtual host {connection.params.virtual_host}" if cluster else None
+        if not cluster:
+            return None
+        name = f"{cluster}, virtual host {connection.params.virtual_host}"
+        self._ask(name, partial(_declare_exchange, name))
+        return name
+
+    def gave_name(self, name: str) -> bool:
+        """See Transport."""
+        return self._ask(name, partial(_declare_exchange, name, passive=True)) is not None
 
     # The connection --------------------------------------------------------------------------------------------------
 
@@ -387,7 +409,7 @@ class ConfirmingPublisher:
             self._max_bytes = int(found[1])
         elif not isinstance(error, CLOSED_BY_US):
             self._max_bytes = None  # the node may come back with another limit
-        self._channel = self._depth_channel = None
+        self._channel = self._question_channel = None
         self._stop_loop()
 
     def _stop_loop(self) -> None:
@@ -424,7 +446,7 @@ class ConfirmingPublisher:
 
     def close(self) -> None:
         """See Transport."""
-        self._channel = self._depth_channel = None
+        self._channel = self._question_channel = None
         if self._connection is None:
             return
         try:
@@ -447,6 +469,12 @@ def address(parameters: Any) -> str:
     """Return a broker's address, or those of its nodes, without credentials."""
     nodes = parameters if isinstance(parameters, list) else [parameters]
     return "RabbitMQ at " + " or ".join(f"{node.host}:{node.port}" for node in nodes)
+
+
+def _declare_exchange(name: str, channel: Channel, **options: Any) -> None:
+    """Declare the exchange that keeps a name of the broker."""
+    exchange = f"callboard at {name}".encode()[:EXCHANGE_BYTES].decode(errors="ignore")
+    channel.exchange_declare(exchange, durable=True, **options)
 
 
 def _encode(out: Outgoing, max_bytes: int | None) -> _Message:

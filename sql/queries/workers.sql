@@ -18,11 +18,12 @@ INSERT INTO callboard.workers (host, pid, threads, release, actors, queues, brok
 VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s, %(broker)s)
 RETURNING id
 
--- name: other_broker
--- A worker that lives, and registered before this one, on another broker. Caller: the heartbeat. Rows: (id, host, broker).
-SELECT o.id, o.host, o.broker
+-- name: other_brokers
+-- The first worker on each other broker, of those that live and registered before this one. Caller: the heartbeat.
+-- Rows: (id, host, broker).
+SELECT DISTINCT ON (o.broker) o.id, o.host, o.broker
 FROM callboard.workers AS w JOIN callboard.live_workers(%(dead_after)s) AS o ON o.id < w.id AND o.broker <> w.broker
-WHERE w.id = %(worker)s ORDER BY o.id LIMIT 1
+WHERE w.id = %(worker)s ORDER BY o.broker, o.id
 
 -- name: beat
 -- A worker lives, holds these items, and has this trouble with its broker. One that was found dead and is not comes back to life.

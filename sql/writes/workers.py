@@ -26,11 +26,10 @@ def register_worker(conn: Conn, info: WorkerInfo) -> int:
     return int(required(row)[0])
 
 
-def other_broker(conn: Conn, worker: int) -> tuple[int, str, str] | None:
-    """Return (id, host, broker) of a worker that lives and registered before this one, on another broker; or None."""
+def other_brokers(conn: Conn, worker: int) -> list[tuple[int, str, str]]:
+    """Return (id, host, broker) for each other broker of workers that live and registered before this one."""
     parameters = {"worker": worker, "dead_after": timings.DEAD_AFTER_SECONDS}
-    row = conn.execute(statement("other_broker"), parameters).fetchone()
-    return (row[0], row[1], row[2]) if row else None
+    return conn.execute(statement("other_brokers"), parameters).fetchall()
 
 
 def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]], trouble: str | None = None) -> None:

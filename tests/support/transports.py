@@ -1,9 +1,23 @@
-"""A transport without a broker."""
+"""A transport to RabbitMQ, and one without a broker."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
 from callboard.middleware.publish.transport import Answer
+from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.sql.rows import Outgoing
+
+
+@contextmanager
+def transport_to(url: str) -> Iterator[ConfirmingPublisher]:
+    """A publisher on a virtual host."""
+    stock = RabbitmqBroker(url=url)
+    transport = ConfirmingPublisher(stock)
+    yield transport
+    transport.close()
+    stock.close()
 
 
 class StubTransport:
@@ -19,6 +33,9 @@ class StubTransport:
 
     def name(self) -> str | None:
         return None
+
+    def gave_name(self, name: str) -> bool:
+        return False
 
     def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         return [True] * len(batch)

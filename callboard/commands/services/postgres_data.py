@@ -75,6 +75,6 @@ def _initdb(data: Path, log: Path, programs: Path, user: User | None) -> int | N
 
 def write_access(data: Path, users: Sequence[str]) -> None:
     """Let only these system users connect, as the database's owner."""
-    (data / "pg_hba.conf").write_text("local all all peer map=callboard\n", encoding="utf-8")
+    (data / "pg_hba.conf").write_text("local all,replication all peer map=callboard\n", encoding="utf-8")
     lines = [f'callboard "{user}" postgres\n' for user in users]
     (data / "pg_ident.conf").write_text("".join(lines), encoding="utf-8")

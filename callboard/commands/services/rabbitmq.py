@@ -65,7 +65,7 @@ class Node:
             )
         self.configure()
         port = self.files.ports.epmd
-        if self._epmd is None or not self._epmd.running():
+        if not listens(port):
             self._epmd = self._process([mapper, "-port", str(port), "-address", "127.0.0.1"])
             self._epmd.wait_ready(lambda: listens(port), EPMD_SECONDS)
         self._server = self._process([place / "rabbitmq-server"])

@@ -7,6 +7,9 @@ from typing import NamedTuple, Self
 
 from callboard.commands.services.ports import free_ports
 
+#: The files with the secrets of a node; nodes that share them may be one cluster.
+PASSWORD, COOKIE = SECRETS = ("password", ".erlang.cookie")
+
 
 class Ports(NamedTuple):
     """The ports of a node, all at 127.0.0.1."""
@@ -21,6 +24,7 @@ class NodeFolder(NamedTuple):
 
     folder: Path
     ports: Ports
+    name: str = "callboard"
 
     @classmethod
     def at(cls, folder: Path) -> Self:
@@ -31,11 +35,11 @@ class NodeFolder(NamedTuple):
     @property
     def password(self) -> str:
         """The password of the node's one user, `callboard`."""
-        return _secret(self.folder / "password")
+        return _secret(self.folder / PASSWORD)
 
     def configure(self) -> None:
         """Write the node's files. Password and cookie are written once, since the data belongs to them."""
-        _secret(self.folder / ".erlang.cookie")
+        _secret(self.folder / COOKIE)
         (self.folder / "plugins").write_text("[].\n", encoding="utf-8")
         lines = [
             f"listeners.tcp.default = 127.0.0.1:{self.ports.amqp}",
@@ -55,7 +59,7 @@ class NodeFolder(NamedTuple):
         return ours | {
             "HOME": str(folder),  # where Erlang looks for its cookie
             "LC_ALL": "C.UTF-8",
-            "RABBITMQ_NODENAME": "callboard@localhost",
+            "RABBITMQ_NODENAME": f"{self.name}@localhost",
             "RABBITMQ_CONF_ENV_FILE": str(folder / "rabbitmq-env.conf"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),

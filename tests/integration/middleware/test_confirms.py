@@ -4,7 +4,6 @@ import gc
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from select import select
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -19,6 +18,7 @@ from callboard.middleware.rabbitmq import confirms as module
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
 from callboard.sql.rows import Outgoing
 from tests.faults.rig.proxy import Proxy, proxy
+from tests.support.transports import transport_to
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -29,16 +29,6 @@ def outgoing(item: int, queue: str = "work", message_id: str = "") -> Outgoing:
         1, item, 1, 0, suspect=False, actor="a", queue=queue, message_id=message_id or f"m{item}",
         args=b'{"args":[],"kwargs":{}}', options=None, sent_ms=0, outbox=item,
     )  # fmt: skip
-
-
-@contextmanager
-def transport_to(url: str) -> Iterator[ConfirmingPublisher]:
-    """A publisher on a virtual host."""
-    stock = RabbitmqBroker(url=url)
-    transport = ConfirmingPublisher(stock)
-    yield transport
-    transport.close()
-    stock.close()
 
 
 @pytest.fixture

@@ -1,0 +1,75 @@
+"""A cluster of three RabbitMQ nodes with quorum queues, of which one after the other is killed, with a job at work."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+import callboard
+from tests.faults.rig.scenario import Scenario, mixed, seconds_since
+from tests.faults.test_rabbitmq import sent_again
+from tests.support.cluster import Member, cluster
+from tests.support.transports import transport_to
+
+ITEMS = 20_000 if os.environ.get("CALLBOARD_TEST_LONG") else 4_000
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[list[Member]]:
+    """The running cluster."""
+    with cluster(tmp_path / "cluster") as members:
+        yield members
+
+
+@pytest.fixture
+def vhost(nodes: list[Member]) -> str:
+    """The addresses of all nodes; queues of their virtual host are quorum queues, without a word in the actors."""
+    nodes[0].ctl("add_vhost", "callboard", "--default-queue-type", "quorum")
+    nodes[0].ctl("set_permissions", "-p", "callboard", "callboard", ".*", ".*", ".*")
+    return ";".join(node.url_of("callboard") for node in nodes)
+
+
+def assert_one_broker(nodes: list[Member]) -> None:
+    """Each node tells a name of its own, and knows those of the others."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(transport_to(node.url_of("callboard"))) for node in nodes]
+        names = {str(transport.name()) for transport in found}
+        assert len(names) == len(nodes)
+        assert all(transport.gave_name(name) for transport in found for name in names)
+        assert not found[0].gave_name("another, virtual host callboard")
+
+
+def goes_on(scenario: Scenario, job: callboard.Job) -> None:
+    """A node was killed just now: more items end."""
+    began, before = time.monotonic(), scenario.status(job)["succeeded"]
+    scenario.wait_for(job, lambda status: status["succeeded"] > before + ITEMS / 20)
+    print(f"went on after {seconds_since(began):.1f} s")
+
+
+def test_one_node_after_the_other_is_killed(scenario: Scenario, nodes: list[Member], tmp_path: Path) -> None:
+    """First one that no consumer is connected to, then the one of all consumers: work goes on by the other two. The
+    second half of the items waits meanwhile, in the hands of the workers and in the queue.
+    """
+    gate = tmp_path / "gate"
+    for _ in range(2):
+        scenario.start_worker()
+    assert_one_broker(nodes)
+    items = ({**item, "gate": str(gate) if item["number"] > ITEMS / 2 else ""} for item in mixed(ITEMS))
+    job = scenario.submit("work", items)
+    with scenario.watch(job) as watcher:
+        scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS / 10)
+        nodes[2].kill()
+        goes_on(scenario, job)
+        nodes[2].start().ctl("await_online_nodes", "3")
+        kinds = nodes[2].ctl("list_queues", "-p", "callboard", "--no-table-headers", "type").split()
+        assert kinds == ["quorum"] * 3
+        nodes[0].kill()
+        gate.touch()
+        goes_on(scenario, job)
+        nodes[0].start()
+        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher)
+    assert sent_again(scenario) == 0
+    print(f"{runs.total()} runs, {scenario.run_log.repeated(job.id)} of them twice")
