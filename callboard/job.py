@@ -113,7 +113,7 @@ class Job:
         return self._ask(queries.errors(self.id))
 
     def actions(self) -> list[dict[str, Any]]:
-        """Return who did what to the job, the latest first: `action`, `who`, `via`, `detail`, `done_at`."""
+        """Return who did what to the job, the latest first: `action`, `who`, `via`, `address`, `detail`, `done_at`."""
         return self._ask(queries.actions(self.id))[0]
 
     def callbacks(self) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 #: How the names of our own variables begin.
 PREFIX = "CALLBOARD_"
+#: What an address of logs may have of an item.
+LOG_FIELDS = ("job", "item", "attempt", "worker", "started_at", "finished_at")
 
 
 class NotConfigured(RuntimeError):
@@ -152,6 +154,17 @@ def _http(name: str, text: str) -> str:
     return _text(name, text)
 
 
+def _log_link(name: str, text: str) -> str:
+    try:
+        text.format_map(dict.fromkeys(LOG_FIELDS, ""))
+    except (KeyError, ValueError, IndexError, AttributeError):
+        there = ", ".join(f"{{{one}}}" for one in LOG_FIELDS)
+        raise ValueError(f"{name} may have {there}, and no other braces; not {text!r}") from None
+    if text and not re.match(r"https?://[^\s/@{]+(/\S*)?$", text):
+        raise ValueError(f"{name} must be an address like https://logs.example/?q={{job}}; not {text!r}")
+    return _text(name, text)
+
+
 def _is_broker(address: str) -> bool:
     parts = urlsplit(address.strip())
     return (
@@ -179,6 +192,11 @@ HUNG_AFTER = Setting(
 )  # fmt: skip
 KEEP = Setting(
     "CALLBOARD_KEEP", "30d", keep_span, "how long a finished job stays unless it has a `keep` of its own; or forever"
+)  # fmt: skip
+LOG_LINK = Setting(
+    "CALLBOARD_LOG_LINK", "", _log_link,
+    "where the log of an item is, for a link on its page: https://logs.example/?q={job}/{item}; "
+    "also {attempt}, {worker}, {started_at} and {finished_at}",
 )  # fmt: skip
 METRICS_PORT = Setting(
     "CALLBOARD_METRICS_PORT",
@@ -210,6 +228,6 @@ WEBHOOK_SECRET = Setting(
 )  # fmt: skip
 
 SETTINGS: tuple[Setting[object], ...] = (
-    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, METRICS_PORT, PREPARE, QUEUE_DEPTH, RABBITMQ_API,
-    RELEASE, RESULT_LIMIT, WEBHOOK_PRIVATE, WEBHOOK_SECRET,
+    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, LOG_LINK, METRICS_PORT, PREPARE, QUEUE_DEPTH,
+    RABBITMQ_API, RELEASE, RESULT_LIMIT, WEBHOOK_PRIVATE, WEBHOOK_SECRET,
 )  # fmt: skip

@@ -280,6 +280,7 @@ class Action(Answer):
     action: str
     who: str
     via: str
+    address: Annotated[str | None, msgspec.Meta(description="of the client that asked over HTTP")]
     detail: dict[str, Any]
 
 

@@ -77,8 +77,9 @@ class Call(Generic[Q, B]):
     @property
     def requester(self) -> Requester:
         """Who asks for a change, for the history: the name that the login gave, or else the sender's address."""
-        address = self.request.client.host if self.request.client else ""
-        return Requester("http", address if self.who is access.EVERYONE else self.who.name, self.tenant)
+        address = self.request.client.host if self.request.client else None
+        who = address or "" if self.who is access.EVERYONE else self.who.name
+        return Requester("http", who, self.tenant, address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -545,7 +545,8 @@ CREATE TABLE callboard.actions (
     done_at          timestamptz NOT NULL DEFAULT now(),
     action           text NOT NULL,
     who              text NOT NULL DEFAULT '',   -- as far as it is known
-    via              text NOT NULL,              -- from where: cli, http, python, worker
+    via              text NOT NULL,              -- by which way: cli, http, python, worker
+    address          text,                       -- of the client that asked over HTTP
     detail           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(detail) = 'object')
 );
 

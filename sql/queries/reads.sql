@@ -482,6 +482,15 @@ LEFT JOIN LATERAL (
 ) AS s ON true
 GROUP BY point.at ORDER BY point.at
 
+-- name: paces
+-- The last samples of some jobs, in order of time. Caller: queries.paces. Rows: one a sample, `most` a job at most.
+SELECT j.job, s.taken_at AS at, s.final AS ended
+FROM unnest(%(jobs)s::bigint[]) AS j (job)
+CROSS JOIN LATERAL (
+    SELECT s.taken_at, s.final FROM callboard.samples AS s WHERE s.job_id = j.job ORDER BY s.taken_at DESC LIMIT %(most)s
+) AS s
+ORDER BY j.job, s.taken_at
+
 -- name: lanes
 -- Lanes of a job: those with items in flight, most first, then those of which some wait in the outbox, found one after
 -- another. Of the items of a lane that wait `most` are counted. Caller: queries.lanes. Rows: one a lane, `limit` at most.
@@ -541,7 +550,7 @@ SELECT coalesce(CASE
 
 -- name: job_actions
 -- Who did what to a job, the latest first. Caller: queries.actions. Rows: one an action.
-SELECT id, done_at, action, who, via, detail FROM callboard.actions
+SELECT id, done_at, action, who, via, address, detail FROM callboard.actions
 WHERE job_id = %(job)s AND id < %(before)s
   AND EXISTS (SELECT FROM callboard.jobs AS j WHERE j.id = %(job)s AND j.deleted_at IS NULL)
 ORDER BY id DESC LIMIT %(limit)s

@@ -13,5 +13,5 @@ SELECT now()
 
 -- name: note_action
 -- Who did what to a job, in the transaction that does it. Caller: requests.note_action.
-INSERT INTO callboard.actions (job_id, action, who, via, detail)
-VALUES (%(job)s, %(action)s, %(who)s, %(via)s, %(detail)s::jsonb)
+INSERT INTO callboard.actions (job_id, action, who, via, address, detail)
+VALUES (%(job)s, %(action)s, %(who)s, %(via)s, %(address)s, %(detail)s::jsonb)

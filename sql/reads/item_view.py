@@ -1,6 +1,7 @@
 """Items, errors, callbacks, pages and recounts as the API describes them. No database here."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from callboard.sql.callback_targets import redact_url
@@ -126,6 +127,17 @@ def points(rows: Rows) -> list[dict[str, Any]]:
         rate = max(row["ended"] - before["ended"], 0) / seconds if before and seconds > 0 else 0.0
         found.append({**row, "at": iso(row["at"]), "rate": float(f"{rate:.3g}")})
         before = row
+    return found
+
+
+def paces(rows: Rows) -> dict[int, list[float]]:
+    """Return the rates of jobs by rows of `paces`: those since the sample before."""
+    found: dict[int, list[float]] = {}
+    for before, row in pairwise(rows):
+        if before["job"] == row["job"]:
+            seconds = (row["at"] - before["at"]).total_seconds()
+            pace = max(row["ended"] - before["ended"], 0) / seconds if seconds > 0 else 0.0
+            found.setdefault(row["job"], []).append(float(f"{pace:.3g}"))
     return found
 
 

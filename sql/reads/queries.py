@@ -33,6 +33,8 @@ LOOK_AT_ATTEMPTS = 20_000
 _tokens = item_view.with_iso_times("created_at", "expires_at", "used_at")
 #: Points of a chart, beside its first and its last; and lanes that are shown.
 SAMPLES, LANES = 200, 50
+#: Rates of a job in a list.
+PACES = 24
 #: Errors and callbacks of a job, and attempts of an item, at most; few have a hundredth of that.
 MAX_ROWS = 1_000
 
@@ -219,7 +221,7 @@ def error(number: int, group: str) -> Query[dict[str, Any] | None]:
 
 
 def actions(number: int, *, before: int | None = None, limit: int = 100) -> Query[Page]:
-    """Return a page of a job's history, the latest action first: action, who, via, detail, done_at."""
+    """Return a page of a job's history, the latest action first: action, who, via, address, detail, done_at."""
     parameters = {"job": number, "before": MAX_ID if before is None else before, "limit": limit + 1}
     times = item_view.with_iso_times("done_at")
     return Query(statement("job_actions"), parameters, lambda rows: item_view.page(times(rows), limit, "id"))
@@ -296,6 +298,13 @@ def last_errors(items: Sequence[tuple[int, int]]) -> Query[dict[tuple[int, int],
 def samples(number: int) -> Query[list[dict[str, Any]]]:
     """Return how a job went, in SAMPLES points and two: each has `at`, `ended`, `failed`, and `rate` since the last."""
     return Query(statement("samples"), {"job": number, "steps": SAMPLES}, item_view.points)
+
+
+def paces(numbers: Sequence[int]) -> Query[dict[int, list[float]]]:
+    """Return the latest rates of jobs, in items a second, PACES a job at most; those of which too little is known have
+    none.
+    """
+    return Query(statement("paces"), {"jobs": numbers, "most": PACES + 1}, item_view.paces)
 
 
 def lanes(number: int) -> Query[list[dict[str, Any]]]:

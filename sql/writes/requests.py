@@ -28,11 +28,14 @@ class NotPossible(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who acts, as far as it is known, from where (`cli`, `http`, `python`, `worker`), as which tenant (None: any)."""
+    """Who acts, as far as it is known, by which way (`cli`, `http`, `python`, `worker`), as which tenant (None: any),
+    and over HTTP from which address.
+    """
 
     via: str
     who: str = ""
     tenant: str | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,8 @@ def note_action(
     conn: Conn, job: int, by: Requester, action: str, detail: Mapping[str, Any] | None = None
 ) -> None:
     """Add to a job's history who did what, in the transaction that does it."""
-    noted = {"job": job, "action": action, "who": by.who, "via": by.via, "detail": Jsonb(dict(detail or {}))}
-    conn.execute(statement("note_action"), noted)
+    noted = {"job": job, "action": action, "who": by.who, "via": by.via, "address": by.address}
+    conn.execute(statement("note_action"), {**noted, "detail": Jsonb(dict(detail or {}))})
 
 
 def check_text(name: str, given: object, most: int) -> None:

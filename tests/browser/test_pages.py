@@ -107,6 +107,131 @@ def test_text_of_others_is_never_markup_on_any_page(page: Page, conn: Conn, addr
     assert "<script" not in answer.text()
 
 
+TRACEBACK = """Traceback (most recent call last):
+  File "/usr/lib/python3.11/site-packages/dramatiq/worker.py", line 1, in call
+    return fn()
+           ^^^^
+  File "/usr/lib/python3.11/site-packages/dramatiq/actor.py", line 2, in call
+    return fn()
+  File "/app/shop/prices.py", line 88, in parse
+    float("12,5")
+ValueError: 12,5"""
+
+
+@pytest.mark.parametrize("script", ["page", "plain_page"])
+def test_frames_of_libraries_are_folded_texts_copied_and_an_items_log_is_linked(
+    request: pytest.FixtureRequest, conn: Conn, address: str, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALLBOARD_LOG_LINK", "https://logs.example/?q={job}%2F{item}&w={worker}")
+    page: Page = request.getfixturevalue(script)
+    job = make_job(conn, 30)
+    record(
+        conn, job, {"failed": [3, 17]}, failure=Failure("failed", "ValueError", "12,5", "p:1", TRACEBACK, 9)
+    )
+    page.goto(f"{address}/jobs/{job}/items/17?state=failed")
+    parts = page.locator("#attempts details pre")
+    expect(parts).to_have_count(3)
+    expect(page.get_by_text("2 frames of libraries")).to_be_visible()
+    expect(parts.nth(0)).to_be_visible()
+    expect(parts.nth(1)).to_be_hidden()
+    expect(parts.nth(2)).to_contain_text("shop/prices.py")
+    expect(page.get_by_role("link", name="Log")).to_have_attribute(
+        "href", f"https://logs.example/?q={job}%2F17&w=1"
+    )
+    if script == "page":
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.locator("#attempts [data-copy]").click()
+        expect(page.locator("#attempts [data-copy]")).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == TRACEBACK
+    else:
+        expect(page.locator("[data-copy]").first).to_be_hidden()
+    page.get_by_role("link", name="Previous failed").click()
+    expect(page.locator("#name")).to_have_text("item 3")
+    expect(page.get_by_role("link", name="Previous")).to_have_count(0)
+    page.get_by_role("link", name="Next failed").click()
+    expect(page.locator("#name")).to_have_text("item 17")
+
+
+def test_a_search_is_suggested_word_by_word_and_each_word_is_taken_away(
+    page: Page, conn: Conn, address: str
+) -> None:
+    job = make_job(conn, 1, name="spring ads", actor="shop:charge")
+    page.goto(f"{address}/?q=state:pending+metadata.a:1+%22spring+ads%22")
+    expect(page.locator("#jobs li")).to_have_count(1)
+    words = page.locator("#words option")
+    for word in ("is:stalled", "metadata.a:1", "actor:shop:charge"):
+        expect(page.locator(f'#words option[value$="{word}"]')).to_have_count(1)
+    page.get_by_role("combobox").fill('"spring ads" act')
+    expect(words.first).to_have_attribute("value", '"spring ads" is:open')
+    page.get_by_role("link", name="Leave out metadata.a:1").click()
+    expect(page.get_by_role("combobox")).to_have_value('state:pending "spring ads"')
+    page.get_by_role("link", name="Leave out state:pending").click()
+    expect(page.locator(".chips a")).to_have_count(1)
+    expect(page.locator("#jobs li")).to_have_count(1)
+    page.get_by_role("link", name='Leave out "spring ads"').click()
+    expect(page.locator(".chips")).to_have_count(0)
+    expect(page.locator(f"#job-{job}")).to_be_visible()
+
+
+def test_a_row_draws_how_fast_its_job_is(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 100, name="drawn")
+    record(conn, job, {"succeeded": range(50)})
+    conn.execute(
+        "INSERT INTO callboard.samples (job_id, taken_at, final, failed)"
+        " SELECT %s, now() - interval '1 min' + n * interval '5 s', n * n, 0 FROM generate_series(1, 7) AS n",
+        (job,),
+    )
+    page.goto(f"{address}/?q=drawn")
+    points = page.locator("#jobs .spark polyline")
+    expect(points).to_have_attribute("points", re.compile(r"^0\.0,11\.8 \S+ \S+ \S+ \S+ 60\.0,1\.0$"))
+    record(conn, job, {"succeeded": range(50, 60)})
+    expect(points).to_have_attribute("points", re.compile(r"^0\.0,\S+( \S+){5} 60\.0,\S+$"), timeout=SOON)
+
+
+@pytest.mark.parametrize("script", ["page", "plain_page"])
+def test_what_is_under_more_works(
+    request: pytest.FixtureRequest, conn: Conn, address: str, script: str
+) -> None:
+    """Limits, a recount, keeping, and running again; and who paused it."""
+    page: Page = request.getfixturevalue(script)
+    job = make_job(conn, 4, name="more")
+    page.goto(f"{address}/jobs/{job}")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#sentence")).to_have_text(
+        re.compile(r"^Paused by 127\.0\.0\.1, .*: nothing new starts"), timeout=SOON
+    )
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("rate").fill("5/s")
+    page.get_by_label("concurrency").fill("2")
+    page.get_by_role("button", name="Change limits").click()
+    expect(page.locator("#limits")).to_have_text("rate 5/s, concurrency 2", timeout=SOON)
+    if script == "plain_page":
+        page.get_by_text("More", exact=True).click()
+    page.get_by_label("rate").fill("none")
+    page.get_by_role("button", name="Change limits").click()
+    expect(page.locator("#limits")).to_have_text("concurrency 2", timeout=SOON)
+    conn.execute("UPDATE callboard.jobs SET succeeded = 1 WHERE id = %s", (job,))
+    page.reload()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Recount").click()
+    expect(page.locator("#recount h1")).to_have_text("16 checks, 1 drift")
+    expect(page.locator("#recount li")).to_contain_text("stored 1, counted 0")
+    conn.execute("UPDATE callboard.jobs SET succeeded = 0 WHERE id = %s", (job,))
+    record(conn, job, {"succeeded": range(3), "failed": [3]})
+    page.get_by_role("link", name="more").click()
+    expect(page.locator("#leaves time")).to_be_visible()
+    page.get_by_role("button", name="Keep").click()
+    expect(page.locator("#leaves")).to_have_text("never: it is kept", timeout=SOON)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Recount").click()
+    expect(page.locator("#recount h1")).to_have_text("16 checks, no drift")
+    page.get_by_role("link", name="more").click()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Run again").click()
+    expect(page.locator("#head .from")).not_to_contain_text(str(job))
+    expect(page.locator("#history li")).to_contain_text(f"submit: the items of job {job}")
+
+
 @pytest.mark.parametrize("script", ["page", "plain_page"])
 def test_chosen_jobs_are_paused_and_deleted_together(
     request: pytest.FixtureRequest, conn: Conn, address: str, script: str
@@ -296,7 +421,7 @@ def test_a_page_heals_when_the_database_is_back(page: Page, postgres_url: str, d
         expect(page.locator("#live")).to_have_text("live")
         admin.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
         admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
-        expect(page.locator("#live")).to_have_text("reconnecting", timeout=2 * SOON)
+        expect(page.locator("#live")).to_have_text(re.compile("^reconnecting"), timeout=2 * SOON)
         admin.execute(f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
         with connect(database_url) as conn:
             record(conn, job, {"succeeded": [0]})

@@ -5,9 +5,11 @@ from typing import Any
 
 from starlette.responses import Response
 
+from callboard.sql.reads import queries
 from callboard.web import jobs
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.jobs import JobQuery
+from callboard.web.pages import search
 from callboard.web.pages.page import render, wanted_parts
 from callboard.web.parameters import Refused
 
@@ -46,16 +48,20 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
             found["standing"] = await _jobs(call, standing=True, limit=STANDING)
     except Refused as error:
         trouble = error.detail.removeprefix("q makes no sense: ")
+    listed = [*found["jobs"]["jobs"], *found["standing"]["jobs"]]
     if "views" in wanted:
         asked: Call[Any, NoBody] = call
         found["counts"] = await jobs.counts(replace(asked, query=jobs.Tenant()))
-    shown = {
+    shown: dict[str, Any] = {
         "q": query.q or "",
+        "chips": [] if trouble else search.chips(query.q or ""),
+        "suggestions": search.suggestions(listed),
         "after": query.after,
         "views": VIEWS,
         "trouble": trouble,
         "filtered": trouble or filtered,
     }
+    shown["paces"] = await call.read(queries.paces([job["id"] for job in listed if not job["finished_at"]]))
     return render(call.request, "board.html", query.part, {**shown, **found}, status=400 if trouble else 200)
 
 

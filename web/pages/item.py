@@ -15,6 +15,8 @@ from callboard.web.parameters import ITEMS, DryRun
 
 #: How an item can end that may be retried.
 RETRIED = ("failed", "skipped", "cancelled")
+#: Among how many items before an item the one before in its state is looked for: first few, then more; pages of each.
+SPANS, PAGES, PAGE_ITEMS = (200, 20_000, ITEMS), 5, 500
 
 
 class ItemQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -37,10 +39,30 @@ async def item(call: Call[ItemQuery, NoBody]) -> Response:
         "events": _timeline(found),
         "state": call.query.state,
         "next": after[0]["item"] if after else None,
-        "previous": position - 1 if position and call.query.state is None else None,
+        "previous": await _previous(call, position),
         "may_retry": found["state"] in RETRIED and not job["stopping"],
     }
     return render(call.request, "item.html", call.query.part, shown)
+
+
+async def _previous(call: Call[ItemQuery, NoBody], position: int) -> int | None:
+    """The item before, in the state that is asked for. None: there is none, or too many far before to look for it."""
+    state = call.query.state
+    if state is None:
+        return position - 1 if position else None
+    for span in SPANS:
+        found, after = list[int](), max(position - span, 0) - 1
+        for _ in range(PAGES):
+            page, following = await call.read(
+                queries.items(call.job, state=state, after=after, limit=PAGE_ITEMS, cap=0)
+            )
+            found += [one["item"] for one in page if one["item"] < position]
+            if following is None or following >= position - 1:
+                if found:
+                    return found[-1]
+                break
+            after = following
+    return None
 
 
 def _timeline(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -33,7 +33,13 @@ Row = dict[str, Any]
 JobCall = Call[JobQuery, NoBody]
 
 
-async def _head(_call: JobCall, _job: Row) -> None:
+async def _head(call: JobCall, job: Row) -> Row | None:
+    """Who paused the job, if it is paused."""
+    done = await _history(call, job) if job["state"] == "paused" else []
+    return next((one for one in done if one["action"] == "pause"), None)
+
+
+async def _nothing(_call: JobCall, _job: Row) -> None:
     return None
 
 
@@ -97,14 +103,14 @@ async def _history(call: JobCall, job: Row) -> list[Row]:
 PARTS: dict[str, Callable[[JobCall, Row], Awaitable[Any]]] = {
     "head": _head,
     "chart": _chart,
-    "stages": _head,
+    "stages": _nothing,
     "errors": _errors,
     "running": _running,
     "lanes": _lanes,
     "items": _items,
     "callbacks": _callbacks,
     "history": _history,
-    "about": _head,
+    "about": _nothing,
 }
 
 

@@ -1,11 +1,14 @@
 """How the pages say numbers, times and what was done to a job. The scripts say what they update in the same words."""
 
 import json
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
+from callboard.sql.settings import KEEP, LOG_FIELDS, LOG_LINK, keep_span
 from callboard.sql.states import JOB_FINAL
 
 Job = Mapping[str, Any]
@@ -18,6 +21,10 @@ LEAST_PACE, WHOLE_PACE = 0.1, 100
 SHORT_SECONDS = 10
 #: In the order of the bar, finished states first: the left part of the bar only ever grows.
 STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
+
+#: The first line of a frame, that of a group of exceptions too; and the files of libraries, and of Python.
+_FRAME = re.compile(r'(?P<depth>[ |]*)File "(?P<file>[^"]*)", line \d+')
+_LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib(?:64)?[/\\]python[\d.]+[/\\]|^<frozen ")
 
 
 def number(value: float | None) -> str:
@@ -161,13 +168,32 @@ def _retried(detail: Mapping[str, Any]) -> str:
     return count(detail["count"], "item") + (f" ({named})" if named else "")
 
 
-_ACTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {"limit": limits, "retry": _retried}
+def _submitted(detail: Mapping[str, Any]) -> str:
+    return f"the items of job {detail['items_of']}" if "items_of" in detail else ""
+
+
+_ACTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "limit": limits, "retry": _retried, "submit": _submitted,
+}  # fmt: skip
 
 
 def action(row: Mapping[str, Any]) -> str:
     """What was done to a job."""
     words = _ACTIONS.get(row["action"], lambda detail: detail.get("reason"))(row["detail"])
     return f"{row['action']}: {words}" if words else str(row["action"])
+
+
+def leaves(job: Job) -> str | None:
+    """When a job that is over is to be deleted; None: never. It is as the sweep's own setting says."""
+    keep = job["limits"].get("keep")
+    seconds = KEEP.get() if keep is None else keep_span("keep", keep)
+    return None if seconds is None else (parsed(job["finished_at"]) + timedelta(seconds=seconds)).isoformat()
+
+
+def spark(rates: Sequence[float]) -> str:
+    """The points of a line through rates, in a box of 60 by 16."""
+    top, last = max(rates, default=0) or 1, max(len(rates) - 1, 1)
+    return " ".join(f"{60 * at / last:.1f},{15 - 14 * one / top:.1f}" for at, one in enumerate(rates))
 
 
 def has_unmade_stage(job: Job, state: str) -> bool:
@@ -181,6 +207,32 @@ def parts(stage: Job) -> str:
     """How many items of a stage are in which state."""
     present = ", ".join(f"{stage[state]:,} {state}" for state in STATES if stage[state])
     return present or ("no items" if stage["sealed"] else "not made yet")
+
+
+def frames(traceback: str) -> list[tuple[int, str]]:
+    """The parts of a traceback, each with its text: so many frames of libraries in a row, or (0) the others."""
+    found: list[tuple[int, list[str]]] = []
+    depth, library = "", False
+    for line in traceback.splitlines(keepends=True):
+        frame = _FRAME.match(line)
+        if frame:
+            depth, library = f"{frame['depth']}  ", _LIBRARY.search(frame["file"]) is not None
+        elif not depth or not line.startswith(depth):
+            depth, library = "", False
+        begins = int(library and frame is not None)
+        if found and (found[-1][0] > 0) == library:
+            found[-1][1].append(line)
+            found[-1] = (found[-1][0] + begins, found[-1][1])
+        else:
+            found.append((begins, [line]))
+    return [(count_of_frames, "".join(lines)) for count_of_frames, lines in found]
+
+
+def log_link(item: Mapping[str, Any]) -> str | None:
+    """Where the log of an item is, by the setting; None: nobody said."""
+    address = LOG_LINK.get()
+    values = {name: quote(str(item[name] or ""), safe="") for name in LOG_FIELDS}
+    return address.format_map(values) if address else None
 
 
 def pace(job: Job) -> str:

@@ -3,6 +3,7 @@
 import { Lost, ask, refreshAll } from "./live.js";
 import { text } from "./words.js";
 
+const COPIED_MS = 2000;
 const dialog = document.getElementById("dialog");
 const refused = document.getElementById("refused");
 
@@ -47,7 +48,28 @@ function refuse(html) {
   refused.scrollIntoView({ block: "nearest" });
 }
 
+// The texts of what a button stands in, folded or not. Without HTTPS a page has no clipboard, but it may copy a selection.
+async function copy(button) {
+  const whole = [...button.closest("[data-whole]").querySelectorAll("pre")].map((one) => one.textContent).join("");
+  if (navigator.clipboard) await navigator.clipboard.writeText(whole);
+  else {
+    const field = Object.assign(document.createElement("textarea"), { value: whole });
+    button.after(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+    button.focus();
+  }
+  text(button, "Copied");
+  setTimeout(() => text(button, "Copy"), COPIED_MS);
+}
+
 export function forms() {
+  document.documentElement.dataset.scripts = "on";
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (button) copy(button);
+  });
   document.addEventListener("submit", async (event) => {
     const form = event.target;
     if (!form.matches("[data-act]") || form.hasAttribute("aria-busy")) return;

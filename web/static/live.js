@@ -8,6 +8,7 @@ export const root = new URL(document.documentElement.dataset.root, document.loca
 const ANSWER_MS = 5000;
 const POLL_MS = 1000;
 const FINAL_POLL_MS = 5000;
+const LOST_POLL_MS = 3000;
 const PART_MS = 2000;
 const STREAM_AGAIN_MS = 5000;
 const SPEAK_MS = 10000;
@@ -29,6 +30,7 @@ const watched = new Map();
 const made = new Map();
 let source = null;
 let timer = 0;
+let again = 0;
 let streamAgain = 0;
 let paused = false;
 let latest = null;
@@ -37,11 +39,13 @@ let refreshed = 0;
 let refreshing = false;
 let spoken = ["", 0];
 
-// The states of the pill: live, paused, reconnecting. What a page that lost its connection shows is dimmed.
+// The states of the pill: live, paused, reconnecting in so many seconds. What a page that lost its connection shows is
+// dimmed.
 function connected(yes) {
   const state = paused ? "paused" : yes ? "live" : "reconnecting";
+  const seconds = Math.ceil((again - performance.now()) / 1000);
   pill.dataset.live = state;
-  text(pill, state);
+  text(pill, state === "reconnecting" && seconds > 0 ? `${state} in ${seconds} s` : state);
   document.body.classList.toggle("lost", state === "reconnecting");
 }
 
@@ -116,7 +120,10 @@ async function poll() {
   });
   if (paused || document.hidden) return;
   if (there && pause === POLL_MS && performance.now() >= streamAgain) start();
-  else timer = setTimeout(poll, pause);
+  else timer = setTimeout(poll, there ? pause : LOST_POLL_MS);
+  if (there) return;
+  again = performance.now() + LOST_POLL_MS;
+  connected(false);
 }
 
 function takeJob(job) {
@@ -203,6 +210,7 @@ function take(html) {
 
 function tick() {
   tell(document);
+  if (pill.dataset.live === "reconnecting") connected(false);
   for (const part of document.querySelectorAll("[data-every]")) {
     if (performance.now() - (made.get(part.id) ?? 0) > 1000 * Number(part.dataset.every)) stale.add(part.id);
   }

@@ -4,6 +4,7 @@ import { chart } from "./chart.js";
 import { forms } from "./forms.js";
 import { keys } from "./keys.js";
 import { live } from "./live.js";
+import { search } from "./search.js";
 import { tell, text, toggleZone, zone } from "./words.js";
 
 const button = document.getElementById("zone");
@@ -25,4 +26,5 @@ if (button) {
 chart();
 forms();
 keys();
+search();
 live();

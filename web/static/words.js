@@ -2,6 +2,9 @@
 
 export const FINAL = ["completed", "failed", "cancelled"];
 // In the order of the bar.
+const PACES = 24;
+const SAMPLE_MS = 5000;
+const drawn = new WeakMap();
 const STATES = ["succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending"];
 
 export const number = (value) => (value === null ? "–" : value.toLocaleString("en"));
@@ -60,11 +63,24 @@ export function fill(part, job) {
     const name = node.dataset.when;
     node.hidden = !(SHOWN[name] ? SHOWN[name](job) : job[name]) && !node.hasAttribute("aria-current");
   }
+  for (const line of part.querySelectorAll("svg[data-rates]")) draw(line, job.rate);
   for (const bar of part.querySelectorAll("svg[data-bar]")) fillBar(bar, (job.stages ?? []).find((stage) => String(stage.job) === bar.dataset.bar) ?? job);
   for (const pill of part.querySelectorAll(".pill[data-pill]")) {
     pill.dataset.state = job.stopping ?? job.state;
     text(pill, job.stopping ? "stopping" : job.state);
   }
+}
+
+// The latest rates of a job as a line; the page has it of samples that are some seconds apart.
+function draw(line, rate) {
+  if (performance.now() - (drawn.get(line) ?? 0) < SAMPLE_MS) return;
+  drawn.set(line, performance.now());
+  const rates = [...line.dataset.rates.split(" ").filter(Boolean).map(Number), rate ?? 0].slice(-PACES);
+  const top = Math.max(...rates) || 1;
+  const points = rates.map((one, at) => `${((60 * at) / Math.max(rates.length - 1, 1)).toFixed(1)},${(15 - (14 * one) / top).toFixed(1)}`);
+  line.dataset.rates = rates.join(" ");
+  line.firstElementChild.setAttribute("points", points.join(" "));
+  line.toggleAttribute("hidden", rates.length < 2);
 }
 
 function fillBar(bar, job) {

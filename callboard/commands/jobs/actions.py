@@ -197,7 +197,7 @@ def actions(job: JobId, *, after: After = None, limit: Limit = 50, as_json: AsJs
         find_job(conn, job)
         page = queries.run(conn, queries.actions(job, before=after, limit=limit))
     print_page(
-        "actions", page, "done_at action who via detail",
+        "actions", page, "done_at action who via address detail",
         as_json=as_json, cells=lambda action: {**action, "detail": _detail(action)},
     )  # fmt: skip
 

@@ -645,7 +645,8 @@ def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
     assert (stopped["stopping"], stopped["reason"]) == ("cancelled", "wrong file")
     page = http.get(f"/api/jobs/{job}/actions?limit=3").json()
     assert [action["action"] for action in page["actions"]] == ["cancel", "retry", "resume"]
-    assert (page["actions"][0]["who"], page["actions"][0]["via"]) == ("127.0.0.1", "http")
+    noted = page["actions"][0]
+    assert (noted["who"], noted["via"], noted["address"]) == ("127.0.0.1", "http", "127.0.0.1")
     rest = http.get(f"/api/jobs/{job}/actions?after={page['next']}").json()
     assert ([action["action"] for action in rest["actions"]], rest["next"]) == (["pause"], None)
 

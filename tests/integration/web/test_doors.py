@@ -55,8 +55,11 @@ def browser(address: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def history(conn: Conn, job: int) -> list[tuple[str, str, str]]:
-    return [(one["action"], one["who"], one["via"]) for one in queries.run(conn, queries.actions(job))[0]]
+def history(conn: Conn, job: int) -> list[tuple[str, str, str, str | None]]:
+    return [
+        (one["action"], one["who"], one["via"], one["address"])
+        for one in queries.run(conn, queries.actions(job))[0]
+    ]
 
 
 def test_a_token_opens_what_its_scopes_name(conn: Conn, address: str) -> None:
@@ -64,7 +67,7 @@ def test_a_token_opens_what_its_scopes_name(conn: Conn, address: str) -> None:
     secret = token(conn, "ci", scopes=["control"])
     paused = httpx.post(f"{address}/api/jobs/{job}/pause", headers=bearer(secret))
     assert paused.status_code == 200
-    assert history(conn, job) == [("pause", "ci", "http")]
+    assert history(conn, job) == [("pause", "ci", "http", "127.0.0.1")]
     refused = httpx.get(f"{address}/api/jobs", headers=bearer(secret))
     assert (refused.status_code, "the scope read" in refused.text) == (403, True)
     assert httpx.get(f"{address}/api/tokens", headers=bearer(token(conn))).status_code == 403
@@ -163,7 +166,7 @@ def test_a_browser_is_sent_to_the_login_and_back(conn: Conn, address: str) -> No
         ), made
         assert client.get(f"/jobs/{job}").status_code == 200
         client.post(f"/api/jobs/{job}/pause")
-        assert history(conn, job) == [("pause", "anna", "http")]
+        assert history(conn, job) == [("pause", "anna", "http", "127.0.0.1")]
         assert client.get("/login?next=jobs").headers["location"] == "./jobs"
         # A program that asks for the same page is told what to send.
         assert httpx.get(f"{address}/jobs/{job}").status_code == 401
@@ -263,7 +266,7 @@ def test_a_share_token_shows_its_job_and_nothing_else(conn: Conn, address: str) 
     job, other = make_job(conn, 1, tenant="acme"), make_job(conn, 1)
     secret, row = tokens.create(conn, ANNA, name="customer", job=job)
     assert row["tenant"] == "acme"
-    assert history(conn, job) == [("share", "anna", "cli")]
+    assert history(conn, job) == [("share", "anna", "cli", None)]
     for headers, query in ((bearer(secret), ""), ({}, f"?token={secret}")):
         shown = httpx.get(f"{address}/api/jobs/{job}{query}", headers=headers)
         assert shown.json()["id"] == job
@@ -281,7 +284,7 @@ def test_a_share_token_shows_its_job_and_nothing_else(conn: Conn, address: str) 
     with browser(address) as client:
         assert client.post("/login", data={"token": secret}).status_code == 401
     assert tokens.revoke(conn, row["id"], ANNA)
-    assert history(conn, job)[0] == ("unshare", "anna", "cli")
+    assert history(conn, job)[0] == ("unshare", "anna", "cli", None)
     assert httpx.get(f"{address}/api/jobs/{job}?token={secret}").status_code == 401
 
 
@@ -332,7 +335,7 @@ def test_tokens_over_http(conn: Conn, address: str) -> None:
     assert (more.status_code, "control" in more.text) == (403, True)
     shared = httpx.post(f"{address}/api/tokens", headers=admin, json={"name": "customer", "job": job}).json()
     assert (shared["kind"], shared["scopes"], shared["job"]) == ("share", ["read"], job)
-    assert history(conn, job) == [("share", "admin", "http")]
+    assert history(conn, job) == [("share", "admin", "http", "127.0.0.1")]
     listed = httpx.get(f"{address}/api/tokens", headers=admin)
     assert [one["name"] for one in listed.json()["tokens"]] == ["customer", "ci", "admin"]
     assert "cb_" not in listed.text
