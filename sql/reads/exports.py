@@ -11,6 +11,8 @@ from callboard.sql.reads.queries import Query
 
 #: Items that are read at a time: as many as make no event loop late.
 PAGE_ITEMS = 200
+#: What makes a cell a formula, where a text that others wrote begins with it.
+FORMULA = "=+-@\t\r"
 #: The columns of CSV; arguments and results are JSON.
 COLUMNS = (
     "job", "item", "key", "actor", "state", "attempt", "args", "kwargs", "result", "error_kind", "error_type",
@@ -45,14 +47,20 @@ def _csv(rows: Sequence[Sequence[object]]) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
+def _cell(text: str | None) -> str | None:
+    """A text that no spreadsheet takes for a formula: a quote before it says that it is a text."""
+    return f"'{text}" if text and text[0] in FORMULA else text
+
+
 def _cells(item: Mapping[str, Any]) -> list[object]:
     error = item["error"] or dict.fromkeys(("kind", "type", "message", "place"))
     known = {
         **item,
-        **{f"error_{name}": error[name] for name in ("kind", "type", "message", "place")},
-        "args": _json(item["args"]) if item["args_text"] is None else item["args_text"],
+        **{name: _cell(item[name]) for name in ("key", "actor")},
+        **{f"error_{name}": _cell(error[name]) for name in ("kind", "type", "message", "place")},
+        "args": _json(item["args"]) if item["args_text"] is None else _cell(item["args_text"]),
         "kwargs": None if item["kwargs"] is None else _json(item["kwargs"]),
-        "result": item["result_text"] or (None if item["result"] is None else _json(item["result"])),
+        "result": _cell(item["result_text"]) or (None if item["result"] is None else _json(item["result"])),
     }
     return [known[name] for name in COLUMNS]
 

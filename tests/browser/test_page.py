@@ -14,8 +14,9 @@ from starlette.routing import Mount
 from callboard.sql.callback_targets import Message, Targets, Webhook
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Failure, HangSample
-from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages
+from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, tokens
 from callboard.sql.writes.requests import Requester
+from callboard.web import create_app
 from tests.support.jobs import (
     BAD,
     age,
@@ -300,14 +301,29 @@ def test_a_job_that_does_not_exist_is_a_page_that_says_so(page: Page, address: s
 
 
 def test_the_pages_work_under_a_prefix(page: Page, conn: Conn, shared_url: str) -> None:
+    """Login, styles and scripts, forms, events, and the way out."""
     job = make_job(conn, 2, name="under a prefix")
-    with served(Starlette(routes=[Mount("/in/side", open_app(shared_url))])) as address:
-        page.goto(f"{address}/in/side")
+    token, _ = tokens.create(conn, Requester("cli", "anna"), name="anna", scopes=["read", "control"])
+    refused = list[str]()
+    page.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
+    inner = Starlette(routes=[Mount("/in/side", create_app(url=shared_url))])
+    with served(Starlette(routes=[Mount("/proxy", inner)])) as address:
+        page.goto(f"{address}/proxy/in/side")
+        page.get_by_label("Token").fill(token)
+        page.keyboard.press("Enter")
         page.locator(f"#job-{job} .name").click()
         expect(page.locator("#name")).to_have_text("under a prefix")
-        assert re.search(r"/in/side/jobs/\d+$", page.url)
+        assert re.search(r"/proxy/in/side/jobs/\d+$", page.url)
+        page.route(
+            "**/api/v1/jobs/*", lambda route: route.abort()
+        )  # else it would poll where it has no events
         page.get_by_role("button", name="Pause").click()
         expect(pill(page)).to_have_text("paused", timeout=SOON)
+        record(conn, job, {"succeeded": [0]})
+        expect(page.locator("[data-of=percent]")).to_have_text("50.0 %", timeout=SOON)
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_label("Token")).to_be_visible()
+    assert [url for url in refused if not url.endswith("/in/side")] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

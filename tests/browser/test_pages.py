@@ -4,10 +4,12 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import axe_playwright_python
+import pika
 import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -22,7 +24,9 @@ from callboard.sql.writes import tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
 from tests.support.jobs import BAD, make_job, make_mixed_job, make_staged, make_worker, record, run
+from tests.support.vhosts import Broker
 from tests.support.webapp import open_app, served
+from tests.support.workers import wait_until
 
 SOON = 60_000
 ANNA = Requester("cli", "anna")
@@ -292,6 +296,30 @@ def test_workers_come_and_go_on_their_page(page: Page, conn: Conn, address: str)
         "2 workers, 16 threads, releases 2026.11 and 2026.12", timeout=SOON
     )
     expect(page.locator("tbody").first).to_contain_text("shop:charge")
+
+
+def test_dead_letters_are_put_back_by_their_button(
+    page: Page, plain_page: Page, conn: Conn, address: str, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_worker(conn, "work")
+    job = make_job(conn, 2)
+    record(conn, job, {"failed": [0, 1]})
+    with broker.vhost() as url, closing(pika.BlockingConnection(pika.URLParameters(url))) as connection:
+        monkeypatch.setenv("AMQP_URL", url)
+        channel = connection.channel()
+        for name in ("default", "default.XQ"):
+            channel.queue_declare(name, durable=True)
+        for item, one in enumerate((page, plain_page)):
+            of = pika.BasicProperties(type="work", correlation_id=f"{job}/{item}", message_id=f"m-{item}")
+            channel.basic_publish("", "default.XQ", b"{}", of)
+            assert wait_until(lambda: broker.unsettled(url, "default.XQ") == 1, 60)
+            one.goto(f"{address}/queues")
+            one.locator("#queues a").click()
+            expect(one.locator("#letters li")).to_contain_text(f"item {item} of job {job}")
+            expect(one.locator("#letters li")).to_contain_text(f"ValueError: {BAD.message}")
+            one.get_by_role("button", name="Put them back").click()
+            expect(one.locator("#letters")).to_contain_text("There are none.", timeout=SOON)
+        assert broker.unsettled(url) == 2
 
 
 def test_queues_are_shown_without_rabbitmq_too(page: Page, conn: Conn, address: str) -> None:

@@ -13,6 +13,7 @@ from callboard.sql.reads import queries
 from callboard.sql.writes import actions
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
+from callboard.web import database as web_database
 from tests.support.jobs import make_job, make_mixed_job, make_staged, make_worker, record, send
 
 ANNA = Requester("python", "anna")
@@ -25,7 +26,7 @@ def conn(database_url: str) -> Iterator[Conn]:
         yield connection
 
 
-def read(url: str, path: str, method: str = "GET") -> Any:
+def read(url: str, path: str, method: str = "GET", status: int = 200) -> Any:
     """What the API answers."""
 
     async def ask() -> httpx.Response:
@@ -34,7 +35,7 @@ def read(url: str, path: str, method: str = "GET") -> Any:
             return await client.request(method, path)
 
     answer = asyncio.run(ask())
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code == status, answer.text
     return answer.json()
 
 
@@ -137,6 +138,17 @@ def test_a_recount_says_what_it_compared_and_what_differs(conn: Conn, database_u
     assert (answer["jobs"], len(answer["checks"]), answer["drift"]) == (1, 16, [])
     drifted = read(database_url, f"/jobs/{other}/verify", "POST")["drift"]
     assert drifted == [{"job": other, "name": "a job", "check": "crashes", "stored": 7, "counted": 0}]
+
+
+def test_a_recount_that_takes_too_long_is_a_503_that_says_what_takes_as_long_as_it_needs(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(conn, 1)
+    monkeypatch.setattr(web_database, "_BEGIN", "BEGIN READ ONLY; SET LOCAL statement_timeout = '100ms'")
+    with conn.transaction():
+        conn.execute("LOCK TABLE callboard.items")
+        problem = read(database_url, f"/jobs/{job}/verify", "POST", status=503)
+    assert f"`callboard verify {job}` takes as long as it needs" in problem["detail"]
 
 
 def test_actors_are_those_that_a_worker_announced(conn: Conn, database_url: str) -> None:

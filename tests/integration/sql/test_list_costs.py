@@ -51,6 +51,9 @@ FILL = """
     SELECT i.job_id, i.item, 2, 'default',
            now() + CASE WHEN j.name = 'small' THEN interval '5 h' ELSE interval '1 h' END, false, true
     FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id WHERE j.name IN ('retries', 'small');
+    UPDATE callboard.jobs SET lane_by = '0', lane_width = 2 WHERE name = 'retries';
+    UPDATE callboard.outbox AS o SET lane = (item % 40)::text FROM callboard.jobs AS j WHERE j.id = o.job_id
+      AND j.lane_by IS NOT NULL;
     INSERT INTO callboard.jobs (name, actor, queue, sealed, total, consumed, bulk_end, watermark, published, failed,
                                 state, started_at)
     VALUES ('failing', 'work', 'default', true, {RETRIES}, {RETRIES}, {RETRIES}, {RETRIES}, {RETRIES}, {RETRIES},
@@ -287,6 +290,17 @@ def test_items_of_an_error_are_looked_for_in_steps(large: Large, plan: str) -> N
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_chart_of_many_samples_reads_its_points(large: Large, plan: str) -> None:
-    points, blocks = large.read(queries.samples(large.job("large")), plan)
+    job = large.job("large")
+    rates, blocks = large.read(queries.paces([job]), plan)
+    assert len(rates[job]) == queries.PACES
+    assert blocks < 2 * queries.PACES, blocks
+    points, blocks = large.read(queries.samples(job), plan)
     assert 100 < len(points) <= queries.SAMPLES + 2
     assert blocks < 10 * queries.SAMPLES, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_lanes_are_counted_up_to_a_bound(large: Large, plan: str) -> None:
+    lanes, blocks = large.read(queries.lanes(large.job("retries")), plan)
+    assert [lane["waiting"] for lane in lanes] == [1_000] * 40
+    assert blocks < 1_000, blocks

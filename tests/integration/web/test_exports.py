@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from callboard.commands.main import main
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import exports
+from callboard.sql.rows import Failure
 from callboard.sql.writes import submission
 from callboard.web import create_app
 from tests.support.jobs import make_job, make_mixed_job, make_staged, publish, record
@@ -70,6 +71,17 @@ def test_items_are_exported_whole(
     assert [json.loads(row["result"]) for row in rows[:-1]] == TEXTS
     assert {row["kwargs"] for row in rows[:-1]} == {'{"n":1}'}
     assert (rows[-1]["args"], rows[-1]["kwargs"], rows[-1]["result"]) == ("\ufffdpickled", "", "")
+
+    # Texts that a spreadsheet would take for formulas; arguments and results are JSON, which none is.
+    failure = Failure("failed", "=cmd", "@SUM(1)", "\t=x", "Traceback", 9)
+    record(conn, job, {"failed": [len(TEXTS)]}, failure=failure)
+    conn.execute(
+        "UPDATE callboard.items SET item_key = '+1 ' || item, args = '-2' WHERE item = %s", (len(TEXTS),)
+    )
+    (answer,) = get(app, f"/api/v1/jobs/{job}/export?format=csv", lifespan=False)
+    *_, row = csv.DictReader(io.StringIO(answer.content.decode(), newline=""))
+    shown = [row[name] for name in ("key", "args", "error_type", "error_message", "error_place")]
+    assert shown == [f"'+1 {len(TEXTS)}", "'-2", "'=cmd", "'@SUM(1)", "'\t=x"]
 
     (as_lines,) = get(app, f"/api/jobs/{job}/export", lifespan=False)
     for form, content in (("csv", answer.content), ("jsonl", as_lines.content)):
