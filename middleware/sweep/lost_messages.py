@@ -25,7 +25,7 @@ log = logging.getLogger("callboard.sweep")
 #: Items per searched range: for a job that changed lately, and for a job that stands still.
 RANGE_ITEMS, STILL_RANGE_ITEMS = 100_000, 1_000_000
 #: The most open jobs, and items of theirs, that one search looks at; and the ranges that one statement does.
-SEARCH_JOBS, SEARCH_ITEMS, RANGES_AT_ONCE = 1_000, 2_000_000, 100
+SEARCH_JOBS, SEARCH_ITEMS, RANGES_AT_ONCE = 500, 2_000_000, 100
 #: The most suspects that one range adds, and that a queue has at a time, so that none is crowded out by another.
 RANGE_SUSPECTS, QUEUE_SUSPECTS = 20_000, 50_000
 #: Seconds without a change after which a job stands still.
@@ -58,9 +58,12 @@ class Suspect:
 
 @dataclass(slots=True)
 class LostMessageSearch:
-    """See the module. `transport` opens a connection to ask the broker how long queues are."""
+    """See the module. `transport` opens a connection to ask the broker how long queues are. `more`: the last search was
+    short and left jobs for the next, which may follow at once.
+    """
 
     transport: Callable[[], Transport]
+    more: bool = False
     _number: int = 0  # of this search
     _suspects: dict[Key, Suspect] = field(default_factory=dict)
     _marks: dict[str, tuple[int, PublishMark]] = field(default_factory=dict)  # by queue, with their search
@@ -79,7 +82,8 @@ class LostMessageSearch:
             self._last_job,
             sweep.open_jobs(conn, STILL_SECONDS, after=self._last_job, limit=SEARCH_JOBS),
         )
-        self._last_job = found[-1].job if len(found) == SEARCH_JOBS else 0
+        self.more = len(found) == SEARCH_JOBS
+        self._last_job = found[-1].job if self.more else 0
         jobs = {out.job for out in found if out.in_flight}
         gone = range(after + 1, self._last_job + 1) if self._last_job else range(after + 1, sys.maxsize)
         self._suspects = {
@@ -116,6 +120,7 @@ class LostMessageSearch:
             ranges += [(out.job, low, high) for low, high in found]
             left -= sum(high - low for low, high in found)
             if left <= 0:
+                self.more = False
                 self._last_job = out.job if out is not open_jobs[-1] else self._last_job
                 break
         known = Counter(suspect.queue for suspect in self._suspects.values())

@@ -34,8 +34,8 @@ PERIOD_SECONDS = 2.0
 LEASE_SECONDS = 10.0
 #: Seconds between two samples of a job.
 SAMPLE_SECONDS = 4.0
-#: Open jobs that are looked at at a time.
-PAGE_JOBS = 1_000
+#: Open jobs that one round looks at; the next rounds look at the others. More would hold up the rest of a round.
+PAGE_JOBS = 500
 #: Seconds between two searches for lost messages.
 SEARCH_SECONDS = 5.0
 
@@ -118,15 +118,16 @@ class Sweep:
         yield from (_seal_standing, _stop_late, jobs.close_stopped, stages.update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
-            yield from (
-                self._look_at_jobs,
-                sweep.drop_messages_of_stopped_jobs,
-                claims.make_postponed_due,
-            )
-        if now - self._searched >= SEARCH_SECONDS:
+            yield from (self._look_at_jobs, sweep.drop_messages_of_stopped_jobs, claims.make_postponed_due)
+        elif self._page_end:
+            yield self._look_at_jobs
+        if self._search.more or now - self._searched >= SEARCH_SECONDS:
             self._searched = now
-            yield lambda conn: self._search.run(conn, self._holder)
+            yield self._search_lost
         yield self._retention.round
+
+    def _search_lost(self, conn: Conn) -> None:
+        self._search.run(conn, self._holder)
 
     def _look_at_jobs(self, conn: Conn) -> None:
         """Sample, close and stop the open jobs of the next page, however many there are."""

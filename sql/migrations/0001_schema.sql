@@ -584,18 +584,40 @@ CREATE TABLE callboard.leases (
     until            timestamptz NOT NULL
 );
 
--- What the counters of jobs have lost, by jobs that left and items that were given another attempt: with it their sums never
--- fall. Rows are only added, for nobody is to wait for another here; the sweep makes one of those of an actor and queue.
+-- What the jobs that are over amount to, so that nobody has to read them: how many there are, and the sums of their
+-- counters. A job that left is no job any more, and its items stay counted, as do those that were given another attempt
+-- (then without a state): the sums of these and of the open jobs never fall. Rows are only added, for nobody is to wait for
+-- another here; some take away. The sweep makes one of those of an actor, queue and state.
 CREATE TABLE callboard.totals (
     id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    jobs             bigint NOT NULL DEFAULT 0,  -- stages are none
     succeeded        bigint NOT NULL,
     failed           bigint NOT NULL,
     skipped          bigint NOT NULL,
     retries          bigint NOT NULL,
     crashes          bigint NOT NULL,
+    state            callboard.job_state,
     actor            text NOT NULL,              -- '': of jobs without one of their own
     queue            text NOT NULL               -- likewise
 );
+
+-- The only code that counts a job: whichever statement ends it, opens it again, marks it as deleted, or moves a counter of
+-- it once it is over.
+CREATE FUNCTION callboard.count_ended_job() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    INSERT INTO callboard.totals (jobs, succeeded, failed, skipped, retries, crashes, state, actor, queue)
+    SELECT CASE WHEN j.parent_id IS NULL AND j.deleted_at IS NULL THEN n ELSE 0 END,
+           n * j.succeeded, n * j.failed, n * j.skipped, n * j.retries, n * j.crashes,
+           j.state, coalesce(j.actor, ''), coalesce(j.queue, '')
+    FROM (SELECT OLD.*, -1 AS n UNION ALL SELECT NEW.*, 1) AS j WHERE j.finished_at IS NOT NULL;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER count_ended_job AFTER UPDATE ON callboard.jobs FOR EACH ROW
+    WHEN ((OLD.finished_at IS NOT NULL OR NEW.finished_at IS NOT NULL)
+          AND ((OLD.finished_at IS NULL) <> (NEW.finished_at IS NULL) OR (OLD.deleted_at IS NULL) <> (NEW.deleted_at IS NULL)
+               OR (OLD.succeeded, OLD.failed, OLD.skipped, OLD.retries, OLD.crashes)
+                  <> (NEW.succeeded, NEW.failed, NEW.skipped, NEW.retries, NEW.crashes)))
+    EXECUTE FUNCTION callboard.count_ended_job();
 
 -- Jobs that were deleted while messages of theirs may still have been in RabbitMQ: a worker must not run those.
 CREATE TABLE callboard.deleted_jobs (

@@ -79,11 +79,12 @@ WITH {created_span}, source AS NOT MATERIALIZED (
 ), {page_of_jobs}, {described_jobs}
 
 -- name: jobs_of_state
--- See `jobs`: those that ended in one state. Caller: queries.jobs. Rows: as of `jobs`.
+-- See `jobs`: those that ended in one state. It is compared as from and to: of one that equals it, the primary key has the
+-- order, too, with all newer jobs of other states before it. Caller: queries.jobs. Rows: as of `jobs`.
 WITH {created_span}, source AS NOT MATERIALIZED (
     SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
-    WHERE j.state = %(state)s::callboard.job_state AND j.finished_at IS NOT NULL
-      AND j.parent_id IS NULL AND j.deleted_at IS NULL
+    WHERE j.state >= %(state)s::callboard.job_state AND j.state <= %(state)s::callboard.job_state
+      AND j.finished_at IS NOT NULL AND j.parent_id IS NULL AND j.deleted_at IS NULL
       AND (j.state, j.id) >= (%(state)s::callboard.job_state, (SELECT low FROM span))
       AND (j.state, j.id) <= (%(state)s::callboard.job_state, (SELECT high FROM span))
     ORDER BY j.state DESC, j.id DESC LIMIT (SELECT %(look_at)s::bigint)
@@ -235,19 +236,22 @@ coalesce(sum(CASE WHEN r.progress_done > r.progress_total * 1e-9 THEN least(r.pr
          FILTER (WHERE r.progress_total > 1e-9), 0)
 
 -- name: job_counts
--- How many jobs the views of a page show, by entries of indexes; those that failed lately are read. Caller: queries.job_counts.
+-- How many jobs the views of a page show. Those of a tenant are counted by entries of an index; of all, the open ones are
+-- read, and of those that are over the totals. Those that failed lately are read. Caller: queries.job_counts.
 -- Rows: one, (open, ended, failed of those that ended within a day).
-SELECT coalesce(sum(n) FILTER (WHERE state IN ('pending', 'running', 'paused')), 0)::bigint AS open,
-       coalesce(sum(n) FILTER (WHERE state IN ('completed', 'failed', 'cancelled')), 0)::bigint AS ended,
+SELECT one.open, one.ended,
        (SELECT count(*) FROM callboard.jobs AS j
         WHERE j.finished_at >= now() - interval '1 day' AND j.parent_id IS NULL AND j.deleted_at IS NULL
           AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text) AND {is_failing}) AS failed_today
 FROM (
-    SELECT j.state, count(*) AS n FROM callboard.jobs AS j
-    WHERE %(tenant)s::text IS NULL AND j.parent_id IS NULL AND j.deleted_at IS NULL GROUP BY j.state
+    SELECT count(*) FILTER (WHERE j.state IN ('pending', 'running', 'paused')) AS open,
+           count(*) FILTER (WHERE j.state IN ('completed', 'failed', 'cancelled')) AS ended
+    FROM callboard.jobs AS j
+    WHERE j.tenant = %(tenant)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL HAVING %(tenant)s::text IS NOT NULL
     UNION ALL
-    SELECT j.state, count(*) FROM callboard.jobs AS j
-    WHERE j.tenant = %(tenant)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL GROUP BY j.state
+    SELECT (SELECT count(*) FROM callboard.jobs AS j WHERE j.finished_at IS NULL AND j.parent_id IS NULL),
+           (SELECT coalesce(sum(t.jobs), 0)::bigint FROM callboard.totals AS t)
+    WHERE %(tenant)s::text IS NULL
 ) AS one
 
 -- part: is_failing
@@ -666,21 +670,21 @@ WHERE (k.id BETWEEN %(low)s AND %(high)s OR k.parent_id BETWEEN %(low)s AND %(hi
 ORDER BY k.id
 
 -- name: metric_items
--- Items by actor and queue: the open ones by state, and the counters of all that ever ended. The rows of all jobs are read, and
--- none of their items. Caller: queries.metrics_of_items. Rows: one an actor and queue.
+-- Items by actor and queue: the open ones by state, and the counters of all that ever ended. The rows of open jobs are read,
+-- and of those that are over the totals. Caller: queries.metrics_of_items. Rows: one an actor and queue.
 WITH held AS (
     SELECT job_id, count(*) AS in_hand FROM callboard.running GROUP BY job_id
 ), one AS (
     SELECT coalesce(j.actor, '') AS actor, coalesce(j.queue, '') AS queue, j.succeeded, j.failed, j.skipped, j.retries, j.crashes,
-           CASE WHEN j.finished_at IS NULL THEN j.retrying ELSE 0 END AS retrying, w.waiting,
+           j.retrying, w.waiting,
            least(w.waiting, j.total - j.published + j.in_turn) AS pending, coalesce(h.in_hand, 0) AS in_hand
     FROM callboard.jobs AS j
     LEFT JOIN held AS h ON h.job_id = j.id
     CROSS JOIN LATERAL (
-        SELECT CASE WHEN j.finished_at IS NULL AND j.stopping IS NULL
-                    THEN j.total - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying ELSE 0 END AS waiting
+        SELECT CASE WHEN j.stopping IS NULL THEN j.total - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
+                    ELSE 0 END AS waiting
     ) AS w
-    WHERE j.deleted_at IS NULL
+    WHERE j.finished_at IS NULL
     UNION ALL
     SELECT actor, queue, succeeded, failed, skipped, retries, crashes, 0, 0, 0, 0 FROM callboard.totals
 )
@@ -695,7 +699,11 @@ FROM one GROUP BY actor, queue ORDER BY actor, queue
 -- has started that may, the publishers, a worker's heartbeat, and the sweep. Stages count with their parents.
 -- Caller: queries.metrics_of_all. Rows: one.
 SELECT (SELECT jsonb_object_agg(s.state, s.jobs) FROM (
-            SELECT state, count(*) AS jobs FROM callboard.jobs WHERE deleted_at IS NULL AND parent_id IS NULL GROUP BY state
+            SELECT one.state, sum(one.jobs)::bigint AS jobs FROM (
+                SELECT state, count(*) AS jobs FROM callboard.jobs WHERE finished_at IS NULL AND parent_id IS NULL GROUP BY state
+                UNION ALL
+                SELECT state, jobs FROM callboard.totals WHERE state IS NOT NULL
+            ) AS one GROUP BY one.state
         ) AS s) AS jobs,
        (SELECT extract(epoch FROM now() - min(greatest(created_at, not_before)))::float8 FROM callboard.jobs
         WHERE finished_at IS NULL AND state = 'pending' AND started_at IS NULL AND total > 0 AND coalesce(not_before < now(), true)

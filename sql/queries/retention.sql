@@ -23,10 +23,6 @@ WITH whole AS (
     RETURNING j.*
 ), tombstones AS (
     INSERT INTO callboard.deleted_jobs (id, epoch) SELECT id, epoch FROM marked WHERE published > succeeded + failed + skipped
-), kept AS (
-    INSERT INTO callboard.totals (actor, queue, succeeded, failed, skipped, retries, crashes)
-    SELECT coalesce(actor, ''), coalesce(queue, ''), sum(succeeded), sum(failed), sum(skipped), sum(retries), sum(crashes)
-    FROM marked GROUP BY 1, 2 HAVING sum(succeeded + failed + skipped + retries + crashes) > 0
 )
 SELECT id FROM marked ORDER BY id
 
@@ -107,18 +103,20 @@ DELETE FROM callboard.tokens WHERE id = ANY (ARRAY(
 ))
 
 -- name: merge_totals
--- What jobs have lost becomes one row an actor and queue; others may do the same. Caller: the sweep, `callboard purge`.
--- Rows: none. Lock order: waits for none.
+-- What jobs that are over amount to becomes one row an actor, queue and state; others may do the same. Caller: the sweep,
+-- `callboard purge`. Rows: none. Lock order: waits for none.
 WITH several AS (
-    SELECT actor, queue FROM callboard.totals GROUP BY actor, queue HAVING count(*) > 1
+    SELECT actor, queue, coalesce(state::text, '') AS state FROM callboard.totals GROUP BY 1, 2, 3 HAVING count(*) > 1
 ), gone AS (
     DELETE FROM callboard.totals WHERE id = ANY (ARRAY(
-        SELECT t.id FROM callboard.totals AS t WHERE (t.actor, t.queue) IN (SELECT actor, queue FROM several)
+        SELECT t.id FROM callboard.totals AS t
+        WHERE (t.actor, t.queue, coalesce(t.state::text, '')) IN (SELECT actor, queue, state FROM several)
         ORDER BY t.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     )) RETURNING *
 )
-INSERT INTO callboard.totals (actor, queue, succeeded, failed, skipped, retries, crashes)
-SELECT actor, queue, sum(succeeded), sum(failed), sum(skipped), sum(retries), sum(crashes) FROM gone GROUP BY actor, queue
+INSERT INTO callboard.totals (jobs, succeeded, failed, skipped, retries, crashes, state, actor, queue)
+SELECT sum(jobs), sum(succeeded), sum(failed), sum(skipped), sum(retries), sum(crashes), state, actor, queue
+FROM gone GROUP BY state, actor, queue
 
 -- name: delete_old_tombstones
 -- Jobs that were deleted so long ago that no message of theirs is left. Caller: the sweep, `callboard purge`.

@@ -19,6 +19,8 @@ SET_ASIDE_SECONDS = 3600.0
 CHUNK_ITEMS = 10_000
 #: Jobs marked, and workers forgotten, by one statement.
 BATCH_ROWS = 1_000
+#: Totals that are merged by one statement, of jobs that have ended meanwhile.
+MERGED_ROWS = 50_000
 #: Seconds for which workers are told of jobs that left with messages of theirs in RabbitMQ.
 TOMBSTONE_SECONDS = 366 * 86_400.0
 
@@ -68,12 +70,12 @@ def set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
 
 def delete_old_rows(conn: Conn, keep: float | None) -> None:
     """Delete workers that ended `keep` seconds ago (None: none), what is known of jobs deleted a year ago, and tokens
-    that let nobody in any more; merge what is kept of jobs that left.
+    that let nobody in any more; merge the totals of jobs that are over.
     """
     conn.execute(statement("delete_old_workers"), {"keep": keep, "limit": BATCH_ROWS})
     conn.execute(statement("delete_old_tombstones"), {"after": TOMBSTONE_SECONDS})
     conn.execute(statement("delete_ended_tokens"), {"limit": BATCH_ROWS})
-    conn.execute(statement("merge_totals"), {"limit": BATCH_ROWS})
+    conn.execute(statement("merge_totals"), {"limit": MERGED_ROWS})
 
 
 def _chunk(conn: Conn, job: int, low: int, high: int) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable
 
-from tests.bench import control, drain, fairness, publish, saves, watchers, web
+from tests.bench import control, drain, fairness, publish, saves, scale, watchers, web
 from tests.bench.rig import Rig, rig
 
 #: The tables by name, each of a rig, a number of items and a number of pairs; some have their own numbers.
@@ -15,6 +15,7 @@ TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
     "control": lambda rig, _items, _pairs: control.table(rig, 1_000_000),
     "fairness": lambda rig, _items, pairs: fairness.table(rig, pairs),
     "watchers": lambda rig, _items, _pairs: watchers.table(rig),
+    "scale": scale.table,
     "web": lambda rig, _items, pairs: web.table(rig, pairs),
 }
 

@@ -29,6 +29,8 @@ FILL = """
     SELECT 'job ' || n, 'work', 'default', n % 20, jsonb_build_object('customer', n % 20), true, 'completed',
            now() - make_interval(secs => 40000 - n), now(), now() - interval '2 days'
     FROM generate_series(1, {JOBS}) n;
+    INSERT INTO callboard.totals (jobs, succeeded, failed, skipped, retries, crashes, state, actor, queue)
+    VALUES ({JOBS}, 0, 0, 0, 0, 0, 'completed', 'work', 'default');
     UPDATE callboard.jobs SET name = 'job 1700 of the night', metadata = '{{"rare": "yes"}}' WHERE name = 'job 1700';
     INSERT INTO callboard.jobs (name, actor, queue, sealed, total, consumed, bulk_end, watermark, published, succeeded,
                                 state, started_at, updated_at)
@@ -198,6 +200,18 @@ def test_what_no_index_has_is_looked_for_in_steps(large: Large, plan: str, words
 
 
 @pytest.mark.parametrize("plan", PLANS)
+def test_jobs_of_a_state_are_found_without_the_newer_ones_of_others(large: Large, plan: str) -> None:
+    with large.conn.transaction(force_rollback=True):
+        large.conn.execute(
+            "INSERT INTO callboard.jobs (name) SELECT 'new' FROM generate_series(1, %s)", (JOBS // 10,)
+        )
+        (found, _), blocks = large.read(queries.jobs(parse_search("state:completed"), limit=20), plan)
+    large.conn.execute("VACUUM callboard.jobs")
+    assert {job["name"].partition(" ")[0] for job in found} == {"job"}
+    assert blocks < JOBS / 40, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_jobs_of_a_time_are_found_without_those_after_it(large: Large, plan: str) -> None:
     newest, oldest = (
         large.conn.execute(
@@ -217,14 +231,22 @@ def test_jobs_of_a_time_are_found_without_those_after_it(large: Large, plan: str
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize(("tenant", "most"), [(None, JOBS / 50), ("7", 100), ("nobody", 70)])
-def test_jobs_are_counted_by_entries_of_an_index(
+@pytest.mark.parametrize(("tenant", "most"), [(None, 3 * QUIET), ("7", 100), ("nobody", 70)])
+def test_jobs_are_counted_by_totals_or_entries_of_an_index(
     large: Large, plan: str, tenant: str | None, most: float
 ) -> None:
-    """But for those that ended within a day, here none."""
+    """But for those that are open, and those that ended within a day, here none."""
     answer, blocks = large.read(queries.job_counts(tenant), plan)
     assert answer["ended"] == {None: JOBS, "7": JOBS / 20, "nobody": 0}[tenant]
     assert blocks < most, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_metrics_read_none_of_the_jobs_that_are_over(large: Large, plan: str) -> None:
+    for query in (queries.metrics_of_items(), queries.metrics_of_all()):
+        answer, blocks = large.read(query, plan)
+        assert answer
+        assert blocks < 3 * QUIET, blocks
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -1,4 +1,4 @@
-"""Errors in the sweep: an outage of the database is not logged, every other error is, and the other steps run."""
+"""Rounds of the sweep. An outage of the database is not logged, every other error is, and the other steps run."""
 
 import logging
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from callboard.middleware.process import outage
 from callboard.middleware.sweep import sweep as sweeping
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql import timings
+from callboard.sql.rows import ALL_JOBS, JobPage
+from callboard.sql.writes import sweep as sweep_writes
 from callboard.sql.writes import workers
 
 OPEN: Any = SimpleNamespace(closed=False)
@@ -81,6 +83,28 @@ def test_a_statement_that_the_server_cancels_is_no_outage(
     sweeping._run(OPEN, [search, done.append])
     assert done == [OPEN]
     assert "it takes too long" in caplog.text
+
+
+def test_what_one_round_leaves_of_the_open_jobs_the_next_one_looks_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many jobs are open, a round is short, and they need not wait for the time of the next sample."""
+    ends = {0: 500, 500: 1_000, 1_000: ALL_JOBS.last}
+    pages: list[JobPage] = []
+    searches: list[object] = []
+    monkeypatch.setattr(sweep_writes, "page_of_open_jobs", lambda _, after, __: JobPage(after, ends[after]))
+    monkeypatch.setattr(sweep_writes, "sample_jobs", lambda _, page: pages.append(page))
+    for name in ("_close", "_stop_without_actor"):
+        monkeypatch.setattr(sweeping, name, lambda *_, **__: None)
+    unused: Any = None
+    sweep = Sweep(unused, unused)
+    search: Any = SimpleNamespace(more=True, run=lambda *_: searches.append(_))
+    monkeypatch.setattr(sweep, "_search", search)
+    looks = (sweep._look_at_jobs, sweep._search_lost)
+    for _ in range(4):
+        sweeping._run(OPEN, [step for step in sweep._due() if step in looks])
+    assert pages == [JobPage(after, last) for after, last in ends.items()]
+    assert len(searches) == 4
 
 
 class Database:
