@@ -4,14 +4,11 @@ import asyncio
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import dramatiq
-import psycopg
-from psycopg_pool import PoolTimeout
 
 from callboard.job import Job
 from callboard.middleware.runtime import Runtime
@@ -21,9 +18,8 @@ from callboard.middleware.submission.item_encoding import encode_all
 from callboard.middleware.submission.submission import Submission
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
-from callboard.sql.rows import NewStage, StageRow
+from callboard.sql.rows import NewStage
 from callboard.sql.signature import Signature
-from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import stages as writes
 
 Make = Callable[..., Any] | str
@@ -102,7 +98,9 @@ def stages(
             limits=limits, targets=targets, key_reuse=key_reuse,
         )
     )  # fmt: skip
-    _store_items(runtime, found[0], items, key, actor_lookup.signature_here(broker, stages[0].actor))
+    rows = encode_all(items, signature=actor_lookup.signature_here(broker, stages[0].actor))
+    first = found[0].submitted
+    Submission(runtime.process, runtime.submissions, runtime.publish_job, first, key).store(rows)
     return Job(parent, runtime)
 
 
@@ -155,21 +153,3 @@ def _planned(runtime: Runtime, stage: Stage) -> NewStage:
 
 def _signature(runtime: Runtime, stage: Stage) -> Signature | None:
     return actor_lookup.signature(runtime.write, actor_lookup.broker_of(stage.actor), stage.actor)
-
-
-def _store_items(
-    runtime: Runtime, first: StageRow, items: Iterable[Any], key: str | None, signature: Signature | None
-) -> None:
-    """Store the items of the first stage that are not stored yet."""
-    submitting = Submission(runtime.process, runtime.publish_job, first.id, key, first.consumed, first.digest)
-    rows = encode_all(items, signature=signature)
-    if first.sealed or first.state in JOB_FINAL:
-        submitting.check(rows, sealed=first.sealed)
-        return
-    try:
-        with runtime.submissions.held(first.id):
-            submitting.store_all(rows)
-    except BaseException:
-        with suppress(psycopg.Error, PoolTimeout):  # a worker does the same soon
-            runtime.write(writes.update_parents)
-        raise

@@ -13,7 +13,6 @@ from callboard.middleware.submission.item_encoding import ItemKey, encode_all
 from callboard.middleware.submission.submission import Submission, check_chunk, check_items, start
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
-from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import submission as writes
 
 #: Items that are read from an async source at a time: each may have a megabyte.
@@ -96,15 +95,10 @@ def submit(
             key_reuse=key_reuse,
         )
     )  # fmt: skip
-    submitting = Submission(
-        runtime.process, runtime.publish_job, made.job, key, made.consumed, made.digest, keyed=item_key is not None
-    )  # fmt: skip
     rows = encode_all(items, item_key=item_key, signature=actor_lookup.signature_here(broker, actor))
-    if made.sealed or made.state in JOB_FINAL:
-        submitting.check(rows, sealed=made.sealed)
-    else:
-        with runtime.submissions.held(made.job):
-            submitting.store_all(rows)
+    Submission(
+        runtime.process, runtime.submissions, runtime.publish_job, made, key, keyed=item_key is not None
+    ).store(rows)
     return Job(made.job, runtime)
 
 

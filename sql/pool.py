@@ -35,6 +35,11 @@ WARNING_PAUSE_SECONDS = 5.0
 _BEGIN: LiteralString = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
 )
+#: Begins a transaction that only reads. The server stops its statements after five seconds: a few slow reads must not
+#: hold up all others.
+_BEGIN_READ: LiteralString = (
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s'"
+)
 #: The one setting of a session: poolers in transaction mode keep it for their clients, as they keep the encoding.
 _SET_DATES: LiteralString = "SET datestyle = 'ISO'"
 
@@ -232,6 +237,11 @@ def _check_idle(conn: Conn) -> None:
     poll.register(conn.fileno(), select.POLLIN)
     if poll.poll(0):
         Pool.check_connection(conn)
+
+
+async def begin_read(conn: AsyncConn) -> None:
+    """Begin a transaction that only reads; the end of the pool's block commits it."""
+    await conn.execute(_BEGIN_READ, prepare=False)
 
 
 def make_pool(url: str, *, size: int) -> Pool:

@@ -399,6 +399,14 @@ class StageRow:
     submitting: bool
 
     @property
+    def submitted(self) -> SubmittedJob:
+        """How far the submission of its items is."""
+        return SubmittedJob(
+            self.id, created=False, state=self.state, sealed=self.sealed, consumed=self.consumed, digest=self.digest,
+            elsewhere=self.submitting,
+        )  # fmt: skip
+
+    @property
     def stops_others(self) -> bool:
         """Whether it ended in a way that stops the other stages."""
         return self.over and (self.state != "completed" or bool(self.failed and self.on_failure == "stop"))

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import LiteralString, TypeVar
+from typing import TypeVar
 
 from psycopg import OperationalError, errors
 from psycopg_pool import PoolTimeout
 from starlette.concurrency import run_in_threadpool
 
-from callboard.sql.pool import AsyncPool, Conn, connect, database_address, make_async_pool
+from callboard.sql.pool import AsyncPool, Conn, begin_read, connect, database_address, make_async_pool
 from callboard.sql.reads.queries import Query, arun
 
 T = TypeVar("T")
@@ -20,9 +20,6 @@ CONNECTIONS = 6
 WRITERS, SUBMITTERS = 2, 2
 #: Seconds that a request waits for a connection before it is answered with 503.
 WAIT_SECONDS = 3.0
-#: Begins a read, which the server stops after five seconds: a few slow ones must not hold up all others. LOCAL, since a
-#: pooler gives the connection to others afterwards.
-_BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s'"
 
 
 class Busy(OperationalError):
@@ -99,9 +96,7 @@ class Database:
 
 async def _run(pool: AsyncPool, query: Query[T]) -> T:
     async with pool.connection(timeout=WAIT_SECONDS) as conn:
-        await conn.execute(
-            _BEGIN, prepare=False
-        )  # two statements in one round trip; the end of the block commits
+        await begin_read(conn)
         return await arun(conn, query)
 
 

@@ -15,7 +15,7 @@ from callboard.web.items import Error, job_of_stage
 TYPES = {"csv": "text/csv", "ndjson": LINES}
 
 
-class Wanted(msgspec.Struct, forbid_unknown_fields=True):
+class ExportQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Which items, and how: all of them, or those for which all that is given holds."""
 
     format: Literal["csv", "ndjson"] = "ndjson"
@@ -24,7 +24,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
     stage: Count | None = None
 
 
-async def export(call: Call[Wanted, NoBody]) -> Response:
+async def export(call: Call[ExportQuery, NoBody]) -> Response:
     """Export a job's items with arguments, results and errors.
 
     They are read page by page while they are sent: what ends meanwhile may be in it or not. Of a job of stages all
@@ -39,7 +39,7 @@ async def export(call: Call[Wanted, NoBody]) -> Response:
     return StreamingResponse(_stream(call, jobs), media_type=TYPES[form], headers=headers)
 
 
-async def _stream(call: Call[Wanted, NoBody], jobs: Sequence[int]) -> AsyncIterator[bytes]:
+async def _stream(call: Call[ExportQuery, NoBody], jobs: Sequence[int]) -> AsyncIterator[bytes]:
     wanted = call.query
     if wanted.format == "csv":
         yield exports.csv_header()

@@ -90,13 +90,13 @@ async def jobs(call: Call[JobQuery, NoBody]) -> dict[str, Any]:
     return {"jobs": found, "next": parameters.next_page(following, "jobs")}
 
 
-class Tenant(msgspec.Struct, forbid_unknown_fields=True):
+class CountsQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Of which tenant."""
 
     tenant: str | None = None
 
 
-async def counts(call: Call[Tenant, NoBody]) -> dict[str, int]:
+async def counts(call: Call[CountsQuery, NoBody]) -> dict[str, int]:
     """Count the jobs of each view: open, stalled, failed today, ended, all.
 
     For those that are stalled a thousand jobs are looked at that are open and have not changed for a while.

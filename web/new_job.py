@@ -1,7 +1,7 @@
 """A job as a request describes it, and the making of its rows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -126,12 +126,7 @@ def _make_stages(call: Call[Any, Any], write: Write, given: NewJob, options: dic
     if options["limits"].lane_by:
         stage_plan.check_lane(signatures, options["limits"].lane_by)
     parent, found = write(lambda conn: stages.create(conn, planned, name=name, **options))
-    first: rows.StageRow = found[0]
-    made = rows.SubmittedJob(
-        first.id, created=False, state=first.state, sealed=first.sealed, consumed=first.consumed, digest=first.digest,
-        held=True, elsewhere=first.submitting,
-    )  # fmt: skip
-    return Made(parent, made, signatures[0])
+    return Made(parent, replace(found[0].submitted, held=True), signatures[0])
 
 
 def _checked_stages(call: Call[Any, Any], given: NewJob) -> tuple[str, list[NewStage]]:

@@ -10,6 +10,9 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from callboard.sql import timings
+from callboard.sql.reads import queries
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 #: Rows of a page, if nobody says how many, and at most.
@@ -18,7 +21,7 @@ LIMIT, MOST = 100, 500
 BODY_BYTES, FORM_BYTES = 1_048_576, 65_536
 BODY_SECONDS = 30.0
 #: The largest number of an item, and the largest id.
-ITEMS, IDS = 2**31 - 1, 2**63 - 1
+ITEMS, IDS = timings.MAX_ITEM, queries.MAX_ID
 
 Limit: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MOST, description="rows of a page at most")]
 After: TypeAlias = Annotated[

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from callboard.middleware.rabbitmq import queue_admin
-from callboard.middleware.rabbitmq.queue_admin import DeadLetter, Depth, NoAnswer
+from callboard.middleware.rabbitmq.queue_admin import DeadLetter, NoAnswer
 from callboard.sql import settings
 from callboard.sql.json_values import iso
 from callboard.sql.reads import queries
@@ -32,14 +31,11 @@ class PutBack(msgspec.Struct, forbid_unknown_fields=True):
 async def queues(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """List the queues of all known actors, with what waits in each."""
     known = await call.read(queries.queues())
-    names, trouble = [row["name"] for row in known], None
-    depths: dict[str, Depth] = {}
+    rows, trouble = queue_admin.without_depths(known), None
     try:
-        management = settings.RABBITMQ_API.get()
-        depths = await _ask(lambda addresses: queue_admin.depths(addresses, names, management))
+        rows = await _ask(lambda addresses: queue_admin.with_depths(addresses, known))
     except NoAnswer as error:
         trouble = str(error)
-    rows = [{**row, **asdict(depths.get(row["name"], Depth()))} for row in known]
     return {"queues": rows, "trouble": trouble, "next": None}
 
 

@@ -1,12 +1,11 @@
 """Endpoints that make jobs."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, BinaryIO
 
 import msgspec
-import psycopg
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -19,8 +18,7 @@ from callboard.middleware.submission.json_lines import BadLine
 from callboard.middleware.submission.submission import SubmittedElsewhere
 from callboard.sql.reads import queries
 from callboard.sql.signature import Signature
-from callboard.sql.states import JOB_FINAL
-from callboard.sql.writes import actions, stages
+from callboard.sql.writes import actions
 from callboard.sql.writes import submission as writes
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, note_action
 from callboard.sql.writes.run_again import Again
@@ -47,7 +45,7 @@ class NewItems(msgspec.Struct, forbid_unknown_fields=True):
     items: list[Any]
 
 
-class AddedTo(msgspec.Struct, forbid_unknown_fields=True):
+class AddQuery(msgspec.Struct, forbid_unknown_fields=True):
     """How items are added."""
 
     start: Annotated[
@@ -93,7 +91,7 @@ async def submit(call: Call[NoQuery, NewJob | None]) -> Reply:
     return Reply(await call.find_job(job), status, {"Location": location(call.request, job)})
 
 
-async def add(call: Call[AddedTo, NewItems | None]) -> dict[str, Any]:
+async def add(call: Call[AddQuery, NewItems | None]) -> dict[str, Any]:
     """Add items to a job that is open for more.
 
     All of them are stored, or none: at most 10,000 items of 4 MiB. As lines, each is an item. With `start` they are
@@ -140,11 +138,11 @@ async def run_again(call: Call[NoQuery, RunAgain]) -> Reply:
     return Reply(await call.find_job(job), status, {"Location": location(call.request, job)})
 
 
-def _add_lines(call: Call[AddedTo, Any], source: BinaryIO) -> None:
+def _add_lines(call: Call[AddQuery, Any], source: BinaryIO) -> None:
     _add(call, json_lines.values(json_lines.lines(source)), "line")
 
 
-def _add(call: Call[AddedTo, Any], items: Iterable[tuple[int, Any]], noun: str) -> None:
+def _add(call: Call[AddQuery, Any], items: Iterable[tuple[int, Any]], noun: str) -> None:
     process = call.request.app.state.submitter.process
     found = process.write(lambda conn: queries.run(conn, queries.job(call.job)))
     actor = found["actor"] if found else None
@@ -191,9 +189,8 @@ def _store(
 ) -> tuple[int, int]:
     """Store a job with its items; return its id, and the status: 201, or 200 if it is there already."""
     submitter = call.request.app.state.submitter
-    process = submitter.process
     key = _key(call.request, given.key)
-    new = new_job.make(call, process.write, given, key)
+    new = new_job.make(call, submitter.process.write, given, key)
     made = new.submitted
     if made.elsewhere:
         said = f"job {new.job} with this key is being submitted: send this again when that has ended"
@@ -201,24 +198,13 @@ def _store(
     left_out: list[tuple[int, str]] = []
     rows = _encoded(items, given.item_key, new.signature, noun, left_out, skip_bad=given.skip_bad)
     submission = submissions.Submission(
-        process, _nobody_publishes, made.job, key, made.consumed, made.digest, keyed=given.item_key is not None,
-        held=made.held, open=given.open,
+        submitter.process, submitter.lease, _nobody_publishes, made, key, keyed=given.item_key is not None,
+        open=given.open,
     )  # fmt: skip
-    if made.sealed or made.state in JOB_FINAL:
-        submission.check(rows, sealed=made.sealed)
+    if not submission.store(rows):
         return new.job, 200
-    if made.open:
-        return new.job, 200
-    try:
-        with submitter.lease.held(made.job):
-            submission.store_all(rows)
-    except BaseException:
-        if given.stages is not None:
-            with suppress(psycopg.Error):  # a worker does the same soon
-                process.write(stages.update_parents)
-        raise
     detail = {"left_out": [why for _, why in left_out]} if left_out else {}
-    process.write(lambda conn: note_action(conn, new.job, call.requester, "submit", detail))
+    submitter.process.write(lambda conn: note_action(conn, new.job, call.requester, "submit", detail))
     return new.job, 201
 
 

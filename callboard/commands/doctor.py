@@ -17,7 +17,7 @@ from callboard.commands.local.broker import reach_broker
 from callboard.commands.output import AsJson
 from callboard.middleware.ping import PING
 from callboard.middleware.rabbitmq import queue_admin
-from callboard.middleware.rabbitmq.queue_admin import Depth, NoAnswer
+from callboard.middleware.rabbitmq.queue_admin import NoAnswer
 from callboard.middleware.submission import item_encoding
 from callboard.sql import migrate, settings
 from callboard.sql.migrate import SchemaError
@@ -169,34 +169,32 @@ def _workers(conn: Conn) -> Iterator[Finding]:
 
 def _queues(conn: Conn, addresses: str) -> Iterator[Finding]:
     known = queries.run(conn, queries.queues())
-    depths: dict[str, Depth] = {}
+    rows = queue_admin.without_depths(known)
     with suppress(NoAnswer):  # `_broker` has said so
         if addresses:
-            depths = queue_admin.depths(
-                addresses, [row["name"] for row in known], settings.RABBITMQ_API.get()
-            )
-    for row in known:
-        yield from _queue(row, depths.get(row["name"], Depth()))
+            rows = queue_admin.with_depths(addresses, known)
+    for row in rows:
+        yield from _queue(row)
 
 
-def _queue(row: dict[str, Any], depth: Depth) -> Iterator[Finding]:
+def _queue(row: dict[str, Any]) -> Iterator[Finding]:
     about = f"queue {row['name']}"
     if row["unserved"] and row["pending"]:
         yield Finding(
             about, NOTE, f"no worker that is alive has {', '.join(row['unserved'])}",
             "if jobs need it, start a worker with its module",
         )  # fmt: skip
-    if depth.dead:
+    if row["dead"]:
         yield Finding(
-            about, NOTE, f"{output.count(depth.dead, 'dead letter')}",
+            about, NOTE, f"{output.count(row['dead'], 'dead letter')}",
             f"look at the errors of their jobs, then `callboard retry JOB` or `callboard put-back {row['name']}`",
         )  # fmt: skip
-    if depth.ready is not None and not depth.consumers and depth.ready:
+    if row["ready"] and not row["consumers"]:
         yield Finding(
-            about, WRONG, f"{depth.ready:,} messages are ready, and nobody consumes them", "start a worker"
+            about, WRONG, f"{row['ready']:,} messages are ready, and nobody consumes them", "start a worker"
         )
     else:
-        ready = "" if depth.ready is None else f"{depth.ready:,} ready, "
+        ready = "" if row["ready"] is None else f"{row['ready']:,} ready, "
         yield Finding(about, OK, f"{ready}{row['pending']:,} items wait as rows")
 
 

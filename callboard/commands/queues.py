@@ -1,6 +1,5 @@
 """Commands for the queues of RabbitMQ: `queues put-back`."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -24,10 +23,9 @@ def queues(*, as_json: AsJson = False) -> None:
     with database() as conn:
         known = queries.run(conn, queries.queues())
     try:
-        depths = queue_admin.depths(addresses, [row["name"] for row in known], settings.RABBITMQ_API.get())
+        rows = queue_admin.with_depths(addresses, known)
     except NoAnswer as error:
         raise CommandError(f"can't ask RabbitMQ: {error}") from None
-    rows = [{**row, **asdict(depths[row["name"]])} for row in known]
     if as_json:
         output.document({"queues": rows, "next": None})
     elif rows:

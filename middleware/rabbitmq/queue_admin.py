@@ -2,9 +2,9 @@
 
 import logging
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -17,6 +17,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from callboard.middleware.process.outage import reason
 from callboard.middleware.rabbitmq import confirms
+from callboard.sql import settings
 
 #: Seconds that a node has to answer.
 ANSWER_SECONDS = 3.0
@@ -67,11 +68,12 @@ class DeadLetter:
     body: str
 
 
-def depths(addresses: str, queues: Iterable[str], management: str = "") -> dict[str, Depth]:
-    """Return the depths of these queues, by the management API (at `management`, or where it usually is) if it answers,
-    else by AMQP. `addresses`: as in AMQP_URL. Raises NoAnswer.
+def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return these rows of `queries.queues`, each with the fields of its `Depth`: by the management API if that
+    answers (at CALLBOARD_RABBITMQ_API, or where it usually is), else by AMQP. `addresses`: as in AMQP_URL. Raises
+    NoAnswer.
     """
-    wanted = list(queues)
+    wanted, management = [row["name"] for row in queues], settings.RABBITMQ_API.get()
     found: dict[str, dict[str, Any]] | None = None
     for address in addresses.split(";"):
         found = found or _managed(address.strip(), management)
@@ -79,7 +81,12 @@ def depths(addresses: str, queues: Iterable[str], management: str = "") -> dict[
         with _connected(addresses) as connection:
             names = [name for queue in wanted for name in (queue, dq_name(queue), xq_name(queue))]
             found = {name: _declared(connection, name) for name in names}
-    return {queue: _depth(found, queue) for queue in wanted}
+    return [{**row, **asdict(_depth(found, row["name"]))} for row in queues]
+
+
+def without_depths(queues: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return these rows as `with_depths`, but nothing is known of RabbitMQ."""
+    return [{**row, **asdict(Depth())} for row in queues]
 
 
 def _depth(found: dict[str, dict[str, Any]], queue: str) -> Depth:

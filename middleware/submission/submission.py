@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import psycopg
@@ -14,10 +14,13 @@ from callboard.middleware.message.failure import clean
 from callboard.middleware.process.process import Process
 from callboard.middleware.submission import item_encoding
 from callboard.middleware.submission.item_encoding import Row
+from callboard.middleware.submission.lease import SubmissionLease
 from callboard.sql import timings
 from callboard.sql.limits import parse_time
 from callboard.sql.pool import Conn
-from callboard.sql.writes import submission, sweep
+from callboard.sql.rows import SubmittedJob
+from callboard.sql.states import JOB_FINAL
+from callboard.sql.writes import stages, submission, sweep
 from callboard.sql.writes.submission import KeyInUse
 
 #: The most items that are stored in one transaction, and the bytes of their arguments that end it.
@@ -64,74 +67,77 @@ def _chunks(rows: Iterable[Row], seconds: float) -> Iterator[list[Row]]:
 
 @dataclass(slots=True)
 class Submission:
-    """A bulk submission of `job`: `consumed` items, whose digest is `stored`, are in the database. `publish_job`
-    publishes the first items of a job from this process.
+    """A bulk submission of the job that was `made`, or found by its `key`. `publish_job` publishes the first items of a
+    job from this process.
 
-    `keyed`: the items have item keys. `open`: the job is not sealed, but open for more items. `held`: nothing of it is
-    published before all is stored, so an item that is refused leaves no job behind.
-    With a `key` the items before must be the same again, so each is encoded and its digest compared.
+    `keyed`: the items have item keys. `open`: the job is not sealed, but open for more items. With a `key` the items
+    that are stored must be the same again, so each is encoded and its digest compared.
     """
 
     process: Process
+    lease: SubmissionLease
     publish_job: Callable[[int], None]
-    job: int
+    made: SubmittedJob
     key: str | None
-    consumed: int
-    stored: bytes
     keyed: bool = False
     open: bool = False
-    held: bool = False
+    _consumed: int = field(init=False)  # inputs that are in the database
     _digest: bytes = b""  # of the items read so far, if there is a key
 
-    def store_all(self, rows: Iterable[Row]) -> None:
-        """Store the encoded items that are not stored yet, then seal the job.
+    def __post_init__(self) -> None:
+        self._consumed = self.made.consumed
+
+    def store(self, rows: Iterable[Row]) -> bool:
+        """Store the encoded items that are not stored yet, then seal the job. Return False for a job that takes no more
+        items: these are compared with those that it has.
 
         Raises BadItem, KeyInUse, SubmittedElsewhere, psycopg.Error, PoolTimeout, and what `rows` raises.
         """
+        if self.made.sealed or self.made.state in JOB_FINAL:
+            if next(self._new_rows(rows), None) is not None and self.made.sealed:
+                raise KeyInUse(self.key, self.made.job, f"{self._consumed:,} items, and these are more")
+            return False
+        if self.made.open:
+            return False
         try:
-            store_rows(self._new_rows(rows), self.consumed, self._store)
-            self._seal()
+            with self.lease.held(self.made.job):
+                store_rows(self._new_rows(rows), self._consumed, self._store)
+                self._seal()
         except BaseException as error:
             self._break_off(error)
             raise
-
-    def check(self, rows: Iterable[Row], *, sealed: bool) -> None:
-        """Compare the items with those of a job that takes none any more; of one that is not `sealed`, those that it
-        has. Raises KeyInUse, BadItem, and what `rows` raises.
-        """
-        if next(self._new_rows(rows), None) is not None and sealed:
-            raise KeyInUse(self.key, self.job, f"{self.consumed:,} items, and these are more")
+        return True
 
     def _new_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Give the items that are not stored yet. Raises KeyInUse if the others differ."""
-        count, consumed = 0, self.consumed
+        count, consumed = 0, self._consumed
         for row in rows:
             count += 1
             if self.key is not None:
                 self._digest = item_encoding.add_to_digest(self._digest, row)
             if count > consumed:
                 yield row
-            elif count == consumed and self._digest != self.stored:
-                raise KeyInUse(self.key, self.job, f"other items than the first {consumed:,} of these")
+            elif count == consumed and self._digest != self.made.digest:
+                raise KeyInUse(self.key, self.made.job, f"other items than the first {consumed:,} of these")
         if count < consumed:
-            raise KeyInUse(self.key, self.job, f"{consumed:,} items, and these are {count:,}")
+            raise KeyInUse(self.key, self.made.job, f"{consumed:,} items, and these are {count:,}")
 
     def _store(self, start: int, rows: Sequence[Row]) -> None:
         """Store a chunk, all of it or nothing; the job starts with its first chunk."""
         how, number = self.process.write(
             lambda conn: submission.store_chunk(
-                conn, self.job, start, rows, keyed=self.keyed, digest=self._digest
+                conn, self.made.job, start, rows, keyed=self.keyed, digest=self._digest
             )
         )
         if how != "stored":
             raise SubmittedElsewhere(
-                f"job {self.job} was {how} at input {number}, and this submission had {start}"
+                f"job {self.made.job} was {how} at input {number}, and this submission had {start}"
             )
-        self.consumed = start + len(rows)
+        self._consumed = start + len(rows)
         if len(rows) >= ANALYZE_AFTER_ITEMS:
             self._analyze()
         if start == 0:
-            self.publish_job(self.job)
+            self.publish_job(self.made.job)
 
     def _analyze(self) -> None:
         """Renew the planner's statistics before workers query the new rows; the sweep does so too, a little later."""
@@ -142,28 +148,28 @@ class Submission:
 
     def _seal(self) -> None:
         end = submission.open_job if self.open else submission.seal_job
-        sealed = self.process.write(lambda conn: end(conn, self.job))
+        sealed = self.process.write(lambda conn: end(conn, self.made.job))
         if not sealed and self.key is None:  # with a key another may have sealed it, with all of its items
-            raise SubmittedElsewhere(f"job {self.job} was stopped before its submission was done")
-        self.publish_job(self.job)
+            raise SubmittedElsewhere(f"job {self.made.job} was stopped before its submission was done")
+        self.publish_job(self.made.job)
 
     def _break_off(self, error: BaseException) -> None:
         """Stop a job that no later submission can continue; a job with a key stays open for one."""
-        reason = clean(f"its submission broke off at input {self.consumed}: {type(error).__name__}: {error}")
+        reason = clean(f"its submission broke off at input {self._consumed}: {type(error).__name__}: {error}")
 
         def write(conn: Conn) -> None:
-            refused = self.held and isinstance(error, item_encoding.BadItem)
-            if refused and submission.discard_job(conn, self.job):
-                return
-            if self.key is None:
-                submission.fail_submission(conn, self.job, reason)
-            elif not isinstance(error, SubmittedElsewhere):  # the other one goes on
-                submission.release_submission(conn, self.job)
+            refused = self.made.held and isinstance(error, item_encoding.BadItem)
+            discarded = refused and submission.discard_job(conn, self.made.job)
+            if not discarded and self.key is None:
+                submission.fail_submission(conn, self.made.job, reason)
+            elif not discarded and not isinstance(error, SubmittedElsewhere):  # the other one goes on
+                submission.release_submission(conn, self.made.job)
+            stages.update_parents(conn)
 
         try:
             self.process.write(write)
         except Exception:
-            log.exception("job %d can't be marked as broken off", self.job)
+            log.exception("job %d can't be marked as broken off", self.made.job)
 
 
 def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime | timedelta | str | None:

@@ -9,7 +9,7 @@ from callboard.sql.statements import required, statement
 #: Seconds for which a claim holds, longer than a delivery takes: of a webhook; of a message, which is sent at once.
 WEBHOOK_LEASE_SECONDS = 45.0
 MESSAGE_LEASE_SECONDS = 8.0
-#: Tries after which a callback is given up: about a day, see `middleware/callbacks.py`.
+#: Tries after which a callback is given up: about a day, see `retry_pause` of `middleware/callbacks/dispatcher.py`.
 MAX_TRIES = 40
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from callboard.sql.callback_targets import Targets
-from callboard.sql.limits import Limits
+from callboard.sql.limits import TIMES, Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import OldJob, SubmittedJob
 from callboard.sql.statements import required, statement
@@ -27,8 +27,6 @@ T = TypeVar("T")
 
 #: Items that one transaction looks at.
 CHUNK_ITEMS = 20_000
-#: Limits that are times: a new job does not take them over.
-TIMES = ("deadline", "at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ def _create(conn: Conn, job: int, by: Requester, again: Again) -> SubmittedJob:
     old = OldJob(*row)
     if old.actor is None:
         raise _nothing(job)
-    kept = {name: value for name, value in old.limits.items() if name not in TIMES}
+    kept = {name: value for name, value in old.limits.items() if name not in TIMES}  # they have passed
     known = submission.known_actor(conn, old.actor)
     return submission.create_job(
         conn, name=again.name or old.name, key=again.key, tenant=old.tenant, actor=old.actor,

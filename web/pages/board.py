@@ -51,7 +51,7 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
     listed = [*found["jobs"]["jobs"], *found["standing"]["jobs"]]
     if "views" in wanted:
         asked: Call[Any, NoBody] = call
-        found["counts"] = await jobs.counts(replace(asked, query=jobs.Tenant()))
+        found["counts"] = await jobs.counts(replace(asked, query=jobs.CountsQuery()))
     shown: dict[str, Any] = {
         "q": query.q or "",
         "chips": [] if trouble else search.chips(query.q or ""),

@@ -182,8 +182,7 @@ def export(
             while after is not None:
                 query = queries.items(number, state=state, error=error, after=after, limit=exports.PAGE_ITEMS)
                 page, after = queries.run(conn, query)
-                whole = [(item, exports.rest(item)) for item in page]
-                output.write(write([(query and queries.run(conn, query)) or item for item, query in whole]))
+                output.write(write([_whole(conn, item) for item in page]))
 
 
 @app.command()

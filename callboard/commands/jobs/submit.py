@@ -19,14 +19,13 @@ from callboard.middleware.submission import actor_lookup, item_encoding
 from callboard.middleware.submission.json_lines import BadLine
 from callboard.middleware.tracking import runtime_of
 from callboard.sql import timings
+from callboard.sql.limits import MAX_INT
 from callboard.sql.signature import Signature
 
 app = typer.Typer()
 
 #: Bad lines that an error names; it only counts the others.
 NAMED_BAD_LINES = 10
-#: The bounds of PostgreSQL's integer.
-SMALLEST, LARGEST = -(2**31), 2**31 - 1
 #: Errors of the submission itself, not of the database or the broker.
 REFUSALS = (callboard.UnknownActor, callboard.BadItem, callboard.SubmittedElsewhere)
 
@@ -68,15 +67,15 @@ def submit(
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The tenant that the job belongs to.")] = None,
     priority: Annotated[
-        int, typer.Option(min=SMALLEST, max=LARGEST, help="Jobs with a lower number go first.")
+        int, typer.Option(min=-MAX_INT, max=MAX_INT, help="Jobs with a lower number go first.")
     ] = 0,
     chunk: Annotated[
         int, typer.Option(min=1, max=timings.PUBLISH_WINDOW_ITEMS, help="Items that one message carries.")
     ] = 1,
     max_failures: actions.MaxFailures = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=actions.CONCURRENCY)] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, max=MAX_INT, help=actions.CONCURRENCY)] = None,
     concurrency_by: actions.ConcurrencyBy = None,
-    lanes: Annotated[int | None, typer.Option(min=1, max=LARGEST, help=actions.LANES)] = None,
+    lanes: Annotated[int | None, typer.Option(min=1, max=MAX_INT, help=actions.LANES)] = None,
     rate: actions.Rate = None,
     deadline: actions.Deadline = None,
     delay: actions.Delay = None,

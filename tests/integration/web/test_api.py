@@ -15,6 +15,7 @@ from starlette.routing import Mount
 
 from callboard import Identity
 from callboard.commands.services import Server
+from callboard.sql import pool
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import Conn, connect
 from callboard.sql.states import ITEM_STATES
@@ -413,7 +414,7 @@ def test_changes_that_wait_hold_up_neither_reads_nor_pages(
 def test_a_read_that_takes_too_long_is_stopped_on_the_server(
     conn: Conn, app: Starlette, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_BEGIN", database._BEGIN.replace("5s", "100ms"))
+    monkeypatch.setattr(pool, "_BEGIN_READ", pool._BEGIN_READ.replace("5s", "100ms"))
     with conn.transaction():
         conn.execute("LOCK TABLE callboard.jobs")
         for answer in get(app, *["/api/jobs"] * 3, lifespan=False):
