@@ -51,7 +51,7 @@ class TrackedBroker(dramatiq.Broker):
             super().emit_before(signal, *args, **kwargs)
             return
         if signal == "nack":
-            self._tracking.put_aside(self, *args)
+            self._tracking.requeue_without_actor(self, *args)
         if not _is_silent(signal, args):
             self._hooks.before(signal, *args, **kwargs)
 

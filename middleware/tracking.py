@@ -115,7 +115,7 @@ class Tracking(Middleware):
         error = sys.exc_info()[1]
         self._end(broker, message, exception=RuntimeError("a hook broke off") if error is None else error)
 
-    def put_aside(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+    def requeue_without_actor(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Dramatiq nacks a message whose actor is missing before any other hook runs. Requeue it for a worker that has
         the actor; fail the item if no worker has announced that for too long.
 
@@ -124,9 +124,9 @@ class Tracking(Middleware):
         delivery: Delivery = message.delivery
         if not delivery.seen and delivery.stamp:
             delivery.seen = delivery.aside = delivery.dropped = True
-            self._side_thread.run(partial(self._reject, broker, message, delivery, delivery.stamp))
+            self._side_thread.run(partial(self._requeue, broker, message, delivery, delivery.stamp))
 
-    def _reject(
+    def _requeue(
         self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, stamp: Stamp
     ) -> None:
         message.failed = False  # a copy that must not run is acknowledged, like any other
@@ -197,7 +197,7 @@ class Tracking(Middleware):
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Check the middleware's order and the database, and register the process as a worker."""
-        place(broker, self)
+        order_middleware(broker, self)
         _send_before_results(broker, self.runtime)
         self.runtime.check()
         # Not after the boot: the consumers start in between, and need to know the number of threads.
@@ -246,7 +246,7 @@ class Returned(Middleware):
             message.delivery.attempt.hooks = True
 
 
-def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
+def order_middleware(broker: dramatiq.Broker, tracking: Tracking) -> None:
     """Put Tracking first and Returned last in the broker's list, also after other middleware was added."""
     last = next((m for m in broker.middleware if isinstance(m, Returned)), None) or Returned()
     others = [m for m in broker.middleware if not isinstance(m, Tracking | Returned)]
@@ -257,7 +257,7 @@ def place(broker: dramatiq.Broker, tracking: Tracking) -> None:
 
 def track(broker: dramatiq.Broker, tracking: Tracking) -> None:
     """Put the hooks onto a broker."""
-    place(broker, tracking)
+    order_middleware(broker, tracking)
     for actor in broker.actors.values():
         tracking.before_declare_actor(broker, actor)
     broker.actor_options |= Tracking.actor_options

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from callboard.identity import SCOPES, Identity
 from callboard.sql.reads import queries
 from callboard.web import parameters
-from callboard.web.doors import QUERY, Doors
+from callboard.web.login import QUERY, TokenLogin
 from callboard.web.paths import path_within
 from callboard.web.problems import HANDLED, Problem, problem_of, refused
 
@@ -68,15 +68,15 @@ class AccessControl:
     def __init__(
         self,
         app: ASGIApp,
-        doors: Doors | None,
+        login: TokenLogin | None,
         authenticate: Authenticate | None,
         hosts: Sequence[str] | None,
     ) -> None:
-        """`authenticate`: a login instead of `doors`, which still knows the tokens that share a job. Without either the
+        """`authenticate`: a login instead of `login`, which still knows the tokens that share a job. Without either the
         app is open to everyone.
         """
         self.app = app
-        self.doors = doors
+        self.login = login
         self.authenticate = authenticate
         self.hosts = hosts
 
@@ -91,7 +91,7 @@ class AccessControl:
         foreign = self.authenticate is not None and isinstance(answer, Response)
         if not foreign or isinstance(answer, Problem):
             shared = path_within(Request(scope)).startswith("/static/") or not (
-                share is None or self.doors is None
+                share is None or self.login is None
             )
             send = _with_headers(send, SHARED if shared else HEADERS)
         await answer(scope, receive, send)
@@ -124,12 +124,12 @@ class AccessControl:
 
     async def _admit(self, request: Request, share: str | None) -> Admission:
         """Whom a token in the query lets in, or else the login."""
-        if self.doors is None:
+        if self.login is None:
             return EVERYONE
         if share is not None:
-            return await self.doors.find(share, QUERY)
+            return await self.login.find(share, QUERY)
         if self.authenticate is None:
-            return await self.doors.authenticate(request)
+            return await self.login.authenticate(request)
         return await _admission(self.authenticate, request)
 
     def _knows_host(self, scope: Scope) -> bool:

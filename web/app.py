@@ -13,7 +13,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from callboard.sql.settings import NotConfigured
-from callboard.web import doors, events, health, openapi
+from callboard.web import events, health, login, openapi
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS, METRICS
@@ -65,15 +65,15 @@ def create_app(
         await database.close()
         await run_in_threadpool(submitter.close)
 
-    own = None if open_to_everyone else doors.Doors(database)
-    access = Middleware(AccessControl, doors=own, authenticate=authenticate, hosts=hosts)
+    own = None if open_to_everyone else login.TokenLogin(database)
+    access = Middleware(AccessControl, login=own, authenticate=authenticate, hosts=hosts)
     packed = Middleware(GZipMiddleware, minimum_size=1024)
     app = Starlette(
-        routes=ROUTES if authenticate or own is None else [*ROUTES, *doors.ROUTES],
+        routes=ROUTES if authenticate or own is None else [*ROUTES, *login.ROUTES],
         middleware=[access, packed],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
-    app.state.database, app.state.doors, app.state.events = database, own, events.loops()
+    app.state.database, app.state.login, app.state.events = database, own, events.loops()
     app.state.submitter = submitter
     return app

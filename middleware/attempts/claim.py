@@ -12,7 +12,7 @@ from callboard.sql.writes import claims
 log = logging.getLogger("callboard.tracking")
 
 
-class Failed(RuntimeError):
+class AlreadyFailed(RuntimeError):
     """The item failed for good with the attempt that the message carries: the message belongs to the dead letters."""
 
 
@@ -22,14 +22,14 @@ class MovedBack(RuntimeError):
 
 def claim(conn: Conn, attempt: Attempt, worker: int) -> Claim | None:
     """Claim an attempt's item for `worker`, which must not run it yet; return None when the attempt must not run: the
-    item is final, has a newer attempt, or another worker holds it. Raises Failed, MovedBack, psycopg.Error.
+    item is final, has a newer attempt, or another worker holds it. Raises AlreadyFailed, MovedBack, psycopg.Error.
     """
     found = claims.claim_item(conn, *attempt.key, attempt.number, worker)
     was_dead = any(delivery.was_dead for delivery in attempt.deliveries)
     if found is None:
         log.warning("a message carries item %d/%d, which the database doesn't have", *attempt.key)
         if was_dead:
-            raise Failed
+            raise AlreadyFailed
     elif found.taken or found.holder == worker:  # an earlier claim of this worker, whose answer was lost
         return found
     elif found.holder is not None and not found.holder_alive:
@@ -37,7 +37,7 @@ def claim(conn: Conn, attempt: Attempt, worker: int) -> Claim | None:
     elif was_dead and found.state == "failed":
         raise MovedBack
     elif found.state == "failed" and found.attempt == attempt.number and found.crashes < timings.MAX_CRASHES:
-        raise Failed
+        raise AlreadyFailed
     else:
         log.info("a copy of the message of item %d/%d is dropped: it is %s", *attempt.key, found.state)
     return None

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from dramatiq.broker import MessageProxy
 
-from callboard.middleware.attempts.claim import Failed, MovedBack, claim
+from callboard.middleware.attempts.claim import AlreadyFailed, MovedBack, claim
 from callboard.middleware.attempts.isolation import Isolation
-from callboard.middleware.attempts.known_jobs import KnownJobs
+from callboard.middleware.attempts.job_facts import JobFactsCache
 from callboard.middleware.attempts.outcome import Outcome
 from callboard.middleware.attempts.parking import Parking, park, retry_moved_back
 from callboard.middleware.journal.journal import Entry, Journal
@@ -46,7 +46,7 @@ class InFlight:
         self._moved_back = Parking(process, retry_moved_back)
         self._lock = threading.RLock()
         self._isolation = Isolation(process)
-        self._job_facts = KnownJobs(process)
+        self._job_facts = JobFactsCache(process)
         self._holds = SideThread("holds")
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
@@ -68,7 +68,7 @@ class InFlight:
             return self._admit(message, delivery)
         except Stopping:
             delivery.deferred = True  # never acknowledged, it is delivered again
-        except Failed:
+        except AlreadyFailed:
             # Its worker died before it could reject it. A copy of it that was never delivered before is acknowledged.
             message.failed = delivery.redelivered or delivery.was_dead
         except DATA_ERRORS as error:
@@ -182,7 +182,7 @@ class InFlight:
 
     def _begin(self, attempt: Attempt, *, suspect: bool) -> bool:
         """Wait for the item's turn, claim the item if the message is suspect, and begin; return False when the attempt
-        must not run. Raises Stopping, Failed, MovedBack, DATA_ERRORS.
+        must not run. Raises Stopping, AlreadyFailed, MovedBack, DATA_ERRORS.
         """
         begun, control = False, None
         try:

@@ -17,7 +17,7 @@ WRITE_BYTES = 16_384
 CLASSES = ("unspecified", "loopback", "link_local", "multicast", "private", "reserved")
 
 
-class Refused(httpcore.ConnectError):
+class NotPublic(httpcore.ConnectError):
     """None of the host's addresses is public."""
 
 
@@ -51,8 +51,8 @@ class PublicBackend(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
-        """Try the host's addresses in turn; raises Refused if none is allowed."""
-        failure: Exception = Refused(f"the host {host} has no address")
+        """Try the host's addresses in turn; raises NotPublic if none is allowed."""
+        failure: Exception = NotPublic(f"the host {host} has no address")
         for address in self._addresses(host, port):
             try:
                 stream = self._backend.connect_tcp(
@@ -72,7 +72,7 @@ class PublicBackend(httpcore.NetworkBackend):
         addresses = list(dict.fromkeys(str(place[4][0]) for place in found))
         allowed = [address for address in addresses if self._private or address_class(address) is None]
         if addresses and not allowed:
-            raise Refused(
+            raise NotPublic(
                 f"{host} is at {addresses[0]}, a {address_class(addresses[0])} address; webhooks go to such only with "
                 "CALLBOARD_WEBHOOK_PRIVATE=on where the workers run"
             )

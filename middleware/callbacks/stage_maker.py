@@ -41,7 +41,7 @@ REASON_CHARACTERS = 500
 ITEM_CHARACTERS = 100
 
 
-class Ended(BaseException):
+class StopMaking(BaseException):
     """This worker must not go on making the stage, because it stops, or the job was paused or stopped. It is raised
     inside the user's function, which does not catch it since it is no Exception.
     """
@@ -133,7 +133,7 @@ class StageMaker:
         log.info("makes the items of stage %r, job %d, from job %d", claim.name, claim.job, claim.source)
         try:
             self._make(claim)
-        except Ended:
+        except StopMaking:
             self._leave(claim, lambda conn: stages.release_claim(conn, claim))
         except BaseException as error:  # noqa: BLE001 — a function of the user's may raise anything
             self._fail(claim, error)
@@ -141,7 +141,7 @@ class StageMaker:
     def _make(self, claim: StageClaim) -> None:
         def store(start: int, rows: list[Row]) -> None:
             if not self._write(lambda conn: stages.store_inputs(conn, claim, start, rows)):
-                raise Ended
+                raise StopMaking
             if start == 0:
                 self.publish_job(claim.job)
 
@@ -166,16 +166,16 @@ class StageMaker:
 
         page = self._write(read)
         if page is None:
-            raise Ended
+            raise StopMaking
         return page
 
     def _write(self, statement: Callable[[Conn], T]) -> T:
         if self.process.stopping:
-            raise Ended
+            raise StopMaking
         try:
             return self.process.retry_write(statement, _log_outage)
         except Stopping:
-            raise Ended from None
+            raise StopMaking from None
 
     def _fail(self, claim: StageClaim, error: BaseException) -> None:
         failure = describe(error)

@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 
 import httpcore
 
-from callboard.middleware.callbacks.public_address import PublicBackend, Refused
+from callboard.middleware.callbacks.public_address import NotPublic, PublicBackend
 from callboard.sql import settings
 from callboard.sql.callback_targets import parse_url, redact_url
 
@@ -96,7 +96,7 @@ def _request(url: str, headers: dict[str, str], body: bytes, deadline: float) ->
     except httpcore.TimeoutException:
         limits = f"{CONNECT_SECONDS:g} s to connect, {TOTAL_SECONDS:g} s for all of it"
         raise Undelivered(f"no answer in time ({limits})") from None
-    except Refused as error:
+    except NotPublic as error:
         raise Undelivered(str(error)) from None
     except httpcore.NetworkError as error:
         raise Undelivered(f"the connection failed: {str(error) or type(error).__name__}") from error

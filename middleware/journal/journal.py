@@ -83,7 +83,7 @@ SOON_SECONDS = 0.2
 IDLE_SECONDS = 1.0
 
 
-class Uncertain(psycopg.OperationalError):
+class UncertainCommit(psycopg.OperationalError):
     """The connection broke in the COMMIT of plain sends: stored they may be, and a second try would repeat them."""
 
 
@@ -476,7 +476,7 @@ class Journal:
                     not last
                     and isinstance(error, TRANSIENT)
                     and not refused
-                    and not isinstance(error, Uncertain)
+                    and not isinstance(error, UncertainCommit)
                 ):
                     continue
                 if refused and len(sends) > 1:

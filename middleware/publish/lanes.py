@@ -46,7 +46,7 @@ def _name(value: object) -> str:
 def batches(conn: Conn, claim: PublishClaim, room: int) -> Iterator[list[Outgoing]]:
     """Yield claimed messages of lanes that are not full, `room` in all.
 
-    Bulk items whose lanes are full move to the outbox until enough others are found. Raises TakenOver.
+    Bulk items whose lanes are full move to the outbox until enough others are found. Raises ClaimTakenOver.
     """
     by = claim.lane_by or ""
     if claim.applied_lane_by != by:

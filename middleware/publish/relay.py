@@ -27,7 +27,7 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Outgoing, PublishClaim
 from callboard.sql.writes import outcomes, publishing
-from callboard.sql.writes.lanes import TakenOver, renew_claim
+from callboard.sql.writes.lanes import ClaimTakenOver, renew_claim
 
 log = logging.getLogger("callboard.publisher")
 _log_refusal = OutageLog(log, "the broker refuses messages; they are tried again and nothing is lost: %s")
@@ -38,7 +38,7 @@ OUTBOX_BATCH_MESSAGES = 500
 REFUSED_PAUSE_SECONDS = 1.0
 
 
-class _Refused(RuntimeError):
+class _QueueRefused(RuntimeError):
     """The broker takes no message for a queue at present; it may take messages for others."""
 
 
@@ -57,7 +57,7 @@ class Relay:
     def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None) -> int:
         """Publish messages whose outbox rows are claimed, and settle the rows; return how many rows that were.
 
-        `claim` is that of the job in whose turn they are published, if any; then raises _Refused if none is taken.
+        `claim` is that of the job in whose turn they are published, if any; then raises _QueueRefused if none is taken.
         """
         failure: Unreachable | None = None
         try:
@@ -148,7 +148,7 @@ class Relay:
             pause = _pause(room)
             again = self._publish_in_turn(conn, claim, room)
             reached = self._publish_range(conn, claim, room - again)
-        except _Refused as error:
+        except _QueueRefused as error:
             _log_refusal(error)
             self.backlogs.refuse(claim.queue, REFUSED_PAUSE_SECONDS)
             again, reached, pause = 0, claim.watermark, REFUSED_PAUSE_SECONDS
@@ -171,7 +171,7 @@ class Relay:
                 sent += taken
                 if taken < len(batch):
                     break
-        except TakenOver:
+        except ClaimTakenOver:
             log.debug("job %d was paused, stopped, or claimed by another publisher", claim.job)
         _release(conn, claim, unserved=not sent, pause=_pause(room))
         if not sent:
@@ -203,7 +203,7 @@ class Relay:
         """Publish the bulk items before `stop` and move the watermark to it.
 
         `keep` renews the claim. Returns False when another publisher has claimed the job, or it was paused or stopped.
-        Raises _Refused and Unreachable.
+        Raises _QueueRefused and Unreachable.
         """
         batch = into_chunks(items, claim.chunk if self.transport.takes_chunks else 1)
         try:
@@ -252,8 +252,8 @@ class Relay:
                 conn, claim, watermark=watermark, published=published, suspect_below=stop, keep=False
             )
 
-    def _refusal(self, queue: str) -> _Refused:
-        return _Refused(self.transport.trouble or f"the broker refused messages for the queue {queue!r}")
+    def _refusal(self, queue: str) -> _QueueRefused:
+        return _QueueRefused(self.transport.trouble or f"the broker refused messages for the queue {queue!r}")
 
     @contextmanager
     def _renewing(
@@ -267,7 +267,7 @@ class Relay:
                     renew_claim(conn, claim)
                 if batch:
                     publishing.renew_outbox(conn, batch)
-            except (psycopg.Error, TakenOver):
+            except (psycopg.Error, ClaimTakenOver):
                 log.debug(
                     "claims could not be renewed; those that expire are published again as suspect",
                     exc_info=True,

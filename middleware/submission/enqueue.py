@@ -18,7 +18,7 @@ from dramatiq.middleware import MiddlewareError
 from dramatiq.worker import ConsumerThread
 from psycopg_pool import PoolTimeout
 
-from callboard.middleware.journal.journal import Uncertain
+from callboard.middleware.journal.journal import UncertainCommit
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
@@ -188,7 +188,7 @@ def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publi
             out = stored.result(SEND_SECONDS)  # the journal is writing it now
     except (psycopg.Error, PoolTimeout, TimeoutError) as error:
         why = str(error).strip() or "no answer in time"
-        if isinstance(error, Uncertain) or not stored.done():
+        if isinstance(error, UncertainCommit) or not stored.done():
             raise NotStored(
                 f"it is not known whether the message is recorded, and if it is, it runs (DATABASE_URL): {why}"
             ) from error

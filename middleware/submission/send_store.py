@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
-from callboard.middleware.journal.journal import Send, Uncertain
+from callboard.middleware.journal.journal import Send, UncertainCommit
 from callboard.middleware.process.process import Process
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewItem, Outgoing
@@ -55,7 +55,7 @@ class SendStore:
                 committing = True
         except psycopg.OperationalError as error:
             if committing:
-                raise Uncertain("the connection broke while it was committed") from error
+                raise UncertainCommit("the connection broke while it was committed") from error
             raise
         for send, number, item, seen in numbered:
             outbox = None if seen else claimed.get((item.job, number))

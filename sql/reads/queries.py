@@ -39,7 +39,7 @@ PACES = 24
 MAX_ROWS = 1_000
 
 
-ALL_JOBS = JobFilter()
+NO_FILTER = JobFilter()
 #: The fields of a filter that are parameters of the same name.
 _SAME = frozenset(("actor", "tenant", "key", "standing", "stalled", "failing"))
 
@@ -98,7 +98,7 @@ def is_of_tenant(number: int, tenant: str) -> Query[bool]:
     return Query(statement("job_of_tenant"), {"job": number, "tenant": tenant}, bool)
 
 
-def jobs(wanted: JobFilter = ALL_JOBS, *, before: int | None = None, limit: int = 50) -> Query[Page]:
+def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int = 50) -> Query[Page]:
     """Describe a page of the `wanted` jobs with ids below `before`, newest first.
 
     A page may be short, or empty, and have a next one all the same: where no index has the filters, LOOK_AT_JOBS jobs

@@ -13,15 +13,15 @@ from callboard.sql.statements import statement
 from callboard.sql.writes.publishing import BATCH_BYTES
 
 
-class TakenOver(RuntimeError):
+class ClaimTakenOver(RuntimeError):
     """Another publisher has the claim now, or the job was paused or stopped."""
 
 
 def renew_claim(conn: Conn, claim: PublishClaim) -> None:
-    """Renew the claim, in a transaction that only its holder may do. Raises TakenOver, which rolls that back."""
+    """Renew the claim, in a transaction that only its holder may do. Raises ClaimTakenOver, which rolls that back."""
     parameters = {"job": claim.job, "token": claim.token, "lease": timings.PUBLISH_LEASE_SECONDS}
     if conn.execute(statement("renew_claim"), parameters).fetchone() is None:
-        raise TakenOver(f"job {claim.job}")
+        raise ClaimTakenOver(f"job {claim.job}")
 
 
 def move_to_outbox(
@@ -29,7 +29,7 @@ def move_to_outbox(
 ) -> int:
     """Put the bulk items from `start` to before `stop`, (item, lane), into the outbox; return how many were added.
 
-    Raises TakenOver.
+    Raises ClaimTakenOver.
     """
     parameters = {
         "job": claim.job, "token": claim.token, "lease": timings.PUBLISH_LEASE_SECONDS,
@@ -39,7 +39,7 @@ def move_to_outbox(
     with transaction(conn):
         row = conn.execute(statement("move_to_outbox"), parameters).fetchone()
         if row is None:
-            raise TakenOver(f"job {claim.job}")
+            raise ClaimTakenOver(f"job {claim.job}")
     return int(row[0])
 
 
@@ -50,7 +50,7 @@ def messages_without_lane(conn: Conn, claim: PublishClaim, limit: int) -> list[t
 
 
 def set_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str]]) -> None:
-    """Set the lanes of messages, (outbox id, lane). Raises TakenOver."""
+    """Set the lanes of messages, (outbox id, lane). Raises ClaimTakenOver."""
     parameters = {"id": [number for number, _ in lanes], "lane": [lane for _, lane in lanes]}
     with transaction(conn):
         renew_claim(conn, claim)
@@ -63,7 +63,10 @@ def items_in_flight(conn: Conn, claim: PublishClaim) -> list[tuple[int, bytes]]:
 
 
 def change_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str]]) -> None:
-    """Apply `lane_by`: set the lanes of items in flight, (item, lane), clear those of messages. Raises TakenOver."""
+    """Apply `lane_by`: set the lanes of items in flight, (item, lane), and clear those of messages.
+
+    Raises ClaimTakenOver.
+    """
     parameters = {
         "job": claim.job, "by": claim.lane_by, "item": [item for item, _ in lanes], "lane": [lane for _, lane in lanes],
     }  # fmt: skip
@@ -74,7 +77,7 @@ def change_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str
 
 
 def claim_lanes(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
-    """Remove ended items from their lanes, and claim messages of lanes that have room. Raises TakenOver."""
+    """Remove ended items from their lanes, and claim messages of lanes that have room. Raises ClaimTakenOver."""
     parameters = {
         "job": claim.job,
         "width": claim.lane_width,

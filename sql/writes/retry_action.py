@@ -30,7 +30,7 @@ MAX_TRIES = 5
 MAX_ERROR_CHARACTERS = 1_000
 
 
-class Overtaken(RuntimeError):
+class JobChanged(RuntimeError):
     """Another transaction opened or closed the job meanwhile: roll back, and try again."""
 
 
@@ -110,7 +110,7 @@ def retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int
             if status.parent is not None:
                 return _retry_stages(conn, status.parent, by, selection, only=job)
             return (_retry_stages if status.has_stages else _retry_job)(conn, job, by, selection)
-        except (Overtaken, psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
+        except (JobChanged, psycopg.errors.DeadlockDetected, psycopg.errors.UniqueViolation):
             # UniqueViolation: a message of an item was parked or sent again while the job was opened.
             if not left:
                 raise
@@ -219,7 +219,7 @@ def _reopen_parent(conn: Conn, parent: int, found: Sequence[StageRow], selection
 
 def _reopen(conn: Conn, job: int, changes: Mapping[str, Any]) -> None:
     if not conn.execute(statement("reopen_job"), changes).fetchone():
-        raise Overtaken(f"job {job} was opened or closed meanwhile")
+        raise JobChanged(f"job {job} was opened or closed meanwhile")
 
 
 def _lock_items(conn: Conn, ids: Sequence[int], over: Sequence[int], selection: RetrySelection) -> None:
@@ -247,7 +247,7 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
     """Retry ended items of a job that is over, and go on with its cancelled items as far as they are selected."""
     row = conn.execute(statement("lock_ended_job"), (job,)).fetchone()
     if row is None:
-        raise Overtaken(f"job {job} was opened meanwhile")
+        raise JobChanged(f"job {job} was opened meanwhile")
     watermark, cancelled = row
     whole = selection.all_cancelled
     rest = 0

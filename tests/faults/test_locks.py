@@ -39,7 +39,7 @@ from callboard.sql.writes import (
     sweep,
     workers,
 )
-from callboard.sql.writes.lanes import TakenOver
+from callboard.sql.writes.lanes import ClaimTakenOver
 from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
@@ -120,7 +120,7 @@ class Writers(ConcurrentWriters):
         self._settle(conn, publishing.claim_outbox(conn, 20), chance)
 
     def _by_lane(self, conn: Conn, claim: PublishClaim, chance: random.Random) -> None:
-        with suppress(TakenOver):
+        with suppress(ClaimTakenOver):
             for batch in lanes.batches(conn, claim, 20):
                 self._settle(conn, batch, chance)
 

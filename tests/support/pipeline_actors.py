@@ -20,7 +20,7 @@ _local = threading.local()
 MUTEX = ConcurrentRateLimiter(StubBackend(), "outcomes", limit=1)
 
 
-class NotYet(Exception):
+class TransientError(Exception):
     """A failure that the next attempt mends."""
 
 
@@ -40,9 +40,9 @@ def work(number: int, fate: str = "succeed") -> dict[str, int] | None:
     if fate == "fail":
         raise ValueError(f"number {number} can't be worked on")
     if fate == "retry" and callboard.current().attempt == 1:
-        raise NotYet(f"number {number} needs another try")
+        raise TransientError(f"number {number} needs another try")
     if fate == "long" and callboard.current().attempt == 1:
-        raise NotYet("x" * 2_000_000)
+        raise TransientError("x" * 2_000_000)
     if fate == "skip":
         raise callboard.Skip("already done")
     return {"number": number} if fate == "result" else None
@@ -58,7 +58,7 @@ def noted(number: int, seconds: float = 0.0) -> None:
 def told(call: dict[str, Any]) -> dict[str, Any]:
     note_run(f"told {call['id']}")
     if call["name"] == "flaky" and callboard.current().attempt == 1:
-        raise NotYet("told once more")
+        raise TransientError("told once more")
     return call
 
 
@@ -178,7 +178,7 @@ def together(items: list[dict[str, Any]]) -> list[Any] | None:
     note_run("together " + " ".join(str(item["number"]) for item in items))
     fates = [item.get("fate") for item in items]
     if "raise" in fates and len(items) > 1:
-        raise NotYet("all of them again")
+        raise TransientError("all of them again")
     if "short" in fates and callboard.current().attempt == 1:
         return []
     ends = {
@@ -187,7 +187,8 @@ def together(items: list[dict[str, Any]]) -> list[Any] | None:
         None: {"of": len(items)},
     }
     return [
-        NotYet("again") if fate == "retry" and len(items) > 1 else ends.get(fate, "alone") for fate in fates
+        TransientError("again") if fate == "retry" and len(items) > 1 else ends.get(fate, "alone")
+        for fate in fates
     ]
 
 
@@ -232,7 +233,7 @@ def stubborn(number: int, wins_at: int) -> int:
     attempt = callboard.current().attempt
     note_run("stubborn")
     if attempt < wins_at:
-        raise NotYet(f"attempt {attempt}")
+        raise TransientError(f"attempt {attempt}")
     return attempt
 
 
@@ -241,9 +242,11 @@ def throws() -> None:
     raise KeyError("not worth another try")
 
 
-@dramatiq.actor(retry_when=lambda retries, error: retries < 1 and isinstance(error, NotYet), min_backoff=50)
+@dramatiq.actor(
+    retry_when=lambda retries, error: retries < 1 and isinstance(error, TransientError), min_backoff=50
+)
 def picky() -> None:
-    raise NotYet("again, but once")
+    raise TransientError("again, but once")
 
 
 @dramatiq.actor(max_retries=1)

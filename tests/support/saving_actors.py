@@ -16,7 +16,7 @@ for handler in logging.getLogger().handlers:
     handler.addFilter(callboard.LogContext())
 
 
-class NotYet(Exception):
+class TransientError(Exception):
     """A failure that the next attempt mends."""
 
 
@@ -38,7 +38,7 @@ def saves(mark: str | None = None, fate: str = "succeed", sql: str = "", params:
         callboard.save(sql, params)
     logging.getLogger("shop.saving").info("100 %% saved in %s", fate)
     if fate == "fail" or (fate == "retry" and callboard.current().attempt == 1):
-        raise NotYet(fate)
+        raise TransientError(fate)
     if fate == "skip":
         raise callboard.Skip("not needed")
 
@@ -80,4 +80,4 @@ def saves_in_threads(count: int) -> None:
 def saves_together(items: list[dict[str, Any]]) -> list[Any]:
     for number, item in enumerate(items):
         save_mark(item["mark"], number)
-    return [NotYet("again") if item.get("fate") == "fail" else None for item in items]
+    return [TransientError("again") if item.get("fate") == "fail" else None for item in items]

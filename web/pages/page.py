@@ -9,8 +9,8 @@ from starlette.responses import HTMLResponse, Response
 
 from callboard.identity import Identity
 from callboard.web import access, parameters
-from callboard.web.doors import cookie
 from callboard.web.endpoint import Endpoint
+from callboard.web.login import cookie
 from callboard.web.pages import words
 from callboard.web.paths import path_within
 from callboard.web.problems import HANDLED, encode, problem_of

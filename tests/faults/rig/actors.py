@@ -22,7 +22,7 @@ DEATHS = ("exit", "segfault", "kill")
 MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
 
 
-class NotYet(Exception):
+class TransientError(Exception):
     """A failure that the next attempt mends."""
 
 
@@ -44,7 +44,7 @@ def work(number: int, fate: str = "succeed", seconds: float = 0.0, gate: str = "
         if fate == "once" and callboard.current().attempt == 1:
             raise Once(f"number {number} needs a human")
         if fate == "retry" and callboard.current().attempt == 1:
-            raise NotYet(f"number {number} needs another try")
+            raise TransientError(f"number {number} needs another try")
         if fate == "skip":
             raise callboard.Skip("already done")
         return {"number": number} if fate == "result" else None
@@ -59,7 +59,7 @@ def saves(number: int, fate: str = "succeed", seconds: float = 0.0) -> None:
         callboard.save("INSERT INTO saved (job, item, attempt, fate) VALUES (%s, %s, %s, %s)", row)
         time.sleep(seconds)
         if fate == "fail" or (fate == "retry" and now.attempt == 1):
-            raise NotYet(f"number {number} needs another try")
+            raise TransientError(f"number {number} needs another try")
         if fate == "skip":
             raise callboard.Skip("already done")
 
@@ -70,7 +70,7 @@ def serve(customer: str, fate: str = "succeed", seconds: float = 0.0) -> None:
     with logged_run():
         time.sleep(seconds)
         if fate == "retry" and callboard.current().attempt == 1:
-            raise NotYet(f"{customer} needs another try")
+            raise TransientError(f"{customer} needs another try")
 
 
 @dramatiq.actor(max_retries=0)

@@ -16,7 +16,7 @@ from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, retry_action, submission
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
-from callboard.sql.writes.retry_action import Overtaken, RetrySelection
+from callboard.sql.writes.retry_action import JobChanged, RetrySelection
 from tests.support.workers import wait_until
 
 BY = Requester("python", "somebody")
@@ -71,7 +71,7 @@ class ConcurrentWriters:
                 submission.seal_job(conn, job)
             else:
                 getattr(actions, action)(conn, job, BY)
-        except (NotPossible, Overtaken, NoSuchJob):
+        except (NotPossible, JobChanged, NoSuchJob):
             refused = 1
         with self._lock:
             self.done[action] += 1

@@ -81,7 +81,7 @@ def test_each_item_of_a_batch_has_its_own_outcome(on: Stage) -> None:
     assert calls == {"together 0 1 2 3 4 5": 1, "together 1": 2, "together 4": 1}
 
 
-@pytest.mark.parametrize(("fate", "error"), [("raise", "NotYet"), ("short", "ValueError")])
+@pytest.mark.parametrize(("fate", "error"), [("raise", "TransientError"), ("short", "ValueError")])
 def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, on: Stage) -> None:
     job = on.submit("together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4)
     assert [item["attempt"] for item in on.ended(job)] == [2] * 4

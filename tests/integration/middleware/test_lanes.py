@@ -24,7 +24,7 @@ from callboard.sql.writes import (
     workers,
 )
 from callboard.sql.writes import lanes as lanes_of
-from callboard.sql.writes.lanes import TakenOver, move_to_outbox
+from callboard.sql.writes.lanes import ClaimTakenOver, move_to_outbox
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, run, send, status
@@ -378,9 +378,9 @@ def test_a_publisher_whose_claim_was_taken_over_changes_nothing(conn: Conn) -> N
     lapse(conn)
     assert published(conn, job) == [0, 2]
     before = conn.execute("SELECT id, item, lane, claimed_until FROM callboard.outbox ORDER BY id").fetchall()
-    with pytest.raises(TakenOver):
+    with pytest.raises(ClaimTakenOver):
         list(lanes.batches(conn, frozen, 10))
-    with pytest.raises(TakenOver):
+    with pytest.raises(ClaimTakenOver):
         move_to_outbox(conn, frozen, 0, 4, [(0, "x")])
     assert (
         conn.execute("SELECT id, item, lane, claimed_until FROM callboard.outbox ORDER BY id").fetchall()
@@ -400,7 +400,7 @@ def test_two_publishers_never_overfill_a_lane(conn: Conn, database_url: str) -> 
         assert publishing.claim_job(other, job=job) is None
         lapse(other)
         assert published(other, job) == [0, 1]
-    with pytest.raises(TakenOver):
+    with pytest.raises(ClaimTakenOver):
         list(lanes.batches(conn, claim, 1))
 
 
@@ -491,7 +491,7 @@ def test_a_job_that_is_paused_in_the_middle_of_a_turn_publishes_nothing_more(con
     batches = lanes.batches(conn, claim, 10)
     publishing.confirm_outbox(conn, next(batches))
     actions.pause(conn, job, ANNA)
-    with pytest.raises(TakenOver):
+    with pytest.raises(ClaimTakenOver):
         next(batches)
     assert status(conn, job)["pending"] == 2
     publishing.advance_watermark(conn, claim, watermark=claim.watermark, published=0, keep=False)

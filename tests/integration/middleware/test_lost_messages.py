@@ -111,7 +111,7 @@ def test_a_message_that_waits_in_its_queue_is_left_alone(
 def test_in_a_queue_that_is_never_empty_overtaken_messages_are_sent_again(
     conn: Conn, search: LostMessageSearch, queue: Queue
 ) -> None:
-    """Overtaken by a later item of its job, beyond the publisher's window, or by an item of a later job."""
+    """JobChanged by a later item of its job, beyond the publisher's window, or by an item of a later job."""
     worker = make_worker(conn)
     job = make_job(conn, 3_000, published=100)
     queue.ready = 50

@@ -84,7 +84,7 @@ def test_an_item_is_tried_as_often_as_its_actor_says(wins_at: int, state: str, r
     assert [attempt for _, attempt, _ in on.runs(job.id)] == list(range(1, runs + 1))
     kept = on.attempts(job)
     assert [a["retried"] for a in kept] == [True] * (runs - 1) + [False] * (state == "failed")
-    assert all(a["type"].endswith("NotYet") and "NotYet" in a["traceback"] for a in kept)
+    assert all(a["type"].endswith("TransientError") and "TransientError" in a["traceback"] for a in kept)
     assert job.status()["retries"] == runs - 1
 
 

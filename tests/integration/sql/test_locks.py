@@ -187,7 +187,7 @@ def test_nobody_publishes_by_lane_what_is_over(conn: Conn) -> None:
     claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     ends(job, [0], ok=True)(conn)
-    with pytest.raises(lanes.TakenOver):
+    with pytest.raises(lanes.ClaimTakenOver):
         lanes.claim_lanes(conn, claim, 1)
 
 

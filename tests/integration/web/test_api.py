@@ -38,12 +38,6 @@ def conn(database_url: str) -> Iterator[Conn]:
         yield connection
 
 
-@pytest.fixture
-def app(database_url: str) -> Starlette:
-    """The app on this test's database."""
-    return open_app(database_url)
-
-
 def problem(answer: httpx.Response, status: int) -> str:
     """The detail of a problem, whose form is checked."""
     assert answer.status_code == status

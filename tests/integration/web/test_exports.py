@@ -14,7 +14,6 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import exports
 from callboard.sql.rows import Failure
 from callboard.sql.writes import submission
-from callboard.web import create_app
 from tests.support.jobs import make_job, make_mixed_job, make_staged, publish, record
 from tests.support.webapp import get
 
@@ -26,11 +25,6 @@ TEXTS = ["plain", "a" * 10_000, 'a "quote", a comma', "two\nlines", "é ≤ 漢"
 def conn(database_url: str) -> Iterator[Conn]:
     with connect(database_url) as connection:
         yield connection
-
-
-@pytest.fixture
-def app(database_url: str) -> Starlette:
-    return create_app(url=database_url, open_to_everyone=True)
 
 
 def make_odd_job(conn: Conn) -> int:

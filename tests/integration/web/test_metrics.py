@@ -14,7 +14,7 @@ from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import create_app
 from tests.support.jobs import MIXED, cancel, make_job, make_mixed_job, make_staged, record
-from tests.support.webapp import get, open_app
+from tests.support.webapp import get
 
 BY = Requester("python", "anna")
 
@@ -23,11 +23,6 @@ BY = Requester("python", "anna")
 def conn(database_url: str) -> Iterator[Conn]:
     with connect(database_url) as connection:
         yield connection
-
-
-@pytest.fixture
-def app(database_url: str) -> Starlette:
-    return open_app(database_url)
 
 
 def read(app: Starlette) -> dict[tuple[str, ...], float]:

@@ -69,7 +69,9 @@ def test_dead_letters_are_shown_with_their_error_and_put_back(
             (job.id, item, "stubborn") for item in range(3)
         ]
     assert {one["reason"] for one in letters} == {"rejected"}
-    assert {one["error"].partition(":")[0] for one in letters} == {"tests.support.pipeline_actors.NotYet"}
+    assert {one["error"].partition(":")[0] for one in letters} == {
+        "tests.support.pipeline_actors.TransientError"
+    }
 
     moved = http.post("/api/v1/queues/default/put-back", json={"limit": 2})
     assert moved.json() == {"put_back": 2, "left": 1}

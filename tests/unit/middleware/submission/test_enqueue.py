@@ -5,7 +5,7 @@ from concurrent.futures import Future
 import psycopg
 import pytest
 
-from callboard.middleware.journal.journal import Uncertain
+from callboard.middleware.journal.journal import UncertainCommit
 from callboard.middleware.submission import enqueue
 from callboard.middleware.submission.enqueue import NotStored
 from callboard.sql.rows import NewItem, Outgoing
@@ -43,7 +43,7 @@ def test_a_message_that_is_taken_back_before_it_is_written_is_not_sent(
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (Uncertain("the connection broke while it was committed"), UNKNOWN),
+        (UncertainCommit("the connection broke while it was committed"), UNKNOWN),
         (psycopg.OperationalError("no route"), NOT_SENT),
     ],
 )

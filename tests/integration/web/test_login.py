@@ -1,4 +1,4 @@
-"""The doors of the app: tokens, the login page, sessions, shares of one job; each is tried with what opens it not."""
+"""The login of the app: tokens, the login page, sessions, shares of one job; each is tried with what it refuses."""
 
 import re
 import socket
@@ -16,7 +16,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import retention, tokens
 from callboard.sql.writes.requests import Requester
-from callboard.web import create_app, doors, parameters
+from callboard.web import create_app, login, parameters
 from tests.support.jobs import make_job
 from tests.support.webapp import served
 from tests.support.workers import wait_until
@@ -35,7 +35,7 @@ def conn(database_url: str) -> Iterator[Conn]:
 @pytest.fixture
 def address(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The closed app, which looks at each token anew."""
-    monkeypatch.setattr(doors, "KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr(login, "KNOWN_SECONDS", 0.0)
     with served(create_app(url=database_url)) as url:
         yield url
 
@@ -115,7 +115,7 @@ def cookie(address: str) -> str:
 
 
 def test_a_token_that_is_revoked_ends_within_two_seconds(conn: Conn, database_url: str) -> None:
-    assert doors.KNOWN_SECONDS == 2.0
+    assert login.KNOWN_SECONDS == 2.0
     secret, row = tokens.create(conn, ANNA, name="ci")
     with served(create_app(url=database_url)) as address:
 
@@ -295,12 +295,12 @@ def test_a_page_of_another_site_reads_what_is_shared_and_nothing_else(
     share = token(conn, job=job)
     shared = f"/api/jobs/{job}?token={share}"
     assert httpx.get(f"{address}{shared}").headers["access-control-allow-origin"] == "*"
-    for path, login in (
+    for path, headers in (
         ("/api/jobs", bearer(token(conn))),
         (f"/api/jobs/{job}", bearer(share)),
         (f"/api/jobs/{job}", {}),
     ):
-        assert "access-control-allow-origin" not in httpx.get(f"{address}{path}", headers=login).headers
+        assert "access-control-allow-origin" not in httpx.get(f"{address}{path}", headers=headers).headers
     with served(create_app(url=database_url, open_to_everyone=True)) as open_to_everyone:
         answer = httpx.get(f"{open_to_everyone}{shared}")
         assert (answer.status_code, "access-control-allow-origin" in answer.headers) == (200, False)
@@ -458,13 +458,13 @@ def test_a_body_that_is_too_large_or_never_ends_is_refused(
 def test_what_is_remembered_of_tokens_is_bounded(
     conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doors, "KNOWN_TOKENS", 3)
+    monkeypatch.setattr(login, "KNOWN_TOKENS", 3)
     app = create_app(url=database_url)
     with served(app) as address:
         for _ in range(5):
             assert httpx.get(f"{address}/api/jobs", headers=bearer(token(conn))).status_code == 200
             assert httpx.get(f"{address}/api/jobs", headers=bearer("cb_unknown")).status_code == 401
-    assert len(app.state.doors._known) <= 3
+    assert len(app.state.login._known) <= 3
 
 
 def test_without_its_database_the_app_lets_nobody_in_and_says_why() -> None:

@@ -25,14 +25,14 @@ KNOWN_SECONDS = 2.0
 KNOWN_TOKENS = 1_000
 #: Characters of a secret, and of where to go after the login, at most.
 SECRET_CHARACTERS, NEXT_CHARACTERS = 100, 1_000
-#: The kinds of token that each door opens to.
+#: The kinds of token that each of these may hold.
 HEADER, COOKIE, QUERY = ("api", "share"), ("session",), ("share",)
 
 SPENT = "This link was used already, or its time is over. Ask for another one."
 UNKNOWN = "This token is not known here: it may be mistyped, revoked, or its time is over."
 
 
-class Doors:
+class TokenLogin:
     """Finds out by tokens who sends a request. What it found it remembers for KNOWN_SECONDS, so that most requests cost
     no query of their own.
     """
@@ -113,10 +113,10 @@ def _to_login(request: Request) -> Response | None:
 
 async def login(request: Request) -> Response:
     """GET, POST /login: ask for a token, and open a session with it or with the secret of a link."""
-    doors: Doors = request.app.state.doors
+    own: TokenLogin = request.app.state.login
     given = dict(await parameters.form(request) if request.method == "POST" else request.query_params)
     link, secret, wanted = given.get("link", ""), given.get("token", "").strip(), given.get("next", "")
-    if request.method != "POST" and await doors.find(request.cookies.get(cookie(request), ""), COOKIE):
+    if request.method != "POST" and await own.find(request.cookies.get(cookie(request), ""), COOKIE):
         return _to_page(wanted)
     if request.method != "POST" and not (link and _is_opened_by_hand(request)):
         return _page(wanted, link=link)
@@ -141,7 +141,7 @@ async def logout(request: Request) -> Response:
     """POST /logout: end the session of this browser."""
     if session := request.cookies.get(cookie(request)):
         await request.app.state.database.write(lambda conn: tokens.log_out(conn, session))
-        request.app.state.doors.forget()
+        request.app.state.login.forget()
     answer = RedirectResponse("login", 303)
     answer.delete_cookie(cookie(request), path=request.scope.get("root_path") or "/", httponly=True)
     return answer
@@ -151,9 +151,9 @@ def _is_opened_by_hand(request: Request) -> bool:
     """Whether somebody opened this address: not a program that looks where a link leads, nor a browser that fetches it
     ahead, nor another site's page. These get a page with a button, so that none of them uses the link up.
     """
-    said = request.headers
-    navigated = (said.get("sec-fetch-mode"), said.get("sec-fetch-site")) == ("navigate", "none")
-    return request.method == "GET" and navigated and "sec-purpose" not in said
+    headers = request.headers
+    navigated = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-site")) == ("navigate", "none")
+    return request.method == "GET" and navigated and "sec-purpose" not in headers
 
 
 def _to_page(wanted: str) -> Response:

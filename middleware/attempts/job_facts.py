@@ -10,7 +10,7 @@ from callboard.sql.writes import jobs
 MAX_JOBS = 1_000
 
 
-class KnownJobs:
+class JobFactsCache:
     """The facts of jobs. Any thread may ask."""
 
     def __init__(self, process: Process) -> None:
