@@ -72,7 +72,10 @@ def current() -> Current:
     """Return the item that this actor runs; raises NotInAnItem outside a tracked actor."""
     attempt = _attempt()
     if attempt is None:
-        raise NotInAnItem("current() was called outside a tracked actor")
+        raise NotInAnItem(
+            "current() was called outside a tracked actor: call it while an actor runs an item; in a thread of that "
+            "actor, run the function by callboard.in_context"
+        )
     return Current(attempt.job, attempt.item, attempt.number, attempt)
 
 
@@ -181,7 +184,7 @@ def save(
     caller = sys._getframe(1)  # noqa: SLF001 — documented, and `inspect` reads source files
     statement, size = saves.frozen(sql, params, place(caller.f_code, caller.f_lineno))
     if not attempt.add_save(statement, size, most=SAVES_LIMIT, limit=SAVES_LIMIT_BYTES):
-        raise NotInAnItem("save() was called when its item had ended")
+        raise NotInAnItem("save() was called when its item had ended: call it before the actor returns")
 
 
 def hold(seconds: float, reason: str = "") -> None:
@@ -193,7 +196,7 @@ def hold(seconds: float, reason: str = "") -> None:
     number from 0.
     """
     if not 0 <= seconds <= MAX_SPAN_SECONDS:
-        raise ValueError(f"a lane is held back for seconds from 0, not {seconds!r}")
+        raise ValueError(f"hold() takes a number of seconds from 0, not {seconds!r}")
     if (attempt := _attempt()) is not None:
         attempt.hold_back(attempt.key, float(seconds), clean(str(reason), STEP_CHARACTERS))
 

@@ -95,7 +95,9 @@ class Job:
         stages = self.status()["stages"]
         wanted = [one["job"] for one in stages if stage in (None, one["stage"])]
         if stage is not None and not wanted:
-            raise ValueError(f"job {self.id} has no stage {stage}")
+            raise ValueError(
+                f"job {self.id} has no stage {stage}: it has {len(stages)} stages, numbered from 0"
+            )
         keys = () if key is None else key_texts(key)
         for job in wanted or [self.id]:
             after: int | None = -1

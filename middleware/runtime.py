@@ -185,7 +185,10 @@ class Runtime:
                 sys.exit(1)
             except psycopg.OperationalError as error:
                 if time.monotonic() > deadline:
-                    log.critical("no database after 60 s (DATABASE_URL): %s", str(error).strip())
+                    log.critical(
+                        "no database within 60 s: %s; start PostgreSQL, or correct DATABASE_URL",
+                        str(error).strip(),
+                    )
                     sys.exit(1)
                 log.warning("waiting for the database (DATABASE_URL): %s", str(error).strip().splitlines()[0])
                 time.sleep(BOOT_RETRY_SECONDS)

@@ -63,7 +63,7 @@ class Limits:
             isinstance(at, timedelta) and isinstance(deadline, timedelta) and deadline <= at
         ):
             raise ValueError(
-                f"nothing can start: the deadline, {_time_text(deadline)}, does not lie after at, {_time_text(at)}"
+                f"deadline must be later than at: {_time_text(deadline)} is not later than {_time_text(at)}"
             )
         if isinstance(self.keep, timedelta):
             object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")

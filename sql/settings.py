@@ -132,9 +132,7 @@ def _database(name: str, text: str) -> str:
         conninfo_to_dict(text)
     except psycopg.ProgrammingError:
         # Neither the text nor psycopg's error, which repeats it: a password may be in it.
-        raise ValueError(
-            f"{name} is no address of a database: postgresql://user:password@host/name"
-        ) from None
+        raise ValueError(f"{name} must be an address like postgresql://user:password@host/name") from None
     return _text(name, text)
 
 
@@ -144,7 +142,7 @@ def _brokers(name: str, text: str) -> str:
     except ValueError:
         valid = False
     if not valid:
-        raise ValueError(f"{name} is no address of RabbitMQ: amqp://user:password@host:port/vhost")
+        raise ValueError(f"{name} must be an address like amqp://user:password@host:port/vhost")
     return _text(name, text)
 
 

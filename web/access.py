@@ -179,7 +179,7 @@ def check_scope(request: Request, scope: str, *, for_all_tenants: bool, shared: 
     if scope not in who.scopes:
         raise HTTPException(403, f"this needs the scope {scope}, which this login does not have")
     if for_all_tenants and who.tenant is not None:
-        raise HTTPException(403, "this is shared by all tenants, and this login sees the jobs of one")
+        raise HTTPException(403, "this needs a login for all tenants, and this login sees the jobs of one")
     if not shared and who.job is not None:
         raise HTTPException(403, f"this login shows job {who.job} and nothing else")
 

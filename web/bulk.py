@@ -65,7 +65,9 @@ async def act(call: Call[NoQuery, ManyJobs]) -> dict[str, Any]:
         raise Refused(400, "give either filter or ids: to which jobs this is done", code="filter")
     wanted = None if body.filter is None else jobs.seen(call, body.filter)
     if body.filter is not None and not body.filter.read().given:
-        raise Refused(400, "the filter is empty, and would be all jobs: say which", code="filter")
+        raise Refused(
+            400, "the filter is empty, which selects all jobs: give at least one condition", code="filter"
+        )
     before = parameters.cursor(body.after, "jobs")
     done = await call.write(lambda conn: _act(conn, call.requester, body, wanted, before))
     return {

@@ -55,7 +55,9 @@ def job_of_stage(job: dict[str, Any], stage: int) -> int:
     for one in job["stages"]:
         if one["stage"] == stage:
             return int(one["job"])
-    raise HTTPException(400, f"job {job['id']} has no stage {stage}")
+    raise HTTPException(
+        400, f"job {job['id']} has no stage {stage}: it has {len(job['stages'])} stages, numbered from 0"
+    )
 
 
 async def item(call: Call[NoQuery, NoBody]) -> dict[str, Any]:

@@ -130,7 +130,10 @@ async def error(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     group = str(call.request.path_params["error"])
     found = await call.read(queries.error(call.job, group)) if is_storable(group) else None
     if found is None:
-        raise HTTPException(404, f"there is no group of errors {group[:40]!r} of job {call.job}")
+        raise HTTPException(
+            404,
+            f"there is no group of errors {group[:40]!r} of job {call.job}: GET /jobs/{call.job}/errors lists them",
+        )
     return found
 
 

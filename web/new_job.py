@@ -142,7 +142,7 @@ def _checked_stages(call: Call[Any, Any], given: NewJob) -> tuple[str, list[NewS
     found = given.stages or []
     later = found[1:]
     if found[0].make is not None or any(stage.items is not None for stage in later):
-        raise wrong("stages", "must have items in the first one only, and none that makes these")
+        raise wrong("stages", "must have items in the first stage only, and no make in it")
     if any(stage.make is not None for stage in later) and "admin" not in call.who.scopes:
         raise Refused(403, "make names code that workers run: it needs the scope admin", code="scope")
     return given.name, found

@@ -76,7 +76,7 @@ def _texts(status: int, code: str, pairs: Iterable[tuple[str, str]], kind: type[
     given: dict[str, Any] = {}
     for name, value in pairs:
         if "\x00" in name + value:
-            raise wrong(name.replace("\x00", ""), "contains a NUL character, which no stored text does")
+            raise wrong(name.replace("\x00", ""), "must not contain a NUL character")
         if value or name in ("after", "limit"):
             _give(given, hints, name, value)
     try:
@@ -144,7 +144,7 @@ def decode(document: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise _invalid(422, "field", error, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON: {error}", code="json") from None
+        raise Refused(400, f"the body is not valid JSON: {error}", code="json") from None
 
 
 def media_type(request: Request) -> str:

@@ -19,8 +19,6 @@ from callboard.web.parameters import IDS, ITEMS, NoQuery
 
 T = TypeVar("T")
 
-NO_BROKER = "AMQP_URL is not set, so RabbitMQ can't be asked"
-
 
 class PutBack(msgspec.Struct, forbid_unknown_fields=True):
     """How many dead letters, the oldest first."""
@@ -65,7 +63,9 @@ async def _queue(call: Call[Any, Any]) -> str:
     """The queue in the path. Raises HTTPException 404 for one that no known actor has: others are not Callboard's."""
     name = str(call.request.path_params["queue"])
     if name not in (row["name"] for row in await call.read(queries.queues())):
-        raise HTTPException(404, f"no known actor has a queue {name[:40]!r}")
+        raise HTTPException(
+            404, f"no known actor has a queue {name[:40]!r}: GET /queues lists those there are"
+        )
     return name
 
 
@@ -73,7 +73,7 @@ async def _ask(question: Callable[[str], T]) -> T:
     """Ask RabbitMQ in a thread. Raises NoAnswer."""
     addresses = settings.AMQP_URL.get()
     if not addresses:
-        raise NoAnswer(NO_BROKER)
+        raise NoAnswer(queue_admin.NO_BROKER)
     return await run_in_threadpool(question, addresses)
 
 

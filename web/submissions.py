@@ -262,7 +262,7 @@ def _refusals() -> Iterator[None]:
     except (SubmittedElsewhere, NotPossible) as error:
         raise HTTPException(409, str(error)) from None
     except ClientDisconnect:
-        raise HTTPException(400, "the body did not come to its end") from None
+        raise HTTPException(400, "the body ended too early: send it again") from None
     except ValueError as error:
         field = str(error).partition(" ")[0].rstrip(":")
         if field in NewJob.__struct_fields__:

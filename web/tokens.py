@@ -47,7 +47,7 @@ async def create(call: Call[NoQuery, NewToken]) -> dict[str, Any]:
     # A job's token has its one scope by itself.
     scopes = ["read"] if wanted.job is not None else writes.scopes_of(wanted.scopes)
     if call.tenant not in (None, wanted.tenant or call.tenant):
-        raise HTTPException(403, f"this login gives out tokens of the tenant {call.tenant} alone")
+        raise HTTPException(403, f"this login gives out tokens of the tenant {call.tenant} only")
     if missing := sorted(set(scopes) - set(call.who.scopes)):
         raise HTTPException(403, f"this login can't give out the scope {missing[0]}, which it does not have")
     secret, made = await call.write(

@@ -66,4 +66,4 @@ def _addresses() -> str:
     actor_modules.use_running_stack()
     if addresses := settings.AMQP_URL.get():
         return addresses
-    raise CommandError("AMQP_URL is not set, so RabbitMQ can't be asked", code=2)
+    raise CommandError(queue_admin.NO_BROKER, code=2)

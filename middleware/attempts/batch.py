@@ -23,7 +23,7 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
     an async function.
     """
     if inspect.iscoroutinefunction(function):
-        raise TypeError(f"{function.__qualname__} is async: a batch is a plain function")
+        raise TypeError(f"{function.__qualname__} is async: a batch must be a plain function")
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:

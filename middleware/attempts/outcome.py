@@ -31,7 +31,7 @@ class Postpone(SkipMessage):
 
     def __init__(self, seconds: float, reason: str = "") -> None:
         if not 0 <= seconds <= MAX_SPAN_SECONDS:
-            raise ValueError(f"an item is postponed by seconds from 0, not {seconds!r}")
+            raise ValueError(f"Postpone takes a number of seconds from 0, not {seconds!r}")
         super().__init__(reason)
         self.seconds = float(seconds)
 

@@ -31,7 +31,7 @@ from callboard.sql.rows import Callback, NewItem
 from callboard.sql.writes import callbacks, jobs, sends
 
 log = logging.getLogger("callboard.callbacks")
-_log_outage = OutageLog(log, "callbacks are held up, and tried again; none is lost: %s")
+_log_outage = OutageLog(log, "callbacks wait for the database; none is lost: %s")
 _log_failure = OutageLog(log, "%s; it is tried again")
 
 #: Seconds between two looks for callbacks that are due.

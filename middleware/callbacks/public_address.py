@@ -73,8 +73,8 @@ class PublicBackend(httpcore.NetworkBackend):
         allowed = [address for address in addresses if self._private or address_class(address) is None]
         if addresses and not allowed:
             raise NotPublic(
-                f"{host} is at {addresses[0]}, a {address_class(addresses[0])} address; webhooks go to such only with "
-                "CALLBOARD_WEBHOOK_PRIVATE=on where the workers run"
+                f"{host} is at {addresses[0]}, a {address_class(addresses[0])} address; webhooks to such addresses "
+                "need CALLBOARD_WEBHOOK_PRIVATE=on where the workers run"
             )
         return allowed
 

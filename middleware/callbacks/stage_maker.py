@@ -79,7 +79,7 @@ class Results:
     def of(self, *states: str) -> Iterator[Result]:
         """Give the items in these states: succeeded, failed, skipped, cancelled. Raises ValueError for another word."""
         if strange := sorted(set(states) - set(FINAL)):
-            raise ValueError(f"no item of a stage that is over is {strange[0]!r}: only {', '.join(FINAL)}")
+            raise ValueError(f"of() takes {', '.join(FINAL)}, not {strange[0]!r}")
         return self._read(states)
 
     def _read(self, states: Sequence[str]) -> Iterator[Result]:
@@ -192,7 +192,7 @@ class StageMaker:
         try:
             self.process.write(statement)
         except (psycopg.Error, PoolTimeout) as error:
-            log.warning("stage job %d is made on when the database answers: %s", claim.job, error)
+            log.warning("stage job %d goes on when the database answers: %s", claim.job, error)
 
 
 def _items(claim: StageClaim, results: Results, given: deque[Any]) -> Iterator[Any]:

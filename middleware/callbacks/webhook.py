@@ -101,7 +101,7 @@ def _request(url: str, headers: dict[str, str], body: bytes, deadline: float) ->
     except httpcore.NetworkError as error:
         raise Undelivered(f"the connection failed: {str(error) or type(error).__name__}") from error
     except httpcore.ProtocolError as error:
-        raise Undelivered(f"the answer is no HTTP: {error}") from error
+        raise Undelivered(f"the answer is not HTTP: {error}") from error
 
 
 def _redirected(url: str, location: str) -> str:

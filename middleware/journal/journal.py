@@ -298,7 +298,11 @@ class Journal:
 
     def _break_down(self, error: BaseException) -> None:
         """Fail all sends, call all listeners. Outcomes stay unacknowledged: their messages are delivered elsewhere."""
-        log.critical("the journal can't go on; %d outcomes are not recorded", self.pending, exc_info=error)
+        log.critical(
+            "the journal can't go on; the messages of %d outcomes are delivered again",
+            self.pending,
+            exc_info=error,
+        )
         with self._wake:
             sends, self._sends = self._sends, []
             listeners, self._listeners = self._listeners, []

@@ -297,7 +297,7 @@ def _fail(conn: Conn, broken: Sequence[tuple[Outgoing, Unpublishable]]) -> None:
         )
     first, why = broken[0]
     log.error(
-        "the message of item %d/%d can't be published, so it fails, as %d others do: %s",
+        "item %d/%d and %d others fail, since their messages can't be published: %s",
         first.job,
         first.item,
         len(events) - 1,

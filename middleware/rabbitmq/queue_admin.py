@@ -35,6 +35,10 @@ UNREACHABLE = (
     httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol,
 )  # fmt: skip
 
+NO_BROKER = (
+    "RabbitMQ can't be asked, since AMQP_URL is not set: set it to amqp://user:password@host:port/vhost"
+)
+
 log = logging.getLogger("callboard.rabbitmq")
 
 

@@ -190,7 +190,7 @@ def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publi
         why = str(error).strip() or "no answer in time"
         if isinstance(error, UncertainCommit) or not stored.done():
             raise NotStored(
-                f"it is not known whether the message is recorded, and if it is, it runs (DATABASE_URL): {why}"
+                f"it is unknown whether the message is recorded; if it is, it runs (DATABASE_URL): {why}"
             ) from error
         if isinstance(error, ABSENT):
             why = "it has no callboard schema; run `callboard migrate`"

@@ -49,7 +49,7 @@ def value(number: int, line: bytes) -> Any:
     try:
         return msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return BadLine(number, f"no JSON: {error}")
+        return BadLine(number, f"not valid JSON: {error}")
 
 
 def too_long(number: int) -> BadLine:

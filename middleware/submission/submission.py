@@ -28,6 +28,14 @@ CHUNK_ITEMS, CHUNK_BYTES = 5_000, 2**22
 #: A chunk with this many items is worth new statistics for PostgreSQL's planner.
 ANALYZE_AFTER_ITEMS = CHUNK_ITEMS // 5
 
+#: Why a job takes no more items of a submission, by what `store_chunk` returns.
+REFUSED = {
+    "elsewhere": "is submitted by another process",
+    "sealed": "takes no more items",
+    "stopped": "was stopped",
+    "deleted": "was deleted",
+}
+
 log = logging.getLogger("callboard.submit")
 
 
@@ -131,7 +139,7 @@ class Submission:
         )
         if how != "stored":
             raise SubmittedElsewhere(
-                f"job {self.made.job} was {how} at input {number}, and this submission had {start}"
+                f"job {self.made.job} {REFUSED[how]}: it has {number:,} inputs, and this submission had read {start:,}"
             )
         self._consumed = start + len(rows)
         if len(rows) >= ANALYZE_AFTER_ITEMS:

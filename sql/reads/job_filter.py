@@ -62,9 +62,7 @@ class JobFilter:
     def __post_init__(self) -> None:
         texts = (self.actor, self.tenant, self.key, *self.names, *self.metadata, *self.metadata.values())
         if not all(is_storable(text) for text in texts if text is not None):
-            raise ValueError(
-                "a text holds what the database can't: a NUL character, or half of a surrogate pair"
-            )
+            raise ValueError("a search must not contain a NUL character or half of a surrogate pair")
 
     @property
     def given(self) -> dict[str, Any]:

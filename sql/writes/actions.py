@@ -85,7 +85,7 @@ def seal(conn: Conn, job: int, by: Requester) -> None:
         if found.submitting:
             refuse(job, status, "its submission goes on, and seals it at its end")
         if status.parent is not None or (found.submitting is None and not found.is_open):
-            refuse(job, status, "Callboard seals it itself")
+            refuse(job, status, "it is not sealed by hand: Callboard seals it")
         submission.seal_job(conn, job)
         note_action(conn, job, by, "seal")
 

@@ -91,7 +91,7 @@ def check_text(name: str, given: object, most: int) -> None:
         raise ValueError(f"{name} must be a text of at most {most} characters, not {given!r:.100}")
     if not is_storable(given):
         raise ValueError(
-            f"{name} holds what the database can't: a NUL character, or half of a surrogate pair"
+            f"{name} must not contain a NUL character or half of a surrogate pair: the database can't store them"
         )
 
 

@@ -52,7 +52,7 @@ class RetrySelection:
             raise ValueError(f"states is empty: name some of {', '.join(RETRIABLE)}, or leave it out")
         strange = [state for state in self.wanted if state not in RETRIABLE]
         if strange:
-            raise ValueError(f"items can't be retried that are {strange[0]}: only {', '.join(RETRIABLE)}")
+            raise ValueError(f"states must be some of {', '.join(RETRIABLE)}, not {strange[0]!r}")
         for item in self.items or ():
             if type(item) is not int or not 0 <= item <= timings.MAX_ITEM:
                 raise ValueError(
@@ -60,7 +60,7 @@ class RetrySelection:
                 )
         check_text("error", self.error, MAX_ERROR_CHARACTERS)
         if self.error is not None and self.wanted != ("failed",):
-            raise ValueError("only failed items have an error")
+            raise ValueError("error selects failed items: leave states out, or give failed")
 
     @property
     def wanted(self) -> tuple[str, ...]:

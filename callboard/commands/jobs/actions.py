@@ -32,7 +32,7 @@ def json_object(value: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(value, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
-        raise typer.BadParameter(f"no JSON object: {error}") from None
+        raise typer.BadParameter(f"must be a JSON object: {error}") from None
 
 
 CONCURRENCY = "The most items of it that are in RabbitMQ or running, over all workers."

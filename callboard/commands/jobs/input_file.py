@@ -100,7 +100,10 @@ def items(
         csv_rows(source, divided_by) if form == "csv" else json_lines.values(json_lines.lines(source))
     ):
         keyed = item_key is None or isinstance(item, BadLine) or (isinstance(item, dict) and item_key in item)
-        yield number, item if keyed else BadLine(number, f"it has no {item_key!r} for its item key")
+        yield (
+            number,
+            item if keyed else BadLine(number, f"it has no field {item_key!r}, which --item-key names"),
+        )
 
 
 def check_no_array(source: BinaryIO) -> None:
@@ -136,11 +139,11 @@ def _header(rows: Any) -> list[str]:
     try:
         header: list[str] = next(rows, [])
     except csv.Error as error:
-        raise CommandError(f"line 1: no CSV header: {error}") from None
+        raise CommandError(f"line 1: not a CSV header: {error}") from None
     if wrong := _unreadable(header):
         raise CommandError(f"line 1: {wrong}")
     if not all(header) or len(set(header)) < len(header):
-        raise CommandError("line 1: a column of the header has no name, or two have the same")
+        raise CommandError("line 1: each column of the header needs a name of its own")
     return header
 
 
@@ -150,7 +153,7 @@ def _rows(rows: Any, header: list[str]) -> Iterator[tuple[int, Any]]:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            yield number, BadLine(number, f"no CSV: {error}", rows.line_num)
+            yield number, BadLine(number, f"not valid CSV: {error}", rows.line_num)
             continue
         if row is None:
             return

@@ -25,6 +25,4 @@ def _parameters(address: str) -> pika.URLParameters:
         return pika.URLParameters(address.strip())
     except (ValueError, TypeError):
         # The text of this error may hold the password.
-        raise CommandError(
-            "AMQP_URL is no address of RabbitMQ: amqp://user:password@host:port/vhost"
-        ) from None
+        raise CommandError("AMQP_URL must be an address like amqp://user:password@host:port/vhost") from None

@@ -117,13 +117,13 @@ def test_options_reach_the_job(env: Env, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "lines", "said"),
     [
-        ("jsonl", b'"ok"\n\n{nope}\n', "line 3: no JSON"),
-        ("jsonl", b'"ok"\nNaN\n', "line 2: no JSON"),
-        ("jsonl", b'"ok"\n1e999\n', "line 2: no JSON"),
-        ("jsonl", b'"caf\xe9"\n', "line 1: no JSON: 'utf-8' codec"),
-        ("jsonl", b"[" * 100_000, "line 1: no JSON"),
+        ("jsonl", b'"ok"\n\n{nope}\n', "line 3: not valid JSON"),
+        ("jsonl", b'"ok"\nNaN\n', "line 2: not valid JSON"),
+        ("jsonl", b'"ok"\n1e999\n', "line 2: not valid JSON"),
+        ("jsonl", b'"caf\xe9"\n', "line 1: not valid JSON: 'utf-8' codec"),
+        ("jsonl", b"[" * 100_000, "line 1: not valid JSON"),
         ("jsonl", b'"ok"\n"' + b"x" * 1_100_000 + b'"\n"ok"\n', "line 2: more than the 1,048,576 bytes"),
-        ("csv", b'path\n"x"y\n', "line 2: no CSV"),
+        ("csv", b'path\n"x"y\n', "line 2: not valid CSV"),
         ("csv", b"Path\nx\n", "line 2: measure_source has no argument 'Path' and needs 'path'"),
     ],
 )
@@ -147,7 +147,7 @@ def test_skip_bad_leaves_bad_lines_out_and_names_them(env: Env, tmp_path: Path) 
 def test_a_line_without_the_item_key_is_bad(env: Env, tmp_path: Path) -> None:
     given = b'{"path": "a"}\n"b"\n{"other": 1}\n'
     line = fault(tmp_path, "submit", ACTOR, "--item-key", "path", env=env, given=given)
-    assert "line 2: it has no 'path' for its item key; line 3: " in line
+    assert "line 2: it has no field 'path', which --item-key names; line 3: " in line
 
 
 def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None
         ([ACTOR, "missing.jsonl"], "can't read missing.jsonl: No such file", 1),
         ([ACTOR, "."], "can't read .: Is a directory", 1),
         ([ACTOR, "--format", "xml"], "must be one of jsonl, csv, not 'xml'", 2),
-        ([ACTOR, "--metadata", "[1]"], "no JSON object", 2),
+        ([ACTOR, "--metadata", "[1]"], "not valid JSON object", 2),
         ([ACTOR, "--metadata", '{"a": "\\u0000"}'], "metadata must be a dict of values", 2),
         ([ACTOR, "--priority", "9999999999"], "--priority", 2),
         ([ACTOR, "--rate", "10"], "rate must be like 10/s", 2),

@@ -106,9 +106,9 @@ def test_up_uses_the_services_that_the_environment_names(tmp_path: Path, environ
     ("env", "said"),
     [
         ({"AMQP_URL": "amqp://guest:secret@127.0.0.1:1/"}, "can't reach RabbitMQ at 127.0.0.1:1: "),
-        ({"AMQP_URL": "http://somewhere/"}, "AMQP_URL is no address of RabbitMQ"),
+        ({"AMQP_URL": "http://somewhere/"}, "AMQP_URL must be an address like"),
         ({"DATABASE_URL": "postgresql://127.0.0.1:1/none"}, "can't reach the database at 127.0.0.1:1/none"),
-        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL is no address of a database"),
+        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL must be an address like"),
         ({"CALLBOARD_ACTORS": "nomodule"}, "CALLBOARD_ACTORS names 'nomodule', which can't be imported"),
     ],
 )

@@ -68,7 +68,7 @@ def publish(conn: Conn, job: int) -> int:
         ({"deadline": "9999-12-31T23:59:59-12:00"}, "deadline"),
         ({"at": "0001-01-01T00:00:00+12:00"}, "at"), ({"deadline": "9999-01-01T00:00:00Z"}, "deadline"),
         ({"deadline": "9999999d"}, "deadline"), ({"at": "9" * 20 + "d"}, "at"), ({"at": timedelta.max}, "at"),
-        ({"at": "2h", "deadline": "1h"}, "nothing can start: the deadline, 3600s, does not lie after at, 7200s"),
+        ({"at": "2h", "deadline": "1h"}, "deadline must be later than at: 3600s is not later than 7200s"),
         ({"rate": "3000000000/s"}, "rate"), ({"rate": "9" * 400 + "/d"}, "rate"), ({"rate": "0.00001/d"}, "rate"),
     ],
 )  # fmt: skip

@@ -192,9 +192,9 @@ def _keyed(actor: str) -> str:
     [
         ({"key": "k" * 301}, "key must be a text of at most 300 characters"),
         ({"key": 5}, "key must be a text of at most 300 characters, not 5"),
-        ({"key": "a\x00"}, "key holds what the database can't"),
-        ({"tenant": "\ud800"}, "tenant holds what the database can't"),
-        ({"name": "a\x00"}, "name holds what the database can't"),
+        ({"key": "a\x00"}, "key must not contain a NUL character"),
+        ({"tenant": "\ud800"}, "tenant must not contain a NUL character"),
+        ({"name": "a\x00"}, "name must not contain a NUL character"),
         ({"created_by": ["me"]}, "created_by must be a text"),
         ({"metadata": {"when": object()}}, "metadata must be a dict that JSON can hold"),
         ({"metadata": {"ratio": math.nan}}, "metadata must be a dict that JSON can hold"),

@@ -528,11 +528,11 @@ def test_said_twice_is_done_once(conn: Conn) -> None:
         ({"states": ["succeeded"]}, "that are succeeded: only failed, skipped, cancelled"),
         ({"states": "failed"}, "states must be a list, not 'failed'"),
         ({"states": []}, "states is empty: name some of failed, skipped, cancelled, or leave it out"),
-        ({"states": ["skipped"], "error": "KeyError"}, "only failed items have an error"),
+        ({"states": ["skipped"], "error": "KeyError"}, "error selects failed items"),
         ({"items": 7}, "items must be a list, not 7"),
         *(({"items": [0, item]}, "items must be whole numbers") for item in (-1, 2**31, "7", 1.0, True)),
         ({"error": KeyError}, "error must be a text"),
-        ({"error": "a\x00"}, "error holds what the database can't"),
+        ({"error": "a\x00"}, "error must not contain a NUL character"),
     ],
 )
 def test_a_choice_must_make_sense(given: dict[str, Any], said: str) -> None:
@@ -606,7 +606,7 @@ def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Co
         (
             ("retry", "JOB", "--state", "skipped", "--error", "X"),
             2,
-            "only failed items have an error",
+            "error selects failed items",
         ),
         (("retry", "JOB", "--item", "-1"), 2, "greater than or equal to 0"),
         (("retry", "JOB", "--item", 2**31), 2, "items must be whole numbers from 0 to 2147483647"),
@@ -665,7 +665,7 @@ def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
         ("JOB/retry", {"json": {"states": []}}, 422, "states is empty"),
         ("JOB/retry", {"json": {"error": 5}}, 422, "error"),
         ("JOB/retry", {"json": {"items": []}}, 422, "length >= 1"),
-        ("JOB/cancel", {"json": {"reason": "a \x00"}}, 422, "reason holds what the database can't"),
+        ("JOB/cancel", {"json": {"reason": "a \x00"}}, 422, "reason must not contain a NUL character"),
         ("JOB/cancel", {"json": {"reason": "x" * 501}}, 422, "reason must be a text of at most 500"),
         ("JOB/pause", {"json": {"why": 1}}, 422, "why"),
         ("JOB/cancel", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "no JSON"),

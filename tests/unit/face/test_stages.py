@@ -168,7 +168,7 @@ def test_results_are_of_the_items_that_succeeded_unless_other_states_are_named()
     assert [one.item for one in results] == [n for n in range(250) if n % 3]
     assert [one.args for one in results.of("failed")] == [(n,) for n in range(0, 250, 3)]
     assert [one.item for one in results.of("failed", "succeeded")] == list(range(250))
-    with pytest.raises(ValueError, match="no item of a stage that is over is 'done'"):
+    with pytest.raises(ValueError, match="not 'done'"):
         results.of("done")
 
 

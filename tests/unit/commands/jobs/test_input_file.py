@@ -55,10 +55,13 @@ def test_another_encoding_is_said_by_an_option(tmp_path: Path) -> None:
     [
         (b"a,b\n1,2\n\n1,2,3\n", [{"a": "1", "b": "2"}, "line 4: 3 fields, and the header has 2"]),
         (b"a,b\n1\n", ["line 2: 1 fields, and the header has 2"]),
-        (b'a\nb\n"x\ny\n', [{"a": "b"}, "line 3: no CSV: unexpected end of data (lines 3 to 4, 2 rows)"]),
+        (
+            b'a\nb\n"x\ny\n',
+            [{"a": "b"}, "line 3: not valid CSV: unexpected end of data (lines 3 to 4, 2 rows)"],
+        ),
         (
             b'a\n1\n"2\n3\n4\n5 "five" inch\n6\n',
-            [{"a": "1"}, "line 3: no CSV: ',' expected after '\"' (lines 3 to 6, 4 rows)", {"a": "6"}],
+            [{"a": "1"}, "line 3: not valid CSV: ',' expected after '\"' (lines 3 to 6, 4 rows)", {"a": "6"}],
         ),
         (b"a\ncaf\xe9\n", [f"line 2: {input_file.NOT_UTF8}"]),
         (b"a\n" + b"x\n" * 2048 + b"a\x00\n", [*[{"a": "x"}] * 2048, "line 2050: a NUL character"]),

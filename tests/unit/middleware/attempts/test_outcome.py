@@ -349,5 +349,5 @@ def test_a_postponed_attempt_has_another_and_has_not_failed() -> None:
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 1e12])
 def test_an_item_is_postponed_by_seconds_that_make_sense(seconds: float) -> None:
-    with pytest.raises(ValueError, match="an item is postponed by seconds from 0"):
+    with pytest.raises(ValueError, match="Postpone takes a number of seconds from 0"):
         Postpone(seconds)
