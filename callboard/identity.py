@@ -1,4 +1,4 @@
-"""Who uses the web app: whom a token lets in, or whom the login of the app that mounts it says."""
+"""The identity of the sender of a request, by a token or by the login of the app that mounts the web app."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SCOPES = states.SCOPES
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who sends a request: what `authenticate` returns for somebody who may use the web app.
+    """The sender of a request: `authenticate` returns it for a sender that may use the web app.
 
     `name` is noted in the history of a job. `tenant`: sees and changes the jobs of this tenant only; None: of all.
     `scopes`: "read" allows to look, "submit" to make jobs, "control" to change them, "admin" to give out tokens; none

@@ -74,7 +74,7 @@ class DeferringConsumer(Consumer):
         self._consumer.requeue(messages)
 
     def close(self) -> None:
-        """Acknowledge what is committed, if the process stops; wait a moment for what is about to be. After a lost
+        """If the process stops, wait a moment until the outcomes so far are committed and acknowledged. After a lost
         connection the acknowledgements go on.
         """
         if self._runtime.process.stopping:

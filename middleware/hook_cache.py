@@ -1,4 +1,4 @@
-"""Calls the hooks of a broker's middleware, and only of those that define the hook.
+"""Calls the hooks of a broker's middleware: of each hook only the middleware that defines it.
 
 Dramatiq calls four hooks a message on some nine middleware, most of which define none of them. Measured: without this a
 worker needs 15 % more CPU time an item.

@@ -1,4 +1,4 @@
-"""What one process needs to be tracked, built once: the journal, the attempts in flight, the publisher, the sweep."""
+"""The parts of a tracked process, built once: the journal, the attempts in flight, the publisher, the sweep."""
 
 import atexit
 import logging
@@ -123,7 +123,7 @@ class Runtime:
         return send(broker, message, delay, store=self.journal.send, publish=self._publish)
 
     def send_kept(self) -> None:
-        """Send at once what this thread's attempt keeps until its outcome is recorded. Raises NotStored, JobClosed."""
+        """Send at once the messages that this thread's attempt keeps until its outcome. Raises NotStored, JobClosed."""
         attempt = current_attempt.get()
         if attempt is not None and attempt.sent and not attempt.ended:
             send_kept(attempt, store=partial(self.journal.send, child=True), publish=self._publish)

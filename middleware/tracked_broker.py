@@ -1,4 +1,4 @@
-"""What tracking changes of a broker, whatever its class."""
+"""The methods of a tracked broker that differ from Dramatiq's, for a broker of any class."""
 
 import time
 from typing import Any

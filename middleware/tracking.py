@@ -45,7 +45,7 @@ _throttle = ThrottleFilter(disconnected)
 
 
 class Discard(SkipMessage):
-    """The message must not run; its item stays as it is."""
+    """Skips a message that must not run; its item stays as it is."""
 
 
 class BadDeclaration(MiddlewareError, ValueError):
@@ -295,7 +295,7 @@ def _start_event_loop(broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
 
 
 def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:
-    """Have an attempt's messages sent before it asks for a result: of a message that it keeps there will be none."""
+    """Send an attempt's messages before it asks for a result: a message that it keeps never gets one."""
     for backend in (m.backend for m in broker.middleware if isinstance(m, Results)):
         if "get_result" not in vars(backend):
             get_result = backend.get_result

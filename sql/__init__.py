@@ -1,4 +1,4 @@
 """The only place that speaks SQL. It imports nothing of ours; read `states`, then `rows`, then `queries/record.sql`.
 
-`writes` are for threads and take a connection; `reads` describe queries that either colour of connection can run.
+`writes` are for threads and take a connection; `reads` describe queries that a sync or an async connection can run.
 """

@@ -1,4 +1,4 @@
-"""The pattern of an error's message: what is left when everything that varies from item to item is replaced."""
+"""The pattern of an error's message: the message with everything replaced that varies from item to item."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What an error of the database means for the write that it struck."""
+"""Classes of errors of the database, by what a write does after them."""
 
 import psycopg
 from psycopg_pool import PoolTimeout

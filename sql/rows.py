@@ -140,7 +140,7 @@ class Event:
 
 
 class JobFacts(NamedTuple):
-    """What an app has said of a job; `metadata` as JSON."""
+    """What an app gave with a job; `metadata` as JSON."""
 
     tenant: str
     key: str | None

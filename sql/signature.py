@@ -1,4 +1,4 @@
-"""What arguments an actor takes: workers announce it, so that who submits need not import the actor."""
+"""The arguments that an actor takes. Workers announce them, so a process that submits need not import the actor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

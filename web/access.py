@@ -24,12 +24,12 @@ from callboard.web.problems import HANDLED, Problem, problem_of, refused
 
 log = logging.getLogger("callboard.web")
 
-#: What a login gives: who sends the request, nobody (the answer is 401), or the answer itself.
+#: What a login gives: the identity of the sender, None (the answer is 401), or the answer itself.
 Admission: TypeAlias = Identity | Response | None
 #: The login. A plain function runs in a thread.
 Authenticate: TypeAlias = Callable[[Request], Admission | Awaitable[Admission]]
 
-#: Paths that need no login: probes have no credentials, static files hold no data, and the login is for who has none.
+#: Paths that need no login: probes have no credentials, static files hold no data, and the login page asks for it.
 OPEN = ("/healthz", "/readyz", "/login", "/logout")
 #: Whoever sends a request to an app that is open to everyone.
 EVERYONE = Identity("everyone", scopes=SCOPES)
@@ -56,7 +56,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-#: Likewise of an answer that any site may read: to who has a token that shares a job, and of a static file.
+#: Likewise of an answer that any site may read: of a shared job, to a token for it, and of a static file.
 SHARED = {**HEADERS, "Cross-Origin-Resource-Policy": "cross-origin", "Access-Control-Allow-Origin": "*"}
 #: The policy of a page that a page of any site may show within it.
 EMBEDDED = HEADERS["Content-Security-Policy"].replace("frame-ancestors 'none'", "frame-ancestors *")
@@ -104,7 +104,7 @@ class AccessControl:
         return None
 
     async def _ask(self, request: Request, share: str | None) -> Response | None:
-        """Find out who sends a request; return the answer to somebody who is not let in."""
+        """Find the identity of the sender; return the answer to a sender that is not let in, else None."""
         if _is_open(request):
             return None
         own = share is not None or self.authenticate is None
@@ -123,7 +123,7 @@ class AccessControl:
         return None
 
     async def _admit(self, request: Request, share: str | None) -> Admission:
-        """Whom a token in the query lets in, or else the login."""
+        """The identity by a token in the query, or else by the login."""
         if self.login is None:
             return EVERYONE
         if share is not None:
@@ -138,7 +138,7 @@ class AccessControl:
 
 
 def identity(request: Request) -> Identity:
-    """Who sends the request. Raises HTTPException 401 on a path that needs no login: nobody was asked there."""
+    """The identity of the sender. Raises HTTPException 401 on a path that needs no login: it is not known there."""
     found = request.scope.get(IDENTITY)
     if not isinstance(found, Identity):
         raise HTTPException(401, UNKNOWN_SENDER, {"WWW-Authenticate": "Bearer"})

@@ -1,4 +1,4 @@
-"""What the API answers, as types: the dispatcher builds them, and the OpenAPI document describes them."""
+"""The types of the API's answers: endpoints convert to them, and the OpenAPI document describes them."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -451,7 +451,7 @@ class Token(Answer):
 
 
 class MadeToken(Token):
-    """A token that was made just now, with its secret, which is not told again."""
+    """A token that was made just now, with its secret, which is not shown again."""
 
     token: str
 

@@ -1,4 +1,4 @@
-"""Endpoints of what a job's page draws: how it went over time, its lanes, and its recount."""
+"""Endpoints that a job's page draws from: samples over time, lanes, and a recount."""
 
 from typing import Any
 

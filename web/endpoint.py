@@ -1,4 +1,4 @@
-"""An endpoint: who may ask it for what, in which form, and how its answer is sent. The only way to the handlers."""
+"""An endpoint checks the sender, the parameters and the body, calls its handler, and sends the answer."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
@@ -76,7 +76,7 @@ class Call(Generic[Q, B]):
 
     @property
     def requester(self) -> Requester:
-        """Who asks for a change, for the history: the name that the login gave, or else the sender's address."""
+        """The author of a change, for the history: the name that the login gave, or else the sender's address."""
         address = self.request.client.host if self.request.client else None
         who = address or "" if self.who is access.EVERYONE else self.who.name
         return Requester("http", who, self.tenant, address)
@@ -164,7 +164,7 @@ class Endpoint:
 
 
 def _conditional(request: Request, answer: Response) -> Response:
-    """The answer with its ETag, or a 304 to who has it already."""
+    """The answer with its ETag, or a 304 if the sender has it already."""
     tag = etag(bytes(answer.body))
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     known = request.headers.get("if-none-match", "")

@@ -33,8 +33,8 @@ UNKNOWN = "This token is not known here: it may be mistyped, revoked, or its tim
 
 
 class TokenLogin:
-    """Finds out by tokens who sends a request. What it found it remembers for KNOWN_SECONDS, so that most requests cost
-    no query of their own.
+    """Finds the sender of a request by its token. It remembers the answer for KNOWN_SECONDS, so most requests cost no
+    query of their own.
     """
 
     def __init__(self, database: Database) -> None:
@@ -43,14 +43,14 @@ class TokenLogin:
         self._noting: dict[int, asyncio.Task[None]] = {}
 
     async def authenticate(self, request: Request) -> Identity | Response | None:
-        """Whom the bearer token of a request lets in, or else its cookie. A browser without is sent to the login."""
+        """The identity by the bearer token of a request, or by its cookie. Else a browser is sent to the login."""
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return await self.find(secret.strip(), HEADER)
         return await self.find(request.cookies.get(cookie(request), ""), COOKIE) or _to_login(request)
 
     async def find(self, secret: str, kinds: tuple[str, ...]) -> Identity | None:
-        """Whom a secret of one of these kinds lets in."""
+        """The identity by a secret of one of these kinds; None: it lets nobody in."""
         if not secret.startswith(tokens.PREFIX) or len(secret) > SECRET_CHARACTERS:
             return None
         key = (tokens.digest(secret), kinds)

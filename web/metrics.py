@@ -1,4 +1,4 @@
-"""What Prometheus reads of the database. Counters are sums over rows, so all web processes tell the same."""
+"""Metrics of the database for Prometheus. Counters are sums over rows, so all web processes give the same."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -42,8 +42,8 @@ FACTS = {
 }
 
 
-class Found(Collector):
-    """What was read, as metrics."""
+class DatabaseMetrics(Collector):
+    """The rows that were read, as metrics."""
 
     def __init__(self, items: Iterable[Mapping[str, Any]], facts: Mapping[str, Any], watchers: int) -> None:
         self.items, self.facts, self.watchers = list(items), facts, watchers
@@ -85,5 +85,5 @@ async def metrics(call: Call[NoQuery, NoBody]) -> Response:
     items, facts = await call.read(queries.metrics_of_items()), await call.read(queries.metrics_of_all())
     watchers = sum(events.watchers for events in call.request.app.state.events.values())
     registry = CollectorRegistry()
-    registry.register(Found(items, facts, watchers))
+    registry.register(DatabaseMetrics(items, facts, watchers))
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,4 +1,4 @@
-"""What the web app submits with: connections, the leases of its submissions, and threads that read bodies of lines."""
+"""The means of submission in the web app: connections, leases, and threads that read bodies of lines."""
 
 import asyncio
 import io

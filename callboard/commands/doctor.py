@@ -126,7 +126,7 @@ def _database(conn: Conn) -> Iterator[Finding]:
 
 
 def _pooler() -> Finding:
-    """Finding: the server process is not the one that this connection was told of, so a pooler stands between."""
+    """The finding for a connection whose server process is another than it was given: a pooler stands between."""
     if settings.PREPARE.get():
         do = "if it is PgBouncer before 1.21, or has max_prepared_statements = 0: set CALLBOARD_PREPARE=off"
         return Finding("pooler", NOTE, "there is one, and prepared statements are on", do)

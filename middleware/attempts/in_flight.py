@@ -168,7 +168,7 @@ class InFlight:
         parking.park(attempt)
 
     def _join(self, running: Attempt, copy: Attempt) -> bool:
-        """Have a copy of what runs acknowledged with it; False when another attempt runs, or none any more."""
+        """Acknowledge a copy together with the attempt that runs; return False when another attempt runs, or none."""
         with self._lock:
             if running.number != copy.number or self._attempts.get(running.key) is not running:
                 return False
@@ -263,7 +263,7 @@ class InFlight:
                 del self._claiming[claiming]
 
     def _acknowledge_copies(self, attempt: Attempt) -> None:
-        """Acknowledge the copies of what must not run; those that a stopping process leaves are delivered again."""
+        """Acknowledge the copies of a message that must not run; those of a stopping process come again."""
         if not self._process.stopping:
             release((copy, False) for copy in attempt.deliveries[1:])
 

@@ -12,8 +12,9 @@ DEADLY_SECONDS = 10.0
 
 
 class Isolation:
-    """The attempts that run in this process. While one whose next crash would be its last is in its first seconds, no
-    other one is. So it waits for no long one, and no other waits long for it.
+    """The attempts that run in this process. An attempt whose next crash would be its last runs its first
+    `DEADLY_SECONDS` while no other attempt is in its own first seconds. It does not wait for the end of long attempts,
+    and others do not wait long for it.
     """
 
     def __init__(self, process: Process) -> None:

@@ -1,4 +1,4 @@
-"""What an app has said of the jobs that a worker works on: read once a job, when an actor asks."""
+"""The tenant, key and metadata of the jobs that a worker works on: read once a job, when an actor asks."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ from callboard.middleware.process.process import Process
 from callboard.sql.rows import JobFacts
 from callboard.sql.writes import jobs
 
-#: The most jobs of which it is kept; beyond it it is read anew.
+#: The most jobs that are cached; then the cache begins anew.
 MAX_JOBS = 1_000
 
 

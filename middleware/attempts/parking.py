@@ -36,8 +36,8 @@ Key: TypeAlias = tuple[int, int, int]
 class Parking:
     """Keeps messages, then acknowledges them, in a side thread: worker threads go on with other messages.
 
-    `keep` puts attempts into the outbox, and returns those that it refuses: their messages are rejected. What can't be
-    kept before the process stops is not acknowledged, so it is delivered again.
+    `keep` puts attempts into the outbox, and returns those that it refuses: their messages are rejected. A message
+    that is not kept before the process stops is not acknowledged, so it is delivered again.
     """
 
     def __init__(self, process: Process, keep: Callable[[Conn, Sequence[Key]], Collection[Key]]) -> None:

@@ -1,1 +1,1 @@
-"""What follows the end of a job or a stage: messages and webhooks are delivered, the next stage's items are made."""
+"""After the end of a job or a stage: messages and webhooks are delivered, the next stage's items are made."""

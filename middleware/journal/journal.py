@@ -2,8 +2,8 @@
 
 Worker threads add the attempts that ended and go on; senders add what they send and wait. One thread writes.
 
-What an item saves by statements of the user's own is written with its outcome. These may wait for locks of the user's,
-so a process has a second journal for such items: it holds up no other outcome, and locks no job while they run.
+An item's own statements (`callboard.save`) are written with its outcome. They may wait for locks of the user's, so a
+process has a second journal for such items: it holds up no other outcome, and locks no job while they run.
 """
 
 import logging
@@ -84,7 +84,7 @@ IDLE_SECONDS = 1.0
 
 
 class UncertainCommit(psycopg.OperationalError):
-    """The connection broke in the COMMIT of plain sends: stored they may be, and a second try would repeat them."""
+    """The connection broke in the COMMIT of plain sends: they may be stored, and a second try would repeat them."""
 
 
 class TooLarge(ValueError):
@@ -347,7 +347,7 @@ class Journal:
         return locked is not None
 
     def _set_aside(self, entries: Sequence[Entry]) -> None:
-        """Let the outcomes wait whose job another transaction has locked, and record the others."""
+        """Keep the outcomes of jobs that another transaction has locked, and record the others."""
         holder = self._write_until_done(outcomes.longest_lock)
         free = self._unlocked(entries)
         jobs = {entry.attempt.job for entry in entries}
@@ -359,7 +359,7 @@ class Journal:
         self._record(entries)
 
     def _look_at_locked(self) -> None:
-        """Take the outcomes up again whose job is not locked any more, or was for long."""
+        """Try again the outcomes of jobs that are no longer locked, or have been locked for long."""
         now = time.monotonic()
         if now - self._looked < LOCKED_PAUSE_SECONDS:
             return
@@ -418,7 +418,7 @@ class Journal:
         return self._write_until_done(partial(_write, entries))
 
     def _put_off(self, entries: Collection[Entry]) -> None:
-        """Take outcomes up later that could not be saved yet: those of a job with a busy item after a pause."""
+        """Try outcomes again later that could not be saved yet: those of a job with a busy item after a pause."""
         now = time.monotonic()
         waiting: dict[int, LockedJob] = {}
         for job in {e.event.job for e in entries if e.event.saves and e.event.saves.busy_since}:

@@ -1,7 +1,7 @@
-"""What a worker process counts for Prometheus, if CALLBOARD_METRICS_PORT is set.
+"""The counters of a worker process for Prometheus, if CALLBOARD_METRICS_PORT is set.
 
-The processes of a `dramatiq` command write into one folder, and a process of their own serves it, as of Dramatiq's own
-middleware. Where an app has that one, too, its folder and its server are the ones: Prometheus' client has one folder.
+The processes of a `dramatiq` command write into one folder, and one more process serves it, as with Dramatiq's own
+Prometheus middleware. If the app has that middleware, its folder and its server are used: the client has one folder.
 """
 
 import logging
@@ -105,7 +105,7 @@ current: Metrics | None = None
 
 
 def count(note: Callable[[Metrics], None]) -> None:
-    """Have something counted, if anything is. An error, as of a full disk, ends the counting, not what is counted."""
+    """Count something, if this process counts. An error, as of a full disk, ends the counting, and not the work."""
     global current  # noqa: PLW0603
     if current is not None:
         try:
@@ -126,7 +126,7 @@ def start(shared: str | None) -> None:
 
 
 def stop() -> None:
-    """Forget what is counted of a living process only."""
+    """Remove the gauges of this process, which ends."""
     if current is not None:
         from prometheus_client import multiprocess  # noqa: PLC0415
 
@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Ours:
-    """Of what lies in the folder, what is ours: an app may have its own there."""
+    """Our metrics in the folder: an app may have its own there."""
 
     def collect(self) -> Sequence["Metric"]:
         """The metrics of all processes."""

@@ -1,4 +1,4 @@
-"""What the consumers of one process share."""
+"""The state that the consumers of one process share."""
 
 from typing import TYPE_CHECKING
 

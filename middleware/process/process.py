@@ -32,7 +32,7 @@ class Stopping(RuntimeError):
 
 
 class Process:
-    """What the parts of one process share. Any thread may use it.
+    """The state that the parts of one process share. Any thread may use it.
 
     `worker` is the process's id in `workers` and `threads` the number of its worker threads; both are 0 in a process
     that is no worker. `remote`: other processes consume the broker too. `connections`: that it opens at most.

@@ -33,7 +33,7 @@ class Unreachable(RuntimeError):
 
 
 class Transport(Protocol):
-    """What the publisher needs of a broker. It belongs to one thread; any thread may read `trouble`."""
+    """A broker as the publisher uses it. It belongs to one thread; any thread may read `trouble`."""
 
     takes_chunks: bool  # the broker's consumers take messages that carry many items apart
     in_order: bool  # a queue delivers its messages in the order in which they were published

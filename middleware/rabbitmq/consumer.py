@@ -210,7 +210,7 @@ class RabbitmqConsumer(Consumer):
                 self.connection.add_callback_threadsafe(_nothing)  # likewise
 
     def close(self) -> None:
-        """Acknowledge what is committed, waiting a moment for what is about to be, and close."""
+        """Wait a moment until the outcomes so far are committed, acknowledge them, and close."""
         self._consumers.acks.discard(self._acks)
         try:
             if not self._acks.dead:

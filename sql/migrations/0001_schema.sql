@@ -453,7 +453,7 @@ CREATE TABLE callboard.workers (
     held             integer NOT NULL DEFAULT 0, -- items running or prefetched
     started_at       timestamptz NOT NULL DEFAULT now(),
     beat_at          timestamptz NOT NULL DEFAULT now(),
-    stopped_at       timestamptz,                -- it said goodbye
+    stopped_at       timestamptz,                -- it stopped in order
     died_at          timestamptz,                -- it was found dead
     host             text NOT NULL,
     release          text NOT NULL DEFAULT '',

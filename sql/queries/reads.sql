@@ -442,7 +442,7 @@ LEFT JOIN LATERAL (
 WHERE (j.id = %(job)s OR j.parent_id = %(job)s) AND j.deleted_at IS NULL AND {error_id} = %(error)s
 
 -- part: error_columns
--- What is told of a group of errors `e` of the job `j`.
+-- The columns that describe a group of errors `e` of the job `j`.
 {error_id} AS id, e.job_id AS job, j.stage, e.kind::text AS kind, e.error_type AS type, e.place,
 nullif(e.pattern, '') AS pattern, e.count, e.failed, e.count - e.failed AS retried, e.first_at, e.last_at, e.item,
 left(e.message, %(cap)s) AS message

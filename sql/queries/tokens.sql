@@ -8,7 +8,7 @@ VALUES (%(kind)s, %(digest)s, %(name)s,
 RETURNING {token_columns}
 
 -- part: token_columns
--- What is told of a token.
+-- The columns that describe a token.
 id, kind, name, tenant, scopes, job_id AS job, created_at, created_by, expires_at, used_at
 
 -- part: token_lives

@@ -34,7 +34,7 @@ SET beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_
 WHERE id = %(worker)s
 
 -- name: stop_worker
--- A worker says goodbye. Caller: the heartbeat.
+-- A worker stops in order. Caller: the heartbeat.
 UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}' WHERE id = %s
 
 -- name: dead_workers

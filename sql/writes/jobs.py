@@ -16,7 +16,7 @@ def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, tuple[int, bool, boo
 
 
 def job_facts(conn: Conn, job: int) -> JobFacts:
-    """Return what an app has said of a job; of one that is deleted, nothing."""
+    """Return what an app gave with a job; nothing for a deleted job."""
     row = conn.execute(statement("job_facts"), (job,)).fetchone()
     return JobFacts(*row) if row else JobFacts("", None, "{}")
 
@@ -40,8 +40,8 @@ def stop_job(conn: Conn, job: int, state: str, reason: str | None) -> bool:
     """Start nothing more of a job, which gets this state once its last running item has ended; return False when it
     is stopped or over already.
     """
-    told = {"job": job, "state": state, "reason": reason}
-    return conn.execute(statement("stop_job"), told).fetchone() is not None
+    parameters = {"job": job, "state": state, "reason": reason}
+    return conn.execute(statement("stop_job"), parameters).fetchone() is not None
 
 
 def stop_overdue_jobs(conn: Conn) -> list[int]:

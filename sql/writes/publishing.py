@@ -1,4 +1,4 @@
-"""What is published next: bulk items by the watermark of their job, all others by the outbox."""
+"""Claims of what is published next: bulk items by the watermark of their job, all others by the outbox."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

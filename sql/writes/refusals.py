@@ -1,4 +1,4 @@
-"""When an action on a job makes no sense, for the actions themselves and for who asks before."""
+"""When an action on a job makes no sense: the actions ask this, and so does a caller that only tries one."""
 
 from callboard.sql.pool import Conn
 from callboard.sql.writes.requests import JobStatus, NotPossible, Requester, job_status, refuse

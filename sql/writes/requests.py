@@ -1,4 +1,4 @@
-"""What every request to a job needs: who makes it, how the job stands, a refusal, a line in its history."""
+"""What every action on a job needs: its requester, the status of the job, a refusal, a line in the history."""
 
 import json
 import re
@@ -28,8 +28,8 @@ class NotPossible(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Requester:
-    """Who acts, as far as it is known, by which way (`cli`, `http`, `python`, `worker`), as which tenant (None: any),
-    and over HTTP from which address.
+    """The author of an action: `via` is cli, http, python or worker; `who` is a name, or empty; `tenant` is the only
+    tenant whose jobs it may concern (None: any); `address` is that of an HTTP client.
     """
 
     via: str

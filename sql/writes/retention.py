@@ -21,7 +21,7 @@ CHUNK_ITEMS = 10_000
 BATCH_ROWS = 1_000
 #: Totals that are merged by one statement, of jobs that have ended meanwhile.
 MERGED_ROWS = 50_000
-#: Seconds for which workers are told of jobs that left with messages of theirs in RabbitMQ.
+#: Seconds for which workers read that a job is deleted: messages of it may still lie in RabbitMQ.
 TOMBSTONE_SECONDS = 366 * 86_400.0
 
 

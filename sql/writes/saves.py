@@ -216,7 +216,7 @@ def _note(event: Event, failed: _Failed, unsaved: Unsaved) -> None:
     unsaved.refused[_key(event)] = failed.save, error
 
 
-# What is saved is frozen when the actor says it -----------------------------------------------------------------------
+# The parameters of a statement are frozen when the actor calls save() ------------------------------------------------
 
 
 @dataclass(slots=True, frozen=True)

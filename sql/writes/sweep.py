@@ -1,4 +1,4 @@
-"""What the elected sweep finds and repairs."""
+"""The lease of the sweep, samples of jobs, and the search for lost messages."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Tokens: what lets somebody into the web app. The secret is told once; its SHA-256 is what is kept.
+"""Tokens let programs and people into the web app. A secret is shown once; the database keeps its SHA-256.
 
 A secret is 256 random bits, so nobody can guess it, and a slow hash would not make it safer. Kinds: `api`, sent with
 requests or typed into the login page; `link`, which logs in once; `session`, the cookie of a browser that logged in;

@@ -1,4 +1,4 @@
-"""What shows one job to whoever has a token for it: a page, a page to embed, a badge; and the form that makes it."""
+"""A page, a page to embed and a badge show one job to a holder of a token for it; a form makes that token."""
 
 from dataclasses import replace
 from typing import Any

@@ -25,7 +25,7 @@ async def tokens(call: Call[TokensQuery, NoBody]) -> Response:
 
 
 async def create(call: Call[Any, endpoints.NewToken]) -> Response:
-    """Make a token, and show it: its secret is not told again."""
+    """Make a token, and show it: its secret is not shown again."""
     return await _page(call, None, made=await endpoints.create(call))
 
 

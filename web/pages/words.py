@@ -15,9 +15,9 @@ Job = Mapping[str, Any]
 
 #: The units of a time span, in seconds.
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-#: From which a rate is told in a unit, and from which it is told without decimals.
+#: The least rate that is shown in a unit, and the least that is shown without decimals.
 LEAST_PACE, WHOLE_PACE = 0.1, 100
-#: Seconds below which a span is told with its tenths.
+#: Seconds below which a span is shown with its tenths.
 SHORT_SECONDS = 10
 #: In the order of the bar, finished states first: the left part of the bar only ever grows.
 STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
@@ -85,7 +85,7 @@ def between(first: str, last: str) -> str:
 
 
 def utc(time: str) -> str:
-    """A time for who has no script that knows the reader's zone."""
+    """A time in UTC, for a browser without scripts: these show it in the reader's zone."""
     return f"{parsed(time):%Y-%m-%d %H:%M:%S} UTC"
 
 

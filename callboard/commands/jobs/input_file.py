@@ -31,7 +31,7 @@ NOT_UTF8 = "not UTF-8: give the file's encoding, like --encoding cp1252"
 @contextmanager
 def opened(file: str, encoding: str | None, say: Callable[[str], None]) -> Iterator[BinaryIO]:
     """Open a file as UTF-8 that can be read twice; `-` and pipes are copied to a temporary file first, and so is a file
-    in another encoding. `encoding` None: UTF-8, or what the file's first bytes say, which `say` is told.
+    in another encoding. `encoding` None: UTF-8, or what the file's first bytes say; `say` prints that.
 
     Raises CommandError for a file that can't be read, or has another encoding.
     """
@@ -77,7 +77,7 @@ def _utf8(source: BinaryIO, encoding: str | None, say: Callable[[str], None]) ->
 
 def delimiter(source: BinaryIO, say: Callable[[str], None]) -> str:
     """Return what stands between the columns of a CSV file: the one sign of `DELIMITERS` that its header has if that
-    has no comma, which `say` is told; else a comma.
+    has no comma, and `say` prints that; else a comma.
     """
     source.seek(0)
     header = source.readline(ITEM_LIMIT_BYTES).decode(errors="replace")
