@@ -1,4 +1,4 @@
-"""A database, a virtual host, a client and worker processes that many tests share, and what they ask of them."""
+"""A database, a virtual host, a client and a worker process that many tests share, and questions to them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,8 +23,8 @@ TIMEOUT = 300.0
 
 
 @dataclass
-class Stage:
-    """What a module's tests play on."""
+class Pipeline:
+    """A database, a broker and a worker process, which the tests of a module share."""
 
     environment: dict[str, str]
     conn: Conn
@@ -104,11 +104,11 @@ class Stage:
 
 
 @contextmanager
-def stage(
+def running_pipeline(
     postgres_url: str, template: str, rabbitmq: Broker, actors: Sequence[str], folder: Path | None = None,
     modules: Sequence[str] = (ACTORS,), threads: int = 8, tables: str = "",
-) -> Iterator[Stage]:  # fmt: skip
-    """A stage of its own, with `tables` of the app; with a `folder` for its log, one worker process plays on it."""
+) -> Iterator[Pipeline]:  # fmt: skip
+    """A pipeline of its own, with `tables` of the app; with a `folder` for its log, a worker process runs in it."""
     with ExitStack() as stack:
         name = stack.enter_context(database(postgres_url, template))
         url = with_database(postgres_url, name)
@@ -122,4 +122,4 @@ def stage(
             stack.callback(worker.kill)
             worker.start()
         broker = stack.enter_context(client(environment, actors))
-        yield Stage(environment, stack.enter_context(connect(url)), broker, worker)
+        yield Pipeline(environment, stack.enter_context(connect(url)), broker, worker)

@@ -15,22 +15,22 @@ from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import submission
 from tests.support.databases import with_database
-from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 
 
 @pytest.fixture(scope="module")
 def on(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+) -> Iterator[Pipeline]:
     """One worker process for these tests."""
     folder = tmp_path_factory.mktemp("doctor")
-    with stage(postgres_url, template, broker, ["work", "stubborn"], folder) as made:
+    with running_pipeline(postgres_url, template, broker, ["work", "stubborn"], folder) as made:
         yield made
 
 
 @pytest.fixture
-def here(on: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+def here(on: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """This process has the worker's database and broker."""
     for name in ("DATABASE_URL", "AMQP_URL"):
         monkeypatch.setenv(name, on.environment[name])
@@ -50,7 +50,7 @@ def examined(
 
 
 def test_a_ping_goes_through_every_queue_and_leaves_nothing(
-    here: Stage, capsys: pytest.CaptureFixture[str]
+    here: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, found = examined(capsys)
     assert code == 0, found
@@ -72,7 +72,9 @@ def test_a_ping_goes_through_every_queue_and_leaves_nothing(
     assert capsys.readouterr().out.endswith("nothing is wrong\n")
 
 
-def test_what_stands_still_is_named_with_what_to_do(here: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_stands_still_is_named_with_what_to_do(
+    here: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
     failed = here.submit("stubborn", {"number": 1, "wins_at": 4})
     assert failed.wait(TIMEOUT)["failed"] == 1
     with connect(here.environment["DATABASE_URL"]) as conn:
@@ -102,7 +104,7 @@ def test_what_stands_still_is_named_with_what_to_do(here: Stage, capsys: pytest.
 
 
 def test_a_queue_whose_worker_does_not_answer_is_wrong(
-    here: Stage, capsys: pytest.CaptureFixture[str]
+    here: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert here.worker is not None
     frozen = here.worker.children()
@@ -120,7 +122,7 @@ def test_a_queue_whose_worker_does_not_answer_is_wrong(
 
 
 def test_a_pooler_with_prepared_statements_is_noted(
-    here: Stage, pooler_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: Pipeline, pooler_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = urlsplit(here.environment["DATABASE_URL"]).path[1:]
     monkeypatch.setenv("DATABASE_URL", with_database(pooler_url, name))

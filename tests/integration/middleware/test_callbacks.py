@@ -29,7 +29,7 @@ from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support import documents
 from tests.support.jobs import make_job, make_staged, record, status
-from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.receiver import Receiver, receiver
 from tests.support.vhosts import Broker
 from tests.support.webapp import get, open_app
@@ -556,24 +556,24 @@ def test_a_message_that_can_not_be_encoded_is_retried_and_leaves_nothing(
 @pytest.fixture(scope="module")
 def on(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+) -> Iterator[Pipeline]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CALLBOARD_WEBHOOK_SECRET", SECRET)
         patch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "on")
         folder = tmp_path_factory.mktemp("callbacks")
-        with stage(postgres_url, template, broker, ["work", "told", "slow"], folder) as made:
+        with running_pipeline(postgres_url, template, broker, ["work", "told", "slow"], folder) as made:
             yield made
             assert made.drift() == []
 
 
-def told(on: Stage, job: callboard.Job) -> list[dict[str, Any]]:
+def told(on: Pipeline, job: callboard.Job) -> list[dict[str, Any]]:
     """The calls about a job that the actor `told` returned as its results."""
     standing = on.standing("told")
     items = list(standing.items(state="succeeded")) if standing else []
     return [item["result"] for item in items if item["result"]["job"] == job.id]
 
 
-def test_actors_and_webhooks_are_called_when_a_job_completes(on: Stage) -> None:
+def test_actors_and_webhooks_are_called_when_a_job_completes(on: Pipeline) -> None:
     with receiver() as there:
         job = on.submit("work", {"number": 1}, {"number": 2, "fate": "fail"}, on_complete=["told", there.url])
         status = job.wait(TIMEOUT)
@@ -588,14 +588,14 @@ def test_actors_and_webhooks_are_called_when_a_job_completes(on: Stage) -> None:
     assert len(on.conn.execute("SELECT FROM runs WHERE what = %s", (f"told {ids['told']}",)).fetchall()) == 1
 
 
-def test_a_callback_actor_that_fails_is_retried_as_any_message(on: Stage) -> None:
+def test_a_callback_actor_that_fails_is_retried_as_any_message(on: Pipeline) -> None:
     job = on.submit("work", {"number": 1}, name="flaky", on_complete=on.actor("told"))
     assert wait_until(lambda: told(on, job), TIMEOUT)
     assert job.status()["state"] == "completed"
     assert [callback["state"] for callback in job.callbacks()] == ["delivered"]
 
 
-def test_a_cancelled_a_failed_and_a_retried_job_call(on: Stage) -> None:
+def test_a_cancelled_a_failed_and_a_retried_job_call(on: Pipeline) -> None:
     targets: dict[str, Any] = {"on_complete": "told", "on_fail": ["told"], "on_cancel": ["told"]}
     job = on.submit("slow", *[{"number": n, "seconds": 0.2} for n in range(60)], **targets)
     job.cancel("wrong file")
@@ -616,13 +616,13 @@ def test_a_cancelled_a_failed_and_a_retried_job_call(on: Stage) -> None:
     assert len(first.callbacks()) == 2
 
 
-def test_a_block_of_sends_calls_when_its_items_ended(on: Stage) -> None:
+def test_a_block_of_sends_calls_when_its_items_ended(on: Pipeline) -> None:
     with callboard.job("in a block", on_complete="told") as job:
         on.actor("work").send(1)
     assert wait_until(lambda: told(on, job), TIMEOUT)
 
 
-def test_a_target_that_can_not_be_called_is_refused_before_a_job_is_made(on: Stage) -> None:
+def test_a_target_that_can_not_be_called_is_refused_before_a_job_is_made(on: Pipeline) -> None:
     count = on.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone()
     wrong: list[tuple[Any, type[Exception], str]] = [
         ("nobody", callboard.UnknownActor, "no actor 'nobody'"), (["told", "nobody"], callboard.UnknownActor, "nobody"),
@@ -674,7 +674,7 @@ def test_the_command_lists_callbacks(
 
 
 def test_the_command_submits_with_callbacks(
-    on: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    on: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in on.environment.items():
         monkeypatch.setenv(name, value)

@@ -11,7 +11,7 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 
 import callboard
-from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.workers import Worker, wait_until
 
@@ -21,9 +21,11 @@ FATES = {0: "fail", 1: "retry", 2: "skip", 3: "result"}
 @pytest.fixture(scope="module")
 def on(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+) -> Iterator[Pipeline]:
     folder = tmp_path_factory.mktemp("chunks")
-    with stage(postgres_url, template, broker, ["work", "together", "noted", "nobody_has"], folder) as made:
+    with running_pipeline(
+        postgres_url, template, broker, ["work", "together", "noted", "nobody_has"], folder
+    ) as made:
         yield made
         assert made.worker is not None
         assert made.worker.stop() == 0
@@ -35,7 +37,7 @@ def mixed(count: int) -> list[dict[str, Any]]:
     return [{"number": n, "fate": FATES.get(n % 10, "succeed")} for n in range(count)]
 
 
-def test_each_item_of_a_chunk_has_its_own_outcome(on: Stage) -> None:
+def test_each_item_of_a_chunk_has_its_own_outcome(on: Pipeline) -> None:
     job = on.submit("work", *mixed(1000), chunk=50)
     items = on.ended(job)
     status = job.status()
@@ -46,7 +48,7 @@ def test_each_item_of_a_chunk_has_its_own_outcome(on: Stage) -> None:
     assert [item["attempt"] for item in items[:5]] == [3, 2, 1, 1, 1]
 
 
-def test_an_item_of_a_chunk_that_fails_at_once_has_a_dead_letter(on: Stage) -> None:
+def test_an_item_of_a_chunk_that_fails_at_once_has_a_dead_letter(on: Pipeline) -> None:
     """The message that carried it is acknowledged: its others succeeded."""
     job = on.submit("noted", *({"number": n} if n % 20 else {"wrong": n} for n in range(60)), chunk=30)
     on.ended(job)
@@ -58,7 +60,7 @@ def test_an_item_of_a_chunk_that_fails_at_once_has_a_dead_letter(on: Stage) -> N
     assert ids == {f"{job.id}-{n}" for n in (0, 20, 40)}
 
 
-def test_an_actor_that_takes_batches_gets_all_items_of_a_message(on: Stage) -> None:
+def test_an_actor_that_takes_batches_gets_all_items_of_a_message(on: Pipeline) -> None:
     job = on.submit("together", *({"number": n} for n in range(100)), chunk=25)
     assert all(item["result"] == {"of": 25} for item in on.ended(job))
     calls = [what.split()[1:] for _, _, what in on.runs(job.id)]
@@ -67,7 +69,7 @@ def test_an_actor_that_takes_batches_gets_all_items_of_a_message(on: Stage) -> N
     ]
 
 
-def test_each_item_of_a_batch_has_its_own_outcome(on: Stage) -> None:
+def test_each_item_of_a_batch_has_its_own_outcome(on: Pipeline) -> None:
     fates = {1: "fail", 2: "skip", 4: "retry"}
     job = on.submit("together", *({"number": n, "fate": fates.get(n)} for n in range(6)), chunk=6)
     items = on.ended(job)
@@ -82,7 +84,7 @@ def test_each_item_of_a_batch_has_its_own_outcome(on: Stage) -> None:
 
 
 @pytest.mark.parametrize(("fate", "error"), [("raise", "TransientError"), ("short", "ValueError")])
-def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, on: Stage) -> None:
+def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, on: Pipeline) -> None:
     job = on.submit("together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4)
     assert [item["attempt"] for item in on.ended(job)] == [2] * 4
     assert job.status()["retries"] == 4
@@ -92,7 +94,7 @@ def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, 
         assert fate == "raise" or "a batch of 4 items gives a list of 4 outcomes" in attempt["message"]
 
 
-def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(on: Stage) -> None:
+def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(on: Pipeline) -> None:
     """A copy of the whole message is delivered: the items that ended do not run again."""
     job = on.submit("together", *({"number": n} for n in range(4)), chunk=4)
     on.ended(job)
@@ -113,7 +115,7 @@ def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(on: Stage) -
     assert calls == {"together 0 1 2 3": 1, "together 1 2 3": 1}
 
 
-def carrier_of(on: Stage, job: callboard.Job, items: range, *, suspect: bool = False) -> bytes:
+def carrier_of(on: Pipeline, job: callboard.Job, items: range, *, suspect: bool = False) -> bytes:
     """The message that carries these items of a job of `together`."""
     mark = {"job": job.id, "item": items[0], "attempt": 1, "epoch": 1, "suspect": suspect}
     run = [{"item": n, "args": [], "kwargs": {"number": n}} for n in items]
@@ -126,7 +128,7 @@ def carrier_of(on: Stage, job: callboard.Job, items: range, *, suspect: bool = F
     ).encode()  # fmt: skip
 
 
-def test_a_malformed_chunk_is_dead_lettered(on: Stage) -> None:
+def test_a_malformed_chunk_is_dead_lettered(on: Pipeline) -> None:
     job = on.submit("together", {"number": 1})
     on.ended(job)
     whole = json.loads(carrier_of(on, job, range(2)))
@@ -139,7 +141,7 @@ def test_a_malformed_chunk_is_dead_lettered(on: Stage) -> None:
         assert json.loads(body)["message_id"] == f"odd-{run}"
 
 
-def test_the_items_of_a_chunk_wait_for_a_worker_that_has_their_actor(on: Stage) -> None:
+def test_the_items_of_a_chunk_wait_for_a_worker_that_has_their_actor(on: Pipeline) -> None:
     on.conn.execute(
         "INSERT INTO callboard.actors (name, queue) VALUES ('nobody_has', 'default') ON CONFLICT DO NOTHING"
     )
@@ -152,7 +154,7 @@ def test_the_items_of_a_chunk_wait_for_a_worker_that_has_their_actor(on: Stage) 
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1001, True, "5", 2.0])
-def test_a_chunk_size_that_makes_no_sense_is_refused(chunk: Any, on: Stage) -> None:
+def test_a_chunk_size_that_makes_no_sense_is_refused(chunk: Any, on: Pipeline) -> None:
     with pytest.raises(ValueError, match="chunk must be a whole number from 1 to 1000"):
         on.submit("work", 1, chunk=chunk)
 
@@ -180,7 +182,7 @@ def test_a_batch_that_is_called_directly_gets_a_list_of_one() -> None:
 def test_a_worker_on_a_stock_broker_takes_chunks_apart(
     postgres_url: str, template: str, broker: Broker, tmp_path: Path
 ) -> None:
-    with stage(postgres_url, template, broker, ["work"]) as on:
+    with running_pipeline(postgres_url, template, broker, ["work"]) as on:
         job = on.submit("work", *mixed(60), chunk=20)
         assert wait_until(lambda: job.status()["queued"] == 60, TIMEOUT)
         assert wait_until(lambda: on.ready("default") == 3, TIMEOUT)

@@ -8,7 +8,7 @@ import pytest
 from dramatiq import Message
 
 import callboard
-from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -18,21 +18,23 @@ ACTORS = ["work", "stubborn"]
 @pytest.fixture(scope="module")
 def on(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+) -> Iterator[Pipeline]:
     """One worker process for all of these tests."""
-    with stage(postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("existing")) as made:
+    with running_pipeline(
+        postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("existing")
+    ) as made:
         yield made
         assert made.worker is not None
         assert made.worker.stop() == 0
         assert made.drift() == []
 
 
-def put(on: Stage, body: bytes, properties: pika.BasicProperties | None = None) -> None:
+def put(on: Pipeline, body: bytes, properties: pika.BasicProperties | None = None) -> None:
     with on.channel() as channel:
         channel.basic_publish("", "default", body, properties)
 
 
-def item_of(on: Stage, message_id: str) -> tuple[Any, ...]:
+def item_of(on: Pipeline, message_id: str) -> tuple[Any, ...]:
     """(job, item) of a message, when it is on record."""
     found: list[tuple[Any, ...]] = []
 
@@ -46,7 +48,7 @@ def item_of(on: Stage, message_id: str) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("carried", ["alone", "in a chunk", "foreign"])
-def test_a_dead_letter_that_is_moved_back_is_a_retry_of_its_item(carried: str, on: Stage) -> None:
+def test_a_dead_letter_that_is_moved_back_is_a_retry_of_its_item(carried: str, on: Pipeline) -> None:
     """As by "Move messages" of RabbitMQ's page, or a shovel: with its properties."""
     if carried == "foreign":
         message: Message[None] = Message("default", "stubborn", (1, 4), {}, {})
@@ -76,7 +78,7 @@ def test_a_dead_letter_that_is_moved_back_is_a_retry_of_its_item(carried: str, o
     assert retries.fetchall() == [("dead letters moved back",)]
 
 
-def test_the_retry_of_an_item_that_a_stock_worker_ran_is_that_items(on: Stage) -> None:
+def test_the_retry_of_an_item_that_a_stock_worker_ran_is_that_items(on: Pipeline) -> None:
     """During a deploy some workers have Callboard, and some don't; these keep a retry in the delay queue."""
     job = on.submit("stubborn", {"number": 1, "wins_at": 1}, delay="1h")
     options = {"callboard": {"job": job.id, "item": 0, "attempt": 1, "epoch": 0}, "retries": 1, "eta": 1}

@@ -28,7 +28,7 @@ from callboard.sql.reads import queries
 from callboard.sql.writes import claims, outcomes, workers
 from tests.support.deliveries import Delivered
 from tests.support.jobs import make_job, make_worker
-from tests.support.pipeline import Stage, stage
+from tests.support.pipeline import Pipeline, running_pipeline
 from tests.support.process_parts import process_on
 from tests.support.vhosts import Broker
 from tests.support.workers import StartWorker, Worker, wait_until
@@ -37,13 +37,13 @@ TIMEOUT = 300.0
 
 
 @pytest.fixture
-def on(postgres_url: str, template: str, broker: Broker, tmp_path: Path) -> Iterator[Stage]:
-    with stage(postgres_url, template, broker, ["deadly", "noted", "work"], tmp_path) as made:
+def on(postgres_url: str, template: str, broker: Broker, tmp_path: Path) -> Iterator[Pipeline]:
+    with running_pipeline(postgres_url, template, broker, ["deadly", "noted", "work"], tmp_path) as made:
         yield made
         assert made.drift() == []
 
 
-def test_a_poison_item_fails_and_the_others_succeed(on: Stage) -> None:
+def test_a_poison_item_fails_and_the_others_succeed(on: Pipeline) -> None:
     """The supervisor starts the worker again after each death; heartbeats are aged instead of waited for."""
     assert on.worker is not None
     job = on.submit("deadly", *({"number": n} for n in range(60)))
@@ -68,7 +68,7 @@ def test_a_poison_item_fails_and_the_others_succeed(on: Stage) -> None:
     assert starts <= timings.MAX_CRASHES + 3
 
 
-def test_a_worker_that_stops_during_a_job_runs_no_item_twice(on: Stage) -> None:
+def test_a_worker_that_stops_during_a_job_runs_no_item_twice(on: Pipeline) -> None:
     assert on.worker is not None
     job = on.submit("noted", *({"number": n, "seconds": 0.01} for n in range(4000)))
     for part in (100, 400):

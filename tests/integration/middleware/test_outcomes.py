@@ -19,7 +19,7 @@ from dramatiq import Message, group
 import callboard
 from tests.faults.rig.job_watcher import JobWatcher
 from tests.support.paths import ROOT
-from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -50,9 +50,11 @@ ACTORS = [
 @pytest.fixture(scope="module")
 def on(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+) -> Iterator[Pipeline]:
     """One worker process for all of these tests; at the end it stops, and its record is true."""
-    with stage(postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("outcomes")) as made:
+    with running_pipeline(
+        postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("outcomes")
+    ) as made:
         with JobWatcher(made.environment["DATABASE_URL"], pause=0.2) as watcher:
             yield made
         assert watcher.wrong == []
@@ -75,7 +77,9 @@ def on(
 @pytest.mark.parametrize(
     ("wins_at", "state", "runs"), [(1, "succeeded", 1), (3, "succeeded", 3), (9, "failed", 3)]
 )
-def test_an_item_is_tried_as_often_as_its_actor_says(wins_at: int, state: str, runs: int, on: Stage) -> None:
+def test_an_item_is_tried_as_often_as_its_actor_says(
+    wins_at: int, state: str, runs: int, on: Pipeline
+) -> None:
     job = on.submit("stubborn", {"number": 1, "wins_at": wins_at})
     item = on.only(job)
     assert item["state"] == state
@@ -88,7 +92,7 @@ def test_an_item_is_tried_as_often_as_its_actor_says(wins_at: int, state: str, r
     assert job.status()["retries"] == runs - 1
 
 
-def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(on: Stage) -> None:
+def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(on: Pipeline) -> None:
     job = on.submit("asks_for_time", 1.5)
     assert wait_until(lambda: job.status()["retrying"] == 1, TIMEOUT)
     assert on.ready("default.DQ") == 0
@@ -107,7 +111,7 @@ def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(on: Stage) -> 
     assert attempt["type"] == "dramatiq.errors.Retry"
 
 
-def test_an_item_that_is_postponed_has_not_failed(on: Stage) -> None:
+def test_an_item_that_is_postponed_has_not_failed(on: Pipeline) -> None:
     """However often; it neither counts as a retry, nor towards those of its actor, nor as an error."""
     job = on.submit("asks_to_wait", 3)
     first, *children = on.ended(job)
@@ -121,7 +125,7 @@ def test_an_item_that_is_postponed_has_not_failed(on: Stage) -> None:
     assert job.errors() == []
 
 
-def test_a_postponed_item_waits_as_a_row_and_says_why(on: Stage) -> None:
+def test_a_postponed_item_waits_as_a_row_and_says_why(on: Pipeline) -> None:
     job = on.submit("asks_to_wait", 1)
     long = on.submit("postpones_for_long", [])
     assert wait_until(lambda: long.status()["retrying"] == 1, TIMEOUT)
@@ -134,7 +138,7 @@ def test_a_postponed_item_waits_as_a_row_and_says_why(on: Stage) -> None:
 
 
 @pytest.mark.parametrize("by", [None, {"number": 1}])
-def test_an_item_holds_back_what_it_belongs_to(by: Any, on: Stage) -> None:
+def test_an_item_holds_back_what_it_belongs_to(by: Any, on: Pipeline) -> None:
     job = on.submit("holds_back", {"number": 1}, concurrency_by=by)
     item = on.only(job)
     assert (item["state"], item["result"]) == ("succeeded", 2), item
@@ -146,7 +150,7 @@ def test_an_item_holds_back_what_it_belongs_to(by: Any, on: Stage) -> None:
     assert row == ("1" if by else "*", "the API says 429", True)
 
 
-def test_what_lies_in_rabbitmq_of_a_job_that_is_held_back_does_not_start(on: Stage) -> None:
+def test_what_lies_in_rabbitmq_of_a_job_that_is_held_back_does_not_start(on: Pipeline) -> None:
     """Its items take two seconds in all, and the first has it held back for five."""
     job = on.submit("first_holds_back", *range(300))
     on.ended(job)
@@ -158,13 +162,13 @@ def test_what_lies_in_rabbitmq_of_a_job_that_is_held_back_does_not_start(on: Sta
     assert last.fetchone() == (True,)
 
 
-def test_an_error_in_throws_is_not_tried_again(on: Stage) -> None:
+def test_an_error_in_throws_is_not_tried_again(on: Pipeline) -> None:
     item = on.only(on.submit("throws", []))
     assert (item["state"], item["attempt"]) == ("failed", 1)
     assert item["error"]["type"] == "KeyError"
 
 
-def test_a_retry_keeps_only_the_end_of_a_long_traceback(on: Stage) -> None:
+def test_a_retry_keeps_only_the_end_of_a_long_traceback(on: Pipeline) -> None:
     """Dramatiq puts all of it into the message, which RabbitMQ may not take then."""
     job = callboard.submit("work", [{"number": 1, "fate": "long"}])
     assert [item["state"] for item in on.ended(job)] == ["succeeded"]
@@ -172,19 +176,19 @@ def test_a_retry_keeps_only_the_end_of_a_long_traceback(on: Stage) -> None:
     assert on.conn.execute(too_long, (job.id,)).fetchone() == (0,)
 
 
-def test_retry_when_decides(on: Stage) -> None:
+def test_retry_when_decides(on: Pipeline) -> None:
     item = on.only(on.submit("picky", []))
     assert (item["state"], item["attempt"]) == ("failed", 2)
 
 
-def test_an_endless_actor_is_timed_out(on: Stage) -> None:
+def test_an_endless_actor_is_timed_out(on: Pipeline) -> None:
     item = on.only(on.submit("endless", []))
     assert item["state"] == "failed"
     assert item["error"]["kind"] == "timed_out"
     assert item["error"]["type"].endswith("TimeLimitExceeded")
 
 
-def test_a_time_limit_that_strikes_after_the_actor_returned_changes_nothing(on: Stage) -> None:
+def test_a_time_limit_that_strikes_after_the_actor_returned_changes_nothing(on: Pipeline) -> None:
     job = on.submit("struck_late", 7)
     item = on.only(job)
     assert (item["state"], item["result"]) == ("succeeded", 7)
@@ -192,7 +196,7 @@ def test_a_time_limit_that_strikes_after_the_actor_returned_changes_nothing(on: 
     assert job.status()["retries"] == 0
 
 
-def test_a_skip_keeps_its_reason(on: Stage) -> None:
+def test_a_skip_keeps_its_reason(on: Pipeline) -> None:
     job = on.submit("work", {"number": 1, "fate": "skip"})
     item = on.only(job)
     assert item["state"] == "skipped"
@@ -200,7 +204,7 @@ def test_a_skip_keeps_its_reason(on: Stage) -> None:
     assert job.errors() == []
 
 
-def test_a_message_past_its_age_limit_fails(on: Stage) -> None:
+def test_a_message_past_its_age_limit_fails(on: Pipeline) -> None:
     with callboard.job("old") as job:
         on.actor("noted").send_with_options(args=(1,), max_age=1, delay=300)
     item = on.only(job)
@@ -210,18 +214,18 @@ def test_a_message_past_its_age_limit_fails(on: Stage) -> None:
 
 
 @pytest.mark.parametrize(("actor", "error"), [("leaves", "SystemExit"), ("base_error", "GeneratorExit")])
-def test_an_actor_that_raises_no_exception_ends_its_item_only(actor: str, error: str, on: Stage) -> None:
+def test_an_actor_that_raises_no_exception_ends_its_item_only(actor: str, error: str, on: Pipeline) -> None:
     item = on.only(on.submit(actor, []))
     assert item["state"] == "failed"
     assert item["error"]["type"] == error
 
 
 @pytest.mark.parametrize(("kind", "text"), [("nul", "a \\x00 in it"), ("surrogate", "half \\ud800 a pair")])
-def test_an_error_text_that_no_database_stores_stays_readable(kind: str, text: str, on: Stage) -> None:
+def test_an_error_text_that_no_database_stores_stays_readable(kind: str, text: str, on: Pipeline) -> None:
     assert on.only(on.submit("bad_text", kind))["error"]["message"] == text
 
 
-def test_a_success_whose_result_cannot_be_kept_says_so_and_sends_what_it_sent(on: Stage) -> None:
+def test_a_success_whose_result_cannot_be_kept_says_so_and_sends_what_it_sent(on: Pipeline) -> None:
     """Also its callback and the rest of its pipeline."""
     with callboard.job("no result") as job:
         on.actor("bad_result").send_with_options(args=("object",))
@@ -239,7 +243,7 @@ def test_a_success_whose_result_cannot_be_kept_says_so_and_sends_what_it_sent(on
     assert job.status()["unkept"] == 3
 
 
-def test_a_strict_actor_fails_by_a_result_that_cannot_be_kept_and_sends_nothing(on: Stage) -> None:
+def test_a_strict_actor_fails_by_a_result_that_cannot_be_kept_and_sends_nothing(on: Pipeline) -> None:
     """Its hooks took it for a success, and its item failed, so neither callback is sent."""
     with callboard.job("no result") as job:
         on.actor("strict_result").send_with_options(on_success=on.actor("on_success"))
@@ -251,14 +255,14 @@ def test_a_strict_actor_fails_by_a_result_that_cannot_be_kept_and_sends_nothing(
     assert job.status()["unkept"] == 0
 
 
-def test_an_unknown_value_of_the_option_results_is_refused_where_the_actor_is_declared(on: Stage) -> None:
+def test_an_unknown_value_of_the_option_results_is_refused_where_the_actor_is_declared(on: Pipeline) -> None:
     with pytest.raises(
         ValueError, match="the option results of sloppy must be 'strict' or None, not 'Strict'"
     ):
         dramatiq.actor(broker=on.broker, actor_name="sloppy", results="Strict")(lambda: None)
 
 
-def test_an_item_with_no_tries_left_sends_its_on_retry_exhausted(on: Stage) -> None:
+def test_an_item_with_no_tries_left_sends_its_on_retry_exhausted(on: Pipeline) -> None:
     """Once, and not for what its actor throws."""
     with callboard.job("exhausted") as job:
         options: dict[str, Any] = {"on_retry_exhausted": "on_exhausted"}
@@ -269,7 +273,7 @@ def test_an_item_with_no_tries_left_sends_its_on_retry_exhausted(on: Stage) -> N
     assert [what for _, _, what in on.runs(job.id) if what != "stubborn"] == ["on_exhausted 2 of 2"]
 
 
-def test_items_that_a_rate_limiter_refuses_are_tried_again(on: Stage) -> None:
+def test_items_that_a_rate_limiter_refuses_are_tried_again(on: Pipeline) -> None:
     job = on.submit("limited", *range(6))
     items = on.ended(job)
     assert {item["state"] for item in items} == {"succeeded"}
@@ -279,13 +283,13 @@ def test_items_that_a_rate_limiter_refuses_are_tried_again(on: Stage) -> None:
     assert job.status()["retries"] == len(put_off) > 0
 
 
-def test_a_result_is_stored_as_it_is(on: Stage) -> None:
+def test_a_result_is_stored_as_it_is(on: Pipeline) -> None:
     assert on.only(on.submit("bad_result", "nul"))["result"] == "a \x00 in it"
     assert on.only(on.submit("work", {"number": 3, "fate": "result"}))["result"] == {"number": 3}
     assert on.only(on.submit("work", {"number": 3}))["result"] is None
 
 
-def test_a_dead_letter_has_the_properties_it_was_published_with(on: Stage) -> None:
+def test_a_dead_letter_has_the_properties_it_was_published_with(on: Pipeline) -> None:
     job = on.submit("stubborn", {"number": 1, "wins_at": 9})
     assert on.only(job)["state"] == "failed"
     properties, body = on.dead_letter(lambda properties, _: properties.message_id == f"{job.id}-0")
@@ -296,14 +300,14 @@ def test_a_dead_letter_has_the_properties_it_was_published_with(on: Stage) -> No
 
 
 @pytest.mark.parametrize("actor", ["knows", "knows_gently"])
-def test_an_item_knows_what_was_said_of_its_job(actor: str, on: Stage) -> None:
+def test_an_item_knows_what_was_said_of_its_job(actor: str, on: Pipeline) -> None:
     said = {"tenant": "acme", "key": f"facts of {actor}", "metadata": {"phase": [1, "ü"]}}
     for item in on.ended(on.submit(actor, 1, 2, **said)):
         assert item["result"] == list(said.values())
     assert on.only(on.submit("knows", 1))["result"] == ["", None, {}]
 
 
-def test_async_actors_have_a_current_item_too(on: Stage) -> None:
+def test_async_actors_have_a_current_item_too(on: Pipeline) -> None:
     job = on.submit("gently", 1, 2)
     items = on.ended(job)
     assert len(items) == 4
@@ -314,14 +318,14 @@ def test_async_actors_have_a_current_item_too(on: Stage) -> None:
 # What is sent --------------------------------------------------------------------------------------------------------
 
 
-def test_children_belong_to_their_parents_job(on: Stage) -> None:
+def test_children_belong_to_their_parents_job(on: Pipeline) -> None:
     job = on.submit("parent", {"number": 1, "children": 3})
     items = on.ended(job)
     assert [item["actor"] for item in items] == ["parent", "noted", "noted", "noted"]
     assert [item for item, _, _ in on.runs(job.id)] == [1, 2, 3]
 
 
-def test_what_an_actors_threads_send_belongs_to_its_item(on: Stage) -> None:
+def test_what_an_actors_threads_send_belongs_to_its_item(on: Pipeline) -> None:
     job = on.submit("in_threads", 40)
     assert len(on.ended(job)) == 41
     with callboard.job("a block") as block, ThreadPoolExecutor(4) as pool:
@@ -329,14 +333,14 @@ def test_what_an_actors_threads_send_belongs_to_its_item(on: Stage) -> None:
     assert block.wait(TIMEOUT)["total"] == 5
 
 
-def test_a_parent_that_fails_sends_no_children(on: Stage) -> None:
+def test_a_parent_that_fails_sends_no_children(on: Pipeline) -> None:
     job = on.submit("parent", {"number": 1, "children": 3, "fails": True})
     item = on.only(job)
     assert (item["state"], item["attempt"]) == ("failed", 2)
     assert on.runs(job.id) == []
 
 
-def test_callbacks_are_sent_by_the_outcome(on: Stage) -> None:
+def test_callbacks_are_sent_by_the_outcome(on: Pipeline) -> None:
     with callboard.job("callbacks") as job:
         options: dict[str, Any] = {"on_failure": on.actor("on_failure"), "on_success": on.actor("on_success")}
         on.actor("add").send_with_options(args=(1, 2), **options)
@@ -350,31 +354,31 @@ def test_callbacks_are_sent_by_the_outcome(on: Stage) -> None:
     assert len(items) == 5  # Dramatiq's on_failure goes with each attempt that failed
 
 
-def test_a_message_of_send_now_is_sent_even_when_its_sender_fails(on: Stage) -> None:
+def test_a_message_of_send_now_is_sent_even_when_its_sender_fails(on: Pipeline) -> None:
     job = on.submit("hasty", 41)
     assert on.only(job)["state"] == "failed"
     assert wait_until(lambda: any(i["args"] == [41] for i in _all(on, "noted")), TIMEOUT)
 
 
-def _all(on: Stage, actor: str) -> list[dict[str, object]]:
+def _all(on: Pipeline, actor: str) -> list[dict[str, object]]:
     job = on.standing(actor)
     return list(job.items()) if job else []
 
 
-def test_a_pipeline_stays_in_its_job(on: Stage) -> None:
+def test_a_pipeline_stays_in_its_job(on: Pipeline) -> None:
     with callboard.job("pipeline") as job:
         (on.actor("add").message(1, 2) | on.actor("add").message(10) | on.actor("add").message(100)).run()
     assert [item["result"] for item in on.ended(job)] == [3, 13, 113]
 
 
-def test_a_group_is_in_one_job(on: Stage) -> None:
+def test_a_group_is_in_one_job(on: Pipeline) -> None:
     with callboard.job("group") as job:
         group([on.actor("add").message(n, n) for n in range(5)]).run()
     assert sorted(item["result"] for item in on.ended(job)) == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_job_made_in_an_actor_is_a_job(number: int, on: Stage) -> None:
+def test_a_job_made_in_an_actor_is_a_job(number: int, on: Pipeline) -> None:
     """It is sealed when its block ends, before the actor's item has ended."""
     item = on.only(on.submit("opens_a_job", number))
     assert item["state"] == "succeeded", item["error"]
@@ -382,7 +386,7 @@ def test_a_job_made_in_an_actor_is_a_job(number: int, on: Stage) -> None:
     assert len(on.ended(inner)) == number
 
 
-def test_a_plain_send_is_an_item_of_the_actors_standing_job(on: Stage) -> None:
+def test_a_plain_send_is_an_item_of_the_actors_standing_job(on: Pipeline) -> None:
     sent = on.actor("add").send(20, 22)
     job = on.standing("add")
     assert job is not None
@@ -397,7 +401,7 @@ def test_a_plain_send_is_an_item_of_the_actors_standing_job(on: Stage) -> None:
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
 def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
-    how: str, on: Stage, tmp_path: Path
+    how: str, on: Pipeline, tmp_path: Path
 ) -> None:
     """Such a child calls no exit handler of its parent's, and the claim of its message held for eight seconds."""
     script = tmp_path / "script.py"
@@ -410,7 +414,7 @@ def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
     assert on.conn.execute(f"SELECT {mine}").rowcount == 0
 
 
-def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Stage) -> None:
+def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Pipeline) -> None:
     with callboard.job("delayed") as job:
         began = time.time()
         on.actor("noted").send_with_options(args=(1,), delay=1500)
@@ -428,7 +432,7 @@ def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Stage) -> None
     assert 0 <= started[0] - row[0] < TIMEOUT  # how late it may be: tests/faults/test_restarts.py
 
 
-def test_a_send_with_a_strange_priority_does_not_hold_up_others(on: Stage) -> None:
+def test_a_send_with_a_strange_priority_does_not_hold_up_others(on: Pipeline) -> None:
     with callboard.job("odd") as job:
         on.actor("noted").send_with_options(args=(1,), broker_priority="high")
         on.actor("noted").send(2)
@@ -443,13 +447,13 @@ def foreign(actor: str, *args: object, **options: object) -> Message[None]:
     return Message("default", actor, args, {}, dict(options))
 
 
-def put(on: Stage, *bodies: bytes) -> None:
+def put(on: Pipeline, *bodies: bytes) -> None:
     with on.channel() as channel:
         for body in bodies:
             channel.basic_publish("", "default", body, pika.BasicProperties(delivery_mode=2))
 
 
-def items_of(on: Stage, message_id: str) -> list[tuple[int, int, str]]:
+def items_of(on: Pipeline, message_id: str) -> list[tuple[int, int, str]]:
     found = on.conn.execute(
         "SELECT job_id, item, state::text FROM callboard.items WHERE message_id = %s", (message_id,)
     )
@@ -458,7 +462,7 @@ def items_of(on: Stage, message_id: str) -> list[tuple[int, int, str]]:
 
 @pytest.mark.parametrize("timestamp", [None, -1])
 def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_other(
-    on: Stage, timestamp: int | None
+    on: Pipeline, timestamp: int | None
 ) -> None:
     message = foreign("stubborn", 1, 3)
     if timestamp is not None:
@@ -472,7 +476,7 @@ def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_othe
     assert [attempt for i, attempt, _ in on.runs(job) if i == item] == [1, 2, 3]
 
 
-def test_a_foreign_message_that_comes_twice_is_one_item(on: Stage) -> None:
+def test_a_foreign_message_that_comes_twice_is_one_item(on: Pipeline) -> None:
     message = foreign("noted", 77)
     put(on, message.encode(), message.encode())
     after = foreign("noted", 78)
@@ -491,7 +495,7 @@ def test_a_foreign_message_that_comes_twice_is_one_item(on: Stage) -> None:
 
 
 @pytest.mark.parametrize("how", ["sent", "foreign"])
-def test_a_message_runs_whatever_its_timestamp(how: str, on: Stage) -> None:
+def test_a_message_runs_whatever_its_timestamp(how: str, on: Pipeline) -> None:
     """Other packages write fractions, or none; AMQP producers in other languages may write nanoseconds."""
     times: list[Any] = [time.time() * 1000, None, 10**18, -(10**18)]
     messages = [foreign("noted", n).copy(message_timestamp=when) for n, when in enumerate(times)]
@@ -508,7 +512,7 @@ def test_a_message_runs_whatever_its_timestamp(how: str, on: Stage) -> None:
 
 
 @pytest.mark.parametrize("message_id", ["", "always this one"])
-def test_messages_of_another_language_with_one_id_all_run(message_id: str, on: Stage) -> None:
+def test_messages_of_another_language_with_one_id_all_run(message_id: str, on: Pipeline) -> None:
     messages = [foreign("noted", n).copy(message_id=message_id) for n in (1, 2, 2)]
     if message_id:
         messages[2] = messages[2].copy(message_timestamp=messages[1].message_timestamp + 1)
@@ -519,7 +523,7 @@ def test_messages_of_another_language_with_one_id_all_run(message_id: str, on: S
     assert wait_until(lambda: [s for _, _, s in items_of(on, message_id)] == done, TIMEOUT)
 
 
-def test_a_delayed_message_of_a_stock_producer_that_comes_twice_is_one_item(on: Stage) -> None:
+def test_a_delayed_message_of_a_stock_producer_that_comes_twice_is_one_item(on: Pipeline) -> None:
     """As when its worker dies between the record and the acknowledgement."""
     message = foreign("noted", 80, eta=int(time.time() * 1000)).copy(queue_name="default.DQ")
     after = foreign("noted", 81, eta=message.options["eta"] + 1).copy(queue_name="default.DQ")
@@ -532,7 +536,7 @@ def test_a_delayed_message_of_a_stock_producer_that_comes_twice_is_one_item(on: 
     assert len([i for i, _, _ in on.runs(job) if i == item]) == 1
 
 
-def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(on: Stage) -> None:
+def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(on: Pipeline) -> None:
     """Not in a worker's memory; one that no row can hold is a dead letter, and holds up no other."""
     hour = int(time.time() * 1000) + 3_600_000
     broken = foreign("noted", 1, eta=1e300).copy(queue_name="default.DQ")
@@ -569,13 +573,13 @@ def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(on: Stage) -> None
     ],
     ids=["bytes", "text", "list", "null", "other", "args", "options", "actor", "id", "nul"],
 )
-def test_a_malformed_message_is_dead_lettered_and_does_not_hold_up_others(body: bytes, on: Stage) -> None:
+def test_a_malformed_message_is_dead_lettered_and_does_not_hold_up_others(body: bytes, on: Pipeline) -> None:
     put(on, body)
     assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
     on.dead_letter(lambda _, found: found == body)
 
 
-def test_two_copies_of_a_message_count_once(on: Stage) -> None:
+def test_two_copies_of_a_message_count_once(on: Pipeline) -> None:
     job = on.submit("slow", {"number": 1, "seconds": 2.0})
     assert wait_until(lambda: job.status()["running"] == 1, TIMEOUT)
     body = json.dumps({
@@ -592,7 +596,7 @@ def test_two_copies_of_a_message_count_once(on: Stage) -> None:
     assert job.status()["succeeded"] == 1
 
 
-def test_a_message_of_an_unknown_item_is_dropped(on: Stage) -> None:
+def test_a_message_of_an_unknown_item_is_dropped(on: Pipeline) -> None:
     gone = {"callboard": {"job": 1, "item": 0, "attempt": 1, "epoch": 0, "suspect": True}}
     put(on, foreign("noted", 1, **gone).encode())
     assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
@@ -602,7 +606,7 @@ def test_a_message_of_an_unknown_item_is_dropped(on: Stage) -> None:
 # What is seen --------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_is_seen_within_a_second_on_item_and_job(on: Stage) -> None:
+def test_a_step_is_seen_within_a_second_on_item_and_job(on: Pipeline) -> None:
     job = on.submit("slow", {"number": 1, "seconds": 2.5})
     assert wait_until(lambda: next(job.items())["state"] == "running", TIMEOUT)
     assert wait_until(lambda: job.status()["step"] == "sleeping 2.5 s", 1.0)
@@ -622,7 +626,7 @@ def test_a_step_is_seen_within_a_second_on_item_and_job(on: Stage) -> None:
     ],
 )
 def test_progress_is_seen_while_the_item_runs(
-    actor: str, pages: int, told: dict[str, float], on: Stage
+    actor: str, pages: int, told: dict[str, float], on: Pipeline
 ) -> None:
     job = on.submit(actor, {"pages": pages})
     assert wait_until(lambda: next(job.items())["progress"] == told, TIMEOUT)
@@ -632,7 +636,7 @@ def test_progress_is_seen_while_the_item_runs(
     assert on.only(job)["progress"] is None
 
 
-def test_progress_moves_and_may_have_no_end(on: Stage) -> None:
+def test_progress_moves_and_may_have_no_end(on: Pipeline) -> None:
     job = on.submit("counts", {"pages": None})
 
     def done() -> float:
@@ -646,7 +650,7 @@ def test_progress_moves_and_may_have_no_end(on: Stage) -> None:
     assert on.only(job)["state"] == "succeeded"
 
 
-def test_only_slow_items_get_a_row_in_running(on: Stage) -> None:
+def test_only_slow_items_get_a_row_in_running(on: Pipeline) -> None:
     def inserted() -> int:
         row = on.conn.execute("SELECT count(*) FROM seen").fetchone()
         assert row is not None
@@ -668,7 +672,7 @@ def test_only_slow_items_get_a_row_in_running(on: Stage) -> None:
     on.conn.execute("DROP TRIGGER see ON callboard.running")
 
 
-def test_a_worker_is_registered_and_beats(on: Stage) -> None:
+def test_a_worker_is_registered_and_beats(on: Pipeline) -> None:
     def beat() -> object:
         row = on.conn.execute("SELECT beat_at FROM callboard.workers WHERE stopped_at IS NULL").fetchone()
         assert row is not None

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 import callboard
-from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -29,10 +29,10 @@ MODULES = ["tests.support.pipeline_actors", "tests.support.saving_actors"]
 @pytest.fixture(scope="module")
 def on(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+) -> Iterator[Pipeline]:
     """One worker process for all of these tests."""
     folder = tmp_path_factory.mktemp("saves")
-    with stage(postgres_url, template, broker, ACTORS, folder, MODULES, tables=TABLES) as made:
+    with running_pipeline(postgres_url, template, broker, ACTORS, folder, MODULES, tables=TABLES) as made:
         yield made
         assert made.worker is not None
         assert made.worker.stop() == 0
@@ -46,12 +46,12 @@ def on(
         assert made.conn.execute(wrong).fetchone() == (0,)
 
 
-def saved(on: Stage, job: callboard.Job) -> list[tuple[Any, ...]]:
+def saved(on: Pipeline, job: callboard.Job) -> list[tuple[Any, ...]]:
     query = "SELECT item, attempt, mark FROM saved WHERE job = %s ORDER BY 1, 2, 3"
     return on.conn.execute(query, (job.id,)).fetchall()
 
 
-def test_a_success_saves_and_another_end_does_not(on: Stage) -> None:
+def test_a_success_saves_and_another_end_does_not(on: Pipeline) -> None:
     fates = ["succeed", "retry", "fail", "skip"]
     job = on.submit("saves", *({"fate": fate} for fate in fates))
     assert [item["state"] for item in on.ended(job)] == ["succeeded", "succeeded", "failed", "skipped"]
@@ -80,7 +80,7 @@ def test_a_success_saves_and_another_end_does_not(on: Stage) -> None:
     ],
 )
 def test_a_statement_that_fails_fails_its_item_alone(
-    sql: str, params: Any, error: str | None, on: Stage
+    sql: str, params: Any, error: str | None, on: Pipeline
 ) -> None:
     """In a flush with others; the error has its text and the place of its call."""
     job = on.submit("saves", {}, {"sql": sql, "params": params}, {})
@@ -96,7 +96,7 @@ def test_a_statement_that_fails_fails_its_item_alone(
         on.dead_letter(lambda properties, _: properties.message_id == f"{job.id}-1")
 
 
-def test_many_that_fail_cost_the_others_nothing(on: Stage) -> None:
+def test_many_that_fail_cost_the_others_nothing(on: Pipeline) -> None:
     job = on.submit("saves", *({"mark": "bad" if n % 3 == 1 else None} for n in range(300)))
     states = [item["state"] for item in on.ended(job)]
     assert states == ["succeeded", "failed", "succeeded"] * 100
@@ -112,7 +112,7 @@ def test_many_that_fail_cost_the_others_nothing(on: Stage) -> None:
         ("value", "cannot adapt type 'lock'"),
     ],
 )
-def test_what_can_not_be_saved_is_refused_in_the_actor(limit: str, error: str, on: Stage) -> None:
+def test_what_can_not_be_saved_is_refused_in_the_actor(limit: str, error: str, on: Pipeline) -> None:
     job = on.submit("forgetful", {"limit": limit})
     (item,) = on.ended(job)
     assert item["state"] == "failed"
@@ -121,12 +121,12 @@ def test_what_can_not_be_saved_is_refused_in_the_actor(limit: str, error: str, o
     assert saved(on, job) == []
 
 
-def test_parameters_are_saved_as_they_were(on: Stage) -> None:
+def test_parameters_are_saved_as_they_were(on: Pipeline) -> None:
     on.only(on.submit("forgetful", {"limit": "changed"}))
     assert on.conn.execute("SELECT count(*) FROM saved WHERE mark = 'as it wasx'").fetchone() == (1,)
 
 
-def test_async_actors_and_threads_of_an_actor_save_too(on: Stage) -> None:
+def test_async_actors_and_threads_of_an_actor_save_too(on: Pipeline) -> None:
     gently = on.submit("saves_gently", {"mark": "gently"}, {"mark": "skipped"})
     threads = on.submit("saves_in_threads", {"count": 50})
     assert [item["state"] for item in on.ended(gently)] == ["succeeded", "skipped"]
@@ -135,7 +135,7 @@ def test_async_actors_and_threads_of_an_actor_save_too(on: Stage) -> None:
     assert saved(on, threads) == [(0, 1, None)] * 50
 
 
-def test_each_item_of_a_batch_saves_its_own(on: Stage) -> None:
+def test_each_item_of_a_batch_saves_its_own(on: Pipeline) -> None:
     items = [{"mark": "a"}, {"mark": "bad"}, {"mark": "b", "fate": "fail"}, {"mark": "c"}]
     job = on.submit("saves_together", *items, chunk=4)
     states = [item["state"] for item in on.ended(job)]
@@ -143,7 +143,7 @@ def test_each_item_of_a_batch_saves_its_own(on: Stage) -> None:
     assert saved(on, job) == [(0, 1, "a"), (3, 1, "c")]
 
 
-def test_a_lock_of_the_app_holds_up_only_what_needs_it(on: Stage) -> None:
+def test_a_lock_of_the_app_holds_up_only_what_needs_it(on: Pipeline) -> None:
     """Others end while it is held, and what waited is saved once it is gone."""
     waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     sql = "UPDATE counted SET items = items + 1 WHERE name = 'all'"
@@ -166,7 +166,7 @@ def test_a_lock_of_the_app_holds_up_only_what_needs_it(on: Stage) -> None:
     assert on.conn.execute("SELECT items FROM counted").fetchone() == (20,)
 
 
-def test_items_that_count_in_one_row_are_all_counted(on: Stage) -> None:
+def test_items_that_count_in_one_row_are_all_counted(on: Pipeline) -> None:
     """They deadlock with each other's flushes at most for a while."""
     sql = "INSERT INTO counted VALUES (%s, 1) ON CONFLICT (name) DO UPDATE SET items = counted.items + 1"
     jobs = [

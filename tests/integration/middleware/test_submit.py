@@ -30,7 +30,7 @@ from callboard.sql.signature import Signature
 from callboard.sql.writes import sweep as sweep_writes
 from callboard.sql.writes import workers
 from tests.support.clients import client
-from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.programs import PEAK
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
@@ -39,32 +39,32 @@ CHUNK = submission.CHUNK_ITEMS
 
 
 @pytest.fixture(scope="module")
-def on(postgres_url: str, template: str, broker: Broker) -> Iterator[Stage]:
+def on(postgres_url: str, template: str, broker: Broker) -> Iterator[Pipeline]:
     """A broker without a worker."""
-    with stage(postgres_url, template, broker, ["work", "noted"]) as made:
+    with running_pipeline(postgres_url, template, broker, ["work", "noted"]) as made:
         yield made
         assert made.drift() == []
 
 
-def test_no_items_are_a_completed_job(on: Stage) -> None:
+def test_no_items_are_a_completed_job(on: Pipeline) -> None:
     status = on.submit("work").status()
     assert (status["state"], status["total"], status["progress"]) == ("completed", 0, 1.0)
 
 
-def test_items_are_arguments_by_their_shape(on: Stage) -> None:
+def test_items_are_arguments_by_their_shape(on: Pipeline) -> None:
     items = list(on.submit("work", {"a": 1}, [1, "b"], (2,), "text", None, 1e16).items())
     assert [item["kwargs"] for item in items] == [{"a": 1}, {}, {}, {}, {}, {}]
     assert [item["args"] for item in items] == [[], [1, "b"], [2], ["text"], [None], [1e16]]
 
 
-def test_the_planner_has_statistics_of_the_stored_items_before_they_run(on: Stage) -> None:
+def test_the_planner_has_statistics_of_the_stored_items_before_they_run(on: Pipeline) -> None:
     on.conn.execute("ALTER TABLE callboard.items SET (autovacuum_enabled = off)")
     callboard.submit("work", range(4 * CHUNK))
     known = "SELECT 5 * relpages >= pg_relation_size(oid) / 8192 FROM pg_class WHERE oid = 'callboard.items'::regclass"
     assert on.conn.execute(known).fetchone() == (True,)
 
 
-def test_a_failing_analyze_does_not_stop_a_submission(on: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_analyze_does_not_stop_a_submission(on: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: Any) -> None:
         raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
 
@@ -77,7 +77,7 @@ def breaking_off(count: int) -> Iterator[int]:
     raise OSError("the file ends here")
 
 
-def test_a_source_that_breaks_off_fails_its_job_with_the_reason(on: Stage) -> None:
+def test_a_source_that_breaks_off_fails_its_job_with_the_reason(on: Pipeline) -> None:
     with pytest.raises(OSError, match="the file ends here"):
         callboard.submit("work", breaking_off(CHUNK + 10), name="breaks off")
     row = on.conn.execute("SELECT id FROM callboard.jobs WHERE name = 'breaks off'").fetchone()
@@ -88,7 +88,7 @@ def test_a_source_that_breaks_off_fails_its_job_with_the_reason(on: Stage) -> No
     assert status["total"] == CHUNK
 
 
-def test_a_source_with_a_key_is_taken_up_where_it_broke_off(on: Stage) -> None:
+def test_a_source_with_a_key_is_taken_up_where_it_broke_off(on: Pipeline) -> None:
     with pytest.raises(OSError, match="the file ends here"):
         callboard.submit("work", breaking_off(CHUNK + 10), key="again")
     job = callboard.submit("work", range(CHUNK + 20), key="again")
@@ -99,7 +99,7 @@ def test_a_source_with_a_key_is_taken_up_where_it_broke_off(on: Stage) -> None:
     assert job.status()["total"] == CHUNK + 20
 
 
-def test_a_source_that_changed_since_it_broke_off_is_refused(on: Stage) -> None:
+def test_a_source_that_changed_since_it_broke_off_is_refused(on: Pipeline) -> None:
     """As when a row was removed, or a query has no ORDER BY: items would be lost, and others be there twice."""
     with pytest.raises(OSError, match="the file ends here"):
         callboard.submit("work", breaking_off(CHUNK + 10), key="changed")
@@ -123,7 +123,7 @@ def test_a_source_that_changed_since_it_broke_off_is_refused(on: Stage) -> None:
     ],
 )
 def test_a_key_is_of_one_submission(
-    items: list[int], options: dict[str, Any], differs: str, on: Stage
+    items: list[int], options: dict[str, Any], differs: str, on: Pipeline
 ) -> None:
     given: dict[str, Any] = {"key": f"one of {differs}", "delay": "2h"}
     job = callboard.submit("work", [1, 2], **given)
@@ -140,7 +140,7 @@ def test_a_key_is_of_one_submission(
     assert job.status()["key"] is None
 
 
-def test_a_span_counts_from_the_databases_time(on: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_span_counts_from_the_databases_time(on: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of this machine may be wrong; and the same words are the same submission an hour later."""
 
     class Kind(type):
@@ -167,7 +167,7 @@ def test_a_span_counts_from_the_databases_time(on: Stage, monkeypatch: pytest.Mo
     assert row[2].keys() == {"at", "deadline"}
 
 
-def test_an_item_key_is_stored_once(on: Stage) -> None:
+def test_an_item_key_is_stored_once(on: Pipeline) -> None:
     source = [{"sku": n % 7, "n": n} for n in range(100)]
     by_field = callboard.submit("work", source, item_key="sku")
     by_function = callboard.submit("work", source, item_key=lambda item: item["sku"])
@@ -175,7 +175,7 @@ def test_an_item_key_is_stored_once(on: Stage) -> None:
         assert [item["kwargs"]["n"] for item in job.items()] == list(range(7))
 
 
-def test_an_unknown_actor_is_refused(on: Stage) -> None:
+def test_an_unknown_actor_is_refused(on: Pipeline) -> None:
     with pytest.raises(callboard.UnknownActor, match="no actor 'nobody'"):
         callboard.submit("nobody", [1])
     with pytest.raises(callboard.KeyInUse, match=r"other options \(actor\)"):
@@ -204,7 +204,7 @@ def _keyed(actor: str) -> str:
     ],
 )
 def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
-    options: dict[str, Any], says: str, on: Stage
+    options: dict[str, Any], says: str, on: Pipeline
 ) -> None:
     with pytest.raises(ValueError, match=says):
         callboard.submit("work", [1], **options)
@@ -223,14 +223,14 @@ def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
     ],
 )
 def test_a_bad_item_is_named_by_its_number(
-    items: list[Any], options: dict[str, Any], says: str, on: Stage
+    items: list[Any], options: dict[str, Any], says: str, on: Pipeline
 ) -> None:
     with pytest.raises(callboard.BadItem, match=says):
         callboard.submit("work", items, **options)
 
 
 @pytest.fixture(scope="module")
-def pay(on: Stage) -> str:
+def pay(on: Pipeline) -> str:
     """The name of an actor whose function this process has."""
 
     @dramatiq.actor(broker=on.broker)
@@ -240,7 +240,7 @@ def pay(on: Stage) -> str:
 
 
 @pytest.fixture(scope="module")
-def quote(on: Stage) -> str:
+def quote(on: Pipeline) -> str:
     """The name of an actor whose arguments a worker announced."""
     known = Signature("quote", ("customer",), frozenset({"customer"}), frozenset({"customer"}))
     info = WorkerInfo("h", 1, 1, "", {"quote": "default"}, {"quote": known})
@@ -248,7 +248,9 @@ def quote(on: Stage) -> str:
     return "quote"
 
 
-def test_items_that_do_not_fit_the_actor_are_refused_before_anything_is_stored(pay: str, on: Stage) -> None:
+def test_items_that_do_not_fit_the_actor_are_refused_before_anything_is_stored(
+    pay: str, on: Pipeline
+) -> None:
     before = on.conn.execute("SELECT count(*) FROM callboard.items").fetchone()
     says = "item 1 does not fit its actor: pay has no argument 'custmer' and needs 'customer'"
     with pytest.raises(callboard.BadItem, match=says):
@@ -258,7 +260,7 @@ def test_items_that_do_not_fit_the_actor_are_refused_before_anything_is_stored(p
     assert on.conn.execute("SELECT count(*) FROM callboard.items").fetchone() == before
 
 
-def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(pay: str, quote: str, on: Stage) -> None:
+def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(pay: str, quote: str, on: Pipeline) -> None:
     for actor in (pay, quote):
         lanes = f"concurrency_by: {actor} has no argument 'custmer_id'; it has 'customer'"
         with pytest.raises(ValueError, match=lanes):
@@ -272,14 +274,14 @@ def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(pay: str, quote: 
 
 
 @pytest.mark.parametrize("items", ["abc", b"abc", {"a": 1}, 5, None])
-def test_one_item_in_the_place_of_many_is_refused(items: Any, on: Stage) -> None:
+def test_one_item_in_the_place_of_many_is_refused(items: Any, on: Pipeline) -> None:
     with pytest.raises(
         TypeError, match=r"items must be an iterable of items, not .*: for one item, a list of one"
     ):
         callboard.submit("work", items)
 
 
-def test_a_function_that_is_no_actor_is_refused(on: Stage) -> None:
+def test_a_function_that_is_no_actor_is_refused(on: Pipeline) -> None:
     with pytest.raises(
         TypeError, match="actor must be an actor or its registered name, not <built-in function len>"
     ):
@@ -294,7 +296,7 @@ def test_a_database_without_the_schema_is_named(empty_database_url: str, amqp_ur
             broker.get_actor("work").send(1)
 
 
-def test_a_send_takes_no_more_than_an_item_may_have(on: Stage) -> None:
+def test_a_send_takes_no_more_than_an_item_may_have(on: Pipeline) -> None:
     with callboard.job("sent") as job:
         with pytest.raises(
             callboard.BadItem, match=r"1,100,0.. bytes of arguments, and 1,048,576 are allowed"
@@ -312,7 +314,7 @@ async def slowly(count: int) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_the_event_loop_runs_while_100000_items_are_stored(kind: str, on: Stage) -> None:
+def test_the_event_loop_runs_while_100000_items_are_stored(kind: str, on: Pipeline) -> None:
     async def main() -> tuple[callboard.Job, list[float]]:
         source = slowly(100_000) if kind == "async" else iter(range(100_000))
         storing = asyncio.create_task(callboard.asubmit("work", source))
@@ -331,7 +333,7 @@ def test_the_event_loop_runs_while_100000_items_are_stored(kind: str, on: Stage)
     assert lags[int(len(lags) * 0.95)] <= 0.5, lags[-10:]
 
 
-def test_an_async_source_that_breaks_off_breaks_its_job_off(on: Stage) -> None:
+def test_an_async_source_that_breaks_off_breaks_its_job_off(on: Pipeline) -> None:
     async def broken() -> AsyncIterator[int]:
         yield 1
         raise OSError("the stream ends here")
@@ -344,7 +346,7 @@ def test_an_async_source_that_breaks_off_breaks_its_job_off(on: Stage) -> None:
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, on: Stage) -> None:
+def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, on: Pipeline) -> None:
     """A source that waits for its next item, and one that always has another."""
     name, ended = f"cancelled, {waits}", False
 
@@ -377,7 +379,7 @@ def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, on
     assert ended or not waits
 
 
-def test_a_bad_item_ends_an_async_source_soon(on: Stage) -> None:
+def test_a_bad_item_ends_an_async_source_soon(on: Pipeline) -> None:
     read = 0
 
     async def stream() -> AsyncIterator[Any]:
@@ -410,7 +412,7 @@ print(before, peak())
 """
 
 
-def test_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few(on: Stage) -> None:
+def test_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few(on: Pipeline) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MILLION], env={**os.environ, **on.environment}, check=True, capture_output=True,
         text=True, timeout=120,
@@ -423,13 +425,13 @@ def test_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few
 # Messages ------------------------------------------------------------------------------------------------------------
 
 
-def test_messages_carry_real_properties(database_url: str, amqp_url: str, on: Stage) -> None:
+def test_messages_carry_real_properties(database_url: str, amqp_url: str, on: Pipeline) -> None:
     environment = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url}
     with client(environment, ["work"]) as broker:
         job = callboard.submit("work", [{"number": 5}])
         sent = broker.get_actor("work").send(6)
         found: list[tuple[Any, Message[Any]]] = []
-        other = Stage(environment, on.conn, broker)
+        other = Pipeline(environment, on.conn, broker)
 
         def look() -> bool:
             with suppress(ChannelClosedByBroker), other.channel() as channel:
@@ -487,7 +489,7 @@ def waits_for_a_lock(url: str) -> bool:
 
 
 def test_a_send_without_a_database_raises_and_sends_nothing(
-    amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, on: Stage
+    amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, on: Pipeline
 ) -> None:
     """Nor is it sent later, since the caller may send it again."""
     monkeypatch.setattr(sending, "SEND_SECONDS", 1.0)

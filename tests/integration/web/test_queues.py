@@ -12,7 +12,7 @@ import pytest
 from callboard import Identity
 from callboard.commands.main import main
 from callboard.web import create_app
-from tests.support.pipeline import TIMEOUT, Stage, stage
+from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.webapp import get, open_app, served
 from tests.support.workers import wait_until
@@ -23,10 +23,10 @@ LETTERS = "/api/v1/queues/default/dead-letters"
 @pytest.fixture(scope="module")
 def on(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+) -> Iterator[Pipeline]:
     """One worker process for all of these tests."""
     folder = tmp_path_factory.mktemp("queues")
-    with stage(postgres_url, template, broker, ["work", "stubborn"], folder) as made:
+    with running_pipeline(postgres_url, template, broker, ["work", "stubborn"], folder) as made:
         yield made
         assert made.worker is not None
         assert made.worker.stop() == 0
@@ -34,7 +34,7 @@ def on(
 
 
 @pytest.fixture
-def http(on: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+def http(on: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     """A client of the app on that database and RabbitMQ."""
     for name in ("DATABASE_URL", "AMQP_URL"):
         monkeypatch.setenv(name, on.environment[name])
@@ -54,7 +54,7 @@ def queue(http: httpx.Client) -> dict[str, Any]:
 
 
 def test_dead_letters_are_shown_with_their_error_and_put_back(
-    on: Stage, http: httpx.Client, capsys: pytest.CaptureFixture[str]
+    on: Pipeline, http: httpx.Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = on.submit("stubborn", *[{"number": n, "wins_at": 4} for n in range(3)])
     assert job.wait(TIMEOUT)["failed"] == 3
@@ -136,7 +136,7 @@ def test_the_management_api_tells_what_is_unacknowledged(
     assert (seen["ready"], seen["unacknowledged"], seen["dead"], seen["consumers"]) == (5, 7, 2, 3)
 
 
-def test_who_sees_one_tenant_sees_no_queue(on: Stage) -> None:
+def test_who_sees_one_tenant_sees_no_queue(on: Pipeline) -> None:
     app = create_app(
         url=on.environment["DATABASE_URL"], authenticate=lambda _: Identity("anna", tenant="acme")
     )
