@@ -254,8 +254,8 @@ def _endless_head(handler: BaseHTTPRequestHandler) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "says"),
-    [(_nothing, "no answer in time"), (_trickle, "no answer in time"), (_no_http, "no HTTP"),
-     (_hang_up, "no HTTP|connection failed"), (_endless_head, "no HTTP")],
+    [(_nothing, "no answer in time"), (_trickle, "no answer in time"), (_no_http, "not HTTP"),
+     (_hang_up, "not HTTP|connection failed"), (_endless_head, "not HTTP")],
 )  # fmt: skip
 def test_a_receiver_that_does_not_answer_is_given_up_in_time(
     answer: Callable[[BaseHTTPRequestHandler], None],
