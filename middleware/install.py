@@ -11,8 +11,7 @@ from callboard.middleware.deferring_broker import DeferringBroker
 from callboard.middleware.rabbitmq.broker import RabbitmqBroker, TrackedRabbitmqBroker
 from callboard.middleware.tracked_broker import TrackedBroker
 from callboard.middleware.tracking import Tracking, tracking_of
-from callboard.sql import settings
-from callboard.sql.pool import database_address, is_database_named
+from callboard.sql.pool import broker_addresses, database_address, is_database_named
 
 log = logging.getLogger("callboard")
 
@@ -45,8 +44,8 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
 
 
 def make_broker(database_url: str | None = None) -> dramatiq.Broker:
-    """The broker at ``AMQP_URL`` (several nodes separated by ``;``), or one in this process."""
-    address = settings.AMQP_URL.get()
+    """The broker at `broker_addresses` (several nodes separated by ``;``), or one in this process."""
+    address = broker_addresses(database_url)
     if not address:
         log.warning(
             "AMQP_URL is not set: messages stay in this process, no worker of another process gets them, and they are "

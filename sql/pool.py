@@ -141,6 +141,14 @@ def _find_address(url: str | None) -> str | None:
     return url or settings.DATABASE_URL.get() or running_here().get("database_url")
 
 
+def broker_addresses(database_url: str | None = None) -> str:
+    """Return RabbitMQ's URLs: ``AMQP_URL``, or that of the `callboard up` whose database `database_address` returns;
+    empty where there is none.
+    """
+    here = database_url is None and settings.DATABASE_URL.text is None
+    return settings.AMQP_URL.get() or (here and running_here().get("amqp_url")) or ""
+
+
 def running_here() -> dict[str, str]:
     """Return the addresses of the `callboard up` that runs in this folder; empty where none does."""
     try:

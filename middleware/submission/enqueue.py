@@ -39,7 +39,7 @@ current_job: ContextVar[int] = ContextVar("callboard_job", default=0)
 
 
 class NotStored(MiddlewareError):
-    """A message could not be recorded, so it was not sent; or it is not known whether it was, as the text says."""
+    """A message could not be recorded, so it was not sent; or it is unknown whether it was, as the text says."""
 
 
 def send(

@@ -11,7 +11,7 @@ from callboard.middleware.submission.enqueue import NotStored
 from callboard.sql.rows import NewItem, Outgoing
 
 ITEM = NewItem(0, "work", "default", "m1", b"{}", None, 0)
-UNKNOWN = "unknown whether the message is recorded, and if it is, it runs"
+UNKNOWN = "unknown whether the message is recorded; if it is, it runs"
 NOT_SENT = "was not sent, since it can't be recorded"
 
 
