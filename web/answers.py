@@ -50,9 +50,11 @@ class Counts(Answer):
     cancelled: Count
 
 
-class JobOrStage(Counts):
-    """What a job and a stage of it have in common."""
+class Stage(Counts):
+    """A stage of a job."""
 
+    job: int
+    stage: Count
     name: str
     actor: str | None
     state: JobState
@@ -63,40 +65,61 @@ class JobOrStage(Counts):
     crashes: Count
     unkept: Count
     progress: Share
-    rate: Annotated[float | None, msgspec.Meta(description="items a second")]
+    rate: float | None
     eta: Time | None
-    stalled: Annotated[str | None, msgspec.Meta(description="why it does not move")]
+    stalled: str | None
     step: str | None
     limits: dict[str, Any]
     started_at: Time | None
     finished_at: Time | None
-
-
-class Stage(JobOrStage):
-    """A stage of a job."""
-
-    job: int
-    stage: Count
     on_failure: Literal["stop", "go on"]
 
 
-class Job(JobOrStage):
-    """A job: a set of items of one actor, or of stages."""
+class Job(Answer):
+    """A job: a set of items of one actor, or of stages. Its fields come in the order of the contract, which a base class
+    would change.
+    """
 
     id: int
+    name: str
     key: str | None
     tenant: str
+    actor: str | None
+    state: JobState
+    stopping: JobState | None
+    reason: str | None
     standing: bool
+    sealed: bool
     consumed: Annotated[
         int, msgspec.Meta(ge=0, description="inputs read; a submission that broke off goes on there")
     ]
+    total: Count
+    pending: Count
+    queued: Count
+    running: Count
+    retrying: Count
+    succeeded: Count
+    failed: Count
+    skipped: Count
+    cancelled: Count
+    retries: Count
+    crashes: Count
+    unkept: Count
+    progress: Share
+    rate: Annotated[float | None, msgspec.Meta(description="items a second")]
+    eta: Time | None
+    stalled: Annotated[str | None, msgspec.Meta(description="why the job does not move")]
+    step: str | None
     hung: list[Hung]
     stages: list[Stage]
     parent: int | None
     stage: Count | None
+    limits: dict[str, Any]
     metadata: dict[str, Any]
     created_by: str | None
     created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
     updated_at: Time
 
 
