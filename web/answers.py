@@ -76,8 +76,8 @@ class Stage(Counts):
 
 
 class Job(Answer):
-    """A job: a set of items of one actor, or of stages. Its fields come in the order of the contract, which a base class
-    would change.
+    """A job: a set of items of one actor, or of stages. Its fields come in the order of the contract, so it shares no
+    base class with `Stage`.
     """
 
     id: int
