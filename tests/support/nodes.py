@@ -1,12 +1,14 @@
 """A private RabbitMQ node with what only tests need: `rabbitmqctl`, its pid, and the management plugin."""
 
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from callboard.commands.services import rabbitmq
 from callboard.commands.services.ports import free_ports
+
+#: What a node logs when its boot is over.
+BOOTED = b"Server startup complete"
 
 
 class Node(rabbitmq.Node):
@@ -15,7 +17,7 @@ class Node(rabbitmq.Node):
     def __init__(self, folder: Path, *, management: bool = False) -> None:
         super().__init__(folder)
         self._management_port = free_ports(1)[0] if management else None
-        self._booted = False
+        self._logged_before = 0
 
     @property
     def management_url(self) -> str:
@@ -29,7 +31,7 @@ class Node(rabbitmq.Node):
         return self._server.pid
 
     def begin(self) -> Self:
-        self._booted = False
+        self._logged_before = self.log.stat().st_size if self.log.exists() else 0
         return super().begin()
 
     def configure(self) -> None:
@@ -41,19 +43,11 @@ class Node(rabbitmq.Node):
                 config.write(f"management.tcp.port = {self._management_port}\n")
 
     def ready(self) -> bool:
-        # The listeners of plugins open after RabbitMQ's own.
-        port = self._management_port
-        return super().ready() and (port is None or rabbitmq.listens(port))
+        # The last boot step is done after the node listens: until then plugins do not, and a list of queues is empty.
+        return super().ready() and BOOTED in self.log.read_bytes()[self._logged_before :]
 
     def ctl(self, *arguments: str, timeout: float = 300) -> str:
         """Run `rabbitmqctl`, which takes about a second; return what it prints. Raises CalledProcessError."""
-        if not self._booted:
-            # Until the last boot step is done, which is after the listeners are, a list of queues is empty.
-            self._run_ctl(("await_startup",), timeout)
-            self._booted = True
-        return self._run_ctl(arguments, timeout)
-
-    def _run_ctl(self, arguments: Sequence[str], timeout: float) -> str:
         command = [str((rabbitmq.scripts() or Path()) / "rabbitmqctl"), "--quiet", *arguments]
         done = subprocess.run(
             command, env=self.files.environment(), capture_output=True, text=True, timeout=timeout, check=True

@@ -52,8 +52,8 @@ from tests.support.databases import database, with_database
 from tests.support.jobs import ARGS, BAD, NOT_NEEDED, make_job, make_worker, record, run
 
 #: Items of a job, all of which a statement has to do with at once.
-MANY = 3_000
-#: Rows that it may hand on or compare; all with all would be MANY² / 2, 4.5 million.
+MANY = 1_500
+#: Rows that it may hand on or compare; all with all would be MANY² / 2, a million.
 MOST = 200 * MANY
 ANNA = Requester("python", "anna")
 ROW_BY_ROW = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
