@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterable
 
-from tests.bench import control, drain, fairness, publish, saves, scale, watchers, web
+from tests.bench import actions, drain, fairness, publish, saves, scale, watchers, web
 from tests.bench.rig import Rig, rig
 
 #: The tables by name, each of a rig, a number of items and a number of pairs; some have their own numbers.
@@ -12,7 +12,7 @@ TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
     "saves": saves.table,
     "publish": publish.table,
     "submit": lambda rig, _items, _pairs: [publish.submitting(rig, 1_000_000)],
-    "control": lambda rig, _items, _pairs: control.table(rig, 1_000_000),
+    "actions": lambda rig, _items, _pairs: actions.table(rig, 1_000_000),
     "fairness": lambda rig, _items, pairs: fairness.table(rig, pairs),
     "watchers": lambda rig, _items, _pairs: watchers.table(rig),
     "scale": scale.table,

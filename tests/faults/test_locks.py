@@ -193,7 +193,7 @@ class Writers(ConcurrentWriters):
                 pass
         retention.delete_old_rows(conn, None)
 
-    def control(self, conn: Conn, chance: random.Random) -> None:
+    def take_action(self, conn: Conn, chance: random.Random) -> None:
         """What people say to jobs."""
         action = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "limit", "seal"))
         states = chance.choice((("failed", "skipped", "cancelled"), ("failed",), ("cancelled",)))
@@ -265,7 +265,7 @@ def test_all_that_writes_at_once(fault_database_url: str) -> None:
             "work",
             "work",
             "sweep",
-            "control",
+            "take_action",
             "again",
             "call",
             "send",

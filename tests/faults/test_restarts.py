@@ -11,7 +11,7 @@ from datetime import timedelta
 import callboard
 from callboard.commands.services import Server
 from tests.faults.rig.scenario import ACTORS, POLL, TIMEOUT, Scenario
-from tests.faults.test_control import HEARD_SECONDS, going, runs_begun, unchanging
+from tests.faults.test_actions import HEARD_SECONDS, going, runs_begun, unchanging
 from tests.support.nodes import Node
 from tests.support.workers import wait_until
 

@@ -19,7 +19,7 @@ from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario
-from tests.faults.test_control import runs_begun
+from tests.faults.test_actions import runs_begun
 from tests.support.jobs import BAD, make_worker, unheld
 from tests.support.workers import wait_until
 
@@ -215,7 +215,7 @@ class Writers(ConcurrentWriters):
                 return
         stages.seal_stage(conn, making)
 
-    def control(self, conn: Conn, chance: random.Random) -> None:
+    def take_action(self, conn: Conn, chance: random.Random) -> None:
         """What people say."""
         action = chance.choice(("cancel", "pause", "pause", "resume", "resume", *["retry"] * 3, "limit"))
         given = (
@@ -260,7 +260,7 @@ class Writers(ConcurrentWriters):
 def test_all_that_writes_at_once(fault_database_url: str) -> None:
     writers = Writers(fault_database_url)
     with connect(fault_database_url) as conn:
-        steps = ["work", "work", "make", "make", "sweep", "control", "control"]
+        steps = ["work", "work", "make", "make", "sweep", "take_action", "take_action"]
         writers.run(steps, ROUNDS, actions=["cancel", "pause", "resume", "retry"], recounts=11)
         assert writers.wrong == []
         writers.finish(conn)

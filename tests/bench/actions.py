@@ -1,4 +1,4 @@
-"""How long it takes to say something to a job of very many items, and what it costs the disk."""
+"""How long an action on a job of very many items takes, and what it costs the disk."""
 
 import time
 from collections.abc import Callable
