@@ -11,8 +11,13 @@ from callboard.middleware.publish.transport import Transport
 #: The fewest and the most items that are kept in a queue; in between, about as many as its workers take in two rounds.
 MIN_BACKLOG_ITEMS = 50
 MAX_BACKLOG_ITEMS = 20_000
-#: Seconds within which the workers must have nearly emptied a queue for its target to grow.
+#: Seconds within which the workers must have nearly emptied a queue for its target to grow; twice as long as the last
+#: batch took are added, since a busy machine does all of this slowly.
 EMPTIED_SECONDS = 0.25
+#: A target that is this many times as old is forgotten: the next items may take longer than those it was made for.
+IDLE_FACTOR = 4
+#: By how much a target is divided before the first items of a job.
+NEW_JOB_DIVISOR = 8
 #: Seconds for which a queue that was found full counts as full.
 FULL_SECONDS = 0.1
 
@@ -21,8 +26,9 @@ FULL_SECONDS = 0.1
 class QueueBacklog:
     """The target backlog of one queue, in items: small, so that jobs take turns, and large enough for its workers.
 
-    The target doubles when the workers have nearly emptied the queue soon after something was published. While they
-    leave it full, it halves within a second.
+    The target doubles when the workers have nearly emptied the queue soon after it was filled. While they leave it
+    full, it halves within a second. It begins anew when nothing was published for a while, and is lowered before the
+    first items of a job: they may take long, and another tenant's items must not wait behind many of them.
     """
 
     target_items: int = MIN_BACKLOG_ITEMS
@@ -30,26 +36,39 @@ class QueueBacklog:
     refused_until: float = 0.0  # monotonic; the broker refuses its messages
     items_per_message: float = 1.0  # average of what was published last
     published_at: float = math.inf  # monotonic; not yet: the first batch may be twice the smallest target
+    looked_at: float = math.inf  # monotonic; when the broker was last asked
+    batch_seconds: float = 0.0  # from then until something was published
+    filled_items: int = MIN_BACKLOG_ITEMS  # that lay in it when something was last published
 
     def count_published(self, items: int, messages: int, now: float) -> None:
         """Count `items` that were published in `messages` until `now`, a monotonic time."""
         self.items_per_message = (self.items_per_message + items / messages) / 2
+        self.filled_items += items
+        self.batch_seconds = max(now - self.looked_at, 0.0)
         self.published_at = now
 
     def is_full(self, ready: int) -> bool:
         """Return whether a queue with `ready` messages has too little room for a batch."""
         return self.target_items - int(ready * self.items_per_message) <= self.target_items // 4
 
-    def room(self, ready: int, now: float) -> int:
-        """Adapt the target to the `ready` messages that the workers left; return how many items to add.
+    def room(self, ready: int, now: float, *, new_job: bool = False) -> int:
+        """Adapt the target to the `ready` messages that the workers left; return how many items to add. `new_job`: they
+        are the first of their job.
 
         Zero marks the queue as full for `FULL_SECONDS` from `now`, a monotonic time.
         """
-        items = int(ready * self.items_per_message)
-        if items < self.target_items // 4 and now - self.published_at < EMPTIED_SECONDS:
-            self.target_items = min(self.target_items * 2, MAX_BACKLOG_ITEMS)
+        items, filled = int(ready * self.items_per_message), self.filled_items
+        soon = EMPTIED_SECONDS + 2 * self.batch_seconds
+        if now - self.published_at > IDLE_FACTOR * soon:
+            self.target_items = MIN_BACKLOG_ITEMS
         elif items > self.target_items * 3 // 4:
             self.target_items = max(self.target_items * 31 // 32, MIN_BACKLOG_ITEMS)
+        elif items < self.target_items // 4:
+            if new_job:
+                self.target_items = max(self.target_items // NEW_JOB_DIVISOR, MIN_BACKLOG_ITEMS)
+            elif filled >= self.target_items * 3 // 4 and now - self.published_at < soon:
+                self.target_items = min(self.target_items * 2, MAX_BACKLOG_ITEMS)
+        self.looked_at, self.filled_items = now, items
         self.full_until = now + FULL_SECONDS if self.is_full(ready) else 0.0
         return 0 if self.full_until else self.target_items - items
 
@@ -90,12 +109,14 @@ class QueueBacklogs:
             return []
         return [queue for queue, backlog in self._backlogs.items() if backlog.full_until]
 
-    def room(self, queue: str) -> int:
-        """Ask the broker, adapt the queue's target, and return how many items to add. Raises Unreachable."""
+    def room(self, queue: str, *, new_job: bool = False) -> int:
+        """Ask the broker, adapt the target, and return how many items to add; `new_job`: the first of their job.
+        Raises Unreachable.
+        """
         ready, now = self.transport.depth(queue) or 0, time.monotonic()
         backlog = self._backlogs.setdefault(queue, QueueBacklog())
         if self.fixed_items is None:
-            return backlog.room(ready, now)
+            return backlog.room(ready, now, new_job=new_job)
         room = self.fixed_items - int(ready * backlog.items_per_message)
         if room <= 0:
             backlog.full_until = now + FULL_SECONDS

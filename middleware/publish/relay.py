@@ -140,7 +140,7 @@ class Relay:
             return None
         try:
             with self._renewing(conn, claim):
-                room = self.backlogs.room(claim.queue)
+                room = self.backlogs.room(claim.queue, new_job=claim.served_at is None)
             if claim.allowed is not None:
                 room = min(room, claim.allowed)
             if claim.lane_by is not None:
