@@ -161,7 +161,7 @@ def test_a_missing_thing_is_a_404(app: Starlette, path: str) -> None:
         ("q=state:odd", "q makes no sense: state:odd is no word of a search; there are state:pending|"),
         ("q=actor:a&actor=b", "q makes no sense: actor is given twice, as b and as a"),
         ("metadata=1", "metadata is no"),
-        ("metadata.%00=1", "metadata. contains a NUL"), ("stalled=2", "stalled must be true or false"),
+        ("metadata.%00=1", "metadata. must not contain a NUL"), ("stalled=2", "stalled must be true or false"),
         ("q=" + "x" * 2001, "q makes no sense: a search has 2000 characters at most"),
     ],
 )  # fmt: skip
