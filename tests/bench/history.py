@@ -22,9 +22,9 @@ CROSS JOIN LATERAL (SELECT now() - interval '365 days' * (1 - n::float8 / %(jobs
 ORDER BY n RETURNING id
 """
 ITEMS = """
-INSERT INTO callboard.items (job_id, item, args, state, was, worker, started_at, finished_at)
+INSERT INTO callboard.items (job_id, item, args, state, worker, started_at, finished_at)
 SELECT j.id, n, convert_to('{"args":[' || n || '],"kwargs":{}}', 'UTF8'),
-       CASE WHEN n < j.failed THEN 'failed' ELSE 'succeeded' END::callboard.item_state, 'waiting', 1,
+       CASE WHEN n < j.failed THEN 'failed' ELSE 'succeeded' END::callboard.item_state, 1,
        j.started_at, j.finished_at
 FROM callboard.jobs AS j CROSS JOIN generate_series(0, j.total - 1) AS n WHERE j.id = ANY (%s)
 """
@@ -67,9 +67,9 @@ SELECT 'open job ' || n, 'tenant ' || n %% %(tenants)s, 'actor ' || n %% 3, 'def
 FROM generate_series(1, %(jobs)s) AS n ORDER BY n RETURNING id
 """
 OPEN_ITEMS = """
-INSERT INTO callboard.items (job_id, item, args, state, was, worker, started_at, finished_at)
+INSERT INTO callboard.items (job_id, item, args, state, worker, started_at, finished_at)
 SELECT j.id, n, convert_to('{"args":[' || n || '],"kwargs":{}}', 'UTF8'),
-       CASE WHEN n < j.succeeded THEN 'succeeded' ELSE 'waiting' END::callboard.item_state, 'waiting', 1,
+       CASE WHEN n < j.succeeded THEN 'succeeded' ELSE 'waiting' END::callboard.item_state, 1,
        j.started_at, CASE WHEN n < j.succeeded THEN now() END
 FROM callboard.jobs AS j CROSS JOIN generate_series(0, j.total - 1) AS n WHERE j.id = ANY (%s)
 """
