@@ -2,6 +2,8 @@
 
 #: Seconds without a heartbeat after which a worker is taken for dead.
 DEAD_AFTER_SECONDS = 10.0
+#: The same while the session of its last heartbeat is open: it may run C code that holds Python's lock.
+SILENT_SECONDS = 30.0
 #: Seconds for which a publisher's claim holds; each batch renews it. A claim whose answer was lost holds up its job.
 PUBLISH_LEASE_SECONDS = 8.0
 #: Seconds after which a job is looked at again whose turn came and of which nothing could be published, unless an item

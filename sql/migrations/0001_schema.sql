@@ -453,6 +453,8 @@ CREATE TABLE callboard.workers (
     held             integer NOT NULL DEFAULT 0, -- items running or prefetched
     started_at       timestamptz NOT NULL DEFAULT now(),
     beat_at          timestamptz NOT NULL DEFAULT now(),
+    session_since    timestamptz,                -- when the database session of its last beat began,
+    session          integer,                    -- and its process id at the server; NULL: it goes through a pooler
     stopped_at       timestamptz,                -- it stopped in order
     died_at          timestamptz,                -- it was found dead
     host             text NOT NULL,

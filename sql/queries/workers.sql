@@ -27,9 +27,11 @@ WHERE w.id = %(worker)s ORDER BY o.broker, o.id
 
 -- name: beat
 -- A worker lives, holds these items, and has this trouble with its broker. One that was found dead and is not comes back to life.
--- Caller: the heartbeat.
+-- Caller: the heartbeat. Its session is a sign of life, unless it is a pooler's: then the client knows it by another number.
 UPDATE callboard.workers
-SET beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
+SET session = CASE WHEN pg_backend_pid() = %(session)s THEN pg_backend_pid() END,
+    session_since = (SELECT s.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) AS s),
+    beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
     trouble = %(trouble)s
 WHERE id = %(worker)s
 
@@ -40,8 +42,8 @@ UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', hel
 -- name: dead_workers
 -- Workers to rescue items of: their heartbeat stopped, or they ended and left rows in `running`.
 -- Caller: the sweep. Rows: (id).
-SELECT id FROM callboard.workers
-WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at < now() - make_interval(secs => %(limit)s)
+SELECT id FROM callboard.workers AS w
+WHERE stopped_at IS NULL AND died_at IS NULL AND {is_dead}
 UNION
 SELECT w.id FROM callboard.running AS r JOIN callboard.workers AS w ON w.id = r.worker
 WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
@@ -49,10 +51,17 @@ WHERE w.stopped_at IS NOT NULL OR w.died_at IS NOT NULL
 -- name: declare_dead
 -- Take a worker for dead. Guard: its heartbeat stopped, or it ended already.
 -- Caller: the rescue. Rows: (id); none: it lives. The row stays locked to the end of the rescue, so one rescues at a time.
-UPDATE callboard.workers SET died_at = coalesce(died_at, now()), held = 0, held_jobs = '{}', held_items = '{}'
-WHERE id = %(worker)s
-  AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(limit)s))
+UPDATE callboard.workers AS w SET died_at = coalesce(died_at, now()), held = 0, held_jobs = '{}', held_items = '{}'
+WHERE id = %(worker)s AND (stopped_at IS NOT NULL OR died_at IS NOT NULL OR {is_dead})
 RETURNING id
+
+-- part: is_dead
+-- Whether the heartbeat of the worker `w` stopped. While its session is open it may just be busy: C code of an actor can keep
+-- all threads of Python from running. Only for so long: a frozen process keeps its sessions, too.
+beat_at < now() - make_interval(secs => %(limit)s)
+AND (beat_at < now() - make_interval(secs => %(silent)s)
+     OR NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(w.session) AS s
+                    WHERE w.session IS NOT NULL AND s.backend_start = w.session_since))
 
 -- name: running_rows
 -- What a dead worker held, with the crashes of each item. Caller: the rescue, in order of key.

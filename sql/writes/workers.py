@@ -35,7 +35,11 @@ def other_brokers(conn: Conn, worker: int) -> list[tuple[int, str, str]]:
 def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]], trouble: str | None = None) -> None:
     """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing)."""
     jobs, items = [job for job, _ in holds], [item for _, item in holds]
-    conn.execute(statement("beat"), {"worker": worker, "jobs": jobs, "items": items, "trouble": trouble})
+    session = conn.info.backend_pid
+    conn.execute(
+        statement("beat"),
+        {"worker": worker, "jobs": jobs, "items": items, "trouble": trouble, "session": session},
+    )
 
 
 def stop_worker(conn: Conn, worker: int) -> None:
@@ -45,15 +49,17 @@ def stop_worker(conn: Conn, worker: int) -> None:
 
 def dead_workers(conn: Conn) -> list[int]:
     """Return the workers whose heartbeat stopped, or that ended and left rows in `running`."""
-    return [row[0] for row in conn.execute(statement("dead_workers"), {"limit": timings.DEAD_AFTER_SECONDS})]
+    return [row[0] for row in conn.execute(statement("dead_workers"), _death())]
 
 
 def declare_dead(conn: Conn, worker: int) -> bool:
     """Mark a worker as dead, in the transaction that rescues its items; return False when it lives."""
-    row = conn.execute(
-        statement("declare_dead"), {"worker": worker, "limit": timings.DEAD_AFTER_SECONDS}
-    ).fetchone()
+    row = conn.execute(statement("declare_dead"), {"worker": worker, **_death()}).fetchone()
     return row is not None
+
+
+def _death() -> dict[str, float]:
+    return {"limit": timings.DEAD_AFTER_SECONDS, "silent": timings.SILENT_SECONDS}
 
 
 def running_rows(conn: Conn, worker: int) -> list[tuple[int, int, int, int, float]]:

@@ -19,7 +19,7 @@ from tests.faults.rig.scenario import TIMEOUT, Scenario, seconds_since
 
 LEADER = "SELECT holder, until FROM callboard.leases WHERE name = 'sweep' AND until > now()"
 #: In how many seconds an item that a worker held runs again: when RabbitMQ knows that the worker is gone, and else.
-KILLED, CUT_OFF = 15.0, 60.0
+KILLED, CUT_OFF = 15.0, 90.0
 
 
 def leader(scenario: Scenario) -> str:

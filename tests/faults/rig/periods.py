@@ -18,6 +18,7 @@ SHORT_PERIODS = "CALLBOARD_TEST_SHORT_PERIODS"
 def shorten(seconds: float) -> None:
     """Set the periods of this process."""
     timings.DEAD_AFTER_SECONDS = seconds
+    timings.SILENT_SECONDS = 2 * seconds
     heartbeat.BEAT_SECONDS = seconds / 8
     sweep.SEARCH_SECONDS = sweep.SAMPLE_SECONDS = seconds / 2
     sweep.PERIOD_SECONDS = 0.5
