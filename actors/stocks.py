@@ -19,6 +19,7 @@ CREATE INDEX IF NOT EXISTS stock_results_by_item ON stock_results (job, item);
 CREATE TABLE IF NOT EXISTS stock_prices (
     symbol text, day date, prices float8[],
     PRIMARY KEY (symbol, day), FOREIGN KEY (symbol, day) REFERENCES stock_results ON DELETE CASCADE);
+CREATE TABLE IF NOT EXISTS watchlist (symbol text PRIMARY KEY, last_job bigint, last_state text);
 """
 RESULT = """
 INSERT INTO stock_results
@@ -28,6 +29,10 @@ ON CONFLICT (symbol, day) DO UPDATE SET (score, verdict, entry, target, job, ite
 """
 PRICES = """
 INSERT INTO stock_prices VALUES (%s, %s, %s) ON CONFLICT (symbol, day) DO UPDATE SET prices = excluded.prices
+"""
+WATCHED = """
+UPDATE watchlist AS w SET (last_job, last_state) = (%s, s.state)
+FROM unnest(%s::text[], %s::text[]) AS s (symbol, state) WHERE w.symbol = s.symbol AND coalesce(w.last_job, 0) <= %s
 """
 
 
@@ -45,8 +50,17 @@ def analyse_stock(symbol: str, capital: float, day: str) -> dict[str, Any]:
     return {"verdict": verdict, "shares": capital // entry}
 
 
+@dramatiq.actor(queue_name="callboard", retry_when=is_passing)
+def tell_watchlist(ended: dict[str, Any]) -> None:
+    """Write the job that has ended beside each symbol that is watched, and how its item ended."""
+    job = ended["job"]
+    items = [(item["kwargs"]["symbol"], item["state"]) for item in callboard.get(job).items()]
+    callboard.save(WATCHED, (job, [symbol for symbol, _ in items], [state for _, state in items], job))
+
+
 def submit(symbols: Sequence[str], capital: float, **options: Any) -> callboard.Job:
     """A job of symbols, each of which is analysed once, as of today."""
     day = datetime.now(UTC).date().isoformat()
     items = ({"symbol": symbol, "capital": capital, "day": day} for symbol in symbols)
-    return callboard.submit(analyse_stock, items, name="all stocks", item_key="symbol", **options)
+    told = dict.fromkeys(("on_complete", "on_fail", "on_cancel"), tell_watchlist)
+    return callboard.submit(analyse_stock, items, name="all stocks", item_key="symbol", **told | options)

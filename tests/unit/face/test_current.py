@@ -1,7 +1,10 @@
 """What an actor reports and asks: what is kept, what is ignored, and where."""
 
 import contextvars
+import io
+import json
 import logging
+import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ import callboard
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.submission.threads import carry_into_pools
 from callboard.sql.rows import JobControl, JobFacts, NewItem, Progress
+from tests.support import documents
 
 
 class BadText:
@@ -49,6 +53,27 @@ def test_a_log_line_names_its_item_once(attempt: Attempt) -> None:
     outside = logging.LogRecord("app", logging.INFO, "app.py", 1, "nothing", (), None)
     callboard.LogContext().filter(outside)
     assert (outside.getMessage(), outside.__dict__["job"]) == ("nothing", None)
+
+
+def test_the_log_lines_as_json_that_a_page_shows(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured: list[logging.StreamHandler[io.StringIO]] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda **given: configured.extend(given["handlers"]))
+    exec(documents.files()["json_lines.py"], {"__name__": "json_lines"})  # noqa: S102
+    (handler,) = configured
+    handler.setStream(io.StringIO())
+    try:
+        int("no\nnumber")
+    except ValueError:
+        record = logging.LogRecord("app", logging.ERROR, "app.py", 1, "half of %s", ("it",), sys.exc_info())
+    handler.handle(record)
+    current_attempt.set(None)
+    handler.handle(logging.LogRecord("app", logging.INFO, "app.py", 1, "nothing", (), None))
+    first, second = map(json.loads, handler.stream.getvalue().splitlines())
+    assert [first[name] for name in ("level", "job", "item", "attempt", "message")] == [
+        "ERROR", 1, 2, 1, "half of it",
+    ]  # fmt: skip
+    assert "ValueError: invalid literal" in first["error"]
+    assert (second["job"], second["message"]) == (None, "nothing")
 
 
 def test_what_is_asked_of_the_job_is_read_when_it_is_asked(attempt: Attempt) -> None:
