@@ -12,6 +12,7 @@ import pytest
 
 import callboard
 from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario
+from tests.support.timer import Timer
 from tests.support.workers import wait_until
 
 #: Seconds after an action within which every worker has heard of it.
@@ -54,15 +55,16 @@ def unchanging(look: Callable[[], Any], seconds: float = 1.0) -> Any:
 def test_a_cancelled_job_starts_nothing_more_and_ends_with_what_ran(scenario: Scenario) -> None:
     job = going(scenario, 5_000)
     with scenario.watch(job) as watcher:
-        said = time.time()
+        said, timer = time.time(), Timer()
         assert job.cancel("wrong file")["stopping"] == "cancelled"
         scenario.wait_for(job, lambda status: status["state"] == "cancelled")
+    heard = HEARD_SECONDS + timer.stalled
     ended = scenario.status(job)
     assert ended["reason"] == "wrong file"
     assert ended["stopping"] is None
     # What RabbitMQ holds is dropped on delivery.
     assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT, pause=POLL)
-    assert runs_begun(scenario, job, said + HEARD_SECONDS) == 0
+    assert runs_begun(scenario, job, said + heard) == 0
     assert runs_begun(scenario, job, 0) == ended["succeeded"]
     assert ended["succeeded"] + ended["cancelled"] == 5_000
     assert ended["cancelled"] > 1_000

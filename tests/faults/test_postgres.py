@@ -18,6 +18,7 @@ from callboard.commands.services import Server
 from callboard.sql.pool import Conn, connect
 from tests.faults.rig.proxy import Proxy, proxy
 from tests.faults.rig.scenario import Scenario, mixed, seconds_since
+from tests.support.timer import Timer
 from tests.support.workers import Worker, wait_until
 
 LONG = bool(os.environ.get("CALLBOARD_TEST_LONG"))
@@ -67,11 +68,11 @@ def refused(worker: Worker) -> bool:
     return any(text in worker.output for text in TAKEN)
 
 
-def recovers(scenario: Scenario, job: callboard.Job, since: float) -> None:
+def recovers(scenario: Scenario, job: callboard.Job, since: Timer) -> None:
     """The database is back since then: the job goes on."""
     before = scenario.status(job)["succeeded"]
     scenario.wait_for(job, lambda status: status["succeeded"] > before or status["finished_at"] is not None)
-    took = seconds_since(since)
+    took = since.seconds
     print(f"recovered after {took:.2f} s")
     assert took < RECOVERY
 
@@ -105,7 +106,7 @@ def test_stopped_for_a_while_and_a_worker_killed_meanwhile(
             assert not breakable_postgres.running()
         scenario.workers[0].kill()
         breakable_postgres.start()
-        recovers(scenario, job, time.monotonic())
+        recovers(scenario, job, Timer())
         prove(scenario, job, watcher)
     assert scenario.workers[1].output.count(BACK) == 1
     assert scenario.run_log.run_counts(job.id).total() > ITEMS
@@ -123,7 +124,7 @@ def test_restarted_or_killed(how: str, scenario: Scenario, breakable_postgres: S
                 breakable_postgres.stop()
             assert not breakable_postgres.running()
             breakable_postgres.start()
-            recovers(scenario, job, time.monotonic())
+            recovers(scenario, job, Timer())
         prove(scenario, job, watcher)
 
 
@@ -145,7 +146,7 @@ def test_every_connection_terminated_again_and_again(scenario: Scenario) -> None
                 count += terminated(admin)
                 time.sleep(0.1)
         assert count > 10
-        recovers(scenario, job, time.monotonic())
+        recovers(scenario, job, Timer())
         prove(scenario, job, watcher)
     print(f"{count} connections terminated")
 
@@ -156,7 +157,7 @@ def test_out_of_connections(scenario: Scenario, breakable_postgres: Server) -> N
     recorded = "SELECT succeeded FROM callboard.jobs WHERE id = %s"
     with scenario.watch(job) as watcher, psycopg.connect(scenario.database_url, autocommit=True) as admin:
         with quiet(*scenario.workers), ExitStack() as taken:
-            until = time.monotonic() + 90
+            until = time.monotonic() + 300
             while True:
                 with suppress(psycopg.OperationalError):
                     while True:
@@ -168,7 +169,7 @@ def test_out_of_connections(scenario: Scenario, breakable_postgres: Server) -> N
                         break
                 assert time.monotonic() < until
             assert admin.execute(recorded, (job.id,)).fetchone() == stood
-        recovers(scenario, job, time.monotonic())
+        recovers(scenario, job, Timer())
         prove(scenario, job, watcher)
 
 
@@ -190,12 +191,12 @@ def test_the_servers_disk_is_full(scenario: Scenario) -> None:
             )
             stood = scenario.status(job)["succeeded"]
             assert wait_until(
-                lambda: all("No space left on device" in worker.output for worker in scenario.workers), 60
+                lambda: all("No space left on device" in worker.output for worker in scenario.workers), 300
             )
             time.sleep(3)
             assert scenario.status(job)["succeeded"] == stood
         scenario.sql("DROP TRIGGER full_disk ON callboard.items")
-        recovers(scenario, job, time.monotonic())
+        recovers(scenario, job, Timer())
         prove(scenario, job, watcher)
     assert scenario.status(job)["failed"] == len([n for n in range(ITEMS) if n % 20 == 0])
 

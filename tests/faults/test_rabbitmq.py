@@ -1,10 +1,10 @@
 """RabbitMQ cut off and emptied, with a job at work. See `test_rabbitmq_node` for a node that goes away."""
 
 import re
-import time
 
 from callboard.commands.services import wait_until
-from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed, seconds_since
+from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
+from tests.support.timer import Timer
 from tests.support.vhosts import Broker
 
 #: What the product takes to find lost messages, at most.
@@ -67,7 +67,7 @@ def test_a_queue_purged_that_is_never_empty(scenario: Scenario) -> None:
     jobs = [scenario.submit("work", ({"number": n, "seconds": 0.03} for n in range(1_000)))]
     with scenario.watch(jobs[0]) as watcher:
         scenario.wait_for(jobs[0], lambda status: status["succeeded"] > 200)
-        gone, began = scenario.lose_messages(), time.monotonic()
+        gone, began = scenario.lose_messages(), Timer()
 
         def found(_: object) -> bool:
             if scenario.status(jobs[-1])["pending"] < 300:
@@ -75,7 +75,7 @@ def test_a_queue_purged_that_is_never_empty(scenario: Scenario) -> None:
             return sent_again(scenario) >= gone
 
         scenario.wait_for(jobs[0], found)
-        took, kept_busy = seconds_since(began), scenario.status(jobs[-1])["pending"]
+        took, kept_busy = began.seconds, scenario.status(jobs[-1])["pending"]
         runs = scenario.assert_completed(jobs[0], total=1_000, retries=0, watcher=watcher)
     assert gone > 0
     assert kept_busy > 0

@@ -13,6 +13,7 @@ from callboard.commands.services import Server
 from tests.faults.rig.scenario import ACTORS, POLL, TIMEOUT, Scenario
 from tests.faults.test_actions import HEARD_SECONDS, going, runs_begun, unchanging
 from tests.support.nodes import Node
+from tests.support.timer import Timer
 from tests.support.workers import wait_until
 
 MODULES = (ACTORS, "tests.faults.rig.delayed_sends")
@@ -35,17 +36,18 @@ def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(
 ) -> None:
     job = going(scenario, 3_000)
     with scenario.watch(job) as watcher:
-        paused_at = time.time()
+        paused_at, timer = time.time(), Timer()
         assert job.pause()["state"] == "paused"
         unchanging(lambda: runs_begun(scenario, job, 0))  # most probably, all that ran is recorded
         assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT, pause=POLL)
+        heard = HEARD_SECONDS + timer.stalled
         for worker in scenario.workers:
             worker.kill()
         restart_services(breakable_postgres, breakable_rabbitmq)
         scenario.start_worker(processes=2)
         scenario.wait_for(job, lambda status: status["queued"] == 0)
         time.sleep(1)  # in which a message that is left would start
-        assert runs_begun(scenario, job, paused_at + HEARD_SECONDS) == 0
+        assert runs_begun(scenario, job, paused_at + heard) == 0
         assert scenario.status(job)["state"] == "paused"
         assert job.pause()["state"] == "paused"
         job.resume()
@@ -79,12 +81,13 @@ def make_due_soon(scenario: Scenario, job: int, item: int) -> float:
 
 
 def late(scenario: Scenario, job: int, item: int, due_at: float) -> float:
-    """Seconds from when an item was due to when it began."""
+    """Seconds from when an item was due to when it began, less those in which the machine was busy."""
+    timer = Timer()
     assert wait_until(lambda: scenario.run_log.run_counts(job)[item] > 0, TIMEOUT)
     ((began,),) = scenario.run_log.conn.execute(
         "SELECT extract(epoch FROM began)::float8 FROM runs WHERE job = %s AND item = %s", (job, item)
     )
-    return float(began) - due_at
+    return max(float(began) - due_at - timer.stalled, 0.0) if began > due_at else float(began) - due_at
 
 
 def send_plainly(scenario: Scenario) -> tuple[int, list[int]]:

@@ -3,24 +3,24 @@ interrupted ends as Dramatiq says, or runs again.
 """
 
 import signal
-import time
 
 from dramatiq import Message
 
 from callboard.commands.services import Server
-from tests.faults.rig.scenario import ACTORS, POLL, Scenario, mixed, seconds_since
+from tests.faults.rig.scenario import ACTORS, POLL, Scenario, mixed
+from tests.support.timer import Timer
 from tests.support.workers import Worker, wait_until
 
-#: Seconds in which it ends, before Kubernetes' patience of 30 is over: eight in which it tries to write, five for the
-#: pool, whose connections a pooler may hold up, and the time that Dramatiq takes; the rest is for a busy machine.
-SOON = 29.0
+#: Seconds in which it ends, well before Kubernetes' patience of 30 is over: eight in which it tries to write, five for
+#: the pool, whose connections a pooler may hold up, and the time that Dramatiq takes.
+SOON = 20.0
 
 
 def stops(worker: Worker) -> None:
     """SIGTERM, and it ends in order."""
-    asked = time.monotonic()
+    timer = Timer()
     assert worker.stop() == 0
-    took = seconds_since(asked)
+    took = timer.seconds
     print(f"ended after {took:.2f} s")
     assert took < SOON
 

@@ -15,7 +15,8 @@ from callboard.middleware.sweep import lost_messages, sweep
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import make_pool
 from callboard.sql.writes import sweep as leases
-from tests.faults.rig.scenario import TIMEOUT, Scenario, seconds_since
+from tests.faults.rig.scenario import TIMEOUT, Scenario
+from tests.support.timer import Timer
 
 LEADER = "SELECT holder, until FROM callboard.leases WHERE name = 'sweep' AND until > now()"
 #: In how many seconds an item that a worker held runs again: when RabbitMQ knows that the worker is gone, and else.
@@ -146,13 +147,13 @@ def test_what_a_worker_held_runs_again_in_time(
         stopped.append(pid)
         os.kill(pid, number)
         assert wait_until(lambda: frozen(pid), TIMEOUT)
-    moment = time.monotonic()
+    timer = Timer()
 
     def again() -> bool:
         return set(range(7)) == {item for item, where in runs(scenario, job) if where != pid}
 
     scenario.wait_for(job, lambda _: again())
-    took = seconds_since(moment)
+    took = timer.seconds
     assert took < promised
     assert survivor.process.running()
     if number == signal.SIGSTOP:

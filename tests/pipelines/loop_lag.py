@@ -8,6 +8,8 @@ from pathlib import Path
 import dramatiq
 from dramatiq.asyncio import get_event_loop_thread
 
+from tests.support.timer import Timer
+
 MODULE, FILE = "tests.pipelines.loop_lag", "LOOP_LAG"
 
 
@@ -22,10 +24,10 @@ def measure(file: Path) -> None:
     worst, thread = 0.0, get_event_loop_thread()
     assert thread is not None
     while True:
-        began, alive = time.monotonic(), threading.Event()
+        timer, alive = Timer(), threading.Event()
         thread.loop.call_soon_threadsafe(alive.set)
         alive.wait()
-        lag = time.monotonic() - began
+        lag = timer.seconds
         if lag > worst:
             worst = lag
             file.write_text(f"{worst:.3f}", encoding="ascii")

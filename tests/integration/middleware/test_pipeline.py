@@ -20,6 +20,7 @@ from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES, JOB_FINAL
 from tests.support.clients import client
+from tests.support.timer import Timer
 from tests.support.workers import StartWorker
 
 ACTORS = "tests.support.pipeline_actors"
@@ -64,7 +65,7 @@ def served(environment: dict[str, str], log: Path) -> Iterator[Callable[[str], A
     process = Process(command, log=log, env={**os.environ, **environment})
 
     def get(path: str) -> Any:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=300) as answer:
             return json.load(answer)
 
     def up() -> bool:
@@ -73,7 +74,7 @@ def served(environment: dict[str, str], log: Path) -> Iterator[Callable[[str], A
         except OSError:
             return False
 
-    process.start().wait_ready(up, 60)
+    process.start().wait_ready(up, 300)
     try:
         yield get
     finally:
@@ -90,7 +91,7 @@ def test_every_count_of_a_mixed_job_is_exact(
         environment = {**environment, "DATABASE_URL": pooled, "CALLBOARD_PREPARE": "off"}
     worker(ACTORS, env=environment, processes=2)
     with served(environment, tmp_path / "web.log") as get, client(environment, ["work"]):
-        job = callboard.submit("work", mixed()).id
+        timer, job = Timer(), callboard.submit("work", mixed()).id
         readings = [get(f"/api/jobs/{job}")]
         while readings[-1]["state"] not in JOB_FINAL or len(readings) < 200:
             readings.append(get(f"/api/jobs/{job}"))
@@ -110,7 +111,7 @@ def test_every_count_of_a_mixed_job_is_exact(
         ).fetchone()
     assert attempts == {"failed": 3 * MIXED // 10 + MIXED // 10, "skipped": MIXED // 20}
     assert late is not None
-    assert float(late[0]) < 1.0
+    assert float(late[0]) < 1.0 + timer.stalled
 
 
 def test_a_worker_killed_in_the_middle_loses_nothing(

@@ -1,6 +1,5 @@
 """What an item saves by statements of the app's own is there if and only if it succeeded, and once."""
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 import callboard
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
+from tests.support.timer import Timer
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -151,12 +151,12 @@ def test_a_lock_of_the_app_holds_up_only_what_needs_it(on: Pipeline) -> None:
         other.execute("SELECT FROM counted FOR UPDATE")
         waiting = on.submit("saves", *({"sql": sql} for _ in range(20)))
         assert wait_until(lambda: on.conn.execute(waits).rowcount > 0, TIMEOUT)
-        began = time.monotonic()
+        timer = Timer()
         on.ended(on.submit("noted", *range(20)))
-        beside = time.monotonic() - began
-        began = time.monotonic()
+        beside = timer.seconds
+        timer = Timer()
         on.ended(on.submit("saves", *({} for _ in range(20))))
-        after = time.monotonic() - began
+        after = timer.seconds
         assert waiting.status()["succeeded"] == 0
         print(  # noqa: T201 — measured
             f"while another job's items wait for a lock: {beside:.2f} s, those that save {after:.2f} s"

@@ -372,15 +372,15 @@ def sessions(conn: Conn, where: str) -> int:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until it holds, while the event loop goes on."""
-    assert await asyncio.to_thread(wait_until, condition, 30)
+    assert await asyncio.to_thread(wait_until, condition, 300)
 
 
 def test_changes_that_wait_hold_up_neither_reads_nor_pages(
     conn: Conn, app: Starlette, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(database, "WAIT_SECONDS", 300.0)
     monkeypatch.delenv("AMQP_URL", raising=False)
-    job, changes = make_job(conn, 1), 60
+    job, changes, refused = make_job(conn, 1), 60, 3
 
     async def while_the_job_is_locked() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=app)
@@ -393,14 +393,18 @@ def test_changes_that_wait_hold_up_neither_reads_nor_pages(
                 for answer in await asyncio.gather(*(client.get(path) for path in paths)):
                     assert answer.status_code == 200
                 assert sessions(conn, "true") <= database.CONNECTIONS + 1  # `other`
-                await until(lambda: sum(post.done() for post in posts) == changes - database.WRITERS)
+                monkeypatch.setattr(database, "WAIT_SECONDS", 0.1)
+                posts += [
+                    asyncio.ensure_future(client.post(f"/api/jobs/{job}/pause")) for _ in range(refused)
+                ]
+                await until(lambda: sum(post.done() for post in posts) == refused)
             answers = await asyncio.gather(*posts)
             await app.state.database.close()
         return answers
 
     answers = asyncio.run(while_the_job_is_locked())
     statuses = sorted(answer.status_code for answer in answers)
-    assert statuses == [200] * database.WRITERS + [503] * (changes - database.WRITERS)
+    assert statuses == [200] * changes + [503] * refused
     busy = next(answer for answer in answers if answer.status_code == 503)
     assert "nothing was changed" in problem(busy, 503)
 
@@ -408,8 +412,8 @@ def test_changes_that_wait_hold_up_neither_reads_nor_pages(
 def test_a_read_that_takes_too_long_is_stopped_on_the_server(
     conn: Conn, app: Starlette, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_BEGIN_READ", pool._BEGIN_READ.replace("5s", "100ms"))
-    with conn.transaction():
+    with conn.transaction(), monkeypatch.context() as impatient:
+        impatient.setattr(pool, "_BEGIN_READ", pool._BEGIN_READ.replace("5s", "100ms"))
         conn.execute("LOCK TABLE callboard.jobs")
         for answer in get(app, *["/api/jobs"] * 3, lifespan=False):
             assert "took longer" in problem(answer, 503)
