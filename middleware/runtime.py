@@ -80,7 +80,7 @@ class Runtime:
         self._heartbeat: Heartbeat | None = None
         self.process = Process(self.url, remote=self._remote)
         self.consumers = Consumers()
-        self.in_flight = InFlight(self.process, self.consumers)
+        self.in_flight = InFlight(self.process, self.consumers, partial(self._wake_publisher, 0.0))
         parts = (
             self.process,
             self.in_flight,

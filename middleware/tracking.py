@@ -122,7 +122,7 @@ class Tracking(Middleware):
         Runs in the consumer's thread, which must not block.
         """
         delivery: Delivery = message.delivery
-        if not delivery.seen and delivery.stamp:
+        if not delivery.seen and delivery.stamp and delivery.begin():
             delivery.seen = delivery.aside = delivery.dropped = True
             self._side_thread.run(partial(self._requeue, broker, message, delivery, delivery.stamp))
 

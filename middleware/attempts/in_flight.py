@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -33,17 +33,17 @@ log = logging.getLogger("callboard.tracking")
 
 class InFlight:
     """The attempts in flight, by item. Set the journals before the first attempt ends; `saving` is that of the items
-    that save something.
+    that save something. `kept` is called when messages were given back to be published again.
     """
 
     journal: Journal
     saving: Journal
 
-    def __init__(self, process: Process, consumers: Consumers) -> None:
+    def __init__(self, process: Process, consumers: Consumers, kept: Callable[[], None]) -> None:
         self._process = process
         self._consumers = consumers
-        self._parking = Parking(process, park)
-        self._moved_back = Parking(process, retry_moved_back)
+        self._parking = Parking(process, park, kept)
+        self._moved_back = Parking(process, retry_moved_back, kept)
         self._lock = threading.RLock()
         self._isolation = Isolation(process)
         self._job_facts = JobFactsCache(process)
@@ -52,6 +52,7 @@ class InFlight:
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, JobControl] = {}
         self._held_back: dict[int, tuple[JobControl, float]] = {}  # with the monotonic time of arrival
+        self.admitted = 0  # messages that threads took up; approximate
 
     # A message arrives -----------------------------------------------------------------------------------------------
 
@@ -62,7 +63,8 @@ class InFlight:
         acknowledged, unless this made its delivery `deferred`; or rejected, if this made the message fail.
         """
         delivery: Delivery = message.delivery
-        if delivery.stale:
+        self.admitted += 1
+        if delivery.stale or not delivery.begin():
             return None
         try:
             return self._admit(message, delivery)
@@ -326,6 +328,17 @@ class InFlight:
                 )
 
         self._holds.run(write)
+
+    def give_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Have messages that can't begin here published again, each by itself, and acknowledge them then."""
+        for delivery in deliveries:
+            if delivery.stamp is not None:
+                attempt = Attempt(*delivery.stamp[:3], [delivery], self._controls, delivery.stamp.epoch)
+                self._park(attempt, self._parking)
+
+    def has_free_thread(self) -> bool:
+        """Return whether a worker thread has nothing to do."""
+        return sum(not a.ended for a in self.attempts()) < self._process.threads
 
     def held_up(self, acks: Acks) -> int:
         """Return how many deliveries of a connection belong to attempts whose outcome waits for a lock."""

@@ -1,7 +1,7 @@
 """Messages that are not to run now leave the broker: they are kept in the outbox and published again later.
 
-Those of paused jobs wait until their job goes on. Dead letters that somebody has moved back to their queue become
-another attempt at their items.
+Those of paused jobs wait until their job goes on, those that were given back until it is its turn. Dead letters that
+somebody has moved back to their queue become another attempt at their items.
 """
 
 import logging
@@ -37,12 +37,19 @@ class Parking:
     """Keeps messages, then acknowledges them, in a side thread: worker threads go on with other messages.
 
     `keep` puts attempts into the outbox, and returns those that it refuses: their messages are rejected. A message
-    that is not kept before the process stops is not acknowledged, so it is delivered again.
+    that is not kept before the process stops is not acknowledged, so it is delivered again. `kept` is called after
+    each transaction.
     """
 
-    def __init__(self, process: Process, keep: Callable[[Conn, Sequence[Key]], Collection[Key]]) -> None:
+    def __init__(
+        self,
+        process: Process,
+        keep: Callable[[Conn, Sequence[Key]], Collection[Key]],
+        kept: Callable[[], None],
+    ) -> None:
         self._process = process
         self._keep = keep
+        self._kept = kept
         self._waiting: deque[Attempt] = deque()
         self._side_thread = SideThread("parking")
 
@@ -65,10 +72,11 @@ class Parking:
             for key, attempt in zip(keys, batch, strict=True)
             for delivery in attempt.deliveries
         )
+        self._kept()
 
 
 def park(conn: Conn, keys: Sequence[Key]) -> Collection[Key]:
-    """Park messages of paused jobs; see `Parking`."""
+    """Park messages of jobs that are paused, or that were given back; see `Parking`."""
     claims.park(conn, keys)
     return ()
 

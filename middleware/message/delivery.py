@@ -49,11 +49,22 @@ class Delivery:
     deferred: bool = False  # not acknowledged when Dramatiq says so, but after a commit, or never
     aside: bool = False  # a side thread acknowledges or defers it; Dramatiq's ack is ignored
     stale: bool = False  # its connection is gone: the broker delivers it again
+    waiting: "dict[Tag, Delivery] | None" = (
+        None  # those of its connection that have not begun; None: they are not kept
+    )
 
     @property
     def carried(self) -> bool:
         """Whether it came in a delivery that carries many items: that is always acknowledged, never rejected."""
         return isinstance(self.tag, tuple)
+
+    def begin(self) -> bool:
+        """Return whether it may begin: not once it was taken off `waiting`, to be published again. Thread-safe."""
+        if self.waiting is not None and self.waiting.pop(self.tag, None) is None:
+            self.deferred = True
+            return False
+        self.waiting = None
+        return True
 
     def finish(self, *, failed: bool) -> None:
         """Acknowledge it, or reject it when it `failed`, now that Dramatiq says so; unless that is deferred."""

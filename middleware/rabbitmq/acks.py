@@ -6,7 +6,7 @@ acknowledge, and so lose, a message that never ran. An AckTracker ends with its 
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import pika
@@ -20,7 +20,7 @@ STRAGGLER_SECONDS = 0.1
 
 class AckTracker:
     """The open deliveries of one channel, and the acknowledgements that are due. All but `release`, `held` and
-    `deliveries` runs on the connection's thread.
+    `deliveries` runs on the connection's thread. `waiting` has the messages that have not begun, in order of delivery.
 
     A delivery that carries many items is acknowledged with the last of them.
     """
@@ -31,8 +31,10 @@ class AckTracker:
         self._deliveries: dict[Tag, Delivery] = {}
         self._open: OrderedDict[int, int] = OrderedDict()  # tag -> items that are open, in order of delivery
         self._due: dict[int, float] = {}  # tag -> when it fell due
+        self.waiting: dict[Tag, Delivery] = {}
         self.dead = False
         self.finished = 0  # deliveries that were acknowledged or rejected
+        self.finished_items = 0  # what they carried, and what open ones carry and is done
 
     def enter(self, tag: int, deliveries: Sequence[Delivery]) -> None:
         """Note a delivery: one message, or all those that it carries."""
@@ -50,17 +52,19 @@ class AckTracker:
 
     def _finish(self, acks: Sequence[Tag], nacks: Sequence[Tag]) -> None:
         """Reject, then acknowledge: a multiple acknowledgement would otherwise cover the tags to reject, too."""
-        now, before = time.monotonic(), len(self._open)
+        now, before, items = time.monotonic(), len(self._open), len(self._deliveries)
         for tag in [tag for tag in map(self._close, nacks) if tag is not None]:
             self._channel.basic_nack(tag, requeue=False)
         self._due.update([(tag, now) for tag in map(self._close, acks) if tag is not None])
         self.finished += before - len(self._open)
+        self.finished_items += items - len(self._deliveries)
         self.flush(now)
 
     def _close(self, tag: Tag) -> int | None:
         """Close one message; return the tag of its delivery when no other message of that is open."""
         if self._deliveries.pop(tag, None) is None:
             return None
+        self.waiting.pop(tag, None)
         whole = tag[0] if isinstance(tag, tuple) else tag
         self._open[whole] -= 1
         if self._open[whole]:
@@ -85,6 +89,20 @@ class AckTracker:
             self._channel.basic_ack(tag)
             del self._due[tag]
 
+    def wait(self, deliveries: Iterable[Delivery]) -> None:
+        """Note that these may begin: see `Delivery.begin`."""
+        for delivery in deliveries:
+            delivery.waiting = self.waiting
+            self.waiting[delivery.tag] = delivery
+
+    def carried_waiting(self) -> list[Tag]:
+        """Return what has not begun of those that were carried with others, but for batches."""
+        return [d.tag for d in list(self.waiting.values()) if d.carried and not d.mates]
+
+    def take(self, tags: Iterable[Tag]) -> list[Delivery]:
+        """Take messages off `waiting`, so that they can't begin any more; return those that have not begun."""
+        return [found for tag in tags if (found := self.waiting.pop(tag, None)) is not None]
+
     @property
     def held(self) -> int:
         """See `Acks`."""
@@ -101,4 +119,5 @@ class AckTracker:
             delivery.stale = True
         self._open.clear()
         self._deliveries.clear()
+        self.waiting.clear()
         self._due.clear()

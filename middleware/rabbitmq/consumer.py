@@ -24,7 +24,7 @@ from callboard.middleware.process.outage import disconnected, reason
 from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.middleware.rabbitmq.confirms import address
 from callboard.middleware.rabbitmq.frames import delivery_reader
-from callboard.middleware.rabbitmq.prefetch import Prefetch
+from callboard.middleware.rabbitmq.prefetch import LOOK_SECONDS, Prefetch, Standstill
 from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.enqueue import delayed_item
 from callboard.sql.errors import DATA_ERRORS
@@ -63,6 +63,8 @@ class RabbitmqConsumer(Consumer):
         self._cancelled = False
         adapts = queue_name == q_name(queue_name) and not QUEUE_PREFETCH
         self._prefetch = Prefetch(prefetch, (runtime.process.threads if adapts else 0) or None)
+        self._standstill = Standstill()
+        self._chunked = False  # items wait that were carried with others
         try:
             self.connection = pika.BlockingConnection(broker.parameters, delivery_reader(self._on_delivery))
         except AMQP_ERRORS as error:
@@ -115,8 +117,13 @@ class RabbitmqConsumer(Consumer):
         if len(proxies) > 1 and takes_batches(self.broker.actors.get(messages[0].actor_name)):
             proxies[0].delivery.mates.extend(proxies[1:])
             del proxies[1:]
-        if self.queue_name == q_name(self.queue_name) or not self._keep_delayed(proxies[0]):
-            self._inbox.extend(proxies)
+        elif len(proxies) > 1:
+            self._chunked = True
+        if self.queue_name == q_name(self.queue_name):
+            self._acks.wait(proxy.delivery for proxy in proxies)
+        elif self._keep_delayed(proxies[0]):
+            return
+        self._inbox.extend(proxies)
 
     def _keep_delayed(self, message: RabbitmqMessage) -> bool:
         """Have a stock producer's delayed message become a row, and acknowledge it then; return False for any other.
@@ -149,9 +156,13 @@ class RabbitmqConsumer(Consumer):
         try:
             now = time.monotonic()
             self._acks.flush(now)
-            if self._prefetch.adapt(now, self._acks.finished, self._runtime.in_flight.held_up(self._acks)):
+            acks, in_flight = self._acks, self._runtime.in_flight
+            if self._prefetch.adapt(now, acks.finished, acks.finished_items, in_flight.held_up(acks)):
                 self._resubscribe()
-            self.connection.process_data_events(self._timeout)
+            looks = self._chunked or not self._subscriptions
+            if looks:
+                self._look(now)
+            self.connection.process_data_events(LOOK_SECONDS if looks else self._timeout)
         except AMQP_ERRORS as error:
             self._lost(error)
         if self.channel.is_closed:
@@ -160,12 +171,31 @@ class RabbitmqConsumer(Consumer):
         if self._cancelled:
             self._lost(ConnectionError(f"the queue {self.queue_name!r} was deleted"))
 
+    def _look(self, now: float) -> None:
+        """While all threads are busy with slow items, give back what was carried with others and has not begun: it is
+        published again, each item by itself, to whoever has a thread. Until a thread is free, no message is taken.
+        """
+        stands = self._standstill.look(now, self._runtime.in_flight.admitted)
+        if stands is None:
+            return
+        waiting = self._acks.carried_waiting()
+        self._chunked = bool(waiting)
+        if stands and waiting:
+            self._runtime.in_flight.give_back(self._acks.take(waiting))
+            old, self._subscriptions = self._subscriptions, []
+            for tag in old:
+                self.channel.basic_cancel(tag)
+        elif not self._subscriptions and self._runtime.in_flight.has_free_thread():
+            self._subscriptions = [self._subscribe(self._depth)]
+
     def _resubscribe(self) -> None:
         """Adapt the prefetch, which holds for new subscriptions only: to grow, add one; to shrink, replace all by one.
 
         What a cancelled one had not dispatched goes back to the queue, and is claimed when it is delivered again.
         """
         more, self._depth = self._prefetch.depth - self._depth, self._prefetch.depth
+        if not self._subscriptions:  # they are cancelled for a while
+            return
         if more > 0:
             self._subscriptions.append(self._subscribe(more))
             return

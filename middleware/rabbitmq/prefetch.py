@@ -1,4 +1,6 @@
-"""How many messages a worker process holds: enough to cover a flush, and few enough not to hoard slow items."""
+"""How many messages a worker process holds: enough to cover a flush, and few enough not to hoard slow items; and when
+it gives back what its threads don't get to.
+"""
 
 import math
 import time
@@ -14,6 +16,10 @@ MEASURE_SECONDS = 0.10
 FIRST_MEASURE_SECONDS = 0.02
 #: Measurements in a row that must ask for less before the prefetch shrinks.
 SHRINK_AFTER_MEASUREMENTS = 10
+#: Seconds between two looks at what the threads begin; and looks in a row that must see nothing begin for what was
+#: carried with others to be given back.
+LOOK_SECONDS = 0.04
+STANDSTILL_LOOKS = 3
 
 
 class Prefetch:
@@ -28,15 +34,17 @@ class Prefetch:
         self._threads = threads
         self._measured_at = time.monotonic()
         self._pause = FIRST_MEASURE_SECONDS
-        self._settled = 0
+        self._settled = self._settled_items = 0
         self._shrinking = 0
 
-    def adapt(self, now: float, settled: int, held_up: int = 0) -> bool:
+    def adapt(self, now: float, settled: int, items: int | None = None, held_up: int = 0) -> bool:
         """Adapt `depth` to the rate of settled messages; return whether it changed.
 
-        `now` is monotonic, `settled` counts the messages settled since the start, `held_up` those that have ended and
-        whose outcome waits for a lock: they must not keep others away. Nothing is measured before its time.
+        `now` is monotonic, `settled` counts the messages settled since the start and `items` what they carried (None:
+        one each), `held_up` those that have ended and whose outcome waits for a lock: they must not keep others away.
+        Nothing is measured before its time.
         """
+        items = settled if items is None else items
         if self._threads is None or now - self._measured_at < self._pause:
             return False
         if not settled and not held_up:
@@ -44,8 +52,9 @@ class Prefetch:
             return False
         self._pause = min(self._pause * 2, MEASURE_SECONDS)
         rate = (settled - self._settled) / (now - self._measured_at)
-        self._measured_at, self._settled = now, settled
-        wanted = wanted_prefetch(self._threads, rate) + min(2 * held_up, MAX_EXTRA)
+        carried = max(1.0, (items - self._settled_items) / max(settled - self._settled, 1))
+        self._measured_at, self._settled, self._settled_items = now, settled, items
+        wanted = wanted_prefetch(self._threads, rate, carried) + min(2 * held_up, MAX_EXTRA)
         self._shrinking = self._shrinking + 1 if wanted * 2 < self.depth else 0
         if wanted * 2 > self.depth * 3 or self._shrinking >= SHRINK_AFTER_MEASUREMENTS:
             self.depth, self._shrinking = wanted, 0
@@ -53,7 +62,33 @@ class Prefetch:
         return False
 
 
-def wanted_prefetch(threads: int, rate: float) -> int:
-    """Return the prefetch for a process with `threads` worker threads that settles `rate` messages a second."""
-    wanted = threads + math.ceil(threads / 4) + math.ceil(rate * COVER_SECONDS)
+def wanted_prefetch(threads: int, rate: float, carried: float = 1.0) -> int:
+    """Return the prefetch for a process with `threads` worker threads that settles `rate` messages a second, of
+    `carried` items each. Each thread has a message in any case: the next ones may carry one item.
+    """
+    least = threads + math.ceil(threads / 4)
+    wanted = max(least, math.ceil(least / carried) + math.ceil(rate * COVER_SECONDS))
     return min(max(wanted, 2), max(MAX_PREFETCH, threads))
+
+
+class Standstill:
+    """Tells when a process begins no message any more, since all of its threads are busy with slow ones."""
+
+    def __init__(self) -> None:
+        self._looked_at = 0.0  # monotonic
+        self._admitted = 0
+        self._looks = 0  # in a row that saw nothing begin
+
+    def look(self, now: float, admitted: int) -> bool | None:
+        """Return whether nothing began for `STANDSTILL_LOOKS` looks; None before the next look is due.
+
+        `now` is monotonic, `admitted` counts the messages that threads took up. A look that comes late does not count:
+        the whole process may have stood still.
+        """
+        since = now - self._looked_at
+        if since < LOOK_SECONDS:
+            return None
+        idle = admitted == self._admitted
+        self._looks = 0 if not idle else self._looks + (since < 2 * LOOK_SECONDS)
+        self._looked_at, self._admitted = now, admitted
+        return self._looks >= STANDSTILL_LOOKS

@@ -106,7 +106,8 @@ JOIN callboard.items AS i ON i.job_id = g.job_id AND i.item = g.item
 ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 
 -- name: park
--- Messages of paused jobs arrived; they leave RabbitMQ and are published again, in order, when their job goes on.
+-- Messages of paused jobs arrived, or messages were given back that no thread gets to; they leave RabbitMQ and are published
+-- again, in order, in the turn of their job, when that goes on.
 -- Transition: retrying -> waiting, for it was published. Guard: the row still carries that attempt and isn't final.
 -- A row of the outbox that its publisher has not settled yet gets a new id, so that settling it does not lose this one.
 -- Caller: parking. Lock order: items by key, their outbox rows, then jobs by id.

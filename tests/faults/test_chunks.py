@@ -4,7 +4,8 @@ import random
 from typing import Any
 
 from callboard.sql import timings
-from tests.faults.rig.scenario import Scenario, mixed
+from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
+from tests.support.workers import wait_until
 
 ITEMS, KILLS, CHUNK = 3_000, 5, 20
 
@@ -37,6 +38,26 @@ def test_killed_many_times_with_items_one_by_one(scenario: Scenario) -> None:
     again = scenario.run_log.repeated(job.id)
     assert again < KILLS * 16 * 20  # far less than whole messages for each thread
     print(f"{KILLS} kills, {runs.total()} runs, {again} runs twice")
+
+
+def test_nothing_waits_for_slow_items_that_came_in_the_same_message(scenario: Scenario) -> None:
+    """What the busy process has not begun goes to another one, and counts once also if the first is killed then."""
+    gate = scenario.folder / "gate"
+    busy = scenario.start_worker(threads=4)
+    items: list[dict[str, Any]] = [{"number": n} for n in range(120)]
+    for item in items[:4]:
+        item["gate"] = str(gate)
+    job = scenario.submit("work", items, chunk=60)
+    running = "SELECT count(*) FROM callboard.running WHERE job_id = %s"
+    assert wait_until(lambda: scenario.sql(running, job.id) == [(4,)], TIMEOUT)
+    assert scenario.status(job)["succeeded"] == 0
+    scenario.start_worker(threads=4)
+    scenario.wait_for(job, lambda status: status["succeeded"] == 116)
+    assert scenario.run_log.run_counts(job.id).total() == 120
+    busy.kill()
+    gate.touch()
+    runs = scenario.assert_completed(job, total=120)
+    assert {item: count for item, count in runs.items() if count > 1} == dict.fromkeys(range(4), 2)
 
 
 def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:

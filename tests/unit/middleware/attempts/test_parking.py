@@ -33,6 +33,6 @@ def test_messages_are_parked_when_the_database_takes_writes_again(monkeypatch: p
     monkeypatch.setattr(claims, "park", take)
     monkeypatch.setattr(process, "RETRY_SECONDS", 0.01)
     parked = Attempt(1, 2, 3, [Delivery(acks, 7, None)], {})
-    Parking(process_without_database(), park).park(parked)
+    Parking(process_without_database(), park, lambda: None).park(parked)
     assert wait_until(lambda: acks.acknowledged == [7], TIMEOUT)
     assert kept == [(1, 2, 3)]

@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from callboard.middleware.rabbitmq.prefetch import (
     COVER_SECONDS,
     FIRST_MEASURE_SECONDS,
+    LOOK_SECONDS,
     MAX_EXTRA,
     MAX_PREFETCH,
     MEASURE_SECONDS,
     SHRINK_AFTER_MEASUREMENTS,
+    STANDSTILL_LOOKS,
     Prefetch,
+    Standstill,
     wanted_prefetch,
 )
 
@@ -117,3 +120,41 @@ def test_the_prefetch_stays_until_something_is_settled() -> None:
     worker = prefetching()
     assert worker.measure(100, 0) == 0
     assert worker.prefetch.depth == 16
+
+
+@given(THREADS, st.floats(0, 1e4), st.floats(1, 1000))
+def test_messages_of_many_items_are_fewer_and_no_thread_lacks_one(
+    threads: int, rate: float, carried: float
+) -> None:
+    found = wanted_prefetch(threads, rate, carried)
+    assert max(threads, 2) <= found <= wanted_prefetch(threads, rate)
+
+
+def test_a_prefetch_counts_what_messages_carry() -> None:
+    """As many items as one by one, though the messages are fewer."""
+    prefetch = Prefetch(10, 8)
+    now, seconds = prefetch._measured_at, MEASURE_SECONDS * 1.01
+    prefetch.adapt(now + seconds, 4, 4 * 50)
+    assert prefetch.depth == 10
+    prefetch.adapt(now + 2 * seconds, 4 + 600, 4 * 50 + 600)
+    assert prefetch.depth >= 600 / seconds * COVER_SECONDS
+
+
+def looks(standstill: Standstill, steps: list[tuple[float, int]]) -> list[bool | None]:
+    now, found = 1000.0, []
+    for seconds, admitted in steps:
+        now += seconds
+        found.append(standstill.look(now, admitted))
+    return found
+
+
+def test_a_process_stands_still_when_nothing_begins_for_a_while() -> None:
+    due = LOOK_SECONDS * 1.01
+    stands = looks(Standstill(), [(0, 5)] + [(due, 5)] * STANDSTILL_LOOKS + [(due, 6), (due, 6)])
+    assert stands == [False] * STANDSTILL_LOOKS + [True, False, False]
+    assert looks(Standstill(), [(0, 5), (LOOK_SECONDS / 2, 5)]) == [False, None]
+
+
+def test_looks_that_come_late_do_not_count() -> None:
+    """The process was frozen, or had no processor: its threads could not begin anything."""
+    assert not any(looks(Standstill(), [(LOOK_SECONDS * 3, 5)] * 10))
