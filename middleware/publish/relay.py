@@ -34,6 +34,8 @@ _log_refusal = OutageLog(log, "the broker refuses messages; they are tried again
 
 #: Messages of the outbox that are claimed at a time.
 OUTBOX_BATCH_MESSAGES = 500
+#: Looks at jobs in turn of which others have locked the rows, and seconds between two.
+LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
 #: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
 
@@ -124,11 +126,19 @@ class Relay:
         return (any(d.in_turn for d in due) and self._publish_next_job(conn)) or published > 0
 
     def _publish_next_job(self, conn: Conn) -> bool:
-        """Publish the next job in turn whose queue has room; return whether there was one."""
-        passed_over: list[int] = []
-        while (published := self.publish_job(conn, None, passed_over)) is False:
-            continue
-        return bool(published)
+        """Publish the next job in turn whose queue has room; return whether there was one. While the record of outcomes
+        has the row of each such job locked, look again soon.
+        """
+        for _ in range(LOCKED_JOB_LOOKS):
+            passed_over: list[int] = []
+            while (published := self.publish_job(conn, None, passed_over)) is False:
+                continue
+            if published or passed_over:
+                return bool(published)
+            time.sleep(LOCKED_JOB_PAUSE_SECONDS)
+            if not any(due.in_turn for due in publishing.due_queues(conn, self.backlogs.full_queues())):
+                break
+        return False
 
     def publish_job(self, conn: Conn, job: int | None, passed_over: list[int]) -> bool | None:
         """Claim a job (None: the next in turn), publish as much of it as its queue has room for, release the claim.

@@ -21,7 +21,8 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- Of a limited job is out what was published and has not ended, but for what is to be published once more: was it lost, or
 -- did it come to a worker without its actor, it would hold its place against itself.
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
--- When none of the first turns can be served, they are looked at again after a pause, or once their job changes.
+-- When none of the first turns can be served, they are looked at again after a pause, or once their job changes; but for
+-- those whose job another transaction has locked for a moment, as the record of outcomes does many times a second.
 -- Caller: the publisher. Rows: PublishClaim. None: no such job.
 -- Lock order: the job, without waiting, then its turn; turns that can't be served, without waiting for any.
 WITH living AS (
@@ -39,44 +40,7 @@ WITH living AS (
     -- In the order of `waiting`, and no further than to the first that can be served.
     SELECT w.queue, w.target, w.seq, w.served_at, j.*
     FROM waiting AS w CROSS JOIN LATERAL (
-        SELECT j.id, l.limited, j.publish_until IS NOT NULL AS abandoned, l.out, r.base,
-               CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
-        FROM callboard.jobs AS j
-        CROSS JOIN LATERAL (
-            SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
-                   greatest(j.published - j.in_turn - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
-                            - CASE WHEN j.concurrency IS NULL AND j.rate IS NULL THEN 0 ELSE (
-                                SELECT count(*) FROM callboard.outbox AS o
-                                JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
-                                WHERE o.job_id = j.id AND o.resend AND o.due_at <= now() AND NOT o.first AND NOT o.in_turn AND NOT o.dead
-                                  AND (o.claimed_until IS NULL OR o.claimed_until <= now()) AND i.state = 'waiting') END, 0) AS out
-        ) AS l
-        CROSS JOIN LATERAL (
-            SELECT greatest(coalesce(j.rate_ready, now() - make_interval(secs => 1 / j.rate)),
-                            now() - make_interval(secs => greatest(1, 1 / j.rate))) AS base
-        ) AS r
-        WHERE j.id = w.job_id AND j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
-          AND (w.queue = '' AND j.watermark < j.bulk_end
-               -- Down the index: an EXISTS may read all of the outbox for a job that it takes to have many messages.
-               OR (SELECT o.id FROM callboard.outbox AS o
-                   WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until IS NULL AND o.due_at = 'infinity'
-                   ORDER BY o.item LIMIT 1) IS NOT NULL
-               OR (SELECT o.id FROM callboard.outbox AS o
-                   WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until <= now()
-                     AND (o.due_at = 'infinity' OR l.limited AND o.due_at <= now())
-                   ORDER BY o.claimed_until LIMIT 1) IS NOT NULL
-               OR l.limited AND (
-                   SELECT o.id FROM callboard.outbox AS o
-                   WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until IS NULL AND o.due_at <= now()
-                   ORDER BY o.due_at LIMIT 1) IS NOT NULL)
-          AND (j.publish_until IS NULL OR j.publish_until < now())
-          AND (j.actor IS NULL OR j.actor = 'callboard.ping'  -- which each worker has
-               OR j.actor IN (SELECT unnest(actors) FROM living) OR NOT EXISTS (SELECT FROM living))
-          AND (j.concurrency IS NULL OR l.out < j.concurrency)
-          AND (j.rate IS NULL
-               OR r.base <= now() - make_interval(secs => 1 / j.rate)
-                  AND l.out - (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) < greatest(ceil(j.rate), 1))
-        OFFSET 0 FOR NO KEY UPDATE OF j SKIP LOCKED
+        {servable} OFFSET 0 FOR NO KEY UPDATE OF j SKIP LOCKED
     ) AS j
     LIMIT 1
 ), blocked AS (
@@ -85,6 +49,7 @@ WITH living AS (
                 ELSE %(rate_pause)s::float8 END AS pause
     FROM waiting AS w JOIN callboard.turns AS t ON t.job_id = w.job_id AND t.queue = w.queue AND t.seq = w.seq
     WHERE NOT EXISTS (SELECT FROM next) AND %(job)s::bigint IS NULL
+      AND NOT EXISTS ({servable} OFFSET 0)
     FOR UPDATE OF t SKIP LOCKED
 ), passed_over AS (
     UPDATE callboard.turns AS t
@@ -109,6 +74,46 @@ RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
           CASE WHEN next.queue = '' THEN j.bulk_end ELSE j.watermark END, j.epoch, coalesce(j.actor, ''), next.target,
           j.in_turn, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
           j.lane_by, j.lane_width, j.lanes, j.applied_lane_by, next.queue, next.seq + 1
+
+-- part: servable
+-- The job of the turn `w`, if it can be served. Rows: (id, limited, abandoned, out, base, starts).
+SELECT j.id, l.limited, j.publish_until IS NOT NULL AS abandoned, l.out, r.base,
+       CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
+FROM callboard.jobs AS j
+CROSS JOIN LATERAL (
+    SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
+           greatest(j.published - j.in_turn - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
+                    - CASE WHEN j.concurrency IS NULL AND j.rate IS NULL THEN 0 ELSE (
+                        SELECT count(*) FROM callboard.outbox AS o
+                        JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
+                        WHERE o.job_id = j.id AND o.resend AND o.due_at <= now() AND NOT o.first AND NOT o.in_turn AND NOT o.dead
+                          AND (o.claimed_until IS NULL OR o.claimed_until <= now()) AND i.state = 'waiting') END, 0) AS out
+) AS l
+CROSS JOIN LATERAL (
+    SELECT greatest(coalesce(j.rate_ready, now() - make_interval(secs => 1 / j.rate)),
+                    now() - make_interval(secs => greatest(1, 1 / j.rate))) AS base
+) AS r
+WHERE j.id = w.job_id AND j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
+  AND (w.queue = '' AND j.watermark < j.bulk_end
+       -- Down the index: an EXISTS may read all of the outbox for a job that it takes to have many messages.
+       OR (SELECT o.id FROM callboard.outbox AS o
+           WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until IS NULL AND o.due_at = 'infinity'
+           ORDER BY o.item LIMIT 1) IS NOT NULL
+       OR (SELECT o.id FROM callboard.outbox AS o
+           WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until <= now()
+             AND (o.due_at = 'infinity' OR l.limited AND o.due_at <= now())
+           ORDER BY o.claimed_until LIMIT 1) IS NOT NULL
+       OR l.limited AND (
+           SELECT o.id FROM callboard.outbox AS o
+           WHERE o.job_id = w.job_id AND o.queue = w.queue AND o.claimed_until IS NULL AND o.due_at <= now()
+           ORDER BY o.due_at LIMIT 1) IS NOT NULL)
+  AND (j.publish_until IS NULL OR j.publish_until < now())
+  AND (j.actor IS NULL OR j.actor = 'callboard.ping'  -- which each worker has
+       OR j.actor IN (SELECT unnest(actors) FROM living) OR NOT EXISTS (SELECT FROM living))
+  AND (j.concurrency IS NULL OR l.out < j.concurrency)
+  AND (j.rate IS NULL
+       OR r.base <= now() - make_interval(secs => 1 / j.rate)
+          AND l.out - (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id) < greatest(ceil(j.rate), 1))
 
 -- name: claim_in_turn
 -- Messages that are published in their job's turn (all of a limited job's), for as long as the lease lasts.

@@ -207,6 +207,18 @@ def test_a_job_at_its_limit_is_looked_at_again_once_an_item_ends(conn: Conn) -> 
     assert turn(conn) == job
 
 
+def test_a_job_whose_row_somebody_holds_for_a_moment_is_looked_at_again(
+    conn: Conn, database_url: str
+) -> None:
+    """The record of outcomes does, many times a second; nothing tells when it is done."""
+    job = make_job(conn, 9, published=0)
+    with connect(database_url) as other:
+        with other.transaction():
+            jobs.lock_jobs(other, [job])
+            assert turn(conn) is None
+        assert turn(conn) == job
+
+
 def test_an_item_that_ended_before_its_job_was_put_off_lets_it_go_on(conn: Conn, database_url: str) -> None:
     """The transaction of its outcome began earlier, so the time that the turn was put off to is further for it."""
     job = make_job(conn, 9, published=0)
