@@ -99,7 +99,8 @@ def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(on: Pipeline
     job = on.submit("together", *({"number": n} for n in range(4)), chunk=4)
     on.ended(job)
     on.conn.execute(
-        "UPDATE callboard.items SET state = 'waiting', was = NULL, finished_at = NULL WHERE job_id = %s AND item > 0",
+        "UPDATE callboard.items SET state = 'waiting', state_before = NULL, finished_at = NULL"
+        " WHERE job_id = %s AND item > 0",
         (job.id,),
     )
     on.conn.execute("DELETE FROM callboard.results WHERE job_id = %s AND item > 0", (job.id,))

@@ -668,7 +668,12 @@ def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
         ("JOB/cancel", {"json": {"reason": "a \x00"}}, 422, "reason must not contain a NUL character"),
         ("JOB/cancel", {"json": {"reason": "x" * 501}}, 422, "reason must be a text of at most 500"),
         ("JOB/pause", {"json": {"why": 1}}, 422, "why"),
-        ("JOB/cancel", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "not valid JSON"),
+        (
+            "JOB/cancel",
+            {"content": b"{", "headers": {"Content-Type": "application/json"}},
+            400,
+            "not valid JSON",
+        ),
         ("JOB/cancel", {"content": b"reason=x"}, 415, "application/json"),
         ("JOB/cancel", {"json": {"reason": "x" * 2_000_000}}, 413, "larger than"),
         ("JOB/cancel", {"headers": {"Sec-Fetch-Site": "cross-site"}}, 403, "another site"),
