@@ -11,6 +11,11 @@ from operator import attrgetter
 from types import SimpleNamespace, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+import msgspec
+
+#: Types whose values are numbers, all of them finite.
+NUMBERS = ("bigint", "int", "float8")
+
 
 @cache
 def columns(row: type) -> dict[str, Any]:
@@ -70,6 +75,8 @@ def _array(kind: str, values: Sequence[Any]) -> Any:
         return [] if kind == "bytea" else "{}"
     if kind == "bytea":
         return values
+    if kind in NUMBERS:  # JSON writes them as PostgreSQL reads them, in a tenth of the time that `str` takes
+        return "{" + msgspec.json.encode(values)[1:-1].decode() + "}"
     write = _quoted if kind == "text" else str
     texts = ("NULL" if value is None else write(value) for value in values) if absent else map(write, values)
     return "{" + ",".join(texts) + "}"

@@ -32,7 +32,8 @@ class Isolation:
         """
         with self._changed:
             self._leave(attempt)  # one that is to run alone may have entered before
-            self._wait(lambda: self._alone is None or lead in self._running or self._has_run(self._alone))
+            if self._alone is not None:
+                self._wait(lambda: self._alone is None or lead in self._running or self._has_run(self._alone))
             if alone:
                 self._alone = attempt
                 self._wait(lambda: all(map(self._has_run, self._running)))
@@ -48,9 +49,10 @@ class Isolation:
 
     def _leave(self, attempt: Attempt) -> None:
         self._running.pop(attempt, None)
+        if self._alone is not None:  # else nobody waits
+            self._changed.notify_all()
         if self._alone is attempt:
             self._alone = None
-        self._changed.notify_all()
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         while not condition():

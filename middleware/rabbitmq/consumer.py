@@ -40,6 +40,8 @@ class RabbitmqMessage(MessageProxy):
 
     def __init__(self, broker: RabbitmqBroker, message: Message[Any], delivery: Delivery) -> None:
         super().__init__(message)
+        # Dramatiq and its hooks read the fields some twenty times, each time through `__getattr__`.
+        self.__dict__.update(vars(message))
         self.broker = broker
         self.delivery = delivery
 
