@@ -3,13 +3,30 @@
 import argparse
 from collections.abc import Callable, Iterable
 
-from tests.bench import actions, drain, fairness, publish, saves, scale, watchers, web
+from tests.bench import (
+    actions,
+    cpu,
+    drain,
+    fairness,
+    idle,
+    latency,
+    publish,
+    saves,
+    scale,
+    sends,
+    watchers,
+    web,
+)
 from tests.bench.rig import Rig, rig
 
 #: The tables by name, each of a rig, a number of items and a number of pairs; some have their own numbers.
 TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
     "drain": drain.table,
+    "cpu": cpu.table,
     "saves": saves.table,
+    "sends": sends.table,
+    "latency": lambda rig, _items, _pairs: latency.table(rig),
+    "idle": lambda rig, _items, _pairs: idle.table(rig),
     "publish": publish.table,
     "submit": lambda rig, _items, _pairs: [publish.submitting(rig, 1_000_000)],
     "actions": lambda rig, _items, _pairs: actions.table(rig, 1_000_000),

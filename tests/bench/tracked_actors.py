@@ -36,3 +36,9 @@ def saving(number: int) -> None:
 def nap(number: int) -> None:
     """Take as long as a quick call over the network."""
     time.sleep(0.02)
+
+
+@dramatiq.actor(max_retries=0)
+def clock(number: int) -> float:
+    """Return when it ran."""
+    return time.time()
