@@ -55,7 +55,7 @@ class Finding(NamedTuple):
 def doctor(
     *,
     ping: Annotated[bool, typer.Option(help="Send a message through every queue that a worker has.")] = True,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for each of these.")] = 15.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for each of these messages.")] = 15.0,
     as_json: AsJson = False,
 ) -> None:
     """Look for what is wrong when nothing happens: database, broker, queues, workers, jobs. Exit 1 if something is.
@@ -104,7 +104,7 @@ def examine(timeout: float | None) -> Iterator[Finding]:
 def _settings() -> Iterator[Finding]:
     for name in settings.unknown():
         yield Finding("settings", NOTE, f"{name} is no setting", "see `callboard config` for those there are")
-    yield Finding("settings", OK, "each has a value that makes sense")  # main() has checked them
+    yield Finding("settings", OK, "all values are valid")  # main() has checked them
 
 
 def _database(conn: Conn) -> Iterator[Finding]:

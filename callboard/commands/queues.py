@@ -39,7 +39,7 @@ def queues(*, as_json: AsJson = False) -> None:
 
 @app.command()
 def put_back(
-    queue: Annotated[str, typer.Argument(help="The queue whose dead letters are meant.", show_default=False)],
+    queue: Annotated[str, typer.Argument(help="The queue whose dead letters go back.", show_default=False)],
     *,
     limit: Annotated[
         int, typer.Option(min=1, max=queue_admin.MAX_MOVED, help="The most to move, the oldest first.")

@@ -21,13 +21,15 @@ app.add_typer(group, name="token")
 
 Scopes = Annotated[
     list[str] | None,
-    one_of(SCOPES, "What it allows (may be repeated; without: read, submit, control)", "--scope", metavar="SCOPE"),
+    one_of(SCOPES, "What it allows (may be repeated; by default read, submit and control)", "--scope", metavar="SCOPE"),
 ]  # fmt: skip
 
 
 @group.command()
 def create(
-    name: Annotated[str | None, typer.Argument(help="Whose it is; the history of jobs has it.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The owner's name; the history of jobs shows it.")
+    ] = None,
     *,
     scope: Scopes = None,
     tenant: Annotated[str | None, typer.Option(help="For the jobs of this tenant only.")] = None,
@@ -67,7 +69,7 @@ def create(
     typer.echo(address or secret)
     typer.echo(f"{row['kind']} {row['id']} of {row['name']}: {', '.join(row['scopes'])}", err=True)
     if address and address.startswith("/"):
-        typer.echo("put the address of the web app before it", err=True)
+        typer.echo("write the address of the web app before this path", err=True)
 
 
 @group.command("list")

@@ -1,1 +1,1 @@
-"""The sweep: one elected process repairs what is stuck and deletes jobs whose time is over."""
+"""The sweep: one elected process repairs stuck items and jobs, and deletes the rows of deleted and expired jobs."""

@@ -35,7 +35,7 @@ def json_object(value: str) -> dict[str, Any]:
         raise typer.BadParameter(f"must be a JSON object: {error}") from None
 
 
-CONCURRENCY = "The most items of it that are in RabbitMQ or running, over all workers."
+CONCURRENCY = "The most items of the job that are in RabbitMQ or running, over all workers."
 MaxFailures = Annotated[
     str | None,
     typer.Option(metavar="N|N%", help="Stop it when more items than this failed: 10, 5%, '5% of 1000'."),
@@ -50,7 +50,10 @@ ConcurrencyBy = Annotated[
 Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="The most items to start: 10/s, 100/m.")]
 Deadline = Annotated[
     str | None,
-    typer.Option(metavar="TIME|SPAN", help="Cancel then what has not started: 2h, or 2027-01-31T12:00:00Z."),
+    typer.Option(
+        metavar="TIME|SPAN",
+        help="Cancel the items that have not started by then: 2h, or 2027-01-31T12:00:00Z.",
+    ),
 ]
 Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Start nothing before: 90s, 5m, 2h, 1d.")]
 At = Annotated[
@@ -135,7 +138,7 @@ def retry(
     *,
     state: Annotated[list[str] | None, one_of(RETRIABLE, "Items in this state (may be repeated)")] = None,
     item: Annotated[list[int] | None, typer.Option(min=0, help="This item (may be repeated).")] = None,
-    error: Annotated[str | None, typer.Option(help="Items that failed by it: a type, or the id of a group.")] = None,
+    error: Annotated[str | None, typer.Option(help="Items that failed by this error: its type, or the id of a group.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Give items another attempt: all that failed, or those chosen. A finished job is open again."""
