@@ -3,7 +3,7 @@
 In:    `rabbitmq.consumer` (other brokers: `deferring_consumer`) receives a message; `message.stamp` reads its job, item
        and attempt; `tracking`, called by Dramatiq, asks `attempts.in_flight` to admit it; a possible copy is claimed
        first (`attempts.claim`); the actor runs; `attempts.outcome` decides how the attempt ended, and whether it is
-       retried; `journal.journal` commits many outcomes in one transaction; `rabbitmq.acks` acknowledges after the commit.
+       retried; `journal.journal` commits many outcomes at once; `rabbitmq.acks` acknowledges after the commit.
 Out:   `submission.submission` stores bulk items as rows, for `callboard.submit` and for POST /jobs (`web.submissions`);
        a plain send goes by `submission.enqueue` and the journal to `submission.send_store`; `publish.publisher` claims
        rows, `publish.relay` sends them, and `rabbitmq.confirms` waits until RabbitMQ confirms them.

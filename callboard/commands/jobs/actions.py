@@ -52,7 +52,7 @@ Deadline = Annotated[
     str | None,
     typer.Option(
         metavar="TIME|SPAN",
-        help="Cancel the items that have not started by then: 2h, or 2027-01-31T12:00:00Z.",
+        help="Cancel items that have not started by then: 2h, 2027-01-31T12:00:00Z.",
     ),
 ]
 Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Start nothing before: 90s, 5m, 2h, 1d.")]
@@ -138,7 +138,7 @@ def retry(
     *,
     state: Annotated[list[str] | None, one_of(RETRIABLE, "Items in this state (may be repeated)")] = None,
     item: Annotated[list[int] | None, typer.Option(min=0, help="This item (may be repeated).")] = None,
-    error: Annotated[str | None, typer.Option(help="Items that failed by this error: its type, or the id of a group.")] = None,
+    error: Annotated[str | None, typer.Option(help="Items that failed by it: a type, or the id of a group.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Give items another attempt: all that failed, or those chosen. A finished job is open again."""

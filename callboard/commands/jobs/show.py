@@ -113,7 +113,7 @@ def watch(
         ),
     ] = None,
     *,
-    timeout: Annotated[float | None, typer.Option(min=0, help="Stop watching after this many seconds, with exit code 1.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Stop after these seconds, with exit code 1.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Follow jobs until they end: `callboard watch @latest`. Ctrl-C ends the watching, not the jobs."""
@@ -163,7 +163,7 @@ def export(
     job: JobId,
     *,
     form: Annotated[
-        str, one_of(FORMATS, "The format, in which a line is an item", "--format", metavar="FORMAT")
+        str, one_of(FORMATS, "The format; each line is an item", "--format", metavar="FORMAT")
     ] = "jsonl",
     state: ItemState = None,
     error: Annotated[
