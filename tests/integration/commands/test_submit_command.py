@@ -153,7 +153,7 @@ def test_a_line_without_the_item_key_is_bad(env: Env, tmp_path: Path) -> None:
 def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None:
     for header in (b"a,,b\n", b"a,a\n"):
         said = fault(tmp_path, "submit", ACTOR, "--format", "csv", env=env, given=header)
-        assert "line 1: a column of the header" in said
+        assert "line 1: each column of the header" in said
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_csv_header_must_name_each_column_once(env: Env, tmp_path: Path) -> None
         ([ACTOR, "missing.jsonl"], "can't read missing.jsonl: No such file", 1),
         ([ACTOR, "."], "can't read .: Is a directory", 1),
         ([ACTOR, "--format", "xml"], "must be one of jsonl, csv, not 'xml'", 2),
-        ([ACTOR, "--metadata", "[1]"], "not valid JSON object", 2),
+        ([ACTOR, "--metadata", "[1]"], "must be a JSON object", 2),
         ([ACTOR, "--metadata", '{"a": "\\u0000"}'], "metadata must be a dict of values", 2),
         ([ACTOR, "--priority", "9999999999"], "--priority", 2),
         ([ACTOR, "--rate", "10"], "rate must be like 10/s", 2),
