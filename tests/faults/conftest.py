@@ -1,5 +1,5 @@
-"""The scenario that faults happen to. It plays on the services that all tests share; a test that stops or kills one
-asks for `breakable_postgres` or `breakable_rabbitmq`, and its scenario plays on that.
+"""The scenario that faults happen to. It uses the services that all tests share; a test that stops or kills one asks
+for `breakable_postgres` or `breakable_rabbitmq`, and its scenario uses that.
 
 CALLBOARD_TEST_POSTGRES and CALLBOARD_TEST_RABBITMQ choose the releases, CALLBOARD_TEST_POOLED goes through PgBouncer.
 """

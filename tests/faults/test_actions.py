@@ -191,7 +191,7 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
 
 
 def test_a_job_whose_workers_die_as_it_is_cancelled_is_cancelled(scenario: Scenario) -> None:
-    """What they held has no end; it is cancelled, too, when they are missed."""
+    """The items that they held do not end; these are cancelled, too, when the workers are found dead."""
     job = scenario.submit("work", ({"number": n, "seconds": 0.5} for n in range(120)))
     scenario.start_worker(short_periods=4)
     scenario.wait_for(job, lambda status: status["running"] > 0)

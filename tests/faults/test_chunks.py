@@ -1,4 +1,4 @@
-"""Workers that are killed over messages that carry many items: what has no outcome runs again, and nothing else."""
+"""Workers are killed while they run messages that carry many items. Only items without an outcome run again."""
 
 import random
 from typing import Any
@@ -41,7 +41,9 @@ def test_killed_many_times_with_items_one_by_one(scenario: Scenario) -> None:
 
 
 def test_nothing_waits_for_slow_items_that_came_in_the_same_message(scenario: Scenario) -> None:
-    """What the busy process has not begun goes to another one, and counts once also if the first is killed then."""
+    """Another process gets the items that the busy one has not begun; each counts once, also if the first is killed
+    then.
+    """
     gate = scenario.folder / "gate"
     busy = scenario.start_worker(threads=4)
     items: list[dict[str, Any]] = [{"number": n} for n in range(120)]
@@ -61,7 +63,7 @@ def test_nothing_waits_for_slow_items_that_came_in_the_same_message(scenario: Sc
 
 
 def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:
-    """What a batch had in hand runs again item by item; one in twenty fails all of its tries."""
+    """The items of a killed batch run again one by one; one in twenty fails all of its tries."""
     for _ in range(2):
         scenario.start_worker()
     fates = ("fail" if n % 20 == 0 else "succeed" for n in range(ITEMS))
@@ -74,7 +76,7 @@ def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:
 
 
 def test_a_batch_with_an_item_that_kills_its_worker(scenario: Scenario) -> None:
-    """That one is failed at the third death; the others of its batch succeed, and are charged with nothing."""
+    """The deadly item is failed at the third death; the others succeed, and no death is charged to them."""
     items: list[dict[str, Any]] = [{"number": n, "seconds": 0.3 if n < CHUNK else 0.05} for n in range(100)]
     items[7]["how"] = "kill"
     scenario.start_worker(short_periods=4)

@@ -1,4 +1,4 @@
-"""Workers whose clocks are an hour off, forwards and backwards: nobody's clock but the database's counts."""
+"""The clocks of workers are an hour off, forwards and backwards: only the clock of the database counts."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The consumer's connection is lost with work in flight: what is acknowledged afterwards is what ran, no more."""
+"""The consumer's connection is lost with work in flight. Afterwards only messages that ran are acknowledged."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ def begun(scenario: Scenario) -> dict[int, int]:
 def test_a_message_that_never_ran_is_not_acknowledged_for_another(
     stock: str, broker: Broker, scenario: Scenario
 ) -> None:
-    """Dramatiq 2.2 acknowledges the number that a message had on the lost connection: another's on the new one."""
+    """Dramatiq 2.2 acknowledges by the number on the lost connection, which is another message's on the new one."""
     gates = {IN_HAND: str(scenario.folder / "first"), NEXT: str(scenario.folder / "second")}
     env = {"dramatiq_restart_delay": "200"} | ({STOCK: stock} if stock else {})
     worker = scenario.start_worker(
@@ -90,7 +90,7 @@ def line(environment: dict[str, str]) -> Iterator[Proxy]:
 def test_what_was_fetched_before_does_not_run_twice(
     how: str, line: Proxy, broker: Broker, scenario: Scenario
 ) -> None:
-    """The copies in memory go, those in flight are joined by what comes again, and all is counted once."""
+    """Prefetched copies are dropped, running ones are joined by their second delivery, and each item counts once."""
     count, gate = 1_500, scenario.folder / "gate"
     worker = scenario.start_worker(env={"dramatiq_restart_delay": "200"})
     assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)

@@ -1,4 +1,4 @@
-"""An item that kills its worker each time: it is stopped at the third death, and its neighbours don't pay for it."""
+"""An item that kills its worker each time is failed at the third death, and no death is charged to its neighbours."""
 
 import json
 import signal
@@ -98,9 +98,8 @@ def test_each_way_to_die_ends_at_the_third_time(scenario: Scenario) -> None:
 
 
 def test_one_that_dies_at_once_gets_at_most_one_run_more(scenario: Scenario) -> None:
-    """It leaves no trace the first time: what comes back then may as well be what its worker had only fetched.
-
-    Each death is found before the message is delivered again.
+    """The first death leaves no trace, since a redelivered message may have been prefetched only. Each death is found
+    before the message is delivered again.
     """
     worker = scenario.start_worker()
     job = scenario.submit("deadly", neighbours({"how": "kill"}, 0.3))

@@ -148,7 +148,7 @@ def test_late_copies_of_an_attempt_that_fails(marked: bool, broker: Broker, scen
     alone = set(range(count))
 
     def all_beside(_: object) -> bool:
-        """Each gets its copies as soon as it is known to be in hand."""
+        """Each item gets its copies as soon as it has a row in `running`."""
         here = {item for (item,) in scenario.sql(known, job.id, 1)} & alone
         put(scenario, (late[2 * item + copy] for item in here for copy in (0, 1)))
         alone.difference_update(here)
@@ -186,7 +186,7 @@ def begun(scenario: Scenario, count: int) -> tuple[callboard.Job, Sequence[bytes
 
 
 def heard(scenario: Scenario, job: callboard.Job) -> bool:
-    """Whether each worker has beaten since the job was told something, and so asked what it was told before."""
+    """Whether each worker has beaten since the last action on the job, and so has read that action."""
     query = (
         "SELECT count(*) = 3 AND bool_and(w.beat_at > j.control_at + interval '2.5 s')"
         " FROM callboard.workers AS w, callboard.jobs AS j WHERE j.id = %s"
@@ -195,7 +195,7 @@ def heard(scenario: Scenario, job: callboard.Job) -> bool:
 
 
 def test_copies_of_a_cancelled_jobs_messages_run_nowhere(broker: Broker, scenario: Scenario) -> None:
-    """Nor in a worker that starts later."""
+    """They run in no worker, also in none that starts later."""
     count = 200
     job, bodies = begun(scenario, count)
     job.cancel()

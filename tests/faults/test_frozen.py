@@ -1,4 +1,4 @@
-"""Processes that stand still: a worker that is taken for dead and goes on, a sender in the middle of a transaction."""
+"""Frozen processes: a worker that is taken for dead and goes on, and a sender in the middle of a transaction."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def state_of(scenario: Scenario, pid: int) -> tuple[int, str]:
 
 
 def once(item: int) -> bool:
-    """Whether one attempt that nobody breaks off is all that an item needs."""
+    """Whether the item ends with its first attempt, if nothing breaks it off."""
     return fate(item) in ("succeed", "skip")
 
 
@@ -46,7 +46,7 @@ def in_hand(scenario: Scenario, job: callboard.Job, worker: int) -> dict[int, in
 
 
 def stand_still(scenario: Scenario, worker: Worker) -> None:
-    """Freeze it; what it had asked of the database is done."""
+    """Freeze it between two statements."""
     os.killpg(worker.pid, signal.SIGSTOP)
     ((moment,),) = scenario.sql("SELECT clock_timestamp()")
     under_way = (
@@ -64,7 +64,7 @@ def run_elsewhere(scenario: Scenario, job: callboard.Job, held: dict[int, int]) 
 
 @pytest.mark.parametrize("until", ["its items run elsewhere", "the job is done"])
 def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, scenario: Scenario) -> None:
-    """What it held runs again elsewhere, and counts once; it comes back to life as the worker that it was."""
+    """The items that it held run again elsewhere, and count once; the process goes on under its old worker id."""
     frozen, at_work = (scenario.start_worker(short_periods=LIMIT, threads=4) for _ in range(2))
     (worker, pid), (other, _) = (row_of(scenario, one) for one in (frozen, at_work))
     # Of different lengths: of equal ones all four may end in the moment before the process stands still.

@@ -1,4 +1,4 @@
-"""An item that hangs is alive, makes no progress and no error: it is seen, and the line it stands at is named."""
+"""An item that hangs makes no progress and no error. The job shows it, with the line where it stands."""
 
 import re
 import socket

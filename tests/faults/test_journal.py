@@ -1,4 +1,4 @@
-"""A journal that can't go on: its worker ends with a code that its master and a supervisor notice."""
+"""A worker whose journal can't go on ends with an exit code that its master and a supervisor notice."""
 
 import pytest
 
@@ -10,7 +10,7 @@ ITEMS = 1_000
 
 @pytest.mark.parametrize("part", ["acknowledge", "attempts"])
 def test_a_worker_that_cant_record_ends(part: str, scenario: Scenario) -> None:
-    """Not a zombie that holds messages: both processes end, the code is 1, the log says why; others do the work."""
+    """It does not stay, holding messages: both processes end, the code is 1, the log says why, others do the work."""
     worker = scenario.start_worker(
         processes=2,
         env={BREAKS: part, FOLDER: str(scenario.folder)},
@@ -32,7 +32,7 @@ def test_a_worker_that_cant_record_ends(part: str, scenario: Scenario) -> None:
 
 
 def test_a_worker_that_has_lost_a_thread_says_so_and_is_replaced(scenario: Scenario) -> None:
-    """Not a worker that beats, holds messages and runs them with fewer threads, or with none."""
+    """It does not go on with fewer threads, or with none, while it beats and holds messages."""
     worker = scenario.start_worker(threads=2, modules=(ACTORS, "tests.faults.rig.ending_middleware"))
     job = scenario.submit("work", [{"number": n} for n in range(100)])
     assert worker.process.child is not None

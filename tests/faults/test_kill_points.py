@@ -1,4 +1,4 @@
-"""A worker killed at each point of an item's way where something has happened and the next thing has not."""
+"""A worker is killed at each point of an item's way: after one step, and before the next."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Only so many items of a customer at once, by the actors' own table of runs, over workers that are killed."""
+"""Lanes limit the items of a customer at once, also when workers are killed; measured in the actors' own log."""
 
 from itertools import accumulate, pairwise
 
@@ -69,7 +69,7 @@ def test_the_limit_is_set_and_taken_away_on_a_run(scenario: Scenario) -> None:
 
 
 def test_only_so_many_customers_are_in_hand_at_once(scenario: Scenario) -> None:
-    """Also when a worker dies that has items of some of them."""
+    """The limit also holds when a worker dies that has items of some customers."""
     customers, items, lanes = 12, 30, 4
     victim, _ = scenario.start_worker(), scenario.start_worker()
     job = scenario.submit(

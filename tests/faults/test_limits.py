@@ -22,7 +22,7 @@ def spans(scenario: Scenario, job: callboard.Job) -> list[tuple[float, float]]:
 
 
 def at_once(runs: list[tuple[float, float]]) -> int:
-    """How many runs there were at the same moment, at the most."""
+    """The most runs at the same moment."""
     moments = sorted([(began, 1) for began, _ in runs] + [(ended, -1) for _, ended in runs])
     most = now = 0
     for _, change in moments:
@@ -93,7 +93,7 @@ def test_a_job_with_a_time_starts_then_and_one_that_is_late_is_cancelled(scenari
 
 
 def test_a_small_job_is_not_kept_waiting_by_a_large_one(scenario: Scenario) -> None:
-    """Jobs are served in turn: three times its own time alone, and what lies in the queue before it."""
+    """Jobs are served in turn: it takes at most three times its time alone, and the time of the queue before it."""
     scenario.start_worker(processes=2)
     items = [{"number": n, "seconds": 0.02} for n in range(100)]
     alone = scenario.submit("work", items)

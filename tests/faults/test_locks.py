@@ -1,5 +1,5 @@
-"""Everything that writes, at once: flushes that cross each other, publishers, workers, the sweep, retention,
-callbacks, and those outside who send, cancel, pause, resume, limit, retry, seal and delete. In every moment a recount
+"""All writers at once: flushes in crossing orders, publishers, workers, the sweep, retention, callbacks, and clients
+that send, cancel, pause, resume, limit, retry, seal and delete. In every moment a recount
 finds what the counters say, and nothing deadlocks.
 """
 
@@ -182,7 +182,7 @@ class Writers(ConcurrentWriters):
         )
 
     def retain(self, conn: Conn, chance: random.Random) -> None:
-        """One that is over leaves, and another takes its place."""
+        """Delete a job that is over, and make another in its place."""
         place = chance.randrange(JOBS)
         if retention.mark_deleted(conn, [self.jobs[place]]):
             self.jobs[place] = self._make(conn, place)
@@ -194,7 +194,7 @@ class Writers(ConcurrentWriters):
         retention.delete_old_rows(conn, None)
 
     def take_action(self, conn: Conn, chance: random.Random) -> None:
-        """What people say to jobs."""
+        """A random action on a random job."""
         action = chance.choice(("cancel", "pause", "resume", "resume", "retry", "retry", "limit", "seal"))
         states = chance.choice((("failed", "skipped", "cancelled"), ("failed",), ("cancelled",)))
         given = RetrySelection(states) if action == "retry" else chance.choice(LIMITS)
@@ -219,7 +219,7 @@ class Writers(ConcurrentWriters):
     # The end ---------------------------------------------------------------------------------------------------------
 
     def finish(self, conn: Conn) -> None:
-        """Left alone with publishers and workers that work, every job comes to its end."""
+        """With publishers and workers only, every job ends."""
         for job in self.jobs:
             submission.seal_job(conn, job)
         conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h'")

@@ -1,5 +1,5 @@
-"""Everything in one queue: slow items among fast ones, failures and skips among successes, what can't be read, what
-others sent, what nobody can run. No channel is closed by us, no dead letter is lost, nobody waits for the slow ones.
+"""One queue with slow and fast items, failures, skips and successes, unreadable messages, messages of other producers,
+and messages that no worker can run. No channel closes, no dead letter is lost, and no item waits for the slow ones.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Data that a database chokes on, from a real worker: each item ends with a clear word, and nobody waits for it."""
+"""A worker gives values that a database can't store. Each item ends with a clear error, and no other waits for it."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ KINDS = [*UNKEPT, *SAID, "half", "nul", "step"]
 
 
 def attempts(scenario: Scenario, job: int, item: int) -> list[dict[str, Any]]:
-    """What is told of an item's attempts."""
+    """The attempts of an item, as the API describes them."""
     with connect(scenario.database_url) as conn:
         return queries.run(conn, queries.attempts(job, item))
 

@@ -1,4 +1,4 @@
-"""PostgreSQL goes away, in every way, while items run. CALLBOARD_TEST_LONG=1 for longer."""
+"""PostgreSQL fails in every way while items run. CALLBOARD_TEST_LONG=1 for longer."""
 
 import os
 import threading
@@ -96,7 +96,7 @@ def begun(scenario: Scenario) -> callboard.Job:
 def test_stopped_for_a_while_and_a_worker_killed_meanwhile(
     scenario: Scenario, breakable_postgres: Server
 ) -> None:
-    """What the killed one had done and could not commit it had not acknowledged: it runs again, and counts once."""
+    """The killed worker had not acknowledged items that it could not commit: they run again, and count once."""
     job = begun(scenario)
     with scenario.watch(job) as watcher:
         breakable_postgres.stop()
@@ -152,7 +152,7 @@ def test_every_connection_terminated_again_and_again(scenario: Scenario) -> None
 
 
 def test_out_of_connections(scenario: Scenario, breakable_postgres: Server) -> None:
-    """Other people's connections take every place as callboard's are cut, until it has none."""
+    """Other connections take every slot while those of Callboard are cut, until it has none."""
     job = begun(scenario)
     recorded = "SELECT succeeded FROM callboard.jobs WHERE id = %s"
     with scenario.watch(job) as watcher, psycopg.connect(scenario.database_url, autocommit=True) as admin:
@@ -232,8 +232,8 @@ def between(worker_database_url: str, environment: dict[str, str]) -> Iterator[P
 def test_the_connection_breaks_within_the_commit(
     nth: int, statement: bytes, between: Proxy, scenario: Scenario
 ) -> None:
-    """As in a failover: it is committed and nobody knows. The same flush again changes nothing; nor do a claim, a
-    heartbeat, a publisher's word on what it sent.
+    """As in a failover: the transaction is committed, and its client gets no answer. Repeating the flush changes
+    nothing; nor does repeating a claim, a heartbeat, or a publisher's confirmation.
     """
     job = begun(scenario)
     with scenario.watch(job) as watcher:

@@ -62,7 +62,7 @@ def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:
 
 
 def test_a_queue_purged_that_is_never_empty(scenario: Scenario) -> None:
-    """By the product's own periods. What waits in the queue meanwhile is left alone: nothing runs twice."""
+    """With the product's own periods. Messages that still wait in the queue are not sent again: nothing runs twice."""
     scenario.start_worker(env={"CALLBOARD_QUEUE_DEPTH": "300"})
     jobs = [scenario.submit("work", ({"number": n, "seconds": 0.03} for n in range(1_000)))]
     with scenario.watch(jobs[0]) as watcher:

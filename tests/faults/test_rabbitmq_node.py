@@ -1,4 +1,4 @@
-"""A RabbitMQ node restarted, out of memory and gone, with a job at work."""
+"""A RabbitMQ node is restarted, runs out of memory, and is gone, while a job runs."""
 
 import re
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_messages_larger_than_rabbitmq_takes(scenario: Scenario) -> None:
 
 
 def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> None:
-    """Once in order and once by SIGKILL; what it had confirmed is there again."""
+    """Once in order and once by SIGKILL; all confirmed messages are there again."""
     for _ in range(2):
         scenario.start_worker()
     job = scenario.submit("work", mixed(4_000, 0.02))
@@ -99,7 +99,7 @@ def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node)
 
 
 def test_the_node_gone_while_retries_are_due(scenario: Scenario, breakable_rabbitmq: Node) -> None:
-    """Attempts that end meanwhile are on record; their next wait in the database, and the job says for what."""
+    """Attempts that end meanwhile are recorded; their retries wait in the database, and the job gives the reason."""
     scenario.start_worker()
     assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     # The queue was declared just now; the log of it lies in the node's memory for two seconds.

@@ -1,4 +1,4 @@
-"""Jobs that are deleted: whoever clears them away is killed in the middle, and their messages still lie in RabbitMQ."""
+"""Jobs are deleted: the process that deletes their rows is killed in the middle, and messages still lie in RabbitMQ."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ def left(scenario: Scenario, job: callboard.Job) -> dict[str, int]:
 
 
 def cancelled(scenario: Scenario) -> callboard.Job:
-    """A job that nobody worked at and that is over."""
+    """A job that was cancelled before any item started."""
     job = scenario.submit("work", mixed(ITEMS))
     job.cancel()
     scenario.wait_for(job, lambda status: status["state"] == "cancelled")
@@ -74,7 +74,7 @@ DEATHS = [
 
 @pytest.mark.parametrize("then", ["named", "due", "sweep"])
 def test_a_purge_killed_in_the_middle_is_gone_on_with(then: str, scenario: Scenario) -> None:
-    """By a purge that is given the jobs, by one that takes what is due, by a worker's sweep."""
+    """The next purge by id, a purge of expired jobs, or the sweep of a worker deletes the rest."""
     jobs, other = [cancelled(scenario) for _ in DEATHS], cancelled(scenario)
     for job, (dies, times, items) in zip(jobs, DEATHS, strict=True):
         killed = purge(scenario, job.id, dies=dies, times=times)
@@ -98,7 +98,7 @@ def test_a_purge_killed_in_the_middle_is_gone_on_with(then: str, scenario: Scena
 
 
 def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(scenario: Scenario) -> None:
-    """Nothing was redelivered, nothing may be a copy: it does not run only because workers are told of the job."""
+    """No message is redelivered or suspect: they do not run only because workers read that the job is deleted."""
     worker = scenario.start_worker()
     assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     worker.stop()  # its queue is there

@@ -1,4 +1,4 @@
-"""Two releases at once: of Callboard with its schema, and of the user's actors; forwards and back, in mid-job."""
+"""Two releases of Callboard, with their schemas, and of the user's actors run at once, forwards and back."""
 
 import shutil
 import subprocess
@@ -66,7 +66,7 @@ def releases(scenario: Scenario) -> list[str]:
 
 
 def roll(scenario: Scenario, old: Worker, release: str, **more: Any) -> Worker:
-    """What a deploy does: ask one to stop, start another in its place."""
+    """Do what a deploy does: ask one worker to stop, and start another in its place."""
     assert old.stop() == 0
     scenario.workers.remove(old)
     return scenario.start_worker(env={"CALLBOARD_RELEASE": release}, **more)

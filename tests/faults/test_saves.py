@@ -1,4 +1,4 @@
-"""What an item saves is there if and only if it succeeded, and once: workers die at each point, messages come twice."""
+"""Saved rows are there once, if and only if their item succeeded: workers die at each point, messages come twice."""
 
 from typing import Any
 

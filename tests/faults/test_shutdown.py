@@ -1,5 +1,5 @@
-"""A worker is asked to stop: it ends soon. What it could not record, for the database is away, comes again; what it
-interrupted ends as Dramatiq says, or runs again.
+"""A worker is asked to stop, and ends soon. Outcomes that it could not record, since the database is away, come again;
+items that it interrupted end as with Dramatiq, or run again.
 """
 
 import signal
@@ -112,7 +112,7 @@ def test_items_that_a_shutdown_interrupts(scenario: Scenario) -> None:
 
 
 def test_a_second_signal_kills_a_worker_that_runs_coroutines(scenario: Scenario) -> None:
-    """As Dramatiq's own workers: no thread outlives the main one, and works on where no signal reaches it."""
+    """As with Dramatiq's own workers, no thread outlives the main one and goes on where no signal reaches it."""
     worker = scenario.start_worker(modules=(ACTORS, "tests.faults.rig.interrupted_actors"))
     job = scenario.submit("waits", [[]])
     scenario.wait_for(job, lambda status: status["running"] == 1)

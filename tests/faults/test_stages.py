@@ -1,4 +1,4 @@
-"""Jobs of stages whose workers die while a stage is made and between two; what is said to them meanwhile."""
+"""Jobs of stages: workers die while a stage is made and between two stages, and actions come meanwhile."""
 
 import json
 import random
@@ -216,7 +216,7 @@ class Writers(ConcurrentWriters):
         stages.seal_stage(conn, making)
 
     def take_action(self, conn: Conn, chance: random.Random) -> None:
-        """What people say."""
+        """A random action on a random job."""
         action = chance.choice(("cancel", "pause", "pause", "resume", "resume", *["retry"] * 3, "limit"))
         given = (
             RetrySelection(chance.choice((None, ("cancelled", "failed"))))
@@ -231,7 +231,7 @@ class Writers(ConcurrentWriters):
         stages.update_parents(conn)
 
     def finish(self, conn: Conn) -> None:
-        """Gone on with, and with nothing that fails, every job of stages comes to its end."""
+        """Without further failures, every job of stages ends."""
         chance = random.Random(0)
         for _ in range(40):
             conn.execute("UPDATE callboard.outbox SET claimed_until = NULL")

@@ -1,4 +1,4 @@
-"""A job that can't move says why; the reason of each standstill, with real processes and a real RabbitMQ."""
+"""A job that stands still gives the reason: each reason, with real processes and a real RabbitMQ."""
 
 import re
 from collections.abc import Callable

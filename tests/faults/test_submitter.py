@@ -1,4 +1,4 @@
-"""Submitters that are killed: the job is absent, or can be finished, or is complete; and nothing is in it twice."""
+"""Submitters are killed: the job is absent, can be continued, or is complete, and no item is in it twice."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Sweeps that are elected, killed and frozen; and what a worker held that is gone or cut off."""
+"""Sweeps are elected, killed and frozen; the items of a worker that is gone or cut off run again."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ KILLED, CUT_OFF = 15.0, 90.0
 
 
 def leader(scenario: Scenario) -> str:
-    """Who sweeps; nobody: an empty text."""
+    """The holder of the lease of the sweep; empty: none."""
     rows = scenario.sql(LEADER)
     return str(rows[0][0]) if rows else ""
 
@@ -59,7 +59,7 @@ def stopped() -> Iterator[list[int]]:
 def test_the_one_that_sweeps_is_killed_and_frozen_and_another_takes_over(
     scenario: Scenario, stopped: list[int]
 ) -> None:
-    """It comes to after its lease was taken: it sweeps no more, and what it had found is sent by the other only."""
+    """It goes on after its lease was taken: it sweeps no more, and only the other sends what it had found."""
     for _ in range(3):
         scenario.start_worker(short_periods=5, threads=2)
     workers = list(scenario.workers)
@@ -89,7 +89,7 @@ def test_the_one_that_sweeps_is_killed_and_frozen_and_another_takes_over(
 
 
 def test_two_sweeps_at_once_send_nothing_twice(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not elected but told to: each does everything, at the same time. Only who has the lease sends again."""
+    """Both sweep at the same time without an election. Only the holder of the lease sends messages again."""
     monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", "1000")  # all of them, though nobody works
     monkeypatch.setattr(lost_messages, "REPORT_AGE_SECONDS", 0.0)
     monkeypatch.setattr(sweep, "SEARCH_SECONDS", 0.0)

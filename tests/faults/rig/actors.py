@@ -1,4 +1,4 @@
-"""Actors of the fault suite: each notes its run in the ledger, then does what its item says."""
+"""Actors of the fault suite: each logs its run, then does what its item says."""
 
 import ctypes
 import os
@@ -23,11 +23,11 @@ MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
 
 
 class TransientError(Exception):
-    """A failure that the next attempt mends."""
+    """A failure that the next attempt does not have."""
 
 
 class Once(Exception):
-    """A failure that only a retry by hand mends."""
+    """A failure until somebody retries the item by hand."""
 
 
 @dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
@@ -75,7 +75,7 @@ def serve(customer: str, fate: str = "succeed", seconds: float = 0.0) -> None:
 
 @dramatiq.actor(max_retries=0)
 def leaves(number: int) -> None:
-    """Work for long, and look whether that is still wanted."""
+    """Work for long, and stop early if the job is cancelled."""
     with logged_run():
         while not callboard.current().cancelled:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Actors that are told when their worker is asked to stop: Dramatiq raises Shutdown in them."""
+"""Actors in which Dramatiq raises Shutdown when their worker is asked to stop."""
 
 import asyncio
 import time
@@ -18,7 +18,9 @@ def work_on() -> None:
 
 @dramatiq.actor(notify_shutdown=True, max_retries=3, min_backoff=50, max_backoff=100)
 def interrupted(how: str) -> str:
-    """The first attempt works until it is told; then it breaks off, ends in its own way, or says why it does not."""
+    """The first attempt works until Shutdown is raised; then it breaks off, ends in its own way, or logs why it does
+    not.
+    """
     with logged_run():
         try:
             if callboard.current().attempt == 1:

@@ -1,4 +1,4 @@
-"""A proxy before a server: it cuts connections when it is told to, or when it sees certain bytes go by."""
+"""A proxy before a server: it cuts connections when the test asks for it, or when certain bytes go by."""
 
 import selectors
 import socket
@@ -14,7 +14,7 @@ Address = tuple[str, int] | str
 
 
 class Proxy:
-    """Listens on a free port (or on a Unix socket), and passes everything on to `target` until told otherwise."""
+    """Listens on a free port (or on a Unix socket), and passes everything on to `target` until the test cuts it."""
 
     def __init__(self, target: Address, at: str | None = None) -> None:
         self.target = target
