@@ -36,7 +36,7 @@ def asking(job: callboard.Job, count: int) -> bool:
 
 
 def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:
-    """While the job's row is locked for a second, nothing of it can be written, and the event loop goes on."""
+    """While the job's row is locked for three seconds, nothing of it can be written, and the event loop goes on."""
     rig.world.seconds = 0.05
     (job,) = rig.submit("audit", "audit.submit('Acme')")
     with rig.watched(job) as seen:
@@ -45,7 +45,7 @@ def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:
         assert asking(job, 20)
         with psycopg.connect(rig.environment["DATABASE_URL"]) as other:
             other.execute("SELECT FROM callboard.jobs WHERE parent_id = %s FOR UPDATE", (job.id,))
-            other.execute("SELECT pg_sleep(1)")
+            other.execute("SELECT pg_sleep(3)")
         status = job.wait(TIMEOUT)
     assert status["state"] == "completed"
     stages = {stage["name"]: stage for stage in status["stages"]}
@@ -67,7 +67,7 @@ def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:
     ]  # fmt: skip
     lag = float(Path(rig.environment[loop_lag.FILE]).read_text(encoding="ascii"))
     print(f"the event loop was late by {1000 * lag:.0f} ms at most")  # noqa: T201 — measured
-    assert lag < 0.5
+    assert lag < 1.5
     rig.assert_nothing_left()
 
 

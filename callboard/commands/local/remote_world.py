@@ -172,7 +172,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer it."""
-        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        sent = self.rfile.read(length)
+        if len(sent) < length:  # its client was killed
+            self.close_connection = True
+            return
         service, _, path = unquote(self.path).strip("/").partition("/")
         if service == "figures":
             answer = Answer(200, self.world.figures())
