@@ -133,13 +133,13 @@ def test_retried_items_move_their_counts_back_and_twice_pressed_is_once_done(sce
 
 
 def test_what_was_cancelled_is_done_after_all(scenario: Scenario) -> None:
-    job = going(scenario, 3_000)
+    job = going(scenario, 1_500)
     job.cancel()
     scenario.wait_for(job, lambda status: status["state"] == "cancelled")
     cancelled = scenario.status(job)["cancelled"]
     assert job.retry(["cancelled"]) == cancelled
-    runs = scenario.assert_completed(job, total=3_000, timeout=600)
-    assert runs.total() == 3_000
+    runs = scenario.assert_completed(job, total=1_500, timeout=600)
+    assert runs.total() == 1_500
 
 
 def test_chosen_items_of_a_cancelled_job_are_retried_and_the_rest_stays_cancelled(scenario: Scenario) -> None:

@@ -22,7 +22,7 @@ from tests.support.timer import Timer
 from tests.support.workers import Worker, wait_until
 
 LONG = bool(os.environ.get("CALLBOARD_TEST_LONG"))
-ITEMS = 12_000 if LONG else 3_000
+ITEMS = 12_000 if LONG else 2_000
 #: Seconds in which a worker goes on by itself once the database is back.
 RECOVERY = 10.0
 #: Lines that a process may log at the beginning of an outage, besides one a second; and its share of a core.

@@ -63,16 +63,16 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
     """Once in order and once by SIGKILL; all confirmed messages are there again."""
     for _ in range(2):
         scenario.start_worker()
-    job = scenario.submit("work", mixed(4_000, 0.02))
+    job = scenario.submit("work", mixed(2_400, 0.02))
     with scenario.watch(job) as watcher:
-        for part, end in ((600, breakable_rabbitmq.stop), (2_000, breakable_rabbitmq.kill)):
+        for part, end in ((600, breakable_rabbitmq.stop), (1_500, breakable_rabbitmq.kill)):
             scenario.wait_for(job, lambda status: status["succeeded"] > part)
             before, cuts = breakable_rabbitmq.pid, scenario.log().count(CUT)
             end()
             assert wait_until(lambda: scenario.log().count(CUT) > cuts, TIMEOUT)
             breakable_rabbitmq.start()
             assert breakable_rabbitmq.pid != before
-        runs = scenario.assert_mixed_completed(job, 4_000, watcher=watcher)
+        runs = scenario.assert_mixed_completed(job, 2_400, watcher=watcher)
     assert sent_again(scenario) == 0
     assert all(worker.output.count(BACK) >= 2 for worker in scenario.workers)
     assert all(PUBLISHING in worker.output for worker in scenario.workers)
@@ -81,7 +81,7 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
 
 def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node) -> None:
     scenario.start_worker()
-    job = scenario.submit("work", mixed(3_000, 0.01))
+    job = scenario.submit("work", mixed(1_500, 0.01))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda status: status["succeeded"] > 300)
         alarmed.ctl("set_vm_memory_high_watermark", "0.00001")
@@ -93,7 +93,7 @@ def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node)
         ), status["stalled"]
         assert status["succeeded"] == 0
         alarmed.ctl("set_vm_memory_high_watermark", "0.4")
-        scenario.assert_mixed_completed(job, 3_000, watcher=watcher)
+        scenario.assert_mixed_completed(job, 1_500, watcher=watcher)
         scenario.assert_mixed_completed(blocked, 200)
     assert sent_again(scenario) == 0
 
