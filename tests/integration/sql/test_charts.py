@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from callboard.sql import pool
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.writes import actions
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
-from callboard.web import database as web_database
 from tests.support.jobs import make_job, make_mixed_job, make_staged, make_worker, record, send
 
 ANNA = Requester("python", "anna")
@@ -144,7 +144,7 @@ def test_a_recount_that_takes_too_long_is_a_503_that_says_what_takes_as_long_as_
     conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(conn, 1)
-    monkeypatch.setattr(web_database, "_BEGIN", "BEGIN READ ONLY; SET LOCAL statement_timeout = '100ms'")
+    monkeypatch.setattr(pool, "_BEGIN_READ", pool._BEGIN_READ.replace("5s", "100ms"))
     with conn.transaction():
         conn.execute("LOCK TABLE callboard.items")
         problem = read(database_url, f"/jobs/{job}/verify", "POST", status=503)
