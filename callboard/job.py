@@ -26,7 +26,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.reads.queries import Query
 from callboard.sql.states import JOB_FINAL
-from callboard.sql.writes import actions, retry_action, submission
+from callboard.sql.writes import actions, refusals, retry_action, submission
 from callboard.sql.writes.requests import NoSuchJob, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again, run_again
@@ -173,15 +173,17 @@ class Job:
         *,
         items: Iterable[int] | None = None,
         error: str | None = None,
+        dry_run: bool = False,
     ) -> int:
         """Give items that ended without success another attempt, and return how many; a job that has ended is open
-        again.
+        again. `dry_run`: change nothing, and only return how many it would be.
 
         `states`: failed (if None), skipped, cancelled. `items`: only those with these numbers. `error`: only those that
         failed by it, the `id` or the `type` of a group of `errors`. Raises ValueError for a choice that makes no sense,
         and NotPossible while the job is being stopped.
         """
-        return self._act(retry_action.retry, RetrySelection(states, items, error))
+        act = would_retry if dry_run else retry_action.retry
+        return self._act(act, RetrySelection(states, items, error))
 
     def limit(self, /, **changes: Any) -> dict[str, Any]:
         """Change the job's limits from now on, and return its status; None removes a limit.
@@ -252,6 +254,13 @@ class Job:
                 raise
             self._runtime.process.pool.check()
             return self._runtime.write(statement)
+
+
+def would_retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
+    """Return how many items a retry would give another attempt. Raises as it would."""
+    refusals.check(conn, job, by, "retry", some_items=selection.items is not None)
+    items = None if selection.items is None else list(selection.items)
+    return queries.run(conn, queries.retried_items(job, selection.wanted, items, selection.error))
 
 
 def acting(via: str) -> Requester:

@@ -1,6 +1,6 @@
 """Endpoints that change a job. Each answers with the job as it is then; after a DELETE there is none."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
+from callboard.sql.reads.job_view import concerned
 from callboard.sql.writes import actions, refusals, retry_action
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
@@ -88,14 +89,6 @@ async def delete(call: Call[DryRun, NoBody]) -> Response | dict[str, Any]:
         return await _act(call, "delete", actions.delete)
     await call.write(lambda conn: actions.delete(conn, call.job, call.requester))
     return Response(status_code=204)
-
-
-def concerned(job: dict[str, Any], action: str, states: Sequence[str] = ("failed",)) -> int:
-    """How many items of a job an action concerns: those that a retry gives another attempt, those that a deletion
-    deletes; for the others, those that have not started.
-    """
-    names = {"retry": states, "delete": ("total",)}.get(action, ("pending", "queued", "retrying"))
-    return sum(job[name] for name in names)
 
 
 async def _act(

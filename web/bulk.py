@@ -10,11 +10,11 @@ import msgspec
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
+from callboard.sql.reads.job_view import concerned
 from callboard.sql.writes import actions, refusals, retry_action
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester, check_text
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import jobs, parameters
-from callboard.web.actions import concerned
 from callboard.web.endpoint import Call
 from callboard.web.parameters import IDS, After, NoQuery, Refused
 

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from callboard.sql.reads import exports, queries
+from callboard.sql.reads import exports
 from callboard.web.answers import Count, ItemState
 from callboard.web.endpoint import LINES, Call, NoBody
-from callboard.web.items import Error, job_of_stage
+from callboard.web.items import Error, job_of_stage, read_page
 
 #: The types of the formats.
 TYPES = {"csv": "text/csv", "ndjson": LINES}
@@ -19,7 +19,7 @@ class ExportQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Which items, and how: all of them, or those for which all that is given holds."""
 
     format: Literal["csv", "ndjson"] = "ndjson"
-    state: ItemState | None = None
+    state: list[ItemState] | None = None
     error: Error = None
     stage: Count | None = None
 
@@ -47,10 +47,9 @@ async def _stream(call: Call[ExportQuery, NoBody], jobs: Sequence[int]) -> Async
     for job in jobs:
         after: int | None = -1
         while after is not None:
-            query = queries.items(
-                job, state=wanted.state, error=wanted.error, after=after, limit=exports.PAGE_ITEMS
+            page, after = await read_page(
+                call, job, wanted.state, error=wanted.error, after=after, limit=exports.PAGE_ITEMS
             )
-            page, after = await call.read(query)
             items = [await _whole(call, item) for item in page]
             if items:
                 yield write(items)

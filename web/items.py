@@ -1,12 +1,14 @@
 """Endpoints of a job's items."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from starlette.exceptions import HTTPException
 
 from callboard.middleware.submission.item_encoding import key_texts
-from callboard.sql.reads import queries
+from callboard.sql.reads import item_view, queries
+from callboard.sql.reads.item_view import Page
 from callboard.web import parameters
 from callboard.web.answers import Count, ItemState
 from callboard.web.endpoint import Call, NoBody
@@ -19,9 +21,9 @@ Error: TypeAlias = Annotated[
 
 
 class ItemFilter(msgspec.Struct, forbid_unknown_fields=True):
-    """Which items: those for which all that is given holds; `stage`: those of one of the job's stages."""
+    """Which items: those for which all that is given holds; `stage`: those of one of the stages."""
 
-    state: ItemState | None = None
+    state: list[ItemState] | None = None
     error: Error = None
     key: Annotated[str | None, msgspec.Meta(description="the item's key")] = None
     stage: Count | None = None
@@ -35,19 +37,28 @@ async def items(call: Call[ItemFilter, NoBody]) -> dict[str, Any]:
     if wanted.stage is not None:
         number = job_of_stage(await call.find_job(number), wanted.stage)
     after = parameters.cursor(wanted.after, "items", ITEMS)
-    query = queries.items(
+    found, following = await read_page(
+        call,
         number,
-        state=wanted.state,
+        wanted.state,
         error=wanted.error,
         keys=() if wanted.key is None else key_texts(wanted.key),
         after=-1 if after is None else after,
         limit=wanted.limit,
     )
-    found, following = await call.read(query)
     if not found and (stages := (await call.find_job(number))["stages"]):
         there = ", ".join(f"stage={one['stage']} ({one['name']})" for one in stages)
         raise HTTPException(400, f"job {number} has stages, and each has its own items: ask with {there}")
     return {"items": found, "next": parameters.next_page(following, "items")}
+
+
+async def read_page(
+    call: Call[Any, Any], number: int, states: Sequence[str] | None, *, limit: int, **rest: Any
+) -> Page:
+    """A page of items in one of these states; None: any."""
+    each: Sequence[str | None] = states or [None]
+    pages = [await call.read(queries.items(number, state=state, limit=limit, **rest)) for state in each]
+    return item_view.of_states(pages, limit)
 
 
 def job_of_stage(job: dict[str, Any], stage: int) -> int:

@@ -97,13 +97,18 @@ def state(word: str) -> Text:
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Print rows, numbers to the right, states in colour."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
+    """Print rows as `grid` has them."""
+    console().print(grid(rows, columns))
+
+
+def grid(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    """Rows as a table, numbers to the right, states in colour."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
     lines = [[row[column] for column in columns] for row in rows]
     for place, column in enumerate(columns):
         numbers = any(isinstance(line[place], int | float) for line in lines)
-        grid.add_column(column.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
+        made.add_column(column.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
     for line in lines:
         cells = zip(columns, line, strict=True)
-        grid.add_row(*(state(value) if column == "state" else plain(value) for column, value in cells))
-    console().print(grid)
+        made.add_row(*(state(value) if column == "state" else plain(value) for column, value in cells))
+    return made

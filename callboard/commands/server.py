@@ -1,5 +1,6 @@
 """Commands for operators: `migrate serve config`."""
 
+import gc
 import ipaddress
 import socket
 from typing import Annotated
@@ -65,6 +66,9 @@ def serve(
     names = [*LOCAL, host, *(allow_host or [])] if guarded else None
     web = create_app(url=url, open_to_everyone=open_to_everyone, hosts=names)
     listener = listen(host, port)
+    # What was imported stays as long as the process: a full collection that looks at it all holds up every answer.
+    gc.collect()
+    gc.freeze()
     bound = f"[{host}]" if ":" in host else host
     address = f"http://{bound}:{listener.getsockname()[1]}/"
     shown = loopback and link and not open_to_everyone

@@ -1,6 +1,6 @@
 """A job as the API describes it: derived counts, rate, estimate, the reason of a standstill. No database here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -75,6 +75,14 @@ def counts(row: Stored) -> dict[str, int]:
     queued = waiting - pending - running
     moving = {"pending": pending, "queued": queued, "running": running, "retrying": row["retrying"]}
     return {**moving, **final, "cancelled": row["cancelled"]}
+
+
+def concerned(job: Mapping[str, Any], action: str, states: Sequence[str] = ("failed",)) -> int:
+    """Count the items of a described job that an action concerns: those that a retry gives another attempt, those that
+    a deletion deletes; for the others, those that have not started.
+    """
+    names = {"retry": states, "delete": ("total",)}.get(action, ("pending", "queued", "retrying"))
+    return sum(job[name] for name in names)
 
 
 def progress(row: Stored) -> float:

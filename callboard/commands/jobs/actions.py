@@ -11,12 +11,13 @@ from callboard.commands.database import database
 from callboard.commands.errors import CommandError
 from callboard.commands.jobs.show import After, JobId, Limit, Row, find_job, print_job, print_page
 from callboard.commands.output import AsJson, one_of
-from callboard.job import acting
+from callboard.job import acting, would_retry
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
+from callboard.sql.reads.job_view import concerned
 from callboard.sql.states import FINAL, RETRIABLE
 from callboard.sql.writes import actions as writes
-from callboard.sql.writes import retry_action
+from callboard.sql.writes import refusals, retry_action
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again
@@ -35,6 +36,9 @@ def json_object(value: str) -> dict[str, Any]:
         raise typer.BadParameter(f"must be a JSON object: {error}") from None
 
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Change nothing, and say how many items it would concern.")
+]
 CONCURRENCY = "The most items of the job that are in RabbitMQ or running, over all workers."
 MaxFailures = Annotated[
     str | None,
@@ -70,9 +74,13 @@ def cancel(
     job: JobId,
     *,
     reason: Annotated[str | None, typer.Option(help="Why; the job shows it.")] = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Start no more items of a job. It is cancelled as soon as its running items have ended."""
+    if dry_run:
+        _try(job, lambda conn, by: would_cancel(conn, job, by), "would never start", as_json=as_json)
+        return
     _act(job, lambda conn, by: writes.cancel(conn, job, by, reason=reason), as_json=as_json)
 
 
@@ -139,14 +147,19 @@ def retry(
     state: Annotated[list[str] | None, one_of(RETRIABLE, "Items in this state (may be repeated)")] = None,
     item: Annotated[list[int] | None, typer.Option(min=0, help="This item (may be repeated).")] = None,
     error: Annotated[str | None, typer.Option(help="Items that failed by it: a type, or the id of a group.")] = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Give items another attempt: all that failed, or those chosen. A finished job is open again."""
-    count = _act(
-        job,
-        lambda conn, by: retry_action.retry(conn, job, by, RetrySelection(state or None, item or None, error)),
-        as_json=as_json,
-    )  # fmt: skip
+
+    def act(conn: Conn, by: Requester) -> int:
+        selection = RetrySelection(state or None, item or None, error)
+        return (would_retry if dry_run else retry_action.retry)(conn, job, by, selection)
+
+    if dry_run:
+        _try(job, act, "would be given another attempt", as_json=as_json)
+        return
+    count = _act(job, act, as_json=as_json)
     if not as_json:
         typer.echo(f"{output.count(count, 'item')} given another attempt")
 
@@ -222,13 +235,34 @@ def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def would_cancel(conn: Conn, job: int, by: Requester) -> int:
+    """How many items a cancellation would keep from starting. Raises as it would."""
+    refusals.check(conn, job, by, "cancel")
+    return concerned(find_job(conn, job), "cancel")
+
+
+def _try(job: int, count: Callable[[Conn, Requester], int], what: str, *, as_json: bool) -> None:
+    """Print how many items an action would concern, and change nothing."""
+    with database() as conn:
+        find_job(conn, job)
+        items = _checked(conn, count)
+    if as_json:
+        output.document({"items": items})
+    else:
+        typer.echo(f"{output.count(items, 'item')} {what}")
+
+
 def _act(job: int, write: Callable[[Conn, Requester], T], *, as_json: bool) -> T:
     """Do something to a job, then print the job. Raises CommandError, code 2, for a value that makes no sense."""
     with database() as conn:
         find_job(conn, job)
-        try:
-            answer = write(conn, acting("cli"))
-        except ValueError as error:
-            raise CommandError(str(error), code=2) from None
+        answer = _checked(conn, write)
         print_job(find_job(conn, job), as_json=as_json)
     return answer
+
+
+def _checked(conn: Conn, write: Callable[[Conn, Requester], T]) -> T:
+    try:
+        return write(conn, acting("cli"))
+    except ValueError as error:
+        raise CommandError(str(error), code=2) from None

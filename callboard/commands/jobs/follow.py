@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import psycopg
 from rich.console import Console, Group, RenderableType
@@ -43,6 +43,28 @@ def follow(numbers: Sequence[int], *, quiet: bool = False, timeout: float | None
         raise CommandError(f"after {timeout:g} s {_still(numbers)}") from None
     except KeyboardInterrupt:
         raise CommandError(_still(numbers)) from None
+
+
+def follow_list(read: Callable[[Conn], RenderableType]) -> None:
+    """Show a list as it is now, again and again until Ctrl-C; on no terminal, each ten seconds."""
+    console = output.console()
+    with suppress(KeyboardInterrupt):
+        if not console.is_terminal:
+            _repeat(read, console.print, LINE_SECONDS)
+        with Live(console=console, auto_refresh=False) as live:
+            _repeat(read, lambda shown: live.update(shown, refresh=True), READ_SECONDS)
+
+
+def _repeat(
+    read: Callable[[Conn], RenderableType], show: Callable[[RenderableType], None], seconds: float
+) -> NoReturn:
+    while True:
+        with suppress(psycopg.OperationalError), connect(database_address()) as conn:
+            while True:
+                show(read(conn))
+                time.sleep(seconds)
+        show(LOST)
+        time.sleep(seconds)
 
 
 def _follow(

@@ -1,7 +1,7 @@
 """Commands that show: `jobs status watch items errors callbacks workers verify`."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +14,7 @@ from callboard.commands.jobs.input_file import FORMATS
 from callboard.commands.output import AsJson, one_of
 from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.pool import Conn
-from callboard.sql.reads import exports, job_filter, queries
+from callboard.sql.reads import exports, item_view, job_filter, queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.states import ITEM_STATES, WORKER_STATES
 
@@ -50,8 +50,25 @@ JobId = Annotated[
 ]
 Limit = Annotated[int, typer.Option(min=1, max=500, help="The most rows to list.")]
 After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `next` of the page before.")]
-ItemState = Annotated[str | None, one_of(ITEM_STATES, "Only items in this state")]
+ItemStates = Annotated[list[str] | None, one_of(ITEM_STATES, "Only items in this state (may be repeated)")]
 WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
+
+
+#: What `jobs` can show of a job, and what it shows.
+SHOWN = "id name state bar progress total failed rate left age stalled"
+COLUMNS = (
+    *SHOWN.split(), "key", "tenant", "actor", *(one for one in ITEM_STATES if one != "failed"), "retries",
+    "crashes", "step", "reason", "created_by", "created_at", "started_at", "finished_at", "updated_at",
+)  # fmt: skip
+
+
+def _columns(text: str) -> str:
+    """Columns with commas between."""
+    names = [name.strip() for name in text.replace(" ", ",").split(",")]
+    for name in names:
+        if name not in COLUMNS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(COLUMNS)}")
+    return " ".join(names)
 
 
 @app.command()
@@ -61,22 +78,34 @@ def jobs(
         typer.Argument(metavar="[WORD…]", help=f"Only jobs for which all of these hold: {job_filter.WORDS}."),
     ] = None,
     *,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing them as they are, until Ctrl-C.")] = False,
+    columns: Annotated[
+        str, typer.Option(parser=_columns, metavar="NAME,…", help=f"What is shown, of: {', '.join(COLUMNS)}.")
+    ] = SHOWN,
     after: After = None,
     limit: Limit = 20,
     as_json: AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """List jobs, the newest first: `callboard jobs state:failed since:24h metadata.customer:17 ads`."""
     wanted = read_words(words or ())
-    with database() as conn:
+
+    def read(conn: Conn) -> Page:
         page: Page = ([], after)
         while True:  # of what is rare many pages may be empty
             page = queries.run(conn, queries.jobs(wanted, before=page[1], limit=limit))
             if page[0] or page[1] is None:
-                break
-    print_page(
-        "jobs", page, "id name state bar progress total failed rate left age stalled",
-        as_json=as_json, cells=_cells_of_job,
-    )  # fmt: skip
+                return page
+
+    if watch:
+        if as_json:
+            raise CommandError(
+                "--watch shows a table: `callboard watch --json` follows jobs to their end", code=2
+            )
+        follow.follow_list(lambda conn: output.grid(map(_cells_of_job, read(conn)[0]), columns.split()))
+        return
+    with database() as conn:
+        page = read(conn)
+    print_page("jobs", page, columns, as_json=as_json, cells=_cells_of_job)
 
 
 def _cells_of_job(job: Row) -> Row:
@@ -132,7 +161,7 @@ def watch(
 def items(
     job: JobId,
     *,
-    state: ItemState = None,
+    state: ItemStates = None,
     error: Annotated[
         str | None,
         typer.Option(help="Only items that failed by this error: its type, or the id of a group."),
@@ -149,8 +178,7 @@ def items(
         page: Page = ([], -1 if after is None else after)
         keys = () if key is None else key_texts(key)
         while not page[0] and page[1] is not None:  # of a rare state many pages may be empty
-            query = queries.items(number, state=state, error=error, keys=keys, after=page[1], limit=limit)
-            page = queries.run(conn, query)
+            page = _items(conn, number, state, error=error, keys=keys, after=page[1], limit=limit)
     print_page(
         "items", page, "item key actor state attempt worker step progress started_at finished_at error",
         as_json=as_json,
@@ -165,7 +193,7 @@ def export(
     form: Annotated[
         str, one_of(FORMATS, "The format; each line is an item", "--format", metavar="FORMAT")
     ] = "jsonl",
-    state: ItemState = None,
+    state: ItemStates = None,
     error: Annotated[
         str | None,
         typer.Option(help="Only items that failed by this error: its type, or the id of a group."),
@@ -182,8 +210,7 @@ def export(
         for number in stages or [_job_of_stage(found, stage)]:
             after: int | None = -1
             while after is not None:
-                query = queries.items(number, state=state, error=error, after=after, limit=exports.PAGE_ITEMS)
-                page, after = queries.run(conn, query)
+                page, after = _items(conn, number, state, error=error, after=after, limit=exports.PAGE_ITEMS)
                 output.write(write([_whole(conn, item) for item in page]))
 
 
@@ -252,6 +279,13 @@ def _whole(conn: Conn, item: Row) -> Row:
     query = exports.rest(item)
     found = None if query is None else queries.run(conn, query)
     return found or item
+
+
+def _items(conn: Conn, number: int, states: Sequence[str] | None, *, limit: int, **rest: Any) -> Page:
+    """A page of items in one of these states; none: any."""
+    each: Sequence[str | None] = states or [None]
+    wanted = [queries.items(number, state=state, limit=limit, **rest) for state in each]
+    return item_view.of_states([queries.run(conn, query) for query in wanted], limit)
 
 
 def find_job(conn: Conn, job: int) -> Row:

@@ -112,9 +112,43 @@ def test_jobs_are_listed_in_pages(on_database: Call, conn: Conn) -> None:
     assert [job["id"] for job in document(on_database("jobs", "is:open", "older", "--json"))["jobs"]] == [
         older
     ]
+    assert on_database("jobs", "--columns", "name,pending")[1].split() == [
+        "name", "pending", "newer", "0", "older", "0",
+    ]  # fmt: skip
+    assert "'odd' is none of id, name" in line(on_database("jobs", "--columns", "odd"), 2)
     code, _, err = on_database("jobs", "state:odd")
     assert code == 2
     assert "state:odd is no word of a search; there are state:pending|" in err
+
+
+def test_jobs_are_watched_until_ctrl_c(
+    on_database: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, waits = make_job(conn, 4), list[float]()
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+        record(conn, job, {"succeeded": [0]})
+
+    monkeypatch.setattr("callboard.commands.jobs.follow.time.sleep", wait)
+    code, out, _ = on_database("jobs", "--watch", "--columns", "progress")
+    assert (code, out.split()) == (0, ["progress", "0.0", "%", "progress", "25.0", "%"])
+    assert "--watch shows a table" in line(on_database("jobs", "-w", "--json"), 2)
+
+
+def test_a_dry_run_says_how_many_items_and_changes_nothing(on_database: Call, conn: Conn) -> None:
+    job = make_mixed_job(conn)
+    before = document(on_database("status", job, "--json"))
+    assert on_database("retry", job, "--dry-run")[1] == "5 items would be given another attempt\n"
+    assert document(on_database("retry", job, "--state", "skipped", "--dry-run", "--json")) == {"items": 5}
+    assert document(on_database("retry", job, "--item", 20, "--dry-run", "--json")) == {"items": 1}
+    assert on_database("cancel", job, "--dry-run")[1] == "67 items would never start\n"
+    after = document(on_database("status", job, "--json"))
+    assert [after[state] for state in ITEM_STATES] == [before[state] for state in ITEM_STATES]
+    done = make_job(conn, 0)
+    assert "there is nothing left to cancel" in line(on_database("cancel", done, "--dry-run"))
 
 
 def test_items_errors_and_workers_are_listed(on_database: Call, conn: Conn) -> None:
