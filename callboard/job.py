@@ -24,6 +24,7 @@ from callboard.sql.errors import is_connection_lost
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
+from callboard.sql.reads.job_view import concerned
 from callboard.sql.reads.queries import Query
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, refusals, retry_action, submission
@@ -148,12 +149,15 @@ class Job:
 
     # Control ---------------------------------------------------------------------------------------------------------
 
-    def cancel(self, reason: str | None = None) -> dict[str, Any]:
+    def cancel(self, reason: str | None = None, *, dry_run: bool = False) -> dict[str, Any]:
         """Cancel the job, and return its status. No further item starts after a second at most; the job is `cancelled`
-        when the items that run have ended.
+        when the items that run have ended. `dry_run`: change nothing, and return `{"items": …}`, how many would never
+        start.
 
         Raises NotPossible if it has ended otherwise, and ValueError for a `reason` of more than 500 characters.
         """
+        if dry_run:
+            return {"items": self._act(would_cancel)}
         self._act(actions.cancel, reason=reason)
         return self.status()
 
@@ -254,6 +258,13 @@ class Job:
                 raise
             self._runtime.process.pool.check()
             return self._runtime.write(statement)
+
+
+def would_cancel(conn: Conn, job: int, by: Requester) -> int:
+    """Return how many items a cancellation would keep from starting. Raises as it would."""
+    refusals.check(conn, job, by, "cancel")
+    found = queries.run(conn, queries.job(job))
+    return concerned(found, "cancel") if found else 0
 
 
 def would_retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:

@@ -17,6 +17,8 @@ from callboard.web.parameters import ITEMS, After
 
 #: Rows of each list.
 ROWS, ITEM_ROWS = 20, 25
+#: Pages of items that are read to find one that is not empty: of a rare state most are, and each looks at many items.
+LOOKS = 20
 
 
 class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,15 +80,20 @@ async def _items(call: JobCall, job: Row) -> dict[str, Any]:
     wanted, after = call.query, parameters.cursor(call.query.after, "items", ITEMS)
     if job["stages"]:
         return {"rows": [], "next": None}
-    query = queries.items(
-        job["id"],
-        state=wanted.state,
-        error=wanted.error,
-        keys=() if wanted.key is None else key_texts(wanted.key),
-        after=-1 if after is None else after,
-        limit=ITEM_ROWS,
-    )
-    found, following = await call.read(query)
+    position = -1 if after is None else after
+    for _ in range(LOOKS):
+        query = queries.items(
+            job["id"],
+            state=wanted.state,
+            error=wanted.error,
+            keys=() if wanted.key is None else key_texts(wanted.key),
+            after=position,
+            limit=ITEM_ROWS,
+        )
+        found, following = await call.read(query)
+        if found or following is None:
+            break
+        position = following
     return {"rows": found, "next": parameters.next_page(following, "items")}
 
 

@@ -11,13 +11,12 @@ from callboard.commands.database import database
 from callboard.commands.errors import CommandError
 from callboard.commands.jobs.show import After, JobId, Limit, Row, find_job, print_job, print_page
 from callboard.commands.output import AsJson, one_of
-from callboard.job import acting, would_retry
+from callboard.job import acting, would_cancel, would_retry
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
-from callboard.sql.reads.job_view import concerned
 from callboard.sql.states import FINAL, RETRIABLE
 from callboard.sql.writes import actions as writes
-from callboard.sql.writes import refusals, retry_action
+from callboard.sql.writes import retry_action
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again
@@ -233,12 +232,6 @@ def _words(value: Any) -> str:
     if value is None:
         return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def would_cancel(conn: Conn, job: int, by: Requester) -> int:
-    """How many items a cancellation would keep from starting. Raises as it would."""
-    refusals.check(conn, job, by, "cancel")
-    return concerned(find_job(conn, job), "cancel")
 
 
 def _try(job: int, count: Callable[[Conn, Requester], int], what: str, *, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from callboard.sql.writes.run_again import Again
 from callboard.web.actions import Cancel, Retry
 from callboard.web.endpoints import ENDPOINTS
 from callboard.web.new_job import NewJob, NewStage
+from callboard.web.parameters import DryRun
 from callboard.web.submissions import RunAgain
 
 ACTIONS = {"cancel", "pause", "resume", "seal", "retry", "limit"}
@@ -46,12 +47,14 @@ def test_a_submission_has_the_same_options_in_python_and_on_the_command_line() -
 
 def test_options_of_retry_and_cancel_have_the_same_names_everywhere() -> None:
     choice = {field.name for field in dataclasses.fields(RetrySelection)}
-    assert (
-        parameters(callboard.Job.retry) == choice == {field.name for field in msgspec.structs.fields(Retry)}
-    )
+    assert choice == {field.name for field in msgspec.structs.fields(Retry)}
+    assert parameters(callboard.Job.retry) == choice | {"dry_run"}
     # An option is repeated, and so in the singular.
-    assert options("retry") == {"state", "item", "error"}
-    assert parameters(callboard.Job.cancel) == options("cancel") == {"reason"}
+    assert options("retry") == {"state", "item", "error", "dry_run"}
+    assert parameters(callboard.Job.cancel) == options("cancel") == {"reason", "dry_run"}
+    assert {one.path for one in ENDPOINTS if one.query is DryRun} == {
+        "/jobs/{job}", "/jobs/{job}/cancel", "/jobs/{job}/retry",
+    }  # fmt: skip
     assert [field.name for field in msgspec.structs.fields(Cancel)] == ["reason"]
 
 
