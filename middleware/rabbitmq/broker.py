@@ -59,6 +59,11 @@ class RabbitmqBroker(TrackedRabbitmqBroker):
         database_url: str | None = None, queue_type: Literal["classic", "quorum"] = "classic", **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(url=url, middleware=middleware, **kwargs)
+        if queue_type == "quorum" and self.max_priority:
+            raise ValueError(
+                "quorum queues take no max_priority: leave it out (from RabbitMQ 4 on they prefer messages with a "
+                "broker_priority above 4 without it), or use classic queues"
+            )
         self.queue_type = queue_type
         self.start_tracking(database_address(database_url))
 

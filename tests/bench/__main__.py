@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from tests.bench import (
     actions,
+    costs,
     cpu,
     drain,
     fairness,
@@ -30,6 +31,7 @@ TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
     "publish": publish.table,
     "submit": lambda rig, _items, _pairs: [publish.submitting(rig, 1_000_000)],
     "actions": lambda rig, _items, _pairs: actions.table(rig, 1_000_000),
+    "costs": lambda rig, _items, _pairs: costs.table(rig),
     "fairness": lambda rig, _items, pairs: fairness.table(rig, pairs),
     "watchers": lambda rig, _items, _pairs: watchers.table(rig),
     "scale": scale.table,
