@@ -7,13 +7,13 @@ import msgspec
 from starlette.responses import RedirectResponse, Response
 
 from callboard.sql.reads import queries
+from callboard.sql.states import RETRIABLE
 from callboard.web import actions, items, parameters
 from callboard.web.answers import ItemState
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.pages.page import render, wanted_parts
 from callboard.web.parameters import ITEMS, DryRun
 
-#: How an item can end that may be retried.
 RETRIED = ("failed", "skipped", "cancelled")
 #: Among how many items before an item the one before in its state is looked for: first few, then more; pages of each.
 SPANS, PAGES, PAGE_ITEMS = (200, 20_000, ITEMS), 5, 500
@@ -40,7 +40,7 @@ async def item(call: Call[ItemQuery, NoBody]) -> Response:
         "state": call.query.state,
         "next": after[0]["item"] if after else None,
         "previous": await _previous(call, position),
-        "may_retry": found["state"] in RETRIED and not job["stopping"],
+        "may_retry": found["state"] in RETRIABLE and not job["stopping"],
     }
     return render(call.request, "item.html", call.query.part, shown)
 
