@@ -37,8 +37,8 @@ from tests.support.workers import StartWorker, Worker
 
 #: Into how many parts the ports are split: for the processes of a run, and some to spare.
 PROCESSES = 17
-#: Where Linux keeps files in memory, and how many bytes of room it must have.
-MEMORY, MEMORY_BYTES = Path("/dev/shm"), 6 << 30  # noqa: S108
+#: Where Linux keeps files in memory, and how many bytes of it must be free.
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 << 30  # noqa: S108
 #: The same examples at each run, and none is too slow: how long one takes says how busy the machine is. Other ones, to
 #: search for what nobody thought of: CALLBOARD_TEST_LONG.
 settings.register_profile(
@@ -102,10 +102,20 @@ def save_work() -> None:
     Measured: a test's database takes 20 ms of processor time in memory and 200 ms on a disk, and each of the thousands
     of processes compiles Callboard in 90 ms if an image forbids to keep that.
     """
-    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES and not noexec(MEMORY):
+    if (
+        MEMORY.is_dir()
+        and min(shutil.disk_usage(MEMORY).free, available()) > MEMORY_BYTES
+        and not noexec(MEMORY)
+    ):
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+
+
+def available() -> int:
+    """Bytes of memory that processes may take, as Linux tells."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
 
 
 def noexec(folder: Path) -> bool:
