@@ -113,7 +113,7 @@ class Sweep:
         now = time.monotonic()
         # In an outage of the database no worker could beat: each gets the time to beat again.
         if now - self._steady_since >= timings.DEAD_AFTER_SECONDS:
-            yield from (_rescue_dead, _stop_abandoned)
+            yield from (_rescue_dead, sweep.drop_unheld_running, _stop_abandoned)
         yield sweep.analyze_grown_tables
         yield from (_seal_standing, _stop_late, jobs.close_stopped, stages.update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:

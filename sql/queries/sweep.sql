@@ -126,6 +126,20 @@ held AS MATERIALIZED (
     WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND h.job_id = ANY (%(job)s::bigint[])
 )
 
+-- name: drop_unheld_running
+-- Rows of `running` whose worker lives and did not hold the item at its last beat, long after the attempt started. The
+-- outcome was committed and is gone, as after a failover to a replica that was behind; the message is gone, too.
+-- Caller: the sweep. Lock order: rows of `running` without waiting for any.
+WITH gone AS (
+    SELECT r.job_id, r.item FROM callboard.running AS r
+    JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
+    WHERE r.started_at < w.beat_at - make_interval(secs => %(dead_after)s)
+      AND NOT EXISTS (SELECT FROM unnest(w.held_jobs, w.held_items) AS h (job_id, item)
+                      WHERE h.job_id = r.job_id AND h.item = r.item)
+    FOR UPDATE OF r SKIP LOCKED
+)
+DELETE FROM callboard.running AS r USING gone AS g WHERE r.job_id = g.job_id AND r.item = g.item
+
 -- name: unheld_items
 -- Published items of stretches of jobs that are open and that nobody is known to hold: not in the
 -- outbox, not in `running`, not in any live worker's hands at its last beat. They are queued, or lost.

@@ -64,6 +64,11 @@ def open_jobs(conn: Conn, quiet: float, *, after: int = 0, limit: int = timings.
     return [OpenJob(*row) for row in conn.execute(statement("open_jobs"), parameters)]
 
 
+def drop_unheld_running(conn: Conn) -> None:
+    """Drop the rows of `running` whose worker lives and does not hold the item any more."""
+    conn.execute(statement("drop_unheld_running"), {"dead_after": timings.DEAD_AFTER_SECONDS})
+
+
 def unheld_items(
     conn: Conn, ranges: Sequence[tuple[int, int, int]], limit: int
 ) -> list[tuple[int, int, int, str]]:

@@ -69,7 +69,7 @@ def test_there_and_back(scenario: Scenario, servers: tuple[Server, Server]) -> N
     for _ in range(2):
         scenario.start_worker(short_periods=5)
     with served(open_app(scenario.environment["DATABASE_URL"])) as web:
-        job = scenario.submit("work", mixed(ITEMS, 0.01))
+        job = scenario.submit("work", mixed(ITEMS, 0.02))
         with scenario.watch(job) as watcher:
             scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS / 10)
             assert fails_over(scenario, job, first, second) <= 0
@@ -78,7 +78,7 @@ def test_there_and_back(scenario: Scenario, servers: tuple[Server, Server]) -> N
         print(f"{scenario.run_log.repeated(job.id)} runs twice")
 
         follow(second, first)
-        job = scenario.submit("work", mixed(ITEMS, 0.01))
+        job = scenario.submit("work", mixed(ITEMS, 0.02))
         scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS / 10)
         configure(first, primary_conninfo="")
         assert wait_until(lambda: not is_followed(second), TIMEOUT)
@@ -86,6 +86,5 @@ def test_there_and_back(scenario: Scenario, servers: tuple[Server, Server]) -> N
         lost = fails_over(scenario, job, second, first)
         assert lost > 0
         runs = scenario.assert_mixed_completed(job, ITEMS)
-        assert sent_again(scenario) > 0
         print(f"{lost} outcomes lost, {sent_again(scenario)} sent again, {runs.total()} runs")
         assert httpx.get(f"{web}/api/v1/jobs/{job.id}").json()["state"] == "completed"

@@ -68,6 +68,21 @@ def sent_again(conn: Conn, job: int) -> list[int]:
     return [row[0] for row in rows]
 
 
+def test_an_item_that_its_worker_does_not_run_any_more_is_sent_again(
+    conn: Conn, search: LostMessageSearch
+) -> None:
+    """A failover took back its outcome, and left its row in `running`. One that is held, or began just now, stays."""
+    worker = make_worker(conn)
+    job = make_job(conn, 3)
+    run(conn, job, range(3), worker=worker)
+    conn.execute("UPDATE callboard.running SET started_at = now() - interval '1 min' WHERE item < 2")
+    beat(conn, worker, [(job, 1)])
+    sweep.drop_unheld_running(conn)
+    assert conn.execute("SELECT item FROM callboard.running ORDER BY 1").fetchall() == [(1,), (2,)]
+    look(conn, search, worker, times=5, holds=[(job, 1)])
+    assert sent_again(conn, job) == [0]
+
+
 def test_a_message_that_no_queue_and_no_worker_has_is_sent_again_once(
     conn: Conn, search: LostMessageSearch
 ) -> None:

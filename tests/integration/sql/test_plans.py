@@ -290,6 +290,7 @@ TRIED: dict[str, Try] = {
     "sample_jobs": lambda c, _: sweep.sample_jobs(c),
     "drop_messages_of_stopped_jobs": lambda c, _: sweep.drop_messages_of_stopped_jobs(c),
     "open_jobs": lambda c, _: sweep.open_jobs(c, 10.0),
+    "drop_unheld_running": lambda c, _: sweep.drop_unheld_running(c),
     "unheld_items": lambda c, s: sweep.unheld_items(c, [(s.bulk, s.first, s.first + 50)], SOME),
     "oldest_heartbeat_seconds": lambda c, _: sweep.oldest_heartbeat_seconds(c),
     "passed_mark": _overtaken,
