@@ -1,9 +1,9 @@
 """Reads a consumer's deliveries off its connection.
 
 pika makes three frame objects of each message, decodes all of its properties, and looks each frame up in a table of
-callbacks. A consumer needs four fields of a delivery. Measured: with pika's own reading a worker needs 20 % more CPU
-time an item. Frames that are no part of a delivery go to pika, and so do deliveries should pika ever read its
-connections in another way.
+callbacks. A consumer needs four fields of a delivery. Measured alone, a delivery takes 6 µs of CPU time, and 20 µs as
+pika reads it: an eighth of a worker's time. Frames that are no part of a delivery go to pika, and so do deliveries
+should pika ever read its connections in another way.
 """
 
 from struct import Struct

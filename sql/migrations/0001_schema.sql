@@ -232,7 +232,7 @@ CREATE TABLE callboard.items (
     retry_options    bytea,                      -- of the last retry, until the item is final: for a copy sent later
     PRIMARY KEY (job_id, item),
     CONSTRAINT items_finished CHECK ((finished_at IS NOT NULL) = (state NOT IN ('waiting', 'retrying')))
-) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
+) WITH (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.05);  -- a page has room for the end of each of its items
 
 CREATE UNIQUE INDEX items_by_key ON callboard.items (job_id, item_key) WHERE item_key IS NOT NULL;
 

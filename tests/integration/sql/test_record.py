@@ -27,7 +27,7 @@ from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
 from callboard.sql import timings
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, Failure, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.states import FINAL, MOVES
@@ -353,6 +353,17 @@ def test_a_message_that_is_confirmed_twice_at_once_counts_once(conn: Conn) -> No
     assert drift(conn) == []
     assert conn.execute("SELECT published FROM callboard.jobs").fetchone() == (1,)
     assert conn.execute("SELECT FROM callboard.outbox").fetchall() == []
+
+
+def test_the_ends_of_items_change_no_index(conn: Conn) -> None:
+    job = make_job(conn, 1000)
+    with transaction(conn):  # so no old version makes room
+        record(conn, job, {"succeeded": range(1000)}, worker=make_worker(conn))
+        updated = conn.execute(
+            "SELECT pg_stat_get_xact_tuples_hot_updated(t), pg_stat_get_xact_tuples_updated(t)"
+            " FROM (SELECT 'callboard.items'::regclass) AS items (t)"
+        ).fetchone()
+    assert updated == (1000, 1000)
 
 
 def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, database_url: str) -> None:

@@ -60,7 +60,8 @@ class Connection:
         self.left += data
 
     def feed(self, data: bytes) -> None:
-        self.pika._on_data_available(data)
+        """Have pika take bytes off its socket: should it read them by another method, nothing would be `taken`."""
+        self.pika._proto_data_received(data)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
