@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis import HealthCheck, settings
 
 from callboard.commands.services import Server, ports
@@ -64,6 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     take_ports(os.environ.get("PYTEST_XDIST_WORKER", ""))
     save_work()
+    # httpx gives up after five seconds, in which a busy machine does not answer.
+    for wait in ("connect", "read", "write", "pool"):
+        setattr(DEFAULT_TIMEOUT_CONFIG, wait, 300.0)
     if folder := os.environ.get("CALLBOARD_TEST_RABBITMQ"):
         nodes: Any = import_module("callboard.commands.services.rabbitmq")
         nodes.scripts = lambda: Path(folder)

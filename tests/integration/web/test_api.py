@@ -243,7 +243,10 @@ def test_the_event_loop_ends_while_the_database_is_away() -> None:
     assert "PostgreSQL" in problem(answer, 503)
 
 
-def test_many_requests_share_few_connections(conn: Conn, app: Starlette) -> None:
+def test_many_requests_share_few_connections(
+    conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "WAIT_SECONDS", 300.0)
     job = make_mixed_job(conn)
     answers = get(app, *[f"/api/jobs/{job}"] * 200)
     assert {answer.status_code for answer in answers} == {200}
