@@ -16,8 +16,9 @@ MAX_BACKLOG_ITEMS = 20_000
 EMPTIED_SECONDS = 0.25
 #: A target that is this many times as old is forgotten: the next items may take longer than those it was made for.
 IDLE_FACTOR = 4
-#: By how much a target is divided before the first items of a job.
-NEW_JOB_DIVISOR = 8
+#: By how much a target is divided before the first items of a job; and the least that it is then: a process that only
+#: submits publishes no more of a job.
+NEW_JOB_DIVISOR, NEW_JOB_ITEMS = 8, 2 * MIN_BACKLOG_ITEMS
 #: Seconds for which a queue that was found full counts as full.
 FULL_SECONDS = 0.1
 
@@ -61,13 +62,16 @@ class QueueBacklog:
         soon = EMPTIED_SECONDS + 2 * self.batch_seconds
         if now - self.published_at > IDLE_FACTOR * soon:
             self.target_items = MIN_BACKLOG_ITEMS
+        if new_job and items < self.target_items // 4:
+            self.target_items = max(self.target_items // NEW_JOB_DIVISOR, NEW_JOB_ITEMS)
         elif items > self.target_items * 3 // 4:
             self.target_items = max(self.target_items * 31 // 32, MIN_BACKLOG_ITEMS)
-        elif items < self.target_items // 4:
-            if new_job:
-                self.target_items = max(self.target_items // NEW_JOB_DIVISOR, MIN_BACKLOG_ITEMS)
-            elif filled >= self.target_items * 3 // 4 and now - self.published_at < soon:
-                self.target_items = min(self.target_items * 2, MAX_BACKLOG_ITEMS)
+        elif (
+            items < self.target_items // 4
+            and filled >= self.target_items * 3 // 4
+            and now - self.published_at < soon
+        ):
+            self.target_items = min(self.target_items * 2, MAX_BACKLOG_ITEMS)
         self.looked_at, self.filled_items = now, items
         self.full_until = now + FULL_SECONDS if self.is_full(ready) else 0.0
         return 0 if self.full_until else self.target_items - items

@@ -80,6 +80,13 @@ def test_a_new_job_gets_a_small_share_of_the_target_that_others_left() -> None:
     assert backlog.target_items < MIN_BACKLOG_ITEMS * 4
 
 
+def test_each_job_that_a_process_submits_gets_as_much_as_the_first() -> None:
+    backlog = QueueBacklog()
+    for minute in range(3):
+        assert backlog.room(0, 60.0 * minute, new_job=True) == 2 * MIN_BACKLOG_ITEMS
+        backlog.count_published(60, 3, 60.0 * minute)
+
+
 def test_the_target_grows_on_a_machine_that_does_all_of_it_slowly() -> None:
     backlog, now = QueueBacklog(), 0.0
     for _ in range(6):
