@@ -36,9 +36,11 @@ _BEGIN: LiteralString = (
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
 )
 #: Begins a transaction that only reads. The server stops its statements after five seconds: a few slow reads must not
-#: hold up all others.
+#: hold up all others. It keeps the plans of prepared statements: to plan a list anew costs as much as to read it, and
+#: among many jobs PostgreSQL takes a plan for these parameters to be worth that, each time.
 _BEGIN_READ: LiteralString = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s'"
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s';"
+    " SET LOCAL plan_cache_mode = force_generic_plan"
 )
 #: The one setting of a session: poolers in transaction mode keep it for their clients, as they keep the encoding.
 _SET_DATES: LiteralString = "SET datestyle = 'ISO'"

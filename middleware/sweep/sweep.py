@@ -35,7 +35,7 @@ LEASE_SECONDS = 10.0
 #: Seconds between two samples of a job.
 SAMPLE_SECONDS = 4.0
 #: Open jobs that one round looks at; the next rounds look at the others. More would hold up the rest of a round.
-PAGE_JOBS = 500
+PAGE_JOBS = 400
 #: Seconds between two searches for lost messages.
 SEARCH_SECONDS = 5.0
 

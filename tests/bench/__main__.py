@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from tests.bench import (
     actions,
+    burden,
     costs,
     cpu,
     drain,
@@ -35,6 +36,7 @@ TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
     "fairness": lambda rig, _items, pairs: fairness.table(rig, pairs),
     "watchers": lambda rig, _items, _pairs: watchers.table(rig),
     "scale": scale.table,
+    "burden": burden.table,
     "web": lambda rig, _items, pairs: web.table(rig, pairs),
 }
 

@@ -17,6 +17,7 @@ from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.relay import Relay
 from callboard.middleware.sweep.retention import Retention
 from callboard.middleware.sweep.sweep import Sweep
+from callboard.sql import pool
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
@@ -143,7 +144,9 @@ def _seconds(conn: Conn) -> float:
 def _read(make: Callable[[Side], Query[Any]]) -> Work:
     def read(side: Side) -> None:
         query = make(side)
+        side.conn.execute(pool._BEGIN_READ, prepare=False)
         side.conn.execute(query.statement, query.parameters).fetchall()
+        side.conn.commit()
 
     return read
 

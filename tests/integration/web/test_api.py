@@ -18,6 +18,7 @@ from callboard.commands.services import Server
 from callboard.sql import pool
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import Conn, connect
+from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app, database
 from tests.support.jobs import MIXED, age, cancel, make_job, make_mixed_job, make_staged, record
@@ -428,6 +429,18 @@ def test_a_read_that_takes_too_long_is_stopped_on_the_server(
         with connect(database_url) as other:
             assert sessions(other, "wait_event_type = 'Lock'") == 0
     assert get(app, "/api/jobs", lifespan=False)[0].status_code == 200
+
+
+def test_a_read_is_not_planned_again(conn: Conn) -> None:
+    """Whatever the planner makes of the parameters of a list among many jobs."""
+    conn.execute("INSERT INTO callboard.jobs (name) SELECT 'a job' FROM generate_series(1, 5000)")
+    conn.execute("ANALYZE callboard.jobs")
+    for _ in range(12):
+        conn.execute(pool._BEGIN_READ, prepare=False)
+        queries.run(conn, queries.jobs())
+        conn.commit()
+    plans = "SELECT sum(generic_plans) > 0, sum(custom_plans) FROM pg_prepared_statements"
+    assert conn.execute(plans).fetchone() == (True, 0)
 
 
 def test_a_time_that_no_client_could_read_is_a_422(conn: Conn, app: Starlette) -> None:
