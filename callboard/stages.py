@@ -36,7 +36,7 @@ class Stage:
       the same items in the same order. None: each result is an item, except a result that is None.
     - `name`: shown to readers; None: the actor's name.
     - `on_failure`: if items of this stage failed, "stop" the job, or "go on" with the next stage.
-    - `chunk`: items that one message carries, as in `submit`.
+    - `chunk`: the most items that one message carries, as in `submit`.
 
     Raises ValueError for a stage that is not possible.
     """
@@ -46,7 +46,7 @@ class Stage:
     make: Make | None = None
     name: str | None = None
     on_failure: str = "stop"
-    chunk: int = 1
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         stage_plan.check_on_failure(self.on_failure)

@@ -201,7 +201,8 @@ class Runtime:
         self._stage_maker.actors = {name: (signatures or {}).get(name) for name in actors}
         self.process.threads = worker.worker_threads
         self._heartbeat = Heartbeat(
-            self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble, self._stage_maker.make_due
+            self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble,
+            self._stage_maker.make_due, self.in_flight.mean_seconds,
         )  # fmt: skip
         with closing(self.make_transport()) as transport:
             start = partial(self._heartbeat.start, actors, signatures or {})

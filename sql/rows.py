@@ -211,7 +211,8 @@ class PublishClaim:
     """A job that the holder of `token` may publish for: bulk items up to `total`, and `in_turn` messages of the outbox.
 
     `allowed`: messages that its limits allow now (None: any); `limited`: all of its outbox waits for its turn; `chunk`:
-    bulk items in one message; `served_at`: when it was served before (None: never). `lane_width` items with the same
+    bulk items in one message (None: by the `mean_seconds` of its actor, None if that is not known, and by the `threads`
+    of the workers that have it); `served_at`: when it was served before (None: never). `lane_width` items with the same
     value of the argument `lane_by` may be in flight, and so many `lanes`; `applied_lane_by`: the argument that lanes
     went by so far.
     `turn` and `seq` are of its row in `turns`: which of the job's messages are published, and what they were.
@@ -228,7 +229,7 @@ class PublishClaim:
     in_turn: int = 0
     allowed: int | None = None
     limited: bool = False
-    chunk: int = 1
+    chunk: int | None = None
     served_at: datetime | None = None
     lane_by: str | None = None
     lane_width: int | None = None
@@ -236,6 +237,8 @@ class PublishClaim:
     applied_lane_by: str | None = None
     turn: str = ""
     seq: int = 0
+    mean_seconds: float | None = None
+    threads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +350,7 @@ class OldJob:
     actor: str | None
     queue: str | None
     metadata: dict[str, Any]
-    chunk: int
+    chunk: int | None
     callbacks: dict[str, list[dict[str, str]]] | None
     limits: dict[str, Any]
     total: int
@@ -362,7 +365,7 @@ class NewStage:
     queue: Text
     makes: Text | None
     on_failure: Text
-    chunk: Int = 1
+    chunk: Int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,12 @@ Items = Annotated[
     list[Any] | None,
     msgspec.Meta(description="an object: keyword arguments; an array: arguments; else: one argument"),
 ]
+Chunk = Annotated[
+    int | None,
+    msgspec.Meta(
+        description="the most items that one message carries; null: by the time that the actor takes"
+    ),
+]
 
 
 class NewStage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -34,7 +40,7 @@ class NewStage(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     make: str | None = None
     name: str | None = None
     on_failure: Literal["stop", "go on"] = "stop"
-    chunk: int = 1
+    chunk: Chunk = None
 
 
 class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -50,7 +56,7 @@ class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     metadata: dict[str, Any] = {}
     tenant: str | None = None
     priority: int = 0
-    chunk: int = 1
+    chunk: Chunk = None
     max_failures: int | str | None = None
     concurrency: int | None = None
     concurrency_by: str | dict[str, int] | None = None
@@ -133,7 +139,7 @@ def _checked_stages(call: Call[Any, Any], given: NewJob) -> tuple[str, list[NewS
     """The name of a job of stages, and these. Raises Refused for what such a job does not have, and for makers that the
     login may not name.
     """
-    others = {"actor": None, "items": None, "item_key": None, "chunk": 1, "open": False}
+    others = {"actor": None, "items": None, "item_key": None, "chunk": None, "open": False}
     for field, nothing in others.items():
         if getattr(given, field) != nothing:
             raise wrong(field, "must not be given for a job of stages")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware.attempts.claim import AlreadyFailed, MovedBack, claim
+from callboard.middleware.attempts.durations import Durations
 from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.job_facts import JobFactsCache
 from callboard.middleware.attempts.outcome import Outcome
@@ -49,6 +50,7 @@ class InFlight:
         self._job_facts = JobFactsCache(process)
         self._holds = SideThread("holds")
         self._attempts: dict[tuple[int, int], Attempt] = {}
+        self._durations = Durations()
         self._claiming: dict[tuple[int, int, int], Attempt] = {}  # by job, item and attempt
         self._controls: dict[int, JobControl] = {}
         self._held_back: dict[int, tuple[JobControl, float]] = {}  # with the monotonic time of arrival
@@ -301,6 +303,7 @@ class InFlight:
         with self._lock:
             for entry in entries:
                 attempt = entry.attempt
+                self._durations.add(attempt.actor, entry.event.elapsed)
                 if self._attempts.get(attempt.key) is attempt:
                     del self._attempts[attempt.key]
                 # Not when it ends: until the commit the death of this process would be charged to it.
@@ -313,6 +316,11 @@ class InFlight:
     def attempts(self) -> list[Attempt]:
         """The attempts whose outcome is not committed."""
         return list(self._attempts.values())
+
+    def mean_seconds(self) -> dict[str, float]:
+        """Return the mean duration of the actors of which attempts ended since the last call; see `Durations`."""
+        with self._lock:
+            return self._durations.take()
 
     def held(self) -> list[tuple[int, int]]:
         """(job, item) of what the process has in flight or prefetched, each once."""

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
@@ -38,7 +38,7 @@ class Heartbeat:
 
     `held` gives the (job, item) of every message that the process has prefetched or runs; `apply_controls` takes the
     controls of jobs; `trouble` tells why the process is cut off from its broker, or None; `make_stages` makes the
-    stages that are due.
+    stages that are due; `mean_seconds` gives the mean durations of actors that are new since the last call.
     """
 
     process: Process
@@ -46,6 +46,7 @@ class Heartbeat:
     apply_controls: Callable[[Iterable[JobControl]], None]
     trouble: Callable[[], str | None]
     make_stages: Callable[[Conn], None]
+    mean_seconds: Callable[[], Mapping[str, float]]
     _polled: float = -CONTROLS_SECONDS
     _beaten: float = 0.0
     _periodic: Periodic = field(init=False)
@@ -86,11 +87,17 @@ class Heartbeat:
         """Record that the worker stopped; wait at most `timeout` seconds for the database."""
         self._periodic.stop(timeout / 2)
         try:
-            self.process.write(
-                lambda conn: workers.stop_worker(conn, self.process.worker), timeout=max(timeout / 2, 0.1)
-            )
+            self.process.write(self._say_goodbye, timeout=max(timeout / 2, 0.1))
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("this worker's end could not be recorded: %s", str(error).strip())
+
+    def _say_goodbye(self, conn: Conn) -> None:
+        self._report_means(conn)
+        workers.stop_worker(conn, self.process.worker)
+
+    def _report_means(self, conn: Conn) -> None:
+        if means := self.mean_seconds():
+            workers.report_means(conn, means)
 
     def _step(self) -> None:
         with self.process.pool.connection() as conn:
@@ -98,6 +105,7 @@ class Heartbeat:
                 workers.beat(conn, self.process.worker, self.held(), self.trouble())
                 self._beaten = time.monotonic()
             self._poll_controls(conn)
+            self._report_means(conn)
             self.make_stages(conn)
 
     def _poll_controls(self, conn: Conn) -> None:

@@ -1,28 +1,44 @@
 """Bulk items become chunks: messages that carry many items."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from callboard.sql.rows import Outgoing
+from callboard.sql.rows import Outgoing, PublishClaim
 
 #: Bytes of arguments that one chunk carries.
 CHUNK_BYTES = 1_048_576
+#: Seconds for which a chunk keeps a worker thread busy by the mean of its actor, and the most items that it has, where
+#: the publisher chooses: more save little.
+CHUNK_SECONDS = 0.03
+MAX_CHUNK_ITEMS = 100
 
 
-def into_chunks(items: Sequence[Outgoing], chunk: int) -> list[Outgoing]:
-    """Return messages that carry up to `chunk` consecutive items and `CHUNK_BYTES` each.
+def chunk_size(claim: PublishClaim, left: int) -> int:
+    """Return how many items the next message of a claimed job carries, if `left` of them may still be published.
+
+    Each thread gets two of the messages that are left or more, so the last items go singly; so do all of an actor that
+    nobody has seen, and all while no worker has the actor: those that come may have no Callboard.
+    """
+    if claim.chunk is not None:
+        return claim.chunk
+    if claim.mean_seconds is None or not claim.threads:
+        return 1
+    in_time = CHUNK_SECONDS / max(claim.mean_seconds, CHUNK_SECONDS / MAX_CHUNK_ITEMS)
+    return max(1, int(min(in_time, left / 2 / claim.threads)))
+
+
+def into_chunks(items: Sequence[Outgoing], size_at: Callable[[int], int]) -> list[Outgoing]:
+    """Return messages that carry consecutive items, up to `CHUNK_BYTES` each, and up to `size_at` the first of them.
 
     An item with options of its own, or one that ran before, gets a message of its own.
     """
-    if chunk == 1:
-        return list(items)
     runs: list[list[Outgoing]] = []
-    size = 0
+    size = chunk = 0
     for out in items:
         size += len(out.args)
         if not runs or not _fits(runs[-1], chunk, out) or size > CHUNK_BYTES:
             runs.append([])
-            size = len(out.args)
+            size, chunk = len(out.args), size_at(out.item)
         runs[-1].append(out)
     return [replace(first, more=tuple(more)) if more else first for first, *more in runs]
 

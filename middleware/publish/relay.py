@@ -16,7 +16,7 @@ from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish import lanes
 from callboard.middleware.publish.backlog import QueueBacklogs
-from callboard.middleware.publish.chunking import into_chunks
+from callboard.middleware.publish.chunking import chunk_size, into_chunks
 from callboard.middleware.publish.transport import (
     Answer,
     Transport,
@@ -215,7 +215,7 @@ class Relay:
         `keep` renews the claim. Returns False when another publisher has claimed the job, or it was paused or stopped.
         Raises _QueueRefused and Unreachable.
         """
-        batch = into_chunks(items, claim.chunk if self.transport.takes_chunks else 1)
+        batch = self._messages(claim, items)
         try:
             with self._renewing(conn, claim):
                 batch, answers = self._publish_bulk(batch)
@@ -231,6 +231,13 @@ class Relay:
         with transaction(conn):
             _fail(conn, _broken(batch, answers))
             return publishing.advance_watermark(conn, claim, watermark=stop, published=len(items), keep=keep)
+
+    def _messages(self, claim: PublishClaim, items: Sequence[Outgoing]) -> list[Outgoing]:
+        """Return the messages that carry these items. What the limits of a job allow now is all that is left of it."""
+        if not self.transport.takes_chunks or not items:
+            return list(items)
+        end = claim.total if claim.allowed is None else items[-1].item + 1
+        return into_chunks(items, lambda item: chunk_size(claim, end - item))
 
     def _publish_bulk(self, batch: Sequence[Outgoing]) -> tuple[list[Outgoing], list[Answer]]:
         """Publish a batch; publish the items of a chunk that can't be published one by one. Raises Unreachable."""

@@ -95,9 +95,9 @@ class AckTracker:
             delivery.waiting = self.waiting
             self.waiting[delivery.tag] = delivery
 
-    def carried_waiting(self) -> list[Tag]:
-        """Return what has not begun of those that were carried with others, but for batches."""
-        return [d.tag for d in list(self.waiting.values()) if d.carried and not d.mates]
+    def returnable(self) -> list[Tag]:
+        """Return what has not begun and can be published again: not batches, and not what Callboard did not send."""
+        return [d.tag for d in list(self.waiting.values()) if d.stamp is not None and not d.mates]
 
     def take(self, tags: Iterable[Tag]) -> list[Delivery]:
         """Take messages off `waiting`, so that they can't begin any more; return those that have not begun."""

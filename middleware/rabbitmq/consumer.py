@@ -180,7 +180,7 @@ class RabbitmqConsumer(Consumer):
         stands = self._standstill.look(now, self._runtime.in_flight.admitted)
         if stands is None:
             return
-        waiting = self._acks.carried_waiting()
+        waiting = self._acks.returnable()
         self._chunked = bool(waiting)
         if stands and waiting:
             self._runtime.in_flight.give_back(self._acks.take(waiting))
@@ -189,6 +189,7 @@ class RabbitmqConsumer(Consumer):
                 self.channel.basic_cancel(tag)
         elif not self._subscriptions and self._runtime.in_flight.has_free_thread():
             self._subscriptions = [self._subscribe(self._depth)]
+            self._chunked = True  # what comes now must not wait either, if all threads stay busy
 
     def _resubscribe(self) -> None:
         """Adapt the prefetch, which holds for new subscriptions only: to grow, add one; to shrink, replace all by one.

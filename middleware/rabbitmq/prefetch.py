@@ -26,11 +26,12 @@ class Prefetch:
     """The prefetch of one consumer: deep enough to cover a flush for fast actors, about the number of threads for slow
     ones.
 
-    `depth` is the prefetch in messages. `threads` is the number of worker threads; None keeps the depth as it is.
+    `depth` is the prefetch in messages. `threads` is the number of worker threads; None keeps the depth as it is. It
+    begins as for slow actors: a smaller one takes messages beside those that are held already.
     """
 
     def __init__(self, depth: int, threads: int | None) -> None:
-        self.depth = depth
+        self.depth = depth if threads is None else min(depth, wanted_prefetch(threads, 0.0))
         self._threads = threads
         self._measured_at = time.monotonic()
         self._pause = FIRST_MEASURE_SECONDS
@@ -51,8 +52,10 @@ class Prefetch:
             self._measured_at = now
             return False
         self._pause = min(self._pause * 2, MEASURE_SECONDS)
-        rate = (settled - self._settled) / (now - self._measured_at)
-        carried = max(1.0, (items - self._settled_items) / max(settled - self._settled, 1))
+        count = settled - self._settled
+        # No more than one a thread: they may all have begun and ended together, and be slow.
+        rate = count / (now - self._measured_at) if count > self._threads else 0.0
+        carried = max(1.0, (items - self._settled_items) / max(count, 1))
         self._measured_at, self._settled, self._settled_items = now, settled, items
         wanted = wanted_prefetch(self._threads, rate, carried) + min(2 * held_up, MAX_EXTRA)
         self._shrinking = self._shrinking + 1 if wanted * 2 < self.depth else 0

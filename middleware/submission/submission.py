@@ -197,9 +197,9 @@ def check_items(items: object) -> None:
         )
 
 
-def check_chunk(chunk: int) -> None:
+def check_chunk(chunk: int | None) -> None:
     """Raise ValueError unless a message can carry so many items."""
-    if type(chunk) is not int or not 1 <= chunk <= timings.PUBLISH_WINDOW_ITEMS:
+    if chunk is not None and (type(chunk) is not int or not 1 <= chunk <= timings.PUBLISH_WINDOW_ITEMS):
         raise ValueError(
-            f"chunk must be a whole number from 1 to {timings.PUBLISH_WINDOW_ITEMS}, not {chunk!r}"
+            f"chunk must be a whole number from 1 to {timings.PUBLISH_WINDOW_ITEMS}, or None, not {chunk!r}"
         )

@@ -41,7 +41,7 @@ CREATE TABLE callboard.jobs (
     -- What was asked for.
     created_at       timestamptz NOT NULL DEFAULT now(),
     standing_on      date,                       -- the UTC day of a standing job; one that is sealed has left it to another
-    chunk            integer CHECK (chunk > 1),  -- bulk items that one message carries at most; NULL: one
+    chunk            integer CHECK (chunk > 0),  -- bulk items that one message carries at most; NULL: the publisher chooses
     name             text NOT NULL CHECK (name <> ''),
     key              text,                       -- the same key of the same tenant gives the same job
     tenant           text NOT NULL DEFAULT '',
@@ -482,6 +482,7 @@ CREATE TABLE callboard.actors (
     name             text PRIMARY KEY,
     queue            text NOT NULL,
     signature        jsonb,                      -- the arguments it takes: {"positional": […], …}; NULL: nobody knows
+    mean_seconds     float8,                     -- of its last attempts; NULL: too few have ended
     seen_at          timestamptz NOT NULL DEFAULT now()
 );
 

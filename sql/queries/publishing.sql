@@ -26,7 +26,7 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- Caller: the publisher. Rows: PublishClaim. None: no such job.
 -- Lock order: the job, without waiting, then its turn; turns that can't be served, without waiting for any.
 WITH living AS (
-    SELECT actors FROM callboard.live_workers(%(dead_after)s)
+    SELECT actors, threads FROM callboard.live_workers(%(dead_after)s)
 ), turn AS (
     SELECT *, max(served_at) OVER (PARTITION BY tenant) AS tenant_served_at
     FROM callboard.turns WHERE NOT over AND (%(job)s::bigint IS NULL OR job_id = %(job)s)
@@ -72,8 +72,10 @@ SET publish_token = j.publish_token + 1,
 FROM next WHERE j.id = next.id
 RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
           CASE WHEN next.queue = '' THEN j.bulk_end ELSE j.watermark END, j.epoch, coalesce(j.actor, ''), next.target,
-          j.in_turn, least(j.concurrency - next.out, next.starts), next.limited, coalesce(j.chunk, 1), next.served_at,
-          j.lane_by, j.lane_width, j.lanes, j.applied_lane_by, next.queue, next.seq + 1
+          j.in_turn, least(j.concurrency - next.out, next.starts), next.limited, j.chunk, next.served_at,
+          j.lane_by, j.lane_width, j.lanes, j.applied_lane_by, next.queue, next.seq + 1,
+          (SELECT mean_seconds FROM callboard.actors AS a WHERE a.name = j.actor),
+          (SELECT coalesce(sum(threads), 0)::int FROM living WHERE j.actor = ANY (actors))
 
 -- part: servable
 -- The job of the turn `w`, if it can be served. Rows: (id, limited, abandoned, out, base, starts).

@@ -11,7 +11,7 @@ RETURNING id, xmax = 0, asked
 -- The stages of a new job of stages, in its transaction. Caller: stages.create.
 INSERT INTO callboard.jobs
     (parent_id, stage, name, actor, queue, makes, on_failure, chunk, held, tenant, created_by, {limits})
-SELECT %(parent)s, s.nth - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, nullif(s.chunk, 1),
+SELECT %(parent)s, s.nth - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, s.chunk,
        %(held)s AND s.nth = 1, %(tenant)s, %(created_by)s, {limit_values}
 FROM {NewStage} AS s ORDER BY s.nth
 

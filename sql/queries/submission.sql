@@ -7,7 +7,7 @@ WITH made AS (
         (name, key, tenant, actor, queue, metadata, created_by, submitting_until, held, chunk, callbacks, asked,
          {limits})
     VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(created_by)s,
-            now() + make_interval(secs => %(lease)s), %(held)s, nullif(%(chunk)s::int, 1), %(callbacks)s::jsonb,
+            now() + make_interval(secs => %(lease)s), %(held)s, %(chunk)s::int, %(callbacks)s::jsonb,
             %(asked)s::jsonb, {limit_values})
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
     WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL

@@ -35,6 +35,19 @@ SET session = CASE WHEN pg_backend_pid() = %(session)s THEN pg_backend_pid() END
     trouble = %(trouble)s
 WHERE id = %(worker)s
 
+-- name: report_means
+-- How long the attempts of these actors took in a worker. What is longer than what is known holds at once; else the geometric
+-- mean of both, since other workers may take longer. Little changes nothing. Caller: the heartbeat. Lock order: actors by name.
+WITH known AS (
+    SELECT a.name, m.seconds FROM unnest(%(actors)s::text[], %(seconds)s::float8[]) AS m (actor, seconds)
+    JOIN callboard.actors AS a ON a.name = m.actor
+    WHERE a.mean_seconds IS NULL OR m.seconds NOT BETWEEN 0.8 * a.mean_seconds AND 1.1 * a.mean_seconds
+    ORDER BY a.name FOR NO KEY UPDATE OF a
+)
+UPDATE callboard.actors AS a
+SET mean_seconds = greatest(k.seconds, sqrt(k.seconds * a.mean_seconds))
+FROM known AS k WHERE a.name = k.name
+
 -- name: stop_worker
 -- A worker stops in order. Caller: the heartbeat.
 UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}' WHERE id = %s

@@ -46,7 +46,7 @@ class KeyInUse(ValueError):
 def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
     metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
-    chunk: int = 1, key_reuse: bool = False, held: bool = False, alone: bool = False,
+    chunk: int | None = None, key_reuse: bool = False, held: bool = False, alone: bool = False,
     also_asked: Mapping[str, Any] = NOTHING,
 ) -> SubmittedJob:  # fmt: skip
     """Make a job, or find the one with this key, and renew its submission. `key_reuse`: a job that is over gives its

@@ -1,6 +1,6 @@
 """Worker processes: registration, heartbeats, deaths, and what a dead worker held."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
@@ -40,6 +40,11 @@ def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]], trouble: str
         statement("beat"),
         {"worker": worker, "jobs": jobs, "items": items, "trouble": trouble, "session": session},
     )
+
+
+def report_means(conn: Conn, means: Mapping[str, float]) -> None:
+    """Record the mean seconds of attempts, by actor."""
+    conn.execute(statement("report_means"), {"actors": list(means), "seconds": list(means.values())})
 
 
 def stop_worker(conn: Conn, worker: int) -> None:

@@ -16,6 +16,7 @@ from tests.bench import (
     saves,
     scale,
     sends,
+    tails,
     watchers,
     web,
 )
@@ -25,6 +26,7 @@ from tests.bench.rig import Rig, rig
 TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
     "drain": drain.table,
     "cpu": cpu.table,
+    "tails": lambda rig, _items, pairs: tails.table(rig, pairs),
     "saves": saves.table,
     "sends": sends.table,
     "latency": lambda rig, _items, _pairs: latency.table(rig),

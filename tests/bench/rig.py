@@ -14,6 +14,8 @@ import psycopg
 
 from callboard.commands.services import Node, Server
 from callboard.sql.migrate import migrate
+from callboard.sql.rows import WorkerInfo
+from callboard.sql.writes import workers
 from tests.support.workers import Worker
 
 PREFETCH = "400"
@@ -49,6 +51,18 @@ class Rig(NamedTuple):
         environment = self.environment | prefetch | extra
         log = self.folder / "worker.log"
         return Worker([f"tests.bench.{module}"], log, env=environment, processes=processes)
+
+    @contextmanager
+    def announced(self, actor: str, threads: int) -> Iterator[None]:
+        """In its block publishers take it that a worker lives which has the actor: one comes when all is published."""
+        with psycopg.connect(self.database_url, autocommit=True) as conn:
+            info = WorkerInfo("announced", 1, threads, "", {actor: "default"})
+            worker = workers.register_worker(conn, info)
+            conn.execute(
+                "UPDATE callboard.workers SET beat_at = now() + interval '1 h' WHERE id = %s", (worker,)
+            )
+            yield
+            workers.stop_worker(conn, worker)
 
     @contextmanager
     def queue(self) -> Iterator["pika.adapters.blocking_connection.BlockingChannel"]:

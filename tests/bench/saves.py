@@ -26,7 +26,8 @@ def table(rig: Rig, items: int, pairs: int) -> list[str]:
     ]
     for processes in (1, 2):
         measured = [
-            (tracked(rig, processes, items), tracked(rig, processes, items, "saving")) for _ in range(pairs)
+            (tracked(rig, processes, items, chunk=1), tracked(rig, processes, items, "saving", 1))
+            for _ in range(pairs)
         ]
         ratios = [after / before for before, after in measured]
         before, after = (median(values) for values in zip(*measured, strict=True))

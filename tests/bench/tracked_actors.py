@@ -42,3 +42,10 @@ def nap(number: int) -> None:
 def clock(number: int) -> float:
     """Return when it ran."""
     return time.time()
+
+
+@dramatiq.actor(max_retries=0)
+def varied(seconds: float) -> None:
+    """Take so long."""
+    if seconds:
+        time.sleep(seconds)

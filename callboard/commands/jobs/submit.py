@@ -70,8 +70,13 @@ def submit(
         int, typer.Option(min=-MAX_INT, max=MAX_INT, help="Jobs with a lower number go first.")
     ] = 0,
     chunk: Annotated[
-        int, typer.Option(min=1, max=timings.PUBLISH_WINDOW_ITEMS, help="Items that one message carries.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            max=timings.PUBLISH_WINDOW_ITEMS,
+            help="The most items that one message carries; else as many as the actor does in about 30 ms.",
+        ),
+    ] = None,
     max_failures: actions.MaxFailures = None,
     concurrency: Annotated[int | None, typer.Option(min=1, max=MAX_INT, help=actions.CONCURRENCY)] = None,
     concurrency_by: actions.ConcurrencyBy = None,

@@ -14,7 +14,7 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
-from callboard.sql.writes import actions, jobs, lanes, publishing, retry_action, sends
+from callboard.sql.writes import actions, jobs, lanes, publishing, retry_action, sends, workers
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, publish, record, status
@@ -38,10 +38,12 @@ class RefusingTransport(StubTransport):
         self.last = 1_000_000
         self.sent: list[int] = []
         self.sizes: list[int] = []  # of the batches, in bytes of arguments
+        self.carried: list[int] = []  # items of each message
         self.tried = 0
 
     def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         self.tried += len(batch)
+        self.carried += [1 + len(out.more) for out in batch]
         self.sizes.append(sum(len(one.args) for out in batch for one in (out, *out.more)))
         if self.while_waiting is not None:
             self.while_waiting()
@@ -243,6 +245,39 @@ def test_a_retry_that_cant_be_published_fails_its_item_alone(
     assert (found["failed"], found["queued"], found["retrying"]) == (2, 3, 0)
     record(conn, job, {"succeeded": [0, 2, 4]}, attempt=2)
     assert status(conn, job)["state"] == "completed"
+
+
+def test_a_message_carries_what_its_actor_does_in_a_short_time(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport
+) -> None:
+    """The worker of these jobs has 8 threads. Each message carries one item of an actor that nobody has seen, of a job
+    that asks for it, and of a job with as few items as threads.
+    """
+
+    def messages(items: int, chunk: int | None = None, concurrency: int | None = None) -> list[int]:
+        job = make_job(conn, items, published=0)
+        conn.execute("UPDATE callboard.jobs SET chunk = %s WHERE id = %s", (chunk, job))
+        actions.limit(conn, job, ANNA, {"concurrency": concurrency})
+        before = len(transport.carried)
+        while publisher._round([], []):
+            continue
+        actions.cancel(conn, job, ANNA)
+        return transport.carried[before:]
+
+    assert messages(100) == [1] * 100
+    workers.report_means(conn, {"work": 0.0029, "nobody has": 1.0})
+    found = messages(500)
+    assert sum(found) == 500
+    assert found[:35] == [10] * 35
+    assert found[-31:] == [1] * 31
+    assert messages(8) == [1] * 8
+    assert messages(500, chunk=1) == [1] * 500
+    assert messages(500, concurrency=16) == [1] * 16
+    workers.report_means(conn, {"work": 0.2})
+    assert messages(500) == [1] * 500
+    for _ in range(8):
+        workers.report_means(conn, {"work": 0.0029})
+    assert messages(500)[0] > 5
 
 
 @pytest.mark.parametrize("chunk", [None, 3])

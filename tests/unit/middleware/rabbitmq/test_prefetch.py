@@ -93,6 +93,15 @@ def test_the_prefetch_grows_at_once_and_shrinks_after_a_while() -> None:
     assert worker.prefetch.depth <= 12
 
 
+def test_slow_items_that_end_together_do_not_deepen_the_prefetch() -> None:
+    """They would be hoarded, while another process is idle."""
+    worker = prefetching(depth=10)
+    for _ in range(4):
+        assert worker.measure(1, 8 / MEASURE_SECONDS) == 0
+        assert worker.measure(9, 0) == 0
+    assert worker.prefetch.depth == 10
+
+
 def test_an_even_rate_keeps_the_prefetch() -> None:
     worker = prefetching()
     worker.measure(20, 2000)
@@ -119,7 +128,7 @@ def test_a_worker_that_starts_is_deep_at_once() -> None:
 def test_the_prefetch_stays_until_something_is_settled() -> None:
     worker = prefetching()
     assert worker.measure(100, 0) == 0
-    assert worker.prefetch.depth == 16
+    assert worker.prefetch.depth == wanted_prefetch(8, 0.0) == 10
 
 
 @given(THREADS, st.floats(0, 1e4), st.floats(1, 1000))
