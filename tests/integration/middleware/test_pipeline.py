@@ -24,7 +24,7 @@ from tests.support.timer import Timer
 from tests.support.workers import StartWorker
 
 ACTORS = "tests.support.pipeline_actors"
-MIXED = 10_000
+MIXED = 4_000
 
 
 def fate(number: int) -> str:
