@@ -436,9 +436,13 @@ def test_the_rows_are_walked_by_keys(page: Page, conn: Conn, address: str) -> No
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_contain_text("next and previous row")
     page.keyboard.press("Escape")
-    page.keyboard.press("g")
-    page.keyboard.press("j")
-    expect(page.get_by_role("combobox")).to_be_visible()
+
+    def goes_to_the_list() -> bool:
+        page.keyboard.press("g")
+        page.keyboard.press("j")  # within a second
+        return page.get_by_role("combobox").is_visible()
+
+    assert wait_until(goes_to_the_list, 60)
 
 
 def test_focus_selection_and_times_survive_an_update(page: Page, conn: Conn, address: str) -> None:

@@ -323,7 +323,10 @@ def test_dead_letters_are_put_back_by_their_button(
         assert broker.unsettled(url) == 2
 
 
-def test_queues_are_shown_without_rabbitmq_too(page: Page, conn: Conn, address: str) -> None:
+def test_queues_are_shown_without_rabbitmq_too(
+    page: Page, conn: Conn, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMQP_URL", raising=False)
     make_worker(conn, "shop:charge")
     page.goto(f"{address}/queues")
     expect(page.locator("#queues")).to_contain_text("AMQP_URL is not set")

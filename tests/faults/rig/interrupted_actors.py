@@ -11,9 +11,15 @@ from tests.faults.rig.run_log import logged_run
 
 
 def work_on() -> None:
-    """Work for as long as one is let."""
-    while True:
-        time.sleep(0.01)
+    """Work for as long as one is let. Until all are told none ends: Dramatiq (2.2) goes through a set of those to tell,
+    and tells nobody else once that set has changed meanwhile.
+    """
+    try:
+        while True:
+            time.sleep(0.01)
+    except Shutdown:
+        time.sleep(1)
+        raise
 
 
 @dramatiq.actor(notify_shutdown=True, max_retries=3, min_backoff=50, max_backoff=100)

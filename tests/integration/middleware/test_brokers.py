@@ -160,9 +160,9 @@ def test_nothing_is_acknowledged_before_its_commit(
 
     monkeypatch.setattr(*acknowledge, noted)
     monkeypatch.setattr(outcomes, "record", held)
-    job = callboard.submit(tracked.act, range(8))
+    job = callboard.submit(tracked.act, range(5))
     tracked.work()
-    assert wait_until(lambda: len(tracked.runs) == 8, TIMEOUT)
+    assert wait_until(lambda: len(tracked.runs) == 5, TIMEOUT)
     assert not acknowledged.wait(0.3)
     assert job.status()["succeeded"] == 0
     gate.set()
