@@ -393,6 +393,16 @@ def elsewhere(address: str, job: int, token: str) -> Starlette:
     return Starlette(routes=[Route("/", shows)])
 
 
+def test_a_page_that_says_what_is_wrong_with_a_search_does_not_load_again(page: Page, address: str) -> None:
+    page.clock.install()
+    page.goto(f"{address}/?q=odd:1")
+    expect(page.locator("#wrong")).to_be_visible()
+    page.evaluate("document.body.dataset.mark = 'the same'")
+    page.clock.run_for(30_000)
+    assert page.locator("[data-every]").count() == 0
+    expect(page.locator("body")).to_have_attribute("data-mark", "the same")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, conn: Conn, address: str, scheme: str) -> None:
     make_worker(conn)
