@@ -108,9 +108,12 @@ def _claimed(found: Any, conn: Any, job: int, item: int, *rest: Any) -> list[Key
     return [(job, item)] if found is not None and found.taken else None
 
 
-def _open_tags(_: None, tracker: AckTracker, acks: Any, nacks: Any) -> list[Key]:
-    found = (getattr(tracker._deliveries.get(tag), "stamp", None) for tag in (*acks, *nacks))
-    return [(stamp.job, stamp.item) for stamp in found if stamp]
+def _acknowledged(_: None, tracker: AckTracker, acks: Any, nacks: Any) -> list[Key] | None:
+    """Those that began; what was given back is acknowledged too, and runs later."""
+    found = [tracker._deliveries.get(tag) for tag in (*acks, *nacks)]
+    return [
+        (one.stamp.job, one.stamp.item) for one in found if one and one.stamp and one.waiting is None
+    ] or None
 
 
 def _done(result: Any, *_: Any) -> list[Key] | None:
@@ -128,7 +131,7 @@ POINTS = {
     # Committed.
     "settle": Point(InFlight, "acknowledge", lambda _, __, entries: [entry.attempt.key for entry in entries]),
     # Not sent to RabbitMQ yet.
-    "ack": Point(AckTracker, "_finish", _open_tags),
+    "ack": Point(AckTracker, "_finish", _acknowledged),
     "running": Point(
         outcomes, "report_running", lambda _, __, ___, rows: [(row.job, row.item) for row in rows], after=True
     ),

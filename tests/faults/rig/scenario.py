@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import dramatiq
 import pika
 import psycopg
+from pika.exceptions import ChannelClosedByBroker
 
 import callboard
 from callboard.sql.pool import Conn, connect
@@ -247,15 +248,22 @@ class Scenario:
             return False
 
     def lose_messages(self, queue: str = "default", *, deleted: bool = False) -> int:
-        """Purge a queue, or delete it, as soon as messages are ready in it; how many were lost."""
-        with self.channel() as channel:
+        """Purge a queue, or delete it, and again until some messages were in it; how many were lost."""
+        lost = 0
 
-            def ready() -> int:
-                return int(channel.queue_declare(queue, passive=True).method.message_count)
+        def lose() -> int:
+            nonlocal lost
+            with self.channel() as channel:
+                try:
+                    if channel.queue_declare(queue, passive=True).method.message_count:
+                        done = channel.queue_delete(queue) if deleted else channel.queue_purge(queue)
+                        lost = int(done.method.message_count)
+                except ChannelClosedByBroker:  # no worker has declared it again yet
+                    pass
+                return lost
 
-            assert wait_until(ready, TIMEOUT, pause=0.0)
-            done = channel.queue_delete(queue) if deleted else channel.queue_purge(queue)
-            return int(done.method.message_count)
+        assert wait_until(lose, TIMEOUT, pause=0.0)
+        return lost
 
 
 @contextmanager
