@@ -86,7 +86,7 @@ class LogContext(logging.Filter):
 
     The line begins with ``[item 12/3, attempt 1, worker 5]``: 12 is the job, 3 the item in it. With ``prefix=False``
     the line stays as it is. The record has the attributes `job`, `item`, `attempt` and `worker` in both cases, for a
-    format of your own; they are None outside an item.
+    format of your own; they are None outside an item. So is `trace`, the id of OpenTelemetry's trace, without one.
     """
 
     def __init__(self, *, prefix: bool = True) -> None:
@@ -100,10 +100,18 @@ class LogContext(logging.Filter):
         attempt, record.in_context = current_attempt.get(), True
         found = (None,) * 4 if attempt is None else (*attempt.key, attempt.number, attempt.worker)
         record.job, record.item, record.attempt, record.worker = found
+        record.trace = _trace_id()
         if attempt is not None and self._prefix:
             where = f"[item {attempt.job}/{attempt.item}, attempt {attempt.number}, worker {attempt.worker}]"
             record.msg = f"{where} {record.msg}"
         return True
+
+
+def _trace_id() -> str | None:
+    """The id of the trace that goes on here; None without one. It imports nothing: an app that traces has done so."""
+    api = sys.modules.get("opentelemetry.trace")
+    found = None if api is None else api.get_current_span().get_span_context()
+    return f"{found.trace_id:032x}" if found is not None and found.is_valid else None
 
 
 def step(text: str) -> None:

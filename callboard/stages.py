@@ -92,15 +92,16 @@ def stages(
     planned = [_planned(runtime, stage) for stage in stages]
     if limits.lane_by:
         stage_plan.check_lane([_signature(runtime, stage) for stage in stages], limits.lane_by)
-    parent, found = runtime.write(
-        lambda conn: writes.create(
-            conn, planned, name=name, key=key, tenant=tenant or "", metadata=metadata or {}, created_by=created_by,
-            limits=limits, targets=targets, key_reuse=key_reuse,
-        )
-    )  # fmt: skip
-    rows = encode_all(items, signature=actor_lookup.signature_here(broker, stages[0].actor))
-    first = found[0].submitted
-    Submission(runtime.process, runtime.submissions, runtime.publish_job, first, key).store(rows)
+    with submission.submitting(planned[0].actor, planned[0].queue) as trace:
+        parent, found = runtime.write(
+            lambda conn: writes.create(
+                conn, planned, name=name, key=key, tenant=tenant or "", metadata=metadata or {}, created_by=created_by,
+                limits=limits, targets=targets, key_reuse=key_reuse, trace=trace,
+            )
+        )  # fmt: skip
+        rows = encode_all(items, signature=actor_lookup.signature_here(broker, stages[0].actor))
+        first = found[0].submitted
+        Submission(runtime.process, runtime.submissions, runtime.publish_job, first, key).store(rows)
     return Job(parent, runtime)
 
 

@@ -10,7 +10,13 @@ from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Actor, Callbacks
 from callboard.middleware.submission.async_source import AsyncSource
 from callboard.middleware.submission.item_encoding import ItemKey, encode_all
-from callboard.middleware.submission.submission import Submission, check_chunk, check_items, start
+from callboard.middleware.submission.submission import (
+    Submission,
+    check_chunk,
+    check_items,
+    start,
+    submitting,
+)
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
 from callboard.sql.writes import submission as writes
@@ -89,17 +95,18 @@ def submit(
     actor_name, queue_name = actor_lookup.resolve(runtime.write, broker, actor)
     if limits.lane_by and (signature := actor_lookup.signature(runtime.write, broker, actor)) is not None:
         signature.check_lane(limits.lane_by)
-    made = runtime.write(
-        lambda conn: writes.create_job(
-            conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
-            metadata=metadata or {}, created_by=created_by, limits=limits, targets=targets, chunk=chunk,
-            key_reuse=key_reuse,
-        )
-    )  # fmt: skip
-    rows = encode_all(items, item_key=item_key, signature=actor_lookup.signature_here(broker, actor))
-    Submission(
-        runtime.process, runtime.submissions, runtime.publish_job, made, key, keyed=item_key is not None
-    ).store(rows)
+    with submitting(actor_name, queue_name) as trace:
+        made = runtime.write(
+            lambda conn: writes.create_job(
+                conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
+                metadata=metadata or {}, created_by=created_by, limits=limits, targets=targets, chunk=chunk,
+                key_reuse=key_reuse, trace=trace,
+            )
+        )  # fmt: skip
+        rows = encode_all(items, item_key=item_key, signature=actor_lookup.signature_here(broker, actor))
+        Submission(
+            runtime.process, runtime.submissions, runtime.publish_job, made, key, keyed=item_key is not None
+        ).store(rows)
     return Job(made.job, runtime)
 
 

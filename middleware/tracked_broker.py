@@ -1,6 +1,8 @@
 """The methods of a tracked broker that differ from Dramatiq's, for a broker of any class."""
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import dramatiq
@@ -14,6 +16,7 @@ from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.enqueue import comes_off_delay_queue
 from callboard.middleware.submission.threads import carry_into_pools
 from callboard.middleware.tracking import Tracking, track
+from callboard.sql import settings
 
 #: Seconds between two looks at the items that `join` waits for.
 JOIN_SECONDS = 0.1
@@ -24,6 +27,9 @@ class TrackedBroker(dramatiq.Broker):
 
     runtime: Runtime
     _tracking: Tracking | None = None  # until the middleware of its constructor is added
+    _sending: Callable[[Any], AbstractContextManager[None]] = (
+        nullcontext  # a span of OpenTelemetry's, where it is on
+    )
 
     def _track(self, runtime: Runtime) -> None:
         """Have the broker use the parts of this process."""
@@ -32,6 +38,11 @@ class TrackedBroker(dramatiq.Broker):
         self._hooks = HookCache(self)
         self._tracking = Tracking(runtime, self._hooks)
         track(self, self._tracking)
+        if settings.OPENTELEMETRY.get():
+            from callboard.middleware import spans  # noqa: PLC0415 — imported only where it is asked for
+
+            self._sending = spans.sending
+            self.middleware.insert(1, spans.Spans())
 
     def start_tracking(self, database_url: str) -> None:
         """Make the parts of this process, with which the broker is tracked from now on."""
@@ -43,7 +54,8 @@ class TrackedBroker(dramatiq.Broker):
             # A worker without Callboard has run an item, and its retry is due. The item may have been sent again since.
             message.options[stamp.OPTION] = known._replace(suspect=True).option()
             return super().enqueue(message)
-        return self.runtime.send(self, message, delay)
+        with self._sending(message):
+            return self.runtime.send(self, message, delay)
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call the hooks `before_<signal>`, unless no middleware is to hear of it."""

@@ -140,11 +140,12 @@ class Event:
 
 
 class JobFacts(NamedTuple):
-    """What an app gave with a job; `metadata` as JSON."""
+    """What an app gave with a job; `metadata` as JSON. `trace`: where OpenTelemetry is on, of the submission."""
 
     tenant: str
     key: str | None
     metadata: str
+    trace: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

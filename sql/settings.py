@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -97,6 +98,15 @@ def _on_or_off(name: str, text: str) -> bool:
     if text.lower() not in ("on", "off"):
         raise ValueError(f"{name} must be on or off, not {text!r}")
     return text.lower() == "on"
+
+
+def _opentelemetry(name: str, text: str) -> bool:
+    wanted = _on_or_off(name, text)
+    if wanted and find_spec("opentelemetry") is None:
+        raise ValueError(
+            f"{name} is on, and opentelemetry-api is not installed: install callboard[opentelemetry], or set it to off"
+        )
+    return wanted
 
 
 def _seconds(name: str, text: str) -> float:
@@ -202,6 +212,9 @@ METRICS_PORT = Setting(
     _port,
     "the port at which workers tell Prometheus what they count; unset: they don't",
 )
+OPENTELEMETRY = Setting(
+    "CALLBOARD_OPENTELEMETRY", "off", _opentelemetry, "on: make spans of sends, submissions and attempts"
+)
 PREPARE = Setting(
     "CALLBOARD_PREPARE", "on", _on_or_off, "off: use no prepared statements, for a pooler that loses them"
 )
@@ -226,6 +239,6 @@ WEBHOOK_SECRET = Setting(
 )  # fmt: skip
 
 SETTINGS: tuple[Setting[object], ...] = (
-    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, LOG_LINK, METRICS_PORT, PREPARE, QUEUE_DEPTH,
-    RABBITMQ_API, RELEASE, RESULT_LIMIT, WEBHOOK_PRIVATE, WEBHOOK_SECRET,
+    DATABASE_URL, AMQP_URL, ACTORS, ACTOR_WAIT, HUNG_AFTER, KEEP, LOG_LINK, METRICS_PORT, OPENTELEMETRY, PREPARE,
+    QUEUE_DEPTH, RABBITMQ_API, RELEASE, RESULT_LIMIT, WEBHOOK_PRIVATE, WEBHOOK_SECRET,
 )  # fmt: skip

@@ -110,12 +110,13 @@ def _make_job(_call: Call[Any, Any], write: Write, given: NewJob, options: dict[
     if signature is not None:
         signature.check_lane(options["limits"].lane_by)
     asked = {"open": True} if given.open else {}
-    made = write(
-        lambda conn: submission.create_job(
-            conn, name=given.name or actor, actor=actor, queue=queue, chunk=given.chunk,
-            also_asked=asked, **options,
-        )
-    )  # fmt: skip
+    with submissions.submitting(actor, queue) as trace:
+        made = write(
+            lambda conn: submission.create_job(
+                conn, name=given.name or actor, actor=actor, queue=queue, chunk=given.chunk,
+                also_asked=asked, trace=trace, **options,
+            )
+        )  # fmt: skip
     return Made(made.job, made, signature)
 
 
@@ -131,7 +132,8 @@ def _make_stages(call: Call[Any, Any], write: Write, given: NewJob, options: dic
         planned.append(rows.NewStage(title, stage.actor, queue, makes, stage.on_failure, stage.chunk))
     if options["limits"].lane_by:
         stage_plan.check_lane(signatures, options["limits"].lane_by)
-    parent, found = write(lambda conn: stages.create(conn, planned, name=name, **options))
+    with submissions.submitting(planned[0].actor, planned[0].queue) as trace:
+        parent, found = write(lambda conn: stages.create(conn, planned, name=name, trace=trace, **options))
     return Made(parent, replace(found[0].submitted, held=True), signatures[0])
 
 

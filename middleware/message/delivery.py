@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from dramatiq.broker import MessageProxy
 
@@ -51,6 +51,10 @@ class Delivery:
     stale: bool = False  # its connection is gone: the broker delivers it again
     waiting: "dict[Tag, Delivery] | None" = (
         None  # those of its connection that have not begun; None: they are not kept
+    )
+
+    span: tuple[Any, Any] | None = (
+        None  # OpenTelemetry's, of its attempt, and the token that ends its context
     )
 
     @property

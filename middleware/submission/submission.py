@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -15,7 +16,7 @@ from callboard.middleware.process.process import Process
 from callboard.middleware.submission import item_encoding
 from callboard.middleware.submission.item_encoding import Row
 from callboard.middleware.submission.lease import SubmissionLease
-from callboard.sql import timings
+from callboard.sql import settings, timings
 from callboard.sql.limits import parse_time
 from callboard.sql.pool import Conn
 from callboard.sql.rows import SubmittedJob
@@ -41,6 +42,15 @@ log = logging.getLogger("callboard.submit")
 
 class SubmittedElsewhere(RuntimeError):
     """Another submission has the job with this key, or the job was stopped while it was submitted."""
+
+
+def submitting(actor: str, queue: str) -> AbstractContextManager[dict[str, str] | None]:
+    """Return a context with a span of OpenTelemetry's, where it is on; it gives what is kept with the job of that."""
+    if not settings.OPENTELEMETRY.get():
+        return nullcontext()
+    from callboard.middleware import spans  # noqa: PLC0415 — imported only where it is asked for
+
+    return spans.submitting(actor, queue)
 
 
 def store_rows(

@@ -49,6 +49,7 @@ CREATE TABLE callboard.jobs (
     queue            text,                       -- likewise
     created_by       text,
     metadata         jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    trace            jsonb,                      -- what OpenTelemetry carries on from its submission; NULL: it is off
     -- By the state it ends with: {"completed": [{"url": …, "host": …}, {"actor": …, "queue": …}]}. NULL: it calls nobody.
     callbacks        jsonb CHECK (jsonb_typeof(callbacks) = 'object'),
 

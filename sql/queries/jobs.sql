@@ -188,7 +188,7 @@ RETURNING j.id
 
 -- name: job_facts
 -- What an app has said of a job; of a stage, what it has said of the whole. Caller: a worker whose actor asks for it, once a
--- job. Rows: (tenant, key, metadata); none: the job is deleted.
-SELECT coalesce(p.tenant, j.tenant), coalesce(p.key, j.key), coalesce(p.metadata, j.metadata)::text
+-- job. Rows: JobFacts; none: the job is deleted.
+SELECT coalesce(p.tenant, j.tenant), coalesce(p.key, j.key), coalesce(p.metadata, j.metadata)::text, coalesce(p.trace, j.trace)
 FROM callboard.jobs AS j LEFT JOIN callboard.jobs AS p ON p.id = j.parent_id
 WHERE j.id = %s

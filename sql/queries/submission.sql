@@ -5,10 +5,10 @@
 WITH made AS (
     INSERT INTO callboard.jobs AS j
         (name, key, tenant, actor, queue, metadata, created_by, submitting_until, held, chunk, callbacks, asked,
-         {limits})
+         trace, {limits})
     VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(created_by)s,
             now() + make_interval(secs => %(lease)s), %(held)s, %(chunk)s::int, %(callbacks)s::jsonb,
-            %(asked)s::jsonb, {limit_values})
+            %(asked)s::jsonb, %(trace)s::jsonb, {limit_values})
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
     WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
       AND j.submitting_until IS NOT NULL AND (NOT %(alone)s OR j.submitting_until <= now())

@@ -4,7 +4,7 @@ Code that changes a parent's state locks its row first and then reads its stages
 meanwhile.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from callboard.sql.writes.requests import Requester, check_text, note_action
 def create(
     conn: Conn, planned: Sequence[NewStage], *, name: str, key: str | None, tenant: str, metadata: dict[str, Any],
     created_by: str | None, limits: Limits, targets: Targets = NO_TARGETS, key_reuse: bool = False,
-    held: bool = False, alone: bool = False,
+    held: bool = False, alone: bool = False, trace: Mapping[str, str] | None = None,
 ) -> tuple[int, list[StageRow]]:  # fmt: skip
     """Make a job of stages, or find the one with this key; return its id and stages, and renew the submission of the
     first stage; `alone`: unless another one goes on, as `submitting` of that stage says. The rest is as with
@@ -34,7 +34,7 @@ def create(
     with transaction(conn):
         given = submission.job_parameters(
             conn, asked, name=name, key=key, tenant=tenant, metadata=metadata, created_by=created_by, limits=limits,
-            targets=targets,
+            targets=targets, trace=trace,
         )  # fmt: skip
         if key_reuse:
             submission.free_key(conn, tenant, key)

@@ -47,11 +47,12 @@ def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
     metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
     chunk: int | None = None, key_reuse: bool = False, held: bool = False, alone: bool = False,
-    also_asked: Mapping[str, Any] = NOTHING,
+    also_asked: Mapping[str, Any] = NOTHING, trace: Mapping[str, str] | None = None,
 ) -> SubmittedJob:  # fmt: skip
     """Make a job, or find the one with this key, and renew its submission. `key_reuse`: a job that is over gives its
     key to the new one. `held`: nothing of a new job is published before it is sealed. `alone`: not while another
     submission of the job goes on; then `elsewhere` of the answer says so. `also_asked`: see `job_parameters`.
+    `trace`: what OpenTelemetry carries on.
 
     Raises KeyInUse, and ValueError for a text or metadata that a row can't hold.
     """
@@ -59,7 +60,7 @@ def create_job(
     parameters = {
         **job_parameters(
             conn, asked, name=name, key=key, tenant=tenant, metadata=metadata, created_by=created_by, limits=limits,
-            targets=targets,
+            targets=targets, trace=trace,
         ),
         "actor": actor, "queue": queue, "chunk": chunk, "lease": timings.SUBMISSION_LEASE_SECONDS, "held": held,
         "alone": alone,
@@ -78,7 +79,7 @@ def create_job(
 
 def job_parameters(
     conn: Conn, asked: Mapping[str, Any], *, name: str, key: str | None, tenant: str, metadata: dict[str, Any],
-    created_by: str | None, limits: Limits, targets: Targets,
+    created_by: str | None, limits: Limits, targets: Targets, trace: Mapping[str, str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the parameters of the statements that make a job. `asked`: what else the same submission must say again.
 
@@ -94,6 +95,7 @@ def job_parameters(
     return {
         "name": name, "key": key, "tenant": tenant, "created_by": created_by, "metadata": kept,
         "callbacks": callbacks and Jsonb(callbacks), "limits": Jsonb(limits.as_json()), **limits.columns(),
+        "trace": trace and Jsonb(trace),
         "asked": None if key is None else Jsonb({option: _digest(value) for option, value in options.items()}),
     }  # fmt: skip
 

@@ -49,6 +49,7 @@ def test_a_log_line_names_its_item_once(attempt: Attempt) -> None:
     plain = logging.LogRecord("app", logging.INFO, "app.py", 1, "100 %", (), None)
     callboard.LogContext(prefix=False).filter(plain)
     assert (plain.getMessage(), plain.__dict__["job"], plain.__dict__["worker"]) == ("100 %", 1, 7)
+    assert plain.__dict__["trace"] is None
     current_attempt.set(None)
     outside = logging.LogRecord("app", logging.INFO, "app.py", 1, "nothing", (), None)
     callboard.LogContext().filter(outside)
