@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cached_property
 from typing import BinaryIO, TypeVar, cast
 
@@ -58,7 +59,8 @@ class Submitter:
             source = AsyncSource(_while_it_goes_on(parts))
             body = cast("BinaryIO", io.BufferedReader(_Parts(iter(source))))
             loop = asyncio.get_running_loop()
-            return await source.read_by(loop.run_in_executor(self._threads, work, body))
+            inside = copy_context().run  # the app's trace goes on in the thread
+            return await source.read_by(loop.run_in_executor(self._threads, inside, work, body))
         finally:
             self._reading -= 1
 

@@ -1,5 +1,6 @@
 """The spans that OpenTelemetry gets, where it is on: who is whose child, what is linked, and what failed."""
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dramatiq
+import httpx
 import pytest
 from dramatiq.brokers.stub import StubBroker
 from opentelemetry import trace
@@ -22,6 +24,7 @@ from callboard.middleware import spans
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
+from tests.support.webapp import open_app
 from tests.support.workers import wait_until
 
 TIMEOUT = 300.0
@@ -179,6 +182,35 @@ def test_the_items_of_a_job_are_linked_to_its_submission(traced: Traced) -> None
     results = {item["item"]: item["result"] for item in jobs[1].items()}
     if runtime_of(traced.broker).make_transport().takes_chunks:
         assert {results[n] for n in (0, 2, 3)} <= {trace_id(s) for s in traced.spans("process lists")}
+
+
+@pytest.mark.parametrize("traced", ["in process"], indirect=True)
+def test_a_submission_over_http_belongs_to_the_request(traced: Traced, database_url: str) -> None:
+    @dramatiq.actor(queue_name="posted")
+    def posted() -> None:
+        pass
+
+    async def post() -> list[int]:
+        app = open_app(database_url)
+        transport = httpx.ASGITransport(app=app)
+        async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport) as client:
+            with traced.tracer.start_as_current_span("request") as request:
+                lines = {
+                    "headers": {"Content-Type": "application/x-ndjson"},
+                    "content": b'{"actor": "posted"}\n[]\n',
+                }
+                for body in ({"json": {"actor": "posted", "items": [[]]}}, lines):
+                    answer = await client.post("http://test/api/v1/jobs", **body)  # type: ignore[arg-type]
+                    assert answer.status_code == 201, answer.text
+            return [request.get_span_context().span_id] * 2
+
+    worker = traced.start()
+    requests = asyncio.run(post())
+    ran = traced.wait("process posted", 2)
+    worker.stop()
+    submitted = traced.spans("send posted")
+    assert [parent(span) for span in submitted] == requests
+    assert sorted(links(span) for span in ran) == sorted([span_id(span)] for span in submitted)
 
 
 CHECK = """
