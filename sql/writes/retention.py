@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import psycopg
 
 from callboard.sql.pool import Conn, transaction
+from callboard.sql.rows import WouldDelete
 from callboard.sql.statements import statement
 
 #: A row of another table refers to a job, or a trigger on ours refuses.
@@ -42,6 +43,19 @@ def mark_expired(conn: Conn, keep: float | None) -> list[int]:
 def deleted_jobs(conn: Conn, *, aside: bool = False) -> list[int]:
     """Return the ids of deleted jobs that have rows yet; `aside`: also of those set aside lately."""
     return [row[0] for row in conn.execute(statement("deleted_jobs"), {"aside": aside})]
+
+
+def with_stages(conn: Conn, jobs: Sequence[int]) -> dict[int, bool]:
+    """Return these jobs and their stages, in order: {id: whether it is no stage}."""
+    return dict(conn.execute(statement("with_stages"), {"jobs": list(jobs)}))
+
+
+def would_delete(conn: Conn, keep: float | None, named: Sequence[int] | None = None) -> list[WouldDelete]:
+    """Return what a purge would delete, and change nothing: jobs that are `named`, or those whose time is over; `keep`
+    as in `mark_expired`.
+    """
+    rows = conn.execute(statement("would_delete"), {"keep": keep, "named": named and list(named)})
+    return [WouldDelete(*row) for row in rows]
 
 
 def delete_rows(conn: Conn, job: int) -> Iterator[int]:

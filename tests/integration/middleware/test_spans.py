@@ -200,7 +200,7 @@ def test_a_submission_over_http_belongs_to_the_request(traced: Traced, database_
                     "content": b'{"actor": "posted"}\n[]\n',
                 }
                 for body in ({"json": {"actor": "posted", "items": [[]]}}, lines):
-                    answer = await client.post("http://test/api/v1/jobs", **body)  # type: ignore[arg-type]
+                    answer = await client.post("http://test/api/v1/jobs", **body)
                     assert answer.status_code == 201, answer.text
             return [request.get_span_context().span_id] * 2
 

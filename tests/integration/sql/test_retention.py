@@ -104,6 +104,15 @@ def test_who_is_to_be_called_is_called_before_its_job_leaves(conn: Conn) -> None
     assert deletion.mark_deleted(conn, [jobs[2]])
 
 
+def finished_stages(conn: Conn) -> tuple[int, list[int]]:
+    """A job of two stages that is completed, with these."""
+    parent, found = make_staged(conn)
+    record(conn, found[1], {"succeeded": range(1, 8)})
+    staged.update_parents(conn)
+    assert state(conn, parent) == "completed"
+    return parent, found
+
+
 def test_a_job_of_stages_leaves_as_a_whole(conn: Conn) -> None:
     """Not by a stage alone, however long that is over; and not while a stage is open."""
     parent, (first, second) = make_staged(conn)
@@ -613,6 +622,46 @@ def test_purge_deletes_what_is_due_and_what_is_named(
     assert state(conn, kept) == "completed"
     assert call("purge", kept)[1] == "deleted 1 job with 10 items\n"
     assert conn.execute("SELECT id FROM callboard.jobs").fetchall() == [(open_,)]
+
+
+def test_a_dry_run_says_what_a_purge_would_delete_by_which_rule(
+    call: Callable[..., tuple[int, str, str]], conn: Conn
+) -> None:
+    jobs = [
+        ended(conn, days=31),
+        ended(conn, days=31),
+        ended(conn, days=2, keep="1d"),
+        ended(conn),
+        make_job(conn, 1),
+    ]
+    parent, stages = finished_stages(conn)
+    age(conn, parent, 40)
+    ended(conn, days=31, keep="60d")
+    actions.delete(conn, jobs[3], ANNA)
+    conn.execute("ANALYZE callboard.items")
+    code, said, _ = call("purge", "--dry-run")
+    assert code == 0
+    said = re.sub(r"about [0-9.]+ MiB", "about SIZE", said)
+    assert said.splitlines() == [
+        "would delete 5 jobs with 58 items",
+        "  deleted before, and not all of their rows are gone: 1 job, 10 items, about SIZE",
+        "  their own keep is over: 1 job, 10 items, about SIZE",
+        "  ended longer ago than 30d (CALLBOARD_KEEP): 3 jobs, 38 items, about SIZE",
+    ]
+    assert "longer ago than 7d (--older-than): 3 jobs" in call("purge", "--dry-run", "--older-than", "7d")[1]
+    named = json.loads(call("purge", jobs[0], parent, "--dry-run", "--json")[1])
+    (rule,) = named.pop("rules")
+    assert (named, rule["rule"], rule["jobs"], rule["items"]) == ({"jobs": 2, "items": 28}, "named", 2, 28)
+    assert call("purge", jobs[0], jobs[4], "--dry-run")[0] == 1
+    assert call("purge", "--dry-run", "--older-than", "long")[0] == 2
+
+    assert [state(conn, job) for job in (*jobs[:3], parent)] == ["completed"] * 4
+    assert call("purge", parent)[1] == "deleted 1 job with 18 items\n"
+    assert call("purge")[1] == "deleted 4 jobs with 40 items\n"
+    assert call("purge", "--dry-run")[1] == "would delete 0 jobs with 0 items\n"
+    assert conn.execute("SELECT count(*) FROM callboard.jobs WHERE id = ANY (%s)", (stages,)).fetchone() == (
+        0,
+    )
 
 
 @pytest.mark.parametrize(
