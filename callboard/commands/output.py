@@ -4,9 +4,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -16,6 +16,8 @@ from rich.text import Text
 #: The option of every command that prints something.
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
+#: Cells between two columns.
+GAP = 2
 #: Characters in a line of a table that goes to no terminal.
 PIPE_CHARS = 200
 
@@ -96,19 +98,55 @@ def state(word: str) -> Text:
     return Text(word, style=STYLES.get(word, ""))
 
 
-def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+class Fit(NamedTuple):
+    """How a table fits into the lines of a terminal: texts in columns of `cut` are cut with …, to so many characters at
+    the least. If that is not enough, columns of `spare` are left out, those without a text first.
+    """
+
+    cut: Mapping[str, int]
+    spare: Sequence[str]
+
+    def columns(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int) -> list[str]:
+        """Return those of the columns for which there is room."""
+        kept = list(columns)
+        silent = [column for column in self.spare if not any(row[column] for row in rows)]
+        for spared in (*silent, *self.spare):
+            if sum(self._width(rows, column) for column in kept) + GAP * (len(kept) - 1) <= width:
+                break
+            kept = [column for column in kept if column != spared]
+        return kept
+
+    def _width(self, rows: Sequence[Mapping[str, Any]], column: str) -> int:
+        cells = max(len(column), *(plain(row[column]).cell_len for row in rows))
+        return min(cells, self.cut.get(column, cells))
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fit: Fit | None = None) -> None:
     """Print rows as `grid` has them."""
-    console().print(grid(rows, columns))
+    console().print(grid(rows, columns, fit))
 
 
-def grid(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Table:
-    """Rows as a table, numbers to the right, states in colour."""
+def grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fit: Fit | None = None) -> Table:
+    """Rows as a table, numbers to the right, states in colour. In a terminal no line is wrapped if there is a `fit`."""
     made = Table(box=None, pad_edge=False, header_style="bold")
+    if not (rows and console().is_terminal):
+        fit = None
+    if fit is not None:
+        columns = fit.columns(rows, columns, console().width)
     lines = [[row[column] for column in columns] for row in rows]
     for place, column in enumerate(columns):
         numbers = any(isinstance(line[place], int | float) for line in lines)
         made.add_column(column.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
     for line in lines:
         cells = zip(columns, line, strict=True)
-        made.add_row(*(state(value) if column == "state" else plain(value) for column, value in cells))
+        made.add_row(
+            *(_cell(column, value, cut=fit is not None and column in fit.cut) for column, value in cells)
+        )
     return made
+
+
+def _cell(column: str, value: Any, *, cut: bool) -> Text:
+    text = state(value) if column == "state" else plain(value)
+    if cut:
+        text.no_wrap, text.overflow = True, "ellipsis"
+    return text

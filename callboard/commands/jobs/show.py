@@ -56,6 +56,7 @@ WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this 
 
 #: What `jobs` can show of a job, and what it shows.
 SHOWN = "id name state bar progress total failed rate left age stalled"
+FIT = output.Fit({"name": 12, "stalled": 8}, ("bar", "age", "rate", "left", "stalled"))
 COLUMNS = (
     *SHOWN.split(), "key", "tenant", "actor", *(one for one in ITEM_STATES if one != "failed"), "retries",
     "crashes", "step", "reason", "created_by", "created_at", "started_at", "finished_at", "updated_at",
@@ -96,20 +97,25 @@ def jobs(
             if page[0] or page[1] is None:
                 return page
 
+    fit = FIT if columns == SHOWN else None
     if watch:
         if as_json:
             raise CommandError(
                 "--watch shows a table: `callboard watch --json` follows jobs to their end", code=2
             )
-        follow.follow_list(lambda conn: output.grid(map(_cells_of_job, read(conn)[0]), columns.split()))
+        follow.follow_list(
+            lambda conn: output.grid([*map(_cells_of_job, read(conn)[0])], columns.split(), fit)
+        )
         return
     with database() as conn:
         page = read(conn)
-    print_page("jobs", page, columns, as_json=as_json, cells=_cells_of_job)
+    print_page("jobs", page, columns, as_json=as_json, cells=_cells_of_job, fit=fit)
 
 
 def _cells_of_job(job: Row) -> Row:
-    rate = job_text.pace(job["rate"]) if job["rate"] and job["state"] == "running" else ""
+    rate = (
+        job_text.pace(job["rate"]).replace(" items", "") if job["rate"] and job["state"] == "running" else ""
+    )
     shown = {"bar": job_text.cells(job).plain, "progress": job_text.percentage(job), "rate": rate}
     return {**job, **shown, "left": job_text.left(job), "age": job_text.age(job)}
 
@@ -305,14 +311,15 @@ def print_job(job: Row, *, as_json: bool) -> None:
 
 
 def print_page(
-    name: str, page: Page, columns: str, *, as_json: bool, cells: Callable[[Row], Row] = lambda row: row
-) -> None:
+    name: str, page: Page, columns: str, *, as_json: bool, cells: Callable[[Row], Row] = lambda row: row,
+    fit: output.Fit | None = None,
+) -> None:  # fmt: skip
     """Print a page as one JSON document, or the `columns` of its rows as a table: `cells` makes a row printable."""
     rows, following = page
     if as_json:
         output.document({name: rows, "next": following})
     elif rows:
-        output.table([*map(cells, rows)], columns.split())
+        output.table([*map(cells, rows)], columns.split(), fit)
         if following is not None:
             typer.echo(f"more: --after {following}")
     else:

@@ -1,7 +1,12 @@
 """Text from actors can't control the terminal, and percentages are rounded down."""
 
+from typing import Any
+
+import pytest
+from rich.console import Console
+
 from callboard.commands import output
-from callboard.commands.jobs import job_text
+from callboard.commands.jobs import job_text, show
 
 
 def test_control_characters_are_escaped() -> None:
@@ -16,3 +21,46 @@ def test_only_a_job_that_is_done_is_at_100_percent() -> None:
     assert job_text.percentage({"progress": 2 / 3}) == "66.6 %"
     assert job_text.percentage({"progress": 0.99999}) == "99.9 %"
     assert job_text.percentage({"progress": 1.0}) == "100 %"
+
+
+JOBS: list[dict[str, Any]] = [
+    {
+        "id": 60_251_590, "name": "charge the invoices of November", "state": "completed", "bar": "█" * 10,
+        "progress": "100 %", "total": 1_000_000, "failed": 33, "rate": "", "left": "", "age": "2 min", "stalled": None,
+    },
+    {
+        "id": 60_251_591, "name": "crawl", "state": "running", "bar": "█░░░░░░░░░", "progress": "12.3 %", "total": 400,
+        "failed": 0, "rate": "1,234.5/s", "left": "0:21:09", "age": "2 min",
+        "stalled": "no worker that is alive has the actor `charge`: start one",
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [(200, ""), (130, ""), (100, "bar"), (80, "bar age rate"), (60, "bar age rate left stalled")],
+)
+def test_a_list_of_jobs_has_a_line_for_each_in_any_terminal(
+    width: int, left_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns are left out, and texts are cut; where the columns are chosen, and where no terminal is, neither."""
+    console = Console(width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(output, "console", lambda: console)
+    columns = show.SHOWN.split()
+    with console.capture() as captured:
+        output.table(JOBS, columns, show.FIT)
+    header, first, second = captured.get().splitlines()
+    assert header.split() == [column for column in columns if column not in left_out.split()]
+    assert "charge th" in first
+    assert (" 1000000 " in first, " 12.3 % " in second) == (True, True)
+    assert ("…" in first + second) == (width < 200)
+    with console.capture() as captured:
+        output.table(JOBS, columns)
+    assert "…" not in captured.get()
+
+
+def test_a_list_of_jobs_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(JOBS, show.SHOWN.split(), show.FIT)
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == show.SHOWN.split()
+    assert ("charge the invoices of November" in first, second.rstrip().endswith("start one")) == (True, True)
