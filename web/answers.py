@@ -204,6 +204,7 @@ class Item(Answer):
     result_unkept: str | None
     progress: Progress | None
     error: ItemError | None
+    sent_at: Annotated[Time | None, msgspec.Meta(description="of a plain send, and of what an item sent")]
     due_at: Time | None
     first_started_at: Time | None
     started_at: Time | None

@@ -76,7 +76,7 @@ def item(number: int, row: dict[str, Any], cap: int) -> dict[str, Any]:
         "error": _error(row),
         **{
             name: iso(row[name])
-            for name in ("due_at", "first_started_at", "started_at", "stack_at", "finished_at")
+            for name in ("sent_at", "due_at", "first_started_at", "started_at", "stack_at", "finished_at")
         },
     }
 

@@ -53,7 +53,9 @@ def test_an_item_shows_its_life_and_is_retried(
     expect(page.locator("#name")).to_have_text("item 20")
     expect(page.locator("#attempts")).to_contain_text(BAD.message)
     expect(page.locator("#attempts details pre")).to_have_text(BAD.traceback or "")
-    expect(page.locator("#timeline li")).to_have_text([re.compile("started"), re.compile("attempt 1 failed")])
+    expect(page.locator("#timeline li")).to_have_text(
+        [re.compile("job submitted"), re.compile("started"), re.compile("attempt 1 failed")]
+    )
     expect(page.locator("#values pre")).to_have_text(re.compile(r"\[\s*20\s*\]"))
     page.get_by_role("link", name="Next failed").click()
     expect(page.locator("#name")).to_have_text("item 21")
@@ -155,6 +157,30 @@ def test_frames_of_libraries_are_folded_texts_copied_and_an_items_log_is_linked(
     expect(page.get_by_role("link", name="Previous")).to_have_count(0)
     page.get_by_role("link", name="Next failed").click()
     expect(page.locator("#name")).to_have_text("item 17")
+
+
+@pytest.mark.parametrize("script", ["page", "plain_page"])
+def test_long_arguments_are_folded_and_copied_whole(
+    request: pytest.FixtureRequest, conn: Conn, address: str, script: str
+) -> None:
+    page: Page = request.getfixturevalue(script)
+    job = make_job(conn, 2)
+    given = {"rows": [{"sku": f"A-{n}", "text": EVIL} for n in range(30)], "last": "the end"}
+    args = json.dumps({"args": [], "kwargs": given}).encode()
+    conn.execute("UPDATE callboard.items SET args = %s WHERE job_id = %s AND item = 0", (args, job))
+    page.goto(f"{address}/jobs/{job}/items/1")
+    expect(page.locator("#values pre")).to_have_count(1)
+    page.goto(f"{address}/jobs/{job}/items/0")
+    expect(page.locator("#values pre")).to_have_count(2)
+    expect(page.get_by_text('"A-0"')).to_be_visible()
+    expect(page.get_by_text("the end")).to_be_hidden()
+    page.get_by_text("105 more lines").click()
+    expect(page.get_by_text("the end")).to_be_visible()
+    if script == "page":
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.locator("#values [data-copy]").click()
+        expect(page.locator("#values [data-copy]")).to_have_text("Copied")
+        assert json.loads(page.evaluate("navigator.clipboard.readText()")) == given
 
 
 def test_a_search_is_suggested_word_by_word_and_each_word_is_taken_away(

@@ -36,7 +36,7 @@ async def item(call: Call[ItemQuery, NoBody]) -> Response:
     shown = {
         "job": job,
         "item": found,
-        "events": _timeline(found),
+        "events": _timeline(job, found),
         "state": call.query.state,
         "next": after[0]["item"] if after else None,
         "previous": await _previous(call, position),
@@ -65,9 +65,12 @@ async def _previous(call: Call[ItemQuery, NoBody], position: int) -> int | None:
     return None
 
 
-def _timeline(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What happened to the item, each with its time, in order."""
-    events = [("started", found["first_started_at"])]
+def _timeline(job: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What happened to the item, each with its time, in order. No row keeps when a bulk item was stored, nor when an
+    item was published.
+    """
+    stored = ("sent", found["sent_at"]) if found["sent_at"] else ("job submitted", job["created_at"])
+    events = [stored, ("started", found["first_started_at"])]
     for one in found["attempts"]:
         if one["started_at"] and one["started_at"] != found["first_started_at"]:
             events.append((f"attempt {one['attempt']} started", one["started_at"]))

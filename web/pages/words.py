@@ -19,6 +19,9 @@ UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 LEAST_PACE, WHOLE_PACE = 0.1, 100
 #: Seconds below which a span is shown with its tenths.
 SHORT_SECONDS = 10
+#: Lines and characters of a text that are shown, and from which number on the rest is folded.
+SHOWN_LINES, SHOWN_CHARS = 20, 3_000
+FEW_LINES, FEW_CHARS = 5, 500
 #: In the order of the bar, finished states first: the left part of the bar only ever grows.
 STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
 
@@ -257,6 +260,19 @@ def given(item: Mapping[str, Any]) -> Any:
 def pretty(value: Any) -> str:
     """A value as JSON over several lines; a text as it is."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def folded(text: str) -> tuple[str, str]:
+    """The begin of a text, and its rest, which is folded; nothing of a text that is not much longer."""
+    begin = "".join(text.splitlines(keepends=True)[:SHOWN_LINES])[:SHOWN_CHARS]
+    rest = text[len(begin) :]
+    return (begin, rest) if rest.count("\n") >= FEW_LINES or len(rest) >= FEW_CHARS else (text, "")
+
+
+def more(rest: str) -> str:
+    """How long the rest of a text is."""
+    lines = rest.count("\n") + 1
+    return count(lines, "more line") if lines > FEW_LINES else count(len(rest), "more character")
 
 
 def arguments(item: Mapping[str, Any]) -> str:

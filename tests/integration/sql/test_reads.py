@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -346,6 +346,14 @@ def test_standing_jobs_are_listed_apart(conn: Conn) -> None:
     for wanted, found in ((None, [job, standing]), (True, [standing]), (False, [job])):
         assert [one["id"] for one in queries.run(conn, queries.jobs(JobFilter(standing=wanted)))[0]] == found
     assert [status(conn, one)["standing"] for one in (standing, job)] == [True, False]
+
+
+def test_only_an_item_that_was_sent_singly_says_when(conn: Conn) -> None:
+    job, before = make_job(conn, 1), datetime.now(UTC)
+    send(conn, job, 1)
+    bulk, sent = queries.run(conn, queries.items(job))[0]
+    assert bulk["sent_at"] is None
+    assert abs(datetime.fromisoformat(sent["sent_at"]) - before) < timedelta(minutes=10)
 
 
 def test_a_retried_item_keeps_its_first_start(conn: Conn) -> None:
