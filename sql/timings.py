@@ -11,6 +11,8 @@ PUBLISH_LEASE_SECONDS = 8.0
 TURN_PAUSE_SECONDS, DUE_PAUSE_SECONDS, RATE_PAUSE_SECONDS = 5.0, 1.0, 0.2
 #: Seconds that the record of outcomes waits for a lock: whoever holds a row of one job must not hold up other jobs.
 LOCK_WAIT_SECONDS = 1.5
+#: The same of plain sends, which their senders wait for.
+SEND_LOCK_WAIT_SECONDS = 5.0
 #: Items that a publisher may send beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000
 #: Outbox rows of stopped jobs that one statement drops, and of how many jobs.

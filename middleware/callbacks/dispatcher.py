@@ -168,12 +168,11 @@ def _add_item(conn: Conn, callback: Callback) -> None:
     actor, queue = callback.actor or "", callback.queue or ""
     args = envelope.encode_args((payload(conn, callback),), {})
     job = sends.standing_job(conn, actor, queue)
-    total, open_, _ = jobs.lock_jobs(conn, [job])[job]
-    if not open_:
+    if not jobs.lock_jobs(conn, [job])[job][1]:
         raise Undelivered("the day of its actor's standing job just ended")
     if callbacks.mark_delivered(conn, callback):
         item = NewItem(job, actor, queue, callback.id, args, None, int(time.time() * 1000))
-        sends.add_items(conn, [(total, item)], publishing=False)
+        sends.add_items(conn, [item], publishing=False)
 
 
 def _target(callback: Callback) -> str:

@@ -8,7 +8,9 @@ import math
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -37,6 +39,10 @@ SENDER_POLL_SECONDS = 5.0
 FULL_QUEUE_POLL_SECONDS = 0.03
 #: Seconds that a round may take until it counts as a standstill: several batches, each of which waits for its confirms.
 STANDSTILL_SECONDS = 60.0
+#: Seconds between two rounds of messages that this process sent: they gather, and its senders run meanwhile.
+GATHER_SECONDS = 0.01
+#: Seconds that a publisher waits for a connection when it ends.
+CLOSE_SECONDS = 2.0
 #: Seconds for which a message that this process stored is published from here: its claim holds for longer.
 OWN_MESSAGE_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
 
@@ -144,10 +150,17 @@ class Publisher:
                 worked = False
                 time.sleep(POLL_SECONDS)
             if self._closing and not self._added and not self._jobs:
-                self.transport.close()
+                self._end()
                 return
             if not worked:
                 self._wait_for_work()
+
+    def _end(self) -> None:
+        """Settle what is published; without a database its claims lapse."""
+        if self._relay.settle_at < math.inf:
+            with suppress(psycopg.Error, PoolTimeout), self.pool.connection(CLOSE_SECONDS) as conn:
+                self._relay.settle(conn)
+        self.transport.close()
 
     def _take_added(self) -> tuple[list[Outgoing], list[int]]:
         with self._changed:
@@ -172,6 +185,7 @@ class Publisher:
     def _wait_for_work(self) -> None:
         """Wait until something is added, a full queue has room again, or the poll is due."""
         end = time.monotonic() + (POLL_SECONDS if self._polls else SENDER_POLL_SECONDS)
+        end = min(end, self._relay.settle_at)
         while (left := end - time.monotonic()) > 0:
             full = self.backlogs.queues_to_poll() if self._polls else []
             if self._wait_for_change(min(left, FULL_QUEUE_POLL_SECONDS) if full else left):
@@ -197,10 +211,14 @@ class Publisher:
         with self.pool.connection() as conn:
             # Where nobody polls, what is left for later would be left for good.
             polls = self._polls and not self._closing
-            publish = self._relay.publish_sent if polls else self._relay.publish_outbox
+            publish = self._relay.publish_sent if polls else partial(self._relay.publish_outbox, own=True)
             worked = bool(added) and publish(conn, added) > 0
+            if self._relay.settle_at <= time.monotonic():
+                self._relay.settle(conn)
             for job in jobs:
                 worked |= bool(self._relay.publish_job(conn, job, []))
             if polls:
                 worked |= self._relay.publish_due(conn)
+        if added and not self._closing:
+            time.sleep(GATHER_SECONDS)
         return worked

@@ -4,10 +4,11 @@ Bulk items are counted by their job's watermark, which only moves forward; an ou
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import psycopg
 
@@ -38,6 +39,9 @@ OUTBOX_BATCH_MESSAGES = 500
 LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
 #: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
+#: Seconds for which the rows of sent messages gather that the broker has confirmed, to be deleted together. A process
+#: that dies meanwhile leaves them to another, which publishes them once more, as suspect.
+SETTLE_SECONDS = 0.1
 
 
 class _QueueRefused(RuntimeError):
@@ -53,13 +57,18 @@ class Relay:
 
     transport: Transport
     backlogs: QueueBacklogs
+    _confirmed: list[Outgoing] = field(default_factory=list)  # own messages whose rows are to be deleted
+    settle_at: float = math.inf  # monotonic: when they are
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
-    def publish_outbox(self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None) -> int:
+    def publish_outbox(
+        self, conn: Conn, batch: Sequence[Outgoing], claim: PublishClaim | None = None, *, own: bool = False
+    ) -> int:
         """Publish messages whose outbox rows are claimed, and settle the rows; return how many rows that were.
 
         `claim` is that of the job in whose turn they are published, if any; then raises _QueueRefused if none is taken.
+        `own`: this process has sent them, so the rows of those that are confirmed are settled together, by `settle`.
         """
         failure: Unreachable | None = None
         try:
@@ -72,9 +81,7 @@ class Relay:
         unsent = [out for out, answer in zip(batch, answers, strict=True) if answer is False]
         broken = _broken(batch, answers)
         if sent:
-            publishing.confirm_outbox(conn, sent)
-            metrics.count(lambda m: m.count_published(len(sent)))
-            self.backlogs.count_messages(out.queue for out in sent)
+            self._confirm(conn, sent, own=own)
         if broken:
             with transaction(conn):
                 publishing.confirm_outbox(conn, [out for out, _ in broken])
@@ -88,6 +95,22 @@ class Relay:
         if unsent:
             _log_refusal(self._refusal(unsent[0].queue))
         return len(sent) + len(broken)
+
+    def _confirm(self, conn: Conn, sent: Sequence[Outgoing], *, own: bool) -> None:
+        if own:
+            self.settle_at = min(self.settle_at, time.monotonic() + SETTLE_SECONDS)
+            self._confirmed += sent
+        else:
+            publishing.confirm_outbox(conn, sent)
+        metrics.count(lambda m: m.count_published(len(sent)))
+        self.backlogs.count_messages(out.queue for out in sent)
+
+    def settle(self, conn: Conn) -> None:
+        """Delete the rows of this process's messages that the broker has confirmed."""
+        while self._confirmed:
+            publishing.confirm_outbox(conn, self._confirmed[:OUTBOX_BATCH_MESSAGES])
+            del self._confirmed[:OUTBOX_BATCH_MESSAGES]
+        self.settle_at = math.inf
 
     # Jobs in their turn ----------------------------------------------------------------------------------------------
 
@@ -108,7 +131,7 @@ class Relay:
             (now if rooms[out.queue] >= 0 else later).append(out)
         if later:
             publishing.release_outbox(conn, later, tried=False)
-        return self.publish_outbox(conn, now) if now else 0
+        return self.publish_outbox(conn, now, own=True) if now else 0
 
     def publish_due(self, conn: Conn) -> bool:
         """Publish a batch of what is due in the outbox, and the next job in turn; return whether there was any.

@@ -1,6 +1,7 @@
 """Stores plain sends: in the job that they name, or in their actor's standing job of the day."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import psycopg
@@ -41,26 +42,37 @@ class SendStore:
             send.stored.set_exception(JobClosed("the job takes no more items: it is sealed or was stopped"))
 
     def _store(self, conn: Conn, sends: Sequence[Send]) -> list[Send]:
-        """Store the sends whose job is open; return the others."""
-        named = [(send, replace(send.item, job=self._job(conn, send.item))) for send in sends]
-        committing = False
+        """Store the sends whose job is open; return the others. Without item keys that is one statement."""
+        named, copies = _one_a_key(
+            [(send, replace(send.item, job=self._job(conn, send.item))) for send in sends]
+        )
+        keys = [(item.job, item.key) for _, item in named if item.key is not None]
+        known: dict[tuple[int, str], int] = {}
+        adding = False
         try:
-            with transaction(conn):
-                jobs = lock_jobs(conn, (item.job for _, item in named))
-                taken = [(s, i) for s, i in named if i.job in jobs and jobs[i.job][2 if s.child else 1]]
-                totals = {item.job: jobs[item.job][0] for _, item in taken}
-                numbered = _number(conn, taken, totals)
-                new = [(number, item) for _, number, item, seen in numbered if not seen]
-                claimed = add_items(conn, new, publishing=self.process.publishes) if new else {}
-                committing = True
+            with transaction(conn) if keys else nullcontext():
+                if keys:
+                    # A statement after the one that locks the jobs sees all the keys that they have.
+                    lock_jobs(conn, (item.job for _, item in named))
+                    known = items_by_key(conn, keys)
+                new = [(send, item) for send, item in named if (item.job, item.key) not in known]
+                adding = True
+                added = add_items(
+                    conn, [item for _, item in new], publishing=self.process.publishes,
+                    children=[send.child for send, _ in new],
+                )  # fmt: skip
         except psycopg.OperationalError as error:
-            if committing:
+            if adding and error.sqlstate is None:
                 raise UncertainCommit("the connection broke while it was committed") from error
             raise
-        for send, number, item, seen in numbered:
-            outbox = None if seen else claimed.get((item.job, number))
-            _resolve(send, item.job, number, outbox, seen=seen)
-        return [send for send, _ in named if not send.stored.done()]
+        for send, item in named:
+            if (number := known.get((item.job, item.key or ""))) is not None:
+                _resolve(send, item.job, number, None, seen=True)
+        for (send, item), place in zip(new, added, strict=True):
+            if place is not None:
+                _resolve(send, item.job, *place)
+        closed = [send for send, _ in named if not send.stored.done()]
+        return closed + self._store(conn, copies) if copies else closed
 
     def _job(self, conn: Conn, item: NewItem) -> int:
         if item.job:
@@ -79,27 +91,21 @@ def _resolve_earlier(conn: Conn, sends: Sequence[Send]) -> None:
             _resolve(send, *earlier[send.item.key], None, seen=True)
 
 
-def _number(
-    conn: Conn, sends: Sequence[tuple[Send, NewItem]], totals: dict[int, int]
-) -> list[tuple[Send, int, NewItem, bool]]:
-    """Number the items from their jobs' totals on; return (send, number, item, whether an item has its key already)."""
-    keys = [(item.job, item.key) for _, item in sends if item.key is not None]
-    known = items_by_key(conn, keys) if keys else {}
-    following = dict(totals)
-    numbered = []
-    for send, item in sends:
-        number = None if item.key is None else known.get((item.job, item.key))
-        seen = number is not None
-        if number is None:
-            number = following[item.job]
-            following[item.job] += 1
-            if item.key is not None:
-                known[item.job, item.key] = number
-        numbered.append((send, number, item, seen))
-    return numbered
+def _one_a_key(named: Iterable[tuple[Send, NewItem]]) -> tuple[list[tuple[Send, NewItem]], list[Send]]:
+    """Return the sends of which none before has the same job and item key, and the others."""
+    keys: set[tuple[int, str]] = set()
+    first, copies = [], []
+    for send, item in named:
+        if item.key is not None and (item.job, item.key) in keys:
+            copies.append(send)
+            continue
+        first.append((send, item))
+        if item.key is not None:
+            keys.add((item.job, item.key))
+    return first, copies
 
 
-def _resolve(send: Send, job: int, number: int, outbox: int | None, *, seen: bool) -> None:
+def _resolve(send: Send, job: int, number: int, outbox: int | None, *, seen: bool = False) -> None:
     """Give a sender its item's message; `outbox`: the claimed row, or None; `seen`: the item was stored before."""
     item = send.item
     out = Outgoing(

@@ -33,25 +33,42 @@ WHERE i.finished_at IS NULL OR i.finished_at > now() - interval '1 hour'
 ORDER BY k.item_key, i.job_id DESC
 
 -- name: add_items
--- Plain sends and messages recorded on sight, numbered by the caller under their jobs' locks.
+-- Plain sends and messages recorded on sight, in one statement and so in one transaction. Each is numbered from the total
+-- of its job on, as the job is locked.
 -- Transition: none -> waiting; with an outbox row, unless its message is under way already. It is claimed for its sender,
 -- unless it waits for its time, or its job is one of which others wait, too (see claim_outbox).
--- Caller: the store of sends. Rows: (job_id, item, outbox id, whether it is claimed) of what is to be published.
+-- Guard: the job is neither over nor being stopped nor of stages, nor sealed, but for what its own items send (`child`).
+-- One with a key that its job has already is refused by the index: the caller looks for it under the lock of the job.
+-- Caller: the store of sends. Rows: (nth, item, outbox id; NULL: it is not claimed) of what is stored.
+-- Lock order: jobs by id. Waits for a lock for `lock_wait` at most.
 WITH new AS (
-    SELECT n.*, (%(item)s::int[])[n.nth] AS item FROM {NewItem} AS n
+    SELECT n.*, (%(child)s::bool[])[n.nth] AS child
+    FROM {NewItem} AS n, (SELECT set_config('lock_timeout', %(lock_wait)s::text, true)) AS lock_wait
+), locked AS (
+    SELECT j.id, j.total, j.published, j.sealed,
+           j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL AS takes,
+           %(publishing)s AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL AND j.lane_by IS NULL
+           AND {its_time_is} AS goes
+    FROM callboard.jobs AS j WHERE j.id IN (SELECT job FROM new) ORDER BY j.id FOR NO KEY UPDATE OF j
+), taken AS (
+    SELECT n.*, l.goes AND n.delay = 0 AS goes, l.total + row_number() OVER (PARTITION BY n.job ORDER BY n.nth) - 1 AS item
+    FROM new AS n JOIN locked AS l ON l.id = n.job WHERE l.takes AND (n.child OR NOT l.sealed)
 ), stored AS (
     INSERT INTO callboard.items (job_id, item, actor, queue, message_id, args, options, sent_at, item_key)
-    SELECT job, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), key FROM new
+    SELECT job, item, actor, queue, message_id, args, options, to_timestamp(sent_ms / 1000.0), key FROM taken
 ), grown AS (
     UPDATE callboard.jobs AS j
-    SET total = j.total + n.items, published = j.published + n.published, updated_at = now()
-    FROM (SELECT job, count(*) AS items, count(*) FILTER (WHERE published) AS published FROM new GROUP BY 1) AS n
-    WHERE j.id = n.job
+    SET total = l.total + t.items, published = l.published + t.published, updated_at = now()
+    FROM locked AS l JOIN (
+        SELECT job, count(*) AS items, count(*) FILTER (WHERE published) AS published FROM taken GROUP BY 1
+    ) AS t ON t.job = l.id
+    WHERE j.id = l.id
+), queued AS (
+    INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, sent_ms, first, claimed_until)
+    SELECT job, item, 1, queue, now() + make_interval(secs => delay), sent_ms, true,
+           CASE WHEN goes THEN now() + make_interval(secs => %(lease)s) END
+    FROM taken WHERE published IS NOT TRUE
+    RETURNING job_id, item, id, claimed_until
 )
-INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, sent_ms, first, claimed_until)
-SELECT n.job, n.item, 1, n.queue, now() + make_interval(secs => n.delay), n.sent_ms, true,
-       CASE WHEN n.delay = 0 AND %(publishing)s AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL
-                 AND j.lane_by IS NULL AND {its_time_is}
-            THEN now() + make_interval(secs => %(lease)s) END
-FROM new AS n JOIN callboard.jobs AS j ON j.id = n.job WHERE n.published IS NOT TRUE
-RETURNING job_id, item, id, claimed_until IS NOT NULL
+SELECT t.nth, t.item, q.id FROM taken AS t
+LEFT JOIN queued AS q ON q.job_id = t.job AND q.item = t.item AND q.claimed_until IS NOT NULL

@@ -29,18 +29,24 @@ def items_of_earlier_days(conn: Conn, keys: Sequence[tuple[str, str]]) -> dict[s
 
 
 def add_items(
-    conn: Conn, new: Sequence[tuple[int, NewItem]], *, publishing: bool
-) -> dict[tuple[int, int], int]:
-    """Store items under the numbers given; returns the outbox ids {(job, item): id} of those that their sender is to
-    publish, and holds the claim of: with `publishing` those that neither wait for their time nor for their job's turn.
+    conn: Conn, new: Sequence[NewItem], *, publishing: bool, children: Sequence[bool] = ()
+) -> list[tuple[int, int | None] | None]:
+    """Store items; return of each its number and outbox id, or None if its job takes it not.
+
+    `children`: of each, whether an item of the same job sends it. With `publishing` the sender is to publish those that
+    neither wait for their time nor for their job's turn: it holds their claims, and only these have an outbox id.
     """
+    if not new:
+        return []
     rows = conn.execute(
         statement("add_items"),
         {
-            **parameters(NewItem, [item for _, item in new]),
-            "item": [number for number, _ in new],
+            **parameters(NewItem, new),
+            "child": list(children),
             "publishing": publishing,
             "lease": timings.PUBLISH_LEASE_SECONDS,
+            "lock_wait": f"{timings.SEND_LOCK_WAIT_SECONDS * 1000:.0f}ms",
         },
     )
-    return {(job, item): outbox for job, item, outbox, claimed in rows if claimed}
+    places = {nth: (item, outbox) for nth, item, outbox in rows}
+    return [places.get(nth) for nth in range(1, len(new) + 1)]

@@ -119,26 +119,25 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, sce
     print(f"{len(held)} items in flight, {len(twice)} ended after all, {runs} runs of {ITEMS}")
 
 
-#: Freezes in the transaction that stores its second send, and with it holds the actor's standing job.
+#: Freezes in the transaction that stores its second message, which has a key: it holds the actor's standing job.
 FROZEN_SENDER = """
-import signal, threading
+import dataclasses, signal, threading
 import dramatiq, callboard
-from callboard.middleware.submission import send_store
+from callboard.middleware.submission import enqueue, send_store
+from callboard.middleware.tracking import runtime_of
 
 @dramatiq.actor
 def work(number): pass
 
 work.send(0)
-store = send_store.add_items
-def freeze(*args, **options):
-    send_store.add_items = store
+look = send_store.items_by_key
+def freeze(*args):
+    send_store.items_by_key = look
     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # this thread goes no further
-    return store(*args, **options)
-send_store.add_items = freeze
-try:
-    work.send(1)
-except callboard.NotStored as error:
-    print("not stored:", error)
+    return look(*args)
+send_store.items_by_key = freeze
+item = dataclasses.replace(enqueue.new_item(work.message(1), job=0), key="of a producer without Callboard")
+runtime_of(work.broker).journal.send(item).result()
 """
 
 

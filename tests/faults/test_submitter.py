@@ -14,7 +14,7 @@ import pytest
 import callboard
 from callboard.commands.services import Process
 from tests.faults.rig.scenario import TIMEOUT, Scenario
-from tests.faults.rig.submitter import CHUNK, KILL, STAGES
+from tests.faults.rig.submitter import CHUNK, KILL, SEND_STAGES, SENDS, STAGES
 from tests.support.workers import wait_until
 
 ITEMS = 3 * CHUNK
@@ -94,6 +94,27 @@ def test_killed_at_every_stage_it_goes_on_with_its_key(scenario: Scenario, submi
         runs = scenario.assert_completed(job, total=ITEMS)
         print(f"{stage}: {runs.total()} runs of {ITEMS} items")
         assert set(scenario.run_log.attempt_counts(job.id).values()) == {1}
+
+
+def test_a_sender_killed_at_every_stage_loses_nothing_that_it_sent(
+    scenario: Scenario, submitters: Submitters
+) -> None:
+    """What `send` has returned for is run, and counts once, as does all else that is stored."""
+    firsts = dict(zip(SEND_STAGES, range(0, SENDS * len(SEND_STAGES), SENDS), strict=True))
+    dying = {stage: submitters.start("send", str(first), stage=stage) for stage, first in firsts.items()}
+    assert {stage: submitters.end(process) for stage, process in dying.items()} == dict.fromkeys(
+        dying, -signal.SIGKILL
+    )
+    scenario.start_worker()
+    counts = "SELECT total, succeeded, published FROM callboard.jobs WHERE standing_on IS NOT NULL"
+    assert wait_until(lambda: len(set(*scenario.sql(counts))) == 1, TIMEOUT)
+    assert scenario.sql("SELECT count(*) FROM callboard.outbox") == [(0,)]
+    scenario.assert_counters_true()
+    stored = [json.loads(args)["args"][0] for (args,) in scenario.sql("SELECT args FROM callboard.items")]
+    told = [int(line) for process in dying.values() for line in process.log.read_text().splitlines()]
+    assert len(stored) == len(set(stored))
+    assert set(told) <= set(stored)
+    print(f"{len(told)} sends returned before the kills, and {len(stored)} messages are stored")
 
 
 def broken() -> Iterator[Any]:

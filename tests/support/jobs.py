@@ -22,7 +22,7 @@ from callboard.sql.rows import (
     WorkerInfo,
 )
 from callboard.sql.states import ITEM_STATES
-from callboard.sql.writes import jobs, outcomes, publishing, sends, stages, submission, sweep, workers
+from callboard.sql.writes import outcomes, publishing, sends, stages, submission, sweep, workers
 
 BAD = Failure(
     "failed", "ValueError", "not a number: <b>12,5</b>", "shop/prices.py:88 in parse", "Traceback …", 11
@@ -110,9 +110,7 @@ def send(conn: Conn, job: int, item: int, *, actor: str = "work", delay: float =
     """Add an item as a plain send does: with a message in the outbox."""
     args = json.dumps({"args": [item], "kwargs": {}}).encode()
     new = NewItem(job, actor, "default", f"m-{job}-{item}", args, None, int(time.time() * 1000), delay)
-    with conn.transaction():
-        jobs.lock_jobs(conn, [job])
-        sends.add_items(conn, [(item, new)], publishing=False)
+    assert sends.add_items(conn, [new], publishing=False, children=[True]) == [(item, None)]
 
 
 def make_mixed_job(conn: Conn, name: str = "mixed", tenant: str = "") -> int:

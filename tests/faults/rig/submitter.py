@@ -1,7 +1,8 @@
 """Submitters that a fault happens to: `callboard …` and scripts, in small chunks, killed at a stage of their work.
 
 `python -m tests.faults.rig.submitter callboard ARGUMENT…` is the command; `slow GATE` and `block GATE` are scripts that
-stand still in the middle until the file GATE is there. CALLBOARD_TEST_KILL names the stage to die at.
+stand still in the middle until the file GATE is there, and `send FIRST` is one that sends. CALLBOARD_TEST_KILL names
+the stage to die at.
 """
 
 import importlib
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,13 +22,13 @@ import callboard
 from callboard.commands.main import main
 from callboard.middleware.publish.transport import Answer
 from callboard.middleware.rabbitmq.confirms import ConfirmingPublisher
-from callboard.middleware.submission import submission
+from callboard.middleware.submission import send_store, submission
 from callboard.sql import timings
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import publishing
 from callboard.sql.writes import submission as submission_writes
 
-CHUNK = 100
+CHUNK, SENDS = 100, 1_000
 KILL = "CALLBOARD_TEST_KILL"
 LEASE = 3.0
 
@@ -83,6 +85,15 @@ STAGES: dict[str, Callable[[], None]] = {
 }
 
 
+#: Of a process that sends from four threads.
+SEND_STAGES: dict[str, Callable[[], None]] = {
+    "before a COMMIT": lambda: at(send_store, "add_items", call=5),
+    "after a COMMIT": lambda: at(send_store, "add_items", call=5, done=True),
+    "in publishing sends": half_sent,
+    "before it says what is sent": lambda: at(publishing, "confirm_outbox"),
+}
+
+
 def waiting(gate: Path, count: int = 30) -> Iterator[dict[str, int]]:
     """Items of `work`; in their middle it blocks until the gate is there."""
     for number in range(count):
@@ -106,16 +117,24 @@ def block(gate: str) -> None:
             work.send(**item)
 
 
+def send(first: str) -> None:
+    """Plain sends from four threads, of numbers from `first` on; those that returned are told."""
+    work = dramatiq.get_broker().get_actor("work")
+    with ThreadPoolExecutor(4) as pool:
+        for message in pool.map(work.send, range(int(first), int(first) + SENDS)):
+            print(message.args[0], flush=True)
+
+
 def run(what: str, arguments: list[str]) -> int:
     """The command, or a script; dies at the stage that the environment names."""
     hurry()
     submission.CHUNK_ITEMS = CHUNK
     if stage := os.environ.get(KILL):
-        STAGES[stage]()
+        (STAGES | SEND_STAGES)[stage]()
     if what == "callboard":
         return main(arguments)
     importlib.import_module("tests.faults.rig.actors")
-    {"slow": slow, "block": block}[what](*arguments)
+    {"slow": slow, "block": block, "send": send}[what](*arguments)
     return 0
 
 

@@ -14,7 +14,7 @@ from callboard.sql import timings
 from callboard.sql.pool import Conn, Pool, connect, make_pool
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
-from callboard.sql.writes import actions, jobs, lanes, publishing, retry_action, sends, workers
+from callboard.sql.writes import actions, lanes, publishing, retry_action, sends, workers
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, publish, record, status
@@ -93,9 +93,7 @@ def publisher(pool: Pool, transport: RefusingTransport) -> Publisher:
 
 def send(conn: Conn, job: int, item: int, queue: str) -> None:
     new = NewItem(job, "work", queue, f"m-{item}", b'{"args":[],"kwargs":{}}', None, 0)
-    with conn.transaction():
-        jobs.lock_jobs(conn, [job])
-        sends.add_items(conn, [(item, new)], publishing=False)
+    assert sends.add_items(conn, [new], publishing=False, children=[True]) == [(item, None)]
 
 
 @pytest.mark.parametrize("how", ["bulk", "chunks", "sent", "in turn", "in lanes"])
@@ -159,6 +157,8 @@ def test_what_a_worker_sends_goes_out_as_its_queue_has_room(
     assert publisher._round(publishing.claim_outbox(conn, 40), []) is True
     assert len(transport.sent) == 20  # ten from here, and ten of its turn
     left = "SELECT count(*), bool_or(suspect), bool_or(claimed_until IS NOT NULL) FROM callboard.outbox"
+    assert conn.execute(left).fetchone() == (30, False, True)  # those from here are to be settled together
+    publisher._relay.settle(conn)
     assert conn.execute(left).fetchone() == (20, False, False)
 
 

@@ -122,10 +122,8 @@ def make_sends(conn: Conn, count: int, *, tenant: str = "", queue: str = "defaul
 
 
 def add_sends(conn: Conn, job: int, items: Iterable[int], queue: str = "default") -> None:
-    new = [(n, NewItem(job, "work", queue, f"m-{job}-{n}", ARGS, None, 5)) for n in items]
-    with conn.transaction():
-        jobs.lock_jobs(conn, [job])
-        sends.add_items(conn, new, publishing=False)
+    new = [NewItem(job, "work", queue, f"m-{job}-{n}", ARGS, None, 5) for n in items]
+    sends.add_items(conn, new, publishing=False)
 
 
 def test_a_fan_out_leaves_room_for_the_messages_of_others(conn: Conn) -> None:
@@ -151,9 +149,7 @@ def test_a_message_that_is_stored_while_a_publisher_looks_is_found_by_the_next(
     job = make_sends(conn, 1)
     with connect(database_url) as other:
         with other.transaction():
-            jobs.lock_jobs(other, [job])
-            new = NewItem(job, "work", "default", f"m-{job}-1", ARGS, None, 5)
-            sends.add_items(other, [(1, new)], publishing=False)
+            add_sends(other, job, [1])
             assert claimed(conn, 10) == {job: 1}
         assert claimed(conn, 10) == {job: 1}
         assert publishing.due_queues(conn) == []

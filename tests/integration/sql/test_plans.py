@@ -120,7 +120,7 @@ class Stage:
         publish(self.conn, self.limited, MANY)
         record(self.conn, self.bulk, {"failed": range(MANY // 4, MANY // 2)}, worker=self.worker)
         run(self.conn, self.bulk, range(200, 260), worker=self.worker)
-        add = [(n, _sent(self.plain, n)) for n in range(1_000, MANY)]
+        add = [_sent(self.plain, n) for n in range(1_000, MANY)]
         sends.add_items(self.conn, add, publishing=False)
         record(self.conn, self.limited, {"retrying": range(SOME, MANY // 2)}, delay=0.0, worker=self.worker)
         claim = claim_of(self.conn, self.laned)
@@ -224,7 +224,7 @@ def _tell_lanes(conn: Conn, stage: Stage) -> None:
 
 
 def _add_items(conn: Conn, stage: Stage) -> None:
-    new = [(n, _sent(stage.plain, n)) for n in range(stage.first + 100, stage.first + 100 + SOME)]
+    new = [_sent(stage.plain, n) for n in range(stage.first + 100, stage.first + 100 + SOME)]
     sends.add_items(conn, new, publishing=True)
 
 

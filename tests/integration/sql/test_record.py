@@ -33,7 +33,7 @@ from callboard.sql.rows import Event, Failure, NewItem, OutcomeState, Outgoing, 
 from callboard.sql.states import FINAL, MOVES
 from callboard.sql.writes import outcomes, publishing, sends, submission, sweep
 from callboard.sql.writes.claims import claim_item, release_item
-from callboard.sql.writes.jobs import close_jobs, lock_jobs
+from callboard.sql.writes.jobs import close_jobs
 from callboard.sql.writes.workers import beat, dead_workers
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
@@ -218,14 +218,8 @@ class Tracking(RuleBasedStateMachine):
         """Plain sends into a job that is open."""
         assume(self.children < 6)
         job = data.draw(st.sampled_from(self.jobs))
-        with self.conn.transaction():
-            total, takes, _ = lock_jobs(self.conn, [job])[job]
-            if takes:
-                self.children += count
-                new = [
-                    (total + n, replace(CHILD, job=job, message_id=f"sent-{total + n}")) for n in range(count)
-                ]
-                sends.add_items(self.conn, new, publishing=False)
+        new = [replace(CHILD, job=job, message_id=f"sent-{self.children + n}") for n in range(count)]
+        self.children += sum(place is not None for place in sends.add_items(self.conn, new, publishing=False))
 
     @rule(data=st.data())
     def search(self, data: st.DataObject) -> None:
@@ -345,9 +339,7 @@ def test_whatever_the_order_the_counts_are_true_and_nothing_is_stranded(conn: Co
 def test_a_message_that_is_confirmed_twice_at_once_counts_once(conn: Conn) -> None:
     """Claimed anew after its lease had lapsed, and settled with both claims; or with that of an older attempt."""
     job = make_job(conn, 0, sealed=False)
-    with conn.transaction():
-        lock_jobs(conn, [job])
-        sends.add_items(conn, [(0, replace(CHILD, job=job))], publishing=False)
+    sends.add_items(conn, [replace(CHILD, job=job)], publishing=False)
     (out,) = publishing.claim_outbox(conn, 1)
     publishing.confirm_outbox(conn, [out, replace(out), replace(out, attempt=0)])
     assert drift(conn) == []

@@ -42,7 +42,7 @@ from callboard.sql.writes import (
 )
 from callboard.sql.writes import retention as deletion
 from callboard.sql.writes import stages as staged
-from callboard.sql.writes.jobs import close_jobs, close_stopped, lock_jobs, stop_overdue_jobs
+from callboard.sql.writes.jobs import close_jobs, close_stopped, stop_overdue_jobs
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import waits
@@ -296,9 +296,7 @@ def test_its_key_and_its_day_are_free_at_once(conn: Conn) -> None:
 def test_a_standing_job_of_a_past_day_leaves_and_its_messages_are_new(conn: Conn) -> None:
     day = sends.standing_job(conn, "work", "default")
     item = NewItem(day, "work", "default", "m1", b"{}", None, 0, key="message:m1", published=True)
-    with conn.transaction():
-        lock_jobs(conn, [day])
-        sends.add_items(conn, [(0, item)], publishing=False)
+    sends.add_items(conn, [item], publishing=False)
     submission.seal_job(conn, day)
     record(conn, day, {"succeeded": [0]})
     conn.execute("UPDATE callboard.jobs SET standing_on = standing_on - 1 WHERE id = %s", (day,))

@@ -372,10 +372,7 @@ def _lanes_changed(scene: Scene) -> Act:
 
 def _added(scene: Scene) -> Act:
     job = scene.job()
-    new = [
-        (MANY + n, NewItem(job, "work", "default", f"m-{n}", ARGS, None, 5, key=f"k-{n}"))
-        for n in range(MANY)
-    ]
+    new = [NewItem(job, "work", "default", f"m-{n}", ARGS, None, 5, key=f"k-{n}") for n in range(MANY)]
     return lambda: sends.add_items(scene.conn, new, publishing=True)
 
 

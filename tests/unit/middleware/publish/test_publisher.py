@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from callboard.middleware.publish import publisher as publisher_module
+from callboard.middleware.publish import relay
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
 from callboard.middleware.publish.transport import Answer, Unreachable
@@ -30,7 +31,7 @@ class NoDatabase:
     """A pool whose connections are not used."""
 
     @contextmanager
-    def connection(self) -> Iterator[None]:
+    def connection(self, timeout: float | None = None) -> Iterator[None]:
         yield
 
 
@@ -152,3 +153,21 @@ def test_a_round_that_does_not_end_is_the_trouble_of_its_process(
     let_go.set()
     assert wait_until(lambda: not publisher.trouble, TIMEOUT)
     assert publisher.close(TIMEOUT)
+
+
+def test_what_is_confirmed_is_settled_together_and_when_it_ends(
+    transport: FlakyTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each alone, they would fight with the next sends for the row of their job."""
+    settled: list[list[int]] = []
+    monkeypatch.setattr(
+        publishing_writes, "confirm_outbox", lambda _, sent: settled.append([out.item for out in sent])
+    )
+    monkeypatch.setattr(relay, "SETTLE_SECONDS", TIMEOUT)
+    publisher = start_publisher(transport)
+    for count in (1, 2):
+        publisher.add(replace(OUT, item=count), time.monotonic())
+        assert wait_until(lambda n=count: len(transport.sent) == n, TIMEOUT)
+    assert settled == []
+    assert publisher.close(TIMEOUT)
+    assert settled == [[1, 2]]
