@@ -165,9 +165,10 @@ def test_what_is_confirmed_is_settled_together_and_when_it_ends(
     )
     monkeypatch.setattr(relay, "SETTLE_SECONDS", TIMEOUT)
     publisher = start_publisher(transport)
-    for count in (1, 2):
-        publisher.add(replace(OUT, item=count), time.monotonic())
-        assert wait_until(lambda n=count: len(transport.sent) == n, TIMEOUT)
+    publisher.add(replace(OUT, item=1), time.monotonic())
+    assert wait_until(lambda: transport.sent == [1], TIMEOUT)
+    publisher.add(replace(OUT, item=2), time.monotonic())
+    assert wait_until(lambda: transport.sent == [1, 2], TIMEOUT)
     assert settled == []
     assert publisher.close(TIMEOUT)
     assert settled == [[1, 2]]
