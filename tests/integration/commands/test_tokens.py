@@ -1,25 +1,19 @@
 """`callboard token`: makes, lists and revokes what lets somebody into the web app."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from callboard.commands.main import main
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.writes import tokens
 from tests.support.jobs import make_job
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    with connect(database_url) as connection:
-        yield connection
 
 
 @pytest.fixture

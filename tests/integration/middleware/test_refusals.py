@@ -69,13 +69,6 @@ def journal(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flus
         yield made
 
 
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection beside it."""
-    with connect(database_url) as made:
-        yield made
-
-
 def good(job: int, item: int) -> Event:
     """An item that succeeded just now."""
     return Event(job, item, 1, "succeeded", 0.1, time.monotonic(), 1)

@@ -105,7 +105,7 @@ def test_what_is_saved_is_what_succeeded(
         run_state_machine_as_test(
             lambda: Saving(conn),  # type: ignore[arg-type]
             settings=settings(
-                max_examples=40,
+                max_examples=20,
                 stateful_step_count=12,
                 deadline=None,
                 suppress_health_check=list(HealthCheck),

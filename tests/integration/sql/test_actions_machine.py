@@ -1,7 +1,6 @@
 """Whatever is said to jobs while everything else happens: counts stay true, and no item waits for what never comes."""
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from callboard.middleware.publish import lanes
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from callboard.sql.rows import Outgoing, PublishClaim
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry_action, sweep
@@ -33,12 +32,6 @@ CHOICES: Any = st.sampled_from(
         RetrySelection(error="ValueError"), RetrySelection(error="KeyError"),
     ]
 )  # fmt: skip
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    with connect(database_url) as connection:
-        yield connection
 
 
 class Controlled(Tracking):
@@ -254,7 +247,7 @@ def test_whatever_is_said_the_counts_are_true_and_nothing_is_stranded(conn: Conn
     run_state_machine_as_test(
         lambda: Controlled(conn),  # type: ignore[arg-type]
         settings=settings(
-            max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
     assert drift(conn) == []

@@ -4,7 +4,7 @@ One stops in the middle of its rows, since somebody has that one; the other come
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,12 +37,6 @@ from tests.support.workers import wait_until
 
 BY = Requester("python", "somebody")
 Step = Callable[[Conn], object]
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    with connect(database_url) as found:
-        yield found
 
 
 def meet(url: str, stopped_at: str, row: Sequence[object], first: Step, second: Step) -> None:

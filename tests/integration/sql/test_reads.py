@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,13 +43,6 @@ from tests.support.jobs import (
     send,
     status,
 )
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database."""
-    with connect(database_url) as connection:
-        yield connection
 
 
 def counts(conn: Conn, job: int) -> dict[str, int]:
@@ -492,17 +484,16 @@ def test_a_recount_of_what_was_written_finds_no_drift(conn: Conn) -> None:
     assert queries.run(conn, queries.verify(job))["drift"] == []
 
 
-@pytest.mark.parametrize(
-    "counter", ["published", "retrying", "succeeded", "failed", "skipped", "retries", "crashes", "unkept"]
-)
-def test_a_recount_reports_each_drift_with_both_numbers(conn: Conn, counter: str) -> None:
+def test_a_recount_reports_each_drift_with_both_numbers(conn: Conn) -> None:
     make_mixed_job(conn)
     job = make_mixed_job(conn)
-    before = queries.run(conn, queries.job(job))
-    conn.execute(f"UPDATE callboard.jobs SET {counter} = {counter} + 1 WHERE id = %s", (job,))
-    (drift,) = queries.run(conn, queries.verify())["drift"]
-    assert (drift["job"], drift["check"], drift["stored"] - drift["counted"]) == (job, counter, 1)
-    assert before is not None
+    for counter in (
+        "published", "retrying", "succeeded", "failed", "skipped", "retries", "crashes", "unkept",
+    ):  # fmt: skip
+        with conn.transaction(force_rollback=True):
+            conn.execute(f"UPDATE callboard.jobs SET {counter} = {counter} + 1 WHERE id = %s", (job,))
+            (drift,) = queries.run(conn, queries.verify())["drift"]
+        assert (drift["job"], drift["check"], drift["stored"] - drift["counted"]) == (job, counter, 1)
 
 
 def test_reads_go_through_a_pooler_in_transaction_mode(conn: Conn, pooled_url: str) -> None:

@@ -6,7 +6,7 @@ deaths and takeovers; after every step a recount finds no drift.
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
@@ -44,12 +44,6 @@ from tests.support.workers import wait_until
 FAILURES: dict[str, Failure] = {"failed": BAD, "retrying": BAD, "skipped": NOT_NEEDED}
 ENDS: Any = st.sampled_from(["succeeded", "succeeded", "failed", "skipped", "retrying"])
 CHILD = NewItem(0, "child", "default", "child-1", b'{"args":[],"kwargs":{}}', None, 5)
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    with connect(database_url) as connection:
-        yield connection
 
 
 def drift(conn: Conn) -> list[dict[str, Any]]:
@@ -328,7 +322,7 @@ def test_whatever_the_order_the_counts_are_true_and_nothing_is_stranded(conn: Co
     run_state_machine_as_test(
         lambda: Tracking(conn),  # type: ignore[arg-type]
         settings=settings(
-            max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 

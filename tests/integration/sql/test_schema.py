@@ -16,7 +16,7 @@ from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
 from callboard.sql.statements import documented, statement
-from tests.support.databases import waiting, with_database
+from tests.support.databases import database, waiting, with_database
 from tests.support.jobs import make_job, record
 from tests.support.workers import StartWorker, wait_until
 
@@ -34,24 +34,29 @@ STAGING = {"insert_staged_items"}
 AHEAD = "INSERT INTO callboard.migrations (number, name, breaking) VALUES (9001, '9001_from_the_future', %s)"
 
 
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    with connect(database_url) as connection:
+@pytest.fixture(scope="module")
+def schema(postgres_url: str, template: str) -> Iterator[Conn]:
+    """A connection to a migrated database that nothing is written to."""
+    with (
+        database(postgres_url, template) as name,
+        connect(with_database(postgres_url, name)) as connection,
+    ):
         yield connection
 
 
 @pytest.mark.parametrize("name", sorted(documented().keys() - UNPREPARED))
-def test_every_statement_can_be_prepared_on_the_schema(name: str, conn: Conn) -> None:
+def test_every_statement_can_be_prepared_on_the_schema(name: str, schema: Conn) -> None:
     """As psycopg does it: parameters become $1, $2 …, and PostgreSQL finds every table, column and type."""
-    query = psycopg._queries.PostgresQuery(psycopg.adapt.Transformer(conn))
+    query = psycopg._queries.PostgresQuery(psycopg.adapt.Transformer(schema))
     text = statement(name)
     named = {word.split(")")[0]: None for word in text.split("%(")[1:]}
     count = text.replace("%%", "").count("%s")
     query.convert(text, named or [None] * count)
-    with conn.transaction():
+    with schema.transaction(force_rollback=True):
         if name in STAGING:
-            conn.execute(statement("create_staging_table"))
-        conn.execute(b"PREPARE looked_at AS " + query.query)
+            schema.execute(statement("create_staging_table"))
+        schema.execute(b"PREPARE looked_at AS " + query.query)
+    schema.execute("DEALLOCATE ALL")
 
 
 @pytest.mark.parametrize(
@@ -63,9 +68,9 @@ def test_every_statement_can_be_prepared_on_the_schema(name: str, conn: Conn) ->
     ],
 )
 def test_the_enums_of_the_database_are_the_words_of_the_code(
-    enum: str, words: tuple[str, ...], conn: Conn
+    enum: str, words: tuple[str, ...], schema: Conn
 ) -> None:
-    rows = conn.execute(
+    rows = schema.execute(
         "SELECT enumlabel FROM pg_enum WHERE enumtypid = %s::regtype ORDER BY enumsortorder",
         (f"callboard.{enum}",),
     )

@@ -1,9 +1,6 @@
 """Tokens when several act at once: a link works once, and no session outlives what it was opened with."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 
 from callboard.sql.pool import Conn, connect, transaction
 from callboard.sql.reads import queries
@@ -13,12 +10,6 @@ from tests.support.databases import waits
 from tests.support.workers import wait_until
 
 ANNA = Requester("cli", "anna")
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    with connect(database_url) as connection:
-        yield connection
 
 
 def lets_in(conn: Conn, session: str) -> bool:

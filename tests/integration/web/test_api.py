@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,6 @@ id name key tenant actor state stopping reason standing sealed consumed total pe
 failed skipped cancelled retries crashes unkept progress rate eta stalled step hung stages parent stage limits
 metadata created_by created_at started_at finished_at updated_at
 """
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database."""
-    with connect(database_url) as connection:
-        yield connection
 
 
 def problem(answer: httpx.Response, status: int) -> str:

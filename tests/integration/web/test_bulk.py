@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from callboard import Identity
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.writes import actions
 from callboard.sql.writes.requests import Requester
@@ -16,13 +16,6 @@ from tests.support.jobs import cancel, make_job, make_mixed_job, make_staged, re
 from tests.support.webapp import served
 
 ANNA = Requester("python", "anna")
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database."""
-    with connect(database_url) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 
 from callboard.commands.main import main
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from callboard.sql.reads import exports
 from callboard.sql.rows import Failure
 from callboard.sql.writes import submission
@@ -19,12 +18,6 @@ from tests.support.webapp import get
 
 #: Arguments of items: long ones, and texts that JSON and CSV must escape.
 TEXTS = ["plain", "a" * 10_000, 'a "quote", a comma', "two\nlines", "é ≤ 漢", "\0", "\ud800", "=1+1"]
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    with connect(database_url) as connection:
-        yield connection
 
 
 def make_odd_job(conn: Conn) -> int:

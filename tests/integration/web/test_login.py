@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from callboard import Identity
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.writes import retention, tokens
 from callboard.sql.writes.requests import Requester
@@ -23,13 +23,6 @@ from tests.support.workers import wait_until
 
 ANNA = Requester("cli", "anna")
 BROWSER = {"Accept": "text/html", "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    """A connection to this test's database."""
-    with connect(database_url) as connection:
-        yield connection
 
 
 @pytest.fixture

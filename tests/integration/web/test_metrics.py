@@ -1,13 +1,10 @@
 """/metrics: what it tells is what the rows say, and its counters never fall."""
 
-from collections.abc import Iterator
-
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
 from callboard import Identity
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, retention, retry_action
 from callboard.sql.writes.requests import Requester
@@ -17,12 +14,6 @@ from tests.support.jobs import MIXED, cancel, make_job, make_mixed_job, make_sta
 from tests.support.webapp import get
 
 BY = Requester("python", "anna")
-
-
-@pytest.fixture
-def conn(database_url: str) -> Iterator[Conn]:
-    with connect(database_url) as connection:
-        yield connection
 
 
 def read(app: Starlette) -> dict[tuple[str, ...], float]:
