@@ -139,7 +139,7 @@ def test_copies_on_both_processes_before_during_and_after(
 def test_late_copies_of_an_attempt_that_fails(marked: bool, broker: Broker, scenario: Scenario) -> None:
     """Begun beside it, beside the next attempt, and after that: one failure counts, and the success stays."""
     count = 6
-    job = scenario.submit("work", ({"number": n, "fate": "retry", "seconds": 1.0} for n in range(count)))
+    job = scenario.submit("work", ({"number": n, "fate": "retry", "seconds": 4.0} for n in range(count)))
     bodies = taken(scenario, job, count)
     late = [suspected(body) if marked else body for body in bodies for _ in range(2)]  # one for each worker
     for _ in range(2):

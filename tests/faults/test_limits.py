@@ -33,6 +33,7 @@ def at_once(runs: list[tuple[float, float]]) -> int:
 
 def test_no_more_items_are_in_hand_than_may_be_over_all_workers(scenario: Scenario) -> None:
     scenario.start_worker(processes=2)
+    timer = Timer()
     items = ({"number": n, "seconds": 0.02, "fate": "succeed" if n % 5 else "retry"} for n in range(150))
     job = scenario.submit("work", items, concurrency=3)
     other = scenario.submit("work", ({"number": n, "seconds": 0.02} for n in range(300)))
@@ -42,7 +43,7 @@ def test_no_more_items_are_in_hand_than_may_be_over_all_workers(scenario: Scenar
     assert at_once(spans(scenario, other)) > 3
     # Room is filled when an item ends, not at the publisher's next look.
     runs = spans(scenario, job)
-    assert runs[-1][1] - runs[0][0] < 180 * 0.02 / 3 + 180 * 0.1
+    assert runs[-1][1] - runs[0][0] < 180 * 0.02 / 3 + 180 * 0.1 + timer.stalled
 
 
 def test_no_more_items_start_than_the_rate_allows_and_it_is_changed_on_the_run(scenario: Scenario) -> None:

@@ -37,7 +37,7 @@ def asking(job: callboard.Job, count: int) -> bool:
 
 def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:
     """While the job's row is locked for three seconds, nothing of it can be written, and the event loop goes on."""
-    rig.world.seconds = 0.05
+    rig.world.seconds = 0.3
     (job,) = rig.submit("audit", "audit.submit('Acme')")
     with rig.watched(job) as seen:
         assert asking(job, 5)
@@ -72,11 +72,11 @@ def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:
 
 
 def test_a_cancelled_audit_asks_nothing_more_and_goes_on_when_it_is_retried(rig: Rig) -> None:
-    rig.world.seconds = 0.1
+    rig.world.seconds = 0.4
     (job,) = rig.submit("audit", "audit.submit('Initech')")
     assert asking(job, 10)
     assert job.cancel("enough")["state"] in ("running", "cancelled")
-    status = job.wait(10)
+    status = job.wait(TIMEOUT)
     assert (status["state"], status["reason"]) == ("cancelled", "enough")
     assert status["started_at"] < status["finished_at"]
     asked, answered = rig.world.calls["ask"], status["stages"][1]["succeeded"]

@@ -64,7 +64,7 @@ def nothing(results: Results) -> None:
 def slowly(results: Results) -> Iterator[int]:
     """Takes its time, item by item."""
     for one in results:
-        time.sleep(0.1)
+        time.sleep(0.25)
         yield one.item
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -36,7 +37,9 @@ def note_run(what: str) -> None:
 
 
 @dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
-def work(number: int, fate: str = "succeed") -> dict[str, int] | None:
+def work(number: int, fate: str = "succeed", gate: str = "") -> dict[str, int] | None:
+    while gate and not Path(gate).exists():
+        time.sleep(0.02)
     if fate == "fail":
         raise ValueError(f"number {number} can't be worked on")
     if fate == "retry" and callboard.current().attempt == 1:

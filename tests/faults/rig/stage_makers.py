@@ -31,7 +31,7 @@ def again(results: callboard.Results) -> Iterator[dict[str, Any]]:
 def slowly(results: callboard.Results) -> Iterator[dict[str, Any]]:
     """The same, taking its time."""
     for item in again(results):
-        time.sleep(0.005)
+        time.sleep(0.02)
         yield {**item, "seconds": 0.05}
 
 

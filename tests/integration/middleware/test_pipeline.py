@@ -25,6 +25,8 @@ from tests.support.workers import StartWorker
 
 ACTORS = "tests.support.pipeline_actors"
 MIXED = 4_000
+#: Items of each of several jobs.
+JOINT = 1_500
 
 
 def fate(number: int) -> str:
@@ -45,6 +47,11 @@ def assert_mixed(status: dict[str, Any], count: int = MIXED) -> None:
     assert status["succeeded"] == fates["succeed"] + fates["retry"]
     assert status["retries"] == 2 * fates["fail"] + fates["retry"]
     assert sum(status[state] for state in ITEM_STATES) == count
+
+
+def under_way(status: dict[str, Any]) -> bool:
+    """Whether some items have ended and others have not."""
+    return bool(0 < status["succeeded"] + status["failed"] + status["skipped"] < status["total"])
 
 
 def verified(url: str) -> dict[str, Any]:
@@ -90,15 +97,19 @@ def test_every_count_of_a_mixed_job_is_exact(
         pooled = request.getfixturevalue("pooled_url")
         environment = {**environment, "DATABASE_URL": pooled, "CALLBOARD_PREPARE": "off"}
     worker(ACTORS, env=environment, processes=2)
+    # The last ones wait until enough was read while others had ended.
+    gate = tmp_path / "gate"
+    held = ({**one, "gate": str(gate) if one["number"] >= MIXED - 8 else ""} for one in mixed())
     with served(environment, tmp_path / "web.log") as get, client(environment, ["work"]):
-        timer, job = Timer(), callboard.submit("work", mixed()).id
+        timer, job = Timer(), callboard.submit("work", held).id
         readings = [get(f"/api/jobs/{job}")]
         while readings[-1]["state"] not in JOB_FINAL or len(readings) < 200:
             readings.append(get(f"/api/jobs/{job}"))
+            if sum(map(under_way, readings)) >= 10:
+                gate.touch()
         final = get(f"/api/jobs/{job}")
     for reading in readings:
         assert sum(reading[state] for state in ITEM_STATES) == reading["total"], reading
-    assert sum(0 < r["succeeded"] + r["failed"] + r["skipped"] < r["total"] for r in readings) >= 10
     assert_mixed(final)
     url = environment["DATABASE_URL"]
     assert drift(url) == []
@@ -149,7 +160,7 @@ def test_three_jobs_at_once_all_move_and_share_few_connections(
 ) -> None:
     worker(ACTORS, processes=2)
     with client(environment, ["work"]) as broker, connect(environment["DATABASE_URL"]) as conn:
-        jobs = [callboard.submit("work", mixed(3000)) for _ in range(3)]
+        jobs = [callboard.submit("work", mixed(JOINT)) for _ in range(3)]
         most, seen = 0, []
         while any(status["state"] not in JOB_FINAL for status in (job.status() for job in jobs)):
             row = conn.execute(
@@ -160,8 +171,10 @@ def test_three_jobs_at_once_all_move_and_share_few_connections(
             most = max(most, row[0])
             seen.append([job.status()["succeeded"] for job in jobs])
         for job in jobs:
-            assert_mixed(job.status(), 3000)
+            assert_mixed(job.status(), JOINT)
         own = broker.runtime.process.pool.get_stats()["pool_size"]
-    assert any(all(counts) and max(counts) < 2550 for counts in seen), "one job had to wait for another"
+    assert any(all(counts) and max(counts) < 0.85 * JOINT for counts in seen), (
+        "one job had to wait for another"
+    )
     assert most <= 2 * 4 + 4, (most, own)
     assert drift(environment["DATABASE_URL"]) == []

@@ -9,6 +9,8 @@ import pytest
 
 import callboard
 from callboard import Stage
+from callboard.middleware.callbacks.stage_maker import PAGE_ITEMS
+from callboard.middleware.submission.submission import CHUNK_ITEMS
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.states import ITEM_STATES
@@ -116,12 +118,15 @@ def test_a_child_belongs_to_the_stage_of_its_parent_and_the_stage_waits_for_it(o
 
 
 def test_many_results_are_streamed_and_each_makes_one_item(on: pipeline.Pipeline) -> None:
+    """More of them than are read, and than are stored, at once."""
+    count = 6_000
+    assert count > max(PAGE_ITEMS, CHUNK_ITEMS)
     job = callboard.stages(
-        "many", [Stage("number", items=range(20_000)), Stage("number", name="again", chunk=50)]
+        "many", [Stage("number", items=range(count)), Stage("number", name="again", chunk=50)]
     )
     assert ended(job)["state"] == "completed"
-    assert told(job)[1] == ("again", "completed", 20_000, 20_000, 0)
-    assert [item["args"][0] for item in job.items(stage=1)] == list(range(20_000))
+    assert told(job)[1] == ("again", "completed", count, count, 0)
+    assert [item["args"][0] for item in job.items(stage=1)] == list(range(count))
 
 
 # What fails ---------------------------------------------------------------------------------------------------------

@@ -258,8 +258,10 @@ def uvicorn(app: str, url: str, log: Path) -> Iterator[tuple[subprocess.Popen[by
     try:
         assert wait_until(lambda: answers(address), 300)
         yield server, address
+        timer = Timer()
         server.terminate()
-        assert server.wait(10) in (0, -signal.SIGTERM)
+        assert server.wait(300) in (0, -signal.SIGTERM)
+        assert timer.seconds < 10
     finally:
         server.kill()
         server.wait()

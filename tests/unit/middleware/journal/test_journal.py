@@ -192,13 +192,13 @@ def test_an_unexpected_error_that_stays_ends_the_thread_and_is_reported(
 
 def test_a_listener_that_fails_does_not_stop_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, called = threading.Event(), threading.Event()
-    on = JournalWithoutDatabase(monkeypatch, apply_controls=lambda _: gate.wait(20))
+    on = JournalWithoutDatabase(monkeypatch, apply_controls=lambda _: gate.wait(300))
     on.note(0)
     assert wait_until(lambda: bool(on.recorded), 300)
     on.journal.when_written(called.set)
     on.journal.when_written(Failing(1))
     gate.set()
-    assert called.wait(20)
+    assert called.wait(300)
     on.note(1)
     assert on.done(0, 1)
     assert on.broken == []

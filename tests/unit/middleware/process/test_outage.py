@@ -29,8 +29,21 @@ def test_the_reason_is_that_of_the_innermost_error(error: BaseException, said: s
     assert reason(error) == said
 
 
+class Clock:
+    """Stands still."""
+
+    now = 1000.0
+
+
 @pytest.fixture
-def away(caplog: pytest.LogCaptureFixture) -> OutageLog:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: made.now)
+    return made
+
+
+@pytest.fixture
+def away(clock: Clock, caplog: pytest.LogCaptureFixture) -> OutageLog:
     caplog.set_level(logging.INFO)
     return OutageLog(logging.getLogger("callboard.test"), "away: %s", "back after %.1f s")
 
@@ -57,14 +70,12 @@ def test_the_end_of_an_outage_that_was_not_logged_is_not_logged(
 
 
 def test_an_outage_is_as_long_as_from_its_first_error(
-    away: OutageLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    away: OutageLog, caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
-    now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
     away(REFUSED)
     away.over()
     for seconds in range(1, 31):
-        now = 1000.0 + seconds
+        clock.now = 1000.0 + seconds
         away(REFUSED)
     away.over()
     assert caplog.messages == [
