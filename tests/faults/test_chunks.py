@@ -7,7 +7,7 @@ from callboard.sql import timings
 from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
 from tests.support.workers import wait_until
 
-ITEMS, KILLS, CHUNK = 3_000, 5, 20
+ITEMS, KILLS, CHUNK = 2_000, 5, 20
 
 
 def kill_again_and_again(scenario: Scenario, job: Any) -> None:
@@ -15,7 +15,7 @@ def kill_again_and_again(scenario: Scenario, job: Any) -> None:
     chance = random.Random(20261126)
     for _ in range(KILLS):
         before = scenario.run_log.run_counts(job.id).total()
-        step = chance.randrange(50, 400)
+        step = chance.randrange(20, 200)
         scenario.wait_for(
             job,
             lambda s: (
@@ -31,7 +31,7 @@ def kill_again_and_again(scenario: Scenario, job: Any) -> None:
 def test_killed_many_times_with_items_one_by_one(scenario: Scenario) -> None:
     for _ in range(2):
         scenario.start_worker()
-    job = scenario.submit("work", mixed(ITEMS, 0.02), chunk=CHUNK)
+    job = scenario.submit("work", mixed(ITEMS, 0.05), chunk=CHUNK)
     with scenario.watch(job) as watcher:
         kill_again_and_again(scenario, job)
         runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=600)

@@ -11,7 +11,7 @@ from tests.faults.rig.scenario import TIMEOUT, Scenario, fate, mixed
 from tests.support.workers import Worker
 
 #: All of it with CALLBOARD_TEST_LONG.
-KILLS, ITEMS = (50, 24_000) if os.environ.get("CALLBOARD_TEST_LONG") else (10, 8_000)
+KILLS, ITEMS = (50, 12_000) if os.environ.get("CALLBOARD_TEST_LONG") else (10, 2_400)
 
 
 INTERRUPTED = "SELECT DISTINCT pid FROM runs WHERE job = %s AND ended IS NULL"
@@ -32,12 +32,12 @@ def test_killed_many_times_in_one_job(scenario: Scenario) -> None:
     chance = random.Random(20261124)
     for _ in range(2):
         scenario.start_worker()
-    job = scenario.submit("work", mixed(ITEMS, 0.02))
+    job = scenario.submit("work", mixed(ITEMS, 0.1))
     killed = 0
     with scenario.watch(job) as watcher:
         while killed < KILLS and scenario.status(job)["finished_at"] is None:
             before = scenario.run_log.run_counts(job.id).total()
-            step = chance.randrange(20, 250)
+            step = chance.randrange(10, 90)
             scenario.wait_for(
                 job,
                 lambda s: (
@@ -65,15 +65,15 @@ def test_killed_many_times_in_one_job(scenario: Scenario) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_asked_to_stop_nothing_runs_twice(number: signal.Signals, scenario: Scenario) -> None:
     workers = [scenario.start_worker() for _ in range(2)]
-    job = scenario.submit("work", mixed(2000, 0.01))
-    for part in (400, 900, 1400):
+    job = scenario.submit("work", mixed(1000, 0.05))
+    for part in (200, 450, 700):
         scenario.wait_for(job, lambda s: s["succeeded"] > part and workers[0].ready())
         workers[0].boots += 1  # it is to be ready once more: a second signal before that ends it at once
         os.kill(workers[0].pid, number)
         if number == signal.SIGTERM:
             assert workers[0].process.child is not None
             assert workers[0].process.child.wait(TIMEOUT) == 0
-    scenario.assert_mixed_completed(job, 2000)
+    scenario.assert_mixed_completed(job, 1000)
     assert scenario.run_log.repeated(job.id) == 0
     tries = {"fail": 3, "retry": 2}
-    assert scenario.run_log.run_counts(job.id) == {n: tries.get(fate(n), 1) for n in range(2000)}
+    assert scenario.run_log.run_counts(job.id) == {n: tries.get(fate(n), 1) for n in range(1000)}

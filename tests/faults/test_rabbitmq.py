@@ -22,10 +22,10 @@ def test_all_connections_closed(broker: Broker, scenario: Scenario) -> None:
     url = scenario.environment["AMQP_URL"]
     for _ in range(2):
         scenario.start_worker()
-    job = scenario.submit("work", mixed(2_000, 0.03))
+    job = scenario.submit("work", mixed(1_000, 0.06))
     cut: set[str] = set()
     with scenario.watch(job) as watcher:
-        for part in (300, 1_200):
+        for part in (150, 600):
             scenario.wait_for(job, lambda status: status["succeeded"] > part)
             before: set[str] = set()
 
@@ -39,7 +39,7 @@ def test_all_connections_closed(broker: Broker, scenario: Scenario) -> None:
             broker.close_connections(url)
             assert wait_until(lambda: before.isdisjoint(broker.connections(url)), TIMEOUT)
             cut |= before
-        runs = scenario.assert_mixed_completed(job, 2_000, watcher=watcher)
+        runs = scenario.assert_mixed_completed(job, 1_000, watcher=watcher)
     assert CUT in scenario.log()
     assert sent_again(scenario) == 0
     print(
@@ -50,11 +50,11 @@ def test_all_connections_closed(broker: Broker, scenario: Scenario) -> None:
 def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:
     for _ in range(2):
         scenario.start_worker(short_periods=5)
-    job = scenario.submit("work", mixed(2_000, 0.02))
+    job = scenario.submit("work", mixed(1_000, 0.04))
     with scenario.watch(job) as watcher:
-        scenario.wait_for(job, lambda status: status["succeeded"] > 600)
+        scenario.wait_for(job, lambda status: status["succeeded"] > 300)
         gone = scenario.lose_messages(deleted=True)
-        runs = scenario.assert_mixed_completed(job, 2_000, watcher=watcher)
+        runs = scenario.assert_mixed_completed(job, 1_000, watcher=watcher)
     assert gone > 0
     assert sent_again(scenario) >= gone
     repeated = scenario.run_log.repeated(job.id)

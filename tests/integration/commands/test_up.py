@@ -165,11 +165,14 @@ def results(folder: Path, job: str) -> list[Any]:
     return [item["result"] for item in found["items"]]
 
 
-def test_up_replaces_workers_when_a_source_changes_and_loses_no_item(tmp_path: Path) -> None:
+def test_up_replaces_workers_when_a_source_changes_and_loses_no_item(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     module = tmp_path / "reloaded.py"
     module.write_text(RELOADED.replace("VERSION", "1"))
     options = ("--reload", "--processes", "1", "--threads", "4")
-    with running(tmp_path, "up", *options, env={"CALLBOARD_ACTORS": "reloaded"}, until="Ctrl-C") as up:
+    env = {**environment, "CALLBOARD_ACTORS": "reloaded"}
+    with running(tmp_path, "up", *options, env=env, until="Ctrl-C") as up:
         given = "\n".join(map(str, range(200))).encode()
         job = run(tmp_path, "submit", "slow", given=given).stdout.strip()
         assert wait_until(lambda: results(tmp_path, job), 300)
@@ -186,8 +189,8 @@ def test_up_replaces_workers_when_a_source_changes_and_loses_no_item(tmp_path: P
         assert up.stop(60) == 0
 
 
-def test_up_without_workers_runs_the_servers_only(tmp_path: Path) -> None:
-    with running(tmp_path, "up", "--no-workers", until="Ctrl-C") as up:
+def test_up_without_workers_runs_the_servers_only(tmp_path: Path, amqp_url: str) -> None:
+    with running(tmp_path, "up", "--no-workers", env={"AMQP_URL": amqp_url}, until="Ctrl-C") as up:
         assert children(up.pid, "dramatiq") == []
         assert served(tmp_path)
         assert "none is alive" in run(tmp_path, "doctor", "--no-ping").stdout

@@ -18,6 +18,8 @@ import pytest
 
 from callboard.commands.services.child_process import Process
 from callboard.commands.services.ports import free_ports
+from callboard.sql.pool import connect
+from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
 from tests.support import documents
 from tests.support.workers import StartWorker, wait_until
@@ -133,9 +135,13 @@ class App:
         connection.close()
         return found
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The jobs as they are on record."""
+        with connect(self.variables["DATABASE_URL"]) as conn:
+            return queries.run(conn, queries.jobs())[0]
+
     def nothing_waits_as_rows(self) -> bool:
-        jobs = json.loads(self.run("callboard", "jobs", "--json"))["jobs"]
-        return all(job["pending"] == job["retrying"] == 0 for job in jobs)
+        return all(job["pending"] == job["retrying"] == 0 for job in self.rows())
 
     def jobs(self) -> dict[str, dict[str, Any]]:
         """The jobs as the command line gives them, by actor."""
@@ -209,8 +215,7 @@ def test_an_app_adopts_callboard_and_gives_it_up_again(
     expected = before + sent(400, 500)
 
     def all_done() -> bool:
-        jobs = app.jobs()
-        return {n: j["succeeded"] + j["failed"] for n, j in jobs.items()} == dict(expected)
+        return {job["actor"]: job["succeeded"] + job["failed"] for job in app.rows()} == dict(expected)
 
     assert wait_until(all_done, TIMEOUT, pause=0.2), app.jobs()
     assert app.noted() == lines(0, 500)
