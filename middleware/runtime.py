@@ -233,7 +233,9 @@ class Runtime:
         lost = self._lost_threads if self.process.stopping else sum(not t.is_alive() for t in threads)
         if not lost:
             return None
-        trouble = f"{lost} of its {len(threads)} worker threads ended by an error in a middleware's hook"
+        trouble = (
+            f"{lost} of its {len(threads)} worker threads ended by an error that Dramatiq does not catch"
+        )
         if lost != self._lost_threads:
             log.critical("this worker must be started again: %s", trouble)
             if not self._lost_threads and is_dramatiq_command():

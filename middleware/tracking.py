@@ -7,6 +7,7 @@
 import inspect
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial, wraps
@@ -26,7 +27,7 @@ from callboard.middleware.journal import metrics
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery, release
 from callboard.middleware.message.envelope import is_name, timestamp_ms
-from callboard.middleware.message.failure import text_of
+from callboard.middleware.message.failure import describe, text_of
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.ping import PING, add_ping
 from callboard.middleware.process.outage import ThrottleFilter, disconnected
@@ -172,7 +173,7 @@ class Tracking(Middleware):
             retry = Retry(postpone.seconds, sent_ms=timestamp_ms(message.message_timestamp))
         outcome = decide(
             returned=attempt.returned, result=attempt.result, skip=skip, exception=exception, failed=message.failed,
-            retry=retry, postponed=postpone is not None,
+            retry=retry, postponed=postpone is not None, number=attempt.number,
             has_retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
             strict=attempt.returned and broker.get_actor(message.actor_name).options.get("results") == "strict",
         )  # fmt: skip
@@ -262,8 +263,9 @@ def track(broker: dramatiq.Broker, tracking: Tracking) -> None:
         tracking.before_declare_actor(broker, actor)
     broker.actor_options |= Tracking.actor_options
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
-    if _keeps_result not in logger.filters:
-        logger.addFilter(_keeps_result)
+    logger.addFilter(_keeps_result)
+    logger.addFilter(make_formattable)
+    broker.logger.addFilter(make_formattable)
 
 
 @lru_cache(maxsize=1024)
@@ -316,6 +318,20 @@ def tracking_of(broker: dramatiq.Broker) -> Tracking | None:
 def _keeps_result(record: logging.LogRecord) -> bool:
     """Filter Dramatiq's warning that a return value is discarded: it becomes the item's result."""
     return " returned a value that is not None" not in str(record.msg)
+
+
+def make_formattable(record: logging.LogRecord) -> bool:
+    """Replace an exception of a log record that Python can't format, as a SyntaxError with odd attributes.
+
+    The handler of the log would raise what it raises, and end a worker's thread.
+    """
+    if record.exc_info and (error := record.exc_info[1]) is not None:
+        try:
+            traceback.format_exception(error, limit=0)
+        except BaseException:  # noqa: BLE001 — its own code, or its cause's, may raise anything
+            found = describe(error)
+            record.exc_info, record.exc_text = None, f"{found.traceback}{found.error_type}: {found.message}"
+    return True
 
 
 def runtime_of(broker: dramatiq.Broker) -> Runtime:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from dramatiq.middleware import SkipMessage
+from dramatiq.threading import Interrupt
 
 from callboard.middleware.message.failure import clean, describe
 from callboard.sql import settings
@@ -13,6 +14,8 @@ from callboard.sql.rows import Failure, OutcomeState, Retry
 
 #: Seconds before the next attempt when Dramatiq could not schedule it.
 LOST_RETRY_SECONDS = 15.0
+#: The attempt from which on a lost retry is none: a hook that fails each time would have the item run for ever.
+LOST_RETRY_ATTEMPTS = 3
 
 
 class ResultNotKept(ValueError):
@@ -52,7 +55,7 @@ SUCCEEDED = Outcome("succeeded")
 def decide(
     *, returned: bool = False, result: Any = None, skip: str | None = None, exception: BaseException | None = None,
     failed: bool = False, retry: Retry | None = None, has_retries: bool = True, strict: bool = False,
-    postponed: bool = False,
+    postponed: bool = False, number: int = 1,
 ) -> Outcome:  # fmt: skip
     """Decide what an attempt's end means. The first that holds: returned → succeeded, skipped → skipped (or failed),
     failed → failed, else retrying.
@@ -60,7 +63,8 @@ def decide(
     `returned`: the actor returned `result`, whatever came after. `skip`: the reason of a SkipMessage. `failed`:
     Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: the broker has the Retries
     middleware, so an exception with neither `failed` nor `retry` means that a retry was lost. `strict`: an item whose
-    result can't be kept fails. `postponed`: by a SkipMessage that says so, until the time of `retry`.
+    result can't be kept fails. `postponed`: by a SkipMessage that says so, until the time of `retry`. `number`: of the
+    attempt, from 1.
     """
     if returned:
         return SUCCEEDED if result is None else _with_result(result, strict=strict)
@@ -71,7 +75,8 @@ def decide(
             return Outcome("retrying", Failure("postponed", "Postpone", clean(skip)), retry)
         return Outcome("skipped", Failure("skipped", "Skip", clean(skip)))
     failure = describe(exception)
-    if failed or (retry is None and not has_retries):
+    last = not has_retries or (number >= LOST_RETRY_ATTEMPTS and not isinstance(exception, Interrupt))
+    if failed or (retry is None and last):
         return Outcome("failed", failure)
     return Outcome("retrying", failure, retry or Retry(LOST_RETRY_SECONDS))
 

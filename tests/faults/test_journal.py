@@ -37,7 +37,7 @@ def test_a_worker_that_has_lost_a_thread_says_so_and_is_replaced(scenario: Scena
     job = scenario.submit("work", [{"number": n} for n in range(100)])
     assert worker.process.child is not None
     assert worker.process.child.wait(TIMEOUT) == 1
-    why = "1 of its 2 worker threads ended by an error in a middleware's hook"
+    why = "1 of its 2 worker threads ended by an error that Dramatiq does not catch"
     assert f"this worker must be started again: {why}" in scenario.log()
     assert scenario.sql("SELECT trouble FROM callboard.workers") == [(why,)]
     scenario.start_worker()

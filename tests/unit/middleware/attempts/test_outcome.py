@@ -97,6 +97,21 @@ def test_a_lost_retry_is_scheduled_again() -> None:
     assert lost == Retry(outcome.LOST_RETRY_SECONDS)
 
 
+@pytest.mark.parametrize(
+    ("number", "error", "state"),
+    [
+        (outcome.LOST_RETRY_ATTEMPTS - 1, ERROR, "retrying"),
+        (outcome.LOST_RETRY_ATTEMPTS, ERROR, "failed"),
+        (outcome.LOST_RETRY_ATTEMPTS, TimeLimitExceeded(), "retrying"),
+    ],
+)
+def test_a_retry_that_is_always_lost_does_not_run_for_ever(
+    number: int, error: BaseException, state: str
+) -> None:
+    """An interrupt strikes by chance; an error of a hook comes each time."""
+    assert decide(exception=error, number=number).state == state
+
+
 def test_a_time_limit_has_a_kind_of_its_own() -> None:
     struck = decide(exception=TimeLimitExceeded(), failed=True).failure
     assert struck is not None
