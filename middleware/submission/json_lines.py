@@ -9,6 +9,7 @@ import msgspec
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES
 
 BOM = b"\xef\xbb\xbf"
+NOT_UTF8 = "not UTF-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,9 @@ def value(number: int, line: bytes) -> Any:
         return too_long(number)
     try:
         return msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError:
+        return BadLine(number, NOT_UTF8)
+    except (msgspec.DecodeError, RecursionError) as error:
         return BadLine(number, f"not valid JSON: {error}")
 
 

@@ -23,9 +23,16 @@ MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-#: What may stand between the columns of CSV, beside the comma.
-DELIMITERS = ";\t|"
-NOT_UTF8 = "not UTF-8: give the file's encoding, like --encoding cp1252"
+#: What the first bytes of files that are no text say.
+NO_TEXT = {
+    b"\x1f\x8b": "compressed: submit what `zcat` writes",
+    b"\x28\xb5\x2f\xfd": "compressed: submit what `zstdcat` writes",
+    b"PK\x03\x04": "a spreadsheet or a ZIP archive: save it as CSV",
+    b"PAR1": "a Parquet file: convert it to JSON Lines",
+}
+#: What may stand between the columns of CSV, beside the comma; and what may not.
+DELIMITERS, NO_DELIMITERS = ";\t|", '"\r\n'
+NOT_UTF8 = f"{json_lines.NOT_UTF8}: give the file's encoding, like --encoding cp1252"
 
 
 @contextmanager
@@ -59,8 +66,8 @@ def _utf8(source: BinaryIO, encoding: str | None, say: Callable[[str], None]) ->
     if encoding is None and (marked := next((MARKS[mark] for mark in MARKS if head.startswith(mark)), None)):
         encoding = marked
         say(f"the file is read as {encoding.upper()}, as its first bytes say")
-    if encoding is None and b"\x00" in head:
-        raise CommandError("the file has NUL characters: if it is UTF-16, say so by --encoding utf-16-le")
+    if encoding is None:
+        _check_text(head)
     if encoding is None:
         yield source
         return
@@ -73,6 +80,26 @@ def _utf8(source: BinaryIO, encoding: str | None, say: Callable[[str], None]) ->
         except UnicodeError as error:
             raise CommandError(f"the file is not {encoding}: {error}") from None
         yield text
+
+
+def _check_text(head: bytes) -> None:
+    """Raise CommandError for a file that is no UTF-8 text of lines, as its first bytes say."""
+    if what := next((what for mark, what in NO_TEXT.items() if head.startswith(mark)), None):
+        raise CommandError(f"the file is {what}")
+    if b"\x00" in head:
+        raise CommandError("the file has NUL characters: if it is UTF-16, say so by --encoding utf-16-le")
+    if b"\r" in head and b"\n" not in head:
+        raise CommandError(
+            "the lines of the file end with CR alone: submit what `tr '\\r' '\\n'` makes of it"
+        )
+
+
+def named_delimiter(given: str) -> str:
+    """Return the sign that --delimiter names; raises CommandError."""
+    sign = "\t" if given == "\\t" else given
+    if len(sign) != 1 or sign in NO_DELIMITERS:
+        raise CommandError(f"--delimiter is one sign like ';', or '\\t' for a tab, not {given!r}", code=2)
+    return sign
 
 
 def delimiter(source: BinaryIO, say: Callable[[str], None]) -> str:
@@ -99,11 +126,19 @@ def items(
     for number, item in (
         csv_rows(source, divided_by) if form == "csv" else json_lines.values(json_lines.lines(source))
     ):
-        keyed = item_key is None or isinstance(item, BadLine) or (isinstance(item, dict) and item_key in item)
-        yield (
-            number,
-            item if keyed else BadLine(number, f"it has no field {item_key!r}, which --item-key names"),
-        )
+        yield number, _with_key(number, item, item_key)
+
+
+def _with_key(number: int, item: Any, item_key: str | None) -> Any:
+    if item == BadLine(number, json_lines.NOT_UTF8):
+        return BadLine(number, NOT_UTF8)
+    if item_key is None or isinstance(item, BadLine):
+        return item
+    if not isinstance(item, dict) or item_key not in item:
+        return BadLine(number, f"it has no field {item_key!r}, which --item-key names")
+    if item[item_key] is None:
+        return BadLine(number, f"its field {item_key!r}, which --item-key names, is null")
+    return item
 
 
 def check_no_array(source: BinaryIO) -> None:

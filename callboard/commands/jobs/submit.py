@@ -112,14 +112,13 @@ def submit(
         "keep": keep,
         "on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel,
     }  # fmt: skip
-    if delimiter is not None and len(delimiter) != 1:
-        raise CommandError(f"--delimiter is one character, not {delimiter!r}", code=2)
+    sign = delimiter if delimiter is None else input_file.named_delimiter(delimiter)
     with refusals(), PublishingWarning(), actor_modules.assembled() as broker:
         signature = actor_lookup.signature(runtime_of(broker).write, broker, actor)
         with input_file.opened(file, encoding, say) as source:
             if given is None and form == "jsonl":
                 input_file.check_no_array(source)
-            divided_by = delimiter or (input_file.delimiter(source, say) if form == "csv" else ",")
+            divided_by = sign or (input_file.delimiter(source, say) if form == "csv" else ",")
             bad = check(input_file.items(source, form, item_key, divided_by), signature, skip_bad=skip_bad)
             items = good(input_file.items(source, form, item_key, divided_by), signature)
             job = callboard.submit(actor, items, **options).id

@@ -120,7 +120,7 @@ def test_options_reach_the_job(env: Env, tmp_path: Path) -> None:
         ("jsonl", b'"ok"\n\n{nope}\n', "line 3: not valid JSON"),
         ("jsonl", b'"ok"\nNaN\n', "line 2: not valid JSON"),
         ("jsonl", b'"ok"\n1e999\n', "line 2: not valid JSON"),
-        ("jsonl", b'"caf\xe9"\n', "line 1: not valid JSON: 'utf-8' codec"),
+        ("jsonl", b'"caf\xe9"\n', "line 1: not UTF-8: give the file's encoding"),
         ("jsonl", b"[" * 100_000, "line 1: not valid JSON"),
         ("jsonl", b'"ok"\n"' + b"x" * 1_100_000 + b'"\n"ok"\n', "line 2: more than the 1,048,576 bytes"),
         ("csv", b'path\n"x"y\n', "line 2: not valid CSV"),

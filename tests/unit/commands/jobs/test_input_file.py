@@ -1,5 +1,6 @@
 """Files that people have: what becomes of each line, and what is said of it."""
 
+import gzip
 import io
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def test_another_encoding_is_said_by_an_option(tmp_path: Path) -> None:
         read(tmp_path, content)
     assert read(tmp_path, content, encoding="cp1252") == ([{"path": "a", "größe": "1"}], [])
     assert read(tmp_path, "path\na\n".encode("utf-16-le"), encoding="utf-16-le")[0] == [{"path": "a"}]
+    (wrong,), _ = read(tmp_path, '"größe"\n'.encode("cp1252"), "jsonl")
+    assert wrong == f"line 1: {input_file.NOT_UTF8}"
     with pytest.raises(CommandError, match="the file has NUL characters: if it is UTF-16"):
         read(tmp_path, "path\na\n".encode("utf-16-le"))
     with pytest.raises(CommandError, match="the file is not ascii"):
@@ -79,6 +82,34 @@ def test_what_divides_the_columns_is_read_off_the_header(sign: str, tmp_path: Pa
     found, said = read(tmp_path, f"path{sign}size\na{sign}1,5\n".encode())
     assert found == [{"path": "a", "size": "1,5"}]
     assert said == [f"the columns are read as divided by {sign!r}; --delimiter says otherwise"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"path\na\n"), "submit what `zcat` writes"),
+        (b"PK\x03\x04\x14\x00", "a spreadsheet or a ZIP archive"),
+        (b"path\ra\rb\r", "end with CR alone"),
+    ],
+)
+def test_a_file_that_is_no_text_of_lines_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=said):
+        read(tmp_path, content)
+
+
+def test_a_tab_is_named_as_a_shell_passes_it() -> None:
+    assert [input_file.named_delimiter(given) for given in (";", "\t", "\\t", " ")] == [";", "\t", "\t", " "]
+    for wrong in ("", "||", "\\n", "\n", "\r", '"'):
+        with pytest.raises(CommandError, match="--delimiter is one sign like"):
+            input_file.named_delimiter(wrong)
+
+
+def test_an_item_key_that_is_null_is_a_bad_line() -> None:
+    source = io.BytesIO(b'{"n": 0}\n{"n": null}\n{}\n')
+    first, second, third = (item for _, item in input_file.items(source, "jsonl", "n"))
+    assert first == {"n": 0}
+    assert str(second) == "line 2: its field 'n', which --item-key names, is null"
+    assert str(third) == "line 3: it has no field 'n', which --item-key names"
 
 
 @pytest.mark.parametrize("header", [b"path", b"a;b,c", b"a;b|c"])
