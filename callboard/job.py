@@ -26,7 +26,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_view import concerned
 from callboard.sql.reads.queries import Query
-from callboard.sql.states import JOB_FINAL
+from callboard.sql.states import ITEM_STATES, JOB_FINAL
 from callboard.sql.writes import actions, refusals, retry_action, submission
 from callboard.sql.writes.requests import NoSuchJob, Requester
 from callboard.sql.writes.retry_action import RetrySelection
@@ -91,8 +91,10 @@ class Job:
         or the `type` of a group of `errors`), or with a `key`.
 
         Of a job of stages it yields the items of one `stage` (0, 1, …), or of all stages one after the other; `job` in
-        each item says of which. Raises ValueError if there is no such stage.
+        each item says of which. Raises ValueError if there is no such state or stage.
         """
+        if state not in (None, *ITEM_STATES):
+            raise ValueError(f"state must be one of {', '.join(ITEM_STATES)}, not {state!r}")
         stages = self.status()["stages"]
         wanted = [one["job"] for one in stages if stage in (None, one["stage"])]
         if stage is not None and not wanted:
@@ -286,6 +288,8 @@ def acting(via: str) -> Requester:
 def get(number: int) -> Job:
     """Return the job with this id; raises NoSuchJob."""
     found = Job(int(number), runtime_of(dramatiq.get_broker()))
+    if found.id > queries.MAX_ID:
+        raise NoSuchJob(f"there is no job {number}")
     found.status()
     return found
 

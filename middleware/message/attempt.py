@@ -1,5 +1,6 @@
 """One try at an item, from its message's arrival to the commit of its outcome."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -124,3 +125,5 @@ _ending = threading.Lock()
 
 #: The attempt that this thread runs, or the task of an async actor.
 current_attempt: ContextVar[Attempt | None] = ContextVar("callboard_attempt", default=None)
+# What a child process would send or save with the outcome, the parent would never record.
+os.register_at_fork(after_in_child=lambda: current_attempt.set(None))

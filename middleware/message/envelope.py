@@ -157,14 +157,19 @@ def is_name(text: str) -> bool:
 def _checked(message: Message[Any]) -> Message[Any]:
     if isinstance(message.message_timestamp, float | None):
         message = message.copy(message_timestamp=timestamp_ms(message.message_timestamp))
-    names = (message.actor_name, message.queue_name, message.message_id)
-    if (
-        type(message.options) is type(message.kwargs) is dict
-        and type(message.message_timestamp) is int
-        and all(type(name) is str and is_name(name) for name in names)
-    ):
+    if has_fields(message) and type(message.message_timestamp) is int:
         return message
     raise DecodeError("its fields have the wrong types", message, None)
+
+
+def has_fields(message: Message[Any]) -> bool:
+    """Return whether a worker can read a message's names, keyword arguments and options."""
+    names = (message.actor_name, message.queue_name, message.message_id)
+    return (
+        type(message.options) is type(message.kwargs) is dict
+        and all(type(name) is str and is_name(name) for name in names)
+        and bool(message.actor_name and message.queue_name)
+    )
 
 
 def properties(out: Outgoing) -> pika.BasicProperties:

@@ -23,6 +23,7 @@ from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem, key_text
+from callboard.sql.limits import MAX_SPAN_SECONDS
 from callboard.sql.migrate import ABSENT
 from callboard.sql.rows import NewItem, Outgoing
 
@@ -52,7 +53,7 @@ def send(
 ) -> Any:
     """Do what `enqueue` does on a tracked broker, and return the message; `delay` in milliseconds.
 
-    Raises NotStored, and BadItem for a message whose arguments are too large, or for the last of too many in one item.
+    Raises NotStored, and BadItem for a message that can't be sent, or for the last of too many in one item.
 
     What an attempt sends is kept until its outcome is recorded; its own retry becomes part of that outcome. What an
     attempt of a standing job sends before its actor returns goes at once, as an app expects that adds `install` only.
@@ -69,7 +70,7 @@ def send(
         )
         broker.emit_after("enqueue", message, delay)
         return message
-    _check_size(item)
+    _check(message, item)
     # A job that an actor opens is sealed with its block: what is sent into it can't wait for the outcome.
     if (
         attempt is None
@@ -150,8 +151,19 @@ def _is_retry(attempt: Attempt, message: Any, item: NewItem) -> bool:
     )
 
 
-def _check_size(item: NewItem) -> None:
-    """Raise BadItem when the item's arguments are larger than `submit` would take them."""
+def _check(message: Any, item: NewItem) -> None:
+    """Raise BadItem for a message that no worker could read, whose delay is no span of time, or whose arguments are
+    larger than `submit` would take them.
+    """
+    if not envelope.has_fields(message):
+        raise BadItem(
+            "the message's names of its actor and its queue, and its id, must be texts without control characters, and "
+            "its keyword arguments and options dicts"
+        )
+    if not item.delay <= MAX_SPAN_SECONDS:
+        raise BadItem(
+            f"a delay must be a number of milliseconds that is no longer than {MAX_SPAN_SECONDS:,} s"
+        )
     if len(item.args) > ITEM_LIMIT_BYTES:
         raise BadItem(
             f"the message has {len(item.args):,} bytes of arguments, and {ITEM_LIMIT_BYTES:,} are allowed"

@@ -3,8 +3,13 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from itertools import islice
+from pathlib import PurePath
 from typing import Any, TypeAlias
+from uuid import UUID
 
 from callboard.middleware.message import envelope
 from callboard.sql.json_values import is_storable
@@ -16,6 +21,9 @@ ITEM_LIMIT_BYTES = 1_048_576
 KEY_BYTES = 500
 #: How a digest begins that stands for a longer item key.
 DIGEST = "sha256:"
+
+#: What may be an item key, beside what JSON can write: the text of each tells its value, in any process.
+KEY_TYPES = (date, time, timedelta, Decimal, UUID, Enum, bytes, PurePath)
 
 #: The characters that JSON begins with.
 JSON_BEGINS = '"[{-0123456789tfnNI'
@@ -85,9 +93,14 @@ def key_text(value: Any) -> str:
     """Return the text that a row keeps of an item key: different values have different texts.
 
     A text stays as it is, other values become JSON. A text that would read as JSON is quoted, so "1" is not 1. What is
-    too long for an index, or no text for PostgreSQL, becomes a digest.
+    too long for an index, or no text for PostgreSQL, becomes a digest. Raises TypeError for an object whose text does
+    not tell its value, and ValueError for NaN, which stands for a missing value.
     """
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    text = (
+        value
+        if isinstance(value, str)
+        else json.dumps(value, sort_keys=True, allow_nan=False, default=_value_text)
+    )
     if isinstance(value, str) and (
         value.startswith(DIGEST) or (value[:1] in JSON_BEGINS and _is_json(value))
     ):
@@ -101,6 +114,12 @@ def key_text(value: Any) -> str:
 def key_texts(key: str) -> tuple[str, str]:
     """Return what a row may keep of a key that somebody looks for: the text as it is, as a row shows it, or encoded."""
     return key, key_text(key)
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, KEY_TYPES):
+        return str(value)
+    raise TypeError(f"its type {type(value).__name__} can't be one: give a text, a number, a date or a UUID")
 
 
 def _is_json(text: str) -> bool:

@@ -14,6 +14,8 @@ from callboard.sql.pool import Conn
 from callboard.sql.statements import required, statement
 from callboard.sql.states import JOB_FINAL
 
+#: The most bytes of a job's metadata: each list of jobs and each event shows it.
+METADATA_LIMIT_BYTES = 262_144
 #: NUL as JSON writes it.
 NUL_PATTERN = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -112,5 +114,9 @@ def json_object(name: str, given: object) -> Jsonb:
         raise ValueError(
             f"{name} must be a dict of values that the database can hold, without NUL characters and halves of "
             f"surrogate pairs; not {given!r:.100}"
+        )
+    if len(text.encode()) > METADATA_LIMIT_BYTES:
+        raise ValueError(
+            f"{name} has {len(text.encode()):,} bytes as JSON, and {METADATA_LIMIT_BYTES:,} are allowed"
         )
     return Jsonb(given, dumps=lambda _: text)

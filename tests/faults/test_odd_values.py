@@ -19,7 +19,7 @@ SAID = {
     "mute error": "(no text: ",
     "leaving error": "(no text: SystemExit in __str__)",
     "far retry": "out of range",
-    "child": "it can't be recorded as it ended: 'utf-8' codec can't encode character",
+    "child": "must be texts without control characters",
     "skip": "a\\x00b\\ud800",
 }
 KINDS = [*UNKEPT, *SAID, "half", "nul", "step"]

@@ -1,6 +1,7 @@
 """Actors of the pipeline tests: each item says what is to become of it, and each run is noted in a table of its own."""
 
 import asyncio
+import multiprocessing
 import os
 import threading
 import time
@@ -119,6 +120,15 @@ def in_threads(children: int) -> int:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(noted.send, range(children)))
     return children
+
+
+@dramatiq.actor(max_retries=0)
+def in_a_process(number: int) -> int | None:
+    """Sends from a child process."""
+    child = multiprocessing.get_context("fork").Process(target=noted.send, args=(number,))
+    child.start()
+    child.join()
+    return child.exitcode
 
 
 @dramatiq.actor(max_retries=0)

@@ -43,7 +43,7 @@ if __name__ == "__main__":
 ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
-    "opens_a_job", "gently", "in_threads", "on_exhausted", "limited", "counts", "counts_gently",
+    "opens_a_job", "gently", "in_threads", "in_a_process", "on_exhausted", "limited", "counts", "counts_gently",
     "knows", "knows_gently", "asks_to_wait", "postpones_for_long", "holds_back", "first_holds_back",
 ]  # fmt: skip
 
@@ -414,6 +414,16 @@ def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
         "FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id WHERE j.name = 'of a child'"
     )
     assert on.conn.execute(f"SELECT {mine}").rowcount == 0
+
+
+def test_a_child_process_of_an_actor_belongs_to_no_item_and_sends_at_once(on: Pipeline) -> None:
+    assert on.only(on.submit("in_a_process", 4711))["result"] == 0
+    assert wait_until(lambda: [4711] in [i["args"] for i in _standing(on, "succeeded")], TIMEOUT)
+
+
+def _standing(on: Pipeline, state: str) -> list[dict[str, Any]]:
+    job = on.standing("noted")
+    return [] if job is None else list(job.items(state))
 
 
 def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Pipeline) -> None:

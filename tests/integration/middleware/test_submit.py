@@ -202,6 +202,10 @@ def _keyed(actor: str) -> str:
         ({"metadata": {"text": "a\x00"}}, "metadata must be a dict of values that the database can hold"),
         ({"metadata": {"text": "\ud800"}}, "metadata must be a dict of values that the database can hold"),
         ({"metadata": [1]}, "metadata must be a dict"),
+        (
+            {"metadata": {"page": "x" * 300_000}},
+            "metadata has 300,012 bytes as JSON, and 262,144 are allowed",
+        ),
     ],
 )
 def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
@@ -221,6 +225,12 @@ def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
         ([{"sku": 1}, {"other": 2}], {"item_key": "sku"}, "item 1 has no item key: KeyError"),
         ([1], {"item_key": "sku"}, "item 0 has no item key: TypeError"),
         ([{"sku": None}], {"item_key": "sku"}, "item 0 has no item key: it is None"),
+        ([{"sku": math.nan}], {"item_key": "sku"}, "item 0 has no item key: ValueError"),
+        (
+            [1],
+            {"item_key": lambda _: object()},
+            "item 0 has no item key: TypeError: its type object can't be one",
+        ),
     ],
 )
 def test_a_bad_item_is_named_by_its_number(
@@ -228,6 +238,34 @@ def test_a_bad_item_is_named_by_its_number(
 ) -> None:
     with pytest.raises(callboard.BadItem, match=says):
         callboard.submit("work", items, **options)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"message_id": None}, {"message_id": 5}, {"message_id": "a\x00"}, {"queue_name": ""}, {"actor_name": ""},
+        {"actor_name": "half \ud800"}, {"kwargs": []}, {"options": []},
+    ],
+)  # fmt: skip
+def test_a_message_that_no_worker_could_read_is_not_sent(odd: dict[str, Any], on: Pipeline) -> None:
+    """A row without a message id would count as one of a submission, and a queue without a name hold up others."""
+    message = on.actor("work").message(1)
+    with callboard.job("odd messages") as job, pytest.raises((callboard.BadItem, TypeError)):
+        on.broker.enqueue(message.copy(**odd))
+    assert job.status()["total"] == 0
+
+
+@pytest.mark.parametrize("delay", [math.nan, math.inf, 10**18])
+def test_a_delay_that_is_no_span_of_time_is_refused(delay: Any, on: Pipeline) -> None:
+    with pytest.raises(callboard.BadItem, match="a delay must be a number of milliseconds"):
+        on.actor("work").send_with_options(args=(1,), delay=delay)
+
+
+def test_what_is_asked_of_a_job_that_can_not_be_there_is_an_error(on: Pipeline) -> None:
+    with pytest.raises(callboard.NoSuchJob, match="there is no job 1000000000000000000000000000000"):
+        callboard.get(10**30)
+    with pytest.raises(ValueError, match=r"state must be one of pending, queued, .*, not 'suceeded'"):
+        list(callboard.submit("work", [1]).items("suceeded"))
 
 
 @pytest.fixture(scope="module")
@@ -467,7 +505,8 @@ def test_a_send_that_the_database_refuses_fails_alone(database_url: str, amqp_ur
         ThreadPoolExecutor() as threads,
     ):
         good = [broker.get_actor("work").message(n) for n in range(2)]
-        bad = broker.get_actor("work").message(2).copy(message_id="a \0 in it")
+        conn.execute("ALTER TABLE callboard.items ADD CONSTRAINT refused CHECK (message_id <> 'impossible')")
+        bad = broker.get_actor("work").message(2).copy(message_id="impossible")
         journal = runtime_of(broker).journal
         with conn.transaction():
             conn.execute("LOCK TABLE callboard.jobs")
@@ -477,7 +516,7 @@ def test_a_send_that_the_database_refuses_fails_alone(database_url: str, amqp_ur
             wait_until(lambda: len(journal._sends) == 2, TIMEOUT)
         assert first.result(TIMEOUT) is good[0]
         assert rest[1].result(TIMEOUT) is good[1]
-        with pytest.raises(callboard.NotStored, match="NUL"):
+        with pytest.raises(callboard.NotStored, match="refused"):
             rest[0].result(TIMEOUT)
         row = conn.execute("SELECT count(*) FROM callboard.items").fetchone()
     assert row == (2,)

@@ -204,6 +204,7 @@ def fits(message: Any) -> bool:
     names = (message.actor_name, message.queue_name, message.message_id)
     return (
         all(isinstance(name, str) and name.isprintable() for name in names)
+        and all(names[:2])
         and type(message.options) is type(message.kwargs) is dict
         and type(message.message_timestamp) in (int, float, type(None))
     )
