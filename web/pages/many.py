@@ -14,7 +14,7 @@ from callboard.web.pages import words
 from callboard.web.pages.page import render
 from callboard.web.parameters import Refused
 
-#: What needs no question.
+#: What needs no question if the jobs are chosen one by one; how many match a search is only known by asking.
 HARMLESS = ("pause", "resume")
 
 
@@ -33,7 +33,7 @@ async def many(call: Call[Any, Any]) -> Response:
     body: Many = call.body
     if not body.all and not body.ids:
         raise Refused(422, "no job is chosen", code="ids")
-    if body.sure or body.what in HARMLESS:
+    if body.sure or (body.what in HARMLESS and not body.all):
         await _act(call, dry_run=False)
         return RedirectResponse("../?" + urlencode({"q": body.q or ""}), 303)
     found = await _act(call, dry_run=True)

@@ -1,7 +1,7 @@
 // Forms without a reload: an action is sent, and the page made anew; a question opens in a dialog.
 
 import { Lost, ask, refreshAll } from "./live.js";
-import { text } from "./words.js";
+import { number, text } from "./words.js";
 
 const COPIED_MS = 2000;
 const dialog = document.getElementById("dialog");
@@ -38,6 +38,7 @@ async function act(form, button) {
   }
   if (new URL(answer.url).pathname !== document.location.pathname) return document.location.assign(answer.url);
   await refreshAll();
+  showChosen();
   // The button may be gone, and the focus with it: somebody with a keyboard goes on at the next one.
   if (document.activeElement === document.body) document.querySelector(".acts button, h1")?.focus();
 }
@@ -64,7 +65,16 @@ async function copy(button) {
   setTimeout(() => text(button, "Copy"), COPIED_MS);
 }
 
+// How many jobs a button of the list concerns; the label of the box says how many match.
+function showChosen() {
+  const chosen = document.querySelectorAll(".jobs input:checked").length;
+  const node = document.getElementById("chosen");
+  if (node) text(node, document.querySelector("#bulk [name=all]:checked") ? "" : `${number(chosen)} chosen`);
+}
+
 export function forms() {
+  document.addEventListener("change", showChosen);
+  showChosen();  // a browser that goes back keeps what was chosen
   document.documentElement.dataset.scripts = "on";
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy]");
