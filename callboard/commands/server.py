@@ -2,6 +2,7 @@
 
 import gc
 import ipaddress
+import re
 import socket
 from typing import Annotated
 
@@ -34,6 +35,13 @@ def migrate(*, as_json: AsJson = False) -> None:
         typer.echo(f"applied {', '.join(applied)}" if applied else "the schema is up to date")
 
 
+def _prefix(text: str) -> str:
+    """A path that a proxy takes away, as `/tools/callboard`."""
+    if not re.fullmatch(r"(/[\w.~-]+)+/?", text, re.ASCII):
+        raise typer.BadParameter(f"must be a path like /tools/callboard, not {text!r}")
+    return text.rstrip("/")
+
+
 @app.command()
 def serve(
     *,
@@ -41,6 +49,12 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any free one.")] = 8000,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Another host name to answer to, as a proxy's (may be repeated).")
+    ] = None,
+    root_path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", parser=_prefix, help="The prefix that a proxy takes away: /tools/callboard."
+        ),
     ] = None,
     open_to_everyone: Annotated[
         bool, typer.Option("--open-to-everyone", help="Let anybody who reaches HOST use it, without a login.")
@@ -71,9 +85,13 @@ def serve(
     gc.freeze()
     bound = f"[{host}]" if ":" in host else host
     address = f"http://{bound}:{listener.getsockname()[1]}/"
-    shown = loopback and link and not open_to_everyone
+    shown = (
+        loopback and link and not open_to_everyone and not root_path
+    )  # its cookie is for the path at the proxy
     typer.echo(f"Callboard is at {_login_link(url, address) if shown else address}")
-    uvicorn.Server(uvicorn.Config(web, log_level="warning")).run(sockets=[listener])
+    uvicorn.Server(uvicorn.Config(web, log_level="warning", root_path=root_path or "")).run(
+        sockets=[listener]
+    )
 
 
 def _check_login(url: str, host: str) -> None:

@@ -3,8 +3,11 @@
 import re
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 from starlette.applications import Starlette
@@ -28,7 +31,7 @@ from tests.support.jobs import (
     run,
 )
 from tests.support.timer import Timer
-from tests.support.webapp import open_app, served
+from tests.support.webapp import behind_proxy, open_app, served
 from tests.support.workers import wait_until
 
 #: The most seconds until a change is shown, as a median.
@@ -300,15 +303,24 @@ def test_a_job_that_does_not_exist_is_a_page_that_says_so(page: Page, address: s
     expect(page.get_by_role("combobox")).to_be_visible()
 
 
-def test_the_pages_work_under_a_prefix(page: Page, conn: Conn, shared_url: str) -> None:
-    """Login, styles and scripts, forms, events, and the way out."""
+@contextmanager
+def mounted(app: Starlette, prefix: str) -> Iterator[str]:
+    """Serve the app within two others; yields the address without the prefix."""
+    first, second = (f"/{part}" for part in prefix.strip("/").split("/", 1))
+    with served(Starlette(routes=[Mount(first, Starlette(routes=[Mount(second, app)]))])) as address:
+        yield address
+
+
+@pytest.mark.parametrize("serve", [mounted, behind_proxy])
+def test_the_pages_work_under_a_prefix(serve: Any, page: Page, conn: Conn, shared_url: str) -> None:
+    """Login, styles and scripts, forms, events, shares, and the way out; the prefix may be taken away by a proxy."""
     job = make_job(conn, 2, name="under a prefix")
-    token, _ = tokens.create(conn, Requester("cli", "anna"), name="anna", scopes=["read", "control"])
+    scopes = ["read", "control", "admin"]
+    token, _ = tokens.create(conn, Requester("cli", "anna"), name="anna", scopes=scopes)
     refused = list[str]()
     page.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
-    inner = Starlette(routes=[Mount("/in/side", create_app(url=shared_url))])
-    with served(Starlette(routes=[Mount("/proxy", inner)])) as address:
-        page.goto(f"{address}/proxy/in/side")
+    with serve(create_app(url=shared_url), "/proxy/in/side") as address:
+        page.goto(f"{address}/proxy/in/side{'' if serve is mounted else '/'}")
         page.get_by_label("Token").fill(token)
         page.keyboard.press("Enter")
         page.locator(f"#job-{job} .name").click()
@@ -321,6 +333,18 @@ def test_the_pages_work_under_a_prefix(page: Page, conn: Conn, shared_url: str) 
         expect(pill(page)).to_have_text("paused", timeout=SOON)
         record(conn, job, {"succeeded": [0]})
         expect(page.locator("[data-of=percent]")).to_have_text("50.0 %", timeout=SOON)
+        (session,) = page.context.cookies()
+        assert session.get("path") == "/proxy/in/side"
+        page.get_by_text("More", exact=True).click()
+        page.get_by_role("button", name="Share").click()
+        page.locator("#shared dd a").click()
+        expect(page.locator("[data-of=percent]")).to_have_text("50.0 %", timeout=SOON)
+        assert page.url.startswith(f"{address}/proxy/in/side/share/{job}?token=")
+        api = httpx.get(
+            f"{address}/proxy/in/side/api/v1/openapi.json", headers={"Authorization": f"Bearer {token}"}
+        )
+        assert api.json()["servers"] == [{"url": "/proxy/in/side/api/v1"}]
+        page.goto(f"{address}/proxy/in/side/")
         page.get_by_role("button", name="Log out").click()
         expect(page.get_by_label("Token")).to_be_visible()
     assert [url for url in refused if not url.endswith("/in/side")] == []

@@ -5,13 +5,17 @@ import gc
 import json
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import httpx
 import uvicorn
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from callboard.commands import server as servers
 from callboard.commands.services.child_process import wait_until
@@ -37,10 +41,11 @@ def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[ht
 
 
 @contextmanager
-def served(app: Starlette, port: int = 0) -> Iterator[str]:
-    """Serve the app in a thread for a block; yields its address."""
+def served(app: Starlette, port: int = 0, *, root_path: str = "") -> Iterator[str]:
+    """Serve the app in a thread for a block; yields its address. `root_path`: see uvicorn's option."""
     with servers.listen("127.0.0.1", port) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, root_path=root_path)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -54,6 +59,35 @@ def served(app: Starlette, port: int = 0) -> Iterator[str]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ResourceWarning)
                 gc.collect()
+
+
+@contextmanager
+def behind_proxy(app: Starlette, prefix: str) -> Iterator[str]:
+    """Serve the app behind a proxy that takes the prefix away; yields the address of the proxy, without it."""
+    with served(app, root_path=prefix) as inner:
+        client = httpx.AsyncClient(timeout=300)
+
+        async def forward(request: Request) -> Response:
+            url = inner + str(request.url).partition(prefix)[2]
+            asked = client.build_request(
+                request.method, url, headers=request.headers.raw, content=await request.body()
+            )
+            answer = await client.send(asked, stream=True)
+            sent = StreamingResponse(
+                answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose)
+            )
+            sent.raw_headers = [(name.lower(), value) for name, value in answer.headers.raw]
+            return sent
+
+        @asynccontextmanager
+        async def closing(_: Starlette) -> AsyncIterator[None]:
+            async with client:
+                yield
+
+        methods = ["GET", "POST", "PATCH", "DELETE"]
+        routes = [Route(f"{prefix}{{rest:path}}", forward, methods=methods)]
+        with served(Starlette(routes=routes, lifespan=closing)) as address:
+            yield address
 
 
 def open_app(url: str | None, **options: Any) -> Starlette:

@@ -19,6 +19,8 @@ from callboard.commands.services.child_process import Process, wait_until
 from callboard.sql.pool import Conn
 from callboard.sql.reads.item_view import CHECKS
 from callboard.sql.states import ITEM_STATES
+from callboard.sql.writes import tokens
+from callboard.sql.writes.requests import Requester
 from tests.support.jobs import MIXED, make_job, make_mixed_job, make_worker, record, run
 
 CALLBOARD = Path(sys.executable).with_name("callboard")
@@ -381,6 +383,28 @@ def test_serve_refuses_a_public_address_where_nobody_can_log_in(on_database: Cal
     said = line(on_database("serve", "--host", "0.0.0.0"), 2)  # noqa: S104
     assert "`callboard token create`" in said
     assert "--open-to-everyone" in said
+
+
+def test_serve_takes_a_prefix_that_is_a_path(on_database: Call) -> None:
+    for wrong in ("", "/", "tools", "/a//b", "/a b", "http://x/y", "/a?b"):
+        code, _, error = on_database("serve", "--port", "0", "--root-path", wrong)
+        assert (code, "must be a path like /tools/callboard" in error) == (2, True), wrong
+
+
+def test_serve_says_its_prefix(database_url: str, tmp_path: Path) -> None:
+    with connect(database_url) as conn:
+        token, _ = tokens.create(conn, Requester("cli"), name="anna", scopes=["read"])
+    log = tmp_path / "serve.log"
+    options = ["--port", "0", "--root-path", "/tools/callboard/"]
+    serve = Process([CALLBOARD, "serve", *options], log=log, env=environment(database_url)).start()
+    try:
+        assert wait_until(lambda: "http://" in log.read_text(encoding="utf-8"), 300)
+        found = re.search(r"(http://\S+/)$", log.read_text(encoding="utf-8").strip())
+        assert found, "no link: its cookie would be for the path at the proxy"
+        sent = httpx.post(f"{found[1]}login", data={"token": token}).headers["set-cookie"]
+        assert "Path=/tools/callboard;" in sent
+    finally:
+        serve.kill()
 
 
 def test_serve_serves_until_it_is_interrupted(database_url: str, tmp_path: Path) -> None:
