@@ -1,6 +1,7 @@
 """The HTTP API on a real database: fields, statuses, prefixes, and answers while something is down."""
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -240,7 +241,8 @@ def test_the_event_loop_ends_while_the_database_is_away() -> None:
 def test_many_requests_share_few_connections(
     conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "WAIT_SECONDS", 300.0)
+    monkeypatch.setattr(database, "WAIT_SECONDS", 60.0)  # until the first is read
+    monkeypatch.setattr(database, "BUSY_SECONDS", 300.0)
     job = make_mixed_job(conn)
     answers = get(app, *[f"/api/jobs/{job}"] * 200)
     assert {answer.status_code for answer in answers} == {200}
@@ -409,6 +411,35 @@ def test_changes_that_wait_hold_up_neither_reads_nor_pages(
     assert statuses == [200] * changes + [503] * refused
     busy = next(answer for answer in answers if answer.status_code == 503)
     assert "nothing was changed" in problem(busy, 503)
+
+
+def test_a_read_waits_longer_while_the_database_answers_others(
+    conn: Conn, app: Starlette, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 300.0)
+    readers = database.CONNECTIONS - database.WRITERS - database.SUBMITTERS
+
+    async def while_all_readers_wait() -> list[httpx.Response]:
+        own, transport = app.state.database, httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            with connect(database_url) as other, other.transaction():
+                other.execute("LOCK TABLE callboard.jobs")
+                own._answered = math.inf
+                asked = [asyncio.ensure_future(client.get("/api/jobs")) for _ in range(readers)]
+                await until(lambda: sessions(conn, "wait_event_type = 'Lock'") == readers)
+                stats = (await own.pool()).get_stats
+                before = stats().get("requests_errors", 0)
+                asked.append(asyncio.ensure_future(client.get("/api/jobs")))
+                await until(lambda: stats().get("requests_errors", 0) > before)
+                own._answered = 0.0
+                problem(await client.get("/api/jobs"), 503)
+            answers = await asyncio.gather(*asked)
+            await own.close()
+        return answers
+
+    monkeypatch.setattr(pool, "_BEGIN_READ", pool._BEGIN_READ.replace("5s", "300s"))
+    assert [answer.status_code for answer in asyncio.run(while_all_readers_wait())] == [200] * (readers + 1)
 
 
 def test_a_read_that_takes_too_long_is_stopped_on_the_server(
