@@ -16,7 +16,7 @@ import pytest
 from callboard.commands.jobs import follow
 from callboard.commands.main import main
 from callboard.commands.services.child_process import Process, wait_until
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, connect
 from callboard.sql.reads.item_view import CHECKS
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import tokens
