@@ -309,7 +309,8 @@ FROM held AS h WHERE o.id = h.id
 -- These messages are confirmed. Transition: retrying -> waiting; a first message counts as published, one
 -- that was published in its job's turn waits for it no more.
 -- Guard: the outbox row still holds the attempt that was sent. One that was written anew meanwhile, for the retry of an
--- attempt that failed already or as its dead letter, stays.
+-- attempt that failed already or as its dead letter, stays, and counts as published now; one that is written anew in this
+-- very moment keeps its `first`, and counts with its next message.
 -- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id.
 WITH sent AS (
     SELECT id, max(attempt) AS attempt FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt) GROUP BY id
@@ -318,16 +319,17 @@ WITH sent AS (
     FROM sent AS s JOIN callboard.outbox AS o ON o.id = s.id
     JOIN callboard.items AS i ON i.job_id = o.job_id AND i.item = o.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
-), lying AS (
-    SELECT o.id, o.job_id, o.first, o.in_turn, h.waits, o.attempt = h.attempt AND o.claimed_until IS NOT NULL AS done
-    FROM held AS h JOIN callboard.outbox AS o ON o.id = h.id
-    FOR UPDATE OF o
 ), gone AS (
-    DELETE FROM callboard.outbox AS o USING lying AS l WHERE o.id = l.id AND l.done
-    RETURNING o.job_id, o.item, l.waits
+    DELETE FROM callboard.outbox AS o USING held AS h
+    WHERE o.id = h.id AND CASE WHEN o.claimed_until IS NOT NULL THEN o.attempt END = h.attempt
+    RETURNING o.job_id, o.item, o.first, o.in_turn, h.waits
 ), kept AS (
-    UPDATE callboard.outbox AS o SET first = false, in_turn = false
-    FROM lying AS l WHERE o.id = l.id AND NOT l.done AND (l.first OR l.in_turn)
+    SELECT o.* FROM held AS h CROSS JOIN LATERAL (
+        SELECT o.id, o.job_id, o.first, o.in_turn FROM callboard.outbox AS o
+        WHERE o.id = h.id AND (o.first OR o.in_turn) AND (o.attempt <> h.attempt OR o.claimed_until IS NULL) OFFSET 0 FOR UPDATE
+    ) AS o
+), counted AS (
+    UPDATE callboard.outbox AS o SET first = false, in_turn = false FROM kept AS k WHERE o.id = k.id
 ), moved AS (
     UPDATE callboard.items AS i SET state_before = i.state, state = 'waiting'
     FROM gone AS g WHERE i.job_id = g.job_id AND i.item = g.item AND g.waits
@@ -336,7 +338,7 @@ WITH sent AS (
     SELECT job_id, sum(published) AS published, sum(retrying) AS retrying, sum(in_turn) AS in_turn
     FROM (
         SELECT job_id, count(*) FILTER (WHERE first) AS published, 0 AS retrying, count(*) FILTER (WHERE in_turn) AS in_turn
-        FROM lying GROUP BY job_id
+        FROM (SELECT job_id, first, in_turn FROM gone UNION ALL SELECT job_id, first, in_turn FROM kept) AS o GROUP BY job_id
         UNION ALL
         SELECT job_id, 0, count(*), 0 FROM moved GROUP BY job_id
     ) AS part
