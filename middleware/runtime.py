@@ -39,7 +39,7 @@ from callboard.middleware.submission.send_store import SendStore
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql import migrate, settings
 from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import Outgoing
+from callboard.sql.rows import DueWork, Outgoing
 from callboard.sql.signature import Signature
 from callboard.sql.writes import claims, jobs
 
@@ -77,10 +77,11 @@ class Runtime:
         self._publisher: Publisher | None = None
         self._sweep: Sweep | None = None
         self._callbacks: CallbackDispatcher | None = None
-        self._heartbeat: Heartbeat | None = None
         self.process = Process(self.url, remote=self._remote)
         self.consumers = Consumers()
-        self.in_flight = InFlight(self.process, self.consumers, partial(self._wake_publisher, 0.0))
+        self.in_flight = InFlight(
+            self.process, self.consumers, partial(self._wake_publisher, 0.0), self._wake_heartbeat
+        )
         parts = (
             self.process,
             self.in_flight,
@@ -92,6 +93,11 @@ class Runtime:
         self._saving = self.in_flight.saving = Journal(*parts, reported_by=self.journal)
         self.submissions = SubmissionLease(self.process)
         self._stage_maker = StageMaker(self.process, self.publish_job)
+        self._heartbeat = Heartbeat(
+            self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble,
+            self._stage_maker.make_due, self.in_flight.mean_seconds, self._work_done, self.in_flight.holds_messages,
+            self._begin_due,
+        )  # fmt: skip
 
     @property
     def publisher(self) -> Publisher:
@@ -100,7 +106,7 @@ class Runtime:
             if self._publisher is None:
                 transport = self.make_transport()
                 self._publisher = Publisher(
-                    self.process.pool, transport, QueueBacklogs(transport, settings.QUEUE_DEPTH.get())
+                    self.process, transport, QueueBacklogs(transport, settings.QUEUE_DEPTH.get())
                 )
             return self._publisher
 
@@ -160,6 +166,9 @@ class Runtime:
         if self._publisher:
             self._publisher.wake(after)
 
+    def _wake_heartbeat(self) -> None:
+        self._heartbeat.wake()
+
     # The worker ------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -200,13 +209,9 @@ class Runtime:
         self._worker = worker
         self._stage_maker.actors = {name: (signatures or {}).get(name) for name in actors}
         self.process.threads = worker.worker_threads
-        self._heartbeat = Heartbeat(
-            self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble,
-            self._stage_maker.make_due, self.in_flight.mean_seconds,
-        )  # fmt: skip
         with closing(self.make_transport()) as transport:
-            start = partial(self._heartbeat.start, actors, signatures or {})
-            self._at_boot(partial(start, _name(transport), partial(_is_same, transport)))
+            register = partial(self._heartbeat.register, actors, signatures or {})
+            self._at_boot(partial(register, _name(transport), partial(_is_same, transport)))
         self.maintain()
         self.journal.watch()
 
@@ -219,6 +224,19 @@ class Runtime:
         self._sweep.start()
         self._callbacks = CallbackDispatcher(self.process)
         self._callbacks.start()
+        self._heartbeat.start()
+
+    def _work_done(self) -> tuple[int, int]:
+        return self.in_flight.admitted, self.publisher.batches
+
+    def _begin_due(self, due: DueWork | None) -> None:
+        """Wake the parts that have something to do; None: the database does not answer."""
+        if self._sweep is not None:
+            self._sweep.hear(answered=due is not None, free=due is not None and due.sweep)
+        if self._callbacks is not None and due is not None and due.callbacks:
+            self._callbacks.wake()
+        if due is not None and due.publish_in is not None:
+            self._wake_publisher(due.publish_in)
 
     def _trouble(self) -> str | None:
         """Why the process can't reach its broker, or has fewer threads than it should; None: it is well."""
@@ -274,8 +292,7 @@ class Runtime:
         if self._publisher:
             self._publisher.close(process.time_left())
         self._stage_maker.close(process.time_left() / 4)
-        if self._heartbeat:
-            self._heartbeat.stop(process.time_left())
+        self._heartbeat.stop(process.time_left())
         if self._callbacks:
             self._callbacks.close(process.time_left())
         process.close()

@@ -160,6 +160,22 @@ class JobFacts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class DueWork:
+    """What there is to do, whichever process does it; and how many workers live, how many of them came before this
+    process, and the time of the database in seconds: by these they take turns to look.
+    """
+
+    live: int
+    rank: int
+    clock: float
+    publish_in: float | None  # seconds until something is to be published; None: nothing soon
+    callbacks: bool
+    stages: bool  # a job of stages is open
+    controls: bool  # controls of jobs have changed of late
+    sweep: bool  # nobody sweeps, and it is time
+
+
+@dataclass(frozen=True, slots=True)
 class JobControl:
     """What workers that hold items of a job must know of it."""
 

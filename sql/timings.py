@@ -17,7 +17,11 @@ SEND_LOCK_WAIT_SECONDS = 5.0
 PUBLISH_WINDOW_ITEMS = 1000
 #: Outbox rows of stopped jobs that one statement drops, and of how many jobs.
 DROP_BATCH_MESSAGES, DROP_BATCH_JOBS = 50_000, 1_000
-#: Seconds within which every worker has read that a job was paused or stopped: it asks twice a second.
+#: Seconds between two looks for work of all idle workers together.
+SHARED_LOOK_SECONDS = 0.25
+#: Workers read the controls of so many seconds, since a transaction may commit late.
+CONTROLS_SECONDS = 20.0
+#: Seconds within which every worker that has a message knows that a job was paused or stopped: it asks twice a second.
 CONTROLS_HEARD_SECONDS = 1.5
 #: Crashes charged to an item after which it is failed.
 MAX_CRASHES = 3
@@ -29,3 +33,8 @@ POSTPONE_SECONDS = 1.0
 SUBMISSION_LEASE_SECONDS = 45.0
 #: The greatest item number that the database holds.
 MAX_ITEM = 2**31 - 1
+
+
+def death() -> dict[str, float]:
+    """The parameters of the part `is_dead` of a statement."""
+    return {"limit": DEAD_AFTER_SECONDS, "silent": SILENT_SECONDS}

@@ -34,18 +34,22 @@ log = logging.getLogger("callboard.tracking")
 
 class InFlight:
     """The attempts in flight, by item. Set the journals before the first attempt ends; `saving` is that of the items
-    that save something. `kept` is called when messages were given back to be published again.
+    that save something. `kept` is called when messages were given back to be published again, and `wake` by a message
+    that comes to an idle process: it reads what became of jobs meanwhile.
     """
 
     journal: Journal
     saving: Journal
 
-    def __init__(self, process: Process, consumers: Consumers, kept: Callable[[], None]) -> None:
+    def __init__(
+        self, process: Process, consumers: Consumers, kept: Callable[[], None], wake: Callable[[], None]
+    ) -> None:
         self._process = process
         self._consumers = consumers
         self._parking = Parking(process, park, kept)
         self._moved_back = Parking(process, retry_moved_back, kept)
         self._lock = threading.RLock()
+        self._wake = wake
         self._isolation = Isolation(process)
         self._job_facts = JobFactsCache(process)
         self._holds = SideThread("holds")
@@ -65,7 +69,9 @@ class InFlight:
         acknowledged, unless this made its delivery `deferred`; or rejected, if this made the message fail.
         """
         delivery: Delivery = message.delivery
-        self.admitted += 1
+        self.admitted += 1  # before it asks: see Heartbeat
+        if self._process.idle:
+            self._wake()
         if delivery.stale or not delivery.begin():
             return None
         try:
@@ -343,6 +349,10 @@ class InFlight:
             if delivery.stamp is not None:
                 attempt = Attempt(*delivery.stamp[:3], [delivery], self._controls, delivery.stamp.epoch)
                 self._park(attempt, self._parking)
+
+    def holds_messages(self) -> bool:
+        """Return whether the process has prefetched a message, or runs one."""
+        return self.expects_more(0)
 
     def has_free_thread(self) -> bool:
         """Return whether a worker thread has nothing to do."""

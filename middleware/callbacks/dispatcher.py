@@ -21,7 +21,7 @@ from callboard.middleware.callbacks.webhook import Undelivered
 from callboard.middleware.message import envelope
 from callboard.middleware.message.failure import clean
 from callboard.middleware.process.outage import OutageLog, reason
-from callboard.middleware.process.periodic import Periodic
+from callboard.middleware.process.periodic import UNASKED_SECONDS, Periodic
 from callboard.middleware.process.process import Process, Stopping
 from callboard.sql.callback_targets import redact_url
 from callboard.sql.errors import TRANSIENT
@@ -34,8 +34,6 @@ log = logging.getLogger("callboard.callbacks")
 _log_outage = OutageLog(log, "callbacks wait for the database; none is lost: %s")
 _log_failure = OutageLog(log, "%s; it is tried again")
 
-#: Seconds between two looks for callbacks that are due.
-PERIOD_SECONDS = 0.5
 #: The most webhooks that a process delivers at the same time: in all, and to one host.
 WEBHOOKS_AT_ONCE, WEBHOOKS_PER_HOST = 8, 2
 #: Messages that are claimed at a time.
@@ -54,11 +52,15 @@ class CallbackDispatcher:
     _periodic: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
-        self._periodic = Periodic("callbacks", PERIOD_SECONDS, self._step, _log_outage)
+        self._periodic = Periodic("callbacks", UNASKED_SECONDS, self._step, _log_outage)
 
     def start(self) -> None:
-        """Deliver callbacks from now on."""
+        """Deliver callbacks from now on, now and when woken."""
         self._periodic.start()
+        self.wake()
+
+    def wake(self) -> None:
+        """Deliver what is due."""
         self._periodic.wake()
 
     def close(self, timeout: float) -> None:
@@ -75,8 +77,6 @@ class CallbackDispatcher:
 
     def turn(self, conn: Conn) -> float | None:
         """Begin what is due; return 0 if there may be more, else None."""
-        if not callbacks.any_due(conn):
-            return None
         messages = callbacks.claim_callbacks(conn, webhooks=False, limit=BATCH_MESSAGES)
         for callback in messages:
             self._send(conn, callback)
@@ -108,7 +108,7 @@ class CallbackDispatcher:
         failure = _post(callback, body)
         with suppress(Stopping):
             self.process.retry_write(lambda conn: _record(conn, callback, failure), _log_outage)
-        self._periodic.wake()
+        self.wake()
 
 
 def _post(callback: Callback, body: bytes) -> Undelivered | None:

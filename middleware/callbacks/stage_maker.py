@@ -104,8 +104,6 @@ class StageMaker:
 
     def make_due(self, conn: Conn) -> None:
         """Let jobs of stages follow their stages, and begin the stages that are due, up to four at the same time."""
-        if not stages.any_open(conn):
-            return
         stages.update_parents(conn)
         self._threads = {job: thread for job, thread in self._threads.items() if thread.is_alive()}
         for _ in range(STAGES_AT_ONCE - len(self._threads)):

@@ -1,8 +1,13 @@
-"""The row of a worker process in `workers`: registration, heartbeat, and polling for controls of jobs."""
+"""The row of a worker process in `workers`, and one thread that asks the database what there is to do.
+
+A process that holds a message, or has just had work, looks twice a second. Idle workers take turns, so that together
+they look four times a second, however many they are.
+"""
 
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +16,10 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.process.periodic import Periodic
-from callboard.middleware.process.process import Process
-from callboard.sql import settings
+from callboard.middleware.process.process import CONNECTION_SECONDS, Process
+from callboard.sql import settings, timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import JobControl, WorkerInfo
+from callboard.sql.rows import DueWork, JobControl, WorkerInfo
 from callboard.sql.signature import Signature
 from callboard.sql.writes import jobs, workers
 
@@ -22,10 +27,12 @@ log = logging.getLogger("callboard.worker")
 
 #: Seconds between two heartbeats.
 BEAT_SECONDS = 2.0
-#: Seconds between two polls for controls.
-POLL_SECONDS = 0.5
-#: A poll reads the controls of so many seconds, since a transaction may commit late.
-CONTROLS_SECONDS = 20.0
+#: Seconds between two looks of a process that is not idle.
+LOOK_SECONDS = 0.5
+#: The same of an idle worker that is the only one; idle workers look every `SHARED_LOOK_SECONDS` together.
+ALONE_LOOK_SECONDS = 0.2
+#: Seconds without any work after which a process is idle.
+IDLE_SECONDS = 2.0
 
 
 class OtherBroker(RuntimeError):
@@ -34,11 +41,13 @@ class OtherBroker(RuntimeError):
 
 @dataclass(slots=True)
 class Heartbeat:
-    """The heartbeat of this worker.
+    """The heartbeat of this process; of one that is no worker only the looks.
 
     `held` gives the (job, item) of every message that the process has prefetched or runs; `apply_controls` takes the
     controls of jobs; `trouble` tells why the process is cut off from its broker, or None; `make_stages` makes the
     stages that are due; `mean_seconds` gives the mean durations of actors that are new since the last call.
+    `work_done` gives what changes with each piece of work, and `holds_messages` whether there is a message here.
+    `begin` begins what there is to do: None, when the database does not answer.
     """
 
     process: Process
@@ -47,19 +56,30 @@ class Heartbeat:
     trouble: Callable[[], str | None]
     make_stages: Callable[[Conn], None]
     mean_seconds: Callable[[], Mapping[str, float]]
-    _polled: float = -CONTROLS_SECONDS
+    work_done: Callable[[], object]
+    holds_messages: Callable[[], bool]
+    begin: Callable[[DueWork | None], None]
+    _looked: float = -timings.CONTROLS_SECONDS
     _beaten: float = 0.0
+    _done: object = None
+    _worked: float = 0.0
+    _waking: threading.Lock = field(default_factory=threading.Lock)
     _periodic: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
-        self._periodic = Periodic("heartbeat", min(POLL_SECONDS, BEAT_SECONDS / 2), self._step)
+        self._periodic = Periodic("heartbeat", min(LOOK_SECONDS, BEAT_SECONDS / 2), self._step, self._away)
 
-    def start(
+    def start(self) -> None:
+        """Look, and beat if the process is a worker, from now on."""
+        self._worked = time.monotonic()
+        self._periodic.start()
+
+    def register(
         self, actors: dict[str, str], signatures: dict[str, Signature], broker: str | None,
         is_same: Callable[[str], bool],
     ) -> None:  # fmt: skip
-        """Register the process as a worker with these actors ({name: queue}), and beat from now on. `broker` names the
-        broker, None where it isn't known; `is_same` tells whether it has another name, too.
+        """Register the process as a worker with these actors ({name: queue}). `broker` names the broker, None where it
+        isn't known; `is_same` tells whether it has another name, too.
 
         Raises OtherBroker, psycopg.Error and PoolTimeout.
         """
@@ -79,13 +99,14 @@ class Heartbeat:
                     "move to another broker, stop the old workers first. Nodes of one cluster whose user may not "
                     "declare exchanges need a common name: rabbitmqctl set_cluster_name"
                 )
-            self._poll_controls(conn)  # before a message of a stopped job can arrive
+            self._read_controls(conn)  # before a message of a stopped job can arrive
         self._beaten = time.monotonic()
-        self._periodic.start()
 
     def stop(self, timeout: float) -> None:
-        """Record that the worker stopped; wait at most `timeout` seconds for the database."""
+        """Look no more, and record that the worker stopped; wait at most `timeout` seconds for the database."""
         self._periodic.stop(timeout / 2)
+        if not self.process.worker:
+            return
         try:
             self.process.write(self._say_goodbye, timeout=max(timeout / 2, 0.1))
         except (psycopg.Error, PoolTimeout) as error:
@@ -99,21 +120,63 @@ class Heartbeat:
         if means := self.mean_seconds():
             workers.report_means(conn, means)
 
-    def _step(self) -> None:
-        with self.process.pool.connection() as conn:
-            if time.monotonic() - self._beaten >= BEAT_SECONDS:
-                workers.beat(conn, self.process.worker, self.held(), self.trouble())
-                self._beaten = time.monotonic()
-            self._poll_controls(conn)
-            self._report_means(conn)
-            self.make_stages(conn)
+    def wake(self) -> None:
+        """Be idle no more: a message has come. First read the controls of jobs, which an idle process does not read all
+        the time: the message must not begin if its job was paused or stopped meanwhile.
+        """
+        with self._waking:
+            if not self.process.idle:
+                return
+            try:
+                with self.process.pool.connection(CONNECTION_SECONDS) as conn:
+                    self._read_controls(conn)
+            except (psycopg.Error, PoolTimeout):
+                log.debug("a message begins without news of its job", exc_info=True)
+            self.process.idle = False
+        self._periodic.wake()
 
-    def _poll_controls(self, conn: Conn) -> None:
+    def _step(self) -> float | None:
+        now, worker = time.monotonic(), self.process.worker
+        beats = worker != 0 and now - self._beaten >= BEAT_SECONDS
+        with self.process.pool.connection() as conn:
+            due = workers.beat(
+                conn, worker, self.held() if beats else None, self.trouble() if beats else None
+            )
+            self._beaten = now if beats else self._beaten
+            if due.controls or now - self._looked > timings.CONTROLS_SECONDS / 2:
+                self._read_controls(conn)
+            self._looked = now
+            self._note_idle(due)
+            self.begin(due)
+            self._report_means(conn)
+            if due.stages and worker:
+                self.make_stages(conn)
+        return _turn(due) if self.process.idle else None
+
+    def _note_idle(self, due: DueWork) -> None:
+        done, now = self.work_done(), time.monotonic()
+        if done != self._done or self.holds_messages() or due.stages or due.publish_in is not None:
+            self._done, self._worked = done, now
+        self.process.idle = now - self._worked >= IDLE_SECONDS
+        if self.process.idle and self.work_done() != done:  # a message that came just now did not see it
+            self.process.idle = False
+
+    def _away(self, error: BaseException) -> None:
+        log.debug("the database does not answer; trying again", exc_info=error)
+        self.begin(None)
+
+    def _read_controls(self, conn: Conn) -> None:
         """Apply the latest controls, or all of them after a gap; close the stopped jobs that have no item in flight."""
-        now = time.monotonic()
-        recent = now - self._polled < CONTROLS_SECONDS / 2
-        controls = workers.job_controls(conn, CONTROLS_SECONDS if recent else None)
-        self._polled = now
+        recent = time.monotonic() - self._looked < timings.CONTROLS_SECONDS / 2
+        controls = workers.job_controls(conn, timings.CONTROLS_SECONDS if recent else None)
         self.apply_controls(controls)
         if any(control.stopping for control in controls):
             jobs.close_stopped(conn)
+
+
+def _turn(due: DueWork) -> float:
+    """Seconds until it is this process's turn to look: the turns of idle workers are evenly spread."""
+    each = timings.SHARED_LOOK_SECONDS if due.live > 1 else ALONE_LOOK_SECONDS
+    period = min(max(due.live, 1) * each, 1.5 * BEAT_SECONDS)
+    pause = (due.rank * each - due.clock) % period
+    return pause if pause >= period / 2 else pause + period

@@ -10,6 +10,8 @@ from psycopg_pool import PoolTimeout
 
 #: The longest pause, in seconds, after a step that failed.
 RETRY_SECONDS = 2.0
+#: The seconds of a step that runs when woken.
+UNASKED_SECONDS = 60.0
 
 
 @dataclass(slots=True)

@@ -36,6 +36,7 @@ class Process:
 
     `worker` is the process's id in `workers` and `threads` the number of its worker threads; both are 0 in a process
     that is no worker. `remote`: other processes consume the broker too. `connections`: that it opens at most.
+    `idle`: there was nothing to do for some seconds, and the heartbeat tells when there is; see `Heartbeat`.
     """
 
     def __init__(self, url: str, *, remote: bool = True, connections: int = CONNECTIONS) -> None:
@@ -48,6 +49,7 @@ class Process:
         self.worker = 0
         self.threads = 0
         self.stopping = False
+        self.idle = False
 
     @property
     def pool(self) -> Pool:

@@ -17,11 +17,11 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal.hang_detector import place_of
 from callboard.middleware.process.outage import OutageLog
+from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.relay import OUTBOX_BATCH_MESSAGES, Relay
 from callboard.middleware.publish.transport import Transport, Unreachable
 from callboard.sql import timings
-from callboard.sql.pool import Pool
 from callboard.sql.rows import Outgoing
 
 log = logging.getLogger("callboard.publisher")
@@ -31,7 +31,8 @@ _log_outage = OutageLog(
     "publishing goes on again, after %.1f s",
 )
 
-#: Seconds between two polls for work when the last one found none: of a worker, and of a process that only sends.
+#: Seconds between two polls for work when the last one found none; and between two looks at the broker's connection
+#: in a process that does not poll, since it only sends, or is idle.
 POLL_SECONDS = 0.20
 SENDER_POLL_SECONDS = 5.0
 #: Seconds between two polls of a queue that was full. All of its backlog runs before a job that is submitted now, and
@@ -51,9 +52,10 @@ OWN_MESSAGE_SECONDS = timings.PUBLISH_LEASE_SECONDS / 2
 class Publisher:
     """See the module. The publisher's thread alone uses `transport`, which `backlogs` asks too."""
 
-    pool: Pool
+    process: Process
     transport: Transport
     backlogs: QueueBacklogs
+    batches: int = 0  # of which something was published
     _added: deque[tuple[float, Outgoing]] = field(default_factory=deque)  # with the monotonic time
     _jobs: list[int] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -61,6 +63,7 @@ class Publisher:
     _thread: threading.Thread | None = None
     _closing: bool = False
     _polls: bool = False
+    _looks: bool = True  # in its next round, for what is due
     _poll_at: float = math.inf  # monotonic
     _round_began: float = math.inf  # monotonic
 
@@ -68,7 +71,9 @@ class Publisher:
         self._relay = Relay(self.transport, self.backlogs)
 
     def start(self) -> None:
-        """Poll for work of any process, as a worker does. Without it, only what is added is published."""
+        """Poll for work of any process, as a worker does; while the process is idle, only when woken. Without it, only
+        what is added is published.
+        """
         self._polls = True
         with self._changed:
             self._ensure_thread()
@@ -158,7 +163,7 @@ class Publisher:
     def _end(self) -> None:
         """Settle what is published; without a database its claims lapse."""
         if self._relay.settle_at < math.inf:
-            with suppress(psycopg.Error, PoolTimeout), self.pool.connection(CLOSE_SECONDS) as conn:
+            with suppress(psycopg.Error, PoolTimeout), self.process.pool.connection(CLOSE_SECONDS) as conn:
                 self._relay.settle(conn)
         self.transport.close()
 
@@ -184,7 +189,9 @@ class Publisher:
 
     def _wait_for_work(self) -> None:
         """Wait until something is added, a full queue has room again, or the poll is due."""
-        end = time.monotonic() + (POLL_SECONDS if self._polls else SENDER_POLL_SECONDS)
+        polls = self._polls and (self.transport.trouble is not None or not self.process.idle)
+        self._looks = True
+        end = time.monotonic() + (POLL_SECONDS if polls else SENDER_POLL_SECONDS)
         end = min(end, self._relay.settle_at)
         while (left := end - time.monotonic()) > 0:
             full = self.backlogs.queues_to_poll() if self._polls else []
@@ -192,6 +199,7 @@ class Publisher:
                 return
             if any(map(self.backlogs.has_room, full)):
                 return
+        self._looks = polls
 
     def _wait_for_change(self, seconds: float) -> bool:
         def changed() -> bool:
@@ -208,17 +216,21 @@ class Publisher:
 
     def _round(self, added: list[Outgoing], jobs: list[int]) -> bool:
         """Publish one batch of each kind of work; return whether there was any."""
-        with self.pool.connection() as conn:
+        settles = self._relay.settle_at <= time.monotonic()
+        if not (added or jobs or settles or self._looks):
+            return False
+        with self.process.pool.connection() as conn:
             # Where nobody polls, what is left for later would be left for good.
             polls = self._polls and not self._closing
             publish = self._relay.publish_sent if polls else partial(self._relay.publish_outbox, own=True)
             worked = bool(added) and publish(conn, added) > 0
-            if self._relay.settle_at <= time.monotonic():
+            if settles:
                 self._relay.settle(conn)
             for job in jobs:
                 worked |= bool(self._relay.publish_job(conn, job, []))
-            if polls:
+            if polls and self._looks:
                 worked |= self._relay.publish_due(conn)
+        self.batches += worked
         if added and not self._closing:
             time.sleep(GATHER_SECONDS)
         return worked

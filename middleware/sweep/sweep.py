@@ -1,4 +1,6 @@
-"""The sweep repairs whatever is stuck. One process at a time does it, elected by a lease that lapses by itself."""
+"""The sweep repairs whatever is stuck. One process at a time does it, elected by a lease that lapses by itself. With
+nothing to sweep it gives the lease up for a while.
+"""
 
 import logging
 import os
@@ -13,7 +15,7 @@ from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.process.outage import OutageLog
-from callboard.middleware.process.periodic import Periodic
+from callboard.middleware.process.periodic import UNASKED_SECONDS, Periodic
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.transport import Transport
 from callboard.middleware.sweep.lost_messages import LostMessageSearch
@@ -32,6 +34,8 @@ Step = Callable[[Conn], object]
 PERIOD_SECONDS = 2.0
 #: Seconds for which the lease of the elected process holds after a round.
 LEASE_SECONDS = 10.0
+#: Seconds between two rounds while there is nothing to sweep.
+REST_SECONDS = 40.0
 #: Seconds between two samples of a job.
 SAMPLE_SECONDS = 4.0
 #: Open jobs that one round looks at; the next rounds look at the others. More would hold up the rest of a round.
@@ -60,12 +64,21 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self._search = LostMessageSearch(self.transport)
-        self._periodic = Periodic("sweep", PERIOD_SECONDS, self._step, _log_error)
+        self._periodic = Periodic("sweep", UNASKED_SECONDS, self._step, _log_error)
 
     def start(self) -> None:
         """Sweep from now on, whenever this process is elected."""
         self._periodic.start()
         self._periodic.wake()
+
+    def hear(self, *, answered: bool, free: bool) -> None:
+        """Note whether the database has just answered this process. Sweep now, if nobody else does (`free`)."""
+        if answered:
+            self._observe_time()
+        else:
+            self._steady_since, self._looked = 0.0, time.monotonic()
+        if free:
+            self._periodic.wake()
 
     def stop(self, timeout: float) -> None:
         """Stop, and give up the lease so that another process is elected at once; wait at most `timeout` seconds."""
@@ -75,17 +88,20 @@ class Sweep:
         except (psycopg.Error, PoolTimeout):
             log.debug("the lease was not given up; it lapses", exc_info=True)
 
-    def _step(self) -> None:
+    def _step(self) -> float:
         try:
-            self.process.write(self._sweep_if_elected)
+            return self.process.write(self._sweep_if_elected)
         except TRANSIENT:
-            self._steady_since, self._looked = 0.0, time.monotonic()
+            self.hear(answered=False, free=False)
             log.debug("no sweep: the database does not answer", exc_info=True)
+            return PERIOD_SECONDS
 
-    def _sweep_if_elected(self, conn: Conn) -> None:
+    def _sweep_if_elected(self, conn: Conn) -> float:
         self._observe_time()
-        if self._elected(conn):
-            self.round(conn)
+        if not self._elected(conn):
+            return UNASKED_SECONDS
+        self.round(conn)
+        return PERIOD_SECONDS
 
     def _observe_time(self) -> None:
         """Note since when the database answers. After a freeze of this process that is unknown, so it begins anew. At
@@ -100,10 +116,11 @@ class Sweep:
         self._looked = now
 
     def _elected(self, conn: Conn) -> bool:
-        if sweep.renew_lease(conn, "sweep", self._holder, LEASE_SECONDS):
+        renewed = sweep.renew_lease(conn, "sweep", self._holder, LEASE_SECONDS, REST_SECONDS)
+        if renewed:
             return True
         self._search.forget()
-        return sweep.acquire_lease(conn, "sweep", self._holder, LEASE_SECONDS)
+        return renewed is None and sweep.acquire_lease(conn, "sweep", self._holder, LEASE_SECONDS)
 
     def round(self, conn: Conn) -> None:
         """Run the steps that are due. Raises psycopg.Error if the connection is lost or must not be used again."""

@@ -1,8 +1,3 @@
--- name: any_callback_due
--- Whether one waits for nothing but a claim. Caller: the callback dispatcher. Rows: one.
-SELECT EXISTS (SELECT FROM callboard.callbacks
-               WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) <= now())
-
 -- name: claim_callbacks
 -- Callbacks that are due, for as long as the lease lasts. It counts as a try, and fences the one before.
 -- Guard: neither delivered nor given up, due, and unclaimed or abandoned; of a webhook, its host is none of `full`.

@@ -24,10 +24,6 @@ SELECT id, stage, name, coalesce(actor, ''), makes, on_failure, state::text, sto
        NOT sealed AND finished_at IS NULL AND coalesce(submitting_until > now(), false)
 FROM callboard.jobs WHERE parent_id = %s ORDER BY stage
 
--- name: any_open_parent
--- Whether any job of stages is open. Caller: the stage maker, in each heartbeat. Rows: one.
-SELECT EXISTS (SELECT FROM callboard.jobs WHERE stages IS NOT NULL AND finished_at IS NULL)
-
 -- name: parents_to_update
 -- Open jobs of stages that have yet to follow a change of a stage. The changes of others are forgotten: who opens one
 -- again opens a stage of it, too. Caller: stages.update_parents. Rows: (id).

@@ -1,9 +1,25 @@
 -- name: renew_lease
--- Stay the one that sweeps. Guard: the lease is this one's and has not lapsed. Caller: the sweep.
--- Rows: one; none: it lapsed, and somebody else may have swept since.
-UPDATE callboard.leases SET until = now() + make_interval(secs => %(lease)s)
-WHERE name = %(name)s AND holder = %(holder)s AND until >= now()
-RETURNING name
+-- Stay the one that sweeps. Guard: the lease is this one's and has not lapsed. With nothing to sweep it is given up: then
+-- anybody sweeps after a `rest`, or as soon as there is something. Caller: the sweep.
+-- Rows: one, (whether it goes on); none: the lease lapsed, and somebody else may have swept since.
+UPDATE callboard.leases AS l
+SET holder = CASE WHEN t.anything THEN l.holder ELSE '' END,
+    until = now() + make_interval(secs => CASE WHEN t.anything THEN %(lease)s ELSE %(rest)s END)
+FROM (SELECT ({anything_to_sweep}) AS anything) AS t
+WHERE l.name = %(name)s AND l.holder = %(holder)s AND l.until >= now()
+RETURNING t.anything
+
+-- part: anything_to_sweep
+-- Whether more is to be swept than what can wait for some seconds.
+EXISTS (SELECT FROM callboard.running)
+OR EXISTS (SELECT FROM callboard.turns WHERE over)
+OR EXISTS (SELECT FROM callboard.jobs
+           WHERE deleted_at IS NOT NULL AND (deletion_after IS NULL OR deletion_after < now()))
+OR EXISTS (SELECT FROM callboard.workers AS w WHERE stopped_at IS NULL AND died_at IS NULL AND {is_dead})
+OR EXISTS (SELECT FROM callboard.jobs
+           WHERE finished_at IS NULL
+             AND (standing_on IS NULL OR sealed OR standing_on < (now() AT TIME ZONE 'UTC')::date
+                  OR succeeded + failed + skipped + cancelled < total))
 
 -- name: acquire_lease
 -- Become the one that sweeps. Guard: nobody holds the lease, or it lapsed.
@@ -11,7 +27,7 @@ RETURNING name
 INSERT INTO callboard.leases AS l (name, holder, until)
 VALUES (%(name)s, %(holder)s, now() + make_interval(secs => %(lease)s))
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-WHERE l.until < now()
+WHERE l.until < now() OR l.holder = ''
 RETURNING name
 
 -- name: release_lease

@@ -26,14 +26,39 @@ FROM callboard.workers AS w JOIN callboard.live_workers(%(dead_after)s) AS o ON 
 WHERE w.id = %(worker)s ORDER BY o.broker, o.id
 
 -- name: beat
--- A worker lives, holds these items, and has this trouble with its broker. One that was found dead and is not comes back to life.
--- Caller: the heartbeat. Its session is a sign of life, unless it is a pooler's: then the client knows it by another number.
-UPDATE callboard.workers
-SET session = CASE WHEN pg_backend_pid() = %(session)s THEN pg_backend_pid() END,
-    session_since = (SELECT s.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) AS s),
-    beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
-    trouble = %(trouble)s
-WHERE id = %(worker)s
+-- A worker lives, holds these items, and has this trouble with its broker (`beats`: not at each look). One that was found
+-- dead and is not comes back to life. Its session is a sign of life, unless it is a pooler's: then the client knows it by
+-- another number. Any process may also learn here what there is to do, so that idle ones ask nothing else.
+-- Caller: the heartbeat. Rows: one, DueWork.
+WITH beaten AS (
+    UPDATE callboard.workers
+    SET session = CASE WHEN pg_backend_pid() = %(session)s THEN pg_backend_pid() END,
+        session_since = (SELECT s.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) AS s),
+        beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
+        trouble = %(trouble)s
+    WHERE id = %(worker)s AND %(beats)s
+), living AS (
+    SELECT id FROM callboard.live_workers(%(limit)s)
+)
+SELECT (SELECT count(*)::int FROM living), (SELECT count(*)::int FROM living WHERE id < %(worker)s),
+       extract(epoch FROM clock_timestamp())::float8,
+       extract(epoch FROM least((
+           SELECT greatest(least(bulk_at, due_at), not_before) FROM callboard.turns
+           WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() + make_interval(secs => %(soon)s)
+             AND (not_before IS NULL OR not_before <= now() + make_interval(secs => %(soon)s))
+             AND (deadline IS NULL OR deadline > now())
+           ORDER BY least(bulk_at, due_at) LIMIT 1), (
+           SELECT due_at FROM callboard.outbox
+           WHERE dead AND due_at <= now() + make_interval(secs => %(soon)s)
+             AND (claimed_until IS NULL OR claimed_until <= now())
+           ORDER BY due_at LIMIT 1)) - now())::float8,
+       EXISTS (SELECT FROM callboard.callbacks
+               WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) <= now()),
+       EXISTS (SELECT FROM callboard.jobs WHERE stages IS NOT NULL AND finished_at IS NULL),
+       coalesce(greatest((SELECT max(control_at) FROM callboard.jobs), (SELECT max(deleted_at) FROM callboard.deleted_jobs))
+                > now() - make_interval(secs => %(within)s), false),
+       NOT EXISTS (SELECT FROM callboard.leases
+                   WHERE name = 'sweep' AND until >= now() AND (holder <> '' OR NOT ({anything_to_sweep})))
 
 -- name: report_means
 -- How long the attempts of these actors took in a worker. What is longer than what is known holds at once; else the geometric

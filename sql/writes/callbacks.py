@@ -4,18 +4,13 @@ from collections.abc import Sequence
 
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Callback
-from callboard.sql.statements import required, statement
+from callboard.sql.statements import statement
 
 #: Seconds for which a claim holds, longer than a delivery takes: of a webhook; of a message, which is sent at once.
 WEBHOOK_LEASE_SECONDS = 45.0
 MESSAGE_LEASE_SECONDS = 8.0
 #: Tries after which a callback is given up: about a day, see `retry_pause` of `middleware/callbacks/dispatcher.py`.
 MAX_TRIES = 40
-
-
-def any_due(conn: Conn) -> bool:
-    """Return whether a callback is due that nobody has claimed."""
-    return bool(required(conn.execute(statement("any_callback_due")).fetchone())[0])
 
 
 def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[str] = ()) -> list[Callback]:

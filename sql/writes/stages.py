@@ -14,7 +14,7 @@ from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
-from callboard.sql.statements import required, statement
+from callboard.sql.statements import statement
 from callboard.sql.writes import jobs, submission
 from callboard.sql.writes.requests import Requester, check_text, note_action
 
@@ -63,11 +63,6 @@ def lock_parent(conn: Conn, parent: int) -> Parent:
     """Lock a job of stages for the transaction, after its state is updated by its stages."""
     update_parent(conn, parent)
     return _locked(conn, parent)
-
-
-def any_open(conn: Conn) -> bool:
-    """Return whether any job of stages is open."""
-    return bool(required(conn.execute(statement("any_open_parent")).fetchone())[0])
 
 
 def update_parents(conn: Conn) -> None:

@@ -8,10 +8,13 @@ from callboard.sql.rows import ALL_JOBS, JobPage, OpenJob, PublishMark
 from callboard.sql.statements import required, statement
 
 
-def renew_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
-    """Hold the lease `name` for `lease` seconds more; return False when it lapsed."""
-    row = conn.execute(statement("renew_lease"), {"name": name, "holder": holder, "lease": lease}).fetchone()
-    return row is not None
+def renew_lease(conn: Conn, name: str, holder: str, lease: float, rest: float) -> bool | None:
+    """Hold the lease `name` for `lease` seconds more. Return None when it lapsed, and False when there is nothing to
+    sweep: then any process may take it as soon as there is, or after `rest` seconds.
+    """
+    parameters = {"name": name, "holder": holder, "lease": lease, "rest": rest, **timings.death()}
+    row = conn.execute(statement("renew_lease"), parameters).fetchone()
+    return None if row is None else bool(row[0])
 
 
 def acquire_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:

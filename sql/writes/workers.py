@@ -6,7 +6,7 @@ from psycopg.types.json import Jsonb
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn
-from callboard.sql.rows import JobControl, WorkerInfo
+from callboard.sql.rows import DueWork, JobControl, WorkerInfo
 from callboard.sql.statements import required, statement
 
 
@@ -32,14 +32,19 @@ def other_brokers(conn: Conn, worker: int) -> list[tuple[int, str, str]]:
     return conn.execute(statement("other_brokers"), parameters).fetchall()
 
 
-def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]], trouble: str | None = None) -> None:
-    """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing)."""
-    jobs, items = [job for job, _ in holds], [item for _, item in holds]
-    session = conn.info.backend_pid
-    conn.execute(
-        statement("beat"),
-        {"worker": worker, "jobs": jobs, "items": items, "trouble": trouble, "session": session},
-    )
+def beat(
+    conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, trouble: str | None = None
+) -> DueWork:
+    """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing).
+    With None for `holds`, record nothing. Return what there is to do.
+    """
+    jobs, items = [job for job, _ in holds or ()], [item for _, item in holds or ()]
+    parameters = {
+        "worker": worker, "beats": holds is not None, "jobs": jobs, "items": items, "trouble": trouble,
+        "session": conn.info.backend_pid, "soon": timings.SHARED_LOOK_SECONDS, "within": timings.CONTROLS_SECONDS,
+        **timings.death(),
+    }  # fmt: skip
+    return DueWork(*required(conn.execute(statement("beat"), parameters).fetchone()))
 
 
 def report_means(conn: Conn, means: Mapping[str, float]) -> None:
@@ -54,17 +59,13 @@ def stop_worker(conn: Conn, worker: int) -> None:
 
 def dead_workers(conn: Conn) -> list[int]:
     """Return the workers whose heartbeat stopped, or that ended and left rows in `running`."""
-    return [row[0] for row in conn.execute(statement("dead_workers"), _death())]
+    return [row[0] for row in conn.execute(statement("dead_workers"), timings.death())]
 
 
 def declare_dead(conn: Conn, worker: int) -> bool:
     """Mark a worker as dead, in the transaction that rescues its items; return False when it lives."""
-    row = conn.execute(statement("declare_dead"), {"worker": worker, **_death()}).fetchone()
+    row = conn.execute(statement("declare_dead"), {"worker": worker, **timings.death()}).fetchone()
     return row is not None
-
-
-def _death() -> dict[str, float]:
-    return {"limit": timings.DEAD_AFTER_SECONDS, "silent": timings.SILENT_SECONDS}
 
 
 def running_rows(conn: Conn, worker: int) -> list[tuple[int, int, int, int, float]]:

@@ -11,7 +11,7 @@ import psycopg
 from tests.bench.cpu import cpu_seconds, judged, postmaster
 from tests.bench.rig import Rig
 
-WORKERS, SECONDS, GOAL = 10, 20, 5.0
+WORKERS, SECONDS, GOAL = 10, 40, 5.0
 #: One line of the log for each statement, with its first line.
 LOGGED = re.compile(r"LOG:  (?:statement|execute [^:]*): *\n?(.*)")
 

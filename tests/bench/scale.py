@@ -22,7 +22,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.reads.queries import Query
-from callboard.sql.writes import stages, workers
+from callboard.sql.writes import workers
 from tests.bench import history
 from tests.bench.rig import Rig
 from tests.support.databases import migrated, with_database
@@ -190,7 +190,6 @@ def _heartbeat(side: Side) -> None:
     held = [(side.open[n % len(side.open)], n) for n in range(HELD)]
     workers.beat(side.conn, side.worker, held, None)
     workers.job_controls(side.conn, 20.0)
-    stages.any_open(side.conn)
 
 
 #: What each process does over and over.

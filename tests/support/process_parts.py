@@ -60,7 +60,7 @@ class PlayedInFlight(InFlight):
 
     def __init__(self, claim: Callable[[Attempt], Claim | None] | None = None) -> None:
         self.process = process_without_database()
-        super().__init__(self.process, Consumers(), lambda: None)
+        super().__init__(self.process, Consumers(), lambda: None, lambda: None)
         self.ended: list[Entry] = []
         self.given_back: list[Attempt] = []
         self.done: list[str] = []  # in order

@@ -22,6 +22,7 @@ def shorten(seconds: float) -> None:
     heartbeat.BEAT_SECONDS = seconds / 8
     sweep.SEARCH_SECONDS = sweep.SAMPLE_SECONDS = seconds / 2
     sweep.PERIOD_SECONDS = 0.5
+    sweep.REST_SECONDS = seconds / 2
     callbacks.WEBHOOK_LEASE_SECONDS = callbacks.MESSAGE_LEASE_SECONDS = seconds
 
 

@@ -178,7 +178,7 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
 
     monkeypatch.setattr(outcomes, "report_running", ends_meanwhile)
     with connect(database_url) as conn, process_on(database_url) as process:
-        in_flight = InFlight(process, Consumers(), lambda: None)
+        in_flight = InFlight(process, Consumers(), lambda: None, lambda: None)
         journal = in_flight.journal = Journal(process, in_flight, lambda *_: None)
         job = make_job(conn, 1)
         attempt = Attempt(job, 0, 1, [Delivered(Stamp(job, 0, 1)).delivery], {}, started=time.monotonic() - 1)

@@ -211,7 +211,7 @@ def test_a_process_without_the_lease_sends_nothing(conn: Conn, search: LostMessa
     assert sweep.acquire_lease(conn, "sweep", "another", 600)
     look(conn, search, times=4)
     assert sent_again(conn, job) == []
-    assert not sweep.renew_lease(conn, "sweep", LEADER, 600)
+    assert not sweep.renew_lease(conn, "sweep", LEADER, 600, 600)
 
 
 def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:

@@ -6,18 +6,20 @@ from typing import Any
 
 import pytest
 
+from callboard.middleware.process.process import Process
 from callboard.middleware.publish import relay as relay_module
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
 from callboard.middleware.publish.transport import Answer, Unpublishable, Unreachable
 from callboard.sql import timings
-from callboard.sql.pool import Conn, Pool, connect, make_pool
+from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes import actions, lanes, publishing, retry_action, sends, workers
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, publish, record, status
+from tests.support.process_parts import process_on
 from tests.support.transports import StubTransport
 
 ANNA = Requester("python", "anna")
@@ -75,8 +77,8 @@ def conn(database_url: str) -> Iterator[Conn]:
 
 
 @pytest.fixture
-def pool(database_url: str) -> Iterator[Pool]:
-    with make_pool(database_url, size=2) as made:
+def process(database_url: str) -> Iterator[Process]:
+    with process_on(database_url) as made:
         yield made
 
 
@@ -86,9 +88,9 @@ def transport() -> RefusingTransport:
 
 
 @pytest.fixture
-def publisher(pool: Pool, transport: RefusingTransport) -> Publisher:
+def publisher(process: Process, transport: RefusingTransport) -> Publisher:
     """A publisher that polls for work, but whose rounds the test runs."""
-    return Publisher(pool, transport, QueueBacklogs(transport), _polls=True)
+    return Publisher(process, transport, QueueBacklogs(transport), _polls=True)
 
 
 def send(conn: Conn, job: int, item: int, queue: str) -> None:
@@ -147,10 +149,10 @@ def test_refused_messages_do_not_hold_up_others(
 
 
 def test_what_a_worker_sends_goes_out_as_its_queue_has_room(
-    conn: Conn, pool: Pool, transport: RefusingTransport
+    conn: Conn, process: Process, transport: RefusingTransport
 ) -> None:
     """Else what one item sends lies before all that others have; the rest waits for its turn, sent by nobody yet."""
-    publisher = Publisher(pool, transport, QueueBacklogs(transport, 10), _polls=True)
+    publisher = Publisher(process, transport, QueueBacklogs(transport, 10), _polls=True)
     job = make_job(conn, 0, sealed=False)
     for item in range(40):
         send(conn, job, item, "default")

@@ -127,8 +127,6 @@ LOOKS: dict[str, tuple[Look, int]] = {
     "job_controls": (lambda c: workers.job_controls(c, 20.0), FEW),
     "update_parents": (stages.update_parents, FEW),
     "claim_stage": (lambda c: stages.claim_stage(c, 1, ["work"], []), FEW),
-    "any_open": (stages.any_open, FEW),
-    "any_due": (callbacks.any_due, FEW),
     "messages": (lambda c: callbacks.claim_callbacks(c, webhooks=False, limit=50), FEW),
     "webhooks": (lambda c: callbacks.claim_callbacks(c, webhooks=True, limit=1, full=["a"]), FEW),
     "one webhook": (lambda c: callbacks.claim_callbacks(c, webhooks=True, limit=1), FEW),

@@ -4,10 +4,8 @@ import math
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -18,6 +16,7 @@ from callboard.middleware.publish.publisher import Publisher
 from callboard.middleware.publish.transport import Answer, Unreachable
 from callboard.sql.rows import Outgoing
 from callboard.sql.writes import publishing as publishing_writes
+from tests.support.process_parts import process_without_database
 from tests.support.transports import StubTransport
 from tests.support.workers import wait_until
 
@@ -25,14 +24,6 @@ TIMEOUT = 300.0
 OUT = Outgoing(
     1, 0, 1, 0, suspect=False, actor="a", queue="q", message_id="m", args=b"{}", options=None, sent_ms=0, outbox=1
 )  # fmt: skip
-
-
-class NoDatabase:
-    """A pool whose connections are not used."""
-
-    @contextmanager
-    def connection(self, timeout: float | None = None) -> Iterator[None]:
-        yield
 
 
 class FlakyTransport(StubTransport):
@@ -73,8 +64,7 @@ def transport(monkeypatch: pytest.MonkeyPatch) -> FlakyTransport:
 
 def start_publisher(transport: FlakyTransport) -> Publisher:
     """A publisher that polls for work."""
-    unused: Any = NoDatabase()
-    publisher = Publisher(unused, transport, QueueBacklogs(transport))
+    publisher = Publisher(process_without_database(), transport, QueueBacklogs(transport))
     publisher.start()
     return publisher
 
