@@ -523,6 +523,15 @@ def test_a_message_runs_whatever_its_timestamp(how: str, on: Pipeline) -> None:
     assert wait_until(lambda: states() == ["succeeded"] * len(times), TIMEOUT), states()
 
 
+def test_a_message_that_was_moved_from_another_queue_runs(on: Pipeline) -> None:
+    """Its worker has no consumer of the queue that the message names."""
+    moved = foreign("noted", 83).copy(queue_name="elsewhere")
+    put(on, moved.encode())
+    assert wait_until(lambda: [s for _, _, s in items_of(on, moved.message_id)] == ["succeeded"], TIMEOUT)
+    assert on.worker is not None
+    assert "does not catch" not in on.worker.output
+
+
 @pytest.mark.parametrize("message_id", ["", "always this one"])
 def test_messages_of_another_language_with_one_id_all_run(message_id: str, on: Pipeline) -> None:
     messages = [foreign("noted", n).copy(message_id=message_id) for n in (1, 2, 2)]
