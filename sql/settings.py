@@ -147,13 +147,14 @@ def _database(name: str, text: str) -> str:
 
 
 def _brokers(name: str, text: str) -> str:
+    addresses = [address.strip() for address in text.split(";")] if text else []
     try:
-        valid = not text or all(map(_is_broker, text.split(";")))
+        valid = all(map(_is_broker, addresses))
     except ValueError:
         valid = False
     if not valid:
         raise ValueError(f"{name} must be an address like amqp://user:password@host:port/vhost")
-    return _text(name, text)
+    return _text(name, ";".join(addresses))
 
 
 def _http(name: str, text: str) -> str:
@@ -174,7 +175,7 @@ def _log_link(name: str, text: str) -> str:
 
 
 def _is_broker(address: str) -> bool:
-    parts = urlsplit(address.strip())
+    parts = urlsplit(address)
     return (
         parts.scheme in ("amqp", "amqps") and parts.port != 0
     )  # raises ValueError for a port that is no number

@@ -74,7 +74,7 @@ def test_an_empty_variable_is_an_unset_one(
         (settings.WEBHOOK_SECRET, "müller", "müller".encode()),
         (settings.RELEASE, "2026.11", "2026.11"),
         (settings.DATABASE_URL, "host=db user=anna", "host=db user=anna"),
-        (settings.AMQP_URL, "amqp://one; amqps://anna@two:5671/v", "amqp://one; amqps://anna@two:5671/v"),
+        (settings.AMQP_URL, " amqp://one; amqps://anna@two:5671/v\n", "amqp://one;amqps://anna@two:5671/v"),
     ],
 )
 def test_a_value_has_its_type(
