@@ -1,6 +1,8 @@
 """Stocks: one result per symbol and day, tied to its job, whatever is submitted twice or killed."""
 
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from time import monotonic
 
 from callboard.sql.reads import queries
@@ -47,13 +49,20 @@ def test_a_hundred_stocks(rig: Rig) -> None:
         ("running jobs listed", 50, lambda: queries.run(rig.conn, queries.jobs(running))),
         ("the latest of a symbol", 10, lambda: rig.rows(LATEST, "S001")),
     ):
-        before = monotonic()
-        read()
-        print(f"{what}: {1000 * (monotonic() - before):.1f} ms (wanted: {wanted} ms)")  # noqa: T201 — measured
+        took = median(
+            seconds_for(read) for _ in range(5)
+        )  # as by a page that asks again: the first one plans
+        print(f"{what}: {1000 * took:.1f} ms (wanted: {wanted} ms)")  # noqa: T201 — measured
 
     job.delete()
     assert wait_until(lambda: rig.rows("SELECT FROM stock_results") == [], TIMEOUT, pause=0.1)
     assert rig.rows("SELECT FROM stock_prices") == []
+
+
+def seconds_for(read: Callable[[], object]) -> float:
+    before = monotonic()
+    read()
+    return monotonic() - before
 
 
 def job_seconds(rig: Rig, job: int) -> float:
