@@ -6,7 +6,7 @@
 BIN := .venv/bin
 ARGS ?=
 # Tests wait more than they work: more processes than cores.
-PROCESSES ?= 6
+PROCESSES ?= 8
 MINUTES := 18
 
 help:  ## what there is

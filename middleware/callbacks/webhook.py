@@ -10,6 +10,7 @@ from urllib.parse import urljoin
 
 import httpcore
 
+from callboard.middleware.callbacks.dispatcher import Undelivered
 from callboard.middleware.callbacks.public_address import NotPublic, PublicBackend
 from callboard.sql import settings
 from callboard.sql.callback_targets import parse_url, redact_url
@@ -21,14 +22,6 @@ REDIRECTS = 3
 REDIRECT_STATUSES = (301, 302, 307, 308)
 #: Made once, since reading the certificates takes a while.
 _tls = cache(httpcore.default_ssl_context)
-
-
-class Undelivered(Exception):
-    """A try failed; the message says why. `last`: the receiver wants no other try."""
-
-    def __init__(self, why: str, *, last: bool = False) -> None:
-        super().__init__(why)
-        self.last = last
 
 
 def sign(key: bytes, callback_id: str, timestamp: int, body: bytes) -> str:

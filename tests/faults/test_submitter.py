@@ -139,7 +139,7 @@ def test_killed_again_and_again_while_it_stores_and_publishes(
             assert wait_until(
                 lambda: standing(scenario, "again")["consumed"] > far or not process.running(),
                 TIMEOUT,
-                pause=0.002,
+                pause=0.01,
             )
             if far < items:
                 process.kill()

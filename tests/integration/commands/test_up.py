@@ -113,9 +113,9 @@ def test_up_uses_the_services_that_the_environment_names(tmp_path: Path, environ
     ],
 )
 def test_an_up_that_cannot_start_is_an_error_of_one_line(
-    tmp_path: Path, env: Mapping[str, str], said: str
+    tmp_path: Path, environment: Mapping[str, str], env: Mapping[str, str], said: str
 ) -> None:
-    line = fault(tmp_path, "up", env=env)
+    line = fault(tmp_path, "up", env={**environment, **env})
     assert said in line
     assert "secret" not in line
     assert wait_until(lambda: not left(tmp_path), 300), left(tmp_path)
