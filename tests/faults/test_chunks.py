@@ -5,6 +5,7 @@ from typing import Any
 
 from callboard.sql import timings
 from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
+from tests.faults.test_actions import runs_begun
 from tests.support.workers import wait_until
 
 ITEMS, KILLS, CHUNK = 2_000, 5, 20
@@ -14,13 +15,11 @@ def kill_again_and_again(scenario: Scenario, job: Any) -> None:
     """As a supervisor starts them again."""
     chance = random.Random(20261126)
     for _ in range(KILLS):
-        before = scenario.run_log.run_counts(job.id).total()
+        before = runs_begun(scenario, job, 0)
         step = chance.randrange(20, 200)
         scenario.wait_for(
             job,
-            lambda s: (
-                s["finished_at"] is not None or scenario.run_log.run_counts(job.id).total() > before + step
-            ),
+            lambda s: s["finished_at"] is not None or runs_begun(scenario, job, 0) > before + step,
         )
         victim = chance.choice(scenario.workers)
         assert victim.process.running()
@@ -31,7 +30,7 @@ def kill_again_and_again(scenario: Scenario, job: Any) -> None:
 def test_killed_many_times_with_items_one_by_one(scenario: Scenario) -> None:
     for _ in range(2):
         scenario.start_worker()
-    job = scenario.submit("work", mixed(ITEMS, 0.05), chunk=CHUNK)
+    job = scenario.submit("work", mixed(ITEMS, 0.08), chunk=CHUNK)
     with scenario.watch(job) as watcher:
         kill_again_and_again(scenario, job)
         runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=600)
@@ -68,7 +67,7 @@ def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:
     for _ in range(2):
         scenario.start_worker()
     fates = ("fail" if n % 20 == 0 else "succeed" for n in range(ITEMS))
-    items = ({"number": n, "fate": fate, "seconds": 0.2} for n, fate in enumerate(fates))
+    items = ({"number": n, "fate": fate, "seconds": 0.6} for n, fate in enumerate(fates))
     job = scenario.submit("uploads", items, chunk=CHUNK)
     with scenario.watch(job) as watcher:
         kill_again_and_again(scenario, job)

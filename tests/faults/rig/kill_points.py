@@ -109,10 +109,14 @@ def _claimed(found: Any, conn: Any, job: int, item: int, *rest: Any) -> list[Key
 
 
 def _acknowledged(_: None, tracker: AckTracker, acks: Any, nacks: Any) -> list[Key] | None:
-    """Those that began; what was given back is acknowledged too, and runs later."""
+    """Those that began. What was given back is acknowledged too, and runs later; and so is a copy that is dropped since
+    its item has a row in `running`, of a worker that nobody takes for dead yet.
+    """
     found = [tracker._deliveries.get(tag) for tag in (*acks, *nacks)]
     return [
-        (one.stamp.job, one.stamp.item) for one in found if one and one.stamp and one.waiting is None
+        (one.stamp.job, one.stamp.item)
+        for one in found
+        if one and one.stamp and one.waiting is None and not one.dropped
     ] or None
 
 
