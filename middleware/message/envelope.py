@@ -28,6 +28,9 @@ MAX_OCTET = 255
 #: Milliseconds of the first and last moment that PostgreSQL and Python both can say: the years 1 and 9999.
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 
+#: Writes what Dramatiq's own encoder does, which makes one of these for each message: half of the time that it takes.
+_write_json = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class OtherEncoder(RuntimeError):
     """A row was written by another encoder than that of this process, so only other processes can publish it."""
@@ -35,7 +38,8 @@ class OtherEncoder(RuntimeError):
 
 def encode_args(args: tuple[Any, ...] | list[Any], kwargs: dict[str, Any]) -> bytes:
     """Return an item's arguments as they are stored; raises what the app's encoder raises for what it can't encode."""
-    return get_encoder().encode({"args": args, "kwargs": kwargs})
+    encoder, call = get_encoder(), {"args": args, "kwargs": kwargs}
+    return _write_json(call).encode() if type(encoder) is JSONEncoder else encoder.encode(call)
 
 
 def encode_options(options: dict[str, Any]) -> bytes | None:

@@ -60,6 +60,14 @@ def pickled() -> Iterator[None]:
         dramatiq.set_encoder(JSONEncoder())
 
 
+@given(args=st.lists(JSON, max_size=3), kwargs=st.dictionaries(TEXT, JSON | st.just(math.nan), max_size=3))
+def test_arguments_are_stored_as_dramatiqs_own_encoder_writes_them(
+    args: list[Any], kwargs: dict[str, Any]
+) -> None:
+    expected = JSONEncoder().encode({"args": args, "kwargs": kwargs})
+    assert envelope.encode_args(args, kwargs) == envelope.encode_args(tuple(args), kwargs) == expected
+
+
 @given(
     st.lists(JSON, max_size=3), st.dictionaries(TEXT, JSON, max_size=3), OPTIONS, TEXT, TEXT, TEXT, st.booleans(),
     st.integers(0, 2**50),
