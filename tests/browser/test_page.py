@@ -280,6 +280,25 @@ def test_a_lost_connection_is_shown_until_it_is_back(page: Page, conn: Conn, sha
         expect(page.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=LATER)
 
 
+BREAKS_OFF = """
+const whole = Response.prototype.text;
+let left = 3;
+Response.prototype.text = function () {
+  if (!this.url.includes("part=") || !left) return whole.call(this);
+  left -= 1;
+  return Promise.reject(new DOMException("the answer broke off", "AbortError"));
+};
+"""
+
+
+def test_a_page_goes_on_after_answers_that_break_off(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 4)
+    page.add_init_script(BREAKS_OFF)
+    page.goto(f"{address}/jobs/{job}")
+    record(conn, job, {"failed": [0]})
+    expect(page.locator("#errors")).to_contain_text(BAD.message, timeout=SOON)
+
+
 def test_the_updates_pause_and_go_on(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 4)
     page.goto(f"{address}/jobs/{job}")

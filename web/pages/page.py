@@ -50,7 +50,9 @@ def render(
             "root": "../" * (path_within(request).count("/") - 1) or "./",
             "nav": _nav(who),
             "who": None if who is access.EVERYONE else who,
-            "has_session": who is not access.EVERYONE and cookie(request) in request.cookies,
+            "has_session": who is not access.EVERYONE
+            and who.job is None
+            and cookie(request) in request.cookies,
             "sees_all": who.tenant is None,
             "may_control": "control" in who.scopes,
             "may_submit": "submit" in who.scopes,

@@ -18,8 +18,8 @@ async function question(url) {
   const here = new URL(url);
   here.searchParams.append("part", "confirm");
   const answer = await ask(here);
-  if (!answer.ok) return refuse(await answer.text());
-  const form = parsed(await answer.text()).querySelector("form");
+  if (!answer.ok) return refuse(answer.body);
+  const form = parsed(answer.body).querySelector("form");
   form.action = url;
   show(form);
 }
@@ -28,10 +28,9 @@ async function act(form, button) {
   const body = new URLSearchParams(new FormData(form, button));
   const answer = await ask(form.action, { method: "POST", body, signal: null });  // it may take long
   dialog.close();
-  const html = await answer.text();
-  if (!answer.ok) return refuse(html);
+  if (!answer.ok) return refuse(answer.body);
   refused.hidden = true;
-  const asked = parsed(html).querySelector("#confirm");
+  const asked = parsed(answer.body).querySelector("#confirm");
   if (asked) {
     asked.action = answer.url;
     return show(asked);

@@ -52,15 +52,17 @@ function connected(yes) {
 // The server did not answer, or is in trouble.
 export class Lost extends Error {}
 
+// Asks, and reads the whole answer: it may break off in the middle.
 export async function ask(url, options = {}) {
-  let answer;
+  let answer, body;
   try {
     answer = await fetch(url, { signal: AbortSignal.timeout(ANSWER_MS), ...options });
+    body = await answer.text();
   } catch (error) {
     throw new Lost(error.message);
   }
   if (answer.status >= 500) throw new Lost(`the server answered ${answer.status}`);
-  return answer;
+  return { ok: answer.ok, url: answer.url, body };
 }
 
 // Runs what asks the server; shows when it is lost.
@@ -114,7 +116,7 @@ async function poll() {
   const there = await attempt(async () => {
     const answer = await ask(api(page.dataset.poll));
     if (!answer.ok) return document.location.reload();
-    const found = await answer.json();
+    const found = JSON.parse(answer.body);
     if (FINAL.includes(found.state)) pause = FINAL_POLL_MS;
     found.jobs ? takeJobs(found) : takeJob(found);
   });
@@ -188,7 +190,7 @@ export async function refresh(ids) {
   const there = await attempt(async () => {
     const answer = await ask(url);
     if (!answer.ok) return document.location.reload();
-    take(await answer.text());
+    take(answer.body);
   });
   if (!there) for (const id of ids) stale.add(id);
   refreshing = false;
