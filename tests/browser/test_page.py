@@ -280,6 +280,19 @@ def test_a_lost_connection_is_shown_until_it_is_back(page: Page, conn: Conn, sha
         expect(page.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=LATER)
 
 
+def test_the_times_of_a_sentence_are_those_of_the_page(page: Page, conn: Conn, address: str) -> None:
+    make_worker(conn)
+    conn.execute("UPDATE callboard.workers SET beat_at = now() + interval '1 day'")
+    job = make_job(conn, 2, name="at its time <b>", published=0)
+    conn.execute("UPDATE callboard.jobs SET not_before = '2100-01-31 12:00Z' WHERE id = %s", (job,))
+    said = re.compile(r"^\s*Stands still: waiting for its time at 2100-01-31 \d\d:\d\d\s*$")
+    page.goto(f"{address}/?q=at+its+time")
+    expect(page.locator(f"#job-{job} .wait")).to_have_text(said)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#sentence")).to_have_text(said)
+    expect(page.locator("#sentence time")).to_have_attribute("datetime", "2100-01-31T12:00:00.000Z")
+
+
 BREAKS_OFF = """
 const whole = Response.prototype.text;
 let left = 3;

@@ -4,9 +4,11 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 from urllib.parse import quote
+
+from markupsafe import Markup
 
 from callboard.sql.settings import KEEP, LOG_FIELDS, LOG_LINK, keep_span
 from callboard.sql.states import JOB_FINAL
@@ -25,6 +27,8 @@ FEW_LINES, FEW_CHARS = 5, 500
 #: In the order of the bar, finished states first: the left part of the bar only ever grows.
 STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
 
+#: A time of the API in a sentence.
+_TIME = re.compile(r"\b(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z)")
 #: The first line of a frame, that of a group of exceptions too; and the files of libraries, and of Python.
 _FRAME = re.compile(r'(?P<depth>[ |]*)File "(?P<file>[^"]*)", line \d+')
 _LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib(?:64)?[/\\]python[\d.]+[/\\]|^<frozen ")
@@ -90,6 +94,14 @@ def between(first: str, last: str) -> str:
 def utc(time: str) -> str:
     """A time in UTC, for a browser without scripts: these show it in the reader's zone."""
     return f"{parsed(time):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def timed(text: str) -> Markup:
+    """A sentence with its times as those of the page."""
+    parts = _TIME.split(text)
+    times = (Markup('<time datetime="{}">{}</time>').format(time, utc(time)) for time in parts[1::2])
+    pairs = zip_longest(parts[::2], times, fillvalue=Markup())
+    return Markup().join(part for pair in pairs for part in pair)
 
 
 def left(job: Job) -> str:

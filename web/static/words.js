@@ -46,10 +46,18 @@ function budget({ limits: { max_failures: most }, ...job }) {
   return `${failed} of ${typeof most === "number" ? number(most) : most.replace("%", " %")}`;
 }
 
+const TIME = /\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z/g;
+
+// A time in the chosen zone. The day is left out when it is today.
+function shortly(time) {
+  const [when, now] = [new Date(time), new Date()].map((one) => one.toLocaleString("sv", { timeZone: zone() }));
+  return when.slice(0, 10) === now.slice(0, 10) ? when.slice(11) : when.slice(0, 16);
+}
+
 // What a page shows of a job that is not simply one of its numbers.
 const SHOWN = {
   percent, rate, mean, budget, left, done: (job) => number(done(job)), items: (job) => count(job.total, "item"),
-  pace: (job) => (done(job) && !job.stalled && job.rate !== null ? rate(job) : ""), stalled: (job) => job.stalled ?? "", eta: (job) => job.eta ?? "",
+  pace: (job) => (done(job) && !job.stalled && job.rate !== null ? rate(job) : ""), stalled: (job) => (job.stalled ?? "").replace(TIME, shortly), eta: (job) => job.eta ?? "",
 };
 
 // Writes what moved of a job into the nodes that show it.
@@ -112,14 +120,12 @@ const store = (key, value) => { try { return value === undefined ? localStorage[
 export const zone = () => (store("callboard-zone") === "UTC" ? "UTC" : Intl.DateTimeFormat().resolvedOptions().timeZone);
 export const toggleZone = () => store("callboard-zone", zone() === "UTC" ? "local" : "UTC");
 
-// Times in the chosen zone, and spans up to now. The day is left out when it is today.
+// Times in the chosen zone, and spans up to now.
 export function tell(part) {
-  const now = new Date().toLocaleString("sv", { timeZone: zone() });
   for (const node of part.querySelectorAll("time[datetime]")) {
     if (!node.dateTime) continue;
-    const when = new Date(node.dateTime).toLocaleString("sv", { timeZone: zone() });
-    text(node, when.slice(0, 10) === now.slice(0, 10) ? when.slice(11) : when.slice(0, 16));
-    node.title = `${when} ${zone()}`;
+    text(node, shortly(node.dateTime));
+    node.title = `${new Date(node.dateTime).toLocaleString("sv", { timeZone: zone() })} ${zone()}`;
   }
   for (const node of part.querySelectorAll("[data-since]")) text(node, duration(since(node.dataset.since)));
 }
