@@ -9,10 +9,10 @@ twice what it holds.
 import logging
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 from operator import itemgetter
 
 from callboard.middleware.publish.transport import Transport, Unreachable
@@ -43,17 +43,57 @@ Key = tuple[int, int, int]
 
 
 @dataclass(slots=True)
-class Suspect:
-    """An item that no worker held in the search with number `search`.
+class Missing:
+    """A suspect that its queue does not contain.
 
-    `missed`: the monotonic time when its queue was found not to contain it, later when it was last missing from every
-    worker's heartbeat; `heartbeats`: how often it was.
+    `since`: the monotonic time when that was found, later when it was last missing from every worker's heartbeat;
+    `heartbeats`: how often it was.
     """
 
-    queue: str
-    search: int
-    missed: float | None = None
+    since: float
     heartbeats: int = 0
+
+
+@dataclass(slots=True)
+class Suspects:
+    """Items that no worker held when they were searched for. However many there are, a search reads only those that it
+    changes.
+
+    `queued` are those that may be in their queue, with the number of the search that found each, the first ones first.
+    """
+
+    queued: dict[str, dict[Key, int]] = field(default_factory=lambda: defaultdict(dict))
+    missing: dict[Key, Missing] = field(default_factory=dict)
+    _jobs: dict[int, dict[Key, str]] = field(default_factory=lambda: defaultdict(dict))
+    _of_queues: Counter[str] = field(default_factory=Counter)
+
+    def add(self, key: Key, queue: str, search: int) -> None:
+        """Suspect an item, unless it is a suspect, or its queue has as many as it may have."""
+        if key not in self._jobs[key[0]] and self._of_queues[queue] < QUEUE_SUSPECTS:
+            self.queued[queue][key] = search
+            self._jobs[key[0]][key] = queue
+            self._of_queues[queue] += 1
+
+    def pass_queue(self, queue: str, search: int) -> None:
+        """The queue contains none that this search found, or an earlier one."""
+        found, now = self.queued[queue], time.monotonic()
+        for key in list(takewhile(lambda key: found[key] <= search, found)):
+            del found[key]
+            self.missing[key] = Missing(now)
+
+    def drop(self, key: Key) -> None:
+        """Suspect an item no more."""
+        queue = self._jobs[key[0]].pop(key)
+        self._of_queues[queue] -= 1
+        self.queued[queue].pop(key, None)
+        self.missing.pop(key, None)
+
+    def drop_jobs(self, searched: range, in_flight: set[int]) -> None:
+        """Suspect no item any more of those of the `searched` jobs of which nothing is in flight."""
+        for job in [job for job in self._jobs if job in searched and job not in in_flight]:
+            for key in list(self._jobs[job]):
+                self.drop(key)
+            del self._jobs[job]
 
 
 @dataclass(slots=True)
@@ -65,14 +105,14 @@ class LostMessageSearch:
     transport: Callable[[], Transport]
     more: bool = False
     _number: int = 0  # of this search
-    _suspects: dict[Key, Suspect] = field(default_factory=dict)
+    _suspects: Suspects = field(default_factory=Suspects)
     _marks: dict[str, tuple[int, PublishMark]] = field(default_factory=dict)  # by queue, with their search
     _reached: dict[tuple[int, int], int] = field(default_factory=dict)  # by job and start of what is searched
     _last_job: int = 0  # after which the next search begins
 
     def forget(self) -> None:
         """Drop all suspects: another process may have searched meanwhile, and republished them."""
-        self._suspects.clear()
+        self._suspects = Suspects()
         self._marks.clear()
 
     def run(self, conn: Conn, holder: str) -> None:
@@ -86,31 +126,28 @@ class LostMessageSearch:
         self._last_job = found[-1].job if self.more else 0
         jobs = {out.job for out in found if out.in_flight}
         gone = range(after + 1, self._last_job + 1) if self._last_job else range(after + 1, sys.maxsize)
-        self._suspects = {
-            k: suspect for k, suspect in self._suspects.items() if k[0] in jobs or k[0] not in gone
-        }
+        self._suspects.drop_jobs(gone, jobs)
         self._reached = {k: item for k, item in self._reached.items() if k[0] in jobs or k[0] not in gone}
         self._republish(conn, holder)
         self._add_suspects(conn, [out for out in found if out.in_flight])
-        if self._suspects:
-            self._check_queues(conn)
+        self._check_queues(conn)
 
     def _republish(self, conn: Conn, holder: str) -> None:
         """Republish the suspects that are in no queue, and were missing from enough heartbeats."""
-        if all(suspect.missed is None for suspect in self._suspects.values()):
+        if not self._suspects.missing:
             return
         now = time.monotonic()
         reported = now - (sweep.oldest_heartbeat_seconds(conn) or 0.0) - REPORT_AGE_SECONDS
-        for suspect in self._suspects.values():
-            if suspect.missed is not None and suspect.missed < reported:
-                suspect.missed, suspect.heartbeats = now, suspect.heartbeats + 1
-        due = sorted(key for key, suspect in self._suspects.items() if suspect.heartbeats >= HEARTBEATS)
+        for missing in self._suspects.missing.values():
+            if missing.since < reported:
+                missing.since, missing.heartbeats = now, missing.heartbeats + 1
+        due = sorted(key for key, one in self._suspects.missing.items() if one.heartbeats >= HEARTBEATS)
         for job, keys in groupby(due, key=itemgetter(0)):
             count = sweep.republish(conn, job, [(item, attempt) for _, item, attempt in keys], holder)
             if count:
                 log.warning("job %d: %d items had lost their messages; they are published again", job, count)
         for key in due:
-            del self._suspects[key]  # those that were not republished are held, or have ended
+            self._suspects.drop(key)  # those that were not republished are held, or have ended
 
     def _add_suspects(self, conn: Conn, open_jobs: Sequence[OpenJob]) -> None:
         """Look for items that no worker holds, `SEARCH_ITEMS` at most; the next search goes on where this one ends."""
@@ -123,15 +160,11 @@ class LostMessageSearch:
                 self.more = False
                 self._last_job = out.job if out is not open_jobs[-1] else self._last_job
                 break
-        known = Counter(suspect.queue for suspect in self._suspects.values())
         for n in range(0, len(ranges), RANGES_AT_ONCE):
             for job, item, attempt, queue in sweep.unheld_items(
                 conn, ranges[n : n + RANGES_AT_ONCE], RANGE_SUSPECTS
             ):
-                key = (job, item, attempt)
-                if key not in self._suspects and known[queue] < QUEUE_SUSPECTS:
-                    self._suspects[key] = Suspect(queue, self._number)
-                    known[queue] += 1
+                self._suspects.add((job, item, attempt), queue, self._number)
 
     def _ranges(self, out: OpenJob) -> Iterator[tuple[int, int]]:
         """Yield the newest published range, where most losses lie, and one older range, further down in each search."""
@@ -148,7 +181,7 @@ class LostMessageSearch:
 
     def _check_queues(self, conn: Conn) -> None:
         """Find the suspects that their queues no longer contain; do nothing if the broker does not answer."""
-        queues = {suspect.queue for suspect in self._suspects.values() if suspect.missed is None}
+        queues = [queue for queue, found in self._suspects.queued.items() if found]
         if not queues:
             return
         transport = self.transport()
@@ -159,10 +192,8 @@ class LostMessageSearch:
             return
         finally:
             transport.close()
-        now = time.monotonic()
-        for suspect in self._suspects.values():
-            if suspect.missed is None and suspect.search <= delivered.get(suspect.queue, 0):
-                suspect.missed = now
+        for queue, search in delivered.items():
+            self._suspects.pass_queue(queue, search)
 
     def _delivered(self, conn: Conn, transport: Transport, queue: str) -> int:
         """Return the number of the latest search whose earlier messages have all left the queue; 0 if unknown."""

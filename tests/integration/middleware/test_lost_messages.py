@@ -58,9 +58,8 @@ def look(conn: Conn, search: LostMessageSearch, *workers: int, times: int = 3, h
             beat(conn, worker, holds)
         search.run(conn, LEADER)
         conn.execute("UPDATE callboard.workers SET beat_at = beat_at - interval '1 s'")
-        for suspect in search._suspects.values():
-            if suspect.missed is not None:
-                suspect.missed -= 1
+        for missing in search._suspects.missing.values():
+            missing.since -= 1
 
 
 def sent_again(conn: Conn, job: int) -> list[int]:
@@ -279,7 +278,7 @@ def test_a_long_queue_does_not_stop_the_search_of_another(
     monkeypatch.setattr(queue, "depth", {"long": 20, "default": 0}.get)
     look(conn, search, times=4)
     assert (sent_again(conn, waiting), sent_again(conn, gone)) == ([], [0])
-    assert len(search._suspects) == 10
+    assert len(search._suspects.queued["long"]) == 10
 
 
 def test_what_workers_hold_is_unpacked_once(conn: Conn) -> None:
