@@ -4,7 +4,7 @@
 -- Rows: one, (whether it goes on); none: the lease lapsed, and somebody else may have swept since.
 UPDATE callboard.leases AS l
 SET holder = CASE WHEN t.anything THEN l.holder ELSE '' END,
-    until = now() + make_interval(secs => CASE WHEN t.anything THEN %(lease)s ELSE %(rest)s END)
+    until = now() + make_interval(secs => CASE WHEN t.anything THEN %(lease)s::float8 ELSE %(rest)s END)
 FROM (SELECT ({anything_to_sweep}) AS anything) AS t
 WHERE l.name = %(name)s AND l.holder = %(holder)s AND l.until >= now()
 RETURNING t.anything
