@@ -127,8 +127,8 @@ def test_a_database_that_goes_away_while_a_stage_is_made_is_waited_for(
 
 
 def test_cancelled_while_a_stage_is_made_nothing_more_is_made_or_starts(scenario: Scenario) -> None:
-    job = staged("slowly")
-    scenario.start_worker(modules=(ACTORS, MAKERS), processes=2)
+    job, gate = staged("gated"), scenario.folder / "gate"
+    scenario.start_worker(modules=(ACTORS, MAKERS), processes=2, env={"CALLBOARD_TEST_GATE": str(gate)})
     scenario.wait_for(job, lambda status: 100 < status["stages"][1]["total"] < 500)
     second = callboard.Job(scenario.status(job)["stages"][1]["job"], job._runtime)
     with scenario.watch(job) as watcher:
@@ -144,6 +144,7 @@ def test_cancelled_while_a_stage_is_made_nothing_more_is_made_or_starts(scenario
     assert found["total"] == total
     assert found["cancelled"] > 0
     assert runs_begun(scenario, second, said + 1.0) == 0
+    gate.touch()
     scenario.workers[0].kill()
     assert job.retry(["cancelled"]) == found["cancelled"]
     prove(scenario, job)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from tests.support.webapp import open_app
 
 #: Seconds between two turns that the measure takes.
 PAUSE_SECONDS = 0.005
-#: Where Linux tells how long this thread ran, and how long it was ready and did not.
-SCHEDULED = Path("/proc/thread-self/schedstat")
+#: Where Linux tells of each thread how long it ran, and how long it was ready and did not.
+THREADS = Path("/proc/self/task")
 
 
 async def measure(lags: list[float]) -> None:
@@ -26,16 +26,19 @@ async def measure(lags: list[float]) -> None:
     while True:
         await asyncio.sleep(PAUSE_SECONDS)
         now, later = time.perf_counter(), waits()
-        lags.append(max(now - before - PAUSE_SECONDS - (later - waited), 0.0))
+        lags.append(max(now - before - PAUSE_SECONDS - max(later - waited, 0.0), 0.0))
         before, waited = now, later
 
 
 def waits() -> float:
-    """Seconds that this thread was ready to run and did not; 0 where the system does not tell."""
-    try:
-        return int(SCHEDULED.read_text(encoding="ascii").split()[1]) / 1e9
-    except OSError:
-        return 0.0
+    """Seconds that threads of this process were ready to run and did not: the loop's, or one that kept Python's lock
+    from it meanwhile. 0 where the system does not tell.
+    """
+    found = 0.0
+    for thread in THREADS.glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
+            found += int(thread.read_text(encoding="ascii").split()[1]) / 1e9
+    return found
 
 
 def at_most(lags: list[float], share: float) -> float:

@@ -32,12 +32,12 @@ class Once(Exception):
 
 @dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
 def work(number: int, fate: str = "succeed", seconds: float = 0.0, gate: str = "") -> dict[str, int] | None:
-    """Take some seconds, and wait until the file `gate` is there; then fail for good, once, or until retried by hand,
-    skip, give a result, or just succeed.
+    """Take some seconds, and wait until the file `gate` is there or the job is stopped; then fail for good, once, or
+    until retried by hand, skip, give a result, or just succeed.
     """
     with logged_run():
         time.sleep(seconds)
-        while gate and not Path(gate).exists():
+        while gate and not Path(gate).exists() and not callboard.current().cancelled:
             time.sleep(0.02)
         if fate == "fail":
             raise ValueError(f"number {number} can't be worked on")

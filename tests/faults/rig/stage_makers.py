@@ -1,5 +1,6 @@
 """Functions that make stages, in small pieces, and an actor that the suite's other workers lack."""
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,12 @@ def slowly(results: callboard.Results) -> Iterator[dict[str, Any]]:
     for item in again(results):
         time.sleep(0.02)
         yield {**item, "seconds": 0.05}
+
+
+def gated(results: callboard.Results) -> Iterator[dict[str, Any]]:
+    """The same; its items end when there is the file that CALLBOARD_TEST_GATE names."""
+    for item in slowly(results):
+        yield {**item, "gate": os.environ["CALLBOARD_TEST_GATE"]}
 
 
 def total(results: callboard.Results) -> list[int]:
