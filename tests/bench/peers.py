@@ -226,6 +226,6 @@ def _database(rig: Rig) -> Iterator[str]:
     with psycopg.connect(rig.database_url, autocommit=True) as conn:
         conn.execute("CREATE DATABASE peer")
         try:
-            yield rig.database_url.replace("/callboard", "/peer")
+            yield rig.database_url.replace("/postgres?", "/peer?")
         finally:
             conn.execute("DROP DATABASE peer WITH (FORCE)")
