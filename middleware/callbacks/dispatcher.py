@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Any
 
+from callboard.middleware.callbacks.undelivered import Undelivered
 from callboard.middleware.message import envelope
 from callboard.middleware.message.failure import clean
 from callboard.middleware.process.outage import OutageLog, reason
@@ -39,14 +40,6 @@ BATCH_MESSAGES = 50
 #: Seconds before the second try; they double with each try, up to the longest.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 3_600.0
 _random = SystemRandom()
-
-
-class Undelivered(Exception):
-    """A try failed; the message says why. `last`: the receiver wants no other try."""
-
-    def __init__(self, why: str, *, last: bool = False) -> None:
-        super().__init__(why)
-        self.last = last
 
 
 @dataclass(slots=True)

@@ -10,8 +10,8 @@ from urllib.parse import urljoin
 
 import httpcore
 
-from callboard.middleware.callbacks.dispatcher import Undelivered
 from callboard.middleware.callbacks.public_address import NotPublic, PublicBackend
+from callboard.middleware.callbacks.undelivered import Undelivered
 from callboard.sql import settings
 from callboard.sql.callback_targets import parse_url, redact_url
 

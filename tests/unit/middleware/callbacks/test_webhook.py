@@ -11,7 +11,7 @@ import pytest
 import standardwebhooks
 
 from callboard.middleware.callbacks import public_address, webhook
-from callboard.middleware.callbacks.dispatcher import Undelivered
+from callboard.middleware.callbacks.undelivered import Undelivered
 from callboard.middleware.callbacks.webhook import post, sign
 from callboard.sql import settings
 from callboard.sql.callback_targets import MAX_TARGETS, Message, Targets, Webhook, redact_url

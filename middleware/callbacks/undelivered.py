@@ -1,0 +1,9 @@
+"""What a try to deliver a callback ends with that fails."""
+
+
+class Undelivered(Exception):
+    """A try failed; the message says why. `last`: the receiver wants no other try."""
+
+    def __init__(self, why: str, *, last: bool = False) -> None:
+        super().__init__(why)
+        self.last = last
