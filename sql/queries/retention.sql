@@ -48,8 +48,7 @@ WITH expired AS MATERIALIZED (
     SELECT j.id, j.stages FROM (SELECT * FROM expired ORDER BY finished_at) AS e CROSS JOIN LATERAL (
         SELECT j.id, j.stages FROM callboard.jobs AS j
         WHERE j.id = e.id AND j.deleted_at IS NULL
-          AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
-               OR j.keep IS NOT NULL AND callboard.expiry(j.finished_at, j.keep) < now())
+          AND {is_expired}
         OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
     ) AS j LIMIT %(limit)s
 ), stages AS (
@@ -62,6 +61,11 @@ WITH expired AS MATERIALIZED (
 )
 -- Hashed, as above, however wrong the planner's guess is: counted for each, all stages were read for each.
 SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, count(*) FROM stages GROUP BY parent_id)
+
+-- part: is_expired
+-- Whether a job (`j`) ended longer ago than it is kept: its own time, or `keep` seconds.
+(j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
+ OR j.keep IS NOT NULL AND callboard.expiry(j.finished_at, j.keep) < now())
 
 -- name: deleted_jobs
 -- Jobs whose rows are to go; those that were set aside only if asked for. Caller: the sweep, `callboard purge`. Rows: (id).
@@ -79,12 +83,10 @@ SELECT id, parent_id IS NULL FROM callboard.jobs WHERE id = ANY (%(jobs)s) OR pa
 WITH leaving AS (
     SELECT id, CASE WHEN %(named)s::bigint[] IS NOT NULL THEN 'named' WHEN deleted_at IS NOT NULL THEN 'deleted'
                     WHEN keep IS NULL THEN 'time' ELSE 'keep' END AS rule
-    FROM callboard.jobs
+    FROM callboard.jobs AS j
     WHERE CASE WHEN %(named)s::bigint[] IS NOT NULL THEN id = ANY (%(named)s) ELSE
         deleted_at IS NOT NULL
-        OR (keep IS NULL AND finished_at < now() - make_interval(secs => %(keep)s::float8)
-            OR keep IS NOT NULL AND callboard.expiry(finished_at, keep) < now())
-       AND parent_id IS NULL
+        OR {is_expired} AND parent_id IS NULL
        AND id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL) END
 ), whole AS (
     SELECT id, rule FROM leaving
