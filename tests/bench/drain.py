@@ -1,6 +1,7 @@
 """How fast workers empty a full queue, tracked ÷ untracked, in pairs."""
 
 import time
+from collections.abc import Sequence
 from statistics import median
 
 import psycopg
@@ -86,12 +87,14 @@ def table(rig: Rig, items: int, pairs: int) -> list[str]:
             (untracked(rig, processes, items), tracked(rig, processes, items, actor, chunk))
             for _ in range(pairs)
         ]
-        ratios = [after / before for before, after in measured]
-        before, after = (median(values) for values in zip(*measured, strict=True))
-        listed = " ".join(f"{ratio:.2f}" for ratio in ratios)
         returns = "70 bytes" if actor == "result" else "nothing, in batches" if actor == "many" else actor
-        rows.append(
-            f"| {processes} | {returns} | {chunk or 'chosen'} | {before:,.0f} | {after:,.0f} | {listed}"
-            f" | {median(ratios):.2f} |"
-        )
+        rows.append(f"| {processes} | {returns} | {chunk or 'chosen'} | {compared(measured)[0]} |")
     return rows
+
+
+def compared(measured: Sequence[tuple[float, float]]) -> tuple[str, float]:
+    """Four cells about pairs of rates, theirs and ours: the medians, the ratios, and their median; and that again."""
+    ratios = [ours / theirs for theirs, ours in measured]
+    theirs, ours = (median(values) for values in zip(*measured, strict=True))
+    listed = " ".join(f"{ratio:.2f}" for ratio in ratios)
+    return f"{theirs:,.0f} | {ours:,.0f} | {listed} | {median(ratios):.2f}", median(ratios)

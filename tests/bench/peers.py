@@ -1,8 +1,8 @@
 """Whole jobs, from the first submission to the last completion, beside what others use for them.
 
 Each peer is installed by pip into an environment of its own, and runs two processes of workers, as Callboard does, that
-wait when the job comes. Each is told of the job in the way that its documentation gives for many, and takes more from
-its queue at once than by default.
+wait when the job comes. pgqueuer and Procrastinate are told of 1,000 tasks at a time, Celery of one. Each takes more
+from its queue at once, or runs more at once, than by default.
 """
 
 import os
@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import psycopg
 
 from tests.bench.cpu import judged
-from tests.bench.drain import learn
+from tests.bench.drain import compared, learn
 from tests.bench.rig import Rig
 from tests.support.workers import wait_until
 
@@ -138,13 +137,8 @@ def table(rig: Rig, items: int, pairs: int) -> Iterator[str]:
         _install(folder, peer)
         count = int(items * peer.share)
         measured = [(_theirs(rig, folder, peer, count), _ours(rig, items)) for _ in range(pairs)]
-        ratios = [ours / theirs for theirs, ours in measured]
-        theirs, ours = (median(values) for values in zip(*measured, strict=True))
-        listed = " ".join(f"{ratio:.2f}" for ratio in ratios)
-        yield (
-            f"| {name} | {count:,} | {theirs:,.0f} | {ours:,.0f} | {listed} | {median(ratios):.2f}"
-            f" | {peer.goal}, {judged(median(ratios) >= peer.goal)} |"
-        )
+        cells, ratio = compared(measured)
+        yield f"| {name} | {count:,} | {cells} | {peer.goal}, {judged(ratio >= peer.goal)} |"
 
 
 def _install(folder: Path, peer: Peer) -> None:

@@ -6,7 +6,7 @@ from statistics import median
 import psycopg
 
 from tests.bench.cpu import SENDS, judged
-from tests.bench.drain import untracked
+from tests.bench.drain import compared, untracked
 from tests.bench.rig import Rig
 from tests.support.workers import wait_until
 
@@ -53,13 +53,8 @@ def table(rig: Rig, items: int, pairs: int) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for processes, goal in ((1, 1.5), (2, 1.1)):
         drained = [(untracked(rig, processes, items), _tracked(rig, processes, items)) for _ in range(pairs)]
-        ratios = [ours / theirs for theirs, ours in drained]
-        theirs, ours = (median(values) for values in zip(*drained, strict=True))
-        listed = " ".join(f"{ratio:.2f}" for ratio in ratios)
-        yield (
-            f"| {processes} | {theirs:,.0f} | {ours:,.0f} | {listed} | {median(ratios):.2f}"
-            f" | {goal}, {judged(median(ratios) >= goal)} |"
-        )
+        cells, ratio = compared(drained)
+        yield f"| {processes} | {cells} | {goal}, {judged(ratio >= goal)} |"
 
 
 def _tracked(rig: Rig, processes: int, items: int) -> float:
