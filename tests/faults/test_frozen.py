@@ -45,15 +45,23 @@ def in_hand(scenario: Scenario, job: callboard.Job, worker: int) -> dict[int, in
     return dict(rows)
 
 
-def stand_still(scenario: Scenario, worker: Worker) -> None:
-    """Freeze it between two statements."""
-    os.killpg(worker.pid, signal.SIGSTOP)
-    ((moment,),) = scenario.sql("SELECT clock_timestamp()")
-    under_way = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
-        " AND query_start < %s"
-    )
-    assert wait_until(lambda: scenario.sql(under_way, moment) == [(0,)], 300)
+def held_until_death(scenario: Scenario, job: callboard.Job, worker: int, pid: int) -> dict[int, int]:
+    """What a frozen worker had in hand when it was declared dead.
+
+    Not what it had when it was frozen: a statement that it had sent by then may still be recorded.
+    """
+    held: dict[int, int] = {}
+
+    def dead() -> bool:
+        nonlocal held
+        in_its_hand = in_hand(scenario, job, worker)
+        if state_of(scenario, pid) == (worker, "dead"):
+            return True
+        held = in_its_hand
+        return False
+
+    assert wait_until(dead, 300)
+    return held
 
 
 def run_elsewhere(scenario: Scenario, job: callboard.Job, held: dict[int, int]) -> bool:
@@ -72,9 +80,8 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, sce
     job = scenario.submit("work", items)
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda s: s["succeeded"] > 5 and len(in_hand(scenario, job, worker)) == 4)
-        stand_still(scenario, frozen)
-        held = in_hand(scenario, job, worker)
-        assert wait_until(lambda: state_of(scenario, pid) == (worker, "dead"), 300)
+        os.killpg(frozen.pid, signal.SIGSTOP)
+        held = held_until_death(scenario, job, worker, pid)
         if until == "the job is done":
             scenario.wait_for(job, lambda status: status["finished_at"] is not None)
         else:
