@@ -20,7 +20,7 @@ from tests.support.vhosts import Broker
 
 
 @pytest.fixture(scope="module")
-def on(
+def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     """One worker process for these tests."""
@@ -30,11 +30,11 @@ def on(
 
 
 @pytest.fixture
-def here(on: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+def here(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """This process has the worker's database and broker."""
     for name in ("DATABASE_URL", "AMQP_URL"):
-        monkeypatch.setenv(name, on.environment[name])
-    return on
+        monkeypatch.setenv(name, pipeline.environment[name])
+    return pipeline
 
 
 def examined(

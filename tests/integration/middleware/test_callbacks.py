@@ -555,7 +555,7 @@ def test_a_message_that_can_not_be_encoded_is_retried_and_leaves_nothing(
 
 
 @pytest.fixture(scope="module")
-def on(
+def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     with pytest.MonkeyPatch.context() as patch:
@@ -567,64 +567,69 @@ def on(
             assert made.drift() == []
 
 
-def told(on: Pipeline, job: callboard.Job) -> list[dict[str, Any]]:
+def told(pipeline: Pipeline, job: callboard.Job) -> list[dict[str, Any]]:
     """The calls about a job that the actor `told` returned as its results."""
-    standing = on.standing("told")
+    standing = pipeline.standing("told")
     items = list(standing.items(state="succeeded")) if standing else []
     return [item["result"] for item in items if item["result"]["job"] == job.id]
 
 
-def test_actors_and_webhooks_are_called_when_a_job_completes(on: Pipeline) -> None:
+def test_actors_and_webhooks_are_called_when_a_job_completes(pipeline: Pipeline) -> None:
     with receiver() as there:
-        job = on.submit("work", {"number": 1}, {"number": 2, "fate": "fail"}, on_complete=["told", there.url])
+        job = pipeline.submit(
+            "work", {"number": 1}, {"number": 2, "fate": "fail"}, on_complete=["told", there.url]
+        )
         status = job.wait(TIMEOUT)
-        assert wait_until(lambda: there.calls and told(on, job), TIMEOUT)
+        assert wait_until(lambda: there.calls and told(pipeline, job), TIMEOUT)
         assert wait_until(lambda: all(c["state"] == "delivered" for c in job.callbacks()), TIMEOUT)
     ids = {callback["target"]: callback["id"] for callback in job.callbacks()}
-    calls = [*told(on, job), *(call.told for call in there.calls)]
+    calls = [*told(pipeline, job), *(call.told for call in there.calls)]
     for one in (status, *calls):
         del one["updated_at"]  # its last message may be found confirmed after it has ended
     assert calls == [{**status, "id": ids[target], "job": job.id} for target in ("told", there.url)]
     assert verified(there.calls[0].headers, there.calls[0].body)
-    assert len(on.conn.execute("SELECT FROM runs WHERE what = %s", (f"told {ids['told']}",)).fetchall()) == 1
+    assert (
+        len(pipeline.conn.execute("SELECT FROM runs WHERE what = %s", (f"told {ids['told']}",)).fetchall())
+        == 1
+    )
 
 
-def test_a_callback_actor_that_fails_is_retried_as_any_message(on: Pipeline) -> None:
-    job = on.submit("work", {"number": 1}, name="flaky", on_complete=on.actor("told"))
-    assert wait_until(lambda: told(on, job), TIMEOUT)
+def test_a_callback_actor_that_fails_is_retried_as_any_message(pipeline: Pipeline) -> None:
+    job = pipeline.submit("work", {"number": 1}, name="flaky", on_complete=pipeline.actor("told"))
+    assert wait_until(lambda: told(pipeline, job), TIMEOUT)
     assert job.status()["state"] == "completed"
     assert [callback["state"] for callback in job.callbacks()] == ["delivered"]
 
 
-def test_a_cancelled_a_failed_and_a_retried_job_call(on: Pipeline) -> None:
+def test_a_cancelled_a_failed_and_a_retried_job_call(pipeline: Pipeline) -> None:
     targets: dict[str, Any] = {"on_complete": "told", "on_fail": ["told"], "on_cancel": ["told"]}
-    job = on.submit("slow", *[{"number": n, "seconds": 0.2} for n in range(60)], **targets)
+    job = pipeline.submit("slow", *[{"number": n, "seconds": 0.2} for n in range(60)], **targets)
     job.cancel("wrong file")
-    assert wait_until(lambda: told(on, job), TIMEOUT)
-    [call] = told(on, job)
+    assert wait_until(lambda: told(pipeline, job), TIMEOUT)
+    [call] = told(pipeline, job)
     assert (call["state"], call["reason"]) == ("cancelled", "wrong file")
-    failing = on.submit(
+    failing = pipeline.submit(
         "work", *[{"number": n, "fate": "fail"} for n in range(40)], max_failures=1, **targets
     )
-    assert wait_until(lambda: told(on, failing), TIMEOUT)
-    state = told(on, failing)[0]["state"]
+    assert wait_until(lambda: told(pipeline, failing), TIMEOUT)
+    state = told(pipeline, failing)[0]["state"]
     assert state == failing.status()["state"] in ("failed", "completed")
-    first = on.submit("work", {"number": 1, "fate": "fail"}, **targets)
-    assert wait_until(lambda: told(on, first), TIMEOUT)
+    first = pipeline.submit("work", {"number": 1, "fate": "fail"}, **targets)
+    assert wait_until(lambda: told(pipeline, first), TIMEOUT)
     first.retry()
-    assert wait_until(lambda: len(told(on, first)) == 2, TIMEOUT)
-    assert len({call["id"] for call in told(on, first)}) == 2
+    assert wait_until(lambda: len(told(pipeline, first)) == 2, TIMEOUT)
+    assert len({call["id"] for call in told(pipeline, first)}) == 2
     assert len(first.callbacks()) == 2
 
 
-def test_a_block_of_sends_calls_when_its_items_ended(on: Pipeline) -> None:
+def test_a_block_of_sends_calls_when_its_items_ended(pipeline: Pipeline) -> None:
     with callboard.job("in a block", on_complete="told") as job:
-        on.actor("work").send(1)
-    assert wait_until(lambda: told(on, job), TIMEOUT)
+        pipeline.actor("work").send(1)
+    assert wait_until(lambda: told(pipeline, job), TIMEOUT)
 
 
-def test_a_target_that_can_not_be_called_is_refused_before_a_job_is_made(on: Pipeline) -> None:
-    count = on.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone()
+def test_a_target_that_can_not_be_called_is_refused_before_a_job_is_made(pipeline: Pipeline) -> None:
+    count = pipeline.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone()
     wrong: list[tuple[Any, type[Exception], str]] = [
         ("nobody", callboard.UnknownActor, "no actor 'nobody'"), (["told", "nobody"], callboard.UnknownActor, "nobody"),
         ("ftp://a/b", ValueError, "https://host:port/path"), ("https://anna:hunter2@a/", ValueError, "no user"),
@@ -634,10 +639,10 @@ def test_a_target_that_can_not_be_called_is_refused_before_a_job_is_made(on: Pip
     ]  # fmt: skip
     for given, error, says in wrong:
         with pytest.raises(error, match=says):
-            on.submit("work", {"number": 1}, on_fail=given)
+            pipeline.submit("work", {"number": 1}, on_fail=given)
         with pytest.raises(error, match=says), callboard.job("a block", on_fail=given):
             pass
-    assert on.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() == count
+    assert pipeline.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() == count
 
 
 # Looked at ----------------------------------------------------------------------------------------------------------
@@ -675,9 +680,9 @@ def test_the_command_lists_callbacks(
 
 
 def test_the_command_submits_with_callbacks(
-    on: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in on.environment.items():
+    for name, value in pipeline.environment.items():
         monkeypatch.setenv(name, value)
     file = tmp_path / "items.jsonl"
     file.write_text('{"number": 1}\n')

@@ -19,7 +19,7 @@ FATES = {0: "fail", 1: "retry", 2: "skip", 3: "result"}
 
 
 @pytest.fixture(scope="module")
-def on(
+def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     folder = tmp_path_factory.mktemp("chunks")
@@ -37,9 +37,9 @@ def mixed(count: int) -> list[dict[str, Any]]:
     return [{"number": n, "fate": FATES.get(n % 10, "succeed")} for n in range(count)]
 
 
-def test_each_item_of_a_chunk_has_its_own_outcome(on: Pipeline) -> None:
-    job = on.submit("work", *mixed(1000), chunk=50)
-    items = on.ended(job)
+def test_each_item_of_a_chunk_has_its_own_outcome(pipeline: Pipeline) -> None:
+    job = pipeline.submit("work", *mixed(1000), chunk=50)
+    items = pipeline.ended(job)
     status = job.status()
     assert (status["succeeded"], status["failed"], status["skipped"]) == (800, 100, 100)
     assert status["retries"] == 100 + 2 * 100
@@ -48,75 +48,79 @@ def test_each_item_of_a_chunk_has_its_own_outcome(on: Pipeline) -> None:
     assert [item["attempt"] for item in items[:5]] == [3, 2, 1, 1, 1]
 
 
-def test_an_item_of_a_chunk_that_fails_at_once_has_a_dead_letter(on: Pipeline) -> None:
+def test_an_item_of_a_chunk_that_fails_at_once_has_a_dead_letter(pipeline: Pipeline) -> None:
     """The message that carried it is acknowledged: its others succeeded."""
-    job = on.submit("noted", *({"number": n} if n % 20 else {"wrong": n} for n in range(60)), chunk=30)
-    on.ended(job)
+    job = pipeline.submit("noted", *({"number": n} if n % 20 else {"wrong": n} for n in range(60)), chunk=30)
+    pipeline.ended(job)
     assert job.status()["failed"] == 3
     ids = set[str]()
     for _ in range(3):
-        _, body = on.dead_letter(lambda _, body: json.loads(body)["message_id"].startswith(f"{job.id}-"))
+        _, body = pipeline.dead_letter(
+            lambda _, body: json.loads(body)["message_id"].startswith(f"{job.id}-")
+        )
         ids.add(json.loads(body)["message_id"])
     assert ids == {f"{job.id}-{n}" for n in (0, 20, 40)}
 
 
-def test_an_actor_that_takes_batches_gets_all_items_of_a_message(on: Pipeline) -> None:
-    job = on.submit("together", *({"number": n} for n in range(100)), chunk=25)
-    assert all(item["result"] == {"of": 25} for item in on.ended(job))
-    calls = [what.split()[1:] for _, _, what in on.runs(job.id)]
+def test_an_actor_that_takes_batches_gets_all_items_of_a_message(pipeline: Pipeline) -> None:
+    job = pipeline.submit("together", *({"number": n} for n in range(100)), chunk=25)
+    assert all(item["result"] == {"of": 25} for item in pipeline.ended(job))
+    calls = [what.split()[1:] for _, _, what in pipeline.runs(job.id)]
     assert sorted(calls, key=lambda call: int(call[0])) == [
         [str(n) for n in range(first, first + 25)] for first in (0, 25, 50, 75)
     ]
 
 
-def test_each_item_of_a_batch_has_its_own_outcome(on: Pipeline) -> None:
+def test_each_item_of_a_batch_has_its_own_outcome(pipeline: Pipeline) -> None:
     fates = {1: "fail", 2: "skip", 4: "retry"}
-    job = on.submit("together", *({"number": n, "fate": fates.get(n)} for n in range(6)), chunk=6)
-    items = on.ended(job)
+    job = pipeline.submit("together", *({"number": n, "fate": fates.get(n)} for n in range(6)), chunk=6)
+    items = pipeline.ended(job)
     assert [item["state"] for item in items] == [
         "succeeded", "failed", "skipped", "succeeded", "succeeded", "succeeded"
     ]  # fmt: skip
     assert [item["result"] for item in items] == [{"of": 6}, None, None, {"of": 6}, "alone", {"of": 6}]
     assert items[2]["error"]["message"] == "not needed"
-    assert [a["type"] for a in on.attempts(job, 1)] == ["ValueError"] * 3
-    calls = Counter(what for _, _, what in on.runs(job.id))
+    assert [a["type"] for a in pipeline.attempts(job, 1)] == ["ValueError"] * 3
+    calls = Counter(what for _, _, what in pipeline.runs(job.id))
     assert calls == {"together 0 1 2 3 4 5": 1, "together 1": 2, "together 4": 1}
 
 
 @pytest.mark.parametrize(("fate", "error"), [("raise", "TransientError"), ("short", "ValueError")])
-def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, on: Pipeline) -> None:
-    job = on.submit("together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4)
-    assert [item["attempt"] for item in on.ended(job)] == [2] * 4
+def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, pipeline: Pipeline) -> None:
+    job = pipeline.submit(
+        "together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4
+    )
+    assert [item["attempt"] for item in pipeline.ended(job)] == [2] * 4
     assert job.status()["retries"] == 4
     for item in range(4):
-        (attempt,) = on.attempts(job, item)
+        (attempt,) = pipeline.attempts(job, item)
         assert attempt["type"].endswith(error)
         assert fate == "raise" or "a batch of 4 items gives a list of 4 outcomes" in attempt["message"]
 
 
-def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(on: Pipeline) -> None:
+def test_a_batch_whose_first_item_must_not_run_runs_with_the_others(pipeline: Pipeline) -> None:
     """A copy of the whole message is delivered: the items that ended do not run again."""
-    job = on.submit("together", *({"number": n} for n in range(4)), chunk=4)
-    on.ended(job)
-    on.conn.execute(
+    job = pipeline.submit("together", *({"number": n} for n in range(4)), chunk=4)
+    pipeline.ended(job)
+    pipeline.conn.execute(
         "UPDATE callboard.items SET state = 'waiting', state_before = NULL, finished_at = NULL"
         " WHERE job_id = %s AND item > 0",
         (job.id,),
     )
-    on.conn.execute("DELETE FROM callboard.results WHERE job_id = %s AND item > 0", (job.id,))
-    on.conn.execute(
+    pipeline.conn.execute("DELETE FROM callboard.results WHERE job_id = %s AND item > 0", (job.id,))
+    pipeline.conn.execute(
         "UPDATE callboard.jobs SET state = 'running', finished_at = NULL, succeeded = 1, epoch = 1 WHERE id = %s",
         (job.id,),
     )
-    carrier = carrier_of(on, job, range(4), suspect=True)
-    with on.channel() as channel:
+    carrier = carrier_of(pipeline, job, range(4), suspect=True)
+    with pipeline.channel() as channel:
         channel.basic_publish("", "default", carrier)
     assert wait_until(lambda: job.status()["state"] == "completed", TIMEOUT), job.status()
-    calls = Counter(what for _, _, what in on.runs(job.id))
+    calls = Counter(what for _, _, what in pipeline.runs(job.id))
     assert calls == {"together 0 1 2 3": 1, "together 1 2 3": 1}
 
 
-def carrier_of(on: Pipeline, job: callboard.Job, items: range, *, suspect: bool = False) -> bytes:
+def carrier_of(pipeline: Pipeline, job: callboard.Job, items: range, *, suspect: bool = False) -> bytes:
     """The message that carries these items of a job of `together`."""
     mark = {"job": job.id, "item": items[0], "attempt": 1, "epoch": 1, "suspect": suspect}
     run = [{"item": n, "args": [], "kwargs": {"number": n}} for n in items]
@@ -129,35 +133,35 @@ def carrier_of(on: Pipeline, job: callboard.Job, items: range, *, suspect: bool 
     ).encode()  # fmt: skip
 
 
-def test_a_malformed_chunk_is_dead_lettered(on: Pipeline) -> None:
-    job = on.submit("together", {"number": 1})
-    on.ended(job)
-    whole = json.loads(carrier_of(on, job, range(2)))
+def test_a_malformed_chunk_is_dead_lettered(pipeline: Pipeline) -> None:
+    job = pipeline.submit("together", {"number": 1})
+    pipeline.ended(job)
+    whole = json.loads(carrier_of(pipeline, job, range(2)))
     for run in ([], 7, [{"item": 0}], {"item": 0}):
         whole["options"]["callboard_chunk"] = run
         whole["message_id"] = f"odd-{run}"
-        with on.channel() as channel:
+        with pipeline.channel() as channel:
             channel.basic_publish("", "default", json.dumps(whole).encode())
-        _, body = on.dead_letter(lambda _, body: json.loads(body)["message_id"].startswith("odd"))
+        _, body = pipeline.dead_letter(lambda _, body: json.loads(body)["message_id"].startswith("odd"))
         assert json.loads(body)["message_id"] == f"odd-{run}"
 
 
-def test_the_items_of_a_chunk_wait_for_a_worker_that_has_their_actor(on: Pipeline) -> None:
-    on.conn.execute(
+def test_the_items_of_a_chunk_wait_for_a_worker_that_has_their_actor(pipeline: Pipeline) -> None:
+    pipeline.conn.execute(
         "INSERT INTO callboard.actors (name, queue) VALUES ('nobody_has', 'default') ON CONFLICT DO NOTHING"
     )
-    job = on.submit("nobody_has", *range(40), chunk=20)
-    on.broker.runtime.publish_job(job.id)  # type: ignore[attr-defined]
+    job = pipeline.submit("nobody_has", *range(40), chunk=20)
+    pipeline.broker.runtime.publish_job(job.id)  # type: ignore[attr-defined]
     kept = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at = '9999-01-01Z'"
     if wait_until(lambda: job.status()["queued"] > 0, 5):
-        assert wait_until(lambda: on.conn.execute(kept, (job.id,)).fetchone() == (40,), TIMEOUT)
+        assert wait_until(lambda: pipeline.conn.execute(kept, (job.id,)).fetchone() == (40,), TIMEOUT)
     job.cancel()
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1001, True, "5", 2.0])
-def test_a_chunk_size_that_makes_no_sense_is_refused(chunk: Any, on: Pipeline) -> None:
+def test_a_chunk_size_that_makes_no_sense_is_refused(chunk: Any, pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="chunk must be a whole number from 1 to 1000"):
-        on.submit("work", 1, chunk=chunk)
+        pipeline.submit("work", 1, chunk=chunk)
 
 
 def test_an_async_batch_is_refused() -> None:
@@ -183,18 +187,18 @@ def test_a_batch_that_is_called_directly_gets_a_list_of_one() -> None:
 def test_a_worker_on_a_stock_broker_takes_chunks_apart(
     postgres_url: str, template: str, broker: Broker, tmp_path: Path
 ) -> None:
-    with running_pipeline(postgres_url, template, broker, ["work"]) as on:
-        job = on.submit("work", *mixed(60), chunk=20)
+    with running_pipeline(postgres_url, template, broker, ["work"]) as pipeline:
+        job = pipeline.submit("work", *mixed(60), chunk=20)
         assert wait_until(lambda: job.status()["queued"] == 60, TIMEOUT)
-        assert wait_until(lambda: on.ready("default") == 3, TIMEOUT)
-        worker = Worker(["tests.support.stock_broker"], tmp_path / "stock.log", env=on.environment)
+        assert wait_until(lambda: pipeline.ready("default") == 3, TIMEOUT)
+        worker = Worker(["tests.support.stock_broker"], tmp_path / "stock.log", env=pipeline.environment)
         try:
             worker.start()
-            on.ended(job)
+            pipeline.ended(job)
             status = job.status()
             assert (status["succeeded"], status["failed"], status["skipped"]) == (48, 6, 6)
             assert worker.output.count(" was skipped") == 6
         finally:
             worker.stop()
             worker.kill()
-        assert on.drift() == []
+        assert pipeline.drift() == []

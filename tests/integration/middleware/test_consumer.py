@@ -17,7 +17,7 @@ NOWHERE = "postgresql://127.0.0.1:1/none"
 
 
 @pytest.fixture
-def on(broker: Broker) -> Iterator[callboard.RabbitmqBroker]:
+def tracked(broker: Broker) -> Iterator[callboard.RabbitmqBroker]:
     with broker.vhost() as url:
         made = callboard.RabbitmqBroker(url=url, database_url=NOWHERE)
         yield made
@@ -26,36 +26,36 @@ def on(broker: Broker) -> Iterator[callboard.RabbitmqBroker]:
 
 
 def test_a_queue_that_was_deleted_while_nobody_was_connected_is_declared_again(
-    on: callboard.RabbitmqBroker,
+    tracked: callboard.RabbitmqBroker,
 ) -> None:
     """For example by a node that lost its disk."""
-    on.declare_queue("work", ensure=True)
-    on.channel.queue_delete("work")
+    tracked.declare_queue("work", ensure=True)
+    tracked.channel.queue_delete("work")
     with pytest.raises(ConnectionClosed, match="no queue 'work'"):
-        on.consume("work")
-    consumer: Any = on.consume("work", timeout=1)
+        tracked.consume("work")
+    consumer: Any = tracked.consume("work", timeout=1)
     assert next(consumer) is None
     consumer.close()
 
 
 def test_a_queue_that_was_declared_otherwise_is_why_its_jobs_stand_still(
-    on: callboard.RabbitmqBroker,
+    tracked: callboard.RabbitmqBroker,
 ) -> None:
-    on.channel.queue_declare("work", durable=True)  # as an app without dead letters does
-    consumers = runtime_of(on).consumers
+    tracked.channel.queue_declare("work", durable=True)  # as an app without dead letters does
+    consumers = runtime_of(tracked).consumers
     with pytest.raises(ConnectionClosed, match="PRECONDITION_FAILED"):
-        on.consume("work")
+        tracked.consume("work")
     assert "RabbitMQ at 127.0.0.1:" in (why := consumers.why_cut_off() or "")
     assert "PRECONDITION_FAILED - inequivalent arg 'x-dead-letter-exchange' for queue 'work'" in why
-    on.channel.queue_delete("work")
-    on.consume("work").close()
+    tracked.channel.queue_delete("work")
+    tracked.consume("work").close()
     assert consumers.why_cut_off() is None
 
 
-def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroker) -> None:
+def test_a_channel_that_the_server_closes_is_noticed(tracked: callboard.RabbitmqBroker) -> None:
     """Also when nothing is to be acknowledged: RabbitMQ closes it when an item takes longer than half an hour."""
-    on.declare_queue("work", ensure=True)
-    consumer: Any = on.consume("work", timeout=1000)
+    tracked.declare_queue("work", ensure=True)
+    consumer: Any = tracked.consume("work", timeout=1000)
     consumer.channel.basic_ack(5)
     with pytest.raises(ConnectionClosed, match="unknown delivery tag"):
         next(consumer)
@@ -65,14 +65,14 @@ def test_a_channel_that_the_server_closes_is_noticed(on: callboard.RabbitmqBroke
 
 
 def test_the_end_of_an_outage_is_logged_when_the_last_consumer_is_back(
-    on: callboard.RabbitmqBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tracked: callboard.RabbitmqBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     outage = OutageLog(logging.getLogger("callboard.test"), "", "messages come from %s again, after %.1f s")
     monkeypatch.setattr(consumer_module, "disconnected", outage)
     queues = ("one", "other")
     for queue in queues:
-        on.declare_queue(queue, ensure=True)
-    consumers: list[Any] = [on.consume(queue, timeout=1000) for queue in queues]
+        tracked.declare_queue(queue, ensure=True)
+    consumers: list[Any] = [tracked.consume(queue, timeout=1000) for queue in queues]
     for consumer in consumers:
         consumer.channel.basic_ack(5)
         with pytest.raises(ConnectionClosed) as error:
@@ -82,7 +82,7 @@ def test_the_end_of_an_outage_is_logged_when_the_last_consumer_is_back(
     caplog.clear()
     said = []
     for queue in queues:
-        consumers.append(on.consume(queue, timeout=1))
+        consumers.append(tracked.consume(queue, timeout=1))
         said.append(len(caplog.messages))
     assert said == [0, 1]
     assert caplog.messages[0].startswith("messages come from RabbitMQ at 127.0.0.1:")

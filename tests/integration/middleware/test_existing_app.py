@@ -16,7 +16,7 @@ ACTORS = ["work", "stubborn"]
 
 
 @pytest.fixture(scope="module")
-def on(
+def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     """One worker process for all of these tests."""
@@ -29,18 +29,18 @@ def on(
         assert made.drift() == []
 
 
-def put(on: Pipeline, body: bytes, properties: pika.BasicProperties | None = None) -> None:
-    with on.channel() as channel:
+def put(pipeline: Pipeline, body: bytes, properties: pika.BasicProperties | None = None) -> None:
+    with pipeline.channel() as channel:
         channel.basic_publish("", "default", body, properties)
 
 
-def item_of(on: Pipeline, message_id: str) -> tuple[Any, ...]:
+def item_of(pipeline: Pipeline, message_id: str) -> tuple[Any, ...]:
     """(job, item) of a message, when it is on record."""
     found: list[tuple[Any, ...]] = []
 
     def look() -> bool:
         where = "SELECT job_id, item FROM callboard.items WHERE message_id = %s"
-        found.extend(on.conn.execute(where, (message_id,)))
+        found.extend(pipeline.conn.execute(where, (message_id,)))
         return bool(found)
 
     assert wait_until(look, TIMEOUT)
@@ -48,44 +48,44 @@ def item_of(on: Pipeline, message_id: str) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("carried", ["alone", "in a chunk", "foreign"])
-def test_a_dead_letter_that_is_moved_back_is_a_retry_of_its_item(carried: str, on: Pipeline) -> None:
+def test_a_dead_letter_that_is_moved_back_is_a_retry_of_its_item(carried: str, pipeline: Pipeline) -> None:
     """As by "Move messages" of RabbitMQ's page, or a shovel: with its properties."""
     if carried == "foreign":
         message: Message[None] = Message("default", "stubborn", (1, 4), {}, {})
-        put(on, message.encode())
-        number, item = item_of(on, message.message_id)
+        put(pipeline, message.encode())
+        number, item = item_of(pipeline, message.message_id)
         job = callboard.get(number)
     else:
         calls = [{"number": n, "wins_at": 4} for n in range(2)]
-        job, item = on.submit("stubborn", *calls, chunk=2 if carried == "in a chunk" else 1), 0
+        job, item = pipeline.submit("stubborn", *calls, chunk=2 if carried == "in a chunk" else 1), 0
     mine = f'"job":{job.id},"item":{item},'.encode()
-    properties, body = on.dead_letter(lambda _, body: mine in body)
+    properties, body = pipeline.dead_letter(lambda _, body: mine in body)
 
     def state() -> str:
         (found,) = (i for i in job.items() if i["item"] == item)
         return str(found["state"])
 
     assert state() == "failed"
-    put(on, body, properties)
+    put(pipeline, body, properties)
     assert wait_until(lambda: state() == "succeeded", TIMEOUT)
-    assert [attempt for i, attempt, _ in on.runs(job.id) if i == item] == [1, 2, 3, 4]
-    put(on, body, properties)  # another time: its item has succeeded
-    assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
-    assert len([1 for i, _, _ in on.runs(job.id) if i == item]) == 4
-    retries = on.conn.execute(
+    assert [attempt for i, attempt, _ in pipeline.runs(job.id) if i == item] == [1, 2, 3, 4]
+    put(pipeline, body, properties)  # another time: its item has succeeded
+    assert pipeline.only(pipeline.submit("work", {"number": 1}))["state"] == "succeeded"
+    assert len([1 for i, _, _ in pipeline.runs(job.id) if i == item]) == 4
+    retries = pipeline.conn.execute(
         "SELECT who FROM callboard.actions WHERE job_id = %s AND action = 'retry'", (job.id,)
     )
     assert retries.fetchall() == [("dead letters moved back",)]
 
 
-def test_the_retry_of_an_item_that_a_stock_worker_ran_is_that_items(on: Pipeline) -> None:
+def test_the_retry_of_an_item_that_a_stock_worker_ran_is_that_items(pipeline: Pipeline) -> None:
     """During a deploy some workers have Callboard, and some don't; these keep a retry in the delay queue."""
-    job = on.submit("stubborn", {"number": 1, "wins_at": 1}, delay="1h")
+    job = pipeline.submit("stubborn", {"number": 1, "wins_at": 1}, delay="1h")
     options = {"callboard": {"job": job.id, "item": 0, "attempt": 1, "epoch": 0}, "retries": 1, "eta": 1}
     message: Message[None] = Message("default.DQ", "stubborn", (1, 1), {}, options)
-    with on.channel() as channel:
+    with pipeline.channel() as channel:
         channel.basic_publish("", "default.DQ", message.encode())
     assert job.wait(TIMEOUT)["succeeded"] == 1
-    assert on.conn.execute(
+    assert pipeline.conn.execute(
         "SELECT count(*) FROM callboard.items WHERE message_id = %s", (message.message_id,)
     ).fetchone() == (0,)

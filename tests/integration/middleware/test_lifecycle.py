@@ -37,27 +37,27 @@ TIMEOUT = 300.0
 
 
 @pytest.fixture
-def on(postgres_url: str, template: str, broker: Broker, tmp_path: Path) -> Iterator[Pipeline]:
+def pipeline(postgres_url: str, template: str, broker: Broker, tmp_path: Path) -> Iterator[Pipeline]:
     with running_pipeline(postgres_url, template, broker, ["deadly", "noted", "work"], tmp_path) as made:
         yield made
         assert made.drift() == []
 
 
-def test_a_poison_item_fails_and_the_others_succeed(on: Pipeline) -> None:
+def test_a_poison_item_fails_and_the_others_succeed(pipeline: Pipeline) -> None:
     """The supervisor starts the worker again after each death; heartbeats are aged instead of waited for."""
-    assert on.worker is not None
-    job = on.submit("deadly", *({"number": n} for n in range(60)))
+    assert pipeline.worker is not None
+    job = pipeline.submit("deadly", *({"number": n} for n in range(60)))
     starts = 1
     deadline = time.monotonic() + TIMEOUT
     while job.status()["state"] != "completed":
         assert time.monotonic() < deadline, job.status()
-        if not wait_until(lambda: not on.worker.process.running(), 1.0):  # type: ignore[union-attr]
+        if not wait_until(lambda: not pipeline.worker.process.running(), 1.0):  # type: ignore[union-attr]
             continue
-        on.conn.execute(
+        pipeline.conn.execute(
             "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE stopped_at IS NULL"
         )
-        on.worker.process.kill()  # what is left of its group
-        on.worker.begin()
+        pipeline.worker.process.kill()  # what is left of its group
+        pipeline.worker.begin()
         starts += 1
     status = job.status()
     assert (status["succeeded"], status["failed"]) == (59, 1)
@@ -68,16 +68,16 @@ def test_a_poison_item_fails_and_the_others_succeed(on: Pipeline) -> None:
     assert starts <= timings.MAX_CRASHES + 3
 
 
-def test_a_worker_that_stops_during_a_job_runs_no_item_twice(on: Pipeline) -> None:
-    assert on.worker is not None
-    job = on.submit("noted", *({"number": n, "seconds": 0.03} for n in range(1500)))
+def test_a_worker_that_stops_during_a_job_runs_no_item_twice(pipeline: Pipeline) -> None:
+    assert pipeline.worker is not None
+    job = pipeline.submit("noted", *({"number": n, "seconds": 0.03} for n in range(1500)))
     for part in (100, 400):
         assert wait_until(lambda part=part: job.status()["succeeded"] >= part, TIMEOUT)  # type: ignore[misc]
-        assert on.worker.stop() == 0
+        assert pipeline.worker.stop() == 0
         assert job.status()["state"] == "running"
-        on.worker.start()
+        pipeline.worker.start()
     assert job.wait(TIMEOUT)["succeeded"] == 1500
-    runs = Counter(item for item, _, _ in on.runs(job.id))
+    runs = Counter(item for item, _, _ in pipeline.runs(job.id))
     assert set(runs) == set(range(1500))
     assert set(runs.values()) == {1}
 

@@ -49,7 +49,7 @@ ACTORS = [
 
 
 @pytest.fixture(scope="module")
-def on(
+def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     """One worker process for all of these tests; at the end it stops, and its record is true."""
@@ -79,25 +79,25 @@ def on(
     ("wins_at", "state", "runs"), [(1, "succeeded", 1), (3, "succeeded", 3), (9, "failed", 3)]
 )
 def test_an_item_is_tried_as_often_as_its_actor_says(
-    wins_at: int, state: str, runs: int, on: Pipeline
+    wins_at: int, state: str, runs: int, pipeline: Pipeline
 ) -> None:
-    job = on.submit("stubborn", {"number": 1, "wins_at": wins_at})
-    item = on.only(job)
+    job = pipeline.submit("stubborn", {"number": 1, "wins_at": wins_at})
+    item = pipeline.only(job)
     assert item["state"] == state
     assert item["attempt"] == runs
     assert item["result"] == (runs if state == "succeeded" else None)
-    assert [attempt for _, attempt, _ in on.runs(job.id)] == list(range(1, runs + 1))
-    kept = on.attempts(job)
+    assert [attempt for _, attempt, _ in pipeline.runs(job.id)] == list(range(1, runs + 1))
+    kept = pipeline.attempts(job)
     assert [a["retried"] for a in kept] == [True] * (runs - 1) + [False] * (state == "failed")
     assert all(a["type"].endswith("TransientError") and "TransientError" in a["traceback"] for a in kept)
     assert job.status()["retries"] == runs - 1
 
 
-def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(on: Pipeline) -> None:
-    job = on.submit("asks_for_time", 300.0)
+def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(pipeline: Pipeline) -> None:
+    job = pipeline.submit("asks_for_time", 300.0)
     assert wait_until(lambda: job.status()["retrying"] == 1, TIMEOUT)
-    assert on.ready("default.DQ") == 0
-    row = on.conn.execute(
+    assert pipeline.ready("default.DQ") == 0
+    row = pipeline.conn.execute(
         "SELECT extract(epoch FROM due_at - now())::float8, attempt FROM callboard.outbox WHERE job_id = %s",
         (job.id,),
     ).fetchone()
@@ -106,20 +106,20 @@ def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(on: Pipeline) 
     assert row[1] == 2
     (waiting,) = job.items("retrying")
     assert waiting["due_at"]
-    on.conn.execute("UPDATE callboard.outbox SET due_at = now() WHERE job_id = %s", (job.id,))
-    item = on.only(job)
-    assert item["state"] == "succeeded", on.attempts(job)
-    (attempt,) = on.attempts(job)
+    pipeline.conn.execute("UPDATE callboard.outbox SET due_at = now() WHERE job_id = %s", (job.id,))
+    item = pipeline.only(job)
+    assert item["state"] == "succeeded", pipeline.attempts(job)
+    (attempt,) = pipeline.attempts(job)
     assert attempt["type"] == "dramatiq.errors.Retry"
 
 
-def test_an_item_that_is_postponed_has_not_failed(on: Pipeline) -> None:
+def test_an_item_that_is_postponed_has_not_failed(pipeline: Pipeline) -> None:
     """However often; it neither counts as a retry, nor towards those of its actor, nor as an error."""
-    job = on.submit("asks_to_wait", 3)
-    first, *children = on.ended(job)
+    job = pipeline.submit("asks_to_wait", 3)
+    first, *children = pipeline.ended(job)
     assert (first["state"], first["attempt"], first["result"]) == ("succeeded", 4, 4)
     assert [child["args"] for child in children] == [[4]]
-    kept = on.attempts(job)
+    kept = pipeline.attempts(job)
     assert [(a["kind"], a["message"], a["retried"]) for a in kept] == [
         ("postponed", f"the API says 429, {n}", True) for n in (1, 2, 3)
     ]
@@ -127,24 +127,24 @@ def test_an_item_that_is_postponed_has_not_failed(on: Pipeline) -> None:
     assert job.errors() == []
 
 
-def test_a_postponed_item_waits_as_a_row_and_says_why(on: Pipeline) -> None:
-    job = on.submit("asks_to_wait", 1)
-    long = on.submit("postpones_for_long", [])
+def test_a_postponed_item_waits_as_a_row_and_says_why(pipeline: Pipeline) -> None:
+    job = pipeline.submit("asks_to_wait", 1)
+    long = pipeline.submit("postpones_for_long", [])
     assert wait_until(lambda: long.status()["retrying"] == 1, TIMEOUT)
     (waiting,) = long.items("retrying")
     assert (waiting["error"]["kind"], waiting["error"]["message"]) == ("postponed", "come back tomorrow")
     assert waiting["due_at"]
-    on.ended(job)
+    pipeline.ended(job)
     long.cancel()
     assert wait_until(lambda: long.status()["state"] == "cancelled", TIMEOUT)
 
 
 @pytest.mark.parametrize("by", [None, {"number": 1}])
-def test_an_item_holds_back_what_it_belongs_to(by: Any, on: Pipeline) -> None:
-    job = on.submit("holds_back", {"number": 1}, concurrency_by=by)
-    item = on.only(job)
+def test_an_item_holds_back_what_it_belongs_to(by: Any, pipeline: Pipeline) -> None:
+    job = pipeline.submit("holds_back", {"number": 1}, concurrency_by=by)
+    item = pipeline.only(job)
     assert (item["state"], item["result"]) == ("succeeded", 2), item
-    row = on.conn.execute(
+    row = pipeline.conn.execute(
         "SELECT h.key, h.value ->> 'reason', finished_at - created_at > interval '1 s'"
         " FROM callboard.jobs, jsonb_each(holds) AS h WHERE id = %s",
         (job.id,),
@@ -152,11 +152,11 @@ def test_an_item_holds_back_what_it_belongs_to(by: Any, on: Pipeline) -> None:
     assert row == ("1" if by else "*", "the API says 429", True)
 
 
-def test_what_lies_in_rabbitmq_of_a_job_that_is_held_back_does_not_start(on: Pipeline) -> None:
+def test_what_lies_in_rabbitmq_of_a_job_that_is_held_back_does_not_start(pipeline: Pipeline) -> None:
     """Its items take two seconds in all, and the first has it held back for five."""
-    job = on.submit("first_holds_back", *range(300))
-    on.ended(job)
-    last = on.conn.execute(
+    job = pipeline.submit("first_holds_back", *range(300))
+    pipeline.ended(job)
+    last = pipeline.conn.execute(
         "SELECT max(i.started_at) > (j.holds -> '*' ->> 'until')::timestamptz"
         " FROM callboard.jobs AS j JOIN callboard.items AS i ON i.job_id = j.id WHERE j.id = %s GROUP BY j.id",
         (job.id,),
@@ -164,137 +164,145 @@ def test_what_lies_in_rabbitmq_of_a_job_that_is_held_back_does_not_start(on: Pip
     assert last.fetchone() == (True,)
 
 
-def test_an_error_in_throws_is_not_tried_again(on: Pipeline) -> None:
-    item = on.only(on.submit("throws", []))
+def test_an_error_in_throws_is_not_tried_again(pipeline: Pipeline) -> None:
+    item = pipeline.only(pipeline.submit("throws", []))
     assert (item["state"], item["attempt"]) == ("failed", 1)
     assert item["error"]["type"] == "KeyError"
 
 
-def test_a_retry_keeps_only_the_end_of_a_long_traceback(on: Pipeline) -> None:
+def test_a_retry_keeps_only_the_end_of_a_long_traceback(pipeline: Pipeline) -> None:
     """Dramatiq puts all of it into the message, which RabbitMQ may not take then."""
     job = callboard.submit("work", [{"number": 1, "fate": "long"}])
-    assert [item["state"] for item in on.ended(job)] == ["succeeded"]
+    assert [item["state"] for item in pipeline.ended(job)] == ["succeeded"]
     too_long = "SELECT count(*) FROM callboard.items WHERE job_id = %s AND length(retry_options) > 20000"
-    assert on.conn.execute(too_long, (job.id,)).fetchone() == (0,)
+    assert pipeline.conn.execute(too_long, (job.id,)).fetchone() == (0,)
 
 
-def test_retry_when_decides(on: Pipeline) -> None:
-    item = on.only(on.submit("picky", []))
+def test_retry_when_decides(pipeline: Pipeline) -> None:
+    item = pipeline.only(pipeline.submit("picky", []))
     assert (item["state"], item["attempt"]) == ("failed", 2)
 
 
-def test_an_endless_actor_is_timed_out(on: Pipeline) -> None:
-    item = on.only(on.submit("endless", []))
+def test_an_endless_actor_is_timed_out(pipeline: Pipeline) -> None:
+    item = pipeline.only(pipeline.submit("endless", []))
     assert item["state"] == "failed"
     assert item["error"]["kind"] == "timed_out"
     assert item["error"]["type"].endswith("TimeLimitExceeded")
 
 
-def test_a_time_limit_that_strikes_after_the_actor_returned_changes_nothing(on: Pipeline) -> None:
-    job = on.submit("struck_late", 7)
-    item = on.only(job)
+def test_a_time_limit_that_strikes_after_the_actor_returned_changes_nothing(pipeline: Pipeline) -> None:
+    job = pipeline.submit("struck_late", 7)
+    item = pipeline.only(job)
     assert (item["state"], item["result"]) == ("succeeded", 7)
-    assert len(on.runs(job.id)) == 1
+    assert len(pipeline.runs(job.id)) == 1
     assert job.status()["retries"] == 0
 
 
-def test_a_skip_keeps_its_reason(on: Pipeline) -> None:
-    job = on.submit("work", {"number": 1, "fate": "skip"})
-    item = on.only(job)
+def test_a_skip_keeps_its_reason(pipeline: Pipeline) -> None:
+    job = pipeline.submit("work", {"number": 1, "fate": "skip"})
+    item = pipeline.only(job)
     assert item["state"] == "skipped"
-    assert on.attempts(job)[0]["message"] == "already done"
+    assert pipeline.attempts(job)[0]["message"] == "already done"
     assert job.errors() == []
 
 
-def test_a_message_past_its_age_limit_fails(on: Pipeline) -> None:
+def test_a_message_past_its_age_limit_fails(pipeline: Pipeline) -> None:
     with callboard.job("old") as job:
-        on.actor("noted").send_with_options(args=(1,), max_age=1, delay=300)
-    item = on.only(job)
+        pipeline.actor("noted").send_with_options(args=(1,), max_age=1, delay=300)
+    item = pipeline.only(job)
     assert item["state"] == "failed"
     assert (item["error"]["kind"], item["error"]["message"]) == ("timed_out", "Message age limit exceeded")
-    assert on.runs(job.id) == []
+    assert pipeline.runs(job.id) == []
 
 
 @pytest.mark.parametrize(("actor", "error"), [("leaves", "SystemExit"), ("base_error", "GeneratorExit")])
-def test_an_actor_that_raises_no_exception_ends_its_item_only(actor: str, error: str, on: Pipeline) -> None:
-    item = on.only(on.submit(actor, []))
+def test_an_actor_that_raises_no_exception_ends_its_item_only(
+    actor: str, error: str, pipeline: Pipeline
+) -> None:
+    item = pipeline.only(pipeline.submit(actor, []))
     assert item["state"] == "failed"
     assert item["error"]["type"] == error
 
 
 @pytest.mark.parametrize(("kind", "text"), [("nul", "a \\x00 in it"), ("surrogate", "half \\ud800 a pair")])
-def test_an_error_text_that_no_database_stores_stays_readable(kind: str, text: str, on: Pipeline) -> None:
-    assert on.only(on.submit("bad_text", kind))["error"]["message"] == text
+def test_an_error_text_that_no_database_stores_stays_readable(
+    kind: str, text: str, pipeline: Pipeline
+) -> None:
+    assert pipeline.only(pipeline.submit("bad_text", kind))["error"]["message"] == text
 
 
-def test_a_success_whose_result_cannot_be_kept_says_so_and_sends_what_it_sent(on: Pipeline) -> None:
+def test_a_success_whose_result_cannot_be_kept_says_so_and_sends_what_it_sent(pipeline: Pipeline) -> None:
     """Also its callback and the rest of its pipeline."""
     with callboard.job("no result") as job:
-        on.actor("bad_result").send_with_options(args=("object",))
-        on.actor("bad_result").send_with_options(args=("large",), on_success=on.actor("on_success"))
+        pipeline.actor("bad_result").send_with_options(args=("object",))
+        pipeline.actor("bad_result").send_with_options(
+            args=("large",), on_success=pipeline.actor("on_success")
+        )
         (
-            on.actor("bad_result").message("large")
-            | on.actor("noted").message_with_options(pipe_ignore=True, args=(2,))
+            pipeline.actor("bad_result").message("large")
+            | pipeline.actor("noted").message_with_options(pipe_ignore=True, args=(2,))
         ).run()
-    first, *others = on.ended(job)
+    first, *others = pipeline.ended(job)
     assert (first["state"], first["result"], first["error"]) == ("succeeded", None, None)
     assert first["result_unkept"] == "Encoding objects of type object is unsupported"
     assert {item["state"] for item in others} == {"succeeded"}
-    ran = sorted(what.split(" x")[0] for _, _, what in on.runs(job.id))
+    ran = sorted(what.split(" x")[0] for _, _, what in pipeline.runs(job.id))
     assert ran == ["noted"] * 4 + ["on_success"]
     assert job.status()["unkept"] == 3
 
 
-def test_a_strict_actor_fails_by_a_result_that_cannot_be_kept_and_sends_nothing(on: Pipeline) -> None:
+def test_a_strict_actor_fails_by_a_result_that_cannot_be_kept_and_sends_nothing(pipeline: Pipeline) -> None:
     """Its hooks took it for a success, and its item failed, so neither callback is sent."""
     with callboard.job("no result") as job:
-        on.actor("strict_result").send_with_options(on_success=on.actor("on_success"))
-        (on.actor("strict_result").message() | on.actor("noted").message()).run()
-    items = on.ended(job)
+        pipeline.actor("strict_result").send_with_options(on_success=pipeline.actor("on_success"))
+        (pipeline.actor("strict_result").message() | pipeline.actor("noted").message()).run()
+    items = pipeline.ended(job)
     assert [item["state"] for item in items] == ["failed", "failed"]
     assert items[0]["error"]["type"].endswith("ResultNotKept")
-    assert on.runs(job.id) == []
+    assert pipeline.runs(job.id) == []
     assert job.status()["unkept"] == 0
 
 
-def test_an_unknown_value_of_the_option_results_is_refused_where_the_actor_is_declared(on: Pipeline) -> None:
+def test_an_unknown_value_of_the_option_results_is_refused_where_the_actor_is_declared(
+    pipeline: Pipeline,
+) -> None:
     with pytest.raises(
         ValueError, match="the option results of sloppy must be 'strict' or None, not 'Strict'"
     ):
-        dramatiq.actor(broker=on.broker, actor_name="sloppy", results="Strict")(lambda: None)
+        dramatiq.actor(broker=pipeline.broker, actor_name="sloppy", results="Strict")(lambda: None)
 
 
-def test_an_item_with_no_tries_left_sends_its_on_retry_exhausted(on: Pipeline) -> None:
+def test_an_item_with_no_tries_left_sends_its_on_retry_exhausted(pipeline: Pipeline) -> None:
     """Once, and not for what its actor throws."""
     with callboard.job("exhausted") as job:
         options: dict[str, Any] = {"on_retry_exhausted": "on_exhausted"}
-        on.actor("stubborn").send_with_options(args=(1, 9), **options)
-        on.actor("throws").send_with_options(**options)
-    items = on.ended(job)
+        pipeline.actor("stubborn").send_with_options(args=(1, 9), **options)
+        pipeline.actor("throws").send_with_options(**options)
+    items = pipeline.ended(job)
     assert [item["state"] for item in items] == ["failed", "failed", "succeeded"]
-    assert [what for _, _, what in on.runs(job.id) if what != "stubborn"] == ["on_exhausted 2 of 2"]
+    assert [what for _, _, what in pipeline.runs(job.id) if what != "stubborn"] == ["on_exhausted 2 of 2"]
 
 
-def test_items_that_a_rate_limiter_refuses_are_tried_again(on: Pipeline) -> None:
-    job = on.submit("limited", *range(6))
-    items = on.ended(job)
+def test_items_that_a_rate_limiter_refuses_are_tried_again(pipeline: Pipeline) -> None:
+    job = pipeline.submit("limited", *range(6))
+    items = pipeline.ended(job)
     assert {item["state"] for item in items} == {"succeeded"}
-    put_off = [attempt for item in items for attempt in on.attempts(job, item["item"])]
+    put_off = [attempt for item in items for attempt in pipeline.attempts(job, item["item"])]
     assert {attempt["type"].rpartition(".")[2] for attempt in put_off} == {"RateLimitExceeded"}
     assert all(attempt["retried"] for attempt in put_off)
     assert job.status()["retries"] == len(put_off) > 0
 
 
-def test_a_result_is_stored_as_it_is(on: Pipeline) -> None:
-    assert on.only(on.submit("bad_result", "nul"))["result"] == "a \x00 in it"
-    assert on.only(on.submit("work", {"number": 3, "fate": "result"}))["result"] == {"number": 3}
-    assert on.only(on.submit("work", {"number": 3}))["result"] is None
+def test_a_result_is_stored_as_it_is(pipeline: Pipeline) -> None:
+    assert pipeline.only(pipeline.submit("bad_result", "nul"))["result"] == "a \x00 in it"
+    assert pipeline.only(pipeline.submit("work", {"number": 3, "fate": "result"}))["result"] == {"number": 3}
+    assert pipeline.only(pipeline.submit("work", {"number": 3}))["result"] is None
 
 
-def test_a_dead_letter_has_the_properties_it_was_published_with(on: Pipeline) -> None:
-    job = on.submit("stubborn", {"number": 1, "wins_at": 9})
-    assert on.only(job)["state"] == "failed"
-    properties, body = on.dead_letter(lambda properties, _: properties.message_id == f"{job.id}-0")
+def test_a_dead_letter_has_the_properties_it_was_published_with(pipeline: Pipeline) -> None:
+    job = pipeline.submit("stubborn", {"number": 1, "wins_at": 9})
+    assert pipeline.only(job)["state"] == "failed"
+    properties, body = pipeline.dead_letter(lambda properties, _: properties.message_id == f"{job.id}-0")
     assert properties.correlation_id == f"{job.id}/0"
     assert properties.type == "stubborn"
     assert properties.app_id == "callboard"
@@ -302,16 +310,16 @@ def test_a_dead_letter_has_the_properties_it_was_published_with(on: Pipeline) ->
 
 
 @pytest.mark.parametrize("actor", ["knows", "knows_gently"])
-def test_an_item_knows_what_was_said_of_its_job(actor: str, on: Pipeline) -> None:
+def test_an_item_knows_what_was_said_of_its_job(actor: str, pipeline: Pipeline) -> None:
     said = {"tenant": "acme", "key": f"facts of {actor}", "metadata": {"phase": [1, "ü"]}}
-    for item in on.ended(on.submit(actor, 1, 2, **said)):
+    for item in pipeline.ended(pipeline.submit(actor, 1, 2, **said)):
         assert item["result"] == list(said.values())
-    assert on.only(on.submit("knows", 1))["result"] == ["", None, {}]
+    assert pipeline.only(pipeline.submit("knows", 1))["result"] == ["", None, {}]
 
 
-def test_async_actors_have_a_current_item_too(on: Pipeline) -> None:
-    job = on.submit("gently", 1, 2)
-    items = on.ended(job)
+def test_async_actors_have_a_current_item_too(pipeline: Pipeline) -> None:
+    job = pipeline.submit("gently", 1, 2)
+    items = pipeline.ended(job)
     assert len(items) == 4
     assert [item["result"] for item in items[:2]] == [0, 1]
     assert {item["actor"] for item in items[2:]} == {"noted"}
@@ -320,35 +328,38 @@ def test_async_actors_have_a_current_item_too(on: Pipeline) -> None:
 # What is sent --------------------------------------------------------------------------------------------------------
 
 
-def test_children_belong_to_their_parents_job(on: Pipeline) -> None:
-    job = on.submit("parent", {"number": 1, "children": 3})
-    items = on.ended(job)
+def test_children_belong_to_their_parents_job(pipeline: Pipeline) -> None:
+    job = pipeline.submit("parent", {"number": 1, "children": 3})
+    items = pipeline.ended(job)
     assert [item["actor"] for item in items] == ["parent", "noted", "noted", "noted"]
-    assert [item for item, _, _ in on.runs(job.id)] == [1, 2, 3]
+    assert [item for item, _, _ in pipeline.runs(job.id)] == [1, 2, 3]
 
 
-def test_what_an_actors_threads_send_belongs_to_its_item(on: Pipeline) -> None:
-    job = on.submit("in_threads", 40)
-    assert len(on.ended(job)) == 41
+def test_what_an_actors_threads_send_belongs_to_its_item(pipeline: Pipeline) -> None:
+    job = pipeline.submit("in_threads", 40)
+    assert len(pipeline.ended(job)) == 41
     with callboard.job("a block") as block, ThreadPoolExecutor(4) as pool:
-        list(pool.map(on.actor("noted").send, range(5)))
+        list(pool.map(pipeline.actor("noted").send, range(5)))
     assert block.wait(TIMEOUT)["total"] == 5
 
 
-def test_a_parent_that_fails_sends_no_children(on: Pipeline) -> None:
-    job = on.submit("parent", {"number": 1, "children": 3, "fails": True})
-    item = on.only(job)
+def test_a_parent_that_fails_sends_no_children(pipeline: Pipeline) -> None:
+    job = pipeline.submit("parent", {"number": 1, "children": 3, "fails": True})
+    item = pipeline.only(job)
     assert (item["state"], item["attempt"]) == ("failed", 2)
-    assert on.runs(job.id) == []
+    assert pipeline.runs(job.id) == []
 
 
-def test_callbacks_are_sent_by_the_outcome(on: Pipeline) -> None:
+def test_callbacks_are_sent_by_the_outcome(pipeline: Pipeline) -> None:
     with callboard.job("callbacks") as job:
-        options: dict[str, Any] = {"on_failure": on.actor("on_failure"), "on_success": on.actor("on_success")}
-        on.actor("add").send_with_options(args=(1, 2), **options)
-        on.actor("parent").send_with_options(args=(1, 2), kwargs={"fails": True}, **options)
-    items = on.ended(job)
-    assert [what for _, _, what in on.runs(job.id)] == [
+        options: dict[str, Any] = {
+            "on_failure": pipeline.actor("on_failure"),
+            "on_success": pipeline.actor("on_success"),
+        }
+        pipeline.actor("add").send_with_options(args=(1, 2), **options)
+        pipeline.actor("parent").send_with_options(args=(1, 2), kwargs={"fails": True}, **options)
+    items = pipeline.ended(job)
+    assert [what for _, _, what in pipeline.runs(job.id)] == [
         "on_success 3",
         "on_failure ValueError",
         "on_failure ValueError",
@@ -356,46 +367,50 @@ def test_callbacks_are_sent_by_the_outcome(on: Pipeline) -> None:
     assert len(items) == 5  # Dramatiq's on_failure goes with each attempt that failed
 
 
-def test_a_message_of_send_now_is_sent_even_when_its_sender_fails(on: Pipeline) -> None:
-    job = on.submit("hasty", 41)
-    assert on.only(job)["state"] == "failed"
-    assert wait_until(lambda: any(i["args"] == [41] for i in _all(on, "noted")), TIMEOUT)
+def test_a_message_of_send_now_is_sent_even_when_its_sender_fails(pipeline: Pipeline) -> None:
+    job = pipeline.submit("hasty", 41)
+    assert pipeline.only(job)["state"] == "failed"
+    assert wait_until(lambda: any(i["args"] == [41] for i in _all(pipeline, "noted")), TIMEOUT)
 
 
-def _all(on: Pipeline, actor: str) -> list[dict[str, object]]:
-    job = on.standing(actor)
+def _all(pipeline: Pipeline, actor: str) -> list[dict[str, object]]:
+    job = pipeline.standing(actor)
     return list(job.items()) if job else []
 
 
-def test_a_pipeline_stays_in_its_job(on: Pipeline) -> None:
+def test_a_pipeline_stays_in_its_job(pipeline: Pipeline) -> None:
     with callboard.job("pipeline") as job:
-        (on.actor("add").message(1, 2) | on.actor("add").message(10) | on.actor("add").message(100)).run()
-    assert [item["result"] for item in on.ended(job)] == [3, 13, 113]
+        (
+            pipeline.actor("add").message(1, 2)
+            | pipeline.actor("add").message(10)
+            | pipeline.actor("add").message(100)
+        ).run()
+    assert [item["result"] for item in pipeline.ended(job)] == [3, 13, 113]
 
 
-def test_a_group_is_in_one_job(on: Pipeline) -> None:
+def test_a_group_is_in_one_job(pipeline: Pipeline) -> None:
     with callboard.job("group") as job:
-        group([on.actor("add").message(n, n) for n in range(5)]).run()
-    assert sorted(item["result"] for item in on.ended(job)) == [0, 2, 4, 6, 8]
+        group([pipeline.actor("add").message(n, n) for n in range(5)]).run()
+    assert sorted(item["result"] for item in pipeline.ended(job)) == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_job_made_in_an_actor_is_a_job(number: int, on: Pipeline) -> None:
+def test_a_job_made_in_an_actor_is_a_job(number: int, pipeline: Pipeline) -> None:
     """It is sealed when its block ends, before the actor's item has ended."""
-    item = on.only(on.submit("opens_a_job", number))
+    item = pipeline.only(pipeline.submit("opens_a_job", number))
     assert item["state"] == "succeeded", item["error"]
     inner = callboard.get(item["result"])
-    assert len(on.ended(inner)) == number
+    assert len(pipeline.ended(inner)) == number
 
 
-def test_a_plain_send_is_an_item_of_the_actors_standing_job(on: Pipeline) -> None:
-    sent = on.actor("add").send(20, 22)
-    job = on.standing("add")
+def test_a_plain_send_is_an_item_of_the_actors_standing_job(pipeline: Pipeline) -> None:
+    sent = pipeline.actor("add").send(20, 22)
+    job = pipeline.standing("add")
     assert job is not None
     assert job.status()["name"] == "add"
     assert not job.status()["sealed"]
     assert wait_until(lambda: any(item["result"] == 42 for item in job.items()), TIMEOUT)
-    row = on.conn.execute(
+    row = pipeline.conn.execute(
         "SELECT count(*) FROM callboard.items WHERE message_id = %s", (sent.message_id,)
     ).fetchone()
     assert row == (1,)
@@ -403,52 +418,52 @@ def test_a_plain_send_is_an_item_of_the_actors_standing_job(on: Pipeline) -> Non
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
 def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
-    how: str, on: Pipeline, tmp_path: Path
+    how: str, pipeline: Pipeline, tmp_path: Path
 ) -> None:
     """Such a child calls no exit handler of its parent's, and the claim of its message held for eight seconds."""
     script = tmp_path / "script.py"
     script.write_text(CHILD_SENDS)
-    environment = {**os.environ, **on.environment, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **pipeline.environment, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, script, how], env=environment, check=True, timeout=TIMEOUT)
     mine = (
         "FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id WHERE j.name = 'of a child'"
     )
-    assert on.conn.execute(f"SELECT {mine}").rowcount == 0
+    assert pipeline.conn.execute(f"SELECT {mine}").rowcount == 0
 
 
-def test_a_child_process_of_an_actor_belongs_to_no_item_and_sends_at_once(on: Pipeline) -> None:
-    assert on.only(on.submit("in_a_process", 4711))["result"] == 0
-    assert wait_until(lambda: [4711] in [i["args"] for i in _standing(on, "succeeded")], TIMEOUT)
+def test_a_child_process_of_an_actor_belongs_to_no_item_and_sends_at_once(pipeline: Pipeline) -> None:
+    assert pipeline.only(pipeline.submit("in_a_process", 4711))["result"] == 0
+    assert wait_until(lambda: [4711] in [i["args"] for i in _standing(pipeline, "succeeded")], TIMEOUT)
 
 
-def _standing(on: Pipeline, state: str) -> list[dict[str, Any]]:
-    job = on.standing("noted")
+def _standing(pipeline: Pipeline, state: str) -> list[dict[str, Any]]:
+    job = pipeline.standing("noted")
     return [] if job is None else list(job.items(state))
 
 
-def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(on: Pipeline) -> None:
+def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(pipeline: Pipeline) -> None:
     with callboard.job("delayed") as job:
         began = time.time()
-        on.actor("noted").send_with_options(args=(1,), delay=1500)
-    assert on.ready("default.DQ") == 0
-    row = on.conn.execute(
+        pipeline.actor("noted").send_with_options(args=(1,), delay=1500)
+    assert pipeline.ready("default.DQ") == 0
+    row = pipeline.conn.execute(
         "SELECT extract(epoch FROM due_at)::float8 FROM callboard.outbox WHERE job_id = %s", (job.id,)
     ).fetchone()
     assert row is not None
     assert 1.4 <= row[0] - began <= 2.5
-    on.only(job)
-    started = on.conn.execute(
+    pipeline.only(job)
+    started = pipeline.conn.execute(
         "SELECT extract(epoch FROM started_at)::float8 FROM callboard.items WHERE job_id = %s", (job.id,)
     ).fetchone()
     assert started is not None
     assert 0 <= started[0] - row[0] < TIMEOUT  # how late it may be: tests/faults/test_restarts.py
 
 
-def test_a_send_with_a_strange_priority_does_not_hold_up_others(on: Pipeline) -> None:
+def test_a_send_with_a_strange_priority_does_not_hold_up_others(pipeline: Pipeline) -> None:
     with callboard.job("odd") as job:
-        on.actor("noted").send_with_options(args=(1,), broker_priority="high")
-        on.actor("noted").send(2)
-    assert [item["state"] for item in on.ended(job)] == ["succeeded", "succeeded"]
+        pipeline.actor("noted").send_with_options(args=(1,), broker_priority="high")
+        pipeline.actor("noted").send(2)
+    assert [item["state"] for item in pipeline.ended(job)] == ["succeeded", "succeeded"]
 
 
 # Foreign messages ----------------------------------------------------------------------------------------------------
@@ -459,14 +474,14 @@ def foreign(actor: str, *args: object, **options: object) -> Message[None]:
     return Message("default", actor, args, {}, dict(options))
 
 
-def put(on: Pipeline, *bodies: bytes) -> None:
-    with on.channel() as channel:
+def put(pipeline: Pipeline, *bodies: bytes) -> None:
+    with pipeline.channel() as channel:
         for body in bodies:
             channel.basic_publish("", "default", body, pika.BasicProperties(delivery_mode=2))
 
 
-def items_of(on: Pipeline, message_id: str) -> list[tuple[int, int, str]]:
-    found = on.conn.execute(
+def items_of(pipeline: Pipeline, message_id: str) -> list[tuple[int, int, str]]:
+    found = pipeline.conn.execute(
         "SELECT job_id, item, state::text FROM callboard.items WHERE message_id = %s", (message_id,)
     )
     return [(row[0], row[1], row[2]) for row in found]
@@ -474,105 +489,125 @@ def items_of(on: Pipeline, message_id: str) -> list[tuple[int, int, str]]:
 
 @pytest.mark.parametrize("timestamp", [None, -1])
 def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_other(
-    on: Pipeline, timestamp: int | None
+    pipeline: Pipeline, timestamp: int | None
 ) -> None:
     message = foreign("stubborn", 1, 3)
     if timestamp is not None:
         message = message.copy(message_timestamp=timestamp)
-    put(on, message.encode())
-    assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
-    ((job, item, _),) = items_of(on, message.message_id)
-    standing = on.standing("stubborn")
+    put(pipeline, message.encode())
+    assert wait_until(
+        lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT
+    )
+    ((job, item, _),) = items_of(pipeline, message.message_id)
+    standing = pipeline.standing("stubborn")
     assert standing is not None
     assert standing.id == job
-    assert [attempt for i, attempt, _ in on.runs(job) if i == item] == [1, 2, 3]
+    assert [attempt for i, attempt, _ in pipeline.runs(job) if i == item] == [1, 2, 3]
 
 
-def test_a_foreign_message_that_comes_twice_is_one_item(on: Pipeline) -> None:
+def test_a_foreign_message_that_comes_twice_is_one_item(pipeline: Pipeline) -> None:
     message = foreign("noted", 77)
-    put(on, message.encode(), message.encode())
+    put(pipeline, message.encode(), message.encode())
     after = foreign("noted", 78)
-    put(on, after.encode())
-    assert wait_until(lambda: [s for _, _, s in items_of(on, after.message_id)] == ["succeeded"], TIMEOUT)
-    assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
-    put(on, message.encode())
+    put(pipeline, after.encode())
+    assert wait_until(
+        lambda: [s for _, _, s in items_of(pipeline, after.message_id)] == ["succeeded"], TIMEOUT
+    )
+    assert wait_until(
+        lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT
+    )
+    put(pipeline, message.encode())
     again = foreign("noted", 79)
-    put(on, again.encode())
-    assert wait_until(lambda: [s for _, _, s in items_of(on, again.message_id)] == ["succeeded"], TIMEOUT)
-    ((job, item, _),) = items_of(on, message.message_id)
-    assert on.drift() == []
+    put(pipeline, again.encode())
+    assert wait_until(
+        lambda: [s for _, _, s in items_of(pipeline, again.message_id)] == ["succeeded"], TIMEOUT
+    )
+    ((job, item, _),) = items_of(pipeline, message.message_id)
+    assert pipeline.drift() == []
     assert (
-        len([i for i, _, _ in on.runs(job) if i == item]) <= 2
+        len([i for i, _, _ in pipeline.runs(job) if i == item]) <= 2
     )  # two at the same moment may both run; once counted
 
 
 @pytest.mark.parametrize("how", ["sent", "foreign"])
-def test_a_message_runs_whatever_its_timestamp(how: str, on: Pipeline) -> None:
+def test_a_message_runs_whatever_its_timestamp(how: str, pipeline: Pipeline) -> None:
     """Other packages write fractions, or none; AMQP producers in other languages may write nanoseconds."""
     times: list[Any] = [time.time() * 1000, None, 10**18, -(10**18)]
     messages = [foreign("noted", n).copy(message_timestamp=when) for n, when in enumerate(times)]
     if how == "sent":
         for message in messages:
-            on.broker.enqueue(message)
+            pipeline.broker.enqueue(message)
     else:
-        put(on, *(message.encode() for message in messages))
+        put(pipeline, *(message.encode() for message in messages))
 
     def states() -> list[str]:
-        return [s for m in messages for _, _, s in items_of(on, m.message_id)]
+        return [s for m in messages for _, _, s in items_of(pipeline, m.message_id)]
 
     assert wait_until(lambda: states() == ["succeeded"] * len(times), TIMEOUT), states()
 
 
-def test_a_message_that_was_moved_from_another_queue_runs(on: Pipeline) -> None:
+def test_a_message_that_was_moved_from_another_queue_runs(pipeline: Pipeline) -> None:
     """Its worker has no consumer of the queue that the message names."""
     moved = foreign("noted", 83).copy(queue_name="elsewhere")
-    put(on, moved.encode())
-    assert wait_until(lambda: [s for _, _, s in items_of(on, moved.message_id)] == ["succeeded"], TIMEOUT)
-    assert on.worker is not None
-    assert "does not catch" not in on.worker.output
+    put(pipeline, moved.encode())
+    assert wait_until(
+        lambda: [s for _, _, s in items_of(pipeline, moved.message_id)] == ["succeeded"], TIMEOUT
+    )
+    assert pipeline.worker is not None
+    assert "does not catch" not in pipeline.worker.output
 
 
 @pytest.mark.parametrize("message_id", ["", "always this one"])
-def test_messages_of_another_language_with_one_id_all_run(message_id: str, on: Pipeline) -> None:
+def test_messages_of_another_language_with_one_id_all_run(message_id: str, pipeline: Pipeline) -> None:
     messages = [foreign("noted", n).copy(message_id=message_id) for n in (1, 2, 2)]
     if message_id:
         messages[2] = messages[2].copy(message_timestamp=messages[1].message_timestamp + 1)
     else:  # equal in every field
         messages[2] = messages[1]
-    put(on, *(message.encode() for message in messages))
+    put(pipeline, *(message.encode() for message in messages))
     done = ["succeeded"] * 3
-    assert wait_until(lambda: [s for _, _, s in items_of(on, message_id)] == done, TIMEOUT)
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, message_id)] == done, TIMEOUT)
 
 
-def test_a_delayed_message_of_a_stock_producer_that_comes_twice_is_one_item(on: Pipeline) -> None:
+def test_a_delayed_message_of_a_stock_producer_that_comes_twice_is_one_item(pipeline: Pipeline) -> None:
     """As when its worker dies between the record and the acknowledgement."""
     message = foreign("noted", 80, eta=int(time.time() * 1000)).copy(queue_name="default.DQ")
     after = foreign("noted", 81, eta=message.options["eta"] + 1).copy(queue_name="default.DQ")
-    with on.channel() as channel:
+    with pipeline.channel() as channel:
         for one in (message, message, after):
             channel.basic_publish("", "default.DQ", one.encode(), pika.BasicProperties(delivery_mode=2))
-    assert wait_until(lambda: [s for _, _, s in items_of(on, after.message_id)] == ["succeeded"], TIMEOUT)
-    assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
-    ((job, item, _),) = items_of(on, message.message_id)
-    assert len([i for i, _, _ in on.runs(job) if i == item]) == 1
+    assert wait_until(
+        lambda: [s for _, _, s in items_of(pipeline, after.message_id)] == ["succeeded"], TIMEOUT
+    )
+    assert wait_until(
+        lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT
+    )
+    ((job, item, _),) = items_of(pipeline, message.message_id)
+    assert len([i for i, _, _ in pipeline.runs(job) if i == item]) == 1
 
 
-def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(on: Pipeline) -> None:
+def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(pipeline: Pipeline) -> None:
     """Not in a worker's memory; one that no row can hold is a dead letter, and holds up no other."""
     hour = int(time.time() * 1000) + 3_600_000
     broken = foreign("noted", 1, eta=1e300).copy(queue_name="default.DQ")
     message = foreign("noted", 82, eta=hour).copy(queue_name="default.DQ")
-    with on.channel() as channel:
+    with pipeline.channel() as channel:
         for one in (broken, message):
             channel.basic_publish("", "default.DQ", one.encode(), pika.BasicProperties(delivery_mode=2))
     due = (
         "SELECT i.queue FROM callboard.items AS i JOIN callboard.outbox AS o USING (job_id, item)"
         " WHERE i.message_id = %s AND o.due_at > now() + interval '50 minutes'"
     )
-    assert wait_until(lambda: on.conn.execute(due, (message.message_id,)).fetchone() == ("default",), TIMEOUT)
-    on.dead_letter(lambda _, body: body == broken.encode())
-    on.conn.execute("UPDATE callboard.outbox SET due_at = now() WHERE due_at > now() + interval '50 minutes'")
-    assert wait_until(lambda: [s for _, _, s in items_of(on, message.message_id)] == ["succeeded"], TIMEOUT)
+    assert wait_until(
+        lambda: pipeline.conn.execute(due, (message.message_id,)).fetchone() == ("default",), TIMEOUT
+    )
+    pipeline.dead_letter(lambda _, body: body == broken.encode())
+    pipeline.conn.execute(
+        "UPDATE callboard.outbox SET due_at = now() WHERE due_at > now() + interval '50 minutes'"
+    )
+    assert wait_until(
+        lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT
+    )
 
 
 @pytest.mark.parametrize(
@@ -594,41 +629,43 @@ def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(on: Pipeline) -> N
     ],
     ids=["bytes", "text", "list", "null", "other", "args", "options", "actor", "id", "nul"],
 )
-def test_a_malformed_message_is_dead_lettered_and_does_not_hold_up_others(body: bytes, on: Pipeline) -> None:
-    put(on, body)
-    assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
-    on.dead_letter(lambda _, found: found == body)
+def test_a_malformed_message_is_dead_lettered_and_does_not_hold_up_others(
+    body: bytes, pipeline: Pipeline
+) -> None:
+    put(pipeline, body)
+    assert pipeline.only(pipeline.submit("work", {"number": 1}))["state"] == "succeeded"
+    pipeline.dead_letter(lambda _, found: found == body)
 
 
-def test_two_copies_of_a_message_count_once(on: Pipeline) -> None:
-    job = on.submit("slow", {"number": 1, "seconds": 2.0})
+def test_two_copies_of_a_message_count_once(pipeline: Pipeline) -> None:
+    job = pipeline.submit("slow", {"number": 1, "seconds": 2.0})
     assert wait_until(lambda: job.status()["running"] == 1, TIMEOUT)
     body = json.dumps({
         "queue_name": "default", "actor_name": "slow", "args": [], "kwargs": {"number": 1, "seconds": 2.0},
         "options": {"callboard": {"job": job.id, "item": 0, "attempt": 1, "epoch": 0}}, "message_id": str(uuid.uuid4()),
         "message_timestamp": 5,
     }).encode()  # fmt: skip
-    put(on, body, body)
+    put(pipeline, body, body)
     status = job.wait(TIMEOUT)
-    put(on, body)
+    put(pipeline, body)
     assert (status["succeeded"], status["total"]) == (1, 1)
-    assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
-    assert wait_until(lambda: on.ready("default") == 0, TIMEOUT)
+    assert pipeline.only(pipeline.submit("work", {"number": 1}))["state"] == "succeeded"
+    assert wait_until(lambda: pipeline.ready("default") == 0, TIMEOUT)
     assert job.status()["succeeded"] == 1
 
 
-def test_a_message_of_an_unknown_item_is_dropped(on: Pipeline) -> None:
+def test_a_message_of_an_unknown_item_is_dropped(pipeline: Pipeline) -> None:
     gone = {"callboard": {"job": 1, "item": 0, "attempt": 1, "epoch": 0, "suspect": True}}
-    put(on, foreign("noted", 1, **gone).encode())
-    assert on.only(on.submit("work", {"number": 1}))["state"] == "succeeded"
-    assert on.runs(1) == []
+    put(pipeline, foreign("noted", 1, **gone).encode())
+    assert pipeline.only(pipeline.submit("work", {"number": 1}))["state"] == "succeeded"
+    assert pipeline.runs(1) == []
 
 
 # What is seen --------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_is_seen_within_a_second_on_item_and_job(on: Pipeline) -> None:
-    job = on.submit("slow", {"number": 1, "seconds": 8.0})
+def test_a_step_is_seen_within_a_second_on_item_and_job(pipeline: Pipeline) -> None:
+    job = pipeline.submit("slow", {"number": 1, "seconds": 8.0})
     assert wait_until(lambda: next(job.items())["state"] == "running", TIMEOUT)
     timer = Timer()
     assert wait_until(lambda: job.status()["step"] == "sleeping 8.0 s", TIMEOUT)
@@ -637,7 +674,7 @@ def test_a_step_is_seen_within_a_second_on_item_and_job(on: Pipeline) -> None:
     assert item["step"] == "sleeping 8.0 s"
     assert job.status()["state"] == "running"
     assert job.status()["running"] == 1
-    on.only(job)
+    pipeline.only(job)
 
 
 @pytest.mark.parametrize(
@@ -649,18 +686,18 @@ def test_a_step_is_seen_within_a_second_on_item_and_job(on: Pipeline) -> None:
     ],
 )
 def test_progress_is_seen_while_the_item_runs(
-    actor: str, pages: int, told: dict[str, float], on: Pipeline
+    actor: str, pages: int, told: dict[str, float], pipeline: Pipeline
 ) -> None:
-    job = on.submit(actor, {"pages": pages})
+    job = pipeline.submit(actor, {"pages": pages})
     assert wait_until(lambda: next(job.items())["progress"] == told, TIMEOUT)
     (item,) = job.items("running")  # it runs until somebody has seen it
     assert item["progress"] == told
-    on.conn.execute("INSERT INTO runs (job, what) VALUES (%s, 'seen')", (job.id,))
-    assert on.only(job)["progress"] is None
+    pipeline.conn.execute("INSERT INTO runs (job, what) VALUES (%s, 'seen')", (job.id,))
+    assert pipeline.only(job)["progress"] is None
 
 
-def test_progress_moves_and_may_have_no_end(on: Pipeline) -> None:
-    job = on.submit("counts", {"pages": None})
+def test_progress_moves_and_may_have_no_end(pipeline: Pipeline) -> None:
+    job = pipeline.submit("counts", {"pages": None})
 
     def done() -> float:
         progress = next(job.items())["progress"]
@@ -669,17 +706,17 @@ def test_progress_moves_and_may_have_no_end(on: Pipeline) -> None:
     assert wait_until(lambda: done() >= 0, TIMEOUT)
     first = done()
     assert wait_until(lambda: done() > first, TIMEOUT)
-    on.conn.execute("INSERT INTO runs (job, what) VALUES (%s, 'seen')", (job.id,))
-    assert on.only(job)["state"] == "succeeded"
+    pipeline.conn.execute("INSERT INTO runs (job, what) VALUES (%s, 'seen')", (job.id,))
+    assert pipeline.only(job)["state"] == "succeeded"
 
 
-def test_only_slow_items_get_a_row_in_running(on: Pipeline) -> None:
+def test_only_slow_items_get_a_row_in_running(pipeline: Pipeline) -> None:
     def inserted() -> int:
-        row = on.conn.execute("SELECT count(*) FROM seen").fetchone()
+        row = pipeline.conn.execute("SELECT count(*) FROM seen").fetchone()
         assert row is not None
         return int(row[0])
 
-    on.conn.execute(
+    pipeline.conn.execute(
         """
         CREATE TABLE seen (job bigint);
         CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
@@ -687,26 +724,28 @@ def test_only_slow_items_get_a_row_in_running(on: Pipeline) -> None:
         CREATE TRIGGER see AFTER INSERT ON callboard.running FOR EACH ROW EXECUTE FUNCTION see();
         """
     )
-    on.ended(on.submit("work", *({"number": n} for n in range(300))))
+    pipeline.ended(pipeline.submit("work", *({"number": n} for n in range(300))))
     fast = inserted()
     assert fast < 30  # on a busy machine one of them may stand still in the middle
-    on.ended(on.submit("noted", *({"number": n, "seconds": 2.0} for n in range(4))))
+    pipeline.ended(pipeline.submit("noted", *({"number": n, "seconds": 2.0} for n in range(4))))
     assert inserted() - fast == 4
-    on.conn.execute("DROP TRIGGER see ON callboard.running")
+    pipeline.conn.execute("DROP TRIGGER see ON callboard.running")
 
 
-def test_a_worker_is_registered_and_beats(on: Pipeline) -> None:
+def test_a_worker_is_registered_and_beats(pipeline: Pipeline) -> None:
     def beat() -> object:
-        row = on.conn.execute("SELECT beat_at FROM callboard.workers WHERE stopped_at IS NULL").fetchone()
+        row = pipeline.conn.execute(
+            "SELECT beat_at FROM callboard.workers WHERE stopped_at IS NULL"
+        ).fetchone()
         assert row is not None
         return row[0]
 
     first = beat()
     assert wait_until(lambda: beat() != first, TIMEOUT)
-    row = on.conn.execute("SELECT pid, threads, actors, queues FROM callboard.workers").fetchone()
+    row = pipeline.conn.execute("SELECT pid, threads, actors, queues FROM callboard.workers").fetchone()
     assert row is not None
-    assert on.worker is not None
-    assert row[0] in [on.worker.pid, *on.worker.children()]
+    assert pipeline.worker is not None
+    assert row[0] in [pipeline.worker.pid, *pipeline.worker.children()]
     assert row[1] == 8
     assert "stubborn" in row[2]
     assert row[3] == ["default"]

@@ -15,7 +15,7 @@ from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.states import ITEM_STATES
 from tests.support import makers as made
-from tests.support import pipeline
+from tests.support.pipeline import Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -24,13 +24,13 @@ TIMEOUT = 300.0
 
 
 @pytest.fixture(scope="module")
-def on(
+def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[pipeline.Pipeline]:
+) -> Iterator[Pipeline]:
     """One worker with the actors and the functions; at the end a recount finds no drift."""
     folder = tmp_path_factory.mktemp("stages")
     modules = ["tests.support.stage_actors"]
-    with pipeline.running_pipeline(postgres_url, template, broker, NAMES, folder, modules) as found:
+    with running_pipeline(postgres_url, template, broker, NAMES, folder, modules) as found:
         yield found
         assert found.drift() == []
 
@@ -68,7 +68,7 @@ def audit(count: int = 45, **options: Any) -> callboard.Job:
     )
 
 
-def test_each_stage_is_made_from_the_results_of_the_one_before(on: pipeline.Pipeline) -> None:
+def test_each_stage_is_made_from_the_results_of_the_one_before(pipeline: Pipeline) -> None:
     job = audit(metadata={"company": "Acme"})
     found = ended(job)
     assert found["state"] == "completed"
@@ -84,7 +84,7 @@ def test_each_stage_is_made_from_the_results_of_the_one_before(on: pipeline.Pipe
     assert scored["result"] == {"answers": 135, "sum": 3 * sum(len(f"Acme {n}") for n in range(45))}
 
 
-def test_async_callers_are_not_blocked(on: pipeline.Pipeline) -> None:
+def test_async_callers_are_not_blocked(pipeline: Pipeline) -> None:
     async def ask() -> dict[str, Any]:
         job = await callboard.astages("async", [Stage("number", items=[1, 2]), Stage("number")])
         return await job.await_done(TIMEOUT)
@@ -92,7 +92,7 @@ def test_async_callers_are_not_blocked(on: pipeline.Pipeline) -> None:
     assert asyncio.run(ask())["succeeded"] == 4
 
 
-def test_an_empty_stage_makes_an_empty_one(on: pipeline.Pipeline) -> None:
+def test_an_empty_stage_makes_an_empty_one(pipeline: Pipeline) -> None:
     job = callboard.stages("nothing", [Stage("number", items=[]), Stage("number"), Stage("number")])
     assert ended(job)["state"] == "completed"
     assert told(job) == [("number", "completed", 0, 0, 0)] * 3
@@ -105,11 +105,11 @@ class Column(list[int]):
         raise ValueError("the truth value of a column is ambiguous")
 
 
-def test_items_may_be_any_iterable(on: pipeline.Pipeline) -> None:
+def test_items_may_be_any_iterable(pipeline: Pipeline) -> None:
     assert ended(callboard.stages("column", [Stage("number", items=Column([1, 2]))]))["succeeded"] == 2
 
 
-def test_a_child_belongs_to_the_stage_of_its_parent_and_the_stage_waits_for_it(on: pipeline.Pipeline) -> None:
+def test_a_child_belongs_to_the_stage_of_its_parent_and_the_stage_waits_for_it(pipeline: Pipeline) -> None:
     job = callboard.stages("children", [Stage("spreads", items=range(20)), Stage("number")])
     assert ended(job)["state"] == "completed"
     assert told(job) == [("spreads", "completed", 40, 40, 0), ("number", "completed", 20, 20, 0)]
@@ -117,7 +117,7 @@ def test_a_child_belongs_to_the_stage_of_its_parent_and_the_stage_waits_for_it(o
     assert (sent.count("spreads"), sent.count("noted")) == (20, 20)
 
 
-def test_many_results_are_streamed_and_each_makes_one_item(on: pipeline.Pipeline) -> None:
+def test_many_results_are_streamed_and_each_makes_one_item(pipeline: Pipeline) -> None:
     """More of them than are read, and than are stored, at once."""
     count = 6_000
     assert count > max(PAGE_ITEMS, CHUNK_ITEMS)
@@ -146,9 +146,7 @@ def asked(on_failure: str, fails: Path, count: int = 5, **options: Any) -> callb
     )
 
 
-def test_failures_stop_the_stages_after_it_until_they_are_retried(
-    on: pipeline.Pipeline, tmp_path: Path
-) -> None:
+def test_failures_stop_the_stages_after_it_until_they_are_retried(pipeline: Pipeline, tmp_path: Path) -> None:
     job = asked("stop", tmp_path / "away")
     found = ended(job)
     assert (found["state"], found["reason"]) == ("failed", "stage 'ask': 5 of 15 items failed")
@@ -165,7 +163,7 @@ def test_failures_stop_the_stages_after_it_until_they_are_retried(
 
 
 def test_with_go_on_the_next_stage_is_made_without_the_failed_items(
-    on: pipeline.Pipeline, tmp_path: Path
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
     job = asked("go on", tmp_path / "away")
     found = ended(job)
@@ -178,7 +176,7 @@ def test_with_go_on_the_next_stage_is_made_without_the_failed_items(
     assert told(job)[1:] == [("ask", "completed", 15, 15, 0), ("score", "completed", 1, 1, 0)]
 
 
-def test_too_many_failures_stop_the_job_of_stages(on: pipeline.Pipeline, tmp_path: Path) -> None:
+def test_too_many_failures_stop_the_job_of_stages(pipeline: Pipeline, tmp_path: Path) -> None:
     job = asked("go on", tmp_path / "away", count=40, max_failures=3, concurrency=2)
     found = ended(job)
     assert found["state"] == "failed"
@@ -187,7 +185,7 @@ def test_too_many_failures_stop_the_job_of_stages(on: pipeline.Pipeline, tmp_pat
     assert told(job)[2] == ("score", "cancelled", 0, 0, 0)
 
 
-def test_a_stage_may_be_made_of_the_failed_items(on: pipeline.Pipeline, tmp_path: Path) -> None:
+def test_a_stage_may_be_made_of_the_failed_items(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "away").touch()
     one = {"query": "q", "fails": str(tmp_path / "away")}
     job = callboard.stages(
@@ -224,7 +222,7 @@ def test_a_stage_may_be_made_of_the_failed_items(on: pipeline.Pipeline, tmp_path
     ],
 )
 def test_a_stage_that_cant_be_made_fails_the_job_with_its_traceback(
-    make: Any, says: str, on: pipeline.Pipeline
+    make: Any, says: str, pipeline: Pipeline
 ) -> None:
     job = callboard.stages(
         "broken", [Stage("number", items=range(6)), Stage("number", make=make, name="next"), Stage("number")]
@@ -240,7 +238,7 @@ def test_a_stage_that_cant_be_made_fails_the_job_with_its_traceback(
     assert says.split(":", maxsplit=1)[0] in failed["detail"]["traceback"]
 
 
-def test_a_stage_that_could_not_be_made_is_made_by_a_retry(on: pipeline.Pipeline) -> None:
+def test_a_stage_that_could_not_be_made_is_made_by_a_retry(pipeline: Pipeline) -> None:
     """The items that it made before are not made twice."""
     job = callboard.stages("again", [Stage("number", items=range(9)), Stage("number", make=made.stumbles)])
     found = ended(job)
@@ -254,17 +252,15 @@ def test_a_stage_that_could_not_be_made_is_made_by_a_retry(on: pipeline.Pipeline
     assert [item["args"][0] for item in job.items(stage=1)] == list(range(5_200))
 
 
-def test_callbacks_are_called_for_the_job_and_not_for_its_stages(
-    on: pipeline.Pipeline, tmp_path: Path
-) -> None:
+def test_callbacks_are_called_for_the_job_and_not_for_its_stages(pipeline: Pipeline, tmp_path: Path) -> None:
     """The call describes the end, also if the job was opened again before the call."""
     job = asked("stop", tmp_path / "away", on_fail="heard", on_complete="heard")
     assert ended(job)["state"] == "failed"
     (tmp_path / "away").unlink()
     job.retry()
     assert ended(job)["state"] == "completed"
-    assert wait_until(lambda: len(heard(on)) == 2, TIMEOUT)
-    first, second = heard(on)
+    assert wait_until(lambda: len(heard(pipeline)) == 2, TIMEOUT)
+    first, second = heard(pipeline)
     assert (first["job"], first["state"], first["failed"], first["total"]) == (job.id, "failed", 5, 16)
     assert [stage["failed"] for stage in first["stages"]] == [0, 5, 0]
     assert (second["job"], second["state"], second["succeeded"], second["total"]) == (
@@ -275,9 +271,9 @@ def test_callbacks_are_called_for_the_job_and_not_for_its_stages(
     )
 
 
-def heard(on: pipeline.Pipeline) -> list[dict[str, Any]]:
+def heard(pipeline: Pipeline) -> list[dict[str, Any]]:
     """The arguments of `heard`, in the order of the ends."""
-    standing = on.standing("heard")
+    standing = pipeline.standing("heard")
     told = [item["args"][0] for item in standing.items()] if standing else []
     return sorted(told, key=lambda one: str(one["finished_at"]))
 
@@ -302,7 +298,7 @@ def in_hand(job: callboard.Job) -> None:
     assert wait_until(lambda: status(job)["running"] > 0, TIMEOUT), status(job)
 
 
-def test_cancelled_within_a_stage(on: pipeline.Pipeline, tmp_path: Path) -> None:
+def test_cancelled_within_a_stage(pipeline: Pipeline, tmp_path: Path) -> None:
     job = waiting(tmp_path / "gate", concurrency=4)
     in_hand(job)
     assert status(job)["step"].startswith("asking ")
@@ -322,7 +318,7 @@ def test_cancelled_within_a_stage(on: pipeline.Pipeline, tmp_path: Path) -> None
     assert next(job.items(stage=2))["result"] == {"answers": 30, "sum": 30}
 
 
-def test_of_a_cancelled_job_only_the_chosen_items_run_again(on: pipeline.Pipeline, tmp_path: Path) -> None:
+def test_of_a_cancelled_job_only_the_chosen_items_run_again(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "away").touch()
     gate = tmp_path / "gate"
     items = [
@@ -344,7 +340,7 @@ def test_of_a_cancelled_job_only_the_chosen_items_run_again(on: pipeline.Pipelin
     assert next(job.items(stage=1))["result"]["answers"] == succeeded + 1
 
 
-def test_a_paused_job_starts_no_item_and_makes_no_stage(on: pipeline.Pipeline, tmp_path: Path) -> None:
+def test_a_paused_job_starts_no_item_and_makes_no_stage(pipeline: Pipeline, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     job = waiting(gate, count=2)
     in_hand(job)
@@ -358,13 +354,13 @@ def test_a_paused_job_starts_no_item_and_makes_no_stage(on: pipeline.Pipeline, t
     assert [action["action"] for action in job.actions()] == ["resume", "pause"]
 
 
-def test_paused_and_cancelled_while_a_stage_is_made(on: pipeline.Pipeline) -> None:
+def test_paused_and_cancelled_while_a_stage_is_made(pipeline: Pipeline) -> None:
     job = callboard.stages("slowly", [Stage("number", items=range(40)), Stage("number", make=made.slowly)])
     assert wait_until(lambda: 0 < status(job)["stages"][1]["total"] < 30, TIMEOUT)
     job.pause()
     maker = "SELECT maker FROM callboard.jobs WHERE id = %s"
     second = status(job)["stages"][1]["job"]
-    assert wait_until(lambda: on.conn.execute(maker, (second,)).fetchone() == (None,), TIMEOUT)
+    assert wait_until(lambda: pipeline.conn.execute(maker, (second,)).fetchone() == (None,), TIMEOUT)
     paused = status(job)["stages"][1]["total"]
     assert 0 < paused < 40
     job.resume()
@@ -372,20 +368,20 @@ def test_paused_and_cancelled_while_a_stage_is_made(on: pipeline.Pipeline) -> No
     job.cancel()
     found = ended(job)
     assert (found["state"], found["stages"][1]["sealed"]) == ("cancelled", False)
-    assert wait_until(lambda: on.conn.execute(maker, (second,)).fetchone() == (None,), TIMEOUT)
+    assert wait_until(lambda: pipeline.conn.execute(maker, (second,)).fetchone() == (None,), TIMEOUT)
     assert job.retry(["cancelled"]) >= 0
     found = ended(job)
     assert (found["state"], told(job)[1][2:]) == ("completed", (40, 40, 0))
     assert [item["args"][0] for item in job.items(stage=1)] == list(range(40))
 
 
-def test_cancelled_between_two_stages(on: pipeline.Pipeline) -> None:
+def test_cancelled_between_two_stages(pipeline: Pipeline) -> None:
     """No worker has the actor of the second stage: the job stands between them, and shows why."""
     job = callboard.stages("between", [Stage("number", items=[1]), Stage("elsewhere")])
     assert wait_until(lambda: told(job)[0][1] == "completed", TIMEOUT)
     assert status(job)["state"] == "running"
     assert 0.5 <= status(job)["progress"] < 1
-    on.conn.execute(
+    pipeline.conn.execute(
         "UPDATE callboard.jobs SET updated_at = now() - interval '1 min', finished_at = finished_at - interval '1 min'"
         " WHERE parent_id = %s",
         (job.id,),
@@ -398,12 +394,12 @@ def test_cancelled_between_two_stages(on: pipeline.Pipeline) -> None:
     job.cancel()
 
 
-def test_limits_hold_for_every_stage_and_are_changed_for_all(on: pipeline.Pipeline, tmp_path: Path) -> None:
+def test_limits_hold_for_every_stage_and_are_changed_for_all(pipeline: Pipeline, tmp_path: Path) -> None:
     job = waiting(tmp_path / "gate", concurrency=1, deadline="1h", concurrency_by="gate=2", keep="2d")
     in_hand(job)
     held = "SELECT keep, lane_by, lane_width FROM callboard.jobs WHERE %s IN (id, parent_id) ORDER BY id"
     kept = 2 * 86_400
-    assert on.conn.execute(held, (job.id,)).fetchall() == [(kept, None, None)] + [(None, "gate", 2)] * 3
+    assert pipeline.conn.execute(held, (job.id,)).fetchall() == [(kept, None, None)] + [(None, "gate", 2)] * 3
     job.limit(concurrency_by=None)
     assert status(job)["queued"] + status(job)["running"] == 1
     limited = job.limit(concurrency=3, rate="1000/s")
@@ -421,7 +417,7 @@ def test_limits_hold_for_every_stage_and_are_changed_for_all(on: pipeline.Pipeli
     assert found["stages"][2]["state"] == "cancelled"
 
 
-def test_a_stage_by_itself_takes_only_limits_and_a_retry(on: pipeline.Pipeline, tmp_path: Path) -> None:
+def test_a_stage_by_itself_takes_only_limits_and_a_retry(pipeline: Pipeline, tmp_path: Path) -> None:
     job = asked("stop", tmp_path / "away")
     stages = ended(job)["stages"]
     one = callboard.get(stages[1]["job"])
@@ -441,7 +437,7 @@ def test_a_stage_by_itself_takes_only_limits_and_a_retry(on: pipeline.Pipeline, 
     assert [action["detail"]["job"] for action in job.actions()] == [one.id, one.id]
 
 
-def test_items_that_a_stage_is_partly_made_of_are_not_retried(on: pipeline.Pipeline) -> None:
+def test_items_that_a_stage_is_partly_made_of_are_not_retried(pipeline: Pipeline) -> None:
     items = [{"query": "q", "provider": who, "fails": "/"} for who in ("one",) * 30 + ("two",)]
     job = callboard.stages(
         "half", [Stage("ask", items=items, on_failure="go on"), Stage("number", make=made.slowly)]
@@ -464,7 +460,7 @@ def breaks(count: int) -> Iterator[int]:
     raise OSError("the disk is gone")
 
 
-def test_the_same_key_gives_the_same_job_and_its_submission_goes_on(on: pipeline.Pipeline) -> None:
+def test_the_same_key_gives_the_same_job_and_its_submission_goes_on(pipeline: Pipeline) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         callboard.stages("keyed", [Stage("number", items=breaks(6_000)), Stage("number")], key="k")
     job = callboard.stages("keyed", [Stage("number", items=range(7_000)), Stage("number")], key="k")
@@ -494,21 +490,22 @@ def test_the_same_key_gives_the_same_job_and_its_submission_goes_on(on: pipeline
     assert ended(again)["state"] == "completed"
 
 
-def test_without_a_key_a_submission_that_breaks_off_fails_the_job(on: pipeline.Pipeline) -> None:
+def test_without_a_key_a_submission_that_breaks_off_fails_the_job(pipeline: Pipeline) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
         callboard.stages("broken off", [Stage("number", items=breaks(3)), Stage("number")])
-    [found] = queries.run(on.conn, queries.jobs(JobFilter(names=("broken off",))))[0]
+    [found] = queries.run(pipeline.conn, queries.jobs(JobFilter(names=("broken off",))))[0]
     assert found["state"] == "failed"
     assert found["reason"].startswith("stage 'number': its submission broke off at input 0: OSError")
 
 
-def test_lists_show_the_job_with_its_stages_in_it(on: pipeline.Pipeline) -> None:
+def test_lists_show_the_job_with_its_stages_in_it(pipeline: Pipeline) -> None:
     job = callboard.stages("listed", [Stage("number", items=[1]), Stage("score", make=made.counted)])
     found = ended(job)
-    page, _ = queries.run(on.conn, queries.jobs(limit=500))
+    page, _ = queries.run(pipeline.conn, queries.jobs(limit=500))
     assert [one for one in page if one["id"] == job.id or one["parent"] == job.id] == [found]
     for actor in ("number", "score"):
         assert job.id in [
-            one["id"] for one in queries.run(on.conn, queries.jobs(JobFilter(actor=actor), limit=500))[0]
+            one["id"]
+            for one in queries.run(pipeline.conn, queries.jobs(JobFilter(actor=actor), limit=500))[0]
         ]
-    assert queries.run(on.conn, queries.verify(job.id))["jobs"] == 3
+    assert queries.run(pipeline.conn, queries.verify(job.id))["jobs"] == 3

@@ -40,32 +40,34 @@ CHUNK = submission.CHUNK_ITEMS
 
 
 @pytest.fixture(scope="module")
-def on(postgres_url: str, template: str, broker: Broker) -> Iterator[Pipeline]:
+def pipeline(postgres_url: str, template: str, broker: Broker) -> Iterator[Pipeline]:
     """A broker without a worker."""
     with running_pipeline(postgres_url, template, broker, ["work", "noted"]) as made:
         yield made
         assert made.drift() == []
 
 
-def test_no_items_are_a_completed_job(on: Pipeline) -> None:
-    status = on.submit("work").status()
+def test_no_items_are_a_completed_job(pipeline: Pipeline) -> None:
+    status = pipeline.submit("work").status()
     assert (status["state"], status["total"], status["progress"]) == ("completed", 0, 1.0)
 
 
-def test_items_are_arguments_by_their_shape(on: Pipeline) -> None:
-    items = list(on.submit("work", {"a": 1}, [1, "b"], (2,), "text", None, 1e16).items())
+def test_items_are_arguments_by_their_shape(pipeline: Pipeline) -> None:
+    items = list(pipeline.submit("work", {"a": 1}, [1, "b"], (2,), "text", None, 1e16).items())
     assert [item["kwargs"] for item in items] == [{"a": 1}, {}, {}, {}, {}, {}]
     assert [item["args"] for item in items] == [[], [1, "b"], [2], ["text"], [None], [1e16]]
 
 
-def test_the_planner_has_statistics_of_the_stored_items_before_they_run(on: Pipeline) -> None:
-    on.conn.execute("ALTER TABLE callboard.items SET (autovacuum_enabled = off)")
+def test_the_planner_has_statistics_of_the_stored_items_before_they_run(pipeline: Pipeline) -> None:
+    pipeline.conn.execute("ALTER TABLE callboard.items SET (autovacuum_enabled = off)")
     callboard.submit("work", range(4 * CHUNK))
     known = "SELECT 5 * relpages >= pg_relation_size(oid) / 8192 FROM pg_class WHERE oid = 'callboard.items'::regclass"
-    assert on.conn.execute(known).fetchone() == (True,)
+    assert pipeline.conn.execute(known).fetchone() == (True,)
 
 
-def test_a_failing_analyze_does_not_stop_a_submission(on: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_analyze_does_not_stop_a_submission(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(_: Any) -> None:
         raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
 
@@ -78,10 +80,10 @@ def breaking_off(count: int) -> Iterator[int]:
     raise OSError("the file ends here")
 
 
-def test_a_source_that_breaks_off_fails_its_job_with_the_reason(on: Pipeline) -> None:
+def test_a_source_that_breaks_off_fails_its_job_with_the_reason(pipeline: Pipeline) -> None:
     with pytest.raises(OSError, match="the file ends here"):
         callboard.submit("work", breaking_off(CHUNK + 10), name="breaks off")
-    row = on.conn.execute("SELECT id FROM callboard.jobs WHERE name = 'breaks off'").fetchone()
+    row = pipeline.conn.execute("SELECT id FROM callboard.jobs WHERE name = 'breaks off'").fetchone()
     assert row is not None
     status = callboard.get(row[0]).status()
     assert status["state"] == "failed"
@@ -89,7 +91,7 @@ def test_a_source_that_breaks_off_fails_its_job_with_the_reason(on: Pipeline) ->
     assert status["total"] == CHUNK
 
 
-def test_a_source_with_a_key_is_taken_up_where_it_broke_off(on: Pipeline) -> None:
+def test_a_source_with_a_key_is_taken_up_where_it_broke_off(pipeline: Pipeline) -> None:
     with pytest.raises(OSError, match="the file ends here"):
         callboard.submit("work", breaking_off(CHUNK + 10), key="again")
     job = callboard.submit("work", range(CHUNK + 20), key="again")
@@ -100,7 +102,7 @@ def test_a_source_with_a_key_is_taken_up_where_it_broke_off(on: Pipeline) -> Non
     assert job.status()["total"] == CHUNK + 20
 
 
-def test_a_source_that_changed_since_it_broke_off_is_refused(on: Pipeline) -> None:
+def test_a_source_that_changed_since_it_broke_off_is_refused(pipeline: Pipeline) -> None:
     """As when a row was removed, or a query has no ORDER BY: items would be lost, and others be there twice."""
     with pytest.raises(OSError, match="the file ends here"):
         callboard.submit("work", breaking_off(CHUNK + 10), key="changed")
@@ -124,7 +126,7 @@ def test_a_source_that_changed_since_it_broke_off_is_refused(on: Pipeline) -> No
     ],
 )
 def test_a_key_is_of_one_submission(
-    items: list[int], options: dict[str, Any], differs: str, on: Pipeline
+    items: list[int], options: dict[str, Any], differs: str, pipeline: Pipeline
 ) -> None:
     given: dict[str, Any] = {"key": f"one of {differs}", "delay": "2h"}
     job = callboard.submit("work", [1, 2], **given)
@@ -141,7 +143,7 @@ def test_a_key_is_of_one_submission(
     assert job.status()["key"] is None
 
 
-def test_a_span_counts_from_the_databases_time(on: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_span_counts_from_the_databases_time(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of this machine may be wrong; and the same words are the same submission an hour later."""
 
     class Kind(type):
@@ -158,7 +160,7 @@ def test_a_span_counts_from_the_databases_time(on: Pipeline, monkeypatch: pytest
     monkeypatch.setattr(limits, "datetime", Behind)
     job = callboard.submit("work", [1], delay="30m", deadline=timedelta(hours=2), key="spans")
     job.limit(deadline="3h")
-    row = on.conn.execute(
+    row = pipeline.conn.execute(
         "SELECT extract(epoch FROM not_before - now()), extract(epoch FROM deadline - now()), limits"
         " FROM callboard.jobs WHERE id = %s", (job.id,)
     ).fetchone()  # fmt: skip
@@ -168,7 +170,7 @@ def test_a_span_counts_from_the_databases_time(on: Pipeline, monkeypatch: pytest
     assert row[2].keys() == {"at", "deadline"}
 
 
-def test_an_item_key_is_stored_once(on: Pipeline) -> None:
+def test_an_item_key_is_stored_once(pipeline: Pipeline) -> None:
     source = [{"sku": n % 7, "n": n} for n in range(100)]
     by_field = callboard.submit("work", source, item_key="sku")
     by_function = callboard.submit("work", source, item_key=lambda item: item["sku"])
@@ -176,7 +178,7 @@ def test_an_item_key_is_stored_once(on: Pipeline) -> None:
         assert [item["kwargs"]["n"] for item in job.items()] == list(range(7))
 
 
-def test_an_unknown_actor_is_refused(on: Pipeline) -> None:
+def test_an_unknown_actor_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(callboard.UnknownActor, match="no actor 'nobody'"):
         callboard.submit("nobody", [1])
     with pytest.raises(callboard.KeyInUse, match=r"other options \(actor\)"):
@@ -209,7 +211,7 @@ def _keyed(actor: str) -> str:
     ],
 )
 def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
-    options: dict[str, Any], says: str, on: Pipeline
+    options: dict[str, Any], says: str, pipeline: Pipeline
 ) -> None:
     with pytest.raises(ValueError, match=says):
         callboard.submit("work", [1], **options)
@@ -234,7 +236,7 @@ def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
     ],
 )
 def test_a_bad_item_is_named_by_its_number(
-    items: list[Any], options: dict[str, Any], says: str, on: Pipeline
+    items: list[Any], options: dict[str, Any], says: str, pipeline: Pipeline
 ) -> None:
     with pytest.raises(callboard.BadItem, match=says):
         callboard.submit("work", items, **options)
@@ -247,21 +249,21 @@ def test_a_bad_item_is_named_by_its_number(
         {"actor_name": "half \ud800"}, {"kwargs": []}, {"options": []},
     ],
 )  # fmt: skip
-def test_a_message_that_no_worker_could_read_is_not_sent(odd: dict[str, Any], on: Pipeline) -> None:
+def test_a_message_that_no_worker_could_read_is_not_sent(odd: dict[str, Any], pipeline: Pipeline) -> None:
     """A row without a message id would count as one of a submission, and a queue without a name hold up others."""
-    message = on.actor("work").message(1)
+    message = pipeline.actor("work").message(1)
     with callboard.job("odd messages") as job, pytest.raises((callboard.BadItem, TypeError)):
-        on.broker.enqueue(message.copy(**odd))
+        pipeline.broker.enqueue(message.copy(**odd))
     assert job.status()["total"] == 0
 
 
 @pytest.mark.parametrize("delay", [math.nan, math.inf, 10**18])
-def test_a_delay_that_is_no_span_of_time_is_refused(delay: Any, on: Pipeline) -> None:
+def test_a_delay_that_is_no_span_of_time_is_refused(delay: Any, pipeline: Pipeline) -> None:
     with pytest.raises(callboard.BadItem, match="a delay must be a number of milliseconds"):
-        on.actor("work").send_with_options(args=(1,), delay=delay)
+        pipeline.actor("work").send_with_options(args=(1,), delay=delay)
 
 
-def test_what_is_asked_of_a_job_that_can_not_be_there_is_an_error(on: Pipeline) -> None:
+def test_what_is_asked_of_a_job_that_can_not_be_there_is_an_error(pipeline: Pipeline) -> None:
     with pytest.raises(callboard.NoSuchJob, match="there is no job 1000000000000000000000000000000"):
         callboard.get(10**30)
     with pytest.raises(ValueError, match=r"state must be one of pending, queued, .*, not 'suceeded'"):
@@ -269,37 +271,39 @@ def test_what_is_asked_of_a_job_that_can_not_be_there_is_an_error(on: Pipeline) 
 
 
 @pytest.fixture(scope="module")
-def pay(on: Pipeline) -> str:
+def pay(pipeline: Pipeline) -> str:
     """The name of an actor whose function this process has."""
 
-    @dramatiq.actor(broker=on.broker)
+    @dramatiq.actor(broker=pipeline.broker)
     def pay(customer: int, amount: int = 0) -> None: ...
 
     return pay.actor_name
 
 
 @pytest.fixture(scope="module")
-def quote(on: Pipeline) -> str:
+def quote(pipeline: Pipeline) -> str:
     """The name of an actor whose arguments a worker announced."""
     known = Signature("quote", ("customer",), frozenset({"customer"}), frozenset({"customer"}))
     info = WorkerInfo("h", 1, 1, "", {"quote": "default"}, {"quote": known})
-    workers.stop_worker(on.conn, workers.register_worker(on.conn, info))
+    workers.stop_worker(pipeline.conn, workers.register_worker(pipeline.conn, info))
     return "quote"
 
 
 def test_items_that_do_not_fit_the_actor_are_refused_before_anything_is_stored(
-    pay: str, on: Pipeline
+    pay: str, pipeline: Pipeline
 ) -> None:
-    before = on.conn.execute("SELECT count(*) FROM callboard.items").fetchone()
+    before = pipeline.conn.execute("SELECT count(*) FROM callboard.items").fetchone()
     says = "item 1 does not fit its actor: pay has no argument 'custmer' and needs 'customer'"
     with pytest.raises(callboard.BadItem, match=says):
         callboard.submit(pay, [{"customer": 1}, {"custmer": 2}])
     with pytest.raises(callboard.BadItem, match="pay takes 2 arguments by position, not 3"):
         callboard.stages("staged", [callboard.Stage(pay, items=[(1, 2, 3)])])
-    assert on.conn.execute("SELECT count(*) FROM callboard.items").fetchone() == before
+    assert pipeline.conn.execute("SELECT count(*) FROM callboard.items").fetchone() == before
 
 
-def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(pay: str, quote: str, on: Pipeline) -> None:
+def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(
+    pay: str, quote: str, pipeline: Pipeline
+) -> None:
     for actor in (pay, quote):
         lanes = f"concurrency_by: {actor} has no argument 'custmer_id'; it has 'customer'"
         with pytest.raises(ValueError, match=lanes):
@@ -313,14 +317,14 @@ def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(pay: str, quote: 
 
 
 @pytest.mark.parametrize("items", ["abc", b"abc", {"a": 1}, 5, None])
-def test_one_item_in_the_place_of_many_is_refused(items: Any, on: Pipeline) -> None:
+def test_one_item_in_the_place_of_many_is_refused(items: Any, pipeline: Pipeline) -> None:
     with pytest.raises(
         TypeError, match=r"items must be an iterable of items, not .*: for one item, a list of one"
     ):
         callboard.submit("work", items)
 
 
-def test_a_function_that_is_no_actor_is_refused(on: Pipeline) -> None:
+def test_a_function_that_is_no_actor_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(
         TypeError, match="actor must be an actor or its registered name, not <built-in function len>"
     ):
@@ -335,13 +339,13 @@ def test_a_database_without_the_schema_is_named(empty_database_url: str, amqp_ur
             broker.get_actor("work").send(1)
 
 
-def test_a_send_takes_no_more_than_an_item_may_have(on: Pipeline) -> None:
+def test_a_send_takes_no_more_than_an_item_may_have(pipeline: Pipeline) -> None:
     with callboard.job("sent") as job:
         with pytest.raises(
             callboard.BadItem, match=r"1,100,0.. bytes of arguments, and 1,048,576 are allowed"
         ):
-            on.actor("work").send("x" * 1_100_000)
-        on.actor("work").send(1)
+            pipeline.actor("work").send("x" * 1_100_000)
+        pipeline.actor("work").send(1)
     assert [item["args"] for item in job.items()] == [[1]]
 
 
@@ -353,7 +357,7 @@ async def slowly(count: int) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_the_event_loop_runs_while_100000_items_are_stored(kind: str, on: Pipeline) -> None:
+def test_the_event_loop_runs_while_100000_items_are_stored(kind: str, pipeline: Pipeline) -> None:
     async def main() -> tuple[callboard.Job, list[float]]:
         source = slowly(100_000) if kind == "async" else iter(range(100_000))
         storing = asyncio.create_task(callboard.asubmit("work", source))
@@ -372,20 +376,20 @@ def test_the_event_loop_runs_while_100000_items_are_stored(kind: str, on: Pipeli
     assert lags[int(len(lags) * 0.95)] <= 0.5, lags[-10:]
 
 
-def test_an_async_source_that_breaks_off_breaks_its_job_off(on: Pipeline) -> None:
+def test_an_async_source_that_breaks_off_breaks_its_job_off(pipeline: Pipeline) -> None:
     async def broken() -> AsyncIterator[int]:
         yield 1
         raise OSError("the stream ends here")
 
     with pytest.raises(OSError, match="the stream ends here"):
         asyncio.run(callboard.asubmit("work", broken(), name="broken stream"))
-    row = on.conn.execute("SELECT reason FROM callboard.jobs WHERE name = 'broken stream'").fetchone()
+    row = pipeline.conn.execute("SELECT reason FROM callboard.jobs WHERE name = 'broken stream'").fetchone()
     assert row is not None
     assert "the stream ends here" in row[0]
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, on: Pipeline) -> None:
+def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, pipeline: Pipeline) -> None:
     """A source that waits for its next item, and one that always has another."""
     name, ended = f"cancelled, {waits}", False
 
@@ -409,7 +413,7 @@ def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, on
         assert timer.seconds < 10
 
     asyncio.run(main())
-    row = on.conn.execute(
+    row = pipeline.conn.execute(
         "SELECT state::text, reason FROM callboard.jobs WHERE name = %s", (name,)
     ).fetchone()
     assert row is not None
@@ -418,7 +422,7 @@ def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, on
     assert ended or not waits
 
 
-def test_a_bad_item_ends_an_async_source_soon(on: Pipeline) -> None:
+def test_a_bad_item_ends_an_async_source_soon(pipeline: Pipeline) -> None:
     read = 0
 
     async def stream() -> AsyncIterator[Any]:
@@ -451,9 +455,11 @@ print(before, peak())
 """
 
 
-def test_half_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few(on: Pipeline) -> None:
+def test_half_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few(
+    pipeline: Pipeline,
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", MANY_ITEMS], env={**os.environ, **on.environment}, check=True, capture_output=True,
+        [sys.executable, "-c", MANY_ITEMS], env={**os.environ, **pipeline.environment}, check=True, capture_output=True,
         text=True, timeout=120,
     )  # fmt: skip
     before, most = map(int, done.stdout.split())
@@ -464,13 +470,13 @@ def test_half_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_
 # Messages ------------------------------------------------------------------------------------------------------------
 
 
-def test_messages_carry_real_properties(database_url: str, amqp_url: str, on: Pipeline) -> None:
+def test_messages_carry_real_properties(database_url: str, amqp_url: str, pipeline: Pipeline) -> None:
     environment = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url}
     with client(environment, ["work"]) as broker:
         job = callboard.submit("work", [{"number": 5}])
         sent = broker.get_actor("work").send(6)
         found: list[tuple[Any, Message[Any]]] = []
-        other = Pipeline(environment, on.conn, broker)
+        other = Pipeline(environment, pipeline.conn, broker)
 
         def look() -> bool:
             with suppress(ChannelClosedByBroker), other.channel() as channel:
@@ -529,7 +535,7 @@ def waits_for_a_lock(url: str) -> bool:
 
 
 def test_a_send_without_a_database_raises_and_sends_nothing(
-    amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, on: Pipeline
+    amqp_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline
 ) -> None:
     """Nor is it sent later, since the caller may send it again."""
     monkeypatch.setattr(sending, "SEND_SECONDS", 1.0)

@@ -21,7 +21,7 @@ LETTERS = "/api/v1/queues/default/dead-letters"
 
 
 @pytest.fixture(scope="module")
-def on(
+def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     """One worker process for all of these tests."""
@@ -34,12 +34,12 @@ def on(
 
 
 @pytest.fixture
-def http(on: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+def http(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     """A client of the app on that database and RabbitMQ."""
     for name in ("DATABASE_URL", "AMQP_URL"):
-        monkeypatch.setenv(name, on.environment[name])
+        monkeypatch.setenv(name, pipeline.environment[name])
     with (
-        served(open_app(on.environment["DATABASE_URL"])) as address,
+        served(open_app(pipeline.environment["DATABASE_URL"])) as address,
         httpx.Client(base_url=address, timeout=300) as client,
     ):
         yield client
@@ -54,9 +54,9 @@ def queue(http: httpx.Client) -> dict[str, Any]:
 
 
 def test_dead_letters_are_shown_with_their_error_and_put_back(
-    on: Pipeline, http: httpx.Client, capsys: pytest.CaptureFixture[str]
+    pipeline: Pipeline, http: httpx.Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = on.submit("stubborn", *[{"number": n, "wins_at": 4} for n in range(3)])
+    job = pipeline.submit("stubborn", *[{"number": n, "wins_at": 4} for n in range(3)])
     assert job.wait(TIMEOUT)["failed"] == 3
     assert wait_until(lambda: queue(http)["dead"] == 3, TIMEOUT)
     seen = queue(http)
@@ -136,8 +136,8 @@ def test_the_management_api_tells_what_is_unacknowledged(
     assert (seen["ready"], seen["unacknowledged"], seen["dead"], seen["consumers"]) == (5, 7, 2, 3)
 
 
-def test_who_sees_one_tenant_sees_no_queue(on: Pipeline) -> None:
+def test_who_sees_one_tenant_sees_no_queue(pipeline: Pipeline) -> None:
     app = create_app(
-        url=on.environment["DATABASE_URL"], authenticate=lambda _: Identity("anna", tenant="acme")
+        url=pipeline.environment["DATABASE_URL"], authenticate=lambda _: Identity("anna", tenant="acme")
     )
     assert [answer.status_code for answer in get(app, "/api/v1/queues", LETTERS)] == [403, 403]

@@ -66,16 +66,16 @@ class Deferring:
 
 
 def test_a_deferred_message_is_acknowledged_when_it_is_released() -> None:
-    on = Deferring(StockConsumer(3))
-    assert on.consumers.prefetched() == [(1, 0), (1, 1), (1, 2)]
-    first, second, third = on.messages
+    deferring = Deferring(StockConsumer(3))
+    assert deferring.consumers.prefetched() == [(1, 0), (1, 1), (1, 2)]
+    first, second, third = deferring.messages
     first.delivery.deferred = True
-    on.consumer.ack(first)
-    on.consumer.nack(second)
-    assert wait_until(lambda: on.stock.done == [("nack", 1)], TIMEOUT)
+    deferring.consumer.ack(first)
+    deferring.consumer.nack(second)
+    assert wait_until(lambda: deferring.stock.done == [("nack", 1)], TIMEOUT)
     release([(first.delivery, False), (third.delivery, True), (third.delivery, True)])
-    assert wait_until(lambda: on.consumers.open_deliveries() == 0, TIMEOUT)
-    assert wait_until(lambda: on.stock.done == [("nack", 1), ("ack", 0), ("nack", 2)], TIMEOUT)
+    assert wait_until(lambda: deferring.consumers.open_deliveries() == 0, TIMEOUT)
+    assert wait_until(lambda: deferring.stock.done == [("nack", 1), ("ack", 0), ("nack", 2)], TIMEOUT)
 
 
 @pytest.mark.parametrize(("age", "claimed"), [(10.0, False), (31.0, True)])
@@ -106,25 +106,25 @@ def test_an_acknowledgement_is_tried_again_after_the_connection_was_lost(
 ) -> None:
     """Also when Dramatiq has closed the consumer since, and made another."""
     monkeypatch.setattr(deferring_consumer, "RETRY_SECONDS", 0.01)
-    on = Deferring(StockConsumer(2, failures=3))
-    on.consumer.close()
-    assert on.stock.closed
-    for message in on.messages:
-        on.consumer.ack(message)
-    assert wait_until(lambda: on.stock.done == [("ack", 0), ("ack", 1)], TIMEOUT)
-    assert wait_until(lambda: not on.consumers.acks, TIMEOUT)
+    deferring = Deferring(StockConsumer(2, failures=3))
+    deferring.consumer.close()
+    assert deferring.stock.closed
+    for message in deferring.messages:
+        deferring.consumer.ack(message)
+    assert wait_until(lambda: deferring.stock.done == [("ack", 0), ("ack", 1)], TIMEOUT)
+    assert wait_until(lambda: not deferring.consumers.acks, TIMEOUT)
 
 
 def test_a_closing_consumer_waits_for_the_commit_in_progress() -> None:
-    on = Deferring(StockConsumer(1))
-    on.process.stopping = True
-    closing = threading.Thread(target=on.consumer.close, daemon=True)
+    deferring = Deferring(StockConsumer(1))
+    deferring.process.stopping = True
+    closing = threading.Thread(target=deferring.consumer.close, daemon=True)
     closing.start()
-    assert wait_until(lambda: len(on.listeners) == 1, TIMEOUT)
+    assert wait_until(lambda: len(deferring.listeners) == 1, TIMEOUT)
     assert closing.is_alive()
-    release([(on.messages[0].delivery, False)])  # the commit, and then
-    on.listeners[0]()
+    release([(deferring.messages[0].delivery, False)])  # the commit, and then
+    deferring.listeners[0]()
     closing.join(TIMEOUT)
-    assert on.stock.done == [("ack", 0)]
-    assert on.stock.closed
-    assert not on.consumers.acks
+    assert deferring.stock.done == [("ack", 0)]
+    assert deferring.stock.closed
+    assert not deferring.consumers.acks

@@ -119,7 +119,7 @@ def test_an_outcome_for_which_the_database_has_no_room_is_its_items_failure(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be tried again for ever, and the outcomes behind it would wait. A result alone fails no item."""
-    on = JournalWithoutDatabase(monkeypatch)
+    rig = JournalWithoutDatabase(monkeypatch)
     ends: dict[int, Event] = {}
 
     def record(_: Any, events: Sequence[Event], __: float) -> list[JobControl]:
@@ -130,12 +130,12 @@ def test_an_outcome_for_which_the_database_has_no_room_is_its_items_failure(
 
     monkeypatch.setattr(outcomes, "record", record)
     child = replace(ITEM, args=b"x" * 2**20)
-    on.note(0)
-    on.note(1, children=(child,) * 3)
-    on.note(2, result="x" * 3 * 2**20)
-    on.note(3)
-    assert on.done(0, 1, 2, 3)
-    assert on.journal.close(10)
+    rig.note(0)
+    rig.note(1, children=(child,) * 3)
+    rig.note(2, result="x" * 3 * 2**20)
+    rig.note(3)
+    assert rig.done(0, 1, 2, 3)
+    assert rig.journal.close(10)
     assert {n: end.state for n, end in ends.items()} == {
         0: "succeeded",
         1: "failed",
@@ -148,60 +148,60 @@ def test_an_outcome_for_which_the_database_has_no_room_is_its_items_failure(
 
 
 def test_a_small_outcome_waits_until_the_database_has_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    on = JournalWithoutDatabase(monkeypatch)
+    rig = JournalWithoutDatabase(monkeypatch)
     failing = Failing(2, [])
     failing.error = psycopg.errors.OutOfMemory("out of memory")
     monkeypatch.setattr(outcomes, "record", failing)
-    on.note(0)
-    assert on.done(0)
+    rig.note(0)
+    assert rig.done(0)
     assert failing.calls == 3
-    assert on.journal.close(10)
+    assert rig.journal.close(10)
 
 
 @pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
 def test_an_unexpected_error_that_passes_loses_nothing(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = Failing(MAX_ERRORS - 1, [] if part == "attempts" else None)
-    on = JournalWithoutDatabase(monkeypatch, **{part: failing})
-    on.journal.watch()
-    on.note(0)
-    assert on.done(0)
+    rig = JournalWithoutDatabase(monkeypatch, **{part: failing})
+    rig.journal.watch()
+    rig.note(0)
+    assert rig.done(0)
     assert wait_until(lambda: failing.calls > MAX_ERRORS - 1, 300)
-    on.note(1)
-    assert on.done(0, 1)
-    assert on.journal.close(10)
-    assert on.broken == []
+    rig.note(1)
+    assert rig.done(0, 1)
+    assert rig.journal.close(10)
+    assert rig.broken == []
 
 
 @pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
 def test_an_unexpected_error_that_stays_ends_the_thread_and_is_reported(
     part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    on = JournalWithoutDatabase(monkeypatch, **{part: Failing(10**9)})
-    on.journal.watch()
-    on.note(0)
-    assert wait_until(lambda: bool(on.broken), 300)
-    assert isinstance(on.broken[0], Unexpected)
+    rig = JournalWithoutDatabase(monkeypatch, **{part: Failing(10**9)})
+    rig.journal.watch()
+    rig.note(0)
+    assert wait_until(lambda: bool(rig.broken), 300)
+    assert isinstance(rig.broken[0], Unexpected)
     assert "the journal can't go on" in caplog.text
     called = threading.Event()
-    on.journal.when_written(called.set)
+    rig.journal.when_written(called.set)
     assert called.is_set()  # nobody waits for a thread that has ended
     if part in ("acknowledge", "apply_controls"):
-        assert on.acknowledged == []  # nothing is acknowledged that was not settled
-        assert on.journal.pending == 1
+        assert rig.acknowledged == []  # nothing is acknowledged that was not settled
+        assert rig.journal.pending == 1
 
 
 def test_a_listener_that_fails_does_not_stop_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, called = threading.Event(), threading.Event()
-    on = JournalWithoutDatabase(monkeypatch, apply_controls=lambda _: gate.wait(300))
-    on.note(0)
-    assert wait_until(lambda: bool(on.recorded), 300)
-    on.journal.when_written(called.set)
-    on.journal.when_written(Failing(1))
+    rig = JournalWithoutDatabase(monkeypatch, apply_controls=lambda _: gate.wait(300))
+    rig.note(0)
+    assert wait_until(lambda: bool(rig.recorded), 300)
+    rig.journal.when_written(called.set)
+    rig.journal.when_written(Failing(1))
     gate.set()
     assert called.wait(300)
-    on.note(1)
-    assert on.done(0, 1)
-    assert on.broken == []
+    rig.note(1)
+    assert rig.done(0, 1)
+    assert rig.broken == []
 
 
 @pytest.mark.parametrize("part", ["look", "learn"])
@@ -212,16 +212,16 @@ def test_a_failing_hang_detector_does_not_stop_the_journal(
     said: list[BaseException] = []
     monkeypatch.setattr(running_rows, "_log_blind", said.append)
     attempts = [make_attempt(item=9)]
-    on = JournalWithoutDatabase(monkeypatch, attempts=lambda: attempts)
+    rig = JournalWithoutDatabase(monkeypatch, attempts=lambda: attempts)
     monkeypatch.setattr(HangDetector, part, failing)
-    on.journal.watch()
+    rig.journal.watch()
     for item in range(3):
-        on.note(item)
-        assert on.done(*range(item + 1))
+        rig.note(item)
+        assert rig.done(*range(item + 1))
         assert wait_until(lambda: failing.calls > MAX_ERRORS or part == "learn", 300)
-    assert on.journal.close(10)
-    assert on.recorded == [0, 1, 2]
-    assert on.broken == []
+    assert rig.journal.close(10)
+    assert rig.recorded == [0, 1, 2]
+    assert rig.broken == []
     assert said
 
 
@@ -243,31 +243,31 @@ def test_only_the_last_progress_before_a_look_is_written(
 
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(running_rows, "SLOW_SECONDS", 3600.0)
-    on = JournalWithoutDatabase(monkeypatch, attempts=look)
-    on.journal.watch()
+    rig = JournalWithoutDatabase(monkeypatch, attempts=look)
+    rig.journal.watch()
     assert wait_until(lambda: len(looks) > 8, 300)
-    assert on.journal.close(10)
+    assert rig.journal.close(10)
     expected = [(1999.0, None), (2999.0, None), (3999.0, None)]
-    assert [running.progress for running in on.reported] == expected
+    assert [running.progress for running in rig.reported] == expected
 
 
 def test_progress_that_could_not_be_written_is_written_at_the_next_look(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    on = JournalWithoutDatabase(monkeypatch, attempts=lambda: [attempt])
+    rig = JournalWithoutDatabase(monkeypatch, attempts=lambda: [attempt])
     attempt = attempt_nine(progress=Progress(1.0, 2.0))
     away = iter([psycopg.OperationalError("away")] * 2)
 
     def report(_: Any, __: Any, running: Sequence[Running]) -> None:
         for error in away:
             raise error
-        on.reported.extend(running)
+        rig.reported.extend(running)
 
     monkeypatch.setattr(outcomes, "report_running", report)
-    on.journal.watch()
-    assert wait_until(lambda: bool(on.reported), 300)
-    assert on.journal.close(10)
-    assert [running.progress for running in on.reported] == [(1.0, 2.0)]
+    rig.journal.watch()
+    assert wait_until(lambda: bool(rig.reported), 300)
+    assert rig.journal.close(10)
+    assert [running.progress for running in rig.reported] == [(1.0, 2.0)]
 
 
 def test_an_attempt_without_news_costs_no_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,11 +279,11 @@ def test_an_attempt_without_news_costs_no_write(monkeypatch: pytest.MonkeyPatch)
 
     attempt = attempt_nine(reported=True)
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
-    on = JournalWithoutDatabase(monkeypatch, attempts=look)
-    on.journal.watch()
+    rig = JournalWithoutDatabase(monkeypatch, attempts=look)
+    rig.journal.watch()
     assert wait_until(lambda: len(looks) > 5, 300)
-    assert on.journal.close(10)
-    assert on.reported == []
+    assert rig.journal.close(10)
+    assert rig.reported == []
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_the_end_of_an_outage_is_logged(
 ) -> None:
     for outage_log in (module._log_outage, module._log_misconfigured):
         monkeypatch.setattr(outage_log, "_logged_at", -math.inf)
-    on = JournalWithoutDatabase(monkeypatch)
+    rig = JournalWithoutDatabase(monkeypatch)
     recorded, answers = outcomes.record, [error]
 
     def record(*given: Any) -> list[JobControl]:
@@ -308,9 +308,9 @@ def test_the_end_of_an_outage_is_logged(
 
     monkeypatch.setattr(outcomes, "record", record)
     for item in range(3):
-        on.note(item)
-        assert on.done(*range(item + 1))
-    assert on.journal.close(10)
+        rig.note(item)
+        assert rig.done(*range(item + 1))
+    assert rig.journal.close(10)
     assert len(caplog.messages) == 2
     assert str(error) in caplog.messages[0]
     assert end in caplog.messages[1]
@@ -325,19 +325,19 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
 
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(running_rows, "STARTED_JOBS", 5)
-    on = JournalWithoutDatabase(monkeypatch, attempts=look)
+    rig = JournalWithoutDatabase(monkeypatch, attempts=look)
     monkeypatch.setattr(outcomes, "touch_jobs", lambda _, jobs: touched.extend(jobs))
-    on.journal.watch()
+    rig.journal.watch()
     assert wait_until(lambda: len(looks) > 20, 300)
-    assert on.journal.close(10)
+    assert rig.journal.close(10)
     assert touched == list(range(1, len(looks) + 1))
-    assert 0 < len(on.journal.running_rows._started_jobs) <= 5
+    assert 0 < len(rig.journal.running_rows._started_jobs) <= 5
 
 
 def test_a_sender_gets_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    on = JournalWithoutDatabase(monkeypatch, acknowledge=Failing(10**9))
-    on.note(0)
-    assert wait_until(lambda: bool(on.broken), 300)
+    rig = JournalWithoutDatabase(monkeypatch, acknowledge=Failing(10**9))
+    rig.note(0)
+    assert wait_until(lambda: bool(rig.broken), 300)
     failing = JournalWithoutDatabase(monkeypatch, store=Failing(1))
     assert isinstance(failing.journal.send(ITEM).exception(20), Unexpected)
     assert failing.journal.close(10)
