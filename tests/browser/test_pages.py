@@ -54,7 +54,7 @@ def test_an_item_shows_its_life_and_is_retried(
     expect(page.locator("#attempts")).to_contain_text(BAD.message)
     expect(page.locator("#attempts details pre")).to_have_text(BAD.traceback or "")
     expect(page.locator("#timeline li")).to_have_text(
-        [re.compile("job submitted"), re.compile("started"), re.compile("attempt 1 failed")]
+        [re.compile("job created"), re.compile("started"), re.compile("attempt 1 failed")]
     )
     expect(page.locator("#values pre")).to_have_text(re.compile(r"\[\s*20\s*\]"))
     page.get_by_role("link", name="Next failed").click()
@@ -63,6 +63,7 @@ def test_an_item_shows_its_life_and_is_retried(
     expect(page.locator("#head .pill, #item .pill").first).to_have_text(
         re.compile("pending|queued"), timeout=SOON
     )
+    expect(page.locator("#timeline li").last).to_have_text(re.compile("not (published|started) yet"))
     assert page.url.endswith(("/21", "/21?state=failed"))
 
 
@@ -345,12 +346,14 @@ def test_dead_letters_are_put_back_by_their_button(
             channel.queue_declare(name, durable=True)
         for item, one in enumerate((page, plain_page)):
             of = pika.BasicProperties(type="work", correlation_id=f"{job}/{item}", message_id=f"m-{item}")
-            channel.basic_publish("", "default.XQ", b"{}", of)
+            channel.basic_publish("", "default.XQ", b'{"args":[1,"\xc3\xa9"]}', of)
             assert wait_until(lambda: broker.unsettled(url, "default.XQ") == 1, 60)
             one.goto(f"{address}/queues")
             one.locator("#queues a").click()
             expect(one.locator("#letters li")).to_contain_text(f"item {item} of job {job}")
             expect(one.locator("#letters li")).to_contain_text(f"ValueError: {BAD.message}")
+            body = one.locator("#letters pre").last.inner_text()
+            assert body.split("\n") == ["{", '  "args": [', "    1,", '    "é"', "  ]", "}"]
             one.get_by_role("button", name="Put them back").click()
             expect(one.locator("#letters")).to_contain_text("There are none.", timeout=SOON)
         assert broker.unsettled(url) == 2
@@ -370,17 +373,31 @@ def test_a_job_is_shared_and_embedded_and_its_token_revoked(
     browser: Browser, conn: Conn, shared_url: str
 ) -> None:
     job, other = make_job(conn, 4, name="shared"), make_job(conn, 1)
-    admin, _ = tokens.create(conn, ANNA, name="anna", scopes=["read", "control", "admin"])
+    name = "anna of the nightly team, on her phone"
+    admin, _ = tokens.create(conn, ANNA, name=name, scopes=["read", "control", "admin"])
     context = browser.new_context()
     page = context.new_page()
     with served(create_app(url=shared_url)) as address:
         page.goto(f"{address}/jobs/{job}")
         page.get_by_label("Token").fill(admin)
         page.keyboard.press("Enter")
+        expect(page.locator("#live")).to_be_visible()
+        page.set_viewport_size({"width": 360, "height": 740})
+        tools, pages = (page.locator(part).bounding_box() for part in (".tools", ".top nav"))
+        assert tools is not None
+        assert pages is not None
+        assert tools["height"] < 40, "the tools take one line"
+        assert pages["y"] >= tools["y"] + tools["height"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.locator(".top nav").evaluate("nav => nav.scrollWidth <= nav.clientWidth")
+        page.set_viewport_size({"width": 1280, "height": 3000})
         page.get_by_text("More", exact=True).click()
         page.get_by_role("button", name="Share").click()
         link = page.locator("#shared dd a").first.get_attribute("href") or ""
         token = link.rpartition("token=")[2]
+        page.goto(link)
+        expect(page.locator("#name")).to_have_text("shared")
+        expect(page.locator(".tools")).not_to_contain_text("share of job")  # it is no login
         guest = browser.new_context().new_page()
         guest.goto(link)
         expect(guest.locator("#name")).to_have_text("shared")

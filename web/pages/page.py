@@ -44,15 +44,14 @@ def render(
 ) -> HTMLResponse:
     """A page; or only `parts` of it, which are blocks of its template, if any are given."""
     who = access.identity(request)
+    is_named = who is not access.EVERYONE and who.job is None
     page = JINJA.get_template(template)
     values = page.new_context(
         {
             "root": "../" * (path_within(request).count("/") - 1) or "./",
             "nav": _nav(who),
-            "who": None if who is access.EVERYONE else who,
-            "has_session": who is not access.EVERYONE
-            and who.job is None
-            and cookie(request) in request.cookies,
+            "who": who if is_named else None,
+            "has_session": is_named and cookie(request) in request.cookies,
             "sees_all": who.tenant is None,
             "may_control": "control" in who.scopes,
             "may_submit": "submit" in who.scopes,

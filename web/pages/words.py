@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from callboard.sql.json_values import parse_strict_json
 from callboard.sql.settings import KEEP, LOG_FIELDS, LOG_LINK, keep_span
 from callboard.sql.states import JOB_FINAL
 
@@ -24,6 +25,8 @@ SHORT_SECONDS = 10
 #: Lines and characters of a text that are shown, and from which number on the rest is folded.
 SHOWN_LINES, SHOWN_CHARS = 20, 3_000
 FEW_LINES, FEW_CHARS = 5, 500
+#: What is known of an item that waits, of which no row has a time.
+WAITING = {"pending": "stored, not published yet", "queued": "published, not started yet"}
 #: In the order of the bar, finished states first: the left part of the bar only ever grows.
 STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
 
@@ -272,6 +275,12 @@ def given(item: Mapping[str, Any]) -> Any:
 def pretty(value: Any) -> str:
     """A value as JSON over several lines; a text as it is."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def pretty_text(text: str) -> str:
+    """A text that is JSON over several lines; another one as it is."""
+    strict, value = parse_strict_json(text)
+    return pretty(value) if strict and isinstance(value, dict | list) else text
 
 
 def folded(text: str) -> tuple[str, str]:
