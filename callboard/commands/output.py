@@ -136,7 +136,10 @@ def grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fit: Fit | N
     lines = [[row[column] for column in columns] for row in rows]
     for place, column in enumerate(columns):
         numbers = any(isinstance(line[place], int | float) for line in lines)
-        made.add_column(column.replace("_", " "), justify="right" if numbers else "left", overflow="fold")
+        made.add_column(
+            column.replace("_", " "), justify="right" if numbers else "left", overflow="fold",
+            no_wrap=fit is not None and column not in fit.cut,
+        )  # fmt: skip
     for line in lines:
         cells = zip(columns, line, strict=True)
         made.add_row(

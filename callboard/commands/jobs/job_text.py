@@ -149,9 +149,9 @@ def left(job: Job) -> str:
     return str(timedelta(seconds=max(round(span.total_seconds()), 0)))
 
 
-def age(job: Job) -> str:
-    """The time since a job was created, in its largest unit."""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(job["created_at"])).total_seconds()
+def age(time: str) -> str:
+    """How long ago a time of the API was, in its largest unit."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
     size, unit = next(
         ((n, u) for n, u in ((86_400, "d"), (3_600, "h"), (60, "min")) if seconds >= n), (1, "s")
     )

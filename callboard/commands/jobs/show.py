@@ -54,9 +54,23 @@ ItemStates = Annotated[list[str] | None, one_of(ITEM_STATES, "Only items in this
 WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
 
 
-#: What `jobs` can show of a job, and what it shows.
+#: The columns of lists, and how they fit into a terminal.
 SHOWN = "id name state bar progress total failed rate left age stalled"
 FIT = output.Fit({"name": 12, "stalled": 8}, ("bar", "age", "rate", "left", "stalled"))
+ITEM_SHOWN = "item key actor state attempt worker step progress started_at finished_at error"
+ITEM_FIT = output.Fit(
+    {"key": 8, "actor": 10, "step": 8, "error": 20},
+    ("finished_at", "started_at", "worker", "attempt", "actor", "progress", "step", "key", "error"),
+)
+ERROR_SHOWN = "stage id failed retried kind type place last_at item message"
+ERROR_FIT = output.Fit(
+    {"type": 10, "place": 10, "message": 16}, ("stage", "last_at", "place", "kind", "item", "retried")
+)
+WORKER_SHOWN = "id state host pid threads held beat release trouble actors"
+WORKER_FIT = output.Fit(
+    {"host": 8, "release": 8, "trouble": 12, "actors": 8}, ("release", "threads", "pid", "beat", "trouble")
+)
+#: What `jobs` can show of a job.
 COLUMNS = (
     *SHOWN.split(), "key", "tenant", "actor", *(one for one in ITEM_STATES if one != "failed"), "retries",
     "crashes", "step", "reason", "created_by", "created_at", "started_at", "finished_at", "updated_at",
@@ -117,7 +131,12 @@ def _cells_of_job(job: Row) -> Row:
         job_text.pace(job["rate"]).replace(" items", "") if job["rate"] and job["state"] == "running" else ""
     )
     shown = {"bar": job_text.cells(job).plain, "progress": job_text.percentage(job), "rate": rate}
-    return {**job, **shown, "left": job_text.left(job), "age": job_text.age(job)}
+    return {**job, **shown, "left": job_text.left(job), "age": job_text.age(job["created_at"])}
+
+
+def _cells_of_worker(worker: Row) -> Row:
+    beat = f"{job_text.age(worker['beat_at'])} ago"
+    return {**worker, "beat": beat, "actors": ", ".join(worker["actors"])}
 
 
 def read_words(words: Iterable[str]) -> JobFilter:
@@ -186,8 +205,7 @@ def items(
         while not page[0] and page[1] is not None:  # of a rare state many pages may be empty
             page = _items(conn, number, state, error=error, keys=keys, after=page[1], limit=limit)
     print_page(
-        "items", page, "item key actor state attempt worker step progress started_at finished_at error",
-        as_json=as_json,
+        "items", page, ITEM_SHOWN, as_json=as_json, fit=ITEM_FIT,
         cells=lambda item: {**item, "error": _error(item["error"]), "progress": _progress(item["progress"])},
     )  # fmt: skip
 
@@ -234,9 +252,12 @@ def errors(
             print_error(conn, job, error, as_json=as_json)
             return
         found = queries.run(conn, queries.errors(job))
-    stage = "stage " if any(error["stage"] is not None for error in found) else ""
-    columns = f"{stage}id failed retried kind type place last_at item message"
-    print_page("errors", (found, None), columns, as_json=as_json)
+    columns = (
+        ERROR_SHOWN
+        if any(error["stage"] is not None for error in found)
+        else ERROR_SHOWN.removeprefix("stage ")
+    )
+    print_page("errors", (found, None), columns, as_json=as_json, fit=ERROR_FIT)
 
 
 @app.command()
@@ -255,10 +276,7 @@ def workers(
     """List worker processes, the latest first."""
     with database() as conn:
         page = queries.run(conn, queries.workers(before=after, limit=limit, state=state))
-    print_page(
-        "workers", page, "id state host pid threads held release beat_at trouble actors",
-        as_json=as_json, cells=lambda worker: {**worker, "actors": ", ".join(worker["actors"])},
-    )  # fmt: skip
+    print_page("workers", page, WORKER_SHOWN, as_json=as_json, cells=_cells_of_worker, fit=WORKER_FIT)
 
 
 @app.command()
@@ -353,7 +371,8 @@ def _job_of_stage(job: Row, stage: int | None) -> int:
 
 
 def _error(error: Row | None) -> str:
-    return f"{error['type']}: {error['message']}" if error else ""
+    """An error as Python prints it, without the module of its type: a terminal has room for little."""
+    return f"{error['type'].rpartition('.')[2]}: {error['message']}" if error else ""
 
 
 def _progress(progress: Row | None) -> str:

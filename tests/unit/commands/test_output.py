@@ -59,6 +59,66 @@ def test_a_list_of_jobs_has_a_line_for_each_in_any_terminal(
     assert "…" not in captured.get()
 
 
+ACTORS = (
+    "analyse_answer, analyse_stock, ask_provider, create_ad, fetch_page, generate_queries, tell_watchlist"
+)
+ERROR = (
+    "callboard.actors.remote.Refused: 400: policy violation: the headline of ad group 17 has a phone number"
+)
+WORKER = {
+    "id": 1_204,
+    "state": "alive",
+    "host": "worker-7d9c5b8f6-x2x4z",
+    "pid": 36_667,
+    "threads": 8,
+    "held": 16,
+    "beat": "2 s ago",
+    "release": "2026.11.3",
+    "trouble": "the database refuses connections",
+    "actors": ACTORS,
+}
+ITEM = {
+    "item": 123_456,
+    "key": "customer-1774",
+    "actor": "shop.billing:charge",
+    "state": "retrying",
+    "attempt": 2,
+    "worker": 1_204,
+    "step": "asks the bank",
+    "progress": "1,204 of 9,000",
+    "started_at": "2026-11-29T11:18:57.622Z",
+    "finished_at": "2026-11-29T11:18:57.622Z",
+    "error": ERROR,
+}
+GROUP = {
+    "stage": 1, "id": "5f0c1d3c2f", "failed": 412, "retried": 1_003, "kind": "timed_out",
+    "type": "callboard.actors.remote.Refused", "place": "actors/remote.py:41 in call",
+    "last_at": "2026-11-29T11:18:57.622Z", "item": 123_456, "message": ERROR,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", range(60, 131, 10))
+def test_items_errors_and_workers_have_a_line_each_in_any_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(output, "console", lambda: console)
+    for row, columns, fit, always in (
+        (ITEM, show.ITEM_SHOWN, show.ITEM_FIT, "item state error"),
+        (GROUP, show.ERROR_SHOWN, show.ERROR_FIT, "id failed type message"),
+        (WORKER, show.WORKER_SHOWN, show.WORKER_FIT, "id state host held actors"),
+    ):
+        blank = {
+            name: None if name in ("error", "step", "key", "trouble") else value
+            for name, value in row.items()
+        }
+        with console.capture() as captured:
+            output.table([row, blank], columns.split(), fit)
+        header, *lines = captured.get().splitlines()
+        assert len(lines) == 2
+        assert {*always.split()} <= {*header.split()}
+
+
 def test_a_list_of_jobs_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(JOBS, show.SHOWN.split(), show.FIT)
     header, first, second = capsys.readouterr().out.splitlines()
