@@ -37,10 +37,11 @@ class Signature:
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """Return what does not fit in a call with these arguments, or None."""
+        by_keyword = self.required.difference(self.positional[: len(args)]) if args else self.required
         if (
-            not args
-            and self.required <= kwargs.keys()
-            and (self.any_keyword or kwargs.keys() <= self.keyword)
+            len(args) <= len(self.positional)
+            and by_keyword <= kwargs.keys()
+            and (kwargs.keys() <= self.keyword or (self.any_keyword and by_keyword <= self.keyword))
         ):
             return None
         strange = [] if self.any_keyword else [name for name in kwargs if name not in self.keyword]

@@ -183,8 +183,11 @@ def test_a_name_that_is_too_long_for_amqp_is_cut(text: str) -> None:
 
 
 def test_arguments_that_the_encoder_refuses_are_refused() -> None:
-    with pytest.raises(TypeError):
-        envelope.encode_args((object(),), {})
+    circle: list[Any] = []
+    circle.append(circle)
+    for refused, why in [(object(), "object"), ({1}, "set"), (circle, "Circular"), ({(1,): 2}, "keys")]:
+        with pytest.raises((TypeError, ValueError), match=why):
+            envelope.encode_args((refused,), {})
 
 
 @patch("time.time", lambda: 1.0)  # a message without a timestamp is of now
