@@ -255,7 +255,7 @@ class Job:
         """
         try:
             return self._runtime.write(statement)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             if not is_connection_lost(error):
                 raise
             self._runtime.process.pool.check()

@@ -44,7 +44,9 @@ def is_too_large(error: BaseException) -> bool:
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """Whether the server closed the connection (SQLSTATE 57P01, 57P02), or it broke without a word."""
-    if not isinstance(error, psycopg.OperationalError) or isinstance(error, PoolTimeout):
+    """Whether the server ended the session, which it says as FATAL, or the connection broke without a word."""
+    if not isinstance(error, psycopg.Error) or isinstance(error, PoolTimeout):
         return False
-    return error.sqlstate in (None, "57P01", "57P02")
+    return error.diag.severity_nonlocalized == "FATAL" or (
+        isinstance(error, psycopg.OperationalError) and error.sqlstate in (None, "57P01", "57P02")
+    )

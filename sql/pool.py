@@ -44,6 +44,23 @@ _BEGIN_READ: LiteralString = (
 )
 #: The one setting of a session: poolers in transaction mode keep it for their clients, as they keep the encoding.
 _SET_DATES: LiteralString = "SET datestyle = 'ISO'"
+#: The default isolation, and the statement that sets again what RESET ALL does not bring back: what we, or a pooler,
+#: have set since the session began.
+_ASK_SESSION: LiteralString = """
+    SELECT current_setting('default_transaction_isolation'),
+           'SELECT ' || string_agg(format('pg_catalog.set_config(%L, %L, false)', name, setting), ', ')
+    FROM (
+        SELECT name, setting FROM pg_settings
+        WHERE source = 'session' OR name IN ('DateStyle', 'client_encoding', 'application_name')
+        UNION ALL SELECT 'role', current_setting('role')
+    ) AS s
+"""
+#: Does within a transaction what DISCARD ALL does after it, but for prepared statements, which are ours. `%s`: what
+#: `_ASK_SESSION` gives.
+_RESTORE_SESSION = (
+    "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; %s; SET LOCAL idle_in_transaction_session_timeout = '5s';"
+    " CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
+)
 
 
 class PlainConnection(Connection[tuple[Any, ...]]):
@@ -55,15 +72,19 @@ class PlainConnection(Connection[tuple[Any, ...]]):
     """
 
     isolated = False  # another isolation level is the default
+    restore_session = (
+        ""  # statements that undo, in `transaction`, what a statement of the user's has left in the session
+    )
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Self:
         """Connect, and ask for the defaults. Raises psycopg.OperationalError where there is no database."""
         conn = super().connect(conninfo, **options)
-        row = conn.execute("SHOW default_transaction_isolation", prepare=False).fetchone()
-        conn.isolated = row != ("read committed",)
         if not _has_iso_dates(conn):
             conn.execute(_SET_DATES, prepare=False)
+        for isolation, set_again in conn.execute(_ASK_SESSION, prepare=False):
+            conn.isolated = isolation != "read committed"
+            conn.restore_session = _RESTORE_SESSION % set_again
         return conn
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:

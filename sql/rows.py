@@ -83,11 +83,14 @@ class NewItem:
 
 
 class Save(NamedTuple):
-    """A statement of the user's own, with its parameters as psycopg takes them, and the place in his code."""
+    """A statement of the user's own, with its parameters as psycopg takes them, and the place in his code. `calls`: it
+    calls code that may change the session.
+    """
 
     text: str
     params: Any
     place: str
+    calls: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,8 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString, NamedTuple, TypeAlias
+from itertools import groupby
+from typing import Any, LiteralString, NamedTuple, TypeAlias, cast
 
 import psycopg
 from psycopg.adapt import Dumper, PyFormat, Transformer
@@ -13,7 +14,7 @@ from psycopg.pq import Format
 
 from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS, TRANSIENT, is_connection_lost
-from callboard.sql.pool import Conn, drop_detail
+from callboard.sql.pool import Conn, PlainConnection, drop_detail
 from callboard.sql.rows import Event, Save, Saves
 from callboard.sql.statements import statement
 
@@ -32,14 +33,12 @@ _BEGIN: LiteralString = (
     "SAVEPOINT saves; SET CONSTRAINTS ALL DEFERRED;"
     " SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'"
 )
-_END: LiteralString = (
-    "SET CONSTRAINTS ALL IMMEDIATE; SET LOCAL statement_timeout TO DEFAULT; RELEASE SAVEPOINT saves"
-)
-_UNDO: LiteralString = "ROLLBACK TO SAVEPOINT saves; RELEASE SAVEPOINT saves"
+_END = "SET CONSTRAINTS ALL IMMEDIATE; %s; RELEASE SAVEPOINT saves"
+_UNDO: LiteralString = "ROLLBACK TO SAVEPOINT saves; RELEASE SAVEPOINT saves; SELECT pg_advisory_unlock_all()"
 
 #: What a statement may be. None that ends the transaction is among them.
 _ALLOWED = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:INSERT|UPDATE|DELETE|MERGE|SELECT|WITH|CALL)\b",
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:INSERT|UPDATE|DELETE|MERGE|WITH|(?P<calls>SELECT|CALL))\b",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -58,7 +57,7 @@ class Unsaved(NamedTuple):
 
 
 class BrokenConnection(RuntimeError):
-    """The connection broke each time that an item's statements ran."""
+    """The connection broke each time that an item's statements ran, in a transaction of its own the second time on."""
 
 
 def lock_succeeding(conn: Conn, events: Sequence[Event]) -> set[Key]:
@@ -75,9 +74,11 @@ def lock_succeeding(conn: Conn, events: Sequence[Event]) -> set[Key]:
 
 def run(conn: Conn, events: Sequence[Event]) -> Unsaved:
     """Run what these events save, in the open transaction. An item of which a statement fails saves nothing, and the
-    others all. Raises psycopg.OperationalError when the connection breaks.
+    others all. Raises psycopg.Error when the connection breaks.
 
-    After a statement that found a lock or took too long no other of its job runs in this transaction.
+    After a statement that found a lock or took too long no other of its job runs in this transaction. What a statement
+    leaves in the session (settings, a role, locks, temporary tables) is undone after each group, and after each item
+    that calls code. Items in whose statements the connection broke run later, one in a transaction.
     """
     unsaved = Unsaved({}, set(), {})
     until = time.monotonic() + TRANSACTION_SECONDS
@@ -86,7 +87,10 @@ def run(conn: Conn, events: Sequence[Event]) -> Unsaved:
             error = BrokenConnection(f"the connection broke each of the {MAX_BREAKS} times that it ran")
             unsaved.refused[_key(event)] = breaks[-1], error
     whole = [event for event in events if _key(event) not in unsaved.refused]
-    groups = deque([sorted(whole, key=lambda e: _saves(e).busy_since or 0.0)])
+    now = [event for event in whole if not _saves(event).breaks] or whole[:1]
+    unsaved.later.update(_key(event) for event in whole if event not in now)
+    now.sort(key=lambda e: _saves(e).busy_since or 0.0)
+    groups = deque(list(group) for _, group in groupby(now, key=_group))
     while groups:
         group = groups.popleft()
         late, busy = time.monotonic() > until, {job for job, _ in unsaved.busy}
@@ -116,6 +120,11 @@ def _saves(event: Event) -> Saves:
     return event.saves
 
 
+def _group(event: Event) -> Key | None:
+    """Return what the next item must have in common with this one to be saved in one group."""
+    return _key(event) if any(save.calls for save in _saves(event).statements) else None
+
+
 class _Failed(NamedTuple):
     """The statement that failed, and why."""
 
@@ -130,25 +139,27 @@ def _save(conn: Conn, group: Sequence[Event], until: float) -> tuple[int, int, _
     """
     done, size = 0, 1
     conn.execute(_BEGIN, prepare=False)
-    while done < len(group) and (not done or time.monotonic() < until):
-        began = time.monotonic()
-        events = group[done : done + size]
-        if any(_saves(event).breaks for event in events):
-            events = events[:1]
-        place, failed = _send(conn, events)
-        if failed is not None:
-            return _undo(conn, done + place, done + place + 1, failed)
-        done += len(events)
-        size = min(2 * size, MAX_PIPED) if time.monotonic() - began < PIPED_SECONDS else 1
     try:
-        conn.execute(_END, prepare=False)
+        while done < len(group) and (not done or time.monotonic() < until):
+            began = time.monotonic()
+            events = group[done : done + size]
+            place, failed = _send(conn, events)
+            if failed is not None:
+                return _undo(conn, group[: done + len(events)], done + place, done + place + 1, failed)
+            done += len(events)
+            size = min(2 * size, MAX_PIPED) if time.monotonic() - began < PIPED_SECONDS else 1
+        conn.execute(_END % cast("PlainConnection", conn).restore_session, prepare=False)
     except psycopg.Error as error:
-        return _undo(conn, 0, done, _Failed(_saves(group[done - 1]).statements[-1], error))
+        return _undo(conn, group[:done], 0, done, _Failed(_saves(group[done - 1]).statements[-1], error))
     return 0, done, None
 
 
-def _undo(conn: Conn, start: int, stop: int, failed: _Failed) -> tuple[int, int, _Failed]:
+def _undo(
+    conn: Conn, ran: Sequence[Event], start: int, stop: int, failed: _Failed
+) -> tuple[int, int, _Failed]:
     if conn.closed or is_connection_lost(failed.error):
+        for event in ran:
+            _saves(event).breaks.append(failed.save)
         raise failed.error
     conn.execute(_UNDO, prepare=False)
     drop_detail(failed.error)
@@ -168,9 +179,6 @@ def _send(conn: Conn, events: Sequence[Event]) -> tuple[int, _Failed | None]:
     place, save = next(
         ((place, save) for place, save, cursor in sent if not cursor.statusmessage), sent[-1][:2]
     )
-    if conn.closed or is_connection_lost(error):
-        for event in events:
-            _saves(event).breaks.append(save)
     return place, _Failed(save, error)
 
 
@@ -255,13 +263,15 @@ def frozen(text: str, params: Sequence[Any] | Mapping[str, Any] | None, place: s
     Raises ValueError for what is no statement to save, TypeError for other parameters, psycopg.Error for a value that
     has no form in PostgreSQL.
     """
-    if not _ALLOWED.match(text):
+    found = _ALLOWED.match(text)
+    if not found:
         raise ValueError(
             f"save() takes one INSERT, UPDATE, DELETE, MERGE, SELECT, WITH or CALL statement, not {text!r:.80}"
         )
     size = len(text.encode())
+    calls = found["calls"] is not None or "set_config" in text.lower()
     if params is None:
-        return Save(text, None, place), size
+        return Save(text, None, place, calls), size
     if isinstance(params, str | bytes) or not isinstance(params, Sequence | Mapping):
         raise TypeError(
             f"the parameters of save() are a tuple, a list or a dict, not {type(params).__name__}"
@@ -274,6 +284,5 @@ def frozen(text: str, params: Sequence[Any] | Mapping[str, Any] | None, place: s
         for data, oid, format_ in zip(sent, transformer.types or (), transformer.formats or (), strict=True)
     ]
     size += sum(len(value.data) for value in values if value is not None)
-    return Save(
-        text, dict(zip(params, values, strict=True)) if isinstance(params, Mapping) else values, place
-    ), size
+    kept = dict(zip(params, values, strict=True)) if isinstance(params, Mapping) else values
+    return Save(text, kept, place, calls), size

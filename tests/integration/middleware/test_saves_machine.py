@@ -157,6 +157,69 @@ def test_a_statement_that_ends_its_connection_fails_its_item(database_url: str, 
     assert message == (f"the connection broke each of the 3 times that it ran; it saves: {ends}",)
 
 
+#: Statements that leave something in their session.
+LEAVE = [
+    "SELECT set_config('statement_timeout', '1', false)", "SELECT set_config('search_path', 'elsewhere', false)",
+    "SELECT set_config('search_path', 'elsewhere', true)", "SELECT set_config('role', 'pg_monitor', false)",
+    "INSERT INTO saved (mark) SELECT set_config('app.tenant', '5', false)", "SELECT pg_advisory_lock(7)",
+    "SELECT set_config('session_authorization', 'pg_monitor', false)", "SELECT set_config('seed', '0.5', false)",
+    "SELECT set_config('transaction_read_only', 'on', false)", "SELECT set_config('datestyle', 'German', false)",
+    "SELECT set_config('default_transaction_read_only', 'on', false)", "SELECT run('CREATE TEMP TABLE saved ()')",
+    "SELECT set_config('idle_in_transaction_session_timeout', '600s', false)", "SELECT 1 AS a INTO TEMP saved",
+    "SELECT set_config('client_encoding', 'LATIN1', false)", "SELECT run('LISTEN app')",
+    "SELECT run('DECLARE c CURSOR WITH HOLD FOR SELECT 1')", "SELECT run('SET CONSTRAINTS ALL IMMEDIATE')",
+]  # fmt: skip
+SESSION = """
+    SELECT current_user, session_user, ARRAY(SELECT pg_listening_channels()),
+           (SELECT array_agg(name || '=' || setting ORDER BY name) FROM pg_settings WHERE setting <> reset_val),
+           nullif(current_setting('app.tenant', true), ''), (SELECT count(*) FROM pg_cursors WHERE is_holdable),
+           (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'),
+           (SELECT count(*) FROM pg_class WHERE relpersistence = 't')
+"""
+
+
+@pytest.mark.parametrize("through", ["database_url", "pooled_url"])
+def test_what_a_statement_leaves_in_its_session_reaches_no_other_item(
+    through: str, conn: Conn, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its flush save where they mean to, and the session is the next time as it was."""
+    if through == "pooled_url":
+        monkeypatch.setenv("CALLBOARD_PREPARE", "off")
+    conn.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.saved (LIKE saved)")
+    run = "CREATE FUNCTION run(text) RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; RETURN 1; END'"
+    conn.execute(run)
+    plain = "INSERT INTO saved (mark) VALUES (NULL)"
+    texts = [text for leaves in LEAVE for text in (plain, leaves)] + [plain]
+    job = make_job(conn, len(texts))
+    with process_on(request.getfixturevalue(through)) as process, process.pool.connection() as session:
+        session.execute(SESSION)
+        before = session.execute(SESSION).fetchall()
+        _, later = module._write([saving(job, n, text) for n, text in enumerate(texts)], session)
+        assert session.execute(SESSION).fetchall() == before
+    assert not later
+    assert states(conn, job) == ["succeeded"] * len(texts)
+    plain_rows = len(texts) + len(LEAVE) + 1  # each item saves a row beside its statement
+    assert conn.execute("SELECT count(*) FROM saved").fetchone() == (plain_rows + 1,)
+    assert conn.execute("SELECT count(*) FROM elsewhere.saved").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_setting_that_ends_its_session_fails_its_item_alone(
+    older: bool, request: pytest.FixtureRequest
+) -> None:
+    """Also in the first item of a flush, of which the connection breaks in the statements of another."""
+    url = request.getfixturevalue("older_database_url" if older else "database_url")
+    ends = "SELECT set_config('transaction_timeout', '1', false), pg_sleep(1)"
+    with connect(url) as conn:
+        conn.execute(TABLE)
+        job = make_job(conn, 5)
+        written(url, [saving(job, n, "SELECT pg_sleep(0.01)" if n else ends) for n in range(5)])
+        assert states(conn, job) == ["failed", *["succeeded"] * 4]
+        found = conn.execute("SELECT message FROM callboard.errors WHERE job_id = %s", (job,)).fetchone()
+        assert found is not None
+        assert found[0].endswith(f"; it saves: {ends}")
+
+
 def test_a_statement_that_is_too_slow_is_tried_again_and_then_fails_its_item(
     database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
