@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, settings
 from callboard.commands.services import Server, ports
 from tests.support.databases import close_connections, database, with_database
 from tests.support.distribution import Distribution, long_first
+from tests.support.forked import forks
 from tests.support.nodes import Node
 from tests.support.progress import Progress
 from tests.support.services import (
@@ -67,7 +68,9 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A session in the background may have SIGINT ignored, and all processes that it starts would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    take_ports(os.environ.get("PYTEST_XDIST_WORKER", ""))
+    process = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if process or config.getoption("numprocesses", None):
+        take_ports(process)
     save_work()
     # httpx gives up after five seconds, in which a busy machine does not answer.
     for wait in ("connect", "read", "write", "pool"):
@@ -103,6 +106,8 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the shared services."""
     close_connections()
+    if forks.cache_info().currsize:
+        forks().close()
     if isinstance(services := config.stash.get(SERVICES, None), Owner):
         services.close()
 

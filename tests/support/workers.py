@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, Self
 
-from callboard.commands.services.child_process import Process, wait_until
+from callboard.commands.services.child_process import wait_until
 from tests.support.boot_death import READY
+from tests.support.forked import ForkedProcess
 
 __all__ = ["StartWorker", "Worker", "wait_until"]
 
@@ -32,7 +33,7 @@ class Worker:
         counts = ["--processes", str(processes), "--threads", str(threads)]
         command = [sys.executable, "-m", "dramatiq", *modules, *counts, *arguments]
         unbuffered = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default"}
-        self.process = Process(command, log=log, env={**os.environ, **unbuffered, **env})
+        self.process = ForkedProcess(command, log=log, env={**os.environ, **unbuffered, **env})
         self.processes = processes
         self.boots = 0
 

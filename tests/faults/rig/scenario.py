@@ -14,11 +14,11 @@ import psycopg
 from pika.exceptions import ChannelClosedByBroker
 
 import callboard
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
 from tests.faults.rig import periods
-from tests.faults.rig.job_watcher import JobWatcher
+from tests.faults.rig.job_watcher import JobWatcher, connect_to_look
 from tests.faults.rig.kill_points import DEATHS, KILL_POINTS, MODULE, Death, deaths
 from tests.faults.rig.run_log import RunLog
 from tests.support.clients import client
@@ -209,12 +209,15 @@ class Scenario:
         if self._conn is not None:
             try:
                 return ask(self._conn)
+            except (
+                psycopg.errors.FeatureNotSupported
+            ):  # the test has changed the schema under a prepared statement
+                pass
             except psycopg.OperationalError:
                 if not self._conn.broken:
                     raise
         self.close()
-        self._conn = connect(self.database_url)
-        self._conn.prepare_threshold = None  # tests change the schema under it
+        self._conn = connect_to_look(self.database_url)
         return ask(self._conn)
 
     def close(self) -> None:
