@@ -14,7 +14,7 @@ from dramatiq.middleware import SkipMessage
 
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import clean, place
-from callboard.sql.limits import MAX_SPAN_SECONDS
+from callboard.sql.limits import check_seconds
 from callboard.sql.rows import Progress
 from callboard.sql.writes import saves
 
@@ -186,6 +186,10 @@ def save(
     if attempt.batch is not None:
         if item is None:
             raise TypeError("in a batch, save() needs item=…, the position of the item in the list")
+        if type(item) is not int or not 0 <= item < len(attempt.batch):
+            raise ValueError(
+                f"item must be a position in the list of {len(attempt.batch)} items, not {item!r:.100}"
+            )
         attempt = attempt.batch[item]
     elif item is not None:
         raise TypeError("save() takes item=… in a batch only")
@@ -203,8 +207,7 @@ def hold(seconds: float, reason: str = "") -> None:
     there. `hold` returns at once, and does nothing outside a tracked actor. Raises ValueError for seconds that are no
     number from 0.
     """
-    if not 0 <= seconds <= MAX_SPAN_SECONDS:
-        raise ValueError(f"hold() takes a number of seconds from 0, not {seconds!r}")
+    check_seconds("hold()", seconds)
     if (attempt := _attempt()) is not None:
         attempt.hold_back(attempt.key, float(seconds), clean(str(reason), STEP_CHARACTERS))
 
@@ -215,6 +218,8 @@ def send_now(message: Any) -> Any:
     What an item of a job sends by `.send()` instead goes out only when the item succeeds. The message belongs to its
     actor's standing job of the day, or to the job of the `callboard.job` block that it is sent in.
     """
+    if not isinstance(message, dramatiq.Message):
+        raise TypeError(f"send_now() takes a message, as actor.message(…) makes it, not {message!r:.100}")
     token = current_attempt.set(None)
     try:
         return dramatiq.get_broker().enqueue(message)

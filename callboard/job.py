@@ -28,13 +28,15 @@ from callboard.sql.reads.job_view import concerned
 from callboard.sql.reads.queries import Query
 from callboard.sql.states import ITEM_STATES, JOB_FINAL
 from callboard.sql.writes import actions, refusals, retry_action, submission
-from callboard.sql.writes.requests import NoSuchJob, Requester
+from callboard.sql.writes.requests import NoSuchJob, Requester, check_flag, check_text
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.sql.writes.run_again import Again, run_again
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+#: Characters of a text that items are looked for by.
+MAX_TEXT_CHARACTERS = 100_000
 #: Seconds between two looks at a job that is waited for.
 WAIT_SECONDS, EVENTS_SECONDS = 0.1, 0.25
 
@@ -93,13 +95,17 @@ class Job:
         Of a job of stages it yields the items of one `stage` (0, 1, …), or of all stages one after the other; `job` in
         each item says of which. Raises ValueError if there is no such state or stage.
         """
+        for name, text in (("error", error), ("key", key)):
+            check_text(name, text, MAX_TEXT_CHARACTERS)
         if state not in (None, *ITEM_STATES):
             raise ValueError(f"state must be one of {', '.join(ITEM_STATES)}, not {state!r}")
         stages = self.status()["stages"]
-        wanted = [one["job"] for one in stages if stage in (None, one["stage"])]
+        wanted = [
+            one["job"] for one in stages if stage is None or (stage == one["stage"] and type(stage) is int)
+        ]
         if stage is not None and not wanted:
             raise ValueError(
-                f"job {self.id} has no stage {stage}: it has {len(stages)} stages, numbered from 0"
+                f"job {self.id} has no stage {stage!r}: it has {len(stages)} stages, numbered from 0"
             )
         keys = () if key is None else key_texts(key)
         for job in wanted or [self.id]:
@@ -158,6 +164,7 @@ class Job:
 
         Raises NotPossible if it has ended otherwise, and ValueError for a `reason` of more than 500 characters.
         """
+        check_flag("dry_run", dry_run)
         if dry_run:
             return {"items": self._act(would_cancel)}
         self._act(actions.cancel, reason=reason)
@@ -188,6 +195,7 @@ class Job:
         failed by it, the `id` or the `type` of a group of `errors`. Raises ValueError for a choice that makes no sense,
         and NotPossible while the job is being stopped.
         """
+        check_flag("dry_run", dry_run)
         act = would_retry if dry_run else retry_action.retry
         return self._act(act, RetrySelection(states, items, error))
 
@@ -287,7 +295,9 @@ def acting(via: str) -> Requester:
 
 def get(number: int) -> Job:
     """Return the job with this id; raises NoSuchJob."""
-    found = Job(int(number), runtime_of(dramatiq.get_broker()))
+    if type(number) is not int:
+        raise TypeError(f"the id of a job is a whole number, not {number!r:.100}")
+    found = Job(number, runtime_of(dramatiq.get_broker()))
     if found.id > queries.MAX_ID:
         raise NoSuchJob(f"there is no job {number}")
     found.status()
@@ -320,7 +330,7 @@ def job(
     targets = actor_lookup.targets(runtime.write, broker, on_complete, on_fail, on_cancel)
     made = runtime.write(
         lambda conn: submission.create_job(
-            conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata or {}, created_by=None,
+            conn, name=name, key=key, tenant="", actor=None, queue=None, metadata=metadata, created_by=None,
             limits=limits, targets=targets, key_reuse=key_reuse,
         )
     )  # fmt: skip

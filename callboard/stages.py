@@ -57,7 +57,11 @@ class Stage:
     @property
     def title(self) -> str:
         """Its name, or its actor's."""
-        return self.name or (self.actor if isinstance(self.actor, str) else self.actor.actor_name)
+        return (
+            self.name
+            if self.name is not None
+            else (self.actor if isinstance(self.actor, str) else self.actor.actor_name)
+        )
 
 
 def stages(
@@ -83,7 +87,7 @@ def stages(
     """
     items = _first_items(stages)
     limits = Limits(
-        max_failures, concurrency, rate, priority or None, deadline, submission.start(delay, at), keep,
+        max_failures, concurrency, rate, priority, deadline, submission.start(delay, at), keep,
         concurrency_by, lanes,
     )  # fmt: skip
     broker = actor_lookup.broker_of(stages[0].actor)
@@ -95,7 +99,7 @@ def stages(
     with submission.submitting(planned[0].actor, planned[0].queue) as trace:
         parent, found = runtime.write(
             lambda conn: writes.create(
-                conn, planned, name=name, key=key, tenant=tenant or "", metadata=metadata or {}, created_by=created_by,
+                conn, planned, name=name, key=key, tenant=tenant, metadata=metadata, created_by=created_by,
                 limits=limits, targets=targets, key_reuse=key_reuse, trace=trace,
             )
         )  # fmt: skip

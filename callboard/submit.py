@@ -84,7 +84,7 @@ def submit(
     within a minute, if the process dies.
     """
     limits = Limits(
-        max_failures, concurrency, rate, priority or None, deadline, start(delay, at), keep, concurrency_by,
+        max_failures, concurrency, rate, priority, deadline, start(delay, at), keep, concurrency_by,
         lanes,
     )  # fmt: skip
     check_chunk(chunk)
@@ -98,9 +98,9 @@ def submit(
     with submitting(actor_name, queue_name) as trace:
         made = runtime.write(
             lambda conn: writes.create_job(
-                conn, name=name or actor_name, key=key, tenant=tenant or "", actor=actor_name, queue=queue_name,
-                metadata=metadata or {}, created_by=created_by, limits=limits, targets=targets, chunk=chunk,
-                key_reuse=key_reuse, trace=trace,
+                conn, name=actor_name if name is None else name, key=key, tenant=tenant, actor=actor_name,
+                queue=queue_name, metadata=metadata, created_by=created_by, limits=limits, targets=targets,
+                chunk=chunk, key_reuse=key_reuse, trace=trace,
             )
         )  # fmt: skip
         rows = encode_all(items, item_key=item_key, signature=actor_lookup.signature_here(broker, actor))

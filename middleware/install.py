@@ -24,6 +24,8 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
     declared or after. Raises NotConfigured without a database, but for a StubBroker of the app's, which runs its actors
     untracked then: an app's own tests need no database.
     """
+    if not (broker is None or isinstance(broker, dramatiq.Broker)):
+        raise TypeError(f"install() takes a broker of Dramatiq's, not {broker!r:.100}")
     if broker is None:
         broker = dramatiq.broker.global_broker
     if broker is None:

@@ -68,6 +68,8 @@ class Limits:
         if isinstance(self.keep, timedelta):
             object.__setattr__(self, "keep", f"{self.keep.total_seconds():.6f}".rstrip("0").rstrip(".") + "s")
         self._columns()
+        if self.priority == 0:  # which is that of every job
+            object.__setattr__(self, "priority", None)
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Self:
@@ -161,6 +163,14 @@ def parse_span(name: str, given: timedelta | str) -> float:
         if 0 < seconds <= MAX_SPAN_SECONDS:
             return seconds
     raise ValueError(f"{name} must be a span like 90s, 5m, 2h, 30d, or forever; not {given!r}")
+
+
+def check_seconds(name: str, given: object) -> None:
+    """Raise ValueError for anything but a number of seconds from 0, a hundred years at most."""
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(given, bool | str | bytes) and 0 <= float(given) <= MAX_SPAN_SECONDS:  # type: ignore[arg-type]
+            return
+    raise ValueError(f"{name} takes a number of seconds from 0, not {given!r:.100}")
 
 
 def _time_text(time: object) -> str:

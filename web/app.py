@@ -51,8 +51,15 @@ def create_app(
 
     `hosts` are the host names that the app answers to (None: any); where it is open they keep other sites' pages from
     reading it through a browser on its machine. The app may be mounted in another one, whose lifespan does not run this
-    one's: it opens its pool at the first request. Raises ValueError for an app that is open and has a login.
+    one's: it opens its pool at the first request. Raises ValueError for an app that is open and has a login, and
+    TypeError for arguments of other types.
     """
+    if not isinstance(open_to_everyone, bool):  # a text like "false" would open it
+        raise TypeError(f"open_to_everyone must be True or False, not {open_to_everyone!r:.100}")
+    if not (authenticate is None or callable(authenticate)):
+        raise TypeError(f"authenticate must be a function, or None, not {authenticate!r:.100}")
+    if isinstance(hosts, str) or not isinstance(hosts, Sequence | None):
+        raise TypeError(f"hosts must be a list of host names, not {hosts!r:.100}")
     if authenticate is not None and open_to_everyone:
         raise ValueError("an app is open_to_everyone or has a login (authenticate), not both")
     database, submitter = Database(url), Submitter(url)

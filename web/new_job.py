@@ -113,7 +113,7 @@ def _make_job(_call: Call[Any, Any], write: Write, given: NewJob, options: dict[
     with submissions.submitting(actor, queue) as trace:
         made = write(
             lambda conn: submission.create_job(
-                conn, name=given.name or actor, actor=actor, queue=queue, chunk=given.chunk,
+                conn, name=actor if given.name is None else given.name, actor=actor, queue=queue, chunk=given.chunk,
                 also_asked=asked, trace=trace, **options,
             )
         )  # fmt: skip
@@ -128,7 +128,7 @@ def _make_stages(call: Call[Any, Any], write: Write, given: NewJob, options: dic
         signatures.append(signature)
         makes = None if stage.make is None else stage_plan.check_path(stage.make)
         submissions.check_chunk(stage.chunk)
-        title = stage.name or stage.actor
+        title = stage.actor if stage.name is None else stage.name
         planned.append(rows.NewStage(title, stage.actor, queue, makes, stage.on_failure, stage.chunk))
     if options["limits"].lane_by:
         stage_plan.check_lane(signatures, options["limits"].lane_by)
@@ -166,7 +166,7 @@ def _known(write: Write, actor: str) -> tuple[str, Signature | None]:
 def _limits(given: NewJob) -> Limits:
     start = submissions.start(given.delay, given.at)
     return Limits(
-        given.max_failures, given.concurrency, given.rate, given.priority or None, given.deadline, start, given.keep,
+        given.max_failures, given.concurrency, given.rate, given.priority, given.deadline, start, given.keep,
         given.concurrency_by, given.lanes,
     )  # fmt: skip
 

@@ -22,6 +22,8 @@ def batch(function: Callable[[list[Any]], Sequence[Any] | None]) -> Callable[...
     exception fails it, with the actor's retries. An exception that it raises holds for all items. Raises TypeError for
     an async function.
     """
+    if not callable(function):
+        raise TypeError(f"batch takes a function, not {function!r:.100}: put it below @dramatiq.actor")
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"{function.__qualname__} is async: a batch must be a plain function")
 

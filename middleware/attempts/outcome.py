@@ -9,7 +9,7 @@ from dramatiq.threading import Interrupt
 
 from callboard.middleware.message.failure import clean, describe
 from callboard.sql import settings
-from callboard.sql.limits import MAX_SPAN_SECONDS
+from callboard.sql.limits import check_seconds
 from callboard.sql.rows import Failure, OutcomeState, Retry
 
 #: Seconds before the next attempt when Dramatiq could not schedule it.
@@ -33,8 +33,7 @@ class Postpone(SkipMessage):
     """
 
     def __init__(self, seconds: float, reason: str = "") -> None:
-        if not 0 <= seconds <= MAX_SPAN_SECONDS:
-            raise ValueError(f"Postpone takes a number of seconds from 0, not {seconds!r}")
+        check_seconds("Postpone", seconds)
         super().__init__(reason)
         self.seconds = float(seconds)
 

@@ -114,7 +114,7 @@ def targets(
 def _listed(given: Callbacks) -> Sequence[Any]:
     if given is None:
         return ()
-    return given if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    return given if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
 
 
 def _check(name: str, given: Any) -> Webhook | Actor:

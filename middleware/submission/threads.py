@@ -20,6 +20,8 @@ def in_context(function: Callable[P, T]) -> Callable[P, T]:
 
     Tasks, `asyncio.to_thread` and a `ThreadPoolExecutor` need no help.
     """
+    if not callable(function):
+        raise TypeError(f"in_context takes a function, not {function!r:.100}")
     context = copy_context()
 
     @wraps(function)

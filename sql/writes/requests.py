@@ -97,6 +97,19 @@ def check_text(name: str, given: object, most: int) -> None:
         )
 
 
+def check_name(name: str, given: object, most: int) -> None:
+    """As `check_text`; a text must not be blank either."""
+    check_text(name, given, most)
+    if isinstance(given, str) and not given.strip():
+        raise ValueError(f"{name} must not be empty: leave it out, or give a text")
+
+
+def check_flag(name: str, given: object) -> None:
+    """Raise ValueError for anything but True and False: a text like "false" would count as True."""
+    if not isinstance(given, bool):
+        raise ValueError(f"{name} must be True or False, not {given!r:.100}")  # noqa: TRY004 — as all nonsense
+
+
 def at_database_time(conn: Conn, limits: Limits) -> Limits:
     """Return limits whose spans count from the database's now. Raises ValueError."""
     if not limits.has_spans:

@@ -88,7 +88,7 @@ class RetrySelection:
 def _listed(name: str, given: object) -> tuple[Any, ...] | None:
     if given is None:
         return None
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise ValueError(f"{name} must be a list, not {given!r:.100}")  # noqa: TRY004 — as all that is wrong with it
     return tuple(given)
 

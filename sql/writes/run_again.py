@@ -43,7 +43,7 @@ class Again:
 
     def __post_init__(self) -> None:
         if self.states is not None:
-            if isinstance(self.states, str) or not isinstance(self.states, Iterable):
+            if isinstance(self.states, str | bytes | Mapping) or not isinstance(self.states, Iterable):
                 raise ValueError(f"states must be a list, not {self.states!r:.100}")
             object.__setattr__(self, "states", tuple(self.states))
             if not self.states or not set(self.states) <= set(FINAL):
@@ -94,7 +94,7 @@ def _create(conn: Conn, job: int, by: Requester, again: Again) -> SubmittedJob:
     kept = {name: value for name, value in old.limits.items() if name not in TIMES}  # they have passed
     known = submission.known_actor(conn, old.actor)
     return submission.create_job(
-        conn, name=again.name or old.name, key=again.key, tenant=old.tenant, actor=old.actor,
+        conn, name=old.name if again.name is None else again.name, key=again.key, tenant=old.tenant, actor=old.actor,
         queue=known[0] if known else old.queue, chunk=old.chunk, created_by=by.who or None,
         metadata=old.metadata if again.metadata is None else again.metadata,
         limits=Limits.from_json({**kept, **again.limits}), targets=Targets.from_json(old.callbacks),

@@ -263,6 +263,8 @@ def frozen(text: str, params: Sequence[Any] | Mapping[str, Any] | None, place: s
     Raises ValueError for what is no statement to save, TypeError for other parameters, psycopg.Error for a value that
     has no form in PostgreSQL.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"save() takes its statement as a text, not {text!r:.80}")
     found = _ALLOWED.match(text)
     if not found:
         raise ValueError(

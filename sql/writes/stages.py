@@ -16,20 +16,21 @@ from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
 from callboard.sql.statements import statement
 from callboard.sql.writes import jobs, submission
-from callboard.sql.writes.requests import Requester, check_text, note_action
+from callboard.sql.writes.requests import Requester, check_flag, check_name, note_action
 
 
 def create(
-    conn: Conn, planned: Sequence[NewStage], *, name: str, key: str | None, tenant: str, metadata: dict[str, Any],
-    created_by: str | None, limits: Limits, targets: Targets = NO_TARGETS, key_reuse: bool = False,
-    held: bool = False, alone: bool = False, trace: Mapping[str, str] | None = None,
+    conn: Conn, planned: Sequence[NewStage], *, name: str, key: str | None, tenant: str | None,
+    metadata: dict[str, Any] | None, created_by: str | None, limits: Limits, targets: Targets = NO_TARGETS,
+    key_reuse: bool = False, held: bool = False, alone: bool = False, trace: Mapping[str, str] | None = None,
 ) -> tuple[int, list[StageRow]]:  # fmt: skip
     """Make a job of stages, or find the one with this key; return its id and stages, and renew the submission of the
     first stage; `alone`: unless another one goes on, as `submitting` of that stage says. The rest is as with
     `create_job`.
     """
+    check_flag("key_reuse", key_reuse)
     for stage in planned:
-        check_text("name", stage.name, submission.NAME_CHARACTERS)
+        check_name("name", stage.name, submission.NAME_CHARACTERS)
     asked = {"stages": [(s.actor, s.makes, s.on_failure, s.chunk) for s in planned]}
     with transaction(conn):
         given = submission.job_parameters(
@@ -37,7 +38,7 @@ def create(
             targets=targets, trace=trace,
         )  # fmt: skip
         if key_reuse:
-            submission.free_key(conn, tenant, key)
+            submission.free_key(conn, given["tenant"], key)
         whole = {**given, "stages": len(planned)}
         parent, created, known = next(conn.execute(statement("create_parent"), whole))
         submission.check_asked(key, parent, known, given)

@@ -21,6 +21,8 @@ from callboard.sql.writes import retention
 from callboard.sql.writes.requests import (
     Requester,
     at_database_time,
+    check_flag,
+    check_name,
     check_text,
     job_status,
     json_object,
@@ -44,8 +46,8 @@ class KeyInUse(ValueError):
 
 
 def create_job(
-    conn: Conn, *, name: str, key: str | None, tenant: str, actor: str | None, queue: str | None,
-    metadata: dict[str, Any], created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
+    conn: Conn, *, name: str, key: str | None, tenant: str | None, actor: str | None, queue: str | None,
+    metadata: dict[str, Any] | None, created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
     chunk: int | None = None, key_reuse: bool = False, held: bool = False, alone: bool = False,
     also_asked: Mapping[str, Any] = NOTHING, trace: Mapping[str, str] | None = None,
 ) -> SubmittedJob:  # fmt: skip
@@ -56,6 +58,7 @@ def create_job(
 
     Raises KeyInUse, and ValueError for a text or metadata that a row can't hold.
     """
+    check_flag("key_reuse", key_reuse)
     asked = {"actor": actor, "chunk": chunk, **also_asked}
     parameters = {
         **job_parameters(
@@ -67,7 +70,7 @@ def create_job(
     }  # fmt: skip
     with transaction(conn) if key_reuse else nullcontext():
         if key_reuse:
-            free_key(conn, tenant, key)
+            free_key(conn, parameters["tenant"], key)
         row = conn.execute(statement("create_job"), parameters).fetchone()
         # As in standing_job: lost to a transaction that commits between the two halves.
         row = row or required(conn.execute(statement("create_job"), parameters).fetchone())
@@ -78,15 +81,18 @@ def create_job(
 
 
 def job_parameters(
-    conn: Conn, asked: Mapping[str, Any], *, name: str, key: str | None, tenant: str, metadata: dict[str, Any],
-    created_by: str | None, limits: Limits, targets: Targets, trace: Mapping[str, str] | None,
+    conn: Conn, asked: Mapping[str, Any], *, name: str, key: str | None, tenant: str | None,
+    metadata: dict[str, Any] | None, created_by: str | None, limits: Limits, targets: Targets,
+    trace: Mapping[str, str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the parameters of the statements that make a job. `asked`: what else the same submission must say again.
 
     Raises ValueError for a text or metadata that a row can't hold.
     """
-    check_text("name", name, NAME_CHARACTERS)
-    for option, text in (("key", key), ("tenant", tenant), ("created_by", created_by)):
+    tenant, metadata = "" if tenant is None else tenant, {} if metadata is None else metadata
+    check_name("name", name, NAME_CHARACTERS)
+    check_name("key", key, KEY_CHARACTERS)
+    for option, text in (("tenant", tenant), ("created_by", created_by)):
         check_text(option, text, KEY_CHARACTERS)
     kept = json_object("metadata", metadata)
     callbacks = targets.as_json()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -204,6 +204,17 @@ def _keyed(actor: str) -> str:
         ({"metadata": {"text": "a\x00"}}, "metadata must be a dict of values that the database can hold"),
         ({"metadata": {"text": "\ud800"}}, "metadata must be a dict of values that the database can hold"),
         ({"metadata": [1]}, "metadata must be a dict"),
+        ({"metadata": []}, "metadata must be a dict"),
+        ({"metadata": ""}, "metadata must be a dict"),
+        ({"name": ""}, "name must not be empty"),
+        ({"name": 0}, "name must be a text"),
+        ({"key": " "}, "key must not be empty"),
+        ({"tenant": False}, "tenant must be a text"),
+        ({"priority": False}, "priority must be a whole number"),
+        ({"priority": 0.0}, "priority must be a whole number"),
+        ({"priority": ""}, "priority must be a whole number"),
+        ({"key_reuse": "false"}, "key_reuse must be True or False"),
+        ({"on_complete": b""}, "on_complete takes actors"),
         (
             {"metadata": {"page": "x" * 300_000}},
             "metadata has 300,012 bytes as JSON, and 262,144 are allowed",
@@ -261,6 +272,35 @@ def test_a_message_that_no_worker_could_read_is_not_sent(odd: dict[str, Any], pi
 def test_a_delay_that_is_no_span_of_time_is_refused(delay: Any, pipeline: Pipeline) -> None:
     with pytest.raises(callboard.BadItem, match="a delay must be a number of milliseconds"):
         pipeline.actor("work").send_with_options(args=(1,), delay=delay)
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda job: callboard.get(job.id + 0.9), "the id of a job is a whole number, not"),
+        (lambda _: callboard.get("1"), "the id of a job is a whole number, not '1'"),  # type: ignore[arg-type]
+        (lambda job: list(job.items(key=1)), "key must be a text"),
+        (lambda job: list(job.items(error=1)), "error must be a text"),
+        (lambda job: list(job.items(stage=False)), "has no stage False"),
+        (lambda job: job.cancel(dry_run="false"), "dry_run must be True or False"),
+        (lambda job: job.retry(dry_run=0), "dry_run must be True or False"),
+        (lambda job: job.retry(items={1: 2}), "items must be a list"),
+        (lambda job: job.retry(items=[1.0]), "items must be whole numbers"),
+        (lambda job: job.limit(priority=False), "priority must be a whole number"),
+        (lambda job: job.run_again(name=""), "name must not be empty"),
+        (lambda job: job.run_again(metadata=[]), "metadata must be a dict"),
+        (lambda job: job.run_again(b"failed"), "states must be a list"),
+        (lambda _: callboard.job("", metadata={}).__enter__(), "name must not be empty"),
+        (lambda _: callboard.job("block", metadata=[]).__enter__(), "metadata must be a dict"),  # type: ignore[arg-type]
+        (lambda _: callboard.stages("", [callboard.Stage("work", items=[])]), "name must not be empty"),
+        (lambda _: callboard.stages("s", [callboard.Stage("work", [], name="")]), "name must not be empty"),
+    ],
+)
+def test_nonsense_of_another_type_is_refused_and_not_taken_for_something_else(
+    ask: Callable[[callboard.Job], object], says: str, pipeline: Pipeline
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=says):
+        ask(pipeline.submit("work"))
 
 
 def test_what_is_asked_of_a_job_that_can_not_be_there_is_an_error(pipeline: Pipeline) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
@@ -18,6 +18,7 @@ import callboard
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.submission.threads import carry_into_pools
 from callboard.sql.rows import JobControl, JobFacts, NewItem, Progress
+from callboard.web.app import create_app
 from tests.support import documents
 
 
@@ -37,6 +38,34 @@ def attempt() -> Iterator[Attempt]:
     token = current_attempt.set(made)
     yield made
     current_attempt.reset(token)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: callboard.save(b"SELECT 1"), "save\\(\\) takes its statement as a text"),  # type: ignore[arg-type]
+        (lambda: callboard.save("SELECT 1", item=-1), "a position in the list of 2 items, not -1"),
+        (lambda: callboard.save("SELECT 1", item=True), "a position in the list of 2 items, not True"),
+        (lambda: callboard.hold("5"), "a number of seconds from 0, not '5'"),  # type: ignore[arg-type]
+        (lambda: callboard.hold(float("nan")), "a number of seconds from 0, not nan"),
+        (lambda: callboard.Postpone("1"), "a number of seconds from 0, not .1."),  # type: ignore[arg-type]
+        (lambda: callboard.Postpone(None), "a number of seconds from 0, not None"),  # type: ignore[arg-type]
+        (lambda: callboard.send_now("act"), "send_now\\(\\) takes a message"),
+        (lambda: callboard.batch("act"), "batch takes a function"),  # type: ignore[arg-type]
+        (lambda: callboard.in_context(5), "in_context takes a function"),  # type: ignore[arg-type]
+        (lambda: callboard.install(0), "install\\(\\) takes a broker"),  # type: ignore[arg-type]
+        (lambda: create_app(open_to_everyone="false"), "open_to_everyone must be True or False"),  # type: ignore[arg-type]
+        (lambda: create_app(authenticate=False), "authenticate must be a function, or None"),  # type: ignore[arg-type]
+        (lambda: create_app(hosts="example.com"), "hosts must be a list of host names"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused(
+    call: Callable[[], object], says: str, attempt: Attempt
+) -> None:
+    if "position" in says:
+        attempt.batch = [attempt, attempt]
+    with pytest.raises((TypeError, ValueError), match=says):
+        call()
 
 
 def test_a_log_line_names_its_item_once(attempt: Attempt) -> None:
