@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from callboard.sql.error_patterns import pattern
 from callboard.sql.signature import Signature
-from callboard.sql.states import JOB_FINAL
+from callboard.sql.states import JOB_FINAL, AttemptKind
 
 OutcomeState: TypeAlias = Literal["succeeded", "failed", "skipped", "retrying"]
-AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped", "postponed"]
 
 # Fields that statements take as columns: see `arrays`.
 BigInt: TypeAlias = Annotated[int, "bigint"]

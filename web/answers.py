@@ -4,13 +4,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-ItemState: TypeAlias = Literal[
-    "pending", "queued", "running", "retrying", "succeeded", "failed", "skipped", "cancelled"
-]
-JobState: TypeAlias = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
-AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped", "postponed"]
-Scope: TypeAlias = Literal["read", "submit", "control", "admin"]
-WorkerState: TypeAlias = Literal["alive", "stopped", "dead"]
+from callboard.sql.states import AttemptKind, ItemState, JobState, Scope, WorkerState
 
 #: A time in UTC.
 Time: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]

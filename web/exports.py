@@ -7,7 +7,8 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from callboard.sql.reads import exports
-from callboard.web.answers import Count, ItemState
+from callboard.sql.states import ItemState
+from callboard.web.answers import Count
 from callboard.web.endpoint import LINES, Call, NoBody
 from callboard.web.items import Error, job_of_stage, read_page
 

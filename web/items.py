@@ -9,8 +9,9 @@ from starlette.exceptions import HTTPException
 from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.reads import item_view, queries
 from callboard.sql.reads.item_view import Page
+from callboard.sql.states import ItemState
 from callboard.web import parameters
-from callboard.web.answers import Count, ItemState
+from callboard.web.answers import Count
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import ITEMS, After, Limit, NoQuery
 

@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 from callboard.sql.json_values import is_storable
 from callboard.sql.reads import item_view, job_filter, queries
 from callboard.sql.reads.queries import Query
+from callboard.sql.states import JobState
 from callboard.web import answers, parameters
-from callboard.web.answers import JobState
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import After, Limit, NoQuery, Page
 

@@ -7,9 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from callboard.sql.reads import queries
+from callboard.sql.states import Scope
 from callboard.sql.writes import tokens as writes
 from callboard.web import parameters
-from callboard.web.answers import Scope
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import NoQuery, Page
 

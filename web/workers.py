@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 
 from callboard.sql.reads import queries
+from callboard.sql.states import WorkerState
 from callboard.web import parameters
-from callboard.web.answers import WorkerState
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import ITEMS, After, Limit, NoQuery
 

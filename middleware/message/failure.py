@@ -3,10 +3,11 @@
 import traceback
 from pathlib import Path
 from types import CodeType
+from typing import Literal
 
 from dramatiq.middleware import TimeLimitExceeded
 
-from callboard.sql.rows import AttemptKind, Failure
+from callboard.sql.rows import Failure
 
 #: The most characters of an error's message and of its traceback.
 MESSAGE_CHARS = 4_000
@@ -37,7 +38,7 @@ def text_of(error: BaseException) -> str:
 
 
 def _describe(error: BaseException) -> Failure:
-    kind: AttemptKind = "timed_out" if isinstance(error, TimeLimitExceeded) else "failed"
+    kind: Literal["timed_out", "failed"] = "timed_out" if isinstance(error, TimeLimitExceeded) else "failed"
     text = clean("".join(_format(error)), limit=None)
     type_name = clean(_type_name(error), NAME_CHARS)
     return Failure(kind, type_name, text_of(error), _place(error), text[-TRACEBACK_CHARS:], len(text))

@@ -7,14 +7,12 @@ import msgspec
 from starlette.responses import RedirectResponse, Response
 
 from callboard.sql.reads import queries
-from callboard.sql.states import RETRIABLE
+from callboard.sql.states import RETRIABLE, ItemState
 from callboard.web import actions, items, parameters
-from callboard.web.answers import ItemState
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.pages.page import render, wanted_parts
 from callboard.web.parameters import ITEMS, DryRun
 
-RETRIED = ("failed", "skipped", "cancelled")
 #: Among how many items before an item the one before in its state is looked for: first few, then more; pages of each.
 SPANS, PAGES, PAGE_ITEMS = (200, 20_000, ITEMS), 5, 500
 

@@ -8,8 +8,9 @@ from starlette.responses import Response
 
 from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.reads import queries
+from callboard.sql.states import ItemState
 from callboard.web import parameters
-from callboard.web.answers import ItemState, Job
+from callboard.web.answers import Job
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.pages import chart
 from callboard.web.pages.page import data, render, wanted_parts

@@ -7,7 +7,8 @@ from typing import Any
 from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
-from callboard.sql.rows import AttemptKind, Event, Failure, Retry
+from callboard.sql.rows import Event, Failure, Retry
+from callboard.sql.states import AttemptKind
 from callboard.sql.writes import outcomes, retry_action
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection

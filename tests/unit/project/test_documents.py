@@ -66,7 +66,7 @@ def test_the_diagram_and_the_table_of_items_have_the_states_of_items() -> None:
 
 def test_the_moves_in_the_diagram_are_those_that_the_record_makes() -> None:
     """`waiting` is stored for pending, queued and running; `cancelled` is said of what a stopped job left."""
-    stored: dict[str, set[str]] = {state: set() for state in states.STORED}
+    stored: dict[str, set[str]] = {state: set() for state in states.MOVES}
     for start, to in moves():
         before, after = ("waiting" if state in WAITING else state for state in (start, to))
         if start != "[*]" and to != "cancelled" and before != after:
