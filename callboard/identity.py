@@ -3,10 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from callboard.sql import states
-
-#: What an identity may do: look, make jobs, change them, give out tokens.
-SCOPES = states.SCOPES
+from callboard.sql.states import DEFAULT_SCOPES, SCOPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +17,7 @@ class Identity:
 
     name: str
     tenant: str | None = None
-    scopes: Collection[str] = states.DEFAULT_SCOPES
+    scopes: Collection[str] = DEFAULT_SCOPES
     job: int | None = None
 
     def __post_init__(self) -> None:

@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from callboard.identity import SCOPES, Identity
+from callboard.identity import Identity
 from callboard.sql.reads import queries
+from callboard.sql.states import SCOPES
 from callboard.web import parameters
 from callboard.web.login import QUERY, TokenLogin
-from callboard.web.paths import path_within
 from callboard.web.problems import HANDLED, Problem, problem_of, refused
 
 log = logging.getLogger("callboard.web")
@@ -90,7 +90,7 @@ class AccessControl:
         # An answer of the other app's login has that app's headers.
         foreign = self.authenticate is not None and isinstance(answer, Response)
         if not foreign or isinstance(answer, Problem):
-            shared = path_within(Request(scope)).startswith("/static/") or not (
+            shared = parameters.path_within(Request(scope)).startswith("/static/") or not (
                 share is None or self.login is None
             )
             send = _with_headers(send, SHARED if shared else HEADERS)
@@ -206,7 +206,7 @@ async def _admission(authenticate: Authenticate, request: Request) -> Admission:
 
 
 def _is_open(request: Request) -> bool:
-    path = path_within(request)
+    path = parameters.path_within(request)
     return path in OPEN or path.startswith("/static/")
 
 

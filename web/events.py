@@ -31,7 +31,7 @@ from callboard.web.database import Database
 from callboard.web.endpoint import Call, NoBody, etag
 from callboard.web.jobs import JobQuery
 from callboard.web.parameters import NoQuery
-from callboard.web.problems import HANDLERS, encode
+from callboard.web.problems import HANDLED, encode, problem_of
 
 log = logging.getLogger("callboard.web")
 
@@ -282,11 +282,9 @@ def _with_order(body: bytes, order: bytes) -> bytes:
 
 async def _problem(error: Exception) -> bytes:
     """The event that tells what the API answers to this error."""
-    kind = next(kind for kind in type(error).__mro__ if kind in HANDLERS)
-    if kind is Exception:
+    if not isinstance(error, HANDLED):
         log.error("what is watched can't be read", exc_info=error)
-    found: Response = await HANDLERS[kind](None, error)
-    return _event("problem", bytes(found.body))
+    return _event("problem", bytes((await problem_of(None, error)).body))
 
 
 def _server_stops() -> bool:

@@ -16,7 +16,6 @@ from callboard.sql.reads import queries
 from callboard.sql.writes import tokens
 from callboard.web import parameters
 from callboard.web.database import Database
-from callboard.web.paths import path_within
 from callboard.web.templating import JINJA
 
 #: Seconds for which a token that was found is taken for valid without another look: what is revoked ends so much later.
@@ -98,7 +97,7 @@ def cookie(request: Request) -> str:
 
 def _to_login(request: Request) -> Response | None:
     """Send a browser that asks for a page to the login, with where to go from there; None for any other request."""
-    path = path_within(request)
+    path = parameters.path_within(request)
     if request.method not in ("GET", "HEAD") or "text/html" not in request.headers.get("accept", ""):
         return None
     if path.startswith("/api/"):

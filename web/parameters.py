@@ -167,6 +167,14 @@ def next_page(position: int | None, rows: str) -> str | None:
     return None if position is None else f"{rows}-{position}"
 
 
+def path_within(request: Request) -> str:
+    """The path below the prefix that the app is mounted at, as the routes see it."""
+    path: str = request.scope["path"]
+    prefix: str = request.scope.get("root_path", "")
+    rest = path.removeprefix(prefix)
+    return rest if rest.startswith("/") or not rest else path
+
+
 def path_number(request: Request, name: str, most: int, noun: str) -> int:
     """A number of the path; what can't be one is unknown."""
     value = str(request.path_params[name])

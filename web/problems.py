@@ -105,8 +105,8 @@ HANDLERS: dict[Any, Any] = {
 HANDLED = tuple(kind for kind in HANDLERS if kind is not Exception)
 
 
-async def problem_of(request: Request, error: Exception) -> Response:
-    """Answer one of HANDLED that was met outside of the handlers."""
+async def problem_of(request: Request | None, error: Exception) -> Response:
+    """Answer an error that was met outside of the handlers; `request` None: that of no request."""
     kind = next(kind for kind in type(error).__mro__ if kind in HANDLERS)
     answer: Response = await HANDLERS[kind](request, error)
     return answer

@@ -12,7 +12,6 @@ from callboard.web import access, parameters
 from callboard.web.endpoint import Endpoint
 from callboard.web.login import cookie
 from callboard.web.pages import words
-from callboard.web.paths import path_within
 from callboard.web.problems import HANDLED, encode, problem_of
 from callboard.web.templating import JINJA
 
@@ -48,7 +47,7 @@ def render(
     page = JINJA.get_template(template)
     values = page.new_context(
         {
-            "root": "../" * (path_within(request).count("/") - 1) or "./",
+            "root": "../" * (parameters.path_within(request).count("/") - 1) or "./",
             "nav": _nav(who),
             "who": who if is_named else None,
             "has_session": is_named and cookie(request) in request.cookies,

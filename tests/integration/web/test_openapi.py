@@ -13,8 +13,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 
 from callboard import Identity
-from callboard.identity import SCOPES
 from callboard.sql.pool import connect
+from callboard.sql.states import SCOPES
 from callboard.web import create_app
 from callboard.web.endpoint import Endpoint
 from callboard.web.endpoints import ENDPOINTS

@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from callboard import Identity
-from callboard.identity import SCOPES
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
+from callboard.sql.states import SCOPES
 from callboard.sql.writes import actions, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
