@@ -83,6 +83,9 @@ def test_a_group_of_errors_leads_to_its_items_and_is_retried(page: Page, conn: C
     ).click()
     expect(page.locator("#errors li").filter(has_text="ValueError")).to_contain_text("0 failed", timeout=SOON)
     expect(page.locator("#head .legend")).to_contain_text("1 failed")
+    expect(page.locator("#history")).to_contain_text(
+        re.compile(r"retry: 2 items \(error \w+\)"), timeout=SOON
+    )
 
 
 def test_an_item_is_found_by_its_key(page: Page, conn: Conn, address: str) -> None:

@@ -180,7 +180,7 @@ def _retried(detail: Mapping[str, Any]) -> str:
     which = [
         ", ".join(detail.get("states") or ()),
         f"of {count(len(items), 'chosen item')}" if items else "",
-        detail.get("error_type") or "",
+        f"error {detail['error']}" if "error" in detail else "",
     ]
     named = ", ".join(filter(None, which))
     return count(detail["count"], "item") + (f" ({named})" if named else "")
