@@ -6,17 +6,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
-import pika
 import typer
 from rich.text import Text
 
 from callboard.commands import actor_modules, output
 from callboard.commands.database import reach
 from callboard.commands.errors import CommandError
-from callboard.commands.local.broker import reach_broker
 from callboard.commands.output import AsJson
 from callboard.middleware.ping import PING
-from callboard.middleware.rabbitmq import queue_admin
+from callboard.middleware.rabbitmq import confirms, queue_admin
 from callboard.middleware.rabbitmq.queue_admin import NoAnswer
 from callboard.middleware.submission import item_encoding
 from callboard.sql import migrate, settings
@@ -140,17 +138,15 @@ def _broker(addresses: str) -> Iterator[Finding]:
         )
         return
     for address in addresses.split(";"):
-        parameters = pika.URLParameters(address.strip())
-        place = f"{parameters.host}:{parameters.port}"
+        began = time.perf_counter()
         try:
-            began = time.perf_counter()
-            reach_broker(address)
-            took = (time.perf_counter() - began) * 1000
-        except CommandError as error:
-            found, _, do = str(error).partition("; ")
-            yield Finding("broker", WRONG, found, do)
+            with queue_admin.connected(address):
+                took = (time.perf_counter() - began) * 1000
+        except NoAnswer as error:
+            yield Finding("broker", WRONG, f"can't reach {error}", "start it, or correct AMQP_URL")
         else:
-            yield Finding("broker", OK, f"RabbitMQ at {place} takes a connection in {took:.0f} ms")
+            place = confirms.address(queue_admin.parameters_of(address))
+            yield Finding("broker", OK, f"{place} takes a connection in {took:.0f} ms")
 
 
 def _workers(conn: Conn) -> Iterator[Finding]:
@@ -169,11 +165,8 @@ def _workers(conn: Conn) -> Iterator[Finding]:
 
 def _queues(conn: Conn, addresses: str) -> Iterator[Finding]:
     known = queries.run(conn, queries.queues())
-    rows = queue_admin.without_depths(known)
-    with suppress(NoAnswer):  # `_broker` has said so
-        if addresses:
-            rows = queue_admin.with_depths(addresses, known)
-    for row in rows:
+    rows, _ = queue_admin.with_depths(addresses, known)
+    for row in rows:  # if RabbitMQ's numbers are missing, `_broker` has said why
         yield from _queue(row)
 
 

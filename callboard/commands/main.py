@@ -1,5 +1,6 @@
 """`callboard`: all commands, and the end of each: an exit code, and one line for an error."""
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     output.prepare_streams()
+    logging.getLogger("pika").setLevel(
+        logging.CRITICAL
+    )  # it logs a failure in many lines, and a command in one
     try:
         code = app(given or ["--help"], standalone_mode=False, prog_name="callboard")
     except TyperException as error:

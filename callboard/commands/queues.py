@@ -22,10 +22,9 @@ def queues(*, as_json: AsJson = False) -> None:
     addresses = _addresses()
     with database() as conn:
         known = queries.run(conn, queries.queues())
-    try:
-        rows = queue_admin.with_depths(addresses, known)
-    except NoAnswer as error:
-        raise CommandError(f"can't ask RabbitMQ: {error}") from None
+    rows, trouble = queue_admin.with_depths(addresses, known)
+    if trouble is not None:
+        raise CommandError(f"can't ask RabbitMQ: {trouble}")
     if as_json:
         output.document({"queues": rows, "next": None})
     elif rows:

@@ -28,7 +28,6 @@ def sweep() -> None:
                 "AMQP_URL is not set: only the worker that holds an in-process broker can sweep its messages"
             )
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-        logging.getLogger("pika").setLevel(logging.CRITICAL)
         runtime_of(broker).maintain()
         typer.echo("sweeping", err=True)
         wait_for_the_end()

@@ -1,1 +1,1 @@
-"""Our RabbitMQ broker: consuming and acknowledging, publishing with confirms, and Dramatiq's hooks made fast."""
+"""Our RabbitMQ broker: consuming, acknowledging, publishing with confirms, and its queues as an operator sees them."""

@@ -27,7 +27,7 @@ class Prefetch:
     ones.
 
     `depth` is the prefetch in messages. `threads` is the number of worker threads; None keeps the depth as it is. It
-    begins as for slow actors: a smaller one takes messages beside those that are held already.
+    begins as for slow actors: to shrink takes a new subscription, whose messages come beside those that are held.
     """
 
     def __init__(self, depth: int, threads: int | None) -> None:

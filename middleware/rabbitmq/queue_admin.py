@@ -72,25 +72,32 @@ class DeadLetter:
     body: str
 
 
-def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return these rows of `queries.queues`, each with the fields of its `Depth`: by the management API if that
-    answers (at CALLBOARD_RABBITMQ_API, or where it usually is), else by AMQP. `addresses`: as in AMQP_URL. Raises
-    NoAnswer.
+def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
+    """Return these rows of `queries.queues`, each with the fields of its `Depth`, and why these are not known, or None.
+    `addresses`: as in AMQP_URL.
     """
-    wanted, management = [row["name"] for row in queues], settings.RABBITMQ_API.get()
-    found: dict[str, dict[str, Any]] | None = None
+    found: dict[str, dict[str, Any]] = {}
+    trouble = None
+    try:
+        found = _asked(addresses, [row["name"] for row in queues])
+    except NoAnswer as error:
+        trouble = str(error)
+    return [{**row, **asdict(_depth(found, row["name"]))} for row in queues], trouble
+
+
+def _asked(addresses: str, queues: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What RabbitMQ says of these queues, by name: by the management API if that answers (at CALLBOARD_RABBITMQ_API,
+    or where it usually is), else by AMQP.
+    """
+    if not addresses:
+        raise NoAnswer(NO_BROKER)
+    management = settings.RABBITMQ_API.get()
     for address in addresses.split(";"):
-        found = found or _managed(address.strip(), management)
-    if found is None:
-        with _connected(addresses) as connection:
-            names = [name for queue in wanted for name in (queue, dq_name(queue), xq_name(queue))]
-            found = {name: _declared(connection, name) for name in names}
-    return [{**row, **asdict(_depth(found, row["name"]))} for row in queues]
-
-
-def without_depths(queues: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return these rows as `with_depths`, but nothing is known of RabbitMQ."""
-    return [{**row, **asdict(Depth())} for row in queues]
+        if found := _managed(address, management):
+            return found
+    with connected(addresses) as connection:
+        names = [name for queue in queues for name in (queue, dq_name(queue), xq_name(queue))]
+        return {name: _declared(connection, name) for name in names}
 
 
 def _depth(found: dict[str, dict[str, Any]], queue: str) -> Depth:
@@ -103,7 +110,7 @@ def _depth(found: dict[str, dict[str, Any]], queue: str) -> Depth:
 
 def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:
     """What the management API says of all queues of the virtual host, by name; None if it can't be asked."""
-    parts, parameters = urlsplit(address), pika.URLParameters(address)
+    parts, parameters = urlsplit(address.strip()), parameters_of(address)
     scheme = "https" if parts.scheme == "amqps" else "http"
     base = management or f"{scheme}://{parameters.host}:{MANAGEMENT_PORTS[parts.scheme]}"
     columns = "name,messages_ready,messages_unacknowledged,consumers"
@@ -125,14 +132,25 @@ def _basic(name: str, password: str) -> str:
     return f"Basic {b64encode(f'{name}:{password}'.encode()).decode()}"
 
 
+def parameters_of(address: str) -> pika.URLParameters:
+    """The parameters of a connection to this node. Raises NoAnswer."""
+    try:
+        return pika.URLParameters(address.strip())
+    except (ValueError, TypeError):
+        # The text of this error may hold the password.
+        raise NoAnswer("RabbitMQ at AMQP_URL: it must be like amqp://user:password@host:port/vhost") from None
+
+
 @contextmanager
-def _connected(addresses: str) -> Iterator[pika.BlockingConnection]:
-    """A connection to the first node that answers. Raises NoAnswer, also for what fails in the block."""
+def connected(addresses: str, seconds: float = ANSWER_SECONDS) -> Iterator[pika.BlockingConnection]:
+    """A connection to the first node that answers, each within so many seconds. Raises NoAnswer, also for what fails in
+    the block.
+    """
     why = ""
     for address in addresses.split(";"):
-        parameters = pika.URLParameters(address.strip())
-        parameters.socket_timeout = parameters.stack_timeout = ANSWER_SECONDS
-        parameters.blocked_connection_timeout = ANSWER_SECONDS
+        parameters = parameters_of(address)
+        parameters.socket_timeout = parameters.stack_timeout = seconds
+        parameters.blocked_connection_timeout = seconds
         try:
             connection = pika.BlockingConnection(parameters)
         except (pika.exceptions.AMQPError, OSError) as error:
@@ -162,7 +180,7 @@ def _declared(connection: pika.BlockingConnection, name: str) -> dict[str, Any]:
 def dead_letters(addresses: str, queue: str, most: int = MAX_SHOWN) -> list[DeadLetter]:
     """Return the oldest dead letters of a queue, which stay where they are. Raises NoAnswer."""
     found = []
-    with _connected(addresses) as connection:
+    with connected(addresses) as connection:
         channel = connection.channel()
         try:
             channel.confirm_delivery()
@@ -193,7 +211,7 @@ def put_back(addresses: str, queue: str, most: int = MAX_MOVED) -> tuple[int, in
     are left. Each is confirmed before it leaves the dead letters. Its item gets another attempt. Raises NoAnswer.
     """
     moved = 0
-    with _connected(addresses) as connection:
+    with connected(addresses) as connection:
         channel = connection.channel()
         try:
             there = channel.queue_declare(xq_name(queue), passive=True).method.message_count

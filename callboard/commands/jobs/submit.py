@@ -179,14 +179,13 @@ def refusals() -> Iterator[None]:
 
 
 class PublishingWarning(logging.Handler):
-    """In its block the publisher's first warning is printed on stderr as one line, and pika logs nothing."""
+    """In its block the publisher's first warning is printed on stderr as one line."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.printed = False
 
     def __enter__(self) -> None:
-        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs the same failure in many lines
         logging.getLogger("callboard.publisher").addHandler(self)
 
     def __exit__(self, *_: object) -> None:

@@ -13,16 +13,20 @@ from callboard.commands import tokens
 from callboard.commands.database import reach
 from callboard.commands.errors import CommandError
 from callboard.commands.local import processes
-from callboard.commands.local.broker import reach_broker
 from callboard.commands.local.reload import SourceWatch
 from callboard.commands.local.supervisor import ManagedProcess, Supervisor
 from callboard.commands.services import Node, Server, installed
 from callboard.commands.services.ports import free_ports
 from callboard.commands.services.signals import ignores_signals
 from callboard.commands.settings import masked
+from callboard.middleware.rabbitmq import queue_admin
+from callboard.middleware.rabbitmq.queue_admin import NoAnswer
 from callboard.sql import settings
 from callboard.sql.migrate import migrate
 from callboard.sql.pool import connect
+
+#: Seconds that each node of AMQP_URL may take to answer.
+BROKER_SECONDS = 15.0
 
 
 class LocalStack:
@@ -99,8 +103,11 @@ class LocalStack:
     def _begin_broker(self) -> None:
         """Begin the private node, which takes longest to start, or check the broker that AMQP_URL names."""
         if self._amqp_url:
-            reach_broker(self._amqp_url)
-            broker = f"{masked(self._amqp_url)} (AMQP_URL)"
+            try:
+                with queue_admin.connected(self._amqp_url, BROKER_SECONDS):
+                    broker = f"{masked(self._amqp_url)} (AMQP_URL)"
+            except NoAnswer as error:
+                raise CommandError(f"can't reach {error}; start it, or correct AMQP_URL") from None
         elif not self.in_process and installed():
             self._begin_node()
             broker = "a private RabbitMQ node"
