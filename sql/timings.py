@@ -15,7 +15,7 @@ LOCK_WAIT_SECONDS = 1.5
 SEND_LOCK_WAIT_SECONDS = 5.0
 #: Items that a publisher may send beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000
-#: Outbox rows of stopped jobs that one statement drops, and of how many jobs.
+#: Outbox rows of ended jobs that one statement drops, and of how many jobs.
 DROP_BATCH_MESSAGES, DROP_BATCH_JOBS = 50_000, 1_000
 #: Seconds between two looks for work of all idle workers together.
 SHARED_LOOK_SECONDS = 0.25

@@ -82,7 +82,7 @@ class DatabaseMetrics(Collector):
 
 async def metrics(call: Call[NoQuery, NoBody]) -> Response:
     """Get metrics for Prometheus."""
-    items, facts = await call.read(queries.metrics_of_items()), await call.read(queries.metrics_of_all())
+    items, facts = await call.read(queries.metric_items()), await call.read(queries.metric_facts())
     watchers = sum(events.watchers for events in call.request.app.state.events.values())
     registry = CollectorRegistry()
     registry.register(DatabaseMetrics(items, facts, watchers))

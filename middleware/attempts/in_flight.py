@@ -204,7 +204,7 @@ class InFlight:
                     self._attempts[attempt.key] = attempt
                     begun = True
                 elif suspect:
-                    self._give_back(attempt)
+                    self._release_claim(attempt)
         finally:
             if suspect:
                 self._take_no_more_copies(attempt)
@@ -244,7 +244,7 @@ class InFlight:
             return True
         claimed = self._claim(attempt)
         if claimed is not None and claimed.crashes >= timings.MAX_CRASHES - 1:
-            self._give_back(attempt)
+            self._release_claim(attempt)
             self._isolation.enter(attempt, alone=True)
             claimed = None if self._is_stale(attempt) else self._claim(attempt)
         return claimed is not None
@@ -252,7 +252,7 @@ class InFlight:
     def _claim(self, attempt: Attempt) -> Claim | None:
         return self._process.retry_write(lambda conn: claim(conn, attempt, self._process.worker))
 
-    def _give_back(self, attempt: Attempt) -> None:
+    def _release_claim(self, attempt: Attempt) -> None:
         worker = self._process.worker
         self._process.retry_write(
             lambda conn: claims.release_item(conn, *attempt.key, attempt.number, worker)
@@ -384,6 +384,6 @@ class InFlight:
                 self._controls[control.job] = control
 
 
-def held_lanes(control: JobControl, heard: float) -> set[str]:
-    """The lanes that are held back still, by a control state that came at the monotonic time `heard`."""
-    return {lane for lane, seconds in (control.holds or {}).items() if heard + seconds > time.monotonic()}
+def held_lanes(control: JobControl, came: float) -> set[str]:
+    """The lanes that are held back still, by a control state that came at the monotonic time `came`."""
+    return {lane for lane, seconds in (control.holds or {}).items() if came + seconds > time.monotonic()}

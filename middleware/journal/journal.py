@@ -320,7 +320,7 @@ class Journal:
         for entry in entries:
             if entry.attempt.running:
                 entry.event.ran = True  # its row in `running` was written while it ended
-        entries = [entry for entry in entries if not self._waits(entry)]
+        entries = [entry for entry in entries if not self._joins_locked(entry)]
         if not entries:
             return
         try:
@@ -338,7 +338,7 @@ class Journal:
             self._acknowledge([entry for entry in entries if entry not in busy], controls)
             self._put_off(busy)
 
-    def _waits(self, entry: Entry) -> bool:
+    def _joins_locked(self, entry: Entry) -> bool:
         """Keep an outcome whose job is locked with the others of that job; return whether it is."""
         locked = self._locked.get(entry.attempt.job)
         if locked is not None:
@@ -427,7 +427,7 @@ class Journal:
             waiting[job] = LockedJob(now + pause, not_before=now + pause)
         with self._wake:
             self._locked.update(waiting)
-            self._entries[:0] = [entry for entry in entries if not self._waits(entry)]
+            self._entries[:0] = [entry for entry in entries if not self._joins_locked(entry)]
 
     def _acknowledge(self, entries: Sequence[Entry], controls: Sequence[JobControl]) -> None:
         self.attempts.apply_controls(controls)

@@ -35,5 +35,5 @@ class Retention:
             for _ in retention.delete_rows(conn, job):
                 if time.monotonic() - now > BUDGET_SECONDS:
                     return
-            for reason in retention.set_aside(conn, [job]).values():
+            for reason in retention.jobs_set_aside(conn, [job]).values():
                 log.warning("job %d is set aside: %s", job, reason)

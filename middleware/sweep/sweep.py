@@ -71,20 +71,20 @@ class Sweep:
         self._periodic.start()
         self._periodic.wake()
 
-    def hear(self, *, answered: bool, free: bool) -> None:
-        """Note whether the database has just answered this process. Sweep now, if nobody else does (`free`)."""
-        if answered:
+    def note_database(self, *, answers: bool, unswept: bool) -> None:
+        """Note whether the database has just answered this process. Sweep now if no process does (`unswept`)."""
+        if answers:
             self._observe_time()
         else:
             self._steady_since, self._looked = 0.0, time.monotonic()
-        if free:
+        if unswept:
             self._periodic.wake()
 
     def stop(self, timeout: float) -> None:
         """Stop, and give up the lease so that another process is elected at once; wait at most `timeout` seconds."""
         self._periodic.stop(timeout / 4)
         try:
-            self.process.write(lambda conn: sweep.release_lease(conn, "sweep", self._holder), timeout / 4)
+            self.process.write(lambda conn: sweep.release_lease(conn, self._holder), timeout / 4)
         except (psycopg.Error, PoolTimeout):
             log.debug("the lease was not given up; it lapses", exc_info=True)
 
@@ -92,7 +92,7 @@ class Sweep:
         try:
             return self.process.write(self._sweep_if_elected)
         except TRANSIENT:
-            self.hear(answered=False, free=False)
+            self.note_database(answers=False, unswept=False)
             log.debug("no sweep: the database does not answer", exc_info=True)
             return PERIOD_SECONDS
 
@@ -116,11 +116,11 @@ class Sweep:
         self._looked = now
 
     def _elected(self, conn: Conn) -> bool:
-        renewed = sweep.renew_lease(conn, "sweep", self._holder, LEASE_SECONDS, REST_SECONDS)
+        renewed = sweep.renew_lease(conn, self._holder, LEASE_SECONDS, REST_SECONDS)
         if renewed:
             return True
         self._search.forget()
-        return renewed is None and sweep.acquire_lease(conn, "sweep", self._holder, LEASE_SECONDS)
+        return renewed is None and sweep.acquire_lease(conn, self._holder, LEASE_SECONDS)
 
     def round(self, conn: Conn) -> None:
         """Run the steps that are due. Raises psycopg.Error if the connection is lost or must not be used again."""
@@ -135,7 +135,7 @@ class Sweep:
         yield from (_seal_standing, _stop_late, jobs.close_stopped, stages.update_parents)
         if now - self._sampled >= SAMPLE_SECONDS:
             self._sampled = now
-            yield from (self._look_at_jobs, sweep.drop_messages_of_stopped_jobs, claims.make_postponed_due)
+            yield from (self._look_at_jobs, sweep.drop_messages_of_ended_jobs, claims.make_postponed_due)
         elif self._page_end:
             yield self._look_at_jobs
         if self._search.more or now - self._searched >= SEARCH_SECONDS:

@@ -671,7 +671,7 @@ ORDER BY k.id
 
 -- name: metric_items
 -- Items by actor and queue: the open ones by state, and the counters of all that ever ended. The rows of open jobs are read,
--- and of those that are over the totals. Caller: queries.metrics_of_items. Rows: one an actor and queue.
+-- and of those that are over the totals. Caller: queries.metric_items. Rows: one an actor and queue.
 WITH held AS (
     SELECT job_id, count(*) AS in_hand FROM callboard.running GROUP BY job_id
 ), one AS (
@@ -697,7 +697,7 @@ FROM one GROUP BY actor, queue ORDER BY actor, queue
 -- name: metric_facts
 -- How many jobs and workers there are, and how long what should not wait has waited, in seconds: the oldest job of which nothing
 -- has started that may, the publishers, a worker's heartbeat, and the sweep. Stages count with their parents.
--- Caller: queries.metrics_of_all. Rows: one.
+-- Caller: queries.metric_facts. Rows: one.
 SELECT (SELECT jsonb_object_agg(s.state, s.jobs) FROM (
             SELECT one.state, sum(one.jobs)::bigint AS jobs FROM (
                 SELECT state, count(*) AS jobs FROM callboard.jobs WHERE finished_at IS NULL AND parent_id IS NULL GROUP BY state

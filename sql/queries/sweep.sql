@@ -6,7 +6,7 @@ UPDATE callboard.leases AS l
 SET holder = CASE WHEN t.anything THEN l.holder ELSE '' END,
     until = now() + make_interval(secs => CASE WHEN t.anything THEN %(lease)s::float8 ELSE %(rest)s END)
 FROM (SELECT ({anything_to_sweep}) AS anything) AS t
-WHERE l.name = %(name)s AND l.holder = %(holder)s AND l.until >= now()
+WHERE l.name = 'sweep' AND l.holder = %(holder)s AND l.until >= now()
 RETURNING t.anything
 
 -- part: anything_to_sweep
@@ -25,14 +25,14 @@ OR EXISTS (SELECT FROM callboard.jobs
 -- Become the one that sweeps. Guard: nobody holds the lease, or it lapsed.
 -- Caller: the sweep. Rows: one; none: somebody else sweeps.
 INSERT INTO callboard.leases AS l (name, holder, until)
-VALUES (%(name)s, %(holder)s, now() + make_interval(secs => %(lease)s))
+VALUES ('sweep', %(holder)s, now() + make_interval(secs => %(lease)s))
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
 WHERE l.until < now() OR l.holder = ''
 RETURNING name
 
 -- name: release_lease
 -- Somebody else may sweep. Caller: the sweep, when it stops.
-DELETE FROM callboard.leases WHERE name = %s AND holder = %s
+DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %s
 
 -- name: standing_jobs_to_seal
 -- Standing jobs whose day (UTC) is over. Caller: the sweep. Rows: (id).

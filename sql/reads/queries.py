@@ -321,12 +321,12 @@ def verify(number: int | None = None) -> Query[dict[str, Any]]:
     return Query(statement("recount"), {"low": low, "high": high}, item_view.drift_report)
 
 
-def metrics_of_items() -> Query[Rows]:
+def metric_items() -> Query[Rows]:
     """Return items by actor and queue: the open ones by state, and counters that never fall of what ever ended."""
     return Query(statement("metric_items"), {}, lambda rows: rows)
 
 
-def metrics_of_all() -> Query[Mapping[str, Any]]:
+def metric_facts() -> Query[Mapping[str, Any]]:
     """Return numbers of jobs and workers, and how many seconds what should not wait has waited; None: nothing."""
     return Query(statement("metric_facts"), {"dead_after": timings.DEAD_AFTER_SECONDS}, lambda rows: rows[0])
 

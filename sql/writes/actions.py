@@ -26,7 +26,7 @@ from callboard.sql.writes.requests import (
     refuse,
 )
 
-log = logging.getLogger("callboard.control")
+log = logging.getLogger("callboard.actions")
 
 #: Characters of a reason at most.
 MAX_REASON_CHARACTERS = 500

@@ -77,7 +77,7 @@ def delete_rows(conn: Conn, job: int) -> Iterator[int]:
         yield count
 
 
-def set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
+def jobs_set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
     """Return those of these deleted jobs that could not be deleted, each with the reason."""
     return dict(conn.execute(statement("jobs_set_aside"), (list(jobs),)))
 

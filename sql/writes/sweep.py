@@ -1,4 +1,4 @@
-"""The lease of the sweep, samples of jobs, and the search for lost messages."""
+"""The statements of the sweep, for `middleware/sweep`: its lease, samples of jobs, and the search for lost messages."""
 
 from collections.abc import Sequence
 
@@ -8,26 +8,23 @@ from callboard.sql.rows import ALL_JOBS, JobPage, OpenJob, PublishMark
 from callboard.sql.statements import required, statement
 
 
-def renew_lease(conn: Conn, name: str, holder: str, lease: float, rest: float) -> bool | None:
-    """Hold the lease `name` for `lease` seconds more. Return None when it lapsed, and False when there is nothing to
-    sweep: then any process may take it as soon as there is, or after `rest` seconds.
+def renew_lease(conn: Conn, holder: str, lease: float, rest: float) -> bool | None:
+    """Hold the lease for `lease` seconds more. Return None when it lapsed, and False when there is nothing to sweep:
+    then any process may take it as soon as there is, or after `rest` seconds.
     """
-    parameters = {"name": name, "holder": holder, "lease": lease, "rest": rest, **timings.death()}
+    parameters = {"holder": holder, "lease": lease, "rest": rest, **timings.death()}
     row = conn.execute(statement("renew_lease"), parameters).fetchone()
     return None if row is None else bool(row[0])
 
 
-def acquire_lease(conn: Conn, name: str, holder: str, lease: float) -> bool:
-    """Take the lease `name` for `lease` seconds; return False when another process has it."""
-    row = conn.execute(
-        statement("acquire_lease"), {"name": name, "holder": holder, "lease": lease}
-    ).fetchone()
-    return row is not None
+def acquire_lease(conn: Conn, holder: str, lease: float) -> bool:
+    """Take the lease for `lease` seconds; return False when another process has it."""
+    return conn.execute(statement("acquire_lease"), {"holder": holder, "lease": lease}).fetchone() is not None
 
 
-def release_lease(conn: Conn, name: str, holder: str) -> None:
-    """Release a lease."""
-    conn.execute(statement("release_lease"), (name, holder))
+def release_lease(conn: Conn, holder: str) -> None:
+    """Release the lease."""
+    conn.execute(statement("release_lease"), (holder,))
 
 
 def standing_jobs_to_seal(conn: Conn) -> list[int]:
@@ -35,7 +32,7 @@ def standing_jobs_to_seal(conn: Conn) -> list[int]:
     return [row[0] for row in conn.execute(statement("standing_jobs_to_seal"))]
 
 
-def drop_messages_of_stopped_jobs(conn: Conn) -> None:
+def drop_messages_of_ended_jobs(conn: Conn) -> None:
     """Drop outbox messages of jobs that are over, `DROP_BATCH_MESSAGES` at most, and the lanes and turns of others."""
     jobs = [row[0] for row in conn.execute(statement("ended_turns"), (timings.DROP_BATCH_JOBS,))]
     if jobs:

@@ -174,8 +174,8 @@ READS: dict[str, tuple[float, Work]] = {
     "items that failed": (1.5, _read(lambda side: queries.items(side.job, state="failed"))),
     "errors of a job": (1.5, _read(lambda side: queries.errors(side.job))),
     "chart of a job": (1.5, _read(lambda side: queries.samples(side.job))),
-    "metrics of items": (1.2, _read(lambda _: queries.metrics_of_items())),
-    "metrics of jobs": (1.2, _read(lambda _: queries.metrics_of_all())),
+    "metrics of items": (1.2, _read(lambda _: queries.metric_items())),
+    "metrics of jobs": (1.2, _read(lambda _: queries.metric_facts())),
     "queues": (1.2, _read(lambda _: queries.queues())),
 }
 

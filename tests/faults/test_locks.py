@@ -156,7 +156,7 @@ class Writers(ConcurrentWriters):
         jobs.close_stopped(conn)
         assert jobs.close_jobs(conn) == []
         sweep.sample_jobs(conn)
-        sweep.drop_messages_of_stopped_jobs(conn)
+        sweep.drop_messages_of_ended_jobs(conn)
         claims.make_postponed_due(conn)
         job = chance.choice(self.jobs)
         lost = unheld(conn, job, 10)

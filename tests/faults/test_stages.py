@@ -228,7 +228,7 @@ class Writers(ConcurrentWriters):
 
     def sweep(self, conn: Conn, _: random.Random) -> None:
         jobs.close_stopped(conn)
-        sweep.drop_messages_of_stopped_jobs(conn)
+        sweep.drop_messages_of_ended_jobs(conn)
         stages.update_parents(conn)
 
     def finish(self, conn: Conn) -> None:

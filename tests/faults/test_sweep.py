@@ -101,7 +101,7 @@ def test_two_sweeps_at_once_send_nothing_twice(scenario: Scenario, monkeypatch: 
     with make_pool(scenario.database_url, size=2) as pool:
         sweeps = [Sweep(runtime.process, runtime.make_transport) for _ in range(2)]
         with pool.connection() as conn:
-            assert [leases.acquire_lease(conn, "sweep", one._holder, 60) for one in sweeps] == [True, False]
+            assert [leases.acquire_lease(conn, one._holder, 60) for one in sweeps] == [True, False]
 
         def rounds(one: Sweep) -> None:
             with pool.connection() as conn:
@@ -116,7 +116,7 @@ def test_two_sweeps_at_once_send_nothing_twice(scenario: Scenario, monkeypatch: 
             thread.join(TIMEOUT)
         assert scenario.sql("SELECT count(*) FROM callboard.outbox WHERE job_id = %s", job.id) == [(300,)]
         with pool.connection() as conn:
-            leases.release_lease(conn, "sweep", sweeps[0]._holder)
+            leases.release_lease(conn, sweeps[0]._holder)
     scenario.start_worker()
     found = scenario.assert_completed(job, total=300, retries=0)
     assert set(found.values()) == {1}

@@ -74,6 +74,6 @@ class PlayedInFlight(InFlight):
         assert self.claim is not None, "this message must not be claimed"
         return self.claim(attempt)
 
-    def _give_back(self, attempt: Attempt) -> None:
+    def _release_claim(self, attempt: Attempt) -> None:
         self.given_back.append(attempt)
         self.done.append("given back")

@@ -59,7 +59,7 @@ def purge(
         whole = retention.with_stages(conn, _mark_named(conn, jobs) if jobs else _mark_due(conn, seconds))
         items = sum(sum(retention.delete_rows(conn, job)) for job in whole)
         retention.delete_old_rows(conn, kept_seconds)
-        refused = retention.set_aside(conn, list(whole))
+        refused = retention.jobs_set_aside(conn, list(whole))
     gone = sum(whole[job] for job in whole.keys() - refused.keys())
     if as_json:
         output.document({"jobs": gone, "items": items})

@@ -511,7 +511,7 @@ def test_a_cancelled_job_that_is_opened_again_has_its_lanes(conn: Conn, states: 
     jobs.close_stopped(conn)
     assert status(conn, job)["state"] == "cancelled"
     for _ in range(2):  # first its messages
-        sweep.drop_messages_of_stopped_jobs(conn)
+        sweep.drop_messages_of_ended_jobs(conn)
     assert items_by_lane(conn, job) == {}
     retry_action.retry(conn, job, ANNA, RetrySelection(states))
     first, second = ([1, 3], [2, 4]) if states == ["cancelled"] else ([0], [])

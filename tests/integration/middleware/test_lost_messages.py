@@ -36,7 +36,7 @@ class Queue(StubTransport):
 @pytest.fixture
 def conn(database_url: str) -> Iterator[Conn]:
     with connect(database_url) as connection:
-        assert sweep.acquire_lease(connection, "sweep", LEADER, 600)
+        assert sweep.acquire_lease(connection, LEADER, 600)
         yield connection
 
 
@@ -207,10 +207,10 @@ def test_a_process_without_the_lease_sends_nothing(conn: Conn, search: LostMessa
     conn.execute("UPDATE callboard.leases SET until = now() - interval '1 s'")
     look(conn, search, times=4)
     assert sent_again(conn, job) == []
-    assert sweep.acquire_lease(conn, "sweep", "another", 600)
+    assert sweep.acquire_lease(conn, "another", 600)
     look(conn, search, times=4)
     assert sent_again(conn, job) == []
-    assert not sweep.renew_lease(conn, "sweep", LEADER, 600, 600)
+    assert not sweep.renew_lease(conn, LEADER, 600, 600)
 
 
 def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:

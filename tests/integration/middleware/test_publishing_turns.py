@@ -256,6 +256,6 @@ def test_the_turns_of_a_job_end_with_it(conn: Conn) -> None:
     jobs.close_stopped(conn)
     assert publishing.due_queues(conn) == []
     for left in (1, 0):
-        sweep.drop_messages_of_stopped_jobs(conn)
+        sweep.drop_messages_of_ended_jobs(conn)
         assert conn.execute("SELECT count(*) FROM callboard.turns").fetchone() == (left,)
     assert conn.execute("SELECT count(*) FROM callboard.outbox").fetchone() == (0,)

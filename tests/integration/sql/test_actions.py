@@ -434,7 +434,7 @@ def test_children_of_a_cancelled_job_go_on_too(conn: Conn) -> None:
     (_, _) = publishing.claim_outbox(conn, 10)
     send(conn, job, 4)
     stop(conn, job)
-    sweep.drop_messages_of_stopped_jobs(conn)
+    sweep.drop_messages_of_ended_jobs(conn)
     assert retry_action.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 5
     assert parts(conn, job) == {"pending": 5}
     assert status(conn, job)["sealed"]

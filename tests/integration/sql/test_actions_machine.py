@@ -168,8 +168,8 @@ class Controlled(Tracking):
         return {row[0]: row[1] for row in rows}
 
     @rule()
-    def drop_messages_of_stopped_jobs(self) -> None:
-        sweep.drop_messages_of_stopped_jobs(self.conn)
+    def drop_messages_of_ended_jobs(self) -> None:
+        sweep.drop_messages_of_ended_jobs(self.conn)
 
     # What always holds -----------------------------------------------------------------------------------------------
 

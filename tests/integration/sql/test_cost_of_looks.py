@@ -135,7 +135,7 @@ LOOKS: dict[str, tuple[Look, int]] = {
     "standing_jobs_to_seal": (sweep.standing_jobs_to_seal, FEW),
     "stop_overdue_jobs": (jobs.stop_overdue_jobs, FEW),
     "close_stopped": (jobs.close_stopped, FEW),
-    "drop_messages_of_stopped_jobs": (sweep.drop_messages_of_stopped_jobs, FEW),
+    "drop_messages_of_ended_jobs": (sweep.drop_messages_of_ended_jobs, FEW),
     "make_postponed_due": (claims.make_postponed_due, FEW),
     "mark_expired": (lambda c: retention.mark_expired(c, 1e8), FEW),
     "delete_old_rows": (lambda c: retention.delete_old_rows(c, 1e8), FEW),

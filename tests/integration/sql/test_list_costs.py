@@ -243,7 +243,7 @@ def test_jobs_are_counted_by_totals_or_entries_of_an_index(
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_metrics_read_none_of_the_jobs_that_are_over(large: Large, plan: str) -> None:
-    for query in (queries.metrics_of_items(), queries.metrics_of_all()):
+    for query in (queries.metric_items(), queries.metric_facts()):
         answer, blocks = large.read(query, plan)
         assert answer
         assert blocks < 3 * QUIET, blocks

@@ -168,7 +168,7 @@ def test_lanes_of_what_is_over_and_a_job_that_leaves(conn: Conn, database_url: s
     assert retention.mark_deleted(conn, [job])
     meet(
         database_url, "lanes WHERE job_id = %s AND item = 1", [job],
-        lambda c: list(retention.delete_rows(c, job)), sweep.drop_messages_of_stopped_jobs,
+        lambda c: list(retention.delete_rows(c, job)), sweep.drop_messages_of_ended_jobs,
     )  # fmt: skip
     assert conn.execute("SELECT count(*) FROM callboard.lanes").fetchone() == (0,)
 

@@ -288,7 +288,7 @@ TRIED: dict[str, Try] = {
     "fail_abandoned_submissions": lambda c, _: submission.fail_abandoned_submissions(c),
     "standing_jobs_to_seal": lambda c, _: sweep.standing_jobs_to_seal(c),
     "sample_jobs": lambda c, _: sweep.sample_jobs(c),
-    "drop_messages_of_stopped_jobs": lambda c, _: sweep.drop_messages_of_stopped_jobs(c),
+    "drop_messages_of_ended_jobs": lambda c, _: sweep.drop_messages_of_ended_jobs(c),
     "open_jobs": lambda c, _: sweep.open_jobs(c, 10.0),
     "drop_unheld_running": lambda c, _: sweep.drop_unheld_running(c),
     "unheld_items": lambda c, s: sweep.unheld_items(c, [(s.bulk, s.first, s.first + 50)], SOME),

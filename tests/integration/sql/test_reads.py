@@ -476,7 +476,7 @@ def test_a_recount_of_what_was_written_finds_no_drift(conn: Conn) -> None:
     send(conn, send_to, 3)
     over = make_mixed_job(conn)
     cancel(conn, over)
-    sweep.drop_messages_of_stopped_jobs(conn)
+    sweep.drop_messages_of_ended_jobs(conn)
     verdict = queries.run(conn, queries.verify())
     assert verdict["drift"] == []
     assert verdict["jobs"] == 3

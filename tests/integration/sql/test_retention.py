@@ -398,9 +398,9 @@ def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
     conn.execute("INSERT INTO last VALUES (%s)", (late,))
     Retention(30 * DAY).round(conn)
     assert deletion.deleted_jobs(conn) == []
-    assert set(deletion.set_aside(conn, [kept, cascading, plain, late])) == {kept, late}
+    assert set(deletion.jobs_set_aside(conn, [kept, cascading, plain, late])) == {kept, late}
     assert conn.execute("SELECT count(*) FROM follows").fetchone() == (0,)
-    reason = deletion.set_aside(conn, [kept])[kept]
+    reason = deletion.jobs_set_aside(conn, [kept])[kept]
     assert 'violates foreign key constraint "strict_job_fkey" on table "strict"' in reason
     assert reason.endswith("declare the foreign key ON DELETE CASCADE, or delete those rows")
     assert f"job {kept} is set aside: {reason}" in caplog.text
@@ -411,7 +411,7 @@ def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
     assert purged.stderr == f"callboard: job {kept}: {reason}\n"
     conn.execute("DELETE FROM strict")
     assert list(deletion.delete_rows(conn, kept)) == [0]
-    assert deletion.set_aside(conn, [kept]) == {}
+    assert deletion.jobs_set_aside(conn, [kept]) == {}
 
 
 # Late and at once ----------------------------------------------------------------------------------------------------
@@ -549,7 +549,7 @@ def test_a_purge_blocks_nobody(conn: Conn, database_url: str) -> None:
             workers.beat(other, worker, [(busy, 3)])
             retry_action.retry(other, busy, ANNA, RetrySelection())
             sweep.sample_jobs(other)
-            sweep.drop_messages_of_stopped_jobs(other)
+            sweep.drop_messages_of_ended_jobs(other)
             close_jobs(other)
             stop_overdue_jobs(other)
             assert deletion.mark_expired(other, 0.001) == []

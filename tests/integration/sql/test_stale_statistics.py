@@ -418,7 +418,7 @@ def _lanes_cleared(scene: Scene) -> Act:
     claim = scene.move_to_outbox(lambda item: item)
     lanes.claim_lanes(scene.conn, claim, MANY)
     record(scene.conn, claim.job, {"succeeded": range(MANY)}, worker=scene.worker)
-    return lambda: sweep.drop_messages_of_stopped_jobs(scene.conn)
+    return lambda: sweep.drop_messages_of_ended_jobs(scene.conn)
 
 
 def _retried(choice: RetrySelection, *, ends: OutcomeState, stopped: bool = False) -> Callable[[Scene], Act]:
@@ -451,7 +451,7 @@ def _reopened(choice: RetrySelection) -> Callable[[Scene], Act]:
 
 def _dropped(scene: Scene) -> Act:
     _cancelled(scene)
-    return lambda: sweep.drop_messages_of_stopped_jobs(scene.conn)
+    return lambda: sweep.drop_messages_of_ended_jobs(scene.conn)
 
 
 #: Of a job that is over; and of one that calls somebody.
@@ -475,7 +475,7 @@ def _messages_of_many(scene: Scene) -> Act:
         "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first) "
         "SELECT j, n, 1, now(), false FROM unnest(%s::bigint[]) AS j, generate_series(0, 1) AS n", (jobs,),
     )  # fmt: skip
-    return lambda: sweep.drop_messages_of_stopped_jobs(scene.conn)
+    return lambda: sweep.drop_messages_of_ended_jobs(scene.conn)
 
 
 def _many_called(scene: Scene) -> Act:
