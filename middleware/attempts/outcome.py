@@ -1,4 +1,4 @@
-"""Decides what an attempt's end means for its item."""
+"""Decides what an attempt's end means for its item: which state, and whether it gets another attempt."""
 
 import json
 from typing import Any, NamedTuple

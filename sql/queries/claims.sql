@@ -62,8 +62,8 @@ coalesce(i.actor <> coalesce(j.actor, '')
 
 -- name: make_postponed_due
 -- A worker lives again that has the actor of these messages, or none has announced it for too long: they are due.
--- Guard: they still wait. One that somebody has in hand is woken at the next look, if it waits then. Of an actor that no
--- worker announced the oldest are looked at, `limit` of them: those behind have waited for less long.
+-- Guard: they still wait. One that another transaction has locked is woken at the next look, if it waits then. Of an actor
+-- that no worker announced the `limit` oldest are looked at: the others have waited for less long.
 -- Caller: the sweep. Lock order: rows of the outbox without waiting for any.
 WITH RECURSIVE awaited AS (
     -- Each actor that is waited for, by one step down the index.

@@ -18,8 +18,8 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- make a row of it again. With none alive messages wait on the broker, as deep as a queue may be.
 -- Tenants are served in turn, and so are the jobs of a tenant: who was served longest ago is next.
 -- What a rate allows, gathered over a second at most, is used up by the claim.
--- Of a limited job is out what was published and has not ended, but for what is to be published once more: was it lost, or
--- did it come to a worker without its actor, it would hold its place against itself.
+-- `out` of a limited job is what was published and has not ended, without what is to be published once more, since it was
+-- lost or came to a worker that lacks its actor: such an item would wait for the place that it holds itself.
 -- A claim that lapsed was abandoned: its holder may have sent what lies up to a window beyond the watermark.
 -- When none of the first turns can be served, they are looked at again after a pause, or once their job changes; but for
 -- those whose job another transaction has locked for a moment, as the record of outcomes does many times a second.
@@ -79,6 +79,7 @@ RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
 
 -- part: servable
 -- The job of the turn `w`, if it can be served. Rows: (id, limited, abandoned, out, base, starts).
+-- `starts`: items that its rate allows since `base`; 1e-6 makes up for a float that falls just short of a whole number.
 SELECT j.id, l.limited, j.publish_until IS NOT NULL AS abandoned, l.out, r.base,
        CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
 FROM callboard.jobs AS j
@@ -311,6 +312,8 @@ FROM held AS h WHERE o.id = h.id
 -- Guard: the outbox row still holds the attempt that was sent. One that was written anew meanwhile, for the retry of an
 -- attempt that failed already or as its dead letter, stays, and counts as published now; one that is written anew in this
 -- very moment keeps its `first`, and counts with its next message.
+-- The guard of `gone` is a CASE so that the planner takes no index for it: that of the claimed rows would have it compare
+-- all of them with each message. It needs no lock before it: the DELETE checks it again in a row that changed meanwhile.
 -- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id.
 WITH sent AS (
     SELECT id, max(attempt) AS attempt FROM unnest(%(id)s::bigint[], %(attempt)s::int[]) AS s (id, attempt) GROUP BY id

@@ -131,8 +131,8 @@ ORDER BY i.item
 -- Sets of items are joined by their job, too, though it is one, and the guard stands beside the join: what the planner
 -- takes for a job that it doesn't know, or for a state that no item was in, is one row, compared with all others.
 -- Lock order: items by key, then their outbox rows; the job before its errors, as in a flush.
--- `locked`: the items are locked, and jobs too (lock_retried_items): what ended since then and somebody has in hand is waited for
--- by none, and left as it is.
+-- `locked`: the items are locked (lock_retried_items), and jobs too. An item that ended since then and that another
+-- transaction has locked is left as it is: to wait for it with a lock of a job could be a deadlock.
 -- Who adds a row to the outbox of an item that is over has the item or its job locked. Should one come all the same,
 -- the unique key refuses it, and retry begins anew: no row needs the two steps of an ON CONFLICT.
 WITH chosen AS (

@@ -111,7 +111,8 @@ WHERE r.worker = %s ORDER BY r.job_id, r.item
 -- name: job_controls
 -- What all workers must know of jobs: of those that were changed within so many seconds, or of all that may still
 -- have messages in RabbitMQ; and so of deleted ones. Caller: the heartbeat. Rows: JobControl.
--- Apart, so that the first, which each worker asks twice a second, reads only those, down the index.
+-- What was changed lately has a SELECT of its own: each worker asks for it twice a second, and it reads only that, down
+-- the index.
 SELECT {control} FROM callboard.jobs AS j
 WHERE control_at > now() - make_interval(secs => %(within)s::float8)
 UNION ALL

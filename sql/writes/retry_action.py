@@ -1,4 +1,7 @@
-"""Retry: give items that ended without success another attempt, in one transaction."""
+"""The action retry: items that ended without success are given another attempt by hand, in one transaction.
+
+What becomes of an attempt that fails, the retries of its actor too, is decided in `middleware/attempts/outcome`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
