@@ -1,5 +1,7 @@
 """When a worker whose heartbeat has stopped is taken for dead: its open session is a sign of life."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -19,6 +21,15 @@ def silent(conn: Conn, worker: int, seconds: float) -> list[int]:
     return workers.dead_workers(conn)
 
 
+@contextmanager
+def beaten(conn: Conn, url: str) -> Iterator[int]:
+    """A worker whose session, by this address, is open in the block."""
+    worker = make_worker(conn)
+    with connect(url) as session:
+        workers.beat(session, worker, [])
+        yield worker
+
+
 @pytest.fixture
 def late() -> float:
     return timings.DEAD_AFTER_SECONDS + 1
@@ -27,9 +38,7 @@ def late() -> float:
 def test_a_silent_worker_whose_session_is_open_is_not_dead_yet(
     conn: Conn, database_url: str, late: float
 ) -> None:
-    worker = make_worker(conn)
-    with connect(database_url) as session:
-        workers.beat(session, worker, [])
+    with beaten(conn, database_url) as worker:
         assert silent(conn, worker, late) == []
         assert not workers.declare_dead(conn, worker)
         assert silent(conn, worker, timings.SILENT_SECONDS + 1) == [worker]
@@ -40,9 +49,7 @@ def test_a_silent_worker_whose_session_is_open_is_not_dead_yet(
 def test_the_session_of_another_that_has_its_number_is_none(
     conn: Conn, database_url: str, late: float
 ) -> None:
-    worker = make_worker(conn)
-    with connect(database_url) as session:
-        workers.beat(session, worker, [])
+    with beaten(conn, database_url) as worker:
         conn.execute("UPDATE callboard.workers SET session_since = session_since - interval '1 s'")
         assert silent(conn, worker, late) == [worker]
 
@@ -51,7 +58,5 @@ def test_a_worker_behind_a_pooler_has_no_session(
     conn: Conn, database_url: str, pooler_url: str, late: float
 ) -> None:
     """The pooler keeps it open whatever becomes of the worker."""
-    worker = make_worker(conn)
-    with connect(with_database(pooler_url, urlsplit(database_url).path[1:])) as session:
-        workers.beat(session, worker, [])
+    with beaten(conn, with_database(pooler_url, urlsplit(database_url).path[1:])) as worker:
         assert silent(conn, worker, late) == [worker]

@@ -14,6 +14,15 @@ from callboard.middleware.publish.backlog import (
 from callboard.sql import timings
 
 
+def emptied(times: int, now: float) -> QueueBacklog:
+    """Of a queue that was filled, and emptied by its workers, so many times until `now`."""
+    backlog = QueueBacklog()
+    for _ in range(times):
+        added = backlog.room(0, now)
+        backlog.count_published(added, added, now)
+    return backlog
+
+
 @given(st.lists(st.integers(0, 50_000), max_size=50))
 def test_a_queue_never_gets_more_than_its_target(depths: list[int]) -> None:
     backlog, now = QueueBacklog(), 0.0
@@ -26,10 +35,7 @@ def test_a_queue_never_gets_more_than_its_target(depths: list[int]) -> None:
 
 
 def test_the_target_grows_when_a_queue_is_emptied_and_shrinks_while_it_is_full() -> None:
-    backlog = QueueBacklog()
-    for _ in range(4):
-        added = backlog.room(0, 0.0)
-        backlog.count_published(added, added, 0.0)
+    backlog = emptied(4, 0.0)
     assert backlog.target_items == MIN_BACKLOG_ITEMS * 16
     for _ in range(100):
         backlog.room(backlog.target_items, 0.0)
@@ -46,16 +52,6 @@ def test_the_target_does_not_grow_when_nothing_was_published_for_long() -> None:
     assert backlog.target_items == 2 * MIN_BACKLOG_ITEMS
 
 
-def grown() -> QueueBacklog:
-    """Of a queue whose workers are fast, at the time 1."""
-    backlog = QueueBacklog()
-    for _ in range(6):
-        added = backlog.room(0, 1.0)
-        backlog.count_published(added, added, 1.0)
-    assert backlog.target_items == MIN_BACKLOG_ITEMS * 64
-    return backlog
-
-
 def test_the_target_does_not_grow_by_a_few_messages_again_and_again() -> None:
     """A web app sends one from time to time, and they leave the queue at once."""
     backlog = QueueBacklog()
@@ -67,12 +63,12 @@ def test_the_target_does_not_grow_by_a_few_messages_again_and_again() -> None:
 
 def test_the_target_is_forgotten_when_nothing_was_published_for_a_while() -> None:
     """The next items may be slow ones."""
-    assert grown().room(0, 3.0) == MIN_BACKLOG_ITEMS
-    assert grown().room(0, 1.5) == MIN_BACKLOG_ITEMS * 64
+    assert emptied(6, 1.0).room(0, 3.0) == MIN_BACKLOG_ITEMS
+    assert emptied(6, 1.0).room(0, 1.5) == MIN_BACKLOG_ITEMS * 64
 
 
 def test_a_new_job_gets_a_small_share_of_the_target_that_others_left() -> None:
-    backlog = grown()
+    backlog = emptied(6, 1.0)
     assert backlog.room(0, 1.1, new_job=True) == MIN_BACKLOG_ITEMS * 8
     backlog.count_published(400, 400, 1.1)
     for hundredth in range(100):  # its items are slow
