@@ -19,6 +19,8 @@ from urllib.parse import unquote
 
 #: Seconds that the ad API asks a customer to wait after too many requests.
 RETRY_AFTER_SECONDS = 1
+#: Of so many calls of a service one stalls for some seconds, and one is answered with an error.
+EVERY_CALLS, STALL_SECONDS = 50, 0.5
 #: Ad groups of every customer that have an ad, can have none, and get none.
 WITH_AD, WITHOUT_AD, AGAINST_POLICY = {49, 99}, {30, 60}, {17}
 
@@ -34,19 +36,13 @@ class Answer(NamedTuple):
 class World:
     """What the services do and remember.
 
-    A call takes `seconds`; of `every` so many calls of a service one stalls, and one is answered with an error. The ad
-    API takes `customer_rate` requests a second of one customer.
+    A call takes `seconds`. The ad API takes `customer_rate` requests a second of one customer.
     """
 
-    def __init__(
-        self, *, seconds: float = 0.005, stall_seconds: float = 0.5, every: int = 50, customer_rate: int = 100
-    ) -> None:
-        self.seconds, self.stall_seconds, self.every, self.customer_rate = (
-            seconds,
-            stall_seconds,
-            every,
-            customer_rate,
-        )
+    seconds = 0.005
+    customer_rate = 100
+
+    def __init__(self) -> None:
         self.lock = threading.Lock()
         self.ads: dict[str, str] = {}
         self.calls: Counter[str] = Counter()
@@ -61,8 +57,8 @@ class World:
             self.calls[service] += 1
             number = self.calls[service]
         with self._counted(path) if service == "ads" else nullcontext():
-            time.sleep(self.stall_seconds if number % self.every == 1 else self.seconds)
-            if number % self.every == 0 and service != "sites":
+            time.sleep(STALL_SECONDS if number % EVERY_CALLS == 1 else self.seconds)
+            if number % EVERY_CALLS == 0 and service != "sites":
                 return Answer(503, {"error": "the service is overloaded, try again"})
             return SERVICES[service](self, path, sent)
 
