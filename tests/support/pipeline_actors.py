@@ -322,6 +322,31 @@ async def knows_gently(number: int) -> list[Any]:
     return facts()
 
 
+def wait_for_gate(folder: str, number: int) -> None:
+    """Say that an item has begun, and wait until the test lets it go on."""
+    Path(folder, f"begun-{number}").touch()
+    while not Path(folder, "gate").exists():
+        time.sleep(0.02)
+
+
+@dramatiq.actor(max_retries=0)
+async def says_gently(number: int, folder: str) -> list[Any]:
+    """Call all that an item may call, when the test lets it."""
+    await asyncio.to_thread(wait_for_gate, folder, number)
+    callboard.step("on its way")
+    callboard.progress(1, 2)
+    callboard.save("INSERT INTO runs (what) VALUES (%s)", (folder,))
+    callboard.hold(0.1)
+    noted.send(number)
+    answer = [*facts(), callboard.current().cancelled]
+    await asyncio.to_thread(Path(folder, f"said-{number}").touch)
+    if number == 0:
+        raise callboard.Skip("it has nothing to do")
+    if number == 1 and callboard.current().attempt == 1:
+        raise callboard.Postpone(0.1)
+    return answer
+
+
 @dramatiq.actor(max_retries=0)
 async def gently(number: int) -> int:
     """An async actor: what it asks and sends is its item's, on another thread."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import dramatiq
 import pika
+import psycopg
 import pytest
 from dramatiq import Message, group
 
@@ -43,8 +44,8 @@ if __name__ == "__main__":
 ACTORS = [
     "work", "noted", "slow", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
-    "opens_a_job", "gently", "in_threads", "in_a_process", "on_exhausted", "limited", "counts", "counts_gently",
-    "knows", "knows_gently", "asks_to_wait", "postpones_for_long", "holds_back", "first_holds_back",
+    "opens_a_job", "gently", "says_gently", "in_threads", "in_a_process", "on_exhausted", "limited", "counts",
+    "counts_gently", "knows", "knows_gently", "asks_to_wait", "postpones_for_long", "holds_back", "first_holds_back",
 ]  # fmt: skip
 
 
@@ -323,6 +324,23 @@ def test_async_actors_have_a_current_item_too(pipeline: Pipeline) -> None:
     assert len(items) == 4
     assert [item["result"] for item in items[:2]] == [0, 1]
     assert {item["actor"] for item in items[2:]} == {"noted"}
+
+
+def test_in_a_coroutine_nothing_that_an_item_calls_waits_for_the_database(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    """A function that asked the database in the event loop would hold up all coroutines of the process."""
+    items = [{"number": number, "folder": str(tmp_path)} for number in range(4)]
+    job = pipeline.submit("says_gently", *items, tenant="acme", metadata={"a": 1})
+    assert wait_until(lambda: len([*tmp_path.glob("begun-*")]) == len(items), TIMEOUT)
+    with psycopg.connect(pipeline.environment["DATABASE_URL"]) as other:
+        other.execute("LOCK TABLE callboard.jobs")
+        (tmp_path / "gate").touch()
+        assert wait_until(lambda: len([*tmp_path.glob("said-*")]) == len(items), TIMEOUT)
+    ended = pipeline.ended(job)[: len(items)]
+    assert [item["state"] for item in ended] == ["skipped", "succeeded", "succeeded", "succeeded"]
+    assert [item["result"] for item in ended[1:]] == [["acme", None, {"a": 1}, False]] * 3
+    assert pipeline.conn.execute("SELECT FROM runs WHERE what = %s", (str(tmp_path),)).rowcount == 3
 
 
 # What is sent --------------------------------------------------------------------------------------------------------
