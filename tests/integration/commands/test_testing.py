@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import documents
+from tests.support.paths import ROOT
 from tests.support.programs import environment
 
 OWN_BROKER = """
@@ -71,6 +72,13 @@ def test_the_files_of_the_guide_pass(tmp_path: Path) -> None:
     for name in ("conftest.py", "shop.py", "test_shop.py"):
         (tmp_path / name).write_text(documents.files()[name])
     assert "3 passed" in run_pytest(tmp_path)
+
+
+def test_the_five_pipelines_are_tested_in_process(tmp_path: Path, empty_database_url: str) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["callboard.testing"]\n')
+    tests = (ROOT / "tests/pipelines/in_process.py").read_text()
+    (tmp_path / "test_pipelines.py").write_text(tests)
+    assert "5 passed" in run_pytest(tmp_path, "--callboard-database", empty_database_url)
 
 
 @pytest.mark.parametrize("given", ["embedded", "a database"])
