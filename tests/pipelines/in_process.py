@@ -70,7 +70,7 @@ def test_audit(callboard_worker: CallboardWorker, conn: Conn, monkeypatch: pytes
     monkeypatch.setattr(audit, "acall", acall)
     done = callboard_worker.wait(audit.submit("Acme"))
     assert [stage["succeeded"] for stage in done.status["stages"]] == [1, 135, 135, 1, 3]
-    saved = dict(conn.execute("SELECT provider, insight FROM audits").fetchall())
+    saved: dict[str, str] = dict(conn.execute("SELECT provider, insight FROM audits").fetchall())
     assert saved["north"] == "north knows Acme"
     assert saved["west"] == "west should hear of Acme"
 
