@@ -134,8 +134,9 @@ WITH dropped AS (
     WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
       AND j.total > j.succeeded + j.failed + j.skipped + j.cancelled
       AND (j.queue = %(queue)s
-           OR EXISTS (SELECT FROM callboard.items AS i
-                      WHERE i.job_id = j.id AND i.queue = %(queue)s AND i.state IN ('waiting', 'retrying')))
+           -- Down the index: an EXISTS may read the items of all jobs that ever were.
+           OR (SELECT true FROM callboard.items AS i
+               WHERE i.job_id = j.id AND i.queue = %(queue)s AND i.state IN ('waiting', 'retrying') LIMIT 1))
     ORDER BY j.id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
@@ -148,9 +149,12 @@ RETURNING j.id, j.state::text, j.epoch, true
 -- name: queue_has_open_items
 -- Whether an item of a queue did not end, and its job goes on. Caller: TrackedBroker.join. Rows: one.
 SELECT EXISTS (
-    SELECT FROM callboard.jobs AS j JOIN callboard.items AS i ON i.job_id = j.id
+    SELECT FROM callboard.jobs AS j CROSS JOIN LATERAL (
+        SELECT FROM callboard.items AS i
+        WHERE i.job_id = j.id AND i.state IN ('waiting', 'retrying') AND coalesce(i.queue, j.queue) = %(queue)s
+        LIMIT 1  -- so that it is looked up for each open job
+    ) AS i
     WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused'
-      AND i.state IN ('waiting', 'retrying') AND coalesce(i.queue, j.queue) = %(queue)s
 )
 
 -- name: close_stopped
