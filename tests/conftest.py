@@ -211,8 +211,9 @@ def pooler_url(services: SharedServices) -> str:
 
 
 @pytest.fixture
-def pooled_url(pooler_url: str, database_url: str) -> str:
-    """The URL of this test's database through PgBouncer in transaction mode."""
+def pooled_url(pooler_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of this test's database through PgBouncer in transaction mode, which loses prepared statements."""
+    monkeypatch.setenv("CALLBOARD_PREPARE", "off")
     return with_database(pooler_url, urlsplit(database_url).path[1:])
 
 

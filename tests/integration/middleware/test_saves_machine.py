@@ -96,10 +96,8 @@ class Saving(RuleBasedStateMachine):
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("through", ["database_url", "pooled_url"])
 def test_what_is_saved_is_what_succeeded(
-    through: str, database_url: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    through: str, database_url: str, request: pytest.FixtureRequest
 ) -> None:
-    if through == "pooled_url":
-        monkeypatch.setenv("CALLBOARD_PREPARE", "off")
     with connect(request.getfixturevalue(through)) as conn:
         conn.execute(TABLE)
         run_state_machine_as_test(
@@ -180,11 +178,9 @@ SESSION = """
 
 @pytest.mark.parametrize("through", ["database_url", "pooled_url"])
 def test_what_a_statement_leaves_in_its_session_reaches_no_other_item(
-    through: str, conn: Conn, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    through: str, conn: Conn, request: pytest.FixtureRequest
 ) -> None:
     """Those of its flush save where they mean to, and the session is the next time as it was."""
-    if through == "pooled_url":
-        monkeypatch.setenv("CALLBOARD_PREPARE", "off")
     conn.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.saved (LIKE saved)")
     run = "CREATE FUNCTION run(text) RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE $1; RETURN 1; END'"
     conn.execute(run)
