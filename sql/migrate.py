@@ -21,6 +21,14 @@ log = logging.getLogger("callboard.migrate")
 #: Seconds for which a migration that waits for locks is tried, and between two tries.
 LOCK_TRIES_SECONDS, LOCK_PAUSE_SECONDS = 300.0, 1.0
 
+#: Seconds of each limit of a session's that we can work with, at least. Our own limits are set in each transaction.
+LEAST_SECONDS = {
+    "statement_timeout": 10,
+    "transaction_timeout": 10,
+    "lock_timeout": 1,
+    "idle_session_timeout": 1,
+}
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 #: The errors of a database without the schema.
@@ -54,7 +62,7 @@ def migrate(url: str) -> list[str]:
     """
     deadline = time.monotonic() + LOCK_TRIES_SECONDS
     with connect(url) as conn:
-        check_encoding(conn)
+        check_database(conn)
         waiting = False
         while True:
             try:
@@ -71,14 +79,21 @@ def migrate(url: str) -> list[str]:
                 time.sleep(LOCK_PAUSE_SECONDS)
 
 
-def check_encoding(conn: Conn) -> None:
-    """Raise SchemaError for a database whose encoding can't hold every text."""
+def check_database(conn: Conn) -> None:
+    """Raise SchemaError for a database whose encoding can't hold every text, and for limits that end what we do."""
     encoding = conn.info.parameter_status("server_encoding") or "UTF8"
     if encoding != "UTF8":
         raise SchemaError(
             f"the database has the encoding {encoding}, in which not every text can be stored: use one with UTF8, as "
             "`createdb --encoding UTF8 --template template0 --locale C callboard` makes it"
         )
+    role = conn.info.user
+    for name, seconds in conn.execute(statement("limits_of_sessions"), (list(LEAST_SECONDS),)):
+        if 0 < seconds < LEAST_SECONDS[name]:
+            raise SchemaError(
+                f"{name} is {seconds:g} s in sessions of the role {role}, and must be {LEAST_SECONDS[name]} s at least, "
+                f"or 0: ALTER ROLE {role} SET {name} = '60s', unless the database or the server sets it"
+            )
 
 
 def _apply(conn: Conn) -> list[str]:
@@ -100,7 +115,7 @@ def check(conn: Conn) -> str | None:
     Raises SchemaError when the schema is absent, behind, or ahead by a migration that breaks older code, and for a
     database that can't work.
     """
-    check_encoding(conn)
+    check_database(conn)
     try:
         present = _applied(conn)
     except ABSENT:

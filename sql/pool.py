@@ -127,9 +127,18 @@ def drop_detail(error: BaseException) -> None:
 
 
 class Pool(ConnectionPool[Conn]):
-    """Connections of this process. A connection is closed after a MISCONFIGURED error: after a failover it may lead to
-    a read-only server, after a migration it may hold old plans.
+    """Connections of this process. One that broke while it was idle is not lent: no caller meets an error after a
+    restart or a failover. A connection is closed after a MISCONFIGURED error: after a failover it may lead to a
+    read-only server, after a migration it may hold old plans.
     """
+
+    def getconn(self, timeout: float | None = None) -> Conn:
+        """See `psycopg_pool.ConnectionPool`, whose own `check` would pause for a second and more after a broken one."""
+        until = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while not _is_usable(conn := super().getconn(max(0.0, until - time.monotonic()))):
+            conn.close()
+            self.putconn(conn)
+        return conn
 
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[Conn]:
@@ -259,15 +268,19 @@ def transaction(conn: Conn) -> Iterator[None]:
         conn.commit()
 
 
-def _check_idle(conn: Conn) -> None:
-    """Raise psycopg.OperationalError if the server has closed an idle connection.
+def _is_usable(conn: Conn) -> bool:
+    """Return whether the server has not closed an idle connection.
 
     Bytes wait on an idle one only then, or when a setting has changed. A question each time would cost a round trip.
     """
-    poll = select.poll()
-    poll.register(conn.fileno(), select.POLLIN)
-    if poll.poll(0):
-        Pool.check_connection(conn)
+    try:
+        poll = select.poll()
+        poll.register(conn.fileno(), select.POLLIN)
+        if poll.poll(0):
+            Pool.check_connection(conn)
+    except psycopg.Error:
+        return False
+    return True
 
 
 async def begin_read(conn: AsyncConn) -> None:
@@ -276,8 +289,7 @@ async def begin_read(conn: AsyncConn) -> None:
 
 
 def make_pool(url: str, *, size: int) -> Pool:
-    """Make a pool of at most `size` connections. It opens them in the background: no database yet is no error yet. A
-    connection that broke while it was idle is not lent, so no caller meets an error after a restart or a failover.
+    """Make a pool of at most `size` connections. It opens them in the background: no database yet is no error yet.
 
     psycopg doubles its pause between two tries until it gives up, and the next request starts anew: to give up soon
     keeps the pauses short.
@@ -285,7 +297,7 @@ def make_pool(url: str, *, size: int) -> Pool:
     logging.getLogger("psycopg.pool").addFilter(_throttle)
     return Pool(
         url, connection_class=PlainConnection, kwargs=connection_options(), min_size=1, max_size=size, timeout=10,
-        open=True, name="callboard", reconnect_timeout=RECONNECT_SECONDS, check=_check_idle, configure=_connections.add,
+        open=True, name="callboard", reconnect_timeout=RECONNECT_SECONDS, configure=_connections.add,
     )  # fmt: skip
 
 

@@ -23,3 +23,8 @@ INSERT INTO callboard.migrations (number, name, breaking) VALUES (%s, %s, %s)
 -- name: applied_migrations
 -- Every migration the database has had. Caller: migrate, and each process's check at its start.
 SELECT number, name, breaking FROM callboard.migrations ORDER BY number
+
+-- name: limits_of_sessions
+-- Limits that the role, the database or the server sets for each session. Caller: migrate, and each process's check at its
+-- start. Rows: (name, seconds; 0: none), of those that this server knows.
+SELECT name, setting::float8 / 1000 FROM pg_settings WHERE name = ANY (%s) ORDER BY name

@@ -140,15 +140,33 @@ def test_a_database_in_which_not_every_text_can_be_stored_is_refused(
             server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.mark.parametrize("limit", ["statement_timeout", "lock_timeout", "idle_session_timeout"])
+def test_a_limit_of_each_session_that_would_end_what_we_do_is_refused(limit: str, database_url: str) -> None:
+    with connect(database_url) as admin:
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET {limit} = '50s'")
+        with connect(database_url) as conn:
+            assert migrate.check(conn) is None
+        admin.execute(f"ALTER DATABASE {admin.info.dbname} SET {limit} = '500ms'")
+        says = rf"{limit} is 0.5 s in sessions of the role \w+, and must be \d+ s at least, or 0: ALTER ROLE"
+        with connect(database_url) as conn, pytest.raises(SchemaError, match=says):
+            migrate.check(conn)
+
+
 @pytest.mark.parametrize("through", ["database_url", "pooled_url"])
 @pytest.mark.parametrize(
     "default", ["datestyle = 'German, DMY'", "default_transaction_isolation = 'repeatable read'"]
 )
 def test_statements_do_not_depend_on_the_defaults_of_the_database(
-    default: str, through: str, database_url: str, request: pytest.FixtureRequest
+    default: str,
+    through: str,
+    database_url: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with connect(database_url) as admin:
         admin.execute(f"ALTER DATABASE {admin.info.dbname} SET {default}")
+    if through == "pooled_url":
+        monkeypatch.setenv("CALLBOARD_PREPARE", "off")
     url = request.getfixturevalue(through)
     with connect(url) as conn, connect(url) as other:
         job = make_job(conn, 2)
