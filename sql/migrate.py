@@ -91,7 +91,7 @@ def check_database(conn: Conn) -> None:
     for name, seconds in conn.execute(statement("limits_of_sessions"), (list(LEAST_SECONDS),)):
         if 0 < seconds < LEAST_SECONDS[name]:
             raise SchemaError(
-                f"{name} is {seconds:g} s in sessions of the role {role}, and must be {LEAST_SECONDS[name]} s at least, "
+                f"{name} is {seconds:g} s in sessions of the role {role}, and must be {LEAST_SECONDS[name]} s or more, "
                 f"or 0: ALTER ROLE {role} SET {name} = '60s', unless the database or the server sets it"
             )
 
