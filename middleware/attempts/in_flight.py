@@ -59,6 +59,7 @@ class InFlight:
         self._controls: dict[int, JobControl] = {}
         self._held_back: dict[int, tuple[JobControl, float]] = {}  # with the monotonic time of arrival
         self.admitted = 0  # messages that threads took up; approximate
+        self._admitting = set[Delivery]()
 
     # A message arrives -----------------------------------------------------------------------------------------------
 
@@ -74,6 +75,7 @@ class InFlight:
             self._wake()
         if delivery.stale or not delivery.begin():
             return None
+        self._admitting.add(delivery)
         try:
             return self._admit(message, delivery)
         except Stopping:
@@ -88,6 +90,8 @@ class InFlight:
             # Dramatiq would log it and run the actor, untracked; or it would end the thread.
             log.exception("a message can't be begun; it is delivered again when this worker has ended")
             delivery.deferred = True
+        finally:
+            self._admitting.discard(delivery)
         return None
 
     def _admit(self, message: MessageProxy, delivery: Delivery) -> Attempt | None:
@@ -355,8 +359,8 @@ class InFlight:
         return self.expects_more(0)
 
     def has_free_thread(self) -> bool:
-        """Return whether a worker thread has nothing to do."""
-        return sum(not a.ended for a in self.attempts()) < self._process.threads
+        """Return whether a worker thread has nothing to do; one that waits for a claim or for its item's turn has."""
+        return len(self._admitting) + sum(not a.ended for a in self.attempts()) < self._process.threads
 
     def held_up(self, acks: Acks) -> int:
         """Return how many deliveries of a connection belong to attempts whose outcome waits for a lock."""

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import takewhile
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
@@ -96,12 +97,24 @@ class AckTracker:
             self.waiting[delivery.tag] = delivery
 
     def returnable(self) -> list[Tag]:
-        """Return what has not begun and can be published again: not batches, and not what Callboard did not send."""
-        return [d.tag for d in list(self.waiting.values()) if d.stamp is not None and not d.mates]
+        """Return what has not begun and can be published again: no batch, no dead letter that somebody has moved back,
+        and nothing that Callboard did not send.
+        """
+        waiting = list(self.waiting.values())
+        return [d.tag for d in waiting if d.stamp is not None and not d.mates and not d.was_dead]
 
     def take(self, tags: Iterable[Tag]) -> list[Delivery]:
         """Take messages off `waiting`, so that they can't begin any more; return those that have not begun."""
         return [found for tag in tags if (found := self.waiting.pop(tag, None)) is not None]
+
+    @property
+    def newest(self) -> int:
+        """The tag of the newest open delivery, or 0."""
+        return next(reversed(self._open), 0)
+
+    def open_items(self, last: int) -> int:
+        """Return how many items are open of the deliveries up to the tag `last`."""
+        return sum(items for _, items in takewhile(lambda one: one[0] <= last, self._open.items()))
 
     @property
     def held(self) -> int:

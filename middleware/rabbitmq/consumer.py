@@ -66,7 +66,6 @@ class RabbitmqConsumer(Consumer):
         adapts = queue_name == q_name(queue_name) and not QUEUE_PREFETCH
         self._prefetch = Prefetch(prefetch, (runtime.process.threads if adapts else 0) or None)
         self._standstill = Standstill()
-        self._chunked = False  # items wait that were carried with others
         try:
             self.connection = pika.BlockingConnection(broker.parameters, delivery_reader(self._on_delivery))
         except AMQP_ERRORS as error:
@@ -75,8 +74,11 @@ class RabbitmqConsumer(Consumer):
             self.channel = self.connection.channel()
             self._acks = AckTracker(self.connection, self.channel)
             self.channel.add_on_cancel_callback(self._on_cancel)
-            self._depth = self._prefetch.depth
-            self._subscriptions = [self._subscribe(self._depth)]
+            self._subscriptions: list[str] = []
+            self._depth = 0  # of all subscriptions
+            self._earlier = 0  # the last tag before the last standstill
+            self._waits = False  # for a free thread, before it subscribes again
+            self._subscribe(self._prefetch.depth)
         except AMQP_ERRORS as error:
             self._close_connection()
             raise self._closed(error) from None
@@ -85,9 +87,19 @@ class RabbitmqConsumer(Consumer):
         if not self._consumers.cut_off:
             disconnected.over(address(self.broker.parameters))
 
-    def _subscribe(self, depth: int) -> str:
+    def _subscribe(self, depth: int) -> None:
         self.channel.basic_qos(prefetch_count=depth)
-        return str(self.channel.basic_consume(self.queue_name, self._on_message))
+        self._subscriptions.append(str(self.channel.basic_consume(self.queue_name, self._on_message)))
+        self._depth += depth
+        self._waits = False
+
+    def _unsubscribe(self) -> None:
+        """End all subscriptions. What they had not dispatched goes back to the queue, and is claimed when it comes
+        again.
+        """
+        old, self._subscriptions, self._depth = self._subscriptions, [], 0
+        for tag in old:
+            self.channel.basic_cancel(tag)
 
     def _on_cancel(self, frame: Any) -> None:
         self._cancelled = True  # the queue was deleted
@@ -119,8 +131,6 @@ class RabbitmqConsumer(Consumer):
         if len(proxies) > 1 and takes_batches(self.broker.actors.get(messages[0].actor_name)):
             proxies[0].delivery.mates.extend(proxies[1:])
             del proxies[1:]
-        elif len(proxies) > 1:
-            self._chunked = True
         if self.queue_name == q_name(self.queue_name):
             self._acks.wait(proxy.delivery for proxy in proxies)
         elif self._keep_delayed(proxies[0]):
@@ -166,11 +176,11 @@ class RabbitmqConsumer(Consumer):
             now = time.monotonic()
             self._acks.flush(now)
             acks, in_flight = self._acks, self._runtime.in_flight
-            if self._prefetch.adapt(now, acks.finished, acks.finished_items, in_flight.held_up(acks)):
-                self._resubscribe()
-            looks = self._chunked or not self._subscriptions
-            if looks:
-                self._look(now)
+            self._prefetch.adapt(now, acks.finished, acks.finished_items, in_flight.held_up(acks))
+            if self._standstill.look(now, in_flight.admitted) and not in_flight.has_free_thread():
+                self._give_back()
+            self._adapt_subscriptions()
+            looks = acks.held or self._depth < self._prefetch.depth
             self.connection.process_data_events(LOOK_SECONDS if looks else self._timeout)
         except AMQP_ERRORS as error:
             self._lost(error)
@@ -180,38 +190,40 @@ class RabbitmqConsumer(Consumer):
         if self._cancelled:
             self._lost(ConnectionError(f"the queue {self.queue_name!r} was deleted"))
 
-    def _look(self, now: float) -> None:
-        """While all threads are busy with slow items, give back what was carried with others and has not begun: it is
-        published again, each item by itself, to whoever has a thread. Until a thread is free, no message is taken.
+    def _give_back(self) -> None:
+        """All threads are busy with slow items. Have what waits for them published again, each item by itself: what is
+        more than the prefetch for slow actors, or all of it when another consumer may be idle. Until a thread is free,
+        no message is taken.
         """
-        stands = self._standstill.look(now, self._runtime.in_flight.admitted)
-        if stands is None:
-            return
+        self._prefetch.fall_back()
         waiting = self._acks.returnable()
-        self._chunked = bool(waiting)
-        if stands and waiting:
-            self._runtime.in_flight.give_back(self._acks.take(waiting))
-            old, self._subscriptions = self._subscriptions, []
-            for tag in old:
-                self.channel.basic_cancel(tag)
-        elif not self._subscriptions and self._runtime.in_flight.has_free_thread():
-            self._subscriptions = [self._subscribe(self._depth)]
-            self._chunked = True  # what comes now must not wait either, if all threads stay busy
+        begun = self._acks.held - len(self._acks.waiting)
+        excess = waiting[max(self._prefetch.depth - begun, 0) :]
+        if waiting and not excess and self._is_awaited():
+            excess = waiting
+        if excess:
+            self._runtime.in_flight.give_back(self._acks.take(excess))
+        if excess or self._depth > self._prefetch.depth:
+            self._unsubscribe()
+            self._earlier, self._waits = self._acks.newest, True
 
-    def _resubscribe(self) -> None:
-        """Adapt the prefetch, which holds for new subscriptions only: to grow, add one; to shrink, replace all by one.
+    def _is_awaited(self) -> bool:
+        """Return whether the queue is empty and others consume it; those that have given back something don't."""
+        found = self.channel.queue_declare(self.queue_name, passive=True).method
+        return bool(found.message_count == 0 and found.consumer_count > len(self._subscriptions))
 
-        What a cancelled one had not dispatched goes back to the queue, and is claimed when it is delivered again.
+    def _adapt_subscriptions(self) -> None:
+        """Adapt them to the prefetch, which holds for new subscriptions only: to grow, add one; to shrink, replace all
+        by one. What came before a standstill counts, though RabbitMQ does not count it for those of now.
         """
-        more, self._depth = self._prefetch.depth - self._depth, self._prefetch.depth
-        if not self._subscriptions:  # they are cancelled for a while
+        if self._depth > self._prefetch.depth:
+            self._unsubscribe()
+        earlier = self._acks.open_items(self._earlier)
+        more = self._prefetch.depth - self._depth - earlier
+        if more <= 0 or (self._subscriptions and earlier and more < self._runtime.process.threads // 4):
             return
-        if more > 0:
-            self._subscriptions.append(self._subscribe(more))
-            return
-        old, self._subscriptions = self._subscriptions, [self._subscribe(self._depth)]
-        for tag in old:
-            self.channel.basic_cancel(tag)
+        if not self._waits or self._runtime.in_flight.has_free_thread():
+            self._subscribe(more)
 
     def _lost(self, error: BaseException) -> None:
         self._acks.discard()

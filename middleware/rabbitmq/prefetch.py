@@ -16,8 +16,8 @@ MEASURE_SECONDS = 0.10
 FIRST_MEASURE_SECONDS = 0.02
 #: Measurements in a row that must ask for less before the prefetch shrinks.
 SHRINK_AFTER_MEASUREMENTS = 10
-#: Seconds between two looks at what the threads begin; and looks in a row that must see nothing begin for what was
-#: carried with others to be given back.
+#: Seconds between two looks at what the threads begin; and looks in a row that must see nothing begin before messages
+#: are given back.
 LOOK_SECONDS = 0.04
 STANDSTILL_LOOKS = 3
 
@@ -64,6 +64,11 @@ class Prefetch:
             return True
         return False
 
+    def fall_back(self) -> None:
+        """Take the depth for slow actors again, until a measurement asks for more."""
+        if self._threads is not None:
+            self.depth, self._shrinking = min(self.depth, wanted_prefetch(self._threads, 0.0)), 0
+
 
 def wanted_prefetch(threads: int, rate: float, carried: float = 1.0) -> int:
     """Return the prefetch for a process with `threads` worker threads that settles `rate` messages a second, of
@@ -75,23 +80,27 @@ def wanted_prefetch(threads: int, rate: float, carried: float = 1.0) -> int:
 
 
 class Standstill:
-    """Tells when a process begins no message any more, since all of its threads are busy with slow ones."""
+    """Tells when a process has begun no message for a while."""
 
     def __init__(self) -> None:
         self._looked_at = 0.0  # monotonic
         self._admitted = 0
         self._looks = 0  # in a row that saw nothing begin
 
-    def look(self, now: float, admitted: int) -> bool | None:
-        """Return whether nothing began for `STANDSTILL_LOOKS` looks; None before the next look is due.
+    def look(self, now: float, admitted: int) -> bool:
+        """Return True when nothing began for another `STANDSTILL_LOOKS` looks; False before the next look is due.
 
         `now` is monotonic, `admitted` counts the messages that threads took up. A look that comes late does not count:
         the whole process may have stood still.
         """
         since = now - self._looked_at
         if since < LOOK_SECONDS:
-            return None
-        idle = admitted == self._admitted
-        self._looks = 0 if not idle else self._looks + (since < 2 * LOOK_SECONDS)
-        self._looked_at, self._admitted = now, admitted
-        return self._looks >= STANDSTILL_LOOKS
+            return False
+        self._looked_at = now
+        if admitted != self._admitted:
+            self._looks, self._admitted = 0, admitted
+            return False
+        if since >= 2 * LOOK_SECONDS:
+            return False
+        self._looks += 1
+        return self._looks % STANDSTILL_LOOKS == 0

@@ -62,6 +62,28 @@ def test_nothing_waits_for_slow_items_that_came_in_the_same_message(scenario: Sc
     assert {item: count for item, count in runs.items() if count > 1} == dict.fromkeys(range(4), 2)
 
 
+def test_an_idle_process_gets_what_a_busy_one_has_prefetched(scenario: Scenario) -> None:
+    """It came by itself, before anybody else was there. No death is charged to it when the busy process is killed."""
+    gate = scenario.folder / "gate"
+    busy = scenario.start_worker(threads=4)
+    job = scenario.submit("work", [{"number": n, "gate": str(gate)} for n in range(4)])
+    running = "SELECT count(*) FROM callboard.running WHERE job_id = %s"
+    assert wait_until(lambda: scenario.sql(running, job.id) == [(4,)], TIMEOUT)
+    scenario.broker.get_actor("work").send(number=4)
+    sent = "SELECT id, published, succeeded, crashes FROM callboard.jobs WHERE standing_on IS NOT NULL"
+    assert wait_until(lambda: [row[1:] for row in scenario.sql(sent)] == [(1, 0, 0)], TIMEOUT)
+    assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT)
+    scenario.start_worker(threads=4)
+    assert wait_until(lambda: [row[1:] for row in scenario.sql(sent)] == [(1, 1, 0)], TIMEOUT)
+    assert scenario.sql(running, job.id) == [(4,)]
+    busy.kill()
+    gate.touch()
+    assert set(scenario.assert_completed(job, total=4).values()) == {2}
+    ((standing, *counts),) = scenario.sql(sent)
+    assert counts == [1, 1, 0]
+    assert scenario.run_log.run_counts(standing) == {0: 1}
+
+
 def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:
     """The items of a killed batch run again one by one; one in twenty fails all of its tries."""
     for _ in range(2):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from callboard.middleware.message.delivery import Delivery, Tag
+from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.rabbitmq import acks as acks_module
 from callboard.middleware.rabbitmq.acks import AckTracker
 from tests.support.deliveries import RecordedAcks
@@ -203,3 +204,27 @@ def test_a_release_on_a_lost_connection_does_nothing() -> None:
     connection.gone = True
     acks.release([1], [])
     assert acks.dead
+
+
+def test_what_is_open_is_counted_up_to_a_tag() -> None:
+    acks, channel, connection = a_tracker()
+    assert (acks.newest, acks.open_items(9)) == (0, 0)
+    for tag, places in ((1, 1), (2, 3), (3, 1)):
+        channel.deliver(tag)
+        acks.enter(tag, [delivery((tag, place) if places > 1 else tag) for place in range(places)])
+    acks.release([(2, 1)], [])
+    connection.run()
+    assert acks.newest == 3
+    assert [acks.open_items(tag) for tag in range(5)] == [0, 1, 3, 4, 4]
+
+
+def test_only_messages_of_callboard_that_have_not_begun_are_given_back() -> None:
+    acks, _, _ = a_tracker()
+    stamp = Stamp(1, 0, 1)
+    ours, begun, foreign, moved_back, batch = (Delivery(acks, tag, stamp) for tag in range(5))
+    foreign.stamp, moved_back.was_dead, batch.mates = None, True, [cast("Any", None)]
+    acks.wait([ours, begun, foreign, moved_back, batch])
+    assert begun.begin()
+    assert acks.returnable() == [ours.tag]
+    assert acks.take([ours.tag, begun.tag]) == [ours]
+    assert not ours.begin()

@@ -149,7 +149,19 @@ def test_a_prefetch_counts_what_messages_carry() -> None:
     assert prefetch.depth >= 600 / seconds * COVER_SECONDS
 
 
-def looks(standstill: Standstill, steps: list[tuple[float, int]]) -> list[bool | None]:
+def test_a_prefetch_that_falls_back_grows_again_with_the_next_measurement() -> None:
+    worker = prefetching()
+    worker.measure(1, 4000)
+    worker.prefetch.fall_back()
+    assert worker.prefetch.depth == wanted_prefetch(8, 0.0)
+    worker.measure(1, 4000)
+    assert worker.prefetch.depth >= 4000 * COVER_SECONDS
+    fixed = prefetching(400, threads=None)
+    fixed.prefetch.fall_back()
+    assert fixed.prefetch.depth == 400
+
+
+def looks(standstill: Standstill, steps: list[tuple[float, int]]) -> list[bool]:
     now, found = 1000.0, []
     for seconds, admitted in steps:
         now += seconds
@@ -161,7 +173,13 @@ def test_a_process_stands_still_when_nothing_begins_for_a_while() -> None:
     due = LOOK_SECONDS * 1.01
     stands = looks(Standstill(), [(0, 5)] + [(due, 5)] * STANDSTILL_LOOKS + [(due, 6), (due, 6)])
     assert stands == [False] * STANDSTILL_LOOKS + [True, False, False]
-    assert looks(Standstill(), [(0, 5), (LOOK_SECONDS / 2, 5)]) == [False, None]
+    assert not any(looks(Standstill(), [(0, 5)] + [(LOOK_SECONDS / 2, 5)] * (2 * STANDSTILL_LOOKS - 1)))
+
+
+def test_a_standstill_that_lasts_is_told_again_after_as_many_looks() -> None:
+    due = LOOK_SECONDS * 1.01
+    stands = looks(Standstill(), [(0, 5)] + [(due, 5)] * (3 * STANDSTILL_LOOKS))
+    assert [n for n, stood in enumerate(stands) if stood] == [n * STANDSTILL_LOOKS for n in (1, 2, 3)]
 
 
 def test_looks_that_come_late_do_not_count() -> None:
