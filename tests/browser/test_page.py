@@ -238,6 +238,7 @@ def test_a_job_with_stages_shows_and_links_each(page: Page, conn: Conn, address:
     expect(page.get_by_role("link", name="Traceback")).to_have_attribute(
         "href", re.compile(rf"jobs/{first}/items/8#attempts$")
     )
+    expect(page.locator("#errors li")).to_contain_text("in fetch")
     page.locator("#stages a").last.click()
     expect(page.locator("#name")).to_have_text("sum up")
     expect(buttons(page)).to_have_count(0)
