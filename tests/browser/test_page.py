@@ -390,10 +390,14 @@ def test_the_pages_fit_a_phone_in_both_colour_schemes(
     job = make_mixed_job(conn, name="a_name_without_any_place_to_break_it_" * 4)
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     page.set_viewport_size({"width": 360, "height": 740})
-    for path in ("/", f"/jobs/{job}"):
+    tokens.create(conn, Requester("cli", "anna"), name="somebody whose name is long")
+    for path in ("/", f"/jobs/{job}", f"/jobs/{job}/items/20", f"/jobs/{job}/cancel", f"/share/{job}"):
         page.goto(f"{address}{path}")
-        expect(page.get_by_role("progressbar").first).to_be_visible()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        expect(page.locator("#main")).to_contain_text("a_name_without")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+    for path in ("/workers", "/queues", "/tokens", "/docs", "/?q=odd:1"):
+        page.goto(f"{address}{path}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
 
 
 def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
