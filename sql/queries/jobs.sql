@@ -80,13 +80,16 @@ RETURNING id
 
 -- name: stop_job
 -- Nothing of this job starts any more. Transition: open -> stopping; close_stopped makes it final when the last
--- item in hand has ended. Guard: open and not stopping. A standing job is sealed: its day goes to a new one.
+-- item in hand has ended. Guard: open and not stopping.
 -- Caller: actions.cancel. Rows: (id); none: see job_status.
 UPDATE callboard.jobs
-SET stopping = %(state)s::callboard.job_state, reason = %(reason)s, epoch = epoch + 1, control_at = clock_timestamp(),
-    sealed = sealed OR standing_on IS NOT NULL, updated_at = now()
+SET stopping = %(state)s::callboard.job_state, reason = %(reason)s, {stops}
 WHERE id = %(job)s AND finished_at IS NULL AND stopping IS NULL
 RETURNING id
+
+-- part: stops
+-- What each stop of a job writes beside: workers read of it, and a standing job is sealed, for its day goes to a new one.
+epoch = epoch + 1, control_at = clock_timestamp(), sealed = sealed OR standing_on IS NOT NULL, updated_at = now()
 
 -- name: stop_overdue_jobs
 -- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping.
@@ -96,8 +99,7 @@ WITH late AS (
     WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
-SET stopping = 'cancelled', epoch = epoch + 1, control_at = clock_timestamp(),
-    sealed = sealed OR standing_on IS NOT NULL, updated_at = now(),
+SET stopping = 'cancelled', {stops},
     reason = 'its deadline passed with ' || total - succeeded - failed - skipped - cancelled || ' items to go'
              || CASE WHEN stage > 0 AND NOT sealed THEN ', and others not made yet' ELSE '' END
 FROM late WHERE j.id = late.id
@@ -118,8 +120,7 @@ WITH waiting AS (
     ORDER BY j.id FOR NO KEY UPDATE OF j
 )
 UPDATE callboard.jobs AS j
-SET stopping = 'failed', epoch = epoch + 1, control_at = clock_timestamp(),
-    sealed = sealed OR standing_on IS NOT NULL, updated_at = now(),
+SET stopping = 'failed', {stops},
     reason = 'no worker announced the actor ' || actor || ' in the time that CALLBOARD_ACTOR_WAIT gives: start a worker'
              || ' that has it, and retry the job'
 FROM waiting WHERE j.id = waiting.id
@@ -127,7 +128,7 @@ RETURNING j.id
 
 -- name: stop_jobs_of_queue
 -- The messages of a queue are dropped. Transition: open -> stopping, to be cancelled. Guard: not stopping, has items that
--- did not end, and the queue is its own, or that of such an item. A standing job is sealed: its day goes to a new one.
+-- did not end, and the queue is its own, or that of such an item.
 -- Caller: TrackedBroker.flush. Rows: (id, state, epoch, stopping). Lock order: jobs by id.
 WITH dropped AS (
     SELECT j.id FROM callboard.jobs AS j
@@ -140,8 +141,7 @@ WITH dropped AS (
     ORDER BY j.id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
-SET stopping = 'cancelled', epoch = epoch + 1, control_at = clock_timestamp(),
-    sealed = sealed OR standing_on IS NOT NULL, updated_at = now(),
+SET stopping = 'cancelled', {stops},
     reason = 'the messages of the queue ' || %(queue)s::text || ' were dropped'
 FROM dropped WHERE j.id = dropped.id
 RETURNING j.id, j.state::text, j.epoch, true

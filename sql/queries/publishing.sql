@@ -84,7 +84,7 @@ SELECT j.id, l.limited, j.publish_until IS NOT NULL AS abandoned, l.out, r.base,
        CASE WHEN j.rate IS NOT NULL THEN floor(extract(epoch FROM now() - r.base) * j.rate + 1e-6)::int END AS starts
 FROM callboard.jobs AS j
 CROSS JOIN LATERAL (
-    SELECT j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
+    SELECT {is_limited} AS limited,
            greatest(j.published - j.in_turn - j.succeeded - j.failed - j.skipped - j.cancelled - j.retrying
                     - CASE WHEN j.concurrency IS NULL AND j.rate IS NULL THEN 0 ELSE (
                         SELECT count(*) FROM callboard.outbox AS o
@@ -225,6 +225,10 @@ WITH moved AS (
     FROM next AS n WHERE t.job_id = n.id AND t.queue = %(turn)s
 )
 SELECT goes_on FROM moved
+
+-- part: is_limited
+-- Whether limits of the job `j` have all of it published in its turn.
+(j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL)
 
 -- part: its_time_is
 -- Whether items of a job may start now, by its times in a job's row or a turn. Soon after its deadline the sweep stops it.

@@ -127,8 +127,7 @@ WITH event AS (
         control_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.control_at END
     FROM locked_jobs AS l WHERE j.id = l.id
     RETURNING j.id, j.state, j.epoch, j.stopping,
-              j.concurrency IS NOT NULL OR j.rate IS NOT NULL OR j.lane_by IS NOT NULL AS limited,
-              l.first_born
+              {is_limited} AS limited, l.first_born
 ), free AS (
     -- What ended leaves room for others of its job: a turn that was passed over for want of it is looked at again. One that
     -- somebody has locked is being looked at, or added to.

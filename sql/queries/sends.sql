@@ -47,8 +47,7 @@ WITH new AS (
 ), locked AS (
     SELECT j.id, j.total, j.published, j.sealed,
            j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL AS takes,
-           %(publishing)s AND j.state <> 'paused' AND j.concurrency IS NULL AND j.rate IS NULL AND j.lane_by IS NULL
-           AND {its_time_is} AS goes
+           %(publishing)s AND j.state <> 'paused' AND NOT {is_limited} AND {its_time_is} AS goes
     FROM callboard.jobs AS j WHERE j.id IN (SELECT job FROM new) ORDER BY j.id FOR NO KEY UPDATE OF j
 ), taken AS (
     SELECT n.*, l.goes AND n.delay = 0 AS goes, l.total + row_number() OVER (PARTITION BY n.job ORDER BY n.nth) - 1 AS item

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -108,6 +108,15 @@ def check_flag(name: str, given: object) -> None:
     """Raise ValueError for anything but True and False: a text like "false" would count as True."""
     if not isinstance(given, bool):
         raise ValueError(f"{name} must be True or False, not {given!r:.100}")  # noqa: TRY004 — as all nonsense
+
+
+def listed(name: str, given: object) -> tuple[Any, ...] | None:
+    """Return the values of an option that takes several; None for None. Raises ValueError for what is no list."""
+    if given is None:
+        return None
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} must be a list, not {given!r:.100}")  # noqa: TRY004 — as all that is wrong with it
+    return tuple(given)
 
 
 def at_database_time(conn: Conn, limits: Limits) -> Limits:

@@ -23,6 +23,7 @@ from callboard.sql.writes.requests import (
     Requester,
     check_text,
     job_status,
+    listed,
     note_action,
     refuse,
 )
@@ -50,7 +51,7 @@ class RetrySelection:
 
     def __post_init__(self) -> None:
         for name in ("states", "items"):
-            object.__setattr__(self, name, _listed(name, getattr(self, name)))
+            object.__setattr__(self, name, listed(name, getattr(self, name)))
         if self.states == ():
             raise ValueError(f"states is empty: name some of {', '.join(RETRIABLE)}, or leave it out")
         strange = [state for state in self.wanted if state not in RETRIABLE]
@@ -86,14 +87,6 @@ class RetrySelection:
     def parameters(self) -> dict[str, Any]:
         """The parameters that every statement about the selected items takes."""
         return {"states": list(self.wanted), "items": None if self.items is None else list(self.items)}
-
-
-def _listed(name: str, given: object) -> tuple[Any, ...] | None:
-    if given is None:
-        return None
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise ValueError(f"{name} must be a list, not {given!r:.100}")  # noqa: TRY004 — as all that is wrong with it
-    return tuple(given)
 
 
 ALL_CANCELLED = RetrySelection(["cancelled"])

@@ -19,6 +19,7 @@ from callboard.sql.writes.requests import (
     NotPossible,
     Requester,
     job_status,
+    listed,
     note_action,
     refuse,
 )
@@ -42,12 +43,10 @@ class Again:
     limits: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.states is not None:
-            if isinstance(self.states, str | bytes | Mapping) or not isinstance(self.states, Iterable):
-                raise ValueError(f"states must be a list, not {self.states!r:.100}")
-            object.__setattr__(self, "states", tuple(self.states))
-            if not self.states or not set(self.states) <= set(FINAL):
-                raise ValueError(f"states must be some of {', '.join(FINAL)}, not {list(self.states)!r:.100}")
+        states = listed("states", self.states)
+        object.__setattr__(self, "states", states)
+        if states is not None and (not states or not set(states) <= set(FINAL)):
+            raise ValueError(f"states must be some of {', '.join(FINAL)}, not {list(states)!r:.100}")
         Limits.check_names(self.limits)
 
 
