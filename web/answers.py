@@ -117,13 +117,6 @@ class Job(Answer):
     updated_at: Time
 
 
-class Jobs(Answer):
-    """A page of jobs."""
-
-    jobs: list[Job]
-    next: Cursor
-
-
 class Trial(Answer):
     """What a change would concern, if it were no `dry_run`."""
 
@@ -206,13 +199,6 @@ class Item(Answer):
     finished_at: Time | None
 
 
-class Items(Answer):
-    """A page of items."""
-
-    items: list[Item]
-    next: Cursor
-
-
 class Attempt(Answer):
     """An attempt that did not simply succeed."""
 
@@ -262,13 +248,6 @@ class ErrorWithTraceback(ErrorGroup):
     traceback_size: Annotated[int | None, msgspec.Meta(description="characters, before it was cut")]
 
 
-class Errors(Answer):
-    """The errors of a job in groups."""
-
-    errors: list[ErrorGroup]
-    next: Cursor
-
-
 class Action(Answer):
     """Something that was done to a job."""
 
@@ -279,13 +258,6 @@ class Action(Answer):
     via: str
     address: Annotated[str | None, msgspec.Meta(description="of the client that asked over HTTP")]
     detail: dict[str, Any]
-
-
-class Actions(Answer):
-    """A page of a job's history, the latest action first."""
-
-    actions: list[Action]
-    next: Cursor
 
 
 class Point(Answer):
@@ -315,13 +287,6 @@ class Lane(Answer):
     waiting: Annotated[int, msgspec.Meta(description="published when there is room; a thousand are counted")]
 
 
-class Lanes(Answer):
-    """Lanes of a job, fifty at most."""
-
-    lanes: list[Lane]
-    next: Cursor
-
-
 class Drift(Answer):
     """A number of a job that is not what its rows say."""
 
@@ -348,13 +313,6 @@ class KnownActor(Answer):
     seen_at: Time
 
 
-class Actors(Answer):
-    """All actors that any worker ever announced."""
-
-    actors: list[KnownActor]
-    next: Cursor
-
-
 class Callback(Answer):
     """A callback of one end of a job."""
 
@@ -367,13 +325,6 @@ class Callback(Answer):
     created_at: Time
     due_at: Time | None
     finished_at: Time | None
-
-
-class Callbacks(Answer):
-    """The callbacks of the ends of a job, those of the latest end first."""
-
-    callbacks: list[Callback]
-    next: Cursor
 
 
 class Worker(Answer):
@@ -393,13 +344,6 @@ class Worker(Answer):
     trouble: Annotated[str | None, msgspec.Meta(description="what keeps it from publishing")]
     beat_age: Annotated[float, msgspec.Meta(description="seconds since its last heartbeat")]
     ended_at: Time | None
-
-
-class Workers(Answer):
-    """A page of worker processes, the latest first."""
-
-    workers: list[Worker]
-    next: Cursor
 
 
 class Queue(Answer):
@@ -439,13 +383,6 @@ class DeadLetter(Answer):
     body: Annotated[str, msgspec.Meta(description="the beginning of its body")]
 
 
-class DeadLetters(Answer):
-    """The oldest dead letters of a queue."""
-
-    dead_letters: list[DeadLetter]
-    next: Cursor
-
-
 class Moved(Answer):
     """How many dead letters were put back, and how many are left."""
 
@@ -474,8 +411,23 @@ class MadeToken(Token):
     token: str
 
 
-class Tokens(Answer):
-    """A page of tokens, the latest first."""
+def _page(name: str, said: str, **rows: Any) -> type[msgspec.Struct]:
+    """The type of a part of a list: its rows, and the start of the next part."""
+    fields = [*rows.items(), ("next", Cursor)]
+    return msgspec.defstruct(name, fields, bases=(Answer,), namespace={"__doc__": said}, kw_only=True)
 
-    tokens: list[Token]
-    next: Cursor
+
+Jobs = _page("Jobs", "A page of jobs.", jobs=list[Job])
+Items = _page("Items", "A page of items.", items=list[Item])
+Errors = _page("Errors", "The errors of a job in groups.", errors=list[ErrorGroup])
+Actions = _page("Actions", "A page of a job's history, the latest action first.", actions=list[Action])
+Lanes = _page("Lanes", "Lanes of a job, fifty at most.", lanes=list[Lane])
+Actors = _page("Actors", "All actors that any worker ever announced.", actors=list[KnownActor])
+Callbacks = _page(
+    "Callbacks",
+    "The callbacks of the ends of a job, those of the latest end first.",
+    callbacks=list[Callback],
+)
+Workers = _page("Workers", "A page of worker processes, the latest first.", workers=list[Worker])
+DeadLetters = _page("DeadLetters", "The oldest dead letters of a queue.", dead_letters=list[DeadLetter])
+Tokens = _page("Tokens", "A page of tokens, the latest first.", tokens=list[Token])

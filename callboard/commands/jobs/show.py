@@ -50,6 +50,10 @@ JobId = Annotated[
 ]
 Limit = Annotated[int, typer.Option(min=1, max=500, help="The most rows to list.")]
 After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `next` of the page before.")]
+ItemError = Annotated[
+    str | None, typer.Option(help="Only items that failed by this error: its type, or the id of a group.")
+]
+StageNumber = Annotated[int | None, typer.Option(min=0, help="Only this stage of the job, from 0.")]
 ItemStates = Annotated[list[str] | None, one_of(ITEM_STATES, "Only items in this state (may be repeated)")]
 WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
 
@@ -187,12 +191,9 @@ def items(
     job: JobId,
     *,
     state: ItemStates = None,
-    error: Annotated[
-        str | None,
-        typer.Option(help="Only items that failed by this error: its type, or the id of a group."),
-    ] = None,
+    error: ItemError = None,
     key: Annotated[str | None, typer.Option(help="Only the item with this key.")] = None,
-    stage: Annotated[int | None, typer.Option(min=0, help="Only this stage of the job, from 0.")] = None,
+    stage: StageNumber = None,
     after: After = None,
     limit: Limit = 50,
     as_json: AsJson = False,
@@ -218,11 +219,8 @@ def export(
         str, one_of(FORMATS, "The format; each line is an item", "--format", metavar="FORMAT")
     ] = "jsonl",
     state: ItemStates = None,
-    error: Annotated[
-        str | None,
-        typer.Option(help="Only items that failed by this error: its type, or the id of a group."),
-    ] = None,
-    stage: Annotated[int | None, typer.Option(min=0, help="Only this stage of the job, from 0.")] = None,
+    error: ItemError = None,
+    stage: StageNumber = None,
 ) -> None:
     """Print all items of a job with arguments, results and errors, one a line: `callboard export 17 > items.jsonl`."""
     write = exports.csv_lines if form == "csv" else exports.json_lines
