@@ -216,7 +216,7 @@ def connect(url: str) -> Conn:
 
 
 class _ThrottleFilter(logging.Filter):
-    """Of psycopg's warnings about our pools, lets through only why a pool can't connect, and at most one in 5 s.
+    """Drops psycopg's warnings about our pools, but for one in 5 s that says why a pool can't connect.
 
     Each connection of a pool warns of its own; and the code that used a broken connection logs that itself.
     """

@@ -2,7 +2,7 @@
 
 #: Seconds without a heartbeat after which a worker is taken for dead.
 DEAD_AFTER_SECONDS = 10.0
-#: The same while the session of its last heartbeat is open: it may run C code that holds Python's lock.
+#: Seconds after which it is, if the session of its last heartbeat is open: it may run C code that holds Python's lock.
 SILENT_SECONDS = 30.0
 #: Seconds for which a publisher's claim holds; each batch renews it. A claim whose answer was lost holds up its job.
 PUBLISH_LEASE_SECONDS = 8.0
@@ -11,7 +11,7 @@ PUBLISH_LEASE_SECONDS = 8.0
 TURN_PAUSE_SECONDS, DUE_PAUSE_SECONDS, RATE_PAUSE_SECONDS = 5.0, 1.0, 0.2
 #: Seconds that the record of outcomes waits for a lock: whoever holds a row of one job must not hold up other jobs.
 LOCK_WAIT_SECONDS = 1.5
-#: The same of plain sends, which their senders wait for.
+#: Seconds that the store of plain sends waits for one: their senders wait, too.
 SEND_LOCK_WAIT_SECONDS = 5.0
 #: Items that a publisher may send beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000

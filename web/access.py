@@ -56,7 +56,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-#: Likewise of an answer that any site may read: of a shared job, to a token for it, and of a static file.
+#: The headers of an answer that any site may read: that of a shared job, to a token for it, and a static file.
 SHARED = {**HEADERS, "Cross-Origin-Resource-Policy": "cross-origin", "Access-Control-Allow-Origin": "*"}
 #: The policy of a page that a page of any site may show within it.
 EMBEDDED = HEADERS["Content-Security-Policy"].replace("frame-ancestors 'none'", "frame-ancestors *")

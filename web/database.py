@@ -16,8 +16,7 @@ T = TypeVar("T")
 
 #: The most connections; a read holds one for a millisecond or two.
 CONNECTIONS = 6
-#: Of them, those that change jobs, and those that store items: a change may wait for locks, and none must wait for it
-#: that reads.
+#: How many of them change jobs, and how many store items: a change may wait for locks, and a read must not wait for it.
 WRITERS, SUBMITTERS = 2, 2
 #: Seconds that a request waits for a connection before it is answered with 503, and that a read waits further while
 #: the database answers others: in a burst of reads on a busy machine.

@@ -91,7 +91,7 @@ async def jobs(call: Call[JobQuery, NoBody]) -> dict[str, Any]:
 
 
 class CountsQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """Of which tenant."""
+    """The tenant whose jobs are counted; null: all that the login may see."""
 
     tenant: str | None = None
 

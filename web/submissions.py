@@ -64,7 +64,7 @@ class BadItems(BadItem):
         self.named = named
 
     def refused(self) -> Refused:
-        """The same as a problem."""
+        """Return the problem that the API answers with."""
         of_lines = self.noun == "line"
         where = {"line": "#/line", "item": "#/items"}[self.noun]
         return Refused(

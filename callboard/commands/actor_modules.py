@@ -36,7 +36,7 @@ def assemble() -> dramatiq.Broker:
 
 @contextmanager
 def assembled() -> Iterator[dramatiq.Broker]:
-    """The same for a block; at its end everything that was sent is published or stored."""
+    """As `assemble`, for a block; at its end everything that was sent is published or stored."""
     broker = assemble()
     try:
         yield broker

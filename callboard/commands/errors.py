@@ -23,7 +23,7 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for e
     if isinstance(error, (CommandError, SchemaError, NotConfigured, NotPossible)):
         return str(error)
     if isinstance(error, NotStarted):
-        # Of the log in its text only the last line.
+        # Its text ends with lines of a log, of which the last one is enough.
         first, *rest = str(error).splitlines()
         return " ".join([first, *rest[-1:]])
     if isinstance(error, ABSENT):

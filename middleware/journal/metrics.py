@@ -25,9 +25,9 @@ log = logging.getLogger("callboard.journal")
 
 #: The variable that tells Prometheus' client the folder.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-#: Seconds that an item takes or waits, up to which it is counted.
+#: The bounds of the histograms: seconds that an item takes, or waits;
 SECONDS = (0.005, 0.02, 0.1, 0.5, 1, 5, 20, 60, 300, 1800, 7200)
-#: Likewise of a flush, and the outcomes of one.
+#: seconds that a flush takes, and the outcomes in it.
 FLUSH_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2, 10)
 FLUSH_OUTCOMES = (1, 3, 10, 30, 100, 300, 1000)
 

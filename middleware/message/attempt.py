@@ -20,7 +20,7 @@ def _unknown(job: int) -> JobFacts:
 
 
 def _hold_nothing(key: tuple[int, int], seconds: float, reason: str) -> None:
-    """Of an attempt that nothing delivered."""
+    """Stand in for `hold_back` in an attempt that no actor runs."""
 
 
 @dataclass(slots=True, eq=False)

@@ -29,7 +29,7 @@ log = logging.getLogger("callboard.worker")
 BEAT_SECONDS = 2.0
 #: Seconds between two looks of a process that is not idle.
 LOOK_SECONDS = 0.5
-#: The same of an idle worker that is the only one; idle workers look every `SHARED_LOOK_SECONDS` together.
+#: Seconds between two looks of an idle worker that is the only one; several look every `SHARED_LOOK_SECONDS` together.
 ALONE_LOOK_SECONDS = 0.2
 #: Seconds without any work after which a process is idle.
 IDLE_SECONDS = 2.0

@@ -360,11 +360,11 @@ CREATE TABLE callboard.turns (
 CREATE INDEX turns_next ON callboard.turns (least(bulk_at, due_at)) WHERE NOT held AND NOT over;
 CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
 
--- The only code that adds turns, beside the next function: whichever statement gives the outbox a message to publish.
--- One that gives it very many has the planner learn of them before they can be seen: with the plan of a tiny table a
+-- The only code that adds turns, beside the next function: it runs after each statement that adds messages to the outbox.
+-- After one that adds very many it has the planner learn of them before they can be seen: with the plan of a tiny table a
 -- publisher would compare each message that it claims with all of them. See analyze_grown_tables.
--- What makes the first turn of a queue must see its job as it stays: a change of the job that is under way does not find
--- that turn yet, and would leave it, say, held for good. So it waits, with the lock of the job.
+-- The first turn of a queue is added under a lock of its job: a change of the job that is under way does not find
+-- that turn yet, and would leave it, say, held for good.
 CREATE FUNCTION callboard.add_turns() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     IF EXISTS (SELECT FROM added) THEN
         PERFORM FROM callboard.jobs AS j

@@ -51,7 +51,8 @@ FROM seen AS s JOIN locked AS l ON l.id = s.job_id
 WHERE j.id = s.job_id
 
 -- name: unlocked_jobs
--- Of which jobs no other transaction has locked the row, or one of these items. Caller: the journal, of outcomes that wait.
+-- The jobs of which no other transaction has locked the row, or one of these items. Caller: the journal, for outcomes that
+-- wait. Rows: (id).
 WITH wanted AS (
     SELECT * FROM unnest(%(job)s::bigint[], %(item)s::int[]) AS w (job, item)
 ), free_items AS (

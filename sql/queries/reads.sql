@@ -637,9 +637,9 @@ CROSS JOIN LATERAL (
 
 -- name: recount
 -- What the jobs say and what their rows say, in one snapshot, so it is exact while workers run.
--- Of a job with stages, which has no items, it is compared whether its state fits theirs. Of a job that is over, messages that
--- were never published are dropped: then `published` has an upper bound only. One that is deleted is not looked at: its
--- rows go. Caller: queries.verify. Rows: one a job, `stored` and `counted` by the names of the checks.
+-- A job with stages has no items: its state is compared with theirs. The messages of a job that is over are dropped if they
+-- were never published: then `published` has an upper bound only. The rows of a deleted job go, so it is left out.
+-- Caller: queries.verify. Rows: one a job, `stored` and `counted` by the names of the checks.
 SELECT k.id, k.name, k.finished_at IS NOT NULL AS over,
        to_jsonb(k) || jsonb_build_object('errors', e.count, 'fatal', e.failed, 'parked', c.retrying,
                                          'stages', coalesce(k.stages, 0), 'unended', 0) AS stored,

@@ -133,8 +133,8 @@ ORDER BY i.item
 -- Lock order: items by key, then their outbox rows; the job before its errors, as in a flush.
 -- `locked`: the items are locked (lock_retried_items), and jobs too. An item that ended since then and that another
 -- transaction has locked is left as it is: to wait for it with a lock of a job could be a deadlock.
--- Who adds a row to the outbox of an item that is over has the item or its job locked. Should one come all the same,
--- the unique key refuses it, and retry begins anew: no row needs the two steps of an ON CONFLICT.
+-- A transaction that adds a row to the outbox of an item that is over has locked the item or its job. If a row is added
+-- all the same, the unique key refuses this one, and retry begins anew: so no row needs the two steps of an ON CONFLICT.
 WITH chosen AS (
     SELECT a.job_id, a.item, a.attempt FROM callboard.attempts AS a
     WHERE a.job_id = %(job)s AND NOT a.retried

@@ -88,7 +88,7 @@ def parse_search(text: str) -> JobFilter:
 
 
 def parse_arguments(arguments: Iterable[str]) -> JobFilter:
-    """Likewise, of words from a command line: the shell has taken the quotes, so each is one, spaces or not."""
+    """Read the words of a search from a command line: the shell has taken the quotes, so each is one, spaces or not."""
     parts = (argument.partition(":") for argument in arguments)
     return _all_of((word, value) if colon else ("name", word) for word, colon, value in parts)
 

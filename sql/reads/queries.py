@@ -19,7 +19,7 @@ T = TypeVar("T")
 MAX_ID = 2**63 - 1
 #: Characters of arguments, results and messages at most, in a list.
 LIST_CHARACTERS = 4_096
-#: Likewise, of one item.
+#: Characters of them at most, of one item.
 ITEM_CHARACTERS = 1_048_576
 #: Jobs among which those are looked for that no index finds.
 LOOK_AT_JOBS = 20_000

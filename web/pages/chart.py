@@ -57,7 +57,7 @@ def _at(known: Sequence[tuple[float, Row]], second: float) -> tuple[float, float
 
 
 def rows(found: Sequence[Row]) -> list[dict[str, Any]]:
-    """The same as a table: a few longer spans."""
+    """The columns of the chart as rows of a table: a few longer spans."""
     size = max(1, -(-len(found) // TABLE_ROWS))
     groups = [found[at : at + size] for at in range(0, len(found), size)]
     return [

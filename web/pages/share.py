@@ -30,7 +30,7 @@ async def share(call: Call[ShareQuery, NoBody]) -> Response:
 
 
 async def embed(call: Call[ShareQuery, NoBody]) -> Response:
-    """Likewise, to be shown within a page of any site."""
+    """Show the page of a shared job so that a page of any site may have it in a frame."""
     answer = await _page(call, embedded=True)
     answer.headers["Content-Security-Policy"] = access.EMBEDDED
     return answer

@@ -2,9 +2,6 @@
 
 export const FINAL = ["completed", "failed", "cancelled"];
 // In the order of the bar.
-const PACES = 24;
-const SAMPLE_MS = 5000;
-const drawn = new WeakMap();
 const STATES = ["succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending"];
 
 export const number = (value) => (value === null ? "–" : value.toLocaleString("en"));
@@ -78,6 +75,11 @@ export function fill(part, job) {
     text(pill, job.stopping ? "stopping" : job.state);
   }
 }
+
+// Rates of the line of a job, milliseconds between two of them, and when each line was drawn.
+const PACES = 24;
+const SAMPLE_MS = 5000;
+const drawn = new WeakMap();
 
 // The latest rates of a job as a line; the page has it of samples that are some seconds apart.
 function draw(line, rate) {
