@@ -24,10 +24,11 @@ from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import stages, submission, sweep
 from callboard.sql.writes.submission import KeyInUse
 
-#: The most items that are stored in one transaction, and the bytes of their arguments that end it.
-CHUNK_ITEMS, CHUNK_BYTES = 5_000, 2**22
+#: The most items that are stored in one transaction, and the bytes of their arguments that end it. More would hold the
+#: lock of the job for too long, which all outcomes of its items wait for.
+CHUNK_ITEMS, CHUNK_BYTES = 10_000, 2**22
 #: A chunk with this many items is worth new statistics for PostgreSQL's planner.
-ANALYZE_AFTER_ITEMS = CHUNK_ITEMS // 5
+ANALYZE_AFTER_ITEMS = 1_000
 
 #: Why a job takes no more items of a submission, by what `store_chunk` returns.
 REFUSED = {
@@ -61,7 +62,7 @@ def store_rows(
     chunk_seconds: float = math.inf,
 ) -> None:
     """Store encoded items by `store(start, rows)`, in chunks; `start` is the number of a chunk's first item. A chunk
-    ends with 5,000 items, with 4 MiB, or when `chunk_seconds` are over.
+    ends with 10,000 items, with 4 MiB, or when `chunk_seconds` are over.
 
     Raises what `rows` and `store` raise.
     """

@@ -80,8 +80,8 @@ def stumbles(results: Results) -> Iterator[int]:
     """Raises once, in this process, after a part is stored; then gives them all."""
     global _stumbled  # noqa: PLW0603
     del results
-    for n in range(5_200):
-        if n == 5_100 and not _stumbled:
+    for n in range(520):
+        if n == 510 and not _stumbled:
             _stumbled = True
             raise RuntimeError("once")
         yield n

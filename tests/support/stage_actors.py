@@ -7,8 +7,11 @@ from typing import Any
 import dramatiq
 
 import callboard
+from callboard.middleware.submission import submission
 from tests.support.pipeline_actors import noted
 
+#: Items that are stored at a time: fewer than else, so that few have to run.
+submission.CHUNK_ITEMS = 500
 broker = callboard.install()
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import callboard
 from callboard import Stage
-from callboard.middleware.callbacks.stage_maker import PAGE_ITEMS
-from callboard.middleware.submission.submission import CHUNK_ITEMS
+from callboard.middleware.callbacks import stage_maker
+from callboard.middleware.submission import submission
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
 from callboard.sql.states import ITEM_STATES
@@ -21,6 +21,13 @@ from tests.support.workers import wait_until
 
 NAMES = ("generate", "ask", "analyse", "score", "spreads", "number", "noted", "elsewhere", "heard")
 TIMEOUT = 300.0
+#: Items that are stored at a time, as the worker's.
+CHUNK = 500
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "CHUNK_ITEMS", CHUNK)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +126,8 @@ def test_a_child_belongs_to_the_stage_of_its_parent_and_the_stage_waits_for_it(p
 
 def test_many_results_are_streamed_and_each_makes_one_item(pipeline: Pipeline) -> None:
     """More of them than are read, and than are stored, at once."""
-    count = 6_000
-    assert count > max(PAGE_ITEMS, CHUNK_ITEMS)
+    count = 1_200
+    assert count > max(stage_maker.PAGE_ITEMS, CHUNK)
     job = callboard.stages(
         "many", [Stage("number", items=range(count)), Stage("number", name="again", chunk=50)]
     )
@@ -244,12 +251,12 @@ def test_a_stage_that_could_not_be_made_is_made_by_a_retry(pipeline: Pipeline) -
     found = ended(job)
     assert found["state"] == "failed"
     total = found["stages"][1]["total"]
-    assert total == 5_000
+    assert total == CHUNK
     job.retry()
     found = ended(job)
     assert found["state"] == "completed", found
-    assert (found["stages"][1]["total"], found["stages"][1]["succeeded"]) == (5_200, 5_200)
-    assert [item["args"][0] for item in job.items(stage=1)] == list(range(5_200))
+    assert (found["stages"][1]["total"], found["stages"][1]["succeeded"]) == (520, 520)
+    assert [item["args"][0] for item in job.items(stage=1)] == list(range(520))
 
 
 def test_callbacks_are_called_for_the_job_and_not_for_its_stages(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -462,20 +469,19 @@ def breaks(count: int) -> Iterator[int]:
 
 def test_the_same_key_gives_the_same_job_and_its_submission_goes_on(pipeline: Pipeline) -> None:
     with pytest.raises(OSError, match="the disk is gone"):
-        callboard.stages("keyed", [Stage("number", items=breaks(6_000)), Stage("number")], key="k")
-    job = callboard.stages("keyed", [Stage("number", items=range(7_000)), Stage("number")], key="k")
+        callboard.stages("keyed", [Stage("number", items=breaks(600)), Stage("number")], key="k")
+    job = callboard.stages("keyed", [Stage("number", items=range(700)), Stage("number")], key="k")
     assert job.status()["key"] == "k"
     assert ended(job)["state"] == "completed"
-    assert [total for _, _, total, *_ in told(job)] == [7_000, 7_000]
-    assert [item["args"][0] for item in job.items(stage=0)] == list(range(7_000))
+    assert [total for _, _, total, *_ in told(job)] == [700, 700]
+    assert [item["args"][0] for item in job.items(stage=0)] == list(range(700))
     assert (
-        callboard.stages("keyed", [Stage("number", items=range(7_000)), Stage("number")], key="k").id
-        == job.id
+        callboard.stages("keyed", [Stage("number", items=range(700)), Stage("number")], key="k").id == job.id
     )
     with pytest.raises(callboard.KeyInUse, match=rf"that of job {job.id}, .* other options \(stages\)"):
-        callboard.stages("keyed", [Stage("number", items=range(7_000))], key="k")
+        callboard.stages("keyed", [Stage("number", items=range(700))], key="k")
     with pytest.raises(callboard.KeyInUse, match="other items"):
-        callboard.stages("keyed", [Stage("number", items=range(1, 7_001)), Stage("number")], key="k")
+        callboard.stages("keyed", [Stage("number", items=range(1, 701)), Stage("number")], key="k")
     with pytest.raises(callboard.KeyInUse, match="other options"):
         callboard.submit("number", [1], key="k")
     plain = callboard.submit("number", [1], key="plain")

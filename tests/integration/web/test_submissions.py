@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from callboard import Identity
 from callboard.commands.main import main
 from callboard.commands.services import ports
+from callboard.middleware.submission import submission as chunks
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import WorkerInfo
@@ -57,6 +58,12 @@ def app(database_url: str, conn: Conn) -> Iterator[Starlette]:
     app = create_app(url=database_url, open_to_everyone=True)
     yield app
     app.state.submitter.close()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have 50 items of a submission stored at a time."""
+    monkeypatch.setattr(chunks, "CHUNK_ITEMS", 50)
 
 
 def post(app: Starlette, body: Any, path: str = "/api/v1/jobs", **headers: str) -> httpx.Response:
@@ -134,7 +141,9 @@ def test_the_same_submission_gives_the_same_job(conn: Conn, app: Starlette) -> N
     assert left(conn) == [("pending", 2)]
 
 
-def test_a_bad_line_is_named_and_leaves_nothing_behind(conn: Conn, app: Starlette) -> None:
+def test_a_bad_line_is_named_and_leaves_nothing_behind(
+    conn: Conn, app: Starlette, small_chunks: None
+) -> None:
     wrong = [
         b"{\n",
         {"m": 1},
@@ -145,13 +154,13 @@ def test_a_bad_line_is_named_and_leaves_nothing_behind(conn: Conn, app: Starlett
         b"\xff\n",
     ]
     for key in (None, "k"):
-        answer = post(app, lines({"actor": "work", "key": key}, *range(6000), *wrong, 9))
+        answer = post(app, lines({"actor": "work", "key": key}, *range(60), *wrong, 9))
         problem = answer.json()
-        assert (answer.status_code, problem["code"], problem["line"]) == (422, "bad_items", 6002)
+        assert (answer.status_code, problem["code"], problem["line"]) == (422, "bad_items", 62)
         assert [one["pointer"] for one in problem["errors"]] == [
-            f"#/line/{n}" for n in (6002, 6003, 6005, 6006, 6007, 6008)
+            f"#/line/{n}" for n in (62, 63, 65, 66, 67, 68)
         ]
-        assert "line 6003 does not fit its actor: work has no argument 'm'" in problem["detail"]
+        assert "line 63 does not fit its actor: work has no argument 'm'" in problem["detail"]
     assert left(conn) == []
     assert conn.execute(
         "SELECT count(*) FROM callboard.jobs WHERE deleted_at IS NULL OR key IS NOT NULL"
@@ -330,13 +339,15 @@ def test_a_job_of_stages_is_submitted(conn: Conn, app: Starlette, database_url: 
     assert post(login, {**body, "key": None, "stages": [stages[0], stages[2]]}).status_code == 201
 
 
-def test_a_body_of_stages_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: Starlette) -> None:
+def test_a_body_of_stages_that_breaks_off_goes_on_when_it_is_sent_again(
+    conn: Conn, app: Starlette, small_chunks: None
+) -> None:
     head: dict[str, Any] = {"name": "audit", "stages": [{"actor": "work"}, {"actor": "other"}]}
     with served(app) as address:
         first = Sender(address, {**head, "key": "k"})
-        first.send(lines(*range(5100)))
-        job = wait_for_items(conn, 5000)
-        body = lines({**head, "key": "k"}, *range(5100))
+        first.send(lines(*range(51)))
+        job = wait_for_items(conn, 50)
+        body = lines({**head, "key": "k"}, *range(51))
         assert httpx.post(f"{address}/api/jobs", content=body, headers=LINES).status_code == 409
         first.connection.close()
 
@@ -344,13 +355,13 @@ def test_a_body_of_stages_that_breaks_off_goes_on_when_it_is_sent_again(conn: Co
             return httpx.post(f"{address}/api/jobs", content=body, headers=LINES).status_code == 201
 
         wait_until(again, 300)
-        assert (status(conn, job)["total"], status(conn, job)["state"]) == (5100, "pending")
+        assert (status(conn, job)["total"], status(conn, job)["state"]) == (51, "pending")
         other = Sender(address, head)
-        other.send(lines(*range(5100)))
+        other.send(lines(*range(51)))
         wait_until(lambda: len(left(conn)) == 2, 300)
-        wait_for_items(conn, 5000)
+        wait_for_items(conn, 50)
         other.connection.close()
-        wait_until(lambda: left(conn)[0] == ("failed", 5000), 300)
+        wait_until(lambda: left(conn)[0] == ("failed", 50), 300)
 
 
 # Run again -----------------------------------------------------------------------------------------------------------
@@ -498,14 +509,16 @@ def wait_for_items(conn: Conn, total: int) -> int:
     return int(queries.run(conn, queries.jobs())[0][0]["id"])
 
 
-def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: Starlette) -> None:
+def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(
+    conn: Conn, app: Starlette, small_chunks: None
+) -> None:
     with served(app) as address:
         first = Sender(address, {"actor": "work", "key": "k"})
-        first.send(lines(*range(5100)))
-        job = wait_for_items(conn, 5000)
-        assert status(conn, job)["pending"] == 5000
+        first.send(lines(*range(51)))
+        job = wait_for_items(conn, 50)
+        assert status(conn, job)["pending"] == 50
         assert conn.execute("SELECT count(*) FROM callboard.turns").fetchone() == (0,)
-        body = lines({"actor": "work", "key": "k"}, *range(6000))
+        body = lines({"actor": "work", "key": "k"}, *range(60))
         busy = httpx.post(f"{address}/api/v1/jobs", content=body, headers=LINES)
         assert (busy.status_code, busy.headers["retry-after"]) == (409, "5")
         first.connection.close()
@@ -515,25 +528,25 @@ def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: S
 
         wait_until(again, 300)
         found = httpx.get(f"{address}/api/v1/jobs/{job}").json()
-        assert (found["consumed"], found["total"], found["sealed"]) == (6000, 6000, True)
+        assert (found["consumed"], found["total"], found["sealed"]) == (60, 60, True)
         assert conn.execute("SELECT count(*) FROM callboard.turns").fetchone() == (1,)
 
 
 def test_without_a_key_a_body_that_breaks_off_is_a_failed_job_of_which_nothing_ran(
-    conn: Conn, app: Starlette
+    conn: Conn, app: Starlette, small_chunks: None
 ) -> None:
     with served(app) as address:
         sender = Sender(address, {"actor": "work"})
-        sender.send(lines(*range(5100)))
-        job = wait_for_items(conn, 5000)
+        sender.send(lines(*range(51)))
+        job = wait_for_items(conn, 50)
         sender.connection.close()
         wait_until(lambda: status(conn, job)["state"] == "failed", 300)
         found = status(conn, job)
-        assert (found["cancelled"], found["total"]) == (5000, 5000)
-        assert found["reason"].startswith("its submission broke off at input 5000: ClientDisconnect")
+        assert (found["cancelled"], found["total"]) == (50, 50)
+        assert found["reason"].startswith("its submission broke off at input 50: ClientDisconnect")
         httpx.post(f"{address}/api/v1/jobs/{job}/retry", json={"states": ["cancelled"]}).raise_for_status()
     found = status(conn, job)
-    assert (found["state"], found["pending"], found["sealed"]) == ("pending", 5000, True)
+    assert (found["state"], found["pending"], found["sealed"]) == ("pending", 50, True)
 
 
 def test_a_body_that_does_not_go_on_is_given_up(
