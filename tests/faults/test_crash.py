@@ -15,7 +15,6 @@ from tests.support.workers import wait_until
 
 #: Every way to die; the worker's master tells in its log how one ended.
 WAYS = {"exit": 9, "segfault": -signal.SIGSEGV, "kill": -signal.SIGKILL}
-SECONDS = 3
 ITEMS = 100
 #: What the record says of each item.
 STANDING = "SELECT item, state::text, attempt, crashes FROM callboard.items WHERE job_id = %s ORDER BY item"
@@ -82,7 +81,7 @@ def prove(scenario: Scenario, job: callboard.Job) -> Counter[int]:
 def test_each_way_to_die_ends_at_the_third_time(scenario: Scenario) -> None:
     """Deaths when they are known as running; one after the other, since a death of one is charged to another, too."""
     for _ in range(2):
-        scenario.start_worker(threads=4, short_periods=SECONDS)
+        scenario.start_worker(threads=4, short_periods=3)
     for how, code in WAYS.items():
         job = scenario.submit("deadly", neighbours({"how": how, "known": True}, 0.9))
         with scenario.watch(job) as watcher:

@@ -185,15 +185,6 @@ def begun(scenario: Scenario, count: int) -> tuple[callboard.Job, Sequence[bytes
     return job, bodies
 
 
-def heard(scenario: Scenario, job: callboard.Job) -> bool:
-    """Whether each worker has beaten since the last action on the job, and so has read that action."""
-    query = (
-        "SELECT count(*) = 3 AND bool_and(w.beat_at > j.control_at + interval '2.5 s')"
-        " FROM callboard.workers AS w, callboard.jobs AS j WHERE j.id = %s"
-    )
-    return bool(scenario.sql(query, job.id)[0][0])
-
-
 def test_copies_of_a_cancelled_jobs_messages_run_nowhere(broker: Broker, scenario: Scenario) -> None:
     """They run in no worker, also in none that starts later."""
     count = 200
@@ -201,6 +192,7 @@ def test_copies_of_a_cancelled_jobs_messages_run_nowhere(broker: Broker, scenari
     job.cancel()
     scenario.wait_for(job, lambda status: status["state"] == "cancelled")
     scenario.start_worker()
+    scenario.all_heard(job)
     before, runs = scenario.status(job), scenario.run_log.run_counts(job.id)
     assert (before["succeeded"], before["cancelled"]) == (count // 2, count // 2)
     put(scenario, [body for body in bodies for _ in range(3)])
@@ -216,7 +208,7 @@ def test_copies_of_a_paused_jobs_messages_are_kept_once(broker: Broker, scenario
     with scenario.watch(job) as watcher:
         job.pause()
         scenario.start_worker()
-        assert wait_until(lambda: heard(scenario, job), TIMEOUT)
+        scenario.all_heard(job)
         runs = scenario.run_log.run_counts(job.id)
         put(scenario, [body for body in bodies for _ in range(3)])
         assert wait_until(lambda: drained(broker, scenario), TIMEOUT)

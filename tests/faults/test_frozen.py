@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 import callboard
-from tests.faults.rig.scenario import Scenario, fate
+from tests.faults.rig.scenario import Scenario, fate, gated
 from tests.support.workers import Worker, wait_until
 
 ITEMS = 60
-LIMIT = 4.0
 
 
 def row_of(scenario: Scenario, worker: Worker) -> tuple[int, int]:
@@ -46,11 +45,12 @@ def in_hand(scenario: Scenario, job: callboard.Job, worker: int) -> dict[int, in
 
 
 def held_until_death(scenario: Scenario, job: callboard.Job, worker: int, pid: int) -> dict[int, int]:
-    """What a frozen worker had in hand when it was declared dead.
+    """What a frozen worker had in hand when it was declared dead, which is at the next sweep.
 
     Not what it had when it was frozen: a statement that it had sent by then may still be recorded.
     """
     held: dict[int, int] = {}
+    scenario.call_dead(pid)
 
     def dead() -> bool:
         nonlocal held
@@ -73,15 +73,17 @@ def run_elsewhere(scenario: Scenario, job: callboard.Job, held: dict[int, int]) 
 @pytest.mark.parametrize("until", ["its items run elsewhere", "the job is done"])
 def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, scenario: Scenario) -> None:
     """The items that it held run again elsewhere, and count once; the process goes on under its old worker id."""
-    frozen, at_work = (scenario.start_worker(short_periods=LIMIT, threads=4) for _ in range(2))
+    frozen, at_work = (scenario.start_worker(short_periods=4, threads=4) for _ in range(2))
     (worker, pid), (other, _) = (row_of(scenario, one) for one in (frozen, at_work))
-    # Of different lengths: of equal ones all four may end in the moment before the process stands still.
-    items = ({"number": n, "fate": fate(n), "seconds": 0.6 + n % 5 * 0.2} for n in range(ITEMS))
-    job = scenario.submit("work", items)
+    # All that comes after the first ones stays in hand until the process stands still.
+    gate = scenario.folder / "gate"
+    items = ({"number": n, "fate": fate(n)} for n in range(ITEMS))
+    job = scenario.submit("work", gated(items, gate, 10))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda s: s["succeeded"] > 5 and len(in_hand(scenario, job, worker)) == 4)
         os.killpg(frozen.pid, signal.SIGSTOP)
         held = held_until_death(scenario, job, worker, pid)
+        gate.touch()
         if until == "the job is done":
             scenario.wait_for(job, lambda status: status["finished_at"] is not None)
         else:

@@ -12,7 +12,6 @@ import pytest
 import callboard
 from tests.faults.rig.scenario import Scenario
 from tests.support.programs import run, running
-from tests.support.timer import Timer
 from tests.support.webapp import open_app, served
 
 SOON = {"CALLBOARD_HUNG_AFTER": "1"}
@@ -42,13 +41,12 @@ def test_an_actor_blocked_in_recv_is_named_with_its_line(
     scenario: Scenario, silent: socket.socket, tmp_path: Path
 ) -> None:
     scenario.start_worker(env=SOON)
-    timer = Timer()
     place = f"rig/actors.py:{line_of('recv(1)', 'actors.py')} in hung"
     job = scenario.submit("hung", [{"port": silent.getsockname()[1]}])
     seen = hung(scenario, job)
     (worker,) = scenario.sql("SELECT worker FROM callboard.running WHERE job_id = %s", job.id)
     assert (seen["item"], seen["place"], seen["worker"]) == (0, place, worker[0])
-    assert 1 <= seen["seconds"] < 60 + timer.stalled
+    assert 1 <= seen["seconds"] < 300
     with served(open_app(scenario.database_url)) as address:
         told = httpx.get(f"{address}/api/jobs/{job.id}").json()["hung"]
         (item,) = httpx.get(f"{address}/api/jobs/{job.id}/items?state=running").json()["items"]
@@ -78,21 +76,23 @@ def test_a_coroutine_that_waits_for_ever_is_named_with_its_line(scenario: Scenar
     assert stacks[1].startswith(f"rig/async_actors.py:{gathers} in patient\n")
     assert not re.search("dramatiq|callboard/|middleware/", "".join(stacks.values()))
     # One that keeps the loop to itself stands where the loop's thread stands.
-    job = scenario.submit("patient", [{"how": "blocks"}])
-    assert hung(scenario, job)["place"] == f"rig/async_actors.py:{blocks} in patient"
+    gate = scenario.folder / "gate"
+    job = scenario.submit("patient", [{"how": "blocks", "gate": str(gate)}])
+    assert hung(scenario, job)["place"] in {f"rig/async_actors.py:{blocks - n} in patient" for n in (0, 1)}
+    gate.touch()
     scenario.assert_completed(job, total=1)
 
 
 def test_what_is_not_hung_has_no_stack(scenario: Scenario) -> None:
-    """An actor that usually takes longer than the limit hangs only after far more than that."""
+    """An actor that usually takes longer than the limit hangs only after ten times that."""
     scenario.start_worker(env={"CALLBOARD_HUNG_AFTER": "0.1"})
-    first = scenario.submit("work", ({"number": n, "seconds": 0.4} for n in range(8)))
+    first = scenario.submit("work", ({"number": n, "seconds": 2.0} for n in range(8)))
     scenario.assert_completed(first, total=8)
     scenario.sql(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'looked at'; END$$;"
         "CREATE TRIGGER refuse BEFORE UPDATE ON callboard.running FOR EACH ROW WHEN (NEW.stack IS NOT NULL)"
         " EXECUTE FUNCTION refuse()"
     )
-    job = scenario.submit("work", ({"number": n, "seconds": 0.5} for n in range(100)))
-    scenario.assert_completed(job, total=100)
+    job = scenario.submit("work", ({"number": n, "seconds": 2.0} for n in range(16)))
+    scenario.assert_completed(job, total=16)
     assert "looked at" not in scenario.log()

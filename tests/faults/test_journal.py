@@ -3,9 +3,9 @@
 import pytest
 
 from tests.faults.rig.broken_journal import BREAKS, FOLDER
-from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario, mixed
+from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario, gated, mixed
 
-ITEMS = 1_000
+ITEMS = 600
 
 
 @pytest.mark.parametrize("part", ["acknowledge", "attempts"])
@@ -16,10 +16,12 @@ def test_a_worker_that_cant_record_ends(part: str, scenario: Scenario) -> None:
         env={BREAKS: part, FOLDER: str(scenario.folder)},
         modules=(ACTORS, "tests.faults.rig.broken_journal"),
     )
-    job = scenario.submit("work", mixed(ITEMS, 0.02))
+    gate = scenario.folder / "gate"
+    job = scenario.submit("work", gated(mixed(ITEMS), gate, 100))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda status: status["succeeded"] > 20)
         (scenario.folder / "broken").touch()
+        gate.touch()
         assert worker.process.child is not None
         assert worker.process.child.wait(TIMEOUT) == 1
         said = scenario.log()
@@ -49,8 +51,11 @@ def test_an_actor_that_does_not_end_holds_no_worker_up(scenario: Scenario) -> No
         env={BREAKS: "acknowledge", FOLDER: str(scenario.folder)},
         modules=(ACTORS, "tests.faults.rig.broken_journal"),
     )
-    job = scenario.submit("work", [{"number": 0, "seconds": 3600}, {"number": 1}])
+    gate = scenario.folder / "gate"
+    job = scenario.submit("work", gated([{"number": 0, "seconds": 3600}, {"number": 1}], gate, 1))
+    scenario.wait_for(job, lambda status: status["running"] == 2)
     (scenario.folder / "broken").touch()
+    gate.touch()
     assert worker.process.child is not None
     assert worker.process.child.wait(TIMEOUT) == 1
     assert "an actor is still running" in scenario.log()

@@ -3,7 +3,7 @@
 import re
 
 from callboard.commands.services import wait_until
-from tests.faults.rig.scenario import TIMEOUT, Scenario, mixed
+from tests.faults.rig.scenario import TIMEOUT, Scenario, gated, mixed
 from tests.support.timer import Timer
 from tests.support.vhosts import Broker
 
@@ -50,10 +50,12 @@ def test_all_connections_closed(broker: Broker, scenario: Scenario) -> None:
 def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:
     for _ in range(2):
         scenario.start_worker(short_periods=5)
-    job = scenario.submit("work", mixed(1_000, 0.04))
+    gate = scenario.folder / "gate"
+    job = scenario.submit("work", gated(mixed(1_000), gate, 400))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda status: status["succeeded"] > 300)
         gone = scenario.lose_messages(deleted=True)
+        gate.touch()
         runs = scenario.assert_mixed_completed(job, 1_000, watcher=watcher)
     assert gone > 0
     assert sent_again(scenario) >= gone
@@ -64,10 +66,13 @@ def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:
 def test_a_queue_purged_that_is_never_empty(scenario: Scenario) -> None:
     """With the product's own periods. Messages that still wait in the queue are not sent again: nothing runs twice."""
     scenario.start_worker(env={"CALLBOARD_QUEUE_DEPTH": "300"})
-    jobs = [scenario.submit("work", ({"number": n, "seconds": 0.03} for n in range(1_000)))]
+    gate = scenario.folder / "gate"
+    items = ({"number": n, "seconds": 0.03} for n in range(1_000))
+    jobs = [scenario.submit("work", gated(items, gate, 300))]
     with scenario.watch(jobs[0]) as watcher:
         scenario.wait_for(jobs[0], lambda status: status["succeeded"] > 200)
         gone, began = scenario.lose_messages(), Timer()
+        gate.touch()
 
         def found(_: object) -> bool:
             if scenario.status(jobs[-1])["pending"] < 300:

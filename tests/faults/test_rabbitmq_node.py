@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
 
 import callboard
 from callboard.commands.services import wait_until
-from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, mixed
+from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, fate, gated, mixed
 from tests.faults.test_rabbitmq import CUT, sent_again
 from tests.support.nodes import Node
 
@@ -59,23 +60,34 @@ def test_messages_larger_than_rabbitmq_takes(scenario: Scenario) -> None:
         assert scenario.run_log.repeated(job.id) == 0
 
 
+def back(scenario: Scenario, what: str, times: int) -> bool:
+    """Whether each worker has said so often that it is."""
+    return all(worker.output.count(what) >= times for worker in scenario.workers)
+
+
 def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> None:
     """Once in order and once by SIGKILL; all confirmed messages are there again."""
     for _ in range(2):
         scenario.start_worker()
-    job = scenario.submit("work", mixed(2_400, 0.02))
+    gates = [scenario.folder / name for name in ("stopped", "killed")]
+    items = gated(mixed(1_000), gates[0], 400)
+    more = gated(({"number": n, "fate": fate(n)} for n in range(1_000, 1_500)), gates[1], 1_000)
+    job = scenario.submit("work", chain(items, more))
     with scenario.watch(job) as watcher:
-        for part, end in ((600, breakable_rabbitmq.stop), (1_500, breakable_rabbitmq.kill)):
+        for times, part, gate, end in (
+            (1, 300, gates[0], breakable_rabbitmq.stop), (2, 800, gates[1], breakable_rabbitmq.kill)
+        ):  # fmt: skip
             scenario.wait_for(job, lambda status: status["succeeded"] > part)
             before, cuts = breakable_rabbitmq.pid, scenario.log().count(CUT)
             end()
+            gate.touch()
             assert wait_until(lambda: scenario.log().count(CUT) > cuts, TIMEOUT)
             breakable_rabbitmq.start()
             assert breakable_rabbitmq.pid != before
-        runs = scenario.assert_mixed_completed(job, 2_400, watcher=watcher)
+            assert wait_until(lambda: back(scenario, BACK, times), TIMEOUT)
+        runs = scenario.assert_mixed_completed(job, 1_500, watcher=watcher)
     assert sent_again(scenario) == 0
-    assert all(worker.output.count(BACK) >= 2 for worker in scenario.workers)
-    assert all(PUBLISHING in worker.output for worker in scenario.workers)
+    assert wait_until(lambda: back(scenario, PUBLISHING, 1), TIMEOUT)
     print(f"{runs.total()} runs, {scenario.run_log.repeated(job.id)} of them twice")
 
 
@@ -104,10 +116,12 @@ def test_the_node_gone_while_retries_are_due(scenario: Scenario, breakable_rabbi
     assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     # The queue was declared just now; the log of it lies in the node's memory for two seconds.
     breakable_rabbitmq.ctl("eval", "mnesia:sync_log().")
-    job = scenario.submit("work", ({"number": n, "fate": "retry", "seconds": 0.3} for n in range(100)))
+    gate = scenario.folder / "gate"
+    job = scenario.submit("work", gated(({"number": n, "fate": "retry"} for n in range(100)), gate, 20))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda status: status["retries"] > 8)
         breakable_rabbitmq.kill()
+        gate.touch()
         overdue = (
             "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at < now() - interval '3 s'"
         )

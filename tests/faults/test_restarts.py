@@ -11,7 +11,7 @@ from datetime import timedelta
 import callboard
 from callboard.commands.services import Server
 from tests.faults.rig.scenario import ACTORS, POLL, TIMEOUT, Scenario
-from tests.faults.test_actions import HEARD_SECONDS, going, runs_begun, unchanging
+from tests.faults.test_actions import going, runs_begun
 from tests.support.nodes import Node
 from tests.support.timer import Timer
 from tests.support.workers import wait_until
@@ -20,8 +20,8 @@ MODULES = (ACTORS, "tests.faults.rig.delayed_sends")
 HOUR, DAY = 3_600_000, 86_400_000
 #: Milliseconds; the last is beyond what 32 bits hold.
 DELAYS = [2 * HOUR, 3 * DAY, 60 * DAY]
-#: Seconds after its time within which a message runs.
-ON_TIME_SECONDS = 1.0
+#: Seconds after its time within which a message runs; and a single one, which may have met a busy machine.
+ON_TIME_SECONDS, BUSY_SECONDS = 1.0, 60.0
 
 
 def restart_services(postgres: Server, rabbitmq: Node) -> None:
@@ -34,24 +34,25 @@ def restart_services(postgres: Server, rabbitmq: Node) -> None:
 def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(
     scenario: Scenario, breakable_postgres: Server, breakable_rabbitmq: Node
 ) -> None:
-    job = going(scenario, 3_000)
+    job, gate = going(scenario, 1_200)
     with scenario.watch(job) as watcher:
-        paused_at, timer = time.time(), Timer()
         assert job.pause()["state"] == "paused"
-        unchanging(lambda: runs_begun(scenario, job, 0))  # most probably, all that ran is recorded
+        scenario.all_heard(job)
+        heard = time.time()
+        gate.touch()
+        scenario.wait_for(job, lambda status: status["running"] == 0)
         assert wait_until(lambda: scenario.ready_messages() == 0, TIMEOUT, pause=POLL)
-        heard = HEARD_SECONDS + timer.stalled
         for worker in scenario.workers:
             worker.kill()
         restart_services(breakable_postgres, breakable_rabbitmq)
         scenario.start_worker(processes=2)
         scenario.wait_for(job, lambda status: status["queued"] == 0)
-        time.sleep(1)  # in which a message that is left would start
-        assert runs_begun(scenario, job, paused_at + heard) == 0
+        scenario.all_heard(job)  # in which time a message that is left would start
+        assert runs_begun(scenario, job, heard) == 0
         assert scenario.status(job)["state"] == "paused"
         assert job.pause()["state"] == "paused"
         job.resume()
-        runs = scenario.assert_completed(job, total=3_000, watcher=watcher)
+        runs = scenario.assert_completed(job, total=1_200, watcher=watcher)
     repeated = [item for item, count in runs.items() if count > 1]
     assert len(repeated) <= 16  # in flight in the killed workers, if their outcomes were slow
     assert [action["action"] for action in job.actions()] == ["resume", "pause"]
@@ -150,8 +151,8 @@ def test_what_is_sent_for_days_later_survives_everything_and_runs_on_time(
     ((starts_at,),) = scenario.sql(
         "SELECT extract(epoch FROM not_before)::float8 FROM callboard.jobs WHERE id = %s", later.id
     )
-    assert 0 <= late(scenario, later.id, 0, starts_at) < ON_TIME_SECONDS
+    assert 0 <= late(scenario, later.id, 0, starts_at) < BUSY_SECONDS
     scenario.assert_completed(later, total=20)
     print(f"late by {', '.join(f'{seconds:.2f} s' for seconds in delays)}")
     assert min(delays) >= 0
-    assert statistics.median(delays) < ON_TIME_SECONDS  # one of them may have met a busy machine
+    assert statistics.median(delays) < ON_TIME_SECONDS

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import callboard
-from tests.faults.rig.scenario import ACTORS, Scenario, fate, mixed
+from tests.faults.rig.scenario import ACTORS, POLL, Scenario, fate, gated, mixed
 from tests.support.paths import ROOT
 from tests.support.webapp import open_app, served
 from tests.support.workers import Worker, wait_until
@@ -51,10 +51,11 @@ def migrate(scenario: Scenario, folder: Path) -> str:
         command,
         cwd=folder,
         env={"DATABASE_URL": scenario.database_url},
-        check=True,
+        check=False,
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
+    assert done.returncode == 0, done.stderr
     return done.stdout.decode()
 
 
@@ -80,10 +81,13 @@ def test_workers_go_to_the_next_release_and_back_in_mid_job(scenario: Scenario, 
     with callboard.job("rolling") as job, scenario.watch(job) as watcher:
 
         def go_on() -> None:
-            """Send some more, and leave the most of it to be done meanwhile."""
+            """Send some more, until both workers have begun with it, and leave the most to be done meanwhile."""
             nonlocal sent
-            for item in islice(mixed(sent + SOME, 0.1), sent, None):
+            gate = scenario.folder / f"gate-{sent}"
+            for item in gated(islice(mixed(sent + SOME, 0.1), sent, None), gate, 0):
                 work.send(**item)
+            assert wait_until(lambda: at_work(scenario, job) == 2, 300, pause=POLL)
+            gate.touch()
             scenario.wait_for(job, lambda status: status["succeeded"] > sent * 0.8)
             sent += SOME
 
@@ -113,6 +117,13 @@ def test_workers_go_to_the_next_release_and_back_in_mid_job(scenario: Scenario, 
     assert ran == (6,)
 
 
+def at_work(scenario: Scenario, job: callboard.Job) -> int:
+    """How many processes have items of a job in flight."""
+    unfinished = "SELECT count(DISTINCT pid) FROM runs WHERE job = %s AND ended IS NULL"
+    row = scenario.run_log.conn.execute(unfinished, (job.id,)).fetchone()
+    return int(row[0]) if row else 0
+
+
 def stalled(job: callboard.Job) -> str:
     return str(job.status()["stalled"])
 
@@ -122,13 +133,16 @@ def test_an_actor_that_only_the_next_release_has_waits_for_it(scenario: Scenario
     modules = (ACTORS, "tests.faults.rig.renamed_actor")
     scenario.start_worker(threads=4)
     ahead = scenario.start_worker(threads=4, modules=modules)
-    job = scenario.submit("renamed", ({"number": n, "seconds": 0.01} for n in range(ITEMS)))
+    gate = scenario.folder / "gate"
+    items = ({"number": n, "seconds": 1.0 if n > ITEMS // 10 else 0.0} for n in range(ITEMS))
+    job = scenario.submit("renamed", ({**item, "unless": str(gate)} for item in items))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS // 20)
         assert ahead.stop() == 0
         scenario.workers.remove(ahead)
         done = scenario.status(job)["succeeded"]
         assert done < ITEMS
+        gate.touch()
         scenario.wait_for(job, lambda status: status["stalled"] is not None)
         assert stalled(job) == "no worker that is alive has the actor renamed"
         assert wait_until(

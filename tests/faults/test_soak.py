@@ -50,7 +50,7 @@ def test_every_kind_of_fault_in_half_a_minute(
         faults,
         LENGTH,
         print,
-        {periods.SHORT_PERIODS: LIMIT},
+        {periods.SHORT_PERIODS: LIMIT, periods.DEAD_AFTER: LIMIT},
         (MODULE, periods.MODULE),
     )
     print("\n".join(fault.line() for fault in faults))

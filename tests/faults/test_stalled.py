@@ -8,7 +8,7 @@ import pytest
 
 import callboard
 from callboard.sql.reads import job_view
-from tests.faults.rig.scenario import ACTORS, Scenario
+from tests.faults.rig.scenario import ACTORS, Scenario, gated
 from tests.support.vhosts import Broker
 
 
@@ -64,13 +64,12 @@ def test_of_several_actors_one_is_missing(scenario: Scenario) -> None:
 def test_its_queue_is_gone_and_may_not_be_made_again(broker: Broker, scenario: Scenario) -> None:
     """Most items wait until it is gone, however long that takes."""
     url, gate = scenario.environment["AMQP_URL"], scenario.folder / "gate"
-    scenario.start_worker()
-    items = ({"number": n, "seconds": 0.05, "gate": str(gate) if n > 60 else ""} for n in range(2_500))
-    job = scenario.submit("work", items)
+    scenario.start_worker(short_periods=5, env={"CALLBOARD_QUEUE_DEPTH": "100"})
+    job = scenario.submit("work", gated(({"number": n} for n in range(600)), gate, 60))
     scenario.wait_for(job, lambda status: status["succeeded"] > 50)
     broker.allow_declaring(url, allowed=False)
     broker.delete_queue(url, "default")
     gate.touch()
     scenario.wait_for(job, says(r".*queue 'default'.*"))
     broker.allow_declaring(url, allowed=True)
-    scenario.assert_completed(job, total=2_500)
+    scenario.assert_completed(job, total=600)

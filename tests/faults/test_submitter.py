@@ -14,7 +14,7 @@ import pytest
 import callboard
 from callboard.commands.services import Process
 from tests.faults.rig.scenario import TIMEOUT, Scenario
-from tests.faults.rig.submitter import CHUNK, KILL, SEND_STAGES, SENDS, STAGES
+from tests.faults.rig.submitter import CHUNK, GATE, KILL, SEND_STAGES, SENDS, STAGES
 from tests.support.workers import wait_until
 
 ITEMS = 3 * CHUNK
@@ -38,8 +38,8 @@ class Submitters:
         self.scenario = scenario
         self.processes: list[Process] = []
 
-    def start(self, *arguments: str, stage: str | None = None) -> Process:
-        more = {"CALLBOARD_ACTORS": "tests.faults.rig.actors"}
+    def start(self, *arguments: str, stage: str | None = None, gate: Path | None = None) -> Process:
+        more = {"CALLBOARD_ACTORS": "tests.faults.rig.actors"} | ({GATE: str(gate)} if gate else {})
         if stage:  # and room for what it publishes, however much of others' lies there that nobody takes
             more |= {KILL: stage, "CALLBOARD_QUEUE_DEPTH": "10000"}
         command = [sys.executable, "-m", "tests.faults.rig.submitter", *arguments]
@@ -48,12 +48,15 @@ class Submitters:
         self.processes.append(process)
         return process.start()
 
-    def submit(self, name: str, *options: str, stage: str | None = None, items: int = ITEMS) -> Process:
+    def submit(
+        self, name: str, *options: str, stage: str | None = None, items: int = ITEMS, gate: Path | None = None
+    ) -> Process:
         """`callboard submit`, of a file with so many lines."""
         file = self.scenario.folder / f"{items}.jsonl"
         if not file.exists():
             file.write_text("".join(json.dumps({"number": n}) + "\n" for n in range(items)))
-        return self.start("callboard", "submit", "work", str(file), "--name", name, *options, stage=stage)
+        arguments = ("callboard", "submit", "work", str(file), "--name", name, *options)
+        return self.start(*arguments, stage=stage, gate=gate)
 
     @staticmethod
     def end(process: Process) -> int:
@@ -126,7 +129,7 @@ def test_killed_again_and_again_while_it_stores_and_publishes(
     scenario: Scenario, submitters: Submitters
 ) -> None:
     """`callboard submit` of the same file with the same key; the worker takes its items meanwhile."""
-    chance, items, killed = random.Random(7), 40 * CHUNK, 0
+    chance, items, killed, gate = random.Random(7), 25 * CHUNK, 0, scenario.folder / "gate"
     scenario.start_worker()
     with pytest.raises(OSError, match="before it begins"):
         callboard.submit("work", broken(), key="again", name="again")
@@ -135,15 +138,17 @@ def test_killed_again_and_again_while_it_stores_and_publishes(
         code: int | None = None
         while code != 0:
             far = standing(scenario, "again")["consumed"] + chance.randrange(0, 8 * CHUNK)
-            process = submitters.submit("again", "--key", "again", items=items)
-            assert wait_until(
-                lambda: standing(scenario, "again")["consumed"] > far or not process.running(),
-                TIMEOUT,
-                pause=0.01,
-            )
-            if far < items:
+            process = submitters.submit("again", "--key", "again", items=items, gate=gate)
+            if killed < 4 and far < items:
+                assert wait_until(
+                    lambda: standing(scenario, "again")["consumed"] > far or not process.running(),
+                    TIMEOUT,
+                    pause=0.01,
+                )
                 process.kill()
                 killed += 1
+            else:
+                gate.touch()
             code = submitters.end(process)
         runs = scenario.assert_completed(job, total=items, watcher=watcher)
     assert killed >= 2

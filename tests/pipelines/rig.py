@@ -121,6 +121,7 @@ def make_rig(
             **(more or {}),
             "DATABASE_URL": through(url), "AMQP_URL": stack.enter_context(broker.vhost()),
             "REMOTE_URL": f"http://127.0.0.1:{server.server_port}", periods.SHORT_PERIODS: DEAD_AFTER,
+            periods.DEAD_AFTER: DEAD_AFTER,
         }  # fmt: skip
         actors = ("callboard.actors", periods.MODULE, *modules)
         worker = Worker(actors, folder / "worker.log", env=environment, threads=10)

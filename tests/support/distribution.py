@@ -17,20 +17,23 @@ LONG_FIRST = (
 
 
 class Distribution(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives each test to the process that is free, and the tests of a module that share its fixtures to one process."""
+    """Gives each test to the process that is free, and the tests that share a fixture to one process."""
 
     def _split_scope(self, nodeid: str) -> str:
-        module = nodeid.partition("::")[0]
-        return module if keeps_together(module) else nodeid
+        return shared(nodeid.partition("::")[0]) or nodeid
 
 
 @cache
-def keeps_together(module: str) -> bool:
-    """Whether the tests of a module share a fixture of its own, or a RabbitMQ node of the process's own."""
+def shared(module: str) -> str:
+    """What the tests of a module share: a fixture of its own, or a RabbitMQ node that takes ten seconds of processor
+    time to start; empty if nothing.
+    """
     path = ROOT / module
+    if "breakable_rabbitmq:" in path.read_text(encoding="utf-8"):
+        return "breakable_rabbitmq"
     sources = [path, path.with_name("conftest.py")]
     text = "".join(source.read_text(encoding="utf-8") for source in sources if source.exists())
-    return 'scope="module"' in text or "breakable_rabbitmq:" in path.read_text(encoding="utf-8")
+    return module if 'scope="module"' in text else ""
 
 
 def long_first(items: list[pytest.Item]) -> None:

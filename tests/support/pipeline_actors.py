@@ -72,6 +72,16 @@ def slow(number: int, seconds: float) -> None:
     time.sleep(seconds)
 
 
+@dramatiq.actor(max_retries=0)
+def stands() -> None:
+    """At one step until that was seen, for five minutes at most."""
+    callboard.step("standing still")
+    for _ in range(1_000):
+        if seen():
+            break
+        time.sleep(0.3)
+
+
 def seen() -> bool:
     """Whether the test has seen what this item said."""
     with psycopg.connect(os.environ["DATABASE_URL"]) as connection:

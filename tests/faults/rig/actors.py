@@ -65,10 +65,12 @@ def saves(number: int, fate: str = "succeed", seconds: float = 0.0) -> None:
 
 
 @dramatiq.actor(throws=Once, max_retries=2, min_backoff=50, max_backoff=100)
-def serve(customer: str, fate: str = "succeed", seconds: float = 0.0) -> None:
-    """Take some seconds for a customer; or fail once."""
+def serve(customer: str, fate: str = "succeed", seconds: float = 0.0, gate: str = "") -> None:
+    """Take some seconds for a customer, and wait until the file `gate` is there; or fail once."""
     with logged_run():
         time.sleep(seconds)
+        while gate and not Path(gate).exists():
+            time.sleep(0.02)
         if fate == "retry" and callboard.current().attempt == 1:
             raise TransientError(f"{customer} needs another try")
 
@@ -113,9 +115,14 @@ def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) 
 @dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
 @callboard.batch
 def uploads(items: list[dict[str, Any]]) -> list[Any]:
-    """Take some seconds for all of them, or kill this very process; their numbers are those of their items."""
+    """Take some seconds for all of them and wait for the files `gate`, or kill this very process; their numbers are
+    those of their items.
+    """
     with logged_run(*(item["number"] for item in items)):
         time.sleep(max(item.get("seconds", 0.0) for item in items))
+        for gate in {item["gate"] for item in items if item.get("gate")}:
+            while not Path(gate).exists():
+                time.sleep(0.02)
         if any(item.get("how") == "kill" for item in items):
             while not in_hand():
                 time.sleep(0.05)

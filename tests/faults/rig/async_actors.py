@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import dramatiq
 from dramatiq.middleware import AsyncIO
@@ -18,12 +19,13 @@ async def never() -> None:
 
 
 @dramatiq.actor(max_retries=0, time_limit=3_600_000)
-async def patient(how: str) -> None:
-    """Await for ever, or keep the loop to itself for a while."""
+async def patient(how: str, gate: str = "") -> None:
+    """Await for ever, or keep the loop to itself until the file `gate` is there."""
     with logged_run():
         if how == "nested":
             await never()
         if how == "gathers":
             await asyncio.gather(never(), never())
         if how == "blocks":
-            time.sleep(8)  # noqa: ASYNC251 — the mistake that it is about
+            while not Path(gate).exists():  # noqa: ASYNC240
+                time.sleep(0.1)  # noqa: ASYNC251 — the mistake that it is about

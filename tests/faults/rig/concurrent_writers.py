@@ -84,18 +84,24 @@ class ConcurrentWriters:
         return str(found["state"])
 
     def _repeat(self, seed: int, name: str, rounds: int, enough: Callable[[], bool]) -> None:
-        """Do a step; one that a deadlock undid is done again, as the journal, the sweep and people do."""
+        """Do a step; one that a deadlock undid is done again, as the journal, the sweep and people do. So is one that
+        had waited too long for another's lock, or that stood still in its transaction until the server ended that.
+        """
         chance = random.Random(seed)
-        with connect(self.url) as conn:
-            while rounds > 0 or not enough():
-                try:
-                    getattr(self, name)(conn, chance)
-                    count = self.done
-                    rounds -= 1
-                except psycopg.errors.DeadlockDetected:
-                    count = self.deadlocks
-                with self._lock:
-                    count[name] += 1
+        while rounds > 0 or not enough():
+            with connect(self.url) as conn:
+                while not conn.closed and (rounds > 0 or not enough()):
+                    count = Counter[str]()
+                    try:
+                        getattr(self, name)(conn, chance)
+                        count = self.done
+                        rounds -= 1
+                    except psycopg.errors.DeadlockDetected:
+                        count = self.deadlocks
+                    except (psycopg.errors.LockNotAvailable, psycopg.errors.IdleInTransactionSessionTimeout):
+                        pass
+                    with self._lock:
+                        count[name] += 1
 
     def _recount(self) -> None:
         with connect(self.url) as conn:

@@ -19,7 +19,7 @@ from callboard.sql.pool import Conn
 
 #: The variable with the folder of the files.
 RUN_LOG = "CALLBOARD_TEST_RUN_LOG"
-_numbers = count()
+_numbers, _opening = count(), threading.Lock()
 
 TABLE = """
 CREATE TABLE runs (
@@ -51,18 +51,24 @@ def log_begin(job: int, item: int, attempt: int) -> str:
     return key
 
 
+def _opened() -> tuple[Path, int]:
+    """This process's file: one, so that the end of a run always stands behind its beginning."""
+    with _opening:
+        return _open(os.getpid())
+
+
 @cache
-def _opened(pid: int) -> tuple[Path, int]:
+def _open(pid: int) -> tuple[Path, int]:
     path = Path(os.environ[RUN_LOG]) / f"{pid}-{time.monotonic_ns()}.runs"
     return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def _file() -> Path:
-    return _opened(os.getpid())[0]
+    return _opened()[0]
 
 
 def _write(line: str) -> None:
-    os.write(_opened(os.getpid())[1], line.encode("ascii"))
+    os.write(_opened()[1], line.encode("ascii"))
 
 
 def _clock() -> str:

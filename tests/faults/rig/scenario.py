@@ -2,8 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,8 @@ NAMES = (
 TIMEOUT = 300.0
 #: Seconds between two looks at what a test waits for.
 POLL = 0.1
+#: Seconds after a worker's end in which its processes are gone.
+BURY_SECONDS = 3.0
 Result = TypeVar("Result")
 
 
@@ -55,6 +57,14 @@ def mixed(count: int, seconds: float = 0.0) -> Iterator[dict[str, Any]]:
     return ({"number": n, "fate": fate(n), "seconds": seconds} for n in range(count))
 
 
+def gated(items: Iterable[dict[str, Any]], gate: Path, start: int) -> Iterator[dict[str, Any]]:
+    """The items; from the one with this number on, each waits for the file `gate`.
+
+    So the job still goes on when its fault comes, however slow the test is.
+    """
+    return ({**item, "gate": str(gate) if item["number"] >= start else ""} for item in items)
+
+
 @dataclass
 class Scenario:
     """See the module. `environment` is that of workers and clients; `database_url` goes by no proxy or pooler."""
@@ -66,6 +76,7 @@ class Scenario:
     folder: Path
     workers: list[Worker] = field(default_factory=list)
     starts: int = 0
+    _burying_until: float = 0.0
     _conn: Conn | None = None
 
     # Workers ---------------------------------------------------------------------------------------------------------
@@ -100,7 +111,36 @@ class Scenario:
             worker.process.kill()  # the rest of its process group
             worker.begin()
         self.starts += len(ended)
+        if ended:
+            self._burying_until = time.monotonic() + BURY_SECONDS
+        if time.monotonic() < self._burying_until:
+            with suppress(psycopg.OperationalError):
+                self.call_dead(*self._gone())
         return len(ended)
+
+    def _gone(self) -> list[int]:
+        """The pids of the workers on record whose processes are gone."""
+        on_record = self.sql("SELECT pid FROM callboard.workers WHERE died_at IS NULL AND stopped_at IS NULL")
+        return [pid for (pid,) in on_record if is_gone(pid)]
+
+    def call_dead(self, *pids: int) -> None:
+        """Have the next sweep take these workers for dead, as it does when they have been silent for long."""
+        self.sql(
+            "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE pid = ANY(%s)", list(pids)
+        )
+
+    def all_heard(self, job: callboard.Job) -> None:
+        """Wait until every living worker has applied the latest action on a job: until each has beaten after it, so has
+        asked what there is to hear, and has beaten once more, so is done with the answer.
+        """
+        for _ in range(2):
+            ((after,),) = self.sql(
+                "SELECT greatest(control_at, (SELECT max(beat_at) FROM callboard.workers)) FROM callboard.jobs"
+                " WHERE id = %s",
+                job.id,
+            )
+            beaten = "SELECT bool_and(beat_at > %s) FROM callboard.workers WHERE stopped_at IS NULL AND died_at IS NULL"
+            assert wait_until(lambda: self.sql(beaten, after) == [(True,)], TIMEOUT, pause=POLL)
 
     def deaths(self) -> list[Death]:
         """The deaths so far of workers that were started with `kill_points`."""
@@ -283,6 +323,14 @@ def make_scenario(
             for worker in made.workers:
                 worker.kill()
             made.close()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def seconds_since(moment: float) -> float:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
@@ -14,7 +15,8 @@ callboard.install(dramatiq.get_broker())
 
 
 @dramatiq.actor(max_retries=0)
-def plain(number: int) -> None:
-    """Take a moment."""
+def plain(number: int, gate: str) -> None:
+    """Wait until the file `gate` is there."""
     with logged_run():
-        time.sleep(0.02)
+        while gate and not Path(gate).exists():
+            time.sleep(0.02)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,8 +30,10 @@ from callboard.sql.writes import publishing
 from callboard.sql.writes import submission as submission_writes
 
 CHUNK, SENDS = 100, 1_000
-KILL = "CALLBOARD_TEST_KILL"
-LEASE = 3.0
+#: The stage to die at; and a file for which a process waits that has stored ten chunks.
+KILL, GATE = "CALLBOARD_TEST_KILL", "CALLBOARD_TEST_GATE"
+HELD_AFTER = 10
+LEASE = 8.0
 
 
 def hurry() -> None:
@@ -58,6 +61,19 @@ def at(place: Any, name: str, *, call: int = 1, done: bool = False) -> None:
         return die() if calls == call else found
 
     setattr(place, name, deadly)
+
+
+def hold(gate: Path) -> None:
+    """Store only some chunks until the gate is there: whoever kills this process finds it at work."""
+    real, calls = submission_writes.store_chunk, count(1)
+
+    def held(*args: Any, **options: Any) -> Any:
+        late = next(calls) > HELD_AFTER
+        while late and not gate.exists():
+            time.sleep(0.05)
+        return real(*args, **options)
+
+    submission_writes.store_chunk = held
 
 
 def half_sent() -> None:
@@ -94,10 +110,10 @@ SEND_STAGES: dict[str, Callable[[], None]] = {
 }
 
 
-def waiting(gate: Path, count: int = 30) -> Iterator[dict[str, int]]:
+def waiting(gate: Path, items: int = 30) -> Iterator[dict[str, int]]:
     """Items of `work`; in their middle it blocks until the gate is there."""
-    for number in range(count):
-        if number == count // 2:
+    for number in range(items):
+        if number == items // 2:
             while not gate.exists():
                 time.sleep(0.2)
         yield {"number": number}
@@ -131,6 +147,8 @@ def run(what: str, arguments: list[str]) -> int:
     submission.CHUNK_ITEMS = CHUNK
     if stage := os.environ.get(KILL):
         (STAGES | SEND_STAGES)[stage]()
+    if gate := os.environ.get(GATE):
+        hold(Path(gate))
     if what == "callboard":
         return main(arguments)
     importlib.import_module("tests.faults.rig.actors")

@@ -441,7 +441,7 @@ def test_a_closed_broker_leaves_no_connection_and_no_thread(app: App) -> None:
 def test_retries_and_children_start_without_a_poll_in_between(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "POLL_SECONDS", 5.0)
+    monkeypatch.setattr(publisher, "POLL_SECONDS", 90.0)
 
     @dramatiq.actor(max_retries=10, min_backoff=1, max_backoff=2)
     def work(number: int) -> None:
@@ -456,4 +456,4 @@ def test_retries_and_children_start_without_a_poll_in_between(
         work.send(1)
     timer = Timer()
     assert wait_until(lambda: app.runs[5] == 1, TIMEOUT)
-    assert timer.seconds < 4.0
+    assert timer.seconds < 60

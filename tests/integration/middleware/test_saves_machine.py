@@ -19,7 +19,6 @@ from tests.integration.sql.test_record import drift
 from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, NOT_NEEDED, make_job
 from tests.support.process_parts import RecordedAttempts, process_on
-from tests.support.timer import Timer
 from tests.support.workers import wait_until
 
 TABLE = "CREATE TABLE saved (job bigint, item int, attempt int, mark text UNIQUE CHECK (mark <> 'refused'))"
@@ -238,8 +237,6 @@ def test_a_statement_that_is_too_slow_is_tried_again_and_then_fails_its_item(
 def test_slow_statements_hold_no_more_than_their_own_items(conn: Conn, database_url: str) -> None:
     """While they run, the row of their job is free; a transaction begins no more of them after a second."""
     job = make_job(conn, 10)
-    timer = Timer()
     _, later = module._write([saving(job, n, "SELECT pg_sleep(0.4)") for n in range(10)], conn)
-    assert timer.seconds < 2.5
     assert 5 <= len(later) < 10
     assert states(conn, job).count("succeeded") == 10 - len(later)

@@ -362,24 +362,24 @@ def test_a_paused_job_starts_no_item_and_makes_no_stage(pipeline: Pipeline, tmp_
 
 
 def test_paused_and_cancelled_while_a_stage_is_made(pipeline: Pipeline) -> None:
-    job = callboard.stages("slowly", [Stage("number", items=range(40)), Stage("number", make=made.slowly)])
-    assert wait_until(lambda: 0 < status(job)["stages"][1]["total"] < 30, TIMEOUT)
+    job = callboard.stages("slowly", [Stage("number", items=range(60)), Stage("number", make=made.slowly)])
+    assert wait_until(lambda: status(job)["stages"][1]["total"] > 0, TIMEOUT)
     job.pause()
     maker = "SELECT maker FROM callboard.jobs WHERE id = %s"
     second = status(job)["stages"][1]["job"]
     assert wait_until(lambda: pipeline.conn.execute(maker, (second,)).fetchone() == (None,), TIMEOUT)
     paused = status(job)["stages"][1]["total"]
-    assert 0 < paused < 40
+    assert 0 < paused < 60
     job.resume()
-    assert wait_until(lambda: paused < status(job)["stages"][1]["total"] < 40, TIMEOUT)
+    assert wait_until(lambda: paused < status(job)["stages"][1]["total"], TIMEOUT)
     job.cancel()
     found = ended(job)
     assert (found["state"], found["stages"][1]["sealed"]) == ("cancelled", False)
     assert wait_until(lambda: pipeline.conn.execute(maker, (second,)).fetchone() == (None,), TIMEOUT)
     assert job.retry(["cancelled"]) >= 0
     found = ended(job)
-    assert (found["state"], told(job)[1][2:]) == ("completed", (40, 40, 0))
-    assert [item["args"][0] for item in job.items(stage=1)] == list(range(40))
+    assert (found["state"], told(job)[1][2:]) == ("completed", (60, 60, 0))
+    assert [item["args"][0] for item in job.items(stage=1)] == list(range(60))
 
 
 def test_cancelled_between_two_stages(pipeline: Pipeline) -> None:

@@ -89,4 +89,4 @@ def test_nothing_is_restarted_after_stop_restarting() -> None:
     timer = Timer()
     assert not wait_until(lambda: len(service.starts) > count, 4 * CHECK_SECONDS)
     supervisor.close()
-    assert timer.seconds < 5
+    assert timer.seconds < 60

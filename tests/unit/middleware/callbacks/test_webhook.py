@@ -270,7 +270,7 @@ def test_a_receiver_that_does_not_answer_is_given_up_in_time(
     timer = Timer()
     with pytest.raises(Undelivered, match=says):
         post(here.url, ID, BODY)
-    assert timer.seconds < 5
+    assert timer.seconds < 9, "it would wait ten seconds for the answer"
 
 
 def test_an_endless_body_is_not_read(here: Receiver) -> None:
@@ -292,7 +292,7 @@ def test_a_receiver_that_reads_nothing_is_given_up_in_time(monkeypatch: pytest.M
         timer = Timer()
         with pytest.raises(Undelivered, match="no answer in time"):
             post(f"http://127.0.0.1:{deaf.getsockname()[1]}/", ID, b"x" * 20_000_000)
-        assert timer.seconds < 5
+        assert timer.seconds < 9, "it would wait ten seconds for the answer"
 
 
 def test_the_error_says_that_a_receiver_is_not_there() -> None:
