@@ -18,8 +18,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 
 #: Cells between two columns.
 GAP = 2
-#: Characters in a line of a table that goes to no terminal.
-PIPE_CHARS = 200
+#: Characters of a bar that goes to no terminal, and at most of a row of a table, which is one line there.
+PIPE_CHARS, PIPE_TABLE_CHARS = 200, 100_000
 
 STYLES = {
     "running": "blue",
@@ -46,10 +46,10 @@ def drop_stdout() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-def console() -> Console:
-    """Standard output. Lines that go to a pipe are as long as they need to be."""
+def console(pipe_chars: int = PIPE_CHARS) -> Console:
+    """Standard output. Lines that go to a pipe are as long as they need to be; a bar or a row to `pipe_chars` at most."""
     terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else PIPE_CHARS, highlight=False, soft_wrap=not terminal)
+    return Console(width=None if terminal else pipe_chars, highlight=False, soft_wrap=not terminal)
 
 
 def one_of(words: Sequence[str], text: str, *names: str, metavar: str = "STATE") -> Any:
@@ -123,7 +123,7 @@ class Fit(NamedTuple):
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fit: Fit | None = None) -> None:
     """Print rows as `grid` has them."""
-    console().print(grid(rows, columns, fit))
+    console(PIPE_TABLE_CHARS).print(grid(rows, columns, fit))
 
 
 def grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fit: Fit | None = None) -> Table:

@@ -45,7 +45,7 @@ def test_a_list_of_jobs_has_a_line_for_each_in_any_terminal(
 ) -> None:
     """Columns are left out, and texts are cut; where the columns are chosen, and where no terminal is, neither."""
     console = Console(width=width, force_terminal=True, color_system=None)
-    monkeypatch.setattr(output, "console", lambda: console)
+    monkeypatch.setattr(output, "console", lambda *_: console)
     columns = show.SHOWN.split()
     with console.capture() as captured:
         output.table(JOBS, columns, show.FIT)
@@ -102,7 +102,7 @@ def test_items_errors_and_workers_have_a_line_each_in_any_terminal(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = Console(width=width, force_terminal=True, color_system=None)
-    monkeypatch.setattr(output, "console", lambda: console)
+    monkeypatch.setattr(output, "console", lambda *_: console)
     for row, columns, fit, always in (
         (ITEM, show.ITEM_SHOWN, show.ITEM_FIT, "item state error"),
         (GROUP, show.ERROR_SHOWN, show.ERROR_FIT, "id failed type message"),
@@ -117,6 +117,13 @@ def test_items_errors_and_workers_have_a_line_each_in_any_terminal(
         header, *lines = captured.get().splitlines()
         assert len(lines) == 2
         assert {*always.split()} <= {*header.split()}
+
+
+def test_a_row_is_one_line_in_a_pipe_however_long_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table([{**ITEM, "error": ERROR * 9}, ITEM], show.ITEM_SHOWN.split(), show.ITEM_FIT)
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert ERROR * 9 in first
+    assert ERROR in second
 
 
 def test_a_list_of_jobs_in_a_pipe_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
