@@ -47,7 +47,7 @@ def drop_stdout() -> None:
 
 
 def console(pipe_chars: int = PIPE_CHARS) -> Console:
-    """Standard output. Lines that go to a pipe are as long as they need to be; a bar or a row to `pipe_chars` at most."""
+    """Standard output. Lines to a pipe are as long as they need to be, bars and rows of at most `pipe_chars` there."""
     terminal = sys.stdout.isatty()
     return Console(width=None if terminal else pipe_chars, highlight=False, soft_wrap=not terminal)
 
