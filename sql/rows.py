@@ -305,13 +305,12 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A callback, claimed for try number `tries`: a webhook at `url`, or a message to `actor`. `state`: the final state
-    of its job; `ended`: the job's row when it ended, as JSON.
+    """A callback, claimed for try number `tries`: a webhook at `url`, or a message to `actor`. `ended`: the job's row
+    when it ended, as JSON.
     """
 
     id: str
     job: int
-    state: str
     tries: int
     url: str | None
     host: str | None
@@ -361,7 +360,6 @@ class SubmittedJob:
     """
 
     job: int
-    created: bool
     state: str
     sealed: bool
     consumed: int
@@ -383,7 +381,6 @@ class OldJob:
     chunk: int | None
     callbacks: dict[str, list[dict[str, str]]] | None
     limits: dict[str, Any]
-    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +399,6 @@ class NewStage:
 class Parent:
     """A job of stages; `stopping`: its state once its stages have ended (None: it goes on)."""
 
-    id: int
     state: str
     stopping: str | None
     over: bool
@@ -415,8 +411,6 @@ class StageRow:
     id: int
     stage: int
     name: str
-    actor: str
-    makes: str | None
     on_failure: str
     state: str
     stopping: bool
@@ -435,7 +429,7 @@ class StageRow:
     def submitted(self) -> SubmittedJob:
         """How far the submission of its items is."""
         return SubmittedJob(
-            self.id, created=False, state=self.state, sealed=self.sealed, consumed=self.consumed, digest=self.digest,
+            self.id, state=self.state, sealed=self.sealed, consumed=self.consumed, digest=self.digest,
             elsewhere=self.submitting,
         )  # fmt: skip
 

@@ -169,7 +169,7 @@ def _add_item(conn: Conn, callback: Callback) -> None:
     actor, queue = callback.actor or "", callback.queue or ""
     args = envelope.encode_args((payload(conn, callback),), {})
     job = sends.standing_job(conn, actor, queue)
-    if not jobs.lock_jobs(conn, [job])[job][1]:
+    if not jobs.lock_jobs(conn, [job])[job]:
         raise Undelivered("the day of its actor's standing job just ended")
     if callbacks.mark_delivered(conn, callback):
         item = NewItem(job, actor, queue, callback.id, args, None, int(time.time() * 1000))

@@ -27,7 +27,7 @@ WITH RECURSIVE host AS (
 UPDATE callboard.callbacks AS c
 SET tries = c.tries + 1, claimed_until = now() + make_interval(secs => %(lease)s)
 FROM due WHERE c.id = due.id
-RETURNING c.id::text, c.job_id, c.state::text, c.tries, c.url, c.host, c.actor, c.queue, c.job
+RETURNING c.id::text, c.job_id, c.tries, c.url, c.host, c.actor, c.queue, c.job
 
 -- name: mark_delivered
 -- A callback is delivered. Guard: it wasn't before; one that was given up meanwhile is delivered all the same.

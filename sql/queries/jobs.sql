@@ -1,10 +1,8 @@
 -- name: lock_jobs
--- The jobs that are about to get items, locked in order of id.
--- Caller: the store of sends. Rows: (id, total, open, takes children); a job that is sealed takes none from outside, but
--- from its own items; one that was stopped, or has stages, takes none at all.
-SELECT id, total, takes AND NOT sealed, takes FROM callboard.jobs
-CROSS JOIN LATERAL (SELECT finished_at IS NULL AND stopping IS NULL AND stages IS NULL AS takes) AS whether
-WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE OF jobs
+-- Jobs that are about to get items, or to be recounted, locked in order of id.
+-- Caller: the store of sends, the callback dispatcher, the repair of counters. Rows: (id, whether it takes items).
+SELECT id, finished_at IS NULL AND stopping IS NULL AND stages IS NULL AND NOT sealed FROM callboard.jobs
+WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
 
 -- name: recount_jobs
 -- The counters of jobs, anew from their rows. They must be locked, by a statement before this one: what

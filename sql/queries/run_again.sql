@@ -1,6 +1,6 @@
 -- name: job_to_run_again
 -- What a job was submitted with. Caller: run_again.create. Rows: one, OldJob; none: no such job, or not of this tenant.
-SELECT name, tenant, actor, queue, metadata, chunk, callbacks, limits, total
+SELECT name, tenant, actor, queue, metadata, chunk, callbacks, limits
 FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
 
 -- name: lock_source

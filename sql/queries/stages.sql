@@ -19,7 +19,7 @@ FROM {NewStage} AS s ORDER BY s.nth
 -- name: list_stages
 -- The stages of a job, in order. Caller: stages.list_stages, which mostly has the parent locked: then none that is over
 -- is opened meanwhile. Rows: StageRow.
-SELECT id, stage, name, coalesce(actor, ''), makes, on_failure, state::text, stopping IS NOT NULL, finished_at IS NOT NULL,
+SELECT id, stage, name, on_failure, state::text, stopping IS NOT NULL, finished_at IS NOT NULL,
        sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL, digest,
        NOT sealed AND finished_at IS NULL AND coalesce(submitting_until > now(), false)
 FROM callboard.jobs WHERE parent_id = %s ORDER BY stage

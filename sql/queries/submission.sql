@@ -12,11 +12,11 @@ WITH made AS (
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
     WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
       AND j.submitting_until IS NOT NULL AND (NOT %(alone)s OR j.submitting_until <= now())
-    RETURNING id, xmax = 0 AS created, state, sealed, consumed, digest, held, false AS elsewhere, false AS open, asked
+    RETURNING id, state, sealed, consumed, digest, held, false AS elsewhere, false AS open, asked
 )
-SELECT id, created, state::text, sealed, consumed, digest, held, elsewhere, open, asked FROM made
+SELECT id, state::text, sealed, consumed, digest, held, elsewhere, open, asked FROM made
 UNION ALL
-SELECT id, false, state::text, sealed, consumed, digest, held,
+SELECT id, state::text, sealed, consumed, digest, held,
        NOT sealed AND finished_at IS NULL AND coalesce(submitting_until > now(), false),
        NOT sealed AND finished_at IS NULL AND submitting_until IS NULL, asked FROM callboard.jobs
 WHERE key = %(key)s AND tenant = %(tenant)s

@@ -8,11 +8,9 @@ from callboard.sql.rows import ALL_JOBS, JobControl, JobFacts, JobPage
 from callboard.sql.statements import statement
 
 
-def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, tuple[int, bool, bool]]:
-    """Lock jobs that are about to get items; return {job: (total, takes items, takes children)}."""
-    return {
-        row[0]: (row[1], row[2], row[3]) for row in conn.execute(statement("lock_jobs"), (sorted(set(jobs)),))
-    }
+def lock_jobs(conn: Conn, jobs: Iterable[int]) -> dict[int, bool]:
+    """Lock jobs; return {job: whether it takes items}."""
+    return dict(conn.execute(statement("lock_jobs"), (sorted(set(jobs)),)).fetchall())
 
 
 def job_facts(conn: Conn, job: int) -> JobFacts:

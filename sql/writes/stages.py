@@ -14,7 +14,7 @@ from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
-from callboard.sql.statements import statement
+from callboard.sql.statements import required, statement
 from callboard.sql.writes import jobs, submission
 from callboard.sql.writes.requests import Requester, check_flag, check_name, note_action
 
@@ -111,10 +111,7 @@ def stop_parent(conn: Conn, parent: int, stages: Sequence[StageRow], state: str,
 
 
 def _locked(conn: Conn, parent: int) -> Parent:
-    row = conn.execute(statement("lock_parent"), (parent,)).fetchone()
-    if row is None:
-        raise RuntimeError(f"job {parent} has no stages any more; was a row deleted by hand?")
-    return Parent(parent, *row)
+    return Parent(*required(conn.execute(statement("lock_parent"), (parent,)).fetchone()))
 
 
 def _end(conn: Conn, parent: int, state: str) -> None:

@@ -51,7 +51,6 @@ def render(
             "nav": _nav(who),
             "who": who if is_named else None,
             "has_session": is_named and cookie(request) in request.cookies,
-            "sees_all": who.tenant is None,
             "may_control": "control" in who.scopes,
             "may_submit": "submit" in who.scopes,
             "may_share": "admin" in who.scopes,

@@ -106,7 +106,7 @@ def test_what_is_being_stopped_takes_nothing_more(conn: Conn) -> None:
     job = make_job(conn, 10, published=5, sealed=False)
     writes.cancel(conn, job, ANNA)
     assert submission.store_chunk(conn, job, 10, [(b"{}", None)], keyed=False) == ("stopped", 10)
-    assert jobs.lock_jobs(conn, [job]) == {job: (10, False, False)}
+    assert jobs.lock_jobs(conn, [job]) == {job: False}
     assert publishing.claim_job(conn, job=job) is None
     assert publishing.claim_outbox(conn, 10) == []
 

@@ -207,7 +207,7 @@ def test_what_sweeps_leaves_an_open_job_of_stages_alone(conn: Conn) -> None:
     assert jobs.close_jobs(conn) == []
     assert submission.fail_abandoned_submissions(conn) == []
     assert not submission.seal_job(conn, parent)
-    assert jobs.lock_jobs(conn, [parent]) == {parent: (0, False, False)}
+    assert jobs.lock_jobs(conn, [parent]) == {parent: False}
     conn.execute("UPDATE callboard.jobs SET key = NULL WHERE id = %s", (parent,))
     assert submission.fail_abandoned_submissions(conn) == [found[0].id]
     stages.update_parents(conn)
