@@ -308,7 +308,8 @@ def in_hand(job: callboard.Job) -> None:
 def test_cancelled_within_a_stage(pipeline: Pipeline, tmp_path: Path) -> None:
     job = waiting(tmp_path / "gate", concurrency=4)
     in_hand(job)
-    assert status(job)["step"].startswith("asking ")
+    # A worker tells of its attempts that run first, and then of the step of their job.
+    assert wait_until(lambda: (status(job)["step"] or "").startswith("asking "), TIMEOUT)
     assert job.cancel("wrong company")["stopping"] == "cancelled"
     found = ended(job)
     assert (found["state"], found["reason"]) == ("cancelled", "wrong company")
