@@ -73,23 +73,29 @@ class Forks:
         self._socket = ours
         self._codes: dict[int, int] = {}
         self._started: list[int] = []
+        self._over = False
         self._news = threading.Condition()
         threading.Thread(target=self._listen, name="forks", daemon=True).start()
         self._starting = threading.Lock()
 
     def start(self, arguments: Sequence[str], env: Mapping[str, str], log: int) -> Forked:
-        """Start `dramatiq` with these arguments and this environment; its output goes to the file descriptor `log`."""
+        """Start `dramatiq` with these arguments and this environment; its output goes to the file descriptor `log`.
+
+        Raises RuntimeError if the process that forks has ended.
+        """
         request = json.dumps([list(arguments), dict(env)]).encode()
         with self._starting:
             self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [log]))])
             with self._news:
-                self._news.wait_for(lambda: self._started)
+                self._news.wait_for(lambda: self._started or self._over)
+                if self._over:
+                    raise RuntimeError("the process that forks workers has ended")
                 return Forked(self, self._started.pop())
 
     def ended(self, pid: int, timeout: float | None) -> int | None:
         """The exit code of a process; None if it does not end within these seconds (None: however long it takes)."""
         with self._news:
-            self._news.wait_for(lambda: pid in self._codes, timeout)
+            self._news.wait_for(lambda: pid in self._codes or self._over, timeout)
             return self._codes.get(pid)
 
     def close(self) -> None:
@@ -108,6 +114,9 @@ class Forks:
                 else:
                     self._codes[pid] = code
                 self._news.notify_all()
+        with self._news:
+            self._over = True
+            self._news.notify_all()
 
 
 class ForkedProcess(Process):
@@ -146,7 +155,6 @@ def serve(number: int) -> list[str]:
 
     Returns in each child, with the arguments of its command line.
     """
-    prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
     connection = socket.socket(fileno=number)
     ready = selectors.DefaultSelector()
     ready.register(connection, selectors.EVENT_READ)
