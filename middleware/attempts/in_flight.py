@@ -59,7 +59,7 @@ class InFlight:
         self._controls: dict[int, JobControl] = {}
         self._held_back: dict[int, tuple[JobControl, float]] = {}  # with the monotonic time of arrival
         self.admitted = 0  # messages that threads took up; approximate
-        self._admitting = set[Delivery]()
+        self._admitting: dict[int, Delivery] = {}  # by thread
 
     # A message arrives -----------------------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class InFlight:
             self._wake()
         if delivery.stale or not delivery.begin():
             return None
-        self._admitting.add(delivery)
+        self._admitting[threading.get_ident()] = delivery
         try:
             return self._admit(message, delivery)
         except Stopping:
@@ -91,7 +91,7 @@ class InFlight:
             log.exception("a message can't be begun; it is delivered again when this worker has ended")
             delivery.deferred = True
         finally:
-            self._admitting.discard(delivery)
+            self._admitting.pop(threading.get_ident(), None)
         return None
 
     def _admit(self, message: MessageProxy, delivery: Delivery) -> Attempt | None:
@@ -358,9 +358,17 @@ class InFlight:
         """Return whether the process has prefetched a message, or runs one."""
         return self.expects_more(0)
 
+    def busy_threads(self, acks: Acks | None = None) -> int:
+        """Return how many worker threads run attempts, or wait for a claim or a turn of one; with `acks`: of deliveries
+        of that connection. The attempts of a batch run in one thread.
+        """
+        busy = list(self._admitting.copy().items())
+        busy += [(a.thread, delivery) for a in self.attempts() if not a.ended for delivery in a.deliveries]
+        return len({thread for thread, delivery in busy if acks is None or delivery.acks is acks})
+
     def has_free_thread(self) -> bool:
-        """Return whether a worker thread has nothing to do; one that waits for a claim or for its item's turn has."""
-        return len(self._admitting) + sum(not a.ended for a in self.attempts()) < self._process.threads
+        """Return whether a worker thread has nothing to do."""
+        return self.busy_threads() < self._process.threads
 
     def held_up(self, acks: Acks) -> int:
         """Return how many deliveries of a connection belong to attempts whose outcome waits for a lock."""

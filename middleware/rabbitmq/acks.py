@@ -112,9 +112,9 @@ class AckTracker:
         """The tag of the newest open delivery, or 0."""
         return next(reversed(self._open), 0)
 
-    def open_items(self, last: int) -> int:
-        """Return how many items are open of the deliveries up to the tag `last`."""
-        return sum(items for _, items in takewhile(lambda one: one[0] <= last, self._open.items()))
+    def open_deliveries(self, after: int = 0) -> int:
+        """Return how many deliveries are open of those after the tag `after`."""
+        return len(self._open) - sum(1 for _ in takewhile(lambda tag: tag <= after, self._open))
 
     @property
     def held(self) -> int:

@@ -197,9 +197,10 @@ class RabbitmqConsumer(Consumer):
         """
         self._prefetch.fall_back()
         waiting = self._acks.returnable()
-        begun = self._acks.held - len(self._acks.waiting)
-        excess = waiting[max(self._prefetch.depth - begun, 0) :]
-        if waiting and not excess and self._is_awaited():
+        busy = self._runtime.in_flight.busy_threads(self._acks)
+        excess = waiting[max(self._prefetch.depth - busy, 0) :]
+        # Where other queues keep the threads busy, its messages keep their place before those of the others.
+        if waiting and not excess and busy >= self._runtime.process.threads and self._is_awaited():
             excess = waiting
         if excess:
             self._runtime.in_flight.give_back(self._acks.take(excess))
@@ -218,11 +219,13 @@ class RabbitmqConsumer(Consumer):
         """
         if self._depth > self._prefetch.depth:
             self._unsubscribe()
-        earlier = self._acks.open_items(self._earlier)
-        more = self._prefetch.depth - self._depth - earlier
-        if more <= 0 or (self._subscriptions and earlier and more < self._runtime.process.threads // 4):
-            return
-        if not self._waits or self._runtime.in_flight.has_free_thread():
+        more, taken = self._prefetch.depth - self._depth, self._acks.open_deliveries(self._earlier)
+        if taken < self._acks.open_deliveries():
+            held = self._runtime.in_flight.busy_threads() + len(self._acks.waiting)
+            more = min(more, self._prefetch.depth - held - max(self._depth - taken, 0))
+            if self._subscriptions and more < self._runtime.process.threads // 4:
+                return
+        if more > 0 and (not self._waits or not self._acks.held or self._runtime.in_flight.has_free_thread()):
             self._subscribe(more)
 
     def _lost(self, error: BaseException) -> None:

@@ -70,6 +70,22 @@ class Waiting:
         return taken
 
 
+def test_all_attempts_of_a_batch_keep_one_thread_busy() -> None:
+    in_flight, acks = PlayedInFlight(), RecordedAcks()
+    in_flight.process.threads = 2
+    for item in range(3):
+        assert in_flight.admit(Delivered(Stamp(1, item, 1), acks=acks, tag=item)) is not None
+    assert [in_flight.busy_threads(those) for those in (None, acks, RecordedAcks())] == [1, 1, 0]
+    assert in_flight.has_free_thread()
+
+
+def test_a_thread_is_busy_while_its_message_waits_for_its_turn() -> None:
+    waiting = Waiting()
+    assert waiting.in_flight.busy_threads(waiting.acks) == 1
+    assert waiting.proceed() is not None
+    assert waiting.in_flight.busy_threads(waiting.acks) == 1
+
+
 def test_a_copy_of_a_waiting_message_is_acknowledged_with_it() -> None:
     """The first one's connection is lost meanwhile, so only the copy is left of the message."""
     waiting = Waiting()

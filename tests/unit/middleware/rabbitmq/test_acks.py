@@ -206,16 +206,16 @@ def test_a_release_on_a_lost_connection_does_nothing() -> None:
     assert acks.dead
 
 
-def test_what_is_open_is_counted_up_to_a_tag() -> None:
+def test_open_deliveries_are_counted_from_a_tag_on() -> None:
     acks, channel, connection = a_tracker()
-    assert (acks.newest, acks.open_items(9)) == (0, 0)
+    assert (acks.newest, acks.open_deliveries()) == (0, 0)
     for tag, places in ((1, 1), (2, 3), (3, 1)):
         channel.deliver(tag)
         acks.enter(tag, [delivery((tag, place) if places > 1 else tag) for place in range(places)])
-    acks.release([(2, 1)], [])
+    acks.release([1, (2, 1)], [])
     connection.run()
     assert acks.newest == 3
-    assert [acks.open_items(tag) for tag in range(5)] == [0, 1, 3, 4, 4]
+    assert [acks.open_deliveries(tag) for tag in range(5)] == [2, 2, 1, 0, 0]
 
 
 def test_only_messages_of_callboard_that_have_not_begun_are_given_back() -> None:
