@@ -44,7 +44,7 @@ async def docs(call: Call[NoQuery, NoBody]) -> Response:
 
 def prose(text: str) -> Markup:
     """A text with its words between backquotes as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))  # noqa: S704 - escaped
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
 
 
 def kind(schema: Schema) -> list[tuple[str, str]]:

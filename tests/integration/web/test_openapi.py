@@ -79,6 +79,8 @@ def test_the_document_has_every_endpoint(app: Starlette) -> None:
 def test_the_page_of_the_api_shows_every_endpoint_and_leads_to_every_type(app: Starlette) -> None:
     (page,) = get(app, "/docs", headers=LOGIN)
     assert page.status_code == 200
+    assert "<code>read</code>" in page.text
+    assert "&lt;code&gt;" not in page.text
     (document,) = get(app, "/api/openapi.json", headers=LOGIN)
     for methods in document.json()["paths"].values():
         assert all(f'id="{one["operationId"]}"' in page.text for one in methods.values())
