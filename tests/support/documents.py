@@ -32,7 +32,7 @@ def lines() -> list[str]:
 
 def files() -> dict[str, str]:
     """The Python files that a reader saves, by name: the blocks whose first line is their name as a comment."""
-    named = [(re.match(r"# (\w+\.py)\n", text), text) for text in blocks("python")]
+    named = [(re.match(r"# ([\w/]+\.py)\n", text), text) for text in blocks("python")]
     return {name[1]: text for name, text in named if name}
 
 

@@ -39,6 +39,7 @@ class Terminal:
         self.folder = folder
         self.environment = {**os.environ, **environment, "PATH": f"{BIN}:{os.environ['PATH']}"}
         for name, text in documents.files().items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
@@ -147,6 +148,69 @@ def test_coming_from_elsewhere(terminal: Terminal, web: httpx.Client) -> None:
             status = web.get(f"api/jobs/{job}").json()
             assert (status["state"], status["succeeded"]) == ("completed", 20), status
         assert conn.execute("SELECT count(*) FROM prices").fetchone() == (20,)
+
+
+def test_coming_from_fastapi(terminal: Terminal, web: httpx.Client) -> None:
+    """Its endpoint submits a job, and the app mounted in it tells how far the job is."""
+    port = str(free_ports(1)[0])
+    command = line("uvicorn ads_app:app").replace("8002", port)
+    with terminal.started(command, "Application startup complete"):
+        mine = f"http://127.0.0.1:{port}"
+        job = httpx.post(f"{mine}/ads", json=[*range(20)]).json()["job"]
+        assert terminal.run(f"callboard watch {job}").returncode == 0
+        seen = f"{mine}/callboard/api/v1/jobs/{job}"
+        assert httpx.get(seen).status_code == 401
+        assert httpx.get(seen, headers=web.headers).json()["succeeded"] == 20
+
+
+DJANGO_SETTINGS = """
+import os
+
+SECRET_KEY = "of a test"
+INSTALLED_APPS = ["django_dramatiq", "shop"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.sqlite3"}}
+DRAMATIQ_BROKER = {
+    "BROKER": "dramatiq.brokers.rabbitmq.RabbitmqBroker",
+    "OPTIONS": {"url": os.environ["AMQP_URL"]},
+    "MIDDLEWARE": [
+        "dramatiq.middleware.AgeLimit", "dramatiq.middleware.TimeLimit", "dramatiq.middleware.Callbacks",
+        "dramatiq.middleware.Retries", "django_dramatiq.middleware.DbConnectionsMiddleware",
+    ],
+}
+"""
+DJANGO_TASKS = """
+import dramatiq
+
+
+@dramatiq.actor
+def parcel(number: int) -> int:
+    return number
+"""
+DJANGO_SENDS = """
+import django
+
+django.setup()
+from shop.tasks import parcel
+
+for number in range(20):
+    parcel.send(number)
+"""
+
+
+def test_coming_from_django_dramatiq(terminal: Terminal, web: httpx.Client) -> None:
+    (terminal.folder / "shop" / "__init__.py").touch()
+    for name, text in (("of_django", DJANGO_SETTINGS), ("shop/tasks", DJANGO_TASKS), ("sends", DJANGO_SENDS)):
+        (terminal.folder / f"{name}.py").write_text(text, encoding="utf-8")
+    settings = "PYTHONPATH=. DJANGO_SETTINGS_MODULE=of_django"
+    workers = f"{settings} django-admin rundramatiq --processes 1 --threads 2"
+    with terminal.started(workers, "Worker process is ready for action"):
+        terminal.printed(f"{settings} python sends.py")
+
+        def done() -> bool:
+            found = web.get("api/jobs?name=parcel").json()["jobs"]
+            return [(job["total"], job["succeeded"]) for job in found] == [(20, 20)]
+
+        assert wait_until(done, TIMEOUT, pause=0.2)
 
 
 def test_jobs_and_control(terminal: Terminal, web: httpx.Client) -> None:

