@@ -130,7 +130,7 @@ class ForkedProcess(Process):
         names, options = ALONE
         if (
             sys.platform != "linux"
-            or any(map(str.startswith, env, names))
+            or any(name.startswith(names) for name in env)
             or not set(options).isdisjoint(arguments)
         ):
             return super().start()
