@@ -145,7 +145,11 @@ class LostMessageSearch:
         for job, keys in groupby(due, key=itemgetter(0)):
             count = sweep.republish(conn, job, [(item, attempt) for _, item, attempt in keys], holder)
             if count:
-                log.warning("job %d: %d items had lost their messages; they are published again", job, count)
+                log.warning(
+                    "job %d: %d items had lost their messages; they are published again. If this repeats, see whether "
+                    "a policy of RabbitMQ drops messages of its queue (max-length, message-ttl)",
+                    job, count,
+                )  # fmt: skip
         for key in due:
             self._suspects.drop(key)  # those that were not republished are held, or have ended
 
