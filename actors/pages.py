@@ -27,6 +27,4 @@ def fetch_page(domain: str) -> dict[str, object]:
 def submit(tenant: str, domains: Iterable[str], **options: Any) -> callboard.Job:
     """A batch of domains, which only this tenant sees; it stops if a fifth of them fails."""
     limits: dict[str, Any] = {"rate": "50/s", "max_failures": "20%"}
-    return callboard.submit(
-        fetch_page, domains, name=f"domains of {tenant}", tenant=tenant, **limits | options
-    )
+    return callboard.submit(fetch_page, domains, name=f"domains of {tenant}", tenant=tenant, **limits | options)

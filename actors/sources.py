@@ -30,9 +30,7 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 LEAVES = {ast.Name, ast.Constant, ast.Load, ast.Store, ast.Del, ast.alias}
 
 # A comment or a string. This is ten times as fast as the tokenizer, which matters for thousands of files.
-STRING = re.compile(
-    r"""#[^\n]*|(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL
-)
+STRING = re.compile(r"""#[^\n]*|(\"{3}|'{3})(?:\\.|.)*?\1|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
 
 # The compiler warns about the sources that it parses; those warnings do not belong into a worker's log.
 UNNAMED = "callboard-measures"
@@ -96,12 +94,7 @@ def lines(text: str) -> dict[str, int]:
         stripped[line] = "code"
     blank = stripped.count("")
     comments = sum(line.startswith("#") for line in stripped)
-    return {
-        "lines": len(stripped),
-        "code": len(stripped) - comments - blank,
-        "comments": comments,
-        "blank": blank,
-    }
+    return {"lines": len(stripped), "code": len(stripped) - comments - blank, "comments": comments, "blank": blank}
 
 
 def inside_strings(text: str) -> Iterator[int]:

@@ -141,9 +141,7 @@ def progress(done: float, total: float | None = None) -> None:
         return
     part, whole = _number(done), _number(total)
     if part is None or (whole is None and total is not None):
-        _log_nonsense(
-            attempt, f"progress({reprlib.repr(done)}, {reprlib.repr(total)}): both must be numbers from 0"
-        )
+        _log_nonsense(attempt, f"progress({reprlib.repr(done)}, {reprlib.repr(total)}): both must be numbers from 0")
     if part is not None:
         attempt.progress = Progress(min(part, whole), whole) if whole else Progress(part, None)
 
@@ -167,9 +165,7 @@ def _log_nonsense(attempt: Attempt, what: str) -> None:
         log.warning("actor %s: %s; ignored, and not logged again", attempt.actor, what)
 
 
-def save(
-    sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, item: int | None = None
-) -> None:
+def save(sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, item: int | None = None) -> None:
     """Run a statement of your own in the transaction that records the item as succeeded: both commit, or neither does.
 
     So it takes effect exactly once if the item succeeds, whatever is killed, delivered again or retried, and not at all
@@ -187,9 +183,7 @@ def save(
         if item is None:
             raise TypeError("in a batch, save() needs item=…, the position of the item in the list")
         if type(item) is not int or not 0 <= item < len(attempt.batch):
-            raise ValueError(
-                f"item must be a position in the list of {len(attempt.batch)} items, not {item!r:.100}"
-            )
+            raise ValueError(f"item must be a position in the list of {len(attempt.batch)} items, not {item!r:.100}")
         attempt = attempt.batch[item]
     elif item is not None:
         raise TypeError("save() takes item=… in a batch only")

@@ -41,9 +41,7 @@ MAX_TEXT_CHARACTERS = 100_000
 WAIT_SECONDS, EVENTS_SECONDS = 0.1, 0.25
 
 
-def _in_thread(
-    method: Callable[Concatenate["Job", P], T],
-) -> Callable[Concatenate["Job", P], Coroutine[Any, Any, T]]:
+def _in_thread(method: Callable[Concatenate["Job", P], T]) -> Callable[Concatenate["Job", P], Coroutine[Any, Any, T]]:
     async def run(self: "Job", /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.to_thread(method, self, *args, **kwargs)
 
@@ -82,12 +80,7 @@ class Job:
         return status
 
     def items(
-        self,
-        state: str | None = None,
-        *,
-        error: str | None = None,
-        key: str | None = None,
-        stage: int | None = None,
+        self, state: str | None = None, *, error: str | None = None, key: str | None = None, stage: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """Yield the items in order, read page by page: all, or those in one state, that failed by an `error` (the `id`
         or the `type` of a group of `errors`), or with a `key`.
@@ -100,13 +93,9 @@ class Job:
         if state not in (None, *ITEM_STATES):
             raise ValueError(f"state must be one of {', '.join(ITEM_STATES)}, not {state!r}")
         stages = self.status()["stages"]
-        wanted = [
-            one["job"] for one in stages if stage is None or (stage == one["stage"] and type(stage) is int)
-        ]
+        wanted = [one["job"] for one in stages if stage is None or (stage == one["stage"] and type(stage) is int)]
         if stage is not None and not wanted:
-            raise ValueError(
-                f"job {self.id} has no stage {stage!r}: it has {len(stages)} stages, numbered from 0"
-            )
+            raise ValueError(f"job {self.id} has no stage {stage!r}: it has {len(stages)} stages, numbered from 0")
         keys = () if key is None else key_texts(key)
         for job in wanted or [self.id]:
             after: int | None = -1
@@ -252,9 +241,7 @@ class Job:
     def _ask(self, query: Query[T]) -> T:
         return self._write(lambda conn: queries.run(conn, query))
 
-    def _act(
-        self, action: Callable[Concatenate[Conn, int, Requester, P], T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    def _act(self, action: Callable[Concatenate[Conn, int, Requester, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         return self._write(lambda conn: action(conn, self.id, acting("python"), *args, **kwargs))
 
     def _write(self, statement: Callable[[Conn], T]) -> T:

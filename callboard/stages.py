@@ -87,9 +87,8 @@ def stages(
     """
     items = _first_items(stages)
     limits = Limits(
-        max_failures, concurrency, rate, priority, deadline, submission.start(delay, at), keep,
-        concurrency_by, lanes,
-    )  # fmt: skip
+        max_failures, concurrency, rate, priority, deadline, submission.start(delay, at), keep, concurrency_by, lanes
+    )
     broker = actor_lookup.broker_of(stages[0].actor)
     runtime = runtime_of(broker)
     targets = actor_lookup.targets(runtime.write, broker, on_complete, on_fail, on_cancel)

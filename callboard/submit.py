@@ -10,13 +10,7 @@ from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Actor, Callbacks
 from callboard.middleware.submission.async_source import AsyncSource
 from callboard.middleware.submission.item_encoding import ItemKey, encode_all
-from callboard.middleware.submission.submission import (
-    Submission,
-    check_chunk,
-    check_items,
-    start,
-    submitting,
-)
+from callboard.middleware.submission.submission import Submission, check_chunk, check_items, start, submitting
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
 from callboard.sql.writes import submission as writes
@@ -83,10 +77,7 @@ def submit(
     key then stays open, to be submitted again. A job without one is stopped as `failed`, with the reason; so it is,
     within a minute, if the process dies.
     """
-    limits = Limits(
-        max_failures, concurrency, rate, priority, deadline, start(delay, at), keep, concurrency_by,
-        lanes,
-    )  # fmt: skip
+    limits = Limits(max_failures, concurrency, rate, priority, deadline, start(delay, at), keep, concurrency_by, lanes)
     check_chunk(chunk)
     check_items(items)
     broker = actor_lookup.broker_of(actor)

@@ -74,9 +74,7 @@ class CallboardWorker:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--callboard-database`."""
     parser.addoption(
-        "--callboard-database",
-        metavar="URL",
-        help="run callboard_worker on this database, not an embedded one",
+        "--callboard-database", metavar="URL", help="run callboard_worker on this database, not an embedded one"
     )
 
 

@@ -33,9 +33,7 @@ def install(broker: dramatiq.Broker | None = None, *, database_url: str | None =
         broker = make_broker(database_url)
         dramatiq.set_broker(broker)
     if isinstance(broker, StubBroker) and not is_database_named(database_url):
-        log.warning(
-            "DATABASE_URL is not set: the StubBroker runs its actors, and nothing of them is recorded"
-        )
+        log.warning("DATABASE_URL is not set: the StubBroker runs its actors, and nothing of them is recorded")
         broker.actor_options |= Tracking.actor_options
     elif tracking_of(broker) is None:
         address = database_address(database_url)
@@ -63,9 +61,7 @@ def _tracked_class(cls: type[dramatiq.Broker]) -> type[TrackedBroker]:
     The broker was made without it. An `enqueue` set on the broker itself would hide that of a class of the app's.
     """
     if issubclass(cls, StockRabbitmqBroker):
-        return (
-            TrackedRabbitmqBroker if cls is StockRabbitmqBroker else _named(cls, cls, TrackedRabbitmqBroker)
-        )
+        return TrackedRabbitmqBroker if cls is StockRabbitmqBroker else _named(cls, cls, TrackedRabbitmqBroker)
     # Dramatiq's own class; or the class itself, of a broker that is none of Dramatiq's.
     stock = next((c for c in cls.__mro__ if c.__module__.startswith("dramatiq.brokers.")), cls)
     tracked = _named(stock, DeferringBroker, stock)

@@ -22,12 +22,7 @@ from callboard.middleware.journal.journal import Journal
 from callboard.middleware.message.attempt import current_attempt
 from callboard.middleware.message.consumers import Consumers
 from callboard.middleware.message.stamp import Stamp
-from callboard.middleware.process.fatal_exit import (
-    check_settings,
-    exit_process,
-    is_dramatiq_command,
-    stop_process,
-)
+from callboard.middleware.process.fatal_exit import check_settings, exit_process, is_dramatiq_command, stop_process
 from callboard.middleware.process.heartbeat import Heartbeat, OtherBroker
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
@@ -82,13 +77,7 @@ class Runtime:
         self.in_flight = InFlight(
             self.process, self.consumers, partial(self._wake_publisher, 0.0), self._wake_heartbeat
         )
-        parts = (
-            self.process,
-            self.in_flight,
-            SendStore(self.process).store,
-            self._wake_publisher,
-            self._exit_broken,
-        )
+        parts = (self.process, self.in_flight, SendStore(self.process).store, self._wake_publisher, self._exit_broken)
         self.journal = self.in_flight.journal = Journal(*parts)
         self._saving = self.in_flight.saving = Journal(*parts, reported_by=self.journal)
         self.submissions = SubmissionLease(self.process)
@@ -144,9 +133,7 @@ class Runtime:
 
         Raises Stopping.
         """
-        return self.process.retry_write(
-            lambda conn: claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, actor)
-        )
+        return self.process.retry_write(lambda conn: claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, actor))
 
     def has_open_items(self, queue: str) -> bool:
         """Return whether an item of a queue did not end, and its job goes on."""
@@ -195,8 +182,7 @@ class Runtime:
             except psycopg.OperationalError as error:
                 if time.monotonic() > deadline:
                     log.critical(
-                        "no database within 60 s: %s; start PostgreSQL, or correct DATABASE_URL",
-                        str(error).strip(),
+                        "no database within 60 s: %s; start PostgreSQL, or correct DATABASE_URL", str(error).strip()
                     )
                     sys.exit(1)
                 log.warning("waiting for the database (DATABASE_URL): %s", str(error).strip().splitlines()[0])
@@ -251,9 +237,7 @@ class Runtime:
         lost = self._lost_threads if self.process.stopping else sum(not t.is_alive() for t in threads)
         if not lost:
             return None
-        trouble = (
-            f"{lost} of its {len(threads)} worker threads ended by an error that Dramatiq does not catch"
-        )
+        trouble = f"{lost} of its {len(threads)} worker threads ended by an error that Dramatiq does not catch"
         if lost != self._lost_threads:
             log.critical("this worker must be started again: %s", trouble)
             if not self._lost_threads and is_dramatiq_command():
@@ -265,9 +249,7 @@ class Runtime:
     def _exit_broken(self, error: BaseException) -> None:
         if self._worker is not None and not self._broken:
             self._broken = True
-            log.critical(
-                "this worker takes no more messages and ends, since it can't record outcomes: %r", error
-            )
+            log.critical("this worker takes no more messages and ends, since it can't record outcomes: %r", error)
             exit_process(self._worker)
 
     def end(self) -> None:
@@ -286,9 +268,7 @@ class Runtime:
             self._sweep.stop(process.time_left())
         for journal in (self.journal, self._saving):
             if not journal.close(process.time_left()):
-                log.warning(
-                    "%d outcomes could not be written; their messages are delivered again", journal.pending
-                )
+                log.warning("%d outcomes could not be written; their messages are delivered again", journal.pending)
         if self._publisher:
             self._publisher.close(process.time_left())
         self._stage_maker.close(process.time_left() / 4)

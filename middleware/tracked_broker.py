@@ -27,9 +27,7 @@ class TrackedBroker(dramatiq.Broker):
 
     runtime: Runtime
     _tracking: Tracking | None = None  # until the middleware of its constructor is added
-    _sending: Callable[[Any], AbstractContextManager[None]] = (
-        nullcontext  # a span of OpenTelemetry's, where it is on
-    )
+    _sending: Callable[[Any], AbstractContextManager[None]] = nullcontext  # a span of OpenTelemetry's, where it is on
 
     def _track(self, runtime: Runtime) -> None:
         """Have the broker use the parts of this process."""

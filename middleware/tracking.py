@@ -75,9 +75,7 @@ class Tracking(Middleware):
                 f"an actor's name has 1 to {NAME_CHARACTERS} characters, and no control characters, not {name!r:.100}"
             )
         if (given := actor.options.get("results")) not in (None, "strict"):
-            raise BadDeclaration(
-                f"the option results of {actor.actor_name} must be 'strict' or None, not {given!r}"
-            )
+            raise BadDeclaration(f"the option results of {actor.actor_name} must be 'strict' or None, not {given!r}")
 
     # One message -----------------------------------------------------------------------------------------------------
 
@@ -127,9 +125,7 @@ class Tracking(Middleware):
             delivery.seen = delivery.aside = delivery.dropped = True
             self._side_thread.run(partial(self._requeue, broker, message, delivery, delivery.stamp))
 
-    def _requeue(
-        self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, stamp: Stamp
-    ) -> None:
+    def _requeue(self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, stamp: Stamp) -> None:
         message.failed = False  # a copy that must not run is acknowledged, like any other
         try:
             postponed = self.runtime.postpone(stamp, message.actor_name)
@@ -155,9 +151,7 @@ class Tracking(Middleware):
         if attempt is None:
             return
         current_attempt.set(None)
-        end = partial(
-            self._finish, broker, message, attempt, exception=exception, skip=skip, postpone=postpone
-        )
+        end = partial(self._finish, broker, message, attempt, exception=exception, skip=skip, postpone=postpone)
         try:
             end()
         except BaseException:  # noqa: BLE001 — an interrupt came too late for the actor, and would end this thread

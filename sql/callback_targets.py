@@ -50,9 +50,7 @@ class Targets:
     def __post_init__(self) -> None:
         for name in END_STATES:
             if len(getattr(self, name)) > MAX_TARGETS:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} callbacks, and {MAX_TARGETS} are allowed"
-                )
+                raise ValueError(f"{name} has {len(getattr(self, name))} callbacks, and {MAX_TARGETS} are allowed")
 
     @classmethod
     def from_lists(cls, given: dict[str, list[Webhook | Message]]) -> Self:
@@ -73,9 +71,7 @@ class Targets:
 
     def as_json(self) -> dict[str, Any] | None:
         """Return them by the state that a job ends with, as its row keeps them; None when there is none."""
-        found = {
-            state: [target.as_json() for target in getattr(self, name)] for name, state in END_STATES.items()
-        }
+        found = {state: [target.as_json() for target in getattr(self, name)] for name, state in END_STATES.items()}
         return {state: targets for state, targets in found.items() if targets} or None
 
 
@@ -87,9 +83,7 @@ def parse_url(url: str) -> SplitResult:
     if len(url) > MAX_URL_CHARACTERS:
         raise ValueError(f"a webhook's URL may have {MAX_URL_CHARACTERS:,} characters, not {len(url):,}")
     if not re.fullmatch(r"[!-~]+", url):
-        raise ValueError(
-            "a webhook's URL is written in ASCII without blanks: others as %C3%A9, and a host as xn--…"
-        )
+        raise ValueError("a webhook's URL is written in ASCII without blanks: others as %C3%A9, and a host as xn--…")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -4,13 +4,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 #: The data is to blame: SQLSTATE classes 22 and 23, 54000, or a value that can't be sent.
-DATA_ERRORS = (
-    psycopg.DataError,
-    psycopg.IntegrityError,
-    psycopg.errors.ProgramLimitExceeded,
-    ValueError,
-    TypeError,
-)
+DATA_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, ValueError, TypeError)
 #: The database is away or busy: the same write may succeed later.
 TRANSIENT = (
     psycopg.OperationalError,

@@ -88,9 +88,7 @@ class Limits:
         """Return the limits that are set, as the column `limits` keeps them."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            name: _time_text(value) if name in TIMES else value
-            for name, value in found.items()
-            if value is not None
+            name: _time_text(value) if name in TIMES else value for name, value in found.items() if value is not None
         }
 
     @property
@@ -105,9 +103,7 @@ class Limits:
 
     def counted_from(self, now: datetime) -> Self:
         """Return the limits with times for spans: those that a row keeps. Raises ValueError."""
-        deadline, at = (
-            now + time if isinstance(time, timedelta) else time for time in (self.deadline, self.at)
-        )
+        deadline, at = (now + time if isinstance(time, timedelta) else time for time in (self.deadline, self.at))
         return replace(self, deadline=deadline, at=at)
 
     def columns(self) -> dict[str, Any]:

@@ -22,12 +22,7 @@ log = logging.getLogger("callboard.migrate")
 LOCK_TRIES_SECONDS, LOCK_PAUSE_SECONDS = 300.0, 1.0
 
 #: Seconds of each limit of a session's that we can work with, at least. Our own limits are set in each transaction.
-LEAST_SECONDS = {
-    "statement_timeout": 10,
-    "transaction_timeout": 10,
-    "lock_timeout": 1,
-    "idle_session_timeout": 1,
-}
+LEAST_SECONDS = {"statement_timeout": 10, "transaction_timeout": 10, "lock_timeout": 1, "idle_session_timeout": 1}
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -129,9 +124,7 @@ def check_applied(present: dict[int, tuple[str, bool]]) -> str | None:
         raise SchemaError("the database has no callboard schema yet: run `callboard migrate`")
     missing = [step.name for step in known_migrations() if step.number not in present]
     if missing:
-        raise SchemaError(
-            f"the database's schema is behind this code by {', '.join(missing)}: run `callboard migrate`"
-        )
+        raise SchemaError(f"the database's schema is behind this code by {', '.join(missing)}: run `callboard migrate`")
     _refuse_breaking(present)
     ahead = [name for number, (name, _) in present.items() if number > known_migrations()[-1].number]
     if ahead:
@@ -150,9 +143,7 @@ def _refuse_breaking(present: dict[int, tuple[str, bool]]) -> None:
 
 
 def _applied(conn: Conn) -> dict[int, tuple[str, bool]]:
-    return {
-        number: (name, breaking) for number, name, breaking in conn.execute(statement("applied_migrations"))
-    }
+    return {number: (name, breaking) for number, name, breaking in conn.execute(statement("applied_migrations"))}
 
 
 def _read(path: Path) -> Migration:

@@ -32,9 +32,7 @@ WARNING_PAUSE_SECONDS = 5.0
 
 #: Begins a transaction. The server ends it when its client sends nothing for five seconds: a client that is frozen
 #: or unplugged must not hold its locks for longer. LOCAL, since a pooler gives the connection to others afterwards.
-_BEGIN: LiteralString = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
-)
+_BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
 #: Begins a transaction that only reads. The server stops its statements after five seconds: a few slow reads must not
 #: hold up all others. It keeps the plans of prepared statements: to plan a list anew costs as much as to read it, and
 #: among many jobs PostgreSQL takes a plan for these parameters to be worth that, each time.
@@ -90,11 +88,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         """See `psycopg.Connection`."""
         try:
-            if (
-                self.isolated
-                and query is not _BEGIN
-                and self.info.transaction_status == TransactionStatus.IDLE
-            ):
+            if self.isolated and query is not _BEGIN and self.info.transaction_status == TransactionStatus.IDLE:
                 with transaction(self):
                     return super().execute(query, params, **options)
             return super().execute(query, params, **options)
@@ -158,9 +152,7 @@ def database_address(url: str | None = None) -> str:
     """
     found = _find_address(url)
     if not found:
-        raise NotConfigured(
-            "DATABASE_URL is not set and no `callboard up` is running here: set it, or run that"
-        )
+        raise NotConfigured("DATABASE_URL is not set and no `callboard up` is running here: set it, or run that")
     return found
 
 

@@ -136,9 +136,7 @@ class Event:
         size = len(self.result or "") + sum(CHILD_BYTES + len(child.args) for child in self.children)
         if self.saves is not None:
             size += self.saves.size
-        return (
-            size if self.failure is None else size + len(self.failure.message) + len(self.failure.traceback)
-        )
+        return size if self.failure is None else size + len(self.failure.message) + len(self.failure.traceback)
 
 
 class WouldDelete(NamedTuple):

@@ -176,9 +176,7 @@ def _log_link(name: str, text: str) -> str:
 
 def _is_broker(address: str) -> bool:
     parts = urlsplit(address)
-    return (
-        parts.scheme in ("amqp", "amqps") and parts.port != 0
-    )  # raises ValueError for a port that is no number
+    return parts.scheme in ("amqp", "amqps") and parts.port != 0  # raises ValueError for a port that is no number
 
 
 DATABASE_URL = Setting(
@@ -201,17 +199,14 @@ HUNG_AFTER = Setting(
 )  # fmt: skip
 KEEP = Setting(
     "CALLBOARD_KEEP", "30d", keep_span, "how long a finished job stays unless it has a `keep` of its own; or forever"
-)  # fmt: skip
+)
 LOG_LINK = Setting(
     "CALLBOARD_LOG_LINK", "", _log_link,
     "where the log of an item is, for a link on its page: https://logs.example/?q={job}/{item}; "
     "also {attempt}, {worker}, {started_at} and {finished_at}",
 )  # fmt: skip
 METRICS_PORT = Setting(
-    "CALLBOARD_METRICS_PORT",
-    "",
-    _port,
-    "the port at which workers tell Prometheus what they count; unset: they don't",
+    "CALLBOARD_METRICS_PORT", "", _port, "the port at which workers tell Prometheus what they count; unset: they don't"
 )
 OPENTELEMETRY = Setting(
     "CALLBOARD_OPENTELEMETRY", "off", _opentelemetry, "on: make spans of sends, submissions and attempts"
@@ -230,10 +225,10 @@ RABBITMQ_API = Setting(
 RELEASE = Setting("CALLBOARD_RELEASE", "", _text, "the release of your code, shown with each worker")
 RESULT_LIMIT = Setting(
     "CALLBOARD_RESULT_LIMIT", "262144", _whole(2**28, "bytes"), "most bytes of JSON that an actor's result may have"
-)  # fmt: skip
+)
 WEBHOOK_PRIVATE = Setting(
     "CALLBOARD_WEBHOOK_PRIVATE", "off", _on_or_off, "on: allow webhooks to private addresses, this machine's too"
-)  # fmt: skip
+)
 WEBHOOK_SECRET = Setting(
     "CALLBOARD_WEBHOOK_SECRET", "", _signing_key,
     "the secret that signs webhooks, whsec_ and base64; without it none is sent", secret=True,

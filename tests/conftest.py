@@ -30,14 +30,7 @@ from tests.support.distribution import Distribution, long_first
 from tests.support.forked import forks
 from tests.support.nodes import Node
 from tests.support.progress import Progress
-from tests.support.services import (
-    POSTGRES_SETTINGS,
-    Owner,
-    Remote,
-    SharedPostgres,
-    SharedServices,
-    postgres_programs,
-)
+from tests.support.services import POSTGRES_SETTINGS, Owner, Remote, SharedPostgres, SharedServices, postgres_programs
 from tests.support.vhosts import Broker
 from tests.support.workers import StartWorker, Worker
 
@@ -54,12 +47,7 @@ settings.register_profile(
 settings.load_profile("callboard")
 
 #: The services that tests are marked with, by the fixtures that need them.
-MARKS = {
-    "postgres_url": "postgres",
-    "older_postgres": "postgres",
-    "broker": "rabbitmq",
-    "private_node": "rabbitmq",
-}
+MARKS = {"postgres_url": "postgres", "older_postgres": "postgres", "broker": "rabbitmq", "private_node": "rabbitmq"}
 SERVICES = pytest.StashKey[SharedServices]()
 
 
@@ -118,11 +106,7 @@ def save_work() -> None:
     Measured: a test's database takes 20 ms of processor time in memory and 200 ms on a disk, and each of the thousands
     of processes compiles Callboard in 90 ms if an image forbids to keep that.
     """
-    if (
-        MEMORY.is_dir()
-        and min(shutil.disk_usage(MEMORY).free, available()) > MEMORY_BYTES
-        and not noexec(MEMORY)
-    ):
+    if MEMORY.is_dir() and min(shutil.disk_usage(MEMORY).free, available()) > MEMORY_BYTES and not noexec(MEMORY):
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False

@@ -36,9 +36,7 @@ EVERYONE = Identity("everyone", scopes=SCOPES)
 
 #: The keys of the request's scope under which the identity of its sender is kept, and the function that finds it.
 IDENTITY, ADMIT = "callboard.identity", "callboard.admit"
-MISTAKEN = (
-    "the login of this app gave an answer that Callboard does not take; the server's log says what to return"
-)
+MISTAKEN = "the login of this app gave an answer that Callboard does not take; the server's log says what to return"
 NO_LOGIN = "this needs credentials that this app knows"
 UNKNOWN_SENDER = (
     "this needs a token that is known here: send the header `Authorization: Bearer cb_…`. One that is refused is "
@@ -66,11 +64,7 @@ class AccessControl:
     """ASGI middleware that refuses a request by its host name, its origin or its login, and adds headers to answers."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        login: TokenLogin | None,
-        authenticate: Authenticate | None,
-        hosts: Sequence[str] | None,
+        self, app: ASGIApp, login: TokenLogin | None, authenticate: Authenticate | None, hosts: Sequence[str] | None
     ) -> None:
         """`authenticate`: a login instead of `login`, which still knows the tokens that share a job. Without either the
         app is open to everyone.
@@ -163,8 +157,7 @@ async def job(request: Request) -> int:
     """
     number, who = parameters.path_number(request, "job", parameters.IDS, "job"), identity(request)
     is_hidden = who.job not in (None, number) or (
-        who.tenant is not None
-        and not await request.app.state.database.read(queries.is_of_tenant(number, who.tenant))
+        who.tenant is not None and not await request.app.state.database.read(queries.is_of_tenant(number, who.tenant))
     )
     if is_hidden:
         raise HTTPException(404, f"there is no job {number}")
@@ -201,7 +194,7 @@ async def _admission(authenticate: Authenticate, request: Request) -> Admission:
         "authenticate() returned a %s, so the request was refused: return callboard.Identity(name) to let somebody in, "
         "None to let nobody in, or a Response to answer with",
         type(found).__qualname__,
-    )  # fmt: skip
+    )
     return Problem(500, MISTAKEN)
 
 

@@ -52,9 +52,7 @@ async def limit(call: Call[NoQuery, Limits]) -> dict[str, Any]:
 
 async def cancel(call: Call[DryRun, Cancel]) -> dict[str, Any]:
     """Cancel a job: no further item starts."""
-    return await _act(
-        call, "cancel", lambda conn, job, by: actions.cancel(conn, job, by, reason=call.body.reason)
-    )
+    return await _act(call, "cancel", lambda conn, job, by: actions.cancel(conn, job, by, reason=call.body.reason))
 
 
 async def pause(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
@@ -91,9 +89,7 @@ async def delete(call: Call[DryRun, NoBody]) -> Response | dict[str, Any]:
     return Response(status_code=204)
 
 
-async def _act(
-    call: Call[Any, Any], action: str, write: Callable[[Conn, int, Requester], object]
-) -> dict[str, Any]:
+async def _act(call: Call[Any, Any], action: str, write: Callable[[Conn, int, Requester], object]) -> dict[str, Any]:
     """Do it and return the job; for a trial, check it and return how many items it concerns."""
     trial = isinstance(call.query, DryRun) and call.query.dry_run
     if trial:

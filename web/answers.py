@@ -9,9 +9,7 @@ from callboard.sql.states import AttemptKind, ItemState, JobState, Scope, Worker
 #: A time in UTC.
 Time: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 #: The start of the next page: a text to give back as `after`.
-Cursor: TypeAlias = Annotated[
-    str | None, msgspec.Meta(description="`after` of the next page; null on the last page")
-]
+Cursor: TypeAlias = Annotated[str | None, msgspec.Meta(description="`after` of the next page; null on the last page")]
 Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -84,9 +82,7 @@ class Job(Answer):
     reason: str | None
     standing: bool
     sealed: bool
-    consumed: Annotated[
-        int, msgspec.Meta(ge=0, description="inputs read; a submission that broke off goes on there")
-    ]
+    consumed: Annotated[int, msgspec.Meta(ge=0, description="inputs read; a submission that broke off goes on there")]
     total: Count
     pending: Count
     queued: Count
@@ -139,9 +135,7 @@ class BulkAction(Answer):
     items: Count
     refused: Count
     refusals: list[Refusal]
-    next: Annotated[
-        str | None, msgspec.Meta(description="`after` of the request that goes on; null: all is done")
-    ]
+    next: Annotated[str | None, msgspec.Meta(description="`after` of the request that goes on; null: all is done")]
 
 
 class JobCounts(Answer):
@@ -279,9 +273,7 @@ class Samples(Answer):
 class Lane(Answer):
     """The items of a job with the same value of an argument."""
 
-    lane: Annotated[
-        str, msgspec.Meta(description="the value as JSON, or its digest; empty: without that argument")
-    ]
+    lane: Annotated[str, msgspec.Meta(description="the value as JSON, or its digest; empty: without that argument")]
     in_flight: Count
     width: Count
     waiting: Annotated[int, msgspec.Meta(description="published when there is room; a thousand are counted")]
@@ -355,9 +347,7 @@ class Queue(Answer):
     pending: Annotated[int, msgspec.Meta(description="items of open jobs that wait as rows")]
     ready: Count | None
     unacknowledged: Count | None
-    delayed: Annotated[
-        int | None, msgspec.Meta(description="messages of other programs that wait for a time")
-    ]
+    delayed: Annotated[int | None, msgspec.Meta(description="messages of other programs that wait for a time")]
     dead: Annotated[int | None, msgspec.Meta(description="dead letters")]
     consumers: Count | None
 
@@ -424,9 +414,7 @@ Actions = _page("Actions", "A page of a job's history, the latest action first."
 Lanes = _page("Lanes", "Lanes of a job, fifty at most.", lanes=list[Lane])
 Actors = _page("Actors", "All actors that any worker ever announced.", actors=list[KnownActor])
 Callbacks = _page(
-    "Callbacks",
-    "The callbacks of the ends of a job, those of the latest end first.",
-    callbacks=list[Callback],
+    "Callbacks", "The callbacks of the ends of a job, those of the latest end first.", callbacks=list[Callback]
 )
 Workers = _page("Workers", "A page of worker processes, the latest first.", workers=list[Worker])
 DeadLetters = _page("DeadLetters", "The oldest dead letters of a queue.", dead_letters=list[DeadLetter])

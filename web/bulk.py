@@ -65,9 +65,7 @@ async def act(call: Call[NoQuery, ManyJobs]) -> dict[str, Any]:
         raise Refused(400, "give either filter or ids: to which jobs this is done", code="filter")
     wanted = None if body.filter is None else jobs.seen(call, body.filter)
     if body.filter is not None and not body.filter.read().given:
-        raise Refused(
-            400, "the filter is empty, which selects all jobs: give at least one condition", code="filter"
-        )
+        raise Refused(400, "the filter is empty, which selects all jobs: give at least one condition", code="filter")
     before = parameters.cursor(body.after, "jobs")
     done = await call.write(lambda conn: _act(conn, call.requester, body, wanted, before))
     return {
@@ -90,7 +88,7 @@ def _act(conn: Conn, by: Requester, body: ManyJobs, wanted: JobFilter | None, be
         "resume": lambda job: actions.resume(conn, job, by),
         "retry": lambda job: retry_action.retry(conn, job, by, selection),
         "delete": lambda job: actions.delete(conn, job, by),
-    }[body.action]  # fmt: skip
+    }[body.action]
     act = (lambda job: refusals.check(conn, job, by, body.action)) if body.dry_run else one
     done, end = Done(), time.monotonic() + WORK_SECONDS
     for job, following in _each(conn, by, body.ids, wanted, before):
@@ -101,9 +99,7 @@ def _act(conn: Conn, by: Requester, body: ManyJobs, wanted: JobFilter | None, be
     return done
 
 
-def _try(
-    done: Done, act: Callable[[int], object], job: dict[str, Any], count: Callable[[dict[str, Any]], int]
-) -> None:
+def _try(done: Done, act: Callable[[int], object], job: dict[str, Any], count: Callable[[dict[str, Any]], int]) -> None:
     try:
         act(job["id"])
     except (NoSuchJob, NotPossible) as error:

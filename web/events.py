@@ -203,9 +203,7 @@ class Events:
             began = time.monotonic()
             await self._look([topic for topic in watched if not topic.over])
             took = time.monotonic() - began
-            await asyncio.sleep(
-                max(LOOK_SECONDS - took, took)
-            )  # to look must not take more than half of the time
+            await asyncio.sleep(max(LOOK_SECONDS - took, took))  # to look must not take more than half of the time
 
     async def _look(self, watched: Sequence[Topic]) -> None:
         jobs = [topic for topic in watched if isinstance(topic, JobTopic)]
@@ -244,9 +242,7 @@ async def job(call: Call[NoQuery, NoBody]) -> Response:
 async def jobs(call: Call[JobQuery, NoBody]) -> Response:
     """Follow a page of jobs: an event `jobs` now and at each change, or `resync` for a watcher that missed one."""
     query = listings.listing(call)
-    return _answer(
-        call, await _events(call).topic((query.statement, repr(query.parameters)), ListTopic(query))
-    )
+    return _answer(call, await _events(call).topic((query.statement, repr(query.parameters)), ListTopic(query)))
 
 
 def _answer(call: Call[Any, NoBody], topic: Topic) -> Response:

@@ -131,8 +131,7 @@ async def error(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     found = await call.read(queries.error(call.job, group)) if is_storable(group) else None
     if found is None:
         raise HTTPException(
-            404,
-            f"there is no group of errors {group[:40]!r} of job {call.job}: GET /jobs/{call.job}/errors lists them",
+            404, f"there is no group of errors {group[:40]!r} of job {call.job}: GET /jobs/{call.job}/errors lists them"
         )
     return found
 
@@ -150,9 +149,7 @@ async def callbacks(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     return await page(call, "callbacks", found)
 
 
-async def page(
-    call: Call[Any, Any], rows: str, found: list[Any], following: int | None = None
-) -> dict[str, Any]:
+async def page(call: Call[Any, Any], rows: str, found: list[Any], following: int | None = None) -> dict[str, Any]:
     """A page of a job's rows; where there are none, a 404 if there is no such job either."""
     if not found:
         await call.find_job(call.job)

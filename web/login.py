@@ -90,9 +90,7 @@ class TokenLogin:
 def cookie(request: Request) -> str:
     """The name of the session's cookie. Browsers keep cookies by host name alone, and several apps may share one."""
     port = re.search(r":(\d+)$", request.headers.get("host", ""))
-    return re.sub(
-        r"\W+", "_", f"callboard {port[1] if port else ''}{request.scope.get('root_path', '')}"
-    ).strip("_")
+    return re.sub(r"\W+", "_", f"callboard {port[1] if port else ''}{request.scope.get('root_path', '')}").strip("_")
 
 
 def _to_login(request: Request) -> Response | None:

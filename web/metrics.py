@@ -20,22 +20,10 @@ COUNTERS = {
 }
 #: The numbers of the one row of all, and what they are; the times are 0 where nothing waits.
 FACTS = {
-    "oldest_pending": (
-        "oldest_pending_job_seconds",
-        "Age of the oldest job that may start and of which nothing has.",
-    ),
-    "publish_delay": (
-        "publish_delay_seconds",
-        "How long the oldest message that is due waits for a publisher.",
-    ),
-    "heartbeat_age": (
-        "worker_heartbeat_age_seconds",
-        "Age of the oldest heartbeat of a worker that did not end.",
-    ),
-    "sweep_overdue": (
-        "sweep_overdue_seconds",
-        "How long ago the lease of the sweep lapsed; below 0: it holds.",
-    ),
+    "oldest_pending": ("oldest_pending_job_seconds", "Age of the oldest job that may start and of which nothing has."),
+    "publish_delay": ("publish_delay_seconds", "How long the oldest message that is due waits for a publisher."),
+    "heartbeat_age": ("worker_heartbeat_age_seconds", "Age of the oldest heartbeat of a worker that did not end."),
+    "sweep_overdue": ("sweep_overdue_seconds", "How long ago the lease of the sweep lapsed; below 0: it holds."),
     "workers": ("workers", "Worker processes that are alive."),
     "threads": ("worker_threads", "Their threads."),
     "held": ("worker_held_items", "Items that they run or have prefetched."),
@@ -54,12 +42,9 @@ class DatabaseMetrics(Collector):
         ended = CounterMetricFamily(
             "callboard_items_ended", "Items that ended, each time that they did.", labels=[*names, "state"]
         )
-        still = GaugeMetricFamily(
-            "callboard_items_open", "Items that have not ended.", labels=[*names, "state"]
-        )
+        still = GaugeMetricFamily("callboard_items_open", "Items that have not ended.", labels=[*names, "state"])
         counters = {
-            name: CounterMetricFamily(f"callboard_item_{name}", said, labels=names)
-            for name, said in COUNTERS.items()
+            name: CounterMetricFamily(f"callboard_item_{name}", said, labels=names) for name, said in COUNTERS.items()
         }
         for row in self.items:
             labels = [row["actor"], row["queue"]]

@@ -21,14 +21,11 @@ from callboard.web.parameters import Refused
 Write = Callable[[Callable[[Conn], Any]], Any]
 Callbacks = str | list[str] | None
 Items = Annotated[
-    list[Any] | None,
-    msgspec.Meta(description="an object: keyword arguments; an array: arguments; else: one argument"),
+    list[Any] | None, msgspec.Meta(description="an object: keyword arguments; an array: arguments; else: one argument")
 ]
 Chunk = Annotated[
     int | None,
-    msgspec.Meta(
-        description="the most items that one message carries; null: by the time that the actor takes"
-    ),
+    msgspec.Meta(description="the most items that one message carries; null: by the time that the actor takes"),
 ]
 
 

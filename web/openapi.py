@@ -176,9 +176,7 @@ def _responses(one: Endpoint) -> Schema:
     if EVENTS in content:
         done["204"] = {"description": "The job is over, and `Last-Event-ID` says that its end is known."}
     problem = {"application/problem+json": {"schema": _reference(Problem)}}
-    return done | {
-        str(status): {"description": said, "content": problem} for status, said in sorted(problems.items())
-    }
+    return done | {str(status): {"description": said, "content": problem} for status, said in sorted(problems.items())}
 
 
 def _answers(one: Endpoint) -> Schema:

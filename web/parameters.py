@@ -24,9 +24,7 @@ BODY_SECONDS = 30.0
 ITEMS, IDS = timings.MAX_ITEM, queries.MAX_ID
 
 Limit: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MOST, description="rows of a page at most")]
-After: TypeAlias = Annotated[
-    str | None, msgspec.Meta(description="`next` of the page before; nothing: the first page")
-]
+After: TypeAlias = Annotated[str | None, msgspec.Meta(description="`next` of the page before; nothing: the first page")]
 
 
 class Refused(HTTPException):
@@ -105,9 +103,7 @@ async def body(request: Request, kind: type[T], consumes: Sequence[str] = ("appl
     sent = await _read(request, BODY_BYTES, *consumes[1:])
     media = media_type(request)
     if sent and media != "application/json":
-        raise Refused(
-            415, f"the body must be {' or '.join(consumes)}, not {media or 'of no type'}", code="media_type"
-        )
+        raise Refused(415, f"the body must be {' or '.join(consumes)}, not {media or 'of no type'}", code="media_type")
     return decode(sent or b"{}", kind)
 
 

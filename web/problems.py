@@ -59,14 +59,7 @@ class Problem(Json):
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
         title, code = responses.get(status, ""), CODES.get(status, "error")
-        content = {
-            "type": "about:blank",
-            "title": title,
-            "status": status,
-            "code": code,
-            "detail": detail,
-            **more,
-        }
+        content = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
         super().__init__(content, status, headers)
 
 

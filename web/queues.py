@@ -59,9 +59,7 @@ async def _queue(call: Call[Any, Any]) -> str:
     """The queue in the path. Raises HTTPException 404 for one that no known actor has: others are not Callboard's."""
     name = str(call.request.path_params["queue"])
     if name not in (row["name"] for row in await call.read(queries.queues())):
-        raise HTTPException(
-            404, f"no known actor has a queue {name[:40]!r}: GET /queues lists those there are"
-        )
+        raise HTTPException(404, f"no known actor has a queue {name[:40]!r}: GET /queues lists those there are")
     return name
 
 

@@ -156,9 +156,7 @@ def _add(call: Call[AddQuery, Any], items: Iterable[tuple[int, Any]], noun: str)
             most = f"{ADDED_ITEMS:,} items of {ADDED_BYTES // 2**20} MiB"
             raise Refused(413, f"at most {most} are added at once: send these in parts", code="too_large")
     process.write(
-        lambda conn: writes.add_items(
-            conn, call.job, call.requester, rows, keyed=item_key is not None, start=start
-        )
+        lambda conn: writes.add_items(conn, call.job, call.requester, rows, keyed=item_key is not None, start=start)
     )
 
 
@@ -171,9 +169,7 @@ def _store_lines(call: Call[NoQuery, Any], source: BinaryIO) -> tuple[int, int]:
     lines = json_lines.lines(source)
     number, head = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if len(head) > parameters.BODY_BYTES:
-        raise Refused(
-            413, f"line {number} is larger than {parameters.BODY_BYTES} bytes", code="too_large", line=number
-        )
+        raise Refused(413, f"line {number} is larger than {parameters.BODY_BYTES} bytes", code="too_large", line=number)
     try:
         job = parameters.decode(head or b"{}", NewJob)
     except Refused as error:
@@ -184,9 +180,7 @@ def _store_lines(call: Call[NoQuery, Any], source: BinaryIO) -> tuple[int, int]:
     return _store(call, job, json_lines.values(lines), "line")
 
 
-def _store(
-    call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, Any]], noun: str
-) -> tuple[int, int]:
+def _store(call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, Any]], noun: str) -> tuple[int, int]:
     """Store a job with its items; return its id, and the status: 201, or 200 if it is there already."""
     submitter = call.request.app.state.submitter
     key = _key(call.request, given.key)

@@ -22,9 +22,7 @@ class NewToken(msgspec.Struct, forbid_unknown_fields=True):
     """A token: whose it is, and what it is for. With a `job` it reads that job alone, and has no other scope."""
 
     name: Label
-    kind: Annotated[Literal["api", "link"], msgspec.Meta(description="a link logs a browser in, once")] = (
-        "api"
-    )
+    kind: Annotated[Literal["api", "link"], msgspec.Meta(description="a link logs a browser in, once")] = "api"
     scopes: Annotated[Scopes | None, msgspec.Meta(description="null: read, submit and control")] = None
     tenant: Annotated[Label | None, msgspec.Meta(description="null: all tenants")] = None
     job: JobId | None = None

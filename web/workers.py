@@ -27,9 +27,7 @@ async def actors(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
 async def workers(call: Call[WorkerFilter, NoBody]) -> dict[str, Any]:
     """List worker processes, the latest first."""
     query = queries.workers(
-        before=parameters.cursor(call.query.after, "workers", ITEMS),
-        limit=call.query.limit,
-        state=call.query.state,
+        before=parameters.cursor(call.query.after, "workers", ITEMS), limit=call.query.limit, state=call.query.state
     )
     found, following = await call.read(query)
     return {"workers": found, "next": parameters.next_page(following, "workers")}

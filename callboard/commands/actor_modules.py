@@ -22,9 +22,7 @@ def assemble() -> dramatiq.Broker:
         sys.path.insert(0, "")  # as `dramatiq` does: a user's module lies in the current folder
     quiet = logging.getLogger("callboard")
     level = quiet.level
-    quiet.setLevel(
-        logging.ERROR
-    )  # without AMQP_URL a command stores rows all the same, and workers publish them
+    quiet.setLevel(logging.ERROR)  # without AMQP_URL a command stores rows all the same, and workers publish them
     try:
         importlib.import_module("callboard.actors")
     except ImportError as error:

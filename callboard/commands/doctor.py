@@ -183,9 +183,7 @@ def _queue(row: dict[str, Any]) -> Iterator[Finding]:
             f"look at the errors of their jobs, then `callboard retry JOB` or `callboard put-back {row['name']}`",
         )  # fmt: skip
     if row["ready"] and not row["consumers"]:
-        yield Finding(
-            about, WRONG, f"{row['ready']:,} messages are ready, and nobody consumes them", "start a worker"
-        )
+        yield Finding(about, WRONG, f"{row['ready']:,} messages are ready, and nobody consumes them", "start a worker")
     else:
         ready = "" if row["ready"] is None else f"{row['ready']:,} ready, "
         yield Finding(about, OK, f"{ready}{row['pending']:,} items wait as rows")
@@ -236,9 +234,7 @@ def _ping(conn: Conn, queue: str, timeout: float) -> Finding:
             "outcome": (finished - started).total_seconds(),
             "read": (seen - began) - (finished - created).total_seconds(),
         }  # fmt: skip
-        return Finding(
-            about, OK, ", ".join(f"{name} {max(took, 0) * 1000:.0f} ms" for name, took in hops.items())
-        )
+        return Finding(about, OK, ", ".join(f"{name} {max(took, 0) * 1000:.0f} ms" for name, took in hops.items()))
     finally:
         with suppress(NotPossible):
             actions.delete(conn, made.job, ASKED)
@@ -246,11 +242,7 @@ def _ping(conn: Conn, queue: str, timeout: float) -> Finding:
 
 def _unanswered(conn: Conn, number: int, about: str, job: dict[str, Any], timeout: float) -> Finding:
     actions.cancel(conn, number, ASKED, reason="no answer in time")
-    where = (
-        "its row was not published"
-        if job.get("pending")
-        else "its message was published and did not come back"
-    )
+    where = "its row was not published" if job.get("pending") else "its message was published and did not come back"
     why = f": {job['stalled']}" if job.get("stalled") else ""
     return Finding(
         about, WRONG, f"no answer within {timeout:g} s, {where}{why}",

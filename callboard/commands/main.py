@@ -31,10 +31,7 @@ callboard retry @latest
 `callboard --install-completion` has the shell complete commands and options.
 """
 
-app = typer.Typer(
-    help=HELP,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(help=HELP, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -56,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     output.prepare_streams()
-    logging.getLogger("pika").setLevel(
-        logging.CRITICAL
-    )  # it logs a failure in many lines, and a command in one
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs a failure in many lines, and a command in one
     try:
         code = app(given or ["--help"], standalone_mode=False, prog_name="callboard")
     except TyperException as error:

@@ -142,9 +142,7 @@ def grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], fit: Fit | N
         )  # fmt: skip
     for line in lines:
         cells = zip(columns, line, strict=True)
-        made.add_row(
-            *(_cell(column, value, cut=fit is not None and column in fit.cut) for column, value in cells)
-        )
+        made.add_row(*(_cell(column, value, cut=fit is not None and column in fit.cut) for column, value in cells))
     return made
 
 

@@ -29,9 +29,7 @@ def queues(*, as_json: AsJson = False) -> None:
         output.document({"queues": rows, "next": None})
     elif rows:
         cells = [{**row, "unserved": ", ".join(row["unserved"])} for row in rows]
-        output.table(
-            cells, ("name", "pending", "ready", "unacknowledged", "delayed", "dead", "consumers", "unserved")
-        )
+        output.table(cells, ("name", "pending", "ready", "unacknowledged", "delayed", "dead", "consumers", "unserved"))
     else:
         typer.echo("no queues: no worker has announced an actor yet")
 

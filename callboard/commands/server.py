@@ -52,16 +52,12 @@ def serve(
     ] = None,
     root_path: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATH", parser=_prefix, help="The prefix that a proxy takes away: /tools/callboard."
-        ),
+        typer.Option(metavar="PATH", parser=_prefix, help="The prefix that a proxy takes away: /tools/callboard."),
     ] = None,
     open_to_everyone: Annotated[
         bool, typer.Option("--open-to-everyone", help="Let anybody who reaches HOST use it, without a login.")
     ] = False,
-    link: Annotated[
-        bool, typer.Option("--link/--no-link", help="On loopback, print a link that logs in once.")
-    ] = True,
+    link: Annotated[bool, typer.Option("--link/--no-link", help="On loopback, print a link that logs in once.")] = True,
 ) -> None:
     """Serve the web app and the API until Ctrl-C.
 
@@ -85,13 +81,9 @@ def serve(
     gc.freeze()
     bound = f"[{host}]" if ":" in host else host
     address = f"http://{bound}:{listener.getsockname()[1]}/"
-    shown = (
-        loopback and link and not open_to_everyone and not root_path
-    )  # its cookie is for the path at the proxy
+    shown = loopback and link and not open_to_everyone and not root_path  # its cookie is for the path at the proxy
     typer.echo(f"Callboard is at {_login_link(url, address) if shown else address}")
-    uvicorn.Server(uvicorn.Config(web, log_level="warning", root_path=root_path or "")).run(
-        sockets=[listener]
-    )
+    uvicorn.Server(uvicorn.Config(web, log_level="warning", root_path=root_path or "")).run(sockets=[listener])
 
 
 def _check_login(url: str, host: str) -> None:
@@ -111,9 +103,7 @@ def _login_link(url: str, address: str) -> str:
         with connect(url) as conn:
             return tokens.make_login_link(conn, address)
     except psycopg.Error as error:
-        typer.echo(
-            f"callboard: no link to log in, since the database refused it: {first_line(error)}", err=True
-        )
+        typer.echo(f"callboard: no link to log in, since the database refused it: {first_line(error)}", err=True)
         return address
 
 

@@ -22,21 +22,17 @@ app.add_typer(group, name="token")
 Scopes = Annotated[
     list[str] | None,
     one_of(SCOPES, "What it allows (may be repeated; by default read, submit and control)", "--scope", metavar="SCOPE"),
-]  # fmt: skip
+]
 
 
 @group.command()
 def create(
-    name: Annotated[
-        str | None, typer.Argument(help="The owner's name; the history of jobs shows it.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="The owner's name; the history of jobs shows it.")] = None,
     *,
     scope: Scopes = None,
     tenant: Annotated[str | None, typer.Option(help="For the jobs of this tenant only.")] = None,
     job: Annotated[int | None, typer.Option(min=0, help="To look at this job, and at nothing else.")] = None,
-    link: Annotated[
-        bool, typer.Option("--link", help="Print a link instead, which logs a browser in, once.")
-    ] = False,
+    link: Annotated[bool, typer.Option("--link", help="Print a link instead, which logs a browser in, once.")] = False,
     expires: Annotated[
         str | None, typer.Option(metavar="SPAN", help="How long it lasts: 12h, 30d, or forever.")
     ] = None,
@@ -48,9 +44,7 @@ def create(
     A link allows everything, unless --scope says what, and waits for a day.
     """
     if job is not None and (scope or tenant or link):
-        raise CommandError(
-            "a token for a --job looks at that job: leave out --scope, --tenant and --link", code=2
-        )
+        raise CommandError("a token for a --job looks at that job: leave out --scope, --tenant and --link", code=2)
     by = acting("cli")
     with database() as conn:
         if job is not None:
@@ -88,7 +82,7 @@ def revoke(
     tokens_: Annotated[list[int], typer.Argument(metavar="TOKEN…", min=0, help="Ids, as `token list` has them.")],
     *,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Let tokens let nobody in any more, nor browsers that logged in with them. It takes up to two seconds."""
     with database() as conn:
         gone = [number for number in tokens_ if tokens.revoke(conn, number, acting("cli"))]
@@ -97,9 +91,7 @@ def revoke(
     elif gone:
         typer.echo(f"revoked {output.count(len(gone), 'token')}")
     if missing := [str(number) for number in tokens_ if number not in gone]:
-        raise CommandError(
-            f"there is no token {', '.join(missing)}: `callboard token list` has those there are"
-        )
+        raise CommandError(f"there is no token {', '.join(missing)}: `callboard token list` has those there are")
 
 
 def make_login_link(conn: Conn, web_url: str) -> str:

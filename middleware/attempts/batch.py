@@ -60,9 +60,7 @@ def _together(lead: Attempt | None) -> Iterator[list[MessageProxy]]:
         yield []
         return
     begun: list[MessageProxy] = []
-    refused: list[
-        tuple[MessageProxy, Exception | None]
-    ] = []  # and the error of the middleware that refused it
+    refused: list[tuple[MessageProxy, Exception | None]] = []  # and the error of the middleware that refused it
     try:
         _begin(lead.deliveries[0].mates, begun, refused)
         current_attempt.set(lead)

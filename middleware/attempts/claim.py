@@ -27,9 +27,7 @@ def claim(conn: Conn, attempt: Attempt, worker: int) -> Claim | None:
     found = claims.claim_item(conn, *attempt.key, attempt.number, worker)
     was_dead = any(delivery.was_dead for delivery in attempt.deliveries)
     if found is None:
-        log.warning(
-            "a message carries item %d/%d, which the database doesn't have; it is dropped", *attempt.key
-        )
+        log.warning("a message carries item %d/%d, which the database doesn't have; it is dropped", *attempt.key)
         if was_dead:
             raise AlreadyFailed
     elif found.taken or found.holder == worker:  # an earlier claim of this worker, whose answer was lost

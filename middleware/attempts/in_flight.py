@@ -125,11 +125,7 @@ class InFlight:
         """
         item = foreign_item(message)
         out = self._process.retry(lambda: self._stored(item))
-        if (
-            out.suspect
-            and not message.message_id
-            and not (message.delivery.redelivered or message.delivery.was_dead)
-        ):
+        if out.suspect and not message.message_id and not (message.delivery.redelivered or message.delivery.was_dead):
             out = self._process.retry(lambda: self._stored(replace(item, key=None)))
         return Stamp(out.job, out.item, 1, standing=True), out.suspect
 
@@ -155,11 +151,7 @@ class InFlight:
         message of a newer epoch than that was sent because the job goes on.
         """
         control = self._controls.get(attempt.job)
-        if (
-            control is None
-            or control.epoch < attempt.epoch
-            or not (control.over or control.state == "paused")
-        ):
+        if control is None or control.epoch < attempt.epoch or not (control.over or control.state == "paused"):
             return self._holding_control(attempt)
         return control
 
@@ -167,9 +159,7 @@ class InFlight:
         if (found := self._held_back.get(attempt.job)) is None or attempt.message is None:
             return None
         control, message = found[0], attempt.message
-        lane = (
-            None if control.lane_by is None else lane_of_call(message.args, message.kwargs, control.lane_by)
-        )
+        lane = None if control.lane_by is None else lane_of_call(message.args, message.kwargs, control.lane_by)
         return None if held_lanes(*found).isdisjoint({"*", lane}) else control
 
     def _outdated(self, attempt: Attempt) -> bool:
@@ -258,9 +248,7 @@ class InFlight:
 
     def _release_claim(self, attempt: Attempt) -> None:
         worker = self._process.worker
-        self._process.retry_write(
-            lambda conn: claims.release_item(conn, *attempt.key, attempt.number, worker)
-        )
+        self._process.retry_write(lambda conn: claims.release_item(conn, *attempt.key, attempt.number, worker))
 
     def _is_stale(self, attempt: Attempt) -> bool:
         """Return whether every connection that brought it is gone: RabbitMQ delivers it again, and that copy claims."""
@@ -341,9 +329,7 @@ class InFlight:
 
         def write() -> None:
             with suppress(Stopping):
-                self.apply_controls(
-                    self._process.retry_write(lambda conn: lanes.hold(conn, *key, seconds, reason))
-                )
+                self.apply_controls(self._process.retry_write(lambda conn: lanes.hold(conn, *key, seconds, reason)))
 
         self._holds.run(write)
 
@@ -385,9 +371,7 @@ class InFlight:
         """
         for control in controls:
             if control.holds:
-                self._held_back = {
-                    job: one for job, one in self._held_back.copy().items() if held_lanes(*one)
-                }
+                self._held_back = {job: one for job, one in self._held_back.copy().items() if held_lanes(*one)}
                 self._held_back[control.job] = control, time.monotonic()
             elif control.holds is not None:
                 self._held_back.pop(control.job, None)

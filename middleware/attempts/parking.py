@@ -42,10 +42,7 @@ class Parking:
     """
 
     def __init__(
-        self,
-        process: Process,
-        keep: Callable[[Conn, Sequence[Key]], Collection[Key]],
-        kept: Callable[[], None],
+        self, process: Process, keep: Callable[[Conn, Sequence[Key]], Collection[Key]], kept: Callable[[], None]
     ) -> None:
         self._process = process
         self._keep = keep
@@ -89,11 +86,6 @@ def retry_moved_back(conn: Conn, keys: Sequence[Key]) -> Collection[Key]:
         try:
             retry(conn, job, MOVED_BACK, RetrySelection(["failed"], [item for _, item, _ in of_job]))
         except (NoSuchJob, NotPossible) as error:
-            log.warning(
-                "%d dead letters of job %d were moved back, and stay dead letters: %s",
-                len(of_job),
-                job,
-                error,
-            )
+            log.warning("%d dead letters of job %d were moved back, and stay dead letters: %s", len(of_job), job, error)
             refused += of_job
     return refused

@@ -56,9 +56,7 @@ def post(url: str, callback_id: str, body: bytes) -> None:
 def _headers(callback_id: str, body: bytes) -> dict[str, str]:
     key = settings.WEBHOOK_SECRET.get()
     if not key:
-        raise Undelivered(
-            "there is no secret to sign it with: set CALLBOARD_WEBHOOK_SECRET where the workers run"
-        )
+        raise Undelivered("there is no secret to sign it with: set CALLBOARD_WEBHOOK_SECRET where the workers run")
     timestamp = int(time.time())
     return {
         "User-Agent": "callboard",
@@ -74,15 +72,11 @@ def _request(url: str, headers: dict[str, str], body: bytes, deadline: float) ->
     """Send one POST; return the answer's status and where it redirects to (empty: nowhere)."""
     backend = PublicBackend(deadline, private=settings.WEBHOOK_PRIVATE.get())
     headers = {"Host": parse_url(url).netloc, **headers}
-    timeouts = {
-        "connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": TOTAL_SECONDS,
-    }  # fmt: skip
+    timeouts = {"connect": CONNECT_SECONDS, "read": ANSWER_SECONDS, "write": ANSWER_SECONDS, "pool": TOTAL_SECONDS}
     try:
         with (
             httpcore.ConnectionPool(_tls(), max_connections=1, network_backend=backend) as pool,
-            pool.stream(
-                "POST", url, headers=[*headers.items()], content=body, extensions={"timeout": timeouts}
-            ) as got,
+            pool.stream("POST", url, headers=[*headers.items()], content=body, extensions={"timeout": timeouts}) as got,
         ):  # the body of the answer is not read: it may have no end
             location = next((value for name, value in got.headers if name.lower() == b"location"), b"")
             return got.status, location.decode("latin-1")

@@ -60,9 +60,7 @@ class HangDetector:
 
         An attempt that says something new does not hang: its time begins anew.
         """
-        due = [
-            a for a in attempts if a.reported and now - max(a.sampled, a.moved, a.started) >= self._wait(a)
-        ]
+        due = [a for a in attempts if a.reported and now - max(a.sampled, a.moved, a.started) >= self._wait(a)]
         if not due:
             return []
         threads = sys._current_frames()  # noqa: SLF001 — documented, and the only way to another thread's stack
@@ -126,9 +124,7 @@ def _describe(frames: Sequence[FrameType]) -> tuple[str, str]:
     if not frames:
         return GONE, GONE
     stack = StackSummary.extract((frame, frame.f_lineno) for frame in frames)
-    lines = (
-        f"{_at(one)}\n    {one.line[:NAME_CHARS]}" if one.line else _at(one) for one in stack[:STACK_FRAMES]
-    )
+    lines = (f"{_at(one)}\n    {one.line[:NAME_CHARS]}" if one.line else _at(one) for one in stack[:STACK_FRAMES])
     return clean(_at(min(stack, key=_distance)), NAME_CHARS), clean("\n".join(lines), STACK_CHARS)
 
 

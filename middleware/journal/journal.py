@@ -299,9 +299,7 @@ class Journal:
     def _break_down(self, error: BaseException) -> None:
         """Fail all sends, call all listeners. Outcomes stay unacknowledged: their messages are delivered elsewhere."""
         log.critical(
-            "the journal can't go on; the messages of %d outcomes are delivered again",
-            self.pending,
-            exc_info=error,
+            "the journal can't go on; the messages of %d outcomes are delivered again", self.pending, exc_info=error
         )
         with self._wake:
             sends, self._sends = self._sends, []
@@ -454,9 +452,7 @@ class Journal:
                 raise
             except (psycopg.Error, PoolTimeout, MemoryError) as error:
                 if size > SMALL_BYTES and is_too_large(error):
-                    raise TooLarge(
-                        f"{size:,} bytes are too much for the database: {reason(error)}"
-                    ) from error
+                    raise TooLarge(f"{size:,} bytes are too much for the database: {reason(error)}") from error
                 (_log_outage if isinstance(error, TRANSIENT) else _log_misconfigured)(error)
                 time.sleep(pause)
                 pause = min(pause * 2, LAST_RETRY_SECONDS)
@@ -476,12 +472,7 @@ class Journal:
                 self.process.write(lambda conn: self.store(conn, sends))
             except Exception as error:  # noqa: BLE001 — the senders get it
                 refused = isinstance(error, DATA_ERRORS) or is_too_large(error)
-                if (
-                    not last
-                    and isinstance(error, TRANSIENT)
-                    and not refused
-                    and not isinstance(error, UncertainCommit)
-                ):
+                if not last and isinstance(error, TRANSIENT) and not refused and not isinstance(error, UncertainCommit):
                     continue
                 if refused and len(sends) > 1:
                     middle = len(sends) // 2
@@ -523,9 +514,7 @@ def _due_seconds(events: Sequence[Event], *, limited: bool) -> float | None:
     a limited job. None: not before the publisher polls by itself.
     """
     now = time.monotonic()
-    due = [
-        max(0.0, e.retry.delay - (now - e.ended)) for e in events if e.retry and e.retry.delay < SOON_SECONDS
-    ]
+    due = [max(0.0, e.retry.delay - (now - e.ended)) for e in events if e.retry and e.retry.delay < SOON_SECONDS]
     if limited or 0.0 in due or any(e.children for e in events):
         return 0.0
     return min(due) + CLOCK_SECONDS if due else None

@@ -41,11 +41,7 @@ class Metrics:
 
         registry, names = CollectorRegistry(), ["actor", "queue"]
         self._took = Histogram(
-            "callboard_attempt_seconds",
-            "How long an attempt took.",
-            names,
-            buckets=SECONDS,
-            registry=registry,
+            "callboard_attempt_seconds", "How long an attempt took.", names, buckets=SECONDS, registry=registry
         )
         self._waited = Histogram(
             "callboard_queue_wait_seconds", "From the message of a first attempt to its start.", names,
@@ -59,19 +55,14 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self._outcomes = Histogram(
-            "callboard_flush_outcomes",
-            "Outcomes in one transaction.",
-            buckets=FLUSH_OUTCOMES,
-            registry=registry,
+            "callboard_flush_outcomes", "Outcomes in one transaction.", buckets=FLUSH_OUTCOMES, registry=registry
         )
         self._backlog = Gauge(
             "callboard_journal_backlog", "Outcomes that are not committed.", multiprocess_mode="livesum",
             registry=registry,
         )  # fmt: skip
         self._published = Counter("callboard_published", "Items published.", registry=registry)
-        self._repairs = Counter(
-            "callboard_counter_repairs", "Jobs whose counters had drifted.", registry=registry
-        )
+        self._repairs = Counter("callboard_counter_repairs", "Jobs whose counters had drifted.", registry=registry)
 
     def count_flush(self, outcomes: int, seconds: float, backlog: int) -> None:
         """Note a transaction of so many outcomes that took so many seconds, and how many outcomes wait."""

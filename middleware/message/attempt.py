@@ -59,9 +59,7 @@ class Attempt:
     sent: list[NewItem] = field(default_factory=list)  # by the actor: stored with a success or a skip only
     hooked: list[NewItem] = field(default_factory=list)  # by callbacks: stored with any outcome
     saves: Saves | None = None  # with its outcome, if that is a success
-    batch: "list[Attempt] | None" = (
-        None  # of those whose call its actor is, if it takes batches: itself first
-    )
+    batch: "list[Attempt] | None" = None  # of those whose call its actor is, if it takes batches: itself first
     children: int = 0  # of both
     child_bytes: int = 0  # of their arguments
 

@@ -84,9 +84,7 @@ class Heartbeat:
         Raises OtherBroker, psycopg.Error and PoolTimeout.
         """
         release = settings.RELEASE.get()
-        info = WorkerInfo(
-            socket.gethostname(), os.getpid(), self.process.threads, release, actors, signatures, broker
-        )
+        info = WorkerInfo(socket.gethostname(), os.getpid(), self.process.threads, release, actors, signatures, broker)
         with self.process.pool.connection() as conn:
             self.process.worker = workers.register_worker(conn, info)
             for other, host, theirs in workers.other_brokers(conn, self.process.worker):
@@ -139,9 +137,7 @@ class Heartbeat:
         now, worker = time.monotonic(), self.process.worker
         beats = worker != 0 and now - self._beaten >= BEAT_SECONDS
         with self.process.pool.connection() as conn:
-            due = workers.beat(
-                conn, worker, self.held() if beats else None, self.trouble() if beats else None
-            )
+            due = workers.beat(conn, worker, self.held() if beats else None, self.trouble() if beats else None)
             self._beaten = now if beats else self._beaten
             if due.controls or now - self._looked > timings.CONTROLS_SECONDS / 2:
                 self._read_controls(conn)

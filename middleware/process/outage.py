@@ -53,9 +53,7 @@ class OutageLog:
 
 
 #: No messages come from RabbitMQ; Dramatiq's consumers log why.
-disconnected = OutageLog(
-    logging.getLogger("callboard.rabbitmq"), "%s", "messages come from %s again, after %.1f s"
-)
+disconnected = OutageLog(logging.getLogger("callboard.rabbitmq"), "%s", "messages come from %s again, after %.1f s")
 
 
 class ThrottleFilter(logging.Filter):

@@ -71,9 +71,7 @@ class Periodic:
                 log.debug("the database does not answer; trying again", exc_info=True)
             else:
                 self.log_outage(error)
-        except (
-            BaseException
-        ):  # an encoder of the app's may raise anything, and without this thread nothing is done
+        except BaseException:  # an encoder of the app's may raise anything, and without this thread nothing is done
             log.exception("unexpected error; trying again")
         else:
             return self.seconds if pause is None else pause

@@ -72,9 +72,7 @@ class Process:
         with self.pool.connection(timeout) as conn:
             return statement(conn)
 
-    def retry_write(
-        self, statement: Callable[[Conn], T], log_outage: Callable[[BaseException], None] = _waiting
-    ) -> T:
+    def retry_write(self, statement: Callable[[Conn], T], log_outage: Callable[[BaseException], None] = _waiting) -> T:
         """Run a write statement until the database answers; see `retry`."""
         return self.retry(lambda: self.write(statement, CONNECTION_SECONDS), log_outage)
 

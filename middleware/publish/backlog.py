@@ -66,11 +66,7 @@ class QueueBacklog:
             self.target_items = max(self.target_items // NEW_JOB_DIVISOR, NEW_JOB_ITEMS)
         elif items > self.target_items * 3 // 4:
             self.target_items = max(self.target_items * 31 // 32, MIN_BACKLOG_ITEMS)
-        elif (
-            items < self.target_items // 4
-            and filled >= self.target_items * 3 // 4
-            and now - self.published_at < soon
-        ):
+        elif items < self.target_items // 4 and filled >= self.target_items * 3 // 4 and now - self.published_at < soon:
             self.target_items = min(self.target_items * 2, MAX_BACKLOG_ITEMS)
         self.looked_at, self.filled_items = now, items
         self.full_until = now + FULL_SECONDS if self.is_full(ready) else 0.0
@@ -91,9 +87,7 @@ class QueueBacklogs:
     def full_queues(self) -> list[str]:
         """Return the queues that were full a moment ago, or refused."""
         now = time.monotonic()
-        return [
-            q for q, backlog in self._backlogs.items() if max(backlog.full_until, backlog.refused_until) > now
-        ]
+        return [q for q, backlog in self._backlogs.items() if max(backlog.full_until, backlog.refused_until) > now]
 
     def poll_full_queues(self) -> None:
         """Ask the broker which of the queues that were full still are. Raises nothing."""

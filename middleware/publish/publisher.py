@@ -26,9 +26,7 @@ from callboard.sql.rows import Outgoing
 
 log = logging.getLogger("callboard.publisher")
 _log_outage = OutageLog(
-    log,
-    "publishing is held up; it is tried again, and nothing is lost: %s",
-    "publishing goes on again, after %.1f s",
+    log, "publishing is held up; it is tried again, and nothing is lost: %s", "publishing goes on again, after %.1f s"
 )
 
 #: Seconds between two polls for work when the last one found none; and between two looks at the broker's connection

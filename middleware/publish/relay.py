@@ -18,12 +18,7 @@ from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.publish import lanes
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.chunking import chunk_size, into_chunks
-from callboard.middleware.publish.transport import (
-    Answer,
-    Transport,
-    Unpublishable,
-    Unreachable,
-)
+from callboard.middleware.publish.transport import Answer, Transport, Unpublishable, Unreachable
 from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import Event, Outgoing, PublishClaim
@@ -296,9 +291,7 @@ class Relay:
         return _QueueRefused(self.transport.trouble or f"the broker refused messages for the queue {queue!r}")
 
     @contextmanager
-    def _renewing(
-        self, conn: Conn, claim: PublishClaim | None, batch: Sequence[Outgoing] = ()
-    ) -> Iterator[None]:
+    def _renewing(self, conn: Conn, claim: PublishClaim | None, batch: Sequence[Outgoing] = ()) -> Iterator[None]:
         """Renew the claims of a job and of outbox messages while the transport waits for the broker."""
 
         def renew() -> None:
@@ -309,8 +302,7 @@ class Relay:
                     publishing.renew_outbox(conn, batch)
             except (psycopg.Error, ClaimTakenOver):
                 log.debug(
-                    "claims could not be renewed; those that expire are published again as suspect",
-                    exc_info=True,
+                    "claims could not be renewed; those that expire are published again as suspect", exc_info=True
                 )
 
         self.transport.while_waiting = renew
@@ -332,9 +324,7 @@ def _fail(conn: Conn, broken: Sequence[tuple[Outgoing, Unpublishable]]) -> None:
     events = {}
     for out, error in broken:
         failure = replace(describe(error), error_type=type(error).__name__, place="")
-        events[out.job, out.item] = Event(
-            out.job, out.item, out.attempt, "failed", 0.0, now, None, failure=failure
-        )
+        events[out.job, out.item] = Event(out.job, out.item, out.attempt, "failed", 0.0, now, None, failure=failure)
     first, why = broken[0]
     log.error(
         "item %d/%d and %d others fail, since their messages can't be published: %s",

@@ -154,9 +154,7 @@ class ConfirmingPublisher:
         except _Rejected as error:
             answers[n] = Unpublishable(f"RabbitMQ rejects the message: {error}")
 
-    def _encode_all(
-        self, numbered: Iterable[tuple[int, Outgoing]], answers: list[Answer]
-    ) -> dict[int, _Message]:
+    def _encode_all(self, numbered: Iterable[tuple[int, Outgoing]], answers: list[Answer]) -> dict[int, _Message]:
         """Return the messages that can be published, by their number; set the answers of the others."""
         messages = {}
         for n, out in numbered:
@@ -245,9 +243,7 @@ class ConfirmingPublisher:
         if numbers and not self._unconfirmed:
             self._stop_loop()
 
-    def _on_return(
-        self, channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes
-    ) -> None:
+    def _on_return(self, channel: Channel, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
         self._returned.add(properties.correlation_id or "")
 
     def _declare(self, queue: str) -> None:
@@ -480,9 +476,7 @@ def _declare_exchange(name: str, channel: Channel, **options: Any) -> None:
 def _encode(out: Outgoing, max_bytes: int | None) -> _Message:
     """Return the message as pika publishes it. Raises Unpublishable."""
     if _too_long(out.queue):
-        raise Unpublishable(
-            f"the name of its queue has {len(out.queue.encode())} bytes, and {QUEUE_BYTES} are allowed"
-        )
+        raise Unpublishable(f"the name of its queue has {len(out.queue.encode())} bytes, and {QUEUE_BYTES} are allowed")
     try:
         body, properties = envelope.body(out), envelope.properties(out)
     except Exception as error:

@@ -36,9 +36,7 @@ class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
 
     _on_delivery: OnDelivery
     _unread = b""  # the start of a frame whose end has not come yet
-    _delivery: tuple[int, int, bool] | None = (
-        None  # channel, tag, redelivered of the delivery that is being read
-    )
+    _delivery: tuple[int, int, bool] | None = None  # channel, tag, redelivered of the delivery that is being read
     _was_dead = False  # whether its message was a dead letter
     _missing = 0  # bytes of its body that have not come yet
     _parts: list[bytes]  # of its body

@@ -31,13 +31,9 @@ BODY_BYTES = 1_000
 #: delivery limit, which is 20 by default.
 DELIVERIES = 10
 #: What asking the management API may end with where there is none.
-UNREACHABLE = (
-    httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol,
-)  # fmt: skip
+UNREACHABLE = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
 
-NO_BROKER = (
-    "RabbitMQ can't be asked, since AMQP_URL is not set: set it to amqp://user:password@host:port/vhost"
-)
+NO_BROKER = "RabbitMQ can't be asked, since AMQP_URL is not set: set it to amqp://user:password@host:port/vhost"
 
 log = logging.getLogger("callboard.rabbitmq")
 
@@ -229,9 +225,7 @@ def put_back(addresses: str, queue: str, most: int = MAX_MOVED) -> tuple[int, in
     return moved, there - moved
 
 
-def _move(
-    channel: BlockingChannel, queue: str, method: Any, properties: pika.BasicProperties, body: bytes
-) -> None:
+def _move(channel: BlockingChannel, queue: str, method: Any, properties: pika.BasicProperties, body: bytes) -> None:
     properties.expiration = None
     channel.basic_publish("", queue, body, properties, mandatory=True)
     channel.basic_ack(method.delivery_tag)

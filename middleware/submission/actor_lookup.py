@@ -27,9 +27,7 @@ class UnknownActor(LookupError):
 def broker_of(actor: Actor) -> dramatiq.Broker:
     """The broker of an actor; Dramatiq's global one for a name. Raises TypeError for what is neither."""
     if not isinstance(actor, dramatiq.Actor | str):
-        raise TypeError(
-            f"actor must be an actor or its registered name, not {actor!r}: put @dramatiq.actor above it"
-        )
+        raise TypeError(f"actor must be an actor or its registered name, not {actor!r}: put @dramatiq.actor above it")
     return dramatiq.get_broker() if isinstance(actor, str) else actor.broker
 
 
@@ -69,18 +67,14 @@ def own_signature(actor: dramatiq.Actor[..., Any]) -> Signature | None:
     an actor that runs elsewhere, or pass on what it gets, as `batch` does.
     """
     function = actor.fn
-    if inspect.iscoroutinefunction(
-        getattr(function, "__wrapped__", None)
-    ):  # Dramatiq's own wrapper of async actors
+    if inspect.iscoroutinefunction(getattr(function, "__wrapped__", None)):  # Dramatiq's own wrapper of async actors
         function = function.__wrapped__  # type: ignore[attr-defined]
     try:
         given = inspect.signature(function, follow_wrapped=False).parameters
     except (TypeError, ValueError):
         return None
     kinds = {name: parameter.kind for name, parameter in given.items()}
-    named = [
-        name for name, kind in kinds.items() if kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    ]
+    named = [name for name, kind in kinds.items() if kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
     if not named:
         return None
     return Signature(
@@ -94,11 +88,7 @@ def own_signature(actor: dramatiq.Actor[..., Any]) -> Signature | None:
 
 
 def targets(
-    write: Write,
-    broker: dramatiq.Broker | None,
-    on_complete: Callbacks,
-    on_fail: Callbacks,
-    on_cancel: Callbacks,
+    write: Write, broker: dramatiq.Broker | None, on_complete: Callbacks, on_fail: Callbacks, on_cancel: Callbacks
 ) -> Targets:
     """Read a job's callbacks; raises UnknownActor, and ValueError for what can't be called."""
     callbacks = {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}

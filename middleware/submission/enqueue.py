@@ -65,9 +65,7 @@ def send(
     job = current_job.get()
     item = new_item(message, job=job, delay=delay)
     if attempt is not None and _is_retry(attempt, message, item):
-        attempt.retry = replace(
-            item, job=attempt.job, options=envelope.encode_options(_retry_options(message))
-        )
+        attempt.retry = replace(item, job=attempt.job, options=envelope.encode_options(_retry_options(message)))
         broker.emit_after("enqueue", message, delay)
         return message
     _check(message, item)
@@ -161,13 +159,9 @@ def _check(message: Any, item: NewItem) -> None:
             "its keyword arguments and options dicts"
         )
     if not item.delay <= MAX_SPAN_SECONDS:
-        raise BadItem(
-            f"a delay must be a number of milliseconds that is no longer than {MAX_SPAN_SECONDS:,} s"
-        )
+        raise BadItem(f"a delay must be a number of milliseconds that is no longer than {MAX_SPAN_SECONDS:,} s")
     if len(item.args) > ITEM_LIMIT_BYTES:
-        raise BadItem(
-            f"the message has {len(item.args):,} bytes of arguments, and {ITEM_LIMIT_BYTES:,} are allowed"
-        )
+        raise BadItem(f"the message has {len(item.args):,} bytes of arguments, and {ITEM_LIMIT_BYTES:,} are allowed")
 
 
 def _within_limits(item: NewItem, attempt: Attempt) -> NewItem:
@@ -206,8 +200,6 @@ def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publi
             ) from error
         if isinstance(error, ABSENT):
             why = "it has no callboard schema; run `callboard migrate`"
-        raise NotStored(
-            f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}"
-        ) from error
+        raise NotStored(f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}") from error
     if item.delay == 0:
         publish(out, began)

@@ -96,14 +96,8 @@ def key_text(value: Any) -> str:
     too long for an index, or no text for PostgreSQL, becomes a digest. Raises TypeError for an object whose text does
     not tell its value, and ValueError for NaN, which stands for a missing value.
     """
-    text = (
-        value
-        if isinstance(value, str)
-        else json.dumps(value, sort_keys=True, allow_nan=False, default=_value_text)
-    )
-    if isinstance(value, str) and (
-        value.startswith(DIGEST) or (value[:1] in JSON_BEGINS and _is_json(value))
-    ):
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, allow_nan=False, default=_value_text)
+    if isinstance(value, str) and (value.startswith(DIGEST) or (value[:1] in JSON_BEGINS and _is_json(value))):
         text = json.dumps(value)
     encoded = text.encode(errors="surrogatepass")
     if len(encoded) <= KEY_BYTES and is_storable(text):

@@ -43,9 +43,7 @@ class SendStore:
 
     def _store(self, conn: Conn, sends: Sequence[Send]) -> list[Send]:
         """Store the sends whose job is open; return the others. Without item keys that is one statement."""
-        named, copies = _one_a_key(
-            [(send, replace(send.item, job=self._job(conn, send.item))) for send in sends]
-        )
+        named, copies = _one_a_key([(send, replace(send.item, job=self._job(conn, send.item))) for send in sends])
         keys = [(item.job, item.key) for _, item in named if item.key is not None]
         known: dict[tuple[int, str], int] = {}
         adding = False

@@ -55,11 +55,7 @@ def submitting(actor: str, queue: str) -> AbstractContextManager[dict[str, str] 
 
 
 def store_rows(
-    rows: Iterable[Row],
-    start: int,
-    store: Callable[[int, list[Row]], None],
-    *,
-    chunk_seconds: float = math.inf,
+    rows: Iterable[Row], start: int, store: Callable[[int, list[Row]], None], *, chunk_seconds: float = math.inf
 ) -> None:
     """Store encoded items by `store(start, rows)`, in chunks; `start` is the number of a chunk's first item. A chunk
     ends with 10,000 items, with 4 MiB, or when `chunk_seconds` are over.
@@ -144,9 +140,7 @@ class Submission:
     def _store(self, start: int, rows: Sequence[Row]) -> None:
         """Store a chunk, all of it or nothing; the job starts with its first chunk."""
         how, number = self.process.write(
-            lambda conn: submission.store_chunk(
-                conn, self.made.job, start, rows, keyed=self.keyed, digest=self._digest
-            )
+            lambda conn: submission.store_chunk(conn, self.made.job, start, rows, keyed=self.keyed, digest=self._digest)
         )
         if how != "stored":
             raise SubmittedElsewhere(
@@ -200,12 +194,8 @@ def start(delay: timedelta | str | None, at: datetime | str | None) -> datetime 
 
 def check_items(items: object) -> None:
     """Raise TypeError for one item in the place of many."""
-    if isinstance(items, str | bytes | bytearray | Mapping) or not isinstance(
-        items, Iterable | AsyncIterable
-    ):
-        raise TypeError(
-            f"items must be an iterable of items, not {items!r:.100}: for one item, a list of one"
-        )
+    if isinstance(items, str | bytes | bytearray | Mapping) or not isinstance(items, Iterable | AsyncIterable):
+        raise TypeError(f"items must be an iterable of items, not {items!r:.100}: for one item, a list of one")
 
 
 def check_chunk(chunk: int | None) -> None:

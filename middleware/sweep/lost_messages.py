@@ -118,10 +118,7 @@ class LostMessageSearch:
     def run(self, conn: Conn, holder: str) -> None:
         """Search once, as `holder` of the sweep's lease. The third search of a job at the latest finds what is lost."""
         self._number += 1
-        after, found = (
-            self._last_job,
-            sweep.open_jobs(conn, STILL_SECONDS, after=self._last_job, limit=SEARCH_JOBS),
-        )
+        after, found = (self._last_job, sweep.open_jobs(conn, STILL_SECONDS, after=self._last_job, limit=SEARCH_JOBS))
         self.more = len(found) == SEARCH_JOBS
         self._last_job = found[-1].job if self.more else 0
         jobs = {out.job for out in found if out.in_flight}
@@ -165,9 +162,7 @@ class LostMessageSearch:
                 self._last_job = out.job if out is not open_jobs[-1] else self._last_job
                 break
         for n in range(0, len(ranges), RANGES_AT_ONCE):
-            for job, item, attempt, queue in sweep.unheld_items(
-                conn, ranges[n : n + RANGES_AT_ONCE], RANGE_SUSPECTS
-            ):
+            for job, item, attempt, queue in sweep.unheld_items(conn, ranges[n : n + RANGES_AT_ONCE], RANGE_SUSPECTS):
                 self._suspects.add((job, item, attempt), queue, self._number)
 
     def _ranges(self, out: OpenJob) -> Iterator[tuple[int, int]]:

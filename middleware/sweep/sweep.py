@@ -50,9 +50,7 @@ class Sweep:
 
     process: Process
     transport: Callable[[], Transport]
-    _holder: str = field(
-        default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}"
-    )
+    _holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}")
     _looked: float = 0.0  # when the database was last asked for the lease
     _steady_since: float = 0.0  # since when the database has answered every time; 0: it did not answer
     _sampled: float = 0.0

@@ -39,9 +39,7 @@ def page(found: list[dict[str, Any]], limit: int, cursor: str) -> Page:
 
 def items(number: int, rows: Rows, cap: int, limit: int) -> Page:
     """Describe a page of items by rows of `job_items`; see `page` and `item`."""
-    found, following = page(
-        [item(number, row, cap) for row in rows if row["item"] is not None], limit, "item"
-    )
+    found, following = page([item(number, row, cap) for row in rows if row["item"] is not None], limit, "item")
     return found, rows[0]["looked_at"] if rows and following is None else following
 
 

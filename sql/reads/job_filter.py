@@ -100,9 +100,7 @@ def split_search(text: str) -> Iterator[tuple[str, str]]:
         token = _TOKEN.match(text, place)
         if token is None:
             rest = text[place:].strip()[:40]
-            raise ValueError(
-                f'{rest} is no word of a search: a value with spaces is in "quotes"; there are {WORDS}'
-            )
+            raise ValueError(f'{rest} is no word of a search: a value with spaces is in "quotes"; there are {WORDS}')
         word, quoted, plain = token.groups()
         yield "name" if word is None else word, plain if quoted is None else quoted
         place = token.end()

@@ -31,10 +31,7 @@ def job(row: Stored) -> dict[str, Any]:
     parts = counts(row)
     standstill = stalled(row, parts)
     return {
-        **{
-            name: row[name]
-            for name in ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason")
-        },
+        **{name: row[name] for name in ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason")},
         **{name: row[name] for name in ("standing", "sealed", "consumed", "total")},
         **parts,
         **{name: row[name] for name in ("retries", "crashes", "unkept")},
@@ -172,9 +169,7 @@ def _standstill(row: Stored, parts: Mapping[str, int]) -> str:
         return _unable(row["missing"])
     if row["trouble"]:
         return str(row["trouble"])
-    others = (
-        f"; its workers have items of other jobs in hand ({row['elsewhere']})" if row["elsewhere"] else ""
-    )
+    others = f"; its workers have items of other jobs in hand ({row['elsewhere']})" if row["elsewhere"] else ""
     return f"nothing has moved for {_quiet(row)}{others}"
 
 

@@ -123,9 +123,7 @@ def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int
         "look_at": max(LOOK_AT_JOBS, described) if looks else described,
         **_description(),
     }
-    return Query(
-        source, parameters, lambda rows: _page_of_jobs(rows, described, limit, stalled=wanted.stalled)
-    )
+    return Query(source, parameters, lambda rows: _page_of_jobs(rows, described, limit, stalled=wanted.stalled))
 
 
 def _source(wanted: JobFilter) -> tuple[LiteralString, set[str]]:
@@ -184,9 +182,7 @@ def item(number: int, position: int) -> Query[dict[str, Any] | None]:
     """Describe one item, with its whole arguments and result; None when the job has no such item."""
     page = items(number, after=position - 1, limit=1, cap=ITEM_CHARACTERS)
     return Query(
-        page.statement,
-        {**page.parameters, "limit": 1},
-        lambda rows: item_view.item_at(page.result(rows)[0], position),
+        page.statement, {**page.parameters, "limit": 1}, lambda rows: item_view.item_at(page.result(rows)[0], position)
     )
 
 
@@ -237,9 +233,7 @@ def callbacks(number: int) -> Query[list[dict[str, Any]]]:
 def token(digest: bytes, kinds: Sequence[str]) -> Query[dict[str, Any] | None]:
     """Describe the token of one of these kinds whose secret has this digest; None: it lets nobody in."""
     return Query(
-        statement("token"),
-        {"digest": digest, "kinds": list(kinds)},
-        lambda rows: next(iter(_tokens(rows)), None),
+        statement("token"), {"digest": digest, "kinds": list(kinds)}, lambda rows: next(iter(_tokens(rows)), None)
     )
 
 
@@ -257,12 +251,7 @@ def any_login() -> Query[bool]:
 def workers(*, before: int | None = None, limit: int = 100, state: str | None = None) -> Query[Page]:
     """Return a page of worker processes, the latest first; `state`: one of WORKER_STATES; `beat_age` in seconds."""
     high = 2**31 - 1 if before is None else before
-    parameters = {
-        "before": high,
-        "limit": limit + 1,
-        "state": state,
-        "dead_after": timings.DEAD_AFTER_SECONDS,
-    }
+    parameters = {"before": high, "limit": limit + 1, "state": state, "dead_after": timings.DEAD_AFTER_SECONDS}
     times = item_view.with_iso_times("started_at", "beat_at", "ended_at")
     return Query(statement("workers"), parameters, lambda rows: item_view.page(times(rows), limit, "id"))
 
@@ -281,20 +270,14 @@ def queues() -> Query[list[dict[str, Any]]]:
     """Return every queue of a known actor: name, actors, those that no worker has (`unserved`), and items `pending`."""
     parameters = {"dead_after": timings.DEAD_AFTER_SECONDS}
     return Query(
-        statement("queues"),
-        parameters,
-        lambda rows: [{**row, "unserved": row["unserved"] or []} for row in rows],
+        statement("queues"), parameters, lambda rows: [{**row, "unserved": row["unserved"] or []} for row in rows]
     )
 
 
 def last_errors(items: Sequence[tuple[int, int]]) -> Query[dict[tuple[int, int], dict[str, Any]]]:
     """Return how the last attempts of items, each (job, item), ended that did not simply succeed."""
-    parameters = {
-        "jobs": [job for job, _ in items], "items": [item for _, item in items], "cap": LIST_CHARACTERS,
-    }  # fmt: skip
-    return Query(
-        statement("last_errors"), parameters, lambda rows: {(row["job"], row["item"]): row for row in rows}
-    )
+    parameters = {"jobs": [job for job, _ in items], "items": [item for _, item in items], "cap": LIST_CHARACTERS}
+    return Query(statement("last_errors"), parameters, lambda rows: {(row["job"], row["item"]): row for row in rows})
 
 
 def samples(number: int) -> Query[list[dict[str, Any]]]:

@@ -72,10 +72,7 @@ def parent(row: Stored, rows: Sequence[Stored]) -> Job:
         "started_at": min(begun, default=None),
         "updated_at": max(one["updated_at"] for one in (same, *stages)),
         "stages": [
-            {
-                "job": stage["id"],
-                **{name: stage[name] for name in (*STAGE_FIELDS, "on_failure", "total", *ITEM_STATES)},
-            }
+            {"job": stage["id"], **{name: stage[name] for name in (*STAGE_FIELDS, "on_failure", "total", *ITEM_STATES)}}
             for stage in stages
         ],
     }

@@ -14,8 +14,7 @@ OLDEST_AWAITING, MAX_LOOKS = 50, 20
 def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Claim | None:
     """Claim a suspect message's item for `worker`, if it may run; None when the database has no such item."""
     row = conn.execute(
-        statement("claim_item"),
-        {"job": job, "item": item, "attempt": attempt, "worker": worker},
+        statement("claim_item"), {"job": job, "item": item, "attempt": attempt, "worker": worker}
     ).fetchone()
     return Claim(*row) if row else None
 

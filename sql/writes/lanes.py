@@ -24,9 +24,7 @@ def renew_claim(conn: Conn, claim: PublishClaim) -> None:
         raise ClaimTakenOver(f"job {claim.job}")
 
 
-def move_to_outbox(
-    conn: Conn, claim: PublishClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]
-) -> int:
+def move_to_outbox(conn: Conn, claim: PublishClaim, start: int, stop: int, lanes: Sequence[tuple[int, str]]) -> int:
     """Put the bulk items from `start` to before `stop`, (item, lane), into the outbox; return how many were added.
 
     Raises ClaimTakenOver.

@@ -39,9 +39,7 @@ def refuse_stage(job: int, status: JobStatus) -> None:
 def refuse_deletion_of_stage(job: int, status: JobStatus) -> None:
     """Raise NotPossible for a stage, which leaves with its parent."""
     if status.parent is not None:
-        raise NotPossible(
-            f"job {job} is a stage of job {status.parent}: delete that, and its stages go with it"
-        )
+        raise NotPossible(f"job {job} is a stage of job {status.parent}: delete that, and its stages go with it")
 
 
 def refuse_items_of_stages(job: int) -> None:

@@ -77,9 +77,7 @@ def refuse(job: int, status: JobStatus, why: str) -> NoReturn:
     raise NotPossible(f"job {job} is {state}: {why}")
 
 
-def note_action(
-    conn: Conn, job: int, by: Requester, action: str, detail: Mapping[str, Any] | None = None
-) -> None:
+def note_action(conn: Conn, job: int, by: Requester, action: str, detail: Mapping[str, Any] | None = None) -> None:
     """Add to a job's history who did what, in the transaction that does it."""
     noted = {"job": job, "action": action, "who": by.who, "via": by.via, "address": by.address}
     conn.execute(statement("note_action"), {**noted, "detail": Jsonb(dict(detail or {}))})
@@ -138,7 +136,5 @@ def json_object(name: str, given: object) -> Jsonb:
             f"surrogate pairs; not {given!r:.100}"
         )
     if len(text.encode()) > METADATA_LIMIT_BYTES:
-        raise ValueError(
-            f"{name} has {len(text.encode()):,} bytes as JSON, and {METADATA_LIMIT_BYTES:,} are allowed"
-        )
+        raise ValueError(f"{name} has {len(text.encode()):,} bytes as JSON, and {METADATA_LIMIT_BYTES:,} are allowed")
     return Jsonb(given, dumps=lambda _: text)

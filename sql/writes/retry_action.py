@@ -18,15 +18,7 @@ from callboard.sql.statements import statement
 from callboard.sql.states import RETRIABLE
 from callboard.sql.writes import jobs, stages
 from callboard.sql.writes.refusals import WHY, refuse_items_of_stages
-from callboard.sql.writes.requests import (
-    NotPossible,
-    Requester,
-    check_text,
-    job_status,
-    listed,
-    note_action,
-    refuse,
-)
+from callboard.sql.writes.requests import NotPossible, Requester, check_text, job_status, listed, note_action, refuse
 
 #: Tries of a retry that other transactions got in the way of.
 MAX_TRIES = 5
@@ -59,9 +51,7 @@ class RetrySelection:
             raise ValueError(f"states must be some of {', '.join(RETRIABLE)}, not {strange[0]!r}")
         for item in self.items or ():
             if type(item) is not int or not 0 <= item <= timings.MAX_ITEM:
-                raise ValueError(
-                    f"items must be whole numbers from 0 to {timings.MAX_ITEM}, not {item!r:.100}"
-                )
+                raise ValueError(f"items must be whole numbers from 0 to {timings.MAX_ITEM}, not {item!r:.100}")
         check_text("error", self.error, MAX_ERROR_CHARACTERS)
         if self.error is not None and self.wanted != ("failed",):
             raise ValueError("error selects failed items: leave states out, or give failed")
@@ -133,9 +123,7 @@ def _retry_job(conn: Conn, job: int, by: Requester, selection: RetrySelection) -
     return count
 
 
-def _retry_stages(
-    conn: Conn, parent: int, by: Requester, selection: RetrySelection, only: int | None = None
-) -> int:
+def _retry_stages(conn: Conn, parent: int, by: Requester, selection: RetrySelection, only: int | None = None) -> int:
     """Retry items of all stages, or of the stage `only`."""
     if selection.items is not None and only is None:
         refuse_items_of_stages(parent)
@@ -167,17 +155,13 @@ def _retry_stages(
     return count
 
 
-def _retry_stage(
-    conn: Conn, stage: StageRow, by: Requester, selection: RetrySelection, *, paused: bool
-) -> int:
+def _retry_stage(conn: Conn, stage: StageRow, by: Requester, selection: RetrySelection, *, paused: bool) -> int:
     """Retry selected items of a stage; a stage that was stopped ends where it is, if none is selected."""
     if stage.unmade and stage.over:
         return 0  # see _reopen_parent
     stopped = stage.over and stage.state != "completed"
     status = job_status(conn, stage.id, by)
-    if not stopped and (
-        selection is NOTHING or not any(getattr(status, state) for state in selection.wanted)
-    ):
+    if not stopped and (selection is NOTHING or not any(getattr(status, state) for state in selection.wanted)):
         return 0
     count = 0
     with transaction(conn):
@@ -220,12 +204,7 @@ def _reopen(conn: Conn, job: int, changes: Mapping[str, Any]) -> None:
 
 def _lock_items(conn: Conn, ids: Sequence[int], over: Sequence[int], selection: RetrySelection) -> None:
     """Lock the items that a retry may change of these jobs, some of which are over, before it locks a job."""
-    parameters = {
-        **selection.parameters,
-        "jobs": list(ids),
-        "over": list(over),
-        "whole": selection.all_cancelled,
-    }
+    parameters = {**selection.parameters, "jobs": list(ids), "over": list(over), "whole": selection.all_cancelled}
     conn.execute(statement("lock_retried_items"), parameters, prepare=False)  # see _retry_ended_items
 
 
@@ -261,9 +240,7 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
     return count, {**changes, "over": True, "whole": whole, "rest": rest}
 
 
-def _retry_ended_items(
-    conn: Conn, job: int, selection: RetrySelection, *, locked: bool
-) -> tuple[int, dict[str, Any]]:
+def _retry_ended_items(conn: Conn, job: int, selection: RetrySelection, *, locked: bool) -> tuple[int, dict[str, Any]]:
     parameters = {**selection.parameters, "job": job, "error": selection.error, "locked": locked}
     with conn.cursor(row_factory=dict_row) as cursor:
         # Planned for these items: a plan that is kept for any goes through all of their numbers for each that failed.

@@ -14,15 +14,7 @@ from callboard.sql.rows import OldJob, SubmittedJob
 from callboard.sql.statements import required, statement
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import submission
-from callboard.sql.writes.requests import (
-    NoSuchJob,
-    NotPossible,
-    Requester,
-    job_status,
-    listed,
-    note_action,
-    refuse,
-)
+from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester, job_status, listed, note_action, refuse
 
 T = TypeVar("T")
 
@@ -50,9 +42,7 @@ class Again:
         Limits.check_names(self.limits)
 
 
-def run_again(
-    write: Callable[[Callable[[Conn], Any]], Any], job: int, by: Requester, again: Again
-) -> tuple[int, bool]:
+def run_again(write: Callable[[Callable[[Conn], Any]], Any], job: int, by: Requester, again: Again) -> tuple[int, bool]:
     """Make a job of the items of another one that is over; return its id, and whether it is new. `write` runs each
     transaction. Nothing of it starts before all is copied; if that fails, it is as if it had never been, but for one
     with a key, which goes on when it is asked for again.
@@ -79,9 +69,7 @@ def run_again(
 def _create(conn: Conn, job: int, by: Requester, again: Again) -> SubmittedJob:
     status = job_status(conn, job, by)
     if status.has_stages:
-        refuse(
-            job, status, "it has stages, and each has its own items: run one of these again, by its own id"
-        )
+        refuse(job, status, "it has stages, and each has its own items: run one of these again, by its own id")
     if not status.over:
         refuse(job, status, "its items can be run again when it has ended")
     row = conn.execute(statement("job_to_run_again"), {"job": job, "tenant": by.tenant}).fetchone()
@@ -117,9 +105,7 @@ def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) 
             return True
         low = found.consumed
         high = min(low + CHUNK_ITEMS, row[0])
-        stretch = {
-            "job": job, "total": found.total, "source": source, "low": low, "high": high, "states": states,
-        }  # fmt: skip
+        stretch = {"job": job, "total": found.total, "source": source, "low": low, "high": high, "states": states}
         stored = conn.execute(statement("copy_old_items"), stretch).rowcount
         submission.add_to_total(conn, job, stored=stored, read=high - low)
         submission.renew_submissions(conn, [job])
@@ -128,9 +114,7 @@ def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) 
         if not found.total + stored:
             raise _nothing(source)
         submission.seal_job(conn, job)
-        note_action(
-            conn, source, by, "run again", {"job": job, "states": states, "count": found.total + stored}
-        )
+        note_action(conn, source, by, "run again", {"job": job, "states": states, "count": found.total + stored})
         note_action(conn, job, by, "submit", {"items_of": source})
     return True
 

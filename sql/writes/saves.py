@@ -30,8 +30,7 @@ MAX_BREAKS = 3
 # One round trip each. A statement waits for a lock for 1 s, and takes 5 s, at most. Constraints that are checked late
 # are checked with the item that breaks them.
 _BEGIN: LiteralString = (
-    "SAVEPOINT saves; SET CONSTRAINTS ALL DEFERRED;"
-    " SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'"
+    "SAVEPOINT saves; SET CONSTRAINTS ALL DEFERRED; SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '5s'"
 )
 _END = "SET CONSTRAINTS ALL IMMEDIATE; %s; RELEASE SAVEPOINT saves"
 _UNDO: LiteralString = "ROLLBACK TO SAVEPOINT saves; RELEASE SAVEPOINT saves; SELECT pg_advisory_unlock_all()"
@@ -154,9 +153,7 @@ def _save(conn: Conn, group: Sequence[Event], until: float) -> tuple[int, int, _
     return 0, done, None
 
 
-def _undo(
-    conn: Conn, ran: Sequence[Event], start: int, stop: int, failed: _Failed
-) -> tuple[int, int, _Failed]:
+def _undo(conn: Conn, ran: Sequence[Event], start: int, stop: int, failed: _Failed) -> tuple[int, int, _Failed]:
     if conn.closed or is_connection_lost(failed.error):
         for event in ran:
             _saves(event).breaks.append(failed.save)
@@ -176,9 +173,7 @@ def _send(conn: Conn, events: Sequence[Event]) -> tuple[int, _Failed | None]:
     error = _send_all(conn, events, sent)
     if error is None:
         return 0, None
-    place, save = next(
-        ((place, save) for place, save, cursor in sent if not cursor.statusmessage), sent[-1][:2]
-    )
+    place, save = next(((place, save) for place, save, cursor in sent if not cursor.statusmessage), sent[-1][:2])
     return place, _Failed(save, error)
 
 
@@ -196,9 +191,7 @@ def _send_part(conn: Conn, part: Sequence[tuple[int, Save]], sent: list[_Sent]) 
     """Run these statements in one round trip and add them to `sent`; return the first error."""
     found: Exception | None = None
     try:
-        with (
-            conn.pipeline()
-        ):  # it also refuses two statements in one, of which the second could end the transaction
+        with conn.pipeline():  # it also refuses two statements in one, of which the second could end the transaction
             try:
                 for place, save in part:
                     sent.append((place, save, conn.cursor()))
@@ -275,9 +268,7 @@ def frozen(text: str, params: Sequence[Any] | Mapping[str, Any] | None, place: s
     if params is None:
         return Save(text, None, place, calls), size
     if isinstance(params, str | bytes) or not isinstance(params, Sequence | Mapping):
-        raise TypeError(
-            f"the parameters of save() are a tuple, a list or a dict, not {type(params).__name__}"
-        )
+        raise TypeError(f"the parameters of save() are a tuple, a list or a dict, not {type(params).__name__}")
     given = list(params.values() if isinstance(params, Mapping) else params)
     transformer = Transformer()
     sent = transformer.dump_sequence(given, [PyFormat.AUTO] * len(given))

@@ -135,9 +135,7 @@ def holds_claim(conn: Conn, making: StageClaim) -> bool:
     return conn.execute(statement("lock_claimed_stage"), (making.job, making.worker)).fetchone() is not None
 
 
-def store_inputs(
-    conn: Conn, making: StageClaim, start: int, chunk: Sequence[tuple[bytes, str | None]]
-) -> bool:
+def store_inputs(conn: Conn, making: StageClaim, start: int, chunk: Sequence[tuple[bytes, str | None]]) -> bool:
     """Store the inputs of a stage from number `start`, all or nothing; return False when the worker may not go on.
 
     Repeated after an uncertain commit it stores them once, since no other worker stores them meanwhile.

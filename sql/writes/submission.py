@@ -110,9 +110,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_asked(
-    key: str | None, job: int, known: Mapping[str, str] | None, parameters: Mapping[str, Any]
-) -> None:
+def check_asked(key: str | None, job: int, known: Mapping[str, str] | None, parameters: Mapping[str, Any]) -> None:
     """Raise KeyInUse if the job with this key was submitted with other options than these."""
     if key is not None:
         known, asked = known or {}, parameters["asked"].obj
@@ -179,9 +177,7 @@ def add_items(
         if found.sealed or found.stopped:
             refuse(job, status, "it takes no more items")
         if not found.is_open:
-            refuse(
-                job, status, "it takes no items beside those of its submission, since it was not made `open`"
-            )
+            refuse(job, status, "it takes no items beside those of its submission, since it was not made `open`")
         if start not in (None, found.consumed):
             refuse(job, status, f"{found.consumed:,} inputs were added to it, and not {start:,}")
         _store(conn, job, found.total, chunk, keyed=keyed)
@@ -249,9 +245,7 @@ def fail_submission(conn: Conn, job: int, reason: str) -> None:
 
 def renew_submissions(conn: Conn, jobs: Iterable[int]) -> None:
     """Renew the leases of the submissions of these jobs."""
-    conn.execute(
-        statement("renew_submissions"), {"jobs": list(jobs), "lease": timings.SUBMISSION_LEASE_SECONDS}
-    )
+    conn.execute(statement("renew_submissions"), {"jobs": list(jobs), "lease": timings.SUBMISSION_LEASE_SECONDS})
 
 
 def fail_abandoned_submissions(conn: Conn) -> list[int]:

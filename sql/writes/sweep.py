@@ -69,9 +69,7 @@ def drop_unheld_running(conn: Conn) -> None:
     conn.execute(statement("drop_unheld_running"), {"dead_after": timings.DEAD_AFTER_SECONDS})
 
 
-def unheld_items(
-    conn: Conn, ranges: Sequence[tuple[int, int, int]], limit: int
-) -> list[tuple[int, int, int, str]]:
+def unheld_items(conn: Conn, ranges: Sequence[tuple[int, int, int]], limit: int) -> list[tuple[int, int, int, str]]:
     """Return published open items that no worker holds, (job, item, attempt, queue), `limit` of a range at most.
 
     A range is (job, first item, item after the last).
@@ -93,28 +91,19 @@ def oldest_heartbeat_seconds(conn: Conn) -> float | None:
 
 def publish_mark(conn: Conn, limit: int) -> PublishMark | None:
     """Return what is not published yet, in `limit` jobs at most; None when no job is open."""
-    rows = conn.execute(
-        statement("publish_mark"), {"window": timings.PUBLISH_WINDOW_ITEMS, "limit": limit}
-    ).fetchall()
+    rows = conn.execute(statement("publish_mark"), {"window": timings.PUBLISH_WINDOW_ITEMS, "limit": limit}).fetchall()
     return PublishMark([(row[0], row[1], row[2]) for row in rows], rows[0][3]) if rows else None
 
 
 def passed_mark(conn: Conn, queue: str, mark: PublishMark) -> bool:
     """Whether a queue has delivered a message published after `mark`, and so all that were published before."""
     jobs, lows, totals = zip(*mark.jobs, strict=True)
-    parameters = {
-        "queue": queue, "job": list(jobs), "low": list(lows), "total": list(totals), "last": mark.last,
-    }  # fmt: skip
+    parameters = {"queue": queue, "job": list(jobs), "low": list(lows), "total": list(totals), "last": mark.last}
     row = conn.execute(statement("passed_mark"), parameters).fetchone()
     return row is not None and bool(row[0])
 
 
 def republish(conn: Conn, job: int, items: Sequence[tuple[int, int]], holder: str | None = None) -> int:
     """Put lost items, (item, attempt), into the outbox, if `holder` has the lease (None: always); return how many."""
-    parameters = {
-        "job": [job],
-        "item": [i[0] for i in items],
-        "attempt": [i[1] for i in items],
-        "holder": holder,
-    }
+    parameters = {"job": [job], "item": [i[0] for i in items], "attempt": [i[1] for i in items], "holder": holder}
     return conn.execute(statement("republish"), parameters).rowcount

@@ -32,9 +32,7 @@ def other_brokers(conn: Conn, worker: int) -> list[tuple[int, str, str]]:
     return conn.execute(statement("other_brokers"), parameters).fetchall()
 
 
-def beat(
-    conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, trouble: str | None = None
-) -> DueWork:
+def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, trouble: str | None = None) -> DueWork:
     """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing).
     With None for `holds`, record nothing. Return what there is to do.
     """

@@ -47,11 +47,7 @@ def table(rig: Rig, items: int) -> list[str]:
         ended = _job(conn, items)
         conn.execute(FAILED, {"job": ended})
         rows.append(
-            _row(
-                conn,
-                "retry all of them, failed",
-                lambda: retry_action.retry(conn, ended, WE, RetrySelection()),
-            )
+            _row(conn, "retry all of them, failed", lambda: retry_action.retry(conn, ended, WE, RetrySelection()))
         )
     return [f"| {items:,} items | seconds | MiB written to tables |", "|---|---|---|", *rows]
 

@@ -84,8 +84,7 @@ def table(rig: Rig, items: int, pairs: int) -> list[str]:
         learn(rig, actor)
     for processes, actor, chunk in SIDES:
         measured = [
-            (untracked(rig, processes, items), tracked(rig, processes, items, actor, chunk))
-            for _ in range(pairs)
+            (untracked(rig, processes, items), tracked(rig, processes, items, actor, chunk)) for _ in range(pairs)
         ]
         returns = "70 bytes" if actor == "result" else "nothing, in batches" if actor == "many" else actor
         rows.append(f"| {processes} | {returns} | {chunk or 'chosen'} | {compared(measured)[0]} |")

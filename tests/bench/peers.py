@@ -143,29 +143,18 @@ def table(rig: Rig, items: int, pairs: int) -> Iterator[str]:
 
 def _install(folder: Path, peer: Peer) -> None:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run(
-        [folder / "bin/pip", "install", "-q", *peer.packages], check=True, stderr=subprocess.DEVNULL
-    )
+    subprocess.run([folder / "bin/pip", "install", "-q", *peer.packages], check=True, stderr=subprocess.DEVNULL)
     (folder / "app.py").write_text(peer.code)
 
 
 def _theirs(rig: Rig, folder: Path, peer: Peer, items: int) -> float:
     """Items a second, in a database of its own."""
     with _database(rig) as url, ExitStack() as stack:
-        environment = {
-            **os.environ,
-            **rig.environment,
-            "DATABASE_URL": url,
-            "PGDSN": url,
-            "PYTHONPATH": str(folder),
-        }
+        environment = {**os.environ, **rig.environment, "DATABASE_URL": url, "PGDSN": url, "PYTHONPATH": str(folder)}
 
         def command(words: tuple[str, ...]) -> list[str]:
             program, *rest = words
-            return [
-                str(folder / "bin" / program),
-                *(word.format(database=url, folder=folder) for word in rest),
-            ]
+            return [str(folder / "bin" / program), *(word.format(database=url, folder=folder) for word in rest)]
 
         if peer.set_up:
             subprocess.run(command(peer.set_up), env=environment, check=True, capture_output=True)
@@ -186,10 +175,7 @@ def _theirs(rig: Rig, folder: Path, peer: Peer, items: int) -> float:
 
         def send(count: int) -> None:
             subprocess.run(
-                [folder / "bin/python", folder / "app.py", str(count)],
-                env=environment,
-                check=True,
-                capture_output=True,
+                [folder / "bin/python", folder / "app.py", str(count)], env=environment, check=True, capture_output=True
             )
 
         send(10)  # its workers are there when these are done

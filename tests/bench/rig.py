@@ -31,18 +31,12 @@ class Rig(NamedTuple):
     @property
     def environment(self) -> dict[str, str]:
         """Of every process that is measured; all of a job may lie in RabbitMQ, as it does on the untracked side."""
-        return {
-            "AMQP_URL": self.amqp_url,
-            "DATABASE_URL": self.database_url,
-            "CALLBOARD_QUEUE_DEPTH": "100000000",
-        }
+        return {"AMQP_URL": self.amqp_url, "DATABASE_URL": self.database_url, "CALLBOARD_QUEUE_DEPTH": "100000000"}
 
     def run(self, code: str, **extra: str) -> str:
         """What a Python program prints."""
         environment = {**os.environ, **self.environment, **extra}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
         return done.stdout.strip()
 
     def worker(self, module: str, processes: int, **extra: str) -> Worker:
@@ -58,9 +52,7 @@ class Rig(NamedTuple):
         with psycopg.connect(self.database_url, autocommit=True) as conn:
             info = WorkerInfo("announced", 1, threads, "", {actor: "default"})
             worker = workers.register_worker(conn, info)
-            conn.execute(
-                "UPDATE callboard.workers SET beat_at = now() + interval '1 h' WHERE id = %s", (worker,)
-            )
+            conn.execute("UPDATE callboard.workers SET beat_at = now() + interval '1 h' WHERE id = %s", (worker,))
             yield
             workers.stop_worker(conn, worker)
 

@@ -20,14 +20,10 @@ def table(rig: Rig, items: int, pairs: int) -> list[str]:
     """Rows of a Markdown table."""
     with psycopg.connect(rig.database_url) as conn:
         conn.execute(SCORES)
-    rows = [
-        "| processes | saves nothing /s | saves a row /s | ratios | median |",
-        "|---|---|---|---|---|",
-    ]
+    rows = ["| processes | saves nothing /s | saves a row /s | ratios | median |", "|---|---|---|---|---|"]
     for processes in (1, 2):
         measured = [
-            (tracked(rig, processes, items, chunk=1), tracked(rig, processes, items, "saving", 1))
-            for _ in range(pairs)
+            (tracked(rig, processes, items, chunk=1), tracked(rig, processes, items, "saving", 1)) for _ in range(pairs)
         ]
         ratios = [after / before for before, after in measured]
         before, after = (median(values) for values in zip(*measured, strict=True))

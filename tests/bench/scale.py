@@ -117,9 +117,7 @@ def add_open(side: Side, jobs: int) -> None:
     side.conn.execute("VACUUM (ANALYZE)")
 
 
-def _row(
-    what: str, work: Work, few: Side, full: Side, runs: int, goal: float, most: float | None = None
-) -> str:
+def _row(what: str, work: Work, few: Side, full: Side, runs: int, goal: float, most: float | None = None) -> str:
     times: tuple[list[float], list[float]] = ([], [])
     for n in range(-WARM_UP, runs):
         for side, taken in zip((few, full), times, strict=True):

@@ -84,9 +84,7 @@ def _tracked(rig: Rig, processes: int, items: int) -> float:
 
 def _sent(rig: Rig, module: str, threads: int, items: int) -> tuple[float, float]:
     """Sends a second, and the milliseconds of the median one. What is sent is dropped."""
-    rate, wait = map(
-        float, rig.run(SENT.format(module=module, threads=threads, items=items), CONFIRM="1").split()
-    )
+    rate, wait = map(float, rig.run(SENT.format(module=module, threads=threads, items=items), CONFIRM="1").split())
     with rig.queue() as channel:
         channel.queue_purge("default")
     return rate, wait

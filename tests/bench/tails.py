@@ -62,9 +62,7 @@ def _suddenly_slow(rig: Rig, pairs: int) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for what, items, count in SUDDENLY:
-        measured = [
-            [_seconds(rig, items, chunk, count, known=0.0001) for chunk in (1, None)] for _ in range(pairs)
-        ]
+        measured = [[_seconds(rig, items, chunk, count, known=0.0001) for chunk in (1, None)] for _ in range(pairs)]
         later = [1000 * (chosen - singly) for singly, chosen in measured]
         singly, chosen = (median(values) for values in zip(*measured, strict=True))
         listed = " ".join(f"{ms:.0f}" for ms in later)

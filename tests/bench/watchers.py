@@ -125,9 +125,7 @@ async def _open(address: str, path: str) -> tuple[asyncio.StreamReader, asyncio.
     return reader, writer
 
 
-async def _follow(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delays: list[float] | None
-) -> None:
+async def _follow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delays: list[float] | None) -> None:
     before: dict[int, int] = {}
     while delays is None:
         await reader.read(2**16)

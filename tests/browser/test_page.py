@@ -19,17 +19,7 @@ from callboard.sql.rows import Failure, HangSample
 from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
-from tests.support.jobs import (
-    BAD,
-    age,
-    cancel,
-    make_job,
-    make_mixed_job,
-    make_staged,
-    make_worker,
-    record,
-    run,
-)
+from tests.support.jobs import BAD, age, cancel, make_job, make_mixed_job, make_staged, make_worker, record, run
 from tests.support.timer import Timer
 from tests.support.webapp import behind_proxy, open_app, served
 from tests.support.workers import wait_until
@@ -64,9 +54,7 @@ def widths(page: Page) -> dict[str, float]:
     return {state: width for state, width in found.items() if width}
 
 
-def test_the_page_of_a_job_moves_within_seconds_and_without_a_reload(
-    page: Page, conn: Conn, address: str
-) -> None:
+def test_the_page_of_a_job_moves_within_seconds_and_without_a_reload(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 10, name="Autumn ads")
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#live")).to_have_text("live")
@@ -150,13 +138,9 @@ def test_limits_are_shown_with_who_changed_them(page: Page, conn: Conn, address:
     actions.limit(conn, job, anna, {"concurrency": 5, "rate": "10/s"})
     expect(page.locator("#limits")).to_have_text("rate 10/s, concurrency 5", timeout=SOON)
     actions.limit(conn, job, anna, {"rate": None, "deadline": "2100-01-31T12:00:00Z"})
-    expect(page.locator("#limits")).to_have_text(
-        re.compile(r"deadline 2100-01-31.*, concurrency 5"), timeout=SOON
-    )
+    expect(page.locator("#limits")).to_have_text(re.compile(r"deadline 2100-01-31.*, concurrency 5"), timeout=SOON)
     rows = page.locator("#history li")
-    expect(rows.nth(0)).to_contain_text(
-        re.compile(r"limit: rate none, deadline 2100.*anna@shop, by cli"), timeout=SOON
-    )
+    expect(rows.nth(0)).to_contain_text(re.compile(r"limit: rate none, deadline 2100.*anna@shop, by cli"), timeout=SOON)
     expect(rows.nth(1)).to_contain_text("limit: rate 10/s, concurrency 5 anna@shop, by cli")
 
 
@@ -201,9 +185,7 @@ def test_a_hung_item_and_a_stalled_job_are_shown(page: Page, conn: Conn, address
     expect(page.locator("#hung")).to_have_count(0, timeout=SOON)
 
 
-def test_the_list_moves_in_its_places_and_new_jobs_wait_behind_a_link(
-    page: Page, conn: Conn, address: str
-) -> None:
+def test_the_list_moves_in_its_places_and_new_jobs_wait_behind_a_link(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 4, name="in the list")
     page.goto(address)
     row = page.locator(f"#job-{job}")
@@ -254,9 +236,7 @@ def test_a_stage_that_fails_to_be_made_shows_its_traceback_and_can_be_retried(
     parent, _ = make_staged(conn, made=False)
     making = stages.claim_stage(conn, make_worker(conn), ["work"], [])
     assert making is not None
-    stages.fail_stage(
-        conn, making, "its items can't be made: KeyError", {"reason": "no", "traceback": "Traceback <b>"}
-    )
+    stages.fail_stage(conn, making, "its items can't be made: KeyError", {"reason": "no", "traceback": "Traceback <b>"})
     page.goto(f"{address}/jobs/{parent}")
     expect(pill(page)).to_have_text("failed")
     expect(page.locator("#sentence")).to_contain_text("stage 'sum up': its items can't be made: KeyError")
@@ -359,9 +339,7 @@ def test_the_pages_work_under_a_prefix(serve: Any, page: Page, conn: Conn, share
         page.locator(f"#job-{job} .name").click()
         expect(page.locator("#name")).to_have_text("under a prefix")
         assert re.search(r"/proxy/in/side/jobs/\d+$", page.url)
-        page.route(
-            "**/api/v1/jobs/*", lambda route: route.abort()
-        )  # else it would poll where it has no events
+        page.route("**/api/v1/jobs/*", lambda route: route.abort())  # else it would poll where it has no events
         page.get_by_role("button", name="Pause").click()
         expect(pill(page)).to_have_text("paused", timeout=SOON)
         record(conn, job, {"succeeded": [0]})
@@ -373,9 +351,7 @@ def test_the_pages_work_under_a_prefix(serve: Any, page: Page, conn: Conn, share
         page.locator("#shared dd a").click()
         expect(page.locator("[data-of=percent]")).to_have_text("50.0 %", timeout=SOON)
         assert page.url.startswith(f"{address}/proxy/in/side/share/{job}?token=")
-        api = httpx.get(
-            f"{address}/proxy/in/side/api/v1/openapi.json", headers={"Authorization": f"Bearer {token}"}
-        )
+        api = httpx.get(f"{address}/proxy/in/side/api/v1/openapi.json", headers={"Authorization": f"Bearer {token}"})
         assert api.json()["servers"] == [{"url": "/proxy/in/side/api/v1"}]
         page.goto(f"{address}/proxy/in/side/")
         page.get_by_role("button", name="Log out").click()
@@ -384,9 +360,7 @@ def test_the_pages_work_under_a_prefix(serve: Any, page: Page, conn: Conn, share
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_pages_fit_a_phone_in_both_colour_schemes(
-    page: Page, conn: Conn, address: str, scheme: str
-) -> None:
+def test_the_pages_fit_a_phone_in_both_colour_schemes(page: Page, conn: Conn, address: str, scheme: str) -> None:
     job = make_mixed_job(conn, name="a_name_without_any_place_to_break_it_" * 4)
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     page.set_viewport_size({"width": 360, "height": 740})
@@ -400,9 +374,7 @@ def test_the_pages_fit_a_phone_in_both_colour_schemes(
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
 
 
-def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(
-    page: Page, conn: Conn, address: str
-) -> None:
+def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(page: Page, conn: Conn, address: str) -> None:
     job = make_mixed_job(conn)
     page.goto(f"{address}/jobs/{job}")
     expect(buttons(page)).to_have_text(["Pause", "Cancel", "Retry 5 failed"])
@@ -452,9 +424,7 @@ def test_every_button_works_without_javascript(plain_page: Page, conn: Conn, add
     page.reload()
     expect(pill(page)).to_have_text("cancelled")
     buttons(page).get_by_text("Delete").click()
-    expect(
-        page.get_by_text("Its 100 items, with results, errors and history, are lost for ever.")
-    ).to_be_visible()
+    expect(page.get_by_text("Its 100 items, with results, errors and history, are lost for ever.")).to_be_visible()
     page.get_by_role("button", name="Delete the job").click()
     expect(page.get_by_role("combobox")).to_be_visible()
     expect(page.locator(f"#job-{job}")).to_have_count(0)
@@ -546,9 +516,7 @@ def test_a_job_that_is_deleted_meanwhile_is_hidden(page: Page, conn: Conn, addre
 
 
 def test_callbacks_are_shown_without_secrets(page: Page, conn: Conn, address: str) -> None:
-    job = make_job(
-        conn, 1, targets=Targets((Message("tell", "mail"), Webhook("https://shop.example/<b>?key=hunter2")))
-    )
+    job = make_job(conn, 1, targets=Targets((Message("tell", "mail"), Webhook("https://shop.example/<b>?key=hunter2"))))
     page.goto(f"{address}/jobs/{job}")
     expect(pill(page)).to_have_text("pending")
     expect(page.locator("#callbacks")).to_be_hidden()

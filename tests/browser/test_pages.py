@@ -60,9 +60,7 @@ def test_an_item_shows_its_life_and_is_retried(
     page.get_by_role("link", name="Next failed").click()
     expect(page.locator("#name")).to_have_text("item 21")
     page.get_by_role("button", name="Retry this item").click()
-    expect(page.locator("#head .pill, #item .pill").first).to_have_text(
-        re.compile("pending|queued"), timeout=SOON
-    )
+    expect(page.locator("#head .pill, #item .pill").first).to_have_text(re.compile("pending|queued"), timeout=SOON)
     expect(page.locator("#timeline li").last).to_have_text(re.compile("not (published|started) yet"))
     assert page.url.endswith(("/21", "/21?state=failed"))
 
@@ -70,22 +68,16 @@ def test_an_item_shows_its_life_and_is_retried(
 def test_a_group_of_errors_leads_to_its_items_and_is_retried(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 10)
     record(conn, job, {"failed": [1, 2]})
-    record(
-        conn, job, {"failed": [3]}, failure=Failure("failed", "OSError", "no", "a.py:1 in b", "Traceback", 9)
-    )
+    record(conn, job, {"failed": [3]}, failure=Failure("failed", "OSError", "no", "a.py:1 in b", "Traceback", 9))
     page.goto(f"{address}/jobs/{job}")
     group = page.locator("#errors li").filter(has_text="OSError")
     group.get_by_role("link", name="Items").click()
     expect(page.locator("#items tbody tr")).to_have_count(1)
     expect(page.locator("#item-3")).to_contain_text("OSError: no")
-    page.locator("#errors li").filter(has_text="ValueError").get_by_role(
-        "button", name="Retry these 2"
-    ).click()
+    page.locator("#errors li").filter(has_text="ValueError").get_by_role("button", name="Retry these 2").click()
     expect(page.locator("#errors li").filter(has_text="ValueError")).to_contain_text("0 failed", timeout=SOON)
     expect(page.locator("#head .legend")).to_contain_text("1 failed")
-    expect(page.locator("#history")).to_contain_text(
-        re.compile(r"retry: 2 items \(error \w+\)"), timeout=SOON
-    )
+    expect(page.locator("#history")).to_contain_text(re.compile(r"retry: 2 items \(error \w+\)"), timeout=SOON)
 
 
 def test_an_item_is_found_by_its_key(page: Page, conn: Conn, address: str) -> None:
@@ -105,9 +97,7 @@ def test_text_of_others_is_never_markup_on_any_page(page: Page, conn: Conn, addr
     run(conn, job, [1], step=EVIL, worker=worker)
     record(conn, job, {"failed": [0]}, failure=Failure("failed", EVIL, EVIL, EVIL, EVIL, 9))
     args = json.dumps({"args": [EVIL], "kwargs": {"x": EVIL}}).encode()
-    conn.execute(
-        "UPDATE callboard.items SET args = %s, item_key = %s || item WHERE job_id = %s", (args, EVIL, job)
-    )
+    conn.execute("UPDATE callboard.items SET args = %s, item_key = %s || item WHERE job_id = %s", (args, EVIL, job))
     for path in ("/workers", "/queues", f"/jobs/{job}/items/0", f"/jobs/{job}/items/1", f"/share/{job}"):
         page.goto(f"{address}{path}")
         expect(page.locator("main")).to_contain_text("document.title='taken'")
@@ -136,9 +126,7 @@ def test_frames_of_libraries_are_folded_texts_copied_and_an_items_log_is_linked(
     monkeypatch.setenv("CALLBOARD_LOG_LINK", "https://logs.example/?q={job}%2F{item}&w={worker}")
     page: Page = request.getfixturevalue(script)
     job = make_job(conn, 30)
-    record(
-        conn, job, {"failed": [3, 17]}, failure=Failure("failed", "ValueError", "12,5", "p:1", TRACEBACK, 9)
-    )
+    record(conn, job, {"failed": [3, 17]}, failure=Failure("failed", "ValueError", "12,5", "p:1", TRACEBACK, 9))
     page.goto(f"{address}/jobs/{job}/items/17?state=failed")
     parts = page.locator("#attempts details pre")
     expect(parts).to_have_count(3)
@@ -146,9 +134,7 @@ def test_frames_of_libraries_are_folded_texts_copied_and_an_items_log_is_linked(
     expect(parts.nth(0)).to_be_visible()
     expect(parts.nth(1)).to_be_hidden()
     expect(parts.nth(2)).to_contain_text("shop/prices.py")
-    expect(page.get_by_role("link", name="Log")).to_have_attribute(
-        "href", f"https://logs.example/?q={job}%2F17&w=1"
-    )
+    expect(page.get_by_role("link", name="Log")).to_have_attribute("href", f"https://logs.example/?q={job}%2F17&w=1")
     if script == "page":
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.locator("#attempts [data-copy]").click()
@@ -187,9 +173,7 @@ def test_long_arguments_are_folded_and_copied_whole(
         assert json.loads(page.evaluate("navigator.clipboard.readText()")) == given
 
 
-def test_a_search_is_suggested_word_by_word_and_each_word_is_taken_away(
-    page: Page, conn: Conn, address: str
-) -> None:
+def test_a_search_is_suggested_word_by_word_and_each_word_is_taken_away(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 1, name="spring ads", actor="shop:charge")
     page.goto(f"{address}/?q=state:pending+metadata.a:1+%22spring+ads%22")
     expect(page.locator("#jobs li")).to_have_count(1)
@@ -224,9 +208,7 @@ def test_a_row_draws_how_fast_its_job_is(page: Page, conn: Conn, address: str) -
 
 
 @pytest.mark.parametrize("script", ["page", "plain_page"])
-def test_what_is_under_more_works(
-    request: pytest.FixtureRequest, conn: Conn, address: str, script: str
-) -> None:
+def test_what_is_under_more_works(request: pytest.FixtureRequest, conn: Conn, address: str, script: str) -> None:
     """Limits, a recount, keeping, and running again; and who paused it."""
     page: Page = request.getfixturevalue(script)
     job = make_job(conn, 4, name="more")
@@ -372,9 +354,7 @@ def test_queues_are_shown_without_rabbitmq_too(
     expect(page.locator("#queues tbody")).to_contain_text("shop:charge")
 
 
-def test_a_job_is_shared_and_embedded_and_its_token_revoked(
-    browser: Browser, conn: Conn, shared_url: str
-) -> None:
+def test_a_job_is_shared_and_embedded_and_its_token_revoked(browser: Browser, conn: Conn, shared_url: str) -> None:
     job, other = make_job(conn, 4, name="shared"), make_job(conn, 1)
     name = "anna of the nightly team, on her phone"
     admin, _ = tokens.create(conn, ANNA, name=name, scopes=["read", "control", "admin"])
@@ -413,14 +393,10 @@ def test_a_job_is_shared_and_embedded_and_its_token_revoked(
             guest.goto(foreign)
             expect(guest.locator("callboard-progress")).to_contain_text("25.0 %", timeout=SOON)
             expect(guest.frame_locator("iframe").locator("#name")).to_have_text("shared")
-            assert (
-                guest.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 50
-            )
+            assert guest.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 50
             record(conn, job, {"succeeded": [1]})
             expect(guest.locator("callboard-progress")).to_contain_text("50.0 %", timeout=SOON)
-            expect(guest.frame_locator("iframe").locator("[data-of=percent]")).to_have_text(
-                "50.0 %", timeout=SOON
-            )
+            expect(guest.frame_locator("iframe").locator("[data-of=percent]")).to_have_text("50.0 %", timeout=SOON)
         page.goto(f"{address}/tokens")
         page.get_by_role("row", name=f"share of job {job}").get_by_role("button", name="Revoke").click()
         expect(page.get_by_role("row", name=f"share of job {job}")).to_have_count(0)
@@ -495,8 +471,7 @@ def test_large_jobs_and_many_jobs_stay_quick(page: Page, conn: Conn, address: st
         (large,),
     )
     conn.execute(
-        "UPDATE callboard.items SET state = 'waiting', finished_at = NULL WHERE job_id = %s AND item = 99999",
-        (large,),
+        "UPDATE callboard.items SET state = 'waiting', finished_at = NULL WHERE job_id = %s AND item = 99999", (large,)
     )
     conn.execute(
         "INSERT INTO callboard.jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', j.id + n))).*"

@@ -78,10 +78,7 @@ def revive(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def run_log(postgres_url: str, tmp_path: Path) -> Iterator[RunLog]:
     """The log of what the actors did; it is read into a database on the server that no test breaks."""
-    with (
-        database(postgres_url) as name,
-        psycopg.connect(with_database(postgres_url, name), autocommit=True) as conn,
-    ):
+    with database(postgres_url) as name, psycopg.connect(with_database(postgres_url, name), autocommit=True) as conn:
         yield RunLog(conn, tmp_path / "runs")
 
 

@@ -23,9 +23,7 @@ def runs_begun(scenario: Scenario, job: callboard.Job, after: float) -> int:
     return int(row[0]) if row else 0
 
 
-def going(
-    scenario: Scenario, count: int, *, processes: int = 2, start: int = 300
-) -> tuple[callboard.Job, Path]:
+def going(scenario: Scenario, count: int, *, processes: int = 2, start: int = 300) -> tuple[callboard.Job, Path]:
     """A job that is well under way on several processes; its items from number `start` on wait for the file."""
     gate = scenario.folder / "gate"
     items = ({"number": n, "seconds": 0.02} for n in range(count))
@@ -105,9 +103,7 @@ def test_a_retry_that_falls_due_waits_for_the_pause_to_end(scenario: Scenario) -
 
 def test_retried_items_move_their_counts_back_and_twice_pressed_is_once_done(scenario: Scenario) -> None:
     scenario.start_worker(processes=2)
-    job = scenario.submit(
-        "work", ({"number": n, "fate": "once" if n % 4 == 0 else "succeed"} for n in range(400))
-    )
+    job = scenario.submit("work", ({"number": n, "fate": "once" if n % 4 == 0 else "succeed"} for n in range(400)))
     scenario.wait_for(job, lambda status: status["state"] == "completed")
     assert scenario.status(job)["failed"] == 100
     with scenario.watch(job, reopened=True) as watcher:
@@ -163,9 +159,7 @@ def test_chosen_items_of_a_cancelled_job_are_retried_and_the_rest_stays_cancelle
 # Killed in the middle -----------------------------------------------------------------------------------------------
 
 
-def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_nothing(
-    scenario: Scenario,
-) -> None:
+def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_nothing(scenario: Scenario) -> None:
     plan = ["parked", "parked", "sent", "sent"]
     job = scenario.submit("work", ({"number": n, "seconds": 0.08} for n in range(1_200)))
     scenario.start_worker(short_periods=5, kill_points=plan)

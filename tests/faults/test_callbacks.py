@@ -26,9 +26,7 @@ def there() -> Iterator[Receiver]:
 
 def waiting(scenario: Scenario) -> int:
     """Callbacks that are not over."""
-    rows = scenario.sql(
-        "SELECT count(*) FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL"
-    )
+    rows = scenario.sql("SELECT count(*) FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL")
     return int(rows[0][0])
 
 
@@ -43,9 +41,7 @@ def queued(scenario: Scenario) -> Counter[str]:
 
 def ids(scenario: Scenario, kind: str) -> set[str]:
     """Of all callbacks, webhooks (`url`) or messages (`actor`)."""
-    return {
-        row[0] for row in scenario.sql(f"SELECT id::text FROM callboard.callbacks WHERE {kind} IS NOT NULL")
-    }
+    return {row[0] for row in scenario.sql(f"SELECT id::text FROM callboard.callbacks WHERE {kind} IS NOT NULL")}
 
 
 def ran(scenario: Scenario) -> None:
@@ -102,9 +98,7 @@ def test_workers_killed_while_many_callbacks_are_due(scenario: Scenario, there: 
     killed = 0
     while killed < KILLS and len(there.calls) < JOBS:
         before = len(there.calls)
-        scenario.wait_for(
-            jobs[0], lambda _: len(there.calls) >= before + JOBS // (KILLS + 2) or not waiting(scenario)
-        )
+        scenario.wait_for(jobs[0], lambda _: len(there.calls) >= before + JOBS // (KILLS + 2) or not waiting(scenario))
         worker.kill()
         killed += 1
     assert killed > 1
@@ -117,9 +111,7 @@ def test_workers_killed_while_many_callbacks_are_due(scenario: Scenario, there: 
     print(f"{killed} kills, {calls.total()} calls for {JOBS} webhooks")
 
 
-def test_a_worker_asked_to_stop_leaves_a_receiver_that_never_ends(
-    scenario: Scenario, there: Receiver
-) -> None:
+def test_a_worker_asked_to_stop_leaves_a_receiver_that_never_ends(scenario: Scenario, there: Receiver) -> None:
     def trickles(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
         while True:

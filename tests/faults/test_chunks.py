@@ -25,10 +25,7 @@ def kill_again_and_again(scenario: Scenario, job: Any) -> None:
     for _ in range(KILLS):
         before = runs_begun(scenario, job, 0)
         step = chance.randrange(20, 200)
-        scenario.wait_for(
-            job,
-            lambda status: runs_begun(scenario, job, 0) > before + step or only_last(status),
-        )
+        scenario.wait_for(job, lambda status: runs_begun(scenario, job, 0) > before + step or only_last(status))
         victim = chance.choice(scenario.workers)
         assert victim.process.running()
         assert scenario.status(job)["finished_at"] is None
@@ -117,9 +114,7 @@ def test_a_batch_with_an_item_that_kills_its_worker(scenario: Scenario) -> None:
     job = scenario.submit("uploads", items, chunk=CHUNK)
     with scenario.watch(job) as watcher:
         runs = scenario.assert_completed(job, total=100, failed=1, watcher=watcher, timeout=600)
-    (failed,) = scenario.sql(
-        "SELECT item, crashes FROM callboard.items WHERE job_id = %s AND crashes > 0", job.id
-    )
+    (failed,) = scenario.sql("SELECT item, crashes FROM callboard.items WHERE job_id = %s AND crashes > 0", job.id)
     assert failed == (7, timings.MAX_CRASHES)
     assert scenario.status(job)["crashes"] == timings.MAX_CRASHES
     assert runs[7] == timings.MAX_CRASHES

@@ -93,6 +93,4 @@ def test_a_clock_an_hour_off_changes_nothing(scenario: Scenario) -> None:
         job.id,
     )
     assert {hours for (hours,) in sent} == {1, -1}
-    print(
-        f"{len(seen)} looks; again after {max(again):.1f} s at the latest, a child after {max(after):.1f} s"
-    )
+    print(f"{len(seen)} looks; again after {max(again):.1f} s at the latest, a child after {max(after):.1f} s")

@@ -52,16 +52,14 @@ def test_a_message_that_never_ran_is_not_acknowledged_for_another(
         for n in range(COUNT):
             body = Message("default", "note", (n, gates.get(n)), {}, {}).encode()
             channel.basic_publish("", "default", body, pika.BasicProperties(delivery_mode=2))
-    assert wait_until(
-        lambda: IN_HAND in begun(scenario) and unsettled(broker, scenario) == COUNT - IN_HAND, TIMEOUT
-    )
+    assert wait_until(lambda: IN_HAND in begun(scenario) and unsettled(broker, scenario) == COUNT - IN_HAND, TIMEOUT)
     before = channel_of(broker, scenario)
     broker.close_connections(scenario.environment["AMQP_URL"])
     assert wait_until(lambda: channel_of(broker, scenario) not in ("", before), TIMEOUT)
     (scenario.folder / "first").touch()
-    assert wait_until(
-        lambda: NEXT in begun(scenario) and unsettled(broker, scenario) == COUNT - NEXT, TIMEOUT
-    ), begun(scenario)
+    assert wait_until(lambda: NEXT in begun(scenario) and unsettled(broker, scenario) == COUNT - NEXT, TIMEOUT), begun(
+        scenario
+    )
     worker.kill()
     assert set(begun(scenario)) == set(range(NEXT + 1))
 
@@ -87,9 +85,7 @@ def line(environment: dict[str, str]) -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("how", ["closed", "cut"])
-def test_what_was_fetched_before_does_not_run_twice(
-    how: str, line: Proxy, broker: Broker, scenario: Scenario
-) -> None:
+def test_what_was_fetched_before_does_not_run_twice(how: str, line: Proxy, broker: Broker, scenario: Scenario) -> None:
     """Prefetched copies are dropped, running ones are joined by their second delivery, and each item counts once."""
     count, gate = 1_500, scenario.folder / "gate"
     worker = scenario.start_worker(env={"dramatiq_restart_delay": "200"})

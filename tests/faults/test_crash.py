@@ -72,9 +72,7 @@ def prove(scenario: Scenario, job: callboard.Job) -> Counter[int]:
     assert (poison[1], poison[3]) == ("failed", timings.MAX_CRASHES)
     for item, state, _, crashes in rest:
         assert (state, crashes) == ("succeeded", 0), item  # acquitted, if it was there
-    assert wait_until(lambda: dead_letters(scenario, job) == Counter([0]), TIMEOUT), dead_letters(
-        scenario, job
-    )
+    assert wait_until(lambda: dead_letters(scenario, job) == Counter([0]), TIMEOUT), dead_letters(scenario, job)
     return over
 
 
@@ -104,14 +102,10 @@ def test_one_that_dies_at_once_gets_at_most_one_run_more(scenario: Scenario) -> 
     job = scenario.submit("deadly", neighbours({"how": "kill"}, 0.3))
     with connect(scenario.database_url) as conn:
         while scenario.status(job)["finished_at"] is None:
-            assert wait_until(
-                lambda: not worker.process.running() or scenario.status(job)["finished_at"], TIMEOUT
-            )
+            assert wait_until(lambda: not worker.process.running() or scenario.status(job)["finished_at"], TIMEOUT)
             if worker.process.running():
                 break
-            conn.execute(
-                "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE died_at IS NULL"
-            )
+            conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE died_at IS NULL")
             for dead in workers.dead_workers(conn):
                 rescue(conn, dead)
             scenario.restart_ended_workers()

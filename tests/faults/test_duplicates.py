@@ -72,18 +72,13 @@ def beside(scenario: Scenario, job: callboard.Job) -> tuple[int, int]:
 
 
 def processes(scenario: Scenario, job: callboard.Job) -> int:
-    row = scenario.run_log.conn.execute(
-        "SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)
-    ).fetchone()
+    row = scenario.run_log.conn.execute("SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)).fetchone()
     return int(row[0]) if row else 0
 
 
 def running(scenario: Scenario, job: callboard.Job) -> list[int]:
     """The items that are known to be in hand."""
-    return [
-        item
-        for (item,) in scenario.sql("SELECT item FROM callboard.running WHERE job_id = %s ORDER BY 1", job.id)
-    ]
+    return [item for (item,) in scenario.sql("SELECT item FROM callboard.running WHERE job_id = %s ORDER BY 1", job.id)]
 
 
 def counts(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
@@ -92,9 +87,7 @@ def counts(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("marked", [True, False], ids=["that say so", "that do not"])
-def test_copies_on_both_processes_before_during_and_after(
-    marked: bool, broker: Broker, scenario: Scenario
-) -> None:
+def test_copies_on_both_processes_before_during_and_after(marked: bool, broker: Broker, scenario: Scenario) -> None:
     items = ({"number": n, "fate": fate(n), "seconds": 0.01 if n % SLOW else 1.5} for n in range(ITEMS))
     job = scenario.submit("work", items)
     bodies = taken(scenario, job, ITEMS)

@@ -24,9 +24,7 @@ ITEMS = 1_000
 def servers(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
     """A primary and its replica, which has each commit before the client hears of it."""
     first, second = (
-        Server(
-            tmp_path / name, settings=POSTGRES_SETTINGS, users=postgres_users(), programs=postgres_programs()
-        )
+        Server(tmp_path / name, settings=POSTGRES_SETTINGS, users=postgres_users(), programs=postgres_programs())
         for name in ("first", "second")
     )
     try:

@@ -17,17 +17,13 @@ ITEMS = 60
 
 def row_of(scenario: Scenario, worker: Worker) -> tuple[int, int]:
     """The id of this worker's process in `workers`, and its pid."""
-    ((number, pid),) = scenario.sql(
-        "SELECT id, pid FROM callboard.workers WHERE pid = ANY(%s)", worker.children()
-    )
+    ((number, pid),) = scenario.sql("SELECT id, pid FROM callboard.workers WHERE pid = ANY(%s)", worker.children())
     return number, pid
 
 
 def state_of(scenario: Scenario, pid: int) -> tuple[int, str]:
     """The id of the worker with this pid, and whether it lives."""
-    ((number, dead),) = scenario.sql(
-        "SELECT id, died_at IS NOT NULL FROM callboard.workers WHERE pid = %s", pid
-    )
+    ((number, dead),) = scenario.sql("SELECT id, died_at IS NOT NULL FROM callboard.workers WHERE pid = %s", pid)
     return number, "dead" if dead else "alive"
 
 
@@ -38,9 +34,7 @@ def once(item: int) -> bool:
 
 def in_hand(scenario: Scenario, job: callboard.Job, worker: int) -> dict[int, int]:
     """The items that a worker is known to have in hand, each with its attempt."""
-    rows = scenario.sql(
-        "SELECT item, attempt FROM callboard.running WHERE job_id = %s AND worker = %s", job.id, worker
-    )
+    rows = scenario.sql("SELECT item, attempt FROM callboard.running WHERE job_id = %s AND worker = %s", job.id, worker)
     return dict(rows)
 
 

@@ -48,8 +48,7 @@ def test_a_worker_that_has_lost_a_thread_says_so_and_is_replaced(scenario: Scena
 
 def test_an_actor_that_does_not_end_holds_no_worker_up(scenario: Scenario) -> None:
     worker = scenario.start_worker(
-        env={BREAKS: "acknowledge", FOLDER: str(scenario.folder)},
-        modules=(ACTORS, "tests.faults.rig.broken_journal"),
+        env={BREAKS: "acknowledge", FOLDER: str(scenario.folder)}, modules=(ACTORS, "tests.faults.rig.broken_journal")
     )
     gate = scenario.folder / "gate"
     job = scenario.submit("work", gated([{"number": 0, "seconds": 3600}, {"number": 1}], gate, 1))

@@ -46,8 +46,7 @@ def test_killed_many_times_in_one_job(scenario: Scenario) -> None:
             before = runs_begun(scenario, job, 0)
             step = chance.randrange(5, 60)
             scenario.wait_for(
-                job,
-                lambda s: s["succeeded"] > ITEMS // 2 or runs_begun(scenario, job, 0) > before + step,
+                job, lambda s: s["succeeded"] > ITEMS // 2 or runs_begun(scenario, job, 0) > before + step
             )
             killed += kill_at_work(scenario, job, chance.choice(scenario.workers))
         gate.touch()

@@ -15,8 +15,7 @@ CUSTOMERS = {"large": 200, "middle": 60, "small": 20}
 OTHERS = CUSTOMERS["middle"] + CUSTOMERS["small"]
 #: How many of the items behind those of the largest have ended.
 OTHERS_ENDED = (
-    "SELECT count(*) FROM callboard.items WHERE job_id = %s AND state = 'succeeded'"
-    f" AND item >= {CUSTOMERS['large']}"
+    f"SELECT count(*) FROM callboard.items WHERE job_id = %s AND state = 'succeeded' AND item >= {CUSTOMERS['large']}"
 )
 
 
@@ -46,16 +45,13 @@ def test_a_customer_never_has_more_in_hand_than_may_be_and_blocks_no_other(scena
         for customer, count in CUSTOMERS.items()
         for n in range(count)
     )  # fmt: skip
-    with scenario.watch(
-        job := scenario.submit("serve", items, concurrency_by={"customer": WIDTH})
-    ) as watcher:
+    with scenario.watch(job := scenario.submit("serve", items, concurrency_by={"customer": WIDTH})) as watcher:
         # Nobody waits for those in front: none of the large one's items ends before all others have.
         scenario.wait_for(job, lambda _: scenario.sql(OTHERS_ENDED, job.id) == [(OTHERS,)])
         gate.touch()
         opened = time.time()
         (killed_at,) = (
-            scenario.run_log.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
-            or ()
+            scenario.run_log.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or ()
         )
         victim.kill()
         scenario.assert_completed(job, total=sum(CUSTOMERS.values()), watcher=watcher, timeout=600)
@@ -70,8 +66,7 @@ def test_the_limit_is_set_and_taken_away_on_a_run(scenario: Scenario) -> None:
     scenario.start_worker(processes=2)
     gate = scenario.folder / "gate"
     items = (
-        {"customer": "one", "seconds": 0.02, "gate": str(gate) if n >= 50 else ""}
-        for n in range(CUSTOMERS["large"])
+        {"customer": "one", "seconds": 0.02, "gate": str(gate) if n >= 50 else ""} for n in range(CUSTOMERS["large"])
     )
     job = scenario.submit("serve", items, concurrency_by="customer=1")
     scenario.wait_for(job, lambda status: status["succeeded"] >= 30)

@@ -75,10 +75,7 @@ def test_a_job_past_its_failures_starts_nothing_more(scenario: Scenario) -> None
 
 def test_a_job_with_a_time_starts_then_and_one_that_is_late_is_cancelled(scenario: Scenario) -> None:
     scenario.start_worker()
-    said, gate = (
-        time.time(),
-        scenario.folder / "gate",
-    )  # which is never there: they wait for the end of their job
+    said, gate = (time.time(), scenario.folder / "gate")  # which is never there: they wait for the end of their job
     items = gated(({"number": n} for n in range(200)), gate, 20)
     job = scenario.submit("work", items, delay="3s", deadline="5s")
     ((starts, ends),) = scenario.sql(
@@ -109,8 +106,7 @@ def test_a_small_job_is_not_kept_waiting_by_a_large_one(scenario: Scenario) -> N
     lasted = [
         float(
             scenario.sql(
-                "SELECT extract(epoch FROM finished_at - created_at) FROM callboard.jobs WHERE id = %s",
-                job["id"],
+                "SELECT extract(epoch FROM finished_at - created_at) FROM callboard.jobs WHERE id = %s", job["id"]
             )[0][0]
         )
         for job in taken

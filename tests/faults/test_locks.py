@@ -15,17 +15,7 @@ from callboard.middleware.publish import lanes
 from callboard.sql.callback_targets import Message, Targets
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import (
-    Event,
-    Failure,
-    HangSample,
-    NewItem,
-    OutcomeState,
-    Outgoing,
-    PublishClaim,
-    Retry,
-    Running,
-)
+from callboard.sql.rows import Event, Failure, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import (
     actions,
@@ -71,9 +61,7 @@ class Writers(ConcurrentWriters):
         calls = Targets((CALLED,), (CALLED,), (CALLED,)) if number % 2 else Targets()
         job = make_job(conn, ITEMS, published=0, sealed=number % 2 == 0, targets=calls)
         if number % 4 > 1:
-            actions.limit(
-                conn, job, BY, {"concurrency_by": "0=3"} if number % 4 == 3 else {"concurrency": 20}
-            )
+            actions.limit(conn, job, BY, {"concurrency_by": "0=3"} if number % 4 == 3 else {"concurrency": 20})
         return job
 
     # One step of each ------------------------------------------------------------------------------------------------
@@ -81,10 +69,7 @@ class Writers(ConcurrentWriters):
     def flush(self, conn: Conn, chance: random.Random) -> None:
         """Outcomes in many jobs, in an order of their own; many of them stale, repeated, or of the wrong attempt."""
         now = time.monotonic()
-        chosen = {
-            (out.job, out.item): self._event(out, chance, now)
-            for out in self._some(chance, 12)
-        }  # fmt: skip
+        chosen = {(out.job, out.item): self._event(out, chance, now) for out in self._some(chance, 12)}
         events = list(chosen.values())
         chance.shuffle(events)
         outcomes.record(conn, events, now)
@@ -96,9 +81,7 @@ class Writers(ConcurrentWriters):
     def _event(self, out: Outgoing, chance: random.Random, now: float) -> Event:
         state = chance.choice(ENDS)
         attempt = max(1, out.attempt + chance.choice((-1, 0, 0, 0, 1)))
-        child = NewItem(
-            out.job, "child", "default", f"c{chance.getrandbits(60)}", b'{"args":[],"kwargs":{}}', None, 5
-        )
+        child = NewItem(out.job, "child", "default", f"c{chance.getrandbits(60)}", b'{"args":[],"kwargs":{}}', None, 5)
         return Event(
             out.job, out.item, attempt, state, 0.01, now, chance.choice(self.workers), FAILURES.get(state),
             Retry(0.0) if state == "retrying" else None, None, None, (child,) if chance.random() < 0.02 else (),
@@ -172,9 +155,7 @@ class Writers(ConcurrentWriters):
 
     @staticmethod
     def _sent_to(job: int, chance: random.Random) -> NewItem:
-        return NewItem(
-            job, "child", "default", f"s{chance.getrandbits(60)}", b'{"args":[1],"kwargs":{}}', None, 5
-        )
+        return NewItem(job, "child", "default", f"s{chance.getrandbits(60)}", b'{"args":[1],"kwargs":{}}', None, 5)
 
     def retain(self, conn: Conn, chance: random.Random) -> None:
         """Delete a job that is over, and make another in its place."""
@@ -200,15 +181,10 @@ class Writers(ConcurrentWriters):
         job = chance.choice(self.jobs)
         self.act(conn, job, "cancel")
         with conn.transaction():
-            conn.execute(
-                "UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE id = %s", (job,)
-            )
+            conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE id = %s", (job,))
         jobs.close_stopped(conn)
         self.act(
-            conn,
-            job,
-            "retry",
-            RetrySelection(chance.choice((("failed", "cancelled"), ("cancelled",), ("failed",)))),
+            conn, job, "retry", RetrySelection(chance.choice((("failed", "cancelled"), ("cancelled",), ("failed",))))
         )
 
     # The end ---------------------------------------------------------------------------------------------------------
@@ -222,9 +198,7 @@ class Writers(ConcurrentWriters):
         conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
         last = make_worker(conn, *ACTORS)
         chance = random.Random(0)
-        assert wait_until(lambda: self._finished(conn, last, chance), 300), [
-            self.state(conn, job) for job in self.jobs
-        ]
+        assert wait_until(lambda: self._finished(conn, last, chance), 300), [self.state(conn, job) for job in self.jobs]
 
     def _finished(self, conn: Conn, worker: int, chance: random.Random) -> bool:
         """Whether all are over; else everything is done once that makes them so."""
@@ -272,7 +246,5 @@ def test_all_that_writes_at_once(fault_database_url: str) -> None:
         writers.finish(conn)
         assert queries.run(conn, queries.verify())["drift"] == []
         deadlocks = broken_deadlocks(conn)
-    print(
-        f"{writers.recounts} recounts, {deadlocks} deadlocks: {dict(writers.deadlocks)}, done: {dict(writers.done)}"
-    )
+    print(f"{writers.recounts} recounts, {deadlocks} deadlocks: {dict(writers.deadlocks)}, done: {dict(writers.done)}")
     assert deadlocks == 0

@@ -31,9 +31,7 @@ def foreign(actor: str, fate: str, number: int) -> Message[Any]:
     return Message("default", actor, (), {"number": number, "fate": fate}, {"max_retries": 0})
 
 
-def disturb(
-    scenario: Scenario, number: int, count: int = DISTURBANCE
-) -> tuple[list[Message[Any]], list[bytes]]:
+def disturb(scenario: Scenario, number: int, count: int = DISTURBANCE) -> tuple[list[Message[Any]], list[bytes]]:
     """Put the messages of others into the queue, and some that are none; all of these."""
     sent = [foreign(*kind, number * count + n) for n in range(count) for kind in FOREIGN]
     unreadable = [b"round %d, number %d is no message" % (number, n) for n in range(count)]

@@ -53,8 +53,6 @@ def test_each_odd_item_ends_with_a_clear_word_and_the_others_go_on(scenario: Sce
 
 
 def test_the_limit_of_results_is_set_by_a_variable(scenario: Scenario) -> None:
-    scenario.start_worker(
-        modules=(ACTORS, "tests.faults.rig.odd_values"), env={"CALLBOARD_RESULT_LIMIT": "400000"}
-    )
+    scenario.start_worker(modules=(ACTORS, "tests.faults.rig.odd_values"), env={"CALLBOARD_RESULT_LIMIT": "400000"})
     job = scenario.submit("odd", ["huge"])
     scenario.assert_completed(job, total=1)

@@ -99,9 +99,7 @@ def begun(scenario: Scenario, last: Path | None = None) -> tuple[callboard.Job, 
     return job, gate
 
 
-def test_stopped_for_a_while_and_a_worker_killed_meanwhile(
-    scenario: Scenario, breakable_postgres: Server
-) -> None:
+def test_stopped_for_a_while_and_a_worker_killed_meanwhile(scenario: Scenario, breakable_postgres: Server) -> None:
     """The killed worker had not acknowledged items that it could not commit: they run again, and count once."""
     job, gate = begun(scenario)
     with scenario.watch(job) as watcher:
@@ -198,9 +196,7 @@ def test_the_servers_disk_is_full(scenario: Scenario) -> None:
     scenario.sql(FULL)
     with scenario.watch(job) as watcher:
         with quiet(*scenario.workers):
-            scenario.sql(
-                "CREATE TRIGGER full_disk BEFORE UPDATE ON callboard.items EXECUTE FUNCTION callboard.full()"
-            )
+            scenario.sql("CREATE TRIGGER full_disk BEFORE UPDATE ON callboard.items EXECUTE FUNCTION callboard.full()")
             stood = scenario.status(job)["succeeded"]
             gate.touch()
             assert wait_until(

@@ -42,9 +42,7 @@ def test_all_connections_closed(broker: Broker, scenario: Scenario) -> None:
         runs = scenario.assert_mixed_completed(job, 1_000, watcher=watcher)
     assert CUT in scenario.log()
     assert sent_again(scenario) == 0
-    print(
-        f"{len(cut)} connections cut, {runs.total()} runs, {scenario.run_log.repeated(job.id)} of them twice"
-    )
+    print(f"{len(cut)} connections cut, {runs.total()} runs, {scenario.run_log.repeated(job.id)} of them twice")
 
 
 def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:

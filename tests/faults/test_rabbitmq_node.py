@@ -100,9 +100,9 @@ def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node)
         blocked = scenario.submit("work", mixed(200))
         scenario.wait_for(blocked, lambda status: "blocks publishers" in (status["stalled"] or ""))
         status = scenario.status(blocked)
-        assert re.fullmatch(
-            r"RabbitMQ at 127\.0\.0\.1:\d+ blocks publishers: low on memory", status["stalled"]
-        ), status["stalled"]
+        assert re.fullmatch(r"RabbitMQ at 127\.0\.0\.1:\d+ blocks publishers: low on memory", status["stalled"]), (
+            status["stalled"]
+        )
         assert status["succeeded"] == 0
         alarmed.ctl("set_vm_memory_high_watermark", "0.4")
         scenario.assert_mixed_completed(job, 1_500, watcher=watcher)
@@ -122,9 +122,7 @@ def test_the_node_gone_while_retries_are_due(scenario: Scenario, breakable_rabbi
         scenario.wait_for(job, lambda status: status["retries"] > 8)
         breakable_rabbitmq.kill()
         gate.touch()
-        overdue = (
-            "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at < now() - interval '3 s'"
-        )
+        overdue = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at < now() - interval '3 s'"
         scenario.wait_for(job, lambda _: scenario.sql(overdue, job.id)[0][0] > 0)
         refused = re.compile(r"RabbitMQ at 127\.0\.0\.1:\d+: .*refused")
         scenario.wait_for(job, lambda status: refused.match(status["stalled"] or "") is not None)

@@ -60,9 +60,7 @@ def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(
 
 def due(scenario: Scenario, job: int) -> dict[int, float]:
     """Seconds until each waiting message of a job is to be published, by its item."""
-    waiting = (
-        "SELECT item, extract(epoch FROM due_at - now())::float8 FROM callboard.outbox WHERE job_id = %s"
-    )
+    waiting = "SELECT item, extract(epoch FROM due_at - now())::float8 FROM callboard.outbox WHERE job_id = %s"
     return dict(scenario.sql(waiting, job))
 
 
@@ -74,9 +72,7 @@ def make_due_soon(scenario: Scenario, job: int, item: int) -> float:
         job,
     )
     ((due_at,),) = scenario.sql(
-        "SELECT extract(epoch FROM due_at)::float8 FROM callboard.outbox WHERE job_id = %s AND item = %s",
-        job,
-        item,
+        "SELECT extract(epoch FROM due_at)::float8 FROM callboard.outbox WHERE job_id = %s AND item = %s", job, item
     )
     return float(due_at)
 
@@ -101,9 +97,7 @@ def send_plainly(scenario: Scenario) -> tuple[int, list[int]]:
 def send_by_timedelta(scenario: Scenario) -> tuple[int, list[int]]:
     with callboard.job("by timedelta") as job:
         for delay in DELAYS:
-            scenario.broker.get_actor("work").send_with_options(
-                args=(1,), delay=timedelta(milliseconds=delay)
-            )
+            scenario.broker.get_actor("work").send_with_options(args=(1,), delay=timedelta(milliseconds=delay))
     return job.id, [0, 1, 2]
 
 
@@ -113,9 +107,7 @@ def send_from_an_actor(scenario: Scenario) -> tuple[int, list[int]]:
     return job.id, [1, 2, 3]
 
 
-WAYS: tuple[Callable[[Scenario], tuple[int, list[int]]], ...] = (
-    send_plainly, send_by_timedelta, send_from_an_actor,
-)  # fmt: skip
+WAYS: tuple[Callable[[Scenario], tuple[int, list[int]]], ...] = (send_plainly, send_by_timedelta, send_from_an_actor)
 
 
 def test_what_is_sent_for_days_later_survives_everything_and_runs_on_time(

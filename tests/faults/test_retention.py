@@ -32,9 +32,7 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
-def purge(
-    scenario: Scenario, *arguments: object, dies: str = "", times: int = 0
-) -> subprocess.CompletedProcess[str]:
+def purge(scenario: Scenario, *arguments: object, dies: str = "", times: int = 0) -> subprocess.CompletedProcess[str]:
     """Run `callboard purge` in a process of its own, one that `dies` maybe."""
     return subprocess.run(
         [sys.executable, "-c", DIES, dies, str(times), "purge", *map(str, arguments)],
@@ -90,9 +88,7 @@ def test_a_purge_killed_in_the_middle_is_gone_on_with(then: str, scenario: Scena
     else:
         done = purge(scenario, *[job.id for job in jobs if then == "named"])
         items = sum(left for _, _, left in DEATHS)
-        assert (done.returncode, done.stdout) == (0, f"deleted {len(jobs)} jobs with {items:,} items\n"), (
-            done.stderr
-        )
+        assert (done.returncode, done.stdout) == (0, f"deleted {len(jobs)} jobs with {items:,} items\n"), done.stderr
         assert not any(left(scenario, job) for job in jobs)
     assert scenario.status(other)["cancelled"] == ITEMS
 
@@ -125,9 +121,7 @@ def test_a_job_is_deleted_while_others_run_and_its_time_is_over(scenario: Scenar
     scenario.assert_mixed_completed(first, 400)
     busy = scenario.submit("work", mixed(2_000, seconds=0.005))
     with scenario.watch(busy) as watcher:
-        scenario.sql(
-            "UPDATE callboard.jobs SET finished_at = now() - interval '2 hours' WHERE id = %s", first.id
-        )
+        scenario.sql("UPDATE callboard.jobs SET finished_at = now() - interval '2 hours' WHERE id = %s", first.id)
         assert wait_until(lambda: not left(scenario, first), TIMEOUT)
         scenario.assert_mixed_completed(busy, 2_000, watcher=watcher)
     assert f"job {first.id} is deleted: its time is over" in scenario.log()

@@ -37,9 +37,7 @@ def next_release(tmp_path: Path) -> Path:
     """A copy of Callboard with one more migration."""
     folder = tmp_path / "next"
     for part in PARTS:
-        shutil.copytree(
-            ROOT / part, folder / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / part, folder / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "sql" / "migrations" / f"{NAME}.sql").write_text(MIGRATION)
     return folder
 
@@ -48,12 +46,7 @@ def migrate(scenario: Scenario, folder: Path) -> str:
     """`callboard migrate` of the release in a folder."""
     command = [sys.executable, "-m", "callboard.commands.main", "migrate"]
     done = subprocess.run(
-        command,
-        cwd=folder,
-        env={"DATABASE_URL": scenario.database_url},
-        check=False,
-        capture_output=True,
-        timeout=300,
+        command, cwd=folder, env={"DATABASE_URL": scenario.database_url}, check=False, capture_output=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.decode()
@@ -111,9 +104,7 @@ def test_workers_go_to_the_next_release_and_back_in_mid_job(scenario: Scenario, 
     scenario.assert_mixed_completed(job, sent, watcher=watcher)
     assert scenario.run_log.repeated(job.id) == 0
     assert scenario.sql("SELECT DISTINCT hue FROM callboard.workers") == [("red",)]
-    ran = scenario.run_log.conn.execute(
-        "SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)
-    ).fetchone()
+    ran = scenario.run_log.conn.execute("SELECT count(DISTINCT pid) FROM runs WHERE job = %s", (job.id,)).fetchone()
     assert ran == (6,)
 
 

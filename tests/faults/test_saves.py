@@ -8,9 +8,7 @@ from tests.faults.rig.scenario import Scenario, fate
 from tests.faults.test_duplicates import put, taken
 
 #: When the actor has returned, when its statements ran, in the commit, and after it; each among other outcomes.
-PLAN = (
-    "outcome:3", "saved:3", "flush:4", "settle:3", "ack:3", "saved:5", "settle:6", "saved:9",
-)  # fmt: skip
+PLAN = ("outcome:3", "saved:3", "flush:4", "settle:3", "ack:3", "saved:5", "settle:6", "saved:9")
 ITEMS = 800
 TABLE = "CREATE TABLE saved (job bigint, item int, attempt int, fate text CHECK (fate <> 'refused'))"
 

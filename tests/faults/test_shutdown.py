@@ -59,9 +59,7 @@ def test_messages_that_wait_to_be_recorded_on_sight(scenario: Scenario, breakabl
     assert wait_until(lambda: scenario.sql(ended) == [(20,)], 300)
 
 
-def test_outcomes_of_a_stock_broker_that_wait_for_the_database(
-    scenario: Scenario, breakable_postgres: Server
-) -> None:
+def test_outcomes_of_a_stock_broker_that_wait_for_the_database(scenario: Scenario, breakable_postgres: Server) -> None:
     worker = scenario.start_worker(modules=("tests.faults.rig.stock_broker",))
     gate = scenario.folder / "gate"
     job = scenario.submit("plain", gated(({"number": n} for n in range(600)), gate, 300))
@@ -103,9 +101,7 @@ def test_items_that_a_shutdown_interrupts(scenario: Scenario) -> None:
     scenario.assert_completed(last, total=2, failed=2, retries=0)
     scenario.assert_completed(neighbour, total=1)
     scenario.assert_completed(behind, total=40, retries=0)
-    told = (
-        "SELECT job_id, item, retried, kind::text, error_type, message FROM callboard.attempts ORDER BY 1, 2"
-    )
+    told = "SELECT job_id, item, retried, kind::text, error_type, message FROM callboard.attempts ORDER BY 1, 2"
     shutdown = "dramatiq.middleware.shutdown.Shutdown"
     assert scenario.sql(told) == [
         *((job.id, n, True, "failed", shutdown, "") for n in range(3)),

@@ -74,9 +74,7 @@ def test_workers_killed_while_they_make_a_stage_go_on_where_it_stood(scenario: S
     assert watcher.wrong == []
     assert [death.point for death in scenario.deaths()] == [point.split(":")[0] for point in plan]
     # What a worker had in hand, or not yet on record, may run again, nothing else does.
-    assert sum(count - 1 for found in runs.values() for count in found.values()) <= 16 * len(
-        scenario.deaths()
-    )
+    assert sum(count - 1 for found in runs.values() for count in found.values()) <= 16 * len(scenario.deaths())
 
 
 def test_a_worker_killed_between_two_stages_leaves_the_next_to_another(scenario: Scenario) -> None:
@@ -86,11 +84,7 @@ def test_a_worker_killed_between_two_stages_leaves_the_next_to_another(scenario:
     scenario.wait_for(job, lambda status: status["stages"][1]["state"] == "completed")
     first.kill()
     scenario.workers.clear()
-    assert [stage["state"] for stage in scenario.status(job)["stages"]] == [
-        "completed",
-        "completed",
-        "pending",
-    ]
+    assert [stage["state"] for stage in scenario.status(job)["stages"]] == ["completed", "completed", "pending"]
     assert scenario.status(job)["state"] == "running"
     scenario.start_worker(modules=(ACTORS, MAKERS))
     prove(scenario, job, 20)
@@ -106,9 +100,7 @@ def test_a_worker_asked_to_stop_gives_a_stage_back_at_once(scenario: Scenario) -
     scenario.workers.clear()
     second = scenario.status(job)["stages"][1]
     assert 0 < second["total"] < 2 * ITEMS
-    assert scenario.sql("SELECT maker, sealed FROM callboard.jobs WHERE id = %s", second["job"]) == [
-        (None, False)
-    ]
+    assert scenario.sql("SELECT maker, sealed FROM callboard.jobs WHERE id = %s", second["job"]) == [(None, False)]
     scenario.start_worker(modules=modules, env=env)
     runs = prove(scenario, job)
     assert sum(runs["second"].values()) == 2 * ITEMS, "asked to stop, nothing runs twice"
@@ -188,9 +180,7 @@ class Writers(ConcurrentWriters):
                 *publishing.claim_in_turn(conn, claim, 8),
             ]
             publishing.confirm_outbox(conn, [out for out in sent if out.outbox is not None])
-            publishing.advance_watermark(
-                conn, claim, watermark=until, published=until - claim.watermark, keep=False
-            )
+            publishing.advance_watermark(conn, claim, watermark=until, published=until - claim.watermark, keep=False)
         now = time.monotonic()
         for out in sent:
             failed = chance.random() < fails
@@ -239,9 +229,7 @@ class Writers(ConcurrentWriters):
         chance = random.Random(0)
         for _ in range(40):
             conn.execute("UPDATE callboard.outbox SET claimed_until = NULL")
-            conn.execute(
-                "UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE control_at IS NOT NULL"
-            )
+            conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE control_at IS NOT NULL")
             self.sweep(conn, chance)
             for job in self.jobs:
                 with suppress(NotPossible):
@@ -271,7 +259,5 @@ def test_all_that_writes_at_once(fault_database_url: str) -> None:
         assert [writers.state(conn, job) for job in writers.jobs] == ["completed"] * 3
         assert queries.run(conn, queries.verify())["drift"] == []
         deadlocks = broken_deadlocks(conn)
-    print(
-        f"{writers.recounts} recounts, {deadlocks} deadlocks: {dict(writers.deadlocks)}, done: {dict(writers.done)}"
-    )
+    print(f"{writers.recounts} recounts, {deadlocks} deadlocks: {dict(writers.deadlocks)}, done: {dict(writers.done)}")
     assert deadlocks == 0

@@ -31,9 +31,7 @@ def test_nobody_is_alive_or_has_the_actor_or_it_waits_for_a_retry(scenario: Scen
     job = scenario.submit("work", [{"number": 0}])
     scenario.wait_for(job, says("no worker is alive"))
     # One that takes messages from another queue only: it can't get to that actor's.
-    scenario.start_worker(
-        modules=(ACTORS, "tests.faults.rig.other_queue_actor"), arguments=("--queues", "elsewhere")
-    )
+    scenario.start_worker(modules=(ACTORS, "tests.faults.rig.other_queue_actor"), arguments=("--queues", "elsewhere"))
     scenario.wait_for(job, says("no worker that is alive has the actor work"))
     late = callboard.submit("later", [{"number": 0}])
     scenario.wait_for(late, says(r"waiting for a retry at 20[-0-9]+T[:.0-9]+Z"))

@@ -99,15 +99,11 @@ def test_killed_at_every_stage_it_goes_on_with_its_key(scenario: Scenario, submi
         assert set(scenario.run_log.attempt_counts(job.id).values()) == {1}
 
 
-def test_a_sender_killed_at_every_stage_loses_nothing_that_it_sent(
-    scenario: Scenario, submitters: Submitters
-) -> None:
+def test_a_sender_killed_at_every_stage_loses_nothing_that_it_sent(scenario: Scenario, submitters: Submitters) -> None:
     """What `send` has returned for is run, and counts once, as does all else that is stored."""
     firsts = dict(zip(SEND_STAGES, range(0, SENDS * len(SEND_STAGES), SENDS), strict=True))
     dying = {stage: submitters.start("send", str(first), stage=stage) for stage, first in firsts.items()}
-    assert {stage: submitters.end(process) for stage, process in dying.items()} == dict.fromkeys(
-        dying, -signal.SIGKILL
-    )
+    assert {stage: submitters.end(process) for stage, process in dying.items()} == dict.fromkeys(dying, -signal.SIGKILL)
     scenario.start_worker()
     counts = "SELECT total, succeeded, published FROM callboard.jobs WHERE standing_on IS NOT NULL"
     assert wait_until(lambda: len(set(*scenario.sql(counts))) == 1, TIMEOUT)
@@ -125,9 +121,7 @@ def broken() -> Iterator[Any]:
     raise OSError("it ends before it begins")
 
 
-def test_killed_again_and_again_while_it_stores_and_publishes(
-    scenario: Scenario, submitters: Submitters
-) -> None:
+def test_killed_again_and_again_while_it_stores_and_publishes(scenario: Scenario, submitters: Submitters) -> None:
     """`callboard submit` of the same file with the same key; the worker takes its items meanwhile."""
     chance, items, killed, gate = random.Random(7), 25 * CHUNK, 0, scenario.folder / "gate"
     scenario.start_worker()
@@ -141,9 +135,7 @@ def test_killed_again_and_again_while_it_stores_and_publishes(
             process = submitters.submit("again", "--key", "again", items=items, gate=gate)
             if killed < 4 and far < items:
                 assert wait_until(
-                    lambda: standing(scenario, "again")["consumed"] > far or not process.running(),
-                    TIMEOUT,
-                    pause=0.01,
+                    lambda: standing(scenario, "again")["consumed"] > far or not process.running(), TIMEOUT, pause=0.01
                 )
                 process.kill()
                 killed += 1
@@ -166,21 +158,15 @@ def test_without_a_key_a_job_whose_submitter_is_gone_is_stopped_and_a_slow_one_i
     dead = {"in the second COPY": CHUNK, "before the seal": ITEMS}
     dying = {stage: submitters.submit(stage, stage=stage) for stage in (*dead, "after the seal")}
     with_key = submitters.submit("with a key", "--key", "k", stage="before the seal")
-    assert wait_until(
-        lambda: scenario.sql(STANDING, "block") and standing(scenario, "block")["total"], TIMEOUT
-    )
+    assert wait_until(lambda: scenario.sql(STANDING, "block") and standing(scenario, "block")["total"], TIMEOUT)
     killed = submitters.start("block", str(tmp_path / "never"))
-    assert wait_until(
-        lambda: [row[1] for row in scenario.sql(STANDING, "block") if row[1] == 15] == [15, 15], TIMEOUT
-    )
+    assert wait_until(lambda: [row[1] for row in scenario.sql(STANDING, "block") if row[1] == 15] == [15, 15], TIMEOUT)
     killed.kill()
     for process in (*dying.values(), with_key):
         assert submitters.end(process) == -signal.SIGKILL
     scenario.start_worker()
     for stage, stored in dead.items():
-        assert wait_until(lambda: standing(scenario, stage)["state"] == "failed", TIMEOUT), standing(
-            scenario, stage
-        )
+        assert wait_until(lambda: standing(scenario, stage)["state"] == "failed", TIMEOUT), standing(scenario, stage)
         reason = standing(scenario, stage)["reason"]
         assert f"its submission broke off: its process was not heard of any more. {stored} items" in reason
         assert "Submit it anew: with a key" in reason
@@ -210,9 +196,7 @@ def test_a_job_opened_in_an_actor_is_stopped_with_its_worker(scenario: Scenario)
     modules = ("tests.faults.rig.actors", "tests.faults.rig.job_opener")
     worker = scenario.start_worker(modules=modules)
     job = scenario.submit("opens", [str(gate)])
-    assert wait_until(
-        lambda: scenario.sql(STANDING, "inner") and standing(scenario, "inner")["total"] == 15, TIMEOUT
-    )
+    assert wait_until(lambda: scenario.sql(STANDING, "inner") and standing(scenario, "inner")["total"] == 15, TIMEOUT)
     worker.kill()
 
     def states() -> list[str]:

@@ -40,9 +40,7 @@ def frozen(pid: int) -> bool:
 
 def runs(scenario: Scenario, job: callboard.Job) -> list[tuple[int, int]]:
     """(item, pid) of each run, in order."""
-    return list(
-        scenario.run_log.conn.execute("SELECT item, pid FROM runs WHERE job = %s ORDER BY id", (job.id,))
-    )
+    return list(scenario.run_log.conn.execute("SELECT item, pid FROM runs WHERE job = %s ORDER BY id", (job.id,)))
 
 
 @pytest.fixture

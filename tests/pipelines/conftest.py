@@ -10,8 +10,6 @@ from tests.support.vhosts import Broker
 
 
 @pytest.fixture(scope="module")
-def rig(
-    shared_postgres: SharedPostgres, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Rig]:
+def rig(shared_postgres: SharedPostgres, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with make_rig(shared_postgres, broker, tmp_path_factory.mktemp("rig")) as made:
         yield made

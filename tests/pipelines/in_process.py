@@ -36,10 +36,7 @@ def test_theme_ads(callboard_worker: CallboardWorker, monkeypatch: pytest.Monkey
             raise busy.pop()
         if ad_group_id == 3:
             raise Refused(400, "policy violation", 0)
-        return {
-            "resource": f"{path}/{ad_group_id}",
-            "note": "Already processed" if ad_group_id == 2 else None,
-        }
+        return {"resource": f"{path}/{ad_group_id}", "note": "Already processed" if ad_group_id == 2 else None}
 
     monkeypatch.setattr(theme_ads, "call", call)
     done = callboard_worker.wait(theme_ads.submit([(7, 1), (7, 2), (7, 3)]))

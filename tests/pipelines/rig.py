@@ -49,9 +49,7 @@ class Rig:
 
     def submit(self, module: str, *calls: str) -> list[callboard.Job]:
         """The jobs that these calls in a user's script make."""
-        ids = self.python(
-            f"from callboard.actors import {module}\nfor job in [{', '.join(calls)}]: print(job.id)"
-        )
+        ids = self.python(f"from callboard.actors import {module}\nfor job in [{', '.join(calls)}]: print(job.id)")
         return [callboard.get(int(number)) for number in ids.split()]
 
     def make_tables(self, module: str) -> None:

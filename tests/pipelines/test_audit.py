@@ -18,9 +18,7 @@ ASKED = 45 * 3
 
 
 @pytest.fixture(scope="module")
-def rig(
-    shared_postgres: SharedPostgres, broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Rig]:
+def rig(shared_postgres: SharedPostgres, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("rig")
     lag = {loop_lag.FILE: str(folder / "lag")}
     with make_rig(shared_postgres, broker, folder, modules=(loop_lag.MODULE,), more=lag) as made:
@@ -30,9 +28,7 @@ def rig(
 
 def asking(job: callboard.Job, count: int) -> bool:
     """Wait until so many questions are answered, while others are open."""
-    return wait_until(
-        lambda: count <= job.status()["stages"][1]["succeeded"] < ASKED - 20, TIMEOUT, pause=0.01
-    )
+    return wait_until(lambda: count <= job.status()["stages"][1]["succeeded"] < ASKED - 20, TIMEOUT, pause=0.01)
 
 
 def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:

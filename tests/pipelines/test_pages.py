@@ -56,9 +56,7 @@ def test_a_batch_is_fetched_and_only_its_tenant_sees_it(rig: Rig) -> None:
 def test_a_batch_whose_messages_were_lost_repairs_itself(rig: Rig) -> None:
     """They are purged while no worker runs."""
     rig.worker.kill()
-    (job,) = rig.submit(
-        "pages", "pages.submit('tenant-a', [f'lost-{n}.example' for n in range(60)], rate=None)"
-    )
+    (job,) = rig.submit("pages", "pages.submit('tenant-a', [f'lost-{n}.example' for n in range(60)], rate=None)")
     with pika.BlockingConnection(pika.URLParameters(rig.environment["AMQP_URL"])) as connection:
         purged = connection.channel().queue_purge("callboard").method.message_count
     assert purged > 0

@@ -49,9 +49,7 @@ def test_a_hundred_stocks(rig: Rig) -> None:
         ("running jobs listed", 50, lambda: queries.run(rig.conn, queries.jobs(running))),
         ("the latest of a symbol", 10, lambda: rig.rows(LATEST, "S001")),
     ):
-        took = median(
-            seconds_for(read) for _ in range(5)
-        )  # as by a page that asks again: the first one plans
+        took = median(seconds_for(read) for _ in range(5))  # as by a page that asks again: the first one plans
         print(f"{what}: {1000 * took:.1f} ms (wanted: {wanted} ms)")  # noqa: T201 — measured
 
     job.delete()
@@ -124,7 +122,5 @@ def test_a_hundred_jobs_at_once(rig: Rig) -> None:
 
 def memory(rig: Rig) -> int:
     """MiB of the worker's processes."""
-    lines = [
-        line for pid in rig.worker.children() for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-    ]
+    lines = [line for pid in rig.worker.children() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) // 1024

@@ -21,9 +21,7 @@ def test_a_thousand_ads_while_worker_and_web_app_are_killed(rig: Rig, tmp_path: 
     (port,) = free_ports(1)
     serve, address = ("serve", "--port", str(port)), f"http://127.0.0.1:{port}/api/v1/jobs"
     token = rig.token()
-    (job,) = rig.submit(
-        "theme_ads", "theme_ads.submit(((c, g) for g in range(50) for c in range(1, 21)), delay='1s')"
-    )
+    (job,) = rig.submit("theme_ads", "theme_ads.submit(((c, g) for g in range(50) for c in range(1, 21)), delay='1s')")
     with rig.watched(job) as seen:
         with running(tmp_path, *serve, env=rig.environment) as web:
             assert rig.reaches(job, 0.2)
@@ -44,10 +42,7 @@ def test_a_thousand_ads_while_worker_and_web_app_are_killed(rig: Rig, tmp_path: 
     assert (status["state"], status["total"], status["failed"]) == ("completed", 1000, 20)
     assert 40 <= status["skipped"] <= 40 + LOST
     assert status["succeeded"] == 1000 - 20 - status["skipped"]
-    assert {item["error"]["message"] for item in job.items("skipped")} == {
-        "Already processed",
-        "No existing ad",
-    }
+    assert {item["error"]["message"] for item in job.items("skipped")} == {"Already processed", "No existing ad"}
     (policy,) = {group["message"].partition(":")[0] for group in job.errors() if group["failed"]}
     assert policy == "400"
     made = [item["result"]["new_ad_resource"] for item in job.items("succeeded")]
@@ -66,10 +61,7 @@ def test_three_jobs_at_once_at_an_api_that_limits_rates(rig: Rig) -> None:
     rig.world.seconds, rig.world.customer_rate = 0.005, 1  # of the two at once, one must wait
     jobs = rig.submit(
         "theme_ads",
-        *(
-            f"theme_ads.submit((c, g) for g in range(100, 108) for c in ({n}, {n + 1}))"
-            for n in (100, 200, 300)
-        ),
+        *(f"theme_ads.submit((c, g) for g in range(100, 108) for c in ({n}, {n + 1}))" for n in (100, 200, 300)),
     )
     connections = 0
     while not all(job.status()["finished_at"] for job in jobs):

@@ -40,8 +40,6 @@ def long_first(items: list[pytest.Item]) -> None:
     """Put long tests first; otherwise the order stays."""
 
     def rank(item: pytest.Item) -> int:
-        return next(
-            (n for n, folder in enumerate(LONG_FIRST) if item.nodeid.startswith(folder)), len(LONG_FIRST)
-        )
+        return next((n for n, folder in enumerate(LONG_FIRST) if item.nodeid.startswith(folder)), len(LONG_FIRST))
 
     items.sort(key=rank)

@@ -10,23 +10,11 @@ from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
-from callboard.sql.rows import (
-    Event,
-    Failure,
-    NewItem,
-    NewStage,
-    OutcomeState,
-    Progress,
-    Retry,
-    Running,
-    WorkerInfo,
-)
+from callboard.sql.rows import Event, Failure, NewItem, NewStage, OutcomeState, Progress, Retry, Running, WorkerInfo
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import outcomes, publishing, sends, stages, submission, sweep, workers
 
-BAD = Failure(
-    "failed", "ValueError", "not a number: <b>12,5</b>", "shop/prices.py:88 in parse", "Traceback …", 11
-)
+BAD = Failure("failed", "ValueError", "not a number: <b>12,5</b>", "shop/prices.py:88 in parse", "Traceback …", 11)
 NOT_NEEDED = Failure("skipped", "Skip", "unchanged")
 SECOND = 1.0
 ARGS = b'{"args": [1], "kwargs": {}}'
@@ -170,8 +158,7 @@ def make_staged(
 def age(conn: Conn, job: int, seconds: float) -> None:
     """Let a job have been quiet for a while."""
     conn.execute(
-        "UPDATE callboard.jobs SET updated_at = now() - make_interval(secs => %s) WHERE id = %s",
-        (seconds, job),
+        "UPDATE callboard.jobs SET updated_at = now() - make_interval(secs => %s) WHERE id = %s", (seconds, job)
     )
 
 

@@ -74,6 +74,4 @@ async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Any]]:
     task.cancel()
 
 
-app = Starlette(
-    routes=[Route("/lag", lag), Route("/block", block), Mount("/", open_app(None))], lifespan=lifespan
-)
+app = Starlette(routes=[Route("/lag", lag), Route("/block", block), Mount("/", open_app(None))], lifespan=lifespan)

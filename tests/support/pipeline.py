@@ -57,16 +57,13 @@ class Pipeline:
 
     def runs(self, job: int) -> list[tuple[int, int, str]]:
         """(item, attempt, what) of each run that was noted."""
-        found = self.conn.execute(
-            "SELECT item, attempt, what FROM runs WHERE job = %s ORDER BY 1, 2, 3", (job,)
-        )
+        found = self.conn.execute("SELECT item, attempt, what FROM runs WHERE job = %s ORDER BY 1, 2, 3", (job,))
         return [(row[0], row[1], row[2]) for row in found]
 
     def standing(self, actor: str) -> callboard.Job | None:
         """Today's job of an actor's plain sends."""
         row = self.conn.execute(
-            "SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL ORDER BY id DESC",
-            (actor,),
+            "SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL ORDER BY id DESC", (actor,)
         ).fetchone()
         return callboard.get(row[0]) if row else None
 

@@ -32,8 +32,7 @@ def note_run(what: str) -> None:
         _local.connection = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True)
     now = callboard.current()
     _local.connection.execute(
-        "INSERT INTO runs (job, item, attempt, what) VALUES (%s, %s, %s, %s)",
-        (now.job, now.item, now.attempt, what),
+        "INSERT INTO runs (job, item, attempt, what) VALUES (%s, %s, %s, %s)", (now.job, now.item, now.attempt, what)
     )
 
 
@@ -204,14 +203,9 @@ def together(items: list[dict[str, Any]]) -> list[Any] | None:
         raise TransientError("all of them again")
     if "short" in fates and callboard.current().attempt == 1:
         return []
-    ends = {
-        "fail": ValueError("not this one"),
-        "skip": callboard.Skip("not needed"),
-        None: {"of": len(items)},
-    }
+    ends = {"fail": ValueError("not this one"), "skip": callboard.Skip("not needed"), None: {"of": len(items)}}
     return [
-        TransientError("again") if fate == "retry" and len(items) > 1 else ends.get(fate, "alone")
-        for fate in fates
+        TransientError("again") if fate == "retry" and len(items) > 1 else ends.get(fate, "alone") for fate in fates
     ]
 
 
@@ -265,9 +259,7 @@ def throws() -> None:
     raise KeyError("not worth another try")
 
 
-@dramatiq.actor(
-    retry_when=lambda retries, error: retries < 1 and isinstance(error, TransientError), min_backoff=50
-)
+@dramatiq.actor(retry_when=lambda retries, error: retries < 1 and isinstance(error, TransientError), min_backoff=50)
 def picky() -> None:
     raise TransientError("again, but once")
 

@@ -21,11 +21,7 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(
-    folder: Path,
-    *arguments: str,
-    env: Mapping[str, str] | None = None,
-    given: bytes = b"",
-    timeout: float = 300,
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, given: bytes = b"", timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
     done = subprocess.run(

@@ -26,9 +26,7 @@ class Progress:
         """Say once how many tests there are."""
         if not self._announced:
             self._announced = True
-            self._write(
-                f"{len(ids):,} tests, {self._config.getoption('numprocesses')} at a time; a line a percent:"
-            )
+            self._write(f"{len(ids):,} tests, {self._config.getoption('numprocesses')} at a time; a line a percent:")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:

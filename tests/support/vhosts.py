@@ -70,9 +70,7 @@ class Broker:
 
     def queues(self, url: str) -> dict[str, int]:
         """How many messages, ready or unacknowledged, are in each queue; the counts are up to a second old."""
-        return {
-            queue["name"]: queue.get("messages", 0) for queue in self.request("GET", f"queues/{_vhost(url)}")
-        }
+        return {queue["name"]: queue.get("messages", 0) for queue in self.request("GET", f"queues/{_vhost(url)}")}
 
     def unsettled(self, url: str, queue: str = "default") -> int:
         """How many messages are in a queue now, ready or unacknowledged: asked of the queue itself."""
@@ -80,9 +78,7 @@ class Broker:
 
     def channels(self, url: str) -> set[tuple[str, str]]:
         """The (queue, channel) of each consumer now: asked of the queues themselves."""
-        return {
-            (queue, channel) for queue, channel in self._list("consumers", url, "queue_name", "channel_pid")
-        }
+        return {(queue, channel) for queue, channel in self._list("consumers", url, "queue_name", "channel_pid")}
 
     def _ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` prints, in half a second of processor time."""

@@ -69,13 +69,9 @@ def behind_proxy(app: Starlette, prefix: str) -> Iterator[str]:
 
         async def forward(request: Request) -> Response:
             url = inner + str(request.url).partition(prefix)[2]
-            asked = client.build_request(
-                request.method, url, headers=request.headers.raw, content=await request.body()
-            )
+            asked = client.build_request(request.method, url, headers=request.headers.raw, content=await request.body())
             answer = await client.send(asked, stream=True)
-            sent = StreamingResponse(
-                answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose)
-            )
+            sent = StreamingResponse(answer.aiter_raw(), answer.status_code, background=BackgroundTask(answer.aclose))
             sent.raw_headers = [(name.lower(), value) for name, value in answer.headers.raw]
             return sent
 

@@ -70,9 +70,7 @@ class Worker:
         """The pids of the master's children: worker processes and helpers of multiprocessing (Linux)."""
         found: list[int] = []
         for path in Path(f"/proc/{self.pid}/task").glob("*/children"):
-            with suppress(
-                FileNotFoundError, ProcessLookupError
-            ):  # that thread, or the master, has just ended
+            with suppress(FileNotFoundError, ProcessLookupError):  # that thread, or the master, has just ended
                 found += map(int, path.read_text(encoding="ascii").split())
         return found
 

@@ -41,9 +41,7 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
         filtered = query.read().given
         if "jobs" in wanted:
             standing = None if filtered else False
-            found["jobs"] = await _jobs(
-                call, standing=standing, limit=min(query.limit, JOBS), after=query.after
-            )
+            found["jobs"] = await _jobs(call, standing=standing, limit=min(query.limit, JOBS), after=query.after)
         if "standing" in wanted and not filtered:
             found["standing"] = await _jobs(call, standing=True, limit=STANDING)
     except Refused as error:

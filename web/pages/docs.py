@@ -20,13 +20,7 @@ async def docs(call: Call[NoQuery, NoBody]) -> Response:
     """Show what the API has."""
     document = openapi.document(ENDPOINTS, version("callboard"))
     operations = [
-        {
-            "method": method.upper(),
-            "path": path,
-            **operation,
-            "body": _body(operation),
-            "answer": _answer(operation),
-        }
+        {"method": method.upper(), "path": path, **operation, "body": _body(operation), "answer": _answer(operation)}
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
@@ -62,9 +56,7 @@ def kind(schema: Schema) -> list[tuple[str, str]]:
     if "format" in schema:
         return [(schema["format"], "")]
     bounds = [schema[name] for name in ("minimum", "maximum") if name in schema]
-    more = (
-        f" from {bounds[0]}" + (f" to {bounds[1]}" if len(bounds) > 1 else "") if "minimum" in schema else ""
-    )
+    more = f" from {bounds[0]}" + (f" to {bounds[1]}" if len(bounds) > 1 else "") if "minimum" in schema else ""
     return [(f"{schema.get('type', 'anything')}{more}", "")]
 
 

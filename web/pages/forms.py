@@ -39,9 +39,7 @@ class SomeLimits(msgspec.Struct, forbid_unknown_fields=True):
     keep: str | None = None
 
 
-def form(
-    act: Callable[[Call[Any, Any]], Awaitable[object]],
-) -> Callable[[Call[Any, Any]], Awaitable[Response]]:
+def form(act: Callable[[Call[Any, Any]], Awaitable[object]]) -> Callable[[Call[Any, Any]], Awaitable[Response]]:
     """A handler that does this to a job and leads to its page."""
 
     async def handler(call: Call[Any, Any]) -> Response:

@@ -60,11 +60,7 @@ async def _chart(call: JobCall, job: Row) -> dict[str, Any]:
         return {"columns": []}
     samples = await call.read(queries.samples(job["id"]))
     found = chart.columns(samples)
-    return {
-        "columns": found,
-        "rows": chart.rows(found),
-        "marks": chart.marks(samples, await _history(call, job)),
-    }
+    return {"columns": found, "rows": chart.rows(found), "marks": chart.marks(samples, await _history(call, job))}
 
 
 async def _errors(call: JobCall, job: Row) -> list[Row]:
@@ -127,8 +123,5 @@ async def job(call: JobCall) -> Response:
     found = await call.find_job(call.job)
     rows = {name: await PARTS[name](call, found) for name in wanted_parts(call.query.part, tuple(PARTS))}
     return render(
-        call.request,
-        "job.html",
-        call.query.part,
-        {"job": found, "data": data(found, Job), "query": call.query, **rows},
+        call.request, "job.html", call.query.part, {"job": found, "data": data(found, Job), "query": call.query, **rows}
     )

@@ -49,12 +49,7 @@ async def many(call: Call[Any, Any]) -> Response:
             "verb": f"{body.what.capitalize()} {jobs}",
             "leave": "Leave them as they are",
             "back": "../?" + urlencode({"q": body.q or ""}),
-            "fields": [
-                ("what", body.what),
-                ("q", body.q or ""),
-                ("all", str(body.all).lower()),
-                ("sure", "true"),
-            ]
+            "fields": [("what", body.what), ("q", body.q or ""), ("all", str(body.all).lower()), ("sure", "true")]
             + [("ids", one) for one in body.ids or ()],
         },
     )

@@ -25,12 +25,7 @@ PAGES = [
     PageEndpoint("GET", "/workers", workers.workers, None, query=workers.WorkersQuery, for_all_tenants=True),
     PageEndpoint("GET", "/queues", queues.queues, None, query=queues.QueuesQuery, for_all_tenants=True),
     PageEndpoint(
-        "GET",
-        "/queues/{queue}/dead-letters",
-        queues.dead_letters,
-        None,
-        query=queues.QueuesQuery,
-        for_all_tenants=True,
+        "GET", "/queues/{queue}/dead-letters", queues.dead_letters, None, query=queues.QueuesQuery, for_all_tenants=True
     ),
     PageEndpoint("GET", "/share/{job}", share.share, None, query=share.ShareQuery, shared=True),
     PageEndpoint("GET", "/embed/{job}", share.embed, None, query=share.ShareQuery, shared=True),

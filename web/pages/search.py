@@ -23,9 +23,7 @@ def chips(text: str) -> list[tuple[str, str]]:
 
 def suggestions(jobs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Words that find some jobs: those that hold for any job, and those of these jobs."""
-    found = dict.fromkeys(
-        word for job in jobs for word in _of(job) if len(word) <= LONGEST and '"' not in word
-    )
+    found = dict.fromkeys(word for job in jobs for word in _of(job) if len(word) <= LONGEST and '"' not in word)
     return [*ALWAYS, *list(found)[:MOST]]
 
 
@@ -34,12 +32,7 @@ def _of(job: Mapping[str, Any]) -> Iterable[str]:
         if job[name]:
             yield _written(name, job[name])
     for entry, value in job["metadata"].items():
-        if (
-            isinstance(value, str | int)
-            and not isinstance(value, bool)
-            and str(value)
-            and not set(entry) & set(' :"')
-        ):
+        if isinstance(value, str | int) and not isinstance(value, bool) and str(value) and not set(entry) & set(' :"'):
             yield _written(f"metadata.{entry}", str(value))
 
 

@@ -61,8 +61,5 @@ async def _page(call: Call[ShareQuery, NoBody], *, embedded: bool) -> Response:
     wanted_parts(call.query.part, ("head",))
     job = await call.find_job(call.job)
     return render(
-        call.request,
-        "share.html",
-        call.query.part,
-        {"job": job, "data": data(job, Job), "embedded": embedded},
+        call.request, "share.html", call.query.part, {"job": job, "data": data(job, Job), "embedded": embedded}
     )

@@ -190,9 +190,7 @@ def _submitted(detail: Mapping[str, Any]) -> str:
     return f"the items of job {detail['items_of']}" if "items_of" in detail else ""
 
 
-_ACTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "limit": limits, "retry": _retried, "submit": _submitted,
-}  # fmt: skip
+_ACTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {"limit": limits, "retry": _retried, "submit": _submitted}
 
 
 def action(row: Mapping[str, Any]) -> str:
@@ -216,9 +214,7 @@ def spark(rates: Sequence[float]) -> str:
 
 def has_unmade_stage(job: Job, state: str) -> bool:
     """Whether it ended so since one of its stages was never made."""
-    return job["state"] == state and any(
-        not stage["sealed"] and stage["state"] == state for stage in job["stages"]
-    )
+    return job["state"] == state and any(not stage["sealed"] and stage["state"] == state for stage in job["stages"])
 
 
 def parts(stage: Job) -> str:

@@ -35,37 +35,24 @@ def json_object(value: str) -> dict[str, Any]:
         raise typer.BadParameter(f"must be a JSON object: {error}") from None
 
 
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Change nothing, and say how many items it would concern.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing, and say how many items it would concern.")]
 CONCURRENCY = "The most items of the job that are in RabbitMQ or running, over all workers."
 MaxFailures = Annotated[
-    str | None,
-    typer.Option(metavar="N|N%", help="Stop it when more items than this failed: 10, 5%, '5% of 1000'."),
+    str | None, typer.Option(metavar="N|N%", help="Stop it when more items than this failed: 10, 5%, '5% of 1000'.")
 ]
 LANES = "The most values of that argument in RabbitMQ or running."
 ConcurrencyBy = Annotated[
     str | None,
-    typer.Option(
-        metavar="FIELD=N", help="The same limit for each value of an argument: customer_id=5, or 0=5."
-    ),
+    typer.Option(metavar="FIELD=N", help="The same limit for each value of an argument: customer_id=5, or 0=5."),
 ]
 Rate = Annotated[str | None, typer.Option(metavar="N/s|m|h", help="The most items to start: 10/s, 100/m.")]
 Deadline = Annotated[
     str | None,
-    typer.Option(
-        metavar="TIME|SPAN",
-        help="Cancel items that have not started by then: 2h, 2027-01-31T12:00:00Z.",
-    ),
+    typer.Option(metavar="TIME|SPAN", help="Cancel items that have not started by then: 2h, 2027-01-31T12:00:00Z."),
 ]
 Delay = Annotated[str | None, typer.Option(metavar="SPAN", help="Start nothing before: 90s, 5m, 2h, 1d.")]
-At = Annotated[
-    str | None,
-    typer.Option(metavar="TIME|SPAN", help="Start nothing before: 5m, or 2027-01-31T12:00:00Z."),
-]
-Keep = Annotated[
-    str | None, typer.Option(metavar="SPAN", help="How long it stays after its end: 30d, or forever.")
-]
+At = Annotated[str | None, typer.Option(metavar="TIME|SPAN", help="Start nothing before: 5m, or 2027-01-31T12:00:00Z.")]
+Keep = Annotated[str | None, typer.Option(metavar="SPAN", help="How long it stays after its end: 30d, or forever.")]
 
 
 @app.command()
@@ -115,7 +102,7 @@ def limit(
     at: At = None,
     keep: Keep = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Change the limits of a job, from now on: `callboard limit 17 --rate 10/s`. `none` removes a limit."""
     given: dict[str, str | None] = {
         "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "lanes": lanes,
@@ -148,7 +135,7 @@ def retry(
     error: Annotated[str | None, typer.Option(help="Items that failed by it: a type, or the id of a group.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Give items another attempt: all that failed, or those chosen. A finished job is open again."""
 
     def act(conn: Conn, by: Requester) -> int:
@@ -183,7 +170,7 @@ def run_again(
     at: At = None,
     keep: Keep = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Make a new job of the items of one that has ended: all, or those in some states. Prints the new job's id.
 
     Options that are not given are the old job's, but for --at and --deadline; `none` removes a limit.

@@ -55,9 +55,7 @@ def follow_list(read: Callable[[Conn], RenderableType]) -> None:
             _repeat(read, lambda shown: live.update(shown, refresh=True), READ_SECONDS)
 
 
-def _repeat(
-    read: Callable[[Conn], RenderableType], show: Callable[[RenderableType], None], seconds: float
-) -> NoReturn:
+def _repeat(read: Callable[[Conn], RenderableType], show: Callable[[RenderableType], None], seconds: float) -> NoReturn:
     while True:
         with suppress(psycopg.OperationalError), connect(database_address()) as conn:
             while True:
@@ -68,10 +66,7 @@ def _repeat(
 
 
 def _follow(
-    conn: Conn,
-    numbers: Sequence[int],
-    show: Callable[[list[Job] | None, Conn | None], None],
-    end: float | None,
+    conn: Conn, numbers: Sequence[int], show: Callable[[list[Job] | None, Conn | None], None], end: float | None
 ) -> list[Job]:
     while True:
         found = queries.run(conn, queries.jobs_by_id(numbers))
@@ -149,9 +144,7 @@ class _ChangeLog:
             self._line(0, (None,), LOST)
         for job in jobs or ():
             whole = (
-                [job_text.lines(job)]
-                if job["state"] in JOB_FINAL
-                else [job_text.headline(job), *job_text.hung(job)]
+                [job_text.lines(job)] if job["state"] in JOB_FINAL else [job_text.headline(job), *job_text.hung(job)]
             )
             self._line(job["id"], _summary(job), *whole, ends=job["state"] in JOB_FINAL)
 

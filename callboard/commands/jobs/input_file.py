@@ -89,9 +89,7 @@ def _check_text(head: bytes) -> None:
     if b"\x00" in head:
         raise CommandError("the file has NUL characters: if it is UTF-16, say so by --encoding utf-16-le")
     if b"\r" in head and b"\n" not in head:
-        raise CommandError(
-            "the lines of the file end with CR alone: submit what `tr '\\r' '\\n'` makes of it"
-        )
+        raise CommandError("the lines of the file end with CR alone: submit what `tr '\\r' '\\n'` makes of it")
 
 
 def named_delimiter(given: str) -> str:
@@ -115,17 +113,13 @@ def delimiter(source: BinaryIO, say: Callable[[str], None]) -> str:
     return found[0]
 
 
-def items(
-    source: BinaryIO, form: str, item_key: str | None, divided_by: str = ","
-) -> Iterator[tuple[int, Any]]:
+def items(source: BinaryIO, form: str, item_key: str | None, divided_by: str = ",") -> Iterator[tuple[int, Any]]:
     """Each line's number and item from the beginning of the file, or a BadLine.
 
     Raises CommandError for a bad CSV header.
     """
     source.seek(0)
-    for number, item in (
-        csv_rows(source, divided_by) if form == "csv" else json_lines.values(json_lines.lines(source))
-    ):
+    for number, item in csv_rows(source, divided_by) if form == "csv" else json_lines.values(json_lines.lines(source)):
         yield number, _with_key(number, item, item_key)
 
 

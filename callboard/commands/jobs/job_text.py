@@ -43,9 +43,7 @@ def line(job: Job) -> Text:
     more += [f"{job['failed']:,} failed"] if job["failed"] else []
     more += [f"{left(job)} left"] if job["eta"] else []
     more += [job["stalled"]] if job["stalled"] else []
-    return Text.assemble(
-        cells(job), " ", headline(job), *(Text(" · ").append_text(plain(one)) for one in more)
-    )
+    return Text.assemble(cells(job), " ", headline(job), *(Text(" · ").append_text(plain(one)) for one in more))
 
 
 def cells(job: Job) -> Text:
@@ -58,9 +56,7 @@ def details(errors: Sequence[Job], held: Sequence[Job]) -> list[RenderableType]:
     """Lines of the first errors of a job, and of those of its items in hand that began first."""
     found: list[RenderableType] = []
     for error in [one for one in errors if one["failed"]][:MOST_ERRORS]:
-        text = (
-            f"{error['type'] or error['kind']}: {' '.join((error['message'] or '').split())[:MESSAGE_CHARS]}"
-        )
+        text = f"{error['type'] or error['kind']}: {' '.join((error['message'] or '').split())[:MESSAGE_CHARS]}"
         found.append(Text(f"{error['failed']:,} failed: ", style="red").append_text(plain(text)))
     for item in sorted(held, key=lambda one: one["started_at"] or "")[:MOST_ITEMS]:
         began = datetime.fromisoformat(item["started_at"]) if item["started_at"] else datetime.now(UTC)
@@ -100,11 +96,9 @@ def percentage(job: Job) -> str:
 def hung(job: Job) -> list[Text]:
     """A line for each item that runs far longer than items of its actor usually do."""
     return [
-        _warning(
-            "hung", f"{_item(one)} on worker {one['worker']}, for {_duration(one['seconds'])}, at {one['place']}"
-        )
+        _warning("hung", f"{_item(one)} on worker {one['worker']}, for {_duration(one['seconds'])}, at {one['place']}")
         for one in job["hung"]
-    ]  # fmt: skip
+    ]
 
 
 def _stages(job: Job) -> RenderableType:
@@ -152,9 +146,7 @@ def left(job: Job) -> str:
 def age(time: str) -> str:
     """How long ago a time of the API was, in its largest unit."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
-    size, unit = next(
-        ((n, u) for n, u in ((86_400, "d"), (3_600, "h"), (60, "min")) if seconds >= n), (1, "s")
-    )
+    size, unit = next(((n, u) for n, u in ((86_400, "d"), (3_600, "h"), (60, "min")) if seconds >= n), (1, "s"))
     return f"{max(seconds, 0) / size:.0f} {unit}"
 
 

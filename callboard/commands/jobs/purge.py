@@ -22,8 +22,7 @@ app = typer.Typer()
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Delete nothing: say what would go, and why.")]
 Jobs = Annotated[list[int] | None, typer.Argument(metavar="[JOB…]", min=0, help="These finished jobs.")]
 OlderThan = Annotated[
-    str | None,
-    typer.Option(metavar="SPAN", help="Jobs that ended this long ago and have no `keep` of their own: 7d."),
+    str | None, typer.Option(metavar="SPAN", help="Jobs that ended this long ago and have no `keep` of their own: 7d.")
 ]
 
 #: Why jobs leave, by the rule.
@@ -34,9 +33,7 @@ WHY = {
 
 
 @app.command()
-def purge(
-    jobs: Jobs = None, *, older_than: OlderThan = None, dry_run: DryRun = False, as_json: AsJson = False
-) -> None:
+def purge(jobs: Jobs = None, *, older_than: OlderThan = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Delete finished jobs and all of their rows: those named, or all whose time is over (CALLBOARD_KEEP).
 
     It may be stopped at any time: the jobs are gone already, and the sweep deletes the rest of their rows.

@@ -44,9 +44,7 @@ def job_id(text: str | int) -> int:
 
 JobId = Annotated[
     int,
-    typer.Argument(
-        metavar="JOB", parser=job_id, help=f"The job's id, or {LATEST}: the newest.", show_default=False
-    ),
+    typer.Argument(metavar="JOB", parser=job_id, help=f"The job's id, or {LATEST}: the newest.", show_default=False),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=500, help="The most rows to list.")]
 After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `next` of the page before.")]
@@ -104,7 +102,7 @@ def jobs(
     after: After = None,
     limit: Limit = 20,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """List jobs, the newest first: `callboard jobs state:failed since:24h metadata.customer:17 ads`."""
     wanted = read_words(words or ())
 
@@ -118,12 +116,8 @@ def jobs(
     fit = FIT if columns == SHOWN else None
     if watch:
         if as_json:
-            raise CommandError(
-                "--watch shows a table: `callboard watch --json` follows jobs to their end", code=2
-            )
-        follow.follow_list(
-            lambda conn: output.grid([*map(_cells_of_job, read(conn)[0])], columns.split(), fit)
-        )
+            raise CommandError("--watch shows a table: `callboard watch --json` follows jobs to their end", code=2)
+        follow.follow_list(lambda conn: output.grid([*map(_cells_of_job, read(conn)[0])], columns.split(), fit))
         return
     with database() as conn:
         page = read(conn)
@@ -131,9 +125,7 @@ def jobs(
 
 
 def _cells_of_job(job: Row) -> Row:
-    rate = (
-        job_text.pace(job["rate"]).replace(" items", "") if job["rate"] and job["state"] == "running" else ""
-    )
+    rate = job_text.pace(job["rate"]).replace(" items", "") if job["rate"] and job["state"] == "running" else ""
     shown = {"bar": job_text.cells(job).plain, "progress": job_text.percentage(job), "rate": rate}
     return {**job, **shown, "left": job_text.left(job), "age": job_text.age(job["created_at"])}
 
@@ -215,9 +207,7 @@ def items(
 def export(
     job: JobId,
     *,
-    form: Annotated[
-        str, one_of(FORMATS, "The format; each line is an item", "--format", metavar="FORMAT")
-    ] = "jsonl",
+    form: Annotated[str, one_of(FORMATS, "The format; each line is an item", "--format", metavar="FORMAT")] = "jsonl",
     state: ItemStates = None,
     error: ItemError = None,
     stage: StageNumber = None,
@@ -242,7 +232,7 @@ def errors(
     error: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this group, with a traceback.")] = None,
     *,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """List a job's errors in groups of one kind, type, place and form of message, each with an example."""
     with database() as conn:
         find_job(conn, job)
@@ -250,11 +240,7 @@ def errors(
             print_error(conn, job, error, as_json=as_json)
             return
         found = queries.run(conn, queries.errors(job))
-    columns = (
-        ERROR_SHOWN
-        if any(error["stage"] is not None for error in found)
-        else ERROR_SHOWN.removeprefix("stage ")
-    )
+    columns = ERROR_SHOWN if any(error["stage"] is not None for error in found) else ERROR_SHOWN.removeprefix("stage ")
     print_page("errors", (found, None), columns, as_json=as_json, fit=ERROR_FIT)
 
 
@@ -268,9 +254,7 @@ def callbacks(job: JobId, *, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def workers(
-    *, state: WorkerState = None, after: After = None, limit: Limit = 50, as_json: AsJson = False
-) -> None:
+def workers(*, state: WorkerState = None, after: After = None, limit: Limit = 50, as_json: AsJson = False) -> None:
     """List worker processes, the latest first."""
     with database() as conn:
         page = queries.run(conn, queries.workers(before=after, limit=limit, state=state))
@@ -346,9 +330,7 @@ def print_error(conn: Conn, job: int, group: str, *, as_json: bool) -> None:
     """Print a group of errors, with the traceback of its example. Raises CommandError when the job has none such."""
     found = queries.run(conn, queries.error(job, group))
     if found is None:
-        raise CommandError(
-            f"job {job} has no group of errors {group!r}: `callboard errors {job}` lists those it has"
-        )
+        raise CommandError(f"job {job} has no group of errors {group!r}: `callboard errors {job}` lists those it has")
     if as_json:
         output.document(found)
     else:

@@ -66,9 +66,7 @@ def submit(
         Any, typer.Option(parser=actions.json_object, metavar="JSON", help="An object to keep with the job.")
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The tenant that the job belongs to.")] = None,
-    priority: Annotated[
-        int, typer.Option(min=-MAX_INT, max=MAX_INT, help="Jobs with a lower number go first.")
-    ] = 0,
+    priority: Annotated[int, typer.Option(min=-MAX_INT, max=MAX_INT, help="Jobs with a lower number go first.")] = 0,
     chunk: Annotated[
         int | None,
         typer.Option(
@@ -93,7 +91,7 @@ def submit(
         bool, typer.Option("--wait", help="Follow it; exit 0 only if every item succeeded or was skipped.")
     ] = False,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Submit a job: each line of JSON Lines, or row of CSV, is an item. Prints the job's id.
 
     A JSON object gives keyword arguments, an array arguments, any other value one argument.

@@ -19,14 +19,7 @@ from callboard.commands import actor_modules, output
 from callboard.commands.errors import CommandError
 from callboard.commands.jobs import follow
 from callboard.commands.local import up
-from callboard.commands.local.pipelines import (
-    PIPELINES,
-    Pipeline,
-    counted,
-    remote_world,
-    seconds,
-    watch_start,
-)
+from callboard.commands.local.pipelines import PIPELINES, Pipeline, counted, remote_world, seconds, watch_start
 from callboard.commands.local.stack import LocalStack
 from callboard.commands.output import AsJson
 from callboard.commands.services import ends_on_sigterm, wait_for_the_end

@@ -101,9 +101,7 @@ def create_ad(world: World, path: str, sent: Any) -> Answer:
     if group in WITHOUT_AD:
         return Answer(404, {"error": "No existing ad"})
     if group in AGAINST_POLICY:
-        return Answer(
-            400, {"error": f"policy violation: the headline of ad group {group} has a phone number"}
-        )
+        return Answer(400, {"error": f"policy violation: the headline of ad group {group} has a phone number"})
     name = f"customers/{path}/ads/{group}"
     with world.lock:
         known = group in WITH_AD or name in world.ads

@@ -77,9 +77,7 @@ class LocalStack:
         self._up_file.unlink(missing_ok=True)  # of a run that was killed
         self._begin_broker()
         if self.in_process and self.reload is not None:
-            raise CommandError(
-                "--reload replaces worker processes, and Dramatiq's in-process broker has none", code=2
-            )
+            raise CommandError("--reload replaces worker processes, and Dramatiq's in-process broker has none", code=2)
         self._start_database()
         # For this process and its children.
         os.environ["DATABASE_URL"] = self._database_url

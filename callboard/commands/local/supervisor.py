@@ -117,8 +117,7 @@ class Supervisor:
         self._look_at = time.monotonic() + WATCH_SECONDS
         if sources := self.changed():
             typer.echo(
-                f"callboard: {', '.join(sources[:3])} changed: workers end their items and start again",
-                err=True,
+                f"callboard: {', '.join(sources[:3])} changed: workers end their items and start again", err=True
             )
             for process in self.processes:
                 process.replace(time.monotonic())

@@ -19,14 +19,12 @@ FOLDER = Path(".callboard")
 #: The default number of worker processes.
 PROCESSES = min(os.cpu_count() or 1, 4)
 
-Processes = Annotated[
-    int, typer.Option(min=1, help="Worker processes.", show_default="processors, at most 4")
-]
+Processes = Annotated[int, typer.Option(min=1, help="Worker processes.", show_default="processors, at most 4")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of each worker process.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The web app's port; 0: any free one.")]
 InProcess = Annotated[
     bool, typer.Option("--in-process", help="Use Dramatiq's in-process broker, also where RabbitMQ is installed.")
-]  # fmt: skip
+]
 
 
 @app.command()
@@ -37,8 +35,7 @@ def up(
     port: Port = 0,
     in_process: InProcess = False,
     reload: Annotated[
-        bool,
-        typer.Option("--reload", help="Replace the workers when a Python source in this folder changes."),
+        bool, typer.Option("--reload", help="Replace the workers when a Python source in this folder changes.")
     ] = False,
     no_workers: Annotated[
         bool, typer.Option("--no-workers", help="Run database, broker and web app; start workers yourself.")

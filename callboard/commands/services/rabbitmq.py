@@ -60,9 +60,7 @@ class Node:
         """
         place, mapper = scripts(), epmd()
         if place is None or mapper is None:
-            raise NotStarted(
-                "no RabbitMQ here; set AMQP_URL, or install rabbitmq-server with the system's packages"
-            )
+            raise NotStarted("no RabbitMQ here; set AMQP_URL, or install rabbitmq-server with the system's packages")
         self.configure()
         port = self.files.ports.epmd
         if not listens(port):

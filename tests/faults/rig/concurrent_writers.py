@@ -130,9 +130,7 @@ def broken_deadlocks(conn: Conn) -> int:
 
     Each server process reports its share when its connection is closed.
     """
-    others = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     assert wait_until(lambda: conn.execute(others).fetchone() == (0,), 300)
     row = conn.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
     assert row is not None

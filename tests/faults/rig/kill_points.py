@@ -142,10 +142,7 @@ POINTS = {
     "claim": Point(claims, "claim_item", _claimed, after=True),
     # Committed, and the actor has not begun.
     "claimed": Point(
-        InFlight,
-        "_begin",
-        lambda begun, _, attempt: [attempt.key] if begun and attempt.reported else None,
-        after=True,
+        InFlight, "_begin", lambda begun, _, attempt: [attempt.key] if begun and attempt.reported else None, after=True
     ),
     # Not acknowledged yet.
     "parked": Point(claims, "park", lambda _, __, rows: [(job, item) for job, item, ___ in rows], after=True),
@@ -161,10 +158,7 @@ POINTS = {
     ),
     # Delivered in a transaction that has not ended.
     "delivered": Point(
-        callbacks,
-        "mark_delivered",
-        lambda _, __, callback: [(callback.job, 0)] if callback.actor else None,
-        after=True,
+        callbacks, "mark_delivered", lambda _, __, callback: [(callback.job, 0)] if callback.actor else None, after=True
     ),
     # Committed.
     "stage claimed": Point(stages, "claim_stage", _done, after=True),

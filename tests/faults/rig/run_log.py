@@ -142,7 +142,6 @@ class RunLog:
     def unfinished(self, job: int | None = None) -> int:
         """How many runs began and have not ended; runs of a killed process never end."""
         row = self.conn.execute(
-            "SELECT count(*) FROM runs WHERE ended IS NULL AND (%(job)s::bigint IS NULL OR job = %(job)s)",
-            {"job": job},
+            "SELECT count(*) FROM runs WHERE ended IS NULL AND (%(job)s::bigint IS NULL OR job = %(job)s)", {"job": job}
         ).fetchone()
         return int(row[0]) if row else 0

@@ -25,19 +25,7 @@ from tests.support.clients import client
 from tests.support.workers import Worker, wait_until
 
 ACTORS = "tests.faults.rig.actors"
-NAMES = (
-    "work",
-    "serve",
-    "leaves",
-    "deadly",
-    "hung",
-    "parent",
-    "limited",
-    "uploads",
-    "told",
-    "summed",
-    "saves",
-)
+NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uploads", "told", "summed", "saves")
 #: Seconds within which everything happens that a test waits for.
 TIMEOUT = 300.0
 #: Seconds between two looks at what a test waits for.
@@ -125,9 +113,7 @@ class Scenario:
 
     def call_dead(self, *pids: int) -> None:
         """Have the next sweep take these workers for dead, as it does when they have been silent for long."""
-        self.sql(
-            "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE pid = ANY(%s)", list(pids)
-        )
+        self.sql("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE pid = ANY(%s)", list(pids))
 
     def all_heard(self, job: callboard.Job) -> None:
         """Wait until every living worker has applied the latest action on a job: until each has beaten after it, so has
@@ -249,9 +235,7 @@ class Scenario:
         if self._conn is not None:
             try:
                 return ask(self._conn)
-            except (
-                psycopg.errors.FeatureNotSupported
-            ):  # the test has changed the schema under a prepared statement
+            except psycopg.errors.FeatureNotSupported:  # the test has changed the schema under a prepared statement
                 pass
             except psycopg.OperationalError:
                 if not self._conn.broken:
@@ -310,9 +294,7 @@ class Scenario:
 
 
 @contextmanager
-def make_scenario(
-    run_log: RunLog, environment: dict[str, str], database_url: str, folder: Path
-) -> Iterator[Scenario]:
+def make_scenario(run_log: RunLog, environment: dict[str, str], database_url: str, folder: Path) -> Iterator[Scenario]:
     """A scenario with a client that knows the actors' names; its workers end with it."""
     with ExitStack() as stack:
         broker = stack.enter_context(client(environment, NAMES))

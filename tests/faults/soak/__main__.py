@@ -60,8 +60,8 @@ def main() -> int:
             environment, database, broker = by
             with make_scenario(RunLog(conn, folder / "runs"), environment, server.url, folder) as scenario:
                 made = Soak(
-                    scenario, server, node, node.url, database, broker, given.seed, faults, given.minutes * 60, say,
-                )  # fmt: skip
+                    scenario, server, node, node.url, database, broker, given.seed, faults, given.minutes * 60, say
+                )
                 return soak(made)
 
 

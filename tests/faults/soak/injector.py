@@ -63,8 +63,7 @@ class FaultInjector:
     def _process_killed(self, fault: Fault) -> int:
         found = (
             self.scenario.sql(
-                "SELECT pid FROM callboard.workers WHERE pid = ANY(%s)",
-                self.scenario.workers[fault.worker].children(),
+                "SELECT pid FROM callboard.workers WHERE pid = ANY(%s)", self.scenario.workers[fault.worker].children()
             )
             if self.scenario.workers[fault.worker].process.running()
             else []

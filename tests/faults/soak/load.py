@@ -58,16 +58,7 @@ class Submission:
             self.done = self.process.kill() == 0
             self.due, self.process = time.monotonic() + PAUSE, None
         elif time.monotonic() >= self.due:
-            arguments = [
-                "submit",
-                self.actor,
-                str(self.file),
-                "--key",
-                self.key,
-                "--name",
-                self.key,
-                *self.options,
-            ]
+            arguments = ["submit", self.actor, str(self.file), "--key", self.key, "--name", self.key, *self.options]
             command = [sys.executable, "-m", "tests.faults.rig.submitter", "callboard", *arguments]
             self.process = Process(command, log=log, env=environment).start()
             self.starts += 1
@@ -172,9 +163,7 @@ def all_runs(ledger: RunLog) -> Counter[tuple[int, int]]:
     return Counter({(job, item): count for job, item, count in rows})
 
 
-def _named(
-    key: str, actor: str, call: dict[str, list[int] | dict[str, object]], message: str
-) -> tuple[Hashable, str]:
+def _named(key: str, actor: str, call: dict[str, list[int] | dict[str, object]], message: str) -> tuple[Hashable, str]:
     """What an item is, and how it should end."""
     arguments, options = call["args"], call["kwargs"]
     if not key:

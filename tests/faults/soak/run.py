@@ -78,9 +78,8 @@ class Soak:
         chance = random.Random(self.seed)
         load = Load(self.scenario, chance)
         injector = FaultInjector(
-            self.scenario, self.server, self.node, load, self.amqp_url, self.before_database, self.before_broker,
-            chance,
-        )  # fmt: skip
+            self.scenario, self.server, self.node, load, self.amqp_url, self.before_database, self.before_broker, chance
+        )
         for _ in range(2):
             self.scenario.start_worker(modules=self.modules, env=self.environment)
         try:

@@ -106,9 +106,7 @@ class Verdict:
             f"nothing went on for {PROMISED:.0f} s": [self.recovery] if self.recovery[0] > PROMISED else [],
         }
         return [
-            f"{name}: {len(found)}, such as {', '.join(map(str, found[:5]))}"
-            for name, found in kinds.items()
-            if found
+            f"{name}: {len(found)}, such as {', '.join(map(str, found[:5]))}" for name, found in kinds.items() if found
         ]
 
     def table(self) -> list[str]:

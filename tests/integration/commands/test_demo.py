@@ -98,8 +98,7 @@ def test_demo_lists_the_pipelines_and_starts_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "options"),
-    [(signal.SIGINT, []), (signal.SIGTERM, ["--in-process"]), (signal.SIGHUP, ["--in-process"])],
+    ("number", "options"), [(signal.SIGINT, []), (signal.SIGTERM, ["--in-process"]), (signal.SIGHUP, ["--in-process"])]
 )
 def test_an_interrupted_demo_leaves_nothing(
     tmp_path: Path, place: dict[str, str], number: signal.Signals, options: list[str]

@@ -37,9 +37,7 @@ def here(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     return pipeline
 
 
-def examined(
-    capsys: pytest.CaptureFixture[str], *options: str
-) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+def examined(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
     """The exit code, and the findings by what they are about."""
     capsys.readouterr()
     code = main(["doctor", "--json", *options])
@@ -49,9 +47,7 @@ def examined(
     return code, found
 
 
-def test_a_ping_goes_through_every_queue_and_leaves_nothing(
-    here: Pipeline, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_ping_goes_through_every_queue_and_leaves_nothing(here: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     code, found = examined(capsys)
     assert code == 0, found
     assert not [f for findings in found.values() for f in findings if f["state"] == "wrong"]
@@ -59,12 +55,7 @@ def test_a_ping_goes_through_every_queue_and_leaves_nothing(
     queues = queries.run(here.conn, queries.workers(state="alive"))[0][0]["queues"]
     assert set(pings) == {f"ping through {queue}" for queue in queues}
     for hops in pings.values():
-        assert [hop.rsplit(" ", 2)[0] for hop in hops.split(", ")] == [
-            "row",
-            "publish and delivery",
-            "outcome",
-            "read",
-        ]
+        assert [hop.rsplit(" ", 2)[0] for hop in hops.split(", ")] == ["row", "publish and delivery", "outcome", "read"]
     assert queries.run(here.conn, queries.jobs())[0] == []
     (worker,) = queries.run(here.conn, queries.workers(state="alive"))[0]
     assert PING not in worker["actors"]
@@ -72,9 +63,7 @@ def test_a_ping_goes_through_every_queue_and_leaves_nothing(
     assert capsys.readouterr().out.endswith("nothing is wrong\n")
 
 
-def test_what_stands_still_is_named_with_what_to_do(
-    here: Pipeline, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_stands_still_is_named_with_what_to_do(here: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     failed = here.submit("stubborn", {"number": 1, "wins_at": 4})
     assert failed.wait(TIMEOUT)["failed"] == 1
     with connect(here.environment["DATABASE_URL"]) as conn:
@@ -89,9 +78,7 @@ def test_what_stands_still_is_named_with_what_to_do(
             created_by=None,
         ).job
         submission.store_chunk(conn, stuck, 0, [(b"{}", None)], keyed=False)
-        conn.execute(
-            "UPDATE callboard.jobs SET updated_at = now() - interval '1 minute' WHERE id = %s", (stuck,)
-        )
+        conn.execute("UPDATE callboard.jobs SET updated_at = now() - interval '1 minute' WHERE id = %s", (stuck,))
         try:
             code, found = examined(capsys, "--no-ping")
         finally:
@@ -103,9 +90,7 @@ def test_what_stands_still_is_named_with_what_to_do(
     assert (letters["state"], "callboard put-back default" in letters["do"]) == ("note", True)
 
 
-def test_a_queue_whose_worker_does_not_answer_is_wrong(
-    here: Pipeline, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_queue_whose_worker_does_not_answer_is_wrong(here: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert here.worker is not None
     frozen = here.worker.children()
     for pid in frozen:
@@ -132,10 +117,7 @@ def test_a_pooler_with_prepared_statements_is_noted(
 
 
 def test_what_is_missing_is_named(
-    empty_database_url: str,
-    database_url: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    empty_database_url: str, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMQP_URL", "amqp://anna:hunter2@127.0.0.1:1")
     monkeypatch.setenv("DATABASE_URL", "postgresql://anna:hunter2@127.0.0.1:1/none")

@@ -13,13 +13,7 @@ import pika
 import psycopg
 import pytest
 
-from callboard.commands.services import (
-    NotStarted,
-    Process,
-    Server,
-    installed,
-    wait_until,
-)
+from callboard.commands.services import NotStarted, Process, Server, installed, wait_until
 from callboard.commands.services.child_process import User
 from callboard.commands.services.ports import free_ports
 from tests.support.nodes import Node

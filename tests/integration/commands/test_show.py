@@ -80,9 +80,7 @@ def test_status_prints_a_job_in_words_and_in_json(on_database: Call, conn: Conn)
     assert "30.0 % of 100" in out
 
 
-def test_a_group_of_errors_is_shown_with_its_traceback_and_leads_to_its_items(
-    on_database: Call, conn: Conn
-) -> None:
+def test_a_group_of_errors_is_shown_with_its_traceback_and_leads_to_its_items(on_database: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
     [group] = document(on_database("errors", job, "--json"))["errors"]
     assert document(on_database("errors", job, group["id"], "--json"))["traceback"] == "Traceback …"
@@ -104,9 +102,7 @@ def test_jobs_are_listed_in_pages(on_database: Call, conn: Conn) -> None:
     assert str(older) in out
     assert "newer" not in out
     assert on_database("jobs", "state:paused")[1] == "no jobs\n"
-    assert [job["id"] for job in document(on_database("jobs", "is:open", "older", "--json"))["jobs"]] == [
-        older
-    ]
+    assert [job["id"] for job in document(on_database("jobs", "is:open", "older", "--json"))["jobs"]] == [older]
     assert on_database("jobs", "--columns", "name,pending")[1].split() == [
         "name", "pending", "newer", "0", "older", "0",
     ]  # fmt: skip
@@ -116,9 +112,7 @@ def test_jobs_are_listed_in_pages(on_database: Call, conn: Conn) -> None:
     assert "state:odd is no word of a search; there are state:pending|" in err
 
 
-def test_jobs_are_watched_until_ctrl_c(
-    on_database: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_are_watched_until_ctrl_c(on_database: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     job, waits = make_job(conn, 4), list[float]()
 
     def wait(seconds: float) -> None:
@@ -172,11 +166,7 @@ def test_items_are_listed_with_their_progress(on_database: Call, conn: Conn) -> 
     run(conn, job, [0], progress=(1200.0, 5000.0))
     run(conn, job, [1], progress=(2.5, None))
     items = document(on_database("items", job, "--json"))["items"]
-    assert [item["progress"] for item in items] == [
-        {"done": 1200, "total": 5000},
-        {"done": 2.5, "total": None},
-        None,
-    ]
+    assert [item["progress"] for item in items] == [{"done": 1200, "total": 5000}, {"done": 2.5, "total": None}, None]
     out = on_database("items", job)[1]
     assert "1,200 of 5,000" in out
     assert "2.5" in out
@@ -224,21 +214,14 @@ def test_several_jobs_are_watched_a_line_each(on_database: Call, conn: Conn) -> 
     )
 
 
-def test_ctrl_c_ends_the_watching_and_says_that_the_job_goes_on(
-    database_url: str, conn: Conn, tmp_path: Path
-) -> None:
+def test_ctrl_c_ends_the_watching_and_says_that_the_job_goes_on(database_url: str, conn: Conn, tmp_path: Path) -> None:
     job = make_job(conn, 4)
     (tmp_path / ".callboard").mkdir()
     (tmp_path / ".callboard" / "up.json").write_text('{"web_url": "http://127.0.0.1:8000/"}')
     command = [str(CALLBOARD), "watch", str(job)]
     pipe = subprocess.PIPE
     watch = subprocess.Popen(
-        command,
-        env={**os.environ, **environment(database_url)},
-        cwd=tmp_path,
-        stdout=pipe,
-        stderr=pipe,
-        text=True,
+        command, env={**os.environ, **environment(database_url)}, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True
     )
     assert watch.stdout is not None
     assert "0.0 %" in watch.stdout.readline()
@@ -302,13 +285,9 @@ def test_an_unknown_job_is_an_error_of_one_line(on_database: Call, command: str)
 @pytest.mark.parametrize(
     "arguments", [("status",), ("status", "x"), ("status", "-1"), ("items", "1", "--state", "odd"), ("nope",)]
 )
-def test_wrong_usage_is_an_error_of_one_line_and_exit_code_2(
-    on_database: Call, arguments: tuple[str, ...]
-) -> None:
+def test_wrong_usage_is_an_error_of_one_line_and_exit_code_2(on_database: Call, arguments: tuple[str, ...]) -> None:
     known = arguments[0] in ("status", "items")
-    assert f"(see `callboard{f' {arguments[0]}' if known else ''} --help`)" in line(
-        on_database(*arguments), 2
-    )
+    assert f"(see `callboard{f' {arguments[0]}' if known else ''} --help`)" in line(on_database(*arguments), 2)
 
 
 def test_a_missing_address_is_an_error(call: Call) -> None:
@@ -322,9 +301,7 @@ def test_the_address_of_a_running_up_is_used(call: Call, database_url: str, tmp_
     assert document(call("jobs", "--json")) == {"jobs": [], "next": None}
 
 
-def test_an_unreachable_database_is_an_error_without_the_password(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_database_is_an_error_without_the_password(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://anna:hunter2@127.0.0.1:1/shop")
     said = line(call("jobs"))
     assert "127.0.0.1:1/shop" in said
@@ -366,17 +343,10 @@ def test_config_lists_every_setting_without_secrets(call: Call, monkeypatch: pyt
 def test_config_shows_the_addresses_of_a_running_up(call: Call, tmp_path: Path) -> None:
     left = tmp_path / ".callboard" / "up.json"
     left.parent.mkdir()
-    urls = {
-        "database_url": "postgresql:///board",
-        "amqp_url": "amqp://anna:hunter2@127.0.0.1/",
-        "web_url": "http://x",
-    }
+    urls = {"database_url": "postgresql:///board", "amqp_url": "amqp://anna:hunter2@127.0.0.1/", "web_url": "http://x"}
     left.write_text(json.dumps(urls), encoding="utf-8")
     found = {row["name"]: row["value"] for row in document(call("config", "--json"))["settings"]}
-    assert (found["DATABASE_URL"], found["AMQP_URL"]) == (
-        "postgresql:///board",
-        "amqp://anna:***@127.0.0.1/",
-    )
+    assert (found["DATABASE_URL"], found["AMQP_URL"]) == ("postgresql:///board", "amqp://anna:***@127.0.0.1/")
 
 
 def test_serve_refuses_a_public_address_where_nobody_can_log_in(on_database: Call) -> None:

@@ -35,9 +35,7 @@ def job(database_url: str) -> int:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_what_an_encoding_lacks_is_escaped(
-    tmp_path: Path, database_url: str, job: int, encoding: str
-) -> None:
+def test_what_an_encoding_lacks_is_escaped(tmp_path: Path, database_url: str, job: int, encoding: str) -> None:
     line = f"callboard jobs && callboard status {job} && callboard stat üß"
     done = shell(tmp_path, database_url, line, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert done.returncode == 2  # of the last

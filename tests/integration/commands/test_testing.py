@@ -82,9 +82,7 @@ def test_the_five_pipelines_are_tested_in_process(tmp_path: Path, empty_database
 
 
 @pytest.mark.parametrize("given", ["embedded", "a database"])
-def test_an_app_with_a_broker_of_its_own_is_run_in_process(
-    tmp_path: Path, empty_database_url: str, given: str
-) -> None:
+def test_an_app_with_a_broker_of_its_own_is_run_in_process(tmp_path: Path, empty_database_url: str, given: str) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["callboard.testing"]\n')
     (tmp_path / "test_app.py").write_text(OWN_BROKER)
     options = ["--callboard-database", empty_database_url] if given == "a database" else []

@@ -44,12 +44,7 @@ def test_a_token_is_printed_once_and_kept_as_a_hash(call: Call, conn: Conn) -> N
     assert "ci: read, submit" in err
     row = found(conn, out)
     assert row is not None
-    assert (row["name"], row["tenant"], row["scopes"], row["expires_at"]) == (
-        "ci",
-        "acme",
-        ["read", "submit"],
-        None,
-    )
+    assert (row["name"], row["tenant"], row["scopes"], row["expires_at"]) == ("ci", "acme", ["read", "submit"], None)
     stored = conn.execute("SELECT string_agg(t::text, '') FROM callboard.tokens AS t").fetchone()
     assert out.strip() not in str(stored)
     listed = json.loads(call("list", "--json")[1])
@@ -112,9 +107,7 @@ def test_a_revoked_token_lets_nobody_in(call: Call, conn: Conn) -> None:
         (["revoke"], 2, "TOKEN"),
     ],
 )
-def test_what_makes_no_sense_makes_no_token(
-    call: Call, conn: Conn, arguments: list[str], code: int, said: str
-) -> None:
+def test_what_makes_no_sense_makes_no_token(call: Call, conn: Conn, arguments: list[str], code: int, said: str) -> None:
     answered, out, err = call(*arguments)
     assert (answered, out) == (code, "")
     assert said in err

@@ -163,9 +163,7 @@ def lines(first: int, end: int) -> set[str]:
 def served(app: App) -> Iterator[Callable[[str], Any]]:
     """`callboard serve` in a process of its own; gives a function that GETs a path as JSON."""
     port = free_ports(1)[0]
-    process = app.start(
-        "callboard", "serve", "--open-to-everyone", "--port", str(port), says="Callboard is at"
-    )
+    process = app.start("callboard", "serve", "--open-to-everyone", "--port", str(port), says="Callboard is at")
 
     def get(path: str) -> Any:
         with urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:

@@ -56,9 +56,7 @@ class TrackedBroker:
     @property
     def acknowledges(self) -> tuple[Any, str]:
         """The class and the name of the method that acknowledges a message at the broker."""
-        return (
-            (_StubConsumer, "ack") if isinstance(self.broker, StubBroker) else (BlockingChannel, "basic_ack")
-        )
+        return (_StubConsumer, "ack") if isinstance(self.broker, StubBroker) else (BlockingChannel, "basic_ack")
 
     def unacknowledged(self) -> int:
         """Messages that the process was given and has not acknowledged."""
@@ -124,9 +122,7 @@ def test_actors_are_named_in_any_script(tracked: TrackedBroker) -> None:
     tracked.work()
     assert [job.wait(TIMEOUT)["succeeded"] for job in [*jobs, sent]] == [1] * 5 + [5]
     for name in ("a\nb", "a\x00", "\ud800", "x" * 301):
-        with pytest.raises(
-            ValueError, match="an actor's name has 1 to 300 characters, and no control characters"
-        ):
+        with pytest.raises(ValueError, match="an actor's name has 1 to 300 characters, and no control characters"):
             dramatiq.actor(broker=tracked.broker, actor_name=name)(tracked.act.fn)
 
 
@@ -140,9 +136,7 @@ def test_stages_follow_one_another(tracked: TrackedBroker) -> None:
     assert tracked.runs == {n: 1 for start in (0, 1000) for n in range(start, start + 20)}
 
 
-def test_nothing_is_acknowledged_before_its_commit(
-    tracked: TrackedBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_acknowledged_before_its_commit(tracked: TrackedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker thread waits for the commit either: four threads run more than four items."""
     gate, acknowledged = threading.Event(), threading.Event()
     record = outcomes.record
@@ -176,9 +170,7 @@ def postponed(tracked: TrackedBroker, job: callboard.Job, count: int) -> bool:
     return wait_until(lambda: tracked.conn.execute(kept, (job.id,)).fetchone() == (count,), TIMEOUT)
 
 
-def test_a_job_whose_actor_no_worker_announced_waits_for_one_and_fails_after_its_time(
-    tracked: TrackedBroker,
-) -> None:
+def test_a_job_whose_actor_no_worker_announced_waits_for_one_and_fails_after_its_time(tracked: TrackedBroker) -> None:
     job = callboard.submit(tracked.act, [1, 2])
     del tracked.broker.actors["act"]
     # In process a worker publishes, and this job has none that could; elsewhere this process does, before it knows.
@@ -194,9 +186,7 @@ def test_a_job_whose_actor_no_worker_announced_waits_for_one_and_fails_after_its
     tracked.conn.execute("UPDATE callboard.jobs SET created_at = now() - interval '1 day'")
     status = job.wait(TIMEOUT)
     assert (status["state"], status["failed"], status["cancelled"]) == ("failed", 0, 2)
-    assert status["reason"].startswith(
-        "no worker announced the actor act in the time that CALLBOARD_ACTOR_WAIT gives"
-    )
+    assert status["reason"].startswith("no worker announced the actor act in the time that CALLBOARD_ACTOR_WAIT gives")
     assert tracked.dead_letters() == tracked.unacknowledged() == 0
 
 
@@ -248,9 +238,7 @@ def test_a_plain_item_sends_at_once_and_an_item_of_a_job_with_its_success(tracke
     for job in (named, submitted):
         assert (job.wait(TIMEOUT)["failed"], job.status()["total"]) == (1, 1)
     assert wait_until(lambda: tracked.runs == {1: 1}, TIMEOUT)
-    standing = (
-        "SELECT actor, succeeded, failed FROM callboard.jobs WHERE standing_on IS NOT NULL ORDER BY actor"
-    )
+    standing = "SELECT actor, succeeded, failed FROM callboard.jobs WHERE standing_on IS NOT NULL ORDER BY actor"
     wanted = [("act", 1, 0), ("breaks", 0, 1)]
     assert wait_until(lambda: tracked.conn.execute(standing).fetchall() == wanted, TIMEOUT)
 

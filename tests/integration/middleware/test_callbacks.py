@@ -187,9 +187,7 @@ def test_each_end_of_a_job_queues_its_callbacks(name: str, conn: Conn) -> None:
 
 
 def test_only_the_callbacks_of_the_final_state_are_queued(conn: Conn) -> None:
-    job = done(
-        conn, Targets(on_complete=(TELL, Webhook("https://a/b?token=1")), on_fail=(Message("other", "q"),))
-    )
+    job = done(conn, Targets(on_complete=(TELL, Webhook("https://a/b?token=1")), on_fail=(Message("other", "q"),)))
     assert [(c["on"], c["target"]) for c in listed(conn, job)] == [
         ("completed", "tell"),
         ("completed", "https://a/b?***"),
@@ -218,9 +216,7 @@ def test_a_retried_job_calls_again_with_a_new_id_and_each_call_describes_its_own
     record(conn, job, {"succeeded": [1]}, attempt=2)
     second = status(conn, job)
     found = callbacks.claim_callbacks(conn, webhooks=False, limit=9)
-    told = sorted(
-        (delivery.payload(conn, one) or {} for one in found), key=lambda one: str(one["finished_at"])
-    )
+    told = sorted((delivery.payload(conn, one) or {} for one in found), key=lambda one: str(one["finished_at"]))
     assert [{**one, "id": job} for one in told] == [{**first, "job": job}, {**second, "job": job}]
     assert (told[0]["failed"], told[1]["failed"]) == (1, 0)
     assert len({one["id"] for one in told}) == 2
@@ -314,9 +310,7 @@ def test_a_waiting_callback_shows_why_its_last_try_failed(
     assert len(here.calls) == 1, "it is not due yet"
 
 
-def test_a_receiver_that_is_gone_is_given_up_at_once(
-    conn: Conn, here: Receiver, part: CallbackDispatcher
-) -> None:
+def test_a_receiver_that_is_gone_is_given_up_at_once(conn: Conn, here: Receiver, part: CallbackDispatcher) -> None:
     here.usual = 410
     job = done(conn, hook(here))
     deliver(part, conn, lambda: over(conn, job))
@@ -466,9 +460,7 @@ def test_an_answer_is_recorded_after_an_outage_of_the_database(
     assert len(here.calls) == 1
 
 
-def test_callbacks_of_a_deleted_job_are_given_up(
-    conn: Conn, here: Receiver, part: CallbackDispatcher
-) -> None:
+def test_callbacks_of_a_deleted_job_are_given_up(conn: Conn, here: Receiver, part: CallbackDispatcher) -> None:
     gone, job = done(conn, hook(here)), done(conn, hook(here))
     silent = done(conn, ALL)
     for one in (gone, silent):  # and their callbacks, in a moment
@@ -486,15 +478,11 @@ def test_callbacks_of_a_deleted_job_are_given_up(
 
 def items_of(conn: Conn, actor: str) -> list[dict[str, Any]]:
     """The arguments of the calls in the actor's standing job."""
-    [(job,)] = conn.execute(
-        "SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL", (actor,)
-    )
+    [(job,)] = conn.execute("SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL", (actor,))
     return [item["args"][0] for item in queries.run(conn, queries.items(job))[0]]
 
 
-def test_a_message_becomes_an_item_of_its_actors_standing_job_once(
-    conn: Conn, part: CallbackDispatcher
-) -> None:
+def test_a_message_becomes_an_item_of_its_actors_standing_job_once(conn: Conn, part: CallbackDispatcher) -> None:
     jobs = [done(conn, ALL, name=f"job {n}") for n in range(3)]
     part.turn(conn)
     told = items_of(conn, "tell")
@@ -518,19 +506,14 @@ def test_a_message_that_is_sent_twice_is_stored_once(conn: Conn, part: CallbackD
     assert len(items_of(conn, "tell")) == 1
 
 
-def test_a_message_that_a_dead_process_claimed_is_sent_after_seconds(
-    conn: Conn, part: CallbackDispatcher
-) -> None:
+def test_a_message_that_a_dead_process_claimed_is_sent_after_seconds(conn: Conn, part: CallbackDispatcher) -> None:
     """Sending takes milliseconds, and a message that is sent twice is stored once; a webhook may take its time."""
     job = done(conn, Targets((TELL, Webhook("https://a/"))))
     for webhooks in (True, False):
         assert len(callbacks.claim_callbacks(conn, webhooks=webhooks, limit=9)) == 1
     conn.execute("UPDATE callboard.callbacks SET claimed_until = claimed_until - interval '10 s'")
     part.turn(conn)
-    assert {c["target"]: c["state"] for c in listed(conn, job)} == {
-        "tell": "delivered",
-        "https://a/": "waiting",
-    }
+    assert {c["target"]: c["state"] for c in listed(conn, job)} == {"tell": "delivered", "https://a/": "waiting"}
 
 
 def test_a_message_that_can_not_be_encoded_is_retried_and_leaves_nothing(
@@ -576,9 +559,7 @@ def told(pipeline: Pipeline, job: callboard.Job) -> list[dict[str, Any]]:
 
 def test_actors_and_webhooks_are_called_when_a_job_completes(pipeline: Pipeline) -> None:
     with receiver() as there:
-        job = pipeline.submit(
-            "work", {"number": 1}, {"number": 2, "fate": "fail"}, on_complete=["told", there.url]
-        )
+        job = pipeline.submit("work", {"number": 1}, {"number": 2, "fate": "fail"}, on_complete=["told", there.url])
         status = job.wait(TIMEOUT)
         assert wait_until(lambda: there.calls and told(pipeline, job), TIMEOUT)
         assert wait_until(lambda: all(c["state"] == "delivered" for c in job.callbacks()), TIMEOUT)
@@ -588,10 +569,7 @@ def test_actors_and_webhooks_are_called_when_a_job_completes(pipeline: Pipeline)
         del one["updated_at"]  # its last message may be found confirmed after it has ended
     assert calls == [{**status, "id": ids[target], "job": job.id} for target in ("told", there.url)]
     assert verified(there.calls[0].headers, there.calls[0].body)
-    assert (
-        len(pipeline.conn.execute("SELECT FROM runs WHERE what = %s", (f"told {ids['told']}",)).fetchall())
-        == 1
-    )
+    assert len(pipeline.conn.execute("SELECT FROM runs WHERE what = %s", (f"told {ids['told']}",)).fetchall()) == 1
 
 
 def test_a_callback_actor_that_fails_is_retried_as_any_message(pipeline: Pipeline) -> None:
@@ -608,9 +586,7 @@ def test_a_cancelled_a_failed_and_a_retried_job_call(pipeline: Pipeline) -> None
     assert wait_until(lambda: told(pipeline, job), TIMEOUT)
     [call] = told(pipeline, job)
     assert (call["state"], call["reason"]) == ("cancelled", "wrong file")
-    failing = pipeline.submit(
-        "work", *[{"number": n, "fate": "fail"} for n in range(40)], max_failures=1, **targets
-    )
+    failing = pipeline.submit("work", *[{"number": n, "fate": "fail"} for n in range(40)], max_failures=1, **targets)
     assert wait_until(lambda: told(pipeline, failing), TIMEOUT)
     state = told(pipeline, failing)[0]["state"]
     assert state == failing.status()["state"] in ("failed", "completed")
@@ -648,9 +624,7 @@ def test_a_target_that_can_not_be_called_is_refused_before_a_job_is_made(pipelin
 # Looked at ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_api_lists_callbacks(
-    conn: Conn, here: Receiver, part: CallbackDispatcher, database_url: str
-) -> None:
+def test_the_api_lists_callbacks(conn: Conn, here: Receiver, part: CallbackDispatcher, database_url: str) -> None:
     job = done(conn, Targets((TELL, Webhook(f"{here.url}?token=hunter2"))))
     other = done(conn, Targets())
     deliver(part, conn, lambda: over(conn, job))
@@ -691,10 +665,7 @@ def test_the_command_submits_with_callbacks(
     job = callboard.get(int(capsys.readouterr().out))
     job.wait(TIMEOUT)
     assert [callback["target"] for callback in job.callbacks()] == ["told", "https://nowhere.invalid/?***"]
-    for wrong, says, code in (
-        ("nobody", "no actor 'nobody'", 1),
-        ("ftp://a", "https://host:port/path", 2),
-    ):
+    for wrong, says, code in (("nobody", "no actor 'nobody'", 1), ("ftp://a", "https://host:port/path", 2)):
         assert main(["submit", "work", str(file), "--on-fail", wrong]) == code
         assert says in capsys.readouterr().err
 

@@ -23,9 +23,7 @@ def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     folder = tmp_path_factory.mktemp("chunks")
-    with running_pipeline(
-        postgres_url, template, broker, ["work", "together", "noted", "nobody_has"], folder
-    ) as made:
+    with running_pipeline(postgres_url, template, broker, ["work", "together", "noted", "nobody_has"], folder) as made:
         yield made
         assert made.worker is not None
         assert made.worker.stop() == 0
@@ -55,9 +53,7 @@ def test_an_item_of_a_chunk_that_fails_at_once_has_a_dead_letter(pipeline: Pipel
     assert job.status()["failed"] == 3
     ids = set[str]()
     for _ in range(3):
-        _, body = pipeline.dead_letter(
-            lambda _, body: json.loads(body)["message_id"].startswith(f"{job.id}-")
-        )
+        _, body = pipeline.dead_letter(lambda _, body: json.loads(body)["message_id"].startswith(f"{job.id}-"))
         ids.add(json.loads(body)["message_id"])
     assert ids == {f"{job.id}-{n}" for n in (0, 20, 40)}
 
@@ -87,9 +83,7 @@ def test_each_item_of_a_batch_has_its_own_outcome(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize(("fate", "error"), [("raise", "TransientError"), ("short", "ValueError")])
 def test_an_exception_of_a_batch_holds_for_all_its_items(fate: str, error: str, pipeline: Pipeline) -> None:
-    job = pipeline.submit(
-        "together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4
-    )
+    job = pipeline.submit("together", *({"number": n, "fate": fate if n == 2 else None} for n in range(4)), chunk=4)
     assert [item["attempt"] for item in pipeline.ended(job)] == [2] * 4
     assert job.status()["retries"] == 4
     for item in range(4):

@@ -100,9 +100,7 @@ def test_messages_for_a_queue_that_the_user_may_not_declare_wait_and_the_others_
             assert transport.depth("secret") == 0
             answers = transport.publish([outgoing(0, "secret"), outgoing(1, "open"), outgoing(2, "secret")])
             assert answers == [False, True, False]
-            assert re.search(
-                "'secret' does not exist and can't be declared: .*ACCESS_REFUSED", transport.trouble or ""
-            )
+            assert re.search("'secret' does not exist and can't be declared: .*ACCESS_REFUSED", transport.trouble or "")
             assert transport.publish([outgoing(3, "open")]) == [True]
             assert "'secret'" in (transport.trouble or "")
             broker.request("PUT", f"permissions/{vhost}/{vhost}", {**allowed, "configure": ".*"})
@@ -129,9 +127,7 @@ def test_a_message_whose_id_is_cut_reaches_a_queue_that_had_to_be_declared(amqp_
         assert transport.depth("work") == 2
 
 
-def test_a_process_that_ends_connects_without_a_new_thread(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_ends_connects_without_a_new_thread(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """From Python 3.12 on it can start none: what a short script has sent would come seconds late, from a worker."""
     with broker.vhost() as url, transport_to(url) as transport:
         transport._broker.declare_queue("work", ensure=True)

@@ -38,9 +38,7 @@ def test_a_queue_that_was_deleted_while_nobody_was_connected_is_declared_again(
     consumer.close()
 
 
-def test_a_queue_that_was_declared_otherwise_is_why_its_jobs_stand_still(
-    tracked: callboard.RabbitmqBroker,
-) -> None:
+def test_a_queue_that_was_declared_otherwise_is_why_its_jobs_stand_still(tracked: callboard.RabbitmqBroker) -> None:
     tracked.channel.queue_declare("work", durable=True)  # as an app without dead letters does
     consumers = runtime_of(tracked).consumers
     with pytest.raises(ConnectionClosed, match="PRECONDITION_FAILED"):

@@ -20,9 +20,7 @@ def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     """One worker process for all of these tests."""
-    with running_pipeline(
-        postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("existing")
-    ) as made:
+    with running_pipeline(postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("existing")) as made:
         yield made
         assert made.worker is not None
         assert made.worker.stop() == 0

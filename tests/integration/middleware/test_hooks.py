@@ -96,9 +96,7 @@ class App:
 
 
 def make_broker(kind: str, request: pytest.FixtureRequest) -> dramatiq.Broker:
-    return (
-        StubBroker() if kind == "in process" else StockRabbitmqBroker(url=request.getfixturevalue("amqp_url"))
-    )
+    return StubBroker() if kind == "in process" else StockRabbitmqBroker(url=request.getfixturevalue("amqp_url"))
 
 
 @pytest.fixture(params=["in process", "stock"])
@@ -138,9 +136,7 @@ def test_no_middleware_hears_of_a_copy_and_the_result_stays(app: App) -> None:
     assert wait_until(lambda: app.unacknowledged() == 0, TIMEOUT)
     assert message.get_result() == 5
     assert app.heard.counts == {
-        (hook, n): 1
-        for hook in ("before_process_message", "after_process_message", "after_ack")
-        for n in (2, 3)
+        (hook, n): 1 for hook in ("before_process_message", "after_process_message", "after_ack") for n in (2, 3)
     }
 
 
@@ -196,17 +192,13 @@ def test_hooks_of_enqueue_run_once_in_the_senders_thread_and_for_each_retry(app:
     app.start()
     assert wait_until(lambda: app.states() == {"failed": 1}, TIMEOUT)
     senders = [("sender", None), ("WorkerThread", 1), ("WorkerThread", 2)]
-    assert app.heard.enqueued == [
-        (hook, thread, retry) for thread, retry in senders for hook in ("before", "after")
-    ]
+    assert app.heard.enqueued == [(hook, thread, retry) for thread, retry in senders for hook in ("before", "after")]
 
 
 class Moves(dramatiq.Middleware):
     """Sends a busy tenant's message to another queue."""
 
-    def after_process_message(
-        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
-    ) -> None:
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: Any = None) -> None:
         if isinstance(exception, dramatiq.RateLimitExceeded) and message.queue_name == "default":
             message.options["max_retries"] = 0
             broker.enqueue(message.copy(queue_name="slow"))
@@ -215,9 +207,7 @@ class Moves(dramatiq.Middleware):
 class Repeats(dramatiq.Middleware):
     """Runs a message again after it succeeded."""
 
-    def after_process_message(
-        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
-    ) -> None:
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: Any = None) -> None:
         left = message.options.get("repeat", 0)
         if exception is None and left:
             broker.enqueue(message.copy(options={"repeat": left - 1}), delay=10)
@@ -226,9 +216,7 @@ class Repeats(dramatiq.Middleware):
 class Narrows(dramatiq.Middleware):
     """Tries only what is left."""
 
-    def after_process_message(
-        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
-    ) -> None:
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: Any = None) -> None:
         if isinstance(exception, ValueError) and len(message.args[0]) > 1:
             message.options["max_retries"] = 0
             broker.enqueue(message.copy(args=(message.args[0][1:],)))
@@ -237,9 +225,7 @@ class Narrows(dramatiq.Middleware):
 class Again(dramatiq.Middleware):
     """Sends the same once more though it has failed for good."""
 
-    def after_process_message(
-        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
-    ) -> None:
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: Any = None) -> None:
         if isinstance(exception, KeyError) and "again" not in message.options:
             message.options["max_retries"] = 0
             message.options["again"] = True
@@ -310,9 +296,7 @@ def test_an_enqueue_of_the_apps_own_class_is_called_for_each_send_and_retry(
     assert calls == [None, 1]
 
 
-def test_install_tracks_the_broker_that_the_app_has_set(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_install_tracks_the_broker_that_the_app_has_set(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMQP_URL", "amqp://nowhere")
     broker = StubBroker()
     monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
@@ -431,16 +415,12 @@ def test_a_closed_broker_leaves_no_connection_and_no_thread(app: App) -> None:
     work.send(1)
     assert runtime_of(app.broker).process.pool.get_stats()["pool_size"] > 0
     app.broker.close()
-    left = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
+    left = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     assert wait_until(lambda: app.conn.execute(left).fetchone() == (0,), TIMEOUT)
     assert wait_until(lambda: not set(threading.enumerate()) - before, TIMEOUT), threading.enumerate()
 
 
-def test_retries_and_children_start_without_a_poll_in_between(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retries_and_children_start_without_a_poll_in_between(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "POLL_SECONDS", 90.0)
 
     @dramatiq.actor(max_retries=10, min_backoff=1, max_backoff=2)

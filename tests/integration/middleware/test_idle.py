@@ -77,9 +77,7 @@ def wait_for_looks(monkeypatch: pytest.MonkeyPatch, pauses: Sequence[float]) -> 
 def test_a_message_of_a_job_that_was_paused_meanwhile_does_not_begin(
     app: App, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wait_for_looks(
-        monkeypatch, pauses=[0.2, 0.2, 0.2, 600.0]
-    )  # from then on the worker does not look by itself
+    wait_for_looks(monkeypatch, pauses=[0.2, 0.2, 0.2, 600.0])  # from then on the worker does not look by itself
     job = make_job(conn, 1)
     actions.pause(conn, job, ANNA)
     assert app.is_idle()

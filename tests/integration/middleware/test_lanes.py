@@ -12,17 +12,7 @@ from callboard.sql import timings
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import Event, Outgoing
-from callboard.sql.writes import (
-    actions,
-    claims,
-    jobs,
-    outcomes,
-    publishing,
-    retry_action,
-    submission,
-    sweep,
-    workers,
-)
+from callboard.sql.writes import actions, claims, jobs, outcomes, publishing, retry_action, submission, sweep, workers
 from callboard.sql.writes import lanes as lanes_of
 from callboard.sql.writes.lanes import ClaimTakenOver, move_to_outbox
 from callboard.sql.writes.requests import Requester
@@ -71,9 +61,7 @@ def items_by_lane(conn: Conn, job: int) -> dict[int, str]:
 
 def lapse(conn: Conn) -> None:
     """Every publisher's claims have lapsed."""
-    conn.execute(
-        "UPDATE callboard.jobs SET publish_until = now() - interval '1 s' WHERE publish_until IS NOT NULL"
-    )
+    conn.execute("UPDATE callboard.jobs SET publish_until = now() - interval '1 s' WHERE publish_until IS NOT NULL")
     conn.execute("UPDATE callboard.outbox SET claimed_until = now() WHERE claimed_until IS NOT NULL")
 
 
@@ -185,9 +173,7 @@ def test_a_lane_that_an_item_holds_back_waits_and_others_do_not(conn: Conn) -> N
     conn.execute("UPDATE callboard.jobs SET updated_at = now() - interval '1 min'")
     assert '"a" is held back until ' in status(conn, job)["stalled"]
     assert status(conn, job)["stalled"].endswith(": and again")
-    conn.execute(
-        """UPDATE callboard.jobs SET holds = '{"\\"a\\"": {"until": "2020-01-01T00:00:00Z", "reason": ""}}'"""
-    )
+    conn.execute("""UPDATE callboard.jobs SET holds = '{"\\"a\\"": {"until": "2020-01-01T00:00:00Z", "reason": ""}}'""")
     assert published(conn, job) == [1]
 
 
@@ -382,10 +368,7 @@ def test_a_publisher_whose_claim_was_taken_over_changes_nothing(conn: Conn) -> N
         list(lanes.batches(conn, frozen, 10))
     with pytest.raises(ClaimTakenOver):
         move_to_outbox(conn, frozen, 0, 4, [(0, "x")])
-    assert (
-        conn.execute("SELECT id, item, lane, claimed_until FROM callboard.outbox ORDER BY id").fetchall()
-        == before
-    )
+    assert conn.execute("SELECT id, item, lane, claimed_until FROM callboard.outbox ORDER BY id").fetchall() == before
     assert items_by_lane(conn, job) == {0: '"a"', 2: '"b"'}
 
 

@@ -53,9 +53,7 @@ def test_a_poison_item_fails_and_the_others_succeed(pipeline: Pipeline) -> None:
         assert time.monotonic() < deadline, job.status()
         if not wait_until(lambda: not pipeline.worker.process.running(), 1.0):  # type: ignore[union-attr]
             continue
-        pipeline.conn.execute(
-            "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE stopped_at IS NULL"
-        )
+        pipeline.conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE stopped_at IS NULL")
         pipeline.worker.process.kill()  # what is left of its group
         pipeline.worker.begin()
         starts += 1
@@ -108,9 +106,7 @@ def test_a_claim_whose_answer_was_lost_is_tried_again_and_runs(
             assert attempt is not None
             assert runtime.in_flight.admit(Delivered(Stamp(job, 0, 1), redelivered=True)) is None
             runtime.in_flight.finish(attempt, SUCCEEDED)
-            assert wait_until(
-                lambda: (queries.run(conn, queries.job(job)) or {})["state"] == "completed", TIMEOUT
-            )
+            assert wait_until(lambda: (queries.run(conn, queries.job(job)) or {})["state"] == "completed", TIMEOUT)
             assert conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)
     finally:
         runtime.close()

@@ -11,17 +11,7 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem
-from callboard.sql.writes import (
-    actions,
-    claims,
-    jobs,
-    publishing,
-    retry_action,
-    sends,
-    submission,
-    sweep,
-    workers,
-)
+from callboard.sql.writes import actions, claims, jobs, publishing, retry_action, sends, submission, sweep, workers
 from callboard.sql.writes.requests import NoSuchJob, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, record, send, status
@@ -94,9 +84,7 @@ def test_limits_are_columns_and_words() -> None:
 # Actors that nobody has ---------------------------------------------------------------------------------------------
 
 
-def test_a_job_waits_for_its_actor_from_when_it_could_run(
-    conn: Conn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_waits_for_its_actor_from_when_it_could_run(conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     make_worker(conn, "known")
     plain, paused, later, known = (
         make_job(conn, 2, actor=actor, published=0) for actor in ("new", "new", "new", "known")
@@ -110,9 +98,7 @@ def test_a_job_waits_for_its_actor_from_when_it_could_run(
     assert jobs.stop_jobs_without_actor(conn) == [plain]
     found = status(conn, plain)
     assert (found["stopping"], found["cancelled"]) == ("failed", 2)
-    assert found["reason"].startswith(
-        "no worker announced the actor new in the time that CALLBOARD_ACTOR_WAIT gives"
-    )
+    assert found["reason"].startswith("no worker announced the actor new in the time that CALLBOARD_ACTOR_WAIT gives")
     assert wait_until(lambda: jobs.close_stopped(conn) == [plain], 300)
     assert retry_action.retry(conn, plain, ANNA, RetrySelection(["cancelled"])) == 2
     assert jobs.stop_jobs_without_actor(conn) == []  # its time begins anew
@@ -162,9 +148,7 @@ def test_a_share_of_failures_needs_its_sample(conn: Conn) -> None:
 
 
 @pytest.mark.parametrize(("most", "failing"), [(0, 1), ("0", 4), (3, 4)])
-def test_a_job_whose_last_items_pass_its_failures_is_failed(
-    conn: Conn, most: int | str, failing: int
-) -> None:
+def test_a_job_whose_last_items_pass_its_failures_is_failed(conn: Conn, most: int | str, failing: int) -> None:
     job = make_job(conn, 4)
     actions.limit(conn, job, ANNA, {"max_failures": most})
     record(conn, job, {"succeeded": range(4 - failing)})
@@ -250,17 +234,13 @@ def test_nothing_starts_of_a_job_whose_deadline_has_passed(conn: Conn) -> None:
         {"deadline": "2026-01-01T00:00:00Z"}, {},
     ],
 )  # fmt: skip
-def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(
-    conn: Conn, limit: dict[str, Any]
-) -> None:
+def test_who_sends_into_a_limited_job_leaves_its_messages_to_the_jobs_turn(conn: Conn, limit: dict[str, Any]) -> None:
     """All but those of a job without limits, which it publishes itself."""
     job = make_job(conn, 0, sealed=False)
     actions.limit(conn, job, ANNA, limit)
     new = [NewItem(job, "work", "default", f"m-{item}", b"{}", None, 0) for item in range(3)]
     added = sends.add_items(conn, new, publishing=True)
-    assert [(place[0], place[1] is not None) for place in added if place] == [
-        (n, not limit) for n in range(3)
-    ]
+    assert [(place[0], place[1] is not None) for place in added if place] == [(n, not limit) for n in range(3)]
 
 
 def _lost(conn: Conn, job: int) -> None:
@@ -386,10 +366,7 @@ def test_limits_are_told_and_noted(conn: Conn) -> None:
     actions.limit(conn, job, ANNA, {"concurrency": None})
     assert status(conn, job)["limits"] == {"rate": "100/m"}
     told = queries.run(conn, queries.actions(job))[0]
-    assert [action["detail"] for action in told] == [
-        {"concurrency": None},
-        {"rate": "100/m", "concurrency": 3},
-    ]
+    assert [action["detail"] for action in told] == [{"concurrency": None}, {"rate": "100/m", "concurrency": 3}]
     with pytest.raises(ValueError, match="no limit 'speed'"):
         actions.limit(conn, job, ANNA, {"speed": 9})
     with pytest.raises(NoSuchJob):

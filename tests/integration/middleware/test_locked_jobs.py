@@ -120,9 +120,7 @@ def test_a_journal_that_closes_waits_for_a_locked_job(conn: Conn, database_url: 
 
 def test_a_process_that_is_frozen_in_a_transaction_loses_its_locks(conn: Conn, database_url: str) -> None:
     job = make_job(conn, 1)
-    frozen = subprocess.Popen(
-        [sys.executable, "-c", FROZEN, database_url, str(job)], stderr=subprocess.PIPE, text=True
-    )
+    frozen = subprocess.Popen([sys.executable, "-c", FROZEN, database_url, str(job)], stderr=subprocess.PIPE, text=True)
     try:
         assert wait_until(lambda: _is_locked(conn, job), SLOW)
         assert wait_until(lambda: not _is_locked(conn, job), SLOW)

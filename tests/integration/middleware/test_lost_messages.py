@@ -67,9 +67,7 @@ def sent_again(conn: Conn, job: int) -> list[int]:
     return [row[0] for row in rows]
 
 
-def test_an_item_that_its_worker_does_not_run_any_more_is_sent_again(
-    conn: Conn, search: LostMessageSearch
-) -> None:
+def test_an_item_that_its_worker_does_not_run_any_more_is_sent_again(conn: Conn, search: LostMessageSearch) -> None:
     """A failover took back its outcome, and left its row in `running`. One that is held, or began just now, stays."""
     worker = make_worker(conn)
     job = make_job(conn, 3)
@@ -82,9 +80,7 @@ def test_an_item_that_its_worker_does_not_run_any_more_is_sent_again(
     assert sent_again(conn, job) == [0]
 
 
-def test_a_message_that_no_queue_and_no_worker_has_is_sent_again_once(
-    conn: Conn, search: LostMessageSearch
-) -> None:
+def test_a_message_that_no_queue_and_no_worker_has_is_sent_again_once(conn: Conn, search: LostMessageSearch) -> None:
     """Items that ended, wait in the outbox, run, are held or are not published are left alone."""
     worker = make_worker(conn)
     job = make_job(conn, 20, published=12)
@@ -101,9 +97,7 @@ def test_a_message_that_no_queue_and_no_worker_has_is_sent_again_once(
     assert sent_again(conn, job) == [4, 9, 10, 11]
 
 
-def test_a_message_that_waits_in_its_queue_is_left_alone(
-    conn: Conn, search: LostMessageSearch, queue: Queue
-) -> None:
+def test_a_message_that_waits_in_its_queue_is_left_alone(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
     worker = make_worker(conn)
     job = make_job(conn, 10)
     sent = make_job(conn, 0, sealed=False)
@@ -136,8 +130,7 @@ def test_in_a_queue_that_is_never_empty_overtaken_messages_are_sent_again(
     record(conn, job, {"succeeded": range(100, 1_099)}, worker=worker)
     # One that was cancelled was never given out.
     conn.execute(
-        "UPDATE callboard.items SET state = 'cancelled', finished_at = now() WHERE job_id = %s AND item = 1101",
-        (job,),
+        "UPDATE callboard.items SET state = 'cancelled', finished_at = now() WHERE job_id = %s AND item = 1101", (job,)
     )
     look(conn, search, worker, times=5)
     assert sent_again(conn, job) == []
@@ -171,9 +164,7 @@ def test_a_plain_send_overtakes_in_its_own_queue_only(
     assert sent_again(conn, job) == ([0] if found else [])
 
 
-def test_a_queue_that_keeps_no_order_has_to_be_empty(
-    conn: Conn, search: LostMessageSearch, queue: Queue
-) -> None:
+def test_a_queue_that_keeps_no_order_has_to_be_empty(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
     job = make_job(conn, 2)
     queue.ready, queue.in_order = 1, False
     look(conn, search, times=2)
@@ -223,9 +214,7 @@ def test_a_broker_that_is_away_is_asked_again(conn: Conn, search: LostMessageSea
     assert sent_again(conn, job) == [0]
 
 
-def test_the_broker_is_not_asked_while_no_message_is_open(
-    conn: Conn, search: LostMessageSearch, queue: Queue
-) -> None:
+def test_the_broker_is_not_asked_while_no_message_is_open(conn: Conn, search: LostMessageSearch, queue: Queue) -> None:
     record(conn, make_job(conn, 5), {"succeeded": range(5)})
     paused = make_job(conn, 1)
     conn.execute("UPDATE callboard.jobs SET state = 'paused' WHERE id = %s", (paused,))
@@ -256,12 +245,7 @@ def test_the_search_never_reads_a_whole_job(conn: Conn) -> None:
     record(conn, job, {"succeeded": range(19_000)}, result=None)
     conn.execute("ANALYZE callboard.items")
     some = {"job": [job], "low": [18_000], "high": [19_500], "limit": 100}
-    lost_messages = {
-        "job": [job],
-        "item": list(range(19_000, 19_500)),
-        "attempt": [1] * 500,
-        "holder": LEADER,
-    }
+    lost_messages = {"job": [job], "item": list(range(19_000, 19_500)), "attempt": [1] * 500, "holder": LEADER}
     for name, parameters in (("unheld_items", some), ("republish", lost_messages)):
         explain = b"EXPLAIN " + statement(name).encode()
         plan = "\n".join(row[0] for row in conn.execute(explain, parameters))

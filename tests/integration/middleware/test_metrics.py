@@ -43,9 +43,7 @@ def answers(port: int) -> bool:
 
 
 def run(number: int) -> None:
-    job = callboard.submit(
-        "work", ({"number": n, "fate": "fail" if n < 5 else "succeed"} for n in range(number))
-    )
+    job = callboard.submit("work", ({"number": n, "fate": "fail" if n < 5 else "succeed"} for n in range(number)))
     assert job.wait(60)["state"] == "completed"
 
 
@@ -68,12 +66,7 @@ def test_all_processes_are_counted_and_none_twice(
         assert found["callboard_attempt_seconds_count", *labels] == ITEMS + 10
         assert found["callboard_queue_wait_seconds_count", *labels] == ITEMS
         assert found["callboard_queue_wait_seconds_sum", *labels] < 60 * ITEMS
-        assert (
-            0
-            < found["callboard_flush_outcomes_count",]
-            <= found["callboard_flush_outcomes_sum",]
-            == ITEMS + 10
-        )
+        assert 0 < found["callboard_flush_outcomes_count",] <= found["callboard_flush_outcomes_sum",] == ITEMS + 10
         assert found["callboard_flush_seconds_count",] == found["callboard_flush_outcomes_count",]
         assert found["callboard_published_total",] > 0
         assert {name for name, *_ in found} & {"callboard_journal_backlog", "callboard_counter_repairs_total"}

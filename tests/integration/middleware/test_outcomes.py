@@ -53,9 +53,7 @@ def pipeline(
     postgres_url: str, template: str, broker: Broker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pipeline]:
     """One worker process for all of these tests; at the end it stops, and its record is true."""
-    with running_pipeline(
-        postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("outcomes")
-    ) as made:
+    with running_pipeline(postgres_url, template, broker, ACTORS, tmp_path_factory.mktemp("outcomes")) as made:
         with JobWatcher(made.environment["DATABASE_URL"], pause=0.2) as watcher:
             yield made
         assert watcher.wrong == []
@@ -67,20 +65,14 @@ def pipeline(
         assert "returned a value that is not None" not in made.worker.output
         assert "Unexpected failure in" not in made.worker.output
         assert made.conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)
-        assert made.conn.execute(
-            "SELECT count(*) FROM callboard.workers WHERE stopped_at IS NULL"
-        ).fetchone() == (0,)
+        assert made.conn.execute("SELECT count(*) FROM callboard.workers WHERE stopped_at IS NULL").fetchone() == (0,)
 
 
 # Ends ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("wins_at", "state", "runs"), [(1, "succeeded", 1), (3, "succeeded", 3), (9, "failed", 3)]
-)
-def test_an_item_is_tried_as_often_as_its_actor_says(
-    wins_at: int, state: str, runs: int, pipeline: Pipeline
-) -> None:
+@pytest.mark.parametrize(("wins_at", "state", "runs"), [(1, "succeeded", 1), (3, "succeeded", 3), (9, "failed", 3)])
+def test_an_item_is_tried_as_often_as_its_actor_says(wins_at: int, state: str, runs: int, pipeline: Pipeline) -> None:
     job = pipeline.submit("stubborn", {"number": 1, "wins_at": wins_at})
     item = pipeline.only(job)
     assert item["state"] == state
@@ -98,8 +90,7 @@ def test_a_retry_waits_in_the_outbox_and_never_in_the_delay_queue(pipeline: Pipe
     assert wait_until(lambda: job.status()["retrying"] == 1, TIMEOUT)
     assert pipeline.ready("default.DQ") == 0
     row = pipeline.conn.execute(
-        "SELECT extract(epoch FROM due_at - now())::float8, attempt FROM callboard.outbox WHERE job_id = %s",
-        (job.id,),
+        "SELECT extract(epoch FROM due_at - now())::float8, attempt FROM callboard.outbox WHERE job_id = %s", (job.id,)
     ).fetchone()
     assert row is not None
     assert 0 < row[0] <= 300
@@ -216,18 +207,14 @@ def test_a_message_past_its_age_limit_fails(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(("actor", "error"), [("leaves", "SystemExit"), ("base_error", "GeneratorExit")])
-def test_an_actor_that_raises_no_exception_ends_its_item_only(
-    actor: str, error: str, pipeline: Pipeline
-) -> None:
+def test_an_actor_that_raises_no_exception_ends_its_item_only(actor: str, error: str, pipeline: Pipeline) -> None:
     item = pipeline.only(pipeline.submit(actor, []))
     assert item["state"] == "failed"
     assert item["error"]["type"] == error
 
 
 @pytest.mark.parametrize(("kind", "text"), [("nul", "a \\x00 in it"), ("surrogate", "half \\ud800 a pair")])
-def test_an_error_text_that_no_database_stores_stays_readable(
-    kind: str, text: str, pipeline: Pipeline
-) -> None:
+def test_an_error_text_that_no_database_stores_stays_readable(kind: str, text: str, pipeline: Pipeline) -> None:
     assert pipeline.only(pipeline.submit("bad_text", kind))["error"]["message"] == text
 
 
@@ -235,9 +222,7 @@ def test_a_success_whose_result_cannot_be_kept_says_so_and_sends_what_it_sent(pi
     """Also its callback and the rest of its pipeline."""
     with callboard.job("no result") as job:
         pipeline.actor("bad_result").send_with_options(args=("object",))
-        pipeline.actor("bad_result").send_with_options(
-            args=("large",), on_success=pipeline.actor("on_success")
-        )
+        pipeline.actor("bad_result").send_with_options(args=("large",), on_success=pipeline.actor("on_success"))
         (
             pipeline.actor("bad_result").message("large")
             | pipeline.actor("noted").message_with_options(pipe_ignore=True, args=(2,))
@@ -263,12 +248,8 @@ def test_a_strict_actor_fails_by_a_result_that_cannot_be_kept_and_sends_nothing(
     assert job.status()["unkept"] == 0
 
 
-def test_an_unknown_value_of_the_option_results_is_refused_where_the_actor_is_declared(
-    pipeline: Pipeline,
-) -> None:
-    with pytest.raises(
-        ValueError, match="the option results of sloppy must be 'strict' or None, not 'Strict'"
-    ):
+def test_an_unknown_value_of_the_option_results_is_refused_where_the_actor_is_declared(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="the option results of sloppy must be 'strict' or None, not 'Strict'"):
         dramatiq.actor(broker=pipeline.broker, actor_name="sloppy", results="Strict")(lambda: None)
 
 
@@ -325,9 +306,7 @@ def test_async_actors_have_a_current_item_too(pipeline: Pipeline) -> None:
     assert {item["actor"] for item in items[2:]} == {"noted"}
 
 
-def test_in_a_coroutine_nothing_that_an_item_calls_waits_for_the_database(
-    pipeline: Pipeline, tmp_path: Path
-) -> None:
+def test_in_a_coroutine_nothing_that_an_item_calls_waits_for_the_database(pipeline: Pipeline, tmp_path: Path) -> None:
     """A function that asked the database in the event loop would hold up all coroutines of the process."""
     items = [{"number": number, "folder": str(tmp_path)} for number in range(4)]
     job = pipeline.submit("says_gently", *items, tenant="acme", metadata={"a": 1})
@@ -398,9 +377,7 @@ def _all(pipeline: Pipeline, actor: str) -> list[dict[str, object]]:
 def test_a_pipeline_stays_in_its_job(pipeline: Pipeline) -> None:
     with callboard.job("pipeline") as job:
         (
-            pipeline.actor("add").message(1, 2)
-            | pipeline.actor("add").message(10)
-            | pipeline.actor("add").message(100)
+            pipeline.actor("add").message(1, 2) | pipeline.actor("add").message(10) | pipeline.actor("add").message(100)
         ).run()
     assert [item["result"] for item in pipeline.ended(job)] == [3, 13, 113]
 
@@ -442,9 +419,7 @@ def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
     script.write_text(CHILD_SENDS)
     environment = {**os.environ, **pipeline.environment, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, script, how], env=environment, check=True, timeout=TIMEOUT)
-    mine = (
-        "FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id WHERE j.name = 'of a child'"
-    )
+    mine = "FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id WHERE j.name = 'of a child'"
     assert pipeline.conn.execute(f"SELECT {mine}").rowcount == 0
 
 
@@ -512,9 +487,7 @@ def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_othe
     if timestamp is not None:
         message = message.copy(message_timestamp=timestamp)
     put(pipeline, message.encode())
-    assert wait_until(
-        lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT
-    )
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT)
     ((job, item, _),) = items_of(pipeline, message.message_id)
     standing = pipeline.standing("stubborn")
     assert standing is not None
@@ -527,18 +500,12 @@ def test_a_foreign_message_that_comes_twice_is_one_item(pipeline: Pipeline) -> N
     put(pipeline, message.encode(), message.encode())
     after = foreign("noted", 78)
     put(pipeline, after.encode())
-    assert wait_until(
-        lambda: [s for _, _, s in items_of(pipeline, after.message_id)] == ["succeeded"], TIMEOUT
-    )
-    assert wait_until(
-        lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT
-    )
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, after.message_id)] == ["succeeded"], TIMEOUT)
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT)
     put(pipeline, message.encode())
     again = foreign("noted", 79)
     put(pipeline, again.encode())
-    assert wait_until(
-        lambda: [s for _, _, s in items_of(pipeline, again.message_id)] == ["succeeded"], TIMEOUT
-    )
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, again.message_id)] == ["succeeded"], TIMEOUT)
     ((job, item, _),) = items_of(pipeline, message.message_id)
     assert pipeline.drift() == []
     assert (
@@ -567,9 +534,7 @@ def test_a_message_that_was_moved_from_another_queue_runs(pipeline: Pipeline) ->
     """Its worker has no consumer of the queue that the message names."""
     moved = foreign("noted", 83).copy(queue_name="elsewhere")
     put(pipeline, moved.encode())
-    assert wait_until(
-        lambda: [s for _, _, s in items_of(pipeline, moved.message_id)] == ["succeeded"], TIMEOUT
-    )
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, moved.message_id)] == ["succeeded"], TIMEOUT)
     assert pipeline.worker is not None
     assert "does not catch" not in pipeline.worker.output
 
@@ -593,12 +558,8 @@ def test_a_delayed_message_of_a_stock_producer_that_comes_twice_is_one_item(pipe
     with pipeline.channel() as channel:
         for one in (message, message, after):
             channel.basic_publish("", "default.DQ", one.encode(), pika.BasicProperties(delivery_mode=2))
-    assert wait_until(
-        lambda: [s for _, _, s in items_of(pipeline, after.message_id)] == ["succeeded"], TIMEOUT
-    )
-    assert wait_until(
-        lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT
-    )
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, after.message_id)] == ["succeeded"], TIMEOUT)
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT)
     ((job, item, _),) = items_of(pipeline, message.message_id)
     assert len([i for i, _, _ in pipeline.runs(job) if i == item]) == 1
 
@@ -615,16 +576,10 @@ def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(pipeline: Pipeline
         "SELECT i.queue FROM callboard.items AS i JOIN callboard.outbox AS o USING (job_id, item)"
         " WHERE i.message_id = %s AND o.due_at > now() + interval '50 minutes'"
     )
-    assert wait_until(
-        lambda: pipeline.conn.execute(due, (message.message_id,)).fetchone() == ("default",), TIMEOUT
-    )
+    assert wait_until(lambda: pipeline.conn.execute(due, (message.message_id,)).fetchone() == ("default",), TIMEOUT)
     pipeline.dead_letter(lambda _, body: body == broken.encode())
-    pipeline.conn.execute(
-        "UPDATE callboard.outbox SET due_at = now() WHERE due_at > now() + interval '50 minutes'"
-    )
-    assert wait_until(
-        lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT
-    )
+    pipeline.conn.execute("UPDATE callboard.outbox SET due_at = now() WHERE due_at > now() + interval '50 minutes'")
+    assert wait_until(lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT)
 
 
 @pytest.mark.parametrize(
@@ -646,9 +601,7 @@ def test_a_delayed_message_of_a_stock_producer_waits_as_a_row(pipeline: Pipeline
     ],
     ids=["bytes", "text", "list", "null", "other", "args", "options", "actor", "id", "nul"],
 )
-def test_a_malformed_message_is_dead_lettered_and_does_not_hold_up_others(
-    body: bytes, pipeline: Pipeline
-) -> None:
+def test_a_malformed_message_is_dead_lettered_and_does_not_hold_up_others(body: bytes, pipeline: Pipeline) -> None:
     put(pipeline, body)
     assert pipeline.only(pipeline.submit("work", {"number": 1}))["state"] == "succeeded"
     pipeline.dead_letter(lambda _, found: found == body)
@@ -749,9 +702,7 @@ def test_only_slow_items_get_a_row_in_running(pipeline: Pipeline) -> None:
 
 def test_a_worker_is_registered_and_beats(pipeline: Pipeline) -> None:
     def beat() -> object:
-        row = pipeline.conn.execute(
-            "SELECT beat_at FROM callboard.workers WHERE stopped_at IS NULL"
-        ).fetchone()
+        row = pipeline.conn.execute("SELECT beat_at FROM callboard.workers WHERE stopped_at IS NULL").fetchone()
         assert row is not None
         return row[0]
 

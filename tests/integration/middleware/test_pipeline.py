@@ -89,8 +89,8 @@ def served(environment: dict[str, str], log: Path) -> Iterator[Callable[[str], A
 
 @pytest.mark.parametrize("way", ["direct", "pooled"])
 def test_every_count_of_a_mixed_job_is_exact(
-    way: str, environment: dict[str, str], worker: StartWorker, request: pytest.FixtureRequest, tmp_path: Path,
-) -> None:  # fmt: skip
+    way: str, environment: dict[str, str], worker: StartWorker, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """Counts, attempts, the identity in 200 readings over HTTP, and the end soon after the last item."""
     if way == "pooled":
         pooled = request.getfixturevalue("pooled_url")
@@ -124,9 +124,7 @@ def test_every_count_of_a_mixed_job_is_exact(
     assert float(late[0]) < 60
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing(
-    environment: dict[str, str], worker: StartWorker
-) -> None:
+def test_a_worker_killed_in_the_middle_loses_nothing(environment: dict[str, str], worker: StartWorker) -> None:
     """SIGKILL to the whole process group half-way, and again later; every item ran, each counts once."""
     url = environment["DATABASE_URL"]
     make_runs_table(url)
@@ -172,8 +170,6 @@ def test_three_jobs_at_once_all_move_and_share_few_connections(
         for job in jobs:
             assert_mixed(job.status(), JOINT)
         own = broker.runtime.process.pool.get_stats()["pool_size"]
-    assert any(all(counts) and max(counts) < 0.85 * JOINT for counts in seen), (
-        "one job had to wait for another"
-    )
+    assert any(all(counts) and max(counts) < 0.85 * JOINT for counts in seen), "one job had to wait for another"
     assert most <= 2 * 4 + 4, (most, own)
     assert drift(environment["DATABASE_URL"]) == []

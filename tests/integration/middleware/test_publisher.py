@@ -51,10 +51,7 @@ class RefusingTransport(StubTransport):
             self.while_waiting()
         answers = [self._answer(out) for out in batch]
         self.sent += [
-            one.item
-            for out, answer in zip(batch, answers, strict=True)
-            if answer is True
-            for one in (out, *out.more)
+            one.item for out, answer in zip(batch, answers, strict=True) if answer is True for one in (out, *out.more)
         ]
         if any(out.item > self.last for out in batch):
             raise Unreachable("it is away", answers)
@@ -110,9 +107,7 @@ def test_a_publisher_reads_no_more_bytes_at_a_time_than_it_may(
         for item in range(20):
             send(conn, job, item, "default")
     else:
-        limits: dict[str, dict[str, Any]] = {
-            "in lanes": {"concurrency_by": "0=20"}, "in turn": {"concurrency": 50},
-        }  # fmt: skip
+        limits: dict[str, dict[str, Any]] = {"in lanes": {"concurrency_by": "0=20"}, "in turn": {"concurrency": 50}}
         job = make_job(conn, 20, published=0 if how != "in turn" else None)
         if how == "in turn":
             record(conn, job, {"failed": range(20)})
@@ -331,12 +326,8 @@ def test_items_that_cant_be_published_count_for_max_failures(
 
 def lapsing(conn: Conn) -> None:
     """Let all claims expire in a second."""
-    conn.execute(
-        "UPDATE callboard.jobs SET publish_until = now() + interval '1 s' WHERE publish_until IS NOT NULL"
-    )
-    conn.execute(
-        "UPDATE callboard.outbox SET claimed_until = now() + interval '1 s' WHERE claimed_until IS NOT NULL"
-    )
+    conn.execute("UPDATE callboard.jobs SET publish_until = now() + interval '1 s' WHERE publish_until IS NOT NULL")
+    conn.execute("UPDATE callboard.outbox SET claimed_until = now() + interval '1 s' WHERE claimed_until IS NOT NULL")
 
 
 @pytest.mark.parametrize("kind", ["bulk", "sent", "redo", "lanes"])

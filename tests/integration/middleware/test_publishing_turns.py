@@ -66,9 +66,7 @@ def test_a_job_that_got_nothing_published_keeps_its_turn(conn: Conn) -> None:
     claim = publishing.claim_job(conn)
     assert claim is not None
     assert claim.job == first
-    publishing.advance_watermark(
-        conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=True
-    )
+    publishing.advance_watermark(conn, claim, watermark=claim.watermark, published=0, keep=False, unserved=True)
     assert [turn(conn), turn(conn)] == [first, second]
 
 
@@ -142,9 +140,7 @@ def test_of_each_queue_as_many_messages_are_claimed_as_it_has_room_for(conn: Con
     assert claimed(conn, 500, {}) == {}
 
 
-def test_a_message_that_is_stored_while_a_publisher_looks_is_found_by_the_next(
-    conn: Conn, database_url: str
-) -> None:
+def test_a_message_that_is_stored_while_a_publisher_looks_is_found_by_the_next(conn: Conn, database_url: str) -> None:
     """The publisher's snapshot lacks it, and must not put its turn off."""
     job = make_sends(conn, 1)
     with connect(database_url) as other:
@@ -163,9 +159,7 @@ def test_a_message_of_a_vanished_publisher_is_due_when_its_claim_ends(conn: Conn
     assert claimed(conn, 10) == {job: 1}
 
 
-def test_messages_that_somebody_else_holds_for_a_moment_are_looked_at_again(
-    conn: Conn, database_url: str
-) -> None:
+def test_messages_that_somebody_else_holds_for_a_moment_are_looked_at_again(conn: Conn, database_url: str) -> None:
     """A transaction that is rolled back, or a publisher that claims them and vanishes, tells nobody of them."""
     job = make_sends(conn, 3)
     with connect(database_url) as other:
@@ -203,9 +197,7 @@ def test_a_job_at_its_limit_is_looked_at_again_once_an_item_ends(conn: Conn) -> 
     assert turn(conn) == job
 
 
-def test_a_job_whose_row_somebody_holds_for_a_moment_is_looked_at_again(
-    conn: Conn, database_url: str
-) -> None:
+def test_a_job_whose_row_somebody_holds_for_a_moment_is_looked_at_again(conn: Conn, database_url: str) -> None:
     """The record of outcomes does, many times a second; nothing tells when it is done."""
     job = make_job(conn, 9, published=0)
     with connect(database_url) as other:

@@ -125,11 +125,7 @@ def test_no_item_fails_because_counters_drifted(
     conn.execute(f"UPDATE callboard.jobs SET {tampered} WHERE id = %s", (job,))
     assert drift(conn) != []
     journal.flush(
-        [
-            *(good(other, n) for n in range(10)),
-            replace(good(job, 0), attempt=2),
-            *(good(job, n) for n in range(10, 40)),
-        ]
+        [*(good(other, n) for n in range(10)), replace(good(job, 0), attempt=2), *(good(job, n) for n in range(10, 40))]
     )
     assert journal.done(51)
     for number, total in ((other, 10), (job, 40)):
@@ -183,9 +179,7 @@ def test_the_journal_waits_for_a_missing_table(
     job = make_job(conn, 10)
     conn.execute(f"ALTER TABLE callboard.{table} RENAME TO elsewhere")
     journal.flush([good(job, n) for n in range(10)])
-    assert wait_until(
-        lambda: caplog.text.count("the database refuses to record outcomes; trying again") >= 3, 60
-    )
+    assert wait_until(lambda: caplog.text.count("the database refuses to record outcomes; trying again") >= 3, 60)
     assert f'relation "callboard.{table}" does not exist' in caplog.text
     assert journal.acknowledged == []
     conn.execute(f"ALTER TABLE callboard.elsewhere RENAME TO {table}")

@@ -176,6 +176,4 @@ def test_items_that_count_in_one_row_are_all_counted(pipeline: Pipeline) -> None
     with ThreadPoolExecutor(3) as pool:
         for items in pool.map(pipeline.ended, jobs):
             assert [item["state"] for item in items] == ["succeeded"] * 100
-    assert pipeline.conn.execute("SELECT sum(items) FROM counted WHERE name LIKE 'row %'").fetchone() == (
-        300,
-    )
+    assert pipeline.conn.execute("SELECT sum(items) FROM counted WHERE name LIKE 'row %'").fetchone() == (300,)

@@ -38,11 +38,7 @@ def entry(job: int, item: int, number: int, state: str, mark: str | None) -> Ent
     """An attempt that has ended, and saved a row with its mark."""
     kept = None
     if state == "succeeded":
-        text = (
-            "INSERT INTO absent VALUES (%s)"
-            if mark == "broken"
-            else "INSERT INTO saved VALUES (%s, %s, %s, %s)"
-        )
+        text = "INSERT INTO absent VALUES (%s)" if mark == "broken" else "INSERT INTO saved VALUES (%s, %s, %s, %s)"
         save, size = saves.frozen(
             text, [mark] if mark == "broken" else [job, item, number, mark], "actors.py:1 in work"
         )
@@ -66,10 +62,7 @@ class Saving(RuleBasedStateMachine):
         self.job = make_job(self.conn, 3)
         self.conn.execute("TRUNCATE saved")
 
-    @rule(
-        ends=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), ENDS), min_size=1, max_size=3),
-        what=FLUSHES,
-    )
+    @rule(ends=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), ENDS), min_size=1, max_size=3), what=FLUSHES)
     def flush(self, ends: Sequence[tuple[int, int, tuple[str, str | None]]], what: str) -> None:
         """Outcomes of the last attempts, or of the ones before, are written together."""
         now: dict[int, int] = dict(
@@ -94,18 +87,13 @@ class Saving(RuleBasedStateMachine):
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("through", ["database_url", "pooled_url"])
-def test_what_is_saved_is_what_succeeded(
-    through: str, database_url: str, request: pytest.FixtureRequest
-) -> None:
+def test_what_is_saved_is_what_succeeded(through: str, database_url: str, request: pytest.FixtureRequest) -> None:
     with connect(request.getfixturevalue(through)) as conn:
         conn.execute(TABLE)
         run_state_machine_as_test(
             lambda: Saving(conn),  # type: ignore[arg-type]
             settings=settings(
-                max_examples=20,
-                stateful_step_count=12,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
+                max_examples=20, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
             ),
         )
         assert drift(conn) == []
@@ -199,9 +187,7 @@ def test_what_a_statement_leaves_in_its_session_reaches_no_other_item(
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_a_setting_that_ends_its_session_fails_its_item_alone(
-    older: bool, request: pytest.FixtureRequest
-) -> None:
+def test_a_setting_that_ends_its_session_fails_its_item_alone(older: bool, request: pytest.FixtureRequest) -> None:
     """Also in the first item of a flush, of which the connection breaks in the statements of another."""
     url = request.getfixturevalue("older_database_url" if older else "database_url")
     ends = "SELECT set_config('transaction_timeout', '1', false), pg_sleep(1)"

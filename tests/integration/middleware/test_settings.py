@@ -10,9 +10,7 @@ from tests.support.workers import Worker
 NOWHERE = {"DATABASE_URL": "postgresql://127.0.0.1:1/none", "AMQP_URL": ""}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("CALLBOARD_HUNG_AFTER", "60s"), ("CALLBOARD_RESULT_LIMIT", "abc")]
-)
+@pytest.mark.parametrize(("name", "value"), [("CALLBOARD_HUNG_AFTER", "60s"), ("CALLBOARD_RESULT_LIMIT", "abc")])
 def test_a_worker_refuses_nonsense_at_its_start(name: str, value: str, tmp_path: Path) -> None:
     env = {**NOWHERE, name: value}
     worker = Worker(["callboard.actors"], tmp_path / "worker.log", env=env, threads=1)

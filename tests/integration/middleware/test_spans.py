@@ -53,9 +53,7 @@ class Traced:
 
 
 @pytest.fixture(params=["in process", "RabbitMQ"])
-def traced(
-    request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Traced]:
+def traced(request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Traced]:
     monkeypatch.setenv("CALLBOARD_OPENTELEMETRY", "on")
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -195,10 +193,7 @@ def test_a_submission_over_http_belongs_to_the_request(traced: Traced, database_
         transport = httpx.ASGITransport(app=app)
         async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport) as client:
             with traced.tracer.start_as_current_span("request") as request:
-                lines = {
-                    "headers": {"Content-Type": "application/x-ndjson"},
-                    "content": b'{"actor": "posted"}\n[]\n',
-                }
+                lines = {"headers": {"Content-Type": "application/x-ndjson"}, "content": b'{"actor": "posted"}\n[]\n'}
                 for body in ({"json": {"actor": "posted", "items": [[]]}}, lines):
                     answer = await client.post("http://test/api/v1/jobs", **body)
                     assert answer.status_code == 201, answer.text

@@ -128,9 +128,7 @@ def test_many_results_are_streamed_and_each_makes_one_item(pipeline: Pipeline) -
     """More of them than are read, and than are stored, at once."""
     count = 1_200
     assert count > max(stage_maker.PAGE_ITEMS, CHUNK)
-    job = callboard.stages(
-        "many", [Stage("number", items=range(count)), Stage("number", name="again", chunk=50)]
-    )
+    job = callboard.stages("many", [Stage("number", items=range(count)), Stage("number", name="again", chunk=50)])
     assert ended(job)["state"] == "completed"
     assert told(job)[1] == ("again", "completed", count, count, 0)
     assert [item["args"][0] for item in job.items(stage=1)] == list(range(count))
@@ -169,9 +167,7 @@ def test_failures_stop_the_stages_after_it_until_they_are_retried(pipeline: Pipe
     assert [action["action"] for action in job.actions()] == ["retry"]
 
 
-def test_with_go_on_the_next_stage_is_made_without_the_failed_items(
-    pipeline: Pipeline, tmp_path: Path
-) -> None:
+def test_with_go_on_the_next_stage_is_made_without_the_failed_items(pipeline: Pipeline, tmp_path: Path) -> None:
     job = asked("go on", tmp_path / "away")
     found = ended(job)
     assert (found["state"], found["failed"]) == ("completed", 5)
@@ -198,9 +194,7 @@ def test_a_stage_may_be_made_of_the_failed_items(pipeline: Pipeline, tmp_path: P
     job = callboard.stages(
         "failed",
         [
-            Stage(
-                "ask", items=[{**one, "provider": who} for who in ("one", "two", "two")], on_failure="go on"
-            ),
+            Stage("ask", items=[{**one, "provider": who} for who in ("one", "two", "two")], on_failure="go on"),
             Stage("number", make=made.of_all),
         ],
     )
@@ -221,16 +215,11 @@ def test_a_stage_may_be_made_of_the_failed_items(pipeline: Pipeline, tmp_path: P
             ),
         ),
         (made.nothing, "gave NoneType: it must yield items, or return a list of them"),
-        (
-            "tests.support.makers:absent",
-            "AttributeError: module 'tests.support.makers' has no attribute",
-        ),
+        ("tests.support.makers:absent", "AttributeError: module 'tests.support.makers' has no attribute"),
         ("tests.integration.absent:one", "ModuleNotFoundError: No module named 'tests.integration.absent'"),
     ],
 )
-def test_a_stage_that_cant_be_made_fails_the_job_with_its_traceback(
-    make: Any, says: str, pipeline: Pipeline
-) -> None:
+def test_a_stage_that_cant_be_made_fails_the_job_with_its_traceback(make: Any, says: str, pipeline: Pipeline) -> None:
     job = callboard.stages(
         "broken", [Stage("number", items=range(6)), Stage("number", make=make, name="next"), Stage("number")]
     )
@@ -270,12 +259,7 @@ def test_callbacks_are_called_for_the_job_and_not_for_its_stages(pipeline: Pipel
     first, second = heard(pipeline)
     assert (first["job"], first["state"], first["failed"], first["total"]) == (job.id, "failed", 5, 16)
     assert [stage["failed"] for stage in first["stages"]] == [0, 5, 0]
-    assert (second["job"], second["state"], second["succeeded"], second["total"]) == (
-        job.id,
-        "completed",
-        17,
-        17,
-    )
+    assert (second["job"], second["state"], second["succeeded"], second["total"]) == (job.id, "completed", 17, 17)
 
 
 def heard(pipeline: Pipeline) -> list[dict[str, Any]]:
@@ -333,9 +317,7 @@ def test_of_a_cancelled_job_only_the_chosen_items_run_again(pipeline: Pipeline, 
         {"query": "q", "provider": "two", "fails": str(tmp_path / "away")},
         *({"query": "q", "provider": "one", "gate": str(gate)} for _ in range(50)),
     ]
-    job = callboard.stages(
-        "chosen", [Stage("ask", items=items), Stage("score", make=made.counted)], concurrency=8
-    )
+    job = callboard.stages("chosen", [Stage("ask", items=items), Stage("score", make=made.counted)], concurrency=8)
     in_hand(job)
     assert wait_until(lambda: status(job)["failed"] == 1, TIMEOUT)
     job.cancel()
@@ -431,9 +413,7 @@ def test_a_stage_by_itself_takes_only_limits_and_a_retry(pipeline: Pipeline, tmp
     one = callboard.get(stages[1]["job"])
     assert (one.status()["parent"], one.status()["stage"]) == (job.id, 1)
     for say in (one.cancel, one.pause, one.resume):
-        with pytest.raises(
-            callboard.NotPossible, match=f"is a stage of job {job.id}: apply this to job {job.id}"
-        ):
+        with pytest.raises(callboard.NotPossible, match=f"is a stage of job {job.id}: apply this to job {job.id}"):
             say()
     with pytest.raises(callboard.NotPossible, match="each has its own items: retry them in the stage's job"):
         job.retry(items=[1])
@@ -447,9 +427,7 @@ def test_a_stage_by_itself_takes_only_limits_and_a_retry(pipeline: Pipeline, tmp
 
 def test_items_that_a_stage_is_partly_made_of_are_not_retried(pipeline: Pipeline) -> None:
     items = [{"query": "q", "provider": who, "fails": "/"} for who in ("one",) * 30 + ("two",)]
-    job = callboard.stages(
-        "half", [Stage("ask", items=items, on_failure="go on"), Stage("number", make=made.slowly)]
-    )
+    job = callboard.stages("half", [Stage("ask", items=items, on_failure="go on"), Stage("number", make=made.slowly)])
     assert wait_until(lambda: 0 < status(job)["stages"][1]["total"] < 25, TIMEOUT)
     first = callboard.get(status(job)["stages"][0]["job"])
     with pytest.raises(callboard.NotPossible, match="is partly made from the results of job"):
@@ -476,9 +454,7 @@ def test_the_same_key_gives_the_same_job_and_its_submission_goes_on(pipeline: Pi
     assert ended(job)["state"] == "completed"
     assert [total for _, _, total, *_ in told(job)] == [700, 700]
     assert [item["args"][0] for item in job.items(stage=0)] == list(range(700))
-    assert (
-        callboard.stages("keyed", [Stage("number", items=range(700)), Stage("number")], key="k").id == job.id
-    )
+    assert callboard.stages("keyed", [Stage("number", items=range(700)), Stage("number")], key="k").id == job.id
     with pytest.raises(callboard.KeyInUse, match=rf"that of job {job.id}, .* other options \(stages\)"):
         callboard.stages("keyed", [Stage("number", items=range(700))], key="k")
     with pytest.raises(callboard.KeyInUse, match="other items"):
@@ -512,7 +488,6 @@ def test_lists_show_the_job_with_its_stages_in_it(pipeline: Pipeline) -> None:
     assert [one for one in page if one["id"] == job.id or one["parent"] == job.id] == [found]
     for actor in ("number", "score"):
         assert job.id in [
-            one["id"]
-            for one in queries.run(pipeline.conn, queries.jobs(JobFilter(actor=actor), limit=500))[0]
+            one["id"] for one in queries.run(pipeline.conn, queries.jobs(JobFilter(actor=actor), limit=500))[0]
         ]
     assert queries.run(pipeline.conn, queries.verify(job.id))["jobs"] == 3

@@ -65,9 +65,7 @@ def test_the_planner_has_statistics_of_the_stored_items_before_they_run(pipeline
     assert pipeline.conn.execute(known).fetchone() == (True,)
 
 
-def test_a_failing_analyze_does_not_stop_a_submission(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_analyze_does_not_stop_a_submission(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: Any) -> None:
         raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
 
@@ -215,10 +213,7 @@ def _keyed(actor: str) -> str:
         ({"priority": ""}, "priority must be a whole number"),
         ({"key_reuse": "false"}, "key_reuse must be True or False"),
         ({"on_complete": b""}, "on_complete takes actors"),
-        (
-            {"metadata": {"page": "x" * 300_000}},
-            "metadata has 300,012 bytes as JSON, and 262,144 are allowed",
-        ),
+        ({"metadata": {"page": "x" * 300_000}}, "metadata has 300,012 bytes as JSON, and 262,144 are allowed"),
     ],
 )
 def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
@@ -239,11 +234,7 @@ def test_an_option_that_a_row_cannot_hold_is_refused_by_name(
         ([1], {"item_key": "sku"}, "item 0 has no item key: TypeError"),
         ([{"sku": None}], {"item_key": "sku"}, "item 0 has no item key: it is None"),
         ([{"sku": math.nan}], {"item_key": "sku"}, "item 0 has no item key: ValueError"),
-        (
-            [1],
-            {"item_key": lambda _: object()},
-            "item 0 has no item key: TypeError: its type object can't be one",
-        ),
+        ([1], {"item_key": lambda _: object()}, "item 0 has no item key: TypeError: its type object can't be one"),
     ],
 )
 def test_a_bad_item_is_named_by_its_number(
@@ -329,9 +320,7 @@ def quote(pipeline: Pipeline) -> str:
     return "quote"
 
 
-def test_items_that_do_not_fit_the_actor_are_refused_before_anything_is_stored(
-    pay: str, pipeline: Pipeline
-) -> None:
+def test_items_that_do_not_fit_the_actor_are_refused_before_anything_is_stored(pay: str, pipeline: Pipeline) -> None:
     before = pipeline.conn.execute("SELECT count(*) FROM callboard.items").fetchone()
     says = "item 1 does not fit its actor: pay has no argument 'custmer' and needs 'customer'"
     with pytest.raises(callboard.BadItem, match=says):
@@ -341,9 +330,7 @@ def test_items_that_do_not_fit_the_actor_are_refused_before_anything_is_stored(
     assert pipeline.conn.execute("SELECT count(*) FROM callboard.items").fetchone() == before
 
 
-def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(
-    pay: str, quote: str, pipeline: Pipeline
-) -> None:
+def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(pay: str, quote: str, pipeline: Pipeline) -> None:
     for actor in (pay, quote):
         lanes = f"concurrency_by: {actor} has no argument 'custmer_id'; it has 'customer'"
         with pytest.raises(ValueError, match=lanes):
@@ -358,16 +345,12 @@ def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(
 
 @pytest.mark.parametrize("items", ["abc", b"abc", {"a": 1}, 5, None])
 def test_one_item_in_the_place_of_many_is_refused(items: Any, pipeline: Pipeline) -> None:
-    with pytest.raises(
-        TypeError, match=r"items must be an iterable of items, not .*: for one item, a list of one"
-    ):
+    with pytest.raises(TypeError, match=r"items must be an iterable of items, not .*: for one item, a list of one"):
         callboard.submit("work", items)
 
 
 def test_a_function_that_is_no_actor_is_refused(pipeline: Pipeline) -> None:
-    with pytest.raises(
-        TypeError, match="actor must be an actor or its registered name, not <built-in function len>"
-    ):
+    with pytest.raises(TypeError, match="actor must be an actor or its registered name, not <built-in function len>"):
         callboard.submit(len, [1])  # type: ignore[arg-type]
 
 
@@ -381,9 +364,7 @@ def test_a_database_without_the_schema_is_named(empty_database_url: str, amqp_ur
 
 def test_a_send_takes_no_more_than_an_item_may_have(pipeline: Pipeline) -> None:
     with callboard.job("sent") as job:
-        with pytest.raises(
-            callboard.BadItem, match=r"1,100,0.. bytes of arguments, and 1,048,576 are allowed"
-        ):
+        with pytest.raises(callboard.BadItem, match=r"1,100,0.. bytes of arguments, and 1,048,576 are allowed"):
             pipeline.actor("work").send("x" * 1_100_000)
         pipeline.actor("work").send(1)
     assert [item["args"] for item in job.items()] == [[1]]
@@ -453,9 +434,7 @@ def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, pi
         assert timer.seconds < 10
 
     asyncio.run(main())
-    row = pipeline.conn.execute(
-        "SELECT state::text, reason FROM callboard.jobs WHERE name = %s", (name,)
-    ).fetchone()
+    row = pipeline.conn.execute("SELECT state::text, reason FROM callboard.jobs WHERE name = %s", (name,)).fetchone()
     assert row is not None
     assert row[0] == "failed"
     assert "its submission broke off" in row[1]
@@ -495,9 +474,7 @@ print(before, peak())
 """
 
 
-def test_half_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few(
-    pipeline: Pipeline,
-) -> None:
+def test_half_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few(pipeline: Pipeline) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MANY_ITEMS], env={**os.environ, **pipeline.environment}, check=True, capture_output=True,
         text=True, timeout=120,
@@ -530,11 +507,7 @@ def test_messages_carry_real_properties(database_url: str, amqp_url: str, pipeli
         assert wait_until(look, TIMEOUT, pause=0.1)
     by_id = {properties.message_id: (properties, message) for properties, message in found}
     properties, message = by_id[f"{job.id}-0"]
-    assert (properties.correlation_id, properties.type, properties.app_id) == (
-        f"{job.id}/0",
-        "work",
-        "callboard",
-    )
+    assert (properties.correlation_id, properties.type, properties.app_id) == (f"{job.id}/0", "work", "callboard")
     assert properties.content_type == "application/json"
     assert properties.delivery_mode == 2
     assert abs(properties.timestamp - time.time()) < 60

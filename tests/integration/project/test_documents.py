@@ -45,13 +45,7 @@ class Terminal:
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         shell = ["bash", "-c", command]
         return subprocess.run(
-            shell,
-            cwd=self.folder,
-            env=self.environment,
-            text=True,
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=False,
+            shell, cwd=self.folder, env=self.environment, text=True, capture_output=True, timeout=TIMEOUT, check=False
         )
 
     def printed(self, command: str) -> list[str]:
@@ -109,9 +103,7 @@ def web(terminal: Terminal) -> Iterator[httpx.Client]:
     variables = {name: value for more, _ in started for name, value in more.items()}
     variables["CALLBOARD_WEBHOOK_SECRET"] = secret()
     variables["CALLBOARD_ACTORS"] = ",".join(sorted(modules))
-    command = (
-        f"{shlex.join(f'{name}={value}' for name, value in variables.items())} callboard up --processes 1"
-    )
+    command = f"{shlex.join(f'{name}={value}' for name, value in variables.items())} callboard up --processes 1"
     with terminal.started(command, "Ctrl-C stops everything"):
         up = json.loads((terminal.folder / ".callboard" / "up.json").read_text(encoding="utf-8"))
         [token] = terminal.printed("callboard token create")
@@ -124,12 +116,7 @@ def test_the_first_actor(terminal: Terminal, web: httpx.Client) -> None:
     """Submitted from the command line, then from Python; each word ends as the README says."""
     [job, *_] = terminal.printed(documents.block("sh", "submit count_letters -"))
     status = web.get(f"api/jobs/{job}").json()
-    assert (status["name"], status["total"], status["succeeded"], status["skipped"]) == (
-        "three words",
-        3,
-        2,
-        1,
-    )
+    assert (status["name"], status["total"], status["succeeded"], status["skipped"]) == ("three words", 3, 2, 1)
     assert status["retries"] == 1
     printed = terminal.printed("python submit.py")
     skipped = range(0, 1000, 250)
@@ -241,9 +228,7 @@ def test_saving_results(terminal: Terminal, web: httpx.Client) -> None:
     assert all(f"`{said}`" in text for said in (printed[0], error))
     terminal.printed("callboard purge")
     with psycopg.connect(terminal.environment["DATABASE_URL"]) as conn:
-        assert wait_until(
-            lambda: conn.execute("SELECT count(*) FROM scores").fetchone() == (0,), TIMEOUT, pause=0.2
-        )
+        assert wait_until(lambda: conn.execute("SELECT count(*) FROM scores").fetchone() == (0,), TIMEOUT, pause=0.2)
 
 
 def test_stages(terminal: Terminal, web: httpx.Client) -> None:
@@ -366,9 +351,7 @@ def test_the_web_app_of_compose_starts_and_knows_its_names(terminal: Terminal) -
     """As its container has it, on another port."""
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
     command = [word.replace("--port=8000", "--port=0") for word in compose["services"]["web"]["command"]]
-    made = line("docker compose run --rm web callboard token create").removeprefix(
-        "docker compose run --rm web "
-    )
+    made = line("docker compose run --rm web callboard token create").removeprefix("docker compose run --rm web ")
     token = terminal.printed(made)[-1]
     with terminal.started(shlex.join(command), "Callboard is at ") as process:
         log = process.log.read_text(encoding="utf-8")

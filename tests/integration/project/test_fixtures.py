@@ -36,10 +36,7 @@ def test_older_database_is_migrated(older_database_url: str) -> None:
 
 
 def test_pooler_shares_server_sessions(pooled_url: str, database_url: str) -> None:
-    with (
-        psycopg.connect(pooled_url, autocommit=True) as one,
-        psycopg.connect(pooled_url, autocommit=True) as two,
-    ):
+    with psycopg.connect(pooled_url, autocommit=True) as one, psycopg.connect(pooled_url, autocommit=True) as two:
         pids = {c.execute("SELECT pg_backend_pid()").fetchone() for c in (one, two)}
         name = one.execute("SELECT current_database()").fetchone()
     assert len(pids) == 1
@@ -65,9 +62,7 @@ def test_worker_runs_dies_and_runs_again(amqp_url: str, worker: StartWorker, tmp
     sender = RabbitmqBroker(url=amqp_url)
     path = tmp_path / "pid"
     sender.enqueue(
-        dramatiq.Message(
-            queue_name="default", actor_name="note_pid", args=(str(path),), kwargs={}, options={}
-        )
+        dramatiq.Message(queue_name="default", actor_name="note_pid", args=(str(path),), kwargs={}, options={})
     )
     sender.close()
     assert wait_until(path.exists, 300)

@@ -11,17 +11,7 @@ from tests.support.paths import ROOT
 def shipped() -> set[str]:
     """The names of all files that git knows or would know, by import path."""
     listed = subprocess.run(
-        [
-            "git",
-            "ls-files",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-            "callboard",
-            "sql",
-            "middleware",
-            "web",
-        ],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "callboard", "sql", "middleware", "web"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -230,21 +230,15 @@ def test_a_retry_looks_at_an_items_last_attempt_only(conn: Conn) -> None:
     job = make_job(conn, 3)
     record(conn, job, {"failed": range(3)})
     assert retry_action.retry(conn, job, ANNA, FAILED) == 3
-    record(
-        conn, job, {"failed": range(3)}, attempt=2, failure=Failure("failed", "app.Full", "no", "a.py:1 in b")
-    )
+    record(conn, job, {"failed": range(3)}, attempt=2, failure=Failure("failed", "app.Full", "no", "a.py:1 in b"))
     assert listed(conn, job) == {"failed": 3}
     assert status(conn, job)["retries"] == 3
     assert retry_action.retry(conn, job, ANNA, RetrySelection(error=BAD.error_type)) == 0
     assert retry_action.retry(conn, job, ANNA, RetrySelection(error="Full", items=[1])) == 1
     assert status(conn, job)["retries"] == 4
-    groups = {
-        group["type"]: (group["count"], group["failed"]) for group in queries.run(conn, queries.errors(job))
-    }
+    groups = {group["type"]: (group["count"], group["failed"]) for group in queries.run(conn, queries.errors(job))}
     assert groups == {BAD.error_type: (3, 0), "app.Full": (3, 2)}
-    told = [
-        attempt["retried"] for item in range(2) for attempt in queries.run(conn, queries.attempts(job, item))
-    ]
+    told = [attempt["retried"] for item in range(2) for attempt in queries.run(conn, queries.attempts(job, item))]
     assert told == [True, False, True, True]
 
 
@@ -252,18 +246,13 @@ def test_a_retry_of_a_group_of_errors_gives_its_items_another_attempt(conn: Conn
     job, other = make_job(conn, 9), make_job(conn, 9)
     for one in (job, other):
         record(conn, one, {"failed": range(3)})
-        record(
-            conn, one, {"failed": range(3, 9)}, failure=Failure("failed", "ValueError", "else", "a.py:1 in b")
-        )
+        record(conn, one, {"failed": range(3, 9)}, failure=Failure("failed", "ValueError", "else", "a.py:1 in b"))
     groups = queries.run(conn, queries.errors(job))
     for group, count in zip(groups, (6, 3), strict=True):
         assert group["failed"] == count
         assert retry_action.retry(conn, other, ANNA, RetrySelection(error=group["id"])) == 0
         assert retry_action.retry(conn, job, ANNA, RetrySelection(error=group["id"])) == count
-        assert queries.run(conn, queries.actions(job))[0][0]["detail"] == {
-            "error": group["id"],
-            "count": count,
-        }
+        assert queries.run(conn, queries.actions(job))[0][0]["detail"] == {"error": group["id"], "count": count}
     assert retry_action.retry(conn, other, ANNA, RetrySelection(error="ValueError")) == 9
 
 
@@ -304,9 +293,7 @@ def test_an_item_goes_on_that_failed_while_it_was_parked_too(conn: Conn) -> None
     assert retry_action.retry(conn, job, ANNA, RetrySelection()) == 1
     claim = publishing.claim_job(conn)
     assert claim is not None
-    assert [(out.item, out.attempt, out.dead) for out in publishing.claim_in_turn(conn, claim, 10)] == [
-        (0, 2, False)
-    ]
+    assert [(out.item, out.attempt, out.dead) for out in publishing.claim_in_turn(conn, claim, 10)] == [(0, 2, False)]
 
 
 def test_a_row_that_comes_between_is_met_by_trying_again(
@@ -315,9 +302,7 @@ def test_a_row_that_comes_between_is_met_by_trying_again(
     """Nobody should add one; if somebody does, the whole retry is undone, and sees it the next time."""
     job = make_job(conn, 2)
     record(conn, job, {"failed": [0, 1]})
-    row = (
-        "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first) VALUES (%s, 1, 1, now(), false)"
-    )
+    row = "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first) VALUES (%s, 1, 1, now(), false)"
     asked = list[str]()
 
     def meddling(name: str) -> Any:
@@ -378,10 +363,7 @@ def test_a_job_that_is_opened_again_has_no_rate_of_days_ago(conn: Conn) -> None:
     assert (found["state"], found["rate"], found["eta"]) == ("running", None, None)
     sweep.sample_jobs(conn)
     record(conn, job, {"succeeded": range(50, 75)}, attempt=2)
-    conn.execute(
-        "UPDATE callboard.jobs SET control_at = control_at - interval '6 s' WHERE id = %s",
-        (job,),
-    )
+    conn.execute("UPDATE callboard.jobs SET control_at = control_at - interval '6 s' WHERE id = %s", (job,))
     conn.execute("UPDATE callboard.samples SET taken_at = taken_at - interval '5 s'")
     assert status(conn, job)["rate"] == pytest.approx(5, abs=0.5)
 
@@ -391,9 +373,7 @@ def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:
     job = make_mixed_job(conn)
     stop(conn, job)
     assert retry_action.retry(conn, job, ANNA, RetrySelection(["cancelled"])) == 70
-    assert (
-        parts(conn, job) == {"pending": 70, "succeeded": 20, "failed": 5, "skipped": 5} == listed(conn, job)
-    )
+    assert parts(conn, job) == {"pending": 70, "succeeded": 20, "failed": 5, "skipped": 5} == listed(conn, job)
     claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     assert (claim.watermark, claim.in_turn) == (80, 50)
@@ -415,10 +395,7 @@ def test_of_a_cancelled_job_only_what_is_chosen_goes_on(conn: Conn) -> None:
     claim = publishing.claim_job(conn, job=job)
     assert claim is not None
     assert claim.watermark == claim.total
-    assert [(out.item, out.attempt) for out in publishing.claim_in_turn(conn, claim, 10)] == [
-        (20, 2),
-        (99, 1),
-    ]
+    assert [(out.item, out.attempt) for out in publishing.claim_in_turn(conn, claim, 10)] == [(20, 2), (99, 1)]
     record(conn, job, {"succeeded": [20]}, attempt=2)
     record(conn, job, {"failed": [99]})
     found = status(conn, job)
@@ -581,9 +558,7 @@ def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Co
     assert out.startswith(f"{job} mixed paused ")
     assert json.loads(call("resume", job, "--json")[1])["state"] == "running"
     assert call("retry", job, "--state", "failed", "--item", 20)[1].endswith("1 item given another attempt\n")
-    assert call("retry", job, "--state", "failed", "--state", "skipped")[1].endswith(
-        "9 items given another attempt\n"
-    )
+    assert call("retry", job, "--state", "failed", "--state", "skipped")[1].endswith("9 items given another attempt\n")
     assert "is being stopped: cancelled" in call("cancel", job, "--reason", "wrong file")[1]
     listed = json.loads(call("actions", job, "--json")[1])["actions"]
     assert [action["action"] for action in listed] == ["cancel", "retry", "retry", "resume", "pause"]
@@ -598,16 +573,8 @@ def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Co
     [
         (("cancel", 5), 1, "no job 5"),
         (("pause", "JOB"), 1, "is being stopped: there is nothing left to pause"),
-        (
-            ("retry", "JOB", "--state", "succeeded"),
-            2,
-            "must be one of failed, skipped, cancelled, not 'succeeded'",
-        ),
-        (
-            ("retry", "JOB", "--state", "skipped", "--error", "X"),
-            2,
-            "error selects failed items",
-        ),
+        (("retry", "JOB", "--state", "succeeded"), 2, "must be one of failed, skipped, cancelled, not 'succeeded'"),
+        (("retry", "JOB", "--state", "skipped", "--error", "X"), 2, "error selects failed items"),
         (("retry", "JOB", "--item", "-1"), 2, "greater than or equal to 0"),
         (("retry", "JOB", "--item", 2**31), 2, "items must be whole numbers from 0 to 2147483647"),
         (("cancel", "JOB", "--reason", "x" * 501), 2, "reason must be a text of at most 500 characters"),
@@ -668,12 +635,7 @@ def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
         ("JOB/cancel", {"json": {"reason": "a \x00"}}, 422, "reason must not contain a NUL character"),
         ("JOB/cancel", {"json": {"reason": "x" * 501}}, 422, "reason must be a text of at most 500"),
         ("JOB/pause", {"json": {"why": 1}}, 422, "why"),
-        (
-            "JOB/cancel",
-            {"content": b"{", "headers": {"Content-Type": "application/json"}},
-            400,
-            "not valid JSON",
-        ),
+        ("JOB/cancel", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "not valid JSON"),
         ("JOB/cancel", {"content": b"reason=x"}, 415, "application/json"),
         ("JOB/cancel", {"json": {"reason": "x" * 2_000_000}}, 413, "larger than"),
         ("JOB/cancel", {"headers": {"Sec-Fetch-Site": "cross-site"}}, 403, "another site"),

@@ -39,9 +39,7 @@ class Controlled(Tracking):
     job, and park what belongs to a paused one, sooner or later.
     """
 
-    @initialize(
-        sizes=st.lists(st.integers(1, 4), min_size=1, max_size=2), sealed=st.booleans(), sent=st.booleans()
-    )
+    @initialize(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=2), sealed=st.booleans(), sent=st.booleans())
     def begin(self, sizes: list[int], sealed: bool, sent: bool) -> None:
         """Half of the time their messages are out already: what is said to a job then meets its outcomes."""
         for size in sizes:
@@ -97,9 +95,7 @@ class Controlled(Tracking):
     @rule(ended=st.booleans())
     def close_stopped(self, ended: bool) -> None:
         """Everybody has heard of it by now."""
-        self.conn.execute(
-            "UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE control_at IS NOT NULL"
-        )
+        self.conn.execute("UPDATE callboard.jobs SET control_at = now() - interval '1 h' WHERE control_at IS NOT NULL")
         if ended:
             self.conn.execute("DELETE FROM callboard.running")
         jobs.close_stopped(self.conn)
@@ -129,9 +125,7 @@ class Controlled(Tracking):
         if claim is not None and claim.lane_by is not None:
             self._publish_by_lane(claim, vanishes)
         elif claim is not None:
-            self.claims.append(
-                (claim, publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)[0])
-            )
+            self.claims.append((claim, publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)[0]))
 
     @rule(vanishes=st.booleans())
     def publish_in_turn(self, vanishes: bool) -> None:

@@ -7,17 +7,7 @@ import pytest
 from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.middleware.sweep.sweep import PAGE_JOBS
 from callboard.sql.pool import Conn, connect
-from callboard.sql.writes import (
-    callbacks,
-    claims,
-    jobs,
-    publishing,
-    retention,
-    stages,
-    submission,
-    sweep,
-    workers,
-)
+from callboard.sql.writes import callbacks, claims, jobs, publishing, retention, stages, submission, sweep, workers
 from tests.support.databases import database, with_database
 from tests.support.transports import StubTransport
 

@@ -66,10 +66,7 @@ def test_a_job_has_a_bounded_number_of_groups(conn: Conn) -> None:
     found = groups_of(conn, job)
     assert [group[:3] for group in found if group[1] > 1] == [(None, 150 - most, 0)]
     assert len(found) == most + 1
-    again = [
-        Event(job, 200 + n, 1, "retrying", 0.1, now, 1, said(f"no {words[n]}"), Retry(60.0))
-        for n in range(150)
-    ]
+    again = [Event(job, 200 + n, 1, "retrying", 0.1, now, 1, said(f"no {words[n]}"), Retry(60.0)) for n in range(150)]
     outcomes.record(conn, again, now)
     assert sum(group[2] for group in groups_of(conn, job)) == 150
     assert len(groups_of(conn, job)) == most + 1

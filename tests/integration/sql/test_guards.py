@@ -12,16 +12,7 @@ import pytest
 
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import (
-    Event,
-    HangSample,
-    NewItem,
-    OutcomeState,
-    Outgoing,
-    PublishClaim,
-    Retry,
-    Running,
-)
+from callboard.sql.rows import Event, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.statements import statement
 from callboard.sql.writes import actions, jobs, lanes, outcomes, publishing, retry_action, sweep
 from callboard.sql.writes.requests import Requester
@@ -139,9 +130,7 @@ def test_an_outcome_after_its_retry_by_hand(scene: Scene) -> None:
     """A copy of the message ends when its item has another attempt."""
     job = make_job(scene.conn, 2)
     record(scene.conn, job, {"failed": [0]})
-    assert (
-        scene.after(lambda c: retry_action.retry(c, job, BY, RetrySelection()), ends(job, "succeeded")) == []
-    )
+    assert scene.after(lambda c: retry_action.retry(c, job, BY, RetrySelection()), ends(job, "succeeded")) == []
     assert scene.one("SELECT state::text, attempt FROM callboard.items WHERE item = 0") == ("waiting", 2)
     assert scene.drift == []
 
@@ -161,15 +150,9 @@ def test_children_of_an_outcome_after_another(scene: Scene) -> None:
 def test_children_of_two_outcomes_at_once_have_their_own_numbers(scene: Scene) -> None:
     job = make_job(scene.conn, 2)
     scene.after(
-        ends(job, "succeeded", children=(child_of(job),)),
-        ends(job, "succeeded", item=1, children=(child_of(job),)),
+        ends(job, "succeeded", children=(child_of(job),)), ends(job, "succeeded", item=1, children=(child_of(job),))
     )
-    assert [row[0] for row in scene.conn.execute("SELECT item FROM callboard.items ORDER BY 1")] == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    assert [row[0] for row in scene.conn.execute("SELECT item FROM callboard.items ORDER BY 1")] == [0, 1, 2, 3]
     assert scene.one("SELECT total, succeeded FROM callboard.jobs") == (4, 2)
     assert scene.drift == []
 
@@ -179,9 +162,7 @@ def test_a_failure_after_another_is_one_too_many(scene: Scene) -> None:
     actions.limit(scene.conn, job, BY, {"max_failures": 1})
     (told,) = scene.after(ends(job, "failed"), ends(job, "failed", item=1))
     assert told.stopping
-    assert scene.one("SELECT failed, reason FROM callboard.jobs") == (
-        2, "2 of 2 items failed, and max_failures is 1",
-    )  # fmt: skip
+    assert scene.one("SELECT failed, reason FROM callboard.jobs") == (2, "2 of 2 items failed, and max_failures is 1")
     assert scene.drift == []
 
 
@@ -194,17 +175,13 @@ def test_the_last_outcome_after_the_one_before_it_ends_the_job(scene: Scene) -> 
 
 def test_what_is_in_hand_after_its_outcome(scene: Scene) -> None:
     job = make_job(scene.conn, 1)
-    scene.after(
-        ends(job, "succeeded"), lambda c: outcomes.report_running(c, 1, [Running(job, 0, 1, 1.0, "a step")])
-    )
+    scene.after(ends(job, "succeeded"), lambda c: outcomes.report_running(c, 1, [Running(job, 0, 1, 1.0, "a step")]))
     assert scene.one("SELECT FROM callboard.running") is None
 
 
 def test_what_is_in_hand_after_its_next_attempt(scene: Scene) -> None:
     job = make_job(scene.conn, 1)
-    scene.after(
-        ends(job, "retrying"), lambda c: outcomes.report_running(c, 1, [Running(job, 0, 1, 1.0, "a step")])
-    )
+    scene.after(ends(job, "retrying"), lambda c: outcomes.report_running(c, 1, [Running(job, 0, 1, 1.0, "a step")]))
     assert scene.one("SELECT FROM callboard.running") is None
 
 
@@ -269,10 +246,7 @@ def test_a_message_that_is_given_back_after_its_outcome(copies: int, scene: Scen
 def test_a_message_that_is_given_back_after_it_was_settled(scene: Scene) -> None:
     job = make_job(scene.conn, 1)
     out = claimed(scene.conn, job)
-    assert (
-        scene.after(lambda c: publishing.confirm_outbox(c, out), waiting_for("release_outbox", rows_of(out)))
-        == 0
-    )
+    assert scene.after(lambda c: publishing.confirm_outbox(c, out), waiting_for("release_outbox", rows_of(out))) == 0
     assert scene.one(OUTBOX) is None
     assert scene.drift == []
 
@@ -306,9 +280,7 @@ def test_a_retry_after_a_retry_that_failed_again(scene: Scene) -> None:
         retry_action.retry(conn, job, BY, RetrySelection())
         ends(job, "failed", 2)(conn)
 
-    assert (
-        scene.after(again, lambda c: c.execute(statement("retry_ended_items"), given).fetchone()) == (0,) * 7
-    )
+    assert scene.after(again, lambda c: c.execute(statement("retry_ended_items"), given).fetchone()) == (0,) * 7
     assert scene.one("SELECT state::text, attempt FROM callboard.items WHERE item = 0") == ("failed", 2)
     assert scene.drift == []
 

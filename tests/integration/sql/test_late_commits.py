@@ -25,14 +25,12 @@ CHANGES: dict[str, tuple[Step, Step, str]] = {
     "pause": (lambda *_: None, lambda c, job: actions.pause(c, job, BY), "held"),
     "limit": (lambda *_: None, lambda c, job: actions.limit(c, job, BY, {"concurrency": 1}), "limited"),
     "cancel": (lambda *_: None, lambda c, job: actions.cancel(c, job, BY), "held OR over"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("add", ADDS)
-def test_the_first_turn_of_a_queue_is_as_its_job_is(
-    add: str, change: str, conn: Conn, database_url: str
-) -> None:
+def test_the_first_turn_of_a_queue_is_as_its_job_is(add: str, change: str, conn: Conn, database_url: str) -> None:
     """A message that a stock producer sent has no turn yet. It gets one while its job is changed."""
     job = make_job(conn, 1)
     conn.execute("DELETE FROM callboard.turns")

@@ -122,14 +122,7 @@ class Large:
 
 @pytest.fixture(scope="module")
 def large(postgres_url: str, template: str) -> Iterator[Large]:
-    sizes = {
-        "WORKERS": WORKERS,
-        "JOBS": JOBS,
-        "QUIET": QUIET,
-        "ITEMS": ITEMS,
-        "RETRIES": RETRIES,
-        "IN_HAND": IN_HAND,
-    }
+    sizes = {"WORKERS": WORKERS, "JOBS": JOBS, "QUIET": QUIET, "ITEMS": ITEMS, "RETRIES": RETRIES, "IN_HAND": IN_HAND}
     with database(postgres_url, template) as name, connect(with_database(postgres_url, name)) as conn:
         conn.execute(FILL.format(**sizes).encode())
         conn.execute("VACUUM (ANALYZE)")
@@ -191,10 +184,7 @@ def test_a_list_reads_the_jobs_that_it_shows(large: Large, plan: str, words: str
 )
 def test_what_no_index_has_is_looked_for_in_steps(large: Large, plan: str, words: str) -> None:
     found, steps = large.read_in_steps(
-        lambda before: queries.jobs(parse_search(words), before=before, limit=5),
-        None,
-        plan,
-        queries.LOOK_AT_JOBS / 2,
+        lambda before: queries.jobs(parse_search(words), before=before, limit=5), None, plan, queries.LOOK_AT_JOBS / 2
     )
     assert ([job["name"] for job in found], steps) == (["job 1700 of the night"], 2)
 
@@ -202,9 +192,7 @@ def test_what_no_index_has_is_looked_for_in_steps(large: Large, plan: str, words
 @pytest.mark.parametrize("plan", PLANS)
 def test_jobs_of_a_state_are_found_without_the_newer_ones_of_others(large: Large, plan: str) -> None:
     with large.conn.transaction(force_rollback=True):
-        large.conn.execute(
-            "INSERT INTO callboard.jobs (name) SELECT 'new' FROM generate_series(1, %s)", (JOBS // 10,)
-        )
+        large.conn.execute("INSERT INTO callboard.jobs (name) SELECT 'new' FROM generate_series(1, %s)", (JOBS // 10,))
         (found, _), blocks = large.read(queries.jobs(parse_search("state:completed"), limit=20), plan)
     large.conn.execute("VACUUM callboard.jobs")
     assert {job["name"].partition(" ")[0] for job in found} == {"job"}
@@ -214,9 +202,7 @@ def test_jobs_of_a_state_are_found_without_the_newer_ones_of_others(large: Large
 @pytest.mark.parametrize("plan", PLANS)
 def test_jobs_of_a_time_are_found_without_those_after_it(large: Large, plan: str) -> None:
     newest, oldest = (
-        large.conn.execute(
-            f"SELECT {one}(created_at) FROM callboard.jobs WHERE name LIKE 'job %%'".encode()
-        ).fetchone()
+        large.conn.execute(f"SELECT {one}(created_at) FROM callboard.jobs WHERE name LIKE 'job %%'".encode()).fetchone()
         for one in ("max", "min")
     )
     assert newest is not None
@@ -252,10 +238,7 @@ def test_metrics_read_none_of_the_jobs_that_are_over(large: Large, plan: str) ->
 @pytest.mark.parametrize("plan", PLANS)
 def test_stalled_jobs_are_found_among_those_that_are_open(large: Large, plan: str) -> None:
     found, steps = large.read_in_steps(
-        lambda before: queries.jobs(JobFilter(stalled=True), before=before),
-        None,
-        plan,
-        40 * queries.LOOK_AT_STALLED,
+        lambda before: queries.jobs(JobFilter(stalled=True), before=before), None, plan, 40 * queries.LOOK_AT_STALLED
     )
     assert len([job for job in found if job["name"] in ("quiet", "retries", "small")]) == QUIET + 2
     assert steps < 12

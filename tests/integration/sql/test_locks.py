@@ -161,9 +161,7 @@ def test_where_attempts_hang_and_what_is_in_hand(conn: Conn, database_url: str) 
 
 def test_lanes_of_what_is_over_and_a_job_that_leaves(conn: Conn, database_url: str) -> None:
     job = make_job(conn, 3)
-    conn.execute(
-        "INSERT INTO callboard.lanes SELECT job_id, item, '' FROM callboard.items ORDER BY item DESC"
-    )
+    conn.execute("INSERT INTO callboard.lanes SELECT job_id, item, '' FROM callboard.items ORDER BY item DESC")
     ends(job, range(3), ok=True)(conn)
     assert retention.mark_deleted(conn, [job])
     meet(

@@ -17,16 +17,7 @@ import pytest
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import (
-    Event,
-    HangSample,
-    NewItem,
-    OutcomeState,
-    Outgoing,
-    PublishClaim,
-    Retry,
-    Running,
-)
+from callboard.sql.rows import Event, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.writes import (
     callbacks,
     claims,
@@ -108,9 +99,7 @@ class Stage:
         server is open, old versions of rows may stay, and each is read.
         """
         for table, claim in (("jobs", "publish_until"), ("outbox", "claimed_until")):
-            self.conn.execute(
-                f"UPDATE callboard.{table} SET {claim} = NULL WHERE {claim} IS NOT NULL".encode()
-            )
+            self.conn.execute(f"UPDATE callboard.{table} SET {claim} = NULL WHERE {claim} IS NOT NULL".encode())
 
     def grow(self) -> None:
         """Many of everything."""
@@ -218,9 +207,7 @@ def _set_aside(conn: Conn, stage: Stage) -> None:
 
 def _tell_lanes(conn: Conn, stage: Stage) -> None:
     claim = claim_of(conn, stage.laned)
-    lanes.set_lanes(
-        conn, claim, [(number, "b") for number, _ in lanes.messages_without_lane(conn, claim, SOME)]
-    )
+    lanes.set_lanes(conn, claim, [(number, "b") for number, _ in lanes.messages_without_lane(conn, claim, SOME)])
 
 
 def _add_items(conn: Conn, stage: Stage) -> None:
@@ -230,9 +217,7 @@ def _add_items(conn: Conn, stage: Stage) -> None:
 
 def _report_stacks(conn: Conn, stage: Stage) -> None:
     items = range(200, 200 + SOME) if stage.first else [0]
-    outcomes.report_stacks(
-        conn, stage.worker, [HangSample(stage.bulk, item, 1, "a.py:1", "…") for item in items]
-    )
+    outcomes.report_stacks(conn, stage.worker, [HangSample(stage.bulk, item, 1, "a.py:1", "…") for item in items])
 
 
 def _report_running(conn: Conn, stage: Stage) -> None:
@@ -303,7 +288,7 @@ TRIED: dict[str, Try] = {
     "items": lambda c, s: queries.run(c, queries.items(s.bulk, after=s.first, limit=SOME)),
     "attempts": lambda c, s: queries.run(c, queries.attempts(s.bulk, 0)),
     "errors": lambda c, s: queries.run(c, queries.errors(s.bulk)),
-}  # fmt: skip
+}
 
 
 # The measurement -----------------------------------------------------------------------------------------------------

@@ -14,17 +14,7 @@ from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter, parse_search
 from callboard.sql.rows import Failure, HangSample
 from callboard.sql.states import ITEM_STATES
-from callboard.sql.writes import (
-    actions,
-    claims,
-    outcomes,
-    publishing,
-    retry_action,
-    sends,
-    submission,
-    sweep,
-    workers,
-)
+from callboard.sql.writes import actions, claims, outcomes, publishing, retry_action, sends, submission, sweep, workers
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import (
@@ -138,12 +128,7 @@ def test_an_item_tells_its_arguments_result_and_attempts(conn: Conn) -> None:
     assert good is not None
     assert bad is not None
     assert (good["args"], good["kwargs"], good["result"], good["error"]) == ([7], {}, {"x": 1}, None)
-    assert bad["error"] == {
-        "kind": "failed",
-        "type": "ValueError",
-        "message": BAD.message,
-        "place": BAD.place,
-    }
+    assert bad["error"] == {"kind": "failed", "type": "ValueError", "message": BAD.message, "place": BAD.place}
     (attempt,) = queries.run(conn, queries.attempts(job, 20))
     assert attempt["traceback"] == BAD.traceback
     assert not attempt["retried"]
@@ -208,18 +193,11 @@ def test_jobs_are_found_by_all_that_is_given(conn: Conn) -> None:
     age(conn, make_job(conn, 1, name="quiet", actor="nobody has it", published=0), 60)
     for words, names in FOUND.items():
         page, following = queries.run(conn, queries.jobs(parse_search(words)))
-        assert [job["name"].partition("(")[2].strip(")") or job["name"] for job in page] == names.split(), (
-            words
-        )
+        assert [job["name"].partition("(")[2].strip(")") or job["name"] for job in page] == names.split(), words
         assert following is None
     conn.execute("UPDATE callboard.jobs SET actor = 'work' WHERE id = %s", (first,))
     page, _ = queries.run(conn, queries.jobs(JobFilter(actor="work")))
-    assert [job["name"] for job in page] == [
-        "staged",
-        "work",
-        "keyed",
-        "stopped",
-    ]  # with two stages of it, once
+    assert [job["name"] for job in page] == ["staged", "work", "keyed", "stopped"]  # with two stages of it, once
 
 
 def test_a_page_of_stalled_jobs_has_a_next_one_as_long_as_there_may_be_more(conn: Conn) -> None:
@@ -246,18 +224,8 @@ def test_errors_are_grouped_with_an_example(conn: Conn) -> None:
 
 def test_a_group_of_errors_is_found_by_its_id_with_its_items_and_a_traceback(conn: Conn) -> None:
     job, other = make_mixed_job(conn), make_mixed_job(conn)
-    record(
-        conn,
-        job,
-        {"failed": [50, 51]},
-        failure=Failure("failed", "shop.Full", "no", "a.py:1 in b", "Trace 2", 7),
-    )
-    record(
-        conn,
-        job,
-        {"retrying": [52]},
-        failure=Failure("failed", "shop.Full", "no", "a.py:1 in b", "Trace 3", 7),
-    )
+    record(conn, job, {"failed": [50, 51]}, failure=Failure("failed", "shop.Full", "no", "a.py:1 in b", "Trace 2", 7))
+    record(conn, job, {"retrying": [52]}, failure=Failure("failed", "shop.Full", "no", "a.py:1 in b", "Trace 3", 7))
     bad, full = queries.run(conn, queries.errors(job))
     found = queries.run(conn, queries.error(job, full["id"]))
     assert found == {**full, "attempt": 1, "traceback": "Trace 2", "traceback_size": 7}
@@ -296,9 +264,7 @@ def test_an_item_is_found_by_its_key(conn: Conn) -> None:
 def test_a_worker_is_alive_stopped_or_dead(conn: Conn) -> None:
     alive, stopped, silent = (make_worker(conn) for _ in range(3))
     workers.stop_worker(conn, stopped)
-    conn.execute(
-        "UPDATE callboard.workers SET beat_at = now() - interval '1 minute' WHERE id = %s", (silent,)
-    )
+    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 minute' WHERE id = %s", (silent,))
     found, _ = queries.run(conn, queries.workers())
     assert {row["id"]: row["state"] for row in found} == {alive: "alive", stopped: "stopped", silent: "dead"}
     dead, _ = queries.run(conn, queries.workers(state="dead"))
@@ -376,8 +342,7 @@ def test_the_parts_that_are_done_of_items_in_flight_count(conn: Conn) -> None:
 def test_the_estimate_follows_the_progress_of_a_long_item(conn: Conn) -> None:
     job = make_job(conn, 1)
     conn.execute(
-        "UPDATE callboard.jobs SET state = 'running', started_at = now() - interval '100 s' WHERE id = %s",
-        (job,),
+        "UPDATE callboard.jobs SET state = 'running', started_at = now() - interval '100 s' WHERE id = %s", (job,)
     )
     run(conn, job, [0], progress=(20.0, 100.0))
     sweep.sample_jobs(conn)
@@ -389,9 +354,7 @@ def test_the_estimate_follows_the_progress_of_a_long_item(conn: Conn) -> None:
     left = datetime.fromisoformat(found["eta"]) - datetime.now(UTC)
     assert left.total_seconds() == pytest.approx(60, abs=5)
     sweep.sample_jobs(conn)
-    rows = conn.execute(
-        "SELECT final, in_part FROM callboard.samples WHERE job_id = %s ORDER BY taken_at", (job,)
-    )
+    rows = conn.execute("SELECT final, in_part FROM callboard.samples WHERE job_id = %s ORDER BY taken_at", (job,))
     assert rows.fetchall() == [(0, 0.2), (0, 0.4)]
 
 
@@ -416,9 +379,7 @@ def test_a_job_that_stands_still_says_why(conn: Conn) -> None:
     other = make_job(conn, 9)
     run(conn, other, range(8), worker=able)
     age(conn, job, 42)
-    assert (
-        stalled(conn, job) == "nothing has moved for 40 s; its workers have items of other jobs in hand (8)"
-    )
+    assert stalled(conn, job) == "nothing has moved for 40 s; its workers have items of other jobs in hand (8)"
     run(conn, job, [0], worker=able)
     assert stalled(conn, job) is None
 
@@ -487,9 +448,7 @@ def test_a_recount_of_what_was_written_finds_no_drift(conn: Conn) -> None:
 def test_a_recount_reports_each_drift_with_both_numbers(conn: Conn) -> None:
     make_mixed_job(conn)
     job = make_mixed_job(conn)
-    for counter in (
-        "published", "retrying", "succeeded", "failed", "skipped", "retries", "crashes", "unkept",
-    ):  # fmt: skip
+    for counter in ("published", "retrying", "succeeded", "failed", "skipped", "retries", "crashes", "unkept"):
         with conn.transaction(force_rollback=True):
             conn.execute(f"UPDATE callboard.jobs SET {counter} = {counter} + 1 WHERE id = %s", (job,))
             (drift,) = queries.run(conn, queries.verify())["drift"]

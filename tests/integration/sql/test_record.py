@@ -133,10 +133,7 @@ class Tracking(RuleBasedStateMachine):
 
     @precondition(lambda self: self.messages)
     @rule(
-        data=st.data(),
-        states=st.lists(ENDS, min_size=1, max_size=4),
-        children=st.integers(0, 2),
-        repeat=st.booleans(),
+        data=st.data(), states=st.lists(ENDS, min_size=1, max_size=4), children=st.integers(0, 2), repeat=st.booleans()
     )
     def outcomes(self, data: st.DataObject, states: list[str], children: int, repeat: bool) -> None:
         """A flush: outcomes of messages, delivered once more than is good, in any order, then perhaps all again."""
@@ -146,13 +143,7 @@ class Tracking(RuleBasedStateMachine):
             chosen[out.job, out.item] = (out, state)
         events = [
             event(
-                out.job,
-                out.item,
-                out.attempt,
-                state,
-                self.workers[0],
-                ran=True,
-                children=self.born(out.job, children),
+                out.job, out.item, out.attempt, state, self.workers[0], ran=True, children=self.born(out.job, children)
             )
             for out, state in chosen.values()
         ]
@@ -178,16 +169,12 @@ class Tracking(RuleBasedStateMachine):
     @rule(data=st.data(), which=st.integers(0, 1))
     def report_running(self, data: st.DataObject, which: int) -> None:
         out = data.draw(st.sampled_from(self.messages))
-        outcomes.report_running(
-            self.conn, self.workers[which], [Running(out.job, out.item, out.attempt, 1.0, "step")]
-        )
+        outcomes.report_running(self.conn, self.workers[which], [Running(out.job, out.item, out.attempt, 1.0, "step")])
 
     @rule(which=st.integers(0, 1), comes_back=st.booleans())
     def a_worker_dies(self, which: int, comes_back: bool) -> None:
         worker = self.workers[which]
-        self.conn.execute(
-            "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,)
-        )
+        self.conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
         for dead in dead_workers(self.conn):
             rescue(self.conn, dead)
         rescue(self.conn, worker)
@@ -230,9 +217,7 @@ class Tracking(RuleBasedStateMachine):
 
     @invariant()
     def final_stays_final(self) -> None:
-        for job, item, state in self.conn.execute(
-            "SELECT job_id, item, state::text FROM callboard.items"
-        ).fetchall():
+        for job, item, state in self.conn.execute("SELECT job_id, item, state::text FROM callboard.items").fetchall():
             before = self.finals.setdefault((job, item), state)
             assert state == before or MOVES[before], (job, item, before, state)
             self.finals[job, item] = state
@@ -265,9 +250,7 @@ class Tracking(RuleBasedStateMachine):
         for job in self.jobs:
             submission.seal_job(self.conn, job)
         for worker in self.workers:
-            self.conn.execute(
-                "UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,)
-            )
+            self.conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
         self.conn.execute("UPDATE callboard.jobs SET publish_until = NULL")
         worker = make_worker(self.conn)
         for _ in range(20):
@@ -278,9 +261,7 @@ class Tracking(RuleBasedStateMachine):
         for job in self.jobs:
             assert self._done(self._job(job)), self._job(job)
         self.conn.execute("TRUNCATE callboard.jobs, callboard.items, callboard.outbox, callboard.running")
-        self.conn.execute(
-            "TRUNCATE callboard.attempts, callboard.errors, callboard.results, callboard.workers"
-        )
+        self.conn.execute("TRUNCATE callboard.attempts, callboard.errors, callboard.results, callboard.workers")
 
     def _job(self, job: int) -> dict[str, Any]:
         found = queries.run(self.conn, queries.job(job))
@@ -297,9 +278,7 @@ class Tracking(RuleBasedStateMachine):
         found: list[Outgoing] = []
         while (claim := publishing.claim_job(self.conn)) is not None and claim.lane_by is None:
             batch, _ = publishing.bulk_items(self.conn, claim, claim.watermark, claim.total)
-            publishing.advance_watermark(
-                self.conn, claim, watermark=claim.total, published=len(batch), keep=False
-            )
+            publishing.advance_watermark(self.conn, claim, watermark=claim.total, published=len(batch), keep=False)
             found += batch
         due = publishing.claim_outbox(self.conn, 100)
         publishing.confirm_outbox(self.conn, due)
@@ -401,10 +380,7 @@ def test_flushes_of_many_jobs_that_cross_each_other_do_not_drift(conn: Conn, dat
     attempts = RecordedAttempts(expects_more=lambda ended: ended < 1000)
     with process_on(database_url) as process:
         journals = [Journal(process, attempts, _ignore) for _ in range(4)]
-        threads = [
-            threading.Thread(target=_flush_all, args=(journals[n], jobs, range(n, items, 4)))
-            for n in range(4)
-        ]
+        threads = [threading.Thread(target=_flush_all, args=(journals[n], jobs, range(n, items, 4))) for n in range(4)]
         threads.append(threading.Thread(target=_touch, args=(database_url, jobs)))
         for thread in threads:
             thread.start()
@@ -490,9 +466,8 @@ def test_one_standing_job_a_day_however_many_ask_for_it(database_url: str, conn:
 def test_one_job_a_key_however_many_make_it(database_url: str) -> None:
     def make(conn: Conn, key: str) -> Any:
         return submission.create_job(
-            conn, name="a job", key=key, tenant="", actor="work", queue="default", metadata={},
-            created_by=None,
-        )  # fmt: skip
+            conn, name="a job", key=key, tenant="", actor="work", queue="default", metadata={}, created_by=None
+        )
 
     for n in range(10):
         made = at_once(database_url, 8, lambda conn, _: make(conn, f"key {n}"))  # noqa: B023
@@ -517,9 +492,7 @@ def test_a_chunk_that_two_store_at_once_is_stored_once(database_url: str, conn: 
 
 def test_only_one_publisher_has_a_job_and_a_late_one_moves_nothing(database_url: str, conn: Conn) -> None:
     job = make_job(conn, 10, published=0)
-    claims = [
-        claim for claim in at_once(database_url, 6, lambda c, _: publishing.claim_job(c)) if claim is not None
-    ]
+    claims = [claim for claim in at_once(database_url, 6, lambda c, _: publishing.claim_job(c)) if claim is not None]
     assert len(claims) == 1
     conn.execute("UPDATE callboard.jobs SET publish_until = now() - interval '1 s'")
     successor = publishing.claim_job(conn, job=job)
@@ -574,9 +547,7 @@ def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None
     conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
     assert rescue(conn, worker) == 4
     assert (queries.run(conn, queries.job(job)) or {})["crashes"] == 4
-    ends: dict[OutcomeState, Iterable[int]] = {
-        "succeeded": [0], "failed": [1], "skipped": [2], "retrying": [3]
-    }  # fmt: skip
+    ends: dict[OutcomeState, Iterable[int]] = {"succeeded": [0], "failed": [1], "skipped": [2], "retrying": [3]}
     record(conn, job, ends, attempt=2)
     record(conn, job, ends, attempt=2)
     rows = conn.execute("SELECT item, crashes, crashes_dropped FROM callboard.items ORDER BY 1").fetchall()
@@ -612,10 +583,7 @@ def test_a_result_that_is_not_kept_is_counted_once_and_says_why(conn: Conn) -> N
     for _ in range(2):
         outcomes.record(conn, [Event(job, 0, 1, "succeeded", 0.1, now, 1, unkept="too large")], now)
     outcomes.record(conn, [Event(job, 1, 1, "succeeded", 0.1, now, 1, result="1")], now)
-    first, second = (
-        queries.run(conn, queries.item(job, 0)) or {},
-        queries.run(conn, queries.item(job, 1)) or {},
-    )
+    first, second = (queries.run(conn, queries.item(job, 0)) or {}, queries.run(conn, queries.item(job, 1)) or {})
     assert (first["state"], first["result"], first["result_unkept"]) == ("succeeded", None, "too large")
     assert (second["result"], second["result_unkept"]) == (1, None)
     assert (queries.run(conn, queries.job(job)) or {})["unkept"] == 1

@@ -79,8 +79,7 @@ def ended(conn: Conn, items: int = 10, *, days: float = 0.0, keep: str | None = 
 
 def age(conn: Conn, job: int, days: float) -> None:
     conn.execute(
-        "UPDATE callboard.jobs SET finished_at = now() - make_interval(secs => %s) WHERE id = %s",
-        (days * DAY, job),
+        "UPDATE callboard.jobs SET finished_at = now() - make_interval(secs => %s) WHERE id = %s", (days * DAY, job)
     )
 
 
@@ -88,9 +87,7 @@ def test_who_is_to_be_called_is_called_before_its_job_leaves(conn: Conn) -> None
     """Deleted by hand it goes at once."""
     jobs = [ended(conn, keep=keep, targets=CALLED) for keep in ("1s", "forever", "1s")]
     for job in jobs[:2]:
-        conn.execute(
-            "UPDATE callboard.jobs SET finished_at = finished_at - interval '1 min' WHERE id = %s", (job,)
-        )
+        conn.execute("UPDATE callboard.jobs SET finished_at = finished_at - interval '1 min' WHERE id = %s", (job,))
     conn.execute(
         "UPDATE callboard.callbacks AS c SET ended_at = j.finished_at FROM callboard.jobs AS j WHERE j.id = c.job_id"
     )
@@ -163,9 +160,7 @@ def tables(conn: Conn) -> list[str]:
 def rows(conn: Conn, job: int) -> dict[str, int]:
     """How many rows of each table belong to a job."""
     count = sql.SQL("SELECT count(*) FROM callboard.{} WHERE job_id = %s")
-    return {
-        table: next(conn.execute(count.format(sql.Identifier(table)), (job,)))[0] for table in tables(conn)
-    }
+    return {table: next(conn.execute(count.format(sql.Identifier(table)), (job,)))[0] for table in tables(conn)}
 
 
 def clear(conn: Conn, job: int) -> int:
@@ -231,12 +226,8 @@ def test_a_time_that_makes_no_sense_is_refused(keep: Any) -> None:
         Limits(keep=keep)
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"), [(None, 30 * DAY), ("", 30 * DAY), ("2h", 7200.0), ("forever", None)]
-)
-def test_the_setting_says_how_long(
-    value: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("value", "seconds"), [(None, 30 * DAY), ("", 30 * DAY), ("2h", 7200.0), ("forever", None)])
+def test_the_setting_says_how_long(value: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CALLBOARD_KEEP", raising=False)
     if value is not None:
         monkeypatch.setenv("CALLBOARD_KEEP", value)
@@ -278,8 +269,8 @@ def test_a_leaving_job_is_gone_for_everybody(conn: Conn, caplog: pytest.LogCaptu
 def test_its_key_and_its_day_are_free_at_once(conn: Conn) -> None:
     def made() -> Any:
         return submission.create_job(
-            conn, name="keyed", key="ads-1", tenant="t", actor="work", queue="default", metadata={}, created_by=None,
-        )  # fmt: skip
+            conn, name="keyed", key="ads-1", tenant="t", actor="work", queue="default", metadata={}, created_by=None
+        )
 
     first = made()
     submission.seal_job(conn, first.job)
@@ -442,9 +433,7 @@ def test_late_outcomes_of_a_leaving_job_change_nothing_and_leave_nothing(
     assert set(rows(conn, job).values()) == {0}
 
 
-def test_a_message_of_a_job_that_is_gone_is_dropped_with_a_line(
-    conn: Conn, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_message_of_a_job_that_is_gone_is_dropped_with_a_line(conn: Conn, caplog: pytest.LogCaptureFixture) -> None:
     job = stopped(conn)
     actions.delete(conn, job, ANNA)
     clear(conn, job)
@@ -598,22 +587,10 @@ def call(
     return ran
 
 
-def test_purge_deletes_what_is_due_and_what_is_named(
-    call: Callable[..., tuple[int, str, str]], conn: Conn
-) -> None:
-    old, kept, young, open_ = (
-        ended(conn, days=31),
-        ended(conn, days=31, keep="60d"),
-        ended(conn),
-        make_job(conn, 1),
-    )
+def test_purge_deletes_what_is_due_and_what_is_named(call: Callable[..., tuple[int, str, str]], conn: Conn) -> None:
+    old, kept, young, open_ = (ended(conn, days=31), ended(conn, days=31, keep="60d"), ended(conn), make_job(conn, 1))
     assert call("purge") == (0, "deleted 1 job with 10 items\n", "")
-    assert [state(conn, job) for job in (old, kept, young, open_)] == [
-        None,
-        "completed",
-        "completed",
-        "pending",
-    ]
+    assert [state(conn, job) for job in (old, kept, young, open_)] == [None, "completed", "completed", "pending"]
     assert call("purge", "--older-than", "365d")[1] == "deleted 0 jobs with 0 items\n"
     age(conn, young, 8)
     assert json.loads(call("purge", "--older-than", "7d", "--json")[1]) == {"jobs": 1, "items": 10}
@@ -625,13 +602,7 @@ def test_purge_deletes_what_is_due_and_what_is_named(
 def test_a_dry_run_says_what_a_purge_would_delete_by_which_rule(
     call: Callable[..., tuple[int, str, str]], conn: Conn
 ) -> None:
-    jobs = [
-        ended(conn, days=31),
-        ended(conn, days=31),
-        ended(conn, days=2, keep="1d"),
-        ended(conn),
-        make_job(conn, 1),
-    ]
+    jobs = [ended(conn, days=31), ended(conn, days=31), ended(conn, days=2, keep="1d"), ended(conn), make_job(conn, 1)]
     parent, stages = finished_stages(conn)
     age(conn, parent, 40)
     ended(conn, days=31, keep="60d")
@@ -657,9 +628,7 @@ def test_a_dry_run_says_what_a_purge_would_delete_by_which_rule(
     assert call("purge", parent)[1] == "deleted 1 job with 18 items\n"
     assert call("purge")[1] == "deleted 4 jobs with 40 items\n"
     assert call("purge", "--dry-run")[1] == "would delete 0 jobs with 0 items\n"
-    assert conn.execute("SELECT count(*) FROM callboard.jobs WHERE id = ANY (%s)", (stages,)).fetchone() == (
-        0,
-    )
+    assert conn.execute("SELECT count(*) FROM callboard.jobs WHERE id = ANY (%s)", (stages,)).fetchone() == (0,)
 
 
 @pytest.mark.parametrize(

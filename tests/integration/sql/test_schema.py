@@ -38,10 +38,7 @@ AHEAD = "INSERT INTO callboard.migrations (number, name, breaking) VALUES (9001,
 @pytest.fixture(scope="module")
 def schema(postgres_url: str, template: str) -> Iterator[Conn]:
     """A connection to a migrated database that nothing is written to."""
-    with (
-        database(postgres_url, template) as name,
-        connect(with_database(postgres_url, name)) as connection,
-    ):
+    with database(postgres_url, template) as name, connect(with_database(postgres_url, name)) as connection:
         yield connection
 
 
@@ -68,12 +65,9 @@ def test_every_statement_can_be_prepared_on_the_schema(name: str, schema: Conn) 
         ("attempt_kind", get_args(states.AttemptKind)),
     ],
 )
-def test_the_enums_of_the_database_are_the_words_of_the_code(
-    enum: str, words: tuple[str, ...], schema: Conn
-) -> None:
+def test_the_enums_of_the_database_are_the_words_of_the_code(enum: str, words: tuple[str, ...], schema: Conn) -> None:
     rows = schema.execute(
-        "SELECT enumlabel FROM pg_enum WHERE enumtypid = %s::regtype ORDER BY enumsortorder",
-        (f"callboard.{enum}",),
+        "SELECT enumlabel FROM pg_enum WHERE enumtypid = %s::regtype ORDER BY enumsortorder", (f"callboard.{enum}",)
     )
     assert tuple(row[0] for row in rows) == words
 
@@ -104,9 +98,7 @@ def test_a_migration_lets_others_work_while_it_waits_for_a_long_reader(
         with reader.transaction():
             reader.execute("SELECT count(*) FROM callboard.jobs")
             migrating = threads.submit(migrate.migrate, database_url)
-            waits = (
-                "SELECT count(*) FROM pg_locks WHERE relation = 'callboard.jobs'::regclass AND NOT granted"
-            )
+            waits = "SELECT count(*) FROM pg_locks WHERE relation = 'callboard.jobs'::regclass AND NOT granted"
             assert wait_until(lambda: conn.execute(waits).fetchone() == (1,), 300)
             conn.execute("SET statement_timeout = '30s'")
             conn.execute("SELECT count(*) FROM callboard.jobs")  # behind it, for two seconds at most
@@ -124,17 +116,13 @@ def test_a_migration_lets_others_work_while_it_waits_for_a_long_reader(
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
-def test_a_database_in_which_not_every_text_can_be_stored_is_refused(
-    encoding: str, postgres_url: str
-) -> None:
+def test_a_database_in_which_not_every_text_can_be_stored_is_refused(encoding: str, postgres_url: str) -> None:
     name = f"callboard_{encoding.lower()}"
     how = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     with psycopg.connect(postgres_url, autocommit=True) as server:
         server.execute(f"CREATE DATABASE {name} {how}")
         try:
-            with pytest.raises(
-                SchemaError, match=f"the database has the encoding {encoding}, in which not every text"
-            ):
+            with pytest.raises(SchemaError, match=f"the database has the encoding {encoding}, in which not every text"):
                 migrate.migrate(with_database(postgres_url, name))
         finally:
             server.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -153,9 +141,7 @@ def test_a_limit_of_each_session_that_would_end_what_we_do_is_refused(limit: str
 
 
 @pytest.mark.parametrize("through", ["database_url", "pooled_url"])
-@pytest.mark.parametrize(
-    "default", ["datestyle = 'German, DMY'", "default_transaction_isolation = 'repeatable read'"]
-)
+@pytest.mark.parametrize("default", ["datestyle = 'German, DMY'", "default_transaction_isolation = 'repeatable read'"])
 def test_statements_do_not_depend_on_the_defaults_of_the_database(
     default: str, through: str, database_url: str, request: pytest.FixtureRequest
 ) -> None:
@@ -181,9 +167,7 @@ def test_statements_do_not_depend_on_the_defaults_of_the_database(
 def test_the_text_of_an_error_has_no_rows(conn: Conn) -> None:
     job = make_job(conn, 1)
     with pytest.raises(psycopg.errors.CheckViolation) as raised:
-        conn.execute(
-            "UPDATE callboard.jobs SET name = '', metadata = '{\"secret\": 1}' WHERE id = %s", (job,)
-        )
+        conn.execute("UPDATE callboard.jobs SET name = '', metadata = '{\"secret\": 1}' WHERE id = %s", (job,))
     assert raised.value.diag.message_detail is not None
     assert "secret" not in str(raised.value)
     copying = conn.cursor().copy("COPY callboard.items (job_id, item, args) FROM STDIN")
@@ -206,9 +190,7 @@ def test_two_that_migrate_at_once_apply_each_step_once(empty_database_url: str) 
         assert migrate.check(conn) is None
 
 
-def test_a_step_is_added_to_the_schema_of_an_older_release(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_is_added_to_the_schema_of_an_older_release(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     added = migrate.Migration(9000, "9000_added", breaking=False, text="CREATE TABLE callboard.added ()")
     steps = [*migrate.known_migrations(), added]
     monkeypatch.setattr(migrate, "known_migrations", lambda: steps)
@@ -219,12 +201,8 @@ def test_a_step_is_added_to_the_schema_of_an_older_release(
         assert migrate.check(conn) is None
 
 
-def test_a_migration_that_fails_leaves_nothing(
-    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = migrate.Migration(
-        9999, "9999_broken", breaking=False, text="CREATE TABLE callboard.x (); SELECT 1 / 0"
-    )
+def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = migrate.Migration(9999, "9999_broken", breaking=False, text="CREATE TABLE callboard.x (); SELECT 1 / 0")
     steps = [*migrate.known_migrations(), broken]
     monkeypatch.setattr(migrate, "known_migrations", lambda: steps)
     with pytest.raises(psycopg.errors.DivisionByZero):
@@ -303,9 +281,7 @@ def test_a_worker_refuses_a_schema_that_does_not_fit(
     assert "Traceback" not in log
 
 
-def test_a_worker_starts_on_a_schema_ahead_by_steps_that_add_and_warns(
-    database_url: str, worker: StartWorker
-) -> None:
+def test_a_worker_starts_on_a_schema_ahead_by_steps_that_add_and_warns(database_url: str, worker: StartWorker) -> None:
     ahead(database_url)
     assert "9001_from_the_future, which only add to it" in worker(ACTORS, threads=2).output
 

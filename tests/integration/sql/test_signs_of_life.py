@@ -35,9 +35,7 @@ def late() -> float:
     return timings.DEAD_AFTER_SECONDS + 1
 
 
-def test_a_silent_worker_whose_session_is_open_is_not_dead_yet(
-    conn: Conn, database_url: str, late: float
-) -> None:
+def test_a_silent_worker_whose_session_is_open_is_not_dead_yet(conn: Conn, database_url: str, late: float) -> None:
     with beaten(conn, database_url) as worker:
         assert silent(conn, worker, late) == []
         assert not workers.declare_dead(conn, worker)
@@ -46,17 +44,13 @@ def test_a_silent_worker_whose_session_is_open_is_not_dead_yet(
     assert workers.declare_dead(conn, worker)
 
 
-def test_the_session_of_another_that_has_its_number_is_none(
-    conn: Conn, database_url: str, late: float
-) -> None:
+def test_the_session_of_another_that_has_its_number_is_none(conn: Conn, database_url: str, late: float) -> None:
     with beaten(conn, database_url) as worker:
         conn.execute("UPDATE callboard.workers SET session_since = session_since - interval '1 s'")
         assert silent(conn, worker, late) == [worker]
 
 
-def test_a_worker_behind_a_pooler_has_no_session(
-    conn: Conn, database_url: str, pooler_url: str, late: float
-) -> None:
+def test_a_worker_behind_a_pooler_has_no_session(conn: Conn, database_url: str, pooler_url: str, late: float) -> None:
     """The pooler keeps it open whatever becomes of the worker."""
     with beaten(conn, with_database(pooler_url, urlsplit(database_url).path[1:])) as worker:
         assert silent(conn, worker, late) == [worker]

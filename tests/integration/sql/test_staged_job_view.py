@@ -95,9 +95,7 @@ def test_a_worker_that_died_leaves_a_stage_to_another(conn: Conn) -> None:
     stages.seal_stage(conn, held)
     stages.fail_stage(conn, held, "no", {})
     assert stages.store_inputs(conn, taken, 0, [(b"{}", None)] * 3)
-    assert stages.store_inputs(conn, taken, 0, [(b"{}", None)] * 3), (
-        "a commit of which nobody knows is said again"
-    )
+    assert stages.store_inputs(conn, taken, 0, [(b"{}", None)] * 3), "a commit of which nobody knows is said again"
     assert status(conn, held.job)["total"] == 3
     actions.pause(conn, parent, ANNA)
     assert not stages.store_inputs(conn, taken, 3, [(b"{}", None)])
@@ -170,9 +168,7 @@ def test_a_function_that_gives_fewer_items_than_before_fails_the_job(conn: Conn,
     maker._run(dataclasses.replace(making, makes="tests.support.makers:two", consumed=5))
     found = status(conn, parent)
     assert found["state"] == "failed"
-    assert "gave 2 items where it gave 5 before its worker ended: it must give the same items" in str(
-        found["reason"]
-    )
+    assert "gave 2 items where it gave 5 before its worker ended: it must give the same items" in str(found["reason"])
     assert (status(conn, second)["total"], status(conn, first)["state"]) == (5, "completed")
 
 
@@ -228,9 +224,7 @@ def test_a_look_waits_for_nobody_who_changes_a_job_of_stages(conn: Conn, databas
     assert status(conn, parent)["state"] == "failed"
 
 
-@pytest.mark.parametrize(
-    "change", ["stages = stages + 1", "state = 'completed', sealed = true, finished_at = now()"]
-)
+@pytest.mark.parametrize("change", ["stages = stages + 1", "state = 'completed', sealed = true, finished_at = now()"])
 def test_verify_finds_a_job_of_stages_that_does_not_fit_them(conn: Conn, change: str) -> None:
     parent, _ = make_staged(conn)
     before = conn.execute("SELECT * FROM callboard.jobs WHERE id = %s", (parent,)).fetchone()
@@ -245,16 +239,11 @@ def test_the_commands_tell_of_stages(call: Call, conn: Conn) -> None:
     parent, [first, second] = make_staged(conn)
     lines = call("status", parent)[1].splitlines()
     assert lines[0].startswith(f"{parent} two running 56.2 % of 18")
-    assert [line.split()[:2] for line in lines if line.startswith(("0 ", "1 "))] == [
-        ["0", "fetch"],
-        ["1", "sum"],
-    ]
+    assert [line.split()[:2] for line in lines if line.startswith(("0 ", "1 "))] == [["0", "fetch"], ["1", "sum"]]
     assert "8 succeeded · 2 failed" in "".join(lines)
     listed = json.loads(call("jobs", "--json")[1])["jobs"]
     assert [one["id"] for one in listed] == [parent]
-    assert [one["job"] for one in json.loads(call("items", parent, "--stage", 1, "--json")[1])["items"]] == [
-        second
-    ] * 8
+    assert [one["job"] for one in json.loads(call("items", parent, "--stage", 1, "--json")[1])["items"]] == [second] * 8
     for arguments in ((), ("--stage", 2)):
         code, out, err = call("items", parent, *arguments)
         assert (code, out) == (2, "")
@@ -280,10 +269,7 @@ def test_the_api_tells_of_stages(http: httpx.Client, conn: Conn) -> None:
     assert (error["job"], error["stage"], error["failed"]) == (first, 0, 2)
     assert http.post(f"/api/jobs/{second}/pause").status_code == 409
     assert http.post(f"/api/jobs/{parent}/pause").json()["state"] == "paused"
-    assert {one["state"] for one in http.get(f"/api/jobs/{parent}").json()["stages"]} == {
-        "completed",
-        "paused",
-    }
+    assert {one["state"] for one in http.get(f"/api/jobs/{parent}").json()["stages"]} == {"completed", "paused"}
     assert http.patch(f"/api/jobs/{parent}", json={"concurrency": 2}).json()["stages"][1]["limits"] == {
         "concurrency": 2
     }
@@ -306,9 +292,7 @@ def test_a_stage_whose_turn_it_just_is_stands_still_for_as_long_as_that(conn: Co
 
 def test_how_long_it_is_kept_is_said_to_the_whole(conn: Conn) -> None:
     parent, [first, _] = make_staged(conn)
-    with pytest.raises(
-        ValueError, match=f"job {first} is a stage of job {parent}, and kept as long: set keep on job"
-    ):
+    with pytest.raises(ValueError, match=f"job {first} is a stage of job {parent}, and kept as long: set keep on job"):
         actions.limit(conn, first, ANNA, {"keep": "1s", "concurrency": 2})
     assert status(conn, first)["limits"] == {}
     actions.limit(conn, parent, ANNA, {"keep": "1d"})
@@ -335,9 +319,7 @@ def test_stopped_by_failures_and_gone_on_without_a_worker(conn: Conn) -> None:
     assert status(conn, second)["state"] == "cancelled"
 
 
-def test_a_claim_that_began_before_a_retry_makes_nothing_of_what_runs_again(
-    conn: Conn, database_url: str
-) -> None:
+def test_a_claim_that_began_before_a_retry_makes_nothing_of_what_runs_again(conn: Conn, database_url: str) -> None:
     """The retry commits between the look of the claim and its lock."""
     parent, [first, second] = make_staged(conn, made=False)
     worker = make_worker(conn)

@@ -19,17 +19,7 @@ from psycopg.rows import tuple_row
 from callboard.middleware.journal.rescue import rescue
 from callboard.sql.pool import connection_options
 from callboard.sql.reads import queries
-from callboard.sql.rows import (
-    Event,
-    Failure,
-    HangSample,
-    NewItem,
-    OutcomeState,
-    Outgoing,
-    PublishClaim,
-    Retry,
-    Running,
-)
+from callboard.sql.rows import Event, Failure, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import (
     callbacks,
@@ -100,12 +90,8 @@ def numbered(query: str, params: Any) -> tuple[str, list[Any]]:
 
 def rows_of(node: dict[str, Any], values: Sequence[Any]) -> int:
     """Rows that a part of a plan gives, or looks at in vain; and elements of arrays that it compares with each."""
-    looked = sum(
-        count for name, count in node.items() if name == "Actual Rows" or name.startswith("Rows Removed by")
-    )
-    arrays = [
-        values[int(n) - 1] or () for n in re.findall(r"(?:ANY|ALL) \(\$(\d+)\)", node.get("Filter", ""))
-    ]
+    looked = sum(count for name, count in node.items() if name == "Actual Rows" or name.startswith("Rows Removed by"))
+    arrays = [values[int(n) - 1] or () for n in re.findall(r"(?:ANY|ALL) \(\$(\d+)\)", node.get("Filter", ""))]
     ours: int = round(looked * node["Actual Loops"]) * (1 + sum(map(len, arrays)))
     return ours + sum(rows_of(part, values) for part in node.get("Plans", ()))
 
@@ -226,10 +212,7 @@ def _recorded(ends: OutcomeState, failure: Failure | None = None, **given: Any) 
     def prepare(scene: Scene) -> Act:
         job, now = scene.job(), time.monotonic()
         again = Retry(5.0) if ends == "retrying" else None
-        events = [
-            Event(job, item, 1, ends, 0.01, now, scene.worker, failure, again, **given)
-            for item in range(MANY)
-        ]
+        events = [Event(job, item, 1, ends, 0.01, now, scene.worker, failure, again, **given) for item in range(MANY)]
         return lambda: outcomes.record(scene.conn, events, now)
 
     return prepare
@@ -356,9 +339,7 @@ def _lanes_told(scene: Scene) -> Act:
     claim = scene.laned(published=MANY - 1)
     record(scene.conn, claim.job, {"retrying": range(MANY - 1)}, delay=0.0, worker=scene.worker)
     return lambda: lanes.set_lanes(
-        scene.conn,
-        claim,
-        [(number, "b") for number, _ in lanes.messages_without_lane(scene.conn, claim, MANY)],
+        scene.conn, claim, [(number, "b") for number, _ in lanes.messages_without_lane(scene.conn, claim, MANY)]
     )
 
 
@@ -407,9 +388,7 @@ def _recounted(scene: Scene) -> Act:
 
 def _woken(scene: Scene) -> Act:
     job = scene.job("retrying")
-    scene.conn.execute(
-        "UPDATE callboard.outbox SET due_at = '9999-01-01Z', awaits = 'work' WHERE job_id = %s", (job,)
-    )
+    scene.conn.execute("UPDATE callboard.outbox SET due_at = '9999-01-01Z', awaits = 'work' WHERE job_id = %s", (job,))
     workers.beat(scene.conn, scene.worker, [])
     return lambda: claims.make_postponed_due(scene.conn)
 
@@ -493,7 +472,7 @@ def _staged(scene: Scene) -> None:
         "INSERT INTO callboard.jobs (name, parent_id, stage, on_failure, state, finished_at) "
         "SELECT 'a stage', j, n, 'stop', 'cancelled', now() FROM unnest(%s::bigint[]) AS j, generate_series(0, 2) AS n",
         (parents,),
-    )  # fmt: skip
+    )
 
 
 def _many_leave(scene: Scene) -> Act:
@@ -616,9 +595,7 @@ def scene(request: pytest.FixtureRequest, postgres_url: str, template: str) -> I
         url = with_database(postgres_url, name)
         with Watched.connect(url, **{**connection_options(), "prepare_threshold": None}) as conn:
             scene = Scene(conn, make_worker(conn))
-            tables = conn.execute(
-                "SELECT 'callboard.' || tablename FROM pg_tables WHERE schemaname = 'callboard'"
-            )
+            tables = conn.execute("SELECT 'callboard.' || tablename FROM pg_tables WHERE schemaname = 'callboard'")
             named = ", ".join(row[0] for row in tables)
             for table in named.split(", "):
                 conn.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")

@@ -81,8 +81,6 @@ def test_an_http_exception_of_the_login_is_answered_as_such(
         ({"name": "a", "job": "1"}, TypeError),
     ],
 )  # fmt: skip
-def test_an_identity_that_says_nothing_clear_is_refused(
-    given: dict[str, Any], error: type[Exception]
-) -> None:
+def test_an_identity_that_says_nothing_clear_is_refused(given: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         Identity(**given)

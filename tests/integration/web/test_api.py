@@ -97,10 +97,7 @@ def test_a_page_names_the_start_of_the_next(conn: Conn, app: Starlette) -> None:
     assert [row["id"] for row in rest.json()["jobs"]] == [job]
     assert rest.json()["next"] is None
     assert [row["item"] for row in items.json()["items"]] == [20, 21, 22, 23, 24]
-    assert ([row["item"] for row in both.json()["items"]], both.json()["next"]) == (
-        [*range(20, 27)],
-        "items-26",
-    )
+    assert ([row["item"] for row in both.json()["items"]], both.json()["next"]) == ([*range(20, 27)], "items-26")
     assert [row["count"] for row in errors.json()["errors"]] == [8]
     assert [row["state"] for row in workers.json()["workers"]] == ["alive"]
 
@@ -205,9 +202,7 @@ def test_each_view_has_its_exact_count(conn: Conn, app: Starlette) -> None:
 
 def test_another_method_is_a_405_with_the_allowed_ones(app: Starlette) -> None:
     async def post() -> httpx.Response:
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=app), base_url="http://test"
-        ) as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
             return await client.delete("/api/workers")
 
     answer = asyncio.run(post())
@@ -218,10 +213,7 @@ def test_another_method_is_a_405_with_the_allowed_ones(app: Starlette) -> None:
 def test_the_app_works_under_any_prefix_without_its_lifespan(conn: Conn, app: Starlette) -> None:
     job = make_mixed_job(conn)
     outer = Starlette(routes=[Mount("/some/where", app)])
-    paths = [
-        f"/some/where{path}"
-        for path in ("/", f"/jobs/{job}", "/static/page.js", f"/api/jobs/{job}", "/api/x")
-    ]
+    paths = [f"/some/where{path}" for path in ("/", f"/jobs/{job}", "/static/page.js", f"/api/jobs/{job}", "/api/x")]
     answers = get(outer, *paths, lifespan=False)
     assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 404]
     assert 'src="./static/page.js"' in answers[0].text
@@ -238,9 +230,7 @@ def test_the_event_loop_ends_while_the_database_is_away() -> None:
     assert "PostgreSQL" in problem(answer, 503)
 
 
-def test_many_requests_share_few_connections(
-    conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_requests_share_few_connections(conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "WAIT_SECONDS", 60.0)  # until the first is read
     monkeypatch.setattr(database, "BUSY_SECONDS", 300.0)
     job = make_mixed_job(conn)
@@ -270,9 +260,7 @@ def only_anna_in_a_thread(request: Request) -> Identity | None:
 
 
 @pytest.mark.parametrize("authenticate", [only_anna, only_anna_in_a_thread, partial(only_anna)])
-def test_a_request_without_a_login_is_a_401_and_probes_need_none(
-    database_url: str, authenticate: Any
-) -> None:
+def test_a_request_without_a_login_is_a_401_and_probes_need_none(database_url: str, authenticate: Any) -> None:
     app = create_app(url=database_url, authenticate=authenticate)
     outer = Starlette(routes=[Mount("/in", app)])
     for one, prefix in ((app, ""), (outer, "/in")):
@@ -287,12 +275,7 @@ def test_a_request_without_a_login_is_a_401_and_probes_need_none(
 
 def test_an_unknown_host_name_is_a_421(database_url: str) -> None:
     app = open_app(database_url, hosts=["localhost", "[::1]"])
-    for host, status in (
-        ("localhost:8000", 200),
-        ("[::1]:8000", 200),
-        ("LOCALHOST", 200),
-        ("evil.example", 421),
-    ):
+    for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("LOCALHOST", 200), ("evil.example", 421)):
         assert get(app, "/api/jobs", headers={"Host": host})[0].status_code == status
 
 
@@ -348,11 +331,7 @@ def test_a_database_that_is_down_is_a_503_until_it_is_back(private_server: Serve
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             answers = [await client.get("/api/jobs")]
             private_server.kill()
-            answers += [
-                await client.get("/api/jobs"),
-                await client.get("/readyz"),
-                await client.get("/healthz"),
-            ]
+            answers += [await client.get("/api/jobs"), await client.get("/readyz"), await client.get("/healthz")]
             await asyncio.to_thread(private_server.start)
             while (again := await client.get("/api/jobs")).status_code == 503:
                 pass
@@ -398,9 +377,7 @@ def test_changes_that_wait_hold_up_neither_reads_nor_pages(
                     assert answer.status_code == 200
                 assert sessions(conn, "true") <= database.CONNECTIONS + 1  # `other`
                 monkeypatch.setattr(database, "WAIT_SECONDS", 0.1)
-                posts += [
-                    asyncio.ensure_future(client.post(f"/api/jobs/{job}/pause")) for _ in range(refused)
-                ]
+                posts += [asyncio.ensure_future(client.post(f"/api/jobs/{job}/pause")) for _ in range(refused)]
                 await until(lambda: sum(post.done() for post in posts) == refused)
             answers = await asyncio.gather(*posts)
             await app.state.database.close()

@@ -33,9 +33,7 @@ def settled(conn: Conn, job: int) -> dict[str, Any]:
     return {**status(conn, job), "eta": None}
 
 
-def test_a_dry_run_says_how_many_items_it_would_concern_and_changes_nothing(
-    conn: Conn, http: httpx.Client
-) -> None:
+def test_a_dry_run_says_how_many_items_it_would_concern_and_changes_nothing(conn: Conn, http: httpx.Client) -> None:
     job, over = make_mixed_job(conn), make_mixed_job(conn)
     cancel(conn, over)
     parent, _ = make_staged(conn)
@@ -55,7 +53,7 @@ def test_a_dry_run_says_how_many_items_it_would_concern_and_changes_nothing(
         ("POST", f"{parent}/retry", None, 2),
         ("POST", f"{parent}/cancel", None, 7),
         ("DELETE", f"{over}", None, 100),
-    ):  # fmt: skip
+    ):
         answer = http.request(method, f"/jobs/{path}?dry_run=true", json=body)
         assert (answer.status_code, answer.json()) == (200, {"items": items}), (method, path, body)
     assert [settled(conn, one) for one in (job, over, parent)] == before
@@ -74,14 +72,10 @@ def test_a_dry_run_refuses_what_the_action_refuses(conn: Conn, http: httpx.Clien
         ("DELETE", f"{job}", None), ("DELETE", f"{stage}", None), ("POST", f"{parent}/retry", {"items": [1]}),
         ("POST", "5/cancel", None), ("POST", f"{job}/retry", {"states": ["succeeded"]}),
     ):  # fmt: skip
-        tried, real = (
-            http.request(method, f"/jobs/{path}{more}", json=body) for more in ("?dry_run=true", "")
-        )
+        tried, real = (http.request(method, f"/jobs/{path}{more}", json=body) for more in ("?dry_run=true", ""))
         assert tried.status_code >= 400
         assert (tried.status_code, tried.json()["detail"]) == (real.status_code, real.json()["detail"])
-    assert (
-        http.post(f"/jobs/{job}/cancel?dry_run=perhaps").json()["detail"] == "dry_run must be true or false"
-    )
+    assert http.post(f"/jobs/{job}/cancel?dry_run=perhaps").json()["detail"] == "dry_run must be true or false"
 
 
 def done(answer: httpx.Response) -> list[int | None]:
@@ -135,10 +129,7 @@ def test_a_request_works_for_a_while_and_another_goes_on(
     monkeypatch.setattr(bulk, "WORK_SECONDS", 0.0)
     monkeypatch.setattr(bulk, "PAGE_JOBS", 2)
     jobs = [make_job(conn, 1) for _ in range(4)]
-    body: dict[str, Any] = {
-        "action": "pause",
-        by: jobs if by == "ids" else {"state": ["pending", "running", "paused"]},
-    }
+    body: dict[str, Any] = {"action": "pause", by: jobs if by == "ids" else {"state": ["pending", "running", "paused"]}}
     for left in (3, 2, 1, 0):
         answer = http.post("/jobs/actions", json=body)
         assert done(answer)[:3] == [1, 1, 0]
@@ -152,20 +143,10 @@ def test_a_tenant_acts_on_its_own_jobs_only(conn: Conn, database_url: str) -> No
     app = create_app(url=database_url, authenticate=lambda _: Identity("anna", tenant="mine"))
     with served(app) as address, httpx.Client(base_url=f"{address}/api") as client:
         named = client.post("/jobs/actions", json={"action": "pause", "ids": [mine, other]})
-        assert (done(named), named.json()["refusals"][0]["detail"]) == (
-            [1, 1, 1, None],
-            f"there is no job {other}",
-        )
+        assert (done(named), named.json()["refusals"][0]["detail"]) == ([1, 1, 1, None], f"there is no job {other}")
         for wanted in ({"q": "tenant:other"}, {"tenant": "other"}):
-            assert done(client.post("/jobs/actions", json={"action": "pause", "filter": wanted})) == [
-                0,
-                0,
-                0,
-                None,
-            ]
-        answer = client.post(
-            "/jobs/actions", json={"action": "cancel", "filter": {"state": ["pending", "paused"]}}
-        )
+            assert done(client.post("/jobs/actions", json={"action": "pause", "filter": wanted})) == [0, 0, 0, None]
+        answer = client.post("/jobs/actions", json={"action": "cancel", "filter": {"state": ["pending", "paused"]}})
         assert done(answer) == [1, 1, 0, None]
     assert status(conn, other)["state"] != "paused"
 
@@ -179,11 +160,7 @@ def test_a_tenant_acts_on_its_own_jobs_only(conn: Conn, database_url: str) -> No
         ({"action": "pause", "ids": [1], "filter": {"q": "x"}}, 400, "give either filter or ids"),
         ({"action": "pause", "ids": []}, 422, "ids"),
         ({"action": "pause", "ids": [-1]}, 422, "ids"),
-        (
-            {"action": "explode", "ids": [1]},
-            422,
-            "action must be one of cancel, delete, pause, resume, retry",
-        ),
+        ({"action": "explode", "ids": [1]}, 422, "action must be one of cancel, delete, pause, resume, retry"),
         ({"action": "pause", "filter": {"state": ["odd"]}}, 422, "filter.state"),
         ({"action": "pause", "filter": {"q": "odd:1"}}, 400, "q makes no sense: odd:1 is no word"),
         ({"action": "pause", "filter": {"name": "a\x00"}}, 400, "must not contain a NUL character"),

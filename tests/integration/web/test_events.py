@@ -103,10 +103,7 @@ def test_what_a_watcher_has_is_not_sent_again(conn: Conn, api: str) -> None:
 
 def test_a_job_of_stages_is_followed(conn: Conn, api: str) -> None:
     parent, [_, second] = make_staged(conn)
-    with (
-        followed(f"{api}/jobs/{parent}/events") as whole,
-        followed(f"{api}/jobs/{second}/events") as part,
-    ):
+    with followed(f"{api}/jobs/{parent}/events") as whole, followed(f"{api}/jobs/{second}/events") as part:
         assert [stage["job"] for stage in next(whole).data["stages"]][1] == second
         assert next(part).data["succeeded"] == 1
         record(conn, second, {"succeeded": [1]})
@@ -190,9 +187,7 @@ def test_a_stream_is_neither_packed_nor_kept_by_a_proxy(conn: Conn, api: str) ->
 
 
 def test_a_tenant_follows_its_own_jobs_only(conn: Conn, url: str) -> None:
-    own, other = (
-        make_job(conn, 2, tenant=tenant, actor="rented", published=0) for tenant in ("acme", "globex")
-    )
+    own, other = (make_job(conn, 2, tenant=tenant, actor="rented", published=0) for tenant in ("acme", "globex"))
     with served(create_app(url=url, authenticate=lambda _: Identity("anna", tenant="acme"))) as address:
         api = f"{address}/api/v1"
         assert httpx.get(f"{api}/jobs/{other}/events").status_code == 404
@@ -239,10 +234,7 @@ def test_a_database_that_is_away_is_told_and_the_stream_goes_on(private_server: 
             for stream in (one, list_):
                 problem = next(stream)
                 assert (problem.name, problem.data["code"]) == ("problem", "unavailable")
-            assert httpx.get(paths[0]).status_code in (
-                200,
-                503,
-            )  # what is a second old at most may still be sent
+            assert httpx.get(paths[0]).status_code in (200, 503)  # what is a second old at most may still be sent
             private_server.start()
             assert (next(one).data["succeeded"], next(list_).data["order"]) == (0, [job])
             with connect(private_server.url) as conn:
@@ -300,13 +292,8 @@ def answers(address: str) -> bool:
 async def watchers(address: str, paths: list[str]) -> AsyncIterator[list[AsyncIterator[str]]]:
     """Watch all of these; each has had its first event."""
     limits = httpx.Limits(max_connections=None)
-    async with (
-        AsyncExitStack() as stack,
-        httpx.AsyncClient(base_url=address, limits=limits, timeout=300) as client,
-    ):
-        opened = await asyncio.gather(
-            *(stack.enter_async_context(client.stream("GET", path)) for path in paths)
-        )
+    async with AsyncExitStack() as stack, httpx.AsyncClient(base_url=address, limits=limits, timeout=300) as client:
+        opened = await asyncio.gather(*(stack.enter_async_context(client.stream("GET", path)) for path in paths))
         streams = [data(answer) for answer in opened]
         await asyncio.gather(*(anext(stream) for stream in streams))
         yield streams
@@ -364,11 +351,7 @@ def test_nothing_blocks_the_event_loop(url: str, conn: Conn, tmp_path: Path) -> 
     numbers = [make_job(conn, 1_000, actor=f"busy{number % 9}", published=0) for number in range(60)]
     streams = [f"/api/v1/jobs/{number}/events" for number in numbers]
     streams += [f"/api/v1/events?actor=busy{number % 9}" for number in range(40)]
-    reads = [
-        "/api/v1/jobs?limit=500",
-        f"/api/v1/jobs/{numbers[0]}",
-        f"/api/v1/jobs/{numbers[0]}/items?limit=500",
-    ]
+    reads = ["/api/v1/jobs?limit=500", f"/api/v1/jobs/{numbers[0]}", f"/api/v1/jobs/{numbers[0]}/items?limit=500"]
 
     async def load(address: str) -> float:
         async with watchers(address, streams), httpx.AsyncClient(base_url=address, timeout=300) as client:

@@ -62,9 +62,7 @@ def test_items_are_exported_whole(
     # Texts that a spreadsheet would take for formulas; arguments and results are JSON, which none is.
     failure = Failure("failed", "=cmd", "@SUM(1)", "\t=x", "Traceback", 9)
     record(conn, job, {"failed": [len(TEXTS)]}, failure=failure)
-    conn.execute(
-        "UPDATE callboard.items SET item_key = '+1 ' || item, args = '-2' WHERE item = %s", (len(TEXTS),)
-    )
+    conn.execute("UPDATE callboard.items SET item_key = '+1 ' || item, args = '-2' WHERE item = %s", (len(TEXTS),))
     (answer,) = get(app, f"/api/v1/jobs/{job}/export?format=csv", lifespan=False)
     *_, row = csv.DictReader(io.StringIO(answer.content.decode(), newline=""))
     shown = [row[name] for name in ("key", "args", "error_type", "error_message", "error_place")]
@@ -88,10 +86,7 @@ def test_an_export_has_the_items_that_are_asked_for(conn: Conn, app: Starlette) 
     parent, [first, second] = make_staged(conn)
     assert [one["job"] for one in lines(app, f"/api/jobs/{parent}/export")] == [first] * 10 + [second] * 8
     assert [one["job"] for one in lines(app, f"/api/jobs/{parent}/export?stage=1")] == [second] * 8
-    paths = [
-        f"/api/jobs/{job}/export?{query}"
-        for query in ("format=xml", "state=odd", "stage=x", "odd=1", "stage=9")
-    ]
+    paths = [f"/api/jobs/{job}/export?{query}" for query in ("format=xml", "state=odd", "stage=x", "odd=1", "stage=9")]
     assert [answer.status_code for answer in get(app, *paths, lifespan=False)] == [400] * 5
     assert [answer.status_code for answer in get(app, "/api/jobs/1/export", lifespan=False)] == [404]
     empty = make_job(conn, 0)

@@ -50,8 +50,7 @@ def browser(address: str) -> Iterator[httpx.Client]:
 
 def history(conn: Conn, job: int) -> list[tuple[str, str, str, str | None]]:
     return [
-        (one["action"], one["who"], one["via"], one["address"])
-        for one in queries.run(conn, queries.actions(job))[0]
+        (one["action"], one["who"], one["via"], one["address"]) for one in queries.run(conn, queries.actions(job))[0]
     ]
 
 
@@ -85,14 +84,7 @@ def test_what_is_no_token_or_none_any_more_opens_nothing(conn: Conn, address: st
     ]  # fmt: skip
     details = set()
     for given in headers:
-        for path in (
-            "/",
-            "/api/jobs",
-            "/jobs/1",
-            "/api/v1/openapi.json",
-            "/nowhere",
-            f"/api/jobs?token={good}",
-        ):
+        for path in ("/", "/api/jobs", "/jobs/1", "/api/v1/openapi.json", "/nowhere", f"/api/jobs?token={good}"):
             answer = httpx.get(f"{address}{path}", headers=given)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer"), (given, path)
             details.add(answer.json()["detail"])
@@ -144,10 +136,7 @@ def test_a_browser_is_sent_to_the_login_and_back(conn: Conn, address: str) -> No
     job = make_job(conn, 1)
     with browser(address) as client:
         sent = client.get(f"/jobs/{job}?state=failed")
-        assert (sent.status_code, sent.headers["location"]) == (
-            303,
-            f"../login?next=jobs%2F{job}%3Fstate%3Dfailed",
-        )
+        assert (sent.status_code, sent.headers["location"]) == (303, f"../login?next=jobs%2F{job}%3Fstate%3Dfailed")
         asked = client.get(f"/jobs/{sent.headers['location']}")
         assert asked.status_code == 200
         (wanted,) = re.findall(r'name="next" value="([^"]*)"', asked.text)
@@ -236,10 +225,7 @@ def test_another_site_can_neither_log_in_nor_out_nor_act(conn: Conn, address: st
 
 @pytest.mark.parametrize("prefix", ["/callboard", "/in/side"])
 def test_the_login_works_under_a_prefix(conn: Conn, database_url: str, prefix: str) -> None:
-    with (
-        served(Starlette(routes=[Mount(prefix, create_app(url=database_url))])) as address,
-        browser(address) as client,
-    ):
+    with served(Starlette(routes=[Mount(prefix, create_app(url=database_url))])) as address, browser(address) as client:
         sent = client.get(f"{prefix}/jobs/1")
         assert httpx.URL(f"{address}{prefix}/jobs/1").join(sent.headers["location"]).path == f"{prefix}/login"
         opened = client.post(f"{prefix}/login", data={"token": token(conn)})
@@ -318,9 +304,7 @@ def test_a_share_opens_an_app_that_has_another_login(conn: Conn, database_url: s
 def test_tokens_over_http(conn: Conn, address: str) -> None:
     job = make_job(conn, 1)
     admin = bearer(token(conn, "admin", scopes=["read", "admin"]))
-    made = httpx.post(
-        f"{address}/api/tokens", headers=admin, json={"name": "ci", "scopes": ["read"], "expires": "30d"}
-    )
+    made = httpx.post(f"{address}/api/tokens", headers=admin, json={"name": "ci", "scopes": ["read"], "expires": "30d"})
     assert made.status_code == 201
     assert (made.json()["created_by"], made.json()["kind"]) == ("admin", "api")
     assert httpx.get(f"{address}/api/jobs", headers=bearer(made.json()["token"])).status_code == 200
@@ -353,9 +337,7 @@ def test_an_admin_of_a_tenant_gives_out_and_sees_tokens_of_it_alone(conn: Conn, 
     tokens.create(conn, ANNA, name="share", job=mine)
 
     def post(**body: Any) -> httpx.Response:
-        return httpx.post(
-            f"{address}/api/tokens", headers=admin, json={"name": "ci", "scopes": ["read"], **body}
-        )
+        return httpx.post(f"{address}/api/tokens", headers=admin, json={"name": "ci", "scopes": ["read"], **body})
 
     made = post()
     assert made.json()["tenant"] == "acme"
@@ -412,9 +394,7 @@ def test_headers_of_others_name_nobody_and_lead_nowhere(conn: Conn, address: str
     assert sent.headers["location"] == "../login?next=jobs%2F1"
     body = f"token={token(conn)}".encode()
     form = ["Content-Type: application/x-www-form-urlencoded", f"Content-Length: {len(body)}"]
-    head, _ = over_the_wire(
-        address, "POST /login HTTP/1.1", "Host: a;Domain=evil.example:1", *form, body=body
-    )
+    head, _ = over_the_wire(address, "POST /login HTTP/1.1", "Host: a;Domain=evil.example:1", *form, body=body)
     assert "evil" not in head
 
 
@@ -431,15 +411,10 @@ def test_a_body_that_is_too_large_or_never_ends_is_refused(
     login = {**bearer(token(conn, scopes=["admin"])), "Content-Type": media}
     large = httpx.post(f"{address}{path}", headers=login, content=b"a" * (most + 1))
     assert (large.status_code, large.json()["code"]) == (413, "too_large")
-    streamed = httpx.post(
-        f"{address}{path}", headers=login, content=iter([b"a" * 1_000] * (most // 1_000 + 2))
-    )
+    streamed = httpx.post(f"{address}{path}", headers=login, content=iter([b"a" * 1_000] * (most // 1_000 + 2)))
     assert streamed.status_code == 413
     assert (
-        httpx.post(
-            f"{address}{path}", headers={**login, "Content-Type": "text/plain"}, content=b"a"
-        ).status_code
-        == 415
+        httpx.post(f"{address}{path}", headers={**login, "Content-Type": "text/plain"}, content=b"a").status_code == 415
     )
 
     monkeypatch.setattr(parameters, "BODY_SECONDS", 0.2)

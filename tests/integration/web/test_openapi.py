@@ -46,13 +46,9 @@ def job(database_url: str) -> Iterator[int]:
 
 
 # Said of strategies while another thread takes a random number: the pool's, between two tries to connect.
-@pytest.mark.filterwarnings(
-    "ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning"
-)
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module:hypothesis.errors.HypothesisDeprecationWarning")
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda one: f"{one.method} {one.path}")
-def test_every_answer_is_one_that_the_document_describes(
-    endpoint: Endpoint, app: Starlette, job: int
-) -> None:
+def test_every_answer_is_one_that_the_document_describes(endpoint: Endpoint, app: Starlette, job: int) -> None:
     api = schemathesis.openapi.from_asgi("/api/v1/openapi.json", app, headers=LOGIN)
 
     @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)

@@ -69,9 +69,7 @@ def test_dead_letters_are_shown_with_their_error_and_put_back(
             (job.id, item, "stubborn") for item in range(3)
         ]
     assert {one["reason"] for one in letters} == {"rejected"}
-    assert {one["error"].partition(":")[0] for one in letters} == {
-        "tests.support.pipeline_actors.TransientError"
-    }
+    assert {one["error"].partition(":")[0] for one in letters} == {"tests.support.pipeline_actors.TransientError"}
 
     moved = http.post("/api/v1/queues/default/put-back", json={"limit": 2})
     assert moved.json() == {"put_back": 2, "left": 1}
@@ -85,18 +83,14 @@ def test_dead_letters_are_shown_with_their_error_and_put_back(
 
 
 def test_a_queue_of_nobody_is_not_touched(http: httpx.Client, capsys: pytest.CaptureFixture[str]) -> None:
-    for answer in (
-        http.get("/api/v1/queues/somebody/dead-letters"), http.post("/api/v1/queues/somebody/put-back"),
-    ):  # fmt: skip
+    for answer in (http.get("/api/v1/queues/somebody/dead-letters"), http.post("/api/v1/queues/somebody/put-back")):
         assert (answer.status_code, "'somebody'" in answer.json()["detail"]) == (404, True)
     assert http.post("/api/v1/queues/default/put-back", json={"limit": 0}).status_code == 422
     assert main(["put-back", "somebody"]) == 1
     assert "there are default" in capsys.readouterr().err
 
 
-def test_without_rabbitmq_the_rows_are_shown_and_why(
-    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_rabbitmq_the_rows_are_shown_and_why(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMQP_URL", "amqp://anna:hunter2@127.0.0.1:1")
     answer = http.get("/api/v1/queues")
     assert "127.0.0.1:1" in answer.json()["trouble"]
@@ -125,9 +119,7 @@ class Management(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_the_management_api_tells_what_is_unacknowledged(
-    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_management_api_tells_what_is_unacknowledged(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     with HTTPServer(("127.0.0.1", 0), Management) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("CALLBOARD_RABBITMQ_API", f"http://127.0.0.1:{server.server_port}")
@@ -137,7 +129,5 @@ def test_the_management_api_tells_what_is_unacknowledged(
 
 
 def test_who_sees_one_tenant_sees_no_queue(pipeline: Pipeline) -> None:
-    app = create_app(
-        url=pipeline.environment["DATABASE_URL"], authenticate=lambda _: Identity("anna", tenant="acme")
-    )
+    app = create_app(url=pipeline.environment["DATABASE_URL"], authenticate=lambda _: Identity("anna", tenant="acme"))
     assert [answer.status_code for answer in get(app, "/api/v1/queues", LETTERS)] == [403, 403]

@@ -44,9 +44,7 @@ def conn(database_url: str) -> Iterator[Conn]:
     """A connection to a database in which a worker has announced the actor `work(n, text=…)`."""
     with connect(database_url) as connection:
         takes = Signature("work", ("n", "text"), frozenset(["n", "text"]), frozenset(["n"]))
-        known = WorkerInfo(
-            "backstage", 1, 8, "2026.11", {"work": "default", "other": "default"}, {"work": takes}
-        )
+        known = WorkerInfo("backstage", 1, 8, "2026.11", {"work": "default", "other": "default"}, {"work": takes})
         workers.register_worker(connection, known)
         yield connection
         assert queries.run(connection, queries.verify())["drift"] == []
@@ -80,9 +78,7 @@ def post(app: Starlette, body: Any, path: str = "/api/v1/jobs", **headers: str) 
 
 
 def lines(*values: Any) -> bytes:
-    return b"".join(
-        value if isinstance(value, bytes) else json.dumps(value).encode() + b"\n" for value in values
-    )
+    return b"".join(value if isinstance(value, bytes) else json.dumps(value).encode() + b"\n" for value in values)
 
 
 def calls(conn: Conn, job: int) -> list[Any]:
@@ -97,13 +93,7 @@ def left(conn: Conn) -> list[tuple[str, int]]:
 
 
 def test_a_job_is_submitted_as_json(conn: Conn, app: Starlette) -> None:
-    body = {
-        "actor": "work",
-        "items": [{"n": 1}, [2, "two"], 3],
-        "name": "three",
-        "metadata": {"a": 1},
-        "rate": "5/s",
-    }
+    body = {"actor": "work", "items": [{"n": 1}, [2, "two"], 3], "name": "three", "metadata": {"a": 1}, "rate": "5/s"}
     answer = post(app, body)
     assert answer.status_code == 201
     job = answer.json()
@@ -116,9 +106,7 @@ def test_a_job_is_submitted_as_json(conn: Conn, app: Starlette) -> None:
 
 
 def test_a_job_is_submitted_as_lines(conn: Conn, app: Starlette) -> None:
-    answer = post(
-        app, lines({"actor": "work", "item_key": "n"}, {"n": 1}, b"\n", {"n": 2}, {"n": 1}, b'{"n": 3}')
-    )
+    answer = post(app, lines({"actor": "work", "item_key": "n"}, {"n": 1}, b"\n", {"n": 2}, {"n": 1}, b'{"n": 3}'))
     assert answer.status_code == 201
     job = answer.json()
     assert (job["total"], job["consumed"]) == (3, 4)
@@ -141,25 +129,13 @@ def test_the_same_submission_gives_the_same_job(conn: Conn, app: Starlette) -> N
     assert left(conn) == [("pending", 2)]
 
 
-def test_a_bad_line_is_named_and_leaves_nothing_behind(
-    conn: Conn, app: Starlette, small_chunks: None
-) -> None:
-    wrong = [
-        b"{\n",
-        {"m": 1},
-        b"\n",
-        b'"\\ud800"\n',
-        b"[" * 5000 + b"\n",
-        b"1" * 1_048_577 + b"\n",
-        b"\xff\n",
-    ]
+def test_a_bad_line_is_named_and_leaves_nothing_behind(conn: Conn, app: Starlette, small_chunks: None) -> None:
+    wrong = [b"{\n", {"m": 1}, b"\n", b'"\\ud800"\n', b"[" * 5000 + b"\n", b"1" * 1_048_577 + b"\n", b"\xff\n"]
     for key in (None, "k"):
         answer = post(app, lines({"actor": "work", "key": key}, *range(60), *wrong, 9))
         problem = answer.json()
         assert (answer.status_code, problem["code"], problem["line"]) == (422, "bad_items", 62)
-        assert [one["pointer"] for one in problem["errors"]] == [
-            f"#/line/{n}" for n in (62, 63, 65, 66, 67, 68)
-        ]
+        assert [one["pointer"] for one in problem["errors"]] == [f"#/line/{n}" for n in (62, 63, 65, 66, 67, 68)]
         assert "line 63 does not fit its actor: work has no argument 'm'" in problem["detail"]
     assert left(conn) == []
     assert conn.execute(
@@ -216,9 +192,7 @@ def test_what_makes_no_sense_is_refused(conn: Conn, app: Starlette) -> None:
 def test_a_first_line_that_is_no_job_is_refused(conn: Conn, app: Starlette) -> None:
     for body, code in NO_JOBS:
         answer = post(app, body)
-        assert (answer.status_code, answer.headers["content-type"]) == (code, "application/problem+json"), (
-            body[:40]
-        )
+        assert (answer.status_code, answer.headers["content-type"]) == (code, "application/problem+json"), body[:40]
     assert left(conn) == []
 
 
@@ -247,29 +221,16 @@ def test_an_open_job_takes_items_until_it_is_sealed(conn: Conn, app: Starlette) 
     opened = post(app, {"actor": "work", "open": True, "key": "k", "item_key": "n", "items": [{"n": 1}]})
     job = opened.json()
     assert (opened.status_code, job["sealed"], job["total"]) == (201, False, 1)
-    assert conn.execute("SELECT submitting_until, held, bulk_end FROM callboard.jobs").fetchone() == (
-        None,
-        False,
-        1,
-    )
+    assert conn.execute("SELECT submitting_until, held, bulk_end FROM callboard.jobs").fetchone() == (None, False, 1)
     path = f"/api/v1/jobs/{job['id']}"
     assert post(app, lines({"n": 2}, {"n": 1}), f"{path}/items?item_key=n&start=1").json()["consumed"] == 3
     again = post(app, lines({"n": 2}, {"n": 1}), f"{path}/items?item_key=n&start=1")
     assert (again.status_code, "3 inputs were added" in again.json()["detail"]) == (409, True)
     assert post(app, {"items": [{"n": 3}]}, f"{path}/items?item_key=n").json()["total"] == 3
-    for body in (
-        lines({"n": 4}, {"m": 5}),
-        {"items": [{"n": 4}, {"m": 5}]},
-        {"items": 1},
-        {"odd": 1},
-        lines(b"{"),
-    ):
+    for body in (lines({"n": 4}, {"m": 5}), {"items": [{"n": 4}, {"m": 5}]}, {"items": 1}, {"odd": 1}, lines(b"{")):
         assert post(app, body, f"{path}/items").status_code == 422
     assert post(app, lines(*range(10_001)), f"{path}/items").status_code == 413
-    assert (
-        post(app, {"actor": "work", "open": True, "key": "k", "item_key": "n", "items": []}).status_code
-        == 200
-    )
+    assert post(app, {"actor": "work", "open": True, "key": "k", "item_key": "n", "items": []}).status_code == 200
     assert submission.fail_abandoned_submissions(conn) == []
     sealed = post(app, {}, f"{path}/seal")
     assert (sealed.status_code, sealed.json()["sealed"], sealed.json()["total"]) == (200, True, 3)
@@ -304,20 +265,14 @@ def test_a_job_of_stages_is_submitted(conn: Conn, app: Starlette, database_url: 
     made = conn.execute(
         "SELECT makes, chunk, held, bulk_end FROM callboard.jobs WHERE stage IS NOT NULL ORDER BY stage"
     )
-    assert made.fetchall() == [
-        (None, None, False, 2),
-        ("shop.stages:make", 5, False, 0),
-        (None, None, False, 0),
-    ]
+    assert made.fetchall() == [(None, None, False, 2), ("shop.stages:make", 5, False, 0), (None, None, False, 0)]
     assert (post(app, body).status_code, post(app, body).json()["id"]) == (200, job["id"])
     without = [{"actor": "work"}, *stages[1:]]
     streamed = post(app, lines({**body, "stages": without}, 1, {"n": 2}))
     assert (streamed.status_code, streamed.json()["id"]) == (200, job["id"])
 
     for key in (None, "other"):
-        bad = post(
-            app, lines({**body, "stages": without, "key": key, "on_fail": "work"}, *range(5001), {"m": 1})
-        )
+        bad = post(app, lines({**body, "stages": without, "key": key, "on_fail": "work"}, *range(5001), {"m": 1}))
         assert (bad.status_code, bad.json()["line"]) == (422, 5003)
     assert len(left(conn)) == 1
     assert conn.execute("SELECT count(*) FROM callboard.callbacks").fetchone() == (0,)
@@ -393,11 +348,7 @@ def test_a_job_is_run_again_as_a_new_one(conn: Conn, app: Starlette, monkeypatch
     }
     some = post(app, given, path).json()
     assert calls(conn, some["id"]) == [[n] for n in range(20, 30)]
-    assert (some["name"], some["limits"], some["metadata"]) == (
-        "once more",
-        {"priority": 3, "keep": "1d"},
-        {},
-    )
+    assert (some["name"], some["limits"], some["metadata"]) == ("once more", {"priority": 3, "keep": "1d"}, {})
     again = post(app, given, path)
     assert (again.status_code, again.json()["id"]) == (200, some["id"])
     assert post(app, {**given, "states": ["failed"]}, path).json()["code"] == "key_in_use"
@@ -424,9 +375,7 @@ def test_commands_run_a_job_again_and_seal_one(
     assert main(["run-again", str(old)]) == 1
     cancel(conn, old)
     capsys.readouterr()
-    assert (
-        main(["run-again", str(old), "--rate", "5/s", "--state", "cancelled", "--metadata", '{"b": 2}']) == 0
-    )
+    assert main(["run-again", str(old), "--rate", "5/s", "--state", "cancelled", "--metadata", '{"b": 2}']) == 0
     new = status(conn, int(capsys.readouterr().out))
     assert (new["total"], new["limits"], new["metadata"]) == (5, {"rate": "5/s"}, {"b": 2})
     assert main(["run-again", str(old), "--rate", "fast"]) == 2
@@ -509,9 +458,7 @@ def wait_for_items(conn: Conn, total: int) -> int:
     return int(queries.run(conn, queries.jobs())[0][0]["id"])
 
 
-def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(
-    conn: Conn, app: Starlette, small_chunks: None
-) -> None:
+def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: Starlette, small_chunks: None) -> None:
     with served(app) as address:
         first = Sender(address, {"actor": "work", "key": "k"})
         first.send(lines(*range(51)))
@@ -549,9 +496,7 @@ def test_without_a_key_a_body_that_breaks_off_is_a_failed_job_of_which_nothing_r
     assert (found["state"], found["pending"], found["sealed"]) == ("pending", 50, True)
 
 
-def test_a_body_that_does_not_go_on_is_given_up(
-    conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_that_does_not_go_on_is_given_up(conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("callboard.web.submitter.IDLE_SECONDS", 0.2)
     with served(app) as address:
         sender = Sender(address, {"actor": "work"})
@@ -609,9 +554,7 @@ def answers(client: httpx.Client) -> bool:
         return False
 
 
-def test_a_large_body_takes_no_memory_and_does_not_hold_up_the_event_loop(
-    conn: Conn, database_url: str
-) -> None:
+def test_a_large_body_takes_no_memory_and_does_not_hold_up_the_event_loop(conn: Conn, database_url: str) -> None:
     def body() -> Iterator[bytes]:
         yield lines({"actor": "other"})
         for start in range(0, MANY_LINES, 1000):

@@ -63,10 +63,7 @@ def test_what_is_submitted_over_http_runs(ask: Callable[..., Any]) -> None:
     ask("POST", f"/jobs/{opened}/seal")
     assert ended(ask, opened)["succeeded"] == 3
 
-    stages = [
-        {"actor": "number", "items": [1, 2, 3]},
-        {"actor": "number", "make": "tests.support.makers:two"},
-    ]
+    stages = [{"actor": "number", "items": [1, 2, 3]}, {"actor": "number", "make": "tests.support.makers:two"}]
     staged = ended(ask, ask("POST", "/jobs", json={"name": "staged", "stages": stages})["id"])
     assert [one["state"] for one in staged["stages"]] == ["completed"] * 2
     assert [one["succeeded"] for one in staged["stages"]] == [3, 2]

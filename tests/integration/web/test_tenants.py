@@ -138,7 +138,7 @@ def _endpoint(route: Route) -> Endpoint | None:
 
 def sent(
     client: httpx.Client, scene: Scene, path: str, one: Endpoint, headers: dict[str, str], job: int, **more: str
-) -> tuple[int, str]:  # fmt: skip
+) -> tuple[int, str]:
     """Send a request in good form, with these fields; return its status and its text, of a stream the beginning."""
     is_form = isinstance(one, PageEndpoint)
     body = (FORMS if is_form else BODIES).get(f"{one.method} {one.path}", {}) | ({} if one.reads else more)
@@ -226,9 +226,7 @@ async def plain(request: Request) -> Response:
         (Route("/worse", plain), "/worse is no endpoint"),
     ],
 )
-def test_a_route_that_does_not_ask_whose_job_it_is_is_found(
-    scene: Scene, bad: Endpoint | Route, said: str
-) -> None:
+def test_a_route_that_does_not_ask_whose_job_it_is_is_found(scene: Scene, bad: Endpoint | Route, said: str) -> None:
     assert leaks(scene, scene.app(bad)) == [said]
 
 

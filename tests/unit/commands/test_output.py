@@ -37,8 +37,7 @@ JOBS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("width", "left_out"),
-    [(200, ""), (130, ""), (100, "bar"), (80, "bar age rate"), (60, "bar age rate left stalled")],
+    ("width", "left_out"), [(200, ""), (130, ""), (100, "bar"), (80, "bar age rate"), (60, "bar age rate left stalled")]
 )
 def test_a_list_of_jobs_has_a_line_for_each_in_any_terminal(
     width: int, left_out: str, monkeypatch: pytest.MonkeyPatch
@@ -59,12 +58,8 @@ def test_a_list_of_jobs_has_a_line_for_each_in_any_terminal(
     assert "…" not in captured.get()
 
 
-ACTORS = (
-    "analyse_answer, analyse_stock, ask_provider, create_ad, fetch_page, generate_queries, tell_watchlist"
-)
-ERROR = (
-    "callboard.actors.remote.Refused: 400: policy violation: the headline of ad group 17 has a phone number"
-)
+ACTORS = "analyse_answer, analyse_stock, ask_provider, create_ad, fetch_page, generate_queries, tell_watchlist"
+ERROR = "callboard.actors.remote.Refused: 400: policy violation: the headline of ad group 17 has a phone number"
 WORKER = {
     "id": 1_204,
     "state": "alive",
@@ -98,9 +93,7 @@ GROUP = {
 
 
 @pytest.mark.parametrize("width", range(60, 131, 10))
-def test_items_errors_and_workers_have_a_line_each_in_any_terminal(
-    width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_items_errors_and_workers_have_a_line_each_in_any_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(width=width, force_terminal=True, color_system=None)
     monkeypatch.setattr(output, "console", lambda *_: console)
     for row, columns, fit, always in (
@@ -108,10 +101,7 @@ def test_items_errors_and_workers_have_a_line_each_in_any_terminal(
         (GROUP, show.ERROR_SHOWN, show.ERROR_FIT, "id failed type message"),
         (WORKER, show.WORKER_SHOWN, show.WORKER_FIT, "id state host held actors"),
     ):
-        blank = {
-            name: None if name in ("error", "step", "key", "trouble") else value
-            for name, value in row.items()
-        }
+        blank = {name: None if name in ("error", "step", "key", "trouble") else value for name, value in row.items()}
         with console.capture() as captured:
             output.table([row, blank], columns.split(), fit)
         header, *lines = captured.get().splitlines()

@@ -59,9 +59,7 @@ def attempt() -> Iterator[Attempt]:
         (lambda: create_app(hosts="example.com"), "hosts must be a list of host names"),
     ],
 )
-def test_an_argument_of_another_type_is_refused(
-    call: Callable[[], object], says: str, attempt: Attempt
-) -> None:
+def test_an_argument_of_another_type_is_refused(call: Callable[[], object], says: str, attempt: Attempt) -> None:
     if "position" in says:
         attempt.batch = [attempt, attempt]
     with pytest.raises((TypeError, ValueError), match=says):
@@ -99,9 +97,7 @@ def test_the_log_lines_as_json_that_a_page_shows(attempt: Attempt, monkeypatch: 
     current_attempt.set(None)
     handler.handle(logging.LogRecord("app", logging.INFO, "app.py", 1, "nothing", (), None))
     first, second = map(json.loads, handler.stream.getvalue().splitlines())
-    assert [first[name] for name in ("level", "job", "item", "attempt", "message")] == [
-        "ERROR", 1, 2, 1, "half of it",
-    ]  # fmt: skip
+    assert [first[name] for name in ("level", "job", "item", "attempt", "message")] == ["ERROR", 1, 2, 1, "half of it"]
     assert "ValueError: invalid literal" in first["error"]
     assert (second["job"], second["message"]) == (None, "nothing")
 
@@ -133,9 +129,7 @@ def test_what_is_asked_of_the_job_is_read_when_it_is_asked(attempt: Attempt) -> 
         ((Fraction(1, 2), None), (0.5, None)),
     ],
 )
-def test_progress_is_kept(
-    said: tuple[float, ...], kept: tuple[float, float | None], attempt: Attempt
-) -> None:
+def test_progress_is_kept(said: tuple[float, ...], kept: tuple[float, float | None], attempt: Attempt) -> None:
     callboard.progress(*said)
     assert attempt.progress == kept
     assert attempt.unreported
@@ -160,9 +154,7 @@ def test_a_progress_that_is_no_number_fails_nothing_and_is_logged_once_for_each_
     assert "both must be numbers from 0" in logged.getMessage()
 
 
-def test_a_step_whose_text_cannot_be_had_fails_nothing(
-    attempt: Attempt, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_step_whose_text_cannot_be_had_fails_nothing(attempt: Attempt, caplog: pytest.LogCaptureFixture) -> None:
     attempt.actor = uuid.uuid4().hex
     callboard.step(BadText())  # type: ignore[arg-type]
     assert attempt.step is None

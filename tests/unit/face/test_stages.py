@@ -97,10 +97,7 @@ def main() -> Any:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (
-            lambda results: results,
-            "<lambda> can't make a stage, for it is without a name of its own in a module",
-        ),
+        (lambda results: results, "<lambda> can't make a stage, for it is without a name of its own in a module"),
         (nested(), "inner can't make a stage, for it is without a name of its own in a module"),
         (main(), "script can't make a stage, for it is in the program's main module"),
         (functools.partial(make), r"functools.partial\(.*\) can't make a stage"),
@@ -125,10 +122,7 @@ def test_a_function_that_no_worker_could_import_is_refused(given: Any, says: str
         (["work"], "a list of callboard.Stage"),
         ([Stage("work")], "the first stage has items"),
         ([Stage("work", items=[], make=make)], "the first stage has items, and no function"),
-        (
-            [Stage("work", items=[]), Stage("play", items=[])],
-            "only the first stage has items; those of 'play'",
-        ),
+        ([Stage("work", items=[]), Stage("play", items=[])], "only the first stage has items; those of 'play'"),
     ],
 )
 def test_stages_that_can_not_follow_one_another_are_refused(stages: Any, says: str) -> None:
@@ -157,8 +151,7 @@ def test_options_are_refused_before_anything_is_stored() -> None:
 def page(states: Any, after: int) -> list[Any]:
     """A stage of 250 items, of which every third failed."""
     found = [
-        (n, b'{"args":[%d],"kwargs":{}}' % n, "failed" if n % 3 == 0 else "succeeded", "null", None)
-        for n in range(250)
+        (n, b'{"args":[%d],"kwargs":{}}' % n, "failed" if n % 3 == 0 else "succeeded", "null", None) for n in range(250)
     ]
     return [row for row in found if row[0] > after and row[2] in states][: stage_maker.PAGE_ITEMS]
 
@@ -177,9 +170,7 @@ def test_a_result_that_is_not_kept_is_no_item_that_may_be_missing() -> None:
         return [] if after > 0 else [(7, b'{"args":[],"kwargs":{}}', "succeeded", None, "it is too large")]
 
     assert [(one.result, one.unkept) for one in Results(page)] == [(None, "it is too large")]
-    with pytest.raises(
-        ValueError, match="the result of item 7 of the stage before is not kept: it is too large"
-    ):
+    with pytest.raises(ValueError, match="the result of item 7 of the stage before is not kept: it is too large"):
         list(stage_maker._as_items(Results(page)))
 
 
@@ -219,9 +210,7 @@ def families(draw: st.DrawFn) -> list[dict[str, Any]]:
     """A job of stages and its stages, in every state."""
     count = draw(st.integers(1, 4))
     parent = {**draw(rows()), "id": 1, "stages": count, "total": 0}
-    parent.update(
-        dict.fromkeys(("published", "retrying", "succeeded", "failed", "skipped", "cancelled", "in_turn"), 0)
-    )
+    parent.update(dict.fromkeys(("published", "retrying", "succeeded", "failed", "skipped", "cancelled", "in_turn"), 0))
     made = [
         {**draw(rows()), "id": 2 + n, "parent_id": 1, "stage": n, "on_failure": "stop", "within": True}
         for n in range(count)

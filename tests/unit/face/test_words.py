@@ -81,6 +81,6 @@ def test_what_runs_again_has_the_same_options_everywhere() -> None:
 def test_a_submission_over_http_has_the_options_of_submit() -> None:
     of_http = {"open", "skip_bad", "stages"}
     assert {field.name for field in msgspec.structs.fields(NewStage)} == parameters(callboard.Stage)
-    assert {field.name for field in msgspec.structs.fields(NewJob)} - of_http == parameters(
-        callboard.submit
-    ) - {"created_by"}
+    assert {field.name for field in msgspec.structs.fields(NewJob)} - of_http == parameters(callboard.submit) - {
+        "created_by"
+    }

@@ -101,9 +101,7 @@ def test_a_consumer_of_a_brokers_own_class_can_be_asked_as_before() -> None:
         consumer.queued_message_ids  # noqa: B018
 
 
-def test_an_acknowledgement_is_tried_again_after_the_connection_was_lost(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_acknowledgement_is_tried_again_after_the_connection_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when Dramatiq has closed the consumer since, and made another."""
     monkeypatch.setattr(deferring_consumer, "RETRY_SECONDS", 0.01)
     deferring = Deferring(StockConsumer(2, failures=3))

@@ -32,9 +32,7 @@ def bad_syntax() -> BaseException:
         (WithoutCause, "test_tracking.WithoutCause: "),
     ],
 )
-def test_an_exception_that_can_not_be_formatted_is_logged(
-    make: Callable[[], BaseException], text: str
-) -> None:
+def test_an_exception_that_can_not_be_formatted_is_logged(make: Callable[[], BaseException], text: str) -> None:
     written = io.StringIO()
     logger = logging.getLogger("callboard.test of odd errors")
     logger.addHandler(logging.StreamHandler(written))

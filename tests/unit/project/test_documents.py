@@ -169,9 +169,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert len(list((ROOT / "actors" / "broken").iterdir())) == 5
     assert "Five files are ours" in said
     assert f"2xx answer within {webhook.TOTAL_SECONDS:.0f} s" in said
-    assert (
-        f"after {dispatcher.FIRST_PAUSE_SECONDS:.0f} s, doubling to an hour, {calls.MAX_TRIES} times" in said
-    )
+    assert f"after {dispatcher.FIRST_PAUSE_SECONDS:.0f} s, doubling to an hour, {calls.MAX_TRIES} times" in said
     assert dispatcher.LONGEST_PAUSE_SECONDS == 3_600
     assert f"Up to {webhook.REDIRECTS} redirects" in said
     assert f"takes {dispatcher.WEBHOOKS_PER_HOST} of the {dispatcher.WEBHOOKS_AT_ONCE} deliveries" in said

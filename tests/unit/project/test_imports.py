@@ -10,11 +10,7 @@ from tests.support.imports import imported
 from tests.support.paths import ROOT
 
 SHORT = {"sql", "middleware", "web", "actors"}
-SOURCES = [
-    path
-    for folder in ("callboard", "tests", *sorted(SHORT))
-    for path in sorted((ROOT / folder).rglob("*.py"))
-]
+SOURCES = [path for folder in ("callboard", "tests", *sorted(SHORT)) for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -35,7 +31,6 @@ def test_transactions_are_begun_by_the_function_that_bounds_them() -> None:
     begun = {
         name
         for path in SOURCES
-        if (name := str(path.relative_to(ROOT))).split("/")[0] != "tests"
-        and ".transaction()" in path.read_text()
+        if (name := str(path.relative_to(ROOT))).split("/")[0] != "tests" and ".transaction()" in path.read_text()
     }
     assert begun == own

@@ -41,9 +41,7 @@ def test_an_object_fits_its_schema(found: dict[str, Any]) -> None:
     jsonschema_rs.validate(SCHEMAS[found["kind"]], found)
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"), [("readinessProbe", "readynessProbe"), ("replicas: 2", "replicas: two")]
-)
+@pytest.mark.parametrize(("right", "wrong"), [("readinessProbe", "readynessProbe"), ("replicas: 2", "replicas: two")])
 def test_a_mistake_is_found(right: str, wrong: str) -> None:
     [found] = [one for one in yaml.safe_load_all(TEXT.replace(right, wrong)) if one not in OBJECTS]
     with pytest.raises(jsonschema_rs.ValidationError):
@@ -56,9 +54,7 @@ def test_what_selects_pods_selects_those_of_the_deployment(name: str) -> None:
     for kind in ("Deployment", "PodDisruptionBudget"):
         assert named(kind, name)["spec"]["selector"]["matchLabels"] == labels
     assert named("Service", "callboard-web")["spec"]["selector"] == {"app": "callboard-web"}
-    assert named("ScaledObject", "callboard-workers")["spec"]["scaleTargetRef"] == {
-        "name": "callboard-workers"
-    }
+    assert named("ScaledObject", "callboard-workers")["spec"]["scaleTargetRef"] == {"name": "callboard-workers"}
 
 
 def test_the_probes_ask_for_what_the_web_app_serves_without_a_login() -> None:
@@ -86,9 +82,6 @@ def test_keda_asks_for_a_metric_that_the_web_app_has() -> None:
     query = trigger["metadata"]["query"]
     [(metric, labels)] = re.findall(r"(callboard_\w+){(.*?)}", query)
     row = dict.fromkeys((*ITEM_STATES, "retries", "crashes"), 1) | {"actor": "work", "queue": "default"}
-    served = {
-        one.name: one
-        for one in DatabaseMetrics([row], {**dict.fromkeys(FACTS, 1.0), "jobs": {}}, 0).collect()
-    }
+    served = {one.name: one for one in DatabaseMetrics([row], {**dict.fromkeys(FACTS, 1.0), "jobs": {}}, 0).collect()}
     states = {sample.labels["state"] for sample in served[metric].samples}
     assert states >= {*re.findall(r"\w+", labels.partition("=~")[2])}

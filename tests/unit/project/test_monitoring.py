@@ -11,9 +11,7 @@ from tests.support import documents
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "docs" / "monitoring"
-RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][
-    0
-]["rules"]
+RULES: list[dict[str, Any]] = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
 PANELS: list[dict[str, Any]] = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))["panels"]
 QUERIES = [one["expr"] for one in RULES] + [target["expr"] for panel in PANELS for target in panel["targets"]]
 KNOWN = {*documents.first_column("metric"), *documents.first_column("metric of workers")}
@@ -46,9 +44,7 @@ def test_a_query_asks_for_what_there_is(query: str) -> None:
         if token["match"]:
             assert text[1:].partition("=")[0] in LABELS
         if token["range"]:
-            assert re.search(r"_(total|bucket|sum|count)(\{.*\})?$", before), (
-                f"the rate of what is no counter: {query}"
-            )
+            assert re.search(r"_(total|bucket|sum|count)(\{.*\})?$", before), f"the rate of what is no counter: {query}"
         if not token["space"]:
             before = before + text if token["match"] else text
     assert open_ == 0

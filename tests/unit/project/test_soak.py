@@ -13,9 +13,7 @@ WANTED = Counter[Hashable]({("a", "work", 0): 1, ("a", "work", 1): 1, ("a", "chi
 
 
 def found(what: Hashable, **more: Any) -> Found:
-    return Found(
-        **{"what": what, "state": "succeeded", "wanted": "succeeded", "runs": 1, "died": False, **more}
-    )
+    return Found(**{"what": what, "state": "succeeded", "wanted": "succeeded", "runs": 1, "died": False, **more})
 
 
 def everything() -> list[Found]:
@@ -60,10 +58,7 @@ def test_an_item_that_is_there_twice_is_reported() -> None:
 
 def test_what_nobody_answered_for_may_be_there_once() -> None:
     assert account(WANTED, {"n", "m"}, [*everything(), found("n")]).doubled == []
-    assert account(WANTED, {"n", "m"}, [*everything(), found("n"), found("n"), found("m")]).doubled == [
-        "m",
-        "n",
-    ]
+    assert account(WANTED, {"n", "m"}, [*everything(), found("n"), found("n"), found("m")]).doubled == ["m", "n"]
 
 
 @pytest.mark.parametrize("more", [{"runs": 0}, {"state": "failed"}, {"state": "waiting"}])

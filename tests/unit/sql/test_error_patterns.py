@@ -28,7 +28,7 @@ from callboard.sql.error_patterns import PATTERN_CHARS, pattern
         ("", "   ", "(no text)"),
         ("x '" + "a" * 600 + "'", "x '" + "b" * 700, "x <text>"),
     ],
-)  # fmt: skip
+)
 def test_what_varies_is_replaced(one: str, other: str, expected: str | None) -> None:
     assert pattern(one) == pattern(other)
     assert expected in (None, pattern(one))
@@ -62,9 +62,7 @@ def test_a_number_of_an_item_is_no_status() -> None:
     assert {pattern(f"{n} is not a price") for n in range(1000)} == {"# is not a price"}
 
 
-@pytest.mark.parametrize(
-    "text", ["'" * 5000, "a-1" * 3000, "/a" * 3000, "x@" * 3000, "\\" * 5000, "'\\" * 3000]
-)
+@pytest.mark.parametrize("text", ["'" * 5000, "a-1" * 3000, "/a" * 3000, "x@" * 3000, "\\" * 5000, "'\\" * 3000])
 def test_any_text_has_a_short_pattern_soon(text: str) -> None:
     began = time.process_time()
     assert 0 < len(pattern(text)) <= PATTERN_CHARS

@@ -4,13 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from callboard.sql.reads.job_filter import (
-    JobFilter,
-    parse_arguments,
-    parse_moment,
-    parse_search,
-    split_search,
-)
+from callboard.sql.reads.job_filter import JobFilter, parse_arguments, parse_moment, parse_search, split_search
 from callboard.sql.states import JOB_FINAL
 
 OPEN = frozenset({"pending", "running", "paused"})
@@ -31,12 +25,11 @@ OPEN = frozenset({"pending", "running", "paused"})
         ("is:stalled not:standing is:failing", JobFilter(stalled=True, standing=False, failing=True)),
         ('actor:charge tenant:acme key:"a b"', JobFilter(actor="charge", tenant="acme", key="a b")),
         ("metadata.customer:17 metadata.a.b:x", JobFilter(metadata={"customer": "17", "a.b": "x"})),
-        ("since:24h until:90s", JobFilter(
-            created_after=timedelta(days=1), created_before=timedelta(seconds=90))),
+        ("since:24h until:90s", JobFilter(created_after=timedelta(days=1), created_before=timedelta(seconds=90))),
         ("ended:2026-01-31", JobFilter(ended_after=datetime(2026, 1, 31, tzinfo=UTC))),
         ("actor:a actor:a", JobFilter(actor="a")),
     ],
-)  # fmt: skip
+)
 def test_words_of_a_search(text: str, wanted: JobFilter) -> None:
     assert parse_search(text) == wanted
 
@@ -99,10 +92,6 @@ def test_two_filters_hold_both() -> None:
     one = JobFilter(states=OPEN, names=("a",), metadata={"x": "1"}, standing=False)
     other = JobFilter(states=frozenset({"paused", *JOB_FINAL}), names=("b",), metadata={"y": "2"}, actor="z")
     assert one.also(other) == JobFilter(
-        states=frozenset({"paused"}),
-        names=("a", "b"),
-        metadata={"x": "1", "y": "2"},
-        standing=False,
-        actor="z",
+        states=frozenset({"paused"}), names=("a", "b"), metadata={"x": "1", "y": "2"}, standing=False, actor="z"
     )
     assert set(one.given) == {"states", "names", "metadata", "standing"}

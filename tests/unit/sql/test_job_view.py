@@ -96,8 +96,7 @@ def test_the_rate_is_a_number_and_the_estimate_lies_ahead(row: dict[str, Any]) -
 def test_two_readings_with_nothing_new_are_the_same(row: dict[str, Any], later: float) -> None:
     """But for an estimate that has passed."""
     first, second = (
-        job_view.job({**row, "read_at": row["updated_at"] + timedelta(seconds=seconds)})
-        for seconds in (0, later)
+        job_view.job({**row, "read_at": row["updated_at"] + timedelta(seconds=seconds)}) for seconds in (0, later)
     )
     assert (first["rate"], first["progress"]) == (second["rate"], second["progress"])
     if first["eta"] and first["eta"] > (json_values.iso(row["updated_at"] + timedelta(seconds=7)) or ""):
@@ -184,26 +183,15 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             "no worker that is alive has the actor work",
         ),
         (
-            {
-                "trouble": "RabbitMQ at a:1 blocks publishers: low on memory",
-                "due_at": NOW + timedelta(minutes=1),
-            },
+            {"trouble": "RabbitMQ at a:1 blocks publishers: low on memory", "due_at": NOW + timedelta(minutes=1)},
             {"queued": 0, "retrying": 1},
             "waiting for a retry at 2026-11-22T12:01:00.000Z",
         ),
         ({}, {"running": 1}, "1 item is held by a worker that died, and will be given to another"),
         ({}, {"running": 2}, "2 items are held by a worker that died, and will be given to another"),
-        (
-            {"elsewhere": 8},
-            {},
-            "nothing has moved for 40 s; its workers have items of other jobs in hand (8)",
-        ),
+        ({"elsewhere": 8}, {}, "nothing has moved for 40 s; its workers have items of other jobs in hand (8)"),
         ({"sealed": False}, {"queued": 0}, "not sealed: it is open for more items until somebody seals it"),
-        (
-            {"sealed": False, "submitting": True},
-            {"queued": 0},
-            "not sealed: its submission is still going on",
-        ),
+        ({"sealed": False, "submitting": True}, {"queued": 0}, "not sealed: its submission is still going on"),
         (
             {"sealed": False, "submitting": False},
             {"queued": 0},

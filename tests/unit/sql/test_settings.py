@@ -43,9 +43,7 @@ def test_the_table_alone_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize("setting", settings.SETTINGS, ids=lambda setting: setting.name)
-def test_an_empty_variable_is_an_unset_one(
-    setting: settings.Setting[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_variable_is_an_unset_one(setting: settings.Setting[object], monkeypatch: pytest.MonkeyPatch) -> None:
     unset = setting.get()
     monkeypatch.setenv(setting.name, "")
     assert (setting.get(), setting.text) == (unset, None)
@@ -91,7 +89,7 @@ NONSENSE = [
     *[(settings.QUEUE_DEPTH, text, "messages from 1 to") for text in ("many", "0", "-5", "1.5")],
     *[(settings.PREPARE, text, "on or off") for text in ("no", "1", "false")],
     (settings.WEBHOOK_PRIVATE, "yes", "on or off"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("setting", "text", "allowed"), NONSENSE)

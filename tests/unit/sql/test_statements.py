@@ -13,10 +13,7 @@ STATEMENTS = documented()
 #: A statement that is long enough for a file of its own.
 OWN_FILE = {"record": "record"}
 #: Read by several: a migrating process asks in its transaction, a reader describes the query for either colour.
-SHARED = {
-    "applied_migrations": {"migrate._applied", "queries.migrations"},
-    "job": {"queries.job", "queries.ended_job"},
-}
+SHARED = {"applied_migrations": {"migrate._applied", "queries.migrations"}, "job": {"queries.job", "queries.ended_job"}}
 FILES = {"queries": "reads"}
 #: Reads that count items: a recount, and those of a retry that are named one by one.
 COUNTING = {"recount", "retried_items"}
@@ -28,19 +25,13 @@ def calls(path: Path) -> list[tuple[str, str]]:
     for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for call in ast.walk(function):
-                if (
-                    isinstance(call, ast.Call)
-                    and isinstance(call.func, ast.Name)
-                    and call.func.id == "statement"
-                ):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "statement":
                     assert isinstance(call.args[0], ast.Constant), f"{path}: {ast.unparse(call)}"
                     found.append((str(call.args[0].value), f"{path.stem}.{function.name}"))
     return found
 
 
-USES = [
-    use for path in sorted((ROOT / "sql").rglob("*.py")) if path.stem != "statements" for use in calls(path)
-]
+USES = [use for path in sorted((ROOT / "sql").rglob("*.py")) if path.stem != "statements" for use in calls(path)]
 
 
 def test_every_statement_is_used_by_exactly_one_function() -> None:

@@ -30,9 +30,7 @@ def test_a_file_that_begins_with_the_mark_of_its_encoding_is_read_in_it(
 ) -> None:
     content = end.join(["größe,path", "1,a", "2,日本"]).encode(encoding)
     expected = [{"größe": "1", "path": "a"}, {"größe": "2", "path": "日本"}]
-    assert read(tmp_path, content) == (
-        expected, [f"the file is read as {encoding.upper()}, as its first bytes say"],
-    )  # fmt: skip
+    assert read(tmp_path, content) == (expected, [f"the file is read as {encoding.upper()}, as its first bytes say"])
     lines = '{"path": "日本"}\n'.encode(encoding)
     assert read(tmp_path, lines, "jsonl")[0] == [{"path": "日本"}]
 
@@ -58,10 +56,7 @@ def test_another_encoding_is_said_by_an_option(tmp_path: Path) -> None:
     [
         (b"a,b\n1,2\n\n1,2,3\n", [{"a": "1", "b": "2"}, "line 4: 3 fields, and the header has 2"]),
         (b"a,b\n1\n", ["line 2: 1 fields, and the header has 2"]),
-        (
-            b'a\nb\n"x\ny\n',
-            [{"a": "b"}, "line 3: not valid CSV: unexpected end of data (lines 3 to 4, 2 rows)"],
-        ),
+        (b'a\nb\n"x\ny\n', [{"a": "b"}, "line 3: not valid CSV: unexpected end of data (lines 3 to 4, 2 rows)"]),
         (
             b'a\n1\n"2\n3\n4\n5 "five" inch\n6\n',
             [{"a": "1"}, "line 3: not valid CSV: ',' expected after '\"' (lines 3 to 6, 4 rows)", {"a": "6"}],
@@ -118,19 +113,8 @@ def test_a_header_that_does_not_say_is_divided_by_commas(header: bytes) -> None:
 
 
 def test_a_json_array_is_no_json_lines() -> None:
-    for content in (
-        b'[{"path": 1}, {"path": 2}]\n',
-        b'\n[\n  {"path": 1},\n  {"path": 2}\n]\n',
-        b'[\n{"a":1}]',
-    ):
+    for content in (b'[{"path": 1}, {"path": 2}]\n', b'\n[\n  {"path": 1},\n  {"path": 2}\n]\n', b'[\n{"a":1}]'):
         with pytest.raises(CommandError, match="the file is one JSON array"):
             input_file.check_no_array(io.BytesIO(content))
-    for content in (
-        b"",
-        b"[1, 2]\n",
-        b'[{"a": 1}]\n',
-        b'[{"a": 1}, {"b": 2}]\n[1]\n',
-        b'{"path": 1}\n',
-        b"nope\n[",
-    ):
+    for content in (b"", b"[1, 2]\n", b'[{"a": 1}]\n', b'[{"a": 1}, {"b": 2}]\n[1]\n', b'{"path": 1}\n', b"nope\n["):
         input_file.check_no_array(io.BytesIO(content))

@@ -36,9 +36,7 @@ class Hooks(Middleware):
             message.fail()
         self.before(message.args[0])
 
-    def after_process_message(
-        self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
-    ) -> None:
+    def after_process_message(self, broker: Any, message: Any, *, result: Any = None, exception: Any = None) -> None:
         self.after(message.args[0])
 
     def after_ack(self, broker: Any, message: Any) -> None:
@@ -73,9 +71,7 @@ class Batch:
 
     def _message(self, number: int, item: int) -> Any:
         stamp = Stamp(1, number, 1)
-        message: dramatiq.Message[Any] = dramatiq.Message(
-            "default", "work", (item,), {}, {"callboard": stamp.option()}
-        )
+        message: dramatiq.Message[Any] = dramatiq.Message("default", "work", (item,), {}, {"callboard": stamp.option()})
         delivery = Delivery(RecordedAcks(), (1, number), stamp, redelivered=True)
         return RabbitmqMessage(self.broker, message, delivery)  # type: ignore[arg-type]
 

@@ -54,9 +54,7 @@ class Waiting:
         self.alone = Attempt(1, 9, 3, [], {})
         self.in_flight._isolation.enter(self.alone, alone=True)
         self.first = self.message(1, redelivered=redelivered)
-        self.thread = threading.Thread(
-            target=lambda: self.taken.append(self.in_flight.admit(self.first)), daemon=True
-        )
+        self.thread = threading.Thread(target=lambda: self.taken.append(self.in_flight.admit(self.first)), daemon=True)
         self.thread.start()
         assert wait_until(lambda: not redelivered or len(self.in_flight._claiming) == 1, TIMEOUT)
 
@@ -186,9 +184,7 @@ def test_a_state_that_keeps_messages_from_running_is_kept() -> None:
         JobControl(4, "failed", 0), JobControl(5, "running", 0, stopping=True), JobControl(6, "completed", 2),
     ]  # fmt: skip
     in_flight.apply_controls(said)
-    in_flight.apply_controls(
-        [JobControl(control.job, "running", 0) for control in said[:3]]
-    )  # said before, and late
+    in_flight.apply_controls([JobControl(control.job, "running", 0) for control in said[:3]])  # said before, and late
     assert list(in_flight._controls.values()) == said
 
 

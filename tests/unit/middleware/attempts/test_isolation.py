@@ -29,9 +29,7 @@ def test_an_isolated_item_waits_until_the_outcomes_beside_it_are_committed() -> 
 
     def claim(attempt: Attempt) -> Claim:
         asked.append(attempt.item)
-        return Claim(
-            "waiting", 1, timings.MAX_CRASHES - 1 if attempt.item else 0, None, taken=True, holder_alive=True
-        )
+        return Claim("waiting", 1, timings.MAX_CRASHES - 1 if attempt.item else 0, None, taken=True, holder_alive=True)
 
     in_flight = PlayedInFlight(claim)
     beside = in_flight.admit(_copy(0))

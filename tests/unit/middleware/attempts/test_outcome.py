@@ -105,9 +105,7 @@ def test_a_lost_retry_is_scheduled_again() -> None:
         (outcome.LOST_RETRY_ATTEMPTS, TimeLimitExceeded(), "retrying"),
     ],
 )
-def test_a_retry_that_is_always_lost_does_not_run_for_ever(
-    number: int, error: BaseException, state: str
-) -> None:
+def test_a_retry_that_is_always_lost_does_not_run_for_ever(number: int, error: BaseException, state: str) -> None:
     """An interrupt strikes by chance; an error of a hook comes each time."""
     assert decide(exception=error, number=number).state == state
 
@@ -275,11 +273,7 @@ def test_text_within_the_limit_is_kept_as_it_is() -> None:
         (Mute(), "Mute", "(no text: KeyError in __str__)"),
         (NotText(), "NotText", "(no text: TypeError in __str__)"),
         (Leaving(), "Leaving", "(no text: SystemExit in __str__)"),
-        (
-            ExceptionGroup("several", [ValueError("a"), Mute()]),
-            "ExceptionGroup",
-            "several (2 sub-exceptions)",
-        ),
+        (ExceptionGroup("several", [ValueError("a"), Mute()]), "ExceptionGroup", "several (2 sub-exceptions)"),
         (KeyboardInterrupt(), "KeyboardInterrupt", ""),
     ],
 )

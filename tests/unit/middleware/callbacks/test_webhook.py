@@ -65,9 +65,7 @@ def test_an_address_is_public_or_has_a_class(address: str, expected: str | None)
     assert public_address.address_class(address) == expected
 
 
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]"]
-)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]"])
 def test_a_private_address_is_refused_however_it_is_written(
     host: str, here: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,9 +215,7 @@ def test_any_2xx_is_a_delivery(status: int, here: Receiver) -> None:
         (599, "599", False), (410, "410 Gone", True),
     ],
 )  # fmt: skip
-def test_any_other_status_is_a_failure_and_410_is_the_last(
-    status: int, says: str, last: bool, here: Receiver
-) -> None:
+def test_any_other_status_is_a_failure_and_410_is_the_last(status: int, says: str, last: bool, here: Receiver) -> None:
     here.usual = status
     with pytest.raises(Undelivered, match=f"^the receiver answered {says}$") as failure:
         post(here.url, ID, BODY)
@@ -260,10 +256,7 @@ def _endless_head(handler: BaseHTTPRequestHandler) -> None:
      (_hang_up, "not HTTP|connection failed"), (_endless_head, "not HTTP")],
 )  # fmt: skip
 def test_a_receiver_that_does_not_answer_is_given_up_in_time(
-    answer: Callable[[BaseHTTPRequestHandler], None],
-    says: str,
-    here: Receiver,
-    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[[BaseHTTPRequestHandler], None], says: str, here: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "TOTAL_SECONDS", 0.5)
     here.usual = answer
@@ -340,9 +333,7 @@ def test_targets_are_stored_by_the_state_that_calls_them() -> None:
         "cancelled": [{"actor": "tell", "queue": "mail"}],
     }
     assert Targets().as_json() is None
-    with pytest.raises(
-        ValueError, match=f"on_fail has {MAX_TARGETS + 1} callbacks, and {MAX_TARGETS} are allowed"
-    ):
+    with pytest.raises(ValueError, match=f"on_fail has {MAX_TARGETS + 1} callbacks, and {MAX_TARGETS} are allowed"):
         Targets.from_lists({"on_fail": [Message(f"a{n}", "q") for n in range(MAX_TARGETS + 1)]})
 
 

@@ -16,9 +16,7 @@ EVENT = Event(1, 1, 1, "succeeded", 0.0, 0.0, 1)
 def entry(item: int, attempt: int, state: OutcomeState) -> Entry:
     """An attempt that ended."""
     return Entry(
-        Attempt(1, item, attempt, [], {}),
-        replace(EVENT, item=item, attempt=attempt, state=state),
-        state == "failed",
+        Attempt(1, item, attempt, [], {}), replace(EVENT, item=item, attempt=attempt, state=state), state == "failed"
     )
 
 

@@ -5,13 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from callboard.middleware.journal.hang_detector import (
-    GONE,
-    SAMPLE_SECONDS,
-    STACK_CHARS,
-    STACK_FRAMES,
-    HangDetector,
-)
+from callboard.middleware.journal.hang_detector import GONE, SAMPLE_SECONDS, STACK_CHARS, STACK_FRAMES, HangDetector
 from callboard.middleware.message.attempt import Attempt
 
 START = 1_000.0

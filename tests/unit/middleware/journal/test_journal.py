@@ -78,9 +78,7 @@ class JournalWithoutDatabase:
     def note(self, item: int, **more: Any) -> None:
         """An attempt that ended."""
         attempt = make_attempt(item=item, ended=True)
-        self.journal.add(
-            Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1, **more), dead_letter=False)
-        )
+        self.journal.add(Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1, **more), dead_letter=False))
 
     def done(self, *items: int) -> bool:
         """Wait until these items, and no others, are acknowledged; return whether they are."""
@@ -93,10 +91,8 @@ class JournalWithoutDatabase:
 
 @pytest.mark.parametrize(
     ("sizes", "batches"),
-    [
-        ([], []), ([1] * 1001, [1000, 1]), ([10**9] * 3, [1, 1, 1]), ([10 * 2**20, 6 * 2**20, 1, 1], [2, 2]),
-    ],
-)  # fmt: skip
+    [([], []), ([1] * 1001, [1000, 1]), ([10**9] * 3, [1, 1, 1]), ([10 * 2**20, 6 * 2**20, 1, 1], [2, 2])],
+)
 def test_a_batch_is_bounded_by_its_bytes(sizes: list[int], batches: list[int]) -> None:
     found = []
     while sizes:
@@ -136,12 +132,7 @@ def test_an_outcome_for_which_the_database_has_no_room_is_its_items_failure(
     rig.note(3)
     assert rig.done(0, 1, 2, 3)
     assert rig.journal.close(10)
-    assert {n: end.state for n, end in ends.items()} == {
-        0: "succeeded",
-        1: "failed",
-        2: "succeeded",
-        3: "succeeded",
-    }
+    assert {n: end.state for n, end in ends.items()} == {0: "succeeded", 1: "failed", 2: "succeeded", 3: "succeeded"}
     assert "too much for the database" in (ends[1].failure.message if ends[1].failure else "")
     assert "too much for the database" in (ends[2].unkept or "")
     assert (ends[1].children, ends[2].result) == ((), None)
@@ -205,9 +196,7 @@ def test_a_listener_that_fails_does_not_stop_the_journal(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("part", ["look", "learn"])
-def test_a_failing_hang_detector_does_not_stop_the_journal(
-    part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_hang_detector_does_not_stop_the_journal(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = Failing(10**9)
     said: list[BaseException] = []
     monkeypatch.setattr(running_rows, "_log_blind", said.append)
@@ -229,9 +218,7 @@ def attempt_nine(**said: Any) -> Attempt:
     return make_attempt(item=9, **said)
 
 
-def test_only_the_last_progress_before_a_look_is_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_the_last_progress_before_a_look_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     attempt, looks = attempt_nine(), list[int]()
 
     def look() -> list[Attempt]:
@@ -251,9 +238,7 @@ def test_only_the_last_progress_before_a_look_is_written(
     assert [running.progress for running in rig.reported] == expected
 
 
-def test_progress_that_could_not_be_written_is_written_at_the_next_look(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_progress_that_could_not_be_written_is_written_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = JournalWithoutDatabase(monkeypatch, attempts=lambda: [attempt])
     attempt = attempt_nine(progress=Progress(1.0, 2.0))
     away = iter([psycopg.OperationalError("away")] * 2)

@@ -25,9 +25,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=8,
 )
-OPTIONS = st.dictionaries(
-    TEXT.filter(lambda name: name not in ("callboard", "broker_priority")), JSON, max_size=3
-)
+OPTIONS = st.dictionaries(TEXT.filter(lambda name: name not in ("callboard", "broker_priority")), JSON, max_size=3)
 
 
 def outgoing(
@@ -35,15 +33,7 @@ def outgoing(
     **more: Any,
 ) -> Outgoing:  # fmt: skip
     """A stored item, as the encoder writes it."""
-    given_ = {
-        "job": 7,
-        "item": 3,
-        "attempt": 2,
-        "epoch": 1,
-        "suspect": False,
-        "queue": "default",
-        "message_id": "7-3",
-    }
+    given_ = {"job": 7, "item": 3, "attempt": 2, "epoch": 1, "suspect": False, "queue": "default", "message_id": "7-3"}
     return Outgoing(
         **{**given_, **more}, actor=actor, args=envelope.encode_args(args, kwargs or {}),
         options=envelope.encode_options(options or {}), sent_ms=sent_ms,
@@ -61,9 +51,7 @@ def pickled() -> Iterator[None]:
 
 
 @given(args=st.lists(JSON, max_size=3), kwargs=st.dictionaries(TEXT, JSON | st.just(math.nan), max_size=3))
-def test_arguments_are_stored_as_dramatiqs_own_encoder_writes_them(
-    args: list[Any], kwargs: dict[str, Any]
-) -> None:
+def test_arguments_are_stored_as_dramatiqs_own_encoder_writes_them(args: list[Any], kwargs: dict[str, Any]) -> None:
     expected = JSONEncoder().encode({"args": args, "kwargs": kwargs})
     assert envelope.encode_args(args, kwargs) == envelope.encode_args(tuple(args), kwargs) == expected
 
@@ -77,14 +65,7 @@ def test_the_body_is_what_dramatiq_would_write(
     suspect: bool, sent_ms: int,
 ) -> None:  # fmt: skip
     out = outgoing(
-        args,
-        kwargs,
-        options,
-        actor=actor,
-        queue=queue,
-        message_id=message_id,
-        suspect=suspect,
-        sent_ms=sent_ms,
+        args, kwargs, options, actor=actor, queue=queue, message_id=message_id, suspect=suspect, sent_ms=sent_ms
     )
     assert json.loads(envelope.body(out)) == json.loads(envelope.message(out).encode())
     decoded = Message.decode(envelope.body(out))
@@ -96,9 +77,7 @@ def test_the_body_is_what_dramatiq_would_write(
     assert decoded.message_timestamp == sent_ms
 
 
-CALLS = st.lists(
-    st.tuples(st.lists(JSON, max_size=2), st.dictionaries(TEXT, JSON, max_size=2)), min_size=2, max_size=5
-)
+CALLS = st.lists(st.tuples(st.lists(JSON, max_size=2), st.dictionaries(TEXT, JSON, max_size=2)), min_size=2, max_size=5)
 
 
 def carrier(calls: list[tuple[list[Any], dict[str, Any]]]) -> Outgoing:
@@ -113,9 +92,7 @@ def test_a_message_that_carries_many_items_comes_apart_into_their_messages(calls
     assert json.loads(body) == json.loads(envelope.message(out).encode())
     assert Message.decode(body).message_id == f"7-3-{2 + len(calls)}"
     for n, part in enumerate(envelope.parts(envelope.read(body))):
-        alone = envelope.read(
-            envelope.body(replace(outgoing(*calls[n]), item=3 + n, message_id=f"7-{3 + n}"))
-        )
+        alone = envelope.read(envelope.body(replace(outgoing(*calls[n]), item=3 + n, message_id=f"7-{3 + n}")))
         assert part == alone
 
 
@@ -255,9 +232,7 @@ def test_a_body_is_read_as_dramatiq_decodes_it(fields: dict[str, Any], ascii_: b
     assert_same(text.encode("utf-8", "surrogatepass"))
 
 
-@given(
-    FIELDS, st.sampled_from(sorted(["queue_name", "args", "kwargs", "options", "message_timestamp"])), JSON
-)
+@given(FIELDS, st.sampled_from(sorted(["queue_name", "args", "kwargs", "options", "message_timestamp"])), JSON)
 def test_a_body_that_is_no_message_is_refused(fields: dict[str, Any], name: str, value: Any) -> None:
     assert_same(json.dumps({**fields, name: value}).encode())
     assert_same(json.dumps({**fields, name + "_": value}).encode())

@@ -10,14 +10,7 @@ from callboard.middleware.message import stamp
 from callboard.middleware.message.stamp import OPTION, Stamp
 
 IDS = st.integers(1, 2**63 - 1)
-STAMPS = st.builds(
-    Stamp,
-    IDS,
-    st.integers(0, 2**31 - 1),
-    st.integers(1, 1000),
-    st.integers(0, 1000),
-    st.booleans(),
-)
+STAMPS = st.builds(Stamp, IDS, st.integers(0, 2**31 - 1), st.integers(1, 1000), st.integers(0, 1000), st.booleans())
 
 
 @given(STAMPS)

@@ -48,9 +48,7 @@ def away(clock: Clock, caplog: pytest.LogCaptureFixture) -> OutageLog:
     return OutageLog(logging.getLogger("callboard.test"), "away: %s", "back after %.1f s")
 
 
-def test_an_outage_is_logged_once_and_so_is_its_end(
-    away: OutageLog, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_outage_is_logged_once_and_so_is_its_end(away: OutageLog, caplog: pytest.LogCaptureFixture) -> None:
     away.over()
     for _ in range(3):
         away(REFUSED)
@@ -78,9 +76,4 @@ def test_an_outage_is_as_long_as_from_its_first_error(
         clock.now = 1000.0 + seconds
         away(REFUSED)
     away.over()
-    assert caplog.messages == [
-        f"away: {REFUSED}",
-        "back after 0.0 s",
-        *[f"away: {REFUSED}"] * 6,
-        "back after 29.0 s",
-    ]
+    assert caplog.messages == [f"away: {REFUSED}", "back after 0.0 s", *[f"away: {REFUSED}"] * 6, "back after 29.0 s"]

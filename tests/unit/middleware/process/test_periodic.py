@@ -69,9 +69,7 @@ def test_a_step_says_when_it_runs_next(step: Counted, slow: Periodic) -> None:
     assert slow.run_step() == 0.0
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError("strange"), psycopg.OperationalError("away"), SystemExit("leaving")]
-)
+@pytest.mark.parametrize("error", [ValueError("strange"), psycopg.OperationalError("away"), SystemExit("leaving")])
 def test_an_error_does_not_end_the_thread(
     error: BaseException, step: Counted, slow: Periodic, caplog: pytest.LogCaptureFixture
 ) -> None:

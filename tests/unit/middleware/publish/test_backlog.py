@@ -6,11 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from callboard.middleware.publish.backlog import (
-    MAX_BACKLOG_ITEMS,
-    MIN_BACKLOG_ITEMS,
-    QueueBacklog,
-)
+from callboard.middleware.publish.backlog import MAX_BACKLOG_ITEMS, MIN_BACKLOG_ITEMS, QueueBacklog
 from callboard.sql import timings
 
 

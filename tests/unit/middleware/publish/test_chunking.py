@@ -12,7 +12,7 @@ from callboard.sql.rows import Outgoing, PublishClaim
 
 OUT = Outgoing(
     1, 0, 1, 0, suspect=False, actor="a", queue="q", message_id="1-0", args=b"x" * 40, options=None, sent_ms=None
-)  # fmt: skip
+)
 ITEMS = st.builds(
     Outgoing, st.just(1), st.just(0), st.integers(1, 2), st.just(0), st.booleans(), st.just("a"), st.just("q"),
     st.just("1-0"), st.binary(min_size=1, max_size=3), st.sampled_from([None, None, None, b"{}"]), st.none(),
@@ -40,20 +40,14 @@ def test_a_chunk_carries_a_limited_number_of_bytes(monkeypatch: pytest.MonkeyPat
 
 def sizes(total: int, mean: float | None, threads: int, chunk: int | None = None) -> list[int]:
     """How many items each message of a job carries."""
-    claim = PublishClaim(
-        1, 1, 0, 0, total, 0, actor="a", queue="q", chunk=chunk, mean_seconds=mean, threads=threads
-    )
+    claim = PublishClaim(1, 1, 0, 0, total, 0, actor="a", queue="q", chunk=chunk, mean_seconds=mean, threads=threads)
     items = [replace(OUT, item=n) for n in range(total)]
     found = into_chunks(items, lambda item: chunk_size(claim, total - item))
     return [1 + len(out.more) for out in found]
 
 
-@given(
-    st.integers(1, 500), st.none() | st.floats(0, 100), st.integers(0, 64), st.none() | st.integers(1, 1000)
-)
-def test_a_message_carries_one_item_or_more(
-    left: int, mean: float | None, threads: int, chunk: int | None
-) -> None:
+@given(st.integers(1, 500), st.none() | st.floats(0, 100), st.integers(0, 64), st.none() | st.integers(1, 1000))
+def test_a_message_carries_one_item_or_more(left: int, mean: float | None, threads: int, chunk: int | None) -> None:
     found = sizes(left, mean, threads, chunk)
     assert sum(found) == left
     assert min(found) >= 1

@@ -16,10 +16,7 @@ def depth(broker: Any, queue: str = "default") -> int | None:
 def test_the_length_of_a_queue_in_redis_is_that_of_its_list() -> None:
     """Not of its messages: those that a dead worker had in hand are among them."""
     lengths = {"dramatiq:default": 3}
-    assert (
-        depth(SimpleNamespace(queues=set(), namespace="dramatiq", client=SimpleNamespace(llen=lengths.get)))
-        == 3
-    )
+    assert depth(SimpleNamespace(queues=set(), namespace="dramatiq", client=SimpleNamespace(llen=lengths.get))) == 3
 
 
 def test_a_redis_that_is_away_is_unreachable() -> None:

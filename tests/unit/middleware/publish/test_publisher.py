@@ -23,7 +23,7 @@ from tests.support.workers import wait_until
 TIMEOUT = 300.0
 OUT = Outgoing(
     1, 0, 1, 0, suspect=False, actor="a", queue="q", message_id="m", args=b"{}", options=None, sent_ms=0, outbox=1
-)  # fmt: skip
+)
 
 
 class FlakyTransport(StubTransport):
@@ -149,9 +149,7 @@ def test_what_is_confirmed_is_settled_together_and_when_it_ends(
 ) -> None:
     """Each alone, they would fight with the next sends for the row of their job."""
     settled: list[list[int]] = []
-    monkeypatch.setattr(
-        publishing_writes, "confirm_outbox", lambda _, sent: settled.append([out.item for out in sent])
-    )
+    monkeypatch.setattr(publishing_writes, "confirm_outbox", lambda _, sent: settled.append([out.item for out in sent]))
     monkeypatch.setattr(relay, "SETTLE_SECONDS", TIMEOUT)
     publisher = start_publisher(transport)
     publisher.add(replace(OUT, item=1), time.monotonic())

@@ -110,8 +110,7 @@ class TrackerMachine(RuleBasedStateMachine):
         self.acks.release(some, [])
 
     @rule(
-        acks=st.lists(consumes(tags), max_size=5, unique=True),
-        nacks=st.lists(consumes(tags), max_size=2, unique=True),
+        acks=st.lists(consumes(tags), max_size=5, unique=True), nacks=st.lists(consumes(tags), max_size=2, unique=True)
     )
     def release(self, acks: list[int], nacks: list[int]) -> None:
         self.may_ack |= set(acks)

@@ -33,9 +33,7 @@ def outgoing(item: int, queue: str) -> Outgoing:
     )  # fmt: skip
 
 
-def test_confirms_of_a_second_try_are_merged_with_those_of_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_confirms_of_a_second_try_are_merged_with_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three queues are missing; the connection breaks when the second try has confirmed only the last."""
     transport = ConfirmingPublisher(RabbitmqBroker(url="amqp://nobody"))
     batch = [outgoing(0, "one"), outgoing(1, "two"), outgoing(2, "three")]
@@ -111,9 +109,7 @@ def no_garbage() -> Iterator[None]:
 
 def test_nodes_that_are_away_leave_no_socket_open() -> None:
     nodes = [pika.ConnectionParameters("127.0.0.1", port) for port in free_ports(3)]
-    transport = ConfirmingPublisher(
-        RabbitmqBroker(parameters=[{"host": n.host, "port": n.port} for n in nodes])
-    )
+    transport = ConfirmingPublisher(RabbitmqBroker(parameters=[{"host": n.host, "port": n.port} for n in nodes]))
     with no_garbage():
         before = None
         for _ in range(4):
@@ -166,6 +162,4 @@ def test_a_row_of_another_encoder_is_left_to_the_processes_that_have_it() -> Non
     answers: list[Any] = [False, False]
     messages = publisher._encode_all(enumerate([pickled, outgoing(1, "work")]), answers)
     assert (list(messages), answers) == ([1], [False, False])
-    assert "name the module that calls dramatiq.set_encoder() in CALLBOARD_ACTORS" in (
-        publisher.trouble or ""
-    )
+    assert "name the module that calls dramatiq.set_encoder() in CALLBOARD_ACTORS" in (publisher.trouble or "")

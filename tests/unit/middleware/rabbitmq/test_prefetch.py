@@ -132,9 +132,7 @@ def test_the_prefetch_stays_until_something_is_settled() -> None:
 
 
 @given(THREADS, st.floats(0, 1e4), st.floats(1, 1000))
-def test_messages_of_many_items_are_fewer_and_no_thread_lacks_one(
-    threads: int, rate: float, carried: float
-) -> None:
+def test_messages_of_many_items_are_fewer_and_no_thread_lacks_one(threads: int, rate: float, carried: float) -> None:
     found = wanted_prefetch(threads, rate, carried)
     assert max(threads, 2) <= found <= wanted_prefetch(threads, rate)
 

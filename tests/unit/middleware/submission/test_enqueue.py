@@ -31,9 +31,7 @@ def test_a_message_that_is_still_being_written_may_be_recorded(monkeypatch: pyte
     assert UNKNOWN in send(stored)
 
 
-def test_a_message_that_is_taken_back_before_it_is_written_is_not_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_message_that_is_taken_back_before_it_is_written_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enqueue, "SEND_SECONDS", 0.01)
     stored: Future[Outgoing] = Future()
     assert NOT_SENT in send(stored)

@@ -39,9 +39,7 @@ def test_a_key_is_shown_as_it_is_unless_it_would_read_as_another_value() -> None
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "value", [object(), {1, 2}, lambda: 1, float("nan"), [float("inf")], {"a": object()}]
-)
+@pytest.mark.parametrize("value", [object(), {1, 2}, lambda: 1, float("nan"), [float("inf")], {"a": object()}])
 def test_what_does_not_tell_its_value_is_no_key(value: object) -> None:
     """Two objects may have the same text, and a set has another text in another process."""
     with pytest.raises((TypeError, ValueError)):

@@ -79,15 +79,11 @@ def test_nothing_is_known_of_a_function_that_takes_what_it_gets() -> None:
         (resize, "2", False), (some, "anything", True), (some, "9", True), (by_position, "photo", False),
     ],
 )  # fmt: skip
-def test_a_lane_goes_by_an_argument_that_the_actor_has(
-    function: Callable[..., Any], by: str, known: bool
-) -> None:
+def test_a_lane_goes_by_an_argument_that_the_actor_has(function: Callable[..., Any], by: str, known: bool) -> None:
     found = signature(function)
     assert found is not None
     if known:
         found.check_lane(by)
     else:
-        with pytest.raises(
-            ValueError, match=f"concurrency_by: {found.actor} has no argument '{by}'; it has 'photo', "
-        ):
+        with pytest.raises(ValueError, match=f"concurrency_by: {found.actor} has no argument '{by}'; it has 'photo', "):
             found.check_lane(by)

@@ -85,9 +85,7 @@ def test_a_statement_that_the_server_cancels_is_no_outage(
     assert "it takes too long" in caplog.text
 
 
-def test_what_one_round_leaves_of_the_open_jobs_the_next_one_looks_at(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_one_round_leaves_of_the_open_jobs_the_next_one_looks_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many jobs are open, a round is short, and they need not wait for the time of the next sample."""
     ends = {0: 500, 500: 1_000, 1_000: ALL_JOBS.last}
     pages: list[JobPage] = []
@@ -157,9 +155,7 @@ def test_after_an_outage_no_worker_is_rescued_before_it_had_time_to_beat(
     assert database.rescued[0] == again + timings.DEAD_AFTER_SECONDS
 
 
-def test_after_a_freeze_no_worker_is_rescued_before_it_had_time_to_beat(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_after_a_freeze_no_worker_is_rescued_before_it_had_time_to_beat(monkeypatch: pytest.MonkeyPatch) -> None:
     database = Database(monkeypatch)
     database.pass_time(30)
     database.now += timings.DEAD_AFTER_SECONDS + 1
