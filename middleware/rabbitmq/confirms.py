@@ -193,6 +193,9 @@ class ConfirmingPublisher:
             self._refused.pop(q_name(messages[n].queue), None)
         if self._unconfirmed or self._channel is None:
             self._give_up()
+        if not self._confirmed:
+            # After a failover a node of a cluster may refuse for ever what another node takes.
+            self.close()
         return returned
 
     def _write(self, channel: Channel, messages: dict[int, _Message], answers: list[Answer]) -> None:

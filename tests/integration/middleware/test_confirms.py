@@ -3,6 +3,7 @@
 import gc
 import re
 import threading
+import warnings
 from collections.abc import Iterator
 from select import select
 from typing import Any
@@ -49,6 +50,9 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(
 ) -> None:
     """It ended the wait for confirms, and the batch was published again as if RabbitMQ had confirmed nothing."""
     proxied, transport = line
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()  # what an earlier test has left
     assert transport.depth("work") == 0
     goes_on = threading.Event()
     proxied.judge = lambda _: "pass" if goes_on.wait(20) else "before"
@@ -63,6 +67,20 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(
         assert wait_until(lambda: bool(select([socket], [], [], 0)[0]), 300)  # here it is
     assert transport.publish([outgoing(n) for n in range(50)]) == [True] * 50
     assert transport.depth("work") == 50
+
+
+def test_after_a_refusal_of_all_messages_another_connection_tries(amqp_url: str) -> None:
+    """After a failover one node of a cluster refused each message, and another took them."""
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    with transport_to(amqp_url) as transport, pika.BlockingConnection(pika.URLParameters(amqp_url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("full", durable=True, arguments=full)
+        assert transport.publish([outgoing(0, "full")]) == [True]
+        opened = transport._connection
+        assert transport.publish([outgoing(1, "full")]) == [False]
+        channel.queue_purge("full")
+        assert transport.publish([outgoing(1, "full")]) == [True]
+        assert transport._connection is not opened
 
 
 def test_a_message_that_pika_cant_write_does_not_stop_the_others(

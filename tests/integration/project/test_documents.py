@@ -141,7 +141,7 @@ def test_coming_from_fastapi(terminal: Terminal, web: httpx.Client) -> None:
     """Its endpoint submits a job, and the app mounted in it tells how far the job is."""
     port = str(free_ports(1)[0])
     command = line("uvicorn ads_app:app").replace("8002", port)
-    with terminal.started(command, "Application startup complete"):
+    with terminal.started(command, "Uvicorn running on"):
         mine = f"http://127.0.0.1:{port}"
         job = httpx.post(f"{mine}/ads", json=[*range(20)]).json()["job"]
         assert terminal.run(f"callboard watch {job}").returncode == 0
@@ -341,7 +341,7 @@ def test_an_existing_app(environment: dict[str, str], tmp_path: Path) -> None:
 
 def test_the_page_in_another_app(terminal: Terminal) -> None:
     port = str(free_ports(1)[0])
-    with terminal.started(line("uvicorn mounted:app").replace("8001", port), "Application startup complete"):
+    with terminal.started(line("uvicorn mounted:app").replace("8001", port), "Uvicorn running on"):
         jobs = f"http://127.0.0.1:{port}/callboard/api/jobs"
         assert httpx.get(jobs).status_code == 401
         assert httpx.get(jobs, headers={"Authorization": "Bearer change-me"}).status_code == 200
