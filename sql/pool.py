@@ -69,10 +69,10 @@ class PlainConnection(Connection[tuple[Any, ...]]):
     rows, and goes into logs.
     """
 
-    isolated = False  # another isolation level is the default
-    restore_session = (
-        ""  # statements that undo, in `transaction`, what a statement of the user's has left in the session
-    )
+    #: Another isolation level is the default.
+    isolated = False
+    #: Statements that undo, within a transaction, what a user's statement has left in the session.
+    restore_session = ""
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Self:
