@@ -57,11 +57,9 @@ class Stage:
     @property
     def title(self) -> str:
         """Its name, or its actor's."""
-        return (
-            self.name
-            if self.name is not None
-            else (self.actor if isinstance(self.actor, str) else self.actor.actor_name)
-        )
+        if self.name is not None:
+            return self.name
+        return self.actor if isinstance(self.actor, str) else self.actor.actor_name
 
 
 def stages(

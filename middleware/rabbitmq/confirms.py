@@ -193,8 +193,8 @@ class ConfirmingPublisher:
             self._refused.pop(q_name(messages[n].queue), None)
         if self._unconfirmed or self._channel is None:
             self._give_up()
-        if not self._confirmed:
-            # After a failover a node of a cluster may refuse for ever what another node takes.
+        if not self._confirmed and any(answers[n] is False for n in messages):
+            # After a failover a node of a cluster may refuse for minutes what another node takes.
             self.close()
         return returned
 

@@ -97,6 +97,10 @@ def test_a_message_that_pika_cant_write_does_not_stop_the_others(
     monkeypatch.setattr(envelope, "properties", properties)
     monkeypatch.setattr(module, "CONFIRM_SECONDS", 5.0)
     with transport_to(amqp_url) as transport:
+        assert transport.depth("work") == 0
+        opened = transport._connection
+        assert isinstance(transport.publish([outgoing(1)])[0], Unpublishable)
+        assert transport._connection is opened  # nothing was refused
         answers = transport.publish([outgoing(n) for n in range(3)])
         assert (answers[0], answers[2]) == (True, True)
         assert isinstance(answers[1], Unpublishable)
