@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any, NamedTuple, TypeAlias
 
 #: A status, or what is done instead of answering with one.
-Answer: TypeAlias = int | Callable[[BaseHTTPRequestHandler], None]
+Answer: TypeAlias = int | Callable[[BaseHTTPRequestHandler], object]
 
 
 class Call(NamedTuple):
