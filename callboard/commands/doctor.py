@@ -1,5 +1,6 @@
 """`callboard doctor`: what is there, what is wrong, and what to do about it."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,6 +36,8 @@ CLOCK_SECONDS = 2.0
 LOOK_SECONDS = 0.02
 #: Stalled jobs that are named.
 STALLED = 5
+#: A standstill that names its end is as asked: a delay, a rate, a retry, a hold.
+UNTIL = re.compile(r" \d{4}-\d\d-\d\dT")
 OK, NOTE, WRONG = "ok", "note", "wrong"
 STYLES = {OK: "green", NOTE: "yellow", WRONG: "bold red"}
 ASKED = Requester("cli", "doctor")
@@ -165,13 +168,15 @@ def _workers(conn: Conn) -> Iterator[Finding]:
 
 def _queues(conn: Conn, addresses: str) -> Iterator[Finding]:
     known = queries.run(conn, queries.queues())
-    rows, _ = queue_admin.with_depths(addresses, known)
+    rows, unknown = queue_admin.with_depths(addresses, known)
     for row in rows:  # if RabbitMQ's numbers are missing, `_broker` has said why
-        yield from _queue(row)
+        yield from _queue(row, missing=unknown is None and row["ready"] is None)
 
 
-def _queue(row: dict[str, Any]) -> Iterator[Finding]:
+def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
     about = f"queue {row['name']}"
+    if missing:
+        yield Finding(about, NOTE, "RabbitMQ does not have it", "a worker that has its actors makes it")
     if row["unserved"] and row["pending"]:
         yield Finding(
             about, NOTE, f"no worker that is alive has {', '.join(row['unserved'])}",
@@ -183,7 +188,8 @@ def _queue(row: dict[str, Any]) -> Iterator[Finding]:
             f"look at the errors of their jobs, then `callboard retry JOB` or `callboard put-back {row['name']}`",
         )  # fmt: skip
     if row["ready"] and not row["consumers"]:
-        yield Finding(about, WRONG, f"{row['ready']:,} messages are ready, and nobody consumes them", "start a worker")
+        ready = output.count(row["ready"], "message is", "messages are")
+        yield Finding(about, WRONG, f"{ready} ready, and nobody consumes it", "start a worker")
     else:
         ready = "" if row["ready"] is None else f"{row['ready']:,} ready, "
         yield Finding(about, OK, f"{ready}{row['pending']:,} items wait as rows")
@@ -192,7 +198,8 @@ def _queue(row: dict[str, Any]) -> Iterator[Finding]:
 def _jobs(conn: Conn) -> Iterator[Finding]:
     stalled, following = queries.run(conn, queries.jobs(JobFilter(stalled=True), limit=STALLED))
     for job in stalled:
-        yield Finding(f"job {job['id']}", WRONG, f"{job['name']}: {job['stalled']}")
+        state, do = (NOTE, "") if UNTIL.search(job["stalled"]) else (WRONG, f"see `callboard status {job['id']}`")
+        yield Finding(f"job {job['id']}", state, f"{job['name']}: {job['stalled']}", do)
     if not stalled:
         yield Finding("jobs", OK, "none stands still")
     elif following is not None:

@@ -11,7 +11,7 @@ import dramatiq
 
 from callboard.commands import actor_modules
 from callboard.commands.services import NotStarted, Process
-from callboard.commands.services.child_process import tail
+from callboard.commands.services.child_process import last_line, tail
 
 #: Seconds that a child may take to start, and a worker to finish its running items.
 START_SECONDS = 60.0
@@ -40,8 +40,7 @@ class Child(Process):
         try:
             self.wait_ready(lambda: self.ready_text in tail(self.log, 1000), START_SECONDS)
         except NotStarted:
-            last = _last_line(tail(self.log))
-            raise NotStarted(f"{self.name} did not start: {last} (its log: {self.log})") from None
+            raise NotStarted(f"{self.name} did not start: {last_line(self.log)} (its log: {self.log})") from None
 
 
 def worker(number: int, threads: int, folder: Path) -> Child:
@@ -80,10 +79,3 @@ class InProcessWorker:
         """Finish the running items, for at most STOP_SECONDS, and close the broker."""
         self._worker.stop(timeout=round(STOP_SECONDS * 1000))
         self._worker.broker.close()
-
-
-def _last_line(log: str) -> str:
-    """The log's last line. Lines of Dramatiq's master count only if there are no others: they name no reason."""
-    lines = [line for line in log.splitlines() if line.strip()]
-    own = [line for line in lines if "[dramatiq.MainProcess]" not in line]
-    return (own or lines or [""])[-1]

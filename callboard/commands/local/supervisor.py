@@ -10,6 +10,7 @@ import typer
 
 from callboard.commands.errors import first_line
 from callboard.commands.services import NotStarted
+from callboard.commands.services.child_process import last_line
 
 #: Seconds between two checks.
 CHECK_SECONDS = 0.2
@@ -44,7 +45,8 @@ class ManagedProcess:
             if not self.running() and self.replaced:
                 self.restart_at = now
             elif not self.running():
-                self._pause(now, f"{self.name} ended by itself (its log: {self.log})")
+                why = last_line(self.log)
+                self._pause(now, f"{self.name} ended by itself{why and f': {why}'} (its log: {self.log})")
         elif now >= self.restart_at:
             self.started_at, self.restart_at, self.replaced = now, None, False
             try:

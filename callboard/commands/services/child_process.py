@@ -43,6 +43,15 @@ def tail(path: Path, lines: int = 20) -> str:
         return ""
 
 
+def last_line(path: Path) -> str:
+    """The last line of a log; empty if there is none. Lines of Dramatiq's master count only where there are no others:
+    they name no reason.
+    """
+    lines = [line for line in tail(path).splitlines() if line.strip()]
+    own = [line for line in lines if "[dramatiq.MainProcess]" not in line]
+    return (own or lines or [""])[-1]
+
+
 @dataclass
 class Process:
     """A program in a process group of its own, its output in a file.

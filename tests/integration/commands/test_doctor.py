@@ -66,6 +66,7 @@ def test_a_ping_goes_through_every_queue_and_leaves_nothing(here: Pipeline, caps
 def test_what_stands_still_is_named_with_what_to_do(here: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     failed = here.submit("stubborn", {"number": 1, "wins_at": 4})
     assert failed.wait(TIMEOUT)["failed"] == 1
+    waits = here.submit("work", {"number": 1}, delay="1h")
     with connect(here.environment["DATABASE_URL"]) as conn:
         stuck = submission.create_job(
             conn,
@@ -78,14 +79,19 @@ def test_what_stands_still_is_named_with_what_to_do(here: Pipeline, capsys: pyte
             created_by=None,
         ).job
         submission.store_chunk(conn, stuck, 0, [(b"{}", None)], keyed=False)
-        conn.execute("UPDATE callboard.jobs SET updated_at = now() - interval '1 minute' WHERE id = %s", (stuck,))
+        quiet = "UPDATE callboard.jobs SET updated_at = now() - interval '1 minute' WHERE id = ANY (%s)"
+        conn.execute(quiet, ([stuck, waits.id],))
+        conn.execute("INSERT INTO callboard.actors (name, queue) VALUES ('old', 'gone')")
         try:
             code, found = examined(capsys, "--no-ping")
         finally:
-            conn.execute("DELETE FROM callboard.jobs WHERE id = %s", (stuck,))
+            conn.execute("DELETE FROM callboard.jobs WHERE id = ANY (%s)", ([stuck, waits.id],))
+            conn.execute("DELETE FROM callboard.actors WHERE name = 'old'")
     assert code == 1
     assert found[f"job {stuck}"][0]["state"] == "wrong"
     assert "nobody_has_it" in found[f"job {stuck}"][0]["found"]
+    assert found[f"job {waits.id}"][0]["state"] == "note", "a job that waits as it was asked to is not wrong"
+    assert found["queue gone"][0]["found"] == "RabbitMQ does not have it"
     (letters,) = (f for f in found["queue default"] if "dead letter" in f["found"])
     assert (letters["state"], "callboard put-back default" in letters["do"]) == ("note", True)
 

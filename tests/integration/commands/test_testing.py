@@ -69,9 +69,9 @@ def run_pytest(folder: Path, *options: str) -> str:
 
 
 def test_the_files_of_the_guide_pass(tmp_path: Path) -> None:
-    for name in ("conftest.py", "shop.py", "test_shop.py"):
+    for name in ("conftest.py", "shop.py", "test_shop.py", "scores.py", "test_scores.py"):
         (tmp_path / name).write_text(documents.files()[name])
-    assert "3 passed" in run_pytest(tmp_path)
+    assert "4 passed" in run_pytest(tmp_path)
 
 
 def test_the_five_pipelines_are_tested_in_process(tmp_path: Path, empty_database_url: str) -> None:

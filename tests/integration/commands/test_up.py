@@ -176,7 +176,8 @@ def test_up_replaces_workers_when_a_source_changes_and_loses_no_item(
         job = run(tmp_path, "submit", "slow", given=given).stdout.strip()
         assert wait_until(lambda: results(tmp_path, job), 300)
         module.write_text("this is no Python")
-        assert wait_until(lambda: "worker 1 ended by itself" in up.log.read_text(), 300)
+        why = "names 'reloaded', which can't be imported: SyntaxError"
+        assert wait_until(lambda: why in up.log.read_text(), 300), "the reason why a worker ended by itself"
         module.write_text(RELOADED.replace("VERSION", "2"))
         assert run(tmp_path, "watch", job).returncode == 0
         assert "reloaded.py changed" in up.log.read_text()
