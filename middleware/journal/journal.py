@@ -163,7 +163,7 @@ class Journal:
     _pauses: dict[int, float] = field(default_factory=dict)  # of jobs with busy items, in seconds
     _looked: float = 0.0
     _wake: threading.Condition = field(default_factory=threading.Condition)
-    _thread: threading.Thread | None = None
+    _thread: threading.Thread | None = None  # None also while it ends: what comes then gets another
     _closing: bool = False
     _writing: bool = False
     _listeners: list[Callable[[], None]] = field(default_factory=list)
@@ -210,8 +210,9 @@ class Journal:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread is not None:
-            self._thread.join(timeout)
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
         return not self._alive()
 
     @property
@@ -275,7 +276,10 @@ class Journal:
             self._writing = False
             while self._listeners and not self.pending:
                 self._listeners.pop()()
-            return not (self._closing and not self.pending and not self._sends)
+            if self._closing and not self.pending and not self._sends:
+                self._thread = None
+                return False
+            return True
 
     def _gather(self) -> tuple[list[Entry], list[Send]]:
         with self._wake:
@@ -304,6 +308,7 @@ class Journal:
         with self._wake:
             sends, self._sends = self._sends, []
             listeners, self._listeners = self._listeners, []
+            self._thread = None
         _fail(sends, error)
         for call in listeners:
             call()

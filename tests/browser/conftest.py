@@ -51,7 +51,7 @@ def address(shared_url: str) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """An empty page. A script error or a violation of the page's policy fails the test."""
-    expect.set_options(timeout=60_000)
+    expect.set_options(timeout=300_000)
     context = browser.new_context(viewport={"width": 1280, "height": 3000})  # all of a page is on screen
     page = context.new_page()
     errors: list[str] = []
@@ -65,7 +65,7 @@ def page(browser: Browser) -> Iterator[Page]:
 @pytest.fixture
 def plain_page(browser: Browser) -> Iterator[Page]:
     """A page without JavaScript."""
-    expect.set_options(timeout=60_000)
+    expect.set_options(timeout=300_000)
     context = browser.new_context(java_script_enabled=False)
     yield context.new_page()
     context.close()

@@ -399,7 +399,7 @@ def test_a_job_is_paused_resumed_cancelled_and_retried_by_its_buttons(page: Page
     expect(pill(page)).to_have_text("stopping", timeout=SOON)
     expect(page.locator("#sentence")).to_contain_text("Stopping: 3 items still run. the wrong file")
     conn.execute("DELETE FROM callboard.running")
-    assert wait_until(lambda: job in jobs.close_stopped(conn), 60)
+    assert wait_until(lambda: job in jobs.close_stopped(conn), 300)
     expect(buttons(page)).to_have_text(["Run 75 cancelled", "Delete"], timeout=SOON)
     buttons(page).get_by_text("Run").click()
     expect(pill(page)).to_have_text("running", timeout=SOON)
@@ -420,7 +420,7 @@ def test_every_button_works_without_javascript(plain_page: Page, conn: Conn, add
     page.get_by_role("button", name="Cancel the job").click()
     expect(pill(page)).to_have_text("stopping")  # an item still runs
     conn.execute("DELETE FROM callboard.running WHERE job_id = %s", (job,))
-    assert wait_until(lambda: job in jobs.close_stopped(conn), 60)
+    assert wait_until(lambda: job in jobs.close_stopped(conn), 300)
     page.reload()
     expect(pill(page)).to_have_text("cancelled")
     buttons(page).get_by_text("Delete").click()
@@ -473,7 +473,7 @@ def test_the_rows_are_walked_by_keys(page: Page, conn: Conn, address: str) -> No
         page.keyboard.press("j")  # within a second
         return page.get_by_role("combobox").is_visible()
 
-    assert wait_until(goes_to_the_list, 60)
+    assert wait_until(goes_to_the_list, 300)
 
 
 def test_focus_selection_and_times_survive_an_update(page: Page, conn: Conn, address: str) -> None:

@@ -43,7 +43,7 @@ def test_demo_counts_each_source_by_its_outcome(
     tmp_path: Path, sources: Path, place: dict[str, str], broker: str
 ) -> None:
     options = ["--in-process"] if broker == "in-process" else []
-    done = run(tmp_path, "demo", "--path", str(sources), "--json", *options, env=place, timeout=240)
+    done = run(tmp_path, "demo", "--path", str(sources), "--json", *options, env=place, timeout=300)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     counts = {name: summary["job"][name] for name in ("state", "total", "succeeded", "failed")}
@@ -71,7 +71,7 @@ def test_demo_prints_a_summary_and_with_keep_runs_until_it_is_ended(
         (folder,) = Path(place["TMPDIR"]).glob("callboard-demo-*")
         jobs: list[dict[str, Any]] = json.loads(run(folder, "jobs", "--json").stdout)["jobs"]
         assert [job["state"] for job in jobs] == ["completed"]
-        assert process.stop(60) == 0
+        assert process.stop(300) == 0
 
 
 def test_demo_runs_a_pipeline_with_its_services(tmp_path: Path, place: dict[str, str]) -> None:

@@ -48,7 +48,7 @@ def child(tmp_path: Path, *command: str) -> Process:
 def test_a_process_that_ends_early_raises_its_log(tmp_path: Path) -> None:
     process = child(tmp_path, "sh", "-c", "echo no such thing; exit 3").start()
     with pytest.raises(NotStarted, match=r"sh ended before it was ready.*\n?no such thing"):
-        process.wait_ready(lambda: False, 60)
+        process.wait_ready(lambda: False, 300)
 
 
 def test_a_process_that_never_gets_ready_is_killed(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_process_that_never_gets_ready_is_killed(tmp_path: Path) -> None:
 
 def test_a_process_that_ignores_its_signal_is_killed_with_its_children(tmp_path: Path) -> None:
     process = child(tmp_path, "sh", "-c", "trap '' TERM; sleep 611 & echo up; wait; wait").start()
-    process.wait_ready(lambda: "up" in process.log.read_text(), 60)
+    process.wait_ready(lambda: "up" in process.log.read_text(), 300)
     assert process.stop(timeout=0.1) == -signal.SIGKILL
     assert wait_until(lambda: not running("sleep 611"), 300)
 

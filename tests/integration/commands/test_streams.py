@@ -17,7 +17,7 @@ def shell(folder: Path, url: str, line: str, **variables: str) -> subprocess.Com
         cwd=folder,
         env=environment({"DATABASE_URL": url, **variables}),
         capture_output=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert b"Traceback" not in done.stderr, done.stderr.decode()

@@ -57,9 +57,9 @@ def test_up_runs_everything_and_restarts_killed_processes(tmp_path: Path) -> Non
         os.kill(children(up.pid, "serve")[0], signal.SIGKILL)
         assert wait_until(lambda: len(set(children(up.pid, "dramatiq")) - set(workers)) == 1, 300)
         assert wait_until(lambda: served(tmp_path), 300)
-        assert "worker 1 ended by itself" in up.log.read_text()
-        assert "the web app ended by itself" in up.log.read_text()
-        assert up.stop(60) == 0
+        for name in ("worker 1", "the web app"):
+            assert wait_until(lambda said=f"{name} ended by itself": said in up.log.read_text(), 300)  # type: ignore[misc]
+        assert up.stop(300) == 0
     assert not (tmp_path / ".callboard" / "up.json").exists()
     assert "Killing" not in "".join(log.read_text() for log in tmp_path.glob(".callboard/*.log"))
 
@@ -144,7 +144,7 @@ def test_sweep_publishes_waiting_items_and_ends_in_order(tmp_path: Path, environ
             return bool(json.loads(run(tmp_path, "status", job, "--json", env=database).stdout)["queued"] == 2)
 
         assert wait_until(published, 300)
-        assert sweep.stop(30) == 0
+        assert sweep.stop(300) == 0
 
 
 RELOADED = """
@@ -186,7 +186,7 @@ def test_up_replaces_workers_when_a_source_changes_and_loses_no_item(
             "succeeded": 200, "failed": 0, "retries": 0, "crashes": 0,
         }  # fmt: skip
         assert set(results(tmp_path, job)) == {1, 2}
-        assert up.stop(60) == 0
+        assert up.stop(300) == 0
 
 
 def test_up_without_workers_runs_the_servers_only(tmp_path: Path, amqp_url: str) -> None:
@@ -194,5 +194,5 @@ def test_up_without_workers_runs_the_servers_only(tmp_path: Path, amqp_url: str)
         assert children(up.pid, "dramatiq") == []
         assert served(tmp_path)
         assert "none is alive" in run(tmp_path, "doctor", "--no-ping").stdout
-        assert up.stop(60) == 0
+        assert up.stop(300) == 0
     assert "in-process broker has none" in fault(tmp_path, "up", "--reload", "--in-process", code=2)

@@ -166,7 +166,7 @@ def served(app: App) -> Iterator[Callable[[str], Any]]:
     process = app.start("callboard", "serve", "--open-to-everyone", "--port", str(port), says="Callboard is at")
 
     def get(path: str) -> Any:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=300) as answer:
             return json.load(answer)
 
     try:

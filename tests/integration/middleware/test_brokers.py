@@ -187,7 +187,8 @@ def test_a_job_whose_actor_no_worker_announced_waits_for_one_and_fails_after_its
     status = job.wait(TIMEOUT)
     assert (status["state"], status["failed"], status["cancelled"]) == ("failed", 0, 2)
     assert status["reason"].startswith("no worker announced the actor act in the time that CALLBOARD_ACTOR_WAIT gives")
-    assert tracked.dead_letters() == tracked.unacknowledged() == 0
+    assert wait_until(lambda: tracked.unacknowledged() == 0, TIMEOUT)
+    assert tracked.dead_letters() == 0
 
 
 def test_an_item_whose_own_actor_no_worker_announced_waits_for_one_and_fails_after_its_time(
@@ -207,7 +208,7 @@ def test_an_item_whose_own_actor_no_worker_announced_waits_for_one_and_fails_aft
     assert item["error"]["type"].endswith("ActorNotFound")
     assert "no worker announced the actor act" in item["error"]["message"]
     assert wait_until(lambda: tracked.dead_letters() == 1, TIMEOUT)
-    assert tracked.unacknowledged() == 0
+    assert wait_until(lambda: tracked.unacknowledged() == 0, TIMEOUT)
 
 
 def test_callbacks_children_and_pipelines_belong_to_the_job_of_their_parent(tracked: TrackedBroker) -> None:
@@ -292,8 +293,9 @@ def test_an_actor_of_a_cancelled_job_is_told_that_it_can_send_no_more(tracked: T
 
 def test_a_delayed_send_comes_from_the_outbox(tracked: TrackedBroker) -> None:
     with callboard.job("later") as job:
-        tracked.act.send_with_options(args=(1,), delay=600)
+        tracked.act.send_with_options(args=(1,), delay=int(TIMEOUT) * 1000)
     assert tracked.conn.execute("SELECT count(*) FROM callboard.outbox").fetchone() == (1,)
+    tracked.conn.execute("UPDATE callboard.outbox SET due_at = now()")
     tracked.work()
     assert job.wait(TIMEOUT)["succeeded"] == 1
 

@@ -55,7 +55,7 @@ def test_a_late_answer_is_not_taken_for_the_answer_to_the_next_question(
         gc.collect()  # what an earlier test has left
     assert transport.depth("work") == 0
     goes_on = threading.Event()
-    proxied.judge = lambda _: "pass" if goes_on.wait(20) else "before"
+    proxied.judge = lambda _: "pass" if goes_on.wait(300) else "before"
     with monkeypatch.context() as shorter:
         shorter.setattr(module, "CONFIRM_SECONDS", 0.1)
         with pytest.raises(Unreachable):
@@ -95,7 +95,7 @@ def test_a_message_that_pika_cant_write_does_not_stop_the_others(
         return made
 
     monkeypatch.setattr(envelope, "properties", properties)
-    monkeypatch.setattr(module, "CONFIRM_SECONDS", 5.0)
+    monkeypatch.setattr(module, "CONFIRM_SECONDS", 60.0)
     with transport_to(amqp_url) as transport:
         assert transport.depth("work") == 0
         opened = transport._connection

@@ -130,9 +130,9 @@ def test_no_middleware_hears_of_a_copy_and_the_result_stays(app: App) -> None:
     app.copy(message)
     assert wait_until(lambda: app.unacknowledged() == 2, TIMEOUT)
     gate.set()
-    assert message.get_result(block=True, timeout=60_000) == 5
+    assert message.get_result(block=True, timeout=300_000) == 5
     app.copy(message)
-    assert add.send(3, 4).get_result(block=True, timeout=60_000) == 7
+    assert add.send(3, 4).get_result(block=True, timeout=300_000) == 7
     assert wait_until(lambda: app.unacknowledged() == 0, TIMEOUT)
     assert message.get_result() == 5
     assert app.heard.counts == {
@@ -178,7 +178,7 @@ def test_a_message_that_is_parked_has_no_result_yet(app: App) -> None:
     assert wait_until(lambda: app.unacknowledged() == 0, TIMEOUT)
     assert app.heard.counts == {}
     job.resume()
-    assert message.get_result(block=True, timeout=60_000) == 8
+    assert message.get_result(block=True, timeout=300_000) == 8
 
 
 def test_hooks_of_enqueue_run_once_in_the_senders_thread_and_for_each_retry(app: App) -> None:
@@ -328,7 +328,7 @@ def test_join_waits_for_what_was_just_sent_for_retries_delays_and_children(app: 
     work.send(1)
     work.send(2)
     work.send_with_options(args=(4,), delay=300)
-    app.broker.join("default", timeout=60_000)
+    app.broker.join("default", timeout=300_000)
     assert app.runs == {1: 2, 2: 1, 3: 1, 4: 1}
     with callboard.job("paused") as job:
         work.send_with_options(args=(5,), delay=60_000)
@@ -350,7 +350,7 @@ def test_join_raises_what_an_actor_raised_in_process(database_url: str) -> None:
     worker.start()
     fails.send()
     with pytest.raises(LookupError, match="the app's own"):
-        broker.join("default", timeout=60_000)
+        broker.join("default", timeout=300_000)
     worker.stop()
     broker.close()
 
@@ -375,7 +375,7 @@ def test_the_in_process_broker_runs_untracked_without_a_database(
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
     worker.start()
     work.send(1)
-    broker.join("default", timeout=60_000)
+    broker.join("default", timeout=300_000)
     worker.stop()
     assert ran == [1]
     with pytest.raises(callboard.NotConfigured, match="DATABASE_URL is not set"):
@@ -399,7 +399,7 @@ def test_flush_drops_what_was_just_sent_and_what_waits(app: App) -> None:
     assert job.status()["reason"] == "the messages of the queue default were dropped"
     app.start()
     work.send(4)
-    app.broker.join("default", timeout=60_000)
+    app.broker.join("default", timeout=300_000)
     assert app.runs == {4: 1}
     assert job.wait(TIMEOUT)["cancelled"] == 1
     assert wait_until(lambda: app.states() == {"succeeded": 1, "waiting": 3}, TIMEOUT), app.states()

@@ -81,6 +81,7 @@ def test_a_message_of_a_job_that_was_paused_meanwhile_does_not_begin(
     job = make_job(conn, 1)
     actions.pause(conn, job, ANNA)
     assert app.is_idle()
+    monkeypatch.setattr(heartbeat, "IDLE_SECONDS", TIMEOUT)
     app.bring(job, 0)
     parked = "SELECT FROM callboard.outbox WHERE job_id = %s"
     assert wait_until(lambda: conn.execute(parked, (job,)).fetchone() is not None, TIMEOUT)

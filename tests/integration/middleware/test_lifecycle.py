@@ -181,5 +181,5 @@ def test_an_item_that_ends_while_it_is_reported_leaves_no_row_in_running(
         in_flight._attempts[attempt.key] = attempt
         journal.watch()
         assert wait_until(lambda: not in_flight.attempts(), TIMEOUT)
-        assert journal.close(10)
+        assert journal.close(300)
         assert conn.execute("SELECT count(*) FROM callboard.running").fetchone() == (0,)

@@ -44,7 +44,7 @@ def answers(port: int) -> bool:
 
 def run(number: int) -> None:
     job = callboard.submit("work", ({"number": n, "fate": "fail" if n < 5 else "succeed"} for n in range(number)))
-    assert job.wait(60)["state"] == "completed"
+    assert job.wait(300)["state"] == "completed"
 
 
 def test_all_processes_are_counted_and_none_twice(
@@ -59,14 +59,19 @@ def test_all_processes_are_counted_and_none_twice(
     assert wait_until(lambda: answers(ports[0]), 300)
     with client(environment, ["work"]):
         run(ITEMS)
-        assert wait_until(lambda: succeeded() == ITEMS - 5, 300)
+        expected = {
+            ("callboard_attempts_total", *labels, "succeeded"): ITEMS - 5,
+            ("callboard_attempts_total", *labels, "failed"): 5,
+            ("callboard_attempts_total", *labels, "retrying"): 10,
+            ("callboard_attempt_seconds_count", *labels): ITEMS + 10,
+            ("callboard_queue_wait_seconds_count", *labels): ITEMS,
+            ("callboard_flush_outcomes_sum",): ITEMS + 10,
+        }
+        # Two processes count, each after its commits.
+        assert wait_until(lambda: expected.items() <= read(ports[0]).items(), 300), read(ports[0])
         found = read(ports[0])
-        assert found["callboard_attempts_total", *labels, "failed"] == 5
-        assert found["callboard_attempts_total", *labels, "retrying"] == 10
-        assert found["callboard_attempt_seconds_count", *labels] == ITEMS + 10
-        assert found["callboard_queue_wait_seconds_count", *labels] == ITEMS
-        assert found["callboard_queue_wait_seconds_sum", *labels] < 60 * ITEMS
-        assert 0 < found["callboard_flush_outcomes_count",] <= found["callboard_flush_outcomes_sum",] == ITEMS + 10
+        assert found["callboard_queue_wait_seconds_sum", *labels] < 300 * ITEMS
+        assert 0 < found["callboard_flush_outcomes_count",] <= found["callboard_flush_outcomes_sum",]
         assert found["callboard_flush_seconds_count",] == found["callboard_flush_outcomes_count",]
         assert found["callboard_published_total",] > 0
         assert {name for name, *_ in found} & {"callboard_journal_backlog", "callboard_counter_repairs_total"}

@@ -137,7 +137,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing(environment: dict[str, str]
             running.kill()
             assert job.status()["state"] == "running"
             running.start()
-        status = job.wait(120)
+        status = job.wait(300)
     assert status["succeeded"] == status["total"] == 4000
     assert drift(url) == []
     with psycopg.connect(url) as conn:

@@ -46,7 +46,7 @@ class FlushedJournal:
                 ended = make_attempt(one.job, one.item, one.attempt, ended=True)
                 self.journal.add(Entry(ended, one, dead_letter=False))
 
-    def done(self, count: int, timeout: float = 20) -> bool:
+    def done(self, count: int, timeout: float = 300) -> bool:
         """Wait until so many are acknowledged; return whether they are."""
         return wait_until(lambda: len(self.acknowledged) >= count, timeout)
 
@@ -58,7 +58,7 @@ def kept(url: str) -> Iterator[FlushedJournal]:
         made = FlushedJournal(process)
         made.journal.watch()
         yield made
-        assert made.journal.close(30)
+        assert made.journal.close(300)
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_flush_that_waits_for_a_recount_adds_to_it(conn: Conn, database_url: s
             events = [good(job, n) for n in range(10)]
             flushed = pool.submit(outcomes.record, conn, events, time.monotonic())
             assert wait_until(lambda: waits(database_url), 300)
-        flushed.result(60)
+        flushed.result(300)
     assert drift(conn) == []
 
 
@@ -158,7 +158,7 @@ def test_a_recount_waits_for_a_flush_and_counts_it(conn: Conn, database_url: str
             outcomes.record(flushing, [good(job, n) for n in range(10)], time.monotonic())
             mended = pool.submit(repair_counters, conn, [job])
             assert wait_until(lambda: waits(database_url), 300)
-        mended.result(60)
+        mended.result(300)
     assert drift(conn) == []
 
 
@@ -179,7 +179,7 @@ def test_the_journal_waits_for_a_missing_table(
     job = make_job(conn, 10)
     conn.execute(f"ALTER TABLE callboard.{table} RENAME TO elsewhere")
     journal.flush([good(job, n) for n in range(10)])
-    assert wait_until(lambda: caplog.text.count("the database refuses to record outcomes; trying again") >= 3, 60)
+    assert wait_until(lambda: caplog.text.count("the database refuses to record outcomes; trying again") >= 3, 300)
     assert f'relation "callboard.{table}" does not exist' in caplog.text
     assert journal.acknowledged == []
     conn.execute(f"ALTER TABLE callboard.elsewhere RENAME TO {table}")

@@ -124,7 +124,7 @@ def written(url: str, entries: Sequence[Entry]) -> None:
         for one in entries:
             journal.add(one)
         assert wait_until(lambda: len(attempts.acknowledged) == len(entries), 300)
-        assert journal.close(10)
+        assert journal.close(300)
 
 
 def states(conn: Conn, job: int) -> list[str]:

@@ -48,7 +48,7 @@ class Traced:
         return sorted(found, key=lambda span: span.start_time or 0)
 
     def wait(self, name: str, count: int) -> list[ReadableSpan]:
-        wait_until(lambda: len(self.spans(name)) >= count, TIMEOUT)
+        assert wait_until(lambda: len(self.spans(name)) >= count, TIMEOUT)
         return self.spans(name)
 
 

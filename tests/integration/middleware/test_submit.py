@@ -30,6 +30,7 @@ from callboard.sql.signature import Signature
 from callboard.sql.writes import sweep as sweep_writes
 from callboard.sql.writes import workers
 from tests.support.clients import client
+from tests.support.databases import waits
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.programs import PEAK
 from tests.support.timer import Timer
@@ -413,12 +414,15 @@ def test_an_async_source_that_breaks_off_breaks_its_job_off(pipeline: Pipeline) 
 def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, pipeline: Pipeline) -> None:
     """A source that waits for its next item, and one that always has another."""
     name, ended = f"cancelled, {waits}", False
+    row = "SELECT state::text, reason FROM callboard.jobs WHERE name = %s"
 
     async def stream() -> AsyncIterator[int]:
         nonlocal ended
         try:
             for n in itertools.count():
-                await asyncio.sleep(60 if waits and n == 3 else 0)
+                if n == 3:
+                    begun.set()
+                await asyncio.sleep(TIMEOUT if waits and n == 3 else 0)
                 yield n
         except asyncio.CancelledError:
             ended = True
@@ -426,18 +430,21 @@ def test_a_cancelled_submission_breaks_off_and_leaves_its_source(waits: bool, pi
 
     async def main() -> None:
         submitting = asyncio.create_task(callboard.asubmit("work", stream(), name=name))
-        await asyncio.sleep(0.5)
+        await begun.wait()
+        stored = lambda: pipeline.conn.execute(row, (name,)).rowcount  # noqa: E731
+        assert await asyncio.to_thread(wait_until, stored, TIMEOUT)
         timer = Timer()
         submitting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await submitting
-        assert timer.seconds < 10
+        assert timer.seconds < TIMEOUT / 2
 
+    begun = asyncio.Event()
     asyncio.run(main())
-    row = pipeline.conn.execute("SELECT state::text, reason FROM callboard.jobs WHERE name = %s", (name,)).fetchone()
-    assert row is not None
-    assert row[0] == "failed"
-    assert "its submission broke off" in row[1]
+    found = pipeline.conn.execute(row, (name,)).fetchone()
+    assert found is not None
+    assert found[0] == "failed"
+    assert "its submission broke off" in found[1]
     assert ended or not waits
 
 
@@ -477,7 +484,7 @@ print(before, peak())
 def test_half_a_million_items_or_a_thousand_large_ones_need_no_more_memory_than_a_few(pipeline: Pipeline) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MANY_ITEMS], env={**os.environ, **pipeline.environment}, check=True, capture_output=True,
-        text=True, timeout=120,
+        text=True, timeout=300,
     )  # fmt: skip
     before, most = map(int, done.stdout.split())
     assert most <= 150
@@ -530,21 +537,15 @@ def test_a_send_that_the_database_refuses_fails_alone(database_url: str, amqp_ur
         with conn.transaction():
             conn.execute("LOCK TABLE callboard.jobs")
             first = threads.submit(broker.enqueue, good[0])
-            wait_until(lambda: waits_for_a_lock(database_url), TIMEOUT)
+            assert wait_until(lambda: waits(database_url), TIMEOUT)
             rest = [threads.submit(broker.enqueue, message) for message in (bad, good[1])]
-            wait_until(lambda: len(journal._sends) == 2, TIMEOUT)
+            assert wait_until(lambda: len(journal._sends) == 2, TIMEOUT)
         assert first.result(TIMEOUT) is good[0]
         assert rest[1].result(TIMEOUT) is good[1]
         with pytest.raises(callboard.NotStored, match="refused"):
             rest[0].result(TIMEOUT)
         row = conn.execute("SELECT count(*) FROM callboard.items").fetchone()
     assert row == (2,)
-
-
-def waits_for_a_lock(url: str) -> bool:
-    with connect(url) as conn:
-        row = conn.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()
-    return row is not None and row[0] > 0
 
 
 def test_a_send_without_a_database_raises_and_sends_nothing(

@@ -186,7 +186,7 @@ def test_copies_that_two_workers_park_at_once_are_kept_once(conn: Conn, database
             claims.park(first, messages)
             second = pool.submit(claims.park, conn, messages)
             assert wait_until(lambda: waits(database_url), 300)
-        second.result(60)
+        second.result(300)
     assert parts(conn, job) == {"pending": 10}
     assert conn.execute("SELECT in_turn FROM callboard.jobs WHERE id = %s", (job,)).fetchone() == (10,)
 
@@ -437,7 +437,7 @@ def test_two_that_press_at_once_do_it_once(conn: Conn, database_url: str) -> Non
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert sorted(done) == [0, 0, 0, 75]
     assert actions(conn, job) == ["retry", "cancel"]
 

@@ -46,7 +46,7 @@ class Scene:
                 first(ahead)
                 late = pool.submit(second, behind)
                 assert wait_until(lambda: waits(self.url), 300)
-            return late.result(60)
+            return late.result(300)
 
     def one(self, query: str) -> tuple[Any, ...] | None:
         """The only row of a query; None: it gives none."""

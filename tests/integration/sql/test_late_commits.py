@@ -45,8 +45,8 @@ def test_the_first_turn_of_a_queue_is_as_its_job_is(add: str, change: str, conn:
         with first.transaction():
             ADDS[add](first, job)
             changing = pool.submit(run)
-            assert wait_until(lambda: waiting(database_url) == 1 or changing.done(), 60)
-        changing.result(60)
+            assert wait_until(lambda: waiting(database_url) == 1 or changing.done(), 300)
+        changing.result(300)
     turns = conn.execute(f"SELECT {expected} FROM callboard.turns WHERE job_id = %s".encode(), (job,))
     assert turns.fetchall() == [(True,)]
 

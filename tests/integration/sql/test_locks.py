@@ -55,7 +55,7 @@ def meet(url: str, stopped_at: str, row: Sequence[object], first: Step, second: 
             runs.append(pool.submit(run, second))
             assert wait_until(lambda: waiting(url) == 2 or runs[1].done(), 300)
         for done in runs:
-            done.result(60)
+            done.result(300)
 
 
 def ends(job: int, items: Sequence[int], *, worker: int = 1, ran: bool = False, ok: bool = False) -> Step:
@@ -195,7 +195,7 @@ def test_an_outcome_that_waits_for_its_message_to_be_settled(conn: Conn, databas
             publishing.confirm_outbox(conn, out)
             recorded = pool.submit(outcomes.record, other, [end], now)
             assert wait_until(lambda: waiting(database_url) == 1, 300)
-        assert [told.state for told in recorded.result(60)] == ["completed"]
+        assert [told.state for told in recorded.result(300)] == ["completed"]
     assert drift(conn) == []
 
 

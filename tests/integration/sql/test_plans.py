@@ -437,7 +437,7 @@ def test_the_planner_is_told_of_a_table_once_it_has_grown(conn: Conn) -> None:
     assert stale(conn) == []
     sweep.analyze_grown_tables(conn)
     times = "SELECT analyze_count FROM pg_stat_user_tables WHERE relname = 'items'"
-    wait_until(lambda: conn.execute(times).fetchone() == (1,), timeout=10)
+    assert wait_until(lambda: conn.execute(times).fetchone() == (1,), 300)
 
 
 def test_a_table_that_somebody_vacuums_is_not_waited_for(conn: Conn, database_url: str) -> None:

@@ -20,6 +20,6 @@ def test_a_server_that_ends_idle_sessions_soon_keeps_nobody_waiting(database_url
         mine = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         with make_pool(database_url, size=2) as pool:
             for _ in range(2):
-                with pool.connection(timeout=60) as conn:
+                with pool.connection(timeout=300) as conn:
                     assert conn.execute("SELECT 1").fetchone() == (1,)
                 assert wait_until(lambda: admin.execute(mine).rowcount == 0, 300)

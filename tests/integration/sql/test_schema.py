@@ -103,7 +103,7 @@ def test_a_migration_lets_others_work_while_it_waits_for_a_long_reader(
             conn.execute("SET statement_timeout = '30s'")
             conn.execute("SELECT count(*) FROM callboard.jobs")  # behind it, for two seconds at most
             assert not migrating.done()
-        assert migrating.result(60) == [step.name]
+        assert migrating.result(300) == [step.name]
         monkeypatch.setattr(migrate, "LOCK_TRIES_SECONDS", 0.0)
         monkeypatch.setattr(migrate, "known_migrations", lambda: [*known, step, replace(step, number=9003)])
         with reader.transaction():
@@ -159,7 +159,7 @@ def test_statements_do_not_depend_on_the_defaults_of_the_database(
                 record(other, job, {"succeeded": [0]})
                 recording = threads.submit(record, conn, job, {"succeeded": [1]})
                 assert wait_until(lambda: waiting(database_url) == 1, 300)
-            recording.result(60)  # it waits for the row, and is not refused since the row has changed
+            recording.result(300)  # it waits for the row, and is not refused since the row has changed
         assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
 

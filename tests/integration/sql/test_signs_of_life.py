@@ -40,7 +40,7 @@ def test_a_silent_worker_whose_session_is_open_is_not_dead_yet(conn: Conn, datab
         assert silent(conn, worker, late) == []
         assert not workers.declare_dead(conn, worker)
         assert silent(conn, worker, timings.SILENT_SECONDS + 1) == [worker]
-    assert wait_until(lambda: silent(conn, worker, late) == [worker], 60)
+    assert wait_until(lambda: silent(conn, worker, late) == [worker], 300)
     assert workers.declare_dead(conn, worker)
 
 

@@ -309,14 +309,14 @@ def test_a_body_of_stages_that_breaks_off_goes_on_when_it_is_sent_again(
         def again() -> bool:
             return httpx.post(f"{address}/api/jobs", content=body, headers=LINES).status_code == 201
 
-        wait_until(again, 300)
+        assert wait_until(again, 300)
         assert (status(conn, job)["total"], status(conn, job)["state"]) == (51, "pending")
         other = Sender(address, head)
         other.send(lines(*range(51)))
-        wait_until(lambda: len(left(conn)) == 2, 300)
+        assert wait_until(lambda: len(left(conn)) == 2, 300)
         wait_for_items(conn, 50)
         other.connection.close()
-        wait_until(lambda: left(conn)[0] == ("failed", 50), 300)
+        assert wait_until(lambda: left(conn)[0] == ("failed", 50), 300)
 
 
 # Run again -----------------------------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ class Sender:
 
     def __init__(self, address: str, head: dict[str, Any]) -> None:
         host, port = address.removeprefix("http://").split(":")
-        self.connection = socket.create_connection((host, int(port)), 10)
+        self.connection = socket.create_connection((host, int(port)), 300)
         self.connection.sendall(
             b"POST /api/v1/jobs HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n"
             b"Content-Type: application/x-ndjson\r\n\r\n"
@@ -454,7 +454,7 @@ def wait_for_items(conn: Conn, total: int) -> int:
     def there() -> bool:
         return any(n >= total for _, n in left(conn)[:1])
 
-    wait_until(there, 300)
+    assert wait_until(there, 300)
     return int(queries.run(conn, queries.jobs())[0][0]["id"])
 
 
@@ -473,7 +473,7 @@ def test_a_body_that_breaks_off_goes_on_when_it_is_sent_again(conn: Conn, app: S
         def again() -> bool:
             return httpx.post(f"{address}/api/v1/jobs", content=body, headers=LINES).status_code == 201
 
-        wait_until(again, 300)
+        assert wait_until(again, 300)
         found = httpx.get(f"{address}/api/v1/jobs/{job}").json()
         assert (found["consumed"], found["total"], found["sealed"]) == (60, 60, True)
         assert conn.execute("SELECT count(*) FROM callboard.turns").fetchone() == (1,)
@@ -487,7 +487,7 @@ def test_without_a_key_a_body_that_breaks_off_is_a_failed_job_of_which_nothing_r
         sender.send(lines(*range(51)))
         job = wait_for_items(conn, 50)
         sender.connection.close()
-        wait_until(lambda: status(conn, job)["state"] == "failed", 300)
+        assert wait_until(lambda: status(conn, job)["state"] == "failed", 300)
         found = status(conn, job)
         assert (found["cancelled"], found["total"]) == (50, 50)
         assert found["reason"].startswith("its submission broke off at input 50: ClientDisconnect")
@@ -497,9 +497,11 @@ def test_without_a_key_a_body_that_breaks_off_is_a_failed_job_of_which_nothing_r
 
 
 def test_a_body_that_does_not_go_on_is_given_up(conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("callboard.web.submitter.IDLE_SECONDS", 0.2)
     with served(app) as address:
         sender = Sender(address, {"actor": "work"})
+        assert wait_until(lambda: conn.execute("SELECT FROM callboard.jobs").rowcount == 1, 300)
+        monkeypatch.setattr("callboard.web.submitter.IDLE_SECONDS", 0.2)
+        sender.send(lines(1))
         assert sender.connection.recv(100).startswith(b"HTTP/1.1 408 ")
         sender.connection.close()
     assert [state for state, _ in left(conn)] == ["failed"]
@@ -536,10 +538,10 @@ def measured_app(database_url: str) -> Iterator[httpx.Client]:
     command = [sys.executable, "-m", "tests.support.measured_app", str(port)]
     with (
         subprocess.Popen(command, env=environment, cwd=ROOT) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client,
     ):
         try:
-            wait_until(lambda: answers(client), 300)
+            assert wait_until(lambda: answers(client), 300)
             client.post("/api/jobs", json={"actor": "work", "items": [1]}).raise_for_status()
             client.get("/measured").raise_for_status()
             yield client

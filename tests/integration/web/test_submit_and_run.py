@@ -23,7 +23,7 @@ def ask(environment: dict[str, str], worker: StartWorker) -> Iterator[Callable[.
     url = environment["DATABASE_URL"]
     worker("tests.support.pipeline_actors", "tests.support.stage_actors")
     app = create_app(url=url, open_to_everyone=True)
-    with served(app) as address, httpx.Client(base_url=f"{address}/api/v1", timeout=60) as client:
+    with served(app) as address, httpx.Client(base_url=f"{address}/api/v1", timeout=300) as client:
 
         def request(method: str, path: str, **options: Any) -> Any:
             return client.request(method, path, **options).raise_for_status().json()
@@ -34,7 +34,7 @@ def ask(environment: dict[str, str], worker: StartWorker) -> Iterator[Callable[.
 
 
 def ended(ask: Callable[..., Any], job: int) -> Any:
-    wait_until(lambda: ask("GET", f"/jobs/{job}")["state"] in JOB_FINAL, 300)
+    assert wait_until(lambda: ask("GET", f"/jobs/{job}")["state"] in JOB_FINAL, 300)
     return ask("GET", f"/jobs/{job}")
 
 
@@ -59,7 +59,7 @@ def test_what_is_submitted_over_http_runs(ask: Callable[..., Any]) -> None:
 
     for done in (1, 2, 3):
         ask("POST", f"/jobs/{opened}/items", json={"items": [{"number": done}]})
-        wait_until(all_done, 300)
+        assert wait_until(all_done, 300)
     ask("POST", f"/jobs/{opened}/seal")
     assert ended(ask, opened)["succeeded"] == 3
 

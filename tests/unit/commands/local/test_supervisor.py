@@ -82,7 +82,7 @@ def test_nothing_is_restarted_after_stop_restarting() -> None:
     service = Service()
     supervisor = Supervisor([service.managed()])
     supervisor.start()
-    assert wait_until(lambda: service.runs, 60)
+    assert wait_until(lambda: service.runs, 300)
     supervisor.stop_restarting()
     service.runs = False
     count = len(service.starts)

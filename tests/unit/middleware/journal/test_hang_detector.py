@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from callboard.middleware.journal.hang_detector import GONE, SAMPLE_SECONDS, STACK_CHARS, STACK_FRAMES, HangDetector
 from callboard.middleware.message.attempt import Attempt
+from tests.support.workers import wait_until
 
 START = 1_000.0
 
@@ -24,7 +26,7 @@ def deep(depth: int, stands: threading.Event, go: threading.Event) -> None:
         deep(depth - 1, stands, go)
     else:
         stands.set()
-        go.wait(60)
+        go.wait(300)
 
 
 @pytest.fixture
@@ -33,10 +35,10 @@ def stuck() -> Iterator[int]:
     stands, go = threading.Event(), threading.Event()
     thread = threading.Thread(target=deep, args=(50, stands, go))
     thread.start()
-    stands.wait(60)
+    stands.wait(300)
     yield thread.ident or 0
     go.set()
-    thread.join(60)
+    thread.join(300)
 
 
 def test_an_unknown_actor_hangs_after_the_least_time() -> None:
@@ -92,12 +94,19 @@ def test_an_attempt_without_a_row_in_running_is_not_sampled() -> None:
 
 
 def test_a_stack_starts_with_the_innermost_frame_and_is_cut(stuck: int) -> None:
-    (stack,) = HangDetector(60.0).look([attempt(thread=stuck)], START + 60)
+    found: list[Any] = []
+
+    def waits() -> bool:
+        """Whether the thread stands in `wait`, and no more on its way there."""
+        found[:] = HangDetector(60.0).look([attempt(thread=stuck)], START + 60)
+        return str(found[0].stack).partition("\n")[0].endswith(" in wait")
+
+    assert wait_until(waits, 300)
+    (stack,) = found
     frames = [line for line in stack.stack.splitlines() if not line.startswith("    ")]
     assert (stack.job, stack.item, stack.attempt) == (1, 2, 3)
     assert len(frames) == STACK_FRAMES
     assert len(stack.stack) <= STACK_CHARS
-    assert frames[0].endswith(" in wait")
     assert stack.place.startswith("journal/test_hang_detector.py:")
     assert stack.place.endswith(" in deep")
     assert frames[-1].endswith(" in deep")

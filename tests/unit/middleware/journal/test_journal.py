@@ -20,6 +20,7 @@ from tests.support.deliveries import make_attempt
 from tests.support.process_parts import RecordedAttempts, process_without_database
 from tests.support.workers import wait_until
 
+TIMEOUT = 300.0
 ITEM = NewItem(0, "work", "default", "m1", b"{}", None, 0)
 
 
@@ -82,7 +83,7 @@ class JournalWithoutDatabase:
 
     def done(self, *items: int) -> bool:
         """Wait until these items, and no others, are acknowledged; return whether they are."""
-        return wait_until(lambda: set(self.acknowledged) == set(items) and not self.journal.pending, 300)
+        return wait_until(lambda: set(self.acknowledged) == set(items) and not self.journal.pending, TIMEOUT)
 
     @property
     def acknowledged(self) -> list[int]:
@@ -131,7 +132,7 @@ def test_an_outcome_for_which_the_database_has_no_room_is_its_items_failure(
     rig.note(2, result="x" * 3 * 2**20)
     rig.note(3)
     assert rig.done(0, 1, 2, 3)
-    assert rig.journal.close(10)
+    assert rig.journal.close(TIMEOUT)
     assert {n: end.state for n, end in ends.items()} == {0: "succeeded", 1: "failed", 2: "succeeded", 3: "succeeded"}
     assert "too much for the database" in (ends[1].failure.message if ends[1].failure else "")
     assert "too much for the database" in (ends[2].unkept or "")
@@ -146,7 +147,7 @@ def test_a_small_outcome_waits_until_the_database_has_memory_again(monkeypatch: 
     rig.note(0)
     assert rig.done(0)
     assert failing.calls == 3
-    assert rig.journal.close(10)
+    assert rig.journal.close(TIMEOUT)
 
 
 @pytest.mark.parametrize("part", ["attempts", "acknowledge", "apply_controls"])
@@ -156,10 +157,10 @@ def test_an_unexpected_error_that_passes_loses_nothing(part: str, monkeypatch: p
     rig.journal.watch()
     rig.note(0)
     assert rig.done(0)
-    assert wait_until(lambda: failing.calls > MAX_ERRORS - 1, 300)
+    assert wait_until(lambda: failing.calls > MAX_ERRORS - 1, TIMEOUT)
     rig.note(1)
     assert rig.done(0, 1)
-    assert rig.journal.close(10)
+    assert rig.journal.close(TIMEOUT)
     assert rig.broken == []
 
 
@@ -168,14 +169,19 @@ def test_an_unexpected_error_that_stays_ends_the_thread_and_is_reported(
     part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig = JournalWithoutDatabase(monkeypatch, **{part: Failing(10**9)})
+    called = threading.Event()
+
+    def report(error: BaseException) -> None:
+        rig.journal.when_written(called.set)
+        rig.broken.append(error)
+
+    rig.journal.on_broken = report
     rig.journal.watch()
     rig.note(0)
-    assert wait_until(lambda: bool(rig.broken), 300)
+    assert wait_until(lambda: bool(rig.broken), TIMEOUT)
     assert isinstance(rig.broken[0], Unexpected)
     assert "the journal can't go on" in caplog.text
-    called = threading.Event()
-    rig.journal.when_written(called.set)
-    assert called.is_set()  # nobody waits for a thread that has ended
+    assert called.is_set(), "nobody waits for a thread that ends"
     if part in ("acknowledge", "apply_controls"):
         assert rig.acknowledged == []  # nothing is acknowledged that was not settled
         assert rig.journal.pending == 1
@@ -183,13 +189,13 @@ def test_an_unexpected_error_that_stays_ends_the_thread_and_is_reported(
 
 def test_a_listener_that_fails_does_not_stop_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, called = threading.Event(), threading.Event()
-    rig = JournalWithoutDatabase(monkeypatch, apply_controls=lambda _: gate.wait(300))
+    rig = JournalWithoutDatabase(monkeypatch, apply_controls=lambda _: gate.wait(TIMEOUT))
     rig.note(0)
-    assert wait_until(lambda: bool(rig.recorded), 300)
+    assert wait_until(lambda: bool(rig.recorded), TIMEOUT)
     rig.journal.when_written(called.set)
     rig.journal.when_written(Failing(1))
     gate.set()
-    assert called.wait(300)
+    assert called.wait(TIMEOUT)
     rig.note(1)
     assert rig.done(0, 1)
     assert rig.broken == []
@@ -207,8 +213,8 @@ def test_a_failing_hang_detector_does_not_stop_the_journal(part: str, monkeypatc
     for item in range(3):
         rig.note(item)
         assert rig.done(*range(item + 1))
-        assert wait_until(lambda: failing.calls > MAX_ERRORS or part == "learn", 300)
-    assert rig.journal.close(10)
+        assert wait_until(lambda: failing.calls > MAX_ERRORS or part == "learn", TIMEOUT)
+    assert rig.journal.close(TIMEOUT)
     assert rig.recorded == [0, 1, 2]
     assert rig.broken == []
     assert said
@@ -232,8 +238,8 @@ def test_only_the_last_progress_before_a_look_is_written(monkeypatch: pytest.Mon
     monkeypatch.setattr(running_rows, "SLOW_SECONDS", 3600.0)
     rig = JournalWithoutDatabase(monkeypatch, attempts=look)
     rig.journal.watch()
-    assert wait_until(lambda: len(looks) > 8, 300)
-    assert rig.journal.close(10)
+    assert wait_until(lambda: len(looks) > 8, TIMEOUT)
+    assert rig.journal.close(TIMEOUT)
     expected = [(1999.0, None), (2999.0, None), (3999.0, None)]
     assert [running.progress for running in rig.reported] == expected
 
@@ -250,8 +256,8 @@ def test_progress_that_could_not_be_written_is_written_at_the_next_look(monkeypa
 
     monkeypatch.setattr(outcomes, "report_running", report)
     rig.journal.watch()
-    assert wait_until(lambda: bool(rig.reported), 300)
-    assert rig.journal.close(10)
+    assert wait_until(lambda: bool(rig.reported), TIMEOUT)
+    assert rig.journal.close(TIMEOUT)
     assert [running.progress for running in rig.reported] == [(1.0, 2.0)]
 
 
@@ -266,8 +272,8 @@ def test_an_attempt_without_news_costs_no_write(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(running_rows, "LOOK_SECONDS", 0.01)
     rig = JournalWithoutDatabase(monkeypatch, attempts=look)
     rig.journal.watch()
-    assert wait_until(lambda: len(looks) > 5, 300)
-    assert rig.journal.close(10)
+    assert wait_until(lambda: len(looks) > 5, TIMEOUT)
+    assert rig.journal.close(TIMEOUT)
     assert rig.reported == []
 
 
@@ -295,7 +301,7 @@ def test_the_end_of_an_outage_is_logged(
     for item in range(3):
         rig.note(item)
         assert rig.done(*range(item + 1))
-    assert rig.journal.close(10)
+    assert rig.journal.close(TIMEOUT)
     assert len(caplog.messages) == 2
     assert str(error) in caplog.messages[0]
     assert end in caplog.messages[1]
@@ -313,8 +319,8 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
     rig = JournalWithoutDatabase(monkeypatch, attempts=look)
     monkeypatch.setattr(outcomes, "touch_jobs", lambda _, jobs: touched.extend(jobs))
     rig.journal.watch()
-    assert wait_until(lambda: len(looks) > 20, 300)
-    assert rig.journal.close(10)
+    assert wait_until(lambda: len(looks) > 20, TIMEOUT)
+    assert rig.journal.close(TIMEOUT)
     assert touched == list(range(1, len(looks) + 1))
     assert 0 < len(rig.journal.running_rows._started_jobs) <= 5
 
@@ -322,7 +328,7 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
 def test_a_sender_gets_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = JournalWithoutDatabase(monkeypatch, acknowledge=Failing(10**9))
     rig.note(0)
-    assert wait_until(lambda: bool(rig.broken), 300)
+    assert wait_until(lambda: bool(rig.broken), TIMEOUT)
     failing = JournalWithoutDatabase(monkeypatch, store=Failing(1))
-    assert isinstance(failing.journal.send(ITEM).exception(20), Unexpected)
-    assert failing.journal.close(10)
+    assert isinstance(failing.journal.send(ITEM).exception(TIMEOUT), Unexpected)
+    assert failing.journal.close(TIMEOUT)

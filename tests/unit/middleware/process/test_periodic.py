@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Iterator
 
 import psycopg
@@ -79,7 +78,6 @@ def test_an_error_does_not_end_the_thread(
     for _ in range(2):
         slow.wake()
         assert step.runs_again()
-        time.sleep(0.02)
     assert str(error) in caplog.text
     assert slow.run_step() == RETRY_SECONDS, "an outage is over before the next period"
 

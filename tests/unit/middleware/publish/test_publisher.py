@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from callboard.middleware.process import outage
 from callboard.middleware.publish import publisher as publisher_module
 from callboard.middleware.publish import relay
 from callboard.middleware.publish.backlog import QueueBacklog, QueueBacklogs
@@ -57,6 +58,7 @@ def transport(monkeypatch: pytest.MonkeyPatch) -> FlakyTransport:
     monkeypatch.setattr(publisher_module, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(publisher_module, "FULL_QUEUE_POLL_SECONDS", 0.001)
     monkeypatch.setattr(publisher_module._log_outage, "_logged_at", -math.inf)
+    monkeypatch.setattr(outage, "LOG_EVERY_SECONDS", TIMEOUT)
     monkeypatch.setattr(publishing_writes, "due_queues", lambda *_: [])
     monkeypatch.setattr(publishing_writes, "confirm_outbox", lambda *_: None)
     return FlakyTransport()
@@ -124,7 +126,6 @@ def test_an_outage_of_a_process_that_only_sends_ends_when_the_broker_takes_a_mes
 def test_a_round_that_does_not_end_is_the_trouble_of_its_process(
     transport: FlakyTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher_module, "STANDSTILL_SECONDS", 0.1)
     entered, let_go = threading.Event(), threading.Event()
 
     def stand(_batch: Sequence[Outgoing]) -> list[Answer]:
@@ -137,6 +138,7 @@ def test_a_round_that_does_not_end_is_the_trouble_of_its_process(
     assert not publisher.trouble
     publisher.add(OUT, time.monotonic())
     assert entered.wait(TIMEOUT)
+    monkeypatch.setattr(publisher_module, "STANDSTILL_SECONDS", 0.1)
     found = r"its publisher has stood still for \d+ s, at .*test_publisher.py:\d+ in stand"
     assert wait_until(lambda: bool(re.fullmatch(found, publisher.trouble or "")), TIMEOUT)
     let_go.set()
