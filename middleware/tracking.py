@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache, partial, wraps
+from functools import cached_property, lru_cache, partial, wraps
 from typing import Any
 
 import dramatiq
@@ -49,6 +49,17 @@ class Discard(SkipMessage):
     """Skips a message that must not run; its item stays as it is."""
 
 
+class ResultsKept(logging.LoggerAdapter[logging.Logger]):
+    """A logger without Dramatiq's warning that a return value is discarded. A filter gets a record of the log, which
+    takes as long to make as the rest of an item's hooks.
+    """
+
+    def warning(self, msg: object, *args: Any, **kwargs: Any) -> None:
+        """Log any other warning."""
+        if " returned a value that is not None" not in str(msg):
+            super().warning(msg, *args, stacklevel=2, **kwargs)
+
+
 class BadDeclaration(MiddlewareError, ValueError):
     """An actor is declared with a name that can't be recorded, or an option of Callboard that has no such value."""
 
@@ -66,6 +77,10 @@ class Tracking(Middleware):
         self._hooks = hooks
         self._side_thread = SideThread("rejected")
         self._shares_metrics = False
+
+    @cached_property
+    def _result_limit(self) -> int:
+        return settings.RESULT_LIMIT.get()
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
         """Raise BadDeclaration for a name that can't be recorded, or an option `results` that says nothing."""
@@ -111,8 +126,8 @@ class Tracking(Middleware):
 
     def before_ack(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """End the attempt if an interrupt in another hook kept `after_process_message` from it."""
-        error = sys.exc_info()[1]
-        self._end(broker, message, exception=RuntimeError("a hook broke off") if error is None else error)
+        if message.delivery.attempt is not None:
+            self._end(broker, message, exception=sys.exc_info()[1] or RuntimeError("a hook broke off"))
 
     def requeue_without_actor(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         """Dramatiq nacks a message whose actor is missing before any other hook runs. Requeue it for a worker that has
@@ -170,6 +185,7 @@ class Tracking(Middleware):
             retry=retry, postponed=postpone is not None, number=attempt.number,
             has_retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
             strict=attempt.returned and broker.get_actor(message.actor_name).options.get("results") == "strict",
+            result_limit=self._result_limit,
         )  # fmt: skip
         message.failed = self.runtime.in_flight.finish(attempt, outcome)
         message.delivery.attempt = None
@@ -208,6 +224,10 @@ class Tracking(Middleware):
         """Log an outage of the broker now and then, not for each queue every three seconds."""
         if _throttle not in thread.logger.filters:
             thread.logger.addFilter(_throttle)
+
+    def after_worker_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
+        """Have the thread not say that a return value is discarded: it becomes the item's result."""
+        thread.logger = ResultsKept(thread.logger)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """From now on no thread waits for a database that is away."""
@@ -257,7 +277,6 @@ def track(broker: dramatiq.Broker, tracking: Tracking) -> None:
         tracking.before_declare_actor(broker, actor)
     broker.actor_options |= Tracking.actor_options
     logger = logging.getLogger("dramatiq.worker.WorkerThread")
-    logger.addFilter(_keeps_result)
     logger.addFilter(make_formattable)
     broker.logger.addFilter(make_formattable)
 
@@ -307,11 +326,6 @@ def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:
 def tracking_of(broker: dramatiq.Broker) -> Tracking | None:
     """Return the broker's Tracking, or None."""
     return next((m for m in broker.middleware if isinstance(m, Tracking)), None)
-
-
-def _keeps_result(record: logging.LogRecord) -> bool:
-    """Filter Dramatiq's warning that a return value is discarded: it becomes the item's result."""
-    return " returned a value that is not None" not in str(record.msg)
 
 
 def make_formattable(record: logging.LogRecord) -> bool:

@@ -54,7 +54,7 @@ SUCCEEDED = Outcome("succeeded")
 def decide(
     *, returned: bool = False, result: Any = None, skip: str | None = None, exception: BaseException | None = None,
     failed: bool = False, retry: Retry | None = None, has_retries: bool = True, strict: bool = False,
-    postponed: bool = False, number: int = 1,
+    postponed: bool = False, number: int = 1, result_limit: int = int(settings.RESULT_LIMIT.default),
 ) -> Outcome:  # fmt: skip
     """Decide what an attempt's end means. The first that holds: returned → succeeded, skipped → skipped (or failed),
     failed → failed, else retrying.
@@ -63,10 +63,10 @@ def decide(
     Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: the broker has the Retries
     middleware, so an exception with neither `failed` nor `retry` means that a retry was lost. `strict`: an item whose
     result can't be kept fails. `postponed`: by a SkipMessage that says so, until the time of `retry`. `number`: of the
-    attempt, from 1.
+    attempt, from 1. `result_limit`: the most bytes of the result as JSON.
     """
     if returned:
-        return SUCCEEDED if result is None else _with_result(result, strict=strict)
+        return SUCCEEDED if result is None else _with_result(result, result_limit, strict=strict)
     if skip is not None:
         if failed:
             return Outcome("failed", Failure("timed_out", "SkipMessage", clean(skip)))
@@ -80,9 +80,9 @@ def decide(
     return Outcome("retrying", failure, retry or Retry(LOST_RETRY_SECONDS))
 
 
-def _with_result(result: Any, *, strict: bool) -> Outcome:
+def _with_result(result: Any, limit: int, *, strict: bool) -> Outcome:
     try:
-        return Outcome("succeeded", result=encode_result(result))
+        return Outcome("succeeded", result=encode_result(result, limit))
     except BaseException as error:  # noqa: BLE001 — the actor's own object may raise anything
         failure = describe(error)
     why = failure.message or failure.error_type
@@ -91,8 +91,9 @@ def _with_result(result: Any, *, strict: bool) -> Outcome:
     return Outcome("succeeded", unkept=why)
 
 
-def encode_result(result: Any) -> str:
-    """Return a return value as JSON text; raises TypeError or ValueError if it has no JSON form, or is over the limit.
+def encode_result(result: Any, limit: int) -> str:
+    """Return a return value as JSON text; raises TypeError or ValueError if it has no JSON form, or more than `limit`
+    bytes.
 
     msgspec is fast, and knows times and dataclasses; Python's own tool knows subclasses of text and numbers, the keys
     True and None, and half a surrogate pair, and refuses NaN, which msgspec writes as null.
@@ -104,7 +105,7 @@ def encode_result(result: Any) -> str:
     else:
         if "null" in text:
             text = _dumps(msgspec.to_builtins(result))
-    size, limit = len(text.encode()), settings.RESULT_LIMIT.get()
+    size = len(text.encode())
     if size > limit:
         raise ResultNotKept(f"{size:,} bytes as JSON, and {limit:,} are allowed (CALLBOARD_RESULT_LIMIT)")
     return text

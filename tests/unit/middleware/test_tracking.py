@@ -1,12 +1,20 @@
-"""What Dramatiq logs of an attempt never ends its thread."""
+"""What Dramatiq logs of an attempt never ends its thread, and does not say that its result is discarded."""
 
 import io
 import logging
 from collections.abc import Callable
+from queue import PriorityQueue
+from typing import Any
+from unittest.mock import Mock
 
+import dramatiq
 import pytest
+from dramatiq.broker import MessageProxy
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import SkipMessage
+from dramatiq.worker import WorkerThread
 
-from callboard.middleware.tracking import make_formattable
+from callboard.middleware.tracking import Tracking, make_formattable
 
 
 class WithoutCause(ValueError):
@@ -43,3 +51,34 @@ def test_an_exception_that_can_not_be_formatted_is_logged(make: Callable[[], Bas
         logger.exception("the attempt failed")
     assert "raise make()" in written.getvalue()
     assert text in written.getvalue()
+
+
+def test_an_item_with_a_result_makes_no_record_of_the_log() -> None:
+    """It would take as long as the rest of an item's hooks."""
+    broker = StubBroker(middleware=[])
+
+    @dramatiq.actor(broker=broker)
+    def ends(how: str) -> str:
+        if how == "skip":
+            raise SkipMessage
+        return how
+
+    queue: PriorityQueue[Any] = PriorityQueue()
+    thread = WorkerThread(broker=broker, consumers={"default": Mock()}, work_queue=queue, worker_timeout=1)
+    records: list[logging.LogRecord] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
+    logger = logging.getLogger("dramatiq.worker.WorkerThread")
+    logger.addFilter(note)
+    try:
+        Tracking(Mock(), Mock()).after_worker_thread_boot(broker, thread)
+        for how in ("a result", "skip"):
+            queue.put(1)
+            thread.process_message(MessageProxy(ends.message(how)))
+    finally:
+        logger.removeFilter(note)
+    assert [record.getMessage() for record in records] == ["Message ends('skip') was skipped."]
+    assert records[0].funcName == "process_message"

@@ -240,10 +240,10 @@ def test_a_strict_actor_fails_by_a_result_that_cannot_be_kept(result: Any, why: 
     assert why in found.failure.message
 
 
-def test_the_limit_of_results_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CALLBOARD_RESULT_LIMIT", "10")
-    assert decide(returned=True, result="12345678").state == "succeeded"
-    assert "11 bytes as JSON, and 10 are allowed" in (decide(returned=True, result="123456789").unkept or "")
+def test_the_limit_of_results_can_be_set() -> None:
+    assert decide(returned=True, result="12345678", result_limit=10).result == '"12345678"'
+    found = decide(returned=True, result="123456789", result_limit=10)
+    assert "11 bytes as JSON, and 10 are allowed" in (found.unkept or "")
 
 
 @given(TEXTS)
