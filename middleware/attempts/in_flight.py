@@ -252,6 +252,8 @@ class InFlight:
 
     def _is_stale(self, attempt: Attempt) -> bool:
         """Return whether every connection that brought it is gone: RabbitMQ delivers it again, and that copy claims."""
+        if not attempt.deliveries[0].stale:  # as always but after a lost connection: without a lock
+            return False
         with self._lock:
             stale = all(delivery.stale for delivery in attempt.deliveries)
             if stale:

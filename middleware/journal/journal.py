@@ -177,8 +177,7 @@ class Journal:
         """Take an attempt that ended. Does not block, raises nothing."""
         with self._wake:
             self._entries.append(entry)
-            waiting = self.pending
-            if len(self._entries) == 1 or not self.attempts.expects_more(waiting):
+            if len(self._entries) == 1 or not self.attempts.expects_more(self._pending()):
                 self._start()
 
     def send(self, item: NewItem, *, child: bool = False) -> Future[Outgoing]:
@@ -219,7 +218,11 @@ class Journal:
     def pending(self) -> int:
         """How many events are not committed."""
         with self._wake:
-            return len(self._entries) + sum(len(job.entries) for job in self._locked.values())
+            return self._pending()
+
+    def _pending(self) -> int:
+        waiting = len(self._entries)
+        return waiting + sum(len(job.entries) for job in self._locked.values()) if self._locked else waiting
 
     def _alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()

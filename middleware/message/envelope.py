@@ -106,16 +106,17 @@ def parts(carrier: Message[Any] | MessageProxy) -> list[Message[Any]]:
     run = carrier.options.get(stamp.CHUNK)
     if run is None:
         return [carrier]  # type: ignore[list-item]
-    if (mark := stamp.read(carrier.options)) and run:
+    if stamp.read(carrier.options) and run:
         with suppress(TypeError, KeyError):
-            return [_checked(_single(carrier, mark._replace(item=part["item"]), part)) for part in run]
+            return [_checked(_single(carrier, part)) for part in run]
     raise DecodeError("the items that it carries are malformed", run, None)
 
 
-def _single(carrier: Message[Any] | MessageProxy, mark: stamp.Stamp, part: dict[str, Any]) -> Message[Any]:
+def _single(carrier: Message[Any] | MessageProxy, part: dict[str, Any]) -> Message[Any]:
+    own = {**carrier.options[stamp.OPTION], "item": part["item"]}
     return Message(
-        carrier.queue_name, carrier.actor_name, tuple(part["args"]), part["kwargs"], {stamp.OPTION: mark.option()},
-        f"{mark.job}-{mark.item}", carrier.message_timestamp,
+        carrier.queue_name, carrier.actor_name, tuple(part["args"]), part["kwargs"], {stamp.OPTION: own},
+        f"{own['job']}-{own['item']}", carrier.message_timestamp,
     )  # fmt: skip
 
 
