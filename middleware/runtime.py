@@ -218,7 +218,7 @@ class Runtime:
     def _begin_due(self, due: DueWork | None) -> None:
         """Wake the parts that have something to do; None: the database does not answer."""
         if self._sweep is not None:
-            self._sweep.note_database(answers=due is not None, unswept=due is not None and due.sweep)
+            self._sweep.note_database(None if due is None else due.clock, unswept=due is not None and due.sweep)
         if self._callbacks is not None and due is not None and due.callbacks:
             self._callbacks.wake()
         if due is not None and due.publish_in is not None:

@@ -176,6 +176,17 @@ class DueWork:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """The lease of the process that sweeps: whether there is `anything` to sweep, and the time of the database in
+    seconds. `set_back`: by so many seconds, at least, its clock was set back since the lease was last taken.
+    """
+
+    anything: bool
+    clock: float
+    set_back: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobControl:
     """What workers that hold items of a job must know of it."""
 

@@ -23,13 +23,19 @@ from callboard.middleware.sweep.retention import Retention
 from callboard.sql import timings
 from callboard.sql.errors import MISCONFIGURED, TRANSIENT
 from callboard.sql.pool import Conn
-from callboard.sql.rows import ALL_JOBS, JobPage
+from callboard.sql.rows import ALL_JOBS, JobPage, Lease
 from callboard.sql.writes import claims, jobs, stages, submission, sweep, workers
 
 log = logging.getLogger("callboard.sweep")
 _log_error = OutageLog(log, "a step of the sweep failed, and is tried again: %s")
 
 Step = Callable[[Conn], object]
+#: Seconds by which the clock of the database may leap: heartbeats are that much younger than what is dead.
+LEAP_SECONDS = timings.DEAD_AFTER_SECONDS / 2
+#: Seconds within which all that live have beaten, and renewed the leases of their submissions.
+RENEWED_SECONDS = timings.SUBMISSION_LEASE_SECONDS / 3 + 5.0
+#: Seconds by which its clock may be set back without any consequence.
+SET_BACK_SECONDS = 1.0
 #: Seconds between two rounds.
 PERIOD_SECONDS = 2.0
 #: Seconds for which the lease of the elected process holds after a round.
@@ -52,6 +58,7 @@ class Sweep:
     transport: Callable[[], Transport]
     _holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}:{time.monotonic_ns()}")
     _looked: float = 0.0  # when the database was last asked for the lease
+    _clock: float = 0.0  # what its clock said then, in seconds; 0: it did not answer
     _steady_since: float = 0.0  # since when the database has answered every time; 0: it did not answer
     _sampled: float = 0.0
     _page_end: int = 0  # the last of the open jobs that were looked at
@@ -69,12 +76,14 @@ class Sweep:
         self._periodic.start()
         self._periodic.wake()
 
-    def note_database(self, *, answers: bool, unswept: bool) -> None:
-        """Note whether the database has just answered this process. Sweep now if no process does (`unswept`)."""
-        if answers:
-            self._observe_time()
+    def note_database(self, clock: float | None, *, unswept: bool) -> None:
+        """Note what the clock of the database says, in seconds; None: it does not answer. Sweep now if no process does
+        (`unswept`).
+        """
+        if clock is not None:
+            self._observe_time(clock)
         else:
-            self._steady_since, self._looked = 0.0, time.monotonic()
+            self._steady_since, self._looked, self._clock = 0.0, time.monotonic(), 0.0
         if unswept:
             self._periodic.wake()
 
@@ -90,35 +99,43 @@ class Sweep:
         try:
             return self.process.write(self._sweep_if_elected)
         except TRANSIENT:
-            self.note_database(answers=False, unswept=False)
+            self.note_database(None, unswept=False)
             log.debug("no sweep: the database does not answer", exc_info=True)
             return PERIOD_SECONDS
 
     def _sweep_if_elected(self, conn: Conn) -> float:
-        self._observe_time()
-        if not self._elected(conn):
+        lease = self._elected(conn)
+        if lease is None:
+            return UNASKED_SECONDS
+        self._observe_time(lease.clock)
+        if lease.set_back > SET_BACK_SECONDS:
+            log.warning("the clock of the database was set back by %.0f s; what waits is due as before", lease.set_back)
+            _run(conn, [partial(sweep.follow_clock_set_back, seconds=lease.set_back)])
+        if not lease.anything:
             return UNASKED_SECONDS
         self.round(conn)
         return PERIOD_SECONDS
 
-    def _observe_time(self) -> None:
+    def _observe_time(self, clock: float) -> None:
         """Note since when the database answers. After a freeze of this process that is unknown, so it begins anew. At
         the start it is unknown too, but half of the time is enough: a worker that this one replaces has been dead for
-        as long as this one took to start.
+        as long as this one took to start. When its clock has leapt forward, heartbeats and leases that hold seem old.
         """
         now = time.monotonic()
+        leapt = self._clock and clock - self._clock - (now - self._looked) > LEAP_SECONDS
         if not self._looked:
             self._steady_since = now - timings.DEAD_AFTER_SECONDS / 2
         elif not self._steady_since or now - self._looked > timings.DEAD_AFTER_SECONDS:
             self._steady_since = now
-        self._looked = now
+        if leapt:
+            self._steady_since = now + RENEWED_SECONDS - timings.DEAD_AFTER_SECONDS
+        self._looked, self._clock = now, clock
 
-    def _elected(self, conn: Conn) -> bool:
+    def _elected(self, conn: Conn) -> Lease | None:
         renewed = sweep.renew_lease(conn, self._holder, LEASE_SECONDS, REST_SECONDS)
-        if renewed:
-            return True
-        self._search.forget()
-        return renewed is None and sweep.acquire_lease(conn, self._holder, LEASE_SECONDS)
+        if renewed is None or not renewed.anything:
+            self._search.forget()
+        return renewed or sweep.acquire_lease(conn, self._holder, LEASE_SECONDS, REST_SECONDS)
 
     def round(self, conn: Conn) -> None:
         """Run the steps that are due. Raises psycopg.Error if the connection is lost or must not be used again."""

@@ -1,13 +1,13 @@
 -- name: renew_lease
 -- Stay the one that sweeps. Guard: the lease is this one's and has not lapsed. With nothing to sweep it is given up: then
 -- anybody sweeps after a `rest`, or as soon as there is something. Caller: the sweep.
--- Rows: one, (whether it goes on); none: the lease lapsed, and somebody else may have swept since.
+-- Rows: one, Lease; none: the lease lapsed, and somebody else may have swept since.
 UPDATE callboard.leases AS l
 SET holder = CASE WHEN t.anything THEN l.holder ELSE '' END,
     until = now() + make_interval(secs => CASE WHEN t.anything THEN %(lease)s::float8 ELSE %(rest)s END)
-FROM (SELECT ({anything_to_sweep}) AS anything) AS t
+FROM (SELECT ({anything_to_sweep}) AS anything, until FROM callboard.leases WHERE name = 'sweep') AS t
 WHERE l.name = 'sweep' AND l.holder = %(holder)s AND l.until >= now()
-RETURNING t.anything
+RETURNING t.anything, {clock}, extract(epoch FROM t.until - now())::float8 - %(lease)s
 
 -- part: anything_to_sweep
 -- Whether more is to be swept than what can wait for some seconds.
@@ -21,18 +21,84 @@ OR EXISTS (SELECT FROM callboard.jobs
              AND (standing_on IS NULL OR sealed OR standing_on < (now() AT TIME ZONE 'UTC')::date
                   OR succeeded + failed + skipped + cancelled < total))
 
+-- part: clock
+-- The time of the database, in seconds.
+extract(epoch FROM clock_timestamp())::float8
+
+-- part: lease_holds
+-- Whether a lease holds. One that ends later than any does was made before the clock was set back.
+until BETWEEN now() AND now() + interval '1 minute'
+
 -- name: acquire_lease
 -- Become the one that sweeps. Guard: nobody holds the lease, or it lapsed.
--- Caller: the sweep. Rows: one; none: somebody else sweeps.
+-- Caller: the sweep. Rows: one, Lease; none: somebody else sweeps.
 INSERT INTO callboard.leases AS l (name, holder, until)
 VALUES ('sweep', %(holder)s, now() + make_interval(secs => %(lease)s))
 ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
-WHERE l.until < now() OR l.holder = ''
-RETURNING name
+WHERE NOT (l.{lease_holds}) OR l.holder = ''
+RETURNING true, {clock},
+          coalesce((SELECT extract(epoch FROM until - now())::float8 - CASE WHEN holder = '' THEN %(rest)s ELSE %(lease)s END
+                    FROM callboard.leases WHERE name = 'sweep'), 0)
 
 -- name: release_lease
 -- Somebody else may sweep. Caller: the sweep, when it stops.
 DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %s
+
+-- name: void_late_beats
+-- The clock of the database was set back: a worker that has died would seem to live until the clock is there again.
+-- Caller: follow_clock_set_back.
+UPDATE callboard.workers SET beat_at = now() WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now()
+
+-- name: shorten_claims_of_jobs
+-- The clock was set back: what holds for seconds holds no longer than that. Caller: follow_clock_set_back.
+-- Lock order: jobs by id.
+WITH ahead AS (
+    SELECT id FROM callboard.jobs
+    WHERE finished_at IS NULL AND greatest(publish_until, submitting_until, control_at, rate_ready) > now()
+    ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE callboard.jobs AS j
+SET publish_until = least(publish_until, now() + make_interval(secs => %(publish)s)),
+    submitting_until = least(submitting_until, now() + make_interval(secs => %(submission)s)),
+    control_at = least(control_at, clock_timestamp()), rate_ready = least(rate_ready, now())
+FROM ahead AS a WHERE j.id = a.id
+
+-- name: shorten_pauses_of_turns
+-- The clock was set back: each turn is looked at now, and sets its times anew. Caller: follow_clock_set_back.
+-- Lock order: turns by job.
+WITH ahead AS (
+    SELECT job_id, queue FROM callboard.turns
+    WHERE NOT over AND (served_at > now() OR bulk_at > now() AND bulk_at < 'infinity' OR due_at > now() AND due_at < 'infinity')
+    ORDER BY job_id, queue FOR NO KEY UPDATE
+)
+UPDATE callboard.turns AS t
+SET served_at = least(served_at, now()), seq = seq + 1,
+    bulk_at = CASE WHEN bulk_at < 'infinity' THEN least(bulk_at, now()) ELSE bulk_at END,
+    due_at = CASE WHEN due_at < 'infinity' THEN least(due_at, now()) ELSE due_at END
+FROM ahead AS a WHERE t.job_id = a.job_id AND t.queue = a.queue
+
+-- name: shorten_delays
+-- The clock was set back by so many seconds: what waits is due when it would have been. Caller: follow_clock_set_back.
+-- Lock order: rows of the outbox without waiting for any: a publisher or a worker has those.
+WITH ahead AS (
+    SELECT id FROM callboard.outbox
+    WHERE due_at > now() AND due_at < timestamptz '9999-01-01Z' OR claimed_until > now() FOR UPDATE SKIP LOCKED
+)
+UPDATE callboard.outbox AS o
+SET due_at = CASE WHEN due_at < timestamptz '9999-01-01Z' THEN due_at - make_interval(secs => %(seconds)s) ELSE due_at END,
+    claimed_until = least(claimed_until, now() + make_interval(secs => %(publish)s))
+FROM ahead AS a WHERE o.id = a.id
+
+-- name: shorten_delays_of_callbacks
+-- The clock was set back by so many seconds, likewise. Caller: follow_clock_set_back.
+-- Lock order: callbacks without waiting for any.
+WITH ahead AS (
+    SELECT id FROM callboard.callbacks
+    WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) > now() FOR UPDATE SKIP LOCKED
+)
+UPDATE callboard.callbacks AS c
+SET due_at = due_at - make_interval(secs => %(seconds)s), claimed_until = claimed_until - make_interval(secs => %(seconds)s)
+FROM ahead AS a WHERE c.id = a.id
 
 -- name: standing_jobs_to_seal
 -- Standing jobs whose day (UTC) is over. Caller: the sweep. Rows: (id).

@@ -41,7 +41,7 @@ WITH beaten AS (
     SELECT id FROM callboard.live_workers(%(limit)s)
 )
 SELECT (SELECT count(*)::int FROM living), (SELECT count(*)::int FROM living WHERE id < %(worker)s),
-       extract(epoch FROM clock_timestamp())::float8,
+       {clock},
        extract(epoch FROM least((
            SELECT greatest(least(bulk_at, due_at), not_before) FROM callboard.turns
            WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() + make_interval(secs => %(soon)s)
@@ -58,7 +58,7 @@ SELECT (SELECT count(*)::int FROM living), (SELECT count(*)::int FROM living WHE
        coalesce(greatest((SELECT max(control_at) FROM callboard.jobs), (SELECT max(deleted_at) FROM callboard.deleted_jobs))
                 > now() - make_interval(secs => %(within)s), false),
        NOT EXISTS (SELECT FROM callboard.leases
-                   WHERE name = 'sweep' AND until >= now() AND (holder <> '' OR NOT ({anything_to_sweep})))
+                   WHERE name = 'sweep' AND {lease_holds} AND (holder <> '' OR NOT ({anything_to_sweep})))
 
 -- name: report_means
 -- How long the attempts of these actors took in a worker. What is longer than what is known holds at once; else the geometric

@@ -4,27 +4,42 @@ from collections.abc import Sequence
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import ALL_JOBS, JobPage, OpenJob, PublishMark
+from callboard.sql.rows import ALL_JOBS, JobPage, Lease, OpenJob, PublishMark
 from callboard.sql.statements import required, statement
 
 
-def renew_lease(conn: Conn, holder: str, lease: float, rest: float) -> bool | None:
-    """Hold the lease for `lease` seconds more. Return None when it lapsed, and False when there is nothing to sweep:
-    then any process may take it as soon as there is, or after `rest` seconds.
+def renew_lease(conn: Conn, holder: str, lease: float, rest: float) -> Lease | None:
+    """Hold the lease for `lease` seconds more. Return None when it lapsed. With nothing to sweep it is given up: then
+    any process may take it as soon as there is, or after `rest` seconds.
     """
     parameters = {"holder": holder, "lease": lease, "rest": rest, **timings.death()}
     row = conn.execute(statement("renew_lease"), parameters).fetchone()
-    return None if row is None else bool(row[0])
+    return None if row is None else Lease(*row)
 
 
-def acquire_lease(conn: Conn, holder: str, lease: float) -> bool:
-    """Take the lease for `lease` seconds; return False when another process has it."""
-    return conn.execute(statement("acquire_lease"), {"holder": holder, "lease": lease}).fetchone() is not None
+def acquire_lease(conn: Conn, holder: str, lease: float, rest: float) -> Lease | None:
+    """Take the lease for `lease` seconds; return None when another process has it."""
+    row = conn.execute(statement("acquire_lease"), {"holder": holder, "lease": lease, "rest": rest}).fetchone()
+    return None if row is None else Lease(*row)
 
 
 def release_lease(conn: Conn, holder: str) -> None:
     """Release the lease."""
     conn.execute(statement("release_lease"), (holder,))
+
+
+def follow_clock_set_back(conn: Conn, seconds: float) -> None:
+    """The clock of the database was set back by so many seconds: let nothing wait for longer because of it."""
+    parameters = {
+        "seconds": seconds,
+        "publish": timings.PUBLISH_LEASE_SECONDS,
+        "submission": timings.SUBMISSION_LEASE_SECONDS,
+    }
+    conn.execute(statement("void_late_beats"))
+    conn.execute(statement("shorten_claims_of_jobs"), parameters)
+    conn.execute(statement("shorten_pauses_of_turns"))
+    conn.execute(statement("shorten_delays"), parameters)
+    conn.execute(statement("shorten_delays_of_callbacks"), parameters)
 
 
 def standing_jobs_to_seal(conn: Conn) -> list[int]:

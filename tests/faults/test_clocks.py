@@ -1,9 +1,13 @@
-"""The clocks of workers are an hour off, forwards and backwards: only the clock of the database counts."""
+"""The clocks of workers are an hour off, forwards and backwards: only the clock of the database counts. And that is set
+back.
+"""
 
 import json
 from typing import Any
 
-from tests.faults.rig.scenario import ACTORS, Scenario
+from callboard.sql.pool import connect, transaction
+from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario, mixed
+from tests.support.workers import wait_until
 
 HOUR = 3600.0
 #: Seconds from one attempt to the next, and from an item's end to its child's start.
@@ -94,3 +98,34 @@ def test_a_clock_an_hour_off_changes_nothing(scenario: Scenario) -> None:
     )
     assert {hours for (hours,) in sent} == {1, -1}
     print(f"{len(seen)} looks; again after {max(again):.1f} s at the latest, a child after {max(after):.1f} s")
+
+
+#: All that the database has stored is an hour later than it was: what one sees whose clock is set back by that.
+LATER = "UPDATE callboard.{table} SET {column} = {column} + interval '1 h' WHERE {column} < timestamptz '9000-01-01Z'"
+
+
+def test_the_clock_of_the_database_is_set_back(scenario: Scenario) -> None:
+    """By an hour, while items wait to be published, for a rate, for their next attempts, and a callback for its end."""
+    scenario.start_worker(threads=4)
+    stopped = scenario.submit("leaves", [{"number": 0}])
+    scenario.wait_for(stopped, lambda status: status["running"] == 1)
+    told = scenario.submit("work", [{"number": 0}], on_complete="told")
+    called = "SELECT count(*) FROM callboard.callbacks WHERE delivered_at IS NOT NULL"
+    assert wait_until(lambda: scenario.sql(called) == [(1,)], TIMEOUT)
+    jobs = {scenario.submit("work", mixed(200, 0.05)): 200, scenario.submit("work", mixed(60), rate="20/s"): 60}
+    for job in jobs:
+        scenario.wait_for(job, lambda status: status["succeeded"] > 5)
+    with connect(scenario.database_url) as conn, transaction(conn):
+        conn.execute("SET LOCAL session_replication_role = replica")
+        for table, column in conn.execute(TIMES).fetchall():
+            conn.execute(LATER.format(table=table, column=column).encode())
+        conn.execute("UPDATE callboard.callbacks SET delivered_at = NULL")
+    stopped.cancel()
+    for job, total in jobs.items():
+        scenario.assert_mixed_completed(job, total, timeout=SOON)
+    scenario.wait_for(stopped, lambda status: status["finished_at"] is not None, SOON)
+    assert wait_until(lambda: scenario.sql(called) == [(1,)], SOON)
+    assert scenario.status(told)["state"] == "completed"
+    ((late,),) = scenario.sql("SELECT count(*) FROM callboard.workers WHERE beat_at > now()")
+    assert late == 0
+    assert "the clock of the database was set back by" in scenario.log()

@@ -106,17 +106,18 @@ def test_the_sweep_rests_until_there_is_something_to_sweep(conn: Conn, database_
     worker = make_worker(conn)
 
     def sweeps(holder: str) -> bool | None:
-        return sweep.renew_lease(conn, holder, 60, 60)
+        renewed = sweep.renew_lease(conn, holder, 60, 60)
+        return None if renewed is None else renewed.anything
 
     assert workers.beat(conn, worker, None).sweep
-    assert sweep.acquire_lease(conn, "one", 60)
+    assert sweep.acquire_lease(conn, "one", 60, 60)
     assert not workers.beat(conn, worker, None).sweep, "one sweeps"
     assert sweeps("one") is False
     assert not workers.beat(conn, worker, None).sweep, "it rests"
     job = make_job(conn, 1)
     with connect(database_url) as other:
         assert workers.beat(other, worker, None).sweep
-    assert sweep.acquire_lease(conn, "two", 60)
+    assert sweep.acquire_lease(conn, "two", 60, 60)
     assert (sweeps("one"), sweeps("two")) == (None, True)
     assert not workers.beat(conn, worker, None).sweep, "two sweeps"
     conn.execute("UPDATE callboard.leases SET until = now() - interval '1 s'")

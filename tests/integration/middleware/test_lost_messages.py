@@ -36,7 +36,7 @@ class Queue(StubTransport):
 @pytest.fixture
 def conn(database_url: str) -> Iterator[Conn]:
     with connect(database_url) as connection:
-        assert sweep.acquire_lease(connection, LEADER, 600)
+        assert sweep.acquire_lease(connection, LEADER, 600, 600)
         yield connection
 
 
@@ -198,7 +198,7 @@ def test_a_process_without_the_lease_sends_nothing(conn: Conn, search: LostMessa
     conn.execute("UPDATE callboard.leases SET until = now() - interval '1 s'")
     look(conn, search, times=4)
     assert sent_again(conn, job) == []
-    assert sweep.acquire_lease(conn, "another", 600)
+    assert sweep.acquire_lease(conn, "another", 600, 600)
     look(conn, search, times=4)
     assert sent_again(conn, job) == []
     assert not sweep.renew_lease(conn, LEADER, 600, 600)

@@ -12,7 +12,7 @@ from callboard.middleware.process import outage
 from callboard.middleware.sweep import sweep as sweeping
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql import timings
-from callboard.sql.rows import ALL_JOBS, JobPage
+from callboard.sql.rows import ALL_JOBS, JobPage, Lease
 from callboard.sql.writes import sweep as sweep_writes
 from callboard.sql.writes import workers
 
@@ -109,11 +109,11 @@ class Database:
     """A database by the test's clock, which answers while `there` is true."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.there = 1_000.0, True
+        self.now, self.there, self.clock = 1_000.0, True, 5_000.0
         self.rescued: list[float] = []
         clock = SimpleNamespace(monotonic=lambda: self.now, monotonic_ns=lambda: 0)
         monkeypatch.setattr("callboard.middleware.sweep.sweep.time", clock)
-        monkeypatch.setattr(Sweep, "_elected", lambda *_: True)
+        monkeypatch.setattr(Sweep, "_elected", lambda *_: Lease(anything=True, clock=self.clock, set_back=0.0))
         monkeypatch.setattr(Sweep, "round", self._round)
         self.sweep = Sweep(cast("Any", self), cast("Any", None))
 
@@ -131,6 +131,7 @@ class Database:
         for _ in range(round(seconds)):
             self.sweep._step()
             self.now += 1
+            self.clock += 1
 
 
 def test_a_process_that_starts_gives_workers_some_time_to_beat(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +164,22 @@ def test_after_a_freeze_no_worker_is_rescued_before_it_had_time_to_beat(monkeypa
     database.rescued.clear()
     database.pass_time(20)
     assert database.rescued[0] == again + timings.DEAD_AFTER_SECONDS
+
+
+@pytest.mark.parametrize("leap", [-3_600.0, 12.0, 3_600.0])
+def test_after_a_leap_of_its_clock_no_worker_is_rescued_before_it_had_time_to_beat(
+    leap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set forward, every heartbeat and every lease of a submission is old at once. Set back, none is."""
+    database = Database(monkeypatch)
+    database.pass_time(30)
+    database.clock += leap
+    database.now += 2
+    leapt = database.now
+    database.rescued.clear()
+    database.pass_time(30)
+    wait = timings.SUBMISSION_LEASE_SECONDS / 3 if leap > 0 else 0
+    assert leapt + wait <= database.rescued[0] <= leapt + wait + 6
 
 
 def test_an_outage_ends_the_round() -> None:
