@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from operator import itemgetter
@@ -67,12 +67,14 @@ class Suspects:
     _jobs: dict[int, dict[Key, str]] = field(default_factory=lambda: defaultdict(dict))
     _of_queues: Counter[str] = field(default_factory=Counter)
 
-    def add(self, key: Key, queue: str, search: int) -> None:
-        """Suspect an item, unless it is a suspect, or its queue has as many as it may have."""
-        if key not in self._jobs[key[0]] and self._of_queues[queue] < QUEUE_SUSPECTS:
-            self.queued[queue][key] = search
-            self._jobs[key[0]][key] = queue
-            self._of_queues[queue] += 1
+    def add(self, found: Iterable[tuple[int, int, int, str]], search: int) -> None:
+        """Suspect items, (job, item, attempt, queue), but none twice, and of a queue only as many as it may have."""
+        for job, item, attempt, queue in found:
+            key = job, item, attempt
+            if key not in self._jobs[job] and self._of_queues[queue] < QUEUE_SUSPECTS:
+                self.queued[queue][key] = search
+                self._jobs[job][key] = queue
+                self._of_queues[queue] += 1
 
     def pass_queue(self, queue: str, search: int) -> None:
         """The queue contains none that this search found, or an earlier one."""
@@ -154,16 +156,16 @@ class LostMessageSearch:
         """Look for items that no worker holds, `SEARCH_ITEMS` at most; the next search goes on where this one ends."""
         left, ranges = SEARCH_ITEMS, list[tuple[int, int, int]]()
         for out in open_jobs:
-            found = list(self._ranges(out))
-            ranges += [(out.job, low, high) for low, high in found]
-            left -= sum(high - low for low, high in found)
+            for low, high in self._ranges(out):
+                ranges.append((out.job, low, high))
+                left -= high - low
             if left <= 0:
                 self.more = False
                 self._last_job = out.job if out is not open_jobs[-1] else self._last_job
                 break
         for n in range(0, len(ranges), RANGES_AT_ONCE):
-            for job, item, attempt, queue in sweep.unheld_items(conn, ranges[n : n + RANGES_AT_ONCE], RANGE_SUSPECTS):
-                self._suspects.add((job, item, attempt), queue, self._number)
+            found = sweep.unheld_items(conn, ranges[n : n + RANGES_AT_ONCE], RANGE_SUSPECTS)
+            self._suspects.add(found, self._number)
 
     def _ranges(self, out: OpenJob) -> Iterator[tuple[int, int]]:
         """Yield the newest published range, where most losses lie, and one older range, further down in each search."""

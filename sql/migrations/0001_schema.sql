@@ -358,6 +358,7 @@ CREATE TABLE callboard.turns (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE INDEX turns_next ON callboard.turns (least(bulk_at, due_at)) WHERE NOT held AND NOT over;
+CREATE INDEX turns_due ON callboard.turns (due_at) WHERE NOT held AND NOT over AND NOT limited;
 CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
 
 -- The only code that adds turns, beside the next function: it runs after each statement that adds messages to the outbox.

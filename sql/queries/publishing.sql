@@ -1,11 +1,14 @@
 -- name: due_queues
 -- The queues for which something is to be published. Caller: the publisher, each round; none: it has nothing to do.
--- Rows: (queue, whether claim_outbox finds it, whether claim_job does).
-SELECT target, bool_or(NOT limited AND due_at <= now()), bool_or(bulk_at <= now() OR limited AND due_at <= now())
-FROM callboard.turns
-WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() AND {its_time_is}
-  AND target <> ALL (%(full)s)
-GROUP BY target
+-- Rows: (queue, whether claim_outbox finds it, whether claim_job does); of those that claim_job finds, one is enough.
+SELECT DISTINCT target, true, false FROM callboard.turns
+WHERE NOT held AND NOT over AND NOT limited AND due_at <= now() AND {its_time_is}
+  AND target NOT IN (SELECT unnest(%(full)s::text[]))
+UNION ALL
+(SELECT target, false, true FROM callboard.turns
+ WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() AND (bulk_at <= now() OR limited) AND {its_time_is}
+   AND target NOT IN (SELECT unnest(%(full)s::text[]))
+ ORDER BY least(bulk_at, due_at) LIMIT 1)
 UNION ALL
 SELECT '', true, false
 WHERE EXISTS (SELECT FROM callboard.outbox
@@ -245,8 +248,7 @@ WITH placed AS (
     SELECT t.*, max(t.served_at) OVER (PARTITION BY t.tenant) AS tenant_served_at,
            row_number() OVER (PARTITION BY t.target, t.priority, t.tenant ORDER BY t.served_at NULLS FIRST, t.job_id) AS place
     FROM callboard.turns AS t
-    WHERE NOT t.held AND NOT t.over AND NOT t.limited AND t.due_at <= now() AND least(t.bulk_at, t.due_at) <= now()
-      AND {its_time_is}
+    WHERE NOT t.held AND NOT t.over AND NOT t.limited AND t.due_at <= now() AND {its_time_is}
       AND (%(queue)s::text[] IS NULL OR t.target = ANY (%(queue)s::text[]))
 ), picked AS MATERIALIZED (
     SELECT job_id, queue, seq,

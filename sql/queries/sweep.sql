@@ -201,11 +201,13 @@ FROM (SELECT * FROM callboard.jobs WHERE finished_at IS NULL AND id > %(after)s 
 ORDER BY id
 
 -- part: held
--- The items of the jobs `job` that live workers held at their last beats. Each array is unpacked once.
+-- The items of the jobs `job` that live workers held at their last beats, or that run. Each array is unpacked once.
 held AS MATERIALIZED (
     SELECT h.job_id, h.item
     FROM callboard.workers AS w CROSS JOIN LATERAL unnest(w.held_jobs, w.held_items) AS h (job_id, item)
     WHERE w.stopped_at IS NULL AND w.died_at IS NULL AND h.job_id = ANY (%(job)s::bigint[])
+    UNION ALL
+    SELECT r.job_id, r.item FROM callboard.running AS r WHERE r.job_id = ANY (%(job)s::bigint[])
 )
 
 -- name: drop_unheld_running
@@ -225,19 +227,22 @@ DELETE FROM callboard.running AS r USING gone AS g WHERE r.job_id = g.job_id AND
 -- name: unheld_items
 -- Published items of stretches of jobs that are open and that nobody is known to hold: not in the
 -- outbox, not in `running`, not in any live worker's hands at its last beat. They are queued, or lost.
--- OFFSET 0: looked up for each, whatever the planner makes of a job that it doesn't know.
+-- OFFSET 0: looked up for each, whatever the planner makes of a job that it doesn't know; of most jobs the outbox has none.
 -- Caller: the search for lost messages. Rows: (job, item, attempt, queue), by job and item, `limit` of a stretch at most.
 WITH {held}
 SELECT r.job_id, i.item, i.attempt, coalesce(i.queue, j.queue)
 FROM unnest(%(job)s::bigint[], %(low)s::int[], %(high)s::int[]) AS r (job_id, low, high)
 JOIN callboard.jobs AS j ON j.id = r.job_id
 CROSS JOIN LATERAL (
+    SELECT (SELECT o.item FROM callboard.outbox AS o WHERE o.job_id = r.job_id ORDER BY o.item LIMIT 1) AS first OFFSET 0
+) AS o
+CROSS JOIN LATERAL (
     SELECT i.item, i.attempt, i.queue FROM callboard.items AS i
     WHERE i.job_id = r.job_id AND i.item >= r.low AND i.item < r.high AND i.state = 'waiting'
       AND (i.message_id IS NOT NULL OR i.item < j.watermark)
       AND (i.job_id, i.item) NOT IN (SELECT job_id, item FROM held)  -- hashed
-      AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item OFFSET 0)
-      AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
+      AND (o.first IS NULL
+           OR NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item OFFSET 0))
     ORDER BY i.item LIMIT %(limit)s
 ) AS i
 ORDER BY r.job_id, i.item
@@ -299,7 +304,6 @@ CROSS JOIN LATERAL (
 WHERE i.attempt = l.attempt AND i.state = 'waiting'
   AND (%(holder)s::text IS NULL OR EXISTS (
       SELECT FROM callboard.leases AS s WHERE s.name = 'sweep' AND s.holder = %(holder)s AND s.until >= now()))
-  AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
   AND (i.job_id, i.item) NOT IN (SELECT job_id, item FROM held)  -- hashed
 ON CONFLICT (job_id, item) DO NOTHING
 RETURNING item

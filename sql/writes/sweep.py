@@ -95,7 +95,7 @@ def unheld_items(conn: Conn, ranges: Sequence[tuple[int, int, int]], limit: int)
         "high": [high for _, _, high in ranges],
         "limit": limit,
     }
-    return list(conn.execute(statement("unheld_items"), parameters))
+    return conn.execute(statement("unheld_items"), parameters).fetchall()
 
 
 def oldest_heartbeat_seconds(conn: Conn) -> float | None:

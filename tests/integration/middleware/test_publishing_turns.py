@@ -237,6 +237,13 @@ def test_ten_thousand_tenants_are_compared_once(conn: Conn) -> None:
     )
     conn.execute("SET statement_timeout = '2s'")
     assert len({turn(conn) for _ in range(5)} - {None}) == 5
+    read = "SELECT sum(pg_stat_get_xact_blocks_fetched(oid))::int FROM pg_class WHERE relname LIKE 'turns%'"
+    with conn.transaction():  # in which nothing is reset
+        before, found, after = conn.execute(read).fetchone(), publishing.due_queues(conn), conn.execute(read).fetchone()
+    assert [due.queue for due in found] == ["default"]
+    assert before is not None
+    assert after is not None
+    assert after[0] - before[0] < 30, "one that is due is enough"
     conn.execute("DELETE FROM callboard.jobs")
 
 
