@@ -72,7 +72,8 @@ def test_one_node_after_the_other_is_killed(scenario: Scenario, nodes: list[Memb
         nodes[2].kill()
         first.touch()
         goes_on(scenario, job)
-        nodes[2].start().ctl("await_online_nodes", "3")
+        # As operators do between two nodes: each queue has all of its replicas again.
+        nodes[2].start().ctl("await_online_quorum_plus_one", program="rabbitmq-upgrade")
         kinds = nodes[2].ctl("list_queues", "-p", "callboard", "--no-table-headers", "type").split()
         assert kinds == ["quorum"] * 3
         nodes[0].kill()

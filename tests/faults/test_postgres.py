@@ -24,6 +24,8 @@ from tests.support.workers import Worker, wait_until
 LONG = bool(os.environ.get("CALLBOARD_TEST_LONG"))
 #: They wait more than they work, so that a few last through a fault.
 ITEMS, ITEM_SECONDS = 12_000 if LONG else 800, 0.04
+#: The first of the items that wait for the fault.
+FIRST = 250
 #: Seconds in which a worker goes on by itself once the database is back; and one that stood still meanwhile.
 RECOVERY, LATEST = 10.0, 60.0
 #: Lines that a process may log at the beginning of an outage, besides one a second; and its share of a core.
@@ -91,7 +93,7 @@ def begun(scenario: Scenario, last: Path | None = None) -> tuple[callboard.Job, 
     for _ in range(2):
         scenario.start_worker()
     gate = scenario.folder / "gate"
-    items = list(gated(mixed(ITEMS, ITEM_SECONDS), gate, 250))
+    items = list(gated(mixed(ITEMS, ITEM_SECONDS), gate, FIRST))
     if last:
         items[ITEMS // 2 :] = gated(items[ITEMS // 2 :], last, 0)
     job = scenario.submit("work", items)
@@ -103,6 +105,7 @@ def test_stopped_for_a_while_and_a_worker_killed_meanwhile(scenario: Scenario, b
     """The killed worker had not acknowledged items that it could not commit: they run again, and count once."""
     job, gate = begun(scenario)
     with scenario.watch(job) as watcher:
+        scenario.wait_at_gate(job, FIRST, threads=2 * 8)
         breakable_postgres.stop()
         gate.touch()
         with quiet(*scenario.workers):
@@ -151,10 +154,13 @@ def test_every_connection_terminated_again_and_again(scenario: Scenario) -> None
     with scenario.watch(job) as watcher, psycopg.connect(scenario.database_url, autocommit=True) as admin:
         with quiet(*scenario.workers):
             until = time.monotonic() + (20 if LONG else 5)
-            while time.monotonic() < until:
+
+            def enough() -> bool:
+                nonlocal count
                 count += terminated(admin)
-                time.sleep(0.1)
-        assert count > 10
+                return count > 10 and time.monotonic() > until
+
+            assert wait_until(enough, 300, pause=0.1)
         recovers(scenario, job, Timer())
         prove(scenario, job, watcher)
     print(f"{count} connections terminated")

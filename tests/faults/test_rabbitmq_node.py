@@ -119,7 +119,7 @@ def test_the_node_gone_while_retries_are_due(scenario: Scenario, breakable_rabbi
     gate = scenario.folder / "gate"
     job = scenario.submit("work", gated(({"number": n, "fate": "retry"} for n in range(100)), gate, 20))
     with scenario.watch(job) as watcher:
-        scenario.wait_for(job, lambda status: status["retries"] > 8)
+        scenario.wait_at_gate(job, 20, threads=8)
         breakable_rabbitmq.kill()
         gate.touch()
         overdue = "SELECT count(*) FROM callboard.outbox WHERE job_id = %s AND due_at < now() - interval '3 s'"

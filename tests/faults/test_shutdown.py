@@ -28,7 +28,7 @@ def stops(worker: Worker) -> None:
 def test_outcomes_that_wait_for_the_database(scenario: Scenario, breakable_postgres: Server) -> None:
     worker, gate = scenario.start_worker(), scenario.folder / "gate"
     job = scenario.submit("work", gated(mixed(600), gate, 300))
-    scenario.wait_for(job, lambda status: status["succeeded"] > 200)
+    scenario.wait_at_gate(job, 300, threads=8)
     breakable_postgres.stop()
     gate.touch()
     assert wait_until(lambda: "the database can't be written to" in worker.output, 300)
@@ -63,7 +63,7 @@ def test_outcomes_of_a_stock_broker_that_wait_for_the_database(scenario: Scenari
     worker = scenario.start_worker(modules=("tests.faults.rig.stock_broker",))
     gate = scenario.folder / "gate"
     job = scenario.submit("plain", gated(({"number": n} for n in range(600)), gate, 300))
-    scenario.wait_for(job, lambda status: status["succeeded"] > 200)
+    scenario.wait_at_gate(job, 300, threads=8)
     breakable_postgres.stop()
     gate.touch()
     assert wait_until(lambda: "the database can't be written to" in worker.output, 300)

@@ -166,6 +166,13 @@ class Scenario:
 
         assert wait_until(holds, timeout, pause=POLL), self.status(job)
 
+    def wait_at_gate(self, job: callboard.Job, start: int, threads: int) -> None:
+        """Wait until all threads have items in hand that wait for a gate, as those from `start` on do. So
+        items end after the fault that comes, whatever lies in the queue by then.
+        """
+        waiting = "SELECT count(*) FROM callboard.running WHERE job_id = %s AND item >= %s"
+        self.wait_for(job, lambda _: self.sql(waiting, job.id, start) == [(threads,)])
+
     def watch(self, job: callboard.Job, *, reopened: bool = False) -> JobWatcher:
         """Watch a job's counts for the length of a block; `assert_completed` asks what the watcher saw."""
         return JobWatcher(self.database_url, job.id, reopened=reopened)
