@@ -52,7 +52,9 @@ def work(number: int, fate: str = "succeed", gate: str = "") -> dict[str, int] |
 
 
 @dramatiq.actor(max_retries=0)
-def noted(number: int, seconds: float = 0.0) -> None:
+def noted(number: int, seconds: float = 0.0, gate: str = "") -> None:
+    while gate and not Path(gate).exists():
+        time.sleep(0.02)
     note_run("noted")
     time.sleep(seconds)
 
@@ -90,8 +92,8 @@ def seen() -> bool:
 
 @dramatiq.actor(max_retries=0)
 def counts(pages: int | None) -> None:
-    """Says how far it is until that was seen, for twenty seconds at most."""
-    for page in range(400):
+    """Says how far it is until that was seen, for five minutes at most."""
+    for page in range(6_000):
         callboard.progress(page if pages is None else 2.5, pages)
         if seen():
             return
@@ -101,7 +103,7 @@ def counts(pages: int | None) -> None:
 @dramatiq.actor(max_retries=0)
 async def counts_gently(pages: int) -> None:
     callboard.progress(7, pages)
-    for _ in range(400):
+    for _ in range(6_000):
         if seen():
             return
         await asyncio.sleep(0.05)

@@ -124,19 +124,24 @@ def test_every_count_of_a_mixed_job_is_exact(
     assert float(late[0]) < 60
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing(environment: dict[str, str], worker: StartWorker) -> None:
+def test_a_worker_killed_in_the_middle_loses_nothing(
+    environment: dict[str, str], worker: StartWorker, tmp_path: Path
+) -> None:
     """SIGKILL to the whole process group half-way, and again later; every item ran, each counts once."""
     url = environment["DATABASE_URL"]
     make_runs_table(url)
     running = worker(ACTORS)
     with client(environment, ["noted"]):
-        job = callboard.submit("noted", ({"number": n, "seconds": 0.002} for n in range(4000)))
+        gate = tmp_path / "gate"  # the last one waits until the worker was killed twice
+        items = ({"number": n, "seconds": 0.002, "gate": str(gate) if n == 3999 else ""} for n in range(4000))
+        job = callboard.submit("noted", items)
         for part in (1000, 2500):
             while job.status()["succeeded"] < part:
                 assert job.status()["state"] not in JOB_FINAL
             running.kill()
             assert job.status()["state"] == "running"
             running.start()
+        gate.touch()
         status = job.wait(300)
     assert status["succeeded"] == status["total"] == 4000
     assert drift(url) == []
@@ -153,12 +158,14 @@ def make_runs_table(url: str) -> None:
 
 
 def test_three_jobs_at_once_all_move_and_share_few_connections(
-    environment: dict[str, str], worker: StartWorker
+    environment: dict[str, str], worker: StartWorker, tmp_path: Path
 ) -> None:
     worker(ACTORS, processes=2)
+    gate = tmp_path / "gate"
     with client(environment, ["work"]) as broker, connect(environment["DATABASE_URL"]) as conn:
-        jobs = [callboard.submit("work", mixed(JOINT)) for _ in range(3)]
+        jobs = [callboard.submit("work", ({**one, "gate": str(gate)} for one in mixed(JOINT))) for _ in range(3)]
         most, seen = 0, []
+        gate.touch()
         while any(status["state"] not in JOB_FINAL for status in (job.status() for job in jobs)):
             row = conn.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"

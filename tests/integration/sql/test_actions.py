@@ -361,11 +361,12 @@ def test_a_job_that_is_opened_again_has_no_rate_of_days_ago(conn: Conn) -> None:
     retry_action.retry(conn, job, ANNA, RetrySelection())
     found = status(conn, job)
     assert (found["state"], found["rate"], found["eta"]) == ("running", None, None)
-    sweep.sample_jobs(conn)
-    record(conn, job, {"succeeded": range(50, 75)}, attempt=2)
-    conn.execute("UPDATE callboard.jobs SET control_at = control_at - interval '6 s' WHERE id = %s", (job,))
-    conn.execute("UPDATE callboard.samples SET taken_at = taken_at - interval '5 s'")
-    assert status(conn, job)["rate"] == pytest.approx(5, abs=0.5)
+    with conn.transaction():  # at one time
+        sweep.sample_jobs(conn)
+        record(conn, job, {"succeeded": range(50, 75)}, attempt=2)
+        conn.execute("UPDATE callboard.jobs SET control_at = control_at - interval '6 s' WHERE id = %s", (job,))
+        conn.execute("UPDATE callboard.samples SET taken_at = taken_at - interval '5 s'")
+        assert status(conn, job)["rate"] == pytest.approx(5, abs=0.5)
 
 
 def test_a_cancelled_job_goes_on_where_it_was(conn: Conn) -> None:

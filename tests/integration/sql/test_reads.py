@@ -286,14 +286,15 @@ def test_the_rate_of_a_job_that_is_over_is_that_of_its_whole_run(conn: Conn) -> 
 
 def test_the_rate_of_a_job_that_runs_is_that_of_the_last_half_minute(conn: Conn) -> None:
     job = make_job(conn, 100)
-    record(conn, job, {"succeeded": range(60)})
-    conn.execute(
-        "INSERT INTO callboard.samples (job_id, taken_at, final, failed) VALUES "
-        "(%(job)s, now() - interval '1 hour', 0, 0), (%(job)s, now() - interval '20 s', 20, 0),"
-        "(%(job)s, now() - interval '10 s', 50, 0)",
-        {"job": job},
-    )
-    found = queries.run(conn, queries.job(job))
+    with conn.transaction():  # at one time
+        record(conn, job, {"succeeded": range(60)})
+        conn.execute(
+            "INSERT INTO callboard.samples (job_id, taken_at, final, failed) VALUES "
+            "(%(job)s, now() - interval '1 hour', 0, 0), (%(job)s, now() - interval '20 s', 20, 0),"
+            "(%(job)s, now() - interval '10 s', 50, 0)",
+            {"job": job},
+        )
+        found = queries.run(conn, queries.job(job))
     assert found is not None
     assert found["rate"] == pytest.approx(2.0, rel=0.05)
 
@@ -347,11 +348,13 @@ def test_the_estimate_follows_the_progress_of_a_long_item(conn: Conn) -> None:
     run(conn, job, [0], progress=(20.0, 100.0))
     sweep.sample_jobs(conn)
     sweep.sample_jobs(conn)  # it has not moved, and gets one point
-    conn.execute("UPDATE callboard.samples SET taken_at = now() - interval '20 s'")
-    run(conn, job, [0], progress=(40.0, 100.0))
-    found = status(conn, job)
+    with conn.transaction():  # at one time
+        [(now,)] = conn.execute("SELECT now()")
+        conn.execute("UPDATE callboard.samples SET taken_at = now() - interval '20 s'")
+        run(conn, job, [0], progress=(40.0, 100.0))
+        found = status(conn, job)
     assert (found["progress"], found["rate"]) == (0.4, pytest.approx(0.01, rel=0.05))
-    left = datetime.fromisoformat(found["eta"]) - datetime.now(UTC)
+    left = datetime.fromisoformat(found["eta"]) - now
     assert left.total_seconds() == pytest.approx(60, abs=5)
     sweep.sample_jobs(conn)
     rows = conn.execute("SELECT final, in_part FROM callboard.samples WHERE job_id = %s ORDER BY taken_at", (job,))

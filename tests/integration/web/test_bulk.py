@@ -29,8 +29,8 @@ def http(database_url: str) -> Iterator[httpx.Client]:
 
 
 def settled(conn: Conn, job: int) -> dict[str, Any]:
-    """A job without the estimate of its end, which moves with the clock."""
-    return {**status(conn, job), "eta": None}
+    """A job without its rate and the estimate of its end, which move with the clock."""
+    return {**status(conn, job), "rate": None, "eta": None}
 
 
 def test_a_dry_run_says_how_many_items_it_would_concern_and_changes_nothing(conn: Conn, http: httpx.Client) -> None:
