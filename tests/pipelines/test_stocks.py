@@ -106,6 +106,23 @@ def test_one_result_per_symbol_and_day_under_duplicates_and_a_kill(rig: Rig) -> 
     rig.assert_nothing_left()
 
 
+def test_a_job_that_is_stopped_in_the_middle(rig: Rig) -> None:
+    """What was analysed is kept, and the watchlist is told of what was not."""
+    rig.make_tables("stocks")
+    rig.conn.execute("INSERT INTO watchlist VALUES ('S099') ON CONFLICT DO NOTHING")
+    rig.world.seconds = 0.2
+    (job,) = rig.submit("stocks", f"stocks.submit({SYMBOLS}, 10_000, concurrency=2)")
+    assert rig.reaches(job, 0.1)
+    job.cancel("the market is closed")
+    status = job.wait(TIMEOUT)
+    assert (status["state"], status["reason"]) == ("cancelled", "the market is closed")
+    assert 0 < status["succeeded"] < 96
+    assert rig.rows("SELECT count(*) FROM stock_results WHERE job = %s", job.id) == [(status["succeeded"],)]
+    told = "SELECT last_job, last_state FROM watchlist WHERE symbol = 'S099'"
+    assert wait_until(lambda: rig.rows(told) == [(job.id, "cancelled")], TIMEOUT, pause=0.05), rig.rows(told)
+    rig.assert_nothing_left()
+
+
 def test_a_hundred_jobs_at_once(rig: Rig) -> None:
     """They all end, and the worker needs no more memory for them."""
     rig.make_tables("stocks")
