@@ -4,10 +4,23 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 
 def iso(time: datetime | None) -> str | None:
     """Format a time as ISO 8601, in UTC, to the millisecond; None for None."""
-    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if time else None
+    if time is None:
+        return None
+    text: str = msgspec.to_builtins(time.astimezone(UTC))  # which takes a third of the time of isoformat
+    return f"{text[:23]}Z" if time.microsecond else f"{text[:-1]}.000Z"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of the database: faster than Python's own tool does it, which also knows numbers beyond a float."""
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.ValidationError:
+        return json.loads(text)
 
 
 def is_storable(text: str) -> bool:

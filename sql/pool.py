@@ -13,10 +13,12 @@ from weakref import WeakSet
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection
 from psycopg.pq import TransactionStatus
+from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from callboard.sql import settings
 from callboard.sql.errors import MISCONFIGURED
+from callboard.sql.json_values import parse_json
 from callboard.sql.settings import NotConfigured
 
 Conn: TypeAlias = Connection[tuple[Any, ...]]
@@ -110,6 +112,7 @@ def _has_iso_dates(conn: BaseConnection[Any]) -> bool:
 
 
 async def _set_up(conn: AsyncConn) -> None:
+    set_json_loads(parse_json, conn)
     if not _has_iso_dates(conn):
         await conn.execute(_SET_DATES, prepare=False)
 

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from psycopg import OperationalError, errors
 from psycopg_pool import PoolTimeout
 from starlette.concurrency import run_in_threadpool
 
-from callboard.sql.pool import AsyncPool, Conn, begin_read, connect, database_address, make_async_pool
+from callboard.sql.pool import AsyncConn, AsyncPool, Conn, begin_read, connect, database_address, make_async_pool
 from callboard.sql.reads.queries import Query, arun
 
 T = TypeVar("T")
@@ -43,29 +43,33 @@ class Database:
         """Run a query. Raises NotConfigured, psycopg's QueryCanceled for one that takes too long, and OperationalError
         where there is no database.
         """
+        return await self.read_together(lambda conn: arun(conn, query))
+
+    async def read_together(self, work: Callable[[AsyncConn], Awaitable[T]]) -> T:
+        """Call what runs several queries, in one transaction: again if the connection breaks. It raises as `read`."""
         pool = await self.pool()
         try:
-            return await self._run(pool, query)
+            return await self._run(pool, work)
         except (PoolTimeout, errors.QueryCanceled):
             raise
         except OperationalError:
             # After a restart of the server idle connections are broken; new ones may work.
             await pool.check()
-            return await self._run(pool, query)
+            return await self._run(pool, work)
 
-    async def _run(self, pool: AsyncPool, query: Query[T]) -> T:
+    async def _run(self, pool: AsyncPool, work: Callable[[AsyncConn], Awaitable[T]]) -> T:
         asked = time.monotonic()
         try:
-            return await self._run_within(WAIT_SECONDS, pool, query)
+            return await self._run_within(WAIT_SECONDS, pool, work)
         except PoolTimeout:
             if self._answered < asked:
                 raise
-            return await self._run_within(BUSY_SECONDS, pool, query)
+            return await self._run_within(BUSY_SECONDS, pool, work)
 
-    async def _run_within(self, seconds: float, pool: AsyncPool, query: Query[T]) -> T:
+    async def _run_within(self, seconds: float, pool: AsyncPool, work: Callable[[AsyncConn], Awaitable[T]]) -> T:
         async with pool.connection(timeout=seconds) as conn:
             await begin_read(conn)
-            found = await arun(conn, query)
+            found = await work(conn)
         self._answered = time.monotonic()
         return found
 

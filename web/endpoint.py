@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from callboard.identity import Identity
-from callboard.sql.pool import Conn
+from callboard.sql.pool import AsyncConn, Conn
 from callboard.sql.reads import queries
-from callboard.sql.reads.queries import Query
+from callboard.sql.reads.queries import Query, arun
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.web import access, answers, parameters
 from callboard.web.parameters import DryRun, NoQuery
@@ -49,9 +49,13 @@ class Call(Generic[Q, B]):
     who: Identity
     query: Q
     body: B
+    #: Of an endpoint that reads `together`: the connection that is in its transaction.
+    conn: AsyncConn | None = None
 
     async def read(self, query: Query[T]) -> T:
         """Run a query on the app's database."""
+        if self.conn is not None:
+            return await arun(self.conn, query)
         answer: T = await self.request.app.state.database.read(query)
         return answer
 
@@ -100,6 +104,7 @@ class Endpoint:
     - `for_all_tenants`: its answer is shared by all tenants, so a sender who sees only one is refused.
     - `replays`: a request that is repeated by its key is answered with 200.
     - `shared`: also for who holds a token to look at the one job in the path.
+    - `together`: its handler only reads, several times, and does so in one transaction, which spares round trips.
     """
 
     method: str
@@ -113,6 +118,7 @@ class Endpoint:
     for_all_tenants: bool = False
     replays: bool = False
     shared: bool = False
+    together: bool = False
     #: What its body may be, and what it answers if not the JSON of `answer`.
     consumes: tuple[str, ...] = ("application/json",)
     produces: tuple[str, ...] = ()
@@ -143,7 +149,7 @@ class Endpoint:
         query = parameters.query(request, self.query)
         body = NoBody() if self.reads else await self._body(request)
         call = Call(request, job, access.tenant(request), access.identity(request), query, body)
-        found = await self.handler(call)
+        found = await self._handle(call)
         if isinstance(query, DryRun) and query.dry_run:
             return Json(msgspec.convert(found, answers.Trial))
         if self.answer is None:
@@ -155,6 +161,11 @@ class Endpoint:
             query_of_next = request.url.include_query_params(after=following).query
             answer.headers["Link"] = f'<?{query_of_next}>; rel="next"'
         return _conditional(request, answer) if self.reads else answer
+
+    async def _handle(self, call: Call[Any, Any]) -> Any:
+        if not self.together:
+            return await self.handler(call)
+        return await call.request.app.state.database.read_together(lambda conn: self.handler(replace(call, conn=conn)))
 
     async def _body(self, request: Request) -> msgspec.Struct | None:
         """The body; None for lines, which the handler reads as they come."""

@@ -62,6 +62,10 @@ CREATE TABLE callboard.jobs (
     state            callboard.job_state NOT NULL DEFAULT 'pending',
     stopping         callboard.job_state,        -- its state once the last running item has ended; NULL: it goes on
     sealed           boolean NOT NULL DEFAULT false,  -- no more items come from outside
+    -- When it ended, if it may count as failing: it failed, or has items that did, or has stages, which may. While it is open
+    -- this is NULL, so that it may be in an index.
+    failed_at        timestamptz GENERATED ALWAYS AS (
+        CASE WHEN failed > 0 OR state = 'failed' OR stages IS NOT NULL THEN finished_at END) STORED,
     reason           text,                       -- why it stopped
     step             text,                       -- what an item last said it is doing
 
@@ -156,8 +160,8 @@ CREATE UNIQUE INDEX jobs_standing ON callboard.jobs (actor, standing_on) WHERE s
 CREATE UNIQUE INDEX jobs_by_parent ON callboard.jobs (parent_id, stage) WHERE parent_id IS NOT NULL;
 CREATE INDEX jobs_by_tenant ON callboard.jobs (tenant, id) INCLUDE (state) WHERE parent_id IS NULL AND deleted_at IS NULL;
 CREATE INDEX jobs_by_actor ON callboard.jobs (actor, coalesce(parent_id, id));
-CREATE INDEX jobs_by_finish ON callboard.jobs (finished_at)
-    WHERE finished_at IS NOT NULL AND parent_id IS NULL AND deleted_at IS NULL;
+CREATE INDEX jobs_failed ON callboard.jobs (failed_at)
+    WHERE failed_at IS NOT NULL AND parent_id IS NULL AND deleted_at IS NULL;
 CREATE INDEX jobs_by_time ON callboard.jobs (created_at) WHERE parent_id IS NULL;
 CREATE INDEX jobs_by_end ON callboard.jobs (state, id) WHERE finished_at IS NOT NULL;
 CREATE INDEX jobs_of_sends ON callboard.jobs (id) WHERE standing_on IS NOT NULL;

@@ -171,7 +171,11 @@ living AS MATERIALIZED (
     UNION ALL
     SELECT s.id, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
 )
-SELECT j.*, coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key,  -- this one counts
+SELECT j.id, j.name, j.tenant, j.actor, j.state, j.stopping, j.reason, j.sealed, j.consumed,
+       j.total, j.published, j.in_turn, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.retries, j.crashes, j.unkept,
+       j.step, j.parent_id, j.stage, j.stages, j.on_failure, j.maker, j.held, j.holds, j.not_before, j.limits, j.metadata,
+       j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.control_at,
+       coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, now() AS read_at,
        j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start, shown.within,
        before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
@@ -237,11 +241,11 @@ coalesce(sum(CASE WHEN r.progress_done > r.progress_total * 1e-9 THEN least(r.pr
 
 -- name: job_counts
 -- How many jobs the views of a page show. Those of a tenant are counted by entries of an index; of all, the open ones are
--- read, and of those that are over the totals. Those that failed lately are read. Caller: queries.job_counts.
--- Rows: one, (open, ended, failed of those that ended within a day).
+-- read, and of those that are over the totals. Of those that ended lately, those that may count as failing are read.
+-- Caller: queries.job_counts. Rows: one, (open, ended, failed of those that ended within a day).
 SELECT one.open, one.ended,
        (SELECT count(*) FROM callboard.jobs AS j
-        WHERE j.finished_at >= now() - interval '1 day' AND j.parent_id IS NULL AND j.deleted_at IS NULL
+        WHERE j.failed_at >= now() - interval '1 day' AND j.parent_id IS NULL AND j.deleted_at IS NULL
           AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text) AND {is_failing}) AS failed_today
 FROM (
     SELECT count(*) FILTER (WHERE j.state IN ('pending', 'running', 'paused')) AS open,

@@ -16,12 +16,12 @@ def _post(path: str, handler: Any, **more: Any) -> PageEndpoint:
 
 
 PAGES = [
-    PageEndpoint("GET", "/", board.board, None, query=board.BoardQuery),
+    PageEndpoint("GET", "/", board.board, None, query=board.BoardQuery, together=True),
     PageEndpoint("GET", "/docs", docs.docs, None),
-    PageEndpoint("GET", "/jobs/{job}", job.job, None, query=job.JobQuery),
+    PageEndpoint("GET", "/jobs/{job}", job.job, None, query=job.JobQuery, together=True),
     PageEndpoint("GET", "/jobs/{job}/cancel", forms.confirm_cancel, None, query=forms.Part, scope="control"),
     PageEndpoint("GET", "/jobs/{job}/delete", forms.confirm_delete, None, query=forms.Part, scope="control"),
-    PageEndpoint("GET", "/jobs/{job}/items/{item}", item.item, None, query=item.ItemQuery),
+    PageEndpoint("GET", "/jobs/{job}/items/{item}", item.item, None, query=item.ItemQuery, together=True),
     PageEndpoint("GET", "/workers", workers.workers, None, query=workers.WorkersQuery, for_all_tenants=True),
     PageEndpoint("GET", "/queues", queues.queues, None, query=queues.QueuesQuery, for_all_tenants=True),
     PageEndpoint(

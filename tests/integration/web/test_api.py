@@ -18,7 +18,7 @@ from callboard import Identity
 from callboard.commands.services import Server
 from callboard.sql import pool
 from callboard.sql.migrate import migrate
-from callboard.sql.pool import Conn, connect
+from callboard.sql.pool import AsyncConn, Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
 from callboard.web import create_app, database
@@ -236,6 +236,29 @@ def test_many_requests_share_few_connections(conn: Conn, app: Starlette, monkeyp
     job = make_mixed_job(conn)
     answers = get(app, *[f"/api/jobs/{job}"] * 200)
     assert {answer.status_code for answer in answers} == {200}
+
+
+def test_a_page_is_read_in_one_transaction_whatever_its_metadata_is_called(
+    conn: Conn, app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = list[AsyncConn]()
+
+    async def begin(used: AsyncConn) -> None:
+        begun.append(used)
+        await pool.begin_read(used)
+
+    monkeypatch.setattr(database, "begin_read", begin)
+    job = make_mixed_job(conn)
+    conn.execute('UPDATE callboard.jobs SET metadata = \'{"items": "i-1", "get": "g-1"}\' WHERE id = %s', (job,))
+    for path in ("/", f"/jobs/{job}", f"/jobs/{job}/items/22"):
+        (answer,) = get(app, path)
+        assert answer.status_code == 200, answer.text
+        assert len(begun) == 1, path
+        begun.clear()
+        if path == f"/jobs/{job}":
+            assert (
+                answer.text.count("i-1") + answer.text.count("g-1") == 4
+            )  # in the table, and in the data of the scripts
 
 
 def test_pages_allow_nothing_inline_and_nothing_from_elsewhere(app: Starlette) -> None:

@@ -1,5 +1,6 @@
 """What is derived from a job's row: the parts always add up, nothing is done before it is."""
 
+import json
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -222,3 +223,11 @@ def test_what_is_not_strict_json_is_text(text: str) -> None:
 def test_a_time_is_told_in_utc() -> None:
     local = datetime.fromisoformat("2026-11-22T13:00:00.123456+01:00")
     assert json_values.iso(local) == "2026-11-22T12:00:00.123Z"
+    assert json_values.iso(local.replace(microsecond=0)) == "2026-11-22T12:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": [1.5, null, "é"]}', "1" + "0" * 400, "-12345678901234567890123", "1e400", "[-1e400]", "0.1"]
+)
+def test_json_of_the_database_is_parsed_as_python_parses_it(text: str) -> None:
+    assert json_values.parse_json(text.encode()) == json.loads(text)

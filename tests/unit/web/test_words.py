@@ -1,0 +1,25 @@
+"""What the pages say of a job, made without a database."""
+
+import re
+
+from callboard.sql.states import ITEM_STATES
+from callboard.web.pages import words
+
+JOB = {"total": 10_000_000, "progress": 1.0, **dict.fromkeys(ITEM_STATES, 0)}
+RECT = re.compile(r'<rect data-state="(\w+)" x="([\d.]+)%" y="-20%" width="([\d.]+)%" height="140%"/>')
+
+
+def test_a_bar_has_each_state_once_and_shows_the_only_failure_of_millions() -> None:
+    made = words.bar(JOB | {"succeeded": 9_999_999, "failed": 1})
+    parts = {state: (begin, width) for state, begin, width in RECT.findall(made)}
+    assert RECT.sub("", made) == ""
+    assert list(parts) == [*(state for state in words.STATES if state != "failed"), "failed"]
+    assert parts["succeeded"] == ("0.000", "100.000")
+    assert parts["failed"] == ("100.000", "0.000")  # the sheet hides what is exactly 0%
+    assert {width for state, (_, width) in parts.items() if state not in ("succeeded", "failed")} == {"0"}
+
+
+def test_a_time_is_an_element_with_its_utc() -> None:
+    element = '<time datetime="2026-11-22T12:00:00.123Z">2026-11-22 12:00:00 UTC</time>'
+    assert words.time("2026-11-22T12:00:00.123Z") == element
+    assert words.timed("<b> until 2026-11-22T12:00:00.123Z") == f"&lt;b&gt; until {element}"
