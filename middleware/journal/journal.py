@@ -55,7 +55,7 @@ _log_locked = OutageLog(
     "the outcomes that waited for a lock are recorded, after %.1f s",
 )
 
-#: Seconds for which events gather; a flush does not wait for them when no more can come.
+#: Seconds for which events gather, from the end of the first on; a flush does not wait for them when no more can come.
 FLUSH_SECONDS = 0.020
 #: The most events in one transaction, and the most bytes of more than one.
 BATCH_EVENTS = 1_000
@@ -290,7 +290,8 @@ class Journal:
                 self._wake.wait(LOOK_SECONDS if self.process.worker else IDLE_SECONDS)
             elif self._closing and self._locked and not self._entries:
                 self._wake.wait(LOCKED_PAUSE_SECONDS)
-            deadline = time.monotonic() + FLUSH_SECONDS
+            # Since the first ended: what ended during the last write must not wait on, for all threads may wait for it.
+            deadline = (self._entries[0].event.ended if self._entries else 0.0) + FLUSH_SECONDS
             while self._entries and not self._sends and not self._closing:
                 left = deadline - time.monotonic()
                 if left <= 0 or not self.attempts.expects_more(self.pending):

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -76,10 +77,10 @@ class JournalWithoutDatabase:
         self.recorded += [event.item for event in events]
         return []
 
-    def note(self, item: int, **more: Any) -> None:
+    def note(self, item: int, *, ended: float = 0.0, **more: Any) -> None:
         """An attempt that ended."""
         attempt = make_attempt(item=item, ended=True)
-        self.journal.add(Entry(attempt, Event(1, item, 1, "succeeded", 0.1, 0.0, 1, **more), dead_letter=False))
+        self.journal.add(Entry(attempt, Event(1, item, 1, "succeeded", 0.1, ended, 1, **more), dead_letter=False))
 
     def done(self, *items: int) -> bool:
         """Wait until these items, and no others, are acknowledged; return whether they are."""
@@ -100,6 +101,15 @@ def test_a_batch_is_bounded_by_its_bytes(sizes: list[int], batches: list[int]) -
         found.append(len(sizes[: module._batch(sizes)]))
         sizes = sizes[found[-1] :]
     assert found == batches
+
+
+def test_what_ended_while_others_were_written_waits_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its window has passed meanwhile, and a worker whose messages have all ended stands still until the commit."""
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 2 * TIMEOUT)
+    rig = JournalWithoutDatabase(monkeypatch, expects_more=lambda _: True)
+    rig.note(0, ended=time.monotonic() - 2 * TIMEOUT)
+    assert rig.done(0)
+    assert rig.journal.close(TIMEOUT)
 
 
 NO_ROOM = [
