@@ -137,7 +137,7 @@ def test_chosen_items_of_a_cancelled_job_are_retried_and_the_rest_stays_cancelle
     items = ({"number": n, "fate": "once" if n < 40 else "succeed"} for n in range(600))
     job = scenario.submit("work", gated(items, gate, 150))
     scenario.start_worker()
-    scenario.wait_for(job, lambda status: status["succeeded"] >= 100)
+    scenario.wait_for(job, lambda status: status["failed"] == 40 and status["succeeded"] >= 100)
     job.cancel()
     scenario.wait_for(job, lambda status: status["state"] == "cancelled")
     gate.touch()

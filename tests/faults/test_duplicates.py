@@ -88,7 +88,11 @@ def counts(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
 
 @pytest.mark.parametrize("marked", [True, False], ids=["that say so", "that do not"])
 def test_copies_on_both_processes_before_during_and_after(marked: bool, broker: Broker, scenario: Scenario) -> None:
-    items = ({"number": n, "fate": fate(n), "seconds": 0.01 if n % SLOW else 1.5} for n in range(ITEMS))
+    gate = scenario.folder / "gate"
+    items = (
+        {"number": n, "fate": fate(n), "seconds": 0.01 if n % SLOW else 1.0, "gate": "" if n % SLOW else str(gate)}
+        for n in range(ITEMS)
+    )
     job = scenario.submit("work", items)
     bodies = taken(scenario, job, ITEMS)
     if marked:
@@ -102,6 +106,9 @@ def test_copies_on_both_processes_before_during_and_after(marked: bool, broker: 
         meanwhile = running(scenario, job)
         put(scenario, (bodies[n] for n in meanwhile for _ in range(4)))
         delivered.update(meanwhile * 4)
+        # The slow ones are enough for all threads of one process, so the other one begins the rest.
+        scenario.wait_for(job, lambda _: processes(scenario, job) == 2)
+        gate.touch()
         runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher)
         ended = counts(scenario, job)
         put(scenario, bodies * 2)

@@ -110,7 +110,7 @@ def test_frozen_for_longer_than_its_heartbeat_may_then_continued(until: str, sce
         if once(item):
             assert kept[item] == (attempt + 1, other)
     assert scenario.status(job)["crashes"] == 0  # acquitted, since each ended by itself
-    assert f"worker {worker} is dead" in scenario.log()
+    assert wait_until(lambda: f"worker {worker} is dead" in scenario.log(), 300)
     # And it is as good as new.
     more = scenario.submit("work", ({"number": n, "seconds": 0.05} for n in range(100)))
     scenario.assert_completed(more, total=100)

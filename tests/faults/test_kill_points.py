@@ -36,8 +36,8 @@ def test_what_is_recorded_never_runs_again_and_what_is_not_does(scenario: Scenar
     job = scenario.submit("work", some_slow(ITEMS))
     with scenario.watch(job) as watcher:
         scenario.start_worker(short_periods=5, kill_points=PLAN)
-        scenario.wait_for(job, lambda _: len(scenario.deaths()) == len(PLAN), timeout=600)
-        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=600)
+        jobs = scenario.all_die(PLAN, job, lambda: scenario.submit("work", some_slow(ITEMS)))
+        runs = [scenario.assert_mixed_completed(one, ITEMS, watcher=watcher, timeout=600) for one in jobs]
     died = scenario.deaths()
     assert [death.point for death in died] == [point.partition(":")[0] for point in PLAN]
     assert scenario.starts >= 1 + len(PLAN)
@@ -49,5 +49,6 @@ def test_what_is_recorded_never_runs_again_and_what_is_not_does(scenario: Scenar
             final = {item for item in death.keys if fate(item[1]) in ("succeed", "skip")}
             assert sum(runs_since(scenario, death._replace(keys=sorted(final)))) == 0, death
     assert "had lost their messages" not in scenario.log()
-    repeated = scenario.run_log.repeated(job.id)
-    print(f"{len(died)} deaths, {runs.total()} runs, {repeated} of them of an attempt begun before")
+    repeated = sum(scenario.run_log.repeated(one.id) for one in jobs)
+    total = sum(one.total() for one in runs)
+    print(f"{len(died)} deaths, {total} runs, {repeated} of them of an attempt begun before")

@@ -56,7 +56,7 @@ def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:
         gate.touch()
         runs = scenario.assert_mixed_completed(job, 1_000, watcher=watcher)
     assert gone > 0
-    assert sent_again(scenario) >= gone
+    assert wait_until(lambda: sent_again(scenario) >= gone, TIMEOUT), (sent_again(scenario), gone)
     repeated = scenario.run_log.repeated(job.id)
     print(f"{gone} lost, {sent_again(scenario)} sent again, {runs.total()} runs, {repeated} repeated")
 

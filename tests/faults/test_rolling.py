@@ -136,9 +136,8 @@ def test_an_actor_that_only_the_next_release_has_waits_for_it(scenario: Scenario
         gate.touch()
         scenario.wait_for(job, lambda status: status["stalled"] is not None)
         assert stalled(job) == "no worker that is alive has the actor renamed"
-        assert wait_until(
-            lambda: scenario.ready_messages() == 0, 60
-        )  # the worker without it has looked at every message
+        # The worker without it has looked at every message.
+        assert wait_until(lambda: scenario.ready_messages() == 0, 300)
         scenario.wait_for(job, lambda status: status["stalled"] is not None)
         status = scenario.status(job)
         assert (status["succeeded"], status["failed"], status["state"]) == (done, 0, "running")
@@ -157,4 +156,5 @@ def test_an_actor_that_only_the_next_release_has_waits_for_it(scenario: Scenario
     assert set(runs.values()) == {1}
     (postponed,) = scenario.sql("SELECT count(*) FROM callboard.outbox")
     assert postponed == (0,)
-    assert scenario.ready_messages("default.XQ") == sum(fate(n) == "fail" for n in range(200))
+    dead = sum(fate(n) == "fail" for n in range(200))
+    assert wait_until(lambda: scenario.ready_messages("default.XQ") == dead, 300, pause=POLL)

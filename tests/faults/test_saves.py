@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+import callboard
 from tests.faults.rig.scenario import Scenario, fate
 from tests.faults.test_duplicates import put, taken
 
@@ -24,20 +25,27 @@ def test_it_is_saved_once_if_and_only_if_it_succeeded(
 ) -> None:
     monkeypatch.setenv("CALLBOARD_QUEUE_DEPTH", "1000")
     scenario.sql(TABLE)
-    job = scenario.submit("saves", (item(number) for number in range(ITEMS)))
+
+    def submit() -> callboard.Job:
+        return scenario.submit("saves", (item(number) for number in range(ITEMS)))
+
+    job = submit()
     if copies > 1:
         bodies = taken(scenario, job, ITEMS)
         put(scenario, [body for body in bodies for _ in range(copies)])
     scenario.start_worker(short_periods=5, kill_points=PLAN)
-    scenario.wait_for(job, lambda _: len(scenario.deaths()) == len(PLAN), timeout=600)
+    jobs = scenario.all_die(PLAN, job, submit)
     of_a_kind = ITEMS // 20
-    scenario.assert_completed(job, total=ITEMS, failed=2 * of_a_kind, skipped=of_a_kind, timeout=600)
+    for one in jobs:
+        scenario.assert_completed(one, total=ITEMS, failed=2 * of_a_kind, skipped=of_a_kind, timeout=600)
     died = scenario.deaths()
     assert [death.point for death in died] == [point.partition(":")[0] for point in PLAN]
     assert all(death.keys for death in died)
     succeeded = "SELECT item FROM callboard.items WHERE job_id = %s AND state = 'succeeded' ORDER BY 1"
     saved = "SELECT item FROM saved WHERE job = %s ORDER BY 1"
-    assert scenario.sql(saved, job.id) == scenario.sql(succeeded, job.id)
-    refused = [e for e in job.errors() if e["type"].endswith("CheckViolation")]
-    assert sum(e["failed"] for e in refused) == of_a_kind
-    print(f"{len(died)} deaths, {scenario.run_log.repeated(job.id)} runs of an attempt begun before")
+    for one in jobs:
+        assert scenario.sql(saved, one.id) == scenario.sql(succeeded, one.id)
+        refused = [e for e in one.errors() if e["type"].endswith("CheckViolation")]
+        assert sum(e["failed"] for e in refused) == of_a_kind
+    repeated = sum(scenario.run_log.repeated(one.id) for one in jobs)
+    print(f"{len(died)} deaths, {repeated} runs of an attempt begun before")

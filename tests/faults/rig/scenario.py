@@ -132,6 +132,20 @@ class Scenario:
         """The deaths so far of workers that were started with `kill_points`."""
         return deaths(self._deaths)
 
+    def all_die(self, plan: Sequence[str], job: callboard.Job, more: Callable[[], Any]) -> list[callboard.Job]:
+        """Wait until workers died at each of the `kill_points` of a plan; whenever a job is done before, submit `more`.
+        The jobs.
+        """
+        jobs = [job]
+
+        def died(_: dict[str, Any]) -> bool:
+            if self.status(jobs[-1])["finished_at"] is not None:
+                jobs.append(more())
+            return len(self.deaths()) == len(plan)
+
+        self.wait_for(job, died, 600)
+        return jobs
+
     @property
     def _deaths(self) -> Path:
         return self.folder / "deaths"
