@@ -77,11 +77,14 @@ def test_a_job_with_a_time_starts_then_and_one_that_is_late_is_cancelled(scenari
     scenario.start_worker()
     said, gate = (time.time(), scenario.folder / "gate")  # which is never there: they wait for the end of their job
     items = gated(({"number": n} for n in range(200)), gate, 20)
-    job = scenario.submit("work", items, delay="3s", deadline="5s")
-    ((starts, ends),) = scenario.sql(
-        "SELECT extract(epoch FROM not_before)::float8, extract(epoch FROM deadline)::float8 FROM callboard.jobs"
-    )
+    job = scenario.submit("work", items, delay="3s", deadline="1h")
+    times = "SELECT extract(epoch FROM not_before)::float8, extract(epoch FROM deadline)::float8 FROM callboard.jobs"
+    ((starts, ends),) = scenario.sql(times)
     assert starts - said >= 3
+    assert ends - said >= 3600
+    scenario.wait_at_gate(job, 20, threads=8)
+    scenario.sql("UPDATE callboard.jobs SET deadline = now()")  # the hour is over
+    ((_, ends),) = scenario.sql(times)
     scenario.wait_for(job, lambda status: status["state"] == "cancelled")
     runs, ended = spans(scenario, job), scenario.status(job)
     assert 0 <= runs[0][0] - starts < 60

@@ -1,12 +1,17 @@
 """Audit: stages of one job, which a kill or a cancel breaks off and which go on; the event loop is never blocked."""
 
+import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 import callboard
+from callboard.commands.local import remote_world
+from callboard.commands.local.remote_world import Answer, World
 from tests.pipelines import loop_lag
 from tests.pipelines.rig import TIMEOUT, Rig, make_rig
 from tests.support.services import SharedPostgres
@@ -26,21 +31,37 @@ def rig(shared_postgres: SharedPostgres, broker: Broker, tmp_path_factory: pytes
         yield made
 
 
-def asking(job: callboard.Job, count: int) -> bool:
-    """Wait until so many questions are answered, while others are open."""
-    return wait_until(lambda: count <= job.status()["stages"][1]["succeeded"] < ASKED - 20, TIMEOUT, pause=0.01)
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Until it is set, only so many questions are answered that others are open, however long the test takes."""
+    made, numbers, ask = threading.Event(), count(), remote_world.SERVICES["ask"]
+
+    def held(world: World, path: str, sent: Any) -> Answer:
+        if next(numbers) >= ASKED // 2:
+            made.wait(TIMEOUT)
+        return ask(world, path, sent)
+
+    monkeypatch.setitem(remote_world.SERVICES, "ask", held)
+    yield made
+    made.set()
 
 
-def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:
+def answered(job: callboard.Job, number: int) -> bool:
+    """Wait until so many questions are answered."""
+    return wait_until(lambda: job.status()["stages"][1]["succeeded"] >= number, TIMEOUT, pause=0.01)
+
+
+def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig, go_on: threading.Event) -> None:
     """While the job's row is locked for three seconds, nothing of it can be written, and the event loop goes on."""
     rig.world.seconds = 0.3
     (job,) = rig.submit("audit", "audit.submit('Acme')")
     with rig.watched(job) as seen:
-        assert asking(job, 5)
+        assert answered(job, 5)
         rig.restart_worker()
-        assert asking(job, 20)
+        assert answered(job, 20)
         with psycopg.connect(rig.environment["DATABASE_URL"]) as other:
             other.execute("SELECT FROM callboard.jobs WHERE parent_id = %s FOR UPDATE", (job.id,))
+            go_on.set()
             other.execute("SELECT pg_sleep(3)")
         status = job.wait(TIMEOUT)
     assert status["state"] == "completed"
@@ -67,16 +88,17 @@ def test_an_audit_whose_worker_is_killed_goes_on(rig: Rig) -> None:
     rig.assert_nothing_left()
 
 
-def test_a_cancelled_audit_asks_nothing_more_and_goes_on_when_it_is_retried(rig: Rig) -> None:
+def test_a_cancelled_audit_asks_nothing_more_and_goes_on_when_it_is_retried(rig: Rig, go_on: threading.Event) -> None:
     rig.world.seconds = 0.4
     (job,) = rig.submit("audit", "audit.submit('Initech')")
-    assert asking(job, 10)
+    assert answered(job, 10)
     assert job.cancel("enough")["state"] in ("running", "cancelled")
+    go_on.set()
     status = job.wait(TIMEOUT)
     assert (status["state"], status["reason"]) == ("cancelled", "enough")
     assert status["started_at"] < status["finished_at"]
-    asked, answered = rig.world.calls["ask"], status["stages"][1]["succeeded"]
-    assert 10 <= answered < ASKED
+    asked, before = rig.world.calls["ask"], status["stages"][1]["succeeded"]
+    assert 10 <= before < ASKED
     assert status["stages"][1]["cancelled"] > 0
     assert [stage["total"] for stage in status["stages"][2:]] == [0, 0, 0]
 
@@ -84,7 +106,7 @@ def test_a_cancelled_audit_asks_nothing_more_and_goes_on_when_it_is_retried(rig:
     job.retry(["cancelled"])
     status = job.wait(TIMEOUT)
     assert status["state"] == "completed"
-    again = ASKED - answered
+    again = ASKED - before
     assert again <= rig.world.calls["ask"] - asked < ASKED, "what was answered is not asked again"
     assert rig.rows("SELECT count(*) FROM audits WHERE company = 'Initech'") == [(3,)]
     rig.assert_nothing_left()
