@@ -110,9 +110,10 @@ def test_a_job_that_is_stopped_in_the_middle(rig: Rig) -> None:
     """What was analysed is kept, and the watchlist is told of what was not."""
     rig.make_tables("stocks")
     rig.conn.execute("INSERT INTO watchlist VALUES ('S099') ON CONFLICT DO NOTHING")
-    rig.world.seconds = 0.2
+    rig.world.seconds = 1.0
+    # Two at once: it would go on for most of a minute.
     (job,) = rig.submit("stocks", f"stocks.submit({SYMBOLS}, 10_000, concurrency=2)")
-    assert rig.reaches(job, 0.1)
+    assert rig.reaches(job, 0.02)
     job.cancel("the market is closed")
     status = job.wait(TIMEOUT)
     assert (status["state"], status["reason"]) == ("cancelled", "the market is closed")
