@@ -300,5 +300,5 @@ def make_async_pool(url: str, *, size: int) -> AsyncPool:
     """Make the same for an event loop, which opens it by ``async with``."""
     return AsyncConnectionPool(
         url, kwargs=connection_options(), min_size=1, max_size=size, timeout=10, open=False, name="callboard-web",
-        configure=_set_up,
+        reconnect_timeout=RECONNECT_SECONDS, configure=_set_up,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from callboard.sql.settings import NotConfigured
@@ -21,12 +21,15 @@ from callboard.web.pages.pages import PAGES
 from callboard.web.problems import HANDLERS
 from callboard.web.submitter import Submitter
 
-API = [one.route() for one in (*ENDPOINTS, openapi.endpoint(ENDPOINTS, version("callboard")))]
+#: A path with a slash too many is unknown, as the OpenAPI document says: no redirect to a host that the request names.
+API = Router(
+    [one.route() for one in (*ENDPOINTS, openapi.endpoint(ENDPOINTS, version("callboard")))], redirect_slashes=False
+)
 ROUTES = [
     *(one.route() for one in PAGES),
     Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
-    Mount("/api/v1", routes=API),
-    Mount("/api", routes=API),
+    Mount("/api/v1", API),
+    Mount("/api", API),
     Route("/healthz", health.healthz),
     Route("/readyz", health.readyz),
     METRICS.route(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg_pool.base
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -140,7 +141,7 @@ def test_a_result_that_strict_json_can_not_say_is_answered_as_text(conn: Conn, a
     [
         "/api/jobs/1", "/api/jobs/x", "/api/jobs/-1", "/api/jobs/" + "9" * 5000, "/api/jobs/1/items",
         "/api/jobs/1/errors", "/api/jobs/1/items/0", "/api/jobs/1/items/99999999999", "/api/nothing",
-        "/static/nothing.js",
+        "/static/nothing.js", "/api/v1/jobs/", "/api/jobs/1/items/",
     ],
 )  # fmt: skip
 def test_a_missing_thing_is_a_404(app: Starlette, path: str) -> None:
@@ -261,6 +262,18 @@ def test_a_page_is_read_in_one_transaction_whatever_its_metadata_is_called(
             )  # in the table, and in the data of the scripts
 
 
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("/", "callboard submit ACTOR FILE"),
+        ("/workers", "dramatiq callboard.actors your_module"),
+        ("/queues", "dramatiq callboard.actors your_module"),
+    ],
+)
+def test_an_empty_installation_says_how_to_begin(app: Starlette, path: str, command: str) -> None:
+    assert f"<code>{command}</code>" in get(app, path)[0].text
+
+
 def test_pages_allow_nothing_inline_and_nothing_from_elsewhere(app: Starlette) -> None:
     page, script = get(app, "/", "/static/page.js")
     for answer in (page, script):
@@ -345,7 +358,11 @@ def test_a_missing_database_url_is_a_503(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert health.status_code == 200
 
 
-def test_a_database_that_is_down_is_a_503_until_it_is_back(private_server: Server) -> None:
+def test_a_database_that_is_down_is_a_503_until_it_is_back(
+    private_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is away: the pool's pauses between two tries, which double, are as if after hours."""
+    monkeypatch.setattr(psycopg_pool.base.AttemptWithBackoff, "INITIAL_DELAY", 10_000.0)
     migrate(private_server.url)
     app = open_app(private_server.url)
 
@@ -356,8 +373,9 @@ def test_a_database_that_is_down_is_a_503_until_it_is_back(private_server: Serve
             private_server.kill()
             answers += [await client.get("/api/jobs"), await client.get("/readyz"), await client.get("/healthz")]
             await asyncio.to_thread(private_server.start)
-            while (again := await client.get("/api/jobs")).status_code == 503:
-                pass
+            async with asyncio.timeout(150):  # half of the time for which the pool tries if nobody tells it
+                while (again := await client.get("/api/jobs")).status_code == 503:
+                    pass
             await app.state.database.close()
             return [*answers, again]
 
