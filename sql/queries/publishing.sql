@@ -246,7 +246,7 @@ SELECT goes_on FROM moved
 -- Caller: the publisher. Rows: Outgoing. Lock order: rows of the outbox, then turns, without waiting for any.
 WITH placed AS (
     SELECT t.*, max(t.served_at) OVER (PARTITION BY t.tenant) AS tenant_served_at,
-           row_number() OVER (PARTITION BY t.target, t.priority, t.tenant ORDER BY t.served_at NULLS FIRST, t.job_id) AS place
+           row_number() OVER (PARTITION BY t.tenant, t.target, t.priority ORDER BY t.served_at NULLS FIRST, t.job_id) AS place
     FROM callboard.turns AS t
     WHERE NOT t.held AND NOT t.over AND NOT t.limited AND t.due_at <= now() AND {its_time_is}
       AND (%(queue)s::text[] IS NULL OR t.target = ANY (%(queue)s::text[]))
@@ -257,7 +257,7 @@ WITH placed AS (
     FROM (
         SELECT *, row_number() OVER (
             PARTITION BY target ORDER BY priority, place, tenant_served_at NULLS FIRST, served_at NULLS FIRST, job_id) AS nth
-        FROM placed
+        FROM placed WHERE place <= 50  -- the others have as many before them, and need not be sorted
     ) AS p WHERE nth <= 50
 ), timed AS MATERIALIZED (
     SELECT o.*, false AS lapsed FROM picked AS p CROSS JOIN LATERAL (
