@@ -183,7 +183,7 @@ class Tracking(Middleware):
         outcome = decide(
             returned=attempt.returned, result=attempt.result, skip=skip, exception=exception, failed=message.failed,
             retry=retry, postponed=postpone is not None, number=attempt.number,
-            has_retries=attempt.returned or any(isinstance(m, Retries) for m in broker.middleware),
+            has_retries=attempt.returned or may_retry(broker, message),
             strict=attempt.returned and broker.get_actor(message.actor_name).options.get("results") == "strict",
             result_limit=self._result_limit,
         )  # fmt: skip
@@ -321,6 +321,18 @@ def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:
                 return _get(*args, **options)
 
             backend.get_result = sent_before
+
+
+def may_retry(broker: dramatiq.Broker, message: MessageProxy) -> bool:
+    """Return whether Dramatiq may retry a message. It counts the retry, formats the traceback, and only then compares:
+    where the exception can't be formatted, its hook raises what that raises, and `max_retries` is not looked at.
+    """
+    actor = broker.actors.get(message.actor_name)
+    for middleware in (m for m in broker.middleware if isinstance(m, Retries)):
+        options = {"max_retries": middleware.max_retries, **(actor.options if actor else {}), **message.options}
+        most, counted = options["max_retries"], options.get("retries", 0)
+        return most is None or counted <= most or options.get("retry_when", middleware.retry_when) is not None
+    return False
 
 
 def tracking_of(broker: dramatiq.Broker) -> Tracking | None:

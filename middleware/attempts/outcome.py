@@ -60,8 +60,8 @@ def decide(
     failed → failed, else retrying.
 
     `returned`: the actor returned `result`, whatever came after. `skip`: the reason of a SkipMessage. `failed`:
-    Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: the broker has the Retries
-    middleware, so an exception with neither `failed` nor `retry` means that a retry was lost. `strict`: an item whose
+    Dramatiq gave the message up. `retry`: the retry that Dramatiq scheduled. `has_retries`: Dramatiq may retry the
+    message, so an exception with neither `failed` nor `retry` means that a retry was lost. `strict`: an item whose
     result can't be kept fails. `postponed`: by a SkipMessage that says so, until the time of `retry`. `number`: of the
     attempt, from 1. `result_limit`: the most bytes of the result as JSON.
     """

@@ -11,10 +11,10 @@ import dramatiq
 import pytest
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import SkipMessage
+from dramatiq.middleware import Retries, SkipMessage
 from dramatiq.worker import WorkerThread
 
-from callboard.middleware.tracking import Tracking, make_formattable
+from callboard.middleware.tracking import Tracking, make_formattable, may_retry
 
 
 class WithoutCause(ValueError):
@@ -51,6 +51,30 @@ def test_an_exception_that_can_not_be_formatted_is_logged(make: Callable[[], Bas
         logger.exception("the attempt failed")
     assert "raise make()" in written.getvalue()
     assert text in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("most", "counted", "again"), [(0, 0, True), (0, 1, False), (2, 2, True), (2, 3, False), (None, 9, True)]
+)
+def test_an_exception_that_can_not_be_formatted_has_no_more_attempts_than_any_other(
+    most: int | None, counted: int, again: bool
+) -> None:
+    """Dramatiq counts a retry, formats the traceback, and would only then look at `max_retries`."""
+    broker = StubBroker(middleware=[Retries()])
+
+    @dramatiq.actor(broker=broker, max_retries=most)
+    def fails() -> None:
+        raise AssertionError
+
+    message = MessageProxy(fails.message_with_options(retries=counted))
+    assert may_retry(broker, message) == again
+    hook = broker.middleware[-1]
+    try:
+        raise WithoutCause  # noqa: TRY301
+    except WithoutCause as error:
+        with pytest.raises(RuntimeError, match="no cause"):
+            hook.after_process_message(broker, message, exception=error)
+    assert message.options["retries"] == counted + 1
 
 
 def test_an_item_with_a_result_makes_no_record_of_the_log() -> None:
