@@ -179,10 +179,12 @@ class Runtime:
             except (migrate.SchemaError, OtherBroker) as error:
                 log.critical("%s", error)
                 sys.exit(1)
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:  # also of a replica that is not promoted yet, or a right that is missing
                 if time.monotonic() > deadline:
                     log.critical(
-                        "no database within 60 s: %s; start PostgreSQL, or correct DATABASE_URL", str(error).strip()
+                        "no database that this worker can write to within 60 s: %s; start PostgreSQL, correct "
+                        "DATABASE_URL, or give its role the rights of the one that ran `callboard migrate`",
+                        str(error).strip(),
                     )
                     sys.exit(1)
                 log.warning("waiting for the database (DATABASE_URL): %s", str(error).strip().splitlines()[0])

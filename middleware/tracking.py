@@ -207,7 +207,17 @@ class Tracking(Middleware):
         metrics.start(shared)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        """Check the middleware's order and the database, and register the process as a worker."""
+        """Check the middleware's order and the database, and register the process as a worker.
+
+        SystemExit where it can't: Dramatiq would log an error, and take messages all the same.
+        """
+        try:
+            self._boot(broker, worker)
+        except Exception:
+            log.critical("this worker can't start", exc_info=True)
+            sys.exit(1)
+
+    def _boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         order_middleware(broker, self)
         _send_before_results(broker, self.runtime)
         self.runtime.check()

@@ -118,7 +118,10 @@ def test_a_worker_whose_database_goes_away_at_its_start_registers_in_the_end(
     """Unregistered it would have no heartbeat, so it would count as dead."""
     runtime = Runtime(database_url, lambda: EnqueueTransport(StubBroker(), print), remote=False)
     register = workers.register_worker
-    errors = [psycopg.OperationalError("terminating connection"), PoolTimeout("no connection")]
+    errors = [
+        psycopg.OperationalError("terminating connection"), PoolTimeout("no connection"),
+        psycopg.errors.ReadOnlySqlTransaction("a replica"), psycopg.errors.InsufficientPrivilege("no right"),
+    ]  # fmt: skip
 
     def registers(*args: Any) -> int:
         if errors:

@@ -106,3 +106,15 @@ def test_an_item_with_a_result_makes_no_record_of_the_log() -> None:
         logger.removeFilter(note)
     assert [record.getMessage() for record in records] == ["Message ends('skip') was skipped."]
     assert records[0].funcName == "process_message"
+
+
+def test_a_worker_that_cannot_be_registered_does_not_take_messages(caplog: pytest.LogCaptureFixture) -> None:
+    """Dramatiq logs an error of a hook, and goes on: as a worker that nobody knows, and that records nothing."""
+    broker = StubBroker(middleware=[])
+    runtime = Mock()
+    runtime.check.side_effect = RuntimeError("nobody thought of this")
+    broker.add_middleware(Tracking(runtime, Mock()))
+    with pytest.raises(SystemExit):
+        dramatiq.Worker(broker).start()
+    assert "this worker can't start" in caplog.text
+    assert "nobody thought of this" in caplog.text
