@@ -1,6 +1,7 @@
 """Actors of the pipeline tests: each item says what is to become of it, and each run is noted in a table of its own."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import threading
@@ -324,6 +325,11 @@ def knows(number: int) -> list[Any]:
 @dramatiq.actor(max_retries=0)
 async def knows_gently(number: int) -> list[Any]:
     return facts()
+
+
+@dramatiq.actor(max_retries=0)
+def frozen(number: int) -> int:
+    return gc.get_freeze_count()
 
 
 def wait_for_gate(folder: str, number: int) -> None:

@@ -45,6 +45,7 @@ ACTORS = [
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
     "opens_a_job", "gently", "says_gently", "in_threads", "in_a_process", "on_exhausted", "limited", "counts",
     "counts_gently", "knows", "knows_gently", "asks_to_wait", "postpones_for_long", "holds_back", "first_holds_back",
+    "frozen",
 ]  # fmt: skip
 
 
@@ -288,6 +289,10 @@ def test_a_dead_letter_has_the_properties_it_was_published_with(pipeline: Pipeli
     assert properties.type == "stubborn"
     assert properties.app_id == "callboard"
     assert json.loads(body)["kwargs"] == {"number": 1, "wins_at": 9}
+
+
+def test_a_worker_looks_for_garbage_in_what_it_made_since_it_booted(pipeline: Pipeline) -> None:
+    assert pipeline.only(pipeline.submit("frozen", 1))["result"] > 10_000
 
 
 @pytest.mark.parametrize("actor", ["knows", "knows_gently"])
