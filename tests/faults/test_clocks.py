@@ -21,6 +21,7 @@ SOON = HOUR / 2
 TIMES = (
     "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'callboard'"
     " AND data_type = 'timestamp with time zone' AND column_name <> 'sent_at' AND table_name <> 'migrations'"
+    " AND is_generated = 'NEVER'"
 )
 
 
