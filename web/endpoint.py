@@ -168,7 +168,10 @@ class Endpoint:
         return await call.request.app.state.database.read_together(lambda conn: self.handler(replace(call, conn=conn)))
 
     async def _body(self, request: Request) -> msgspec.Struct | None:
-        """The body; None for lines, which the handler reads as they come."""
+        """The body; None for lines, which the handler reads as they come. Raises Refused for one that is packed."""
+        if packing := request.headers.get("content-encoding"):
+            detail = f"the body must not be packed, and its Content-Encoding is {packing[:40]}: send it as it is"
+            raise parameters.Refused(415, detail, code="media_type")
         if parameters.media_type(request) == LINES and LINES in self.consumes:
             return None
         return await parameters.body(request, self.body, self.consumes)

@@ -1,6 +1,7 @@
 """Jobs that are submitted over HTTP: what is stored, what is refused, and what becomes of a body that breaks off."""
 
 import asyncio
+import gzip
 import json
 import os
 import socket
@@ -200,6 +201,11 @@ def test_other_types_of_bodies_are_refused(app: Starlette) -> None:
     answer = post(app, b"a,b", **{"Content-Type": "text/csv"})
     assert answer.status_code == 415
     assert "application/json or application/x-ndjson" in answer.json()["detail"]
+    for media in ("application/json", "application/x-ndjson"):
+        packed = gzip.compress(b'{"actor": "work", "items": [1]}')
+        answer = post(app, packed, **{"Content-Type": media, "Content-Encoding": "gzip"})
+        assert answer.status_code == 415
+        assert "Content-Encoding is gzip: send it as it is" in answer.json()["detail"]
 
 
 def test_a_login_submits_for_its_tenant_and_under_its_name(conn: Conn, database_url: str) -> None:
