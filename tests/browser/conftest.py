@@ -9,9 +9,16 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from callboard.sql.pool import Conn, connect
 from tests.support.databases import database, with_database
+from tests.support.jobs import let_workers_last
 from tests.support.webapp import open_app, served
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(autouse=True)
+def lasting_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `let_workers_last`."""
+    let_workers_last(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +60,7 @@ def page(browser: Browser) -> Iterator[Page]:
     """An empty page. A script error or a violation of the page's policy fails the test."""
     expect.set_options(timeout=300_000)
     context = browser.new_context(viewport={"width": 1280, "height": 3000})  # all of a page is on screen
+    context.set_default_timeout(300_000)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -67,5 +75,6 @@ def plain_page(browser: Browser) -> Iterator[Page]:
     """A page without JavaScript."""
     expect.set_options(timeout=300_000)
     context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(300_000)
     yield context.new_page()
     context.close()

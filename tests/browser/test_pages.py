@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import axe_playwright_python
@@ -40,6 +41,13 @@ def no_worker_left(conn: Conn) -> Iterator[None]:
     """The tests share a database."""
     yield
     conn.execute("DELETE FROM callboard.workers")
+
+
+def opened(browser: Browser, **options: Any) -> Page:
+    """A page in a context with these options, which waits as long as the fixtures' pages do."""
+    page = browser.new_context(**options).new_page()
+    page.set_default_timeout(300_000)
+    return page
 
 
 @pytest.mark.parametrize("script", ["page", "plain_page"])
@@ -358,8 +366,7 @@ def test_a_job_is_shared_and_embedded_and_its_token_revoked(browser: Browser, co
     job, other = make_job(conn, 4, name="shared"), make_job(conn, 1)
     name = "anna of the nightly team, on her phone"
     admin, _ = tokens.create(conn, ANNA, name=name, scopes=["read", "control", "admin"])
-    context = browser.new_context()
-    page = context.new_page()
+    page = opened(browser)
     with served(create_app(url=shared_url)) as address:
         page.goto(f"{address}/jobs/{job}")
         page.get_by_label("Token").fill(admin)
@@ -381,7 +388,7 @@ def test_a_job_is_shared_and_embedded_and_its_token_revoked(browser: Browser, co
         page.goto(link)
         expect(page.locator("#name")).to_have_text("shared")
         expect(page.locator(".tools")).not_to_contain_text("share of job")  # it is no login
-        guest = browser.new_context().new_page()
+        guest = opened(browser)
         guest.goto(link)
         expect(guest.locator("#name")).to_have_text("shared")
         expect(guest.get_by_role("button", name="Pause")).to_have_count(0)
@@ -405,7 +412,7 @@ def test_a_job_is_shared_and_embedded_and_its_token_revoked(browser: Browser, co
         expect(page.locator("#secret")).to_contain_text("cb_")
         time.sleep(2.1)  # a token that was found is known for two seconds
         assert guest.request.get(link).status == 401
-    context.close()
+    page.context.close()
 
 
 def elsewhere(address: str, job: int, token: str) -> Starlette:
@@ -436,8 +443,7 @@ def test_a_page_that_says_what_is_wrong_with_a_search_does_not_load_again(page: 
 def test_axe_finds_nothing_serious(browser: Browser, conn: Conn, address: str, scheme: str) -> None:
     make_worker(conn)
     job, (parent, _) = make_mixed_job(conn), make_staged(conn)
-    context = browser.new_context(bypass_csp=True, color_scheme="dark" if scheme == "dark" else "light")
-    page = context.new_page()
+    page = opened(browser, bypass_csp=True, color_scheme="dark" if scheme == "dark" else "light")
     paths = [
         *("/", "/?q=odd:1", "/workers", "/queues", "/tokens", "/docs", "/jobs/5"),
         *(f"/jobs/{job}", f"/jobs/{parent}", f"/jobs/{job}/items/20", f"/share/{job}", f"/jobs/{job}/cancel"),
@@ -452,7 +458,7 @@ def test_axe_finds_nothing_serious(browser: Browser, conn: Conn, address: str, s
             for one in result["violations"]
             if one["impact"] in ("serious", "critical")
         ]
-    context.close()
+    page.context.close()
     assert not any(found.values()), {path: rules for path, rules in found.items() if rules}
 
 

@@ -6,6 +6,13 @@ import pytest
 
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
+from tests.support.jobs import let_workers_last
+
+
+@pytest.fixture(autouse=True)
+def lasting_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `let_workers_last`."""
+    let_workers_last(monkeypatch)
 
 
 @pytest.fixture

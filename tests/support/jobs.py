@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pytest
+
 from callboard.sql import timings
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import NO_LIMITS
@@ -26,6 +28,12 @@ def status(conn: Conn, job: int) -> dict[str, Any]:
     assert found is not None
     assert sum(found[state] for state in ITEM_STATES) == found["total"]
     return found
+
+
+def let_workers_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a worker that is registered and never beats live for ten minutes: a test may take more than ten seconds."""
+    monkeypatch.setattr(timings, "DEAD_AFTER_SECONDS", 600.0)
+    monkeypatch.setattr(timings, "SILENT_SECONDS", 1200.0)
 
 
 def make_worker(conn: Conn, *actors: str, release: str = "2026.11") -> int:

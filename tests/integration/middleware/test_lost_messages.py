@@ -72,7 +72,7 @@ def test_an_item_that_its_worker_does_not_run_any_more_is_sent_again(conn: Conn,
     worker = make_worker(conn)
     job = make_job(conn, 3)
     run(conn, job, range(3), worker=worker)
-    conn.execute("UPDATE callboard.running SET started_at = now() - interval '1 min' WHERE item < 2")
+    conn.execute("UPDATE callboard.running SET started_at = now() - interval '1 h' WHERE item < 2")
     beat(conn, worker, [(job, 1)])
     sweep.drop_unheld_running(conn)
     assert conn.execute("SELECT item FROM callboard.running ORDER BY 1").fetchall() == [(1,), (2,)]

@@ -264,7 +264,7 @@ def test_an_item_is_found_by_its_key(conn: Conn) -> None:
 def test_a_worker_is_alive_stopped_or_dead(conn: Conn) -> None:
     alive, stopped, silent = (make_worker(conn) for _ in range(3))
     workers.stop_worker(conn, stopped)
-    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 minute' WHERE id = %s", (silent,))
+    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 hour' WHERE id = %s", (silent,))
     found, _ = queries.run(conn, queries.workers())
     assert {row["id"]: row["state"] for row in found} == {alive: "alive", stopped: "stopped", silent: "dead"}
     dead, _ = queries.run(conn, queries.workers(state="dead"))

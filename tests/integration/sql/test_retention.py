@@ -377,8 +377,9 @@ def test_workers_that_ended_long_ago_are_forgotten(conn: Conn) -> None:
 
 
 def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
-    conn: Conn, database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    conn: Conn, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(retention, "BUDGET_SECONDS", 300.0)
     kept, cascading, plain = (ended(conn, name=name, days=40) for name in ("kept", "cascading", "plain"))
     conn.execute("CREATE TABLE strict (job bigint REFERENCES callboard.jobs)")
     conn.execute("CREATE TABLE follows (job bigint REFERENCES callboard.jobs ON DELETE CASCADE)")

@@ -86,7 +86,7 @@ def test_a_worker_that_died_leaves_a_stage_to_another(conn: Conn) -> None:
     assert held is not None
     assert stages.claim_stage(conn, other, ["work"], []) is None
     assert stages.claim_stage(conn, first, ["work"], [held.job]) is None
-    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '11 s' WHERE id = %s", (first,))
+    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (first,))
     taken = stages.claim_stage(conn, other, ["work"], [])
     assert taken is not None
     assert taken.job == held.job

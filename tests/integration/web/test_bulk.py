@@ -19,8 +19,9 @@ ANNA = Requester("python", "anna")
 
 
 @pytest.fixture
-def http(database_url: str) -> Iterator[httpx.Client]:
-    """A client of the API."""
+def http(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    """A client of the API. A request works until all is done."""
+    monkeypatch.setattr(bulk, "WORK_SECONDS", 300.0)
     with (
         served(create_app(url=database_url, open_to_everyone=True)) as address,
         httpx.Client(base_url=f"{address}/api/v1") as client,
