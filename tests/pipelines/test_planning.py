@@ -1,5 +1,6 @@
 """Planning: step and percentage by polling; each classification is saved once, with its outcome; a bug is shown."""
 
+import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 import callboard
 from callboard.commands.local import remote_world
-from callboard.commands.local.remote_world import Answer
+from callboard.commands.local.remote_world import Answer, World
 from callboard.web import create_app
 from tests.pipelines.rig import TIMEOUT, Rig
 from tests.support.webapp import served
@@ -38,20 +39,54 @@ def submit(api: httpx.Client) -> Callable[..., dict[str, Any]]:
     return post
 
 
+class Turnstile:
+    """Lets a few classifications through at a time."""
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        self._left = 0
+        self._opened = monotonic()
+
+    def open(self, count: int) -> None:
+        """Let so many through from now on."""
+        with self._change:
+            self._left, self._opened = count, monotonic()
+            self._change.notify_all()
+
+    def classify(self, world: World, path: str, sent: Any) -> Answer:
+        """Answer when it is open."""
+        with self._change:
+            assert self._change.wait_for(lambda: self._left > 0, TIMEOUT)
+            self._left -= 1
+        return remote_world.classify(world, path, sent)
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it was opened."""
+        return monotonic() - self._opened
+
+
 def test_classifications_are_saved_once_though_the_worker_is_killed(
-    rig: Rig, api: httpx.Client, submit: Callable[..., dict[str, Any]]
+    rig: Rig, api: httpx.Client, submit: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig.world.seconds = 0.2
+    """The next are classified when it was seen how far the job is, or after a second: a kill loses some answers."""
+    turnstile = Turnstile()
+    monkeypatch.setitem(remote_world.SERVICES, "classify", turnstile.classify)
+    rig.world.seconds = 0.02
     job = submit("one", *ELEMENTS)["id"]
     seen: list[dict[str, Any]] = []
 
     def reaches(progress: float) -> bool:
         seen.append(api.get(f"/jobs/{job}").json())
+        if seen[-1]["progress"] not in {now["progress"] for now in seen[:-1]} or turnstile.seconds > 1:
+            turnstile.open(4)
         return bool(seen[-1]["progress"] >= progress)
 
-    assert wait_until(lambda: reaches(0.3), TIMEOUT, pause=0.05)
-    rig.restart_worker()
-    assert wait_until(lambda: reaches(1), TIMEOUT, pause=0.05)
+    assert wait_until(lambda: reaches(0.3), TIMEOUT, pause=0.02)
+    rig.worker.kill()
+    turnstile.open(10)  # for those that it had asked for
+    rig.worker.start()
+    assert wait_until(lambda: reaches(1), TIMEOUT, pause=0.02)
     assert (seen[-1]["state"], seen[-1]["succeeded"]) == ("completed", 60)
     assert {now["state"] for now in seen[:-1]} <= {"pending", "running"}
     assert any((now["step"] or "").startswith("classifying ") for now in seen)
