@@ -66,15 +66,13 @@ def due(scenario: Scenario, job: int) -> dict[int, float]:
 
 def make_due_soon(scenario: Scenario, job: int, item: int) -> float:
     """Let time pass until an item is due in a second and a half; when that is, in seconds since the epoch."""
-    scenario.sql(
-        "UPDATE callboard.outbox SET due_at = due_at - make_interval(secs => %s) WHERE job_id = %s",
+    moved = scenario.sql(
+        "UPDATE callboard.outbox SET due_at = due_at - make_interval(secs => %s) WHERE job_id = %s"
+        " RETURNING item, extract(epoch FROM due_at)::float8",
         due(scenario, job)[item] - 1.5,
         job,
     )
-    ((due_at,),) = scenario.sql(
-        "SELECT extract(epoch FROM due_at)::float8 FROM callboard.outbox WHERE job_id = %s AND item = %s", job, item
-    )
-    return float(due_at)
+    return float(dict(moved)[item])
 
 
 def late(scenario: Scenario, job: int, item: int, due_at: float) -> float:
