@@ -58,8 +58,9 @@ class LosesAnswers:
     ids=["in its round trip", "after the last"],
 )
 def test_a_break_that_loses_the_answers_is_charged_to_the_statement_that_broke_the_second_time(
-    texts: Sequence[str], charged: list[str]
+    texts: Sequence[str], charged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(saves, "TRANSACTION_SECONDS", 300.0)
     statements = [Save(text, None, "actors.py:1 in work") for text in texts]
     event = Event(1, 0, 1, "succeeded", 0.01, 0.0, 1, saves=Saves(statements, 10))
     for _ in range(saves.MAX_BREAKS):
