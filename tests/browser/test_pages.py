@@ -24,6 +24,7 @@ from callboard.sql.rows import Failure
 from callboard.sql.writes import tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
+from tests.support.databases import stored_columns
 from tests.support.jobs import BAD, make_job, make_mixed_job, make_staged, make_worker, record, run
 from tests.support.timer import Timer
 from tests.support.vhosts import Broker
@@ -479,9 +480,11 @@ def test_large_jobs_and_many_jobs_stay_quick(page: Page, conn: Conn, address: st
     conn.execute(
         "UPDATE callboard.items SET state = 'waiting', finished_at = NULL WHERE job_id = %s AND item = 99999", (large,)
     )
+    columns = stored_columns(conn, "jobs")
     conn.execute(
-        "INSERT INTO callboard.jobs SELECT (jsonb_populate_record(j, jsonb_build_object('id', j.id + n))).*"
-        " FROM callboard.jobs AS j, generate_series(1000, 4000) AS n WHERE j.id = %s",
+        f"INSERT INTO callboard.jobs ({columns})"
+        f" SELECT {columns} FROM (SELECT (jsonb_populate_record(j, jsonb_build_object('id', j.id + n))).*"
+        " FROM callboard.jobs AS j, generate_series(1000, 4000) AS n WHERE j.id = %s) AS copies",
         (small,),
     )
     conn.execute("ANALYZE callboard.items, callboard.jobs")

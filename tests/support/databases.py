@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -58,6 +59,17 @@ def migrated(url: str) -> Iterator[str]:
     with database(url) as name:
         migrate(with_database(url, name))
         yield name
+
+
+def stored_columns(conn: psycopg.Connection[Any], table: str) -> str:
+    """List in SQL the columns of a table of Callboard's that a statement may fill: those that are not generated."""
+    query = """
+        SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute
+        WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+    """
+    row = conn.execute(query, [f"callboard.{table}"]).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def waits(url: str) -> bool:

@@ -17,6 +17,7 @@ from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, retry_action, submission
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import JobChanged, RetrySelection
+from tests.support.databases import stored_columns
 from tests.support.workers import wait_until
 
 BY = Requester("python", "somebody")
@@ -117,11 +118,12 @@ def reverse_rows(conn: Conn, *tables: str) -> None:
     """Store rows in the reverse order of their keys, which reveals a plan that reads a small table in stored order."""
     for table in tables:
         with conn.transaction():
+            columns = stored_columns(conn, table)
             conn.execute(f"CREATE TEMPORARY TABLE reversed ON COMMIT DROP AS SELECT * FROM callboard.{table}")
             conn.execute(f"DELETE FROM callboard.{table}")
             conn.execute(
-                f"INSERT INTO callboard.{table} OVERRIDING SYSTEM VALUE"
-                " SELECT * FROM reversed ORDER BY 1 DESC, ctid DESC"
+                f"INSERT INTO callboard.{table} ({columns}) OVERRIDING SYSTEM VALUE"
+                f" SELECT {columns} FROM reversed ORDER BY 1 DESC, ctid DESC"
             )
 
 
