@@ -15,6 +15,8 @@ def answer() -> str:
 
 def add_ping(broker: dramatiq.Broker) -> None:
     """Let the broker's workers run pings. The actor is not declared: that would declare a queue for it."""
+    if PING in broker.actors:  # of a worker before this one
+        return
     queue = next((actor.queue_name for actor in broker.actors.values()), "default")
     actor: dramatiq.Actor[..., Any] = dramatiq.Actor(
         answer, broker=broker, actor_name=PING, queue_name=queue, priority=0, options={"max_retries": 0}
