@@ -50,7 +50,8 @@ def untracked(rig: Rig, processes: int, items: int) -> float:
         left, begun = depth(), time.perf_counter()
         wait_until(lambda: depth() == 0, 600, pause=0.002)
         seconds = time.perf_counter() - begun
-    worker.stop()
+        worker.stop()
+        channel.queue_purge("default")  # of what it had prefetched: a tracked worker would adopt it
     return left / seconds
 
 
