@@ -44,7 +44,10 @@ def get(app: Any, *paths: str, lifespan: bool = True, **options: Any) -> list[ht
 def served(app: Starlette, port: int = 0, *, root_path: str = "") -> Iterator[str]:
     """Serve the app in a thread for a block; yields its address. `root_path`: see uvicorn's option."""
     with servers.listen("127.0.0.1", port) as listener:
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, root_path=root_path)
+        # A client keeps an idle connection for five seconds, as uvicorn does: it must not end while it is used again.
+        config = uvicorn.Config(
+            app, log_level="warning", root_path=root_path, timeout_graceful_shutdown=2, timeout_keep_alive=300
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
