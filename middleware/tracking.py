@@ -345,12 +345,13 @@ def may_retry(broker: dramatiq.Broker, message: MessageProxy) -> bool:
     """Return whether Dramatiq may retry a message. It counts the retry, formats the traceback, and only then compares:
     where the exception can't be formatted, its hook raises what that raises, and `max_retries` is not looked at.
     """
+    retries = next((m for m in broker.middleware if isinstance(m, Retries)), None)
+    if retries is None:
+        return False
     actor = broker.actors.get(message.actor_name)
-    for middleware in (m for m in broker.middleware if isinstance(m, Retries)):
-        options = {"max_retries": middleware.max_retries, **(actor.options if actor else {}), **message.options}
-        most, counted = options["max_retries"], options.get("retries", 0)
-        return most is None or counted <= most or options.get("retry_when", middleware.retry_when) is not None
-    return False
+    options = {"max_retries": retries.max_retries, **(actor.options if actor else {}), **message.options}
+    most, counted = options["max_retries"], options.get("retries", 0)
+    return most is None or counted <= most or options.get("retry_when", retries.retry_when) is not None
 
 
 def tracking_of(broker: dramatiq.Broker) -> Tracking | None:
