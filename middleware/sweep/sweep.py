@@ -22,7 +22,7 @@ from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.middleware.sweep.retention import Retention
 from callboard.sql import timings
 from callboard.sql.errors import MISCONFIGURED, TRANSIENT
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import ALL_JOBS, JobPage, Lease
 from callboard.sql.writes import claims, jobs, stages, submission, sweep, workers
 
@@ -104,13 +104,15 @@ class Sweep:
             return PERIOD_SECONDS
 
     def _sweep_if_elected(self, conn: Conn) -> float:
-        lease = self._elected(conn)
-        if lease is None:
-            return UNASKED_SECONDS
+        with transaction(conn):
+            lease = self._elected(conn)
+            if lease is None:
+                return UNASKED_SECONDS
+            if lease.set_back > SET_BACK_SECONDS:
+                why = "the clock of the database was set back by %.0f s; what waits is due as before"
+                log.warning(why, lease.set_back)
+                sweep.follow_clock_set_back(conn, lease.set_back)
         self._observe_time(lease.clock)
-        if lease.set_back > SET_BACK_SECONDS:
-            log.warning("the clock of the database was set back by %.0f s; what waits is due as before", lease.set_back)
-            _run(conn, [partial(sweep.follow_clock_set_back, seconds=lease.set_back)])
         if not lease.anything:
             return UNASKED_SECONDS
         self.round(conn)

@@ -44,61 +44,50 @@ RETURNING true, {clock},
 -- Somebody else may sweep. Caller: the sweep, when it stops.
 DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %s
 
--- name: void_late_beats
--- The clock of the database was set back: a worker that has died would seem to live until the clock is there again.
--- Caller: follow_clock_set_back.
-UPDATE callboard.workers SET beat_at = now() WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now()
-
--- name: shorten_claims_of_jobs
--- The clock was set back: what holds for seconds holds no longer than that. Caller: follow_clock_set_back.
--- Lock order: jobs by id.
-WITH ahead AS (
+-- name: follow_clock_set_back
+-- The clock of the database was set back by so many seconds, at least: each time to come that it gave is that much earlier,
+-- and no heartbeat is to come. So nothing waits or holds for longer than it should, and a worker that died is found.
+-- Times that somebody gave stay: of a start, a deadline, a token. Turns are looked at again, for those of rows that are
+-- skipped are not earlier.
+-- Caller: the sweep, in the transaction that renews its lease, by which it knows: what is broken off is done once more.
+-- Lock order: jobs by id, then turns by job; then rows of the outbox and callbacks without waiting for any: a publisher or
+-- a worker has those.
+WITH back AS (
+    SELECT make_interval(secs => %(seconds)s) AS time
+), beats AS (
+    UPDATE callboard.workers SET beat_at = now() WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now()
+), job AS (
     SELECT id FROM callboard.jobs
     WHERE finished_at IS NULL AND greatest(publish_until, submitting_until, control_at, rate_ready) > now()
     ORDER BY id FOR NO KEY UPDATE
-)
-UPDATE callboard.jobs AS j
-SET publish_until = least(publish_until, now() + make_interval(secs => %(publish)s)),
-    submitting_until = least(submitting_until, now() + make_interval(secs => %(submission)s)),
-    control_at = least(control_at, clock_timestamp()), rate_ready = least(rate_ready, now())
-FROM ahead AS a WHERE j.id = a.id
-
--- name: shorten_pauses_of_turns
--- The clock was set back: each turn is looked at now, and sets its times anew. Caller: follow_clock_set_back.
--- Lock order: turns by job.
-WITH ahead AS (
+), jobs AS (
+    UPDATE callboard.jobs AS j
+    SET publish_until = publish_until - time, submitting_until = submitting_until - time, rate_ready = rate_ready - time,
+        control_at = least(control_at, clock_timestamp())
+    FROM job, back WHERE j.id = job.id
+), turn AS (
     SELECT job_id, queue FROM callboard.turns
     WHERE NOT over AND (served_at > now() OR bulk_at > now() AND bulk_at < 'infinity' OR due_at > now() AND due_at < 'infinity')
+      AND (SELECT count(*) FROM job) >= 0  -- these first
     ORDER BY job_id, queue FOR NO KEY UPDATE
-)
-UPDATE callboard.turns AS t
-SET served_at = least(served_at, now()), seq = seq + 1,
-    bulk_at = CASE WHEN bulk_at < 'infinity' THEN least(bulk_at, now()) ELSE bulk_at END,
-    due_at = CASE WHEN due_at < 'infinity' THEN least(due_at, now()) ELSE due_at END
-FROM ahead AS a WHERE t.job_id = a.job_id AND t.queue = a.queue
-
--- name: shorten_delays
--- The clock was set back by so many seconds: what waits is due when it would have been. Caller: follow_clock_set_back.
--- Lock order: rows of the outbox without waiting for any: a publisher or a worker has those.
-WITH ahead AS (
+), turns AS (
+    UPDATE callboard.turns AS t
+    SET served_at = served_at - time, bulk_at = bulk_at - time, due_at = due_at - time, seq = seq + 1
+    FROM turn, back WHERE t.job_id = turn.job_id AND t.queue = turn.queue
+), message AS (
     SELECT id FROM callboard.outbox
     WHERE due_at > now() AND due_at < timestamptz '9999-01-01Z' OR claimed_until > now() FOR UPDATE SKIP LOCKED
-)
-UPDATE callboard.outbox AS o
-SET due_at = CASE WHEN due_at < timestamptz '9999-01-01Z' THEN due_at - make_interval(secs => %(seconds)s) ELSE due_at END,
-    claimed_until = least(claimed_until, now() + make_interval(secs => %(publish)s))
-FROM ahead AS a WHERE o.id = a.id
-
--- name: shorten_delays_of_callbacks
--- The clock was set back by so many seconds, likewise. Caller: follow_clock_set_back.
--- Lock order: callbacks without waiting for any.
-WITH ahead AS (
+), messages AS (
+    UPDATE callboard.outbox AS o
+    SET due_at = CASE WHEN due_at = timestamptz '9999-01-01Z' THEN due_at ELSE due_at - time END,
+        claimed_until = claimed_until - time
+    FROM message, back WHERE o.id = message.id
+), callback AS (
     SELECT id FROM callboard.callbacks
     WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) > now() FOR UPDATE SKIP LOCKED
 )
-UPDATE callboard.callbacks AS c
-SET due_at = due_at - make_interval(secs => %(seconds)s), claimed_until = claimed_until - make_interval(secs => %(seconds)s)
-FROM ahead AS a WHERE c.id = a.id
+UPDATE callboard.callbacks AS c SET due_at = due_at - time, claimed_until = claimed_until - time
+FROM callback, back WHERE c.id = callback.id
 
 -- name: standing_jobs_to_seal
 -- Standing jobs whose day (UTC) is over. Caller: the sweep. Rows: (id).

@@ -30,16 +30,7 @@ def release_lease(conn: Conn, holder: str) -> None:
 
 def follow_clock_set_back(conn: Conn, seconds: float) -> None:
     """The clock of the database was set back by so many seconds: let nothing wait for longer because of it."""
-    parameters = {
-        "seconds": seconds,
-        "publish": timings.PUBLISH_LEASE_SECONDS,
-        "submission": timings.SUBMISSION_LEASE_SECONDS,
-    }
-    conn.execute(statement("void_late_beats"))
-    conn.execute(statement("shorten_claims_of_jobs"), parameters)
-    conn.execute(statement("shorten_pauses_of_turns"))
-    conn.execute(statement("shorten_delays"), parameters)
-    conn.execute(statement("shorten_delays_of_callbacks"), parameters)
+    conn.execute(statement("follow_clock_set_back"), {"seconds": seconds})
 
 
 def standing_jobs_to_seal(conn: Conn) -> list[int]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -114,6 +115,7 @@ class Database:
         clock = SimpleNamespace(monotonic=lambda: self.now, monotonic_ns=lambda: 0)
         monkeypatch.setattr("callboard.middleware.sweep.sweep.time", clock)
         monkeypatch.setattr(Sweep, "_elected", lambda *_: Lease(anything=True, clock=self.clock, set_back=0.0))
+        monkeypatch.setattr(sweeping, "transaction", lambda _: nullcontext())
         monkeypatch.setattr(Sweep, "round", self._round)
         self.sweep = Sweep(cast("Any", self), cast("Any", None))
 
