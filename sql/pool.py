@@ -37,10 +37,11 @@ WARNING_PAUSE_SECONDS = 5.0
 _BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
 #: Begins a transaction that only reads. The server stops its statements after five seconds: a few slow reads must not
 #: hold up all others. It keeps the plans of prepared statements: to plan a list anew costs as much as to read it, and
-#: among many jobs PostgreSQL takes a plan for these parameters to be worth that, each time.
+#: among many jobs PostgreSQL takes a plan for these parameters to be worth that, each time. Its times are in UTC, which
+#: Python reads and writes faster than any other zone.
 _BEGIN_READ: LiteralString = (
     "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = '5s';"
-    " SET LOCAL plan_cache_mode = force_generic_plan"
+    " SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL timezone = 'UTC'"
 )
 #: The one setting of a session: poolers in transaction mode keep it for their clients, as they keep the encoding.
 _SET_DATES: LiteralString = "SET datestyle = 'ISO'"

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -69,8 +70,12 @@ def fields(form: Iterable[tuple[str, str]], kind: type[T]) -> T:
     return _texts(422, "field", form, kind)
 
 
+#: The types of the fields of a struct: to resolve them takes longer than to read the parameters.
+_hints = cache(get_type_hints)
+
+
 def _texts(status: int, code: str, pairs: Iterable[tuple[str, str]], kind: type[T]) -> T:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     given: dict[str, Any] = {}
     for name, value in pairs:
         if "\x00" in name + value:

@@ -155,6 +155,8 @@ page AS MATERIALIZED (
 -- part: described_jobs
 -- The jobs of `page` with all that a description is derived from (job_view.py), then their stages, in one snapshot.
 -- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten.
+-- A job that is over has nothing in `running`, and its samples are not asked for: the join's own condition would be looked
+-- at only after both.
 -- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job is open and
 -- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
 living AS MATERIALIZED (
@@ -188,21 +190,22 @@ FROM (SELECT) AS one
 LEFT JOIN shown ON true
 LEFT JOIN callboard.jobs AS j ON j.id = shown.id
 CROSS JOIN LATERAL (
-    SELECT count(*) AS in_hand, {done_in_part} AS in_part FROM callboard.running AS r WHERE r.job_id = j.id
+    SELECT count(*) AS in_hand, {done_in_part} AS in_part FROM callboard.running AS r
+    WHERE j.finished_at IS NULL AND r.job_id = j.id
 ) AS hand
 LEFT JOIN LATERAL (
     SELECT b.id, b.finished_at FROM callboard.jobs AS b WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 OFFSET 0
 ) AS before ON true
 LEFT JOIN LATERAL (
     (SELECT s.taken_at, s.final, s.in_part FROM callboard.samples AS s
-     WHERE s.job_id = j.id AND s.taken_at BETWEEN now() - interval '30 seconds' AND now() - interval '2 seconds'
+     WHERE j.finished_at IS NULL AND s.job_id = j.id AND s.taken_at BETWEEN now() - interval '30 seconds' AND now() - interval '2 seconds'
      ORDER BY s.taken_at LIMIT 1)
     UNION ALL
     (SELECT s.taken_at, s.final, s.in_part FROM callboard.samples AS s
-     WHERE s.job_id = j.id AND s.taken_at < now() - interval '30 seconds'
+     WHERE j.finished_at IS NULL AND s.job_id = j.id AND s.taken_at < now() - interval '30 seconds'
      ORDER BY s.taken_at DESC LIMIT 1)
     ORDER BY taken_at DESC LIMIT 1
-) AS sample ON j.finished_at IS NULL
+) AS sample ON true
 LEFT JOIN LATERAL (
     SELECT moved.moved_at, coalesce((SELECT able FROM hands WHERE actor IS NULL), 0) AS alive,
            coalesce(w.able, 0) AS able, w.trouble,
@@ -228,9 +231,9 @@ LEFT JOIN LATERAL (
         SELECT r.item, r.worker, CASE WHEN t.seconds < 10 THEN t.seconds ELSE 10 * floor(t.seconds / 10) END AS seconds, r.place
         FROM callboard.running AS r
         CROSS JOIN LATERAL (SELECT floor(extract(epoch FROM now() - r.started_at)) AS seconds) AS t
-        WHERE r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
+        WHERE j.finished_at IS NULL AND r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
     ) AS h
-) AS hanging ON j.finished_at IS NULL
+) AS hanging ON true
 ORDER BY shown.within, j.id DESC
 
 -- part: done_in_part
