@@ -33,6 +33,7 @@ from callboard.middleware.submission.lease import SubmissionLease
 from callboard.middleware.submission.send_store import SendStore
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql import migrate, settings
+from callboard.sql.errors import connect_advice
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import DueWork, Outgoing
 from callboard.sql.signature import Signature
@@ -182,9 +183,10 @@ class Runtime:
             except psycopg.Error as error:  # also of a replica that is not promoted yet, or a right that is missing
                 if time.monotonic() > deadline:
                     log.critical(
-                        "no database that this worker can write to within 60 s: %s; start PostgreSQL, correct "
-                        "DATABASE_URL, or give its role the rights of the one that ran `callboard migrate`",
+                        "no database that this worker can write to within 60 s: %s; %s, or give its role the rights of "
+                        "the one that ran `callboard migrate`",
                         str(error).strip(),
+                        connect_advice(error),
                     )
                     sys.exit(1)
                 log.warning("waiting for the database (DATABASE_URL): %s", str(error).strip().splitlines()[0])

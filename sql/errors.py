@@ -1,5 +1,7 @@
 """Classes of errors of the database, by what a write does after them."""
 
+import re
+
 import psycopg
 from psycopg_pool import PoolTimeout
 
@@ -35,6 +37,13 @@ def is_too_large(error: BaseException) -> bool:
             or (code in (None, "XX000") and ("cannot allocate" in text or "memory alloc" in text))
         )
     return isinstance(error, MemoryError)
+
+
+def connect_advice(error: BaseException) -> str:
+    """Return what to do when a connection can't be made."""
+    if re.search("connection slots|too many|no more connections", str(error)):
+        return "close connections of others, raise max_connections, or let PgBouncer share them"
+    return "start PostgreSQL, or correct DATABASE_URL"
 
 
 def is_connection_lost(error: BaseException) -> bool:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, LiteralString, Self, TypeAlias
+from typing import Any, ClassVar, LiteralString, Self, TypeAlias
 from weakref import WeakSet
 
 import psycopg
 from psycopg import AsyncConnection, BaseConnection, Connection
 from psycopg.pq import TransactionStatus
 from psycopg.types.json import set_json_loads
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from callboard.sql import settings
 from callboard.sql.errors import MISCONFIGURED
@@ -72,6 +72,8 @@ class PlainConnection(Connection[tuple[Any, ...]]):
     rows, and goes into logs.
     """
 
+    #: Why the last try to connect failed, by the database's address.
+    refusals: ClassVar[dict[str, str]] = {}
     #: Another isolation level is the default.
     isolated = False
     #: Statements that undo, within a transaction, what a user's statement has left in the session.
@@ -80,7 +82,12 @@ class PlainConnection(Connection[tuple[Any, ...]]):
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Self:
         """Connect, and ask for the defaults. Raises psycopg.OperationalError where there is no database."""
-        conn = super().connect(conninfo, **options)
+        try:
+            conn = super().connect(conninfo, **options)
+        except psycopg.OperationalError as error:
+            cls.refusals[conninfo] = str(error).strip()
+            raise
+        cls.refusals.pop(conninfo, None)
         if not _has_iso_dates(conn):
             conn.execute(_SET_DATES, prepare=False)
         for isolation, set_again in conn.execute(_ASK_SESSION, prepare=False):
@@ -131,11 +138,18 @@ class Pool(ConnectionPool[Conn]):
     """
 
     def getconn(self, timeout: float | None = None) -> Conn:
-        """See `psycopg_pool.ConnectionPool`, whose own `check` would pause for a second and more after a broken one."""
+        """See `psycopg_pool.ConnectionPool`, whose own `check` would pause for a second and more after a broken one.
+
+        Raises PoolTimeout, with the reason why the last try to connect failed, if it did.
+        """
         until = time.monotonic() + (self.timeout if timeout is None else timeout)
-        while not _is_usable(conn := super().getconn(max(0.0, until - time.monotonic()))):
-            conn.close()
-            self.putconn(conn)
+        try:
+            while not _is_usable(conn := super().getconn(max(0.0, until - time.monotonic()))):
+                conn.close()
+                self.putconn(conn)
+        except PoolTimeout as error:
+            refusal = PlainConnection.refusals.get(str(self.conninfo))
+            raise PoolTimeout(f"{error}: {refusal}" if refusal else str(error)) from None
         return conn
 
     @contextmanager

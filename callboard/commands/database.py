@@ -8,6 +8,7 @@ import typer
 from psycopg.conninfo import conninfo_to_dict
 
 from callboard.commands.errors import CommandError, first_line
+from callboard.sql.errors import connect_advice
 from callboard.sql.migrate import check
 from callboard.sql.pool import Conn, connect, database_address
 
@@ -34,6 +35,5 @@ def reach(url: str) -> Iterator[None]:
         parts = conninfo_to_dict(url)
         host = parts.get("host") or parts.get("hostaddr") or "localhost"
         place = f"{host}:{parts.get('port') or 5432}/{parts.get('dbname') or ''}"
-        raise CommandError(
-            f"can't reach the database at {place}: {first_line(error)}; start PostgreSQL, or correct DATABASE_URL"
-        ) from None
+        advice = connect_advice(error)
+        raise CommandError(f"can't reach the database at {place}: {first_line(error)}; {advice}") from None

@@ -209,10 +209,11 @@ def _jobs(conn: Conn) -> Iterator[Finding]:
 def _pings(conn: Conn, timeout: float) -> Iterator[Finding]:
     alive, _ = queries.run(conn, queries.workers(state="alive", limit=500))
     for queue in sorted({queue for worker in alive for queue in worker["queues"]}):
-        yield _ping(conn, queue, timeout)
+        trouble = next((one["trouble"] for one in alive if queue in one["queues"] and one["trouble"]), None)
+        yield _ping(conn, queue, trouble, timeout)
 
 
-def _ping(conn: Conn, queue: str, timeout: float) -> Finding:
+def _ping(conn: Conn, queue: str, trouble: str | None, timeout: float) -> Finding:
     """Send a job of one item through a queue, time its hops, and delete it."""
     about, began = f"ping through {queue}", time.monotonic()
     made = submission.create_job(
@@ -230,7 +231,7 @@ def _ping(conn: Conn, queue: str, timeout: float) -> Finding:
     seen = time.monotonic()
     try:
         if job["state"] != "completed":
-            return _unanswered(conn, made.job, about, job, timeout)
+            return _unanswered(conn, made.job, about, job, trouble, timeout)
         (item,), _ = queries.run(conn, queries.items(made.job))
         created, started, finished = (
             datetime.fromisoformat(job["created_at"]), datetime.fromisoformat(item["started_at"]),
@@ -247,10 +248,13 @@ def _ping(conn: Conn, queue: str, timeout: float) -> Finding:
             actions.delete(conn, made.job, ASKED)
 
 
-def _unanswered(conn: Conn, number: int, about: str, job: dict[str, Any], timeout: float) -> Finding:
+def _unanswered(
+    conn: Conn, number: int, about: str, job: dict[str, Any], trouble: str | None, timeout: float
+) -> Finding:
+    # Why the job itself says it stands is no answer: no worker announces the actor of pings.
     actions.cancel(conn, number, ASKED, reason="no answer in time")
     where = "its row was not published" if job.get("pending") else "its message was published and did not come back"
-    why = f": {job['stalled']}" if job.get("stalled") else ""
+    why = f": {trouble}" if trouble else ""
     return Finding(
         about, WRONG, f"no answer within {timeout:g} s, {where}{why}",
         "look at the log of a worker that has this queue; it may be busy with long items, or of an older release",

@@ -481,7 +481,8 @@ class Journal:
                 self.process.write(lambda conn: self.store(conn, sends))
             except Exception as error:  # noqa: BLE001 — the senders get it
                 refused = isinstance(error, DATA_ERRORS) or is_too_large(error)
-                if not last and isinstance(error, TRANSIENT) and not refused and not isinstance(error, UncertainCommit):
+                final = refused or isinstance(error, (UncertainCommit, PoolTimeout))  # the senders waited for the pool
+                if not last and isinstance(error, TRANSIENT) and not final:
                     continue
                 if refused and len(sends) > 1:
                     middle = len(sends) // 2

@@ -127,12 +127,14 @@ class EnqueueTransport:
             raise Unreachable(self.trouble) from error
 
     def name(self) -> str | None:
-        """See Transport."""
-        return None
+        """See Transport: the kind of the broker, since two of one kind can't be told apart."""
+        if isinstance(getattr(self._broker, "queues", None), dict):
+            return "a broker within its process"
+        return "Redis" if hasattr(self._broker, "client") else None
 
     def gave_name(self, name: str) -> bool:
         """See Transport."""
-        return False
+        return name == self.name()
 
     def serve(self, *, reconnect: bool = False) -> None:
         """See Transport."""

@@ -109,6 +109,7 @@ def test_a_queue_whose_worker_does_not_answer_is_wrong(here: Pipeline, capsys: p
     (ping,) = found["ping through default"]
     assert (code, ping["state"]) == (1, "wrong")
     assert "no answer within 1 s" in ping["found"]
+    assert "has the actor" not in ping["found"], "no worker announces the actor of pings"
     assert "log of a worker" in ping["do"]
 
 

@@ -160,6 +160,10 @@ def test_a_worker_of_another_broker_does_not_start_on_the_same_database(
         assert name.endswith(
             f"@{socket.gethostname().split('.')[0]}, virtual host {urlsplit(environment['AMQP_URL']).path[1:]}"
         )
+        inside = Runtime(environment["DATABASE_URL"], lambda: EnqueueTransport(StubBroker(), print), remote=False)
+        with pytest.raises(SystemExit):
+            inside.open(dramatiq.Worker(StubBroker(), worker_threads=1), {"work": "default"})
+        inside.close()
         assert first.stop() == again.stop() == 0
         worker("callboard.actors", env=other)
 

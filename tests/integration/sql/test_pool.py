@@ -1,6 +1,14 @@
 """Pools of connections."""
 
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from psycopg_pool import PoolTimeout
+
+from callboard.sql.errors import connect_advice
 from callboard.sql.pool import connect, make_pool
+from tests.support.databases import with_database
 from tests.support.workers import wait_until
 
 
@@ -23,3 +31,32 @@ def test_a_server_that_ends_idle_sessions_soon_keeps_nobody_waiting(database_url
                 with pool.connection(timeout=300) as conn:
                     assert conn.execute("SELECT 1").fetchone() == (1,)
                 assert wait_until(lambda: admin.execute(mine).rowcount == 0, 300)
+
+
+def test_what_keeps_a_pool_from_a_connection_is_said(database_url: str) -> None:
+    """As long as it does: a pool whose connections are all lent says nothing of it."""
+    refused = "not currently accepting connections"
+    name = urlsplit(database_url).path[1:]
+    with connect(with_database(database_url, "postgres")) as admin, make_pool(database_url, size=1) as pool:
+        pool.wait(300)
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        with make_pool(database_url, size=1) as other, pytest.raises(PoolTimeout, match=refused), other.connection(1):
+            pass
+        admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        connect(database_url).close()
+        with pool.connection(300), pytest.raises(PoolTimeout) as lent, pool.connection(0.1):
+            pass
+        assert refused not in str(lent.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FATAL: sorry, too many clients already", 'FATAL: too many connections for role "app"',
+        "FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute",
+        "FATAL: no more connections allowed (max_client_conn)",
+    ],
+)  # fmt: skip
+def test_what_to_do_about_a_server_without_free_connections(text: str) -> None:
+    assert "max_connections" in connect_advice(psycopg.OperationalError(text))
+    assert connect_advice(psycopg.OperationalError("Connection refused")).startswith("start PostgreSQL")

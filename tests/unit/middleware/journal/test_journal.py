@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg_pool import PoolTimeout
 
 from callboard.middleware.journal import journal as module
 from callboard.middleware.journal import running_rows
@@ -333,6 +334,15 @@ def test_a_process_does_not_remember_every_job_that_it_saw(monkeypatch: pytest.M
     assert rig.journal.close(TIMEOUT)
     assert touched == list(range(1, len(looks) + 1))
     assert 0 < len(rig.journal.running_rows._started_jobs) <= 5
+
+
+def test_a_send_for_which_there_is_no_connection_is_not_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender has waited for one already. Else it gives up first, and can't say that nothing is stored."""
+    store = Failing(1)
+    store.error = PoolTimeout("couldn't get a connection")
+    rig = JournalWithoutDatabase(monkeypatch, store=store)
+    assert rig.journal.send(ITEM).exception(TIMEOUT) is store.error
+    assert rig.journal.close(TIMEOUT)
 
 
 def test_a_sender_gets_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How long the queues of brokers other than RabbitMQ's are."""
+"""What brokers other than RabbitMQ's tell: how long their queues are, and of which kind they are."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -37,3 +37,12 @@ def test_the_length_of_a_queue_in_process() -> None:
 
 def test_another_broker_does_not_tell() -> None:
     assert depth(SimpleNamespace(queues=set())) is None
+
+
+def test_brokers_of_different_kinds_have_different_names() -> None:
+    """A worker on a database of workers with another broker is refused by it."""
+    brokers: list[Any] = [StubBroker(), SimpleNamespace(queues=set(), client=None), SimpleNamespace(queues=set())]
+    inside, redis, other = (EnqueueTransport(broker, print) for broker in brokers)
+    assert (inside.name(), redis.name(), other.name()) == ("a broker within its process", "Redis", None)
+    assert inside.gave_name("a broker within its process")
+    assert not inside.gave_name("rabbit@here, virtual host /")
