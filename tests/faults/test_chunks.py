@@ -4,46 +4,13 @@ import random
 from typing import Any
 
 from callboard.sql import timings
-from tests.faults.rig.scenario import TIMEOUT, Scenario, gated, mixed
+from tests.faults.rig.scenario import TIMEOUT, Scenario, gated
 from tests.faults.test_actions import runs_begun
 from tests.support.workers import wait_until
 
 ITEMS, KILLS, CHUNK = 1_400, 5, 20
 #: From this one on, items wait for the last kill.
 LAST = 1_000
-
-
-def only_last(status: dict[str, Any]) -> bool:
-    """Whether all has ended that waits for no kill, but for what a killed worker had."""
-    ended = sum(status[state] for state in ("succeeded", "failed", "skipped"))
-    return bool(ended >= LAST - 8 * 2 * CHUNK)
-
-
-def kill_again_and_again(scenario: Scenario, job: Any) -> None:
-    """As a supervisor starts them again."""
-    chance = random.Random(20261126)
-    for _ in range(KILLS):
-        before = runs_begun(scenario, job, 0)
-        step = chance.randrange(20, 200)
-        scenario.wait_for(job, lambda status: runs_begun(scenario, job, 0) > before + step or only_last(status))
-        victim = chance.choice(scenario.workers)
-        assert victim.process.running()
-        assert scenario.status(job)["finished_at"] is None
-        victim.kill()
-
-
-def test_killed_many_times_with_items_one_by_one(scenario: Scenario) -> None:
-    for _ in range(2):
-        scenario.start_worker()
-    gate = scenario.folder / "gate"
-    job = scenario.submit("work", gated(mixed(ITEMS, 0.08), gate, LAST), chunk=CHUNK)
-    with scenario.watch(job) as watcher:
-        kill_again_and_again(scenario, job)
-        gate.touch()
-        runs = scenario.assert_mixed_completed(job, ITEMS, watcher=watcher, timeout=600)
-    again = scenario.run_log.repeated(job.id)
-    assert again < KILLS * 16 * 20  # far less than whole messages for each thread
-    print(f"{KILLS} kills, {runs.total()} runs, {again} runs twice")
 
 
 def test_nothing_waits_for_slow_items_that_came_in_the_same_message(scenario: Scenario) -> None:
@@ -92,15 +59,29 @@ def test_an_idle_process_gets_what_a_busy_one_has_prefetched(scenario: Scenario)
 
 
 def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:
-    """The items of a killed batch run again one by one; one in twenty fails all of its tries."""
+    """The items of a killed batch run again one by one; one in twenty fails all of its tries. A supervisor starts the
+    workers again.
+    """
     for _ in range(2):
         scenario.start_worker()
     fates = ("fail" if n % 20 == 0 else "succeed" for n in range(ITEMS))
     items = ({"number": n, "fate": fate, "seconds": 0.6} for n, fate in enumerate(fates))
-    gate = scenario.folder / "gate"
+    gate, chance = scenario.folder / "gate", random.Random(20261126)
     job = scenario.submit("uploads", gated(items, gate, LAST), chunk=CHUNK)
+
+    def only_last(status: dict[str, Any]) -> bool:
+        """Whether all has ended that waits for no kill, but for what a killed worker had."""
+        return bool(status["succeeded"] + status["failed"] >= LAST - 8 * 2 * CHUNK)
+
     with scenario.watch(job) as watcher:
-        kill_again_and_again(scenario, job)
+        for _ in range(KILLS):
+            before = runs_begun(scenario, job, 0)
+            step = chance.randrange(20, 200)
+            scenario.wait_for(job, lambda status: runs_begun(scenario, job, 0) > before + step or only_last(status))
+            victim = chance.choice(scenario.workers)
+            assert victim.process.running()
+            assert scenario.status(job)["finished_at"] is None
+            victim.kill()
         gate.touch()
         runs = scenario.assert_completed(job, total=ITEMS, failed=ITEMS // 20, watcher=watcher, timeout=600)
     print(f"{KILLS} kills, {runs.total()} runs, {scenario.run_log.repeated(job.id)} runs twice")

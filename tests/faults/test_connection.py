@@ -9,6 +9,7 @@ from dramatiq import Message
 
 from tests.faults.rig.proxy import Proxy, proxy
 from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, fate
+from tests.faults.test_rabbitmq import CUT, sent_again
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -110,6 +111,8 @@ def test_what_was_fetched_before_does_not_run_twice(how: str, line: Proxy, broke
         gate.touch()
         scenario.assert_mixed_completed(job, count, watcher=watcher)
     assert scenario.starts == 1
+    assert CUT in scenario.log()
+    assert sent_again(scenario) == 0
     assert scenario.run_log.repeated(job.id) == 0
     tries = {"fail": 3, "retry": 2}
     assert scenario.run_log.run_counts(job.id) == {n: tries.get(fate(n), 1) for n in range(count)}

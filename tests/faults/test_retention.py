@@ -70,26 +70,28 @@ DEATHS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("then", ["named", "due", "sweep"])
-def test_a_purge_killed_in_the_middle_is_gone_on_with(then: str, scenario: Scenario) -> None:
+def test_a_purge_killed_in_the_middle_is_gone_on_with(scenario: Scenario) -> None:
     """The next purge by id, a purge of expired jobs, or the sweep of a worker deletes the rest."""
-    jobs, other = [cancelled(scenario) for _ in DEATHS], cancelled(scenario)
-    for job, (dies, times, items) in zip(jobs, DEATHS, strict=True):
-        killed = purge(scenario, job.id, dies=dies, times=times)
-        assert killed.returncode == -signal.SIGKILL, dies
+
+    def killed(dies: str, times: int, items: int) -> callboard.Job:
+        job = cancelled(scenario)
+        assert purge(scenario, job.id, dies=dies, times=times).returncode == -signal.SIGKILL, dies
         assert left(scenario, job).get("items", 0) == items, dies
         assert left(scenario, job)["jobs"] == 1, dies
         with pytest.raises(callboard.NoSuchJob):
             job.status()
+        return job
+
+    jobs, other = [killed(*death) for death in DEATHS], cancelled(scenario)
     scenario.assert_counters_true()
-    if then == "sweep":
-        scenario.start_worker()
-        assert wait_until(lambda: not any(left(scenario, job) for job in jobs), TIMEOUT)
-    else:
-        done = purge(scenario, *[job.id for job in jobs if then == "named"])
-        items = sum(left for _, _, left in DEATHS)
-        assert (done.returncode, done.stdout) == (0, f"deleted {len(jobs)} jobs with {items:,} items\n"), done.stderr
-        assert not any(left(scenario, job) for job in jobs)
+    for part, named in (([1, 3], True), ([0, 2, 4], False)):
+        done = purge(scenario, *[jobs[n].id for n in part if named])
+        items = sum(DEATHS[n][2] for n in part)
+        assert (done.returncode, done.stdout) == (0, f"deleted {len(part)} jobs with {items:,} items\n"), done.stderr
+        assert not any(left(scenario, jobs[n]) for n in part)
+    last = killed(*DEATHS[2])
+    scenario.start_worker()
+    assert wait_until(lambda: not left(scenario, last), TIMEOUT)
     assert scenario.status(other)["cancelled"] == ITEMS
 
 

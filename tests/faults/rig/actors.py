@@ -97,7 +97,11 @@ def in_hand() -> bool:
 
 @dramatiq.actor(max_retries=0)
 def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) -> None:
-    """Kill this very process, after some seconds, or when it is `known` that the item is in hand."""
+    """Kill this very process, after some seconds, or when it is `known` that the item is in hand. Each attempt takes
+    the next of several ways.
+    """
+    ways = how.split()
+    how = ways[min(callboard.current().attempt, len(ways)) - 1]
     with logged_run():
         time.sleep(seconds)
         while known and not in_hand():

@@ -50,7 +50,7 @@ def gated(items: Iterable[dict[str, Any]], gate: Path, start: int) -> Iterator[d
 
     So the job still goes on when its fault comes, however slow the test is.
     """
-    return ({**item, "gate": str(gate) if item["number"] >= start else ""} for item in items)
+    return ({**item, "gate": str(gate)} if item["number"] >= start else item for item in items)
 
 
 @dataclass
