@@ -28,7 +28,6 @@ from callboard.commands.services import Server, ports
 from tests.support.databases import close_connections, database, with_database
 from tests.support.distribution import Distribution, long_first
 from tests.support.forked import forks
-from tests.support.nodes import Node
 from tests.support.progress import Progress
 from tests.support.services import POSTGRES_SETTINGS, Owner, Remote, SharedPostgres, SharedServices, postgres_programs
 from tests.support.vhosts import Broker
@@ -47,7 +46,7 @@ settings.register_profile(
 settings.load_profile("callboard")
 
 #: The services that tests are marked with, by the fixtures that need them.
-MARKS = {"postgres_url": "postgres", "older_postgres": "postgres", "broker": "rabbitmq", "private_node": "rabbitmq"}
+MARKS = {"postgres_url": "postgres", "older_postgres": "postgres", "broker": "rabbitmq"}
 SERVICES = pytest.StashKey[SharedServices]()
 
 
@@ -234,14 +233,6 @@ def amqp_url(broker: Broker) -> Iterator[str]:
     """The AMQP URL of a virtual host of this test's own."""
     with broker.vhost() as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def private_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A running RabbitMQ of this module's own, to stop, kill and start; a test leaves it running."""
-    with Node(tmp_path_factory.mktemp("node")) as node:
-        yield node
-        node.kill()
 
 
 @pytest.fixture

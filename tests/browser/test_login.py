@@ -17,8 +17,7 @@ from tests.support.webapp import served
 ANNA = Requester("cli", "anna")
 
 
-@pytest.mark.parametrize("prefix", ["", "/in/side"])
-@pytest.mark.parametrize("script", ["page", "plain_page"])
+@pytest.mark.parametrize(("script", "prefix"), [("page", ""), ("plain_page", "/in/side")])
 def test_a_browser_logs_in_and_out(
     request: pytest.FixtureRequest, conn: Conn, shared_url: str, script: str, prefix: str
 ) -> None:

@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from callboard.commands.services import Process, wait_until
 
 COMMAND = (sys.executable, "-m", "callboard.commands.main")
+#: Runs a command with these arguments in the process of the test: (exit code, stdout, stderr).
+Call = Callable[..., tuple[int, str, str]]
 #: Variables that would lead a command to other services than its test means.
 FOREIGN = ("DATABASE_URL", "AMQP_URL", "CALLBOARD_")
 

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import pika
 import psycopg
 import pytest
 
@@ -125,20 +124,6 @@ def refused(url: str) -> bool:
     except psycopg.OperationalError as error:
         return "Peer authentication failed" in str(error)
     return False
-
-
-def test_node_keeps_messages_over_kill_and_stop(private_node: Node) -> None:
-    with pika.BlockingConnection(pika.URLParameters(private_node.url)) as connection:
-        channel = connection.channel()
-        channel.confirm_delivery()
-        channel.queue_declare("kept", durable=True)
-        channel.basic_publish("", "kept", b"1", pika.BasicProperties(delivery_mode=2))
-    # The log of its tables, in which the queue is, lies in its memory for two seconds, whatever it has confirmed.
-    private_node.ctl("eval", "mnesia:sync_log().")
-    private_node.kill()
-    assert not private_node.running()
-    private_node.start()
-    assert "kept\t1" in private_node.ctl("list_queues", "name", "messages")
 
 
 def test_node_without_rabbitmq_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

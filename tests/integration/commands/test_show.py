@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,6 @@ import httpx
 import pytest
 
 from callboard.commands.jobs import follow
-from callboard.commands.main import main
 from callboard.commands.services.child_process import Process, wait_until
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads.item_view import CHECKS
@@ -23,31 +21,9 @@ from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import tokens
 from callboard.sql.writes.requests import Requester
 from tests.support.jobs import MIXED, make_job, make_mixed_job, make_worker, record, run
+from tests.support.programs import Call
 
 CALLBOARD = Path(sys.executable).with_name("callboard")
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """Runs a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        done = capsys.readouterr()
-        return code, done.out, done.err
-
-    return run
-
-
-@pytest.fixture
-def on_database(call: Call, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs a command on this test's database."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    return call
 
 
 def environment(database_url: str) -> dict[str, str]:
@@ -71,49 +47,49 @@ def line(answer: tuple[int, str, str], code: int = 1) -> str:
     return answer[2]
 
 
-def test_status_prints_a_job_in_words_and_in_json(on_database: Call, conn: Conn) -> None:
+def test_status_prints_a_job_in_words_and_in_json(call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    found = document(on_database("status", job, "--json"))
+    found = document(call("status", job, "--json"))
     assert {state: found[state] for state in ITEM_STATES} == MIXED
-    code, out, _ = on_database("status", job)
+    code, out, _ = call("status", job)
     assert code == 0
     assert "20 pending · 44 queued · 3 running · 3 retrying · 20 succeeded · 5 failed · 5 skipped" in out
     assert "30.0 % of 100" in out
 
 
-def test_a_group_of_errors_is_shown_with_its_traceback_and_leads_to_its_items(on_database: Call, conn: Conn) -> None:
+def test_a_group_of_errors_is_shown_with_its_traceback_and_leads_to_its_items(call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    [group] = document(on_database("errors", job, "--json"))["errors"]
-    assert document(on_database("errors", job, group["id"], "--json"))["traceback"] == "Traceback …"
-    assert "Traceback …" in on_database("errors", job, group["id"])[1]
-    code, _, err = on_database("errors", job, "none")
+    [group] = document(call("errors", job, "--json"))["errors"]
+    assert document(call("errors", job, group["id"], "--json"))["traceback"] == "Traceback …"
+    assert "Traceback …" in call("errors", job, group["id"])[1]
+    code, _, err = call("errors", job, "none")
     assert (code, f"job {job} has no group of errors 'none'" in err) == (1, True)
     for error in (group["id"], "ValueError"):
-        found = document(on_database("items", job, "--error", error, "--json"))["items"]
+        found = document(call("items", job, "--error", error, "--json"))["items"]
         assert [item["item"] for item in found] == [20, 21, 22, 23, 24]
-    assert on_database("items", job, "--key", "none")[1] == "no items\n"
+    assert call("items", job, "--key", "none")[1] == "no items\n"
 
 
-def test_jobs_are_listed_in_pages(on_database: Call, conn: Conn) -> None:
+def test_jobs_are_listed_in_pages(call: Call, conn: Conn) -> None:
     older, newer = make_job(conn, 1, name="older"), make_job(conn, 1, name="newer")
-    page = document(on_database("jobs", "--limit", 1, "--json"))
+    page = document(call("jobs", "--limit", 1, "--json"))
     assert ([job["id"] for job in page["jobs"]], page["next"]) == ([newer], newer)
-    code, out, _ = on_database("jobs", "--after", newer)
+    code, out, _ = call("jobs", "--after", newer)
     assert code == 0
     assert str(older) in out
     assert "newer" not in out
-    assert on_database("jobs", "state:paused")[1] == "no jobs\n"
-    assert [job["id"] for job in document(on_database("jobs", "is:open", "older", "--json"))["jobs"]] == [older]
-    assert on_database("jobs", "--columns", "name,pending")[1].split() == [
+    assert call("jobs", "state:paused")[1] == "no jobs\n"
+    assert [job["id"] for job in document(call("jobs", "is:open", "older", "--json"))["jobs"]] == [older]
+    assert call("jobs", "--columns", "name,pending")[1].split() == [
         "name", "pending", "newer", "0", "older", "0",
     ]  # fmt: skip
-    assert "'odd' is none of id, name" in line(on_database("jobs", "--columns", "odd"), 2)
-    code, _, err = on_database("jobs", "state:odd")
+    assert "'odd' is none of id, name" in line(call("jobs", "--columns", "odd"), 2)
+    code, _, err = call("jobs", "state:odd")
     assert code == 2
     assert "state:odd is no word of a search; there are state:pending|" in err
 
 
-def test_jobs_are_watched_until_ctrl_c(on_database: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_watched_until_ctrl_c(call: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     job, waits = make_job(conn, 4), list[float]()
 
     def wait(seconds: float) -> None:
@@ -123,64 +99,64 @@ def test_jobs_are_watched_until_ctrl_c(on_database: Call, conn: Conn, monkeypatc
         record(conn, job, {"succeeded": [0]})
 
     monkeypatch.setattr("callboard.commands.jobs.follow.time.sleep", wait)
-    code, out, _ = on_database("jobs", "--watch", "--columns", "progress")
+    code, out, _ = call("jobs", "--watch", "--columns", "progress")
     assert (code, out.split()) == (0, ["progress", "0.0", "%", "progress", "25.0", "%"])
-    assert "--watch shows a table" in line(on_database("jobs", "-w", "--json"), 2)
+    assert "--watch shows a table" in line(call("jobs", "-w", "--json"), 2)
 
 
-def test_a_dry_run_says_how_many_items_and_changes_nothing(on_database: Call, conn: Conn) -> None:
+def test_a_dry_run_says_how_many_items_and_changes_nothing(call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    before = document(on_database("status", job, "--json"))
-    assert on_database("retry", job, "--dry-run")[1] == "5 items would be given another attempt\n"
-    assert document(on_database("retry", job, "--state", "skipped", "--dry-run", "--json")) == {"items": 5}
-    assert document(on_database("retry", job, "--item", 20, "--dry-run", "--json")) == {"items": 1}
-    assert on_database("cancel", job, "--dry-run")[1] == "67 items would never start\n"
-    after = document(on_database("status", job, "--json"))
+    before = document(call("status", job, "--json"))
+    assert call("retry", job, "--dry-run")[1] == "5 items would be given another attempt\n"
+    assert document(call("retry", job, "--state", "skipped", "--dry-run", "--json")) == {"items": 5}
+    assert document(call("retry", job, "--item", 20, "--dry-run", "--json")) == {"items": 1}
+    assert call("cancel", job, "--dry-run")[1] == "67 items would never start\n"
+    after = document(call("status", job, "--json"))
     assert [after[state] for state in ITEM_STATES] == [before[state] for state in ITEM_STATES]
     done = make_job(conn, 0)
-    assert "there is nothing left to cancel" in line(on_database("cancel", done, "--dry-run"))
+    assert "there is nothing left to cancel" in line(call("cancel", done, "--dry-run"))
 
 
-def test_items_errors_and_workers_are_listed(on_database: Call, conn: Conn) -> None:
+def test_items_errors_and_workers_are_listed(call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    items = document(on_database("items", job, "--state", "failed", "--json"))
+    items = document(call("items", job, "--state", "failed", "--json"))
     assert [item["item"] for item in items["items"]] == [20, 21, 22, 23, 24]
-    assert "ValueError: not a number" in on_database("items", job, "--state", "failed")[1]
-    (error,) = document(on_database("errors", job, "--json"))["errors"]
+    assert "ValueError: not a number" in call("items", job, "--state", "failed")[1]
+    (error,) = document(call("errors", job, "--json"))["errors"]
     assert (error["type"], error["count"]) == ("ValueError", 8)
-    assert "shop/prices.py:88" in on_database("errors", job)[1]
-    (worker,) = document(on_database("workers", "--json"))["workers"]
+    assert "shop/prices.py:88" in call("errors", job)[1]
+    (worker,) = document(call("workers", "--json"))["workers"]
     assert worker["state"] == "alive"
-    assert "backstage" in on_database("workers")[1]
+    assert "backstage" in call("workers")[1]
 
 
-def test_two_releases_at_once_are_listed_as_such(on_database: Call, conn: Conn) -> None:
+def test_two_releases_at_once_are_listed_as_such(call: Call, conn: Conn) -> None:
     for release in ("2026.11", "2026.12"):
         make_worker(conn, release=release)
-    listed = document(on_database("workers", "--json"))["workers"]
+    listed = document(call("workers", "--json"))["workers"]
     assert [worker["release"] for worker in listed] == ["2026.12", "2026.11"]
-    assert re.search(r"2026\.12.*\n.*2026\.11", on_database("workers")[1])
+    assert re.search(r"2026\.12.*\n.*2026\.11", call("workers")[1])
 
 
-def test_items_are_listed_with_their_progress(on_database: Call, conn: Conn) -> None:
+def test_items_are_listed_with_their_progress(call: Call, conn: Conn) -> None:
     job = make_job(conn, 3)
     run(conn, job, [0], progress=(1200.0, 5000.0))
     run(conn, job, [1], progress=(2.5, None))
-    items = document(on_database("items", job, "--json"))["items"]
+    items = document(call("items", job, "--json"))["items"]
     assert [item["progress"] for item in items] == [{"done": 1200, "total": 5000}, {"done": 2.5, "total": None}, None]
-    out = on_database("items", job)[1]
+    out = call("items", job)[1]
     assert "1,200 of 5,000" in out
     assert "2.5" in out
 
 
-def test_watch_ends_with_the_job(on_database: Call, conn: Conn) -> None:
+def test_watch_ends_with_the_job(call: Call, conn: Conn) -> None:
     job = make_job(conn, 3)
     record(conn, job, {"succeeded": [0, 1, 2]})
-    code, out, _ = on_database("watch", job)
+    code, out, _ = call("watch", job)
     assert code == 0
     assert "completed" in out
     assert "100 %" in out
-    assert document(on_database("watch", job, "--json"))["state"] == "completed"
+    assert document(call("watch", job, "--json"))["state"] == "completed"
 
 
 def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path: Path) -> None:
@@ -198,18 +174,18 @@ def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path:
         assert watch.kill() == 0
 
 
-def test_several_jobs_are_watched_a_line_each(on_database: Call, conn: Conn) -> None:
-    assert "no job is open" in line(on_database("watch"))
+def test_several_jobs_are_watched_a_line_each(call: Call, conn: Conn) -> None:
+    assert "no job is open" in line(call("watch"))
     first, second = make_job(conn, 4, name="first"), make_job(conn, 4, name="second")
     record(conn, first, {"succeeded": range(4)})
     record(conn, second, {"failed": [0]})
-    code, out, err = on_database("watch", first, "@latest", "--timeout", "0.6")
+    code, out, err = call("watch", first, "@latest", "--timeout", "0.6")
     assert code == 1
     assert f"{first} first completed 100 %" in out
     assert f"{second} second running 25.0 % of 4" in out
     again = f"jobs {first} {second} go on; `callboard watch {first} {second}` follows them again"
     assert err == f"callboard: after 0.6 s {again}\n"
-    assert on_database("watch", "--timeout", "0")[2] == f"callboard: after 0 s {again}\n".replace(
+    assert call("watch", "--timeout", "0")[2] == f"callboard: after 0 s {again}\n".replace(
         f"jobs {first} {second} go on; `callboard watch {first} {second}` follows them",
         f"job {second} goes on; `callboard watch {second}` follows it",
     )
@@ -235,132 +211,134 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_job_goes_on(database_url: st
 
 
 def test_a_job_that_is_not_shown_live_has_a_line_now_and_then(
-    on_database: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch
+    call: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = [0.0]
     clock = SimpleNamespace(monotonic=lambda: times[-1], sleep=lambda seconds: times.append(times[-1] + seconds))
     monkeypatch.setattr(follow, "time", clock)
     make_job(conn, 4)
-    assert len(on_database("watch", "@latest", "--timeout", "35")[1].splitlines()) == 4
+    assert len(call("watch", "@latest", "--timeout", "35")[1].splitlines()) == 4
 
 
-def test_a_job_is_shown_on_one_screen_with_what_to_type_next(on_database: Call, conn: Conn) -> None:
-    assert "there is no job yet" in line(on_database("status", "@latest"))
+def test_a_job_is_shown_on_one_screen_with_what_to_type_next(call: Call, conn: Conn) -> None:
+    assert "there is no job yet" in line(call("status", "@latest"))
     job = make_mixed_job(conn)
-    code, out, _ = on_database("status", "@latest")
+    code, out, _ = call("status", "@latest")
     assert code == 0
     assert "5 failed: ValueError: not a number: <b>12,5</b>" in out
     assert re.search(r"item 40 for \d+ s on worker \d+, page 3", out)
     words = ("errors", "retry", "watch", "pause")
     assert out.splitlines()[-1] == " · ".join(f"callboard {word} {job}" for word in words)
-    assert "@latest" in line(on_database("status", "latest"), 2)
+    assert "@latest" in line(call("status", "latest"), 2)
 
 
-def test_jobs_are_listed_with_bars(on_database: Call, conn: Conn) -> None:
+def test_jobs_are_listed_with_bars(call: Call, conn: Conn) -> None:
     make_mixed_job(conn)
-    assert re.search(r"mixed +running +███░{7} +30.0 % +100 +5 ", on_database("jobs")[1])
+    assert re.search(r"mixed +running +███░{7} +30.0 % +100 +5 ", call("jobs")[1])
 
 
-def test_the_shell_can_complete(call: Call) -> None:
-    assert "--install-completion" in call("--help")[1]
-    assert "@latest" in call("--help")[1]
+def test_the_shell_can_complete(call_alone: Call) -> None:
+    assert "--install-completion" in call_alone("--help")[1]
+    assert "@latest" in call_alone("--help")[1]
 
 
-def test_verify_ends_with_1_on_any_drift(on_database: Call, conn: Conn) -> None:
+def test_verify_ends_with_1_on_any_drift(call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
-    assert on_database("verify")[:2] == (0, f"no drift: 1 job, {len(CHECKS)} checks each\n")
-    assert document(on_database("verify", job, "--json"))["drift"] == []
+    assert call("verify")[:2] == (0, f"no drift: 1 job, {len(CHECKS)} checks each\n")
+    assert document(call("verify", job, "--json"))["drift"] == []
     conn.execute("UPDATE callboard.jobs SET failed = failed + 1 WHERE id = %s", (job,))
-    code, out, _ = on_database("verify", "--json")
+    code, out, _ = call("verify", "--json")
     assert code == 1
     assert [(d["job"], d["check"], d["stored"], d["counted"]) for d in json.loads(out)["drift"]] == [
         (job, "failed", 6, 5)
     ]
-    assert on_database("verify", job)[0] == 1
+    assert call("verify", job)[0] == 1
     conn.execute("UPDATE callboard.jobs SET failed = failed - 1 WHERE id = %s", (job,))
 
 
 @pytest.mark.parametrize("command", ["status", "watch", "items", "errors", "verify"])
-def test_an_unknown_job_is_an_error_of_one_line(on_database: Call, command: str) -> None:
-    assert "no job 5" in line(on_database(command, 5))
+def test_an_unknown_job_is_an_error_of_one_line(call: Call, command: str) -> None:
+    assert "no job 5" in line(call(command, 5))
 
 
 @pytest.mark.parametrize(
     "arguments", [("status",), ("status", "x"), ("status", "-1"), ("items", "1", "--state", "odd"), ("nope",)]
 )
-def test_wrong_usage_is_an_error_of_one_line_and_exit_code_2(on_database: Call, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_is_an_error_of_one_line_and_exit_code_2(call: Call, arguments: tuple[str, ...]) -> None:
     known = arguments[0] in ("status", "items")
-    assert f"(see `callboard{f' {arguments[0]}' if known else ''} --help`)" in line(on_database(*arguments), 2)
+    assert f"(see `callboard{f' {arguments[0]}' if known else ''} --help`)" in line(call(*arguments), 2)
 
 
-def test_a_missing_address_is_an_error(call: Call) -> None:
-    assert "DATABASE_URL is not set and no `callboard up` is running here" in line(call("jobs"))
+def test_a_missing_address_is_an_error(call_alone: Call) -> None:
+    assert "DATABASE_URL is not set and no `callboard up` is running here" in line(call_alone("jobs"))
 
 
-def test_the_address_of_a_running_up_is_used(call: Call, database_url: str, tmp_path: Path) -> None:
+def test_the_address_of_a_running_up_is_used(call_alone: Call, database_url: str, tmp_path: Path) -> None:
     left = tmp_path / ".callboard" / "up.json"
     left.parent.mkdir()
     left.write_text(json.dumps({"database_url": database_url}), encoding="utf-8")
-    assert document(call("jobs", "--json")) == {"jobs": [], "next": None}
+    assert document(call_alone("jobs", "--json")) == {"jobs": [], "next": None}
 
 
-def test_an_unreachable_database_is_an_error_without_the_password(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_database_is_an_error_without_the_password(
+    call_alone: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://anna:hunter2@127.0.0.1:1/shop")
-    said = line(call("jobs"))
+    said = line(call_alone("jobs"))
     assert "127.0.0.1:1/shop" in said
     assert "start PostgreSQL" in said
     assert "hunter2" not in said
 
 
-def test_an_invalid_address_is_not_repeated(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_address_is_not_repeated(call_alone: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "anna:hunter2@")
-    assert "hunter2" not in line(call("jobs"))
+    assert "hunter2" not in line(call_alone("jobs"))
 
 
 def test_migrate_makes_the_schema_and_again_changes_nothing(
-    call: Call, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+    call_alone: Call, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
-    assert "callboard migrate" in line(call("jobs"))
-    assert document(call("migrate", "--json"))["applied"]
-    assert call("migrate")[:2] == (0, "the schema is up to date\n")
+    assert "callboard migrate" in line(call_alone("jobs"))
+    assert document(call_alone("migrate", "--json"))["applied"]
+    assert call_alone("migrate")[:2] == (0, "the schema is up to date\n")
 
 
-def test_a_schema_that_is_ahead_by_a_breaking_step_is_refused(on_database: Call, conn: Conn) -> None:
+def test_a_schema_that_is_ahead_by_a_breaking_step_is_refused(call: Call, conn: Conn) -> None:
     conn.execute("INSERT INTO callboard.migrations (number, name, breaking) VALUES (9998, 'more', false)")
-    code, _, err = on_database("jobs")
+    code, _, err = call("jobs")
     assert code == 0
     assert "ahead" in err
     conn.execute("INSERT INTO callboard.migrations (number, name, breaking) VALUES (9999, 'other', true)")
-    assert "ahead" in line(on_database("jobs"))
+    assert "ahead" in line(call("jobs"))
 
 
-def test_config_lists_every_setting_without_secrets(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_lists_every_setting_without_secrets(call_alone: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://anna:hunter2@db/shop")
-    found = {row["name"]: row for row in document(call("config", "--json"))["settings"]}
+    found = {row["name"]: row for row in document(call_alone("config", "--json"))["settings"]}
     assert found["DATABASE_URL"]["value"] == "postgresql://anna:***@db/shop"
     assert found["CALLBOARD_PREPARE"]["default"] == "on"
-    assert "hunter2" not in call("config")[1]
+    assert "hunter2" not in call_alone("config")[1]
 
 
-def test_config_shows_the_addresses_of_a_running_up(call: Call, tmp_path: Path) -> None:
+def test_config_shows_the_addresses_of_a_running_up(call_alone: Call, tmp_path: Path) -> None:
     left = tmp_path / ".callboard" / "up.json"
     left.parent.mkdir()
     urls = {"database_url": "postgresql:///board", "amqp_url": "amqp://anna:hunter2@127.0.0.1/", "web_url": "http://x"}
     left.write_text(json.dumps(urls), encoding="utf-8")
-    found = {row["name"]: row["value"] for row in document(call("config", "--json"))["settings"]}
+    found = {row["name"]: row["value"] for row in document(call_alone("config", "--json"))["settings"]}
     assert (found["DATABASE_URL"], found["AMQP_URL"]) == ("postgresql:///board", "amqp://anna:***@127.0.0.1/")
 
 
-def test_serve_refuses_a_public_address_where_nobody_can_log_in(on_database: Call) -> None:
-    said = line(on_database("serve", "--host", "0.0.0.0"), 2)  # noqa: S104
+def test_serve_refuses_a_public_address_where_nobody_can_log_in(call: Call) -> None:
+    said = line(call("serve", "--host", "0.0.0.0"), 2)  # noqa: S104
     assert "`callboard token create`" in said
     assert "--open-to-everyone" in said
 
 
-def test_serve_takes_a_prefix_that_is_a_path(on_database: Call) -> None:
+def test_serve_takes_a_prefix_that_is_a_path(call: Call) -> None:
     for wrong in ("", "/", "tools", "/a//b", "/a b", "http://x/y", "/a?b"):
-        code, _, error = on_database("serve", "--port", "0", "--root-path", wrong)
+        code, _, error = call("serve", "--port", "0", "--root-path", wrong)
         assert (code, "must be a path like /tools/callboard" in error) == (2, True), wrong
 
 

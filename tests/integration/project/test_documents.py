@@ -319,11 +319,6 @@ def shown(text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("command", ["jobs", "workers", "verify", "config", "migrate"])
-def test_a_command_that_needs_no_job_gives_its_document(command: str, terminal: Terminal) -> None:
-    assert terminal.printed(f"callboard {command} --json")[0].startswith("{")
-
-
 def test_an_existing_app(environment: dict[str, str], tmp_path: Path) -> None:
     """The app with the one line: its worker, its script, and what the page shows of it."""
     terminal = Terminal(tmp_path, environment)

@@ -13,7 +13,6 @@ import pytest
 
 import callboard
 from callboard import Identity
-from callboard.commands.main import main
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
@@ -28,6 +27,7 @@ from callboard.web import create_app
 from tests.support.clients import client
 from tests.support.databases import waits
 from tests.support.jobs import BAD, MIXED, make_job, make_mixed_job, make_worker, record, send, status
+from tests.support.programs import Call
 from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
 
@@ -537,22 +537,7 @@ def test_items_may_be_any_iterable(conn: Conn) -> None:
 # By the command line ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command on this test's database: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run_it(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        done = capsys.readouterr()
-        return code, done.out, done.err
-
-    return run_it
-
-
-def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Conn) -> None:
+def test_the_commands_say_it(call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
     code, out, err = call("pause", job)
     assert (code, err) == (0, "")
@@ -581,9 +566,7 @@ def test_the_commands_say_it(call: Callable[..., tuple[int, str, str]], conn: Co
         (("cancel", "JOB", "--reason", "x" * 501), 2, "reason must be a text of at most 500 characters"),
     ],
 )
-def test_the_commands_refuse(
-    arguments: tuple[object, ...], code: int, said: str, call: Callable[..., tuple[int, str, str]], conn: Conn
-) -> None:
+def test_the_commands_refuse(arguments: tuple[object, ...], code: int, said: str, call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
     writes.cancel(conn, job, ANNA)
     done = call(*(job if word == "JOB" else word for word in arguments))
@@ -656,9 +639,7 @@ def test_the_api_refuses(
     assert actions(conn, job) == []
 
 
-def test_limits_are_said_by_the_command_and_the_api(
-    http: httpx.Client, call: Callable[..., tuple[int, str, str]], conn: Conn
-) -> None:
+def test_limits_are_said_by_the_command_and_the_api(http: httpx.Client, call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
     where = f"/api/jobs/{job}"
     assert http.patch(where, json={"rate": "10/s", "concurrency": 5}).json()["limits"] == {

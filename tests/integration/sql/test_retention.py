@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +14,6 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from callboard.commands.main import main
 from callboard.middleware.attempts.claim import claim
 from callboard.middleware.callbacks.dispatcher import payload
 from callboard.middleware.sweep import retention
@@ -48,6 +46,7 @@ from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
 from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send
+from tests.support.programs import Call
 from tests.support.programs import run as command
 from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
@@ -254,7 +253,7 @@ def test_a_leaving_job_is_gone_for_everybody(conn: Conn, caplog: pytest.LogCaptu
     assert queries.run(conn, queries.actions(job)) == ([], None)
     assert queries.run(conn, queries.verify())["jobs"] == 1
     assert rows(conn, job)["items"] == 10  # they are there still
-    says: list[Callable[[], Any]] = [
+    says: list[Any] = [
         lambda: actions.delete(conn, job, ANNA), lambda: actions.cancel(conn, job, ANNA),
         lambda: actions.pause(conn, job, ANNA), lambda: actions.resume(conn, job, ANNA),
         lambda: actions.limit(conn, job, ANNA, {"rate": "1/s"}),
@@ -416,7 +415,7 @@ def test_late_outcomes_of_a_leaving_job_change_nothing_and_leave_nothing(
     job = stopped(conn)
     actions.delete(conn, job, ANNA)
     child = NewItem(job, "work", "default", "child", b"{}", None, 0)
-    late: Mapping[Any, Any] = {"succeeded": [1, 7], "failed": [2, 8], "retrying": [3, 9]}
+    late: dict[Any, Any] = {"succeeded": [1, 7], "failed": [2, 8], "retrying": [3, 9]}
     steps = deletion.delete_rows(conn, job)
     next(steps)
     record(conn, job, late)
@@ -476,7 +475,7 @@ def test_a_submission_whose_job_was_deleted_is_told(conn: Conn) -> None:
 def test_a_retry_races_a_deletion_and_one_wins(first: str, conn: Conn, database_url: str) -> None:
     """The second waits for the first's transaction, and then sees what became of the job."""
     job = ended(conn)
-    by: dict[str, Callable[[Conn], Any]] = {
+    by: dict[str, Any] = {
         "retry": lambda c: retry_action.retry(c, job, ANNA, RetrySelection()),
         "delete": lambda c: actions.delete(c, job, ANNA),
     }
@@ -572,23 +571,7 @@ def test_two_that_clear_the_same_job_share_the_work(
 # Commands and the API ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def call(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.delenv("CALLBOARD_KEEP", raising=False)
-
-    def ran(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        done = capsys.readouterr()
-        return code, done.out, done.err
-
-    return ran
-
-
-def test_purge_deletes_what_is_due_and_what_is_named(call: Callable[..., tuple[int, str, str]], conn: Conn) -> None:
+def test_purge_deletes_what_is_due_and_what_is_named(call: Call, conn: Conn) -> None:
     old, kept, young, open_ = (ended(conn, days=31), ended(conn, days=31, keep="60d"), ended(conn), make_job(conn, 1))
     assert call("purge") == (0, "deleted 1 job with 10 items\n", "")
     assert [state(conn, job) for job in (old, kept, young, open_)] == [None, "completed", "completed", "pending"]
@@ -600,9 +583,7 @@ def test_purge_deletes_what_is_due_and_what_is_named(call: Callable[..., tuple[i
     assert conn.execute("SELECT id FROM callboard.jobs").fetchall() == [(open_,)]
 
 
-def test_a_dry_run_says_what_a_purge_would_delete_by_which_rule(
-    call: Callable[..., tuple[int, str, str]], conn: Conn
-) -> None:
+def test_a_dry_run_says_what_a_purge_would_delete_by_which_rule(call: Call, conn: Conn) -> None:
     jobs = [ended(conn, days=31), ended(conn, days=31), ended(conn, days=2, keep="1d"), ended(conn), make_job(conn, 1)]
     parent, stages = finished_stages(conn)
     age(conn, parent, 40)
@@ -642,9 +623,7 @@ def test_a_dry_run_says_what_a_purge_would_delete_by_which_rule(
         (["--older-than", "0s"], 2, "--older-than must be a span"),
     ],
 )
-def test_purge_refuses_and_has_done_nothing(
-    arguments: list[str], code: int, said: str, call: Callable[..., tuple[int, str, str]], conn: Conn
-) -> None:
+def test_purge_refuses_and_has_done_nothing(arguments: list[str], code: int, said: str, call: Call, conn: Conn) -> None:
     done, open_ = ended(conn), make_job(conn, 1)
     names = {"DONE": done, "OPEN": open_}
     answer = call("purge", *(names.get(word, word) for word in arguments))
@@ -653,9 +632,7 @@ def test_purge_refuses_and_has_done_nothing(
     assert (state(conn, done), state(conn, open_)) == ("completed", "pending")
 
 
-def test_purge_says_what_is_wrong_with_the_setting(
-    call: Callable[..., tuple[int, str, str]], conn: Conn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_purge_says_what_is_wrong_with_the_setting(call: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALLBOARD_KEEP", "a month")
     job = ended(conn, days=4000)
     code, _, error = call("purge")
@@ -663,7 +640,7 @@ def test_purge_says_what_is_wrong_with_the_setting(
     assert state(conn, job) == "completed"
 
 
-def test_keep_is_said_by_the_command(call: Callable[..., tuple[int, str, str]], conn: Conn) -> None:
+def test_keep_is_said_by_the_command(call: Call, conn: Conn) -> None:
     job = make_job(conn, 1)
     for given, kept in (("forever", "forever"), ("90d", "90d"), ("none", None)):
         assert call("limit", job, "--keep", given)[0] == 0

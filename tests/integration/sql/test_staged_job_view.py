@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from callboard.commands.main import main
 from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.process.process import Process
 from callboard.sql.limits import NO_LIMITS
@@ -20,24 +19,11 @@ from callboard.sql.writes import actions, jobs, retry_action, stages, submission
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import ARGS, BAD, age, make_staged, make_worker, publish, record, status
+from tests.support.programs import Call
 from tests.support.webapp import open_app, served
 from tests.support.workers import wait_until
 
-Call = Callable[..., tuple[int, str, str]]
 ANNA = Requester("python", "anna")
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str) -> Call:
-    """Runs a command on this test's database: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run_it(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        done = capsys.readouterr()
-        return code, done.out, done.err
-
-    return run_it
 
 
 @pytest.fixture
