@@ -45,6 +45,11 @@ def follow(numbers: Sequence[int], *, quiet: bool = False, timeout: float | None
         raise CommandError(_still(numbers)) from None
 
 
+def exit_code(jobs: Sequence[Job]) -> int:
+    """0 if every item of these jobs succeeded or was skipped, else 1."""
+    return 0 if all(job["succeeded"] + job["skipped"] == job["total"] for job in jobs) else 1
+
+
 def follow_list(read: Callable[[Conn], RenderableType]) -> None:
     """Show a list as it is now, again and again until Ctrl-C; on no terminal, each ten seconds."""
     console = output.console()

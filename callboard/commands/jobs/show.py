@@ -166,7 +166,10 @@ def watch(
     timeout: Annotated[float | None, typer.Option(min=0, help="Stop after these seconds, with exit code 1.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Follow jobs until they end: `callboard watch @latest`. Ctrl-C ends the watching, not the jobs."""
+    """Follow jobs until they end: `callboard watch @latest`. Exit 0 only if every item succeeded or was skipped.
+
+    Ctrl-C ends the watching, not the jobs.
+    """
     with database() as conn:
         for job in jobs or ():
             find_job(conn, job)
@@ -176,6 +179,7 @@ def watch(
     ends = follow.follow(numbers, quiet=as_json, timeout=timeout)
     if as_json:
         output.document(ends[0] if jobs and len(jobs) == 1 else {"jobs": ends})
+    raise typer.Exit(follow.exit_code(ends))
 
 
 @app.command()

@@ -206,4 +206,4 @@ def finish(number: int, *, wait: bool, as_json: bool) -> None:
     if as_json:
         output.document(job)
     if wait:
-        raise typer.Exit(0 if job["succeeded"] + job["skipped"] == job["total"] else 1)
+        raise typer.Exit(follow.exit_code([job]))
