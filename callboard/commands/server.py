@@ -21,6 +21,9 @@ app = typer.Typer()
 
 #: Host names by which a browser on this machine asks for a web app that listens on loopback.
 LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")
+#: Seconds for which an idle connection stays open: longer than proxies keep theirs (nginx 60 s, Traefik 90 s, Caddy
+#: 120 s), or a proxy would use a connection again while it is being closed, and answer 502.
+IDLE_SECONDS = 150
 
 
 @app.command()
@@ -83,7 +86,8 @@ def serve(
     address = f"http://{bound}:{listener.getsockname()[1]}/"
     shown = loopback and link and not open_to_everyone and not root_path  # its cookie is for the path at the proxy
     typer.echo(f"Callboard is at {_login_link(url, address) if shown else address}")
-    uvicorn.Server(uvicorn.Config(web, log_level="warning", root_path=root_path or "")).run(sockets=[listener])
+    config = uvicorn.Config(web, log_level="warning", root_path=root_path or "", timeout_keep_alive=IDLE_SECONDS)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _check_login(url: str, host: str) -> None:
