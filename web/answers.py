@@ -60,6 +60,7 @@ class Stage(Counts):
     rate: float | None
     eta: Time | None
     stalled: str | None
+    stalled_until: Time | None
     step: str | None
     limits: dict[str, Any]
     started_at: Time | None
@@ -99,6 +100,9 @@ class Job(Answer):
     rate: Annotated[float | None, msgspec.Meta(description="items a second")]
     eta: Time | None
     stalled: Annotated[str | None, msgspec.Meta(description="why the job does not move")]
+    stalled_until: Annotated[
+        Time | None, msgspec.Meta(description="when that ends, if it is a delay, rate, retry or hold")
+    ]
     step: str | None
     hung: list[Hung]
     stages: list[Stage]

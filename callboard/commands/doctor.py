@@ -1,6 +1,5 @@
 """`callboard doctor`: what is there, what is wrong, and what to do about it."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -36,8 +35,6 @@ CLOCK_SECONDS = 2.0
 LOOK_SECONDS = 0.02
 #: Stalled jobs that are named.
 STALLED = 5
-#: A standstill that names its end is as asked: a delay, a rate, a retry, a hold.
-UNTIL = re.compile(r" \d{4}-\d\d-\d\dT")
 OK, NOTE, WRONG = "ok", "note", "wrong"
 STYLES = {OK: "green", NOTE: "yellow", WRONG: "bold red"}
 ASKED = Requester("cli", "doctor")
@@ -198,7 +195,8 @@ def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
 def _jobs(conn: Conn) -> Iterator[Finding]:
     stalled, following = queries.run(conn, queries.jobs(JobFilter(stalled=True), limit=STALLED))
     for job in stalled:
-        state, do = (NOTE, "") if UNTIL.search(job["stalled"]) else (WRONG, f"see `callboard status {job['id']}`")
+        # A standstill with an end is as asked.
+        state, do = (NOTE, "") if job["stalled_until"] else (WRONG, f"see `callboard status {job['id']}`")
         yield Finding(f"job {job['id']}", state, f"{job['name']}: {job['stalled']}", do)
     if not stalled:
         yield Finding("jobs", OK, "none stands still")

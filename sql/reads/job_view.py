@@ -23,13 +23,15 @@ LARGEST_PART = 0.99
 TIMES = ("created_at", "started_at", "finished_at", "updated_at")
 
 Stored = Mapping[str, Any]
+#: Why a job does not move, and when that ends by itself, as a delay, a rate, a retry or a hold does.
+Standstill = tuple[str | None, datetime | None]
 
 
 def job(row: Stored) -> dict[str, Any]:
     """Describe a job by a row of the statement `jobs`."""
     rate = _rate(row)
     parts = counts(row)
-    standstill = stalled(row, parts)
+    standstill, until = stalled(row, parts)
     return {
         **{name: row[name] for name in ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason")},
         **{name: row[name] for name in ("standing", "sealed", "consumed", "total")},
@@ -39,6 +41,7 @@ def job(row: Stored) -> dict[str, Any]:
         "rate": rate,
         "eta": None if standstill else iso(_eta(row, rate)),
         "stalled": standstill,
+        "stalled_until": iso(until),
         "step": row["step"],
         "hung": row["hung"] or [],
         "stages": [],
@@ -91,17 +94,20 @@ def progress(row: Stored) -> float:
     return float((_final(row) + row["cancelled"] + _in_part(row)) / row["total"])
 
 
-def stalled(row: Stored, parts: Mapping[str, int]) -> str | None:
+def stalled(row: Stored, parts: Mapping[str, int]) -> Standstill:
     """Return why an open job has not moved for a while; None when it moves, is paused, or a worker runs its items."""
     if row["alive"] is None or row["worked_on"]:
-        return None
+        return None, None
     if row["held"]:
-        return _unsealed(row)
+        return _unsealed(row), None
     if sum(parts[name] for name in ("pending", "queued", "running", "retrying")):
-        return _nobody(row) or _later(row, parts) or _standstill(row, parts)
+        if nobody := _nobody(row):
+            return nobody, None
+        later, until = _later(row, parts)
+        return (later, until) if later else (_standstill(row, parts), None)
     if row["sealed"] or row["standing"] or row["waits"]:
-        return None
-    return _unmade(row) if row["stage"] else _unsealed(row)
+        return None, None
+    return _unmade(row) if row["stage"] else _unsealed(row), None
 
 
 def _unmade(row: Stored) -> str:
@@ -129,32 +135,34 @@ def _unable(actor: str) -> str:
     return f"no worker that is alive has the actor {actor}"
 
 
-def _later(row: Stored, parts: Mapping[str, int]) -> str | None:
+def _later(row: Stored, parts: Mapping[str, int]) -> Standstill:
     if parts["queued"] + parts["running"]:
-        return None
-    if held := _holds(row):
+        return None, None
+    if (held := _holds(row))[0]:
         return held
     ahead = {name: row[name] for name in ("not_before", "next_start", "due_at") if _ahead(row, name)}
     if "not_before" in ahead:
-        return f"waiting for its time at {iso(ahead['not_before'])}"
+        return f"waiting for its time at {iso(ahead['not_before'])}", ahead["not_before"]
     if "next_start" in ahead:
-        return f"its rate is {row['limits']['rate']}: the next item starts at {iso(ahead['next_start'])}"
+        why = f"its rate is {row['limits']['rate']}: the next item starts at {iso(ahead['next_start'])}"
+        return why, ahead["next_start"]
     if "due_at" in ahead:
-        return f"waiting for {'a retry' if parts['retrying'] else 'its time'} at {iso(ahead['due_at'])}"
-    return None
+        why = f"waiting for {'a retry' if parts['retrying'] else 'its time'} at {iso(ahead['due_at'])}"
+        return why, ahead["due_at"]
+    return None, None
 
 
-def _holds(row: Stored) -> str | None:
+def _holds(row: Stored) -> Standstill:
     """Return what its items have asked to hold back, until when and why; None: nothing, or no more."""
     until = {lane: datetime.fromisoformat(one["until"]) for lane, one in (row["holds"] or {}).items()}
     ahead = sorted((time, lane) for lane, time in until.items() if time > row["read_at"])
     if not ahead:
-        return None
+        return None, None
     time, lane = ahead[0]
     what = "held back" if lane == "*" else f"{lane or 'its lane'} is held back"
     others = f" (and {len(ahead) - 1} others)" if len(ahead) > 1 else ""
     reason = row["holds"][lane]["reason"]
-    return f"{what} until {iso(time)}{others}{reason and f': {reason}'}"
+    return f"{what} until {iso(time)}{others}{reason and f': {reason}'}", time
 
 
 def _ahead(row: Stored, name: str) -> bool:

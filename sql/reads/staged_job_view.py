@@ -13,7 +13,7 @@ MAX_OPEN_PROGRESS = 0.999
 #: The fields of a stage beside its counts.
 STAGE_FIELDS = (
     "stage", "name", "actor", "state", "stopping", "reason", "sealed", "retries", "crashes", "unkept",
-    "progress", "rate", "eta", "stalled", "step", "limits", "started_at", "finished_at",
+    "progress", "rate", "eta", "stalled", "stalled_until", "step", "limits", "started_at", "finished_at",
 )  # fmt: skip
 
 Job = dict[str, Any]
@@ -67,6 +67,7 @@ def parent(row: Stored, rows: Sequence[Stored]) -> Job:
         "rate": rate,
         "eta": now["eta"],
         "stalled": now["stalled"] and f"stage '{now['name']}': {now['stalled']}",
+        "stalled_until": now["stalled_until"],
         "step": now["step"],
         "hung": [{**one, "job": stage["id"]} for stage in stages for one in stage["hung"]],
         "started_at": min(begun, default=None),

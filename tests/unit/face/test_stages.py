@@ -247,4 +247,4 @@ def test_the_parts_of_a_job_of_stages_are_its_total_and_its_stages(found: list[d
 )
 def test_a_stage_that_is_not_made_has_a_reason(row: dict[str, Any], reason: str | None) -> None:
     unmade = {**STUCK, "sealed": False, "stage": 1, **row}
-    assert job_view.stalled(unmade, {**WAITING, "queued": 0}) == reason
+    assert job_view.stalled(unmade, {**WAITING, "queued": 0}) == (reason, None)

@@ -212,7 +212,9 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
     ],
 )
 def test_a_standstill_has_a_reason(row: dict[str, Any], parts: dict[str, int], reason: str | None) -> None:
-    assert job_view.stalled({**STUCK, **row}, {**WAITING, **parts}) == reason
+    found, until = job_view.stalled({**STUCK, **row}, {**WAITING, **parts})
+    assert found == reason
+    assert (until is not None) == ("T12:01:00.000Z" in (found or "")), "as asked, and ends by itself"
 
 
 @pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "{", "", "[" * 100_000])
