@@ -10,7 +10,7 @@ from callboard.web import jobs
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.jobs import JobQuery
 from callboard.web.pages import search
-from callboard.web.pages.page import render, wanted_parts
+from callboard.web.pages.page import render
 from callboard.web.parameters import Refused
 
 #: Jobs of a page, and standing jobs.
@@ -35,7 +35,7 @@ class BoardQuery(JobQuery, kw_only=True):
 async def board(call: Call[BoardQuery, NoBody]) -> Response:
     """Show the jobs, the newest first."""
     query, trouble = call.query, None
-    wanted = wanted_parts(query.part, PARTS)
+    wanted = query.part or PARTS
     found: dict[str, Any] = {name: {"jobs": [], "next": None} for name in ("jobs", "standing")}
     try:
         filtered = query.read().given
@@ -60,7 +60,8 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
         "filtered": trouble or filtered,
     }
     shown["paces"] = await call.read(queries.paces([job["id"] for job in listed if not job["finished_at"]]))
-    return render(call.request, "board.html", query.part, {**shown, **found}, status=400 if trouble else 200)
+    status = 400 if trouble else 200
+    return render(call.request, "board.html", {**shown, **found}, parts=query.part, status=status)
 
 
 async def _jobs(call: Call[BoardQuery, NoBody], **part: Any) -> dict[str, Any]:

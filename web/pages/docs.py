@@ -28,12 +28,8 @@ async def docs(call: Call[NoQuery, NoBody]) -> Response:
     for one in operations:
         groups.setdefault(one["tags"][0], []).append(one)
     schemas = document["components"]["schemas"]
-    return render(
-        call.request,
-        "docs.html",
-        (),
-        {"here": "API", "groups": groups, "schemas": schemas, "kind": kind, "prose": prose},
-    )
+    shown = {"here": "API", "groups": groups, "schemas": schemas, "kind": kind, "prose": prose}
+    return render(call.request, "docs.html", shown)
 
 
 def prose(text: str) -> Markup:

@@ -10,17 +10,11 @@ from starlette.responses import RedirectResponse, Response
 from callboard.web import actions, charts, submissions
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.pages import words
-from callboard.web.pages.page import render, wanted_parts
+from callboard.web.pages.page import Parts, render
 from callboard.web.parameters import DryRun, Refused
 
 #: Of more items than this, the deletion of a job asks for the job's name.
 DELETED_WITHOUT_NAME = 10_000
-
-
-class Part(msgspec.Struct, forbid_unknown_fields=True):
-    """Which parts of the page."""
-
-    part: list[str] = []
 
 
 class Delete(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,7 +43,7 @@ def form(act: Callable[[Call[Any, Any]], Awaitable[object]]) -> Callable[[Call[A
     return handler
 
 
-async def confirm_cancel(call: Call[Part, NoBody]) -> Response:
+async def confirm_cancel(call: Call[Parts, NoBody]) -> Response:
     """Ask before a job is cancelled."""
     job = await call.find_job(call.job)
     left = await _concerned(call, actions.cancel)
@@ -60,7 +54,7 @@ async def confirm_cancel(call: Call[Part, NoBody]) -> Response:
     )  # fmt: skip
 
 
-async def confirm_delete(call: Call[Part, NoBody]) -> Response:
+async def confirm_delete(call: Call[Parts, NoBody]) -> Response:
     """Ask before a job is deleted."""
     job = await call.find_job(call.job)
     items = await _concerned(call, actions.delete)
@@ -101,7 +95,7 @@ async def limit(call: Call[Any, Any]) -> Response:
 async def recount(call: Call[Any, Any]) -> Response:
     """Recount a job from its items, and show what differs."""
     found = await charts.verify(call)
-    return render(call.request, "recount.html", (), {"found": found, "job": await call.find_job(call.job)})
+    return render(call.request, "recount.html", {"found": found, "job": await call.find_job(call.job)})
 
 
 async def _concerned(call: Call[Any, Any], act: Callable[[Call[Any, Any]], Awaitable[Any]]) -> int:
@@ -115,8 +109,7 @@ def _asks_for_name(job: dict[str, Any]) -> bool:
 
 
 def _confirm(
-    call: Call[Part, NoBody], question: str, *, name_of: str | None = None, reason: bool = False, **texts: str
+    call: Call[Parts, NoBody], question: str, *, name_of: str | None = None, reason: bool = False, **texts: str
 ) -> Response:
-    wanted_parts(call.query.part, ("confirm",))
     shown = {"question": question, "name_of": name_of, "reason": reason, "back": f"../{call.job}", **texts}
-    return render(call.request, "confirm.html", call.query.part, shown)
+    return render(call.request, "confirm.html", shown, parts=call.query.part)

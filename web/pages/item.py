@@ -3,30 +3,27 @@
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 from starlette.responses import RedirectResponse, Response
 
 from callboard.sql.reads import queries
 from callboard.sql.states import RETRIABLE, ItemState
 from callboard.web import actions, items, parameters
 from callboard.web.endpoint import Call, NoBody
-from callboard.web.pages.page import render, wanted_parts
+from callboard.web.pages.page import Parts, render
 from callboard.web.parameters import ITEMS, DryRun
 
 #: Among how many items before an item the one before in its state is looked for: first few, then more; pages of each.
 SPANS, PAGES, PAGE_ITEMS = (200, 20_000, ITEMS), 5, 500
 
 
-class ItemQuery(msgspec.Struct, forbid_unknown_fields=True):
+class ItemQuery(Parts):
     """Among which items the next one is, and which parts of the page."""
 
     state: ItemState | None = None
-    part: list[str] = []
 
 
 async def item(call: Call[ItemQuery, NoBody]) -> Response:
     """Show an item."""
-    wanted_parts(call.query.part, ("item",))
     asked: Call[Any, NoBody] = call
     found = await items.item(asked)
     position, job = found["item"], await call.find_job(call.job)
@@ -40,7 +37,7 @@ async def item(call: Call[ItemQuery, NoBody]) -> Response:
         "previous": await _previous(call, position),
         "may_retry": found["state"] in RETRIABLE and not job["stopping"],
     }
-    return render(call.request, "item.html", call.query.part, shown)
+    return render(call.request, "item.html", shown, parts=call.query.part)
 
 
 async def _previous(call: Call[ItemQuery, NoBody], position: int) -> int | None:

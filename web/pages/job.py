@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
 
 from callboard.middleware.submission.item_encoding import key_texts
@@ -13,7 +12,7 @@ from callboard.web import parameters
 from callboard.web.answers import Job
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.pages import chart
-from callboard.web.pages.page import data, render, wanted_parts
+from callboard.web.pages.page import Parts, data, render
 from callboard.web.parameters import ITEMS, After
 
 #: Rows of each list.
@@ -22,14 +21,13 @@ ROWS, ITEM_ROWS = 20, 25
 LOOKS = 20
 
 
-class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
+class JobQuery(Parts):
     """Which items, and which parts of the page."""
 
     state: ItemState | None = None
     error: str | None = None
     key: str | None = None
     after: After = None
-    part: list[str] = []
 
 
 Row = dict[str, Any]
@@ -121,7 +119,7 @@ PARTS: dict[str, Callable[[JobCall, Row], Awaitable[Any]]] = {
 async def job(call: JobCall) -> Response:
     """Show a job."""
     found = await call.find_job(call.job)
-    rows = {name: await PARTS[name](call, found) for name in wanted_parts(call.query.part, tuple(PARTS))}
-    return render(
-        call.request, "job.html", call.query.part, {"job": found, "data": data(found, Job), "query": call.query, **rows}
-    )
+    wanted = call.query.part
+    rows = {name: await read(call, found) for name, read in PARTS.items() if not wanted or name in wanted}
+    shown = {"job": found, "data": data(found, Job), "query": call.query, **rows}
+    return render(call.request, "job.html", shown, parts=wanted)

@@ -33,26 +33,23 @@ async def many(call: Call[Any, Any]) -> Response:
     body: Many = call.body
     if not body.all and not body.ids:
         raise Refused(422, "no job is chosen", code="ids")
+    back = "../?" + urlencode({"q": body.q or ""})
     if body.sure or (body.what in HARMLESS and not body.all):
         await _act(call, dry_run=False)
-        return RedirectResponse("../?" + urlencode({"q": body.q or ""}), 303)
+        return RedirectResponse(back, 303)
     found = await _act(call, dry_run=True)
     jobs, items = words.count(found["jobs"], "job"), words.count(found["items"], "item")
     refused = f" {words.count(found['refused'], 'job')} can't be: {found['why']}." if found["refused"] else ""
-    return render(
-        call.request,
-        "confirm.html",
-        (),
-        {
-            "question": f"{body.what.capitalize()} {jobs}?",
-            "consequence": f"This concerns {items}.{refused}",
-            "verb": f"{body.what.capitalize()} {jobs}",
-            "leave": "Leave them as they are",
-            "back": "../?" + urlencode({"q": body.q or ""}),
-            "fields": [("what", body.what), ("q", body.q or ""), ("all", str(body.all).lower()), ("sure", "true")]
-            + [("ids", one) for one in body.ids or ()],
-        },
-    )
+    again = [("what", body.what), ("q", body.q or ""), ("all", str(body.all).lower()), ("sure", "true")]
+    shown = {
+        "question": f"{body.what.capitalize()} {jobs}?",
+        "consequence": f"This concerns {items}.{refused}",
+        "verb": f"{body.what.capitalize()} {jobs}",
+        "leave": "Leave them as they are",
+        "back": back,
+        "fields": again + [("ids", one) for one in body.ids or ()],
+    }
+    return render(call.request, "confirm.html", shown)
 
 
 async def _act(call: Call[Any, Any], *, dry_run: bool) -> dict[str, Any]:

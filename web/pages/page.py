@@ -19,6 +19,14 @@ JINJA.globals["words"] = words
 JINJA.globals["ui"] = JINJA.get_template("macros.html").module
 #: The pages of the bar at the top.
 NAV = (("", "Jobs"), ("workers", "Workers"), ("queues", "Queues"), ("docs", "API"))
+#: The blocks of templates that are no parts of a page.
+FRAME = {"title", "top", "main"}
+
+
+class Parts(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which parts of a page; none: the page."""
+
+    part: list[str] = []
 
 
 class PageEndpoint(Endpoint):
@@ -32,19 +40,24 @@ class PageEndpoint(Endpoint):
         except HANDLED as error:
             problem = await problem_of(request, error)
             shown = {"problem": msgspec.json.decode(problem.body)}
-            return render(request, "problem.html", (), shown, status=problem.status_code)
+            return render(request, "problem.html", shown, status=problem.status_code)
 
     async def _body(self, request: Request) -> msgspec.Struct:
         return parameters.fields(await parameters.form(request), self.body)
 
 
 def render(
-    request: Request, template: str, parts: Sequence[str], context: Mapping[str, Any], *, status: int = 200
+    request: Request, template: str, context: Mapping[str, Any], *, parts: Sequence[str] = (), status: int = 200
 ) -> HTMLResponse:
-    """A page; or only `parts` of it, which are blocks of its template, if any are given."""
+    """A page; or only `parts` of it, which are blocks of its template, if any are given. Raises Refused for a part that
+    the page does not have.
+    """
     who = access.identity(request)
     is_named = who is not access.EVERYONE and who.job is None
     page = JINJA.get_template(template)
+    known = [name for name in page.blocks if name not in FRAME]
+    if not set(parts) <= set(known):
+        raise parameters.wrong("part", f"must be one of {', '.join(known)}")
     values = page.new_context(
         {
             "root": "../" * (parameters.path_within(request).count("/") - 1) or "./",
@@ -74,11 +87,3 @@ def _nav(who: Identity) -> Sequence[tuple[str, str]]:
 def data(value: Any, kind: type[msgspec.Struct]) -> str:
     """What the API answers, for a script of the page, in an element that holds data: no text can end that element."""
     return encode(msgspec.convert(value, kind)).decode().replace("<", "\\u003c")
-
-
-def wanted_parts(given: Sequence[str], all_parts: Sequence[str]) -> Sequence[str]:
-    """The parts of a page that are to be made. Raises Refused for one that the page does not have."""
-    for name in given:
-        if name not in all_parts:
-            raise parameters.wrong("part", f"must be one of {', '.join(all_parts)}")
-    return given or all_parts

@@ -5,7 +5,7 @@ from typing import Any
 from callboard.web import actions
 from callboard.web.pages import board, docs, forms, item, job, many, queues, share, tokens, workers
 from callboard.web.pages.forms import form
-from callboard.web.pages.page import PageEndpoint
+from callboard.web.pages.page import PageEndpoint, Parts
 from callboard.web.queues import PutBack
 from callboard.web.submissions import RunAgain
 from callboard.web.tokens import NewToken
@@ -19,16 +19,14 @@ PAGES = [
     PageEndpoint("GET", "/", board.board, None, query=board.BoardQuery, together=True),
     PageEndpoint("GET", "/docs", docs.docs, None),
     PageEndpoint("GET", "/jobs/{job}", job.job, None, query=job.JobQuery, together=True),
-    PageEndpoint("GET", "/jobs/{job}/cancel", forms.confirm_cancel, None, query=forms.Part, scope="control"),
-    PageEndpoint("GET", "/jobs/{job}/delete", forms.confirm_delete, None, query=forms.Part, scope="control"),
+    PageEndpoint("GET", "/jobs/{job}/cancel", forms.confirm_cancel, None, query=Parts, scope="control"),
+    PageEndpoint("GET", "/jobs/{job}/delete", forms.confirm_delete, None, query=Parts, scope="control"),
     PageEndpoint("GET", "/jobs/{job}/items/{item}", item.item, None, query=item.ItemQuery, together=True),
     PageEndpoint("GET", "/workers", workers.workers, None, query=workers.WorkersQuery, for_all_tenants=True),
-    PageEndpoint("GET", "/queues", queues.queues, None, query=queues.QueuesQuery, for_all_tenants=True),
-    PageEndpoint(
-        "GET", "/queues/{queue}/dead-letters", queues.dead_letters, None, query=queues.QueuesQuery, for_all_tenants=True
-    ),
-    PageEndpoint("GET", "/share/{job}", share.share, None, query=share.ShareQuery, shared=True),
-    PageEndpoint("GET", "/embed/{job}", share.embed, None, query=share.ShareQuery, shared=True),
+    PageEndpoint("GET", "/queues", queues.queues, None, query=Parts, for_all_tenants=True),
+    PageEndpoint("GET", "/queues/{queue}/dead-letters", queues.dead_letters, None, query=Parts, for_all_tenants=True),
+    PageEndpoint("GET", "/share/{job}", share.share, None, query=Parts, shared=True),
+    PageEndpoint("GET", "/embed/{job}", share.embed, None, query=Parts, shared=True),
     PageEndpoint("GET", "/badge/{job}.svg", share.badge, None, shared=True),
     PageEndpoint("POST", "/jobs/{job}/share", share.make, None, body=share.Share, scope="admin"),
     PageEndpoint("GET", "/tokens", tokens.tokens, None, query=tokens.TokensQuery, scope="admin"),

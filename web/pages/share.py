@@ -9,13 +9,7 @@ from starlette.responses import Response
 from callboard.web import access, tokens
 from callboard.web.answers import Job
 from callboard.web.endpoint import Call, NoBody
-from callboard.web.pages.page import data, render, wanted_parts
-
-
-class ShareQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """Which parts of the page."""
-
-    part: list[str] = []
+from callboard.web.pages.page import Parts, data, render
 
 
 class Share(msgspec.Struct, forbid_unknown_fields=True):
@@ -24,12 +18,12 @@ class Share(msgspec.Struct, forbid_unknown_fields=True):
     expires: str | None = None
 
 
-async def share(call: Call[ShareQuery, NoBody]) -> Response:
+async def share(call: Call[Parts, NoBody]) -> Response:
     """Show how far a job is, and nothing of its items."""
     return await _page(call, embedded=False)
 
 
-async def embed(call: Call[ShareQuery, NoBody]) -> Response:
+async def embed(call: Call[Parts, NoBody]) -> Response:
     """Show the page of a shared job so that a page of any site may have it in a frame."""
     answer = await _page(call, embedded=True)
     answer.headers["Content-Security-Policy"] = access.EMBEDDED
@@ -38,7 +32,7 @@ async def embed(call: Call[ShareQuery, NoBody]) -> Response:
 
 async def badge(call: Call[Any, NoBody]) -> Response:
     """Show how far a job is as an image."""
-    answer = render(call.request, "badge.svg", (), {"job": await call.find_job(call.job)})
+    answer = render(call.request, "badge.svg", {"job": await call.find_job(call.job)})
     answer.headers["Content-Type"] = "image/svg+xml"
     return answer
 
@@ -49,17 +43,11 @@ async def make(call: Call[Any, Any]) -> Response:
     wanted = tokens.NewToken(name=f"share of job {call.job}"[:100], job=call.job, expires=call.body.expires)
     made = await tokens.create(replace(call, body=wanted))
     base = str(call.request.url).rpartition("/jobs/")[0]
-    return render(
-        call.request,
-        "shared.html",
-        (),
-        {"job": job, "token": made["token"], "base": base, "expires": made["expires_at"]},
-    )
+    shown = {"job": job, "token": made["token"], "base": base, "expires": made["expires_at"]}
+    return render(call.request, "shared.html", shown)
 
 
-async def _page(call: Call[ShareQuery, NoBody], *, embedded: bool) -> Response:
-    wanted_parts(call.query.part, ("head",))
+async def _page(call: Call[Parts, NoBody], *, embedded: bool) -> Response:
     job = await call.find_job(call.job)
-    return render(
-        call.request, "share.html", call.query.part, {"job": job, "data": data(job, Job), "embedded": embedded}
-    )
+    shown = {"job": job, "data": data(job, Job), "embedded": embedded}
+    return render(call.request, "share.html", shown, parts=call.query.part)

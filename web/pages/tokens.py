@@ -38,4 +38,4 @@ async def revoke(call: Call[Any, NoBody]) -> Response:
 async def _page(call: Call[Any, Any], after: str | None, made: dict[str, Any] | None = None) -> Response:
     found = await endpoints.tokens(replace(call, query=Page(after=after)))
     mine = [scope for scope in SCOPES if scope in call.who.scopes]
-    return render(call.request, "tokens.html", (), {**found, "made": made, "scopes": mine, "tenant": call.tenant})
+    return render(call.request, "tokens.html", {**found, "made": made, "scopes": mine, "tenant": call.tenant})
