@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,6 +14,7 @@ from callboard.sql.writes import actions, refusals, retry_action
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester, check_text
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import jobs, parameters
+from callboard.web.answers import BulkAction, Refusal
 from callboard.web.endpoint import Call
 from callboard.web.parameters import IDS, After, NoQuery, Refused
 
@@ -43,18 +43,7 @@ class ManyJobs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     after: After = None
 
 
-@dataclass(slots=True)
-class Done:
-    """What was done to how many jobs, with how many items, and where to go on."""
-
-    jobs: int = 0
-    items: int = 0
-    refused: int = 0
-    refusals: list[dict[str, Any]] = field(default_factory=list)
-    following: int | None = None
-
-
-async def act(call: Call[NoQuery, ManyJobs]) -> dict[str, Any]:
+async def act(call: Call[NoQuery, ManyJobs]) -> BulkAction:
     """Do something to many jobs, the newest first, each in a transaction of its own.
 
     A request works for two seconds; `next` is the `after` of the request that goes on. `dry_run` changes nothing: it
@@ -67,19 +56,10 @@ async def act(call: Call[NoQuery, ManyJobs]) -> dict[str, Any]:
     if body.filter is not None and not body.filter.read().given:
         raise Refused(400, "the filter is empty, which selects all jobs: give at least one condition", code="filter")
     before = parameters.cursor(body.after, "jobs")
-    done = await call.write(lambda conn: _act(conn, call.requester, body, wanted, before))
-    return {
-        "action": body.action,
-        "dry_run": body.dry_run,
-        "jobs": done.jobs,
-        "items": done.items,
-        "refused": done.refused,
-        "refusals": done.refusals,
-        "next": parameters.next_page(done.following, "jobs"),
-    }
+    return await call.write(lambda conn: _act(conn, call.requester, body, wanted, before))
 
 
-def _act(conn: Conn, by: Requester, body: ManyJobs, wanted: JobFilter | None, before: int | None) -> Done:
+def _act(conn: Conn, by: Requester, body: ManyJobs, wanted: JobFilter | None, before: int | None) -> BulkAction:
     selection = RetrySelection(body.states)
     check_text("reason", body.reason, actions.MAX_REASON_CHARACTERS)
     one = {
@@ -90,22 +70,25 @@ def _act(conn: Conn, by: Requester, body: ManyJobs, wanted: JobFilter | None, be
         "delete": lambda job: actions.delete(conn, job, by),
     }[body.action]
     act = (lambda job: refusals.check(conn, job, by, body.action)) if body.dry_run else one
-    done, end = Done(), time.monotonic() + WORK_SECONDS
+    end = time.monotonic() + WORK_SECONDS
+    done = BulkAction(action=body.action, dry_run=body.dry_run, jobs=0, items=0, refused=0, refusals=[], next=None)
     for job, following in _each(conn, by, body.ids, wanted, before):
         _try(done, act, job, lambda job: concerned(job, body.action, selection.wanted))
-        done.following = following
+        done.next = parameters.next_page(following, "jobs")
         if time.monotonic() > end:
             break
     return done
 
 
-def _try(done: Done, act: Callable[[int], object], job: dict[str, Any], count: Callable[[dict[str, Any]], int]) -> None:
+def _try(
+    done: BulkAction, act: Callable[[int], object], job: dict[str, Any], count: Callable[[dict[str, Any]], int]
+) -> None:
     try:
         act(job["id"])
     except (NoSuchJob, NotPossible) as error:
         done.refused += 1
         if len(done.refusals) < NAMED_REFUSALS:
-            done.refusals.append({"job": job["id"], "detail": str(error)})
+            done.refusals.append(Refusal(job=job["id"], detail=str(error)))
     else:
         done.jobs += 1
         done.items += count(job)

@@ -8,6 +8,7 @@ import msgspec
 from starlette.responses import RedirectResponse, Response
 
 from callboard.web import bulk
+from callboard.web.answers import BulkAction
 from callboard.web.endpoint import Call
 from callboard.web.jobs import JobFilter
 from callboard.web.pages import words
@@ -38,8 +39,8 @@ async def many(call: Call[Any, Any]) -> Response:
         await _act(call, dry_run=False)
         return RedirectResponse(back, 303)
     found = await _act(call, dry_run=True)
-    jobs, items = words.count(found["jobs"], "job"), words.count(found["items"], "item")
-    refused = f" {words.count(found['refused'], 'job')} can't be: {found['why']}." if found["refused"] else ""
+    jobs, items = words.count(found.jobs, "job"), words.count(found.items, "item")
+    refused = f" {words.count(found.refused, 'job')} can't be: {found.refusals[0].detail}." if found.refused else ""
     again = [("what", body.what), ("q", body.q or ""), ("all", str(body.all).lower()), ("sure", "true")]
     shown = {
         "question": f"{body.what.capitalize()} {jobs}?",
@@ -52,23 +53,17 @@ async def many(call: Call[Any, Any]) -> Response:
     return render(call.request, "confirm.html", shown)
 
 
-async def _act(call: Call[Any, Any], *, dry_run: bool) -> dict[str, Any]:
-    """Do it to all of them, in as many steps as the API takes; return the counts, and why the first refusal was."""
+async def _act(call: Call[Any, Any], *, dry_run: bool) -> BulkAction:
+    """Do it to all of them, in as many steps as the API takes; return the counts and the refusals of all steps."""
     body: Many = call.body
-    done, after = {"jobs": 0, "items": 0, "refused": 0, "why": ""}, None
-    while True:
-        wanted = bulk.ManyJobs(
-            action=body.what,
-            filter=JobFilter(q=body.q) if body.all else None,
-            ids=None if body.all else body.ids,
-            dry_run=dry_run,
-            after=after,
-        )
-        found = await bulk.act(replace(call, body=wanted))
-        for name in ("jobs", "items", "refused"):
-            done[name] += found[name]
-        if found["refusals"] and not done["why"]:
-            done["why"] = found["refusals"][0]["detail"]
-        after = found["next"]
-        if after is None:
-            return done
+    chosen = JobFilter(q=body.q) if body.all else None
+    wanted = bulk.ManyJobs(action=body.what, filter=chosen, ids=None if body.all else body.ids, dry_run=dry_run)
+    done = await bulk.act(replace(call, body=wanted))
+    while done.next is not None:
+        step = await bulk.act(replace(call, body=msgspec.structs.replace(wanted, after=done.next)))
+        done.jobs += step.jobs
+        done.items += step.items
+        done.refused += step.refused
+        done.refusals += step.refusals
+        done.next = step.next
+    return done
