@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 
 from callboard.sql.reads import queries
 from callboard.web.endpoint import Call, NoBody
+from callboard.web.jobs import page
 from callboard.web.parameters import NoQuery
 
 LONG = "a recount of a job of so many items takes longer than 5 s"
@@ -28,10 +29,7 @@ async def samples(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
 
 async def lanes(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """List lanes of a job, fifty at most: those with most items in flight first."""
-    found = await call.read(queries.lanes(call.job))
-    if not found:
-        await call.find_job(call.job)
-    return {"lanes": found, "next": None}
+    return await page(call, "lanes", await call.read(queries.lanes(call.job)))
 
 
 async def verify(call: Call[NoQuery, NoBody]) -> dict[str, Any]:

@@ -36,10 +36,7 @@ async def queues(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
 async def dead_letters(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """List the oldest dead letters of a queue, each with the error of its item; they stay where they are."""
     queue = await _queue(call)
-    try:
-        found = await _ask(lambda addresses: queue_admin.dead_letters(addresses, queue))
-    except NoAnswer as error:
-        raise HTTPException(503, str(error)) from None
+    found = await _ask(lambda addresses: queue_admin.dead_letters(addresses, queue))
     items = {letter.of: _item(letter.of) for letter in found}
     errors = await call.read(queries.last_errors([item for item in items.values() if item]))
     return {"dead_letters": [_described(one, items[one.of], errors) for one in found], "next": None}
@@ -48,10 +45,7 @@ async def dead_letters(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
 async def put_back(call: Call[NoQuery, PutBack]) -> dict[str, Any]:
     """Move dead letters back to their queue: the item of each gets another attempt."""
     queue = await _queue(call)
-    try:
-        moved, left = await _ask(lambda addresses: queue_admin.put_back(addresses, queue, call.body.limit))
-    except NoAnswer as error:
-        raise HTTPException(503, str(error)) from None
+    moved, left = await _ask(lambda addresses: queue_admin.put_back(addresses, queue, call.body.limit))
     return {"put_back": moved, "left": left}
 
 
@@ -64,11 +58,14 @@ async def _queue(call: Call[Any, Any]) -> str:
 
 
 async def _ask(question: Callable[[str], T]) -> T:
-    """Ask RabbitMQ in a thread. Raises NoAnswer."""
+    """Ask RabbitMQ in a thread. Raises HTTPException 503 where it gives no answer."""
     addresses = settings.AMQP_URL.get()
     if not addresses:
-        raise NoAnswer(queue_admin.NO_BROKER)
-    return await run_in_threadpool(question, addresses)
+        raise HTTPException(503, queue_admin.NO_BROKER)
+    try:
+        return await run_in_threadpool(question, addresses)
+    except NoAnswer as error:
+        raise HTTPException(503, str(error)) from None
 
 
 def _item(of: str | None) -> tuple[int, int] | None:
@@ -81,15 +78,12 @@ def _item(of: str | None) -> tuple[int, int] | None:
 def _described(
     letter: DeadLetter, item: tuple[int, int] | None, errors: dict[tuple[int, int], dict[str, Any]]
 ) -> dict[str, Any]:
+    job, position = item or (None, None)
     error = errors.get(item) if item else None
-    died = None if letter.died_at is None else iso(datetime.fromtimestamp(letter.died_at, UTC))
     return {
-        "message_id": letter.message_id,
-        "actor": letter.actor,
-        "job": item[0] if item else None,
-        "item": item[1] if item else None,
-        "reason": letter.reason,
+        **{name: getattr(letter, name) for name in ("message_id", "actor", "reason", "body")},
+        "job": job,
+        "item": position,
         "error": error and f"{error['type'] or error['kind']}: {error['message']}",
-        "died_at": died,
-        "body": letter.body,
+        "died_at": None if letter.died_at is None else iso(datetime.fromtimestamp(letter.died_at, UTC)),
     }
