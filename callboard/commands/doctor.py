@@ -26,6 +26,7 @@ from callboard.sql.settings import NotConfigured
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, submission
 from callboard.sql.writes.requests import NotPossible, Requester
+from callboard.words import count
 
 app = typer.Typer()
 
@@ -155,7 +156,7 @@ def _workers(conn: Conn) -> Iterator[Finding]:
         yield Finding("workers", WRONG, "none is alive", "start one: dramatiq YOUR_MODULE")
         return
     threads = sum(worker["threads"] for worker in alive)
-    yield Finding("workers", OK, f"{output.count(len(alive), 'process', 'processes')}, {threads} threads")
+    yield Finding("workers", OK, f"{count(len(alive), 'process', 'processes')}, {threads} threads")
     for worker in alive:
         if worker["trouble"]:
             yield Finding(f"worker {worker['id']}", WRONG, worker["trouble"])
@@ -181,11 +182,11 @@ def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
         )  # fmt: skip
     if row["dead"]:
         yield Finding(
-            about, NOTE, f"{output.count(row['dead'], 'dead letter')}",
+            about, NOTE, f"{count(row['dead'], 'dead letter')}",
             f"look at the errors of their jobs, then `callboard retry JOB` or `callboard put-back {row['name']}`",
         )  # fmt: skip
     if row["ready"] and not row["consumers"]:
-        ready = output.count(row["ready"], "message is", "messages are")
+        ready = count(row["ready"], "message is", "messages are")
         yield Finding(about, WRONG, f"{ready} ready, and nobody consumes it", "start a worker")
     else:
         ready = "" if row["ready"] is None else f"{row['ready']:,} ready, "

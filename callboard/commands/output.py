@@ -75,11 +75,6 @@ def write(content: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
-
-
 def plain(value: object) -> Text:
     """A value as text; None is empty. Escapes control characters: a terminal would obey those in an actor's message."""
     text = "" if value is None else str(value)

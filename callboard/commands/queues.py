@@ -12,6 +12,7 @@ from callboard.middleware.rabbitmq import queue_admin
 from callboard.middleware.rabbitmq.queue_admin import NoAnswer
 from callboard.sql import settings
 from callboard.sql.reads import queries
+from callboard.words import count
 
 app = typer.Typer()
 
@@ -56,7 +57,7 @@ def put_back(
     if as_json:
         output.document({"put_back": moved, "left": left})
     else:
-        typer.echo(f"{output.count(moved, 'dead letter')} put back, {left:,} left")
+        typer.echo(f"{count(moved, 'dead letter')} put back, {left:,} left")
 
 
 def _addresses() -> str:

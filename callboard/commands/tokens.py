@@ -14,6 +14,7 @@ from callboard.sql.pool import Conn, running_here
 from callboard.sql.reads import queries
 from callboard.sql.states import SCOPES
 from callboard.sql.writes import tokens
+from callboard.words import count
 
 app = typer.Typer()
 group = typer.Typer(help="Let programs and people into the web app: create, list and revoke tokens.")
@@ -89,7 +90,7 @@ def revoke(
     if as_json:
         output.document({"revoked": gone})
     elif gone:
-        typer.echo(f"revoked {output.count(len(gone), 'token')}")
+        typer.echo(f"revoked {count(len(gone), 'token')}")
     if missing := [str(number) for number in tokens_ if number not in gone]:
         raise CommandError(f"there is no token {', '.join(missing)}: `callboard token list` has those there are")
 

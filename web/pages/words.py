@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise, zip_longest
+from datetime import timedelta
+from itertools import zip_longest
 from typing import Any
 from urllib.parse import quote
 
@@ -13,13 +13,12 @@ from markupsafe import Markup
 from callboard.sql.json_values import parse_strict_json
 from callboard.sql.settings import KEEP, LOG_FIELDS, LOG_LINK, keep_span
 from callboard.sql.states import JOB_FINAL
+from callboard.words import count, duration, left, parsed, percent, rate, since
+
+__all__ = ["count", "duration", "left", "parsed", "percent", "rate", "since"]
 
 Job = Mapping[str, Any]
 
-#: The units of a time span, in seconds.
-UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-#: The least rate that is shown in a unit, and the least that is shown without decimals.
-LEAST_PACE, WHOLE_PACE = 0.1, 100
 #: Seconds below which a span is shown with its tenths.
 SHORT_SECONDS = 10
 #: Lines and characters of a text that are shown, and from which number on the rest is folded.
@@ -42,50 +41,9 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-def count(value: int, noun: str) -> str:
-    """So many of these."""
-    plural = noun.removesuffix("y") + "ies" if noun.endswith("try") else f"{noun}s"
-    return f"{value:,} {noun if value == 1 else plural}"
-
-
-def percent(progress: float) -> str:
-    """Rounded down: only a job that is done shows 100 %, and 99.96 % shows 99.9 %."""
-    return "100 %" if progress == 1 else f"{int(progress * 1000) / 10:.1f} %"
-
-
 def done(job: Job) -> int:
     """How many items have an outcome."""
     return int(job["succeeded"] + job["failed"] + job["skipped"])
-
-
-def rate(value: float | None) -> str:
-    """Items a second, a minute or an hour, whichever is a number to read."""
-    if value is None:
-        return "–"
-    pace, unit = value, "s"
-    for more in ("min", "h"):
-        if 0 < pace < LEAST_PACE:
-            pace, unit = pace * 60, more
-    return f"{pace:,.0f}/{unit}" if pace >= WHOLE_PACE else f"{pace:.1f}/{unit}"
-
-
-def duration(seconds: float) -> str:
-    """A time span, in its two largest units."""
-    whole = max(0, round(seconds))
-    for (larger, unit), (smaller, lesser) in pairwise(UNITS):
-        if whole >= larger:
-            return f"{whole // larger} {unit} {whole % larger // smaller} {lesser}"
-    return f"{whole} s"
-
-
-def parsed(time: str) -> datetime:
-    """A time of the API."""
-    return datetime.fromisoformat(time)
-
-
-def since(time: str) -> float:
-    """Seconds since a time; negative for one to come."""
-    return (datetime.now(UTC) - parsed(time)).total_seconds()
 
 
 def between(first: str, last: str) -> str:
@@ -109,11 +67,6 @@ def timed(text: str) -> Markup:
     parts = _TIME.split(text)
     pairs = zip_longest(parts[::2], map(time, parts[1::2]), fillvalue=Markup())
     return Markup().join(part for pair in pairs for part in pair)
-
-
-def left(job: Job) -> str:
-    """How long a job still takes at its rate; nothing where nobody knows."""
-    return duration(-since(job["eta"])) if job["eta"] else ""
 
 
 def took(job: Job) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
+from callboard import words
 from callboard.commands import output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError
@@ -147,7 +148,7 @@ def retry(
         return
     count = _act(job, act, as_json=as_json)
     if not as_json:
-        typer.echo(f"{output.count(count, 'item')} given another attempt")
+        typer.echo(f"{words.count(count, 'item')} given another attempt")
 
 
 @app.command()
@@ -229,7 +230,7 @@ def _try(job: int, count: Callable[[Conn, Requester], int], what: str, *, as_jso
     if as_json:
         output.document({"items": items})
     else:
-        typer.echo(f"{output.count(items, 'item')} {what}")
+        typer.echo(f"{words.count(items, 'item')} {what}")
 
 
 def _act(job: int, write: Callable[[Conn, Requester], T], *, as_json: bool) -> T:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,10 +11,9 @@ from rich.text import Text
 
 from callboard.commands.output import STYLES, plain, state
 from callboard.sql.states import ITEM_STATES, JOB_FINAL
+from callboard.words import UNITS, duration, left, percent, rate, since
 
 Job = dict[str, Any]
-#: The least number that has a digit other than 0 when it is shown.
-SLOWEST = 0.1
 #: Cells of the bar of a job in a line; errors and items in hand that are shown at most; characters of a message.
 CELLS, MOST_ERRORS, MOST_ITEMS, MESSAGE_CHARS = 10, 3, 5, 100
 
@@ -39,7 +37,7 @@ def lines(job: Job) -> RenderableType:
 
 def line(job: Job) -> Text:
     """A job among others, in a line: its headline with a bar, what failed, its rate and how long it takes yet."""
-    more = [pace(job["rate"])] if job["rate"] and job["state"] == "running" else []
+    more = [rate(job["rate"], " items")] if job["rate"] and job["state"] == "running" else []
     more += [f"{job['failed']:,} failed"] if job["failed"] else []
     more += [f"{left(job)} left"] if job["eta"] else []
     more += [job["stalled"]] if job["stalled"] else []
@@ -59,8 +57,7 @@ def details(errors: Sequence[Job], held: Sequence[Job]) -> list[RenderableType]:
         text = f"{error['type'] or error['kind']}: {' '.join((error['message'] or '').split())[:MESSAGE_CHARS]}"
         found.append(Text(f"{error['failed']:,} failed: ", style="red").append_text(plain(text)))
     for item in sorted(held, key=lambda one: one["started_at"] or "")[:MOST_ITEMS]:
-        began = datetime.fromisoformat(item["started_at"]) if item["started_at"] else datetime.now(UTC)
-        took = _duration((datetime.now(UTC) - began).total_seconds())
+        took = duration(since(item["started_at"]) if item["started_at"] else 0)
         step = f", {item['step']}" if item["step"] else ""
         found.append(plain(f"item {item['item']} for {took} on worker {item['worker']}{step}"))
     return found
@@ -85,18 +82,13 @@ def headline(job: Job) -> Text:
     name = plain(job["name"])
     name.stylize("bold")
     now = Text(f"is being stopped: {job['stopping']}") if job["stopping"] else state(job["state"])
-    return Text.assemble(f"{job['id']} ", name, " ", now, f" {percentage(job)} of {job['total']:,}")
-
-
-def percentage(job: Job) -> str:
-    """The progress in percent, rounded down as the page rounds it: only a job that is done is at 100 %."""
-    return "100 %" if job["progress"] == 1.0 else f"{math.floor(job['progress'] * 1000) / 10:.1f} %"
+    return Text.assemble(f"{job['id']} ", name, " ", now, f" {percent(job['progress'])} of {job['total']:,}")
 
 
 def hung(job: Job) -> list[Text]:
     """A line for each item that runs far longer than items of its actor usually do."""
     return [
-        _warning("hung", f"{_item(one)} on worker {one['worker']}, for {_duration(one['seconds'])}, at {one['place']}")
+        _warning("hung", f"{_item(one)} on worker {one['worker']}, for {duration(one['seconds'])}, at {one['place']}")
         for one in job["hung"]
     ]
 
@@ -124,7 +116,7 @@ def _counts(job: Job) -> Text:
 
 def _pace(job: Job) -> Text:
     """Rate, time left, retries, crashes and results that are not kept, as far as there are any."""
-    parts = [] if job["rate"] is None else [pace(job["rate"])]
+    parts = [] if job["rate"] is None else [rate(job["rate"], " items")]
     if job["eta"]:
         parts.append(f"{'its stage ' if job['stages'] else ''}done in {left(job)}")
     words = {
@@ -135,18 +127,10 @@ def _pace(job: Job) -> Text:
     return Text(" · ".join(parts), style="dim")
 
 
-def left(job: Job) -> str:
-    """The time that is left of a job with an estimate; empty for one without."""
-    if not job["eta"]:
-        return ""
-    span = datetime.fromisoformat(job["eta"]) - datetime.now(UTC)
-    return str(timedelta(seconds=max(round(span.total_seconds()), 0)))
-
-
 def age(time: str) -> str:
     """How long ago a time of the API was, in its largest unit."""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
-    size, unit = next(((n, u) for n, u in ((86_400, "d"), (3_600, "h"), (60, "min")) if seconds >= n), (1, "s"))
+    seconds = since(time)
+    size, unit = next((one for one in UNITS if seconds >= one[0]), UNITS[-1])
     return f"{max(seconds, 0) / size:.0f} {unit}"
 
 
@@ -156,15 +140,3 @@ def _warning(label: str, text: str) -> Text:
 
 def _item(one: Job) -> str:
     return f"item {one['item']}" + (f" of job {one['job']}" if "job" in one else "")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes:,} min {rest} s" if minutes else f"{rest} s"
-
-
-def pace(rate: float) -> str:
-    """A rate in items per second, or per minute or hour where that would be 0.0."""
-    units = [(1, "s"), (60, "min"), (3_600, "h")] if rate else [(1, "s")]
-    seconds, unit = next((u for u in units if rate * u[0] >= SLOWEST), units[-1])
-    return f"{rate * seconds:,.1f} items/{unit}"

@@ -16,6 +16,7 @@ from callboard.sql import settings
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import WouldDelete
 from callboard.sql.writes import actions, retention
+from callboard.words import count
 
 app = typer.Typer()
 
@@ -61,7 +62,7 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, dry_run: DryRun = 
     if as_json:
         output.document({"jobs": gone, "items": items})
     else:
-        typer.echo(f"deleted {output.count(gone, 'job')} with {output.count(items, 'item')}")
+        typer.echo(f"deleted {count(gone, 'job')} with {count(items, 'item')}")
     if refused:
         raise CommandError("; ".join(f"job {job}: {reason}" for job, reason in refused.items()))
 
@@ -72,10 +73,10 @@ def _show(found: Sequence[WouldDelete], kept: str, *, as_json: bool) -> None:
     if as_json:
         output.document({"jobs": jobs, "items": items, "rules": [rule._asdict() for rule in found]})
         return
-    typer.echo(f"would delete {output.count(jobs, 'job')} with {output.count(items, 'item')}")
+    typer.echo(f"would delete {count(jobs, 'job')} with {count(items, 'item')}")
     for rule in found:
         size = "" if rule.size is None else f", about {rule.size / 2**20:,.1f} MiB"
-        what = f"{output.count(rule.jobs, 'job')}, {output.count(rule.items, 'item')}{size}"
+        what = f"{count(rule.jobs, 'job')}, {count(rule.items, 'item')}{size}"
         typer.echo(f"  {WHY[rule.rule].format(kept)}: {what}")
 
 

@@ -17,6 +17,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import exports, item_view, job_filter, queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.states import ITEM_STATES, WORKER_STATES
+from callboard.words import count, left, percent, rate
 
 app = typer.Typer()
 
@@ -125,9 +126,9 @@ def jobs(
 
 
 def _cells_of_job(job: Row) -> Row:
-    rate = job_text.pace(job["rate"]).replace(" items", "") if job["rate"] and job["state"] == "running" else ""
-    shown = {"bar": job_text.cells(job).plain, "progress": job_text.percentage(job), "rate": rate}
-    return {**job, **shown, "left": job_text.left(job), "age": job_text.age(job["created_at"])}
+    pace = rate(job["rate"]) if job["rate"] and job["state"] == "running" else ""
+    shown = {"bar": job_text.cells(job).plain, "progress": percent(job["progress"]), "rate": pace}
+    return {**job, **shown, "left": left(job), "age": job_text.age(job["created_at"])}
 
 
 def _cells_of_worker(worker: Row) -> Row:
@@ -281,7 +282,7 @@ def verify(
     elif verdict["drift"]:
         output.table(verdict["drift"], ("job", "name", "check", "stored", "counted"))
     else:
-        typer.echo(f"no drift: {output.count(verdict['jobs'], 'job')}, {len(verdict['checks'])} checks each")
+        typer.echo(f"no drift: {count(verdict['jobs'], 'job')}, {len(verdict['checks'])} checks each")
     raise typer.Exit(1 if verdict["drift"] else 0)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import callboard
+from callboard import words
 from callboard.commands import actor_modules, output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError, first_line
@@ -145,7 +146,7 @@ def check(items: Iterator[tuple[int, Any]], signature: Signature | None, *, skip
     if not count:
         return ""
     more = f" and {count - NAMED_BAD_LINES:,} more" if count > NAMED_BAD_LINES else ""
-    bad = f"{output.count(count, 'bad line')}: {'; '.join(map(str, named))}{more}"
+    bad = f"{words.count(count, 'bad line')}: {'; '.join(map(str, named))}{more}"
     if not skip_bad:
         raise CommandError(f"nothing is stored, since the file has {bad}; correct it, or use --skip-bad")
     return bad

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from callboard import words
 from callboard.commands import output
-from callboard.commands.jobs import job_text, show
+from callboard.commands.jobs import show
 
 
 def test_control_characters_are_escaped() -> None:
@@ -18,9 +19,9 @@ def test_a_text_in_brackets_is_not_a_style() -> None:
 
 
 def test_only_a_job_that_is_done_is_at_100_percent() -> None:
-    assert job_text.percentage({"progress": 2 / 3}) == "66.6 %"
-    assert job_text.percentage({"progress": 0.99999}) == "99.9 %"
-    assert job_text.percentage({"progress": 1.0}) == "100 %"
+    assert words.percent(2 / 3) == "66.6 %"
+    assert words.percent(0.99999) == "99.9 %"
+    assert words.percent(1.0) == "100 %"
 
 
 JOBS: list[dict[str, Any]] = [
