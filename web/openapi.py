@@ -17,8 +17,8 @@ Schema = dict[str, Any]
 
 #: Where a schema of the document stands.
 SCHEMAS = "#/components/schemas/{name}"
-#: The type of a stream of events.
-EVENTS = "text/event-stream"
+#: The types of a document, and of a stream of events.
+JSON, EVENTS = "application/json", "text/event-stream"
 #: What each problem is: the statuses that every endpoint may answer, those of one with a path, and those of a change.
 ALWAYS = {
     400: "A parameter makes no sense.",
@@ -63,7 +63,7 @@ def endpoint(endpoints: Sequence[Endpoint], version: str) -> Endpoint:
         """Get this document."""
         return Json({**document(endpoints, version), "servers": [{"url": call.request.scope["root_path"]}]})
 
-    return Endpoint("GET", "/openapi.json", openapi, None, produces=("application/json",))
+    return Endpoint("GET", "/openapi.json", openapi, None, produces=(JSON,))
 
 
 def document(endpoints: Sequence[Endpoint], version: str) -> Schema:
@@ -112,29 +112,19 @@ def _operation(one: Endpoint, schemas: Schema) -> Schema:
         "responses": _responses(one),
     }
     if not one.reads and one.method != "DELETE":
-        content = {kind: {"schema": _content(one, kind)} for kind in one.consumes}
-        operation["requestBody"] = {"content": content, "required": _is_needed(schemas, one.body)}
+        # Of a stream of lines it says nothing.
+        bodies = {JSON: _reference(one.body)}
+        content = {kind: {"schema": bodies.get(kind, {"type": "string"})} for kind in one.consumes}
+        needed = bool(schemas[one.body.__name__].get("required"))
+        operation["requestBody"] = {"content": content, "required": needed}
     return operation
 
 
-def _content(one: Endpoint, kind: str) -> Schema:
-    """The schema of a body of this type. Of a stream of lines it says nothing."""
-    return _reference(one.body) if kind == "application/json" else {"type": "string"}
-
-
-def _is_needed(schemas: Schema, kind: type[msgspec.Struct]) -> bool:
-    return bool(schemas[kind.__name__].get("required"))
-
-
 def _path_parameters(path: str) -> list[Schema]:
-    integers = {"type": "integer", "minimum": 0}
+    integer: Schema = {"type": "integer", "minimum": 0}
+    schemas = {"job": integer, "item": integer, "token": integer}
     return [
-        {
-            "name": name,
-            "in": "path",
-            "required": True,
-            "schema": integers if name in ("job", "item", "token") else {"type": "string"},
-        }
+        {"name": name, "in": "path", "required": True, "schema": schemas.get(name, {"type": "string"})}
         for name in re.findall(r"\{(\w+)\}", path)
     ]
 
@@ -182,19 +172,16 @@ def _responses(one: Endpoint) -> Schema:
 def _answers(one: Endpoint) -> Schema:
     """The types of its answer, each with its schema."""
     if one.answer is not None:
-        return {"application/json": {"schema": _reference(one.answer)}}
-    content: Schema = {kind: {"schema": {"type": "string"}} for kind in one.produces}
-    if EVENTS in content:  # OpenAPI 3.1 can't describe an event
-        content[EVENTS] = {}
-    if "application/json" in content:
-        content["application/json"] = {"schema": {"type": "object"}}
-    return content
+        return {JSON: {"schema": _reference(one.answer)}}
+    # OpenAPI 3.1 can't describe an event.
+    known: Schema = {EVENTS: {}, JSON: {"schema": {"type": "object"}}}
+    return {kind: known.get(kind, {"schema": {"type": "string"}}) for kind in one.produces}
 
 
 def _done_or_tried(one: Endpoint) -> Schema:
     trial = _reference(answers.Trial)
     schema = {"anyOf": [_reference(one.answer), trial]} if one.answer else trial
-    content = {"application/json": {"schema": schema}}
+    content = {JSON: {"schema": schema}}
     return {"description": "Done, or, with `dry_run`, what it would concern.", "content": content}
 
 
