@@ -30,8 +30,10 @@ def http(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.C
 
 
 def settled(conn: Conn, job: int) -> dict[str, Any]:
-    """A job without its rate and the estimate of its end, which move with the clock."""
-    return {**status(conn, job), "rate": None, "eta": None}
+    """A job and its stages without what moves with the clock: rate, estimate of the end, reason of a standstill."""
+    moving = dict.fromkeys(("rate", "eta", "stalled", "stalled_until"))
+    found = status(conn, job)
+    return {**found, **moving, "stages": [{**stage, **moving} for stage in found["stages"]]}
 
 
 def test_a_dry_run_says_how_many_items_it_would_concern_and_changes_nothing(conn: Conn, http: httpx.Client) -> None:
