@@ -2,7 +2,8 @@
 
 The comments below that line say what a statement is for: transition, guard, caller, rows, lock order. They are not
 sent to the server. A part that several statements share is below a line ``-- part: …``, and {…} in a statement stands
-for it; the name of a class of `rows` in such braces stands for a table of these rows.
+for it; the name of a class of `rows` in such braces stands for a table of these rows. A parameter in capitals is the
+constant of `timings` with that name: no caller passes it.
 
 Where two sets of thousands of rows meet, the planner must have no choice that a wrong estimate makes quadratic; of a
 new job it estimates one row. So a guard stands beside a join, read from the row as it is locked; items of one job are
@@ -11,11 +12,15 @@ IN … IS TRUE. `tests/integration/sql/test_stale_statistics.py` holds the state
 """
 
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import LiteralString, TypeVar
+from typing import Any, LiteralString, TypeVar
 
-from callboard.sql import arrays, rows
+from psycopg import Cursor
+
+from callboard.sql import arrays, rows, timings
+from callboard.sql.pool import Conn
 
 T = TypeVar("T")
 QUERIES = Path(__file__).parent / "queries"
@@ -26,6 +31,49 @@ _PART = re.compile(r"\{(\w+)\}")
 def statement(name: str) -> LiteralString:
     """Return the text of a statement without its comments. Raises KeyError for an unknown name."""
     return _statements()[name]
+
+
+def with_timings(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return these parameters and the constants of `timings`."""
+    return {**vars(timings), **parameters}
+
+
+def execute(conn: Conn, name: str, /, **parameters: Any) -> Cursor[tuple[Any, ...]]:
+    """Run a statement with these parameters."""
+    return conn.execute(statement(name), with_timings(parameters))
+
+
+def fetch(conn: Conn, row: Callable[..., T], name: str, /, **parameters: Any) -> list[T]:
+    """Run a statement; return its rows, each as `row` makes it of the columns."""
+    return [row(*found) for found in execute(conn, name, **parameters)]
+
+
+def fetch_one(conn: Conn, row: Callable[..., T], name: str, /, **parameters: Any) -> T | None:
+    """Run a statement; return its row, likewise, or None."""
+    found = execute(conn, name, **parameters).fetchone()
+    return None if found is None else row(*found)
+
+
+def fetch_value(conn: Conn, name: str, /, **parameters: Any) -> Any:
+    """Run a statement; return the first column of its row, None without one."""
+    found = execute(conn, name, **parameters).fetchone()
+    return None if found is None else found[0]
+
+
+def fetch_ids(conn: Conn, name: str, /, **parameters: Any) -> list[int]:
+    """Run a statement; return the first column of its rows."""
+    return [found[0] for found in execute(conn, name, **parameters)]
+
+
+def gives_row(conn: Conn, name: str, /, **parameters: Any) -> bool:
+    """Run a statement; return whether it gives a row."""
+    return execute(conn, name, **parameters).fetchone() is not None
+
+
+def lists(names: str, found: Iterable[Sequence[Any]]) -> dict[str, list[Any]]:
+    """Return the columns of rows, which have these names, as the parameters of a statement that unnests them."""
+    kept = list(found)
+    return {name: [row[place] for row in kept] for place, name in enumerate(names.split())}
 
 
 def documented(kind: str = "name") -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Times and sizes that several modules share."""
+"""Times and sizes that several modules share, or statements need: see `statements`."""
 
 #: Seconds without a heartbeat after which a worker is taken for dead.
 DEAD_AFTER_SECONDS = 10.0
@@ -31,10 +31,7 @@ MAX_ERROR_GROUPS = 100
 POSTPONE_SECONDS = 1.0
 #: Seconds without a sign of its submitter after which a submission is taken to have broken off.
 SUBMISSION_LEASE_SECONDS = 45.0
+#: Seconds without a change after which the reason of a standstill is looked for.
+QUIET_AFTER_SECONDS = 10.0
 #: The greatest item number that the database holds.
 MAX_ITEM = 2**31 - 1
-
-
-def death() -> dict[str, float]:
-    """The parameters of the part `is_dead` of a statement."""
-    return {"limit": DEAD_AFTER_SECONDS, "silent": SILENT_SECONDS}

@@ -5,7 +5,7 @@ UPDATE callboard.jobs SET ({limits}) = ROW ({limit_values}), updated_at = now() 
 -- name: keep_hold
 -- The job stays held back as a whole until the time that an item asked for. Caller: actions.limit, which has the row locked.
 UPDATE callboard.jobs SET not_before = greatest(not_before, (holds -> '*' ->> 'until')::timestamptz)
-WHERE id = %s AND (holds -> '*' ->> 'until')::timestamptz > now()
+WHERE id = %(job)s AND (holds -> '*' ->> 'until')::timestamptz > now()
 
 -- part: limits
 -- The columns of what a job may do at most.
@@ -20,8 +20,8 @@ limits, fail_count, fail_share, fail_sample, concurrency, rate, priority, deadli
 -- name: job_signature
 -- The job's actor and the arguments that it takes, as a worker announced them. Caller: actions.limit.
 -- Rows: one, (name, signature); none: its items have several actors, or nobody announced it.
-SELECT a.name, a.signature FROM callboard.jobs AS j JOIN callboard.actors AS a ON a.name = j.actor WHERE j.id = %s
+SELECT a.name, a.signature FROM callboard.jobs AS j JOIN callboard.actors AS a ON a.name = j.actor WHERE j.id = %(job)s
 
 -- name: job_limits
 -- What a job may do at most, locked while it is changed. Caller: actions.limit. Rows: (limits); none: it was deleted meanwhile.
-SELECT limits FROM callboard.jobs WHERE id = %s AND deleted_at IS NULL FOR NO KEY UPDATE
+SELECT limits FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL FOR NO KEY UPDATE

@@ -41,8 +41,8 @@ WITH found AS MATERIALIZED (
 ), kept AS (
     INSERT INTO callboard.outbox AS o (job_id, item, attempt, queue, awaits, due_at, first, suspect, resend)
     SELECT job_id, item, attempt, coalesce(queue, ''), %(actor)s,
-           CASE WHEN EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s) AS w WHERE %(actor)s = ANY (w.actors))
-                THEN now() + make_interval(secs => %(delay)s) ELSE timestamptz '9999-01-01Z' END,
+           CASE WHEN EXISTS (SELECT FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s) AS w WHERE %(actor)s = ANY (w.actors))
+                THEN now() + make_interval(secs => %(POSTPONE_SECONDS)s) ELSE timestamptz '9999-01-01Z' END,
            false, true, true
     FROM waiting
     -- Delivered before its publisher said so: under another id, or that would take the row away.
@@ -74,7 +74,7 @@ WITH RECURSIVE awaited AS (
             WHERE o.due_at = timestamptz '9999-01-01Z' AND o.awaits > awaited.actor ORDER BY o.awaits LIMIT 1)
     FROM awaited WHERE awaited.actor IS NOT NULL
 ), able AS (
-    SELECT DISTINCT unnest(actors) AS actor FROM callboard.live_workers(%(dead_after)s)
+    SELECT DISTINCT unnest(actors) AS actor FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ), known AS (
     SELECT o.id FROM awaited AS a CROSS JOIN LATERAL (
         SELECT o.id FROM callboard.outbox AS o

@@ -2,7 +2,7 @@
 -- Jobs that are about to get items, or to be recounted, locked in order of id.
 -- Caller: the store of sends, the callback dispatcher, the repair of counters. Rows: (id, whether it takes items).
 SELECT id, finished_at IS NULL AND stopping IS NULL AND stages IS NULL AND NOT sealed FROM callboard.jobs
-WHERE id = ANY(%s) ORDER BY id FOR NO KEY UPDATE
+WHERE id = ANY(%(jobs)s) ORDER BY id FOR NO KEY UPDATE
 
 -- name: recount_jobs
 -- The counters of jobs, anew from their rows. They must be locked, by a statement before this one: what
@@ -30,7 +30,7 @@ SET total = c.total,
     updated_at = now()
 FROM (
     SELECT k.id, k.state = 'completed' AND c.ended < c.total AS early, c.*
-    FROM callboard.jobs AS k {counted_items} WHERE k.id = ANY(%s) AND k.deleted_at IS NULL
+    FROM callboard.jobs AS k {counted_items} WHERE k.id = ANY(%(jobs)s) AND k.deleted_at IS NULL
 ) AS c
 WHERE j.id = c.id
 
@@ -64,7 +64,7 @@ CROSS JOIN LATERAL (
 -- Nothing of this job starts until it is resumed. Transition: pending | running -> paused.
 -- Guard: not stopping. Caller: actions.pause, retry. Rows: (id); none: see job_status.
 UPDATE callboard.jobs SET state = 'paused', epoch = epoch + 1, control_at = clock_timestamp(), updated_at = now()
-WHERE id = %s AND state IN ('pending', 'running') AND stopping IS NULL
+WHERE id = %(job)s AND state IN ('pending', 'running') AND stopping IS NULL
 RETURNING id
 
 -- name: resume_job
@@ -73,7 +73,7 @@ RETURNING id
 UPDATE callboard.jobs
 SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::callboard.job_state,
     epoch = epoch + 1, control_at = clock_timestamp(), updated_at = now()
-WHERE id = %s AND state = 'paused' AND stopping IS NULL
+WHERE id = %(job)s AND state = 'paused' AND stopping IS NULL
 RETURNING id
 
 -- name: stop_job
@@ -157,16 +157,16 @@ SELECT EXISTS (
 
 -- name: close_stopped
 -- Jobs that are being stopped and have nothing in hand any more. Transition: stopping -> failed | cancelled.
--- Guard: every worker had the time to hear of it (`heard` seconds), or nothing was ever published and no publisher is at
+-- Guard: every worker had the time to hear of it (CONTROLS_HEARD_SECONDS), or nothing was ever published and no publisher is at
 -- work, or no worker lives; and no item has a row in `running`. A job of stages ends with them (end_parent).
 -- Caller: actions.cancel, the heartbeat, the sweep. Rows: (id). Lock order: jobs by id.
 WITH done AS (
     SELECT j.id FROM callboard.jobs AS j
     WHERE j.finished_at IS NULL AND j.stopping IS NOT NULL AND j.stages IS NULL
-      AND (j.control_at < clock_timestamp() - make_interval(secs => %(heard)s)
+      AND (j.control_at < clock_timestamp() - make_interval(secs => %(CONTROLS_HEARD_SECONDS)s)
            OR j.published = 0 AND j.publish_until IS NULL
               AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = j.id AND o.claimed_until IS NOT NULL)
-           OR NOT EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s)))
+           OR NOT EXISTS (SELECT FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)))
       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = j.id)
     ORDER BY j.id FOR NO KEY UPDATE OF j
 )
@@ -193,4 +193,4 @@ RETURNING j.id
 -- job. Rows: JobFacts; none: the job is deleted.
 SELECT coalesce(p.tenant, j.tenant), coalesce(p.key, j.key), coalesce(p.metadata, j.metadata)::text, coalesce(p.trace, j.trace)
 FROM callboard.jobs AS j LEFT JOIN callboard.jobs AS p ON p.id = j.parent_id
-WHERE j.id = %s
+WHERE j.id = %(job)s

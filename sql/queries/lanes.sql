@@ -2,7 +2,7 @@
 -- A publisher goes on with a job.
 -- Guard: the claim is still this publisher's (its token), the job open, neither paused nor being stopped.
 -- Caller: the publisher, in each transaction that only the holder of the claim may do. Rows: (id); none: undo.
-UPDATE callboard.jobs SET publish_until = now() + make_interval(secs => %(lease)s)
+UPDATE callboard.jobs SET publish_until = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s)
 WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
   AND finished_at IS NULL AND stopping IS NULL AND state <> 'paused'
 RETURNING id
@@ -29,7 +29,7 @@ WITH aside AS (
 )
 UPDATE callboard.jobs AS j
 SET watermark = %(watermark)s, published = j.published + cardinality(%(item)s::int[]), in_turn = j.in_turn + counted.aside,
-    publish_until = now() + make_interval(secs => %(lease)s)
+    publish_until = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s)
 FROM counted
 WHERE j.id = %(job)s AND j.publish_token = %(token)s AND j.publish_until IS NOT NULL AND j.watermark = %(start)s
   AND j.stopping IS NULL AND j.state <> 'paused'
@@ -76,7 +76,7 @@ UPDATE callboard.outbox AS o SET lane = known.lane FROM known WHERE o.id = known
 SELECT l.item, i.args
 FROM callboard.lanes AS l
 CROSS JOIN LATERAL (SELECT args FROM callboard.items AS i WHERE i.job_id = l.job_id AND i.item = l.item OFFSET 0) AS i
-WHERE l.job_id = %s
+WHERE l.job_id = %(job)s
 
 -- name: clear_message_lanes
 -- Lanes go by another argument now: those of a job's messages are found anew.

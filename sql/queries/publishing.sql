@@ -29,7 +29,7 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- Caller: the publisher. Rows: PublishClaim. None: no such job.
 -- Lock order: the job, without waiting, then its turn; turns that can't be served, without waiting for any.
 WITH living AS (
-    SELECT actors, threads FROM callboard.live_workers(%(dead_after)s)
+    SELECT actors, threads FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ), turn AS (
     SELECT *, max(served_at) OVER (PARTITION BY tenant) AS tenant_served_at
     FROM callboard.turns WHERE NOT over AND (%(job)s::bigint IS NULL OR job_id = %(job)s)
@@ -48,8 +48,8 @@ WITH living AS (
     LIMIT 1
 ), blocked AS (
     SELECT t.job_id, t.queue,
-           CASE WHEN (SELECT rate FROM callboard.jobs AS j WHERE j.id = t.job_id) IS NULL THEN %(pause)s::float8
-                ELSE %(rate_pause)s::float8 END AS pause
+           CASE WHEN (SELECT rate FROM callboard.jobs AS j WHERE j.id = t.job_id) IS NULL THEN %(TURN_PAUSE_SECONDS)s::float8
+                ELSE %(RATE_PAUSE_SECONDS)s::float8 END AS pause
     FROM waiting AS w JOIN callboard.turns AS t ON t.job_id = w.job_id AND t.queue = w.queue AND t.seq = w.seq
     WHERE NOT EXISTS (SELECT FROM next) AND %(job)s::bigint IS NULL
       AND NOT EXISTS ({servable} OFFSET 0)
@@ -57,20 +57,20 @@ WITH living AS (
 ), passed_over AS (
     UPDATE callboard.turns AS t
     SET bulk_at = greatest(t.bulk_at, now() + make_interval(secs => b.pause)), seq = t.seq + 1,
-        due_at = CASE WHEN t.limited THEN greatest(t.due_at, now() + make_interval(secs => least(b.pause, %(due_pause)s)))
+        due_at = CASE WHEN t.limited THEN greatest(t.due_at, now() + make_interval(secs => least(b.pause, %(DUE_PAUSE_SECONDS)s)))
                       ELSE t.due_at END
     FROM blocked AS b WHERE t.job_id = b.job_id AND t.queue = b.queue
 ), turned AS (
     UPDATE callboard.turns AS t
-    SET served_at = clock_timestamp(), seq = t.seq + 1, bulk_at = now() + make_interval(secs => %(lease)s),
-        due_at = CASE WHEN t.limited THEN now() + make_interval(secs => %(lease)s) ELSE t.due_at END
+    SET served_at = clock_timestamp(), seq = t.seq + 1, bulk_at = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s),
+        due_at = CASE WHEN t.limited THEN now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) ELSE t.due_at END
     FROM next AS n WHERE t.job_id = n.id AND t.queue = n.queue AND t.seq = n.seq
 )
 UPDATE callboard.jobs AS j
 SET publish_token = j.publish_token + 1,
-    publish_until = now() + make_interval(secs => %(lease)s),
+    publish_until = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s),
     rate_ready = CASE WHEN j.rate IS NOT NULL THEN next.base + make_interval(secs => next.starts / j.rate) END,
-    suspect_below = CASE WHEN next.abandoned THEN greatest(j.suspect_below, j.watermark + %(window)s)
+    suspect_below = CASE WHEN next.abandoned THEN greatest(j.suspect_below, j.watermark + %(PUBLISH_WINDOW_ITEMS)s)
                          ELSE j.suspect_below END
 FROM next WHERE j.id = next.id
 RETURNING j.id, j.publish_token, j.watermark, j.suspect_below,
@@ -154,7 +154,7 @@ sized AS (
     ) AS i
 ), claimed AS (
     UPDATE callboard.outbox AS o
-    SET claimed_until = now() + make_interval(secs => %(lease)s), suspect = o.suspect OR sized.lapsed
+    SET claimed_until = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s), suspect = o.suspect OR sized.lapsed
     FROM sized WHERE o.id = sized.id AND sized.before < %(bytes)s
     RETURNING o.*
 )
@@ -192,7 +192,7 @@ WITH moved AS (
         published = published + %(published)s,
         suspect_below = greatest(suspect_below, %(suspect_below)s),
         publish_until = CASE WHEN %(keep)s AND stopping IS NULL AND state <> 'paused' AND {its_time_is}
-                             THEN now() + make_interval(secs => %(lease)s) END,
+                             THEN now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) END,
         updated_at = CASE WHEN %(published)s > 0 THEN now() ELSE updated_at END
     WHERE id = %(job)s AND publish_token = %(token)s AND publish_until IS NOT NULL
     RETURNING id, stopping IS NULL AND state <> 'paused' AND {its_time_is} AS goes_on, watermark < bulk_end AS more, holds
@@ -214,7 +214,7 @@ WITH moved AS (
                WHERE o.job_id = %(job)s AND o.queue = %(turn)s AND o.claimed_until IS NOT NULL AND o.due_at < 'infinity'
                  AND NOT o.dead ORDER BY o.claimed_until LIMIT 1)), 'infinity') AS due_at,
            least(now() + make_interval(secs => %(pause)s), h.ends) AS earliest,
-           least(now() + make_interval(secs => least(%(pause)s, %(due_pause)s)), h.ends) AS due_earliest
+           least(now() + make_interval(secs => least(%(pause)s, %(DUE_PAUSE_SECONDS)s)), h.ends) AS due_earliest
     FROM moved AS m CROSS JOIN LATERAL (
         SELECT min((h.value ->> 'until')::timestamptz) AS ends FROM jsonb_each(m.holds) AS h
         WHERE (h.value ->> 'until')::timestamptz > now()
@@ -294,7 +294,7 @@ WITH placed AS (
                 SELECT o.claimed_until FROM callboard.outbox AS o
                 WHERE o.job_id = s.job_id AND o.queue = s.queue AND o.claimed_until IS NOT NULL AND o.due_at < 'infinity'
                   AND NOT o.dead ORDER BY o.claimed_until LIMIT 1),
-                CASE WHEN s.taken > 0 THEN now() + make_interval(secs => %(lease)s) END), 'infinity') END
+                CASE WHEN s.taken > 0 THEN now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) END), 'infinity') END
     FROM seen AS s WHERE t.job_id = s.job_id AND t.queue = s.queue
 )
 {outgoing}
@@ -309,7 +309,7 @@ WITH held AS (
     JOIN callboard.outbox AS o ON o.id = s.id AND o.attempt = s.attempt AND o.claimed_until > now()
     FOR UPDATE OF o SKIP LOCKED
 )
-UPDATE callboard.outbox AS o SET claimed_until = now() + make_interval(secs => %(lease)s)
+UPDATE callboard.outbox AS o SET claimed_until = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s)
 FROM held AS h WHERE o.id = h.id
 
 -- name: confirm_outbox

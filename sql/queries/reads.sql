@@ -1,16 +1,9 @@
--- name: job
--- One job, and the stages that it has, in one snapshot. Caller: queries.job, queries.ended_job. Rows: as of `jobs`.
+-- name: jobs_by_id
+-- Those of some jobs that exist, of a tenant if one is given, and their stages, in one snapshot.
+-- Caller: queries.job, queries.ended_job, queries.jobs_by_id. Rows: as of `jobs`.
 WITH page AS MATERIALIZED (
     SELECT id FROM callboard.jobs
-    WHERE id = %(job)s::bigint AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s::text)
-), looked AS (
-    SELECT NULL::bigint AS looked_at WHERE false
-), {described_jobs}
-
--- name: jobs_by_id
--- Those of some jobs that exist, and their stages, in one snapshot. Caller: queries.jobs_by_id. Rows: as of `jobs`.
-WITH page AS MATERIALIZED (
-    SELECT id FROM callboard.jobs WHERE id = ANY (%(jobs)s::bigint[]) AND deleted_at IS NULL
+    WHERE id = ANY (%(jobs)s::bigint[]) AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s::text)
 ), looked AS (
     SELECT NULL::bigint AS looked_at WHERE false
 ), {described_jobs}
@@ -136,7 +129,7 @@ page AS MATERIALIZED (
       AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
       AND (%(failing)s::bool IS NULL OR %(failing)s::bool = {is_failing})
       AND (%(stalled)s::bool IS NOT TRUE OR j.finished_at IS NULL AND j.state <> 'paused' AND (
-          j.stages IS NOT NULL OR j.updated_at < now() - make_interval(secs => %(quiet_after)s)))
+          j.stages IS NOT NULL OR j.updated_at < now() - make_interval(secs => %(QUIET_AFTER_SECONDS)s)))
       AND (%(created_after)s::timestamptz IS NULL AND %(created_after_ago)s::interval IS NULL
            OR j.created_at >= (SELECT after FROM span))
       AND (%(created_before)s::timestamptz IS NULL AND %(created_before_ago)s::interval IS NULL
@@ -160,7 +153,7 @@ page AS MATERIALIZED (
 -- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job is open and
 -- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
 living AS MATERIALIZED (
-    SELECT id, actors, trouble FROM callboard.live_workers(%(dead_after)s)
+    SELECT id, actors, trouble FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ), hands AS MATERIALIZED (
     -- Of all living workers (actor NULL), and of those that have an actor: how many, their trouble, the items they have in hand.
     SELECT a.actor, count(*) AS able, max(w.trouble) AS trouble, coalesce(sum(r.items), 0)::bigint AS items
@@ -222,7 +215,7 @@ LEFT JOIN LATERAL (
     FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
     LEFT JOIN LATERAL (SELECT * FROM hands WHERE actor IS NOT DISTINCT FROM j.actor) AS w ON true
     WHERE j.finished_at IS NULL AND j.state <> 'paused'
-      AND moved.moved_at < now() - make_interval(secs => %(quiet_after)s)
+      AND moved.moved_at < now() - make_interval(secs => %(QUIET_AFTER_SECONDS)s)
     OFFSET 0  -- else all of this is looked up for every job
 ) AS quiet ON true
 LEFT JOIN LATERAL (
@@ -600,7 +593,7 @@ SELECT id, host, pid, threads, release, held, actors, queues, started_at, beat_a
        extract(epoch FROM now() - beat_at)::float8 AS beat_age, coalesce(stopped_at, died_at) AS ended_at
 FROM (
     SELECT *, CASE WHEN stopped_at IS NOT NULL THEN 'stopped'
-                   WHEN died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(dead_after)s) THEN 'dead'
+                   WHEN died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(DEAD_AFTER_SECONDS)s) THEN 'dead'
                    ELSE 'alive' END AS state
     FROM callboard.workers WHERE id < %(before)s
 ) AS w
@@ -624,7 +617,7 @@ SELECT a.queue AS name, array_agg(a.name ORDER BY a.name) AS actors,
        coalesce(max(p.items), 0)::bigint AS pending
 FROM callboard.actors AS a
 LEFT JOIN (
-    SELECT DISTINCT unnest(actors) AS name FROM callboard.live_workers(%(dead_after)s)
+    SELECT DISTINCT unnest(actors) AS name FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 ) AS l ON l.name = a.name
 LEFT JOIN (
     SELECT queue, sum(least(total - published + in_turn, total - succeeded - failed - skipped - cancelled)) AS items
@@ -723,6 +716,6 @@ FROM (
     SELECT count(*) FILTER (WHERE alive) AS workers, coalesce(sum(threads) FILTER (WHERE alive), 0)::bigint AS threads,
            coalesce(sum(held) FILTER (WHERE alive), 0)::bigint AS held, max(age)::float8 AS heartbeat_age
     FROM (SELECT threads, held, extract(epoch FROM now() - beat_at) AS age,
-                 beat_at > now() - make_interval(secs => %(dead_after)s) AS alive
+                 beat_at > now() - make_interval(secs => %(DEAD_AFTER_SECONDS)s) AS alive
           FROM callboard.workers WHERE stopped_at IS NULL AND died_at IS NULL) AS one
 ) AS w

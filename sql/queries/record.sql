@@ -7,7 +7,7 @@
 -- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
 -- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
--- Waits for a lock for `lock_wait` at most (deadlocks are found after 1 s): a session that holds a row of one job for longer
+-- Waits for a lock for LOCK_WAIT_SECONDS at most (deadlocks are found after 1 s): a session that holds a row of one job for longer
 -- must not hold up the others.
 -- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs (so what
 -- is false may be NULL): a join of them with `moved`, whose size the planner can't guess, would be a nested loop.
@@ -15,7 +15,7 @@
 -- thinks that one row is, and compares thousands of events with each.
 WITH event AS (
     SELECT e.*, coalesce(e.crashed, false)::int AS charged, %(now)s::float8 - e.ended AS age
-    FROM {Event} AS e, (SELECT set_config('lock_timeout', %(lock_wait)s::text, true)) AS lock_wait
+    FROM {Event} AS e, (SELECT set_config('lock_timeout', concat(%(LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
 ), locked_items AS (
     -- In the order of their keys: joined plainly, a small table is read as it lies, and flushes deadlock.
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
@@ -53,7 +53,7 @@ WITH event AS (
                     OVER (PARTITION BY job_id) AS others
         FROM new_group AS g
     ) AS g
-    WHERE nth + others > %(groups)s
+    WHERE nth + others > %(MAX_ERROR_GROUPS)s
 ), failure AS (
     SELECT m.*, m.state = 'retrying' AS retried, now() - make_interval(secs => m.age) AS ended_at,
            CASE WHEN ((job_id, kind, error_type, place, pattern) IN (SELECT * FROM beyond)) IS TRUE THEN ''
@@ -138,7 +138,7 @@ WITH event AS (
     SET seq = t.seq + 1,
         -- However far it was put off: this transaction may have begun before the one that did that.
         bulk_at = CASE WHEN t.bulk_at < 'infinity' THEN least(t.bulk_at, now()) ELSE t.bulk_at END,
-        due_at = CASE WHEN t.due_at <= now() + make_interval(secs => %(pause)s) THEN least(t.due_at, now()) ELSE t.due_at END
+        due_at = CASE WHEN t.due_at <= now() + make_interval(secs => %(TURN_PAUSE_SECONDS)s) THEN least(t.due_at, now()) ELSE t.due_at END
     FROM free AS f WHERE t.job_id = f.job_id AND t.queue = f.queue
 ), kept_attempts AS (
     INSERT INTO callboard.attempts

@@ -6,7 +6,7 @@
 -- Rows: (id), also of stages; none: see job_status. Lock order: jobs by id.
 WITH whole AS (
     SELECT id FROM callboard.jobs
-    WHERE id = ANY (%s) AND finished_at IS NOT NULL AND deleted_at IS NULL AND parent_id IS NULL
+    WHERE id = ANY (%(jobs)s) AND finished_at IS NOT NULL AND deleted_at IS NULL AND parent_id IS NULL
     ORDER BY id FOR NO KEY UPDATE
 ), stages AS (
     -- By their ids, of which each is looked up: else all jobs may be compared with each.
@@ -111,12 +111,12 @@ WHERE id = %(job)s AND deleted_at IS NOT NULL
 -- name: jobs_set_aside
 -- Why these jobs could not be deleted. Caller: `callboard purge`. Rows: (id, reason).
 SELECT id, reason FROM callboard.jobs
-WHERE id = ANY (%s) AND deleted_at IS NOT NULL AND deletion_after IS NOT NULL ORDER BY id
+WHERE id = ANY (%(jobs)s) AND deleted_at IS NOT NULL AND deletion_after IS NOT NULL ORDER BY id
 
 -- name: deletion_progress
 -- How far the rows of a deleted job are gone. Items are numbered from 0, without gaps, up to its total.
 -- Caller: retention.delete_rows. Rows: (deleted_below, total); none: it is gone.
-SELECT deleted_below, total FROM callboard.jobs WHERE id = %s AND deleted_at IS NOT NULL
+SELECT deleted_below, total FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NOT NULL
 
 -- name: delete_old_workers
 -- Worker processes that ended long ago. Guard: nothing of theirs waits to be rescued.
@@ -190,7 +190,7 @@ UPDATE callboard.jobs SET deleted_below = greatest(deleted_below, %(high)s) WHER
 -- A deleted job, before its last rows go. Caller: retention.delete_rows.
 -- Rows: (whether all of its items are gone); none: it is gone itself. An outcome that adds children adds to the total
 -- under this lock, and none can come once the items are gone.
-SELECT deleted_below >= total FROM callboard.jobs WHERE id = %s AND deleted_at IS NOT NULL FOR UPDATE
+SELECT deleted_below >= total FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NOT NULL FOR UPDATE
 
 -- name: delete_job_rows
 -- The last rows of a deleted job go, its own with them. Every table whose rows have a job_id and no item of

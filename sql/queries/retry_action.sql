@@ -3,14 +3,14 @@
 -- of the stages is locked in its turn.
 -- Caller: retry, under the parent's lock. Lock order: jobs by id.
 SELECT id FROM callboard.jobs
-WHERE parent_id = %s AND (stage > 0 AND NOT sealed OR finished_at IS NOT NULL) ORDER BY id FOR NO KEY UPDATE
+WHERE parent_id = %(parent)s AND (stage > 0 AND NOT sealed OR finished_at IS NOT NULL) ORDER BY id FOR NO KEY UPDATE
 
 -- name: reopen_stages
 -- Stages of which nothing was made are to be made after all. Transition: failed | cancelled -> pending.
 -- Guard: over, and without any item. Caller: retry, under the parent's lock. Lock order: jobs by id.
 WITH unmade AS (
     SELECT id FROM callboard.jobs
-    WHERE parent_id = %s AND stage > 0 AND NOT sealed AND consumed = 0 AND finished_at IS NOT NULL
+    WHERE parent_id = %(parent)s AND stage > 0 AND NOT sealed AND consumed = 0 AND finished_at IS NOT NULL
     ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
@@ -27,7 +27,7 @@ UPDATE callboard.jobs
 SET state = CASE WHEN started_at IS NULL THEN 'pending' ELSE 'running' END::callboard.job_state,
     limits = CASE WHEN (limits ->> 'deadline')::timestamptz < now() THEN limits - 'deadline' ELSE limits END,
     reason = NULL, sealed = false, finished_at = NULL, updated_at = now()
-WHERE id = %s AND finished_at IS NOT NULL
+WHERE id = %(parent)s AND finished_at IS NOT NULL
 
 -- name: reopen_job
 -- Items of a job were given another attempt; when it was over, it is open again, and sealed as it stands.
@@ -44,7 +44,7 @@ WITH reopened AS (
         watermark = CASE WHEN %(over)s AND NOT %(whole)s THEN CASE WHEN held THEN total ELSE bulk_end END ELSE watermark END,
         bulk_end = CASE WHEN %(over)s AND held THEN total ELSE bulk_end END,
         held = held AND NOT %(over)s,
-        suspect_below = CASE WHEN %(over)s THEN greatest(suspect_below, watermark + %(window)s) ELSE suspect_below END,
+        suspect_below = CASE WHEN %(over)s THEN greatest(suspect_below, watermark + 2 * %(PUBLISH_WINDOW_ITEMS)s) ELSE suspect_below END,
         publish_token = publish_token + %(over)s::int,
         publish_until = CASE WHEN NOT %(over)s THEN publish_until END,
         state = CASE WHEN NOT %(over)s THEN state WHEN started_at IS NULL THEN 'pending' ELSE 'running' END,
@@ -86,7 +86,7 @@ SELECT count(*) FROM held
 -- A job that is over stays so while its items are chosen. Caller: retry.
 -- Rows: (watermark, items cancelled); none: it is open, or deleted.
 SELECT watermark, total - succeeded - failed - skipped FROM callboard.jobs
-WHERE id = %s AND finished_at IS NOT NULL AND deleted_at IS NULL FOR NO KEY UPDATE
+WHERE id = %(job)s AND finished_at IS NOT NULL AND deleted_at IS NULL FOR NO KEY UPDATE
 
 -- name: cancel_rest
 -- A stopped job goes on with some of its items; the others that had not ended stay cancelled.
@@ -99,7 +99,7 @@ WHERE job_id = %(job)s AND state IN ('waiting', 'retrying') AND item NOT IN (SEL
 -- name: reset_retrying
 -- Items of a stopped job that waited for a retry go on without waiting. Transition: retrying -> waiting.
 -- Caller: retry, under the job's lock.
-UPDATE callboard.items SET state_before = state, state = 'waiting' WHERE job_id = %s AND state = 'retrying'
+UPDATE callboard.items SET state_before = state, state = 'waiting' WHERE job_id = %(job)s AND state = 'retrying'
 
 -- name: clear_outbox
 -- What was to be published for a stopped job, and may be under way with its old epoch, is not counted on;

@@ -6,7 +6,7 @@ FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NULL AND (%(tenant)s::t
 -- name: lock_source
 -- A job whose items are copied: it stays over, and is not deleted, until this transaction ends.
 -- Caller: run_again.copy_chunk. Rows: (total); none: it is open again, or deleted. Lock order: it is older than the other.
-SELECT total FROM callboard.jobs WHERE id = %s AND finished_at IS NOT NULL AND deleted_at IS NULL FOR SHARE
+SELECT total FROM callboard.jobs WHERE id = %(source)s AND finished_at IS NOT NULL AND deleted_at IS NULL FOR SHARE
 
 -- name: copy_old_items
 -- A stretch of the items that were submitted with a job, as items of a new one; `states`: those that ended so (NULL: all).

@@ -40,10 +40,10 @@ ORDER BY k.item_key, i.job_id DESC
 -- Guard: the job is neither over nor being stopped nor of stages, nor sealed, but for what its own items send (`child`).
 -- One with a key that its job has already is refused by the index: the caller looks for it under the lock of the job.
 -- Caller: the store of sends. Rows: (nth, item, outbox id; NULL: it is not claimed) of what is stored.
--- Lock order: jobs by id. Waits for a lock for `lock_wait` at most.
+-- Lock order: jobs by id. Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
 WITH new AS (
     SELECT n.*, (%(child)s::bool[])[n.nth] AS child
-    FROM {NewItem} AS n, (SELECT set_config('lock_timeout', %(lock_wait)s::text, true)) AS lock_wait
+    FROM {NewItem} AS n, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
 ), locked AS (
     SELECT j.id, j.total, j.published, j.sealed,
            j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL AS takes,
@@ -65,7 +65,7 @@ WITH new AS (
 ), queued AS (
     INSERT INTO callboard.outbox (job_id, item, attempt, queue, due_at, sent_ms, first, claimed_until)
     SELECT job, item, 1, queue, now() + make_interval(secs => delay), sent_ms, true,
-           CASE WHEN goes THEN now() + make_interval(secs => %(lease)s) END
+           CASE WHEN goes THEN now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) END
     FROM taken WHERE published IS NOT TRUE
     RETURNING job_id, item, id, claimed_until
 )

@@ -22,7 +22,7 @@ FROM {NewStage} AS s ORDER BY s.nth
 SELECT id, stage, name, on_failure, state::text, stopping IS NOT NULL, finished_at IS NOT NULL,
        sealed, total, consumed, failed, reason, started_at, maker IS NOT NULL, digest,
        NOT sealed AND finished_at IS NULL AND coalesce(submitting_until > now(), false)
-FROM callboard.jobs WHERE parent_id = %s ORDER BY stage
+FROM callboard.jobs WHERE parent_id = %(parent)s ORDER BY stage
 
 -- name: parents_to_update
 -- Open jobs of stages that have yet to follow a change of a stage. The changes of others are forgotten: who opens one
@@ -36,16 +36,16 @@ SELECT DISTINCT parent_id FROM callboard.stage_changes ORDER BY parent_id
 -- name: forget_stage_changes
 -- A job of stages is about to follow all changes of them that are seen from now on.
 -- Caller: stages.update_parents, under its lock.
-DELETE FROM callboard.stage_changes WHERE parent_id = %s
+DELETE FROM callboard.stage_changes WHERE parent_id = %(parent)s
 
 -- name: mark_stages_to_make
 -- The stage before each of these is completed. Caller: stages.update_parent, under the parent's lock.
-UPDATE callboard.jobs SET to_make = true WHERE id = ANY (%s) AND NOT to_make
+UPDATE callboard.jobs SET to_make = true WHERE id = ANY (%(stages)s) AND NOT to_make
 
 -- name: try_lock_parent
 -- The lock of a job of stages, if nobody has it: a heartbeat must not wait for who retries a million items.
 -- Caller: stages.update_parents. Rows: (id); none: somebody has it; the next look comes soon.
-SELECT id FROM callboard.jobs WHERE id = %s AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
+SELECT id FROM callboard.jobs WHERE id = %(parent)s AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: start_parent
 -- One of its stages has begun. Transition: pending -> running. Caller: stages.update_parent, under its lock.
@@ -57,7 +57,7 @@ WHERE id = %(parent)s AND state = 'pending' AND finished_at IS NULL
 -- flush takes it, so it may be held while items are locked. Caller: stages.lock_parent.
 -- Rows: (state, stopping, over); none: no such job of stages. Lock order: before all others.
 SELECT state::text, stopping::text, finished_at IS NOT NULL FROM callboard.jobs
-WHERE id = %s AND stages IS NOT NULL FOR NO KEY UPDATE
+WHERE id = %(parent)s AND stages IS NOT NULL FOR NO KEY UPDATE
 
 -- name: end_parent
 -- None of its stages is open any more. Transition: open -> completed | failed | cancelled.
@@ -82,7 +82,7 @@ WITH next AS (
       AND b.state = 'completed' AND (b.failed = 0 OR b.on_failure = 'go on')
       AND s.actor = ANY (%(actors)s) AND s.id <> ALL (%(at_work)s::bigint[])
       AND (s.maker IS NULL OR s.maker = %(worker)s
-           OR NOT EXISTS (SELECT FROM callboard.live_workers(%(dead_after)s) AS w WHERE w.id = s.maker))
+           OR NOT EXISTS (SELECT FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s) AS w WHERE w.id = s.maker))
     ORDER BY s.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED
 )
 UPDATE callboard.jobs AS j SET maker = %(worker)s, updated_at = now()
@@ -95,14 +95,14 @@ RETURNING j.id, j.name, j.parent_id, j.actor, j.makes, next.source, j.consumed
 -- items of that were given another attempt did not see it, and from the claim on a retry leaves them alone.
 -- Caller: stages.holds_claim. Rows: (id); none: it is to end.
 SELECT s.id FROM callboard.jobs AS s
-WHERE s.id = %s AND s.maker = %s AND NOT s.sealed AND s.finished_at IS NULL AND s.stopping IS NULL AND s.state <> 'paused'
+WHERE s.id = %(job)s AND s.maker = %(worker)s AND NOT s.sealed AND s.finished_at IS NULL AND s.stopping IS NULL AND s.state <> 'paused'
   AND EXISTS (SELECT FROM callboard.jobs AS b
               WHERE b.parent_id = s.parent_id AND b.stage = s.stage - 1 AND b.state = 'completed')
 FOR NO KEY UPDATE OF s
 
 -- name: release_stage
 -- A worker makes a stage no more. Guard: it did. Caller: stages.release_claim.
-UPDATE callboard.jobs SET maker = NULL, updated_at = now() WHERE id = %s AND maker = %s
+UPDATE callboard.jobs SET maker = NULL, updated_at = now() WHERE id = %(job)s AND maker = %(worker)s
 
 -- name: stage_results
 -- A page of a stage's items in these states, with their results, by item. Caller: stages.results_page.

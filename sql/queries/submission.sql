@@ -7,7 +7,7 @@ WITH made AS (
         (name, key, tenant, actor, queue, metadata, created_by, submitting_until, held, chunk, callbacks, asked,
          trace, {limits})
     VALUES (%(name)s, %(key)s, %(tenant)s, %(actor)s, %(queue)s, %(metadata)s::jsonb, %(created_by)s,
-            now() + make_interval(secs => %(lease)s), %(held)s, %(chunk)s::int, %(callbacks)s::jsonb,
+            now() + make_interval(secs => %(SUBMISSION_LEASE_SECONDS)s), %(held)s, %(chunk)s::int, %(callbacks)s::jsonb,
             %(asked)s::jsonb, %(trace)s::jsonb, {limit_values})
     ON CONFLICT (tenant, key) WHERE key IS NOT NULL DO UPDATE SET submitting_until = excluded.submitting_until
     WHERE NOT j.sealed AND j.finished_at IS NULL AND j.stopping IS NULL AND j.stages IS NULL
@@ -34,7 +34,7 @@ SELECT total, consumed, sealed, finished_at IS NOT NULL OR stopping IS NOT NULL,
        submitting_until IS NULL AND standing_on IS NULL AND stages IS NULL AND stage IS NULL,
        submitting_until > now()
 FROM callboard.jobs, (SELECT set_config('statement_timeout', '20s', true)) AS copy_limit
-WHERE id = %s FOR NO KEY UPDATE OF jobs
+WHERE id = %(job)s FOR NO KEY UPDATE OF jobs
 
 -- name: add_to_total
 -- Items were stored. Caller: submission.add_to_total, in their transaction, under the job's lock.
@@ -75,29 +75,29 @@ SET sealed = true, held = false, bulk_end = CASE WHEN held THEN total ELSE bulk_
     state = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN 'completed' ELSE state END,
     finished_at = CASE WHEN stopping IS NULL AND succeeded + failed + skipped + cancelled = total THEN now() END,
     updated_at = now()
-WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stages IS NULL
+WHERE id = %(job)s AND NOT sealed AND finished_at IS NULL AND stages IS NULL
 RETURNING state::text
 
 -- name: fail_submission
 -- A submission that can't be taken up again broke off. Transition: open -> failed, with the reason.
 -- Guard: neither sealed nor stopped. Caller: submit.
 UPDATE callboard.jobs
-SET state = 'failed', reason = %s, finished_at = now(), updated_at = now(), epoch = epoch + 1, control_at = clock_timestamp()
-WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
+SET state = 'failed', reason = %(reason)s, finished_at = now(), updated_at = now(), epoch = epoch + 1, control_at = clock_timestamp()
+WHERE id = %(job)s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
 
 -- name: open_job
 -- All items of a submission are stored, and others may come from outside until the job is sealed.
 -- Guard: neither sealed nor stopped. Caller: submit over HTTP. Rows: (id); none: sealed or stopped before.
 UPDATE callboard.jobs
 SET submitting_until = NULL, held = false, bulk_end = CASE WHEN held THEN total ELSE bulk_end END, updated_at = now()
-WHERE id = %s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
+WHERE id = %(job)s AND NOT sealed AND finished_at IS NULL AND stopping IS NULL
 RETURNING id
 
 -- name: release_submission
 -- A submission broke off that may be taken up again at once. Guard: open, and not open for more items.
 -- Caller: submit over HTTP.
 UPDATE callboard.jobs SET submitting_until = now()
-WHERE id = %s AND NOT sealed AND finished_at IS NULL AND submitting_until > now()
+WHERE id = %(job)s AND NOT sealed AND finished_at IS NULL AND submitting_until > now()
 
 -- name: discard_submission
 -- A submission was refused, and nothing of it was published: it leaves nothing behind, so nobody is called, and the job,
@@ -128,7 +128,7 @@ WITH kept AS (
     SELECT id FROM callboard.jobs WHERE id = ANY(%(jobs)s) AND NOT sealed AND finished_at IS NULL
     ORDER BY id FOR NO KEY UPDATE
 )
-UPDATE callboard.jobs AS j SET submitting_until = now() + make_interval(secs => %(lease)s)
+UPDATE callboard.jobs AS j SET submitting_until = now() + make_interval(secs => %(SUBMISSION_LEASE_SECONDS)s)
 FROM kept WHERE j.id = kept.id
 
 -- name: fail_abandoned_submissions
@@ -153,4 +153,4 @@ RETURNING j.id
 
 -- name: known_actor
 -- The queue and the arguments of an actor that some worker announced. Caller: submit. Rows: (queue, signature) or none.
-SELECT queue, signature FROM callboard.actors WHERE name = %s
+SELECT queue, signature FROM callboard.actors WHERE name = %(name)s

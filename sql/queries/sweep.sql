@@ -42,7 +42,7 @@ RETURNING true, {clock},
 
 -- name: release_lease
 -- Somebody else may sweep. Caller: the sweep, when it stops.
-DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %s
+DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %(holder)s
 
 -- name: follow_clock_set_back
 -- The clock of the database was set back by so many seconds, at least: each time to come that it gave is that much earlier,
@@ -96,7 +96,7 @@ WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE '
 
 -- name: ended_turns
 -- Jobs that ended and have turns left, so perhaps messages and lanes. Caller: the sweep. Rows: (id).
-SELECT DISTINCT job_id FROM callboard.turns WHERE over ORDER BY job_id LIMIT %s
+SELECT DISTINCT job_id FROM callboard.turns WHERE over ORDER BY job_id LIMIT %(DROP_BATCH_JOBS)s
 
 -- name: search_by_index
 -- The rest of the transaction searches tables by their indexes, also one that the planner takes for tiny.
@@ -116,8 +116,8 @@ WITH over AS (
 ), theirs AS MATERIALIZED (
     SELECT o.id, over.id AS job_id FROM over CROSS JOIN LATERAL (
         -- In order, so that the planner takes the index, which is of one job, whatever it takes the job for.
-        SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = over.id AND NOT o.dead ORDER BY o.item LIMIT %(limit)s
-    ) AS o LIMIT %(limit)s
+        SELECT o.id FROM callboard.outbox AS o WHERE o.job_id = over.id AND NOT o.dead ORDER BY o.item LIMIT %(DROP_BATCH_MESSAGES)s
+    ) AS o LIMIT %(DROP_BATCH_MESSAGES)s
 ), lying AS (
     SELECT o.id FROM theirs CROSS JOIN LATERAL (
         SELECT id FROM callboard.outbox AS o WHERE o.id = theirs.id AND NOT o.dead OFFSET 0 FOR UPDATE SKIP LOCKED
@@ -125,7 +125,7 @@ WITH over AS (
 ), gone AS (
     DELETE FROM callboard.outbox AS o USING lying WHERE o.id = lying.id RETURNING o.job_id, o.first, o.in_turn
 ), clear AS (
-    SELECT id FROM over WHERE id NOT IN (SELECT job_id FROM theirs) AND (SELECT count(*) FROM theirs) < %(limit)s  -- hashed
+    SELECT id FROM over WHERE id NOT IN (SELECT job_id FROM theirs) AND (SELECT count(*) FROM theirs) < %(DROP_BATCH_MESSAGES)s  -- hashed
 ), in_lanes AS (
     SELECT l.job_id, l.item FROM clear JOIN callboard.lanes AS l ON l.job_id = clear.id FOR UPDATE OF l SKIP LOCKED
 ), laneless AS (
@@ -205,8 +205,8 @@ held AS MATERIALIZED (
 -- Caller: the sweep. Lock order: rows of `running` without waiting for any.
 WITH gone AS (
     SELECT r.job_id, r.item FROM callboard.running AS r
-    JOIN callboard.live_workers(%(dead_after)s) AS w ON w.id = r.worker
-    WHERE r.started_at < w.beat_at - make_interval(secs => %(dead_after)s)
+    JOIN callboard.live_workers(%(DEAD_AFTER_SECONDS)s) AS w ON w.id = r.worker
+    WHERE r.started_at < w.beat_at - make_interval(secs => %(DEAD_AFTER_SECONDS)s)
       AND NOT EXISTS (SELECT FROM unnest(w.held_jobs, w.held_items) AS h (job_id, item)
                       WHERE h.job_id = r.job_id AND h.item = r.item)
     FOR UPDATE OF r SKIP LOCKED
@@ -246,7 +246,7 @@ WHERE stopped_at IS NULL AND died_at IS NULL
 -- From which items on the messages of open jobs are yet to come: bulk items from `low` on (a publisher may
 -- be a window ahead of the watermark), any from `total` on, and all of the jobs with a higher id than `last`.
 -- Caller: the search for lost messages. Rows: (job, low, total, last), those that moved last.
-SELECT id, CASE WHEN watermark + %(window)s < bulk_end THEN watermark + %(window)s ELSE total END, total,
+SELECT id, CASE WHEN watermark + %(PUBLISH_WINDOW_ITEMS)s < bulk_end THEN watermark + %(PUBLISH_WINDOW_ITEMS)s ELSE total END, total,
        (SELECT max(id) FROM callboard.jobs)
 FROM callboard.jobs WHERE finished_at IS NULL ORDER BY updated_at DESC LIMIT %(limit)s
 

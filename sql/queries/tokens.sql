@@ -41,13 +41,13 @@ RETURNING t.name, t.job_id
 -- name: revoke_sessions
 -- Likewise the sessions that were opened with a token. Caller: tokens.revoke, in its transaction: a statement of its own,
 -- which sees the session of a login that held the token's lock. Lock order: a token before its sessions.
-UPDATE callboard.tokens SET revoked_at = now() WHERE opened_by = %s AND revoked_at IS NULL
+UPDATE callboard.tokens SET revoked_at = now() WHERE opened_by = %(id)s AND revoked_at IS NULL
 
 -- name: end_session
 -- Somebody logs out. Guard: it is a session. Caller: tokens.log_out.
-UPDATE callboard.tokens SET revoked_at = now() WHERE digest = %s AND kind = 'session' AND revoked_at IS NULL
+UPDATE callboard.tokens SET revoked_at = now() WHERE digest = %(digest)s AND kind = 'session' AND revoked_at IS NULL
 
 -- name: note_token_use
 -- A token was used. Guard: that was not noted within the last minute. Caller: tokens.note_use.
 UPDATE callboard.tokens SET used_at = now()
-WHERE id = %s AND (used_at IS NULL OR used_at < now() - interval '1 minute')
+WHERE id = %(id)s AND (used_at IS NULL OR used_at < now() - interval '1 minute')

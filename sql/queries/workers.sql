@@ -1,7 +1,7 @@
 -- name: announce_actors
 -- What a worker can run. Caller: register_worker.
 INSERT INTO callboard.actors AS a (name, queue, signature)
-SELECT * FROM unnest(%s::text[], %s::text[], %s::jsonb[]) AS n (name, queue, signature) ORDER BY 1
+SELECT * FROM unnest(%(actors)s::text[], %(queues)s::text[], %(signatures)s::jsonb[]) AS n (name, queue, signature) ORDER BY 1
 ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, signature = excluded.signature, seen_at = now()
 
 -- name: register_worker
@@ -22,7 +22,7 @@ RETURNING id
 -- The first worker on each other broker, of those that live and registered before this one. Caller: the heartbeat.
 -- Rows: (id, host, broker).
 SELECT DISTINCT ON (o.broker) o.id, o.host, o.broker
-FROM callboard.workers AS w JOIN callboard.live_workers(%(dead_after)s) AS o ON o.id < w.id AND o.broker <> w.broker
+FROM callboard.workers AS w JOIN callboard.live_workers(%(DEAD_AFTER_SECONDS)s) AS o ON o.id < w.id AND o.broker <> w.broker
 WHERE w.id = %(worker)s ORDER BY o.broker, o.id
 
 -- name: beat
@@ -38,25 +38,25 @@ WITH beaten AS (
         trouble = %(trouble)s
     WHERE id = %(worker)s AND %(beats)s
 ), living AS (
-    SELECT id FROM callboard.live_workers(%(limit)s)
+    SELECT id FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 )
 SELECT (SELECT count(*)::int FROM living), (SELECT count(*)::int FROM living WHERE id < %(worker)s),
        {clock},
        extract(epoch FROM least((
            SELECT greatest(least(bulk_at, due_at), not_before) FROM callboard.turns
-           WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() + make_interval(secs => %(soon)s)
-             AND (not_before IS NULL OR not_before <= now() + make_interval(secs => %(soon)s))
+           WHERE NOT held AND NOT over AND least(bulk_at, due_at) <= now() + make_interval(secs => %(SHARED_LOOK_SECONDS)s)
+             AND (not_before IS NULL OR not_before <= now() + make_interval(secs => %(SHARED_LOOK_SECONDS)s))
              AND (deadline IS NULL OR deadline > now())
            ORDER BY least(bulk_at, due_at) LIMIT 1), (
            SELECT due_at FROM callboard.outbox
-           WHERE dead AND due_at <= now() + make_interval(secs => %(soon)s)
+           WHERE dead AND due_at <= now() + make_interval(secs => %(SHARED_LOOK_SECONDS)s)
              AND (claimed_until IS NULL OR claimed_until <= now())
            ORDER BY due_at LIMIT 1)) - now())::float8,
        EXISTS (SELECT FROM callboard.callbacks
                WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) <= now()),
        EXISTS (SELECT FROM callboard.jobs WHERE stages IS NOT NULL AND finished_at IS NULL),
        coalesce(greatest((SELECT max(control_at) FROM callboard.jobs), (SELECT max(deleted_at) FROM callboard.deleted_jobs))
-                > now() - make_interval(secs => %(within)s), false),
+                > now() - make_interval(secs => %(CONTROLS_SECONDS)s), false),
        NOT EXISTS (SELECT FROM callboard.leases
                    WHERE name = 'sweep' AND {lease_holds} AND (holder <> '' OR NOT ({anything_to_sweep})))
 
@@ -75,7 +75,7 @@ FROM known AS k WHERE a.name = k.name
 
 -- name: stop_worker
 -- A worker stops in order. Caller: the heartbeat.
-UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}' WHERE id = %s
+UPDATE callboard.workers SET stopped_at = now(), held = 0, held_jobs = '{}', held_items = '{}' WHERE id = %(worker)s
 
 -- name: dead_workers
 -- Workers to rescue items of: their heartbeat stopped, or they ended and left rows in `running`.
@@ -96,8 +96,8 @@ RETURNING id
 -- part: is_dead
 -- Whether the heartbeat of the worker `w` stopped. While its session is open it may just be busy: C code of an actor can keep
 -- all threads of Python from running. Only for so long: a frozen process keeps its sessions, too.
-beat_at < now() - make_interval(secs => %(limit)s)
-AND (beat_at < now() - make_interval(secs => %(silent)s)
+beat_at < now() - make_interval(secs => %(DEAD_AFTER_SECONDS)s)
+AND (beat_at < now() - make_interval(secs => %(SILENT_SECONDS)s)
      OR NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(w.session) AS s
                     WHERE w.session IS NOT NULL AND s.backend_start = w.session_since))
 
@@ -106,7 +106,7 @@ AND (beat_at < now() - make_interval(secs => %(silent)s)
 -- Rows: (job_id, item, attempt, crashes, seconds since its attempt started).
 SELECT r.job_id, r.item, r.attempt, i.crashes, extract(epoch FROM now() - r.started_at)::float8
 FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item)
-WHERE r.worker = %s ORDER BY r.job_id, r.item
+WHERE r.worker = %(worker)s ORDER BY r.job_id, r.item
 
 -- name: job_controls
 -- What all workers must know of jobs: of those that were changed within so many seconds, or of all that may still

@@ -7,8 +7,6 @@ from typing import Any
 from callboard.sql.json_values import iso
 from callboard.sql.states import JOB_FINAL
 
-#: Seconds without a change after which the reason is looked for.
-QUIET_AFTER_SECONDS = 10.0
 #: Seconds between a job's first flush and its last below which they say nothing about its rate.
 SHORTEST_RUN_SECONDS = 0.05
 

@@ -7,12 +7,11 @@ from typing import Any, Generic, LiteralString, TypeVar
 
 from psycopg.rows import dict_row
 
-from callboard.sql import timings
 from callboard.sql.pool import AsyncConn, Conn
-from callboard.sql.reads import item_view, job_view, staged_job_view
+from callboard.sql.reads import item_view, staged_job_view
 from callboard.sql.reads.item_view import Page, Rows
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
-from callboard.sql.statements import statement
+from callboard.sql.statements import statement, with_timings
 
 T = TypeVar("T")
 #: The greatest id.
@@ -58,21 +57,21 @@ def run(conn: Conn, query: Query[T]) -> T:
     execute it.
     """
     with conn.cursor(row_factory=dict_row) as cursor:
-        return query.result(cursor.execute(query.statement, query.parameters, prepare=True).fetchall())
+        return query.result(cursor.execute(query.statement, with_timings(query.parameters), prepare=True).fetchall())
 
 
 async def arun(conn: AsyncConn, query: Query[T]) -> T:
     """Execute a query in an event loop and return its answer."""
     async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(query.statement, query.parameters, prepare=True)
+        await cursor.execute(query.statement, with_timings(query.parameters), prepare=True)
         return query.result(await cursor.fetchall())
 
 
 def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | None]:
     """Describe a job; None when there is none with this id, or not of this tenant (None: any)."""
     return Query(
-        statement("job"),
-        {"job": number, "tenant": tenant, **_description()},
+        statement("jobs_by_id"),
+        {"jobs": [number], "tenant": tenant},
         lambda rows: next(iter(staged_job_view.jobs(_shown(rows))), None),
     )
 
@@ -80,8 +79,8 @@ def job(number: int, *, tenant: str | None = None) -> Query[dict[str, Any] | Non
 def ended_job(number: int, then: Mapping[str, Any]) -> Query[dict[str, Any] | None]:
     """Describe a job as it was when it ended, `then` its row of that time as JSON; None when it is deleted."""
     return Query(
-        statement("job"),
-        {"job": number, "tenant": None, **_description()},
+        statement("jobs_by_id"),
+        {"jobs": [number], "tenant": None},
         lambda rows: staged_job_view.ended(rows, then) if _shown(rows) else None,
     )
 
@@ -90,7 +89,7 @@ def jobs_by_id(numbers: Sequence[int]) -> Query[dict[int, dict[str, Any]]]:
     """Describe those of these jobs that exist, by id."""
     return Query(
         statement("jobs_by_id"),
-        {"jobs": numbers, **_description()},
+        {"jobs": numbers, "tenant": None},
         lambda rows: {found["id"]: found for found in staged_job_view.jobs(_shown(rows))},
     )
 
@@ -121,7 +120,6 @@ def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int
         "high": MAX_ID - 1 if before is None else before - 1,
         "limit": described,
         "look_at": max(LOOK_AT_JOBS, described) if looks else described,
-        **_description(),
     }
     return Query(source, parameters, lambda rows: _page_of_jobs(rows, described, limit, stalled=wanted.stalled))
 
@@ -251,7 +249,7 @@ def any_login() -> Query[bool]:
 def workers(*, before: int | None = None, limit: int = 100, state: str | None = None) -> Query[Page]:
     """Return a page of worker processes, the latest first; `state`: one of WORKER_STATES; `beat_age` in seconds."""
     high = 2**31 - 1 if before is None else before
-    parameters = {"before": high, "limit": limit + 1, "state": state, "dead_after": timings.DEAD_AFTER_SECONDS}
+    parameters = {"before": high, "limit": limit + 1, "state": state}
     times = item_view.with_iso_times("started_at", "beat_at", "ended_at")
     return Query(statement("workers"), parameters, lambda rows: item_view.page(times(rows), limit, "id"))
 
@@ -268,10 +266,7 @@ def server() -> Query[dict[str, Any]]:
 
 def queues() -> Query[list[dict[str, Any]]]:
     """Return every queue of a known actor: name, actors, those that no worker has (`unserved`), and items `pending`."""
-    parameters = {"dead_after": timings.DEAD_AFTER_SECONDS}
-    return Query(
-        statement("queues"), parameters, lambda rows: [{**row, "unserved": row["unserved"] or []} for row in rows]
-    )
+    return Query(statement("queues"), {}, lambda rows: [{**row, "unserved": row["unserved"] or []} for row in rows])
 
 
 def last_errors(items: Sequence[tuple[int, int]]) -> Query[dict[tuple[int, int], dict[str, Any]]]:
@@ -311,7 +306,7 @@ def metric_items() -> Query[Rows]:
 
 def metric_facts() -> Query[Mapping[str, Any]]:
     """Return numbers of jobs and workers, and how many seconds what should not wait has waited; None: nothing."""
-    return Query(statement("metric_facts"), {"dead_after": timings.DEAD_AFTER_SECONDS}, lambda rows: rows[0])
+    return Query(statement("metric_facts"), {}, lambda rows: rows[0])
 
 
 def migrations() -> Query[dict[int, tuple[str, bool]]]:
@@ -321,10 +316,6 @@ def migrations() -> Query[dict[int, tuple[str, bool]]]:
         {},
         lambda rows: {row["number"]: (row["name"], row["breaking"]) for row in rows},
     )
-
-
-def _description() -> dict[str, Any]:
-    return {"dead_after": timings.DEAD_AFTER_SECONDS, "quiet_after": job_view.QUIET_AFTER_SECONDS}
 
 
 def _moments(wanted: JobFilter) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import StageRow
 from callboard.sql.signature import Signature
-from callboard.sql.statements import required, statement
+from callboard.sql.statements import execute, fetch_one, fetch_value, required
 from callboard.sql.writes import jobs, retention, stages, submission
 from callboard.sql.writes.refusals import WHY, refuse_deletion_of_stage, refuse_stage
 from callboard.sql.writes.requests import (
@@ -107,10 +107,8 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
             raise ValueError(
                 f"job {job} is a stage of job {status.parent}, and kept as long: set keep on job {status.parent}"
             )
-        if row := conn.execute(statement("job_signature"), (job,)).fetchone():
-            signature = Signature.from_json(*row)
-            if signature is not None:
-                signature.check_lane(given.lane_by)
+        if (signature := fetch_one(conn, Signature.from_json, "job_signature", job=job)) is not None:
+            signature.check_lane(given.lane_by)
         if _limit(conn, job, changes, has_stages=status.has_stages):
             for stage in stages.list_stages(conn, job):
                 _limit(conn, stage.id, changes, has_stages=False)
@@ -121,16 +119,15 @@ def _limit(conn: Conn, job: int, changes: Mapping[str, Any], *, has_stages: bool
     """Whether that changed anything. Of a job with stages only `keep` goes into a column: the others hold for its
     stages.
     """
-    row = conn.execute(statement("job_limits"), (job,)).fetchone()
-    if row is None:  # it was deleted a moment ago
+    known = fetch_value(conn, "job_limits", job=job)
+    if known is None:  # it was deleted a moment ago
         raise NoSuchJob(f"there is no job {job}")
-    known = row[0]
     limits = Limits.from_json({**known, **changes})
     words = limits.as_json()
     columns = (Limits(keep=limits.keep) if has_stages else limits).columns()
     if words != known:
-        conn.execute(statement("limit_job"), {"job": job, "limits": Jsonb(words), **columns})
-        conn.execute(statement("keep_hold"), (job,))
+        execute(conn, "limit_job", job=job, limits=Jsonb(words), **columns)
+        execute(conn, "keep_hold", job=job)
     return bool(words != known)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Callback
-from callboard.sql.statements import statement
+from callboard.sql.statements import fetch, fetch_value, gives_row
 
 #: Seconds for which a claim holds, longer than a delivery takes: of a webhook; of a message, which is sent at once.
 WEBHOOK_LEASE_SECONDS = 45.0
@@ -18,20 +18,16 @@ def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[st
     as a try.
     """
     lease = WEBHOOK_LEASE_SECONDS if webhooks else MESSAGE_LEASE_SECONDS
-    parameters = {"webhooks": webhooks, "limit": limit, "full": list(full), "lease": lease}
-    return [Callback(*row) for row in conn.execute(statement("claim_callbacks"), parameters)]
+    return fetch(conn, Callback, "claim_callbacks", webhooks=webhooks, limit=limit, full=list(full), lease=lease)
 
 
 def mark_delivered(conn: Conn, callback: Callback) -> bool:
     """Record that a callback is delivered; return False when it was before, or its job is deleted."""
-    return conn.execute(statement("mark_delivered"), {"id": callback.id}).fetchone() is not None
+    return gives_row(conn, "mark_delivered", id=callback.id)
 
 
 def postpone_callback(conn: Conn, callback: Callback, error: str, *, pause: float, last: bool) -> bool:
     """Record a failed try: the next is in `pause` seconds, unless this is the `last`. Return whether it is given up."""
-    parameters = {
-        "id": callback.id, "tries": callback.tries, "error": error, "pause": pause,
-        "last": last or callback.tries >= MAX_TRIES,
-    }  # fmt: skip
-    row = conn.execute(statement("postpone_callback"), parameters).fetchone()
-    return bool(row and row[0])
+    last = last or callback.tries >= MAX_TRIES
+    claim = {"id": callback.id, "tries": callback.tries}
+    return bool(fetch_value(conn, "postpone_callback", **claim, error=error, pause=pause, last=last))

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from callboard.sql import timings
 from callboard.sql.pool import Conn
 from callboard.sql.rows import DueQueue, Outgoing, PublishClaim
-from callboard.sql.statements import statement
+from callboard.sql.statements import execute, fetch, fetch_one, fetch_value, lists
 
 #: Bytes of arguments that are read at a time: a message may have a mebibyte.
 BATCH_BYTES = 8 * 1_048_576
@@ -14,49 +13,35 @@ BATCH_BYTES = 8 * 1_048_576
 
 def due_queues(conn: Conn, full: Sequence[str] = ()) -> list[DueQueue]:
     """Return the queues that are not `full` and for which something is to be published."""
-    return [DueQueue(*row) for row in conn.execute(statement("due_queues"), {"full": list(full)})]
+    return fetch(conn, DueQueue, "due_queues", full=list(full))
 
 
 def claim_job(
     conn: Conn, *, full: Sequence[str] = (), passed: Sequence[int] = (), job: int | None = None
 ) -> PublishClaim | None:
     """Claim the next job (or `job`) that has messages for its turn, but none in `passed` or of a `full` queue."""
-    row = conn.execute(
-        statement("claim_job"),
-        {
-            "full": list(full), "passed": list(passed), "job": job, "lease": timings.PUBLISH_LEASE_SECONDS,
-            "window": timings.PUBLISH_WINDOW_ITEMS, "dead_after": timings.DEAD_AFTER_SECONDS,
-            "pause": timings.TURN_PAUSE_SECONDS, "due_pause": timings.DUE_PAUSE_SECONDS,
-            "rate_pause": timings.RATE_PAUSE_SECONDS,
-        },
-    ).fetchone()  # fmt: skip
-    return PublishClaim(*row) if row else None
+    return fetch_one(conn, PublishClaim, "claim_job", full=list(full), passed=list(passed), job=job)
 
 
 def claim_in_turn(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:
     """Claim outbox messages that are published in the turn of a claimed job."""
-    parameters = {
-        "job": claim.job,
-        "turn": claim.turn,
-        "limit": limit,
-        "lease": timings.PUBLISH_LEASE_SECONDS,
-        "limited": claim.limited,
-        "bytes": BATCH_BYTES,
-    }
-    return [Outgoing(*row) for row in conn.execute(statement("claim_in_turn"), parameters)]
+    return fetch(
+        conn, Outgoing, "claim_in_turn", job=claim.job, turn=claim.turn, limit=limit, limited=claim.limited,
+        bytes=BATCH_BYTES,
+    )  # fmt: skip
 
 
 def bulk_items(conn: Conn, claim: PublishClaim, start: int, end: int) -> tuple[list[Outgoing], int]:
     """Return the messages of a claimed job's bulk items from `start`, and the item before which they end: `end`, or an
     earlier one where they have `BATCH_BYTES`.
     """
-    parameters = {"job": claim.job, "start": start, "end": end, "bytes": BATCH_BYTES}
+    rows = execute(conn, "bulk_items", job=claim.job, start=start, end=end, bytes=BATCH_BYTES)
     found = [
         Outgoing(
             claim.job, item, attempt, claim.epoch, item < claim.suspect_below, claim.actor, claim.queue,
             f"{claim.job}-{item}", args, options, None,
         )
-        for item, attempt, args, options in conn.execute(statement("bulk_items"), parameters)
+        for item, attempt, args, options in rows
     ]  # fmt: skip
     return found, found[-1].item + 1 if sum(len(out.args) for out in found) >= BATCH_BYTES else end
 
@@ -68,44 +53,34 @@ def advance_watermark(
     """Move the watermark; return False when the claim was taken over, or the job was paused or stopped. `keep` renews
     the claim, else it is released; an `unserved` job gets its turn back, and comes again after `pause` seconds.
     """
-    row = conn.execute(
-        statement("advance_watermark"),
-        {
-            "job": claim.job, "token": claim.token, "watermark": watermark, "published": published,
-            "suspect_below": suspect_below, "keep": keep, "lease": timings.PUBLISH_LEASE_SECONDS, "unserved": unserved,
-            "served_at": claim.served_at, "turn": claim.turn, "seq": claim.seq, "pause": pause,
-            "due_pause": timings.DUE_PAUSE_SECONDS,
-        },
-    ).fetchone()  # fmt: skip
-    return row is not None and bool(row[0])
+    goes_on = fetch_value(
+        conn, "advance_watermark", job=claim.job, token=claim.token, watermark=watermark, published=published,
+        suspect_below=suspect_below, keep=keep, unserved=unserved, served_at=claim.served_at, turn=claim.turn,
+        seq=claim.seq, pause=pause,
+    )  # fmt: skip
+    return bool(goes_on)
 
 
 def claim_outbox(conn: Conn, limit: int, rooms: Mapping[str, int] | None = None) -> list[Outgoing]:
     """Claim outbox messages that are due, `limit` at most, and of a queue about as many as its room (None: any)."""
-    parameters = {
-        "limit": limit,
-        "lease": timings.PUBLISH_LEASE_SECONDS,
-        "bytes": BATCH_BYTES,
-        "queue": None if rooms is None else list(rooms),
-        "room": None if rooms is None else list(rooms.values()),
-    }
-    return [Outgoing(*row) for row in conn.execute(statement("claim_outbox"), parameters)]
+    queues = {"queue": None, "room": None} if rooms is None else lists("queue room", rooms.items())
+    return fetch(conn, Outgoing, "claim_outbox", limit=limit, bytes=BATCH_BYTES, **queues)
 
 
 def renew_outbox(conn: Conn, batch: Sequence[Outgoing]) -> None:
     """Renew the claims of outbox messages, except those that have expired."""
-    conn.execute(statement("renew_outbox"), {**_rows_of(batch), "lease": timings.PUBLISH_LEASE_SECONDS})
+    execute(conn, "renew_outbox", **_rows_of(batch))
 
 
 def confirm_outbox(conn: Conn, sent: Sequence[Outgoing]) -> None:
     """Delete outbox messages that the broker confirmed."""
-    conn.execute(statement("confirm_outbox"), _rows_of(sent))
+    execute(conn, "confirm_outbox", **_rows_of(sent))
 
 
 def release_outbox(conn: Conn, unsent: Sequence[Outgoing], *, pause: float = 0.0, tried: bool = True) -> None:
     """Release outbox messages that were not confirmed, or were not `tried`; they are due in `pause` seconds."""
-    conn.execute(statement("release_outbox"), {**_rows_of(unsent), "pause": pause, "tried": tried})
+    execute(conn, "release_outbox", **_rows_of(unsent), pause=pause, tried=tried)
 
 
 def _rows_of(messages: Sequence[Outgoing]) -> dict[str, Any]:
-    return {"id": [m.outbox for m in messages], "attempt": [m.attempt for m in messages]}
+    return lists("id attempt", [(message.outbox, message.attempt) for message in messages])

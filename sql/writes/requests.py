@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
-from callboard.sql.statements import required, statement
+from callboard.sql.statements import execute, fetch_one, fetch_value
 from callboard.sql.states import JOB_FINAL
 
 #: The most bytes of a job's metadata: each list of jobs and each event shows it.
@@ -65,10 +65,10 @@ class JobStatus:
 
 def job_status(conn: Conn, job: int, by: Requester) -> JobStatus:
     """Read how a job stands. Raises NoSuchJob, also for a job that is not of the requester's tenant."""
-    row = conn.execute(statement("job_status"), {"job": job, "tenant": by.tenant}).fetchone()
-    if row is None:
+    status = fetch_one(conn, JobStatus, "job_status", job=job, tenant=by.tenant)
+    if status is None:
         raise NoSuchJob(f"there is no job {job}")
-    return JobStatus(*row)
+    return status
 
 
 def refuse(job: int, status: JobStatus, why: str) -> NoReturn:
@@ -79,8 +79,8 @@ def refuse(job: int, status: JobStatus, why: str) -> NoReturn:
 
 def note_action(conn: Conn, job: int, by: Requester, action: str, detail: Mapping[str, Any] | None = None) -> None:
     """Add to a job's history who did what, in the transaction that does it."""
-    noted = {"job": job, "action": action, "who": by.who, "via": by.via, "address": by.address}
-    conn.execute(statement("note_action"), {**noted, "detail": Jsonb(dict(detail or {}))})
+    noted = Jsonb(dict(detail or {}))
+    execute(conn, "note_action", job=job, action=action, who=by.who, via=by.via, address=by.address, detail=noted)
 
 
 def check_text(name: str, given: object, most: int) -> None:
@@ -121,7 +121,7 @@ def at_database_time(conn: Conn, limits: Limits) -> Limits:
     """Return limits whose spans count from the database's now. Raises ValueError."""
     if not limits.has_spans:
         return limits
-    return limits.counted_from(required(conn.execute(statement("database_time")).fetchone())[0])
+    return limits.counted_from(fetch_value(conn, "database_time"))
 
 
 def json_object(name: str, given: object) -> Jsonb:

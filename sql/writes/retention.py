@@ -10,7 +10,7 @@ import psycopg
 
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import WouldDelete
-from callboard.sql.statements import statement
+from callboard.sql.statements import execute, fetch, fetch_ids, fetch_value
 
 #: A row of another table refers to a job, or a trigger on ours refuses.
 REFUSED = (psycopg.IntegrityError, psycopg.errors.RaiseException)
@@ -28,7 +28,7 @@ TOMBSTONE_SECONDS = 366 * 86_400.0
 
 def mark_deleted(conn: Conn, jobs: Iterable[int]) -> list[int]:
     """Mark finished jobs, with their stages, as deleted; return the ids of those that were not, and were over."""
-    return [row[0] for row in conn.execute(statement("mark_deleted"), (list(jobs),))]
+    return fetch_ids(conn, "mark_deleted", jobs=list(jobs))
 
 
 def mark_expired(conn: Conn, keep: float | None) -> list[int]:
@@ -36,26 +36,25 @@ def mark_expired(conn: Conn, keep: float | None) -> list[int]:
     jobs without a limit of their own are kept (None: for ever).
     """
     with transaction(conn):
-        due = [row[0] for row in conn.execute(statement("expired_jobs"), {"keep": keep, "limit": BATCH_ROWS})]
+        due = fetch_ids(conn, "expired_jobs", keep=keep, limit=BATCH_ROWS)
         return mark_deleted(conn, due) if due else []
 
 
 def deleted_jobs(conn: Conn, *, aside: bool = False) -> list[int]:
     """Return the ids of deleted jobs that have rows yet; `aside`: also of those set aside lately."""
-    return [row[0] for row in conn.execute(statement("deleted_jobs"), {"aside": aside})]
+    return fetch_ids(conn, "deleted_jobs", aside=aside)
 
 
 def with_stages(conn: Conn, jobs: Sequence[int]) -> dict[int, bool]:
     """Return these jobs and their stages, in order: {id: whether it is no stage}."""
-    return dict(conn.execute(statement("with_stages"), {"jobs": list(jobs)}))
+    return dict(execute(conn, "with_stages", jobs=list(jobs)).fetchall())
 
 
 def would_delete(conn: Conn, keep: float | None, named: Sequence[int] | None = None) -> list[WouldDelete]:
     """Return what a purge would delete, and change nothing: jobs that are `named`, or those whose time is over; `keep`
     as in `mark_expired`.
     """
-    rows = conn.execute(statement("would_delete"), {"keep": keep, "named": named and list(named)})
-    return [WouldDelete(*row) for row in rows]
+    return fetch(conn, WouldDelete, "would_delete", keep=keep, named=named and list(named))
 
 
 def delete_rows(conn: Conn, job: int) -> Iterator[int]:
@@ -63,7 +62,7 @@ def delete_rows(conn: Conn, job: int) -> Iterator[int]:
 
     A job that a row of a table of the user's refers to is set aside, with the reason; it is tried again an hour later.
     """
-    while (reach := conn.execute(statement("deletion_progress"), (job,)).fetchone()) is not None:
+    while (reach := execute(conn, "deletion_progress", job=job).fetchone()) is not None:
         cleared, total = reach
         try:
             if cleared < total:
@@ -72,39 +71,37 @@ def delete_rows(conn: Conn, job: int) -> Iterator[int]:
                 count = _rest(conn, job)
         except REFUSED as error:
             reason = f"it can't be deleted: {error}; declare the foreign key ON DELETE CASCADE, or delete those rows"
-            conn.execute(statement("set_aside"), {"job": job, "reason": reason, "pause": SET_ASIDE_SECONDS})
+            execute(conn, "set_aside", job=job, reason=reason, pause=SET_ASIDE_SECONDS)
             return
         yield count
 
 
 def jobs_set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
     """Return those of these deleted jobs that could not be deleted, each with the reason."""
-    return dict(conn.execute(statement("jobs_set_aside"), (list(jobs),)))
+    return dict(execute(conn, "jobs_set_aside", jobs=list(jobs)).fetchall())
 
 
 def delete_old_rows(conn: Conn, keep: float | None) -> None:
     """Delete workers that ended `keep` seconds ago (None: none), what is known of jobs deleted a year ago, and tokens
     that let nobody in any more; merge the totals of jobs that are over.
     """
-    conn.execute(statement("delete_old_workers"), {"keep": keep, "limit": BATCH_ROWS})
-    conn.execute(statement("delete_old_tombstones"), {"after": TOMBSTONE_SECONDS})
-    conn.execute(statement("delete_ended_tokens"), {"limit": BATCH_ROWS})
-    conn.execute(statement("merge_totals"), {"limit": MERGED_ROWS})
+    execute(conn, "delete_old_workers", keep=keep, limit=BATCH_ROWS)
+    execute(conn, "delete_old_tombstones", after=TOMBSTONE_SECONDS)
+    execute(conn, "delete_ended_tokens", limit=BATCH_ROWS)
+    execute(conn, "merge_totals", limit=MERGED_ROWS)
 
 
 def _chunk(conn: Conn, job: int, low: int, high: int) -> int:
-    stretch = {"job": job, "low": low, "high": high}
     with transaction(conn):
-        count = conn.execute(statement("delete_items"), stretch).rowcount
-        conn.execute(statement("delete_item_rows"), stretch)
-        conn.execute(statement("save_deletion_progress"), {"job": job, "high": high})
+        count = execute(conn, "delete_items", job=job, low=low, high=high).rowcount
+        execute(conn, "delete_item_rows", job=job, low=low, high=high)
+        execute(conn, "save_deletion_progress", job=job, high=high)
     return count
 
 
 def _rest(conn: Conn, job: int) -> int:
     """Delete the job's own rows, unless it got children meanwhile."""
     with transaction(conn):
-        locked = conn.execute(statement("lock_deleted_job"), (job,)).fetchone()
-        if locked is not None and locked[0]:
-            conn.execute(statement("delete_job_rows"), {"job": job})
+        if fetch_value(conn, "lock_deleted_job", job=job):
+            execute(conn, "delete_job_rows", job=job)
     return 0

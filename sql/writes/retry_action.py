@@ -14,7 +14,7 @@ from psycopg.rows import dict_row
 from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import StageRow
-from callboard.sql.statements import statement
+from callboard.sql.statements import execute, fetch_value, gives_row, statement
 from callboard.sql.states import RETRIABLE
 from callboard.sql.writes import jobs, stages
 from callboard.sql.writes.refusals import WHY, refuse_items_of_stages
@@ -132,7 +132,7 @@ def _retry_stages(conn: Conn, parent: int, by: Requester, selection: RetrySelect
         locked = stages.lock_parent(conn, parent)
         found = stages.list_stages(conn, parent)
         _lock_items(conn, [s.id for s in found], [s.id for s in found if s.over], selection)
-        conn.execute(statement("lock_stages"), (parent,))
+        execute(conn, "lock_stages", parent=parent)
         found = stages.list_stages(conn, parent)
         if locked.stopping or any(stage.stopping for stage in found):
             raise NotPossible(f"job {parent} is being stopped: its items can be retried when it has ended")
@@ -191,14 +191,14 @@ def _reopen_parent(conn: Conn, parent: int, found: Sequence[StageRow], selection
             more, changes = _retry_ended_job(conn, stage.id, selected)
             _reopen(conn, stage.id, changes)
             count += more
-    conn.execute(statement("reopen_stages"), (parent,))
-    conn.execute(statement("reopen_parent"), (parent,))
+    execute(conn, "reopen_stages", parent=parent)
+    execute(conn, "reopen_parent", parent=parent)
     jobs.close_jobs(conn)  # a stage that was stopped, and of which no item runs again
     return count
 
 
 def _reopen(conn: Conn, job: int, changes: Mapping[str, Any]) -> None:
-    if not conn.execute(statement("reopen_job"), changes).fetchone():
+    if not gives_row(conn, "reopen_job", job=job, **changes):
         raise JobChanged(f"job {job} was opened or closed meanwhile")
 
 
@@ -220,7 +220,7 @@ def _retry_open_job(
 
 def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[int, dict[str, Any]]:
     """Retry ended items of a job that is over, and go on with its cancelled items as far as they are selected."""
-    row = conn.execute(statement("lock_ended_job"), (job,)).fetchone()
+    row = execute(conn, "lock_ended_job", job=job).fetchone()
     if row is None:
         raise JobChanged(f"job {job} was opened meanwhile")
     watermark, cancelled = row
@@ -228,11 +228,11 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
     rest = 0
     if not whole:
         keep = list(selection.items or ()) if "cancelled" in selection.wanted else []
-        rest = conn.execute(statement("cancel_rest"), {"job": job, "keep": keep}).rowcount
-    conn.execute(statement("reset_retrying"), (job,))
-    (published,) = next(conn.execute(statement("clear_outbox"), {"job": job}))
+        rest = execute(conn, "cancel_rest", job=job, keep=keep).rowcount
+    execute(conn, "reset_retrying", job=job)
+    published = fetch_value(conn, "clear_outbox", job=job)
     below = watermark if whole else timings.MAX_ITEM
-    sent = conn.execute(statement("send_open_items"), {"job": job, "below": below}).rowcount
+    sent = execute(conn, "send_open_items", job=job, below=below).rowcount
     ended, changes = _retry_ended_items(conn, job, selection, locked=True)
     changes["in_turn"] += sent
     changes["published"] += published
@@ -246,4 +246,4 @@ def _retry_ended_items(conn: Conn, job: int, selection: RetrySelection, *, locke
         # Planned for these items: a plan that is kept for any goes through all of their numbers for each that failed.
         changes = next(cursor.execute(statement("retry_ended_items"), parameters, prepare=False))
     ended = changes["failed"] + changes["skipped"] + changes["cancelled"]
-    return ended, {"job": job, "window": 2 * timings.PUBLISH_WINDOW_ITEMS, **changes}
+    return ended, changes

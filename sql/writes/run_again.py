@@ -11,7 +11,7 @@ from callboard.sql.callback_targets import Targets
 from callboard.sql.limits import TIMES, Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import OldJob, SubmittedJob
-from callboard.sql.statements import required, statement
+from callboard.sql.statements import execute, fetch_one, fetch_value, required
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import submission
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester, job_status, listed, note_action, refuse
@@ -72,10 +72,9 @@ def _create(conn: Conn, job: int, by: Requester, again: Again) -> SubmittedJob:
         refuse(job, status, "it has stages, and each has its own items: run one of these again, by its own id")
     if not status.over:
         refuse(job, status, "its items can be run again when it has ended")
-    row = conn.execute(statement("job_to_run_again"), {"job": job, "tenant": by.tenant}).fetchone()
-    if row is None:
+    old = fetch_one(conn, OldJob, "job_to_run_again", job=job, tenant=by.tenant)
+    if old is None:
         raise NoSuchJob(f"there is no job {job}")
-    old = OldJob(*row)
     if old.actor is None:
         raise _nothing(job)
     kept = {name: value for name, value in old.limits.items() if name not in TIMES}  # they have passed
@@ -95,8 +94,8 @@ def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) 
     """
     states = None if again.states is None else list(again.states)
     with transaction(conn):
-        row = conn.execute(statement("lock_source"), (source,)).fetchone()
-        if row is None:
+        total = fetch_value(conn, "lock_source", source=source)
+        if total is None:
             raise NotPossible(f"job {source} was opened again or deleted, while its items were copied")
         found = required(submission.lock(conn, job))
         if found.stopped:
@@ -104,12 +103,13 @@ def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) 
         if found.sealed:
             return True
         low = found.consumed
-        high = min(low + CHUNK_ITEMS, row[0])
-        stretch = {"job": job, "total": found.total, "source": source, "low": low, "high": high, "states": states}
-        stored = conn.execute(statement("copy_old_items"), stretch).rowcount
+        high = min(low + CHUNK_ITEMS, total)
+        stored = execute(
+            conn, "copy_old_items", job=job, total=found.total, source=source, low=low, high=high, states=states
+        ).rowcount
         submission.add_to_total(conn, job, stored=stored, read=high - low)
         submission.renew_submissions(conn, [job])
-        if high < row[0]:
+        if high < total:
             return False
         if not found.total + stored:
             raise _nothing(source)

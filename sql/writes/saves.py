@@ -12,11 +12,10 @@ import psycopg
 from psycopg.adapt import Dumper, PyFormat, Transformer
 from psycopg.pq import Format
 
-from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS, TRANSIENT, is_connection_lost
 from callboard.sql.pool import Conn, PlainConnection, drop_detail
 from callboard.sql.rows import Event, Save, Saves
-from callboard.sql.statements import statement
+from callboard.sql.statements import execute, lists
 
 #: Seconds of such statements in one transaction, after which no other item's are begun.
 TRANSACTION_SECONDS = 1.0
@@ -61,14 +60,8 @@ class BrokenConnection(RuntimeError):
 
 def lock_succeeding(conn: Conn, events: Sequence[Event]) -> set[Key]:
     """Lock the items of these events; return those that `outcomes.record` will move in this transaction."""
-    ordered = sorted(events, key=lambda e: (e.job, e.item))
-    parameters = {
-        "job": [e.job for e in ordered],
-        "item": [e.item for e in ordered],
-        "attempt": [e.attempt for e in ordered],
-        "lock_wait": f"{timings.LOCK_WAIT_SECONDS * 1000:.0f}ms",
-    }
-    return {(job, item) for job, item in conn.execute(statement("lock_succeeding"), parameters)}
+    ordered = lists("job item attempt", sorted((e.job, e.item, e.attempt) for e in events))
+    return {(job, item) for job, item in execute(conn, "lock_succeeding", **ordered)}
 
 
 def run(conn: Conn, events: Sequence[Event]) -> Unsaved:

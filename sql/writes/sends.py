@@ -2,30 +2,28 @@
 
 from collections.abc import Sequence
 
-from callboard.sql import timings
 from callboard.sql.arrays import parameters
 from callboard.sql.pool import Conn
 from callboard.sql.rows import NewItem
-from callboard.sql.statements import statement
+from callboard.sql.statements import execute, fetch_value, lists
 
 
 def standing_job(conn: Conn, actor: str, queue: str) -> int:
     """Return the standing job of an actor for today (UTC); make it when there is none."""
-    row = conn.execute(statement("standing_job"), {"actor": actor, "queue": queue}).fetchone()
+    job: int | None = fetch_value(conn, "standing_job", actor=actor, queue=queue)
     # Another transaction may insert it between this statement's two halves; it is there for the next look.
-    return int(row[0]) if row else standing_job(conn, actor, queue)
+    return standing_job(conn, actor, queue) if job is None else job
 
 
 def items_by_key(conn: Conn, keys: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
     """Return those of these (job, item key) that exist, with their items."""
-    rows = conn.execute(statement("items_by_key"), {"job": [k[0] for k in keys], "key": [k[1] for k in keys]})
-    return {(row[0], row[1]): row[2] for row in rows}
+    return {(job, key): item for job, key, item in execute(conn, "items_by_key", **lists("job key", keys))}
 
 
 def items_of_earlier_days(conn: Conn, keys: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
     """Return those of these (actor, item key) in standing jobs of earlier days: {item key: (job, item)}."""
-    parameters = {"actor": [actor for actor, _ in keys], "key": [key for _, key in keys]}
-    return {row[0]: (row[1], row[2]) for row in conn.execute(statement("items_of_earlier_days"), parameters)}
+    found = execute(conn, "items_of_earlier_days", **lists("actor key", keys))
+    return {key: (job, item) for key, job, item in found}
 
 
 def add_items(
@@ -38,15 +36,6 @@ def add_items(
     """
     if not new:
         return []
-    rows = conn.execute(
-        statement("add_items"),
-        {
-            **parameters(NewItem, new),
-            "child": list(children),
-            "publishing": publishing,
-            "lease": timings.PUBLISH_LEASE_SECONDS,
-            "lock_wait": f"{timings.SEND_LOCK_WAIT_SECONDS * 1000:.0f}ms",
-        },
-    )
-    places = {nth: (item, outbox) for nth, item, outbox in rows}
+    added = execute(conn, "add_items", **parameters(NewItem, new), child=list(children), publishing=publishing)
+    places = {nth: (item, outbox) for nth, item, outbox in added}
     return [places.get(nth) for nth in range(1, len(new) + 1)]

@@ -5,16 +5,16 @@ meanwhile.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from callboard.sql import timings
 from callboard.sql.arrays import parameters
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
-from callboard.sql.statements import required, statement
+from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, gives_row, required
 from callboard.sql.writes import jobs, submission
 from callboard.sql.writes.requests import Requester, check_flag, check_name, note_action
 
@@ -39,13 +39,11 @@ def create(
         )  # fmt: skip
         if key_reuse:
             submission.free_key(conn, given["tenant"], key)
-        whole = {**given, "stages": len(planned)}
-        parent, created, known = next(conn.execute(statement("create_parent"), whole))
+        parent, created, known = next(execute(conn, "create_parent", **given, stages=len(planned)))
         submission.check_asked(key, parent, known, given)
         if created:
-            stages = parameters(NewStage, planned)
             kept = {**given, "keep": None}  # as long as their parent
-            conn.execute(statement("create_stages"), {**kept, **stages, "parent": parent, "held": held})
+            execute(conn, "create_stages", **kept, **parameters(NewStage, planned), parent=parent, held=held)
         found = list_stages(conn, parent)
         if not (alone and found[0].submitting):
             submission.renew_submissions(conn, [found[0].id])
@@ -54,7 +52,7 @@ def create(
 
 def list_stages(conn: Conn, parent: int) -> list[StageRow]:
     """Return the stages of a job, in order; none for a job without."""
-    return [StageRow(*row) for row in conn.execute(statement("list_stages"), (parent,))]
+    return fetch(conn, StageRow, "list_stages", parent=parent)
 
 
 # What becomes of the whole ------------------------------------------------------------------------------------------
@@ -71,11 +69,11 @@ def update_parents(conn: Conn) -> None:
     idempotent, and skips a job that another transaction changes.
     """
     for _ in range(2):  # a stage stopped in the first round may end in the second
-        found = [row[0] for row in conn.execute(statement("parents_to_update"))]
+        found = fetch_ids(conn, "parents_to_update")
         for parent in found:
             with transaction(conn):
-                if conn.execute(statement("try_lock_parent"), (parent,)).fetchone():
-                    conn.execute(statement("forget_stage_changes"), (parent,))
+                if gives_row(conn, "try_lock_parent", parent=parent):
+                    execute(conn, "forget_stage_changes", parent=parent)
                     update_parent(conn, parent)
         if found:
             jobs.close_stopped(conn)
@@ -90,15 +88,15 @@ def update_parent(conn: Conn, parent: int) -> None:
     stages = list_stages(conn, parent)
     begun = [stage.started_at for stage in stages if stage.started_at]
     if found.state == "pending" and begun:
-        conn.execute(statement("start_parent"), {"parent": parent, "started": min(begun)})
+        execute(conn, "start_parent", parent=parent, started=min(begun))
     bad = next((stage for stage in stages if stage.stops_others or stage.stopping), None)
     if bad is not None and not bad.stopping and stopping is None:
         stopping = "cancelled" if bad.state == "cancelled" else "failed"
         stop_parent(conn, parent, stages, stopping, bad.parents_reason)
     if to_make := [s.id for before, s in pairwise(stages) if before.state == "completed" and not s.sealed]:
-        conn.execute(statement("mark_stages_to_make"), (to_make,))
+        execute(conn, "mark_stages_to_make", stages=to_make)
     if all(stage.over for stage in stages):
-        _end(conn, parent, stopping or "completed")
+        execute(conn, "end_parent", parent=parent, state=stopping or "completed")
 
 
 def stop_parent(conn: Conn, parent: int, stages: Sequence[StageRow], state: str, reason: str | None) -> bool:
@@ -111,11 +109,7 @@ def stop_parent(conn: Conn, parent: int, stages: Sequence[StageRow], state: str,
 
 
 def _locked(conn: Conn, parent: int) -> Parent:
-    return Parent(*required(conn.execute(statement("lock_parent"), (parent,)).fetchone()))
-
-
-def _end(conn: Conn, parent: int, state: str) -> None:
-    conn.execute(statement("end_parent"), {"parent": parent, "state": state})
+    return required(fetch_one(conn, Parent, "lock_parent", parent=parent))
 
 
 # How a stage is made ------------------------------------------------------------------------------------------------
@@ -123,16 +117,13 @@ def _end(conn: Conn, parent: int, state: str) -> None:
 
 def claim_stage(conn: Conn, worker: int, actors: Sequence[str], at_work: Sequence[int]) -> StageClaim | None:
     """Claim a stage for a worker with these actors that makes the stages `at_work` already; None when none waits."""
-    parameters = {
-        "worker": worker, "actors": list(actors), "at_work": list(at_work), "dead_after": timings.DEAD_AFTER_SECONDS,
-    }  # fmt: skip
-    row = conn.execute(statement("claim_stage"), parameters).fetchone()
-    return StageClaim(worker, *row) if row else None
+    claim = partial(StageClaim, worker)
+    return fetch_one(conn, claim, "claim_stage", worker=worker, actors=list(actors), at_work=list(at_work))
 
 
 def holds_claim(conn: Conn, making: StageClaim) -> bool:
     """Whether the worker may go on making the stage; in a transaction that holds until its end."""
-    return conn.execute(statement("lock_claimed_stage"), (making.job, making.worker)).fetchone() is not None
+    return gives_row(conn, "lock_claimed_stage", job=making.job, worker=making.worker)
 
 
 def store_inputs(conn: Conn, making: StageClaim, start: int, chunk: Sequence[tuple[bytes, str | None]]) -> bool:
@@ -169,7 +160,7 @@ def fail_stage(conn: Conn, making: StageClaim, reason: str, detail: dict[str, An
 
 def release_claim(conn: Conn, making: StageClaim) -> None:
     """Release a stage; another worker may go on with it."""
-    conn.execute(statement("release_stage"), (making.job, making.worker))
+    execute(conn, "release_stage", job=making.job, worker=making.worker)
 
 
 def results_page(
@@ -178,5 +169,4 @@ def results_page(
     """Return items of a stage after item `after`, in these states: (item, arguments, state, result as JSON, why that is
     not kept).
     """
-    parameters = {"job": job, "states": list(states), "after": after, "limit": limit}
-    return list(conn.execute(statement("stage_results"), parameters))
+    return execute(conn, "stage_results", job=job, states=list(states), after=after, limit=limit).fetchall()

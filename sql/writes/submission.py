@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from callboard.sql import timings
 from callboard.sql.callback_targets import NO_TARGETS, Targets
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import SubmittedJob
 from callboard.sql.signature import Signature
-from callboard.sql.statements import required, statement
+from callboard.sql.statements import execute, fetch_ids, fetch_one, gives_row, required, statement
 from callboard.sql.writes import retention
 from callboard.sql.writes.requests import (
     Requester,
@@ -65,15 +64,14 @@ def create_job(
             conn, asked, name=name, key=key, tenant=tenant, metadata=metadata, created_by=created_by, limits=limits,
             targets=targets, trace=trace,
         ),
-        "actor": actor, "queue": queue, "chunk": chunk, "lease": timings.SUBMISSION_LEASE_SECONDS, "held": held,
-        "alone": alone,
+        "actor": actor, "queue": queue, "chunk": chunk, "held": held, "alone": alone,
     }  # fmt: skip
     with transaction(conn) if key_reuse else nullcontext():
         if key_reuse:
             free_key(conn, parameters["tenant"], key)
-        row = conn.execute(statement("create_job"), parameters).fetchone()
+        row = execute(conn, "create_job", **parameters).fetchone()
         # As in standing_job: lost to a transaction that commits between the two halves.
-        row = row or required(conn.execute(statement("create_job"), parameters).fetchone())
+        row = row or required(execute(conn, "create_job", **parameters).fetchone())
     *found, known = row
     made = SubmittedJob(*found)
     check_asked(key, made.job, known, parameters)
@@ -120,7 +118,7 @@ def check_asked(key: str | None, job: int, known: Mapping[str, str] | None, para
 
 def free_key(conn: Conn, tenant: str, key: str | None) -> None:
     """Take its key from the job that has it, if that is over."""
-    conn.execute(statement("free_key"), {"tenant": tenant, "key": key})
+    execute(conn, "free_key", tenant=tenant, key=key)
 
 
 class SubmissionState(NamedTuple):
@@ -138,8 +136,7 @@ class SubmissionState(NamedTuple):
 
 def lock(conn: Conn, job: int) -> SubmissionState | None:
     """Lock a job until the end of the transaction; return where its submission stands, None if there is no such job."""
-    row = conn.execute(statement("lock_submission"), (job,)).fetchone()
-    return None if row is None else SubmissionState(*row)
+    return fetch_one(conn, SubmissionState, "lock_submission", job=job)
 
 
 def store_chunk(
@@ -195,8 +192,7 @@ def _store(
 
 def add_to_total(conn: Conn, job: int, *, stored: int, read: int, digest: bytes | None = None) -> None:
     """Count `stored` items of `read` inputs in a job that is locked."""
-    counted = {"job": job, "stored": stored, "read": read, "digest": digest}
-    conn.execute(statement("add_to_total"), counted)
+    execute(conn, "add_to_total", job=job, stored=stored, read=read, digest=digest)
 
 
 def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
@@ -208,52 +204,52 @@ def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | N
 
 
 def _copy_keyed(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
-    conn.execute(statement("create_staging_table"))
+    execute(conn, "create_staging_table")
     with conn.cursor().copy(statement("copy_to_staging")) as copy:
         copy.set_types(["int4", "text", "bytea"])
         for line, (args, key) in enumerate(chunk):
             copy.write_row((line, key, args))
-    return conn.execute(statement("insert_staged_items"), {"job": job, "total": total}).rowcount
+    return execute(conn, "insert_staged_items", job=job, total=total).rowcount
 
 
 def seal_job(conn: Conn, job: int) -> bool:
     """Seal a job; return False when it was sealed or stopped before."""
-    return conn.execute(statement("seal_job"), (job,)).fetchone() is not None
+    return gives_row(conn, "seal_job", job=job)
 
 
 def open_job(conn: Conn, job: int) -> bool:
     """Open a job, whose submission is done, for more items; return False when it was sealed or stopped before."""
-    return conn.execute(statement("open_job"), (job,)).fetchone() is not None
+    return gives_row(conn, "open_job", job=job)
 
 
 def release_submission(conn: Conn, job: int) -> bool:
     """Let the next submission of a job go on at once, since this one broke off; return False when none would."""
-    return bool(conn.execute(statement("release_submission"), (job,)).rowcount)
+    return bool(execute(conn, "release_submission", job=job).rowcount)
 
 
 def discard_job(conn: Conn, job: int) -> bool:
     """Delete a job whose submission was refused; return False for one of which something may have run."""
     with transaction(conn):
-        found = conn.execute(statement("discard_submission"), {"job": job}).fetchall()
-        return bool(found and retention.mark_deleted(conn, [found[0][0]]))
+        found = fetch_ids(conn, "discard_submission", job=job)
+        return bool(found and retention.mark_deleted(conn, found[:1]))
 
 
 def fail_submission(conn: Conn, job: int, reason: str) -> None:
     """Fail a job whose submission broke off and can't be continued."""
-    conn.execute(statement("fail_submission"), (reason, job))
+    execute(conn, "fail_submission", job=job, reason=reason)
 
 
 def renew_submissions(conn: Conn, jobs: Iterable[int]) -> None:
     """Renew the leases of the submissions of these jobs."""
-    conn.execute(statement("renew_submissions"), {"jobs": list(jobs), "lease": timings.SUBMISSION_LEASE_SECONDS})
+    execute(conn, "renew_submissions", jobs=list(jobs))
 
 
 def fail_abandoned_submissions(conn: Conn) -> list[int]:
     """Fail the jobs without a key whose submission lease lapsed; return their ids."""
-    return [row[0] for row in conn.execute(statement("fail_abandoned_submissions"))]
+    return fetch_ids(conn, "fail_abandoned_submissions")
 
 
 def known_actor(conn: Conn, name: str) -> tuple[str, Signature | None] | None:
     """Return the queue and the signature of an actor that some worker announced; None for an unknown actor."""
-    row = conn.execute(statement("known_actor"), (name,)).fetchone() if is_storable(name) else None
+    row = execute(conn, "known_actor", name=name).fetchone() if is_storable(name) else None
     return (row[0], Signature.from_json(name, row[1])) if row else None

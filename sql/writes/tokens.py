@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 from callboard.sql.json_values import iso
 from callboard.sql.limits import parse_span
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.statements import statement
+from callboard.sql.statements import execute, statement
 from callboard.sql.states import DEFAULT_SCOPES, SCOPES
 from callboard.sql.writes.requests import Requester, check_text, job_status, note_action
 
@@ -82,11 +82,11 @@ def create(
 def revoke(conn: Conn, number: int, by: Requester) -> bool:
     """Let a token, and the sessions that were opened with it, let nobody in any more; return whether there was one."""
     with transaction(conn):
-        row = conn.execute(statement("revoke_token"), {"id": number, "tenant": by.tenant}).fetchone()
+        row = execute(conn, "revoke_token", id=number, tenant=by.tenant).fetchone()
         if row is None:
             return False
         name, job = row
-        conn.execute(statement("revoke_sessions"), (number,))
+        execute(conn, "revoke_sessions", id=number)
         if job is not None:
             note_action(conn, job, by, "unshare", {"token": number})
     log.info("token %d of %s is revoked by %s, %s", number, name, by.who or "somebody", by.via)
@@ -98,8 +98,9 @@ def log_in(conn: Conn, secret: str) -> tuple[str, float] | None:
     seconds it lasts; None: nobody is let in. A link works once.
     """
     session = PREFIX + secrets.token_urlsafe(32)
-    opening = {"opener": digest(secret), "digest": digest(session), "seconds": SESSION_SECONDS}
-    row = conn.execute(statement("open_session"), opening).fetchone()
+    row = execute(
+        conn, "open_session", opener=digest(secret), digest=digest(session), seconds=SESSION_SECONDS
+    ).fetchone()
     if row is None:
         return None
     log.info("session %d of %s begins", row[0], row[1])
@@ -108,9 +109,9 @@ def log_in(conn: Conn, secret: str) -> tuple[str, float] | None:
 
 def log_out(conn: Conn, session: str) -> None:
     """End a session."""
-    conn.execute(statement("end_session"), (digest(session),))
+    execute(conn, "end_session", digest=digest(session))
 
 
 def note_use(conn: Conn, number: int) -> None:
     """Note that a token is used, to the minute."""
-    conn.execute(statement("note_token_use"), (number,))
+    execute(conn, "note_token_use", id=number)

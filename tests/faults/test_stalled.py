@@ -7,7 +7,7 @@ import dramatiq
 import pytest
 
 import callboard
-from callboard.sql.reads import job_view
+from callboard.sql import timings
 from tests.faults.rig.scenario import ACTORS, Scenario, gated
 from tests.support.vhosts import Broker
 
@@ -15,7 +15,7 @@ from tests.support.vhosts import Broker
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask for the reason earlier than the product does."""
-    monkeypatch.setattr(job_view, "QUIET_AFTER_SECONDS", 1.0)
+    monkeypatch.setattr(timings, "QUIET_AFTER_SECONDS", 1.0)
 
 
 def client_half(number: int) -> None:

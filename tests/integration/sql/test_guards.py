@@ -13,7 +13,7 @@ import pytest
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
-from callboard.sql.statements import statement
+from callboard.sql.statements import statement, with_timings
 from callboard.sql.writes import actions, jobs, lanes, outcomes, publishing, retry_action, sweep
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
@@ -324,7 +324,7 @@ def test_an_item_that_is_set_aside_after_its_outcome(then: OutcomeState, scene: 
 def test_two_publishers_of_a_lane_claim_a_message_once(scene: Scene) -> None:
     claim = laned(scene.conn)
     lanes.move_to_outbox(scene.conn, claim, 0, 1, [(0, "a")])
-    given = {"job": claim.job, "width": 1, "lanes": None, "limit": 10, "lease": 60.0, "bytes": 1_000_000}
+    given = with_timings({"job": claim.job, "width": 1, "lanes": None, "limit": 10, "bytes": 1_000_000})
     second = waiting_for("claim_lanes", given)
     found: list[Any] = []
 
@@ -338,7 +338,7 @@ def test_two_publishers_of_a_lane_claim_a_message_once(scene: Scene) -> None:
 def test_a_lane_is_claimed_after_its_message_became_that_of_a_retry(scene: Scene) -> None:
     claim = laned(scene.conn)
     lanes.move_to_outbox(scene.conn, claim, 0, 1, [(0, "a")])
-    given = {"job": claim.job, "width": 1, "lanes": None, "limit": 10, "lease": 60.0, "bytes": 1_000_000}
+    given = with_timings({"job": claim.job, "width": 1, "lanes": None, "limit": 10, "bytes": 1_000_000})
     late = ends(claim.job, "retrying")
 
     def first(conn: Conn) -> None:

@@ -13,6 +13,7 @@ from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter, parse_search
 from callboard.sql.rows import Failure, HangSample
+from callboard.sql.statements import with_timings
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, claims, outcomes, publishing, retry_action, sends, submission, sweep, workers
 from callboard.sql.writes.requests import Requester
@@ -469,7 +470,8 @@ def test_reads_go_through_a_pooler_in_transaction_mode(conn: Conn, pooled_url: s
 def test_the_read_of_a_job_touches_no_item(conn: Conn) -> None:
     job = make_mixed_job(conn)
     query = queries.job(job)
-    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), query.parameters))
+    given = with_timings(query.parameters)
+    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), given))
     assert " on items" not in plan
     assert "jobs_pkey" in plan
 
@@ -481,6 +483,7 @@ def test_a_page_of_items_never_reads_the_whole_table(conn: Conn, state: str | No
     conn.execute("ANALYZE callboard.items")
     conn.execute("ANALYZE callboard.attempts")
     query = queries.items(job, state=state, limit=10)
-    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), query.parameters))
+    given = with_timings(query.parameters)
+    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), given))
     assert "Seq Scan on items" not in plan
     assert "items_pkey" in plan

@@ -14,7 +14,7 @@ from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewStage
-from callboard.sql.statements import statement
+from callboard.sql.statements import execute
 from callboard.sql.writes import actions, jobs, retry_action, stages, submission
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
@@ -97,7 +97,7 @@ def test_no_stage_is_made_of_a_stage_that_is_being_retried(conn: Conn, database_
     parent, [_, second] = make_staged(conn, made=False)
     worker = make_worker(conn)
     with connect(database_url) as other, other.transaction():
-        other.execute(statement("lock_stages"), (parent,))
+        execute(other, "lock_stages", parent=parent)
         assert stages.claim_stage(conn, worker, ["work"], []) is None
     retry_action.retry(conn, parent, ANNA, RetrySelection())
     assert stages.claim_stage(conn, worker, ["work"], []) is None
@@ -203,7 +203,7 @@ def test_a_look_waits_for_nobody_who_changes_a_job_of_stages(conn: Conn, databas
     conn.execute("INSERT INTO callboard.stage_changes (parent_id) VALUES (%s)", (parent,))
     conn.execute("SET statement_timeout = '5s'")
     with connect(database_url) as other, other.transaction():
-        other.execute(statement("lock_parent"), (parent,))
+        execute(other, "lock_parent", parent=parent)
         stages.update_parents(conn)
         assert status(conn, parent)["finished_at"] is None
     stages.update_parents(conn)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from callboard.sql import timings
 from callboard.sql.statements import QUERIES, documented, statement
 from tests.support.paths import ROOT
 
@@ -13,21 +14,27 @@ STATEMENTS = documented()
 #: A statement that is long enough for a file of its own.
 OWN_FILE = {"record": "record"}
 #: Read by several: a migrating process asks in its transaction, a reader describes the query for either colour.
-SHARED = {"applied_migrations": {"migrate._applied", "queries.migrations"}, "job": {"queries.job", "queries.ended_job"}}
+SHARED = {
+    "applied_migrations": {"migrate._applied", "queries.migrations"},
+    "jobs_by_id": {"queries.job", "queries.ended_job", "queries.jobs_by_id"},
+}
+#: The functions that take the name of a statement, the first of them alone, the others after the connection.
+RUNNERS = {"statement", "execute", "fetch", "fetch_one", "fetch_value", "fetch_ids", "gives_row"}
 FILES = {"queries": "reads"}
 #: Reads that count items: a recount, and those of a retry that are named one by one.
 COUNTING = {"recount", "retried_items"}
 
 
 def calls(path: Path) -> list[tuple[str, str]]:
-    """(statement, function) of each call of `statement` with a literal name."""
+    """(statement, function) of each call that runs a statement, by its literal name."""
     found = []
     for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for call in ast.walk(function):
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "statement":
-                    assert isinstance(call.args[0], ast.Constant), f"{path}: {ast.unparse(call)}"
-                    found.append((str(call.args[0].value), f"{path.stem}.{function.name}"))
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in RUNNERS:
+                    names = [given.value for given in call.args if isinstance(given, ast.Constant)]
+                    assert len(names) == 1, f"{path}: {ast.unparse(call)}"
+                    found.append((str(names[0]), f"{path.stem}.{function.name}"))
     return found
 
 
@@ -72,6 +79,12 @@ def test_every_part_is_used_more_than_once_and_none_is_left_in_a_statement() -> 
         texts = (*STATEMENTS.values(), *parts.values())
         assert sum(text.count(f"{{{name}}}") for text in texts) > 1, name
     assert not [name for name in STATEMENTS if re.search(r"\{\w+\}", statement(name))]
+
+
+def test_a_parameter_in_capitals_is_a_constant_of_timings() -> None:
+    used = {name for text in map(statement, STATEMENTS) for name in re.findall(r"%\(([A-Z_]+)\)s", text)}
+    assert used
+    assert used <= vars(timings).keys()
 
 
 def test_an_unknown_name_is_an_error() -> None:
