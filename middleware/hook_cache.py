@@ -11,6 +11,9 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Middleware, MiddlewareError
 
+#: The signals of a message.
+MESSAGE_SIGNALS = ("process_message", "skip_message", "ack", "nack")
+
 
 class HookCache:
     """The hooks of a broker's middleware, looked up once for as long as its list of middleware stays the same."""
@@ -31,11 +34,14 @@ class HookCache:
                 self._broker.logger.critical("Unexpected failure in before_%s.", signal, exc_info=True)
 
     def after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the hooks `after_<signal>` in reverse order; exceptions are logged."""
+        """Call the hooks `after_<signal>` in reverse order; exceptions are logged. So is a SystemExit in one of a
+        message: an exception that the hook formats may raise it, and Dramatiq's thread would end.
+        """
+        caught = (Exception, SystemExit) if signal in MESSAGE_SIGNALS else Exception
         for hook in self._find(f"after_{signal}"):
             try:
                 hook(*args, **kwargs)
-            except Exception:
+            except caught:
                 self._broker.logger.critical("Unexpected failure in after_%s.", signal, exc_info=True)
 
     def _find(self, name: str) -> Sequence[Callable[..., Any]]:

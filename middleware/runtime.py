@@ -235,7 +235,8 @@ class Runtime:
     def _replace_threads(self) -> str | None:
         """End a worker process that has lost threads, so that it is started again; return what it has lost, or None.
 
-        A hook of a middleware that raises what is no Exception ends the thread, and Dramatiq starts no other.
+        A hook of a middleware that raises neither an Exception nor SystemExit ends the thread, and Dramatiq starts no
+        other.
         """
         threads = [] if self._worker is None else self._worker.workers
         lost = self._lost_threads if self.process.stopping else sum(not t.is_alive() for t in threads)
