@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 
 from dramatiq.broker import MessageProxy
 
 from callboard.middleware.attempts.claim import AlreadyFailed, MovedBack, claim
 from callboard.middleware.attempts.durations import Durations
 from callboard.middleware.attempts.isolation import Isolation
-from callboard.middleware.attempts.job_facts import JobFactsCache
 from callboard.middleware.attempts.outcome import Outcome
-from callboard.middleware.attempts.parking import Parking, park, retry_moved_back
+from callboard.middleware.attempts.parking import Parking, retry_moved_back
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.consumers import Consumers
@@ -26,10 +26,13 @@ from callboard.middleware.publish.lanes import lane_of_call
 from callboard.middleware.submission.enqueue import foreign_item
 from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS
-from callboard.sql.rows import Claim, Event, JobControl, NewItem, Outgoing
-from callboard.sql.writes import claims, lanes
+from callboard.sql.rows import Claim, Event, JobControl, JobFacts, NewItem, Outgoing
+from callboard.sql.writes import claims, jobs, lanes
 
 log = logging.getLogger("callboard.tracking")
+
+#: The most jobs whose tenant, key and metadata are kept: read once a job, when an actor asks.
+CACHED_JOBS = 1_000
 
 
 class InFlight:
@@ -46,12 +49,12 @@ class InFlight:
     ) -> None:
         self._process = process
         self._consumers = consumers
-        self._parking = Parking(process, park, kept)
+        self._parking = Parking(process, claims.park, kept)
         self._moved_back = Parking(process, retry_moved_back, kept)
         self._lock = threading.RLock()
         self._wake = wake
         self._isolation = Isolation(process)
-        self._job_facts = JobFactsCache(process)
+        self._read_facts = lru_cache(CACHED_JOBS)(self._job_facts)
         self._holds = SideThread("holds")
         self._attempts: dict[tuple[int, int], Attempt] = {}
         self._durations = Durations()
@@ -101,8 +104,7 @@ class InFlight:
             suspect = suspect or known
         attempt = Attempt(
             stamp.job, stamp.item, stamp.attempt, [delivery], self._controls, stamp.epoch, message.actor_name,
-            message, stamp.standing, self._process.worker, self._hold_back,
-            self._job_facts.of,
+            message, stamp.standing, self._process.worker, self._hold_back, self._read_facts,
         )  # fmt: skip
         other = self._attempts.get(attempt.key)
         if other is not None and self._join(other, attempt):
@@ -325,6 +327,12 @@ class InFlight:
     def held(self) -> list[tuple[int, int]]:
         """(job, item) of what the process has in flight or prefetched, each once."""
         return list({*self._attempts, *self._consumers.prefetched()})
+
+    def _job_facts(self, job: int) -> JobFacts:
+        """Return what an app gave with a job. Waits for a database that is away; raises Stopping when the process stops
+        then.
+        """
+        return self._process.retry_write(lambda conn: jobs.job_facts(conn, job))
 
     def _hold_back(self, key: tuple[int, int], seconds: float, reason: str) -> None:
         """Hold back an item's lane, or its job, in a side thread: the actor goes on."""

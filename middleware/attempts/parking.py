@@ -17,7 +17,6 @@ from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import Process, Stopping
 from callboard.middleware.process.side_thread import SideThread
 from callboard.sql.pool import Conn
-from callboard.sql.writes import claims
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection, retry
 
@@ -36,13 +35,13 @@ Key: TypeAlias = tuple[int, int, int]
 class Parking:
     """Keeps messages, then acknowledges them, in a side thread: worker threads go on with other messages.
 
-    `keep` puts attempts into the outbox, and returns those that it refuses: their messages are rejected. A message
-    that is not kept before the process stops is not acknowledged, so it is delivered again. `kept` is called after
-    each transaction.
+    `keep` puts attempts into the outbox, and returns those that it refuses, if any: their messages are rejected. A
+    message that is not kept before the process stops is not acknowledged, so it is delivered again. `kept` is called
+    after each transaction.
     """
 
     def __init__(
-        self, process: Process, keep: Callable[[Conn, Sequence[Key]], Collection[Key]], kept: Callable[[], None]
+        self, process: Process, keep: Callable[[Conn, Sequence[Key]], Collection[Key] | None], kept: Callable[[], None]
     ) -> None:
         self._process = process
         self._keep = keep
@@ -61,7 +60,7 @@ class Parking:
             return
         keys = [(*attempt.key, attempt.number) for attempt in batch]
         try:
-            refused = self._process.retry_write(lambda conn: self._keep(conn, keys), _log_outage)
+            refused = self._process.retry_write(lambda conn: self._keep(conn, keys), _log_outage) or ()
         except Stopping:
             return
         release(
@@ -70,12 +69,6 @@ class Parking:
             for delivery in attempt.deliveries
         )
         self._kept()
-
-
-def park(conn: Conn, keys: Sequence[Key]) -> Collection[Key]:
-    """Park messages of jobs that are paused, or that were given back; see `Parking`."""
-    claims.park(conn, keys)
-    return ()
 
 
 def retry_moved_back(conn: Conn, keys: Sequence[Key]) -> Collection[Key]:

@@ -4,7 +4,7 @@ import logging
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -43,20 +43,6 @@ class NoAnswer(RuntimeError):
 
 
 @dataclass(slots=True)
-class Depth:
-    """Messages of a queue (ready, delivered and not acknowledged, waiting for their time, dead), and its consumers.
-
-    None: not known. `unacknowledged` is known from the management API only.
-    """
-
-    ready: int | None = None
-    unacknowledged: int | None = None
-    delayed: int | None = None
-    dead: int | None = None
-    consumers: int | None = None
-
-
-@dataclass(slots=True)
 class DeadLetter:
     """A message in a dead-letter queue. `reason`: RabbitMQ's word for why; `of`: "job/item", if it is an item's."""
 
@@ -69,8 +55,8 @@ class DeadLetter:
 
 
 def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
-    """Return these rows of `queries.queues`, each with the fields of its `Depth`, and why these are not known, or None.
-    `addresses`: as in AMQP_URL.
+    """Return these rows of `queries.queues`, each with its messages (ready, delivered and not acknowledged, waiting for
+    their time, dead) and its consumers, and why these are not known, or None. `addresses`: as in AMQP_URL.
     """
     found: dict[str, dict[str, Any]] = {}
     trouble = None
@@ -78,7 +64,7 @@ def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> tuple[list[
         found = _asked(addresses, [row["name"] for row in queues])
     except NoAnswer as error:
         trouble = str(error)
-    return [{**row, **asdict(_depth(found, row["name"]))} for row in queues], trouble
+    return [{**row, **_depth(found, row["name"])} for row in queues], trouble
 
 
 def _asked(addresses: str, queues: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -96,12 +82,14 @@ def _asked(addresses: str, queues: Sequence[str]) -> dict[str, dict[str, Any]]:
         return {name: _declared(connection, name) for name in names}
 
 
-def _depth(found: dict[str, dict[str, Any]], queue: str) -> Depth:
+def _depth(found: dict[str, dict[str, Any]], queue: str) -> dict[str, int | None]:
+    """None: not known. `unacknowledged` is known from the management API only."""
     own, delayed, dead = (found.get(name, {}) for name in (queue, dq_name(queue), xq_name(queue)))
-    return Depth(
-        own.get("messages_ready"), own.get("messages_unacknowledged"), delayed.get("messages_ready"),
-        dead.get("messages_ready"), own.get("consumers"),
-    )  # fmt: skip
+    return {
+        "ready": own.get("messages_ready"), "unacknowledged": own.get("messages_unacknowledged"),
+        "delayed": delayed.get("messages_ready"), "dead": dead.get("messages_ready"),
+        "consumers": own.get("consumers"),
+    }  # fmt: skip
 
 
 def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:

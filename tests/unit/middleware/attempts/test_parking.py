@@ -1,15 +1,15 @@
 """Messages of paused jobs are parked also when the database refuses that at first."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 import pytest
 
-from callboard.middleware.attempts.parking import Parking, park
+from callboard.middleware.attempts.parking import Parking
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.process import process
-from callboard.sql.writes import claims
 from tests.support.deliveries import RecordedAcks
 from tests.support.process_parts import process_without_database
 from tests.support.workers import wait_until
@@ -25,14 +25,13 @@ def test_messages_are_parked_when_the_database_takes_writes_again(monkeypatch: p
     kept: list[Any] = []
     acks = RecordedAcks()
 
-    def take(_: Any, messages: list[Any]) -> None:
+    def take(_: Any, messages: Sequence[Any]) -> None:
         if (error := answers.pop(0)) is not None:
             raise error
         kept.extend(messages)
 
-    monkeypatch.setattr(claims, "park", take)
     monkeypatch.setattr(process, "RETRY_SECONDS", 0.01)
     parked = Attempt(1, 2, 3, [Delivery(acks, 7, None)], {})
-    Parking(process_without_database(), park, lambda: None).park(parked)
+    Parking(process_without_database(), take, lambda: None).park(parked)
     assert wait_until(lambda: acks.acknowledged == [7], TIMEOUT)
     assert kept == [(1, 2, 3)]
