@@ -301,11 +301,6 @@ WITH job AS (
      WHERE %(state)s::text IS NULL AND i.job_id = %(job)s AND i.item > %(after)s
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
-    (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'succeeded' AND (SELECT looks FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
-       AND i.item <= (SELECT last_look FROM job) AND i.state = 'succeeded'
-     ORDER BY i.item LIMIT %(limit)s)
-    UNION ALL
     (SELECT a.item FROM tries AS a
      CROSS JOIN LATERAL (
          SELECT state, attempt FROM callboard.items AS i WHERE i.job_id = %(job)s AND i.item = a.item OFFSET 0
@@ -326,8 +321,10 @@ WITH job AS (
      CROSS JOIN LATERAL (
          SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
      ) AS i
-     WHERE %(state)s::text = 'retrying' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
-       AND i.state = 'retrying'
+     WHERE %(state)s::text IN ('retrying', 'pending') AND NOT (SELECT ends FROM job)
+       AND o.job_id = %(job)s AND o.item > %(after)s
+       AND CASE %(state)s::text WHEN 'retrying' THEN i.state = 'retrying'
+                                ELSE (o.first OR o.in_turn) AND i.state = 'waiting' END
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item OFFSET 0)
      ORDER BY o.item LIMIT %(limit)s)
     UNION ALL
@@ -338,30 +335,21 @@ WITH job AS (
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
      ORDER BY i.item LIMIT %(limit)s)
     UNION ALL
-    (SELECT o.item FROM callboard.outbox AS o
-     CROSS JOIN LATERAL (
-         SELECT state FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
-     ) AS i
-     WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND o.job_id = %(job)s AND o.item > %(after)s
-       AND (o.first OR o.in_turn) AND i.state = 'waiting'
-       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = o.job_id AND r.item = o.item OFFSET 0)
-     ORDER BY o.item LIMIT %(limit)s)
-    UNION ALL
     (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'queued' AND (SELECT looks FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
-       AND i.item <= (SELECT last_look FROM job) AND i.state = 'waiting'
-       AND (i.message_id IS NOT NULL OR i.item < (SELECT watermark FROM job))
-       AND NOT EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.in_turn) OFFSET 0)
-       AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
-     ORDER BY i.item LIMIT %(limit)s)
-    UNION ALL
-    (SELECT i.item FROM callboard.items AS i
-     WHERE %(state)s::text = 'cancelled' AND (SELECT looks FROM job) AND i.job_id = %(job)s AND i.item > %(after)s
-       AND i.item <= (SELECT last_look FROM job)
-       AND (i.state = 'cancelled'
-            OR (SELECT ends FROM job) AND i.state IN ('waiting', 'retrying')
-               AND NOT EXISTS (SELECT FROM callboard.running AS r
-                               WHERE r.job_id = i.job_id AND r.item = i.item AND NOT (SELECT over FROM job) OFFSET 0))
+     WHERE (SELECT looks FROM job) AND i.job_id = %(job)s AND i.item > %(after)s AND i.item <= (SELECT last_look FROM job)
+       AND CASE %(state)s::text
+           WHEN 'succeeded' THEN i.state = 'succeeded'
+           WHEN 'queued' THEN
+               i.state = 'waiting' AND (i.message_id IS NOT NULL OR i.item < (SELECT watermark FROM job))
+               AND NOT EXISTS (SELECT FROM callboard.outbox AS o
+                               WHERE o.job_id = i.job_id AND o.item = i.item AND (o.first OR o.in_turn) OFFSET 0)
+               AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
+           ELSE
+               i.state = 'cancelled'
+               OR (SELECT ends FROM job) AND i.state IN ('waiting', 'retrying')
+                  AND NOT EXISTS (SELECT FROM callboard.running AS r
+                                  WHERE r.job_id = i.job_id AND r.item = i.item AND NOT (SELECT over FROM job) OFFSET 0)
+           END
      ORDER BY i.item LIMIT %(limit)s)
 ), page AS MATERIALIZED (
     SELECT DISTINCT item FROM wanted ORDER BY item LIMIT %(limit)s
