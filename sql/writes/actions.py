@@ -15,7 +15,7 @@ from callboard.sql.rows import StageRow
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch_one, fetch_value, required
 from callboard.sql.writes import jobs, retention, stages, submission
-from callboard.sql.writes.refusals import WHY, refuse_deletion_of_stage, refuse_stage
+from callboard.sql.writes.refusals import check, refuse_stage
 from callboard.sql.writes.requests import (
     NoSuchJob,
     Requester,
@@ -41,8 +41,8 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
     with transaction(conn):
         if stages.stop_parent(conn, job, _lock_stages(conn, job, by), "cancelled", reason):
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
-        elif (status := job_status(conn, job, by)).state in ("completed", "failed"):
-            refuse(job, status, WHY["cancel"])
+        else:
+            check(conn, job, by, "cancel")
     jobs.close_stopped(conn)
     stages.update_parents(conn)
 
@@ -65,8 +65,8 @@ def _switch(conn: Conn, job: int, by: Requester, action: str, change: Callable[[
             for stage in found:
                 change(conn, stage.id)
             note_action(conn, job, by, action)
-        elif (status := job_status(conn, job, by)).ends:
-            refuse(job, status, WHY[action])
+        else:
+            check(conn, job, by, action)
 
 
 def seal(conn: Conn, job: int, by: Requester) -> None:
@@ -137,9 +137,9 @@ def delete(conn: Conn, job: int, by: Requester) -> None:
     Its history goes with it, so the log says who deleted it. Raises NoSuchJob, and NotPossible while it is open.
     """
     with transaction(conn):
-        refuse_deletion_of_stage(job, job_status(conn, job, by))
+        check(conn, job, by, "delete")
         if not retention.mark_deleted(conn, [job]):
-            refuse(job, job_status(conn, job, by), WHY["delete"])
+            check(conn, job, by, "delete")  # it was opened, or deleted, a moment ago
     log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
 
 

@@ -21,7 +21,8 @@ def check(conn: Conn, job: int, by: Requester, action: str, *, some_items: bool 
         if some_items and status.has_stages:
             refuse_items_of_stages(job)
     elif action == "delete":
-        refuse_deletion_of_stage(job, status)
+        if status.parent is not None:
+            raise NotPossible(f"job {job} is a stage of job {status.parent}: delete that, and its stages go with it")
         refused = not status.over
     else:
         refuse_stage(job, status)
@@ -34,12 +35,6 @@ def refuse_stage(job: int, status: JobStatus) -> None:
     """Raise NotPossible for a stage: what its parent does holds for it."""
     if status.parent is not None:
         raise NotPossible(f"job {job} is a stage of job {status.parent}: apply this to job {status.parent}")
-
-
-def refuse_deletion_of_stage(job: int, status: JobStatus) -> None:
-    """Raise NotPossible for a stage, which leaves with its parent."""
-    if status.parent is not None:
-        raise NotPossible(f"job {job} is a stage of job {status.parent}: delete that, and its stages go with it")
 
 
 def refuse_items_of_stages(job: int) -> None:
