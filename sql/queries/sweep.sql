@@ -95,13 +95,10 @@ SELECT id FROM callboard.jobs
 WHERE finished_at IS NULL AND NOT sealed AND standing_on < (now() AT TIME ZONE 'UTC')::date ORDER BY id
 
 -- name: ended_turns
--- Jobs that ended and have turns left, so perhaps messages and lanes. Caller: the sweep. Rows: (id).
-SELECT DISTINCT job_id FROM callboard.turns WHERE over ORDER BY job_id LIMIT %(DROP_BATCH_JOBS)s
-
--- name: search_by_index
--- The rest of the transaction searches tables by their indexes, also one that the planner takes for tiny.
--- Caller: the sweep. Rows: one, of no use.
-SELECT set_config('enable_seqscan', 'off', true)
+-- Jobs that ended and have turns left, so perhaps messages and lanes. The rest of the transaction searches tables by their
+-- indexes, also one that the planner takes for tiny. Caller: the sweep. Rows: (id).
+SELECT DISTINCT job_id FROM callboard.turns, (SELECT set_config('enable_seqscan', 'off', true)) AS by_index
+WHERE over ORDER BY job_id LIMIT %(DROP_BATCH_JOBS)s
 
 -- name: drop_messages_of_ended_jobs
 -- What was to be published for jobs that are over never is; what waits for the dead

@@ -37,9 +37,8 @@ def standing_jobs_to_seal(conn: Conn) -> list[int]:
 
 def drop_messages_of_ended_jobs(conn: Conn) -> None:
     """Drop outbox messages of jobs that are over, `DROP_BATCH_MESSAGES` at most, and the lanes and turns of others."""
-    if jobs := fetch_ids(conn, "ended_turns"):
-        with transaction(conn):
-            execute(conn, "search_by_index")
+    with transaction(conn):
+        if jobs := fetch_ids(conn, "ended_turns"):
             execute(conn, "drop_messages_of_ended_jobs", jobs=jobs)
 
 
