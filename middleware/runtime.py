@@ -21,7 +21,6 @@ from callboard.middleware.callbacks.stage_maker import StageMaker
 from callboard.middleware.journal.journal import Journal
 from callboard.middleware.message.attempt import current_attempt
 from callboard.middleware.message.consumers import Consumers
-from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process.fatal_exit import check_settings, exit_process, is_dramatiq_command, stop_process
 from callboard.middleware.process.heartbeat import Heartbeat, OtherBroker
 from callboard.middleware.process.process import Process
@@ -37,7 +36,7 @@ from callboard.sql.errors import connect_advice
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import DueWork, Outgoing
 from callboard.sql.signature import Signature
-from callboard.sql.writes import claims, jobs
+from callboard.sql.writes import jobs
 
 log = logging.getLogger("callboard.tracking")
 
@@ -85,8 +84,8 @@ class Runtime:
         self._stage_maker = StageMaker(self.process, self.publish_job)
         self._heartbeat = Heartbeat(
             self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble,
-            self._stage_maker.make_due, self.in_flight.mean_seconds, self._work_done, self.in_flight.holds_messages,
-            self._begin_due,
+            self._stage_maker.make_due, self.in_flight.mean_seconds, self._work_done,
+            partial(self.in_flight.expects_more, 0), self._begin_due,
         )  # fmt: skip
 
     @property
@@ -128,17 +127,6 @@ class Runtime:
         """Publish a job's first items from here, if this process can; workers publish the rest in any case."""
         if self.process.publishes:
             self.publisher.publish_job(job)
-
-    def postpone(self, stamp: Stamp, actor: str) -> bool:
-        """Requeue a message for a worker that has its actor; return False if none has announced it for too long.
-
-        Raises Stopping.
-        """
-        return self.process.retry_write(lambda conn: claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, actor))
-
-    def has_open_items(self, queue: str) -> bool:
-        """Return whether an item of a queue did not end, and its job goes on."""
-        return self.write(lambda conn: jobs.queue_has_open_items(conn, queue))
 
     def drop_queue(self, queue: str) -> None:
         """Cancel the jobs that have messages in a queue, or are to publish some."""

@@ -17,6 +17,7 @@ from callboard.middleware.submission.enqueue import comes_off_delay_queue
 from callboard.middleware.submission.threads import carry_into_pools
 from callboard.middleware.tracking import Tracking, track
 from callboard.sql import settings
+from callboard.sql.writes import jobs
 
 #: Seconds between two looks at the items that `join` waits for.
 JOIN_SECONDS = 0.1
@@ -84,7 +85,7 @@ class TrackedBroker(dramatiq.Broker):
         Raises QueueJoinTimeout. Items of paused jobs are not waited for.
         """
         end = None if timeout is None else time.monotonic() + timeout / 1000
-        while self.runtime.has_open_items(queue_name):
+        while self.runtime.write(lambda conn: jobs.queue_has_open_items(conn, queue_name)):
             if end is not None and time.monotonic() > end:
                 raise QueueJoinTimeout(queue_name)
             time.sleep(JOIN_SECONDS)

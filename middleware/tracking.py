@@ -38,6 +38,7 @@ from callboard.middleware.runtime import Runtime
 from callboard.middleware.submission.actor_lookup import own_signature
 from callboard.sql import settings
 from callboard.sql.rows import Retry
+from callboard.sql.writes import claims
 
 #: The most characters of an actor's name: an index holds it.
 NAME_CHARACTERS = 300
@@ -145,7 +146,9 @@ class Tracking(Middleware):
     def _requeue(self, broker: dramatiq.Broker, message: MessageProxy, delivery: Delivery, stamp: Stamp) -> None:
         message.failed = False  # a copy that must not run is acknowledged, like any other
         try:
-            postponed = self.runtime.postpone(stamp, message.actor_name)
+            postponed = self.runtime.process.retry_write(
+                lambda conn: claims.postpone(conn, stamp.job, stamp.item, stamp.attempt, message.actor_name)
+            )
         except Stopping:
             return  # never acknowledged, it is delivered again
         if not postponed:

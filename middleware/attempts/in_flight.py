@@ -350,10 +350,6 @@ class InFlight:
                 attempt = Attempt(*delivery.stamp[:3], [delivery], self._controls, delivery.stamp.epoch)
                 self._park(attempt, self._parking)
 
-    def holds_messages(self) -> bool:
-        """Return whether the process has prefetched a message, or runs one."""
-        return self.expects_more(0)
-
     def busy_threads(self, acks: Acks | None = None) -> int:
         """Return how many worker threads run attempts, or wait for a claim or a turn of one; with `acks`: of deliveries
         of that connection. The attempts of a batch run in one thread.

@@ -29,7 +29,7 @@ WHERE job_id = %(job)s AND item = %(item)s AND attempt = %(attempt)s AND worker 
 -- A message came to a worker that lacks its actor. It waits as a row: for a moment while a worker that has the actor
 -- lives, else until one comes (make_postponed_due), or has not come for too long.
 -- Guard: the row still carries that attempt and waits, and nobody holds it.
--- Caller: Runtime.postpone. Rows: one, whether the item is to fail now.
+-- Caller: the hooks, for a message whose actor is missing. Rows: one, whether the item is to fail now.
 WITH found AS MATERIALIZED (
     SELECT i.job_id, i.item, i.attempt, i.queue, {unknown_too_long} AS fails
     FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
