@@ -3,8 +3,7 @@
 import os
 import random
 import signal
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 
@@ -73,21 +72,20 @@ def test_killed_many_times_in_the_middle_of_jobs(scenario: Scenario) -> None:
 def test_asked_to_stop_nothing_runs_twice(number: signal.Signals, scenario: Scenario) -> None:
     """Three times, and each time all threads of both workers have items that end after that."""
     workers = [scenario.start_worker() for _ in range(2)]
-    starts = {200: scenario.folder / "first", 450: scenario.folder / "second", 700: scenario.folder / "third"}
-    items: Iterable[dict[str, Any]] = mixed(1000, 0.05)
-    for start, gate in starts.items():
-        items = gated(items, gate, start)
-    job = scenario.submit("work", items)
-    for start, gate in starts.items():
-        scenario.wait_at_gate(job, start, threads=2 * 8)
-        scenario.wait_for(job, lambda _: workers[0].ready())
+    jobs: list[callboard.Job] = []
+    for n in range(3):
+        gate = scenario.folder / f"gate-{n}"
+        jobs.append(scenario.submit("work", gated(mixed(240, 0.05), gate, 80)))
+        scenario.wait_at_gate(jobs[-1], 80, threads=2 * 8)
+        scenario.wait_for(jobs[-1], lambda _: workers[0].ready())
         workers[0].boots += 1  # it is to be ready once more: a second signal before that ends it at once
         os.kill(workers[0].pid, number)
         gate.touch()
         if number == signal.SIGTERM:
             assert workers[0].process.child is not None
             assert workers[0].process.child.wait(TIMEOUT) == 0
-    scenario.assert_mixed_completed(job, 1000)
-    assert scenario.run_log.repeated(job.id) == 0
     tries = {"fail": 3, "retry": 2}
-    assert scenario.run_log.run_counts(job.id) == {n: tries.get(fate(n), 1) for n in range(1000)}
+    for job in jobs:
+        scenario.assert_mixed_completed(job, 240)
+        assert scenario.run_log.repeated(job.id) == 0
+        assert scenario.run_log.run_counts(job.id) == {n: tries.get(fate(n), 1) for n in range(240)}
