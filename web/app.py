@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -13,7 +14,7 @@ from starlette.routing import Mount, Route, Router
 from starlette.staticfiles import StaticFiles
 
 from callboard.sql.settings import NotConfigured
-from callboard.web import events, health, login, openapi
+from callboard.web import health, login, openapi
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS, METRICS
@@ -84,6 +85,6 @@ def create_app(
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
-    app.state.database, app.state.login, app.state.events = database, own, events.loops()
-    app.state.submitter = submitter
+    app.state.database, app.state.login, app.state.submitter = database, own, submitter
+    app.state.events = WeakKeyDictionary()  # what is watched, in each event loop that serves the app
     return app

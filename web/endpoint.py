@@ -15,7 +15,7 @@ from callboard.identity import Identity
 from callboard.sql.pool import AsyncConn, Conn
 from callboard.sql.reads import queries
 from callboard.sql.reads.queries import Query, arun
-from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
+from callboard.sql.writes.requests import Requester
 from callboard.web import access, answers, parameters
 from callboard.web.parameters import DryRun, NoQuery
 from callboard.web.problems import Json
@@ -67,13 +67,9 @@ class Call(Generic[Q, B]):
         return found
 
     async def write(self, write: Callable[[Conn], T]) -> T:
-        """Run a change of the app's database; what is wrong with it becomes an HTTPException."""
+        """Run a change of the app's database. Raises HTTPException 422 for nonsense, and NoSuchJob and NotPossible."""
         try:
             answer: T = await self.request.app.state.database.write(write)
-        except NoSuchJob as error:
-            raise HTTPException(404, str(error)) from None
-        except NotPossible as error:
-            raise HTTPException(409, str(error)) from None
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         return answer

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Hashable, Sequence
 from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 import msgspec
 import psycopg
@@ -259,11 +259,6 @@ def _events(call: Call[Any, Any]) -> Events:
     state, loop = call.request.app.state, asyncio.get_running_loop()
     events: Events = state.events.setdefault(loop, Events(state.database))
     return events
-
-
-def loops() -> WeakKeyDictionary[asyncio.AbstractEventLoop, Events]:
-    """Place for what is watched in each event loop that serves an app."""
-    return WeakKeyDictionary()
 
 
 def _event(name: str, data: bytes, tag: str = "") -> bytes:

@@ -11,8 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from callboard.middleware.submission.submission import SubmittedElsewhere
 from callboard.sql.migrate import ABSENT
 from callboard.sql.settings import NotConfigured
+from callboard.sql.writes.requests import NoSuchJob, NotPossible
 from callboard.web.database import Busy
 from callboard.web.parameters import Refused
 
@@ -91,6 +93,8 @@ HANDLERS: dict[Any, Any] = {
     psycopg.errors.QueryCanceled: problem(503, SLOW),
     Busy: problem(503, BUSY, {"Retry-After": "1"}),
     NotConfigured: problem(503),
+    NoSuchJob: problem(404),
+    **dict.fromkeys((NotPossible, SubmittedElsewhere), problem(409)),
     **dict.fromkeys((*ABSENT, psycopg.errors.UndefinedColumn), problem(503, BEHIND)),
     Exception: problem(500, BROKEN),
 }

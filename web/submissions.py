@@ -15,12 +15,11 @@ from callboard.middleware.submission import submission as submissions
 from callboard.middleware.submission.actor_lookup import UnknownActor
 from callboard.middleware.submission.item_encoding import BadItem, Row
 from callboard.middleware.submission.json_lines import BadLine
-from callboard.middleware.submission.submission import SubmittedElsewhere
 from callboard.sql.reads import queries
 from callboard.sql.signature import Signature
 from callboard.sql.writes import actions
 from callboard.sql.writes import submission as writes
-from callboard.sql.writes.requests import NoSuchJob, NotPossible, note_action
+from callboard.sql.writes.requests import note_action
 from callboard.sql.writes.run_again import Again
 from callboard.sql.writes.run_again import run_again as run_again_
 from callboard.sql.writes.submission import KeyInUse
@@ -251,10 +250,6 @@ def _refusals() -> Iterator[None]:
         field, code = ("actor", "unknown_actor") if isinstance(error, UnknownActor) else ("key", "key_in_use")
         parts = [{"pointer": f"#/{field}", "detail": str(error)}]
         raise Refused(422, str(error), code=code, errors=parts) from None
-    except NoSuchJob as error:
-        raise HTTPException(404, str(error)) from None
-    except (SubmittedElsewhere, NotPossible) as error:
-        raise HTTPException(409, str(error)) from None
     except ClientDisconnect:
         raise HTTPException(400, "the body ended too early: send it again") from None
     except ValueError as error:
