@@ -24,12 +24,6 @@ class Node(rabbitmq.Node):
         """The address of the management plugin's HTTP API, without user and password."""
         return f"http://127.0.0.1:{self._management_port}/api"
 
-    @property
-    def pid(self) -> int:
-        """The pid of the Erlang machine."""
-        assert self._server is not None
-        return self._server.pid
-
     def begin(self) -> Self:
         self._logged_before = self.log.stat().st_size if self.log.exists() else 0
         return super().begin()

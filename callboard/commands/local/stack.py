@@ -15,7 +15,7 @@ from callboard.commands.errors import CommandError
 from callboard.commands.local import processes
 from callboard.commands.local.reload import SourceWatch
 from callboard.commands.local.supervisor import ManagedProcess, Supervisor
-from callboard.commands.services import Node, Server, installed
+from callboard.commands.services import Node, Process, Server, installed
 from callboard.commands.services.ports import free_ports
 from callboard.commands.services.signals import ignores_signals
 from callboard.commands.settings import masked
@@ -162,7 +162,7 @@ class LocalStack:
         self._up_file.write_text(json.dumps({**addresses, "web_url": self.web_url}) + "\n", encoding="utf-8")
 
     def _supervise(
-        self, name: str, service: Server | Node | processes.Child, start: Callable[[], object],
+        self, name: str, service: Process, start: Callable[[], object],
         ask_to_end: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
         managed = ManagedProcess(name, service.running, start, service.log, ask_to_end)

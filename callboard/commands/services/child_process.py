@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 EXEC_AS = Path(__file__).with_name("exec_as.py")
+#: Seconds that a program has to end in order.
+STOP_SECONDS = 30.0
 
 
 class NotStarted(RuntimeError):
@@ -54,7 +56,7 @@ def last_line(path: Path) -> str:
 
 @dataclass
 class Process:
-    """A program in a process group of its own, its output in a file.
+    """A program in a process group of its own, its output in a file; as a context manager it runs for a block.
 
     On Linux it gets the signal `farewell` when the *thread* that called `start` ends, however it ends: start services
     from the main thread. It gets it twice when a process of several threads is killed. Signals go to the program alone,
@@ -76,6 +78,16 @@ class Process:
         if self.child is None:
             raise RuntimeError(f"{self.command[0]} was not started")
         return self.child.pid
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def start(self) -> Self:
         """Start it; its output is appended to the log."""
@@ -113,11 +125,15 @@ class Process:
             self._asked = True
             self.send(self.farewell)
 
-    def stop(self, timeout: float = 10) -> int | None:
+    def stop(self, timeout: float = STOP_SECONDS) -> int | None:
         """Ask it to end, and kill its group after `timeout` seconds; return its exit code, None if never started."""
         self.ask_to_end()
         wait_until(lambda: not self.running(), timeout)
         return self.kill()
+
+    def close(self) -> None:
+        """Stop it for good."""
+        self.stop()
 
     def kill(self) -> int | None:
         """Send SIGKILL to its group; return its exit code, None if it was never started."""

@@ -21,15 +21,14 @@ from callboard.commands.services.child_process import NotStarted, Process
 from callboard.commands.services.postgres_data import embedded, give, initialised, user_for, write_access
 
 START_SECONDS = 60.0
-STOP_SECONDS = 30.0
 #: Starts while the sessions of a killed server still hold its memory, and seconds between two of them.
 STARTS, PAUSE_SECONDS = 20, 0.5
 # The longest path of a socket on macOS (Linux: 107), less the name of the socket's lock file.
 LONGEST_FOLDER = 103 - len("/.s.PGSQL.5432.lock")
 
 
-class Server:
-    """A PostgreSQL server on a folder, which it makes and keeps; as a context manager it runs for a block.
+class Server(Process):
+    """A PostgreSQL server on a folder, which it makes and keeps.
 
     `settings` are server settings. `users` are system users that may connect besides the one who starts it. `programs`
     is the folder of another PostgreSQL's `initdb` and `postgres`, instead of the wheel's. The URL stays the same when
@@ -41,22 +40,12 @@ class Server:
         programs: Path | None = None,
     ) -> None:  # fmt: skip
         self.folder = folder.resolve()
-        self.log = self.folder / "postgres.log"
+        # SIGINT is PostgreSQL's fast shutdown: it ends sessions and writes a checkpoint.
+        super().__init__(["postgres"], log=self.folder / "postgres.log", cwd=Path("/"), farewell=signal.SIGINT)
         self.sockets = _sockets(self.folder)
         self._settings = settings or {}
         self._programs = programs
         self._users = [pwd.getpwuid(os.geteuid()).pw_name, *users]
-        self._process: Process | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def url(self) -> str:
@@ -67,19 +56,17 @@ class Server:
         """Start it and wait until it answers. Raises NotStarted, also when another one runs on the same folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         programs = self._programs or embedded()
-        user = user_for(self.folder, programs)
-        data = initialised(self.folder, programs, user)
+        self.user = user_for(self.folder, programs)
+        data = initialised(self.folder, programs, self.user)
         write_access(data, self._users)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
-        give(self.sockets, user)
+        give(self.sockets, self.user)
         fixed = {"listen_addresses": "", "unix_socket_directories": f'"{self.sockets}"'}
         options = [f"--{name}={value}" for name, value in {**self._settings, **fixed}.items()]
-        # SIGINT is PostgreSQL's fast shutdown: it ends sessions and writes a checkpoint.
-        command = [str(programs / "postgres"), "-D", str(data), *options]
-        self._process = Process(command, log=self.log, cwd=Path("/"), user=user, farewell=signal.SIGINT)
+        self.command = [programs / "postgres", "-D", data, *options]
         for left in reversed(range(STARTS)):
             try:
-                self._process.start().wait_ready(self._ready, START_SECONDS)
+                super().start().wait_ready(self._ready, START_SECONDS)
                 break
             except NotStarted as error:
                 if not left or "shared memory block" not in str(error):
@@ -87,23 +74,9 @@ class Server:
                 time.sleep(PAUSE_SECONDS)
         return self
 
-    def running(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None and self._process.running()
-
-    def stop(self) -> None:
-        """End all sessions and stop it in order."""
-        if self._process is not None:
-            self._process.stop(STOP_SECONDS)
-
-    def kill(self) -> None:
-        """Stop it with SIGKILL, as a power cut would."""
-        if self._process is not None:
-            self._process.kill()
-
     def close(self) -> None:
         """Stop it for good."""
-        self.stop()
+        super().close()
         # It fails if another server uses the folder: then the folder is not empty.
         with suppress(OSError):
             self.sockets.rmdir()
@@ -112,7 +85,7 @@ class Server:
         # Another server on the same folder would answer too, until this one has noticed it and ended.
         try:
             pid = (self.folder / "postgres" / "postmaster.pid").read_text(encoding="ascii").partition("\n")[0]
-            if self._process is None or pid != str(self._process.pid):
+            if pid != str(self.pid):
                 return False
             psycopg.connect(self.url, connect_timeout=5).close()
         except (FileNotFoundError, psycopg.OperationalError):

@@ -5,7 +5,6 @@ the system runs: its Erlang port mapper (epmd) is its own too, so that nothing s
 """
 
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
@@ -17,31 +16,19 @@ from callboard.commands.services.rabbitmq_programs import epmd, installed, scrip
 __all__ = ["Node", "installed", "listens", "scripts"]
 
 START_SECONDS = 120.0
-STOP_SECONDS = 30.0
 EPMD_SECONDS = 60.0
 
 
-class Node:
-    """A RabbitMQ node on a folder, which it makes and keeps; as a context manager it runs for a block.
+class Node(Process):
+    """A RabbitMQ node on a folder, which it makes and keeps.
 
     Its messages, ports and password stay the same when it starts again.
     """
 
     def __init__(self, folder: Path) -> None:
         self.files = NodeFolder.at(folder)
-        self.log = self.files.folder / "rabbitmq.log"
+        super().__init__(["rabbitmq-server"], log=self.files.folder / "rabbitmq.log", cwd=self.files.folder)
         self._epmd: Process | None = None
-        self._server: Process | None = None
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def url(self) -> str:
@@ -62,12 +49,14 @@ class Node:
         if place is None or mapper is None:
             raise NotStarted("no RabbitMQ here; set AMQP_URL, or install rabbitmq-server with the system's packages")
         self.configure()
+        self.env = self.files.environment()
         port = self.files.ports.epmd
         if not listens(port):
-            self._epmd = self._process([mapper, "-port", str(port), "-address", "127.0.0.1"])
+            command: list[str | Path] = [mapper, "-port", str(port), "-address", "127.0.0.1"]
+            self._epmd = Process(command, log=self.log, env=self.env, cwd=self.cwd).start()
             self._epmd.wait_ready(lambda: listens(port), EPMD_SECONDS)
-        self._server = self._process([place / "rabbitmq-server"])
-        return self
+        self.command = [place / "rabbitmq-server"]
+        return super().start()
 
     def configure(self) -> None:
         """Write the files that it starts from."""
@@ -75,42 +64,20 @@ class Node:
 
     def wait(self) -> Self:
         """Wait until it takes connections. Raises NotStarted with the end of its log if it doesn't."""
-        if self._server is None:
-            raise RuntimeError("the RabbitMQ node was not started")
-        try:
-            self._server.wait_ready(self.ready, START_SECONDS)
-        except NotStarted:
-            self.kill()
-            raise
+        self.wait_ready(self.ready, START_SECONDS)
         return self
 
     def start(self) -> Self:
         """Start it and wait until it takes connections. Raises NotStarted."""
         return self.begin().wait()
 
-    def stop(self) -> None:
-        """Stop it in order, then its port mapper."""
-        if self._server is not None:
-            self._server.stop(STOP_SECONDS)
-        self._stop_epmd()
-
-    def kill(self) -> None:
-        """Stop it with SIGKILL, as a power cut would, and its port mapper."""
-        if self._server is not None:
-            self._server.kill()
-        self._stop_epmd()
-
-    def running(self) -> bool:
-        """Whether its process runs."""
-        return self._server is not None and self._server.running()
-
-    def _stop_epmd(self) -> None:
+    def kill(self) -> int | None:
+        """Send SIGKILL to its group, as a power cut would, and stop its port mapper; return its exit code."""
+        code = super().kill()
         if self._epmd is not None:
             self._epmd.stop()
             self._epmd = None
-
-    def _process(self, command: Sequence[str | Path]) -> Process:
-        return Process(command, log=self.log, env=self.files.environment(), cwd=self.files.folder).start()
+        return code
 
     def ready(self) -> bool:
         """Whether it takes connections. The listener opens as the last boot step but one."""
