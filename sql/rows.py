@@ -351,16 +351,6 @@ class OpenJob:
 
 
 @dataclass(frozen=True, slots=True)
-class PublishMark:
-    """What was not published yet at some time: of each job (job, first of its bulk items, first of any items), and all
-    of the jobs after `last`.
-    """
-
-    jobs: list[tuple[int, int, int]]
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
 class SubmittedJob:
     """How far a job's submission is: `consumed` inputs, whose digest is `digest`, are stored or were repeated.
 

@@ -17,7 +17,7 @@ from operator import itemgetter
 
 from callboard.middleware.publish.transport import Transport, Unreachable
 from callboard.sql.pool import Conn
-from callboard.sql.rows import OpenJob, PublishMark
+from callboard.sql.rows import OpenJob
 from callboard.sql.writes import sweep
 
 log = logging.getLogger("callboard.sweep")
@@ -108,7 +108,7 @@ class LostMessageSearch:
     more: bool = False
     _number: int = 0  # of this search
     _suspects: Suspects = field(default_factory=Suspects)
-    _marks: dict[str, tuple[int, PublishMark]] = field(default_factory=dict)  # by queue, with their search
+    _marks: dict[str, tuple[int, sweep.PublishMark]] = field(default_factory=dict)  # by queue, with their search
     _reached: dict[tuple[int, int], int] = field(default_factory=dict)  # by job and start of what is searched
     _last_job: int = 0  # after which the next search begins
 

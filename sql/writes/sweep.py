@@ -1,11 +1,16 @@
 """The statements of the sweep, for `middleware/sweep`: its lease, samples of jobs, and the search for lost messages."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from callboard.sql import timings
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import ALL_JOBS, JobPage, Lease, OpenJob, PublishMark
+from callboard.sql.rows import ALL_JOBS, JobPage, Lease, OpenJob
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, lists, statement
+
+#: What was not published yet at some time, of some jobs: (job, first of its bulk items, first of any items, last job of
+#: all); and all of the jobs after that one.
+PublishMark: TypeAlias = list[tuple[int, int, int, int]]
 
 
 def renew_lease(conn: Conn, holder: str, lease: float, rest: float) -> Lease | None:
@@ -82,15 +87,14 @@ def oldest_heartbeat_seconds(conn: Conn) -> float | None:
     return age
 
 
-def publish_mark(conn: Conn, limit: int) -> PublishMark | None:
-    """Return what is not published yet, in `limit` jobs at most; None when no job is open."""
-    rows = execute(conn, "publish_mark", limit=limit).fetchall()
-    return PublishMark([(job, low, total) for job, low, total, _ in rows], rows[0][3]) if rows else None
+def publish_mark(conn: Conn, limit: int) -> PublishMark:
+    """Return what is not published yet, in `limit` jobs at most; nothing when no job is open."""
+    return execute(conn, "publish_mark", limit=limit).fetchall()
 
 
 def passed_mark(conn: Conn, queue: str, mark: PublishMark) -> bool:
     """Whether a queue has delivered a message published after `mark`, and so all that were published before."""
-    return bool(fetch_value(conn, "passed_mark", queue=queue, **lists("job low total", mark.jobs), last=mark.last))
+    return bool(fetch_value(conn, "passed_mark", queue=queue, **lists("job low total", mark), last=mark[0][3]))
 
 
 def republish(conn: Conn, job: int, items: Sequence[tuple[int, int]], holder: str | None = None) -> int:

@@ -227,7 +227,7 @@ def _report_running(conn: Conn, stage: Stage) -> None:
 
 def _overtaken(conn: Conn, _: Stage) -> None:
     mark = sweep.publish_mark(conn, 20)
-    assert mark is not None
+    assert mark
     sweep.passed_mark(conn, "default", mark)
 
 
