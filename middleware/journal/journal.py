@@ -148,7 +148,7 @@ class Attempts(Protocol):
 class Journal:
     """See the module. `store` stores plain sends; `on_work` is called with the seconds after which there is more to
     publish, `on_broken` when the thread ends by an error that does not pass. `reported_by`: the journal that reports
-    what runs; None: this one does.
+    what runs; None: this one does. `commit_seconds`: what the last commit of outcomes took.
     """
 
     process: Process
@@ -157,6 +157,7 @@ class Journal:
     on_work: Callable[[float], None] = lambda _: None
     on_broken: Callable[[BaseException], None] = lambda _: None
     reported_by: "Journal | None" = None
+    commit_seconds: float = 0.0
     _entries: list[Entry] = field(default_factory=list)
     _sends: list[Send] = field(default_factory=list)
     _locked: dict[int, LockedJob] = field(default_factory=dict)
@@ -416,7 +417,7 @@ class Journal:
             if not is_counter_drift(error):
                 raise
         else:
-            took = time.monotonic() - began
+            self.commit_seconds = took = time.monotonic() - began
             metrics.count(lambda m: m.count_flush(len(entries), took, self.pending))
             return written
         jobs = {entry.attempt.job for entry in entries}

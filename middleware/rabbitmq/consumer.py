@@ -176,7 +176,8 @@ class RabbitmqConsumer(Consumer):
             now = time.monotonic()
             self._acks.flush(now)
             acks, in_flight = self._acks, self._runtime.in_flight
-            self._prefetch.adapt(now, acks.finished, acks.finished_items, in_flight.held_up(acks))
+            commit_seconds = self._runtime.journal.commit_seconds
+            self._prefetch.adapt(now, acks.finished, acks.finished_items, in_flight.held_up(acks), commit_seconds)
             if self._standstill.look(now, in_flight.admitted) and not in_flight.has_free_thread():
                 self._give_back()
             self._adapt_subscriptions()

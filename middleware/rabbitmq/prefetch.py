@@ -5,8 +5,10 @@ it gives back what its threads don't get to.
 import math
 import time
 
-#: Seconds of work that the prefetch covers: a flush's window and its commit.
-COVER_SECONDS = 0.08
+#: Seconds of work that the prefetch covers: a flush's window and its commit. While commits take long, as when many
+#: processes record outcomes of one job, it covers two of them, up to the most: with less in hand each commit would have
+#: fewer outcomes, and all processes together would be the slower, the more there are.
+COVER_SECONDS, MOST_COVER_SECONDS = 0.08, 1.0
 #: The largest prefetch, in messages.
 MAX_PREFETCH = 500
 #: The most messages by which it grows beyond that for those whose outcome waits for a lock.
@@ -38,12 +40,14 @@ class Prefetch:
         self._settled = self._settled_items = 0
         self._shrinking = 0
 
-    def adapt(self, now: float, settled: int, items: int | None = None, held_up: int = 0) -> bool:
+    def adapt(
+        self, now: float, settled: int, items: int | None = None, held_up: int = 0, commit_seconds: float = 0.0
+    ) -> bool:
         """Adapt `depth` to the rate of settled messages; return whether it changed.
 
         `now` is monotonic, `settled` counts the messages settled since the start and `items` what they carried (None:
-        one each), `held_up` those that have ended and whose outcome waits for a lock: they must not keep others away.
-        Nothing is measured before its time.
+        one each), `held_up` those that have ended and whose outcome waits for a lock: they must not keep others away;
+        `commit_seconds` is what the last commit of outcomes took. Nothing is measured before its time.
         """
         items = settled if items is None else items
         if self._threads is None or now - self._measured_at < self._pause:
@@ -57,7 +61,8 @@ class Prefetch:
         rate = count / (now - self._measured_at) if count > self._threads else 0.0
         carried = max(1.0, (items - self._settled_items) / max(count, 1))
         self._measured_at, self._settled, self._settled_items = now, settled, items
-        wanted = wanted_prefetch(self._threads, rate, carried) + min(2 * held_up, MAX_EXTRA)
+        cover = min(max(COVER_SECONDS, 2 * commit_seconds), MOST_COVER_SECONDS)
+        wanted = wanted_prefetch(self._threads, rate, carried, cover) + min(2 * held_up, MAX_EXTRA)
         self._shrinking = self._shrinking + 1 if wanted * 2 < self.depth else 0
         if wanted * 2 > self.depth * 3 or self._shrinking >= SHRINK_AFTER_MEASUREMENTS:
             self.depth, self._shrinking = wanted, 0
@@ -70,12 +75,13 @@ class Prefetch:
             self.depth, self._shrinking = min(self.depth, wanted_prefetch(self._threads, 0.0)), 0
 
 
-def wanted_prefetch(threads: int, rate: float, carried: float = 1.0) -> int:
+def wanted_prefetch(threads: int, rate: float, carried: float = 1.0, cover: float = COVER_SECONDS) -> int:
     """Return the prefetch for a process with `threads` worker threads that settles `rate` messages a second, of
-    `carried` items each. Each thread has a message in any case: the next ones may carry one item.
+    `carried` items each: `cover` seconds of work. Each thread has a message in any case: the next ones may carry one
+    item.
     """
     least = threads + math.ceil(threads / 4)
-    wanted = max(least, math.ceil(least / carried) + math.ceil(rate * COVER_SECONDS))
+    wanted = max(least, math.ceil(least / carried) + math.ceil(rate * cover))
     return min(max(wanted, 2), max(MAX_PREFETCH, threads))
 
 

@@ -1,26 +1,38 @@
 """What a burden costs ÷ without it: an old snapshot, many writers of one job, the submission, and what waits."""
 
+import multiprocessing
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
 
 import psycopg
 
+from callboard.middleware.journal.journal import Entry, Journal
+from callboard.middleware.message.attempt import Attempt
+from callboard.middleware.process.process import Process
+from callboard.middleware.publish.chunking import MAX_CHUNK_ITEMS
+from callboard.middleware.rabbitmq.prefetch import wanted_prefetch
 from callboard.sql.pool import Conn, connect
-from callboard.sql.rows import Event
-from callboard.sql.writes import outcomes
+from callboard.sql.rows import Event, JobControl
 from tests.bench.drain import SUBMIT
 from tests.bench.rig import Rig
+from tests.support.deliveries import make_attempt
 from tests.support.jobs import make_job
 from tests.support.workers import Worker, wait_until
 
 #: Flushes of two busy workers in ten minutes: each leaves an old version of the row of its job.
 OLD_VERSIONS = 60_000
-#: Sessions that record outcomes, flushes of each, items of a flush.
-WRITERS, FLUSHES, EVENTS = 32, 4, 250
+#: Processes that record outcomes, the items of each, and how many a process of 8 threads has in hand at most of a fast
+#: actor, where the publisher chooses how many a message carries. While a journal waits for the row of the job, others
+#: end, so the next commit has more of them.
+WRITERS, WRITER_ITEMS, IN_HAND = 32, 3_000, wanted_prefetch(8, 0.0) * MAX_CHUNK_ITEMS
+#: Processes that stand for those.
+CLIENTS = 4
 
 #: One transaction a version, as flushes are.
 AGE = """
@@ -122,25 +134,80 @@ def _dead(rig: Rig) -> int:
 # Writers and rows ---------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _InHand:
+    """What a process has in hand of an actor that takes no time: when outcomes are committed, as many others end."""
+
+    shares: list[tuple[int, int]]  # job and item
+    acknowledged: int = 0
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, process: Process) -> None:
+        self.fed, self.journal = 0, Journal(process, self, lambda *_: None)
+        self.feed(IN_HAND)
+
+    def feed(self, count: int) -> None:
+        for job, item in self.shares[self.fed : self.fed + count]:
+            event = Event(job, item, 1, "succeeded", 0.01, time.monotonic(), 1)
+            self.journal.add(Entry(make_attempt(job, item), event, dead_letter=False))
+        self.fed += count
+
+    def attempts(self) -> list[Attempt]:
+        return []
+
+    def expects_more(self, ended: int) -> bool:
+        return min(len(self.shares) - self.acknowledged, IN_HAND) > ended
+
+    def apply_controls(self, controls: Sequence[JobControl]) -> None:
+        """These jobs simply run."""
+
+    def acknowledge(self, entries: Sequence[Entry]) -> None:
+        self.acknowledged += len(entries)
+        if self.acknowledged == len(self.shares):
+            self.done.set()
+        self.feed(len(entries))
+
+
+def _write(url: str, writers: list[list[tuple[int, int]]], ready: Barrier, ended: Barrier) -> None:
+    """Record outcomes by some journals, each with a connection of its own, as so many processes do."""
+    process = Process(url, connections=len(writers))
+    process.pool.resize(len(writers))
+    process.pool.wait()
+    inhands = [_InHand(shares) for shares in writers]
+    ready.wait()
+    for each in inhands:
+        each.run(process)
+    for each in inhands:
+        each.done.wait()
+    ended.wait()
+    for each in inhands:
+        each.journal.close(10)
+    process.close()
+
+
 def _written(rig: Rig, conn: Conn, jobs: int) -> float:
-    """Items a second that `WRITERS` sessions record, of as many jobs."""
-    each = WRITERS * FLUSHES * EVENTS // jobs
-    made = [make_job(conn, each) for _ in range(jobs)]
+    """Items a second that the journals of `WRITERS` processes record, of as many jobs. It takes `CLIENTS` processes to
+    feed them: in one, Python's lock would make them wait for each other.
+    """
+    made = [make_job(conn, WRITERS * WRITER_ITEMS // jobs) for _ in range(jobs)]
     conn.execute("VACUUM (ANALYZE)")
-
-    def write(nth: int) -> None:
-        job, first = made[nth % jobs], nth // jobs * FLUSHES * EVENTS
-        with connect(rig.database_url) as own:
-            for flush in range(FLUSHES):
-                now = time.monotonic()
-                start = first + flush * EVENTS
-                events = [Event(job, n, 1, "succeeded", 0.01, now, 1) for n in range(start, start + EVENTS)]
-                outcomes.record(own, events, now)
-
-    with ThreadPoolExecutor(WRITERS) as pool:
-        began = time.perf_counter()
-        list(pool.map(write, range(WRITERS)))
-        return WRITERS * FLUSHES * EVENTS / (time.perf_counter() - began)
+    spawn = multiprocessing.get_context("spawn")
+    ready, ended = spawn.Barrier(CLIENTS + 1), spawn.Barrier(CLIENTS + 1)
+    writers = [
+        [(made[n % jobs], n // jobs * WRITER_ITEMS + item) for item in range(WRITER_ITEMS)] for n in range(WRITERS)
+    ]
+    clients = [
+        spawn.Process(target=_write, args=(rig.database_url, writers[n::CLIENTS], ready, ended)) for n in range(CLIENTS)
+    ]
+    for client in clients:
+        client.start()
+    ready.wait()
+    began = time.perf_counter()
+    ended.wait()
+    took = time.perf_counter() - began
+    for client in clients:
+        client.join()
+    return WRITERS * WRITER_ITEMS / took
 
 
 def _stored(rig: Rig, conn: Conn, items: int) -> tuple[float, float]:

@@ -93,6 +93,22 @@ def test_the_prefetch_grows_at_once_and_shrinks_after_a_while() -> None:
     assert worker.prefetch.depth <= 12
 
 
+def test_slow_commits_have_more_outcomes_instead_of_ever_fewer() -> None:
+    """What a process has in hand is settled once in each commit, for which it waits with many others."""
+    prefetch, settled = Prefetch(16, 8), 0
+    now = prefetch._measured_at
+    for n in range(100):
+        now += MEASURE_SECONDS * 1.01
+        settled += 0 if n % 3 else prefetch.depth
+        prefetch.adapt(now, settled, commit_seconds=3 * MEASURE_SECONDS)
+    assert prefetch.depth >= MAX_PREFETCH / 1.5
+    for _ in range(2 * SHRINK_AFTER_MEASUREMENTS):
+        now += MEASURE_SECONDS * 1.01
+        settled += 1
+        prefetch.adapt(now, settled, commit_seconds=60.0)
+    assert prefetch.depth == wanted_prefetch(8, 0.0), "slow items are not hoarded, however long a commit took"
+
+
 def test_slow_items_that_end_together_do_not_deepen_the_prefetch() -> None:
     """They would be hoarded, while another process is idle."""
     worker = prefetching(depth=10)
