@@ -318,6 +318,7 @@ FROM held AS h WHERE o.id = h.id
 -- Guard: the outbox row still holds the attempt that was sent. One that was written anew meanwhile, for the retry of an
 -- attempt that failed already or as its dead letter, stays, and counts as published now; one that is written anew in this
 -- very moment keeps its `first`, and counts with its next message.
+-- A dead letter moves no counter, so it does not wait for the row of its job, which each flush has.
 -- The guard of `gone` is a CASE so that the planner takes no index for it: that of the claimed rows would have it compare
 -- all of them with each message. It needs no lock before it: the DELETE checks it again in a row that changed meanwhile.
 -- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id.
@@ -331,7 +332,7 @@ WITH sent AS (
 ), gone AS (
     DELETE FROM callboard.outbox AS o USING held AS h
     WHERE o.id = h.id AND CASE WHEN o.claimed_until IS NOT NULL THEN o.attempt END = h.attempt
-    RETURNING o.job_id, o.item, o.first, o.in_turn, h.waits
+    RETURNING o.job_id, o.item, o.first, o.in_turn, o.dead, h.waits
 ), kept AS (
     SELECT o.* FROM held AS h CROSS JOIN LATERAL (
         SELECT o.id, o.job_id, o.first, o.in_turn FROM callboard.outbox AS o
@@ -347,7 +348,8 @@ WITH sent AS (
     SELECT job_id, sum(published) AS published, sum(retrying) AS retrying, sum(in_turn) AS in_turn
     FROM (
         SELECT job_id, count(*) FILTER (WHERE first) AS published, 0 AS retrying, count(*) FILTER (WHERE in_turn) AS in_turn
-        FROM (SELECT job_id, first, in_turn FROM gone UNION ALL SELECT job_id, first, in_turn FROM kept) AS o GROUP BY job_id
+        FROM (SELECT job_id, first, in_turn FROM gone WHERE first OR in_turn OR NOT dead
+              UNION ALL SELECT job_id, first, in_turn FROM kept) AS o GROUP BY job_id
         UNION ALL
         SELECT job_id, 0, count(*), 0 FROM moved GROUP BY job_id
     ) AS part

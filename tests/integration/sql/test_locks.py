@@ -239,6 +239,19 @@ def test_a_retry_and_a_dead_letter_that_is_settled(conn: Conn, database_url: str
     assert drift(conn) == []
 
 
+def test_a_dead_letter_that_is_settled_does_not_wait_for_the_row_of_its_job(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 2)
+    now = time.monotonic()
+    outcomes.record(conn, [Event(job, item, 1, "failed", 0.1, now, 1, BAD, dead=True) for item in range(2)], now)
+    out = publishing.claim_outbox(conn, 10)
+    with connect(database_url) as flush, flush.transaction(), conn.transaction():
+        flush.execute("SELECT FROM callboard.jobs WHERE id = %s FOR NO KEY UPDATE", [job])
+        conn.execute("SET LOCAL lock_timeout = '100ms'")
+        publishing.confirm_outbox(conn, out)
+    assert conn.execute("SELECT FROM callboard.outbox").rowcount == 0
+    assert drift(conn) == []
+
+
 def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: str) -> None:
     """Sent before their job was cancelled, confirmed after."""
     job = make_job(conn, 3)
