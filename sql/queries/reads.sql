@@ -278,6 +278,7 @@ WITH job AS (
                WHEN 'queued' THEN NOT e.ends AND l.items > j.retrying
                WHEN 'cancelled' THEN j.cancelled > 0 OR e.ends AND l.items > 0
            END AS looks,
+           CASE %(state)s::text WHEN 'failed' THEN j.failed > 0 WHEN 'skipped' THEN j.skipped > 0 END AS looks_at_tries,
            j.total
     FROM callboard.jobs AS j
     CROSS JOIN LATERAL (SELECT finished_at IS NOT NULL AS over, finished_at IS NOT NULL OR stopping IS NOT NULL AS ends) AS e
@@ -287,7 +288,7 @@ WITH job AS (
     SELECT e.kind, e.error_type, e.place, e.pattern FROM callboard.errors AS e WHERE e.job_id = %(job)s AND {is_error}
 ), tries AS NOT MATERIALIZED (
     SELECT a.item, a.attempt, a.retried, a.kind, a.error_type, a.place, a.pattern FROM callboard.attempts AS a
-    WHERE %(state)s::text IN ('failed', 'skipped') AND a.job_id = %(job)s AND a.item > %(after)s
+    WHERE (SELECT looks_at_tries FROM job) AND a.job_id = %(job)s AND a.item > %(after)s
     ORDER BY a.item LIMIT (SELECT %(look_at_tries)s::bigint)
 ), wanted AS MATERIALIZED (
     (SELECT i.item FROM callboard.items AS i

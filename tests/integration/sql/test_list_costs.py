@@ -282,6 +282,16 @@ def test_items_of_a_state_that_none_is_in_are_not_looked_for(large: Large, plan:
 
 
 @pytest.mark.parametrize("plan", PLANS)
+def test_items_that_failed_are_not_looked_for_once_all_of_them_have_succeeded(large: Large, plan: str) -> None:
+    """By a retry, as large as they were many."""
+    job = large.job("failing")
+    with large.conn.transaction(force_rollback=True):
+        large.conn.execute("UPDATE callboard.jobs SET succeeded = failed, failed = 0 WHERE id = %s", (job,))
+        answer, blocks = large.read(queries.items(job, state="failed"), plan)
+    assert (answer, blocks < 150) == (([], None), True), blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_items_of_a_rare_state_are_looked_for_in_steps(large: Large, plan: str) -> None:
     job = large.job("large")
     found, steps = large.read_in_steps(
