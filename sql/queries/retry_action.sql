@@ -68,25 +68,44 @@ SELECT id FROM reopened
 
 -- name: lock_retried_items
 -- The items that a retry may move, and those of jobs that are over whose messages it drops or sends: all of
--- them before the first job, as everybody does.
+-- them before the first job, as everybody does. All items of a job are looked at only if some that are wanted have no row
+-- in `attempts`, as the counters of the job say.
 -- Caller: retry. Rows: one, how many. Lock order: items by key.
-WITH held AS (
-    SELECT i.item FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id
-    WHERE i.job_id = ANY(%(jobs)s)
-      AND (i.state::text = ANY(%(states)s::text[]) AND (%(items)s::int[] IS NULL OR i.item = ANY(%(items)s::int[]))
-           OR i.job_id = ANY(%(over)s::bigint[])
-              AND (i.state = 'retrying'
-                   OR i.state = 'waiting' AND (NOT %(whole)s OR i.message_id IS NOT NULL OR i.item < j.watermark)
-                   OR EXISTS (SELECT FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item)))
+WITH job AS (
+    SELECT j.id, j.watermark, {open_items} > 0 AND j.id = ANY(%(over)s::bigint[]) AS goes_on,
+           j.cancelled > 0 AND 'cancelled' = ANY(%(states)s::text[]) AS cancelled
+    FROM callboard.jobs AS j WHERE j.id = ANY(%(jobs)s::bigint[])
+), chosen AS (
+    SELECT a.job_id, a.item FROM callboard.attempts AS a
+    WHERE a.job_id = ANY(%(jobs)s::bigint[]) AND NOT a.retried AND %(states)s::text[] && ARRAY['failed', 'skipped']
+      AND (%(items)s::int[] IS NULL OR a.item = ANY(%(items)s::int[]))
+    UNION ALL
+    SELECT o.job_id, o.item FROM callboard.outbox AS o WHERE o.job_id = ANY(%(over)s::bigint[])
+    UNION ALL
+    SELECT j.id, i.item FROM job AS j CROSS JOIN LATERAL (
+        SELECT i.item FROM callboard.items AS i
+        WHERE i.job_id = j.id
+          AND (i.state = 'cancelled' AND j.cancelled AND (%(items)s::int[] IS NULL OR i.item = ANY(%(items)s::int[]))
+               OR i.state = 'retrying' AND j.goes_on
+               OR i.state = 'waiting' AND j.goes_on
+                  AND (NOT %(whole)s OR i.message_id IS NOT NULL OR i.item < j.watermark))
+        OFFSET 0
+    ) AS i WHERE j.cancelled OR j.goes_on
+), held AS (
+    SELECT i.item FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 )
 SELECT count(*) FROM held
 
+-- part: open_items
+-- Items of the job `j` that are neither final nor have the state cancelled.
+(j.total - j.succeeded - j.failed - j.skipped - j.cancelled)
+
 -- name: lock_ended_job
 -- A job that is over stays so while its items are chosen. Caller: retry.
--- Rows: (watermark, items cancelled); none: it is open, or deleted.
-SELECT watermark, total - succeeded - failed - skipped FROM callboard.jobs
-WHERE id = %(job)s AND finished_at IS NOT NULL AND deleted_at IS NULL FOR NO KEY UPDATE
+-- Rows: (watermark, items cancelled, those of them that have no such state); none: it is open, or deleted.
+SELECT j.watermark, j.total - j.succeeded - j.failed - j.skipped, {open_items} FROM callboard.jobs AS j
+WHERE j.id = %(job)s AND j.finished_at IS NOT NULL AND j.deleted_at IS NULL FOR NO KEY UPDATE
 
 -- name: cancel_rest
 -- A stopped job goes on with some of its items; the others that had not ended stay cancelled.

@@ -223,16 +223,18 @@ def _retry_ended_job(conn: Conn, job: int, selection: RetrySelection) -> tuple[i
     row = execute(conn, "lock_ended_job", job=job).fetchone()
     if row is None:
         raise JobChanged(f"job {job} was opened meanwhile")
-    watermark, cancelled = row
+    watermark, cancelled, left = row
     whole = selection.all_cancelled
-    rest = 0
-    if not whole:
+    rest = sent = 0
+    if left and not whole:
         keep = list(selection.items or ()) if "cancelled" in selection.wanted else []
         rest = execute(conn, "cancel_rest", job=job, keep=keep).rowcount
-    execute(conn, "reset_retrying", job=job)
+    if left:  # else it, and the last, would look at all items in vain
+        execute(conn, "reset_retrying", job=job)
     published = fetch_value(conn, "clear_outbox", job=job)
-    below = watermark if whole else timings.MAX_ITEM
-    sent = execute(conn, "send_open_items", job=job, below=below).rowcount
+    if left:
+        below = watermark if whole else timings.MAX_ITEM
+        sent = execute(conn, "send_open_items", job=job, below=below).rowcount
     ended, changes = _retry_ended_items(conn, job, selection, locked=True)
     changes["in_turn"] += sent
     changes["published"] += published
