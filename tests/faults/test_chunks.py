@@ -8,9 +8,9 @@ from tests.faults.rig.scenario import TIMEOUT, Scenario, gated
 from tests.faults.test_actions import runs_begun
 from tests.support.workers import wait_until
 
-ITEMS, KILLS, CHUNK = 1_400, 5, 20
+ITEMS, KILLS, CHUNK = 900, 5, 20
 #: From this one on, items wait for the last kill.
-LAST = 1_000
+LAST = 700
 
 
 def test_nothing_waits_for_slow_items_that_came_in_the_same_message(scenario: Scenario) -> None:

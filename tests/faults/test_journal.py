@@ -5,7 +5,7 @@ import pytest
 from tests.faults.rig.broken_journal import BREAKS, FOLDER
 from tests.faults.rig.scenario import ACTORS, TIMEOUT, Scenario, gated, mixed
 
-ITEMS = 600
+ITEMS = 300
 
 
 @pytest.mark.parametrize("part", ["acknowledge", "attempts"])

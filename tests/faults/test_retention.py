@@ -119,11 +119,11 @@ def test_what_rabbitmq_holds_of_a_deleted_job_never_runs(scenario: Scenario) -> 
 
 def test_a_job_is_deleted_while_others_run_and_its_time_is_over(scenario: Scenario) -> None:
     scenario.start_worker(processes=2)
-    first = scenario.submit("work", mixed(400), keep="1h")
-    scenario.assert_mixed_completed(first, 400)
-    busy = scenario.submit("work", mixed(2_000, seconds=0.005))
+    first = scenario.submit("work", mixed(100), keep="1h")
+    scenario.assert_mixed_completed(first, 100)
+    busy = scenario.submit("work", mixed(600, seconds=0.02))
     with scenario.watch(busy) as watcher:
         scenario.sql("UPDATE callboard.jobs SET finished_at = now() - interval '2 hours' WHERE id = %s", first.id)
         assert wait_until(lambda: not left(scenario, first), TIMEOUT)
-        scenario.assert_mixed_completed(busy, 2_000, watcher=watcher)
+        scenario.assert_mixed_completed(busy, 600, watcher=watcher)
     assert f"job {first.id} is deleted: its time is over" in scenario.log()

@@ -81,7 +81,7 @@ class Rig:
         over = threading.Event()
 
         def look() -> None:
-            while not over.wait(0.01):
+            while not over.wait(0.03):
                 now = tuple(job.status() for job in jobs)
                 if not seen or now != seen[-1]:
                     seen.append(now)

@@ -86,9 +86,8 @@ class Saving(RuleBasedStateMachine):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("through", ["database_url", "pooled_url"])
-def test_what_is_saved_is_what_succeeded(through: str, database_url: str, request: pytest.FixtureRequest) -> None:
-    with connect(request.getfixturevalue(through)) as conn:
+def test_what_is_saved_is_what_succeeded(pooled_url: str) -> None:
+    with connect(pooled_url) as conn:
         conn.execute(TABLE)
         run_state_machine_as_test(
             lambda: Saving(conn),  # type: ignore[arg-type]

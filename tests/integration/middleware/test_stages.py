@@ -126,7 +126,7 @@ def test_a_child_belongs_to_the_stage_of_its_parent_and_the_stage_waits_for_it(p
 
 def test_many_results_are_streamed_and_each_makes_one_item(pipeline: Pipeline) -> None:
     """More of them than are read, and than are stored, at once."""
-    count = 1_200
+    count = 600
     assert count > max(stage_maker.PAGE_ITEMS, CHUNK)
     job = callboard.stages("many", [Stage("number", items=range(count)), Stage("number", name="again", chunk=50)])
     assert ended(job)["state"] == "completed"

@@ -602,9 +602,10 @@ def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
     assert ([action["action"] for action in rest["actions"]], rest["next"]) == (["pause"], None)
 
 
-@pytest.mark.parametrize(
-    ("path", "sent", "status", "said"),
-    [
+def test_the_api_refuses(http: httpx.Client, conn: Conn) -> None:
+    job = make_job(conn, 1)
+    record(conn, job, {"succeeded": [0]})
+    refused: list[tuple[str, Any, int, str]] = [
         ("5/cancel", {}, 404, "there is no job 5"),
         ("x/cancel", {}, 404, "no job"),
         ("5/actions", None, 404, "there is no job 5"),
@@ -624,19 +625,14 @@ def test_the_api_says_it(http: httpx.Client, conn: Conn) -> None:
         ("JOB/cancel", {"json": {"reason": "x" * 2_000_000}}, 413, "larger than"),
         ("JOB/cancel", {"headers": {"Sec-Fetch-Site": "cross-site"}}, 403, "another site"),
         ("JOB/cancel", {"headers": {"Origin": "https://evil.example"}}, 403, "another site"),
-    ],
-)
-def test_the_api_refuses(
-    path: str, sent: dict[str, Any] | None, status: int, said: str, http: httpx.Client, conn: Conn
-) -> None:
-    job = make_job(conn, 1)
-    record(conn, job, {"succeeded": [0]})
-    where = f"/api/jobs/{path.replace('JOB', str(job))}"
-    answer = http.get(where) if sent is None else http.post(where, **sent)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert said in answer.json()["detail"]
-    assert actions(conn, job) == []
+    ]
+    for path, sent, code, said in refused:
+        where = f"/api/jobs/{path.replace('JOB', str(job))}"
+        answer = http.get(where) if sent is None else http.post(where, **sent)
+        assert answer.status_code == code, (path, sent, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json", (path, sent)
+        assert said in answer.json()["detail"], (path, sent)
+        assert actions(conn, job) == [], (path, sent)
 
 
 def test_limits_are_said_by_the_command_and_the_api(http: httpx.Client, call: Call, conn: Conn) -> None:

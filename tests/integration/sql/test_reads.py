@@ -476,14 +476,14 @@ def test_the_read_of_a_job_touches_no_item(conn: Conn) -> None:
     assert "jobs_pkey" in plan
 
 
-@pytest.mark.parametrize("state", [None, *ITEM_STATES])
-def test_a_page_of_items_never_reads_the_whole_table(conn: Conn, state: str | None) -> None:
+def test_a_page_of_items_never_reads_the_whole_table(conn: Conn) -> None:
     job = make_job(conn, 20_000, published=20_000)
     record(conn, job, {"succeeded": range(19_000), "failed": range(19_000, 19_010)}, result=None)
     conn.execute("ANALYZE callboard.items")
     conn.execute("ANALYZE callboard.attempts")
-    query = queries.items(job, state=state, limit=10)
-    given = with_timings(query.parameters)
-    plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), given))
-    assert "Seq Scan on items" not in plan
-    assert "items_pkey" in plan
+    for state in (None, *ITEM_STATES):
+        query = queries.items(job, state=state, limit=10)
+        given = with_timings(query.parameters)
+        plan = "\n".join(row[0] for row in conn.execute(b"EXPLAIN " + query.statement.encode(), given))
+        assert "Seq Scan on items" not in plan, state
+        assert "items_pkey" in plan, state

@@ -199,20 +199,18 @@ def test_a_session_ends_with_the_token_that_opened_it(conn: Conn, address: str) 
     assert conn.execute("SELECT count(*) FROM callboard.tokens").fetchone() == (0,)
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
+def test_after_the_login_nobody_is_sent_elsewhere(conn: Conn, address: str) -> None:
+    secret = token(conn)
+    for wanted in (
         "//evil.example/", "https://evil.example", "/\\evil.example", "\\\\evil.example", "javascript:alert(1)",
         "%0d%0aSet-Cookie: a=b", "\r\nSet-Cookie: a=b", "/" * 50 + "evil.example", "x" * 5_000,
-    ],
-)  # fmt: skip
-def test_after_the_login_nobody_is_sent_elsewhere(conn: Conn, address: str, wanted: str) -> None:
-    with browser(address) as client:
-        opened = client.post("/login", data={"token": token(conn), "next": wanted})
-        assert opened.status_code == 303
-        assert httpx.URL(f"{address}/login").join(opened.headers["location"]).host == "127.0.0.1"
-        assert opened.headers["location"].startswith("./")
-        assert len(opened.headers.get_list("set-cookie")) == 1
+    ):  # fmt: skip
+        with browser(address) as client:
+            opened = client.post("/login", data={"token": secret, "next": wanted})
+        assert opened.status_code == 303, wanted
+        assert httpx.URL(f"{address}/login").join(opened.headers["location"]).host == "127.0.0.1", wanted
+        assert opened.headers["location"].startswith("./"), wanted
+        assert len(opened.headers.get_list("set-cookie")) == 1, wanted
 
 
 def test_another_site_can_neither_log_in_nor_out_nor_act(conn: Conn, address: str) -> None:
