@@ -31,8 +31,8 @@ Authenticate: TypeAlias = Callable[[Request], Admission | Awaitable[Admission]]
 
 #: Paths that need no login: probes have no credentials, static files hold no data, and the login page asks for it.
 OPEN = ("/healthz", "/readyz", "/login", "/logout")
-#: Whoever sends a request to an app that is open to everyone.
-EVERYONE = Identity("everyone", scopes=SCOPES)
+#: Whoever sends a request to an app that is open to everyone, and who is not let in.
+EVERYONE, NOBODY = Identity("everyone", scopes=SCOPES), Identity("nobody", scopes=())
 
 #: The keys of the request's scope under which the identity of its sender is kept, and the function that finds it.
 IDENTITY, ADMIT = "callboard.identity", "callboard.admit"
@@ -42,6 +42,10 @@ UNKNOWN_SENDER = (
     "this needs a token that is known here: send the header `Authorization: Bearer cb_…`. One that is refused is "
     "mistyped, revoked, or its time is over; `callboard token create` makes another"
 )
+UNKNOWN_SHARE = (
+    "the token in this address shows nothing: it is mistyped, revoked, or its time is over; ask for another one"
+)
+NOT_ANY_MORE = "this login is over: it was revoked, it was changed, or its time is over"
 
 #: Methods that change nothing.
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -110,7 +114,8 @@ class AccessControl:
                 raise
             return await problem_of(request, error)
         if found is None:
-            return Problem(401, UNKNOWN_SENDER if own else NO_LOGIN, {"WWW-Authenticate": "Bearer"})
+            detail = UNKNOWN_SHARE if share is not None else UNKNOWN_SENDER if own else NO_LOGIN
+            return Problem(401, detail, {"WWW-Authenticate": "Bearer"})
         if isinstance(found, Response):
             return found
         request.scope[IDENTITY] = found

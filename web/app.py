@@ -18,6 +18,7 @@ from callboard.web import health, login, openapi
 from callboard.web.access import AccessControl, Authenticate
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS, METRICS
+from callboard.web.pages.page import ProblemPages
 from callboard.web.pages.pages import PAGES
 from callboard.web.problems import HANDLERS
 from callboard.web.submitter import Submitter
@@ -81,7 +82,7 @@ def create_app(
     packed = Middleware(GZipMiddleware, minimum_size=1024, compresslevel=4)  # a seventh of the time of 9, the default
     app = Starlette(
         routes=ROUTES if authenticate or own is None else [*ROUTES, *login.ROUTES],
-        middleware=[access, packed],
+        middleware=[Middleware(ProblemPages), access, packed],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )

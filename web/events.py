@@ -31,7 +31,7 @@ from callboard.web.database import Database
 from callboard.web.endpoint import Call, NoBody, etag
 from callboard.web.jobs import JobQuery
 from callboard.web.parameters import NoQuery
-from callboard.web.problems import HANDLED, encode, problem_of
+from callboard.web.problems import HANDLED, Problem, encode, problem_of
 
 log = logging.getLogger("callboard.web")
 
@@ -47,6 +47,15 @@ JOBS_AT_ONCE, WATCHERS_AT_ONCE = 50, 10
 TYPES = ("text/event-stream",)
 START, COMMENT = b"retry: 2000\n\n", b":\n\n"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def _event(name: str, data: bytes, tag: str = "") -> bytes:
+    mark = f"id: {tag}\n".encode() if tag else b""
+    return mark + f"event: {name}\ndata: ".encode() + data + b"\n\n"
+
+
+#: The last event for a watcher whom the login does not let in any more.
+NOT_ANY_MORE = _event("problem", bytes(Problem(401, access.NOT_ANY_MORE).body))
 
 
 class Topic:
@@ -189,6 +198,7 @@ class Events:
                     asked_at = time.monotonic()
                     with suppress(psycopg.OperationalError):  # the login may ask a database, too
                         if not await access.is_still_admitted(request):
+                            yield NOT_ANY_MORE
                             return
         finally:
             topic.watchers.discard(news)
@@ -259,11 +269,6 @@ def _events(call: Call[Any, Any]) -> Events:
     state, loop = call.request.app.state, asyncio.get_running_loop()
     events: Events = state.events.setdefault(loop, Events(state.database))
     return events
-
-
-def _event(name: str, data: bytes, tag: str = "") -> bytes:
-    mark = f"id: {tag}\n".encode() if tag else b""
-    return mark + f"event: {name}\ndata: ".encode() + data + b"\n\n"
 
 
 def _with_order(body: bytes, order: bytes) -> bytes:

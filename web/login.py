@@ -29,6 +29,7 @@ HEADER, COOKIE, QUERY = ("api", "share"), ("session",), ("share",)
 
 SPENT = "This link was used already, or its time is over. Ask for another one."
 UNKNOWN = "This token is not known here: it may be mistyped, revoked, or its time is over."
+OVER = "The login of this browser is over: it was revoked, or its time is over."
 
 
 class TokenLogin:
@@ -116,7 +117,7 @@ async def login(request: Request) -> Response:
     if request.method != "POST" and await own.find(request.cookies.get(cookie(request), ""), COOKIE):
         return _to_page(wanted)
     if request.method != "POST" and not (link and _is_opened_by_hand(request)):
-        return _page(wanted, link=link)
+        return _page(wanted, link=link, over=cookie(request) in request.cookies)
     opened = await request.app.state.database.write(lambda conn: tokens.log_in(conn, link or secret))
     if opened is None:
         return _page(wanted, wrong=SPENT if link else UNKNOWN)
@@ -158,8 +159,9 @@ def _to_page(wanted: str) -> Response:
     return RedirectResponse(f"./{wanted[:NEXT_CHARACTERS].lstrip('/')}", 303)
 
 
-def _page(wanted: str, *, link: str = "", wrong: str = "") -> Response:
-    text = JINJA.get_template("login.html").render(next=wanted[:NEXT_CHARACTERS], link=link, wrong=wrong)
+def _page(wanted: str, *, link: str = "", wrong: str = "", over: bool = False) -> Response:
+    said = wrong or (OVER if over else "")
+    text = JINJA.get_template("login.html").render(next=wanted[:NEXT_CHARACTERS], link=link, wrong=said)
     return HTMLResponse(text, 401 if wrong else 200, {"WWW-Authenticate": "Bearer"} if wrong else None)
 
 

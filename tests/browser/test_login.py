@@ -1,6 +1,7 @@
 """The login in a real browser: by a link, by a token, without JavaScript, under a prefix, and out again."""
 
 import re
+import time
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -45,6 +46,20 @@ def test_a_browser_logs_in_and_out(
         page.get_by_role("button", name="Log out").click()
         page.goto(f"{address}{prefix}/login?link={link}")
         expect(page.get_by_role("alert")).to_contain_text("used already")
+
+        page.goto(f"{address}{prefix}/jobs/{job}")
+        expect(page.get_by_role("alert")).to_have_count(0)
+        page.get_by_label("Token").fill(secret)
+        page.keyboard.press("Enter")
+        expect(page).to_have_title(re.compile("Autumn ads"))
+        conn.execute("UPDATE callboard.tokens SET revoked_at = now() WHERE kind = 'session'")
+        if script == "plain_page":
+            time.sleep(2.1)  # a token that was found is known for two seconds
+            page.reload()
+        expect(page.get_by_role("alert")).to_contain_text("The login of this browser is over")
+        page.get_by_label("Token").fill(secret)
+        page.keyboard.press("Enter")
+        expect(page).to_have_title(re.compile("Autumn ads"))
 
 
 def test_a_page_of_another_site_uses_no_link_up(page: Page, conn: Conn, shared_url: str) -> None:

@@ -306,12 +306,18 @@ def test_the_updates_pause_and_go_on(page: Page, conn: Conn, address: str) -> No
     expect(page.locator("[data-of=percent]")).to_have_text("25.0 %", timeout=SOON)
 
 
-@pytest.mark.parametrize("path", ["/jobs/5", "/jobs/5/cancel", "/jobs/x"])
-def test_a_job_that_does_not_exist_is_a_page_that_says_so(page: Page, address: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/jobs/5", "There is no job 5"), ("/jobs/5/cancel", "There is no job 5"), ("/jobs/x", "There is no job"),
+        ("/nothing", "GET /nothing is not served here"),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_is_a_page_that_says_so(page: Page, address: str, path: str, said: str) -> None:
     answer = page.goto(f"{address}{path}")
     assert answer is not None
     assert answer.status == 404
-    expect(page.locator("#problem .detail")).to_contain_text("there is no job")
+    expect(page.locator("#problem .detail")).to_contain_text(said)
     page.get_by_role("link", name="All jobs").click()
     expect(page.get_by_role("combobox")).to_be_visible()
 
@@ -510,7 +516,7 @@ def test_a_job_that_is_deleted_meanwhile_is_hidden(page: Page, conn: Conn, addre
     expect(page.locator("[data-of=percent]")).to_have_text("66.6 %", timeout=SOON)
     record(conn, job, {"succeeded": [2]})
     actions.delete(conn, job, Requester("python", "anna"))
-    expect(page.locator("#problem .detail")).to_have_text(f"there is no job {job}", timeout=SOON)
+    expect(page.locator("#problem .detail")).to_have_text(f"There is no job {job}", timeout=SOON)
 
 
 def test_callbacks_are_shown_without_secrets(page: Page, conn: Conn, address: str) -> None:

@@ -1,18 +1,22 @@
-"""A page: an endpoint that answers with HTML, its problems too. Its forms answer with the page to go to."""
+"""A page: an endpoint that answers with HTML. Its forms answer with the page to go to. A browser that asks for a page
+gets each problem as a page, too.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from callboard.identity import Identity
 from callboard.web import access, parameters
 from callboard.web.endpoint import Endpoint
 from callboard.web.login import cookie
 from callboard.web.pages import words
-from callboard.web.problems import HANDLED, encode, problem_of
+from callboard.web.problems import Problem, encode
 from callboard.web.templating import JINJA
 
 JINJA.globals["words"] = words
@@ -34,16 +38,59 @@ class PageEndpoint(Endpoint):
 
     __slots__ = ()
 
-    async def _serve(self, request: Request) -> Response:
-        try:
-            return await super()._serve(request)
-        except HANDLED as error:
-            problem = await problem_of(request, error)
-            shown = {"problem": msgspec.json.decode(problem.body)}
-            return render(request, "problem.html", shown, status=problem.status_code)
-
     async def _body(self, request: Request) -> msgspec.Struct:
         return parameters.fields(await parameters.form(request), self.body)
+
+
+class ProblemPages:
+    """ASGI middleware that makes a page of a problem, for a browser that asked for a page: also of an unknown path, and
+    of a sender who is not let in.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        started: Message | None = None
+
+        async def shown(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start" and _is_plain_problem(message):
+                started = message
+            elif started is None:
+                await send(message)
+            else:
+                await _show_problem(Request(scope), started, message["body"], send)
+
+        await self.app(scope, receive, shown if scope["type"] == "http" and _wants_page(Request(scope)) else send)
+
+
+def _wants_page(request: Request) -> bool:
+    wanted = request.headers.get("accept", "")
+    return "text/html" in wanted and not parameters.path_within(request).startswith("/api/")
+
+
+def _is_plain_problem(message: Message) -> bool:
+    headers = MutableHeaders(raw=message["headers"])
+    return headers.get("content-type") == Problem.media_type and "content-encoding" not in headers
+
+
+async def _show_problem(request: Request, started: Message, body: bytes, send: Send) -> None:
+    headers = MutableHeaders(raw=started["headers"])
+    page = render(
+        request,
+        "problem.html",
+        {
+            "problem": msgspec.json.decode(body),
+            # A browser loads the page again as soon as there is a database; a form must not be sent twice.
+            "passes": "retry-after" in headers and request.method == "GET",
+        },
+        status=started["status"],
+    )
+    headers.update({name: page.headers[name] for name in ("content-type", "content-length")})
+    await send({**started, "headers": headers.raw})
+    await send({"type": "http.response.body", "body": page.body})
 
 
 def render(
@@ -52,8 +99,8 @@ def render(
     """A page; or only `parts` of it, which are blocks of its template, if any are given. Raises Refused for a part that
     the page does not have.
     """
-    who = access.identity(request)
-    is_named = who is not access.EVERYONE and who.job is None
+    who = request.scope.get(access.IDENTITY, access.NOBODY)
+    is_named = who is not access.EVERYONE and who is not access.NOBODY and who.job is None
     page = JINJA.get_template(template)
     known = [name for name in page.blocks if name not in FRAME]
     if not set(parts) <= set(known):
@@ -78,7 +125,7 @@ def render(
 
 def _nav(who: Identity) -> Sequence[tuple[str, str]]:
     """The pages that somebody may see."""
-    if who.job is not None:
+    if who.job is not None or not who.scopes:
         return ()
     seen = NAV if who.tenant is None else (NAV[0], NAV[-1])
     return (*seen, ("tokens", "Tokens")) if "admin" in who.scopes and who is not access.EVERYONE else seen

@@ -41,6 +41,11 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
+def begun(detail: str) -> str:
+    """The detail of a problem as a sentence of its own."""
+    return detail[:1].upper() + detail[1:]
+
+
 def done(job: Job) -> int:
     """How many items have an outcome."""
     return int(job["succeeded"] + job["failed"] + job["skipped"])

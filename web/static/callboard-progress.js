@@ -57,15 +57,17 @@ class CallboardProgress extends HTMLElement {
 
   async #ask() {
     this.source.close();
-    let job = null;
+    let job = null, refused = false;
     try {
       const answer = await fetch(this.#address(""));
       if (answer.ok) this.#show((job = await answer.json()));
+      refused = answer.status >= 400 && answer.status < 500;  // its token is over, or the job is deleted
     } catch {
       // asked again below
     }
     this.shadowRoot.querySelector("p").classList.toggle("lost", !job);
-    if (this.isConnected && !FINAL.includes(job?.state)) this.timer = setTimeout(() => this.#follow(), AGAIN_MS);
+    if (refused) this.shadowRoot.querySelector("[part=state]").textContent = "not shown any more";
+    else if (this.isConnected && !FINAL.includes(job?.state)) this.timer = setTimeout(() => this.#follow(), AGAIN_MS);
   }
 
   #show(job) {

@@ -42,8 +42,14 @@ async function act(form, button) {
   if (document.activeElement === document.body) document.querySelector(".acts button, h1")?.focus();
 }
 
-function refuse(html) {
-  text(refused, parsed(html).querySelector("#problem .detail")?.textContent ?? "the server did not answer as it should");
+function refuse(body) {
+  let problem = {};
+  try {
+    problem = JSON.parse(body);
+  } catch {
+    // somebody else answered, like a proxy
+  }
+  text(refused, problem.detail ?? "the server did not answer as it should");
   refused.hidden = false;
   refused.scrollIntoView({ block: "nearest" });
 }

@@ -83,6 +83,7 @@ function start() {
   connected(true);
   if (paused || document.hidden) return;
   if (page?.dataset.events && performance.now() >= streamAgain) stream();
+  else if (page?.id === "problem") wait();
   else if (page) poll();
   for (const part of document.querySelectorAll("[data-every]")) stale.add(part.id);
 }
@@ -103,7 +104,7 @@ function stream() {
   source.addEventListener("job", (event) => attempt(() => takeJob(JSON.parse(event.data))));
   source.addEventListener("jobs", (event) => attempt(() => takeJobs(JSON.parse(event.data))));
   source.addEventListener("resync", (event) => attempt(() => takeJobs(JSON.parse(event.data))));
-  source.addEventListener("problem", () => connected(false));
+  source.addEventListener("problem", (event) => (JSON.parse(event.data).status < 500 ? document.location.reload() : connected(false)));
   source.addEventListener("gone", () => document.location.reload());
   source.addEventListener("end", poll);
 }
@@ -115,15 +116,19 @@ async function poll() {
   let pause = POLL_MS;
   const there = await attempt(async () => {
     const answer = await ask(api(page.dataset.poll));
-    if (!answer.ok) return document.location.reload();
+    if (!answer.ok || page.id === "problem") return document.location.reload();
     const found = JSON.parse(answer.body);
     if (FINAL.includes(found.state)) pause = FINAL_POLL_MS;
     found.jobs ? takeJobs(found) : takeJob(found);
   });
   if (paused || document.hidden) return;
   if (there && pause === POLL_MS && performance.now() >= streamAgain) start();
-  else timer = setTimeout(poll, there ? pause : LOST_POLL_MS);
-  if (there) return;
+  else if (there) timer = setTimeout(poll, pause);
+  else wait();
+}
+
+function wait() {
+  timer = setTimeout(poll, LOST_POLL_MS);
   again = performance.now() + LOST_POLL_MS;
   connected(false);
 }
@@ -244,7 +249,7 @@ export function live() {
     shown = Date.parse(job.updated_at);
     moved(job);
   }
-  pill.hidden = !document.querySelector("[data-part]");
+  pill.hidden = !document.querySelector("[data-part], [data-poll]");
   pill.addEventListener("click", togglePause);
   document.addEventListener("visibilitychange", () => (document.hidden ? stop() : start()));
   setInterval(tick, 1000);

@@ -53,7 +53,7 @@ function shortly(time) {
 
 // What a page shows of a job that is not simply one of its numbers.
 const SHOWN = {
-  percent, rate, mean, budget, left, done: (job) => number(done(job)), items: (job) => count(job.total, "item"),
+  percent, rate, mean, budget, left, open: (job) => !FINAL.includes(job.state), over: (job) => FINAL.includes(job.state), done: (job) => number(done(job)), items: (job) => count(job.total, "item"),
   pace: (job) => (done(job) && !job.stalled && job.rate !== null ? rate(job) : ""), stalled: (job) => (job.stalled ?? "").replace(TIME, shortly), eta: (job) => job.eta ?? "",
 };
 

@@ -213,11 +213,14 @@ def test_a_stream_ends_when_the_login_does_not_let_its_watcher_in_any_more(
     with served(create_app(url=url, authenticate=login)) as address:
         path = f"{address}/api/v1/jobs/{make_job(conn, 1, published=0)}/events"
         with httpx.stream("GET", path) as answer:
-            comments = (line for line in answer.iter_lines() if line == ":")
+            lines = answer.iter_lines()
+            comments = (line for line in lines if line == ":")
             for _ in range(5):
                 next(comments)
             let_in.clear()
-            assert all(comments)  # they end
+            *_, last = parsed(lines)
+        assert (last.name, last.data["status"], last.data["code"]) == ("problem", 401, "no_login")
+        assert "this login is over" in last.data["detail"]
         assert refused == 1
         assert httpx.get(path).status_code == 401
 
