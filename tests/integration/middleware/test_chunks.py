@@ -36,11 +36,11 @@ def mixed(count: int) -> list[dict[str, Any]]:
 
 
 def test_each_item_of_a_chunk_has_its_own_outcome(pipeline: Pipeline) -> None:
-    job = pipeline.submit("work", *mixed(1000), chunk=50)
+    job = pipeline.submit("work", *mixed(200), chunk=50)
     items = pipeline.ended(job)
     status = job.status()
-    assert (status["succeeded"], status["failed"], status["skipped"]) == (800, 100, 100)
-    assert status["retries"] == 100 + 2 * 100
+    assert (status["succeeded"], status["failed"], status["skipped"]) == (160, 20, 20)
+    assert status["retries"] == 20 + 2 * 20
     assert [item["state"] for item in items[:4]] == ["failed", "succeeded", "skipped", "succeeded"]
     assert items[3]["result"] == {"number": 3}
     assert [item["attempt"] for item in items[:5]] == [3, 2, 1, 1, 1]

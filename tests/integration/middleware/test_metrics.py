@@ -12,7 +12,7 @@ from tests.support.clients import client
 from tests.support.workers import StartWorker, wait_until
 
 ACTORS = "tests.support.pipeline_actors"
-ITEMS = 300
+ITEMS = 100
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -613,26 +612,6 @@ def test_a_malformed_message_is_dead_lettered_and_does_not_hold_up_others(body: 
     put(pipeline, body)
     assert pipeline.only(pipeline.submit("work", {"number": 1}))["state"] == "succeeded"
     pipeline.dead_letter(lambda _, found: found == body)
-
-
-def test_two_copies_of_a_message_count_once(pipeline: Pipeline, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    given = {"number": 1, "gate": str(gate)}
-    job = pipeline.submit("work", given)
-    assert wait_until(lambda: job.status()["running"] == 1, TIMEOUT)
-    body = json.dumps({
-        "queue_name": "default", "actor_name": "work", "args": [], "kwargs": given,
-        "options": {"callboard": {"job": job.id, "item": 0, "attempt": 1, "epoch": 0}}, "message_id": str(uuid.uuid4()),
-        "message_timestamp": 5,
-    }).encode()  # fmt: skip
-    put(pipeline, body, body)
-    gate.touch()
-    status = job.wait(TIMEOUT)
-    put(pipeline, body)
-    assert (status["succeeded"], status["total"]) == (1, 1)
-    assert pipeline.only(pipeline.submit("work", {"number": 1}))["state"] == "succeeded"
-    assert wait_until(lambda: pipeline.ready("default") == 0, TIMEOUT)
-    assert job.status()["succeeded"] == 1
 
 
 def test_a_message_of_an_unknown_item_is_dropped(pipeline: Pipeline) -> None:
