@@ -30,7 +30,7 @@ _log_refusal = OutageLog(log, "the broker refuses messages; they are tried again
 
 #: Messages of the outbox that are claimed at a time.
 OUTBOX_BATCH_MESSAGES = 500
-#: Looks at jobs in turn of which others have locked the rows, and seconds between two.
+#: Looks in a row at jobs in turn of which others have locked the rows, until the next poll, and seconds between two.
 LOCKED_JOB_LOOKS, LOCKED_JOB_PAUSE_SECONDS = 10, 0.005
 #: Seconds after which refused messages are published again, behind all others that are due.
 REFUSED_PAUSE_SECONDS = 1.0
@@ -54,6 +54,7 @@ class Relay:
     backlogs: QueueBacklogs
     _confirmed: list[Outgoing] = field(default_factory=list)  # own messages whose rows are to be deleted
     settle_at: float = math.inf  # monotonic: when they are
+    _locked_looks: int = 0  # in a row
 
     # The outbox ------------------------------------------------------------------------------------------------------
 
@@ -129,7 +130,8 @@ class Relay:
         return self.publish_outbox(conn, now, own=True) if now else 0
 
     def publish_due(self, conn: Conn) -> bool:
-        """Publish a batch of what is due in the outbox, and the next job in turn; return whether there was any.
+        """Publish a batch of what is due in the outbox, and the next job in turn; return whether there was any, or soon
+        may be.
 
         A queue that has no room is passed over.
         """
@@ -144,19 +146,20 @@ class Relay:
         return (any(d.in_turn for d in due) and self._publish_next_job(conn)) or published > 0
 
     def _publish_next_job(self, conn: Conn) -> bool:
-        """Publish the next job in turn whose queue has room; return whether there was one. While the record of outcomes
-        has the row of each such job locked, look again soon.
+        """Publish the next job in turn whose queue has room; return whether there was one. If there was none, return
+        after a pause whether to look again: the record of outcomes may have locked the row of each such job. What else
+        is to be published goes out in between.
         """
-        for _ in range(LOCKED_JOB_LOOKS):
-            passed_over: list[int] = []
-            while (published := self.publish_job(conn, None, passed_over)) is False:
-                continue
-            if published or passed_over:
-                return bool(published)
-            time.sleep(LOCKED_JOB_PAUSE_SECONDS)
-            if not any(due.in_turn for due in publishing.due_queues(conn, self.backlogs.full_queues())):
-                break
-        return False
+        passed_over: list[int] = []
+        while (published := self.publish_job(conn, None, passed_over)) is False:
+            continue
+        if published or passed_over:
+            self._locked_looks = 0
+            return bool(published)
+        self._locked_looks = (self._locked_looks + 1) % LOCKED_JOB_LOOKS
+        time.sleep(LOCKED_JOB_PAUSE_SECONDS)
+        due = publishing.due_queues(conn, self.backlogs.full_queues())
+        return self._locked_looks > 0 and any(d.in_turn for d in due)
 
     def publish_job(self, conn: Conn, job: int | None, passed_over: list[int]) -> bool | None:
         """Claim a job (None: the next in turn), publish as much of it as its queue has room for, release the claim.

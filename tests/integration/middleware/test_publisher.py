@@ -16,6 +16,7 @@ from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import NewItem, Outgoing
 from callboard.sql.writes import actions, lanes, publishing, retry_action, sends, workers
+from callboard.sql.writes.jobs import lock_jobs
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.jobs import make_job, make_worker, publish, record, status
@@ -176,6 +177,24 @@ def test_a_round_in_which_all_was_refused_counts_as_no_work(
     transport.refused = set()
     assert publisher._round([], []) is True
     assert sorted(transport.sent) == [0, 1, 2, 3, 4]
+
+
+def test_other_messages_go_out_between_two_looks_at_a_job_that_is_locked(
+    conn: Conn, publisher: Publisher, transport: RefusingTransport, database_url: str
+) -> None:
+    held, other = make_job(conn, 5, published=0), make_job(conn, 10)
+    with connect(database_url) as locking, locking.transaction():
+        lock_jobs(locking, [held])
+        assert publisher._round([], []) is True
+        record(conn, other, {"retrying": [9]}, delay=0.0)
+        assert publisher._round([], []) is True
+        assert transport.sent == [9]
+        looks = 3
+        while publisher._round([], []):
+            looks += 1
+        assert looks == relay_module.LOCKED_JOB_LOOKS, "then it waits until the next poll"
+    assert publisher._round([], []) is True
+    assert transport.sent == [9, 0, 1, 2, 3, 4]
 
 
 def test_a_process_that_only_sends_does_not_poll_full_queues(
