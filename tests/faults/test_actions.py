@@ -174,6 +174,7 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
         while len(scenario.deaths()) < 2:
             if scenario.status(jobs[-1][0])["finished_at"] is not None:
                 jobs.append(watched_job())
+            assert len(jobs) < 20
             job, _ = jobs[-1]
             with suppress(callboard.NotPossible):
                 job.resume()

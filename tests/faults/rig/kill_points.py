@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, NamedTuple
 
+from callboard.middleware.attempts import parking
 from callboard.middleware.attempts.in_flight import InFlight
 from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.sql.writes import callbacks, claims, outcomes, publishing, saves, stages
@@ -145,7 +146,7 @@ POINTS = {
         InFlight, "_begin", lambda begun, _, attempt: [attempt.key] if begun and attempt.reported else None, after=True
     ),
     # Not acknowledged yet.
-    "parked": Point(claims, "park", lambda _, __, rows: [(job, item) for job, item, ___ in rows], after=True),
+    "parked": Point(parking, "release", lambda *_: []),
     # Confirmed, and still in the outbox.
     "sent": Point(publishing, "confirm_outbox", lambda _, __, sent: [(out.job, out.item) for out in sent]),
     # Claimed, and nothing is sent.
