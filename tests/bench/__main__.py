@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[Rig, int, int], Iterable[str]]] = {
     "watchers": lambda rig, _items, _pairs: watchers.table(rig),
     "peers": peers.table,
     "scale": scale.table,
+    "year": scale.year,
     "burden": burden.table,
     "web": lambda rig, _items, pairs: web.table(rig, pairs),
 }

@@ -1,6 +1,7 @@
 """Whether anything grows with what is already there: the same statements on an almost empty database and on a full one.
 
-`python -m tests.bench scale --items N`: so many finished items lie in the full one.
+`python -m tests.bench scale --items N`: so many finished items lie in the full one; `year --items 100000000`: all of
+them in jobs of 1,000 items that ended over the last year.
 """
 
 import time
@@ -23,7 +24,7 @@ from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.reads.queries import Query
 from callboard.sql.statements import with_timings
-from callboard.sql.writes import workers
+from callboard.sql.writes import retention, workers
 from tests.bench import history
 from tests.bench.rig import Rig
 from tests.support.databases import migrated, with_database
@@ -32,8 +33,9 @@ from tests.support.transports import StubTransport
 
 #: Items of a finished job that is read; other jobs of the almost empty database, and items of each.
 EACH, FEW_JOBS, FEW_EACH = 2_000, 500, 16
-#: Items of each of the other jobs of a year.
-YEAR_EACH = 10
+#: Items of each of the other jobs of a year; and of each job of a year in full, of which the almost empty database has
+#: as many as are deleted there.
+YEAR_EACH, FULL_EACH, LEAVING = 10, 1_000, 100
 #: Items of an open job, and open jobs of the almost empty database.
 OPEN_EACH, FEW_OPEN = 40, 60
 #: Items that a worker holds at a heartbeat.
@@ -44,6 +46,10 @@ KEPT_SECONDS = 400 * 86_400.0
 WARM_UP = 11
 #: The most milliseconds of a turn.
 TURN_MS = 50.0
+
+BLOCKS = (
+    "SELECT sum(pg_stat_get_blocks_fetched(oid))::bigint FROM pg_class WHERE relnamespace = 'callboard'::regnamespace"
+)
 
 Work = Callable[["Side"], object]
 
@@ -67,6 +73,7 @@ class Side:
     sweep: Sweep = field(init=False)
     relay: Relay = field(init=False)
     open: list[int] = field(default_factory=list)
+    leaving: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sweep = Sweep(Process(self.url), BusyTransport, _retention=Retention(KEPT_SECONDS))
@@ -92,23 +99,49 @@ def table(rig: Rig, items: int, runs: int) -> Iterator[str]:
         yield from (_row(what, work, few, full, runs, 2.0, TURN_MS) for what, work in TURNS.items())
 
 
-def _head(what: str) -> str:
-    few = f"{FEW_JOBS + 1:,} jobs"
-    return f"\n| ms of processors | {few} | {what} | ratio | goal |\n|---|---|---|---|---|"
+def year(rig: Rig, items: int, runs: int) -> Iterator[str]:
+    """As `table`, with all jobs of the full database of `FULL_EACH` items."""
+    with ExitStack() as stack:
+        few = side_of(_made(rig, stack), stack, LEAVING, FULL_EACH)
+        full = side_of(_made(rig, stack), stack, items // FULL_EACH, FULL_EACH)
+        yield from year_of(few, full, runs)
+
+
+def year_of(few: Side, full: Side, runs: int) -> Iterator[str]:
+    """The rows of `year`."""
+    (jobs,) = full.conn.execute("SELECT count(*) FROM callboard.jobs").fetchone() or (0,)
+    yield _head(f"{jobs:,} jobs of {FULL_EACH:,} items", LEAVING)
+    yield from (_row(what, work, few, full, runs, goal) for what, (goal, work) in READS.items())
+    for side, opened in ((few, FEW_OPEN), (full, jobs // 10)):
+        add_open(side, opened)
+    yield _head(f"{jobs:,} jobs that are over and {jobs // 10:,} open ones", LEAVING)
+    yield from (_row(what, work, few, full, runs, 2.0, TURN_MS) for what, work in TURNS.items())
+    yield _row("retention of a job", _delete, few, full, min(runs, LEAVING - WARM_UP - 1), 1.5)
+
+
+def _head(what: str, jobs: int = 1) -> str:
+    few = f"{FEW_JOBS + jobs:,} jobs"
+    return f"\n| ms of processors (blocks) | {few} | {what} | ratio | goal |\n|---|---|---|---|---|"
 
 
 def _made(rig: Rig, stack: ExitStack) -> str:
     return with_database(rig.database_url, stack.enter_context(migrated(rig.database_url)))
 
 
-def side_of(url: str, stack: ExitStack, jobs: int) -> Side:
-    """A database with so many finished jobs of `EACH` items, and some smaller ones."""
+def side_of(url: str, stack: ExitStack, jobs: int, each: int = EACH) -> Side:
+    """A database with so many finished jobs of `each` items, and some smaller ones."""
     conn = stack.enter_context(connect(url))
     conn.execute("SET max_parallel_workers_per_gather = 0")  # all of it is in one process
     history.add_finished(conn, FEW_JOBS, FEW_EACH)
-    made = history.add_finished(conn, jobs, EACH, workers=jobs)
-    side = Side(url, conn, made[len(made) // 2], make_worker(conn, "actor 0", "actor 1", "actor 2"))
+    made = history.add_finished(conn, jobs, each, workers=jobs)
     conn.execute("VACUUM (ANALYZE)")
+    return side_with(url, conn, made)
+
+
+def side_with(url: str, conn: Conn, jobs: list[int]) -> Side:
+    """A database that has these finished jobs, the oldest first."""
+    side = Side(url, conn, jobs[len(jobs) // 2], make_worker(conn, "actor 0", "actor 1", "actor 2"))
+    side.leaving = jobs[:LEAVING][::-1]
     return side
 
 
@@ -120,24 +153,35 @@ def add_open(side: Side, jobs: int) -> None:
 
 def _row(what: str, work: Work, few: Side, full: Side, runs: int, goal: float, most: float | None = None) -> str:
     times: tuple[list[float], list[float]] = ([], [])
+    read: tuple[list[int], list[int]] = ([], [])
     for n in range(-WARM_UP, runs):
-        for side, taken in zip((few, full), times, strict=True):
+        for side, taken, blocks in zip((few, full), times, read, strict=True):
             workers.beat(side.conn, side.worker, [], None)
-            began = _seconds(side.conn)
+            before_it, began = _blocks(side.conn), _seconds(side.conn)
             work(side)
             if n >= 0:
                 taken.append(1_000 * (_seconds(side.conn) - began))
+                blocks.append(_blocks(side.conn) - before_it)
     before, after = (median(one) for one in times)
     ratio = after / before
     reached = ratio <= goal and (most is None or after <= most)
     said = f"≤ {goal}" + (f", ≤ {most:.0f} ms" if most else "") + ("" if reached else ": missed")
-    return f"| {what} | {before:.2f} | {after:.2f} | {ratio:.2f} | {said} |"
+    few_blocks, full_blocks = (median(one) for one in read)
+    cells = f"{before:.2f} ({few_blocks:,.0f}) | {after:.2f} ({full_blocks:,.0f})"
+    return f"| {what} | {cells} | {ratio:.2f} | {said} |"
 
 
 def _seconds(conn: Conn) -> float:
     """What this thread and the server process of a connection have had of a processor: others use the machine too."""
     server = Path(f"/proc/{conn.info.backend_pid}/schedstat").read_text(encoding="ascii")
     return time.thread_time() + int(server.split()[0]) / 1e9
+
+
+def _blocks(conn: Conn) -> int:
+    """The blocks of tables and indexes that the server has fetched for this database."""
+    conn.execute("SELECT pg_stat_force_next_flush()")
+    row = conn.execute(BLOCKS).fetchone()
+    return int(row[0]) if row else 0
 
 
 def _read(make: Callable[[Side], Query[Any]]) -> Work:
@@ -168,9 +212,17 @@ READS: dict[str, tuple[float, Work]] = {
     "list, metadata": (1.2, _list(metadata={"customer": "177"})),
     "list, since:24h": (1.2, _list(created_after=timedelta(hours=24))),
     "list, is:failing": (1.2, _list(failing=True)),
+    "list, not:failing": (1.2, _list(failing=False)),
+    "list, is:stalled": (1.2, _list(stalled=True)),
+    "list, ended:24h": (1.2, _list(ended_after=timedelta(hours=24))),
+    "list, until:180d": (1.2, _list(created_before=timedelta(days=180))),
+    "list, key": (1.2, _list(key="none")),
     "counts of the page": (1.2, _read(lambda _: queries.job_counts())),
     "items of a job": (1.5, _read(lambda side: queries.items(side.job))),
     "items that failed": (1.5, _read(lambda side: queries.items(side.job, state="failed"))),
+    "items that failed by an error": (1.5, _read(lambda side: queries.items(side.job, error="shop.Error1"))),
+    "items that succeeded": (1.5, _read(lambda side: queries.items(side.job, state="succeeded"))),
+    "attempts of an item": (1.5, _read(lambda side: queries.attempts(side.job, 0))),
     "errors of a job": (1.5, _read(lambda side: queries.errors(side.job))),
     "chart of a job": (1.5, _read(lambda side: queries.samples(side.job))),
     "metrics of items": (1.2, _read(lambda _: queries.metric_items())),
@@ -189,6 +241,13 @@ def _heartbeat(side: Side) -> None:
     held = [(side.open[n % len(side.open)], n) for n in range(HELD)]
     workers.beat(side.conn, side.worker, held, None)
     workers.job_controls(side.conn, 20.0)
+
+
+def _delete(side: Side) -> None:
+    job = side.leaving.pop()
+    retention.mark_deleted(side.conn, [job])
+    for _ in retention.delete_rows(side.conn, job):
+        pass
 
 
 #: What each process does over and over.

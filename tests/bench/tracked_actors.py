@@ -49,3 +49,10 @@ def varied(seconds: float) -> None:
     """Take so long."""
     if seconds:
         time.sleep(seconds)
+
+
+@dramatiq.actor(max_retries=0)
+def fail_some(number: int) -> None:
+    """Fail at the first attempt of a hundredth of the items, in three ways."""
+    if number % 100 == 7 and callboard.current().attempt == 1:
+        raise (LookupError, RuntimeError, ValueError)[number // 100 % 3](f"no price for {number}")
