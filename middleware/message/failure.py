@@ -14,6 +14,8 @@ MESSAGE_CHARS = 4_000
 TRACEBACK_CHARS = 16_000
 #: The most characters of an error's type and of its place: an index holds them.
 NAME_CHARS = 300
+#: The module that raises an exception which an actor has returned for the first item of a batch.
+RAISES_FOR_ACTORS = "callboard.middleware.attempts.batch"
 
 
 def describe(error: BaseException | None) -> Failure:
@@ -70,6 +72,8 @@ def _place(error: BaseException) -> str:
         return ""
     while step.tb_next is not None:
         step = step.tb_next
+    if step.tb_frame.f_globals.get("__name__") == RAISES_FOR_ACTORS:
+        return ""  # the actor has returned it, as those of other items of its batch, and never raised it
     return place(step.tb_frame.f_code, step.tb_lineno)
 
 

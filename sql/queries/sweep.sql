@@ -46,7 +46,8 @@ DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %(holder)s
 
 -- name: follow_clock_set_back
 -- The clock of the database was set back by so many seconds, at least: each time to come that it gave is that much earlier,
--- and no heartbeat is to come. So nothing waits or holds for longer than it should, and a worker that died is found.
+-- and no heartbeat or change of a job is to come. So nothing waits or holds for longer than it should, a worker that died
+-- is found, and so are the lost messages of a job that does not move.
 -- Times that somebody gave stay: of a start, a deadline, a token. Turns are looked at again, for those of rows that are
 -- skipped are not earlier.
 -- Caller: the sweep, in the transaction that renews its lease, by which it knows: what is broken off is done once more.
@@ -58,12 +59,13 @@ WITH back AS (
     UPDATE callboard.workers SET beat_at = now() WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now()
 ), job AS (
     SELECT id FROM callboard.jobs
-    WHERE finished_at IS NULL AND greatest(publish_until, submitting_until, control_at, rate_ready) > now()
+    WHERE finished_at IS NULL AND greatest(publish_until, submitting_until, control_at, rate_ready, updated_at) > now()
     ORDER BY id FOR NO KEY UPDATE
 ), jobs AS (
     UPDATE callboard.jobs AS j
     SET publish_until = publish_until - time, submitting_until = submitting_until - time, rate_ready = rate_ready - time,
-        control_at = least(control_at, clock_timestamp())
+        control_at = least(control_at, clock_timestamp()),
+        updated_at = CASE WHEN updated_at > now() THEN updated_at - time ELSE updated_at END
     FROM job, back WHERE j.id = job.id
 ), turn AS (
     SELECT job_id, queue FROM callboard.turns

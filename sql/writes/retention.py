@@ -70,7 +70,9 @@ def delete_rows(conn: Conn, job: int) -> Iterator[int]:
             else:
                 count = _rest(conn, job)
         except REFUSED as error:
-            reason = f"it can't be deleted: {error}; declare the foreign key ON DELETE CASCADE, or delete those rows"
+            refers = isinstance(error, psycopg.IntegrityError)  # else a trigger of the user's refuses
+            advice = "; declare the foreign key ON DELETE CASCADE, or delete those rows" if refers else ""
+            reason = f"it can't be deleted: {error}{advice}"
             execute(conn, "set_aside", job=job, reason=reason, pause=SET_ASIDE_SECONDS)
             return
         yield count

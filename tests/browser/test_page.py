@@ -509,6 +509,17 @@ def test_an_action_is_shown_though_an_older_read_was_under_way(page: Page, conn:
     expect(pill(page)).to_have_text("paused")
 
 
+def test_a_page_goes_on_after_the_clock_of_the_database_was_set_back(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 10)
+    conn.execute("UPDATE callboard.jobs SET updated_at = updated_at + interval '1 h' WHERE id = %s", (job,))
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#live")).to_have_text("live")
+    conn.execute("UPDATE callboard.jobs SET updated_at = updated_at - interval '1 h' WHERE id = %s", (job,))
+    record(conn, job, {"succeeded": range(5)})
+    bar = page.locator("#head").get_by_role("progressbar")
+    expect(bar).to_have_attribute("aria-valuenow", "50", timeout=SOON)
+
+
 def test_a_job_that_is_deleted_meanwhile_is_hidden(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 3)
     page.goto(f"{address}/jobs/{job}")

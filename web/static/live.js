@@ -10,6 +10,7 @@ const POLL_MS = 1000;
 const FINAL_POLL_MS = 5000;
 const LOST_POLL_MS = 3000;
 const PART_MS = 2000;
+const OVERTAKEN_MS = 30000;
 const STREAM_AGAIN_MS = 5000;
 const SPEAK_MS = 10000;
 
@@ -35,6 +36,7 @@ let streamAgain = 0;
 let paused = false;
 let latest = null;
 let shown = 0;
+let overtaken = 0;  // until when something that was read before it may still come
 let refreshed = 0;
 let refreshing = false;
 let spoken = ["", 0];
@@ -134,7 +136,8 @@ function wait() {
 }
 
 function takeJob(job) {
-  if (Date.parse(job.updated_at) < shown) return;  // it was read before something that the page shows
+  // It was read before something that the page shows; later than that, the clock of the database was set back.
+  if (Date.parse(job.updated_at) < shown && performance.now() < overtaken) return;
   latest = job;
   fill(document, job);
   document.title = `${percent(job)} ${job.name} – Callboard`;
@@ -207,7 +210,7 @@ function take(html) {
   for (const part of [...parts.children]) {
     const old = document.getElementById(part.id);
     const at = Date.parse(part.dataset.updated);
-    if (at > shown) shown = at;
+    if (at > shown) [shown, overtaken] = [at, performance.now() + OVERTAKEN_MS];
     if (latest && at <= Date.parse(latest.updated_at)) fill(part, latest);
     if (old) morph(old, part);
     made.set(part.id, performance.now());

@@ -19,7 +19,8 @@ HOUR, LATE = 3_600, 600
 #: Seconds from now to each time.
 AHEAD = """
     SELECT extract(epoch FROM time - now())::float8 FROM (
-        SELECT publish_until AS time FROM callboard.jobs UNION ALL SELECT due_at FROM callboard.turns
+        SELECT publish_until AS time FROM callboard.jobs UNION ALL SELECT updated_at FROM callboard.jobs
+        UNION ALL SELECT due_at FROM callboard.turns
         UNION ALL SELECT due_at FROM callboard.outbox UNION ALL SELECT due_at FROM callboard.callbacks
         UNION ALL SELECT beat_at FROM callboard.workers
     ) AS times WHERE time < timestamptz '9000-01-01Z'
@@ -28,7 +29,8 @@ AHEAD = """
 LATER = (
     "UPDATE callboard.leases SET until = until + interval '1 h'",
     "UPDATE callboard.workers SET beat_at = beat_at + interval '1 h'",
-    "UPDATE callboard.jobs SET publish_until = publish_until + interval '1 h'",
+    """UPDATE callboard.jobs
+       SET publish_until = publish_until + interval '1 h', updated_at = updated_at + interval '1 h'""",
     """INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first)
        SELECT id, 0, 2, now() + interval '1 h', false FROM callboard.jobs""",
     """INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, due_at, job)

@@ -387,9 +387,19 @@ def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
     conn.execute("CREATE TABLE last (job bigint REFERENCES callboard.jobs DEFERRABLE INITIALLY DEFERRED)")
     late = ended(conn, name="late", days=40)
     conn.execute("INSERT INTO last VALUES (%s)", (late,))
+    conn.execute(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it is under audit'; END $$"
+    )
+    conn.execute(
+        "CREATE TRIGGER keep BEFORE DELETE ON callboard.jobs FOR EACH ROW WHEN (OLD.name = 'audited')"
+        " EXECUTE FUNCTION keep()"
+    )
+    audited = ended(conn, name="audited", days=40)
     Retention(30 * DAY).round(conn)
     assert deletion.deleted_jobs(conn) == []
-    assert set(deletion.jobs_set_aside(conn, [kept, cascading, plain, late])) == {kept, late}
+    aside = deletion.jobs_set_aside(conn, [kept, cascading, plain, late, audited])
+    assert set(aside) == {kept, late, audited}
+    assert aside[audited] == "it can't be deleted: it is under audit"
     assert conn.execute("SELECT count(*) FROM follows").fetchone() == (0,)
     reason = deletion.jobs_set_aside(conn, [kept])[kept]
     assert 'violates foreign key constraint "strict_job_fkey" on table "strict"' in reason

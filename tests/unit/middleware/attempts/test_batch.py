@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import callboard
 from callboard.middleware.hook_cache import HookCache
 from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.delivery import Delivery
+from callboard.middleware.message.failure import describe
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.rabbitmq.consumer import RabbitmqMessage
 from callboard.middleware.tracking import Returned, Tracking
@@ -86,6 +88,24 @@ class Batch:
     def ended(self) -> Sequence[tuple[int, str]]:
         """(item, state) of those that ended, without the lead."""
         return sorted((entry.event.item, entry.event.state) for entry in self.in_flight.ended)
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_the_items_of_a_batch_fail_at_one_place(raised: bool) -> None:
+    """Also the first, whose exception the batch raises: else the errors of a job are in two groups."""
+    errors = [ValueError(number) for number in range(2)]
+
+    def check(_: list[Any]) -> list[Any]:
+        for error in errors if raised else []:
+            with suppress(ValueError):
+                raise error
+        return errors[:1]
+
+    with pytest.raises(ValueError, match="0"):
+        callboard.batch(check)(0)
+    places = [describe(error).place for error in errors]
+    assert places[0] == places[1]
+    assert places[0].endswith("in check") is raised
 
 
 def test_an_item_that_a_middleware_fails_is_not_given_to_the_actor() -> None:
