@@ -23,16 +23,19 @@ _connections: dict[str, psycopg.Connection] = {}
 
 def execute(url: str, statement: sql.Composed) -> None:
     """Run one statement outside of a transaction."""
-    connection = _connections.get(url)
-    if connection is not None and not connection.closed:
-        try:
-            connection.execute(statement)
-            return
-        except psycopg.OperationalError:  # the server was stopped since
-            if not connection.closed:
-                raise
-    _connections[url] = psycopg.connect(url, autocommit=True)
-    _connections[url].execute(statement)
+    connection = _connection(url)
+    try:
+        connection.execute(statement)
+    except psycopg.OperationalError:  # the server was stopped since
+        if not connection.closed:
+            raise
+        _connection(url).execute(statement)
+
+
+def _connection(url: str) -> psycopg.Connection:
+    if url not in _connections or _connections[url].closed:
+        _connections[url] = psycopg.connect(url, autocommit=True)
+    return _connections[url]
 
 
 def close_connections() -> None:
@@ -43,9 +46,14 @@ def close_connections() -> None:
 
 @contextmanager
 def database(url: str, template: str = "template0") -> Iterator[str]:
-    """A database of its own, copied from `template` and dropped at the end; gives its name."""
+    """A database of its own, copied from `template` and dropped at the end; gives its name.
+
+    Its files are copied, with the cache that a first connection would otherwise make: since PostgreSQL 15 the copy goes
+    through the log unless one asks for that, which takes twice the processor time.
+    """
     name = f"callboard_{uuid.uuid4().hex}"
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+    version = _connection(url).info.server_version
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}" + (" STRATEGY FILE_COPY" if version >= 150_000 else ""))
     execute(url, create.format(sql.Identifier(name), sql.Identifier(template)))
     try:
         yield name
