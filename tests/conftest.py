@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, settings
 from callboard.commands.services import Server, ports
 from tests.support.databases import close_connections, database, with_database
 from tests.support.distribution import Distribution, long_first
-from tests.support.forked import forks
+from tests.support.forked import close_forks
 from tests.support.progress import Progress
 from tests.support.services import POSTGRES_SETTINGS, Owner, Remote, SharedPostgres, SharedServices, postgres_programs
 from tests.support.vhosts import Broker
@@ -93,8 +93,7 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the shared services."""
     close_connections()
-    if forks.cache_info().currsize:
-        forks().close()
+    close_forks()
     if isinstance(services := config.stash.get(SERVICES, None), Owner):
         services.close()
 

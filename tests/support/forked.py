@@ -1,13 +1,15 @@
-"""Starts `dramatiq` in a fork of a process that has imported what a worker needs.
+"""Starts `dramatiq` and `callboard` in a fork of a process that has imported what they need.
 
 Measured: a start takes 0.11 s of processor time, and 0.45 s with an interpreter of its own. The started process is as
-real: it has a pid, a group and an environment of its own, the arguments of a command line, and a log; it is killed,
-stopped and waited for like any other.
+real: it has a pid, a group, a folder and an environment of its own, the arguments of a command line, and a log; it is
+killed, stopped and waited for like any other.
 
-`python -m tests.support.forked FD` is the process that forks; it ends with the process at the other end of its socket.
+`python -m tests.support.forked FD PROGRAM` is the process that forks; it ends with the process at the other end of its
+socket.
 """
 
 import array
+import gc
 import importlib
 import json
 import os
@@ -20,18 +22,26 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from callboard.commands.services.child_process import Process
 from callboard.commands.services.exec_as import SET_DEATH_SIGNAL, prctl
 
-#: What is imported before the forks. None of it reads the environment as it is imported, but for Dramatiq's own
-#: variables, and none starts a thread.
-MODULES = (
-    "dramatiq.cli", "callboard", "callboard.middleware.install", "callboard.middleware.tracking",
-    "tests.faults.rig.run_log",
-)  # fmt: skip
-#: A start with one of these variables or arguments is that of an interpreter of its own.
+CALLBOARD = "callboard.commands.main"
+#: The programs, and what is imported before the forks. None of it reads the environment as it is imported, but for the
+#: variables of `ALONE`, and none starts a thread.
+PROGRAMS = {
+    "dramatiq": (
+        "dramatiq.cli", "callboard", "callboard.middleware.install", "callboard.middleware.tracking",
+        "tests.faults.rig.run_log",
+    ),
+    CALLBOARD: (CALLBOARD, "typer.rich_utils", "pydantic.type_adapter"),
+}  # fmt: skip
+#: What the process that forks has in its environment.
+ENVIRONMENTS = {"dramatiq": {"PYTHONWARNINGS": "default"}, CALLBOARD: {}}
+#: A start with one of these variables, or of `dramatiq` with one of these arguments, is that of an interpreter of its
+#: own.
 ALONE = ("dramatiq_", "PROMETHEUS_", "PYTHONPATH"), ("--path", "--use-spawn")
 LARGEST_REQUEST = 1 << 18
 
@@ -55,17 +65,17 @@ class Forked:
         if self.returncode is None:
             self.returncode = self._forks.ended(self.pid, timeout)
         if self.returncode is None:
-            raise subprocess.TimeoutExpired("dramatiq", timeout or 0)
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
         return self.returncode
 
 
 class Forks:
-    """The process that forks, as this process knows it. Threads may use it side by side."""
+    """The process that forks a program, as this process knows it. Threads may use it side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default"}
+        command = [sys.executable, "-m", __name__, str(theirs.fileno()), program]
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", **ENVIRONMENTS[program]}
         self._process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         self._socket = ours
@@ -76,18 +86,21 @@ class Forks:
         threading.Thread(target=self._listen, name="forks", daemon=True).start()
         self._starting = threading.Lock()
 
-    def start(self, arguments: Sequence[str], env: Mapping[str, str], log: int) -> Forked:
-        """Start `dramatiq` with these arguments and this environment; its output goes to the file descriptor `log`.
+    def start(
+        self, arguments: Sequence[str], env: Mapping[str, str], folder: Path, streams: tuple[int, int, int]
+    ) -> Forked:
+        """Start the program with these arguments, this environment, in this folder, and with these file descriptors as
+        standard input, output and error.
 
         Raises RuntimeError if the process that forks has ended.
         """
-        request = json.dumps([list(arguments), dict(env)]).encode()
+        request = json.dumps([list(arguments), dict(env), str(folder)]).encode()
         with self._starting:
-            self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [log]))])
+            self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))])
             with self._news:
                 self._news.wait_for(lambda: self._started or self._over)
                 if self._over:
-                    raise RuntimeError("the process that forks workers has ended")
+                    raise RuntimeError("the process that forks has ended")
                 return Forked(self, self._started.pop())
 
     def ended(self, pid: int, timeout: float | None) -> int | None:
@@ -118,31 +131,58 @@ class Forks:
 
 
 class ForkedProcess(Process):
-    """`Process` for `python -m dramatiq …`. What needs an interpreter of its own gets one."""
+    """`Process` for `python -m PROGRAM …`. What needs an interpreter of its own gets one."""
 
     def start(self) -> "ForkedProcess":
         """See `Process`."""
-        _, _, module, *arguments = map(str, self.command)
-        assert module == "dramatiq"
+        _, _, program, *arguments = map(str, self.command)
         env = self.env or {}
-        names, options = ALONE
-        if (
-            sys.platform != "linux"
-            or any(name.startswith(names) for name in env)
-            or not set(options).isdisjoint(arguments)
-        ):
+        if alone(program, arguments, env):
             return super().start()
         self._asked = False
-        with self.log.open("ab") as log:
-            started: Any = forks().start(arguments, env, log.fileno())
+        with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
+            streams = nothing.fileno(), log.fileno(), log.fileno()
+            started: Any = forks(program).start(arguments, env, self.cwd or Path.cwd(), streams)
         self.child = started
         return self
 
 
+def start(
+    program: str, arguments: Sequence[str], env: Mapping[str, str], folder: Path, streams: tuple[int, int, int]
+) -> "Forked | subprocess.Popen[bytes]":
+    """Start `python -m PROGRAM …` as `Forks.start` does, and what needs an interpreter of its own with one."""
+    if not alone(program, arguments, env):
+        return forks(program).start(arguments, env, folder, streams)
+    stdin, stdout, stderr = streams
+    command = [sys.executable, "-m", program, *arguments]
+    return subprocess.Popen(command, env=env, cwd=folder, stdin=stdin, stdout=stdout, stderr=stderr)
+
+
+def alone(program: str, arguments: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether a start needs an interpreter of its own."""
+    names, options = ALONE
+    return (
+        sys.platform != "linux"
+        or any(name.startswith(names) for name in env)
+        or (program == "dramatiq" and not set(options).isdisjoint(arguments))
+    )
+
+
 @cache
-def forks() -> Forks:
-    """The one of this process; it is started with the first worker."""
-    return Forks()
+def forks(program: str) -> Forks:
+    """The one of this process for a program; it is started when that is started first."""
+    made = Forks(program)
+    _made.append(made)
+    return made
+
+
+_made: list[Forks] = []
+
+
+def close_forks() -> None:
+    """End the processes that fork, and the processes that these have started."""
+    while _made:
+        _made.pop().close()
 
 
 # In the process that forks -------------------------------------------------------------------------------------------
@@ -163,18 +203,19 @@ def serve(number: int) -> list[str]:
                 ready.unregister(key.fileobj)
                 os.close(key.fd)
                 continue
-            request, fds, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, 1)
+            request, streams, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
             if not request:
                 connection.close()
                 sys.exit()
-            arguments, env = json.loads(request)
+            arguments, env, folder = json.loads(request)
             pid = os.fork()
             if not pid:
                 ready.close()
                 connection.detach()
-                _become(env, *fds)
+                _become(env, folder, streams)
                 return [str(one) for one in arguments]
-            os.close(fds[0])
+            for stream in streams:
+                os.close(stream)
             ready.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
             connection.send(json.dumps([pid, None]).encode())
 
@@ -184,23 +225,27 @@ def _tell_end(connection: socket.socket, pid: int) -> None:
     connection.send(json.dumps([pid, os.waitstatus_to_exitcode(status)]).encode())
 
 
-def _become(env: Mapping[str, str], log: int) -> None:
+def _become(env: Mapping[str, str], folder: str, streams: Sequence[int]) -> None:
     """Be a process as if it had been started by itself."""
     os.setsid()
     prctl(SET_DEATH_SIGNAL, signal.SIGTERM)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
     os.closerange(3, 1024)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
 
 
 def main() -> None:
-    """Import, then serve; in a child, be `dramatiq`."""
-    for module in MODULES:
+    """Import, then serve; in a child, be the program."""
+    number, program = sys.argv[1:]
+    for module in PROGRAMS[program]:
         importlib.import_module(module)
-    sys.argv[1:] = serve(int(sys.argv[1]))
-    runpy.run_module("dramatiq", run_name="__main__", alter_sys=True)
+    sys.modules.pop(CALLBOARD, None)  # or Python warns that it runs it a second time
+    gc.freeze()
+    sys.argv[1:] = serve(int(number))
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Runs `callboard` as a user does, in a process and a folder of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from callboard.commands.services import Process, wait_until
+from tests.support.forked import CALLBOARD, ForkedProcess, start
 
-COMMAND = (sys.executable, "-m", "callboard.commands.main")
+COMMAND = (sys.executable, "-m", CALLBOARD)
 #: Runs a command with these arguments in the process of the test: (exit code, stdout, stderr).
 Call = Callable[..., tuple[int, str, str]]
 #: Variables that would lead a command to other services than its test means.
@@ -26,16 +29,22 @@ def run(
     folder: Path, *arguments: str, env: Mapping[str, str] | None = None, given: bytes = b"", timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        check=False,
-        cwd=folder,
-        env=environment(env or {}),
-        input=given,
-        capture_output=True,
-        timeout=timeout,
-    )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    variables = environment(env or {})
+    reading, writing = os.pipe()
+    with TemporaryFile() as output, TemporaryFile() as errors:
+        with os.fdopen(reading, "rb") as stdin:
+            streams = stdin.fileno(), output.fileno(), errors.fileno()
+            started = start(CALLBOARD, arguments, variables, folder, streams)
+        with suppress(BrokenPipeError), os.fdopen(writing, "wb") as feed:  # it may read nothing, or not all
+            feed.write(given)
+        try:
+            code = started.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.kill(started.pid, signal.SIGKILL)
+            raise
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(arguments, code, output.read().decode(), errors.read().decode())
 
 
 def fault(
@@ -68,7 +77,7 @@ def running(
     """Run it for a block, which begins when its output contains `until`."""
     log = folder / "output.log"
     log.unlink(missing_ok=True)
-    process = Process([*COMMAND, *arguments], log=log, env=environment(env or {}), cwd=folder).start()
+    process = ForkedProcess([*COMMAND, *arguments], log=log, env=environment(env or {}), cwd=folder).start()
     try:
         process.wait_ready(lambda: until in log.read_text(), 300)
         yield process
