@@ -159,12 +159,12 @@ def test_watch_ends_with_the_job(call: Call, conn: Conn) -> None:
     assert document(call("watch", job, "--json"))["state"] == "completed"
 
 
-def test_watch_ends_with_1_if_an_item_failed(on_database: Call, conn: Conn) -> None:
+def test_watch_ends_with_1_if_an_item_failed(call: Call, conn: Conn) -> None:
     good, bad = make_job(conn, 2), make_job(conn, 2)
     record(conn, good, {"succeeded": [0], "skipped": [1]})
     record(conn, bad, {"succeeded": [0], "failed": [1]})
-    assert [on_database("watch", *jobs)[0] for jobs in ((good,), (bad,), (good, bad))] == [0, 1, 1]
-    code, out, _ = on_database("watch", bad, "--json")
+    assert [call("watch", *jobs)[0] for jobs in ((good,), (bad,), (good, bad))] == [0, 1, 1]
+    code, out, _ = call("watch", bad, "--json")
     assert (code, json.loads(out)["failed"]) == (1, 1)
 
 
