@@ -46,7 +46,7 @@ JOBS_AT_ONCE, WATCHERS_AT_ONCE = 50, 10
 
 TYPES = ("text/event-stream",)
 START, COMMENT = b"retry: 2000\n\n", b":\n\n"
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}  # a proxy keeps and packs nothing
 
 
 def _event(name: str, data: bytes, tag: str = "") -> bytes:

@@ -181,7 +181,7 @@ def test_a_stream_is_neither_packed_nor_kept_by_a_proxy(conn: Conn, api: str) ->
         assert next(answer.iter_lines()) == "retry: 2000"
         headers = answer.headers
     assert "content-encoding" not in headers
-    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-store", "no")
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-store, no-transform", "no")
     head = httpx.head(path)
     assert (head.status_code, head.headers["content-type"], head.content) == (200, TYPE, b"")
 
