@@ -6,7 +6,7 @@ import io
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -44,18 +44,18 @@ def opened(file: str, encoding: str | None, say: Callable[[str], None]) -> Itera
     """
     if file == "-" and sys.stdin is None:
         raise CommandError("there is no standard input: give the items in a FILE", code=2)
-    try:
-        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source:
-            if file != "-" and Path(file).is_file():
-                with _utf8(source, encoding, say) as text:
-                    yield text
-                return
-            with TemporaryFile(prefix="callboard-") as spooled:
+    with ExitStack() as stack:
+        try:
+            stdin = file == "-"
+            source = stack.enter_context(sys.stdin.buffer) if stdin else stack.enter_context(Path(file).open("rb"))
+            if stdin or not Path(file).is_file():
+                spooled = stack.enter_context(TemporaryFile(prefix="callboard-"))
                 shutil.copyfileobj(source, spooled)
-                with _utf8(spooled, encoding, say) as text:
-                    yield text
-    except OSError as error:
-        raise CommandError(f"can't read {file}: {error.strerror or error}") from error
+                source = spooled
+            text = stack.enter_context(_utf8(source, encoding, say))
+        except OSError as error:
+            raise CommandError(f"can't read {file}: {error.strerror or error}") from error
+        yield text  # not in the `try`: an error of the output is none of the file
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def test_what_an_encoding_lacks_is_escaped(tmp_path: Path, database_url: str, jo
 def test_closed_and_full_streams_give_one_line_at_most(tmp_path: Path, database_url: str, job: int) -> None:
     for line, code, said in (
         ("callboard submit measure_source <&-", 2, b"there is no standard input"),
+        ("""echo '["/"]' | callboard submit measure_source - >/dev/full""", 1, b"can't write the output"),
         ("callboard jobs >&-", 0, b""),
         ("callboard stat 2>&-", 2, b""),
         ("callboard jobs --json >/dev/full", 1, b"No space left on device"),
