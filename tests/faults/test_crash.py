@@ -1,7 +1,6 @@
 """An item that kills its worker each time is failed at the third death, and no death is charged to its neighbours."""
 
 import json
-import signal
 from collections import Counter
 from typing import Any
 
@@ -13,8 +12,8 @@ from callboard.sql.writes import workers
 from tests.faults.rig.scenario import TIMEOUT, Scenario
 from tests.support.workers import wait_until
 
-#: Every way to die; the worker's master tells in its log how one ended.
-WAYS = {"exit": 9, "segfault": -signal.SIGSEGV, "kill": -signal.SIGKILL}
+#: Every way to die.
+WAYS = ("exit", "segfault", "kill")
 ITEMS = 100
 #: What the record says of each item.
 STANDING = "SELECT item, state::text, attempt, crashes FROM callboard.items WHERE job_id = %s ORDER BY item"
@@ -85,8 +84,6 @@ def test_each_way_to_die_counts_and_the_third_time_is_the_last(scenario: Scenari
         scenario.assert_completed(job, total=ITEMS, failed=1, watcher=watcher)
     over = prove(scenario, job)
     assert over[0] == timings.MAX_CRASHES == len(WAYS)
-    for code in WAYS.values():
-        assert wait_until(lambda code=code: f"code {code}" in scenario.log(), TIMEOUT)  # type: ignore[misc]
     assert scenario.status(job)["crashes"] == timings.MAX_CRASHES
     ((acquitted, spared),) = scenario.sql(CHARGED, job.id)
     print(f"{over.total()} runs died, {acquitted} acquitted, {spared} deaths not theirs; {scenario.starts} starts")
