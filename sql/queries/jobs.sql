@@ -90,11 +90,14 @@ RETURNING id
 epoch = epoch + 1, control_at = clock_timestamp(), sealed = sealed OR standing_on IS NOT NULL, updated_at = now()
 
 -- name: stop_overdue_jobs
--- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping.
+-- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job that was made
+-- after its deadline is stopped when its submission is over, so that its submitter gets the same answer each time.
 -- Caller: the sweep. Rows: (id). Lock order: jobs by id.
 WITH late AS (
     SELECT id FROM callboard.jobs
-    WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL ORDER BY id FOR NO KEY UPDATE
+    WHERE deadline < now() AND finished_at IS NULL AND stopping IS NULL
+      AND (sealed OR deadline > created_at OR submitting_until > now() IS NOT TRUE)
+    ORDER BY id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j
 SET stopping = 'cancelled', {stops},

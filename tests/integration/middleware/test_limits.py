@@ -14,7 +14,7 @@ from callboard.sql.rows import NewItem
 from callboard.sql.writes import actions, claims, jobs, publishing, retry_action, sends, submission, sweep, workers
 from callboard.sql.writes.requests import NoSuchJob, Requester
 from callboard.sql.writes.retry_action import RetrySelection
-from tests.support.jobs import make_job, make_worker, record, send, status
+from tests.support.jobs import ARGS, make_job, make_worker, record, send, status
 from tests.support.workers import wait_until
 
 ANNA = Requester("python", "anna")
@@ -400,3 +400,22 @@ def test_a_plain_send_that_fails_before_its_publisher_settled_it_counts_as_publi
     publishing.confirm_outbox(conn, batch)
     found = status(conn, job)
     assert (found["pending"], found["queued"], found["retrying"]) == (0, 1, 1)
+
+
+def test_a_job_made_after_its_deadline_is_stopped_when_its_submission_is_over(conn: Conn) -> None:
+    made = submission.create_job(
+        conn, name="late", key=None, tenant="", actor=None, queue=None, metadata={}, created_by=None,
+        limits=Limits(deadline="2026-01-01T00:00:00Z"),
+    )  # fmt: skip
+    assert jobs.stop_overdue_jobs(conn) == []
+    assert submission.store_chunk(conn, made.job, 0, [(ARGS, None)], keyed=False) == ("stored", 1)
+    assert submission.seal_job(conn, made.job)
+    assert jobs.stop_overdue_jobs(conn) == [made.job]
+
+
+def test_a_job_whose_submitter_is_gone_is_stopped_at_its_deadline(conn: Conn) -> None:
+    job = make_job(conn, 1, sealed=False)
+    conn.execute(
+        "UPDATE callboard.jobs SET deadline = created_at, submitting_until = now() - interval '1 s' WHERE id = %s", (job,)
+    )
+    assert jobs.stop_overdue_jobs(conn) == [job]
