@@ -15,8 +15,8 @@ callboard.install(dramatiq.get_broker())
 
 
 @dramatiq.actor(max_retries=0)
-def plain(number: int, gate: str) -> None:
-    """Wait until the file `gate` is there."""
+def plain(number: int, gate: str = "") -> None:
+    """Wait until the file `gate` is there, if one is named."""
     with logged_run():
         while gate and not Path(gate).exists():
             time.sleep(0.02)
