@@ -68,12 +68,19 @@ def stop(children: Sequence[Child]) -> None:
 
 
 class InProcessWorker:
-    """A worker in this process: only it can take messages from Dramatiq's in-process broker. It logs to worker.log."""
+    """A worker in this process: only it can take messages from Dramatiq's in-process broker. It logs to worker.log.
+
+    Raises NotStarted with the last line of its log.
+    """
 
     def __init__(self, threads: int, folder: Path) -> None:
-        logging.basicConfig(filename=folder / "worker.log", level=logging.INFO, format=LOG_FORMAT)
+        log = folder / "worker.log"
+        logging.basicConfig(filename=log, level=logging.INFO, format=LOG_FORMAT)
         self._worker = dramatiq.Worker(actor_modules.assemble(), worker_threads=threads)
-        self._worker.start()
+        try:
+            self._worker.start()
+        except SystemExit:  # the end of a worker process that can't be registered
+            raise NotStarted(f"the worker did not start: {last_line(log)} (its log: {log})") from None
 
     def stop(self) -> None:
         """Finish the running items, for at most STOP_SECONDS, and close the broker."""

@@ -101,6 +101,11 @@ def test_up_uses_the_services_that_the_environment_names(tmp_path: Path, environ
         assert addresses(tmp_path)["amqp_url"] == environment["AMQP_URL"]
         assert works(tmp_path)
         assert not (tmp_path / ".callboard" / "postgres").exists()
+        other = tmp_path / "other"
+        other.mkdir()
+        line = fault(other, "up", "--in-process", env=environment)
+        assert line.startswith("callboard: the worker did not start: ")
+        assert "this worker is on a broker within its process" in line
 
 
 @pytest.mark.parametrize(
