@@ -221,13 +221,14 @@ def told(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
 DIES = """
 import os, signal, sys
 from callboard.commands.main import main
-from callboard.sql.writes import actions, jobs, requests, retry_action
-real = actions.statement
+from callboard.sql import statements
+from callboard.sql.writes import retry_action
+real = statements.statement
 def deadly(name):
     if name == sys.argv[1]:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(name)
-actions.statement = jobs.statement = requests.statement = retry_action.statement = deadly
+statements.statement = retry_action.statement = deadly
 main(sys.argv[2:])
 """
 

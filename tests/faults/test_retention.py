@@ -19,15 +19,16 @@ ITEMS = 1_000
 DIES = """
 import os, signal, sys
 from callboard.commands.main import main
+from callboard.sql import statements
 from callboard.sql.writes import retention
 name, times = sys.argv[1], int(sys.argv[2])
-real, seen = retention.statement, []
+real, seen = statements.statement, []
 def deadly(asked):
     seen.append(asked)
     if seen.count(name) == times and asked == name:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(asked)
-retention.statement, retention.CHUNK_ITEMS = deadly, 100
+statements.statement, retention.CHUNK_ITEMS = deadly, 100
 sys.exit(main(sys.argv[3:]))
 """
 
