@@ -24,6 +24,7 @@ from callboard.sql.pool import Conn
 
 T = TypeVar("T")
 QUERIES = Path(__file__).parent / "queries"
+_TIMINGS = {name: value for name, value in vars(timings).items() if name.isupper()}
 _HEAD = re.compile(r"^-- (name|part): (\w+)$", re.MULTILINE)
 _PART = re.compile(r"\{(\w+)\}")
 
@@ -35,7 +36,7 @@ def statement(name: str) -> LiteralString:
 
 def with_timings(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return these parameters and the constants of `timings`."""
-    return {**vars(timings), **parameters}
+    return {**_TIMINGS, **parameters}
 
 
 def execute(conn: Conn, name: str, /, **parameters: Any) -> Cursor[tuple[Any, ...]]:

@@ -47,6 +47,7 @@ MANY = 1_500
 MOST = 200 * MANY
 ANNA = Requester("python", "anna")
 ROW_BY_ROW = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+PARAMETER = re.compile(r"%\((\w+)\)[sb]")
 EXPLAIN = "EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE tried"
 
 
@@ -81,9 +82,9 @@ class Watching(psycopg.Cursor[Any]):
 def numbered(query: str, params: Any) -> tuple[str, list[Any]]:
     """A statement as PREPARE takes it, with $1, $2 …, and their values."""
     if isinstance(params, dict):
-        names = list(params)
-        text = re.sub(r"%\((\w+)\)[sb]", lambda found: f"${names.index(found[1]) + 1}", query)
-        return text.replace("%%", "%"), list(params.values())
+        names = list(dict.fromkeys(PARAMETER.findall(query)))
+        text = PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", query)
+        return text.replace("%%", "%"), [params[name] for name in names]
     places = count(1)
     return re.sub("%s", lambda _: f"${next(places)}", query).replace("%%", "%"), list(params or ())
 
@@ -505,7 +506,8 @@ def _listed(state: str | None) -> Callable[[Scene], Act]:
         job = scene.busy()
         # Or it is not looked for those.
         record(scene.conn, job, {"succeeded": [MANY - 1]})
-        scene.conn.execute("UPDATE callboard.jobs SET cancelled = 1, total = total + 1 WHERE id = %s", (job,))
+        few = "cancelled = 1, skipped = 1, total = total + 2"
+        scene.conn.execute(f"UPDATE callboard.jobs SET {few} WHERE id = %s", (job,))  # nosec
         return lambda: queries.run(scene.conn, queries.items(job, state=state, limit=MANY))
 
     return prepare
