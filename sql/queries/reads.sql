@@ -385,9 +385,7 @@ LEFT JOIN LATERAL (
     SELECT * FROM callboard.running AS r
     WHERE r.job_id = i.job_id AND r.item = i.item AND i.state IN ('waiting', 'retrying') AND NOT job.over OFFSET 0
 ) AS r ON true
-LEFT JOIN LATERAL (
-    SELECT * FROM callboard.outbox AS o WHERE o.job_id = i.job_id AND o.item = i.item OFFSET 0
-) AS o ON true
+LEFT JOIN callboard.outbox AS o ON o.job_id = i.job_id AND o.item = i.item
 LEFT JOIN LATERAL (
     SELECT * FROM callboard.results AS v WHERE v.job_id = i.job_id AND v.item = i.item OFFSET 0
 ) AS v ON true
