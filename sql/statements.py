@@ -24,7 +24,6 @@ from callboard.sql.pool import Conn
 
 T = TypeVar("T")
 QUERIES = Path(__file__).parent / "queries"
-_TIMINGS = {name: value for name, value in vars(timings).items() if name.isupper()}
 _HEAD = re.compile(r"^-- (name|part): (\w+)$", re.MULTILINE)
 _PART = re.compile(r"\{(\w+)\}")
 
@@ -36,7 +35,7 @@ def statement(name: str) -> LiteralString:
 
 def with_timings(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return these parameters and the constants of `timings`."""
-    return {**_TIMINGS, **parameters}
+    return {**vars(timings), **parameters}
 
 
 def execute(conn: Conn, name: str, /, **parameters: Any) -> Cursor[tuple[Any, ...]]:
