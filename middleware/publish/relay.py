@@ -143,12 +143,15 @@ class Relay:
             rooms = {queue: room for queue, room in rooms.items() if room > 0}
             batch = publishing.claim_outbox(conn, OUTBOX_BATCH_MESSAGES, rooms)
             published = self.publish_outbox(conn, batch) if batch else 0
-        return (any(d.in_turn for d in due) and self._publish_next_job(conn)) or published > 0
+        if not any(d.in_turn for d in due):
+            self._locked_looks = 0
+            return published > 0
+        return self._publish_next_job(conn) or published > 0
 
     def _publish_next_job(self, conn: Conn) -> bool:
-        """Publish the next job in turn whose queue has room; return whether there was one. If there was none, return
-        after a pause whether to look again: the record of outcomes may have locked the row of each such job. What else
-        is to be published goes out in between.
+        """Publish the next job in turn whose queue has room; return whether there was one. The record of outcomes may
+        have locked the rows of all of them: then pause, and return True, so that the next round looks again after it
+        has published what else is due. After LOCKED_JOB_LOOKS of these return False.
         """
         passed_over: list[int] = []
         while (published := self.publish_job(conn, None, passed_over)) is False:
@@ -158,8 +161,7 @@ class Relay:
             return bool(published)
         self._locked_looks = (self._locked_looks + 1) % LOCKED_JOB_LOOKS
         time.sleep(LOCKED_JOB_PAUSE_SECONDS)
-        due = publishing.due_queues(conn, self.backlogs.full_queues())
-        return self._locked_looks > 0 and any(d.in_turn for d in due)
+        return self._locked_looks > 0
 
     def publish_job(self, conn: Conn, job: int | None, passed_over: list[int]) -> bool | None:
         """Claim a job (None: the next in turn), publish as much of it as its queue has room for, release the claim.
