@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Thread
 
 from callboard.commands.services import Process, wait_until
 from tests.support.forked import CALLBOARD, ForkedProcess, start
@@ -35,8 +36,12 @@ def run(
         with os.fdopen(reading, "rb") as stdin:
             streams = stdin.fileno(), output.fileno(), errors.fileno()
             started = start(CALLBOARD, arguments, variables, folder, streams)
-        with suppress(BrokenPipeError), os.fdopen(writing, "wb") as feed:  # it may read nothing, or not all
-            feed.write(given)
+
+        def feed() -> None:
+            with suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:  # it may read nothing, or not all
+                pipe.write(given)
+
+        Thread(target=feed, name="stdin", daemon=True).start()  # a pipe that nobody reads holds up no timeout
         try:
             code = started.wait(timeout)
         except subprocess.TimeoutExpired:

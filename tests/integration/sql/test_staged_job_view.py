@@ -43,6 +43,11 @@ def test_the_whole_is_the_sum_of_its_stages(conn: Conn) -> None:
     told = [(one["job"], one["name"], one["state"], one["total"]) for one in found["stages"]]
     assert told == [(first, "fetch", "completed", 10), (second, "sum up", "running", 8)]
     assert (status(conn, first)["parent"], status(conn, first)["stages"]) == (parent, [])
+    record(conn, second, {"succeeded": range(1, 4)})  # the others wait for the stage's time
+    changes = "finished_at = finished_at - interval '1 min', not_before = '2999-01-01Z'"
+    conn.execute(f"UPDATE callboard.jobs SET {changes} WHERE parent_id = %s", (parent,))
+    age(conn, second, 60)
+    assert [status(conn, job)["stalled_until"] for job in (parent, second)] == ["2999-01-01T00:00:00.000Z"] * 2
 
 
 def test_the_rate_of_a_job_of_stages_that_is_over_is_that_of_its_whole_run(conn: Conn) -> None:

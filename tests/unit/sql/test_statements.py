@@ -3,11 +3,13 @@
 import ast
 import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from callboard.sql import timings
-from callboard.sql.statements import QUERIES, documented, statement
+from callboard.sql.reads import queries
+from callboard.sql.statements import QUERIES, documented, execute, statement
 from tests.support.paths import ROOT
 
 STATEMENTS = documented()
@@ -85,6 +87,18 @@ def test_a_parameter_in_capitals_is_a_constant_of_timings() -> None:
     used = {name for text in map(statement, STATEMENTS) for name in re.findall(r"%\(([A-Z_]+)\)s", text)}
     assert used
     assert used <= vars(timings).keys()
+
+
+def test_a_timing_that_is_changed_reaches_writes_and_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the tests and rigs need it that set one."""
+    conn = MagicMock()
+    cursor = conn.cursor.return_value.__enter__.return_value
+    for seconds in (60.0, 61.0):
+        monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", seconds)
+        execute(conn, "lock_succeeding")
+        queries.run(conn, queries.job(1))
+        for sent in (conn.execute, cursor.execute):
+            assert sent.call_args.args[1]["LOCK_WAIT_SECONDS"] == seconds
 
 
 def test_an_unknown_name_is_an_error() -> None:
