@@ -31,6 +31,9 @@ MAX_ERROR_GROUPS = 100
 POSTPONE_SECONDS = 1.0
 #: Seconds without a sign of its submitter after which a submission is taken to have broken off.
 SUBMISSION_LEASE_SECONDS = 45.0
+#: Seconds for which the claim of a callback holds, longer than a delivery takes: of a webhook; of a message, which is
+#: sent at once.
+WEBHOOK_LEASE_SECONDS, MESSAGE_LEASE_SECONDS = 45.0, 8.0
 #: Seconds without a change after which the reason of a standstill is looked for.
 QUIET_AFTER_SECONDS = 10.0
 #: The greatest item number that the database holds.

@@ -25,7 +25,8 @@ WITH RECURSIVE host AS (
     SELECT id FROM waiting ORDER BY due_at LIMIT %(limit)s
 )
 UPDATE callboard.callbacks AS c
-SET tries = c.tries + 1, claimed_until = now() + make_interval(secs => %(lease)s)
+SET tries = c.tries + 1, claimed_until = now() + make_interval(
+    secs => CASE WHEN %(webhooks)s THEN %(WEBHOOK_LEASE_SECONDS)s ELSE %(MESSAGE_LEASE_SECONDS)s::float8 END)
 FROM due WHERE c.id = due.id
 RETURNING c.id::text, c.job_id, c.tries, c.url, c.host, c.actor, c.queue, c.job
 

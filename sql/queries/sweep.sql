@@ -45,51 +45,64 @@ RETURNING true, {clock},
 DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %(holder)s
 
 -- name: follow_clock_set_back
--- The clock of the database was set back by so many seconds, at least: each time to come that it gave is that much earlier,
--- and no heartbeat or change of a job is to come. So nothing waits or holds for longer than it should, a worker that died
--- is found, and so are the lost messages of a job that does not move.
--- Times that somebody gave stay: of a start, a deadline, a token. Turns are looked at again, for those of rows that are
--- skipped are not earlier.
--- Caller: the sweep, in the transaction that renews its lease, by which it knows: what is broken off is done once more.
--- Lock order: jobs by id, then turns by job; then rows of the outbox and callbacks without waiting for any: a publisher or
--- a worker has those.
+-- The clock of the database was set back by so many seconds, at least. A time to come that the clock gave becomes that much
+-- earlier, so nothing waits longer than it should. A heartbeat that is to come becomes now, so a worker that died is found.
+-- The last change of a job becomes earlier, so the lost messages of a job that does not move are found. A claim holds for no
+-- longer than one that is made now: one that was made after the clock was set back keeps its time.
+-- A time that somebody gave stays: of a start, a deadline, a token. The `seq` of each turn changes, so that a publisher that
+-- looks at the turn in this moment does not store times of before.
+-- Caller: the sweep, in the transaction that renews its lease. After an error the next round does all of this once more, for
+-- it knows the seconds from the lease.
+-- Lock order: jobs by id, then turns by job; then rows of the outbox, callbacks and workers without waiting for any. Each
+-- `count(*)` locks all that come before: without it PostgreSQL runs the parts of this statement in an order of its own.
 WITH back AS (
-    SELECT make_interval(secs => %(seconds)s) AS time
-), beats AS (
-    UPDATE callboard.workers SET beat_at = now() WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now()
+    SELECT make_interval(secs => %(seconds)s) AS time, now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) AS published,
+           now() + make_interval(secs => %(SUBMISSION_LEASE_SECONDS)s) AS submitted,
+           now() + make_interval(secs => %(MESSAGE_LEASE_SECONDS)s) AS sent,
+           now() + make_interval(secs => %(WEBHOOK_LEASE_SECONDS)s) AS called
 ), job AS (
     SELECT id FROM callboard.jobs
     WHERE finished_at IS NULL AND greatest(publish_until, submitting_until, control_at, rate_ready, updated_at) > now()
     ORDER BY id FOR NO KEY UPDATE
-), jobs AS (
-    UPDATE callboard.jobs AS j
-    SET publish_until = publish_until - time, submitting_until = submitting_until - time, rate_ready = rate_ready - time,
-        control_at = least(control_at, clock_timestamp()),
-        updated_at = CASE WHEN updated_at > now() THEN updated_at - time ELSE updated_at END
-    FROM job, back WHERE j.id = job.id
 ), turn AS (
     SELECT job_id, queue FROM callboard.turns
     WHERE NOT over AND (served_at > now() OR bulk_at > now() AND bulk_at < 'infinity' OR due_at > now() AND due_at < 'infinity')
-      AND (SELECT count(*) FROM job) >= 0  -- these first
+      AND (SELECT count(*) FROM job) >= 0
     ORDER BY job_id, queue FOR NO KEY UPDATE
+), message AS (
+    SELECT id FROM callboard.outbox
+    WHERE (due_at > now() AND due_at < timestamptz '9999-01-01Z' OR claimed_until > now()) AND (SELECT count(*) FROM turn) >= 0
+    FOR UPDATE SKIP LOCKED
+), callback AS (
+    SELECT id FROM callboard.callbacks
+    WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) > now()
+      AND (SELECT count(*) FROM message) >= 0
+    FOR UPDATE SKIP LOCKED
+), worker AS (
+    SELECT id FROM callboard.workers
+    WHERE stopped_at IS NULL AND died_at IS NULL AND beat_at > now() AND (SELECT count(*) FROM callback) >= 0
+    FOR NO KEY UPDATE SKIP LOCKED
+), jobs AS (
+    UPDATE callboard.jobs AS j
+    SET publish_until = least(publish_until, back.published), submitting_until = least(submitting_until, back.submitted),
+        rate_ready = rate_ready - time, control_at = least(control_at, clock_timestamp()),
+        updated_at = CASE WHEN updated_at > now() THEN updated_at - time ELSE updated_at END
+    FROM job, back WHERE j.id = job.id
 ), turns AS (
     UPDATE callboard.turns AS t
     SET served_at = served_at - time, bulk_at = bulk_at - time, due_at = due_at - time, seq = seq + 1
     FROM turn, back WHERE t.job_id = turn.job_id AND t.queue = turn.queue
-), message AS (
-    SELECT id FROM callboard.outbox
-    WHERE due_at > now() AND due_at < timestamptz '9999-01-01Z' OR claimed_until > now() FOR UPDATE SKIP LOCKED
 ), messages AS (
     UPDATE callboard.outbox AS o
     SET due_at = CASE WHEN due_at = timestamptz '9999-01-01Z' THEN due_at ELSE due_at - time END,
-        claimed_until = claimed_until - time
+        claimed_until = least(claimed_until, back.published)
     FROM message, back WHERE o.id = message.id
-), callback AS (
-    SELECT id FROM callboard.callbacks
-    WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) > now() FOR UPDATE SKIP LOCKED
+), callbacks AS (
+    UPDATE callboard.callbacks AS c
+    SET due_at = due_at - time, claimed_until = least(claimed_until, CASE WHEN url IS NULL THEN sent ELSE called END)
+    FROM callback, back WHERE c.id = callback.id
 )
-UPDATE callboard.callbacks AS c SET due_at = due_at - time, claimed_until = claimed_until - time
-FROM callback, back WHERE c.id = callback.id
+UPDATE callboard.workers AS w SET beat_at = now() FROM worker WHERE w.id = worker.id
 
 -- name: standing_jobs_to_seal
 -- Standing jobs whose day (UTC) is over. Caller: the sweep. Rows: (id).

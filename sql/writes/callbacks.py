@@ -6,9 +6,6 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import Callback
 from callboard.sql.statements import fetch, fetch_value, gives_row
 
-#: Seconds for which a claim holds, longer than a delivery takes: of a webhook; of a message, which is sent at once.
-WEBHOOK_LEASE_SECONDS = 45.0
-MESSAGE_LEASE_SECONDS = 8.0
 #: Tries after which a callback is given up: about a day, see `retry_pause` of `middleware/callbacks/dispatcher.py`.
 MAX_TRIES = 40
 
@@ -17,8 +14,7 @@ def claim_callbacks(conn: Conn, *, webhooks: bool, limit: int, full: Sequence[st
     """Claim callbacks that are due, webhooks or messages, but no webhook of the hosts that are `full`. A claim counts
     as a try.
     """
-    lease = WEBHOOK_LEASE_SECONDS if webhooks else MESSAGE_LEASE_SECONDS
-    return fetch(conn, Callback, "claim_callbacks", webhooks=webhooks, limit=limit, full=list(full), lease=lease)
+    return fetch(conn, Callback, "claim_callbacks", webhooks=webhooks, limit=limit, full=list(full))
 
 
 def mark_delivered(conn: Conn, callback: Callback) -> bool:

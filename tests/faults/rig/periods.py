@@ -9,7 +9,6 @@ import os
 from callboard.middleware.process import heartbeat
 from callboard.middleware.sweep import sweep
 from callboard.sql import timings
-from callboard.sql.writes import callbacks
 
 MODULE = "tests.faults.rig.periods"
 SHORT_PERIODS, DEAD_AFTER = "CALLBOARD_TEST_SHORT_PERIODS", "CALLBOARD_TEST_DEAD_AFTER"
@@ -20,7 +19,7 @@ def shorten(seconds: float) -> None:
     sweep.SEARCH_SECONDS = sweep.SAMPLE_SECONDS = seconds / 2
     sweep.PERIOD_SECONDS = 0.5
     sweep.REST_SECONDS = seconds / 2
-    callbacks.WEBHOOK_LEASE_SECONDS = callbacks.MESSAGE_LEASE_SECONDS = seconds
+    timings.WEBHOOK_LEASE_SECONDS = timings.MESSAGE_LEASE_SECONDS = seconds
 
 
 def die_after(seconds: float) -> None:

@@ -20,6 +20,7 @@ from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.message import envelope
 from callboard.middleware.process import outage
 from callboard.middleware.process.process import Process
+from callboard.sql import timings
 from callboard.sql.callback_targets import Message, Targets, Webhook
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
@@ -49,7 +50,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     monkeypatch.setenv("CALLBOARD_WEBHOOK_PRIVATE", "on")
     for limit in ("CONNECT_SECONDS", "ANSWER_SECONDS", "TOTAL_SECONDS"):
         monkeypatch.setattr(webhook, limit, TIMEOUT)
-    monkeypatch.setattr(callbacks, "WEBHOOK_LEASE_SECONDS", TIMEOUT)
+    monkeypatch.setattr(timings, "WEBHOOK_LEASE_SECONDS", TIMEOUT)
     with receiver() as made:
         yield made
 

@@ -36,6 +36,21 @@ LATER = (
     """INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, due_at, job)
        SELECT id, now(), 'failed', 'https://a/', 'a', now() + interval '1 h', '{}' FROM callboard.jobs""",
 )
+#: Claims as they are made now, beside that of a publisher; and all of them.
+FRESH = (
+    "UPDATE callboard.jobs SET submitting_until = now() + interval '45 s'",
+    """INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first, claimed_until)
+       SELECT id, 0, 2, now(), false, now() + interval '8 s' FROM callboard.jobs""",
+    """INSERT INTO callboard.callbacks (job_id, ended_at, state, url, host, actor, queue, claimed_until, job)
+       SELECT id, now(), 'failed', c.url, c.url, c.actor, c.actor, now() + make_interval(secs => lease), '{}'
+       FROM callboard.jobs, (VALUES ('https://a/', NULL, 45), (NULL, 'told', 8)) AS c (url, actor, lease)""",
+)
+CLAIMS = """
+    SELECT 'publisher', publish_until AS until FROM callboard.jobs
+    UNION ALL SELECT 'submitter', submitting_until FROM callboard.jobs
+    UNION ALL SELECT 'message', claimed_until FROM callboard.outbox
+    UNION ALL SELECT coalesce(url, actor), claimed_until FROM callboard.callbacks ORDER BY 1
+"""
 
 
 @pytest.fixture
@@ -66,3 +81,14 @@ def test_what_breaks_off_is_done_once_more(process: Process, conn: Conn, monkeyp
     monkeypatch.setattr(statements, "follow_clock_set_back", follow)
     sweep._periodic.run_step()
     assert max(ahead for (ahead,) in conn.execute(AHEAD)) < LATE
+
+
+def test_what_is_claimed_after_the_clock_was_set_back_stays_claimed(conn: Conn) -> None:
+    job = make_job(conn, 3, published=1)
+    assert publishing.claim_job(conn, job=job) is not None
+    for claim in FRESH:
+        conn.execute(claim.encode())
+    made = conn.execute(CLAIMS).fetchall()
+    assert len(made) == 5
+    statements.follow_clock_set_back(conn, HOUR)
+    assert conn.execute(CLAIMS).fetchall() == made

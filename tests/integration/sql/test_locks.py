@@ -305,3 +305,28 @@ def test_a_job_of_stages_and_late_outcomes(what: str, conn: Conn, database_url: 
     if what == "is due":
         assert retention.mark_expired(conn, 0.0) == [parent, *jobs]
     assert drift(conn) == []
+
+
+def test_who_waits_for_a_job_after_the_clock_was_set_back_has_locked_no_message(conn: Conn, database_url: str) -> None:
+    """A flush that has the job's row writes messages, and so waits for whoever has one of them."""
+    job = make_job(conn, 1, published=1)
+    conn.execute(
+        "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first)"
+        " VALUES (%s, 0, 2, now() + interval '1 h', false)",
+        [job],
+    )
+    conn.execute("UPDATE callboard.jobs SET updated_at = updated_at + interval '1 h'")
+
+    def follow() -> None:
+        with connect(database_url) as swept:
+            sweep.follow_clock_set_back(swept, 3_600)
+
+    with ThreadPoolExecutor(1) as pool:
+        with connect(database_url) as flush, flush.transaction():
+            flush.execute("SELECT FROM callboard.jobs FOR NO KEY UPDATE")
+            followed = pool.submit(follow)
+            assert wait_until(lambda: waiting(database_url) == 1, 300)
+            for table in ("turns", "outbox"):
+                assert flush.execute(f"SELECT FROM callboard.{table} FOR UPDATE NOWAIT").rowcount
+        followed.result(300)
+    assert conn.execute("SELECT FROM callboard.outbox WHERE due_at > now()").rowcount == 0
