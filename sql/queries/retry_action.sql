@@ -70,19 +70,20 @@ SELECT id FROM reopened
 -- The items that a retry may move, and those of jobs that are over whose messages it drops or sends: all of
 -- them before the first job, as everybody does. All items of a job are looked at only if some that are wanted have no row
 -- in `attempts`, as the counters of the job say.
--- Caller: retry. Rows: one, how many. Lock order: items by key.
+-- An attempt that failed says nothing of its item now: a retry by hand does not mark it.
+-- Caller: retry. Rows: one, for nobody: the count has PostgreSQL lock all of them. Lock order: items by key.
 WITH job AS (
     SELECT j.id, j.watermark, {open_items} > 0 AND j.id = ANY(%(over)s::bigint[]) AS goes_on,
            j.cancelled > 0 AND 'cancelled' = ANY(%(states)s::text[]) AS cancelled
     FROM callboard.jobs AS j WHERE j.id = ANY(%(jobs)s::bigint[])
 ), chosen AS (
-    SELECT a.job_id, a.item FROM callboard.attempts AS a
+    SELECT a.job_id, a.item, false AS any_state FROM callboard.attempts AS a
     WHERE a.job_id = ANY(%(jobs)s::bigint[]) AND NOT a.retried AND %(states)s::text[] && ARRAY['failed', 'skipped']
       AND (%(items)s::int[] IS NULL OR a.item = ANY(%(items)s::int[]))
     UNION ALL
-    SELECT o.job_id, o.item FROM callboard.outbox AS o WHERE o.job_id = ANY(%(over)s::bigint[])
+    SELECT o.job_id, o.item, true FROM callboard.outbox AS o WHERE o.job_id = ANY(%(over)s::bigint[])
     UNION ALL
-    SELECT j.id, i.item FROM job AS j CROSS JOIN LATERAL (
+    SELECT j.id, i.item, true FROM job AS j CROSS JOIN LATERAL (
         SELECT i.item FROM callboard.items AS i
         WHERE i.job_id = j.id
           AND (i.state = 'cancelled' AND j.cancelled AND (%(items)s::int[] IS NULL OR i.item = ANY(%(items)s::int[]))
@@ -93,6 +94,7 @@ WITH job AS (
     ) AS i WHERE j.cancelled OR j.goes_on
 ), held AS (
     SELECT i.item FROM chosen AS c JOIN callboard.items AS i ON i.job_id = c.job_id AND i.item = c.item
+    WHERE c.any_state OR i.state::text = ANY(%(states)s::text[])
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 )
 SELECT count(*) FROM held

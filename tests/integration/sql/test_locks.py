@@ -32,7 +32,7 @@ from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import broken_deadlocks, reverse_rows
 from tests.support.databases import waiting
-from tests.support.jobs import BAD, make_job, make_worker, publish
+from tests.support.jobs import BAD, make_job, make_staged, make_worker, publish, record
 from tests.support.workers import wait_until
 
 BY = Requester("python", "somebody")
@@ -330,3 +330,14 @@ def test_who_waits_for_a_job_after_the_clock_was_set_back_has_locked_no_message(
                 assert flush.execute(f"SELECT FROM callboard.{table} FOR UPDATE NOWAIT").rowcount
         followed.result(300)
     assert conn.execute("SELECT FROM callboard.outbox WHERE due_at > now()").rowcount == 0
+
+
+def test_a_retry_leaves_what_was_retried_before_alone(conn: Conn, database_url: str) -> None:
+    """Their failed attempts are still there, of a million items as of one."""
+    parent, (stage, _) = make_staged(conn)
+    assert retry_action.retry(conn, parent, BY, RetrySelection()) == 2
+    record(conn, stage, {"failed": [9]}, attempt=2)
+    with connect(database_url) as flush, flush.transaction():
+        flush.execute("SELECT FROM callboard.items WHERE job_id = %s AND item = 8 FOR UPDATE", [stage])
+        conn.execute("SET lock_timeout = '5s'")
+        assert retry_action.retry(conn, parent, BY, RetrySelection()) == 1
