@@ -15,7 +15,7 @@ from callboard.sql.rows import StageRow
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch_one, fetch_value, required
 from callboard.sql.writes import jobs, retention, stages, submission
-from callboard.sql.writes.refusals import check, refuse_stage
+from callboard.sql.writes.refusals import WHY, check, refuse_stage
 from callboard.sql.writes.requests import (
     NoSuchJob,
     Requester,
@@ -139,7 +139,7 @@ def delete(conn: Conn, job: int, by: Requester) -> None:
     with transaction(conn):
         check(conn, job, by, "delete")
         if not retention.mark_deleted(conn, [job]):
-            check(conn, job, by, "delete")  # it was opened, or deleted, a moment ago
+            refuse(job, job_status(conn, job, by), WHY["delete"])  # it was opened, or deleted, a moment ago
     log.info("job %d is deleted by %s, %s", job, by.who or "somebody", by.via)
 
 

@@ -20,7 +20,7 @@ from callboard.sql.rows import Event, Failure
 from callboard.sql.statements import statement
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions as writes
-from callboard.sql.writes import claims, jobs, outcomes, publishing, retry_action, sends, submission, sweep
+from callboard.sql.writes import claims, jobs, outcomes, publishing, retention, retry_action, sends, submission, sweep
 from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from callboard.web import create_app
@@ -681,3 +681,14 @@ def test_the_history_names_who_the_login_names(database_url: str, conn: Conn) ->
     with served(app) as address:
         httpx.post(f"{address}/api/jobs/{job}/pause", headers={"Sec-Fetch-Site": "same-origin"})
     assert queries.run(conn, queries.actions(job))[0][0]["who"] == "anna"
+
+
+def test_what_is_over_again_when_its_deletion_is_refused_stays_and_says_so(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was opened by a retry, and ended, while it was to be deleted."""
+    job = make_job(conn, 1)
+    record(conn, job, {"succeeded": [0]})
+    monkeypatch.setattr(retention, "mark_deleted", lambda *_: [])
+    with pytest.raises(NotPossible, match="can be deleted when it is over"):
+        writes.delete(conn, job, ANNA)
