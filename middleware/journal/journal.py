@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol, TypeVar
 
 import psycopg
@@ -148,7 +147,8 @@ class Attempts(Protocol):
 class Journal:
     """See the module. `store` stores plain sends; `on_work` is called with the seconds after which there is more to
     publish, `on_broken` when the thread ends by an error that does not pass. `reported_by`: the journal that reports
-    what runs; None: this one does. `commit_seconds`: what the last commit of outcomes took.
+    what runs; None: this one does. `commit_seconds`: what the last commit of outcomes took, without
+    tries that failed before.
     """
 
     process: Process
@@ -410,20 +410,28 @@ class Journal:
 
         Raises DATA_ERRORS and LockNotAvailable.
         """
-        size, began = sum(entry.event.size for entry in entries), time.monotonic()
+        size = sum(entry.event.size for entry in entries)
+        began = tried = time.monotonic()
+
+        def write(conn: Conn) -> tuple[list[JobControl], set[Entry]]:
+            nonlocal tried
+            tried = time.monotonic()
+            return _write(entries, conn)
+
         try:
-            written = self._write_until_done(partial(_write, entries), size)
+            written = self._write_until_done(write, size)
         except psycopg.errors.CheckViolation as error:
             if not is_counter_drift(error):
                 raise
         else:
-            self.commit_seconds = took = time.monotonic() - began
-            metrics.count(lambda m: m.count_flush(len(entries), took, self.pending))
+            now = time.monotonic()
+            self.commit_seconds = now - tried
+            metrics.count(lambda m: m.count_flush(len(entries), now - began, self.pending))
             return written
         jobs = {entry.attempt.job for entry in entries}
         self._write_until_done(lambda conn: repair_counters(conn, jobs))
         metrics.count(lambda m: m.count_repairs(len(jobs)))
-        return self._write_until_done(partial(_write, entries))
+        return self._write_until_done(write)
 
     def _put_off(self, entries: Collection[Entry]) -> None:
         """Try outcomes again later that could not be saved yet: those of a job with a busy item after a pause."""

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -352,3 +353,28 @@ def test_a_sender_gets_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> N
     failing = JournalWithoutDatabase(monkeypatch, store=Failing(1))
     assert isinstance(failing.journal.send(ITEM).exception(TIMEOUT), Unexpected)
     assert failing.journal.close(TIMEOUT)
+
+
+def test_the_time_of_a_commit_is_that_of_its_last_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefetch grows with it, and must not after an outage."""
+    now = 0.0
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    rig = JournalWithoutDatabase(monkeypatch)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now, sleep=passes))
+    answers: list[Exception | None] = [psycopg.OperationalError("the database is away"), None]
+
+    def record(*_: Any) -> list[JobControl]:
+        passes(0.25)
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return []
+
+    monkeypatch.setattr(outcomes, "record", record)
+    attempt = make_attempt(item=0, ended=True)
+    rig.journal._commit([Entry(attempt, Event(1, 0, 1, "succeeded", 0.1, 0.0, 1), dead_letter=False)])
+    assert now > 0.5
+    assert rig.journal.commit_seconds == pytest.approx(0.25)
