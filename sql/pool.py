@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import select
 import time
 from collections.abc import Iterator
@@ -72,8 +73,8 @@ class PlainConnection(Connection[tuple[Any, ...]]):
     rows, and goes into logs.
     """
 
-    #: Why the last try to connect failed, by the database's address.
-    refusals: ClassVar[dict[str, str]] = {}
+    #: When (monotonic) and why the last try to connect failed, by the database's address.
+    refusals: ClassVar[dict[str, tuple[float, str]]] = {}
     #: Another isolation level is the default.
     isolated = False
     #: Statements that undo, within a transaction, what a user's statement has left in the session.
@@ -85,7 +86,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
         try:
             conn = super().connect(conninfo, **options)
         except psycopg.OperationalError as error:
-            cls.refusals[conninfo] = str(error).strip()
+            cls.refusals[conninfo] = time.monotonic(), str(error).strip()
             raise
         cls.refusals.pop(conninfo, None)
         if not _has_iso_dates(conn):
@@ -140,16 +141,18 @@ class Pool(ConnectionPool[Conn]):
     def getconn(self, timeout: float | None = None) -> Conn:
         """See `psycopg_pool.ConnectionPool`, whose own `check` would pause for a second and more after a broken one.
 
-        Raises PoolTimeout, with the reason why the last try to connect failed, if it did.
+        Raises PoolTimeout, with the reason why the last try to connect failed, if it did so during the wait or shortly
+        before.
         """
-        until = time.monotonic() + (self.timeout if timeout is None else timeout)
+        began = time.monotonic()
+        until = began + (self.timeout if timeout is None else timeout)
         try:
             while not _is_usable(conn := super().getconn(max(0.0, until - time.monotonic()))):
                 conn.close()
                 self.putconn(conn)
         except PoolTimeout as error:
-            refusal = PlainConnection.refusals.get(str(self.conninfo))
-            raise PoolTimeout(f"{error}: {refusal}" if refusal else str(error)) from None
+            at, refusal = PlainConnection.refusals.get(str(self.conninfo), (-math.inf, ""))
+            raise PoolTimeout(f"{error}: {refusal}" if at > began - RECONNECT_SECONDS else str(error)) from None
         return conn
 
     @contextmanager

@@ -1,5 +1,6 @@
 """Pools of connections."""
 
+import time
 from urllib.parse import urlsplit
 
 import psycopg
@@ -7,7 +8,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from callboard.sql.errors import connect_advice
-from callboard.sql.pool import connect, make_pool
+from callboard.sql.pool import PlainConnection, connect, make_pool
 from tests.support.databases import with_database
 from tests.support.workers import wait_until
 
@@ -44,6 +45,11 @@ def test_what_keeps_a_pool_from_a_connection_is_said(database_url: str) -> None:
             pass
         admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         connect(database_url).close()
+        with pool.connection(300), pytest.raises(PoolTimeout) as lent, pool.connection(0.1):
+            pass
+        assert refused not in str(lent.value)
+        # Long ago, by a pool that has asked for no further connection since.
+        PlainConnection.refusals[database_url] = time.monotonic() - 60, refused
         with pool.connection(300), pytest.raises(PoolTimeout) as lent, pool.connection(0.1):
             pass
         assert refused not in str(lent.value)
