@@ -1,5 +1,6 @@
 """How messages get onto a broker: its own `enqueue` for any broker; `rabbitmq.confirms` has the one for RabbitMQ."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
@@ -117,11 +118,11 @@ class EnqueueTransport:
         waiting = getattr(self._broker, "queues", {})
         if isinstance(waiting, dict):  # the broker of this process
             return int(waiting[queue].qsize()) if queue in waiting else 0
-        redis = getattr(self._broker, "client", None)
-        if redis is None:
+        if not self._is_redis():
             return None
+        redis: Any = self._broker
         try:
-            return int(redis.llen(f"{self._broker.namespace}:{queue}"))  # type: ignore[attr-defined]
+            return int(redis.client.llen(f"{redis.namespace}:{queue}"))
         except Exception as error:
             self.trouble = f"Redis does not tell how long the queue {queue!r} is: {reason(error)}"
             raise Unreachable(self.trouble) from error
@@ -130,7 +131,11 @@ class EnqueueTransport:
         """See Transport: the kind of the broker, since two of one kind can't be told apart."""
         if isinstance(getattr(self._broker, "queues", None), dict):
             return "a broker within its process"
-        return "Redis" if hasattr(self._broker, "client") else None
+        return "Redis" if self._is_redis() else None
+
+    def _is_redis(self) -> bool:
+        dramatiqs = sys.modules.get("dramatiq.brokers.redis")  # to import it takes Redis's client, which may be missing
+        return dramatiqs is not None and isinstance(self._broker, dramatiqs.RedisBroker)
 
     def gave_name(self, name: str) -> bool:
         """See Transport."""

@@ -1,5 +1,7 @@
 """What brokers other than RabbitMQ's tell: how long their queues are, and of which kind they are."""
 
+import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,23 +11,37 @@ from dramatiq.brokers.stub import StubBroker
 from callboard.middleware.publish.transport import EnqueueTransport, Unreachable
 
 
+class Redis:
+    """Stands for Dramatiq's class, which takes Redis's client."""
+
+    namespace = "dramatiq"
+
+    def __init__(self, llen: Callable[[str], int]) -> None:
+        self.queues = set[str]()
+        self.client = SimpleNamespace(llen=llen)
+
+
+@pytest.fixture(autouse=True)
+def dramatiqs(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = SimpleNamespace(RedisBroker=Redis)
+    monkeypatch.setitem(sys.modules, "dramatiq.brokers.redis", module)
+
+
 def depth(broker: Any, queue: str = "default") -> int | None:
     return EnqueueTransport(broker, print).depth(queue)
 
 
 def test_the_length_of_a_queue_in_redis_is_that_of_its_list() -> None:
     """Not of its messages: those that a dead worker had in hand are among them."""
-    lengths = {"dramatiq:default": 3}
-    assert depth(SimpleNamespace(queues=set(), namespace="dramatiq", client=SimpleNamespace(llen=lengths.get))) == 3
+    assert depth(Redis({"dramatiq:default": 3}.__getitem__)) == 3
 
 
 def test_a_redis_that_is_away_is_unreachable() -> None:
     def llen(_: str) -> int:
         raise OSError("connection refused")
 
-    broker = SimpleNamespace(queues=set(), namespace="dramatiq", client=SimpleNamespace(llen=llen))
     with pytest.raises(Unreachable, match="connection refused"):
-        depth(broker)
+        depth(Redis(llen))
 
 
 def test_the_length_of_a_queue_in_process() -> None:
@@ -36,12 +52,12 @@ def test_the_length_of_a_queue_in_process() -> None:
 
 
 def test_another_broker_does_not_tell() -> None:
-    assert depth(SimpleNamespace(queues=set())) is None
+    assert depth(SimpleNamespace(queues=set(), client=None)) is None
 
 
 def test_brokers_of_different_kinds_have_different_names() -> None:
     """A worker on a database of workers with another broker is refused by it."""
-    brokers: list[Any] = [StubBroker(), SimpleNamespace(queues=set(), client=None), SimpleNamespace(queues=set())]
+    brokers: list[Any] = [StubBroker(), Redis(len), SimpleNamespace(queues=set(), client=None)]
     inside, redis, other = (EnqueueTransport(broker, print) for broker in brokers)
     assert (inside.name(), redis.name(), other.name()) == ("a broker within its process", "Redis", None)
     assert inside.gave_name("a broker within its process")
