@@ -34,8 +34,9 @@ class HookCache:
                 self._broker.logger.critical("Unexpected failure in before_%s.", signal, exc_info=True)
 
     def after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the hooks `after_<signal>` in reverse order; exceptions are logged. So is a SystemExit in one of a
-        message: an exception that the hook formats may raise it, and Dramatiq's thread would end.
+        """Call the hooks `after_<signal>` in reverse order; exceptions are logged. A SystemExit raised by a hook of
+        a message signal is logged too: an exception that the hook formats may raise it, and it would end Dramatiq's
+        thread.
         """
         caught = (Exception, SystemExit) if signal in MESSAGE_SIGNALS else Exception
         for hook in self._find(f"after_{signal}"):

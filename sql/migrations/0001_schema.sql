@@ -176,7 +176,8 @@ CREATE INDEX jobs_stopping ON callboard.jobs (id) WHERE stopping IS NOT NULL AND
 CREATE INDEX jobs_ended ON callboard.jobs (finished_at)
     WHERE keep IS NULL AND deleted_at IS NULL AND finished_at IS NOT NULL AND parent_id IS NULL;
 
--- `updated_at` only moves forward: a transaction that began early may be the last to lock the row.
+-- `updated_at` moves forward, also if a transaction that began early is the last to lock the row. Only the sweep moves it
+-- back, after the clock was set back.
 CREATE FUNCTION callboard.advance_updated_at() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     NEW.updated_at := greatest(clock_timestamp(), OLD.updated_at + interval '1 microsecond');
     RETURN NEW;

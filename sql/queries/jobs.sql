@@ -90,8 +90,9 @@ RETURNING id
 epoch = epoch + 1, control_at = clock_timestamp(), sealed = sealed OR standing_on IS NOT NULL, updated_at = now()
 
 -- name: stop_overdue_jobs
--- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job that was made
--- after its deadline is stopped when its submission is over, so that its submitter gets the same answer each time.
+-- Jobs whose deadline passed. Transition: open -> stopping, to be cancelled. Guard: not stopping. A job whose
+-- deadline is before its creation, as it was given or by an action during the submission, is stopped when the submission
+-- is over, so that its submitter gets the same answer each time: the job, which is cancelled a moment later.
 -- Caller: the sweep. Rows: (id). Lock order: jobs by id.
 WITH late AS (
     SELECT id FROM callboard.jobs

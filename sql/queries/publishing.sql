@@ -318,7 +318,7 @@ FROM held AS h WHERE o.id = h.id
 -- Guard: the outbox row still holds the attempt that was sent. One that was written anew meanwhile, for the retry of an
 -- attempt that failed already or as its dead letter, stays, and counts as published now; one that is written anew in this
 -- very moment keeps its `first`, and counts with its next message.
--- A dead letter moves no counter, so it does not wait for the row of its job, which each flush has.
+-- A dead letter that was counted before moves no counter, so its job's row, which flushes lock often, is not locked.
 -- The guard of `gone` is a CASE so that the planner takes no index for it: that of the claimed rows would have it compare
 -- all of them with each message. It needs no lock before it: the DELETE checks it again in a row that changed meanwhile.
 -- Caller: the publisher. Lock order: items by key, their outbox rows, then jobs by id.

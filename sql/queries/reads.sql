@@ -148,8 +148,8 @@ page AS MATERIALIZED (
 -- part: described_jobs
 -- The jobs of `page` with all that a description is derived from (job_view.py), then their stages, in one snapshot.
 -- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten.
--- A job that is over has nothing in `running`, and its samples are not asked for: the join's own condition would be looked
--- at only after both.
+-- A job that is over has nothing in `running`, and its samples are not asked for: a condition of the join would be looked at
+-- only after both lookups had run.
 -- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job is open and
 -- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
 living AS MATERIALIZED (

@@ -9,7 +9,7 @@ from callboard.sql.rows import ALL_JOBS, JobPage, Lease, OpenJob
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, lists, statement
 
 #: What was not published yet at some time, of some jobs: (job, first of its bulk items, first of any items, last job of
-#: all); and all of the jobs after that one.
+#: all). The last job is the same in each row: no item of the jobs after that one was published.
 PublishMark: TypeAlias = list[tuple[int, int, int, int]]
 
 
