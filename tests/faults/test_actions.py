@@ -12,6 +12,7 @@ from typing import Any
 
 import callboard
 from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, gated
+from tests.faults.test_kill_points import runs_since
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -185,6 +186,13 @@ def test_workers_killed_while_they_park_and_while_what_was_parked_goes_out_lose_
         scenario.wait_for(job, lambda _: len(scenario.deaths()) == 4)
         runs = [scenario.assert_completed(one, total=600, watcher=watcher) for one, watcher in jobs]
     assert [death.point for death in scenario.deaths()] == plan
+    first, second, *_ = scenario.deaths()
+    assert second.keys
+    # What the first one kept had not begun, and ran later. Copies may come to the second of what has ended.
+    since = runs_since(scenario, first)
+    assert min(since) >= 1
+    counts = {job.id: count for (job, _), count in zip(jobs, runs, strict=True)}
+    assert since == [counts[job][item] for job, item in first.keys]
     # What was parked and what went out twice ran once; only what a worker had not yet on record may run again.
     again = sum(count - 1 for counts in runs for count in counts.values())
     assert again <= 16 * len(scenario.deaths())

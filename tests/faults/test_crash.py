@@ -84,6 +84,7 @@ def test_each_way_to_die_counts_and_the_third_time_is_the_last(scenario: Scenari
         scenario.assert_completed(job, total=ITEMS, failed=1, watcher=watcher)
     over = prove(scenario, job)
     assert over[0] == timings.MAX_CRASHES == len(WAYS)
+    assert tuple((scenario.run_log.folder / "ways").read_text().split()) == WAYS
     assert scenario.status(job)["crashes"] == timings.MAX_CRASHES
     ((acquitted, spared),) = scenario.sql(CHARGED, job.id)
     print(f"{over.total()} runs died, {acquitted} acquitted, {spared} deaths not theirs; {scenario.starts} starts")

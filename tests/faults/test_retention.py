@@ -90,9 +90,9 @@ def test_a_purge_killed_in_the_middle_is_gone_on_with(scenario: Scenario) -> Non
         items = sum(DEATHS[n][2] for n in part)
         assert (done.returncode, done.stdout) == (0, f"deleted {len(part)} jobs with {items:,} items\n"), done.stderr
         assert not any(left(scenario, jobs[n]) for n in part)
-    last = killed(*DEATHS[2])
+    jobs = [killed(*death) for death in DEATHS]
     scenario.start_worker()
-    assert wait_until(lambda: not left(scenario, last), TIMEOUT)
+    assert wait_until(lambda: not any(left(scenario, job) for job in jobs), TIMEOUT)
     assert scenario.status(other)["cancelled"] == ITEMS
 
 

@@ -13,12 +13,14 @@ from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq.rate_limits.backends import StubBackend
 
 import callboard
-from tests.faults.rig.run_log import logged_run
+from tests.faults.rig.run_log import RUN_LOG, logged_run
 from tests.support.boot_death import die, wait_for_boot
 
 broker = callboard.install()
 #: Ways to die.
 DEATHS = ("exit", "segfault", "kill")
+#: The file beside the run log to which `deadly` adds the way to die, before it does.
+WAYS = "ways"
 MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
 
 
@@ -108,6 +110,8 @@ def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) 
             time.sleep(0.05)
         if how in DEATHS:
             wait_for_boot()
+            with (Path(os.environ[RUN_LOG]) / WAYS).open("a") as ways:
+                print(how, file=ways)
         if how == "exit":
             os._exit(9)
         if how == "segfault":

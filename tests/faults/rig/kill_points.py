@@ -9,13 +9,14 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Timer
 from typing import Any, NamedTuple
 
 from callboard.middleware.attempts import parking
 from callboard.middleware.attempts.in_flight import InFlight
+from callboard.middleware.message.delivery import Delivery
 from callboard.middleware.rabbitmq.acks import AckTracker
 from callboard.sql.writes import callbacks, claims, outcomes, publishing, saves, stages
 from tests.support.boot_death import die, wait_for_boot
@@ -57,6 +58,7 @@ class Plan:
 
         @functools.wraps(plain)
         def deadly(*args: Any, **kwargs: Any) -> Any:
+            args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)  # `keys` reads it, too
             if not point.after:
                 self._pass(point, point.keys(None, *args))
             result = plain(*args, **kwargs)
@@ -121,6 +123,10 @@ def _acknowledged(_: None, tracker: AckTracker, acks: Any, nacks: Any) -> list[K
     ] or None
 
 
+def _kept(_: None, released: Iterable[tuple[Delivery, bool]]) -> list[Key]:
+    return [(one.stamp.job, one.stamp.item) for one, refused in released if one.stamp and not refused]
+
+
 def _done(result: Any, *_: Any) -> list[Key] | None:
     return None if result is None or result is False else []
 
@@ -146,7 +152,7 @@ POINTS = {
         InFlight, "_begin", lambda begun, _, attempt: [attempt.key] if begun and attempt.reported else None, after=True
     ),
     # Not acknowledged yet.
-    "parked": Point(parking, "release", lambda *_: []),
+    "parked": Point(parking, "release", _kept),
     # Confirmed, and still in the outbox.
     "sent": Point(publishing, "confirm_outbox", lambda _, __, sent: [(out.job, out.item) for out in sent]),
     # Claimed, and nothing is sent.
