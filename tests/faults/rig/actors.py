@@ -4,6 +4,7 @@ import ctypes
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tests.support.boot_death import die, wait_for_boot
 
 broker = callboard.install()
 #: Ways to die.
-DEATHS = ("exit", "segfault", "kill")
+DEATHS: dict[str, Callable[[], object]] = {
+    "exit": lambda: os._exit(9), "segfault": lambda: ctypes.string_at(0), "kill": die,
+}  # fmt: skip
 #: The file beside the run log to which `deadly` adds the way to die, before it does.
 WAYS = "ways"
 MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
@@ -108,16 +111,11 @@ def deadly(number: int, how: str, seconds: float = 0.0, *, known: bool = False) 
         time.sleep(seconds)
         while known and not in_hand():
             time.sleep(0.05)
-        if how in DEATHS:
+        if end := DEATHS.get(how):
             wait_for_boot()
-            with (Path(os.environ[RUN_LOG]) / WAYS).open("a") as ways:
-                print(how, file=ways)
-        if how == "exit":
-            os._exit(9)
-        if how == "segfault":
-            ctypes.string_at(0)
-        if how == "kill":
-            die()
+            with (Path(os.environ[RUN_LOG]) / WAYS).open("a") as file:
+                print(how, file=file)
+            end()
 
 
 @dramatiq.actor(max_retries=2, min_backoff=50, max_backoff=100)
