@@ -20,7 +20,7 @@ from callboard.sql.reads import queries
 from callboard.sql.states import SCOPES
 from callboard.web import parameters
 from callboard.web.login import QUERY, TokenLogin
-from callboard.web.problems import HANDLED, Problem, problem_of, refused
+from callboard.web.problems import BROKEN, HANDLED, Problem, problem_of, refused
 
 log = logging.getLogger("callboard.web")
 
@@ -34,8 +34,9 @@ OPEN = ("/healthz", "/readyz", "/login", "/logout")
 #: Whoever sends a request to an app that is open to everyone, and who is not let in.
 EVERYONE, NOBODY = Identity("everyone", scopes=SCOPES), Identity("nobody", scopes=())
 
-#: The keys of the request's scope under which the identity of its sender is kept, and the function that finds it.
-IDENTITY, ADMIT = "callboard.identity", "callboard.admit"
+#: The keys of the request's scope under which the identity of its sender is kept, the function that finds it, and the
+#: headers of the answer.
+IDENTITY, ADMIT, ADDED = "callboard.identity", "callboard.admit", "callboard.headers"
 MISTAKEN = "the login of this app gave an answer that Callboard does not take; the server's log says what to return"
 NO_LOGIN = "this needs credentials that this app knows"
 UNKNOWN_SENDER = (
@@ -61,7 +62,9 @@ HEADERS = {
 #: The headers of an answer that any site may read: that of a shared job, to a token for it, and a static file.
 SHARED = {**HEADERS, "Cross-Origin-Resource-Policy": "cross-origin", "Access-Control-Allow-Origin": "*"}
 #: The policy of a page that a page of any site may show within it.
-EMBEDDED = HEADERS["Content-Security-Policy"].replace("frame-ancestors 'none'", "frame-ancestors *")
+EMBEDDED = {
+    "Content-Security-Policy": HEADERS["Content-Security-Policy"].replace("frame-ancestors 'none'", "frame-ancestors *")
+}
 
 
 class AccessControl:
@@ -84,15 +87,19 @@ class AccessControl:
             await self.app(scope, receive, send)
             return
         share = _take_share_token(scope)
+        scope[ADDED] = self._added(scope, share)
         answer = self._refusal(scope) or await self._ask(Request(scope, receive), share) or self.app
         # An answer of the other app's login has that app's headers.
         foreign = self.authenticate is not None and isinstance(answer, Response)
         if not foreign or isinstance(answer, Problem):
-            shared = parameters.path_within(Request(scope)).startswith("/static/") or not (
-                share is None or self.login is None
-            )
-            send = _with_headers(send, SHARED if shared else HEADERS)
+            send = _with_headers(send, scope[ADDED])
         await answer(scope, receive, send)
+
+    def _added(self, scope: Scope, share: str | None) -> dict[str, str]:
+        path = parameters.path_within(Request(scope))
+        shared = path.startswith("/static/") or not (share is None or self.login is None)
+        headers = SHARED if shared else HEADERS
+        return headers | EMBEDDED if path.startswith("/embed/") else headers
 
     def _refusal(self, scope: Scope) -> Problem | None:
         if not self._knows_host(scope):
@@ -201,6 +208,11 @@ async def _admission(authenticate: Authenticate, request: Request) -> Admission:
         type(found).__qualname__,
     )
     return Problem(500, MISTAKEN)
+
+
+async def broken(request: Request, _error: Exception) -> Problem:
+    """Answer an error that nothing else answers. Starlette does so outside of all middleware, which adds no headers."""
+    return Problem(500, BROKEN, {**request.scope[ADDED], "Cache-Control": "no-store"})
 
 
 def _is_open(request: Request) -> bool:

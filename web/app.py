@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from callboard.sql.settings import NotConfigured
 from callboard.web import health, login, openapi
-from callboard.web.access import AccessControl, Authenticate
+from callboard.web.access import AccessControl, Authenticate, broken
 from callboard.web.database import Database
 from callboard.web.endpoints import ENDPOINTS, METRICS
 from callboard.web.pages.page import ProblemPages
@@ -83,7 +83,7 @@ def create_app(
     app = Starlette(
         routes=ROUTES if authenticate or own is None else [*ROUTES, *login.ROUTES],
         middleware=[Middleware(ProblemPages), access, packed],
-        exception_handlers=HANDLERS,
+        exception_handlers={**HANDLERS, Exception: broken},
         lifespan=lifespan,
     )
     app.state.database, app.state.login, app.state.submitter = database, own, submitter

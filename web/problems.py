@@ -10,6 +10,7 @@ import psycopg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from callboard.middleware.submission.submission import SubmittedElsewhere
 from callboard.sql.migrate import ABSENT
@@ -54,15 +55,29 @@ class Json(Response):
         return encode(content)
 
 
+#: The key of the request's scope under which a browser's request has the function that makes a page of a problem.
+AS_PAGE = "callboard.problem_page"
+
+
 class Problem(Json):
-    """An error: `detail` says what is wrong and what to do, `code` is its name for programs."""
+    """An error: `detail` says what is wrong and what to do, `code` is its name for programs. A browser that asks for a
+    page gets it as one.
+    """
 
     media_type = "application/problem+json"
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
         title, code = responses.get(status, ""), CODES.get(status, "error")
-        content = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
-        super().__init__(content, status, headers)
+        #: What the document says.
+        self.said = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail, **more}
+        super().__init__(self.said, status, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if AS_PAGE in scope:
+            await scope[AS_PAGE](self)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 async def refused(request: Request, error: HTTPException) -> Problem:

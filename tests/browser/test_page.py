@@ -509,11 +509,27 @@ def test_an_action_is_shown_though_an_older_read_was_under_way(page: Page, conn:
     expect(pill(page)).to_have_text("paused")
 
 
+def test_an_event_that_was_read_before_the_page_is_not_shown(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 10)
+    event = f"event: job\ndata: {httpx.get(f'{address}/api/v1/jobs/{job}').text}\n\n"
+    record(conn, job, {"succeeded": range(5)})
+    held = list[Route]()
+    page.route(f"**/jobs/{job}/events", lambda route: route.fulfill(content_type="text/event-stream", body=event))
+    page.route(f"**/api/v1/jobs/{job}", lambda route: route.continue_() if held else held.append(route))
+    page.goto(f"{address}/jobs/{job}")
+    while not held:  # it asks when the stream has ended
+        page.wait_for_timeout(20)
+    assert page.locator("#head").get_by_role("progressbar").get_attribute("aria-valuenow") == "50"
+    held[0].continue_()
+
+
 def test_a_page_goes_on_after_the_clock_of_the_database_was_set_back(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 10)
     conn.execute("UPDATE callboard.jobs SET updated_at = updated_at + interval '1 h' WHERE id = %s", (job,))
+    page.clock.install()
     page.goto(f"{address}/jobs/{job}")
     expect(page.locator("#live")).to_have_text("live")
+    page.clock.fast_forward(31_000)
     conn.execute("UPDATE callboard.jobs SET updated_at = updated_at - interval '1 h' WHERE id = %s", (job,))
     record(conn, job, {"succeeded": range(5)})
     bar = page.locator("#head").get_by_role("progressbar")

@@ -417,6 +417,19 @@ def test_a_job_is_shared_and_embedded_and_its_token_revoked(browser: Browser, co
     page.context.close()
 
 
+def test_what_is_not_shared_any_more_says_so_on_other_sites(page: Page, conn: Conn, shared_url: str) -> None:
+    job = make_job(conn, 1)
+    others = [{"status": 404, "headers": {"Access-Control-Allow-Origin": "*"}, "body": "of a proxy"}]
+    page.route(
+        f"**/api/v1/jobs/{job}?token=*", lambda route: route.fulfill(**others.pop()) if others else route.continue_()
+    )
+    with served(create_app(url=shared_url)) as address, served(elsewhere(address, job, "cb_over")) as foreign:
+        page.goto(foreign)
+        expect(page.frame_locator("iframe").locator("#problem")).to_contain_text("revoked, or its time is over")
+        expect(page.locator("callboard-progress")).to_contain_text("not shown any more")
+        assert not others
+
+
 def elsewhere(address: str, job: int, token: str) -> Starlette:
     """An app of another origin that shows a job."""
 
@@ -503,7 +516,10 @@ def test_large_jobs_and_many_jobs_stay_quick(page: Page, conn: Conn, address: st
     expect(page.locator("#item-99999")).to_contain_text("queued")
 
 
-def test_a_page_heals_when_the_database_is_back(page: Page, postgres_url: str, database_url: str) -> None:
+def test_a_page_heals_when_the_database_is_back(
+    page: Page, postgres_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMQP_URL", "amqp://127.0.0.1:1")  # nothing listens there, and no page needs it
     name = urlsplit(database_url).path.lstrip("/")
     with connect(database_url) as conn:
         job = make_job(conn, 4)

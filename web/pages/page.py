@@ -3,20 +3,20 @@ gets each problem as a page, too.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from callboard.identity import Identity
 from callboard.web import access, parameters
 from callboard.web.endpoint import Endpoint
 from callboard.web.login import cookie
 from callboard.web.pages import words
-from callboard.web.problems import Problem, encode
+from callboard.web.problems import AS_PAGE, Problem, encode
 from callboard.web.templating import JINJA
 
 JINJA.globals["words"] = words
@@ -43,8 +43,8 @@ class PageEndpoint(Endpoint):
 
 
 class ProblemPages:
-    """ASGI middleware that makes a page of a problem, for a browser that asked for a page: also of an unknown path, and
-    of a sender who is not let in.
+    """ASGI middleware that has problems answered by pages, for a browser that asked for a page: also that of an unknown
+    path, and of a sender who is not let in.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -52,18 +52,10 @@ class ProblemPages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        started: Message | None = None
-
-        async def shown(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start" and _is_plain_problem(message):
-                started = message
-            elif started is None:
-                await send(message)
-            else:
-                await _show_problem(Request(scope), started, message["body"], send)
-
-        await self.app(scope, receive, shown if scope["type"] == "http" and _wants_page(Request(scope)) else send)
+        if scope["type"] == "http" and _wants_page(Request(scope)):
+            # Routes change the path that the request is said to be within.
+            scope[AS_PAGE] = partial(_problem_page, Request(scope), root(Request(scope)))
+        await self.app(scope, receive, send)
 
 
 def _wants_page(request: Request) -> bool:
@@ -71,26 +63,19 @@ def _wants_page(request: Request) -> bool:
     return "text/html" in wanted and not parameters.path_within(request).startswith("/api/")
 
 
-def _is_plain_problem(message: Message) -> bool:
-    headers = MutableHeaders(raw=message["headers"])
-    return headers.get("content-type") == Problem.media_type and "content-encoding" not in headers
+def _problem_page(request: Request, at: str, problem: Problem) -> HTMLResponse:
+    # A browser loads the page again as soon as there is a database; a form must not be sent twice.
+    passes = "retry-after" in problem.headers and request.method == "GET"
+    shown = {"problem": problem.said, "passes": passes, "root": at}
+    page = render(request, "problem.html", shown, status=problem.status_code)
+    for name, value in problem.headers.items():
+        page.headers.setdefault(name, value)
+    return page
 
 
-async def _show_problem(request: Request, started: Message, body: bytes, send: Send) -> None:
-    headers = MutableHeaders(raw=started["headers"])
-    page = render(
-        request,
-        "problem.html",
-        {
-            "problem": msgspec.json.decode(body),
-            # A browser loads the page again as soon as there is a database; a form must not be sent twice.
-            "passes": "retry-after" in headers and request.method == "GET",
-        },
-        status=started["status"],
-    )
-    headers.update({name: page.headers[name] for name in ("content-type", "content-length")})
-    await send({**started, "headers": headers.raw})
-    await send({"type": "http.response.body", "body": page.body})
+def root(request: Request) -> str:
+    """The way from a page to where the app is mounted. It is relative, since a proxy may have taken a prefix away."""
+    return "../" * (parameters.path_within(request).count("/") - 1) or "./"
 
 
 def render(
@@ -107,7 +92,7 @@ def render(
         raise parameters.wrong("part", f"must be one of {', '.join(known)}")
     values = page.new_context(
         {
-            "root": "../" * (parameters.path_within(request).count("/") - 1) or "./",
+            "root": root(request),
             "nav": _nav(who),
             "who": who if is_named else None,
             "has_session": is_named and cookie(request) in request.cookies,

@@ -61,7 +61,8 @@ class CallboardProgress extends HTMLElement {
     try {
       const answer = await fetch(this.#address(""));
       if (answer.ok) this.#show((job = await answer.json()));
-      refused = answer.status >= 400 && answer.status < 500;  // its token is over, or the job is deleted
+      const missing = answer.status === 404 && answer.headers.get("content-type") === "application/problem+json";  // no proxy's
+      refused = missing || [401, 403].includes(answer.status);  // the job is deleted, or its token is over
     } catch {
       // asked again below
     }

@@ -117,8 +117,12 @@ async function poll() {
   clearTimeout(timer);
   let pause = POLL_MS;
   const there = await attempt(async () => {
+    if (page.id === "problem") {
+      await ask(document.location.href, { method: "HEAD" });
+      return document.location.reload();
+    }
     const answer = await ask(api(page.dataset.poll));
-    if (!answer.ok || page.id === "problem") return document.location.reload();
+    if (!answer.ok) return document.location.reload();
     const found = JSON.parse(answer.body);
     if (FINAL.includes(found.state)) pause = FINAL_POLL_MS;
     found.jobs ? takeJobs(found) : takeJob(found);
@@ -249,7 +253,7 @@ export function live() {
   const data = document.getElementById("data");
   if (data) {
     const job = JSON.parse(data.textContent);
-    shown = Date.parse(job.updated_at);
+    [shown, overtaken] = [Date.parse(job.updated_at), performance.now() + OVERTAKEN_MS];
     moved(job);
   }
   pill.hidden = !document.querySelector("[data-part], [data-poll]");

@@ -1,7 +1,7 @@
 """Whom the login of the app that mounts Callboard lets in, and what they see and change."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.authentication import UnauthenticatedUser
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from callboard import Identity
 from callboard.web import create_app
@@ -34,10 +34,21 @@ def test_a_login_that_returns_something_else_lets_nobody_in(
 
 
 def test_an_answer_of_the_login_is_sent_as_it_is(database_url: str) -> None:
-    for said in (RedirectResponse("/login"), Response("<form action=/login>", 403, media_type="text/html")):
-        (answer,) = get(seen_by(database_url, said), "/api/jobs")
-        assert (answer.status_code, answer.content) == (said.status_code, said.body)
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"{"
+        yield b"}"
+
+    problem = "application/problem+json"
+    for said, body in (
+        (RedirectResponse("/login"), b""),
+        (Response("<form action=/login>", 403, media_type="text/html"), b"<form action=/login>"),
+        (Response("{}", 403, media_type=problem), b"{}"),
+        (StreamingResponse(parts(), 403, media_type=problem), b"{}"),
+    ):
+        (answer,) = get(seen_by(database_url, said), "/", headers={"Accept": "text/html"})
+        assert (answer.status_code, answer.content) == (said.status_code, body)
         assert answer.headers.get("location") == said.headers.get("location")
+        assert answer.headers.get("content-type") == said.headers.get("content-type")
         assert "content-security-policy" not in answer.headers
 
 

@@ -1,0 +1,76 @@
+"""Problems: a page for a browser that asks for a page, and JSON for everybody else; with the headers of any answer."""
+
+import asyncio
+from itertools import product
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from callboard.web import create_app
+from tests.support.webapp import get, open_app
+
+PAGE, JSON = "text/html; charset=utf-8", "application/problem+json"
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+ACCEPTED = (BROWSER["Accept"], "application/json", "*/*", "text/event-stream")
+#: Of each kind one that is unknown; a detail above 1,024 bytes would be packed if it were JSON.
+API = ("/api/jobs/5", "/api/v1/jobs/5", "/api/nothing", "/api/jobs/5/events")
+PAGES = ("/jobs/5", "/embed/5", "/share/5", "/badge/5.svg", "/static/nothing", "/nothing", f"/{'long' * 300}")
+
+
+def test_only_a_browser_that_asks_for_a_page_gets_a_problem_as_one(app: Starlette) -> None:
+    async def ask() -> dict[tuple[str, str, str], tuple[int, str]]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            found = {}
+            for path, accepted, method in product((*API, *PAGES), ACCEPTED, ("GET", "HEAD")):
+                answer = await client.request(method, path, headers={"Accept": accepted})
+                found[path, accepted, method] = answer.status_code, answer.headers["content-type"]
+            return found
+
+    found = asyncio.run(ask())
+    wanted = {
+        (path, accepted, method): (404, PAGE if path in PAGES and "text/html" in accepted else JSON)
+        for path, accepted, method in found
+    }
+    assert found == wanted
+
+
+@pytest.mark.parametrize(("path", "root"), [("/static/no/thing", "../../"), ("/static/nothing", "../"), ("/no", "./")])
+def test_the_links_of_a_problem_lead_to_the_app(app: Starlette, path: str, root: str) -> None:
+    (answer,) = get(app, path, headers=BROWSER)
+    assert f'data-root="{root}"' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "ancestors"), [("/jobs/5", "'none'"), ("/embed/5", "*"), ("/embed/5?token=cb_over", "*")]
+)
+def test_any_site_may_show_what_is_wrong_with_an_embedded_job(database_url: str, path: str, ancestors: str) -> None:
+    for app in (open_app(database_url), create_app(url=database_url)):
+        (answer,) = get(app, path, headers=BROWSER)
+        assert answer.headers["content-security-policy"].endswith(f"frame-ancestors {ancestors}"), answer.text
+
+
+@pytest.mark.parametrize("path", ["/", "/embed/5", "/api/jobs"])
+def test_a_bug_has_the_headers_of_any_answer(app: Starlette, path: str) -> None:
+    (sound,) = get(app, path, headers=BROWSER)
+    app.state.database.read = app.state.database.read_together = None
+    (answer,) = get(app, path, headers=BROWSER)
+    assert (answer.status_code, answer.headers["content-type"]) == (500, JSON if path == "/api/jobs" else PAGE)
+    assert "the server&#39;s log has its traceback" in answer.text or answer.headers["content-type"] == JSON
+    assert "nosniff" in answer.headers["x-content-type-options"]
+    assert answer.headers["content-security-policy"] == sound.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_detail_that_is_no_text_is_shown(database_url: str) -> None:
+    def refuses(_request: Request) -> None:
+        raise HTTPException(401, {"msg": "by <post>"})  # type: ignore[arg-type]  # as FastAPI's own allows
+
+    page, plain = (
+        get(create_app(url=database_url, authenticate=refuses), "/", headers=headers)[0] for headers in (BROWSER, {})
+    )
+    assert (page.status_code, plain.json()["detail"]) == (401, {"msg": "by <post>"})
+    assert "{&#34;msg&#34;: &#34;by &lt;post&gt;&#34;}" in page.text
