@@ -30,8 +30,9 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for e
         return "the database has no callboard schema that fits this code: run `callboard migrate`"
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return f"the database refuses this user: {first_line(error)}; give it the right, or use another user"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"can't write the output: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        what = "write the output" if error.errno == errno.ENOSPC else f"read or write {error.filename or 'a file'}"
+        return f"can't {what}: {error.strerror}"
     if isinstance(error, psycopg.OperationalError):
         return f"the connection to the database was lost: {first_line(error)}; try again"
     return None

@@ -46,8 +46,9 @@ def follow(numbers: Sequence[int], *, quiet: bool = False, timeout: float | None
 
 
 def exit_code(jobs: Sequence[Job]) -> int:
-    """0 if every item of these jobs succeeded or was skipped, else 1."""
-    return 0 if all(job["succeeded"] + job["skipped"] == job["total"] for job in jobs) else 1
+    """0 if these jobs are completed and every item of them succeeded or was skipped, else 1."""
+    well = (job["state"] == "completed" and job["succeeded"] + job["skipped"] == job["total"] for job in jobs)
+    return 0 if all(well) else 1
 
 
 def follow_list(read: Callable[[Conn], RenderableType]) -> None:

@@ -18,7 +18,7 @@ from callboard.commands.services.child_process import Process, wait_until
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads.item_view import CHECKS
 from callboard.sql.states import ITEM_STATES
-from callboard.sql.writes import tokens
+from callboard.sql.writes import submission, tokens
 from callboard.sql.writes.requests import Requester
 from tests.support.jobs import MIXED, make_job, make_mixed_job, make_worker, record, run
 from tests.support.programs import Call
@@ -159,11 +159,13 @@ def test_watch_ends_with_the_job(call: Call, conn: Conn) -> None:
     assert document(call("watch", job, "--json"))["state"] == "completed"
 
 
-def test_watch_ends_with_1_if_an_item_failed(call: Call, conn: Conn) -> None:
-    good, bad = make_job(conn, 2), make_job(conn, 2)
+def test_watch_ends_with_1_if_an_item_or_the_job_failed(call: Call, conn: Conn) -> None:
+    good, bad, part = make_job(conn, 2), make_job(conn, 2), make_job(conn, 2, sealed=False)
     record(conn, good, {"succeeded": [0], "skipped": [1]})
     record(conn, bad, {"succeeded": [0], "failed": [1]})
-    assert [call("watch", *jobs)[0] for jobs in ((good,), (bad,), (good, bad))] == [0, 1, 1]
+    record(conn, part, {"succeeded": [0, 1]})
+    submission.fail_submission(conn, part, "the submission broke off")
+    assert [call("watch", *jobs)[0] for jobs in ((good,), (bad,), (part,), (good, bad))] == [0, 1, 1, 1]
     code, out, _ = call("watch", bad, "--json")
     assert (code, json.loads(out)["failed"]) == (1, 1)
 

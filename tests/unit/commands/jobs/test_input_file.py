@@ -1,12 +1,14 @@
 """Files that people have: what becomes of each line, and what is said of it."""
 
+import errno
 import gzip
 import io
+import os
 from pathlib import Path
 
 import pytest
 
-from callboard.commands.errors import CommandError
+from callboard.commands.errors import CommandError, explain
 from callboard.commands.jobs import input_file
 from callboard.middleware.submission.json_lines import BadLine
 
@@ -118,3 +120,16 @@ def test_a_json_array_is_no_json_lines() -> None:
             input_file.check_no_array(io.BytesIO(content))
     for content in (b"", b"[1, 2]\n", b'[{"a": 1}]\n', b'[{"a": 1}, {"b": 2}]\n[1]\n', b'{"path": 1}\n', b"nope\n["):
         input_file.check_no_array(io.BytesIO(content))
+
+
+def test_a_file_that_breaks_off_while_it_is_read_is_a_line() -> None:
+    class Stale(io.BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            return super().readline(size) or self.fail()
+
+        def fail(self) -> bytes:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with pytest.raises(OSError, match="Stale") as caught:
+        list(input_file.items(Stale(b"1\n2\n"), "jsonl", None))
+    assert explain(caught.value) == "can't read or write a file: Stale file handle"
