@@ -101,7 +101,8 @@ class Job(Answer):
     eta: Time | None
     stalled: Annotated[str | None, msgspec.Meta(description="why the job does not move")]
     stalled_until: Annotated[
-        Time | None, msgspec.Meta(description="when that ends, if it is a delay, rate, retry or hold")
+        Time | None,
+        msgspec.Meta(description="when the standstill ends by itself: the end of a delay, a rate, a retry or a hold"),
     ]
     step: str | None
     hung: list[Hung]
