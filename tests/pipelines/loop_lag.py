@@ -23,7 +23,7 @@ class LoopLag(dramatiq.Middleware):
 
 
 def measure(file: Path) -> None:
-    worst, thread = 0.0, get_event_loop_thread()
+    worst, thread = -STEP_SECONDS, get_event_loop_thread()  # a loop that is never late has a lag of 0
     assert thread is not None
     while True:
         lag, alive = 0.0, threading.Event()
@@ -32,7 +32,9 @@ def measure(file: Path) -> None:
             lag += STEP_SECONDS
         if lag > worst:
             worst = lag
-            file.write_text(f"{worst:.3f}", encoding="ascii")
+            whole = file.with_suffix(".new")
+            whole.write_text(f"{worst:.3f}", encoding="ascii")
+            whole.replace(file)
         time.sleep(0.01)
 
 
