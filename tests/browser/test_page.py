@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from playwright.sync_api import Locator, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -324,9 +325,11 @@ def test_what_does_not_exist_is_a_page_that_says_so(page: Page, address: str, pa
 
 @contextmanager
 def mounted(app: Starlette, prefix: str) -> Iterator[str]:
-    """Serve the app within two others; yields the address without the prefix."""
+    """Serve the app within one of Starlette, and that within one of FastAPI; yields the address without the prefix."""
     first, second = (f"/{part}" for part in prefix.strip("/").split("/", 1))
-    with served(Starlette(routes=[Mount(first, Starlette(routes=[Mount(second, app)]))])) as address:
+    outer = FastAPI()
+    outer.mount(first, Starlette(routes=[Mount(second, app)]))
+    with served(outer) as address:
         yield address
 
 
@@ -449,6 +452,31 @@ def test_the_keyboard_focus_moves_to_the_next_button(page: Page, conn: Conn, add
     page.keyboard.press("Enter")
     expect(pill(page)).to_have_text("stopping", timeout=SOON)
     expect(page.locator("#name")).to_be_focused(timeout=SOON)
+
+
+#: Numbers the links, buttons and fields that are to be seen, and returns how many there are.
+NUMBER_CONTROLS = """() => {
+    document.querySelectorAll("details").forEach((one) => { one.open = true; });
+    const all = [...document.querySelectorAll("a[href], button, input, select, textarea, summary")];
+    const seen = all.filter((one) => one.checkVisibility() && !one.disabled && one.type !== "hidden");
+    seen.forEach((one, place) => { one.dataset.place = place; });
+    return seen.length;
+}"""
+
+
+def test_the_tab_key_reaches_every_control(page: Page, conn: Conn, address: str) -> None:
+    make_worker(conn)
+    job = make_mixed_job(conn)
+    of_job = ("", "/items/20", "/cancel")
+    for path in ("/", *(f"/jobs/{job}{part}" for part in of_job), "/workers", "/queues", "/tokens", "/login"):
+        page.goto(f"{address}{path}")
+        page.keyboard.press("p")
+        count = page.evaluate(NUMBER_CONTROLS)
+        reached = set[str]()
+        for _ in range(count + 5):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.dataset.place ?? ''"))
+        assert reached - {""} == {str(place) for place in range(count)}, path
 
 
 def test_the_rows_are_walked_by_keys(page: Page, conn: Conn, address: str) -> None:
