@@ -29,6 +29,7 @@ from psycopg.rows import dict_row
 from callboard.commands.services import Node, Server
 from callboard.commands.services.ports import free_ports
 from callboard.sql.migrate import migrate
+from tests.bench.watchers import answers
 from tests.support.workers import Worker, wait_until
 
 #: As for a server of 8 GB; the rest is as PostgreSQL has it.
@@ -352,18 +353,11 @@ def _served(urls: dict[str, str], folder: Path) -> Iterator[tuple[str, int]]:
     with (folder / "web.log").open("w") as log:
         server = subprocess.Popen(command, env={**os.environ, **urls}, stdout=log, stderr=log)
     try:
-        assert wait_until(lambda: _answers(address), 60)
+        assert wait_until(lambda: answers(address), 60)
         yield address, server.pid
     finally:
         server.terminate()
         server.wait(30)
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/healthz").is_success
-    except httpx.TransportError:
-        return False
 
 
 def main() -> None:

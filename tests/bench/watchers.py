@@ -76,14 +76,15 @@ def _served(rig: Rig) -> Iterator[str]:
     server = subprocess.Popen([sys.executable, "-m", "uvicorn", *app], env={**os.environ, **rig.environment})
     address = f"http://127.0.0.1:{port}"
     try:
-        assert wait_until(lambda: _answers(address), 60)
+        assert wait_until(lambda: answers(address), 60)
         yield address
     finally:
         server.terminate()
         server.wait(30)
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether an app serves at this address."""
     try:
         return httpx.get(f"{address}/healthz").is_success
     except httpx.TransportError:
