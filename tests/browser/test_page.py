@@ -593,9 +593,26 @@ def test_callbacks_are_shown_without_secrets(page: Page, conn: Conn, address: st
     assert "hunter2" not in page.content()
 
 
+# The answer to an action waits for `goOn()`, so that the page asks for its job meanwhile.
+GONE_FIRST = """
+  const ask = window.fetch;
+  window.fetch = async (url, options) => {
+    const answer = await ask(url, options);
+    const said = document.documentElement.dataset;
+    if (answer.status === 404) said.gone = "";
+    if (options?.method === "POST" && answer.redirected) {
+      said.answered = "";
+      await new Promise((resolve) => { window.goOn = resolve; });
+    }
+    return answer;
+  };
+"""
+
+
 def test_only_the_name_deletes_a_large_job(page: Page, conn: Conn, address: str) -> None:
     job = make_job(conn, 10_001, name="large")
     cancel(conn, job)
+    page.add_init_script(GONE_FIRST)
     page.goto(f"{address}/jobs/{job}")
     page.get_by_role("button", name="Delete").click()
     dialog = page.get_by_role("dialog")
@@ -606,6 +623,8 @@ def test_only_the_name_deletes_a_large_job(page: Page, conn: Conn, address: str)
     page.get_by_role("button", name="Delete").click()
     dialog.get_by_label("to confirm").fill("large")
     dialog.get_by_role("button", name="Delete the job").click()
+    expect(page.locator("html[data-answered][data-gone]")).to_be_attached(timeout=SOON)
+    page.evaluate("goOn()")
     expect(page.get_by_role("combobox")).to_be_visible(timeout=SOON)
 
 

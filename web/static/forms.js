@@ -1,6 +1,6 @@
 // Forms without a reload: an action is sent, and the page made anew; a question opens in a dialog.
 
-import { Lost, ask, refreshAll } from "./live.js";
+import { Lost, ask, leave, refreshAll } from "./live.js";
 import { number, text } from "./words.js";
 
 const COPIED_MS = 2000;
@@ -35,7 +35,7 @@ async function act(form, button) {
     asked.action = answer.url;
     return show(asked);
   }
-  if (new URL(answer.url).pathname !== document.location.pathname) return document.location.assign(answer.url);
+  if (new URL(answer.url).pathname !== document.location.pathname) return leave(answer.url);
   await refreshAll();
   showChosen();
   // The button may be gone, and the focus with it: somebody with a keyboard goes on at the next one.

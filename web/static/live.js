@@ -40,6 +40,7 @@ let overtaken = 0;  // until when something that was read before it may still co
 let refreshed = 0;
 let refreshing = false;
 let spoken = ["", 0];
+let leaving = false;
 
 // The states of the pill: live, paused, reconnecting in so many seconds. What a page that lost its connection shows is
 // dimmed.
@@ -65,6 +66,17 @@ export async function ask(url, options = {}) {
   }
   if (answer.status >= 500) throw new Lost(`the server answered ${answer.status}`);
   return { ok: answer.ok, url: answer.url, body };
+}
+
+// Goes to another page.
+export function leave(url) {
+  leaving = true;
+  document.location.assign(url);
+}
+
+// The page is not as it was any more. An action under way, like the deletion of its job, says itself where to go on.
+function reload() {
+  if (!leaving && !document.querySelector("form[aria-busy]")) document.location.reload();
 }
 
 // Runs what asks the server; shows when it is lost.
@@ -106,8 +118,8 @@ function stream() {
   source.addEventListener("job", (event) => attempt(() => takeJob(JSON.parse(event.data))));
   source.addEventListener("jobs", (event) => attempt(() => takeJobs(JSON.parse(event.data))));
   source.addEventListener("resync", (event) => attempt(() => takeJobs(JSON.parse(event.data))));
-  source.addEventListener("problem", (event) => (JSON.parse(event.data).status < 500 ? document.location.reload() : connected(false)));
-  source.addEventListener("gone", () => document.location.reload());
+  source.addEventListener("problem", (event) => (JSON.parse(event.data).status < 500 ? reload() : connected(false)));
+  source.addEventListener("gone", () => reload());
   source.addEventListener("end", poll);
 }
 
@@ -119,10 +131,10 @@ async function poll() {
   const there = await attempt(async () => {
     if (page.id === "problem") {
       await ask(document.location.href, { method: "HEAD" });
-      return document.location.reload();
+      return reload();
     }
     const answer = await ask(api(page.dataset.poll));
-    if (!answer.ok) return document.location.reload();
+    if (!answer.ok) return reload();
     const found = JSON.parse(answer.body);
     if (FINAL.includes(found.state)) pause = FINAL_POLL_MS;
     found.jobs ? takeJobs(found) : takeJob(found);
@@ -201,7 +213,7 @@ export async function refresh(ids) {
   for (const id of ids) url.searchParams.append("part", id);
   const there = await attempt(async () => {
     const answer = await ask(url);
-    if (!answer.ok) return document.location.reload();
+    if (!answer.ok) return reload();
     take(answer.body);
   });
   if (!there) for (const id of ids) stale.add(id);
