@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,24 +129,12 @@ def serve() -> int:
     if port is not None:
         os.environ.setdefault(FOLDER, _own_folder(port))
         Path(os.environ[FOLDER]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        from prometheus_client import start_http_server  # noqa: PLC0415
+
+        _, thread = start_http_server(port, registry=_Ours())
         with suppress(KeyboardInterrupt):
-            ThreadingHTTPServer(("", port), _Handler).serve_forever()
+            thread.join()
     return 0
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest  # noqa: PLC0415
-
-        body = generate_latest(_Ours())
-        self.send_response(200)
-        self.send_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Log nothing."""
 
 
 class _Ours:
