@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import dramatiq
 
-from callboard.sql.callback_targets import Message, Targets, Webhook
+from callboard.sql.callback_targets import END_STATES, MAX_TARGETS, Targets, parse_url
 from callboard.sql.pool import Conn
 from callboard.sql.signature import Signature
 from callboard.sql.writes import submission
@@ -90,26 +90,23 @@ def own_signature(actor: dramatiq.Actor[..., Any]) -> Signature | None:
 def targets(
     write: Write, broker: dramatiq.Broker | None, on_complete: Callbacks, on_fail: Callbacks, on_cancel: Callbacks
 ) -> Targets:
-    """Read a job's callbacks; raises UnknownActor, and ValueError for what can't be called."""
-    callbacks = {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}
-    checked = {name: [_check(name, one) for one in _listed(given)] for name, given in callbacks.items()}
-    return Targets.from_lists(
-        {
-            name: [one if isinstance(one, Webhook) else Message(*resolve(write, broker, one)) for one in ones]
-            for name, ones in checked.items()
-        }
-    )
+    """Read a job's callbacks, each target once; raises UnknownActor, and ValueError for what can't be called."""
+    found = {}
+    for option, given in {"on_complete": on_complete, "on_fail": on_fail, "on_cancel": on_cancel}.items():
+        if given is None:
+            continue
+        listed = given if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
+        if len(listed) > MAX_TARGETS:
+            raise ValueError(f"{option} has {len(listed)} callbacks, and {MAX_TARGETS} are allowed")
+        called = [_target(write, broker, option, one) for one in listed]
+        found[END_STATES[option]] = [target for nth, target in enumerate(called) if target not in called[:nth]]
+    return {state: called for state, called in found.items() if called} or None
 
 
-def _listed(given: Callbacks) -> Sequence[Any]:
-    if given is None:
-        return ()
-    return given if isinstance(given, Sequence) and not isinstance(given, str | bytes) else (given,)
-
-
-def _check(name: str, given: Any) -> Webhook | Actor:
+def _target(write: Write, broker: dramatiq.Broker | None, option: str, given: Any) -> dict[str, str]:
     if isinstance(given, str) and "://" in given:
-        return Webhook(given)
+        return {"url": given, "host": parse_url(given).netloc.lower()}  # a process limits its deliveries to one host
     if isinstance(given, dramatiq.Actor) or (isinstance(given, str) and given):
-        return given
-    raise ValueError(f"{name} takes actors, their names and URLs like https://host/path, not {given!r}")
+        actor, queue = resolve(write, broker, given)
+        return {"actor": actor, "queue": queue}
+    raise ValueError(f"{option} takes actors, their names and URLs like https://host/path, not {given!r}")

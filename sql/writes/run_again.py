@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from callboard.sql.callback_targets import Targets
 from callboard.sql.limits import TIMES, Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import OldJob, SubmittedJob
@@ -83,7 +82,7 @@ def _create(conn: Conn, job: int, by: Requester, again: Again) -> SubmittedJob:
         conn, name=old.name if again.name is None else again.name, key=again.key, tenant=old.tenant, actor=old.actor,
         queue=known[0] if known else old.queue, chunk=old.chunk, created_by=by.who or None,
         metadata=old.metadata if again.metadata is None else again.metadata,
-        limits=Limits.from_json({**kept, **again.limits}), targets=Targets.from_json(old.callbacks),
+        limits=Limits.from_json({**kept, **again.limits}), targets=old.callbacks,
         held=True, alone=True, also_asked={"again": [job, again.states]},
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from callboard.sql.arrays import parameters
-from callboard.sql.callback_targets import NO_TARGETS, Targets
+from callboard.sql.callback_targets import Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
@@ -21,7 +21,7 @@ from callboard.sql.writes.requests import Requester, check_flag, check_name, not
 
 def create(
     conn: Conn, planned: Sequence[NewStage], *, name: str, key: str | None, tenant: str | None,
-    metadata: dict[str, Any] | None, created_by: str | None, limits: Limits, targets: Targets = NO_TARGETS,
+    metadata: dict[str, Any] | None, created_by: str | None, limits: Limits, targets: Targets = None,
     key_reuse: bool = False, held: bool = False, alone: bool = False, trace: Mapping[str, str] | None = None,
 ) -> tuple[int, list[StageRow]]:  # fmt: skip
     """Make a job of stages, or find the one with this key; return its id and stages, and renew the submission of the

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from callboard.sql.callback_targets import NO_TARGETS, Targets
+from callboard.sql.callback_targets import Targets
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import NO_LIMITS, Limits
 from callboard.sql.pool import Conn, transaction
@@ -46,7 +46,7 @@ class KeyInUse(ValueError):
 
 def create_job(
     conn: Conn, *, name: str, key: str | None, tenant: str | None, actor: str | None, queue: str | None,
-    metadata: dict[str, Any] | None, created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = NO_TARGETS,
+    metadata: dict[str, Any] | None, created_by: str | None, limits: Limits = NO_LIMITS, targets: Targets = None,
     chunk: int | None = None, key_reuse: bool = False, held: bool = False, alone: bool = False,
     also_asked: Mapping[str, Any] = NOTHING, trace: Mapping[str, str] | None = None,
 ) -> SubmittedJob:  # fmt: skip
@@ -93,12 +93,11 @@ def job_parameters(
     for option, text in (("tenant", tenant), ("created_by", created_by)):
         check_text(option, text, KEY_CHARACTERS)
     kept = json_object("metadata", metadata)
-    callbacks = targets.as_json()
-    options = {**asked, "metadata": metadata, "callbacks": callbacks, **limits.as_json()}
+    options = {**asked, "metadata": metadata, "callbacks": targets, **limits.as_json()}
     limits = at_database_time(conn, limits)
     return {
         "name": name, "key": key, "tenant": tenant, "created_by": created_by, "metadata": kept,
-        "callbacks": callbacks and Jsonb(callbacks), "limits": Jsonb(limits.as_json()), **limits.columns(),
+        "callbacks": targets and Jsonb(targets), "limits": Jsonb(limits.as_json()), **limits.columns(),
         "trace": trace and Jsonb(trace),
         "asked": None if key is None else Jsonb({option: _digest(value) for option, value in options.items()}),
     }  # fmt: skip

@@ -14,13 +14,23 @@ from playwright.sync_api import Locator, Page, Route, expect
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from callboard.sql.callback_targets import Message, Targets, Webhook
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Failure, HangSample
 from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
-from tests.support.jobs import BAD, age, cancel, make_job, make_mixed_job, make_staged, make_worker, record, run
+from tests.support.jobs import (
+    BAD,
+    age,
+    cancel,
+    make_job,
+    make_mixed_job,
+    make_staged,
+    make_worker,
+    record,
+    run,
+    targets,
+)
 from tests.support.timer import Timer
 from tests.support.webapp import behind_proxy, open_app, served
 from tests.support.workers import wait_until
@@ -575,7 +585,7 @@ def test_a_job_that_is_deleted_meanwhile_is_hidden(page: Page, conn: Conn, addre
 
 
 def test_callbacks_are_shown_without_secrets(page: Page, conn: Conn, address: str) -> None:
-    job = make_job(conn, 1, targets=Targets((Message("tell", "mail"), Webhook("https://shop.example/<b>?key=hunter2"))))
+    job = make_job(conn, 1, targets=targets(["tell", "https://shop.example/<b>?key=hunter2"]))
     page.goto(f"{address}/jobs/{job}")
     expect(pill(page)).to_have_text("pending")
     expect(page.locator("#callbacks")).to_be_hidden()

@@ -12,7 +12,6 @@ from callboard.middleware.callbacks.dispatcher import CallbackDispatcher
 from callboard.middleware.journal.rescue import rescue
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish import lanes
-from callboard.sql.callback_targets import Message, Targets
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event, Failure, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
@@ -33,14 +32,13 @@ from callboard.sql.writes.lanes import ClaimTakenOver
 from callboard.sql.writes.requests import NotPossible
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.faults.rig.concurrent_writers import BY, ConcurrentWriters, broken_deadlocks, reverse_rows
-from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, unheld
+from tests.support.jobs import BAD, NOT_NEEDED, make_job, make_worker, targets, unheld
 from tests.support.workers import wait_until
 
 JOBS, ITEMS, ROUNDS = 8, 60, 150
 ENDS: Sequence[OutcomeState] = ("succeeded", "succeeded", "failed", "skipped", "retrying")
 FAILURES: dict[str, Failure] = {"failed": BAD, "retrying": BAD, "skipped": NOT_NEEDED}
 ACTORS = ("work", "child", "called")
-CALLED = Message("called", "default")
 LIMITS = ({"concurrency": 20}, {"concurrency": None}, {"priority": 3}, {"concurrency_by": "0=3"},
           {"concurrency_by": "x=9"}, {"concurrency_by": None})  # fmt: skip
 
@@ -58,7 +56,7 @@ class Writers(ConcurrentWriters):
             reverse_rows(conn, "items", "jobs")
 
     def _make(self, conn: Conn, number: int) -> int:
-        calls = Targets((CALLED,), (CALLED,), (CALLED,)) if number % 2 else Targets()
+        calls = targets("called", "called", "called") if number % 2 else None
         job = make_job(conn, ITEMS, published=0, sealed=number % 2 == 0, targets=calls)
         if number % 4 > 1:
             actions.limit(conn, job, BY, {"concurrency_by": "0=3"} if number % 4 == 3 else {"concurrency": 20})

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from callboard.middleware.submission import actor_lookup
+from callboard.middleware.submission.actor_lookup import Callbacks
 from callboard.sql import timings
-from callboard.sql.callback_targets import NO_TARGETS, Targets
+from callboard.sql.callback_targets import Targets
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
@@ -36,6 +38,11 @@ def let_workers_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timings, "SILENT_SECONDS", 1200.0)
 
 
+def targets(on_complete: Callbacks = None, on_fail: Callbacks = None, on_cancel: Callbacks = None) -> Targets:
+    """What a job calls at its ends; the queue of each actor is `mail`."""
+    return actor_lookup.targets(lambda _: ("mail", None), None, on_complete, on_fail, on_cancel)
+
+
 def make_worker(conn: Conn, *actors: str, release: str = "2026.11") -> int:
     """A worker that lives, and knows these actors."""
     known = dict.fromkeys(actors or ("work",), "default")
@@ -44,7 +51,7 @@ def make_worker(conn: Conn, *actors: str, release: str = "2026.11") -> int:
 
 def make_job(
     conn: Conn, items: int, *, name: str = "a job", actor: str = "work", published: int | None = None,
-    sealed: bool = True, tenant: str = "", targets: Targets = NO_TARGETS,
+    sealed: bool = True, tenant: str = "", targets: Targets = None,
 ) -> int:  # fmt: skip
     """A job of `items` bulk items, of which the first `published` (None: all) are published."""
     job = submission.create_job(
@@ -132,7 +139,7 @@ MIXED = {
 
 
 def make_staged(
-    conn: Conn, *, on_failure: str = "go on", made: bool = True, targets: Targets = NO_TARGETS
+    conn: Conn, *, on_failure: str = "go on", made: bool = True, targets: Targets = None
 ) -> tuple[int, list[int]]:
     """A job of two stages: the first of ten items, two of which failed; the second made of the others, unless they
     stop it, or it is not `made` yet: one succeeded, three are queued.

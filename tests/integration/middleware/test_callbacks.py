@@ -21,7 +21,7 @@ from callboard.middleware.message import envelope
 from callboard.middleware.process import outage
 from callboard.middleware.process.process import Process
 from callboard.sql import timings
-from callboard.sql.callback_targets import Message, Targets, Webhook
+from callboard.sql.callback_targets import Targets
 from callboard.sql.pool import Conn
 from callboard.sql.reads import queries
 from callboard.sql.rows import Event
@@ -31,7 +31,7 @@ from callboard.sql.writes.jobs import close_jobs, close_stopped, recount_jobs
 from callboard.sql.writes.requests import Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support import documents
-from tests.support.jobs import make_job, make_staged, record, status
+from tests.support.jobs import make_job, make_staged, record, status, targets
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.receiver import Receiver, receiver
 from tests.support.vhosts import Broker
@@ -39,8 +39,7 @@ from tests.support.webapp import get, open_app
 from tests.support.workers import wait_until
 
 ANNA = Requester("python", "anna")
-TELL = Message("tell", "mail")
-ALL = Targets((TELL,), (TELL,), (TELL,))
+ALL = targets("tell", "tell", "tell")
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
@@ -68,8 +67,7 @@ def part(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callbac
 
 def hook(here: Receiver, path: str = "") -> Targets:
     """Webhooks at the receiver for every end."""
-    to = (Webhook(here.url + path),)
-    return Targets(to, to, to)
+    return targets(*[here.url + path] * 3)
 
 
 def deliver(part: CallbackDispatcher, conn: Conn, until: Callable[[], Any]) -> None:
@@ -98,9 +96,9 @@ def over(conn: Conn, job: int) -> bool:
     return all(callback["state"] != "waiting" for callback in listed(conn, job))
 
 
-def done(conn: Conn, targets: Targets, *, items: int = 2, name: str = "a job") -> int:
+def done(conn: Conn, calls: Targets, *, items: int = 2, name: str = "a job") -> int:
     """A job that is completed."""
-    job = make_job(conn, items, name=name, targets=targets)
+    job = make_job(conn, items, name=name, targets=calls)
     record(conn, job, {"succeeded": range(items)})
     return job
 
@@ -197,13 +195,13 @@ def test_each_end_of_a_job_queues_its_callbacks(name: str, conn: Conn) -> None:
 
 
 def test_only_the_callbacks_of_the_final_state_are_queued(conn: Conn) -> None:
-    job = done(conn, Targets(on_complete=(TELL, Webhook("https://a/b?token=1")), on_fail=(Message("other", "q"),)))
+    job = done(conn, targets(["tell", "https://a/b?token=1"], "other"))
     assert [(c["on"], c["target"]) for c in listed(conn, job)] == [
         ("completed", "tell"),
         ("completed", "https://a/b?***"),
     ]
-    assert listed(conn, done(conn, Targets(on_cancel=(TELL,)))) == []
-    assert listed(conn, done(conn, Targets())) == []
+    assert listed(conn, done(conn, targets(on_cancel="tell"))) == []
+    assert listed(conn, done(conn, None)) == []
 
 
 def test_a_flush_queues_the_callbacks_of_the_jobs_that_it_ends(conn: Conn) -> None:
@@ -248,7 +246,7 @@ def test_a_change_after_the_end_queues_no_callback(conn: Conn) -> None:
 
 
 def test_webhooks_and_messages_are_claimed_apart_and_no_webhook_of_a_full_host(conn: Conn) -> None:
-    done(conn, Targets((TELL, Webhook("https://a/"), Webhook("https://b/"))))
+    done(conn, targets(["tell", "https://a/", "https://b/"]))
     assert callbacks.claim_callbacks(conn, webhooks=True, limit=9, full=["a", "b"]) == []
     [one] = callbacks.claim_callbacks(conn, webhooks=True, limit=9, full=["a"])
     assert one.url == "https://b/"
@@ -525,7 +523,7 @@ def test_a_message_that_is_sent_twice_is_stored_once(conn: Conn, part: CallbackD
 
 def test_a_message_that_a_dead_process_claimed_is_sent_after_seconds(conn: Conn, part: CallbackDispatcher) -> None:
     """Sending takes milliseconds, and a message that is sent twice is stored once; a webhook may take its time."""
-    job = done(conn, Targets((TELL, Webhook("https://a/"))))
+    job = done(conn, targets(["tell", "https://a/"]))
     for webhooks in (True, False):
         assert len(callbacks.claim_callbacks(conn, webhooks=webhooks, limit=9)) == 1
     conn.execute("UPDATE callboard.callbacks SET claimed_until = claimed_until - interval '10 s'")
@@ -597,17 +595,17 @@ def test_a_callback_actor_that_fails_is_retried_as_any_message(pipeline: Pipelin
 
 
 def test_a_cancelled_a_failed_and_a_retried_job_call(pipeline: Pipeline) -> None:
-    targets: dict[str, Any] = {"on_complete": "told", "on_fail": ["told"], "on_cancel": ["told"]}
-    job = pipeline.submit("slow", *[{"number": n, "seconds": 0.2} for n in range(60)], **targets)
+    ends: dict[str, Any] = {"on_complete": "told", "on_fail": ["told"], "on_cancel": ["told"]}
+    job = pipeline.submit("slow", *[{"number": n, "seconds": 0.2} for n in range(60)], **ends)
     job.cancel("wrong file")
     assert wait_until(lambda: told(pipeline, job), TIMEOUT)
     [call] = told(pipeline, job)
     assert (call["state"], call["reason"]) == ("cancelled", "wrong file")
-    failing = pipeline.submit("work", *[{"number": n, "fate": "fail"} for n in range(40)], max_failures=1, **targets)
+    failing = pipeline.submit("work", *[{"number": n, "fate": "fail"} for n in range(40)], max_failures=1, **ends)
     assert wait_until(lambda: told(pipeline, failing), TIMEOUT)
     state = told(pipeline, failing)[0]["state"]
     assert state == failing.status()["state"] in ("failed", "completed")
-    first = pipeline.submit("work", {"number": 1, "fate": "fail"}, **targets)
+    first = pipeline.submit("work", {"number": 1, "fate": "fail"}, **ends)
     assert wait_until(lambda: told(pipeline, first), TIMEOUT)
     first.retry()
     assert wait_until(lambda: len(told(pipeline, first)) == 2, TIMEOUT)
@@ -642,8 +640,8 @@ def test_a_target_that_can_not_be_called_is_refused_before_a_job_is_made(pipelin
 
 
 def test_the_api_lists_callbacks(conn: Conn, here: Receiver, part: CallbackDispatcher, database_url: str) -> None:
-    job = done(conn, Targets((TELL, Webhook(f"{here.url}?token=hunter2"))))
-    other = done(conn, Targets())
+    job = done(conn, targets(["tell", f"{here.url}?token=hunter2"]))
+    other = done(conn, None)
     deliver(part, conn, lambda: over(conn, job))
     app = open_app(database_url)
     found, none, unknown = get(app, *(f"/api/jobs/{n}/callbacks" for n in (job, other, 5)))
@@ -659,7 +657,7 @@ def test_the_command_lists_callbacks(
     conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database_url)
-    job = done(conn, Targets((TELL, Webhook("https://shop.example/hook?token=hunter2"))))
+    job = done(conn, targets(["tell", "https://shop.example/hook?token=hunter2"]))
     assert main(["callbacks", str(job)]) == 0
     said = capsys.readouterr().out
     assert "https://shop.example/hook?***" in said

@@ -18,7 +18,6 @@ from callboard.middleware.attempts.claim import claim
 from callboard.middleware.callbacks.dispatcher import payload
 from callboard.middleware.sweep import retention
 from callboard.middleware.sweep.retention import Retention
-from callboard.sql.callback_targets import Message, Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -45,7 +44,7 @@ from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send
+from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send, targets
 from tests.support.programs import Call
 from tests.support.programs import run as command
 from tests.support.webapp import open_app, served
@@ -59,7 +58,7 @@ def drift(conn: Conn) -> list[Any]:
     return list(queries.run(conn, queries.verify())["drift"])
 
 
-CALLED = Targets((Message("tell", "mail"),))
+CALLED = targets("tell")
 
 
 def ended(conn: Conn, items: int = 10, *, days: float = 0.0, keep: str | None = None, **more: Any) -> int:

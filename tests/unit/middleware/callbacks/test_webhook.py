@@ -14,7 +14,8 @@ from callboard.middleware.callbacks import public_address, webhook
 from callboard.middleware.callbacks.undelivered import Undelivered
 from callboard.middleware.callbacks.webhook import post, sign
 from callboard.sql import settings
-from callboard.sql.callback_targets import MAX_TARGETS, Message, Targets, Webhook, redact_url
+from callboard.sql.callback_targets import MAX_TARGETS, parse_url, redact_url
+from tests.support.jobs import targets
 from tests.support.receiver import Receiver, receiver, sends_on
 from tests.support.timer import Timer
 
@@ -329,23 +330,22 @@ def test_a_certificate_that_does_not_fit_is_refused(here: Receiver) -> None:
 )  # fmt: skip
 def test_a_bad_url_is_refused_with_what_is_right(url: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as refused:
-        Webhook(url)
+        parse_url(url)
     assert "hunter2" not in str(refused.value)
 
 
 def test_targets_are_stored_by_the_state_that_calls_them() -> None:
-    hook, actor = Webhook("https://Shop.example:8443/hook?token=1"), Message("tell", "mail")
-    targets = Targets.from_lists({"on_complete": [hook, actor, hook], "on_cancel": [actor]})
-    assert targets.as_json() == {
+    hook = "https://Shop.example:8443/hook?token=1"
+    assert targets([hook, "tell", hook], [], "tell") == {
         "completed": [
             {"url": "https://Shop.example:8443/hook?token=1", "host": "shop.example:8443"},
             {"actor": "tell", "queue": "mail"},
         ],
         "cancelled": [{"actor": "tell", "queue": "mail"}],
     }
-    assert Targets().as_json() is None
+    assert targets([]) is None
     with pytest.raises(ValueError, match=f"on_fail has {MAX_TARGETS + 1} callbacks, and {MAX_TARGETS} are allowed"):
-        Targets.from_lists({"on_fail": [Message(f"a{n}", "q") for n in range(MAX_TARGETS + 1)]})
+        targets(on_fail=[f"a{n}" for n in range(MAX_TARGETS + 1)])
 
 
 @pytest.mark.parametrize(
