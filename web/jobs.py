@@ -14,9 +14,6 @@ from callboard.web import answers, parameters
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import After, Limit, NoQuery, Page
 
-#: Pages of stalled jobs that are counted.
-LOOKS_FOR_STALLED = 5
-
 
 class JobFilter(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Which jobs: those for which all that is given holds. The words of `q` say the same in one text.
@@ -97,21 +94,12 @@ class CountsQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def counts(call: Call[CountsQuery, NoBody]) -> dict[str, int]:
-    """Count the jobs of each view: open, stalled, failed today, ended, all.
-
-    For those that are stalled a thousand jobs are looked at that are open and have not changed for a while.
-    """
-    wanted = seen(call, JobFilter(tenant=call.query.tenant, stalled=True))
+    """Count the jobs of each view: open, stalled, failed today, ended, all."""
+    wanted = seen(call, JobFilter(tenant=call.query.tenant))
     if wanted is None:
         return dict.fromkeys(answers.JobCounts.__struct_fields__, 0)
     found = await call.read(queries.job_counts(wanted.tenant))
-    stalled, before = 0, None
-    for _ in range(LOOKS_FOR_STALLED):
-        page, before = await call.read(queries.jobs(wanted, before=before, limit=queries.LOOK_AT_STALLED))
-        stalled += len(page)
-        if before is None:
-            break
-    return {**found, "stalled": stalled, "all": found["open"] + found["ended"]}
+    return {**found, "all": found["open"] + found["ended"]}
 
 
 async def job(call: Call[NoQuery, NoBody]) -> dict[str, Any]:

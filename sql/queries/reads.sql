@@ -1,7 +1,7 @@
 -- name: jobs_by_id
 -- Those of some jobs that exist, of a tenant if one is given, and their stages, in one snapshot.
 -- Caller: queries.job, queries.ended_job, queries.jobs_by_id. Rows: as of `jobs`.
-WITH page AS MATERIALIZED (
+WITH {at_work}, page AS MATERIALIZED (
     SELECT id FROM callboard.jobs
     WHERE id = ANY (%(jobs)s::bigint[]) AND deleted_at IS NULL AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s::text)
 ), looked AS (
@@ -114,13 +114,14 @@ span AS MATERIALIZED (
 
 -- part: filtered_columns
 -- The columns of a job `j` that filters read.
-j.name, j.actor, j.tenant, j.key, j.state, j.metadata, j.standing_on, j.created_at, j.updated_at, j.finished_at, j.failed, j.stages
+j.name, j.actor, j.tenant, j.key, j.state, j.stopping, j.metadata, j.standing_on, j.created_at, j.updated_at, j.finished_at, j.stages,
+j.parent_id, j.stage, j.maker, j.sealed, j.held, j.total, j.succeeded, j.failed, j.skipped, j.cancelled
 
 -- part: page_of_jobs
 -- The jobs of `source` for which all filters hold, `limit` at most; `looked_at` is the last that was looked at, where fewer
 -- were found and there may be more.
-page AS MATERIALIZED (
-    SELECT j.id FROM source AS j
+{at_work}, page AS MATERIALIZED (
+    SELECT j.id FROM source AS j CROSS JOIN {no_stage_before}
     WHERE (%(states)s::callboard.job_state[] IS NULL OR j.state = ANY (%(states)s::callboard.job_state[]))
       AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text)
       AND (%(key)s::text IS NULL OR j.key = %(key)s::text)
@@ -128,8 +129,7 @@ page AS MATERIALIZED (
           SELECT FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.actor = %(actor)s::text OFFSET 0))
       AND (%(standing)s::bool IS NULL OR (j.standing_on IS NOT NULL) = %(standing)s::bool)
       AND (%(failing)s::bool IS NULL OR %(failing)s::bool = {is_failing})
-      AND (%(stalled)s::bool IS NOT TRUE OR j.finished_at IS NULL AND j.state <> 'paused' AND (
-          j.stages IS NOT NULL OR j.updated_at < now() - make_interval(secs => %(QUIET_AFTER_SECONDS)s)))
+      AND (%(stalled)s::bool IS NULL OR %(stalled)s::bool = {is_stalled})
       AND (%(created_after)s::timestamptz IS NULL AND %(created_after_ago)s::interval IS NULL
            OR j.created_at >= (SELECT after FROM span))
       AND (%(created_before)s::timestamptz IS NULL AND %(created_before_ago)s::interval IS NULL
@@ -150,11 +150,9 @@ page AS MATERIALIZED (
 -- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten.
 -- A job that is over has nothing in `running`, and its samples are not asked for: a condition of the join would be looked at
 -- only after both lookups had run.
--- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job is open and
--- quiet, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
-living AS MATERIALIZED (
-    SELECT id, actors, trouble FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
-), hands AS MATERIALIZED (
+-- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job
+-- stands still, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
+hands AS MATERIALIZED (
     -- Of all living workers (actor NULL), and of those that have an actor: how many, their trouble, the items they have in hand.
     SELECT a.actor, count(*) AS able, max(w.trouble) AS trouble, coalesce(sum(r.items), 0)::bigint AS items
     FROM living AS w
@@ -173,11 +171,9 @@ SELECT j.id, j.name, j.tenant, j.actor, j.state, j.stopping, j.reason, j.sealed,
        coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, now() AS read_at,
        j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start, shown.within,
-       before.id IS NOT NULL AND before.finished_at IS NULL AS waits,
        hand.in_hand, hand.in_part,
        sample.taken_at AS sampled_at, sample.final AS sampled_final, sample.in_part AS sampled_in_part,
-       quiet.moved_at, quiet.alive, quiet.able, quiet.worked_on, quiet.due_at, quiet.missing, quiet.trouble,
-       quiet.elsewhere,
+       still.moved_at, still.alive, still.able, still.due_at, still.missing, still.trouble, still.elsewhere,
        hanging.hung, (SELECT looked_at FROM looked) AS looked_at
 FROM (SELECT) AS one
 LEFT JOIN shown ON true
@@ -186,9 +182,7 @@ CROSS JOIN LATERAL (
     SELECT count(*) AS in_hand, {done_in_part} AS in_part FROM callboard.running AS r
     WHERE j.finished_at IS NULL AND r.job_id = j.id
 ) AS hand
-LEFT JOIN LATERAL (
-    SELECT b.id, b.finished_at FROM callboard.jobs AS b WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 OFFSET 0
-) AS before ON true
+LEFT JOIN LATERAL ({stage_before}) AS before ON true
 LEFT JOIN LATERAL (
     (SELECT s.taken_at, s.final, s.in_part FROM callboard.samples AS s
      WHERE j.finished_at IS NULL AND s.job_id = j.id AND s.taken_at BETWEEN now() - interval '30 seconds' AND now() - interval '2 seconds'
@@ -200,11 +194,8 @@ LEFT JOIN LATERAL (
     ORDER BY taken_at DESC LIMIT 1
 ) AS sample ON true
 LEFT JOIN LATERAL (
-    SELECT moved.moved_at, coalesce((SELECT able FROM hands WHERE actor IS NULL), 0) AS alive,
-           coalesce(w.able, 0) AS able, w.trouble,
-           (SELECT count(*) FROM callboard.running AS r WHERE r.job_id = j.id AND r.worker IN (SELECT id FROM living))
-           + coalesce(j.maker IN (SELECT id FROM living), false)::int AS worked_on,
-           coalesce(w.items, 0) AS elsewhere,  -- if a living worker has none of its own, else nobody asks
+    SELECT greatest(j.updated_at, before.ended) AS moved_at, coalesce((SELECT able FROM hands WHERE actor IS NULL), 0) AS alive,
+           coalesce(w.able, 0) AS able, w.trouble, coalesce(w.items, 0) AS elsewhere,
            (SELECT min(o.due_at) FROM callboard.turns AS t CROSS JOIN LATERAL (
                 SELECT o.due_at FROM callboard.outbox AS o
                 WHERE o.job_id = t.job_id AND o.queue = t.queue AND o.claimed_until IS NULL
@@ -212,12 +203,11 @@ LEFT JOIN LATERAL (
             ) AS o WHERE t.job_id = j.id) AS due_at,
            (SELECT o.awaits FROM callboard.outbox AS o
             WHERE o.job_id = j.id AND o.due_at = timestamptz '9999-01-01Z' ORDER BY o.item LIMIT 1) AS missing
-    FROM (SELECT greatest(j.updated_at, before.finished_at) AS moved_at) AS moved  -- its turn comes with that one's end
+    FROM (SELECT) AS one
     LEFT JOIN LATERAL (SELECT * FROM hands WHERE actor IS NOT DISTINCT FROM j.actor) AS w ON true
-    WHERE j.finished_at IS NULL AND j.state <> 'paused'
-      AND moved.moved_at < now() - make_interval(secs => %(QUIET_AFTER_SECONDS)s)
+    WHERE {stands_still}
     OFFSET 0  -- else all of this is looked up for every job
-) AS quiet ON true
+) AS still ON true
 LEFT JOIN LATERAL (
     SELECT jsonb_agg(jsonb_build_object('item', h.item, 'seconds', h.seconds, 'worker', h.worker, 'place', h.place)) AS hung
     FROM (
@@ -229,6 +219,42 @@ LEFT JOIN LATERAL (
 ) AS hanging ON true
 ORDER BY shown.within, j.id DESC
 
+-- part: at_work
+-- The workers that live, and the jobs of which they run items.
+living AS MATERIALIZED (
+    SELECT id, actors, trouble FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
+), worked_on AS MATERIALIZED (
+    SELECT r.job_id FROM callboard.running AS r WHERE r.worker IN (SELECT id FROM living)
+)
+
+-- part: is_stalled
+-- Whether the job `j`, which is no stage, stands still: one of stages does if its first open one does.
+CASE WHEN j.stages IS NULL THEN {stands_still} ELSE coalesce((
+    SELECT {stands_still} FROM (
+        SELECT s.* FROM callboard.jobs AS s WHERE s.parent_id = j.id AND s.finished_at IS NULL ORDER BY s.stage LIMIT 1
+    ) AS j LEFT JOIN LATERAL ({stage_before}) AS before ON true), false) END
+
+-- part: stands_still
+-- Whether the job `j`, a stage after the one `before` or none, is open and has not moved for a while, though it has items
+-- that wait or may get some, and no worker that lives runs an item of it or makes them. Of a job that is being stopped
+-- only items wait that a dead worker holds. The turn of a stage comes with the end of the one before.
+(j.finished_at IS NULL AND j.state <> 'paused'
+ AND greatest(j.updated_at, before.ended) < now() - make_interval(secs => %(QUIET_AFTER_SECONDS)s)
+ AND j.id NOT IN (SELECT job_id FROM worked_on)  -- hashed
+ AND (j.maker IN (SELECT id FROM living)) IS NOT TRUE
+ AND (j.held OR NOT j.sealed AND j.standing_on IS NULL AND (coalesce(j.stage, 0) = 0 OR before.ended IS NOT NULL)
+      OR CASE WHEN j.stopping IS NULL THEN j.total > j.succeeded + j.failed + j.skipped + j.cancelled
+              ELSE j.total > j.succeeded + j.failed + j.skipped
+                   AND EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = j.id) END))
+
+-- part: stage_before
+-- When the stage before the stage `j` ended.
+SELECT b.finished_at AS ended FROM callboard.jobs AS b WHERE b.parent_id = j.parent_id AND b.stage = j.stage - 1 OFFSET 0
+
+-- part: no_stage_before
+-- What stands for the stage before a job that is no stage.
+(SELECT NULL::timestamptz AS ended) AS before
+
 -- part: done_in_part
 -- How many items the parts make up that are done of those in flight: the rows `r` of `running` whose actor says how far it is.
 -- Far less than a part of an item counts as nothing: a quotient out of range is an error.
@@ -236,23 +262,34 @@ coalesce(sum(CASE WHEN r.progress_done > r.progress_total * 1e-9 THEN least(r.pr
          FILTER (WHERE r.progress_total > 1e-9), 0)
 
 -- name: job_counts
--- How many jobs the views of a page show. Those of a tenant are counted by entries of an index; of all, the open ones are
--- read, and of those that are over the totals. Of those that ended lately, those that may count as failing are read.
--- Caller: queries.job_counts. Rows: one, (open, ended, failed of those that ended within a day).
-SELECT one.open, one.ended,
+-- How many jobs the views of a page show. Those of a tenant are counted by entries of an index, and the open ones of them
+-- are read; of all, the open ones are read, and of those that are over the totals. Of those that ended lately, those that
+-- may count as failing are read.
+-- Caller: queries.job_counts. Rows: one, (open, stalled, ended, failed of those that ended within a day).
+WITH {at_work}, known AS MATERIALIZED (
+    SELECT array_agg(j.id) FILTER (WHERE j.state IN ('pending', 'running', 'paused')) AS open,
+           count(*) FILTER (WHERE j.state IN ('completed', 'failed', 'cancelled')) AS ended
+    FROM callboard.jobs AS j
+    WHERE j.tenant = %(tenant)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL HAVING %(tenant)s::text IS NOT NULL
+)
+SELECT open.jobs AS open, open.stalled, one.ended,
        (SELECT count(*) FROM callboard.jobs AS j
         WHERE j.failed_at >= now() - interval '1 day' AND j.parent_id IS NULL AND j.deleted_at IS NULL
           AND (%(tenant)s::text IS NULL OR j.tenant = %(tenant)s::text) AND {is_failing}) AS failed_today
 FROM (
-    SELECT count(*) FILTER (WHERE j.state IN ('pending', 'running', 'paused')) AS open,
-           count(*) FILTER (WHERE j.state IN ('completed', 'failed', 'cancelled')) AS ended
-    FROM callboard.jobs AS j
-    WHERE j.tenant = %(tenant)s::text AND j.parent_id IS NULL AND j.deleted_at IS NULL HAVING %(tenant)s::text IS NOT NULL
+    SELECT ended FROM known
     UNION ALL
-    SELECT (SELECT count(*) FROM callboard.jobs AS j WHERE j.finished_at IS NULL AND j.parent_id IS NULL),
-           (SELECT coalesce(sum(t.jobs), 0)::bigint FROM callboard.totals AS t)
-    WHERE %(tenant)s::text IS NULL
+    SELECT (SELECT coalesce(sum(t.jobs), 0)::bigint FROM callboard.totals AS t) WHERE %(tenant)s::text IS NULL
 ) AS one
+CROSS JOIN (
+    SELECT count(*) AS jobs, count(*) FILTER (WHERE {is_stalled}) AS stalled FROM (
+        SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+        WHERE %(tenant)s::text IS NULL AND j.finished_at IS NULL AND j.parent_id IS NULL
+        UNION ALL
+        SELECT j.id, {filtered_columns} FROM known CROSS JOIN unnest(known.open) AS o (id)
+        CROSS JOIN LATERAL (SELECT * FROM callboard.jobs AS j WHERE j.id = o.id OFFSET 0) AS j
+    ) AS j CROSS JOIN {no_stage_before}
+) AS open
 
 -- part: is_failing
 -- Whether the job `j` failed, or has items that did.

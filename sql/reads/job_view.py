@@ -93,8 +93,8 @@ def progress(row: Stored) -> float:
 
 
 def stalled(row: Stored, parts: Mapping[str, int]) -> Standstill:
-    """Return why an open job has not moved for a while; None when it moves, is paused, or a worker runs its items."""
-    if row["alive"] is None or row["worked_on"]:
+    """Return why a job stands still; None when it does not, as the statement says: then `alive` is None."""
+    if row["alive"] is None:
         return None, None
     if row["held"]:
         return _unsealed(row), None
@@ -103,8 +103,6 @@ def stalled(row: Stored, parts: Mapping[str, int]) -> Standstill:
             return nobody, None
         later, until = _later(row, parts)
         return (later, until) if later else (_standstill(row, parts), None)
-    if row["sealed"] or row["standing"] or row["waits"]:
-        return None, None
     return _unmade(row) if row["stage"] else _unsealed(row), None
 
 

@@ -22,8 +22,6 @@ LIST_CHARACTERS = 4_096
 ITEM_CHARACTERS = 1_048_576
 #: Jobs among which those are looked for that no index finds.
 LOOK_AT_JOBS = 20_000
-#: Jobs that are described to find those that are stalled.
-LOOK_AT_STALLED = 200
 #: Items among which those of a state are looked for that no index has.
 LOOK_AT_ITEMS = 50_000
 #: Attempts among which those are looked for by which items failed or were skipped.
@@ -103,11 +101,10 @@ def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int
     """Describe a page of the `wanted` jobs with ids below `before`, newest first.
 
     A page may be short, or empty, and have a next one all the same: where no index has the filters, LOOK_AT_JOBS jobs
-    are looked at for a page, and to find those that are stalled LOOK_AT_STALLED are described.
+    are looked at for a page.
     """
     source, its_fields = _source(wanted)
     looks = bool(wanted.given.keys() - its_fields)
-    described = max(limit + 1, LOOK_AT_STALLED) if wanted.stalled else limit + 1
     parameters = {
         **{name: getattr(wanted, name) for name in _SAME},
         **_moments(wanted),
@@ -118,10 +115,10 @@ def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int
         "values": list(wanted.metadata.values()),
         "low": 0,
         "high": MAX_ID - 1 if before is None else before - 1,
-        "limit": described,
-        "look_at": max(LOOK_AT_JOBS, described) if looks else described,
+        "limit": limit + 1,
+        "look_at": max(LOOK_AT_JOBS, limit + 1) if looks else limit + 1,
     }
-    return Query(source, parameters, lambda rows: _page_of_jobs(rows, described, limit, stalled=wanted.stalled))
+    return Query(source, parameters, lambda rows: _page_of_jobs(rows, limit))
 
 
 def _source(wanted: JobFilter) -> tuple[LiteralString, set[str]]:
@@ -141,8 +138,8 @@ def _source(wanted: JobFilter) -> tuple[LiteralString, set[str]]:
 
 
 def job_counts(tenant: str | None = None) -> Query[dict[str, int]]:
-    """Count the jobs of a tenant (None: all): `open`, `ended`, and `failed_today`, those that failed or have failed
-    items of those that ended within 24 hours.
+    """Count the jobs of a tenant (None: all): `open`, those of them that are `stalled`, `ended`, and `failed_today`,
+    those that failed or have failed items of those that ended within 24 hours.
     """
     return Query(statement("job_counts"), {"tenant": tenant}, lambda rows: dict(rows[0]))
 
@@ -328,12 +325,10 @@ def _moments(wanted: JobFilter) -> dict[str, Any]:
     return found
 
 
-def _page_of_jobs(rows: Rows, most: int, limit: int, *, stalled: bool | None) -> Page:
-    """Return `limit` of the jobs that were found, `most` at most: those that are stalled, or are not, or all (None)."""
+def _page_of_jobs(rows: Rows, limit: int) -> Page:
+    """Return `limit` of the jobs that were found, one more at most, and where the next page begins."""
     found = staged_job_view.jobs(_shown(rows))
-    following = found[-1]["id"] if len(found) >= most else rows[0]["looked_at"]
-    kept = [job for job in found if stalled is None or (job["stalled"] is not None) == stalled]
-    return (kept[:limit], kept[limit - 1]["id"]) if len(kept) > limit else (kept, following)
+    return found[:limit], found[limit - 1]["id"] if len(found) > limit else rows[0]["looked_at"]
 
 
 def _shown(rows: Rows) -> Rows:

@@ -59,6 +59,9 @@ def stalled(conn: Conn, job: int) -> str | None:
     found = queries.run(conn, queries.job(job))
     assert found is not None
     reason: str | None = found["stalled"]
+    for flag in (True, False):  # the lists agree
+        listed, _ = queries.run(conn, queries.jobs(JobFilter(stalled=flag), limit=100))
+        assert (job in {one["id"] for one in listed}) == ((reason is not None) == flag)
     return reason
 
 
@@ -201,7 +204,7 @@ def test_jobs_are_found_by_all_that_is_given(conn: Conn) -> None:
     assert [job["name"] for job in page] == ["staged", "work", "keyed", "stopped"]  # with two stages of it, once
 
 
-def test_a_page_of_stalled_jobs_has_a_next_one_as_long_as_there_may_be_more(conn: Conn) -> None:
+def test_a_page_of_stalled_jobs_is_full_as_long_as_there_are_more(conn: Conn) -> None:
     made = [make_job(conn, 1, actor="nobody has it", published=0) for _ in range(5)]
     for job in made[:1] + made[2:]:
         age(conn, job, 60)
@@ -211,6 +214,7 @@ def test_a_page_of_stalled_jobs_has_a_next_one_as_long_as_there_may_be_more(conn
         found += [job["id"] for job in page]
         pages += 1
     assert (found, pages) == ([made[n] for n in (4, 3, 2, 0)], 2)
+    assert queries.run(conn, queries.job_counts())["stalled"] == 4
 
 
 def test_errors_are_grouped_with_an_example(conn: Conn) -> None:
@@ -433,6 +437,44 @@ def test_a_job_that_nobody_sealed_says_so_when_nothing_else_moves(conn: Conn) ->
     record(conn, job, {"succeeded": [0]})
     age(conn, job, 11)
     assert str(stalled(conn, job)).startswith("not sealed")
+
+
+def test_a_job_that_is_to_stand_still_is_not_stalled(conn: Conn) -> None:
+    """It is paused, over, of plain sends that all ended, or made by a worker just now."""
+    paused, ended, standing = make_job(conn, 1), make_job(conn, 1), sends.standing_job(conn, "work", "default")
+    actions.pause(conn, paused, Requester("python"))
+    record(conn, ended, {"succeeded": [0]})
+    for job in (paused, ended, standing):
+        age(conn, job, 60)
+        assert stalled(conn, job) is None
+    parent, [_, second] = make_staged(conn, made=False)
+    earlier = "UPDATE callboard.jobs SET finished_at = finished_at - interval '60 s' WHERE parent_id = %s"
+    conn.execute(earlier, (parent,))
+    age(conn, second, 60)
+    assert stalled(conn, parent) is not None
+    conn.execute("UPDATE callboard.jobs SET maker = %s WHERE id = %s", (make_worker(conn), second))
+    age(conn, second, 60)
+    assert stalled(conn, parent) is None
+
+
+def test_a_stage_that_waits_for_the_one_before_is_not_stalled(conn: Conn) -> None:
+    parent, [first, second] = make_staged(conn, made=False)
+    conn.execute("UPDATE callboard.jobs SET state = 'running', finished_at = NULL WHERE id = %s", (first,))
+    age(conn, second, 60)
+    assert [status(conn, job)["stalled"] for job in (parent, second)] == [None, None]
+
+
+def test_of_a_job_that_is_being_stopped_only_what_a_dead_worker_holds_stands_still(conn: Conn) -> None:
+    job, dead = make_job(conn, 3), make_worker(conn)
+    conn.execute("UPDATE callboard.jobs SET stopping = 'cancelled' WHERE id = %s", (job,))
+    age(conn, job, 60)
+    assert stalled(conn, job) is None
+    run(conn, job, [0], worker=dead)
+    age(conn, job, 60)
+    assert stalled(conn, job) is None
+    workers.stop_worker(conn, dead)
+    make_worker(conn)
+    assert stalled(conn, job) == "1 item is held by a worker that died, and will be given to another"
 
 
 def test_a_recount_of_what_was_written_finds_no_drift(conn: Conn) -> None:

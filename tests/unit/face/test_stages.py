@@ -237,8 +237,6 @@ def test_the_parts_of_a_job_of_stages_are_its_total_and_its_stages(found: list[d
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"waits": True}, None),
-        ({"worked_on": 1, "maker": 7}, None),
         ({"maker": 7}, "the worker that made its items died; another will go on"),
         ({"alive": 0}, "no worker is alive"),
         ({"able": 0}, "no worker that is alive has the actor work"),

@@ -42,14 +42,13 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "sampled_at": draw(st.none() | TIMES), "sampled_final": draw(st.integers(0, 10**9)),
         "in_part": draw(st.floats(0, 1e4)), "sampled_in_part": draw(st.floats(0, 1e4)),
         "alive": draw(st.integers(0, 3)) if quiet else None, "able": draw(st.integers(0, 3)),
-        "worked_on": draw(st.integers(0, 3)), "due_at": draw(st.none() | TIMES),
+        "due_at": draw(st.none() | TIMES),
         **dict.fromkeys(("not_before", "next_start"), draw(st.none() | TIMES)),
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "missing": draw(st.none() | st.just("mail")),
         "holds": None, "submitting": draw(st.none() | st.booleans()), "held": draw(st.booleans()),
         "consumed": draw(st.integers(0, 10**9)),
-        **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "waits": False,
-        "within": False,
+        **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "within": False,
     }  # fmt: skip
 
 
@@ -118,9 +117,9 @@ def test_rate_and_estimate_follow_in_steps_when_nothing_moves() -> None:
 
 
 STUCK: dict[str, Any] = {
-    "alive": 1, "able": 1, "worked_on": 0, "trouble": None, "due_at": None, "sealed": True, "standing": False,
+    "alive": 1, "able": 1, "trouble": None, "due_at": None, "sealed": True, "standing": False,
     "actor": "work", "holds": None, "submitting": None, "held": False, "consumed": 500,
-    "key": None, "stage": None, "waits": False, "maker": None,
+    "key": None, "stage": None, "maker": None,
     "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
     "limits": {"rate": "1/m"}, "missing": None,
 }  # fmt: skip
@@ -132,7 +131,6 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
     [
         ({}, {}, "nothing has moved for 40 s"),
         ({"alive": None}, {}, None),
-        ({"worked_on": 2}, {}, None),
         ({"alive": 0, "able": 0}, {}, "no worker is alive"),
         ({"able": 0}, {}, "no worker that is alive has the actor work"),
         ({"due_at": NOW + timedelta(minutes=1)}, {}, "nothing has moved for 40 s"),
@@ -203,7 +201,6 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
             {"queued": 0},
             "not sealed: its submission broke off at input 500; submit it again with the same key, and it goes on",
         ),
-        ({"sealed": False, "standing": True}, {"queued": 0}, None),
         (
             {"sealed": False, "held": True, "submitting": False, "key": "k"},
             {"queued": 0, "pending": 5},
