@@ -212,7 +212,9 @@ class JobControl:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An item that has run for a while; `age` in seconds since its attempt started."""
+    """An item that has run for a while; `age` in seconds since its attempt started. If it hangs: where, as `place`,
+    `file:line in function`, and `stack` with all frames, the innermost first.
+    """
 
     job: BigInt
     item: Int
@@ -220,17 +222,8 @@ class Running:
     age: Float
     step: Text | None
     progress: Progress | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HangSample:
-    """Where an attempt hangs: `place` as `file:line in function`, and `stack` with all frames, the innermost first."""
-
-    job: BigInt
-    item: Int
-    attempt: Int
-    place: Text
-    stack: Text
+    place: Text | None = None
+    stack: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dramatiq.asyncio import get_event_loop_thread
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.failure import NAME_CHARS, clean
 from callboard.sql import settings
-from callboard.sql.rows import HangSample
+from callboard.sql.rows import Running
 
 #: An attempt hangs when it takes this many times as long as its actor typically does, without a new step or progress.
 HANG_FACTOR = 10.0
@@ -55,16 +55,22 @@ class HangDetector:
         """Return the seconds after which an attempt of this actor hangs."""
         return max(self.least, HANG_FACTOR * self._typical.get(actor, 0.0))
 
-    def look(self, attempts: Iterable[Attempt], now: float) -> list[HangSample]:
-        """Return samples of the attempts that hang and were not sampled for a while; `now` is monotonic.
+    def look(self, attempts: Iterable[Attempt], now: float) -> list[Running]:
+        """Return where the attempts stand that hang and were not sampled for a while; `now` is monotonic.
 
         An attempt that says something new does not hang: its time begins anew.
         """
-        due = [a for a in attempts if a.reported and now - max(a.sampled, a.moved, a.started) >= self._wait(a)]
+        told = [a for a in attempts if a.reported and not a.unreported]
+        due = [a for a in told if now - max(a.sampled, a.moved, a.started) >= self._wait(a)]
         if not due:
             return []
         threads = sys._current_frames()  # noqa: SLF001 — documented, and the only way to another thread's stack
-        found = [HangSample(*a.key, a.number, *_describe(_relevant(_stack(threads, a.thread)))) for a in due]
+        found = [
+            Running(
+                *a.key, a.number, now - a.started, a.step, a.progress, *_describe(_relevant(_stack(threads, a.thread)))
+            )
+            for a in due
+        ]
         for attempt in due:
             attempt.sampled = now
         # The thread of one that ended meanwhile may run the next attempt.

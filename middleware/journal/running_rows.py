@@ -49,9 +49,9 @@ class RunningRows:
         steps = {a.job: None for a in attempts if a.job not in self._started_jobs} | {
             a.job: a.step for a in slow if a.step != a.step_reported
         }
-        if slow or steps:
-            self._write(slow, steps, now)
-        self._sample(attempts, now)
+        hung = self._sample(attempts, now)
+        if slow or steps or hung:
+            self._write(slow, steps, hung, now)
 
     def learn(self, ended: Iterable[tuple[str, float]]) -> None:
         """Learn how long actors take: (actor's name, seconds) of each attempt that ended. Raises nothing."""
@@ -60,21 +60,23 @@ class RunningRows:
         except Exception as error:  # noqa: BLE001 — the search for hanging attempts must not stop the journal
             _log_blind(error)
 
-    def _sample(self, attempts: Sequence[Attempt], now: float) -> None:
+    def _sample(self, attempts: Sequence[Attempt], now: float) -> list[Running]:
         try:
-            if stacks := self._hangs.look(attempts, now):
-                self.process.write(lambda conn: outcomes.report_stacks(conn, self.process.worker, stacks))
+            return self._hangs.look(attempts, now)
         except Exception as error:  # noqa: BLE001 — likewise
             _log_blind(error)
+            return []
 
-    def _write(self, slow: Sequence[Attempt], steps: dict[int, str | None], now: float) -> None:
+    def _write(
+        self, slow: Sequence[Attempt], steps: dict[int, str | None], hung: Sequence[Running], now: float
+    ) -> None:
         rows = [Running(*a.key, a.number, now - a.started, a.step, a.progress) for a in slow]
         for attempt in slow:
             attempt.running = True  # before the row exists: the end of the attempt must delete it
         try:
             with self.process.pool.connection() as conn:
-                if rows:
-                    outcomes.report_running(conn, self.process.worker, rows)
+                if rows or hung:
+                    outcomes.report_running(conn, self.process.worker, [*rows, *hung])
                 if steps:
                     outcomes.touch_jobs(conn, steps)
         except (psycopg.Error, PoolTimeout) as error:

@@ -1,37 +1,26 @@
 -- name: report_running
--- Items in hand for a while, what they say they are doing, and how far they are.
--- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is.
+-- Items in hand for a while, what they say they are doing, how far they are, and where those stand that take far longer
+-- than their actor usually does.
+-- Guard: the item, locked, still carries that attempt and isn't final; a row of another worker stays as it is; one that
+-- hangs has its row: it is not taken back after its worker was taken for dead, but runs elsewhere.
 -- Caller: the journal. Lock order: items by key, then their rows in `running`.
 WITH held AS (
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open
     FROM {Running} AS e JOIN callboard.items AS i ON i.job_id = e.job AND i.item = e.item
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 )
-INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at, step, progress_done, progress_total)
-SELECT h.job, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.progress_done, h.progress_total
+INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at, step, progress_done, progress_total,
+                                    place, stack, stack_at)
+SELECT h.job, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.progress_done, h.progress_total,
+       h.place, h.stack, CASE WHEN h.stack IS NOT NULL THEN now() END
 FROM held AS h WHERE h.open AND (SELECT count(*) FROM held) >= 0  -- these first
+  AND (h.stack IS NULL OR EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = h.job AND r.item = h.item OFFSET 0))
 ORDER BY h.job, h.item
 ON CONFLICT (job_id, item) DO UPDATE
 SET step = excluded.step, attempt = excluded.attempt,
     progress_done = excluded.progress_done, progress_total = excluded.progress_total,
-    place = NULL, stack = NULL, stack_at = NULL  -- it says something new, or is another attempt: it does not hang
+    place = excluded.place, stack = excluded.stack, stack_at = excluded.stack_at
 WHERE r.worker = excluded.worker
-
--- name: report_stacks
--- Where attempts stand that take far longer than their actor usually does.
--- Guard: the row in `running` is still this worker's and of that attempt. Caller: the journal.
--- Lock order: items by key, then their rows in `running`.
-WITH held AS (
-    SELECT i.job_id, s.* FROM {HangSample} AS s JOIN callboard.items AS i ON i.job_id = s.job AND i.item = s.item
-    ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
-), lying AS (
-    SELECT h.*, r.attempt = h.attempt AND r.worker = %(worker)s AS ours
-    FROM held AS h JOIN callboard.running AS r ON r.job_id = h.job_id AND r.item = h.item
-    WHERE (SELECT count(*) FROM held) >= 0  -- these first
-    ORDER BY r.job_id, r.item FOR UPDATE OF r
-)
-UPDATE callboard.running AS r SET place = l.place, stack = l.stack, stack_at = now()
-FROM lying AS l WHERE r.job_id = l.job_id AND r.item = l.item AND l.ours
 
 -- name: touch_jobs
 -- Items of these jobs were started here for the first time, or said what they are doing.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from callboard.sql.arrays import parameters
 from callboard.sql.pool import Conn
-from callboard.sql.rows import Event, HangSample, JobControl, NewItem, Running
+from callboard.sql.rows import Event, JobControl, NewItem, Running
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_value, lists
 
 
@@ -37,13 +37,8 @@ def longest_lock(conn: Conn) -> str:
 
 
 def report_running(conn: Conn, worker: int, running: Sequence[Running]) -> None:
-    """Insert the rows in `running` of items that have run for a while, or update step and progress."""
+    """Insert the rows in `running` of items that have run for a while, or update what they do and where they hang."""
     execute(conn, "report_running", worker=worker, **parameters(Running, running))
-
-
-def report_stacks(conn: Conn, worker: int, stacks: Sequence[HangSample]) -> None:
-    """Save where attempts hang that have a row in `running`."""
-    execute(conn, "report_stacks", worker=worker, **parameters(HangSample, stacks))
 
 
 def touch_jobs(conn: Conn, steps: dict[int, str | None]) -> None:

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from callboard.sql.pool import Conn
-from callboard.sql.rows import Failure, HangSample
+from callboard.sql.rows import Failure, Running
 from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
@@ -187,7 +187,7 @@ def test_a_hung_item_and_a_stalled_job_are_shown(page: Page, conn: Conn, address
     run(conn, job, [1, 2], worker=worker)
     place = "shop/prices.py:88 in fetch"
     stack = f"{place}\n    connection.recv(1)"
-    outcomes.report_stacks(conn, worker, [HangSample(job, item, 1, place, stack) for item in (1, 2)])
+    outcomes.report_running(conn, worker, [Running(job, n, 1, 1.0, None, None, place, stack) for n in (1, 2)])
     seen = rf"Hung: item 1 on worker {worker}, for \d+ s, at {place}, and 1 more item"
     expect(page.locator("#hung")).to_have_text(re.compile(seen), timeout=SOON)
     expect(page.locator("#sentence")).not_to_contain_text("Stands still")

@@ -14,7 +14,7 @@ from callboard.middleware.process.process import Process
 from callboard.middleware.publish import lanes
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, Failure, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
+from callboard.sql.rows import Event, Failure, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import (
     actions,
@@ -120,7 +120,8 @@ class Writers(ConcurrentWriters):
             claims.claim_item(conn, job, item, attempt, worker)
         claims.release_item(conn, *some[0], worker)
         outcomes.report_running(conn, worker, [Running(*one, 1.0, "a step") for one in sorted(set(some[2:]))])
-        outcomes.report_stacks(conn, worker, [HangSample(*one, "here", "there") for one in set(some[2:])])
+        hung = [Running(*one, 1.0, None, None, "here", "there") for one in set(some[2:])]
+        outcomes.report_running(conn, worker, hung)
         outcomes.touch_jobs(conn, dict.fromkeys(chance.sample(self.jobs, 4), "a step"))
         claims.park(conn, some[:6])
         for job, item, attempt in some[6:]:

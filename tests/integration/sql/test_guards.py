@@ -12,7 +12,7 @@ import pytest
 
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
+from callboard.sql.rows import Event, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.statements import statement, with_timings
 from callboard.sql.writes import actions, jobs, lanes, outcomes, publishing, retry_action, sweep
 from callboard.sql.writes.requests import Requester
@@ -190,9 +190,23 @@ def test_where_an_attempt_hangs_after_its_row_is_anothers(scene: Scene) -> None:
     run(scene.conn, job, [0], worker=1)
     scene.after(
         lambda c: c.execute("UPDATE callboard.running SET worker = 2"),
-        lambda c: outcomes.report_stacks(c, 1, [HangSample(job, 0, 1, "a.py:1", "…")]),
+        lambda c: outcomes.report_running(c, 1, [hung(job)]),
     )
     assert scene.one("SELECT worker, place FROM callboard.running") == (2, None)
+
+
+def test_where_an_attempt_hangs_after_its_worker_was_taken_for_dead(scene: Scene) -> None:
+    """It runs elsewhere by now, and its row would keep it from that."""
+    job = make_job(scene.conn, 1)
+    run(scene.conn, job, [0], worker=1)
+    scene.conn.execute("DELETE FROM callboard.running")
+    outcomes.report_running(scene.conn, 1, [hung(job)])
+    assert scene.one("SELECT FROM callboard.running") is None
+
+
+def hung(job: int) -> Running:
+    """Where its first item hangs."""
+    return Running(job, 0, 1, 1.0, None, None, "a.py:1", "…")
 
 
 def claimed(conn: Conn, job: int) -> list[Outgoing]:

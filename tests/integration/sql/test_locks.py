@@ -13,7 +13,7 @@ import pytest
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, HangSample, NewStage, Outgoing, Retry, Running
+from callboard.sql.rows import Event, NewStage, Outgoing, Retry, Running
 from callboard.sql.writes import (
     actions,
     claims,
@@ -151,10 +151,10 @@ def test_where_attempts_hang_and_what_is_in_hand(conn: Conn, database_url: str) 
     copies = [Running(job, item, 1, 1.0, None) for item in range(3)]
     outcomes.report_running(conn, worker, copies)
     reverse_rows(conn, "running")
-    stacks = [HangSample(job, item, 1, "here", "there") for item in range(3)]
+    hung = [Running(job, item, 1, 1.0, None, None, "here", "there") for item in range(3)]
     meet(
         database_url, "running WHERE job_id = %s AND item = 1", [job],
-        lambda c: outcomes.report_running(c, other, copies), lambda c: outcomes.report_stacks(c, worker, stacks),
+        lambda c: outcomes.report_running(c, other, copies), lambda c: outcomes.report_running(c, worker, hung),
     )  # fmt: skip
     assert conn.execute("SELECT count(*) FROM callboard.running WHERE place = 'here'").fetchone() == (3,)
 

@@ -17,7 +17,7 @@ import pytest
 from callboard.middleware.sweep.sweep import Sweep
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
+from callboard.sql.rows import Event, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.writes import (
     callbacks,
     claims,
@@ -216,14 +216,11 @@ def _add_items(conn: Conn, stage: Stage) -> None:
     sends.add_items(conn, new, publishing=True)
 
 
-def _report_stacks(conn: Conn, stage: Stage) -> None:
-    items = range(200, 200 + SOME) if stage.first else [0]
-    outcomes.report_stacks(conn, stage.worker, [HangSample(stage.bulk, item, 1, "a.py:1", "…") for item in items])
-
-
 def _report_running(conn: Conn, stage: Stage) -> None:
-    running = [Running(stage.bulk, item, 1, 1.0, "a step") for item in stage.some]
-    outcomes.report_running(conn, stage.worker, running)
+    hung = range(200, 200 + SOME) if stage.first else [0]
+    running = [Running(stage.bulk, item, 1, 1.0, "a step") for item in stage.some if item not in hung]
+    stand = [Running(stage.bulk, item, 1, 1.0, None, None, "a.py:1", "…") for item in hung]
+    outcomes.report_running(conn, stage.worker, running + stand)
 
 
 def _overtaken(conn: Conn, _: Stage) -> None:
@@ -244,7 +241,6 @@ TRIED: dict[str, Try] = {
     "postpone": lambda c, s: claims.postpone(c, s.bulk, s.first + 3, 1, "work"),
     "make_postponed_due": lambda c, _: claims.make_postponed_due(c),
     "report_running": _report_running,
-    "report_stacks": _report_stacks,
     "touch_jobs": lambda c, s: outcomes.touch_jobs(c, {s.bulk: "a step", s.plain: None}),
     "job_controls": lambda c, _: workers.job_controls(c, 20.0),
     "park": lambda c, s: claims.park(c, [(s.limited, item, 2 if s.first else 1) for item in s.some]),

@@ -12,7 +12,7 @@ from callboard.middleware.submission.item_encoding import key_text, key_texts
 from callboard.sql.pool import Conn, connect, connection_options
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter, parse_search
-from callboard.sql.rows import Failure, HangSample
+from callboard.sql.rows import Failure, Running
 from callboard.sql.statements import with_timings
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import actions, claims, outcomes, publishing, retry_action, sends, submission, sweep, workers
@@ -369,7 +369,8 @@ def test_the_estimate_follows_the_progress_of_a_long_item(conn: Conn) -> None:
 def test_what_says_something_new_is_not_shown_as_hung(conn: Conn) -> None:
     job = make_job(conn, 2)
     run(conn, job, [0, 1], step="reading")
-    outcomes.report_stacks(conn, 1, [HangSample(job, item, 1, "a.py:1 in f", "…") for item in range(2)])
+    outcomes.report_running(conn, 1, [Running(job, n, 1, 1.0, "reading", None, "a.py:1 in f", "…") for n in range(2)])
+    assert [one["item"] for one in status(conn, job)["hung"]] == [0, 1]
     run(conn, job, [1], step="writing")
     assert [one["item"] for one in status(conn, job)["hung"]] == [0]
 

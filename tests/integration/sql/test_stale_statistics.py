@@ -19,7 +19,7 @@ from psycopg.rows import tuple_row
 from callboard.middleware.journal.rescue import rescue
 from callboard.sql.pool import connection_options
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, Failure, HangSample, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
+from callboard.sql.rows import Event, Failure, NewItem, OutcomeState, Outgoing, PublishClaim, Retry, Running
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import (
     callbacks,
@@ -255,8 +255,8 @@ def _running(scene: Scene) -> Act:
 def _stacks(scene: Scene) -> Act:
     job = scene.job()
     run(scene.conn, job, range(MANY), worker=scene.worker)
-    stacks = [HangSample(job, item, 1, "a.py:1", "…") for item in range(MANY)]
-    return lambda: outcomes.report_stacks(scene.conn, scene.worker, stacks)
+    hung = [Running(job, item, 1, 1.0, None, None, "a.py:1", "…") for item in range(MANY)]
+    return lambda: outcomes.report_running(scene.conn, scene.worker, hung)
 
 
 def _buried(scene: Scene) -> Act:

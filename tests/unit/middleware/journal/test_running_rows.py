@@ -1,6 +1,7 @@
 """What is reported of attempts in flight, and what is taken for hung."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from callboard.middleware.journal import running_rows
 from callboard.middleware.journal.running_rows import LOOK_SECONDS, SLOW_SECONDS, RunningRows
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process.outage import OutageLog
+from callboard.sql.rows import Running
 from callboard.sql.writes import outcomes
 from tests.support.process_parts import process_without_database
 
@@ -36,8 +38,12 @@ def test_an_attempt_that_says_something_new_is_not_taken_for_hung(
     monkeypatch.setenv("CALLBOARD_HUNG_AFTER", "60")
     written: list[Any] = []
     sampled: list[Any] = []
-    monkeypatch.setattr(outcomes, "report_running", lambda *given: written.append(given[-1]))
-    monkeypatch.setattr(outcomes, "report_stacks", lambda *given: sampled.append(given[-1]))
+
+    def report(_: Any, __: Any, running: Sequence[Running]) -> None:
+        for one in running:
+            (sampled if one.stack else written).append(one)
+
+    monkeypatch.setattr(outcomes, "report_running", report)
     monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: None)
     rows = RunningRows(process_without_database(), OutageLog(logging.getLogger("callboard"), "%s"))
     one = Attempt(1, 2, 1, [], {}, actor="work", started=clock.now)
