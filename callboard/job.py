@@ -224,7 +224,7 @@ class Job:
         for nonsense.
         """
         again = Again(states, name, key, metadata, limits)
-        number, new = run_again(self._write, self.id, acting("python"), again)
+        number, new = run_again(self._runtime.write, self.id, acting("python"), again)
         if new:
             self._runtime.publish_job(number)
         return Job(number, self._runtime)
@@ -239,22 +239,19 @@ class Job:
     adelete = _in_thread(delete)
 
     def _ask(self, query: Query[T]) -> T:
-        return self._write(lambda conn: queries.run(conn, query))
-
-    def _act(self, action: Callable[Concatenate[Conn, int, Requester, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._write(lambda conn: action(conn, self.id, acting("python"), *args, **kwargs))
-
-    def _write(self, statement: Callable[[Conn], T]) -> T:
-        """Run a statement, and once more if the connection was lost, as after a restart of the database: an action that
-        is repeated changes nothing.
-        """
+        """Run a query, and once more if the connection was lost meanwhile, as by a restart of the database."""
         try:
-            return self._runtime.write(statement)
+            return self._runtime.write(lambda conn: queries.run(conn, query))
         except psycopg.Error as error:
             if not is_connection_lost(error):
                 raise
-            self._runtime.process.pool.check()
-            return self._runtime.write(statement)
+            return self._runtime.write(lambda conn: queries.run(conn, query))
+
+    def _act(self, action: Callable[Concatenate[Conn, int, Requester, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Act on the job, once: of an action whose COMMIT was done, but not answered, a second try would find nothing
+        to do, and return that.
+        """
+        return self._runtime.write(lambda conn: action(conn, self.id, acting("python"), *args, **kwargs))
 
 
 def would_cancel(conn: Conn, job: int, by: Requester) -> int:

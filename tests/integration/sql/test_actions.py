@@ -446,13 +446,35 @@ def test_two_that_press_at_once_do_it_once(conn: Conn, database_url: str) -> Non
 def test_who_holds_a_job_says_it_over_a_restart_of_the_database(conn: Conn, database_url: str) -> None:
     """As a web app does, whose connection was cut off since it last asked."""
     number = make_mixed_job(conn)
-    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    cut = "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = current_database()"
     with client({"AMQP_URL": "amqp://127.0.0.1:1", "DATABASE_URL": database_url}, []):
         job = callboard.get(number)
         for say, state in ((job.pause, "paused"), (job.resume, "running"), (job.status, "running")):
             conn.execute(f"{cut} AND pid <> pg_backend_pid()")
             assert say()["state"] == state
     assert actions(conn, number) == ["resume", "pause"]
+
+
+def test_an_action_whose_answer_was_lost_is_not_repeated(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database restarts within its COMMIT: to retry once more would return that it gave no item another attempt."""
+    number, retry, cuts = make_mixed_job(conn), retry_action.retry, iter([True])
+
+    def cut(own: Conn, *given: Any) -> int:
+        count = retry(own, *given)
+        if next(cuts, False):
+            conn.execute("SELECT pg_terminate_backend(%s, 60000)", (own.info.backend_pid,))
+            own.execute("SELECT 1")
+        return count
+
+    monkeypatch.setattr(retry_action, "retry", cut)
+    with client({"AMQP_URL": "amqp://127.0.0.1:1", "DATABASE_URL": database_url}, []):
+        job = callboard.get(number)
+        with pytest.raises(psycopg.OperationalError):
+            job.retry()
+        assert job.status()["failed"] == 0
+    assert actions(conn, number) == ["retry"]
 
 
 # What it refuses ----------------------------------------------------------------------------------------------------
