@@ -13,26 +13,21 @@ import httpcore
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 #: Bytes that are sent between two looks at the deadline.
 WRITE_BYTES = 16_384
-#: Classes of addresses that are not public, as `ipaddress` has them, the most telling first.
-CLASSES = ("unspecified", "loopback", "link_local", "multicast", "private", "reserved")
 
 
 class NotPublic(httpcore.ConnectError):
     """None of the host's addresses is public."""
 
 
-def address_class(text: str) -> str | None:
-    """Return the class of an IP address, like `loopback`; None if it is public."""
+def is_public(text: str) -> bool:
+    """Return whether an IP address is public."""
     found = ipaddress.ip_address(text)
     if isinstance(found, ipaddress.IPv6Address):  # it may stand for an IPv4 address
         if found in NAT64:
             found = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
         else:
             found = found.ipv4_mapped or found.sixtofour or found
-    for name in CLASSES:
-        if getattr(found, f"is_{name}"):
-            return name.replace("_", "-")
-    return None if found.is_global else "not public"
+    return found.is_global and not found.is_multicast and not found.is_reserved
 
 
 class PublicBackend(httpcore.NetworkBackend):
@@ -70,11 +65,11 @@ class PublicBackend(httpcore.NetworkBackend):
         except (OSError, UnicodeError) as error:
             raise httpcore.ConnectError(f"the host {host} is not found: {error}") from error
         addresses = list(dict.fromkeys(str(place[4][0]) for place in found))
-        allowed = [address for address in addresses if self._private or address_class(address) is None]
+        allowed = [address for address in addresses if self._private or is_public(address)]
         if addresses and not allowed:
             raise NotPublic(
-                f"{host} is at {addresses[0]}, a {address_class(addresses[0])} address; webhooks to such addresses "
-                "need CALLBOARD_WEBHOOK_PRIVATE=on where the workers run"
+                f"{host} is at {addresses[0]}, which is no public address; webhooks to such addresses need "
+                "CALLBOARD_WEBHOOK_PRIVATE=on where the workers run"
             )
         return allowed
 

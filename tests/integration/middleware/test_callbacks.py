@@ -375,7 +375,7 @@ def test_private_addresses_are_refused_unless_allowed(
     monkeypatch.delenv("CALLBOARD_WEBHOOK_PRIVATE")
     job = done(conn, hook(here))
     deliver(part, conn, lambda: listed(conn, job)[0]["error"])
-    assert listed(conn, job)[0]["error"].startswith("127.0.0.1 is at 127.0.0.1, a loopback address")
+    assert listed(conn, job)[0]["error"].startswith("127.0.0.1 is at 127.0.0.1, which is no public address")
     assert here.calls == []
 
 
