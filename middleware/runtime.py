@@ -180,15 +180,13 @@ class Runtime:
                 log.warning("waiting for the database (DATABASE_URL): %s", str(error).strip().splitlines()[0])
                 time.sleep(BOOT_RETRY_SECONDS)
 
-    def open(
-        self, worker: dramatiq.Worker, actors: dict[str, str], signatures: dict[str, Signature] | None = None
-    ) -> None:
+    def open(self, worker: dramatiq.Worker, actors: dict[str, str], signatures: dict[str, Signature]) -> None:
         """Make this process a worker with these actors ({name: queue}): registered, publishing and sweeping."""
         self._worker = worker
-        self._stage_maker.actors = {name: (signatures or {}).get(name) for name in actors}
+        self._stage_maker.actors = {name: signatures.get(name) for name in actors}
         self.process.threads = worker.worker_threads
         with closing(self.make_transport()) as transport:
-            register = partial(self._heartbeat.register, actors, signatures or {})
+            register = partial(self._heartbeat.register, actors, signatures)
             self._at_boot(partial(register, _name(transport), partial(_is_same, transport)))
         self.maintain()
         self.journal.watch()

@@ -6,8 +6,8 @@ pika reads it: an eighth of a worker's time. Frames that are no part of a delive
 should pika ever read its connections in another way.
 """
 
+from collections.abc import Callable
 from struct import Struct
-from typing import Protocol
 
 import pika
 
@@ -23,18 +23,10 @@ X_DEATH = b"x-death"
 BODY_SIZE = Struct(">Q")
 
 
-class OnDelivery(Protocol):
-    """Called with each complete delivery, on the connection's thread."""
-
-    def __call__(self, tag: int, body: bytes, *, redelivered: bool, was_dead: bool) -> None:
-        """Take the delivery with this delivery tag; `was_dead`: the message was a dead letter."""
-        ...
-
-
 class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
     """A connection with one channel that consumes; `delivery_reader` makes a class with an `_on_delivery`."""
 
-    _on_delivery: OnDelivery
+    _on_delivery: Callable[..., None]
     _unread = b""  # the start of a frame whose end has not come yet
     _delivery: tuple[int, int, bool] | None = None  # channel, tag, redelivered of the delivery that is being read
     _was_dead = False  # whether its message was a dead letter
@@ -85,6 +77,8 @@ class DeliveryReader(pika.SelectConnection):  # type: ignore[misc]
         return True
 
 
-def delivery_reader(on_delivery: OnDelivery) -> type[pika.SelectConnection]:
-    """Return a class of connections that call `on_delivery` with each delivery."""
+def delivery_reader(on_delivery: Callable[..., None]) -> type[pika.SelectConnection]:
+    """Return a class of connections that call `on_delivery(tag, body, redelivered=…, was_dead=…)` with each delivery,
+    on their thread; `was_dead`: the message was a dead letter.
+    """
     return type("DeliveryReader", (DeliveryReader,), {"_on_delivery": staticmethod(on_delivery)})

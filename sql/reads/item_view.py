@@ -127,14 +127,9 @@ def callbacks(rows: Rows) -> list[dict[str, Any]]:
 
 
 def points(rows: Rows) -> list[dict[str, Any]]:
-    """Describe the points of a chart by rows of `samples`. No rate is below 0: a retry takes back items that ended."""
-    found, before = [], None
-    for row in rows:
-        seconds = (row["at"] - before["at"]).total_seconds() if before else 0.0
-        rate = max(row["ended"] - before["ended"], 0) / seconds if before and seconds > 0 else 0.0
-        found.append({**row, "at": iso(row["at"]), "rate": float(f"{rate:.3g}")})
-        before = row
-    return found
+    """Describe the points of a chart by rows of `samples`."""
+    pairs = pairwise([*rows[:1], *rows])
+    return [{**row, "at": iso(row["at"]), "rate": _rate(before, row)} for before, row in pairs]
 
 
 def paces(rows: Rows) -> dict[int, list[float]]:
@@ -142,10 +137,14 @@ def paces(rows: Rows) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
     for before, row in pairwise(rows):
         if before["job"] == row["job"]:
-            seconds = (row["at"] - before["at"]).total_seconds()
-            pace = max(row["ended"] - before["ended"], 0) / seconds if seconds > 0 else 0.0
-            found.setdefault(row["job"], []).append(float(f"{pace:.3g}"))
+            found.setdefault(row["job"], []).append(_rate(before, row))
     return found
+
+
+def _rate(before: dict[str, Any], row: dict[str, Any]) -> float:
+    """Items a second between two samples; not below 0: a retry takes back items that ended."""
+    seconds = (row["at"] - before["at"]).total_seconds()
+    return float(f"{max(row['ended'] - before['ended'], 0) / seconds:.3g}") if seconds > 0 else 0.0
 
 
 def drift_report(rows: Rows) -> dict[str, Any]:

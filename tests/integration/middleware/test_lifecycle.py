@@ -84,7 +84,7 @@ def test_a_worker_whose_database_goes_away_at_its_start_registers_in_the_end(
     monkeypatch.setattr("callboard.middleware.runtime.BOOT_RETRY_SECONDS", 0.0)
     broker = StubBroker()
     try:
-        runtime.open(dramatiq.Worker(broker, worker_threads=3), {"work": "default"})
+        runtime.open(dramatiq.Worker(broker, worker_threads=3), {"work": "default"}, {})
         with connect(database_url) as conn:
             found = conn.execute("SELECT id, threads FROM callboard.workers").fetchall()
         assert found == [(runtime.process.worker, 3)]
@@ -114,7 +114,7 @@ def test_a_worker_of_another_broker_does_not_start_on_the_same_database(
         )
         inside = Runtime(environment["DATABASE_URL"], lambda: EnqueueTransport(StubBroker(), print), remote=False)
         with pytest.raises(SystemExit):
-            inside.open(dramatiq.Worker(StubBroker(), worker_threads=1), {"work": "default"})
+            inside.open(dramatiq.Worker(StubBroker(), worker_threads=1), {"work": "default"}, {})
         inside.close()
         assert first.stop() == again.stop() == 0
         worker("callboard.actors", env=other)
