@@ -364,6 +364,8 @@ CREATE TABLE callboard.turns (
 
 CREATE INDEX turns_next ON callboard.turns (least(bulk_at, due_at)) WHERE NOT held AND NOT over;
 CREATE INDEX turns_due ON callboard.turns (due_at) WHERE NOT held AND NOT over AND NOT limited;
+CREATE INDEX turns_of_tenants ON callboard.turns (tenant, priority, served_at NULLS FIRST, job_id, queue)
+    WHERE NOT held AND NOT over AND (bulk_at < 'infinity' OR limited);
 CREATE INDEX turns_over ON callboard.turns (job_id) WHERE over;
 
 -- The only code that adds turns, beside the next function: it runs after each statement that adds messages to the outbox.

@@ -28,39 +28,75 @@ WHERE EXISTS (SELECT FROM callboard.outbox
 -- those whose job another transaction has locked for a moment, as the record of outcomes does many times a second.
 -- Caller: the publisher. Rows: PublishClaim. None: no such job.
 -- Lock order: the job, without waiting, then its turn; turns that can't be served, without waiting for any.
-WITH living AS (
-    SELECT actors, threads FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
-), turn AS (
-    SELECT *, max(served_at) OVER (PARTITION BY tenant) AS tenant_served_at
-    FROM callboard.turns WHERE NOT over AND (%(job)s::bigint IS NULL OR job_id = %(job)s)
+WITH {living}, tenants AS (
+    -- By one pass over the turns, which to sort takes several times as long: when each tenant was served, and by priority
+    -- the first of its jobs that are due.
+    SELECT tenant, priority, max(max(served_at)) OVER (PARTITION BY tenant) AS served_at,
+           min(job_id) FILTER (WHERE {is_due}) AS first_due
+    FROM callboard.turns WHERE NOT over GROUP BY tenant, priority
 ), waiting AS MATERIALIZED (
-    SELECT job_id, queue, target, seq, served_at FROM turn
-    WHERE NOT held AND (bulk_at <= now() OR limited AND due_at <= now() OR %(job)s::bigint IS NOT NULL)
-      AND {its_time_is}
-      AND target <> ALL (%(full)s) AND job_id <> ALL (%(passed)s::bigint[])
-    ORDER BY priority, tenant_served_at NULLS FIRST, served_at NULLS FIRST, job_id, queue LIMIT 200
-), next AS MATERIALIZED (
-    -- In the order of `waiting`, and no further than to the first that can be served.
-    SELECT w.queue, w.target, w.seq, w.served_at, j.*
-    FROM waiting AS w CROSS JOIN LATERAL (
-        {servable} OFFSET 0 FOR NO KEY UPDATE OF j SKIP LOCKED
-    ) AS j
-    LIMIT 1
-), blocked AS (
+    -- In order, and read no further than to the first that can be served. Each of these tenants has one that is due.
+    SELECT t.* FROM (
+        SELECT * FROM tenants WHERE first_due IS NOT NULL ORDER BY priority, served_at NULLS FIRST, first_due LIMIT 200
+    ) AS n CROSS JOIN LATERAL (
+        SELECT job_id, queue, target, seq, served_at FROM callboard.turns
+        WHERE tenant = n.tenant AND priority = n.priority AND NOT over AND {is_due}
+        ORDER BY served_at NULLS FIRST, job_id, queue LIMIT 200
+    ) AS t LIMIT 200
+), {next_job}, blocked AS (
     SELECT t.job_id, t.queue,
            CASE WHEN (SELECT rate FROM callboard.jobs AS j WHERE j.id = t.job_id) IS NULL THEN %(TURN_PAUSE_SECONDS)s::float8
                 ELSE %(RATE_PAUSE_SECONDS)s::float8 END AS pause
     FROM waiting AS w JOIN callboard.turns AS t ON t.job_id = w.job_id AND t.queue = w.queue AND t.seq = w.seq
-    WHERE NOT EXISTS (SELECT FROM next) AND %(job)s::bigint IS NULL
-      AND NOT EXISTS ({servable} OFFSET 0)
+    WHERE NOT EXISTS (SELECT FROM next) AND NOT EXISTS ({servable} OFFSET 0)
     FOR UPDATE OF t SKIP LOCKED
 ), passed_over AS (
     UPDATE callboard.turns AS t
     SET bulk_at = greatest(t.bulk_at, now() + make_interval(secs => b.pause)), seq = t.seq + 1,
         due_at = CASE WHEN t.limited THEN greatest(t.due_at, now() + make_interval(secs => least(b.pause, %(DUE_PAUSE_SECONDS)s)))
                       ELSE t.due_at END
-    FROM blocked AS b WHERE t.job_id = b.job_id AND t.queue = b.queue
-), turned AS (
+    FROM blocked AS b
+    WHERE t.job_id = b.job_id AND t.queue = b.queue AND t.job_id = ANY (ARRAY(SELECT job_id FROM blocked))  -- by the index
+), {claimed_job}
+
+-- name: claim_given_job
+-- See `claim_job`: a given job, if it has something to publish in its turn, and whether or not that has come.
+-- Caller: the publisher. Rows: PublishClaim. None: it can't be served. Lock order: the job, without waiting, then its turn.
+WITH {living}, waiting AS MATERIALIZED (
+    SELECT job_id, queue, target, seq, served_at FROM callboard.turns
+    WHERE job_id = %(job)s AND NOT over AND NOT held AND {its_time_is} AND {has_room}
+    ORDER BY served_at NULLS FIRST, queue
+), {next_job}, {claimed_job}
+
+-- part: living
+-- The workers that live.
+living AS (
+    SELECT actors, threads FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
+)
+
+-- part: is_due
+-- Whether a turn has come, and is neither of a queue that is full nor of a job that was passed over.
+NOT held AND (bulk_at < 'infinity' OR limited) AND (bulk_at <= now() OR limited AND due_at <= now()) AND {its_time_is}
+AND {has_room} AND job_id <> ALL (%(passed)s::bigint[])
+
+-- part: has_room
+-- Whether a turn is of a queue that is not `full`. So many rows seem to pass as do with any plan.
+target NOT IN (SELECT unnest(%(full)s::text[]))
+
+-- part: next_job
+-- The first of `waiting` that can be served, as its job.
+next AS MATERIALIZED (
+    -- In the order of `waiting`, and no further than to the first that can be served.
+    SELECT w.queue, w.target, w.seq, w.served_at, j.*
+    FROM waiting AS w CROSS JOIN LATERAL (
+        {servable} OFFSET 0 FOR NO KEY UPDATE OF j SKIP LOCKED
+    ) AS j
+    LIMIT 1
+)
+
+-- part: claimed_job
+-- The job `next` is claimed, and its turn is used up.
+turned AS (
     UPDATE callboard.turns AS t
     SET served_at = clock_timestamp(), seq = t.seq + 1, bulk_at = now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s),
         due_at = CASE WHEN t.limited THEN now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) ELSE t.due_at END

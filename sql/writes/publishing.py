@@ -19,8 +19,10 @@ def due_queues(conn: Conn, full: Sequence[str] = ()) -> list[DueQueue]:
 def claim_job(
     conn: Conn, *, full: Sequence[str] = (), passed: Sequence[int] = (), job: int | None = None
 ) -> PublishClaim | None:
-    """Claim the next job (or `job`) that has messages for its turn, but none in `passed` or of a `full` queue."""
-    return fetch_one(conn, PublishClaim, "claim_job", full=list(full), passed=list(passed), job=job)
+    """Claim the next job that has messages for its turn, none in `passed` or of a `full` queue; or a given `job`."""
+    if job is not None:
+        return fetch_one(conn, PublishClaim, "claim_given_job", full=list(full), job=job)
+    return fetch_one(conn, PublishClaim, "claim_job", full=list(full), passed=list(passed))
 
 
 def claim_in_turn(conn: Conn, claim: PublishClaim, limit: int) -> list[Outgoing]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from random import Random
 
 import pytest
 
@@ -58,6 +59,31 @@ def test_priority_goes_before_the_turn_of_tenants(conn: Conn) -> None:
     for job in urgent:
         actions.limit(conn, job, Requester("python"), {"priority": -1})
     assert [turn(conn) for _ in range(4)] == urgent * 2
+
+
+def test_who_is_next_is_as_if_all_turns_were_sorted(conn: Conn) -> None:
+    """By priority, then the tenant that was served longest ago, then its job that was; until each has had two turns."""
+    happens = Random(7)  # noqa: S311
+    found = {make_job(conn, 2, published=0, tenant=happens.choice("abcdef")): happens.randrange(3) for _ in range(30)}
+    conn.execute("UPDATE callboard.jobs AS j SET priority = f.priority"
+                 " FROM unnest(%s::bigint[], %s::int[]) AS f (id, priority) WHERE f.id = j.id",
+                 (list(found), list(found.values())))  # fmt: skip
+    served = {job: happens.random() for job in found if happens.random() < 0.6}
+    for job, ago in served.items():
+        conn.execute("UPDATE callboard.turns SET served_at = now() - %s * interval '1 h' WHERE job_id = %s", (ago, job))
+    idle = [job for job in found if happens.random() < 0.3]
+    conn.execute("UPDATE callboard.turns SET bulk_at = 'infinity' WHERE job_id = ANY (%s)", (idle,))
+    tenants: dict[int, str] = dict(conn.execute("SELECT id, tenant FROM callboard.jobs").fetchall())
+    last, due = {job: -ago for job, ago in served.items()}, [job for job in found if job not in idle] * 2
+    for now in range(len(due)):
+        of_tenant = {
+            name: max(last.get(job, -9.0) for job in found if tenants[job] == name) for name in tenants.values()
+        }
+        expected = min(due, key=lambda job: (found[job], of_tenant[tenants[job]], last.get(job, -9.0), job))
+        assert turn(conn) == expected
+        last[expected] = float(now)
+        due.remove(expected)
+    assert turn(conn) is None
 
 
 def test_a_job_that_got_nothing_published_keeps_its_turn(conn: Conn) -> None:
