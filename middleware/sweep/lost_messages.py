@@ -24,8 +24,8 @@ log = logging.getLogger("callboard.sweep")
 
 #: Items per searched range: for a job that changed lately, and for a job that stands still.
 RANGE_ITEMS, STILL_RANGE_ITEMS = 100_000, 1_000_000
-#: The most open jobs, and items of theirs, that one search looks at; and the ranges that one statement does.
-SEARCH_JOBS, SEARCH_ITEMS, RANGES_AT_ONCE = 400, 2_000_000, 100
+#: The most open jobs, and items of theirs, that one search looks at.
+SEARCH_JOBS, SEARCH_ITEMS = 400, 2_000_000
 #: The most suspects that one range adds, and that a queue has at a time, so that none is crowded out by another.
 RANGE_SUSPECTS, QUEUE_SUSPECTS = 20_000, 50_000
 #: Seconds without a change after which a job stands still.
@@ -163,9 +163,8 @@ class LostMessageSearch:
                 self.more = False
                 self._last_job = out.job if out is not open_jobs[-1] else self._last_job
                 break
-        for n in range(0, len(ranges), RANGES_AT_ONCE):
-            found = sweep.unheld_items(conn, ranges[n : n + RANGES_AT_ONCE], RANGE_SUSPECTS)
-            self._suspects.add(found, self._number)
+        if ranges:
+            self._suspects.add(sweep.unheld_items(conn, ranges, RANGE_SUSPECTS), self._number)
 
     def _ranges(self, out: OpenJob) -> Iterator[tuple[int, int]]:
         """Yield the newest published range, where most losses lie, and one older range, further down in each search."""

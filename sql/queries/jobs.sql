@@ -114,7 +114,7 @@ RETURNING j.id
 WITH waiting AS (
     SELECT j.id FROM callboard.jobs AS j
     LEFT JOIN callboard.jobs AS before ON before.parent_id = j.parent_id AND before.stage = j.stage - 1
-    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused' AND j.id > %(after)s AND j.id <= %(last)s
+    WHERE j.finished_at IS NULL AND j.stopping IS NULL AND j.state <> 'paused' AND {of_page}
       AND j.actor IS NOT NULL AND j.actor NOT IN (SELECT name FROM callboard.actors)
       AND (before.id IS NULL OR before.finished_at IS NOT NULL)
       AND greatest(j.created_at, j.not_before, j.control_at, before.finished_at)
@@ -183,10 +183,10 @@ RETURNING j.id
 -- Sealed jobs with nothing left to do that nobody closed. It repairs what should never happen.
 -- Transition: pending | running | paused -> completed. Caller: the sweep. Rows: (id).
 WITH done AS (
-    SELECT id FROM callboard.jobs
-    WHERE finished_at IS NULL AND sealed AND stopping IS NULL AND succeeded + failed + skipped + cancelled = total
-      AND id > %(after)s AND id <= %(last)s
-    ORDER BY id FOR NO KEY UPDATE
+    SELECT j.id FROM callboard.jobs AS j
+    WHERE j.finished_at IS NULL AND j.sealed AND j.stopping IS NULL
+      AND j.succeeded + j.failed + j.skipped + j.cancelled = j.total AND {of_page}
+    ORDER BY j.id FOR NO KEY UPDATE
 )
 UPDATE callboard.jobs AS j SET state = 'completed', finished_at = now(), updated_at = now()
 FROM done WHERE j.id = done.id

@@ -35,7 +35,7 @@ SELECT id FROM marked ORDER BY id
 WITH expired AS MATERIALIZED (
     (SELECT j.id, j.finished_at FROM callboard.jobs AS j
      WHERE j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND j.parent_id IS NULL
-       AND j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
+       AND j.keep IS NULL AND j.finished_at < (SELECT now() - make_interval(secs => %(keep)s::float8))  -- planned once
        AND j.id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL)  -- hashed
      ORDER BY j.finished_at LIMIT %(limit)s)
     UNION ALL

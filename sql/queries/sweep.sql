@@ -176,6 +176,10 @@ END $$
 SELECT CASE WHEN count(*) = %(limit)s THEN max(id) END
 FROM (SELECT id FROM callboard.jobs WHERE finished_at IS NULL AND id > %(after)s ORDER BY id LIMIT %(limit)s) AS j
 
+-- part: of_page
+-- Whether the job `j` is of the page. The planner does not see its ends: else it would plan anew for each page.
+j.id > (SELECT %(after)s::bigint) AND j.id <= (SELECT %(last)s::bigint)
+
 -- name: sample_jobs
 -- A point for each open job of a page that moved since its last. Caller: the sweep.
 WITH flying AS MATERIALIZED (
@@ -188,7 +192,7 @@ LEFT JOIN LATERAL (
     SELECT s.final, s.in_part FROM callboard.samples AS s WHERE s.job_id = j.id ORDER BY s.taken_at DESC LIMIT 1
 ) AS last ON true
 LEFT JOIN flying AS hand ON hand.job_id = j.id
-WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL AND j.id > %(after)s AND j.id <= %(last)s
+WHERE j.finished_at IS NULL AND j.started_at IS NOT NULL AND {of_page}
   AND (last.final, last.in_part) IS DISTINCT FROM (j.succeeded + j.failed + j.skipped, coalesce(hand.in_part, 0))
 ON CONFLICT DO NOTHING
 
