@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -11,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import callboard
+from tests.faults.rig import dying_command
 from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, gated
 from tests.faults.test_kill_points import runs_since
+from tests.support.programs import run
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -225,27 +225,11 @@ def told(scenario: Scenario, job: callboard.Job) -> dict[str, Any]:
     return {**{word: status[word] for word in words}, "actions": [done["action"] for done in job.actions()]}
 
 
-#: A `callboard` that dies when it is about to run a statement, in the middle of its transaction.
-DIES = """
-import os, signal, sys
-from callboard.commands.main import main
-from callboard.sql import statements
-from callboard.sql.writes import retry_action
-real = statements.statement
-def deadly(name):
-    if name == sys.argv[1]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(name)
-statements.statement = retry_action.statement = deadly
-main(sys.argv[2:])
-"""
-
-
 def killed_at(scenario: Scenario, job: callboard.Job, statement: str, *arguments: str) -> None:
     """A command on a job dies before this statement: nothing is done."""
     before = told(scenario, job)
-    command = [sys.executable, "-c", DIES, statement, arguments[0], str(job.id), *arguments[1:]]
-    killed = subprocess.run(command, env={**os.environ, **scenario.environment}, check=False, timeout=TIMEOUT)
+    command = (statement, "1", arguments[0], str(job.id), *arguments[1:])
+    killed = run(scenario.folder, *command, env=scenario.environment, program=dying_command.PROGRAM)
     assert killed.returncode == -signal.SIGKILL, (statement, arguments)
     assert told(scenario, job) == before, (statement, arguments)
 

@@ -1,9 +1,7 @@
 """Jobs are deleted: the process that deletes their rows is killed in the middle, and messages still lie in RabbitMQ."""
 
-import os
 import signal
 import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -11,34 +9,18 @@ from psycopg import sql
 
 import callboard
 from callboard.sql.pool import connect
+from tests.faults.rig import dying_command
 from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, mixed
+from tests.support.programs import run
 from tests.support.workers import wait_until
 
 ITEMS = 1_000
-#: A `callboard` with small chunks that dies when it is about to run a statement for the so-manieth time.
-DIES = """
-import os, signal, sys
-from callboard.commands.main import main
-from callboard.sql import statements
-from callboard.sql.writes import retention
-name, times = sys.argv[1], int(sys.argv[2])
-real, seen = statements.statement, []
-def deadly(asked):
-    seen.append(asked)
-    if seen.count(name) == times and asked == name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(asked)
-statements.statement, retention.CHUNK_ITEMS = deadly, 100
-sys.exit(main(sys.argv[3:]))
-"""
 
 
 def purge(scenario: Scenario, *arguments: object, dies: str = "", times: int = 0) -> subprocess.CompletedProcess[str]:
     """Run `callboard purge` in a process of its own, one that `dies` maybe."""
-    return subprocess.run(
-        [sys.executable, "-c", DIES, dies, str(times), "purge", *map(str, arguments)],
-        env={**os.environ, **scenario.environment}, check=False, timeout=120, capture_output=True, text=True,
-    )  # fmt: skip
+    command = (dies, str(times), "purge", *map(str, arguments))
+    return run(scenario.folder, *command, env=scenario.environment, program=dying_command.PROGRAM)
 
 
 def left(scenario: Scenario, job: callboard.Job) -> dict[str, int]:
@@ -54,6 +36,11 @@ def left(scenario: Scenario, job: callboard.Job) -> dict[str, int]:
             query = count.format(sql.Identifier(table), sql.Identifier(column))
             found[table] = next(conn.execute(query, (job.id,)))[0]
     return dict(+found)
+
+
+def exists(scenario: Scenario, job: callboard.Job) -> bool:
+    """Whether a job has its own row, which goes with the last of its other rows."""
+    return bool(scenario.sql("SELECT 1 FROM callboard.jobs WHERE id = %s", job.id))
 
 
 def cancelled(scenario: Scenario) -> callboard.Job:
@@ -92,7 +79,8 @@ def test_a_purge_killed_in_the_middle_is_gone_on_with(scenario: Scenario) -> Non
         assert not any(left(scenario, jobs[n]) for n in part)
     jobs = [killed(*death) for death in DEATHS]
     scenario.start_worker()
-    assert wait_until(lambda: not any(left(scenario, job) for job in jobs), TIMEOUT)
+    assert wait_until(lambda: not any(exists(scenario, job) for job in jobs), TIMEOUT, pause=POLL)
+    assert not any(left(scenario, job) for job in jobs)
     assert scenario.status(other)["cancelled"] == ITEMS
 
 
@@ -125,6 +113,7 @@ def test_a_job_is_deleted_while_others_run_and_its_time_is_over(scenario: Scenar
     busy = scenario.submit("work", mixed(600, seconds=0.02))
     with scenario.watch(busy) as watcher:
         scenario.sql("UPDATE callboard.jobs SET finished_at = now() - interval '2 hours' WHERE id = %s", first.id)
-        assert wait_until(lambda: not left(scenario, first), TIMEOUT)
+        assert wait_until(lambda: not exists(scenario, first), TIMEOUT, pause=POLL)
+        assert left(scenario, first) == {}
         scenario.assert_mixed_completed(busy, 600, watcher=watcher)
     assert f"job {first.id} is deleted: its time is over" in scenario.log()

@@ -15,6 +15,7 @@ import callboard
 from callboard.commands.services import Process
 from tests.faults.rig.scenario import TIMEOUT, Scenario
 from tests.faults.rig.submitter import CHUNK, GATE, KILL, SEND_STAGES, SENDS, STAGES
+from tests.support.forked import ForkedProcess
 from tests.support.workers import wait_until
 
 ITEMS = 3 * CHUNK
@@ -44,7 +45,7 @@ class Submitters:
             more |= {KILL: stage, "CALLBOARD_QUEUE_DEPTH": "10000"}
         command = [sys.executable, "-m", "tests.faults.rig.submitter", *arguments]
         log = self.scenario.folder / f"submitter-{len(self.processes)}.log"
-        process = Process(command, log=log, env={**os.environ, **self.scenario.environment, **more})
+        process = ForkedProcess(command, log=log, env={**os.environ, **self.scenario.environment, **more})
         self.processes.append(process)
         return process.start()
 

@@ -1,8 +1,5 @@
 """What a pipeline runs on in these tests, and what a user does with it."""
 
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,8 +14,10 @@ from callboard.sql.reads import queries
 from callboard.sql.writes import tokens
 from callboard.sql.writes.requests import Requester
 from tests.faults.rig import periods
+from tests.support import script as scripts
 from tests.support.clients import client
 from tests.support.databases import database, with_database
+from tests.support.programs import run
 from tests.support.services import SharedPostgres
 from tests.support.vhosts import Broker
 from tests.support.workers import Worker, wait_until
@@ -40,10 +39,7 @@ class Rig:
 
     def python(self, script: str) -> str:
         """Run a user's script; what it prints."""
-        done = subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, **self.environment}, cwd=self.folder, check=False,
-            capture_output=True, text=True, timeout=TIMEOUT,
-        )  # fmt: skip
+        done = run(self.folder, "-c", script, env=self.environment, program=scripts.PROGRAM)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -1,4 +1,4 @@
-"""Starts `dramatiq` and `callboard` in a fork of a process that has imported what they need.
+"""Starts `dramatiq`, `callboard` and programs of the tests in a fork of a process that has imported what they need.
 
 Measured: a start takes 0.11 s of processor time, and 0.45 s with an interpreter of its own. The started process is as
 real: it has a pid, a group, a folder and an environment of its own, the arguments of a command line, and a log; it is
@@ -37,6 +37,11 @@ PROGRAMS = {
         "tests.faults.rig.run_log",
     ),
     CALLBOARD: (CALLBOARD, "typer.rich_utils", "pydantic.type_adapter"),
+}  # fmt: skip
+#: Programs of the tests that need what another one imports: the process that forks that one forks these, too.
+ALIKE = {
+    "tests.faults.rig.dying_command": CALLBOARD, "tests.faults.rig.submitter": CALLBOARD,
+    "tests.support.script": CALLBOARD,
 }  # fmt: skip
 #: What the process that forks has in its environment.
 ENVIRONMENTS = {"dramatiq": {"PYTHONWARNINGS": "default"}, CALLBOARD: {}}
@@ -87,14 +92,19 @@ class Forks:
         self._starting = threading.Lock()
 
     def start(
-        self, arguments: Sequence[str], env: Mapping[str, str], folder: Path, streams: tuple[int, int, int]
+        self,
+        program: str,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        folder: Path,
+        streams: tuple[int, int, int],
     ) -> Forked:
-        """Start the program with these arguments, this environment, in this folder, and with these file descriptors as
+        """Start a program with these arguments, this environment, in this folder, and with these file descriptors as
         standard input, output and error.
 
         Raises RuntimeError if the process that forks has ended.
         """
-        request = json.dumps([list(arguments), dict(env), str(folder)]).encode()
+        request = json.dumps([[program, *arguments], dict(env), str(folder)]).encode()
         with self._starting:
             self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", streams))])
             with self._news:
@@ -142,7 +152,7 @@ class ForkedProcess(Process):
         self._asked = False
         with self.log.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             streams = nothing.fileno(), log.fileno(), log.fileno()
-            started: Any = forks(program).start(arguments, env, self.cwd or Path.cwd(), streams)
+            started: Any = forks(program).start(program, arguments, env, self.cwd or Path.cwd(), streams)
         self.child = started
         return self
 
@@ -152,7 +162,7 @@ def start(
 ) -> "Forked | subprocess.Popen[bytes]":
     """Start `python -m PROGRAM …` as `Forks.start` does, and what needs an interpreter of its own with one."""
     if not alone(program, arguments, env):
-        return forks(program).start(arguments, env, folder, streams)
+        return forks(program).start(program, arguments, env, folder, streams)
     stdin, stdout, stderr = streams
     command = [sys.executable, "-m", program, *arguments]
     return subprocess.Popen(command, env=env, cwd=folder, stdin=stdin, stdout=stdout, stderr=stderr)
@@ -168,9 +178,13 @@ def alone(program: str, arguments: Sequence[str], env: Mapping[str, str]) -> boo
     )
 
 
-@cache
 def forks(program: str) -> Forks:
     """The one of this process for a program; it is started when that is started first."""
+    return _forks(ALIKE.get(program, program))
+
+
+@cache
+def _forks(program: str) -> Forks:
     made = Forks(program)
     _made.append(made)
     return made
@@ -191,7 +205,7 @@ def close_forks() -> None:
 def serve(number: int) -> list[str]:
     """Fork for each request that comes, and tell how each child ended; ends with the socket.
 
-    Returns in each child, with the arguments of its command line.
+    Returns in each child, with its program and the arguments of its command line.
     """
     connection = socket.socket(fileno=number)
     ready = selectors.DefaultSelector()
@@ -244,7 +258,7 @@ def main() -> None:
         importlib.import_module(module)
     sys.modules.pop(CALLBOARD, None)  # or Python warns that it runs it a second time
     gc.freeze()
-    sys.argv[1:] = serve(int(number))
+    program, *sys.argv[1:] = serve(int(number))
     runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 

@@ -27,15 +27,16 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(
-    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, given: bytes = b"", timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, given: bytes = b"", timeout: float = 300,
+    program: str = CALLBOARD,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Run it to its end; or another of the programs of `forked`."""
     variables = environment(env or {})
     reading, writing = os.pipe()
     with TemporaryFile() as output, TemporaryFile() as errors:
         with os.fdopen(reading, "rb") as stdin:
             streams = stdin.fileno(), output.fileno(), errors.fileno()
-            started = start(CALLBOARD, arguments, variables, folder, streams)
+            started = start(program, arguments, variables, folder, streams)
 
         def feed() -> None:
             with suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:  # it may read nothing, or not all

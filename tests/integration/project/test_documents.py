@@ -22,14 +22,17 @@ import yaml
 from callboard.commands.services.child_process import Process
 from callboard.commands.services.ports import free_ports
 from callboard.sql.states import ITEM_STATES
-from tests.support import documents
+from tests.support import documents, script
 from tests.support.databases import database, with_database
 from tests.support.paths import ROOT
+from tests.support.programs import run
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
 BIN = Path(sys.executable).parent
 TIMEOUT = 300.0
+#: A line of one program in which a shell changes nothing.
+PLAIN = re.compile(r"(callboard|python \w+\.py)[\w ./:@-]*")
 
 
 class Terminal:
@@ -43,6 +46,12 @@ class Terminal:
             (folder / name).write_text(text, encoding="utf-8")
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a line of shell to its end. A plain one is run without a shell, by a fork: see `forked`."""
+        words = command.split() if PLAIN.fullmatch(command) else [""]
+        if words[0] == "callboard":
+            return run(self.folder, *words[1:], env=self.environment)
+        if words[0] == "python":
+            return run(self.folder, *words[1:], env=self.environment, program=script.PROGRAM)
         shell = ["bash", "-c", command]
         return subprocess.run(
             shell, cwd=self.folder, env=self.environment, text=True, capture_output=True, timeout=TIMEOUT, check=False
