@@ -147,7 +147,7 @@ def scenario(
 ) -> Iterator[Scenario]:  # fmt: skip
     """The scenario. Whatever happens to it, the counts of each job add up all the while, and match a recount."""
     with make_scenario(run_log, environment, fault_database_url, tmp_path) as made:
-        with JobWatcher(fault_database_url, reopened=True, pause=0.2) as watcher:
+        with JobWatcher(fault_database_url, reopened=True, pause=0.5) as watcher:
             yield made
         revive(request)
         made.assert_counters_true()

@@ -24,6 +24,8 @@ DEATHS: dict[str, Callable[[], object]] = {
 }  # fmt: skip
 #: The file beside the run log to which `deadly` adds the way to die, before it does.
 WAYS = "ways"
+#: Seconds between two looks at a gate: many threads look at it for as long as a fault takes.
+GATE_SECONDS = 0.1
 MUTEX = ConcurrentRateLimiter(StubBackend(), "faults", limit=1)
 
 
@@ -43,7 +45,7 @@ def work(number: int, fate: str = "succeed", seconds: float = 0.0, gate: str = "
     with logged_run():
         time.sleep(seconds)
         while gate and not Path(gate).exists() and not callboard.current().cancelled:
-            time.sleep(0.02)
+            time.sleep(GATE_SECONDS)
         if fate == "fail":
             raise ValueError(f"number {number} can't be worked on")
         if fate == "once" and callboard.current().attempt == 1:
@@ -75,7 +77,7 @@ def serve(customer: str, fate: str = "succeed", seconds: float = 0.0, gate: str 
     with logged_run():
         time.sleep(seconds)
         while gate and not Path(gate).exists():
-            time.sleep(0.02)
+            time.sleep(GATE_SECONDS)
         if fate == "retry" and callboard.current().attempt == 1:
             raise TransientError(f"{customer} needs another try")
 

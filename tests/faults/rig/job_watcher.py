@@ -29,7 +29,7 @@ class JobWatcher:
     for all jobs; counts may go back if it is `reopened`; `pause` is the seconds between two looks.
     """
 
-    def __init__(self, url: str, job: int | None = None, *, reopened: bool = False, pause: float = 0.1) -> None:
+    def __init__(self, url: str, job: int | None = None, *, reopened: bool = False, pause: float = 0.2) -> None:
         self.url = url
         self.job = job
         self.wrong: list[object] = []

@@ -29,7 +29,7 @@ NAMES = ("work", "serve", "leaves", "deadly", "hung", "parent", "limited", "uplo
 #: Seconds within which everything happens that a test waits for.
 TIMEOUT = 300.0
 #: Seconds between two looks at what a test waits for.
-POLL = 0.1
+POLL = 0.2
 #: Seconds after a worker's end in which its processes are gone.
 BURY_SECONDS = 3.0
 Result = TypeVar("Result")
