@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
@@ -20,8 +19,8 @@ from tests.support.nodes import Node
 HOLD = """
 import signal, sys
 from pathlib import Path
-from callboard.commands.services import {service}
-with {service}(Path(sys.argv[1])) as it:
+from callboard.commands.services import Server
+with Server(Path(sys.argv[1])) as it:
     print("up", flush=True)
     signal.pause()
 """
@@ -141,14 +140,9 @@ def test_node_that_cannot_boot_shows_its_log(tmp_path: Path) -> None:
     assert not running(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("service", "signals"), [("Server", [signal.SIGKILL, signal.SIGTERM]), ("Node", [signal.SIGKILL])]
-)
-def test_a_service_ends_with_the_process_that_started_it(
-    tmp_path: Path, service: str, signals: Sequence[signal.Signals]
-) -> None:
-    for number in signals:
-        command = [sys.executable, "-c", HOLD.format(service=service), str(tmp_path)]
+def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    for number in (signal.SIGKILL, signal.SIGTERM):
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=bare_environment()) as starter:
             assert starter.stdout
             assert starter.stdout.readline() == b"up\n"

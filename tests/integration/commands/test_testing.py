@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support import documents
 from tests.support.paths import ROOT
 from tests.support.programs import environment
@@ -81,9 +79,7 @@ def test_the_five_pipelines_are_tested_in_process(tmp_path: Path, empty_database
     assert "5 passed" in run_pytest(tmp_path, "--callboard-database", empty_database_url)
 
 
-@pytest.mark.parametrize("given", ["embedded", "a database"])
-def test_an_app_with_a_broker_of_its_own_is_run_in_process(tmp_path: Path, empty_database_url: str, given: str) -> None:
+def test_an_app_with_a_broker_of_its_own_is_run_in_process(tmp_path: Path, empty_database_url: str) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["callboard.testing"]\n')
     (tmp_path / "test_app.py").write_text(OWN_BROKER)
-    options = ["--callboard-database", empty_database_url] if given == "a database" else []
-    assert "3 passed" in run_pytest(tmp_path, *options)
+    assert "3 passed" in run_pytest(tmp_path, "--callboard-database", empty_database_url)

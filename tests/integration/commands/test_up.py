@@ -43,8 +43,13 @@ def children(pid: int, *words: str) -> list[int]:
     return found
 
 
-def test_up_runs_everything_and_restarts_killed_processes(tmp_path: Path) -> None:
-    with running(tmp_path, "up", "--processes", "2", "--threads", "2", until="Ctrl-C") as up:
+def test_up_runs_everything_restarts_what_is_killed_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is killed itself, and on a machine that names no home."""
+    monkeypatch.delenv("HOME")
+    options = ("up", "--processes", "2", "--threads", "2")
+    with running(tmp_path, *options, until="Ctrl-C") as up:
         assert stat.S_IMODE((tmp_path / ".callboard" / "up.json").stat().st_mode) == 0o600
         assert works(tmp_path)
         with urllib.request.urlopen(addresses(tmp_path)["web_url"] + "readyz") as answer:
@@ -59,6 +64,11 @@ def test_up_runs_everything_and_restarts_killed_processes(tmp_path: Path) -> Non
         assert wait_until(lambda: served(tmp_path), 300)
         for name in ("worker 1", "the web app"):
             assert wait_until(lambda said=f"{name} ended by itself": said in up.log.read_text(), 300)  # type: ignore[misc]
+        os.kill(up.pid, signal.SIGKILL)
+        assert wait_until(lambda: not left(tmp_path), 300), left(tmp_path)
+    # On the same broker: until their heartbeats lapse, the killed workers keep those of another one out.
+    with running(tmp_path, *options, until="Ctrl-C") as up:
+        assert works(tmp_path)
         assert up.stop(300) == 0
     assert not (tmp_path / ".callboard" / "up.json").exists()
     assert "Killing" not in "".join(log.read_text() for log in tmp_path.glob(".callboard/*.log"))
@@ -85,15 +95,6 @@ def test_up_in_process_keeps_its_data(tmp_path: Path) -> None:
         jobs = json.loads(run(tmp_path, "jobs", "--json").stdout)["jobs"]
         assert [job["succeeded"] for job in jobs] == [1]
         assert run(tmp_path, "verify").returncode == 0
-
-
-def test_a_killed_up_leaves_no_process(tmp_path: Path) -> None:
-    with running(tmp_path, "up", until="Ctrl-C") as up:
-        os.kill(up.pid, signal.SIGKILL)
-        assert wait_until(lambda: not left(tmp_path), 300), left(tmp_path)
-    # On the same broker: until their heartbeats lapse, the killed workers keep those of another one out.
-    with running(tmp_path, "up", until="Ctrl-C"):
-        assert works(tmp_path)
 
 
 def test_up_uses_the_services_that_the_environment_names(tmp_path: Path, environment: dict[str, str]) -> None:
