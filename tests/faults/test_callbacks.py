@@ -15,7 +15,7 @@ SETTINGS = {"CALLBOARD_WEBHOOK_SECRET": "s3cret", "CALLBOARD_WEBHOOK_PRIVATE": "
 SHORT_PERIODS = 3.0
 #: Twice at each: first nothing was sent, then something was.
 PLAN = ("called", "delivered", "called:2", "answered", "delivered", "answered")
-JOBS, KILLS = 60, 5
+JOBS, KILLS = 35, 5
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_killed_many_times_with_items_in_batches(scenario: Scenario) -> None:
     for _ in range(2):
         scenario.start_worker()
     fates = ("fail" if n % 20 == 0 else "succeed" for n in range(ITEMS))
-    items = ({"number": n, "fate": fate, "seconds": 0.6} for n, fate in enumerate(fates))
+    items = ({"number": n, "fate": fate, "seconds": 0.3} for n, fate in enumerate(fates))
     gate, chance = scenario.folder / "gate", random.Random(20261126)
     job = scenario.submit("uploads", gated(items, gate, LAST), chunk=CHUNK)
 

@@ -88,7 +88,7 @@ def line(environment: dict[str, str]) -> Iterator[Proxy]:
 @pytest.mark.parametrize("how", ["closed", "cut"])
 def test_what_was_fetched_before_does_not_run_twice(how: str, line: Proxy, broker: Broker, scenario: Scenario) -> None:
     """Prefetched copies are dropped, running ones are joined by their second delivery, and each item counts once."""
-    count, gate = 1_500, scenario.folder / "gate"
+    count, gate = 800, scenario.folder / "gate"
     worker = scenario.start_worker(env={"dramatiq_restart_delay": "200"})
     assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     items = [{"number": n, "fate": fate(n), "seconds": 0.01 if n % 30 else 0.5} for n in range(count)]
@@ -97,7 +97,7 @@ def test_what_was_fetched_before_does_not_run_twice(how: str, line: Proxy, broke
         item["gate"] = str(gate)
     job = scenario.submit("work", items)
     with scenario.watch(job) as watcher:
-        for part in (200, 600):
+        for part in (150, 350):
             scenario.wait_for(
                 job, lambda status: status["succeeded"] >= part and scenario.run_log.unfinished(job.id) > 0
             )

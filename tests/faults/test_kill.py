@@ -91,7 +91,7 @@ def test_asked_to_stop_nothing_runs_twice(number: signal.Signals, scenario: Scen
     jobs: list[callboard.Job] = []
     for n in range(3):
         gate = scenario.folder / f"gate-{n}"
-        jobs.append(scenario.submit("work", gated(mixed(240, 0.05), gate, 80)))
+        jobs.append(scenario.submit("work", gated(mixed(160, 0.05), gate, 80)))
         scenario.wait_at_gate(jobs[-1], 80, threads=2 * 8)
         scenario.wait_for(jobs[-1], lambda _: workers[0].ready())
         workers[0].boots += 1  # it is to be ready once more: a second signal before that ends it at once
@@ -102,6 +102,6 @@ def test_asked_to_stop_nothing_runs_twice(number: signal.Signals, scenario: Scen
             assert workers[0].process.child.wait(TIMEOUT) == 0
     tries = {"fail": 3, "retry": 2}
     for job in jobs:
-        scenario.assert_mixed_completed(job, 240)
+        scenario.assert_mixed_completed(job, 160)
         assert scenario.run_log.repeated(job.id) == 0
-        assert scenario.run_log.run_counts(job.id) == {n: tries.get(fate(n), 1) for n in range(240)}
+        assert scenario.run_log.run_counts(job.id) == {n: tries.get(fate(n), 1) for n in range(160)}

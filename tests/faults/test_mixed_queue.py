@@ -17,7 +17,7 @@ from tests.faults.rig.scenario import Scenario, fate, mixed
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
-FAST, SLOW, UNKNOWN, ROUNDS, DISTURBANCE = 800, 3, 30, 8, 5
+FAST, SLOW, UNKNOWN, ROUNDS, DISTURBANCE = 400, 3, 30, 8, 5
 #: What others put into the queue, each round; how it ends, and whether it is on record.
 FOREIGN = [("work", "succeed"), ("work", "fail"), ("work", "skip"), ("nobody", "none")]
 

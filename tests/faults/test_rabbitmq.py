@@ -21,12 +21,12 @@ def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:
     for _ in range(2):
         scenario.start_worker(short_periods=5)
     gate = scenario.folder / "gate"
-    job = scenario.submit("work", gated(mixed(1_000), gate, 400))
+    job = scenario.submit("work", gated(mixed(600), gate, 250))
     with scenario.watch(job) as watcher:
-        scenario.wait_for(job, lambda status: status["succeeded"] > 300)
+        scenario.wait_for(job, lambda status: status["succeeded"] > 150)
         gone = scenario.lose_messages(deleted=True)
         gate.touch()
-        runs = scenario.assert_mixed_completed(job, 1_000, watcher=watcher)
+        runs = scenario.assert_mixed_completed(job, 600, watcher=watcher)
     assert gone > 0
     assert wait_until(lambda: sent_again(scenario) >= gone, TIMEOUT), (sent_again(scenario), gone)
     repeated = scenario.run_log.repeated(job.id)
@@ -37,7 +37,7 @@ def test_a_queue_purged_that_is_never_empty(scenario: Scenario) -> None:
     """With the product's own periods. Messages that still wait in the queue are not sent again: nothing runs twice."""
     scenario.start_worker(env={"CALLBOARD_QUEUE_DEPTH": "300"})
     gate = scenario.folder / "gate"
-    items = ({"number": n, "seconds": 0.03} for n in range(1_000))
+    items = ({"number": n, "seconds": 0.1} for n in range(600))
     jobs = [scenario.submit("work", gated(items, gate, 300))]
     with scenario.watch(jobs[0]) as watcher:
         scenario.wait_for(jobs[0], lambda status: status["succeeded"] > 200)
@@ -46,17 +46,17 @@ def test_a_queue_purged_that_is_never_empty(scenario: Scenario) -> None:
 
         def found(_: object) -> bool:
             if scenario.status(jobs[-1])["pending"] < 300:
-                jobs.append(scenario.submit("work", ({"number": n, "seconds": 0.03} for n in range(1_000))))
+                jobs.append(scenario.submit("work", ({"number": n, "seconds": 0.1} for n in range(600))))
             return sent_again(scenario) >= gone
 
         scenario.wait_for(jobs[0], found)
         took, kept_busy = began.seconds, scenario.status(jobs[-1])["pending"]
-        runs = scenario.assert_completed(jobs[0], total=1_000, retries=0, watcher=watcher)
+        runs = scenario.assert_completed(jobs[0], total=600, retries=0, watcher=watcher)
     assert gone > 0
     assert kept_busy > 0
     assert took < PROMISED
     assert sent_again(scenario) == gone
     for job in jobs[1:]:
-        runs += scenario.assert_completed(job, total=1_000, retries=0)
+        runs += scenario.assert_completed(job, total=600, retries=0)
     assert set(runs.values()) == {len(jobs)}  # each item number once in each job
     print(f"{gone} lost, found after {took:.1f} s")

@@ -35,10 +35,10 @@ def narrow(breakable_rabbitmq: Node) -> Iterator[None]:
 def test_messages_larger_than_rabbitmq_takes(scenario: Scenario) -> None:
     """Each fails alone, with its reason, whichever way it is published; all others are delivered once."""
     scenario.start_worker()
-    large = {13, 14, 500}
+    large = {13, 14, 140}
 
     def items() -> Iterator[dict[str, Any]]:
-        return ({"number": n, "fate": "x" * 200_000 if n in large else "succeed"} for n in range(600))
+        return ({"number": n, "fate": "x" * 200_000 if n in large else "succeed"} for n in range(150))
 
     jobs = [scenario.submit("work", items(), chunk=chunk) for chunk in (1, 20)]
     with callboard.job("sent") as sent:
@@ -47,7 +47,7 @@ def test_messages_larger_than_rabbitmq_takes(scenario: Scenario) -> None:
     for job in (*jobs, sent):
         scenario.wait_for(job, lambda status: status["finished_at"] is not None)
         status = scenario.status(job)
-        assert (status["succeeded"], status["failed"]) == (597, 3), status
+        assert (status["succeeded"], status["failed"]) == (147, 3), status
         failed = scenario.sql(
             "SELECT item, kind::text, error_type, message FROM callboard.attempts WHERE job_id = %s ORDER BY item",
             job.id,
@@ -70,12 +70,12 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
     for _ in range(2):
         scenario.start_worker()
     gates = [scenario.folder / name for name in ("stopped", "killed")]
-    items = gated(mixed(1_000), gates[0], 400)
-    more = gated(({"number": n, "fate": fate(n)} for n in range(1_000, 1_500)), gates[1], 1_000)
+    items = gated(mixed(600), gates[0], 250)
+    more = gated(({"number": n, "fate": fate(n)} for n in range(600, 900)), gates[1], 600)
     job = scenario.submit("work", chain(items, more))
     with scenario.watch(job) as watcher:
         for times, part, gate, end in (
-            (1, 300, gates[0], breakable_rabbitmq.stop), (2, 400, gates[1], breakable_rabbitmq.kill)
+            (1, 180, gates[0], breakable_rabbitmq.stop), (2, 250, gates[1], breakable_rabbitmq.kill)
         ):  # fmt: skip
             # Items that were given back wait for a thread behind those that the second gate holds.
             scenario.wait_for(job, lambda status: status["succeeded"] > part)
@@ -86,7 +86,7 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
             breakable_rabbitmq.start()
             assert breakable_rabbitmq.pid != before
             assert wait_until(lambda: back(scenario, BACK, times), TIMEOUT)
-        runs = scenario.assert_mixed_completed(job, 1_500, watcher=watcher)
+        runs = scenario.assert_mixed_completed(job, 900, watcher=watcher)
     assert sent_again(scenario) == 0
     assert wait_until(lambda: back(scenario, PUBLISHING, 1), TIMEOUT)
     print(f"{runs.total()} runs, {scenario.run_log.repeated(job.id)} of them twice")
@@ -94,9 +94,9 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
 
 def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node) -> None:
     scenario.start_worker()
-    job = scenario.submit("work", mixed(1_500, 0.01))
+    job = scenario.submit("work", mixed(800, 0.02))
     with scenario.watch(job) as watcher:
-        scenario.wait_for(job, lambda status: status["succeeded"] > 300)
+        scenario.wait_for(job, lambda status: status["succeeded"] > 150)
         alarmed.ctl("set_vm_memory_high_watermark", "0.00001")
         blocked = scenario.submit("work", mixed(200))
         scenario.wait_for(blocked, lambda status: "blocks publishers" in (status["stalled"] or ""))
@@ -106,7 +106,7 @@ def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node)
         )
         assert status["succeeded"] == 0
         alarmed.ctl("set_vm_memory_high_watermark", "0.4")
-        scenario.assert_mixed_completed(job, 1_500, watcher=watcher)
+        scenario.assert_mixed_completed(job, 800, watcher=watcher)
         scenario.assert_mixed_completed(blocked, 200)
     assert sent_again(scenario) == 0
 

@@ -12,10 +12,10 @@ from tests.support.databases import database, with_database
 from tests.support.transports import StubTransport
 
 #: A job of 60 items, and many of them: 55 items have ended, five are in flight, and 20 of other jobs wait for a retry.
-OPEN_JOBS, ITEMS, RETRYING = 5_000, 60, 20
+OPEN_JOBS, ITEMS, RETRYING = 3_000, 60, 20
 #: Messages that are due of a paused job, and of one at its limit; and that wait for an actor of a worker that is gone,
 #: and for one that no worker announced.
-DUE = 100_000
+DUE = 50_000
 STORED = f"""
 SET session_replication_role = replica;  -- without triggers
 INSERT INTO callboard.actors (name, queue) VALUES ('work', 'default'), ('gone', 'default');
