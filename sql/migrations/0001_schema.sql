@@ -28,6 +28,16 @@ CREATE TYPE callboard.attempt_kind AS ENUM (
     'postponed'   -- the actor raised Postpone: no failure, and another attempt has its time
 );
 
+-- What one column must be is said by its type where the table `jobs` has many updates: PostgreSQL looks at a type's
+-- condition when the column is given a value, and at each CHECK of a table in each statement that updates a row.
+CREATE DOMAIN callboard.filled_text AS text CHECK (VALUE <> '');
+CREATE DOMAIN callboard.json_object AS jsonb CHECK (jsonb_typeof(VALUE) = 'object');
+CREATE DOMAIN callboard.whole_from_0 AS bigint CHECK (VALUE >= 0);
+CREATE DOMAIN callboard.whole_from_1 AS bigint CHECK (VALUE >= 1);
+CREATE DOMAIN callboard.above_0 AS float8 CHECK (VALUE > 0);
+CREATE DOMAIN callboard.share AS float8 CHECK (VALUE > 0 AND VALUE < 1);
+CREATE DOMAIN callboard.after_failure AS text CHECK (VALUE IN ('stop', 'go on'));
+
 -- Starting at the seconds since 2025 keeps the ids of a database that was made anew apart from those of the one
 -- before it, whose messages may still lie in RabbitMQ.
 CREATE SEQUENCE callboard.job_ids;
@@ -41,17 +51,17 @@ CREATE TABLE callboard.jobs (
     -- What was asked for.
     created_at       timestamptz NOT NULL DEFAULT now(),
     standing_on      date,                       -- the UTC day of a standing job; one that is sealed has left it to another
-    chunk            integer CHECK (chunk > 0),  -- bulk items that one message carries at most; NULL: the publisher chooses
-    name             text NOT NULL CHECK (name <> ''),
+    chunk            callboard.whole_from_1,     -- bulk items that one message carries at most; NULL: the publisher chooses
+    name             callboard.filled_text NOT NULL,
     key              text,                       -- the same key of the same tenant gives the same job
     tenant           text NOT NULL DEFAULT '',
     actor            text,                       -- of every item that names none
     queue            text,                       -- likewise
     created_by       text,
-    metadata         jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    metadata         callboard.json_object NOT NULL DEFAULT '{}',
     trace            jsonb,                      -- what OpenTelemetry carries on from its submission; NULL: it is off
     -- By the state it ends with: {"completed": [{"url": …, "host": …}, {"actor": …, "queue": …}]}. NULL: it calls nobody.
-    callbacks        jsonb CHECK (jsonb_typeof(callbacks) = 'object'),
+    callbacks        callboard.json_object,
 
     -- Its state.
     started_at       timestamptz,
@@ -101,22 +111,22 @@ CREATE TABLE callboard.jobs (
     -- Its limits. `limits` has them in the user's words. Those of a parent are its stages', so all but `keep` are NULL.
     not_before       timestamptz,                -- nothing of it is published before
     deadline         timestamptz,                -- then it is cancelled
-    fail_count       bigint,                     -- more failed items than that stop it
-    fail_share       float8,                     -- or more than this share of what ended,
-    fail_sample      bigint,                     -- when at least so many have ended
-    rate             float8,                     -- items published a second
-    concurrency      integer,                    -- items in RabbitMQ or running
+    fail_count       callboard.whole_from_0,     -- more failed items than that stop it
+    fail_share       callboard.share,            -- or more than this share of what ended,
+    fail_sample      callboard.whole_from_1,     -- when at least so many have ended
+    rate             callboard.above_0,          -- items published a second
+    concurrency      callboard.whole_from_1,     -- items in RabbitMQ or running
     priority         integer NOT NULL DEFAULT 0, -- lower is served first
-    lane_width       integer,                    -- items of a lane in RabbitMQ or running: see the table `lanes`
+    lane_width       callboard.whole_from_1,     -- items of a lane in RabbitMQ or running: see the table `lanes`
     lane_by          text,                       -- the argument that lanes go by: a keyword, or a position
-    lanes            integer,                    -- lanes of which items are in RabbitMQ or running
+    lanes            callboard.whole_from_1,     -- lanes of which items are in RabbitMQ or running
     -- Lanes that its items have asked to hold back: {"lane": {"until": …, "reason": …}}; "*": all of it, and see not_before.
-    holds            jsonb CHECK (jsonb_typeof(holds) = 'object'),
+    holds            callboard.json_object,
     applied_lane_by  text,                       -- the argument that the lanes of its messages go by now
-    limits           jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(limits) = 'object'),
+    limits           callboard.json_object NOT NULL DEFAULT '{}',
 
     -- Its retention.
-    keep             float8 CHECK (keep > 0),    -- seconds from its end to its deletion; infinity: never; NULL: as set
+    keep             callboard.above_0,          -- seconds from its end to its deletion; infinity: never; NULL: as set
     deleted_at       timestamptz,                -- nobody sees it any more, and its rows are being deleted
     deletion_after   timestamptz,                -- it could not be deleted, for `reason`: when it is tried again
     deleted_below    bigint NOT NULL DEFAULT 0,  -- once it is deleted: every item row below it is gone
@@ -130,7 +140,7 @@ CREATE TABLE callboard.jobs (
     maker            integer,                    -- of a stage: the worker that makes its items; a dead one has left it
     makes            text,                       -- of a stage: the function that makes its items, "module:name"; NULL:
                                                  -- the results of the stage before are its items
-    on_failure       text CHECK (on_failure IN ('stop', 'go on')),  -- of a stage: what failed items do to those after it
+    on_failure       callboard.after_failure,    -- of a stage: what failed items do to those after it
 
     CONSTRAINT jobs_counters_not_negative CHECK (least(
         total, consumed, bulk_end, watermark, published, retrying, succeeded, failed, skipped, cancelled, in_turn, retries,
@@ -143,10 +153,8 @@ CREATE TABLE callboard.jobs (
         state <> 'completed' OR (sealed AND succeeded + failed + skipped + cancelled = total)),
     CONSTRAINT jobs_stopping CHECK (stopping IS NULL OR stopping IN ('failed', 'cancelled') AND finished_at IS NULL),
     CONSTRAINT jobs_limits CHECK (
-        fail_count >= 0 AND least(fail_sample, concurrency) > 0 AND least(fail_share, rate) > 0 AND fail_share < 1),
-    CONSTRAINT jobs_fail_share CHECK ((fail_share IS NULL) = (fail_sample IS NULL)),
-    CONSTRAINT jobs_lanes CHECK (
-        least(lane_width, lanes) > 0 AND (lane_by IS NULL) = (lane_width IS NULL) AND (lanes IS NULL OR lane_by IS NOT NULL)),
+        (fail_share IS NULL) = (fail_sample IS NULL) AND (lane_by IS NULL) = (lane_width IS NULL)
+        AND (lanes IS NULL OR lane_by IS NOT NULL)),
     CONSTRAINT jobs_deletion CHECK (
         deleted_at IS NULL OR finished_at IS NOT NULL AND key IS NULL AND standing_on IS NULL),
     CONSTRAINT jobs_parent CHECK (stages IS NULL OR stages > 0 AND total = 0 AND parent_id IS NULL),

@@ -3,7 +3,7 @@
 -- Caller: the store of sends. Rows: one, (id).
 WITH made AS (
     INSERT INTO callboard.jobs (name, actor, queue, standing_on)
-    VALUES (%(actor)s, %(actor)s, %(queue)s, (now() AT TIME ZONE 'UTC')::date)
+    VALUES (%(actor)s::text, %(actor)s, %(queue)s, (now() AT TIME ZONE 'UTC')::date)
     ON CONFLICT (actor, standing_on) WHERE standing_on IS NOT NULL AND NOT sealed DO NOTHING
     RETURNING id
 )

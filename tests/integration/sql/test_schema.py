@@ -167,7 +167,7 @@ def test_statements_do_not_depend_on_the_defaults_of_the_database(
 def test_the_text_of_an_error_has_no_rows(conn: Conn) -> None:
     job = make_job(conn, 1)
     with pytest.raises(psycopg.errors.CheckViolation) as raised:
-        conn.execute("UPDATE callboard.jobs SET name = '', metadata = '{\"secret\": 1}' WHERE id = %s", (job,))
+        conn.execute("UPDATE callboard.jobs SET total = -1, metadata = '{\"secret\": 1}' WHERE id = %s", (job,))
     assert raised.value.diag.message_detail is not None
     assert "secret" not in str(raised.value)
     copying = conn.cursor().copy("COPY callboard.items (job_id, item, args) FROM STDIN")
