@@ -1,8 +1,11 @@
 """The arguments that an actor takes. Workers announce them, so a process that submits need not import the actor."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
+
+#: Shapes of calls that a signature remembers.
+MAX_SHAPES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,8 @@ class Signature:
     required: frozenset[str] = frozenset()
     any_positional: bool = False
     any_keyword: bool = False
+    #: Shapes of calls that fit: how many arguments by position, and the names of the others.
+    _fitting: set[tuple[Any, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def from_json(cls, actor: str, given: Mapping[str, Any] | None) -> Self | None:
@@ -37,12 +42,17 @@ class Signature:
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """Return what does not fit in a call with these arguments, or None."""
+        shape = (len(args), *kwargs)
+        if shape in self._fitting:
+            return None
         by_keyword = self.required.difference(self.positional[: len(args)]) if args else self.required
         if (
             len(args) <= len(self.positional)
             and by_keyword <= kwargs.keys()
             and (kwargs.keys() <= self.keyword or (self.any_keyword and by_keyword <= self.keyword))
         ):
+            if len(self._fitting) < MAX_SHAPES:
+                self._fitting.add(shape)
             return None
         strange = [] if self.any_keyword else [name for name in kwargs if name not in self.keyword]
         missing = self.required - set(self.positional[: len(args)]) - (kwargs.keys() & self.keyword)

@@ -124,12 +124,14 @@ class Submission:
         return True
 
     def _new_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Give the items that are not stored yet. Raises KeyInUse if the others differ."""
+        """Return the items that are not stored yet. Raises KeyInUse if the others differ."""
+        return iter(rows) if self.key is None else self._compared(rows)
+
+    def _compared(self, rows: Iterable[Row]) -> Iterator[Row]:
         count, consumed = 0, self._consumed
         for row in rows:
             count += 1
-            if self.key is not None:
-                self._digest = item_encoding.add_to_digest(self._digest, row)
+            self._digest = item_encoding.add_to_digest(self._digest, row)
             if count > consumed:
                 yield row
             elif count == consumed and self._digest != self.made.digest:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from types import MappingProxyType
@@ -30,6 +31,10 @@ from callboard.sql.writes.requests import (
 
 #: No further options.
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+#: How binary COPY begins and ends, and what of a row of `copy_items` comes before its arguments: the number of columns,
+#: then each column after its length in bytes.
+COPY_BEGIN, COPY_END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
+COPY_ROW = struct.Struct("!hiqiii")
 #: The most characters of a job's name, and of what an index holds of it.
 NAME_CHARACTERS, KEY_CHARACTERS = 1_000, 300
 
@@ -195,10 +200,10 @@ def add_to_total(conn: Conn, job: int, *, stored: int, read: int, digest: bytes 
 
 
 def _copy(conn: Conn, job: int, total: int, chunk: Sequence[tuple[bytes, str | None]]) -> int:
+    row = COPY_ROW.pack  # psycopg writes a row in twice the time
+    rows = [row(3, 8, job, 4, item, len(args)) + args for item, (args, _) in enumerate(chunk, total)]
     with conn.cursor().copy(statement("copy_items")) as copy:
-        copy.set_types(["int8", "int4", "bytea"])
-        for item, (args, _) in enumerate(chunk, total):
-            copy.write_row((job, item, args))
+        copy.write(b"".join((COPY_BEGIN, *rows, COPY_END)))
     return len(chunk)
 
 

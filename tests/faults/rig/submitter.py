@@ -91,7 +91,7 @@ def half_sent() -> None:
 
 STAGES: dict[str, Callable[[], None]] = {
     "before the first chunk": lambda: at(submission_writes, "store_chunk"),
-    "in the second COPY": lambda: at(psycopg.Copy, "write_row", call=CHUNK + CHUNK // 2),
+    "in the second COPY": lambda: at(psycopg.Copy, "write", call=2, done=True),
     "before the second COMMIT": lambda: at(submission_writes, "_copy", call=2, done=True),
     "after the second COMMIT": lambda: at(submission_writes, "store_chunk", call=2, done=True),
     "before the seal": lambda: at(submission_writes, "seal_job"),
