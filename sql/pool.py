@@ -29,8 +29,6 @@ AsyncPool: TypeAlias = AsyncConnectionPool[AsyncConn]
 
 #: Seconds for which a pool tries to connect, until a connection is asked for again.
 RECONNECT_SECONDS = 3.0
-#: Seconds between two warnings that a pool can't connect.
-WARNING_PAUSE_SECONDS = 5.0
 
 
 #: Begins a transaction. The server ends it when its client sends nothing for five seconds: a client that is frozen
@@ -228,33 +226,16 @@ def connect(url: str) -> Conn:
     return PlainConnection.connect(url, **connection_options())
 
 
-class _ThrottleFilter(logging.Filter):
-    """Drops psycopg's warnings about our pools, but for one in 5 s that says why a pool can't connect.
-
-    Each connection of a pool warns of its own; and the code that used a broken connection logs that itself.
-    """
-
-    _last = -WARNING_PAUSE_SECONDS
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """See the class. Warnings about other pools pass."""
-        if record.levelno < logging.WARNING or not self._ours(record):
-            return True
-        now = time.monotonic()
-        if not str(record.msg).startswith("error connecting") or now - self._last < WARNING_PAUSE_SECONDS:
-            return False
-        self._last = now
-        return True
-
-    @staticmethod
-    def _ours(record: logging.LogRecord) -> bool:
-        """Whether a warning comes from a thread of our pools, or is about a broken connection of theirs."""
-        broken = isinstance(record.args, tuple) and any(arg in _connections for arg in record.args)
-        return broken or (record.threadName or "").startswith("callboard")
-
-
-_throttle = _ThrottleFilter()
+#: Connections of our pools.
 _connections: WeakSet[Conn] = WeakSet()
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    """Return whether a line of psycopg's is no warning from a thread of our pools, or about a connection of theirs:
+    whoever asks for a connection, or uses a broken one, logs that, with the reason that `Pool.getconn` gives.
+    """
+    broken = isinstance(record.args, tuple) and any(arg in _connections for arg in record.args)
+    return record.levelno < logging.WARNING or not (broken or (record.threadName or "").startswith("callboard"))
 
 
 @contextmanager
@@ -307,7 +288,7 @@ def make_pool(url: str, *, size: int) -> Pool:
     psycopg doubles its pause between two tries until it gives up, and the next request starts anew: to give up soon
     keeps the pauses short.
     """
-    logging.getLogger("psycopg.pool").addFilter(_throttle)
+    logging.getLogger("psycopg.pool").addFilter(_is_of_others)
     return Pool(
         url, connection_class=PlainConnection, kwargs=connection_options(), min_size=1, max_size=size, timeout=10,
         open=True, name="callboard", reconnect_timeout=RECONNECT_SECONDS, configure=_connections.add,

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg_pool import PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from callboard.sql.errors import connect_advice
 from callboard.sql.pool import PlainConnection, connect, make_pool
@@ -53,6 +53,16 @@ def test_what_keeps_a_pool_from_a_connection_is_said(database_url: str) -> None:
         with pool.connection(300), pytest.raises(PoolTimeout) as lent, pool.connection(0.1):
             pass
         assert refused not in str(lent.value)
+
+
+def test_only_pools_of_others_log_that_they_cannot_connect(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asks ours gets the reason."""
+    away = with_database(database_url, "none_such")
+    with make_pool(away, size=1) as pool, pytest.raises(PoolTimeout, match="none_such"), pool.connection(1):
+        pass
+    assert [record for record in caplog.records if record.name == "psycopg.pool"] == []
+    with ConnectionPool(away, name="app", min_size=1, open=True):
+        assert wait_until(lambda: "error connecting in 'app" in caplog.text, 300)
 
 
 @pytest.mark.parametrize(
