@@ -243,7 +243,7 @@ def test_an_app_adopts_callboard_either_way_and_gives_it_up_again(
 
     # Laid down in the middle: `callboard sweep` brings onto RabbitMQ what waits as rows, the stock app does the rest.
     app.send(700, 1000)
-    numbers = "".join(f"{number}\n" for number in range(1000, 4000))
+    numbers = "".join(f"{number}\n" for number in range(1000, 2000))
     (tmp_path / "numbers.jsonl").write_text(numbers, encoding="ascii")
     assert wait_until(lambda: len(app.noted() & lines(700, 1000)) > 30, TIMEOUT)
     tracked.stop()
@@ -253,9 +253,9 @@ def test_an_app_adopts_callboard_either_way_and_gives_it_up_again(
     app.write(APP)
     assert app.queued()["note"] > 0
     worker("app", env=app.variables)
-    everything = lines(0, 1000) | {f"note {number}" for number in range(1000, 4000)}
+    everything = lines(0, 1000) | {f"note {number}" for number in range(1000, 2000)}
     assert wait_until(lambda: app.noted() == everything and not app.queued().total(), TIMEOUT, pause=0.2)
     with psycopg.connect(empty_database_url, autocommit=True) as conn:
         conn.execute("DROP SCHEMA callboard CASCADE")
-    app.send(4000, 4010)
-    assert wait_until(lambda: app.noted() == everything | lines(4000, 4010), TIMEOUT)
+    app.send(2000, 2010)
+    assert wait_until(lambda: app.noted() == everything | lines(2000, 2010), TIMEOUT)
