@@ -22,6 +22,7 @@ from callboard.sql.migrate import SchemaError
 from callboard.sql.pool import Conn, connect, database_address
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
+from callboard.sql.reads.job_view import OPEN, SUBMITTING
 from callboard.sql.settings import NotConfigured
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, submission
@@ -196,8 +197,9 @@ def _queue(row: dict[str, Any], *, missing: bool) -> Iterator[Finding]:
 def _jobs(conn: Conn) -> Iterator[Finding]:
     stalled, following = queries.run(conn, queries.jobs(JobFilter(stalled=True), limit=STALLED))
     for job in stalled:
-        # A standstill with an end is as asked.
-        state, do = (NOTE, "") if job["stalled_until"] else (WRONG, f"see `callboard status {job['id']}`")
+        # A standstill with an end is as asked, and so is a job that waits for more items.
+        asked = job["stalled_until"] or job["stalled"] in (OPEN, SUBMITTING)
+        state, do = (NOTE, "") if asked else (WRONG, f"see `callboard status {job['id']}`")
         yield Finding(f"job {job['id']}", state, f"{job['name']}: {job['stalled']}", do)
     if not stalled:
         yield Finding("jobs", OK, "none stands still")

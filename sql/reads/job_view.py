@@ -17,6 +17,10 @@ MINUTE_SECONDS = 60
 #: The part of an item in flight that counts as done at most: its end is still to come.
 LARGEST_PART = 0.99
 
+#: Why a job stands that was asked to wait for more items.
+OPEN = "it is open for more items until somebody seals it"
+SUBMITTING = "its submission is still going on"
+
 #: The times of a job.
 TIMES = ("created_at", "started_at", "finished_at", "updated_at")
 
@@ -114,11 +118,11 @@ def _unmade(row: Stored) -> str:
 
 def _unsealed(row: Stored) -> str:
     if row["submitting"] is None:
-        return "not sealed: it is open for more items until somebody seals it"
+        return OPEN
     if row["submitting"]:
-        return "not sealed: its submission is still going on"
+        return SUBMITTING
     how = "submit it again with the same key, and it goes on" if row["key"] else "it will be stopped"
-    return f"not sealed: its submission broke off at input {row['consumed']}; {how}"
+    return f"its submission broke off at input {row['consumed']}; {how}"
 
 
 def _nobody(row: Stored) -> str | None:

@@ -186,7 +186,7 @@ def test_without_a_key_a_job_whose_submitter_is_gone_is_stopped_and_a_slow_one_i
         assert set(scenario.assert_completed(callboard.get(job), total=30).values()) == {1}
     scenario.wait_for(callboard.get(found["id"]), lambda status: status["stalled"] is not None)
     assert callboard.get(found["id"]).status()["stalled"] == (
-        f"not sealed: its submission broke off at input {ITEMS}; submit it again with the same key, and it goes on"
+        f"its submission broke off at input {ITEMS}; submit it again with the same key, and it goes on"
     )
     assert callboard.submit("work", ({"number": n} for n in range(ITEMS)), key="k").id == found["id"]
     scenario.assert_completed(callboard.get(found["id"]), total=ITEMS)

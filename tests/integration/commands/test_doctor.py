@@ -79,18 +79,23 @@ def test_what_stands_still_is_named_with_what_to_do(here: Pipeline, capsys: pyte
             created_by=None,
         ).job
         submission.store_chunk(conn, stuck, 0, [(b"{}", None)], keyed=False)
+        unsealed = submission.create_job(
+            conn, name="open", key=None, tenant="", actor="work", queue="default", metadata={}, created_by=None
+        ).job
+        submission.open_job(conn, unsealed)
         quiet = "UPDATE callboard.jobs SET updated_at = now() - interval '1 minute' WHERE id = ANY (%s)"
-        conn.execute(quiet, ([stuck, waits.id],))
+        conn.execute(quiet, ([stuck, unsealed, waits.id],))
         conn.execute("INSERT INTO callboard.actors (name, queue) VALUES ('old', 'gone')")
         try:
             code, found = examined(capsys, "--no-ping")
         finally:
-            conn.execute("DELETE FROM callboard.jobs WHERE id = ANY (%s)", ([stuck, waits.id],))
+            conn.execute("DELETE FROM callboard.jobs WHERE id = ANY (%s)", ([stuck, unsealed, waits.id],))
             conn.execute("DELETE FROM callboard.actors WHERE name = 'old'")
     assert code == 1
     assert found[f"job {stuck}"][0]["state"] == "wrong"
     assert "nobody_has_it" in found[f"job {stuck}"][0]["found"]
-    assert found[f"job {waits.id}"][0]["state"] == "note", "a job that waits as it was asked to is not wrong"
+    for asked in (waits.id, unsealed):
+        assert found[f"job {asked}"][0]["state"] == "note", "a job that waits as it was asked to is not wrong"
     assert found["queue gone"][0]["found"] == "RabbitMQ does not have it"
     (letters,) = (f for f in found["queue default"] if "dead letter" in f["found"])
     assert (letters["state"], "callboard put-back default" in letters["do"]) == ("note", True)

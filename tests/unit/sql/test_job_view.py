@@ -189,22 +189,22 @@ WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
         ({}, {"running": 1}, "1 item is held by a worker that died, and will be given to another"),
         ({}, {"running": 2}, "2 items are held by a worker that died, and will be given to another"),
         ({"elsewhere": 8}, {}, "nothing has moved for 40 s; its workers have items of other jobs in hand (8)"),
-        ({"sealed": False}, {"queued": 0}, "not sealed: it is open for more items until somebody seals it"),
-        ({"sealed": False, "submitting": True}, {"queued": 0}, "not sealed: its submission is still going on"),
+        ({"sealed": False}, {"queued": 0}, "it is open for more items until somebody seals it"),
+        ({"sealed": False, "submitting": True}, {"queued": 0}, "its submission is still going on"),
         (
             {"sealed": False, "submitting": False},
             {"queued": 0},
-            "not sealed: its submission broke off at input 500; it will be stopped",
+            "its submission broke off at input 500; it will be stopped",
         ),
         (
             {"sealed": False, "submitting": False, "key": "k"},
             {"queued": 0},
-            "not sealed: its submission broke off at input 500; submit it again with the same key, and it goes on",
+            "its submission broke off at input 500; submit it again with the same key, and it goes on",
         ),
         (
             {"sealed": False, "held": True, "submitting": False, "key": "k"},
             {"queued": 0, "pending": 5},
-            "not sealed: its submission broke off at input 500; submit it again with the same key, and it goes on",
+            "its submission broke off at input 500; submit it again with the same key, and it goes on",
         ),
     ],
 )
