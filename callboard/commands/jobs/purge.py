@@ -21,7 +21,7 @@ from callboard.words import count
 app = typer.Typer()
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Delete nothing: say what would go, and why.")]
-Jobs = Annotated[list[int] | None, typer.Argument(metavar="[JOB…]", min=0, help="These finished jobs.")]
+Jobs = Annotated[list[int] | None, typer.Argument(metavar="JOB…", min=0, help="These finished jobs.")]
 OlderThan = Annotated[
     str | None, typer.Option(metavar="SPAN", help="Jobs that ended this long ago and have no `keep` of their own: 7d.")
 ]

@@ -57,6 +57,8 @@ ItemStates = Annotated[list[str] | None, one_of(ITEM_STATES, "Only items in this
 WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
 
 
+#: The words of a search, with room for a line to break.
+SEARCH = job_filter.WORDS.replace("|", " | ")
 #: The columns of lists, and how they fit into a terminal.
 SHOWN = "id name state bar progress total failed rate left age stalled"
 FIT = output.Fit({"name": 12, "stalled": 8}, ("bar", "age", "rate", "left", "stalled"))
@@ -92,8 +94,7 @@ def _columns(text: str) -> str:
 @app.command()
 def jobs(
     words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[WORD…]", help=f"Only jobs for which all of these hold: {job_filter.WORDS}."),
+        list[str] | None, typer.Argument(metavar="WORD…", help=f"Only jobs for which all of these hold: {SEARCH}.")
     ] = None,
     *,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing them as they are, until Ctrl-C.")] = False,
@@ -234,7 +235,7 @@ def export(
 @app.command()
 def errors(
     job: JobId,
-    error: Annotated[str | None, typer.Argument(metavar="[ID]", help="Show this group, with a traceback.")] = None,
+    error: Annotated[str | None, typer.Argument(metavar="ID", help="Show this group, with a traceback.")] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -268,7 +269,7 @@ def workers(*, state: WorkerState = None, after: After = None, limit: Limit = 50
 
 @app.command()
 def verify(
-    job: Annotated[int | None, typer.Argument(metavar="[JOB]", min=0, help="Only this job.")] = None,
+    job: Annotated[int | None, typer.Argument(metavar="JOB", min=0, help="Only this job.")] = None,
     *,
     as_json: AsJson = False,
 ) -> None:

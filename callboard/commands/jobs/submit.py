@@ -40,7 +40,7 @@ def callback_option(end: str) -> Any:
 @app.command()
 def submit(
     actor: Annotated[str, typer.Argument(metavar="ACTOR", help="The actor's name.", show_default=False)],
-    file: Annotated[str, typer.Argument(metavar="[FILE|-]", help="The file to read; -: standard input.")] = "-",
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="The file to read; -: standard input.")] = "-",
     *,
     form: Annotated[
         str | None,

@@ -36,7 +36,7 @@ def _pipeline(name: str) -> str:
 
 
 ONE = typer.Argument(
-    metavar="[PIPELINE]", parser=_pipeline, show_default=False,
+    metavar="PIPELINE", parser=_pipeline, show_default=False,
     help=f"Run a pipeline instead, with services that stand in for the world: {', '.join(PIPELINES)}.",
 )  # fmt: skip
 
