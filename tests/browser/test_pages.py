@@ -309,7 +309,7 @@ def test_the_chart_shows_how_a_job_went_and_what_was_done_to_it(page: Page, conn
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#chart g")).to_have_count(60, timeout=SOON)
     expect(page.locator("#chart .marks")).to_contain_text("pause", timeout=SOON)
-    expect(page.locator("#chart h2")).to_contain_text(re.compile(r"at most \d+\.\d/(s|min)"))
+    expect(page.locator("#chart h2")).to_contain_text(re.compile(r"peak \d+\.\d/(s|min)"))
     page.locator("#chart g").nth(30).hover()
     expect(page.locator("[data-read]")).to_have_text(re.compile(r"0\.1/s|6\.0/min"))
     page.get_by_text("As a table").click()

@@ -16,7 +16,10 @@ LEAST_SECONDS, LEAST_POINTS = 10.0, 4
 
 
 def columns(points: Sequence[Row]) -> list[dict[str, Any]]:
-    """The columns of the chart: from when to when, the rate, how many failed, and where each is drawn, in percent."""
+    """The columns of the chart: from when to when, the rate, how many failed, and where each is drawn, in percent.
+
+    None for a run that is too short, or of which no item has ended.
+    """
     whole = _whole(points)
     if not whole:
         return []
@@ -35,7 +38,9 @@ def columns(points: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for (from_, ended_before, failed_before), (to, ended, failed) in pairwise(edges)
     ]
-    top = max(one["rate"] for one in found) or 1.0
+    top = max(one["rate"] for one in found)
+    if not top:  # no item has ended
+        return []
     for place, one in enumerate(found):
         one |= {
             "x": round(100 * place / COLUMNS, 3),

@@ -68,7 +68,7 @@ async def _errors(call: JobCall, job: Row) -> list[Row]:
 async def _lanes(call: JobCall, job: Row) -> list[Row]:
     if not job["limits"].get("concurrency_by"):
         return []
-    return await call.read(queries.lanes(job["id"]))
+    return (await call.read(queries.lanes(job["id"])))[:ROWS]
 
 
 async def _items(call: JobCall, job: Row) -> dict[str, Any]:

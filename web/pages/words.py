@@ -19,8 +19,8 @@ __all__ = ["count", "duration", "left", "parsed", "percent", "rate", "since"]
 
 Job = Mapping[str, Any]
 
-#: Seconds below which a span is shown with its tenths.
-SHORT_SECONDS = 10
+#: Seconds below which a span is shown in milliseconds, and with its tenths.
+TINY_SECONDS, SHORT_SECONDS = 1, 10
 #: Lines and characters of a text that are shown, and from which number on the rest is folded.
 SHOWN_LINES, SHOWN_CHARS = 20, 3_000
 FEW_LINES, FEW_CHARS = 5, 500
@@ -52,9 +52,11 @@ def done(job: Job) -> int:
 
 
 def between(first: str, last: str) -> str:
-    """How long it took from one time to another; short ones with their tenths."""
-    took = (parsed(last) - parsed(first)).total_seconds()
-    return f"{max(took, 0):.1f} s" if took < SHORT_SECONDS else duration(took)
+    """How long it took from one time to another; short ones in milliseconds, or with their tenths."""
+    took = max((parsed(last) - parsed(first)).total_seconds(), 0)
+    if took < TINY_SECONDS:
+        return f"{1000 * took:.0f} ms"
+    return f"{took:.1f} s" if took < SHORT_SECONDS else duration(took)
 
 
 def utc(time: str) -> str:
@@ -121,15 +123,11 @@ def _share(job: Job, state: str) -> float:
 
 
 def mean_rate(job: Job) -> str:
-    """The rate since the start, in words."""
-    if not job["started_at"] or not done(job):
-        return "–"
-    seconds = (
-        (parsed(job["finished_at"]) - parsed(job["started_at"])).total_seconds()
-        if is_over(job)
-        else since(job["started_at"])
-    )
-    return rate(done(job) / seconds) if seconds > 0 else "–"
+    """The rate of an open job since its start, in words; nothing before an item is done."""
+    if is_over(job) or not job["started_at"] or not done(job):
+        return ""
+    seconds = since(job["started_at"])
+    return rate(done(job) / seconds) if seconds > 0 else ""
 
 
 def budget(job: Job) -> str:
@@ -223,7 +221,7 @@ def log_link(item: Mapping[str, Any]) -> str | None:
 
 def pace(job: Job) -> str:
     """The rate of a job that moves."""
-    return rate(job["rate"]) if done(job) and not job["stalled"] and job["rate"] is not None else ""
+    return rate(job["rate"]) if done(job) and not job["stalled"] and job["rate"] else ""
 
 
 def plain(value: Any) -> str:

@@ -43,13 +43,13 @@ async function act(form, button) {
 }
 
 function refuse(body) {
-  let problem = {};
+  let detail = null;
   try {
-    problem = JSON.parse(body);
+    ({ detail } = JSON.parse(body));
   } catch {
     // somebody else answered, like a proxy
   }
-  text(refused, problem.detail ?? "the server did not answer as it should");
+  text(refused, typeof detail === "string" ? detail : "the server did not answer as it should");
   refused.hidden = false;
   refused.scrollIntoView({ block: "nearest" });
 }

@@ -29,13 +29,14 @@ const since = (time) => (Date.now() - Date.parse(time)) / 1000;
 function left(job) {
   if (job.eta) return duration(-since(job.eta));
   if (!FINAL.includes(job.state) || !job.started_at) return "";
-  const took = (Date.parse(job.finished_at) - Date.parse(job.started_at)) / 1000;
-  return took < 10 ? `${took.toFixed(1)} s` : duration(took);
+  const took = Math.max(Date.parse(job.finished_at) - Date.parse(job.started_at), 0);
+  if (took < 1000) return `${took} ms`;
+  return took < 10000 ? `${(took / 1000).toFixed(1)} s` : duration(took / 1000);
 }
 
 function mean(job) {
-  const end = FINAL.includes(job.state) ? Date.parse(job.finished_at) : Date.now();
-  return job.started_at && done(job) ? rate({ rate: (1000 * done(job)) / Math.max(end - Date.parse(job.started_at), 1) }) : "–";
+  if (FINAL.includes(job.state) || !job.started_at || !done(job)) return "";
+  return rate({ rate: done(job) / Math.max(since(job.started_at), 0.001) });
 }
 
 function budget({ limits: { max_failures: most }, ...job }) {
@@ -54,21 +55,22 @@ function shortly(time) {
 // What a page shows of a job that is not simply one of its numbers.
 const SHOWN = {
   percent, rate, mean, budget, left, open: (job) => !FINAL.includes(job.state), over: (job) => FINAL.includes(job.state), done: (job) => number(done(job)), items: (job) => count(job.total, "item"),
-  pace: (job) => (done(job) && !job.stalled && job.rate !== null ? rate(job) : ""), stalled: (job) => (job.stalled ?? "").replace(TIME, shortly), eta: (job) => job.eta ?? "",
+  pace: (job) => (done(job) && !job.stalled && job.rate ? rate(job) : ""), since: (job) => (job.finished_at ? "ended" : "since"), when: (job) => job.finished_at ?? job.created_at,
+  stalled: (job) => (job.stalled ?? "").replace(TIME, shortly), eta: (job) => job.eta ?? "",
 };
 
 // Writes what moved of a job into the nodes that show it.
 export function fill(part, job) {
   for (const node of part.querySelectorAll("[data-of]")) {
     const name = node.dataset.of;
-    if (node.tagName === "TIME") node.dateTime = job[name] ?? "";
+    if (node.tagName === "TIME") node.dateTime = SHOWN[name](job);
     else text(node, SHOWN[name] ? SHOWN[name](job) || "–" : number(job[name]));
   }
   for (const node of part.querySelectorAll("[data-when]")) {
     const name = node.dataset.when;
     node.hidden = !(SHOWN[name] ? SHOWN[name](job) : job[name]) && !node.hasAttribute("aria-current");
   }
-  for (const line of part.querySelectorAll("svg[data-rates]")) draw(line, job.rate);
+  for (const line of part.querySelectorAll("svg[data-rates]")) draw(line, job);
   for (const bar of part.querySelectorAll("svg[data-bar]")) fillBar(bar, (job.stages ?? []).find((stage) => String(stage.job) === bar.dataset.bar) ?? job);
   for (const pill of part.querySelectorAll(".pill[data-pill]")) {
     pill.dataset.state = job.stopping ?? job.state;
@@ -81,8 +83,9 @@ const PACES = 24;
 const SAMPLE_MS = 5000;
 const drawn = new WeakMap();
 
-// The latest rates of a job as a line; the page has it of samples that are some seconds apart.
-function draw(line, rate) {
+// The latest rates of an open job as a line; the page has it of samples that are some seconds apart.
+function draw(line, { state, rate }) {
+  if (FINAL.includes(state)) return line.toggleAttribute("hidden", true);
   if (performance.now() - (drawn.get(line) ?? 0) < SAMPLE_MS) return;
   drawn.set(line, performance.now());
   const rates = [...line.dataset.rates.split(" ").filter(Boolean).map(Number), rate ?? 0].slice(-PACES);

@@ -19,6 +19,13 @@ def test_a_bar_has_each_state_once_and_shows_the_only_failure_of_millions() -> N
     assert {width for state, (_, width) in parts.items() if state not in ("succeeded", "failed")} == {"0"}
 
 
+def test_a_short_span_is_said_in_milliseconds() -> None:
+    ends = {"00.034": "34 ms", "00.999": "999 ms", "01.000": "1.0 s", "09.960": "10.0 s", "59.000": "59 s"}
+    for end, said in ends.items():
+        assert words.between("2026-11-22T12:00:00.000Z", f"2026-11-22T12:00:{end}Z") == said
+    assert words.between("2026-11-22T12:00:00.001Z", "2026-11-22T12:00:00.000Z") == "0 ms"
+
+
 def test_a_time_is_an_element_with_its_utc() -> None:
     element = '<time datetime="2026-11-22T12:00:00.123Z">2026-11-22 12:00:00 UTC</time>'
     assert words.time("2026-11-22T12:00:00.123Z") == element
