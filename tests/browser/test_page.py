@@ -16,7 +16,7 @@ from starlette.routing import Mount
 
 from callboard.sql.pool import Conn
 from callboard.sql.rows import Failure, Running
-from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, tokens
+from callboard.sql.writes import actions, callbacks, jobs, outcomes, stages, submission, tokens
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
 from tests.support.jobs import (
@@ -641,6 +641,19 @@ def test_only_the_name_deletes_a_large_job(page: Page, conn: Conn, address: str)
     expect(page.locator("html[data-answered][data-gone]")).to_be_attached(timeout=SOON)
     page.evaluate("goOn()")
     expect(page.get_by_role("combobox")).to_be_visible(timeout=SOON)
+
+
+def test_a_job_that_waits_for_more_items_is_sealed_by_its_button(page: Page, conn: Conn, address: str) -> None:
+    job = make_job(conn, 1, sealed=False)
+    submission.open_job(conn, job)
+    make_worker(conn)
+    record(conn, job, {"succeeded": [0]})
+    age(conn, job, 11)
+    page.goto(f"{address}/jobs/{job}")
+    expect(page.locator("#sentence")).to_have_text("Stands still: it is open for more items until somebody seals it")
+    page.get_by_role("button", name="Seal").click()
+    expect(pill(page)).to_have_text("completed", timeout=SOON)
+    expect(page.get_by_role("button", name="Seal")).to_have_count(0, timeout=SOON)
 
 
 def test_a_refused_action_is_shown(page: Page, conn: Conn, address: str) -> None:

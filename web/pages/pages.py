@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from callboard.web import actions
+from callboard.web import actions, submissions
 from callboard.web.pages import board, docs, forms, item, job, many, queues, share, tokens, workers
 from callboard.web.pages.forms import form
 from callboard.web.pages.page import PageEndpoint, Parts
 from callboard.web.queues import PutBack
-from callboard.web.submissions import RunAgain
 from callboard.web.tokens import NewToken
 
 
@@ -37,7 +36,8 @@ PAGES = [
     _post("/jobs/actions", many.many, body=many.Many),
     _post("/jobs/{job}/limits", forms.limit, body=forms.SomeLimits),
     PageEndpoint("POST", "/jobs/{job}/recount", forms.recount, None),
-    PageEndpoint("POST", "/jobs/{job}/run-again", forms.run_again, None, body=RunAgain, scope="submit"),
+    PageEndpoint("POST", "/jobs/{job}/run-again", forms.run_again, None, body=submissions.RunAgain, scope="submit"),
+    PageEndpoint("POST", "/jobs/{job}/seal", form(submissions.seal), None, scope="submit"),
     _post("/jobs/{job}/pause", form(actions.pause)),
     _post("/jobs/{job}/resume", form(actions.resume)),
     _post("/jobs/{job}/cancel", form(actions.cancel), body=actions.Cancel),
