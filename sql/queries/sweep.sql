@@ -47,36 +47,40 @@ DELETE FROM callboard.leases WHERE name = 'sweep' AND holder = %(holder)s
 -- name: follow_clock_set_back
 -- The clock of the database was set back by so many seconds, at least. A time to come that the clock gave becomes that much
 -- earlier, so nothing waits longer than it should. A heartbeat that is to come becomes now, so a worker that died is found.
--- The last change of a job becomes earlier, so the lost messages of a job that does not move are found. A claim holds for no
--- longer than one that is made now: one that was made after the clock was set back keeps its time.
+-- The last change of a job becomes earlier, so the lost messages of a job that does not move are found; and so does the
+-- beginning of what is open, which else would end before. What was sampled later than now is deleted: a rate or a chart that
+-- goes by it would be wrong. A claim holds for no longer than one that is made now: one that was made after the clock was set
+-- back keeps its time, and what nobody has claimed stays so.
 -- A time that somebody gave stays: of a start, a deadline, a token. The `seq` of each turn changes, so that a publisher that
 -- looks at the turn in this moment does not store times of before.
 -- Caller: the sweep, in the transaction that renews its lease. After an error the next round does all of this once more, for
 -- it knows the seconds from the lease.
--- Lock order: jobs by id, then turns by job; then rows of the outbox, callbacks and workers without waiting for any. Each
--- `count(*)` locks all that come before: without it PostgreSQL runs the parts of this statement in an order of its own.
+-- Lock order: jobs by id, then turns by job; then rows of the outbox, running, callbacks and workers without waiting for any.
+-- A message moves only if its turn is locked: its update changes the turn, and must not wait. Each `count(*)` locks all that
+-- come before: without it PostgreSQL runs the parts of this statement in an order of its own.
 WITH back AS (
     SELECT make_interval(secs => %(seconds)s) AS time, now() + make_interval(secs => %(PUBLISH_LEASE_SECONDS)s) AS published,
            now() + make_interval(secs => %(SUBMISSION_LEASE_SECONDS)s) AS submitted,
            now() + make_interval(secs => %(MESSAGE_LEASE_SECONDS)s) AS sent,
            now() + make_interval(secs => %(WEBHOOK_LEASE_SECONDS)s) AS called
 ), job AS (
-    SELECT id FROM callboard.jobs
-    WHERE finished_at IS NULL AND greatest(publish_until, submitting_until, control_at, rate_ready, updated_at) > now()
-    ORDER BY id FOR NO KEY UPDATE
+    SELECT id FROM callboard.jobs WHERE finished_at IS NULL ORDER BY id FOR NO KEY UPDATE
 ), turn AS (
-    SELECT job_id, queue FROM callboard.turns
-    WHERE NOT over AND (served_at > now() OR bulk_at > now() AND bulk_at < 'infinity' OR due_at > now() AND due_at < 'infinity')
-      AND (SELECT count(*) FROM job) >= 0
-    ORDER BY job_id, queue FOR NO KEY UPDATE
+    SELECT t.job_id, t.queue FROM callboard.turns AS t
+    WHERE t.job_id IN (SELECT id FROM job) AND (SELECT count(*) FROM job) >= 0
+    ORDER BY t.job_id, t.queue FOR NO KEY UPDATE OF t
 ), message AS (
     SELECT id FROM callboard.outbox
-    WHERE (due_at > now() AND due_at < timestamptz '9999-01-01Z' OR claimed_until > now()) AND (SELECT count(*) FROM turn) >= 0
+    WHERE (due_at > now() AND due_at < timestamptz '9999-01-01Z' OR claimed_until > now())
+      AND (dead OR (job_id, queue) IN (SELECT job_id, queue FROM turn)) AND (SELECT count(*) FROM turn) >= 0
+    FOR UPDATE SKIP LOCKED
+), flying AS (
+    SELECT job_id, item FROM callboard.running WHERE started_at > now() AND (SELECT count(*) FROM message) >= 0
     FOR UPDATE SKIP LOCKED
 ), callback AS (
     SELECT id FROM callboard.callbacks
     WHERE delivered_at IS NULL AND gave_up_at IS NULL AND greatest(due_at, claimed_until) > now()
-      AND (SELECT count(*) FROM message) >= 0
+      AND (SELECT count(*) FROM flying) >= 0
     FOR UPDATE SKIP LOCKED
 ), worker AS (
     SELECT id FROM callboard.workers
@@ -84,10 +88,22 @@ WITH back AS (
     FOR NO KEY UPDATE SKIP LOCKED
 ), jobs AS (
     UPDATE callboard.jobs AS j
-    SET publish_until = least(publish_until, back.published), submitting_until = least(submitting_until, back.submitted),
-        rate_ready = rate_ready - time, control_at = least(control_at, clock_timestamp()),
-        updated_at = CASE WHEN updated_at > now() THEN updated_at - time ELSE updated_at END
-    FROM job, back WHERE j.id = job.id
+    SET publish_until = CASE WHEN publish_until IS NOT NULL THEN least(publish_until, back.published) END,
+        submitting_until = CASE WHEN submitting_until IS NOT NULL THEN least(submitting_until, submitted) END,
+        rate_ready = rate_ready - time,
+        control_at = CASE WHEN control_at IS NOT NULL THEN least(control_at, clock_timestamp()) END,
+        updated_at = CASE WHEN updated_at > now() THEN updated_at - time ELSE updated_at END,
+        created_at = CASE WHEN created_at > now() THEN created_at - time ELSE created_at END,
+        started_at = CASE WHEN started_at > now() THEN started_at - time ELSE started_at END,
+        not_before = CASE WHEN not_before > now() AND not_before = (holds -> '*' ->> 'until')::timestamptz
+                          THEN not_before - time ELSE not_before END,
+        holds = (SELECT jsonb_object_agg(h.key, h.value || jsonb_build_object(
+                     'until', CASE WHEN u.until > now() THEN u.until - time ELSE u.until END))
+                 FROM jsonb_each(holds) AS h CROSS JOIN LATERAL (SELECT (h.value ->> 'until')::timestamptz AS until) AS u)
+    FROM job, back
+    WHERE j.id = job.id
+      AND (greatest(publish_until, submitting_until, control_at, rate_ready, updated_at, created_at, started_at) > now()
+           OR holds IS NOT NULL)
 ), turns AS (
     UPDATE callboard.turns AS t
     SET served_at = served_at - time, bulk_at = bulk_at - time, due_at = due_at - time, seq = seq + 1
@@ -95,11 +111,18 @@ WITH back AS (
 ), messages AS (
     UPDATE callboard.outbox AS o
     SET due_at = CASE WHEN due_at = timestamptz '9999-01-01Z' THEN due_at ELSE due_at - time END,
-        claimed_until = least(claimed_until, back.published)
+        claimed_until = CASE WHEN claimed_until IS NOT NULL THEN least(claimed_until, back.published) END
     FROM message, back WHERE o.id = message.id
+), running AS (
+    UPDATE callboard.running AS r SET started_at = started_at - time
+    FROM flying AS f, back WHERE r.job_id = f.job_id AND r.item = f.item
+), samples AS (
+    DELETE FROM callboard.samples AS s USING job WHERE s.job_id = job.id AND s.taken_at > now()
 ), callbacks AS (
     UPDATE callboard.callbacks AS c
-    SET due_at = due_at - time, claimed_until = least(claimed_until, CASE WHEN url IS NULL THEN sent ELSE called END)
+    SET due_at = due_at - time,
+        claimed_until = CASE WHEN claimed_until IS NOT NULL
+                             THEN least(claimed_until, CASE WHEN url IS NULL THEN sent ELSE called END) END
     FROM callback, back WHERE c.id = callback.id
 )
 UPDATE callboard.workers AS w SET beat_at = now() FROM worker WHERE w.id = worker.id

@@ -332,6 +332,26 @@ def test_who_waits_for_a_job_after_the_clock_was_set_back_has_locked_no_message(
     assert conn.execute("SELECT FROM callboard.outbox WHERE due_at > now()").rowcount == 0
 
 
+def test_who_moves_messages_after_the_clock_was_set_back_waits_for_no_turn(conn: Conn, database_url: str) -> None:
+    """A flush has the turn of the limited job, an item of which has ended, and waits for that of the job that ends."""
+    ends_now, limited, last = jobs = [make_job(conn, items) for items in (1, 2, 1)]
+    actions.limit(conn, limited, BY, {"concurrency": 5})
+    conn.cursor().executemany(
+        "INSERT INTO callboard.outbox (job_id, item, attempt, due_at, first)"
+        " SELECT %s, max(item), 2, now() + interval '1 h', false FROM callboard.items WHERE job_id = %s",
+        [[job, job] for job in jobs],
+    )
+    conn.execute("UPDATE callboard.turns SET due_at = now() WHERE job_id = %s", [limited])
+    conn.execute("UPDATE callboard.jobs SET submitting_until = NULL")
+    meet(
+        database_url, "turns WHERE job_id = %s", [last], lambda c: sweep.follow_clock_set_back(c, 3_600),
+        late([ends_now, limited]),
+    )  # fmt: skip
+    assert broken_deadlocks(conn) == 0
+    assert conn.execute("SELECT FROM callboard.outbox WHERE due_at > now()").rowcount == 0
+    assert drift(conn) == []
+
+
 def test_a_retry_leaves_what_was_retried_before_alone(conn: Conn, database_url: str) -> None:
     """Their failed attempts are still there, of a million items as of one."""
     parent, (stage, _) = make_staged(conn)
