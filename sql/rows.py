@@ -80,6 +80,11 @@ class NewItem:
     key: Text | None = None
     published: Bool = False
 
+    @property
+    def size(self) -> int:
+        """How many bytes its message has."""
+        return len(self.args) + len(self.options or b"")
+
 
 class Save(NamedTuple):
     """A statement of the user's own, with its parameters as psycopg takes them, and the place in his code. `calls`: it
@@ -133,7 +138,7 @@ class Event:
     @property
     def size(self) -> int:
         """About how many bytes it is to record."""
-        size = len(self.result or "") + sum(CHILD_BYTES + len(child.args) for child in self.children)
+        size = len(self.result or "") + sum(CHILD_BYTES + child.size for child in self.children)
         if self.saves is not None:
             size += self.saves.size
         return size if self.failure is None else size + len(self.failure.message) + len(self.failure.traceback)

@@ -300,7 +300,7 @@ class Journal:
                 self._wake.wait(left)
             first = _batch(entry.event.size for entry in self._entries)
             entries, self._entries = self._entries[:first], self._entries[first:]
-            first = _batch(len(send.item.args) for send in self._sends)
+            first = _batch(send.item.size for send in self._sends)
             sends, self._sends = self._sends[:first], self._sends[first:]
             self._writing = bool(entries)
         return entries, sends

@@ -61,7 +61,7 @@ class Attempt:
     saves: Saves | None = None  # with its outcome, if that is a success
     batch: "list[Attempt] | None" = None  # of those whose call its actor is, if it takes batches: itself first
     children: int = 0  # of both
-    child_bytes: int = 0  # of their arguments
+    child_bytes: int = 0  # of their messages
 
     @property
     def key(self) -> tuple[int, int]:
@@ -85,7 +85,7 @@ class Attempt:
             if not self.ended:
                 (self.hooked if self.hooks else self.sent).append(item)
                 self.children += 1
-                self.child_bytes += len(item.args)
+                self.child_bytes += item.size
             return not self.ended
 
     def take_sent(self) -> list[NewItem]:

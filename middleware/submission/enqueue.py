@@ -27,7 +27,7 @@ from callboard.sql.limits import MAX_SPAN_SECONDS
 from callboard.sql.migrate import ABSENT
 from callboard.sql.rows import NewItem, Outgoing
 
-#: What an item may send at most, as it is recorded in one transaction: messages, and bytes of their arguments.
+#: What an item may send at most, as it is recorded in one transaction: messages, and their bytes.
 CHILDREN_LIMIT, CHILDREN_LIMIT_BYTES = 100_000, 64 * 2**20
 #: Seconds that a plain send waits for its row.
 SEND_SECONDS = 10.0
@@ -166,7 +166,7 @@ def _check(message: Any, item: NewItem) -> None:
 
 def _within_limits(item: NewItem, attempt: Attempt) -> NewItem:
     """Return an item that an attempt sends; raise BadItem when it sends too many, or too much, for one transaction."""
-    if attempt.children >= CHILDREN_LIMIT or attempt.child_bytes + len(item.args) > CHILDREN_LIMIT_BYTES:
+    if attempt.children >= CHILDREN_LIMIT or attempt.child_bytes + item.size > CHILDREN_LIMIT_BYTES:
         raise BadItem(
             f"an item may send {CHILDREN_LIMIT:,} messages, of {CHILDREN_LIMIT_BYTES // 2**20} MiB together, since "
             "they go out when it succeeds: send more in a block `with callboard.job(…)`, or by callboard.submit"

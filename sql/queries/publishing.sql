@@ -180,13 +180,17 @@ WITH in_turn AS (
 {outgoing}
 ORDER BY c.item
 
+-- part: message_bytes
+-- The bytes of the message of the item `i`: of its arguments and its options.
+(octet_length(i.args) + coalesce(octet_length(coalesce(i.retry_options, i.options)), 0))
+
 -- part: claimed
 -- The rows of the outbox that `due` (id, job_id, item, lapsed) has locked are claimed for as long as the lease lasts, as many as have
--- `bytes` of arguments, one at least. One that was claimed before is suspect from now on.
+-- `bytes` of messages, one at least. One that was claimed before is suspect from now on.
 sized AS (
     SELECT o.id, o.lapsed, sum(i.bytes) OVER (ORDER BY o.id) - i.bytes AS before
     FROM due AS o CROSS JOIN LATERAL (
-        SELECT octet_length(args) AS bytes FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
+        SELECT {message_bytes} AS bytes FROM callboard.items AS i WHERE i.job_id = o.job_id AND i.item = o.item OFFSET 0
     ) AS i
 ), claimed AS (
     UPDATE callboard.outbox AS o
@@ -206,12 +210,12 @@ FROM claimed AS c JOIN callboard.items AS i USING (job_id, item) JOIN callboard.
 
 -- name: bulk_items
 -- What lies in a stretch of a job's bulk range. Children stored in between have a message id and their own
--- path. Caller: the publisher. Rows: (item, attempt, args, options), by item; as many as have `bytes` of arguments, one at
+-- path. Caller: the publisher. Rows: (item, attempt, args, options), by item; as many as have `bytes` of messages, one at
 -- least.
 SELECT item, attempt, args, options FROM (
     SELECT item, attempt, args, coalesce(retry_options, options) AS options,
-           sum(octet_length(args)) OVER (ORDER BY item) - octet_length(args) AS before
-    FROM callboard.items
+           sum({message_bytes}) OVER (ORDER BY item) - {message_bytes} AS before
+    FROM callboard.items AS i
     WHERE job_id = %(job)s AND item >= %(start)s AND item < %(end)s AND message_id IS NULL
 ) AS i
 WHERE before < %(bytes)s ORDER BY item

@@ -7,7 +7,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.rows import DueQueue, Outgoing, PublishClaim
 from callboard.sql.statements import execute, fetch, fetch_one, fetch_value, lists
 
-#: Bytes of arguments that are read at a time: a message may have a mebibyte.
+#: Bytes of messages that are read at a time: the arguments of one may have a mebibyte.
 BATCH_BYTES = 8 * 1_048_576
 
 
@@ -45,7 +45,8 @@ def bulk_items(conn: Conn, claim: PublishClaim, start: int, end: int) -> tuple[l
         )
         for item, attempt, args, options in rows
     ]  # fmt: skip
-    return found, found[-1].item + 1 if sum(len(out.args) for out in found) >= BATCH_BYTES else end
+    size = sum(len(out.args) + len(out.options or b"") for out in found)
+    return found, found[-1].item + 1 if size >= BATCH_BYTES else end
 
 
 def advance_watermark(

@@ -7,7 +7,7 @@ from callboard.middleware.submission import enqueue
 from callboard.middleware.submission.item_encoding import BadItem
 from callboard.sql.rows import NewItem
 
-ITEM = NewItem(0, "work", "default", "m", b"x" * 10, None, 0)
+ITEM = NewItem(0, "work", "default", "m", b"x" * 5, b"y" * 5, 0)
 
 
 @pytest.mark.parametrize("limits", [("CHILDREN_LIMIT", 3), ("CHILDREN_LIMIT_BYTES", 35)])
