@@ -50,7 +50,7 @@ def batches(conn: Conn, claim: PublishClaim, room: int) -> Iterator[list[Outgoin
     """
     by = claim.lane_by or ""
     if claim.applied_lane_by != by:
-        lanes.change_lanes(conn, claim, _with_lanes(lanes.items_in_flight(conn, claim), by))
+        lanes.change_lanes(conn, claim, _of_items_in_flight(conn, claim, by))
     watermark, aside, step = claim.watermark, 0, timings.PUBLISH_WINDOW_ITEMS
     while room > 0:
         if late := lanes.messages_without_lane(conn, claim, TURN_ITEMS):
@@ -73,7 +73,14 @@ def batches(conn: Conn, claim: PublishClaim, room: int) -> Iterator[list[Outgoin
 
 def _all_full(conn: Conn, claim: PublishClaim) -> bool:
     """Return whether as many lanes as may be are full: then no other item can be found."""
-    return len(lanes.items_in_flight(conn, claim)) >= (claim.lanes or 0) * (claim.lane_width or 0)
+    return lanes.count_in_flight(conn, claim) >= (claim.lanes or 0) * (claim.lane_width or 0)
+
+
+def _of_items_in_flight(conn: Conn, claim: PublishClaim, by: str) -> list[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    while page := lanes.items_in_flight(conn, claim, found[-1][0] if found else -1):
+        found += _with_lanes(page, by)
+    return found
 
 
 def _with_lanes(rows: list[tuple[int, bytes]], by: str) -> list[tuple[int, str]]:

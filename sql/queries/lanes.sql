@@ -72,11 +72,19 @@ WITH known AS (
 UPDATE callboard.outbox AS o SET lane = known.lane FROM known WHERE o.id = known.id
 
 -- name: items_in_flight
--- What is in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: (item, args).
-SELECT l.item, i.args
-FROM callboard.lanes AS l
-CROSS JOIN LATERAL (SELECT args FROM callboard.items AS i WHERE i.job_id = l.job_id AND i.item = l.item OFFSET 0) AS i
-WHERE l.job_id = %(job)s
+-- What is in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: (item, args), by item; as
+-- many as have `bytes` of arguments, one at least.
+SELECT item, args FROM (
+    SELECT l.item, i.args, sum(octet_length(i.args)) OVER (ORDER BY l.item) - octet_length(i.args) AS before
+    FROM callboard.lanes AS l
+    CROSS JOIN LATERAL (SELECT args FROM callboard.items AS i WHERE i.job_id = l.job_id AND i.item = l.item OFFSET 0) AS i
+    WHERE l.job_id = %(job)s AND l.item > %(after)s
+) AS i
+WHERE before < %(bytes)s ORDER BY item
+
+-- name: count_in_flight
+-- How much is in flight of a job's lanes. Caller: the publisher, which holds the job's claim. Rows: one.
+SELECT count(*) FROM callboard.lanes WHERE job_id = %(job)s
 
 -- name: clear_message_lanes
 -- Lanes go by another argument now: those of a job's messages are found anew.

@@ -49,9 +49,14 @@ def set_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str]])
         execute(conn, "set_lanes", **lists("id lane", lanes))
 
 
-def items_in_flight(conn: Conn, claim: PublishClaim) -> list[tuple[int, bytes]]:
-    """Return the items in flight of the job's lanes: (item, args)."""
-    return execute(conn, "items_in_flight", job=claim.job).fetchall()
+def items_in_flight(conn: Conn, claim: PublishClaim, after: int) -> list[tuple[int, bytes]]:
+    """Return the next items in flight of the job's lanes, behind item `after`: (item, args). None follows the last."""
+    return execute(conn, "items_in_flight", job=claim.job, after=after, bytes=BATCH_BYTES).fetchall()
+
+
+def count_in_flight(conn: Conn, claim: PublishClaim) -> int:
+    """Return how many items of the job's lanes are in flight."""
+    return int(fetch_value(conn, "count_in_flight", job=claim.job))
 
 
 def change_lanes(conn: Conn, claim: PublishClaim, lanes: Sequence[tuple[int, str]]) -> None:

@@ -348,7 +348,7 @@ def _lanes_changed(scene: Scene) -> Act:
     claim = scene.move_to_outbox(lambda item: item // 2)
     lanes.claim_lanes(scene.conn, claim, MANY)
     return lambda: lanes.change_lanes(
-        scene.conn, claim, [(item, "c") for item, _ in lanes.items_in_flight(scene.conn, claim)]
+        scene.conn, claim, [(item, "c") for item, _ in lanes.items_in_flight(scene.conn, claim, -1)]
     )
 
 
