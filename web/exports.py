@@ -51,12 +51,14 @@ async def _stream(call: Call[ExportQuery, NoBody], jobs: Sequence[int]) -> Async
             page, after = await read_page(
                 call, job, wanted.state, error=wanted.error, after=after, limit=exports.PAGE_ITEMS
             )
-            items = [await _whole(call, item) for item in page]
-            if items:
-                yield write(items)
-
-
-async def _whole(call: Call[Any, Any], item: dict[str, Any]) -> dict[str, Any]:
-    query = exports.rest(item)
-    found = None if query is None else await call.read(query)
-    return found or item
+            whole: list[dict[str, Any]] = []
+            for item in page:
+                query = exports.rest(item)
+                if query is None:
+                    whole.append(item)
+                    continue
+                found = await call.read(query)
+                yield write([*whole, found or item])  # a large item: it is not kept until others are read
+                whole = []
+            if whole:
+                yield write(whole)

@@ -105,12 +105,17 @@ FOR NO KEY UPDATE OF s
 UPDATE callboard.jobs SET maker = NULL, updated_at = now() WHERE id = %(job)s AND maker = %(worker)s
 
 -- name: stage_results
--- A page of a stage's items in these states, with their results, by item. Caller: stages.results_page.
--- Rows: (item, args, state, result, why it is not kept).
-SELECT i.item, i.args, i.state::text, v.value, v.unkept
-FROM callboard.items AS i
-LEFT JOIN LATERAL (
-    SELECT * FROM callboard.results AS v WHERE v.job_id = i.job_id AND v.item = i.item OFFSET 0
-) AS v ON true
-WHERE i.job_id = %(job)s AND i.item > %(after)s AND i.state::text = ANY (%(states)s)
-ORDER BY i.item LIMIT %(limit)s
+-- A page of a stage's items in these states, with their results, by item: `limit` at most, and as many as have `bytes`, one at
+-- least. Caller: stages.results_page. Rows: (item, args, state, result, why it is not kept).
+SELECT item, args, state, value, unkept FROM (
+    SELECT i.item, i.args, i.state::text, v.value, v.unkept, sum(s.bytes) OVER (ORDER BY i.item) - s.bytes AS before
+    FROM (
+        SELECT job_id, item, args, state FROM callboard.items
+        WHERE job_id = %(job)s AND item > %(after)s AND state::text = ANY (%(states)s) ORDER BY item LIMIT %(limit)s
+    ) AS i
+    LEFT JOIN LATERAL (
+        SELECT * FROM callboard.results AS v WHERE v.job_id = i.job_id AND v.item = i.item OFFSET 0
+    ) AS v ON true
+    CROSS JOIN LATERAL (SELECT octet_length(i.args) + coalesce(octet_length(v.value), 0) AS bytes) AS s
+) AS page
+WHERE before < %(bytes)s ORDER BY item

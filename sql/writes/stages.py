@@ -16,6 +16,7 @@ from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, gives_row, required
 from callboard.sql.writes import jobs, submission
+from callboard.sql.writes.publishing import BATCH_BYTES
 from callboard.sql.writes.requests import Requester, check_flag, check_name, note_action
 
 
@@ -166,7 +167,8 @@ def release_claim(conn: Conn, making: StageClaim) -> None:
 def results_page(
     conn: Conn, job: int, states: Sequence[str], after: int, limit: int
 ) -> list[tuple[int, bytes, str, str | None, str | None]]:
-    """Return items of a stage after item `after`, in these states: (item, arguments, state, result as JSON, why that is
-    not kept).
+    """Return items of a stage after item `after`, in these states, `limit` at most, and about `BATCH_BYTES` of them:
+    (item, arguments, state, result as JSON, why that is not kept).
     """
-    return execute(conn, "stage_results", job=job, states=list(states), after=after, limit=limit).fetchall()
+    page = {"states": list(states), "after": after, "limit": limit, "bytes": BATCH_BYTES}
+    return execute(conn, "stage_results", job=job, **page).fetchall()
