@@ -309,7 +309,7 @@ SELECT FROM callboard.jobs WHERE id = %(job)s AND tenant = %(tenant)s AND delete
 -- among a number of attempts, some of which were retried. `looked_at` is the last of them when there are more.
 -- Caller: queries.items, queries.item. Rows: one an item, at least one of the job; `args` and `result` are cut at `cap`.
 WITH job AS (
-    SELECT j.watermark, j.actor, e.over, e.ends, %(after)s::bigint + %(look_at)s::bigint AS last_look,
+    SELECT j.watermark, j.bulk_end, j.actor, e.over, e.ends, %(after)s::bigint + %(look_at)s::bigint AS last_look,
            CASE %(state)s::text
                WHEN 'succeeded' THEN j.succeeded > 0
                WHEN 'queued' THEN NOT e.ends AND l.items > j.retrying
@@ -368,7 +368,7 @@ WITH job AS (
     UNION ALL
     (SELECT i.item FROM callboard.items AS i
      WHERE %(state)s::text = 'pending' AND NOT (SELECT ends FROM job) AND i.job_id = %(job)s
-       AND i.item >= greatest(%(after)s + 1, (SELECT watermark FROM job))
+       AND i.item >= greatest(%(after)s + 1, (SELECT watermark FROM job)) AND i.item < (SELECT bulk_end FROM job)
        AND i.message_id IS NULL AND i.state = 'waiting'
        AND NOT EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = i.job_id AND r.item = i.item OFFSET 0)
      ORDER BY i.item LIMIT %(limit)s)
