@@ -15,6 +15,7 @@ of production. An actor that is called as a plain function needs neither a datab
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,14 @@ from callboard.middleware.install import install
 from callboard.middleware.tracking import Returned, Tracking
 from callboard.sql import settings
 from callboard.sql.migrate import migrate
+from callboard.sql.pool import connect
+from callboard.sql.writes.workers import exclude_tests
 from callboard.submit import submit
 
 #: Threads of the worker, and seconds that a test waits for a job unless it says otherwise.
 THREADS, TIMEOUT_SECONDS = 4, 30.0
+#: Seconds between two tries to be the only worker of tests on a database: two would run each other's items.
+TURN_SECONDS = 0.05
 _PLACE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 _BEFORE = pytest.StashKey[Any]()
 
@@ -119,16 +124,19 @@ def callboard_worker(_callboard_database: str) -> Iterator[CallboardWorker]:
     install(broker, database_url=_callboard_database)
     dramatiq.set_broker(broker)
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=THREADS)
-    worker.start()
-    try:
-        yield CallboardWorker()
-    finally:
-        worker.stop()
-        if broker is not app:
-            for actor in app.actors.values():
-                actor.broker = app
-            broker.close()
-        dramatiq.set_broker(app)
+    with connect(_callboard_database) as conn:
+        while not exclude_tests(conn):
+            time.sleep(TURN_SECONDS)
+        worker.start()
+        try:
+            yield CallboardWorker()
+        finally:
+            worker.stop()
+            if broker is not app:
+                for actor in app.actors.values():
+                    actor.broker = app
+                broker.close()
+            dramatiq.set_broker(app)
 
 
 def _moved(app: dramatiq.Broker) -> StubBroker:

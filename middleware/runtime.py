@@ -191,6 +191,12 @@ class Runtime:
         self.maintain()
         self.journal.watch()
 
+    def add_actor(self, name: str, queue: str, signature: Signature | None) -> None:
+        """Announce an actor that is declared while the worker runs, as by a module that an actor imports."""
+        if self._worker is not None and queue in (self._worker.consumer_whitelist or {queue}):
+            self._stage_maker.actors = {**self._stage_maker.actors, name: signature}
+            self._heartbeat.add_actor(name, queue, signature)
+
     def maintain(self) -> None:
         """Publish what is due, deliver callbacks, and sweep, in threads: what a worker does beside its items, and
         `callboard sweep` alone.

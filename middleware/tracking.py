@@ -95,6 +95,10 @@ class Tracking(Middleware):
         if (given := actor.options.get("results")) not in (None, "strict"):
             raise BadDeclaration(f"the option results of {actor.actor_name} must be 'strict' or None, not {given!r}")
 
+    def after_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
+        """Announce an actor that is declared after the worker has started."""
+        self.runtime.add_actor(actor.actor_name, actor.queue_name, own_signature(actor))
+
     # One message -----------------------------------------------------------------------------------------------------
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
@@ -255,9 +259,12 @@ class Tracking(Middleware):
         self.runtime.process.stopping = True
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
-        """Write what is left and close."""
+        """Write what is left and close. Dramatiq leaves a middleware of the worker on the broker, which has it consume
+        each queue that is declared later: it would take messages from the next worker, and run none.
+        """
         self.runtime.end()
         metrics.stop()
+        broker.middleware[:] = [m for m in broker.middleware if getattr(m, "worker", None) is not worker]
 
 
 class Returned(Middleware):

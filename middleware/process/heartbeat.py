@@ -64,6 +64,7 @@ class Heartbeat:
     _done: object = None
     _worked: float = 0.0
     _waking: threading.Lock = field(default_factory=threading.Lock)
+    _declared: dict[str, tuple[str, Signature | None]] = field(default_factory=dict)  # actors that are not recorded yet
     _periodic: Periodic = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +100,19 @@ class Heartbeat:
                 )
             self._read_controls(conn)  # before a message of a stopped job can arrive
         self._beaten = time.monotonic()
+
+    def add_actor(self, name: str, queue: str, signature: Signature | None) -> None:
+        """Record in the next moment that the worker has one more actor."""
+        self._declared[name] = queue, signature
+        self._periodic.wake()
+
+    def _record_actors(self, conn: Conn) -> None:
+        declared = self._declared.copy()
+        actors = {name: queue for name, (queue, _) in declared.items()}
+        signatures = {name: known for name, (_, known) in declared.items() if known is not None}
+        workers.add_actors(conn, self.process.worker, actors, signatures)
+        for name in declared:
+            del self._declared[name]
 
     def stop(self, timeout: float) -> None:
         """Look no more, and record that the worker stopped; wait at most `timeout` seconds for the database."""
@@ -142,6 +156,8 @@ class Heartbeat:
             if due.controls or now - self._looked > timings.CONTROLS_SECONDS / 2:
                 self._read_controls(conn)
             self._looked = now
+            if self._declared:
+                self._record_actors(conn)
             self._note_idle(due)
             self.begin(due)
             self._report_means(conn)

@@ -7,16 +7,28 @@ ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, signature = excluded.si
 -- name: register_worker
 -- A worker process starts, and the turns of jobs that may have waited for it are looked at. Caller: the heartbeat.
 -- Rows: one, (id). Lock order: turns without waiting for any.
-WITH waiting AS (
+WITH {woken_turns}
+INSERT INTO callboard.workers (host, pid, threads, release, actors, queues, broker)
+VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s, %(broker)s)
+RETURNING id
+
+-- name: add_actors
+-- A worker has more actors, which were declared after its start. Caller: the heartbeat. Lock order: turns as above, worker.
+WITH {woken_turns}
+UPDATE callboard.workers
+SET actors = ARRAY(SELECT unnest(actors) UNION SELECT unnest(%(actors)s::text[]) ORDER BY 1),
+    queues = ARRAY(SELECT unnest(queues) UNION SELECT unnest(%(queues)s::text[]) ORDER BY 1)
+WHERE id = %(worker)s
+
+-- part: woken_turns
+-- The turns of jobs that may have waited for these actors are looked at.
+waiting AS (
     SELECT t.job_id, t.queue FROM callboard.turns AS t JOIN callboard.jobs AS j ON j.id = t.job_id
     WHERE t.bulk_at > now() AND t.bulk_at < 'infinity' AND j.actor = ANY (%(actors)s::text[]) FOR UPDATE OF t SKIP LOCKED
 ), woken AS (
     UPDATE callboard.turns AS t SET bulk_at = now(), seq = t.seq + 1
     FROM waiting AS w WHERE t.job_id = w.job_id AND t.queue = w.queue
 )
-INSERT INTO callboard.workers (host, pid, threads, release, actors, queues, broker)
-VALUES (%(host)s, %(pid)s, %(threads)s, %(release)s, %(actors)s, %(queues)s, %(broker)s)
-RETURNING id
 
 -- name: other_brokers
 -- The first worker on each other broker, of those that live and registered before this one. Caller: the heartbeat.
@@ -72,6 +84,11 @@ WITH known AS (
 UPDATE callboard.actors AS a
 SET mean_seconds = greatest(k.seconds, sqrt(k.seconds * a.mean_seconds))
 FROM known AS k WHERE a.name = k.name
+
+-- name: exclude_tests
+-- Be the only worker of tests on this database, until the session ends. Caller: the pytest plug-in.
+-- Rows: one; whether no other session is.
+SELECT pg_try_advisory_lock(hashtextextended('callboard.testing', 0))
 
 -- name: stop_worker
 -- A worker stops in order. Caller: the heartbeat.

@@ -6,20 +6,30 @@ from psycopg.types.json import Jsonb
 
 from callboard.sql.pool import Conn
 from callboard.sql.rows import DueWork, JobControl, WorkerInfo
+from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, gives_row, lists, required
 
 
 def register_worker(conn: Conn, info: WorkerInfo) -> int:
     """Register a worker process that starts; return its id."""
-    actors = sorted(info.actors)
-    queues = [info.actors[name] for name in actors]
-    signatures = [known and Jsonb(known.as_json()) for known in map(info.signatures.get, actors)]
-    execute(conn, "announce_actors", actors=actors, queues=queues, signatures=signatures)
+    announced = _announce(conn, info.actors, info.signatures)
     number: int = fetch_value(
         conn, "register_worker", host=info.host, pid=info.pid, threads=info.threads, release=info.release,
-        actors=actors, queues=sorted(set(queues)), broker=info.broker,
+        broker=info.broker, **announced,
     )  # fmt: skip
     return number
+
+
+def add_actors(conn: Conn, worker: int, actors: Mapping[str, str], signatures: Mapping[str, Signature]) -> None:
+    """Record that a worker has these actors ({name: queue}) too, which were declared after its start."""
+    execute(conn, "add_actors", worker=worker, **_announce(conn, actors, signatures))
+
+
+def _announce(conn: Conn, queues: Mapping[str, str], signatures: Mapping[str, Signature]) -> dict[str, list[str]]:
+    names = sorted(queues)
+    known = [found and Jsonb(found.as_json()) for found in map(signatures.get, names)]
+    execute(conn, "announce_actors", actors=names, queues=[queues[name] for name in names], signatures=known)
+    return {"actors": names, "queues": sorted(set(queues.values()))}
 
 
 def other_brokers(conn: Conn, worker: int) -> list[tuple[int, str, str]]:
@@ -41,6 +51,11 @@ def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, troub
 def report_means(conn: Conn, means: Mapping[str, float]) -> None:
     """Record the mean seconds of attempts, by actor."""
     execute(conn, "report_means", **lists("actors seconds", means.items()))
+
+
+def exclude_tests(conn: Conn) -> bool:
+    """Become the only worker of tests on this database until `conn` is closed; return False while another is."""
+    return bool(fetch_value(conn, "exclude_tests"))
 
 
 def stop_worker(conn: Conn, worker: int) -> None:

@@ -55,6 +55,27 @@ def teardown_module():
 """
 
 
+LATE = """
+import os
+
+import dramatiq
+from callboard.sql.pool import connect
+from callboard.sql.writes.workers import exclude_tests
+
+import shop
+
+
+def test_an_actor_that_is_declared_late_runs_and_no_earlier_worker_takes_its_messages(callboard_worker):
+    late = dramatiq.actor(shop.charge.fn, actor_name="late", queue_name="late")
+    assert callboard_worker.run(late, range(20)).results == [f"charged {n}" if n != 13 else None for n in range(20)]
+
+
+def test_no_other_process_of_the_tests_has_a_worker_meanwhile(callboard_worker):
+    with connect(os.environ["DATABASE_URL"]) as conn:
+        assert not exclude_tests(conn)
+"""
+
+
 def run_pytest(folder: Path, *options: str) -> str:
     """What it says; every test passes."""
     production = {"DATABASE_URL": "postgresql://127.0.0.1:1/production", "AMQP_URL": "amqp://127.0.0.1:1"}
@@ -69,7 +90,8 @@ def run_pytest(folder: Path, *options: str) -> str:
 def test_the_files_of_the_guide_pass(tmp_path: Path) -> None:
     for name in ("conftest.py", "shop.py", "test_shop.py", "scores.py", "test_scores.py"):
         (tmp_path / name).write_text(documents.files()[name])
-    assert "4 passed" in run_pytest(tmp_path)
+    (tmp_path / "test_zz_late.py").write_text(LATE)
+    assert "6 passed" in run_pytest(tmp_path)
 
 
 def test_the_five_pipelines_are_tested_in_process(tmp_path: Path, empty_database_url: str) -> None:
