@@ -28,9 +28,12 @@ class DeferringBroker(TrackedBroker):
         return super().enqueue(message, delay=delay)
 
     def join(self, queue_name: str, *, timeout: int | None = None, **options: Any) -> None:
-        """Wait until all items of a queue have ended, and its messages are acknowledged."""
-        left = self.join_items(queue_name, timeout)
-        super().join(queue_name, timeout=left, **options)
+        """Wait until all items of a queue have ended, and its messages are acknowledged; and the items that became of
+        such messages, which another producer had delayed.
+        """
+        for _ in range(2):
+            timeout = self.join_items(queue_name, timeout)
+            super().join(queue_name, timeout=timeout, **options)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Make a consumer that acknowledges a message when its outcome is committed."""

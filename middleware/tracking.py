@@ -51,15 +51,22 @@ class Discard(SkipMessage):
     """Skips a message that must not run; its item stays as it is."""
 
 
-class ResultsKept(logging.LoggerAdapter[logging.Logger]):
+class ResultsKept:
     """A logger without Dramatiq's warning that a return value is discarded. A filter gets a record of the log, which
-    takes as long to make as the rest of an item's hooks.
+    takes as long to make as the rest of an item's hooks; and an adapter calls other methods than those of the logger,
+    which an app's tests may replace.
     """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
 
     def warning(self, msg: object, *args: Any, **kwargs: Any) -> None:
         """Log any other warning."""
         if " returned a value that is not None" not in str(msg):
-            super().warning(msg, *args, stacklevel=2, **kwargs)
+            self._logger.warning(msg, *args, stacklevel=2, **kwargs)
 
 
 class BadDeclaration(MiddlewareError, ValueError):

@@ -1,10 +1,11 @@
 """What an app's own middleware, and its own class of a broker, hear of a tracked broker."""
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dramatiq
 import pytest
@@ -353,6 +354,29 @@ def test_join_raises_what_an_actor_raised_in_process(database_url: str) -> None:
         broker.join("default", timeout=300_000)
     worker.stop()
     broker.close()
+
+
+def test_join_and_the_log_are_as_the_tests_of_an_app_know_them(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Dramatiq's own: a delayed message is put into the broker's queue, a method of loggers is replaced."""
+    broker = cast("StubBroker", callboard.install(StubBroker(), database_url=database_url))
+    ran, logged = [], []
+    monkeypatch.setattr(logging.Logger, "info", lambda _logger, text, *_args, **_options: logged.append(text))
+
+    @dramatiq.actor(broker=broker, throws=LookupError)
+    def work(number: int) -> None:
+        ran.append(number)
+        raise LookupError(number)
+
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    broker.queues["default"].put(work.message_with_options(args=(1,), eta=0).encode())
+    broker.join("default", timeout=300_000, fail_fast=False)
+    worker.stop()
+    broker.close()
+    assert ran == [1]
+    assert "Failed to process message %s with expected exception %s." in logged
 
 
 def test_the_in_process_broker_runs_untracked_without_a_database(
