@@ -170,6 +170,8 @@ CREATE INDEX jobs_by_tenant ON callboard.jobs (tenant, id) INCLUDE (state) WHERE
 CREATE INDEX jobs_by_actor ON callboard.jobs (actor, coalesce(parent_id, id));
 CREATE INDEX jobs_failed ON callboard.jobs (failed_at)
     WHERE failed_at IS NOT NULL AND parent_id IS NULL AND deleted_at IS NULL;
+CREATE INDEX jobs_failing ON callboard.jobs (id)
+    WHERE failed_at IS NOT NULL AND parent_id IS NULL AND deleted_at IS NULL;
 CREATE INDEX jobs_by_time ON callboard.jobs (created_at) WHERE parent_id IS NULL;
 CREATE INDEX jobs_by_end ON callboard.jobs (state, id) WHERE finished_at IS NOT NULL;
 CREATE INDEX jobs_of_sends ON callboard.jobs (id) WHERE standing_on IS NOT NULL;

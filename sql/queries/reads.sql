@@ -9,7 +9,7 @@ WITH {at_work}, page AS MATERIALIZED (
 ), {described_jobs}
 
 -- name: jobs
--- A page of jobs by id, the newest first; a stage is in none. This one and the next six differ in `source`: the jobs that
+-- A page of jobs by id, the newest first; a stage is in none. This one and the next seven differ in `source`: the jobs that
 -- the index of one filter finds. The page is looked for among them, `look_at` at most, for no index has the other filters;
 -- it ends where it has `limit` jobs. So a list reads the jobs that it shows, and of those that it does not show `look_at`
 -- at most. Pairs are compared where the planner could take the primary key for the better way, and `look_at` is kept from
@@ -81,6 +81,23 @@ WITH {created_span}, source AS NOT MATERIALIZED (
       AND (j.state, j.id) >= (%(state)s::callboard.job_state, (SELECT low FROM span))
       AND (j.state, j.id) <= (%(state)s::callboard.job_state, (SELECT high FROM span))
     ORDER BY j.state DESC, j.id DESC LIMIT (SELECT %(look_at)s::bigint)
+), {page_of_jobs}, {described_jobs}
+
+-- name: jobs_failing
+-- See `jobs`: those that may count as failing: of those that are over by their index, and all that are open.
+-- Caller: queries.jobs. Rows: as of `jobs`.
+WITH {created_span}, source AS NOT MATERIALIZED (
+    SELECT * FROM (
+        (SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+         WHERE j.failed_at IS NOT NULL AND j.parent_id IS NULL AND j.deleted_at IS NULL
+           AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+         ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint))
+        UNION ALL
+        (SELECT j.id, {filtered_columns} FROM callboard.jobs AS j
+         WHERE j.finished_at IS NULL AND j.parent_id IS NULL
+           AND j.id >= (SELECT low FROM span) AND j.id <= (SELECT high FROM span)
+         ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint))
+    ) AS j ORDER BY j.id DESC LIMIT (SELECT %(look_at)s::bigint)
 ), {page_of_jobs}, {described_jobs}
 
 -- name: jobs_of_sends

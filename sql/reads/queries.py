@@ -124,17 +124,21 @@ def jobs(wanted: JobFilter = NO_FILTER, *, before: int | None = None, limit: int
 def _source(wanted: JobFilter) -> tuple[LiteralString, set[str]]:
     """The statement that finds the fewest jobs for a filter, and the fields of the filter that its index has."""
     states = wanted.states
-    if wanted.key is not None:
-        return statement("jobs_of_key"), {"key"}
-    if wanted.stalled or (states is not None and states <= JOB_OPEN):
-        return statement("jobs_open"), {"states"} if states == JOB_OPEN else set()
-    if wanted.actor is not None:
-        return statement("jobs_of_actor"), {"actor"}
-    if wanted.tenant is not None:
-        return statement("jobs_of_tenant"), {"tenant"}
-    if states is not None and len(states) == 1:
-        return statement("jobs_of_state"), {"states"}
-    return (statement("jobs_of_sends"), {"standing"}) if wanted.standing else (statement("jobs"), set())
+    ways: tuple[tuple[object, LiteralString, set[str]], ...] = (
+        (wanted.key is not None, statement("jobs_of_key"), {"key"}),
+        (
+            wanted.stalled or (states is not None and states <= JOB_OPEN),
+            statement("jobs_open"),
+            {"states"} if states == JOB_OPEN else set(),
+        ),
+        (wanted.failing, statement("jobs_failing"), set()),
+        (wanted.actor is not None, statement("jobs_of_actor"), {"actor"}),
+        (wanted.tenant is not None, statement("jobs_of_tenant"), {"tenant"}),
+        (states is not None and len(states) == 1, statement("jobs_of_state"), {"states"}),
+        (wanted.standing, statement("jobs_of_sends"), {"standing"}),
+        (True, statement("jobs"), set()),
+    )
+    return next((found, fields) for holds, found, fields in ways if holds)
 
 
 def job_counts(tenant: str | None = None) -> Query[dict[str, int]]:

@@ -148,7 +148,9 @@ def test_a_filter_without_a_hit_reads_no_other_jobs(large: Large, plan: str, wor
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("words", ["state:paused", "is:open tenant:nobody", "is:stalled actor:nobody"])
+@pytest.mark.parametrize(
+    "words", ["state:paused", "is:open tenant:nobody", "is:stalled actor:nobody", "is:failing is:ended"]
+)
 def test_a_filter_of_open_jobs_reads_those_that_are_open(large: Large, plan: str, words: str) -> None:
     answer, blocks = large.read(queries.jobs(parse_search(words)), plan)
     assert (answer, blocks < 3 * QUIET) == (([], None), True), blocks
@@ -211,6 +213,16 @@ def test_jobs_of_a_state_are_found_without_the_newer_ones_of_others(large: Large
     large.conn.execute("VACUUM callboard.jobs")
     assert {job["name"].partition(" ")[0] for job in found} == {"job"}
     assert blocks < JOBS / 40, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_failing_jobs_are_found_without_the_others_that_are_over(large: Large, plan: str) -> None:
+    with large.conn.transaction(force_rollback=True):
+        large.conn.execute("UPDATE callboard.jobs SET state = 'failed' WHERE name = 'job 1700 of the night'")
+        (found, following), blocks = large.read(queries.jobs(JobFilter(failing=True), limit=20), plan)
+    large.conn.execute("VACUUM callboard.jobs")
+    assert ([job["name"] for job in found], following) == (["failing", "job 1700 of the night"], None)
+    assert blocks < 3 * QUIET, blocks
 
 
 @pytest.mark.parametrize("plan", PLANS)
