@@ -73,6 +73,7 @@ def test_an_actor_that_is_declared_late_runs_and_no_earlier_worker_takes_its_mes
 def test_no_other_process_of_the_tests_has_a_worker_meanwhile(callboard_worker):
     with connect(os.environ["DATABASE_URL"]) as conn:
         assert not exclude_tests(conn)
+        assert conn.execute("SELECT count(*) FROM callboard.actors WHERE name = 'callboard.ping'").fetchone() == (0,)
 """
 
 

@@ -7,6 +7,7 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 
 from callboard.middleware.install import make_broker
+from callboard.middleware.ping import PING, add_ping
 from callboard.sql.pool import broker_addresses
 
 
@@ -34,3 +35,10 @@ def test_the_broker_of_a_stack_that_runs_in_this_folder_goes_with_its_database_o
     assert broker_addresses() == ""
     monkeypatch.setenv("AMQP_URL", "amqp://named/")
     assert broker_addresses() == "amqp://named/"
+
+
+def test_the_ping_of_a_worker_declares_no_queue() -> None:
+    broker = StubBroker()
+    add_ping(broker)
+    assert list(broker.actors) == [PING]
+    assert broker.queues == {}
