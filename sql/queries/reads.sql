@@ -166,7 +166,7 @@ j.parent_id, j.stage, j.maker, j.sealed, j.held, j.total, j.succeeded, j.failed,
 -- The jobs of `page` with all that a description is derived from (job_view.py), then their stages, in one snapshot.
 -- No item is counted, and at most one looked at: a job of ten million items costs the same as one of ten.
 -- A job that is over has nothing in `running`, and its samples are not asked for: a condition of the join would be looked at
--- only after both lookups had run.
+-- only after the lookup had run.
 -- Rows: one a job or stage, or else one without an id; `moved_at` to `elsewhere` are NULL unless the job
 -- stands still, `hung` (at most ten items, the longest in hand first) is NULL unless something hangs.
 hands AS MATERIALIZED (
@@ -176,10 +176,14 @@ hands AS MATERIALIZED (
     LEFT JOIN (SELECT worker, count(*) AS items FROM callboard.running GROUP BY worker) AS r ON r.worker = w.id
     CROSS JOIN LATERAL (SELECT NULL AS actor UNION ALL SELECT DISTINCT unnest(w.actors)) AS a
     GROUP BY a.actor
-), shown AS (
-    SELECT id, false AS within FROM page
+), shown AS MATERIALIZED (
+    SELECT j.*, false AS within FROM page JOIN callboard.jobs AS j ON j.id = page.id
     UNION ALL
-    SELECT s.id, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
+    SELECT s.*, true FROM page JOIN callboard.jobs AS s ON s.parent_id = page.id
+), in_flight AS MATERIALIZED (
+    -- Of all jobs at once: where few jobs have nearly all rows of `running`, the planner reads all of it for each lookup.
+    SELECT r.job_id, count(*) AS in_hand, {done_in_part} AS in_part, count(r.stack) AS hanging
+    FROM shown AS j JOIN callboard.running AS r ON r.job_id = j.id WHERE j.finished_at IS NULL GROUP BY r.job_id
 )
 SELECT j.id, j.name, j.tenant, j.actor, j.state, j.stopping, j.reason, j.sealed, j.consumed,
        j.total, j.published, j.in_turn, j.retrying, j.succeeded, j.failed, j.skipped, j.cancelled, j.retries, j.crashes, j.unkept,
@@ -187,18 +191,14 @@ SELECT j.id, j.name, j.tenant, j.actor, j.state, j.stopping, j.reason, j.sealed,
        j.created_by, j.created_at, j.started_at, j.finished_at, j.updated_at, j.control_at,
        coalesce(j.key, (SELECT p.key FROM callboard.jobs AS p WHERE p.id = j.parent_id)) AS key,
        j.standing_on IS NOT NULL AS standing, j.submitting_until > now() AS submitting, now() AS read_at,
-       j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start, shown.within,
-       hand.in_hand, hand.in_part,
+       j.rate_ready + make_interval(secs => 1 / j.rate) AS next_start, j.within,
+       coalesce(hand.in_hand, 0) AS in_hand, coalesce(hand.in_part, 0) AS in_part,
        sample.taken_at AS sampled_at, sample.final AS sampled_final, sample.in_part AS sampled_in_part,
        still.moved_at, still.alive, still.able, still.due_at, still.missing, still.trouble, still.elsewhere,
        hanging.hung, (SELECT looked_at FROM looked) AS looked_at
 FROM (SELECT) AS one
-LEFT JOIN shown ON true
-LEFT JOIN callboard.jobs AS j ON j.id = shown.id
-CROSS JOIN LATERAL (
-    SELECT count(*) AS in_hand, {done_in_part} AS in_part FROM callboard.running AS r
-    WHERE j.finished_at IS NULL AND r.job_id = j.id
-) AS hand
+LEFT JOIN shown AS j ON true
+LEFT JOIN in_flight AS hand ON hand.job_id = j.id
 LEFT JOIN LATERAL ({stage_before}) AS before ON true
 LEFT JOIN LATERAL (
     (SELECT s.taken_at, s.final, s.in_part FROM callboard.samples AS s
@@ -231,10 +231,10 @@ LEFT JOIN LATERAL (
         SELECT r.item, r.worker, CASE WHEN t.seconds < 10 THEN t.seconds ELSE 10 * floor(t.seconds / 10) END AS seconds, r.place
         FROM callboard.running AS r
         CROSS JOIN LATERAL (SELECT floor(extract(epoch FROM now() - r.started_at)) AS seconds) AS t
-        WHERE j.finished_at IS NULL AND r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
+        WHERE hand.hanging > 0 AND r.job_id = j.id AND r.stack IS NOT NULL ORDER BY r.started_at LIMIT 10
     ) AS h
 ) AS hanging ON true
-ORDER BY shown.within, j.id DESC
+ORDER BY j.within, j.id DESC
 
 -- part: at_work
 -- The workers that live, and the jobs of which they run items.

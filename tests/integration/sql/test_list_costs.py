@@ -280,6 +280,27 @@ def test_a_list_of_quiet_jobs_looks_at_workers_once(large: Large, plan: str) -> 
 
 
 @pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("limit", [50, QUIET])
+def test_a_list_of_quiet_jobs_reads_once_what_runs_of_one_job(large: Large, plan: str, limit: int) -> None:
+    """By the statistics each job that runs has as many rows."""
+    with large.conn.transaction(force_rollback=True):
+        large.conn.execute(
+            "INSERT INTO callboard.running (job_id, started_at, item, attempt, worker)"
+            " SELECT %s, now(), n, 1, w.first + n %% %s FROM generate_series(1, %s) n,"
+            " (SELECT min(id) AS first FROM callboard.workers) AS w",
+            (large.job("large"), WORKERS, 2 * IN_HAND),
+        )
+        large.conn.execute("DELETE FROM callboard.running WHERE job_id <> %s", (large.job("large"),))
+        large.conn.execute("ANALYZE callboard.running")
+        (found, _), blocks = large.read(queries.jobs(limit=limit), plan)
+    large.conn.execute("VACUUM (ANALYZE) callboard.running")
+    assert {job["stalled"].partition("; ")[2] for job in found} == {
+        f"its workers have items of other jobs in hand ({2 * IN_HAND})"
+    }
+    assert blocks < 2_000 + 15 * limit, blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_the_status_of_a_job_does_not_read_the_retries_of_another(large: Large, plan: str) -> None:
     answer, blocks = large.read(queries.job(large.job("small")), plan)
     assert answer["stalled"].startswith("waiting for a retry at ")
