@@ -129,10 +129,12 @@ class Runtime:
             self.publisher.publish_job(job)
 
     def drop_queue(self, queue: str) -> None:
-        """Cancel the jobs that have messages in a queue, or are to publish some."""
+        """Cancel the jobs that have messages in a queue, or are to publish some. Then this process publishes none of
+        them any more: what it had in hand is in the queue, to be purged.
+        """
+        self.in_flight.apply_controls(self.write(lambda conn: jobs.stop_jobs_of_queue(conn, queue)))
         if self._publisher:
             self._publisher.forget(queue)
-        self.in_flight.apply_controls(self.write(lambda conn: jobs.stop_jobs_of_queue(conn, queue)))
 
     def _publish(self, out: Outgoing, claimed_at: float) -> None:
         if out.outbox is not None:  # else another process has its claim

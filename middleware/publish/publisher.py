@@ -57,6 +57,7 @@ class Publisher:
     _added: deque[tuple[float, Outgoing]] = field(default_factory=deque)  # with the monotonic time
     _jobs: list[int] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
+    _rounds: threading.Lock = field(default_factory=threading.Lock)  # held in each, from what it takes on
     _relay: Relay = field(init=False)
     _thread: threading.Thread | None = None
     _closing: bool = False
@@ -86,11 +87,13 @@ class Publisher:
             self._changed.notify()
 
     def forget(self, queue: str) -> None:
-        """Publish none of the messages that were added for a queue."""
+        """Publish none of the messages that were added for a queue, and wait until what is being published is out."""
         with self._changed:
             kept = [one for one in self._added if one[1].queue != queue]
             self._added.clear()
             self._added.extend(kept)
+        if self._rounds.acquire(timeout=STANDSTILL_SECONDS):
+            self._rounds.release()
 
     def publish_job(self, job: int) -> None:
         """Publish a job's first items now, as many as its queue has room for."""
@@ -140,7 +143,8 @@ class Publisher:
             try:
                 # First: nothing is claimed while nothing can be published.
                 self.transport.serve(reconnect=self._polls and not self._closing)
-                worked = self._round(*self._take_added())
+                with self._rounds:
+                    worked = self._round(*self._take_added())
                 if self.transport.trouble is None:  # a process that only sends connects when it has a message
                     _log_outage.over()
             except (Unreachable, psycopg.Error, PoolTimeout) as error:

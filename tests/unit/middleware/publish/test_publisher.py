@@ -100,6 +100,28 @@ def test_a_message_whose_claim_may_have_expired_is_left_to_others(
     assert transport.sent == [1]
 
 
+def test_what_is_being_published_is_out_when_a_queue_is_forgotten(
+    transport: FlakyTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it gets into the queue after that was purged, and stays there."""
+    entered, forgotten = threading.Event(), threading.Event()
+    early: list[bool] = []
+
+    def publish(batch: Sequence[Outgoing]) -> list[Answer]:
+        entered.set()
+        early.append(forgotten.wait(0.1))
+        return [True] * len(batch)
+
+    monkeypatch.setattr(transport, "publish", publish)
+    publisher = start_publisher(transport)
+    publisher.add(OUT, time.monotonic())
+    assert entered.wait(TIMEOUT)
+    publisher.forget("q")
+    forgotten.set()
+    assert publisher.close(TIMEOUT)
+    assert early == [False]
+
+
 def test_the_end_of_an_outage_is_logged(transport: FlakyTransport, caplog: pytest.LogCaptureFixture) -> None:
     transport.away = True
     publisher = start_publisher(transport)
