@@ -103,7 +103,9 @@ class Tracking(Middleware):
             raise BadDeclaration(f"the option results of {actor.actor_name} must be 'strict' or None, not {given!r}")
 
     def after_declare_actor(self, broker: dramatiq.Broker, actor: dramatiq.Actor[..., Any]) -> None:
-        """Announce an actor that is declared after the worker has started."""
+        """Announce an actor that is declared after the worker has started, and run its coroutine."""
+        if self.runtime.process.worker:
+            _start_event_loop(broker)
         self.runtime.add_actor(actor.actor_name, actor.queue_name, own_signature(actor))
 
     # One message -----------------------------------------------------------------------------------------------------
@@ -244,7 +246,7 @@ class Tracking(Middleware):
         actors = [a for a in own if not only or a.queue_name in only]
         signatures = {a.actor_name: found for a in actors if (found := own_signature(a)) is not None}
         self.runtime.open(worker, {a.actor_name: a.queue_name for a in actors}, signatures)
-        _start_event_loop(broker, worker)
+        _start_event_loop(broker)
         add_ping(broker)
         if self._owns_process:
             # Else Python looks through all that the app has imported each time that some thousand items were in flight:
@@ -329,19 +331,23 @@ class EventLoop(AsyncIO):
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Start the thread."""
+        self.start()
+
+    def start(self) -> None:
+        """Start the thread, of a worker that may run already."""
         thread = EventLoopThread(self.logger)
         thread.daemon = True
         thread.start(timeout=1.0)
         set_event_loop_thread(thread)
 
 
-def _start_event_loop(broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+def _start_event_loop(broker: dramatiq.Broker) -> None:
     """Add Dramatiq's middleware that runs coroutines, if an actor needs it and the app has not added it."""
     needed = any(is_async(actor) for actor in broker.actors.values())
     if needed and not any(isinstance(m, AsyncIO) for m in broker.middleware):
         event_loop = EventLoop()
         broker.middleware.insert(-1, event_loop)
-        event_loop.before_worker_boot(broker, worker)  # the hooks that are being called were looked up before
+        event_loop.start()  # the worker boots, and the hooks that are being called were looked up before; or it runs
 
 
 def _send_before_results(broker: dramatiq.Broker, runtime: Runtime) -> None:

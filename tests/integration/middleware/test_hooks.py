@@ -429,6 +429,18 @@ def test_flush_drops_what_was_just_sent_and_what_waits(app: App) -> None:
     assert wait_until(lambda: app.states() == {"succeeded": 1, "waiting": 3}, TIMEOUT), app.states()
 
 
+def test_a_coroutine_runs_whose_actor_is_declared_while_the_worker_runs(app: App) -> None:
+    app.start()
+
+    @dramatiq.actor(max_retries=0)
+    async def work(number: int) -> None:
+        app.runs[number] += 1
+
+    work.send(1)
+    app.broker.join("default", timeout=300_000)
+    assert app.runs == {1: 1}
+
+
 def test_a_closed_broker_leaves_no_connection_and_no_thread(app: App) -> None:
     before = set(threading.enumerate())
 
