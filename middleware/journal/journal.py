@@ -503,14 +503,12 @@ class Journal:
 
 
 def _write(entries: Sequence[Entry], conn: Conn) -> tuple[list[JobControl], set[Entry]]:
-    """Record outcomes and run what the items save, in one transaction, and wait until that is on disk; see
-    `Journal._commit`. An item of which a statement is refused becomes a failure.
+    """Record outcomes and run what the items save, in one transaction; see `Journal._commit`. An item of which a
+    statement is refused becomes a failure.
     """
     saving = {entry.attempt.key: entry for entry in entries if entry.event.saves}
     if not saving:
-        controls = outcomes.record(conn, [entry.event for entry in entries], time.monotonic())
-        outcomes.flush_commits(conn)
-        return controls, set()
+        return outcomes.record(conn, [entry.event for entry in entries], time.monotonic()), set()
     with transaction(conn):
         found = saves.lock_succeeding(conn, [entry.event for entry in entries])
         unsaved = saves.run(conn, [saving[key].event for key in found if key in saving])
@@ -518,7 +516,6 @@ def _write(entries: Sequence[Entry], conn: Conn) -> tuple[list[JobControl], set[
             saving[key].fail(_failure(save, error))
         events = [entry.event for entry in entries if entry.attempt.key not in unsaved.later]
         controls = outcomes.record(conn, events, time.monotonic()) if events else []
-    outcomes.flush_commits(conn)
     if unsaved.busy:
         _log_busy(next(iter(unsaved.busy.values())))
     return controls, {saving[key] for key in unsaved.later}

@@ -39,12 +39,6 @@ SET state = CASE WHEN j.state = 'pending' THEN 'running' ELSE j.state END,
 FROM seen AS s JOIN locked AS l ON l.id = s.job_id
 WHERE j.id = s.job_id
 
--- name: flush_commits
--- What was committed before is on disk once this returns, and where else the database is set to wait for a commit. It
--- writes a few bytes to the WAL, and nothing else. Caller: the journal, before it acknowledges what `record` committed.
--- Rows: one, of no use.
-SELECT pg_logical_emit_message(true, 'callboard', '')
-
 -- name: unlocked_jobs
 -- The jobs of which no other transaction has locked the row, or one of these items. Caller: the journal, for outcomes that
 -- wait. Rows: (id).

@@ -7,8 +7,6 @@
 -- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
 -- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
--- Its locks are given back before its commit is on disk, or all that record outcomes of one job would wait in turn for the
--- disk: see flush_commits. The rescue and the publisher need no such wait: after a crash of the server they do it again.
 -- Waits for a lock for LOCK_WAIT_SECONDS at most (deadlocks are found after 1 s): a session that holds a row of one job for longer
 -- must not hold up the others.
 -- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs (so what
@@ -17,10 +15,7 @@
 -- thinks that one row is, and compares thousands of events with each.
 WITH event AS (
     SELECT e.*, coalesce(e.crashed, false)::int AS charged, %(now)s::float8 - e.ended AS age
-    FROM {Event} AS e, (
-        SELECT set_config('lock_timeout', concat(%(LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true),
-               set_config('synchronous_commit', 'off', true)
-    ) AS settings
+    FROM {Event} AS e, (SELECT set_config('lock_timeout', concat(%(LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
 ), locked_items AS (
     -- In the order of their keys: joined plainly, a small table is read as it lies, and flushes deadlock.
     SELECT e.*, i.attempt = e.attempt AND i.state IN ('waiting', 'retrying') AS open

@@ -12,8 +12,7 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
     """Record how attempts ended, at most one event for each item; return what workers must know of the jobs.
 
     `now` is the monotonic time that `Event.ended` is compared with. A stale or repeated event changes nothing. Raises
-    psycopg.errors.LockNotAvailable when another transaction holds one of the rows for `LOCK_WAIT_SECONDS`. A crash of
-    the server may lose it until `flush_commits` returns.
+    psycopg.errors.LockNotAvailable when another transaction holds one of the rows for `LOCK_WAIT_SECONDS`.
     """
     ordered = sorted(events, key=lambda e: (e.job, e.item))
     children = [(e, child) for e in ordered for child in e.children]
@@ -25,11 +24,6 @@ def record(conn: Conn, events: Iterable[Event], now: float) -> list[JobControl]:
         **lists("parent_job parent", [(e.job, e.item) for e, _ in children]),
         **lists("ran_job ran_item ran_attempt ran_worker", ran),
     )  # fmt: skip
-
-
-def flush_commits(conn: Conn) -> None:
-    """Wait until all that was committed before is on disk; `record` does not wait for that."""
-    execute(conn, "flush_commits")
 
 
 def unlocked_jobs(conn: Conn, items: Iterable[tuple[int, int]]) -> set[int]:

@@ -46,7 +46,6 @@ def transactions(conn: Conn, worker: int, size: int, count: int) -> tuple[float,
 def record(conn: Conn, job: int, worker: int, items: range) -> None:
     now = time.monotonic()
     outcomes.record(conn, [Event(job, item, 1, "succeeded", 0.01, now, worker) for item in items], now)
-    outcomes.flush_commits(conn)
 
 
 def writers(rig: Rig, conn: Conn, worker: int, jobs: int) -> float:

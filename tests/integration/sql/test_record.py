@@ -368,43 +368,6 @@ def test_a_retry_that_is_published_while_the_same_item_ends_again_leaves_no_trac
     assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
 
 
-def test_outcomes_that_wait_for_the_disk_lock_no_job_and_are_not_acknowledged(
-    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = make_job(conn, 2)
-    plain, waiting, on_disk = outcomes.flush_commits, threading.Event(), threading.Event()
-
-    def slow_disk(conn: Conn) -> None:
-        waiting.set()
-        assert on_disk.wait(300)
-        plain(conn)
-
-    monkeypatch.setattr(outcomes, "flush_commits", slow_disk)
-    attempts = RecordedAttempts()
-    with process_on(database_url) as process:
-        journal = Journal(process, attempts, _ignore)
-        journal.add(entry(event(job, 0, 1, "succeeded", 1)))
-        assert waiting.wait(300)
-        conn.execute("SELECT FROM callboard.jobs WHERE id = %s FOR NO KEY UPDATE NOWAIT", (job,))
-        record(conn, job, {"succeeded": [1]})
-        assert (queries.run(conn, queries.job(job)) or {})["state"] == "completed"
-        assert attempts.acknowledged == []
-        on_disk.set()
-        assert journal.close(300)
-    assert len(attempts.acknowledged) == 1
-
-
-def test_what_is_recorded_is_on_disk_once_its_commit_is_flushed(conn: Conn) -> None:
-    job = make_job(conn, 1)
-    with transaction(conn):
-        record(conn, job, {"succeeded": [0]})
-        assert conn.execute("SHOW synchronous_commit").fetchone() == ("off",)
-    assert conn.execute("SHOW synchronous_commit").fetchone() == ("on",)
-    (written,) = conn.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone() or ("",)
-    outcomes.flush_commits(conn)
-    assert conn.execute("SELECT pg_current_wal_flush_lsn() >= %s::pg_lsn", (written,)).fetchone() == (True,)
-
-
 def crossing(jobs: Sequence[int], n: int, attempt: int) -> list[Event]:
     """One event in each of the jobs, listed in an order of its own."""
     turned = [*jobs[n % len(jobs) :], *jobs[: n % len(jobs)]]

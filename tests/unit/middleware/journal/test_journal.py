@@ -57,7 +57,6 @@ class JournalWithoutDatabase:
         self.broken: list[BaseException] = []
         monkeypatch.setattr(module, "ERROR_PAUSE_SECONDS", 0.01)
         monkeypatch.setattr(outcomes, "record", self._record)
-        monkeypatch.setattr(outcomes, "flush_commits", lambda _: None)
         self.reported: list[Running] = []
         monkeypatch.setattr(outcomes, "report_running", lambda _, __, running: self.reported.extend(running))
         monkeypatch.setattr(outcomes, "touch_jobs", lambda *_: None)
