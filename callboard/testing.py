@@ -124,19 +124,21 @@ def callboard_worker(_callboard_database: str) -> Iterator[CallboardWorker]:
     install(broker, database_url=_callboard_database)
     dramatiq.set_broker(broker)
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=THREADS)
-    with connect(_callboard_database) as conn:
-        while not exclude_tests(conn):
-            time.sleep(TURN_SECONDS)
-        worker.start()
-        try:
-            yield CallboardWorker()
-        finally:
-            worker.stop()
-            if broker is not app:
-                for actor in app.actors.values():
-                    actor.broker = app
-                broker.close()
-            dramatiq.set_broker(app)
+    try:
+        with connect(_callboard_database) as conn:
+            while not exclude_tests(conn):
+                time.sleep(TURN_SECONDS)
+            worker.start()
+            try:
+                yield CallboardWorker()
+            finally:
+                worker.stop()
+    finally:
+        if broker is not app:
+            for actor in app.actors.values():
+                actor.broker = app
+            broker.close()
+        dramatiq.set_broker(app)
 
 
 def _moved(app: dramatiq.Broker) -> StubBroker:

@@ -1,5 +1,6 @@
 """Any of Dramatiq's brokers but RabbitMQ's, tracked."""
 
+import time
 from functools import partial
 from typing import Any
 
@@ -31,9 +32,10 @@ class DeferringBroker(TrackedBroker):
         """Wait until all items of a queue have ended, and its messages are acknowledged; and the items that became of
         such messages, which another producer had delayed.
         """
+        began = time.monotonic()
         for _ in range(2):
-            timeout = self.join_items(queue_name, timeout)
-            super().join(queue_name, timeout=timeout, **options)
+            left = None if timeout is None else timeout - round((time.monotonic() - began) * 1000)
+            super().join(queue_name, timeout=self.join_items(queue_name, left), **options)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Make a consumer that acknowledges a message when its outcome is committed."""

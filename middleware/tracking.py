@@ -273,7 +273,12 @@ class Tracking(Middleware):
         """
         self.runtime.end()
         metrics.stop()
-        broker.middleware[:] = [m for m in broker.middleware if getattr(m, "worker", None) is not worker]
+        broker.middleware[:] = [m for m in broker.middleware if not _is_of(m, worker)]
+
+
+def _is_of(middleware: Any, worker: dramatiq.Worker) -> bool:
+    """Whether this is what a worker adds to its broker, and not a middleware of the app that knows the worker."""
+    return type(middleware).__module__ == dramatiq.worker.__name__ and middleware.worker is worker
 
 
 class Returned(Middleware):

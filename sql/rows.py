@@ -139,6 +139,8 @@ class Event:
     def size(self) -> int:
         """About how many bytes it is to record."""
         size = len(self.result or "") + sum(CHILD_BYTES + child.size for child in self.children)
+        if self.retry is not None:
+            size += len(self.retry.options or b"")
         if self.saves is not None:
             size += self.saves.size
         return size if self.failure is None else size + len(self.failure.message) + len(self.failure.traceback)

@@ -129,9 +129,11 @@ def serve() -> int:
     if port is not None:
         os.environ.setdefault(FOLDER, _own_folder(port))
         Path(os.environ[FOLDER]).mkdir(mode=0o700, parents=True, exist_ok=True)
-        from prometheus_client import start_http_server  # noqa: PLC0415
+        from prometheus_client import CollectorRegistry, start_http_server  # noqa: PLC0415
 
-        _, thread = start_http_server(port, registry=_Ours())
+        registry = CollectorRegistry()
+        registry.register(_Ours())
+        _, thread = start_http_server(port, registry=registry)
         with suppress(KeyboardInterrupt):
             thread.join()
     return 0

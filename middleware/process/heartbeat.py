@@ -111,8 +111,9 @@ class Heartbeat:
         actors = {name: queue for name, (queue, _) in declared.items()}
         signatures = {name: known for name, (_, known) in declared.items() if known is not None}
         workers.add_actors(conn, self.process.worker, actors, signatures)
-        for name in declared:
-            del self._declared[name]
+        for name, announced in declared.items():
+            if self._declared[name] is announced:  # it was not declared anew meanwhile
+                del self._declared[name]
 
     def stop(self, timeout: float) -> None:
         """Look no more, and record that the worker stopped; wait at most `timeout` seconds for the database."""
@@ -156,7 +157,7 @@ class Heartbeat:
             if due.controls or now - self._looked > timings.CONTROLS_SECONDS / 2:
                 self._read_controls(conn)
             self._looked = now
-            if self._declared:
+            if self._declared and self.process.worker:
                 self._record_actors(conn)
             self._note_idle(due)
             self.begin(due)

@@ -326,7 +326,7 @@ SELECT FROM callboard.jobs WHERE id = %(job)s AND tenant = %(tenant)s AND delete
 -- among a number of attempts, some of which were retried. `looked_at` is the last of them when there are more.
 -- Caller: queries.items, queries.item. Rows: one an item, at least one of the job; `args` and `result` are cut at `cap`.
 WITH job AS (
-    SELECT j.watermark, j.bulk_end, j.actor, e.over, e.ends, %(after)s::bigint + %(look_at)s::bigint AS last_look,
+    SELECT j.watermark, CASE WHEN j.held THEN j.total ELSE j.bulk_end END AS bulk_end, j.actor, e.over, e.ends, %(after)s::bigint + %(look_at)s::bigint AS last_look,
            CASE %(state)s::text
                WHEN 'succeeded' THEN j.succeeded > 0
                WHEN 'queued' THEN NOT e.ends AND l.items > j.retrying

@@ -37,7 +37,7 @@ def read(port: int) -> dict[tuple[str, ...], float]:
 
 def answers(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/").is_success
+        return httpx.get(f"http://127.0.0.1:{port}/?name[]=up").is_success
     except httpx.TransportError:
         return False
 

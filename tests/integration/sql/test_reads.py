@@ -126,6 +126,15 @@ def test_an_item_in_the_outbox_is_pending_until_it_is_published(conn: Conn) -> N
     assert counts(conn, job)["queued"] == 3
 
 
+def test_the_items_of_a_job_that_is_still_stored_are_pending(conn: Conn) -> None:
+    job = submission.create_job(
+        conn, name="again", key=None, tenant="", actor="work", queue="default", metadata={}, created_by=None, held=True
+    ).job  # fmt: skip
+    submission.store_chunk(conn, job, 0, [(b"{}", None)] * 2, keyed=False)
+    assert listed(conn, job, "pending") == [0, 1]
+    assert counts(conn, job)["pending"] == 2
+
+
 def test_an_item_tells_its_arguments_result_and_attempts(conn: Conn) -> None:
     job = make_mixed_job(conn)
     good, bad = queries.run(conn, queries.item(job, 7)), queries.run(conn, queries.item(job, 20))
