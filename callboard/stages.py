@@ -102,7 +102,7 @@ def stages(
         )  # fmt: skip
         rows = encode_all(items, signature=actor_lookup.signature_here(broker, stages[0].actor))
         first = found[0].submitted
-        Submission(runtime.process, runtime.submissions, runtime.publish_job, first, key).store(rows)
+        Submission(runtime.write, runtime.submissions, runtime.publish_job, first, key).store(rows)
     return Job(parent, runtime)
 
 

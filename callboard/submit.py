@@ -96,7 +96,7 @@ def submit(
         )  # fmt: skip
         rows = encode_all(items, item_key=item_key, signature=actor_lookup.signature_here(broker, actor))
         Submission(
-            runtime.process, runtime.submissions, runtime.publish_job, made, key, keyed=item_key is not None
+            runtime.write, runtime.submissions, runtime.publish_job, made, key, keyed=item_key is not None
         ).store(rows)
     return Job(made.job, runtime)
 

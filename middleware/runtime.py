@@ -85,7 +85,7 @@ class Runtime:
         self._heartbeat = Heartbeat(
             self.process, self.in_flight.held, self.in_flight.apply_controls, self._trouble,
             self._stage_maker.make_due, self.in_flight.mean_seconds, self._work_done,
-            partial(self.in_flight.expects_more, 0), self._begin_due,
+            partial(self.in_flight.expects_more, 0), self._begin_due, self._end_outdated,
         )  # fmt: skip
 
     @property
@@ -103,7 +103,7 @@ class Runtime:
         """See `Process.write`. Raises SchemaError, which says what to do, if the schema does not fit this code."""
         try:
             return self.process.write(statement)
-        except migrate.ABSENT:
+        except migrate.MISFIT:
             self._compare()
             raise
 
@@ -250,6 +250,14 @@ class Runtime:
             self._broken = True
             log.critical("this worker takes no more messages and ends, since it can't record outcomes: %r", error)
             exit_process(self._worker)
+
+    def _end_outdated(self, error: migrate.SchemaError) -> None:
+        if self._worker is not None:
+            self._exit_broken(error)
+        elif not self._broken:  # `callboard sweep`
+            self._broken = True
+            log.critical("%s", error)
+            stop_process()
 
     def end(self) -> None:
         """Close the parts of a worker process; SystemExit when it ends because it can't work."""

@@ -8,6 +8,7 @@ transaction mode, and leave no lock behind when it is killed.
 import logging
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import LiteralString
 
@@ -28,6 +29,14 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 #: The errors of a database without the schema.
 ABSENT = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
+#: The errors of statements on the schema of another release, or on none.
+MISFIT = (
+    *ABSENT,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.UndefinedObject,
+    psycopg.errors.InvalidColumnReference,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,12 @@ class SchemaError(RuntimeError):
 def known_migrations() -> list[Migration]:
     """Return the migrations that this code was written for, in order."""
     return [_read(path) for path in sorted(MIGRATIONS.glob("[0-9]*.sql"))]
+
+
+@cache
+def newest_migration() -> int:
+    """Return the number of the last of them."""
+    return known_migrations()[-1].number
 
 
 def migrate(url: str) -> list[str]:
@@ -130,6 +145,11 @@ def check_applied(present: dict[int, tuple[str, bool]]) -> str | None:
     if ahead:
         return f"the database's schema is ahead of this code by {', '.join(ahead)}, which only add to it; going on"
     return None
+
+
+def check_not_outdated(conn: Conn) -> None:
+    """Raise SchemaError if the schema is ahead of this code by a migration that breaks older code."""
+    _refuse_breaking(_applied(conn))
 
 
 def _refuse_breaking(present: dict[int, tuple[str, bool]]) -> None:

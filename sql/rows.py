@@ -180,6 +180,7 @@ class DueWork:
     stages: bool  # a job of stages is open
     controls: bool  # controls of jobs have changed of late
     sweep: bool  # nobody sweeps, and it is time
+    outdated: bool  # a migration was applied that breaks this code
 
 
 @dataclass(frozen=True, slots=True)

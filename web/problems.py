@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from callboard.middleware.submission.submission import SubmittedElsewhere
-from callboard.sql.migrate import ABSENT
+from callboard.sql.migrate import MISFIT
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NoSuchJob, NotPossible
 from callboard.web.database import Busy
@@ -110,7 +110,7 @@ HANDLERS: dict[Any, Any] = {
     NotConfigured: problem(503),
     NoSuchJob: problem(404),
     **dict.fromkeys((NotPossible, SubmittedElsewhere), problem(409)),
-    **dict.fromkeys((*ABSENT, psycopg.errors.UndefinedColumn), problem(503, BEHIND)),
+    **dict.fromkeys(MISFIT, problem(503, BEHIND)),
     Exception: problem(500, BROKEN),
 }
 #: The errors that have a handler of their own.

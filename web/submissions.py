@@ -191,7 +191,7 @@ def _store(call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, A
     left_out: list[tuple[int, str]] = []
     rows = _encoded(items, given.item_key, new.signature, noun, left_out, skip_bad=given.skip_bad)
     submission = submissions.Submission(
-        submitter.process, submitter.lease, _nobody_publishes, made, key, keyed=given.item_key is not None,
+        submitter.process.write, submitter.lease, _nobody_publishes, made, key, keyed=given.item_key is not None,
         open=given.open,
     )  # fmt: skip
     if not submission.store(rows):

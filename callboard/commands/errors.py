@@ -5,7 +5,7 @@ import errno
 import psycopg
 
 from callboard.commands.services import NotStarted
-from callboard.sql.migrate import ABSENT, SchemaError
+from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
 
@@ -26,7 +26,7 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for e
         # Its text ends with lines of a log, of which the last one is enough.
         first, *rest = str(error).splitlines()
         return " ".join([first, *rest[-1:]])
-    if isinstance(error, ABSENT):
+    if isinstance(error, MISFIT):
         return "the database has no callboard schema that fits this code: run `callboard migrate`"
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return f"the database refuses this user: {first_line(error)}; give it the right, or use another user"

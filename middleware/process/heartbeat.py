@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -18,6 +19,7 @@ from psycopg_pool import PoolTimeout
 from callboard.middleware.process.periodic import Periodic
 from callboard.middleware.process.process import CONNECTION_SECONDS, Process
 from callboard.sql import settings, timings
+from callboard.sql.migrate import MISFIT, SchemaError, check_not_outdated
 from callboard.sql.pool import Conn
 from callboard.sql.rows import DueWork, JobControl, WorkerInfo
 from callboard.sql.signature import Signature
@@ -47,7 +49,8 @@ class Heartbeat:
     controls of jobs; `trouble` tells why the process is cut off from its broker, or None; `make_stages` makes the
     stages that are due; `mean_seconds` gives the mean durations of actors that are new since the last call.
     `work_done` gives what changes with each piece of work, and `holds_messages` whether there is a message here.
-    `begin` begins what there is to do: None, when the database does not answer.
+    `begin` begins what there is to do: None, when the database does not answer. `outdated` is called with the reason
+    once a migration was applied that breaks this code. Such a worker beats no more, so its items run elsewhere.
     """
 
     process: Process
@@ -59,6 +62,7 @@ class Heartbeat:
     work_done: Callable[[], object]
     holds_messages: Callable[[], bool]
     begin: Callable[[DueWork | None], None]
+    outdated: Callable[[SchemaError], None]
     _looked: float = -timings.CONTROLS_SECONDS
     _beaten: float = 0.0
     _done: object = None
@@ -157,6 +161,8 @@ class Heartbeat:
             if due.controls or now - self._looked > timings.CONTROLS_SECONDS / 2:
                 self._read_controls(conn)
             self._looked = now
+            if due.outdated:
+                self._end_outdated(conn)
             if self._declared and self.process.worker:
                 self._record_actors(conn)
             self._note_idle(due)
@@ -177,6 +183,15 @@ class Heartbeat:
     def _away(self, error: BaseException) -> None:
         log.debug("the database does not answer; trying again", exc_info=error)
         self.begin(None)
+        if isinstance(error, MISFIT):  # what this code asks for may be gone
+            with suppress(psycopg.Error, PoolTimeout), self.process.pool.connection(CONNECTION_SECONDS) as conn:
+                self._end_outdated(conn)
+
+    def _end_outdated(self, conn: Conn) -> None:
+        try:
+            check_not_outdated(conn)
+        except SchemaError as error:
+            self.outdated(error)
 
     def _read_controls(self, conn: Conn) -> None:
         """Apply the latest controls, or all of them after a gap; close the stopped jobs that have no item in flight."""

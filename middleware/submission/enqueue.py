@@ -24,7 +24,7 @@ from callboard.middleware.message.attempt import Attempt, current_attempt
 from callboard.middleware.message.failure import TRACEBACK_CHARS
 from callboard.middleware.submission.item_encoding import ITEM_LIMIT_BYTES, BadItem, key_text
 from callboard.sql.limits import MAX_SPAN_SECONDS
-from callboard.sql.migrate import ABSENT
+from callboard.sql.migrate import MISFIT
 from callboard.sql.rows import NewItem, Outgoing
 
 #: What an item may send at most, as it is recorded in one transaction: messages, and their bytes.
@@ -198,8 +198,8 @@ def _send_now(item: NewItem, store: Callable[[NewItem], Future[Outgoing]], publi
             raise NotStored(
                 f"it is unknown whether the message is recorded; if it is, it runs (DATABASE_URL): {why}"
             ) from error
-        if isinstance(error, ABSENT):
-            why = "it has no callboard schema; run `callboard migrate`"
+        if isinstance(error, MISFIT):
+            why = "it has no callboard schema that fits this code; run `callboard migrate`"
         raise NotStored(f"the message was not sent, since it can't be recorded (DATABASE_URL): {why}") from error
     if item.delay == 0:
         publish(out, began)

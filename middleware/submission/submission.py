@@ -12,8 +12,8 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from callboard.middleware.message.failure import clean
-from callboard.middleware.process.process import Process
 from callboard.middleware.submission import item_encoding
+from callboard.middleware.submission.actor_lookup import Write
 from callboard.middleware.submission.item_encoding import Row
 from callboard.middleware.submission.lease import SubmissionLease
 from callboard.sql import settings, timings
@@ -82,14 +82,14 @@ def _chunks(rows: Iterable[Row], seconds: float) -> Iterator[list[Row]]:
 
 @dataclass(slots=True)
 class Submission:
-    """A bulk submission of the job that was `made`, or found by its `key`. `publish_job` publishes the first items of a
-    job from this process.
+    """A bulk submission of the job that was `made`, or found by its `key`. `write` runs a statement once, and
+    `publish_job` publishes the first items of a job from this process.
 
     `keyed`: the items have item keys. `open`: the job is not sealed, but open for more items. With a `key` the items
     that are stored must be the same again, so each is encoded and its digest compared.
     """
 
-    process: Process
+    write: Write
     lease: SubmissionLease
     publish_job: Callable[[int], None]
     made: SubmittedJob
@@ -141,7 +141,7 @@ class Submission:
 
     def _store(self, start: int, rows: Sequence[Row]) -> None:
         """Store a chunk, all of it or nothing; the job starts with its first chunk."""
-        how, number = self.process.write(
+        how, number = self.write(
             lambda conn: submission.store_chunk(conn, self.made.job, start, rows, keyed=self.keyed, digest=self._digest)
         )
         if how != "stored":
@@ -157,13 +157,13 @@ class Submission:
     def _analyze(self) -> None:
         """Renew the planner's statistics before workers query the new rows; the sweep does so too, a little later."""
         try:
-            self.process.write(sweep.analyze_grown_tables)
+            self.write(sweep.analyze_grown_tables)
         except (psycopg.Error, PoolTimeout):
             log.debug("the planner's statistics were not renewed", exc_info=True)
 
     def _seal(self) -> None:
         end = submission.open_job if self.open else submission.seal_job
-        sealed = self.process.write(lambda conn: end(conn, self.made.job))
+        sealed = self.write(lambda conn: end(conn, self.made.job))
         if not sealed and self.key is None:  # with a key another may have sealed it, with all of its items
             raise SubmittedElsewhere(f"job {self.made.job} was stopped before its submission was done")
         self.publish_job(self.made.job)
@@ -182,7 +182,7 @@ class Submission:
             stages.update_parents(conn)
 
         try:
-            self.process.write(write)
+            self.write(write)
         except Exception:
             log.exception("job %d can't be marked as broken off", self.made.job)
 

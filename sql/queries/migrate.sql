@@ -21,7 +21,7 @@ END $$
 INSERT INTO callboard.migrations (number, name, breaking) VALUES (%s, %s, %s)
 
 -- name: applied_migrations
--- Every migration the database has had. Caller: migrate, and each process's check at its start.
+-- Every migration the database has had. Caller: migrate, each process's check at its start, the heartbeat.
 SELECT number, name, breaking FROM callboard.migrations ORDER BY number
 
 -- name: limits_of_sessions

@@ -40,15 +40,17 @@ WHERE w.id = %(worker)s ORDER BY o.broker, o.id
 -- name: beat
 -- A worker lives, holds these items, and has this trouble with its broker (`beats`: not at each look). One that was found
 -- dead and is not comes back to life. Its session is a sign of life, unless it is a pooler's: then the client knows it by
--- another number. Any process may also learn here what there is to do, so that idle ones ask nothing else.
--- Caller: the heartbeat. Rows: one, DueWork.
-WITH beaten AS (
+-- another number. One whose code a migration broke beats no more. Any process may also learn here what there is to do, so
+-- that idle ones ask nothing else. Caller: the heartbeat. Rows: one, DueWork.
+WITH outdated AS (
+    SELECT EXISTS (SELECT FROM callboard.migrations WHERE breaking AND number > %(newest)s) AS by_a_migration
+), beaten AS (
     UPDATE callboard.workers
     SET session = CASE WHEN pg_backend_pid() = %(session)s THEN pg_backend_pid() END,
         session_since = (SELECT s.backend_start FROM pg_catalog.pg_stat_get_activity(pg_backend_pid()) AS s),
         beat_at = now(), died_at = NULL, held = cardinality(%(items)s::int[]), held_jobs = %(jobs)s, held_items = %(items)s,
         trouble = %(trouble)s
-    WHERE id = %(worker)s AND %(beats)s
+    WHERE id = %(worker)s AND %(beats)s AND NOT (SELECT by_a_migration FROM outdated)
 ), living AS (
     SELECT id FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s)
 )
@@ -70,7 +72,8 @@ SELECT (SELECT count(*)::int FROM living), (SELECT count(*)::int FROM living WHE
        coalesce(greatest((SELECT max(control_at) FROM callboard.jobs), (SELECT max(deleted_at) FROM callboard.deleted_jobs))
                 > now() - make_interval(secs => %(CONTROLS_SECONDS)s), false),
        NOT EXISTS (SELECT FROM callboard.leases
-                   WHERE name = 'sweep' AND {lease_holds} AND (holder <> '' OR NOT ({anything_to_sweep})))
+                   WHERE name = 'sweep' AND {lease_holds} AND (holder <> '' OR NOT ({anything_to_sweep}))),
+       (SELECT by_a_migration FROM outdated)
 
 -- name: report_means
 -- How long the attempts of these actors took in a worker. What is longer than what is known holds at once; else the geometric

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
+from callboard.sql.migrate import newest_migration
 from callboard.sql.pool import Conn
 from callboard.sql.rows import DueWork, JobControl, WorkerInfo
 from callboard.sql.signature import Signature
@@ -43,7 +44,7 @@ def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, troub
     """
     found = fetch_one(
         conn, DueWork, "beat", worker=worker, beats=holds is not None, **lists("jobs items", holds or ()),
-        trouble=trouble, session=conn.info.backend_pid,
+        trouble=trouble, session=conn.info.backend_pid, newest=newest_migration(),
     )  # fmt: skip
     return required(found)
 

@@ -26,6 +26,12 @@ ALTER TYPE callboard.attempt_kind ADD VALUE 'parked';
 ALTER TABLE callboard.workers ADD COLUMN hue text NOT NULL DEFAULT 'red';
 CREATE TABLE callboard.hues (name text PRIMARY KEY);
 """
+#: One that older code can't run on, and what the code of the next release has instead.
+BREAKING = "-- breaking\nALTER TABLE callboard.items RENAME COLUMN worker TO ran_by"
+BROKEN = {
+    "record.sql": ("        worker = e.worker,", "        ran_by = e.worker,"),
+    "reads.sql": ("coalesce(r.worker, i.worker)", "coalesce(r.worker, i.ran_by)"),
+}
 AHEAD = f"the database's schema is ahead of this code by {NAME}, which only add to it; going on"
 #: Items sent between two steps.
 SOME = 160
@@ -158,3 +164,23 @@ def test_an_actor_that_only_the_next_release_has_waits_for_it(scenario: Scenario
     assert postponed == (0,)
     dead = sum(fate(n) == "fail" for n in range(200))
     assert wait_until(lambda: scenario.ready_messages("default.XQ") == dead, 300, pause=POLL)
+
+
+def test_older_workers_end_at_a_migration_that_breaks_them(scenario: Scenario, next_release: Path) -> None:
+    """They would hold for ever what they can't record. The next release runs it again, and it counts once."""
+    sql = next_release / "sql"
+    (sql / "migrations" / f"{NAME}.sql").write_text(BREAKING)
+    for file, (was, becomes) in BROKEN.items():
+        text = (sql / "queries" / file).read_text()
+        assert was in text
+        (sql / "queries" / file).write_text(text.replace(was, becomes))
+    older, gate = scenario.start_worker(threads=4), scenario.folder / "gate"
+    job = scenario.submit("work", gated(mixed(40), gate, 20))
+    scenario.wait_at_gate(job, 20, 4)
+    assert NAME in migrate(scenario, next_release)
+    gate.touch()
+    assert wait_until(lambda: not older.process.running(), 300)
+    scenario.workers.remove(older)
+    assert f"ahead of this code by {NAME}, which older code can't run on" in older.output
+    scenario.start_worker(threads=4, arguments=("--path", str(next_release)))
+    scenario.assert_mixed_completed(job, 40)

@@ -359,8 +359,24 @@ def test_a_database_without_the_schema_is_named(empty_database_url: str, amqp_ur
     with client({"DATABASE_URL": empty_database_url, "AMQP_URL": amqp_url}, ["work"]) as broker:
         with pytest.raises(callboard.SchemaError, match="run `callboard migrate`"):
             callboard.submit("work", [1])
-        with pytest.raises(callboard.NotStored, match="it has no callboard schema; run `callboard migrate`"):
+        with pytest.raises(
+            callboard.NotStored, match="no callboard schema that fits this code; run `callboard migrate`"
+        ):
             broker.get_actor("work").send(1)
+
+
+@pytest.mark.parametrize(("table", "column"), [("jobs", "chunk"), ("items", "args")])
+def test_a_schema_of_an_older_release_is_named(database_url: str, amqp_url: str, table: str, column: str) -> None:
+    """It lacks a column of jobs, or of items."""
+    with connect(database_url) as conn:
+        conn.execute(f"ALTER TABLE callboard.{table} RENAME COLUMN {column} TO other".encode())
+        conn.execute("UPDATE callboard.migrations SET number = 0, name = '0000_of_the_past'")
+    with client({"DATABASE_URL": database_url, "AMQP_URL": amqp_url}, ["work"]) as broker:
+        with pytest.raises(callboard.SchemaError, match="behind this code by 0001_schema: run `callboard migrate`"):
+            callboard.submit("work", [1])
+        if table == "items":
+            with pytest.raises(callboard.NotStored, match="that fits this code; run `callboard migrate`"):
+                broker.get_actor("work").send(1)
 
 
 def test_a_send_takes_no_more_than_an_item_may_have(pipeline: Pipeline) -> None:

@@ -10,8 +10,9 @@ from callboard.sql import timings
 from callboard.sql.rows import DueWork
 
 NOTHING = DueWork(
-    live=1, rank=0, clock=0.0, publish_in=None, callbacks=False, stages=False, controls=False, sweep=False
-)
+    live=1, rank=0, clock=0.0, publish_in=None,
+    callbacks=False, stages=False, controls=False, sweep=False, outdated=False,
+)  # fmt: skip
 
 
 def looks(workers: int, seconds: float, began: float) -> list[float]:
