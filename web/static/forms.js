@@ -97,8 +97,9 @@ export function forms() {
       dialog.close();
       text(refused, "the server can't be reached, so nothing is known of what it did");
       refused.hidden = false;
+    } finally {
+      form.removeAttribute("aria-busy");
     }
-    form.removeAttribute("aria-busy");
   });
   dialog.addEventListener("click", (event) => {
     if (event.target !== dialog && !event.target.closest("[data-close]")) return;

@@ -270,6 +270,7 @@ export function live() {
   }
   pill.hidden = !document.querySelector("[data-part], [data-poll]");
   pill.addEventListener("click", togglePause);
+  addEventListener("pageshow", ({ persisted }) => { if (persisted) leaving = false; });  // the browser went back to it
   document.addEventListener("visibilitychange", () => (document.hidden ? stop() : start()));
   setInterval(tick, 1000);
   start();

@@ -36,7 +36,8 @@ function left(job) {
 
 function mean(job) {
   if (FINAL.includes(job.state) || !job.started_at || !done(job)) return "";
-  return rate({ rate: done(job) / Math.max(since(job.started_at), 0.001) });
+  const seconds = since(job.started_at);
+  return seconds > 0 ? rate({ rate: done(job) / seconds }) : "";
 }
 
 function budget({ limits: { max_failures: most }, ...job }) {
