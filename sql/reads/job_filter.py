@@ -22,8 +22,9 @@ TEXTS = ("actor", "tenant", "key")
 TIMES = {"since": "created_after", "until": "created_before", "ended": "ended_after"}
 #: All words, as an error and the help of the command line name them.
 WORDS = (
-    f"state:{'|'.join(JOB_STATES)}, actor:NAME, tenant:NAME, key:KEY, name:TEXT, metadata.FIELD:VALUE, since:24h, "
-    f"until:2027-01-31, ended:24h, is:open|ended|{'|'.join(FLAGS)}, not:{'|'.join(FLAGS)}, or a part of the name"
+    "state:STATE, actor:NAME, tenant:NAME, key:KEY, name:TEXT, metadata.FIELD:VALUE, since:24h, until:2027-01-31, "
+    "ended:24h, is:open, is:ended, is:FLAG, not:FLAG, or a part of the name; "
+    f"a STATE is {', '.join(JOB_STATES[:-1])} or {JOB_STATES[-1]}, a FLAG {', '.join(FLAGS[:-1])} or {FLAGS[-1]}"
 )
 #: The fields of a filter that words with one of these values are.
 _CHOICES: dict[tuple[str, str], dict[str, Any]] = {

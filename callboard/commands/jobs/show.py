@@ -57,8 +57,6 @@ ItemStates = Annotated[list[str] | None, one_of(ITEM_STATES, "Only items in this
 WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
 
 
-#: The words of a search, with room for a line to break.
-SEARCH = job_filter.WORDS.replace("|", " | ")
 #: The columns of lists, and how they fit into a terminal.
 SHOWN = "id name state bar progress total failed rate left age stalled"
 FIT = output.Fit({"name": 12, "stalled": 8}, ("bar", "age", "rate", "left", "stalled"))
@@ -94,7 +92,8 @@ def _columns(text: str) -> str:
 @app.command()
 def jobs(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="WORD…", help=f"Only jobs for which all of these hold: {SEARCH}.")
+        list[str] | None,
+        typer.Argument(metavar="WORD…", help=f"Only jobs for which all of these hold: {job_filter.WORDS}."),
     ] = None,
     *,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing them as they are, until Ctrl-C.")] = False,

@@ -86,7 +86,7 @@ def test_jobs_are_listed_in_pages(call: Call, conn: Conn) -> None:
     assert "'odd' is none of id, name" in line(call("jobs", "--columns", "odd"), 2)
     code, _, err = call("jobs", "state:odd")
     assert code == 2
-    assert "state:odd is no word of a search; there are state:pending|" in err
+    assert "state:odd is no word of a search; there are state:STATE, actor:" in err
 
 
 def test_jobs_are_watched_until_ctrl_c(call: Call, conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
