@@ -18,7 +18,7 @@ LEAST_SECONDS, LEAST_POINTS = 10.0, 4
 def columns(points: Sequence[Row]) -> list[dict[str, Any]]:
     """The columns of the chart: from when to when, the rate, how many failed, and where each is drawn, in percent.
 
-    None for a run that is too short, or of which no item has ended.
+    Empty for a run that is too short, or of which no item has ended.
     """
     whole = _whole(points)
     if not whole:

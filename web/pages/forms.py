@@ -49,8 +49,7 @@ async def confirm_cancel(call: Call[Parts, NoBody]) -> Response:
     left = await _concerned(call, actions.cancel)
     return _confirm(
         call, f"Cancel {job['name']}?",
-        consequence=f"{words.count(left, 'item')} that did not start will not, unless they are run again by hand."
-        if left else "No item of it waits to start.",
+        consequence=words.consequence_of_cancel(job, left),
         verb="Cancel the job", leave="Leave it running", reason=True,
     )  # fmt: skip
 

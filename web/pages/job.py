@@ -65,10 +65,10 @@ async def _errors(call: JobCall, job: Row) -> list[Row]:
     return await call.read(queries.errors(job["id"]))
 
 
-async def _lanes(call: JobCall, job: Row) -> list[Row]:
-    if not job["limits"].get("concurrency_by"):
-        return []
-    return (await call.read(queries.lanes(job["id"])))[:ROWS]
+async def _lanes(call: JobCall, job: Row) -> dict[str, Any]:
+    """The lanes that are shown, whether there are more, and up to which number those that wait are counted."""
+    found = await call.read(queries.lanes(job["id"])) if job["limits"].get("concurrency_by") else []
+    return {"rows": found[:ROWS], "more": len(found) > ROWS, "counted": queries.MAX_ROWS}
 
 
 async def _items(call: JobCall, job: Row) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from callboard.sql.json_values import parse_strict_json
+from callboard.sql.reads import job_view
 from callboard.sql.settings import KEEP, LOG_FIELDS, LOG_LINK, keep_span
 from callboard.sql.states import JOB_FINAL
 from callboard.words import count, duration, left, parsed, percent, rate, since
@@ -89,6 +90,25 @@ def far(job: Job) -> str:
 def is_over(job: Job) -> bool:
     """Whether it ended."""
     return job["state"] in JOB_FINAL
+
+
+def waits_for_items(job: Job) -> bool:
+    """Whether it stands still until somebody seals it, which nobody could while its submission goes on. One whose
+    submission broke off does not: a seal would leave the rest of its inputs out for good.
+    """
+    return job["stalled"] == job_view.OPEN and not job["stages"]
+
+
+def consequence_of_cancel(job: Job, left: int) -> str:
+    """What a cancel does to a job of which so many items have not started."""
+    items = (
+        f"{count(left, 'item')} that did not start will not, unless they are run again by hand."
+        if left
+        else "No item of it waits to start."
+    )
+    if job["sealed"] or job["standing"]:  # what is sent outside of any job goes on in another standing job
+        return items
+    return f"{items} {'Stages that are not made yet will not be.' if job['stages'] else 'It takes no more items.'}"
 
 
 def shown_state(job: Job) -> str:
