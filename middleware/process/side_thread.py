@@ -3,13 +3,16 @@
 import logging
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 log = logging.getLogger("callboard.tracking")
 
+#: Seconds without work after which the thread ends: nobody tells when a consumer or a broker asks for no more.
+IDLE_SECONDS = 10.0
+
 
 class SideThread:
-    """Runs pieces of work in order, in one daemon thread ``callboard-<name>`` that starts with the first."""
+    """Runs pieces of work in order, in one daemon thread ``callboard-<name>`` that is there while it is needed."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -27,7 +30,14 @@ class SideThread:
 
     def _run(self) -> None:
         while True:
-            work = self._queue.get()
+            try:
+                work = self._queue.get(timeout=IDLE_SECONDS)
+            except Empty:
+                with self._lock:
+                    if self._queue.empty():  # else `run` counts on this thread
+                        self._thread = None
+                        return
+                continue
             try:
                 work()
             except BaseException:  # an encoder of the app's may raise anything

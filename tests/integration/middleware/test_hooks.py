@@ -17,6 +17,7 @@ from dramatiq.results.backends import StubBackend
 
 import callboard
 from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.process import side_thread
 from callboard.middleware.publish import publisher
 from callboard.middleware.tracked_broker import TrackedBroker
 from callboard.middleware.tracking import runtime_of
@@ -90,9 +91,13 @@ class App:
         rows = self.conn.execute("SELECT state::text, count(*) FROM callboard.items GROUP BY 1")
         return Counter(dict(rows.fetchall()))
 
-    def close(self) -> None:
+    def stop(self) -> None:
         if self.worker is not None:
             self.worker.stop()
+            self.worker = None
+
+    def close(self) -> None:
+        self.stop()
         self.broker.close()
 
 
@@ -441,7 +446,11 @@ def test_a_coroutine_runs_whose_actor_is_declared_while_the_worker_runs(app: App
     assert app.runs == {1: 1}
 
 
-def test_a_closed_broker_leaves_no_connection_and_no_thread(app: App) -> None:
+@pytest.mark.parametrize("works", [False, True], ids=["sender", "worker"])
+def test_a_closed_broker_leaves_no_connection_and_no_thread(
+    works: bool, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_thread, "IDLE_SECONDS", 0.1)
     before = set(threading.enumerate())
 
     @dramatiq.actor
@@ -450,6 +459,10 @@ def test_a_closed_broker_leaves_no_connection_and_no_thread(app: App) -> None:
 
     work.send(1)
     assert runtime_of(app.broker).process.pool.get_stats()["pool_size"] > 0
+    if works:
+        app.start()
+        app.broker.join("default", timeout=300_000)
+        app.stop()
     app.broker.close()
     left = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     assert wait_until(lambda: app.conn.execute(left).fetchone() == (0,), TIMEOUT)
