@@ -93,7 +93,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     owner = config.stash[SERVICES]
     if sys.platform == "linux" and isinstance(owner, Owner) and config.getoption("numprocesses", None):
         config.stash[COLLECTED] = collected = Collected(owner.folder, config.args)
-        specs[:] = [type(spec)(f"popen//python={collected.python}") for spec in specs]
+        specs[:] = [type(spec)(f"id={spec.id}//popen//python={collected.python}") for spec in specs]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -105,12 +105,12 @@ def pytest_configure_node(node: Any) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the shared services."""
-    close_connections()
     close_forks()
     if collected := config.stash.get(COLLECTED, None):
         collected.close()
     if isinstance(services := config.stash.get(SERVICES, None), Owner):
         services.close()
+    close_connections()
 
 
 def save_work() -> None:

@@ -1,8 +1,8 @@
 """Forks the processes of pytest-xdist from one that has imported the tests, so that this is done once a run.
 
-`python -m tests.support.collected FD PATH…` is the process that forks. It collects the tests in these paths, then takes
-connections at the listening socket FD, and ends with its standard input. `python -I -S collected.py SOCKET …` is what
-execnet starts: it hands its streams over to a fork, and ends with that.
+`python -m tests.support.collected FD FOLDER PATH…` is the process that forks. It collects the tests in these paths, as
+seen from the folder, then takes connections at the listening socket FD, and ends with its standard input. `python -I -S
+collected.py SOCKET …` is what execnet starts: it hands its streams over to a fork, and ends with that.
 """
 
 import gc
@@ -27,10 +27,12 @@ class Collected:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._address)
             listener.listen(64)
-            command = [sys.executable, "-m", __name__, str(listener.fileno()), *paths]
+            command = [sys.executable, "-m", __name__, str(listener.fileno()), str(Path.cwd()), *paths]
+            env = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # it may have `-n`
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()]
-            )
+                command, env=env, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+            )  # fmt: skip
 
     @property
     def python(self) -> str:
@@ -64,13 +66,15 @@ def fork(listener: socket.socket) -> None:
         os.close(stream)
 
 
-def serve(number: int, paths: Sequence[str]) -> None:
+def serve(number: int, folder: str, paths: Sequence[str]) -> None:
     """Collect, then fork; be a process of execnet's in each child."""
+    os.chdir(folder)
     sys.argv[1:] = ["--collect-only", "-qq", *paths]
     with suppress(SystemExit):
         runpy.run_module("pytest", run_name="__main__", alter_sys=True)
     gc.collect()
     gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, and pytest takes it again in each child
     fork(socket.socket(fileno=number))
     sys.stdin, sys.stdout, sys.stderr = (open(n, mode, closefd=False) for n, mode in enumerate("rww"))  # noqa: SIM115
     exec(eval(sys.stdin.readline()), {"__name__": "__main__"})  # noqa: S102, S307 — as execnet starts a process
@@ -80,13 +84,16 @@ def stand_for_a_fork(address: str) -> None:
     """Hand this process's streams over to a fork, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the fork ends when its tests have
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(address)
-        socket.send_fds(connection, [b"s"], [0, 1, 2])
-        connection.recv(1)
+        try:
+            connection.connect(address)
+            socket.send_fds(connection, [b"s"], [0, 1, 2])
+            connection.recv(1)
+        except OSError as error:
+            sys.exit(f"callboard: the process that collects the tests has ended ({error}); `pytest -n 0` may say why")
 
 
 if __name__ == "__main__":
     if __package__:
-        serve(int(sys.argv[1]), sys.argv[2:])
+        serve(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
     else:
         stand_for_a_fork(sys.argv[1])

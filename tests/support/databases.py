@@ -1,9 +1,9 @@
 """Databases of a test server: one migrated template, copies of it for the tests."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, LiteralString
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -18,19 +18,21 @@ def with_database(url: str, name: str) -> str:
 
 
 #: A connection of this process to each server: the first statement of a new one takes a third of what a copy takes.
-#: Only the main thread uses them.
+#: Threads may share one: psycopg lets them take turns.
 _connections: dict[str, psycopg.Connection] = {}
 
 
-def execute(url: str, statement: sql.Composed) -> None:
-    """Run one statement outside of a transaction."""
+def execute(
+    url: str, statement: LiteralString | sql.Composed, values: Sequence[Any] | None = None
+) -> psycopg.Cursor[Any]:
+    """Run one statement outside of a transaction; its cursor."""
     connection = _connection(url)
     try:
-        connection.execute(statement)
+        return connection.execute(statement, values)
     except psycopg.OperationalError:  # the server was stopped since
         if not connection.closed:
             raise
-        _connection(url).execute(statement)
+        return _connection(url).execute(statement, values)
 
 
 def _connection(url: str) -> psycopg.Connection:
@@ -90,5 +92,5 @@ def waiting(url: str) -> int:
     """How many wait for a lock in this database."""
     server, name = with_database(url, "postgres"), urlsplit(url).path[1:]
     asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
-    row = _connection(server).execute(asked, [name]).fetchone()
+    row = execute(server, asked, [name]).fetchone()
     return int(row[0]) if row else 0
