@@ -67,7 +67,7 @@ def test_there_and_back(scenario: Scenario, servers: tuple[Server, Server], tmp_
     whose outcomes it lacks run again, and count once.
     """
     first, second = servers
-    gate = tmp_path / "gate"
+    gate, last = tmp_path / "gate", tmp_path / "last"
     for _ in range(2):
         scenario.start_worker(short_periods=5)
     with served(open_app(scenario.environment["DATABASE_URL"])) as web:
@@ -81,13 +81,14 @@ def test_there_and_back(scenario: Scenario, servers: tuple[Server, Server], tmp_
         print(f"{scenario.run_log.repeated(job.id)} runs twice")
 
         follow(second, first)
-        job = scenario.submit("work", gated(mixed(ITEMS, 0.04), gate, ITEMS // 4))
+        items = gated(mixed(ITEMS, 0.04), gate, ITEMS // 4)
+        job = scenario.submit("work", gated(items, last, ITEMS * 3 // 4))
         scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS / 10)
         configure(first, primary_conninfo="")
         assert wait_until(lambda: not is_followed(second), TIMEOUT)
         gate.touch()  # so the replica lacks what ends from now on
         scenario.wait_for(job, lambda status: status["succeeded"] > ITEMS / 2)
-        lost = fails_over(scenario, job, second, first, gate)
+        lost = fails_over(scenario, job, second, first, last)
         assert lost > 0
         runs = scenario.assert_mixed_completed(job, ITEMS)
         print(f"{lost} outcomes lost, {sent_again(scenario)} sent again, {runs.total()} runs")

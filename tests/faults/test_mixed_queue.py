@@ -13,7 +13,7 @@ import pika
 from dramatiq import Message
 
 import callboard
-from tests.faults.rig.scenario import Scenario, fate, mixed
+from tests.faults.rig.scenario import Scenario, fate, gated, mixed
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
 
@@ -81,13 +81,16 @@ def test_all_kinds_in_one_queue(broker: Broker, scenario: Scenario) -> None:
 
     def drain(number: int) -> callboard.Job:
         """A job, with what others send in between."""
-        job = scenario.submit("work", mixed(FAST))
+        late = scenario.folder / f"late-{number}"
+        job = scenario.submit("work", gated(mixed(FAST), late, FAST * 9 // 10))
         with scenario.watch(job) as watcher:
             for n in range(ROUNDS):
                 scenario.wait_for(job, lambda status: status["succeeded"] >= n * FAST // 10)
                 some, none = disturb(scenario, number * ROUNDS + n)
                 sent.extend(some)
                 unreadable.extend(none)
+            assert scenario.status(job)["finished_at"] is None
+            late.touch()
             scenario.assert_mixed_completed(job, FAST, watcher=watcher)
         assert scenario.run_log.repeated(job.id) == 0
         return job

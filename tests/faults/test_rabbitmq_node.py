@@ -75,7 +75,7 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
     job = scenario.submit("work", chain(items, more))
     with scenario.watch(job) as watcher:
         for times, part, gate, end in (
-            (1, 180, gates[0], breakable_rabbitmq.stop), (2, 250, gates[1], breakable_rabbitmq.kill)
+            (1, 180, gates[0], breakable_rabbitmq.stop), (2, 200, gates[1], breakable_rabbitmq.kill)
         ):  # fmt: skip
             # Items that were given back wait for a thread behind those that the second gate holds.
             scenario.wait_for(job, lambda status: status["succeeded"] > part)
@@ -94,10 +94,13 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
 
 def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node) -> None:
     scenario.start_worker()
-    job = scenario.submit("work", mixed(800, 0.02))
+    gate = scenario.folder / "gate"
+    job = scenario.submit("work", gated(mixed(800, 0.02), gate, 400))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda status: status["succeeded"] > 150)
         alarmed.ctl("set_vm_memory_high_watermark", "0.00001")
+        assert scenario.status(job)["finished_at"] is None
+        gate.touch()
         blocked = scenario.submit("work", mixed(200))
         scenario.wait_for(blocked, lambda status: "blocks publishers" in (status["stalled"] or ""))
         status = scenario.status(blocked)
