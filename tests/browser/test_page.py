@@ -352,8 +352,8 @@ def test_the_pages_work_under_a_prefix(serve: Any, page: Page, conn: Conn, share
     job = make_job(conn, 2, name="under a prefix")
     scopes = ["read", "control", "admin"]
     token, _ = tokens.create(conn, Requester("cli", "anna"), name="anna", scopes=scopes)
-    refused = list[str]()
-    page.on("response", lambda answer: refused.append(answer.url) if answer.status >= 400 else None)
+    refused = list[tuple[int, str]]()
+    page.on("response", lambda answer: refused.append((answer.status, answer.url)) if answer.status >= 400 else None)
     with serve(create_app(url=shared_url), "/proxy/in/side") as address:
         page.goto(f"{address}/proxy/in/side{'' if serve is mounted else '/'}")
         page.get_by_label("Token").fill(token)
@@ -376,10 +376,12 @@ def test_the_pages_work_under_a_prefix(serve: Any, page: Page, conn: Conn, share
         api = httpx.get(f"{address}/proxy/in/side/api/v1/openapi.json", headers={"Authorization": f"Bearer {token}"})
         assert api.json()["servers"] == [{"url": "/proxy/in/side/api/v1"}]
         page.goto(f"{address}/proxy/in/side/")
-        # From here on what the page asks for may be refused.
-        assert [url for url in refused if not url.endswith("/in/side")] == []
+        expect(page.locator("#live")).to_have_text("live")
+        assert [url for _, url in refused if not url.endswith("/in/side")] == []
+        # What the page asks for until it is gone may be refused, for the want of a login.
         page.get_by_role("button", name="Log out").click()
         expect(page.get_by_label("Token")).to_be_visible()
+        assert {status for status, _ in refused} <= {401}
 
 
 def test_the_pages_fit_a_phone(page: Page, conn: Conn, address: str) -> None:

@@ -37,9 +37,9 @@ class Rig:
     worker: Worker
     folder: Path
 
-    def python(self, script: str) -> str:
+    def python(self, script: str, **variables: str) -> str:
         """Run a user's script; what it prints."""
-        done = run(self.folder, "-c", script, env=self.environment, program=scripts.PROGRAM)
+        done = run(self.folder, "-c", script, env={**self.environment, **variables}, program=scripts.PROGRAM)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -50,7 +50,8 @@ class Rig:
 
     def make_tables(self, module: str) -> None:
         """The tables of a pipeline, by a migration of the app; it may run again."""
-        script = self.python(f"from callboard.actors import {module}; print({module}.TABLES)")
+        # PYTHONPATH gives it an interpreter of its own (see `forked`), which shows an import that the module lacks.
+        script = self.python(f"from callboard.actors import {module}; print({module}.TABLES)", PYTHONPATH="")
         for _ in range(2):
             self.conn.execute(script.encode())
 

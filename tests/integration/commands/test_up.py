@@ -14,6 +14,7 @@ import pytest
 
 from callboard.commands.errors import CommandError
 from callboard.commands.local.stack import LocalStack
+from callboard.commands.services import Process
 from tests.support.programs import fault, left, run, running
 from tests.support.workers import wait_until
 
@@ -43,11 +44,20 @@ def children(pid: int, *words: str) -> list[int]:
     return found
 
 
+def kill_a_worker(up: Process) -> None:
+    """Kill what the first of its two workers runs, and see that `up` starts another one."""
+    workers = children(up.pid, "dramatiq")
+    assert len(workers) == 2
+    for child in children(workers[0]):
+        os.kill(child, signal.SIGKILL)
+    assert wait_until(lambda: len(set(children(up.pid, "dramatiq")) - set(workers)) == 1, 300)
+
+
 def test_up_runs_everything_restarts_what_is_killed_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when it is killed itself, and on a machine that names no home."""
-    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("HOME", raising=False)
     options = ("up", "--processes", "2", "--threads", "2")
     with running(tmp_path, *options, until="Ctrl-C") as up:
         assert stat.S_IMODE((tmp_path / ".callboard" / "up.json").stat().st_mode) == 0o600
@@ -55,12 +65,8 @@ def test_up_runs_everything_restarts_what_is_killed_and_leaves_nothing(
         with urllib.request.urlopen(addresses(tmp_path)["web_url"] + "readyz") as answer:
             assert answer.status == 200
         assert "another `callboard up` runs in" in fault(tmp_path, "up")
-        workers = children(up.pid, "dramatiq")
-        assert len(workers) == 2
-        for child in children(workers[0]):
-            os.kill(child, signal.SIGKILL)
+        kill_a_worker(up)
         os.kill(children(up.pid, "serve")[0], signal.SIGKILL)
-        assert wait_until(lambda: len(set(children(up.pid, "dramatiq")) - set(workers)) == 1, 300)
         assert wait_until(lambda: served(tmp_path), 300)
         for name in ("worker 1", "the web app"):
             assert wait_until(lambda said=f"{name} ended by itself": said in up.log.read_text(), 300)  # type: ignore[misc]
@@ -69,6 +75,7 @@ def test_up_runs_everything_restarts_what_is_killed_and_leaves_nothing(
     # On the same broker: until their heartbeats lapse, the killed workers keep those of another one out.
     with running(tmp_path, *options, until="Ctrl-C") as up:
         assert works(tmp_path)
+        kill_a_worker(up)
         assert up.stop(300) == 0
     assert not (tmp_path / ".callboard" / "up.json").exists()
     assert "Killing" not in "".join(log.read_text() for log in tmp_path.glob(".callboard/*.log"))

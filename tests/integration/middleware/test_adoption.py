@@ -248,6 +248,7 @@ def test_an_app_adopts_callboard_either_way_and_gives_it_up_again(
     assert wait_until(lambda: len(app.noted() & lines(700, 1000)) > 30, TIMEOUT)
     tracked.stop()
     app.run("callboard", "submit", "note", "numbers.jsonl")
+    assert not app.nothing_waits_as_rows()
     with swept(app):
         assert wait_until(app.nothing_waits_as_rows, TIMEOUT, pause=0.2), app.jobs()
     app.write(APP)

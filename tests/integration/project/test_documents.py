@@ -46,7 +46,9 @@ class Terminal:
             (folder / name).write_text(text, encoding="utf-8")
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run a line of shell to its end. A plain one is run without a shell, by a fork: see `forked`."""
+        """Run a line of shell to its end. A plain one is run without a shell, by a fork: see `forked`. Others get an
+        interpreter of their own, which shows an import that Callboard lacks.
+        """
         words = command.split() if PLAIN.fullmatch(command) else [""]
         if words[0] == "callboard":
             return run(self.folder, *words[1:], env=self.environment)
