@@ -7,7 +7,7 @@ BIN := .venv/bin
 ARGS ?=
 # Tests wait more than they work: more processes than cores.
 PROCESSES ?= 8
-MINUTES := 9
+MINUTES := 10
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | sort | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
