@@ -163,7 +163,7 @@ class Heartbeat:
             self._looked = now
             if due.outdated:
                 self._end_outdated(conn)
-            if self._declared and self.process.worker:
+            if self._declared and worker:
                 self._record_actors(conn)
             self._note_idle(due)
             self.begin(due)
