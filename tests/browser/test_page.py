@@ -526,8 +526,21 @@ def test_the_rows_are_walked_by_keys(page: Page, conn: Conn, address: str) -> No
     assert wait_until(goes_to_the_list, 300)
 
 
+COUNTS_FORMATTERS = """
+window.formatters = 0;
+for (const [owner, name] of [[Intl, "DateTimeFormat"], [Date.prototype, "toLocaleString"]]) {
+  const whole = owner[name];
+  owner[name] = function (...given) {
+    window.formatters += 1;
+    return new.target ? new whole(...given) : whole.apply(this, given);
+  };
+}
+"""
+
+
 def test_focus_selection_and_times_survive_an_update(page: Page, conn: Conn, address: str) -> None:
     job = make_mixed_job(conn)
+    page.add_init_script(COUNTS_FORMATTERS)
     page.goto(f"{address}/jobs/{job}")
     link = page.locator("#errors a").last
     link.focus()
@@ -537,6 +550,8 @@ def test_focus_selection_and_times_survive_an_update(page: Page, conn: Conn, add
     expect(link).to_be_focused()
     assert page.evaluate("getSelection().toString()") == BAD.message
     expect(page.locator("#errors time").first).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+    # One for the zone of the browser and one for all times, told each second: to make them took half of a page's script.
+    assert page.evaluate("formatters") == 2
 
 
 def test_an_action_is_shown_though_an_older_read_was_under_way(page: Page, conn: Conn, address: str) -> None:

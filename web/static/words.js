@@ -49,7 +49,7 @@ const TIME = /\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z/g;
 
 // A time in the chosen zone. The day is left out when it is today.
 function shortly(time) {
-  const [when, now] = [new Date(time), new Date()].map((one) => one.toLocaleString("sv", { timeZone: zone() }));
+  const [when, now] = [moment(time), moment()];
   return when.slice(0, 10) === now.slice(0, 10) ? when.slice(11) : when.slice(0, 16);
 }
 
@@ -123,15 +123,26 @@ export function text(node, value) {
 }
 
 const store = (key, value) => { try { return value === undefined ? localStorage[key] : (localStorage[key] = value); } catch { return undefined; } };
-export const zone = () => (store("callboard-zone") === "UTC" ? "UTC" : Intl.DateTimeFormat().resolvedOptions().timeZone);
+const LOCAL = Intl.DateTimeFormat().resolvedOptions().timeZone;
+export const zone = () => (store("callboard-zone") === "UTC" ? "UTC" : LOCAL);
 export const toggleZone = () => store("callboard-zone", zone() === "UTC" ? "local" : "UTC");
+
+// A time in the chosen zone, to the second. To make a formatter takes much longer than to use it, and all times of a page
+// are told each second.
+const PARTS = { year: "numeric", month: "numeric", day: "numeric", hour: "numeric", minute: "numeric", second: "numeric" };
+const formatters = {};
+
+function moment(time = Date.now()) {
+  formatters[zone()] ??= new Intl.DateTimeFormat("sv", { ...PARTS, timeZone: zone() });
+  return formatters[zone()].format(new Date(time));
+}
 
 // Times in the chosen zone, and spans up to now.
 export function tell(part) {
   for (const node of part.querySelectorAll("time[datetime]")) {
     if (!node.dateTime) continue;
     text(node, shortly(node.dateTime));
-    node.title = `${new Date(node.dateTime).toLocaleString("sv", { timeZone: zone() })} ${zone()}`;
+    node.title = `${moment(node.dateTime)} ${zone()}`;
   }
   for (const node of part.querySelectorAll("[data-since]")) text(node, duration(since(node.dataset.since)));
 }
