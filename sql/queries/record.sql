@@ -120,7 +120,7 @@ WITH event AS (
         finished_at = CASE WHEN l.open AND l.ends THEN now() ELSE l.finished_at END,
         stopping = CASE WHEN l.fails AND NOT l.ends THEN 'failed' ELSE l.stopping END,
         reason = CASE WHEN l.fails
-                      THEN l.failed || ' of ' || l.succeeded + l.failed || ' items failed, and max_failures is '
+                      THEN l.failed || ' failed, ' || l.succeeded || ' succeeded, and max_failures is '
                            || (j.limits ->> 'max_failures')
                       ELSE j.reason END,
         epoch = j.epoch + coalesce(l.fails, false)::int,

@@ -132,7 +132,7 @@ def _limit(conn: Conn, job: int, changes: Mapping[str, Any], *, has_stages: bool
 
 
 def delete(conn: Conn, job: int, by: Requester) -> None:
-    """Delete a finished job: nobody sees it from now on, and the sweep or `retention.clear` deletes its rows.
+    """Delete a finished job: nobody sees it from now on, and the sweep or `retention.delete_rows` deletes its rows.
 
     Its history goes with it, so the log says who deleted it. Raises NoSuchJob, and NotPossible while it is open.
     """

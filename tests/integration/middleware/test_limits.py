@@ -116,7 +116,7 @@ def test_a_job_past_its_failures_stops_with_the_reason(conn: Conn) -> None:
     record(conn, job, {"failed": [6]})
     found = status(conn, job)
     assert (found["stopping"], found["cancelled"]) == ("failed", 13)
-    assert found["reason"] == "4 of 7 items failed, and max_failures is 3"
+    assert found["reason"] == "4 failed, 3 succeeded, and max_failures is 3"
     assert any(control.job == job and control.stopping for control in workers.job_controls(conn, 5))
     assert wait_until(lambda: jobs.close_stopped(conn) == [job], 300)
     assert status(conn, job)["state"] == "failed"
@@ -155,7 +155,7 @@ def test_a_job_whose_last_items_pass_its_failures_is_failed(conn: Conn, most: in
     record(conn, job, {"failed": range(4 - failing, 4)})
     found = status(conn, job)
     assert (found["state"], found["stopping"], found["cancelled"]) == ("failed", None, 0)
-    assert found["reason"] == f"{failing} of 4 items failed, and max_failures is {most}"
+    assert found["reason"] == f"{failing} failed, {4 - failing} succeeded, and max_failures is {most}"
     assert retry_action.retry(conn, job, ANNA, RetrySelection()) == failing
     record(conn, job, {"succeeded": range(4 - failing, 4)}, attempt=2)
     assert (status(conn, job)["state"], status(conn, job)["reason"]) == ("completed", None)
