@@ -50,7 +50,6 @@ class Delivery:
     aside: bool = False  # a side thread acknowledges or defers it; Dramatiq's ack is ignored
     stale: bool = False  # its connection is gone: the broker delivers it again
     waiting: "dict[Tag, Delivery] | None" = None  # those of its connection that have not begun; None: they are not kept
-
     span: tuple[Any, Any] | None = None  # OpenTelemetry's, of its attempt, and the token that ends its context
 
     @property

@@ -6,6 +6,7 @@ from callboard.web import actions, submissions
 from callboard.web.pages import board, docs, forms, item, job, many, queues, share, tokens, workers
 from callboard.web.pages.forms import form
 from callboard.web.pages.page import PageEndpoint, Parts
+from callboard.web.parameters import Page
 from callboard.web.queues import PutBack
 from callboard.web.tokens import NewToken
 
@@ -28,7 +29,7 @@ PAGES = [
     PageEndpoint("GET", "/embed/{job}", share.embed, None, query=Parts, shared=True),
     PageEndpoint("GET", "/badge/{job}.svg", share.badge, None, shared=True),
     PageEndpoint("POST", "/jobs/{job}/share", share.make, None, body=share.Share, scope="admin"),
-    PageEndpoint("GET", "/tokens", tokens.tokens, None, query=tokens.TokensQuery, scope="admin"),
+    PageEndpoint("GET", "/tokens", tokens.tokens, None, query=Page, scope="admin"),
     PageEndpoint("POST", "/tokens", tokens.create, None, body=NewToken, scope="admin"),
     PageEndpoint("POST", "/tokens/{token}/revoke", tokens.revoke, None, scope="admin"),
     _post("/queues/{queue}/put-back", queues.put_back, body=PutBack, for_all_tenants=True),
