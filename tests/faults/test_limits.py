@@ -2,8 +2,6 @@
 
 import time
 
-import pytest
-
 import callboard
 from tests.faults.rig.scenario import Scenario, gated
 from tests.support.timer import Timer
@@ -117,10 +115,3 @@ def test_a_small_job_is_not_kept_waiting_by_a_large_one(scenario: Scenario) -> N
     assert scenario.status(large)["finished_at"] is None
     large.cancel()
     scenario.wait_for(large, lambda status: status["finished_at"] is not None)
-
-
-@pytest.mark.parametrize("limits", [{"rate": "fast"}, {"concurrency": 0}, {"delay": "1s", "at": "2s"}])
-def test_limits_that_make_no_sense_leave_no_job(limits: dict[str, object], scenario: Scenario) -> None:
-    with pytest.raises(ValueError, match=r"rate|concurrency|delay and at"):
-        callboard.submit("work", [1], **limits)  # type: ignore[arg-type]
-    assert scenario.sql("SELECT count(*) FROM callboard.jobs") == [(0,)]

@@ -326,8 +326,10 @@ def test_a_schema_that_is_ahead_by_a_breaking_step_is_refused(call: Call, conn: 
 
 def test_config_lists_every_setting_without_secrets(call_alone: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://anna:hunter2@db/shop")
+    monkeypatch.setenv("CALLBOARD_WEBHOOK_SECRET", "hunter2")
     found = {row["name"]: row for row in document(call_alone("config", "--json"))["settings"]}
     assert found["DATABASE_URL"]["value"] == "postgresql://anna:***@db/shop"
+    assert found["CALLBOARD_WEBHOOK_SECRET"]["value"] == "***"
     assert found["CALLBOARD_PREPARE"]["default"] == "on"
     assert "hunter2" not in call_alone("config")[1]
 
