@@ -22,11 +22,10 @@ from tests.support.nodes import Node
 from tests.support.pgbouncer import pgbouncer
 from tests.support.services import POSTGRES_SETTINGS, SharedPostgres, postgres_programs, postgres_users
 
-#: In one start of `rabbitmqctl`, which takes a second of processor time.
 MAKE_VHOST = (
     'rabbit_vhost:add(<<"{name}">>, <<"tests">>), '
     "rabbit_auth_backend_internal:set_permissions("
-    '<<"callboard">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>).'
+    '<<"callboard">>, <<"{name}">>, <<".*">>, <<".*">>, <<".*">>, <<"tests">>)'
 )
 POOLED = bool(os.environ.get("CALLBOARD_TEST_POOLED"))
 
@@ -123,7 +122,7 @@ def vhost(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     node: Node = request.getfixturevalue("faulty_rabbitmq")
     name = f"callboard-{uuid.uuid4().hex}"
-    node.ctl("eval", MAKE_VHOST.format(name=name))
+    node.evaluate(MAKE_VHOST.format(name=name))
     yield node.url_of(name)
     revive(request)
 

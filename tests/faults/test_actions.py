@@ -125,7 +125,7 @@ def test_what_was_cancelled_is_done_after_all(broker: Broker, scenario: Scenario
     scenario.wait_for(job, lambda status: status["state"] == "cancelled")
     # No message of before is left, which would run beside the new one of its item.
     url = scenario.environment["AMQP_URL"]
-    assert wait_until(lambda: broker.unsettled(url) == 0, TIMEOUT)
+    assert wait_until(lambda: broker.queues(url)["default"] == 0, TIMEOUT)
     cancelled = scenario.status(job)["cancelled"]
     assert cancelled > 400
     gate.touch()

@@ -16,6 +16,11 @@ from tests.support.cluster import Member, cluster
 from tests.support.transports import transport_to
 
 ITEMS = 20_000 if os.environ.get("CALLBOARD_TEST_LONG") else 1_500
+#: The user may do everything in the virtual host.
+ALLOW = (
+    'rabbit_auth_backend_internal:set_permissions(<<"callboard">>, <<"callboard">>, <<".*">>, <<".*">>, <<".*">>,'
+    ' <<"tests">>)'
+)
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Member]]:
 def vhost(nodes: list[Member]) -> str:
     """The addresses of all nodes; queues of their virtual host are quorum queues, without a word in the actors."""
     nodes[0].ctl("add_vhost", "callboard", "--default-queue-type", "quorum")
-    nodes[0].ctl("set_permissions", "-p", "callboard", "callboard", ".*", ".*", ".*")
+    nodes[0].evaluate(ALLOW)
     return ";".join(node.url_of("callboard") for node in nodes)
 
 
@@ -73,9 +78,9 @@ def test_one_node_after_the_other_is_killed(scenario: Scenario, nodes: list[Memb
         first.touch()
         goes_on(scenario, job)
         # As operators do between two nodes: each queue has all of its replicas again.
-        nodes[2].start().ctl("await_online_quorum_plus_one", program="rabbitmq-upgrade")
-        kinds = nodes[2].ctl("list_queues", "-p", "callboard", "--no-table-headers", "type").split()
-        assert kinds == ["quorum"] * 3
+        nodes[2].start().evaluate("true = rabbit_upgrade_preparation:await_online_quorum_plus_one(300000)")
+        kinds = nodes[2].evaluate('rabbit_amqqueue:info_all(<<"callboard">>, [type])')
+        assert kinds == str([["{type, quorum}"]] * 3).replace("'", "")
         nodes[0].kill()
         second.touch()
         goes_on(scenario, job)

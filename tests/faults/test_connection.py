@@ -21,14 +21,14 @@ COUNT, PREFETCH, IN_HAND, NEXT, LOST = 12, 6, 4, 5, 8
 
 
 def unsettled(broker: Broker, scenario: Scenario) -> int:
-    """Messages in the queue, ready or delivered and not acknowledged; the count of a moment ago."""
+    """Messages in the queue, ready or delivered and not acknowledged."""
     return broker.queues(scenario.environment["AMQP_URL"])["default"]
 
 
 def channel_of(broker: Broker, scenario: Scenario) -> str:
     """The channel that consumes the queue; empty while none does."""
-    consumers = broker.consumers(scenario.environment["AMQP_URL"])
-    return next((channel for queue, channel in consumers if queue == "default"), "")
+    channels = broker.channels(scenario.environment["AMQP_URL"])
+    return next((channel for queue, channel in channels if queue == "default"), "")
 
 
 def begun(scenario: Scenario) -> dict[int, int]:

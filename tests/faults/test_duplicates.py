@@ -61,7 +61,7 @@ def put(scenario: Scenario, bodies: Iterable[bytes]) -> None:
 
 def drained(broker: Broker, scenario: Scenario) -> bool:
     """Whether the queue holds nothing, delivered or not."""
-    return not scenario.ready_messages() and not broker.unsettled(scenario.environment["AMQP_URL"])
+    return not scenario.ready_messages() and not broker.queues(scenario.environment["AMQP_URL"])["default"]
 
 
 def beside(scenario: Scenario, job: callboard.Job) -> tuple[int, int]:

@@ -13,6 +13,8 @@ from tests.faults.rig.scenario import POLL, TIMEOUT, Scenario, fate, gated, mixe
 from tests.faults.test_rabbitmq import CUT, sent_again
 from tests.support.nodes import Node
 
+#: Of the machine's memory; the node blocks publishers when it takes more.
+MEMORY = "vm_memory_monitor:set_vm_memory_high_watermark({})"
 BACK, PUBLISHING = "messages come from RabbitMQ at", "publishing goes on again, after"
 
 
@@ -20,15 +22,15 @@ BACK, PUBLISHING = "messages come from RabbitMQ at", "publishing goes on again, 
 def alarmed(breakable_rabbitmq: Node) -> Iterator[Node]:
     """The node; it has memory again after the test."""
     yield breakable_rabbitmq
-    breakable_rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    breakable_rabbitmq.evaluate(MEMORY.format(0.4))
 
 
 @pytest.fixture
 def narrow(breakable_rabbitmq: Node) -> Iterator[None]:
     """The node takes messages of at most 100,000 bytes."""
-    breakable_rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 100000).")
+    breakable_rabbitmq.evaluate("application:set_env(rabbit, max_message_size, 100000)")
     yield
-    breakable_rabbitmq.ctl("eval", "application:set_env(rabbit, max_message_size, 134217728).")
+    breakable_rabbitmq.evaluate("application:set_env(rabbit, max_message_size, 134217728)")
 
 
 @pytest.mark.usefixtures("narrow")
@@ -98,7 +100,7 @@ def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node)
     job = scenario.submit("work", gated(mixed(800, 0.02), gate, 400))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda status: status["succeeded"] > 150)
-        alarmed.ctl("set_vm_memory_high_watermark", "0.00001")
+        alarmed.evaluate(MEMORY.format("0.00001"))
         assert scenario.status(job)["finished_at"] is None
         gate.touch()
         blocked = scenario.submit("work", mixed(200))
@@ -108,7 +110,7 @@ def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node)
             status["stalled"]
         )
         assert status["succeeded"] == 0
-        alarmed.ctl("set_vm_memory_high_watermark", "0.4")
+        alarmed.evaluate(MEMORY.format(0.4))
         scenario.assert_mixed_completed(job, 800, watcher=watcher)
         scenario.assert_mixed_completed(blocked, 200)
     assert sent_again(scenario) == 0
@@ -119,7 +121,7 @@ def test_the_node_gone_while_retries_are_due(scenario: Scenario, breakable_rabbi
     scenario.start_worker()
     assert wait_until(scenario.has_consumer, TIMEOUT, pause=POLL)
     # The queue was declared just now; the log of it lies in the node's memory for two seconds.
-    breakable_rabbitmq.ctl("eval", "mnesia:sync_log().")
+    breakable_rabbitmq.evaluate("mnesia:sync_log()")
     gate = scenario.folder / "gate"
     job = scenario.submit("work", gated(({"number": n, "fate": "retry"} for n in range(100)), gate, 20))
     with scenario.watch(job) as watcher:

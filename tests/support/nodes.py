@@ -1,14 +1,38 @@
 """A private RabbitMQ node with what only tests need: `rabbitmqctl`, its pid, and the management plugin."""
 
+import re
+import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from callboard.commands.services import rabbitmq
 from callboard.commands.services.ports import free_ports
+from callboard.commands.services.rabbitmq_programs import epmd
 
 #: What a node logs when its boot is over.
 BOOTED = b"Server startup complete"
+#: What `erl_call` prints of expressions that raised nothing.
+VALUE = re.compile(r"\{ok, (.*)\}", re.DOTALL)
+
+
+def evaluate(environment: Mapping[str, str], expressions: str) -> str:
+    """The value of Erlang expressions in the node that the tools of RabbitMQ reach with this environment.
+
+    A number or a list of lists of strings and numbers is written as in JSON. Measured: it takes 2 ms of processor time,
+    and `rabbitmqctl eval` 600 ms.
+    """
+    mapper = epmd()
+    program = shutil.which("erl_call") or (mapper and mapper.resolve().with_name("erl_call"))
+    assert program, "erl_call is missing, which comes with Erlang"
+    done = subprocess.run(
+        [program, "-sname", environment.get("RABBITMQ_NODENAME", "rabbit"), "-e"],
+        input=f"{expressions}.\n", env=dict(environment), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    found = VALUE.fullmatch(done.stdout)
+    assert found is not None, (expressions, done.stdout, done.stderr)
+    return found[1]
 
 
 class Node(rabbitmq.Node):
@@ -40,9 +64,13 @@ class Node(rabbitmq.Node):
         # The last boot step is done after the node listens: until then plugins do not, and a list of queues is empty.
         return super().ready() and BOOTED in self.log.read_bytes()[self._logged_before :]
 
-    def ctl(self, *arguments: str, program: str = "rabbitmqctl", timeout: float = 300) -> str:
-        """Run `rabbitmqctl` or one of its kin, which takes about a second; return what it prints."""
-        command = [str((rabbitmq.scripts() or Path()) / program), "--quiet", *arguments]
+    def evaluate(self, expressions: str) -> str:
+        """See `evaluate`."""
+        return evaluate(self.files.environment(), expressions)
+
+    def ctl(self, *arguments: str, timeout: float = 300) -> str:
+        """Run `rabbitmqctl`, which takes half a second of processor time; return what it prints."""
+        command = [str((rabbitmq.scripts() or Path()) / "rabbitmqctl"), "--quiet", *arguments]
         done = subprocess.run(
             command, env=self.files.environment(), capture_output=True, text=True, timeout=timeout, check=False
         )

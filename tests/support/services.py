@@ -24,8 +24,6 @@ from tests.support.vhosts import Broker
 
 #: The tests' data may be lost when the power fails; and all tests of a run share the connections.
 POSTGRES_SETTINGS = {"fsync": "off", "max_connections": "500", "max_wal_size": "1GB"}
-#: The counts of messages that the management API gives are as old as this, in milliseconds.
-RABBITMQ_CONFIG = "[{rabbit, [{collect_statistics_interval, 500}]}].\n"
 
 
 class SharedPostgres(NamedTuple):
@@ -175,10 +173,7 @@ def _rabbitmq(services: Owner) -> Iterator[Broker]:
         default = f"http://{urlsplit(url).hostname}:15672/api"
         yield Broker(url, os.environ.get("CALLBOARD_TEST_MANAGEMENT_URL", default))
         return
-    folder = services.folder / "rabbitmq"
-    folder.mkdir()
-    (folder / "advanced.config").write_text(RABBITMQ_CONFIG, encoding="ascii")
-    with Node(folder, management=True) as node:
+    with Node(services.folder / "rabbitmq", management=True) as node:
         try:
             yield Broker.of(node)
         finally:
