@@ -50,8 +50,8 @@ class Rig:
 
     def make_tables(self, module: str) -> None:
         """The tables of a pipeline, by a migration of the app; it may run again."""
-        # PYTHONPATH gives it an interpreter of its own (see `forked`), which shows an import that the module lacks.
-        script = self.python(f"from callboard.actors import {module}; print({module}.TABLES)", PYTHONPATH="")
+        # This variable gives it an interpreter of its own (see `forked`), which shows an import that the module lacks.
+        script = self.python(f"from callboard.actors import {module}; print({module}.TABLES)", PYTHONHASHSEED="0")
         for _ in range(2):
             self.conn.execute(script.encode())
 

@@ -47,7 +47,7 @@ ALIKE = {
 ENVIRONMENTS = {"dramatiq": {"PYTHONWARNINGS": "default"}, CALLBOARD: {}}
 #: A start with one of these variables, or of `dramatiq` with one of these arguments, is that of an interpreter of its
 #: own.
-ALONE = ("dramatiq_", "PROMETHEUS_", "PYTHONPATH"), ("--path", "--use-spawn")
+ALONE = ("dramatiq_", "PROMETHEUS_", "PYTHONHASHSEED"), ("--path", "--use-spawn")
 LARGEST_REQUEST = 1 << 18
 
 
@@ -249,6 +249,8 @@ def _become(env: Mapping[str, str], folder: str, streams: Sequence[int]) -> None
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
+    if path := env.get("PYTHONPATH"):
+        sys.path[1:1] = path.split(os.pathsep)
 
 
 def main() -> None:

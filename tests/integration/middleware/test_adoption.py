@@ -1,10 +1,7 @@
 """An app without Callboard adopts it with messages in its queues, and gives it up again."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,15 +12,15 @@ from urllib.request import urlopen
 import pika
 import psycopg
 
-from callboard.commands.services.child_process import Process
 from callboard.commands.services.ports import free_ports
 from callboard.sql.pool import connect
 from callboard.sql.reads import queries
 from callboard.sql.states import ITEM_STATES
-from tests.support import documents
+from tests.support import documents, script
+from tests.support.forked import CALLBOARD
+from tests.support.programs import run, running
 from tests.support.workers import StartWorker, wait_until
 
-BIN = Path(sys.executable).parent
 TIMEOUT = 300.0
 
 #: The app as it was. `odd` fails for good, and `later` succeeds when it is tried again.
@@ -96,27 +93,20 @@ class App:
         self.write(APP)
 
     def write(self, source: str) -> None:
+        """Have this source from now on. As the app was, its processes have not imported Callboard: see `forked`."""
         (self.folder / "app.py").write_text(source, encoding="utf-8")
+        self.variables.pop("PYTHONHASHSEED", None)
+        if source is APP:
+            self.variables["PYTHONHASHSEED"] = "0"
 
-    def run(self, *command: str) -> str:
-        """Run a program of the environment to its end; what it printed."""
-        done = subprocess.run(
-            [BIN / command[0], *command[1:]], cwd=self.folder, env={**os.environ, **self.variables},
-            text=True, capture_output=True, timeout=TIMEOUT, check=False,
-        )  # fmt: skip
+    def run(self, *command: str, program: str = CALLBOARD) -> str:
+        """Run a command, or another program, to its end; what it printed."""
+        done = run(self.folder, *command, env=self.variables, program=program)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(self, *command: str, says: str, **variables: str) -> Process:
-        """Start one that stays, and wait until it says so."""
-        log = self.folder / f"{command[1]}.log"
-        environment = {**os.environ, **self.variables, **variables, "PYTHONUNBUFFERED": "1"}
-        process = Process([BIN / command[0], *command[1:]], log=log, env=environment, cwd=self.folder)
-        process.start().wait_ready(lambda: says in log.read_text(encoding="utf-8"), TIMEOUT)
-        return process
-
     def send(self, first: int, end: int) -> None:
-        self.run("python", "send.py", str(first), str(end))
+        self.run("send.py", str(first), str(end), program=script.PROGRAM)
 
     def noted(self) -> set[str]:
         return set(self.notes.read_text(encoding="utf-8").splitlines())
@@ -142,7 +132,7 @@ class App:
 
     def jobs(self) -> dict[str, dict[str, Any]]:
         """The jobs as the command line gives them, by actor."""
-        return {job["actor"]: job for job in json.loads(self.run("callboard", "jobs", "--json"))["jobs"]}
+        return {job["actor"]: job for job in json.loads(self.run("jobs", "--json"))["jobs"]}
 
 
 def sent(first: int, end: int) -> Counter[str]:
@@ -160,16 +150,13 @@ def lines(first: int, end: int) -> set[str]:
 def served(app: App) -> Iterator[Callable[[str], Any]]:
     """`callboard serve` in a process of its own; gives a function that GETs a path as JSON."""
     port = free_ports(1)[0]
-    process = app.start("callboard", "serve", "--open-to-everyone", "--port", str(port), says="Callboard is at")
 
     def get(path: str) -> Any:
         with urlopen(f"http://127.0.0.1:{port}{path}", timeout=300) as answer:
             return json.load(answer)
 
-    try:
+    with running(app.folder, "serve", "--open-to-everyone", "--port", str(port), env=app.variables):
         yield get
-    finally:
-        process.stop()
 
 
 @contextmanager
@@ -178,10 +165,9 @@ def swept(app: App) -> Iterator[None]:
     [line] = [line for line in documents.block("sh", "callboard sweep").splitlines() if "sweep" in line]
     variable, *command = shlex.split(line, comments=True)
     name, _, value = variable.partition("=")
-    process = app.start(*command, says="sweeping", **{name: value})
-    try:
+    assert command.pop(0) == "callboard"
+    with running(app.folder, *command, env={**app.variables, name: value}, until="sweeping") as process:
         yield
-    finally:
         assert process.stop(TIMEOUT) == 0
 
 
@@ -214,7 +200,7 @@ def test_an_app_adopts_callboard_either_way_and_gives_it_up_again(
 
     # Taken up: what was queued is counted with what is sent from now on.
     app.write(APP.replace(BROKER, INSTALL))
-    app.run("callboard", "migrate")
+    app.run("migrate")
     app.send(400, 500)
     tracked = worker("app", env=app.variables)
     expected = before + sent(400, 500)
@@ -239,7 +225,7 @@ def test_an_app_adopts_callboard_either_way_and_gives_it_up_again(
     assert app.noted() == lines(0, 700)
     for actor, job in app.jobs().items():
         assert sum(job[state] for state in ITEM_STATES) == job["total"] == expected[actor]
-    app.run("callboard", "verify")
+    app.run("verify")
 
     # Laid down in the middle: `callboard sweep` brings onto RabbitMQ what waits as rows, the stock app does the rest.
     app.send(700, 1000)
@@ -247,7 +233,7 @@ def test_an_app_adopts_callboard_either_way_and_gives_it_up_again(
     (tmp_path / "numbers.jsonl").write_text(numbers, encoding="ascii")
     assert wait_until(lambda: len(app.noted() & lines(700, 1000)) > 30, TIMEOUT)
     tracked.stop()
-    app.run("callboard", "submit", "note", "numbers.jsonl")
+    app.run("submit", "note", "numbers.jsonl")
     assert not app.nothing_waits_as_rows()
     with swept(app):
         assert wait_until(app.nothing_waits_as_rows, TIMEOUT, pause=0.2), app.jobs()
