@@ -34,7 +34,8 @@ POOLED = bool(os.environ.get("CALLBOARD_TEST_POOLED"))
 def faulty_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
     """This process's PostgreSQL for tests that stop or kill it, and the name of its migrated database."""
     folder = tmp_path_factory.mktemp("faulty-postgres")
-    settings = {**POSTGRES_SETTINGS, "autovacuum_naptime": "5s"}
+    # A test of this process alone is on it, and one takes all connections.
+    settings = {**POSTGRES_SETTINGS, "max_connections": "100", "autovacuum_naptime": "5s"}
     with (
         Server(folder, settings=settings, users=postgres_users(), programs=postgres_programs()) as server,
         migrated(server.url) as template,

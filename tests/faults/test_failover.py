@@ -17,7 +17,7 @@ from tests.support.replica import configure, follow, is_followed, promote
 from tests.support.services import POSTGRES_SETTINGS, postgres_programs, postgres_users
 from tests.support.webapp import open_app, served
 
-ITEMS = 500
+ITEMS = 280
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.faults.test_actions import runs_begun
 from tests.support.workers import Worker
 
 #: All of it with CALLBOARD_TEST_LONG.
-KILLS, ITEMS = (50, 12_000) if os.environ.get("CALLBOARD_TEST_LONG") else (8, 500)
+KILLS, ITEMS = (50, 12_000) if os.environ.get("CALLBOARD_TEST_LONG") else (8, 250)
 #: Items of a message: of one kind of job, and of the other. They are killed in turns.
 CHUNKS = (20, 1)
 INTERRUPTED = "SELECT DISTINCT pid FROM runs WHERE job = %s AND ended IS NULL"

@@ -12,7 +12,7 @@ PLAN = (
     "ack:5",
 )  # fmt: skip
 RECORDED = ("settle", "ack")
-ITEMS = 800
+ITEMS = 400
 
 
 def some_slow(count: int) -> Iterator[dict[str, Any]]:

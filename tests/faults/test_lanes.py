@@ -11,7 +11,7 @@ from tests.support.workers import wait_until
 
 WIDTH = 3
 #: How many items each has; the job is sorted by customer, so the largest stands in front of all others.
-CUSTOMERS = {"large": 200, "middle": 60, "small": 20}
+CUSTOMERS = {"large": 100, "middle": 40, "small": 20}
 OTHERS = CUSTOMERS["middle"] + CUSTOMERS["small"]
 #: How many of the items behind those of the largest have ended.
 OTHERS_ENDED = (
@@ -79,12 +79,14 @@ def test_the_limit_is_set_and_taken_away_on_a_run(scenario: Scenario) -> None:
 
 
 def test_only_so_many_customers_are_in_hand_at_once(scenario: Scenario) -> None:
-    """The limit also holds when a worker dies that has items of some customers."""
-    customers, items, lanes = 12, 30, 4
+    """The limit also holds when a worker dies that has items of some customers; three of them wait for that."""
+    customers, items, lanes = 12, 15, 4
     victim, _ = scenario.start_worker(), scenario.start_worker()
+    gate = scenario.folder / "gate"
+    held = ({"gate": str(gate) if n % customers > customers - lanes else ""} for n in range(customers * items))
     job = scenario.submit(
         "serve",
-        ({"customer": f"{n % customers}", "seconds": 0.02} for n in range(customers * items)),
+        ({"customer": f"{n % customers}", "seconds": 0.02, **one} for n, one in enumerate(held)),
         concurrency_by={"customer": 2},
         lanes=lanes,
     )
@@ -93,6 +95,7 @@ def test_only_so_many_customers_are_in_hand_at_once(scenario: Scenario) -> None:
         scenario.run_log.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or ()
     )
     victim.kill()
+    gate.touch()
     scenario.assert_completed(job, total=customers * items, timeout=600)
     rows = scenario.run_log.conn.execute(
         "SELECT item %% %s, extract(epoch FROM began)::float8,"

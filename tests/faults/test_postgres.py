@@ -23,7 +23,7 @@ from tests.support.workers import Worker, wait_until
 
 LONG = bool(os.environ.get("CALLBOARD_TEST_LONG"))
 #: They wait more than they work, so that a few last through a fault.
-ITEMS, ITEM_SECONDS = 12_000 if LONG else 500, 0.04
+ITEMS, ITEM_SECONDS = 12_000 if LONG else 320, 0.04
 #: The first of the items that wait for the fault.
 FIRST = 150
 #: Seconds in which a worker goes on by itself once the database is back; and one that stood still meanwhile.
@@ -95,7 +95,8 @@ def begun(scenario: Scenario, last: Path | None = None) -> tuple[callboard.Job, 
     gate = scenario.folder / "gate"
     items = list(gated(mixed(ITEMS, ITEM_SECONDS), gate, FIRST))
     if last:
-        items[ITEMS // 2 :] = gated(items[ITEMS // 2 :], last, 0)
+        half = (FIRST + ITEMS) // 2
+        items[half:] = gated(items[half:], last, 0)
     job = scenario.submit("work", items)
     scenario.wait_for(job, lambda status: status["succeeded"] > 90)
     return job, gate

@@ -1,6 +1,8 @@
 """A queue of RabbitMQ is emptied or deleted, with a job at work. See `test_rabbitmq_node` for a node that goes away."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from callboard.commands.services import wait_until
 from tests.faults.rig.scenario import TIMEOUT, Scenario, gated, mixed
@@ -35,28 +37,31 @@ def test_a_queue_deleted_in_mid_job(scenario: Scenario) -> None:
 
 def test_a_queue_purged_that_is_never_empty(scenario: Scenario) -> None:
     """With the product's own periods. Messages that still wait in the queue are not sent again: nothing runs twice."""
-    scenario.start_worker(env={"CALLBOARD_QUEUE_DEPTH": "300"})
-    gate = scenario.folder / "gate"
-    items = ({"number": n, "seconds": 0.1} for n in range(600))
-    jobs = [scenario.submit("work", gated(items, gate, 300))]
+    scenario.start_worker(env={"CALLBOARD_QUEUE_DEPTH": "100"})
+    gate, count = scenario.folder / "gate", 200
+
+    def items() -> Iterator[dict[str, Any]]:
+        return ({"number": n, "seconds": 0.3} for n in range(count))
+
+    jobs = [scenario.submit("work", gated(items(), gate, 60))]
     with scenario.watch(jobs[0]) as watcher:
-        scenario.wait_for(jobs[0], lambda status: status["succeeded"] > 200)
+        scenario.wait_for(jobs[0], lambda status: status["succeeded"] > 40)
         gone, began = scenario.lose_messages(), Timer()
         gate.touch()
 
         def found(_: object) -> bool:
-            if scenario.status(jobs[-1])["pending"] < 300:
-                jobs.append(scenario.submit("work", ({"number": n, "seconds": 0.1} for n in range(600))))
+            if scenario.status(jobs[-1])["pending"] < count / 2:
+                jobs.append(scenario.submit("work", items()))
             return sent_again(scenario) >= gone
 
         scenario.wait_for(jobs[0], found)
         took, kept_busy = began.seconds, scenario.status(jobs[-1])["pending"]
-        runs = scenario.assert_completed(jobs[0], total=600, retries=0, watcher=watcher)
+        runs = scenario.assert_completed(jobs[0], total=count, retries=0, watcher=watcher)
     assert gone > 0
     assert kept_busy > 0
     assert took < PROMISED
     assert sent_again(scenario) == gone
     for job in jobs[1:]:
-        runs += scenario.assert_completed(job, total=600, retries=0)
+        runs += scenario.assert_completed(job, total=count, retries=0)
     assert set(runs.values()) == {len(jobs)}  # each item number once in each job
     print(f"{gone} lost, found after {took:.1f} s")

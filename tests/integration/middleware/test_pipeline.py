@@ -17,9 +17,9 @@ from tests.support.webapp import open_app, served
 from tests.support.workers import StartWorker, wait_until
 
 ACTORS = "tests.support.pipeline_actors"
-MIXED = 1_000
-#: Items of each of several jobs.
-JOINT = 1_000
+MIXED = 400
+#: Items of each of several jobs, and how many messages lie ready at most, so that the jobs take turns.
+JOINT, DEPTH = 300, 100
 
 
 def fate(number: int) -> str:
@@ -88,7 +88,7 @@ def test_every_count_of_a_mixed_job_is_exact_through_a_pooler(
 def test_three_jobs_at_once_all_move_and_share_few_connections(
     environment: dict[str, str], worker: StartWorker, tmp_path: Path
 ) -> None:
-    worker(ACTORS, processes=2)
+    worker(ACTORS, processes=2, env={"CALLBOARD_QUEUE_DEPTH": str(DEPTH)})
     gate = tmp_path / "gate"
     with client(environment, ["work"]) as broker, connect(environment["DATABASE_URL"]) as conn:
         jobs = [callboard.submit("work", ({**one, "gate": str(gate)} for one in mixed(JOINT))) for _ in range(3)]

@@ -40,10 +40,10 @@ class Scene:
 
     def after(self, first: Step, second: Step) -> Any:
         """What `second` gives, which waits for `first` and goes on when that is committed."""
-        with connect(self.url) as ahead, connect(self.url) as behind, ThreadPoolExecutor(1) as pool:
+        with connect(self.url) as behind, ThreadPoolExecutor(1) as pool:
             behind.execute(self._joins)
-            with ahead.transaction():
-                first(ahead)
+            with self.conn.transaction():
+                first(self.conn)
                 late = pool.submit(second, behind)
                 assert wait_until(lambda: waits(self.url), 300)
             return late.result(300)
