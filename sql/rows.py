@@ -87,8 +87,8 @@ class NewItem:
 
 
 class Save(NamedTuple):
-    """A statement of the user's own, with its parameters as psycopg takes them, and the place in his code. `calls`: it
-    calls code that may change the session.
+    """A statement of the user's own, with its parameters as psycopg takes them, and the `place` in the user's code.
+    `calls`: it calls code that may change the session.
     """
 
     text: str

@@ -97,7 +97,7 @@ class Topic:
             await self._announce()
 
     async def fail(self, problem: bytes) -> None:
-        """Take the problem for which nothing could be read."""
+        """Take the problem that kept it from being read, and wake the watchers if it is another one."""
         if problem != self.problem:
             self.problem = problem
             await self._announce()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-#: Attempts of an actor that must have ended before its mean is told. Where fewer are new, the mean before stands for
+#: Attempts of an actor that must have ended before its mean is given. Where fewer are new, the mean before stands for
 #: the others.
 MIN_ATTEMPTS = 20
 

@@ -60,8 +60,8 @@ class HangDetector:
 
         An attempt that says something new does not hang: its time begins anew.
         """
-        told = [a for a in attempts if a.reported and not a.unreported]
-        due = [a for a in told if now - max(a.sampled, a.moved, a.started) >= self._wait(a)]
+        reported = [a for a in attempts if a.reported and not a.unreported]
+        due = [a for a in reported if now - max(a.sampled, a.moved, a.started) >= self._wait(a)]
         if not due:
             return []
         threads = sys._current_frames()  # noqa: SLF001 — documented, and the only way to another thread's stack

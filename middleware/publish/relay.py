@@ -342,7 +342,7 @@ def _fail(conn: Conn, broken: Sequence[tuple[Outgoing, Unpublishable]]) -> None:
 
 
 def _pause(room: int) -> float:
-    """Seconds until a job comes again of which nothing could be published: none, if only its queue was full."""
+    """Return the seconds until a job of which nothing was published has its turn again: 0 if its queue was full."""
     return timings.TURN_PAUSE_SECONDS if room > 0 else 0.0
 
 

@@ -152,7 +152,7 @@ def connected(addresses: str, seconds: float = ANSWER_SECONDS) -> Iterator[pika.
 
 
 def _declared(connection: pika.BlockingConnection, name: str) -> dict[str, Any]:
-    """What AMQP tells of a queue; nothing of one that is missing or may not be asked for, which ends the channel."""
+    """Return what AMQP says of a queue; nothing where it is missing or may not be asked for: that ends the channel."""
     try:
         with connection.channel() as channel:
             found = channel.queue_declare(name, passive=True).method

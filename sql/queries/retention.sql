@@ -1,7 +1,7 @@
 -- name: mark_deleted
 -- Finished jobs are deleted: from now on nobody sees them, their keys are free, and their rows may go.
 -- Their stages, which are over with them, go with them.
--- Guard: a job is over, as locked. Messages of what was cancelled may lie in RabbitMQ still: workers are told for longer
+-- Guard: a job is over, as locked. Messages of what was cancelled may lie in RabbitMQ still: workers read of it for longer
 -- than the job's row is there. Caller: actions.delete; the sweep and `callboard purge`, after expired_jobs.
 -- Rows: (id), also of stages; none: see job_status. Lock order: jobs by id.
 WITH whole AS (

@@ -26,7 +26,7 @@ WORDS = (
     "ended:24h, is:open, is:ended, is:FLAG, not:FLAG, or a part of the name; "
     f"a STATE is {', '.join(JOB_STATES[:-1])} or {JOB_STATES[-1]}, a FLAG {', '.join(FLAGS[:-1])} or {FLAGS[-1]}"
 )
-#: The fields of a filter that words with one of these values are.
+#: The words that take one of a few values, and the fields of a filter that each sets.
 _CHOICES: dict[tuple[str, str], dict[str, Any]] = {
     **{("state", state): {"states": frozenset([state])} for state in JOB_STATES},
     **{(word, flag): {flag: word == "is"} for word in ("is", "not") for flag in FLAGS},

@@ -94,7 +94,7 @@ def _pause(end: float | None) -> None:
 
 
 def _still(numbers: Sequence[int]) -> str:
-    """What goes on without anybody who watches, and where to see it."""
+    """Say which jobs go on when nobody watches them, and where to see them."""
     ids = " ".join(map(str, numbers))
     goes = f"job {ids} goes on" if len(numbers) == 1 else f"jobs {ids} go on"
     again = f"`callboard watch {ids}` follows {'it' if len(numbers) == 1 else 'them'} again"

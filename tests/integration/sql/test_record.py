@@ -185,7 +185,7 @@ class Tracking(RuleBasedStateMachine):
             self.workers[which] = make_worker(self.conn)
 
     @rule()
-    def a_worker_that_lives_is_not_buried(self) -> None:
+    def a_worker_that_lives_is_not_taken_for_dead(self) -> None:
         beat(self.conn, self.workers[0], [])
         assert rescue(self.conn, self.workers[0]) == 0
 
