@@ -117,7 +117,7 @@ def test_a_dry_run_says_how_many_items_and_changes_nothing(call: Call, conn: Con
     assert "there is nothing left to cancel" in line(call("cancel", done, "--dry-run"))
 
 
-def test_items_errors_and_workers_are_listed(call: Call, conn: Conn) -> None:
+def test_jobs_items_errors_and_workers_are_listed(call: Call, conn: Conn) -> None:
     job = make_mixed_job(conn)
     items = document(call("items", job, "--state", "failed", "--json"))
     assert [item["item"] for item in items["items"]] == [20, 21, 22, 23, 24]
@@ -128,6 +128,7 @@ def test_items_errors_and_workers_are_listed(call: Call, conn: Conn) -> None:
     (worker,) = document(call("workers", "--json"))["workers"]
     assert worker["state"] == "alive"
     assert "backstage" in call("workers")[1]
+    assert re.search(r"mixed +running +███░{7} +30.0 % +100 +5 ", call("jobs")[1])
 
 
 def test_two_releases_at_once_are_listed_as_such(call: Call, conn: Conn) -> None:
@@ -149,16 +150,6 @@ def test_items_are_listed_with_their_progress(call: Call, conn: Conn) -> None:
     assert "2.5" in out
 
 
-def test_watch_ends_with_the_job(call: Call, conn: Conn) -> None:
-    job = make_job(conn, 3)
-    record(conn, job, {"succeeded": [0, 1, 2]})
-    code, out, _ = call("watch", job)
-    assert code == 0
-    assert "completed" in out
-    assert "100 %" in out
-    assert document(call("watch", job, "--json"))["state"] == "completed"
-
-
 def test_watch_ends_with_1_if_an_item_or_the_job_failed(call: Call, conn: Conn) -> None:
     good, bad, part = make_job(conn, 2), make_job(conn, 2), make_job(conn, 2, sealed=False)
     record(conn, good, {"succeeded": [0], "skipped": [1]})
@@ -168,6 +159,7 @@ def test_watch_ends_with_1_if_an_item_or_the_job_failed(call: Call, conn: Conn) 
     assert [call("watch", *jobs)[0] for jobs in ((good,), (bad,), (part,), (good, bad))] == [0, 1, 1, 1]
     code, out, _ = call("watch", bad, "--json")
     assert (code, json.loads(out)["failed"]) == (1, 1)
+    assert document(call("watch", good, "--json"))["state"] == "completed"
 
 
 def test_watch_follows_a_job_to_its_end(database_url: str, conn: Conn, tmp_path: Path) -> None:
@@ -241,11 +233,6 @@ def test_a_job_is_shown_on_one_screen_with_what_to_type_next(call: Call, conn: C
     words = ("errors", "retry", "watch", "pause")
     assert out.splitlines()[-1] == " · ".join(f"callboard {word} {job}" for word in words)
     assert "@latest" in line(call("status", "latest"), 2)
-
-
-def test_jobs_are_listed_with_bars(call: Call, conn: Conn) -> None:
-    make_mixed_job(conn)
-    assert re.search(r"mixed +running +███░{7} +30.0 % +100 +5 ", call("jobs")[1])
 
 
 def test_the_shell_can_complete(call_alone: Call) -> None:

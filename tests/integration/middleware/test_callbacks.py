@@ -369,16 +369,6 @@ def test_without_a_secret_the_error_says_so_and_it_is_tried_again(
     assert len(here.calls) == 1
 
 
-def test_private_addresses_are_refused_unless_allowed(
-    conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CALLBOARD_WEBHOOK_PRIVATE")
-    job = done(conn, hook(here))
-    deliver(part, conn, lambda: listed(conn, job)[0]["error"])
-    assert listed(conn, job)[0]["error"].startswith("127.0.0.1 is at 127.0.0.1, which is no public address")
-    assert here.calls == []
-
-
 def test_receivers_that_do_not_answer_hold_up_no_other(
     conn: Conn, here: Receiver, part: CallbackDispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,15 +211,6 @@ def test_a_migration_that_fails_leaves_nothing(empty_database_url: str, monkeypa
         migrate.check(conn)
 
 
-def test_a_fitting_schema_is_no_news(conn: Conn) -> None:
-    assert migrate.check(conn) is None
-
-
-def test_an_absent_schema_says_what_to_do(empty_database_url: str) -> None:
-    with connect(empty_database_url) as conn, pytest.raises(SchemaError, match="run `callboard migrate`"):
-        migrate.check(conn)
-
-
 def behind(url: str) -> None:
     """As if an older release had made the schema, by another step."""
     with connect(url) as conn:

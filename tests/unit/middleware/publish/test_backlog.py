@@ -97,10 +97,6 @@ def test_a_queue_that_is_not_full_gets_something(target: int, depth: int) -> Non
         assert backlog.full_until == 0.0
 
 
-def test_an_empty_queue_has_room_at_first() -> None:
-    assert QueueBacklog().room(0, 0.0) >= MIN_BACKLOG_ITEMS
-
-
 def test_a_queue_of_chunks_is_measured_in_items() -> None:
     backlog = QueueBacklog()
     for _ in range(20):
