@@ -133,8 +133,8 @@ const PARTS = { year: "numeric", month: "numeric", day: "numeric", hour: "numeri
 const formatters = {};
 
 function moment(time = Date.now()) {
-  formatters[zone()] ??= new Intl.DateTimeFormat("sv", { ...PARTS, timeZone: zone() });
-  return formatters[zone()].format(new Date(time));
+  const timeZone = zone();
+  return (formatters[timeZone] ??= new Intl.DateTimeFormat("sv", { ...PARTS, timeZone })).format(new Date(time));
 }
 
 // Times in the chosen zone, and spans up to now.
