@@ -37,3 +37,5 @@ class Retention:
                     return
             for reason in retention.jobs_set_aside(conn, [job]).values():
                 log.warning("job %d is set aside: %s", job, reason)
+            if time.monotonic() - now > BUDGET_SECONDS:
+                return

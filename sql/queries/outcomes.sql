@@ -54,11 +54,14 @@ WHERE j.id = ANY(%(job)s) AND ARRAY(SELECT w.item FROM wanted AS w WHERE w.job =
 FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: longest_lock
--- The session whose transaction has held locks for longest, as one line of text. Caller: the journal's warning.
+-- The session whose transaction has held locks for longest, as one line of text: of jobs, of items, or of tables of the
+-- user's that refer to them. Caller: the journal's warning, retention.delete_rows.
 SELECT concat('process ', a.pid, ' of ', coalesce(nullif(a.application_name, ''), 'an application without a name'),
               ' on ', coalesce(a.client_addr::text, 'the database host'), ', ', a.state, ' for ',
               round(extract(epoch FROM clock_timestamp() - a.state_change)), ' s')
 FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
-WHERE l.relation IN ('callboard.jobs'::regclass, 'callboard.items'::regclass) AND l.mode <> 'AccessShareLock'
-      AND l.pid <> pg_backend_pid()
+WHERE l.relation IN (SELECT unnest(ARRAY[confrelid, conrelid]) FROM pg_constraint
+                     WHERE confrelid IN ('callboard.jobs'::regclass, 'callboard.items'::regclass)
+                     UNION ALL SELECT unnest(ARRAY['callboard.jobs'::regclass, 'callboard.items'::regclass]))
+      AND l.mode <> 'AccessShareLock' AND l.pid <> pg_backend_pid() AND a.datname = current_database()
 ORDER BY a.xact_start LIMIT 1

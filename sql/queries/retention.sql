@@ -103,9 +103,10 @@ SELECT rule, jobs, items, (least(1, items / nullif(greatest(t.reltuples, 0), 0))
 FROM counted, pg_class AS t WHERE t.oid = 'callboard.items'::regclass ORDER BY rule
 
 -- name: set_aside
--- A deleted job that can't be deleted, since a row of another table refers to it: others go first.
--- Caller: retention.delete_rows. Lock order: one job.
+-- A deleted job that can't be deleted, since a row of another table refers to it, or is locked: others go first.
+-- Caller: retention.delete_rows. Lock order: one job, for which it waits `lock_wait` seconds at most.
 UPDATE callboard.jobs SET deletion_after = now() + make_interval(secs => %(pause)s), reason = %(reason)s
+FROM (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited
 WHERE id = %(job)s AND deleted_at IS NOT NULL
 
 -- name: jobs_set_aside
@@ -159,10 +160,13 @@ DELETE FROM callboard.deleted_jobs WHERE deleted_at < now() - make_interval(secs
 -- name: delete_items
 -- A stretch of a deleted job's items goes. An outcome that is being recorded is waited for: what it adds to
 -- its item is seen by the next statement, delete_item_rows, in the same transaction. One that comes later finds no item.
--- Caller: retention.delete_rows. Rows: none, counted. Lock order: items by key.
+-- Caller: retention.delete_rows. Rows: none, counted. Lock order: items by key. Each statement of the transaction waits for
+-- a lock for `lock_wait` seconds at most: rows of the user's may refer to an item, and their transactions may be long.
 WITH held AS (
-    SELECT job_id, item FROM callboard.items WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
-    ORDER BY item FOR UPDATE
+    SELECT job_id, item
+    FROM callboard.items, (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited
+    WHERE job_id = %(job)s AND item >= %(low)s AND item < %(high)s
+    ORDER BY item FOR UPDATE OF items
 )
 DELETE FROM callboard.items AS i USING held AS h WHERE i.job_id = h.job_id AND i.item = h.item
 
@@ -189,8 +193,10 @@ UPDATE callboard.jobs SET deleted_below = greatest(deleted_below, %(high)s) WHER
 -- name: lock_deleted_job
 -- A deleted job, before its last rows go. Caller: retention.delete_rows.
 -- Rows: (whether all of its items are gone); none: it is gone itself. An outcome that adds children adds to the total
--- under this lock, and none can come once the items are gone.
-SELECT deleted_below >= total FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NOT NULL FOR UPDATE
+-- under this lock, and none can come once the items are gone. Waits for locks as delete_items does.
+SELECT deleted_below >= total
+FROM callboard.jobs, (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited
+WHERE id = %(job)s AND deleted_at IS NOT NULL FOR UPDATE OF jobs
 
 -- name: delete_job_rows
 -- The last rows of a deleted job go, its own with them. Every table whose rows have a job_id and no item of

@@ -5,17 +5,23 @@ be killed, and others may do the same at the same time: the next one goes on.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import psycopg
+from psycopg.errors import LockNotAvailable
 
+from callboard.sql import timings
+from callboard.sql.errors import MISCONFIGURED
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import WouldDelete
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_value
+from callboard.sql.writes.outcomes import longest_lock
 
-#: A row of another table refers to a job, or a trigger on ours refuses.
-REFUSED = (psycopg.IntegrityError, psycopg.errors.RaiseException)
-#: Seconds until a job that could not be deleted is tried again.
-SET_ASIDE_SECONDS = 3600.0
+#: What a row of another table that refers to a job, or a trigger of the user's on our tables, may raise; or another
+#: transaction has locked such a row.
+REFUSED = (psycopg.IntegrityError, psycopg.DataError, *MISCONFIGURED, LockNotAvailable)
+#: Seconds until a job that could not be deleted is tried again; and one that was locked.
+SET_ASIDE_SECONDS, LOCKED_PAUSE_SECONDS = 3600.0, 60.0
 #: Items deleted in one transaction.
 CHUNK_ITEMS = 10_000
 #: Jobs marked, and workers forgotten, by one statement.
@@ -57,23 +63,24 @@ def would_delete(conn: Conn, keep: float | None, named: Sequence[int] | None = N
     return fetch(conn, WouldDelete, "would_delete", keep=keep, named=named and list(named))
 
 
-def delete_rows(conn: Conn, job: int) -> Iterator[int]:
+def delete_rows(conn: Conn, job: int, lock_wait: float | None = None) -> Iterator[int]:
     """Delete the rows of a deleted job, in transactions of its own; yield the number of items after each.
 
-    A job that a row of a table of the user's refers to is set aside, with the reason; it is tried again an hour later.
+    A job that can't be deleted, since a row of a table of the user's refers to it, say, is set aside, with the reason;
+    it is tried again an hour later. When another transaction has locked a row of it, or one that refers to it, for
+    longer than `lock_wait` seconds (None: `LOCK_WAIT_SECONDS`), it is set aside for a minute.
     """
+    if lock_wait is None:
+        lock_wait = timings.LOCK_WAIT_SECONDS
     while (reach := execute(conn, "deletion_progress", job=job).fetchone()) is not None:
         cleared, total = reach
         try:
             if cleared < total:
-                count = _chunk(conn, job, cleared, min(cleared + CHUNK_ITEMS, total))
+                count = _chunk(conn, job, cleared, min(cleared + CHUNK_ITEMS, total), lock_wait)
             else:
-                count = _rest(conn, job)
+                count = _rest(conn, job, lock_wait)
         except REFUSED as error:
-            refers = isinstance(error, psycopg.IntegrityError)  # else a trigger of the user's refuses
-            advice = "; declare the foreign key ON DELETE CASCADE, or delete those rows" if refers else ""
-            reason = f"it can't be deleted: {error}{advice}"
-            execute(conn, "set_aside", job=job, reason=reason, pause=SET_ASIDE_SECONDS)
+            _set_aside(conn, job, error, lock_wait)
             return
         yield count
 
@@ -93,17 +100,29 @@ def delete_old_rows(conn: Conn, keep: float | None) -> None:
     execute(conn, "merge_totals", limit=MERGED_ROWS)
 
 
-def _chunk(conn: Conn, job: int, low: int, high: int) -> int:
+def _chunk(conn: Conn, job: int, low: int, high: int, lock_wait: float) -> int:
     with transaction(conn):
-        count = execute(conn, "delete_items", job=job, low=low, high=high).rowcount
+        count = execute(conn, "delete_items", job=job, low=low, high=high, lock_wait=lock_wait).rowcount
         execute(conn, "delete_item_rows", job=job, low=low, high=high)
         execute(conn, "save_deletion_progress", job=job, high=high)
     return count
 
 
-def _rest(conn: Conn, job: int) -> int:
+def _rest(conn: Conn, job: int, lock_wait: float) -> int:
     """Delete the job's own rows, unless it got children meanwhile."""
     with transaction(conn):
-        if fetch_value(conn, "lock_deleted_job", job=job):
+        if fetch_value(conn, "lock_deleted_job", job=job, lock_wait=lock_wait):
             execute(conn, "delete_job_rows", job=job)
     return 0
+
+
+def _set_aside(conn: Conn, job: int, error: psycopg.Error, lock_wait: float) -> None:
+    """Have a job that can't be deleted tried again later. One whose own row is locked can't even be set aside."""
+    pause, why, advice = SET_ASIDE_SECONDS, str(error), ""
+    if isinstance(error, psycopg.IntegrityError):
+        advice = "; declare the foreign key ON DELETE CASCADE, or delete those rows"
+    if isinstance(error, LockNotAvailable):
+        pause, why = LOCKED_PAUSE_SECONDS, f"it, or a row that refers to it, is locked by {longest_lock(conn)}"
+    with suppress(LockNotAvailable):
+        reason = f"it can't be deleted: {why}{advice}"
+        execute(conn, "set_aside", job=job, reason=reason, pause=pause, lock_wait=lock_wait)

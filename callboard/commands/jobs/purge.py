@@ -26,6 +26,8 @@ OlderThan = Annotated[
     str | None, typer.Option(metavar="SPAN", help="Jobs that ended this long ago and have no `keep` of their own: 7d.")
 ]
 
+#: Seconds that it waits for a row which another transaction has locked: the sweep may be deleting the same job.
+LOCK_WAIT_SECONDS = 10.0
 #: Why jobs leave, by the rule.
 WHY = {
     "named": "named", "time": "ended longer ago than {}", "keep": "their own keep is over",
@@ -55,7 +57,7 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, dry_run: DryRun = 
             _show(retention.would_delete(conn, seconds, jobs), f"{kept} ({by})", as_json=as_json)
             return
         whole = retention.with_stages(conn, _mark_named(conn, jobs) if jobs else _mark_due(conn, seconds))
-        items = sum(sum(retention.delete_rows(conn, job)) for job in whole)
+        items = sum(sum(retention.delete_rows(conn, job, LOCK_WAIT_SECONDS)) for job in whole)
         retention.delete_old_rows(conn, kept_seconds)
         refused = retention.jobs_set_aside(conn, list(whole))
     gone = sum(whole[job] for job in whole.keys() - refused.keys())

@@ -414,6 +414,51 @@ def test_a_job_that_other_rows_refer_to_is_set_aside_and_others_go(
     assert deletion.jobs_set_aside(conn, [kept]) == {}
 
 
+def test_a_job_that_a_trigger_with_a_fault_keeps_is_set_aside_and_others_go(
+    conn: Conn, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BUDGET_SECONDS", 300.0)
+    kept, plain = (ended(conn, name=name, days=40) for name in ("kept", "plain"))
+    conn.execute(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO dropped_table VALUES (OLD.id); RETURN OLD; END $$"
+    )
+    conn.execute(
+        "CREATE TRIGGER note BEFORE DELETE ON callboard.jobs FOR EACH ROW WHEN (OLD.name = 'kept')"
+        " EXECUTE FUNCTION note()"
+    )
+    Retention(30 * DAY).round(conn)
+    assert deletion.jobs_set_aside(conn, [kept, plain]) == {
+        kept: 'it can\'t be deleted: relation "dropped_table" does not exist'
+    }
+    assert deletion.deleted_jobs(conn, aside=True) == [kept]
+    purged = command(tmp_path, "purge", str(kept), env={"DATABASE_URL": database_url})
+    assert purged.stderr == f'callboard: job {kept}: it can\'t be deleted: relation "dropped_table" does not exist\n'
+
+
+def test_a_job_that_a_long_transaction_of_the_apps_refers_to_holds_up_no_other(conn: Conn, database_url: str) -> None:
+    referred, child, own, *others = jobs = [ended(conn, name=str(n), days=40) for n in range(4)]
+    conn.execute("CREATE TABLE follows (job bigint REFERENCES callboard.jobs ON DELETE CASCADE)")
+    conn.execute("INSERT INTO follows VALUES (%s)", (child,))
+    deletion.mark_deleted(conn, jobs)
+    with psycopg.connect(database_url, application_name="an app") as app:
+        app.execute("INSERT INTO follows VALUES (%s)", (referred,))
+        app.execute("SELECT FROM follows WHERE job = %s FOR UPDATE", (child,))
+        app.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (own,))
+        conn.execute("SET statement_timeout = '20s'")  # a deletion that waits for the app fails, and does not hang
+        for job in jobs:
+            list(deletion.delete_rows(conn, job, 0.1))
+        assert not {*others}.intersection(deletion.deleted_jobs(conn, aside=True))
+        aside = deletion.jobs_set_aside(conn, jobs)
+        assert set(aside) == {referred, child}
+        assert all(f"is locked by process {app.info.backend_pid} of an app" in reason for reason in aside.values())
+        app.rollback()
+    for job in jobs:
+        list(deletion.delete_rows(conn, job, 0.1))
+    assert deletion.deleted_jobs(conn, aside=True) == []
+    assert conn.execute("SELECT count(*) FROM follows").fetchone() == (0,)
+
+
 # Late and at once ----------------------------------------------------------------------------------------------------
 
 
