@@ -247,6 +247,20 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """An item that a dead worker held: `elapsed` seconds since its attempt started, which had `ran` for so many when
+    the worker beat last.
+    """
+
+    job: int
+    item: int
+    attempt: int
+    crashes: int
+    elapsed: float
+    ran: float
+
+
+@dataclass(frozen=True, slots=True)
 class PublishClaim:
     """A job that the holder of `token` may publish for: bulk items up to `total`, and `in_turn` messages of the outbox.
 

@@ -25,6 +25,8 @@ CONTROLS_SECONDS = 20.0
 CONTROLS_HEARD_SECONDS = 1.5
 #: Crashes charged to an item after which it is failed.
 MAX_CRASHES = 3
+#: An attempt that has run for so many seconds has shown that it does not kill its worker at once.
+DEADLY_SECONDS = 10.0
 #: Groups of errors of a job; messages of further patterns share one group of their type and place.
 MAX_ERROR_GROUPS = 100
 #: Seconds for which a message waits that came to a worker without its actor, while another worker has the actor.

@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.process.process import RETRY_SECONDS, Process, Stopping
-
-#: An attempt that has run for so many seconds has shown that it does not kill its worker at once.
-DEADLY_SECONDS = 10.0
+from callboard.sql import timings
 
 
 class Isolation:
@@ -45,7 +43,7 @@ class Isolation:
             self._leave(attempt)
 
     def _has_run(self, attempt: Attempt) -> bool:
-        return attempt in self._running and time.monotonic() - self._running[attempt] >= DEADLY_SECONDS
+        return attempt in self._running and time.monotonic() - self._running[attempt] >= timings.DEADLY_SECONDS
 
     def _leave(self, attempt: Attempt) -> None:
         self._running.pop(attempt, None)

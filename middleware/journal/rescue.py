@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 import psycopg
 
@@ -9,7 +10,7 @@ from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.sql import timings
 from callboard.sql.errors import is_counter_drift
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import Event, Failure, Retry
+from callboard.sql.rows import Event, Failure, Held, Retry
 from callboard.sql.writes import outcomes, workers
 
 log = logging.getLogger("callboard.worker")
@@ -18,16 +19,15 @@ log = logging.getLogger("callboard.worker")
 def rescue(conn: Conn, worker: int) -> int:
     """Requeue a dead worker's items in one transaction; return how many, 0 if it lives.
 
-    Its death counts as a crash of those that had crashed before, else of all; an item that ends normally later has its
-    crash count reset (`record`). An item with `MAX_CRASHES` crashes fails; before the last of them it ran alone (see
-    `Isolation`).
+    Its death is charged to some of them (`_charged`); an item that ends normally later has its crash count reset
+    (`record`). An item with `MAX_CRASHES` crashes fails; before the last of them it ran alone (see `Isolation`).
     """
     try:
         return _rescue(conn, worker)
     except psycopg.errors.CheckViolation as error:
         if not is_counter_drift(error):
             raise
-    repair_counters(conn, [job for job, *_ in workers.running_rows(conn, worker)])
+    repair_counters(conn, [held.job for held in workers.running_rows(conn, worker)])
     return _rescue(conn, worker)
 
 
@@ -38,23 +38,44 @@ def _rescue(conn: Conn, worker: int) -> int:
         held = workers.running_rows(conn, worker)
         if held:
             now = time.monotonic()
-            suspected = any(crashes for _, _, _, crashes, _ in held)
-            events = [_event(worker, now, *row, charged=not suspected or row[3] > 0) for row in held]
+            charged = _charged(held)
+            events = [_event(worker, now, one, limit=charged.get((one.job, one.item))) for one in held]
             outcomes.record(conn, events, now)
     log.warning("worker %d is dead; its %d items run again elsewhere", worker, len(held))
     return len(held)
 
 
-def _event(
-    worker: int, now: float, job: int, item: int, attempt: int, crashes: int, elapsed: float, *, charged: bool
-) -> Event:
-    final = charged and crashes + 1 >= timings.MAX_CRASHES
+def _charged(held: Sequence[Held]) -> dict[tuple[int, int], int]:
+    """Return the items that the death of their worker is charged to, with the crashes after which each of them fails.
+
+    One whose next crash would be its last ran alone in its first seconds: if it died in these, it is to blame. Else
+    those are charged that had crashed before, or all of them. A long attempt among these may be as innocent as a new
+    one, if there is one: then both are charged, and the long one has another three.
+    """
+    new = [one for one in held if one.ran < timings.DEADLY_SECONDS]
+    alone = [one for one in new if one.crashes >= timings.MAX_CRASHES - 1]
+    if alone:  # the one before it ended its first seconds after the last heartbeat; those of a batch begin together
+        latest = min(one.ran for one in alone)
+        alone = [one for one in alone if one.ran - latest < timings.DEADLY_SECONDS / 2]
+    suspected = alone or [one for one in held if one.crashes] or held
+    if new and not any(one in new for one in suspected):
+        suspected = [*suspected, *new]
+    doubtful = timings.MAX_CRASHES * (1 if alone or not new else 2)
+    return {(one.job, one.item): timings.MAX_CRASHES if one in new else doubtful for one in suspected}
+
+
+def _event(worker: int, now: float, held: Held, *, limit: int | None) -> Event:
+    """Return the end of an attempt by its worker's death. `limit`: see `_charged`; None: it is not charged."""
+    crashes = held.crashes + 1
+    final = limit is not None and crashes >= limit
     why = f"its worker died while it was running (worker {worker})"
     if final:
-        why += "; for the third time, so it is not tried again"
-    elif not charged:
+        ordinal = "third" if crashes == timings.MAX_CRASHES else f"{crashes}th"
+        why += f"; for the {ordinal} time, so it is not tried again"
+    elif limit is None:
         why += "; another item of that worker is to blame"
     return Event(
-        job, item, attempt, "failed" if final else "retrying", elapsed, now, worker,
-        failure=Failure("crashed", "WorkerDied", why), retry=None if final else Retry(0.0), crashed=charged, ran=True,
+        held.job, held.item, held.attempt, "failed" if final else "retrying", held.elapsed, now, worker,
+        failure=Failure("crashed", "WorkerDied", why), retry=None if final else Retry(0.0), crashed=limit is not None,
+        ran=True,
     )  # fmt: skip

@@ -123,9 +123,10 @@ AND (beat_at < now() - make_interval(secs => %(SILENT_SECONDS)s)
 
 -- name: running_rows
 -- What a dead worker held, with the crashes of each item. Caller: the rescue, in order of key.
--- Rows: (job_id, item, attempt, crashes, seconds since its attempt started).
-SELECT r.job_id, r.item, r.attempt, i.crashes, extract(epoch FROM now() - r.started_at)::float8
-FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item)
+-- Rows: Held.
+SELECT r.job_id, r.item, r.attempt, i.crashes, extract(epoch FROM now() - r.started_at)::float8,
+       extract(epoch FROM w.beat_at - r.started_at)::float8
+FROM callboard.running AS r JOIN callboard.items AS i USING (job_id, item) JOIN callboard.workers AS w ON w.id = r.worker
 WHERE r.worker = %(worker)s ORDER BY r.job_id, r.item
 
 -- name: job_controls

@@ -6,7 +6,7 @@ from psycopg.types.json import Jsonb
 
 from callboard.sql.migrate import newest_migration
 from callboard.sql.pool import Conn
-from callboard.sql.rows import DueWork, JobControl, WorkerInfo
+from callboard.sql.rows import DueWork, Held, JobControl, WorkerInfo
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, fetch_value, gives_row, lists, required
 
@@ -74,9 +74,9 @@ def declare_dead(conn: Conn, worker: int) -> bool:
     return gives_row(conn, "declare_dead", worker=worker)
 
 
-def running_rows(conn: Conn, worker: int) -> list[tuple[int, int, int, int, float]]:
-    """Return a worker's rows in `running`: (job, item, attempt, crashes, seconds since its start), in order of key."""
-    return execute(conn, "running_rows", worker=worker).fetchall()
+def running_rows(conn: Conn, worker: int) -> list[Held]:
+    """Return a worker's rows in `running`, in order of key."""
+    return fetch(conn, Held, "running_rows", worker=worker)
 
 
 def job_controls(conn: Conn, within: float | None = None) -> list[JobControl]:

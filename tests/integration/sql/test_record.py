@@ -552,6 +552,50 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
     assert drift(conn) == []
 
 
+def die(conn: Conn, job: int, ran: dict[int, float]) -> dict[int, tuple[str, int]]:
+    """A worker claims these items, and dies when they have run for so many seconds; return {item: (state, crashes)}."""
+    worker = make_worker(conn)
+    rows = conn.execute("SELECT item, attempt FROM callboard.items WHERE job_id = %s", (job,)).fetchall()
+    attempts = {row[0]: row[1] for row in rows}
+    for item, seconds in ran.items():
+        claim = claim_item(conn, job, item, attempts[item], worker)
+        assert claim is not None
+        assert claim.taken
+        conn.execute(
+            "UPDATE callboard.running SET started_at = now() - interval '1 h' - make_interval(secs => %s)"
+            " WHERE job_id = %s AND item = %s",
+            (seconds, job, item),
+        )
+    conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
+    rescue(conn, worker)
+    rows = conn.execute("SELECT item, state::text, crashes FROM callboard.items WHERE job_id = %s", (job,)).fetchall()
+    assert drift(conn) == []
+    return {item: (state, crashes) for item, state, crashes in rows}
+
+
+def test_a_long_item_does_not_fail_for_the_death_of_one_that_ran_alone_beside_it(conn: Conn) -> None:
+    job = make_job(conn, 4)
+    assert die(conn, job, {0: 30.0, 1: 0.5, 2: 0.5})[0] == ("retrying", 1)
+    die(conn, job, {0: 5.0, 1: 0.5, 2: 0.5})
+    found = die(conn, job, {0: 30.0, 1: 0.5, 3: 12.0})
+    assert found == {0: ("retrying", 2), 1: ("failed", 3), 2: ("retrying", 2), 3: ("retrying", 0)}
+    found = die(conn, job, {0: 9.5, 2: 0.0})  # the last heartbeat was a moment before the long one had run for 10 s
+    assert (found[0], found[2]) == (("retrying", 2), ("failed", 3))
+    assert die(conn, job, {0: 30.0})[0] == ("failed", 3)
+
+
+def test_a_long_item_that_dies_beside_new_ones_each_time_fails_at_the_sixth_death(conn: Conn) -> None:
+    """Each of the new ones may be to blame: they are charged too, so one that kills soon runs alone."""
+    job = make_job(conn, 7)
+    for death in range(1, 6):
+        found = die(conn, job, {0: 30.0, death: 0.5})
+        assert found[0] == ("retrying", death)
+        assert found[death] == ("retrying", 1)
+    assert die(conn, job, {0: 30.0, 6: 0.5})[0] == ("failed", 6)
+    message = (queries.run(conn, queries.item(job, 0)) or {})["error"]["message"]
+    assert message.endswith("for the 6th time, so it is not tried again")
+
+
 def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None:
     """Of three that were in hand at a death; what is tried again is under suspicion still.
     The history keeps the death.

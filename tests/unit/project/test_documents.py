@@ -13,7 +13,6 @@ from typer.main import get_command
 
 import callboard
 from callboard.commands.main import app
-from callboard.middleware.attempts import isolation
 from callboard.middleware.callbacks import dispatcher, webhook
 from callboard.middleware.journal import journal, running_rows
 from callboard.middleware.process import process
@@ -163,7 +162,7 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"chunks of {deletion.CHUNK_ITEMS:,} items" in said
     assert f"arguments of an item: {item_encoding.ITEM_LIMIT_BYTES // 2**20} MiB" in said
     assert f"result: {int(settings.RESULT_LIMIT.default) // 2**10} KiB" in said
-    assert f"has run for {isolation.DEADLY_SECONDS:.0f} s" in said
+    assert f"has run for {timings.DEADLY_SECONDS:.0f} s" in said
     assert running_rows.SLOW_SECONDS == 0.25
     assert "a quarter of a second" in said
     assert len(list((ROOT / "actors" / "broken").iterdir())) == 5

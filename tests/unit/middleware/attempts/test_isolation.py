@@ -79,7 +79,7 @@ def test_an_isolated_item_waits_for_no_long_one_and_no_other_waits_for_it_for_lo
     long, alone, young, second = (Attempt(1, item, 1, [], {}) for item in range(4))
     isolation.enter(long)
     with ThreadPoolExecutor(3) as pool:
-        monkeypatch.setattr("callboard.middleware.attempts.isolation.DEADLY_SECONDS", TIMEOUT)
+        monkeypatch.setattr("callboard.sql.timings.DEADLY_SECONDS", TIMEOUT)
         waits = [pool.submit(isolation.enter, alone, alone=True)]
         assert wait_until(lambda: isolation._alone is alone, TIMEOUT)
         waits.append(pool.submit(isolation.enter, young))
