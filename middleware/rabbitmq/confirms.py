@@ -29,6 +29,9 @@ log = logging.getLogger("callboard.publisher")
 
 #: Seconds to wait for a connection, or for the confirms of a batch, before the connection is given up.
 CONFIRM_SECONDS = 20.0
+#: Seconds for which a connection that confirmed nothing is told of, if none is confirmed meanwhile: RabbitMQ may take
+#: connections and messages all the same, so each new try looks well until its time is over.
+SILENT_SECONDS = 3 * CONFIRM_SECONDS
 #: Seconds for which a batch waits after RabbitMQ has blocked the connection.
 BLOCKED_SECONDS = 5.0
 #: Seconds between two calls of `while_waiting`, which renews claims.
@@ -103,6 +106,7 @@ class ConfirmingPublisher:
         self._broker = broker
         self.in_order = not broker.max_priority
         self._trouble: str | None = None
+        self._silence: tuple[str, float] = ("", 0.0)  # that nothing was confirmed, and until when that is told
         self._refused: dict[str, str] = {}  # by queue: why it can't be declared
         self.while_waiting: Callable[[], None] | None = None
         self._connection: SelectConnection | None = None
@@ -124,7 +128,9 @@ class ConfirmingPublisher:
     @property
     def trouble(self) -> str | None:
         """See Transport."""
-        return self._trouble or next(iter(self._refused.values()), None)
+        silence, until = self._silence
+        silent = silence if time.monotonic() < until else None
+        return self._trouble or silent or next(iter(self._refused.values()), None)
 
     # Publishing ------------------------------------------------------------------------------------------------------
 
@@ -221,6 +227,8 @@ class ConfirmingPublisher:
         if self._blocked and self._channel is not None:
             raise Unreachable(self._blocked)
         why = self._close_reason or f"{self._address} confirmed nothing within {CONFIRM_SECONDS:.0f} s"
+        if not self._close_reason:
+            self._silence = why, time.monotonic() + SILENT_SECONDS
         rejected = self._close_code in MESSAGE_FAULTS
         self.close()
         raise _Rejected(why) if rejected else Unreachable(why)
@@ -243,6 +251,7 @@ class ConfirmingPublisher:
         numbers = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
         if isinstance(method, pika.spec.Basic.Ack):
             self._confirmed.update(numbers)
+            self._silence = "", 0.0
         if numbers and not self._unconfirmed:
             self._stop_loop()
 

@@ -105,7 +105,8 @@ def delimiter(source: BinaryIO, say: Callable[[str], None]) -> str:
     has no comma, and `say` prints that; else a comma.
     """
     source.seek(0)
-    header = source.readline(ITEM_LIMIT_BYTES).decode(errors="replace")
+    lines = iter(lambda: source.readline(ITEM_LIMIT_BYTES), b"")
+    header = next((line for line in lines if line.strip()), b"").decode(errors="replace")
     found = [sign for sign in DELIMITERS if sign in header]
     if "," in header or len(found) != 1:
         return ","
@@ -166,13 +167,13 @@ def csv_rows(source: BinaryIO, divided_by: str = ",") -> Iterator[tuple[int, Any
 
 def _header(rows: Any) -> list[str]:
     try:
-        header: list[str] = next(rows, [])
+        header: list[str] = next(filter(None, rows), [])
     except csv.Error as error:
-        raise CommandError(f"line 1: not a CSV header: {error}") from None
+        raise CommandError(f"line {rows.line_num}: not a CSV header: {error}") from None
     if wrong := _unreadable(header):
-        raise CommandError(f"line 1: {wrong}")
+        raise CommandError(f"line {rows.line_num}: {wrong}")
     if not all(header) or len(set(header)) < len(header):
-        raise CommandError("line 1: each column of the header needs a name of its own")
+        raise CommandError(f"line {rows.line_num}: each column of the header needs a name of its own")
     return header
 
 

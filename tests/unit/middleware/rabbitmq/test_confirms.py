@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pika
@@ -94,6 +95,21 @@ def test_the_wait_for_confirms_ends_with_its_time(monkeypatch: pytest.MonkeyPatc
     events = Events()
     events._await_confirms()
     assert events.waits == []
+
+
+def test_a_broker_that_confirms_nothing_is_told_of_until_it_confirms_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes each new connection, so only the time of each batch shows it."""
+    monkeypatch.setattr(module, "CONFIRM_SECONDS", 0.0)
+    events = Events()
+    monkeypatch.setattr(events, "_open", lambda: None)
+    monkeypatch.setattr(events, "_send_declared", lambda *_: events._give_up())
+    with pytest.raises(Unreachable, match="confirmed nothing within 0 s"):
+        events.publish([outgoing(0, "one")])
+    events.serve(reconnect=True)
+    assert "confirmed nothing" in str(events.trouble)
+    events._unconfirmed = {1: 0}
+    events._on_confirm(SimpleNamespace(method=pika.spec.Basic.Ack(1)))
+    assert events.trouble is None
 
 
 @contextmanager
