@@ -33,6 +33,8 @@ app = typer.Typer()
 
 #: Seconds that the clock of this machine may differ from that of the database.
 CLOCK_SECONDS = 2.0
+#: Seconds for which a lock may keep others waiting.
+LOCK_SECONDS = 5.0
 #: Seconds between two looks at a ping.
 LOOK_SECONDS = 0.02
 #: Stalled jobs that are named.
@@ -85,6 +87,10 @@ def examine(timeout: float | None) -> Iterator[Finding]:
         with reach(url), connect(url) as conn:
             yield from _database(conn)
             yield from _broker(addresses)
+            locks = queries.run(conn, queries.long_locks(LOCK_SECONDS))
+            yield from map(_lock, locks)
+            if any(lock["whole"] for lock in locks):
+                return  # whatever reads that table would wait, too
             yield from _workers(conn)
             yield from _queues(conn, addresses)
             yield from _jobs(conn)
@@ -123,6 +129,12 @@ def _database(conn: Conn) -> Iterator[Finding]:
         )  # fmt: skip
     if conn.info.backend_pid != server["pid"]:
         yield _pooler()
+
+
+def _lock(lock: dict[str, Any]) -> Finding:
+    what = "has locked a whole table" if lock["whole"] else f"keeps {count(lock['waiting'], 'session')} waiting"
+    do = f"let its transaction end, or end it: SELECT pg_terminate_backend({lock['pid']})"
+    return Finding("locks", WRONG, f"{lock['who']}, {what}", do)
 
 
 def _pooler() -> Finding:

@@ -5,6 +5,7 @@ import errno
 import psycopg
 
 from callboard.commands.services import NotStarted
+from callboard.sql.errors import is_connection_lost
 from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
@@ -34,7 +35,9 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for e
         what = "write the output" if error.errno == errno.ENOSPC else f"read or write {error.filename or 'a file'}"
         return f"can't {what}: {error.strerror}"
     if isinstance(error, psycopg.OperationalError):
-        return f"the connection to the database was lost: {first_line(error)}; try again"
+        lost = is_connection_lost(error)
+        what = "the connection to the database was lost" if lost else "the database refuses for now"
+        return f"{what}: {first_line(error)}; try again"
     return None
 
 

@@ -53,12 +53,16 @@ WHERE j.id = ANY(%(job)s) AND ARRAY(SELECT w.item FROM wanted AS w WHERE w.job =
                             = ARRAY(SELECT f.item FROM free_items AS f WHERE f.job_id = j.id ORDER BY 1)
 FOR NO KEY UPDATE SKIP LOCKED
 
+-- part: session
+-- The session `a` as one line of text.
+concat('process ', a.pid, ' of ', coalesce(nullif(a.application_name, ''), 'an application without a name'),
+       ' on ', coalesce(a.client_addr::text, 'the database host'), ', ', a.state, ' for ',
+       round(extract(epoch FROM clock_timestamp() - a.state_change)), ' s')
+
 -- name: longest_lock
 -- The session whose transaction has held locks for longest, as one line of text: of jobs, of items, or of tables of the
 -- user's that refer to them. Caller: the journal's warning, retention.delete_rows.
-SELECT concat('process ', a.pid, ' of ', coalesce(nullif(a.application_name, ''), 'an application without a name'),
-              ' on ', coalesce(a.client_addr::text, 'the database host'), ', ', a.state, ' for ',
-              round(extract(epoch FROM clock_timestamp() - a.state_change)), ' s')
+SELECT {session}
 FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
 WHERE l.relation IN (SELECT unnest(ARRAY[confrelid, conrelid]) FROM pg_constraint
                      WHERE confrelid IN ('callboard.jobs'::regclass, 'callboard.items'::regclass)

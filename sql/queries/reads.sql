@@ -653,6 +653,29 @@ SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
 -- The database's clock, and the server process that this comes from. Caller: queries.server. Rows: one.
 SELECT clock_timestamp() AS now, pg_backend_pid() AS pid
 
+-- name: long_locks
+-- Sessions for whose locks others have waited for so many `seconds` that want one of a table of ours, or that have kept
+-- readers from a whole table for so long. They wait for none themselves. Caller: queries.long_locks.
+-- Rows: {pid, who, waiting: how many wait, whole: whether readers wait, too}.
+WITH ours AS (
+    SELECT l.pid, l.granted, l.mode FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
+    WHERE c.relnamespace = 'callboard'::regnamespace
+), waiting AS (
+    SELECT a.pid, b.pid AS holder
+    FROM pg_stat_activity AS a CROSS JOIN LATERAL unnest(pg_blocking_pids(a.pid)) AS b (pid)
+    WHERE a.datname = current_database() AND a.wait_event_type = 'Lock' AND a.pid IN (SELECT pid FROM ours)
+      AND a.query_start < clock_timestamp() - make_interval(secs => %(seconds)s)
+), held AS (
+    SELECT a.*, EXISTS (SELECT FROM ours AS o
+                        WHERE o.pid = a.pid AND o.granted AND o.mode = 'AccessExclusiveLock') AS whole,
+           (SELECT count(DISTINCT w.pid) FROM waiting AS w WHERE w.holder = a.pid) AS waiting
+    FROM pg_stat_activity AS a
+    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
+      AND a.xact_start < clock_timestamp() - make_interval(secs => %(seconds)s)
+)
+SELECT a.pid, {session} AS who, a.waiting, a.whole
+FROM held AS a WHERE (a.waiting > 0 OR a.whole) AND a.pid NOT IN (SELECT w.pid FROM waiting AS w)
+
 -- name: queues
 -- The queues that actors of any worker ever had, with what the open jobs still have to publish to them: of a job whose
 -- items name other queues, to its own. Caller: queries.queues.

@@ -265,6 +265,13 @@ def server() -> Query[dict[str, Any]]:
     return Query(statement("server"), {}, lambda rows: rows[0])
 
 
+def long_locks(seconds: float) -> Query[list[dict[str, Any]]]:
+    """Return the sessions whose locks have kept others from tables of ours for so many seconds: `pid`, `who` that is,
+    how many are `waiting`, and whether it has locked a `whole` table against readers.
+    """
+    return Query(statement("long_locks"), {"seconds": seconds}, list)
+
+
 def queues() -> Query[list[dict[str, Any]]]:
     """Return every queue of a known actor: name, actors, those that no worker has (`unserved`), and items `pending`."""
     return Query(statement("queues"), {}, lambda rows: [{**row, "unserved": row["unserved"] or []} for row in rows])

@@ -4,19 +4,25 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 
+from callboard.commands import doctor
 from callboard.commands.main import main
 from callboard.middleware.ping import PING
-from callboard.sql.pool import connect
+from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.writes import submission
-from tests.support.databases import with_database
+from callboard.sql.writes import actions, submission
+from callboard.sql.writes.requests import Requester
+from tests.support.databases import waits, with_database
+from tests.support.jobs import make_job
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
+from tests.support.workers import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +122,30 @@ def test_a_queue_whose_worker_does_not_answer_is_wrong(here: Pipeline, capsys: p
     assert "no answer within 1 s" in ping["found"]
     assert "has the actor" not in ping["found"], "no worker announces the actor of pings"
     assert "log of a worker" in ping["do"]
+
+
+def test_who_locks_others_out_is_named(
+    conn: Conn, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setattr(doctor, "LOCK_SECONDS", 0.0)
+    job = make_job(conn, 1)
+    with psycopg.connect(database_url, application_name="psql") as other, ThreadPoolExecutor(1) as thread:
+        other.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (job,))
+        blocked = thread.submit(actions.pause, conn, job, Requester("cli", "anna"))
+        wait_until(lambda: waits(database_url), TIMEOUT)
+        (lock,) = examined(capsys, "--no-ping")[1]["locks"]
+        other.rollback()
+        blocked.result()
+        assert lock["state"] == "wrong"
+        assert lock["found"].startswith(f"process {other.info.backend_pid} of psql on ")
+        assert lock["found"].endswith(", keeps 1 session waiting")
+        other.execute("LOCK TABLE callboard.jobs")
+        code, found = examined(capsys, "--no-ping")
+        assert (code, found["locks"][0]["found"].endswith(", has locked a whole table")) == (1, True)
+        assert "workers" not in found
+        other.rollback()
+    assert "locks" not in examined(capsys, "--no-ping")[1]
 
 
 def test_a_pooler_with_prepared_statements_is_noted(
