@@ -17,7 +17,9 @@ from callboard.sql.pool import Conn, connect, database_address
 def database() -> Iterator[Conn]:
     """Connect for a block. Raises CommandError, NotConfigured, and SchemaError for a schema that does not fit."""
     url = database_address()
-    with reach(url), connect(url) as conn:
+    with reach(url):
+        conn = connect(url)
+    with conn:
         warning = check(conn)
         if warning:
             typer.echo(f"callboard: {warning}", err=True)

@@ -1,7 +1,11 @@
 """What a user reads of an error."""
 
-import psycopg
+from contextlib import nullcontext
 
+import psycopg
+import pytest
+
+from callboard.commands import database
 from callboard.commands.errors import explain
 
 
@@ -9,3 +13,15 @@ def test_a_statement_that_took_too_long_is_no_lost_connection() -> None:
     refused = psycopg.errors.QueryCanceled("canceling statement due to statement timeout\nCONTEXT: …")
     assert explain(refused) == "the database refuses for now: canceling statement due to statement timeout; try again"
     assert str(explain(psycopg.OperationalError("server closed"))).startswith("the connection to the database was lost")
+
+
+def test_a_connection_that_is_lost_within_a_command_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no server need be started, and no address corrected."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1/none")
+    monkeypatch.setattr(database, "connect", lambda _: nullcontext())
+    monkeypatch.setattr(database, "check", lambda _: None)
+    with pytest.raises(psycopg.OperationalError, match="server closed") as caught, database.database():
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+    assert explain(caught.value) == (
+        "the connection to the database was lost: server closed the connection unexpectedly; try again"
+    )
