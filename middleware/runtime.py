@@ -26,7 +26,7 @@ from callboard.middleware.process.heartbeat import Heartbeat, OtherBroker
 from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
-from callboard.middleware.publish.transport import Transport, Unreachable
+from callboard.middleware.publish.transport import IN_PROCESS, Transport, Unreachable
 from callboard.middleware.submission.enqueue import send, send_kept
 from callboard.middleware.submission.lease import SubmissionLease
 from callboard.middleware.submission.send_store import SendStore
@@ -36,7 +36,7 @@ from callboard.sql.errors import connect_advice
 from callboard.sql.pool import Conn, connect
 from callboard.sql.rows import DueWork, Outgoing
 from callboard.sql.signature import Signature
-from callboard.sql.writes import jobs
+from callboard.sql.writes import jobs, workers
 
 log = logging.getLogger("callboard.tracking")
 
@@ -131,7 +131,14 @@ class Runtime:
     def drop_queue(self, queue: str) -> None:
         """Cancel the jobs that have messages in a queue, or are to publish some. Then this process publishes none of
         them any more: what it had in hand is in the queue, to be purged.
+
+        Raises OtherBroker for the broker of one process, as an app's tests flush it, in the database of other workers.
         """
+        if not self._remote and (found := self.write(partial(workers.worker_elsewhere, broker=IN_PROCESS))):
+            raise OtherBroker(
+                f"this broker is not flushed: that would cancel the jobs of the workers at {found[0]}, which are on "
+                f"{found[1]} and use the same database. Tests need a database of their own, or none: unset DATABASE_URL"
+            )
         self.in_flight.apply_controls(self.write(lambda conn: jobs.stop_jobs_of_queue(conn, queue)))
         if self._publisher:
             self._publisher.forget(queue)

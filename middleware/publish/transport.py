@@ -13,6 +13,8 @@ from callboard.middleware.message.failure import describe
 from callboard.middleware.process.outage import reason
 from callboard.sql.rows import Outgoing
 
+#: The name of a broker of one process.
+IN_PROCESS = "a broker within its process"
 #: Whether this thread publishes what is stored: its hooks have run when it was sent.
 publishing: ContextVar[bool] = ContextVar("callboard_publishing", default=False)
 
@@ -130,7 +132,7 @@ class EnqueueTransport:
     def name(self) -> str | None:
         """See Transport: the kind of the broker, since two of one kind can't be told apart."""
         if isinstance(getattr(self._broker, "queues", None), dict):
-            return "a broker within its process"
+            return IN_PROCESS
         return "Redis" if self._is_redis() else None
 
     def _is_redis(self) -> bool:

@@ -37,6 +37,10 @@ SELECT DISTINCT ON (o.broker) o.id, o.host, o.broker
 FROM callboard.workers AS w JOIN callboard.live_workers(%(DEAD_AFTER_SECONDS)s) AS o ON o.id < w.id AND o.broker <> w.broker
 WHERE w.id = %(worker)s ORDER BY o.broker, o.id
 
+-- name: worker_elsewhere
+-- The first worker that lives, on another broker than this. Caller: Runtime.drop_queue. Rows: (host, broker), or none.
+SELECT host, broker FROM callboard.live_workers(%(DEAD_AFTER_SECONDS)s) WHERE broker <> %(broker)s ORDER BY id LIMIT 1
+
 -- name: beat
 -- A worker lives, holds these items, and has this trouble with its broker (`beats`: not at each look). One that was found
 -- dead and is not comes back to life. Its session is a sign of life, unless it is a pooler's: then the client knows it by

@@ -38,6 +38,11 @@ def other_brokers(conn: Conn, worker: int) -> list[tuple[int, str, str]]:
     return execute(conn, "other_brokers", worker=worker).fetchall()
 
 
+def worker_elsewhere(conn: Conn, broker: str) -> tuple[str, str] | None:
+    """Return (host, broker) of a worker that lives, on another broker than this; None when there is none."""
+    return execute(conn, "worker_elsewhere", broker=broker).fetchone()
+
+
 def beat(conn: Conn, worker: int, holds: Sequence[tuple[int, int]] | None, trouble: str | None = None) -> DueWork:
     """Record a heartbeat: the (job, item) that the worker holds, and what keeps it from publishing (None: nothing).
     With None for `holds`, record nothing. Return what there is to do.

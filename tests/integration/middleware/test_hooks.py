@@ -18,11 +18,14 @@ from dramatiq.results.backends import StubBackend
 import callboard
 from callboard.middleware.message.stamp import Stamp
 from callboard.middleware.process import side_thread
+from callboard.middleware.process.heartbeat import OtherBroker
 from callboard.middleware.publish import publisher
 from callboard.middleware.tracked_broker import TrackedBroker
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
+from callboard.sql.rows import WorkerInfo
+from callboard.sql.writes.workers import register_worker, stop_worker
 from tests.support.timer import Timer
 from tests.support.workers import wait_until
 
@@ -432,6 +435,27 @@ def test_flush_drops_what_was_just_sent_and_what_waits(app: App) -> None:
     assert app.runs == {4: 1}
     assert job.wait(TIMEOUT)["cancelled"] == 1
     assert wait_until(lambda: app.states() == {"succeeded": 1, "waiting": 3}, TIMEOUT), app.states()
+
+
+def test_an_in_process_broker_is_not_flushed_where_workers_of_another_broker_live(
+    conn: Conn, database_url: str
+) -> None:
+    """A test that flushes may have been given the database of the app itself: Django's runner changes only its own."""
+
+    @dramatiq.actor(broker=(broker := callboard.install(StubBroker(), database_url=database_url)))
+    def work(number: int) -> None:
+        """Not run."""
+
+    work.send(1)
+    theirs = register_worker(conn, WorkerInfo("backstage", 1, 1, "", broker="rabbit@backstage, virtual host /"))
+    with pytest.raises(OtherBroker, match="the workers at backstage, which are on rabbit@backstage, virtual host /"):
+        broker.flush_all()
+    stops = "SELECT stopping IS NOT NULL FROM callboard.jobs"
+    assert conn.execute(stops).fetchall() == [(False,)]
+    stop_worker(conn, theirs)
+    broker.flush_all()
+    assert conn.execute(stops).fetchall() == [(True,)]
+    broker.close()
 
 
 def test_a_coroutine_runs_whose_actor_is_declared_while_the_worker_runs(app: App) -> None:
