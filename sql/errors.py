@@ -5,8 +5,16 @@ import re
 import psycopg
 from psycopg_pool import PoolTimeout
 
-#: The data is to blame: SQLSTATE classes 22 and 23, 54000, or a value that can't be sent.
-DATA_ERRORS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, ValueError, TypeError)
+#: The data is to blame: SQLSTATE classes 22 and 23, 54000, a value that can't be sent, or what a trigger of the user's
+#: on our tables refuses by RAISE EXCEPTION (P0001; ours raise nothing).
+DATA_ERRORS = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.RaiseException,
+    ValueError,
+    TypeError,
+)
 #: The database is away or busy: the same write may succeed later.
 TRANSIENT = (
     psycopg.OperationalError,

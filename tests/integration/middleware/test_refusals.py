@@ -104,6 +104,25 @@ def test_bad_data_fails_its_own_item_and_no_other(journal: FlushedJournal, conn:
     assert drift(conn) == []
 
 
+def test_what_a_trigger_of_the_users_refuses_fails_its_item_and_holds_up_no_other(
+    journal: FlushedJournal, conn: Conn
+) -> None:
+    job = make_job(conn, 40)
+    conn.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no success of item 7'; END $$"
+    )
+    conn.execute(
+        "CREATE TRIGGER audit BEFORE UPDATE ON callboard.items FOR EACH ROW"
+        " WHEN (NEW.item = 7 AND NEW.state = 'succeeded') EXECUTE FUNCTION audit()"
+    )
+    journal.flush([good(job, n) for n in range(40)])
+    assert journal.done(40, 60)
+    found = status(conn, job)
+    assert (found["state"], found["succeeded"], found["failed"]) == ("completed", 39, 1)
+    assert "no success of item 7" in queries.run(conn, queries.attempts(job, 7))[0]["message"]
+    assert drift(conn) == []
+
+
 TAMPERED = [
     "succeeded = total - retrying",
     "succeeded = total, retrying = 0, state = 'completed', finished_at = now()",
