@@ -83,6 +83,8 @@ WITH event AS (
 ), locked_jobs AS (
     -- As they are when they are locked. The statement's snapshot may lack what it waited for, and PostgreSQL looks at the
     -- CHECKs of a row made from that before it finds that the row has moved on, and makes it anew.
+    -- The index is read backwards: while an old snapshot is held, each flush leaves a version of the row, and the newest
+    -- is the last. The update below passes them all.
     SELECT j.id, j.total AS first_born, n.*, j.cancelled, j.state, j.sealed, j.stopping,
            j.started_at, j.finished_at, j.finished_at IS NULL AS open,
            j.sealed AND j.stopping IS NULL AND n.succeeded + n.failed + n.skipped + j.cancelled = n.total AS ends,
@@ -90,13 +92,16 @@ WITH event AS (
            AND (n.failed > j.fail_count
                 OR n.succeeded + n.failed >= j.fail_sample
                    AND n.failed > j.fail_share * (n.succeeded + n.failed)) AS fails
-    FROM delta AS d JOIN callboard.jobs AS j ON j.id = d.job_id
+    FROM (SELECT * FROM delta ORDER BY job_id) AS d
+    CROSS JOIN LATERAL (
+        SELECT j.* FROM callboard.jobs AS j
+        WHERE j.id >= d.job_id AND j.id <= d.job_id ORDER BY j.id DESC LIMIT 1 FOR NO KEY UPDATE OF j
+    ) AS j
     CROSS JOIN LATERAL (
         SELECT j.total + d.born AS total, j.retrying + d.retrying AS retrying, j.succeeded + d.succeeded AS succeeded,
                j.failed + d.failed AS failed, j.skipped + d.skipped AS skipped, j.retries + d.retries AS retries,
                j.crashes + d.crashes AS crashes, j.unkept + d.unkept AS unkept
     ) AS n
-    ORDER BY j.id FOR NO KEY UPDATE OF j
 ), counted AS (
     UPDATE callboard.jobs AS j
     SET total = l.total,

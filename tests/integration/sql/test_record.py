@@ -332,6 +332,45 @@ def test_the_ends_of_items_change_no_index(conn: Conn) -> None:
     assert updated == (1000, 1000)
 
 
+def test_a_flush_passes_the_versions_that_an_old_snapshot_keeps_of_its_job_once(conn: Conn, database_url: str) -> None:
+    job = make_job(conn, 4)
+    record(conn, job, {"succeeded": [0]})  # it runs, which the indexes say: the ends of the next change none
+    with connect(database_url) as old, old.transaction():
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT FROM callboard.jobs")
+        versions = "FOR n IN 1 .. 600 LOOP UPDATE callboard.jobs SET step = n; COMMIT; END LOOP"
+        conn.execute(f"DO $$ BEGIN {versions}; END $$".encode())
+        # One of them may be the first on its page, of which the indexes learn: that reads all others once more.
+        read = min(_blocks_of_jobs(conn, event(job, item, 1, "succeeded", 1)) for item in (1, 2))
+        [(pages,)] = conn.execute("SELECT pg_relation_size('callboard.jobs') / 8192").fetchall()
+    assert (pages > 20, read < 1.5 * pages) == (True, True), (read, pages)
+    assert drift(conn) == []
+
+
+def _blocks_of_jobs(conn: Conn, ended: Event) -> int:
+    """How many blocks of the table `jobs` are read to record an outcome."""
+    fetched = "SELECT pg_stat_get_xact_blocks_fetched('callboard.jobs'::regclass)"
+    with transaction(conn):
+        before, _ = conn.execute(fetched).fetchall()[0][0], outcomes.record(conn, [ended], time.monotonic())
+        return int(conn.execute(fetched).fetchall()[0][0] - before)
+
+
+def test_a_flush_that_waits_for_its_job_adds_to_what_it_then_finds(conn: Conn, database_url: str) -> None:
+    """Its snapshot has neither the version that it locks nor, at first, the failure that counts for the limit."""
+    job = make_job(conn, 3)
+    conn.execute("UPDATE callboard.jobs SET fail_count = 1")
+    with connect(database_url) as blocking, ThreadPoolExecutor(1) as pool:
+        with blocking.transaction():
+            first = [event(job, 0, 1, "succeeded", 2), event(job, 1, 1, "failed", 2)]
+            outcomes.record(blocking, first, time.monotonic())
+            blocked = pool.submit(outcomes.record, conn, [event(job, 2, 1, "failed", 1)], time.monotonic())
+            assert wait_until(lambda: waits(database_url), 300)
+        [control] = blocked.result(300)
+    assert (control.job, control.state) == (job, "failed")
+    assert conn.execute("SELECT succeeded, failed, epoch FROM callboard.jobs").fetchall() == [(1, 2, 1)]
+    assert drift(conn) == []
+
+
 def test_two_flushes_of_the_same_items_at_once_count_them_once(conn: Conn, database_url: str) -> None:
     """One is blocked by the other's locks, and then finds each item as the other left it."""
     job = make_job(conn, 50)
