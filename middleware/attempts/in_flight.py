@@ -100,7 +100,7 @@ class InFlight:
     def _admit(self, message: MessageProxy, delivery: Delivery) -> Attempt | None:
         stamp, suspect = delivery.stamp, delivery.redelivered or delivery.was_dead
         if stamp is None:
-            stamp, known = self._adopt(message)
+            stamp, known = self._adopt(message, redelivered=suspect)
             suspect = suspect or known
         attempt = Attempt(
             stamp.job, stamp.item, stamp.attempt, [delivery], self._controls, stamp.epoch, message.actor_name,
@@ -120,19 +120,19 @@ class InFlight:
             self._park(attempt, self._moved_back)
             return None
 
-    def _adopt(self, message: MessageProxy) -> tuple[Stamp, bool]:
+    def _adopt(self, message: MessageProxy, *, redelivered: bool) -> tuple[Stamp, bool]:
         """Record a message that has no stamp; return its stamp, and whether it was recorded before. Raises Stopping.
 
         A message without an id that is no second delivery is another message, however equal to the first.
         """
         item = foreign_item(message)
-        out = self._process.retry(lambda: self._stored(item))
-        if out.suspect and not message.message_id and not (message.delivery.redelivered or message.delivery.was_dead):
-            out = self._process.retry(lambda: self._stored(replace(item, key=None)))
+        out = self._process.retry(lambda: self._stored(item, redelivered=redelivered))
+        if out.suspect and not message.message_id and not redelivered:
+            out = self._process.retry(lambda: self._stored(replace(item, key=None), redelivered=False))
         return Stamp(out.job, out.item, 1, standing=True), out.suspect
 
-    def _stored(self, item: NewItem) -> Outgoing:
-        waiting = self.journal.send(item)
+    def _stored(self, item: NewItem, *, redelivered: bool) -> Outgoing:
+        waiting = self.journal.send(item, redelivered=redelivered)
         while True:
             try:
                 return waiting.result(RETRY_SECONDS)

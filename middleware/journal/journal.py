@@ -120,10 +120,13 @@ class LockedJob:
 
 @dataclass(slots=True, eq=False)
 class Send:
-    """An item that a plain send waits to have stored; `child`: an item of the same job sends it, while it runs."""
+    """An item that a plain send waits to have stored; `child`: an item of the same job sends it, while it runs;
+    `redelivered`: its message is a second delivery, or was a dead letter.
+    """
 
     item: NewItem
     child: bool = False
+    redelivered: bool = False
     stored: Future[Outgoing] = field(default_factory=Future)
 
 
@@ -181,12 +184,12 @@ class Journal:
             if len(self._entries) == 1 or not self.attempts.expects_more(self._pending()):
                 self._start()
 
-    def send(self, item: NewItem, *, child: bool = False) -> Future[Outgoing]:
+    def send(self, item: NewItem, *, child: bool = False, redelivered: bool = False) -> Future[Outgoing]:
         """Take an item to be stored; return a future of the stored item. Its errors are those of `store`.
 
-        `child`: an item of the same job sends it, which may be sealed.
+        `child`: an item of the same job sends it, which may be sealed. `redelivered`: see Send.
         """
-        send = Send(item, child)
+        send = Send(item, child, redelivered)
         with self._wake:
             self._sends.append(send)
             self._start()

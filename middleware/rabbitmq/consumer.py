@@ -152,7 +152,7 @@ class RabbitmqConsumer(Consumer):
         eta = message.options.get("eta")
         if message.delivery.stamp is not None or not isinstance(eta, int | float):
             return False
-        stored = self._runtime.journal.send(delayed_item(message, eta))
+        stored = self._runtime.journal.send(delayed_item(message, eta), redelivered=message.delivery.redelivered)
         stored.add_done_callback(partial(self._end_delayed, message))
         return True
 

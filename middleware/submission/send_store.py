@@ -10,8 +10,7 @@ from callboard.middleware.journal.journal import Send, UncertainCommit
 from callboard.middleware.process.process import Process
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import NewItem, Outgoing
-from callboard.sql.writes.jobs import lock_jobs
-from callboard.sql.writes.sends import add_items, items_by_key, items_of_earlier_days, standing_job
+from callboard.sql.writes.sends import add_items, items_by_key, lock_for_keys, standing_job
 
 
 class JobClosed(RuntimeError):
@@ -29,7 +28,6 @@ class SendStore:
 
     def store(self, conn: Conn, sends: Sequence[Send]) -> None:
         """Store each send that waits, and resolve its future: with the message to publish, or with JobClosed."""
-        _resolve_earlier(conn, [send for send in sends if not send.stored.done()])
         closed = self._store(conn, [send for send in sends if not send.stored.done()])
         # A standing job may have been sealed at midnight since it was cached: look it up once more.
         again = [send for send in closed if send.item.job == 0]
@@ -44,16 +42,16 @@ class SendStore:
     def _store(self, conn: Conn, sends: Sequence[Send]) -> list[Send]:
         """Store the sends whose job is open; return the others. Without item keys that is one statement."""
         named, copies = _one_a_key([(send, replace(send.item, job=self._job(conn, send.item))) for send in sends])
-        keys = [(item.job, item.key) for _, item in named if item.key is not None]
-        known: dict[tuple[int, str], int] = {}
+        keys = [(item.actor, item.key, item.job, send.redelivered) for send, item in named if item.key is not None]
+        known: dict[tuple[str, str], tuple[int, int]] = {}
         adding = False
         try:
             with transaction(conn) if keys else nullcontext():
                 if keys:
                     # A statement after the one that locks the jobs sees all the keys that they have.
-                    lock_jobs(conn, (item.job for _, item in named))
+                    lock_for_keys(conn, (item.job for _, item in named), (actor for actor, *_ in keys))
                     known = items_by_key(conn, keys)
-                new = [(send, item) for send, item in named if (item.job, item.key) not in known]
+                new = [(send, item) for send, item in named if (item.actor, item.key or "") not in known]
                 adding = True
                 added = add_items(
                     conn, [item for _, item in new], publishing=self.process.publishes,
@@ -64,8 +62,8 @@ class SendStore:
                 raise UncertainCommit("the connection broke while it was committed") from error
             raise
         for send, item in named:
-            if (number := known.get((item.job, item.key or ""))) is not None:
-                _resolve(send, item.job, number, None, seen=True)
+            if (stored := known.get((item.actor, item.key or ""))) is not None:
+                _resolve(send, *stored, None, seen=True)
         for (send, item), place in zip(new, added, strict=True):
             if place is not None:
                 _resolve(send, item.job, *place)
@@ -78,15 +76,6 @@ class SendStore:
         if item.actor not in self._standing:
             self._standing[item.actor] = standing_job(conn, item.actor, item.queue)
         return self._standing[item.actor]
-
-
-def _resolve_earlier(conn: Conn, sends: Sequence[Send]) -> None:
-    """Resolve the sends of messages that a standing job of an earlier day has as items."""
-    keyed = {send.item.key: send for send in sends if send.item.key is not None and send.item.job == 0}
-    earlier = items_of_earlier_days(conn, [(s.item.actor, k) for k, s in keyed.items()]) if keyed else {}
-    for send in sends:
-        if send.item.key in earlier:
-            _resolve(send, *earlier[send.item.key], None, seen=True)
 
 
 def _one_a_key(named: Iterable[tuple[Send, NewItem]]) -> tuple[list[tuple[Send, NewItem]], list[Send]]:

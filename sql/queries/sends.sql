@@ -13,24 +13,30 @@ SELECT id FROM callboard.jobs
 WHERE actor = %(actor)s AND standing_on = (now() AT TIME ZONE 'UTC')::date AND NOT sealed
 LIMIT 1
 
--- name: items_by_key
--- Which of these item keys their jobs have already, under the jobs' locks.
--- Caller: the store of sends, for messages recorded on sight. Rows: (job_id, item_key, item).
-SELECT i.job_id, i.item_key, i.item
-FROM unnest(%(job)s::bigint[], %(key)s::text[]) AS k (job_id, item_key)
-JOIN callboard.items AS i ON i.job_id = k.job_id AND i.item_key = k.item_key
+-- name: lock_for_keys
+-- Jobs that are about to get items with keys, and the standing jobs of their actors that take items: a process that has not
+-- noticed midnight (UTC), and one that has, add to two of them, and whoever comes second is to see what the first stored.
+-- Caller: the store of sends, for messages recorded on sight. Rows: none. Lock order: jobs by id.
+SELECT FROM callboard.jobs
+WHERE id IN (
+    SELECT unnest(%(jobs)s::bigint[])
+    UNION ALL
+    SELECT id FROM callboard.jobs WHERE actor = ANY (%(actors)s) AND standing_on IS NOT NULL AND NOT sealed
+)
+ORDER BY id FOR NO KEY UPDATE
 
--- name: items_of_earlier_days
--- Messages recorded on sight that are on record in a standing job of one of the days before: they were
--- delivered before midnight (UTC), and come again. An item that has long ended is none of them: its message was put
--- back by somebody who wants it run again. Caller: the store of sends. Rows: (item_key, job_id, item).
-SELECT DISTINCT ON (k.item_key) k.item_key, i.job_id, i.item
-FROM unnest(%(actor)s::text[], %(key)s::text[]) AS k (actor, item_key)
+-- name: items_by_key
+-- Messages recorded on sight that a standing job has as items, of any of the last days or one that is open still, as they
+-- are under the locks of lock_for_keys. `job`: where each would be stored. Of another job only what has not long ended
+-- counts, unless the message is `redelivered`: else somebody has sent it anew, who wants it run again.
+-- Caller: the store of sends. Rows: (actor, item_key, job_id, item).
+SELECT DISTINCT ON (k.actor, k.item_key) k.actor, k.item_key, i.job_id, i.item
+FROM unnest(%(actor)s::text[], %(key)s::text[], %(job)s::bigint[], %(redelivered)s::bool[]) AS k (actor, item_key, job, redelivered)
 JOIN callboard.jobs AS j ON j.actor = k.actor
-    AND j.standing_on BETWEEN (now() AT TIME ZONE 'UTC')::date - 7 AND (now() AT TIME ZONE 'UTC')::date - 1
+    AND (j.standing_on >= (now() AT TIME ZONE 'UTC')::date - 7 OR j.standing_on IS NOT NULL AND j.finished_at IS NULL)
 JOIN callboard.items AS i ON i.job_id = j.id AND i.item_key = k.item_key
-WHERE i.finished_at IS NULL OR i.finished_at > now() - interval '1 hour'
-ORDER BY k.item_key, i.job_id DESC
+WHERE k.redelivered OR j.id = k.job OR i.finished_at IS NULL OR i.finished_at > now() - interval '1 hour'
+ORDER BY k.actor, k.item_key, i.job_id DESC
 
 -- name: add_items
 -- Plain sends and messages recorded on sight, in one statement and so in one transaction. Each is numbered from the total

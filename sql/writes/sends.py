@@ -1,6 +1,6 @@
 """Plain sends, and messages of foreign producers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from callboard.sql.arrays import parameters
 from callboard.sql.pool import Conn
@@ -15,15 +15,17 @@ def standing_job(conn: Conn, actor: str, queue: str) -> int:
     return standing_job(conn, actor, queue) if job is None else job
 
 
-def items_by_key(conn: Conn, keys: Sequence[tuple[int, str]]) -> dict[tuple[int, str], int]:
-    """Return those of these (job, item key) that exist, with their items."""
-    return {(job, key): item for job, key, item in execute(conn, "items_by_key", **lists("job key", keys))}
+def lock_for_keys(conn: Conn, jobs: Iterable[int], actors: Iterable[str]) -> None:
+    """Lock jobs that are about to get items with keys, and the standing jobs of these actors that take items."""
+    execute(conn, "lock_for_keys", jobs=sorted(set(jobs)), actors=sorted(set(actors)))
 
 
-def items_of_earlier_days(conn: Conn, keys: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
-    """Return those of these (actor, item key) in standing jobs of earlier days: {item key: (job, item)}."""
-    found = execute(conn, "items_of_earlier_days", **lists("actor key", keys))
-    return {key: (job, item) for key, job, item in found}
+def items_by_key(conn: Conn, keys: Sequence[tuple[str, str, int, bool]]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Return those of these (actor, item key, job to add it to, whether its message was redelivered) that standing jobs
+    have, with their items: {(actor, item key): (job, item)}.
+    """
+    found = execute(conn, "items_by_key", **lists("actor key job redelivered", keys))
+    return {(actor, key): (job, item) for actor, key, job, item in found}
 
 
 def add_items(

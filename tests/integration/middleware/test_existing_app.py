@@ -8,6 +8,7 @@ import pytest
 from dramatiq import Message
 
 import callboard
+from tests.support.jobs import let_midnight_pass
 from tests.support.pipeline import TIMEOUT, Pipeline, running_pipeline
 from tests.support.vhosts import Broker
 from tests.support.workers import wait_until
@@ -74,6 +75,28 @@ def test_a_dead_letter_that_is_moved_back_is_a_retry_of_its_item(carried: str, p
         "SELECT who FROM callboard.actions WHERE job_id = %s AND action = 'retry'", (job.id,)
     )
     assert retries.fetchall() == [("dead letters moved back",)]
+
+
+def test_a_dead_letter_of_another_producer_is_a_retry_of_its_item_the_day_after(pipeline: Pipeline) -> None:
+    message: Message[None] = Message("default", "stubborn", (1, 2), {}, {"max_retries": 0})
+    put(pipeline, message.encode())
+    job, item = item_of(pipeline, message.message_id)
+    properties, body = pipeline.dead_letter(lambda _, body: message.message_id.encode() in body)
+    assert b'"job"' not in body
+    pipeline.conn.execute(
+        "UPDATE callboard.items SET finished_at = finished_at - interval '2 h' WHERE (job_id, item) = (%s, %s)",
+        (job, item),
+    )
+    let_midnight_pass(pipeline.conn)
+    assert wait_until(lambda: callboard.get(job).status()["sealed"], TIMEOUT)
+    next_one: Message[None] = Message("default", "stubborn", (2, 1), {}, {})
+    put(pipeline, next_one.encode())
+    assert item_of(pipeline, next_one.message_id)[0] != job
+    put(pipeline, body, properties)
+    states = "SELECT job_id, item, state::text FROM callboard.items WHERE message_id = %s"
+    expected = [(job, item, "succeeded")]
+    assert wait_until(lambda: pipeline.conn.execute(states, (message.message_id,)).fetchall() == expected, TIMEOUT)
+    assert [attempt for i, attempt, _ in pipeline.runs(job) if i == item] == [1, 2]
 
 
 def test_the_retry_of_an_item_that_a_stock_worker_ran_is_that_items(pipeline: Pipeline) -> None:

@@ -44,7 +44,7 @@ from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester
 from callboard.sql.writes.retry_action import RetrySelection
 from tests.support.databases import waits
 from tests.support.deliveries import make_attempt
-from tests.support.jobs import BAD, make_job, make_staged, make_worker, record, run, send, targets
+from tests.support.jobs import BAD, let_midnight_pass, make_job, make_staged, make_worker, record, run, send, targets
 from tests.support.programs import Call
 from tests.support.programs import run as command
 from tests.support.webapp import open_app, served
@@ -288,11 +288,12 @@ def test_a_standing_job_of_a_past_day_leaves_and_its_messages_are_new(conn: Conn
     sends.add_items(conn, [item], publishing=False)
     submission.seal_job(conn, day)
     record(conn, day, {"succeeded": [0]})
-    conn.execute("UPDATE callboard.jobs SET standing_on = standing_on - 1 WHERE id = %s", (day,))
-    assert sends.items_of_earlier_days(conn, [("work", "message:m1")]) == {"message:m1": (day, 0)}
+    let_midnight_pass(conn)
+    known = [("work", "message:m1", 0, False)]
+    assert sends.items_by_key(conn, known) == {("work", "message:m1"): (day, 0)}
     age(conn, day, 31)
     assert deletion.mark_expired(conn, 30 * DAY) == [day]
-    assert sends.items_of_earlier_days(conn, [("work", "message:m1")]) == {}
+    assert sends.items_by_key(conn, known) == {}
     assert clear(conn, day) == 1
 
 

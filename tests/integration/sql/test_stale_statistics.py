@@ -365,21 +365,16 @@ def _keyed(scene: Scene) -> int:
     return job
 
 
-def _keys_looked_up(scene: Scene) -> Act:
-    job = _keyed(scene)
-    return lambda: sends.items_by_key(scene.conn, [(job, str(n)) for n in range(MANY)])
-
-
 def _stored_again(scene: Scene) -> Act:
     job = _keyed(scene)
     again = [(ARGS, str(n)) for n in range(MANY)]
     return lambda: submission.store_chunk(scene.conn, job, MANY, again, keyed=True)
 
 
-def _earlier_keys_looked_up(scene: Scene) -> Act:
+def _keys_looked_up(scene: Scene) -> Act:
     job = _keyed(scene)
     scene.conn.execute("UPDATE callboard.jobs SET standing_on = now()::date - 2 WHERE id = %s", (job,))
-    return lambda: sends.items_of_earlier_days(scene.conn, [("work", str(n)) for n in range(MANY)])
+    return lambda: sends.items_by_key(scene.conn, [("work", str(n), job, False) for n in range(MANY)])
 
 
 def _recounted(scene: Scene) -> Act:
@@ -555,7 +550,6 @@ TRIED: dict[str, Callable[[Scene], Act]] = {
     "wake postponed": _woken,
     "add items": _added,
     "look up keys": _keys_looked_up,
-    "look up earlier keys": _earlier_keys_looked_up,
     "store keys again": _stored_again,
     "retry failed": _retried(RetrySelection(), ends="failed"),
     "retry failed by type": _retried(RetrySelection(error="ValueError"), ends="failed"),
