@@ -61,23 +61,25 @@ def _tracked(rig: Rig, processes: int, items: int) -> float:
     """Items a second, from the start of the first to the end of the last."""
     with psycopg.connect(rig.database_url, autocommit=True) as conn:
 
-        def state() -> tuple[int, int, int]:
+        def state() -> tuple[int, int]:
             row = conn.execute(
-                "SELECT id, total, succeeded FROM callboard.jobs WHERE actor = 'nothing' AND standing_on IS NOT NULL"
-                " ORDER BY id DESC LIMIT 1"
+                "SELECT sum(total)::int, sum(succeeded)::int FROM callboard.jobs"
+                " WHERE actor = 'nothing' AND standing_on IS NOT NULL HAVING count(*) > 0"
             ).fetchone()
-            return row or (0, 0, 0)
+            return row or (0, 0)
 
-        first = state()[1]
+        first = state()[0]
+        [(began,)] = conn.execute("SELECT clock_timestamp()")
         rig.run(SENDS.format(items=items))
         worker = rig.worker("tracked_actors", processes)
         worker.process.start()
-        wait_until(lambda: state()[1] == state()[2] == first + items, 600, pause=0.1)
+        wait_until(lambda: state() == (first + items, first + items), 600, pause=0.1)
         worker.stop()
         took = conn.execute(
-            "SELECT extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM callboard.items"
-            " WHERE job_id = %s AND item >= %s",
-            (state()[0], first),
+            "SELECT extract(epoch FROM max(i.finished_at) - min(i.started_at))::float8 FROM callboard.items AS i"
+            " JOIN callboard.jobs AS j ON j.id = i.job_id"
+            " WHERE j.actor = 'nothing' AND j.standing_on IS NOT NULL AND i.started_at > %s",
+            (began,),
         ).fetchone()
     return items / took[0] if took else 0.0
 

@@ -31,7 +31,7 @@ def waiting(scenario: Scenario) -> int:
 
 
 def queued(scenario: Scenario) -> Counter[str]:
-    """How many items of the actor's standing job there are of each id."""
+    """How many items of the actor's standing jobs there are of each id."""
     rows = scenario.sql(
         "SELECT convert_from(i.args, 'utf8')::jsonb -> 'args' -> 0 ->> 'id' FROM callboard.items AS i"
         " JOIN callboard.jobs AS j ON j.id = i.job_id WHERE j.actor = 'told' AND j.standing_on IS NOT NULL"

@@ -58,21 +58,23 @@ def test_a_paused_job_starts_nothing_and_goes_on_with_each_item_once(
     assert [action["action"] for action in job.actions()] == ["resume", "pause"]
 
 
-def due(scenario: Scenario, job: int) -> dict[int, float]:
-    """Seconds until each waiting message of a job is to be published, by its item."""
-    waiting = "SELECT item, extract(epoch FROM due_at - now())::float8 FROM callboard.outbox WHERE job_id = %s"
-    return dict(scenario.sql(waiting, job))
+def due(scenario: Scenario) -> dict[tuple[int, int], float]:
+    """Seconds until each waiting message is to be published, by its job and item."""
+    waiting = "SELECT job_id, item, extract(epoch FROM due_at - now())::float8 FROM callboard.outbox"
+    return {(job, item): seconds for job, item, seconds in scenario.sql(waiting)}
 
 
-def make_due_soon(scenario: Scenario, job: int, item: int) -> float:
-    """Let time pass until an item is due in a second and a half; when that is, in seconds since the epoch."""
+def make_due_soon(scenario: Scenario, sent: list[tuple[int, int]], nth: int) -> float:
+    """Let time pass for items, which no others share a job with, until one of them is due in a second and a half; when
+    that is, in seconds since the epoch.
+    """
     moved = scenario.sql(
-        "UPDATE callboard.outbox SET due_at = due_at - make_interval(secs => %s) WHERE job_id = %s"
-        " RETURNING item, extract(epoch FROM due_at)::float8",
-        due(scenario, job)[item] - 1.5,
-        job,
+        "UPDATE callboard.outbox SET due_at = due_at - make_interval(secs => %s) WHERE job_id = ANY (%s)"
+        " RETURNING job_id, item, extract(epoch FROM due_at)::float8",
+        due(scenario)[sent[nth]] - 1.5,
+        [job for job, _ in sent],
     )
-    return float(dict(moved)[item])
+    return next(float(at) for job, item, at in moved if (job, item) == sent[nth])
 
 
 def late(scenario: Scenario, job: int, item: int, due_at: float) -> float:
@@ -85,27 +87,29 @@ def late(scenario: Scenario, job: int, item: int, due_at: float) -> float:
     return max(float(began) - due_at - timer.stalled, 0.0) if began > due_at else float(began) - due_at
 
 
-def send_plainly(scenario: Scenario) -> tuple[int, list[int]]:
+def send_plainly(scenario: Scenario) -> list[tuple[int, int]]:
     for delay in DELAYS:
         scenario.broker.get_actor("work").send_with_options(args=(delay,), delay=delay)
-    ((job,),) = scenario.sql("SELECT id FROM callboard.jobs WHERE actor = 'work' AND standing_on IS NOT NULL")
-    return int(job), [0, 1, 2]
+    return scenario.sql(
+        "SELECT i.job_id, i.item FROM callboard.items AS i JOIN callboard.jobs AS j ON j.id = i.job_id"
+        " WHERE j.actor = 'work' AND j.standing_on IS NOT NULL ORDER BY i.job_id, i.item"
+    )
 
 
-def send_by_timedelta(scenario: Scenario) -> tuple[int, list[int]]:
+def send_by_timedelta(scenario: Scenario) -> list[tuple[int, int]]:
     with callboard.job("by timedelta") as job:
         for delay in DELAYS:
             scenario.broker.get_actor("work").send_with_options(args=(1,), delay=timedelta(milliseconds=delay))
-    return job.id, [0, 1, 2]
+    return [(job.id, item) for item in range(3)]
 
 
-def send_from_an_actor(scenario: Scenario) -> tuple[int, list[int]]:
+def send_from_an_actor(scenario: Scenario) -> list[tuple[int, int]]:
     job = scenario.submit("plans", [{"number": 1, "delays": DELAYS}])
     scenario.wait_for(job, lambda status: status["succeeded"] == 1)
-    return job.id, [1, 2, 3]
+    return [(job.id, item) for item in range(1, 4)]
 
 
-WAYS: tuple[Callable[[Scenario], tuple[int, list[int]]], ...] = (send_plainly, send_by_timedelta, send_from_an_actor)
+WAYS: tuple[Callable[[Scenario], list[tuple[int, int]]], ...] = (send_plainly, send_by_timedelta, send_from_an_actor)
 
 
 def test_what_is_sent_for_days_later_survives_everything_and_runs_on_time(
@@ -115,27 +119,26 @@ def test_what_is_sent_for_days_later_survives_everything_and_runs_on_time(
     worker = scenario.start_worker(modules=MODULES)
     sent = [send(scenario) for send in WAYS]
     later = scenario.submit("work", [{"number": n} for n in range(20)], delay="60d")
-    waiting = {job: due(scenario, job) for job, _ in sent}
-    for job, items in sent:
+    waiting = due(scenario)
+    for items in sent:
         for item, delay in zip(items, DELAYS, strict=True):
-            assert delay / 1000 - TIMEOUT < waiting[job][item] <= delay / 1000
+            assert delay / 1000 - TIMEOUT < waiting[item] <= delay / 1000
     worker.kill()
     restart_services(breakable_postgres, breakable_rabbitmq)
     worker.start()
 
-    for job, items in sent:
-        left = due(scenario, job)
-        assert all(waiting[job][item] - TIMEOUT < left[item] < waiting[job][item] for item in items)
+    left = due(scenario)
+    assert all(waiting[item] - TIMEOUT < left[item] < waiting[item] for items in sent for item in items)
     assert scenario.ready_messages() == 0
     assert scenario.status(later)["pending"] == 20
     delays = []
     for done in range(len(DELAYS)):
-        due_at = {(job, items[done]): make_due_soon(scenario, job, items[done]) for job, items in sent}
-        delays += [late(scenario, job, item, at) for (job, item), at in due_at.items()]
-        for job, items in sent:
-            runs = scenario.run_log.run_counts(job)
-            assert [runs[item] for item in items] == [1] * (done + 1) + [0] * (len(DELAYS) - done - 1)
-    assert wait_until(lambda: not any(due(scenario, job) for job, _ in sent), TIMEOUT)
+        due_at = {items[done]: make_due_soon(scenario, items, done) for items in sent}
+        delays += [late(scenario, *item, at) for item, at in due_at.items()]
+        for items in sent:
+            runs = [scenario.run_log.run_counts(job)[item] for job, item in items]
+            assert runs == [1] * (done + 1) + [0] * (len(DELAYS) - done - 1)
+    assert wait_until(lambda: not due(scenario), TIMEOUT)
 
     scenario.sql("UPDATE callboard.jobs SET not_before = now() + interval '1.5 s' WHERE id = %s", later.id)
     ((starts_at,),) = scenario.sql(

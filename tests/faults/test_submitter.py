@@ -106,7 +106,7 @@ def test_a_sender_killed_at_every_stage_loses_nothing_that_it_sent(scenario: Sce
     dying = {stage: submitters.start("send", str(first), stage=stage) for stage, first in firsts.items()}
     assert {stage: submitters.end(process) for stage, process in dying.items()} == dict.fromkeys(dying, -signal.SIGKILL)
     scenario.start_worker()
-    counts = "SELECT total, succeeded, published FROM callboard.jobs WHERE standing_on IS NOT NULL"
+    counts = "SELECT sum(total), sum(succeeded), sum(published) FROM callboard.jobs WHERE standing_on IS NOT NULL"
     assert wait_until(lambda: len(set(*scenario.sql(counts))) == 1, TIMEOUT)
     assert scenario.sql("SELECT count(*) FROM callboard.outbox") == [(0,)]
     scenario.assert_counters_true()

@@ -60,12 +60,11 @@ class Pipeline:
         found = self.conn.execute("SELECT item, attempt, what FROM runs WHERE job = %s ORDER BY 1, 2, 3", (job,))
         return [(row[0], row[1], row[2]) for row in found]
 
-    def standing(self, actor: str) -> callboard.Job | None:
-        """Today's job of an actor's plain sends."""
-        row = self.conn.execute(
-            "SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL ORDER BY id DESC", (actor,)
-        ).fetchone()
-        return callboard.get(row[0]) if row else None
+    def sent_items(self, actor: str, state: str | None = None) -> list[dict[str, Any]]:
+        """The items of an actor's plain sends, of all days: midnight (UTC) may come in the middle of a test."""
+        jobs = "SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL ORDER BY id"
+        found = self.conn.execute(jobs, (actor,)).fetchall()
+        return [item for (job,) in found for item in callboard.get(job).items(state=state)]
 
     @contextmanager
     def channel(self) -> Iterator[Any]:

@@ -482,9 +482,9 @@ def test_callbacks_of_a_deleted_job_are_given_up(conn: Conn, here: Receiver, par
 
 
 def items_of(conn: Conn, actor: str) -> list[dict[str, Any]]:
-    """The arguments of the calls in the actor's standing job."""
-    [(job,)] = conn.execute("SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL", (actor,))
-    return [item["args"][0] for item in queries.run(conn, queries.items(job))[0]]
+    """The arguments of the calls in the actor's standing jobs."""
+    jobs = conn.execute("SELECT id FROM callboard.jobs WHERE actor = %s AND standing_on IS NOT NULL", (actor,))
+    return [item["args"][0] for (job,) in jobs.fetchall() for item in queries.run(conn, queries.items(job))[0]]
 
 
 def test_a_message_becomes_an_item_of_its_actors_standing_job_once(conn: Conn, part: CallbackDispatcher) -> None:
@@ -557,9 +557,7 @@ def pipeline(
 
 def told(pipeline: Pipeline, job: callboard.Job) -> list[dict[str, Any]]:
     """The calls about a job that the actor `told` returned as its results."""
-    standing = pipeline.standing("told")
-    items = list(standing.items(state="succeeded")) if standing else []
-    return [item["result"] for item in items if item["result"]["job"] == job.id]
+    return [i["result"] for i in pipeline.sent_items("told", "succeeded") if i["result"]["job"] == job.id]
 
 
 def test_actors_and_webhooks_are_called_when_a_job_completes(pipeline: Pipeline) -> None:

@@ -370,12 +370,7 @@ def test_callbacks_are_sent_by_the_outcome(pipeline: Pipeline) -> None:
 def test_a_message_of_send_now_is_sent_even_when_its_sender_fails(pipeline: Pipeline) -> None:
     job = pipeline.submit("hasty", 41)
     assert pipeline.only(job)["state"] == "failed"
-    assert wait_until(lambda: any(i["args"] == [41] for i in _all(pipeline, "noted")), TIMEOUT)
-
-
-def _all(pipeline: Pipeline, actor: str) -> list[dict[str, object]]:
-    job = pipeline.standing(actor)
-    return list(job.items()) if job else []
+    assert wait_until(lambda: any(i["args"] == [41] for i in pipeline.sent_items("noted")), TIMEOUT)
 
 
 def test_a_pipeline_stays_in_its_job(pipeline: Pipeline) -> None:
@@ -403,15 +398,11 @@ def test_a_job_made_in_an_actor_is_a_job(number: int, pipeline: Pipeline) -> Non
 
 def test_a_plain_send_is_an_item_of_the_actors_standing_job(pipeline: Pipeline) -> None:
     sent = pipeline.actor("add").send(20, 22)
-    job = pipeline.standing("add")
-    assert job is not None
-    assert job.status()["name"] == "add"
-    assert not job.status()["sealed"]
+    ((number, _, _),) = items_of(pipeline, sent.message_id)
+    job = callboard.get(number)
+    assert (job.status()["name"], job.status()["standing"]) == ("add", True)
     assert wait_until(lambda: any(item["result"] == 42 for item in job.items()), TIMEOUT)
-    row = pipeline.conn.execute(
-        "SELECT count(*) FROM callboard.items WHERE message_id = %s", (sent.message_id,)
-    ).fetchone()
-    assert row == (1,)
+    assert len(items_of(pipeline, sent.message_id)) == 1
 
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
@@ -429,12 +420,7 @@ def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
 
 def test_a_child_process_of_an_actor_belongs_to_no_item_and_sends_at_once(pipeline: Pipeline) -> None:
     assert pipeline.only(pipeline.submit("in_a_process", 4711))["result"] == 0
-    assert wait_until(lambda: [4711] in [i["args"] for i in _standing(pipeline, "succeeded")], TIMEOUT)
-
-
-def _standing(pipeline: Pipeline, state: str) -> list[dict[str, Any]]:
-    job = pipeline.standing("noted")
-    return [] if job is None else list(job.items(state))
+    assert wait_until(lambda: [4711] in [i["args"] for i in pipeline.sent_items("noted", "succeeded")], TIMEOUT)
 
 
 def test_a_delayed_send_waits_in_the_outbox_and_comes_on_time(pipeline: Pipeline) -> None:
@@ -496,9 +482,7 @@ def test_a_foreign_message_is_recorded_when_it_arrives_and_retried_like_any_othe
     put(pipeline, message.encode())
     assert wait_until(lambda: [s for _, _, s in items_of(pipeline, message.message_id)] == ["succeeded"], TIMEOUT)
     ((job, item, _),) = items_of(pipeline, message.message_id)
-    standing = pipeline.standing("stubborn")
-    assert standing is not None
-    assert standing.id == job
+    assert callboard.get(job).status()["standing"]
     assert [attempt for i, attempt, _ in pipeline.runs(job) if i == item] == [1, 2, 3]
 
 

@@ -264,8 +264,7 @@ def test_callbacks_are_called_for_the_job_and_not_for_its_stages(pipeline: Pipel
 
 def heard(pipeline: Pipeline) -> list[dict[str, Any]]:
     """The arguments of `heard`, in the order of the ends."""
-    standing = pipeline.standing("heard")
-    told = [item["args"][0] for item in standing.items()] if standing else []
+    told = [item["args"][0] for item in pipeline.sent_items("heard")]
     return sorted(told, key=lambda one: str(one["finished_at"]))
 
 
