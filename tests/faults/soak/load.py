@@ -111,7 +111,8 @@ class Load:
         file = self.scenario.folder / f"job-{number}.jsonl"
         lines = (self._item(actor, n) for n in range(count))
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        options = KINDS[number // 2 % len(KINDS)]
+        kinds = KINDS if actor == "work" else KINDS[:-1]  # a parent has no such argument
+        options = kinds[number // 2 % len(kinds)]
         self.submissions.append(Submission(f"job-{number}", actor, count, file, options))
 
     def _item(self, actor: str, number: int) -> dict[str, object]:
