@@ -132,7 +132,7 @@ class Tracking(Middleware):
         self._end(broker, message, exception=exception)
 
     def after_skip_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
-        """End the attempt: the actor raised Skip, or a middleware dropped the message (its age limit)."""
+        """End the attempt: the actor raised Skip, or a middleware skipped the message; one that is too old fails."""
         # Dramatiq calls this from its handler of the SkipMessage.
         reason = sys.exc_info()[1]
         self._end(

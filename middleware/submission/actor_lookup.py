@@ -14,8 +14,10 @@ from callboard.sql.writes import submission
 
 #: Runs a statement on one of the process's connections.
 Write: TypeAlias = Callable[[Callable[[Conn], Any]], Any]
-#: An actor or its registered name.
-Actor: TypeAlias = dramatiq.Actor[..., Any] | str
+#: An actor, a function's or a class's, or its registered name.
+Actor: TypeAlias = dramatiq.Actor[..., Any] | type[dramatiq.GenericActor] | str
+#: The classes of actors. Dramatiq puts an object in the place of the class of an actor.
+_ACTORS: Any = (dramatiq.Actor, dramatiq.GenericActor)
 #: What a job calls at one kind of end: an actor, its registered name, the URL of a webhook, or a list of these.
 Callbacks: TypeAlias = Actor | Sequence[Actor] | None
 
@@ -26,7 +28,7 @@ class UnknownActor(LookupError):
 
 def broker_of(actor: Actor) -> dramatiq.Broker:
     """The broker of an actor; Dramatiq's global one for a name. Raises TypeError for what is neither."""
-    if not isinstance(actor, dramatiq.Actor | str):
+    if not isinstance(actor, (*_ACTORS, str)):
         raise TypeError(f"actor must be an actor or its registered name, not {actor!r}: put @dramatiq.actor above it")
     return dramatiq.get_broker() if isinstance(actor, str) else actor.broker
 
@@ -62,13 +64,13 @@ def signature_here(broker: dramatiq.Broker, actor: Actor) -> Signature | None:
     return None if here is None else own_signature(here)
 
 
-def own_signature(actor: dramatiq.Actor[..., Any]) -> Signature | None:
+def own_signature(actor: dramatiq.Actor[..., Any] | type[dramatiq.GenericActor]) -> Signature | None:
     """Return what arguments an actor's function takes; None for one that has no parameter of its own: it may stand for
     an actor that runs elsewhere, or pass on what it gets, as `batch` does.
     """
-    function = actor.fn
+    function: Any = actor.fn.perform if isinstance(actor.fn, dramatiq.GenericActor) else actor.fn
     if inspect.iscoroutinefunction(getattr(function, "__wrapped__", None)):  # Dramatiq's own wrapper of async actors
-        function = function.__wrapped__  # type: ignore[attr-defined]
+        function = function.__wrapped__
     try:
         given = inspect.signature(function, follow_wrapped=False).parameters
     except (TypeError, ValueError):
@@ -106,7 +108,7 @@ def targets(
 def _target(write: Write, broker: dramatiq.Broker | None, option: str, given: Any) -> dict[str, str]:
     if isinstance(given, str) and "://" in given:
         return {"url": given, "host": parse_url(given).netloc.lower()}  # a process limits its deliveries to one host
-    if isinstance(given, dramatiq.Actor) or (isinstance(given, str) and given):
+    if isinstance(given, _ACTORS) or (isinstance(given, str) and given):
         actor, queue = resolve(write, broker, given)
         return {"actor": actor, "queue": queue}
     raise ValueError(f"{option} takes actors, their names and URLs like https://host/path, not {given!r}")

@@ -1,7 +1,7 @@
 """What an actor takes, and what of an item does not fit it."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import dramatiq
@@ -10,7 +10,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware.asyncio import AsyncIO
 
 import callboard
-from callboard.middleware.submission.actor_lookup import own_signature
+from callboard.middleware.submission.actor_lookup import broker_of, own_signature
 from callboard.middleware.submission.item_encoding import call_of
 from callboard.sql.signature import Signature
 
@@ -87,3 +87,19 @@ def test_a_lane_goes_by_an_argument_that_the_actor_has(function: Callable[..., A
     else:
         with pytest.raises(ValueError, match=f"concurrency_by: {found.actor} has no argument '{by}'; it has 'photo', "):
             found.check_lane(by)
+
+
+def test_an_actor_that_is_a_class_takes_what_its_method_does() -> None:
+    broker = StubBroker()
+
+    class Resize(dramatiq.GenericActor):
+        class Meta:
+            actor = partial(dramatiq.actor, broker=broker)
+
+        def perform(self, photo: str, size: int = 5) -> None: ...
+
+    assert broker_of(Resize) is broker
+    found = own_signature(broker.actors["Resize"])
+    assert found is not None
+    assert found.positional == ("photo", "size")
+    assert found.required == {"photo"}
