@@ -215,6 +215,9 @@ def connection_options() -> dict[str, Any]:
         "keepalives_interval": 5,
         "keepalives_count": 2,
         "tcp_user_timeout": 20_000,
+        # From its second run on: PostgreSQL keeps a plan after five runs at the earliest, and psycopg prepares a
+        # statement after five others unless told otherwise.
+        "prepare_threshold": 1,
     }
     if not settings.PREPARE.get():
         options["prepare_threshold"] = None

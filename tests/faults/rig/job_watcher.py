@@ -19,7 +19,6 @@ def connect_to_look(url: str) -> Conn:
     the processor time of its answer.
     """
     conn = connect(url)
-    conn.prepare_threshold = 1
     conn.execute("SET plan_cache_mode = force_generic_plan")
     return conn
 
