@@ -1,7 +1,6 @@
 """Real services for the tests: a private PostgreSQL and RabbitMQ, a piece of each per test.
 
-A missing service is an error, never a skip. CALLBOARD_TEST_DATABASE_URL and CALLBOARD_TEST_AMQP_URL name
-running ones instead; the latter needs its management API (CALLBOARD_TEST_MANAGEMENT_URL, or port 15672).
+A missing service is an error, never a skip. CALLBOARD_TEST_DATABASE_URL names a running PostgreSQL instead.
 CALLBOARD_TEST_POSTGRES and CALLBOARD_TEST_RABBITMQ name folders with the programs of other releases to start.
 """
 

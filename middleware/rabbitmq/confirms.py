@@ -227,7 +227,7 @@ class ConfirmingPublisher:
         if self._blocked and self._channel is not None:
             raise Unreachable(self._blocked)
         why = self._close_reason or f"{self._address} confirmed nothing within {CONFIRM_SECONDS:.0f} s"
-        if not self._close_reason:
+        if not self._close_reason and not self._confirmed:
             self._silence = why, time.monotonic() + SILENT_SECONDS
         rejected = self._close_code in MESSAGE_FAULTS
         self.close()
@@ -251,7 +251,7 @@ class ConfirmingPublisher:
         numbers = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
         if isinstance(method, pika.spec.Basic.Ack):
             self._confirmed.update(numbers)
-            self._silence = "", 0.0
+        self._silence = "", 0.0
         if numbers and not self._unconfirmed:
             self._stop_loop()
 

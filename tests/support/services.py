@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 from callboard.commands.services import Server
 from tests.support.databases import migrated
@@ -169,10 +168,6 @@ def _older_postgres(services: Owner) -> Iterator[SharedPostgres]:
 
 @contextmanager
 def _rabbitmq(services: Owner) -> Iterator[Broker]:
-    if url := os.environ.get("CALLBOARD_TEST_AMQP_URL"):
-        default = f"http://{urlsplit(url).hostname}:15672/api"
-        yield Broker(url, os.environ.get("CALLBOARD_TEST_MANAGEMENT_URL", default))
-        return
     with Node(services.folder / "rabbitmq", management=True) as node:
         try:
             yield Broker.of(node)

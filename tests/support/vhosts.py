@@ -6,11 +6,10 @@ Measured: a virtual host takes 30 ms, and a second with `rabbitmqctl add_vhost`.
 
 import base64
 import json
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,16 @@ from tests.support.nodes import Node, evaluate
 
 @dataclass
 class Broker:
-    """A RabbitMQ to test on: its AMQP URL and its management API; of a private one also its log, and the environment
-    of RabbitMQ's tools.
-    """
+    """A RabbitMQ to test on: its AMQP URL, its management API, its log, and the environment of RabbitMQ's tools."""
 
     url: str
     management_url: str
-    log: Path = Path(os.devnull)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    log: Path
+    environment: Mapping[str, str]
 
     @classmethod
     def of(cls, node: Node) -> "Broker":
-        """A private node as a broker; it needs the management plugin."""
+        """A node as a broker; it needs the management plugin."""
         return cls(node.url, node.management_url, node.log, node.files.environment())
 
     def request(self, method: str, path: str, body: object = None) -> Any:

@@ -167,7 +167,7 @@ def csv_rows(source: BinaryIO, divided_by: str = ",") -> Iterator[tuple[int, Any
 
 def _header(rows: Any) -> list[str]:
     try:
-        header: list[str] = next(filter(None, rows), [])
+        header: list[str] = next((row for row in rows if any(map(str.strip, row))), [])
     except csv.Error as error:
         raise CommandError(f"line {rows.line_num}: not a CSV header: {error}") from None
     if wrong := _unreadable(header):

@@ -58,7 +58,7 @@ def test_another_encoding_is_said_by_an_option(tmp_path: Path) -> None:
     [
         (b"a,b\n1,2\n\n1,2,3\n", [{"a": "1", "b": "2"}, "line 4: 3 fields, and the header has 2"]),
         (b"a,b\n1\n", ["line 2: 1 fields, and the header has 2"]),
-        (b"\n\r\na;b\n1;2\n1\n", [{"a": "1", "b": "2"}, "line 5: 1 fields, and the header has 2"]),
+        (b"\n \r\na;b\n1;2\n1\n", [{"a": "1", "b": "2"}, "line 5: 1 fields, and the header has 2"]),
         (b'a\nb\n"x\ny\n', [{"a": "b"}, "line 3: not valid CSV: unexpected end of data (lines 3 to 4, 2 rows)"]),
         (
             b'a\n1\n"2\n3\n4\n5 "five" inch\n6\n',

@@ -112,6 +112,15 @@ def test_a_broker_that_confirms_nothing_is_told_of_until_it_confirms_something(m
     assert events.trouble is None
 
 
+def test_a_batch_that_is_confirmed_in_part_is_not_told_of_as_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONFIRM_SECONDS", 0.0)
+    events = Events()
+    events._confirmed = {0}
+    with pytest.raises(Unreachable):
+        events._give_up()
+    assert events.trouble is None
+
+
 @contextmanager
 def no_garbage() -> Iterator[None]:
     """A file that is not closed stays open."""
