@@ -236,7 +236,9 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim found: the item's state and attempt, the worker that holds it now, whether it was `taken` now."""
+    """What a claim found: the item's state and attempt, the worker that holds it now, whether it was `taken` now. It
+    was not if it is to be claimed when it runs alone (`isolate`).
+    """
 
     state: str | None
     attempt: int
@@ -244,6 +246,7 @@ class Claim:
     holder: int | None
     taken: bool
     holder_alive: bool
+    isolate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

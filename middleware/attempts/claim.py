@@ -20,17 +20,18 @@ class MovedBack(RuntimeError):
     """The item failed for good, and somebody has moved its message from the dead letters back to the queue."""
 
 
-def claim(conn: Conn, attempt: Attempt, worker: int) -> Claim | None:
+def claim(conn: Conn, attempt: Attempt, worker: int, *, alone: bool = False) -> Claim | None:
     """Claim an attempt's item for `worker`, which must not run it yet; return None when the attempt must not run: the
-    item is final, has a newer attempt, or another worker holds it. Raises AlreadyFailed, MovedBack, psycopg.Error.
+    item is final, has a newer attempt, or another worker holds it. An item that is to run alone is claimed only if it
+    does (`alone`): see `Claim.isolate`. Raises AlreadyFailed, MovedBack, psycopg.Error.
     """
-    found = claims.claim_item(conn, *attempt.key, attempt.number, worker)
+    found = claims.claim_item(conn, *attempt.key, attempt.number, worker, alone=alone)
     was_dead = any(delivery.was_dead for delivery in attempt.deliveries)
     if found is None:
         log.warning("a message carries item %d/%d, which the database doesn't have; it is dropped", *attempt.key)
         if was_dead:
             raise AlreadyFailed
-    elif found.taken or found.holder == worker:  # an earlier claim of this worker, whose answer was lost
+    elif found.taken or found.isolate or found.holder == worker:  # an earlier claim of it, whose answer was lost
         return found
     elif found.holder is not None and not found.holder_alive:
         rescue(conn, found.holder)  # requeues this item too, so this message is not needed any more

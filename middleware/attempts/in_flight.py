@@ -24,7 +24,6 @@ from callboard.middleware.process.process import RETRY_SECONDS, Process, Stoppin
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.publish.lanes import lane_of_call
 from callboard.middleware.submission.enqueue import foreign_item
-from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS
 from callboard.sql.rows import Claim, Event, JobControl, JobFacts, NewItem, Outgoing
 from callboard.sql.writes import claims, jobs, lanes
@@ -239,14 +238,13 @@ class InFlight:
         if not suspect:
             return True
         claimed = self._claim(attempt)
-        if claimed is not None and claimed.crashes >= timings.MAX_CRASHES - 1:
-            self._release_claim(attempt)
+        if claimed is not None and claimed.isolate:
             self._isolation.enter(attempt, alone=True)
-            claimed = None if self._is_stale(attempt) else self._claim(attempt)
+            claimed = None if self._is_stale(attempt) else self._claim(attempt, alone=True)
         return claimed is not None
 
-    def _claim(self, attempt: Attempt) -> Claim | None:
-        return self._process.retry_write(lambda conn: claim(conn, attempt, self._process.worker))
+    def _claim(self, attempt: Attempt, *, alone: bool = False) -> Claim | None:
+        return self._process.retry_write(lambda conn: claim(conn, attempt, self._process.worker, alone=alone))
 
     def _release_claim(self, attempt: Attempt) -> None:
         worker = self._process.worker

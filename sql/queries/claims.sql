@@ -1,27 +1,29 @@
 -- name: claim_item
 -- A suspect message arrived: may this worker run its item?
--- Guard: the row still carries the message's attempt, isn't final, and nobody holds it (a row in `running`).
+-- Guard: the row still carries the message's attempt, isn't final, and nobody holds it (a row in `running`); an item
+-- whose next crash would be its last runs alone: while it waits for that, no death is to be charged to it.
 -- Caller: attempts/claim, before the actor, and only for suspect messages.
--- Rows: (state, attempt, crashes, holder, taken now, the holder lives); none: no such item. A holder that only has not
--- beaten for a while counts as living here: after an outage nobody has. The sweep knows better, and answers for it.
+-- Rows: Claim; none: no such item. A holder that only has not beaten for a while counts as living here: after an outage
+-- nobody has. The sweep knows better, and answers for it.
 WITH found AS MATERIALIZED (
-    SELECT state, attempt, crashes FROM callboard.items
+    SELECT state, attempt, crashes, attempt = %(attempt)s AND state IN ('waiting', 'retrying') AS open,
+           crashes < %(MAX_CRASHES)s - 1 OR %(alone)s AS ready
+    FROM callboard.items
     WHERE job_id = %(job)s AND item = %(item)s FOR NO KEY UPDATE
 ), held AS (
     INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at)
     SELECT %(job)s, %(item)s, %(attempt)s, %(worker)s, now() FROM found
-    WHERE found.attempt = %(attempt)s AND found.state IN ('waiting', 'retrying')
+    WHERE found.open AND found.ready
     ON CONFLICT (job_id, item) DO UPDATE SET worker = r.worker
     RETURNING r.worker, r.xmax = 0 AS taken
 )
 SELECT found.state::text, found.attempt, found.crashes, held.worker, coalesce(held.taken, false),
-       coalesce(w.stopped_at IS NULL AND w.died_at IS NULL, false)
+       coalesce(w.stopped_at IS NULL AND w.died_at IS NULL, false), found.open AND NOT found.ready
 FROM found LEFT JOIN held ON true LEFT JOIN callboard.workers AS w ON w.id = held.worker
 
 -- name: release_item
--- A claimed item is not run yet: it waits for its turn, and no death is to be charged to it meanwhile.
--- Guard: this worker holds it for that attempt. Caller: InFlight, for an item that is to run alone. No row: the worker was taken for dead
--- and the item rescued.
+-- A claimed item is not run: its job was paused or stopped meanwhile.
+-- Guard: this worker holds it for that attempt. Caller: InFlight. No row: the worker was taken for dead and the item rescued.
 DELETE FROM callboard.running
 WHERE job_id = %(job)s AND item = %(item)s AND attempt = %(attempt)s AND worker = %(worker)s
 

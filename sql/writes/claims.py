@@ -11,9 +11,11 @@ from callboard.sql.statements import execute, fetch_one, fetch_value, lists
 OLDEST_AWAITING, MAX_LOOKS = 50, 20
 
 
-def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> Claim | None:
-    """Claim a suspect message's item for `worker`, if it may run; None when the database has no such item."""
-    return fetch_one(conn, Claim, "claim_item", job=job, item=item, attempt=attempt, worker=worker)
+def claim_item(conn: Conn, job: int, item: int, attempt: int, worker: int, *, alone: bool = False) -> Claim | None:
+    """Claim a suspect message's item for `worker`, if it may run: one whose next crash would be its last only if it
+    runs `alone`. None when the database has no such item.
+    """
+    return fetch_one(conn, Claim, "claim_item", job=job, item=item, attempt=attempt, worker=worker, alone=alone)
 
 
 def release_item(conn: Conn, job: int, item: int, attempt: int, worker: int) -> None:

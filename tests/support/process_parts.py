@@ -62,7 +62,7 @@ class PlayedInFlight(InFlight):
         self.process = process_without_database()
         super().__init__(self.process, Consumers(), lambda: None, lambda: None)
         self.ended: list[Entry] = []
-        self.given_back: list[Attempt] = []
+        self.asked: list[tuple[int, bool]] = []  # the claims: item, and whether it runs alone
         self.done: list[str] = []  # in order
         self.claim = claim
         played: Any = SimpleNamespace(add=self.ended.append)
@@ -70,10 +70,10 @@ class PlayedInFlight(InFlight):
         parking: Any = SimpleNamespace(park=lambda _: self.done.append("parked"))
         self._parking = parking
 
-    def _claim(self, attempt: Attempt) -> Claim | None:
+    def _claim(self, attempt: Attempt, *, alone: bool = False) -> Claim | None:
         assert self.claim is not None, "this message must not be claimed"
+        self.asked.append((attempt.item, alone))
         return self.claim(attempt)
 
     def _release_claim(self, attempt: Attempt) -> None:
-        self.given_back.append(attempt)
         self.done.append("given back")

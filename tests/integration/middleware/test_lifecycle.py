@@ -40,8 +40,8 @@ def test_a_claim_whose_answer_was_lost_is_tried_again_and_runs(
     claim_item = claims.claim_item
     lost: list[Any] = []
 
-    def lossy(*args: Any) -> Any:
-        answer = claim_item(*args)
+    def lossy(*args: Any, **kwargs: Any) -> Any:
+        answer = claim_item(*args, **kwargs)
         if not lost:
             lost.append(answer)
             raise psycopg.OperationalError("the connection is gone")

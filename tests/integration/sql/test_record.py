@@ -575,8 +575,8 @@ def test_a_death_is_charged_to_the_item_that_crashed_before(conn: Conn) -> None:
         items = conn.execute(
             "SELECT item, attempt FROM callboard.items WHERE finished_at IS NULL ORDER BY 1"
         ).fetchall()
-        for item, attempt in items[:1] if death == 1 else items:
-            claim = claim_item(conn, job, item, attempt, worker)
+        for item, attempt in items[:1] if death == 1 else reversed(items):  # what runs alone begins last
+            claim = claim_item(conn, job, item, attempt, worker, alone=True)
             assert claim is not None
             assert claim.taken
         conn.execute("UPDATE callboard.workers SET beat_at = now() - interval '1 h' WHERE id = %s", (worker,))
@@ -597,7 +597,7 @@ def die(conn: Conn, job: int, ran: dict[int, float]) -> dict[int, tuple[str, int
     rows = conn.execute("SELECT item, attempt FROM callboard.items WHERE job_id = %s", (job,)).fetchall()
     attempts = {row[0]: row[1] for row in rows}
     for item, seconds in ran.items():
-        claim = claim_item(conn, job, item, attempts[item], worker)
+        claim = claim_item(conn, job, item, attempts[item], worker, alone=True)
         assert claim is not None
         assert claim.taken
         conn.execute(
@@ -633,6 +633,21 @@ def test_a_long_item_that_dies_beside_new_ones_each_time_fails_at_the_sixth_deat
     assert die(conn, job, {0: 30.0, 6: 0.5})[0] == ("failed", 6)
     message = (queries.run(conn, queries.item(job, 0)) or {})["error"]["message"]
     assert message.endswith("for the 6th time, so it is not tried again")
+
+
+def test_an_item_that_waits_to_run_alone_is_charged_with_no_death(conn: Conn) -> None:
+    job = make_job(conn, 2)
+    for _ in range(2):
+        die(conn, job, {0: 0.5})
+    worker = make_worker(conn)
+    for alone in (False, True):
+        claim = claim_item(conn, job, 0, 3, worker, alone=alone)
+        assert claim is not None
+        assert (claim.taken, claim.isolate, claim.holder) == (alone, not alone, worker if alone else None)
+        assert conn.execute("SELECT FROM callboard.running").rowcount == alone
+    copy = claim_item(conn, job, 0, 2, worker)
+    assert copy is not None
+    assert not copy.isolate
 
 
 def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None:

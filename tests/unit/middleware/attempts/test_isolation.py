@@ -10,7 +10,6 @@ from callboard.middleware.attempts.isolation import Isolation
 from callboard.middleware.attempts.outcome import SUCCEEDED
 from callboard.middleware.message.attempt import Attempt
 from callboard.middleware.message.stamp import Stamp
-from callboard.sql import timings
 from callboard.sql.rows import Claim
 from tests.support.deliveries import Delivered
 from tests.support.process_parts import PlayedInFlight, process_without_database
@@ -25,11 +24,10 @@ def _copy(item: int) -> Any:
 
 def test_an_isolated_item_waits_until_the_outcomes_beside_it_are_committed() -> None:
     """If it began before, its death would count as a crash of those, too."""
-    asked: list[int] = []
 
     def claim(attempt: Attempt) -> Claim:
-        asked.append(attempt.item)
-        return Claim("waiting", 1, timings.MAX_CRASHES - 1 if attempt.item else 0, None, taken=True, holder_alive=True)
+        isolate = in_flight.asked[-1] == (1, False)
+        return Claim("waiting", 1, 2 * attempt.item, None, taken=not isolate, holder_alive=True, isolate=isolate)
 
     in_flight = PlayedInFlight(claim)
     beside = in_flight.admit(_copy(0))
@@ -37,16 +35,17 @@ def test_an_isolated_item_waits_until_the_outcomes_beside_it_are_committed() -> 
     taken: list[Attempt | None] = []
     alone = threading.Thread(target=lambda: taken.append(in_flight.admit(_copy(1))))
     alone.start()
-    assert wait_until(lambda: [attempt.item for attempt in in_flight.given_back] == [1], TIMEOUT)
+    assert wait_until(lambda: in_flight._isolation._alone is not None, TIMEOUT)
     in_flight.finish(beside, SUCCEEDED)
     assert beside in in_flight._isolation._running
     assert in_flight.admit(_copy(0)) is None
     assert taken == []
-    assert asked == [0, 1]
+    assert in_flight.asked == [(0, False), (1, False)]
     in_flight.acknowledge(in_flight.ended)
     alone.join(TIMEOUT)
     assert [one.key for one in taken if one] == [(1, 1)]
-    assert asked == [0, 1, 1]
+    assert in_flight.asked == [(0, False), (1, False), (1, True)]
+    assert in_flight.done == []  # an item that was claimed and given back could be charged with a death meanwhile
 
 
 def test_an_attempt_whose_lead_runs_does_not_wait_for_one_that_waits_for_the_lead() -> None:
