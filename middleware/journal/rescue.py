@@ -39,29 +39,28 @@ def _rescue(conn: Conn, worker: int) -> int:
         if held:
             now = time.monotonic()
             charged = _charged(held)
-            events = [_event(worker, now, one, limit=charged.get((one.job, one.item))) for one in held]
+            events = [_event(worker, now, one, limit=charged.get(one)) for one in held]
             outcomes.record(conn, events, now)
     log.warning("worker %d is dead; its %d items run again elsewhere", worker, len(held))
     return len(held)
 
 
-def _charged(held: Sequence[Held]) -> dict[tuple[int, int], int]:
+def _charged(held: Sequence[Held]) -> dict[Held, int]:
     """Return the items that the death of their worker is charged to, with the crashes after which each of them fails.
 
-    One whose next crash would be its last ran alone in its first seconds: if it died in these, it is to blame. Else
-    those are charged that had crashed before, or all of them. A long attempt among these may be as innocent as a new
-    one, if there is one: then both are charged, and the long one has another three.
+    One whose next crash would be its last ran its first seconds alone, and no other began in these. So if it began last
+    and died in these, it is to blame; if another began after it, it had passed them, though the last heartbeat came
+    before. Else those are charged that had crashed before, or all of them. Long attempts may be as innocent as a new
+    one, if there is one: one of the new is charged too, and the long ones have another three.
     """
-    new = [one for one in held if one.ran < timings.DEADLY_SECONDS]
-    alone = [one for one in new if one.crashes >= timings.MAX_CRASHES - 1]
-    if alone:  # the one before it ended its first seconds after the last heartbeat; those of a batch begin together
-        latest = min(one.ran for one in alone)
-        alone = [one for one in alone if one.ran - latest < timings.DEADLY_SECONDS / 2]
-    suspected = alone or [one for one in held if one.crashes] or held
-    if new and not any(one in new for one in suspected):
+    last = min(held, key=lambda one: one.ran)
+    if last.crashes >= timings.MAX_CRASHES - 1 and last.ran < timings.DEADLY_SECONDS:
+        return {last: timings.MAX_CRASHES}
+    new = [one for one in held if one.crashes < timings.MAX_CRASHES - 1 and one.ran < timings.DEADLY_SECONDS]
+    suspected = [one for one in held if one.crashes] or held
+    if not any(one in new for one in suspected):
         suspected = [*suspected, *new]
-    doubtful = timings.MAX_CRASHES * (1 if alone or not new else 2)
-    return {(one.job, one.item): timings.MAX_CRASHES if one in new else doubtful for one in suspected}
+    return dict.fromkeys(suspected, timings.MAX_CRASHES * (2 if new else 1))
 
 
 def _event(worker: int, now: float, held: Held, *, limit: int | None) -> Event:
@@ -70,8 +69,7 @@ def _event(worker: int, now: float, held: Held, *, limit: int | None) -> Event:
     final = limit is not None and crashes >= limit
     why = f"its worker died while it was running (worker {worker})"
     if final:
-        ordinal = "third" if crashes == timings.MAX_CRASHES else f"{crashes}th"
-        why += f"; for the {ordinal} time, so it is not tried again"
+        why += f"; {crashes} deaths are charged to it, so it is not tried again"
     elif limit is None:
         why += "; another item of that worker is to blame"
     return Event(
