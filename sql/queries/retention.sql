@@ -18,8 +18,9 @@ WITH whole AS (
         SELECT id FROM callboard.jobs AS s WHERE s.id = one.id AND s.finished_at IS NOT NULL OFFSET 0 FOR NO KEY UPDATE
     ) AS s
 ), marked AS (
+    -- By an array: a row that changed while it was waited for is compared anew, and `IN (… UNION ALL …)` does not find it.
     UPDATE callboard.jobs AS j SET deleted_at = now(), key = NULL, standing_on = NULL
-    WHERE j.id IN (SELECT id FROM whole UNION ALL SELECT id FROM stages)
+    WHERE j.id = ANY (ARRAY(SELECT id FROM whole UNION ALL SELECT id FROM stages))
     RETURNING j.*
 ), tombstones AS (
     INSERT INTO callboard.deleted_jobs (id, epoch) SELECT id, epoch FROM marked WHERE published > succeeded + failed + skipped

@@ -361,3 +361,24 @@ def test_a_retry_leaves_what_was_retried_before_alone(conn: Conn, database_url: 
         flush.execute("SELECT FROM callboard.items WHERE job_id = %s AND item = 8 FOR UPDATE", [stage])
         conn.execute("SET lock_timeout = '5s'")
         assert retry_action.retry(conn, parent, BY, RetrySelection()) == 1
+
+
+def test_a_job_that_changed_while_its_deletion_waited_for_it_is_deleted_with_its_stages(
+    conn: Conn, database_url: str
+) -> None:
+    parent, staged = make_staged(conn)
+    actions.cancel(conn, parent, BY)
+    stages.update_parents(conn)
+    everything = sorted([parent, *staged])
+    conn.execute("UPDATE callboard.jobs SET state = 'cancelled', sealed = true, finished_at = now(), stopping = NULL")
+    conn.execute(  # so many that a plan reads those that it wants by an index
+        "INSERT INTO callboard.jobs (name, actor, queue, state, sealed, finished_at)"
+        " SELECT 'old', 'old', 'default', 'completed', true, now() FROM generate_series(1, 3000)"
+    )
+    conn.execute("ANALYZE callboard.jobs")
+    with connect(database_url) as own, connect(database_url) as other, ThreadPoolExecutor(1) as pool:
+        with other.transaction():
+            other.execute("UPDATE callboard.jobs SET updated_at = now() WHERE id = ANY(%s)", (everything,))
+            marked = pool.submit(retention.mark_deleted, own, [parent])
+            assert wait_until(lambda: waiting(database_url) == 1, 300)
+        assert marked.result(300) == everything
