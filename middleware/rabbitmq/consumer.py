@@ -152,7 +152,8 @@ class RabbitmqConsumer(Consumer):
         eta = message.options.get("eta")
         if message.delivery.stamp is not None or not isinstance(eta, int | float):
             return False
-        stored = self._runtime.journal.send(delayed_item(message, eta), redelivered=message.delivery.redelivered)
+        again = message.delivery.redelivered or message.delivery.was_dead
+        stored = self._runtime.journal.send(delayed_item(message, eta), redelivered=again)
         stored.add_done_callback(partial(self._end_delayed, message))
         return True
 

@@ -84,7 +84,7 @@ WITH event AS (
     -- As they are when they are locked. The statement's snapshot may lack what it waited for, and PostgreSQL looks at the
     -- CHECKs of a row made from that before it finds that the row has moved on, and makes it anew.
     -- The index is read backwards: while an old snapshot is held, each flush leaves a version of the row, and the newest
-    -- is the last. The update below passes them all.
+    -- is mostly the last. The update below passes them all.
     SELECT j.id, j.total AS first_born, n.*, j.cancelled, j.state, j.sealed, j.stopping,
            j.started_at, j.finished_at, j.finished_at IS NULL AS open,
            j.sealed AND j.stopping IS NULL AND n.succeeded + n.failed + n.skipped + j.cancelled = n.total AS ends,

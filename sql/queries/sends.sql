@@ -17,13 +17,14 @@ LIMIT 1
 -- Jobs that are about to get items with keys, and the standing jobs of their actors that take items: a process that has not
 -- noticed midnight (UTC), and one that has, add to two of them, and whoever comes second is to see what the first stored.
 -- Caller: the store of sends, for messages recorded on sight. Rows: none. Lock order: jobs by id.
-SELECT FROM callboard.jobs
-WHERE id IN (
+-- Waits for a lock for SEND_LOCK_WAIT_SECONDS at most.
+SELECT FROM callboard.jobs AS j, (SELECT set_config('lock_timeout', concat(%(SEND_LOCK_WAIT_SECONDS)s::float8 * 1000, 'ms'), true)) AS lock_wait
+WHERE j.id IN (
     SELECT unnest(%(jobs)s::bigint[])
     UNION ALL
     SELECT id FROM callboard.jobs WHERE actor = ANY (%(actors)s) AND standing_on IS NOT NULL AND NOT sealed
 )
-ORDER BY id FOR NO KEY UPDATE
+ORDER BY j.id FOR NO KEY UPDATE OF j
 
 -- name: items_by_key
 -- Messages recorded on sight that a standing job has as items, of any of the last days or one that is open still, as they
@@ -33,7 +34,7 @@ ORDER BY id FOR NO KEY UPDATE
 SELECT DISTINCT ON (k.actor, k.item_key) k.actor, k.item_key, i.job_id, i.item
 FROM unnest(%(actor)s::text[], %(key)s::text[], %(job)s::bigint[], %(redelivered)s::bool[]) AS k (actor, item_key, job, redelivered)
 JOIN callboard.jobs AS j ON j.actor = k.actor
-    AND (j.standing_on >= (now() AT TIME ZONE 'UTC')::date - 7 OR j.standing_on IS NOT NULL AND j.finished_at IS NULL)
+    AND j.standing_on IS NOT NULL AND (j.standing_on >= (now() AT TIME ZONE 'UTC')::date - 7 OR j.finished_at IS NULL)
 JOIN callboard.items AS i ON i.job_id = j.id AND i.item_key = k.item_key
 WHERE k.redelivered OR j.id = k.job OR i.finished_at IS NULL OR i.finished_at > now() - interval '1 hour'
 ORDER BY k.actor, k.item_key, i.job_id DESC
