@@ -6,12 +6,15 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 #: The data is to blame: SQLSTATE classes 22 and 23, 54000, a value that can't be sent, or what a trigger of the user's
-#: on our tables refuses by RAISE EXCEPTION (P0001; ours raise nothing).
+#: on our tables refuses by RAISE EXCEPTION, ASSERT or STRICT (class P0; ours raise nothing).
 DATA_ERRORS = (
     psycopg.DataError,
     psycopg.IntegrityError,
     psycopg.errors.ProgramLimitExceeded,
     psycopg.errors.RaiseException,
+    psycopg.errors.NoDataFound,
+    psycopg.errors.TooManyRows,
+    psycopg.errors.AssertFailure,
     ValueError,
     TypeError,
 )
@@ -22,9 +25,14 @@ TRANSIENT = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     PoolTimeout,
 )
-#: A table that isn't there, a right that was taken away, a server that became read-only: somebody has to repair it, but
-#: it may hold for this connection only.
-MISCONFIGURED = (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedError)
+
+
+def is_misconfigured(error: BaseException) -> bool:
+    """Whether a table isn't there, a right was taken away, or a server became read-only: somebody has to repair it, but
+    it may hold for this connection only.
+    """
+    kinds = (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedError)
+    return isinstance(error, kinds) and not isinstance(error, DATA_ERRORS)
 
 
 def is_counter_drift(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from callboard.sql import settings
-from callboard.sql.errors import MISCONFIGURED
+from callboard.sql.errors import is_misconfigured
 from callboard.sql.json_values import parse_json
 from callboard.sql.settings import NotConfigured
 
@@ -132,8 +132,8 @@ def drop_detail(error: BaseException) -> None:
 
 class Pool(ConnectionPool[Conn]):
     """Connections of this process. One that broke while it was idle is not lent: no caller meets an error after a
-    restart or a failover. A connection is closed after a MISCONFIGURED error: after a failover it may lead to a
-    read-only server, after a migration it may hold old plans.
+    restart or a failover. A connection is closed when a setting is to blame for an error (`is_misconfigured`): after a
+    failover it may lead to a read-only server, after a migration it may hold old plans.
     """
 
     def getconn(self, timeout: float | None = None) -> Conn:
@@ -159,8 +159,9 @@ class Pool(ConnectionPool[Conn]):
         with super().connection(timeout) as conn:
             try:
                 yield conn
-            except MISCONFIGURED:
-                conn.close()
+            except psycopg.Error as error:
+                if is_misconfigured(error):
+                    conn.close()
                 raise
 
 

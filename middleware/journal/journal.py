@@ -366,7 +366,7 @@ class Journal:
         self._looked = time.monotonic()
         with self._wake:
             self._locked.update((job, LockedJob(self._looked + LOCKED_RETRY_SECONDS)) for job in locked)
-        _log_locked(TimeoutError(f"{_jobs(locked)} is locked by {holder}"))
+        _log_locked(TimeoutError(f"{_jobs(locked)} is locked, perhaps by {holder}"))
         self._record(entries)
 
     def _look_at_locked(self) -> None:

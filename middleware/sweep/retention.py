@@ -14,6 +14,8 @@ log = logging.getLogger("callboard.sweep")
 LOOK_SECONDS = 10.0
 #: Seconds of deleting in one round at most, since the sweep has other work.
 BUDGET_SECONDS = 0.5
+#: Seconds until a job whose own row was locked is tried again.
+LOCKED_PAUSE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -22,6 +24,8 @@ class Retention:
 
     keep: float | None = field(default_factory=settings.KEEP.get)
     _looked: float | None = None
+    #: When (monotonic) each job is tried again whose own row was locked.
+    _locked: dict[int, float] = field(default_factory=dict)
 
     def round(self, conn: Conn) -> None:
         """Mark the jobs that are due, every 10 s, and delete rows of those that are marked."""
@@ -31,11 +35,23 @@ class Retention:
             for job in retention.mark_expired(conn, self.keep):
                 log.info("job %d is deleted: its time is over", job)
             retention.delete_old_rows(conn, self.keep)
+        self._locked = {job: until for job, until in self._locked.items() if until > now}
         for job in retention.deleted_jobs(conn):
-            for _ in retention.delete_rows(conn, job):
-                if time.monotonic() - now > BUDGET_SECONDS:
-                    return
-            for reason in retention.jobs_set_aside(conn, [job]).values():
-                log.warning("job %d is set aside: %s", job, reason)
-            if time.monotonic() - now > BUDGET_SECONDS:
+            if job in self._locked:
+                continue
+            self._delete(conn, job, now + BUDGET_SECONDS)
+            if time.monotonic() > now + BUDGET_SECONDS:
                 return
+
+    def _delete(self, conn: Conn, job: int, until: float) -> None:
+        """Delete rows of a job until it is gone, or the time (monotonic) is over."""
+        try:
+            for _ in retention.delete_rows(conn, job):
+                if time.monotonic() > until:
+                    return
+        except TimeoutError as error:
+            self._locked[job] = time.monotonic() + LOCKED_PAUSE_SECONDS
+            log.warning("job %d is not deleted yet: %s", job, error)
+            return
+        for reason in retention.jobs_set_aside(conn, [job]).values():
+            log.warning("job %d is set aside: %s", job, reason)

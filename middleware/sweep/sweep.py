@@ -21,7 +21,7 @@ from callboard.middleware.publish.transport import Transport
 from callboard.middleware.sweep.lost_messages import LostMessageSearch
 from callboard.middleware.sweep.retention import Retention
 from callboard.sql import timings
-from callboard.sql.errors import MISCONFIGURED, TRANSIENT
+from callboard.sql.errors import TRANSIENT, is_misconfigured
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import ALL_JOBS, JobPage, Lease
 from callboard.sql.writes import claims, jobs, stages, submission, sweep, workers
@@ -183,7 +183,7 @@ def _run(conn: Conn, steps: Iterable[Step]) -> None:
             if conn.closed:
                 raise
             _log_error(error)
-            if isinstance(error, MISCONFIGURED):
+            if is_misconfigured(error):
                 misconfigured = error
         except Exception:
             log.exception("unexpected error in a step of the sweep; the next step runs")

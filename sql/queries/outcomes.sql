@@ -60,12 +60,13 @@ concat('process ', a.pid, ' of ', coalesce(nullif(a.application_name, ''), 'an a
        round(extract(epoch FROM clock_timestamp() - a.state_change)), ' s')
 
 -- name: longest_lock
--- The session whose transaction has held locks for longest, as one line of text: of jobs, of items, or of tables of the
--- user's that refer to them. Caller: the journal's warning, retention.delete_rows.
+-- The session with the oldest transaction that has locks of jobs, of items, or of tables of the user's that refer to them,
+-- as one line of text: perhaps the one that is waited for. Caller: the journal's warning, retention.delete_rows.
 SELECT {session}
 FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
 WHERE l.relation IN (SELECT unnest(ARRAY[confrelid, conrelid]) FROM pg_constraint
                      WHERE confrelid IN ('callboard.jobs'::regclass, 'callboard.items'::regclass)
                      UNION ALL SELECT unnest(ARRAY['callboard.jobs'::regclass, 'callboard.items'::regclass]))
       AND l.mode <> 'AccessShareLock' AND l.pid <> pg_backend_pid() AND a.datname = current_database()
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
 ORDER BY a.xact_start LIMIT 1

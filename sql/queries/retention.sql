@@ -117,8 +117,11 @@ WHERE id = ANY (%(jobs)s) AND deleted_at IS NOT NULL AND deletion_after IS NOT N
 
 -- name: deletion_progress
 -- How far the rows of a deleted job are gone. Items are numbered from 0, without gaps, up to its total.
--- Caller: retention.delete_rows. Rows: (deleted_below, total); none: it is gone.
-SELECT deleted_below, total FROM callboard.jobs WHERE id = %(job)s AND deleted_at IS NOT NULL
+-- Caller: retention.delete_rows. Rows: (deleted_below, total); none: it is gone. Lock order: one job, in a transaction of
+-- its own: nothing need be deleted to learn that its row is locked. Waits for it as delete_items does.
+SELECT deleted_below, total
+FROM callboard.jobs, (SELECT set_config('lock_timeout', concat(%(lock_wait)s::float8 * 1000, 'ms'), true)) AS limited
+WHERE id = %(job)s AND deleted_at IS NOT NULL FOR NO KEY UPDATE OF jobs
 
 -- name: delete_old_workers
 -- Worker processes that ended long ago. Guard: nothing of theirs waits to be rescued.

@@ -32,7 +32,7 @@ def unlocked_jobs(conn: Conn, items: Iterable[tuple[int, int]]) -> set[int]:
 
 
 def longest_lock(conn: Conn) -> str:
-    """Describe the session whose transaction has held locks of jobs or items for longest."""
+    """Describe the session with the oldest transaction that has locks of jobs or items."""
     return fetch_value(conn, "longest_lock") or "a session that has ended meanwhile"
 
 

@@ -5,21 +5,17 @@ be killed, and others may do the same at the same time: the next one goes on.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 
 import psycopg
 from psycopg.errors import LockNotAvailable
 
 from callboard.sql import timings
-from callboard.sql.errors import MISCONFIGURED
+from callboard.sql.errors import DATA_ERRORS, is_misconfigured
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.rows import WouldDelete
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_value
 from callboard.sql.writes.outcomes import longest_lock
 
-#: What a row of another table that refers to a job, or a trigger of the user's on our tables, may raise; or another
-#: transaction has locked such a row.
-REFUSED = (psycopg.IntegrityError, psycopg.DataError, *MISCONFIGURED, LockNotAvailable)
 #: Seconds until a job that could not be deleted is tried again; and one that was locked.
 SET_ASIDE_SECONDS, LOCKED_PAUSE_SECONDS = 3600.0, 60.0
 #: Items deleted in one transaction.
@@ -69,20 +65,27 @@ def delete_rows(conn: Conn, job: int, lock_wait: float | None = None) -> Iterato
     A job that can't be deleted, since a row of a table of the user's refers to it, say, is set aside, with the reason;
     it is tried again an hour later. When another transaction has locked a row of it, or one that refers to it, for
     longer than `lock_wait` seconds (None: `LOCK_WAIT_SECONDS`), it is set aside for a minute.
+
+    Raises TimeoutError, with the reason, if its own row is locked: then it can't even be set aside.
     """
     if lock_wait is None:
         lock_wait = timings.LOCK_WAIT_SECONDS
-    while (reach := execute(conn, "deletion_progress", job=job).fetchone()) is not None:
-        cleared, total = reach
-        try:
-            if cleared < total:
-                count = _chunk(conn, job, cleared, min(cleared + CHUNK_ITEMS, total), lock_wait)
-            else:
-                count = _rest(conn, job, lock_wait)
-        except REFUSED as error:
-            _set_aside(conn, job, error, lock_wait)
-            return
-        yield count
+    try:
+        while (reach := execute(conn, "deletion_progress", job=job, lock_wait=lock_wait).fetchone()) is not None:
+            cleared, total = reach
+            try:
+                if cleared < total:
+                    count = _chunk(conn, job, cleared, min(cleared + CHUNK_ITEMS, total), lock_wait)
+                else:
+                    count = _rest(conn, job, lock_wait)
+            except psycopg.Error as error:
+                if not _is_of_users(error):
+                    raise
+                _set_aside(conn, job, error, lock_wait)
+                return
+            yield count
+    except LockNotAvailable:
+        raise TimeoutError(f"its row is locked, perhaps by {longest_lock(conn)}") from None
 
 
 def jobs_set_aside(conn: Conn, jobs: Sequence[int]) -> dict[int, str]:
@@ -116,13 +119,23 @@ def _rest(conn: Conn, job: int, lock_wait: float) -> int:
     return 0
 
 
+def _is_of_users(error: psycopg.Error) -> bool:
+    """Whether a row that refers to a job, a trigger of the user's on our tables, or a lock is to blame.
+
+    An error within a trigger has a context; a right that this user lacks on our tables has none.
+    """
+    return isinstance(error, (LockNotAvailable, *DATA_ERRORS)) or (is_misconfigured(error) and bool(error.diag.context))
+
+
 def _set_aside(conn: Conn, job: int, error: psycopg.Error, lock_wait: float) -> None:
-    """Have a job that can't be deleted tried again later. One whose own row is locked can't even be set aside."""
+    """Have a job that can't be deleted tried again later. Raises LockNotAvailable if its own row is locked."""
     pause, why, advice = SET_ASIDE_SECONDS, str(error), ""
     if isinstance(error, psycopg.IntegrityError):
         advice = "; declare the foreign key ON DELETE CASCADE, or delete those rows"
     if isinstance(error, LockNotAvailable):
-        pause, why = LOCKED_PAUSE_SECONDS, f"it, or a row that refers to it, is locked by {longest_lock(conn)}"
-    with suppress(LockNotAvailable):
-        reason = f"it can't be deleted: {why}{advice}"
-        execute(conn, "set_aside", job=job, reason=reason, pause=pause, lock_wait=lock_wait)
+        pause, why = (
+            LOCKED_PAUSE_SECONDS,
+            f"a row that refers to it, or one of its own, is locked, perhaps by {longest_lock(conn)}",
+        )
+    reason = f"it can't be deleted: {why}{advice}"
+    execute(conn, "set_aside", job=job, reason=reason, pause=pause, lock_wait=lock_wait)

@@ -57,9 +57,8 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, dry_run: DryRun = 
             _show(retention.would_delete(conn, seconds, jobs), f"{kept} ({by})", as_json=as_json)
             return
         whole = retention.with_stages(conn, _mark_named(conn, jobs) if jobs else _mark_due(conn, seconds))
-        items = sum(sum(retention.delete_rows(conn, job, LOCK_WAIT_SECONDS)) for job in whole)
+        items, refused = _delete(conn, list(whole))
         retention.delete_old_rows(conn, kept_seconds)
-        refused = retention.jobs_set_aside(conn, list(whole))
     gone = sum(whole[job] for job in whole.keys() - refused.keys())
     if as_json:
         output.document({"jobs": gone, "items": items})
@@ -67,6 +66,18 @@ def purge(jobs: Jobs = None, *, older_than: OlderThan = None, dry_run: DryRun = 
         typer.echo(f"deleted {count(gone, 'job')} with {count(items, 'item')}")
     if refused:
         raise CommandError("; ".join(f"job {job}: {reason}" for job, reason in refused.items()))
+
+
+def _delete(conn: Conn, jobs: Sequence[int]) -> tuple[int, dict[int, str]]:
+    """Delete the rows of deleted jobs; return the number of items, and why jobs are there yet."""
+    items, locked = 0, {}
+    for job in jobs:
+        try:
+            for deleted in retention.delete_rows(conn, job, LOCK_WAIT_SECONDS):
+                items += deleted
+        except TimeoutError as error:
+            locked[job] = f"it can't be deleted yet: {error}"
+    return items, retention.jobs_set_aside(conn, jobs) | locked
 
 
 def _show(found: Sequence[WouldDelete], kept: str, *, as_json: bool) -> None:

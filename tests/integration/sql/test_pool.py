@@ -1,6 +1,7 @@
 """Pools of connections."""
 
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import psycopg
@@ -76,3 +77,21 @@ def test_only_pools_of_others_log_that_they_cannot_connect(database_url: str, ca
 def test_what_to_do_about_a_server_without_free_connections(text: str) -> None:
     assert "max_connections" in connect_advice(psycopg.OperationalError(text))
     assert connect_advice(psycopg.OperationalError("Connection refused")).startswith("start PostgreSQL")
+
+
+def test_only_an_error_that_may_hold_for_this_connection_closes_it(database_url: str) -> None:
+    with make_pool(database_url, size=1) as pool:
+
+        def fails(text: str) -> int:
+            used = []
+            with suppress(psycopg.Error), pool.connection() as conn:
+                used.append(conn.info.backend_pid)
+                conn.execute(text)
+                pytest.fail("it was taken")
+            return used[0]
+
+        refused = [fails("DO $$ BEGIN RAISE 'no' ; END $$"), fails("DO $$ BEGIN ASSERT false; END $$")]
+        broken = fails("SELECT FROM no_such_table")
+        assert refused == [broken, broken]
+        with pool.connection() as conn:
+            assert conn.info.backend_pid != broken

@@ -4,9 +4,11 @@ import json
 import logging
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -14,10 +16,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from callboard.commands.jobs import purge
+from callboard.commands.main import main
 from callboard.middleware.attempts.claim import claim
 from callboard.middleware.callbacks.dispatcher import payload
 from callboard.middleware.sweep import retention
 from callboard.middleware.sweep.retention import Retention
+from callboard.sql import timings
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
@@ -448,16 +453,84 @@ def test_a_job_that_a_long_transaction_of_the_apps_refers_to_holds_up_no_other(c
         app.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (own,))
         conn.execute("SET statement_timeout = '20s'")  # a deletion that waits for the app fails, and does not hang
         for job in jobs:
-            list(deletion.delete_rows(conn, job, 0.1))
+            if job != own:
+                list(deletion.delete_rows(conn, job, 0.1))
+        with pytest.raises(
+            TimeoutError, match=f"its row is locked, perhaps by process {app.info.backend_pid} of an app"
+        ):
+            list(deletion.delete_rows(conn, own, 0.1))
         assert not {*others}.intersection(deletion.deleted_jobs(conn, aside=True))
         aside = deletion.jobs_set_aside(conn, jobs)
         assert set(aside) == {referred, child}
-        assert all(f"is locked by process {app.info.backend_pid} of an app" in reason for reason in aside.values())
+        assert all(
+            f"is locked, perhaps by process {app.info.backend_pid} of an app" in reason for reason in aside.values()
+        )
         app.rollback()
     for job in jobs:
         list(deletion.delete_rows(conn, job, 0.1))
     assert deletion.deleted_jobs(conn, aside=True) == []
     assert conn.execute("SELECT count(*) FROM follows").fetchone() == (0,)
+
+
+def test_a_job_whose_own_row_is_locked_holds_up_no_later_one(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long a round may take: here it is over at once."""
+    monkeypatch.setattr(timings, "LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(retention, "BUDGET_SECONDS", 0.0)
+    jobs = own, *_ = [ended(conn, name=str(n), days=40) for n in range(3)]
+    sweeper = Retention(None)
+    deletion.mark_deleted(conn, jobs)
+    with psycopg.connect(database_url, application_name="an app") as app:
+        app.execute("SELECT FROM callboard.jobs WHERE id = %s FOR SHARE", (own,))
+        for _ in range(8):
+            sweeper.round(conn)
+        assert deletion.deleted_jobs(conn, aside=True) == [own]
+        warned = [
+            text for text in caplog.messages if text.startswith(f"job {own} is not deleted yet: its row is locked")
+        ]
+        assert len(warned) == 1, caplog.messages
+        assert f"process {app.info.backend_pid} of an app" in warned[0]
+        app.rollback()
+    sweeper.round(conn)
+    assert deletion.deleted_jobs(conn) == [own], "it is left alone for a minute"
+    monkeypatch.setattr(retention, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 61))
+    for _ in range(2):
+        sweeper.round(conn)
+    assert deletion.deleted_jobs(conn, aside=True) == []
+
+
+def test_a_purge_counts_no_job_whose_own_row_is_locked(
+    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setattr(purge, "LOCK_WAIT_SECONDS", 0.1)
+    own, free = (ended(conn, name=name, days=1) for name in ("own", "free"))
+    deletion.mark_deleted(conn, [own])
+    with psycopg.connect(database_url, application_name="an app") as app:
+        app.execute("SELECT FROM callboard.jobs WHERE id = %s FOR UPDATE", (own,))
+        code = main(["purge", str(own), str(free)])
+        said = capsys.readouterr()
+        assert (code, said.out) == (1, "deleted 1 job with 10 items\n")
+        locked = f"callboard: job {own}: it can't be deleted yet: its row is locked, perhaps by process "
+        assert said.err.startswith(f"{locked}{app.info.backend_pid} of an app"), said.err
+    assert deletion.deleted_jobs(conn, aside=True) == [own]
+
+
+def test_a_user_who_may_not_delete_sets_no_job_aside(conn: Conn) -> None:
+    """Or others would leave it alone, too."""
+    job = ended(conn, name="plain", days=1)
+    deletion.mark_deleted(conn, [job])
+    with conn.transaction():
+        conn.execute("CREATE ROLE weak_purger")
+        conn.execute("GRANT USAGE ON SCHEMA callboard TO weak_purger")
+        conn.execute("GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA callboard TO weak_purger")
+        conn.execute("SET LOCAL ROLE weak_purger")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), conn.transaction():
+            list(deletion.delete_rows(conn, job))
+        conn.execute("RESET ROLE")
+        assert deletion.jobs_set_aside(conn, [job]) == {}
+        raise psycopg.Rollback
 
 
 # Late and at once ----------------------------------------------------------------------------------------------------

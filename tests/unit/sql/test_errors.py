@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from psycopg_pool import PoolTimeout
 
-from callboard.sql.errors import is_connection_lost
+from callboard.sql.errors import is_connection_lost, is_misconfigured
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,18 @@ from callboard.sql.errors import is_connection_lost
 )
 def test_a_lost_connection_is_told_from_other_errors(error: Exception, lost: bool) -> None:
     assert is_connection_lost(error) is lost
+
+
+@pytest.mark.parametrize(
+    ("error", "misconfigured"),
+    [
+        (psycopg.errors.UndefinedTable("no such table"), True),
+        (psycopg.errors.InsufficientPrivilege("permission denied"), True),
+        (psycopg.errors.ReadOnlySqlTransaction("read-only"), True),
+        (psycopg.errors.RaiseException("a trigger of the user's refuses it"), False),
+        (psycopg.errors.AssertFailure("assertion failed"), False),
+        (psycopg.errors.TooManyRows("query returned more than one row"), False),
+    ],
+)
+def test_what_somebody_has_to_repair_is_told_from_refused_data(error: Exception, misconfigured: bool) -> None:
+    assert is_misconfigured(error) is misconfigured
