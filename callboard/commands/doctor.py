@@ -6,12 +6,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
+import psycopg
 import typer
 from rich.text import Text
 
 from callboard.commands import actor_modules, output
 from callboard.commands.database import reach
-from callboard.commands.errors import CommandError
+from callboard.commands.errors import CommandError, explain
 from callboard.commands.output import AsJson
 from callboard.middleware.ping import PING
 from callboard.middleware.rabbitmq import confirms, queue_admin
@@ -84,7 +85,9 @@ def examine(timeout: float | None) -> Iterator[Finding]:
     addresses = settings.AMQP_URL.get()
     try:
         url = database_address()
-        with reach(url), connect(url) as conn:
+        with reach(url):
+            conn = connect(url)
+        with conn:
             yield from _database(conn)
             yield from _broker(addresses)
             locks = queries.run(conn, queries.long_locks(LOCK_SECONDS))
@@ -102,6 +105,9 @@ def examine(timeout: float | None) -> Iterator[Finding]:
         found, _, do = str(error).partition("; ")
         yield Finding("database", WRONG, found, do)
         yield from _broker(addresses)
+    except psycopg.OperationalError as error:
+        found, _, do = str(explain(error)).rpartition("; ")
+        yield Finding("database", WRONG, found, do)
     except SchemaError as error:
         found, _, do = str(error).partition(": ")
         yield Finding("schema", WRONG, found, do)
@@ -132,7 +138,9 @@ def _database(conn: Conn) -> Iterator[Finding]:
 
 
 def _lock(lock: dict[str, Any]) -> Finding:
-    what = "has locked a whole table" if lock["whole"] else f"keeps {count(lock['waiting'], 'session')} waiting"
+    what = f"keeps {count(lock['waiting'], 'session')} waiting" if lock["waiting"] else "has locked jobs or items"
+    if lock["whole"]:
+        what = "keeps all others from a whole table"
     do = f"let its transaction end, or end it: SELECT pg_terminate_backend({lock['pid']})"
     return Finding("locks", WRONG, f"{lock['who']}, {what}", do)
 

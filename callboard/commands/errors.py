@@ -3,9 +3,10 @@
 import errno
 
 import psycopg
+from psycopg_pool import PoolTimeout
 
 from callboard.commands.services import NotStarted
-from callboard.sql.errors import is_connection_lost
+from callboard.sql.errors import connect_advice, is_connection_lost
 from callboard.sql.migrate import MISFIT, SchemaError
 from callboard.sql.settings import NotConfigured
 from callboard.sql.writes.requests import NotPossible
@@ -34,6 +35,8 @@ def explain(error: Exception) -> str | None:  # noqa: PLR0911 — a return for e
     if isinstance(error, OSError) and error.strerror:
         what = "write the output" if error.errno == errno.ENOSPC else f"read or write {error.filename or 'a file'}"
         return f"can't {what}: {error.strerror}"
+    if isinstance(error, PoolTimeout):
+        return f"no connection to the database: {first_line(error)}; {connect_advice(error)}"
     if isinstance(error, psycopg.OperationalError):
         lost = is_connection_lost(error)
         what = "the connection to the database was lost" if lost else "the database refuses for now"

@@ -92,7 +92,9 @@ def serve(
 
 def _check_login(url: str, host: str) -> None:
     """Raise CommandError where other machines reach the app and nobody can log in."""
-    with reach(url), connect(url) as conn:
+    with reach(url):
+        conn = connect(url)
+    with conn:
         if not queries.run(conn, queries.any_login()):
             raise CommandError(
                 f"{host} can be reached from other machines, and there is no token to log in with: "

@@ -654,27 +654,33 @@ SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
 SELECT clock_timestamp() AS now, pg_backend_pid() AS pid
 
 -- name: long_locks
--- Sessions for whose locks others have waited for so many `seconds` that want one of a table of ours, or that have kept
--- readers from a whole table for so long. They wait for none themselves. Caller: queries.long_locks.
--- Rows: {pid, who, waiting: how many wait, whole: whether readers wait, too}.
+-- Sessions that lock others out of tables of ours: somebody has waited for one for `seconds`; or it has run a statement for
+-- so long, or been idle, with a table locked against readers; or it has been idle for so long with locks in jobs or items,
+-- for which others wait only for a moment, and come again. None has waited so long itself. Caller: queries.long_locks.
+-- Rows: {pid, who, waiting: how many have waited, whole: whether readers of a whole table wait, or would}.
 WITH ours AS (
-    SELECT l.pid, l.granted, l.mode FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
+    SELECT l.pid, l.granted, l.mode, c.relname FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
     WHERE c.relnamespace = 'callboard'::regnamespace
-), waiting AS (
-    SELECT a.pid, b.pid AS holder
-    FROM pg_stat_activity AS a CROSS JOIN LATERAL unnest(pg_blocking_pids(a.pid)) AS b (pid)
-    WHERE a.datname = current_database() AND a.wait_event_type = 'Lock' AND a.pid IN (SELECT pid FROM ours)
-      AND a.query_start < clock_timestamp() - make_interval(secs => %(seconds)s)
+), waits AS (
+    SELECT l.pid, unnest(pg_blocking_pids(l.pid)) AS holder FROM pg_locks AS l
+    WHERE l.waitstart < clock_timestamp() - make_interval(secs => %(seconds)s) AND l.pid IN (SELECT pid FROM ours)
+), sessions AS (
+    SELECT *, state_change < clock_timestamp() - make_interval(secs => %(seconds)s) AS long FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND pid NOT IN (SELECT pid FROM waits)
 ), held AS (
-    SELECT a.*, EXISTS (SELECT FROM ours AS o
-                        WHERE o.pid = a.pid AND o.granted AND o.mode = 'AccessExclusiveLock') AS whole,
-           (SELECT count(DISTINCT w.pid) FROM waiting AS w WHERE w.holder = a.pid) AS waiting
-    FROM pg_stat_activity AS a
-    WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
-      AND a.xact_start < clock_timestamp() - make_interval(secs => %(seconds)s)
+    -- Whoever waits to lock a whole table holds up its readers already. VACUUM locks one for a moment at its end.
+    SELECT *, (SELECT count(DISTINCT w.pid) FROM waits AS w WHERE w.holder = s.pid) AS waiting,
+           EXISTS (SELECT FROM waits AS w JOIN ours AS o ON o.pid = w.pid AND NOT o.granted
+                   WHERE w.holder = s.pid AND o.mode IN ('AccessShareLock', 'AccessExclusiveLock'))
+           OR coalesce(long, false) AND s.pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)
+              AND EXISTS (SELECT FROM ours AS o WHERE o.pid = s.pid AND o.granted AND o.mode = 'AccessExclusiveLock')
+           AS whole,
+           long AND state = 'idle in transaction'
+           AND EXISTS (SELECT FROM ours AS o WHERE o.pid = s.pid AND o.granted AND o.relname IN ('jobs', 'items')
+                                               AND o.mode <> 'AccessShareLock') AS idle
+    FROM sessions AS s
 )
-SELECT a.pid, {session} AS who, a.waiting, a.whole
-FROM held AS a WHERE (a.waiting > 0 OR a.whole) AND a.pid NOT IN (SELECT w.pid FROM waiting AS w)
+SELECT a.pid, {session} AS who, a.waiting, a.whole FROM held AS a WHERE a.waiting > 0 OR a.whole OR a.idle
 
 -- name: queues
 -- The queues that actors of any worker ever had, with what the open jobs still have to publish to them: of a job whose

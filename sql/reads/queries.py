@@ -266,8 +266,8 @@ def server() -> Query[dict[str, Any]]:
 
 
 def long_locks(seconds: float) -> Query[list[dict[str, Any]]]:
-    """Return the sessions whose locks have kept others from tables of ours for so many seconds: `pid`, `who` that is,
-    how many are `waiting`, and whether it has locked a `whole` table against readers.
+    """Return the sessions that have locked others out of tables of ours for so many seconds: `pid`, `who` that is, how
+    many are `waiting` (0: they come again and again), and whether readers are kept from a `whole` table.
     """
     return Query(statement("long_locks"), {"seconds": seconds}, list)
 

@@ -142,10 +142,49 @@ def test_who_locks_others_out_is_named(
         assert lock["found"].endswith(", keeps 1 session waiting")
         other.execute("LOCK TABLE callboard.jobs")
         code, found = examined(capsys, "--no-ping")
-        assert (code, found["locks"][0]["found"].endswith(", has locked a whole table")) == (1, True)
+        assert (code, found["locks"][0]["found"].endswith(", keeps all others from a whole table")) == (1, True)
         assert "workers" not in found
         other.rollback()
     assert "locks" not in examined(capsys, "--no-ping")[1]
+
+
+def test_who_is_idle_with_locks_for_which_others_wait_only_for_a_moment_is_named(conn: Conn, database_url: str) -> None:
+    """So is whom the lock of a whole table waits for, since readers wait behind that."""
+    job = make_job(conn, 1)
+
+    def found(seconds: float) -> list[dict[str, Any]]:
+        return queries.run(conn, queries.long_locks(seconds))
+
+    with psycopg.connect(database_url, application_name="psql") as other, ThreadPoolExecutor(1) as thread:
+        other.execute("SELECT FROM callboard.items")
+        assert found(0.0) == [], "it only reads"
+        other.execute("SELECT FROM callboard.items WHERE job_id = %s FOR UPDATE", (job,))
+        assert found(300.0) == []
+        wait_until(lambda: found(0.2), TIMEOUT)
+        (lock,) = found(0.2)
+        assert (lock["pid"], lock["waiting"], lock["whole"]) == (other.info.backend_pid, 0, False)
+        assert doctor._lock(lock).found.endswith(", has locked jobs or items")
+        with psycopg.connect(database_url) as change:
+            changed = thread.submit(change.execute, "LOCK TABLE callboard.items")
+            wait_until(lambda: any(lock["whole"] for lock in found(0.2)), TIMEOUT)
+            (lock,) = found(0.2)
+            assert (lock["pid"], lock["waiting"], lock["whole"]) == (other.info.backend_pid, 1, True)
+            assert found(300.0) == []
+            other.rollback()
+            changed.result()
+
+
+def test_a_connection_that_is_lost_on_the_way_is_no_database_that_is_away(
+    conn: Conn, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: Conn) -> None:
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setattr(doctor, "_workers", lost)
+    code, found = examined(capsys, "--no-ping")
+    assert (code, found["database"][-1]["do"]) == (1, "try again")
+    assert found["database"][-1]["found"].startswith("the connection to the database was lost: server closed")
 
 
 def test_a_pooler_with_prepared_statements_is_noted(

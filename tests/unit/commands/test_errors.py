@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import psycopg
 import pytest
+from psycopg_pool import PoolTimeout
 
 from callboard.commands import database
 from callboard.commands.errors import explain
@@ -13,6 +14,10 @@ def test_a_statement_that_took_too_long_is_no_lost_connection() -> None:
     refused = psycopg.errors.QueryCanceled("canceling statement due to statement timeout\nCONTEXT: …")
     assert explain(refused) == "the database refuses for now: canceling statement due to statement timeout; try again"
     assert str(explain(psycopg.OperationalError("server closed"))).startswith("the connection to the database was lost")
+    assert explain(PoolTimeout("couldn't get a connection after 10.00 sec: Connection refused")) == (
+        "no connection to the database: couldn't get a connection after 10.00 sec: Connection refused;"
+        " start PostgreSQL, or correct DATABASE_URL"
+    )
 
 
 def test_a_connection_that_is_lost_within_a_command_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
