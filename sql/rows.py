@@ -237,7 +237,7 @@ class Running:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a claim found: the item's state and attempt, the worker that holds it now, whether it was `taken` now. It
-    was not if it is to be claimed when it runs alone (`isolate`).
+    was not if it is to be claimed when it runs alone, as nobody else holds it (`isolate`).
     """
 
     state: str | None

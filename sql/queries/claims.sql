@@ -1,7 +1,8 @@
 -- name: claim_item
 -- A suspect message arrived: may this worker run its item?
 -- Guard: the row still carries the message's attempt, isn't final, and nobody holds it (a row in `running`); an item
--- whose next crash would be its last runs alone: while it waits for that, no death is to be charged to it.
+-- whose next crash would be its last runs alone: while it waits for that, no death is to be charged to it. Only one that
+-- nobody else holds is to wait: what was claimed a moment ago may be missed here, and is seen by the claim after the wait.
 -- Caller: attempts/claim, before the actor, and only for suspect messages.
 -- Rows: Claim; none: no such item. A holder that only has not beaten for a while counts as living here: after an outage
 -- nobody has. The sweep knows better, and answers for it.
@@ -17,9 +18,12 @@ WITH found AS MATERIALIZED (
     ON CONFLICT (job_id, item) DO UPDATE SET worker = r.worker
     RETURNING r.worker, r.xmax = 0 AS taken
 )
-SELECT found.state::text, found.attempt, found.crashes, held.worker, coalesce(held.taken, false),
-       coalesce(w.stopped_at IS NULL AND w.died_at IS NULL, false), found.open AND NOT found.ready
-FROM found LEFT JOIN held ON true LEFT JOIN callboard.workers AS w ON w.id = held.worker
+SELECT found.state::text, found.attempt, found.crashes, coalesce(held.worker, r.worker), coalesce(held.taken, false),
+       coalesce(w.stopped_at IS NULL AND w.died_at IS NULL, false),
+       found.open AND NOT found.ready AND coalesce(r.worker = %(worker)s, true)
+FROM found LEFT JOIN held ON true
+LEFT JOIN callboard.running AS r ON found.open AND NOT found.ready AND r.job_id = %(job)s AND r.item = %(item)s
+LEFT JOIN callboard.workers AS w ON w.id = coalesce(held.worker, r.worker)
 
 -- name: release_item
 -- A claimed item is not run: its job was paused or stopped meanwhile.

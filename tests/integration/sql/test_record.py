@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from callboard.middleware.attempts.claim import claim
 from callboard.middleware.journal.counter_repair import repair_counters
 from callboard.middleware.journal.journal import Entry, Journal
 from callboard.middleware.journal.rescue import rescue
@@ -648,6 +649,25 @@ def test_an_item_that_waits_to_run_alone_is_charged_with_no_death(conn: Conn) ->
     copy = claim_item(conn, job, 0, 2, worker)
     assert copy is not None
     assert not copy.isolate
+
+
+def test_a_copy_of_an_item_that_runs_alone_elsewhere_waits_for_no_turn(conn: Conn) -> None:
+    """The copy is dropped while that worker lives; if it has ended, the copy has its items rescued."""
+    job = make_job(conn, 1)
+    for _ in range(2):
+        die(conn, job, {0: 0.5})
+    holder, other = make_worker(conn), make_worker(conn)
+    attempt = make_attempt(item=0, job=job, number=3)
+    assert claim_item(conn, job, 0, 3, holder, alone=True)
+    assert claim(conn, attempt, other) is None
+    assert conn.execute("SELECT worker FROM callboard.running").fetchall() == [(holder,)]
+    again = claim_item(conn, job, 0, 3, holder)
+    assert again is not None
+    assert (again.taken, again.isolate, again.holder) == (False, True, holder)
+    conn.execute("UPDATE callboard.workers SET stopped_at = now() WHERE id = %s", (holder,))
+    assert claim(conn, attempt, other) is None
+    assert conn.execute("SELECT FROM callboard.running").rowcount == 0
+    assert conn.execute("SELECT state::text, crashes FROM callboard.items").fetchall() == [("failed", 3)]
 
 
 def test_an_item_that_ends_by_itself_has_its_crashes_dropped(conn: Conn) -> None:
