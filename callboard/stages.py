@@ -115,8 +115,9 @@ def path(make: Make) -> str:
     """Return a function's path, "module:name"; raises ValueError for a function that a worker could not import."""
     if isinstance(make, str):
         return stage_plan.check_path(make)
-    function: Any = make.fn if isinstance(make, dramatiq.Actor) else make
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    function = actor_lookup.function_of(make)
+    named: Any = type(make) if isinstance(make, dramatiq.GenericActor) else function
+    module, name = getattr(named, "__module__", None), getattr(named, "__qualname__", None)
     advice = "workers import it by its name: write it as a plain function at the top of a module of yours"
     if not module or not name:
         raise ValueError(f"{make!r} can't make a stage: {advice}")

@@ -68,7 +68,7 @@ def own_signature(actor: dramatiq.Actor[..., Any] | type[dramatiq.GenericActor])
     """Return what arguments an actor's function takes; None for one that has no parameter of its own: it may stand for
     an actor that runs elsewhere, or pass on what it gets, as `batch` does.
     """
-    function: Any = actor.fn.perform if isinstance(actor.fn, dramatiq.GenericActor) else actor.fn
+    function = function_of(actor)
     if inspect.iscoroutinefunction(getattr(function, "__wrapped__", None)):  # Dramatiq's own wrapper of async actors
         function = function.__wrapped__
     try:
@@ -87,6 +87,12 @@ def own_signature(actor: dramatiq.Actor[..., Any] | type[dramatiq.GenericActor])
         Parameter.VAR_POSITIONAL in kinds.values(),
         Parameter.VAR_KEYWORD in kinds.values(),
     )
+
+
+def function_of(actor: Any) -> Any:
+    """Return the function of an actor, or the method of one that is a class; what is no actor is returned as it is."""
+    function = actor.fn if isinstance(actor, _ACTORS) else actor
+    return function.perform if isinstance(function, dramatiq.GenericActor) else function
 
 
 def targets(

@@ -67,6 +67,26 @@ def actor(results: Any) -> None:
     """An actor that makes."""
 
 
+class Making(dramatiq.GenericActor):
+    """What actors that are classes have in common."""
+
+    class Meta:
+        abstract = True
+        actor = functools.partial(dramatiq.actor, broker=StubBroker())
+
+    def perform(self, results: Any) -> list[int]:
+        return [one.item for one in results]
+
+
+class Made(Making):
+    """An actor that makes, as a class."""
+
+
+class MadeLater(Making):
+    async def perform(self, results: Any) -> list[int]:  # type: ignore[override]
+        return []
+
+
 HERE = __name__
 
 
@@ -75,6 +95,7 @@ def test_a_function_is_stored_by_its_name() -> None:
     assert path(wrapped) == f"{HERE}:wrapped"
     assert path(Maker.make) == f"{HERE}:Maker.make"
     assert path(actor) == f"{HERE}:actor"
+    assert path(Made) == f"{HERE}:Made"
     assert path(renamed) == f"{HERE}:make"
     assert path("shop.stages:make") == "shop.stages:make"
 
@@ -103,6 +124,7 @@ def main() -> Any:
         (functools.partial(make), r"functools.partial\(.*\) can't make a stage"),
         (Maker().bound, "Maker.bound can't make a stage, for it is not what .* has by that name"),
         (later, "later can't make a stage, for it is async"),
+        (MadeLater, "MadeLater can't make a stage, for it is async"),
         (streamed, "streamed can't make a stage, for it is async"),
         (3, "3 can't make a stage"),
         ("make", "its path as 'module:name', not 'make'"),

@@ -10,8 +10,9 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware.asyncio import AsyncIO
 
 import callboard
-from callboard.middleware.submission.actor_lookup import broker_of, own_signature
+from callboard.middleware.submission.actor_lookup import broker_of, own_signature, resolve, targets
 from callboard.middleware.submission.item_encoding import call_of
+from callboard.sql.pool import Conn
 from callboard.sql.signature import Signature
 
 
@@ -89,6 +90,11 @@ def test_a_lane_goes_by_an_argument_that_the_actor_has(function: Callable[..., A
             found.check_lane(by)
 
 
+def unasked(write: Callable[[Conn], Any]) -> Any:
+    """The database, which nobody needs to ask of an actor of this process."""
+    raise AssertionError
+
+
 def test_an_actor_that_is_a_class_takes_what_its_method_does() -> None:
     broker = StubBroker()
 
@@ -99,6 +105,10 @@ def test_an_actor_that_is_a_class_takes_what_its_method_does() -> None:
         def perform(self, photo: str, size: int = 5) -> None: ...
 
     assert broker_of(Resize) is broker
+    assert resolve(unasked, broker, Resize) == ("Resize", "default")
+    assert targets(unasked, broker, Resize, [Resize], None) == {
+        state: [{"actor": "Resize", "queue": "default"}] for state in ("completed", "failed")
+    }
     found = own_signature(broker.actors["Resize"])
     assert found is not None
     assert found.positional == ("photo", "size")
