@@ -179,10 +179,12 @@ def age(conn: Conn, job: int, seconds: float) -> None:
 
 def let_midnight_pass(conn: Conn, days: int = 1) -> None:
     """Let the standing jobs be those of so many days before: nobody who sends or receives has noticed midnight yet."""
-    shift = "UPDATE callboard.jobs SET standing_on = standing_on + %s WHERE standing_on IS NOT NULL"
-    with transaction(conn):  # by way of years before: of an actor no two may have one day meanwhile
-        for change in (-10_000, 10_000 - days):
-            conn.execute(shift, (change,))
+    lock = "SELECT id FROM callboard.jobs WHERE standing_on IS NOT NULL ORDER BY id FOR NO KEY UPDATE"
+    shift = "UPDATE callboard.jobs SET standing_on = standing_on + %s WHERE id = ANY(%s)"
+    with transaction(conn):
+        moved = [job for (job,) in conn.execute(lock)]
+        for change in (-10_000, 10_000 - days):  # by way of years before: of an actor no two may have one day meanwhile
+            conn.execute(shift, (change, moved))
 
 
 def cancel(conn: Conn, job: int) -> None:
