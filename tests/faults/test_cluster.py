@@ -78,7 +78,7 @@ def test_one_node_after_the_other_is_killed(scenario: Scenario, nodes: list[Memb
         first.touch()
         goes_on(scenario, job)
         # As operators do between two nodes: each queue has all of its replicas again.
-        nodes[2].start().evaluate("true = rabbit_upgrade_preparation:await_online_quorum_plus_one(300000)")
+        nodes[2].start().evaluate("true = rabbit_upgrade_preparation:await_online_quorum_plus_one(240000)")
         kinds = nodes[2].evaluate('rabbit_amqqueue:info_all(<<"callboard">>, [type])')
         assert kinds == str([["{type, quorum}"]] * 3).replace("'", "")
         nodes[0].kill()

@@ -1,6 +1,7 @@
 """Lanes limit the items of a customer at once, also when workers are killed; measured in the actors' own log."""
 
 import time
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 
 import callboard
@@ -34,8 +35,26 @@ def spans(scenario: Scenario, job: callboard.Job, killed_at: float) -> dict[str,
     }
 
 
+def kill_one_at_the_gate(scenario: Scenario, job: callboard.Job, waits: Callable[[int], bool]) -> float:
+    """Kill a worker that has an item in hand of those that wait for the gate; when."""
+
+    def found() -> list[int]:
+        rows = scenario.run_log.conn.execute("SELECT item, pid FROM runs WHERE job = %s AND ended IS NULL", (job.id,))
+        return [pid for item, pid in rows if waits(item)]
+
+    scenario.wait_for(job, lambda _: bool(found()))
+    pids = found()
+    victim = next(worker for worker in scenario.workers if not set(pids).isdisjoint(worker.children()))
+    (killed_at,) = (
+        scenario.run_log.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or ()
+    )
+    victim.kill()
+    return float(killed_at)
+
+
 def test_a_customer_never_has_more_in_hand_than_may_be_and_blocks_no_other(scenario: Scenario) -> None:
-    victim, _ = scenario.start_worker(), scenario.start_worker()
+    for _ in range(2):
+        scenario.start_worker()
     timer, gate = Timer(), scenario.folder / "gate"
     items = (
         {
@@ -48,12 +67,9 @@ def test_a_customer_never_has_more_in_hand_than_may_be_and_blocks_no_other(scena
     with scenario.watch(job := scenario.submit("serve", items, concurrency_by={"customer": WIDTH})) as watcher:
         # Nobody waits for those in front: none of the large one's items ends before all others have.
         scenario.wait_for(job, lambda _: scenario.sql(OTHERS_ENDED, job.id) == [(OTHERS,)])
+        killed_at = kill_one_at_the_gate(scenario, job, lambda item: item < CUSTOMERS["large"])
         gate.touch()
         opened = time.time()
-        (killed_at,) = (
-            scenario.run_log.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or ()
-        )
-        victim.kill()
         scenario.assert_completed(job, total=sum(CUSTOMERS.values()), watcher=watcher, timeout=600)
     found = spans(scenario, job, killed_at)
     assert {customer: at_once(runs) for customer, runs in found.items()} == dict.fromkeys(CUSTOMERS, WIDTH)
@@ -81,20 +97,21 @@ def test_the_limit_is_set_and_taken_away_on_a_run(scenario: Scenario) -> None:
 def test_only_so_many_customers_are_in_hand_at_once(scenario: Scenario) -> None:
     """The limit also holds when a worker dies that has items of some customers; three of them wait for that."""
     customers, items, lanes = 12, 15, 4
-    victim, _ = scenario.start_worker(), scenario.start_worker()
+    for _ in range(2):
+        scenario.start_worker()
     gate = scenario.folder / "gate"
-    held = ({"gate": str(gate) if n % customers > customers - lanes else ""} for n in range(customers * items))
+    numbers = range(customers * items)
+
+    def waits(item: int) -> bool:
+        return item % customers > customers - lanes
+
     job = scenario.submit(
         "serve",
-        ({"customer": f"{n % customers}", "seconds": 0.02, **one} for n, one in enumerate(held)),
+        ({"customer": f"{n % customers}", "seconds": 0.02, "gate": str(gate) if waits(n) else ""} for n in numbers),
         concurrency_by={"customer": 2},
         lanes=lanes,
     )
-    scenario.wait_for(job, lambda status: status["succeeded"] > 60)
-    (killed_at,) = (
-        scenario.run_log.conn.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone() or ()
-    )
-    victim.kill()
+    killed_at = kill_one_at_the_gate(scenario, job, waits)
     gate.touch()
     scenario.assert_completed(job, total=customers * items, timeout=600)
     rows = scenario.run_log.conn.execute(

@@ -7,6 +7,7 @@ Measured: a virtual host takes 30 ms, and a second with `rabbitmqctl add_vhost`.
 import base64
 import json
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from tests.support.nodes import Node, evaluate
+from tests.support.workers import wait_until
 
 
 @dataclass
@@ -64,14 +66,23 @@ class Broker:
 
     # In the virtual host of an AMQP URL ------------------------------------------------------------------------------
 
-    def queues(self, url: str) -> dict[str, int]:
-        """How many messages, ready or unacknowledged, are in each queue."""
-        found = self._ask(
-            url,
-            "[[binary_to_list(Name), N] || [{name, {resource, _, _, Name}}, {messages, N}]"
-            " <- rabbit_amqqueue:info_all(Vhost, [name, messages])]",
-        )
-        return dict(json.loads(found))
+    def queues(self, url: str) -> Counter[str]:
+        """How many messages, ready or unacknowledged, are in each queue; waits for a queue that is down."""
+        found: Counter[str] = Counter()
+
+        def all_known() -> bool:
+            answer = self._ask(
+                url,
+                "[[binary_to_list(Name), if is_integer(N) -> N; true -> -1 end]"
+                " || [{name, {resource, _, _, Name}}, {messages, N}]"
+                " <- rabbit_amqqueue:info_all(Vhost, [name, messages])]",
+            )
+            found.clear()
+            found.update(dict(json.loads(answer)))
+            return -1 not in found.values()
+
+        assert wait_until(all_known, 300), found
+        return found
 
     def channels(self, url: str) -> set[tuple[str, str]]:
         """The (queue, channel) of each consumer."""
