@@ -148,7 +148,7 @@ def _lock(lock: dict[str, Any]) -> Finding:
 def _pooler() -> Finding:
     """The finding for a connection whose server process is another than it was given: a pooler stands between."""
     if settings.PREPARE.get():
-        do = "if it is PgBouncer before 1.21, or has max_prepared_statements = 0: set CALLBOARD_PREPARE=off"
+        do = "if it is PgBouncer before 1.22, or has max_prepared_statements = 0: set CALLBOARD_PREPARE=off"
         return Finding("pooler", NOTE, "there is one, and prepared statements are on", do)
     return Finding("pooler", OK, "there is one, and prepared statements are off")
 
