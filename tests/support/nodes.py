@@ -15,6 +15,8 @@ from callboard.commands.services.rabbitmq_programs import epmd
 BOOTED = b"Server startup complete"
 #: What `erl_call` prints of expressions that raised nothing.
 VALUE = re.compile(r"\{ok, (.*)\}", re.DOTALL)
+#: What it says of a node that it can't reach, and how often that is tried. Nothing is evaluated then.
+NOT_REACHED, CONNECTS = "failed to connect to node", 10
 
 
 def evaluate(environment: Mapping[str, str], expressions: str) -> str:
@@ -26,10 +28,13 @@ def evaluate(environment: Mapping[str, str], expressions: str) -> str:
     mapper = epmd()
     program = shutil.which("erl_call") or (mapper and mapper.resolve().with_name("erl_call"))
     assert program, "erl_call is missing, which comes with Erlang"
-    done = subprocess.run(
-        [program, "-sname", environment.get("RABBITMQ_NODENAME", "rabbit"), "-e"],
-        input=f"{expressions}.\n", env=dict(environment), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    for _ in range(CONNECTS):  # seen once: a node that runs was not reached
+        done = subprocess.run(
+            [program, "-sname", environment.get("RABBITMQ_NODENAME", "rabbit"), "-e"],
+            input=f"{expressions}.\n", env=dict(environment), capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        if NOT_REACHED not in done.stderr:
+            break
     found = VALUE.fullmatch(done.stdout)
     assert found is not None, (expressions, done.stdout, done.stderr)
     return found[1]
