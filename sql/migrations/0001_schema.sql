@@ -174,7 +174,6 @@ CREATE INDEX jobs_failing ON callboard.jobs (id)
     WHERE failed_at IS NOT NULL AND parent_id IS NULL AND deleted_at IS NULL;
 CREATE INDEX jobs_by_time ON callboard.jobs (created_at) WHERE parent_id IS NULL;
 CREATE INDEX jobs_by_end ON callboard.jobs (state, id) WHERE finished_at IS NOT NULL;
-CREATE INDEX jobs_standing_days ON callboard.jobs (actor, standing_on) WHERE standing_on IS NOT NULL;
 CREATE INDEX jobs_of_sends ON callboard.jobs (id) WHERE standing_on IS NOT NULL;
 CREATE INDEX jobs_open ON callboard.jobs (id) WHERE finished_at IS NULL;
 CREATE INDEX jobs_staged ON callboard.jobs (id) WHERE stages IS NOT NULL AND finished_at IS NULL;
