@@ -78,7 +78,7 @@ def _tracked(rig: Rig, processes: int, items: int) -> float:
         took = conn.execute(
             "SELECT extract(epoch FROM max(i.finished_at) - min(i.started_at))::float8 FROM callboard.items AS i"
             " JOIN callboard.jobs AS j ON j.id = i.job_id"
-            " WHERE j.actor = 'nothing' AND j.standing_on IS NOT NULL AND i.started_at > %s",
+            " WHERE j.actor = 'nothing' AND j.standing_on IS NOT NULL AND i.sent_at > %s",
             (began,),
         ).fetchone()
     return items / took[0] if took else 0.0
