@@ -14,8 +14,6 @@ log = logging.getLogger("callboard.sweep")
 LOOK_SECONDS = 10.0
 #: Seconds of deleting in one round at most, since the sweep has other work.
 BUDGET_SECONDS = 0.5
-#: Seconds until a job whose own row was locked is tried again.
-LOCKED_PAUSE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -50,7 +48,7 @@ class Retention:
                 if time.monotonic() > until:
                     return
         except TimeoutError as error:
-            self._locked[job] = time.monotonic() + LOCKED_PAUSE_SECONDS
+            self._locked[job] = time.monotonic() + retention.LOCKED_PAUSE_SECONDS
             log.warning("job %d is not deleted yet: %s", job, error)
             return
         for reason in retention.jobs_set_aside(conn, [job]).values():
