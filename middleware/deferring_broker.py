@@ -39,4 +39,4 @@ class DeferringBroker(TrackedBroker):
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> Consumer:
         """Make a consumer that acknowledges a message when its outcome is committed."""
-        return DeferringConsumer(super().consume(queue_name, prefetch, timeout), self.runtime)
+        return DeferringConsumer(super().consume(queue_name, prefetch, timeout), queue_name, self.runtime)

@@ -9,27 +9,27 @@ from itertools import count
 from typing import Any
 
 from dramatiq.broker import Consumer, MessageProxy
-from dramatiq.errors import BrokerConnectionError
+from dramatiq.errors import BrokerConnectionError, DecodeError
 
-from callboard.middleware.message import stamp
+from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.delivery import Delivery, Tag
 from callboard.middleware.process.outage import OutageLog
 from callboard.middleware.process.process import RETRY_SECONDS
 from callboard.middleware.process.side_thread import SideThread
 from callboard.middleware.runtime import Runtime
 
+log = logging.getLogger("callboard.tracking")
 _log_outage = OutageLog(
-    logging.getLogger("callboard.tracking"),
-    "messages can't be acknowledged, trying again: %s",
-    "messages can be acknowledged again, after %.1f s",
+    log, "messages can't be acknowledged, trying again: %s", "messages can be acknowledged again, after %.1f s"
 )
 
 
 class DeferringConsumer(Consumer):
     """Wraps a broker's own consumer. That acknowledges in a side thread, since it may block or lose its connection."""
 
-    def __init__(self, consumer: Consumer, runtime: Runtime) -> None:
+    def __init__(self, consumer: Consumer, queue_name: str, runtime: Runtime) -> None:
         self._consumer = consumer
+        self._queue = queue_name
         self._runtime = runtime
         self._consumers = runtime.consumers
         self._open: dict[Tag, MessageProxy] = {}
@@ -43,14 +43,32 @@ class DeferringConsumer(Consumer):
         return getattr(self._consumer, name)
 
     def __next__(self) -> MessageProxy | None:
-        message = next(self._consumer)
-        if message is not None:
-            tag = next(self._tags)
-            message.delivery = Delivery(  # type: ignore[attr-defined]
-                self, tag, stamp.read(message.options), self._may_come_again(message)
-            )
-            self._open[tag] = message
+        message = None
+        try:
+            message = next(self._consumer)
+            if message is None:
+                return None
+            message._message = envelope.checked(message._message, self._queue)  # noqa: SLF001 — its class is the broker's
+        except DecodeError:
+            if message is None:  # its bytes say nothing; to begin anew would lose what was fetched with it
+                log.exception("a message can't be decoded; its broker keeps it")
+            else:
+                log.exception("a message can't be read; it goes to the dead letters")
+                self._side_thread.run(partial(self._reject, message))
+            return None
+        tag = next(self._tags)
+        message.delivery = Delivery(  # type: ignore[attr-defined]
+            self, tag, stamp.read(message.options), self._may_come_again(message)
+        )
+        self._open[tag] = message
         return message
+
+    def _reject(self, message: MessageProxy) -> None:
+        try:
+            while not _succeeds(partial(self._consumer.nack, message)):
+                time.sleep(RETRY_SECONDS)
+        except Exception:
+            log.exception("a message that can't be read can't be rejected; its broker keeps it")
 
     def _may_come_again(self, message: MessageProxy) -> bool:
         """Return whether a message may have been delivered before. Some brokers say so. Redis's does not: it requeues

@@ -5,6 +5,7 @@ import math
 import time
 import unicodedata
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +34,10 @@ _json_parts = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
     markers=None, default=json.JSONEncoder().default, encoder=json.encoder.encode_basestring_ascii, indent=None,
     key_separator=":", item_separator=",", sort_keys=False, skipkeys=False, allow_nan=True,
 )  # fmt: skip
+
+
+class Undated(int):
+    """The time of a message that has none: when it was read, so it is another one at each delivery."""
 
 
 class OtherEncoder(RuntimeError):
@@ -126,15 +131,17 @@ def message_id(out: Outgoing) -> str:
 
 
 class _Fields(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The fields of a message, in Dramatiq's order."""
+    """The fields of a message, in Dramatiq's order. Dramatiq makes up an id for a message without one, and another one
+    at each delivery.
+    """
 
     queue_name: str
     actor_name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: dict[str, Any]
-    message_id: str
-    message_timestamp: int
+    message_id: str | None = None
+    message_timestamp: int | None = None
 
 
 _fields = msgspec.json.Decoder(_Fields)
@@ -150,7 +157,14 @@ def read(body: bytes) -> Message[Any]:
             return _checked(Message(*msgspec.structs.astuple(_fields.decode(body))))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
-    return _checked(Message.decode(body))
+    return _checked(_decode(body))
+
+
+def _decode(body: bytes) -> Message[Any]:
+    try:
+        return Message(**{"message_id": None, "message_timestamp": None, **get_encoder().decode(body)})
+    except Exception as error:
+        raise DecodeError("Failed to decode message.", body, error) from error
 
 
 def timestamp_ms(given: object) -> int:
@@ -167,10 +181,26 @@ def is_name(text: str) -> bool:
     return text.isprintable() or all(unicodedata.category(sign) not in ("Cc", "Cs") for sign in text)
 
 
+def checked(message: Message[Any], queue: str) -> Message[Any]:
+    """Return a message that came from a queue as one of it; raises DecodeError for any that would break a worker's
+    thread.
+
+    Somebody may have moved it there from the queue that it names. Dramatiq looks for the consumer of that queue;
+    without one its thread would end.
+    """
+    message = _checked(message)
+    return message if message.queue_name == queue else message.copy(queue_name=queue)
+
+
 def _checked(message: Message[Any]) -> Message[Any]:
-    if isinstance(message.message_timestamp, float | None):
-        message = message.copy(message_timestamp=timestamp_ms(message.message_timestamp))
-    if has_fields(message) and type(message.message_timestamp) is int:
+    given: object = message.message_timestamp
+    identity: object = message.message_id
+    if isinstance(given, float | None):
+        dated = given is not None and math.isfinite(given)
+        message = replace(message, message_timestamp=(int if dated else Undated)(timestamp_ms(given)))
+    if identity is None:
+        message = replace(message, message_id="")
+    if has_fields(message) and type(message.message_timestamp) in (int, Undated):
         return message
     raise DecodeError("its fields have the wrong types", message, None)
 

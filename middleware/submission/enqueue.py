@@ -76,7 +76,7 @@ def send(
         or (attempt.standing and not attempt.hooks)
         or not attempt.add_child(_within_limits(replace(item, job=attempt.job), attempt))
     ):
-        _send_now(_keyed(item) if comes_off_delay_queue() else item, store, publish)
+        _send_now(_keyed(item, message) if comes_off_delay_queue() else item, store, publish)
     broker.emit_after("enqueue", message, delay)
     return message
 
@@ -99,17 +99,17 @@ def new_item(message: Any, *, job: int, delay: int | None = None) -> NewItem:
 
 def foreign_item(message: Any) -> NewItem:
     """Return a message that a producer without Callboard has published as an item to store."""
-    return replace(_keyed(new_item(message, job=0)), published=True)
+    return replace(_keyed(new_item(message, job=0), message), published=True)
 
 
 def delayed_item(message: Any, eta: float) -> NewItem:
     """Return a message of a delay queue as an item to store; `eta` is its time in milliseconds since 1970."""
     canonical = message.copy(queue_name=q_name(message.queue_name))
     # With a delay, however short: a message without one would be claimed for this process.
-    return replace(_keyed(new_item(canonical, job=0)), delay=max(0.001, eta / 1000 - time.time()))
+    return replace(_keyed(new_item(canonical, job=0), message), delay=max(0.001, eta / 1000 - time.time()))
 
 
-def _keyed(item: NewItem) -> NewItem:
+def _keyed(item: NewItem, message: Any) -> NewItem:
     """Give an item the key of its message, by which a second copy of it is known.
 
     The key is the message's id, and a digest of its call: producers in other languages, which write JSON, may give all
@@ -117,7 +117,8 @@ def _keyed(item: NewItem) -> NewItem:
     """
     key = f"message:{item.message_id}"
     if type(get_encoder()) is JSONEncoder:
-        call = b"%s %d %s" % (item.actor.encode(), item.sent_ms, item.args)
+        sent_ms = 0 if isinstance(message.message_timestamp, envelope.Undated) else item.sent_ms
+        call = b"%s %d %s" % (item.actor.encode(), sent_ms, item.args)
         key += ":" + blake2b(call, digest_size=8).hexdigest()
     return replace(item, key=key_text(key))
 

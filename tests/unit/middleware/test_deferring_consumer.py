@@ -2,13 +2,14 @@
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from dramatiq import Message
 from dramatiq.broker import Consumer, MessageProxy
-from dramatiq.errors import ConnectionClosed
+from dramatiq.errors import ConnectionClosed, DecodeError
 
 from callboard.middleware import deferring_consumer
 from callboard.middleware.deferring_consumer import DeferringConsumer
@@ -28,10 +29,14 @@ class StockConsumer(Consumer):
         options = ({"callboard": Stamp(1, number, 1).option()} for number in range(count))
         self.messages = [MessageProxy(Message("default", "work", (), {}, own)) for own in options]
         self.failures = failures
+        self.undecodable = 0
         self.done: list[tuple[str, int]] = []
         self.closed = False
 
     def __next__(self) -> MessageProxy | None:
+        if self.undecodable:
+            self.undecodable -= 1
+            raise DecodeError("no JSON", b"{", None)
         return self.messages.pop(0) if self.messages else None
 
     def ack(self, message: MessageProxy) -> None:
@@ -61,7 +66,7 @@ class Deferring:
             process=self.process, consumers=self.consumers, when_written=self.listeners.append
         )
         self.stock = stock
-        self.consumer = DeferringConsumer(stock, runtime)
+        self.consumer = DeferringConsumer(stock, "default", runtime)
         self.messages = list(iter(lambda: next(self.consumer), None))
 
 
@@ -86,6 +91,50 @@ def test_an_old_message_of_redis_may_come_for_the_second_time(age: float, *, cla
     sent = int((time.time() - age) * 1000)
     stock.messages = [MessageProxy(Message("default", "work", (), {}, {}, message_timestamp=sent))]
     assert [message.delivery.redelivered for message in Deferring(stock).messages] == [claimed]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"message_timestamp": "soon"}, {"kwargs": None}, {"message_id": 5}, {"actor_name": ""}]
+)
+def test_a_message_that_would_break_a_thread_is_rejected(wrong: dict[str, Any]) -> None:
+    """Redis gives a consumer all that somebody has pushed to its list."""
+    stock = StockConsumer(2)
+    stock.messages[0]._message = replace(stock.messages[0]._message, **wrong)
+    deferring = Deferring(stock)
+    assert deferring.messages == []  # a look that found none
+    assert [message.options["callboard"]["item"] for message in iter(lambda: next(deferring.consumer), None)] == [1]
+    assert wait_until(lambda: stock.done == [("nack", 0)], TIMEOUT)
+    assert deferring.consumers.prefetched() == [(1, 1)]
+
+
+def test_a_message_that_can_not_even_be_rejected_stops_no_other() -> None:
+    """Redis's consumer finds the id by which it rejects a message among the options."""
+    stock = StockConsumer(2)
+    stock.messages[0]._message = replace(stock.messages[0]._message, options=None)  # type: ignore[arg-type]
+    deferring = Deferring(stock)
+    assert deferring.messages == []
+    deferring.consumer.ack(next(deferring.consumer))  # type: ignore[arg-type]
+    assert wait_until(lambda: stock.done == [("ack", 1)], TIMEOUT)
+
+
+def test_a_message_that_can_not_be_decoded_does_not_end_the_consumer() -> None:
+    """Dramatiq would make another, and what Redis's has fetched beside it would wait until the worker ends."""
+    stock = StockConsumer(1)
+    stock.undecodable = 1
+    deferring = Deferring(stock)
+    assert deferring.messages == []
+    assert next(deferring.consumer) is not None
+
+
+def test_a_message_without_a_time_or_of_another_queue_is_one_of_this_queue_and_of_now() -> None:
+    stock: Any = StockConsumer(2)
+    stock.broker = SimpleNamespace(heartbeat_timeout=60_000)
+    stock.messages[0]._message = stock.messages[0]._message.copy(message_timestamp=None)
+    stock.messages[1]._message = stock.messages[1]._message.copy(queue_name="other")
+    began = time.time() * 1000
+    first, second = Deferring(stock).messages
+    assert began - 1 <= first.message_timestamp <= time.time() * 1000
+    assert (first.queue_name, second.queue_name) == ("default", "default")
 
 
 def test_a_broker_may_say_that_a_message_comes_again() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from callboard.middleware.message import envelope, stamp
 from callboard.middleware.message.stamp import Stamp
+from callboard.middleware.submission.enqueue import foreign_item
 from callboard.sql.rows import Outgoing
 
 TEXT = st.text(st.characters(), max_size=20)
@@ -167,6 +168,29 @@ def test_arguments_that_the_encoder_refuses_are_refused() -> None:
             envelope.encode_args((refused,), {})
 
 
+@pytest.mark.parametrize("options", [{}, {"odd": math.nan}])  # msgspec refuses NaN, and Dramatiq's decoder takes it
+@pytest.mark.parametrize("lacks", [["message_id"], ["message_timestamp"], ["message_id", "message_timestamp"]])
+@pytest.mark.parametrize("as_null", [True, False])
+def test_a_message_without_id_or_time_has_one_key_however_often_it_comes(
+    options: dict[str, Any], lacks: list[str], *, as_null: bool
+) -> None:
+    """Dramatiq makes up both, anew at each delivery: a message that is delivered again would be another item."""
+    fields = {
+        "queue_name": "q", "actor_name": "a", "args": [1], "kwargs": {}, "options": options, "message_id": "m",
+        "message_timestamp": 5,
+    }  # fmt: skip
+    body = {name: None if name in lacks else value for name, value in fields.items() if as_null or name not in lacks}
+    came = []
+    for moment in (1.0, 2.0):
+        with patch("time.time", lambda now=moment: now):
+            came.append(foreign_item(envelope.read(json.dumps(body).encode())))
+    first, second = came
+    assert first.key == second.key
+    assert (first.message_id, first.sent_ms) == (
+        "" if "message_id" in lacks else "m", 1_000 if "message_timestamp" in lacks else 5,
+    )  # fmt: skip
+
+
 @patch("time.time", lambda: 1.0)  # a message without a timestamp is of now
 def assert_same(body: bytes) -> None:
     """Read by us, a body gives what Dramatiq's decoder gives, or is refused where that refuses it."""
@@ -183,13 +207,16 @@ def assert_same(body: bytes) -> None:
         return
     if isinstance(wanted.message_timestamp, float | None):
         wanted = wanted.copy(message_timestamp=envelope.timestamp_ms(wanted.message_timestamp))
+    identity: object = wanted.message_id
+    if identity is None:
+        wanted = wanted.copy(message_id="")
     # As text too: 1 is not 1.0, and NaN is not itself.
     assert repr(found) == repr(wanted)
 
 
 def fits(message: Any) -> bool:
     """Return whether a worker's threads can use the message's fields."""
-    names = (message.actor_name, message.queue_name, message.message_id)
+    names = (message.actor_name, message.queue_name, message.message_id or "")
     return (
         all(isinstance(name, str) and name.isprintable() for name in names)
         and all(names[:2])
@@ -237,6 +264,15 @@ def test_a_body_that_is_no_message_is_refused(fields: dict[str, Any], name: str,
     assert_same(json.dumps({**fields, name: value}).encode())
     assert_same(json.dumps({**fields, name + "_": value}).encode())
     assert_same(json.dumps({key: found for key, found in fields.items() if key != name}).encode())
+
+
+@pytest.mark.parametrize("time", [None, 1.5, math.nan])
+@pytest.mark.parametrize("options", [None, [], "x"])
+def test_a_body_without_a_whole_time_and_with_options_that_are_none_is_refused(time: object, options: object) -> None:
+    """Another error than DecodeError would end its consumer again and again, and nobody else's message would come."""
+    fields = {"queue_name": "q", "actor_name": "a", "args": [], "kwargs": {}, "options": options}
+    with pytest.raises(DecodeError):
+        envelope.read(json.dumps({**fields, "message_id": "m", "message_timestamp": time}).encode())
 
 
 @pytest.mark.parametrize(
