@@ -9,7 +9,7 @@ from callboard.job import Job
 from callboard.middleware.submission import actor_lookup
 from callboard.middleware.submission.actor_lookup import Actor, Callbacks
 from callboard.middleware.submission.async_source import AsyncSource
-from callboard.middleware.submission.item_encoding import ItemKey, encode_all
+from callboard.middleware.submission.item_encoding import ItemKey, Lane, encode_all
 from callboard.middleware.submission.submission import Submission, check_chunk, check_items, start, submitting
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
@@ -84,8 +84,10 @@ def submit(
     runtime = runtime_of(broker)
     targets = actor_lookup.targets(runtime.write, broker, on_complete, on_fail, on_cancel)
     actor_name, queue_name = actor_lookup.resolve(runtime.write, broker, actor)
-    if limits.lane_by and (signature := actor_lookup.signature(runtime.write, broker, actor)) is not None:
-        signature.check_lane(limits.lane_by)
+    lane = None
+    if limits.lane_by:
+        lane = Lane(limits.lane_by, actor_lookup.signature(runtime.write, broker, actor))
+        lane.check()
     with submitting(actor_name, queue_name) as trace:
         made = runtime.write(
             lambda conn: writes.create_job(
@@ -94,7 +96,8 @@ def submit(
                 chunk=chunk, key_reuse=key_reuse, trace=trace,
             )
         )  # fmt: skip
-        rows = encode_all(items, item_key=item_key, signature=actor_lookup.signature_here(broker, actor))
+        here = actor_lookup.signature_here(broker, actor)
+        rows = encode_all(items, item_key=item_key, signature=here, lane=lane)
         Submission(
             runtime.write, runtime.submissions, runtime.publish_job, made, key, keyed=item_key is not None
         ).store(rows)

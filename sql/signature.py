@@ -71,11 +71,21 @@ class Signature:
             return self.any_positional or int(by) < len(self.positional)
         return self.any_keyword or by in self.keyword
 
+    def is_left_out(self, by: str | int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a call leaves out the argument of this name, or at this position, in either way."""
+        if isinstance(by, int):
+            return len(args) <= by < len(self.positional) and self.positional[by] not in kwargs
+        return by in self.keyword and by not in kwargs and by not in self.positional[: len(args)]
+
     def check_lane(self, by: str | None) -> None:
         """Raise ValueError if the actor has no argument `by`, a name or a position, that lanes could go by."""
         if by is not None and not self.has_argument(by):
-            has = [*self.positional, *sorted(self.keyword.difference(self.positional))]
-            raise ValueError(f"concurrency_by: {self.actor} has no argument {by!r}; it has {_names(has)}")
+            by_position = [
+                f"{place} ({name})" for place, name in enumerate(self.positional) if name not in self.keyword
+            ]
+            has = [*by_position, *(repr(name) for name in self.positional if name in self.keyword)]
+            has += map(repr, sorted(self.keyword.difference(self.positional)))
+            raise ValueError(f"concurrency_by: {self.actor} has no argument {by!r}; it has {', '.join(has)}")
 
 
 def _names(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import msgspec
 from callboard.middleware.submission import actor_lookup, stage_plan
 from callboard.middleware.submission import submission as submissions
 from callboard.middleware.submission.actor_lookup import UnknownActor
+from callboard.middleware.submission.item_encoding import Lane
 from callboard.sql import rows
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn
@@ -77,13 +78,14 @@ class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A job that was made, or found by its key; the submission of its items, or of those of its first stage; and what
-    arguments their actor takes, None if nobody knows.
+    """A job that was made, or found by its key; the submission of its items, or of those of its first stage; what
+    arguments their actor takes, None if nobody knows; and by what each item has a lane, None for stages.
     """
 
     job: int
     submitted: rows.SubmittedJob
     signature: Signature | None
+    lane: Lane | None = None
 
 
 def make(call: Call[Any, Any], write: Write, given: NewJob, key: str | None) -> Made:
@@ -104,8 +106,10 @@ def _make_job(_call: Call[Any, Any], write: Write, given: NewJob, options: dict[
         raise wrong("actor", "must be the name of an actor")
     submissions.check_chunk(given.chunk)
     queue, signature = _known(write, actor)
-    if signature is not None:
-        signature.check_lane(options["limits"].lane_by)
+    by = options["limits"].lane_by
+    lane = Lane(by, signature) if by else None
+    if lane is not None:
+        lane.check()
     asked = {"open": True} if given.open else {}
     with submissions.submitting(actor, queue) as trace:
         made = write(
@@ -114,7 +118,7 @@ def _make_job(_call: Call[Any, Any], write: Write, given: NewJob, options: dict[
                 also_asked=asked, trace=trace, **options,
             )
         )  # fmt: skip
-    return Made(made.job, made, signature)
+    return Made(made.job, made, signature, lane)
 
 
 def _make_stages(call: Call[Any, Any], write: Write, given: NewJob, options: dict[str, Any]) -> Made:

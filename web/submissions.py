@@ -13,8 +13,9 @@ from starlette.requests import ClientDisconnect, Request
 from callboard.middleware.submission import item_encoding, json_lines
 from callboard.middleware.submission import submission as submissions
 from callboard.middleware.submission.actor_lookup import UnknownActor
-from callboard.middleware.submission.item_encoding import BadItem, Row
+from callboard.middleware.submission.item_encoding import BadItem, Lane, Row
 from callboard.middleware.submission.json_lines import BadLine
+from callboard.sql.limits import Limits
 from callboard.sql.reads import queries
 from callboard.sql.signature import Signature
 from callboard.sql.writes import actions
@@ -147,8 +148,11 @@ def _add(call: Call[AddQuery, Any], items: Iterable[tuple[int, Any]], noun: str)
     actor = found["actor"] if found else None
     known = process.write(lambda conn: writes.known_actor(conn, actor)) if actor else None
     item_key, start = call.query.item_key, call.query.start
+    signature = known[1] if known else None
+    by = Limits.from_json(found["limits"]).lane_by if found else None
+    lane = Lane(by, signature) if by else None
     rows, size = list[Row](), 0
-    for row in _encoded(items, item_key, known[1] if known else None, noun, []):
+    for row in _encoded(items, item_key, signature, noun, [], lane=lane):
         rows.append(row)
         size += len(row[0])
         if len(rows) > ADDED_ITEMS or size > ADDED_BYTES:
@@ -189,7 +193,7 @@ def _store(call: Call[NoQuery, Any], given: NewJob, items: Iterable[tuple[int, A
         said = f"job {new.job} with this key is being submitted: send this again when that has ended"
         raise HTTPException(409, said, {"Retry-After": RETRY_SECONDS})
     left_out: list[tuple[int, str]] = []
-    rows = _encoded(items, given.item_key, new.signature, noun, left_out, skip_bad=given.skip_bad)
+    rows = _encoded(items, given.item_key, new.signature, noun, left_out, lane=new.lane, skip_bad=given.skip_bad)
     submission = submissions.Submission(
         submitter.process.write, submitter.lease, _nobody_publishes, made, key, keyed=given.item_key is not None,
         open=given.open,
@@ -207,7 +211,7 @@ def _nobody_publishes(_job: int) -> None:
 
 def _encoded(
     items: Iterable[tuple[int, Any]], item_key: str | None, signature: Signature | None, noun: str,
-    named: list[tuple[int, str]], *, skip_bad: bool = False,
+    named: list[tuple[int, str]], *, lane: Lane | None, skip_bad: bool = False,
 ) -> Iterator[Row]:  # fmt: skip
     """Encode items. The first ones that are wrong are added to `named`, and all of them left out if that is asked for;
     else no others follow, and BadItems is raised at the end.
@@ -217,7 +221,7 @@ def _encoded(
         try:
             if isinstance(item, BadLine):
                 raise BadItem(str(item))  # noqa: TRY301 — as what `encode` refuses
-            row = item_encoding.encode(number, item, item_key, signature, noun)
+            row = item_encoding.encode(number, item, item_key, signature, noun, lane=lane)
         except BadItem as error:
             count += 1
             if len(named) < NAMED_BAD_ITEMS:

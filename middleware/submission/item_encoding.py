@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from callboard.middleware.message import envelope
@@ -38,16 +38,38 @@ class BadItem(ValueError):
     """An item can't be stored; the message says which one, counting from 0, and why."""
 
 
+class Lane(NamedTuple):
+    """The argument by which items have lanes, and what arguments their actor takes; None if nobody knows."""
+
+    by: str
+    signature: Signature | None
+
+    def check(self) -> None:
+        """Raise ValueError if the actor is known to have no such argument."""
+        if self.signature is not None:
+            self.signature.check_lane(self.by)
+
+    def is_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether a call has that argument, or leaves it to the actor's default.
+
+        All calls that give it in the other way, by position or by keyword, would be one lane.
+        """
+        by = int(self.by) if self.by.isdecimal() else self.by
+        given = by < len(args) if isinstance(by, int) else by in kwargs
+        return given or (self.signature is not None and self.signature.is_left_out(by, args, kwargs))
+
+
 def encode_all(
-    items: Iterable[Any], *, stored: int = 0, item_key: ItemKey = None, signature: Signature | None = None
-) -> Iterator[Row]:
+    items: Iterable[Any], *, stored: int = 0, item_key: ItemKey = None, signature: Signature | None = None,
+    lane: Lane | None = None,
+) -> Iterator[Row]:  # fmt: skip
     """Encode the items after the first `stored` ones, which are passed over. `signature`: what arguments their actor
-    takes, None if nobody knows. Raises BadItem.
+    takes, None if nobody knows. `lane`: by what each has a lane. Raises BadItem.
     """
     source = iter(items)
     next(islice(source, stored, stored), None)
     for number, item in enumerate(source, stored):
-        yield encode(number, item, item_key, signature)
+        yield encode(number, item, item_key, signature, lane=lane)
 
 
 def call_of(item: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -64,12 +86,18 @@ def add_to_digest(digest: bytes, row: Row) -> bytes:
 
 
 def encode(
-    number: int, item: Any, item_key: ItemKey = None, signature: Signature | None = None, noun: str = "item"
-) -> Row:
+    number: int, item: Any, item_key: ItemKey = None, signature: Signature | None = None, noun: str = "item", *,
+    lane: Lane | None = None,
+) -> Row:  # fmt: skip
     """Encode the item, or `noun`, that has this number in the input; raises BadItem."""
     args, kwargs = call_of(item)
     if signature is not None and (wrong := signature.misfit(args, kwargs)):
         raise BadItem(f"{noun} {number} does not fit its actor: {wrong}")
+    if lane is not None and not lane.is_of(args, kwargs):
+        raise BadItem(
+            f"{noun} {number} has no argument {lane.by!r} for concurrency_by, which names a keyword argument, like "
+            "customer_id=5, or the position of another, like 0=5"
+        )
     try:
         encoded = envelope.encode_args(args, kwargs)
     except Exception as error:

@@ -336,6 +336,8 @@ def test_lanes_by_an_argument_that_the_actor_lacks_are_refused(pay: str, quote: 
         lanes = f"concurrency_by: {actor} has no argument 'custmer_id'; it has 'customer'"
         with pytest.raises(ValueError, match=lanes):
             callboard.submit(actor, [1], concurrency_by="custmer_id=5")
+        with pytest.raises(callboard.BadItem, match="item 0 has no argument 'customer' for concurrency_by"):
+            callboard.submit(actor, [1], concurrency_by="customer=5")
         with pytest.raises(ValueError, match=lanes):
             callboard.stages("staged", [callboard.Stage(actor, items=[1])], concurrency_by="custmer_id=5")
     job = callboard.submit(quote, [{"customer": 1}], concurrency_by="customer=5")

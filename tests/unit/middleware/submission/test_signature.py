@@ -11,7 +11,7 @@ from dramatiq.middleware.asyncio import AsyncIO
 
 import callboard
 from callboard.middleware.submission.actor_lookup import broker_of, own_signature, resolve, targets
-from callboard.middleware.submission.item_encoding import call_of
+from callboard.middleware.submission.item_encoding import BadItem, Lane, call_of, encode
 from callboard.sql.pool import Conn
 from callboard.sql.signature import Signature
 
@@ -86,8 +86,33 @@ def test_a_lane_goes_by_an_argument_that_the_actor_has(function: Callable[..., A
     if known:
         found.check_lane(by)
     else:
-        with pytest.raises(ValueError, match=f"concurrency_by: {found.actor} has no argument '{by}'; it has 'photo', "):
+        with pytest.raises(
+            ValueError, match=f"concurrency_by: {found.actor} has no argument '{by}'; it has ('photo'|0 \\(photo\\)), "
+        ):
             found.check_lane(by)
+
+
+@pytest.mark.parametrize(
+    ("function", "by", "item", "given"),
+    [
+        (resize, "photo", {"photo": 1}, True), (resize, "photo", ["one"], False), (resize, "photo", "one", False),
+        (resize, "0", ["one"], True), (resize, "0", "one", True), (resize, "0", {"photo": 1}, False),
+        (resize, "quality", {"photo": 1}, True), (resize, "quality", ["one"], True), (resize, "1", ["one"], True),
+        (some, "tenant", {"photo": 1, "tenant": 2}, True), (some, "tenant", {"photo": 1, "tennant": 2}, False),
+        (some, "9", {"photo": 1}, False), (None, "photo", {"photo": 1}, True), (None, "photo", {"foto": 1}, False),
+        (None, "0", ["one"], True), (None, "1", ["one"], False), (None, "photo", "one", False),
+    ],
+)  # fmt: skip
+def test_an_item_that_gives_the_argument_of_its_lane_in_another_way_is_refused(
+    function: Callable[..., Any] | None, by: str, item: Any, given: bool
+) -> None:
+    """All items would be one lane. One that leaves the argument to its default has that value's lane."""
+    lane = Lane(by, None if function is None else signature(function))
+    if given:
+        encode(0, item, lane=lane)
+    else:
+        with pytest.raises(BadItem, match=f"item 0 has no argument '{by}' for concurrency_by"):
+            encode(0, item, lane=lane)
 
 
 def unasked(write: Callable[[Conn], Any]) -> Any:
