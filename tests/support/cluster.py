@@ -6,9 +6,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from callboard.commands.services import NotStarted, Process, rabbitmq
-from callboard.commands.services.rabbitmq_files import SECRETS, NodeFolder
+from callboard.commands.services.rabbitmq_files import SECRETS
 from callboard.commands.services.rabbitmq_programs import epmd
-from tests.support.nodes import Node
+from tests.support.nodes import LeanFolder, Node
 
 NAMES = ("one", "two", "three")
 
@@ -16,7 +16,7 @@ NAMES = ("one", "two", "three")
 class Member(Node):
     """A node of the cluster. It finds the others at its first start, and is the same member when it starts again."""
 
-    def __init__(self, files: NodeFolder) -> None:
+    def __init__(self, files: LeanFolder) -> None:
         super().__init__(files.folder)
         self.files = files
 
@@ -39,7 +39,7 @@ def cluster(folder: Path) -> Iterator[list[Member]]:
     """Run three nodes, all of them members when the block begins."""
     members: list[Member] = []
     for name in NAMES:
-        files = NodeFolder.at(folder / name)._replace(name=name)
+        files = LeanFolder.at(folder / name)._replace(name=name)
         if members:
             first = members[0].files
             files = files._replace(ports=files.ports._replace(epmd=first.ports.epmd))
