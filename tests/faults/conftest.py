@@ -77,8 +77,8 @@ def revive(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def run_log(postgres_url: str, tmp_path: Path) -> Iterator[RunLog]:
-    """The log of what the actors did; it is read into a database on the server that no test breaks."""
-    with database(postgres_url) as name, psycopg.connect(with_database(postgres_url, name), autocommit=True) as conn:
+    """The log of what the actors did; it is read into tables of a session on the server that no test breaks."""
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
         yield RunLog(conn, tmp_path / "runs")
 
 

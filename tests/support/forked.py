@@ -41,7 +41,7 @@ PROGRAMS = {
 #: Programs of the tests that need what another one imports: the process that forks that one forks these, too.
 ALIKE = {
     "tests.faults.rig.dying_command": CALLBOARD, "tests.faults.rig.submitter": CALLBOARD,
-    "tests.support.script": CALLBOARD,
+    "tests.faults.soak.sender": CALLBOARD, "tests.support.script": CALLBOARD,
 }  # fmt: skip
 #: What the process that forks has in its environment.
 ENVIRONMENTS = {"dramatiq": {"PYTHONWARNINGS": "default"}, CALLBOARD: {}}

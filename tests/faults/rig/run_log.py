@@ -22,11 +22,11 @@ RUN_LOG = "CALLBOARD_TEST_RUN_LOG"
 _numbers, _opening = count(), threading.Lock()
 
 TABLE = """
-CREATE TABLE runs (
+CREATE TEMPORARY TABLE runs (
     id bigserial PRIMARY KEY, job bigint, item int, attempt int, pid int, began timestamptz, ended timestamptz,
     key text UNIQUE
 );
-CREATE TABLE new_runs (
+CREATE TEMPORARY TABLE new_runs (
     job bigint, item int, attempt int, pid int, began timestamptz, ended timestamptz, key text
 );
 """

@@ -15,6 +15,7 @@ from tests.faults.rig.run_log import RunLog
 from tests.faults.rig.scenario import Scenario, fate
 from tests.faults.soak.sender import sent
 from tests.faults.soak.verdict import Found
+from tests.support.forked import ForkedProcess
 
 MODULE = "tests.faults.soak.actors"
 #: Items that are open at any time, and in one job.
@@ -60,7 +61,7 @@ class Submission:
         elif time.monotonic() >= self.due:
             arguments = ["submit", self.actor, str(self.file), "--key", self.key, "--name", self.key, *self.options]
             command = [sys.executable, "-m", "tests.faults.rig.submitter", "callboard", *arguments]
-            self.process = Process(command, log=log, env=environment).start()
+            self.process = ForkedProcess(command, log=log, env=environment).start()
             self.starts += 1
 
 
@@ -124,7 +125,7 @@ class Load:
     def _send(self, kind: str) -> None:
         command = [sys.executable, "-m", "tests.faults.soak.sender", kind, str(self._list(kind))]
         log = self.scenario.folder / "senders.log"
-        self.senders[kind] = Process(command, log=log, env=self.environment).start()
+        self.senders[kind] = ForkedProcess(command, log=log, env=self.environment).start()
 
     def _list(self, kind: str) -> Path:
         return self.scenario.folder / f"{kind}.list"
