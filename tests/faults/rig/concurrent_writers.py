@@ -20,6 +20,8 @@ from callboard.sql.writes.retry_action import JobChanged, RetrySelection
 from tests.support.databases import stored_columns
 from tests.support.workers import wait_until
 
+#: Seconds between two recounts, each of which takes as much processor time as a step.
+RECOUNT_SECONDS = 0.05
 BY = Requester("python", "somebody")
 
 
@@ -106,7 +108,7 @@ class ConcurrentWriters:
 
     def _recount(self) -> None:
         with connect(self.url) as conn:
-            while not self._over.is_set():
+            while not self._over.wait(RECOUNT_SECONDS):
                 self.wrong += queries.run(conn, queries.verify())["drift"]
                 for job in queries.run(conn, queries.jobs())[0]:
                     if sum(job[state] for state in ITEM_STATES) != job["total"]:

@@ -95,11 +95,9 @@ def test_demo_lists_the_pipelines_and_starts_nothing(tmp_path: Path) -> None:
     assert "leave --path out" in fault(tmp_path, "demo", "ads", "--path", str(tmp_path), code=2)
 
 
-@pytest.mark.parametrize(("number", "options"), [(signal.SIGINT, []), (signal.SIGHUP, ["--in-process"])])
-def test_an_interrupted_demo_leaves_nothing(
-    tmp_path: Path, place: dict[str, str], number: signal.Signals, options: list[str]
-) -> None:
-    with running(tmp_path, "demo", *options, env=place, until=" running ") as process:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, place: dict[str, str], number: signal.Signals) -> None:
+    with running(tmp_path, "demo", "--in-process", env=place, until=" running ") as process:
         process.send(number)
         assert wait_until(lambda: not process.running(), 300)
         assert process.kill() != 0

@@ -367,8 +367,8 @@ def test_nothing_blocks_the_event_loop(url: str, conn: Conn, tmp_path: Path) -> 
             return float((await client.get("/lag")).json()["p99"])
 
     with uvicorn("tests.support.lag_app:app", url, tmp_path / "log") as (_, address):
-        lag = min(asyncio.run(load(address)) for _ in range(3))  # of a machine that does other things, too
-        assert lag <= MOST_LAG_MS
+        lags = (asyncio.run(load(address)) for _ in range(3))  # of a machine that does other things, too
+        assert any(lag <= MOST_LAG_MS for lag in lags)
         for _ in range(3):
             httpx.get(f"{address}/block")
         assert httpx.get(f"{address}/lag").json()["p99"] > MOST_LAG_MS, "it would not show"
