@@ -27,6 +27,7 @@ from callboard.middleware.process.process import Process
 from callboard.middleware.publish.backlog import QueueBacklogs
 from callboard.middleware.publish.publisher import Publisher
 from callboard.middleware.publish.transport import IN_PROCESS, Transport, Unreachable
+from callboard.middleware.submission.actor_lookup import own_signature
 from callboard.middleware.submission.enqueue import send, send_kept
 from callboard.middleware.submission.lease import SubmissionLease
 from callboard.middleware.submission.send_store import SendStore
@@ -200,11 +201,15 @@ class Runtime:
         self.maintain()
         self.journal.watch()
 
-    def add_actor(self, name: str, queue: str, signature: Signature | None) -> None:
-        """Announce an actor that is declared while the worker runs, as by a module that an actor imports."""
+    def add_actor(self, actor: dramatiq.Actor[..., Any]) -> None:
+        """Announce an actor that is declared while the worker runs, as by a module that an actor imports. Without a
+        worker, it does nothing.
+        """
+        queue = actor.queue_name
         if self._worker is not None and queue in (self._worker.consumer_whitelist or {queue}):
-            self._stage_maker.actors = {**self._stage_maker.actors, name: signature}
-            self._heartbeat.add_actor(name, queue, signature)
+            signature = own_signature(actor)
+            self._stage_maker.actors = {**self._stage_maker.actors, actor.actor_name: signature}
+            self._heartbeat.add_actor(actor.actor_name, queue, signature)
 
     def maintain(self) -> None:
         """Publish what is due, deliver callbacks, and sweep, in threads: what a worker does beside its items, and

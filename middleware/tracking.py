@@ -106,7 +106,7 @@ class Tracking(Middleware):
         """Announce an actor that is declared after the worker has started, and run its coroutine."""
         if self.runtime.process.worker:
             _start_event_loop(broker)
-        self.runtime.add_actor(actor.actor_name, actor.queue_name, own_signature(actor))
+        self.runtime.add_actor(actor)
 
     # One message -----------------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ class InFlight:
             delivery.deferred = True  # never acknowledged, it is delivered again
         except AlreadyFailed:
             # Its worker died before it could reject it. A copy of it that was never delivered before is acknowledged.
-            message.failed = delivery.redelivered or delivery.was_dead
+            message.failed = delivery.came_before
         except DATA_ERRORS as error:
             log.error("a message can't be recorded, so it goes to the dead letters: %s", error)  # noqa: TRY400
             message.fail()
@@ -97,7 +97,7 @@ class InFlight:
         return None
 
     def _admit(self, message: MessageProxy, delivery: Delivery) -> Attempt | None:
-        stamp, suspect = delivery.stamp, delivery.redelivered or delivery.was_dead
+        stamp, suspect = delivery.stamp, delivery.came_before
         if stamp is None:
             stamp, known = self._adopt(message, redelivered=suspect)
             suspect = suspect or known

@@ -53,6 +53,11 @@ class Delivery:
     span: tuple[Any, Any] | None = None  # OpenTelemetry's, of its attempt, and the token that ends its context
 
     @property
+    def came_before(self) -> bool:
+        """Whether its message was delivered before: its item may run, or have run."""
+        return self.redelivered or self.was_dead
+
+    @property
     def carried(self) -> bool:
         """Whether it came in a delivery that carries many items: that is always acknowledged, never rejected."""
         return isinstance(self.tag, tuple)

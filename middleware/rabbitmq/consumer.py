@@ -152,8 +152,8 @@ class RabbitmqConsumer(Consumer):
         eta = message.options.get("eta")
         if message.delivery.stamp is not None or not isinstance(eta, int | float):
             return False
-        again = message.delivery.redelivered or message.delivery.was_dead
-        stored = self._runtime.journal.send(delayed_item(message, eta), redelivered=again)
+        item, again = delayed_item(message, eta), message.delivery.came_before
+        stored = self._runtime.journal.send(item, redelivered=again)
         stored.add_done_callback(partial(self._end_delayed, message))
         return True
 
