@@ -18,7 +18,7 @@ from callboard.middleware.submission.item_encoding import encode_all
 from callboard.middleware.submission.submission import Submission
 from callboard.middleware.tracking import runtime_of
 from callboard.sql.limits import Limits
-from callboard.sql.rows import NewStage
+from callboard.sql.rows import PlannedStage
 from callboard.sql.signature import Signature
 from callboard.sql.writes import stages as writes
 
@@ -148,10 +148,10 @@ def _first_items(stages: Sequence[Stage]) -> Iterable[Any]:
     return items
 
 
-def _planned(runtime: Runtime, stage: Stage) -> NewStage:
+def _planned(runtime: Runtime, stage: Stage) -> PlannedStage:
     actor, queue = actor_lookup.resolve(runtime.write, actor_lookup.broker_of(stage.actor), stage.actor)
     makes = None if stage.make is None else path(stage.make)
-    return NewStage(stage.title, actor, queue, makes, stage.on_failure, stage.chunk)
+    return PlannedStage(stage.title, actor, queue, makes, stage.on_failure, stage.chunk)
 
 
 def _signature(runtime: Runtime, stage: Stage) -> Signature | None:

@@ -401,7 +401,7 @@ class OldJob:
 
 
 @dataclass(frozen=True, slots=True)
-class NewStage:
+class PlannedStage:
     """A stage to make. `makes`: the function that makes its items, as "module:name"; None: results are its items."""
 
     name: Text

@@ -30,7 +30,7 @@ class Retry(msgspec.Struct, forbid_unknown_fields=True):
     error: str | None = None
 
 
-class Limits(msgspec.Struct, forbid_unknown_fields=True):
+class LimitChanges(msgspec.Struct, forbid_unknown_fields=True):
     """Limits by the names and in the forms of `callboard.submit`; null removes one."""
 
     max_failures: int | str | msgspec.UnsetType | None = msgspec.UNSET
@@ -44,7 +44,7 @@ class Limits(msgspec.Struct, forbid_unknown_fields=True):
     keep: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
-async def limit(call: Call[NoQuery, Limits]) -> dict[str, Any]:
+async def limit(call: Call[NoQuery, LimitChanges]) -> dict[str, Any]:
     """Change limits of a job; null removes one."""
     changes = msgspec.to_builtins(call.body)
     return await _act(call, "limit", lambda conn, job, by: actions.limit(conn, job, by, changes))

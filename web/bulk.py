@@ -35,7 +35,7 @@ class ManyJobs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """
 
     action: Literal["cancel", "pause", "resume", "retry", "delete"]
-    filter: jobs.JobFilter | None = None
+    filter: jobs.JobConditions | None = None
     ids: Annotated[list[Id], msgspec.Meta(min_length=1, max_length=1_000)] | None = None
     dry_run: bool = False
     reason: str | None = None

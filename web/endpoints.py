@@ -41,7 +41,7 @@ ENDPOINTS: list[Endpoint] = [
     ),
     _get("/jobs/counts", jobs.counts, answers.JobCounts, query=jobs.CountsQuery),
     _get("/jobs/{job}", jobs.job, answers.Job, shared=True),
-    Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.Limits, scope="control"),
+    Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.LimitChanges, scope="control"),
     Endpoint("DELETE", "/jobs/{job}", actions.delete, None, query=DryRun, scope="control", status=204),
     _get("/jobs/{job}/events", events.job, None, shared=True, produces=events.TYPES),
     _post(

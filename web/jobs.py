@@ -15,7 +15,7 @@ from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import After, Limit, NoQuery, Page
 
 
-class JobFilter(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class JobConditions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Which jobs: those for which all that is given holds. The words of `q` say the same in one text.
 
     `name` is a part of the name, case ignored. Times are times with a zone, days, or spans before now like 24h.
@@ -58,14 +58,14 @@ class JobFilter(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise parameters.wrong("q", f"makes no sense: {error}") from None
 
 
-class JobQuery(JobFilter, kw_only=True):
+class JobQuery(JobConditions, kw_only=True):
     """Which jobs, and which part of their list."""
 
     limit: Limit = parameters.LIMIT
     after: After = None
 
 
-def seen(call: Call[Any, Any], wanted: JobFilter) -> job_filter.JobFilter | None:
+def seen(call: Call[Any, Any], wanted: JobConditions) -> job_filter.JobFilter | None:
     """The filter of the jobs that the sender may see; None where there can be none."""
     found = wanted.read()
     if call.tenant is None:
@@ -95,7 +95,7 @@ class CountsQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 async def counts(call: Call[CountsQuery, NoBody]) -> dict[str, int]:
     """Count the jobs of each view: open, stalled, failed today, ended, all."""
-    wanted = seen(call, JobFilter(tenant=call.query.tenant))
+    wanted = seen(call, JobConditions(tenant=call.query.tenant))
     if wanted is None:
         return dict.fromkeys(answers.JobCounts.__struct_fields__, 0)
     found = await call.read(queries.job_counts(wanted.tenant))

@@ -130,7 +130,7 @@ def _make_stages(call: Call[Any, Any], write: Write, given: NewJob, options: dic
         makes = None if stage.make is None else stage_plan.check_path(stage.make)
         submissions.check_chunk(stage.chunk)
         title = stage.actor if stage.name is None else stage.name
-        planned.append(rows.NewStage(title, stage.actor, queue, makes, stage.on_failure, stage.chunk))
+        planned.append(rows.PlannedStage(title, stage.actor, queue, makes, stage.on_failure, stage.chunk))
     if options["limits"].lane_by:
         stage_plan.check_lane(signatures, options["limits"].lane_by)
     with submissions.submitting(planned[0].actor, planned[0].queue) as trace:

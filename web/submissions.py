@@ -25,7 +25,7 @@ from callboard.sql.writes.run_again import Again
 from callboard.sql.writes.run_again import run_again as run_again_
 from callboard.sql.writes.submission import KeyInUse
 from callboard.web import new_job, parameters
-from callboard.web.actions import Limits as LimitChanges
+from callboard.web.actions import LimitChanges
 from callboard.web.answers import Count
 from callboard.web.endpoint import Call, NoBody, Reply
 from callboard.web.new_job import NewJob, wrong

@@ -14,7 +14,7 @@ INSERT INTO callboard.jobs
     (parent_id, stage, name, actor, queue, makes, on_failure, chunk, held, tenant, created_by, {limits})
 SELECT %(parent)s, s.nth - 1, s.name, s.actor, s.queue, s.makes, s.on_failure, s.chunk,
        %(held)s AND s.nth = 1, %(tenant)s, %(created_by)s, {limit_values}
-FROM {NewStage} AS s ORDER BY s.nth
+FROM {PlannedStage} AS s ORDER BY s.nth
 
 -- name: list_stages
 -- The stages of a job, in order. Caller: stages.list_stages, which mostly has the parent locked: then none that is over

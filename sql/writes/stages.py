@@ -13,7 +13,7 @@ from callboard.sql.arrays import parameters
 from callboard.sql.callback_targets import Targets
 from callboard.sql.limits import Limits
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import NewStage, Parent, StageClaim, StageRow
+from callboard.sql.rows import Parent, PlannedStage, StageClaim, StageRow
 from callboard.sql.statements import execute, fetch, fetch_ids, fetch_one, gives_row, required
 from callboard.sql.writes import jobs, submission
 from callboard.sql.writes.publishing import BATCH_BYTES
@@ -21,7 +21,7 @@ from callboard.sql.writes.requests import Requester, check_flag, check_name, not
 
 
 def create(
-    conn: Conn, planned: Sequence[NewStage], *, name: str, key: str | None, tenant: str | None,
+    conn: Conn, planned: Sequence[PlannedStage], *, name: str, key: str | None, tenant: str | None,
     metadata: dict[str, Any] | None, created_by: str | None, limits: Limits, targets: Targets = None,
     key_reuse: bool = False, held: bool = False, alone: bool = False, trace: Mapping[str, str] | None = None,
 ) -> tuple[int, list[StageRow]]:  # fmt: skip
@@ -44,7 +44,7 @@ def create(
         submission.check_asked(key, parent, known, given)
         if created:
             kept = {**given, "keep": None}  # as long as their parent
-            execute(conn, "create_stages", **kept, **parameters(NewStage, planned), parent=parent, held=held)
+            execute(conn, "create_stages", **kept, **parameters(PlannedStage, planned), parent=parent, held=held)
         found = list_stages(conn, parent)
         if not (alone and found[0].submitting):
             submission.renew_submissions(conn, [found[0].id])

@@ -12,7 +12,7 @@ from callboard.commands.services import Server
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, NewStage, Outgoing, StageClaim
+from callboard.sql.rows import Event, Outgoing, PlannedStage, StageClaim
 from callboard.sql.states import JOB_FINAL
 from callboard.sql.writes import actions, jobs, outcomes, publishing, retry_action, stages, submission, sweep
 from callboard.sql.writes.requests import NotPossible
@@ -161,7 +161,7 @@ class Writers(ConcurrentWriters):
             reverse_rows(conn, "items", "jobs")
 
     def _make(self, conn: Conn, on_failure: str) -> int:
-        planned = [NewStage(f"s{n}", "work", "default", None, on_failure) for n in range(3)]
+        planned = [PlannedStage(f"s{n}", "work", "default", None, on_failure) for n in range(3)]
         job, found = stages.create(
             conn, planned, name="crowded", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
         )

@@ -14,7 +14,7 @@ from callboard.sql.callback_targets import Targets
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, transaction
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, Failure, NewItem, NewStage, OutcomeState, Progress, Retry, Running, WorkerInfo
+from callboard.sql.rows import Event, Failure, NewItem, OutcomeState, PlannedStage, Progress, Retry, Running, WorkerInfo
 from callboard.sql.states import ITEM_STATES
 from callboard.sql.writes import outcomes, publishing, sends, stages, submission, sweep, workers
 
@@ -145,8 +145,8 @@ def make_staged(
     stop it, or it is not `made` yet: one succeeded, three are queued.
     """
     planned = [
-        NewStage("fetch", "work", "default", None, on_failure),
-        NewStage("sum up", "work", "default", "shop.stages:make", "stop"),
+        PlannedStage("fetch", "work", "default", None, on_failure),
+        PlannedStage("sum up", "work", "default", "shop.stages:make", "stop"),
     ]
     parent, found = stages.create(
         conn, planned, name="two", key=None, tenant="", metadata={}, created_by="anna", limits=NO_LIMITS,

@@ -85,7 +85,7 @@ async def limit(call: Call[Any, Any]) -> Response:
     given = {name: value.strip() for name, value in msgspec.to_builtins(call.body).items() if value}
     changes = {name: None if value == "none" else value for name, value in given.items()}
     try:
-        body = msgspec.convert(changes, actions.Limits, strict=False)
+        body = msgspec.convert(changes, actions.LimitChanges, strict=False)
     except msgspec.ValidationError as error:
         raise Refused(422, f"nothing was changed: {error}", code="field") from None
     await actions.limit(replace(call, body=body))

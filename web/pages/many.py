@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from callboard.web import bulk
 from callboard.web.answers import BulkAction
 from callboard.web.endpoint import Call
-from callboard.web.jobs import JobFilter
+from callboard.web.jobs import JobConditions
 from callboard.web.pages import words
 from callboard.web.pages.page import render
 from callboard.web.parameters import Refused
@@ -56,7 +56,7 @@ async def many(call: Call[Any, Any]) -> Response:
 async def _act(call: Call[Any, Any], *, dry_run: bool) -> BulkAction:
     """Do it to all of them, in as many steps as the API takes; return the counts and the refusals of all steps."""
     body: Many = call.body
-    chosen = JobFilter(q=body.q) if body.all else None
+    chosen = JobConditions(q=body.q) if body.all else None
     wanted = bulk.ManyJobs(action=body.what, filter=chosen, ids=None if body.all else body.ids, dry_run=dry_run)
     done = await bulk.act(replace(call, body=wanted))
     while done.next is not None:

@@ -13,7 +13,7 @@ import pytest
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import Event, NewStage, Outgoing, Retry, Running
+from callboard.sql.rows import Event, Outgoing, PlannedStage, Retry, Running
 from callboard.sql.writes import (
     actions,
     claims,
@@ -271,7 +271,7 @@ def test_a_retry_and_first_messages_that_are_settled(conn: Conn, database_url: s
 
 def staged(conn: Conn) -> tuple[int, list[int]]:
     """Three stages, each with an item in hand; cancelled."""
-    planned = [NewStage(f"s{n}", "work", "default", None, "go on") for n in range(3)]
+    planned = [PlannedStage(f"s{n}", "work", "default", None, "go on") for n in range(3)]
     parent, found = stages.create(
         conn, planned, name="staged", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
     )

@@ -13,7 +13,7 @@ from callboard.middleware.process.process import Process
 from callboard.sql.limits import NO_LIMITS
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
-from callboard.sql.rows import NewStage
+from callboard.sql.rows import PlannedStage
 from callboard.sql.statements import execute
 from callboard.sql.writes import actions, jobs, retry_action, stages, submission
 from callboard.sql.writes.requests import Requester
@@ -65,7 +65,7 @@ def test_the_rate_of_a_job_of_stages_that_is_over_is_that_of_its_whole_run(conn:
 
 
 def test_a_worker_that_died_leaves_a_stage_to_another(conn: Conn) -> None:
-    planned = [NewStage("a", "work", "default", None, "stop"), NewStage("b", "work", "default", None, "stop")]
+    planned = [PlannedStage("a", "work", "default", None, "stop"), PlannedStage("b", "work", "default", None, "stop")]
     parent, found = stages.create(
         conn, planned, name="n", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
     )
@@ -121,7 +121,7 @@ def maker(conn: Conn, database_url: str) -> Iterator[StageMaker]:
 
 def ready(conn: Conn) -> int:
     """The second stage of a job, whose turn it is, of nothing."""
-    planned = [NewStage(name, "work", "default", None, "stop") for name in ("a", "b")]
+    planned = [PlannedStage(name, "work", "default", None, "stop") for name in ("a", "b")]
     _, [first, second] = stages.create(
         conn, planned, name="n", key=None, tenant="", metadata={}, created_by=None, limits=NO_LIMITS
     )
@@ -187,7 +187,7 @@ def test_a_stage_that_was_partly_made_goes_on_whole(conn: Conn) -> None:
 
 def test_what_sweeps_leaves_an_open_job_of_stages_alone(conn: Conn) -> None:
     parent, found = stages.create(
-        conn, [NewStage("a", "work", "default", None, "stop")] * 2, name="n", key="k", tenant="", metadata={},
+        conn, [PlannedStage("a", "work", "default", None, "stop")] * 2, name="n", key="k", tenant="", metadata={},
         created_by=None, limits=NO_LIMITS,
     )  # fmt: skip
     conn.execute("UPDATE callboard.jobs SET submitting_until = now() - interval '1 h' WHERE stage = 0")
