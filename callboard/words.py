@@ -41,6 +41,14 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def shown_state(job: Mapping[str, Any]) -> str:
+    """The state of a job or a stage; that it is being stopped, or takes what is sent to its actor today."""
+    if job["stopping"]:
+        return "stopping"
+    is_open = job.get("standing") and job["state"] == "running" and not job["sealed"]
+    return "open" if is_open else str(job["state"])
+
+
 def parsed(time: str) -> datetime:
     """A time of the API."""
     return datetime.fromisoformat(time)

@@ -83,6 +83,7 @@ class Job(Answer):
     reason: str | None
     standing: bool
     sealed: bool
+    open: Annotated[bool, msgspec.Meta(description="it takes more items until it is sealed by hand")]
     consumed: Annotated[int, msgspec.Meta(ge=0, description="inputs read; a submission that broke off goes on there")]
     total: Count
     pending: Count

@@ -36,7 +36,9 @@ def job(row: Stored) -> dict[str, Any]:
     standstill, until = stalled(row, parts)
     return {
         **{name: row[name] for name in ("id", "name", "key", "tenant", "actor", "state", "stopping", "reason")},
-        **{name: row[name] for name in ("standing", "sealed", "consumed", "total")},
+        **{name: row[name] for name in ("standing", "sealed")},
+        "open": _is_open(row),
+        **{name: row[name] for name in ("consumed", "total")},
         **parts,
         **{name: row[name] for name in ("retries", "crashes", "unkept")},
         "progress": progress(row),
@@ -108,6 +110,13 @@ def stalled(row: Stored, parts: Mapping[str, int]) -> Standstill:
         later, until = _later(row, parts)
         return (later, until) if later else (_standstill(row, parts), None)
     return _unmade(row) if row["stage"] else _unsealed(row), None
+
+
+def _is_open(row: Stored) -> bool:
+    """Return whether somebody may add items: not while it is submitted, and no more when it is being stopped."""
+    ends = row["sealed"] or row["stopping"] or row["state"] in JOB_FINAL
+    plain = not row["standing"] and row["stages"] is None and row["stage"] is None
+    return plain and not ends and row["submitting"] is None
 
 
 def _unmade(row: Stored) -> str:

@@ -11,12 +11,11 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from callboard.sql.json_values import parse_strict_json
-from callboard.sql.reads import job_view
 from callboard.sql.settings import KEEP, LOG_FIELDS, LOG_LINK, keep_span
 from callboard.sql.states import JOB_FINAL
-from callboard.words import count, duration, left, parsed, percent, rate, since
+from callboard.words import count, duration, left, parsed, percent, rate, shown_state, since
 
-__all__ = ["count", "duration", "left", "parsed", "percent", "rate", "since"]
+__all__ = ["count", "duration", "left", "parsed", "percent", "rate", "shown_state", "since"]
 
 Job = Mapping[str, Any]
 
@@ -92,13 +91,6 @@ def is_over(job: Job) -> bool:
     return job["state"] in JOB_FINAL
 
 
-def waits_for_items(job: Job) -> bool:
-    """Whether it stands still until somebody seals it, which nobody could while its submission goes on. One whose
-    submission broke off does not: a seal would leave the rest of its inputs out for good.
-    """
-    return job["stalled"] == job_view.OPEN and not job["stages"]
-
-
 def consequence_of_cancel(job: Job, left: int) -> str:
     """What a cancel does to a job of which so many items have not started."""
     items = (
@@ -109,11 +101,6 @@ def consequence_of_cancel(job: Job, left: int) -> str:
     if job["sealed"] or job["standing"]:  # what is sent outside of any job goes on in another standing job
         return items
     return f"{items} {'Stages that are not made yet will not be.' if job['stages'] else 'It takes no more items.'}"
-
-
-def shown_state(job: Job) -> str:
-    """Its state, or that it is being stopped."""
-    return "stopping" if job["stopping"] else str(job["state"])
 
 
 def bar(job: Job) -> Markup:
@@ -151,13 +138,13 @@ def mean_rate(job: Job) -> str:
 
 
 def budget(job: Job) -> str:
-    """How much of the failures that it may have a job has had; nothing where it may have any."""
+    """How many items failed, and how many may; nothing where any number may."""
     most = job["limits"].get("max_failures")
     if most is None:
         return ""
-    if isinstance(most, str) and "%" in most:
-        return f"{100 * job['failed'] / max(done(job), 1):.1f} % of {most.replace('%', ' %')}"
-    return f"{job['failed']:,} of {most:,}" if isinstance(most, int) else f"{job['failed']:,} of {most}"
+    allowed = f"{most:,}" if isinstance(most, int) else most.replace("%", " %")
+    failed = f"{100 * job['failed'] / max(done(job), 1):.1f} %" if "%" in allowed else f"{job['failed']:,}"
+    return f"{failed} failed, {allowed} allowed"
 
 
 def limits(given: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 // <callboard-progress job="17" token="cb_…">: how far a job is, in a page of any site. It follows the job by events, and asks
 // again and again where there are none.
 
-import { FINAL, percent, fill } from "./words.js";
+import { FINAL, percent, fill, shownState } from "./words.js";
 
 const AGAIN_MS = 2000;
 const STATES = ["succeeded", "skipped", "cancelled", "retrying", "running", "queued", "pending", "failed"];
@@ -73,7 +73,7 @@ class CallboardProgress extends HTMLElement {
 
   #show(job) {
     this.shadowRoot.querySelector("[part=name]").textContent = job.name;
-    this.shadowRoot.querySelector("[part=state]").textContent = job.stopping ? "stopping" : job.state;
+    this.shadowRoot.querySelector("[part=state]").textContent = shownState(job);
     this.shadowRoot.querySelector("svg").setAttribute("aria-label", job.name);
     fill(this.shadowRoot, job);
     this.setAttribute("aria-label", `${job.name}, ${percent(job)}`);

@@ -2,7 +2,7 @@
 // had. One stream a tab, closed while the tab is hidden.
 
 import { morph } from "./morph.js";
-import { FINAL, count, fill, number, percent, tell, text } from "./words.js";
+import { FINAL, count, fill, number, percent, shownState, tell, text } from "./words.js";
 
 export const root = new URL(document.documentElement.dataset.root, document.location.href);
 const ANSWER_MS = 5000;
@@ -158,7 +158,7 @@ function takeJob(job) {
   fill(document, job);
   document.title = `${percent(job)} ${job.name} – Callboard`;
   for (const id of moved(job)) stale.add(id);
-  speak(`${job.stopping ? "stopping" : job.state}, ${Math.floor(job.progress * 10)}0 %`);
+  speak(`${shownState(job)}, ${Math.floor(job.progress * 10)}0 %`);
   tell(document);
   refreshStale();
 }

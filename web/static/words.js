@@ -8,6 +8,7 @@ export const number = (value) => (value === null ? "–" : value.toLocaleString(
 export const count = (value, noun) => `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
 
 export const percent = (job) => (job.progress === 1 ? "100 %" : `${(Math.floor(job.progress * 1000) / 10).toFixed(1)} %`);
+export const shownState = ({ stopping, standing, state, sealed }) => (stopping ? "stopping" : standing && state === "running" && !sealed ? "open" : state);
 const done = (job) => job.succeeded + job.failed + job.skipped;
 
 function rate({ rate: value }) {
@@ -42,7 +43,7 @@ function mean(job) {
 
 function budget({ limits: { max_failures: most }, ...job }) {
   const failed = String(most).includes("%") ? `${((100 * job.failed) / Math.max(done(job), 1)).toFixed(1)} %` : number(job.failed);
-  return `${failed} of ${typeof most === "number" ? number(most) : most.replace("%", " %")}`;
+  return `${failed} failed, ${typeof most === "number" ? number(most) : most.replace("%", " %")} allowed`;
 }
 
 const TIME = /\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z/g;
@@ -75,7 +76,7 @@ export function fill(part, job) {
   for (const bar of part.querySelectorAll("svg[data-bar]")) fillBar(bar, (job.stages ?? []).find((stage) => String(stage.job) === bar.dataset.bar) ?? job);
   for (const pill of part.querySelectorAll(".pill[data-pill]")) {
     pill.dataset.state = job.stopping ?? job.state;
-    text(pill, job.stopping ? "stopping" : job.state);
+    text(pill, shownState(job));
   }
 }
 

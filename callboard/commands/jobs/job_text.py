@@ -11,7 +11,7 @@ from rich.text import Text
 
 from callboard.commands.output import STYLES, plain, state
 from callboard.sql.states import ITEM_STATES, JOB_FINAL
-from callboard.words import UNITS, duration, left, percent, rate, since
+from callboard.words import UNITS, duration, left, percent, rate, shown_state, since
 
 Job = dict[str, Any]
 #: Cells of the bar of a job in a line; errors and items in hand that are shown at most; characters of a message.
@@ -81,7 +81,7 @@ def headline(job: Job) -> Text:
     """`17 name running 45.0 % of 1,000`."""
     name = plain(job["name"])
     name.stylize("bold")
-    now = Text(f"is being stopped: {job['stopping']}") if job["stopping"] else state(job["state"])
+    now = Text(f"is being stopped: {job['stopping']}") if job["stopping"] else state(shown_state(job))
     return Text.assemble(f"{job['id']} ", name, " ", now, f" {percent(job['progress'])} of {job['total']:,}")
 
 
@@ -97,7 +97,7 @@ def _stages(job: Job) -> RenderableType:
     """A line for each stage."""
     grid = Table.grid(padding=(0, 1))
     for stage in job["stages"]:
-        now = Text("stopping") if stage["stopping"] else state(stage["state"])
+        now = state(shown_state(stage))
         counts = _counts(stage) if stage["total"] or stage["sealed"] else Text("not made yet")
         grid.add_row(str(stage["stage"]), plain(stage["name"]), now, _bar(stage, 20), counts)
     return grid

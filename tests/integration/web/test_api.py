@@ -28,9 +28,9 @@ from tests.support.webapp import get, open_app
 from tests.support.workers import wait_until
 
 JOB_FIELDS = """
-id name key tenant actor state stopping reason standing sealed consumed total pending queued running retrying succeeded
-failed skipped cancelled retries crashes unkept progress rate eta stalled stalled_until step hung stages parent stage
-limits metadata created_by created_at started_at finished_at updated_at
+id name key tenant actor state stopping reason standing sealed open consumed total pending queued running retrying
+succeeded failed skipped cancelled retries crashes unkept progress rate eta stalled stalled_until step hung
+stages parent stage limits metadata created_by created_at started_at finished_at updated_at
 """
 
 

@@ -24,6 +24,14 @@ def test_only_a_job_that_is_done_is_at_100_percent() -> None:
     assert words.percent(1.0) == "100 %"
 
 
+def test_a_standing_job_of_today_is_open_and_not_running() -> None:
+    job = {"standing": True, "state": "running", "stopping": None, "sealed": False}
+    assert words.shown_state(job) == "open"
+    assert words.shown_state({**job, "sealed": True}) == words.shown_state({**job, "standing": False}) == "running"
+    assert [words.shown_state({**job, "state": state}) for state in ("paused", "pending")] == ["paused", "pending"]
+    assert words.shown_state({**job, "stopping": "cancelled"}) == "stopping"
+
+
 JOBS: list[dict[str, Any]] = [
     {
         "id": 60_251_590, "name": "charge the invoices of November", "state": "completed", "bar": "█" * 10,

@@ -47,7 +47,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "trouble": draw(st.none() | st.just("blocked")), "elsewhere": draw(st.integers(0, 3)),
         "missing": draw(st.none() | st.just("mail")),
         "holds": None, "submitting": draw(st.none() | st.booleans()), "held": draw(st.booleans()),
-        "consumed": draw(st.integers(0, 10**9)),
+        "consumed": draw(st.integers(0, 10**9)), "stages": None,
         **dict.fromkeys(("stages", "parent_id", "stage", "makes", "on_failure", "maker")), "within": False,
     }  # fmt: skip
 
@@ -123,6 +123,18 @@ STUCK: dict[str, Any] = {
     "read_at": NOW, "moved_at": NOW - timedelta(seconds=42), "elsewhere": 0, "not_before": None, "next_start": None,
     "limits": {"rate": "1/m"}, "missing": None,
 }  # fmt: skip
+
+
+def test_a_job_is_open_that_waits_for_items_and_is_not_submitted() -> None:
+    row = STUCK | {"sealed": False, "stages": None, "state": "paused", "stopping": None}
+    assert job_view._is_open(row)
+    others: list[dict[str, Any]] = [
+        {"sealed": True}, {"submitting": True}, {"submitting": False}, {"standing": True}, {"stages": 2}, {"stage": 1},
+        {"stopping": "cancelled"}, {"state": "cancelled"},
+    ]  # fmt: skip
+    assert not any(job_view._is_open(row | other) for other in others)
+
+
 WAITING = {**dict.fromkeys(ITEM_STATES, 0), "queued": 3}
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from callboard.sql.reads import job_view
 from callboard.sql.states import ITEM_STATES
 from callboard.web.pages import chart, words
 from callboard.web.pages.job import PARTS, ROWS
@@ -14,24 +13,17 @@ from callboard.web.templating import JINJA
 
 JOB: dict[str, Any] = {
     "id": 7, "parent": None, "state": "running", "stopping": None, "stalled": None, "sealed": False, "standing": False,
-    "stages": [], "limits": {}, "rate": None, **dict.fromkeys(ITEM_STATES, 0),
+    "open": False, "stages": [], "limits": {}, "rate": None, **dict.fromkeys(ITEM_STATES, 0),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("submitting", "said", "sealable"),
-    [(None, "it is open for more items", True), (True, "still going on", False), (False, "broke off at", False)],
-)
-def test_only_a_job_that_is_open_for_more_items_has_a_button_to_seal_it(
-    submitting: bool | None, said: str, sealable: bool
-) -> None:
-    row = {"alive": 1, "held": True, "submitting": submitting, "key": "k", "consumed": 5}
-    stalled, _ = job_view.stalled(row, {})
-    assert stalled is not None
-    assert said in stalled
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("state", ["running", "paused"])
+def test_only_a_job_that_is_open_for_more_items_has_a_button_to_seal_it(state: str, is_open: bool) -> None:
     ui: Any = JINJA.globals["ui"]
-    acts = ui.acts(JOB | {"stalled": stalled}, "/", may_control=True, may_submit=True, may_share=False)
-    assert ('action="/jobs/7/seal"' in acts) is sealable
+    job = JOB | {"state": state, "open": is_open}
+    acts = ui.acts(job, "/", may_control=True, may_submit=True, may_share=False)
+    assert ('action="/jobs/7/seal"' in acts) is is_open
     assert 'action="/jobs/7/cancel"' in acts
 
 

@@ -19,6 +19,13 @@ def test_a_bar_has_each_state_once_and_shows_the_only_failure_of_millions() -> N
     assert {width for state, (_, width) in parts.items() if state not in ("succeeded", "failed")} == {"0"}
 
 
+def test_failures_are_told_beside_those_that_are_allowed() -> None:
+    said = {0: "5 failed, 0 allowed", 10_000: "5 failed, 10,000 allowed", "5% of 9": "25.0 % failed, 5 % of 9 allowed"}
+    for most, text in said.items():
+        assert words.budget(JOB | {"failed": 5, "succeeded": 15, "limits": {"max_failures": most}}) == text
+    assert words.budget(JOB | {"failed": 5, "limits": {}}) == ""
+
+
 def test_a_short_span_is_said_in_milliseconds() -> None:
     ends = {"00.034": "34 ms", "00.999": "999 ms", "01.000": "1.0 s", "09.960": "10.0 s", "59.000": "59 s"}
     for end, said in ends.items():
