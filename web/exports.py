@@ -6,11 +6,10 @@ from typing import Any, Literal
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from callboard.sql.reads import exports
+from callboard.sql.reads import exports, queries
 from callboard.sql.states import ItemState
-from callboard.web.answers import Count
 from callboard.web.endpoint import LINES, Call, NoBody
-from callboard.web.items import Error, job_of_stage, read_page
+from callboard.web.items import Error
 
 #: The types of the formats.
 TYPES = {"csv": "text/csv", "ndjson": LINES}
@@ -20,9 +19,8 @@ class ExportQuery(msgspec.Struct, forbid_unknown_fields=True):
     """Which items, and how: all of them, or those for which all that is given holds."""
 
     format: Literal["csv", "ndjson"] = "ndjson"
-    state: list[ItemState] | None = None
+    state: ItemState | None = None
     error: Error = None
-    stage: Count | None = None
 
 
 async def export(call: Call[ExportQuery, NoBody]) -> Response:
@@ -33,8 +31,6 @@ async def export(call: Call[ExportQuery, NoBody]) -> Response:
     """
     found = await call.find_job(call.job)
     jobs = [stage["job"] for stage in found["stages"]] or [call.job]
-    if call.query.stage is not None:
-        jobs = [job_of_stage(found, call.query.stage)]
     form = call.query.format
     headers = {"Content-Disposition": f'attachment; filename="job-{call.job}.{form}"'}
     return StreamingResponse(_stream(call, jobs), media_type=TYPES[form], headers=headers)
@@ -48,9 +44,8 @@ async def _stream(call: Call[ExportQuery, NoBody], jobs: Sequence[int]) -> Async
     for job in jobs:
         after: int | None = -1
         while after is not None:
-            page, after = await read_page(
-                call, job, wanted.state, error=wanted.error, after=after, limit=exports.PAGE_ITEMS
-            )
+            asked = queries.items(job, state=wanted.state, error=wanted.error, after=after, limit=exports.PAGE_ITEMS)
+            page, after = await call.read(asked)
             whole: list[dict[str, Any]] = []
             for item in page:
                 query = exports.rest(item)

@@ -1,17 +1,14 @@
 """Endpoints of a job's items."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from starlette.exceptions import HTTPException
 
 from callboard.middleware.submission.item_encoding import key_texts
-from callboard.sql.reads import item_view, queries
-from callboard.sql.reads.item_view import Page
+from callboard.sql.reads import queries
 from callboard.sql.states import ItemState
 from callboard.web import parameters
-from callboard.web.answers import Count
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import ITEMS, After, Limit, NoQuery
 
@@ -22,54 +19,31 @@ Error: TypeAlias = Annotated[
 
 
 class ItemFilter(msgspec.Struct, forbid_unknown_fields=True):
-    """Which items: those for which all that is given holds; `stage`: those of one of the stages."""
+    """Which items: those for which all that is given holds."""
 
-    state: list[ItemState] | None = None
+    state: ItemState | None = None
     error: Error = None
     key: Annotated[str | None, msgspec.Meta(description="the item's key")] = None
-    stage: Count | None = None
     limit: Limit = parameters.LIMIT
     after: After = None
 
 
 async def items(call: Call[ItemFilter, NoBody]) -> dict[str, Any]:
     """List a job's items in order."""
-    number, wanted = call.job, call.query
-    if wanted.stage is not None:
-        number = job_of_stage(await call.find_job(number), wanted.stage)
-    after = parameters.cursor(wanted.after, "items", ITEMS)
-    found, following = await read_page(
-        call,
-        number,
-        wanted.state,
+    wanted, after = call.query, parameters.cursor(call.query.after, "items", ITEMS)
+    query = queries.items(
+        call.job,
+        state=wanted.state,
         error=wanted.error,
         keys=() if wanted.key is None else key_texts(wanted.key),
         after=-1 if after is None else after,
         limit=wanted.limit,
     )
-    if not found and (stages := (await call.find_job(number))["stages"]):
-        there = ", ".join(f"stage={one['stage']} ({one['name']})" for one in stages)
-        raise HTTPException(400, f"job {number} has stages, and each has its own items: ask with {there}")
+    found, following = await call.read(query)
+    if not found and (stages := (await call.find_job(call.job))["stages"]):
+        there = ", ".join(f"{one['job']} ({one['name']})" for one in stages)
+        raise HTTPException(400, f"job {call.job} has stages, and each has its own items: ask for those of job {there}")
     return {"items": found, "next": parameters.next_page(following, "items")}
-
-
-async def read_page(
-    call: Call[Any, Any], number: int, states: Sequence[str] | None, *, limit: int, **rest: Any
-) -> Page:
-    """A page of items in one of these states; None: any."""
-    each: Sequence[str | None] = states or [None]
-    pages = [await call.read(queries.items(number, state=state, limit=limit, **rest)) for state in each]
-    return item_view.of_states(pages, limit)
-
-
-def job_of_stage(job: dict[str, Any], stage: int) -> int:
-    """The id of a stage of the job. Raises HTTPException 400 where there is none with this number."""
-    for one in job["stages"]:
-        if one["stage"] == stage:
-            return int(one["job"])
-    raise HTTPException(
-        400, f"job {job['id']} has no stage {stage}: it has {len(job['stages'])} stages, numbered from 0"
-    )
 
 
 async def item(call: Call[NoQuery, NoBody]) -> dict[str, Any]:

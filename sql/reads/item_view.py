@@ -43,15 +43,6 @@ def items(number: int, rows: Rows, cap: int, limit: int) -> Page:
     return found, rows[0]["looked_at"] if rows and following is None else following
 
 
-def of_states(pages: Sequence[Page], limit: int) -> Page:
-    """Return a page of items of several states, of pages that begin behind the same item, each of one state."""
-    ends = [following for _, following in pages if following is not None]
-    end = min(ends, default=None)
-    known = {one["item"]: one for found, _ in pages for one in found}  # one may change its state in between
-    found = [known[number] for number in sorted(known) if end is None or number <= end]
-    return (found[:limit], found[limit - 1]["item"]) if len(found) > limit else (found, end)
-
-
 def item_at(found: list[dict[str, Any]], position: int) -> dict[str, Any] | None:
     """Return the item at `position`, of a page that begins there; None when it is not there."""
     return found[0] if found and found[0]["item"] == position else None

@@ -1,7 +1,7 @@
 """Commands that show: `jobs status watch items errors callbacks workers verify`."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +14,7 @@ from callboard.commands.jobs.input_file import FORMATS
 from callboard.commands.output import AsJson, one_of
 from callboard.middleware.submission.item_encoding import key_texts
 from callboard.sql.pool import Conn
-from callboard.sql.reads import exports, item_view, job_filter, queries
+from callboard.sql.reads import exports, job_filter, queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.states import ITEM_STATES, WORKER_STATES
 from callboard.words import count, left, percent, rate
@@ -52,8 +52,7 @@ After = Annotated[int | None, typer.Option(min=0, help="Continue after this: `ne
 ItemError = Annotated[
     str | None, typer.Option(help="Only items that failed by this error: its type, or the id of a group.")
 ]
-StageNumber = Annotated[int | None, typer.Option(min=0, help="Only this stage of the job, from 0.")]
-ItemStates = Annotated[list[str] | None, one_of(ITEM_STATES, "Only items in this state (may be repeated)")]
+State = Annotated[str | None, one_of(ITEM_STATES, "Only items in this state")]
 WorkerState = Annotated[str | None, one_of(WORKER_STATES, "Only workers in this state")]
 
 
@@ -187,21 +186,24 @@ def watch(
 def items(
     job: JobId,
     *,
-    state: ItemStates = None,
+    state: State = None,
     error: ItemError = None,
     key: Annotated[str | None, typer.Option(help="Only the item with this key.")] = None,
-    stage: StageNumber = None,
     after: After = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List a job's items: arguments, state, attempt, error. Of a job with stages, give --stage."""
+    """List a job's items: arguments, state, attempt, error. Each stage of a job is a job with items of its own."""
     with database() as conn:
-        number = _job_of_stage(find_job(conn, job), stage)
+        if stages := find_job(conn, job)["stages"]:
+            there = ", ".join(f"{one['job']} ({one['name']})" for one in stages)
+            raise CommandError(f"job {job} has stages, and each has its own items: list those of job {there}", code=2)
         page: Page = ([], -1 if after is None else after)
         keys = () if key is None else key_texts(key)
         while not page[0] and page[1] is not None:  # of a rare state many pages may be empty
-            page = _items(conn, number, state, error=error, keys=keys, after=page[1], limit=limit)
+            page = queries.run(
+                conn, queries.items(job, state=state, error=error, keys=keys, after=page[1], limit=limit)
+            )
     print_page(
         "items", page, ITEM_SHOWN, as_json=as_json, fit=ITEM_FIT,
         cells=lambda item: {**item, "error": _error(item["error"]), "progress": _progress(item["progress"])},
@@ -213,21 +215,20 @@ def export(
     job: JobId,
     *,
     form: Annotated[str, one_of(FORMATS, "The format; each line is an item", "--format", metavar="FORMAT")] = "jsonl",
-    state: ItemStates = None,
+    state: State = None,
     error: ItemError = None,
-    stage: StageNumber = None,
 ) -> None:
     """Print all items of a job with arguments, results and errors, one a line: `callboard export 17 > items.jsonl`."""
     write = exports.csv_lines if form == "csv" else exports.json_lines
     with database() as conn:
-        found = find_job(conn, job)
-        stages = [int(one["job"]) for one in found["stages"]] if stage is None else []
+        stages = [int(one["job"]) for one in find_job(conn, job)["stages"]]
         if form == "csv":
             output.write(exports.csv_header())
-        for number in stages or [_job_of_stage(found, stage)]:
+        for number in stages or [job]:
             after: int | None = -1
             while after is not None:
-                page, after = _items(conn, number, state, error=error, after=after, limit=exports.PAGE_ITEMS)
+                query = queries.items(number, state=state, error=error, after=after, limit=exports.PAGE_ITEMS)
+                page, after = queries.run(conn, query)
                 output.write(write([_whole(conn, item) for item in page]))
 
 
@@ -292,13 +293,6 @@ def _whole(conn: Conn, item: Row) -> Row:
     return found or item
 
 
-def _items(conn: Conn, number: int, states: Sequence[str] | None, *, limit: int, **rest: Any) -> Page:
-    """A page of items in one of these states; none: any."""
-    each: Sequence[str | None] = states or [None]
-    wanted = [queries.items(number, state=state, limit=limit, **rest) for state in each]
-    return item_view.of_states([queries.run(conn, query) for query in wanted], limit)
-
-
 def find_job(conn: Conn, job: int) -> Row:
     """The job as the API describes it. Raises CommandError when there is none with this id."""
     found = queries.run(conn, queries.job(job))
@@ -341,18 +335,6 @@ def print_error(conn: Conn, job: int, group: str, *, as_json: bool) -> None:
     else:
         output.table([found], ("failed", "retried", "kind", "type", "place", "last_at", "item", "message"))
         output.lines(found["traceback"] or "")
-
-
-def _job_of_stage(job: Row, stage: int | None) -> int:
-    """The id of the job that has the items: the job itself, or its stage."""
-    if stage is None and not job["stages"]:
-        return int(job["id"])
-    for one in job["stages"]:
-        if one["stage"] == stage:
-            return int(one["job"])
-    there = ", ".join(f"{one['stage']} ({one['name']})" for one in job["stages"])
-    has = f"stages: use --stage {there}" if there else "no stages"
-    raise CommandError(f"job {job['id']} has {has}", code=2)
 
 
 def _error(error: Row | None) -> str:

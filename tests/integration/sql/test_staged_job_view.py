@@ -234,12 +234,10 @@ def test_the_commands_tell_of_stages(call: Call, conn: Conn) -> None:
     assert "8 succeeded · 2 failed" in "".join(lines)
     listed = json.loads(call("jobs", "--json")[1])["jobs"]
     assert [one["id"] for one in listed] == [parent]
-    assert [one["job"] for one in json.loads(call("items", parent, "--stage", 1, "--json")[1])["items"]] == [second] * 8
-    for arguments in ((), ("--stage", 2)):
-        code, out, err = call("items", parent, *arguments)
-        assert (code, out) == (2, "")
-        assert err.endswith(f"job {parent} has stages: use --stage 0 (fetch), 1 (sum up)\n")
-    assert call("items", first, "--stage", 0)[0] == 2
+    code, out, err = call("items", parent)
+    assert (code, out) == (2, "")
+    assert err.endswith(f"each has its own items: list those of job {first} (fetch), {second} (sum up)\n")
+    assert [one["job"] for one in json.loads(call("items", second, "--json")[1])["items"]] == [second] * 8
     assert call("errors", parent)[1].splitlines()[0].startswith("stage")
     assert "sum up" not in call("jobs")[1]
     assert "is a stage of job" in call("cancel", second)[2]
@@ -250,12 +248,11 @@ def test_the_api_tells_of_stages(http: httpx.Client, conn: Conn) -> None:
     parent, [first, second] = make_staged(conn)
     assert [one["id"] for one in http.get("/api/jobs").json()["jobs"]] == [parent]
     assert http.get(f"/api/jobs/{second}").json()["parent"] == parent
-    items = http.get(f"/api/jobs/{parent}/items?stage=0&state=failed").json()["items"]
+    items = http.get(f"/api/jobs/{first}/items?state=failed").json()["items"]
     assert [(one["job"], one["item"]) for one in items] == [(first, 8), (first, 9)]
-    for query, said in (("", "ask with stage=0 (fetch), stage=1 (sum up)"), ("?stage=2", "has no stage 2")):
-        refused = http.get(f"/api/jobs/{parent}/items{query}")
-        assert (refused.status_code, said in refused.json()["detail"]) == (400, True)
-    assert http.get(f"/api/jobs/{first}/items?stage=0").status_code == 400
+    refused = http.get(f"/api/jobs/{parent}/items")
+    said = f"each has its own items: ask for those of job {first} (fetch), {second} (sum up)"
+    assert (refused.status_code, said in refused.json()["detail"]) == (400, True)
     [error] = http.get(f"/api/jobs/{parent}/errors").json()["errors"]
     assert (error["job"], error["stage"], error["failed"]) == (first, 0, 2)
     assert http.post(f"/api/jobs/{second}/pause").status_code == 409

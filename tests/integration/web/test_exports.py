@@ -85,9 +85,8 @@ def test_an_export_has_the_items_that_are_asked_for(conn: Conn, app: Starlette) 
     assert rows[0]["error_message"] == "not a number: <b>12,5</b>"
     parent, [first, second] = make_staged(conn)
     assert [one["job"] for one in lines(app, f"/api/jobs/{parent}/export")] == [first] * 10 + [second] * 8
-    assert [one["job"] for one in lines(app, f"/api/jobs/{parent}/export?stage=1")] == [second] * 8
-    paths = [f"/api/jobs/{job}/export?{query}" for query in ("format=xml", "state=odd", "stage=x", "odd=1", "stage=9")]
-    assert [answer.status_code for answer in get(app, *paths, lifespan=False)] == [400] * 5
+    paths = [f"/api/jobs/{job}/export?{query}" for query in ("format=xml", "state=odd", "stage=1", "state=a&state=b")]
+    assert [answer.status_code for answer in get(app, *paths, lifespan=False)] == [400] * 4
     assert [answer.status_code for answer in get(app, "/api/jobs/1/export", lifespan=False)] == [404]
     empty = make_job(conn, 0)
     (answer,) = get(app, f"/api/jobs/{empty}/export?format=csv", lifespan=False)
