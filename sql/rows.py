@@ -146,17 +146,6 @@ class Event:
         return size if self.failure is None else size + len(self.failure.message) + len(self.failure.traceback)
 
 
-class WouldDelete(NamedTuple):
-    """What a deletion would take, by a rule: jobs that are "named"; or whose "time" or own "keep" is over, or that are
-    "deleted" and have rows yet. `size`: about how many bytes of disk; None: nobody knows.
-    """
-
-    rule: str
-    jobs: int
-    items: int
-    size: int | None
-
-
 class JobFacts(NamedTuple):
     """What an app gave with a job; `metadata` as JSON. `trace`: where OpenTelemetry is on, of the submission."""
 

@@ -49,7 +49,8 @@ WITH expired AS MATERIALIZED (
     SELECT j.id, j.stages FROM (SELECT * FROM expired ORDER BY finished_at) AS e CROSS JOIN LATERAL (
         SELECT j.id, j.stages FROM callboard.jobs AS j
         WHERE j.id = e.id AND j.deleted_at IS NULL
-          AND {is_expired}
+          AND (j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
+               OR j.keep IS NOT NULL AND callboard.expiry(j.finished_at, j.keep) < now())
         OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED
     ) AS j LIMIT %(limit)s
 ), stages AS (
@@ -63,11 +64,6 @@ WITH expired AS MATERIALIZED (
 -- Hashed, as above, however wrong the planner's guess is: counted for each, all stages were read for each.
 SELECT id FROM due WHERE stages IS NULL OR (id, stages) IN (SELECT parent_id, count(*) FROM stages GROUP BY parent_id)
 
--- part: is_expired
--- Whether a job (`j`) ended longer ago than it is kept: its own time, or `keep` seconds.
-(j.keep IS NULL AND j.finished_at < now() - make_interval(secs => %(keep)s::float8)
- OR j.keep IS NOT NULL AND callboard.expiry(j.finished_at, j.keep) < now())
-
 -- name: deleted_jobs
 -- Jobs whose rows are to go; those that were set aside only if asked for. Caller: the sweep, `callboard purge`. Rows: (id).
 SELECT id FROM callboard.jobs
@@ -76,32 +72,6 @@ WHERE deleted_at IS NOT NULL AND (%(aside)s OR deletion_after IS NULL OR deletio
 -- name: with_stages
 -- These jobs and their stages. Caller: `callboard purge`. Rows: (id, whether it is no stage).
 SELECT id, parent_id IS NULL FROM callboard.jobs WHERE id = ANY (%(jobs)s) OR parent_id = ANY (%(jobs)s) ORDER BY id
-
--- name: would_delete
--- What `callboard purge` would delete: the jobs `named`; or, if that is NULL, those that expired_jobs finds, and those that
--- are deleted and have rows yet. A job counts with its stages; the bytes are a share of what the tables of items take by
--- the planner's guess of their rows, NULL where it has none. Caller: `callboard purge --dry-run`. Rows: WouldDelete.
-WITH leaving AS (
-    SELECT id, CASE WHEN %(named)s::bigint[] IS NOT NULL THEN 'named' WHEN deleted_at IS NOT NULL THEN 'deleted'
-                    WHEN keep IS NULL THEN 'time' ELSE 'keep' END AS rule
-    FROM callboard.jobs AS j
-    WHERE CASE WHEN %(named)s::bigint[] IS NOT NULL THEN id = ANY (%(named)s) ELSE
-        deleted_at IS NOT NULL
-        OR {is_expired} AND parent_id IS NULL
-       AND id NOT IN (SELECT job_id FROM callboard.callbacks WHERE delivered_at IS NULL AND gave_up_at IS NULL) END
-), whole AS (
-    SELECT id, rule FROM leaving
-    UNION ALL
-    SELECT s.id, l.rule FROM leaving AS l JOIN callboard.jobs AS s ON s.parent_id = l.id WHERE l.rule <> 'deleted'
-), counted AS (
-    SELECT w.rule, count(*) FILTER (WHERE j.parent_id IS NULL) AS jobs, sum(j.total - j.deleted_below)::bigint AS items
-    FROM whole AS w JOIN callboard.jobs AS j USING (id) GROUP BY w.rule
-)
-SELECT rule, jobs, items, (least(1, items / nullif(greatest(t.reltuples, 0), 0)) * (
-    SELECT sum(pg_total_relation_size(name::regclass))
-    FROM unnest(ARRAY['callboard.items', 'callboard.results', 'callboard.attempts']) AS name
-))::bigint
-FROM counted, pg_class AS t WHERE t.oid = 'callboard.items'::regclass ORDER BY rule
 
 -- name: set_aside
 -- A deleted job that can't be deleted, since a row of another table refers to it, or is locked: others go first.

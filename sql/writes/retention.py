@@ -12,8 +12,7 @@ from psycopg.errors import LockNotAvailable
 from callboard.sql import timings
 from callboard.sql.errors import DATA_ERRORS, is_misconfigured
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import WouldDelete
-from callboard.sql.statements import execute, fetch, fetch_ids, fetch_value
+from callboard.sql.statements import execute, fetch_ids, fetch_value
 from callboard.sql.writes.outcomes import longest_lock
 
 #: Seconds until a job that could not be deleted is tried again; and one that was locked.
@@ -50,13 +49,6 @@ def deleted_jobs(conn: Conn, *, aside: bool = False) -> list[int]:
 def with_stages(conn: Conn, jobs: Sequence[int]) -> dict[int, bool]:
     """Return these jobs and their stages, in order: {id: whether it is no stage}."""
     return dict(execute(conn, "with_stages", jobs=list(jobs)).fetchall())
-
-
-def would_delete(conn: Conn, keep: float | None, named: Sequence[int] | None = None) -> list[WouldDelete]:
-    """Return what a purge would delete, and change nothing: jobs that are `named`, or those whose time is over; `keep`
-    as in `mark_expired`.
-    """
-    return fetch(conn, WouldDelete, "would_delete", keep=keep, named=named and list(named))
 
 
 def delete_rows(conn: Conn, job: int, lock_wait: float | None = None) -> Iterator[int]:

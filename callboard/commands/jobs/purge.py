@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import psycopg
 import typer
 
 from callboard.commands import output
@@ -14,51 +13,28 @@ from callboard.commands.output import AsJson
 from callboard.job import acting
 from callboard.sql import settings
 from callboard.sql.pool import Conn, transaction
-from callboard.sql.rows import WouldDelete
 from callboard.sql.writes import actions, retention
 from callboard.words import count
 
 app = typer.Typer()
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Delete nothing: say what would go, and why.")]
 Jobs = Annotated[list[int] | None, typer.Argument(metavar="JOB…", min=0, help="These finished jobs.")]
-OlderThan = Annotated[
-    str | None, typer.Option(metavar="SPAN", help="Jobs that ended this long ago and have no `keep` of their own: 7d.")
-]
 
 #: Seconds that it waits for a row which another transaction has locked: the sweep may be deleting the same job.
 LOCK_WAIT_SECONDS = 10.0
-#: Why jobs leave, by the rule.
-WHY = {
-    "named": "named", "time": "ended longer ago than {}", "keep": "their own keep is over",
-    "deleted": "deleted before, and not all of their rows are gone",
-}  # fmt: skip
 
 
 @app.command()
-def purge(jobs: Jobs = None, *, older_than: OlderThan = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def purge(jobs: Jobs = None, *, as_json: AsJson = False) -> None:
     """Delete finished jobs and all of their rows: those named, or all whose time is over (CALLBOARD_KEEP).
 
     It may be stopped at any time: the jobs are gone already, and the sweep deletes the rest of their rows.
     """
-    if jobs and older_than:
-        raise CommandError("give jobs or --older-than, not both", code=2)
-    kept_seconds = settings.KEEP.get()
-    try:
-        seconds = settings.keep_span("--older-than", older_than) if older_than else kept_seconds
-    except ValueError as error:
-        raise CommandError(str(error), code=2) from None
+    keep = settings.KEEP.get()
     with database() as conn:
-        if dry_run:
-            if jobs:
-                _check_named(conn, jobs)
-            kept = older_than or settings.KEEP.text or settings.KEEP.default
-            by = "--older-than" if older_than else settings.KEEP.name
-            _show(retention.would_delete(conn, seconds, jobs), f"{kept} ({by})", as_json=as_json)
-            return
-        whole = retention.with_stages(conn, _mark_named(conn, jobs) if jobs else _mark_due(conn, seconds))
+        whole = retention.with_stages(conn, _mark_named(conn, jobs) if jobs else _mark_due(conn, keep))
         items, refused = _delete(conn, list(whole))
-        retention.delete_old_rows(conn, kept_seconds)
+        retention.delete_old_rows(conn, keep)
     gone = sum(whole[job] for job in whole.keys() - refused.keys())
     if as_json:
         output.document({"jobs": gone, "items": items})
@@ -80,19 +56,6 @@ def _delete(conn: Conn, jobs: Sequence[int]) -> tuple[int, dict[int, str]]:
     return items, retention.jobs_set_aside(conn, jobs) | locked
 
 
-def _show(found: Sequence[WouldDelete], kept: str, *, as_json: bool) -> None:
-    """Print what a purge would delete. `kept`: for how long jobs are kept, and who says so."""
-    jobs, items = sum(rule.jobs for rule in found), sum(rule.items for rule in found)
-    if as_json:
-        output.document({"jobs": jobs, "items": items, "rules": [rule._asdict() for rule in found]})
-        return
-    typer.echo(f"would delete {count(jobs, 'job')} with {count(items, 'item')}")
-    for rule in found:
-        size = "" if rule.size is None else f", about {rule.size / 2**20:,.1f} MiB"
-        what = f"{count(rule.jobs, 'job')}, {count(rule.items, 'item')}{size}"
-        typer.echo(f"  {WHY[rule.rule].format(kept)}: {what}")
-
-
 def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
     """Mark all of these jobs for deletion or none; return them, sorted. A job may be marked already.
 
@@ -106,13 +69,6 @@ def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
                 find_job(conn, job)
                 actions.delete(conn, job, acting("cli"))
     return named
-
-
-def _check_named(conn: Conn, jobs: Sequence[int]) -> None:
-    """Raise what `_mark_named` raises, and mark none."""
-    with transaction(conn):
-        _mark_named(conn, jobs)
-        raise psycopg.Rollback
 
 
 def _mark_due(conn: Conn, seconds: float | None) -> list[int]:

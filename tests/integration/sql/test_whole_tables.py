@@ -61,7 +61,6 @@ LARGE = {
 WHOLE = {
     "job_controls": {"jobs", "deleted_jobs"},  # only after a gap: then all that may have messages in RabbitMQ
     "follow_clock_set_back": {"outbox", "jobs", "samples"},  # only when the clock was set back
-    "would_delete": {"jobs"},  # counts what each rule would delete, for a person
 }
 #: How statements begin that EXPLAIN does not plan.
 COMMANDS = ("DO", "SET", "COPY", "CREATE")
