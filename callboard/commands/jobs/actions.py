@@ -109,15 +109,10 @@ def limit(
         "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "lanes": lanes,
         "rate": rate, "priority": priority, "deadline": deadline, "at": at, "keep": keep,
     }  # fmt: skip
-    changes = _changes(given)
+    changes = {name: None if value == "none" else _number(name, value) for name, value in given.items() if value}
     if not changes:
         raise CommandError("give a limit to change: --concurrency 5, --rate 10/s, …", code=2)
     _act(job, lambda conn, by: writes.limit(conn, job, by, changes), as_json=as_json)
-
-
-def _changes(given: dict[str, str | None]) -> dict[str, str | int | None]:
-    """The limits that are given; `none` becomes None."""
-    return {name: None if value == "none" else _number(name, value) for name, value in given.items() if value}
 
 
 def _number(name: str, value: str) -> str | int:
@@ -161,29 +156,16 @@ def run_again(
     metadata: Annotated[
         Any, typer.Option(parser=json_object, metavar="JSON", help="An object to keep with the new job.")
     ] = None,
-    max_failures: MaxFailures = None,
-    concurrency: Annotated[str | None, typer.Option(metavar="N", help=CONCURRENCY)] = None,
-    concurrency_by: ConcurrencyBy = None,
-    lanes: Annotated[str | None, typer.Option(metavar="N", help=LANES)] = None,
-    rate: Rate = None,
-    priority: Annotated[str | None, typer.Option(metavar="N", help="Jobs with a lower number go first.")] = None,
-    deadline: Deadline = None,
-    at: At = None,
-    keep: Keep = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new job of the items of one that has ended: all, or those in some states. Prints the new job's id.
 
-    Options that are not given are the old job's, but for --at and --deadline; `none` removes a limit.
+    It has the old job's limits, but for the deadline and the time to start at: `callboard limit` changes them.
     """
-    given: dict[str, str | None] = {
-        "max_failures": max_failures, "concurrency": concurrency, "concurrency_by": concurrency_by, "lanes": lanes,
-        "rate": rate, "priority": priority, "deadline": deadline, "at": at, "keep": keep,
-    }  # fmt: skip
     with database() as conn:
         find_job(conn, job)
         try:
-            again = Again(state or None, name, key, metadata, _changes(given))
+            again = Again(state or None, name, key, metadata)
             number, _ = run_again_(lambda statement: statement(conn), job, acting("cli"), again)
         except ValueError as error:
             raise CommandError(str(error), code=2) from None

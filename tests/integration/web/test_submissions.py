@@ -381,10 +381,10 @@ def test_commands_run_a_job_again_and_seal_one(
     assert main(["run-again", str(old)]) == 1
     cancel(conn, old)
     capsys.readouterr()
-    assert main(["run-again", str(old), "--rate", "5/s", "--state", "cancelled", "--metadata", '{"b": 2}']) == 0
+    assert main(["run-again", str(old), "--state", "cancelled", "--metadata", '{"b": 2}']) == 0
     new = status(conn, int(capsys.readouterr().out))
-    assert (new["total"], new["limits"], new["metadata"]) == (5, {"rate": "5/s"}, {"b": 2})
-    assert main(["run-again", str(old), "--rate", "fast"]) == 2
+    assert (new["total"], new["metadata"]) == (5, {"b": 2})
+    assert main(["run-again", str(old), "--name", ""]) == 2
     app = create_app(url=database_url, open_to_everyone=True)
     opened = post(app, {"actor": "work", "open": True}).json()["id"]
     assert main(["seal", str(opened)]) == 0
