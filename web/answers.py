@@ -303,14 +303,6 @@ class Recount(Answer):
     drift: list[Drift]
 
 
-class KnownActor(Answer):
-    """An actor that a worker announced at some time."""
-
-    name: str
-    queue: str
-    seen_at: Time
-
-
 class Callback(Answer):
     """A callback of one end of a job."""
 
@@ -418,7 +410,6 @@ Items = _page("Items", "A page of items.", items=list[Item])
 Errors = _page("Errors", "The errors of a job in groups.", errors=list[ErrorGroup])
 Actions = _page("Actions", "A page of a job's history, the latest action first.", actions=list[Action])
 Lanes = _page("Lanes", "Lanes of a job, fifty at most.", lanes=list[Lane])
-Actors = _page("Actors", "All actors that any worker ever announced.", actors=list[KnownActor])
 Callbacks = _page(
     "Callbacks", "The callbacks of the ends of a job, those of the latest end first.", callbacks=list[Callback]
 )

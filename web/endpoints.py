@@ -63,7 +63,6 @@ ENDPOINTS: list[Endpoint] = [
     _get("/jobs/{job}/samples", charts.samples, answers.Samples),
     _get("/jobs/{job}/lanes", charts.lanes, answers.Lanes),
     _post("read", "/jobs/{job}/verify", charts.verify, answers.Recount),
-    _get("/actors", workers.actors, answers.Actors, for_all_tenants=True),
     _post("control", "/jobs/actions", bulk.act, answers.BulkAction, body=bulk.ManyJobs),
     _post("control", "/jobs/{job}/cancel", actions.cancel, answers.Job, query=DryRun, body=actions.Cancel),
     _post("control", "/jobs/{job}/pause", actions.pause, answers.Job),

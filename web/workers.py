@@ -8,7 +8,7 @@ from callboard.sql.reads import queries
 from callboard.sql.states import WorkerState
 from callboard.web import parameters
 from callboard.web.endpoint import Call, NoBody
-from callboard.web.parameters import ITEMS, After, Limit, NoQuery
+from callboard.web.parameters import ITEMS, After, Limit
 
 
 class WorkerFilter(msgspec.Struct, forbid_unknown_fields=True):
@@ -17,11 +17,6 @@ class WorkerFilter(msgspec.Struct, forbid_unknown_fields=True):
     state: WorkerState | None = None
     limit: Limit = parameters.LIMIT
     after: After = None
-
-
-async def actors(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
-    """List every actor that a worker ever announced, with its queue."""
-    return {"actors": await call.read(queries.actors()), "next": None}
 
 
 async def workers(call: Call[WorkerFilter, NoBody]) -> dict[str, Any]:

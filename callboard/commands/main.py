@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from callboard.commands import doctor, output, queues, server, sweep, tokens
+from callboard.commands import doctor, output, put_back, server, sweep, tokens
 from callboard.commands.errors import CommandError, explain
 from callboard.commands.jobs import actions, purge, show, submit
 from callboard.commands.local import demo, up
 from callboard.sql import settings
 
 #: Each module has commands in a typer `app` of its own; a new module is added here.
-GROUPS = (up, demo, submit, show, actions, queues, doctor, server, sweep, purge, tokens)
+GROUPS = (up, demo, submit, show, actions, put_back, doctor, server, sweep, purge, tokens)
 
 HELP = """Progress that is always true for Dramatiq actors.
 

@@ -504,8 +504,7 @@ CREATE TABLE callboard.actors (
     name             text PRIMARY KEY,
     queue            text NOT NULL,
     signature        jsonb,                      -- the arguments it takes: {"positional": […], …}; NULL: nobody knows
-    mean_seconds     float8,                     -- of its last attempts; NULL: too few have ended
-    seen_at          timestamptz NOT NULL DEFAULT now()
+    mean_seconds     float8                      -- of its last attempts; NULL: too few have ended
 );
 
 -- A point every few seconds of each job that moves: rate, estimate and chart.

@@ -645,10 +645,6 @@ FROM (
 WHERE %(state)s::text IS NULL OR state = %(state)s::text
 ORDER BY id DESC LIMIT %(limit)s
 
--- name: known_actors
--- Every actor that any worker ever announced. Caller: queries.actors.
-SELECT name, queue, seen_at FROM callboard.actors ORDER BY name
-
 -- name: server
 -- The database's clock, and the server process that this comes from. Caller: queries.server. Rows: one.
 SELECT clock_timestamp() AS now, pg_backend_pid() AS pid

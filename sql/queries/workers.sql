@@ -2,7 +2,7 @@
 -- What a worker can run. Caller: register_worker.
 INSERT INTO callboard.actors AS a (name, queue, signature)
 SELECT * FROM unnest(%(actors)s::text[], %(queues)s::text[], %(signatures)s::jsonb[]) AS n (name, queue, signature) ORDER BY 1
-ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, signature = excluded.signature, seen_at = now()
+ON CONFLICT (name) DO UPDATE SET queue = excluded.queue, signature = excluded.signature
 
 -- name: register_worker
 -- A worker process starts, and the turns of jobs that may have waited for it are looked at. Caller: the heartbeat.

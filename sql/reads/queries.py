@@ -255,11 +255,6 @@ def workers(*, before: int | None = None, limit: int = 100, state: str | None = 
     return Query(statement("workers"), parameters, lambda rows: item_view.page(times(rows), limit, "id"))
 
 
-def actors() -> Query[list[dict[str, Any]]]:
-    """Return every actor that any worker ever announced: name, queue, seen_at."""
-    return Query(statement("known_actors"), {}, item_view.with_iso_times("seen_at"))
-
-
 def server() -> Query[dict[str, Any]]:
     """Return the time of the database (`now`) and the server process that answers (`pid`)."""
     return Query(statement("server"), {}, lambda rows: rows[0])

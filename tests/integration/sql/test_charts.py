@@ -13,7 +13,7 @@ from callboard.sql.reads import queries
 from callboard.sql.writes import actions
 from callboard.sql.writes.requests import Requester
 from callboard.web import create_app
-from tests.support.jobs import make_job, make_mixed_job, make_staged, make_worker, record, send
+from tests.support.jobs import make_job, make_mixed_job, make_staged, record, send
 
 ANNA = Requester("python", "anna")
 
@@ -142,9 +142,3 @@ def test_a_recount_that_takes_too_long_is_a_503_that_says_what_takes_as_long_as_
         conn.execute("LOCK TABLE callboard.items")
         problem = read(database_url, f"/jobs/{job}/verify", "POST", status=503)
     assert f"`callboard verify {job}` takes as long as it needs" in problem["detail"]
-
-
-def test_actors_are_those_that_a_worker_announced(conn: Conn, database_url: str) -> None:
-    make_worker(conn, "work", "mail")
-    actors = read(database_url, "/actors")["actors"]
-    assert [(one["name"], one["queue"]) for one in actors] == [("mail", "default"), ("work", "default")]

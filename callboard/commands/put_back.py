@@ -1,4 +1,4 @@
-"""Commands for the queues of RabbitMQ: `queues put-back`."""
+"""`callboard put-back`: dead letters of RabbitMQ go back to their queue."""
 
 from typing import Annotated
 
@@ -18,24 +18,6 @@ app = typer.Typer()
 
 
 @app.command()
-def queues(*, as_json: AsJson = False) -> None:
-    """List the queues of all known actors: what waits in RabbitMQ and as rows, consumers, dead letters."""
-    addresses = _addresses()
-    with database() as conn:
-        known = queries.run(conn, queries.queues())
-    rows, trouble = queue_admin.with_depths(addresses, known)
-    if trouble is not None:
-        raise CommandError(f"can't ask RabbitMQ: {trouble}")
-    if as_json:
-        output.document({"queues": rows, "next": None})
-    elif rows:
-        cells = [{**row, "unserved": ", ".join(row["unserved"])} for row in rows]
-        output.table(cells, ("name", "pending", "ready", "unacknowledged", "delayed", "dead", "consumers", "unserved"))
-    else:
-        typer.echo("no queues: no worker has announced an actor yet")
-
-
-@app.command()
 def put_back(
     queue: Annotated[str, typer.Argument(help="The queue whose dead letters go back.", show_default=False)],
     *,
@@ -45,7 +27,10 @@ def put_back(
     as_json: AsJson = False,
 ) -> None:
     """Put dead letters back into their queue: the item of each gets another attempt."""
-    addresses = _addresses()
+    actor_modules.use_running_stack()
+    addresses = settings.AMQP_URL.get()
+    if not addresses:
+        raise CommandError(queue_admin.NO_BROKER, code=2)
     with database() as conn:
         if queue not in (names := [row["name"] for row in queries.run(conn, queries.queues())]):
             there = f"there are {', '.join(names)}" if names else "there are none"
@@ -58,10 +43,3 @@ def put_back(
         output.document({"put_back": moved, "left": left})
     else:
         typer.echo(f"{count(moved, 'dead letter')} put back, {left:,} left")
-
-
-def _addresses() -> str:
-    actor_modules.use_running_stack()
-    if addresses := settings.AMQP_URL.get():
-        return addresses
-    raise CommandError(queue_admin.NO_BROKER, code=2)
