@@ -1,4 +1,4 @@
-"""Commands that change a job: `cancel pause resume limit retry`; and `actions`, which lists what was done to it."""
+"""Commands that change a job: `cancel pause resume seal limit retry run-again`."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -10,11 +10,10 @@ from callboard import words
 from callboard.commands import output
 from callboard.commands.database import database
 from callboard.commands.errors import CommandError
-from callboard.commands.jobs.show import After, JobId, Limit, Row, find_job, print_job, print_page
+from callboard.commands.jobs.show import JobId, find_job, print_job
 from callboard.commands.output import AsJson, one_of
 from callboard.job import acting, would_cancel, would_retry
 from callboard.sql.pool import Conn
-from callboard.sql.reads import queries
 from callboard.sql.states import FINAL, RETRIABLE
 from callboard.sql.writes import actions as writes
 from callboard.sql.writes import retry_action
@@ -173,35 +172,6 @@ def run_again(
             output.document(find_job(conn, number))
         else:
             typer.echo(number)
-
-
-@app.command()
-def actions(job: JobId, *, after: After = None, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List who did what to a job, the latest first."""
-    with database() as conn:
-        find_job(conn, job)
-        page = queries.run(conn, queries.actions(job, before=after, limit=limit))
-    print_page(
-        "actions", page, "done_at action who via address detail",
-        as_json=as_json, cells=lambda action: {**action, "detail": _detail(action)},
-    )  # fmt: skip
-
-
-def _detail(action: Row) -> str:
-    """The detail in words. A removed limit is `none`; a traceback is left out, JSON and the page have it."""
-    limits = action["action"] == "limit"
-    parts = [
-        f"{name} {_words(value)}"
-        for name, value in action["detail"].items()
-        if name != "traceback" and (value is not None or limits)
-    ]
-    return "; ".join(parts)
-
-
-def _words(value: Any) -> str:
-    if value is None:
-        return "none"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _try(job: int, count: Callable[[Conn, Requester], int], what: str, *, as_json: bool) -> None:

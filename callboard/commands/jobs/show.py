@@ -1,4 +1,4 @@
-"""Commands that show: `jobs status watch items errors callbacks workers verify`."""
+"""Commands that show: `jobs status watch items export errors workers verify`."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -248,15 +248,6 @@ def errors(
         found = queries.run(conn, queries.errors(job))
     columns = ERROR_SHOWN if any(error["stage"] is not None for error in found) else ERROR_SHOWN.removeprefix("stage ")
     print_page("errors", (found, None), columns, as_json=as_json, fit=ERROR_FIT)
-
-
-@app.command()
-def callbacks(job: JobId, *, as_json: AsJson = False) -> None:
-    """List the callbacks of a job's ends and their deliveries, the latest end first."""
-    with database() as conn:
-        find_job(conn, job)
-        found = queries.run(conn, queries.callbacks(job))
-    print_page("callbacks", (found, None), "on target state tries due_at error id", as_json=as_json)
 
 
 @app.command()

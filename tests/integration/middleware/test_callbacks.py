@@ -1,6 +1,5 @@
 """Callbacks of a job: queued by whatever ends it, delivered to actors once and to webhooks at least once."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -639,21 +638,6 @@ def test_the_api_lists_callbacks(conn: Conn, here: Receiver, part: CallbackDispa
     assert "hunter2" not in found.text
     assert none.json() == {"callbacks": [], "next": None}
     assert (unknown.status_code, unknown.json()["detail"]) == (404, "there is no job 5")
-
-
-def test_the_command_lists_callbacks(
-    conn: Conn, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    job = done(conn, targets(["tell", "https://shop.example/hook?token=hunter2"]))
-    assert main(["callbacks", str(job)]) == 0
-    said = capsys.readouterr().out
-    assert "https://shop.example/hook?***" in said
-    assert "waiting" in said
-    assert main(["callbacks", str(job), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"callbacks": listed(conn, job), "next": None}
-    assert main(["callbacks", "5"]) == 1
-    assert "there is no job 5" in capsys.readouterr().err
 
 
 def test_the_command_submits_with_callbacks(

@@ -568,12 +568,11 @@ def test_the_commands_say_it(call: Call, conn: Conn) -> None:
     assert call("retry", job, "--state", "failed", "--item", 20)[1].endswith("1 item given another attempt\n")
     assert call("retry", job, "--state", "failed", "--state", "skipped")[1].endswith("9 items given another attempt\n")
     assert "is being stopped: cancelled" in call("cancel", job, "--reason", "wrong file")[1]
-    listed = json.loads(call("actions", job, "--json")[1])["actions"]
+    listed, _ = queries.run(conn, queries.actions(job))
     assert [action["action"] for action in listed] == ["cancel", "retry", "retry", "resume", "pause"]
     assert listed[0]["via"] == "cli"
     assert "@" in listed[0]["who"]
     assert listed[0]["detail"] == {"reason": "wrong file"}
-    assert "reason wrong file" in call("actions", job)[1]
 
 
 @pytest.mark.parametrize(
@@ -664,7 +663,6 @@ def test_limits_are_said_by_the_command_and_the_api(http: httpx.Client, call: Ca
         "rate": "10/s", "concurrency": 5,
     }  # fmt: skip
     assert call("limit", job, "--rate", "none", "--priority", "3", "--max-failures", "5%")[0] == 0
-    assert "rate none; priority 3; max_failures 5%" in " ".join(call("actions", job)[1].split())
     assert json.loads(call("status", job, "--json")[1])["limits"] == {
         "concurrency": 5, "priority": 3, "max_failures": "5%",
     }  # fmt: skip
