@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -10,9 +9,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from callboard.middleware.rabbitmq import queue_admin
-from callboard.middleware.rabbitmq.queue_admin import DeadLetter, NoAnswer
+from callboard.middleware.rabbitmq.queue_admin import NoAnswer
 from callboard.sql import settings
-from callboard.sql.json_values import iso
 from callboard.sql.reads import queries
 from callboard.web.endpoint import Call, NoBody
 from callboard.web.parameters import IDS, ITEMS, NoQuery
@@ -37,9 +35,9 @@ async def dead_letters(call: Call[NoQuery, NoBody]) -> dict[str, Any]:
     """List the oldest dead letters of a queue, each with the error of its item; they stay where they are."""
     queue = await _queue(call)
     found = await _ask(lambda addresses: queue_admin.dead_letters(addresses, queue))
-    items = {letter.of: _item(letter.of) for letter in found}
-    errors = await call.read(queries.last_errors([item for item in items.values() if item]))
-    return {"dead_letters": [_described(one, items[one.of], errors) for one in found], "next": None}
+    letters = [(letter, _item(letter.pop("of"))) for letter in found]
+    errors = await call.read(queries.last_errors([item for _, item in letters if item]))
+    return {"dead_letters": [_described(letter, item, errors) for letter, item in letters], "next": None}
 
 
 async def put_back(call: Call[NoQuery, PutBack]) -> dict[str, Any]:
@@ -76,14 +74,9 @@ def _item(of: str | None) -> tuple[int, int] | None:
 
 
 def _described(
-    letter: DeadLetter, item: tuple[int, int] | None, errors: dict[tuple[int, int], dict[str, Any]]
+    letter: dict[str, Any], item: tuple[int, int] | None, errors: dict[tuple[int, int], dict[str, Any]]
 ) -> dict[str, Any]:
     job, position = item or (None, None)
     error = errors.get(item) if item else None
-    return {
-        **{name: getattr(letter, name) for name in ("message_id", "actor", "reason", "body")},
-        "job": job,
-        "item": position,
-        "error": error and f"{error['type'] or error['kind']}: {error['message']}",
-        "died_at": None if letter.died_at is None else iso(datetime.fromtimestamp(letter.died_at, UTC)),
-    }
+    said = error and f"{error['type'] or error['kind']}: {error['message']}"
+    return {**letter, "job": job, "item": position, "error": said}

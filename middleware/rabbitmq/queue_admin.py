@@ -4,7 +4,6 @@ import logging
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -18,6 +17,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from callboard.middleware.process.outage import reason
 from callboard.middleware.rabbitmq import confirms
 from callboard.sql import settings
+from callboard.sql.json_values import iso
 
 #: Seconds that a node has to answer.
 ANSWER_SECONDS = 3.0
@@ -40,18 +40,6 @@ log = logging.getLogger("callboard.rabbitmq")
 
 class NoAnswer(RuntimeError):
     """RabbitMQ can't be asked, or refuses; the message says why, without a password."""
-
-
-@dataclass(slots=True)
-class DeadLetter:
-    """A message in a dead-letter queue. `reason`: RabbitMQ's word for why; `of`: "job/item", if it is an item's."""
-
-    message_id: str | None
-    actor: str | None
-    of: str | None
-    reason: str | None
-    died_at: float | None
-    body: str
 
 
 def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
@@ -161,14 +149,16 @@ def _declared(connection: pika.BlockingConnection, name: str) -> dict[str, Any]:
         return {}
 
 
-def dead_letters(addresses: str, queue: str, most: int = MAX_SHOWN) -> list[DeadLetter]:
-    """Return the oldest dead letters of a queue, which stay where they are. Raises NoAnswer."""
+def dead_letters(addresses: str, queue: str) -> list[dict[str, Any]]:
+    """Return the oldest dead letters of a queue, which stay where they are, as the API describes them; `of` of each is
+    "job/item", if it is an item's. Raises NoAnswer.
+    """
     found = []
     with connected(addresses) as connection:
         channel = connection.channel()
         try:
             channel.confirm_delivery()
-            for _ in range(most):
+            for _ in range(MAX_SHOWN):
                 method, properties, body = channel.basic_get(xq_name(queue))
                 if method is None:
                     break
@@ -181,13 +171,13 @@ def dead_letters(addresses: str, queue: str, most: int = MAX_SHOWN) -> list[Dead
     return found
 
 
-def _described(properties: pika.BasicProperties, body: bytes) -> DeadLetter:
+def _described(properties: pika.BasicProperties, body: bytes) -> dict[str, Any]:
     deaths = (properties.headers or {}).get("x-death") or [{}]
-    died = deaths[0].get("time")
-    return DeadLetter(
-        properties.message_id, properties.type, properties.correlation_id, deaths[0].get("reason"),
-        died.timestamp() if died else None, body[:BODY_BYTES].decode(errors="replace"),
-    )  # fmt: skip
+    return {
+        "message_id": properties.message_id, "actor": properties.type, "of": properties.correlation_id,
+        "reason": deaths[0].get("reason"), "died_at": iso(deaths[0].get("time")),
+        "body": body[:BODY_BYTES].decode(errors="replace"),
+    }  # fmt: skip
 
 
 def put_back(addresses: str, queue: str, most: int = MAX_MOVED) -> tuple[int, int]:
