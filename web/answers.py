@@ -195,7 +195,6 @@ class Item(Answer):
     due_at: Time | None
     first_started_at: Time | None
     started_at: Time | None
-    stack_at: Time | None
     finished_at: Time | None
 
 
@@ -332,7 +331,6 @@ class Worker(Answer):
     beat_at: Time
     state: WorkerState
     trouble: Annotated[str | None, msgspec.Meta(description="what keeps it from publishing")]
-    beat_age: Annotated[float, msgspec.Meta(description="seconds since its last heartbeat")]
     ended_at: Time | None
 
 

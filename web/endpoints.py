@@ -39,7 +39,7 @@ ENDPOINTS: list[Endpoint] = [
         "submit", "/jobs", submissions.submit, answers.Job, body=new_job.NewJob, status=201, consumes=_ITEMS,
         replays=True,
     ),
-    _get("/jobs/counts", jobs.counts, answers.JobCounts, query=jobs.CountsQuery),
+    _get("/jobs/counts", jobs.counts, answers.JobCounts),
     _get("/jobs/{job}", jobs.job, answers.Job, shared=True),
     Endpoint("PATCH", "/jobs/{job}", actions.limit, answers.Job, body=actions.LimitChanges, scope="control"),
     Endpoint("DELETE", "/jobs/{job}", actions.delete, None, query=DryRun, scope="control", status=204),

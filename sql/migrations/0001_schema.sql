@@ -303,7 +303,6 @@ CREATE TABLE callboard.errors (
 CREATE TABLE callboard.running (
     job_id           bigint NOT NULL,
     started_at       timestamptz NOT NULL,
-    stack_at         timestamptz,                -- when `stack` was taken
     progress_done    float8,                     -- what its actor last said; NULL: it said nothing
     progress_total   float8,                     -- likewise; NULL: nobody knows
     item             integer NOT NULL,

@@ -10,16 +10,16 @@ WITH held AS (
     ORDER BY i.job_id, i.item FOR NO KEY UPDATE OF i
 )
 INSERT INTO callboard.running AS r (job_id, item, attempt, worker, started_at, step, progress_done, progress_total,
-                                    place, stack, stack_at)
+                                    place, stack)
 SELECT h.job, h.item, h.attempt, %(worker)s, now() - make_interval(secs => h.age), h.step, h.progress_done, h.progress_total,
-       h.place, h.stack, CASE WHEN h.stack IS NOT NULL THEN now() END
+       h.place, h.stack
 FROM held AS h WHERE h.open AND (SELECT count(*) FROM held) >= 0  -- these first
   AND (h.stack IS NULL OR EXISTS (SELECT FROM callboard.running AS r WHERE r.job_id = h.job AND r.item = h.item OFFSET 0))
 ORDER BY h.job, h.item
 ON CONFLICT (job_id, item) DO UPDATE
 SET step = excluded.step, attempt = excluded.attempt,
     progress_done = excluded.progress_done, progress_total = excluded.progress_total,
-    place = excluded.place, stack = excluded.stack, stack_at = excluded.stack_at
+    place = excluded.place, stack = excluded.stack
 WHERE r.worker = excluded.worker
 
 -- name: touch_jobs

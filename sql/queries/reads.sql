@@ -423,7 +423,7 @@ SELECT page.item,
             WHEN o.first OR o.in_turn OR i.message_id IS NULL AND i.item >= job.watermark THEN 'pending'
             ELSE 'queued' END AS state,
        coalesce(r.attempt, i.attempt) AS attempt, i.crashes, r.step,
-       r.progress_done, r.progress_total, r.stack, r.stack_at, coalesce(r.worker, i.worker) AS worker,
+       r.progress_done, r.progress_total, r.stack, coalesce(r.worker, i.worker) AS worker,
        coalesce(first.started_at, r.started_at, i.started_at) AS first_started_at,
        coalesce(r.started_at, i.started_at) AS started_at, i.finished_at, i.sent_at,
        CASE WHEN o.due_at < 'infinity' THEN o.due_at END AS due_at,
@@ -634,8 +634,7 @@ SELECT 1 AS found FROM callboard.tokens AS t WHERE t.kind <> 'share' AND {token_
 -- Worker processes, the latest first. Caller: queries.workers.
 -- Rows: one a worker; one whose heartbeat stopped is dead, whether or not a sweep has found it yet.
 SELECT id, host, pid, threads, release, held, actors, queues, started_at, beat_at, state,
-       CASE WHEN state = 'alive' THEN trouble END AS trouble,
-       extract(epoch FROM now() - beat_at)::float8 AS beat_age, coalesce(stopped_at, died_at) AS ended_at
+       CASE WHEN state = 'alive' THEN trouble END AS trouble, coalesce(stopped_at, died_at) AS ended_at
 FROM (
     SELECT *, CASE WHEN stopped_at IS NOT NULL THEN 'stopped'
                    WHEN died_at IS NOT NULL OR beat_at < now() - make_interval(secs => %(DEAD_AFTER_SECONDS)s) THEN 'dead'

@@ -63,10 +63,7 @@ def item(number: int, row: dict[str, Any], cap: int) -> dict[str, Any]:
         **_value(row, cap),
         "progress": _progress(row),
         "error": _error(row),
-        **{
-            name: iso(row[name])
-            for name in ("sent_at", "due_at", "first_started_at", "started_at", "stack_at", "finished_at")
-        },
+        **{name: iso(row[name]) for name in ("sent_at", "due_at", "first_started_at", "started_at", "finished_at")},
     }
 
 

@@ -248,7 +248,7 @@ def any_login() -> Query[bool]:
 
 
 def workers(*, before: int | None = None, limit: int = 100, state: str | None = None) -> Query[Page]:
-    """Return a page of worker processes, the latest first; `state`: one of WORKER_STATES; `beat_age` in seconds."""
+    """Return a page of worker processes, the latest first; `state`: one of WORKER_STATES."""
     high = 2**31 - 1 if before is None else before
     parameters = {"before": high, "limit": limit + 1, "state": state}
     times = item_view.with_iso_times("started_at", "beat_at", "ended_at")

@@ -52,7 +52,6 @@ def test_an_actor_blocked_in_recv_is_named_with_its_line(
         (item,) = httpx.get(f"{address}/api/jobs/{job.id}/items?state=running").json()["items"]
     assert [one["place"] for one in told] == [place]
     assert item["stack"] == f"{place}\n    connection.recv(1)"
-    assert item["stack_at"] > item["started_at"]
     line = rf"hung: item 0 on worker {worker[0]}, for [\d a-z]+ s, at {re.escape(place)}"
     there = {"DATABASE_URL": scenario.database_url}
     assert re.search(line, run(tmp_path, "status", str(job.id), env=there).stdout)

@@ -49,7 +49,7 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
     listed = [*found["jobs"]["jobs"], *found["standing"]["jobs"]]
     if "views" in wanted:
         asked: Call[Any, NoBody] = call
-        found["counts"] = await jobs.counts(replace(asked, query=jobs.CountsQuery()))
+        found["counts"] = await jobs.counts(asked)
     shown: dict[str, Any] = {
         "q": query.q or "",
         "chips": [] if trouble else search.chips(query.q or ""),
