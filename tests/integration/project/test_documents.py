@@ -247,7 +247,7 @@ def test_stages(terminal: Terminal, web: httpx.Client) -> None:
     assert terminal.printed("python run_audit.py") == done
     assert all(f"`{text}`" in documents.PAGES["docs/stages.md"] for text in done)
     [job] = json.loads("".join(terminal.printed("callboard jobs Acme --json")))["jobs"]
-    items = terminal.printed(shown("callboard items JOB --stage 1").replace("JOB", str(job["id"])))
+    items = terminal.printed(shown("callboard items STAGE").replace("STAGE", str(job["stages"][1]["job"])))
     assert sum("succeeded" in text for text in items) == 6
 
 
