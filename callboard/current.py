@@ -22,7 +22,7 @@ log = logging.getLogger("callboard")
 
 #: The most characters of a step that are kept.
 STEP_CHARACTERS = 500
-#: What an item may save at most: it is written in one transaction.
+#: The most statements that an item may save, and their bytes: they run in one transaction.
 SAVES_LIMIT, SAVES_LIMIT_BYTES = 1_000, 16 * 2**20
 
 
@@ -58,7 +58,7 @@ class Current:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What was given to keep with the job, as it was when this worker first read it: a copy."""
+        """The metadata of the job, as it was when this worker first read it: a copy."""
         found: dict[str, Any] = json.loads(self._attempt.read_facts(self.job).metadata)
         return found
 
@@ -80,7 +80,7 @@ def current() -> Current:
 
 
 class LogContext(logging.Filter):
-    """Has each line that is logged while an item runs say which: add it to a handler.
+    """Makes each line that is logged while an item runs name that item: add it to a handler.
 
     handler.addFilter(callboard.LogContext())
 
@@ -147,7 +147,7 @@ def progress(done: float, total: float | None = None) -> None:
 
 
 def _number(given: Any) -> float | None:
-    """The number from 0, finite; None for anything else."""
+    """Return a finite number from 0; None for anything else."""
     try:
         number = float(given)
     except Exception:  # noqa: BLE001 — to tell the progress must not fail the work
@@ -195,7 +195,7 @@ def save(sql: str, params: Sequence[Any] | Mapping[str, Any] | None = None, *, i
 
 def hold(seconds: float, reason: str = "") -> None:
     """Hold back the lane of the item that runs, or its job if it has no lanes, since a remote API has said to wait:
-    nothing more of it starts for some seconds. While nothing else of the job moves, it says so.
+    nothing more of it starts for some seconds. While nothing else of the job moves, the job says so.
 
     What a worker receives of it meanwhile goes back to the database; what runs already goes on, so raise `Postpone`
     there. `hold` returns at once, and does nothing outside a tracked actor. Raises ValueError for seconds that are no

@@ -56,7 +56,7 @@ class Done:
 
     @property
     def results(self) -> list[Any]:
-        """What the actor returned for each item."""
+        """The results of the items, in order."""
         return [item["result"] for item in self.items]
 
 
@@ -84,7 +84,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before the app's modules are imported: their `callboard.install()` is to find the database of the tests."""
+    """Name the database of the tests before the app's modules are imported: their `callboard.install()` finds it."""
     named = (settings.DATABASE_URL, settings.AMQP_URL)
     config.stash[_BEFORE] = {setting.name: setting.text for setting in named if setting.text}
     config.stash[_PLACE] = tempfile.TemporaryDirectory(prefix="callboard-test-", ignore_cleanup_errors=True)
@@ -93,7 +93,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Undo that."""
+    """Restore the environment, and delete the folder."""
     os.environ.pop("DATABASE_URL", None)
     before: dict[str, str] = config.stash[_BEFORE]
     os.environ.update(before)

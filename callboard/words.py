@@ -50,7 +50,7 @@ def shown_state(job: Mapping[str, Any]) -> str:
 
 
 def parsed(time: str) -> datetime:
-    """A time of the API."""
+    """Parse a time of the API."""
     return datetime.fromisoformat(time)
 
 
@@ -60,5 +60,5 @@ def since(time: str) -> float:
 
 
 def left(job: Mapping[str, Any]) -> str:
-    """How long a job still takes at its rate; nothing where nobody knows."""
+    """Return how long a job still takes at its rate; an empty text if that is not known."""
     return duration(-since(job["eta"])) if job["eta"] else ""

@@ -10,7 +10,7 @@ PING = "callboard.ping"
 
 
 def answer() -> str:
-    """What a ping runs."""
+    """The function of the actor."""
     return "pong"
 
 

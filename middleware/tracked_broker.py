@@ -57,7 +57,7 @@ class TrackedBroker(dramatiq.Broker):
             return self.runtime.send(self, message, delay)
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        """Call the hooks `before_<signal>`, unless no middleware is to hear of it."""
+        """Call the hooks `before_<signal>`, unless it is a silent one: see `_is_silent`."""
         if self._tracking is None:
             super().emit_before(signal, *args, **kwargs)
             return

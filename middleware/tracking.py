@@ -212,7 +212,7 @@ class Tracking(Middleware):
 
     @property
     def forks(self) -> list[Callable[[], int]]:
-        """What Dramatiq runs in processes of their own: the server of the metrics, unless its own is there."""
+        """The functions that Dramatiq runs in processes of their own: the server of the metrics, unless it has one."""
         wanted = settings.METRICS_PORT.get() is not None and not self._shares_metrics
         return [metrics.serve] if wanted else []
 

@@ -235,8 +235,8 @@ _connections: WeakSet[Conn] = WeakSet()
 
 
 def _is_of_others(record: logging.LogRecord) -> bool:
-    """Return whether a line of psycopg's is no warning from a thread of our pools, or about a connection of theirs:
-    whoever asks for a connection, or uses a broken one, logs that, with the reason that `Pool.getconn` gives.
+    """Return False for a warning of psycopg's from a thread of our pools, or about a connection of theirs: the caller
+    that asks for a connection, or uses a broken one, logs that itself, with the reason that `Pool.getconn` gives.
     """
     broken = isinstance(record.args, tuple) and any(arg in _connections for arg in record.args)
     return record.levelno < logging.WARNING or not (broken or (record.threadName or "").startswith("callboard"))

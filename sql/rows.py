@@ -99,8 +99,9 @@ class Save(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Saves:
-    """What an item saves with its outcome: `size` in bytes. `busy_since`: since when a lock or a slow server keeps it
-    from that (monotonic; None: nothing does), `tries` times; `breaks`: the statements at which the connection broke.
+    """The statements that an item saves with its outcome: `size` in bytes. `busy_since`: since when (monotonic) a lock
+    or a slow server stands in the way, None: nothing does; `tries`: how often it did; `breaks`: the statements at which
+    the connection broke.
     """
 
     statements: list[Save] = field(default_factory=list)
@@ -147,7 +148,7 @@ class Event:
 
 
 class JobFacts(NamedTuple):
-    """What an app gave with a job; `metadata` as JSON. `trace`: where OpenTelemetry is on, of the submission."""
+    """The facts that an app gave with a job; `metadata` as JSON. `trace`: of the submission, with OpenTelemetry."""
 
     tenant: str
     key: str | None
@@ -185,7 +186,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class JobControl:
-    """What workers that hold items of a job must know of it."""
+    """The state of a job that workers with items of it obey."""
 
     job: int
     state: str
@@ -225,8 +226,8 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim found: the item's state and attempt, the worker that holds it now, whether it was `taken` now. It
-    was not if it is to be claimed when it runs alone, as nobody else holds it (`isolate`).
+    """The result of a claim: the item's state and attempt, the worker that holds it now, whether it was `taken` now.
+    With `isolate` nobody holds it, and it is to be claimed when it runs alone.
     """
 
     state: str | None
@@ -377,7 +378,7 @@ class SubmittedJob:
 
 @dataclass(frozen=True, slots=True)
 class OldJob:
-    """What a job was submitted with."""
+    """The options with which a job was submitted."""
 
     name: str
     tenant: str
@@ -477,7 +478,7 @@ class StageClaim:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker process announces when it starts."""
+    """The facts that a worker process announces when it starts."""
 
     host: str
     pid: int

@@ -19,7 +19,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 #: How the names of our own variables begin.
 PREFIX = "CALLBOARD_"
-#: What an address of logs may have of an item.
+#: The fields of an item that an address of logs may have.
 LOG_FIELDS = ("job", "item", "attempt", "worker", "started_at", "finished_at")
 
 

@@ -34,7 +34,7 @@ AttemptKind: TypeAlias = Literal["failed", "timed_out", "crashed", "skipped", "p
 WorkerState: TypeAlias = Literal["alive", "stopped", "dead"]
 WORKER_STATES: Final[tuple[str, ...]] = get_args(WorkerState)
 
-#: What a login may allow: to look, to make jobs, to change them, and to give out tokens.
+#: The scopes of a login: to look, to make jobs, to change them, and to give out tokens.
 Scope: TypeAlias = Literal["read", "submit", "control", "admin"]
 SCOPES: Final[tuple[str, ...]] = get_args(Scope)
 #: Those of a login that names none.

@@ -24,7 +24,7 @@ from callboard.web.problems import BROKEN, HANDLED, Problem, problem_of, refused
 
 log = logging.getLogger("callboard.web")
 
-#: What a login gives: the identity of the sender, None (the answer is 401), or the answer itself.
+#: The answer of a login: the identity of the sender, None (the answer is 401), or the answer itself.
 Admission: TypeAlias = Identity | Response | None
 #: The login. A plain function runs in a thread.
 Authenticate: TypeAlias = Callable[[Request], Admission | Awaitable[Admission]]
@@ -177,8 +177,8 @@ async def job(request: Request) -> int:
 
 
 def check_scope(request: Request, scope: str, *, for_all_tenants: bool, shared: bool) -> None:
-    """Raise HTTPException 403 for a sender whose login does not allow this, or who sees one tenant where the answer is
-    for who sees all, or one job where it is not `shared`.
+    """Raise HTTPException 403 for a login without the scope; for one of a single tenant, if the answer is for all
+    tenants; and for one of a single job, unless the endpoint is `shared`.
     """
     who = identity(request)
     if scope not in who.scopes:

@@ -120,7 +120,7 @@ class Job(Answer):
 
 
 class Trial(Answer):
-    """What a change would concern, if it were no `dry_run`."""
+    """The number of items that a change would concern, if it were no `dry_run`."""
 
     items: Count
 
@@ -295,7 +295,7 @@ class Drift(Answer):
 
 
 class Recount(Answer):
-    """What a job's numbers were compared with, and which differ."""
+    """The checks of a job's numbers, and those that differ."""
 
     jobs: Annotated[int, msgspec.Meta(description="the job and its stages")]
     checks: dict[str, str]
@@ -377,7 +377,7 @@ class Moved(Answer):
 
 
 class Token(Answer):
-    """What lets somebody in. A session is a browser that is logged in; a share token reads one job."""
+    """A token, by which somebody is admitted. A session is a browser that is logged in; a share token reads one job."""
 
     id: int
     kind: Literal["api", "link", "session", "share"]

@@ -47,12 +47,12 @@ def create_app(
 ) -> Starlette:
     """An app for the database at `url` (None: DATABASE_URL, read at the first request).
 
-    It lets in who has a token (`callboard token create`), and browsers by its login page; or, if it is
+    It admits a sender with a token (`callboard token create`), and browsers by its login page; or, if it is
     `open_to_everyone`, anybody. /healthz, /readyz and /static need no login.
 
-    `authenticate(request)`, async or not, is another login instead: it returns the `callboard.Identity` of who sends
-    the request, None for nobody (the answer is 401), or a Response, which is sent; an HTTPException that it raises is
-    answered as such. Anything else lets nobody in and is answered with 500.
+    `authenticate(request)`, async or not, is another login instead: it returns the `callboard.Identity` of the sender,
+    None to refuse the request (the answer is 401), or a Response, which is sent; an HTTPException that it raises is
+    answered as such. After anything else the request is refused with 500.
 
     `hosts` are the host names that the app answers to (None: any); where it is open they keep other sites' pages from
     reading it through a browser on its machine. The app may be mounted in another one, whose lifespan does not run this

@@ -84,7 +84,7 @@ class Call(Generic[Q, B]):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a handler returns that decides about the status, or gives headers. `content`: as others return it."""
+    """An answer with a status and headers of its own. `content`: as other handlers return it."""
 
     content: Any
     status: int
@@ -99,7 +99,7 @@ class Endpoint:
     - `scope`: what the sender's login must allow.
     - `for_all_tenants`: its answer is shared by all tenants, so a sender who sees only one is refused.
     - `replays`: a request that is repeated by its key is answered with 200.
-    - `shared`: also for who holds a token to look at the one job in the path.
+    - `shared`: a token to look at the one job in the path admits, too.
     - `together`: its handler only reads, several times, and does so in one transaction, which spares round trips.
     """
 
@@ -115,7 +115,7 @@ class Endpoint:
     replays: bool = False
     shared: bool = False
     together: bool = False
-    #: What its body may be, and what it answers if not the JSON of `answer`.
+    #: The types of its body, and those of its answer if that is not the JSON of `answer`.
     consumes: tuple[str, ...] = ("application/json",)
     produces: tuple[str, ...] = ()
     #: The problems that it may answer with beside those of its kind, by their statuses: see `openapi`.
@@ -123,7 +123,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """What it is called in the OpenAPI document."""
+        """Its name in the OpenAPI document."""
         return f"{self.handler.__module__.rpartition('.')[2]}.{self.handler.__name__}"
 
     @property

@@ -30,7 +30,7 @@ def _post(scope: str, path: str, handler: Any, answer: Any, **more: Any) -> Endp
     return Endpoint("POST", path, handler, answer, scope=scope, **more)
 
 
-#: What a body of items may be.
+#: The types of a body of items.
 _ITEMS = ("application/json", LINES)
 
 ENDPOINTS: list[Endpoint] = [

@@ -73,13 +73,13 @@ class Topic:
         self.watchers: set[asyncio.Event] = set()
 
     def event(self, seen: int) -> bytes:
-        """What to send to a watcher that has seen this version; 0: none."""
+        """Return the event for a watcher that has seen this version; 0: none."""
         if not seen:
             return self.whole + self.problem
         return self.problem or (self.change if self.version == seen + 1 else self.resync())
 
     def resync(self) -> bytes:
-        """What a watcher gets that has missed a change."""
+        """Return the event for a watcher that has missed a change."""
         return self.whole
 
     def describe(self, found: Any) -> None:
@@ -153,7 +153,7 @@ class ListTopic(Topic):
 
 
 class Events:
-    """What is watched in one event loop, and the task that reads it while somebody watches."""
+    """The topics of one event loop, and the task that reads them while somebody watches."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -167,7 +167,7 @@ class Events:
         return sum(len(topic.watchers) for topic in self._topics.values())
 
     async def topic(self, key: Hashable, new: Topic) -> Topic:
-        """What is watched by this key, as of a second ago at most; else `new`. Raises what reading it raises."""
+        """Return the topic of this key, read a second ago at most; `new` if there is none. Raises as its query does."""
         topic = self._topics.setdefault(key, new)
         async with topic.loading:
             if time.monotonic() - topic.read_at > FRESH_SECONDS:
@@ -175,7 +175,7 @@ class Events:
         return topic
 
     async def stream(self, request: Request, topic: Topic, known: str | None) -> AsyncGenerator[bytes]:
-        """What to send to one watcher, who has the version with the tag `known` already."""
+        """Yield the events for one watcher, who has the version with the tag `known` already."""
         news, asked_at = asyncio.Event(), time.monotonic()
         topic.watchers.add(news)
         if self._task is None or self._task.done():
@@ -279,7 +279,7 @@ def _with_order(body: bytes, order: bytes) -> bytes:
 async def _problem(error: Exception) -> bytes:
     """The event that tells what the API answers to this error."""
     if not isinstance(error, HANDLED):
-        log.error("what is watched can't be read", exc_info=error)
+        log.error("the watched jobs can't be read", exc_info=error)
     return _event("problem", bytes((await problem_of(None, error)).body))
 
 

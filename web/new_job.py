@@ -72,7 +72,7 @@ class NewJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def first_items(self) -> list[Any] | None:
-        """Those that the body holds: the job's, or its first stage's."""
+        """The items in the body: the job's, or its first stage's."""
         return self.items if self.stages is None else self.stages[0].items
 
 

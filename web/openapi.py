@@ -19,7 +19,7 @@ Schema = dict[str, Any]
 SCHEMAS = "#/components/schemas/{name}"
 #: The types of a document, and of a stream of events.
 JSON, EVENTS = "application/json", "text/event-stream"
-#: What each problem is: the statuses that every endpoint may answer, those of one with a path, and those of a change.
+#: The meaning of each problem: of every endpoint, of one with an id in its path, and of a change.
 ALWAYS = {
     400: "A parameter makes no sense.",
     401: "The request needs a login.",

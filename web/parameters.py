@@ -29,7 +29,7 @@ After: TypeAlias = Annotated[str | None, msgspec.Meta(description="`next` of the
 
 
 class Refused(HTTPException):
-    """What was sent is wrong. `errors`: each wrong part, as `pointer` and `detail`; `line`: the first bad line."""
+    """A request is wrong. `errors`: each wrong part, as `pointer` and `detail`; `line`: the first bad line."""
 
     def __init__(
         self, status: int, detail: str, *, code: str, errors: list[dict[str, str]] | None = None,
@@ -210,7 +210,7 @@ def _invalid(status: int, code: str, error: msgspec.ValidationError, kind: type[
 
 
 def _rule(kind: type[msgspec.Struct], place: str) -> str | None:
-    """What a field of the top level must be; None where its type doesn't say it in a few words."""
+    """Say what values a field of the top level takes; None where its type doesn't say it in a few words."""
     (_, schemas) = msgspec.json.schema_components([kind])
     field, entry, _ = place.partition("[")
     schema = schemas.get(kind.__name__, {}).get("properties", {}).get(field)

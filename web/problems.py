@@ -28,7 +28,7 @@ BUSY = "other changes are still waiting for the database, and nothing was change
 BEHIND = "the database's schema does not fit this code: run `callboard migrate`"
 BROKEN = "this request met an error in Callboard itself; the server's log has its traceback"
 
-#: What a problem is called where the code that refused has no name of its own for it.
+#: The name of a problem where the code that refused has none of its own for it.
 CODES = {
     400: "bad_request", 401: "no_login", 403: "forbidden", 404: "not_found", 405: "method", 408: "slow",
     409: "conflict", 413: "too_large", 415: "media_type", 421: "host", 422: "invalid", 429: "too_many", 500: "internal",

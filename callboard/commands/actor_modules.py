@@ -16,7 +16,7 @@ from callboard.sql.pool import running_here
 
 
 def assemble() -> dramatiq.Broker:
-    """Import them and return their broker. Raises CommandError for a module that can't be imported."""
+    """Import these modules and return their broker. Raises CommandError for a module that can't be imported."""
     use_running_stack()
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `dramatiq` does: a user's module lies in the current folder

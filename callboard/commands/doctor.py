@@ -46,7 +46,7 @@ ASKED = Requester("cli", "doctor")
 
 
 class Finding(NamedTuple):
-    """What was looked at, how it is (ok, note or wrong), what was found, and what to do about it."""
+    """A part that was checked, its state (ok, note or wrong), the text of what was found, and the advice."""
 
     about: str
     state: str

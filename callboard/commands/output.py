@@ -31,7 +31,7 @@ STYLES = {
 
 
 def prepare_streams() -> None:
-    """Let everything be printed: what the encoding of a stream lacks is escaped, and a closed stream takes it too."""
+    """Make every text printable: escape what the encoding of a stream lacks, and replace a closed stream."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -41,7 +41,7 @@ def prepare_streams() -> None:
 
 
 def drop_stdout() -> None:
-    """Send what is still to be written to standard output nowhere: Python writes it when it ends."""
+    """Discard the text that standard output still holds: Python would write it at its end."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 

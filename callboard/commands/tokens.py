@@ -84,7 +84,7 @@ def revoke(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Let tokens let nobody in any more, nor browsers that logged in with them. It takes up to two seconds."""
+    """Revoke tokens, and log out the browsers that logged in with them. It takes up to two seconds."""
     with database() as conn:
         gone = [number for number in tokens_ if tokens.revoke(conn, number, acting("cli"))]
     if as_json:

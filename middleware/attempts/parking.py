@@ -25,7 +25,7 @@ _log_outage = OutageLog(log, "messages that are not to run now wait for the data
 
 #: Messages that are parked in one transaction.
 BATCH_MESSAGES = 1_000
-#: Who asks for the retry, as the job's history says.
+#: The author of the retry in the job's history.
 MOVED_BACK = Requester("worker", "dead letters moved back")
 
 #: Job, item and number of an attempt.

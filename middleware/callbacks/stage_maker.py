@@ -128,7 +128,7 @@ class StageMaker:
     # One stage -------------------------------------------------------------------------------------------------------
 
     def _run(self, claim: StageClaim) -> None:
-        log.info("makes the items of stage %r, job %d, from job %d", claim.name, claim.job, claim.source)
+        log.info("the items of stage %r, job %d, are made from job %d", claim.name, claim.job, claim.source)
         try:
             self._make(claim)
         except StopMaking:
@@ -194,7 +194,7 @@ class StageMaker:
 
 
 def _items(claim: StageClaim, results: Results, given: deque[Any]) -> Iterator[Any]:
-    """What the stage's function makes of the results, or the results themselves; `given` gets each, too. Raises
+    """Yield the items that the stage's function makes, or else the results; `given` gets each, too. Raises
     FewerItems.
     """
     count = 0

@@ -1,4 +1,4 @@
-"""What a try to deliver a callback ends with that fails."""
+"""The error of a failed try to deliver a callback."""
 
 
 class Undelivered(Exception):

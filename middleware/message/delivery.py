@@ -16,7 +16,7 @@ Tag: TypeAlias = int | tuple[int, int]
 
 
 class Acks(Protocol):
-    """What one connection delivered and is not acknowledged. Any thread may use it."""
+    """The deliveries of one connection that are not acknowledged. Any thread may use it."""
 
     @property
     def held(self) -> int:

@@ -110,7 +110,7 @@ class Publisher:
 
     @property
     def trouble(self) -> str | None:
-        """What keeps this process from publishing; None when nothing is known to."""
+        """The reason why this process can't publish; None when none is known."""
         return self.transport.trouble or self._standstill()
 
     def _standstill(self) -> str | None:

@@ -23,7 +23,7 @@ class Unpublishable(ValueError):
     """A message can never be published: it can't be encoded, or the broker does not take it."""
 
 
-#: What became of a message: the broker has confirmed it, or has not taken it now, or never takes it.
+#: The answer to a message: the broker has confirmed it, or has not taken it now, or never takes it.
 Answer: TypeAlias = bool | Unpublishable
 
 
@@ -44,7 +44,7 @@ class Transport(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """What keeps messages from the broker; None when nothing is known to."""
+        """The reason why the broker takes no messages; None when none is known."""
 
     def publish(self, batch: Sequence[Outgoing]) -> list[Answer]:
         """Publish a batch; return an answer for each message. Raises Unreachable.

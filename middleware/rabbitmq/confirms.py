@@ -42,7 +42,7 @@ SERVE_EVERY_MESSAGES = 100
 #: malformed.
 CONTENT_TOO_LARGE, PRECONDITION_FAILED, FRAME_ERROR, SYNTAX_ERROR = 311, 406, 501, 502
 MESSAGE_FAULTS = (CONTENT_TOO_LARGE, PRECONDITION_FAILED, FRAME_ERROR, SYNTAX_ERROR)
-#: What pika raises on a channel that is being closed; and its reasons for one that was closed by this process.
+#: The errors of pika on a channel that is being closed; and its reasons for one that this process has closed.
 CLOSING = (pika.exceptions.AMQPChannelError, pika.exceptions.AMQPConnectionError)
 CLOSED_BY_US = (pika.exceptions.ChannelClosedByClient, pika.exceptions.ConnectionClosedByClient)
 #: Bytes of a queue's name, since AMQP allows 255, and the names of its delay and dead-letter queues are longer.
@@ -51,7 +51,7 @@ QUEUE_BYTES = 252
 EXCHANGE_BYTES = 255
 #: The reply code for what the user may not do.
 ACCESS_REFUSED = 403
-#: What RabbitMQ says of a message that is larger than its `max_message_size`.
+#: The text of RabbitMQ's error for a message that is larger than its `max_message_size`.
 TOO_LARGE = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 
 

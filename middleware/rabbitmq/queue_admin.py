@@ -30,7 +30,7 @@ BODY_BYTES = 1_000
 #: Deliveries after which a dead letter that was looked at is replaced by a copy: a quorum queue drops a message at its
 #: delivery limit, which is 20 by default.
 DELIVERIES = 10
-#: What asking the management API may end with where there is none.
+#: The errors of a request where there is no management API.
 UNREACHABLE = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
 
 NO_BROKER = "RabbitMQ can't be asked, since AMQP_URL is not set: set it to amqp://user:password@host:port/vhost"
@@ -56,7 +56,7 @@ def with_depths(addresses: str, queues: Sequence[dict[str, Any]]) -> tuple[list[
 
 
 def _asked(addresses: str, queues: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What RabbitMQ says of these queues, by name: by the management API if that answers (at CALLBOARD_RABBITMQ_API,
+    """Ask RabbitMQ about these queues, by name: by the management API if that answers (at CALLBOARD_RABBITMQ_API,
     or where it usually is), else by AMQP.
     """
     if not addresses:
@@ -81,7 +81,7 @@ def _depth(found: dict[str, dict[str, Any]], queue: str) -> dict[str, int | None
 
 
 def _managed(address: str, management: str) -> dict[str, dict[str, Any]] | None:
-    """What the management API says of all queues of the virtual host, by name; None if it can't be asked."""
+    """Ask the management API about all queues of the virtual host, by name; None if it does not answer."""
     parts, parameters = urlsplit(address.strip()), parameters_of(address)
     scheme = "https" if parts.scheme == "amqps" else "http"
     base = management or f"{scheme}://{parameters.host}:{MANAGEMENT_PORTS[parts.scheme]}"

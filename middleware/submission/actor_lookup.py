@@ -18,7 +18,7 @@ Write: TypeAlias = Callable[[Callable[[Conn], Any]], Any]
 Actor: TypeAlias = dramatiq.Actor[..., Any] | type[dramatiq.GenericActor] | str
 #: The classes of actors. Dramatiq puts an object in the place of the class of an actor.
 _ACTORS: Any = (dramatiq.Actor, dramatiq.GenericActor)
-#: What a job calls at one kind of end: an actor, its registered name, the URL of a webhook, or a list of these.
+#: The callbacks of one kind of end: an actor, its registered name, the URL of a webhook, or a list of these.
 Callbacks: TypeAlias = Actor | Sequence[Actor] | None
 
 

@@ -27,7 +27,7 @@ from callboard.sql.limits import MAX_SPAN_SECONDS
 from callboard.sql.migrate import MISFIT
 from callboard.sql.rows import NewItem, Outgoing
 
-#: What an item may send at most, as it is recorded in one transaction: messages, and their bytes.
+#: The most messages that an item may send, and their bytes: they are recorded in one transaction.
 CHILDREN_LIMIT, CHILDREN_LIMIT_BYTES = 100_000, 64 * 2**20
 #: Seconds that a plain send waits for its row.
 SEND_SECONDS = 10.0

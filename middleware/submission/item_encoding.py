@@ -22,7 +22,7 @@ KEY_BYTES = 500
 #: How a digest begins that stands for a longer item key.
 DIGEST = "sha256:"
 
-#: What may be an item key, beside what JSON can write: the text of each tells its value, in any process.
+#: The types of item keys beside those of JSON: the text of each tells its value, in any process.
 KEY_TYPES = (date, time, timedelta, Decimal, UUID, Enum, bytes, PurePath)
 
 #: The characters that JSON begins with.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from callboard.sql.signature import Signature
 
-#: What failed items of a stage do to those after it.
+#: The consequence of failed items of a stage for the stages after it.
 ON_FAILURE = ("stop", "go on")
 #: How a function is named: "module:name".
 PATH = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")

@@ -46,7 +46,7 @@ class SubmittedElsewhere(RuntimeError):
 
 
 def submitting(actor: str, queue: str) -> AbstractContextManager[dict[str, str] | None]:
-    """Return a context with a span of OpenTelemetry's, where it is on; it gives what is kept with the job of that."""
+    """Return a context with a span of OpenTelemetry's, where that is on; it yields the trace to keep with the job."""
     if not settings.OPENTELEMETRY.get():
         return nullcontext()
     from callboard.middleware import spans  # noqa: PLC0415 — imported only where it is asked for

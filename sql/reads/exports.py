@@ -11,7 +11,7 @@ from callboard.sql.reads.queries import Query
 
 #: Items that are read at a time: as many as make no event loop late.
 PAGE_ITEMS = 200
-#: What makes a cell a formula, where a text that others wrote begins with it.
+#: The signs that make a formula of a cell that begins with one.
 FORMULA = "=+-@\t\r"
 #: The columns of CSV; arguments and results are JSON.
 COLUMNS = (

@@ -15,7 +15,7 @@ from callboard.sql.states import JOB_FINAL, JOB_STATES
 MAX_SEARCH_CHARACTERS = 2_000
 #: The states of a job that is not over.
 JOB_OPEN = frozenset(JOB_STATES) - set(JOB_FINAL)
-#: What is true of a job or not: `is:` and `not:`.
+#: The properties of a job that `is:` and `not:` name.
 FLAGS = ("stalled", "standing", "failing")
 #: The words of a search that take any text, and those that take a time.
 TEXTS = ("actor", "tenant", "key")

@@ -1,4 +1,4 @@
-"""What every action on a job needs: its requester, the status of the job, a refusal, a line in the history."""
+"""The means of every action on a job: its requester, the status of the job, a refusal, a line in the history."""
 
 import json
 import re

@@ -70,7 +70,7 @@ class RetrySelection:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was given, as a job's history keeps it."""
+        """The options that were given, as a job's history keeps them."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property

@@ -34,7 +34,7 @@ _BEGIN: LiteralString = (
 _END = "SET CONSTRAINTS ALL IMMEDIATE; %s; RELEASE SAVEPOINT saves"
 _UNDO: LiteralString = "ROLLBACK TO SAVEPOINT saves; RELEASE SAVEPOINT saves; SELECT pg_advisory_unlock_all()"
 
-#: What a statement may be. None that ends the transaction is among them.
+#: The words that a statement may begin with. None that ends the transaction is among them.
 _ALLOWED = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:INSERT|UPDATE|DELETE|MERGE|WITH|(?P<calls>SELECT|CALL))\b",
     re.IGNORECASE | re.DOTALL,

@@ -33,7 +33,7 @@ MAX_CHARACTERS = 200
 
 
 def digest(secret: str) -> bytes:
-    """What is kept of a secret."""
+    """The digest of a secret: nothing else of it is kept."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).digest()
 
 

@@ -117,7 +117,7 @@ def test_a_database_that_goes_away_while_a_stage_is_made_is_waited_for(
     breakable_postgres.start()
     gate.touch()
     prove(scenario, job)
-    assert worker.output.count("makes the items of stage 'second'") == 1
+    assert worker.output.count("the items of stage 'second', job") == 1
 
 
 def test_cancelled_while_a_stage_is_made_nothing_more_is_made_or_starts(scenario: Scenario) -> None:

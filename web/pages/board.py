@@ -65,7 +65,7 @@ async def board(call: Call[BoardQuery, NoBody]) -> Response:
 
 
 async def _jobs(call: Call[BoardQuery, NoBody], **part: Any) -> dict[str, Any]:
-    """What the API answers."""
+    """Return the answer of the API."""
     given = {name: getattr(call.query, name) for name in JobQuery.__struct_fields__}
     asked: Call[Any, NoBody] = call
     return await jobs.jobs(replace(asked, query=JobQuery(**{**given, **part})))

@@ -78,7 +78,7 @@ def rows(found: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def marks(samples: Sequence[Row], history: Sequence[Row]) -> list[dict[str, Any]]:
-    """What was done to the job while it ran, and where on the chart that is, in percent."""
+    """The actions on the job while it ran, each with its place on the chart, in percent."""
     whole = _whole(samples)
     if not whole:
         return []

@@ -38,7 +38,7 @@ def prose(text: str) -> Markup:
 
 
 def kind(schema: Schema) -> list[tuple[str, str]]:
-    """What a value is, in words: each a text and the name of the schema that it leads to, or nothing."""
+    """Describe a type in words: each is a text and the name of the schema that it leads to, or an empty text."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return [(name, name)]

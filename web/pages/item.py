@@ -61,7 +61,7 @@ async def _previous(call: Call[ItemQuery, NoBody], position: int) -> int | None:
 
 
 def _timeline(job: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What happened to the item, each with its time, in order. No row keeps when a bulk item was stored, which was
+    """List the events of the item, each with its time, in order. No row keeps when a bulk item was stored, which was
     after its job was created, nor when an item was published, which was before it started.
     """
     stored = ("sent", found["sent_at"]) if found["sent_at"] else ("job created", job["created_at"])

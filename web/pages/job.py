@@ -35,7 +35,7 @@ JobCall = Call[JobQuery, NoBody]
 
 
 async def _head(call: JobCall, job: Row) -> Row | None:
-    """Who paused the job, if it is paused."""
+    """The action that paused the job, if it is paused."""
     done = await _history(call, job) if job["state"] == "paused" else []
     return next((one for one in done if one["action"] == "pause"), None)
 

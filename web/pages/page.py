@@ -117,5 +117,5 @@ def _nav(who: Identity) -> Sequence[tuple[str, str]]:
 
 
 def data(value: Any, kind: type[msgspec.Struct]) -> str:
-    """What the API answers, for a script of the page, in an element that holds data: no text can end that element."""
+    """Return the answer of the API for a script of the page, in an element of data: no text can end that element."""
     return encode(msgspec.convert(value, kind)).decode().replace("<", "\\u003c")

@@ -24,7 +24,7 @@ TINY_SECONDS, SHORT_SECONDS = 1, 10
 #: Lines and characters of a text that are shown, and from which number on the rest is folded.
 SHOWN_LINES, SHOWN_CHARS = 20, 3_000
 FEW_LINES, FEW_CHARS = 5, 500
-#: What is known of an item that waits, of which no row has a time.
+#: The words for an item that waits, for which no row has a time.
 WAITING = {"pending": "stored, not published yet", "queued": "published, not started yet"}
 #: In the order of the bar, finished states first: the left part of the bar only ever grows.
 STATES = ("succeeded", "skipped", "failed", "cancelled", "retrying", "running", "queued", "pending")
@@ -92,7 +92,7 @@ def is_over(job: Job) -> bool:
 
 
 def consequence_of_cancel(job: Job, left: int) -> str:
-    """What a cancel does to a job of which so many items have not started."""
+    """Say what a cancel does to a job of which so many items have not started."""
     items = (
         f"{count(left, 'item')} that did not start will not, unless they are run again by hand."
         if left
@@ -171,7 +171,7 @@ _ACTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {"limit": limits, "ret
 
 
 def action(row: Mapping[str, Any]) -> str:
-    """What was done to a job."""
+    """Say what was done to a job."""
     words = _ACTIONS.get(row["action"], lambda detail: detail.get("reason"))(row["detail"])
     return f"{row['action']}: {words}" if words else str(row["action"])
 
@@ -278,7 +278,7 @@ def arguments(item: Mapping[str, Any]) -> str:
 
 
 def outcome(item: Mapping[str, Any]) -> str:
-    """What came of an item: its error, or its result."""
+    """The error of an item, or its result."""
     if error := item["error"]:
         return ": ".join(filter(None, (error["type"], error["message"])))
     if item["result_text"] is not None:

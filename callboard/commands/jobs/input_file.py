@@ -18,19 +18,19 @@ from callboard.middleware.submission.json_lines import BadLine
 
 FORMATS = ("jsonl", "csv")
 SUFFIXES = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-#: What the marks of other encodings than UTF-8 at the beginning of a file say; of two that fit, the longer.
+#: The encodings that a mark at the beginning of a file tells; of two marks that fit, the longer comes first.
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-#: What the first bytes of files that are no text say.
+#: The kinds of file that are no text, by their first bytes.
 NO_TEXT = {
     b"\x1f\x8b": "compressed: submit what `zcat` writes",
     b"\x28\xb5\x2f\xfd": "compressed: submit what `zstdcat` writes",
     b"PK\x03\x04": "a spreadsheet or a ZIP archive: save it as CSV",
     b"PAR1": "a Parquet file: convert it to JSON Lines",
 }
-#: What may stand between the columns of CSV, beside the comma; and what may not.
+#: The signs that may divide the columns of CSV, beside the comma; and those that may not.
 DELIMITERS, NO_DELIMITERS = ";\t|", '"\r\n'
 NOT_UTF8 = f"{json_lines.NOT_UTF8}: give the file's encoding, like --encoding cp1252"
 

@@ -64,7 +64,7 @@ def details(errors: Sequence[Job], held: Sequence[Job]) -> list[RenderableType]:
 
 
 def next_words(job: Job) -> Text:
-    """What to type next."""
+    """The commands that a reader may type next."""
     number, then = job["id"], []
     if job["failed"]:
         then += [f"callboard errors {number}", f"callboard retry {number}"]

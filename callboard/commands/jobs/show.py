@@ -72,7 +72,7 @@ WORKER_SHOWN = "id state host pid threads held beat release trouble actors"
 WORKER_FIT = output.Fit(
     {"host": 8, "release": 8, "trouble": 12, "actors": 8}, ("release", "threads", "pid", "beat", "trouble")
 )
-#: What `jobs` can show of a job.
+#: The columns that `jobs` can show.
 COLUMNS = (
     *SHOWN.split(), "key", "tenant", "actor", *(one for one in ITEM_STATES if one != "failed"), "retries",
     "crashes", "step", "reason", "created_by", "created_at", "started_at", "finished_at", "updated_at",

@@ -91,7 +91,7 @@ def seconds(job: Mapping[str, Any]) -> float:
 
 
 def counted() -> dict[str, int]:
-    """What the services counted."""
+    """Ask the services for their counts."""
     found: dict[str, int] = json.loads(httpcore.request("GET", f"{os.environ['REMOTE_URL']}/figures").content)
     return found
 

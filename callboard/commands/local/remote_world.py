@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
 
 class World:
-    """What the services do and remember.
+    """The services, and what they remember of their calls.
 
     A call takes `seconds`. The ad API takes `customer_rate` requests a second of one customer.
     """
