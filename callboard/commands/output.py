@@ -22,11 +22,11 @@ GAP = 2
 PIPE_CHARS, PIPE_TABLE_CHARS = 200, 100_000
 
 STYLES = {
-    "running": "blue",
+    **dict.fromkeys(("running", "open"), "blue"),
     **dict.fromkeys(("succeeded", "completed", "alive"), "green"),
     **dict.fromkeys(("failed", "dead"), "red"),
     **dict.fromkeys(("retrying", "paused"), "yellow"),
-    **dict.fromkeys(("cancelled", "skipped", "stopped"), "bright_black"),
+    **dict.fromkeys(("cancelled", "skipped", "stopped", "stopping"), "bright_black"),
 }
 
 

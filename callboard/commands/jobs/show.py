@@ -17,7 +17,7 @@ from callboard.sql.pool import Conn
 from callboard.sql.reads import exports, job_filter, queries
 from callboard.sql.reads.job_filter import JOB_OPEN, JobFilter
 from callboard.sql.states import ITEM_STATES, WORKER_STATES
-from callboard.words import count, left, percent, rate
+from callboard.words import count, left, percent, rate, shown_state
 
 app = typer.Typer()
 
@@ -126,7 +126,9 @@ def jobs(
 
 def _cells_of_job(job: Row) -> Row:
     pace = rate(job["rate"]) if job["rate"] and job["state"] == "running" else ""
-    shown = {"bar": job_text.cells(job).plain, "progress": percent(job["progress"]), "rate": pace}
+    shown = {
+        "state": shown_state(job), "bar": job_text.cells(job).plain, "progress": percent(job["progress"]), "rate": pace,
+    }  # fmt: skip
     return {**job, **shown, "left": left(job), "age": job_text.age(job["created_at"])}
 
 
