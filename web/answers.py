@@ -43,7 +43,7 @@ class Counts(Answer):
 
 
 class Stage(Counts):
-    """A stage of a job."""
+    """A stage of a job, in short; it is a job, too, with the id `job`."""
 
     job: int
     stage: Count
@@ -55,23 +55,15 @@ class Stage(Counts):
     sealed: bool
     retries: Count
     crashes: Count
-    unkept: Count
     progress: Share
-    rate: float | None
-    eta: Time | None
-    stalled: str | None
-    stalled_until: Time | None
     step: str | None
-    limits: dict[str, Any]
     started_at: Time | None
     finished_at: Time | None
     on_failure: Literal["stop", "go on"]
 
 
 class Job(Answer):
-    """A job: a set of items of one actor, or of stages. Its fields come in the order of the contract, so it shares no
-    base class with `Stage`.
-    """
+    """A job: a set of items of one actor, or of stages."""
 
     id: int
     name: str

@@ -12,8 +12,8 @@ from callboard.sql.states import ITEM_STATES, JOB_FINAL
 MAX_OPEN_PROGRESS = 0.999
 #: The fields of a stage beside its counts.
 STAGE_FIELDS = (
-    "stage", "name", "actor", "state", "stopping", "reason", "sealed", "retries", "crashes", "unkept",
-    "progress", "rate", "eta", "stalled", "stalled_until", "step", "limits", "started_at", "finished_at",
+    "stage", "name", "actor", "state", "stopping", "reason", "sealed", "retries", "crashes", "progress", "step",
+    "started_at", "finished_at", "on_failure",
 )  # fmt: skip
 
 Job = dict[str, Any]
@@ -73,7 +73,7 @@ def parent(row: Stored, rows: Sequence[Stored]) -> Job:
         "started_at": min(begun, default=None),
         "updated_at": max(one["updated_at"] for one in (same, *stages)),
         "stages": [
-            {"job": stage["id"], **{name: stage[name] for name in (*STAGE_FIELDS, "on_failure", "total", *ITEM_STATES)}}
+            {"job": stage["id"], **{name: stage[name] for name in (*STAGE_FIELDS, "total", *ITEM_STATES)}}
             for stage in stages
         ],
     }

@@ -383,6 +383,10 @@ def test_cancelled_between_two_stages(pipeline: Pipeline) -> None:
     job.cancel()
 
 
+def limits_of_stages(job: callboard.Job) -> list[dict[str, Any]]:
+    return [callboard.get(stage["job"]).status()["limits"] for stage in status(job)["stages"]]
+
+
 def test_limits_hold_for_every_stage_and_are_changed_for_all(pipeline: Pipeline, tmp_path: Path) -> None:
     job = waiting(tmp_path / "gate", concurrency=1, deadline="1h", concurrency_by="gate=2", keep="2d")
     in_hand(job)
@@ -393,12 +397,12 @@ def test_limits_hold_for_every_stage_and_are_changed_for_all(pipeline: Pipeline,
     assert status(job)["queued"] + status(job)["running"] == 1
     limited = job.limit(concurrency=3, rate="1000/s")
     assert (limited["limits"]["concurrency"], limited["limits"]["rate"]) == (3, "1000/s")
-    assert {s["limits"]["concurrency"] for s in status(job)["stages"]} == {3}
-    assert len({s["limits"]["deadline"] for s in status(job)["stages"]}) == 1
+    assert {one["concurrency"] for one in limits_of_stages(job)} == {3}
+    assert len({one["deadline"] for one in limits_of_stages(job)}) == 1
     assert wait_until(lambda: status(job)["running"] == 3, TIMEOUT)
     callboard.get(status(job)["stages"][2]["job"]).limit(concurrency=7)
     job.limit(rate=None)
-    assert [s["limits"]["concurrency"] for s in status(job)["stages"]] == [3, 3, 7]
+    assert [one["concurrency"] for one in limits_of_stages(job)] == [3, 3, 7]
     job.limit(deadline="0s")
     found = ended(job)
     assert found["state"] == "cancelled"
