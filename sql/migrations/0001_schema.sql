@@ -92,6 +92,10 @@ CREATE TABLE callboard.jobs (
     crashes          bigint NOT NULL DEFAULT 0,  -- deaths of workers charged to its items
     unkept           bigint NOT NULL DEFAULT 0,  -- items that succeeded and whose result is not kept
 
+    -- Its place in the table, as its last flush found it: see count_outcomes.
+    page             bigint NOT NULL DEFAULT -1,
+    moves            integer NOT NULL DEFAULT 0, -- how often that was another page than the time before
+
     -- Its submission.
     consumed         bigint NOT NULL DEFAULT 0,  -- inputs read, repeated item keys included: where a submission goes on
     digest           bytea NOT NULL DEFAULT '',  -- of these inputs, if it has a key: by it they are known again
@@ -172,6 +176,7 @@ CREATE INDEX jobs_failed ON callboard.jobs (failed_at)
     WHERE failed_at IS NOT NULL AND parent_id IS NULL AND deleted_at IS NULL;
 CREATE INDEX jobs_failing ON callboard.jobs (id)
     WHERE failed_at IS NOT NULL AND parent_id IS NULL AND deleted_at IS NULL;
+CREATE INDEX jobs_by_moves ON callboard.jobs (id, moves);
 CREATE INDEX jobs_by_time ON callboard.jobs (created_at) WHERE parent_id IS NULL;
 CREATE INDEX jobs_by_end ON callboard.jobs (state, id) WHERE finished_at IS NOT NULL;
 CREATE INDEX jobs_of_sends ON callboard.jobs (id) WHERE standing_on IS NOT NULL;
@@ -195,6 +200,62 @@ END $$;
 
 CREATE TRIGGER advance_updated_at BEFORE UPDATE OF updated_at ON callboard.jobs FOR EACH ROW
     WHEN (NEW.updated_at = now()) EXECUTE FUNCTION callboard.advance_updated_at();
+
+-- What a flush (`record`) does to the counters and the state of a job; gives the row as it then is, or none.
+-- While an old snapshot is held, each flush leaves a version of the row, and whoever looks by the id passes them all, in the
+-- order of their pages. An index that knows how often the row has moved has the newest last, with those of its page. The
+-- update finds that by its place. A function, since each of its statements sees what was committed before it began: a single
+-- one may lack the version that it waited for, and would have to look again. Of a table of a page PostgreSQL would keep the
+-- plan that reads it whole.
+CREATE FUNCTION callboard.count_outcomes(
+    job bigint, more_items bigint, more_retrying bigint, more_succeeded bigint, more_failed bigint, more_skipped bigint,
+    more_retries bigint, more_crashes bigint, more_unkept bigint
+) RETURNS SETOF callboard.jobs ROWS 1 LANGUAGE plpgsql SET enable_seqscan = off AS $$ DECLARE
+    l record;
+BEGIN
+    SELECT j.ctid AS place, (j.ctid::text::point)[0]::bigint AS page, n.*, j.finished_at IS NULL AS open,
+           j.sealed AND j.stopping IS NULL AND n.succeeded + n.failed + n.skipped + j.cancelled = n.total AS ends,
+           j.finished_at IS NULL AND j.stopping IS NULL AND more_failed > 0
+           AND (n.failed > j.fail_count
+                OR n.succeeded + n.failed >= j.fail_sample
+                   AND n.failed > j.fail_share * (n.succeeded + n.failed)) AS fails
+    INTO l
+    FROM callboard.jobs AS j CROSS JOIN LATERAL (
+        SELECT j.total + more_items AS total, j.succeeded + more_succeeded AS succeeded, j.failed + more_failed AS failed,
+               j.skipped + more_skipped AS skipped
+    ) AS n
+    WHERE j.id >= job AND j.id <= job ORDER BY j.id DESC, j.moves DESC LIMIT 1 FOR NO KEY UPDATE OF j;
+    RETURN QUERY UPDATE callboard.jobs AS j
+    SET total = l.total,
+        retrying = j.retrying + more_retrying,
+        succeeded = l.succeeded,
+        failed = l.failed,
+        skipped = l.skipped,
+        sealed = j.sealed OR coalesce(l.fails, false) AND j.standing_on IS NOT NULL,
+        retries = j.retries + more_retries,
+        crashes = j.crashes + more_crashes,
+        unkept = j.unkept + more_unkept,
+        page = l.page,
+        moves = j.moves + (j.page <> l.page)::int,
+        started_at = coalesce(j.started_at, now()),
+        updated_at = now(),
+        state = CASE
+            WHEN NOT l.open THEN j.state
+            WHEN l.ends AND l.fails THEN 'failed'
+            WHEN l.ends THEN 'completed'
+            WHEN j.state = 'pending' THEN 'running'
+            ELSE j.state END,
+        finished_at = CASE WHEN l.open AND l.ends THEN now() ELSE j.finished_at END,
+        stopping = CASE WHEN l.fails AND NOT l.ends THEN 'failed' ELSE j.stopping END,
+        reason = CASE WHEN l.fails
+                      THEN l.failed || ' failed, ' || l.succeeded || ' succeeded, and max_failures is '
+                           || (j.limits ->> 'max_failures')
+                      ELSE j.reason END,
+        epoch = j.epoch + coalesce(l.fails, false)::int,
+        control_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.control_at END
+    WHERE j.ctid = l.place
+    RETURNING j.*;
+END $$;
 
 -- When a job that is kept for so many seconds after its end is to leave. Immutable: an interval of seconds is the same in
 -- each time zone.

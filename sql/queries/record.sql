@@ -6,7 +6,7 @@
 -- The deaths that were charged to an item are dropped when it ends by itself: a neighbour was to blame, or it passed.
 -- Caller: the journal's flush; the rescue. Events come sorted by (job, item) and at most one an item.
 -- Rows: the jobs touched, as they now are. An event without effect was stale or a repetition, and counts nowhere.
--- Lock order: items by key (`locked_items`), then jobs by id (`locked_jobs`), then rows in `running` by key.
+-- Lock order: items by key (`locked_items`), then jobs by id (`counted`), then rows in `running` by key.
 -- Waits for a lock for LOCK_WAIT_SECONDS at most (deadlocks are found after 1 s): a session that holds a row of one job for longer
 -- must not hold up the others.
 -- What only some events have comes in arrays of the same length, or in empty ones, which unnest fills with NULLs (so what
@@ -65,8 +65,9 @@ WITH event AS (
     WHERE (((%(parent_job)s::bigint[])[c.nth], (%(parent)s::int[])[c.nth]) IN (SELECT job_id, item FROM moved)) IS TRUE
     -- no join, but hashed
 ), delta AS (
-    SELECT job_id, sum(born) AS born, sum(retrying) AS retrying, sum(succeeded) AS succeeded, sum(failed) AS failed,
-           sum(skipped) AS skipped, sum(retries) AS retries, sum(crashes) AS crashes, sum(unkept) AS unkept
+    SELECT job_id, sum(born)::bigint AS born, sum(retrying)::bigint AS retrying, sum(succeeded)::bigint AS succeeded,
+           sum(failed)::bigint AS failed, sum(skipped)::bigint AS skipped, sum(retries)::bigint AS retries,
+           sum(crashes)::bigint AS crashes, sum(unkept)::bigint AS unkept
     FROM (
         SELECT job_id, 0 AS born,
                count(*) FILTER (WHERE state = 'retrying') - count(*) FILTER (WHERE state_before = 'retrying') AS retrying,
@@ -80,59 +81,12 @@ WITH event AS (
         SELECT job, count(*), 0, 0, 0, 0, 0, 0, 0 FROM born GROUP BY job
     ) AS part
     GROUP BY job_id
-), locked_jobs AS (
-    -- As they are when they are locked. The statement's snapshot may lack what it waited for, and PostgreSQL looks at the
-    -- CHECKs of a row made from that before it finds that the row has moved on, and makes it anew.
-    -- The index is read backwards: while an old snapshot is held, each flush leaves a version of the row, and the newest
-    -- is mostly the last. The update below passes them all.
-    SELECT j.id, j.total AS first_born, n.*, j.cancelled, j.state, j.sealed, j.stopping,
-           j.started_at, j.finished_at, j.finished_at IS NULL AS open,
-           j.sealed AND j.stopping IS NULL AND n.succeeded + n.failed + n.skipped + j.cancelled = n.total AS ends,
-           j.finished_at IS NULL AND j.stopping IS NULL AND d.failed > 0
-           AND (n.failed > j.fail_count
-                OR n.succeeded + n.failed >= j.fail_sample
-                   AND n.failed > j.fail_share * (n.succeeded + n.failed)) AS fails
-    FROM (SELECT * FROM delta ORDER BY job_id) AS d
-    CROSS JOIN LATERAL (
-        SELECT j.* FROM callboard.jobs AS j
-        WHERE j.id >= d.job_id AND j.id <= d.job_id ORDER BY j.id DESC LIMIT 1 FOR NO KEY UPDATE OF j
-    ) AS j
-    CROSS JOIN LATERAL (
-        SELECT j.total + d.born AS total, j.retrying + d.retrying AS retrying, j.succeeded + d.succeeded AS succeeded,
-               j.failed + d.failed AS failed, j.skipped + d.skipped AS skipped, j.retries + d.retries AS retries,
-               j.crashes + d.crashes AS crashes, j.unkept + d.unkept AS unkept
-    ) AS n
 ), counted AS (
-    UPDATE callboard.jobs AS j
-    SET total = l.total,
-        retrying = l.retrying,
-        succeeded = l.succeeded,
-        failed = l.failed,
-        skipped = l.skipped,
-        cancelled = l.cancelled,
-        sealed = l.sealed OR coalesce(l.fails, false) AND j.standing_on IS NOT NULL,
-        retries = l.retries,
-        crashes = l.crashes,
-        unkept = l.unkept,
-        started_at = coalesce(l.started_at, now()),
-        updated_at = now(),
-        state = CASE
-            WHEN NOT l.open THEN l.state
-            WHEN l.ends AND l.fails THEN 'failed'
-            WHEN l.ends THEN 'completed'
-            WHEN l.state = 'pending' THEN 'running'
-            ELSE l.state END,
-        finished_at = CASE WHEN l.open AND l.ends THEN now() ELSE l.finished_at END,
-        stopping = CASE WHEN l.fails AND NOT l.ends THEN 'failed' ELSE l.stopping END,
-        reason = CASE WHEN l.fails
-                      THEN l.failed || ' failed, ' || l.succeeded || ' succeeded, and max_failures is '
-                           || (j.limits ->> 'max_failures')
-                      ELSE j.reason END,
-        epoch = j.epoch + coalesce(l.fails, false)::int,
-        control_at = CASE WHEN l.fails THEN clock_timestamp() ELSE j.control_at END
-    FROM locked_jobs AS l WHERE j.id = l.id
-    RETURNING j.id, j.state, j.epoch, j.stopping,
-              {is_limited} AS limited, l.first_born
+    -- Job by job, in the order of their ids: a function call sees what was committed while the one before waited for a lock.
+    SELECT j.id, j.state, j.epoch, j.stopping, {is_limited} AS limited, j.total - d.born AS first_born
+    FROM (SELECT * FROM delta ORDER BY job_id) AS d
+    CROSS JOIN LATERAL callboard.count_outcomes(
+        d.job_id, d.born, d.retrying, d.succeeded, d.failed, d.skipped, d.retries, d.crashes, d.unkept) AS j
 ), free AS (
     -- What ended leaves room for others of its job: a turn that was passed over for want of it is looked at again. One that
     -- somebody has locked is being looked at, or added to.
