@@ -110,7 +110,7 @@ def test_restarted_in_mid_job(scenario: Scenario, breakable_rabbitmq: Node) -> N
 def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node) -> None:
     scenario.start_worker()
     gate = scenario.folder / "gate"
-    job = scenario.submit("work", gated(mixed(800, 0.02), gate, 400))
+    job = scenario.submit("work", gated(mixed(500, 0.02), gate, 250))
     with scenario.watch(job) as watcher:
         scenario.wait_for(job, lambda status: status["succeeded"] > 150)
         alarmed.evaluate(MEMORY.format("0.00001"))
@@ -124,6 +124,6 @@ def test_publishers_blocked_by_a_memory_alarm(scenario: Scenario, alarmed: Node)
         )
         assert status["succeeded"] == 0
         alarmed.evaluate(MEMORY.format(0.4))
-        scenario.assert_mixed_completed(job, 800, watcher=watcher)
+        scenario.assert_mixed_completed(job, 500, watcher=watcher)
         scenario.assert_mixed_completed(blocked, 200)
     assert sent_again(scenario) == 0

@@ -121,7 +121,7 @@ def test_what_waits_survives_everything_and_runs_once_when_it_may(
         for item, delay in zip(items, DELAYS, strict=True):
             assert delay / 1000 - TIMEOUT < waiting[item] <= delay / 1000
     worker.kill()
-    job, gate = going(scenario, 1_200)
+    job, gate = going(scenario, 700)
     with scenario.watch(job) as watcher:
         assert job.pause()["state"] == "paused"
         scenario.all_heard(job)
@@ -142,7 +142,7 @@ def test_what_waits_survives_everything_and_runs_once_when_it_may(
         assert scenario.ready_messages() == 0
         assert scenario.status(later)["pending"] == 20
         job.resume()
-        runs = scenario.assert_completed(job, total=1_200, watcher=watcher)
+        runs = scenario.assert_completed(job, total=700, watcher=watcher)
     repeated = [item for item, count in runs.items() if count > 1]
     assert len(repeated) <= 16  # in flight in the killed workers, if their outcomes were slow
     assert [action["action"] for action in job.actions()] == ["resume", "pause"]

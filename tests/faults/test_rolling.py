@@ -35,7 +35,7 @@ BROKEN = {
 AHEAD = f"the database's schema is ahead of this code by {NAME}, which only add to it; going on"
 #: Items sent between two steps.
 SOME = 160
-ITEMS = 400
+ITEMS = 200
 
 
 @pytest.fixture
@@ -148,21 +148,21 @@ def test_an_actor_that_only_the_next_release_has_waits_for_it(scenario: Scenario
         status = scenario.status(job)
         assert (status["succeeded"], status["failed"], status["state"]) == (done, 0, "running")
         # What is submitted now is not even published: who would get it lacks the actor.
-        whole = scenario.submit("renamed", ({"number": n} for n in range(500)))
+        whole = scenario.submit("renamed", ({"number": n} for n in range(100)))
         scenario.wait_for(whole, lambda status: status["stalled"] is not None)
         assert stalled(whole) == "no worker that is alive has the actor renamed"
-        assert (scenario.status(whole)["pending"], scenario.ready_messages()) == (500, 0)
+        assert (scenario.status(whole)["pending"], scenario.ready_messages()) == (100, 0)
         waiting = scenario.sql("SELECT count(*) FROM callboard.outbox WHERE job_id = %s", whole.id)
         assert waiting == [(0,)]
-        other = scenario.submit("work", mixed(200))
-        scenario.assert_mixed_completed(other, 200)  # nobody stands in others' way
+        other = scenario.submit("work", mixed(100))
+        scenario.assert_mixed_completed(other, 100)  # nobody stands in others' way
         scenario.start_worker(threads=4, modules=modules)
         runs = scenario.assert_completed(job, total=ITEMS, retries=0, watcher=watcher)
-        scenario.assert_completed(whole, total=500, retries=0)
+        scenario.assert_completed(whole, total=100, retries=0)
     assert set(runs.values()) == {1}
     (postponed,) = scenario.sql("SELECT count(*) FROM callboard.outbox")
     assert postponed == (0,)
-    dead = sum(fate(n) == "fail" for n in range(200))
+    dead = sum(fate(n) == "fail" for n in range(100))
     assert wait_until(lambda: scenario.ready_messages("default.XQ") == dead, 300, pause=POLL)
 
 

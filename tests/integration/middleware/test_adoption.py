@@ -238,7 +238,7 @@ def test_an_app_adopts_callboard_either_way_and_gives_it_up_again(
 
     # Laid down in the middle: `callboard sweep` brings onto RabbitMQ what waits as rows, the stock app does the rest.
     app.send(700, 1000)
-    numbers = "".join(f"{number}\n" for number in range(1000, 2000))
+    numbers = "".join(f"{number}\n" for number in range(1000, 1400))
     (tmp_path / "numbers.jsonl").write_text(numbers, encoding="ascii")
     assert wait_until(lambda: len(app.noted() & lines(700, 1000)) > 30, TIMEOUT)
     tracked.stop()
@@ -249,7 +249,7 @@ def test_an_app_adopts_callboard_either_way_and_gives_it_up_again(
     app.write(APP)
     assert app.queued()["note"] > 0
     worker("app", env=app.variables)
-    everything = lines(0, 1000) | {f"note {number}" for number in range(1000, 2000)}
+    everything = lines(0, 1000) | {f"note {number}" for number in range(1000, 1400)}
     assert wait_until(lambda: app.noted() == everything and not app.queued().total(), TIMEOUT, pause=0.2)
     with psycopg.connect(empty_database_url, autocommit=True) as conn:
         conn.execute("DROP SCHEMA callboard CASCADE")
