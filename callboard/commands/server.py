@@ -69,6 +69,7 @@ def serve(
     # No other command needs the web app, and without it each of them starts in half the time.
     import uvicorn  # noqa: PLC0415
 
+    from callboard.commands.request_heads import TimedHeads  # noqa: PLC0415
     from callboard.web import create_app  # noqa: PLC0415
 
     url, loopback = database_address(), _loopback(host)
@@ -86,7 +87,9 @@ def serve(
     address = f"http://{bound}:{listener.getsockname()[1]}/"
     shown = loopback and link and not open_to_everyone and not root_path  # its cookie is for the path at the proxy
     typer.echo(f"Callboard is at {_login_link(url, address) if shown else address}")
-    config = uvicorn.Config(web, log_level="warning", root_path=root_path or "", timeout_keep_alive=IDLE_SECONDS)
+    config = uvicorn.Config(
+        web, log_level="warning", root_path=root_path or "", timeout_keep_alive=IDLE_SECONDS, http=TimedHeads
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 
