@@ -62,8 +62,8 @@ class Runtime:
         os.register_at_fork(after_in_child=self._build)
         # The last messages of a short script are still to be published when it ends. A child of multiprocessing calls
         # only what was registered in it.
-        atexit.register(self.close)
-        register_after_fork(self, lambda runtime: Finalize(None, runtime.close, exitpriority=0))
+        atexit.register(self._close_at_exit)
+        register_after_fork(self, lambda runtime: Finalize(None, runtime._close_at_exit, exitpriority=0))  # noqa: SLF001
 
     def _build(self) -> None:
         self._lock = threading.Lock()
@@ -277,6 +277,13 @@ class Runtime:
         self.close()
         if broken and is_dramatiq_command():
             sys.exit(1)
+
+    def _close_at_exit(self) -> None:
+        """Close. What functions send that Python calls after this one at its exit is stored without a claim, since
+        nobody publishes it here: workers do so at once.
+        """
+        self._remote = False
+        self.close()
 
     def close(self) -> None:
         """Write and publish what is left, end all threads, and give back what the process has claimed."""

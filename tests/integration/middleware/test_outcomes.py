@@ -39,6 +39,17 @@ if __name__ == "__main__":
     child.join()
     sys.exit(child.exitcode)
 """
+#: A program that sends a message when Python has closed what was made after it.
+LATE_SENDS = """
+import atexit
+
+atexit.register(lambda: elsewhere.send(1))
+import callboard, dramatiq
+callboard.install()
+
+@dramatiq.actor(actor_name="of no worker")
+def elsewhere(number): ...
+"""
 ACTORS = [
     "work", "noted", "slow", "stands", "parent", "add", "on_failure", "on_success", "leaves", "bad_text", "bad_result",
     "strict_result", "endless", "stubborn", "throws", "picky", "asks_for_time", "struck_late", "base_error", "hasty",
@@ -416,6 +427,18 @@ def test_a_child_of_multiprocessing_publishes_what_it_has_sent_before_it_ends(
     subprocess.run([sys.executable, script, how], env=environment, check=True, timeout=TIMEOUT)
     mine = "FROM callboard.outbox AS o JOIN callboard.jobs AS j ON j.id = o.job_id WHERE j.name = 'of a child'"
     assert pipeline.conn.execute(f"SELECT {mine}").rowcount == 0
+
+
+def test_what_a_process_sends_after_its_broker_is_closed_is_left_to_workers(pipeline: Pipeline, tmp_path: Path) -> None:
+    """A claim of the process that ends would hold for eight seconds."""
+    script = tmp_path / "script.py"
+    script.write_text(LATE_SENDS)
+    environment = {**os.environ, **pipeline.environment, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, script], env=environment, check=True, timeout=TIMEOUT)
+    waiting = "SELECT j.id, o.claimed_until FROM callboard.jobs AS j JOIN callboard.outbox AS o ON o.job_id = j.id"
+    [(job, claimed_until)] = pipeline.conn.execute(f"{waiting} WHERE j.actor = 'of no worker'").fetchall()
+    assert claimed_until is None
+    callboard.get(job).cancel()
 
 
 def test_a_child_process_of_an_actor_belongs_to_no_item_and_sends_at_once(pipeline: Pipeline) -> None:
