@@ -34,6 +34,7 @@ RECONNECT_SECONDS = 3.0
 #: Begins a transaction. The server ends it when its client sends nothing for five seconds: a client that is frozen
 #: or unplugged must not hold its locks for longer. LOCAL, since a pooler gives the connection to others afterwards.
 _BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '5s'"
+_BOUND_LOCKS: LiteralString = "; SET LOCAL lock_timeout = %d"
 #: Begins a transaction that only reads. The server stops its statements after five seconds: a few slow reads must not
 #: hold up all others. It keeps the plans of prepared statements: to plan a list anew costs as much as to read it, and
 #: among many jobs PostgreSQL takes a plan for these parameters to be worth that, each time. Its times are in UTC, which
@@ -97,7 +98,7 @@ class PlainConnection(Connection[tuple[Any, ...]]):
     def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
         """See `psycopg.Connection`."""
         try:
-            if self.isolated and query is not _BEGIN and self.info.transaction_status == TransactionStatus.IDLE:
+            if self.isolated and not _begins(query) and self.info.transaction_status == TransactionStatus.IDLE:
                 with transaction(self):
                     return super().execute(query, params, **options)
             return super().execute(query, params, **options)
@@ -112,6 +113,10 @@ class PlainConnection(Connection[tuple[Any, ...]]):
         except psycopg.Error as error:
             drop_detail(error)
             raise
+
+
+def _begins(query: Any) -> bool:
+    return isinstance(query, str) and query.startswith(_BEGIN)
 
 
 def _has_iso_dates(conn: BaseConnection[Any]) -> bool:
@@ -243,8 +248,10 @@ def _is_of_others(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def transaction(conn: Conn) -> Iterator[None]:
+def transaction(conn: Conn, lock_wait: float | None = None) -> Iterator[None]:
     """Run a block in a transaction, or in a savepoint of the open one; `psycopg.Rollback` ends it without an error.
+    `lock_wait`: seconds that a statement of it waits for a lock, before psycopg.errors.LockNotAvailable (None: as the
+    database, or the open transaction, has it).
 
     The server ends the session when the client sends nothing for five seconds; the next statement then raises
     psycopg.errors.IdleInTransactionSessionTimeout, or OperationalError through a pooler.
@@ -253,7 +260,8 @@ def transaction(conn: Conn) -> Iterator[None]:
         with conn.transaction():
             yield
         return
-    conn.execute(_BEGIN, prepare=False)  # two statements in one round trip
+    begin = _BEGIN if lock_wait is None else _BEGIN + _BOUND_LOCKS % round(lock_wait * 1000)
+    conn.execute(begin, prepare=False)  # its statements in one round trip
     try:
         yield
     except BaseException as error:

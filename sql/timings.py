@@ -13,6 +13,8 @@ TURN_PAUSE_SECONDS, DUE_PAUSE_SECONDS, RATE_PAUSE_SECONDS = 5.0, 1.0, 0.2
 LOCK_WAIT_SECONDS = 1.5
 #: Seconds that the store of plain sends waits for one: their senders wait, too.
 SEND_LOCK_WAIT_SECONDS = 5.0
+#: Seconds that an action of a person on a job waits for one; a retry of a million items locks them for longer.
+ACTION_LOCK_WAIT_SECONDS = 20.0
 #: Items that a publisher may send beyond the committed watermark.
 PUBLISH_WINDOW_ITEMS = 1000
 #: Outbox rows of ended jobs that one statement drops, and of how many jobs.

@@ -10,7 +10,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from callboard.sql.limits import Limits
-from callboard.sql.pool import Conn, transaction
+from callboard.sql.pool import Conn
 from callboard.sql.rows import StageRow
 from callboard.sql.signature import Signature
 from callboard.sql.statements import execute, fetch_one, fetch_value, required
@@ -19,6 +19,7 @@ from callboard.sql.writes.refusals import WHY, check, refuse_stage
 from callboard.sql.writes.requests import (
     NoSuchJob,
     Requester,
+    action_transaction,
     at_database_time,
     check_text,
     job_status,
@@ -38,7 +39,7 @@ def cancel(conn: Conn, job: int, by: Requester, *, reason: str | None = None) ->
     Raises NoSuchJob, NotPossible when it ended otherwise, and ValueError for a `reason` of more than 500 characters.
     """
     check_text("reason", reason, MAX_REASON_CHARACTERS)
-    with transaction(conn):
+    with action_transaction(conn):
         if stages.stop_parent(conn, job, _lock_stages(conn, job, by), "cancelled", reason):
             note_action(conn, job, by, "cancel", {"reason": reason} if reason else {})
         else:
@@ -59,7 +60,7 @@ def resume(conn: Conn, job: int, by: Requester) -> None:
 
 def _switch(conn: Conn, job: int, by: Requester, action: str, change: Callable[[Conn, int], bool]) -> None:
     """Change a job and its stages; note it when the job was not so already; refuse when it is over."""
-    with transaction(conn):
+    with action_transaction(conn):
         found = _lock_stages(conn, job, by)
         if change(conn, job):
             for stage in found:
@@ -75,7 +76,7 @@ def seal(conn: Conn, job: int, by: Requester) -> None:
 
     Raises NoSuchJob, and NotPossible for a job that was stopped, is being submitted, or is not sealed by hand.
     """
-    with transaction(conn):
+    with action_transaction(conn):
         status = job_status(conn, job, by)
         found = required(submission.lock(conn, job))
         if found.sealed:
@@ -99,7 +100,7 @@ def limit(conn: Conn, job: int, by: Requester, changes: Mapping[str, Any]) -> No
     """
     Limits.check_names(changes)
     given = Limits.from_json(changes)
-    with transaction(conn):
+    with action_transaction(conn):
         meant = at_database_time(conn, given).as_json()  # the same now for all stages
         changes = {name: meant.get(name) for name in changes}
         status = job_status(conn, job, by)
@@ -136,7 +137,7 @@ def delete(conn: Conn, job: int, by: Requester) -> None:
 
     Its history goes with it, so the log says who deleted it. Raises NoSuchJob, and NotPossible while it is open.
     """
-    with transaction(conn):
+    with action_transaction(conn):
         check(conn, job, by, "delete")
         if not retention.mark_deleted(conn, [job]):
             refuse(job, job_status(conn, job, by), WHY["delete"])  # it was opened, or deleted, a moment ago

@@ -2,17 +2,22 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from psycopg.errors import LockNotAvailable
+from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
+from callboard.sql import timings
 from callboard.sql.json_values import is_storable
 from callboard.sql.limits import Limits
-from callboard.sql.pool import Conn
+from callboard.sql.pool import Conn, transaction
 from callboard.sql.statements import execute, fetch_one, fetch_value
 from callboard.sql.states import JOB_FINAL
+from callboard.sql.writes.outcomes import longest_lock
 
 #: The most bytes of a job's metadata: each list of jobs and each event shows it.
 METADATA_LIMIT_BYTES = 262_144
@@ -26,6 +31,22 @@ class NoSuchJob(LookupError):
 
 class NotPossible(RuntimeError):
     """The job is not in a state in which this can be done to it; the message says what it is, and what to do."""
+
+
+@contextmanager
+def action_transaction(conn: Conn) -> Iterator[None]:
+    """Run a block as an action on jobs: in a transaction, or in a savepoint of the open one.
+
+    Raises NotPossible when another transaction holds a row of them for `ACTION_LOCK_WAIT_SECONDS`.
+    """
+    try:
+        with transaction(conn, timings.ACTION_LOCK_WAIT_SECONDS):
+            yield
+    except LockNotAvailable:
+        if conn.info.transaction_status != TransactionStatus.IDLE:
+            raise  # the outer action says it
+        holder = longest_lock(conn)
+        raise NotPossible(f"a row of the job is locked, perhaps by {holder}: try again when that has ended") from None
 
 
 @dataclass(frozen=True, slots=True)

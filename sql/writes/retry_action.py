@@ -12,13 +12,22 @@ import psycopg
 from psycopg.rows import dict_row
 
 from callboard.sql import timings
-from callboard.sql.pool import Conn, transaction
+from callboard.sql.pool import Conn
 from callboard.sql.rows import StageRow
 from callboard.sql.statements import execute, fetch_value, gives_row, statement
 from callboard.sql.states import RETRIABLE
 from callboard.sql.writes import jobs, stages
 from callboard.sql.writes.refusals import WHY, refuse_items_of_stages
-from callboard.sql.writes.requests import NotPossible, Requester, check_text, job_status, listed, note_action, refuse
+from callboard.sql.writes.requests import (
+    NotPossible,
+    Requester,
+    action_transaction,
+    check_text,
+    job_status,
+    listed,
+    note_action,
+    refuse,
+)
 
 #: Tries of a retry that other transactions got in the way of.
 MAX_TRIES = 5
@@ -105,7 +114,7 @@ def retry(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int
 
 def _retry_job(conn: Conn, job: int, by: Requester, selection: RetrySelection) -> int:
     count = 0
-    with transaction(conn):
+    with action_transaction(conn):
         status = job_status(conn, job, by)
         if status.stopping:
             refuse(job, status, WHY["retry"])
@@ -128,7 +137,7 @@ def _retry_stages(conn: Conn, parent: int, by: Requester, selection: RetrySelect
     if selection.items is not None and only is None:
         refuse_items_of_stages(parent)
     count = 0
-    with transaction(conn):
+    with action_transaction(conn):
         locked = stages.lock_parent(conn, parent)
         found = stages.list_stages(conn, parent)
         _lock_items(conn, [s.id for s in found], [s.id for s in found if s.over], selection)
@@ -164,7 +173,7 @@ def _retry_stage(conn: Conn, stage: StageRow, by: Requester, selection: RetrySel
     if not stopped and (selection is NOTHING or not any(getattr(status, state) for state in selection.wanted)):
         return 0
     count = 0
-    with transaction(conn):
+    with action_transaction(conn):
         count, changes = (_retry_ended_job if stage.over else _retry_open_job)(conn, stage.id, selection)
         if not count and not stopped:
             raise psycopg.Rollback  # see _retry_job

@@ -8,12 +8,21 @@ from typing import Any, TypeVar
 import psycopg
 
 from callboard.sql.limits import TIMES, Limits
-from callboard.sql.pool import Conn, transaction
+from callboard.sql.pool import Conn
 from callboard.sql.rows import OldJob, SubmittedJob
 from callboard.sql.statements import execute, fetch_one, fetch_value, required
 from callboard.sql.states import FINAL, JOB_FINAL
 from callboard.sql.writes import submission
-from callboard.sql.writes.requests import NoSuchJob, NotPossible, Requester, job_status, listed, note_action, refuse
+from callboard.sql.writes.requests import (
+    NoSuchJob,
+    NotPossible,
+    Requester,
+    action_transaction,
+    job_status,
+    listed,
+    note_action,
+    refuse,
+)
 
 T = TypeVar("T")
 
@@ -92,7 +101,7 @@ def _copy_chunk(conn: Conn, job: int, source: int, by: Requester, again: Again) 
     Return whether these were the last.
     """
     states = None if again.states is None else list(again.states)
-    with transaction(conn):
+    with action_transaction(conn):
         total = fetch_value(conn, "lock_source", source=source)
         if total is None:
             raise NotPossible(f"job {source} was opened again or deleted, while its items were copied")

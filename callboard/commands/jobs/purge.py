@@ -12,8 +12,9 @@ from callboard.commands.jobs.show import find_job
 from callboard.commands.output import AsJson
 from callboard.job import acting
 from callboard.sql import settings
-from callboard.sql.pool import Conn, transaction
+from callboard.sql.pool import Conn
 from callboard.sql.writes import actions, retention
+from callboard.sql.writes.requests import action_transaction
 from callboard.words import count
 
 app = typer.Typer()
@@ -63,7 +64,7 @@ def _mark_named(conn: Conn, jobs: Sequence[int]) -> list[int]:
     """
     already = set(retention.deleted_jobs(conn, aside=True))
     named = sorted(set(jobs))
-    with transaction(conn):
+    with action_transaction(conn):
         for job in named:
             if job not in already:
                 find_job(conn, job)

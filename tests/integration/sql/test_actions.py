@@ -13,6 +13,7 @@ import pytest
 
 import callboard
 from callboard import Identity
+from callboard.sql import timings
 from callboard.sql.pool import Conn, connect
 from callboard.sql.reads import queries
 from callboard.sql.reads.job_filter import JobFilter
@@ -55,6 +56,32 @@ def stop(conn: Conn, job: int) -> None:
     writes.cancel(conn, job, ANNA)
     conn.execute("DELETE FROM callboard.running WHERE job_id = %s", (job,))
     assert wait_until(lambda: jobs.close_stopped(conn) or status(conn, job)["finished_at"], 300)
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+def test_an_action_on_a_job_whose_row_is_locked_says_by_whom(
+    conn: Conn, database_url: str, call: Call, monkeypatch: pytest.MonkeyPatch, isolation: str
+) -> None:
+    """An open transaction of the app's may last for hours; a command would wait for it without a word."""
+    monkeypatch.setattr(timings, "ACTION_LOCK_WAIT_SECONDS", 0.1)
+    conn.execute(f"ALTER DATABASE {conn.info.dbname} SET default_transaction_isolation = '{isolation}'")
+    job, over = make_job(conn, 2), make_job(conn, 2, published=2)
+    record(conn, over, {"failed": range(2)}, worker=make_worker(conn))
+    assert status(conn, over)["state"] == "completed"
+    with psycopg.connect(database_url) as other, connect(database_url) as mine:
+        other.execute("SELECT FROM callboard.jobs WHERE id = ANY (%s) FOR UPDATE", ([job, over],))
+        for act in (writes.cancel, writes.pause):
+            with pytest.raises(NotPossible, match="a row of the job is locked, perhaps by process"):
+                act(mine, job, ANNA)
+        with pytest.raises(NotPossible, match="is locked"):
+            writes.limit(mine, job, ANNA, {"priority": 3})
+        with pytest.raises(NotPossible, match="is locked"):
+            retry_action.retry(mine, over, ANNA, FAILED)
+        code, _, error = call("purge", str(over))
+        assert code == 1
+        assert "a row of the job is locked, perhaps by process" in error
+    writes.pause(conn, job, ANNA)
+    assert status(conn, job)["state"] == "paused"
 
 
 def actions(conn: Conn, job: int) -> list[str]:
