@@ -1,4 +1,4 @@
-"""Submit: any number of items become the rows of a job, in chunks; no more than one chunk is in memory."""
+"""Submit: any number of items become the rows of a job, in chunks; no more than two chunks are in memory."""
 
 import asyncio
 from collections.abc import AsyncIterable, Iterable, Mapping

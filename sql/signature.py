@@ -20,8 +20,8 @@ class Signature:
     required: frozenset[str] = frozenset()
     any_positional: bool = False
     any_keyword: bool = False
-    #: Shapes of calls that fit: how many arguments by position, and the names of the others.
-    _fitting: set[tuple[Any, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
+    #: Shapes of calls that fit: how many arguments by position, and the names of the others, if there are any.
+    _fitting: set[int | tuple[Any, ...]] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def from_json(cls, actor: str, given: Mapping[str, Any] | None) -> Self | None:
@@ -42,7 +42,7 @@ class Signature:
 
     def misfit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
         """Return what does not fit in a call with these arguments, or None."""
-        shape = (len(args), *kwargs)
+        shape = (len(args), *kwargs) if kwargs else len(args)
         if shape in self._fitting:
             return None
         by_keyword = self.required.difference(self.positional[: len(args)]) if args else self.required

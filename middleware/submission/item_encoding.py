@@ -28,6 +28,9 @@ KEY_TYPES = (date, time, timedelta, Decimal, UUID, Enum, bytes, PurePath)
 #: The characters that JSON begins with.
 JSON_BEGINS = '"[{-0123456789tfnNI'
 
+#: The types of an item that is arguments by position. In `isinstance` a tuple takes a third of the time of a union.
+_BY_POSITION = (list, tuple)
+
 #: A field of the items, or a function of an item.
 ItemKey: TypeAlias = str | Callable[[Any], Any] | None
 #: An item as it is stored: its encoded arguments and its item key.
@@ -76,7 +79,7 @@ def call_of(item: Any) -> tuple[list[Any], dict[str, Any]]:
     """Return the arguments that an item stands for, by position and by keyword."""
     if isinstance(item, dict):
         return [], item
-    return list(item) if isinstance(item, list | tuple) else [item], {}
+    return list(item) if isinstance(item, _BY_POSITION) else [item], {}
 
 
 def add_to_digest(digest: bytes, row: Row) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial, reduce
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -16,6 +17,7 @@ from callboard.middleware.submission import item_encoding
 from callboard.middleware.submission.actor_lookup import Write
 from callboard.middleware.submission.item_encoding import Row
 from callboard.middleware.submission.lease import SubmissionLease
+from callboard.middleware.submission.storing_thread import StoringThread
 from callboard.sql import settings, timings
 from callboard.sql.limits import parse_time
 from callboard.sql.pool import Conn
@@ -27,8 +29,10 @@ from callboard.sql.writes.submission import KeyInUse
 #: The most items that are stored in one transaction, and the bytes of their arguments that end it. More would hold the
 #: lock of the job for too long, which all outcomes of its items wait for.
 CHUNK_ITEMS, CHUNK_BYTES = 10_000, 2**22
-#: A chunk with this many items is worth new statistics for PostgreSQL's planner.
-ANALYZE_AFTER_ITEMS = 1_000
+#: A chunk with this many items is worth a thread that stores it, and new statistics for PostgreSQL's planner.
+LARGE_CHUNK_ITEMS = 1_000
+#: Items after which the thread that stores the chunk before is let go on.
+PAUSE_ITEMS = 256
 
 #: Why a job takes no more items of a submission, by what `store_chunk` returns.
 REFUSED = {
@@ -55,27 +59,39 @@ def submitting(actor: str, queue: str) -> AbstractContextManager[dict[str, str] 
 
 
 def store_rows(
-    rows: Iterable[Row], start: int, store: Callable[[int, list[Row]], None], *, chunk_seconds: float = math.inf
-) -> None:
+    rows: Iterable[Row], start: int, store: Callable[[int, list[Row]], None], *, chunk_seconds: float = math.inf,
+    reads_on: bool = False,
+) -> None:  # fmt: skip
     """Store encoded items by `store(start, rows)`, in chunks; `start` is the number of a chunk's first item. A chunk
-    ends with 10,000 items, with 4 MiB, or when `chunk_seconds` are over.
+    ends with 10,000 items, with 4 MiB, or when `chunk_seconds` are over. `reads_on`: the next chunk is read while a
+    large one is stored in a thread.
 
-    Raises what `rows` and `store` raise.
+    Raises what `rows` and `store` raise: of both the error of `store`, since that is of items before.
     """
-    for chunk in _chunks(rows, chunk_seconds):
-        store(start, chunk)
-        start += len(chunk)
+    thread = StoringThread()
+    try:
+        for chunk in _chunks(rows, chunk_seconds, thread):
+            if reads_on and len(chunk) >= LARGE_CHUNK_ITEMS:
+                thread.run(partial(store, start, chunk))
+            else:
+                thread.wait()
+                store(start, chunk)
+            start += len(chunk)
+    finally:
+        thread.wait()
 
 
-def _chunks(rows: Iterable[Row], seconds: float) -> Iterator[list[Row]]:
+def _chunks(rows: Iterable[Row], seconds: float, thread: StoringThread) -> Iterator[list[Row]]:
     chunk: list[Row] = []
-    size, due = 0, time.monotonic() + seconds
+    size, due, timed = 0, time.monotonic() + seconds, seconds < math.inf
     for row in rows:
         chunk.append(row)
         size += len(row[0])
-        if len(chunk) == CHUNK_ITEMS or size >= CHUNK_BYTES or time.monotonic() >= due:
+        if len(chunk) == CHUNK_ITEMS or size >= CHUNK_BYTES or (timed and time.monotonic() >= due):
             yield chunk
             chunk, size, due = [], 0, time.monotonic() + seconds
+        elif not len(chunk) % PAUSE_ITEMS:
+            thread.let_go_on()
     if chunk:
         yield chunk
 
@@ -97,10 +113,11 @@ class Submission:
     keyed: bool = False
     open: bool = False
     _consumed: int = field(init=False)  # inputs that are in the database
-    _digest: bytes = b""  # of the items read so far, if there is a key
+    _digest: bytes = field(init=False)  # of these, if there is a key
+    _looked: int = 0  # inputs that were in the database when the planner's statistics were last looked at
 
     def __post_init__(self) -> None:
-        self._consumed = self.made.consumed
+        self._consumed, self._digest = self.made.consumed, self.made.digest
 
     def store(self, rows: Iterable[Row]) -> bool:
         """Store the encoded items that are not stored yet, then seal the job. Return False for a job that takes no more
@@ -116,7 +133,7 @@ class Submission:
             return False
         try:
             with self.lease.held(self.made.job):
-                store_rows(self._new_rows(rows), self._consumed, self._store)
+                store_rows(self._new_rows(rows), self._consumed, self._store, reads_on=True)
                 self._seal()
         except BaseException as error:
             self._break_off(error)
@@ -128,28 +145,31 @@ class Submission:
         return iter(rows) if self.key is None else self._compared(rows)
 
     def _compared(self, rows: Iterable[Row]) -> Iterator[Row]:
-        count, consumed = 0, self._consumed
+        count, consumed, digest = 0, self._consumed, b""
         for row in rows:
             count += 1
-            self._digest = item_encoding.add_to_digest(self._digest, row)
             if count > consumed:
                 yield row
-            elif count == consumed and self._digest != self.made.digest:
+                continue
+            digest = item_encoding.add_to_digest(digest, row)
+            if count == consumed and digest != self.made.digest:
                 raise KeyInUse(self.key, self.made.job, f"other items than the first {consumed:,} of these")
         if count < consumed:
             raise KeyInUse(self.key, self.made.job, f"{consumed:,} items, and these are {count:,}")
 
     def _store(self, start: int, rows: Sequence[Row]) -> None:
         """Store a chunk, all of it or nothing; the job starts with its first chunk."""
+        digest = self._digest if self.key is None else reduce(item_encoding.add_to_digest, rows, self._digest)
         how, number = self.write(
-            lambda conn: submission.store_chunk(conn, self.made.job, start, rows, keyed=self.keyed, digest=self._digest)
+            lambda conn: submission.store_chunk(conn, self.made.job, start, rows, keyed=self.keyed, digest=digest)
         )
         if how != "stored":
             raise SubmittedElsewhere(
                 f"job {self.made.job} {REFUSED[how]}: it has {number:,} inputs, and this submission had read {start:,}"
             )
-        self._consumed = start + len(rows)
-        if len(rows) >= ANALYZE_AFTER_ITEMS:
+        self._consumed, self._digest = start + len(rows), digest
+        if len(rows) >= LARGE_CHUNK_ITEMS and self._consumed >= 2 * self._looked:
+            self._looked = self._consumed
             self._analyze()
         if start == 0:
             self.publish_job(self.made.job)
